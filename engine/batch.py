@@ -1,0 +1,163 @@
+"""All of a sync's meaning, without I/O: jobs and the rows under their locks → rows to write, answers.
+
+Jobs of many devices and tenants share a batch and apply in order; each sees the effects of those
+before it. ``lookups`` says what must be locked and read, ``plan`` decides.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.domains import DomainPolicy
+from engine.errors import SyncError
+from engine.items import apply_item
+from engine.jobs import Answer, Change, Job, Outcome, Push, Resolution
+from engine.messages import ItemError, Result
+from engine.quarantine import quarantined
+from engine.resolution import settle_by_person
+from engine.rows import (
+    ConflictRef,
+    EventKey,
+    HeldRef,
+    KeyRef,
+    KeyRow,
+    Lookups,
+    Record,
+    RecordKey,
+    State,
+    Writes,
+)
+from engine.rules import Policies, Rules
+from engine.working import Working
+
+_encode = msgspec.json.encode
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """One outcome per job, what to write, and every new version with the session that pushed it."""
+
+    outcomes: list[Outcome]
+    writes: Writes
+    changes: list[tuple[Record, str]]
+
+
+def lookups(jobs: list[Job], rules: Rules) -> Lookups:
+    """Say which tenants a batch locks and which rows it reads."""
+    tenants: set[int] = set()
+    keys: dict[KeyRef, None] = {}
+    records: dict[RecordKey, None] = {}
+    events: dict[EventKey, None] = {}
+    held: dict[HeldRef, None] = {}
+    conflicts: dict[ConflictRef, None] = {}
+    for job in jobs:
+        tenant_id = job.tenant_id
+        tenants.add(tenant_id)
+        if type(job) is Resolution:
+            conflicts[ConflictRef(tenant_id, job.conflict_id)] = None
+            records[RecordKey(tenant_id, job.domain, job.record_id)] = None
+            continue
+        keys[KeyRef(tenant_id, job.key_hash)] = None
+        policies = rules.policies(tenant_id)
+        for item in job.items:
+            if type(item) is not Change:
+                continue
+            if item.op == "append":
+                events[EventKey(tenant_id, item.domain, item.id, item.sent_at_us)] = None
+                continue
+            records[RecordKey(tenant_id, item.domain, item.id)] = None
+            if may_hold(policies[item.domain]):
+                held[HeldRef(tenant_id, job.device_id, item.domain, item.id)] = None
+    return Lookups(
+        sorted(tenants), list(keys), list(records), list(events), list(held), list(conflicts)
+    )
+
+
+def may_hold(policy: DomainPolicy) -> bool:
+    """Whether a policy can leave a conflict to a person."""
+    return policy.policy == "manual" or (
+        policy.policy == "field_merge" and policy.fallback == "manual"
+    )
+
+
+def plan(jobs: list[Job], state: State, rules: Rules) -> Plan:
+    """Decide the whole batch. ``state`` is used up: it follows the jobs' effects."""
+    working = Working(state)
+    outcomes: list[Outcome] = []
+    for job in jobs:
+        if type(job) is Resolution:
+            outcomes.append(settle_by_person(job, working, rules))
+        else:
+            outcomes.append(_push(job, working, rules))
+    return Plan(outcomes, working.writes(), working.changes)
+
+
+def _push(push: Push, working: Working, rules: Rules) -> Answer | SyncError:
+    ref = KeyRef(push.tenant_id, push.key_hash)
+    kept = working.keys.get(ref)
+    if kept is not None:
+        if kept.request_sha256 != push.request_sha256:
+            return SyncError("idempotency_key_reused", "this key was used for other items")
+        return Answer(kept.results, replayed=True)
+    policies = rules.policies(push.tenant_id)
+    if push.atomic:
+        results = _atomic(push, working, rules, policies)
+    else:
+        results = [apply_item(push, item, working, rules, policies) for item in push.items]
+        for index, result in enumerate(results):
+            if result.status == "rejected":
+                working.quarantine.append(quarantined(push, index, result, rules.new_id()))
+    encoded = _encode(_bounded(results, rules.answer_data_bytes))
+    working.keep(ref, KeyRow(push.tenant_id, push.key_hash, push.request_sha256, encoded))
+    return Answer(encoded, replayed=False)
+
+
+def _atomic(push: Push, working: Working, rules: Rules, policies: Policies) -> list[Result]:
+    savepoint = working.savepoint(push)
+    results: list[Result] = []
+    for item in push.items:
+        result = apply_item(push, item, working, rules, policies)
+        if result.status in ("rejected", "conflict"):
+            working.restore(savepoint)
+            if result.status == "conflict":
+                result = _standing(push, result, working)
+            return _aborted(push, len(results), result)
+        results.append(result)
+    return results
+
+
+def _standing(push: Push, held: Result, working: Working) -> Result:
+    assert held.domain is not None
+    assert held.id is not None
+    record = working.records.get(RecordKey(push.tenant_id, held.domain, held.id))
+    return Result(
+        domain=held.domain,
+        id=held.id,
+        status="conflict",
+        version=None if record is None else record.version,
+        seq=None if record is None else record.seq,
+        data=None if record is None or record.data is None else msgspec.Raw(record.data),
+    )
+
+
+def _aborted(push: Push, culprit: int, result: Result) -> list[Result]:
+    error = ItemError("batch_aborted", f"item {culprit} of this atomic message was {result.status}")
+    return [
+        result
+        if index == culprit
+        else Result(domain=item.domain, id=item.id, status="rejected", error=error)
+        for index, item in enumerate(push.items)
+    ]
+
+
+def _bounded(results: list[Result], limit_bytes: int) -> list[Result]:
+    total = 0
+    for index, result in enumerate(results):
+        if isinstance(result.data, msgspec.Raw):
+            total += len(memoryview(result.data))
+            if total > limit_bytes:
+                return results[:index] + [_without_data(later) for later in results[index:]]
+    return results
+
+
+def _without_data(result: Result) -> Result:
+    return msgspec.structs.replace(result, data=msgspec.UNSET)

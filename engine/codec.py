@@ -1,0 +1,159 @@
+"""Frames to requests and answers to frames, in JSON and in MessagePack.
+
+Inside, every answer is JSON bytes; MessagePack is transcoded at the edge. What msgspec takes more
+generously than the contract allows (depth, lone surrogates) is checked here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, Literal, get_args
+
+import msgspec
+
+from engine.errors import SyncError
+from engine.messages import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL, Item, Request
+
+MAX_DEPTH: Final = 32
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NOT_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
+_TO_SQUARE = bytes.maketrans(b"{}", b"[]")
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|u([dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+_PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+_TYPES = frozenset(str(kind.__struct_config__.tag) for kind in get_args(Request))
+
+
+class _Head(msgspec.Struct):
+    """Just enough of a refused frame to answer it."""
+
+    type: Any = None
+    id: Any = None
+
+
+class _Names(msgspec.Struct):
+    """Just enough of a refused item to name it."""
+
+    domain: Any = None
+    id: Any = None
+
+
+class MalformedError(SyncError):
+    """A frame that is no message at all; ten in a row close the connection."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("malformed", message)
+
+
+class Codec:
+    """One of the two encodings. ``binary`` says which kind of WebSocket frame carries it."""
+
+    def __init__(self, name: Literal["json", "msgpack"]) -> None:
+        self.name: Final = name
+        self.binary: Final = name == "msgpack"
+        self.subprotocol: Final = MSGPACK_SUBPROTOCOL if self.binary else JSON_SUBPROTOCOL
+        self.content_type: Final = "application/msgpack" if self.binary else "application/json"
+        make = msgspec.msgpack.Decoder if self.binary else msgspec.json.Decoder
+        self._request = make(Request)
+        self._head = make(_Head)
+        self.items = make(list[Item])
+        self.item = make(Item)
+        self.names = make(_Names)
+        self.raw_items = make(list[msgspec.Raw])
+        self.any = make()
+
+    def decode(self, frame: bytes) -> Request:
+        """Decode one message.
+
+        Raises MalformedError, or SyncError ``unknown_type`` or ``invalid_message`` naming the field, with
+        the message's id in ``details["id"]`` where it could be read.
+        """
+        if self.binary:
+            _check_msgpack_depth(frame)
+        elif frame.count(b"{") + frame.count(b"[") > MAX_DEPTH:
+            _check_json_depth(frame)
+        try:
+            return self._request.decode(frame)
+        except msgspec.ValidationError as error:
+            raise self._refusal(frame, error) from None
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            return self._second_look(frame, error)
+
+    def _second_look(self, frame: bytes, error: Exception) -> Request:
+        """A lone surrogate is the fault of its item alone: stand U+0000 in, which no item may hold."""
+        if not self.binary and rb"\u" in frame:
+            cleaned = _ESCAPE.sub(_without_lone_surrogate, frame)
+            if cleaned != frame:
+                return self.decode(cleaned)
+        raise MalformedError(f"not {self.name}: {error}") from None
+
+    def _refusal(self, frame: bytes, error: msgspec.ValidationError) -> SyncError:
+        try:
+            head = self._head.decode(frame)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            head = _Head()
+        if isinstance(head.type, str) and head.type not in _TYPES:
+            refusal = SyncError("unknown_type", f"no message type {head.type[:64]!r}")
+        else:
+            refusal = SyncError("invalid_message", sentence(error))
+        if isinstance(head.id, str) and 1 <= len(head.id) <= 64:
+            refusal.details["id"] = head.id
+        return refusal
+
+    def encode(self, body: bytes) -> bytes:
+        """Turn an answer's JSON into this encoding."""
+        return msgspec.msgpack.encode(msgspec.json.decode(body)) if self.binary else body
+
+
+def sentence(error: msgspec.ValidationError) -> str:
+    """Say a validation error with its field in front."""
+    match = _PATH.match(str(error))
+    assert match is not None
+    what, path = match["what"], match["path"]
+    return f"{path}: {what}" if path else what
+
+
+def _without_lone_surrogate(match: re.Match[bytes]) -> bytes:
+    return match[0] if match[1] is None else rb"\u0000"
+
+
+def _check_json_depth(frame: bytes) -> None:
+    """Strip strings, keep brackets, then peel innermost pairs: one round a level."""
+    brackets = _STRING.sub(b"", frame).translate(_TO_SQUARE, _NOT_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        if not brackets:
+            return
+        brackets = brackets.replace(b"[]", b"")
+    if brackets:
+        raise MalformedError(f"nested deeper than {MAX_DEPTH}")
+
+
+def _check_msgpack_depth(frame: bytes) -> None:
+    """Count what could open a container; only where that passes the bound decode and measure."""
+    if len(frame) - len(frame.translate(None, _MSGPACK_OPENERS)) <= MAX_DEPTH:
+        return
+    try:
+        value = msgspec.msgpack.decode(frame)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, ValueError, TypeError):
+        raise MalformedError("not msgpack, or nested too deep") from None
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [inner for outer in level if isinstance(outer, dict | list) for inner in _parts(outer)]
+        if not level:
+            return
+    raise MalformedError(f"nested deeper than {MAX_DEPTH}")
+
+
+_MSGPACK_OPENERS = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
+
+
+def _parts(container: dict[Any, Any] | list[Any]) -> list[Any]:
+    return list(container.values()) if isinstance(container, dict) else container
+
+
+JSON: Final = Codec("json")
+MSGPACK: Final = Codec("msgpack")

@@ -1,0 +1,136 @@
+"""Settle one conflict: (policy, server's record, client's change) → who wins and what then stands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from engine.domains import Domain, DomainPolicy, Policy
+from engine.merge import Fields, FieldVersions, apply_patch, same_value
+from engine.messages import Op, Winner
+
+_MISSING = object()
+
+
+class Side(msgspec.Struct, frozen=True):
+    """The client's change: ``fields`` is the put's record or the patch, None for a delete.
+
+    ``base`` is 0 where the device knew of no record; ``changed`` names what a put changed.
+    """
+
+    op: Op
+    fields: Fields | None
+    base: int
+    at_us: int
+    changed: tuple[str, ...] | None
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """The server's record: ``fields`` is None for a tombstone."""
+
+    fields: Fields | None
+    at_us: int
+    versions: FieldVersions | None
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """The outcome. ``fields`` and ``at_us`` are what then stands, None ``fields`` for a tombstone."""
+
+    winner: Winner
+    fields: Fields | None
+    at_us: int
+
+
+def client_side(op: Op, fields: Fields | None, server: Fields | None) -> Fields | None:
+    """Return the record as it would stand if the change won; None is a tombstone."""
+    if op == "patch":
+        return apply_patch(server or {}, fields or {})
+    return None if op == "delete" else fields
+
+
+def settle(policy: DomainPolicy, domain: Domain, server: Standing, client: Side) -> Settled | None:
+    """Settle a conflict by policy; None holds it for a person."""
+    if policy.policy == "field_merge":
+        return _field_merge(policy.fallback, domain, server, client)
+    return _whole(policy.policy, domain, server, client)
+
+
+def _whole(policy: Policy, domain: Domain, server: Standing, client: Side) -> Settled | None:
+    if policy == "manual":
+        return None
+    if policy == "preserve_escalation":
+        return _preserve_escalation(domain, server, client)
+    if policy == "client_wins" or (policy == "most_recent_wins" and client.at_us > server.at_us):
+        wanted = client_side(client.op, client.fields, server.fields)
+        return Settled("client", wanted, client.at_us)
+    return _server_wins(server)
+
+
+def _server_wins(server: Standing) -> Settled:
+    return Settled("server", server.fields, server.at_us)
+
+
+def _preserve_escalation(domain: Domain, server: Standing, client: Side) -> Settled:
+    wanted = client_side(client.op, client.fields, server.fields)
+    if wanted is None or server.fields is None:
+        return _server_wins(server)
+    outcome = dict(wanted)
+    for name in domain.server_owned:
+        _take(outcome, name, server.fields)
+    return _named(outcome, server, wanted, client.at_us)
+
+
+def _field_merge(
+    fallback: Policy, domain: Domain, server: Standing, client: Side
+) -> Settled | None:
+    touched = _touched(client)
+    if touched is None or server.fields is None or server.versions is None:
+        return _whole(fallback, domain, server, client)
+    wanted = client_side(client.op, client.fields, server.fields)
+    assert wanted is not None
+    outcome = dict(server.fields)
+    for name in touched:
+        if same_value(wanted.get(name, _MISSING), server.fields.get(name, _MISSING)):
+            continue
+        if server.versions.changed_after(name, client.base):
+            owner = _field_winner(fallback, domain, name, server.versions, client.at_us)
+            if owner is None:
+                return None
+            if owner == "server":
+                continue
+        _take(outcome, name, wanted)
+    return _named(outcome, server, wanted, max(client.at_us, server.at_us))
+
+
+def _touched(client: Side) -> Any:
+    if client.op == "patch":
+        return client.fields
+    return client.changed if client.op == "put" else None
+
+
+def _field_winner(
+    fallback: Policy, domain: Domain, name: str, versions: FieldVersions, at_us: int
+) -> Winner | None:
+    if fallback == "manual":
+        return None
+    if fallback == "client_wins":
+        return "client"
+    if fallback == "preserve_escalation":
+        return "server" if name in domain.server_owned else "client"
+    if fallback == "most_recent_wins" and at_us > versions.changed_at_us(name):
+        return "client"
+    return "server"
+
+
+def _take(outcome: Fields, name: str, source: Fields) -> None:
+    if name in source:
+        outcome[name] = source[name]
+    else:
+        outcome.pop(name, None)
+
+
+def _named(outcome: Fields, server: Standing, wanted: Fields, at_us: int) -> Settled:
+    if same_value(outcome, server.fields):
+        return _server_wins(server)
+    return Settled("client" if same_value(outcome, wanted) else "merged", outcome, at_us)

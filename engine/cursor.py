@@ -1,0 +1,60 @@
+"""Cursors: where a device stands in its tenant's feed, as an opaque string."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from typing import Final
+
+from engine.errors import SyncError
+
+MAX_DOMAINS: Final = 100
+
+
+class Scope:
+    """What a cursor is bound to besides the seq: tenant, epoch and set of domains."""
+
+    __slots__ = ("_bound", "domains")
+
+    def __init__(self, epoch: str, tenant_id: int, domains: list[str] | None) -> None:
+        if domains is not None and not 1 <= len(domains) <= MAX_DOMAINS:
+            raise SyncError("invalid_message", f"domains: 1 to {MAX_DOMAINS} names, or null for all")
+        self.domains = None if domains is None else frozenset(domains)
+        names = "" if domains is None else "\0".join(sorted(set(domains)))
+        digest = hashlib.blake2b(names.encode("utf-8", "replace"), digest_size=6).hexdigest()
+        self._bound = f"1.{epoch}.{tenant_id}.{digest if domains is not None else 'all'}."
+
+    def cursor(self, seq: int) -> str:
+        """Write the cursor that stands behind ``seq``."""
+        return base64.urlsafe_b64encode(f"{self._bound}{seq}".encode()).rstrip(b"=").decode()
+
+    def seq(self, cursor: str | None) -> int:
+        """Read a cursor; null is the beginning.
+
+        Raises SyncError ``invalid_message`` for what is no cursor, ``cursor_expired`` for one of another
+        tenant, epoch or set of domains.
+        """
+        if cursor is None:
+            return 0
+        try:
+            padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+            text = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
+            version, _, rest = text.partition(".")
+            number = rest.rpartition(".")[2]
+        except (UnicodeError, binascii.Error):
+            raise _no_cursor() from None
+        if version != "1" or text.count(".") != 4 or not number.isdecimal() or len(number) > 19:
+            raise _no_cursor()
+        if text != f"{self._bound}{number}":
+            raise expired()
+        return int(number)
+
+
+def expired() -> SyncError:
+    """Say that a cursor does not fit this feed any more."""
+    return SyncError("cursor_expired", "this cursor is not of this feed; pull again with cursor null")
+
+
+def _no_cursor() -> SyncError:
+    return SyncError("invalid_message", "cursor: not a cursor")

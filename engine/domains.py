@@ -1,0 +1,102 @@
+"""What each domain is: record or event, its required fields, its policy and its status steps."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+Policy = Literal[
+    "server_wins",
+    "client_wins",
+    "most_recent_wins",
+    "preserve_escalation",
+    "field_merge",
+    "manual",
+]
+Fallback = Literal[
+    "server_wins", "client_wins", "most_recent_wins", "preserve_escalation", "manual"
+]
+
+DEFAULT_SERVER_OWNED = ("escalation_level", "escalated_at", "escalated_by", "status")
+
+
+class Domain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One kind of data, as configured. ``status`` maps each status to those one step away."""
+
+    kind: Literal["record", "event"] = "record"
+    required: tuple[str, ...] = ()
+    pii: tuple[str, ...] = ()
+    server_owned: tuple[str, ...] = DEFAULT_SERVER_OWNED
+    status: dict[str, tuple[str, ...]] = {}
+    policy: Policy = "manual"
+    fallback: Fallback = "most_recent_wins"
+
+
+class DomainPolicy(msgspec.Struct, frozen=True):
+    """How a tenant settles conflicts in one domain; ``fallback`` is for field_merge alone."""
+
+    policy: Policy
+    fallback: Fallback = "most_recent_wins"
+
+
+class DomainRules:
+    """A ``Domain`` made ready for the hot path: status reachability is computed once."""
+
+    __slots__ = ("domain", "is_record", "name", "reachable", "required")
+
+    def __init__(self, name: str, domain: Domain) -> None:
+        self.name = name
+        self.domain = domain
+        self.is_record = domain.kind == "record"
+        self.required = domain.required
+        declared = set(domain.status).union(*domain.status.values())
+        self.reachable = {status: _reach(status, domain.status) for status in declared}
+
+    def violation(self, outcome: dict[str, Any], standing: dict[str, Any] | None) -> str | None:
+        """Say which rule the outcome breaks against the server's standing data, if any."""
+        for field in self.required:
+            if outcome.get(field) is None:
+                return f"data.{field} is required"
+        if not self.reachable or "status" not in outcome:
+            return None
+        status = outcome["status"]
+        if status is None:
+            return None
+        before = standing.get("status") if standing is not None else None
+        if status == before and type(status) is type(before):
+            return None
+        if not isinstance(status, str) or status not in self.reachable:
+            return f"data.status must be one of {', '.join(sorted(self.reachable))}"
+        if not isinstance(before, str) or before not in self.reachable:
+            return None
+        allowed = self.reachable[before]
+        if status in allowed:
+            return None
+        return (
+            f"data.status cannot go from {before} to {status}; allowed: "
+            f"{', '.join(sorted(allowed - {before})) or 'none'}"
+        )
+
+
+def _reach(start: str, steps: dict[str, tuple[str, ...]]) -> frozenset[str]:
+    seen: set[str] = set()
+    todo = list(steps.get(start, ()))
+    while todo:
+        status = todo.pop()
+        if status not in seen:
+            seen.add(status)
+            todo.extend(steps.get(status, ()))
+    return frozenset(seen)
+
+
+class Domains:
+    """Every configured domain by name."""
+
+    def __init__(self, domains: dict[str, Domain]) -> None:
+        self.rules = {name: DomainRules(name, domain) for name, domain in domains.items()}
+        self.default_policies = {
+            name: DomainPolicy(domain.policy, domain.fallback)
+            for name, domain in domains.items()
+            if domain.kind == "record"
+        }

@@ -1,0 +1,172 @@
+"""Every error a device can be told: one table of code, HTTP status, retryable, cause and remedy."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+
+class ErrorKind(msgspec.Struct, frozen=True):
+    """One row of the error table. ``http`` is None for codes that only items carry."""
+
+    code: str
+    http: int | None
+    retryable: bool
+    cause: str
+    remedy: str
+
+
+def _table(*kinds: ErrorKind) -> dict[str, ErrorKind]:
+    return {kind.code: kind for kind in kinds}
+
+
+ERRORS: Final = _table(
+    ErrorKind(
+        "malformed",
+        400,
+        False,
+        "The frame is not JSON or MessagePack, nests deeper than 32, or holds NaN or Infinity.",
+        "Fix the encoder; the same bytes never succeed.",
+    ),
+    ErrorKind(
+        "invalid_message",
+        422,
+        False,
+        "A field of the envelope is missing, of a wrong type or out of range.",
+        "Correct the field that the message names.",
+    ),
+    ErrorKind(
+        "unknown_type",
+        422,
+        False,
+        "The message's type is none that this version knows.",
+        "Use a type of the wire contract.",
+    ),
+    ErrorKind(
+        "too_large",
+        413,
+        False,
+        "A message or a record is over a limit.",
+        "Split the message, or make the record smaller; the welcome names the limits.",
+    ),
+    ErrorKind(
+        "unauthenticated",
+        401,
+        False,
+        "The token is missing, malformed, expired, revoked or meant for another audience.",
+        "Obtain a fresh token, then reconnect.",
+    ),
+    ErrorKind(
+        "forbidden",
+        403,
+        False,
+        "The token is good but does not allow this.",
+        "Use a token with the needed role.",
+    ),
+    ErrorKind(
+        "not_found",
+        404,
+        False,
+        "There is no such thing, or it is not yours.",
+        "Check the identifier.",
+    ),
+    ErrorKind(
+        "idempotency_key_reused",
+        409,
+        False,
+        "The key was used before for other items.",
+        "Choose a new key for new items; a retry repeats its items byte for byte.",
+    ),
+    ErrorKind(
+        "conflict_stale",
+        409,
+        False,
+        "The record moved on since the decision was made.",
+        "Decide again on the version and data in the error.",
+    ),
+    ErrorKind(
+        "conflict_closed",
+        409,
+        False,
+        "The conflict was settled already, in another way.",
+        "Pull: the feed holds the outcome.",
+    ),
+    ErrorKind(
+        "cursor_expired",
+        410,
+        False,
+        "The cursor is of another tenant, epoch or set of domains, or ahead of the feed.",
+        "Pull again with cursor null; what that pull does not hold is gone.",
+    ),
+    ErrorKind(
+        "rate_limited",
+        429,
+        True,
+        "The device or its tenant sends more than its rate allows.",
+        "Wait for retry_after_ms.",
+    ),
+    ErrorKind(
+        "overloaded",
+        503,
+        True,
+        "The queue is too slow or too full; nothing of the message was accepted.",
+        "Wait for retry_after_ms, then send the very same message.",
+    ),
+    ErrorKind(
+        "unavailable",
+        503,
+        True,
+        "The database is away; nothing was accepted, or the key finds the answer.",
+        "Wait for retry_after_ms, then send the very same message.",
+    ),
+    ErrorKind(
+        "internal",
+        500,
+        True,
+        "A fault of the server, logged under the error_id.",
+        "Send the very same message again later; report the error_id if it stays.",
+    ),
+    ErrorKind(
+        "invalid_item",
+        None,
+        False,
+        "One item breaks a rule of values or of its domain.",
+        "Correct the item and send it under a new key.",
+    ),
+    ErrorKind(
+        "unknown_domain",
+        None,
+        False,
+        "The item's domain is not configured.",
+        "Use a domain of the welcome's policies, or an event domain.",
+    ),
+    ErrorKind(
+        "unknown_base",
+        None,
+        False,
+        "A patch names a base of a record that the server does not have.",
+        "Send the whole record with put.",
+    ),
+    ErrorKind(
+        "batch_aborted",
+        None,
+        False,
+        "Another item of the same atomic message was rejected or held.",
+        "Correct that item and send the message under a new key.",
+    ),
+)
+
+
+class SyncError(Exception):
+    """A message refused as a whole, with a code of ``ERRORS``.
+
+    ``details`` are further fields for the error body (``retry_after_ms``, ``version``, ``data``).
+    """
+
+    def __init__(self, code: str, message: str, **details: object) -> None:
+        super().__init__(message)
+        self.kind = ERRORS[code]
+        self.code = code
+        self.message = message
+        self.details = details

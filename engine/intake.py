@@ -1,0 +1,214 @@
+"""From a decoded message to checked work. A fault of one item becomes a ``Refused`` in its place."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any, Final
+
+import msgspec
+
+from engine.codec import JSON, Codec, sentence
+from engine.domains import Domains
+from engine.errors import SyncError
+from engine.instants import corrected_us, to_us
+from engine.jobs import Change, Push, Refused, Resolution
+from engine.messages import Item, Resolve, Sync
+from engine.ports import Tenant
+from engine.rows import Conflict
+
+MAX_ID_CHARS: Final = 128
+_INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+_encode = msgspec.json.encode
+
+
+class Session(msgspec.Struct, kw_only=True):
+    """Who speaks on one connection or in one request; all of it comes from the token.
+
+    ``clock_offset_us`` is the server's clock less the device's, learned from ``clock``.
+    """
+
+    tenant: Tenant
+    device_id: str
+    session_id: str
+    supervisor: bool = False
+    user: str | None = None
+    codec: Codec = JSON
+    clock_offset_us: int = 0
+
+
+class Intake:
+    """Checks messages against the configured domains and limits."""
+
+    def __init__(self, domains: Domains, max_items: int) -> None:
+        self._rules = domains.rules
+        self._max_items = max_items
+
+    def push(self, sync: Sync, session: Session, now_us: int) -> Push:
+        """Check a ``sync``. Raises SyncError ``invalid_message`` or ``too_large``."""
+        raw = bytes(sync.items)
+        codec = session.codec
+        try:
+            items = codec.items.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            checked = self._one_by_one(raw, session, now_us)
+        else:
+            if len(items) > self._max_items:
+                raise self._too_many(len(items))
+            checked = [self._item(item, session, now_us) for item in items]
+        digest = hashlib.sha256(raw)
+        if sync.atomic:
+            digest.update(b"atomic")
+        key = f"{session.device_id}\0{sync.key}".encode()
+        return Push(
+            session.tenant.tenant_id,
+            session.device_id,
+            session.session_id,
+            hashlib.blake2b(key, digest_size=16).hexdigest(),
+            digest.hexdigest(),
+            sync.atomic,
+            checked,
+            raw,
+            codec.name,
+            now_us,
+        )
+
+    def resolution(
+        self, resolve: Resolve, session: Session, conflict: Conflict, now_us: int
+    ) -> Resolution:
+        """Check a ``resolve`` of a known conflict. Raises SyncError ``invalid_message``."""
+        fields = None
+        if resolve.choice == "merged":
+            fields = resolve.data
+            fault = "an object is required" if type(fields) is not dict else value_fault(fields)
+            if fault is not None:
+                raise SyncError("invalid_message", f"data: {fault}")
+        decision = _encode([resolve.choice, resolve.version, fields], order="sorted")
+        return Resolution(
+            session.tenant.tenant_id,
+            session.device_id,
+            session.supervisor,
+            conflict.conflict_id,
+            conflict.domain,
+            conflict.record_id,
+            resolve.choice,
+            resolve.version,
+            fields,
+            hashlib.sha256(decision).hexdigest(),
+            now_us,
+        )
+
+    def _too_many(self, count: int) -> SyncError:
+        return SyncError("too_large", f"items: {count} of them, the limit is {self._max_items}")
+
+    def _one_by_one(self, raw: bytes, session: Session, now_us: int) -> list[Change | Refused]:
+        """Some item does not decode: find out which, so that only it is refused."""
+        codec = session.codec
+        try:
+            raws = codec.raw_items.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise SyncError("invalid_message", "items: an array of objects is required") from None
+        if len(raws) > self._max_items:
+            raise self._too_many(len(raws))
+        checked: list[Change | Refused] = []
+        for index, item in enumerate(raws):
+            try:
+                checked.append(self._item(codec.item.decode(item), session, now_us))
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                checked.append(_refused(codec, item, index, error))
+        return checked
+
+    def _item(self, item: Item, session: Session, now_us: int) -> Change | Refused:
+        fault = self._fault(item)
+        if fault is not None:
+            return Refused(item.domain, item.id, *fault)
+        at = item.at
+        sent_at_us = now_us if at is None else to_us(at)
+        fields = None if item.op == "delete" else item.data
+        return Change(
+            item.domain,
+            item.id,
+            item.op,
+            item.base or 0,
+            now_us if at is None else corrected_us(sent_at_us, session.clock_offset_us, now_us),
+            sent_at_us,
+            fields,
+            b"" if fields is None else _encode(fields),
+            None if item.changed is None else tuple(item.changed),
+        )
+
+    def _fault(self, item: Item) -> tuple[str, str] | None:
+        item_id = item.id
+        if not 1 <= len(item_id) <= MAX_ID_CHARS:
+            return "invalid_item", f"id: 1 to {MAX_ID_CHARS} characters are required"
+        if not item_id.isprintable() and _CONTROL.search(item_id):
+            return "invalid_item", "id: control characters are not allowed"
+        rules = self._rules.get(item.domain)
+        if rules is None:
+            return "unknown_domain", f"no domain {item.domain[:64]!r} is configured"
+        op = item.op
+        if (op == "append") is rules.is_record:
+            kind, allowed = ("record", "put, patch or delete") if rules.is_record else ("event", "append")
+            return "invalid_item", f"op: {item.domain} is a {kind} domain, which takes {allowed}"
+        if item.base is not None and not 1 <= item.base <= _INT_MAX:
+            return "invalid_item", "base: a version from 1, or null"
+        if op == "delete":
+            return None
+        if op == "append" and item.at is None:
+            return "invalid_item", "at: required for append"
+        data = item.data
+        if type(data) is not dict:
+            return "invalid_item", "data: an object is required"
+        fault = value_fault(data)
+        return None if fault is None else ("invalid_item", f"data: {fault}")
+
+
+def value_fault(data: dict[str, Any]) -> str | None:
+    """Say which rule of values decoded data breaks, if any."""
+    todo: list[Any] = [data]
+    while todo:
+        node = todo.pop()
+        if type(node) is dict:
+            for name in node:
+                if type(name) is not str:
+                    return "names of fields must be strings"
+                if "\0" in name:
+                    return "U+0000 and lone surrogates are not allowed"
+            node = node.values()
+        for value in node:
+            kind = type(value)
+            if kind is str:
+                if "\0" in value:
+                    return "U+0000 and lone surrogates are not allowed"
+            elif kind is int:
+                if not _INT_MIN <= value <= _INT_MAX:
+                    return "integers must be from -2^63 to 2^63-1"
+            elif kind is float:
+                if value - value != 0.0:
+                    return "numbers must be finite"
+            elif kind is dict or kind is list:
+                todo.append(value)
+            elif value is not None and kind is not bool:
+                return "binary and extension values are not allowed"
+    return None
+
+
+def _refused(codec: Codec, item: msgspec.Raw, index: int, error: Exception) -> Refused:
+    """Refuse an item that does not decode. Raises SyncError where it is no object at all."""
+    try:
+        names = codec.names.decode(item)
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
+        names = None
+    if names is None:
+        try:
+            value: object = codec.any.decode(item)
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
+            value = {}
+        if not isinstance(value, dict):
+            raise SyncError("invalid_message", f"items[{index}]: an object is required")
+    what = sentence(error) if isinstance(error, msgspec.ValidationError) else str(error)
+    domain = names.domain if names is not None and isinstance(names.domain, str) else None
+    item_id = names.id if names is not None and isinstance(names.id, str) else None
+    return Refused(domain, item_id, "invalid_item", what)

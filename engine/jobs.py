@@ -1,0 +1,106 @@
+"""The work that a batch takes in, already checked, and the answers that it gives."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from engine.errors import SyncError
+from engine.merge import Fields
+from engine.messages import Choice, Op
+
+_encode = msgspec.json.encode
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One item that passed its own checks; ``fields`` is None for a delete alone.
+
+    ``base`` is 0 where the device knew of no record. ``at_us`` is corrected, ``sent_at_us`` as sent.
+    """
+
+    domain: str
+    id: str
+    op: Op
+    base: int
+    at_us: int
+    sent_at_us: int
+    fields: Fields | None
+    data: bytes
+    changed: tuple[str, ...] | None
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """One item that failed its own checks."""
+
+    domain: str | None
+    id: str | None
+    code: str
+    message: str
+
+
+class Push(msgspec.Struct, frozen=True):
+    """One ``sync`` message. ``raw_items`` are the items as sent, in ``encoding``."""
+
+    tenant_id: int
+    device_id: str
+    session_id: str
+    key_hash: str
+    request_sha256: str
+    atomic: bool
+    items: list[Change | Refused]
+    raw_items: bytes
+    encoding: Literal["json", "msgpack"]
+    now_us: int
+
+
+class Resolution(msgspec.Struct, frozen=True):
+    """One ``resolve`` message; ``domain`` and ``record_id`` are the conflict's."""
+
+    tenant_id: int
+    device_id: str
+    supervisor: bool
+    conflict_id: str
+    domain: str
+    record_id: str
+    choice: Choice
+    version: int
+    fields: Fields | None
+    request_sha256: str
+    now_us: int
+
+
+Job = Push | Resolution
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The answer to a push: ``results`` is the JSON array of its results."""
+
+    results: bytes
+    replayed: bool
+
+    def frame(self, request_id: str | None) -> bytes:
+        """Return the whole ``synced`` message as JSON."""
+        head = b'{"type":"synced",'
+        if request_id is not None:
+            head += b'"id":' + _encode(request_id) + b","
+        flag = b"true" if self.replayed else b"false"
+        return head + b'"replayed":' + flag + b',"results":' + self.results + b"}"
+
+
+class Settlement(msgspec.Struct, frozen=True):
+    """The answer to a resolve: the version that it wrote."""
+
+    conflict_id: str
+    version: int
+    seq: int
+
+    def frame(self, request_id: str | None) -> bytes:
+        """Return the whole ``resolved`` message as JSON."""
+        head = b'{"type":"resolved",'
+        if request_id is not None:
+            head += b'"id":' + _encode(request_id) + b","
+        return head + _encode(self)[1:]
+
+
+Outcome = Answer | Settlement | SyncError

@@ -1,0 +1,136 @@
+"""What both sides of a record are: merge patches, equality of contents, versions by field.
+
+No history is kept. A record of a domain that is merged by field carries, per top-level field, the
+version and time of its last change. ``since`` is the version below which that is not known: a base
+before it counts every field as changed by the server.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+#: Entries of removed fields that are kept apart; older ones are folded into ``since``.
+MAX_REMOVED_FIELDS: Final = 32
+
+Fields = dict[str, Any]
+
+_encode = msgspec.json.encode
+_decode_any = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class FieldVersions(msgspec.Struct):
+    """Version and time of each field's last change, as stored beside the record."""
+
+    since: int
+    since_at_us: int
+    changed: dict[str, tuple[int, int]] = {}
+
+    def changed_after(self, field: str, base: int) -> bool:
+        """Whether the server changed the field after version ``base``."""
+        if base < self.since:
+            return True
+        entry = self.changed.get(field)
+        return entry is not None and entry[0] > base
+
+    def changed_at_us(self, field: str) -> int:
+        """When the field was last changed on the server."""
+        entry = self.changed.get(field)
+        return self.since_at_us if entry is None else entry[1]
+
+
+_decode_versions = msgspec.json.Decoder(FieldVersions).decode
+
+
+def decode_fields(data: bytes) -> Fields:
+    """Read stored record data."""
+    return _decode_any(data)
+
+
+def encode_fields(fields: Fields) -> bytes:
+    """Write record data as compact UTF-8 JSON."""
+    return _encode(fields)
+
+
+def same_content(left: bytes, right: bytes) -> bool:
+    """Whether two stored contents are equal, whatever the order of members; 1, 1.0 and true differ.
+
+    Both were written by ``encode_fields``, so equal contents have equal lengths.
+    """
+    if left == right:
+        return True
+    if len(left) != len(right):
+        return False
+    return _sorted(decode_fields(left)) == _sorted(decode_fields(right))
+
+
+def same_value(left: object, right: object) -> bool:
+    """Whether two decoded values are equal, without taking 1, 1.0 and true for one another."""
+    if left is right:
+        return True
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, str | int | bool):
+        return left == right
+    return _sorted(left) == _sorted(right)
+
+
+def _sorted(value: object) -> bytes:
+    return _encode(value, order="sorted")
+
+
+def apply_patch(target: Fields, patch: Fields) -> Fields:
+    """Apply an RFC 7396 merge patch; neither argument is changed."""
+    outcome = dict(target)
+    for name, value in patch.items():
+        if value is None:
+            outcome.pop(name, None)
+        elif type(value) is dict:
+            before = outcome.get(name)
+            outcome[name] = apply_patch(before if type(before) is dict else {}, value)
+        else:
+            outcome[name] = value
+    return outcome
+
+
+def versions_of(stored: bytes | None, version: int, at_us: int) -> FieldVersions:
+    """Read the field versions of a record; one that was not tracked starts at its present version."""
+    if stored is None:
+        return FieldVersions(since=version, since_at_us=at_us)
+    return _decode_versions(stored)
+
+
+def advance(
+    versions: FieldVersions,
+    before: Fields | None,
+    after: Fields | None,
+    version: int,
+    at_us: int,
+) -> bytes:
+    """Note which fields ``version`` changed and give back the text to store."""
+    old, new = before or {}, after or {}
+    changed = versions.changed
+    for name, value in new.items():
+        if name not in old or not same_value(old[name], value):
+            changed[name] = (version, at_us)
+    for name in old:
+        if name not in new:
+            changed[name] = (version, at_us)
+    if len(changed) > len(new) + MAX_REMOVED_FIELDS:
+        _fold_removed(versions, new)
+    return _encode(versions)
+
+
+def _fold_removed(versions: FieldVersions, present: Fields) -> None:
+    removed = [name for name in versions.changed if name not in present]
+    removed.sort(key=lambda name: versions.changed[name][0])
+    for name in removed[: len(removed) - MAX_REMOVED_FIELDS]:
+        version, at_us = versions.changed.pop(name)
+        versions.since = max(versions.since, version)
+        versions.since_at_us = max(versions.since_at_us, at_us)
+
+
+def created(fields: Fields, at_us: int) -> bytes:
+    """Field versions of a record's version 1."""
+    return advance(FieldVersions(since=1, since_at_us=at_us), None, fields, 1, at_us)

@@ -1,0 +1,251 @@
+"""Every message of wire contract version 1: what a device sends and what it is answered.
+
+Frozen msgspec Structs tagged by ``type``. Payloads (``data``) stay ``Raw`` where they only pass through.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, UnsetType
+
+PROTOCOL_VERSION = 1
+JSON_SUBPROTOCOL = "tidemark.v1.json"
+MSGPACK_SUBPROTOCOL = "tidemark.v1.msgpack"
+
+RequestId = Annotated[str, Meta(min_length=1, max_length=64)]
+Key = Annotated[str, Meta(min_length=1, max_length=128)]
+Instant = Annotated[datetime, Meta(tz=True)]
+Op = Literal["put", "patch", "delete", "append"]
+Choice = Literal["server", "client", "merged"]
+Winner = Literal["client", "server", "merged"]
+Status = Literal["applied", "unchanged", "resolved", "conflict", "rejected"]
+
+
+# -- what a device sends ----------------------------------------------------------------------
+
+
+class Hello(msgspec.Struct, frozen=True, tag_field="type", tag="hello"):
+    """A device introduces itself; never answered."""
+
+    app_version: str | None = None
+    os_version: str | None = None
+    clock: Instant | None = None
+
+
+class Sync(msgspec.Struct, frozen=True, tag_field="type", tag="sync"):
+    """Push changes. ``items`` is the raw array: its bytes are what a retry must repeat.
+
+    ``id`` is required on a socket and absent over HTTP; ``clock`` is read over HTTP alone.
+    """
+
+    key: Key
+    items: Raw
+    id: RequestId | None = None
+    atomic: bool = False
+    clock: Instant | None = None
+
+
+class Item(msgspec.Struct, frozen=True):
+    """One change of a ``sync``."""
+
+    domain: str
+    id: str
+    op: Op
+    base: int | None = None
+    at: Instant | None = None
+    data: Any = None
+    changed: list[str] | None = None
+
+
+class Pull(msgspec.Struct, frozen=True, tag_field="type", tag="pull"):
+    """Ask for one page of the feed."""
+
+    id: RequestId
+    cursor: str | None = None
+    domains: list[str] | None = None
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 500
+
+
+class Subscribe(msgspec.Struct, frozen=True, tag_field="type", tag="subscribe"):
+    """Ask for the backlog after a cursor, then for every change as it happens."""
+
+    id: RequestId
+    cursor: str | None = None
+    domains: list[str] | None = None
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 500
+
+
+class Unsubscribe(msgspec.Struct, frozen=True, tag_field="type", tag="unsubscribe"):
+    """End the subscription of this id."""
+
+    id: RequestId
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag_field="type", tag="heartbeat"):
+    """A sign of life with facts of the device. ``battery`` is 0 to 1."""
+
+    id: RequestId
+    queue_depth: Annotated[int, Meta(ge=0)] | None = None
+    battery: Annotated[float, Meta(ge=0, le=1)] | None = None
+    network: str | None = None
+    storage_free_mb: Annotated[float, Meta(ge=0)] | None = None
+    app_version: str | None = None
+    os_version: str | None = None
+
+
+class Conflicts(msgspec.Struct, frozen=True, tag_field="type", tag="conflicts"):
+    """Ask for open conflicts, oldest first."""
+
+    id: RequestId
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 50
+    after: str | None = None
+
+
+class Resolve(msgspec.Struct, frozen=True, tag_field="type", tag="resolve"):
+    """Settle a conflict on the server version that the decision was made on."""
+
+    id: RequestId
+    conflict_id: str
+    choice: Choice
+    version: Annotated[int, Meta(ge=1)]
+    data: Any = None
+
+
+Request = Hello | Sync | Pull | Subscribe | Unsubscribe | Heartbeat | Conflicts | Resolve
+
+
+# -- what a device is answered ----------------------------------------------------------------
+
+
+class ItemError(msgspec.Struct, frozen=True):
+    """Why one item was rejected."""
+
+    code: str
+    message: str
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one item; fields that do not apply are left out of the answer.
+
+    ``domain`` and ``id`` repeat the item's, or are null where it named none.
+    """
+
+    domain: str | None
+    id: str | None
+    status: Status
+    winner: Winner | UnsetType = UNSET
+    policy: str | UnsetType = UNSET
+    conflict_id: str | UnsetType = UNSET
+    version: int | None | UnsetType = UNSET
+    seq: int | None | UnsetType = UNSET
+    data: Raw | None | UnsetType = UNSET
+    error: ItemError | UnsetType = UNSET
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Bounds that the server holds a device to."""
+
+    frame_bytes: int
+    items: int
+    record_bytes: int
+    messages_per_minute: int
+
+
+class Welcome(msgspec.Struct, frozen=True, tag_field="type", tag="welcome"):
+    """The server's greeting, the first message of every connection."""
+
+    session: str
+    server_time: str
+    epoch: str
+    heartbeat_s: int
+    limits: Limits
+    policies: dict[str, str]
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of a record in the feed; ``data`` is null for a tombstone."""
+
+    domain: str
+    id: str
+    version: int
+    seq: int
+    deleted: bool
+    at: str
+    device_id: str | None
+    data: Raw | None
+
+
+class HeartbeatAck(msgspec.Struct, frozen=True, tag_field="type", tag="heartbeat_ack"):
+    """Answer to ``heartbeat``; ``health_score`` is 0 to 100."""
+
+    id: str
+    server_time: str
+    health_score: int
+
+
+class ServerSide(msgspec.Struct, frozen=True):
+    """The server's record as it stands now."""
+
+    version: int
+    data: Raw | None
+
+
+class ClientSide(msgspec.Struct, frozen=True):
+    """The change that waits; ``data`` is the record as it would stand if it won."""
+
+    base: int | None
+    at: str
+    device_id: str
+    data: Raw | None
+    op: str
+
+
+class OpenConflict(msgspec.Struct, frozen=True):
+    """One conflict that waits for a person."""
+
+    conflict_id: str
+    domain: str
+    record_id: str
+    policy: str
+    server: ServerSide
+    client: ClientSide
+    opened_at: str
+
+
+class ConflictList(msgspec.Struct, frozen=True, tag_field="type", tag="conflicts"):
+    """Answer to ``conflicts``; ``after`` continues the list, null at its end."""
+
+    id: str | None
+    conflicts: list[OpenConflict]
+    after: str | None
+
+
+class Resolved(msgspec.Struct, frozen=True, tag_field="type", tag="resolved"):
+    """Answer to ``resolve``."""
+
+    id: str | None
+    conflict_id: str
+    version: int
+    seq: int
+
+
+class Unsubscribed(msgspec.Struct, frozen=True, tag_field="type", tag="unsubscribed"):
+    """Answer to ``unsubscribe``."""
+
+    id: str
+
+
+class PoliciesChanged(msgspec.Struct, frozen=True, tag_field="type", tag="policies"):
+    """A policy of the tenant changed."""
+
+    policies: dict[str, str]
+
+
+class Goodbye(msgspec.Struct, frozen=True, tag_field="type", tag="goodbye"):
+    """The server is about to close the connection."""
+
+    reason: Literal["drain", "restart", "replaced", "revoked", "expired", "idle"]
+    retry_after_ms: int

@@ -1,0 +1,132 @@
+"""What the engine needs from outside. The docstrings state the duty of whoever fulfils them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from engine.domains import DomainPolicy
+from engine.rows import Conflict, Lookups, Record, State, Writes
+
+
+class StoreError(Exception):
+    """The store could not do what was asked; the subclass says what is certain."""
+
+
+class StoreRetryError(StoreError):
+    """Nothing was written (deadlock, lock timeout, lost before COMMIT); running again may succeed."""
+
+
+class StoreUnknownError(StoreError):
+    """COMMIT was sent and its outcome is not known; the batch must run again under its locks."""
+
+
+class StorePoisonError(StoreError):
+    """PostgreSQL refused a value; nothing was written, and the same batch never succeeds."""
+
+
+class StoreUnavailableError(StoreError):
+    """No connection to a writable database can be had now; nothing was written."""
+
+
+class Transaction(Protocol):
+    """One open batch: its tenants are locked until ``commit`` or ``rollback`` returns."""
+
+    state: State
+
+    async def commit(self, writes: Writes) -> None:
+        """Write everything and commit, in one round trip, durably (synchronous_commit = on).
+
+        Raises StoreRetryError, StoreUnknownError or StorePoisonError. A caller that is cancelled meanwhile
+        does not stop a COMMIT that was sent. Either way the transaction has ended on return.
+        """
+
+    async def rollback(self) -> None:
+        """Give the locks back without writing; never raises."""
+
+
+class Store(Protocol):
+    """The one seam for writing."""
+
+    async def begin(self, lookups: Lookups) -> Transaction:
+        """Open a transaction, lock the counters of ``lookups.tenants`` in ascending order, then,
+        in a later snapshot than the lock's, read what ``lookups`` names; one round trip.
+
+        A missing counter row is created. Keys past their lifetime are not found.
+        Raises StoreRetryError, StoreUnavailableError or StorePoisonError.
+        """
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Records ascending by seq, read in one snapshot with the tenant's counter ``high_seq``.
+
+    ``more`` says that records after the last one were left out.
+    """
+
+    records: list[Record]
+    high_seq: int
+    more: bool
+
+
+class FeedStore(Protocol):
+    """Reads of the feed, always from the primary."""
+
+    async def epoch(self) -> str:
+        """Return the database's epoch; it changes after a restore."""
+
+    async def page(
+        self, tenant_id: int, after_seq: int, domains: list[str] | None, limit: int, max_bytes: int
+    ) -> Page:
+        """Read records with seq above ``after_seq``, at most ``limit`` and about ``max_bytes`` of data,
+        but one at least if there is any. Raises StoreUnavailableError.
+        """
+
+
+class HeldConflict(msgspec.Struct, frozen=True):
+    """An open conflict beside the record as it stands now (None only if it never existed)."""
+
+    conflict: Conflict
+    record: Record | None
+
+
+class ConflictStore(Protocol):
+    """Reads of the conflict queue."""
+
+    async def open_conflicts(
+        self, tenant_id: int, device_id: str | None, after: str | None, limit: int
+    ) -> list[HeldConflict]:
+        """List open conflicts of a device (of all with None), oldest first, after a conflict_id."""
+
+    async def conflict(self, tenant_id: int, conflict_id: str) -> Conflict | None:
+        """Find one conflict, settled or not."""
+
+
+class Tenant(msgspec.Struct, frozen=True):
+    """A customer: the wall that nothing crosses."""
+
+    tenant_id: int
+    name: str
+
+
+class TenantStore(Protocol):
+    """Tenants and their policies."""
+
+    async def tenant(self, name: str) -> Tenant | None:
+        """Find a tenant by name."""
+
+    async def policies(self, tenant_id: int) -> dict[str, DomainPolicy]:
+        """Return the policies set for the tenant; domains that are missing follow the defaults."""
+
+    async def generation(self) -> int:
+        """Return the number that grows with every change of policies or revocations."""
+
+
+class Clock(Protocol):
+    """The time, as an argument."""
+
+    def now_us(self) -> int:
+        """Microseconds since 1970-01-01 UTC."""
+
+    def monotonic_s(self) -> float:
+        """Seconds that never go backwards, for durations."""

@@ -1,0 +1,85 @@
+"""A person settles a conflict: the decision becomes a new version that is nobody's."""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.conflict import client_side
+from engine.errors import SyncError
+from engine.items import next_versions
+from engine.jobs import Outcome, Resolution, Settlement
+from engine.merge import Fields, decode_fields, encode_fields
+from engine.rows import Conflict, ConflictRef, Record, RecordKey
+from engine.rules import Rules
+from engine.working import Working
+
+
+def settle_by_person(job: Resolution, working: Working, rules: Rules) -> Outcome:
+    """Write the chosen side, or say why the decision does not hold."""
+    conflict = working.conflicts.get(ConflictRef(job.tenant_id, job.conflict_id))
+    if conflict is None or not (job.supervisor or conflict.device_id == job.device_id):
+        return SyncError("not_found", "there is no such conflict")
+    if conflict.outcome != "open":
+        return _settled_before(job, conflict)
+    key = RecordKey(job.tenant_id, conflict.domain, conflict.record_id)
+    row = working.records[key]
+    if row.version != job.version:
+        return SyncError(
+            "conflict_stale",
+            f"the record is at version {row.version} now",
+            version=row.version,
+            data=None if row.data is None else msgspec.Raw(row.data),
+        )
+    server = None if row.data is None else decode_fields(row.data)
+    outcome = _chosen(job, conflict, server)
+    data = None if outcome is None else encode_fields(outcome)
+    if outcome is not None and data is not None:
+        fault = rules.fault(conflict.domain, outcome, server, data)
+        if fault is not None:
+            code, sentence = fault
+            return SyncError("too_large" if code == "too_large" else "invalid_message", sentence)
+    policy = rules.policies(job.tenant_id)[conflict.domain]
+    version = row.version + 1
+    seq = working.next_seq(job.tenant_id)
+    record = Record(
+        job.tenant_id,
+        conflict.domain,
+        conflict.record_id,
+        version,
+        seq,
+        job.now_us,
+        job.device_id,
+        version + 1,
+        data,
+        next_versions(policy, row, server, outcome, job.now_us),
+    )
+    working.put(key, record, "")
+    working.log(
+        msgspec.structs.replace(
+            conflict,
+            outcome=job.choice,
+            settled_by=job.device_id,
+            settled_at_us=job.now_us,
+            settled_sha256=job.request_sha256,
+            settled_version=version,
+            settled_seq=seq,
+        )
+    )
+    return Settlement(conflict.conflict_id, version, seq)
+
+
+def _settled_before(job: Resolution, conflict: Conflict) -> Outcome:
+    same = conflict.settled_sha256 == job.request_sha256
+    if same and conflict.settled_version is not None and conflict.settled_seq is not None:
+        return Settlement(conflict.conflict_id, conflict.settled_version, conflict.settled_seq)
+    return SyncError("conflict_closed", "this conflict is settled already")
+
+
+def _chosen(job: Resolution, conflict: Conflict, server: Fields | None) -> Fields | None:
+    if job.choice == "server":
+        return server
+    if job.choice == "merged":
+        return job.fields
+    held = None if conflict.client_data is None else decode_fields(conflict.client_data)
+    op = "put" if conflict.client_op == "put" else conflict.client_op
+    return client_side(op, held, server)

@@ -1,0 +1,173 @@
+"""What the store holds, as the engine sees it: rows read under the locks and rows to write.
+
+Instants are microseconds since 1970-01-01 UTC (``_us``); ``data`` is compact UTF-8 JSON.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+
+class RecordKey(NamedTuple):
+    """The identity of a record."""
+
+    tenant_id: int
+    domain: str
+    id: str
+
+
+class EventKey(NamedTuple):
+    """The identity of an event; ``sent_at_us`` is the device's ``at`` as sent."""
+
+    tenant_id: int
+    domain: str
+    id: str
+    sent_at_us: int
+
+
+class KeyRef(NamedTuple):
+    """An idempotency key: ``key_hash`` is 32 hex digits over device and key."""
+
+    tenant_id: int
+    key_hash: str
+
+
+class HeldRef(NamedTuple):
+    """The one open conflict that a device may have on a record."""
+
+    tenant_id: int
+    device_id: str
+    domain: str
+    id: str
+
+
+class ConflictRef(NamedTuple):
+    """A conflict by its id."""
+
+    tenant_id: int
+    conflict_id: str
+
+
+class Record(msgspec.Struct, frozen=True):
+    """The latest version of a record; ``data`` is None for a tombstone.
+
+    Every version from ``chain_from`` to ``version`` was written by ``device_id``; a version that is
+    nobody's (a settled conflict) has ``chain_from`` above ``version``. ``fields`` is the JSON of
+    the field versions (``engine.merge``), None where the domain was not merged by field.
+    """
+
+    tenant_id: int
+    domain: str
+    id: str
+    version: int
+    seq: int
+    at_us: int
+    device_id: str | None
+    chain_from: int
+    data: bytes | None
+    fields: bytes | None = None
+
+
+class Event(msgspec.Struct, frozen=True):
+    """An event; ``at_us`` is ``sent_at_us`` corrected by the device's clock offset."""
+
+    tenant_id: int
+    domain: str
+    id: str
+    sent_at_us: int
+    at_us: int
+    device_id: str
+    data: bytes
+
+
+class KeyRow(msgspec.Struct, frozen=True):
+    """The kept answer of one message: ``results`` is the JSON array of its results."""
+
+    tenant_id: int
+    key_hash: str
+    request_sha256: str
+    results: bytes
+
+
+class Conflict(msgspec.Struct, frozen=True, kw_only=True):
+    """One conflict with both sides, as logged; ``outcome`` is ``open`` while it waits.
+
+    ``client_data`` is the item's own data: the whole record for a put, the patch for a patch, None
+    for a delete. ``server_data`` is the record it met. ``settled_*`` say how a person decided.
+    """
+
+    tenant_id: int
+    conflict_id: str
+    domain: str
+    record_id: str
+    device_id: str
+    policy: str
+    outcome: str
+    server_version: int
+    server_data: bytes | None
+    client_base: int | None
+    client_op: str
+    client_at_us: int
+    client_data: bytes | None
+    opened_at_us: int
+    settled_by: str | None = None
+    settled_at_us: int | None = None
+    settled_sha256: str | None = None
+    settled_version: int | None = None
+    settled_seq: int | None = None
+
+
+class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
+    """A rejected item, kept so that an operator can recover it; ``item`` is JSON text."""
+
+    tenant_id: int
+    quarantine_id: str
+    device_id: str
+    domain: str | None
+    record_id: str | None
+    item: bytes
+    code: str
+    message: str
+    at_us: int
+
+
+class Lookups(msgspec.Struct):
+    """What one batch needs locked and read. ``tenants`` is ascending and without doubles."""
+
+    tenants: list[int]
+    keys: list[KeyRef]
+    records: list[RecordKey]
+    events: list[EventKey]
+    held: list[HeldRef]
+    conflicts: list[ConflictRef]
+
+
+class State(msgspec.Struct):
+    """What the store answered to ``Lookups``; what does not exist is missing from the dicts."""
+
+    seqs: dict[int, int]
+    keys: dict[KeyRef, KeyRow]
+    records: dict[RecordKey, Record]
+    events: dict[EventKey, Event]
+    held: dict[HeldRef, Conflict]
+    conflicts: dict[ConflictRef, Conflict]
+
+
+class Writes(msgspec.Struct):
+    """What one batch writes, at most one row per identity. ``seqs`` are the counters' new values.
+
+    ``conflicts`` are inserted or, by (tenant_id, conflict_id), replaced.
+    """
+
+    seqs: dict[int, int]
+    records: list[Record]
+    events: list[Event]
+    keys: list[KeyRow]
+    conflicts: list[Conflict]
+    quarantine: list[Quarantined]
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to write."""
+        return bool(self.keys or self.records or self.events or self.conflicts or self.quarantine)

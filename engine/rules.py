@@ -1,0 +1,38 @@
+"""What a batch is judged by: domains, policies, limits, and where new ids come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from engine.domains import DomainPolicy, Domains
+from engine.merge import Fields
+
+Policies = Mapping[str, DomainPolicy]
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """What a plan needs besides jobs and rows.
+
+    ``policies`` gives a tenant's policies by domain from memory; ``new_id`` makes ids of conflicts and
+    quarantined items; ``record_bytes`` bounds a stored record or event, ``answer_data_bytes`` the
+    ``data`` in one answer.
+    """
+
+    domains: Domains
+    policies: Callable[[int], Policies]
+    new_id: Callable[[], str]
+    record_bytes: int
+    answer_data_bytes: int
+
+    def fault(
+        self, domain: str, outcome: Fields, standing: Fields | None, data: bytes
+    ) -> tuple[str, str] | None:
+        """Return (code, sentence) for an outcome that may not be stored, ``data`` being its JSON."""
+        violation = self.domains.rules[domain].violation(outcome, standing)
+        if violation is not None:
+            return "invalid_item", violation
+        if len(data) > self.record_bytes:
+            return "too_large", f"{len(data)} bytes as stored, the limit is {self.record_bytes}"
+        return None

@@ -1,0 +1,139 @@
+"""The rows of a batch while it is planned: what was read, overlaid by what the jobs did so far."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from engine.jobs import Change, Push
+from engine.rows import (
+    Conflict,
+    ConflictRef,
+    Event,
+    EventKey,
+    HeldRef,
+    KeyRef,
+    KeyRow,
+    Quarantined,
+    Record,
+    RecordKey,
+    State,
+    Writes,
+)
+
+
+class Savepoint(NamedTuple):
+    """What an atomic message may touch, as it was before."""
+
+    seq: int
+    records: dict[RecordKey, Record | None]
+    dirty: dict[RecordKey, None]
+    events: list[EventKey]
+    conflict_ids: set[ConflictRef]
+    changes: int
+
+
+class Working:
+    """Rows by identity, the dirty ones among them, and the tenants' counters."""
+
+    def __init__(self, state: State) -> None:
+        self.seqs = state.seqs
+        self.keys = state.keys
+        self.records = state.records
+        self.events = state.events
+        self.held = state.held
+        self.conflicts = state.conflicts
+        self.quarantine: list[Quarantined] = []
+        self.changes: list[tuple[Record, str]] = []
+        self._first_seqs = dict(state.seqs)
+        self._dirty: dict[RecordKey, None] = {}
+        self._new_keys: list[KeyRow] = []
+        self._new_events: dict[EventKey, None] = {}
+        self._logged: dict[ConflictRef, Conflict] = {}
+
+    def next_seq(self, tenant_id: int) -> int:
+        """Take the tenant's next change number."""
+        seq = self.seqs[tenant_id] + 1
+        self.seqs[tenant_id] = seq
+        return seq
+
+    def put(self, key: RecordKey, record: Record, session_id: str) -> None:
+        """Take in a new version of a record."""
+        self.records[key] = record
+        self._dirty[key] = None
+        self.changes.append((record, session_id))
+
+    def append(self, key: EventKey, event: Event) -> None:
+        """Take in a new event."""
+        self.events[key] = event
+        self._new_events[key] = None
+
+    def keep(self, ref: KeyRef, row: KeyRow) -> None:
+        """Keep the answer of a message under its key."""
+        self.keys[ref] = row
+        self._new_keys.append(row)
+
+    def log(self, conflict: Conflict) -> None:
+        """Note a conflict, new or changed; an open one is found again by its device and record."""
+        tenant_id = conflict.tenant_id
+        ref = ConflictRef(tenant_id, conflict.conflict_id)
+        holder = HeldRef(tenant_id, conflict.device_id, conflict.domain, conflict.record_id)
+        if conflict.outcome == "open":
+            self.held[holder] = conflict
+            self.conflicts[ref] = conflict
+        elif ref in self.conflicts:
+            self.conflicts[ref] = conflict
+            self.held.pop(holder, None)
+        self._logged[ref] = conflict
+
+    def savepoint(self, push: Push) -> Savepoint:
+        """Remember all that an atomic message may touch."""
+        keys = [
+            RecordKey(push.tenant_id, item.domain, item.id)
+            for item in push.items
+            if type(item) is Change and item.op != "append"
+        ]
+        events = [
+            key
+            for item in push.items
+            if type(item) is Change
+            and item.op == "append"
+            and (key := EventKey(push.tenant_id, item.domain, item.id, item.sent_at_us))
+            not in self.events
+        ]
+        return Savepoint(
+            self.seqs[push.tenant_id],
+            {key: self.records.get(key) for key in keys},
+            {key: None for key in keys if key in self._dirty},
+            events,
+            set(self._logged),
+            len(self.changes),
+        )
+
+    def restore(self, savepoint: Savepoint) -> None:
+        """Undo an atomic message; it never opens a conflict, so only log entries are dropped."""
+        del self.changes[savepoint.changes :]
+        for key, record in savepoint.records.items():
+            if record is None:
+                self.records.pop(key, None)
+            else:
+                self.records[key] = record
+            if key not in savepoint.dirty:
+                self._dirty.pop(key, None)
+            self.seqs[key.tenant_id] = savepoint.seq
+        for event in savepoint.events:
+            self.events.pop(event, None)
+            self._new_events.pop(event, None)
+        for ref in set(self._logged) - savepoint.conflict_ids:
+            del self._logged[ref]
+
+    def writes(self) -> Writes:
+        """Collect the rows to write, each identity once."""
+        first = self._first_seqs
+        return Writes(
+            seqs={tenant: seq for tenant, seq in self.seqs.items() if seq != first[tenant]},
+            records=[self.records[key] for key in self._dirty],
+            events=[self.events[key] for key in self._new_events],
+            keys=self._new_keys,
+            conflicts=list(self._logged.values()),
+            quarantine=self.quarantine,
+        )

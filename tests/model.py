@@ -1,0 +1,631 @@
+"""An executable model of the wire contract: what a ``sync`` and a ``resolve`` mean.
+
+Written from the contract's text alone, plainly and slowly: it keeps the whole history of every
+record and works everything out from it. It shares no code with the engine. Instants are
+microseconds since 1970 UTC (``_us``); items are the JSON objects of the wire.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+Json = dict[str, Any]
+RecordId = tuple[str, str]
+
+_MISSING: Any = object()
+_INT_RANGE = range(-(2**63), 2**63)
+
+
+@dataclass(frozen=True)
+class DomainSpec:
+    """One kind of data; ``steps`` are the declared status steps."""
+
+    is_record: bool = True
+    required: tuple[str, ...] = ()
+    server_owned: tuple[str, ...] = ("escalation_level", "escalated_at", "escalated_by", "status")
+    steps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a record: ``data`` is None for a tombstone, ``device`` for nobody's.
+
+    ``at_us`` is the record's time; ``change_at_us`` the time of the change that made this version,
+    which a merge may have found older than what it met. ``by_field`` says that the domain was
+    merged by field when this version was written.
+    """
+
+    data: Json | None
+    at_us: int
+    change_at_us: int
+    device: str | None
+    seq: int
+    by_field: bool
+
+
+@dataclass(frozen=True)
+class Logged:
+    """One conflict with both sides; ``outcome`` is ``open`` while a person has to decide."""
+
+    domain: str
+    record_id: str
+    device: str
+    policy: str
+    outcome: str
+    server_version: int
+    server_data: Json | None
+    base: int | None
+    op: str
+    at_us: int
+    data: Json | None
+    settled: Settled | None = None
+
+
+@dataclass(frozen=True)
+class Settled:
+    """How a person decided: the ``decision`` is repeated by a repeated ``resolve``."""
+
+    decision: str
+    version: int
+    seq: int
+    by: str
+
+
+@dataclass(frozen=True)
+class EventRow:
+    """A stored event."""
+
+    data: Json
+    at_us: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The kept answer of one ``sync``."""
+
+    request: str
+    results: list[Json]
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A quarantined item."""
+
+    device: str
+    domain: str | None
+    record_id: str | None
+    code: str
+    item: Json
+
+
+@dataclass
+class Tenant:
+    """All that the server holds for one tenant. ``conflicts`` are by serial number."""
+
+    seq: int = 0
+    records: dict[RecordId, tuple[Version, ...]] = field(default_factory=dict)
+    events: dict[tuple[str, str, int], EventRow] = field(default_factory=dict)
+    keys: dict[tuple[str, str], Kept] = field(default_factory=dict)
+    conflicts: dict[int, Logged] = field(default_factory=dict)
+    quarantine: list[Rejected] = field(default_factory=list)
+
+    def copy(self) -> Tenant:
+        """Copy deeply enough: the values of every collection are immutable."""
+        return Tenant(
+            self.seq,
+            dict(self.records),
+            dict(self.events),
+            dict(self.keys),
+            dict(self.conflicts),
+            list(self.quarantine),
+        )
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How conflicts are settled in one domain."""
+
+    policy: str
+    fallback: str = "most_recent_wins"
+
+
+class RejectedError(Exception):
+    """An item is rejected with this code."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A settled conflict. ``data`` and ``at_us`` are of the record to write, if the server's lost."""
+
+    winner: str
+    data: Json | None
+    at_us: int
+
+
+HELD = Outcome("held", None, 0)
+
+
+def instant_us(text: str) -> int:
+    """Microseconds since 1970 of an RFC 3339 instant."""
+    delta = datetime.fromisoformat(text) - datetime(1970, 1, 1, tzinfo=UTC)
+    return delta // timedelta(microseconds=1)
+
+
+def canonical(value: object) -> str:
+    """Write a value so that equal contents are equal texts: 1, 1.0 and true differ, order does not."""
+    return json.dumps(value, sort_keys=True)
+
+
+def same(left: object, right: object) -> bool:
+    """Whether two contents, or two missing values, are exactly the same."""
+    if left is _MISSING or right is _MISSING:
+        return left is right
+    return canonical(left) == canonical(right)
+
+
+def merge_patch(target: object, patch: object) -> Any:
+    """Apply a merge patch as RFC 7396 defines it."""
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = merge_patch(merged.get(name), value)
+    return merged
+
+
+class World:
+    """The server as the contract describes it. ``record_bytes`` bounds a stored record or event."""
+
+    def __init__(self, domains: Mapping[str, DomainSpec], record_bytes: int) -> None:
+        self.domains = domains
+        self.record_bytes = record_bytes
+        self.tenants: dict[int, Tenant] = {}
+        self._serial = 0
+
+    def tenant(self, tenant_id: int) -> Tenant:
+        """Give all that is held for a tenant."""
+        return self.tenants.setdefault(tenant_id, Tenant())
+
+    # -- sync ---------------------------------------------------------------------------------
+
+    def sync(
+        self,
+        tenant_id: int,
+        device: str,
+        key: str,
+        atomic: bool,
+        items: list[Any],
+        now_us: int,
+        clock_offset_us: int,
+        policies: Mapping[str, Policy],
+    ) -> tuple[list[Json], bool] | str:
+        """Answer one ``sync``: its results and whether they are replayed, or an error's code.
+
+        A held item's ``conflict_id`` is the serial number of its conflict.
+        """
+        if not all(isinstance(item, dict) for item in items):
+            return "invalid_message"
+        tenant = self.tenant(tenant_id)
+        request = json.dumps([atomic, items])
+        kept = tenant.keys.get((device, key))
+        if kept is not None:
+            return (kept.results, True) if kept.request == request else "idempotency_key_reused"
+        before = tenant.copy()
+        results: list[Json] = []
+        for item in items:
+            result = self._item(tenant, device, item, now_us, clock_offset_us, policies)
+            results.append(result)
+            if atomic and result["status"] in {"rejected", "conflict"}:
+                self.tenants[tenant_id] = tenant = before
+                results = self._aborted(tenant, items, len(results) - 1, result)
+                break
+        tenant.keys[device, key] = Kept(request, results)
+        return results, False
+
+    def _aborted(self, tenant: Tenant, items: list[Json], index: int, failed: Json) -> list[Json]:
+        """Answer an atomic message of which nothing was done: the standing is that before it."""
+        results = [
+            _named(item) | {"status": "rejected", "error": {"code": "batch_aborted"}} for item in items
+        ]
+        if failed["status"] == "conflict":
+            history = tenant.records.get((failed["domain"], failed["id"]), ())
+            failed = _named(items[index]) | {"status": "conflict"} | _standing(history, data=True)
+        results[index] = failed
+        return results
+
+    def _item(
+        self,
+        tenant: Tenant,
+        device: str,
+        item: Json,
+        now_us: int,
+        clock_offset_us: int,
+        policies: Mapping[str, Policy],
+    ) -> Json:
+        try:
+            self._check(item)
+            if item["op"] == "append":
+                answer = self._append(tenant, device, item, now_us, clock_offset_us)
+            else:
+                policy = policies[item["domain"]]
+                answer = self._change(tenant, device, item, now_us, clock_offset_us, policy)
+        except RejectedError as error:
+            name = _named(item)
+            tenant.quarantine.append(
+                Rejected(device, name["domain"], name["id"], error.code, item)
+            )
+            answer = {"status": "rejected", "error": {"code": error.code}}
+        return _named(item) | answer
+
+    def _check(self, item: Json) -> None:
+        """Check what can be told from the item alone."""
+        domain: Any = item.get("domain")
+        item_id, op = item.get("id"), item.get("op")
+        base, at, data, changed = (item.get(name) for name in ("base", "at", "data", "changed"))
+        well_typed = (
+            isinstance(domain, str)
+            and isinstance(item_id, str)
+            and 1 <= len(item_id) <= 128
+            and not any(ord(char) < 32 or 127 <= ord(char) < 160 for char in item_id)
+            and op in {"put", "patch", "delete", "append"}
+            and (base is None or (type(base) is int and 1 <= base < 2**63))
+            and (at is None or _is_instant(at))
+            and (changed is None or _are_names(changed))
+        )
+        if not well_typed:
+            raise RejectedError("invalid_item")
+        if domain not in self.domains:
+            raise RejectedError("unknown_domain")
+        if (op == "append") is self.domains[domain].is_record:
+            raise RejectedError("invalid_item")
+        if op == "append" and at is None:
+            raise RejectedError("invalid_item")
+        if op != "delete" and not (isinstance(data, dict) and _storable(data)):
+            raise RejectedError("invalid_item")
+
+    def _append(
+        self, tenant: Tenant, device: str, item: Json, now_us: int, clock_offset_us: int
+    ) -> Json:
+        sent_us = instant_us(item["at"])
+        identity = (item["domain"], item["id"], sent_us)
+        stored = tenant.events.get(identity)
+        if stored is not None:
+            if same(stored.data, item["data"]):
+                return {"status": "unchanged"}
+            raise RejectedError("invalid_item")
+        self._judge(item["domain"], item["data"], None)
+        at_us = min(sent_us + clock_offset_us, now_us)
+        tenant.events[identity] = EventRow(item["data"], at_us, device)
+        return {"status": "applied"}
+
+    def _change(
+        self,
+        tenant: Tenant,
+        device: str,
+        item: Json,
+        now_us: int,
+        clock_offset_us: int,
+        policy: Policy,
+    ) -> Json:
+        domain, op, base = item["domain"], item["op"], item.get("base")
+        at = item.get("at")
+        at_us = now_us if at is None else min(instant_us(at) + clock_offset_us, now_us)
+        data = None if op == "delete" else item["data"]
+        history = tenant.records.get((domain, item["id"]), ())
+        if not history and op == "delete":
+            return {"status": "unchanged", "version": None, "seq": None}
+        if not history and op == "patch" and base is not None:
+            raise RejectedError("unknown_base")
+        current = history[-1].data if history else None
+        client = _applied(op, data, current)
+        if history and same(client, current):
+            return {"status": "unchanged"} | _standing(history)
+        by_field = policy.policy == "field_merge"
+        if not _conflicts(history, device, base or 0, at_us):
+            self._judge(domain, client, current)
+            self._write(tenant, item, Version(client, at_us, at_us, device, 0, by_field))
+            return {"status": "applied"} | _standing(tenant.records[domain, item["id"]])
+
+        change = _Change(op, base or 0, at_us, data, item.get("changed"))
+        outcome = _settle(policy, self.domains[domain], history, change, client)
+        if outcome.winner in {"client", "merged"}:
+            self._judge(domain, outcome.data, current)
+        logged = Logged(
+            domain,
+            item["id"],
+            device,
+            policy.policy,
+            "open" if outcome is HELD else outcome.winner,
+            len(history),
+            current,
+            base,
+            op,
+            at_us,
+            data,
+        )
+        if outcome is HELD:
+            serial = self._hold(tenant, logged)
+            return {"status": "conflict", "conflict_id": serial} | _standing(history, data=True)
+        self._log(tenant, logged)
+        if outcome.winner != "server":
+            self._write(tenant, item, Version(outcome.data, outcome.at_us, at_us, device, 0, by_field))
+        return {
+            "status": "resolved",
+            "winner": outcome.winner,
+            "policy": policy.policy,
+        } | _standing(tenant.records[domain, item["id"]], data=True)
+
+    def _judge(self, domain: str, outcome: Json | None, standing: Json | None) -> None:
+        """Judge what would be stored by the rules of its domain and by its size."""
+        if outcome is None:
+            return
+        spec = self.domains[domain]
+        if any(outcome.get(name) is None for name in spec.required):
+            raise RejectedError("invalid_item")
+        status = outcome.get("status")
+        before = standing.get("status") if standing is not None else None
+        if spec.steps and status is not None and not same(status, before):
+            declared = set(spec.steps).union(*spec.steps.values())
+            if not isinstance(status, str) or status not in declared:
+                raise RejectedError("invalid_item")
+            if before is not None and status not in _led_to(before, spec.steps):
+                raise RejectedError("invalid_item")
+        text = json.dumps(outcome, ensure_ascii=False, separators=(",", ":"))
+        if len(text.encode()) > self.record_bytes:
+            raise RejectedError("too_large")
+
+    def _write(self, tenant: Tenant, item: Json, version: Version) -> None:
+        tenant.seq += 1
+        key = (item["domain"], item["id"])
+        tenant.records[key] = (*tenant.records.get(key, ()), replace(version, seq=tenant.seq))
+
+    def _log(self, tenant: Tenant, logged: Logged) -> int:
+        self._serial += 1
+        tenant.conflicts[self._serial] = logged
+        return self._serial
+
+    def _hold(self, tenant: Tenant, logged: Logged) -> int:
+        """Queue a held change; a device has one open conflict per record."""
+        whose = (logged.device, logged.domain, logged.record_id)
+        for serial, known in tenant.conflicts.items():
+            if known.outcome == "open" and (known.device, known.domain, known.record_id) == whose:
+                tenant.conflicts[serial] = logged
+                return serial
+        return self._log(tenant, logged)
+
+    # -- resolve ------------------------------------------------------------------------------
+
+    def resolve(
+        self,
+        tenant_id: int,
+        device: str,
+        supervisor: bool,
+        serial: int,
+        choice: str,
+        version: int,
+        data: Json | None,
+        now_us: int,
+        policies: Mapping[str, Policy],
+    ) -> Json | str:
+        """Answer one ``resolve`` with the version and seq that it wrote, or an error's code."""
+        tenant = self.tenant(tenant_id)
+        conflict = tenant.conflicts.get(serial)
+        if conflict is None or not (supervisor or conflict.device == device):
+            return "not_found"
+        merged = data if choice == "merged" else None
+        if choice == "merged" and not (isinstance(merged, dict) and _storable(merged)):
+            return "invalid_message"
+        decision = canonical([choice, version, merged])
+        if conflict.outcome != "open":
+            settled = conflict.settled
+            if settled is None or settled.decision != decision:
+                return "conflict_closed"
+            return {"version": settled.version, "seq": settled.seq}
+        key = (conflict.domain, conflict.record_id)
+        history = tenant.records[key]
+        if version != len(history):
+            return "conflict_stale"
+        current = history[-1].data
+        if choice == "server":
+            outcome = current
+        elif choice == "client":
+            outcome = _applied(conflict.op, conflict.data, current)
+        else:
+            outcome = merged
+        if choice != "server":
+            try:
+                self._judge(conflict.domain, outcome, current)
+            except RejectedError as error:
+                return "too_large" if error.code == "too_large" else "invalid_message"
+        by_field = policies[conflict.domain].policy == "field_merge"
+        item = {"domain": conflict.domain, "id": conflict.record_id}
+        self._write(tenant, item, Version(outcome, now_us, now_us, None, 0, by_field))
+        settled = Settled(decision, len(history) + 1, tenant.seq, device)
+        tenant.conflicts[serial] = replace(conflict, outcome=choice, settled=settled)
+        return {"version": settled.version, "seq": settled.seq}
+
+
+# -- conflicts ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Change:
+    op: str
+    base: int
+    at_us: int
+    data: Json | None
+    changed: list[str] | None
+
+
+def _conflicts(history: tuple[Version, ...], device: str, base: int, at_us: int) -> bool:
+    """Whether a change of this device, made on ``base``, conflicts with what the server has."""
+    if not history or base == len(history):
+        return False
+    chain = (
+        base < len(history)
+        and all(version.device == device for version in history[base:])
+        and at_us >= history[-1].at_us
+    )
+    return not chain
+
+
+def _settle(
+    policy: Policy,
+    spec: DomainSpec,
+    history: tuple[Version, ...],
+    change: _Change,
+    client: Json | None,
+) -> Outcome:
+    """Settle a conflict by its policy."""
+    if policy.policy == "field_merge":
+        return _merge_by_field(policy.fallback, spec, history, change, client)
+    return _settle_whole(policy.policy, spec, history[-1], change, client)
+
+
+def _settle_whole(
+    policy: str, spec: DomainSpec, server: Version, change: _Change, client: Json | None
+) -> Outcome:
+    clients = Outcome("client", client, change.at_us)
+    servers = Outcome("server", None, 0)
+    if policy == "manual":
+        return HELD
+    if policy == "server_wins":
+        return servers
+    if policy == "client_wins":
+        return clients
+    if policy == "most_recent_wins":
+        return clients if change.at_us > server.at_us else servers
+    assert policy == "preserve_escalation"
+    if client is None or server.data is None:
+        return servers
+    kept = {name: value for name, value in client.items() if name not in spec.server_owned}
+    kept |= {name: value for name, value in server.data.items() if name in spec.server_owned}
+    return _named_by_side(kept, server.data, client, change.at_us)
+
+
+def _merge_by_field(
+    fallback: str,
+    spec: DomainSpec,
+    history: tuple[Version, ...],
+    change: _Change,
+    client: Json | None,
+) -> Outcome:
+    server = history[-1]
+    names = change.data if change.op == "patch" else change.changed
+    if names is None or client is None or server.data is None:
+        return _settle_whole(fallback, spec, server, change, client)
+    merged = dict(server.data)
+    for name in names:
+        ours, theirs = server.data.get(name, _MISSING), client.get(name, _MISSING)
+        if same(ours, theirs):
+            continue
+        changed_at_us = _changed_since(history, change.base, name)
+        if changed_at_us is None:
+            takes_client = True
+        elif fallback == "manual":
+            return HELD
+        elif fallback == "most_recent_wins":
+            takes_client = change.at_us > changed_at_us
+        elif fallback == "preserve_escalation":
+            takes_client = name not in spec.server_owned
+        else:
+            takes_client = fallback == "client_wins"
+        if takes_client and theirs is _MISSING:
+            del merged[name]
+        elif takes_client:
+            merged[name] = theirs
+    return _named_by_side(merged, server.data, client, max(change.at_us, server.at_us))
+
+
+def _named_by_side(merged: Json, server: Json, client: Json, at_us: int) -> Outcome:
+    """Name the winner of a merge: one that equals a side names that side."""
+    if same(merged, server):
+        return Outcome("server", None, 0)
+    return Outcome("client" if same(merged, client) else "merged", merged, at_us)
+
+
+def _changed_since(history: tuple[Version, ...], base: int, name: str) -> int | None:
+    """Say when the server last changed a field after version ``base``; None if it did not.
+
+    Up to the last version that was written while the domain was not merged by field, only the
+    record as a whole is known to have changed.
+    """
+    known_from = max((n for n, version in enumerate(history, 1) if not version.by_field), default=0)
+    for number in range(len(history), max(base, known_from), -1):
+        after = history[number - 1]
+        before = history[number - 2].data if number > 1 else None
+        if not same((before or {}).get(name, _MISSING), (after.data or {}).get(name, _MISSING)):
+            return after.change_at_us
+    return history[known_from - 1].at_us if base < known_from else None
+
+
+# -- values -------------------------------------------------------------------------------------
+
+
+def _applied(op: str, data: Json | None, current: Json | None) -> Json | None:
+    """Give the client's side: the record as it would stand if this change won."""
+    return merge_patch(current, data) if op == "patch" else data
+
+
+def _standing(history: tuple[Version, ...], *, data: bool = False) -> Json:
+    """Give the standing version, seq and, if asked, data as an answer has them."""
+    if not history:
+        answer: Json = {"version": None, "seq": None}
+        return answer | {"data": None} if data else answer
+    answer = {"version": len(history), "seq": history[-1].seq}
+    return answer | {"data": history[-1].data} if data else answer
+
+
+def _named(item: Json) -> Json:
+    """Repeat an item's names; null where it has none."""
+    return {
+        name: item.get(name) if isinstance(item.get(name), str) else None for name in ("domain", "id")
+    }
+
+
+def _led_to(status: object, steps: Mapping[str, tuple[str, ...]]) -> set[str]:
+    """All statuses that one or several steps lead to; any declared one from an undeclared."""
+    declared = set(steps).union(*steps.values())
+    if status not in declared:
+        return declared
+    reached = set(steps.get(str(status), ()))
+    while True:
+        further = reached.union(*(steps.get(one, ()) for one in reached))
+        if further == reached:
+            return reached
+        reached = further
+
+
+def _is_instant(at: object) -> bool:
+    if not isinstance(at, str):
+        return False
+    try:
+        return datetime.fromisoformat(at).tzinfo is not None
+    except ValueError:
+        return False
+
+
+def _are_names(changed: object) -> bool:
+    return isinstance(changed, list) and all(isinstance(name, str) for name in changed)
+
+
+def _storable(value: object) -> bool:
+    if isinstance(value, dict):
+        return all("\0" not in name and _storable(inner) for name, inner in value.items())
+    if isinstance(value, list):
+        return all(_storable(inner) for inner in value)
+    if isinstance(value, str):
+        return "\0" not in value
+    return type(value) is not int or value in _INT_RANGE

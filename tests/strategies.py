@@ -1,0 +1,270 @@
+"""Hypothesis strategies for small worlds: few tenants, devices and records, many collisions.
+
+A message is drawn as a sketch: bases and times are relative to what the record turns out to be
+when the message's turn comes ("one behind", "a tie"), so that most draws hit something.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from hypothesis import strategies as st
+
+from engine.domains import Domain, Domains, Fallback, Policy
+from tests.model import DomainSpec
+from tests.model import Policy as ModelPolicy
+
+TENANTS = (1, 2)
+DEVICES = ("phone", "tablet", "desk")
+RECORD_DOMAINS = ("task", "form", "note")
+RECORD_BYTES = 240
+
+_STEPS = {"ASSIGNED": ("STARTED",), "STARTED": ("DONE", "PAUSED"), "PAUSED": ("STARTED",)}
+
+ENGINE_DOMAINS = Domains(
+    {
+        "task": Domain(status=_STEPS),
+        "form": Domain(required=("title",), server_owned=("owned",)),
+        "note": Domain(),
+        "voice": Domain(kind="event", required=("verified",)),
+    }
+)
+MODEL_DOMAINS = {
+    "task": DomainSpec(steps=_STEPS),
+    "form": DomainSpec(required=("title",), server_owned=("owned",)),
+    "note": DomainSpec(),
+    "voice": DomainSpec(is_record=False, required=("verified",)),
+}
+
+Json = dict[str, Any]
+Policies = dict[str, ModelPolicy]
+
+
+@dataclass(frozen=True)
+class ItemSketch:
+    """One item; ``base`` and ``at`` are relative and become fixed when the item is sent.
+
+    ``base`` is None, or the versions ahead of (or behind) the record's. ``at`` is None, or
+    (anchor, seconds) with anchor ``stored``, ``now`` or ``start``.
+    """
+
+    domain: str
+    id: str
+    op: str
+    base: int | None
+    at: tuple[str, int] | None
+    data: Json | None
+    changed: list[str] | None
+    spoil: Json | None
+
+
+@dataclass(frozen=True)
+class SyncSketch:
+    """One ``sync``; ``key`` is one of few, or None for a fresh one."""
+
+    tenant: int
+    device: str
+    key: int | None
+    atomic: bool
+    clock_offset_s: int
+    items: list[ItemSketch]
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """The very message number ``which`` (from the latest) again; ``spoiled`` with other bytes."""
+
+    which: int
+    spoiled: bool
+
+
+@dataclass(frozen=True)
+class ResolveSketch:
+    """One ``resolve`` of the conflict number ``which``; ``behind`` is how stale its version is."""
+
+    which: int
+    tenant: int | None
+    device: str | None
+    supervisor: bool
+    choice: str
+    behind: int
+    data: Json
+
+
+@dataclass(frozen=True)
+class RepeatResolve:
+    """An earlier ``resolve`` again, by the same device or another."""
+
+    which: int
+    device: str | None
+
+
+Command = SyncSketch | Repeat | ResolveSketch | RepeatResolve
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Policies to switch first, then the commands of one batch; a step of time before each."""
+
+    switch: tuple[int, str, ModelPolicy] | None
+    commands: list[tuple[int, Command]]
+
+
+_scalars = st.sampled_from([1, 1.0, True, 0, False, "a", "b", "ä", 2.5, 2**63 - 1])
+_nested = st.dictionaries(
+    st.sampled_from(["x", "y"]),
+    _scalars | st.none() | st.just({"z": 1}) | st.just({"z": None}) | st.just([1, None]),
+    max_size=2,
+)
+_statuses = st.sampled_from(["ASSIGNED", "STARTED", "DONE", "PAUSED", "LOST", None, 7])
+_likely_statuses = st.sampled_from(["ASSIGNED", "STARTED", "STARTED", "DONE", "PAUSED"])
+_long = st.sampled_from(["x" * 120, "ä" * 70])
+_FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "status": _likely_statuses | _likely_statuses | _statuses,
+    "title": st.sampled_from(["t", "t", "u", None]),
+    "owned": _scalars,
+    "escalation_level": _scalars,
+    "a": _scalars,
+    "b": _scalars | st.none(),
+    "n": _nested | _nested | _scalars | _long,
+    "m": _nested | _scalars | _long,
+}
+_NAMES = {
+    "task": ("status", "escalation_level", "a", "n"),
+    "form": ("title", "owned", "a", "b"),
+    "note": ("a", "b", "n", "m"),
+}
+_SPOILS: list[Json] = [
+    {"domain": "nothing"},
+    {"domain": 3},
+    {"op": "append"},
+    {"op": "upsert"},
+    {"base": 0},
+    {"base": -1},
+    {"base": "1"},
+    {"id": ""},
+    {"id": "x" * 129},
+    {"id": "a\u0007"},
+    {"at": "yesterday"},
+    {"at": "2026-01-02T03:04:05"},
+    {"data": [1]},
+    {"data": {"a": "\u0000"}},
+    {"data": {"a": 2**63}},
+    {"changed": "a"},
+]
+
+
+@st.composite
+def _data(draw: st.DrawFn, domain: str, *, patch: bool) -> Json:
+    names = draw(st.lists(st.sampled_from(_NAMES[domain]), unique=True, max_size=4))
+    data = {name: draw(_FIELDS[name]) for name in names}
+    if patch:
+        for name in draw(st.lists(st.sampled_from(_NAMES[domain]), unique=True, max_size=1)):
+            data[name] = None
+    elif domain == "form" and draw(st.integers(0, 4)):
+        data.setdefault("title", draw(st.sampled_from(["t", "u"])))
+    return data
+
+
+_bases = st.sampled_from([0, 0, 0, -1, -1, -2, -3, 1, None])
+_ats = st.none() | st.tuples(
+    st.sampled_from(["stored", "stored", "stored", "now", "start"]), st.sampled_from([0, 1, -1, 3, -3])
+)
+
+
+@st.composite
+def _items(draw: st.DrawFn) -> ItemSketch:
+    spoil = draw(st.sampled_from(_SPOILS)) if draw(st.integers(0, 19)) == 19 else None
+    if draw(st.integers(0, 9)) == 9:
+        data = {"verified": draw(st.sampled_from([True, False, 1, None])), "a": draw(_scalars)}
+        at = draw(st.none() | st.tuples(st.just("start"), st.sampled_from([0, 1])))
+        return ItemSketch(
+            "voice", draw(st.sampled_from(["r1", "r2"])), "append", None, at, data, None, spoil
+        )
+    domain = draw(st.sampled_from(RECORD_DOMAINS))
+    op = draw(st.sampled_from(["put", "put", "patch", "patch", "delete"]))
+    data = None if op == "delete" else draw(_data(domain, patch=op == "patch"))
+    changed = None
+    if op == "put":
+        changed = draw(
+            st.none() | st.lists(st.sampled_from(_NAMES[domain]), unique=True, max_size=3)
+        )
+    return ItemSketch(
+        domain,
+        draw(st.sampled_from(["r1", "r1", "r2"])),
+        op,
+        draw(_bases),
+        draw(_ats),
+        data,
+        changed,
+        spoil,
+    )
+
+
+_tenants = st.sampled_from([1, 1, 1, 2])
+_devices = st.sampled_from(DEVICES)
+_syncs = st.builds(
+    SyncSketch,
+    tenant=_tenants,
+    device=_devices,
+    key=st.sampled_from([None, None, None, None, None, 0, 1]),
+    atomic=st.sampled_from([False, False, False, True]),
+    clock_offset_s=st.sampled_from([0, 0, 0, 2, -2, 3600]),
+    items=st.lists(_items(), min_size=1, max_size=3),
+)
+_resolves = st.builds(
+    ResolveSketch,
+    which=st.integers(0, 3),
+    tenant=st.sampled_from([None, None, None, None, None, 1, 2]),
+    device=st.none() | _devices,
+    supervisor=st.booleans(),
+    choice=st.sampled_from(["server", "client", "merged"]),
+    behind=st.sampled_from([0, 0, 0, 0, 1, -1]),
+    data=_data("task", patch=False) | _data("form", patch=False) | _data("note", patch=False),
+)
+_commands: st.SearchStrategy[Command] = st.one_of(
+    _syncs,
+    _syncs,
+    _syncs,
+    _syncs,
+    _syncs,
+    _syncs,
+    st.builds(Repeat, which=st.integers(0, 5), spoiled=st.sampled_from([False, False, False, True])),
+    _resolves,
+    _resolves,
+    st.builds(RepeatResolve, which=st.integers(0, 2), device=st.none() | _devices),
+)
+model_policies = st.builds(
+    ModelPolicy, st.sampled_from(get_args(Policy)), st.sampled_from(get_args(Fallback))
+)
+_steps_of_time = st.sampled_from([0, 0, 1, 1, 2, 5])
+_switches = st.none() | st.none() | st.none() | st.tuples(
+    _tenants, st.sampled_from(RECORD_DOMAINS), model_policies
+)
+batches = st.lists(
+    st.builds(
+        Batch,
+        switch=_switches,
+        commands=st.lists(st.tuples(_steps_of_time, _commands), min_size=1, max_size=5),
+    ),
+    min_size=1,
+    max_size=6,
+)
+_favoured = st.sampled_from(
+    [
+        ModelPolicy("field_merge"),
+        ModelPolicy("field_merge", "client_wins"),
+        ModelPolicy("field_merge", "preserve_escalation"),
+        ModelPolicy("manual"),
+        ModelPolicy("client_wins"),
+    ]
+)
+opening_policies: st.SearchStrategy[dict[int, Policies]] = st.fixed_dictionaries(
+    {
+        tenant: st.fixed_dictionaries(
+            {domain: model_policies | _favoured for domain in RECORD_DOMAINS}
+        )
+        for tenant in TENANTS
+    }
+)

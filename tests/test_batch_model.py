@@ -1,0 +1,505 @@
+"""``engine.batch.plan`` against the model of the contract, in worlds that Hypothesis draws."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from hypothesis import HealthCheck, Phase, given, settings
+
+from engine.batch import Plan, lookups, plan
+from engine.codec import JSON
+from engine.domains import DomainPolicy
+from engine.errors import SyncError
+from engine.instants import to_text
+from engine.intake import Intake, Session
+from engine.jobs import Answer, Job, Push, Resolution, Settlement
+from engine.messages import Resolve, Sync
+from engine.ports import Tenant
+from engine.rows import (
+    Conflict,
+    ConflictRef,
+    Event,
+    EventKey,
+    HeldRef,
+    KeyRef,
+    KeyRow,
+    Lookups,
+    Quarantined,
+    Record,
+    RecordKey,
+    State,
+    Writes,
+)
+from engine.rules import Rules
+from tests.model import Logged, Policy, World, canonical
+from tests.strategies import (
+    DEVICES,
+    ENGINE_DOMAINS,
+    MODEL_DOMAINS,
+    RECORD_BYTES,
+    Batch,
+    Command,
+    ItemSketch,
+    Repeat,
+    RepeatResolve,
+    ResolveSketch,
+    SyncSketch,
+    batches,
+    opening_policies,
+)
+
+Json = dict[str, Any]
+
+START_US = 1_767_323_045_000_000
+_SECOND_US = 1_000_000
+
+_quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+settings.register_profile("default", max_examples=250, deadline=None, suppress_health_check=_quiet)
+settings.register_profile("deep", max_examples=20_000, deadline=None, suppress_health_check=_quiet)
+PROFILE = settings.get_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+class Memory:
+    """A store in dicts: answers lookups and applies writes, holding each to its duties."""
+
+    def __init__(self) -> None:
+        self.seqs: dict[int, int] = {}
+        self.keys: dict[KeyRef, KeyRow] = {}
+        self.records: dict[RecordKey, Record] = {}
+        self.events: dict[EventKey, Event] = {}
+        self.conflicts: dict[ConflictRef, Conflict] = {}
+        self.quarantine: list[Quarantined] = []
+
+    def state(self, wanted: Lookups) -> State:
+        """Answer what is asked, and nothing else."""
+        assert wanted.tenants == sorted(set(wanted.tenants))
+        held = {ref: row for row in self.conflicts.values() if row.outcome == "open" for ref in [_held(row)]}
+        return State(
+            {tenant: self.seqs.get(tenant, 0) for tenant in wanted.tenants},
+            {ref: self.keys[ref] for ref in wanted.keys if ref in self.keys},
+            {key: self.records[key] for key in wanted.records if key in self.records},
+            {key: self.events[key] for key in wanted.events if key in self.events},
+            {ref: held[ref] for ref in wanted.held if ref in held},
+            {ref: self.conflicts[ref] for ref in wanted.conflicts if ref in self.conflicts},
+        )
+
+    def apply(self, writes: Writes, pushing: set[int]) -> None:
+        """Write everything; only for tenants that pushed, once per identity, keys and events new."""
+        rows = [
+            *writes.records, *writes.events, *writes.keys, *writes.conflicts, *writes.quarantine
+        ]
+        assert {row.tenant_id for row in rows} | set(writes.seqs) <= pushing
+        records = {RecordKey(row.tenant_id, row.domain, row.id): row for row in writes.records}
+        events = {
+            EventKey(row.tenant_id, row.domain, row.id, row.sent_at_us): row for row in writes.events
+        }
+        keys = {KeyRef(row.tenant_id, row.key_hash): row for row in writes.keys}
+        conflicts = {ConflictRef(row.tenant_id, row.conflict_id): row for row in writes.conflicts}
+        for unique, written in (
+            (records, writes.records),
+            (events, writes.events),
+            (keys, writes.keys),
+            (conflicts, writes.conflicts),
+        ):
+            assert len(unique) == len(written), "an identity is written twice"
+        assert not events.keys() & self.events.keys()
+        assert not keys.keys() & self.keys.keys()
+        self.seqs.update(writes.seqs)
+        self.records.update(records)
+        self.events.update(events)
+        self.keys.update(keys)
+        self.conflicts.update(conflicts)
+        self.quarantine.extend(writes.quarantine)
+
+
+def _held(row: Conflict) -> HeldRef:
+    return HeldRef(row.tenant_id, row.device_id, row.domain, row.record_id)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A message on its way to the engine, beside what the model answered."""
+
+    job: Job
+    expected: Any
+
+
+@dataclass(frozen=True)
+class SentSync:
+    """A sync as it was sent, so that it can be sent again."""
+
+    tenant: int
+    device: str
+    key: str
+    atomic: bool
+    clock_offset_us: int
+    items: list[Any]
+
+
+@dataclass(frozen=True)
+class SentResolve:
+    """A resolve as it was sent, so that it can be sent again."""
+
+    tenant: int
+    device: str
+    supervisor: bool
+    serial: int
+    choice: str
+    version: int
+    data: Json | None
+
+
+class Duel:
+    """The engine and the model, fed with the same messages and compared after every batch."""
+
+    def __init__(self, opening: dict[int, dict[str, Policy]]) -> None:
+        ids = itertools.count(1)
+        self.policies = {tenant: dict(by_domain) for tenant, by_domain in opening.items()}
+        self.world = World(MODEL_DOMAINS, RECORD_BYTES)
+        self.memory = Memory()
+        self.intake = Intake(ENGINE_DOMAINS, 500)
+        self.rules = Rules(
+            ENGINE_DOMAINS, self._policies, lambda: f"id-{next(ids)}", RECORD_BYTES, 1_048_576
+        )
+        self.now_us = START_US
+        self.fresh_keys = itertools.count(1)
+        self.syncs: list[SentSync] = []
+        self.resolves: list[SentResolve] = []
+        self.conflict_ids: dict[int, str] = {}
+
+    def _policies(self, tenant: int) -> dict[str, DomainPolicy]:
+        return {
+            domain: msgspec.convert({"policy": one.policy, "fallback": one.fallback}, DomainPolicy)
+            for domain, one in self.policies[tenant].items()
+        }
+
+    def batch(self, batch: Batch) -> None:
+        """Run one batch through both and compare all that they answer and hold."""
+        if batch.switch is not None:
+            tenant, domain, policy = batch.switch
+            self.policies[tenant][domain] = policy
+        sent: list[Sent] = []
+        for step_s, command in batch.commands:
+            self.now_us += step_s * _SECOND_US
+            one = self._send(command)
+            if one is not None:
+                sent.append(one)
+        jobs = [one.job for one in sent]
+        planned = plan(jobs, self.memory.state(lookups(jobs, self.rules)), self.rules)
+        assert len(planned.outcomes) == len(jobs)
+        self._feed(planned)
+        self.memory.apply(planned.writes, {job.tenant_id for job in jobs})
+        for one, outcome in zip(sent, planned.outcomes, strict=True):
+            self._compare_answer(one.expected, outcome)
+        self._compare_state()
+
+    # -- sending ------------------------------------------------------------------------------
+
+    def _send(self, command: Command) -> Sent | None:
+        match command:
+            case SyncSketch():
+                return self._sync(self._sketched(command))
+            case Repeat() if self.syncs:
+                again = self.syncs[-1 - command.which % len(self.syncs)]
+                if command.spoiled:
+                    again = _spoiled(again)
+                return self._sync(again)
+            case ResolveSketch():
+                sketched = self._sketched_resolve(command)
+                return None if sketched is None else self._resolve(sketched)
+            case RepeatResolve() if self.resolves:
+                again_resolve = self.resolves[-1 - command.which % len(self.resolves)]
+                if command.device is not None:
+                    again_resolve = SentResolve(
+                        again_resolve.tenant,
+                        command.device,
+                        again_resolve.supervisor,
+                        again_resolve.serial,
+                        again_resolve.choice,
+                        again_resolve.version,
+                        again_resolve.data,
+                    )
+                return self._resolve(again_resolve)
+        return None
+
+    def _sketched(self, sketch: SyncSketch) -> SentSync:
+        key = f"few-{sketch.key}" if sketch.key is not None else f"key-{next(self.fresh_keys)}"
+        offset_us = sketch.clock_offset_s * _SECOND_US
+        items = [self._item(sketch.tenant, item, offset_us) for item in sketch.items]
+        return SentSync(sketch.tenant, sketch.device, key, sketch.atomic, offset_us, items)
+
+    def _item(self, tenant: int, sketch: ItemSketch, offset_us: int) -> Json:
+        history = self.world.tenant(tenant).records.get((sketch.domain, sketch.id), ())
+        item: Json = {"domain": sketch.domain, "id": sketch.id, "op": sketch.op}
+        if sketch.base is not None and len(history) + sketch.base >= 1:
+            item["base"] = len(history) + sketch.base
+        if sketch.at is not None:
+            anchor, offset_s = sketch.at
+            start_us = history[-1].at_us if anchor == "stored" and history else self.now_us
+            if anchor == "start":
+                start_us = START_US
+            item["at"] = to_text(start_us + offset_s * _SECOND_US - offset_us)
+        if sketch.data is not None:
+            item["data"] = sketch.data
+        if sketch.changed is not None:
+            item["changed"] = sketch.changed
+        return item | (sketch.spoil or {})
+
+    def _sync(self, sent: SentSync) -> Sent | None:
+        self.syncs.append(sent)
+        frame = {
+            "type": "sync",
+            "id": "1",
+            "key": sent.key,
+            "atomic": sent.atomic,
+            "items": sent.items,
+        }
+        request = JSON.decode(json.dumps(frame).encode())
+        assert isinstance(request, Sync)
+        session = self._session(sent.tenant, sent.device, clock_offset_us=sent.clock_offset_us)
+        job = self.intake.push(request, session, self.now_us)
+        assert isinstance(job, Push)
+        expected = self.world.sync(
+            sent.tenant,
+            sent.device,
+            sent.key,
+            sent.atomic,
+            sent.items,
+            self.now_us,
+            sent.clock_offset_us,
+            self.policies[sent.tenant],
+        )
+        return Sent(job, expected)
+
+    def _sketched_resolve(self, sketch: ResolveSketch) -> SentResolve | None:
+        """Pick a conflict that the device has been told of, if there is any; open ones first."""
+        known = [
+            (tenant_id, serial, conflict)
+            for tenant_id, tenant in self.world.tenants.items()
+            for serial, conflict in tenant.conflicts.items()
+            if serial in self.conflict_ids
+        ]
+        if not known:
+            return None
+        known.sort(key=lambda one: (one[2].outcome != "open", -one[1]))
+        tenant, serial, conflict = known[sketch.which % len(known)]
+        history = self.world.tenant(tenant).records[conflict.domain, conflict.record_id]
+        return SentResolve(
+            tenant if sketch.tenant is None else sketch.tenant,
+            conflict.device if sketch.device is None else sketch.device,
+            sketch.supervisor,
+            serial,
+            sketch.choice,
+            max(1, len(history) - sketch.behind),
+            sketch.data if sketch.choice == "merged" else None,
+        )
+
+    def _resolve(self, sent: SentResolve) -> Sent | None:
+        self.resolves.append(sent)
+        ref = ConflictRef(sent.tenant, self.conflict_ids[sent.serial])
+        expected = self.world.resolve(
+            sent.tenant,
+            sent.device,
+            sent.supervisor,
+            sent.serial,
+            sent.choice,
+            sent.version,
+            sent.data,
+            self.now_us,
+            self.policies[sent.tenant],
+        )
+        row = self.memory.conflicts.get(ref)
+        if row is None:
+            assert expected == "not_found"
+            return None
+        frame = {
+            "type": "resolve",
+            "id": "1",
+            "conflict_id": row.conflict_id,
+            "choice": sent.choice,
+            "version": sent.version,
+            "data": sent.data,
+        }
+        request = JSON.decode(json.dumps(frame).encode())
+        assert isinstance(request, Resolve)
+        session = self._session(sent.tenant, sent.device, supervisor=sent.supervisor)
+        job = self.intake.resolution(request, session, row, self.now_us)
+        assert isinstance(job, Resolution)
+        return Sent(job, expected)
+
+    def _session(
+        self, tenant: int, device: str, *, supervisor: bool = False, clock_offset_us: int = 0
+    ) -> Session:
+        return Session(
+            tenant=Tenant(tenant, f"tenant-{tenant}"),
+            device_id=device,
+            session_id=f"session-of-{device}",
+            supervisor=supervisor,
+            clock_offset_us=clock_offset_us,
+        )
+
+    # -- comparing ----------------------------------------------------------------------------
+
+    def _compare_answer(self, expected: Any, outcome: Answer | Settlement | SyncError) -> None:
+        if isinstance(expected, str):
+            assert isinstance(outcome, SyncError), (expected, outcome)
+            assert outcome.code == expected, outcome.message
+        elif isinstance(outcome, SyncError):
+            raise AssertionError((expected, outcome.code, outcome.message))
+        elif isinstance(outcome, Settlement):
+            assert {"version": outcome.version, "seq": outcome.seq} == expected
+        else:
+            results, replayed = expected
+            assert outcome.replayed is replayed
+            answered = json.loads(outcome.results)
+            assert len(answered) == len(results)
+            for want, got in zip(results, answered, strict=True):
+                self._compare_result(want, got)
+
+    def _compare_result(self, want: Json, got: Json) -> None:
+        want, got = dict(want), dict(got)
+        assert ("conflict_id" in want) is ("conflict_id" in got), (want, got)
+        if "conflict_id" in want:
+            self._same_conflict(want.pop("conflict_id"), got.pop("conflict_id"))
+        if got["status"] == "conflict":
+            got.pop("policy", None)
+        if "error" in got:
+            assert got["error"].pop("message")
+        assert canonical(got) == canonical(want), (want, got)
+
+    def _same_conflict(self, serial: int, conflict_id: str) -> None:
+        assert self.conflict_ids.setdefault(serial, conflict_id) == conflict_id
+        assert list(self.conflict_ids.values()).count(conflict_id) == 1
+
+    def _feed(self, planned: Plan) -> None:
+        """Every new version is announced once, in the order of its tenant's seqs, without gaps."""
+        announced: dict[int, list[int]] = {}
+        for record, _session_id in planned.changes:
+            announced.setdefault(record.tenant_id, []).append(record.seq)
+        for tenant, seq in planned.writes.seqs.items():
+            before = self.memory.seqs.get(tenant, 0)
+            assert announced.pop(tenant, []) == list(range(before + 1, seq + 1))
+        assert not announced
+        latest = {
+            RecordKey(record.tenant_id, record.domain, record.id): record
+            for record, _session_id in planned.changes
+        }
+        assert list(latest.values()) == sorted(
+            planned.writes.records, key=lambda record: list(latest.values()).index(record)
+        )
+
+    def _compare_state(self) -> None:
+        expected_records: dict[RecordKey, Any] = {}
+        expected_events: dict[EventKey, Any] = {}
+        keys = 0
+        conflicts: list[Any] = []
+        quarantine: list[Any] = []
+        for tenant_id, tenant in self.world.tenants.items():
+            assert self.memory.seqs.get(tenant_id, 0) == tenant.seq
+            keys += len(tenant.keys)
+            for (domain, record_id), history in tenant.records.items():
+                top = history[-1]
+                expected_records[RecordKey(tenant_id, domain, record_id)] = (
+                    len(history), top.seq, top.at_us, top.device, canonical(top.data)
+                )
+            for (domain, event_id, sent_us), event in tenant.events.items():
+                expected_events[EventKey(tenant_id, domain, event_id, sent_us)] = (
+                    event.at_us, event.device, canonical(event.data)
+                )
+            conflicts += [_logged(tenant_id, logged) for logged in tenant.conflicts.values()]
+            quarantine += [
+                [tenant_id, one.device, one.code, canonical(one.item)] for one in tenant.quarantine
+            ]
+        memory = self.memory
+        assert {
+            key: (row.version, row.seq, row.at_us, _writer(row), _canonical_bytes(row.data))
+            for key, row in memory.records.items()
+        } == expected_records
+        assert {
+            key: (row.at_us, row.device_id, _canonical_bytes(row.data))
+            for key, row in memory.events.items()
+        } == expected_events
+        assert len(memory.keys) == keys
+        assert sorted(map(str, map(_stored_conflict, memory.conflicts.values()))) == sorted(
+            map(str, conflicts)
+        )
+        assert sorted(
+            [row.tenant_id, row.device_id, row.code, _canonical_bytes(row.item)]
+            for row in memory.quarantine
+        ) == sorted(quarantine)
+        open_refs = [_held(row) for row in memory.conflicts.values() if row.outcome == "open"]
+        assert len(open_refs) == len(set(open_refs)), "two open conflicts of a device on a record"
+
+
+def _writer(row: Record) -> str | None:
+    """Whose the latest version is: a settled conflict's is nobody's."""
+    return None if row.chain_from > row.version else row.device_id
+
+
+def _spoiled(sent: SentSync) -> SentSync:
+    """The same key with other bytes: the flag, or one more item."""
+    if len(sent.items) == 1:
+        return SentSync(
+            sent.tenant, sent.device, sent.key, not sent.atomic, sent.clock_offset_us, sent.items
+        )
+    return SentSync(
+        sent.tenant, sent.device, sent.key, sent.atomic, sent.clock_offset_us, sent.items[:-1]
+    )
+
+
+def _logged(tenant_id: int, logged: Logged) -> list[Any]:
+    settled = logged.settled
+    return [
+        tenant_id,
+        logged.domain,
+        logged.record_id,
+        logged.device,
+        logged.policy,
+        logged.outcome,
+        logged.server_version,
+        canonical(logged.server_data),
+        logged.base,
+        logged.op,
+        logged.at_us,
+        canonical(logged.data),
+        settled and [settled.version, settled.seq, settled.by],
+    ]
+
+
+def _stored_conflict(row: Conflict) -> list[Any]:
+    return [
+        row.tenant_id,
+        row.domain,
+        row.record_id,
+        row.device_id,
+        row.policy,
+        row.outcome,
+        row.server_version,
+        _canonical_bytes(row.server_data),
+        row.client_base,
+        row.client_op,
+        row.client_at_us,
+        _canonical_bytes(row.client_data),
+        row.settled_by and [row.settled_version, row.settled_seq, row.settled_by],
+    ]
+
+
+def _canonical_bytes(data: bytes | None) -> str:
+    return canonical(None if data is None else json.loads(data))
+
+
+@settings(PROFILE, phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink])
+@given(opening=opening_policies, run=batches)
+def test_the_engine_and_the_model_agree(
+    opening: dict[int, dict[str, Policy]], run: list[Batch]
+) -> None:
+    duel = Duel(opening)
+    for batch in run:
+        duel.batch(batch)
+
+

@@ -263,9 +263,7 @@ class World:
                 answer = self._change(tenant, device, item, now_us, clock_offset_us, policy)
         except RejectedError as error:
             name = _named(item)
-            tenant.quarantine.append(
-                Rejected(device, name["domain"], name["id"], error.code, item)
-            )
+            tenant.quarantine.append(Rejected(device, name["domain"], name["id"], error.code, item))
             answer = {"status": "rejected", "error": {"code": error.code}}
         return _named(item) | answer
 
@@ -295,9 +293,7 @@ class World:
         if op != "delete" and not (isinstance(data, dict) and _storable(data)):
             raise RejectedError("invalid_item")
 
-    def _append(
-        self, tenant: Tenant, device: str, item: Json, now_us: int, clock_offset_us: int
-    ) -> Json:
+    def _append(self, tenant: Tenant, device: str, item: Json, now_us: int, clock_offset_us: int) -> Json:
         sent_us = instant_us(item["at"])
         identity = (item["domain"], item["id"], sent_us)
         stored = tenant.events.get(identity)
@@ -419,7 +415,10 @@ class World:
         now_us: int,
         policies: Mapping[str, Policy],
     ) -> Json | str:
-        """Answer one ``resolve`` with the version and seq that it wrote, or an error's code."""
+        """Answer one ``resolve``: the version and seq that it wrote, or an error's code.
+
+        For ``conflict_stale`` it is the record's ``stale_version`` and ``data``.
+        """
         tenant = self.tenant(tenant_id)
         conflict = tenant.conflicts.get(serial)
         if conflict is None or not (supervisor or conflict.device == device):
@@ -435,9 +434,9 @@ class World:
             return {"version": settled.version, "seq": settled.seq}
         key = (conflict.domain, conflict.record_id)
         history = tenant.records[key]
-        if version != len(history):
-            return "conflict_stale"
         current = history[-1].data
+        if version != len(history):
+            return {"stale_version": len(history), "data": current}
         if choice == "server":
             outcome = current
         elif choice == "client":
@@ -590,9 +589,7 @@ def _standing(history: tuple[Version, ...], *, data: bool = False) -> Json:
 
 def _named(item: Json) -> Json:
     """Repeat an item's names; null where it has none."""
-    return {
-        name: item.get(name) if isinstance(item.get(name), str) else None for name in ("domain", "id")
-    }
+    return {name: item.get(name) if isinstance(item.get(name), str) else None for name in ("domain", "id")}
 
 
 def _led_to(status: object, steps: Mapping[str, tuple[str, ...]]) -> set[str]:

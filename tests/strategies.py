@@ -6,6 +6,7 @@ when the message's turn comes ("one behind", "a tie"), so that most draws hit so
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -117,12 +118,12 @@ _nested = st.dictionaries(
     _scalars | st.none() | st.just({"z": 1}) | st.just({"z": None}) | st.just([1, None]),
     max_size=2,
 )
-_statuses = st.sampled_from(["ASSIGNED", "STARTED", "DONE", "PAUSED", "LOST", None, 7])
+_statuses = st.sampled_from(["DONE", "LOST", None, 7])
 _likely_statuses = st.sampled_from(["ASSIGNED", "STARTED", "STARTED", "DONE", "PAUSED"])
 _long = st.sampled_from(["x" * 120, "ä" * 70])
 _FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "status": _likely_statuses | _likely_statuses | _statuses,
-    "title": st.sampled_from(["t", "t", "u", None]),
+    "title": st.sampled_from(["t", "t", "u", "v", None]),
     "owned": _scalars,
     "escalation_level": _scalars,
     "a": _scalars,
@@ -134,6 +135,10 @@ _NAMES = {
     "task": ("status", "escalation_level", "a", "n"),
     "form": ("title", "owned", "a", "b"),
     "note": ("a", "b", "n", "m"),
+}
+_SUBSETS = {
+    domain: [subset for size in (1, 2, 3, 2, 0, len(names)) for subset in itertools.combinations(names, size)]
+    for domain, names in _NAMES.items()
 }
 _SPOILS: list[Json] = [
     {"domain": "nothing"},
@@ -157,8 +162,8 @@ _SPOILS: list[Json] = [
 
 @st.composite
 def _data(draw: st.DrawFn, domain: str, *, patch: bool) -> Json:
-    names = draw(st.lists(st.sampled_from(_NAMES[domain]), unique=True, max_size=4))
-    data = {name: draw(_FIELDS[name]) for name in names}
+    names = draw(st.sampled_from(_SUBSETS[domain]))
+    data: Json = {name: draw(_FIELDS[name]) for name in names}
     if patch:
         for name in draw(st.lists(st.sampled_from(_NAMES[domain]), unique=True, max_size=1)):
             data[name] = None
@@ -167,32 +172,30 @@ def _data(draw: st.DrawFn, domain: str, *, patch: bool) -> Json:
     return data
 
 
-_bases = st.sampled_from([0, 0, 0, -1, -1, -2, -3, 1, None])
+_bases = st.sampled_from([0, -1, -1, -2, -1, 0, -3, 1, None])
 _ats = st.none() | st.tuples(
     st.sampled_from(["stored", "stored", "stored", "now", "start"]), st.sampled_from([0, 1, -1, 3, -3])
 )
 
 
 @st.composite
-def _items(draw: st.DrawFn) -> ItemSketch:
-    spoil = draw(st.sampled_from(_SPOILS)) if draw(st.integers(0, 19)) == 19 else None
-    if draw(st.integers(0, 9)) == 9:
-        data = {"verified": draw(st.sampled_from([True, False, 1, None])), "a": draw(_scalars)}
+def _items(draw: st.DrawFn, domains: st.SearchStrategy[str]) -> ItemSketch:
+    spoil = draw(st.sampled_from(_SPOILS)) if draw(st.integers(0, 29)) == 29 else None
+    if draw(st.integers(0, 11)) == 11:
+        fields = {"verified": draw(st.sampled_from([True, False, 1, None])), "a": draw(_scalars)}
         at = draw(st.none() | st.tuples(st.just("start"), st.sampled_from([0, 1])))
         return ItemSketch(
-            "voice", draw(st.sampled_from(["r1", "r2"])), "append", None, at, data, None, spoil
+            "voice", draw(st.sampled_from(["r1", "r2"])), "append", None, at, fields, None, spoil
         )
-    domain = draw(st.sampled_from(RECORD_DOMAINS))
-    op = draw(st.sampled_from(["put", "put", "patch", "patch", "delete"]))
-    data = None if op == "delete" else draw(_data(domain, patch=op == "patch"))
+    domain = draw(domains)
+    op = draw(st.sampled_from(["put", "patch", "put", "patch", "put", "patch", "delete"]))
+    data: Json | None = None if op == "delete" else draw(_data(domain, patch=op == "patch"))
     changed = None
     if op == "put":
-        changed = draw(
-            st.none() | st.lists(st.sampled_from(_NAMES[domain]), unique=True, max_size=3)
-        )
+        changed = draw(st.sampled_from([None, *map(list, _SUBSETS[domain])]) | st.none())
     return ItemSketch(
         domain,
-        draw(st.sampled_from(["r1", "r1", "r2"])),
+        draw(st.sampled_from(["r1", "r1", "r1", "r2"])),
         op,
         draw(_bases),
         draw(_ats),
@@ -202,69 +205,60 @@ def _items(draw: st.DrawFn) -> ItemSketch:
     )
 
 
-_tenants = st.sampled_from([1, 1, 1, 2])
+_tenants = st.sampled_from([1, 1, 1, 1, 2])
 _devices = st.sampled_from(DEVICES)
-_syncs = st.builds(
-    SyncSketch,
-    tenant=_tenants,
-    device=_devices,
-    key=st.sampled_from([None, None, None, None, None, 0, 1]),
-    atomic=st.sampled_from([False, False, False, True]),
-    clock_offset_s=st.sampled_from([0, 0, 0, 2, -2, 3600]),
-    items=st.lists(_items(), min_size=1, max_size=3),
-)
 _resolves = st.builds(
     ResolveSketch,
-    which=st.integers(0, 3),
-    tenant=st.sampled_from([None, None, None, None, None, 1, 2]),
+    which=st.sampled_from([0, 0, 0, 1, 2]),
+    tenant=st.sampled_from([None, None, None, None, None, None, 1, 2]),
     device=st.none() | _devices,
     supervisor=st.booleans(),
-    choice=st.sampled_from(["server", "client", "merged"]),
-    behind=st.sampled_from([0, 0, 0, 0, 1, -1]),
+    choice=st.sampled_from(["client", "server", "merged"]),
+    behind=st.sampled_from([0, 0, 0, 0, 0, 1, -1]),
     data=_data("task", patch=False) | _data("form", patch=False) | _data("note", patch=False),
 )
-_commands: st.SearchStrategy[Command] = st.one_of(
-    _syncs,
-    _syncs,
-    _syncs,
-    _syncs,
-    _syncs,
-    _syncs,
-    st.builds(Repeat, which=st.integers(0, 5), spoiled=st.sampled_from([False, False, False, True])),
-    _resolves,
-    _resolves,
-    st.builds(RepeatResolve, which=st.integers(0, 2), device=st.none() | _devices),
+_repeats = st.builds(
+    Repeat, which=st.sampled_from([0, 0, 1, 2, 3, 4]), spoiled=st.sampled_from([False, False, True])
 )
-model_policies = st.builds(
-    ModelPolicy, st.sampled_from(get_args(Policy)), st.sampled_from(get_args(Fallback))
+_repeated_resolves = st.builds(
+    RepeatResolve, which=st.sampled_from([0, 0, 1, 2]), device=st.none() | _devices
 )
-_steps_of_time = st.sampled_from([0, 0, 1, 1, 2, 5])
-_switches = st.none() | st.none() | st.none() | st.tuples(
-    _tenants, st.sampled_from(RECORD_DOMAINS), model_policies
-)
-batches = st.lists(
-    st.builds(
-        Batch,
-        switch=_switches,
-        commands=st.lists(st.tuples(_steps_of_time, _commands), min_size=1, max_size=5),
-    ),
-    min_size=1,
-    max_size=6,
-)
-_favoured = st.sampled_from(
-    [
-        ModelPolicy("field_merge"),
-        ModelPolicy("field_merge", "client_wins"),
-        ModelPolicy("field_merge", "preserve_escalation"),
-        ModelPolicy("manual"),
-        ModelPolicy("client_wins"),
+
+
+def _commands(domains: st.SearchStrategy[str]) -> st.SearchStrategy[Command]:
+    syncs = st.builds(
+        SyncSketch,
+        tenant=_tenants,
+        device=_devices,
+        key=st.sampled_from([None, None, None, None, None, None, None, None, 0, 1]),
+        atomic=st.sampled_from([False, False, False, False, True]),
+        clock_offset_s=st.sampled_from([0, 0, 0, 2, -2, 3600]),
+        items=st.lists(_items(domains), min_size=1, max_size=3),
+    )
+    turns: list[st.SearchStrategy[Command]] = [
+        *[syncs] * 12,
+        _repeats,
+        *[_resolves] * 4,
+        _repeated_resolves,
     ]
+    return st.sampled_from(turns).flatmap(lambda turn: turn)
+
+
+_fallbacks = st.sampled_from(get_args(Fallback))
+model_policies = st.one_of(
+    st.builds(ModelPolicy, st.sampled_from(get_args(Policy))),
+    st.builds(ModelPolicy, st.just("field_merge"), _fallbacks),
+    st.sampled_from([ModelPolicy("manual")]),
 )
-opening_policies: st.SearchStrategy[dict[int, Policies]] = st.fixed_dictionaries(
-    {
-        tenant: st.fixed_dictionaries(
-            {domain: model_policies | _favoured for domain in RECORD_DOMAINS}
-        )
-        for tenant in TENANTS
-    }
-)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[dict[int, Policies], list[Batch]]:
+    """Draw the policies at the start and a run of batches; most of it in one domain."""
+    favourite = draw(st.sampled_from(RECORD_DOMAINS))
+    domains = st.sampled_from([favourite] * 5 + list(RECORD_DOMAINS))
+    opening = {tenant: {domain: draw(model_policies) for domain in RECORD_DOMAINS} for tenant in TENANTS}
+    switches = st.none() | st.none() | st.tuples(_tenants, domains, model_policies)
+    commands = st.tuples(st.sampled_from([0, 0, 1, 1, 2, 5]), _commands(domains))
+    batches = st.builds(Batch, switch=switches, commands=st.lists(commands, min_size=1, max_size=5))
+    return opening, draw(st.lists(batches, min_size=3, max_size=7))

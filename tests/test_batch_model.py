@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 
 from engine.batch import Plan, lookups, plan
 from engine.codec import JSON
@@ -38,7 +38,6 @@ from engine.rows import (
 from engine.rules import Rules
 from tests.model import Logged, Policy, World, canonical
 from tests.strategies import (
-    DEVICES,
     ENGINE_DOMAINS,
     MODEL_DOMAINS,
     RECORD_BYTES,
@@ -49,8 +48,7 @@ from tests.strategies import (
     RepeatResolve,
     ResolveSketch,
     SyncSketch,
-    batches,
-    opening_policies,
+    worlds,
 )
 
 Json = dict[str, Any]
@@ -58,10 +56,8 @@ Json = dict[str, Any]
 START_US = 1_767_323_045_000_000
 _SECOND_US = 1_000_000
 
-_quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-settings.register_profile("default", max_examples=250, deadline=None, suppress_health_check=_quiet)
-settings.register_profile("deep", max_examples=20_000, deadline=None, suppress_health_check=_quiet)
-PROFILE = settings.get_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+#: ``HYPOTHESIS_PROFILE=deep`` hunts for minutes.
+MAX_EXAMPLES = 20_000 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 400
 
 
 class Memory:
@@ -90,14 +86,11 @@ class Memory:
 
     def apply(self, writes: Writes, pushing: set[int]) -> None:
         """Write everything; only for tenants that pushed, once per identity, keys and events new."""
-        rows = [
-            *writes.records, *writes.events, *writes.keys, *writes.conflicts, *writes.quarantine
-        ]
-        assert {row.tenant_id for row in rows} | set(writes.seqs) <= pushing
+        for rows in (writes.records, writes.events, writes.keys, writes.conflicts, writes.quarantine):
+            assert {row.tenant_id for row in rows} <= pushing
+        assert set(writes.seqs) <= pushing
         records = {RecordKey(row.tenant_id, row.domain, row.id): row for row in writes.records}
-        events = {
-            EventKey(row.tenant_id, row.domain, row.id, row.sent_at_us): row for row in writes.events
-        }
+        events = {EventKey(row.tenant_id, row.domain, row.id, row.sent_at_us): row for row in writes.events}
         keys = {KeyRef(row.tenant_id, row.key_hash): row for row in writes.keys}
         conflicts = {ConflictRef(row.tenant_id, row.conflict_id): row for row in writes.conflicts}
         for unique, written in (
@@ -163,9 +156,7 @@ class Duel:
         self.world = World(MODEL_DOMAINS, RECORD_BYTES)
         self.memory = Memory()
         self.intake = Intake(ENGINE_DOMAINS, 500)
-        self.rules = Rules(
-            ENGINE_DOMAINS, self._policies, lambda: f"id-{next(ids)}", RECORD_BYTES, 1_048_576
-        )
+        self.rules = Rules(ENGINE_DOMAINS, self._policies, lambda: f"id-{next(ids)}", RECORD_BYTES, 1_048_576)
         self.now_us = START_US
         self.fresh_keys = itertools.count(1)
         self.syncs: list[SentSync] = []
@@ -338,7 +329,7 @@ class Duel:
         return Session(
             tenant=Tenant(tenant, f"tenant-{tenant}"),
             device_id=device,
-            session_id=f"session-of-{device}",
+            session_id=_session_of(device),
             supervisor=supervisor,
             clock_offset_us=clock_offset_us,
         )
@@ -350,7 +341,13 @@ class Duel:
             assert isinstance(outcome, SyncError), (expected, outcome)
             assert outcome.code == expected, outcome.message
         elif isinstance(outcome, SyncError):
-            raise AssertionError((expected, outcome.code, outcome.message))
+            data: Any = outcome.details["data"]
+            standing = {
+                "stale_version": outcome.details["version"],
+                "data": None if data is None else json.loads(bytes(data)),
+            }
+            assert outcome.code == "conflict_stale", (expected, outcome.message)
+            assert canonical(standing) == canonical(expected)
         elif isinstance(outcome, Settlement):
             assert {"version": outcome.version, "seq": outcome.seq} == expected
         else:
@@ -379,7 +376,9 @@ class Duel:
     def _feed(self, planned: Plan) -> None:
         """Every new version is announced once, in the order of its tenant's seqs, without gaps."""
         announced: dict[int, list[int]] = {}
-        for record, _session_id in planned.changes:
+        for record, session_id in planned.changes:
+            writer = _writer(record)
+            assert session_id == ("" if writer is None else _session_of(writer))
             announced.setdefault(record.tenant_id, []).append(record.seq)
         for tenant, seq in planned.writes.seqs.items():
             before = self.memory.seqs.get(tenant, 0)
@@ -405,11 +404,17 @@ class Duel:
             for (domain, record_id), history in tenant.records.items():
                 top = history[-1]
                 expected_records[RecordKey(tenant_id, domain, record_id)] = (
-                    len(history), top.seq, top.at_us, top.device, canonical(top.data)
+                    len(history),
+                    top.seq,
+                    top.at_us,
+                    top.device,
+                    canonical(top.data),
                 )
             for (domain, event_id, sent_us), event in tenant.events.items():
                 expected_events[EventKey(tenant_id, domain, event_id, sent_us)] = (
-                    event.at_us, event.device, canonical(event.data)
+                    event.at_us,
+                    event.device,
+                    canonical(event.data),
                 )
             conflicts += [_logged(tenant_id, logged) for logged in tenant.conflicts.values()]
             quarantine += [
@@ -421,19 +426,21 @@ class Duel:
             for key, row in memory.records.items()
         } == expected_records
         assert {
-            key: (row.at_us, row.device_id, _canonical_bytes(row.data))
-            for key, row in memory.events.items()
+            key: (row.at_us, row.device_id, _canonical_bytes(row.data)) for key, row in memory.events.items()
         } == expected_events
         assert len(memory.keys) == keys
         assert sorted(map(str, map(_stored_conflict, memory.conflicts.values()))) == sorted(
             map(str, conflicts)
         )
         assert sorted(
-            [row.tenant_id, row.device_id, row.code, _canonical_bytes(row.item)]
-            for row in memory.quarantine
+            [row.tenant_id, row.device_id, row.code, _canonical_bytes(row.item)] for row in memory.quarantine
         ) == sorted(quarantine)
         open_refs = [_held(row) for row in memory.conflicts.values() if row.outcome == "open"]
         assert len(open_refs) == len(set(open_refs)), "two open conflicts of a device on a record"
+
+
+def _session_of(device: str) -> str:
+    return f"session-of-{device}"
 
 
 def _writer(row: Record) -> str | None:
@@ -442,14 +449,10 @@ def _writer(row: Record) -> str | None:
 
 
 def _spoiled(sent: SentSync) -> SentSync:
-    """The same key with other bytes: the flag, or one more item."""
+    """Use the same key for other bytes: another flag, or an item less."""
     if len(sent.items) == 1:
-        return SentSync(
-            sent.tenant, sent.device, sent.key, not sent.atomic, sent.clock_offset_us, sent.items
-        )
-    return SentSync(
-        sent.tenant, sent.device, sent.key, sent.atomic, sent.clock_offset_us, sent.items[:-1]
-    )
+        return SentSync(sent.tenant, sent.device, sent.key, not sent.atomic, sent.clock_offset_us, sent.items)
+    return SentSync(sent.tenant, sent.device, sent.key, sent.atomic, sent.clock_offset_us, sent.items[:-1])
 
 
 def _logged(tenant_id: int, logged: Logged) -> list[Any]:
@@ -493,13 +496,16 @@ def _canonical_bytes(data: bytes | None) -> str:
     return canonical(None if data is None else json.loads(data))
 
 
-@settings(PROFILE, phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink])
-@given(opening=opening_policies, run=batches)
+@settings(
+    max_examples=MAX_EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(world=worlds())
 def test_the_engine_and_the_model_agree(
-    opening: dict[int, dict[str, Policy]], run: list[Batch]
+    world: tuple[dict[int, dict[str, Policy]], list[Batch]],
 ) -> None:
+    opening, run = world
     duel = Duel(opening)
     for batch in run:
         duel.batch(batch)
-
-

@@ -1,0 +1,254 @@
+"""Who is at the door: JSON Web Tokens, their keys, and the origins of browsers.
+
+A key knows its one algorithm; what a token says of its own algorithm is only ever compared with it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import jwt
+import msgspec
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from engine.errors import SyncError
+from engine.messages import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL
+
+Algorithm = Literal["HS256", "EdDSA", "ES256", "RS256"]
+Role = Literal["device", "supervisor", "operator", "viewer"]
+
+MIN_SECRET_BYTES: Final = 32
+MIN_RSA_BITS: Final = 2048
+_BEARER_SUBPROTOCOL: Final = "bearer."
+_DEVICE_ID = re.compile(r"[A-Za-z0-9_-]{1,255}\Z")
+_SUBPROTOCOLS = (JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL)
+
+
+class UnusableKeyError(Exception):
+    """A key that cannot be used, in one sentence for the operator."""
+
+
+class Key(msgspec.Struct, frozen=True):
+    """Key material with its one algorithm. ``private`` is None where it can only verify."""
+
+    algorithm: Algorithm
+    public: Any
+    private: Any = None
+
+
+class KeySet(msgspec.Struct, frozen=True):
+    """``default`` is for tokens without a ``kid``; ``by_id`` for those with one."""
+
+    default: Key | None
+    by_id: Mapping[str, Key]
+
+
+class Claims(msgspec.Struct, frozen=True):
+    """A verified token. ``tenant`` and ``device_id`` are always there for devices and supervisors."""
+
+    role: Role
+    tenant: str | None
+    device_id: str | None
+    user: str | None
+    expires_at_s: int
+    token_id: str
+
+
+def secret_key(secret: bytes) -> Key:
+    """Make an HS256 key. Raises UnusableKeyError for a short secret."""
+    if len(secret) < MIN_SECRET_BYTES:
+        raise UnusableKeyError(f"the token secret has {len(secret)} bytes, at least {MIN_SECRET_BYTES} are needed")
+    return Key("HS256", secret, secret)
+
+
+def pem_key(path: Path) -> Key:
+    """Read a public or private key from a PEM file. Raises UnusableKeyError."""
+    try:
+        pem = path.read_bytes()
+    except OSError as error:
+        raise UnusableKeyError(f"{path}: {error.strerror}") from None
+    try:
+        if b"PRIVATE KEY" in pem:
+            private = serialization.load_pem_private_key(pem, None)
+            public: Any = private.public_key()
+        else:
+            private, public = None, serialization.load_pem_public_key(pem)
+    except (ValueError, TypeError):
+        raise UnusableKeyError(f"{path}: neither a public nor an unencrypted private key in PEM") from None
+    return Key(_algorithm(public, str(path)), public, private)
+
+
+def jwks_keys(path: Path) -> dict[str, Key]:
+    """Read a JWKS file: ``kid`` → key. Raises UnusableKeyError."""
+    try:
+        document = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except OSError as error:
+        raise UnusableKeyError(f"{path}: {error.strerror}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise UnusableKeyError(f"{path}: not a JSON object") from None
+    entries = document.get("keys")
+    if not isinstance(entries, list) or not entries:
+        raise UnusableKeyError(f'{path}: "keys" must be a list of at least one key')
+    keys: dict[str, Key] = {}
+    for index, entry in enumerate(entries):
+        where = f"{path}: keys[{index}]"
+        if not isinstance(entry, dict) or not isinstance(entry.get("kid"), str):
+            raise UnusableKeyError(f"{where}: a kid is required")
+        if entry["kid"] in keys:
+            raise UnusableKeyError(f"{where}: a second key with kid {entry['kid']!r}")
+        keys[entry["kid"]] = _jwk(entry, where)
+    return keys
+
+
+def _jwk(entry: dict[str, Any], where: str) -> Key:
+    try:
+        material = jwt.PyJWK(entry).key
+    except (jwt.PyJWTError, ValueError, KeyError):
+        raise UnusableKeyError(f"{where}: not a usable key") from None
+    if isinstance(material, bytes):
+        key = secret_key(material)
+    else:
+        private = material if hasattr(material, "private_bytes") else None
+        public = material if private is None else private.public_key()
+        key = Key(_algorithm(public, where), public, private)
+    if entry.get("alg", key.algorithm) != key.algorithm:
+        raise UnusableKeyError(f"{where}: alg {entry['alg']!r} does not fit the key, which takes {key.algorithm}")
+    return key
+
+
+def _algorithm(public: Any, where: str) -> Algorithm:
+    if isinstance(public, ed25519.Ed25519PublicKey):
+        return "EdDSA"
+    if isinstance(public, ec.EllipticCurvePublicKey) and isinstance(public.curve, ec.SECP256R1):
+        return "ES256"
+    if isinstance(public, rsa.RSAPublicKey) and public.key_size >= MIN_RSA_BITS:
+        return "RS256"
+    raise UnusableKeyError(f"{where}: Ed25519, P-256 or RSA of at least {MIN_RSA_BITS} bits is required")
+
+
+class Verifier:
+    """Checks tokens and origins."""
+
+    def __init__(self, keys: KeySet, audience: str, origins: frozenset[str]) -> None:
+        self._keys = keys
+        self._audience = audience
+        self._origins = origins
+
+    def verify(self, token: str) -> Claims:
+        """Check a token. Raises SyncError ``unauthenticated``."""
+        try:
+            key = self._key(jwt.get_unverified_header(token).get("kid"))
+            payload = jwt.decode(
+                token,
+                key.public,
+                algorithms=[key.algorithm],
+                audience=self._audience,
+                options={"require": ["exp", "aud", "jti"], "verify_iat": False},
+            )
+        except jwt.ExpiredSignatureError:
+            raise _unauthenticated("the token has expired") from None
+        except jwt.InvalidAudienceError:
+            raise _unauthenticated("the token is meant for another audience") from None
+        except jwt.MissingRequiredClaimError as error:
+            raise _unauthenticated(f"the token has no {error.claim}") from None
+        except (jwt.PyJWTError, ValueError, OverflowError, RecursionError):
+            raise _unauthenticated("the token is not valid") from None
+        return _claims(payload)
+
+    def _key(self, kid: object) -> Key:
+        key = self._keys.default if kid is None else None
+        if isinstance(kid, str):
+            key = self._keys.by_id.get(kid)
+        if key is None:
+            raise jwt.InvalidKeyError
+        return key
+
+    def check_origin(self, origin: str | None) -> None:
+        """Check the origin that a browser names. Raises SyncError ``forbidden``."""
+        if origin is not None and origin not in self._origins:
+            raise SyncError("forbidden", "this origin is not on the allow list")
+
+
+def _claims(payload: dict[str, Any]) -> Claims:
+    role = payload.get("role", "device")
+    if role not in ("device", "supervisor", "operator", "viewer") or (
+        role == "device" and "role" in payload
+    ):
+        raise _unauthenticated("the token's role is not known")
+    tenant, device_id, user = payload.get("tid"), payload.get("did"), payload.get("sub")
+    is_person = role in ("operator", "viewer")
+    if not (isinstance(tenant, str) and tenant) and not (is_person and tenant is None):
+        raise _unauthenticated("the token has no tid")
+    if device_id is not None or not is_person:
+        if not isinstance(device_id, str):
+            raise _unauthenticated("the token has no did")
+        if not _DEVICE_ID.match(device_id):
+            raise _unauthenticated("did: 1 to 255 of A-Z a-z 0-9 _ - are required")
+    token_id = payload["jti"]
+    if not isinstance(token_id, str) or not token_id:
+        raise _unauthenticated("the token has no jti")
+    return Claims(role, tenant, device_id, user, int(payload["exp"]), token_id)
+
+
+def _unauthenticated(message: str) -> SyncError:
+    return SyncError("unauthenticated", message)
+
+
+def token_of(headers: Mapping[str, str]) -> str:
+    """Find the token in the headers of a request. Raises SyncError ``unauthenticated``.
+
+    It comes as ``Authorization: Bearer …`` or as the subprotocol ``bearer.…``, never in the URL.
+    """
+    scheme, _, token = headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    for offered in offered_subprotocols(headers):
+        if offered.startswith(_BEARER_SUBPROTOCOL):
+            return offered.removeprefix(_BEARER_SUBPROTOCOL)
+    raise _unauthenticated("a token is required: Authorization: Bearer …")
+
+
+def offered_subprotocols(headers: Mapping[str, str]) -> list[str]:
+    """List what a client offers as ``Sec-WebSocket-Protocol``, in its order."""
+    offered = headers.get("Sec-WebSocket-Protocol", "")
+    return [name for part in offered.split(",") if (name := part.strip())]
+
+
+def device_claims(claims: Claims) -> tuple[str, str]:
+    """Return (tenant's name, device_id). Raises SyncError ``forbidden`` for people's tokens."""
+    if claims.role in ("operator", "viewer") or claims.tenant is None or claims.device_id is None:
+        raise SyncError("forbidden", "this token is not a device's")
+    return claims.tenant, claims.device_id
+
+
+def issue_token(
+    key: Key,
+    *,
+    audience: str,
+    ttl_s: int,
+    role: Role = "device",
+    tenant: str | None = None,
+    device_id: str | None = None,
+    user: str | None = None,
+) -> str:
+    """Sign a token. Raises UnusableKeyError for a key that can only verify, or claims that no server takes."""
+    if key.private is None:
+        raise UnusableKeyError("this key can verify tokens but not sign them")
+    payload: dict[str, Any] = {
+        "aud": audience,
+        "exp": int(time.time()) + ttl_s,
+        "jti": uuid.uuid4().hex,
+    }
+    named = {"tid": tenant, "did": device_id, "sub": user, "role": role if role != "device" else None}
+    payload.update({name: value for name, value in named.items() if value is not None})
+    try:
+        _claims(payload)
+    except SyncError as error:
+        raise UnusableKeyError(error.message.replace("the token has no", "needed for this token:")) from None
+    return jwt.encode(payload, key.private, algorithm=key.algorithm)

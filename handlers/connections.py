@@ -1,0 +1,126 @@
+"""All connections of this process: one per device, watched for silence and expiry, drained together."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from engine.messages import PoliciesChanged
+from engine.ports import Clock
+from engine.services import ServiceEndedError
+
+if TYPE_CHECKING:
+    from handlers.connection import Connection
+
+CLOSE_RESTARTING: Final = 1012
+CLOSE_EXPIRED: Final = 4401
+CLOSE_FORBIDDEN: Final = 4403
+CLOSE_IDLE: Final = 4408
+CLOSE_REPLACED: Final = 4409
+
+#: Handshakes that one worker takes easily in a second; those who must come back are spread over time.
+_HANDSHAKES_PER_S: Final = 500
+_SWEEP_S: Final = 0.5
+#: How long a drain waits for clients to confirm the close.
+_CLOSING_S: Final = 2.0
+
+
+class Connections:
+    """Connections by (tenant_id, device_id), and the task group of all their slow work."""
+
+    def __init__(self, clock: Clock, idle_s: float) -> None:
+        self._clock = clock
+        self._idle_s = idle_s
+        self._by_device: dict[tuple[int, str], Connection] = {}
+        self._open: set[Connection] = set()
+        self._all_gone = asyncio.Event()
+        self._group: TaskGroup | None = None
+        self.draining = False
+
+    def __len__(self) -> int:
+        """How many are open."""
+        return len(self._open)
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run work that belongs to a connection."""
+        if self._group is None:
+            raise ServiceEndedError("connections")
+        self._group.start_soon(work)
+
+    def add(self, connection: Connection) -> None:
+        """Take a connection in; an older one of the same device goes."""
+        older = self._by_device.get(connection.key)
+        self._by_device[connection.key] = connection
+        self._open.add(connection)
+        if older is not None:
+            older.dismiss("replaced", CLOSE_REPLACED, _jitter_ms(0), listening=True)
+
+    def remove(self, connection: Connection) -> None:
+        """Forget a connection that is gone."""
+        self._open.discard(connection)
+        if self._by_device.get(connection.key) is connection:
+            del self._by_device[connection.key]
+        if not self._open:
+            self._all_gone.set()
+
+    def policies_changed(self, tenant_id: int) -> None:
+        """Tell a tenant's devices their policies."""
+        told: bytes | None = None
+        for connection in self._open:
+            if connection.key[0] == tenant_id:
+                if told is None:
+                    told = msgspec.json.encode(PoliciesChanged(connection.policy_names()))
+                connection.say(told)
+
+    def tenant_removed(self, tenant_id: int) -> None:
+        """Send a tenant's devices away."""
+        for connection in list(self._open):
+            if connection.key[0] == tenant_id:
+                connection.dismiss("revoked", CLOSE_FORBIDDEN, _jitter_ms(0))
+
+    async def run(self) -> None:
+        """Send away who says nothing or whose token expired, until cancelled."""
+        async with anyio.create_task_group() as group:
+            self._group = group
+            try:
+                while True:
+                    self._sweep()
+                    await asyncio.sleep(_SWEEP_S)
+            finally:
+                self._group = None
+
+    def _sweep(self) -> None:
+        now_s = self._clock.now_us() / 1_000_000
+        silent_since_s = self._clock.monotonic_s() - self._idle_s
+        for connection in list(self._open):
+            if connection.expires_at_s <= now_s:
+                connection.dismiss("expired", CLOSE_EXPIRED, _jitter_ms(0))
+            elif connection.heard_at_s < silent_since_s:
+                connection.dismiss("idle", CLOSE_IDLE, _jitter_ms(0))
+
+    async def say_goodbye(self) -> None:
+        """Announce a drain: nothing more is taken in, what was accepted is still answered."""
+        self.draining = True
+        for connection in self._open:
+            connection.announce("drain", _jitter_ms(len(self._open)))
+
+    async def close_all(self) -> None:
+        """Close all at once, each behind its last answer, and cut off who does not confirm in time."""
+        for connection in list(self._open):
+            connection.close(CLOSE_RESTARTING, "restarting")
+        if self._open:
+            self._all_gone.clear()
+            with anyio.move_on_after(_CLOSING_S):
+                await self._all_gone.wait()
+        for connection in list(self._open):
+            connection.abort()
+
+
+def _jitter_ms(others: int) -> int:
+    return random.randint(500, 1500 + others * 1000 // _HANDSHAKES_PER_S)

@@ -1,0 +1,53 @@
+"""What every handler works with: the engine's parts and the bounds of the edge."""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.committer import Committer
+from engine.devices import Devices
+from engine.feed import Feed
+from engine.intake import Intake
+from engine.messages import Limits
+from engine.policies import PolicyBook
+from engine.ports import Clock, ConflictStore
+from handlers.auth import Verifier
+from handlers.traffic import Traffic
+
+
+class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of a connection. ``outbox_bytes`` may wait for a slow reader, who is cut off when it takes
+    nothing for ``write_patience_s``; ``idle_s`` is how long a device may say nothing."""
+
+    frame_bytes: int
+    items: int
+    record_bytes: int
+    messages_per_minute: int
+    outbox_bytes: int
+    idle_s: float
+    heartbeat_s: int
+    compress: bool
+    write_patience_s: float = 10.0
+
+    def welcome(self) -> Limits:
+        """Say those that a device is told."""
+        return Limits(self.frame_bytes, self.items, self.record_bytes, self.messages_per_minute)
+
+
+class Core(msgspec.Struct, frozen=True):
+    """The engine as the handlers see it."""
+
+    intake: Intake
+    committer: Committer
+    feed: Feed
+    policies: PolicyBook
+    devices: Devices
+    conflicts: ConflictStore
+    clock: Clock
+    verifier: Verifier
+    limits: EdgeLimits
+    traffic: Traffic
+
+    def policy_names(self, tenant_id: int) -> dict[str, str]:
+        """Map each domain to its policy, as a device is told."""
+        return {name: policy.policy for name, policy in self.policies.of(tenant_id).items()}

@@ -1,0 +1,50 @@
+"""From an exception to the error that a device is told: the one place where they are mapped."""
+
+from __future__ import annotations
+
+import random
+import uuid
+
+import msgspec
+import structlog
+
+from engine.errors import SyncError
+from engine.ports import StoreError
+
+_log = structlog.get_logger()
+_encode = msgspec.json.encode
+
+
+def as_sync_error(error: Exception, **context: object) -> SyncError:
+    """Return what the device is told.
+
+    ``unavailable`` for a store that is away; anything unforeseen is ``internal``, logged with ``context``
+    under an ``error_id`` that the device is given instead of any detail.
+    """
+    if isinstance(error, SyncError):
+        return error
+    if isinstance(error, StoreError):
+        _log.warning("store_failed", reason=type(error).__name__, **context)
+        return SyncError(
+            "unavailable", "the database is away", retry_after_ms=random.randint(500, 1500)
+        )
+    error_id = uuid.uuid4().hex
+    _log.error("message_failed", error_id=error_id, exc_info=error, **context)
+    return SyncError("internal", "the server failed on this message", error_id=error_id)
+
+
+def error_body(error: SyncError, request_id: str | None) -> bytes:
+    """Return the whole ``error`` message as JSON; ``request_id`` None leaves ``id`` out."""
+    body: dict[str, object] = {"type": "error"}
+    body.update(error.details)
+    if request_id is not None:
+        body["id"] = request_id
+    body["code"] = error.code
+    body["message"] = error.message
+    body["retryable"] = error.kind.retryable
+    return _encode(body)
+
+
+def http_status(error: SyncError) -> int:
+    """Return the HTTP status that fits a code."""
+    return error.kind.http or 422

@@ -1,0 +1,188 @@
+"""The one writer of a connection: frames in order, bounded in bytes, without a task while the reader keeps up.
+
+A frame goes straight to the transport, which sends all that one turn of the loop wrote at once. Only when
+the transport is full do frames wait here, and only then a drainer runs, until they are out or the
+reader has taken nothing for too long and is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import zlib
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol
+
+from aiohttp.abc import AbstractStreamWriter
+
+#: Smaller frames cost more to compress than they save.
+COMPRESS_FROM_BYTES: Final = 1024
+_DEFLATE_TAIL = b"\x00\x00\xff\xff"
+_TEXT, _BINARY, _CLOSE, _COMPRESSED = 0x81, 0x82, 0x88, 0x40
+_head_short = struct.Struct("!BB").pack
+_head_medium = struct.Struct("!BBH").pack
+_head_long = struct.Struct("!BBQ").pack
+_close_code = struct.Struct("!H").pack
+
+
+class Flow(Protocol):
+    """Says whether the transport wants no more."""
+
+    @property
+    def writing_paused(self) -> bool:
+        """Whether what was written last still waits in the transport."""
+
+
+class Owner(Protocol):
+    """Whose outbox this is."""
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run ``work`` in a task that somebody waits for."""
+
+    def room(self) -> None:
+        """There is room again, or nobody is there to read any more."""
+
+    def stuck(self) -> None:
+        """The reader took nothing for too long; the transport is aborted."""
+
+
+class Outbox:
+    """Frames to one client. ``deflate_bits`` 0 means no compression was negotiated."""
+
+    __slots__ = (
+        "_bits",
+        "_draining",
+        "_ended",
+        "_flow",
+        "_frames",
+        "_max_bytes",
+        "_opcode",
+        "_owner",
+        "_patience_s",
+        "_refused",
+        "_stream",
+        "_transport",
+        "queued_bytes",
+    )
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        stream: AbstractStreamWriter,
+        flow: Flow,
+        owner: Owner,
+        *,
+        binary: bool,
+        deflate_bits: int,
+        max_bytes: int,
+        patience_s: float,
+    ) -> None:
+        self._transport = transport
+        self._stream = stream
+        self._flow = flow
+        self._owner = owner
+        self._opcode = _BINARY if binary else _TEXT
+        self._bits = deflate_bits
+        self._max_bytes = max_bytes
+        self._patience_s = patience_s
+        self._frames: deque[bytes] = deque()
+        self.queued_bytes = 0
+        self._draining = False
+        self._refused = False
+        self._ended = False
+
+    @property
+    def full(self) -> bool:
+        """Whether more waits than may; whoever causes answers is to stop then."""
+        return self.queued_bytes >= self._max_bytes
+
+    def put(self, payload: bytes) -> None:
+        """Send a message, whatever waits already. After the close frame nothing is sent."""
+        size_bytes = len(payload)
+        first = self._opcode
+        if size_bytes >= COMPRESS_FROM_BYTES and self._bits:
+            payload = _deflate(payload, self._bits)
+            size_bytes = len(payload)
+            first |= _COMPRESSED
+        if size_bytes < 126:
+            self._send(_head_short(first, size_bytes) + payload)
+        elif size_bytes < 65536:
+            self._send(_head_medium(first, 126, size_bytes) + payload)
+        else:
+            self._send(_head_long(first, 127, size_bytes) + payload)
+
+    def offer(self, payload: bytes) -> bool:
+        """Send a message, or give False and take nothing when too much waits; ``Owner.room`` follows."""
+        if self._frames and self.queued_bytes + len(payload) > self._max_bytes:
+            self._refused = True
+            return False
+        self.put(payload)
+        return True
+
+    def close(self, code: int, reason: str) -> None:
+        """Send the close frame behind everything that waits, and nothing after it."""
+        payload = _close_code(code) + reason.encode()
+        self._send(_head_short(_CLOSE, len(payload)) + payload)
+        self._ended = True
+
+    def end(self) -> None:
+        """The connection is gone: forget what waits and send nothing more."""
+        self._ended = True
+        self._frames.clear()
+        self.queued_bytes = 0
+
+    def _send(self, frame: bytes) -> None:
+        if self._ended:
+            return
+        if self._frames or self._flow.writing_paused:
+            self._frames.append(frame)
+            self.queued_bytes += len(frame)
+            if not self._draining:
+                self._draining = True
+                self._owner.start(self._drain)
+        elif not self._transport.is_closing():
+            self._transport.write(frame)
+
+    async def _drain(self) -> None:
+        """Write what waits as the reader takes it."""
+        try:
+            while self._frames:
+                async with asyncio.timeout(self._patience_s):
+                    await self._stream.drain()
+                self._write_some()
+        except TimeoutError:
+            self._transport.abort()
+            self.end()
+            self._owner.stuck()
+        except ConnectionError:
+            self.end()
+        finally:
+            self._draining = False
+        self._owner.room()
+
+    def _write_some(self) -> None:
+        frames, transport = self._frames, self._transport
+        if transport.is_closing():
+            raise ConnectionError
+        while frames and not self._flow.writing_paused:
+            frame = frames.popleft()
+            self.queued_bytes -= len(frame)
+            transport.write(frame)
+        if self._refused and self.queued_bytes * 2 < self._max_bytes:
+            self._refused = False
+            self._owner.room()
+
+
+_compressors: Final = {
+    bits: zlib.compressobj(zlib.Z_BEST_SPEED, zlib.DEFLATED, -bits) for bits in range(9, 16)
+}
+
+
+def _deflate(payload: bytes, window_bits: int) -> bytes:
+    """Compress one message on its own; all connections share a compressor per window size.
+
+    The full flush forgets the window, so that none need be kept for each connection (100 KiB).
+    """
+    deflate = _compressors[window_bits]
+    return (deflate.compress(payload) + deflate.flush(zlib.Z_FULL_FLUSH)).removesuffix(_DEFLATE_TAIL)

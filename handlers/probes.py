@@ -1,0 +1,110 @@
+"""What probes and scrapes ask: alive, ready, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import accumulate
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from handlers.connections import Connections
+from handlers.core import Core
+from handlers.traffic import DURATION_BOUNDS_MS
+
+Faults = Callable[[], Awaitable[list[str]]]
+
+
+class Probes:
+    """``faults`` lists in sentences what keeps the database from being right, nothing when it is."""
+
+    def __init__(self, core: Core, connections: Connections, faults: Faults) -> None:
+        self._connections = connections
+        self._faults = faults
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_Scrape(core, connections))
+
+    def routes(self) -> list[web.RouteDef]:
+        """List the routes."""
+        return [
+            web.get("/healthz", self.alive),
+            web.get("/readyz", self.ready),
+            web.get("/metrics", self.metrics),
+        ]
+
+    async def alive(self, _: web.Request) -> web.Response:
+        """Say that the process runs."""
+        return web.json_response({"status": "ok"})
+
+    async def ready(self, _: web.Request) -> web.Response:
+        """Say whether devices may be sent here; 503 with the reasons if not."""
+        faults = ["draining"] if self._connections.draining else await self._faults()
+        if faults:
+            return web.json_response({"status": "not ready", "faults": faults}, status=503)
+        return web.json_response({"status": "ready"})
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        """Give all metrics as text."""
+        return web.Response(
+            body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4}
+        )
+
+
+class _Scrape(Collector):
+    """Turns plain counts into metrics, only when somebody asks."""
+
+    def __init__(self, core: Core, connections: Connections) -> None:
+        self._core = core
+        self._connections = connections
+
+    def collect(self) -> Iterator[Metric]:
+        """Read every count once."""
+        traffic, committed = self._core.traffic, self._core.committer.counters
+        yield _gauge("tidemark_connections", "WebSockets that are open", len(self._connections))
+        yield _gauge("tidemark_devices_remembered", "Devices in memory", len(self._core.devices))
+        yield _gauge(
+            "tidemark_queued_messages",
+            "Messages that wait to be stored",
+            self._core.committer.queued_messages,
+        )
+        for name, text, count in (
+            ("tidemark_connections_opened", "WebSockets opened", traffic.connections),
+            ("tidemark_handshakes_refused", "Handshakes refused", traffic.refused_handshakes),
+            ("tidemark_messages_received", "Messages received", traffic.messages_in),
+            ("tidemark_received_bytes", "Bytes of WebSocket messages received", traffic.bytes_in),
+            ("tidemark_slow_readers_cut", "Connections cut for not reading", traffic.slow_readers_cut),
+            ("tidemark_batches", "Batches committed", committed.batches),
+            ("tidemark_batch_messages", "Messages in committed batches", committed.messages),
+            ("tidemark_batch_retries", "Batches tried again", committed.retries),
+            ("tidemark_commits_unknown", "Commits of unknown outcome", committed.unknown_outcomes),
+            ("tidemark_messages_poisoned", "Messages refused by the database", committed.poisoned),
+            ("tidemark_messages_failed", "Messages that could not be stored", committed.failed),
+        ):
+            yield CounterMetricFamily(name, text, value=count)
+        errors = CounterMetricFamily("tidemark_errors", "Errors sent, by code", labels=["code"])
+        for code, count in traffic.errors.items():
+            errors.add_metric([code], count)
+        yield errors
+        closes = CounterMetricFamily("tidemark_closes", "Connections closed, by code", labels=["code"])
+        for close, count in traffic.closes.items():
+            closes.add_metric([str(close)], count)
+        yield closes
+        bounds = [str(bound / 1000) for bound in DURATION_BOUNDS_MS] + ["+Inf"]
+        yield HistogramMetricFamily(
+            "tidemark_sync_duration_seconds",
+            "From a sync's arrival to its answer",
+            buckets=list(zip(bounds, map(float, accumulate(traffic.sync_durations)), strict=True)),
+            sum_value=traffic.sync_duration_sum_ms / 1000,
+        )
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)

@@ -1,0 +1,120 @@
+"""What sockets and HTTP answer alike: conflicts, their resolution, heartbeats."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from engine.conflict import client_side
+from engine.devices import Device
+from engine.errors import SyncError
+from engine.instants import to_text
+from engine.intake import Session
+from engine.jobs import Answer, Resolution
+from engine.merge import decode_fields, encode_fields
+from engine.messages import (
+    ClientSide,
+    ConflictList,
+    Conflicts,
+    Heartbeat,
+    HeartbeatAck,
+    Op,
+    OpenConflict,
+    Resolve,
+    ServerSide,
+)
+from engine.ports import HeldConflict
+from handlers.core import Core
+
+#: A list of conflicts ends here, one conflict at least.
+LIST_BYTES: Final = 1 << 20
+
+_encode = msgspec.json.encode
+
+
+class _Status(msgspec.Struct):
+    status: str
+
+
+_statuses = msgspec.json.Decoder(list[_Status])
+
+
+async def list_conflicts(core: Core, session: Session, request: Conflicts, request_id: str | None) -> bytes:
+    """Answer ``conflicts``: a device's own, for a supervisor the tenant's. Raises StoreError."""
+    device_id = None if session.supervisor else session.device_id
+    found = await core.conflicts.open_conflicts(
+        session.tenant.tenant_id, device_id, request.after, request.limit + 1
+    )
+    shown: list[OpenConflict] = []
+    size_bytes = 0
+    for held in found[: request.limit]:
+        shown.append(_open_conflict(held))
+        size_bytes += len(held.conflict.client_data or b"")
+        size_bytes += len((held.record and held.record.data) or b"")
+        if size_bytes > LIST_BYTES:
+            break
+    after = shown[-1].conflict_id if len(shown) < len(found) else None
+    return _encode(ConflictList(request_id, shown, after))
+
+
+def _open_conflict(held: HeldConflict) -> OpenConflict:
+    conflict, record = held.conflict, held.record
+    server = None if record is None else record.data
+    fields = None if conflict.client_data is None else decode_fields(conflict.client_data)
+    standing = None if server is None else decode_fields(server)
+    wanted = client_side(msgspec.convert(conflict.client_op, Op), fields, standing)
+    return OpenConflict(
+        conflict.conflict_id,
+        conflict.domain,
+        conflict.record_id,
+        conflict.policy,
+        ServerSide(0 if record is None else record.version, _raw(server)),
+        ClientSide(
+            conflict.client_base,
+            to_text(conflict.client_at_us),
+            conflict.device_id,
+            _raw(None if wanted is None else encode_fields(wanted)),
+            conflict.client_op,
+        ),
+        to_text(conflict.opened_at_us),
+    )
+
+
+def _raw(data: bytes | None) -> msgspec.Raw | None:
+    return None if data is None else msgspec.Raw(data)
+
+
+async def resolution(core: Core, session: Session, request: Resolve) -> Resolution:
+    """Check a ``resolve`` against its conflict. Raises SyncError, StoreError."""
+    conflict = await core.conflicts.conflict(session.tenant.tenant_id, request.conflict_id)
+    if conflict is None or not (session.supervisor or conflict.device_id == session.device_id):
+        raise SyncError("not_found", "there is no such conflict")
+    return core.intake.resolution(request, session, conflict, core.clock.now_us())
+
+
+def heartbeat(core: Core, device: Device, request: Heartbeat) -> bytes:
+    """Take in a heartbeat and answer it."""
+    device.introduce(
+        network_type=request.network,
+        app_version=request.app_version,
+        os_version=request.os_version,
+    )
+    now_us = core.clock.now_us()
+    return _encode(HeartbeatAck(request.id, to_text(now_us), device.health_score(now_us)))
+
+
+def count_answer(core: Core, device: Device, answer: Answer, started_us: int) -> None:
+    """Count a sync that was answered with results."""
+    now_us = core.clock.now_us()
+    duration_us = now_us - started_us
+    conflicts = 0 if answer.replayed else count_conflicts(answer.results)
+    device.synced(now_us, duration_us, conflicts)
+    core.traffic.sync_answered(duration_us)
+
+
+def count_conflicts(results: bytes) -> int:
+    """Count the items that met a conflict. The search tells of most answers that there is none."""
+    if b'"status":"resolved"' not in results and b'"status":"conflict"' not in results:
+        return 0
+    return sum(one.status in ("resolved", "conflict") for one in _statuses.decode(results))

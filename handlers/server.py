@@ -1,0 +1,93 @@
+"""The aiohttp application of one process, listening and drained."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+from anyio import sleep_forever
+
+from engine.errors import SyncError
+from engine.services import Service
+from handlers.connections import Connections
+from handlers.core import Core
+from handlers.errors import as_sync_error, error_body, http_status
+from handlers.probes import Faults, Probes
+from handlers.sync_http import SyncHttp
+from handlers.ws import SyncSocket, without_context_takeover
+
+_BACKLOG = 4096
+_KEEP_ALIVE_S = 75.0
+_SHUTDOWN_S = 2.0
+_HTTP_CODES = {404: "not_found", 413: "too_large", 401: "unauthenticated", 403: "forbidden"}
+
+
+def application(core: Core, connections: Connections, faults: Faults) -> web.Application:
+    """Build the application with all routes."""
+    app = web.Application(
+        middlewares=[_errors(core)], client_max_size=core.limits.frame_bytes
+    )
+    app.on_response_prepare.append(without_context_takeover)
+    app.router.add_get("/v1/sync", SyncSocket(core, connections).handle)
+    app.router.add_routes(SyncHttp(core).routes())
+    app.router.add_routes(Probes(core, connections, faults).routes())
+    return app
+
+
+def _errors(core: Core) -> Middleware:
+    @web.middleware
+    async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer every failure with the contract's error body."""
+        try:
+            return await handler(request)
+        except web.HTTPException as refusal:
+            if refusal.status < 400:
+                raise
+            code = _HTTP_CODES.get(refusal.status, "malformed")
+            error, status = SyncError(code, refusal.reason), refusal.status
+        except ConnectionError:
+            raise
+        except Exception as failure:
+            error = as_sync_error(failure, path=request.path)
+            status = http_status(error)
+        core.traffic.error(error.code)
+        request_id = error.details.pop("id", None)
+        body = error_body(error, request_id if isinstance(request_id, str) else None)
+        return web.Response(body=body, status=status, content_type="application/json")
+
+    return errors
+
+
+@asynccontextmanager
+async def listening(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
+    """Accept connections; gives the port, which port 0 leaves to the system."""
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handle_signals=False,
+        keepalive_timeout=_KEEP_ALIVE_S,
+        shutdown_timeout=_SHUTDOWN_S,
+    )
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port, backlog=_BACKLOG, reuse_address=True)
+        await site.start()
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
+
+
+def services(core: Core, connections: Connections) -> list[Service]:
+    """List what has to run, in the order in which it is drained.
+
+    Goodbye first, then all that was accepted is committed and answered, then the connections close.
+    """
+    return [
+        Service("goodbye", sleep_forever, connections.say_goodbye),
+        Service("committer", core.committer.run, core.committer.drain),
+        Service("connections", connections.run, connections.close_all),
+        Service("feed", core.feed.run),
+        Service("policies", core.policies.run),
+    ]

@@ -1,0 +1,204 @@
+"""The HTTP twins of the socket's messages, for devices that cannot hold a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any, Final, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from engine.codec import JSON, MSGPACK, Codec
+from engine.devices import Device
+from engine.errors import SyncError
+from engine.instants import to_us
+from engine.intake import Session
+from engine.jobs import Answer, Job, Outcome
+from engine.messages import Conflicts, Heartbeat, Pull, Request, Resolve, Sync
+from engine.pages import with_id
+from handlers.auth import device_claims, token_of
+from handlers.core import Core
+from handlers.requests import count_answer, heartbeat, list_conflicts, resolution
+
+_COMPRESS_FROM_BYTES: Final = 1024
+
+_Message = TypeVar("_Message", Sync, Pull, Conflicts, Resolve, Heartbeat)
+
+
+class SyncHttp:
+    """The routes' handlers; each raises SyncError where a request is refused."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def routes(self) -> list[web.RouteDef]:
+        """List the routes."""
+        return [
+            web.post("/v1/sync", self.sync),
+            web.get("/v1/changes", self.changes),
+            web.get("/v1/conflicts", self.conflicts),
+            web.post("/v1/conflicts/{conflict_id}/resolution", self.resolve),
+            web.post("/v1/heartbeat", self.heartbeat),
+        ]
+
+    async def sync(self, request: web.Request) -> web.Response:
+        """Push changes: ``sync`` → ``synced``."""
+        session, device = await self._admit(request)
+        message = _decode(session.codec, await _body(request, session.codec), Sync)
+        core = self._core
+        now_us = core.clock.now_us()
+        if message.clock is not None:
+            session.clock_offset_us = now_us - to_us(message.clock)
+        push = core.intake.push(message, session, now_us)
+        outcome = await self._settled(push)
+        if isinstance(outcome, SyncError):
+            device.failed(core.clock.now_us() - now_us)
+            raise outcome
+        if isinstance(outcome, Answer):
+            count_answer(core, device, outcome, now_us)
+        return _response(request, session.codec, outcome.frame(message.id))
+
+    async def changes(self, request: web.Request) -> web.Response:
+        """Read one page of the feed: ``pull`` → ``changes``."""
+        session, _ = await self._admit(request)
+        message = _from_query(request, "pull", Pull)
+        body = await self._core.feed.pull(
+            session.tenant.tenant_id, message.cursor, message.domains, message.limit
+        )
+        return _response(request, session.codec, with_id(body, None))
+
+    async def conflicts(self, request: web.Request) -> web.Response:
+        """List open conflicts: ``conflicts`` → ``conflicts``."""
+        session, _ = await self._admit(request)
+        message = _from_query(request, "conflicts", Conflicts)
+        return _response(
+            request, session.codec, await list_conflicts(self._core, session, message, None)
+        )
+
+    async def resolve(self, request: web.Request) -> web.Response:
+        """Settle a conflict: ``resolve`` → ``resolved``; the path names the conflict."""
+        session, _ = await self._admit(request)
+        body = await _body(request, session.codec)
+        named = {"conflict_id": request.match_info["conflict_id"]}
+        completed, request_id = _completed(session.codec, body, "resolve", named)
+        message = _decode(session.codec, completed, Resolve)
+        outcome = await self._settled(await resolution(self._core, session, message))
+        if isinstance(outcome, SyncError):
+            raise outcome
+        return _response(request, session.codec, outcome.frame(request_id))
+
+    async def heartbeat(self, request: web.Request) -> web.Response:
+        """Take in a sign of life: ``heartbeat`` → ``heartbeat_ack``."""
+        session, device = await self._admit(request)
+        body = await _body(request, session.codec)
+        completed, _ = _completed(session.codec, body, "heartbeat", {})
+        message = _decode(session.codec, completed, Heartbeat)
+        return _response(request, session.codec, heartbeat(self._core, device, message))
+
+    async def _admit(self, request: web.Request) -> tuple[Session, Device]:
+        core = self._core
+        core.verifier.check_origin(request.headers.get("Origin"))
+        claims = core.verifier.verify(token_of(request.headers))
+        tenant_name, device_id = device_claims(claims)
+        codec = _codec(request)
+        tenant = await core.policies.admit(tenant_name)
+        if tenant is None:
+            raise SyncError("forbidden", "there is no such tenant")
+        now_s = core.clock.monotonic_s()
+        device = core.devices.seen(tenant.tenant_id, device_id, now_s)
+        wait_ms = device.bucket.take(core.limits.messages_per_minute, now_s)
+        if wait_ms:
+            raise SyncError("rate_limited", "too many messages", retry_after_ms=wait_ms)
+        core.traffic.messages_in += 1
+        session = Session(
+            tenant=tenant,
+            device_id=device_id,
+            session_id=uuid.uuid4().hex,
+            supervisor=claims.role == "supervisor",
+            user=claims.user,
+            codec=codec,
+        )
+        return session, device
+
+    async def _settled(self, job: Job) -> Outcome:
+        """Submit a job and wait for its outcome; it commits also when the client is gone."""
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+        def reply(outcome: Outcome) -> None:
+            if not future.done():
+                future.set_result(outcome)
+
+        self._core.committer.submit(job, reply)
+        return await future
+
+
+def _codec(request: web.Request) -> Codec:
+    """Choose the encoding: that of the body, without one that of ``Accept``, JSON by default."""
+    if not request.body_exists:
+        return MSGPACK if MSGPACK.content_type in request.headers.get("Accept", "") else JSON
+    for codec in (JSON, MSGPACK):
+        if request.content_type == codec.content_type:
+            return codec
+    if "Content-Type" not in request.headers:
+        return JSON
+    raise SyncError(
+        "invalid_message", f"Content-Type: {JSON.content_type} or {MSGPACK.content_type} is required"
+    )
+
+
+async def _body(request: web.Request, codec: Codec) -> bytes:
+    """Read the body, uncompressed as it comes and bounded all the same."""
+    body = await request.read()
+    if not codec.binary and not body.isascii():
+        try:
+            body.decode()
+        except UnicodeDecodeError:
+            raise SyncError("malformed", "not UTF-8") from None
+    return body
+
+
+def _decode(codec: Codec, body: bytes, wanted: type[_Message]) -> _Message:
+    message: Request = codec.decode(body)
+    if not isinstance(message, wanted):
+        tag = wanted.__struct_config__.tag
+        raise SyncError("invalid_message", f"type: {tag} is required here")
+    return message
+
+
+def _from_query(request: web.Request, tag: str, wanted: type[_Message]) -> _Message:
+    """Read a message from the query's parameters; lists are separated by commas."""
+    fields: dict[str, Any] = dict(request.query)
+    if "limit" in fields and fields["limit"].isascii() and fields["limit"].isdecimal():
+        fields["limit"] = int(fields["limit"][:9])
+    if "domains" in fields:
+        fields["domains"] = [name for name in fields["domains"].split(",") if name]
+    return _decode(JSON, msgspec.json.encode({**fields, "type": tag, "id": "-"}), wanted)
+
+
+def _completed(
+    codec: Codec, body: bytes, tag: str, named: dict[str, str]
+) -> tuple[bytes, str | None]:
+    """Add what the path says already, so that a body need not repeat it; give its own id, too."""
+    try:
+        fields: Any = codec.any.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        return body, None
+    request_id = fields.get("id")
+    filled = {"type": tag, "id": "-", **fields, **named}
+    encode = msgspec.msgpack.encode if codec.binary else msgspec.json.encode
+    try:
+        return encode(filled), request_id if isinstance(request_id, str) else None
+    except (OverflowError, RecursionError, TypeError, ValueError):
+        raise SyncError("invalid_message", "a value that no message can hold") from None
+
+
+def _response(request: web.Request, codec: Codec, body: bytes) -> web.Response:
+    response = web.Response(
+        body=codec.encode(body), content_type=codec.content_type, zlib_executor_size=1 << 16
+    )
+    if len(body) >= _COMPRESS_FROM_BYTES and "gzip" in request.headers.get("Accept-Encoding", ""):
+        response.enable_compression(web.ContentCoding.gzip)
+    return response

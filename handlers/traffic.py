@@ -1,0 +1,42 @@
+"""Plain counts of what went through this process; a scrape turns them into metrics."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Final
+
+import msgspec
+
+DURATION_BOUNDS_MS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+
+
+class Traffic(msgspec.Struct):
+    """Counts since the process started. ``sync_durations`` counts by bucket, the last one is open."""
+
+    connections: int = 0
+    refused_handshakes: int = 0
+    messages_in: int = 0
+    bytes_in: int = 0
+    syncs: int = 0
+    sync_duration_sum_ms: float = 0.0
+    sync_durations: list[int] = msgspec.field(
+        default_factory=lambda: [0] * (len(DURATION_BOUNDS_MS) + 1)
+    )
+    errors: dict[str, int] = msgspec.field(default_factory=dict)
+    closes: dict[int, int] = msgspec.field(default_factory=dict)
+    slow_readers_cut: int = 0
+
+    def sync_answered(self, duration_us: int) -> None:
+        """Count a sync that was answered with results."""
+        duration_ms = duration_us / 1000
+        self.syncs += 1
+        self.sync_duration_sum_ms += duration_ms
+        self.sync_durations[bisect_left(DURATION_BOUNDS_MS, duration_ms)] += 1
+
+    def error(self, code: str) -> None:
+        """Count an error that was sent."""
+        self.errors[code] = self.errors.get(code, 0) + 1
+
+    def closed(self, code: int) -> None:
+        """Count a connection that this side closed."""
+        self.closes[code] = self.closes.get(code, 0) + 1

@@ -1,0 +1,127 @@
+"""``GET /v1/sync``: from handshake to an open connection. What is refused here is plain HTTP."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Final, Literal
+
+from aiohttp import WSMsgType, web
+
+from engine.codec import JSON, MSGPACK, Codec
+from engine.errors import SyncError
+from engine.intake import Session
+from engine.ports import StoreError
+from handlers.auth import device_claims, offered_subprotocols, token_of
+from handlers.connection import CLOSING_S, Connection
+from handlers.connections import Connections
+from handlers.core import Core
+from handlers.errors import as_sync_error, error_body
+from handlers.outbox import Outbox
+
+CLOSE_UNAVAILABLE: Final = 4503
+
+#: A server's ping keeps proxies, which give up after 60 s, from closing a quiet connection.
+PING_S: Final = 25.0
+
+
+class SyncSocket:
+    """The route's handler."""
+
+    def __init__(self, core: Core, connections: Connections) -> None:
+        self._core = core
+        self._connections = connections
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Serve one connection to its end. Raises SyncError where the handshake is refused."""
+        core = self._core
+        try:
+            core.verifier.check_origin(request.headers.get("Origin"))
+            claims = core.verifier.verify(token_of(request.headers))
+            tenant_name, device_id = device_claims(claims)
+            codec = _codec(request)
+            try:
+                if self._connections.draining:
+                    raise SyncError("unavailable", "this server is going away", retry_after_ms=1000)
+                tenant = await core.policies.admit(tenant_name)
+            except (StoreError, SyncError) as error:
+                return await self._turn_away(request, codec, as_sync_error(error))
+            if tenant is None:
+                raise SyncError("forbidden", "there is no such tenant")
+        except SyncError:
+            core.traffic.refused_handshakes += 1
+            raise
+        session = Session(
+            tenant=tenant,
+            device_id=device_id,
+            session_id=uuid.uuid4().hex,
+            supervisor=claims.role == "supervisor",
+            user=claims.user,
+            codec=codec,
+        )
+        socket = self._socket(codec)
+        stream = await socket.prepare(request)
+        transport = request.transport
+        if transport is None:
+            return socket
+        connection = Connection(core, self._connections, session, claims.expires_at_s, socket, transport)
+        outbox = Outbox(
+            transport,
+            stream,
+            request.protocol,
+            connection,
+            binary=codec.binary,
+            deflate_bits=int(socket.compress),
+            max_bytes=core.limits.outbox_bytes,
+            patience_s=core.limits.write_patience_s,
+        )
+        await connection.serve(outbox)
+        return socket
+
+    def _socket(self, codec: Codec) -> web.WebSocketResponse[Literal[False]]:
+        limits = self._core.limits
+        return web.WebSocketResponse(
+            timeout=CLOSING_S,
+            autoclose=False,
+            heartbeat=PING_S,
+            protocols=(codec.subprotocol,),
+            compress=limits.compress,
+            max_msg_size=limits.frame_bytes,
+            decode_text=False,
+        )
+
+    async def _turn_away(
+        self, request: web.Request, codec: Codec, error: SyncError
+    ) -> web.StreamResponse:
+        """Say that the server cannot serve now in a way that a browser's client sees, too."""
+        socket = self._socket(codec)
+        await socket.prepare(request)
+        opcode = WSMsgType.BINARY if codec.binary else WSMsgType.TEXT
+        await socket.send_frame(codec.encode(error_body(error, None)), opcode)
+        await socket.close(code=CLOSE_UNAVAILABLE, message=error.code.encode())
+        self._core.traffic.closed(CLOSE_UNAVAILABLE)
+        return socket
+
+
+def _codec(request: web.Request) -> Codec:
+    """Choose the encoding: the first offered that is known, JSON when none is offered."""
+    offered = [name for name in offered_subprotocols(request.headers) if not name.startswith("bearer.")]
+    if not offered:
+        return JSON
+    for name in offered:
+        for codec in (JSON, MSGPACK):
+            if name == codec.subprotocol:
+                return codec
+    raise SyncError(
+        "invalid_message",
+        f"Sec-WebSocket-Protocol: {JSON.subprotocol} or {MSGPACK.subprotocol} is required",
+    )
+
+
+async def without_context_takeover(_: web.Request, response: web.StreamResponse) -> None:
+    """Complete a negotiated permessage-deflate: neither side keeps its window between messages."""
+    agreed = response.headers.get("Sec-WebSocket-Extensions")
+    if agreed is not None:
+        for parameter in ("server_no_context_takeover", "client_no_context_takeover"):
+            if parameter not in agreed:
+                agreed += f"; {parameter}"
+        response.headers["Sec-WebSocket-Extensions"] = agreed

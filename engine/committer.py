@@ -151,6 +151,7 @@ class _Lane:
             )
         self._queue.append(_Waiting(job, reply, size_bytes))
         self._queue_bytes += size_bytes
+        self.idle.clear()
         self._work.set()
 
     async def run(self) -> None:
@@ -159,7 +160,6 @@ class _Lane:
                 self.idle.set()
                 self._work.clear()
                 await self._work.wait()
-                self.idle.clear()
             await self._settle(self._take())
 
     def _take(self) -> list[_Waiting]:

@@ -1,0 +1,321 @@
+"""The feed: pulls, and live subscriptions over a per-tenant tail in memory.
+
+Page bodies are encoded once and shared by all subscriptions that want the same. One that fell behind
+the tail, or whose sink was full, is caught up from the store; a gap in what is published is read
+from the store once for the whole tenant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import anyio
+import msgspec
+import structlog
+from anyio.abc import TaskGroup
+
+from engine.cursor import Scope, expired
+from engine.errors import SyncError
+from engine.messages import Subscribe
+from engine.pages import encode_change, page_body
+from engine.ports import Clock, FeedStore, Page, StoreError
+from engine.rows import Record
+from engine.subscription import Sink, Subscription
+from engine.tail import Entry, Tail
+
+#: One's own seq n often beats another process's n-1: wait before asking the store.
+GAP_PATIENCE_S: Final = 0.05
+_RETRY_S: Final = 0.5
+#: Reads of the store at once for subscriptions that fell behind.
+_CATCH_UPS: Final = 2
+#: Frames handed out before other work gets its turn on the loop.
+_SENDS_PER_TURN: Final = 100
+_HEAL_CHANGES: Final = 1000
+
+_log = structlog.get_logger()
+
+
+class FeedLimits(msgspec.Struct, frozen=True):
+    """Bounds of a page and of a tenant's tail in memory, and the pause between busy pages."""
+
+    page_bytes: int
+    tail_changes: int
+    tail_bytes: int
+    page_interval_s: float
+
+
+class Hub:
+    """One tenant's tail and subscriptions."""
+
+    def __init__(self, feed: Feed, tenant_id: int, limits: FeedLimits) -> None:
+        self._feed = feed
+        self.tenant_id = tenant_id
+        self.tail = Tail(limits.tail_changes, limits.tail_bytes)
+        self.subscriptions: set[Subscription] = set()
+        self.scheduled = False
+        self.healing = False
+        self.sent_at_s = 0.0
+
+    def go_on(self, subscription: Subscription) -> None:
+        """Bring a subscription back to the tail, through the store if need be."""
+        self._feed.go_on(self, subscription)
+
+    def leave(self, subscription: Subscription) -> None:
+        """Forget a subscription."""
+        self.subscriptions.discard(subscription)
+        if not self.subscriptions:
+            self._feed.close(self)
+
+
+class _Slice:
+    """What the tail holds behind one position, with the page bodies made of it so far."""
+
+    __slots__ = ("entries", "pages", "sessions")
+
+    def __init__(self, entries: list[Entry]) -> None:
+        self.entries = entries
+        self.sessions = {entry.session_id for entry in entries}
+        self.pages: dict[tuple[frozenset[str] | None, int], list[tuple[bytes, int]]] = {}
+
+
+class Feed:
+    """Pulls and subscriptions of every tenant. Nobody else moves a cursor."""
+
+    def __init__(self, store: FeedStore, clock: Clock, limits: FeedLimits) -> None:
+        self._store = store
+        self._clock = clock
+        self._limits = limits
+        self._epoch = ""
+        self._hubs: dict[int, Hub] = {}
+        self._due: deque[Hub] = deque()
+        self._wake = asyncio.Event()
+        self._reads = asyncio.Semaphore(_CATCH_UPS)
+        self._group: TaskGroup | None = None
+
+    @property
+    def epoch(self) -> str:
+        """The epoch that cursors carry."""
+        return self._epoch
+
+    async def refresh_epoch(self) -> None:
+        """Read the epoch; call it before serving and whenever the generation changed."""
+        self._epoch = await self._store.epoch()
+
+    async def pull(
+        self, tenant_id: int, cursor: str | None, domains: list[str] | None, limit: int
+    ) -> bytes:
+        """Return one page body. Raises SyncError for a cursor that does not fit, StoreError."""
+        scope = Scope(self._epoch, tenant_id, domains)
+        page = await self._page(tenant_id, scope, scope.seq(cursor), limit)
+        return _stored(scope, page)[0]
+
+    async def _page(self, tenant_id: int, scope: Scope, after_seq: int, limit: int) -> Page:
+        domains = None if scope.domains is None else sorted(scope.domains)
+        page = await self._store.page(
+            tenant_id, after_seq, domains, limit, self._limits.page_bytes
+        )
+        if after_seq > page.high_seq:
+            raise expired()
+        return page
+
+    async def subscribe(
+        self, sink: Sink, request: Subscribe, tenant_id: int, session_id: str
+    ) -> Subscription:
+        """Send the first page, even an empty one, then the backlog, then every change.
+
+        Raises SyncError for a cursor that does not fit, StoreError; then nothing was sent.
+        """
+        scope = Scope(self._epoch, tenant_id, request.domains)
+        after_seq = scope.seq(request.cursor)
+        hub = self._hubs.get(tenant_id)
+        if hub is None:
+            hub = self._hubs[tenant_id] = Hub(self, tenant_id, self._limits)
+        subscription = Subscription(hub, sink, scope, request, session_id)
+        hub.subscriptions.add(subscription)
+        try:
+            page = await self._page(tenant_id, scope, after_seq, request.limit)
+        except BaseException:
+            subscription.end()
+            raise
+        if hub.tail.head is None:
+            hub.tail.begin(page.high_seq)
+        body, seq = _stored(scope, page)
+        sink.send(body, subscription.closing)
+        subscription.position = seq
+        if subscription.state == "reading":
+            self.go_on(hub, subscription)
+        return subscription
+
+    def go_on(self, hub: Hub, subscription: Subscription) -> None:
+        """Bring a subscription back to the tail, through the store if the tail does not reach it."""
+        if hub.tail.covers(subscription.position):
+            subscription.state = "live"
+            self._schedule(hub)
+        else:
+            subscription.state = "reading"
+            self._start(self._catch_up, hub, subscription)
+
+    def close(self, hub: Hub) -> None:
+        """Forget a tenant that nobody listens to."""
+        if self._hubs.get(hub.tenant_id) is hub:
+            del self._hubs[hub.tenant_id]
+
+    def publish(self, changes: list[tuple[Record, str]]) -> None:
+        """Take in committed changes with the sessions that pushed them, in any order of seq."""
+        hubs = self._hubs
+        if not hubs:
+            return
+        for record, session_id in changes:
+            hub = hubs.get(record.tenant_id)
+            if hub is not None:
+                hub.tail.publish(record, session_id)
+                if not hub.scheduled:
+                    self._schedule(hub)
+
+    def _schedule(self, hub: Hub) -> None:
+        if hub.scheduled:
+            return
+        hub.scheduled = True
+        wait_s = hub.sent_at_s + self._limits.page_interval_s - self._clock.monotonic_s()
+        if wait_s <= 0:
+            self._fall_due(hub)
+        else:
+            asyncio.get_running_loop().call_later(wait_s, self._fall_due, hub)
+
+    def _fall_due(self, hub: Hub) -> None:
+        self._due.append(hub)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Hand out live pages and catch up who fell behind, until cancelled."""
+        async with anyio.create_task_group() as group:
+            self._group = group
+            while True:
+                while self._due:
+                    await self._hand_out(self._due.popleft())
+                self._wake.clear()
+                await self._wake.wait()
+
+    def _start(self, work: Callable[..., Awaitable[Any]], *arguments: object) -> None:
+        assert self._group is not None, "the feed runs before anyone subscribes"
+        self._group.start_soon(work, *arguments)
+
+    async def _hand_out(self, hub: Hub) -> None:
+        hub.scheduled = False
+        hub.sent_at_s = self._clock.monotonic_s()
+        if hub.tail.gap and not hub.healing:
+            hub.healing = True
+            self._start(self._heal, hub)
+        head = hub.tail.head
+        if head is None:
+            return
+        slices: dict[int, _Slice] = {}
+        for sent, subscription in enumerate(list(hub.subscriptions), start=1):
+            if subscription.state == "live" and subscription.position < head:
+                self._send_live(hub, head, subscription, slices)
+            if sent % _SENDS_PER_TURN == 0:
+                await asyncio.sleep(0)
+
+    def _send_live(
+        self, hub: Hub, head: int, subscription: Subscription, slices: dict[int, _Slice]
+    ) -> None:
+        """Bring one subscription to ``head``, through page bodies shared where possible."""
+        position = subscription.position
+        part = slices.get(position)
+        if part is None:
+            if not hub.tail.covers(position):
+                self.go_on(hub, subscription)
+                return
+            part = slices[position] = _Slice(
+                [entry for entry in hub.tail.after(position) if entry.seq <= head]
+            )
+        if subscription.session_id in part.sessions:
+            pages = self._pages(subscription, head, part.entries)
+        else:
+            key = (subscription.scope.domains, subscription.limit)
+            shared = part.pages.get(key)
+            if shared is None:
+                shared = part.pages[key] = self._pages(subscription, head, part.entries)
+            pages = shared
+        for body, seq in pages:
+            if not subscription.send(body, seq):
+                return
+        subscription.position = head
+
+    def _pages(
+        self, subscription: Subscription, head: int, entries: list[Entry]
+    ) -> list[tuple[bytes, int]]:
+        """Make page bodies of entries, split at the limits of changes and of bytes."""
+        scope, own = subscription.scope, subscription.session_id
+        chunk: list[bytes] = []
+        pages: list[tuple[bytes, int]] = []
+        size_bytes, last = 0, 0
+        for entry in entries:
+            if entry.session_id == own:
+                continue
+            if scope.domains is not None and entry.domain not in scope.domains:
+                continue
+            over = size_bytes + len(entry.body) > self._limits.page_bytes
+            if chunk and (over or len(chunk) == subscription.limit):
+                pages.append((page_body(scope, last, chunk, more=True), last))
+                chunk, size_bytes = [], 0
+            chunk.append(entry.body)
+            size_bytes += len(entry.body)
+            last = entry.seq
+        if chunk:
+            pages.append((page_body(scope, head, chunk, more=False), head))
+        return pages
+
+    async def _catch_up(self, hub: Hub, subscription: Subscription) -> None:
+        """Read the store for a subscription until the tail takes over."""
+        while subscription.state == "reading":
+            try:
+                async with self._reads:
+                    page = await self._page(
+                        hub.tenant_id, subscription.scope, subscription.position, subscription.limit
+                    )
+            except StoreError as error:
+                _log.warning("catch_up_delayed", reason=type(error).__name__)
+                await asyncio.sleep(_RETRY_S)
+                continue
+            except SyncError as error:
+                subscription.end()
+                subscription.sink.fail(subscription.request_id, error)
+                return
+            if subscription.state != "reading":
+                return
+            body, seq = _stored(subscription.scope, page)
+            if not page.records:
+                subscription.position = seq
+            elif not subscription.send(body, seq):
+                return
+            if hub.tail.covers(subscription.position):
+                self.go_on(hub, subscription)
+
+    async def _heal(self, hub: Hub) -> None:
+        """Read what is missing between the head and an early change, once for the whole tenant."""
+        await asyncio.sleep(GAP_PATIENCE_S)
+        try:
+            while hub.tail.gap and hub.tail.head is not None:
+                page = await self._store.page(
+                    hub.tenant_id, hub.tail.head, None, _HEAL_CHANGES, self._limits.page_bytes
+                )
+                if page.more:
+                    hub.tail.begin(page.high_seq)
+                else:
+                    hub.tail.fill(page.records, page.high_seq)
+        except StoreError as error:
+            _log.warning("gap_remains", reason=type(error).__name__)
+            await asyncio.sleep(_RETRY_S)
+        hub.healing = False
+        self._schedule(hub)
+
+
+def _stored(scope: Scope, page: Page) -> tuple[bytes, int]:
+    """Put together a page read from the store, and say where its cursor stands."""
+    seq = page.records[-1].seq if page.more else page.high_seq
+    changes = [encode_change(record) for record in page.records]
+    return page_body(scope, seq, changes, more=page.more), seq

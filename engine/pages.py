@@ -1,0 +1,53 @@
+"""Pages of the feed as JSON: each change is encoded once, a page body is shared by all who want it.
+
+A body has neither ``id`` nor its closing brace, so one body serves every subscription.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from engine.cursor import Scope
+from engine.instants import to_text
+from engine.messages import Change
+from engine.rows import Record
+
+_encode = msgspec.json.encode
+
+
+def encode_change(record: Record) -> bytes:
+    """Encode one version as the feed shows it."""
+    return _encode(
+        Change(
+            domain=record.domain,
+            id=record.id,
+            version=record.version,
+            seq=record.seq,
+            deleted=record.data is None,
+            at=to_text(record.at_us),
+            device_id=record.device_id,
+            data=None if record.data is None else msgspec.Raw(record.data),
+        )
+    )
+
+
+def page_body(scope: Scope, seq: int, changes: Sequence[bytes], *, more: bool) -> bytes:
+    """Put a page together; ``seq`` is where its cursor stands."""
+    flag = b"true" if more else b"false"
+    return b'{"type":"changes","cursor":"%s","more":%s,"changes":[%s]' % (
+        scope.cursor(seq).encode(),
+        flag,
+        b",".join(changes),
+    )
+
+
+def with_id(body: bytes, request_id: str | None) -> bytes:
+    """Close a body, with the request's id where there is one."""
+    return body + tail(request_id)
+
+
+def tail(request_id: str | None) -> bytes:
+    """What closes a body."""
+    return b"}" if request_id is None else b',"id":' + _encode(request_id) + b"}"

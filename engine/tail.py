@@ -1,0 +1,107 @@
+"""The last changes of one tenant in memory, in seq order, encoded once.
+
+Pure: what is published may come in any order and twice; the tail takes it in where it follows the
+head, keeps what came early, and says when something is missing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import msgspec
+
+from engine.pages import encode_change
+from engine.rows import Record
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One change: ``body`` is its JSON, ``session_id`` who pushed it ("" when read from the store)."""
+
+    seq: int
+    domain: str
+    session_id: str
+    body: bytes
+
+
+class Tail:
+    """Everything between ``floor`` (exclusive) and ``head`` (inclusive), superseded versions aside.
+
+    ``head`` is None until the tail was begun with what the store holds.
+    """
+
+    def __init__(self, max_changes: int, max_bytes: int) -> None:
+        self.head: int | None = None
+        self._floor = 0
+        self._entries: deque[Entry] = deque()
+        self._early: dict[int, tuple[Record, str]] = {}
+        self._max_changes = max_changes
+        self._max_bytes = max_bytes
+        self._bytes = 0
+
+    def begin(self, seq: int) -> None:
+        """Start, or start anew, at ``seq``: whoever is behind it reads the store."""
+        self._entries.clear()
+        self._bytes = 0
+        self._floor = self.head = seq
+        self._drop_late()
+        self._take_early()
+
+    def publish(self, record: Record, session_id: str) -> None:
+        """Take in a committed change."""
+        head = self.head
+        if head is None or record.seq > head + 1:
+            self._early[record.seq] = (record, session_id)
+        elif record.seq == head + 1:
+            self._append(record, session_id)
+            self.head = record.seq
+            if self._early:
+                self._take_early()
+
+    @property
+    def gap(self) -> bool:
+        """Whether something between the head and what came early is missing."""
+        return self.head is not None and bool(self._early)
+
+    def fill(self, records: list[Record], high_seq: int) -> None:
+        """Close a gap with all records that the store holds between the head and ``high_seq``."""
+        assert self.head is not None
+        for record in records:
+            if record.seq > self.head:
+                self._append(record, "")
+        self.head = max(self.head, high_seq)
+        self._drop_late()
+        self._take_early()
+
+    def covers(self, position: int) -> bool:
+        """Whether the tail holds everything behind ``position``."""
+        return self.head is not None and position >= self._floor
+
+    def after(self, position: int) -> list[Entry]:
+        """Give the entries behind a position that is covered, ascending."""
+        found: list[Entry] = []
+        for entry in reversed(self._entries):
+            if entry.seq <= position:
+                break
+            found.append(entry)
+        found.reverse()
+        return found
+
+    def _take_early(self) -> None:
+        assert self.head is not None
+        while (early := self._early.pop(self.head + 1, None)) is not None:
+            self._append(*early)
+            self.head += 1
+
+    def _drop_late(self) -> None:
+        assert self.head is not None
+        for seq in [seq for seq in self._early if seq <= self.head]:
+            del self._early[seq]
+
+    def _append(self, record: Record, session_id: str) -> None:
+        body = encode_change(record)
+        self._entries.append(Entry(record.seq, record.domain, session_id, body))
+        self._bytes += len(body)
+        while len(self._entries) > self._max_changes or self._bytes > self._max_bytes:
+            oldest = self._entries.popleft()
+            self._floor = oldest.seq
+            self._bytes -= len(oldest.body)

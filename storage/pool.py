@@ -1,0 +1,207 @@
+"""Connections to PostgreSQL: the only file that knows the driver (aiopg, psycopg2).
+
+Several statements travel in one string, so that a batch costs two round trips; of them the driver
+gives back the rows of the last. What the driver raises leaves here as a ``StoreError``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import aiopg
+import psycopg2
+
+from engine.ports import (
+    StoreError,
+    StorePoisonError,
+    StoreRetryError,
+    StoreUnavailableError,
+)
+
+Row = tuple[Any, ...]
+
+#: No statement of ours takes this long; what does is given up and its connection dropped.
+STATEMENT_S: Final = 10.0
+#: How long whoever wants a connection waits for one.
+_WAIT_S: Final = 5.0
+_CONNECT_S: Final = 5
+_KEEPALIVE: Final = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+
+#: SQLSTATE classes that say the value itself is refused, whatever the time.
+_POISON = ("22", "23", "54")
+#: Those that say the statement is wrong here: a schema that is not ours, a right that is missing.
+_WRONG = ("42", "0A", "3F")
+
+
+class ConnectionLostError(StoreRetryError):
+    """The connection broke or was given up on; what its last statement did is not known."""
+
+
+class Session:
+    """One connection. Not for two tasks at once."""
+
+    def __init__(self, connection: aiopg.Connection, cursor: aiopg.Cursor) -> None:
+        self._connection = connection
+        self._cursor = cursor
+
+    async def run(self, statements: str, values: Mapping[str, object] | None = None) -> list[Row]:
+        """Run statements in one round trip and return the rows of the last one, none for a command.
+
+        Raises ConnectionLostError, StoreRetryError (rolled back by the server), StorePoisonError.
+        """
+        try:
+            await self._cursor.execute(statements, values, timeout=STATEMENT_S)
+            return await self._cursor.fetchall() if self._cursor.description is not None else []
+        except asyncio.CancelledError:
+            # A statement that the server cancelled reaches us as a cancelled task, too (aiopg #537).
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                self.close()
+                raise
+            raise StoreRetryError("the server cancelled the statement") from None
+        except TimeoutError:
+            self.close()
+            raise ConnectionLostError(f"no answer within {STATEMENT_S:.0f} s") from None
+        except psycopg2.Error as error:
+            raise self._translated(error) from None
+        except (ValueError, UnicodeError) as error:
+            raise StorePoisonError(str(error)) from None
+
+    def _translated(self, error: psycopg2.Error) -> StoreError:
+        state = error.pgcode or ""
+        sentence = (error.diag.message_primary if error.diag else None) or str(error).strip()
+        if self._connection.closed or state[:2] in ("08", "57") or (
+            not state and isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
+        ):
+            self.close()
+            return ConnectionLostError(sentence)
+        if state == "25006":  # the host was demoted: another one is the primary now
+            self.close()
+            return StoreRetryError(sentence)
+        if state.startswith(_POISON):
+            return StorePoisonError(sentence)
+        if state.startswith(_WRONG):
+            return StoreError(f"{sentence} (SQLSTATE {state})")
+        return StoreRetryError(sentence)
+
+    @property
+    def warned(self) -> bool:
+        """Whether the server warned since this was last asked, as COMMIT does when a standby has not confirmed."""
+        notices = self._connection.notices
+        warned = any("WARNING" in notice for notice in notices)
+        if notices:
+            notices.clear()
+        return warned
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is gone."""
+        return bool(self._connection.closed)
+
+    def close(self) -> None:
+        """Cut the connection; the server rolls back what was open."""
+        if not self._connection.closed:
+            self._connection.close()
+
+
+class Database:
+    """A bounded number of connections, opened when first needed and again when lost."""
+
+    def __init__(self, dsn: str, connections: int) -> None:
+        self._dsn = dsn
+        self._idle: deque[Session] = deque()
+        self._free = asyncio.Semaphore(connections)
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Session]:
+        """Borrow a connection for a moment. Raises StoreUnavailableError."""
+        session = await self.acquire()
+        try:
+            yield session
+        except BaseException:
+            await self.release(session, clean=False)
+            raise
+        await self.release(session)
+
+    async def query(self, statement: str, values: Mapping[str, object] | None = None) -> list[Row]:
+        """Run one read on a borrowed connection, once more if that one had been lost unnoticed.
+
+        Raises StoreError.
+        """
+        for attempt in (1, 2):
+            try:
+                async with self.session() as session:
+                    return await session.run(statement, values)
+            except ConnectionLostError:
+                if attempt == 2:
+                    raise
+        raise AssertionError
+
+    async def acquire(self) -> Session:
+        """Take a connection; ``release`` must follow. Raises StoreUnavailableError."""
+        try:
+            async with asyncio.timeout(_WAIT_S):
+                await self._free.acquire()
+        except TimeoutError:
+            raise StoreUnavailableError("no connection became free") from None
+        try:
+            while self._idle:
+                session = self._idle.pop()
+                if not session.closed:
+                    return session
+            return await self._connect()
+        except BaseException:
+            self._free.release()
+            raise
+
+    async def release(self, session: Session, *, clean: bool = True) -> None:
+        """Give a connection back; one that is not ``clean`` is rolled back first."""
+        try:
+            if not clean and not session.closed:
+                try:
+                    await session.run("ROLLBACK")
+                except StoreError:
+                    session.close()
+            if not session.closed:
+                self._idle.append(session)
+        except BaseException:
+            session.close()
+            raise
+        finally:
+            self._free.release()
+
+    async def _connect(self) -> Session:
+        connection: aiopg.Connection | None = None
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                connection = await aiopg.connect(
+                    self._dsn,
+                    timeout=STATEMENT_S,
+                    enable_json=False,
+                    enable_hstore=False,
+                    enable_uuid=False,
+                    application_name="tidemark",
+                    **_KEEPALIVE,
+                )
+                cursor = await connection.cursor()
+        except (psycopg2.Error, TimeoutError, OSError) as error:
+            if connection is not None:
+                connection.close()
+            raise StoreUnavailableError(str(error).strip() or "no answer from the database") from None
+        return Session(connection, cursor)
+
+    async def close(self) -> None:
+        """Close every idle connection."""
+        while self._idle:
+            self._idle.popleft().close()
+
+

@@ -118,7 +118,12 @@ def _bytes(raw: msgspec.Raw | None) -> bytes | None:
     return None if raw is None or bytes(raw) == b"null" else bytes(raw)
 
 
-_decode_conflict = msgspec.json.Decoder(StoredConflict).decode
+_decode_stored = msgspec.json.Decoder(StoredConflict).decode
+
+
+def decode_conflict(text: str) -> Conflict:
+    """Read a row of the log that was written as JSON."""
+    return _decode_stored(text).conflict()
 
 
 class PostgresStore:
@@ -274,12 +279,12 @@ def _event(state: State, row: Row) -> None:
 
 
 def _held(state: State, row: Row) -> None:
-    held = _decode_conflict(row[8]).conflict()
+    held = decode_conflict(row[8])
     state.held[HeldRef(held.tenant_id, held.device_id, held.domain, held.record_id)] = held
 
 
 def _conflict(state: State, row: Row) -> None:
-    conflict = _decode_conflict(row[8]).conflict()
+    conflict = decode_conflict(row[8])
     state.conflicts[ConflictRef(conflict.tenant_id, conflict.conflict_id)] = conflict
 
 

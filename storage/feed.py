@@ -1,0 +1,72 @@
+"""Reads of the feed. A page and the counter it was read with come from one statement, so one snapshot."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from engine.ports import Page, StoreError
+from engine.rows import Record
+from storage.arrays import texts
+from storage.pool import Database, Row
+
+#: The inner query reads one record more than asked, which tells whether there are more; the window adds
+#: sizes up without touching the data of what is left out.
+_PAGE: Final = (
+    "WITH wanted AS (SELECT *, sum(data_bytes) OVER (ORDER BY seq) - data_bytes AS bytes_before,"
+    " row_number() OVER (ORDER BY seq) AS place, count(*) OVER () AS found FROM ("
+    "SELECT domain, id, version, seq, at_us, device_id, chain_from, data_bytes, data FROM records"
+    " WHERE tenant_id = %(tenant)s AND seq > %(after)s{domains} ORDER BY seq LIMIT %(limit)s + 1) AS r)"
+    " SELECT c.seq, w.found, w.domain, w.id, w.version, w.seq, w.at_us, w.device_id, w.chain_from,"
+    " w.data::text FROM (SELECT coalesce((SELECT seq FROM tenant_counters WHERE tenant_id = %(tenant)s), 0)"
+    " AS seq) AS c LEFT JOIN wanted AS w"
+    " ON w.place <= %(limit)s AND (w.place = 1 OR w.bytes_before < %(bytes)s) ORDER BY w.seq"
+)
+_ALL: Final = _PAGE.format(domains="")
+_SOME: Final = _PAGE.format(domains=" AND domain = ANY(%(domains)s::text[])")
+
+
+class PostgresFeed:
+    """``engine.ports.FeedStore``, on the primary."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def epoch(self) -> str:
+        """Return the database's epoch."""
+        rows = await self._database.query("SELECT epoch FROM cluster_state")
+        if not rows:
+            raise StoreError("cluster_state has no row")
+        return str(rows[0][0])
+
+    async def page(
+        self, tenant_id: int, after_seq: int, domains: list[str] | None, limit: int, max_bytes: int
+    ) -> Page:
+        """Read records behind ``after_seq``; see the port."""
+        values: dict[str, object] = {
+            "tenant": tenant_id,
+            "after": after_seq,
+            "limit": limit,
+            "bytes": max_bytes,
+        }
+        if domains is not None:
+            values["domains"] = texts(domains)
+        rows = await self._database.query(_ALL if domains is None else _SOME, values)
+        high_seq = rows[0][0]
+        if rows[0][1] is None:
+            return Page([], high_seq, more=False)
+        return Page([_record(tenant_id, row) for row in rows], high_seq, more=rows[0][1] > len(rows))
+
+
+def _record(tenant_id: int, row: Row) -> Record:
+    _, _, domain, record_id, version, seq, at_us, device_id, chain_from, data = row
+    return Record(
+        tenant_id,
+        domain,
+        record_id,
+        version,
+        seq,
+        at_us,
+        device_id,
+        chain_from,
+        None if data is None else data.encode(),
+    )

@@ -1,0 +1,45 @@
+"""Whether the database is fit to promise anything: durable, migrated, writable."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from engine.ports import StoreError
+from storage.pool import Database
+
+MIN_SERVER_VERSION: Final = 140002
+_DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
+
+
+async def faults(database: Database, newest_migration: str) -> list[str]:
+    """List in sentences what is wrong; nothing when all is right."""
+    try:
+        settings = dict(
+            await database.query(
+                "SELECT name, setting FROM pg_settings WHERE name IN"
+                " ('fsync', 'full_page_writes', 'synchronous_commit', 'server_version_num',"
+                " 'transaction_read_only')"
+            )
+        )
+        applied = await database.query(
+            "SELECT 1 FROM _yoyo_migration WHERE migration_id = %(newest)s", {"newest": newest_migration}
+        )
+        identity = await database.query(
+            "SELECT s.system_identifier = c.system_identifier FROM cluster_state AS s, pg_control_system() AS c"
+        )
+    except StoreError as error:
+        return [f"the database does not answer as it should: {error}"]
+    found = [
+        f"PostgreSQL runs with {name} = off: what is acknowledged could be lost; set it to on"
+        for name in _DURABLE
+        if settings[name] == "off"
+    ]
+    if int(settings["server_version_num"]) < MIN_SERVER_VERSION:
+        found.append("PostgreSQL 14.2 or later is required")
+    if settings["transaction_read_only"] == "on":
+        found.append("the database is read-only: it is not the primary")
+    if not applied:
+        found.append("the schema is not up to date: run `run.py migrate`")
+    if identity and not identity[0][0]:
+        found.append("this database was restored: run `run.py epoch renew` so that devices pull afresh")
+    return found

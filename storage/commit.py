@@ -28,7 +28,7 @@ from engine.rows import (
     Writes,
 )
 from storage.arrays import numbers, plain, texts
-from storage.pool import ConnectionLostError, Database, Row, Session
+from storage.pool import ConnectionLostError, Database, Row, Session, Statement
 from storage.writing import finish
 
 #: A stalled holder (stopped process, dead host) frees its tenants after this.
@@ -36,10 +36,14 @@ HOLD_MS: Final = 2000
 #: Longer than a stalled holder can hold, so that waiting outlasts it.
 LOCK_WAIT_MS: Final = 3000
 
+#: Without enable_seqscan = off a plan made while a table was empty would read all of it for ever after.
 _OPEN: Final = (
     f"BEGIN; SET LOCAL idle_in_transaction_session_timeout = {HOLD_MS};"
     f" SET LOCAL lock_timeout = {LOCK_WAIT_MS}; SET LOCAL synchronous_commit = on;"
-    " SELECT FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[]) ORDER BY tenant_id FOR UPDATE;"
+    " SET LOCAL enable_seqscan = off; "
+)
+_LOCK: Final = Statement(
+    "SELECT FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[]) ORDER BY tenant_id FOR UPDATE"
 )
 _COUNTERS: Final = (
     "SELECT 0, tenant_id, NULL, NULL, seq, NULL::bigint, NULL::bigint, NULL::bigint, NULL, NULL, NULL"
@@ -137,7 +141,8 @@ class PostgresStore:
         """Lock the tenants, then read what is asked; see the port for what it raises."""
         session = await self._database.acquire()
         try:
-            rows = await session.run(*self._opening(lookups))
+            reading, values = self._reading(lookups)
+            rows = await session.run_prepared(_OPEN, (_LOCK, reading), "", values)
             state = _state(rows)
             if len(state.seqs) != len(lookups.tenants):
                 await self._create_counters(session, lookups.tenants)
@@ -147,7 +152,7 @@ class PostgresStore:
             raise
         return PostgresTransaction(self._database, session, state)
 
-    def _opening(self, lookups: Lookups) -> tuple[str, dict[str, object]]:
+    def _reading(self, lookups: Lookups) -> tuple[Statement, dict[str, object]]:
         asked = _Asked(
             bool(lookups.keys),
             bool(lookups.records),
@@ -182,7 +187,7 @@ class PostgresStore:
             tenants, ids = zip(*lookups.conflicts, strict=True)
             values["conflict_tenants"] = numbers(tenants)
             values["conflict_ids"] = texts(ids)
-        return _opening(asked), values
+        return _reading(asked), values
 
     async def _create_counters(self, session: Session, tenants: list[int]) -> None:
         await session.run(
@@ -201,14 +206,14 @@ class _Asked(msgspec.Struct, frozen=True):
 
 
 @cache
-def _opening(asked: _Asked) -> str:
+def _reading(asked: _Asked) -> Statement:
     parts = [_COUNTERS]
     parts += [_KEYS] if asked.keys else []
     parts += [_RECORDS] if asked.records else []
     parts += [_EVENTS] if asked.events else []
     parts += [_HELD] if asked.held else []
     parts += [_CONFLICTS] if asked.conflicts else []
-    return _OPEN + " UNION ALL ".join(parts)
+    return Statement(" UNION ALL ".join(parts))
 
 
 class PostgresTransaction:
@@ -226,7 +231,7 @@ class PostgresTransaction:
         statements, values = finish(writes, self._existing)
         clean = False
         try:
-            await session.run(statements, values)
+            await session.run_prepared("", statements, "; COMMIT" if statements else "COMMIT", values)
             if session.warned:
                 raise StoreUnknownError("the commit may not have reached the standby")
             clean = True

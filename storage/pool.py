@@ -2,18 +2,26 @@
 
 Several statements travel in one string, so that a batch costs two round trips; of them the driver
 gives back the rows of the last. What the driver raises leaves here as a ``StoreError``.
+
+Planning a batch's statements afresh costs 0.45 ms, as much as a lone sync needs besides. So each
+connection prepares them on first use. Behind a pooler that hands the server's connections around, a
+prepared statement may be missing or exist already: the first such error, before anything was written,
+switches this process to plain statements.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import re
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import aiopg
 import psycopg2
+import structlog
 
 from engine.ports import (
     StoreError,
@@ -23,6 +31,7 @@ from engine.ports import (
 )
 
 Row = tuple[Any, ...]
+Values = Mapping[str, object]
 
 #: No statement of ours takes this long; what does is given up and its connection dropped.
 STATEMENT_S: Final = 10.0
@@ -41,19 +50,71 @@ _POISON = ("22", "23", "54")
 #: Those that say the statement is wrong here: a schema that is not ours, a right that is missing.
 _WRONG = ("42", "0A", "3F")
 
+#: A prepared statement is missing, or there is one of that name already.
+_NOT_AS_PREPARED: Final = ("26000", "42P05")
+
+_log = structlog.get_logger()
+
+
+class Pooling:
+    """Whether a pooler between us and the server hands connections around."""
+
+    found = False
+
 
 class ConnectionLostError(StoreRetryError):
     """The connection broke or was given up on; what its last statement did is not known."""
 
 
+class Statement:
+    """One statement with named values (``%(name)s``), which may be prepared."""
+
+    __slots__ = ("call", "name", "preparation", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        names = list(dict.fromkeys(_PLACEHOLDER.findall(text)))
+        body = _PLACEHOLDER.sub(lambda match: f"${names.index(match[1]) + 1}::text", text)
+        # The name tells the text, so that another version of this server can't have meant another.
+        self.name = "tidemark_" + hashlib.blake2b(body.encode(), digest_size=12).hexdigest()
+        self.preparation = f"PREPARE {self.name} AS {body}; ".replace("%", "%%")
+        values = ", ".join(f"%({name})s" for name in names)
+        self.call = f"EXECUTE {self.name} ({values})"
+
+
+_PLACEHOLDER: Final = re.compile(r"%\((\w+)\)s")
+
+
 class Session:
     """One connection. Not for two tasks at once."""
 
-    def __init__(self, connection: aiopg.Connection, cursor: aiopg.Cursor) -> None:
+    def __init__(self, connection: aiopg.Connection, cursor: aiopg.Cursor, pooling: Pooling) -> None:
         self._connection = connection
         self._cursor = cursor
+        self._pooling = pooling
+        self._prepared: set[str] = set()
 
-    async def run(self, statements: str, values: Mapping[str, object] | None = None) -> list[Row]:
+    async def run_prepared(
+        self, opening: str, statements: Sequence[Statement], closing: str, values: Values
+    ) -> list[Row]:
+        """Run ``opening``, the statements, then ``closing`` in one round trip, as ``run`` does."""
+        if self._pooling.found:
+            texts = [statement.text for statement in statements]
+            return await self.run(opening + "; ".join(texts) + closing, values)
+        calls = "; ".join([statement.call for statement in statements])
+        new = [statement for statement in statements if statement.name not in self._prepared]
+        if not new:
+            return await self.run(opening + calls + closing, values)
+        preparations = "".join([statement.preparation for statement in new])
+        try:
+            rows = await self.run(preparations + opening + calls + closing, values)
+        except BaseException:
+            self.close()  # which of them were prepared is not known
+            raise
+        self._prepared.update([statement.name for statement in new])
+        return rows
+
+    async def run(self, statements: str, values: Values | None = None) -> list[Row]:
         """Run statements in one round trip and return the rows of the last one, none for a command.
 
         Raises ConnectionLostError, StoreRetryError (rolled back by the server), StorePoisonError.
@@ -84,6 +145,10 @@ class Session:
         ):
             self.close()
             return ConnectionLostError(sentence)
+        if state in _NOT_AS_PREPARED and not self._pooling.found:
+            self._pooling.found = True
+            _log.info("pooler_found", sqlstate=state)
+            return StoreRetryError(sentence)
         if state == "25006":  # the host was demoted: another one is the primary now
             self.close()
             return StoreRetryError(sentence)
@@ -118,6 +183,7 @@ class Database:
 
     def __init__(self, dsn: str, connections: int) -> None:
         self._dsn = dsn
+        self._pooling = Pooling()
         self._idle: deque[Session] = deque()
         self._free = asyncio.Semaphore(connections)
 
@@ -132,7 +198,7 @@ class Database:
             raise
         await self.release(session)
 
-    async def query(self, statement: str, values: Mapping[str, object] | None = None) -> list[Row]:
+    async def query(self, statement: str, values: Values | None = None) -> list[Row]:
         """Run one read on a borrowed connection, once more if that one had been lost unnoticed.
 
         Raises StoreError.
@@ -197,7 +263,7 @@ class Database:
             if connection is not None:
                 connection.close()
             raise StoreUnavailableError(str(error).strip() or "no answer from the database") from None
-        return Session(connection, cursor)
+        return Session(connection, cursor, self._pooling)
 
     async def close(self) -> None:
         """Close every idle connection."""

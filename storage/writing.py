@@ -7,10 +7,11 @@ from typing import Final
 
 from engine.rows import Conflict, KeyRow, Quarantined, Record, RecordKey, Writes
 from storage.arrays import numbers, numbers_or_null, plain, texts, texts_or_null
+from storage.pool import Statement
 
-_COUNTERS: Final = (
+_COUNTERS: Final = Statement(
     "UPDATE tenant_counters AS c SET seq = w.s"
-    " FROM unnest(%(tenants)s::int[], %(seqs)s::bigint[]) AS w(t, s) WHERE c.tenant_id = w.t;"
+    " FROM unnest(%(tenants)s::int[], %(seqs)s::bigint[]) AS w(t, s) WHERE c.tenant_id = w.t"
 )
 _RECORDS: Final = (
     "INSERT INTO records"
@@ -21,22 +22,22 @@ _RECORDS: Final = (
 )
 #: Speculative insertion costs a third more, so new records are written apart from new versions; the
 #: batch read under its locks which are which.
-_NEW_RECORDS: Final = _RECORDS.format("n_") + ";"
-_NEW_VERSIONS: Final = (
+_NEW_RECORDS: Final = Statement(_RECORDS.format("n_"))
+_NEW_VERSIONS: Final = Statement(
     _RECORDS.format("v_")
     + " ON CONFLICT (tenant_id, domain, id) DO UPDATE SET version = excluded.version,"
     " seq = excluded.seq, at_us = excluded.at_us, device_id = excluded.device_id,"
-    " chain_from = excluded.chain_from, data = excluded.data, fields = excluded.fields;"
+    " chain_from = excluded.chain_from, data = excluded.data, fields = excluded.fields"
 )
-_EVENTS: Final = (
+_EVENTS: Final = Statement(
     "INSERT INTO events (tenant_id, domain, id, sent_at_us, at_us, device_id, data)"
     " SELECT * FROM unnest(%(e_tenants)s::int[], %(e_domains)s::text[], %(e_ids)s::text[],"
-    " %(e_sent)s::bigint[], %(e_ats)s::bigint[], %(e_devices)s::text[], %(e_data)s::json[]);"
+    " %(e_sent)s::bigint[], %(e_ats)s::bigint[], %(e_devices)s::text[], %(e_data)s::json[])"
 )
-_KEYS: Final = (
+_KEYS: Final = Statement(
     "INSERT INTO sync_idempotency_record (tenant_id, key_hash, request_sha256, results)"
     " SELECT * FROM unnest(%(k_tenants)s::int[], %(k_hashes)s::uuid[], %(k_requests)s::bytea[],"
-    " %(k_results)s::json[]);"
+    " %(k_results)s::json[])"
 )
 _CONFLICT_COLUMNS: Final = (
     ("tenant_id", "int"),
@@ -59,30 +60,29 @@ _CONFLICT_COLUMNS: Final = (
     ("settled_version", "bigint"),
     ("settled_seq", "bigint"),
 )
-_CONFLICTS: Final = (
+_CONFLICTS: Final = Statement(
     f"INSERT INTO conflict_resolution_log ({', '.join(name for name, _ in _CONFLICT_COLUMNS)})"
     f" SELECT * FROM unnest({', '.join(f'%(c_{name})s::{kind}[]' for name, kind in _CONFLICT_COLUMNS)})"
     " ON CONFLICT (tenant_id, conflict_id) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name, _ in _CONFLICT_COLUMNS[5:])
-    + ";"
 )
-_QUARANTINE: Final = (
+_QUARANTINE: Final = Statement(
     "INSERT INTO quarantine"
     " (tenant_id, quarantine_id, device_id, domain, record_id, item, code, message, at_us)"
     " SELECT * FROM unnest(%(q_tenants)s::int[], %(q_ids)s::text[], %(q_devices)s::text[],"
     " %(q_domains)s::text[], %(q_records)s::text[], %(q_items)s::text[], %(q_codes)s::text[],"
-    " %(q_messages)s::text[], %(q_ats)s::bigint[]);"
+    " %(q_messages)s::text[], %(q_ats)s::bigint[])"
 )
 
 Values = dict[str, object]
 
 
-def finish(writes: Writes, existing: Collection[RecordKey]) -> tuple[str, Values]:
+def finish(writes: Writes, existing: Collection[RecordKey]) -> tuple[list[Statement], Values]:
     """Give the statements and their values; ``existing`` are the records that were read."""
-    statements = ""
+    statements: list[Statement] = []
     values: Values = {}
     if writes.seqs:
-        statements += _COUNTERS
+        statements.append(_COUNTERS)
         values["tenants"] = numbers(writes.seqs)
         values["seqs"] = numbers(writes.seqs.values())
     if writes.records:
@@ -92,13 +92,13 @@ def finish(writes: Writes, existing: Collection[RecordKey]) -> tuple[str, Values
             is_new = (record.tenant_id, record.domain, record.id) not in existing
             (new if is_new else changed).append(record)
         if new:
-            statements += _NEW_RECORDS
+            statements.append(_NEW_RECORDS)
             _records(new, "n_", values)
         if changed:
-            statements += _NEW_VERSIONS
+            statements.append(_NEW_VERSIONS)
             _records(changed, "v_", values)
     if writes.events:
-        statements += _EVENTS
+        statements.append(_EVENTS)
         events = writes.events
         values["e_tenants"] = numbers([event.tenant_id for event in events])
         values["e_domains"] = texts([event.domain for event in events])
@@ -108,15 +108,15 @@ def finish(writes: Writes, existing: Collection[RecordKey]) -> tuple[str, Values
         values["e_devices"] = plain([event.device_id for event in events])
         values["e_data"] = texts([event.data.decode() for event in events])
     if writes.keys:
-        statements += _KEYS
+        statements.append(_KEYS)
         _keys(writes.keys, values)
     if writes.conflicts:
-        statements += _CONFLICTS
+        statements.append(_CONFLICTS)
         _conflicts(writes.conflicts, values)
     if writes.quarantine:
-        statements += _QUARANTINE
+        statements.append(_QUARANTINE)
         _quarantine(writes.quarantine, values)
-    return statements + "COMMIT", values
+    return statements, values
 
 
 def _records(records: list[Record], prefix: str, values: Values) -> None:

@@ -1,0 +1,187 @@
+"""Puts the parts together: settings in, a running server out."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import signal
+import time
+import uuid
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import structlog
+import uvloop
+from anyio.abc import TaskStatus
+
+from engine.committer import CommitLimits, Committer
+from engine.devices import Devices
+from engine.domains import Domains
+from engine.feed import Feed, FeedLimits
+from engine.intake import Intake
+from engine.policies import PolicyBook
+from engine.rules import Rules
+from engine.services import Service, running
+from engine.settings import Settings
+from handlers.auth import KeySet, Verifier
+from handlers.connections import Connections
+from handlers.core import Core, EdgeLimits
+from handlers.server import application, listening, services
+from handlers.traffic import Traffic
+from storage.commit import PostgresStore
+from storage.conflicts import PostgresConflicts
+from storage.feed import PostgresFeed
+from storage.health import faults
+from storage.migrate import newest_migration
+from storage.partitions import maintain
+from storage.pool import Database
+from storage.tenants import PostgresTenants
+
+#: Days change slowly; what a missed run leaves undone, the next does.
+_MAINTENANCE_S: Final = 3600.0
+
+_log = structlog.get_logger()
+
+
+class SystemClock:
+    """The machine's clock (``engine.ports.Clock``)."""
+
+    now_us = staticmethod(lambda: time.time_ns() // 1000)
+    monotonic_s = staticmethod(time.monotonic)
+
+
+class Server:
+    """One process: the engine, its stores, its edge."""
+
+    def __init__(self, settings: Settings, dsn: str, keys: KeySet) -> None:
+        self._settings = settings
+        self._dsn = dsn
+        clock = SystemClock()
+        # One connection a lane, so that a batch never waits for a read, and reads never for a batch.
+        self._writes = Database(dsn, settings.commit.lanes)
+        self._reads = Database(dsn, settings.postgres.read_connections)
+        domains = Domains(dict(settings.domains))
+        limits, server = settings.limits, settings.server
+        feed = Feed(
+            PostgresFeed(self._reads),
+            clock,
+            FeedLimits(
+                settings.feed.page_bytes,
+                settings.feed.tail_changes,
+                settings.feed.tail_bytes,
+                settings.feed.page_interval_ms / 1000,
+            ),
+        )
+        self._connections = Connections(clock, server.idle_s)
+        self._feed = feed
+        policies = PolicyBook(
+            PostgresTenants(self._reads),
+            clock,
+            domains.default_policies,
+            self._connections,
+            feed.refresh_epoch,
+        )
+        rules = Rules(
+            domains,
+            policies.of,
+            lambda: uuid.uuid4().hex,
+            limits.record_bytes,
+            limits.answer_data_bytes,
+        )
+        committer = Committer(
+            PostgresStore(self._writes, settings.idempotency.lifetime_h),
+            rules,
+            clock,
+            feed.publish,
+            CommitLimits(
+                settings.commit.batch_messages,
+                settings.commit.batch_bytes,
+                settings.commit.queue_messages,
+                settings.commit.queue_bytes,
+            ),
+            settings.commit.lanes,
+        )
+        self._core = Core(
+            intake=Intake(domains, limits.items),
+            committer=committer,
+            feed=feed,
+            policies=policies,
+            devices=Devices(settings.devices.remembered, limits.messages_per_minute),
+            conflicts=PostgresConflicts(self._reads),
+            clock=clock,
+            verifier=Verifier(keys, settings.auth.audience, frozenset(server.origins)),
+            limits=EdgeLimits(
+                frame_bytes=limits.frame_bytes,
+                items=limits.items,
+                record_bytes=limits.record_bytes,
+                messages_per_minute=limits.messages_per_minute,
+                outbox_bytes=server.outbox_bytes,
+                idle_s=server.idle_s,
+                heartbeat_s=server.heartbeat_s,
+                compress=server.compress,
+                write_patience_s=server.write_patience_s,
+            ),
+            traffic=Traffic(),
+        )
+
+    async def run(self, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled from outside or told to stop by SIGTERM or SIGINT, then drain.
+
+        Tells ``task_status`` the port once devices are let in. Raises StoreError when the database
+        does not answer at the start.
+        """
+        settings = self._settings
+        await self._feed.refresh_epoch()
+        app = application(self._core, self._connections, self._faults)
+        everything = [*services(self._core, self._connections), Service("maintenance", self._maintain)]
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._writes.close)
+            stack.push_async_callback(self._reads.close)
+            port = 0
+            async with running(everything, settings.server.drain_s):
+                port = await stack.enter_async_context(
+                    listening(app, settings.server.host, settings.server.port)
+                )
+                # What is there now lives as long as the process: the collector need not look at it again.
+                gc.collect()
+                gc.freeze()
+                gc.set_threshold(20_000, 20, 20)
+                _log.info("listening", host=settings.server.host, port=port)
+                task_status.started(port)
+                with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                    async for received in signals:
+                        _log.info("draining", signal=received.name)
+                        break
+            _log.info("stopped")
+
+    async def _faults(self) -> list[str]:
+        return await faults(self._reads, newest_migration())
+
+    async def _maintain(self) -> None:
+        lifetime_h = self._settings.idempotency.lifetime_h
+        while True:
+            await anyio.sleep(_MAINTENANCE_S)
+            try:
+                await anyio.to_thread.run_sync(partial(maintain, self._dsn, lifetime_h))
+            except Exception as error:
+                _log.warning("maintenance_failed", reason=type(error).__name__)
+
+
+def run_server(settings: Settings, dsn: str, keys: KeySet) -> None:
+    """Serve in this process until told to stop."""
+    _raise_file_limit()
+
+    async def main() -> None:
+        await Server(settings, dsn, keys).run()
+
+    uvloop.run(main())
+
+
+def _raise_file_limit() -> None:
+    """Every connection is a file: take what the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

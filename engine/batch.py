@@ -52,7 +52,7 @@ def lookups(jobs: list[Job], rules: Rules) -> Lookups:
     for job in jobs:
         tenant_id = job.tenant_id
         tenants.add(tenant_id)
-        if type(job) is Resolution:
+        if isinstance(job, Resolution):
             conflicts[ConflictRef(tenant_id, job.conflict_id)] = None
             records[RecordKey(tenant_id, job.domain, job.record_id)] = None
             continue
@@ -84,7 +84,7 @@ def plan(jobs: list[Job], state: State, rules: Rules) -> Plan:
     working = Working(state)
     outcomes: list[Outcome] = []
     for job in jobs:
-        if type(job) is Resolution:
+        if isinstance(job, Resolution):
             outcomes.append(settle_by_person(job, working, rules))
         else:
             outcomes.append(_push(job, working, rules))

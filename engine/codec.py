@@ -58,7 +58,7 @@ class Codec:
         self.subprotocol: Final = MSGPACK_SUBPROTOCOL if self.binary else JSON_SUBPROTOCOL
         self.content_type: Final = "application/msgpack" if self.binary else "application/json"
         make = msgspec.msgpack.Decoder if self.binary else msgspec.json.Decoder
-        self._request = make(Request)
+        self._request: msgspec.json.Decoder[Request] | msgspec.msgpack.Decoder[Request] = make(Request)
         self._head = make(_Head)
         self.items = make(list[Item])
         self.item = make(Item)

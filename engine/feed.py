@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 import anyio
@@ -199,7 +199,7 @@ class Feed:
                 self._wake.clear()
                 await self._wake.wait()
 
-    def _start(self, work: Callable[..., Awaitable[Any]], *arguments: object) -> None:
+    def _start(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
         assert self._group is not None, "the feed runs before anyone subscribes"
         self._group.start_soon(work, *arguments)
 

@@ -50,10 +50,10 @@ class Store(Protocol):
     """The one seam for writing."""
 
     async def begin(self, lookups: Lookups) -> Transaction:
-        """Open a transaction, lock the counters of ``lookups.tenants`` in ascending order, then,
-        in a later snapshot than the lock's, read what ``lookups`` names; one round trip.
+        """Open a transaction, lock its tenants and read what ``lookups`` names, in one round trip.
 
-        A missing counter row is created. Keys past their lifetime are not found.
+        Counters are locked in ascending order of ``lookups.tenants``; reads see a later snapshot than the
+        lock's. A missing counter row is created. Keys past their lifetime are not found.
         Raises StoreRetryError, StoreUnavailableError or StorePoisonError.
         """
 
@@ -78,8 +78,10 @@ class FeedStore(Protocol):
     async def page(
         self, tenant_id: int, after_seq: int, domains: list[str] | None, limit: int, max_bytes: int
     ) -> Page:
-        """Read records with seq above ``after_seq``, at most ``limit`` and about ``max_bytes`` of data,
-        but one at least if there is any. Raises StoreUnavailableError.
+        """Read records with seq above ``after_seq``.
+
+        At most ``limit`` and about ``max_bytes`` of data, but one at least if there is any.
+        Raises StoreUnavailableError.
         """
 
 

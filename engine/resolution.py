@@ -81,5 +81,4 @@ def _chosen(job: Resolution, conflict: Conflict, server: Fields | None) -> Field
     if job.choice == "merged":
         return job.fields
     held = None if conflict.client_data is None else decode_fields(conflict.client_data)
-    op = "put" if conflict.client_op == "put" else conflict.client_op
-    return client_side(op, held, server)
+    return client_side(conflict.client_op, held, server)

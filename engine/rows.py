@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from engine.messages import Op
+
 
 class RecordKey(NamedTuple):
     """The identity of a record."""
@@ -108,7 +110,7 @@ class Conflict(msgspec.Struct, frozen=True, kw_only=True):
     server_version: int
     server_data: bytes | None
     client_base: int | None
-    client_op: str
+    client_op: Op
     client_at_us: int
     client_data: bytes | None
     opened_at_us: int

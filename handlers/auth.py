@@ -63,7 +63,9 @@ class Claims(msgspec.Struct, frozen=True):
 def secret_key(secret: bytes) -> Key:
     """Make an HS256 key. Raises UnusableKeyError for a short secret."""
     if len(secret) < MIN_SECRET_BYTES:
-        raise UnusableKeyError(f"the token secret has {len(secret)} bytes, at least {MIN_SECRET_BYTES} are needed")
+        raise UnusableKeyError(
+            f"the token secret has {len(secret)} bytes, at least {MIN_SECRET_BYTES} are needed"
+        )
     return Key("HS256", secret, secret)
 
 
@@ -118,7 +120,9 @@ def _jwk(entry: dict[str, Any], where: str) -> Key:
         public = material if private is None else private.public_key()
         key = Key(_algorithm(public, where), public, private)
     if entry.get("alg", key.algorithm) != key.algorithm:
-        raise UnusableKeyError(f"{where}: alg {entry['alg']!r} does not fit the key, which takes {key.algorithm}")
+        raise UnusableKeyError(
+            f"{where}: alg {entry['alg']!r} does not fit the key, which takes {key.algorithm}"
+        )
     return key
 
 
@@ -237,7 +241,10 @@ def issue_token(
     device_id: str | None = None,
     user: str | None = None,
 ) -> str:
-    """Sign a token. Raises UnusableKeyError for a key that can only verify, or claims that no server takes."""
+    """Sign a token.
+
+    Raises UnusableKeyError for a key that can only verify, or claims that no server takes.
+    """
     if key.private is None:
         raise UnusableKeyError("this key can verify tokens but not sign them")
     payload: dict[str, Any] = {

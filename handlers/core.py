@@ -16,8 +16,11 @@ from handlers.traffic import Traffic
 
 
 class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of a connection. ``outbox_bytes`` may wait for a slow reader, who is cut off when it takes
-    nothing for ``write_patience_s``; ``idle_s`` is how long a device may say nothing."""
+    """Bounds of a connection.
+
+    ``outbox_bytes`` may wait for a slow reader, who is cut off when it takes nothing for
+    ``write_patience_s``; ``idle_s`` is how long a device may say nothing.
+    """
 
     frame_bytes: int
     items: int

@@ -1,4 +1,4 @@
-"""The one writer of a connection: frames in order, bounded in bytes, without a task while the reader keeps up.
+"""The one writer of a connection: frames in order, bounded in bytes, no task while the reader keeps up.
 
 A frame goes straight to the transport, which sends all that one turn of the loop wrote at once. Only when
 the transport is full do frames wait here, and only then a drainer runs, until they are out or the

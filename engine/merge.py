@@ -133,4 +133,4 @@ def _fold_removed(versions: FieldVersions, present: Fields) -> None:
 
 def created(fields: Fields, at_us: int) -> bytes:
     """Field versions of a record's version 1."""
-    return advance(FieldVersions(since=1, since_at_us=at_us), None, fields, 1, at_us)
+    return advance(FieldVersions(since=0, since_at_us=at_us), None, fields, 1, at_us)

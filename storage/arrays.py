@@ -1,11 +1,16 @@
-"""Columns as array literals: PostgreSQL takes hundreds of rows apart fastest as one ``unnest``.
+"""Columns as arrays: PostgreSQL takes hundreds of rows apart fastest as one ``unnest``.
 
-Measured for 200 records against ``json_to_recordset``: a fifth less time in the server.
+Measured for 200 records against ``json_to_recordset``: a fifth less time in the server. Texts that hold
+no control characters travel joined by one, which saves both sides every escape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
+
+_BETWEEN: Final = "\x01"
+_NULL: Final = "\x02"
 
 
 def numbers(values: Iterable[int]) -> str:
@@ -21,6 +26,21 @@ def numbers_or_null(values: Iterable[int | None]) -> str:
 def plain(values: Iterable[str]) -> str:
     """Write an array of texts that need no escape: hex digits, names of ours."""
     return '{"' + '","'.join(values) + '"}' if (values := list(values)) else "{}"
+
+
+def split(name: str, kind: str) -> str:
+    """Write the SQL that takes the value ``name`` apart again, as an array of ``kind``."""
+    return f"string_to_array(%({name})s, E'\\x01', E'\\x02')::{kind}[]"
+
+
+def joined(values: Iterable[str]) -> str:
+    """Join texts without control characters: compact JSON, ids that were checked. One at least."""
+    return _BETWEEN.join(values)
+
+
+def joined_or_null(values: Iterable[bytes | None]) -> str:
+    """Join JSON, some of it null. One at least."""
+    return _BETWEEN.join([_NULL if value is None else value.decode() for value in values])
 
 
 def texts(values: Iterable[str]) -> str:

@@ -27,7 +27,7 @@ from engine.rows import (
     State,
     Writes,
 )
-from storage.arrays import numbers, plain, texts
+from storage.arrays import joined, numbers, plain, split, texts
 from storage.pool import ConnectionLostError, Database, Row, Session, Statement
 from storage.writing import finish
 
@@ -62,7 +62,8 @@ _KEYS: Final = (
 _RECORDS: Final = (
     "SELECT 2, w.t, w.d, w.i, f.version, f.seq, f.at_us, f.chain_from,"
     " f.data::text, f.fields::text, f.device_id"
-    " FROM unnest(%(record_tenants)s::int[], %(record_domains)s::text[], %(record_ids)s::text[])"
+    " FROM unnest(%(record_tenants)s::int[], "
+    f"{split('record_domains', 'text')}, {split('record_ids', 'text')})"
     " AS w(t, d, i) CROSS JOIN LATERAL (SELECT * FROM records"
     " WHERE tenant_id = w.t AND domain = w.d AND id = w.i LIMIT 1) AS f"
 )
@@ -169,8 +170,8 @@ class PostgresStore:
         if lookups.records:
             tenants, domains, ids = zip(*lookups.records, strict=True)
             values["record_tenants"] = numbers(tenants)
-            values["record_domains"] = texts(domains)
-            values["record_ids"] = texts(ids)
+            values["record_domains"] = joined(domains)
+            values["record_ids"] = joined(ids)
         if lookups.events:
             tenants, domains, ids, times = zip(*lookups.events, strict=True)
             values["event_tenants"] = numbers(tenants)

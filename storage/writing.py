@@ -6,7 +6,16 @@ from collections.abc import Collection
 from typing import Final
 
 from engine.rows import Conflict, KeyRow, Quarantined, Record, RecordKey, Writes
-from storage.arrays import numbers, numbers_or_null, plain, texts, texts_or_null
+from storage.arrays import (
+    joined,
+    joined_or_null,
+    numbers,
+    numbers_or_null,
+    plain,
+    split,
+    texts,
+    texts_or_null,
+)
 from storage.pool import Statement
 
 _COUNTERS: Final = Statement(
@@ -16,9 +25,9 @@ _COUNTERS: Final = Statement(
 _RECORDS: Final = (
     "INSERT INTO records"
     " (tenant_id, domain, id, version, seq, at_us, device_id, chain_from, data, fields)"
-    " SELECT * FROM unnest(%({0}tenants)s::int[], %({0}domains)s::text[], %({0}ids)s::text[],"
+    f" SELECT * FROM unnest(%({{0}}tenants)s::int[], {split('{0}domains', 'text')}, {split('{0}ids', 'text')},"
     " %({0}versions)s::bigint[], %({0}seqs)s::bigint[], %({0}ats)s::bigint[], %({0}devices)s::text[],"
-    " %({0}chains)s::bigint[], %({0}data)s::json[], %({0}fields)s::json[])"
+    f" %({{0}}chains)s::bigint[], {split('{0}data', 'json')}, {split('{0}fields', 'json')})"
 )
 #: Speculative insertion costs a third more, so new records are written apart from new versions; the
 #: batch read under its locks which are which.
@@ -31,13 +40,13 @@ _NEW_VERSIONS: Final = Statement(
 )
 _EVENTS: Final = Statement(
     "INSERT INTO events (tenant_id, domain, id, sent_at_us, at_us, device_id, data)"
-    " SELECT * FROM unnest(%(e_tenants)s::int[], %(e_domains)s::text[], %(e_ids)s::text[],"
-    " %(e_sent)s::bigint[], %(e_ats)s::bigint[], %(e_devices)s::text[], %(e_data)s::json[])"
+    f" SELECT * FROM unnest(%(e_tenants)s::int[], {split('e_domains', 'text')}, {split('e_ids', 'text')},"
+    f" %(e_sent)s::bigint[], %(e_ats)s::bigint[], {split('e_devices', 'text')}, {split('e_data', 'json')})"
 )
 _KEYS: Final = Statement(
     "INSERT INTO sync_idempotency_record (tenant_id, key_hash, request_sha256, results)"
     " SELECT * FROM unnest(%(k_tenants)s::int[], %(k_hashes)s::uuid[], %(k_requests)s::bytea[],"
-    " %(k_results)s::json[])"
+    f" {split('k_results', 'json')})"
 )
 _CONFLICT_COLUMNS: Final = (
     ("tenant_id", "int"),
@@ -101,12 +110,12 @@ def finish(writes: Writes, existing: Collection[RecordKey]) -> tuple[list[Statem
         statements.append(_EVENTS)
         events = writes.events
         values["e_tenants"] = numbers([event.tenant_id for event in events])
-        values["e_domains"] = texts([event.domain for event in events])
-        values["e_ids"] = texts([event.id for event in events])
+        values["e_domains"] = joined([event.domain for event in events])
+        values["e_ids"] = joined([event.id for event in events])
         values["e_sent"] = numbers([event.sent_at_us for event in events])
         values["e_ats"] = numbers([event.at_us for event in events])
-        values["e_devices"] = plain([event.device_id for event in events])
-        values["e_data"] = texts([event.data.decode() for event in events])
+        values["e_devices"] = joined([event.device_id for event in events])
+        values["e_data"] = joined_or_null([event.data for event in events])
     if writes.keys:
         statements.append(_KEYS)
         _keys(writes.keys, values)
@@ -121,22 +130,22 @@ def finish(writes: Writes, existing: Collection[RecordKey]) -> tuple[list[Statem
 
 def _records(records: list[Record], prefix: str, values: Values) -> None:
     values[prefix + "tenants"] = numbers([record.tenant_id for record in records])
-    values[prefix + "domains"] = texts([record.domain for record in records])
-    values[prefix + "ids"] = texts([record.id for record in records])
+    values[prefix + "domains"] = joined([record.domain for record in records])
+    values[prefix + "ids"] = joined([record.id for record in records])
     values[prefix + "versions"] = numbers([record.version for record in records])
     values[prefix + "seqs"] = numbers([record.seq for record in records])
     values[prefix + "ats"] = numbers([record.at_us for record in records])
     values[prefix + "devices"] = texts_or_null([record.device_id for record in records])
     values[prefix + "chains"] = numbers([record.chain_from for record in records])
-    values[prefix + "data"] = texts_or_null([_text(record.data) for record in records])
-    values[prefix + "fields"] = texts_or_null([_text(record.fields) for record in records])
+    values[prefix + "data"] = joined_or_null([record.data for record in records])
+    values[prefix + "fields"] = joined_or_null([record.fields for record in records])
 
 
 def _keys(keys: list[KeyRow], values: Values) -> None:
     values["k_tenants"] = numbers([key.tenant_id for key in keys])
     values["k_hashes"] = plain([key.key_hash for key in keys])
     values["k_requests"] = plain(["\\\\x" + key.request_sha256 for key in keys])
-    values["k_results"] = texts([key.results.decode() for key in keys])
+    values["k_results"] = joined_or_null([key.results for key in keys])
 
 
 def _conflicts(conflicts: list[Conflict], values: Values) -> None:

@@ -1,0 +1,67 @@
+"""A plain connection for what runs beside the event loop: migrations, partitions, commands.
+
+Statements may take as long as they need, which those of a server (``storage/pool.py``) may not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import psycopg2
+import psycopg2.errors
+
+from engine.ports import StoreError, StoreRetryError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
+    from psycopg2.extensions import cursor as Cursor  # noqa: N812
+
+_CONNECT_S: Final = 5
+#: Whoever changes what tables there are holds this, so that one does at a time over all hosts. It
+#: belongs to the transaction, not to the session, and so works behind transaction pooling as well.
+_SCHEMA_LOCK: Final = 0x7469646D
+
+
+@contextmanager
+def connected(dsn: str) -> Iterator[Connection]:
+    """Connect to the primary, in autocommit. Raises StoreError in one sentence."""
+    try:
+        connection = psycopg2.connect(
+            dsn,
+            connect_timeout=_CONNECT_S,
+            application_name="tidemark",
+            target_session_attrs="read-write",
+        )
+    except psycopg2.Error as error:
+        raise StoreUnavailableError(_sentence(error)) from None
+    try:
+        connection.autocommit = True
+        yield connection
+    except psycopg2.errors.LockNotAvailable as error:
+        raise StoreRetryError(_sentence(error)) from None
+    except psycopg2.Error as error:
+        raise StoreError(_sentence(error)) from None
+    finally:
+        connection.close()
+
+
+@contextmanager
+def schema_change(connection: Connection, lock_timeout_ms: int) -> Iterator[Cursor]:
+    """Open a transaction in which nobody else changes what tables there are.
+
+    Its turn is waited for as long as need be, a table's lock ``lock_timeout_ms``: while one is waited
+    for, everybody who comes to that table later waits behind.
+    """
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
+        cursor.execute(f"SET LOCAL lock_timeout = {lock_timeout_ms}")
+        yield cursor
+
+
+def _sentence(error: psycopg2.Error) -> str:
+    primary = error.diag.message_primary or str(error)
+    lines = primary.strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,153 @@
+"""The schema's migrations, read and kept by yoyo, in order, each with a way back.
+
+Each step is one transaction: take the turn, see what is applied by now, apply the next migration
+and note it. So hosts that start at once do each migration once between them, and a process that is
+killed leaves a migration whole or not begun. (yoyo's own loop notes a migration after it has
+committed, and its lock is a row that a killed process leaves behind.)
+"""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from yoyo import internalmigrations, read_migrations
+from yoyo.backends.core.postgresql import PostgresqlBackend
+from yoyo.connections import parse_uri
+from yoyo.migrations import Migration, default_migration_table
+
+from engine.ports import StoreError
+from storage.direct import connected, schema_change
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
+
+_FILES: Final = Path(__file__).parent / "migrations"
+#: A table that is in use for longer stops the migration, not the devices.
+_LOCK_TIMEOUT_MS: Final = 5000
+
+
+class MigrationError(StoreError):
+    """What was asked of the schema cannot be; one sentence."""
+
+
+class MigrationState(msgspec.Struct, frozen=True):
+    """One migration. ``applied_at`` is None while it is not applied."""
+
+    number: int
+    migration_id: str
+    applied_at: datetime | None
+
+
+class _Backend(PostgresqlBackend):  # type: ignore[misc]  # yoyo has no type hints
+    """yoyo's bookkeeping in an open transaction on a connection of ours: any DSN that libpq takes will do."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._ours = connection
+        super().__init__(parse_uri("postgresql://"), default_migration_table)
+        self._in_transaction = True  # what yoyo opens becomes a savepoint of the open transaction
+        if internalmigrations.needs_upgrading(self):
+            internalmigrations.upgrade(self)
+        self._internal_schema_updated = True
+
+    def connect(self, _: object) -> Connection:
+        return self._ours
+
+    def get_log_data(self, migration: Any = None, operation: str = "apply") -> dict[str, Any]:
+        # yoyo asks for the account's name and the host's domain: neither need exist in a container.
+        return {
+            "id": str(uuid.uuid4()),
+            "migration_id": migration.id if migration else None,
+            "migration_hash": migration.hash if migration else None,
+            "username": "tidemark",
+            "hostname": socket.gethostname(),
+            "created_at_utc": datetime.now(UTC).replace(tzinfo=None),
+            "operation": operation,
+        }
+
+
+@cache
+def _known() -> tuple[Migration, ...]:
+    return tuple(sorted(read_migrations(str(_FILES)), key=lambda migration: str(migration.id)))
+
+
+def newest_migration() -> str:
+    """Return the id of the last migration that this version knows."""
+    return str(_known()[-1].id)
+
+
+def migrate(dsn: str, to: int | None = None, *, down: bool = False) -> list[str]:
+    """Bring the schema up to migration ``to`` (the newest with None), or down to it.
+
+    Down to ``to`` takes back all that came after it, with None the newest one alone. Returns the ids
+    of what was applied or taken back, in order. Raises MigrationError, StoreError.
+    """
+    known = _known()
+    if to is not None and not 0 <= to <= len(known):
+        raise MigrationError(f"there is no migration {to}: they are numbered 1 to {len(known)}")
+    done: list[str] = []
+    with connected(dsn) as connection:
+        if to is None and down:
+            applied = _applied(connection)
+            to = max((number for number, one in _numbered() if one.id in applied), default=1) - 1
+        while (migration := _step(connection, len(known) if to is None else to, down=down)) is not None:
+            done.append(migration)
+    return done
+
+
+def status(dsn: str) -> list[MigrationState]:
+    """List every known migration, and then those applied that this version does not know (number 0)."""
+    with connected(dsn) as connection:
+        applied = _applied(connection)
+    states = [MigrationState(number, str(one.id), applied.pop(one.id, None)) for number, one in _numbered()]
+    return states + [MigrationState(0, name, at) for name, at in sorted(applied.items())]
+
+
+def _numbered() -> Iterator[tuple[int, Migration]]:
+    return enumerate(_known(), 1)
+
+
+def _applied(connection: Connection) -> dict[str, datetime]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (default_migration_table,))
+        if cursor.fetchall() == [(False,)]:
+            return {}
+        cursor.execute(f"SELECT migration_id, applied_at_utc FROM {default_migration_table}")
+        return {name: at.replace(tzinfo=UTC) for name, at in cursor.fetchall()}
+
+
+def _step(connection: Connection, to: int, *, down: bool) -> str | None:
+    """Apply or take back one migration; None when ``to`` is reached."""
+    with schema_change(connection, _LOCK_TIMEOUT_MS):
+        backend = _Backend(connection)
+        applied = _applied(connection)
+        if down:
+            _refuse_unknown(applied)
+            due = [one for number, one in _numbered() if number > to and one.id in applied]
+            if not due:
+                return None
+            migration, mark, direction = due[-1], backend.unmark_one, "rollback"
+        else:
+            due = [one for number, one in _numbered() if number <= to and one.id not in applied]
+            if not due:
+                return None
+            migration, mark, direction = due[0], backend.mark_one, "apply"
+        migration.process_steps(backend, direction)
+        backend.log_migration(migration, direction)
+        mark(migration, log=False)
+        return str(migration.id)
+
+
+def _refuse_unknown(applied: dict[str, datetime]) -> None:
+    unknown = sorted(set(applied) - {one.id for one in _known()})
+    if unknown:
+        raise MigrationError(
+            f"the schema holds {unknown[-1]}, which this version does not know:"
+            " take it back with the version that brought it"
+        )

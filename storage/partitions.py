@@ -1,0 +1,194 @@
+"""Days of the tables that grow by time: added ahead, and dropped when nobody may ask for them.
+
+A table's last partition, ``…_later``, takes everything from its lower bound on. Days are cut off its
+front while they are ahead, so that it is all but empty then; rows that it holds for them (a device's
+clock runs ahead, or nobody was here for long) are moved in the same transaction. There is no DEFAULT
+partition.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from psycopg2.errors import LockNotAvailable
+
+from engine.ports import StoreRetryError
+from storage.direct import connected, schema_change
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
+    from psycopg2.extensions import cursor as Cursor  # noqa: N812
+
+#: Missed runs of a fortnight do no harm.
+DAYS_AHEAD: Final = 14
+#: Syncs queue behind whoever waits for a table: rather give up and try again.
+_LOCK_TIMEOUT_MS: Final = 500
+_TRIES: Final = 6
+#: A transaction may have begun, and so its created_at be, before a clock or a lock let it write.
+_MARGIN: Final = timedelta(hours=2)
+
+_DAY: Final = timedelta(days=1)
+_DAY_US: Final = 86_400_000_000
+_EPOCH: Final = date(1970, 1, 1)
+_BOUNDS: Final = re.compile(r"FOR VALUES FROM \('?([^')]+)'?\) TO \('?([^')]+)'?\)\Z")
+
+
+class _Series(NamedTuple):
+    """A table partitioned by day of ``column``: how a day's beginning is written in SQL, and read."""
+
+    table: str
+    column: str
+    bound: Callable[[date], str]
+    day: Callable[[str], date]
+
+
+class _Partition(NamedTuple):
+    """Days from ``begins`` up to, not including, ``ends``; None is without bound."""
+
+    name: str
+    begins: date | None
+    ends: date | None
+
+
+def _us(day: date) -> str:
+    return str((day - _EPOCH).days * _DAY_US)
+
+
+def _of_us(text: str) -> date:
+    return _EPOCH + timedelta(days=int(text) // _DAY_US)
+
+
+def _instant(day: date) -> str:
+    return f"'{day} 00:00:00+00'"
+
+
+def _of_instant(text: str) -> date:
+    return datetime.fromisoformat(text).astimezone(UTC).date()
+
+
+EVENTS: Final = _Series("events", "sent_at_us", _us, _of_us)
+IDEMPOTENCY: Final = _Series("sync_idempotency_record", "created_at", _instant, _of_instant)
+
+
+def maintain(dsn: str, lifetime_h: float) -> None:
+    """Add days ahead and drop answers kept for longer than ``lifetime_h``, by the database's clock.
+
+    Raises StoreRetryError when a table was too busy; nothing is lost by trying again later.
+    """
+    with connected(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT now()")
+        now: datetime = cursor.fetchall()[0][0].astimezone(UTC)
+    ensure_partitions(dsn, now.date(), DAYS_AHEAD)
+    drop_expired(dsn, now - timedelta(hours=lifetime_h))
+
+
+def ensure_partitions(dsn: str, today: date, days_ahead: int = DAYS_AHEAD) -> list[str]:
+    """Give every day up to ``days_ahead`` from today a partition of its own; return those made.
+
+    Days before today for which there is none yet share one. Raises StoreRetryError, StoreError.
+    """
+    made: list[str] = []
+    until = today + (days_ahead + 1) * _DAY
+    with connected(dsn) as connection:
+        for series in (EVENTS, IDEMPOTENCY):
+            if _front(_partitions(connection, series)) < until:
+                made += _patiently(connection, partial(_cut, series=series, today=today, until=until))
+    return made
+
+
+def drop_expired(dsn: str, before: datetime) -> list[str]:
+    """Drop the days of kept answers that ended well before an instant; return those dropped.
+
+    Raises StoreRetryError, StoreError.
+    """
+    last = (before - _MARGIN).astimezone(UTC).date()
+    with connected(dsn) as connection:
+        if _expired(_partitions(connection, IDEMPOTENCY), last):
+            return _patiently(connection, partial(_drop, series=IDEMPOTENCY, last=last))
+    return []
+
+
+def _patiently(connection: Connection, change: Callable[[Cursor], list[str]]) -> list[str]:
+    for _ in range(_TRIES):
+        try:
+            with schema_change(connection, _LOCK_TIMEOUT_MS) as cursor:
+                return change(cursor)
+        except LockNotAvailable:
+            continue
+    raise StoreRetryError("a table is too busy to change its partitions now")
+
+
+def _cut(cursor: Cursor, series: _Series, today: date, until: date) -> list[str]:
+    """Cut the days up to ``until`` off the front of the last partition."""
+    table, later = series.table, f"{series.table}_later"
+    spans = list(_spans(_front(_read(cursor, series)), today, until))
+    if not spans:
+        return []
+    for begins, _ in spans:  # standalone: what is locked from here on is locked for milliseconds
+        cursor.execute(f"CREATE TABLE {table}_{begins:%Y%m%d} (LIKE {table} INCLUDING ALL)")
+    cursor.execute(f"ALTER TABLE {table} DETACH PARTITION {later}")
+    for begins, ends in spans:
+        cursor.execute(
+            f"ALTER TABLE {table} ATTACH PARTITION {table}_{begins:%Y%m%d}"
+            f" FOR VALUES FROM ({series.bound(begins)}) TO ({series.bound(ends)})"
+        )
+    cursor.execute(
+        f"WITH moved AS (DELETE FROM {later} WHERE {series.column} < {series.bound(until)} RETURNING *)"
+        f" INSERT INTO {table} SELECT * FROM moved"
+    )
+    cursor.execute(
+        f"ALTER TABLE {table} ATTACH PARTITION {later} FOR VALUES FROM ({series.bound(until)}) TO (MAXVALUE)"
+    )
+    return [f"{table}_{begins:%Y%m%d}" for begins, _ in spans]
+
+
+def _drop(cursor: Cursor, series: _Series, last: date) -> list[str]:
+    gone = _expired(_read(cursor, series), last)
+    for name in gone:
+        cursor.execute(f"DROP TABLE {name}")
+    return gone
+
+
+def _expired(partitions: list[_Partition], last: date) -> list[str]:
+    """Find the days that ended by ``last``; those without bounds stay, whatever the time."""
+    return [one.name for one in partitions if one.begins and one.ends and one.ends <= last]
+
+
+def _spans(begins: date, today: date, until: date) -> Iterator[tuple[date, date]]:
+    if begins < today:
+        yield begins, today
+        begins = today
+    while begins < until:
+        yield begins, begins + _DAY
+        begins += _DAY
+
+
+def _partitions(connection: Connection, series: _Series) -> list[_Partition]:
+    with connection, connection.cursor() as cursor:
+        return _read(cursor, series)
+
+
+def _read(cursor: Cursor, series: _Series) -> list[_Partition]:
+    cursor.execute("SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'")
+    cursor.execute(
+        "SELECT part.relname, pg_get_expr(part.relpartbound, part.oid) FROM pg_inherits"
+        " JOIN pg_class AS part ON part.oid = inhrelid WHERE inhparent = %s::regclass ORDER BY part.relname",
+        (series.table,),
+    )
+    partitions = []
+    for name, text in cursor.fetchall():
+        bounds = _BOUNDS.match(text)
+        if bounds is not None:
+            low, high = bounds.groups()
+            begins = None if low == "MINVALUE" else series.day(low)
+            partitions.append(_Partition(name, begins, None if high == "MAXVALUE" else series.day(high)))
+    return partitions
+
+
+def _front(partitions: list[_Partition]) -> date:
+    """Find where the last partition begins."""
+    return next(one.begins for one in partitions if one.begins and not one.ends)

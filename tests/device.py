@@ -1,0 +1,126 @@
+"""A device as its developer would write it first: one message out, its answer back."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Mapping
+from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+
+import jwt
+import msgspec
+from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType
+
+SECRET = b"a secret that the tests' servers and devices share"
+Json = dict[str, Any]
+
+
+def token(tenant: str | None = "acme", device: str | None = "phone", **claims: object) -> str:
+    """Sign a token; ``claims`` add to or replace the usual ones, None leaves one out."""
+    usual: Json = {"aud": "tidemark", "exp": int(time.time()) + 3600, "jti": "1", "tid": tenant, "did": device}
+    payload = {name: value for name, value in (usual | claims).items() if value is not None}
+    return jwt.encode(payload, SECRET, algorithm="HS256")
+
+
+class Closed(Exception):
+    """The server closed the connection with ``code``."""
+
+    def __init__(self, code: int | None) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class Device:
+    """One connection. ``unasked`` are the messages that answered no request of ``ask``."""
+
+    def __init__(self, socket: ClientWebSocketResponse, encoding: Literal["json", "msgpack"]) -> None:
+        self.socket = socket
+        self.welcome: Json = {}
+        self.unasked: list[Json] = []
+        self._numbers = itertools.count(1)
+        codec: Any = msgspec.json if encoding == "json" else msgspec.msgpack
+        self._binary = encoding == "msgpack"
+        self._encode, self._decode = codec.encode, codec.decode
+
+    async def send(self, message: Mapping[str, Any]) -> None:
+        """Send a message as it is."""
+        frame = self._encode(message)
+        await self.send_frame(frame, WSMsgType.BINARY if self._binary else WSMsgType.TEXT)
+
+    async def send_frame(self, frame: bytes, kind: WSMsgType = WSMsgType.TEXT) -> None:
+        """Send bytes that need be no message."""
+        await self.socket.send_frame(frame, kind)
+
+    async def receive(self) -> Json:
+        """Wait for the next message. Raises Closed."""
+        message = await asyncio.wait_for(self.socket.receive(), 10)
+        if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
+            raise Closed(self.socket.close_code)
+        assert (message.type is WSMsgType.BINARY) == self._binary
+        decoded: Json = self._decode(message.data)
+        return decoded
+
+    async def ask(self, kind: str, **fields: Any) -> Json:
+        """Send a request and wait for its answer or error."""
+        request = {"type": kind, "id": str(next(self._numbers)), **fields}
+        await self.send(request)
+        while True:
+            answer = await self.receive()
+            if answer.get("id") == request["id"]:
+                return answer
+            self.unasked.append(answer)
+
+    async def sync(self, key: str, *items: Mapping[str, Any], **fields: Any) -> list[Json]:
+        """Push items and give their results."""
+        answer = await self.ask("sync", key=key, items=list(items), **fields)
+        assert answer["type"] == "synced", answer
+        results: list[Json] = answer["results"]
+        return results
+
+    async def changes(self) -> Json:
+        """Wait for the next page, one that came before included."""
+        for index, message in enumerate(self.unasked):
+            if message["type"] == "changes":
+                return self.unasked.pop(index)
+        while (message := await self.receive())["type"] != "changes":
+            self.unasked.append(message)
+        return message
+
+    async def closed(self) -> int | None:
+        """Take in what still comes until the server closes, and give the code."""
+        try:
+            while True:
+                self.unasked.append(await self.receive())
+        except Closed as closed:
+            return closed.code
+
+
+@asynccontextmanager
+async def connected(
+    url: str,
+    session: ClientSession,
+    *,
+    signed: str | None = None,
+    encoding: Literal["json", "msgpack"] = "json",
+    **options: Any,
+) -> AsyncIterator[Device]:
+    """Connect and take in the welcome."""
+    async with session.ws_connect(
+        f"{url}/v1/sync",
+        headers={"Authorization": f"Bearer {signed or token()}"},
+        protocols=(f"tidemark.v1.{encoding}",),
+        max_msg_size=1 << 24,
+        **options,
+    ) as socket:
+        device = Device(socket, encoding)
+        device.welcome = await device.receive()
+        assert device.welcome["type"] == "welcome"
+        yield device
+
+
+def put(record_id: str, base: int | None = None, /, **data: Any) -> Json:
+    """Make an item that puts a record of the task domain."""
+    return {"domain": "task", "id": record_id, "op": "put", "base": base, "data": data}

@@ -1,0 +1,84 @@
+"""The real services that tests run on: one PostgreSQL and one Redis a session, a fresh database a test."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from storage.embedded import Services, embedded
+from storage.migrate import migrate
+
+_TEMPLATE = "migrated"
+
+
+@pytest.fixture(scope="session")
+def services() -> Iterator[Services]:
+    """PostgreSQL and Redis in a directory of their own."""
+    home = Path(tempfile.mkdtemp(prefix="tidemark-tests-"))
+    home.chmod(0o711)  # the servers' account has to pass through it
+    try:
+        with embedded(home / "data") as running:
+            yield running
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def named(dsn: str, database: str) -> str:
+    """Return the DSN of another database on the same server."""
+    return dsn.replace("dbname=tidemark", f"dbname={database}")
+
+
+def execute(dsn: str, *statements: str) -> None:
+    """Run statements outside of a transaction."""
+    connection = psycopg2.connect(dsn)
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+    finally:
+        connection.close()
+
+
+def rows(dsn: str, statement: str) -> list[tuple[object, ...]]:
+    """Read rows past the server under test."""
+    connection = psycopg2.connect(dsn)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall()
+    finally:
+        connection.close()
+
+
+@pytest.fixture(scope="session")
+def template(services: Services) -> str:
+    """A migrated database that others are copied from."""
+    execute(services.dsn, f"CREATE DATABASE {_TEMPLATE}")
+    migrate(named(services.dsn, _TEMPLATE))
+    return _TEMPLATE
+
+
+@pytest.fixture
+def empty_dsn(services: Services) -> Iterator[str]:
+    """A database without a schema."""
+    yield from _database(services, "template0")
+
+
+@pytest.fixture
+def dsn(services: Services, template: str) -> Iterator[str]:
+    """A migrated database without a tenant."""
+    yield from _database(services, template)
+
+
+def _database(services: Services, source: str) -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex}"
+    execute(services.dsn, f"CREATE DATABASE {name} TEMPLATE {source}")
+    yield named(services.dsn, name)
+    execute(services.dsn, f"DROP DATABASE {name} WITH (FORCE)")

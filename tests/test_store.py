@@ -1,0 +1,349 @@
+"""The contract of ``engine.ports.Store`` and its readers, for the real store and for the one in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from engine.ports import (
+    ConflictStore,
+    FeedStore,
+    Page,
+    Store,
+    StorePoisonError,
+    StoreRetryError,
+    Transaction,
+)
+from engine.rows import (
+    Conflict,
+    ConflictRef,
+    Event,
+    EventKey,
+    HeldRef,
+    KeyRef,
+    KeyRow,
+    Lookups,
+    Quarantined,
+    Record,
+    RecordKey,
+    Writes,
+)
+from storage.commit import PostgresStore
+from storage.conflicts import PostgresConflicts
+from storage.feed import PostgresFeed
+from storage.pool import Database
+from tests.memory_store import MemoryStore
+from tests.services import execute, rows
+
+TENANTS = (1, 2, 3)
+AT_US = 1_767_323_045_000_000
+ODD = 'quote " apostrophe \' backslash \\ percent % brace {} comma, 鍵 \U0001f511 NULL'
+
+
+class Subject(msgspec.Struct):
+    """One implementation; ``dsn`` is empty for the one in memory."""
+
+    store: Store
+    feed: FeedStore
+    conflicts: ConflictStore
+    dsn: str
+
+
+@pytest.fixture
+async def memory() -> Subject:
+    store = MemoryStore()
+    return Subject(store, store, store, "")
+
+
+@pytest.fixture
+async def postgres(dsn: str) -> AsyncIterator[Subject]:
+    execute(
+        dsn,
+        "INSERT INTO tenants (name) VALUES ('one'), ('two'), ('three')",
+        "INSERT INTO tenant_counters SELECT tenant_id FROM tenants",
+    )
+    writes, reads = Database(dsn, 4), Database(dsn, 2)
+    yield Subject(PostgresStore(writes, 24), PostgresFeed(reads), PostgresConflicts(reads), dsn)
+    await writes.close()
+    await reads.close()
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def subject(request: pytest.FixtureRequest) -> Subject:
+    """Either of them."""
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, Subject)
+    return found
+
+
+def _lookups(*tenants: int) -> Lookups:
+    return Lookups(sorted(tenants), [], [], [], [], [])
+
+
+def _writes(seqs: dict[int, int] | None = None, *records: Record) -> Writes:
+    return Writes(seqs or {}, list(records), [], [], [], [])
+
+
+def _record(seq: int, tenant_id: int = 1, **fields: object) -> Record:
+    record = Record(tenant_id, "task", f"r{seq}", 1, seq, AT_US + seq, "phone", 1, b'{"n":%d}' % seq)
+    return msgspec.structs.replace(record, **fields)
+
+
+def _conflict(conflict_id: str, **fields: object) -> Conflict:
+    conflict = Conflict(
+        tenant_id=1,
+        conflict_id=conflict_id,
+        domain="task",
+        record_id="r1",
+        device_id="phone",
+        policy="manual",
+        outcome="open",
+        server_version=3,
+        server_data=b'{"side":"server"}',
+        client_base=2,
+        client_op="put",
+        client_at_us=AT_US,
+        client_data=b'{"side":"client"}',
+        opened_at_us=AT_US,
+    )
+    return msgspec.structs.replace(conflict, **fields)
+
+
+async def _commit(subject: Subject, lookups: Lookups, writes: Writes) -> None:
+    transaction = await subject.store.begin(lookups)
+    await transaction.commit(writes)
+
+
+async def test_what_is_committed_is_found_again(subject: Subject) -> None:
+    record = _record(1, id=ODD, data=msgspec.json.encode({ODD: [ODD, 1.5, None]}), fields=b'{"a":[1,2]}')
+    tombstone = _record(2, data=None, device_id=None, chain_from=2)
+    event = Event(1, "voice", ODD, AT_US, AT_US + 1, "phone", msgspec.json.encode({"x": ODD}))
+    key = KeyRow(1, "0123456789abcdef" * 2, "ab" * 32, msgspec.json.encode([ODD]))
+    held, deletion = _conflict("c1"), _conflict("c2", record_id="r2", client_op="delete", client_data=None)
+    rejected = Quarantined(
+        tenant_id=1,
+        quarantine_id="q1",
+        device_id="phone",
+        domain=None,
+        record_id="r",
+        item=msgspec.json.encode({"id": ODD}),
+        code="invalid_item",
+        message=ODD + "\x01\x02",
+        at_us=AT_US,
+    )
+    writes = Writes({1: 2}, [record, tombstone], [event], [key], [held, deletion], [rejected])
+    await _commit(subject, _lookups(1), writes)
+
+    transaction = await subject.store.begin(
+        Lookups(
+            [1, 2],
+            [KeyRef(1, key.key_hash), KeyRef(2, key.key_hash)],
+            [RecordKey(1, "task", ODD), RecordKey(1, "task", "r2"), RecordKey(2, "task", ODD)],
+            [EventKey(1, "voice", ODD, AT_US), EventKey(1, "voice", ODD, AT_US + 1)],
+            [HeldRef(1, "phone", "task", "r1"), HeldRef(1, "tablet", "task", "r1")],
+            [ConflictRef(1, "c2"), ConflictRef(2, "c2")],
+        )
+    )
+    state = transaction.state
+    await transaction.rollback()
+    assert state.seqs == {1: 2, 2: 0}
+    assert state.keys == {KeyRef(1, key.key_hash): key}
+    assert state.records == {
+        RecordKey(1, "task", ODD): record,
+        RecordKey(1, "task", "r2"): tombstone,
+    }
+    assert state.events == {EventKey(1, "voice", ODD, AT_US): event}
+    assert state.held == {HeldRef(1, "phone", "task", "r1"): held}
+    assert state.conflicts == {ConflictRef(1, "c2"): deletion}
+
+
+async def test_a_new_version_takes_the_place_of_the_older(subject: Subject) -> None:
+    await _commit(subject, _lookups(1), _writes({1: 2}, _record(1), _record(2)))
+    newer = _record(3, id="r1", version=2, data=b'{"n":3}', device_id="tablet")
+    transaction = await subject.store.begin(Lookups([1], [], [RecordKey(1, "task", "r1")], [], [], []))
+    await transaction.commit(_writes({1: 4}, newer, _record(4)))
+    page = await subject.feed.page(1, 0, None, 10, 1 << 20)
+    assert [(record.id, record.version, record.seq) for record in page.records] == [
+        ("r2", 1, 2),
+        ("r1", 2, 3),
+        ("r4", 1, 4),
+    ]
+
+
+async def test_a_conflict_is_replaced_by_its_id(subject: Subject) -> None:
+    await _commit(subject, _lookups(1), Writes({}, [], [], [], [_conflict("c1")], []))
+    settled = _conflict(
+        "c1",
+        outcome="server",
+        settled_by="boss",
+        settled_at_us=AT_US + 9,
+        settled_sha256="ff",
+        settled_version=4,
+        settled_seq=7,
+    )
+    await _commit(subject, _lookups(1), Writes({}, [], [], [], [settled], []))
+    assert await subject.conflicts.conflict(1, "c1") == settled
+    assert await subject.conflicts.conflict(2, "c1") is None
+    assert await subject.conflicts.open_conflicts(1, None, None, 10) == []
+
+
+async def test_a_rollback_leaves_nothing(subject: Subject) -> None:
+    transaction = await subject.store.begin(_lookups(1))
+    await transaction.rollback()
+    assert await subject.feed.page(1, 0, None, 10, 1 << 20) == Page([], 0, more=False)
+
+
+async def test_a_tenant_is_locked_until_the_transaction_ends_and_then_read_afresh(subject: Subject) -> None:
+    """Whoever waited for the lock sees what its holder committed, not what stood before the wait."""
+    first = await subject.store.begin(_lookups(1, 2))
+    wanted = Lookups([2, 3], [], [RecordKey(2, "task", "r1")], [], [], [])
+    waiting: asyncio.Task[Transaction] = asyncio.create_task(subject.store.begin(wanted))
+    done, _ = await asyncio.wait({waiting}, timeout=0.1)
+    assert not done
+    await first.commit(_writes({2: 1}, _record(1, 2)))
+    second = await waiting
+    assert second.state.seqs == {2: 1, 3: 0}
+    assert second.state.records == {RecordKey(2, "task", "r1"): _record(1, 2)}
+    await second.rollback()
+
+
+async def test_other_tenants_are_not_held_up(subject: Subject) -> None:
+    first = await subject.store.begin(_lookups(1))
+    second = await subject.store.begin(_lookups(2))
+    await second.commit(_writes({2: 1}, _record(1, 2)))
+    await first.rollback()
+
+
+async def test_many_writers_give_a_feed_without_gaps(subject: Subject) -> None:
+    """Each takes the next number under the lock; a reader meanwhile never skips one."""
+    seen: list[int] = []
+
+    async def write(count: int) -> None:
+        for _ in range(count):
+            transaction = await subject.store.begin(_lookups(1, 2))
+            seq = transaction.state.seqs[1] + 1
+            await transaction.commit(_writes({1: seq}, _record(seq)))
+
+    async def read() -> None:
+        while len(seen) < 60:
+            page = await subject.feed.page(1, len(seen), None, 7, 1 << 20)
+            assert page.high_seq >= len(seen) + len(page.records)
+            seen.extend(record.seq for record in page.records)
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(read())
+        for _ in range(3):
+            group.create_task(write(20))
+    assert seen == list(range(1, 61))
+
+
+async def test_pages_end_at_limit_and_bytes(subject: Subject) -> None:
+    records = [_record(seq, data=b'{"x":"%s"}' % (b"x" * 100)) for seq in range(1, 7)]
+    records[2] = msgspec.structs.replace(records[2], domain="ticket")
+    records[4] = msgspec.structs.replace(records[4], data=None)
+    await _commit(subject, _lookups(1), _writes({1: 9}, *records))
+
+    async def seqs(after: int, domains: list[str] | None, limit: int, size: int) -> tuple[list[int], bool]:
+        page = await subject.feed.page(1, after, domains, limit, size)
+        assert page.high_seq == 9
+        return [record.seq for record in page.records], page.more
+
+    assert await seqs(0, None, 10, 1 << 20) == ([1, 2, 3, 4, 5, 6], False)
+    assert await seqs(2, None, 10, 1 << 20) == ([3, 4, 5, 6], False)
+    assert await seqs(0, None, 6, 1 << 20) == ([1, 2, 3, 4, 5, 6], False)
+    assert await seqs(0, None, 5, 1 << 20) == ([1, 2, 3, 4, 5], True)
+    assert await seqs(0, ["ticket", "journal"], 5, 1 << 20) == ([3], False)
+    assert await seqs(0, ["journal"], 5, 1 << 20) == ([], False)
+    assert await seqs(0, None, 10, 1) == ([1], True)
+    assert await seqs(0, None, 10, 200) == ([1, 2], True)
+    assert await seqs(6, None, 10, 1 << 20) == ([], False)
+    assert (await subject.feed.page(2, 0, None, 10, 1 << 20)).records == []
+
+
+async def test_the_queue_of_conflicts_is_listed_oldest_first(subject: Subject) -> None:
+    open_ones = [
+        _conflict("b", opened_at_us=AT_US + 1, record_id="r1"),
+        _conflict("a", opened_at_us=AT_US + 2, record_id="r2"),
+        _conflict("c", opened_at_us=AT_US + 2, record_id="r3", device_id="tablet"),
+        _conflict("d", opened_at_us=AT_US, record_id="r4", tenant_id=2),
+    ]
+    await _commit(subject, _lookups(1, 2), Writes({1: 1}, [_record(1)], [], [], open_ones, []))
+
+    async def listed(device_id: str | None, after: str | None, limit: int = 10) -> list[str]:
+        found = await subject.conflicts.open_conflicts(1, device_id, after, limit)
+        return [held.conflict.conflict_id for held in found]
+
+    assert await listed(None, None) == ["b", "a", "c"]
+    assert await listed("phone", None) == ["b", "a"]
+    assert await listed(None, "b") == ["a", "c"]
+    assert await listed(None, None, 2) == ["b", "a"]
+    held = (await subject.conflicts.open_conflicts(1, None, None, 1))[0]
+    assert held.conflict == open_ones[0]
+    assert held.record == _record(1)
+
+
+async def test_a_missing_counter_is_created(postgres: Subject) -> None:
+    execute(postgres.dsn, "DELETE FROM tenant_counters WHERE tenant_id = 2")
+    with pytest.raises(StoreRetryError):
+        await postgres.store.begin(_lookups(1, 2))
+    transaction = await postgres.store.begin(_lookups(1, 2))
+    assert transaction.state.seqs == {1: 0, 2: 0}
+    await transaction.rollback()
+
+
+async def test_what_postgresql_refuses_is_poison_and_writes_nothing(postgres: Subject) -> None:
+    transaction = await postgres.store.begin(_lookups(1))
+    with pytest.raises(StorePoisonError):
+        await transaction.commit(_writes({1: 2}, _record(1), _record(2, data=b'{"broken":')))
+    assert rows(postgres.dsn, "SELECT count(*) FROM records") == [(0,)]
+    await _commit(postgres, _lookups(1), _writes({1: 1}, _record(1)))
+
+
+async def test_a_key_past_its_lifetime_is_not_found(postgres: Subject) -> None:
+    key = KeyRow(1, "0123456789abcdef" * 2, "ab" * 32, b"[]")
+    await _commit(postgres, _lookups(1), Writes({}, [], [], [key], [], []))
+    wanted = Lookups([1], [KeyRef(1, key.key_hash)], [], [], [], [])
+    transaction = await postgres.store.begin(wanted)
+    assert list(transaction.state.keys.values()) == [key]
+    await transaction.rollback()
+    execute(postgres.dsn, "UPDATE sync_idempotency_record SET created_at = now() - interval '25 hours'")
+    transaction = await postgres.store.begin(wanted)
+    assert transaction.state.keys == {}
+    await transaction.rollback()
+
+
+async def test_a_terminated_backend_is_retried_or_unknown(postgres: Subject) -> None:
+    """Before COMMIT was sent nothing was written; after it only the keys tell."""
+    await _commit(postgres, _lookups(1), _writes({1: 1}, _record(1)))
+    kill = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+    )
+    execute(postgres.dsn, kill)
+    for _ in range(5):
+        try:
+            transaction = await postgres.store.begin(_lookups(1))
+            break
+        except StoreRetryError:
+            continue
+    assert transaction.state.seqs == {1: 1}
+    await transaction.rollback()
+
+
+async def test_prepared_statements_give_way_to_a_pooler(postgres: Subject) -> None:
+    """A pooler hands out a connection on which nothing, or something of the same name, is prepared."""
+    await _commit(postgres, _lookups(1), _writes({1: 1}, _record(1)))
+    transaction = await postgres.store.begin(_lookups(1))
+    session = transaction._session  # type: ignore[attr-defined]
+    await transaction.rollback()
+    await session.run("DEALLOCATE ALL")
+    with pytest.raises(StoreRetryError):
+        await postgres.store.begin(_lookups(1))
+    await _commit(postgres, _lookups(1), _writes({1: 2}, _record(2)))
+    await session.run("DEALLOCATE ALL")
+    await _commit(postgres, _lookups(1), _writes({1: 3}, _record(3)))
+    assert rows(postgres.dsn, "SELECT count(*) FROM pg_prepared_statements") == [(0,)]

@@ -1,8 +1,8 @@
 """What both sides of a record are: merge patches, equality of contents, versions by field.
 
 No history is kept. A record of a domain that is merged by field carries, per top-level field, the
-version and time of its last change. ``since`` is the version below which that is not known: a base
-before it counts every field as changed by the server.
+version and time of its last change. Of a field without one nothing is known up to version ``since``: on a
+base before that it counts as changed by the server.
 """
 
 from __future__ import annotations
@@ -29,10 +29,8 @@ class FieldVersions(msgspec.Struct):
 
     def changed_after(self, field: str, base: int) -> bool:
         """Whether the server changed the field after version ``base``."""
-        if base < self.since:
-            return True
         entry = self.changed.get(field)
-        return entry is not None and entry[0] > base
+        return base < (self.since if entry is None else entry[0])
 
     def changed_at_us(self, field: str) -> int:
         """When the field was last changed on the server."""

@@ -16,7 +16,8 @@ from engine.messages import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL, Item, Request
 
 MAX_DEPTH: Final = 32
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+#: Possessive, and an unterminated string matches too: linear whatever a frame holds.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _NOT_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
 _TO_SQUARE = bytes.maketrans(b"{}", b"[]")
 _ESCAPE = re.compile(

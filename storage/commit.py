@@ -89,7 +89,7 @@ _CONFLICTS: Final = (
 
 
 class StoredConflict(msgspec.Struct):
-    """A row of ``conflict_resolution_log`` as JSON; data stay raw."""
+    """A row of ``conflict_resolution_log`` as JSON; data stay raw, ``null`` where there are none."""
 
     tenant_id: int
     conflict_id: str
@@ -99,11 +99,11 @@ class StoredConflict(msgspec.Struct):
     policy: str
     outcome: str
     server_version: int
-    server_data: msgspec.Raw | None
+    server_data: msgspec.Raw
     client_base: int | None
     client_op: str
     client_at_us: int
-    client_data: msgspec.Raw | None
+    client_data: msgspec.Raw
     opened_at_us: int
     settled_by: str | None
     settled_at_us: int | None
@@ -119,8 +119,8 @@ class StoredConflict(msgspec.Struct):
         return Conflict(**fields)
 
 
-def _bytes(raw: msgspec.Raw | None) -> bytes | None:
-    return None if raw is None or bytes(raw) == b"null" else bytes(raw)
+def _bytes(raw: msgspec.Raw) -> bytes | None:
+    return None if bytes(raw) == b"null" else bytes(raw)
 
 
 _decode_stored = msgspec.json.Decoder(StoredConflict).decode

@@ -1,0 +1,85 @@
+"""A server in a process of its own, to be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+from tests.device import SECRET
+
+_ROOT = Path(__file__).parent.parent
+
+
+class ServerProcess:
+    """``run.py serve`` on a database; ``url`` is known once it listens."""
+
+    def __init__(self, dsn: str, redis_url: str, home: Path, **environment: str) -> None:
+        self._environment = {
+            **os.environ,
+            "TIDEMARK__POSTGRES__DSN": dsn,
+            "TIDEMARK__REDIS__URL": redis_url,
+            "TIDEMARK__AUTH__SECRET": SECRET.decode(),
+            "TIDEMARK__DATA__DIR": str(home),
+            **environment,
+        }
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self.port = 0
+        self.events: list[str] = []
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        """Start and wait until it listens, on the port of the time before."""
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(_ROOT / "run.py"),
+            "serve",
+            "--port",
+            str(self.port),
+            env=self._environment,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._reader = asyncio.create_task(self._read(self._process, listening))
+        self.port = await asyncio.wait_for(listening, 60)
+
+    async def _read(self, process: asyncio.subprocess.Process, listening: asyncio.Future[int]) -> None:
+        assert process.stdout is not None
+        async for line in process.stdout:
+            event = json.loads(line)
+            self.events.append(event["event"])
+            if event["event"] == "listening":
+                listening.set_result(event["port"])
+        if not listening.done():
+            listening.set_exception(RuntimeError("the server ended before it listened"))
+
+    async def kill(self) -> None:
+        """Kill it as a power cut would."""
+        assert self._process is not None
+        self._process.kill()
+        await self._gone()
+
+    async def terminate(self) -> int:
+        """Ask it to drain; gives its exit status."""
+        assert self._process is not None
+        self._process.terminate()
+        return await self._gone()
+
+    async def _gone(self) -> int:
+        assert self._process is not None
+        assert self._reader is not None
+        status = await self._process.wait()
+        await self._reader
+        return status
+
+    async def stop(self) -> None:
+        """End it, whatever state it is in."""
+        if self._process is not None and self._process.returncode is None:
+            await self.kill()

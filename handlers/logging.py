@@ -1,0 +1,181 @@
+"""Logs: one JSON object a line, written by a thread of its own, so that a full pipe stops nobody.
+
+Exceptions are logged by type and place, without their text: it may hold what a device sent. The
+format for people has the text as well.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import orjson
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from engine.settings import Log
+
+#: Lines that may wait for a slow reader of the log; what is past them is counted and left out.
+_WAITING_LINES: Final = 10_000
+_FLUSH_S: Final = 2.0
+#: Of a library's own words: enough to know which, too little to carry a payload.
+_MESSAGE_CHARACTERS: Final = 200
+_ROOT: Final = f"{Path(__file__).parent.parent}{os.sep}"
+
+
+class LineWriter:
+    """Writes lines to a file descriptor in the order given; ``put`` never waits."""
+
+    def __init__(self, descriptor: int, waiting_lines: int = _WAITING_LINES) -> None:
+        self._descriptor = descriptor
+        self._lines: queue.Queue[bytes | None] = queue.Queue(waiting_lines)
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def put(self, line: bytes) -> None:
+        """Write a line, or count it as dropped when too many wait already."""
+        try:
+            self._lines.put_nowait(line + b"\n")
+        except queue.Full:
+            self._dropped += 1
+
+    def take_dropped(self) -> int:
+        """Return how many lines were left out since this was last asked."""
+        dropped, self._dropped = self._dropped, 0
+        return dropped
+
+    def close(self) -> None:
+        """Write what waits, if the reader takes it within two seconds, and stop."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put(None, timeout=_FLUSH_S)
+            self._thread.join(_FLUSH_S)
+
+    def _run(self) -> None:
+        while (line := self._lines.get()) is not None:
+            with contextlib.suppress(OSError):  # nobody reads any more: there is nobody to tell
+                while line:
+                    line = line[os.write(self._descriptor, line) :]
+
+
+def configure(log: Log, *, worker: int | None = None, descriptor: int = 1) -> LineWriter:
+    """Send all logs of this process, those of libraries from warnings on as well, to a descriptor."""
+    writer = LineWriter(descriptor)
+    atexit.register(writer.close)
+    processors: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _DroppedLines(writer),
+    ]
+    if worker is not None:
+        processors.append(_Worker(worker))
+    if log.format == "json":
+        processors += [_exception_without_text, _as_json]
+    else:
+        processors.append(
+            structlog.dev.ConsoleRenderer(
+                colors=os.isatty(descriptor), exception_formatter=structlog.dev.plain_traceback
+            )
+        )
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(log.level),
+        logger_factory=lambda *_: _Sink(writer),
+        cache_logger_on_first_use=True,
+    )
+    logging.captureWarnings(capture=True)
+    logging.basicConfig(handlers=[_Libraries()], level=logging.WARNING, force=True)
+    return writer
+
+
+class _Sink:
+    """What structlog hands a rendered line to, under the level's name."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        self._put = writer.put
+        self.debug = self.info = self.warning = self.error = self.critical = self.msg
+
+    def msg(self, line: str | bytes) -> None:
+        self._put(line.encode(errors="backslashreplace") if isinstance(line, str) else line)
+
+
+class _Worker:
+    def __init__(self, worker: int) -> None:
+        self._worker = worker
+
+    def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        event.setdefault("worker", self._worker)
+        return event
+
+
+class _DroppedLines:
+    """The next line that gets through says how many did not."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        self._writer = writer
+
+    def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        dropped = self._writer.take_dropped()
+        if dropped:
+            event["dropped_lines"] = dropped
+        return event
+
+
+def _exception_without_text(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    given = event.pop("exc_info", None)
+    if isinstance(given, tuple):
+        given = given[1]
+    error = sys.exception() if given is True else given
+    if isinstance(error, BaseException):
+        event["exception"] = _described(error)
+    return event
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    described: dict[str, Any] = {"type": type(error).__qualname__, "trace": _trace(error.__traceback__)}
+    if isinstance(error, OSError) and error.errno is not None:
+        described["errno"] = error.errno
+    if isinstance(error, BaseExceptionGroup):
+        described["of"] = [_described(inner) for inner in error.exceptions]
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is not None:
+        described["cause"] = _described(cause)
+    return described
+
+
+def _trace(trace: TracebackType | None) -> list[str]:
+    return [
+        f"{frame.filename.removeprefix(_ROOT)}:{frame.lineno} {frame.name}"
+        for frame in traceback.extract_tb(trace)
+    ]
+
+
+def _as_json(_: WrappedLogger, __: str, event: EventDict) -> bytes:
+    head = {name: event.pop(name) for name in ("timestamp", "level", "event") if name in event}
+    line = {**head, **event}
+    try:
+        return orjson.dumps(line, default=repr, option=orjson.OPT_NON_STR_KEYS)
+    except (TypeError, ValueError):  # a lone surrogate, an integer past 64 bits
+        return json.dumps(line, default=repr, separators=(",", ":")).encode()
+
+
+class _Libraries(logging.Handler):
+    """Passes on what libraries log, as the event ``library_message``."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage().partition("\n")[0][:_MESSAGE_CHARACTERS]
+        level = "error" if record.levelno >= logging.ERROR else "warning"
+        log = structlog.get_logger()
+        getattr(log, level)(
+            "library_message", logger=record.name, message=message, exc_info=record.exc_info or None
+        )

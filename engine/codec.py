@@ -11,15 +11,10 @@ from typing import Any, Final, Literal, get_args
 
 import msgspec
 
+from engine.depth import MAX_DEPTH, json_too_deep, msgpack_too_deep
 from engine.errors import SyncError
 from engine.messages import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL, Item, Request
 
-MAX_DEPTH: Final = 32
-
-#: Possessive, and an unterminated string matches too: linear whatever a frame holds.
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-_NOT_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
-_TO_SQUARE = bytes.maketrans(b"{}", b"[]")
 _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
     rb"|u([dD][89a-fA-F][0-9a-fA-F]{2})|.)",
@@ -73,10 +68,8 @@ class Codec:
         Raises MalformedError, or SyncError ``unknown_type`` or ``invalid_message`` naming the field, with
         the message's id in ``details["id"]`` where it could be read.
         """
-        if self.binary:
-            _check_msgpack_depth(frame)
-        elif frame.count(b"{") + frame.count(b"[") > MAX_DEPTH:
-            _check_json_depth(frame)
+        if msgpack_too_deep(frame) if self.binary else json_too_deep(frame):
+            raise MalformedError(f"nested deeper than {MAX_DEPTH}")
         try:
             return self._request.decode(frame)
         except msgspec.ValidationError as error:
@@ -89,7 +82,7 @@ class Codec:
         if not self.binary and rb"\u" in frame:
             cleaned = _ESCAPE.sub(_without_lone_surrogate, frame)
             if cleaned != frame:
-                return self.decode(cleaned)
+                return _without_stand_in(self.decode(cleaned))
         raise MalformedError(f"not {self.name}: {error}") from None
 
     def _refusal(self, frame: bytes, error: msgspec.ValidationError) -> SyncError:
@@ -118,42 +111,19 @@ def sentence(error: msgspec.ValidationError) -> str:
     return f"{path}: {what}" if path else what
 
 
+def _without_stand_in(request: Request) -> Request:
+    """Refuse an envelope that held a lone surrogate: its stand-in makes different keys or ids one."""
+    for name in request.__struct_fields__:
+        value = getattr(request, name)
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str) and "\0" in text for text in texts):
+            own_id = {} if name == "id" else {"id": getattr(request, "id", None)}
+            raise SyncError("invalid_message", f"{name}: lone surrogates are not allowed", **own_id)
+    return request
+
+
 def _without_lone_surrogate(match: re.Match[bytes]) -> bytes:
     return match[0] if match[1] is None else rb"\u0000"
-
-
-def _check_json_depth(frame: bytes) -> None:
-    """Strip strings, keep brackets, then peel innermost pairs: one round a level."""
-    brackets = _STRING.sub(b"", frame).translate(_TO_SQUARE, _NOT_BRACKETS)
-    for _ in range(MAX_DEPTH):
-        if not brackets:
-            return
-        brackets = brackets.replace(b"[]", b"")
-    if brackets:
-        raise MalformedError(f"nested deeper than {MAX_DEPTH}")
-
-
-def _check_msgpack_depth(frame: bytes) -> None:
-    """Count what could open a container; only where that passes the bound decode and measure."""
-    if len(frame) - len(frame.translate(None, _MSGPACK_OPENERS)) <= MAX_DEPTH:
-        return
-    try:
-        value = msgspec.msgpack.decode(frame)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, ValueError, TypeError):
-        raise MalformedError("not msgpack, or nested too deep") from None
-    level: list[Any] = [value]
-    for _ in range(MAX_DEPTH + 1):
-        level = [inner for outer in level if isinstance(outer, dict | list) for inner in _parts(outer)]
-        if not level:
-            return
-    raise MalformedError(f"nested deeper than {MAX_DEPTH}")
-
-
-_MSGPACK_OPENERS = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
-
-
-def _parts(container: dict[Any, Any] | list[Any]) -> list[Any]:
-    return list(container.values()) if isinstance(container, dict) else container
 
 
 JSON: Final = Codec("json")

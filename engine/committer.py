@@ -242,9 +242,10 @@ class _Lane:
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     async def _attempt(self, jobs: list[Job]) -> Plan:
-        transaction: Transaction = await self._store.begin(lookups(jobs, self._rules))
+        rules = self._rules.as_of_now({job.tenant_id for job in jobs})
+        transaction: Transaction = await self._store.begin(lookups(jobs, rules))
         try:
-            planned = plan(jobs, transaction.state, self._rules)
+            planned = plan(jobs, transaction.state, rules)
         except BaseException:
             await transaction.rollback()
             raise

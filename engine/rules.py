@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -25,6 +25,11 @@ class Rules(msgspec.Struct, frozen=True):
     new_id: Callable[[], str]
     record_bytes: int
     answer_data_bytes: int
+
+    def as_of_now(self, tenants: Iterable[int]) -> Rules:
+        """Hold the policies of some tenants still, so that a batch decides by those it looked up for."""
+        policies = {tenant: self.policies(tenant) for tenant in tenants}
+        return msgspec.structs.replace(self, policies=policies.__getitem__)
 
     def fault(
         self, domain: str, outcome: Fields, standing: Fields | None, data: bytes

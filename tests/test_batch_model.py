@@ -20,22 +20,9 @@ from engine.intake import Intake, Session
 from engine.jobs import Answer, Job, Push, Resolution, Settlement
 from engine.messages import Resolve, Sync
 from engine.ports import Tenant
-from engine.rows import (
-    Conflict,
-    ConflictRef,
-    Event,
-    EventKey,
-    HeldRef,
-    KeyRef,
-    KeyRow,
-    Lookups,
-    Quarantined,
-    Record,
-    RecordKey,
-    State,
-    Writes,
-)
+from engine.rows import Conflict, ConflictRef, EventKey, Record, RecordKey
 from engine.rules import Rules
+from tests.memory_store import Memory
 from tests.model import Logged, Policy, World, canonical
 from tests.strategies import (
     ENGINE_DOMAINS,
@@ -58,60 +45,6 @@ _SECOND_US = 1_000_000
 
 #: ``HYPOTHESIS_PROFILE=deep`` hunts for minutes.
 MAX_EXAMPLES = 20_000 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 400
-
-
-class Memory:
-    """A store in dicts: answers lookups and applies writes, holding each to its duties."""
-
-    def __init__(self) -> None:
-        self.seqs: dict[int, int] = {}
-        self.keys: dict[KeyRef, KeyRow] = {}
-        self.records: dict[RecordKey, Record] = {}
-        self.events: dict[EventKey, Event] = {}
-        self.conflicts: dict[ConflictRef, Conflict] = {}
-        self.quarantine: list[Quarantined] = []
-
-    def state(self, wanted: Lookups) -> State:
-        """Answer what is asked, and nothing else."""
-        assert wanted.tenants == sorted(set(wanted.tenants))
-        held = {ref: row for row in self.conflicts.values() if row.outcome == "open" for ref in [_held(row)]}
-        return State(
-            {tenant: self.seqs.get(tenant, 0) for tenant in wanted.tenants},
-            {ref: self.keys[ref] for ref in wanted.keys if ref in self.keys},
-            {key: self.records[key] for key in wanted.records if key in self.records},
-            {key: self.events[key] for key in wanted.events if key in self.events},
-            {ref: held[ref] for ref in wanted.held if ref in held},
-            {ref: self.conflicts[ref] for ref in wanted.conflicts if ref in self.conflicts},
-        )
-
-    def apply(self, writes: Writes, pushing: set[int]) -> None:
-        """Write everything; only for tenants that pushed, once per identity, keys and events new."""
-        for rows in (writes.records, writes.events, writes.keys, writes.conflicts, writes.quarantine):
-            assert {row.tenant_id for row in rows} <= pushing
-        assert set(writes.seqs) <= pushing
-        records = {RecordKey(row.tenant_id, row.domain, row.id): row for row in writes.records}
-        events = {EventKey(row.tenant_id, row.domain, row.id, row.sent_at_us): row for row in writes.events}
-        keys = {KeyRef(row.tenant_id, row.key_hash): row for row in writes.keys}
-        conflicts = {ConflictRef(row.tenant_id, row.conflict_id): row for row in writes.conflicts}
-        for unique, written in (
-            (records, writes.records),
-            (events, writes.events),
-            (keys, writes.keys),
-            (conflicts, writes.conflicts),
-        ):
-            assert len(unique) == len(written), "an identity is written twice"
-        assert not events.keys() & self.events.keys()
-        assert not keys.keys() & self.keys.keys()
-        self.seqs.update(writes.seqs)
-        self.records.update(records)
-        self.events.update(events)
-        self.keys.update(keys)
-        self.conflicts.update(conflicts)
-        self.quarantine.extend(writes.quarantine)
-
-
-def _held(row: Conflict) -> HeldRef:
-    return HeldRef(row.tenant_id, row.device_id, row.domain, row.record_id)
 
 
 @dataclass(frozen=True)
@@ -435,8 +368,6 @@ class Duel:
         assert sorted(
             [row.tenant_id, row.device_id, row.code, _canonical_bytes(row.item)] for row in memory.quarantine
         ) == sorted(quarantine)
-        open_refs = [_held(row) for row in memory.conflicts.values() if row.outcome == "open"]
-        assert len(open_refs) == len(set(open_refs)), "two open conflicts of a device on a record"
 
 
 def _session_of(device: str) -> str:

@@ -1,0 +1,192 @@
+"""The stores of ``engine.ports`` in dicts, holding the engine to its duties where it writes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+
+from engine.ports import HeldConflict, Page
+from engine.rows import (
+    Conflict,
+    ConflictRef,
+    Event,
+    EventKey,
+    HeldRef,
+    KeyRef,
+    KeyRow,
+    Lookups,
+    Quarantined,
+    Record,
+    RecordKey,
+    State,
+    Writes,
+)
+
+
+class Memory:
+    """All rows: answers lookups and applies writes."""
+
+    def __init__(self) -> None:
+        self.seqs: dict[int, int] = {}
+        self.keys: dict[KeyRef, KeyRow] = {}
+        self.records: dict[RecordKey, Record] = {}
+        self.events: dict[EventKey, Event] = {}
+        self.conflicts: dict[ConflictRef, Conflict] = {}
+        self.quarantine: list[Quarantined] = []
+
+    def state(self, wanted: Lookups) -> State:
+        """Answer what is asked, and nothing else."""
+        assert wanted.tenants == sorted(set(wanted.tenants))
+        held = {held_ref(row): row for row in self.conflicts.values() if row.outcome == "open"}
+        return State(
+            {tenant: self.seqs.get(tenant, 0) for tenant in wanted.tenants},
+            {ref: self.keys[ref] for ref in wanted.keys if ref in self.keys},
+            {key: self.records[key] for key in wanted.records if key in self.records},
+            {key: self.events[key] for key in wanted.events if key in self.events},
+            {ref: held[ref] for ref in wanted.held if ref in held},
+            {ref: self.conflicts[ref] for ref in wanted.conflicts if ref in self.conflicts},
+        )
+
+    def apply(self, writes: Writes, locked: set[int]) -> None:
+        """Write everything; only for tenants that are locked, once per identity, keys and events new."""
+        for rows in (writes.records, writes.events, writes.keys, writes.conflicts, writes.quarantine):
+            assert {row.tenant_id for row in rows} <= locked
+        assert set(writes.seqs) <= locked
+        records = {RecordKey(row.tenant_id, row.domain, row.id): row for row in writes.records}
+        events = {EventKey(row.tenant_id, row.domain, row.id, row.sent_at_us): row for row in writes.events}
+        keys = {KeyRef(row.tenant_id, row.key_hash): row for row in writes.keys}
+        conflicts = {ConflictRef(row.tenant_id, row.conflict_id): row for row in writes.conflicts}
+        for unique, written in (
+            (records, writes.records),
+            (events, writes.events),
+            (keys, writes.keys),
+            (conflicts, writes.conflicts),
+        ):
+            assert len(unique) == len(written), "an identity is written twice"
+        assert not events.keys() & self.events.keys()
+        assert not keys.keys() & self.keys.keys()
+        open_after = [
+            held_ref(row) for row in (self.conflicts | conflicts).values() if row.outcome == "open"
+        ]
+        assert len(open_after) == len(set(open_after)), "two open conflicts of a device on a record"
+        self.seqs.update(writes.seqs)
+        self.records.update(records)
+        self.events.update(events)
+        self.keys.update(keys)
+        self.conflicts.update(conflicts)
+        self.quarantine.extend(writes.quarantine)
+
+
+def held_ref(row: Conflict) -> HeldRef:
+    """Say whose open conflict on which record a row is."""
+    return HeldRef(row.tenant_id, row.device_id, row.domain, row.record_id)
+
+
+class MemoryTransaction:
+    """One open batch (``engine.ports.Transaction``)."""
+
+    def __init__(self, rows: Memory, locks: list[asyncio.Lock], lookups: Lookups) -> None:
+        self._rows = rows
+        self._locks = locks
+        self._tenants = set(lookups.tenants)
+        self.state = rows.state(lookups)
+
+    async def commit(self, writes: Writes) -> None:
+        """Write everything; the transaction has ended either way."""
+        try:
+            await asyncio.sleep(0)
+            self._rows.apply(writes, self._tenants)
+        finally:
+            self._end()
+
+    async def rollback(self) -> None:
+        """Give the locks back without writing."""
+        self._end()
+
+    def _end(self) -> None:
+        for lock in self._locks:
+            lock.release()
+
+
+class MemoryStore:
+    """``Store``, ``FeedStore`` and ``ConflictStore`` over one ``Memory``."""
+
+    def __init__(self, rows: Memory | None = None) -> None:
+        self.rows = rows or Memory()
+        self.epoch_id = "e1"
+        self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def begin(self, lookups: Lookups) -> MemoryTransaction:
+        """Lock the tenants in ascending order, then read."""
+        locks: list[asyncio.Lock] = []
+        try:
+            for tenant in lookups.tenants:
+                await self._locks[tenant].acquire()
+                locks.append(self._locks[tenant])
+            await asyncio.sleep(0)
+            return MemoryTransaction(self.rows, locks, lookups)
+        except BaseException:
+            for lock in locks:
+                lock.release()
+            raise
+
+    async def epoch(self) -> str:
+        """Return the epoch."""
+        return self.epoch_id
+
+    async def page(
+        self, tenant_id: int, after_seq: int, domains: list[str] | None, limit: int, max_bytes: int
+    ) -> Page:
+        """Read records behind ``after_seq``."""
+        await asyncio.sleep(0)
+        behind = sorted(
+            (
+                row
+                for row in self.rows.records.values()
+                if row.tenant_id == tenant_id
+                and row.seq > after_seq
+                and (domains is None or row.domain in domains)
+            ),
+            key=lambda row: row.seq,
+        )
+        taken: list[Record] = []
+        size_bytes = 0
+        for row in behind[:limit]:
+            if taken and size_bytes >= max_bytes:
+                break
+            taken.append(row)
+            size_bytes += len(row.data or b"")
+        return Page(taken, self.rows.seqs.get(tenant_id, 0), more=len(taken) < len(behind))
+
+    async def open_conflicts(
+        self, tenant_id: int, device_id: str | None, after: str | None, limit: int
+    ) -> list[HeldConflict]:
+        """List open conflicts, oldest first."""
+        await asyncio.sleep(0)
+        rows = self.rows
+        waiting = sorted(
+            (
+                row
+                for row in rows.conflicts.values()
+                if row.tenant_id == tenant_id
+                and row.outcome == "open"
+                and device_id in (None, row.device_id)
+            ),
+            key=_place,
+        )
+        if after is not None:
+            behind = rows.conflicts.get(ConflictRef(tenant_id, after))
+            waiting = [] if behind is None else [row for row in waiting if _place(row) > _place(behind)]
+        return [
+            HeldConflict(row, rows.records.get(RecordKey(tenant_id, row.domain, row.record_id)))
+            for row in waiting[:limit]
+        ]
+
+    async def conflict(self, tenant_id: int, conflict_id: str) -> Conflict | None:
+        """Find one conflict, settled or not."""
+        await asyncio.sleep(0)
+        return self.rows.conflicts.get(ConflictRef(tenant_id, conflict_id))
+
+
+def _place(row: Conflict) -> tuple[int, str]:
+    return row.opened_at_us, row.conflict_id

@@ -297,16 +297,20 @@ class Feed:
 
     async def _heal(self, hub: Hub) -> None:
         """Read what is missing between the head and an early change, once for the whole tenant."""
-        await asyncio.sleep(GAP_PATIENCE_S)
         try:
-            while hub.tail.gap and hub.tail.head is not None:
+            while True:
+                await asyncio.sleep(GAP_PATIENCE_S)
+                head = hub.tail.head
+                if head is None or not hub.tail.gap:
+                    break
                 page = await self._store.page(
-                    hub.tenant_id, hub.tail.head, None, _HEAL_CHANGES, self._limits.page_bytes
+                    hub.tenant_id, head, None, _HEAL_CHANGES, self._limits.page_bytes
                 )
                 if page.more:
                     hub.tail.begin(page.high_seq)
                 else:
                     hub.tail.fill(page.records, page.high_seq)
+                self._schedule(hub)
         except StoreError as error:
             _log.warning("gap_remains", reason=type(error).__name__)
             await asyncio.sleep(_RETRY_S)

@@ -39,10 +39,13 @@ class Tail:
         self._bytes = 0
 
     def begin(self, seq: int) -> None:
-        """Start, or start anew, at ``seq``: whoever is behind it reads the store."""
+        """Start, or start anew, at ``seq`` or beyond: whoever is behind that reads the store.
+
+        The head never goes back: what it has passed would be missing, and nothing would tell.
+        """
         self._entries.clear()
         self._bytes = 0
-        self._floor = self.head = seq
+        self._floor = self.head = max(seq, self.head or 0)
         self._drop_late()
         self._take_early()
 

@@ -96,6 +96,7 @@ class Server:
             rules,
             clock,
             feed.publish,
+            feed.doubt,
             CommitLimits(
                 settings.commit.batch_messages,
                 settings.commit.batch_bytes,

@@ -34,6 +34,7 @@ from engine.rules import Rules
 
 Reply = Callable[[Outcome], None]
 Published = Callable[[list[tuple[Record, str]]], None]
+Doubted = Callable[[set[int]], None]
 
 #: How long a batch is tried again before its senders are told to come back.
 PATIENCE_S: Final = 10.0
@@ -72,7 +73,11 @@ class Counters(msgspec.Struct):
 
 
 class Committer:
-    """Spreads jobs over lanes by tenant."""
+    """Spreads jobs over lanes by tenant.
+
+    ``publish`` is told what was committed, ``doubt`` the tenants of a batch that may have been committed
+    although what it wrote is not known.
+    """
 
     def __init__(
         self,
@@ -80,12 +85,13 @@ class Committer:
         rules: Rules,
         clock: Clock,
         publish: Published,
+        doubt: Doubted,
         limits: CommitLimits,
         lanes: int = 1,
     ) -> None:
         self.counters = Counters()
         self._lanes = [
-            _Lane(store, rules, clock, publish, limits, self.counters) for _ in range(lanes)
+            _Lane(store, rules, clock, publish, doubt, limits, self.counters) for _ in range(lanes)
         ]
 
     def submit(self, job: Job, reply: Reply) -> None:
@@ -120,6 +126,7 @@ class _Lane:
         rules: Rules,
         clock: Clock,
         publish: Published,
+        doubt: Doubted,
         limits: CommitLimits,
         counters: Counters,
     ) -> None:
@@ -127,6 +134,7 @@ class _Lane:
         self._rules = rules
         self._clock = clock
         self._publish = publish
+        self._doubt = doubt
         self._limits = limits
         self._counters = counters
         self._queue: deque[_Waiting] = deque()
@@ -225,21 +233,28 @@ class _Lane:
         """Run one batch until its outcome is certain.
 
         After a COMMIT of unknown outcome the same batch runs again under its locks: its keys tell what
-        became of it. Retries until patience runs out, then raises what the store said last.
+        became of it, though not which versions it wrote, hence the doubt. Retries until patience runs
+        out, then raises what the store said last.
         """
         give_up_s = self._clock.monotonic_s() + PATIENCE_S
         pause_s = _FIRST_PAUSE_S
-        while True:
-            try:
-                return await self._attempt(jobs)
-            except (StoreRetryError, StoreUnknownError) as error:
-                if isinstance(error, StoreUnknownError):
-                    self._counters.unknown_outcomes += 1
-                self._counters.retries += 1
-                if self._clock.monotonic_s() > give_up_s:
-                    raise
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
-            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+        unknown = False
+        try:
+            while True:
+                try:
+                    return await self._attempt(jobs)
+                except (StoreRetryError, StoreUnknownError) as error:
+                    if isinstance(error, StoreUnknownError):
+                        self._counters.unknown_outcomes += 1
+                        unknown = True
+                    self._counters.retries += 1
+                    if self._clock.monotonic_s() > give_up_s:
+                        raise
+                await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
+                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+        finally:
+            if unknown:
+                self._doubt({job.tenant_id for job in jobs})
 
     async def _attempt(self, jobs: list[Job]) -> Plan:
         rules = self._rules.as_of_now({job.tenant_id for job in jobs})

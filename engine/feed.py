@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final
 
 import anyio
@@ -56,8 +56,14 @@ class Hub:
         self.tail = Tail(limits.tail_changes, limits.tail_bytes)
         self.subscriptions: set[Subscription] = set()
         self.scheduled = False
+        self.doubtful = False
         self.healing = False
         self.sent_at_s = 0.0
+
+    @property
+    def ailing(self) -> bool:
+        """Whether changes are missing, or may be, so that the store has to be asked."""
+        return self.tail.head is not None and (self.tail.gap or self.doubtful)
 
     def go_on(self, subscription: Subscription) -> None:
         """Bring a subscription back to the tail, through the store if need be."""
@@ -175,6 +181,14 @@ class Feed:
                 if not hub.scheduled:
                     self._schedule(hub)
 
+    def doubt(self, tenants: Iterable[int]) -> None:
+        """Look into the store for changes that were committed and may never be published."""
+        for tenant_id in tenants:
+            hub = self._hubs.get(tenant_id)
+            if hub is not None:
+                hub.doubtful = True
+                self._schedule(hub)
+
     def _schedule(self, hub: Hub) -> None:
         if hub.scheduled:
             return
@@ -206,7 +220,7 @@ class Feed:
     async def _hand_out(self, hub: Hub) -> None:
         hub.scheduled = False
         hub.sent_at_s = self._clock.monotonic_s()
-        if hub.tail.gap and not hub.healing:
+        if hub.ailing and not hub.healing:
             hub.healing = True
             self._start(self._heal, hub)
         head = hub.tail.head
@@ -296,13 +310,14 @@ class Feed:
                 self.go_on(hub, subscription)
 
     async def _heal(self, hub: Hub) -> None:
-        """Read what is missing between the head and an early change, once for the whole tenant."""
+        """Read what is missing behind the head, once for the whole tenant."""
         try:
             while True:
                 await asyncio.sleep(GAP_PATIENCE_S)
                 head = hub.tail.head
-                if head is None or not hub.tail.gap:
+                if head is None or not hub.ailing:
                     break
+                hub.doubtful = False
                 page = await self._store.page(
                     hub.tenant_id, head, None, _HEAL_CHANGES, self._limits.page_bytes
                 )
@@ -313,6 +328,7 @@ class Feed:
                 self._schedule(hub)
         except StoreError as error:
             _log.warning("gap_remains", reason=type(error).__name__)
+            hub.doubtful = True
             await asyncio.sleep(_RETRY_S)
         hub.healing = False
         self._schedule(hub)

@@ -33,7 +33,7 @@ def settle_by_person(job: Resolution, working: Working, rules: Rules) -> Outcome
     server = None if row.data is None else decode_fields(row.data)
     outcome = _chosen(job, conflict, server)
     data = None if outcome is None else encode_fields(outcome)
-    if outcome is not None and data is not None:
+    if outcome is not None and data is not None and job.choice != "server":
         fault = rules.fault(conflict.domain, outcome, server, data)
         if fault is not None:
             code, sentence = fault

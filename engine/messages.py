@@ -17,6 +17,8 @@ MSGPACK_SUBPROTOCOL = "tidemark.v1.msgpack"
 
 RequestId = Annotated[str, Meta(min_length=1, max_length=64)]
 Key = Annotated[str, Meta(min_length=1, max_length=128)]
+#: Text that is looked up or kept in the database, which has no place for U+0000.
+Name = Annotated[str, Meta(max_length=255, pattern="^[^\\x00]*$")]
 Instant = Annotated[datetime, Meta(tz=True)]
 Op = Literal["put", "patch", "delete", "append"]
 Choice = Literal["server", "client", "merged"]
@@ -30,8 +32,8 @@ Status = Literal["applied", "unchanged", "resolved", "conflict", "rejected"]
 class Hello(msgspec.Struct, frozen=True, tag_field="type", tag="hello"):
     """A device introduces itself; never answered."""
 
-    app_version: str | None = None
-    os_version: str | None = None
+    app_version: Name | None = None
+    os_version: Name | None = None
     clock: Instant | None = None
 
 
@@ -65,7 +67,7 @@ class Pull(msgspec.Struct, frozen=True, tag_field="type", tag="pull"):
 
     id: RequestId
     cursor: str | None = None
-    domains: list[str] | None = None
+    domains: list[Name] | None = None
     limit: Annotated[int, Meta(ge=1, le=1000)] = 500
 
 
@@ -74,7 +76,7 @@ class Subscribe(msgspec.Struct, frozen=True, tag_field="type", tag="subscribe"):
 
     id: RequestId
     cursor: str | None = None
-    domains: list[str] | None = None
+    domains: list[Name] | None = None
     limit: Annotated[int, Meta(ge=1, le=1000)] = 500
 
 
@@ -90,10 +92,10 @@ class Heartbeat(msgspec.Struct, frozen=True, tag_field="type", tag="heartbeat"):
     id: RequestId
     queue_depth: Annotated[int, Meta(ge=0)] | None = None
     battery: Annotated[float, Meta(ge=0, le=1)] | None = None
-    network: str | None = None
+    network: Name | None = None
     storage_free_mb: Annotated[float, Meta(ge=0)] | None = None
-    app_version: str | None = None
-    os_version: str | None = None
+    app_version: Name | None = None
+    os_version: Name | None = None
 
 
 class Conflicts(msgspec.Struct, frozen=True, tag_field="type", tag="conflicts"):
@@ -101,14 +103,14 @@ class Conflicts(msgspec.Struct, frozen=True, tag_field="type", tag="conflicts"):
 
     id: RequestId
     limit: Annotated[int, Meta(ge=1, le=1000)] = 50
-    after: str | None = None
+    after: Name | None = None
 
 
 class Resolve(msgspec.Struct, frozen=True, tag_field="type", tag="resolve"):
     """Settle a conflict on the server version that the decision was made on."""
 
     id: RequestId
-    conflict_id: str
+    conflict_id: Name
     choice: Choice
     version: Annotated[int, Meta(ge=1)]
     data: Any = None

@@ -16,13 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 from yoyo import internalmigrations, read_migrations
 from yoyo.backends.core.postgresql import PostgresqlBackend
 from yoyo.connections import parse_uri
 from yoyo.migrations import Migration, default_migration_table
 
-from engine.ports import StoreError
+from engine.administration import MigrationState, RefusedError
 from storage.direct import connected, schema_change
 
 if TYPE_CHECKING:
@@ -31,18 +30,6 @@ if TYPE_CHECKING:
 _FILES: Final = Path(__file__).parent / "migrations"
 #: A table that is in use for longer stops the migration, not the devices.
 _LOCK_TIMEOUT_MS: Final = 5000
-
-
-class MigrationError(StoreError):
-    """What was asked of the schema cannot be; one sentence."""
-
-
-class MigrationState(msgspec.Struct, frozen=True):
-    """One migration. ``applied_at`` is None while it is not applied."""
-
-    number: int
-    migration_id: str
-    applied_at: datetime | None
 
 
 class _Backend(PostgresqlBackend):  # type: ignore[misc]  # yoyo has no type hints
@@ -86,11 +73,11 @@ def migrate(dsn: str, to: int | None = None, *, down: bool = False) -> list[str]
     """Bring the schema up to migration ``to`` (the newest with None), or down to it.
 
     Down to ``to`` takes back all that came after it, with None the newest one alone. Returns the ids
-    of what was applied or taken back, in order. Raises MigrationError, StoreError.
+    of what was applied or taken back, in order. Raises RefusedError, StoreError.
     """
     known = _known()
     if to is not None and not 0 <= to <= len(known):
-        raise MigrationError(f"there is no migration {to}: they are numbered 1 to {len(known)}")
+        raise RefusedError(f"there is no migration {to}: they are numbered 1 to {len(known)}")
     done: list[str] = []
     with connected(dsn) as connection:
         if to is None and down:
@@ -107,6 +94,21 @@ def status(dsn: str) -> list[MigrationState]:
         applied = _applied(connection)
     states = [MigrationState(number, str(one.id), applied.pop(one.id, None)) for number, one in _numbered()]
     return states + [MigrationState(0, name, at) for name, at in sorted(applied.items())]
+
+
+class PostgresSchema:
+    """``engine.administration.Schema``."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+
+    def migrate(self, to: int | None, *, down: bool) -> list[str]:
+        """Apply migrations or take them back."""
+        return migrate(self._dsn, to, down=down)
+
+    def status(self) -> list[MigrationState]:
+        """List the migrations in order."""
+        return status(self._dsn)
 
 
 def _numbered() -> Iterator[tuple[int, Migration]]:
@@ -147,7 +149,7 @@ def _step(connection: Connection, to: int, *, down: bool) -> str | None:
 def _refuse_unknown(applied: dict[str, datetime]) -> None:
     unknown = sorted(set(applied) - {one.id for one in _known()})
     if unknown:
-        raise MigrationError(
+        raise RefusedError(
             f"the schema holds {unknown[-1]}, which this version does not know:"
             " take it back with the version that brought it"
         )

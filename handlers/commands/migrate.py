@@ -1,0 +1,50 @@
+"""``run.py migrate``: the schema, in order, each step with a way back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from engine.administration import MigrationState
+from handlers.commands.site import Site, as_json, on_site, table
+
+
+@click.command(
+    "migrate",
+    short_help="Bring the database's schema up to date, or back.",
+    epilog="Example: run.py migrate --status",
+)
+@click.option("--to", type=click.IntRange(min=0), metavar="N", help="Stop at this migration; 0 is none.")
+@click.option("--down", is_flag=True, help="Take back the newest one, or all after --to, data and all.")
+@click.option("--status", is_flag=True, help="Change nothing and list the migrations.")
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@on_site()
+def migrate(site: Site, *, to: int | None, down: bool, status: bool, json_: bool) -> None:
+    """Bring the database's schema up to date. It is safe to run on several hosts at once."""
+    if status and (down or to is not None):
+        raise click.UsageError("--status changes nothing: leave --to and --down out.")
+    with site.schema() as schema:
+        done = [] if status else schema.migrate(to, down=down)
+        states = schema.status()
+    if not status:
+        _report(done, states, down=down, json_=json_)
+    elif json_:
+        as_json(states)
+    else:
+        table([_row(one) for one in states], ("N", "MIGRATION", "APPLIED"))
+
+
+def _row(state: MigrationState) -> tuple[str, str, str]:
+    applied = "no" if state.applied_at is None else f"{state.applied_at:%Y-%m-%d %H:%M:%S}Z"
+    return str(state.number or "?"), state.name, applied
+
+
+def _report(done: Sequence[str], states: Sequence[MigrationState], *, down: bool, json_: bool) -> None:
+    standing = max((one.number for one in states if one.applied_at is not None), default=0)
+    if json_:
+        as_json({"taken_back" if down else "applied": done, "standing": standing})
+        return
+    for name in done:
+        click.echo(f"{'took back' if down else 'applied'} {name}")
+    click.echo(f"the schema stands at {standing} of {max(one.number for one in states)}")

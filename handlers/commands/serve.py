@@ -1,0 +1,51 @@
+"""``run.py serve``, and what it tells a person who starts it without any settings."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import click
+
+from handlers.commands.site import Site, on_site
+
+DEMO_TENANT: Final = "demo"
+_DEMO_PUSH: Final = (
+    '{"type":"sync","key":"hello","items":[{"domain":"journal","id":"hello","op":"put",'
+    '"base":null,"data":{"text":"hello"}}]}'
+)
+
+
+def _worker_count(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    if value == "auto":
+        return len(os.sched_getaffinity(0))
+    if value.isdecimal() and int(value) > 0:
+        return int(value)
+    raise click.BadParameter("a number from 1, or auto for one per core.")
+
+
+@click.command(
+    "serve",
+    short_help="Serve devices until told to stop.",
+    epilog="Example: run.py serve --port 9090 --workers auto",
+)
+@click.option("--host", metavar="H", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), metavar="P", help="Port that all workers share.")
+@click.option("--workers", callback=_worker_count, metavar="N|auto", help="Processes; auto is one per core.")
+@on_site(serving=True, host=("server", "host"), port=("server", "port"), workers=("server", "workers"))
+def serve(site: Site) -> None:
+    """Serve devices until SIGTERM, which answers what was accepted first, and exits with 0."""
+    site.serve()
+
+
+def announce_demo(url: str, token: str) -> None:
+    """Tell, on stderr, where the server is and one line to try."""
+    click.echo(
+        f"Tidemark serves at {url}. A device's token of the tenant {DEMO_TENANT}:\n\n{token}\n\n"
+        f"Try it, then see what a device would see at {url}/v1/changes with the same header:\n\n"
+        f"curl -sS {url}/v1/sync -H 'Authorization: Bearer {token}'"
+        f" -H 'Content-Type: application/json' -d '{_DEMO_PUSH}'\n",
+        err=True,
+    )

@@ -1,0 +1,64 @@
+"""``run.py tenant``: who is served."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import click
+
+from handlers.commands.site import Site, as_json, on_site, table
+
+#: It stands in tokens, URLs and command lines.
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
+
+
+def _checked(_: click.Context, __: click.Parameter, name: str) -> str:
+    if not _NAME.match(name):
+        raise click.BadParameter("a name is 1 to 63 of A-Z a-z 0-9 . _ - and begins with a letter or digit.")
+    return name
+
+
+@click.group("tenant", short_help="Add, list and remove tenants.")
+def tenant() -> None:
+    """Add, list and remove tenants. Running servers notice within a second."""
+
+
+@tenant.command("add", epilog="Example: run.py tenant add acme")
+@click.argument("name", callback=_checked)
+@on_site()
+def add(site: Site, *, name: str) -> None:
+    """Add a tenant."""
+    with site.tenants() as tenants:
+        tenants.add(name)
+    click.echo(f"added {name}")
+
+
+@tenant.command("list", epilog="Example: run.py tenant list --json")
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@on_site()
+def list_(site: Site, *, json_: bool) -> None:
+    """List tenants by name."""
+    with site.tenants() as tenants:
+        found = tenants.tenants()
+    if json_:
+        as_json(found)
+    else:
+        table(
+            [(one.name, f"{one.created_at:%Y-%m-%d}", str(one.changes)) for one in found],
+            ("NAME", "SINCE", "CHANGES"),
+        )
+
+
+@tenant.command("remove", epilog="Example: run.py tenant remove acme --erase")
+@click.argument("name")
+@click.option("--erase", is_flag=True, help="Erase all its data as well.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@on_site()
+def remove(site: Site, *, name: str, erase: bool, yes: bool) -> None:
+    """Remove a tenant. While it has data that takes --erase, and there is no way back."""
+    if erase and not yes:
+        click.confirm(f"Erase everything that {name} ever stored?", abort=True, err=True)
+    with site.tenants() as tenants:
+        tenants.remove(name, erase=erase)
+    click.echo(f"removed {name}")

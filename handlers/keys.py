@@ -1,0 +1,81 @@
+"""Which keys the settings name, and the secret that is made where they name none."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from pathlib import Path
+
+from engine.settings import Auth
+from handlers.auth import Key, KeySet, UnusableKeyError, jwks_keys, pem_key, secret_key
+
+_SECRET_BYTES = 48
+
+
+def key_set(auth: Auth, generated: Path | None) -> KeySet:
+    """Read the keys. ``generated`` is where a secret is made and kept if none is set; None forbids that.
+
+    Raises UnusableKeyError.
+    """
+    named = [name for name in ("secret", "secret_file", "key_file") if getattr(auth, name)]
+    if len(named) > 1:
+        raise UnusableKeyError(f"auth.{named[0]} and auth.{named[1]} are both set: keep one")
+    by_id = jwks_keys(Path(auth.jwks_file)) if auth.jwks_file else {}
+    if auth.key_file:
+        return KeySet(pem_key(Path(auth.key_file)), by_id)
+    if auth.secret:
+        return KeySet(secret_key(auth.secret.encode()), by_id)
+    if auth.secret_file:
+        return KeySet(secret_key(_read(Path(auth.secret_file))), by_id)
+    if by_id:
+        return KeySet(None, by_id)
+    if generated is None:
+        raise UnusableKeyError(
+            "with a database of your own the tokens' key must be set:"
+            " auth.secret_file, auth.key_file, auth.jwks_file or TIDEMARK__AUTH__SECRET"
+        )
+    return KeySet(secret_key(_generated(generated)), by_id)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes().strip()
+    except OSError as error:
+        raise UnusableKeyError(f"{path}: {error.strerror}") from None
+
+
+def _generated(path: Path) -> bytes:
+    """Read the secret, made on first use; of processes that make one at once, one's stands."""
+    try:
+        if not path.exists():
+            _make(path)
+    except OSError as error:
+        raise UnusableKeyError(f"{path}: {error.strerror}") from None
+    return _read(path)
+
+
+def _make(path: Path) -> None:
+    descriptor, whole = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)  # 0600 from the start
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_urlsafe(_SECRET_BYTES).encode() + b"\n")
+            file.flush()
+            if os.geteuid() == 0:  # root at work in somebody's directory leaves them their secret
+                os.fchown(descriptor, path.parent.stat().st_uid, -1)
+            os.fsync(descriptor)
+        try:
+            os.link(whole, path)
+        except FileExistsError:
+            return
+    finally:
+        Path(whole).unlink()
+
+
+def signing_key(keys: KeySet) -> Key:
+    """Return the key that signs tokens. Raises UnusableKeyError."""
+    if keys.default is None or keys.default.private is None:
+        raise UnusableKeyError(
+            "no key here can sign tokens: set auth.secret_file, or auth.key_file with a private key"
+        )
+    return keys.default

@@ -1,0 +1,117 @@
+"""Tenants added and removed, each in one transaction that servers notice by the generation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from engine.administration import RefusedError, TenantSummary
+from storage.direct import connected
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
+    from psycopg2.extensions import cursor as Cursor  # noqa: N812
+
+#: Rows erased in one transaction: a long one would keep the tenants' counters from being vacuumed.
+_ERASED_ROWS: Final = 10_000
+#: What belongs to a tenant without being data of it.
+_OWN: Final = ("tenants", "tenant_counters", "tenant_conflict_policy")
+#: Every table with tenants in it, so that none that is added later is forgotten.
+_TABLES: Final = (
+    "SELECT c.relname::text FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid"
+    " WHERE c.relnamespace = current_schema()::regnamespace"
+    " AND a.attname = 'tenant_id' AND NOT a.attisdropped AND c.relname <> ALL(%s)"
+)
+_WHOLE: Final = f"{_TABLES} AND c.relkind IN ('r', 'p') AND NOT c.relispartition ORDER BY 1"
+#: A row's ctid is of its partition.
+_PARTS: Final = f"{_TABLES} AND c.relkind = 'r' ORDER BY 1"
+
+
+class PostgresTenancy:
+    """``engine.administration.Tenants``."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+
+    def add(self, name: str) -> None:
+        """Create a tenant and its counter."""
+        if not self.ensure(name):
+            raise RefusedError(f"there is a tenant {name} already")
+
+    def ensure(self, name: str) -> bool:
+        """Create a tenant unless there is one of that name; tell whether it was created."""
+        with connected(self._dsn) as connection, connection, connection.cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO tenants (name) VALUES (%s) ON CONFLICT (name) DO NOTHING RETURNING tenant_id",
+                (name,),
+            )
+            created = cursor.fetchall()
+            if created:
+                cursor.execute("INSERT INTO tenant_counters (tenant_id) VALUES (%s)", created[0])
+                _notice(cursor)
+            return bool(created)
+
+    def tenants(self) -> list[TenantSummary]:
+        """List tenants by name."""
+        with connected(self._dsn) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT name, created_at, coalesce(seq, 0) FROM tenants"
+                " LEFT JOIN tenant_counters USING (tenant_id) ORDER BY name"
+            )
+            return [TenantSummary(*row) for row in cursor.fetchall()]
+
+    def remove(self, name: str, *, erase: bool) -> None:
+        """Remove a tenant; its data go in small transactions first, so that no other tenant waits."""
+        with connected(self._dsn) as connection:
+            if erase:
+                _erase(connection, _tenant_id(connection, name))
+            with connection, connection.cursor() as cursor:
+                # Looked up again: an older tenant of that name may be gone by now. Batches lock the
+                # counter first, whatever else they lock.
+                tenant_id = _tenant_id(connection, name)
+                cursor.execute("SELECT FROM tenant_counters WHERE tenant_id = %s FOR UPDATE", (tenant_id,))
+                cursor.execute("SELECT FROM tenants WHERE tenant_id = %s FOR UPDATE", (tenant_id,))
+                holding = [table for table in _tables(cursor, _WHOLE) if _holds(cursor, table, tenant_id)]
+                if holding and not erase:
+                    raise RefusedError(
+                        f"tenant {name} has data in {', '.join(holding)}: add --erase to erase all of it"
+                    )
+                for table in (*holding, "tenant_conflict_policy", "tenant_counters", "tenants"):
+                    cursor.execute(f"DELETE FROM {table} WHERE tenant_id = %s", (tenant_id,))
+                _notice(cursor)
+
+
+def _tenant_id(connection: Connection, name: str) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT tenant_id FROM tenants WHERE name = %s", (name,))
+        found = cursor.fetchall()
+    if not found:
+        raise RefusedError(f"there is no tenant {name}")
+    return int(found[0][0])
+
+
+def _tables(cursor: Cursor, which: str) -> list[str]:
+    cursor.execute(which, (list(_OWN),))
+    return [str(name) for (name,) in cursor.fetchall()]
+
+
+def _holds(cursor: Cursor, table: str, tenant_id: int) -> bool:
+    cursor.execute(f"SELECT EXISTS (SELECT FROM {table} WHERE tenant_id = %s)", (tenant_id,))
+    return cursor.fetchall() == [(True,)]
+
+
+def _erase(connection: Connection, tenant_id: int) -> None:
+    with connection.cursor() as cursor:
+        for table in _tables(cursor, _PARTS):
+            rows = _ERASED_ROWS
+            while rows == _ERASED_ROWS:
+                cursor.execute(
+                    f"DELETE FROM {table} WHERE ctid = ANY (ARRAY("
+                    f"SELECT ctid FROM {table} WHERE tenant_id = %s LIMIT {_ERASED_ROWS}))",
+                    (tenant_id,),
+                )
+                rows = cursor.rowcount
+
+
+def _notice(cursor: Cursor) -> None:
+    """Have every server read its tenants and policies again."""
+    cursor.execute("UPDATE cluster_state SET generation = generation + 1")

@@ -36,11 +36,12 @@ HOLD_MS: Final = 2000
 #: Longer than a stalled holder can hold, so that waiting outlasts it.
 LOCK_WAIT_MS: Final = 3000
 
-#: Without enable_seqscan = off a plan made while a table was empty would read all of it for ever after.
+#: Without enable_seqscan = off a plan made while a table was empty would read all of it for ever after;
+#: without force_generic_plan a lone sync is planned anew each time, since it looks cheaper than the average.
 _OPEN: Final = (
     f"BEGIN; SET LOCAL idle_in_transaction_session_timeout = {HOLD_MS};"
     f" SET LOCAL lock_timeout = {LOCK_WAIT_MS}; SET LOCAL synchronous_commit = on;"
-    " SET LOCAL enable_seqscan = off; "
+    " SET LOCAL enable_seqscan = off; SET LOCAL plan_cache_mode = force_generic_plan; "
 )
 _LOCK: Final = Statement(
     "SELECT FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[]) ORDER BY tenant_id FOR UPDATE"

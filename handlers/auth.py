@@ -161,7 +161,7 @@ class Verifier:
             raise _unauthenticated("the token is meant for another audience") from None
         except jwt.MissingRequiredClaimError as error:
             raise _unauthenticated(f"the token has no {error.claim}") from None
-        except (jwt.PyJWTError, ValueError, OverflowError, RecursionError):
+        except (jwt.PyJWTError, TypeError, ValueError, OverflowError, RecursionError):
             raise _unauthenticated("the token is not valid") from None
         return _claims(payload)
 
@@ -189,6 +189,8 @@ def _claims(payload: dict[str, Any]) -> Claims:
     is_person = role in ("operator", "viewer")
     if not (isinstance(tenant, str) and tenant) and not (is_person and tenant is None):
         raise _unauthenticated("the token has no tid")
+    if tenant is not None and not tenant.isprintable():
+        raise _unauthenticated("tid: control characters and lone surrogates are not allowed")
     if device_id is not None or not is_person:
         if not isinstance(device_id, str):
             raise _unauthenticated("the token has no did")

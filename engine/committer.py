@@ -139,6 +139,7 @@ class _Lane:
         self._counters = counters
         self._queue: deque[_Waiting] = deque()
         self._queue_bytes = 0
+        self._away = False
         self._work = asyncio.Event()
         self.idle = asyncio.Event()
         self.idle.set()
@@ -187,10 +188,7 @@ class _Lane:
         try:
             planned = await self._commit([waiting.job for waiting in batch])
         except (StoreRetryError, StoreUnknownError, StoreUnavailableError) as error:
-            _log.warning("batch_unavailable", messages=len(batch), reason=type(error).__name__)
-            self._counters.failed += len(batch)
-            for waiting in batch:
-                _answer(waiting, _unavailable())
+            self._give_up(batch, error)
         except Exception as error:
             if len(batch) > 1:
                 middle = len(batch) // 2
@@ -204,6 +202,17 @@ class _Lane:
             self._publish(planned.changes)
             for waiting, outcome in zip(batch, planned.outcomes, strict=True):
                 _answer(waiting, outcome)
+
+    def _give_up(self, batch: list[_Waiting], error: StoreError) -> None:
+        """Refuse a batch and all that waits behind it: a device's later changes build on its earlier ones."""
+        self._away = True
+        refused = [*batch, *self._queue]
+        self._queue.clear()
+        self._queue_bytes = 0
+        _log.warning("batch_unavailable", messages=len(refused), reason=type(error).__name__)
+        self._counters.failed += len(refused)
+        for waiting in refused:
+            _answer(waiting, _unavailable())
 
     async def _settle_culprit(self, waiting: _Waiting, error: Exception) -> None:
         """What the database refuses is quarantined item by item, so that it blocks no queue."""
@@ -234,22 +243,26 @@ class _Lane:
 
         After a COMMIT of unknown outcome the same batch runs again under its locks: its keys tell what
         became of it, though not which versions it wrote, hence the doubt. Retries until patience runs
-        out, then raises what the store said last.
+        out, then raises what the store said last. So a restart or a failover of the database is a
+        pause; while a longer outage lasts, each batch tries once.
         """
-        give_up_s = self._clock.monotonic_s() + PATIENCE_S
+        give_up_s = self._clock.monotonic_s() + (0.0 if self._away else PATIENCE_S)
         pause_s = _FIRST_PAUSE_S
         unknown = False
         try:
             while True:
                 try:
-                    return await self._attempt(jobs)
-                except (StoreRetryError, StoreUnknownError) as error:
+                    planned = await self._attempt(jobs)
+                except (StoreRetryError, StoreUnknownError, StoreUnavailableError) as error:
                     if isinstance(error, StoreUnknownError):
                         self._counters.unknown_outcomes += 1
                         unknown = True
                     self._counters.retries += 1
-                    if self._clock.monotonic_s() > give_up_s:
+                    if self._clock.monotonic_s() >= give_up_s:
                         raise
+                else:
+                    self._away = False
+                    return planned
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
         finally:

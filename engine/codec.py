@@ -62,14 +62,18 @@ class Codec:
         self.raw_items = make(list[msgspec.Raw])
         self.any = make()
 
+    def check_depth(self, frame: bytes) -> None:
+        """Refuse what nests too deep, before anything decodes it. Raises MalformedError."""
+        if msgpack_too_deep(frame) if self.binary else json_too_deep(frame):
+            raise MalformedError(f"nested deeper than {MAX_DEPTH}")
+
     def decode(self, frame: bytes) -> Request:
         """Decode one message.
 
         Raises MalformedError, or SyncError ``unknown_type`` or ``invalid_message`` naming the field, with
         the message's id in ``details["id"]`` where it could be read.
         """
-        if msgpack_too_deep(frame) if self.binary else json_too_deep(frame):
-            raise MalformedError(f"nested deeper than {MAX_DEPTH}")
+        self.check_depth(frame)
         try:
             return self._request.decode(frame)
         except msgspec.ValidationError as error:

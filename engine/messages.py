@@ -119,7 +119,7 @@ class Resolve(msgspec.Struct, frozen=True, tag_field="type", tag="resolve"):
 Request = Hello | Sync | Pull | Subscribe | Unsubscribe | Heartbeat | Conflicts | Resolve
 
 
-# -- what a device is answered ----------------------------------------------------------------
+# -- what a device is answered; ``id`` is left out where the request had none, over HTTP ------
 
 
 class ItemError(msgspec.Struct, frozen=True):
@@ -183,7 +183,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 class HeartbeatAck(msgspec.Struct, frozen=True, tag_field="type", tag="heartbeat_ack"):
     """Answer to ``heartbeat``; ``health_score`` is 0 to 100."""
 
-    id: str
+    id: str | UnsetType
     server_time: str
     health_score: int
 
@@ -220,7 +220,7 @@ class OpenConflict(msgspec.Struct, frozen=True):
 class ConflictList(msgspec.Struct, frozen=True, tag_field="type", tag="conflicts"):
     """Answer to ``conflicts``; ``after`` continues the list, null at its end."""
 
-    id: str | None
+    id: str | UnsetType
     conflicts: list[OpenConflict]
     after: str | None
 
@@ -228,7 +228,7 @@ class ConflictList(msgspec.Struct, frozen=True, tag_field="type", tag="conflicts
 class Resolved(msgspec.Struct, frozen=True, tag_field="type", tag="resolved"):
     """Answer to ``resolve``."""
 
-    id: str | None
+    id: str | UnsetType
     conflict_id: str
     version: int
     seq: int

@@ -325,7 +325,7 @@ class Connection:
             case Hello():
                 self._hello(request)
             case Heartbeat():
-                self.say(heartbeat(self._core, self._device, request))
+                self.say(heartbeat(self._core, self._device, request, request.id))
             case Pull():
                 self._begin(request.id, partial(self._pull, request))
             case Subscribe():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
+from msgspec import UNSET
 
 from engine.conflict import client_side
 from engine.devices import Device
@@ -55,7 +56,7 @@ async def list_conflicts(core: Core, session: Session, request: Conflicts, reque
         if size_bytes > LIST_BYTES:
             break
     after = shown[-1].conflict_id if len(shown) < len(found) else None
-    return _encode(ConflictList(request_id, shown, after))
+    return _encode(ConflictList(request_id or UNSET, shown, after))
 
 
 def _open_conflict(held: HeldConflict) -> OpenConflict:
@@ -93,7 +94,7 @@ async def resolution(core: Core, session: Session, request: Resolve) -> Resoluti
     return core.intake.resolution(request, session, conflict, core.clock.now_us())
 
 
-def heartbeat(core: Core, device: Device, request: Heartbeat) -> bytes:
+def heartbeat(core: Core, device: Device, request: Heartbeat, request_id: str | None) -> bytes:
     """Take in a heartbeat and answer it."""
     device.introduce(
         network_type=request.network,
@@ -101,7 +102,7 @@ def heartbeat(core: Core, device: Device, request: Heartbeat) -> bytes:
         os_version=request.os_version,
     )
     now_us = core.clock.now_us()
-    return _encode(HeartbeatAck(request.id, to_text(now_us), device.health_score(now_us)))
+    return _encode(HeartbeatAck(request_id or UNSET, to_text(now_us), device.health_score(now_us)))
 
 
 def count_answer(core: Core, device: Device, answer: Answer, started_us: int) -> None:

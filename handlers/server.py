@@ -15,7 +15,7 @@ from handlers.connections import Connections
 from handlers.core import Core
 from handlers.errors import as_sync_error, error_body, http_status
 from handlers.probes import Faults, Probes
-from handlers.sync_http import SyncHttp
+from handlers.sync_http import REQUEST_ID, SyncHttp
 from handlers.ws import SyncSocket, without_context_takeover
 
 _BACKLOG = 4096
@@ -53,7 +53,8 @@ def _errors(core: Core) -> Middleware:
             error = as_sync_error(failure, path=request.path)
             status = http_status(error)
         core.traffic.error(error.code)
-        request_id = error.details.pop("id", None)
+        told_id = error.details.pop("id", None)
+        request_id = request.get(REQUEST_ID, told_id)
         body = error_body(error, request_id if isinstance(request_id, str) else None)
         return web.Response(body=body, status=status, content_type="application/json")
 

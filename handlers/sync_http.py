@@ -21,6 +21,8 @@ from handlers.auth import device_claims, token_of
 from handlers.core import Core
 from handlers.requests import count_answer, heartbeat, list_conflicts, resolution
 
+#: Where a request keeps the id of its message, None for none, so that an error repeats it.
+REQUEST_ID: Final = web.RequestKey[str | None]("request_id")
 _COMPRESS_FROM_BYTES: Final = 1024
 
 _Message = TypeVar("_Message", Sync, Pull, Conflicts, Resolve, Heartbeat)
@@ -46,6 +48,7 @@ class SyncHttp:
         """Push changes: ``sync`` → ``synced``."""
         session, device = await self._admit(request)
         message = _decode(session.codec, await _body(request, session.codec), Sync)
+        request[REQUEST_ID] = message.id
         core = self._core
         now_us = core.clock.now_us()
         if message.clock is not None:
@@ -79,22 +82,21 @@ class SyncHttp:
     async def resolve(self, request: web.Request) -> web.Response:
         """Settle a conflict: ``resolve`` → ``resolved``; the path names the conflict."""
         session, _ = await self._admit(request)
-        body = await _body(request, session.codec)
         named = {"conflict_id": request.match_info["conflict_id"]}
-        completed, request_id = _completed(session.codec, body, "resolve", named)
+        completed = await _completed(request, session.codec, "resolve", named)
         message = _decode(session.codec, completed, Resolve)
         outcome = await self._settled(await resolution(self._core, session, message))
         if isinstance(outcome, SyncError):
             raise outcome
-        return _response(request, session.codec, outcome.frame(request_id))
+        return _response(request, session.codec, outcome.frame(request[REQUEST_ID]))
 
     async def heartbeat(self, request: web.Request) -> web.Response:
         """Take in a sign of life: ``heartbeat`` → ``heartbeat_ack``."""
         session, device = await self._admit(request)
-        body = await _body(request, session.codec)
-        completed, _ = _completed(session.codec, body, "heartbeat", {})
+        completed = await _completed(request, session.codec, "heartbeat", {})
         message = _decode(session.codec, completed, Heartbeat)
-        return _response(request, session.codec, heartbeat(self._core, device, message))
+        answer = heartbeat(self._core, device, message, request[REQUEST_ID])
+        return _response(request, session.codec, answer)
 
     async def _admit(self, request: web.Request) -> tuple[Session, Device]:
         core = self._core
@@ -149,7 +151,10 @@ def _codec(request: web.Request) -> Codec:
 
 async def _body(request: web.Request, codec: Codec) -> bytes:
     """Read the body, uncompressed as it comes and bounded all the same."""
-    body = await request.read()
+    try:
+        body = await request.read()
+    except web.RequestPayloadError:
+        raise SyncError("malformed", "the body is not what its Content-Encoding says") from None
     if not codec.binary and not body.isascii():
         try:
             body.decode()
@@ -168,6 +173,7 @@ def _decode(codec: Codec, body: bytes, wanted: type[_Message]) -> _Message:
 
 def _from_query(request: web.Request, tag: str, wanted: type[_Message]) -> _Message:
     """Read a message from the query's parameters; lists are separated by commas."""
+    request[REQUEST_ID] = None
     fields: dict[str, Any] = dict(request.query)
     if "limit" in fields and fields["limit"].isascii() and fields["limit"].isdecimal():
         fields["limit"] = int(fields["limit"][:9])
@@ -176,21 +182,21 @@ def _from_query(request: web.Request, tag: str, wanted: type[_Message]) -> _Mess
     return _decode(JSON, msgspec.json.encode({**fields, "type": tag, "id": "-"}), wanted)
 
 
-def _completed(
-    codec: Codec, body: bytes, tag: str, named: dict[str, str]
-) -> tuple[bytes, str | None]:
-    """Add what the path says already, so that a body need not repeat it; give its own id, too."""
+async def _completed(request: web.Request, codec: Codec, tag: str, named: dict[str, str]) -> bytes:
+    """Read a body and add what the path says already, so that the body need not repeat it."""
+    body = await _body(request, codec)
+    codec.check_depth(body)
     try:
         fields: Any = codec.any.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError):
         fields = None
     if not isinstance(fields, dict):
-        return body, None
-    request_id = fields.get("id")
-    filled = {"type": tag, "id": "-", **fields, **named}
+        return body
+    own_id = fields.get("id")
+    request[REQUEST_ID] = own_id if isinstance(own_id, str) else None
     encode = msgspec.msgpack.encode if codec.binary else msgspec.json.encode
     try:
-        return encode(filled), request_id if isinstance(request_id, str) else None
+        return encode({"type": tag, "id": "-", **fields, **named})
     except (OverflowError, RecursionError, TypeError, ValueError):
         raise SyncError("invalid_message", "a value that no message can hold") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from typing import Final, Literal
 
@@ -19,6 +20,9 @@ from handlers.errors import as_sync_error, error_body
 from handlers.outbox import Outbox
 
 CLOSE_UNAVAILABLE: Final = 4503
+
+# aiohttp warns of subprotocols that it does not know, in full; one of them may carry the token.
+logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
 
 #: A server's ping keeps proxies, which give up after 60 s, from closing a quiet connection.
 PING_S: Final = 25.0

@@ -42,6 +42,7 @@ from handlers.outbox import Outbox
 from handlers.requests import count_answer, heartbeat, list_conflicts, resolution
 
 CLOSE_NOT_UTF8: Final = 1007
+CLOSE_TOO_LARGE: Final = 1009
 CLOSE_BAD_FRAMES: Final = 4400
 CLOSE_RATE_IGNORED: Final = 4429
 
@@ -146,6 +147,7 @@ class Connection:
         is_text = not self._session.codec.binary
         wanted = WSMsgType.TEXT if is_text else WSMsgType.BINARY
         monotonic_s = self._core.clock.monotonic_s
+        frame_bytes = self._core.limits.frame_bytes
         while True:
             if self._in_flight >= MAX_IN_FLIGHT or self._reads >= MAX_READS or self._outbox.full:
                 await self._wait_for_room()
@@ -160,6 +162,8 @@ class Connection:
                 continue
             if kind is not wanted:
                 self.close(CLOSE_BAD_FRAMES, "a frame of the wrong kind")
+            elif len(message.data) > frame_bytes:
+                self.close(CLOSE_TOO_LARGE, "the message is too large")
             elif is_text and not _is_utf8(message.data):
                 self.close(CLOSE_NOT_UTF8, "not UTF-8")
             else:
@@ -277,7 +281,7 @@ class Connection:
             else:
                 self._other(request)
         except Exception as error:
-            self._refuse(error, request_id)
+            self._refuse(error, request_id, wait_ms)
 
     def _limit(self, wait_ms: int, request_id: str | None) -> None:
         self._rate_ignored += 1
@@ -287,14 +291,21 @@ class Connection:
         error = SyncError("rate_limited", "too many messages", retry_after_ms=wait_ms)
         self.fail(error, request_id)
 
-    def _refuse(self, error: Exception, request_id: str | None) -> None:
+    def _refuse(self, error: Exception, request_id: str | None, wait_ms: int) -> None:
         told = self._told(error)
         own_id = told.details.pop("id", request_id)
-        self.fail(told, own_id if isinstance(own_id, str) else None)
+        request_id = own_id if isinstance(own_id, str) else None
         if isinstance(told, MalformedError):
+            self.fail(told, None)
             self._malformed += 1
             if self._malformed >= MAX_MALFORMED:
                 self.close(CLOSE_BAD_FRAMES, "too many malformed messages in a row")
+            return
+        self._malformed = 0
+        if wait_ms:
+            self._limit(wait_ms, request_id)
+        else:
+            self.fail(told, request_id)
 
     def _told(self, error: Exception) -> SyncError:
         tenant = self._session.tenant.name

@@ -65,7 +65,8 @@ _encode = msgspec.json.encode
 
 
 class Connection:
-    """A device's connection. ``heard_at_s`` is when it last sent a message, on the monotonic clock."""
+    """A device's connection. ``heard_at_s`` is when it last sent a message, ``pinged_at_s`` when it was last
+    pinged, on the monotonic clock."""
 
     __slots__ = (
         "_closing",
@@ -88,6 +89,7 @@ class Connection:
         "expires_at_s",
         "heard_at_s",
         "key",
+        "pinged_at_s",
     )
 
     def __init__(
@@ -117,7 +119,7 @@ class Connection:
         self._deaf = False
         self.key = (session.tenant.tenant_id, session.device_id)
         self.expires_at_s = expires_at_s
-        self.heard_at_s = core.clock.monotonic_s()
+        self.heard_at_s = self.pinged_at_s = core.clock.monotonic_s()
         self._device = core.devices.seen(*self.key, self.heard_at_s)
 
     # -- its life -----------------------------------------------------------------------------
@@ -238,6 +240,11 @@ class Connection:
         self._outbox.close(code, reason)
         self._loop.call_later(CLOSING_S, self._transport.abort)
         self._look_for_room()
+
+    def ping(self, now_s: float) -> None:
+        """Send something, so that whoever is between does not take the connection for dead."""
+        self.pinged_at_s = now_s
+        self._outbox.ping()
 
     def abort(self) -> None:
         """Cut the connection off."""

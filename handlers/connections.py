@@ -27,6 +27,10 @@ CLOSE_REPLACED: Final = 4409
 #: Handshakes that one worker takes easily in a second; those who must come back are spread over time.
 _HANDSHAKES_PER_S: Final = 500
 _SWEEP_S: Final = 0.5
+#: Connections looked at before other work gets its turn on the loop.
+_VISITS_PER_TURN: Final = 500
+#: A ping keeps proxies, which give up after 60 s, from closing a quiet connection.
+PING_S: Final = 25.0
 #: How long a drain waits for clients to confirm the close.
 _CLOSING_S: Final = 2.0
 
@@ -90,19 +94,22 @@ class Connections:
             self._group = group
             try:
                 while True:
-                    self._sweep()
+                    await self._sweep()
                     await asyncio.sleep(_SWEEP_S)
             finally:
                 self._group = None
 
-    def _sweep(self) -> None:
-        now_s = self._clock.now_us() / 1_000_000
-        silent_since_s = self._clock.monotonic_s() - self._idle_s
-        for connection in list(self._open):
-            if connection.expires_at_s <= now_s:
+    async def _sweep(self) -> None:
+        for visited, connection in enumerate(list(self._open), start=1):
+            now_s = self._clock.monotonic_s()
+            if connection.expires_at_s <= self._clock.now_us() / 1_000_000:
                 connection.dismiss("expired", CLOSE_EXPIRED, _jitter_ms(0))
-            elif connection.heard_at_s < silent_since_s:
+            elif now_s - connection.heard_at_s > self._idle_s:
                 connection.dismiss("idle", CLOSE_IDLE, _jitter_ms(0))
+            elif now_s - max(connection.heard_at_s, connection.pinged_at_s) > PING_S:
+                connection.ping(now_s)
+            if visited % _VISITS_PER_TURN == 0:
+                await asyncio.sleep(0)
 
     async def say_goodbye(self) -> None:
         """Announce a drain: nothing more is taken in, what was accepted is still answered."""

@@ -20,6 +20,7 @@ from aiohttp.abc import AbstractStreamWriter
 COMPRESS_FROM_BYTES: Final = 1024
 _DEFLATE_TAIL = b"\x00\x00\xff\xff"
 _TEXT, _BINARY, _CLOSE, _COMPRESSED = 0x81, 0x82, 0x88, 0x40
+_PING: Final = b"\x89\x00"
 _head_short = struct.Struct("!BB").pack
 _head_medium = struct.Struct("!BBH").pack
 _head_long = struct.Struct("!BBQ").pack
@@ -120,6 +121,11 @@ class Outbox:
         self.put(payload)
         return True
 
+    def ping(self) -> None:
+        """Send a ping, unless something waits to be sent anyhow."""
+        if not self._frames:
+            self._send(_PING)
+
     def close(self, code: int, reason: str) -> None:
         """Send the close frame behind everything that waits, and nothing after it."""
         payload = _close_code(code) + reason.encode()
@@ -148,8 +154,7 @@ class Outbox:
         """Write what waits as the reader takes it."""
         try:
             while self._frames:
-                async with asyncio.timeout(self._patience_s):
-                    await self._stream.drain()
+                await self._taken()
                 self._write_some()
         except TimeoutError:
             self._transport.abort()
@@ -160,6 +165,24 @@ class Outbox:
         finally:
             self._draining = False
         self._owner.room()
+
+    async def _taken(self) -> None:
+        """Wait until the transport wants more: as long as it takes, while the reader takes anything at all.
+
+        Raises TimeoutError when it took nothing for as long as it is given; a page may need minutes.
+        """
+        # One wait for all of it: the transport's own is of no use any more once it was cancelled.
+        drained = asyncio.ensure_future(self._stream.drain())
+        try:
+            while True:
+                waiting_bytes = self._transport.get_write_buffer_size()
+                done, _ = await asyncio.wait({drained}, timeout=self._patience_s)
+                if done:
+                    return drained.result()
+                if self._transport.get_write_buffer_size() >= waiting_bytes:
+                    raise TimeoutError
+        finally:
+            drained.cancel()
 
     def _write_some(self) -> None:
         frames, transport = self._frames, self._transport

@@ -24,8 +24,6 @@ CLOSE_UNAVAILABLE: Final = 4503
 # aiohttp warns of subprotocols that it does not know, in full; one of them may carry the token.
 logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
 
-#: A server's ping keeps proxies, which give up after 60 s, from closing a quiet connection.
-PING_S: Final = 25.0
 
 
 class SyncSocket:
@@ -86,7 +84,6 @@ class SyncSocket:
         return web.WebSocketResponse(
             timeout=CLOSING_S,
             autoclose=False,
-            heartbeat=PING_S,
             protocols=(codec.subprotocol,),
             compress=limits.compress,
             max_msg_size=limits.frame_bytes + 1,  # which aiohttp refuses, though a message of it passes

@@ -1,0 +1,232 @@
+"""The load generator, a process of its own: ``python -m bench.load`` with a Plan on stdin.
+
+Open loop: every send time is fixed before the first message leaves, and latency counts from that time, so
+that a server that stalls cannot hide the waiting (no coordinated omission). Arrivals are Poisson, each on
+a connection drawn at random.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import resource
+import sys
+import time
+from array import array
+from collections import Counter, defaultdict
+from time import perf_counter
+from typing import Final
+
+import msgspec
+import uvloop
+from hdrh.histogram import HdrHistogram
+
+from bench.device import Device, Tally
+from bench.plan import Acks, Mark, Outcome, Plan, Second
+from bench.wire import HandshakeError, connect
+from bench.work import Worker
+
+#: How many handshakes are under way at once.
+CONNECTING: Final = 1000
+#: How long the answers may take that are missing at the end.
+GRACE_S: Final = 15.0
+#: uvloop's timers have a grain of a millisecond, and a shorter wait would turn into spinning.
+_GRAIN_S: Final = 0.001
+_LEAD_S: Final = 0.05
+_LOOK_S: Final = 0.05
+
+
+def histogram(values_us: array[int]) -> HdrHistogram:
+    """Count microseconds, up to ten minutes, with three significant digits."""
+    counts = HdrHistogram(1, 600_000_000, 3)
+    for value_us, count in Counter(values_us).items():
+        counts.record_value(max(value_us, 1), count)
+    return counts
+
+
+class Load:
+    """One run from the first handshake to the last answer."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._random = random.Random(plan.seed)
+        self._tally = Tally()
+        self._devices = [
+            Device(index, name, Worker(name, self._random.random), self._tally)
+            for index, name in enumerate(plan.devices)
+        ]
+        self._cpu_s = 0.0
+
+    async def run(self) -> Outcome:
+        """Do what the plan says."""
+        plan = self._plan
+        refusals: Counter[str] = Counter()
+        began_s = perf_counter()
+        handshakes = asyncio.Semaphore(CONNECTING)
+        await asyncio.gather(
+            *(self._connect(index, handshakes, refusals) for index in range(len(self._devices)))
+        )
+        connected = sum(device.socket is not None for device in self._devices)
+        outcome = Outcome(
+            asked=len(self._devices),
+            connected=connected,
+            connect_s=perf_counter() - began_s,
+            refusals=dict(refusals),
+        )
+        if connected:
+            gc.collect()
+            gc.freeze()
+            gc.disable()
+            match plan.mode:
+                case "open":
+                    start_s = await self._open()
+                case "closed":
+                    start_s = await self._closed()
+                case "idle":
+                    start_s = await self._idle()
+            await self._last_answers()
+            self._sum_up(outcome, start_s)
+        for device in self._devices:
+            if device.socket is not None:
+                device.socket.close()
+        return outcome
+
+    async def _connect(self, index: int, handshakes: asyncio.Semaphore, refusals: Counter[str]) -> None:
+        plan, device = self._plan, self._devices[index]
+        async with handshakes:
+            try:
+                device.socket = await connect(
+                    plan.host,
+                    plan.port,
+                    plan.tokens[index],
+                    device.received,
+                    device.ended,
+                    deflate=plan.deflate,
+                )
+                await device.greeted
+            except HandshakeError as error:
+                refusals[str(error)] += 1
+            except OSError as error:  # TimeoutError is one
+                refusals[error.strerror or type(error).__name__] += 1
+
+    async def _open(self) -> float:
+        plan, draw = self._plan, self._random
+        due: list[tuple[float, Device]] = []
+        at_s = -plan.warmup_s
+        while (at_s := at_s + draw.expovariate(plan.rate_per_s)) < plan.duration_s:
+            due.append((at_s, self._devices[int(draw.random() * len(self._devices))]))
+        due.reverse()
+        start_s = perf_counter() + _LEAD_S + plan.warmup_s
+        loop = asyncio.get_running_loop()
+        sent_all = loop.create_future()
+
+        def send() -> None:
+            now_s = perf_counter() - start_s
+            while due and due[-1][0] <= now_s:
+                at_s, device = due.pop()
+                device.send(start_s + at_s)
+                now_s = perf_counter() - start_s
+            if due:
+                loop.call_later(max(due[-1][0] - now_s, _GRAIN_S), send)
+            else:
+                sent_all.set_result(None)
+
+        send()
+        await self._measure(start_s)
+        await sent_all
+        return start_s
+
+    async def _closed(self) -> float:
+        start_s = perf_counter() + self._plan.warmup_s
+        for device in self._devices:
+            device.again = True
+            device.send(perf_counter())
+        await self._measure(start_s)
+        for device in self._devices:
+            device.again = False
+        return start_s
+
+    async def _idle(self) -> float:
+        for device in self._devices:
+            device.subscribe()
+        await asyncio.gather(*(device.greeted for device in self._devices))
+        start_s = perf_counter()
+        await self._measure(start_s)
+        return start_s
+
+    async def _measure(self, start_s: float) -> None:
+        """Wait for the measured phase to begin and to end, and say both."""
+        await asyncio.sleep(start_s - perf_counter())
+        _say(Mark("begins"))
+        self._cpu_s = time.process_time()
+        await asyncio.sleep(start_s + self._plan.duration_s - perf_counter())
+        self._cpu_s = time.process_time() - self._cpu_s
+        _say(Mark("ends"))
+
+    async def _last_answers(self) -> None:
+        give_up_s = perf_counter() + GRACE_S
+        # An event would have to be looked after with every message.
+        while any(device.under_way for device in self._devices) and perf_counter() < give_up_s:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_S)
+
+    def _sum_up(self, outcome: Outcome, start_s: float) -> None:
+        plan, tally = self._plan, self._tally
+        end_s = start_s + plan.duration_s
+        measured = array("Q")
+        seconds: defaultdict[int, list[int]] = defaultdict(list)
+        for due_s, latency_us in zip(tally.due_s, tally.latency_us, strict=True):
+            if start_s <= due_s < end_s:
+                measured.append(latency_us)
+                seconds[int(due_s - start_s)].append(latency_us)
+        outcome.sent = tally.sent
+        outcome.answered = len(measured)
+        outcome.completed = sum(start_s <= answered_s < end_s for answered_s in tally.answered_s)
+        outcome.new_records = sum(version == 1 for version in tally.ack_version)
+        outcome.errors = dict(tally.errors)
+        outcome.unanswered = sum(device.under_way for device in self._devices)
+        for device in self._devices:
+            device.give_up()
+        outcome.unsure = tally.unsure
+        outcome.duration_s = plan.duration_s
+        outcome.histogram = histogram(measured).encode().decode()
+        outcome.lateness = histogram(tally.lateness_us).encode().decode()
+        outcome.seconds = [_second(seconds[index]) for index in range(int(plan.duration_s))]
+        outcome.cpu_ms = self._cpu_s * 1000
+        outcome.acks = Acks(
+            tally.ack_device.tolist(),
+            tally.ack_number.tolist(),
+            tally.ack_record.tolist(),
+            tally.ack_version.tolist(),
+            tally.ack_seq.tolist(),
+        )
+
+
+def _second(latencies_us: list[int]) -> Second:
+    if not latencies_us:
+        return Second(0, 0.0, 0.0)
+    latencies_us.sort()
+    count = len(latencies_us)
+    return Second(count, latencies_us[count // 2] / 1000, latencies_us[count * 99 // 100] / 1000)
+
+
+def _say(message: Mark | Outcome) -> None:
+    # Not sys.stdout: under PYTHONUNBUFFERED it is the bare file, which may write the first part alone.
+    with open(1, "wb", closefd=False) as out:
+        out.write(msgspec.json.encode(message) + b"\n")
+
+
+async def _run(plan: Plan) -> Outcome:
+    return await Load(plan).run()
+
+
+def main() -> None:
+    """Read the plan, run it, say what came of it."""
+    plan = msgspec.json.decode(sys.stdin.buffer.read(), type=Plan)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _say(uvloop.run(_run(plan)))
+
+
+if __name__ == "__main__":
+    main()

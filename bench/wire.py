@@ -1,0 +1,180 @@
+"""A WebSocket client that costs next to nothing: frames in, frames out, no task and no future a message.
+
+The load generator shares its machine with the server that it measures, so it is written straight on
+asyncio's protocols. It knows what this server sends: text in whole frames.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import os
+import zlib
+from collections.abc import Callable
+from typing import Final, cast
+
+from engine.messages import JSON_SUBPROTOCOL
+
+_ACCEPT_SALT: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_DEFLATE: Final = (
+    "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover\r\n"
+)
+_HANDSHAKE_S: Final = 30.0
+
+_TEXT, _TEXT_DEFLATED, _CLOSE, _PING, _PONG = 0x81, 0xC1, 0x88, 0x89, 0x8A
+#: Why a connection ended, where it was not by a close frame.
+CUT_OFF: Final = 1006
+
+OnText = Callable[[bytes], None]
+OnEnd = Callable[[int], None]
+
+
+class HandshakeError(Exception):
+    """The server did not upgrade the connection, in one sentence."""
+
+
+def frame(text: bytes) -> bytes:
+    """Wrap a text message. The mask is zero: legal, and nothing needs to be masked with it."""
+    return _framed(_TEXT, text)
+
+
+def _framed(head: int, payload: bytes) -> bytes:
+    size = len(payload)
+    if size < 126:
+        return bytes((head, 0x80 | size, 0, 0, 0, 0)) + payload
+    if size < 65536:
+        return bytes((head, 0xFE, size >> 8, size & 255, 0, 0, 0, 0)) + payload
+    return bytes((head, 0xFF)) + size.to_bytes(8) + bytes(4) + payload
+
+
+class Socket(asyncio.Protocol):
+    """One connection.
+
+    ``on_text`` is called with every message, ``on_end`` once with the close code when an open connection
+    is over, whoever ended it.
+    """
+
+    __slots__ = (
+        "_accept",
+        "_on_end",
+        "_on_text",
+        "_request",
+        "_rest",
+        "_transport",
+        "code",
+        "opened",
+        "write",
+    )
+
+    def __init__(self, request: str, on_text: OnText, on_end: OnEnd) -> None:
+        key = base64.b64encode(os.urandom(16))
+        self._accept = base64.b64encode(hashlib.sha1(key + _ACCEPT_SALT, usedforsecurity=False).digest())
+        self._request = request.replace("{key}", key.decode())
+        self._on_text = on_text
+        self._on_end = on_end
+        self._rest = b""
+        self._transport: asyncio.Transport
+        self.write: Callable[[bytes], None]
+        self.code = CUT_OFF
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask for the upgrade."""
+        self._transport = cast(asyncio.Transport, transport)
+        self.write = self._transport.write
+        self.write(self._request.encode())
+
+    def data_received(self, data: bytes) -> None:
+        """Take frames apart as they come."""
+        if self._rest:
+            data = self._rest + data
+        position, size = 0, len(data)
+        if not self.opened.done():
+            position = self._upgraded(data)
+            if not position:
+                self._rest = data
+                return
+        while size - position >= 2:
+            head, length = data[position], data[position + 1]
+            start = position + 2
+            if length >= 126:
+                start += 2 if length == 126 else 8
+                length = int.from_bytes(data[position + 2 : start])
+            end = start + length
+            if end > size or start > size:
+                break
+            position = end
+            if head == _TEXT:
+                self._on_text(data[start:end])
+            else:
+                self._rare(head, data[start:end])
+        self._rest = data[position:]
+
+    def _upgraded(self, data: bytes) -> int:
+        """Judge the answer to the handshake; gives where frames begin, 0 while it is not complete."""
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            return 0
+        lines = data[:end].split(b"\r\n")
+        parts = [line.partition(b":") for line in lines[1:]]
+        headers = {name.lower(): value.strip() for name, _, value in parts}
+        if b" 101 " not in lines[0]:
+            self._fail(lines[0].decode("latin-1"))
+        elif headers.get(b"sec-websocket-accept") != self._accept:
+            self._fail("Sec-WebSocket-Accept does not fit the key")
+        elif headers.get(b"sec-websocket-protocol", b"").decode() != JSON_SUBPROTOCOL:
+            self._fail(f"the server does not speak {JSON_SUBPROTOCOL}")
+        else:
+            self.opened.set_result(None)
+        return end + 4
+
+    def _fail(self, sentence: str) -> None:
+        if not self.opened.done():
+            self.opened.set_exception(HandshakeError(sentence))
+        self._transport.abort()
+
+    def _rare(self, head: int, payload: bytes) -> None:
+        if head == _TEXT_DEFLATED:
+            self._on_text(zlib.decompressobj(-15).decompress(payload + b"\0\0\xff\xff"))
+        elif head == _PING:
+            self.write(_framed(_PONG, payload))
+        elif head == _CLOSE:
+            self.code = int.from_bytes(payload[:2]) if payload else 1005
+            self.write(_framed(_CLOSE, payload[:2]))
+            self._transport.close()
+        elif head != _PONG:
+            self._transport.abort()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """Report the end."""
+        if not self.opened.done():
+            self.opened.set_exception(HandshakeError("the server closed the connection during the handshake"))
+        elif not self.opened.cancelled() and self.opened.exception() is None:
+            self._on_end(self.code)
+
+    def close(self) -> None:
+        """Close without waiting for the server's confirmation."""
+        if not self._transport.is_closing():
+            self.write(_framed(_CLOSE, (1000).to_bytes(2)))
+            self._transport.close()
+
+
+async def connect(
+    host: str, port: int, token: str, on_text: OnText, on_end: OnEnd, *, deflate: bool = False
+) -> Socket:
+    """Open a connection to ``/v1/sync``. Raises HandshakeError, OSError or TimeoutError."""
+    request = (
+        f"GET /v1/sync HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: {JSON_SUBPROTOCOL}\r\n"
+        f"Authorization: Bearer {token}\r\n{_DEFLATE if deflate else ''}Sec-WebSocket-Key: {{key}}\r\n\r\n"
+    )
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(_HANDSHAKE_S):
+        transport, socket = await loop.create_connection(lambda: Socket(request, on_text, on_end), host, port)
+        try:
+            await socket.opened
+        except BaseException:
+            transport.abort()
+            raise
+    return socket

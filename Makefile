@@ -1,0 +1,33 @@
+# The same targets for people and for CI. A machine needs make and Python 3.11 or later:
+# make PYTHON=python3.12 takes another one, make VENV=/somewhere puts the installation elsewhere.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PINNED := deploy/requirements-dev.txt
+INSTALLED := $(VENV)/installed
+
+.PHONY: run install test lint bench
+
+run: install
+	$(BIN)/python run.py serve
+
+install: $(INSTALLED)
+
+$(INSTALLED): $(PINNED)
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+		"Python 3.11 or later is needed: name one as in make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(PINNED)
+	@touch $@
+
+# make test TESTS="tests/test_ws.py -k close" runs some of them.
+test: install
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python run.py bench --scenario all

@@ -1,0 +1,147 @@
+"""The schema's migrations: up, down, up again; many at once; killed half-way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from engine.administration import RefusedError
+from engine.ports import StoreError, StoreUnavailableError
+from storage.migrate import migrate, newest_migration, status
+from tests.services import execute, rows
+
+_ROOT = Path(__file__).parent.parent
+_FILES = sorted((_ROOT / "storage/migrations").glob("*.sql"))
+_ALL = [file.stem for file in _FILES if not file.stem.endswith(".rollback")]
+
+#: Everything in the schema but yoyo's own book, in words.
+_COLUMNS = """
+    SELECT c.relname, c.relkind, c.reloptions, pg_get_partkeydef(c.oid), pg_get_expr(c.relpartbound, c.oid),
+        a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attcollation,
+        pg_get_expr(d.adbin, d.adrelid)
+    FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    LEFT JOIN pg_attrdef AS d ON d.adrelid = c.oid AND d.adnum = a.attnum
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relname NOT LIKE '%yoyo%' AND c.relkind IN ('r', 'p')
+    ORDER BY c.relname, a.attnum
+"""
+_INDEXES = """
+    SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename NOT LIKE '%yoyo%' ORDER BY 1
+"""
+_CONSTRAINTS = """
+    SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
+    WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text NOT LIKE '%yoyo%' ORDER BY 1, 2
+"""
+
+_WAITING = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+Shape = list[list[tuple[object, ...]]]
+
+
+def shape(dsn: str) -> Shape:
+    """Read what there is: columns, indexes, constraints."""
+    return [rows(dsn, statement) for statement in (_COLUMNS, _INDEXES, _CONSTRAINTS)]
+
+
+def test_up_down_step_by_step_and_up_again_is_the_same_schema(empty_dsn: str) -> None:
+    on_the_way: list[Shape] = [shape(empty_dsn)]
+    for number, name in enumerate(_ALL, 1):
+        assert migrate(empty_dsn, number) == [name]
+        on_the_way.append(shape(empty_dsn))
+        assert on_the_way[-1] != on_the_way[-2]
+    for number, name in reversed(list(enumerate(_ALL, 1))):
+        assert migrate(empty_dsn, down=True) == [name]
+        assert shape(empty_dsn) == on_the_way[number - 1]
+    assert migrate(empty_dsn, down=True) == []
+    assert migrate(empty_dsn) == _ALL
+    assert shape(empty_dsn) == on_the_way[-1]
+    assert migrate(empty_dsn) == []
+
+
+def test_down_to_a_migration_takes_back_all_after_it(dsn: str) -> None:
+    assert migrate(dsn, 3, down=True) == _ALL[:2:-1]
+    assert [one.number for one in status(dsn) if one.applied_at] == [1, 2, 3]
+    assert migrate(dsn, 2) == [], "up never takes back"
+    assert migrate(dsn, 5, down=True) == [], "down never applies"
+    assert migrate(dsn, 5) == _ALL[3:5]
+
+
+def test_status_lists_what_is_applied(empty_dsn: str) -> None:
+    assert [one.applied_at for one in status(empty_dsn)] == [None] * len(_ALL)
+    migrate(empty_dsn, 2)
+    states = status(empty_dsn)
+    assert [(one.number, one.name) for one in states] == list(enumerate(_ALL, 1))
+    assert [one.applied_at is not None for one in states] == [True, True] + [False] * (len(_ALL) - 2)
+    assert newest_migration() == _ALL[-1]
+
+
+def _spawn(dsn: str) -> subprocess.Popen[str]:
+    script = "import sys; from storage.migrate import migrate; print(*migrate(sys.argv[1]))"
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", script, dsn], cwd=_ROOT, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_hosts_that_start_at_once_share_the_work(empty_dsn: str) -> None:
+    hosts = [_spawn(empty_dsn) for _ in range(4)]
+    done: list[str] = []
+    for host in hosts:
+        done += host.communicate()[0].split()
+        assert host.returncode == 0
+    assert sorted(done) == _ALL
+    assert all(one.applied_at for one in status(empty_dsn))
+
+
+def test_a_killed_migration_leaves_whole_steps_and_blocks_nobody(empty_dsn: str) -> None:
+    migrate(empty_dsn, 3)
+    holder = psycopg2.connect(empty_dsn)
+    try:
+        # The fourth migration's table stands in its way, uncommitted: it waits in the middle of its step.
+        holder.cursor().execute("CREATE TABLE events ()")
+        host = _spawn(empty_dsn)
+        while not rows(empty_dsn, _WAITING):
+            assert host.poll() is None
+        os.kill(host.pid, signal.SIGKILL)
+        host.communicate()
+    finally:
+        holder.close()
+    assert migrate(empty_dsn) == _ALL[3:]
+
+
+def test_a_step_that_fails_leaves_nothing_and_says_why(empty_dsn: str) -> None:
+    execute(empty_dsn, "CREATE TABLE quarantine ()")
+    with pytest.raises(StoreError, match='relation "quarantine" already exists'):
+        migrate(empty_dsn)
+    assert [one.number for one in status(empty_dsn) if one.applied_at] == [1, 2, 3, 4]
+    execute(empty_dsn, "DROP TABLE quarantine")
+    assert migrate(empty_dsn) == _ALL[4:]
+
+
+def test_what_cannot_be_is_refused_in_a_sentence(dsn: str) -> None:
+    with pytest.raises(RefusedError, match=f"there is no migration 99: they are numbered 1 to {len(_ALL)}"):
+        migrate(dsn, 99)
+    with pytest.raises(StoreUnavailableError) as away:
+        migrate(dsn.replace("/sockets", "/nowhere"))
+    assert "\n" not in str(away.value)
+    execute(dsn, "INSERT INTO _yoyo_migration VALUES ('x', '0099.of_a_later_version', now())")
+    assert status(dsn)[-1].name == "0099.of_a_later_version"
+    with pytest.raises(RefusedError, match=r"0099\.of_a_later_version, which this version does not know"):
+        migrate(dsn, down=True)
+    assert migrate(dsn) == []
+
+
+def test_every_table_that_grows_leads_its_primary_key_with_the_tenant(dsn: str) -> None:
+    found = rows(
+        dsn,
+        "SELECT c.relname, (SELECT attname FROM pg_attribute WHERE attrelid = c.oid AND attnum = i.indkey[0])"
+        " FROM pg_class AS c LEFT JOIN pg_index AS i ON i.indrelid = c.oid AND i.indisprimary"
+        " WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')"
+        " AND c.relname NOT LIKE '%yoyo%' AND c.relname <> 'cluster_state'",
+    )
+    assert len(found) > len(_ALL)
+    assert [table for table, first in found if first != "tenant_id"] == []

@@ -6,27 +6,31 @@ last one out stops them. A killed user's lock goes with it, and the servers wait
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
-import tempfile
+import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from storage.embedded_account import Account, EmbeddedError, account_for, make_data_dir
 from storage.embedded_postgres import EmbeddedPostgres
-from storage.embedded_process import lock_file, wait_until
+from storage.embedded_process import lock_file, locked, wait_until
 from storage.embedded_redis import EmbeddedRedis
 
-#: Starting may mean creating a cluster or recovering one.
+__all__ = ["EmbeddedError", "Servers", "Services", "embedded", "servers"]
+
+#: Starting may mean recovering a large database.
 _TURN_S: Final = 300.0
-#: A Unix socket's path ends there on Linux (103 elsewhere), ".s.PGSQL.5432" and NUL are added to it.
+#: A Unix socket's path may have 107 bytes on Linux and 103 elsewhere.
 _SOCKETS_BYTES: Final = 103 - len("/.s.PGSQL.5432")
-#: Neither libpq nor a URL wants these quoted.
+#: What neither libpq, PostgreSQL's lists nor a URL need quoted.
 _PLAIN: Final = re.compile(r"[A-Za-z0-9/._-]+\Z")
 
 
@@ -40,64 +44,104 @@ class Services(msgspec.Struct, frozen=True):
     redis_url: str
 
 
+class Servers(NamedTuple):
+    """The two servers of one data directory, running or not."""
+
+    postgres: EmbeddedPostgres
+    redis: EmbeddedRedis
+
+
 @contextmanager
 def embedded(data_dir: Path, *, postgres: bool = True, redis: bool = True) -> Iterator[Services]:
-    """Use the servers of ``data_dir``, starting them if nobody else does so. Raises EmbeddedError."""
-    try:
-        data_dir = data_dir.resolve()
-        account = account_for(data_dir)
-        make_data_dir(data_dir, account)
-        sockets = _sockets(data_dir, account)
-        database = EmbeddedPostgres(data_dir, account, sockets)
-        bus = EmbeddedRedis(data_dir, account, sockets)
-        users = lock_file(data_dir / "users.lock", account)
-        try:
-            with _turn(data_dir, account):
+    """Use the servers of ``data_dir``, which is created if missing, until the block is left.
+
+    A process forked inside the block counts as the same user. Raises EmbeddedError.
+    """
+    with ExitStack() as stack:
+        with _plainly(data_dir):
+            home = data_dir.resolve()
+            account = account_for(home)
+            make_data_dir(home, account)
+            users = lock_file(home / "users.lock", account)
+            stack.callback(os.close, users)
+            with _turn(home, account):
                 fcntl.flock(users, fcntl.LOCK_SH)
+                stack.callback(_leave, home, account, users)
+                running = servers(home)
                 if postgres:
-                    database.start()
+                    running.postgres.start()
                 if redis:
-                    bus.start()
-            yield Services(database.dsn if postgres else "", bus.url if redis else "")
-        finally:
-            with _turn(data_dir, account):
-                if _last_out(users):
-                    bus.stop()
-                    database.stop()
-            os.close(users)
-    except OSError as error:
-        raise EmbeddedError(f"{error.filename or data_dir}: {error.strerror}") from error
+                    running.redis.start()
+        yield Services(running.postgres.dsn if postgres else "", running.redis.url if redis else "")
 
 
-def _last_out(users: int) -> bool:
-    try:
-        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def servers(data_dir: Path) -> Servers:
+    """Reach for the servers of a directory that ``embedded`` has made. Raises EmbeddedError, OSError."""
+    home = data_dir.resolve()
+    account = account_for(home)
+    sockets = _sockets(home, account)
+    return Servers(EmbeddedPostgres(home, account, sockets), EmbeddedRedis(home, account, sockets))
+
+
+def _leave(home: Path, account: Account, users: int) -> None:
+    """Stop the servers if nobody else uses them."""
+    with _plainly(home), _turn(home, account):
+        if locked(users):
+            running = servers(home)
+            running.redis.stop()
+            running.postgres.stop()
+            place = home / "sockets"
+            shutil.rmtree(place.resolve())
+            if place.is_symlink():
+                place.unlink()
 
 
 @contextmanager
-def _turn(data_dir: Path, account: Account) -> Iterator[None]:
+def _turn(home: Path, account: Account) -> Iterator[None]:
     """Be the only one who starts or stops servers."""
-    turn = lock_file(data_dir / "turn.lock", account)
+    turn = lock_file(home / "turn.lock", account)
     try:
-        if not wait_until(lambda: _last_out(turn), _TURN_S):
+        if not wait_until(lambda: locked(turn), _TURN_S):
             raise EmbeddedError(
-                f"another process has been starting or stopping the servers of {data_dir} for long"
+                f"another process has been starting or stopping the servers of {home} for {_TURN_S:.0f} s:"
+                f" see {home / 'logs'} or end that process"
             )
         yield
     finally:
+        # Not left to closing alone: a process forked meanwhile would go on holding it.
+        fcntl.flock(turn, fcntl.LOCK_UN)
         os.close(turn)
 
 
-def _sockets(data_dir: Path, account: Account) -> Path:
-    """Find the directory of the sockets: in ``data_dir`` where the path is short and plain, else in /tmp."""
-    place = data_dir / "sockets"
+@contextmanager
+def _plainly(data_dir: Path) -> Iterator[None]:
+    """Turn what the system refuses into a sentence with its remedy."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or data_dir
+        match error.errno:
+            case errno.ENOSPC | errno.EDQUOT:
+                sentence = f"there is no room left for {where}: free some or choose another --data-dir"
+            case errno.EACCES | errno.EPERM | errno.EROFS:
+                sentence = f"{where} is closed to this user: start as its owner or choose another --data-dir"
+            case _:
+                sentence = f"{where}: {error.strerror}: choose another --data-dir"
+        raise EmbeddedError(sentence) from error
+
+
+def _sockets(home: Path, account: Account) -> Path:
+    """Find the directory of the sockets: in ``home`` where its path is short and plain, else in /tmp."""
+    place = home / "sockets"
     if place.is_symlink():
-        return account.directory(place.readlink())
+        if account.owns(short := place.readlink()):
+            return short
+        place.unlink()  # /tmp was cleaned up, and the name may be anybody's now
     if len(os.fsencode(place)) <= _SOCKETS_BYTES and _PLAIN.match(str(place)):
         return account.directory(place)
-    short = account.directory(Path(tempfile.mktemp(prefix="tidemark-", dir="/tmp")))
+    if place.is_dir():
+        shutil.rmtree(place)  # the directory was moved here from where its path was short
+    # Closed to others from its first moment on, and its name cannot be taken by somebody before us.
+    short = account.directory(Path("/tmp") / f"tidemark-{secrets.token_hex(8)}")  # noqa: S108
     place.symlink_to(short)
     return short

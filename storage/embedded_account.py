@@ -1,4 +1,4 @@
-"""Whom the embedded servers run as, the directories that account owns, and what it can reach.
+"""Whom the embedded servers run as, and the directories made for that account.
 
 PostgreSQL refuses to run as root, so root hands both servers to an unprivileged account. Modes of
 what exists are never changed: a path that is closed to the account is refused with the remedy.
@@ -6,9 +6,14 @@ what exists are never changed: a path that is closed to the account is refused w
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
+import secrets
+import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +21,8 @@ import msgspec
 
 #: Tried in this order by root; the first is what a packaged PostgreSQL runs as.
 _SYSTEM_ACCOUNTS: Final = ("postgres", "nobody")
+#: What a killed start left half-made ends like this, and so many hexadecimal digits.
+_NEW: Final = ".new-"
 
 
 class EmbeddedError(Exception):
@@ -23,7 +30,7 @@ class EmbeddedError(Exception):
 
 
 class Account(msgspec.Struct, frozen=True):
-    """Who runs the servers. ``switched`` says that it is not who runs this process."""
+    """Who runs the servers; ``switched`` where that is not who runs this process."""
 
     uid: int
     gid: int
@@ -31,8 +38,9 @@ class Account(msgspec.Struct, frozen=True):
 
     @property
     def spawning(self) -> dict[str, Any]:
-        """The arguments for ``subprocess`` that make a child run as this account."""
-        return {"user": self.uid, "group": self.gid, "extra_groups": []} if self.switched else {}
+        """The arguments for ``subprocess`` that run a child as this account, in no environment of ours."""
+        as_account = {"user": self.uid, "group": self.gid, "extra_groups": []} if self.switched else {}
+        return {"cwd": "/", "env": {"PATH": os.defpath, "HOME": "/", "LC_ALL": "C"}, **as_account}
 
     def own(self, descriptor: int) -> None:
         """Give what this process has just created, open as ``descriptor``, to the account."""
@@ -44,18 +52,21 @@ class Account(msgspec.Struct, frozen=True):
 
         One that exists is taken only if it is the account's. Raises EmbeddedError, OSError.
         """
-        created = _make(path, 0o700)
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        _make(path, self.uid, self.gid, 0o700)
+        if not self.owns(path):
+            raise EmbeddedError(f"{path} belongs to another account: remove it or choose another --data-dir")
+        return path
+
+    def owns(self, path: Path) -> bool:
+        """Tell whether ``path`` is a directory, not a link to one, of the account."""
         try:
-            if created:
-                self.own(descriptor)
-            elif os.fstat(descriptor).st_uid != self.uid:
-                raise EmbeddedError(
-                    f"{path} belongs to another account: give it back or choose another --data-dir"
-                )
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return False
+        try:
+            return os.fstat(descriptor).st_uid == self.uid
         finally:
             os.close(descriptor)
-        return path
 
 
 def account_for(data_dir: Path) -> Account:
@@ -91,41 +102,63 @@ def make_data_dir(data_dir: Path, account: Account) -> None:
 
     ``data_dir`` is absolute. Raises EmbeddedError if the account cannot come through, OSError.
     """
-    for path in (*reversed(data_dir.parents), data_dir):
-        if not account.switched:
-            _make(path, 0o700)
-        elif _make(path, 0o710):
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                os.fchown(descriptor, 0, account.gid)
-                os.fchmod(descriptor, 0o710)  # whatever the umask took away
-            finally:
-                os.close(descriptor)
-    closed = closed_to(account, data_dir)
-    if closed is not None:
+    gid, mode = (account.gid, 0o710) if account.switched else (os.getegid(), 0o700)
+    way = [*reversed(data_dir.parents), data_dir]
+    for path in way:
+        _make(path, os.geteuid(), gid, mode)
+    if account.switched and (closed := _closed(account, way)):
         raise EmbeddedError(
-            f"{closed} is closed to the account that PostgreSQL runs as, since it does not run as root:"
+            f"{closed} is closed to the account that PostgreSQL runs as in root's stead:"
             " choose an open place such as --data-dir /var/lib/tidemark or start as another user"
         )
 
 
-def closed_to(account: Account, path: Path) -> Path | None:
-    """Find the first directory on the way to ``path``, itself included, that the account cannot enter."""
-    if not account.switched:
-        return None
-    way = [str(part) for part in (*reversed(path.parents), path)]
+def _closed(account: Account, way: list[Path]) -> str:
+    """Name the first directory that the account cannot enter, if any."""
     # The account itself is asked: modes alone do not tell, as there may be access lists.
     script = 'for part do [ -x "$part" ] || { printf %s "$part"; exit; }; done'
-    asked = subprocess.run(
-        ["/bin/sh", "-c", script, "sh", *way], cwd="/", capture_output=True, check=True, **account.spawning
-    )
-    return Path(os.fsdecode(asked.stdout)) if asked.stdout else None
+    command = ["/bin/sh", "-c", script, "sh", *map(str, way)]
+    return os.fsdecode(subprocess.run(command, capture_output=True, check=True, **account.spawning).stdout)
 
 
-def _make(path: Path, mode: int) -> bool:
-    """Create a directory; tell whether it was missing."""
+@contextmanager
+def made_whole(path: Path) -> Iterator[Path]:
+    """Give a name beside ``path`` to build under; what was built moves to ``path`` at the end, durably."""
+    new = path.with_name(f"{path.name}{_NEW}{secrets.token_hex(8)}")
     try:
-        path.mkdir(mode)
-    except FileExistsError:
-        return False
-    return True
+        yield new
+        new.rename(path)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    above = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(above)
+    finally:
+        os.close(above)
+
+
+def sweep(directory: Path) -> None:
+    """Remove what was being made in ``directory`` when its maker was killed."""
+    for torn in directory.glob(f"*{_NEW}*"):
+        # Its maker's child may still be writing: what that leaves is swept the next time.
+        shutil.rmtree(torn, ignore_errors=True)
+
+
+def _make(path: Path, uid: int, gid: int, mode: int) -> None:
+    """Create a directory, unless there is one, that never exists with another owner or mode."""
+    if path.is_dir():
+        return
+    try:
+        with made_whole(path) as new:
+            new.mkdir(0o700)
+            descriptor = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if (uid, gid) != (os.geteuid(), os.getegid()):
+                    os.fchown(descriptor, uid, gid)
+                os.fchmod(descriptor, mode)  # whatever the umask took away
+            finally:
+                os.close(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+            raise  # else somebody else was faster, and is using it already

@@ -8,29 +8,97 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from tempfile import TemporaryFile
+from typing import Final, NamedTuple
 
 import psutil
 
 from storage.embedded_account import Account, EmbeddedError
 
 _POLL_S: Final = 0.01
+_TELLING: Final = re.compile(r"FATAL|PANIC|ERROR|error:")
+_LOG_TAIL_BYTES: Final = 16_384
+
+
+class Traces(NamedTuple):
+    """What is known of a server from outside.
+
+    ``lock`` is held by it and its children, ``mark`` is one of its arguments, ``pid`` is the file it
+    writes its pid to, ``socket`` is where it listens; ``logs`` is a directory of files named
+    ``log_prefix``….
+    """
+
+    lock: Path
+    mark: str
+    pid: Path
+    socket: Path
+    logs: Path
+    log_prefix: str
 
 
 class ServerProcess:
-    """A server that holds ``lock_file``, was started with ``mark`` as one of its arguments and wrote its pid."""
+    """The process of the server called ``name``; ``answers`` tells whether it serves."""
 
-    def __init__(self, name: str, account: Account, lock_file: Path, mark: str, pid_file: Path) -> None:
-        self.name = name
+    def __init__(self, name: str, account: Account, traces: Traces, answers: Callable[[], bool]) -> None:
+        self._name = name
         self._account = account
-        self._lock_file = lock_file
-        self._mark = mark
-        self._pid_file = pid_file
+        self._traces = traces
+        self._answers = answers
+
+    def start(self, command: Sequence[str | Path], leftovers: Iterable[Path], patience_s: float) -> None:
+        """Return when the server answers, having started it if it does not live.
+
+        ``leftovers`` are files of a dead one that would mislead the next. Raises EmbeddedError, OSError.
+        """
+        # It may still be starting or stopping, or be ending after its parent was killed.
+        self._settle(patience_s)
+        logged = self._newest_log()
+        with TemporaryFile() as said:
+            lock = self._lock()
+            if lock is not None:
+                try:
+                    self._refuse_stranger()
+                    for path in leftovers:
+                        path.unlink(missing_ok=True)
+                    self._spawn(command, lock, said.fileno())
+                finally:
+                    os.close(lock)
+                self._settle(patience_s)
+            if self.alive() and self._answers():
+                return
+            said.seek(0)
+            text = said.read().decode(errors="replace")
+        newest = self._newest_log()
+        if newest is not None and newest != logged:
+            with newest[1].open("rb") as log:
+                log.seek(max(0, newest[1].stat().st_size - _LOG_TAIL_BYTES))
+                text += log.read().decode(errors="replace")
+        raise EmbeddedError(f"{self._name} did not start, see {self._traces.logs}: {last_words(text)}")
+
+    def stop(self, steps: Iterable[tuple[signal.Signals, float]]) -> None:
+        """Send each signal and wait as long as it says, in seconds, until the server is no more.
+
+        Raises EmbeddedError if it still lives after the last.
+        """
+        for number, patience_s in steps:
+            if not self.alive():
+                return
+            process = self._process()
+            if process is not None:
+                with suppress(psutil.NoSuchProcess):  # it may just have ended by itself
+                    process.send_signal(number)
+            if wait_until(lambda: not self.alive(), patience_s):
+                return
+        raise EmbeddedError(
+            f"{self._name} does not stop: end by hand the processes that hold {self._traces.lock}"
+        )
 
     def alive(self) -> bool:
         """Tell whether the process, or a child it left behind, lives."""
@@ -40,79 +108,74 @@ class ServerProcess:
         os.close(lock)
         return False
 
-    def spawn(self, command: Sequence[str | Path], clear: Callable[[], None]) -> None:
-        """Start the process in a session of its own, after ``clear`` has removed what a dead one left.
+    def _settle(self, patience_s: float) -> None:
+        wait_until(lambda: not self.alive() or self._answers(), patience_s)
 
-        Does nothing if it lives already. Raises EmbeddedError, OSError.
-        """
-        lock = self._lock()
-        if lock is None:
-            return
-        try:
-            if (stranger := self.process()) is not None:
-                raise EmbeddedError(
-                    f"{self.name} was started by hand on this data directory: stop process {stranger.pid}"
-                )
-            clear()
-            # The shell goes at once, so that init reaps the server whoever of its users is left.
-            subprocess.run(
-                ["/bin/sh", "-c", '"$@" &', "sh", *command],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                env={"PATH": os.defpath, "HOME": "/", "LC_ALL": "C"},
-                pass_fds=[lock],
-                start_new_session=True,
-                check=True,
-                **self._account.spawning,
-            )
-        finally:
-            os.close(lock)
+    def _spawn(self, command: Sequence[str | Path], lock: int, said: int) -> None:
+        # The shell goes at once, so that init reaps the server whoever of its users is left.
+        subprocess.run(
+            ["/bin/sh", "-c", '"$@" &', "sh", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            pass_fds=[lock],
+            start_new_session=True,
+            check=True,
+            **self._account.spawning,
+        )
 
-    def wait_until_dead(self, patience_s: float) -> bool:
-        """Wait until neither the process nor a child of it lives; tell whether that came to pass."""
-        return wait_until(lambda: not self.alive(), patience_s)
-
-    def send(self, number: signal.Signals) -> None:
-        """Send a signal to the process, if it is there and surely ours."""
-        process = self.process()
+    def _refuse_stranger(self) -> None:
+        process = self._process()
         if process is not None:
-            try:
-                process.send_signal(number)
-            except psutil.NoSuchProcess:
-                return
+            raise EmbeddedError(
+                f"{self._name} was started by other means on this data directory: stop process {process.pid}"
+            )
 
-    def process(self) -> psutil.Process | None:
+    def _process(self) -> psutil.Process | None:
         """Find the process by its pid file; a pid that is somebody else's by now is not taken for it."""
         try:
-            pid = int(self._pid_file.read_text().split("\n", 1)[0])
+            pid = int(self._traces.pid.read_text().split("\n", 1)[0])
             process = psutil.Process(pid)
-            ours = process.uids().real == self._account.uid and self._mark in process.cmdline()
+            ours = process.uids().real == self._account.uid and self._traces.mark in process.cmdline()
         except (OSError, ValueError, psutil.Error):
             return None
-        return process if ours and process.status() != psutil.STATUS_ZOMBIE else None
+        return process if ours else None
 
     def _lock(self) -> int | None:
-        descriptor = lock_file(self._lock_file, self._account)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        return descriptor
+        """Take the lock, which tells that nothing of the server lives; None if something does."""
+        descriptor = lock_file(self._traces.lock, self._account)
+        if locked(descriptor):
+            return descriptor
+        os.close(descriptor)
+        return None
+
+    def _newest_log(self) -> tuple[int, Path] | None:
+        logs = self._traces.logs.glob(f"{self._traces.log_prefix}*")
+        return max(((path.stat().st_mtime_ns, path) for path in logs), default=None)
 
 
 def lock_file(path: Path, account: Account) -> int:
     """Open a file to lock, creating it as its directory's owner would. Raises OSError."""
-    flags = os.O_RDWR | os.O_NOFOLLOW
-    try:
-        return os.open(path, flags)
-    except FileNotFoundError:
-        descriptor = os.open(path, flags | os.O_CREAT, 0o600)
+    while True:
+        try:
+            return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            except FileExistsError:
+                continue
         if path.parent.stat().st_uid == account.uid:
             account.own(descriptor)
         return descriptor
+
+
+def locked(descriptor: int) -> bool:
+    """Try to be the only one who locks an open file."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def wait_until(condition: Callable[[], bool], patience_s: float) -> bool:
@@ -123,3 +186,10 @@ def wait_until(condition: Callable[[], bool], patience_s: float) -> bool:
             return False
         time.sleep(_POLL_S)
     return True
+
+
+def last_words(text: str) -> str:
+    """Pick the line that tells most of what a program said before it gave up."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if _TELLING.search(line)]
+    return (telling or lines or ["it said nothing"])[-1]

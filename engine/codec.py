@@ -56,6 +56,7 @@ class Codec:
         make = msgspec.msgpack.Decoder if self.binary else msgspec.json.Decoder
         self._request: msgspec.json.Decoder[Request] | msgspec.msgpack.Decoder[Request] = make(Request)
         self._head = make(_Head)
+        self._raw = make(msgspec.Raw)
         self.items = make(list[Item])
         self.item = make(Item)
         self.names = make(_Names)
@@ -77,6 +78,10 @@ class Codec:
         try:
             return self._request.decode(frame)
         except msgspec.ValidationError as error:
+            try:
+                self._raw.decode(frame)
+            except msgspec.DecodeError as fault:  # it goes wrong further on, too: no message at all
+                return self._second_look(frame, fault)
             raise self._refusal(frame, error) from None
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             return self._second_look(frame, error)

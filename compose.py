@@ -214,14 +214,15 @@ class Site:
 
     def keys(self) -> KeySet:
         """Read the keys of tokens; the embedded default makes its secret under the data directory."""
-        if not self._embedded:
-            return key_set(self.settings.auth, None)
+        return key_set(self.settings.auth, self._secret_file if self._embedded else None)
+
+    def _secret_file(self) -> Path:
         try:
             data_dir = self._data_dir.resolve()
             make_data_dir(data_dir, account_for(data_dir))
         except (EmbeddedError, OSError) as error:
             raise SiteError(str(error)) from None
-        return key_set(self.settings.auth, data_dir / "auth.secret")
+        return data_dir / "auth.secret"
 
     @contextmanager
     def _database(self) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from engine.settings import Auth
@@ -13,10 +14,10 @@ from handlers.auth import Key, KeySet, UnusableKeyError, jwks_keys, pem_key, sec
 _SECRET_BYTES = 48
 
 
-def key_set(auth: Auth, generated: Path | None) -> KeySet:
-    """Read the keys. ``generated`` is where a secret is made and kept if none is set; None forbids that.
+def key_set(auth: Auth, generated: Callable[[], Path] | None) -> KeySet:
+    """Read the keys. ``generated`` finds the place of a secret that is made if none is set.
 
-    Raises UnusableKeyError.
+    With None there must be one set. Raises UnusableKeyError.
     """
     named = [name for name in ("secret", "secret_file", "key_file") if getattr(auth, name)]
     if len(named) > 1:
@@ -35,7 +36,7 @@ def key_set(auth: Auth, generated: Path | None) -> KeySet:
             "with a database of your own the tokens' key must be set:"
             " auth.secret_file, auth.key_file, auth.jwks_file or TIDEMARK__AUTH__SECRET"
         )
-    return KeySet(secret_key(_generated(generated)), by_id)
+    return KeySet(secret_key(_generated(generated())), by_id)
 
 
 def _read(path: Path) -> bytes:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,8 +34,8 @@ class Ended:
             text=True,
             check=False,
         )
+        assert "Traceback" not in ended.stderr
         self.status, self.out, self.err = ended.returncode, ended.stdout, ended.stderr
-        assert "Traceback" not in self.err
 
     def refusal(self) -> str:
         """The one sentence on stderr, nothing being on stdout."""
@@ -132,6 +133,20 @@ def test_a_token_stands_alone_on_stdout_and_is_good() -> None:
     )
     assert claims("--operator") == ("operator", None, None, None)
     assert claims("--viewer", "--tenant", "acme") == ("viewer", "acme", None, None)
+
+
+def test_the_embedded_default_makes_a_secret_of_its_own_and_only_then() -> None:
+    with tempfile.TemporaryDirectory() as home:
+        Path(home).chmod(0o711)  # the embedded servers' account has to pass through it
+        data_dir = Path(home, "data")
+        command = ("token", "--operator", "--data-dir", str(data_dir))
+        assert Ended(*command).status == 0
+        assert not data_dir.exists()
+        signed = [Ended(*command, TIDEMARK__AUTH__SECRET="") for _ in range(2)]
+        secret = (data_dir / "auth.secret").read_bytes().strip()
+        verifier = Verifier(KeySet(secret_key(secret), {}), "tidemark", frozenset())
+        assert [verifier.verify(ended.out.strip()).role for ended in signed] == ["operator"] * 2
+        assert all(secret.decode() not in ended.out + ended.err for ended in signed)
 
 
 @pytest.mark.parametrize(

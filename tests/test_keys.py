@@ -29,7 +29,7 @@ def auth(**given: str) -> Auth:
 
 
 def _secret_of(given: Auth, generated: Path | None) -> object:
-    key = key_set(given, generated).default
+    key = key_set(given, None if generated is None else lambda: generated).default
     assert key is not None
     return key.private
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from engine.ports import StoreError
 from storage.pool import Database
@@ -14,18 +14,18 @@ _DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
 async def faults(database: Database, newest_migration: str) -> list[str]:
     """List in sentences what is wrong; nothing when all is right."""
     try:
-        settings = dict(
-            await database.query(
-                "SELECT name, setting FROM pg_settings WHERE name IN"
-                " ('fsync', 'full_page_writes', 'synchronous_commit', 'server_version_num',"
-                " 'transaction_read_only')"
-            )
+        read = await database.query(
+            "SELECT name, setting FROM pg_settings WHERE name IN"
+            " ('fsync', 'full_page_writes', 'synchronous_commit', 'server_version_num',"
+            " 'transaction_read_only')"
         )
+        settings: dict[str, Any] = dict(read)
         applied = await database.query(
             "SELECT 1 FROM _yoyo_migration WHERE migration_id = %(newest)s", {"newest": newest_migration}
         )
         identity = await database.query(
-            "SELECT s.system_identifier = c.system_identifier FROM cluster_state AS s, pg_control_system() AS c"
+            "SELECT s.system_identifier = c.system_identifier"
+            " FROM cluster_state AS s, pg_control_system() AS c"
         )
     except StoreError as error:
         return [f"the database does not answer as it should: {error}"]

@@ -38,7 +38,7 @@ STATEMENT_S: Final = 10.0
 #: How long whoever wants a connection waits for one.
 _WAIT_S: Final = 5.0
 _CONNECT_S: Final = 5
-_KEEPALIVE: Final = {
+_KEEPALIVE: Final[dict[str, Any]] = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
@@ -139,7 +139,7 @@ class Session:
 
     def _translated(self, error: psycopg2.Error) -> StoreError:
         state = error.pgcode or ""
-        sentence = (error.diag.message_primary if error.diag else None) or str(error).strip()
+        sentence = error.diag.message_primary or str(error).strip()
         if self._connection.closed or state[:2] in ("08", "57") or (
             not state and isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
         ):
@@ -160,7 +160,7 @@ class Session:
 
     @property
     def warned(self) -> bool:
-        """Whether the server warned since this was last asked, as COMMIT does when a standby has not confirmed."""
+        """Whether the server warned since this was last asked, as COMMIT does of a silent standby."""
         notices = self._connection.notices
         warned = any("WARNING" in notice for notice in notices)
         if notices:

@@ -25,7 +25,8 @@ _COUNTERS: Final = Statement(
 _RECORDS: Final = (
     "INSERT INTO records"
     " (tenant_id, domain, id, version, seq, at_us, device_id, chain_from, data, fields)"
-    f" SELECT * FROM unnest(%({{0}}tenants)s::int[], {split('{0}domains', 'text')}, {split('{0}ids', 'text')},"
+    f" SELECT * FROM unnest(%({{0}}tenants)s::int[],"
+    f" {split('{0}domains', 'text')}, {split('{0}ids', 'text')},"
     " %({0}versions)s::bigint[], %({0}seqs)s::bigint[], %({0}ats)s::bigint[], %({0}devices)s::text[],"
     f" %({{0}}chains)s::bigint[], {split('{0}data', 'json')}, {split('{0}fields', 'json')})"
 )

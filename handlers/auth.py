@@ -111,7 +111,7 @@ def jwks_keys(path: Path) -> dict[str, Key]:
 def _jwk(entry: dict[str, Any], where: str) -> Key:
     try:
         material = jwt.PyJWK(entry).key
-    except (jwt.PyJWTError, ValueError, KeyError):
+    except Exception:  # of many kinds, some of them of programming: what is in the file is not checked before
         raise UnusableKeyError(f"{where}: not a usable key") from None
     if isinstance(material, bytes):
         key = secret_key(material)

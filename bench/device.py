@@ -93,11 +93,11 @@ class Device:
         if self.socket is None:
             tally.errors["not_connected"] += 1
             return
-        sent, text = self._worker.next(due_s)
+        sent = self._worker.next(due_s)
         self._under_way[str(sent.number)] = sent
         tally.sent += 1
         tally.lateness_us.append(int((perf_counter() - due_s) * 1e6))
-        self.socket.write(frame(text))
+        self.socket.write(frame(self._worker.message(sent)))
 
     def subscribe(self) -> None:
         """Ask for every change; ``greeted`` is done once more when the first page is there."""

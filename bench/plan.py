@@ -64,10 +64,10 @@ class Outcome(msgspec.Struct, kw_only=True, tag_field="event"):
     """What came of a run, said last.
 
     ``answered`` and ``histogram`` (microseconds, base64 as HDR encodes it) count the syncs whose intended
-    time lies in the measured phase; ``completed`` counts the answers that arrived within it. ``lateness`` is the
-    histogram of how long after its intended time a sync was sent; ``cpu_ms`` is the generator's own in the
-    measured phase. All else counts the warm-up, too. ``unanswered`` had no answer at the end; ``unsure`` are
-    these and what was refused: they may have been stored or not.
+    time lies in the measured phase; ``completed`` counts the answers that arrived within it. ``lateness`` is
+    the histogram of how long after its intended time a sync was sent; ``cpu_ms`` is the generator's own in
+    the measured phase. All else counts the warm-up, too. ``unanswered`` had no answer at the end; ``unsure``
+    are these and what was refused: they may have been stored or not.
     """
 
     asked: int

@@ -49,8 +49,8 @@ class Worker:
         self._made = 0
         self._sent = 0
 
-    def next(self, due_s: float) -> tuple[Sent, bytes]:
-        """Make the next sync. A record under way is left alone, so that no device conflicts with itself."""
+    def next(self, due_s: float) -> Sent:
+        """Choose the next sync. A record under way is left alone, so that no device conflicts with itself."""
         number = self._sent
         self._sent += 1
         free = self._free
@@ -61,16 +61,30 @@ class Worker:
         else:
             record, base = self._made, 0
             self._made += 1
+        return Sent(number, record, base, due_s)
+
+    def message(self, sent: Sent) -> bytes:
+        """Write a sync as it goes out now."""
+        number, record, base, _ = sent
         name = self._name
         known = b"%d" % base if base else b"null"
         now_ms = time.time_ns() // 1_000_000
         second, millis = _second(now_ms // 1000), now_ms % 1000
-        text = _SYNC % (number, name, number, name, record, known, second, millis, record, number)
-        return Sent(number, record, base, due_s), text
+        return _SYNC % (number, name, number, name, record, known, second, millis, record, number)
 
     def acknowledged(self, record: int, version: int) -> None:
         """Know a record at its new version."""
         self._free.append((record, version))
+
+
+def data_of(record: int, number: int) -> bytes:
+    """Write the data that a sync puts."""
+    return _DATA % (record, number)
+
+
+def note_of(number: int) -> str:
+    """Give what the data of a device's sync says in ``note``."""
+    return f"round {number}"
 
 
 @lru_cache(maxsize=2)

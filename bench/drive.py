@@ -1,0 +1,169 @@
+"""Runs the load generator as a process of its own and measures what the servers use meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import jwt
+import msgspec
+
+from bench.ground import BenchError
+from bench.plan import Mark, Mode, Outcome, Plan
+from bench.processes import Trees
+from bench.server import ROOT
+
+_SAMPLE_S: Final = 1.0
+_TOKEN_S: Final = 86_400
+#: One line holds every acknowledged item.
+_LINE_BYTES: Final = 1 << 30
+
+_decode = msgspec.json.Decoder(Mark | Outcome).decode
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """A server to measure. ``watched`` are the roots of its process trees by name, ``server`` among them."""
+
+    port: int
+    secret: str
+    tenants: Sequence[str]
+    host: str = "127.0.0.1"
+    audience: str = "tidemark"
+    watched: Mapping[str, int] = {}
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What the servers used in the measured phase: CPU by the names of ``Target.watched``.
+
+    Memory is the server's, before the first connection, at the end, and at most (sampled every second).
+    """
+
+    cpu_ms: dict[str, float]
+    rss_before_bytes: int
+    rss_end_bytes: int
+    rss_peak_bytes: int
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One run with all that is known of it."""
+
+    plan: Plan
+    tenants: Sequence[str]
+    outcome: Outcome
+    usage: Usage | None
+
+    def tenant_of(self, device: int) -> str:
+        """Name the tenant of a device by its place in the plan."""
+        return self.tenants[device % len(self.tenants)]
+
+
+async def drive(
+    target: Target,
+    mode: Mode,
+    connections: int,
+    duration_s: float,
+    *,
+    rate_per_s: float = 0.0,
+    warmup_s: float = 0.0,
+    deflate: bool = False,
+) -> Run:
+    """Send one run's load at a server. Raises BenchError."""
+    name = secrets.token_hex(4)
+    devices = [f"{name}-{index}" for index in range(connections)]
+    tenants = target.tenants
+    plan = Plan(
+        host=target.host,
+        port=target.port,
+        devices=devices,
+        tokens=[
+            _token(target, tenants[index % len(tenants)], device) for index, device in enumerate(devices)
+        ],
+        mode=mode,
+        duration_s=duration_s,
+        rate_per_s=rate_per_s,
+        warmup_s=warmup_s,
+        deflate=deflate,
+    )
+    outcome, usage = await _run(plan, target.watched)
+    return Run(plan, tenants, outcome, usage)
+
+
+def _token(target: Target, tenant: str, device: str) -> str:
+    claims = {
+        "tid": tenant,
+        "did": device,
+        "aud": target.audience,
+        "jti": device,
+        "exp": int(time.time()) + _TOKEN_S,
+    }
+    return jwt.encode(claims, target.secret, algorithm="HS256")
+
+
+async def _run(plan: Plan, watched: Mapping[str, int]) -> tuple[Outcome, Usage | None]:
+    meter = _Meter(watched) if watched else None
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "bench.load",
+        cwd=ROOT,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=_LINE_BYTES,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    sampling = asyncio.create_task(meter.sample()) if meter is not None else None
+    outcome: Outcome | None = None
+    try:
+        process.stdin.write(msgspec.json.encode(plan))
+        process.stdin.close()
+        async for line in process.stdout:
+            message = _decode(line)
+            if isinstance(message, Outcome):
+                outcome = message
+            elif meter is not None:
+                meter.mark()
+        await process.wait()
+    finally:
+        if sampling is not None:
+            sampling.cancel()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if outcome is None:
+        raise BenchError("the load generator ended before it was done: its last words are above")
+    return outcome, None if meter is None else meter.usage()
+
+
+class _Meter:
+    def __init__(self, watched: Mapping[str, int]) -> None:
+        self._trees = Trees(watched)
+        self._marks: list[dict[str, float]] = []
+        self._before = self._peak = self._end = self._trees.rss_bytes("server")
+
+    def mark(self) -> None:
+        """Read the CPU times where the measured phase begins or ends."""
+        self._marks.append(self._trees.cpu_ms())
+        self._take()
+
+    def _take(self) -> None:
+        self._end = self._trees.rss_bytes("server")
+        self._peak = max(self._peak, self._end)
+
+    async def sample(self) -> None:
+        """Look for the peak of memory until cancelled."""
+        while True:
+            await asyncio.sleep(_SAMPLE_S)
+            self._take()
+
+    def usage(self) -> Usage | None:
+        """Sum up; None where nothing was measured."""
+        if len(self._marks) != 2:
+            return None
+        begin, end = self._marks
+        cpu_ms = {name: end[name] - begin[name] for name in end}
+        return Usage(cpu_ms, self._before, self._end, self._peak)

@@ -1,0 +1,100 @@
+"""Where a benchmark runs: PostgreSQL and Redis of its own, or those of a server that runs already."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from engine.settings import Layer, Settings, SettingsError, environment, settings
+from storage.direct import connected
+from storage.embedded import embedded
+from storage.migrate import migrate
+
+_DEFAULTS: Final = Path(__file__).parent.parent / "config.toml"
+
+
+class BenchError(Exception):
+    """The benchmark cannot go on; one sentence says why and names the remedy."""
+
+
+class Ground(msgspec.Struct, frozen=True):
+    """Fresh services: nobody else uses them. ``home`` is removed with them."""
+
+    home: Path
+    dsn: str
+    redis_url: str
+    postgres_pid: int
+
+    def database(self, name: str, *, migrated: bool = True) -> str:
+        """Create a database, with the product's schema or empty, and return its DSN."""
+        with connected(self.dsn) as connection, connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE {name}")
+        dsn = named(self.dsn, name)
+        if migrated:
+            migrate(dsn)
+        return dsn
+
+
+@contextmanager
+def fresh(chosen: Settings) -> Iterator[Ground]:
+    """Start services in a new directory under ``data.dir``. Raises EmbeddedError, StoreError."""
+    home = Path(chosen.data.dir).resolve() / f"bench-{secrets.token_hex(4)}"
+    try:
+        with embedded(home) as services:
+            pid = int((home / "postgres" / "postmaster.pid").read_text().split("\n", 1)[0])
+            yield Ground(home, services.dsn, services.redis_url, pid)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def named(dsn: str, database: str) -> str:
+    """Return the DSN of another database on the same server; in libpq's keywords the last one counts."""
+    return f"{dsn} dbname={database}"
+
+
+def read_settings(config: Path | None, data_dir: str | None) -> Settings:
+    """Read the settings as ``run.py serve`` with the same options does. Raises SettingsError."""
+    layers = [Layer(path.name, _toml(path)) for path in (_DEFAULTS, *([config] if config else []))]
+    flags = {} if data_dir is None else {"data": {"dir": data_dir}}
+    return settings([*layers, environment(os.environ), Layer("the command line", flags)])
+
+
+def _toml(path: Path) -> Mapping[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {error}") from None
+
+
+def secret_of(chosen: Settings) -> str:
+    """Find the secret that signs tokens for a server with these settings. Raises BenchError."""
+    if chosen.auth.secret:
+        return chosen.auth.secret
+    path = Path(chosen.auth.secret_file) if chosen.auth.secret_file else Path(chosen.data.dir) / "auth.secret"
+    try:
+        return path.read_text().strip()
+    except OSError:
+        raise BenchError(
+            f"no secret to sign tokens with in {path}: set auth.secret_file or TIDEMARK__AUTH__SECRET"
+            " to that of the server"
+        ) from None
+
+
+@contextmanager
+def deployed(chosen: Settings) -> Iterator[str]:
+    """Give the DSN of the database that a server with these settings uses. Raises EmbeddedError."""
+    if chosen.postgres.dsn:
+        yield chosen.postgres.dsn
+        return
+    with embedded(Path(chosen.data.dir), redis=False) as services:
+        yield services.dsn

@@ -1,0 +1,156 @@
+"""Limit (b): the product's group commit alone, without a socket, in a process of its own.
+
+``python -m bench.limit_b`` with a Task on stdin; for each number of jobs in flight it says a Measured as a
+line of JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import time
+import uuid
+from itertools import count
+from time import perf_counter
+from typing import Final
+
+import msgspec
+import uvloop
+
+from bench.work import DOMAIN, Sent, Worker, data_of, record_id
+from engine.committer import CommitLimits, Committer
+from engine.domains import Domains
+from engine.jobs import Answer, Change, Outcome, Push
+from engine.rules import Rules
+from engine.settings import Settings
+from storage.commit import PostgresStore
+from storage.pool import Database
+
+_WARMUP_S: Final = 1.0
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """What to measure: a migrated database, ids of its tenants, numbers of jobs in flight."""
+
+    dsn: str
+    tenant_ids: list[int]
+    jobs: list[int]
+    duration_s: float
+    settings: Settings
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """What came of one number of jobs."""
+
+    jobs: int
+    per_s: float
+    batch_messages: float
+
+
+class _Clock:
+    now_us = staticmethod(lambda: time.time_ns() // 1000)
+    monotonic_s = staticmethod(time.monotonic)
+
+
+class _Jobs:
+    """Keeps a number of jobs in flight: each is a device that pushes again as soon as it is answered."""
+
+    def __init__(self, committer: Committer, tenant_ids: list[int], jobs: int) -> None:
+        self._committer = committer
+        self._hashes = count(uuid.uuid4().int)
+        name = uuid.uuid4().hex[:8]
+        self._devices = [(f"{name}-{index}", tenant_ids[index % len(tenant_ids)]) for index in range(jobs)]
+        self._workers = [Worker(device, random.random) for device, _ in self._devices]
+        self._stopping = False
+        self.done = 0
+
+    def start(self) -> None:
+        """Push from every device."""
+        for index in range(len(self._devices)):
+            self._push(index)
+
+    def stop(self) -> None:
+        """Push no more."""
+        self._stopping = True
+
+    def _push(self, index: int) -> None:
+        device, tenant_id = self._devices[index]
+        sent = self._workers[index].next(0.0)
+        data = data_of(sent.record, sent.number)
+        now_us = _Clock.now_us()
+        change = Change(
+            domain=DOMAIN,
+            id=record_id(device, sent.record),
+            op="put",
+            base=sent.base,
+            at_us=now_us,
+            sent_at_us=now_us,
+            fields=msgspec.json.decode(data),
+            data=data,
+            changed=None,
+        )
+        key_hash = f"{next(self._hashes):032x}"[-32:]
+        push = Push(
+            tenant_id=tenant_id,
+            device_id=device,
+            session_id=device,
+            key_hash=key_hash,
+            request_sha256=key_hash * 2,
+            atomic=False,
+            items=[change],
+            raw_items=data,
+            encoding="json",
+            now_us=now_us,
+        )
+        self._committer.submit(push, lambda outcome: self._answered(index, sent, outcome))
+
+    def _answered(self, index: int, sent: Sent, outcome: Outcome) -> None:
+        if not isinstance(outcome, Answer) or b'"status":"applied"' not in outcome.results:
+            sys.exit(f"limit (b) was refused: {outcome}")
+        self.done += 1
+        self._workers[index].acknowledged(sent.record, sent.base + 1)
+        if not self._stopping:
+            self._push(index)
+
+
+async def _measure(task: Task) -> None:
+    chosen = task.settings
+    domains = Domains(dict(chosen.domains))
+    limits, commit = chosen.limits, chosen.commit
+    database = Database(task.dsn, commit.lanes)
+    committer = Committer(
+        PostgresStore(database, chosen.idempotency.lifetime_h),
+        Rules(
+            domains,
+            lambda _: domains.default_policies,
+            lambda: uuid.uuid4().hex,
+            limits.record_bytes,
+            limits.answer_data_bytes,
+        ),
+        _Clock(),
+        lambda _: None,
+        lambda _: None,
+        CommitLimits(commit.batch_messages, commit.batch_bytes, commit.queue_messages, commit.queue_bytes),
+        commit.lanes,
+    )
+    running = asyncio.create_task(committer.run())
+    for jobs in task.jobs:
+        flying = _Jobs(committer, task.tenant_ids, jobs)
+        flying.start()
+        await asyncio.sleep(_WARMUP_S)
+        began_s, done, batches = perf_counter(), flying.done, committer.counters.batches
+        await asyncio.sleep(task.duration_s)
+        done = flying.done - done
+        per_s = done / (perf_counter() - began_s)
+        batch_messages = done / max(1, committer.counters.batches - batches)
+        flying.stop()
+        await committer.drain()
+        with open(1, "wb", closefd=False) as out:  # noqa: ASYNC230  # a line into a pipe
+            out.write(msgspec.json.encode(Measured(jobs, per_s, batch_messages)) + b"\n")
+    running.cancel()
+    await database.close()
+
+
+if __name__ == "__main__":
+    uvloop.run(_measure(msgspec.json.decode(sys.stdin.buffer.read(), type=Task)))

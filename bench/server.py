@@ -1,0 +1,98 @@
+"""Servers as child processes: the product, and the bare ones that the limits are measured on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from bench.ground import BenchError, Ground
+
+ROOT: Final = Path(__file__).parent.parent
+_START_S: Final = 60.0
+_STOP_S: Final = 40.0
+
+#: What a benchmark lifts in the server that it starts: one device may send as much as the server can take,
+#: and may be silent for as long as a slow schedule leaves it.
+LIFTED: Final[Mapping[str, str]] = {
+    "TIDEMARK__LIMITS__MESSAGES_PER_MINUTE": "1000000000",
+    "TIDEMARK__SERVER__IDLE_S": "86400",
+    "TIDEMARK__LOG__FORMAT": "json",
+}
+
+
+class Server(msgspec.Struct):
+    """A server that listens on loopback. ``logged`` counts its events of level warning and above."""
+
+    pid: int
+    port: int
+    logged: Counter[str]
+
+
+@asynccontextmanager
+async def product(ground: Ground, dsn: str, secret: str, config: Path | None = None) -> AsyncIterator[Server]:
+    """Run the product on a database of ``ground``. Raises BenchError."""
+    command = [str(ROOT / "run.py"), "serve", "--port", "0"]
+    if config is not None:
+        command += ["--config", str(config)]
+    variables = {
+        **LIFTED,
+        "TIDEMARK__POSTGRES__DSN": dsn,
+        "TIDEMARK__REDIS__URL": ground.redis_url,
+        "TIDEMARK__AUTH__SECRET": secret,
+        "TIDEMARK__DATA__DIR": str(ground.home),
+    }
+    async with started(command, variables) as server:
+        yield server
+
+
+@asynccontextmanager
+async def started(command: list[str], variables: Mapping[str, str]) -> AsyncIterator[Server]:
+    """Run a Python program that says ``listening`` with its port in a line of JSON. Raises BenchError."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *command,
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    server = Server(process.pid, 0, Counter())
+    reader = asyncio.create_task(_read(process.stdout, server, listening))
+    try:
+        async with asyncio.timeout(_START_S):
+            server.port = await listening
+        yield server
+    except TimeoutError:
+        raise BenchError(f"{' '.join(command)} does not listen after {_START_S:.0f} s") from None
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(_STOP_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+        await reader
+
+
+async def _read(lines: asyncio.StreamReader, server: Server, listening: asyncio.Future[int]) -> None:
+    async for line in lines:
+        entry = json.loads(line)
+        if entry["event"] == "listening" and not listening.done():
+            listening.set_result(entry["port"])
+        if entry.get("level") in ("warning", "error", "critical"):
+            server.logged[entry["event"]] += 1
+    if not listening.done():
+        listening.set_exception(BenchError("the server ended before it listened: its last words are above"))

@@ -34,6 +34,8 @@ _CATCH_UPS: Final = 2
 #: Frames handed out before other work gets its turn on the loop.
 _SENDS_PER_TURN: Final = 100
 _HEAL_CHANGES: Final = 1000
+#: What a page has besides its changes: names, the cursor, an id of 64 characters however they are escaped.
+_ENVELOPE_BYTES: Final = 640
 
 _log = structlog.get_logger()
 
@@ -116,7 +118,7 @@ class Feed:
         """Return one page body. Raises SyncError for a cursor that does not fit, StoreError."""
         scope = Scope(self._epoch, tenant_id, domains)
         page = await self._page(tenant_id, scope, scope.seq(cursor), limit)
-        return _stored(scope, page)[0]
+        return _stored(scope, page, self._limits.page_bytes)[0]
 
     async def _page(self, tenant_id: int, scope: Scope, after_seq: int, limit: int) -> Page:
         domains = None if scope.domains is None else sorted(scope.domains)
@@ -148,7 +150,7 @@ class Feed:
             raise
         if hub.tail.head is None:
             hub.tail.begin(page.high_seq)
-        body, seq = _stored(scope, page)
+        body, seq = _stored(scope, page, self._limits.page_bytes)
         sink.send(body, subscription.closing)
         subscription.position = seq
         if subscription.state == "reading":
@@ -266,18 +268,18 @@ class Feed:
         scope, own = subscription.scope, subscription.session_id
         chunk: list[bytes] = []
         pages: list[tuple[bytes, int]] = []
-        size_bytes, last = 0, 0
+        size_bytes, last = _ENVELOPE_BYTES, 0
         for entry in entries:
             if entry.session_id == own:
                 continue
             if scope.domains is not None and entry.domain not in scope.domains:
                 continue
-            over = size_bytes + len(entry.body) > self._limits.page_bytes
+            over = size_bytes + len(entry.body) + 1 > self._limits.page_bytes
             if chunk and (over or len(chunk) == subscription.limit):
                 pages.append((page_body(scope, last, chunk, more=True), last))
-                chunk, size_bytes = [], 0
+                chunk, size_bytes = [], _ENVELOPE_BYTES
             chunk.append(entry.body)
-            size_bytes += len(entry.body)
+            size_bytes += len(entry.body) + 1
             last = entry.seq
         if chunk:
             pages.append((page_body(scope, head, chunk, more=False), head))
@@ -301,7 +303,7 @@ class Feed:
                 return
             if subscription.state != "reading":
                 return
-            body, seq = _stored(subscription.scope, page)
+            body, seq = _stored(subscription.scope, page, self._limits.page_bytes)
             if not page.records:
                 subscription.position = seq
             elif not subscription.send(body, seq):
@@ -334,8 +336,19 @@ class Feed:
         self._schedule(hub)
 
 
-def _stored(scope: Scope, page: Page) -> tuple[bytes, int]:
-    """Put together a page read from the store, and say where its cursor stands."""
+def _stored(scope: Scope, page: Page, max_bytes: int) -> tuple[bytes, int]:
+    """Put together a page read from the store, and say where its cursor stands.
+
+    The store measures data alone, and in steps of a record; here the page is cut to size.
+    """
+    changes: list[bytes] = []
+    size_bytes = _ENVELOPE_BYTES
+    for record in page.records:
+        change = encode_change(record)
+        size_bytes += len(change) + 1
+        if changes and size_bytes > max_bytes:
+            seq = page.records[len(changes) - 1].seq
+            return page_body(scope, seq, changes, more=True), seq
+        changes.append(change)
     seq = page.records[-1].seq if page.more else page.high_seq
-    changes = [encode_change(record) for record in page.records]
     return page_body(scope, seq, changes, more=page.more), seq

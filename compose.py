@@ -45,7 +45,7 @@ from storage.embedded import embedded
 from storage.embedded_account import EmbeddedError, account_for, make_data_dir
 from storage.feed import PostgresFeed
 from storage.health import faults
-from storage.migrate import PostgresSchema, migrate, newest_migration
+from storage.migrate import PostgresSchema, migrate, newest_migration, status
 from storage.partitions import maintain
 from storage.pool import Database
 from storage.tenancy import PostgresTenancy
@@ -257,6 +257,8 @@ class Site:
             if self._embedded:
                 migrate(dsn)
                 PostgresTenancy(dsn).ensure(DEMO_TENANT)
+            elif any(one.applied_at is None for one in status(dsn)):
+                raise SiteError("the schema is not up to date: run `run.py migrate`, then serve again")
             maintain(dsn, chosen.idempotency.lifetime_h)
             run_server(chosen, dsn, self.keys(), self._announce if self._embedded else lambda _: None)
 

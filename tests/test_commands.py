@@ -197,6 +197,12 @@ def test_migrate_reports_and_lists(run: Run) -> None:
     assert "there is no migration 13" in run("migrate", "--to", "13").refusal()
 
 
+def test_serve_leaves_a_schema_of_ones_own_to_migrate(empty_dsn: str) -> None:
+    refused = Ended("serve", "--port", "0", TIDEMARK__POSTGRES__DSN=empty_dsn).refusal()
+    assert "run `run.py migrate`" in refused
+    assert rows(empty_dsn, "SELECT FROM pg_tables WHERE schemaname = 'public'") == []
+
+
 def test_a_database_that_is_away_is_a_sentence(run: Run) -> None:
     away = "host=127.0.0.1 port=1 dbname=none password=hush"
     refused = run("tenant", "list", TIDEMARK__POSTGRES__DSN=away).refusal()

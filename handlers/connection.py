@@ -1,6 +1,6 @@
 """One open connection: messages in, answers out, until either side closes.
 
-The handler's coroutine reads, the outbox writes. A ``sync`` goes from its frame to the committer without
+Frames come in as calls, the outbox writes. A ``sync`` goes from its frame to the committer without
 a task or a future, and its answer comes back as a call.
 """
 
@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final, Literal
 
 import msgspec
-from aiohttp import WSMsgType, web
+from aiohttp import WebSocketError, WSMessage, WSMsgType
 
 from engine.codec import MalformedError
 from engine.errors import SyncError
@@ -37,10 +37,12 @@ from engine.pages import with_id
 from handlers.connections import Connections
 from handlers.core import Core
 from handlers.errors import as_sync_error, error_body
+from handlers.frames import Frames
 from handlers.live import Live
 from handlers.outbox import Outbox
 from handlers.requests import count_answer, heartbeat, list_conflicts, resolution
 
+CLOSE_NORMAL: Final = 1000
 CLOSE_NOT_UTF8: Final = 1007
 CLOSE_TOO_LARGE: Final = 1009
 CLOSE_BAD_FRAMES: Final = 4400
@@ -55,6 +57,8 @@ MAX_SUBSCRIPTIONS: Final = 32
 MAX_IN_FLIGHT: Final = 256
 #: Reads of the store that one connection may wait for.
 MAX_READS: Final = 4
+#: What a close frame has room for.
+MAX_REASON_BYTES: Final = 120
 #: How long a client has to confirm a close.
 CLOSING_S: Final = 2.0
 
@@ -65,8 +69,11 @@ _encode = msgspec.json.encode
 
 
 class Connection:
-    """A device's connection. ``heard_at_s`` is when it last sent a message, ``pinged_at_s`` when it was last
-    pinged, on the monotonic clock."""
+    """A device's connection.
+
+    ``heard_at_s`` is when it last sent a message, ``pinged_at_s`` when it was last pinged, on the
+    monotonic clock.
+    """
 
     __slots__ = (
         "_closing",
@@ -75,6 +82,8 @@ class Connection:
         "_deaf",
         "_decode",
         "_device",
+        "_frames",
+        "_gone",
         "_in_flight",
         "_live",
         "_loop",
@@ -82,10 +91,9 @@ class Connection:
         "_outbox",
         "_rate_ignored",
         "_reads",
-        "_room",
         "_session",
-        "_socket",
         "_transport",
+        "_wanted",
         "expires_at_s",
         "heard_at_s",
         "key",
@@ -98,19 +106,20 @@ class Connection:
         connections: Connections,
         session: Session,
         expires_at_s: int,
-        socket: web.WebSocketResponse[Literal[False]],
+        frames: Frames,
         transport: asyncio.Transport,
     ) -> None:
         self._core = core
         self._connections = connections
         self._session = session
-        self._socket = socket
+        self._frames = frames
         self._transport = transport
         self._loop = asyncio.get_running_loop()
+        self._gone: asyncio.Future[None] = self._loop.create_future()
         self._decode = session.codec.decode
+        self._wanted = WSMsgType.BINARY if session.codec.binary else WSMsgType.TEXT
         self._outbox: Outbox
         self._live: dict[str, Live] = {}
-        self._room: asyncio.Future[None] | None = None
         self._in_flight = 0
         self._reads = 0
         self._malformed = 0
@@ -131,9 +140,8 @@ class Connection:
         self.say(self._welcome())
         self._connections.add(self)
         try:
-            await self._read()
-        except ConnectionError:
-            pass
+            self._frames.bind(self)
+            await self._gone
         finally:
             self._closing = self._deaf = True
             self._outbox.end()
@@ -144,45 +152,49 @@ class Connection:
                 self._loop.call_later(CLOSING_S, self._transport.abort)
             self._transport.close()
 
-    async def _read(self) -> None:
-        socket = self._socket
-        is_text = not self._session.codec.binary
-        wanted = WSMsgType.TEXT if is_text else WSMsgType.BINARY
-        monotonic_s = self._core.clock.monotonic_s
-        frame_bytes = self._core.limits.frame_bytes
-        while True:
-            if self._in_flight >= MAX_IN_FLIGHT or self._reads >= MAX_READS or self._outbox.full:
-                await self._wait_for_room()
-            message = await socket.receive()
-            kind = message.type
-            if kind is not WSMsgType.TEXT and kind is not WSMsgType.BINARY:
-                if kind is WSMsgType.CLOSE and not self._closing:
-                    await socket.close(drain=False)
-                return
-            self.heard_at_s = now_s = monotonic_s()
-            if self._deaf:
-                continue
-            if kind is not wanted:
-                self.close(CLOSE_BAD_FRAMES, "a frame of the wrong kind")
-            elif len(message.data) > frame_bytes:
-                self.close(CLOSE_TOO_LARGE, "the message is too large")
-            elif is_text and not _is_utf8(message.data):
-                self.close(CLOSE_NOT_UTF8, "not UTF-8")
-            else:
-                self._take(message.data, now_s)
+    # -- as the receiver of frames ------------------------------------------------------------
 
-    async def _wait_for_room(self) -> None:
-        """Stop reading while too much of what was asked is not answered or not taken yet."""
-        while not self._closing and (
-            self._in_flight >= MAX_IN_FLIGHT or self._reads >= MAX_READS or self._outbox.full
-        ):
-            self._room = self._loop.create_future()
-            await self._room
-            self._room = None
+    @property
+    def has_room(self) -> bool:
+        """Whether not too much of what was asked is unanswered or not taken yet."""
+        return self._in_flight < MAX_IN_FLIGHT and self._reads < MAX_READS and not self._outbox.full
+
+    def take(self, message: WSMessage) -> None:
+        """Take in a frame."""
+        kind = message.type
+        if kind is WSMsgType.TEXT or kind is WSMsgType.BINARY:
+            self.heard_at_s = now_s = self._core.clock.monotonic_s()
+            if not self._deaf:
+                self._take_data(kind, message.data, now_s)
+        elif kind is WSMsgType.PING:
+            self._outbox.pong(message.data)
+        elif kind is WSMsgType.CLOSE:
+            if not self._closing:
+                self._outbox.close(message.data or CLOSE_NORMAL, "")
+            self.gone()
+
+    def _take_data(self, kind: WSMsgType, frame: bytes, now_s: float) -> None:
+        if kind is not self._wanted:
+            self.close(CLOSE_BAD_FRAMES, "a frame of the wrong kind")
+        elif len(frame) > self._core.limits.frame_bytes:
+            self.close(CLOSE_TOO_LARGE, "the message is too large")
+        elif kind is WSMsgType.TEXT and not _is_utf8(frame):
+            self.close(CLOSE_NOT_UTF8, "not UTF-8")
+        else:
+            self._take(frame, now_s)
+
+    def broken(self, error: WebSocketError) -> None:
+        """Close: what came is no WebSocket frame, or too large a one."""
+        self.close(error.code, str(error)[:MAX_REASON_BYTES])
+        self.gone()
+
+    def gone(self) -> None:
+        """Let ``serve`` end."""
+        if not self._gone.done():
+            self._gone.set_result(None)
 
     def _look_for_room(self) -> None:
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        self._frames.go_on()
 
     def _welcome(self) -> bytes:
         core = self._core
@@ -329,8 +341,7 @@ class Connection:
 
     def _answer(self, request_id: str, started_us: int, outcome: Outcome) -> None:
         self._in_flight -= 1
-        if self._room is not None:
-            self._look_for_room()
+        self._look_for_room()
         if isinstance(outcome, Answer):
             self.say(outcome.frame(request_id))
             count_answer(self._core, self._device, outcome, started_us)

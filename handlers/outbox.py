@@ -21,6 +21,7 @@ COMPRESS_FROM_BYTES: Final = 1024
 _DEFLATE_TAIL = b"\x00\x00\xff\xff"
 _TEXT, _BINARY, _CLOSE, _COMPRESSED = 0x81, 0x82, 0x88, 0x40
 _PING: Final = b"\x89\x00"
+_PONG: Final = 0x8A
 _head_short = struct.Struct("!BB").pack
 _head_medium = struct.Struct("!BBH").pack
 _head_long = struct.Struct("!BBQ").pack
@@ -87,7 +88,7 @@ class Outbox:
         self._bits = deflate_bits
         self._max_bytes = max_bytes
         self._patience_s = patience_s
-        self._frames: deque[bytes] = deque()
+        self._frames: deque[bytes] | None = None  # most connections never need one
         self.queued_bytes = 0
         self._draining = False
         self._refused = False
@@ -126,6 +127,10 @@ class Outbox:
         if not self._frames:
             self._send(_PING)
 
+    def pong(self, payload: bytes) -> None:
+        """Answer a ping."""
+        self._send(_head_short(_PONG, len(payload)) + payload)
+
     def close(self, code: int, reason: str) -> None:
         """Send the close frame behind everything that waits, and nothing after it."""
         payload = _close_code(code) + reason.encode()
@@ -135,13 +140,15 @@ class Outbox:
     def end(self) -> None:
         """The connection is gone: forget what waits and send nothing more."""
         self._ended = True
-        self._frames.clear()
+        self._frames = None
         self.queued_bytes = 0
 
     def _send(self, frame: bytes) -> None:
         if self._ended:
             return
         if self._frames or self._flow.writing_paused:
+            if self._frames is None:
+                self._frames = deque()
             self._frames.append(frame)
             self.queued_bytes += len(frame)
             if not self._draining:

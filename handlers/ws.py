@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from typing import Final, Literal
+from typing import Final
 
 from aiohttp import WSMsgType, web
 
@@ -17,6 +17,7 @@ from handlers.connection import CLOSING_S, Connection
 from handlers.connections import Connections
 from handlers.core import Core
 from handlers.errors import as_sync_error, error_body
+from handlers.frames import Upgrade
 from handlers.outbox import Outbox
 
 CLOSE_UNAVAILABLE: Final = 4503
@@ -60,12 +61,18 @@ class SyncSocket:
             user=claims.user,
             codec=codec,
         )
-        socket = self._socket(codec)
+        socket = Upgrade(
+            protocols=(codec.subprotocol,),
+            compress=core.limits.compress,
+            max_msg_size=core.limits.frame_bytes + 1,  # aiohttp refuses this size, the contract the next
+        )
         stream = await socket.prepare(request)
         transport = request.transport
         if transport is None:
             return socket
-        connection = Connection(core, self._connections, session, claims.expires_at_s, socket, transport)
+        connection = Connection(
+            core, self._connections, session, claims.expires_at_s, socket.frames, transport
+        )
         outbox = Outbox(
             transport,
             stream,
@@ -79,22 +86,11 @@ class SyncSocket:
         await connection.serve(outbox)
         return socket
 
-    def _socket(self, codec: Codec) -> web.WebSocketResponse[Literal[False]]:
-        limits = self._core.limits
-        return web.WebSocketResponse(
-            timeout=CLOSING_S,
-            autoclose=False,
-            protocols=(codec.subprotocol,),
-            compress=limits.compress,
-            max_msg_size=limits.frame_bytes + 1,  # which aiohttp refuses, though a message of it passes
-            decode_text=False,
-        )
-
     async def _turn_away(
         self, request: web.Request, codec: Codec, error: SyncError
     ) -> web.StreamResponse:
         """Say that the server cannot serve now in a way that a browser's client sees, too."""
-        socket = self._socket(codec)
+        socket = web.WebSocketResponse(timeout=CLOSING_S, protocols=(codec.subprotocol,))
         await socket.prepare(request)
         opcode = WSMsgType.BINARY if codec.binary else WSMsgType.TEXT
         await socket.send_frame(codec.encode(error_body(error, None)), opcode)

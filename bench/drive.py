@@ -51,6 +51,7 @@ class Usage(msgspec.Struct, frozen=True):
 class Run(msgspec.Struct, frozen=True):
     """One run with all that is known of it."""
 
+    name: str
     plan: Plan
     tenants: Sequence[str]
     outcome: Outcome
@@ -62,6 +63,7 @@ class Run(msgspec.Struct, frozen=True):
 
 
 async def drive(
+    name: str,
     target: Target,
     mode: Mode,
     connections: int,
@@ -71,9 +73,10 @@ async def drive(
     warmup_s: float = 0.0,
     deflate: bool = False,
 ) -> Run:
-    """Send one run's load at a server. Raises BenchError."""
-    name = secrets.token_hex(4)
-    devices = [f"{name}-{index}" for index in range(connections)]
+    """Send one run's load at a server and say on stderr that it is under way. Raises BenchError."""
+    say(f"{name}: {warmup_s + duration_s:.0f} s")
+    prefix = secrets.token_hex(4)
+    devices = [f"{prefix}-{index}" for index in range(connections)]
     tenants = target.tenants
     plan = Plan(
         host=target.host,
@@ -89,7 +92,13 @@ async def drive(
         deflate=deflate,
     )
     outcome, usage = await _run(plan, target.watched)
-    return Run(plan, tenants, outcome, usage)
+    return Run(name, plan, tenants, outcome, usage)
+
+
+def say(progress: str) -> None:
+    """Tell a person who waits what is going on."""
+    sys.stderr.write(progress + "\n")
+    sys.stderr.flush()
 
 
 def _token(target: Target, tenant: str, device: str) -> str:

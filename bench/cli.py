@@ -1,0 +1,118 @@
+"""The command ``run.py bench``."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from bench.concurrent import concurrent
+from bench.ground import BenchError, read_settings
+from bench.html import html_of
+from bench.limits import limits
+from bench.report import Report, as_json
+from bench.stage import Options
+from bench.text import text_of
+from engine.ports import StoreError
+from engine.settings import SettingsError
+from storage.embedded import EmbeddedError
+
+Scenario = Callable[[Options], Awaitable[Report]]
+
+SCENARIOS: Final[dict[str, Scenario]] = {"concurrent": concurrent, "limits": limits}
+
+
+@click.command(
+    epilog="Example: run.py bench --scenario concurrent --connections 1000 --rate 1200 --json report.json",
+)
+@click.option(
+    "--scenario",
+    type=click.Choice([*SCENARIOS, "all"]),
+    default="concurrent",
+    show_default=True,
+    help="What to measure.",
+)
+@click.option(
+    "--connections", type=click.IntRange(1, 60_000), default=1000, show_default=True, metavar="N",
+    help="Devices of concurrent, each with a socket.",
+)  # fmt: skip
+@click.option(
+    "--rate", "rate_per_s", type=click.FloatRange(0, min_open=True), default=1200.0, show_default=True,
+    metavar="R", help="Syncs a second of concurrent, over all connections.",
+)  # fmt: skip
+@click.option(
+    "--duration", "duration_s", type=click.FloatRange(1), metavar="S",
+    help="Seconds that are measured of each run: 60 of concurrent, 5 of limits.",
+)  # fmt: skip
+@click.option(
+    "--rounds", type=click.IntRange(1), metavar="N",
+    help="How often each run is repeated; medians count. 1 of concurrent, 3 with --fill and of limits.",
+)  # fmt: skip
+@click.option(
+    "--tenants", type=click.IntRange(1, 1000), default=20, show_default=True, metavar="N",
+    help="Tenants that the devices are spread over.",
+)  # fmt: skip
+@click.option("--saturate", is_flag=True, help="concurrent as a closed loop: as many syncs as are taken.")
+@click.option(
+    "--fill", "fill_records", type=click.IntRange(0), default=0, metavar="N",
+    help="concurrent by turns on an empty database and on one with N records.",
+)  # fmt: skip
+@click.option(
+    "--url", metavar="U",
+    help="A server that runs with the same settings, in place of one that is started for this.",
+)  # fmt: skip
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), metavar="F", help="Write the report as JSON."
+)
+@click.option("--html", "html_file", type=click.Path(path_type=Path), metavar="F", help="Write it as a page.")
+@click.option(
+    "--config", type=click.Path(path_type=Path), metavar="FILE",
+    help="TOML file of settings that differ from config.toml.",
+)  # fmt: skip
+@click.option("--data-dir", metavar="DIR", help="Where embedded services are kept while this runs.")
+def bench(
+    *,
+    scenario: str,
+    json_file: Path | None,
+    html_file: Path | None,
+    config: Path | None,
+    data_dir: str | None,
+    **asked: Any,
+) -> None:
+    """Measure a server under load and audit what it stored.
+
+    Without --url it starts its own, on embedded services of its own, with the rate limits lifted. The exit
+    status is 1 when a bar is missed or the audit finds a fault.
+    """
+    try:
+        options = Options(settings=read_settings(config, data_dir), config=config, **asked)
+        if options.fill_records and (options.saturate or options.url):
+            raise click.UsageError(
+                "--fill compares latencies on databases of its own: leave --saturate and --url out"
+            )
+        names = list(SCENARIOS) if scenario == "all" else [scenario]
+        reports = [asyncio.run(_interruptible(SCENARIOS[name](options))) for name in names]
+    except (BenchError, EmbeddedError, SettingsError, StoreError) as error:
+        raise click.ClickException(str(error)) from None
+    except asyncio.CancelledError:
+        raise click.Abort from None
+    for report in reports:
+        click.echo(text_of(report))
+    if json_file is not None:
+        json_file.write_bytes(as_json(reports))
+    if html_file is not None:
+        html_file.write_text(html_of(reports), "utf-8")
+    sys.exit(0 if all(report.passed for report in reports) else 1)
+
+
+async def _interruptible(scenario: Awaitable[Report]) -> Report:
+    """Have SIGTERM end the servers too, as an interrupt from the keyboard does."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await scenario

@@ -1,0 +1,93 @@
+"""The product against limit (c), the simplest durable pipeline, by turns on one PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from statistics import median
+from typing import Final, Literal
+
+import msgspec
+
+from bench.audit import audit
+from bench.drive import Target, drive
+from bench.ground import Ground
+from bench.report import Figure, Row, row_of
+from bench.stage import Options, Stage, bare_stage
+
+WARMUP_S: Final = 1.5
+
+#: Syncs a second of (c) on a 2-core machine with nothing else to do, by connections.
+TABLE_C: Final = {1: 1_200, 100: 17_300, 1_000: 16_400}
+#: Below this share of the table, (c) was held back, and with it what is measured against it.
+FAIR: Final = 0.9
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """One run of one side."""
+
+    side: Literal["c", "product"]
+    connections: int
+    row: Row
+
+
+@asynccontextmanager
+async def limit_c(ground: Ground, options: Options) -> AsyncIterator[Target]:
+    """Run (c) on a database of its own. Raises BenchError, StoreError."""
+    dsn = ground.database("limit_c", migrated=False)
+    async with bare_stage(ground, options, "bench.limit_c", dsn) as target:
+        yield target
+
+
+async def duel(
+    stage: Stage, rival: Target, sizes: Sequence[int], rounds: int, duration_s: float
+) -> list[Turn]:
+    """Let both sides answer a closed loop at each number of connections; who begins changes by round."""
+    turns: list[Turn] = []
+    for number in range(1, rounds + 1):
+        for connections in sizes:
+            sides: list[Literal["c", "product"]] = ["c", "product"]
+            for side in sides if number % 2 else reversed(sides):
+                name = f"{side} at {connections}, round {number}"
+                target = rival if side == "c" else stage.target
+                run = await drive(name, target, "closed", connections, duration_s, warmup_s=WARMUP_S)
+                found = audit(run, stage.dsn) if side == "product" else None
+                turns.append(Turn(side, connections, row_of(run, found)))
+    return turns
+
+
+def figures(turns: Sequence[Turn]) -> list[Figure]:
+    """Sum up a duel: both sides' medians, and the product as a ratio of (c)."""
+    found: list[Figure] = []
+    for connections in dict.fromkeys(turn.connections for turn in turns):
+        rival = _rates(turns, "c", connections)
+        ours = _rates(turns, "product", connections)
+        table = TABLE_C.get(connections)
+        beside = f"{rival / table:.2f} of {table:,}/s" if table else ""
+        found += [
+            Figure(f"(c) simplest durable pipeline, {connections} connections", rival, "syncs/s", beside),
+            Figure(f"product, {connections} connections", ours, "syncs/s"),
+            Figure(f"product as a ratio of (c), {connections} connections", ours / max(rival, 1), ""),
+        ]
+    return found
+
+
+def remarks(turns: Sequence[Turn]) -> list[str]:
+    """Say where (c) itself was too slow to be a measure."""
+    said: list[str] = []
+    for connections, table in TABLE_C.items():
+        rates = [
+            turn.row.syncs_per_s for turn in turns if (turn.side, turn.connections) == ("c", connections)
+        ]
+        if rates and median(rates) < FAIR * table:
+            said.append(
+                f"(c) itself reached {median(rates):,.0f} syncs/s at {connections} connections, below {FAIR}"
+                f" of {table:,}: this machine was busy or is slow, and only the ratio tells of the product"
+            )
+    return said
+
+
+def _rates(turns: Sequence[Turn], side: str, connections: int) -> float:
+    return median(
+        turn.row.syncs_per_s for turn in turns if turn.side == side and turn.connections == connections
+    )

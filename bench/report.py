@@ -1,0 +1,204 @@
+"""What a benchmark found: one structure, printed as text, written as JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Final, Literal
+
+import msgspec
+from hdrh.histogram import HdrHistogram
+
+from bench.audit import Audit
+from bench.drive import Run
+from bench.plan import Second
+
+#: Where the percentile curve is read.
+_CURVE: Final = (0.0, 25.0, 50.0, 75.0, 90.0, 95.0, 97.5, 99.0, 99.5, 99.9, 99.95, 99.99, 100.0)
+_MIB: Final = 1 << 20
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """Milliseconds from the intended time of sending to the answer."""
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    max_ms: float
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One run. CPU is milliseconds a sync by process tree; ``late_*`` is how late syncs were sent."""
+
+    name: str
+    loop: Literal["open", "closed", "idle"]
+    asked: int
+    connected: int
+    connect_s: float
+    refusals: dict[str, int]
+    syncs_per_s: float
+    latency: Latency
+    late_p50_ms: float
+    late_p99_ms: float
+    sent: int
+    answered: int
+    unanswered: int
+    errors: dict[str, int]
+    new_records: int
+    cpu_ms: dict[str, float]
+    rss_peak_mib: float | None
+    audit: Audit | None
+    curve: list[tuple[float, float]]
+    seconds: list[Second]
+
+    @property
+    def faultless(self) -> bool:
+        """Whether every sync was acknowledged, and what was acknowledged is stored."""
+        return not (self.errors or self.unanswered or (self.audit is not None and self.audit.fault_count))
+
+
+class Figure(msgspec.Struct, frozen=True):
+    """One number with its unit, and what it is beside."""
+
+    name: str
+    value: float
+    unit: str
+    beside: str = ""
+
+
+class Bar(msgspec.Struct, frozen=True):
+    """What must hold: ``value`` at most or at least ``limit``."""
+
+    name: str
+    value: float
+    bound: Literal["at most", "at least"]
+    limit: float
+    unit: str
+
+    @property
+    def met(self) -> bool:
+        """Whether it holds."""
+        return self.value <= self.limit if self.bound == "at most" else self.value >= self.limit
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """What it ran on; ``load_average`` is of the minute before."""
+
+    cpus: int
+    cpu: str
+    system: str
+    python: str
+    load_average: float
+
+
+#: Above this the machine has other work, which latencies and rates suffer from.
+_BUSY: Final = 0.5
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """One scenario's report."""
+
+    scenario: str
+    work: str
+    machine: Machine
+    rows: list[Row] = []
+    figures: list[Figure] = []
+    bars: list[Bar] = []
+    remarks: list[str] = []
+    logged: dict[str, int] = {}
+
+    def __post_init__(self) -> None:
+        """Say so if something else is at work."""
+        if self.machine.load_average > _BUSY:
+            self.remarks.append(
+                f"the machine was not idle at the start, its load average was {self.machine.load_average:.2f}"
+            )
+
+    @property
+    def passed(self) -> bool:
+        """Whether every bar is met and no audit found a fault."""
+        audits = [row.audit for row in self.rows if row.audit is not None]
+        return all(bar.met for bar in self.bars) and not any(audit.fault_count for audit in audits)
+
+
+def as_json(reports: Sequence[Report]) -> bytes:
+    """Encode reports with their verdicts: ``{"passed", "reports"}``."""
+    whole = {
+        "passed": all(report.passed for report in reports),
+        "reports": [
+            {
+                **msgspec.structs.asdict(report),
+                "bars": [{**msgspec.structs.asdict(bar), "met": bar.met} for bar in report.bars],
+                "passed": report.passed,
+            }
+            for report in reports
+        ],
+    }
+    return msgspec.json.format(msgspec.json.encode(whole)) + b"\n"
+
+
+def row_of(run: Run, audit: Audit | None) -> Row:
+    """Sum up a run."""
+    outcome, usage = run.outcome, run.usage
+    syncs = max(outcome.completed, 1)
+    latencies, lateness = (_histogram(text) for text in (outcome.histogram, outcome.lateness))
+    cpu_ms = {"generator": outcome.cpu_ms, **(usage.cpu_ms if usage is not None else {})}
+    return Row(
+        name=run.name,
+        loop=run.plan.mode,
+        asked=outcome.asked,
+        connected=outcome.connected,
+        connect_s=outcome.connect_s,
+        refusals=outcome.refusals,
+        syncs_per_s=outcome.completed / outcome.duration_s if outcome.duration_s else 0.0,
+        latency=Latency(*(_ms(latencies, percentile) for percentile in (50, 95, 99, 100))),
+        late_p50_ms=_ms(lateness, 50),
+        late_p99_ms=_ms(lateness, 99),
+        sent=outcome.sent,
+        answered=outcome.answered,
+        unanswered=outcome.unanswered,
+        errors=outcome.errors,
+        new_records=outcome.new_records,
+        cpu_ms={tree: spent / syncs for tree, spent in cpu_ms.items()},
+        rss_peak_mib=None if usage is None else usage.rss_peak_bytes / _MIB,
+        audit=audit,
+        curve=[(percentile, _ms(latencies, percentile)) for percentile in _CURVE],
+        seconds=outcome.seconds,
+    )
+
+
+def _histogram(encoded: str) -> HdrHistogram | None:
+    return HdrHistogram.decode(encoded) if encoded else None
+
+
+def _ms(histogram: HdrHistogram | None, percentile: float) -> float:
+    return 0.0 if histogram is None else histogram.get_value_at_percentile(percentile) / 1000
+
+
+def median_latency(rows: Sequence[Row]) -> Latency:
+    """Take the median of each percentile over rounds of the same run."""
+    return Latency(
+        *(median(getattr(row.latency, field) for row in rows) for field in Latency.__struct_fields__)
+    )
+
+
+@cache
+def this_machine() -> Machine:
+    """Look at what we run on, once, before anything of ours keeps it busy."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return Machine(
+        os.cpu_count() or 1,
+        models[0] if models else cpu,
+        f"{platform.system()} {platform.release()}",
+        platform.python_version(),
+        os.getloadavg()[0],
+    )

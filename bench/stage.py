@@ -1,0 +1,86 @@
+"""The servers of one scenario, ready to be driven."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from bench.drive import Target
+from bench.ground import Ground
+from bench.server import Server, product, started
+from engine.settings import Settings
+from storage.tenancy import PostgresTenancy
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command line asks for. ``settings`` and ``config`` are those of ``run.py serve``."""
+
+    settings: Settings
+    config: Path | None
+    connections: int
+    rate_per_s: float
+    duration_s: float | None
+    tenants: int
+    rounds: int | None
+    saturate: bool
+    fill_records: int
+    url: str | None
+
+    @property
+    def tenant_names(self) -> list[str]:
+        """The tenants that devices are spread over."""
+        return [f"bench-{index:02}" for index in range(self.tenants)]
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """The product on one database."""
+
+    target: Target
+    dsn: str
+    server: Server
+
+
+@asynccontextmanager
+async def product_stage(ground: Ground, options: Options, database: str) -> AsyncIterator[Stage]:
+    """Run the product on a fresh database that has its tenants. Raises BenchError, StoreError."""
+    dsn = ground.database(database)
+    add_tenants(dsn, options.tenant_names)
+    async with serving(ground, options, dsn) as stage:
+        yield stage
+
+
+@asynccontextmanager
+async def serving(ground: Ground, options: Options, dsn: str) -> AsyncIterator[Stage]:
+    """Run the product on a database that is ready. Raises BenchError."""
+    secret = secrets.token_urlsafe(48)
+    async with product(ground, dsn, secret, options.config) as server:
+        watched = {"server": server.pid, "postgres": ground.postgres_pid}
+        target = Target(
+            port=server.port,
+            secret=secret,
+            tenants=options.tenant_names,
+            audience=options.settings.auth.audience,
+            watched=watched,
+        )
+        yield Stage(target, dsn, server)
+
+
+@asynccontextmanager
+async def bare_stage(ground: Ground, options: Options, module: str, *arguments: str) -> AsyncIterator[Target]:
+    """Run one of the bare servers. Raises BenchError."""
+    async with started(["-m", module, *arguments], {}) as server:
+        watched = {"server": server.pid, "postgres": ground.postgres_pid}
+        yield Target(
+            port=server.port, secret=secrets.token_urlsafe(48), tenants=options.tenant_names, watched=watched
+        )
+
+
+def add_tenants(dsn: str, names: list[str]) -> None:
+    """Create the tenants that are not there. Raises StoreError."""
+    tenancy = PostgresTenancy(dsn)
+    for name in names:
+        tenancy.ensure(name)

@@ -1,0 +1,107 @@
+"""A report as text, for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bench.report import Report, Row
+
+_HEADING = (
+    "run",
+    "connected",
+    "syncs/s",
+    "p50 ms",
+    "p95 ms",
+    "p99 ms",
+    "max ms",
+    "late p50/p99 ms",
+    "errors",
+    "CPU ms/sync gen+server+postgres",
+    "RSS MiB",
+    "audit",
+)
+
+
+def text_of(report: Report) -> str:
+    """Write the whole report."""
+    return "\n".join(_lines(report)) + "\n"
+
+
+def _lines(report: Report) -> Iterator[str]:
+    machine = report.machine
+    yield f"{report.scenario}: {report.work}"
+    yield (
+        f"{machine.cpus} CPUs, {machine.cpu}, {machine.system}, Python {machine.python},"
+        f" load average {machine.load_average:.2f} at the start"
+    )
+    yield ""
+    yield from table([_HEADING, *map(_cells, report.rows)])
+    for row in report.rows:
+        yield from _faults(row)
+    if report.logged:
+        yield f"the server logged: {_counts(report.logged)}"
+    if report.figures:
+        yield ""
+        yield from table(
+            [
+                (figure.name, f"{_number(figure.value)} {figure.unit}", figure.beside)
+                for figure in report.figures
+            ]
+        )
+    if report.bars:
+        yield ""
+        yield from table(
+            [
+                (
+                    "met" if bar.met else "MISSED",
+                    bar.name,
+                    f"{_number(bar.value)} {bar.unit}",
+                    f"{bar.bound} {bar.limit:g} {bar.unit}",
+                )
+                for bar in report.bars
+            ]
+        )
+    for remark in report.remarks:
+        yield f"Note: {remark}"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    latency = row.latency
+    return (
+        row.name,
+        f"{row.connected}/{row.asked} in {row.connect_s:.1f} s",
+        f"{row.syncs_per_s:,.0f}",
+        f"{latency.p50_ms:.2f}",
+        f"{latency.p95_ms:.2f}",
+        f"{latency.p99_ms:.2f}",
+        f"{latency.max_ms:.1f}",
+        f"{row.late_p50_ms:.2f}/{row.late_p99_ms:.2f}",
+        str(sum(row.errors.values()) + row.unanswered),
+        " + ".join(f"{spent:.4f}" for spent in row.cpu_ms.values()),
+        "-" if row.rss_peak_mib is None else f"{row.rss_peak_mib:.0f}",
+        "-" if row.audit is None else f"{row.audit.items:,} items, {row.audit.fault_count} faults",
+    )
+
+
+def _faults(row: Row) -> Iterator[str]:
+    if row.refusals:
+        yield f"{row.name}: handshakes refused: {_counts(row.refusals)}"
+    if row.errors or row.unanswered:
+        yield f"{row.name}: errors: {_counts(row.errors)}, unanswered: {row.unanswered}"
+    for fault in row.audit.faults if row.audit is not None else ():
+        yield f"{row.name}: audit: {fault}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
+
+
+def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lay out columns: the first to the left, the others too, two blanks apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

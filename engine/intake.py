@@ -150,8 +150,8 @@ class Intake:
             return "unknown_domain", f"no domain {item.domain[:64]!r} is configured"
         op = item.op
         if (op == "append") is rules.is_record:
-            kind, allowed = ("record", "put, patch or delete") if rules.is_record else ("event", "append")
-            return "invalid_item", f"op: {item.domain} is a {kind} domain, which takes {allowed}"
+            kind = "a record domain: put, patch or delete" if rules.is_record else "an event domain: append"
+            return "invalid_item", f"op: {item.domain} is {kind}"
         if item.base is not None and not 1 <= item.base <= _INT_MAX:
             return "invalid_item", "base: a version from 1, or null"
         if op == "delete":

@@ -133,24 +133,25 @@ class Connection:
 
     # -- its life -----------------------------------------------------------------------------
 
-    async def serve(self, outbox: Outbox) -> None:
-        """Greet, then take in messages until the connection is closed."""
+    def open(self, outbox: Outbox) -> asyncio.Future[None]:
+        """Greet and take in messages from now on; ``end`` is due when what is given back is done."""
         self._outbox = outbox
         self._core.traffic.connections += 1
         self.say(self._welcome())
         self._connections.add(self)
-        try:
-            self._frames.bind(self)
-            await self._gone
-        finally:
-            self._closing = self._deaf = True
-            self._outbox.end()
-            for live in self._live.values():
-                live.end()
-            self._connections.remove(self)
-            if self._transport.get_write_buffer_size():
-                self._loop.call_later(CLOSING_S, self._transport.abort)
-            self._transport.close()
+        self._frames.bind(self)
+        return self._gone
+
+    def end(self) -> None:
+        """Let everything go."""
+        self._closing = self._deaf = True
+        self._outbox.end()
+        for live in self._live.values():
+            live.end()
+        self._connections.remove(self)
+        if self._transport.get_write_buffer_size():
+            self._loop.call_later(CLOSING_S, self._transport.abort)
+        self._transport.close()
 
     # -- as the receiver of frames ------------------------------------------------------------
 
@@ -189,7 +190,7 @@ class Connection:
         self.gone()
 
     def gone(self) -> None:
-        """Let ``serve`` end."""
+        """The connection is over."""
         if not self._gone.done():
             self._gone.set_result(None)
 

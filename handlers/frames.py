@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, Protocol
 
 from aiohttp import WebSocketError, web
 from aiohttp._websocket.reader import WebSocketDataQueue
-from aiohttp.http import WebSocketReader, WebSocketWriter, WSMessage
+from aiohttp.http import WebSocketReader, WSMessage
 
 #: Bytes that wait before parsing stops; the transport is paused then.
 _WAITING_BYTES: Final = 1 << 16
@@ -37,7 +37,9 @@ class Receiver(Protocol):
 
 
 class Frames(WebSocketDataQueue):
-    """Where the parser puts frames. They wait until there is a ``receiver``."""
+    """Where the parser puts frames. They wait until there is a receiver."""
+
+    __slots__ = ("_ended", "_error", "_going_on", "_receiver")
 
     def __init__(self, protocol: web.RequestHandler[web.Request]) -> None:
         super().__init__(protocol, _WAITING_BYTES, loop=asyncio.get_running_loop())
@@ -99,7 +101,7 @@ class Upgrade(web.WebSocketResponse[Literal[False]]):
     frames: Frames
     parser: WebSocketReader
 
-    def _post_start(self, request: web.BaseRequest, protocol: str | None, writer: WebSocketWriter) -> None:
+    def _post_start(self, request: web.BaseRequest, *_: object) -> None:
         self.frames = Frames(request.protocol)
         self.parser = WebSocketReader(
             self.frames, self._max_msg_size, compress=bool(self.compress), decode_text=False

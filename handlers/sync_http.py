@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -17,9 +16,9 @@ from engine.intake import Session
 from engine.jobs import Answer, Job, Outcome
 from engine.messages import Conflicts, Heartbeat, Pull, Request, Resolve, Sync
 from engine.pages import with_id
-from handlers.auth import device_claims, token_of
 from handlers.core import Core
 from handlers.requests import count_answer, heartbeat, list_conflicts, resolution
+from handlers.sessions import admitted
 
 #: Where a request keeps the id of its message, None for none, so that an error repeats it.
 REQUEST_ID: Final = web.RequestKey[str | None]("request_id")
@@ -100,27 +99,13 @@ class SyncHttp:
 
     async def _admit(self, request: web.Request) -> tuple[Session, Device]:
         core = self._core
-        core.verifier.check_origin(request.headers.get("Origin"))
-        claims = core.verifier.verify(token_of(request.headers))
-        tenant_name, device_id = device_claims(claims)
-        codec = _codec(request)
-        tenant = await core.policies.admit(tenant_name)
-        if tenant is None:
-            raise SyncError("forbidden", "there is no such tenant")
+        session, _ = await admitted(core, request, _codec(request))
         now_s = core.clock.monotonic_s()
-        device = core.devices.seen(tenant.tenant_id, device_id, now_s)
+        device = core.devices.seen(session.tenant.tenant_id, session.device_id, now_s)
         wait_ms = device.bucket.take(core.limits.messages_per_minute, now_s)
         if wait_ms:
             raise SyncError("rate_limited", "too many messages", retry_after_ms=wait_ms)
         core.traffic.messages_in += 1
-        session = Session(
-            tenant=tenant,
-            device_id=device_id,
-            session_id=uuid.uuid4().hex,
-            supervisor=claims.role == "supervisor",
-            user=claims.user,
-            codec=codec,
-        )
         return session, device
 
     async def _settled(self, job: Job) -> Outcome:

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from typing import Final
 
 from aiohttp import WSMsgType, web
 
 from engine.codec import JSON, MSGPACK, Codec
 from engine.errors import SyncError
-from engine.intake import Session
 from engine.ports import StoreError
-from handlers.auth import device_claims, offered_subprotocols, token_of
+from handlers.auth import offered_subprotocols
 from handlers.connection import CLOSING_S, Connection
 from handlers.connections import Connections
 from handlers.core import Core
 from handlers.errors import as_sync_error, error_body
 from handlers.frames import Upgrade
 from handlers.outbox import Outbox
+from handlers.sessions import admitted
 
 CLOSE_UNAVAILABLE: Final = 4503
 
 # aiohttp warns of subprotocols that it does not know, in full; one of them may carry the token.
 logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
-
 
 
 class SyncSocket:
@@ -38,29 +36,16 @@ class SyncSocket:
         """Serve one connection to its end. Raises SyncError where the handshake is refused."""
         core = self._core
         try:
-            core.verifier.check_origin(request.headers.get("Origin"))
-            claims = core.verifier.verify(token_of(request.headers))
-            tenant_name, device_id = device_claims(claims)
             codec = _codec(request)
-            try:
-                if self._connections.draining:
-                    raise SyncError("unavailable", "this server is going away", retry_after_ms=1000)
-                tenant = await core.policies.admit(tenant_name)
-            except (StoreError, SyncError) as error:
-                return await self._turn_away(request, codec, as_sync_error(error))
-            if tenant is None:
-                raise SyncError("forbidden", "there is no such tenant")
+            if self._connections.draining:
+                going = SyncError("unavailable", "this server is going away", retry_after_ms=1000)
+                return await self._turn_away(request, codec, going)
+            session, expires_at_s = await admitted(core, request, codec)
+        except StoreError as error:
+            return await self._turn_away(request, codec, as_sync_error(error))
         except SyncError:
             core.traffic.refused_handshakes += 1
             raise
-        session = Session(
-            tenant=tenant,
-            device_id=device_id,
-            session_id=uuid.uuid4().hex,
-            supervisor=claims.role == "supervisor",
-            user=claims.user,
-            codec=codec,
-        )
         socket = Upgrade(
             protocols=(codec.subprotocol,),
             compress=core.limits.compress,
@@ -71,19 +56,24 @@ class SyncSocket:
         if transport is None:
             return socket
         connection = Connection(
-            core, self._connections, session, claims.expires_at_s, socket.frames, transport
+            core, self._connections, session, expires_at_s, socket.frames, transport
         )
-        outbox = Outbox(
-            transport,
-            stream,
-            request.protocol,
-            connection,
-            binary=codec.binary,
-            deflate_bits=int(socket.compress),
-            max_bytes=core.limits.outbox_bytes,
-            patience_s=core.limits.write_patience_s,
+        over = connection.open(
+            Outbox(
+                transport,
+                stream,
+                request.protocol,
+                connection,
+                binary=codec.binary,
+                deflate_bits=int(socket.compress),
+                max_bytes=core.limits.outbox_bytes,
+                patience_s=core.limits.write_patience_s,
+            )
         )
-        await connection.serve(outbox)
+        try:
+            await over
+        finally:
+            connection.end()
         return socket
 
     async def _turn_away(

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final, Literal
 
 import msgspec
-from aiohttp import WebSocketError, WSMessage, WSMsgType
+from aiohttp import WebSocketError, WSMsgType
 
 from engine.codec import MalformedError
 from engine.errors import SyncError
@@ -37,7 +37,7 @@ from engine.pages import with_id
 from handlers.connections import Connections
 from handlers.core import Core
 from handlers.errors import as_sync_error, error_body
-from handlers.frames import Frames
+from handlers.frames import Frame, Frames
 from handlers.live import Live
 from handlers.outbox import Outbox
 from handlers.requests import count_answer, heartbeat, list_conflicts, resolution
@@ -160,7 +160,7 @@ class Connection:
         """Whether not too much of what was asked is unanswered or not taken yet."""
         return self._in_flight < MAX_IN_FLIGHT and self._reads < MAX_READS and not self._outbox.full
 
-    def take(self, message: WSMessage) -> None:
+    def take(self, message: Frame) -> None:
         """Take in a frame."""
         kind = message.type
         if kind is WSMsgType.TEXT or kind is WSMsgType.BINARY:

@@ -12,8 +12,12 @@ import asyncio
 from typing import Any, Final, Literal, Protocol
 
 from aiohttp import WebSocketError, web
+from aiohttp._websocket.models import WSMessageTextBytes
 from aiohttp._websocket.reader import WebSocketDataQueue
 from aiohttp.http import WebSocketReader, WSMessage
+
+#: What the parser makes of a frame of any kind, texts as bytes.
+Frame = WSMessage | WSMessageTextBytes
 
 #: Bytes that wait before parsing stops; the transport is paused then.
 _WAITING_BYTES: Final = 1 << 16
@@ -26,7 +30,7 @@ class Receiver(Protocol):
     def has_room(self) -> bool:
         """Whether it takes more now; ``Frames.go_on`` is due when it does again."""
 
-    def take(self, message: WSMessage) -> None:
+    def take(self, message: Frame) -> None:
         """Take in a frame of any kind."""
 
     def broken(self, error: WebSocketError) -> None:
@@ -41,7 +45,7 @@ class Frames(WebSocketDataQueue):
 
     __slots__ = ("_ended", "_error", "_going_on", "_receiver")
 
-    def __init__(self, protocol: web.RequestHandler[web.Request]) -> None:
+    def __init__(self, protocol: web.RequestHandler) -> None:
         super().__init__(protocol, _WAITING_BYTES, loop=asyncio.get_running_loop())
         self._receiver: Receiver | None = None
         self._error: WebSocketError | None = None
@@ -72,7 +76,7 @@ class Frames(WebSocketDataQueue):
                 receiver.take(read.value)
         self._going_on = False
 
-    def feed_data(self, data: WSMessage, size: int) -> None:
+    def feed_data(self, data: Frame, size: int) -> None:
         """Take a frame from the parser."""
         receiver = self._receiver
         if receiver is None or self._buffer or self._going_on or not receiver.has_room:

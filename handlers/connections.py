@@ -16,7 +16,7 @@ from engine.ports import Clock
 from engine.services import ServiceEndedError
 
 if TYPE_CHECKING:
-    from handlers.connection import Connection
+    from handlers.line import Line
 
 CLOSE_RESTARTING: Final = 1012
 CLOSE_EXPIRED: Final = 4401
@@ -41,8 +41,8 @@ class Connections:
     def __init__(self, clock: Clock, idle_s: float) -> None:
         self._clock = clock
         self._idle_s = idle_s
-        self._by_device: dict[tuple[int, str], Connection] = {}
-        self._open: set[Connection] = set()
+        self._by_device: dict[tuple[int, str], Line] = {}
+        self._open: set[Line] = set()
         self._all_gone = asyncio.Event()
         self._group: TaskGroup | None = None
         self.draining = False
@@ -57,7 +57,7 @@ class Connections:
             raise ServiceEndedError("connections")
         self._group.start_soon(work)
 
-    def add(self, connection: Connection) -> None:
+    def add(self, connection: Line) -> None:
         """Take a connection in; an older one of the same device goes."""
         older = self._by_device.get(connection.key)
         self._by_device[connection.key] = connection
@@ -65,7 +65,7 @@ class Connections:
         if older is not None:
             older.dismiss("replaced", CLOSE_REPLACED, _jitter_ms(0), listening=True)
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: Line) -> None:
         """Forget a connection that is gone."""
         self._open.discard(connection)
         if self._by_device.get(connection.key) is connection:

@@ -11,11 +11,12 @@ from engine.codec import JSON, MSGPACK, Codec
 from engine.errors import SyncError
 from engine.ports import StoreError
 from handlers.auth import offered_subprotocols
-from handlers.connection import CLOSING_S, Connection
+from handlers.connection import Connection
 from handlers.connections import Connections
 from handlers.core import Core
 from handlers.errors import as_sync_error, error_body
 from handlers.frames import Upgrade
+from handlers.line import CLOSING_S
 from handlers.outbox import Outbox
 from handlers.sessions import admitted
 

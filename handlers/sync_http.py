@@ -157,9 +157,9 @@ def _decode(codec: Codec, body: bytes, wanted: type[_Message]) -> _Message:
 
 
 def _from_query(request: web.Request, tag: str, wanted: type[_Message]) -> _Message:
-    """Read a message from the query's parameters; lists are separated by commas."""
+    """Read a message from the query's parameters; lists are separated by commas, what is empty is missing."""
     request[REQUEST_ID] = None
-    fields: dict[str, Any] = dict(request.query)
+    fields: dict[str, Any] = {name: value for name, value in request.query.items() if value}
     if "limit" in fields and fields["limit"].isascii() and fields["limit"].isdecimal():
         fields["limit"] = int(fields["limit"][:9])
     if "domains" in fields:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 import jwt
@@ -20,7 +20,8 @@ Json = dict[str, Any]
 
 def token(tenant: str | None = "acme", device: str | None = "phone", **claims: object) -> str:
     """Sign a token; ``claims`` add to or replace the usual ones, None leaves one out."""
-    usual: Json = {"aud": "tidemark", "exp": int(time.time()) + 3600, "jti": "1", "tid": tenant, "did": device}
+    expires_at_s = int(time.time()) + 3600
+    usual: Json = {"aud": "tidemark", "exp": expires_at_s, "jti": "1", "tid": tenant, "did": device}
     payload = {name: value for name, value in (usual | claims).items() if value is not None}
     return jwt.encode(payload, SECRET, algorithm="HS256")
 
@@ -73,21 +74,42 @@ class Device:
                 return answer
             self.unasked.append(answer)
 
+    async def told(self, wanted: str, kind: str, **fields: Any) -> Json:
+        """Send a request whose answer is to be of the type ``wanted``."""
+        answer = await self.ask(kind, **fields)
+        assert answer["type"] == wanted, answer
+        return answer
+
     async def sync(self, key: str, *items: Mapping[str, Any], **fields: Any) -> list[Json]:
         """Push items and give their results."""
-        answer = await self.ask("sync", key=key, items=list(items), **fields)
-        assert answer["type"] == "synced", answer
+        answer = await self.told("synced", "sync", key=key, items=list(items), **fields)
         results: list[Json] = answer["results"]
         return results
 
-    async def changes(self) -> Json:
-        """Wait for the next page, one that came before included."""
+    async def push(self, *items: Mapping[str, Any], **fields: Any) -> list[Json]:
+        """Push items under a key that nobody used before."""
+        return await self.sync(uuid.uuid4().hex, *items, **fields)
+
+    async def pull(self, **fields: Any) -> Json:
+        """Pull one page."""
+        return await self.told("changes", "pull", **fields)
+
+    async def refused(self, kind: str, **fields: Any) -> Json:
+        """Send a request that is to be refused, and give the error."""
+        return await self.told("error", kind, **fields)
+
+    async def waited(self, kind: str) -> Json:
+        """Wait for the next message of a type that answers no request, one that came before included."""
         for index, message in enumerate(self.unasked):
-            if message["type"] == "changes":
+            if message["type"] == kind:
                 return self.unasked.pop(index)
-        while (message := await self.receive())["type"] != "changes":
+        while (message := await self.receive())["type"] != kind:
             self.unasked.append(message)
         return message
+
+    async def changes(self) -> Json:
+        """Wait for the next page, one that came before included."""
+        return await self.waited("changes")
 
     async def closed(self) -> int | None:
         """Take in what still comes until the server closes, and give the code."""
@@ -124,3 +146,18 @@ async def connected(
 def put(record_id: str, base: int | None = None, /, **data: Any) -> Json:
     """Make an item that puts a record of the task domain."""
     return {"domain": "task", "id": record_id, "op": "put", "base": base, "data": data}
+
+
+def item(op: str, domain: str, record_id: str, **fields: Any) -> Json:
+    """Make an item of any domain."""
+    return {"domain": domain, "id": record_id, "op": op, **fields}
+
+
+def day(number: int) -> str:
+    """An instant that is long past, the later the higher the number."""
+    return f"2024-01-{number:02}T00:00:00Z"
+
+
+def change(op: str, when: int, **fields: Any) -> Json:
+    """Make an item of a day that still lacks its domain, id and base."""
+    return {"op": op, "at": day(when), **fields}

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg2
@@ -68,17 +69,23 @@ def template(services: Services) -> str:
 @pytest.fixture
 def empty_dsn(services: Services) -> Iterator[str]:
     """A database without a schema."""
-    yield from _database(services, "template0")
+    with database(services, "template0") as name:
+        yield name
 
 
 @pytest.fixture
 def dsn(services: Services, template: str) -> Iterator[str]:
     """A migrated database without a tenant."""
-    yield from _database(services, template)
+    with database(services, template) as name:
+        yield name
 
 
-def _database(services: Services, source: str) -> Iterator[str]:
+@contextmanager
+def database(services: Services, source: str) -> Iterator[str]:
+    """Give the DSN of a copy of the database ``source``, which is dropped in the end."""
     name = f"test_{uuid.uuid4().hex}"
     execute(services.dsn, f"CREATE DATABASE {name} TEMPLATE {source}")
-    yield named(services.dsn, name)
-    execute(services.dsn, f"DROP DATABASE {name} WITH (FORCE)")
+    try:
+        yield named(services.dsn, name)
+    finally:
+        execute(services.dsn, f"DROP DATABASE {name} WITH (FORCE)")

@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import signal
 import tomllib
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import pytest
+import pytest_asyncio
 from aiohttp import ClientSession
 
 from compose import Server
 from engine.settings import Layer, Settings, settings
 from handlers.auth import KeySet, secret_key
-from tests.device import SECRET, Device, connected, token
-from tests.services import execute
+from storage.embedded import Services
+from tests.device import SECRET, Device, Json, connected, token
+from tests.services import database, execute
+
+#: For modules of tests on the server that they share.
+ON_SHARED = pytest.mark.asyncio(loop_scope="session")
+
+#: Domains of every kind of policy, so that no test on the shared server needs to set one first.
+SHARED: Json = {
+    "domains": {
+        "note": {"policy": "manual"},
+        "form": {"policy": "field_merge"},
+        "form_manual": {"policy": "field_merge", "fallback": "manual"},
+        "form_server": {"policy": "field_merge", "fallback": "server_wins"},
+        "form_client": {"policy": "field_merge", "fallback": "client_wins"},
+        "form_escalation": {"policy": "field_merge", "fallback": "preserve_escalation"},
+        "visit": {"policy": "client_wins", "required": ["place"]},
+    }
+}
 
 _DEFAULTS = Path(__file__).parent.parent / "config.toml"
 
@@ -27,27 +49,83 @@ def settings_with(**sections: Mapping[str, Any]) -> Settings:
     return settings([defaults, Layer("test", {"server": {"port": 0}}), Layer("test", sections)])
 
 
-class Running:
-    """A server that is up, and clients of it that are closed with it."""
+class Reply(NamedTuple):
+    """What an HTTP request was answered; ``body`` is unpacked if it came compressed."""
 
-    def __init__(self, dsn: str, url: str, stack: AsyncExitStack) -> None:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def message(self) -> Json:
+        """The body as a JSON object."""
+        return msgspec.json.decode(self.body, type=Json)
+
+    @property
+    def verdict(self) -> tuple[int, str]:
+        """The status and, for an error, its code."""
+        return self.status, self.message["code"]
+
+
+class Running:
+    """A server that is up, and a test's clients of it, which ``stack`` closes.
+
+    ``suffix`` tells this test's tenants from those of others on the same server.
+    """
+
+    def __init__(
+        self, dsn: str, url: str, task: asyncio.Task[None], stack: AsyncExitStack, suffix: str = ""
+    ) -> None:
         self.dsn = dsn
         self.url = url
+        self.task = task
         self._stack = stack
+        self._suffix = suffix
         self.http = ClientSession()
         stack.push_async_callback(self.http.close)
+
+    def tenant(self, name: str = "acme") -> str:
+        """The name of a tenant in the database."""
+        return name + self._suffix
+
+    def token(self, device: str | None = "phone", tenant: str = "acme", **claims: Any) -> str:
+        """Sign a device's token."""
+        return token(self.tenant(tenant), device, **claims)
 
     async def device(self, name: str = "phone", tenant: str = "acme", **options: Any) -> Device:
         """Connect a device."""
         claims = {key: options.pop(key) for key in ("role", "exp") if key in options}
-        signed = token(tenant, name, **claims)
+        signed = self.token(name, tenant, **claims)
         return await self._stack.enter_async_context(
             connected(self.url, self.http, signed=signed, **options)
         )
 
     def headers(self, name: str = "phone", tenant: str = "acme", **claims: Any) -> dict[str, str]:
         """The headers of an HTTP request."""
-        return {"Authorization": f"Bearer {token(tenant, name, **claims)}"}
+        return {"Authorization": f"Bearer {self.token(name, tenant, **claims)}"}
+
+    async def get(self, path: str, device: str = "phone", tenant: str = "acme", **options: Any) -> Reply:
+        """Send a GET request as a device; ``options`` are aiohttp's, ``headers`` go beside the token."""
+        return await self._request("GET", path, device, tenant, options)
+
+    async def post(
+        self, path: str, body: bytes | Json, device: str = "phone", tenant: str = "acme", **options: Any
+    ) -> Reply:
+        """Send a POST request as a device; a body that is no bytes travels as JSON."""
+        options["data"] = io.BytesIO(body if isinstance(body, bytes) else msgspec.json.encode(body))
+        options["headers"] = {"Content-Type": "application/json"} | options.get("headers", {})
+        return await self._request("POST", path, device, tenant, options)
+
+    async def _request(self, method: str, path: str, device: str, tenant: str, options: Json) -> Reply:
+        role = options.pop("role", None)
+        headers = self.headers(device, tenant, role=role) | options.pop("headers", {})
+        async with self.http.request(method, self.url + path, headers=headers, **options) as response:
+            return Reply(response.status, response.headers, await response.read())
+
+    async def drained(self) -> None:
+        """Tell the server to drain, as a supervisor of processes would, and wait for its end."""
+        signal.raise_signal(signal.SIGTERM)
+        await self.task
 
 
 class _Started:
@@ -59,31 +137,16 @@ class _Started:
         self.port.set_result(value)
 
 
-Serve = Callable[..., Awaitable[Running]]
-
-
-@pytest.fixture
-async def serve(dsn: str) -> AsyncIterator[Serve]:
-    """Start servers with some settings replaced; all on one database with the tenants acme and globex."""
-    execute(
-        dsn,
-        "INSERT INTO tenants (name) VALUES ('acme'), ('globex')",
-        "INSERT INTO tenant_counters SELECT tenant_id FROM tenants",
-    )
-    async with AsyncExitStack() as stack:
-
-        async def start(**sections: Mapping[str, Any]) -> Running:
-            chosen = settings_with(**sections)
-            started = _Started()
-            server = Server(chosen, dsn, KeySet(secret_key(SECRET), {}))
-            task = asyncio.create_task(server.run(task_status=started))
-            stack.push_async_callback(_stopped, task)
-            await asyncio.wait({task, started.port}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                await task
-            return Running(dsn, f"http://127.0.0.1:{started.port.result()}", stack)
-
-        yield start
+async def _start(dsn: str, stack: AsyncExitStack, sections: Mapping[str, Any]) -> Running:
+    started = _Started()
+    server = Server(settings_with(**sections), dsn, KeySet(secret_key(SECRET), {}))
+    task = asyncio.create_task(server.run(task_status=started))
+    stack.push_async_callback(_stopped, task)
+    both: set[asyncio.Future[Any]] = {task, started.port}
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        await task
+    return Running(dsn, f"http://127.0.0.1:{started.port.result()}", task, stack)
 
 
 async def _stopped(task: asyncio.Task[None]) -> None:
@@ -91,7 +154,51 @@ async def _stopped(task: asyncio.Task[None]) -> None:
     await asyncio.wait({task})
 
 
+def _add_tenants(dsn: str, *names: str) -> None:
+    values = ", ".join(f"('{name}')" for name in names)
+    execute(
+        dsn,
+        f"INSERT INTO tenants (name) VALUES {values}",
+        "INSERT INTO tenant_counters SELECT tenant_id FROM tenants ON CONFLICT DO NOTHING",
+    )
+
+
+Serve = Callable[..., Awaitable[Running]]
+
+
+@pytest.fixture
+async def serve(dsn: str) -> AsyncIterator[Serve]:
+    """Start servers with some settings replaced; all on one database with the tenants acme and globex."""
+    _add_tenants(dsn, "acme", "globex")
+    async with AsyncExitStack() as stack:
+
+        async def start(**sections: Mapping[str, Any]) -> Running:
+            return await _start(dsn, stack, sections)
+
+        yield start
+
+
 @pytest.fixture
 async def server(serve: Serve) -> Running:
     """A server with the default settings."""
     return await serve()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def _shared(services: Services, template: str) -> AsyncIterator[Running]:
+    with database(services, template) as dsn:
+        async with AsyncExitStack() as stack:
+            yield await _start(dsn, stack, SHARED)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def shared(_shared: Running) -> AsyncIterator[Running]:
+    """A server that tests share, with the tenants acme and globex of this test alone.
+
+    It starts once, so that a test costs a tenth. Its tests run on the session's loop: they say
+    ``pytestmark = ON_SHARED``.
+    """
+    suffix = f"-{uuid.uuid4().hex}"
+    _add_tenants(_shared.dsn, f"acme{suffix}", f"globex{suffix}")
+    async with AsyncExitStack() as stack:
+        yield Running(_shared.dsn, _shared.url, _shared.task, stack, suffix)

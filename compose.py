@@ -225,13 +225,15 @@ class Site:
         return data_dir / "auth.secret"
 
     @contextmanager
-    def _database(self) -> Iterator[str]:
-        if not self._embedded:
-            yield self.settings.postgres.dsn
+    def _database(self, *, redis: bool = False) -> Iterator[str]:
+        given = self.settings.postgres.dsn
+        redis = redis and not self.settings.redis.url
+        if given and not redis:
+            yield given
             return
         try:
-            with embedded(self._data_dir, redis=False) as running_services:
-                yield running_services.dsn
+            with embedded(self._data_dir, postgres=not given, redis=redis) as running_services:
+                yield given or running_services.dsn
         except EmbeddedError as error:
             raise SiteError(str(error)) from None
 
@@ -252,8 +254,10 @@ class Site:
     def serve(self) -> None:
         """Serve until told to stop."""
         chosen = self.settings
+        if chosen.server.workers > 1:
+            raise SiteError("one worker is all a server has so far: start several, each on its own port")
         configure(chosen.log)
-        with self._database() as dsn:
+        with self._database(redis=True) as dsn:
             if self._embedded:
                 migrate(dsn)
                 PostgresTenancy(dsn).ensure(DEMO_TENANT)

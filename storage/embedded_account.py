@@ -81,7 +81,7 @@ def account_for(data_dir: Path) -> Account:
     for path in (data_dir / "postgres", data_dir):
         try:
             status = path.stat(follow_symlinks=False)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         if status.st_uid != 0:
             return Account(status.st_uid, status.st_gid, switched=True)
@@ -104,13 +104,13 @@ def make_data_dir(data_dir: Path, account: Account) -> None:
     """
     gid, mode = (account.gid, 0o710) if account.switched else (os.getegid(), 0o700)
     way = [*reversed(data_dir.parents), data_dir]
-    for path in way:
-        _make(path, os.geteuid(), gid, mode)
-    if account.switched and (closed := _closed(account, way)):
+    if account.switched and (closed := _closed(account, [path for path in way if path.is_dir()])):
         raise EmbeddedError(
             f"{closed} is closed to the account that PostgreSQL runs as in root's stead:"
             " choose an open place such as --data-dir /var/lib/tidemark or start as another user"
         )
+    for path in way:
+        _make(path, os.geteuid(), gid, mode)
 
 
 def _closed(account: Account, way: list[Path]) -> str:
@@ -161,4 +161,6 @@ def _make(path: Path, uid: int, gid: int, mode: int) -> None:
                 os.close(descriptor)
     except OSError as error:
         if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
-            raise  # else somebody else was faster, and is using it already
+            error.filename = str(path)  # the name that a person knows
+            raise
+        # Somebody else was faster, and is using it already.

@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from storage.embedded_account import Account, EmbeddedError, made_whole, sweep
+from storage.embedded_account import Account, made_whole, sweep
 from storage.embedded_binaries import postgres_binaries
-from storage.embedded_process import ServerProcess, Traces, last_words
+from storage.embedded_process import ServerProcess, Traces, failed
 
 _DATABASE: Final = "tidemark"
 #: Only a part of the socket's name: nothing listens on a port.
@@ -156,7 +156,4 @@ class EmbeddedPostgres:
             **self._account.spawning,
         )
         if ended.returncode:
-            raise EmbeddedError(
-                f"PostgreSQL could not be set up in {self._data_dir}, put that right or choose another"
-                f" --data-dir: {last_words(ended.stdout)}"
-            )
+            raise failed(f"PostgreSQL could not be set up in {self._data_dir}", ended.stdout)

@@ -6,6 +6,7 @@ children lives: no stale pid file, recycled pid or crash of the machine can make
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -75,12 +76,17 @@ class ServerProcess:
                 return
             said.seek(0)
             text = said.read().decode(errors="replace")
+        if self.alive():
+            raise EmbeddedError(
+                f"{self._name} lives but does not serve, see {self._traces.logs}: wait for its recovery"
+                f" or end the processes that hold {self._traces.lock}"
+            )
         newest = self._newest_log()
         if newest is not None and newest != logged:
             with newest[1].open("rb") as log:
                 log.seek(max(0, newest[1].stat().st_size - _LOG_TAIL_BYTES))
                 text += log.read().decode(errors="replace")
-        raise EmbeddedError(f"{self._name} did not start, see {self._traces.logs}: {last_words(text)}")
+        raise failed(f"{self._name} did not start, see {self._traces.logs}", text)
 
     def stop(self, steps: Iterable[tuple[signal.Signals, float]]) -> None:
         """Send each signal and wait as long as it says, in seconds, until the server is no more.
@@ -188,8 +194,10 @@ def wait_until(condition: Callable[[], bool], patience_s: float) -> bool:
     return True
 
 
-def last_words(text: str) -> str:
-    """Pick the line that tells most of what a program said before it gave up."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if _TELLING.search(line)]
-    return (telling or lines or ["it said nothing"])[-1]
+def failed(what: str, said: str) -> EmbeddedError:
+    """Make the error for a program that failed, with the line that tells most of what it ``said``."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    telling = [line[match.start() :] for line in lines if (match := _TELLING.search(line))]
+    words = (telling or lines or ["it said nothing"])[-1]
+    remedy = "free some room on its disk" if os.strerror(errno.ENOSPC) in words else "put that right"
+    return EmbeddedError(f"{what}: {words}: {remedy} or choose another --data-dir")

@@ -22,7 +22,7 @@ import pytest
 import redis.asyncio
 
 from storage.embedded import EmbeddedError, Services, embedded, servers
-from storage.embedded_account import account_for
+from storage.embedded_account import account_for, make_data_dir
 from storage.embedded_binaries import postgres_binaries, redis_binary
 from storage.embedded_process import wait_until
 from tests.services import execute, rows
@@ -60,6 +60,19 @@ def home(shared: Path) -> Iterator[Path]:
     yield shared
     with embedded(shared):
         pass  # the last to leave stops what a failed test left running
+
+
+@pytest.fixture
+def another(home: Path, place: Path) -> Callable[[str], Path]:
+    """Makes another data directory with a copy of the cluster, which is faster than setting one up."""
+
+    def make(name: str) -> Path:
+        copy = place / name
+        make_data_dir(copy, account_for(home))
+        subprocess.run(["/bin/cp", "-a", home / "postgres", copy], check=True)
+        return copy
+
+    return make
 
 
 def pid_in(path: Path) -> int:
@@ -102,7 +115,8 @@ async def ping(services: Services) -> bool:
 def another_user(home: Path) -> Iterator[subprocess.Popen[str]]:
     """A process of its own that uses ``home`` until it reads a line, is interrupted or killed."""
     script = (
-        "import sys; from pathlib import Path; from storage.embedded import embedded\n"
+        "import signal, sys; from pathlib import Path; from storage.embedded import embedded\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever it inherited\n"
         "with embedded(Path(sys.argv[1])):\n"
         "    print('in', flush=True)\n"
         "    sys.stdin.readline()\n"
@@ -256,6 +270,24 @@ def stranger(home: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
+def test_no_server_is_started_beside_children_of_a_killed_one(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with embedded(home, redis=False) as services:
+        postgres = servers(home).postgres
+        server = psutil.Process(postgres_pid(home))
+        child = next(each for each in server.children() if "checkpointer" in " ".join(each.cmdline()))
+        child.suspend()
+        server.kill()
+        with monkeypatch.context() as patched:
+            patched.setattr("storage.embedded_postgres._START_S", 0.1)
+            with pytest.raises(EmbeddedError, match="lives but does not serve"):
+                postgres.start()
+        child.resume()
+        postgres.start()
+        assert one(services, "1") == 1
+
+
 async def test_what_a_crash_of_the_machine_left_misleads_nobody(
     home: Path, stranger: subprocess.Popen[bytes]
 ) -> None:
@@ -297,18 +329,26 @@ def test_a_server_started_by_other_means_is_left_alone(home: Path) -> None:
             by_hand.send_signal(signal.SIGINT)
 
 
-def test_two_data_directories_share_nothing(home: Path, place: Path) -> None:
-    with embedded(home) as one_side, embedded(place / "data") as other_side:
-        assert one_side.dsn != other_side.dsn
-        assert one_side.redis_url != other_side.redis_url
-        identity = "system_identifier FROM pg_control_system()"
-        assert one(one_side, identity) != one(other_side, identity)
+def test_two_data_directories_share_nothing(home: Path, another: Callable[[str], Path]) -> None:
+    neighbour = another("data")
+    with embedded(home) as ours, embedded(neighbour) as theirs:
+        assert ours.redis_url != theirs.redis_url
+        directory = "current_setting('data_directory')"
+        assert one(ours, directory) == str(home / "postgres")
+        assert one(theirs, directory) == str(neighbour / "postgres")
 
 
-async def test_a_path_may_be_long_and_strange_and_its_sockets_cleaned_away(place: Path) -> None:
-    home = place / "a, 'b' %20 $HOME" / ("deep" * 30) / "data"
+async def test_a_path_may_be_strange(another: Callable[[str], Path]) -> None:
+    with embedded(another("a, 'b' %20?#\t$HOME")) as services:
+        assert one(services, "1") == 1
+        assert await ping(services)
+
+
+async def test_a_path_may_be_longer_than_a_socket_s_and_its_sockets_cleaned_away(
+    another: Callable[[str], Path],
+) -> None:
+    home = another("deep" * 30)
     with embedded(home) as services:
-        assert len(os.fsencode(home)) > 107
         assert one(services, "1") == 1
         assert await ping(services)
         sockets = (home / "sockets").resolve()
@@ -343,6 +383,11 @@ def test_a_start_that_fails_says_why_and_holds_nothing(home: Path) -> None:
     with refused, embedded(home):
         pass
     config.write_text(whole)
+    (home / "postgres" / "pg_wal").rename(home / "wal")
+    # This time it is not the server itself that says so, but one of its children, to the log.
+    with pytest.raises(EmbeddedError, match=r"PostgreSQL did not start.*pg_wal"), embedded(home):
+        pass
+    (home / "wal").rename(home / "postgres" / "pg_wal")
     with embedded(home) as services:
         assert one(services, "1") == 1
 
@@ -374,6 +419,7 @@ def test_a_closed_path_is_refused_and_stays_closed(place: Path) -> None:
     with pytest.raises(EmbeddedError, match=f"{private} is closed .* --data-dir"), embedded(private / "data"):
         pass
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    assert not any(private.iterdir())
 
 
 @needs_root

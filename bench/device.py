@@ -100,7 +100,7 @@ class Device:
         self.socket.write(frame(self._worker.message(sent)))
 
     def subscribe(self) -> None:
-        """Ask for every change; ``greeted`` is done once more when the first page is there."""
+        """Ask for every change; ``greeted`` is done once more when that is answered."""
         if self.socket is not None:
             self.greeted = asyncio.get_running_loop().create_future()
             self.socket.write(_SUBSCRIBE)
@@ -158,6 +158,8 @@ class Device:
         sent = self._under_way.pop(answer.id, None)
         if sent is not None:
             self._unlucky(sent)
+        elif not self.greeted.done():
+            self.greeted.set_result(None)
 
     def _unlucky(self, sent: Sent) -> None:
         self._doubt(sent)

@@ -73,7 +73,7 @@ async def _limit_a(ground: Ground, options: Options, duration_s: float, report: 
             beside = f"{row.syncs_per_s / TABLE_A[connections]:.2f} of {TABLE_A[connections]:,}/s"
             report.figures.append(
                 Figure(
-                    f"(a) decode and acknowledge, {connections} connections",
+                    f"(a) decode and acknowledge at {connections}",
                     row.syncs_per_s,
                     "syncs/s",
                     beside,
@@ -110,7 +110,7 @@ async def _limit_b(ground: Ground, options: Options, duration_s: float, report: 
         measured = msgspec.json.decode(line, type=Measured)
         report.figures.append(
             Figure(
-                f"(b) group commit alone, {measured.jobs} in flight",
+                f"(b) group commit alone at {measured.jobs}",
                 measured.per_s,
                 "syncs/s",
                 f"{measured.batch_messages:.1f} syncs a batch",

@@ -22,6 +22,7 @@ import msgspec
 import uvloop
 from hdrh.histogram import HdrHistogram
 
+from bench.alarm import Alarm
 from bench.device import Device, Tally
 from bench.plan import Acks, Mark, Outcome, Plan, Second
 from bench.wire import HandshakeError, connect
@@ -29,10 +30,10 @@ from bench.work import Worker
 
 #: How many handshakes are under way at once.
 CONNECTING: Final = 1000
+#: How many subscriptions are being opened at once: each reads the database.
+SUBSCRIBING: Final = 100
 #: How long the answers may take that are missing at the end.
 GRACE_S: Final = 15.0
-#: uvloop's timers have a grain of a millisecond, and a shorter wait would turn into spinning.
-_GRAIN_S: Final = 0.001
 _LEAD_S: Final = 0.05
 _LOOK_S: Final = 0.05
 
@@ -118,23 +119,22 @@ class Load:
             due.append((at_s, self._devices[int(draw.random() * len(self._devices))]))
         due.reverse()
         start_s = perf_counter() + _LEAD_S + plan.warmup_s
-        loop = asyncio.get_running_loop()
-        sent_all = loop.create_future()
+        sent_all = asyncio.get_running_loop().create_future()
 
         def send() -> None:
-            now_s = perf_counter() - start_s
-            while due and due[-1][0] <= now_s:
+            while due and due[-1][0] <= perf_counter() - start_s:
                 at_s, device = due.pop()
                 device.send(start_s + at_s)
-                now_s = perf_counter() - start_s
             if due:
-                loop.call_later(max(due[-1][0] - now_s, _GRAIN_S), send)
+                alarm.set(start_s + due[-1][0])
             else:
                 sent_all.set_result(None)
 
+        alarm = Alarm(send)
         send()
         await self._measure(start_s)
         await sent_all
+        alarm.close()
         return start_s
 
     async def _closed(self) -> float:
@@ -148,12 +148,16 @@ class Load:
         return start_s
 
     async def _idle(self) -> float:
-        for device in self._devices:
-            device.subscribe()
-        await asyncio.gather(*(device.greeted for device in self._devices))
+        turns = asyncio.Semaphore(SUBSCRIBING)
+        await asyncio.gather(*(self._subscribe(device, turns) for device in self._devices))
         start_s = perf_counter()
         await self._measure(start_s)
         return start_s
+
+    async def _subscribe(self, device: Device, turns: asyncio.Semaphore) -> None:
+        async with turns:
+            device.subscribe()
+            await device.greeted
 
     async def _measure(self, start_s: float) -> None:
         """Wait for the measured phase to begin and to end, and say both."""

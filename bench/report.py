@@ -144,7 +144,6 @@ def as_json(reports: Sequence[Report]) -> bytes:
 def row_of(run: Run, audit: Audit | None) -> Row:
     """Sum up a run."""
     outcome, usage = run.outcome, run.usage
-    syncs = max(outcome.completed, 1)
     latencies, lateness = (_histogram(text) for text in (outcome.histogram, outcome.lateness))
     cpu_ms = {"generator": outcome.cpu_ms, **(usage.cpu_ms if usage is not None else {})}
     return Row(
@@ -163,7 +162,9 @@ def row_of(run: Run, audit: Audit | None) -> Row:
         unanswered=outcome.unanswered,
         errors=outcome.errors,
         new_records=outcome.new_records,
-        cpu_ms={tree: spent / syncs for tree, spent in cpu_ms.items()},
+        cpu_ms={tree: spent / outcome.completed for tree, spent in cpu_ms.items()}
+        if outcome.completed
+        else {},
         rss_peak_mib=None if usage is None else usage.rss_peak_bytes / _MIB,
         audit=audit,
         curve=[(percentile, _ms(latencies, percentile)) for percentile in _CURVE],

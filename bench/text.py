@@ -77,7 +77,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{latency.max_ms:.1f}",
         f"{row.late_p50_ms:.2f}/{row.late_p99_ms:.2f}",
         str(sum(row.errors.values()) + row.unanswered),
-        " + ".join(f"{spent:.4f}" for spent in row.cpu_ms.values()),
+        " + ".join(f"{spent:.4f}" for spent in row.cpu_ms.values()) or "-",
         "-" if row.rss_peak_mib is None else f"{row.rss_peak_mib:.0f}",
         "-" if row.audit is None else f"{row.audit.items:,} items, {row.audit.fault_count} faults",
     )

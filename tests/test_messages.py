@@ -1,0 +1,176 @@
+"""The wire is pinned: what devices rely on cannot change by accident."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine import messages
+from engine.cursor import Scope
+from engine.errors import ERRORS, SyncError
+from engine.jobs import Answer, Settlement
+from engine.messages import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL, PROTOCOL_VERSION, Item, Request, Result
+from engine.pages import encode_change, page_body, with_id
+from engine.rows import Record
+from handlers import connection, connections, ws
+from handlers.errors import error_body
+
+#: Of ``wire_schema()``. A field may be added as optional; whatever else changes is a new version of the
+#: contract. Whoever means it writes the new hash here, and the change into CHANGELOG.md.
+WIRE_SCHEMA_SHA256 = "c067e2d42e81da140addc8e5667d80c7446c781cc7a01e52257bc977409403f9"
+
+
+def _without_words(value: Any) -> Any:
+    """Leave out what describes and does not decide."""
+    if isinstance(value, dict):
+        return {
+            name: _without_words(part)
+            for name, part in value.items()
+            if name not in {"description", "title"} or isinstance(part, dict)
+        }
+    return [_without_words(part) for part in value] if isinstance(value, list) else value
+
+
+def wire_schema() -> Any:
+    """Describe every message in both directions."""
+    structs = [
+        kind
+        for _, kind in inspect.getmembers(messages, inspect.isclass)
+        if issubclass(kind, msgspec.Struct) and kind.__module__ == messages.__name__
+    ]
+    return _without_words(list(msgspec.json.schema_components([Request, Item, Result, *structs])))
+
+
+def test_the_wire_schema_is_as_pinned() -> None:
+    schema = json.dumps(wire_schema(), sort_keys=True)
+    found = hashlib.sha256(schema.encode()).hexdigest()
+    assert found == WIRE_SCHEMA_SHA256, "the wire changed: see WIRE_SCHEMA_SHA256"
+
+
+def test_names_of_the_version() -> None:
+    assert PROTOCOL_VERSION == 1
+    assert (JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL) == ("tidemark.v1.json", "tidemark.v1.msgpack")
+
+
+def test_errors_keep_their_status_and_whether_to_try_again() -> None:
+    assert {code: (kind.http, kind.retryable) for code, kind in ERRORS.items()} == {
+        "malformed": (400, False),
+        "invalid_message": (422, False),
+        "unknown_type": (422, False),
+        "too_large": (413, False),
+        "unauthenticated": (401, False),
+        "forbidden": (403, False),
+        "not_found": (404, False),
+        "idempotency_key_reused": (409, False),
+        "conflict_stale": (409, False),
+        "conflict_closed": (409, False),
+        "cursor_expired": (410, False),
+        "rate_limited": (429, True),
+        "overloaded": (503, True),
+        "unavailable": (503, True),
+        "internal": (500, True),
+        "invalid_item": (None, False),
+        "unknown_domain": (None, False),
+        "unknown_base": (None, False),
+        "batch_aborted": (None, False),
+    }
+    for code, kind in ERRORS.items():
+        assert kind.code == code
+        assert kind.cause.endswith(".")
+        assert kind.remedy.endswith(".")
+
+
+def test_close_codes() -> None:
+    assert {
+        name: code
+        for module in (connection, connections, ws)
+        for name, code in vars(module).items()
+        if name.startswith("CLOSE_")
+    } == {
+        "CLOSE_NORMAL": 1000,
+        "CLOSE_NOT_UTF8": 1007,
+        "CLOSE_TOO_LARGE": 1009,
+        "CLOSE_RESTARTING": 1012,
+        "CLOSE_BAD_FRAMES": 4400,
+        "CLOSE_EXPIRED": 4401,
+        "CLOSE_FORBIDDEN": 4403,
+        "CLOSE_IDLE": 4408,
+        "CLOSE_REPLACED": 4409,
+        "CLOSE_RATE_IGNORED": 4429,
+        "CLOSE_UNAVAILABLE": 4503,
+    }
+
+
+@pytest.mark.parametrize("request_id", [None, "7", 'quote " and ü'])
+def test_frames_that_are_put_together_by_hand_are_json(request_id: str | None) -> None:
+    own_id = {} if request_id is None else {"id": request_id}
+    answer = Answer(b'[{"domain":"task"}]', replayed=True).frame(request_id)
+    assert json.loads(answer) == {
+        "type": "synced",
+        **own_id,
+        "replayed": True,
+        "results": [{"domain": "task"}],
+    }
+    assert json.loads(Answer(b"[]", replayed=False).frame(request_id))["replayed"] is False
+    assert json.loads(Settlement("c", 5, 99).frame(request_id)) == {
+        "type": "resolved",
+        **own_id,
+        "conflict_id": "c",
+        "version": 5,
+        "seq": 99,
+    }
+    refusal = SyncError("conflict_stale", "moved on", version=7, data=msgspec.Raw(b'{"a":1}'))
+    assert json.loads(error_body(refusal, request_id)) == {
+        "type": "error",
+        **own_id,
+        "code": "conflict_stale",
+        "message": "moved on",
+        "retryable": False,
+        "version": 7,
+        "data": {"a": 1},
+    }
+
+
+@pytest.mark.parametrize("request_id", [None, "9", 'quote " and ü'])
+def test_pages_are_json(request_id: str | None) -> None:
+    scope = Scope("e1", 1, None)
+    changes = [
+        encode_change(Record(1, "task", 'ä"', 4, 91, 1_767_323_045_000_000, "phone", 4, b'{"a":null}')),
+        encode_change(Record(1, "task", "b", 2, 92, 1_767_323_045_000_001, None, 3, None)),
+    ]
+    page = json.loads(with_id(page_body(scope, 92, changes, more=True), request_id))
+    assert page == {
+        "type": "changes",
+        **({} if request_id is None else {"id": request_id}),
+        "cursor": scope.cursor(92),
+        "more": True,
+        "changes": [
+            {
+                "domain": "task",
+                "id": 'ä"',
+                "version": 4,
+                "seq": 91,
+                "deleted": False,
+                "at": "2026-01-02T03:04:05Z",
+                "device_id": "phone",
+                "data": {"a": None},
+            },
+            {
+                "domain": "task",
+                "id": "b",
+                "version": 2,
+                "seq": 92,
+                "deleted": True,
+                "at": "2026-01-02T03:04:05.000001Z",
+                "device_id": None,
+                "data": None,
+            },
+        ],
+    }
+    empty = json.loads(with_id(page_body(scope, 0, [], more=False), request_id))
+    assert (empty["changes"], empty["more"], scope.seq(empty["cursor"])) == ([], False, 0)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import inspect
 import json
+import pkgutil
 from typing import Any
 
 import msgspec
 import pytest
 
+import handlers
 from engine import messages
 from engine.cursor import Scope
 from engine.errors import ERRORS, SyncError
@@ -17,7 +20,6 @@ from engine.jobs import Answer, Settlement
 from engine.messages import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL, PROTOCOL_VERSION, Item, Request, Result
 from engine.pages import encode_change, page_body, with_id
 from engine.rows import Record
-from handlers import connection, connections, ws
 from handlers.errors import error_body
 
 #: Of ``wire_schema()``. A field may be added as optional; whatever else changes is a new version of the
@@ -86,11 +88,10 @@ def test_errors_keep_their_status_and_whether_to_try_again() -> None:
 
 
 def test_close_codes() -> None:
+    names = [room.name for room in pkgutil.iter_modules(handlers.__path__)]
+    rooms = [importlib.import_module(f"handlers.{name}") for name in names]
     assert {
-        name: code
-        for module in (connection, connections, ws)
-        for name, code in vars(module).items()
-        if name.startswith("CLOSE_")
+        name: code for room in rooms for name, code in vars(room).items() if name.startswith("CLOSE_")
     } == {
         "CLOSE_NORMAL": 1000,
         "CLOSE_NOT_UTF8": 1007,

@@ -1,0 +1,268 @@
+"""Cases of planning that worlds drawn at random rarely meet."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from engine.batch import Plan, lookups, plan
+from engine.codec import JSON
+from engine.domains import Domain, DomainPolicy, Domains
+from engine.errors import SyncError
+from engine.intake import Intake, Session
+from engine.jobs import Answer, Job, Push, Resolution, Settlement
+from engine.messages import Choice, Resolve, Sync
+from engine.ports import Tenant
+from engine.rows import Conflict, ConflictRef, EventKey, HeldRef, RecordKey
+from engine.rules import Rules
+from tests.memory_store import Memory
+
+Json = dict[str, Any]
+
+NOW_US = 1_767_323_045_000_000
+AT = "2026-01-02T03:04:00Z"
+DOMAINS = Domains(
+    {
+        "task": Domain(policy="server_wins"),
+        "form": Domain(policy="manual"),
+        "note": Domain(policy="field_merge", fallback="manual"),
+        "voice": Domain(kind="event"),
+    }
+)
+
+
+class Desk:
+    """Plans batches over rows in memory."""
+
+    def __init__(self, domains: Domains = DOMAINS, answer_data_bytes: int = 1 << 20) -> None:
+        ids = itertools.count(1)
+        self.rows = Memory()
+        self.intake = Intake(domains, 500)
+        self.rules = Rules(
+            domains, lambda _: domains.default_policies, lambda: f"id-{next(ids)}", 1000, answer_data_bytes
+        )
+        self._keys = itertools.count(1)
+
+    def push(
+        self, *items: Json, device: str = "phone", tenant: int = 1, atomic: bool = False, key: str = ""
+    ) -> Push:
+        """Make a job of a sync, under a fresh key by default."""
+        frame = {
+            "type": "sync",
+            "id": "1",
+            "key": key or f"k{next(self._keys)}",
+            "atomic": atomic,
+            "items": items,
+        }
+        request = JSON.decode(json.dumps(frame).encode())
+        assert isinstance(request, Sync)
+        session = Session(tenant=Tenant(tenant, "t"), device_id=device, session_id="s")
+        return self.intake.push(request, session, NOW_US)
+
+    def resolution(
+        self, conflict: Conflict, choice: Choice, version: int, data: Json | None = None
+    ) -> Resolution:
+        """Make a job of a resolve by the conflict's own device."""
+        session = Session(tenant=Tenant(1, "t"), device_id=conflict.device_id, session_id="s")
+        request = Resolve("1", conflict.conflict_id, choice, version, data)
+        return self.intake.resolution(request, session, conflict, NOW_US)
+
+    def plan(self, *jobs: Job) -> Plan:
+        """Plan one batch and write it."""
+        listed = list(jobs)
+        planned = plan(listed, self.rows.state(lookups(listed, self.rules)), self.rules)
+        self.rows.apply(planned.writes, {job.tenant_id for job in jobs})
+        return planned
+
+    def results(self, *jobs: Push) -> list[list[Json]]:
+        """Plan one batch and give the results of each of its messages."""
+        found: list[list[Json]] = []
+        for outcome in self.plan(*jobs).outcomes:
+            assert isinstance(outcome, Answer)
+            found.append(json.loads(outcome.results))
+        return found
+
+
+def item(domain: str, record_id: str, /, base: int | None = None, op: str = "put", **data: Any) -> Json:
+    """Make an item."""
+    return {"domain": domain, "id": record_id, "op": op, "base": base, "at": AT, "data": data}
+
+
+def statuses(results: list[Json]) -> list[str]:
+    """Give the statuses of results."""
+    return [result["status"] for result in results]
+
+
+BAD = item("nothing", "x")
+
+
+def test_an_event_of_an_aborted_message_is_as_if_never_sent() -> None:
+    desk = Desk()
+    event = item("voice", "v", op="append", x=1)
+    aborted, again = desk.results(desk.push(event, BAD, atomic=True), desk.push(event))
+    assert [result["error"]["code"] for result in aborted] == ["batch_aborted", "unknown_domain"]
+    assert statuses(again) == ["applied"]
+    assert EventKey(1, "voice", "v", NOW_US - 5_000_000) in desk.rows.events
+
+
+def test_a_record_of_an_aborted_message_is_as_if_never_sent() -> None:
+    desk = Desk()
+    aborted, again = desk.results(
+        desk.push(item("task", "a", x=1), item("task", "a", 1, x=2), BAD, atomic=True),
+        desk.push(item("task", "a", x=3), item("task", "b", x=3)),
+    )
+    assert statuses(aborted) == ["rejected"] * 3
+    assert [(result["version"], result["seq"]) for result in again] == [(1, 1), (1, 2)]
+    assert not desk.rows.quarantine
+
+
+def test_what_an_aborted_message_met_stands_as_before_it() -> None:
+    desk = Desk()
+    desk.results(desk.push(item("form", "f", x=1), device="desk"))
+    ((_, held),) = desk.results(
+        desk.push(item("form", "f", 1, x=2), item("form", "f", 7, x=3), atomic=True)
+    )
+    assert held == {
+        "domain": "form",
+        "id": "f",
+        "status": "conflict",
+        "version": 1,
+        "seq": 1,
+        "data": {"x": 1},
+    }
+    assert not desk.rows.conflicts
+
+
+def test_past_its_bound_an_answer_carries_no_more_data() -> None:
+    desk = Desk(answer_data_bytes=250)
+    everything = [item("task", f"r{number}", x="x" * 92) for number in range(4)]
+    desk.results(desk.push(*everything, device="desk"))
+    meeting = desk.push(*[item("task", f"r{number}", 9, x="other") for number in range(4)], key="k")
+    (results,) = desk.results(meeting)
+    assert statuses(results) == ["resolved"] * 4
+    assert ["data" in result for result in results] == [True, True, False, False]
+    assert [result["version"] for result in results] == [1] * 4
+    assert desk.results(meeting) == [results], "the kept answer is the answer"
+
+
+def test_a_null_as_data_takes_no_room_in_the_bound() -> None:
+    desk = Desk(answer_data_bytes=0)
+    desk.results(desk.push(item("task", "a", x=1), device="desk"))
+    desk.results(desk.push(item("task", "a", 1, op="delete"), device="desk"))
+    ((result,),) = desk.results(desk.push(item("task", "a", 9, x=2)))
+    assert (result["status"], result["data"]) == ("resolved", None)
+
+
+def test_the_limit_of_a_record_is_measured_on_what_would_be_stored() -> None:
+    desk = Desk()
+    fits = "ä" * 496  # with {"x":""} it is 1000 bytes
+    ((put, append),) = desk.results(
+        desk.push(item("task", "a", x=fits), item("voice", "v", op="append", x=fits))
+    )
+    assert (put["status"], append["status"]) == ("applied", "applied")
+    results = desk.results(
+        desk.push(item("task", "b", x=fits + "y"), item("voice", "w", op="append", x=fits + "y")),
+        desk.push(item("task", "a", 1, op="patch", y=1)),
+        desk.push(item("task", "a", 1, op="patch", x=None, y=1)),
+    )
+    codes = [result.get("error", {}).get("code") for result in itertools.chain(*results)]
+    assert codes == ["too_large", "too_large", "too_large", None]
+
+
+def _open_conflict(desk: Desk) -> Conflict:
+    desk.results(desk.push(item("form", "f", x=1), device="desk"))
+    desk.results(desk.push(item("form", "f", 9, y=2)))
+    ((_, conflict),) = desk.rows.conflicts.items()
+    return conflict
+
+
+def test_the_servers_record_may_stand_whatever_the_rules_have_become() -> None:
+    desk = Desk()
+    conflict = _open_conflict(desk)
+    stricter = Desk(Domains({"form": Domain(required=("signature",))}))
+    stricter.rows = desk.rows
+    for choice in ("client", "merged"):
+        (refused,) = stricter.plan(stricter.resolution(conflict, choice, 1, {"z": 3})).outcomes
+        assert isinstance(refused, SyncError)
+        assert (refused.code, refused.message) == ("invalid_message", "data.signature is required")
+    (settled,) = stricter.plan(stricter.resolution(conflict, "server", 1)).outcomes
+    assert settled == Settlement(conflict.conflict_id, 2, 2)
+    assert stricter.rows.records[RecordKey(1, "form", "f")].data == b'{"x":1}'
+
+
+def test_a_later_held_change_replaces_the_clients_side_and_keeps_its_place_in_the_queue() -> None:
+    desk = Desk()
+    first = _open_conflict(desk)
+    desk.results(desk.push(item("form", "f", 1, x=5), device="desk"))
+    results, other = desk.results(
+        desk.push(item("form", "f", 9, y=3), item("form", "f", 9, y=4)),
+        desk.push(item("form", "f", 9, y=5), device="tablet"),
+    )
+    assert [result["conflict_id"] for result in results] == [first.conflict_id] * 2
+    assert other[0]["conflict_id"] != first.conflict_id
+    now = desk.rows.conflicts[ConflictRef(1, first.conflict_id)]
+    assert (now.client_data, now.server_version, now.opened_at_us) == (b'{"y":4}', 2, first.opened_at_us)
+
+
+def test_once_settled_the_next_held_change_opens_a_new_conflict_even_in_the_same_batch() -> None:
+    desk = Desk()
+    first = _open_conflict(desk)
+    settled, answer = desk.plan(
+        desk.resolution(first, "client", 1), desk.push(item("form", "f", 9, y=3))
+    ).outcomes
+    assert settled == Settlement(first.conflict_id, 2, 2)
+    assert isinstance(answer, Answer)
+    (result,) = json.loads(answer.results)
+    assert result["status"] == "conflict"
+    assert result["conflict_id"] != first.conflict_id
+    assert [row.outcome for row in desk.rows.conflicts.values()] == ["client", "open"]
+
+
+def test_the_same_key_twice_in_one_batch_applies_once() -> None:
+    desk = Desk()
+    message = item("task", "a", x=1)
+    first, again, other = desk.plan(
+        desk.push(message, key="k"),
+        desk.push(message, key="k"),
+        desk.push(message, message, key="k"),
+    ).outcomes
+    assert isinstance(first, Answer)
+    assert again == Answer(first.results, replayed=True)
+    assert isinstance(other, SyncError)
+    assert other.code == "idempotency_key_reused"
+    assert desk.rows.seqs == {1: 1}
+
+
+def test_what_is_looked_up_is_what_may_be_needed() -> None:
+    desk = Desk()
+    events = item("voice", "v", op="append")
+    wanted = lookups(
+        [
+            desk.push(item("task", "a"), item("form", "b"), item("note", "c"), BAD, events, tenant=3),
+            desk.push(item("task", "a"), item("task", "a"), tenant=3),
+            desk.push(tenant=2),
+        ],
+        desk.rules,
+    )
+    assert wanted.tenants == [2, 3]
+    assert wanted.records == [RecordKey(3, domain, name) for domain, name in _names("task a form b note c")]
+    assert wanted.events == [EventKey(3, "voice", "v", NOW_US - 5_000_000)]
+    assert wanted.held == [HeldRef(3, "phone", domain, name) for domain, name in _names("form b note c")]
+    assert len(wanted.keys) == 3
+    assert wanted.conflicts == []
+
+
+def _names(text: str) -> list[tuple[str, str]]:
+    words = text.split()
+    return list(zip(words[::2], words[1::2], strict=True))
+
+
+def test_policies_held_still_are_those_of_then() -> None:
+    now: dict[int, Mapping[str, DomainPolicy]] = {1: {"task": DomainPolicy("manual")}, 2: {}}
+    rules = Rules(DOMAINS, lambda tenant: now[tenant], str, 1, 1)
+    still = rules.as_of_now({1, 2})
+    now[1] = {"task": DomainPolicy("client_wins")}
+    assert still.policies(1) == {"task": DomainPolicy("manual")}
+    assert rules.policies(1) == {"task": DomainPolicy("client_wins")}

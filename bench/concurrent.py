@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
-from bench.audit import audit
+from bench.audit import Auditor
 from bench.drive import Target, drive
 from bench.duel import duel, figures, limit_c, remarks
 from bench.fill import fill
@@ -123,6 +123,7 @@ def _ratios(empty: list[Row], filled: list[Row], options: Options, report: Repor
 
 async def _round(name: str, target: Target, dsn: str, options: Options) -> Row:
     duration_s = options.duration_s or DURATION_S
+    auditor = Auditor(dsn)
     run = await drive(
         name,
         target,
@@ -132,7 +133,7 @@ async def _round(name: str, target: Target, dsn: str, options: Options) -> Row:
         rate_per_s=options.rate_per_s,
         warmup_s=min(_WARMUP_S, duration_s),
     )
-    return row_of(run, audit(run, dsn))
+    return row_of(run, auditor.audit(run))
 
 
 def _bars(rows: Sequence[Row], options: Options) -> list[Bar]:

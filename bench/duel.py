@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from bench.audit import audit
+from bench.audit import Auditor
 from bench.drive import Target, drive
 from bench.ground import Ground
 from bench.report import Figure, Row, row_of
@@ -50,8 +50,9 @@ async def duel(
             for side in sides if number % 2 else reversed(sides):
                 name = f"{side} at {connections}, round {number}"
                 target = rival if side == "c" else stage.target
+                auditor = Auditor(stage.dsn) if side == "product" else None
                 run = await drive(name, target, "closed", connections, duration_s, warmup_s=WARMUP_S)
-                found = audit(run, stage.dsn) if side == "product" else None
+                found = None if auditor is None else auditor.audit(run)
                 turns.append(Turn(side, connections, row_of(run, found)))
     return turns
 

@@ -1,0 +1,155 @@
+"""Reports: the verdicts, the text, the JSON, the page."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from typing import Any
+
+import msgspec
+import pytest
+
+from bench.audit import Audit
+from bench.drive import Run, Usage
+from bench.duel import Turn, figures, remarks
+from bench.html import html_of
+from bench.load import histogram
+from bench.plan import Outcome, Plan, Second
+from bench.report import Bar, Figure, Machine, Report, Row, as_json, median_latency, row_of
+from bench.text import text_of
+
+MACHINE = Machine(2, "a processor", "Linux 6", "3.11", 0.1)
+CLEAN = Audit(100, 50, 2, 0, [])
+FAULTY = Audit(100, 50, 2, 1, ["acme/x: acknowledged at version 1 and not there"])
+
+
+def encoded(*milliseconds: int) -> str:
+    return str(histogram(array("Q", [ms * 1000 for ms in milliseconds])).encode().decode())
+
+
+def run_of(name: str = "round 1", mode: Any = "open", **changes: Any) -> Run:
+    plan = Plan(host="h", port=1, devices=["r-0"], tokens=["t"], mode=mode, duration_s=2.0)
+    usual: dict[str, Any] = {
+        "asked": 1,
+        "connected": 1,
+        "connect_s": 0.1,
+        "refusals": {},
+        "sent": 120,
+        "answered": 100,
+        "completed": 100,
+        "duration_s": 2.0,
+        "histogram": encoded(*range(1, 101)),
+        "lateness": encoded(1),
+        "seconds": [Second(50, 1.0, 2.0)] * 2,
+        "cpu_ms": 10.0,
+    }
+    usage = Usage({"server": 20.0, "postgres": 30.0}, 1 << 20, 2 << 20, 3 << 20)
+    return Run(name, plan, ["acme"], Outcome(**(usual | changes)), usage)
+
+
+def report(*rows: Row, **fields: Any) -> Report:
+    return Report(scenario="concurrent", work="the work", machine=MACHINE, rows=list(rows), **fields)
+
+
+def test_a_run_is_summed_up() -> None:
+    row = row_of(run_of(), CLEAN)
+    assert row.syncs_per_s == 50
+    assert row.latency.p50_ms == pytest.approx(50, rel=0.001)
+    assert row.latency.p95_ms == pytest.approx(95, rel=0.001)
+    assert row.latency.p99_ms == pytest.approx(99, rel=0.001)
+    assert row.latency.max_ms == pytest.approx(100, rel=0.001)
+    assert row.cpu_ms == {"generator": 0.1, "server": 0.2, "postgres": 0.3}
+    assert row.rss_peak_mib == 3
+
+
+def test_medians_are_taken_over_rounds() -> None:
+    rows = [row_of(run_of(histogram=encoded(ms)), None) for ms in (9, 2, 4)]
+    assert median_latency(rows).p50_ms == pytest.approx(4, rel=0.001)
+
+
+@pytest.mark.parametrize(
+    ("bar", "met"),
+    [
+        (Bar("b", 5.0, "at most", 5.0, "ms"), True),
+        (Bar("b", 5.1, "at most", 5.0, "ms"), False),
+        (Bar("b", 100.0, "at least", 100.0, "%"), True),
+        (Bar("b", 99.9, "at least", 100.0, "%"), False),
+    ],
+)
+def test_a_bar_is_met_or_missed(bar: Bar, met: bool) -> None:
+    assert bar.met is met
+    assert report(bars=[bar]).passed is met
+    assert ("MISSED" in text_of(report(bars=[bar]))) is not met
+
+
+def test_a_fault_of_the_audit_fails_the_report() -> None:
+    assert report(row_of(run_of(), CLEAN)).passed
+    faulty = report(row_of(run_of(), CLEAN), row_of(run_of(), FAULTY))
+    assert not faulty.passed
+    assert FAULTY.faults[0] in text_of(faulty)
+
+
+def test_the_text_names_errors_refusals_and_what_was_logged() -> None:
+    row = row_of(run_of(errors={"overloaded": 3}, unanswered=2, refusals={"HTTP/1.1 401": 4}), None)
+    text = text_of(report(row, logged={"batch_unavailable": 5}))
+    assert "errors: overloaded 3, unanswered: 2" in text
+    assert "handshakes refused: HTTP/1.1 401 4" in text
+    assert "the server logged: batch_unavailable 5" in text
+
+
+def test_a_busy_machine_is_named() -> None:
+    busy = Report(scenario="s", work="w", machine=msgspec.structs.replace(MACHINE, load_average=1.5))
+    assert "load average was 1.50" in text_of(busy)
+    assert "not idle" not in text_of(report())
+
+
+def test_json_carries_the_verdicts() -> None:
+    bars = [Bar("b", 2.0, "at most", 1.0, "ms")]
+    whole = msgspec.json.decode(as_json([report(row_of(run_of(), CLEAN), bars=bars), report()]))
+    assert whole["passed"] is False
+    assert [one["passed"] for one in whole["reports"]] == [False, True]
+    assert whole["reports"][0]["bars"][0]["met"] is False
+    assert whole["reports"][0]["rows"][0]["latency"]["p50_ms"] == pytest.approx(50, rel=0.001)
+
+
+def test_the_page_has_its_charts_inside_and_loads_nothing() -> None:
+    page = html_of(
+        [report(row_of(run_of("open < round"), CLEAN)), report(row_of(run_of(mode="closed"), None))]
+    )
+    assert page.count("<svg") == 3  # percentiles of both, a time line of the open loop
+    assert "open &lt; round" in page
+    assert "open < round" not in page
+    assert not re.search(r"""(src|href)=["'](?!#)""", page.replace('xlink:href="#', 'href="#'))
+    assert not re.search(r"@import|url\((?!#)", page)
+
+
+def test_a_row_without_answers_draws_no_chart() -> None:
+    silent = row_of(run_of(mode="idle", answered=0, completed=0, histogram="", lateness=""), None)
+    assert silent.cpu_ms == {}
+    assert "<svg" not in html_of([report(silent)])
+
+
+def turns(rival: float, ours: float, connections: int = 100) -> list[Turn]:
+    def turn(side: Any, per_s: float) -> Turn:
+        run = run_of(mode="closed", completed=round(per_s * 2))
+        return Turn(side, connections, row_of(run, None))
+
+    return [turn("c", rival), turn("c", rival), turn("product", ours), turn("product", ours * 3)]
+
+
+def test_the_product_is_a_ratio_of_the_simplest_pipeline() -> None:
+    found = {figure.name: figure for figure in figures(turns(20_000, 8_000))}
+    assert found["product as a ratio of (c) at 100"].value == pytest.approx(0.8)
+    assert found["(c) simplest durable pipeline at 100"].beside == "1.16 of 17,300/s"
+    assert found["CPU of a sync, (c) over product, at 100"].value > 0
+
+
+@pytest.mark.parametrize(("rival", "said"), [(15_560, 1), (15_580, 0)])
+def test_a_rival_below_its_table_is_named(rival: float, said: int) -> None:
+    assert len(remarks(turns(rival, 1_000))) == said
+
+
+def test_figures_and_bars_are_readable() -> None:
+    text = text_of(report(figures=[Figure("f", 18_097.4, "syncs/s"), Figure("g", 0.6516, "")]))
+    assert "18,097 syncs/s" in text
+    assert "0.652" in text

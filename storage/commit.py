@@ -234,7 +234,7 @@ class PostgresTransaction:
         clean = False
         try:
             await session.run_prepared("", statements, "; COMMIT" if statements else "COMMIT", values)
-            if session.warned:
+            if session.warned():
                 raise StoreUnknownError("the commit may not have reached the standby")
             clean = True
         except ConnectionLostError as error:

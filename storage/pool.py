@@ -158,9 +158,14 @@ class Session:
             return StoreError(f"{sentence} (SQLSTATE {state})")
         return StoreRetryError(sentence)
 
-    @property
     def warned(self) -> bool:
-        """Whether the server warned since this was last asked, as COMMIT does of a silent standby."""
+        """Tell whether the server warned since this was last asked, as COMMIT does of a silent standby."""
+        try:
+            # What came with the last result reaches the notices only when the driver looks once more.
+            self._connection.raw.poll()
+        except psycopg2.Error:
+            self.close()
+            return True
         notices = self._connection.notices
         warned = any("WARNING" in notice for notice in notices)
         if notices:
@@ -235,6 +240,7 @@ class Database:
             if not clean and not session.closed:
                 try:
                     await session.run("ROLLBACK")
+                    session.warned()  # of a transaction that had ended; the next COMMIT is not to blame
                 except StoreError:
                     session.close()
             if not session.closed:

@@ -43,6 +43,7 @@ class Desk:
         self.rules = Rules(
             domains, lambda _: domains.default_policies, lambda: f"id-{next(ids)}", 1000, answer_data_bytes
         )
+        self.now_us = NOW_US
         self._keys = itertools.count(1)
 
     def push(
@@ -59,7 +60,7 @@ class Desk:
         request = JSON.decode(json.dumps(frame).encode())
         assert isinstance(request, Sync)
         session = Session(tenant=Tenant(tenant, "t"), device_id=device, session_id="s")
-        return self.intake.push(request, session, NOW_US)
+        return self.intake.push(request, session, self.now_us)
 
     def resolution(
         self, conflict: Conflict, choice: Choice, version: int, data: Json | None = None
@@ -67,7 +68,7 @@ class Desk:
         """Make a job of a resolve by the conflict's own device."""
         session = Session(tenant=Tenant(1, "t"), device_id=conflict.device_id, session_id="s")
         request = Resolve("1", conflict.conflict_id, choice, version, data)
-        return self.intake.resolution(request, session, conflict, NOW_US)
+        return self.intake.resolution(request, session, conflict, self.now_us)
 
     def plan(self, *jobs: Job) -> Plan:
         """Plan one batch and write it."""
@@ -195,6 +196,7 @@ def test_the_servers_record_may_stand_whatever_the_rules_have_become() -> None:
 def test_a_later_held_change_replaces_the_clients_side_and_keeps_its_place_in_the_queue() -> None:
     desk = Desk()
     first = _open_conflict(desk)
+    desk.now_us += 1_000_000
     desk.results(desk.push(item("form", "f", 1, x=5), device="desk"))
     results, other = desk.results(
         desk.push(item("form", "f", 9, y=3), item("form", "f", 9, y=4)),
@@ -203,7 +205,7 @@ def test_a_later_held_change_replaces_the_clients_side_and_keeps_its_place_in_th
     assert [result["conflict_id"] for result in results] == [first.conflict_id] * 2
     assert other[0]["conflict_id"] != first.conflict_id
     now = desk.rows.conflicts[ConflictRef(1, first.conflict_id)]
-    assert (now.client_data, now.server_version, now.opened_at_us) == (b'{"y":4}', 2, first.opened_at_us)
+    assert (now.client_data, now.server_version, now.opened_at_us) == (b'{"y":4}', 2, NOW_US)
 
 
 def test_once_settled_the_next_held_change_opens_a_new_conflict_even_in_the_same_batch() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -86,7 +87,8 @@ class Reader:
     def __init__(self, news: asyncio.Event, session_id: str = "s-reader") -> None:
         self._news = news
         self.session_id = session_id
-        self.refusing = False
+        #: How many pages more it has room for.
+        self.room: float = math.inf
         self.refused = False
         self.pages: list[Json] = []
         self.bodies: list[bytes] = []
@@ -100,10 +102,11 @@ class Reader:
 
     def send(self, body: bytes, tail: bytes) -> bool:
         """Take a page; the first always."""
-        if self.refusing and self.pages:
+        if self.room < 1 and self.pages:
             self.refused = True
             self._news.set()
             return False
+        self.room -= 1
         page = json.loads(body + tail)
         assert page["type"] == "changes"
         for change in page["changes"]:
@@ -131,7 +134,7 @@ class Reader:
 
     def resume(self) -> None:
         """Have room again."""
-        self.refusing = False
+        self.room = math.inf
         if self.refused and self.subscription is not None:
             self.refused = False
             self.subscription.resume()
@@ -313,6 +316,16 @@ async def test_the_backlog_comes_in_pages_and_goes_over_into_live() -> None:
         await one.until(lambda: len(reader.ids) == 11)
         assert [len(page["changes"]) for page in reader.pages] == [3, 3, 1, 3, 1]
         assert [page["more"] for page in reader.pages[3:]] == [True, False]
+
+
+async def test_each_cursor_of_a_split_page_stands_behind_what_was_told() -> None:
+    async with town() as one:
+        reader = await one.subscribed(limit=2)
+        one.publish(*[one.source.commit(f"r{number}", {}) for number in range(5)])
+        await one.until(lambda: len(reader.ids) == 5)
+        for page, behind in zip(reader.pages, (5, 3, 1, 0), strict=True):
+            (rest,) = await one.pull(page["cursor"], None, 500)
+            assert len(rest["changes"]) == behind
 
 
 async def test_a_cursor_goes_on_where_it_stood() -> None:
@@ -531,7 +544,7 @@ async def test_a_doubt_that_was_for_nothing_changes_nothing() -> None:
 async def test_a_refused_page_is_sent_once_there_is_room() -> None:
     async with town() as one:
         slow, quick = await one.subscribed(), await one.subscribed()
-        slow.refusing = True
+        slow.room = 0
         for number in range(3):
             one.publish(one.source.commit(f"r{number}", {}))
             await one.until(lambda number=number: len(quick.ids) == number + 1)
@@ -541,11 +554,23 @@ async def test_a_refused_page_is_sent_once_there_is_room() -> None:
         assert one.source.reads == 2, "the tail was enough"
 
 
+@pytest.mark.parametrize("room", [1, 2])
+async def test_a_reader_may_refuse_in_the_middle_of_split_pages(room: int) -> None:
+    async with town() as one:
+        reader = await one.subscribed(limit=2)
+        reader.room = room
+        one.publish(*[one.source.commit(f"r{number}", {}) for number in range(6)])
+        await one.until(lambda: reader.refused)
+        assert len(reader.ids) == 2 * room
+        reader.resume()
+        await one.until(lambda: reader.ids == [f"r{number}" for number in range(6)])
+
+
 async def test_who_fell_behind_the_tail_is_caught_up_from_the_store() -> None:
     limits = FeedLimits(page_bytes=1 << 20, tail_changes=3, tail_bytes=1 << 20, page_interval_s=0.0)
     async with town(limits) as one:
         slow, quick = await one.subscribed(limit=4), await one.subscribed()
-        slow.refusing = True
+        slow.room = 0
         for number in range(10):
             one.publish(one.source.commit(f"r{number % 6}", {"n": number}))
             await one.until(lambda number=number: len(quick.ids) == number + 1)
@@ -562,7 +587,7 @@ async def test_a_reader_may_refuse_in_the_middle_of_its_backlog() -> None:
         for number in range(6):
             one.source.commit(f"r{number}", {})
         reader = one.reader()
-        reader.refusing = True
+        reader.room = 0
         await one.subscribe(reader, limit=2)
         assert reader.ids == ["r0", "r1"], "the first page is the answer"
         await one.until(lambda: reader.refused)
@@ -576,7 +601,7 @@ async def test_a_feed_that_went_back_ends_the_subscription_with_an_error() -> No
         slow, quick = await one.subscribed(), await one.subscribed()
         one.publish(one.source.commit("a", {}))
         await one.until(lambda: slow.ids == quick.ids == ["a"])
-        slow.refusing = True
+        slow.room = 0
         for number in range(3):
             one.publish(one.source.commit(f"r{number}", {}))
             await one.until(lambda number=number: len(quick.ids) == number + 2)
@@ -616,7 +641,7 @@ _actions = st.one_of(
         st.sampled_from([None, None, ["task"], ["note", "task"]]),
         st.sampled_from([1, 2, 500]),
     ),
-    st.tuples(st.just("refuse"), st.integers(0, 3)),
+    st.tuples(st.just("refuse"), st.integers(0, 3), st.integers(0, 2)),
     st.tuples(st.just("resume"), st.integers(0, 3)),
     st.tuples(st.just("end"), st.integers(0, 3)),
     st.tuples(st.just("fail"), st.integers(1, 2)),
@@ -677,8 +702,8 @@ async def _dust(actions: Sequence[tuple[Any, ...]], limits: FeedLimits, *, by_do
                     del pending[place]
                 case ("subscribe", number, domains, limit):
                     await _subscribe(one, places[number], domains, limit)
-                case ("refuse", number) if places[number].reader is not None:
-                    places[number].reader.refusing = True
+                case ("refuse", number, room) if places[number].reader is not None:
+                    places[number].reader.room = room
                 case ("resume", number) if places[number].reader is not None:
                     places[number].reader.resume()
                 case ("end", number):

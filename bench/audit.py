@@ -98,7 +98,8 @@ class _Tables:
                 self.answers[names[tenant_id], key_hash.replace("-", "")].append(results.encode())
             cursor.execute(
                 "SELECT tenant_id, c.seq, coalesce(sum(version), 0)"
-                " FROM tenant_counters AS c LEFT JOIN records AS r USING (tenant_id) WHERE tenant_id = ANY(%s) GROUP BY tenant_id, c.seq",
+                " FROM tenant_counters AS c LEFT JOIN records AS r USING (tenant_id)"
+                " WHERE tenant_id = ANY(%s) GROUP BY tenant_id, c.seq",
                 (ids,),
             )
             self.counters = {

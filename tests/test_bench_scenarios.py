@@ -1,0 +1,230 @@
+"""The scenarios from the command line to their report, small, on real servers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from bench import concurrent, duel, limits
+from bench.cli import SCENARIOS, bench
+from bench.drive import Target, drive
+from bench.fill import fill
+from bench.ground import BenchError, read_settings, secret_of
+from bench.report import Bar, Report, this_machine
+from bench.server import started
+from bench.stage import Options, add_tenants
+from engine.settings import SettingsError
+from storage.embedded import Services
+from tests.device import SECRET
+from tests.services import rows
+from tests.serving import Serve
+
+TENANTS = ["acme", "globex", "initech"]
+
+
+@pytest.fixture
+def home(services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The benchmark's data directory, where the servers' account may pass; ``services`` keeps it short."""
+    place = Path(services.dsn.split("host=")[1].split()[0]).parent / tmp_path.name
+    monkeypatch.setenv("TIDEMARK__DATA__DIR", str(place))
+    return place
+
+
+def run_bench(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(bench, arguments)
+    return result.exit_code, result.output
+
+
+def test_concurrent_measures_audits_and_reports(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("P50_MS", "P95_MS", "P99_MS"):
+        monkeypatch.setattr(concurrent, name, 60_000.0)
+    monkeypatch.setattr(concurrent, "_REFERENCE_S", 0.5)
+    status, text = run_bench(
+        *("--connections", "5", "--tenants", "2", "--rate", "100", "--duration", "1", "--rounds", "2"),
+        *("--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html")),
+    )
+    assert status == 0, text
+    whole = msgspec.json.decode((tmp_path / "r.json").read_bytes())
+    (report,) = whole["reports"]
+    rows_by_name = {row["name"]: row for row in report["rows"]}
+    assert list(rows_by_name) == ["round 1", "round 2", "c at 5, round 1", "product at 5, round 1"]
+    first = rows_by_name["round 1"]
+    assert first["audit"]["items"] == first["sent"] > 50
+    assert first["cpu_ms"].keys() == {"generator", "server", "postgres"}
+    assert all(spent > 0 for spent in first["cpu_ms"].values())
+    assert [bar["name"] for bar in report["bars"] if not bar["met"]] == []
+    assert "product as a ratio of (c) at 5" in {figure["name"] for figure in report["figures"]}
+    assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize(("limit_ms", "expected"), [(1.0, 1), (3.0, 0)])
+def test_a_missed_bar_is_exit_status_1(
+    monkeypatch: pytest.MonkeyPatch, limit_ms: float, expected: int
+) -> None:
+    async def scenario(_: Options) -> Report:
+        bars = [Bar("p50", 2.0, "at most", limit_ms, "ms")]
+        return Report(scenario="concurrent", work="", machine=this_machine(), bars=bars)
+
+    monkeypatch.setitem(SCENARIOS, "concurrent", scenario)
+    status, text = run_bench("--scenario", "concurrent")
+    assert status == expected
+    assert ("MISSED  p50" in text) is bool(expected)
+
+
+@pytest.mark.usefixtures("home")
+def test_filled_and_empty_go_by_turns() -> None:
+    _, text = run_bench(
+        *("--connections", "3", "--tenants", "3", "--rate", "50", "--duration", "1"),
+        *("--rounds", "2", "--fill", "900"),
+    )
+    names = [line.split("  ")[0] for line in text.splitlines() if ", round " in line and "/3 in" in line]
+    assert names == ["empty, round 1", "filled, round 1", "filled, round 2", "empty, round 2"]
+    assert "p95 filled over p95 empty" in text
+    assert "p50, 900 records" in text
+
+
+@pytest.mark.usefixtures("home")
+async def test_limits_measure_all_three_and_idle_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SIZES", (1, 4))
+    monkeypatch.setattr(limits, "TABLE_A", {1: 1, 4: 1})
+    monkeypatch.setattr(limits, "IDLE_CONNECTIONS", 30)
+    monkeypatch.setattr(limits, "IDLE_KIB", 1_000_000.0)
+    monkeypatch.setattr(limits, "_IDLE_S", 0.2)
+    monkeypatch.setattr(limits, "WARMUP_S", 0.1)
+    monkeypatch.setattr(duel, "WARMUP_S", 0.1)
+    report = await limits.limits(options(rounds=1, duration_s=0.3))
+    assert report.passed
+    figures = {figure.name: figure.value for figure in report.figures}
+    for size in (1, 4):
+        assert figures[f"(a) decode and acknowledge at {size}"] > 0
+        assert figures[f"(b) group commit alone at {size}"] > 0
+        assert figures[f"product as a ratio of (c) at {size}"] == pytest.approx(
+            figures[f"product at {size}"] / figures[f"(c) simplest durable pipeline at {size}"]
+        )
+    assert figures["idle subscribed connection without compression"] > 0
+    assert "idle subscribed connection with compression" in figures
+    audits = [row.audit for row in report.rows if row.name.startswith("product")]
+    assert [audit is not None and audit.fault_count for audit in audits] == [0, 0]
+    assert all(row.faultless for row in report.rows)
+
+
+async def test_a_server_that_runs_already_is_measured(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = await serve(limits={"messages_per_minute": 1_000_000})
+    monkeypatch.setenv("TIDEMARK__POSTGRES__DSN", server.dsn)
+    monkeypatch.setenv("TIDEMARK__AUTH__SECRET", SECRET.decode())
+    report = await concurrent.concurrent(options(url=server.url))
+    (row,) = report.rows
+    assert row.connected == 3
+    assert row.faultless
+    assert row.audit is not None
+    assert row.audit.items == row.sent > 0
+    assert row.cpu_ms.keys() == {"generator"}
+
+
+async def test_limit_c_keeps_what_it_acknowledges(empty_dsn: str) -> None:
+    async with started(["-m", "bench.limit_c", empty_dsn], {}) as server:
+        target = Target(port=server.port, secret=SECRET.decode(), tenants=TENANTS)
+        run = await drive("c", target, "closed", 7, 0.5)
+    acks = run.outcome.acks
+    assert not run.outcome.errors
+    (records,) = rows(empty_dsn, "SELECT count(*), sum(version) FROM records")
+    assert records == (len({*zip(acks.device, acks.record, strict=True)}), len(acks.seq))
+    assert rows(empty_dsn, "SELECT count(*) FROM keys") == [(len(acks.seq),)]
+    assert len(set(acks.seq)) == len(acks.seq) > 0
+
+
+async def test_limit_a_answers_what_it_is_asked() -> None:
+    async with started(["-m", "bench.limit_a"], {}) as server:
+        target = Target(port=server.port, secret=SECRET.decode(), tenants=TENANTS)
+        run = await drive("a", target, "closed", 3, 0.2)
+    assert run.outcome.sent == len(run.outcome.acks.seq) > 0
+    assert not run.outcome.errors
+
+
+def test_filling_keeps_what_the_audit_counts_on(dsn: str) -> None:
+    add_tenants(dsn, TENANTS)
+    fill(dsn, TENANTS, 300)
+    counted = rows(
+        dsn,
+        "SELECT count(*), sum(version)::int, min(c.seq), count(DISTINCT id), max(data ->> 'note')"
+        " FROM records JOIN tenant_counters AS c USING (tenant_id) GROUP BY tenant_id",
+    )
+    assert counted == [(100, 100, 100, 100, "round 99")] * 3
+
+
+def options(**changes: Any) -> Options:
+    usual: dict[str, Any] = {
+        "settings": read_settings(None, None),
+        "config": None,
+        "connections": 3,
+        "rate_per_s": 100.0,
+        "duration_s": 0.5,
+        "tenants": 2,
+        "rounds": None,
+        "saturate": False,
+        "fill_records": 0,
+        "url": None,
+    }
+    return Options(**(usual | changes))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--fill", "5", "--saturate"], "--fill compares latencies"),
+        (["--fill", "5", "--url", "http://127.0.0.1:1"], "--fill compares latencies"),
+        (["--scenario", "limits", "--url", "http://127.0.0.1:1"], "leave --url out"),
+        (["--url", "https://example.org"], "http://HOST:PORT is required"),
+        (["--scenario", "uploads"], "is not one of 'concurrent', 'limits', 'all'"),
+        (["--config", "/no/such/file.toml"], "/no/such/file.toml: No such file or directory"),
+        (["--connections", "0"], "--connections"),
+    ],
+)
+def test_mistakes_are_sentences(arguments: list[str], sentence: str) -> None:
+    status, text = run_bench(*arguments)
+    assert status != 0
+    assert sentence in text
+    assert "Traceback" not in text
+
+
+def test_help_shows_an_example() -> None:
+    status, text = run_bench("--help")
+    assert status == 0
+    assert "Example: run.py bench" in text
+
+
+def test_the_secret_is_found_where_the_server_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = read_settings(None, str(tmp_path))
+    with pytest.raises(BenchError, match="TIDEMARK__AUTH__SECRET"):
+        secret_of(chosen)
+    (tmp_path / "auth.secret").write_text("generated\n")
+    assert secret_of(chosen) == "generated"
+    file = tmp_path / "mine"
+    file.write_text("mine\n")
+    monkeypatch.setenv("TIDEMARK__AUTH__SECRET_FILE", str(file))
+    assert secret_of(read_settings(None, str(tmp_path))) == "mine"
+    monkeypatch.setenv("TIDEMARK__AUTH__SECRET", "set")
+    assert secret_of(read_settings(None, str(tmp_path))) == "set"
+
+
+def test_a_settings_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text("[server")
+    with pytest.raises(SettingsError, match=r"x\.toml"):
+        read_settings(file, None)
+
+
+async def test_a_server_that_cannot_start_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BenchError, match="ended before it listened"):
+        async with started(["-c", "raise SystemExit('its last words')"], {}):
+            pass
+    assert "its last words" in capfd.readouterr().err

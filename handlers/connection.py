@@ -87,7 +87,9 @@ class Connection(Line):
     @property
     def has_room(self) -> bool:
         """Whether not too much of what was asked is unanswered or not taken yet."""
-        return self._in_flight < MAX_IN_FLIGHT and self._reads < MAX_READS and not self._outbox.full
+        return self._closing or (
+            self._in_flight < MAX_IN_FLIGHT and self._reads < MAX_READS and not self._outbox.full
+        )
 
     def room(self) -> None:
         """Go on reading and let the subscriptions go on that had to wait."""

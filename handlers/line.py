@@ -108,8 +108,8 @@ class Line:
 
     @property
     def has_room(self) -> bool:
-        """Whether the device has taken most of what it was told."""
-        return not self._outbox.full
+        """Whether the device has taken most of what it was told; at the end all that it sent is taken."""
+        return self._closing or not self._outbox.full
 
     def take(self, message: Frame) -> None:
         """Take in a frame."""

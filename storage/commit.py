@@ -68,11 +68,14 @@ _RECORDS: Final = (
     " AS w(t, d, i) CROSS JOIN LATERAL (SELECT * FROM records"
     " WHERE tenant_id = w.t AND domain = w.d AND id = w.i LIMIT 1) AS f"
 )
+#: The bounds leave out the days that no event of the batch is of before any of them is opened: with 400
+#: of them 2 ms a batch.
 _EVENTS: Final = (
     "SELECT 3, w.t, w.d, w.i, w.s, f.at_us, NULL, NULL, f.data::text, NULL, f.device_id"
     " FROM unnest(%(event_tenants)s::int[], %(event_domains)s::text[], %(event_ids)s::text[],"
     " %(event_times)s::bigint[]) AS w(t, d, i, s) CROSS JOIN LATERAL (SELECT * FROM events"
-    " WHERE tenant_id = w.t AND domain = w.d AND id = w.i AND sent_at_us = w.s LIMIT 1) AS f"
+    " WHERE tenant_id = w.t AND domain = w.d AND id = w.i AND sent_at_us = w.s"
+    " AND sent_at_us >= %(events_from)s::bigint AND sent_at_us <= %(events_to)s::bigint LIMIT 1) AS f"
 )
 _HELD: Final = (
     "SELECT 4, w.t, NULL, NULL, NULL, NULL, NULL, NULL, row_to_json(f)::text, NULL, NULL"
@@ -179,6 +182,7 @@ class PostgresStore:
             values["event_domains"] = texts(domains)
             values["event_ids"] = texts(ids)
             values["event_times"] = numbers(times)
+            values["events_from"], values["events_to"] = str(min(times)), str(max(times))
         if lookups.held:
             tenants, devices, domains, ids = zip(*lookups.held, strict=True)
             values["held_tenants"] = numbers(tenants)

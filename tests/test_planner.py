@@ -1,0 +1,141 @@
+"""How PostgreSQL finds what a batch reads: one probe of an index a row, whatever it knows of the tables.
+
+A plan that was made while a table was empty serves a connection for as long as that lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from engine.rows import ConflictRef, EventKey, HeldRef, KeyRef, Lookups, RecordKey
+from storage.commit import _LOCK, _OPEN, PostgresStore
+from storage.feed import _ALL, _SOME
+from storage.pool import Database, Session, Values
+from tests.services import execute
+
+ROWS = 100_000
+
+_READ = Lookups(
+    [1, 2],
+    [KeyRef(1, f"{number:032x}") for number in range(20)],
+    [RecordKey(1, "task", f"r{number}") for number in range(20)],
+    [EventKey(1, "voice", f"e{number}", number) for number in range(20)],
+    [HeldRef(1, "phone", "task", f"r{number}") for number in range(20)],
+    [ConflictRef(1, f"c{number}") for number in range(20)],
+)
+
+#: What identifies a row of each table, one of these sets of columns.
+_IDENTITIES: dict[str, list[set[str]]] = {
+    "tenant_counters": [{"tenant_id"}],
+    "sync_idempotency_record": [{"tenant_id", "key_hash"}],
+    "records": [{"tenant_id", "domain", "id"}],
+    "events": [{"tenant_id", "domain", "id", "sent_at_us"}],
+    "conflict_resolution_log": [
+        {"tenant_id", "conflict_id"},
+        {"tenant_id", "device_id", "domain", "record_id"},
+    ],
+}
+#: Grows slowly and is analysed after 50 rows: what is planned before does not matter.
+_SLOW = "conflict_resolution_log"
+
+#: All of it is of one tenant and domain, the worst case for whoever reads by their prefix.
+_GROWTH = (
+    "INSERT INTO records (tenant_id, domain, id, version, seq, at_us, chain_from, data)"
+    f" SELECT 1, 'task', 'r' || n, 1, n, 0, 1, '{{}}' FROM generate_series(1, {ROWS}) AS n",
+    "INSERT INTO events (tenant_id, domain, id, sent_at_us, at_us, device_id, data)"
+    f" SELECT 1, 'voice', 'e' || n, n, 0, 'phone', '{{}}' FROM generate_series(1, {ROWS // 10}) AS n",
+    "INSERT INTO sync_idempotency_record (tenant_id, key_hash, request_sha256, results)"
+    f" SELECT 1, md5(n::text)::uuid, '', '[]' FROM generate_series(1, {ROWS // 10}) AS n",
+    "INSERT INTO conflict_resolution_log (tenant_id, conflict_id, domain, record_id, device_id, policy, outcome,"
+    " server_version, client_op, client_at_us, opened_at_us) SELECT 1, 'c' || n, 'task', 'r' || n, 'phone',"
+    f" 'manual', 'open', 1, 'put', 0, n FROM generate_series(1, {ROWS // 10}) AS n",
+    f"UPDATE tenant_counters SET seq = {ROWS} WHERE tenant_id = 1",
+)
+_UNWATCHED = (
+    "records",
+    "events_earlier",
+    "events_later",
+    "sync_idempotency_record_earlier",
+    "sync_idempotency_record_later",
+    "conflict_resolution_log",
+)
+
+Node = dict[str, Any]
+
+
+@pytest.fixture
+def tenants(dsn: str) -> str:
+    """A database that nobody analyses but the test."""
+    execute(
+        dsn,
+        "INSERT INTO tenants (name) VALUES ('acme'), ('globex')",
+        "INSERT INTO tenant_counters SELECT tenant_id FROM tenants",
+        *(f"ALTER TABLE {table} SET (autovacuum_enabled = off)" for table in _UNWATCHED),
+    )
+    return dsn
+
+
+async def _explained(session: Session, statement: str, values: Values) -> list[Node]:
+    """The nodes of a plan that read a table."""
+    ((explained,),) = await session.run(statement, values)
+    await session.run("ROLLBACK")
+    return list(_scans(explained[0]["Plan"]))
+
+
+def _scans(node: Node) -> Iterator[Node]:
+    if "Relation Name" in node:
+        yield node
+    for part in node.get("Plans", []):
+        yield from _scans(part)
+
+
+async def _batch_is_read_by_identity(session: Session, store: PostgresStore, *, analysed: bool) -> None:
+    reading, values = store._reading(_READ)
+    await session.run_prepared(_OPEN, (_LOCK, reading), "", values)
+    await session.run("ROLLBACK")
+    scans = await _explained(session, f"{_OPEN}EXPLAIN (FORMAT JSON) {reading.call}", values)
+    scans += await _explained(session, f"{_OPEN}EXPLAIN (FORMAT JSON) {_LOCK.call}", values)
+    found: set[str] = set()
+    for scan in scans:
+        table = next(name for name in _IDENTITIES if scan["Relation Name"].startswith(name))
+        found.add(table)
+        condition = scan.get("Index Cond") or scan.get("Recheck Cond") or ""
+        compared = {name for name in set().union(*_IDENTITIES[table]) if f"({name} = " in condition}
+        if analysed or table != _SLOW:
+            assert compared in _IDENTITIES[table], scan
+    assert found == set(_IDENTITIES)
+
+
+async def _pages_are_read_in_order(session: Session) -> None:
+    every: Values = {"tenant": 1, "limit": 500, "bytes": 1 << 20}
+    for after in (0, ROWS // 2):
+        for statement, values in ((_ALL, every), (_SOME, {**every, "domains": "{task,ticket}"})):
+            scans = await _explained(session, f"EXPLAIN (FORMAT JSON) {statement}", {**values, "after": after})
+            (scan,) = [scan for scan in scans if scan["Relation Name"] == "records"]
+            assert (scan["Node Type"], scan["Index Name"]) == ("Index Scan", "records_by_seq"), scan
+            assert after == 0 or f"(seq > {after})" in scan["Index Cond"], scan
+
+
+@pytest.mark.parametrize("analysed_while_empty", [False, True], ids=["never analysed", "analysed while empty"])
+async def test_a_batch_is_read_by_index_on_empty_tables_and_after_growth(
+    tenants: str, analysed_while_empty: bool
+) -> None:
+    async with AsyncExitStack() as stack:
+        database = Database(tenants, 3)
+        stack.push_async_callback(database.close)
+        store = PostgresStore(database, 24)
+        early, grown, analysed = [await stack.enter_async_context(database.session()) for _ in range(3)]
+        if analysed_while_empty:
+            execute(tenants, "ANALYZE")
+        await _batch_is_read_by_identity(early, store, analysed=False)
+        execute(tenants, *_GROWTH)
+        for session in (early, grown):
+            await _batch_is_read_by_identity(session, store, analysed=False)
+        execute(tenants, "ANALYZE")
+        for session in (early, grown, analysed):
+            await _batch_is_read_by_identity(session, store, analysed=True)
+            await _pages_are_read_in_order(session)

@@ -35,6 +35,12 @@ class ServerProcess:
         """Where it listens."""
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
+
     async def start(self) -> None:
         """Start and wait until it listens, on the port of the time before."""
         self._process = await asyncio.create_subprocess_exec(
@@ -64,15 +70,16 @@ class ServerProcess:
         """Kill it as a power cut would."""
         assert self._process is not None
         self._process.kill()
-        await self._gone()
+        await self.ended()
 
     async def terminate(self) -> int:
         """Ask it to drain; gives its exit status."""
         assert self._process is not None
         self._process.terminate()
-        return await self._gone()
+        return await self.ended()
 
-    async def _gone(self) -> int:
+    async def ended(self) -> int:
+        """Wait for its end; gives its exit status."""
         assert self._process is not None
         assert self._reader is not None
         status = await self._process.wait()

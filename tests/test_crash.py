@@ -150,10 +150,9 @@ async def _under_fire(home: Home, kill: Callable[[ServerProcess], Awaitable[None
                 group.create_task(editor.run(server, session))
             for _ in range(KILLS):
                 target = _acknowledged(editors) + ACKS_BETWEEN + random.randrange(ACKS_BETWEEN)
-                async with progress:
-                    await asyncio.wait_for(
-                        progress.wait_for(lambda target=target: _acknowledged(editors) >= target), 60
-                    )
+                async with asyncio.timeout(60), progress:
+                    while _acknowledged(editors) < target:
+                        await progress.wait()
                 await kill(server)
             for editor in editors:
                 editor.stopping = True
@@ -184,7 +183,9 @@ def _audit(dsn: str, editors: list[Editor]) -> None:
         assert sorted(editor.acknowledged) == list(range(1, last + 1))
         assert stored[editor.tenant, f"record of {editor.name}"] == (last, last)
         told.setdefault(editor.tenant, []).extend(editor.acknowledged.values())
-    counters = dict(rows(dsn, "SELECT name, seq FROM tenants JOIN tenant_counters USING (tenant_id)"))
+    counters = {
+        name: seq for name, seq in rows(dsn, "SELECT name, seq FROM tenants JOIN tenant_counters USING (tenant_id)")
+    }
     for tenant, seqs in told.items():
         assert sorted(seqs) == list(range(1, len(seqs) + 1))
         assert counters[tenant] == len(seqs)

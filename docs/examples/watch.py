@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""A device on an open socket: prints every change of its tenant until a record has a status.
+"""A device on an open socket: ``watch.py TOKEN CURSOR [COUNT]`` prints changes as they are made.
 
-``watch.py TOKEN RECORD STATUS``, with the server at ``$TIDEMARK`` or http://127.0.0.1:8080.
+It begins behind the cursor, at the beginning for "", and ends after COUNT changes, else never. The server
+is at ``$TIDEMARK`` or http://127.0.0.1:8080.
 """
 
 import asyncio
@@ -14,23 +15,19 @@ from aiohttp import ClientSession, ClientWebSocketResponse
 URL = os.environ.get("TIDEMARK", "http://127.0.0.1:8080")
 
 
-async def watch(token: str, record: str, status: str) -> None:
-    """Subscribe from the beginning: first comes what was, then what happens."""
-    headers = {"Authorization": f"Bearer {token}"}
+async def watch(token: str, cursor: str | None, count: float) -> None:
+    """Subscribe: first comes what is behind the cursor, then what happens."""
     async with (
-        ClientSession(headers=headers) as session,
+        ClientSession(headers={"Authorization": f"Bearer {token}"}) as session,
         session.ws_connect(f"{URL}/v1/sync", protocols=("tidemark.v1.json",)) as socket,
     ):
-        welcome = await receive(socket, "welcome")
-        print("policies:", welcome["policies"])  # noqa: T201  # the example is read on a terminal
-        await socket.send_json({"type": "subscribe", "id": "1", "cursor": None})
-        while True:
+        await receive(socket, "welcome")
+        await socket.send_json({"type": "subscribe", "id": "1", "cursor": cursor})
+        while count > 0:
             page = await receive(socket, "changes")
             for change in page["changes"]:
-                data = change["data"]
-                print(change["domain"], change["id"], "version", change["version"], data)  # noqa: T201
-                if change["id"] == record and data is not None and data.get("status") == status:
-                    return
+                print(change["domain"], change["id"], "version", change["version"], change["data"])  # noqa: T201
+            count -= len(page["changes"])
 
 
 async def receive(socket: ClientWebSocketResponse, wanted: str) -> Any:
@@ -42,4 +39,5 @@ async def receive(socket: ClientWebSocketResponse, wanted: str) -> Any:
 
 
 if __name__ == "__main__":
-    asyncio.run(watch(*sys.argv[1:]))
+    own_token, behind, *most = sys.argv[1:]
+    asyncio.run(watch(own_token, behind or None, int(most[0]) if most else float("inf")))

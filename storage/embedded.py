@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -30,6 +30,7 @@ __all__ = ["EmbeddedError", "Servers", "Services", "embedded", "servers"]
 _TURN_S: Final = 300.0
 #: A Unix socket's path may have 107 bytes on Linux and 103 elsewhere.
 _SOCKETS_BYTES: Final = 103 - len("/.s.PGSQL.5432")
+_SHORT: Final = Path("/tmp")  # noqa: S108
 #: What neither libpq, PostgreSQL's lists nor a URL need quoted.
 _PLAIN: Final = re.compile(r"[A-Za-z0-9/._-]+\Z")
 
@@ -91,9 +92,12 @@ def _leave(home: Path, account: Account, users: int) -> None:
             running.redis.stop()
             running.postgres.stop()
             place = home / "sockets"
-            shutil.rmtree(place.resolve())
-            if place.is_symlink():
-                place.unlink()
+            with suppress(OSError):  # of a server that nobody stopped something is left, for the next start
+                if place.is_symlink():
+                    place.readlink().rmdir()
+                    place.unlink()
+                else:
+                    place.rmdir()
 
 
 @contextmanager
@@ -134,14 +138,15 @@ def _sockets(home: Path, account: Account) -> Path:
     """Find the directory of the sockets: in ``home`` where its path is short and plain, else in /tmp."""
     place = home / "sockets"
     if place.is_symlink():
-        if account.owns(short := place.readlink()):
+        short = place.readlink()
+        if short.parent == _SHORT and account.owns(short):
             return short
         place.unlink()  # /tmp was cleaned up, and the name may be anybody's now
     if len(os.fsencode(place)) <= _SOCKETS_BYTES and _PLAIN.match(str(place)):
         return account.directory(place)
     if place.is_dir():
         shutil.rmtree(place)  # the directory was moved here from where its path was short
-    # Closed to others from its first moment on, and its name cannot be taken by somebody before us.
-    short = account.directory(Path("/tmp") / f"tidemark-{secrets.token_hex(8)}")  # noqa: S108
+    # Closed to others from its first moment on, and nobody can have taken its name before us.
+    short = account.directory(_SHORT / f"tidemark-{secrets.token_hex(8)}")
     place.symlink_to(short)
     return short

@@ -71,7 +71,6 @@ class EmbeddedPostgres:
                 lock=data_dir / "postgres.lock",
                 mark=str(self._cluster),
                 pid=self._pid_file,
-                socket=self._socket,
                 logs=self._logs,
                 log_prefix="postgresql-",
             ),

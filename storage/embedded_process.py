@@ -32,14 +32,12 @@ class Traces(NamedTuple):
     """What is known of a server from outside.
 
     ``lock`` is held by it and its children, ``mark`` is one of its arguments, ``pid`` is the file it
-    writes its pid to, ``socket`` is where it listens; ``logs`` is a directory of files named
-    ``log_prefix``….
+    writes its pid to; ``logs`` is a directory of files named ``log_prefix``….
     """
 
     lock: Path
     mark: str
     pid: Path
-    socket: Path
     logs: Path
     log_prefix: str
 

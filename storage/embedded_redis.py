@@ -38,7 +38,6 @@ class EmbeddedRedis:
                 lock=data_dir / "redis.lock",
                 mark=str(self._home),
                 pid=self._pid_file,
-                socket=self._socket,
                 logs=self._logs,
                 log_prefix="redis",
             ),

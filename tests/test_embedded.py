@@ -278,12 +278,14 @@ def test_no_server_is_started_beside_children_of_a_killed_one(
         server = psutil.Process(postgres_pid(home))
         child = next(each for each in server.children() if "checkpointer" in " ".join(each.cmdline()))
         child.suspend()
-        server.kill()
-        with monkeypatch.context() as patched:
-            patched.setattr("storage.embedded_postgres._START_S", 0.1)
-            with pytest.raises(EmbeddedError, match="lives but does not serve"):
-                postgres.start()
-        child.resume()
+        try:
+            server.kill()
+            with monkeypatch.context() as patched:
+                patched.setattr("storage.embedded_postgres._START_S", 0.1)
+                with pytest.raises(EmbeddedError, match="lives but does not serve"):
+                    postgres.start()
+        finally:
+            child.resume()
         postgres.start()
         assert one(services, "1") == 1
 
@@ -420,6 +422,14 @@ def test_a_closed_path_is_refused_and_stays_closed(place: Path) -> None:
         pass
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
     assert not any(private.iterdir())
+
+
+@needs_root
+def test_a_directory_inside_that_is_another_account_s_is_not_taken(place: Path) -> None:
+    make_data_dir(place / "data", account_for(place / "data"))
+    (place / "data" / "sockets").mkdir()
+    with pytest.raises(EmbeddedError, match="sockets belongs to another account"), embedded(place / "data"):
+        pass
 
 
 @needs_root

@@ -92,6 +92,11 @@ async def drive(
         deflate=deflate,
     )
     outcome, usage = await _run(plan, target.watched)
+    if mode != "idle" and not outcome.completed:
+        reasons = ", ".join([*outcome.refusals, *outcome.errors]) or "silence"
+        raise BenchError(
+            f"{name}: {outcome.connected} of {connections} connected and nothing was answered: {reasons}"
+        )
     return Run(name, plan, tenants, outcome, usage)
 
 

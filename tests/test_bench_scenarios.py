@@ -128,6 +128,14 @@ async def test_a_server_that_runs_already_is_measured(serve: Serve, monkeypatch:
     assert row.cpu_ms.keys() == {"generator"}
 
 
+async def test_a_server_that_answers_nothing_is_an_error() -> None:
+    async with started(["-m", "bench.limit_a"], {}) as server:
+        port = server.port
+    target = Target(port=port, secret=SECRET.decode(), tenants=TENANTS)
+    with pytest.raises(BenchError, match="0 of 2 connected and nothing was answered: Connection refused"):
+        await drive("nobody", target, "closed", 2, 0.1)
+
+
 async def test_limit_c_keeps_what_it_acknowledges(empty_dsn: str) -> None:
     async with started(["-m", "bench.limit_c", empty_dsn], {}) as server:
         target = Target(port=server.port, secret=SECRET.decode(), tenants=TENANTS)

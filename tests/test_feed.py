@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import math
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -414,6 +416,25 @@ async def test_after_the_end_no_page_comes() -> None:
         assert reader.ids == []
 
 
+async def test_after_the_end_no_page_comes_even_of_a_read_that_was_under_way() -> None:
+    limits = FeedLimits(page_bytes=1 << 20, tail_changes=1, tail_bytes=1 << 20, page_interval_s=0.0)
+    async with town(limits) as one:
+        slow, quick = await one.subscribed(), await one.subscribed()
+        slow.room = 0
+        for number in range(3):
+            one.publish(one.source.commit(f"r{number}", {}))
+            await one.until(lambda number=number: len(quick.ids) == number + 1)
+        one.source.open.clear()
+        reads = one.source.reads
+        slow.resume()
+        await one.until(lambda: one.source.reads > reads)
+        assert slow.subscription is not None
+        slow.subscription.end()
+        one.source.open.set()
+        await turns()
+        assert slow.ids == []
+
+
 async def test_a_tenant_that_nobody_listens_to_is_forgotten_and_found_again() -> None:
     async with town() as one:
         reader = await one.subscribed()
@@ -455,6 +476,14 @@ async def test_a_store_that_is_away_refuses_the_subscription_and_leaves_nothing_
         assert reader.pages == []
         await one.subscribe(reader)
         assert reader.ids == ["a"]
+        one.source.failures = 1
+        refused = one.reader()
+        with pytest.raises(StoreUnavailableError):
+            await one.subscribe(refused)
+        gone = weakref.ref(refused)
+        del refused
+        gc.collect()
+        assert gone() is None
 
 
 # -- gaps -------------------------------------------------------------------------------------------------
@@ -666,7 +695,10 @@ def test_once_the_dust_settles_everyone_has_everything(
     by_doubt: bool,
 ) -> None:
     limits = FeedLimits(page_bytes, tail_changes, 1 << 20, page_interval_s=0.0)
-    with patch.object(feed_module, "_HEAL_CHANGES", heal_changes):
+    with (
+        patch.object(feed_module, "_HEAL_CHANGES", heal_changes),
+        patch.object(feed_module, "_SENDS_PER_TURN", 1),
+    ):
         asyncio.run(_dust(actions, limits, by_doubt=by_doubt))
 
 

@@ -183,9 +183,8 @@ def _audit(dsn: str, editors: list[Editor]) -> None:
         assert sorted(editor.acknowledged) == list(range(1, last + 1))
         assert stored[editor.tenant, f"record of {editor.name}"] == (last, last)
         told.setdefault(editor.tenant, []).extend(editor.acknowledged.values())
-    counters = {
-        name: seq for name, seq in rows(dsn, "SELECT name, seq FROM tenants JOIN tenant_counters USING (tenant_id)")
-    }
+    read = rows(dsn, "SELECT name, seq FROM tenants JOIN tenant_counters USING (tenant_id)")
+    counters = {row[0]: row[1] for row in read}
     for tenant, seqs in told.items():
         assert sorted(seqs) == list(range(1, len(seqs) + 1))
         assert counters[tenant] == len(seqs)

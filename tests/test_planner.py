@@ -43,18 +43,23 @@ _IDENTITIES: dict[str, list[set[str]]] = {
 _SLOW = "conflict_resolution_log"
 
 #: All of it is of one tenant and domain, the worst case for whoever reads by their prefix.
-_GROWTH = (
-    "INSERT INTO records (tenant_id, domain, id, version, seq, at_us, chain_from, data)"
-    f" SELECT 1, 'task', 'r' || n, 1, n, 0, 1, '{{}}' FROM generate_series(1, {ROWS}) AS n",
-    "INSERT INTO events (tenant_id, domain, id, sent_at_us, at_us, device_id, data)"
-    f" SELECT 1, 'voice', 'e' || n, n, 0, 'phone', '{{}}' FROM generate_series(1, {ROWS // 10}) AS n",
-    "INSERT INTO sync_idempotency_record (tenant_id, key_hash, request_sha256, results)"
-    f" SELECT 1, md5(n::text)::uuid, '', '[]' FROM generate_series(1, {ROWS // 10}) AS n",
-    "INSERT INTO conflict_resolution_log (tenant_id, conflict_id, domain, record_id, device_id, policy, outcome,"
-    " server_version, client_op, client_at_us, opened_at_us) SELECT 1, 'c' || n, 'task', 'r' || n, 'phone',"
-    f" 'manual', 'open', 1, 'put', 0, n FROM generate_series(1, {ROWS // 10}) AS n",
-    f"UPDATE tenant_counters SET seq = {ROWS} WHERE tenant_id = 1",
-)
+_GROWTH = f"""
+    INSERT INTO records (tenant_id, domain, id, version, seq, at_us, chain_from, data)
+    SELECT 1, 'task', 'r' || n, 1, n, 0, 1, '{{}}' FROM generate_series(1, {ROWS}) AS n;
+
+    INSERT INTO events (tenant_id, domain, id, sent_at_us, at_us, device_id, data)
+    SELECT 1, 'voice', 'e' || n, n, 0, 'phone', '{{}}' FROM generate_series(1, {ROWS // 10}) AS n;
+
+    INSERT INTO sync_idempotency_record (tenant_id, key_hash, request_sha256, results)
+    SELECT 1, md5(n::text)::uuid, '', '[]' FROM generate_series(1, {ROWS // 10}) AS n;
+
+    INSERT INTO conflict_resolution_log (tenant_id, conflict_id, domain, record_id, device_id, policy,
+        outcome, server_version, client_op, client_at_us, opened_at_us)
+    SELECT 1, 'c' || n, 'task', 'r' || n, 'phone', 'manual', 'open', 1, 'put', 0, n
+    FROM generate_series(1, {ROWS // 10}) AS n;
+
+    UPDATE tenant_counters SET seq = {ROWS} WHERE tenant_id = 1;
+"""
 _UNWATCHED = (
     "records",
     "events_earlier",
@@ -113,14 +118,15 @@ async def _batch_is_read_by_identity(session: Session, store: PostgresStore, *, 
 async def _pages_are_read_in_order(session: Session) -> None:
     every: Values = {"tenant": 1, "limit": 500, "bytes": 1 << 20}
     for after in (0, ROWS // 2):
-        for statement, values in ((_ALL, every), (_SOME, {**every, "domains": "{task,ticket}"})):
-            scans = await _explained(session, f"EXPLAIN (FORMAT JSON) {statement}", {**values, "after": after})
+        for statement, asked in ((_ALL, every), (_SOME, {**every, "domains": "{task,ticket}"})):
+            values = {**asked, "after": after}
+            scans = await _explained(session, f"EXPLAIN (FORMAT JSON) {statement}", values)
             (scan,) = [scan for scan in scans if scan["Relation Name"] == "records"]
             assert (scan["Node Type"], scan["Index Name"]) == ("Index Scan", "records_by_seq"), scan
             assert after == 0 or f"(seq > {after})" in scan["Index Cond"], scan
 
 
-@pytest.mark.parametrize("analysed_while_empty", [False, True], ids=["never analysed", "analysed while empty"])
+@pytest.mark.parametrize("analysed_while_empty", [False, True], ids=["never analysed", "analysed when empty"])
 async def test_a_batch_is_read_by_index_on_empty_tables_and_after_growth(
     tenants: str, analysed_while_empty: bool
 ) -> None:
@@ -132,7 +138,7 @@ async def test_a_batch_is_read_by_index_on_empty_tables_and_after_growth(
         if analysed_while_empty:
             execute(tenants, "ANALYZE")
         await _batch_is_read_by_identity(early, store, analysed=False)
-        execute(tenants, *_GROWTH)
+        execute(tenants, _GROWTH)
         for session in (early, grown):
             await _batch_is_read_by_identity(session, store, analysed=False)
         execute(tenants, "ANALYZE")

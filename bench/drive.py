@@ -14,7 +14,7 @@ import msgspec
 
 from bench.ground import BenchError
 from bench.plan import Mark, Mode, Outcome, Plan
-from bench.processes import Trees
+from bench.processes import Trees, machine_cpu_ms
 from bench.server import ROOT
 
 _SAMPLE_S: Final = 1.0
@@ -39,10 +39,12 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 class Usage(msgspec.Struct, frozen=True):
     """What the servers used in the measured phase: CPU by the names of ``Target.watched``.
 
-    Memory is the server's, before the first connection, at the end, and at most (sampled every second).
+    ``machine_cpu_ms`` is what everything on the machine used, the generator and strangers included.
+    Memory is the server's: before the first connection, at the end, and at most (sampled every second).
     """
 
     cpu_ms: dict[str, float]
+    machine_cpu_ms: float
     rss_before_bytes: int
     rss_end_bytes: int
     rss_peak_bytes: int
@@ -156,12 +158,12 @@ async def _run(plan: Plan, watched: Mapping[str, int]) -> tuple[Outcome, Usage |
 class _Meter:
     def __init__(self, watched: Mapping[str, int]) -> None:
         self._trees = Trees(watched)
-        self._marks: list[dict[str, float]] = []
+        self._marks: list[tuple[dict[str, float], float]] = []
         self._before = self._peak = self._end = self._trees.rss_bytes("server")
 
     def mark(self) -> None:
         """Read the CPU times where the measured phase begins or ends."""
-        self._marks.append(self._trees.cpu_ms())
+        self._marks.append((self._trees.cpu_ms(), machine_cpu_ms()))
         self._take()
 
     def _take(self) -> None:
@@ -178,6 +180,6 @@ class _Meter:
         """Sum up; None where nothing was measured."""
         if len(self._marks) != 2:
             return None
-        begin, end = self._marks
+        (begin, machine_begin), (end, machine_end) = self._marks
         cpu_ms = {name: end[name] - begin[name] for name in end}
-        return Usage(cpu_ms, self._before, self._end, self._peak)
+        return Usage(cpu_ms, machine_end - machine_begin, self._before, self._end, self._peak)

@@ -34,6 +34,13 @@ class Trees:
         return members
 
 
+def machine_cpu_ms() -> float:
+    """Sum up the CPU time that all processes and the kernel used since the machine started."""
+    times = psutil.cpu_times()
+    busy_s = times.user + times.system + sum(getattr(times, kind, 0.0) for kind in ("nice", "irq", "softirq"))
+    return 1000 * busy_s
+
+
 def _cpu_ms(process: psutil.Process) -> float:
     try:
         times = process.cpu_times()

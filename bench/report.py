@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Final, Literal
@@ -14,8 +13,8 @@ import msgspec
 from hdrh.histogram import HdrHistogram
 
 from bench.audit import Audit
-from bench.drive import Run
-from bench.plan import Second
+from bench.drive import Run, Usage
+from bench.plan import Outcome, Second
 
 #: Where the percentile curve is read.
 _CURVE: Final = (0.0, 25.0, 50.0, 75.0, 90.0, 95.0, 97.5, 99.0, 99.5, 99.9, 99.95, 99.99, 100.0)
@@ -32,7 +31,10 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One run. CPU is milliseconds a sync by process tree; ``late_*`` is how late syncs were sent."""
+    """One run. CPU is milliseconds a sync by process tree; ``late_*`` is how late syncs were sent.
+
+    ``other_cpus`` is how many CPUs were busy with something else, on average.
+    """
 
     name: str
     loop: Literal["open", "closed", "idle"]
@@ -50,6 +52,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     errors: dict[str, int]
     new_records: int
     cpu_ms: dict[str, float]
+    other_cpus: float | None
     rss_peak_mib: float | None
     audit: Audit | None
     curve: list[tuple[float, float]]
@@ -86,17 +89,16 @@ class Bar(msgspec.Struct, frozen=True):
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """What it ran on; ``load_average`` is of the minute before."""
+    """What it ran on."""
 
     cpus: int
     cpu: str
     system: str
     python: str
-    load_average: float
 
 
-#: Above this the machine has other work, which latencies and rates suffer from.
-_BUSY: Final = 0.5
+#: Above this many CPUs busy with something else, latencies and rates suffer from it.
+_BUSY_CPUS: Final = 0.2
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -111,12 +113,14 @@ class Report(msgspec.Struct, kw_only=True):
     remarks: list[str] = []
     logged: dict[str, int] = {}
 
-    def __post_init__(self) -> None:
-        """Say so if something else is at work."""
-        if self.machine.load_average > _BUSY:
-            self.remarks.append(
-                f"the machine was not idle at the start, its load average was {self.machine.load_average:.2f}"
-            )
+    @property
+    def notes(self) -> list[str]:
+        """The remarks, and where the machine was not ours alone."""
+        others = [row.other_cpus for row in self.rows if row.other_cpus is not None]
+        if not others or max(others) <= _BUSY_CPUS:
+            return self.remarks
+        most = f"something else kept up to {max(others):.1f} of {self.machine.cpus} CPUs busy meanwhile"
+        return [*self.remarks, f"{most}: figures are worse than this machine's alone"]
 
     @property
     def passed(self) -> bool:
@@ -133,6 +137,7 @@ def as_json(reports: Sequence[Report]) -> bytes:
             {
                 **msgspec.structs.asdict(report),
                 "bars": [{**msgspec.structs.asdict(bar), "met": bar.met} for bar in report.bars],
+                "remarks": report.notes,
                 "passed": report.passed,
             }
             for report in reports
@@ -165,11 +170,17 @@ def row_of(run: Run, audit: Audit | None) -> Row:
         cpu_ms={tree: spent / outcome.completed for tree, spent in cpu_ms.items()}
         if outcome.completed
         else {},
+        other_cpus=None if usage is None else _other_cpus(outcome, usage),
         rss_peak_mib=None if usage is None else usage.rss_peak_bytes / _MIB,
         audit=audit,
         curve=[(percentile, _ms(latencies, percentile)) for percentile in _CURVE],
         seconds=outcome.seconds,
     )
+
+
+def _other_cpus(outcome: Outcome, usage: Usage) -> float:
+    others_ms = usage.machine_cpu_ms - outcome.cpu_ms - sum(usage.cpu_ms.values())
+    return max(0.0, others_ms) / 1000 / outcome.duration_s
 
 
 def _histogram(encoded: str) -> HdrHistogram | None:
@@ -187,9 +198,8 @@ def median_latency(rows: Sequence[Row]) -> Latency:
     )
 
 
-@cache
 def this_machine() -> Machine:
-    """Look at what we run on, once, before anything of ours keeps it busy."""
+    """Look at what we run on."""
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
@@ -201,5 +211,4 @@ def this_machine() -> Machine:
         models[0] if models else cpu,
         f"{platform.system()} {platform.release()}",
         platform.python_version(),
-        os.getloadavg()[0],
     )

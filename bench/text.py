@@ -17,6 +17,7 @@ _HEADING = (
     "late p50/p99 ms",
     "errors",
     "CPU ms/sync gen+server+postgres",
+    "other CPUs",
     "RSS MiB",
     "audit",
 )
@@ -30,10 +31,7 @@ def text_of(report: Report) -> str:
 def _lines(report: Report) -> Iterator[str]:
     machine = report.machine
     yield f"{report.scenario}: {report.work}"
-    yield (
-        f"{machine.cpus} CPUs, {machine.cpu}, {machine.system}, Python {machine.python},"
-        f" load average {machine.load_average:.2f} at the start"
-    )
+    yield f"{machine.cpus} CPUs, {machine.cpu}, {machine.system}, Python {machine.python}"
     yield ""
     yield from table([_HEADING, *map(_cells, report.rows)])
     for row in report.rows:
@@ -61,8 +59,8 @@ def _lines(report: Report) -> Iterator[str]:
                 for bar in report.bars
             ]
         )
-    for remark in report.remarks:
-        yield f"Note: {remark}"
+    for note in report.notes:
+        yield f"Note: {note}"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -78,6 +76,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.late_p50_ms:.2f}/{row.late_p99_ms:.2f}",
         str(sum(row.errors.values()) + row.unanswered),
         " + ".join(f"{spent:.4f}" for spent in row.cpu_ms.values()) or "-",
+        "-" if row.other_cpus is None else f"{row.other_cpus:.2f}",
         "-" if row.rss_peak_mib is None else f"{row.rss_peak_mib:.0f}",
         "-" if row.audit is None else f"{row.audit.items:,} items, {row.audit.fault_count} faults",
     )

@@ -18,7 +18,7 @@ from bench.plan import Outcome, Plan, Second
 from bench.report import Bar, Figure, Machine, Report, Row, as_json, median_latency, row_of
 from bench.text import text_of
 
-MACHINE = Machine(2, "a processor", "Linux 6", "3.11", 0.1)
+MACHINE = Machine(2, "a processor", "Linux 6", "3.11")
 CLEAN = Audit(100, 50, 2, 0, [])
 FAULTY = Audit(100, 50, 2, 1, ["acme/x: acknowledged at version 1 and not there"])
 
@@ -27,7 +27,7 @@ def encoded(*milliseconds: int) -> str:
     return str(histogram(array("Q", [ms * 1000 for ms in milliseconds])).encode().decode())
 
 
-def run_of(name: str = "round 1", mode: Any = "open", **changes: Any) -> Run:
+def run_of(name: str = "round 1", mode: Any = "open", machine_ms: float = 0.0, **changes: Any) -> Run:
     plan = Plan(host="h", port=1, devices=["r-0"], tokens=["t"], mode=mode, duration_s=2.0)
     usual: dict[str, Any] = {
         "asked": 1,
@@ -43,7 +43,7 @@ def run_of(name: str = "round 1", mode: Any = "open", **changes: Any) -> Run:
         "seconds": [Second(50, 1.0, 2.0)] * 2,
         "cpu_ms": 10.0,
     }
-    usage = Usage({"server": 20.0, "postgres": 30.0}, 1 << 20, 2 << 20, 3 << 20)
+    usage = Usage({"server": 20.0, "postgres": 30.0}, machine_ms, 1 << 20, 2 << 20, 3 << 20)
     return Run(name, plan, ["acme"], Outcome(**(usual | changes)), usage)
 
 
@@ -98,9 +98,11 @@ def test_the_text_names_errors_refusals_and_what_was_logged() -> None:
 
 
 def test_a_busy_machine_is_named() -> None:
-    busy = Report(scenario="s", work="w", machine=msgspec.structs.replace(MACHINE, load_average=1.5))
-    assert "load average was 1.50" in text_of(busy)
-    assert "not idle" not in text_of(report())
+    """Of two seconds and 60 ms of our own, others took half a second, or a tenth of one."""
+    busy = report(row_of(run_of(machine_ms=1060.0), None))
+    assert busy.rows[0].other_cpus == pytest.approx(0.5)
+    assert "something else kept up to 0.5 of 2 CPUs busy" in text_of(busy)
+    assert "something else" not in text_of(report(row_of(run_of(machine_ms=160.0), None)))
 
 
 def test_json_carries_the_verdicts() -> None:

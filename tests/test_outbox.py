@@ -26,11 +26,12 @@ SHORT_S = 0.02
 
 
 class Owner:
-    """Runs the outbox's work and notes what it is told."""
+    """Runs the outbox's work and notes what it is told; ``rooms`` says how much waited each time."""
 
     def __init__(self) -> None:
         self.tasks: list[asyncio.Task[None]] = []
-        self.rooms = asyncio.Queue[None]()
+        self.outbox: Outbox
+        self.rooms = asyncio.Queue[int]()
         self.was_stuck = asyncio.Event()
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -39,7 +40,7 @@ class Owner:
 
     def room(self) -> None:
         """Note that there is room."""
-        self.rooms.put_nowait(None)
+        self.rooms.put_nowait(self.outbox.queued_bytes)
 
     def stuck(self) -> None:
         """Note that the reader was cut off."""
@@ -124,6 +125,7 @@ async def line(
         max_bytes=MAX_BYTES,
         patience_s=patience_s,
     )
+    owner.outbox = outbox
     try:
         yield Line(outbox, transport, Reader(stream), owner)
     finally:
@@ -224,8 +226,7 @@ async def test_a_refused_page_is_called_for_before_everything_is_out() -> None:
         while ends.owner.rooms.empty():
             assert (await ends.reader.frame()).payload == payload(read)
             read += 1
-        assert read < taken, "only when all was out"
-        assert ends.outbox.queued_bytes * 2 <= MAX_BYTES
+        assert 0 < ends.owner.rooms.get_nowait() * 2 < MAX_BYTES, "only when all was out"
         assert ends.outbox.offer(payload(taken))
         for number in range(read, taken + 1):
             assert (await ends.reader.frame()).payload == payload(number)
@@ -243,6 +244,20 @@ async def test_the_close_frame_comes_behind_what_waits_and_nothing_after_it() ->
         ends.transport.close()
         with pytest.raises(asyncio.IncompleteReadError):
             await ends.reader.frame()
+
+
+async def test_pings_and_their_answers() -> None:
+    async with line() as ends:
+        ends.outbox.ping()
+        assert await ends.reader.frame() == Frame(9, False, b"")
+        ends.outbox.pong(b"x" * 125)
+        assert await ends.reader.frame() == Frame(10, False, b"x" * 125)
+        taken = fill(ends.outbox)
+        ends.outbox.ping()  # what waits says enough
+        ends.outbox.pong(b"behind")
+        for number in range(taken):
+            assert (await ends.reader.frame()).payload == payload(number)
+        assert await ends.reader.frame() == Frame(10, False, b"behind")
 
 
 async def test_nothing_is_kept_for_a_connection_that_is_gone() -> None:
@@ -308,6 +323,7 @@ async def test_a_slow_reader_that_takes_something_in_time_is_not_cut_off() -> No
         max_bytes=MAX_BYTES,
         patience_s=SHORT_S,
     )
+    owner.outbox = outbox
     outbox.put(b"x")
     await owner.was_stuck.wait()
     assert transport.aborted

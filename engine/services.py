@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import anyio
 import structlog
+
+#: When the time is used up, those whose turn it is not yet have this long to take leave.
+_LAST_WORDS_S: Final = 2.5
 
 _log = structlog.get_logger()
 
@@ -35,19 +38,21 @@ class ServiceEndedError(Exception):
 async def running(services: Sequence[Service], drain_s: float) -> AsyncIterator[None]:
     """Run services in the order given; on leaving drain them in that order, then stop them all.
 
-    What is not drained after ``drain_s`` in total is stopped where it stands. Raises the failure of
-    a service in an exception group.
+    What is not drained after ``drain_s`` in total is stopped where it stands, though whoever comes
+    behind it has a last moment. Raises the failure of a service in an exception group.
     """
     async with anyio.create_task_group() as group:
         for service in services:
             group.start_soon(_watched, service, name=service.name)
         yield
-        with anyio.move_on_after(drain_s) as patience:
-            for service in services:
-                if service.drain is not None:
+        ends_at_s = anyio.current_time() + drain_s
+        for service in services:
+            if service.drain is not None:
+                with anyio.move_on_at(ends_at_s) as patience:
                     await service.drain()
-        if patience.cancelled_caught:
-            _log.warning("drain_incomplete", drain_s=drain_s)
+                if patience.cancelled_caught:
+                    _log.warning("drain_incomplete", service=service.name, drain_s=drain_s)
+                    ends_at_s = anyio.current_time() + _LAST_WORDS_S
         group.cancel_scope.cancel()
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import psycopg2
+from aiohttp import ClientSession
 
 from tests.services import execute, rows
-from tests.serving import Running
 
 #: Conditions on ``pg_stat_activity``.
 WAITS_FOR_LOCK: Final = "wait_event_type = 'Lock'"
@@ -124,14 +124,27 @@ async def deadlocks(dsn: str) -> int:
     return int(str((await until(look))[0][0]))
 
 
-async def counted(server: Running, name: str) -> float:
+class Counting(Protocol):
+    """A server whose metrics can be read."""
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+
+    @property
+    def http(self) -> ClientSession:
+        """Who asks."""
+
+
+async def counted(server: Counting, name: str) -> float:
     """Read a metric."""
-    text = (await server.get("/metrics")).body.decode()
+    async with server.http.get(f"{server.url}/metrics") as response:
+        text = await response.text()
     (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
     return float(line.split()[1])
 
 
-async def counts(server: Running, name: str, at_least: float) -> None:
+async def counts(server: Counting, name: str, at_least: float) -> None:
     """Wait until a metric has risen."""
 
     async def look() -> bool:

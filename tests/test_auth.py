@@ -232,6 +232,13 @@ def test_the_tokens_own_algorithm_decides_nothing(algorithm: Any) -> None:
     assert refusal(f"{head}.{body}.")
 
 
+@pytest.mark.parametrize("algorithm", ["HS384", "HS512"])
+def test_a_secret_takes_one_of_its_algorithms(algorithm: str) -> None:
+    secret = SECRET * 2
+    assert verifier(secret_key(secret)).verify(jwt.encode(payload(), secret, "HS256")).tenant == "acme"
+    assert refusal(jwt.encode(payload(), secret, algorithm), verifier(secret_key(secret)))
+
+
 @ASYMMETRIC
 def test_a_public_key_is_no_secret(algorithm: str) -> None:
     private = PRIVATE[algorithm]

@@ -17,6 +17,9 @@ from engine.depth import MAX_DEPTH, json_too_deep, msgpack_too_deep
 from engine.errors import SyncError
 from engine.messages import Heartbeat, Hello, Pull, Resolve, Sync
 
+#: Bytes of the numbers of MessagePack from 0xca on.
+_SIZES = (4, 8, 1, 2, 4, 8, 1, 2, 4, 8)
+
 Json = dict[str, Any]
 Pack = Callable[[Any], bytes]
 
@@ -238,6 +241,50 @@ def test_very_deep_frames_are_refused_without_recursion(codec: Codec) -> None:
 def test_no_frame_takes_more_than_a_moment(frame: bytes) -> None:
     """Time in the square of the length would be an hour here, and the suite would not end."""
     assert json_too_deep(frame)
+
+
+_OPENER = b"\x91"  # an array of one: what is read out of step is full of them
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"\x01",
+        b"\xe0",
+        b"\xc0",
+        b"\xc3",
+        b"\xc4\x28" + _OPENER * 40,
+        b"\xc5\x00\x28" + _OPENER * 40,
+        b"\xc6\x00\x00\x00\x28" + _OPENER * 40,
+        b"\xc7\x28\x05" + _OPENER * 40,
+        b"\xc7\x00\x91",
+        b"\xc8\x00\x28\x05" + _OPENER * 40,
+        b"\xc9\x00\x00\x00\x28\x05" + _OPENER * 40,
+        *[bytes([first]) + _OPENER * size for first, size in zip(range(0xCA, 0xD4), _SIZES, strict=True)],
+        *[bytes([0xD4 + power]) + _OPENER * (1 + 2**power) for power in range(5)],
+        b"\xa0",
+        b"\xbf" + _OPENER * 31,
+        b"\xd9\x28" + _OPENER * 40,
+        b"\xda\x00\x28" + _OPENER * 40,
+        b"\xdb\x00\x00\x00\x28" + _OPENER * 40,
+        b"\x90",
+        b"\x80",
+        b"\xdc\x00\x00",
+        b"\xdd\x00\x00\x00\x00",
+        b"\xde\x00\x00",
+        b"\xdf\x00\x00\x00\x00",
+        b"\x9f" + b"\x01" * 15,
+        b"\x8f" + b"\x01" * 30,
+        b"\xdc\x00\x10" + b"\x01" * 16,
+        b"\xdd\x00\x00\x00\x10" + b"\x01" * 16,
+        b"\xde\x00\x10" + b"\x01" * 32,
+        b"\xdf\x00\x00\x00\x10" + b"\x01" * 32,
+    ],
+)
+def test_every_kind_of_message_pack_is_passed_over_whole(value: bytes) -> None:
+    many = b"\xdc\x00\x28" + value * 39
+    assert not msgpack_too_deep(many + _OPENER * 31 + b"\x01")
+    assert msgpack_too_deep(many + _OPENER * 32 + b"\x01")
 
 
 def _depth(value: Any) -> int:

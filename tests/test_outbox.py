@@ -70,8 +70,10 @@ class Reader:
         assert length < 128, "a server does not mask"
         if length == 126:
             (length,) = struct.unpack("!H", await self._stream.readexactly(2))
+            assert length >= 126, "as short as can be"
         elif length == 127:
             (length,) = struct.unpack("!Q", await self._stream.readexactly(8))
+            assert length >= 65_536, "as short as can be"
         return Frame(first & 0x0F, bool(first & 0x40), await self._stream.readexactly(length))
 
     async def to_the_end(self) -> None:

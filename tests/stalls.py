@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import psycopg2
 from aiohttp import ClientSession
@@ -14,7 +14,7 @@ from tests.services import execute, rows
 
 #: Conditions on ``pg_stat_activity``.
 WAITS_FOR_LOCK: Final = "wait_event_type = 'Lock'"
-WAITS_AT_COMMIT: Final = "wait_event = 'PgSleep'"
+SLEEPS: Final = "wait_event = 'PgSleep'"
 WAITS_FOR_STANDBY: Final = "wait_event = 'SyncRep'"
 HOLDS: Final = "state = 'idle in transaction'"
 
@@ -78,7 +78,7 @@ def tenants_held(dsn: str, *tenants: str) -> Iterator[Stall]:
 
 @contextmanager
 def commits_held(dsn: str) -> Iterator[Stall]:
-    """Let no COMMIT that writes records come to its end."""
+    """Let no COMMIT that writes records come to its end: it sleeps."""
     execute(dsn, _WAIT, _GATE)
     stall = Stall(dsn)
     try:
@@ -144,10 +144,12 @@ async def counted(server: Counting, name: str) -> float:
     return float(line.split()[1])
 
 
-async def counts(server: Counting, name: str, at_least: float) -> None:
-    """Wait until a metric has risen."""
+async def counts(
+    server: Counting, name: str, at_least: float, unless: asyncio.Task[Any] | None = None
+) -> None:
+    """Wait until a metric has risen, or until ``unless`` is done, which makes it pointless."""
 
     async def look() -> bool:
-        return await counted(server, name) >= at_least
+        return (unless is not None and unless.done()) or await counted(server, name) >= at_least
 
     await until(look)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from aiohttp import WSMsgType
 
-from engine.ports import StorePoisonError
+from engine.ports import StorePoisonError, StoreRetryError
 from engine.rows import Lookups, Record, Writes
 from storage.commit import PostgresStore
 from storage.embedded import Services
@@ -28,8 +28,8 @@ from tests.stalls import (
     HOLDS,
     QUEUED,
     RETRIES,
+    SLEEPS,
     UNKNOWN,
-    WAITS_AT_COMMIT,
     WAITS_FOR_LOCK,
     backend,
     commits_held,
@@ -64,7 +64,7 @@ async def test_nothing_is_answered_before_its_commit(server: Running) -> None:
     phone = await server.device()
     with commits_held(server.dsn) as gate:
         await phone.send({"type": "sync", "id": "s", "key": "k", "items": [put("a1", None, n=1)]})
-        await backend(server.dsn, WAITS_AT_COMMIT)
+        await backend(server.dsn, SLEEPS)
         for _ in range(3):
             assert (await phone.pull())["changes"] == []
         assert phone.unasked == []
@@ -88,6 +88,26 @@ async def test_a_batch_is_durable_whatever_the_database_defaults_to(server: Runn
 # -- cancelled by the server ------------------------------------------------------------------
 
 
+async def test_a_statement_that_the_server_cancels_is_no_cancelled_task(dsn: str) -> None:
+    """The driver raises the same for both."""
+    database = Database(dsn, 1)
+    session = await database.acquire()
+    running = asyncio.create_task(session.run("SELECT pg_sleep(60)"))
+    execute(dsn, f"SELECT pg_cancel_backend({await backend(dsn, SLEEPS)})")
+    await asyncio.wait({running})
+    assert not running.cancelled()
+    assert isinstance(running.exception(), StoreRetryError)
+    assert await session.run("SELECT 1") == [(1,)]
+    running = asyncio.create_task(session.run("SELECT pg_sleep(60)"))
+    await backend(dsn, SLEEPS)
+    running.cancel()
+    await asyncio.wait({running})
+    assert running.cancelled()
+    assert session.closed
+    await database.release(session)
+    await database.close()
+
+
 async def test_a_batch_cancelled_while_it_waits_for_its_tenants_runs_again(server: Running) -> None:
     phone = await server.device()
     with tenants_held(server.dsn, "acme") as holder:
@@ -95,7 +115,7 @@ async def test_a_batch_cancelled_while_it_waits_for_its_tenants_runs_again(serve
         for cancelled in (1, 2):
             pid = await backend(server.dsn, WAITS_FOR_LOCK)
             execute(server.dsn, f"SELECT pg_cancel_backend({pid})")
-            await counts(server, RETRIES, cancelled)
+            await counts(server, RETRIES, cancelled, unless=pushing)
         assert not pushing.done()
         holder.let_go()
         _first_version_of((await pushing)["results"])
@@ -106,8 +126,8 @@ async def test_a_batch_cancelled_in_the_midst_of_its_commit_runs_again(server: R
     phone = await server.device()
     with commits_held(server.dsn) as gate:
         pushing = _pushing(phone, "k", put("a1", None, n=1))
-        execute(server.dsn, f"SELECT pg_cancel_backend({await backend(server.dsn, WAITS_AT_COMMIT)})")
-        await counts(server, RETRIES, 1)
+        execute(server.dsn, f"SELECT pg_cancel_backend({await backend(server.dsn, SLEEPS)})")
+        await counts(server, RETRIES, 1, unless=pushing)
         assert not pushing.done()
         gate.let_go()
         synced = await pushing
@@ -124,7 +144,7 @@ async def test_a_statement_timeout_of_the_role_hangs_nobody(serve: Serve, dsn: s
         pushing = _pushing(phone, "k", put("a1", None, n=1))
         refusal = await tablet.refused("pull")
         assert (refusal["code"], refusal["retryable"]) == ("unavailable", True)
-        await counts(server, RETRIES, 2)
+        await counts(server, RETRIES, 2, unless=pushing)
         stall.let_go()
         _first_version_of((await pushing)["results"])
     assert [one["id"] for one in (await tablet.pull())["changes"]] == ["a1"]
@@ -142,11 +162,12 @@ async def test_a_commit_that_outlasts_the_clients_patience_is_settled_by_its_key
     monkeypatch.setattr("storage.pool.STATEMENT_S", 0.5)
     with commits_held(server.dsn) as gate:
         pushing = _pushing(phone, "k", put("a1", None, n=1))
-        pid = await backend(server.dsn, WAITS_AT_COMMIT)
+        pid = await backend(server.dsn, SLEEPS)
         os.kill(pid, signal.SIGSTOP)
         try:
-            await counts(server, UNKNOWN, 1)
+            await counts(server, RETRIES, 1, unless=pushing)
             assert not pushing.done()
+            assert await counted(server, UNKNOWN) == 1
             gate.let_go()
             if not committed:
                 execute(server.dsn, f"SELECT pg_terminate_backend({pid})")

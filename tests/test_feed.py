@@ -7,7 +7,7 @@ import gc
 import json
 import math
 import weakref
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -95,6 +95,7 @@ class Reader:
         self.pages: list[Json] = []
         self.bodies: list[bytes] = []
         self.failed: SyncError | None = None
+        self.on_page: Callable[[], None] = lambda: None
         self.held: Held = {}
         #: Every cursor it was given, with what it held then.
         self.snapshots: list[tuple[str, Held]] = []
@@ -120,6 +121,7 @@ class Reader:
         self.pages.append(page)
         self.bodies.append(body)
         self._news.set()
+        self.on_page()
         return True
 
     def apply(self, change: Json) -> None:
@@ -215,7 +217,8 @@ async def town(limits: FeedLimits = ROOMY) -> AsyncIterator[Town]:
         await asyncio.sleep(0)
         try:
             yield Town(source, feed)
-            assert not task.done()
+            await turns()
+            assert not task.done(), "a reader would not have it"
         finally:
             task.cancel()
             await asyncio.wait({task})
@@ -399,6 +402,26 @@ async def test_what_is_published_in_one_go_is_one_page() -> None:
             one.publish(one.source.commit(f"r{number}", {}))
         await one.until(lambda: len(reader.ids) == 100)
         assert len(reader.pages) == 2
+
+
+async def test_what_comes_while_pages_are_handed_out_waits_its_turn() -> None:
+    async with town() as one:
+        behind, level = await one.subscribed(), await one.subscribed()
+        behind.room = 0
+        one.publish(one.source.commit("r0", {}))
+        await one.until(lambda: behind.refused and level.ids == ["r0"])
+        meanwhile = iter(["r2"])
+
+        def more() -> None:
+            for record_id in meanwhile:
+                one.publish(one.source.commit(record_id, {}))
+
+        # They stand at different places, so that pages are made for each; between them comes another change.
+        with patch.object(feed_module, "_SENDS_PER_TURN", 1):
+            behind.on_page = level.on_page = more
+            one.publish(one.source.commit("r1", {}))
+            behind.resume()
+            await one.until(lambda: behind.ids == level.ids == ["r0", "r1", "r2"])
 
 
 async def test_after_the_end_no_page_comes() -> None:

@@ -101,11 +101,18 @@ async def test_a_message_cannot_name_another_tenant(shared: Running) -> None:
     assert (await (await shared.device("phone", "globex")).pull())["changes"] == []
 
 
-async def test_an_open_conflict_elsewhere_is_not_replaced(shared: Running) -> None:
-    """Device, domain and record are the same in both; the later one opens a conflict of its own."""
-    for tenant in TENANTS:
+async def test_a_later_held_change_replaces_its_own_tenants_and_not_the_others(shared: Running) -> None:
+    """Device, domain and record are the same in both."""
+    tablets = {tenant: await shared.device("tablet", tenant) for tenant in TENANTS}
+    ids: dict[str, str] = {}
+    for tenant, tablet in tablets.items():
         await (await shared.device("phone", tenant)).push(item("put", "note", "n1", data={"n": 1}))
-        await (await shared.device("tablet", tenant)).push(item("put", "note", "n1", data={"mine": tenant}))
-    for tenant in TENANTS:
-        (listed,) = (await (await shared.device("tablet", tenant)).ask("conflicts"))["conflicts"]
-        assert listed["client"]["data"] == {"mine": tenant}
+        (held,) = await tablet.push(item("put", "note", "n1", data={"mine": tenant}))
+        ids[tenant] = held["conflict_id"]
+    assert ids["acme"] != ids["globex"]
+    for tenant, tablet in tablets.items():
+        (held,) = await tablet.push(item("put", "note", "n1", data={"again": tenant}))
+        assert (held["status"], held["conflict_id"]) == ("conflict", ids[tenant])
+    for tenant, tablet in tablets.items():
+        (listed,) = (await tablet.ask("conflicts"))["conflicts"]
+        assert listed["client"]["data"] == {"again": tenant}

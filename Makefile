@@ -20,7 +20,7 @@ $(INSTALLED): $(PINNED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(PINNED)
 	@touch $@
 
-# make test TESTS="tests/test_ws.py -k close" runs some of them.
+# make test TESTS="tests/test_store.py -k page" runs some of them.
 test: install
 	$(BIN)/python -m pytest $(TESTS)
 

@@ -43,6 +43,7 @@ from storage.commit import PostgresStore
 from storage.conflicts import PostgresConflicts
 from storage.embedded import embedded
 from storage.embedded_account import EmbeddedError, account_for, make_data_dir
+from storage.epoch import PostgresEpoch
 from storage.feed import PostgresFeed
 from storage.health import faults
 from storage.migrate import PostgresSchema, migrate, newest_migration, status
@@ -251,6 +252,12 @@ class Site:
                 migrate(dsn)
             yield PostgresTenancy(dsn)
 
+    @contextmanager
+    def epoch(self) -> Iterator[PostgresEpoch]:
+        """Open the epoch."""
+        with self._database() as dsn:
+            yield PostgresEpoch(dsn)
+
     def serve(self) -> None:
         """Serve until told to stop."""
         chosen = self.settings
@@ -263,6 +270,8 @@ class Site:
                 PostgresTenancy(dsn).ensure(DEMO_TENANT)
             elif any(one.applied_at is None for one in status(dsn)):
                 raise SiteError("the schema is not up to date: run `run.py migrate`, then serve again")
+            if PostgresEpoch(dsn).restored():
+                raise SiteError("this database was restored: run `run.py epoch renew`, so that devices pull afresh")
             maintain(dsn, chosen.idempotency.lifetime_h)
             run_server(chosen, dsn, self.keys(), self._announce if self._embedded else lambda _: None)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import click
 
 from compose import open_site
+from handlers.commands.epoch import epoch
 from handlers.commands.migrate import migrate
 from handlers.commands.serve import serve
 from handlers.commands.tenant import tenant
@@ -32,7 +33,7 @@ def bench(context: click.Context, arguments: tuple[str, ...]) -> None:
     measured.main(list(arguments), prog_name=context.command_path)
 
 
-for command in (serve, migrate, tenant, token, bench):
+for command in (serve, migrate, tenant, token, epoch, bench):
     cli.add_command(command)
 
 

@@ -58,3 +58,13 @@ class Tenants(Protocol):
 
         Raises RefusedError if there is none, or it has data that is not to be erased; StoreError.
         """
+
+
+class Epoch(Protocol):
+    """What cursors carry, so that devices notice a restore."""
+
+    def restored(self) -> bool:
+        """Whether the database stands on another cluster than its epoch was made for. Raises StoreError."""
+
+    def renew(self) -> str:
+        """Make and return a new epoch; servers take it over within a second. Raises RefusedError, StoreError."""

@@ -57,7 +57,7 @@ def run(dsn: str) -> Run:
 
 @pytest.mark.parametrize(
     "command",
-    ["serve", "migrate", "tenant add", "tenant list", "tenant remove", "token"],
+    ["serve", "migrate", "tenant add", "tenant list", "tenant remove", "token", "epoch renew"],
 )
 def test_every_command_has_help_with_an_example_and_the_common_options(command: str) -> None:
     shown = CliRunner().invoke(cli, [*command.split(), "--help"])
@@ -108,6 +108,19 @@ def test_a_tenant_with_data_goes_only_when_all_of_it_is_to_be_erased(run: Run, d
     assert run("tenant", "remove", "globex", "--erase", "--yes").out == "removed globex\n"
     for table in ("events", "devices", "tenant_conflict_policy", "tenant_counters", "tenants"):
         assert rows(dsn, f"SELECT FROM {table}") == []
+
+
+def test_a_restored_database_is_served_only_with_a_new_epoch(run: Run, dsn: str, tmp_path: Path) -> None:
+    old = rows(dsn, "SELECT epoch FROM cluster_state")
+    execute(dsn, "UPDATE cluster_state SET system_identifier = 1")
+    served = run("serve", "--port", "0", "--data-dir", str(tmp_path), TIDEMARK__REDIS__URL="redis://127.0.0.1:1")
+    assert "run `run.py epoch renew`" in served.refusal()
+    renewed = run("epoch", "renew")
+    assert rows(dsn, "SELECT epoch FROM cluster_state") == [(renewed.out.strip(),)]
+    assert rows(dsn, "SELECT epoch FROM cluster_state") != old
+    assert rows(dsn, "SELECT s.system_identifier = c.system_identifier FROM cluster_state s, pg_control_system() c") == [
+        (True,)
+    ]
 
 
 def test_names_that_would_not_stand_in_a_url_are_refused(run: Run) -> None:

@@ -1,0 +1,28 @@
+"""``run.py epoch``: the step of every restore that makes devices pull afresh."""
+
+from __future__ import annotations
+
+import click
+
+from handlers.commands.site import Site, on_site
+
+
+@click.group("epoch", short_help="After a restore: make devices pull afresh.")
+def epoch() -> None:
+    """Tell devices' cursors apart from those of before a restore."""
+
+
+@epoch.command(
+    "renew",
+    short_help="Begin a new epoch.",
+    epilog="Example: run.py epoch renew",
+)
+@on_site()
+def renew(site: Site) -> None:
+    """Begin a new epoch and print it.
+
+    After the database was restored from a backup, run it once before devices are let in: their cursors
+    are of changes that the restored database may not have.
+    """
+    with site.epoch() as opened:
+        click.echo(opened.renew())

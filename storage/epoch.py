@@ -1,0 +1,35 @@
+"""The epoch: what tells a database from the one that it was restored from."""
+
+from __future__ import annotations
+
+from engine.administration import RefusedError
+from storage.direct import connected
+
+
+class PostgresEpoch:
+    """``engine.administration.Epoch``."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+
+    def restored(self) -> bool:
+        """Whether this is not the cluster that the epoch was made for."""
+        with connected(self._dsn) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT s.system_identifier <> c.system_identifier"
+                " FROM cluster_state AS s, pg_control_system() AS c"
+            )
+            return cursor.fetchall() == [(True,)]
+
+    def renew(self) -> str:
+        """Make and return a new epoch, of this cluster."""
+        with connected(self._dsn) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT to_regclass('cluster_state') IS NULL")
+            if cursor.fetchall() == [(True,)]:
+                raise RefusedError("this database has no schema: run `run.py migrate` first")
+            cursor.execute(
+                "UPDATE cluster_state SET epoch = replace(gen_random_uuid()::text, '-', ''),"
+                " generation = generation + 1,"
+                " system_identifier = (SELECT system_identifier FROM pg_control_system()) RETURNING epoch"
+            )
+            return str(cursor.fetchall()[0][0])

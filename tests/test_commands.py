@@ -113,14 +113,13 @@ def test_a_tenant_with_data_goes_only_when_all_of_it_is_to_be_erased(run: Run, d
 def test_a_restored_database_is_served_only_with_a_new_epoch(run: Run, dsn: str, tmp_path: Path) -> None:
     old = rows(dsn, "SELECT epoch FROM cluster_state")
     execute(dsn, "UPDATE cluster_state SET system_identifier = 1")
-    served = run("serve", "--port", "0", "--data-dir", str(tmp_path), TIDEMARK__REDIS__URL="redis://127.0.0.1:1")
+    served = run("serve", "--data-dir", str(tmp_path), TIDEMARK__REDIS__URL="redis://127.0.0.1:1")
     assert "run `run.py epoch renew`" in served.refusal()
     renewed = run("epoch", "renew")
     assert rows(dsn, "SELECT epoch FROM cluster_state") == [(renewed.out.strip(),)]
     assert rows(dsn, "SELECT epoch FROM cluster_state") != old
-    assert rows(dsn, "SELECT s.system_identifier = c.system_identifier FROM cluster_state s, pg_control_system() c") == [
-        (True,)
-    ]
+    same = "SELECT s.system_identifier = c.system_identifier FROM cluster_state s, pg_control_system() c"
+    assert rows(dsn, same) == [(True,)]
 
 
 def test_names_that_would_not_stand_in_a_url_are_refused(run: Run) -> None:

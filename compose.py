@@ -271,7 +271,7 @@ class Site:
             elif any(one.applied_at is None for one in status(dsn)):
                 raise SiteError("the schema is not up to date: run `run.py migrate`, then serve again")
             if PostgresEpoch(dsn).restored():
-                raise SiteError("this database was restored: run `run.py epoch renew`, so that devices pull afresh")
+                raise SiteError("this database was restored: run `run.py epoch renew`, then serve again")
             maintain(dsn, chosen.idempotency.lifetime_h)
             run_server(chosen, dsn, self.keys(), self._announce if self._embedded else lambda _: None)
 

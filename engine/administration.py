@@ -67,4 +67,4 @@ class Epoch(Protocol):
         """Whether the database stands on another cluster than its epoch was made for. Raises StoreError."""
 
     def renew(self) -> str:
-        """Make and return a new epoch; servers take it over within a second. Raises RefusedError, StoreError."""
+        """Make and return a new epoch; servers notice within a second. Raises RefusedError, StoreError."""

@@ -58,18 +58,24 @@ async def duel(
 
 
 def figures(turns: Sequence[Turn]) -> list[Figure]:
-    """Sum up a duel: both sides' medians, and the product as a ratio of (c)."""
+    """Sum up a duel: both sides' medians, and the median of the product's ratios of (c), round by round."""
     found: list[Figure] = []
     for connections in dict.fromkeys(turn.connections for turn in turns):
-        rival = _rates(turns, "c", connections)
-        ours = _rates(turns, "product", connections)
+        rivals, ours = _rates(turns, "c", connections), _rates(turns, "product", connections)
+        ratios = [our / rival for our, rival in zip(ours, rivals, strict=True)]
+        rival = median(rivals)
         table = TABLE_C.get(connections)
         beside = f"{rival / table:.2f} of {table:,}/s" if table else ""
         cpu = _cpu_ms(turns, "product", connections), _cpu_ms(turns, "c", connections)
         found += [
             Figure(f"(c) simplest durable pipeline at {connections}", rival, "syncs/s", beside),
-            Figure(f"product at {connections}", ours, "syncs/s"),
-            Figure(f"product as a ratio of (c) at {connections}", ours / max(rival, 1), ""),
+            Figure(f"product at {connections}", median(ours), "syncs/s"),
+            Figure(
+                f"product as a ratio of (c) at {connections}",
+                median(ratios),
+                "",
+                f"by rounds: {', '.join(f'{ratio:.2f}' for ratio in ratios)}",
+            ),
             Figure(
                 f"CPU of a sync, (c) over product, at {connections}",
                 cpu[1] / cpu[0],
@@ -84,9 +90,7 @@ def remarks(turns: Sequence[Turn]) -> list[str]:
     """Say where (c) itself was too slow to be a measure."""
     said: list[str] = []
     for connections, table in TABLE_C.items():
-        rates = [
-            turn.row.syncs_per_s for turn in turns if (turn.side, turn.connections) == ("c", connections)
-        ]
+        rates = _rates(turns, "c", connections)
         if rates and median(rates) < FAIR * table:
             said.append(
                 f"(c) itself reached {median(rates):,.0f} syncs/s at {connections}, below {FAIR}"
@@ -104,7 +108,6 @@ def _cpu_ms(turns: Sequence[Turn], side: str, connections: int) -> float:
     )
 
 
-def _rates(turns: Sequence[Turn], side: str, connections: int) -> float:
-    return median(
-        turn.row.syncs_per_s for turn in turns if turn.side == side and turn.connections == connections
-    )
+def _rates(turns: Sequence[Turn], side: str, connections: int) -> list[float]:
+    """Give a side's rate of each round."""
+    return [turn.row.syncs_per_s for turn in turns if turn.side == side and turn.connections == connections]

@@ -219,11 +219,14 @@ class Database:
 
     async def acquire(self) -> Session:
         """Take a connection; ``release`` must follow. Raises StoreUnavailableError."""
-        try:
-            async with asyncio.timeout(_WAIT_S):
-                await self._free.acquire()
-        except TimeoutError:
-            raise StoreUnavailableError("no connection became free") from None
+        if self._free.locked():
+            try:
+                async with asyncio.timeout(_WAIT_S):
+                    await self._free.acquire()
+            except TimeoutError:
+                raise StoreUnavailableError("no connection became free") from None
+        else:
+            await self._free.acquire()
         try:
             while self._idle:
                 session = self._idle.pop()

@@ -85,6 +85,13 @@ class Statement:
 _PLACEHOLDER: Final = re.compile(r"%\((\w+)\)s")
 
 
+def _cancellations() -> tuple[asyncio.Task[Any], int]:
+    """Count before awaiting the driver: its wait_for forgets what comes with the answer, until Python 3.12."""
+    task = asyncio.current_task()
+    assert task is not None
+    return task, task.cancelling()
+
+
 class Session:
     """One connection. Not for two tasks at once."""
 
@@ -119,13 +126,15 @@ class Session:
 
         Raises ConnectionLostError, StoreRetryError (rolled back by the server), StorePoisonError.
         """
+        task, cancellations = _cancellations()
         try:
             await self._cursor.execute(statements, values, timeout=STATEMENT_S)
+            if task.cancelling() > cancellations:
+                raise asyncio.CancelledError
             return await self._cursor.fetchall() if self._cursor.description is not None else []
         except asyncio.CancelledError:
             # A statement that the server cancelled reaches us as a cancelled task, too (aiopg #537).
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if task.cancelling() > cancellations:
                 self.close()
                 raise
             raise StoreRetryError("the server cancelled the statement") from None
@@ -256,6 +265,7 @@ class Database:
 
     async def _connect(self) -> Session:
         connection: aiopg.Connection | None = None
+        task, cancellations = _cancellations()
         try:
             async with asyncio.timeout(_CONNECT_S):
                 connection = await aiopg.connect(
@@ -268,6 +278,9 @@ class Database:
                     **_KEEPALIVE,
                 )
                 cursor = await connection.cursor()
+            if task.cancelling() > cancellations:
+                connection.close()
+                raise asyncio.CancelledError
         except (psycopg2.Error, TimeoutError, OSError) as error:
             if connection is not None:
                 connection.close()

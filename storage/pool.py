@@ -86,7 +86,7 @@ _PLACEHOLDER: Final = re.compile(r"%\((\w+)\)s")
 
 
 def _cancellations() -> tuple[asyncio.Task[Any], int]:
-    """Count before awaiting the driver: its wait_for forgets what comes with the answer, until Python 3.12."""
+    """Count them before the driver waits, which until Python 3.12 forgets one that comes with the answer."""
     task = asyncio.current_task()
     assert task is not None
     return task, task.cancelling()

@@ -121,7 +121,10 @@ MUTANTS: dict[str, Mutant] = {
     "a whole batch refused for one message": Mutant(
         "engine/committer.py",
         (
-            ("await self._settle(batch[:middle])", "for one in batch: await self._settle_culprit(one, error)"),
+            (
+                "await self._settle(batch[:middle])",
+                "for one in batch: await self._settle_culprit(one, error)",
+            ),
             ("                await self._settle(batch[middle:])\n", ""),
         ),
         (_COMMITTER + "test_a_message_that_the_database_refuses_stands_alone[7]",),

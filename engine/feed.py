@@ -64,8 +64,9 @@ class Hub:
 
     @property
     def ailing(self) -> bool:
-        """Whether changes are missing, or may be, so that the store has to be asked."""
-        return self.tail.head is not None and (self.tail.gap or self.doubtful)
+        """Whether changes that somebody waits for are missing, or may be: the store has to be asked."""
+        missing = self.tail.head is not None and (self.tail.gap or self.doubtful)
+        return missing and bool(self.subscriptions)
 
     def go_on(self, subscription: Subscription) -> None:
         """Bring a subscription back to the tail, through the store if need be."""
@@ -109,8 +110,19 @@ class Feed:
         return self._epoch
 
     async def refresh_epoch(self) -> None:
-        """Read the epoch; call it before serving and whenever the generation changed."""
-        self._epoch = await self._store.epoch()
+        """Read the epoch; call it before serving and whenever the generation or the epoch changed.
+
+        Another epoch is another feed, whose seqs may be lower: every subscription ends ``cursor_expired``.
+        """
+        epoch = await self._store.epoch()
+        if epoch == self._epoch:
+            return
+        self._epoch = epoch
+        hubs = list(self._hubs.values())
+        self._hubs.clear()
+        for hub in hubs:
+            for subscription in list(hub.subscriptions):
+                _fail(subscription, expired())
 
     async def pull(
         self, tenant_id: int, cursor: str | None, domains: list[str] | None, limit: int
@@ -148,6 +160,8 @@ class Feed:
         except BaseException:
             subscription.end()
             raise
+        if subscription.state == "ended":
+            return subscription
         if hub.tail.head is None:
             hub.tail.begin(page.high_seq)
         body, seq = _stored(scope, page, self._limits.page_bytes)
@@ -298,8 +312,7 @@ class Feed:
                 await asyncio.sleep(_RETRY_S)
                 continue
             except SyncError as error:
-                subscription.end()
-                subscription.sink.fail(subscription.request_id, error)
+                _fail(subscription, error)
                 return
             if subscription.state != "reading":
                 return
@@ -334,6 +347,13 @@ class Feed:
             await asyncio.sleep(_RETRY_S)
         hub.healing = False
         self._schedule(hub)
+
+
+def _fail(subscription: Subscription, error: SyncError) -> None:
+    """End a subscription and tell why, unless it has ended meanwhile."""
+    if subscription.state != "ended":
+        subscription.end()
+        subscription.sink.fail(subscription.request_id, error)
 
 
 def _stored(scope: Scope, page: Page, max_bytes: int) -> tuple[bytes, int]:

@@ -59,7 +59,7 @@ class PolicyBook:
         self._renewed = renewed
         self._known: dict[int, _Known] = {}
         self._by_name: dict[str, _Known] = {}
-        self._generation: int | None = None
+        self._generation: tuple[int, str] | None = None
         self._reading = asyncio.Lock()
 
     def of(self, tenant_id: int) -> Mapping[str, DomainPolicy]:

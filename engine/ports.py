@@ -120,8 +120,11 @@ class TenantStore(Protocol):
     async def policies(self, tenant_id: int) -> dict[str, DomainPolicy]:
         """Return the policies set for the tenant; domains that are missing follow the defaults."""
 
-    async def generation(self) -> int:
-        """Return the number that grows with every change of policies or revocations."""
+    async def generation(self) -> tuple[int, str]:
+        """Return the number that grows with every change of policies or revocations, and the epoch.
+
+        A restore may bring an old number back; the epoch then tells the two apart.
+        """
 
 
 class Clock(Protocol):

@@ -33,9 +33,10 @@ class PostgresTenants:
             for domain, policy, fallback in rows
         }
 
-    async def generation(self) -> int:
-        """Return the number that grows with every change."""
-        rows = await self._database.query("SELECT generation FROM cluster_state")
+    async def generation(self) -> tuple[int, str]:
+        """Return the number that grows with every change, and the epoch."""
+        rows = await self._database.query("SELECT generation, epoch FROM cluster_state")
         if not rows:
             raise StoreError("cluster_state has no row")
-        return int(rows[0][0])
+        generation, epoch = rows[0]
+        return int(generation), str(epoch)

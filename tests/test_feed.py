@@ -292,6 +292,36 @@ async def test_a_cursor_that_does_not_fit_is_refused(subscribing: bool) -> None:
         assert await refusal(cursor) == "cursor_expired", "of another epoch"
 
 
+async def test_another_epoch_ends_every_subscription_and_begins_anew() -> None:
+    async with town() as one:
+        for number in range(5):
+            one.source.commit(f"r{number}", {})
+        readers = [await one.subscribed(), await one.subscribed(domains=["task"])]
+        one.source.open.clear()
+        opening = one.reader()
+        task = asyncio.create_task(one.subscribe(opening))
+        reads = one.source.reads
+        await one.until(lambda: one.source.reads > reads)
+        await one.feed.refresh_epoch()
+        assert all(reader.failed is None for reader in readers), "the epoch is the same"
+
+        one.source.epoch_id = "restored"
+        one.source.rows.seqs.clear()
+        one.source.rows.records.clear()
+        await one.feed.refresh_epoch()
+        one.source.open.set()
+        await task
+        for reader in [*readers, opening]:
+            assert reader.failed is not None
+            assert reader.failed.code == "cursor_expired"
+        assert opening.pages == []
+
+        fresh = await one.subscribed()
+        one.publish(one.source.commit("new", {}))
+        await one.until(lambda: fresh.ids == ["new"])
+        assert [len(reader.ids) for reader in readers] == [5, 5]
+
+
 # -- subscriptions ------------------------------------------------------------------------------------
 
 

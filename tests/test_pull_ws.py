@@ -257,6 +257,23 @@ async def test_a_cursor_of_another_epoch_has_expired(server: Running) -> None:
     assert len((await tablet.pull())["changes"]) == 1
 
 
+@pytest.mark.asyncio(loop_scope="function")
+async def test_a_renewed_epoch_ends_subscriptions_though_the_generation_is_the_same(server: Running) -> None:
+    phone, tablet = await server.device("phone"), await server.device("tablet")
+    await phone.push(put("a1", None, n=1), put("a2", None, n=1))
+    await tablet.ask("subscribe")
+    execute(
+        server.dsn,
+        "DELETE FROM records WHERE id = 'a2'",
+        "UPDATE tenant_counters SET seq = 1 WHERE seq = 2",
+        "UPDATE cluster_state SET epoch = 'renewed'",
+    )
+    assert (await tablet.waited("error"))["code"] == "cursor_expired"
+    assert [one["id"] for one in (await tablet.ask("subscribe"))["changes"]] == ["a1"]
+    await phone.push(put("a3", None, n=1))
+    assert [one["id"] for one in (await tablet.changes())["changes"]] == ["a3"]
+
+
 # -- nothing is missed ------------------------------------------------------------------------
 
 

@@ -103,9 +103,7 @@ def _push(push: Push, working: Working, rules: Rules) -> Answer | SyncError:
         results = _atomic(push, working, rules, policies)
     else:
         results = [apply_item(push, item, working, rules, policies) for item in push.items]
-        for index, result in enumerate(results):
-            if result.status == "rejected":
-                working.quarantine.append(quarantined(push, index, result, rules.new_id()))
+        working.quarantine.extend(quarantined(push, results, rules.new_id))
     encoded = _encode(_bounded(results, rules.answer_data_bytes))
     working.keep(ref, KeyRow(push.tenant_id, push.key_hash, push.request_sha256, encoded))
     return Answer(encoded, replayed=False)

@@ -1,21 +1,31 @@
-"""A rejected item as it was sent, kept so that an operator can recover it."""
+"""Rejected items as they were sent, kept so that an operator can recover them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import msgspec
 
+from engine.codec import JSON, MSGPACK
 from engine.jobs import Push
 from engine.messages import Result
 from engine.rows import Quarantined
 
-_json_items = msgspec.json.Decoder(list[msgspec.Raw])
-_msgpack_items = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_decoders = {codec.name: codec.raw_items for codec in (JSON, MSGPACK)}
 
 
-def quarantined(push: Push, index: int, result: Result, quarantine_id: str) -> Quarantined:
-    """Make the quarantine's row for the rejected item at ``index``."""
+def quarantined(push: Push, results: list[Result], new_id: Callable[[], str]) -> list[Quarantined]:
+    """Make the quarantine's rows for the items that ``results`` say are rejected."""
+    rejected = [index for index, result in enumerate(results) if result.status == "rejected"]
+    if not rejected:
+        return []
+    # Once for all of them: this runs on the loop, while the batch holds its tenants.
+    sent = _decoders[push.encoding].decode(push.raw_items)
+    return [_row(push, sent[index], results[index], new_id()) for index in rejected]
+
+
+def _row(push: Push, item: msgspec.Raw, result: Result, quarantine_id: str) -> Quarantined:
     error = result.error
     assert isinstance(error, msgspec.Struct)
     return Quarantined(
@@ -24,7 +34,7 @@ def quarantined(push: Push, index: int, result: Result, quarantine_id: str) -> Q
         device_id=push.device_id,
         domain=_printable(result.domain),
         record_id=_printable(result.id),
-        item=_item_text(push, index),
+        item=_item_text(push, bytes(item)),
         code=error.code,
         message=error.message,
         at_us=push.now_us,
@@ -38,10 +48,9 @@ def _printable(name: str | None) -> str | None:
     return "".join(char if char.isprintable() else "?" for char in name[:255])
 
 
-def _item_text(push: Push, index: int) -> bytes:
+def _item_text(push: Push, item: bytes) -> bytes:
     if push.encoding == "json":
-        return bytes(_json_items.decode(push.raw_items)[index])
-    item = bytes(_msgpack_items.decode(push.raw_items)[index])
+        return item
     try:
         return json.dumps(msgspec.msgpack.decode(item), default=_foreign).encode()
     except (ValueError, TypeError, msgspec.DecodeError):

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine import quarantine
 from engine.batch import plan
 from engine.codec import JSON, MSGPACK, Codec
 from engine.domains import Domain, Domains
@@ -429,6 +430,25 @@ def test_a_lone_surrogate_is_quarantined_as_its_stand_in() -> None:
     frame = framed([item(data={"X": 1})]).replace(b'"X"', rb'"\ud800"')
     (row,) = _quarantined(pushed(frame))
     assert json.loads(row.item)["data"] == {"\0": 1}
+
+
+@BOTH
+def test_the_items_are_decoded_once_however_many_are_rejected(
+    codec: Codec, pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+
+    class Counting:
+        def decode(self, raw: bytes) -> list[msgspec.Raw]:
+            decoded.append(raw)
+            items: list[msgspec.Raw] = codec.raw_items.decode(raw)
+            return items
+
+    monkeypatch.setitem(quarantine._decoders, codec.name, Counting())
+    items = [item(id=f"r{number}", op="no such") for number in range(MAX_ITEMS - 1)] + [item()]
+    rows = _quarantined(pushed(pack({"type": "sync", "id": "1", "key": "k", "items": items}), session(codec)))
+    assert [json.loads(row.item)["id"] for row in rows] == ["r0", "r1", "r2", "r3"]
+    assert len(decoded) == 1
 
 
 def _quarantined(push: Push) -> list[Quarantined]:

@@ -27,6 +27,7 @@ from engine.domains import Domains
 from engine.feed import Feed, FeedLimits
 from engine.intake import Intake
 from engine.policies import PolicyBook
+from engine.ports import StoreRetryError
 from engine.rules import Rules
 from engine.services import Service, running
 from engine.settings import Layer, Settings, SettingsError, environment, settings
@@ -179,7 +180,9 @@ class Server:
         while True:
             await anyio.sleep(_MAINTENANCE_S)
             try:
-                await anyio.to_thread.run_sync(partial(maintain, self._dsn, lifetime_h))
+                await anyio.to_thread.run_sync(
+                    partial(maintain, self._dsn, lifetime_h), abandon_on_cancel=True
+                )
             except Exception as error:
                 _log.warning("maintenance_failed", reason=type(error).__name__)
 
@@ -272,7 +275,10 @@ class Site:
                 raise SiteError("the schema is not up to date: run `run.py migrate`, then serve again")
             if PostgresEpoch(dsn).restored():
                 raise SiteError("this database was restored: run `run.py epoch renew`, then serve again")
-            maintain(dsn, chosen.idempotency.lifetime_h)
+            try:
+                maintain(dsn, chosen.idempotency.lifetime_h)
+            except StoreRetryError as error:  # a dump holds the tables: there are days ahead for a fortnight
+                _log.warning("maintenance_failed", reason=type(error).__name__)
             run_server(chosen, dsn, self.keys(), self._announce if self._embedded else lambda _: None)
 
     def _announce(self, port: int) -> None:

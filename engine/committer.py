@@ -40,8 +40,9 @@ Doubted = Callable[[set[int]], None]
 PATIENCE_S: Final = 10.0
 _FIRST_PAUSE_S: Final = 0.005
 _LONGEST_PAUSE_S: Final = 0.25
-#: What a job costs besides its items, so that a queue of tiny ones is bounded too.
+#: What a job and each of its items cost besides their bytes, so that many tiny ones are bounded too.
 _JOB_BYTES: Final = 512
+_ITEM_BYTES: Final = 1024
 
 _log = structlog.get_logger()
 
@@ -149,7 +150,9 @@ class _Lane:
         return len(self._queue)
 
     def submit(self, job: Job, reply: Reply) -> None:
-        size_bytes = _JOB_BYTES + (len(job.raw_items) if type(job) is Push else 0)
+        size_bytes = _JOB_BYTES
+        if type(job) is Push:
+            size_bytes += len(job.raw_items) + _ITEM_BYTES * len(job.items)
         limits = self._limits
         if (
             len(self._queue) >= limits.queue_messages
@@ -192,8 +195,8 @@ class _Lane:
         except Exception as error:
             if len(batch) > 1:
                 middle = len(batch) // 2
+                self._put_back(batch[middle:])
                 await self._settle(batch[:middle])
-                await self._settle(batch[middle:])
             else:
                 await self._settle_culprit(batch[0], error)
         else:
@@ -202,6 +205,11 @@ class _Lane:
             self._publish(planned.changes)
             for waiting, outcome in zip(batch, planned.outcomes, strict=True):
                 _answer(waiting, outcome)
+
+    def _put_back(self, batch: list[_Waiting]) -> None:
+        """Let the later half wait at the front, where it is refused in its turn should the store go away."""
+        self._queue.extendleft(reversed(batch))
+        self._queue_bytes += sum(waiting.size_bytes for waiting in batch)
 
     def _give_up(self, batch: list[_Waiting], error: StoreError) -> None:
         """Refuse a batch and all that waits behind it: a device's later changes build on its earlier ones."""

@@ -28,7 +28,7 @@ from engine.rows import (
     Writes,
 )
 from storage.arrays import joined, numbers, plain, split, texts
-from storage.pool import ConnectionLostError, Database, Row, Session, Statement
+from storage.pool import SERVER_MS, ConnectionLostError, Database, Row, Session, Statement
 from storage.writing import finish
 
 #: A stalled holder (stopped process, dead host) frees its tenants after this.
@@ -36,12 +36,23 @@ HOLD_MS: Final = 2000
 #: Longer than a stalled holder can hold, so that waiting outlasts it.
 LOCK_WAIT_MS: Final = 3000
 
-#: Without enable_seqscan = off a plan made while a table was empty would read all of it for ever after;
-#: without force_generic_plan a lone sync is planned anew each time, since it looks cheaper than the average.
-_OPEN: Final = (
-    f"BEGIN; SET LOCAL idle_in_transaction_session_timeout = {HOLD_MS};"
-    f" SET LOCAL lock_timeout = {LOCK_WAIT_MS}; SET LOCAL synchronous_commit = on;"
-    " SET LOCAL enable_seqscan = off; SET LOCAL plan_cache_mode = force_generic_plan; "
+#: Of this transaction alone. Without enable_seqscan = off a plan made while a table was empty would read
+#: all of it for ever after; without force_generic_plan a lone sync is planned anew each time, since it
+#: looks cheaper than the average; a warning is what COMMIT says of a standby that has not confirmed.
+_SETTINGS: Final = Statement(
+    "SELECT "
+    + ", ".join(
+        f"set_config('{name}', '{value}', true)"
+        for name, value in (
+            ("idle_in_transaction_session_timeout", HOLD_MS),
+            ("lock_timeout", LOCK_WAIT_MS),
+            ("statement_timeout", SERVER_MS),
+            ("synchronous_commit", "on"),
+            ("enable_seqscan", "off"),
+            ("plan_cache_mode", "force_generic_plan"),
+            ("client_min_messages", "warning"),
+        )
+    )
 )
 _LOCK: Final = Statement(
     "SELECT FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[]) ORDER BY tenant_id FOR UPDATE"
@@ -51,14 +62,15 @@ _COUNTERS: Final = (
     " FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[])"
 )
 #: LATERAL with LIMIT fixes the plan: one index probe a row, however the tables are analysed.
-#: now() is the transaction's start, and whoever held the lock before may have started later: hence the hour.
+#: now() is the transaction's start, and whoever held the lock before may have started later, or on a host
+#: whose clock is ahead of this one's: hence the day.
 _KEYS: Final = (
     "SELECT 1, w.t, w.k::text, encode(f.request_sha256, 'hex'),"
     " NULL, NULL, NULL, NULL, f.results::text, NULL, NULL"
     " FROM unnest(%(key_tenants)s::int[], %(key_hashes)s::uuid[]) AS w(t, k)"
     " CROSS JOIN LATERAL (SELECT request_sha256, results FROM sync_idempotency_record"
     " WHERE tenant_id = w.t AND key_hash = w.k AND created_at > now() - %(lifetime)s::interval"
-    " AND created_at < now() + interval '1 hour' LIMIT 1) AS f"
+    " AND created_at < now() + interval '1 day' LIMIT 1) AS f"
 )
 _RECORDS: Final = (
     "SELECT 2, w.t, w.d, w.i, f.version, f.seq, f.at_us, f.chain_from,"
@@ -147,7 +159,7 @@ class PostgresStore:
         session = await self._database.acquire()
         try:
             reading, values = self._reading(lookups)
-            rows = await session.run_prepared(_OPEN, (_LOCK, reading), "", values)
+            rows = await session.run_prepared("BEGIN; ", (_SETTINGS, _LOCK, reading), "", values)
             state = _state(rows)
             if len(state.seqs) != len(lookups.tenants):
                 await self._create_counters(session, lookups.tenants)
@@ -234,9 +246,9 @@ class PostgresTransaction:
     async def commit(self, writes: Writes) -> None:
         """Write everything and commit; see the port for what it raises."""
         session = self._session
-        statements, values = finish(writes, self._existing)
         clean = False
         try:
+            statements, values = finish(writes, self._existing)
             await session.run_prepared("", statements, "; COMMIT" if statements else "COMMIT", values)
             if session.warned():
                 raise StoreUnknownError("the commit may not have reached the standby")

@@ -33,6 +33,9 @@ def connected(dsn: str) -> Iterator[Connection]:
             connect_timeout=_CONNECT_S,
             application_name="tidemark",
             target_session_attrs="read-write",
+            keepalives_idle=5,
+            keepalives_interval=2,
+            keepalives_count=3,
         )
     except psycopg2.Error as error:
         raise StoreUnavailableError(_sentence(error)) from None

@@ -17,7 +17,7 @@ async def faults(database: Database, newest_migration: str) -> list[str]:
         read = await database.query(
             "SELECT name, setting FROM pg_settings WHERE name IN"
             " ('fsync', 'full_page_writes', 'synchronous_commit', 'server_version_num',"
-            " 'transaction_read_only')"
+            " 'server_encoding', 'transaction_read_only')"
         )
         settings: dict[str, Any] = dict(read)
         applied = await database.query(
@@ -36,6 +36,8 @@ async def faults(database: Database, newest_migration: str) -> list[str]:
     ]
     if int(settings["server_version_num"]) < MIN_SERVER_VERSION:
         found.append("PostgreSQL 14.2 or later is required")
+    if settings["server_encoding"] != "UTF8":
+        found.append(f"the database is encoded in {settings['server_encoding']}: create one in UTF8")
     if settings["transaction_read_only"] == "on":
         found.append("the database is read-only: it is not the primary")
     if not applied:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import aiopg
+import aiopg.connection
 import psycopg2
 import structlog
 
@@ -35,6 +37,8 @@ Values = Mapping[str, object]
 
 #: No statement of ours takes this long; what does is given up and its connection dropped.
 STATEMENT_S: Final = 10.0
+#: The server gives up first, so that no statement runs on behind a connection that was dropped.
+SERVER_MS: Final = 9000
 #: How long whoever wants a connection waits for one.
 _WAIT_S: Final = 5.0
 _CONNECT_S: Final = 5
@@ -66,6 +70,21 @@ class ConnectionLostError(StoreRetryError):
     """The connection broke or was given up on; what its last statement did is not known."""
 
 
+class NoAnswerError(ConnectionLostError):
+    """The connection was given up on."""
+
+
+class _AnyDescriptor:
+    """What aiopg asks of a lost connection's descriptor; ``select`` itself knows none from 1024 on."""
+
+    @staticmethod
+    def select(descriptors: list[int], *_: object) -> None:
+        os.fstat(descriptors[0])
+
+
+vars(aiopg.connection)["select"] = _AnyDescriptor
+
+
 class Statement:
     """One statement with named values (``%(name)s``), which may be prepared."""
 
@@ -79,7 +98,7 @@ class Statement:
         self.name = "tidemark_" + hashlib.blake2b(body.encode(), digest_size=12).hexdigest()
         self.preparation = f"PREPARE {self.name} AS {body}; ".replace("%", "%%")
         values = ", ".join(f"%({name})s" for name in names)
-        self.call = f"EXECUTE {self.name} ({values})"
+        self.call = f"EXECUTE {self.name}" + (f" ({values})" if names else "")
 
 
 _PLACEHOLDER: Final = re.compile(r"%\((\w+)\)s")
@@ -140,7 +159,7 @@ class Session:
             raise StoreRetryError("the server cancelled the statement") from None
         except TimeoutError:
             self.close()
-            raise ConnectionLostError(f"no answer within {STATEMENT_S:.0f} s") from None
+            raise NoAnswerError(f"no answer within {STATEMENT_S:.0f} s") from None
         except psycopg2.Error as error:
             raise self._translated(error) from None
         except (ValueError, UnicodeError) as error:
@@ -168,7 +187,10 @@ class Session:
         return StoreRetryError(sentence)
 
     def warned(self) -> bool:
-        """Tell whether the server warned since this was last asked, as COMMIT does of a silent standby."""
+        """Tell whether the server warned since this was last asked, as COMMIT does of a silent standby.
+
+        In whatever language: nothing below a warning is sent (``client_min_messages``).
+        """
         try:
             # What came with the last result reaches the notices only when the driver looks once more.
             self._connection.raw.poll()
@@ -176,9 +198,8 @@ class Session:
             self.close()
             return True
         notices = self._connection.notices
-        warned = any("WARNING" in notice for notice in notices)
-        if notices:
-            notices.clear()
+        warned = bool(notices)
+        notices.clear()
         return warned
 
     @property
@@ -190,6 +211,10 @@ class Session:
         """Cut the connection; the server rolls back what was open."""
         if not self._connection.closed:
             self._connection.close()
+
+
+#: Of one round trip alone: several statements in one string are one transaction.
+_READING: Final = f"SET LOCAL statement_timeout = {SERVER_MS}; "
 
 
 class Database:
@@ -220,7 +245,9 @@ class Database:
         for attempt in (1, 2):
             try:
                 async with self.session() as session:
-                    return await session.run(statement, values)
+                    return await session.run(_READING + statement, values)
+            except NoAnswerError:
+                raise
             except ConnectionLostError:
                 if attempt == 2:
                     raise
@@ -278,6 +305,10 @@ class Database:
                     **_KEEPALIVE,
                 )
                 cursor = await connection.cursor()
+                await cursor.execute("SHOW transaction_read_only")
+                if await cursor.fetchall() != [("off",)]:
+                    connection.close()
+                    raise StoreUnavailableError("the database is read-only: it is not the primary")
             if task.cancelling() > cancellations:
                 connection.close()
                 raise asyncio.CancelledError

@@ -125,7 +125,7 @@ MUTANTS: dict[str, Mutant] = {
                 "await self._settle(batch[:middle])",
                 "for one in batch: await self._settle_culprit(one, error)",
             ),
-            ("                await self._settle(batch[middle:])\n", ""),
+            ("                self._put_back(batch[middle:])\n", ""),
         ),
         (_COMMITTER + "test_a_message_that_the_database_refuses_stands_alone[7]",),
     ),

@@ -230,7 +230,7 @@ async def test_what_comes_during_a_commit_is_one_batch() -> None:
 
 
 async def test_batches_are_bounded_in_messages_and_bytes() -> None:
-    limits = CommitLimits(batch_messages=4, batch_bytes=6000, queue_messages=100, queue_bytes=100_000)
+    limits = CommitLimits(batch_messages=4, batch_bytes=9000, queue_messages=100, queue_bytes=100_000)
     async with bench(limits=limits) as one:
         one.store.gate.clear()
         one.submit("first")
@@ -302,7 +302,7 @@ async def test_a_full_queue_refuses_and_what_was_accepted_is_not_lost() -> None:
 
 
 async def test_the_queue_is_bounded_in_bytes_too() -> None:
-    limits = CommitLimits(batch_messages=10, batch_bytes=1 << 20, queue_messages=100, queue_bytes=10_000)
+    limits = CommitLimits(batch_messages=10, batch_bytes=1 << 20, queue_messages=100, queue_bytes=13_000)
     async with bench(limits=limits) as one:
         for turn in range(3):  # what was taken out makes room again
             for number in range(3):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from engine.rows import ConflictRef, EventKey, HeldRef, KeyRef, Lookups, RecordKey
-from storage.commit import _LOCK, _OPEN, PostgresStore
+from storage.commit import _LOCK, _SETTINGS, PostgresStore
 from storage.feed import _ALL, _SOME
 from storage.pool import Database, Session, Values
 from tests.services import execute
@@ -100,10 +100,10 @@ def _scans(node: Node) -> Iterator[Node]:
 
 async def _batch_is_read_by_identity(session: Session, store: PostgresStore, *, analysed: bool) -> None:
     reading, values = store._reading(_READ)
-    await session.run_prepared(_OPEN, (_LOCK, reading), "", values)
+    await session.run_prepared("BEGIN; ", (_SETTINGS, _LOCK, reading), "", values)
     await session.run("ROLLBACK")
-    scans = await _explained(session, f"{_OPEN}EXPLAIN (FORMAT JSON) {reading.call}", values)
-    scans += await _explained(session, f"{_OPEN}EXPLAIN (FORMAT JSON) {_LOCK.call}", values)
+    scans = await _explained(session, f"BEGIN; {_SETTINGS.call}; EXPLAIN (FORMAT JSON) {reading.call}", values)
+    scans += await _explained(session, f"BEGIN; {_SETTINGS.call}; EXPLAIN (FORMAT JSON) {_LOCK.call}", values)
     found: set[str] = set()
     for scan in scans:
         table = next(name for name in _IDENTITIES if scan["Relation Name"].startswith(name))

@@ -34,6 +34,7 @@ class Tail:
         self._floor = 0
         self._entries: deque[Entry] = deque()
         self._early: dict[int, tuple[Record, str]] = {}
+        self._newest = 0
         self._max_changes = max_changes
         self._max_bytes = max_bytes
         self._bytes = 0
@@ -53,6 +54,9 @@ class Tail:
         """Take in a committed change."""
         head = self.head
         if head is None or record.seq > head + 1:
+            self._newest = max(self._newest, record.seq)
+            if len(self._early) >= self._max_changes:
+                self._early.clear()  # the gap stays until the store was read up to the newest of them
             self._early[record.seq] = (record, session_id)
         elif record.seq == head + 1:
             self._append(record, session_id)
@@ -62,8 +66,8 @@ class Tail:
 
     @property
     def gap(self) -> bool:
-        """Whether something between the head and what came early is missing."""
-        return self.head is not None and bool(self._early)
+        """Whether something up to the newest of what came early is missing."""
+        return self.head is not None and self.head < self._newest
 
     def fill(self, records: list[Record], high_seq: int) -> None:
         """Close a gap with all records that the store holds between the head and ``high_seq``."""

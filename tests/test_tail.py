@@ -130,6 +130,21 @@ def test_it_is_bounded_in_bytes() -> None:
     assert not tail.covers(10)
 
 
+@pytest.mark.parametrize("waiting", ["to be begun", "for a gap"])
+def test_what_is_kept_early_is_bounded_and_what_is_forgotten_is_a_gap(waiting: str) -> None:
+    tail = Tail(3, 100_000) if waiting == "to be begun" else begun(1, max_changes=3)
+    for seq in range(3, 10):
+        tail.publish(change(seq), "s1")
+    if tail.head is None:
+        tail.begin(2)
+    else:
+        tail.publish(change(2), "s1")
+    assert (tail.head, tail.gap) == (2, True)
+    tail.fill([change(seq) for seq in range(3, 9)], 8)
+    assert (tail.head, tail.gap) == (9, False)
+    assert seqs(tail, 6) == [7, 8, 9]
+
+
 @pytest.mark.parametrize("max_changes", [2, 5, 100])
 @given(data=st.data())
 def test_whatever_comes_the_latest_of_every_record_is_there(max_changes: int, data: st.DataObject) -> None:

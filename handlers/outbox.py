@@ -204,9 +204,11 @@ class Outbox:
             self._owner.room()
 
 
-_compressors: Final = {
-    bits: zlib.compressobj(zlib.Z_BEST_SPEED, zlib.DEFLATED, -bits) for bits in range(9, 16)
-}
+def _compressor(window_bits: int) -> zlib._Compress:
+    return zlib.compressobj(zlib.Z_BEST_SPEED, zlib.DEFLATED, -window_bits)
+
+
+_compressors: Final = {bits: _compressor(bits) for bits in range(9, 16)}
 
 
 def _deflate(payload: bytes, window_bits: int) -> bytes:
@@ -215,4 +217,10 @@ def _deflate(payload: bytes, window_bits: int) -> bytes:
     The full flush forgets the window, so that none need be kept for each connection (100 KiB).
     """
     deflate = _compressors[window_bits]
-    return (deflate.compress(payload) + deflate.flush(zlib.Z_FULL_FLUSH)).removesuffix(_DEFLATE_TAIL)
+    try:
+        deflated = deflate.compress(payload) + deflate.flush(zlib.Z_FULL_FLUSH)
+    except BaseException:
+        # It may hold some of this message, which the next one to compress must not carry elsewhere.
+        _compressors[window_bits] = _compressor(window_bits)
+        raise
+    return deflated.removesuffix(_DEFLATE_TAIL)

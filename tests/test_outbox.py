@@ -15,6 +15,7 @@ import pytest
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_writer import StreamWriter
 
+from handlers import outbox as outbox_module
 from handlers.outbox import COMPRESS_FROM_BYTES, Outbox
 
 MAX_BYTES = 100_000
@@ -181,6 +182,35 @@ async def test_each_message_is_compressed_on_its_own() -> None:
             assert len(frame.payload) < len(text) // 4
             fresh = zlib.decompressobj(-window)
             assert fresh.decompress(frame.payload + b"\x00\x00\xff\xff") == text
+
+
+async def test_what_could_not_be_compressed_to_the_end_goes_to_nobody_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Failing:
+        """Takes a message in and fails on the way out."""
+
+        def __init__(self) -> None:
+            self._inner = zlib.compressobj(zlib.Z_BEST_SPEED, zlib.DEFLATED, -15)
+            self._failed = False
+
+        def compress(self, data: bytes) -> bytes:
+            return self._inner.compress(data)
+
+        def flush(self, mode: int) -> bytes:
+            if not self._failed:
+                self._failed = True
+                raise MemoryError
+            return self._inner.flush(mode)
+
+    monkeypatch.setitem(outbox_module._compressors, 15, Failing())
+    async with line(deflate_bits=15) as one, line(deflate_bits=15) as other:
+        with pytest.raises(MemoryError):
+            one.outbox.put(b"one tenant's" * 100)
+        other.outbox.put(b"another's" * 200)
+        frame = await other.reader.frame()
+        told = zlib.decompressobj(-15).decompress(frame.payload + b"\x00\x00\xff\xff")
+        assert told == b"another's" * 200
 
 
 async def test_small_messages_and_clients_that_did_not_ask_get_plain_frames() -> None:

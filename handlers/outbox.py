@@ -16,6 +16,8 @@ from typing import Any, Final, Protocol
 
 from aiohttp.abc import AbstractStreamWriter
 
+#: Times ``max_bytes``: answers are sent whatever waits, but a reader that lets so many wait is cut off.
+_CUT_FROM: Final = 8
 #: Smaller frames cost more to compress than they save.
 COMPRESS_FROM_BYTES: Final = 1024
 _DEFLATE_TAIL = b"\x00\x00\xff\xff"
@@ -46,7 +48,7 @@ class Owner(Protocol):
         """There is room again, or nobody is there to read any more."""
 
     def stuck(self) -> None:
-        """The reader took nothing for too long; the transport is aborted."""
+        """The reader took nothing for too long or is too far behind; the transport is aborted."""
 
 
 class Outbox:
@@ -100,7 +102,10 @@ class Outbox:
         return self.queued_bytes >= self._max_bytes
 
     def put(self, payload: bytes) -> None:
-        """Send a message, whatever waits already. After the close frame nothing is sent."""
+        """Send a message, whatever waits already; a reader that is too far behind is cut off instead.
+
+        After the close frame nothing is sent.
+        """
         size_bytes = len(payload)
         first = self._opcode
         if size_bytes >= COMPRESS_FROM_BYTES and self._bits:
@@ -146,7 +151,9 @@ class Outbox:
     def _send(self, frame: bytes) -> None:
         if self._ended:
             return
-        if self._frames or self._flow.writing_paused:
+        if self._frames and self.queued_bytes + len(frame) > _CUT_FROM * self._max_bytes:
+            self._cut()
+        elif self._frames or self._flow.writing_paused:
             if self._frames is None:
                 self._frames = deque()
             self._frames.append(frame)
@@ -157,6 +164,11 @@ class Outbox:
         elif not self._transport.is_closing():
             self._transport.write(frame)
 
+    def _cut(self) -> None:
+        self._transport.abort()
+        self.end()
+        self._owner.stuck()
+
     async def _drain(self) -> None:
         """Write what waits as the reader takes it."""
         try:
@@ -164,9 +176,8 @@ class Outbox:
                 await self._taken()
                 self._write_some()
         except TimeoutError:
-            self._transport.abort()
-            self.end()
-            self._owner.stuck()
+            if self._frames:
+                self._cut()
         except ConnectionError:
             self.end()
         finally:

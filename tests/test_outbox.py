@@ -236,6 +236,20 @@ async def test_a_reader_that_stops_is_owed_a_bounded_amount_and_then_cut_off() -
             await ends.reader.to_the_end()
 
 
+async def test_a_reader_that_too_many_answers_wait_for_is_cut_off() -> None:
+    async with line() as ends:
+        most_bytes = 0
+        for number in range(1000):
+            ends.outbox.put(payload(number))
+            most_bytes = max(most_bytes, ends.outbox.queued_bytes)
+        assert MAX_BYTES < most_bytes <= 8 * MAX_BYTES
+        assert ends.owner.was_stuck.is_set()
+        assert ends.transport.is_closing()
+        assert ends.outbox.queued_bytes == 0
+        await ends.owner.rooms.get()
+        await ends.owner.tasks[0]
+
+
 async def test_what_was_taken_arrives_in_order_once_the_reader_goes_on() -> None:
     async with line() as ends:
         taken = fill(ends.outbox)

@@ -11,6 +11,7 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
+from engine.errors import SyncError
 from engine.messages import PoliciesChanged
 from engine.ports import Clock
 from engine.services import ServiceEndedError
@@ -50,6 +51,11 @@ class Connections:
     def __len__(self) -> int:
         """How many are open."""
         return len(self._open)
+
+    def check_staying(self) -> None:
+        """Raise SyncError ``unavailable`` once a drain has begun."""
+        if self.draining:
+            raise SyncError("unavailable", "this server is going away", retry_after_ms=_jitter_ms(0))
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run work that belongs to a connection."""

@@ -21,7 +21,7 @@ from handlers.ws import SyncSocket, without_context_takeover
 _BACKLOG = 4096
 _KEEP_ALIVE_S = 75.0
 _SHUTDOWN_S = 2.0
-_HTTP_CODES = {404: "not_found", 413: "too_large", 401: "unauthenticated", 403: "forbidden"}
+_HTTP_CODES = {404: "not_found", 405: "not_found", 413: "too_large", 401: "unauthenticated", 403: "forbidden"}
 
 
 def application(core: Core, connections: Connections, faults: Faults) -> web.Application:
@@ -31,7 +31,7 @@ def application(core: Core, connections: Connections, faults: Faults) -> web.App
     )
     app.on_response_prepare.append(without_context_takeover)
     app.router.add_get("/v1/sync", SyncSocket(core, connections).handle)
-    app.router.add_routes(SyncHttp(core).routes())
+    app.router.add_routes(SyncHttp(core, connections).routes())
     app.router.add_routes(Probes(core, connections, faults).routes())
     return app
 

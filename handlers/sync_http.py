@@ -16,6 +16,7 @@ from engine.intake import Session
 from engine.jobs import Answer, Job, Outcome
 from engine.messages import Conflicts, Heartbeat, Pull, Request, Resolve, Sync
 from engine.pages import with_id
+from handlers.connections import Connections
 from handlers.core import Core
 from handlers.requests import count_answer, heartbeat, list_conflicts, resolution
 from handlers.sessions import admitted
@@ -30,8 +31,9 @@ _Message = TypeVar("_Message", Sync, Pull, Conflicts, Resolve, Heartbeat)
 class SyncHttp:
     """The routes' handlers; each raises SyncError where a request is refused."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, connections: Connections) -> None:
         self._core = core
+        self._connections = connections
 
     def routes(self) -> list[web.RouteDef]:
         """List the routes."""
@@ -100,6 +102,7 @@ class SyncHttp:
     async def _admit(self, request: web.Request) -> tuple[Session, Device]:
         core = self._core
         session, _ = await admitted(core, request, _codec(request))
+        self._connections.check_staying()
         now_s = core.clock.monotonic_s()
         device = core.devices.seen(session.tenant.tenant_id, session.device_id, now_s)
         wait_ms = device.bucket.take(core.limits.messages_per_minute, now_s)
@@ -109,7 +112,11 @@ class SyncHttp:
         return session, device
 
     async def _settled(self, job: Job) -> Outcome:
-        """Submit a job and wait for its outcome; it commits also when the client is gone."""
+        """Submit a job and wait for its outcome; it commits also when the client is gone.
+
+        Raises SyncError when nothing more is taken in.
+        """
+        self._connections.check_staying()  # a body may have been long in coming
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
         def reply(outcome: Outcome) -> None:

@@ -38,13 +38,14 @@ class SyncSocket:
         core = self._core
         try:
             codec = _codec(request)
-            if self._connections.draining:
-                going = SyncError("unavailable", "this server is going away", retry_after_ms=1000)
-                return await self._turn_away(request, codec, going)
+            self._connections.check_staying()
             session, expires_at_s = await admitted(core, request, codec)
+            self._connections.check_staying()  # the goodbye may have been said meanwhile
         except StoreError as error:
             return await self._turn_away(request, codec, as_sync_error(error))
-        except SyncError:
+        except SyncError as error:
+            if error.code == "unavailable":
+                return await self._turn_away(request, codec, error)
             core.traffic.refused_handshakes += 1
             raise
         socket = Upgrade(

@@ -57,7 +57,8 @@ Serve = Callable[..., Awaitable[Draining]]
 @pytest.fixture
 async def serve(dsn: str, services: Services, tmp_path: Path) -> AsyncIterator[Serve]:
     """Start a server with some of its environment set."""
-    PostgresTenancy(dsn).ensure("acme")
+    for tenant in ("acme", "elsewhere"):
+        PostgresTenancy(dsn).ensure(tenant)
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(ClientSession())
 
@@ -88,7 +89,7 @@ async def _rest(device: Device) -> tuple[list[Json], int | None]:
 async def test_what_was_accepted_is_answered_and_nothing_else_is_taken_in(serve: Serve, dsn: str) -> None:
     server = await serve()
     devices = [await server.device(f"d{number}") for number in range(3)]
-    with tenants_held(dsn, "acme"):
+    with tenants_held(dsn, "acme"), tenants_held(dsn) as policies:
         await devices[0].send(_sync("0-first"))
         await backend(dsn, WAITS_FOR_LOCK)
         for number, device in enumerate(devices):
@@ -96,6 +97,9 @@ async def test_what_was_accepted_is_answered_and_nothing_else_is_taken_in(serve:
                 await device.send(_sync(f"{number}-{turn}"))
         over_http = asyncio.create_task(_post(server, "http"))
         await counts(server, QUEUED, 16)
+        policies.run("LOCK TABLE tenant_conflict_policy")
+        waits = asyncio.create_task(_turned_away(server, "elsewhere"))
+        await backend(dsn, WAITS_FOR_LOCK + " AND query LIKE '%FROM tenant_conflict_policy%'")
         server.drain()
         for device in devices:
             goodbye = await device.receive()
@@ -103,14 +107,10 @@ async def test_what_was_accepted_is_answered_and_nothing_else_is_taken_in(serve:
             assert goodbye["retry_after_ms"] > 0
             await device.send(_sync("late"))
         assert (await server.status("/readyz"), await server.status("/healthz")) == (503, 200)
-        async with server.http.ws_connect(
-            f"{server.url}/v1/sync", headers={"Authorization": f"Bearer {token('acme', 'new')}"}
-        ) as turned_away:
-            error = await turned_away.receive_json()
-            assert (error["code"], error["retryable"]) == ("unavailable", True)
-            assert error["retry_after_ms"] > 0
-            await turned_away.receive()
-            assert turned_away.close_code == 4503
+        await _turned_away(server, "acme")
+        assert await _post(server, "late") == 503
+        policies.let_go()
+        await waits
         assert _keys(dsn) == 0
     for number, device in enumerate(devices):
         messages, code = await _rest(device)
@@ -121,6 +121,17 @@ async def test_what_was_accepted_is_answered_and_nothing_else_is_taken_in(serve:
     assert await over_http == 200
     assert await server.ended() == 0
     assert _keys(dsn) == 17
+
+
+async def _turned_away(server: Draining, tenant: str) -> None:
+    """Ask for a socket that is refused as one of a server that goes away."""
+    headers = {"Authorization": f"Bearer {token(tenant, 'new')}"}
+    async with server.http.ws_connect(f"{server.url}/v1/sync", headers=headers) as socket:
+        error = await socket.receive_json()
+        assert (error["code"], error["retryable"]) == ("unavailable", True)
+        assert error["retry_after_ms"] > 0
+        await socket.receive()
+        assert socket.close_code == 4503
 
 
 async def _post(server: Draining, key: str) -> int:

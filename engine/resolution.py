@@ -21,6 +21,12 @@ def settle_by_person(job: Resolution, working: Working, rules: Rules) -> Outcome
         return SyncError("not_found", "there is no such conflict")
     if conflict.outcome != "open":
         return _settled_before(job, conflict)
+    policy = rules.policies(job.tenant_id).get(conflict.domain)
+    if policy is None:
+        return SyncError(
+            "invalid_message",
+            f"domain {conflict.domain} is configured no longer; configure it again to settle this conflict",
+        )
     key = RecordKey(job.tenant_id, conflict.domain, conflict.record_id)
     row = working.records[key]
     if row.version != job.version:
@@ -38,7 +44,6 @@ def settle_by_person(job: Resolution, working: Working, rules: Rules) -> Outcome
         if fault is not None:
             code, sentence = fault
             return SyncError("too_large" if code == "too_large" else "invalid_message", sentence)
-    policy = rules.policies(job.tenant_id)[conflict.domain]
     version = row.version + 1
     seq = working.next_seq(job.tenant_id)
     record = Record(

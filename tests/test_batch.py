@@ -193,6 +193,18 @@ def test_the_servers_record_may_stand_whatever_the_rules_have_become() -> None:
     assert stricter.rows.records[RecordKey(1, "form", "f")].data == b'{"x":1}'
 
 
+def test_a_conflict_of_a_domain_configured_no_longer_is_refused_with_a_remedy() -> None:
+    desk = Desk()
+    conflict = _open_conflict(desk)
+    without = Desk(Domains({"task": Domain()}))
+    without.rows = desk.rows
+    for choice in ("client", "server", "merged"):
+        (refused,) = without.plan(without.resolution(conflict, choice, 1, {"z": 3})).outcomes
+        assert isinstance(refused, SyncError)
+        assert refused.code == "invalid_message"
+        assert "form" in refused.message
+
+
 def test_a_later_held_change_replaces_the_clients_side_and_keeps_its_place_in_the_queue() -> None:
     desk = Desk()
     first = _open_conflict(desk)

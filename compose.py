@@ -21,7 +21,8 @@ import structlog
 import uvloop
 from anyio.abc import TaskStatus
 
-from engine.committer import CommitLimits, Committer
+from engine.backlog import CommitLimits
+from engine.committer import Committer
 from engine.devices import Devices
 from engine.domains import Domains
 from engine.feed import Feed, FeedLimits

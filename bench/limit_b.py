@@ -19,7 +19,8 @@ import msgspec
 import uvloop
 
 from bench.work import DOMAIN, Sent, Worker, data_of, record_id
-from engine.committer import CommitLimits, Committer
+from engine.backlog import CommitLimits
+from engine.committer import Committer
 from engine.domains import Domains
 from engine.jobs import Answer, Change, Outcome, Push
 from engine.rules import Rules

@@ -1,7 +1,7 @@
 """Group commit: collects while the last commit runs, hands one batch to the store, answers everyone.
 
-A lane holds one batch in flight; a tenant always takes the same lane, so what one connection sends
-applies in the order sent. No timer: an idle lane commits a lone job at once, a busy one gathers.
+A lane holds one batch in flight. A tenant is in one lane at a time, so what one connection sends applies
+in the order sent. No timer: an idle lane commits a lone job at once, a busy one gathers.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 import structlog
 
+from engine.backlog import Backlog, CommitLimits, Reply, Waiting
 from engine.batch import Plan, lookups, plan
 from engine.errors import SyncError
 from engine.jobs import Job, Outcome, Push, Refused
@@ -32,7 +32,6 @@ from engine.ports import (
 from engine.rows import Record
 from engine.rules import Rules
 
-Reply = Callable[[Outcome], None]
 Published = Callable[[list[tuple[Record, str]]], None]
 Doubted = Callable[[set[int]], None]
 
@@ -40,26 +39,7 @@ Doubted = Callable[[set[int]], None]
 PATIENCE_S: Final = 10.0
 _FIRST_PAUSE_S: Final = 0.005
 _LONGEST_PAUSE_S: Final = 0.25
-#: What a job and each of its items cost besides their bytes, so that many tiny ones are bounded too.
-_JOB_BYTES: Final = 512
-_ITEM_BYTES: Final = 1024
-
 _log = structlog.get_logger()
-
-
-class CommitLimits(msgspec.Struct, frozen=True):
-    """Bounds of a batch and of a lane's queue."""
-
-    batch_messages: int
-    batch_bytes: int
-    queue_messages: int
-    queue_bytes: int
-
-
-class _Waiting(msgspec.Struct, frozen=True, gc=False):
-    job: Job
-    reply: Reply
-    size_bytes: int
 
 
 class Counters(msgspec.Struct):
@@ -74,7 +54,7 @@ class Counters(msgspec.Struct):
 
 
 class Committer:
-    """Spreads jobs over lanes by tenant.
+    """Takes jobs in and has its lanes commit them.
 
     ``publish`` is told what was committed, ``doubt`` the tenants of a batch that may have been committed
     although what it wrote is not known.
@@ -91,33 +71,75 @@ class Committer:
         lanes: int = 1,
     ) -> None:
         self.counters = Counters()
+        self._backlog = Backlog(limits)
+        self._spread_from = max(1, limits.batch_messages // 2)
+        self._waiting: list[asyncio.Future[None]] = []
         self._lanes = [
-            _Lane(store, rules, clock, publish, doubt, limits, self.counters) for _ in range(lanes)
+            _Lane(store, rules, clock, publish, doubt, self._backlog, self.counters)
+            for _ in range(lanes)
         ]
+        self._busy = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def submit(self, job: Job, reply: Reply) -> None:
         """Queue a job; ``reply`` is called once on the event loop after its batch is durable.
 
         Raises SyncError ``overloaded`` when the queue is full: then nothing was accepted.
         """
-        lanes = self._lanes
-        lanes[job.tenant_id % len(lanes)].submit(job, reply)
+        if not self._backlog.add(job, reply):
+            raise SyncError(
+                "overloaded", "too much is waiting to be stored", retry_after_ms=_spread_ms()
+            )
+        self._idle.clear()
+        self._call_a_lane()
 
     @property
     def queued_messages(self) -> int:
-        """How many jobs wait in all lanes."""
-        return sum(lane.queued_messages for lane in self._lanes)
+        """How many jobs wait."""
+        return self._backlog.messages
 
     async def run(self) -> None:
         """Commit until cancelled."""
         async with asyncio.TaskGroup() as group:
             for lane in self._lanes:
-                group.create_task(lane.run())
+                group.create_task(self._run(lane))
+
+    async def _run(self, lane: _Lane) -> None:
+        backlog = self._backlog
+        while True:
+            if not self._worth_a_batch:
+                if not self._busy and not backlog.messages:
+                    self._idle.set()
+                called = asyncio.get_running_loop().create_future()
+                self._waiting.append(called)
+                await called
+                continue
+            batch = backlog.take()
+            self._busy += 1
+            self._call_a_lane()
+            try:
+                await lane.settle(batch)
+            finally:
+                self._busy -= 1
+                backlog.settled(batch)
+
+    @property
+    def _worth_a_batch(self) -> bool:
+        """Whether another batch is to be begun: small ones side by side cost more than they gain."""
+        backlog = self._backlog
+        return backlog.ready and (not self._busy or backlog.messages >= self._spread_from)
+
+    def _call_a_lane(self) -> None:
+        """Wake one lane, if one waits and there is enough for it."""
+        if self._waiting and self._worth_a_batch:
+            called = self._waiting.pop()
+            if not called.done():
+                called.set_result(None)
 
     async def drain(self) -> None:
         """Wait until everything accepted is answered."""
-        for lane in self._lanes:
-            await lane.idle.wait()
+        await self._idle.wait()
 
 
 class _Lane:
@@ -128,7 +150,7 @@ class _Lane:
         clock: Clock,
         publish: Published,
         doubt: Doubted,
-        limits: CommitLimits,
+        backlog: Backlog,
         counters: Counters,
     ) -> None:
         self._store = store
@@ -136,57 +158,11 @@ class _Lane:
         self._clock = clock
         self._publish = publish
         self._doubt = doubt
-        self._limits = limits
+        self._backlog = backlog
         self._counters = counters
-        self._queue: deque[_Waiting] = deque()
-        self._queue_bytes = 0
         self._away = False
-        self._work = asyncio.Event()
-        self.idle = asyncio.Event()
-        self.idle.set()
 
-    @property
-    def queued_messages(self) -> int:
-        return len(self._queue)
-
-    def submit(self, job: Job, reply: Reply) -> None:
-        size_bytes = _JOB_BYTES
-        if type(job) is Push:
-            size_bytes += len(job.raw_items) + _ITEM_BYTES * len(job.items)
-        limits = self._limits
-        if (
-            len(self._queue) >= limits.queue_messages
-            or self._queue_bytes + size_bytes > limits.queue_bytes
-        ):
-            raise SyncError(
-                "overloaded", "too much is waiting to be stored", retry_after_ms=_spread_ms()
-            )
-        self._queue.append(_Waiting(job, reply, size_bytes))
-        self._queue_bytes += size_bytes
-        self.idle.clear()
-        self._work.set()
-
-    async def run(self) -> None:
-        while True:
-            if not self._queue:
-                self.idle.set()
-                self._work.clear()
-                await self._work.wait()
-            await self._settle(self._take())
-
-    def _take(self) -> list[_Waiting]:
-        queue = self._queue
-        most, room = self._limits.batch_messages, self._limits.batch_bytes
-        batch = [queue.popleft()]
-        room -= batch[0].size_bytes
-        while queue and len(batch) < most and queue[0].size_bytes <= room:
-            waiting = queue.popleft()
-            room -= waiting.size_bytes
-            batch.append(waiting)
-        self._queue_bytes -= self._limits.batch_bytes - room
-        return batch
-
-    async def _settle(self, batch: list[_Waiting]) -> None:
+    async def settle(self, batch: list[Waiting]) -> None:
         """See a batch through; one that cannot be stored is halved until the culprit stands alone."""
         try:
             planned = await self._commit([waiting.job for waiting in batch])
@@ -195,8 +171,9 @@ class _Lane:
         except Exception as error:
             if len(batch) > 1:
                 middle = len(batch) // 2
-                self._put_back(batch[middle:])
-                await self._settle(batch[:middle])
+                # Should the store go away meanwhile, the later half is refused in its turn.
+                self._backlog.put_back(batch[middle:])
+                await self.settle(batch[:middle])
             else:
                 await self._settle_culprit(batch[0], error)
         else:
@@ -206,23 +183,16 @@ class _Lane:
             for waiting, outcome in zip(batch, planned.outcomes, strict=True):
                 _answer(waiting, outcome)
 
-    def _put_back(self, batch: list[_Waiting]) -> None:
-        """Let the later half wait at the front, where it is refused in its turn should the store go away."""
-        self._queue.extendleft(reversed(batch))
-        self._queue_bytes += sum(waiting.size_bytes for waiting in batch)
-
-    def _give_up(self, batch: list[_Waiting], error: StoreError) -> None:
+    def _give_up(self, batch: list[Waiting], error: StoreError) -> None:
         """Refuse a batch and all that waits behind it: a device's later changes build on its earlier ones."""
         self._away = True
-        refused = [*batch, *self._queue]
-        self._queue.clear()
-        self._queue_bytes = 0
+        refused = [*batch, *self._backlog.take_all()]
         _log.warning("batch_unavailable", messages=len(refused), reason=type(error).__name__)
         self._counters.failed += len(refused)
         for waiting in refused:
             _answer(waiting, _unavailable())
 
-    async def _settle_culprit(self, waiting: _Waiting, error: Exception) -> None:
+    async def _settle_culprit(self, waiting: Waiting, error: Exception) -> None:
         """What the database refuses is quarantined item by item, so that it blocks no queue."""
         job = waiting.job
         if isinstance(error, StorePoisonError) and type(job) is Push:
@@ -230,7 +200,7 @@ class _Lane:
             if refused is not None:
                 self._counters.poisoned += 1
                 _log.warning("message_poisoned", tenant_id=job.tenant_id, device_id=job.device_id)
-                await self._settle([_Waiting(refused, waiting.reply, waiting.size_bytes)])
+                await self.settle([Waiting(refused, waiting.reply, waiting.size_bytes)])
                 return
         error_id = uuid.uuid4().hex
         self._counters.failed += 1
@@ -289,7 +259,7 @@ class _Lane:
         return planned
 
 
-def _answer(waiting: _Waiting, outcome: Outcome) -> None:
+def _answer(waiting: Waiting, outcome: Outcome) -> None:
     try:
         waiting.reply(outcome)
     except Exception:

@@ -122,10 +122,10 @@ MUTANTS: dict[str, Mutant] = {
         "engine/committer.py",
         (
             (
-                "await self._settle(batch[:middle])",
+                "await self.settle(batch[:middle])",
                 "for one in batch: await self._settle_culprit(one, error)",
             ),
-            ("                self._put_back(batch[middle:])\n", ""),
+            ("                self._backlog.put_back(batch[middle:])\n", ""),
         ),
         (_COMMITTER + "test_a_message_that_the_database_refuses_stands_alone[7]",),
     ),

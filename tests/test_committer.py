@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.backlog import CommitLimits
 from engine.codec import JSON
-from engine.committer import PATIENCE_S, CommitLimits, Committer
+from engine.committer import PATIENCE_S, Committer
 from engine.domains import Domain, DomainPolicy, Domains
 from engine.errors import SyncError
 from engine.intake import Intake, Session
@@ -259,8 +260,9 @@ async def test_a_result_is_published_before_it_is_answered() -> None:
         assert seen == [1]
 
 
-async def test_tenants_keep_their_lane_and_lanes_do_not_wait_for_each_other() -> None:
-    async with bench(lanes=2) as one:
+async def test_what_one_batch_cannot_hold_goes_into_a_second_beside_it_tenant_by_tenant() -> None:
+    limits = CommitLimits(batch_messages=6, batch_bytes=1 << 20, queue_messages=100, queue_bytes=1 << 20)
+    async with bench(limits=limits, lanes=2) as one:
         one.store.gate.clear()
         for number in range(3):
             for tenant in (1, 2, 3, 4):

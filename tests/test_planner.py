@@ -102,8 +102,9 @@ async def _batch_is_read_by_identity(session: Session, store: PostgresStore, *, 
     reading, values = store._reading(_READ)
     await session.run_prepared("BEGIN; ", (_SETTINGS, _LOCK, reading), "", values)
     await session.run("ROLLBACK")
-    scans = await _explained(session, f"BEGIN; {_SETTINGS.call}; EXPLAIN (FORMAT JSON) {reading.call}", values)
-    scans += await _explained(session, f"BEGIN; {_SETTINGS.call}; EXPLAIN (FORMAT JSON) {_LOCK.call}", values)
+    explained = f"BEGIN; {_SETTINGS.call}; EXPLAIN (FORMAT JSON) "
+    scans = await _explained(session, explained + reading.call, values)
+    scans += await _explained(session, explained + _LOCK.call, values)
     found: set[str] = set()
     for scan in scans:
         table = next(name for name in _IDENTITIES if scan["Relation Name"].startswith(name))

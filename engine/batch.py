@@ -6,6 +6,9 @@ before it. ``lookups`` says what must be locked and read, ``plan`` decides.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Final
+
 import msgspec
 
 from engine.domains import DomainPolicy
@@ -31,6 +34,12 @@ from engine.rules import Policies, Rules
 from engine.working import Working
 
 _encode = msgspec.json.encode
+
+#: Bytes of records, counted anew for each change of one, that a message may touch. A change of sixty bytes
+#: may read, log and write a whole record, on the event loop and under its tenant's lock.
+MESSAGE_TOUCHES_BYTES: Final = 8 << 20
+#: The same for a batch, unless it is one message.
+BATCH_TOUCHES_BYTES: Final = 16 << 20
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -79,6 +88,31 @@ def may_hold(policy: DomainPolicy) -> bool:
     )
 
 
+def fitting(jobs: list[Job], state: State) -> int:
+    """Say how many of a batch's first jobs may be planned in one go, one at least."""
+    largest_bytes = max([len(record.data or b"") for record in state.records.values()], default=0)
+    changes = sum([len(job.items) for job in jobs if isinstance(job, Push)])
+    if changes * largest_bytes < BATCH_TOUCHES_BYTES:  # as nearly always: nothing need be counted
+        return len(jobs)
+    touched_bytes = 0
+    for index, job in enumerate(jobs):
+        touched_bytes += _touched_bytes(job, state.records)
+        if index and touched_bytes > BATCH_TOUCHES_BYTES:
+            return index
+    return len(jobs)
+
+
+def _touched_bytes(job: Job, records: Mapping[RecordKey, Record]) -> int:
+    if isinstance(job, Resolution):
+        return 0
+    found = 0
+    for item in job.items:
+        if type(item) is Change:
+            record = records.get(RecordKey(job.tenant_id, item.domain, item.id))
+            found += len(item.data) + (0 if record is None else len(record.data or b""))
+    return found
+
+
 def plan(jobs: list[Job], state: State, rules: Rules) -> Plan:
     """Decide the whole batch. ``state`` is used up: it follows the jobs' effects."""
     working = Working(state)
@@ -98,6 +132,10 @@ def _push(push: Push, working: Working, rules: Rules) -> Answer | SyncError:
         if kept.request_sha256 != push.request_sha256:
             return SyncError("idempotency_key_reused", "this key was used for other items")
         return Answer(kept.results, replayed=True)
+    if len(push.items) > 1 and _touched_bytes(push, working.records) > MESSAGE_TOUCHES_BYTES:
+        return SyncError(
+            "too_large", f"items: their records pass {MESSAGE_TOUCHES_BYTES} bytes together: send fewer"
+        )
     policies = rules.policies(push.tenant_id)
     if push.atomic:
         results = _atomic(push, working, rules, policies)

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from engine.backlog import Backlog, CommitLimits, Reply, Waiting
-from engine.batch import Plan, lookups, plan
+from engine.batch import Plan, fitting, lookups, plan
 from engine.errors import SyncError
 from engine.jobs import Job, Outcome, Push, Refused
 from engine.ports import (
@@ -40,6 +40,14 @@ PATIENCE_S: Final = 10.0
 _FIRST_PAUSE_S: Final = 0.005
 _LONGEST_PAUSE_S: Final = 0.25
 _log = structlog.get_logger()
+
+
+class _TooMuchError(Exception):
+    """The records that a batch touches are too large for one; its first ``fits`` jobs are not."""
+
+    def __init__(self, fits: int) -> None:
+        super().__init__(fits)
+        self.fits = fits
 
 
 class Counters(msgspec.Struct):
@@ -168,6 +176,9 @@ class _Lane:
             planned = await self._commit([waiting.job for waiting in batch])
         except (StoreRetryError, StoreUnknownError, StoreUnavailableError) as error:
             self._give_up(batch, error)
+        except _TooMuchError as error:
+            self._backlog.put_back(batch[error.fits :])
+            await self.settle(batch[: error.fits])
         except Exception as error:
             if len(batch) > 1:
                 middle = len(batch) // 2
@@ -251,6 +262,9 @@ class _Lane:
         rules = self._rules.as_of_now({job.tenant_id for job in jobs})
         transaction: Transaction = await self._store.begin(lookups(jobs, rules))
         try:
+            fits = fitting(jobs, transaction.state)
+            if fits < len(jobs):
+                raise _TooMuchError(fits)
             planned = plan(jobs, transaction.state, rules)
         except BaseException:
             await transaction.rollback()

@@ -67,6 +67,7 @@ async def listening(app: web.Application, host: str, port: int) -> AsyncIterator
     runner = web.AppRunner(
         app,
         access_log=None,
+        auto_decompress=False,  # bodies are inflated after admission, bounded: handlers/sync_http.py
         handle_signals=False,
         keepalive_timeout=_KEEP_ALIVE_S,
         shutdown_timeout=_SHUTDOWN_S,

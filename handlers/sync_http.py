@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -24,6 +25,8 @@ from handlers.sessions import admitted
 #: Where a request keeps the id of its message, None for none, so that an error repeats it.
 REQUEST_ID: Final = web.RequestKey[str | None]("request_id")
 _COMPRESS_FROM_BYTES: Final = 1024
+#: How zlib is told of a content coding.
+_WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
 
 _Message = TypeVar("_Message", Sync, Pull, Conflicts, Resolve, Heartbeat)
 
@@ -142,17 +145,32 @@ def _codec(request: web.Request) -> Codec:
 
 
 async def _body(request: web.Request, codec: Codec) -> bytes:
-    """Read the body, uncompressed as it comes and bounded all the same."""
-    try:
-        body = await request.read()
-    except web.RequestPayloadError:
-        raise SyncError("malformed", "the body is not what its Content-Encoding says") from None
+    """Read the body and inflate it, bounded in either form by what a frame may be."""
+    body = await request.read()
+    coding = request.headers.get("Content-Encoding", "identity").lower()
+    if coding in _WINDOW_BITS:
+        body = _inflated(body, _WINDOW_BITS[coding], request.client_max_size)
+    elif coding != "identity":
+        raise SyncError("invalid_message", "Content-Encoding: gzip and deflate are what is taken here")
     if not codec.binary and not body.isascii():
         try:
             body.decode()
         except UnicodeDecodeError:
             raise SyncError("malformed", "not UTF-8") from None
     return body
+
+
+def _inflated(body: bytes, window_bits: int, most_bytes: int) -> bytes:
+    inflate = zlib.decompressobj(window_bits)
+    try:
+        inflated = inflate.decompress(body, most_bytes + 1)
+    except zlib.error:
+        inflated = b""
+    if len(inflated) > most_bytes:
+        raise SyncError("too_large", f"the body: the limit is {most_bytes} bytes")
+    if not inflate.eof:
+        raise SyncError("malformed", "the body is not what its Content-Encoding says")
+    return inflated
 
 
 def _decode(codec: Codec, body: bytes, wanted: type[_Message]) -> _Message:

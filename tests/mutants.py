@@ -49,7 +49,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "acknowledged before it is on disk": Mutant(
         "storage/commit.py",
-        ((" SET LOCAL synchronous_commit = on;", ""),),
+        (('            ("synchronous_commit", "on"),\n', ""),),
         (_HAZARDS + "test_a_batch_is_durable_whatever_the_database_defaults_to",),
     ),
     "a sequence in place of the locked counter": Mutant(
@@ -69,7 +69,7 @@ MUTANTS: dict[str, Mutant] = {
         "storage/commit.py",
         (
             (f'" FROM tenant_counters {_OF_TENANTS}"', f'" FROM ({_LOCK}) AS locked"'),
-            ("(_LOCK, reading)", "(reading,)"),
+            ("(_SETTINGS, _LOCK, reading)", "(_SETTINGS, reading)"),
         ),
         (_LOCKED_THEN_READ,),
     ),
@@ -182,7 +182,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "settings left behind on a connection": Mutant(
         "storage/commit.py",
-        ((" SET LOCAL lock_timeout = ", " SET lock_timeout = "),),
+        (("'{value}', true)", "'{value}', false)"),),
         (_HAZARDS + "test_the_settings_of_a_batch_end_with_it",),
     ),
     "a drain that waits for no commit": Mutant(

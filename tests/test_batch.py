@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
+
 from engine.batch import Plan, lookups, plan
 from engine.codec import JSON
 from engine.domains import Domain, DomainPolicy, Domains
@@ -280,3 +282,16 @@ def test_policies_held_still_are_those_of_then() -> None:
     now[1] = {"task": DomainPolicy("client_wins")}
     assert still.policies(1) == {"task": DomainPolicy("manual")}
     assert rules.policies(1) == {"task": DomainPolicy("client_wins")}
+
+
+def test_a_message_that_touches_too_much_is_refused_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixty bytes of change may read, log and write a whole record, each of them."""
+    monkeypatch.setattr("engine.batch.MESSAGE_TOUCHES_BYTES", 3000)
+    desk = Desk()
+    desk.results(desk.push(item("task", "a", x="x" * 900)))
+    changes = [item("task", "a", version, op="patch", y=version) for version in range(1, 5)]
+    heavy = desk.push(*changes, key="heavy")
+    (outcome,) = desk.plan(heavy).outcomes
+    assert isinstance(outcome, SyncError)
+    assert outcome.code == "too_large"
+    assert [statuses(one) for one in desk.results(desk.push(*changes[:3], key="heavy"))] == [["applied"] * 3]

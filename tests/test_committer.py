@@ -315,6 +315,23 @@ async def test_the_queue_is_bounded_in_bytes_too() -> None:
         assert len(one.replies) == 9
 
 
+async def test_a_batch_that_touches_too_much_is_parted_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.batch.BATCH_TOUCHES_BYTES", 5000)
+    async with bench() as one:
+        one.submit("first", put("a", x="x" * 2000))
+        await one.committer.drain()
+        one.store.gate.clear()
+        one.submit("held", put("other"))
+        await one.store.committing.get()
+        for number in range(1, 7):
+            one.submit(f"k{number}", put("a", number, x="x" * 2000, n=number))
+        one.store.gate.set()
+        await one.committer.drain()
+        assert [key for key, _ in one.replies] == ["first", "held", *(f"k{number}" for number in range(1, 7))]
+        assert one.version("a") == 7
+        assert one.committer.counters.batches > 4
+
+
 async def test_drain_waits_for_what_is_in_flight_and_what_is_queued() -> None:
     async with bench() as one:
         await asyncio.wait_for(one.committer.drain(), 10)

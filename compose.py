@@ -135,7 +135,6 @@ class Server:
                 record_bytes=limits.record_bytes,
                 messages_per_minute=limits.messages_per_minute,
                 outbox_bytes=server.outbox_bytes,
-                idle_s=server.idle_s,
                 heartbeat_s=server.heartbeat_s,
                 compress=server.compress,
                 write_patience_s=server.write_patience_s,

@@ -169,7 +169,3 @@ class Writes(msgspec.Struct):
     keys: list[KeyRow]
     conflicts: list[Conflict]
     quarantine: list[Quarantined]
-
-    def __bool__(self) -> bool:
-        """Whether there is anything to write."""
-        return bool(self.keys or self.records or self.events or self.conflicts or self.quarantine)

@@ -19,7 +19,7 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of a connection.
 
     ``outbox_bytes`` may wait for a slow reader, who is cut off when it takes nothing for
-    ``write_patience_s``; ``idle_s`` is how long a device may say nothing.
+    ``write_patience_s``.
     """
 
     frame_bytes: int
@@ -27,7 +27,6 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
     record_bytes: int
     messages_per_minute: int
     outbox_bytes: int
-    idle_s: float
     heartbeat_s: int
     compress: bool
     write_patience_s: float = 10.0

@@ -17,7 +17,6 @@ class Traffic(msgspec.Struct):
     refused_handshakes: int = 0
     messages_in: int = 0
     bytes_in: int = 0
-    syncs: int = 0
     sync_duration_sum_ms: float = 0.0
     sync_durations: list[int] = msgspec.field(
         default_factory=lambda: [0] * (len(DURATION_BOUNDS_MS) + 1)
@@ -29,7 +28,6 @@ class Traffic(msgspec.Struct):
     def sync_answered(self, duration_us: int) -> None:
         """Count a sync that was answered with results."""
         duration_ms = duration_us / 1000
-        self.syncs += 1
         self.sync_duration_sum_ms += duration_ms
         self.sync_durations[bisect_left(DURATION_BOUNDS_MS, duration_ms)] += 1
 

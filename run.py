@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import click
 
-from compose import open_site
+from compose.site import open_site
 from handlers.commands.epoch import epoch
 from handlers.commands.migrate import migrate
 from handlers.commands.serve import serve

@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import ClientSession
 
-from compose import Server
+from compose.server import Server
 from engine.settings import Layer, Settings, settings
 from handlers.auth import KeySet, secret_key
 from storage.embedded import Services

@@ -29,11 +29,11 @@ from tests.device import SECRET, Json
 from tests.serving import Serve
 
 ROOT = Path(__file__).parent.parent
+ROOMS = ("compose", "engine", "handlers", "storage")
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 CODE = [
-    ROOT / "compose.py",
     ROOT / "run.py",
-    *(path for room in ("engine", "handlers", "storage") for path in sorted((ROOT / room).rglob("*.py"))),
+    *(path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))),
 ]
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text("utf-8")
 

@@ -16,8 +16,8 @@ from storage.embedded import Services
 from tests.mutants import MUTANTS, Mutant
 
 _ROOT = Path(__file__).parent.parent
-_COPIED = ("engine", "handlers", "storage", "tests")
-_COPIED_FILES = ("compose.py", "run.py", "config.toml", "pyproject.toml")
+_COPIED = ("compose", "engine", "handlers", "storage", "tests")
+_COPIED_FILES = ("run.py", "config.toml", "pyproject.toml")
 _RUN_S = 120.0
 #: How a test says that a promise is broken, in its last lines or inside of an exception group.
 _REASON = re.compile(r"^[E |+-]*(\w+\.)*(AssertionError|assert |Store\w+Error)", re.MULTILINE)

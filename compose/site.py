@@ -1,0 +1,135 @@
+"""One deployment as its settings describe it: what commands open, and ``serve``."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from compose.server import run_server
+from engine.ports import StoreRetryError
+from engine.settings import Layer, Settings, SettingsError, environment, settings
+from handlers.auth import KeySet, issue_token
+from handlers.commands.serve import DEMO_TENANT, announce_demo
+from handlers.commands.site import SiteError
+from handlers.keys import key_set, signing_key
+from handlers.logging import configure
+from storage.embedded import embedded
+from storage.embedded_account import EmbeddedError, account_for, make_data_dir
+from storage.epoch import PostgresEpoch
+from storage.migrate import PostgresSchema, migrate, status
+from storage.partitions import maintain
+from storage.tenancy import PostgresTenancy
+
+_DEFAULTS: Final = Path(__file__).parent.parent / "config.toml"
+
+_log = structlog.get_logger()
+
+
+class Site:
+    """One deployment (``handlers.commands.site.Site``)."""
+
+    def __init__(self, chosen: Settings) -> None:
+        self.settings = chosen
+        self._data_dir = Path(chosen.data.dir)
+        self._embedded = not chosen.postgres.dsn
+
+    def keys(self) -> KeySet:
+        """Read the keys of tokens; the embedded default makes its secret under the data directory."""
+        return key_set(self.settings.auth, self._secret_file if self._embedded else None)
+
+    def _secret_file(self) -> Path:
+        try:
+            data_dir = self._data_dir.resolve()
+            make_data_dir(data_dir, account_for(data_dir))
+        except (EmbeddedError, OSError) as error:
+            raise SiteError(str(error)) from None
+        return data_dir / "auth.secret"
+
+    @contextmanager
+    def _database(self, *, redis: bool = False) -> Iterator[str]:
+        given = self.settings.postgres.dsn
+        redis = redis and not self.settings.redis.url
+        if given and not redis:
+            yield given
+            return
+        try:
+            with embedded(self._data_dir, postgres=not given, redis=redis) as running_services:
+                yield given or running_services.dsn
+        except EmbeddedError as error:
+            raise SiteError(str(error)) from None
+
+    @contextmanager
+    def schema(self) -> Iterator[PostgresSchema]:
+        """Open the schema."""
+        with self._database() as dsn:
+            yield PostgresSchema(dsn)
+
+    @contextmanager
+    def tenants(self) -> Iterator[PostgresTenancy]:
+        """Open the tenants, on a database that the embedded default has set up by now."""
+        with self._database() as dsn:
+            if self._embedded:
+                migrate(dsn)
+            yield PostgresTenancy(dsn)
+
+    @contextmanager
+    def epoch(self) -> Iterator[PostgresEpoch]:
+        """Open the epoch."""
+        with self._database() as dsn:
+            yield PostgresEpoch(dsn)
+
+    def serve(self) -> None:
+        """Serve until told to stop."""
+        chosen = self.settings
+        if chosen.server.workers > 1:
+            raise SiteError("one worker is all a server has so far: start several, each on its own port")
+        configure(chosen.log)
+        with self._database(redis=True) as dsn:
+            if self._embedded:
+                migrate(dsn)
+                PostgresTenancy(dsn).ensure(DEMO_TENANT)
+            elif any(one.applied_at is None for one in status(dsn)):
+                raise SiteError("the schema is not up to date: run `run.py migrate`, then serve again")
+            if PostgresEpoch(dsn).restored():
+                raise SiteError("this database was restored: run `run.py epoch renew`, then serve again")
+            try:
+                maintain(dsn, chosen.idempotency.lifetime_h)
+            except StoreRetryError as error:  # a dump holds the tables: there are days ahead for a fortnight
+                _log.warning("maintenance_failed", reason=type(error).__name__)
+            run_server(chosen, dsn, self.keys(), self._announce if self._embedded else lambda _: None)
+
+    def _announce(self, port: int) -> None:
+        auth = self.settings.auth
+        token = issue_token(
+            signing_key(self.keys()),
+            audience=auth.audience,
+            ttl_s=auth.token_ttl_s,
+            tenant=DEMO_TENANT,
+            device_id="demo-device",
+        )
+        announce_demo(f"http://{self.settings.server.host}:{port}", token)
+
+
+def open_site(config: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> Site:
+    """Read the settings: config.toml, ``config``, the environment, the command line; the later wins.
+
+    Raises SettingsError.
+    """
+    files = [_DEFAULTS] if config is None else [_DEFAULTS, config]
+    layers = [*map(_read_layer, files), environment(os.environ), Layer("the command line", flags)]
+    return Site(settings(layers))
+
+
+def _read_layer(path: Path) -> Layer:
+    try:
+        return Layer(str(path) if path != _DEFAULTS else path.name, tomllib.loads(path.read_text("utf-8")))
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {error}") from None

@@ -31,6 +31,7 @@ from engine.settings import Settings
 from handlers.auth import KeySet, Verifier
 from handlers.connections import Connections
 from handlers.core import Core, EdgeLimits
+from handlers.peer import Refusals, networks
 from handlers.server import application, listening, services
 from handlers.traffic import Traffic
 from storage.commit import PostgresStore
@@ -127,6 +128,7 @@ class Server:
                 write_patience_s=server.write_patience_s,
             ),
             traffic=Traffic(),
+            refusals=Refusals(networks(server.trusted_proxies)),
         )
 
     async def run(self, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from ipaddress import ip_network
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -42,6 +43,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     write_patience_s: Seconds
     compress: bool
     origins: tuple[str, ...]
+    trusted_proxies: tuple[str, ...]
 
 
 class MessageLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -232,6 +234,7 @@ def settings(layers: Sequence[Layer]) -> Settings:
                 raise SettingsError(f"{layers[0].source}: {section}.{key} is missing")
             sections.setdefault(section, {})[key] = merged[section, key].value
     _check_together(merged)
+    _check_networks(merged["server", "trusted_proxies"])
     return msgspec.convert({**sections, "domains": domains}, Settings)
 
 
@@ -292,3 +295,11 @@ def _check_together(merged: Mapping[tuple[str, ...], _Given]) -> None:
         low, high = merged[low_path], merged[high_path]
         if not low.value < high.value:  # type: ignore[operator]  # both were checked as numbers
             raise high.refused(f"must be above {low.name} of {low.source}, which is {low.value}")
+
+
+def _check_networks(given: _Given) -> None:
+    for text in given.value:  # type: ignore[attr-defined]  # it was checked as a list of texts
+        try:
+            ip_network(text)
+        except ValueError:
+            raise given.refused(f"{text} is neither an address nor a network such as 10.0.0.0/8") from None

@@ -12,6 +12,7 @@ from engine.messages import Limits
 from engine.policies import PolicyBook
 from engine.ports import Clock, ConflictStore
 from handlers.auth import Verifier
+from handlers.peer import Refusals
 from handlers.traffic import Traffic
 
 
@@ -49,6 +50,7 @@ class Core(msgspec.Struct, frozen=True):
     verifier: Verifier
     limits: EdgeLimits
     traffic: Traffic
+    refusals: Refusals
 
     def policy_names(self, tenant_id: int) -> dict[str, str]:
         """Map each domain to its policy, as a device is told."""

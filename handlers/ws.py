@@ -47,6 +47,7 @@ class SyncSocket:
             if error.code == "unavailable":
                 return await self._turn_away(request, codec, error)
             core.traffic.refused_handshakes += 1
+            core.refusals.refused(request, error, core.clock.monotonic_s())
             raise
         socket = Upgrade(
             protocols=(codec.subprotocol,),

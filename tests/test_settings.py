@@ -118,6 +118,7 @@ def test_the_environment_reads_each_type() -> None:
         ({"server": {"drain_s": math.nan}}, "own.toml: server.drain_s: expected float"),
         ({"server": {"drain_s": math.inf}}, "own.toml: server.drain_s: expected float"),
         ({"server": {"origins": "https://a.example"}}, "own.toml: server.origins: expected array"),
+        ({"server": {"trusted_proxies": ["10.0.0.1/8"]}}, "own.toml: server.trusted_proxies: 10.0.0.1/8 is"),
         ({"commit": {"lanes": 0}}, "own.toml: commit.lanes: expected int >= 1"),
         ({"log": {"level": "loud"}}, "own.toml: log.level: must be one of debug, info, warning, error"),
         ({"domains": {"task": {"fallback": "field_merge"}}}, "own.toml: domains.task.fallback: must be one"),

@@ -15,6 +15,7 @@ import asyncio
 import hashlib
 import os
 import re
+import socket
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -31,6 +32,7 @@ from engine.ports import (
     StoreRetryError,
     StoreUnavailableError,
 )
+from storage.hosts import Host, HostOrder, hosts_of
 
 Row = tuple[Any, ...]
 Values = Mapping[str, object]
@@ -41,7 +43,9 @@ STATEMENT_S: Final = 10.0
 SERVER_MS: Final = 9000
 #: How long whoever wants a connection waits for one.
 _WAIT_S: Final = 5.0
-_CONNECT_S: Final = 5
+_CONNECT_S: Final = 5.0
+#: Where there are others to try: a host that is gone mostly refuses nothing, it is silent.
+_CONNECT_ONE_OF_SEVERAL_S: Final = 2.0
 _KEEPALIVE: Final[dict[str, Any]] = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
@@ -114,7 +118,12 @@ def _cancellations() -> tuple[asyncio.Task[Any], int]:
 class Session:
     """One connection. Not for two tasks at once."""
 
-    def __init__(self, connection: aiopg.Connection, cursor: aiopg.Cursor, pooling: Pooling) -> None:
+    def __init__(
+        self, host: Host, connection: aiopg.Connection, cursor: aiopg.Cursor, pooling: Pooling
+    ) -> None:
+        self.host = host
+        #: Whether the host is to blame for the end of the connection.
+        self.host_failed = False
         self._connection = connection
         self._cursor = cursor
         self._pooling = pooling
@@ -158,7 +167,7 @@ class Session:
                 raise
             raise StoreRetryError("the server cancelled the statement") from None
         except TimeoutError:
-            self.close()
+            self._lose()
             raise NoAnswerError(f"no answer within {STATEMENT_S:.0f} s") from None
         except psycopg2.Error as error:
             raise self._translated(error) from None
@@ -171,14 +180,15 @@ class Session:
         if self._connection.closed or state[:2] in ("08", "57") or (
             not state and isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
         ):
-            self.close()
+            self._lose()
             return ConnectionLostError(sentence)
-        if state in _NOT_AS_PREPARED and not self._pooling.found:
-            self._pooling.found = True
-            _log.info("pooler_found", sqlstate=state)
+        if state in _NOT_AS_PREPARED:
+            if not self._pooling.found:  # else what was under way by then fails alike
+                self._pooling.found = True
+                _log.info("pooler_found", sqlstate=state)
             return StoreRetryError(sentence)
         if state == "25006":  # the host was demoted: another one is the primary now
-            self.close()
+            self._lose()
             return StoreRetryError(sentence)
         if state.startswith(_POISON):
             return StorePoisonError(sentence)
@@ -202,6 +212,10 @@ class Session:
         notices.clear()
         return warned
 
+    def _lose(self) -> None:
+        self.host_failed = True
+        self.close()
+
     @property
     def closed(self) -> bool:
         """Whether the connection is gone."""
@@ -218,10 +232,14 @@ _READING: Final = f"SET LOCAL statement_timeout = {SERVER_MS}; "
 
 
 class Database:
-    """A bounded number of connections, opened when first needed and again when lost."""
+    """A bounded number of connections to the primary, opened when first needed and again when lost.
+
+    Of several hosts in ``dsn`` those that serve no writes are passed over. Raises StoreError for a DSN
+    that cannot be read.
+    """
 
     def __init__(self, dsn: str, connections: int) -> None:
-        self._dsn = dsn
+        self._hosts = HostOrder(hosts_of(dsn))
         self._pooling = Pooling()
         self._idle: deque[Session] = deque()
         self._free = asyncio.Semaphore(connections)
@@ -284,6 +302,9 @@ class Database:
                     session.close()
             if not session.closed:
                 self._idle.append(session)
+            elif session.host_failed:
+                self._hosts.failed(session.host)
+                self._drop_idle(session.host)
         except BaseException:
             session.close()
             raise
@@ -291,12 +312,28 @@ class Database:
             self._free.release()
 
     async def _connect(self) -> Session:
+        """Connect to the first host that is the primary. Raises StoreUnavailableError."""
+        patience_s = _CONNECT_ONE_OF_SEVERAL_S if self._hosts.several else _CONNECT_S
+        refusals = []
+        for host in self._hosts.now():
+            addresses = await _addresses(host, patience_s)
+            if not addresses:
+                refusals.append(f"no address is known for {host.name}")
+            for dsn in addresses:
+                try:
+                    return await self._connect_to(host, dsn, patience_s)
+                except StoreUnavailableError as error:
+                    refusals.append(str(error))
+            self._hosts.failed(host)
+        raise StoreUnavailableError("; ".join(refusals))
+
+    async def _connect_to(self, host: Host, dsn: str, patience_s: float) -> Session:
         connection: aiopg.Connection | None = None
         task, cancellations = _cancellations()
         try:
-            async with asyncio.timeout(_CONNECT_S):
+            async with asyncio.timeout(patience_s):
                 connection = await aiopg.connect(
-                    self._dsn,
+                    dsn,
                     timeout=STATEMENT_S,
                     enable_json=False,
                     enable_hstore=False,
@@ -316,7 +353,15 @@ class Database:
             if connection is not None:
                 connection.close()
             raise StoreUnavailableError(str(error).strip() or "no answer from the database") from None
-        return Session(connection, cursor, self._pooling)
+        return Session(host, connection, cursor, self._pooling)
+
+    def _drop_idle(self, host: Host) -> None:
+        """Close what else is connected to a host that failed, so that nobody finds out one by one."""
+        kept = [session for session in self._idle if session.host is not host]
+        for session in self._idle:
+            if session.host is host:
+                session.close()
+        self._idle = deque(kept)
 
     async def close(self) -> None:
         """Close every idle connection."""
@@ -324,3 +369,18 @@ class Database:
             self._idle.popleft().close()
 
 
+async def _addresses(host: Host, patience_s: float) -> list[str]:
+    """Give a DSN for each address of a host, none if its name is not known.
+
+    Left to libpq, the look-up would hold up the event loop, and the driver hears nothing of the second
+    address, as of the second host.
+    """
+    if not host.name:
+        return [host.dsn]
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(patience_s):
+            found = await loop.getaddrinfo(host.name, None, type=socket.SOCK_STREAM)
+    except (OSError, TimeoutError):
+        return []
+    return [host.at(str(address[0])) for *_, address in found]

@@ -1,13 +1,17 @@
-"""What people ask of the store, beside what devices do: its schema, its tenants."""
+"""What people ask of the store, beside what devices do: its schema, its tenants, what waits for a person."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
+from engine.domains import DomainPolicy, Fallback, Policy
+from engine.jobs import Settlement
+from engine.messages import Choice, Result
 from engine.ports import StoreError
+from engine.rows import Conflict, Quarantined, Record
 
 
 class MigrationState(msgspec.Struct, frozen=True):
@@ -60,6 +64,67 @@ class Tenants(Protocol):
         """
 
 
+class PolicyInForce(msgspec.Struct, frozen=True):
+    """How a tenant settles conflicts in a domain; ``own`` says that it was set for this tenant.
+
+    ``fallback`` is None where the policy knows none.
+    """
+
+    tenant: str
+    domain: str
+    policy: Policy
+    fallback: Fallback | None
+    own: bool
+
+
+class Policies(Protocol):
+    """The policies of tenants; servers follow within a second."""
+
+    def policies(self, tenant: str | None) -> list[PolicyInForce]:
+        """List what is in force, of one tenant or of all, by tenant and domain.
+
+        Raises RefusedError if there is no such tenant, StoreError.
+        """
+
+    def set(self, tenant: str, domain: str, policy: DomainPolicy) -> None:
+        """Set a tenant's own policy. Raises RefusedError for a tenant or domain that is not, StoreError."""
+
+
+class DeviceSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One device as stored; servers write behind by seconds. ``health_score`` is as of now."""
+
+    tenant: str
+    device_id: str
+    first_seen_at: datetime
+    last_seen_at: datetime
+    last_sync_at: datetime | None
+    total_syncs: int
+    failed_syncs: int
+    avg_sync_duration_ms: float | None
+    conflicts: int
+    health_score: int
+    network_type: str | None
+    app_version: str | None
+    os_version: str | None
+    revoked_at: datetime | None
+
+
+class Fleet(Protocol):
+    """The devices of all tenants; servers notice within a second when one is revoked."""
+
+    def devices(self, tenant: str | None) -> list[DeviceSummary]:
+        """List devices, of one tenant or of all, by tenant and id. Raises RefusedError, StoreError."""
+
+    def device(self, tenant: str, device_id: str) -> DeviceSummary:
+        """Find one device. Raises RefusedError if there is no such tenant or device, StoreError."""
+
+    def revoke(self, tenant: str, device_id: str) -> bool:
+        """Let a device in no more, also one that was never seen; tell whether it was let in until now.
+
+        Raises RefusedError if there is no such tenant, StoreError.
+        """
+
+
 class Epoch(Protocol):
     """What cursors carry, so that devices notice a restore."""
 
@@ -68,3 +133,89 @@ class Epoch(Protocol):
 
     def renew(self) -> str:
         """Make and return a new epoch; servers notice within a second. Raises RefusedError, StoreError."""
+
+
+class ConflictSummary(msgspec.Struct, frozen=True):
+    """An open conflict without its data; ``base`` is None where the device knew of no record."""
+
+    tenant: str
+    conflict_id: str
+    domain: str
+    record_id: str
+    device_id: str
+    policy: str
+    op: str
+    base: int | None
+    server_version: int
+    opened_at: str
+
+
+class ConflictCase(msgspec.Struct, frozen=True):
+    """A conflict, open or settled, and the record as it stands now (None if it was erased)."""
+
+    tenant: str
+    conflict: Conflict
+    record: Record | None
+
+
+class ConflictDesk(Protocol):
+    """Where a person settles what policies leave open. An id is of ``tenant``, or of any with None."""
+
+    def conflicts(self, tenant: str | None) -> list[ConflictSummary]:
+        """List open conflicts by tenant, oldest first. Raises RefusedError if there is no such tenant."""
+
+    def conflict(self, conflict_id: str, tenant: str | None) -> ConflictCase:
+        """Find a conflict. Raises RefusedError if there is none, or several tenants have one of that id."""
+
+    def settle(self, case: ConflictCase, choice: Choice, version: int, merged: bytes | None) -> Settlement:
+        """Settle a conflict as a supervisor's device does, decided on ``version`` of the record.
+
+        ``merged`` is JSON, for the choice of that name. Raises RefusedError, StoreError.
+        """
+
+
+class QuarantineSummary(msgspec.Struct, frozen=True):
+    """A rejected item without its data; ``domain`` and ``record_id`` as far as it named them."""
+
+    tenant: str
+    quarantine_id: str
+    device_id: str
+    domain: str | None
+    record_id: str | None
+    code: str
+    message: str
+    at: str
+
+
+class QuarantineCase(msgspec.Struct, frozen=True):
+    """A rejected item as it was sent; ``retried_at`` is when a retry was last rejected."""
+
+    tenant: str
+    row: Quarantined
+    retried_at: datetime | None
+
+
+class QuarantineDesk(Protocol):
+    """Where a person recovers what was rejected. An id is of ``tenant``, or of any with None."""
+
+    def items(self, tenant: str | None) -> list[QuarantineSummary]:
+        """List items by tenant, oldest first. Raises RefusedError if there is no such tenant."""
+
+    def item(self, quarantine_id: str, tenant: str | None) -> QuarantineCase:
+        """Find an item. Raises RefusedError if there is none, or several tenants have one of that id."""
+
+    def retry(self, case: QuarantineCase, data: bytes | None) -> Result:
+        """Send an item again as its device did, with other ``data`` (JSON) if given.
+
+        What is not ``rejected`` leaves the quarantine in the transaction that stores it, and whatever is
+        tried at the same time, it is stored once. Raises RefusedError, StoreError.
+        """
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What was looked at and found; ``remedy`` says what to do, and is empty where all is right."""
+
+    level: Literal["ok", "warning", "fault"]
+    subject: str
+    found: str
+    remedy: str = ""

@@ -52,6 +52,13 @@ class ConflictRef(NamedTuple):
     conflict_id: str
 
 
+class QuarantineRef(NamedTuple):
+    """A quarantined item by its id."""
+
+    tenant_id: int
+    quarantine_id: str
+
+
 class Record(msgspec.Struct, frozen=True):
     """The latest version of a record; ``data`` is None for a tombstone.
 
@@ -160,7 +167,7 @@ class State(msgspec.Struct):
 class Writes(msgspec.Struct):
     """What one batch writes, at most one row per identity. ``seqs`` are the counters' new values.
 
-    ``conflicts`` are inserted or, by (tenant_id, conflict_id), replaced.
+    ``conflicts`` are inserted or, by (tenant_id, conflict_id), replaced; ``recovered`` leave the quarantine.
     """
 
     seqs: dict[int, int]
@@ -169,3 +176,4 @@ class Writes(msgspec.Struct):
     keys: list[KeyRow]
     conflicts: list[Conflict]
     quarantine: list[Quarantined]
+    recovered: list[QuarantineRef] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from engine.ports import StoreError
@@ -29,19 +30,25 @@ async def faults(database: Database, newest_migration: str) -> list[str]:
         )
     except StoreError as error:
         return [f"the database does not answer as it should: {error}"]
-    found = [
-        f"PostgreSQL runs with {name} = off: what is acknowledged could be lost; set it to on"
-        for name in _DURABLE
-        if settings[name] == "off"
-    ]
-    if int(settings["server_version_num"]) < MIN_SERVER_VERSION:
-        found.append("PostgreSQL 14.2 or later is required")
-    if settings["server_encoding"] != "UTF8":
-        found.append(f"the database is encoded in {settings['server_encoding']}: create one in UTF8")
-    if settings["transaction_read_only"] == "on":
-        found.append("the database is read-only: it is not the primary")
+    found = [f"{what}: {remedy}" for what, remedy in unfit(settings)]
     if not applied:
         found.append("the schema is not up to date: run `run.py migrate`")
     if identity and not identity[0][0]:
         found.append("this database was restored: run `run.py epoch renew` so that devices pull afresh")
+    return found
+
+
+def unfit(settings: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Say which of PostgreSQL's own ``settings`` are none to promise anything on, and what to do."""
+    found = [
+        (f"PostgreSQL runs with {name} = off", "what is acknowledged could be lost; set it to on")
+        for name in _DURABLE
+        if settings[name] == "off"
+    ]
+    if int(settings["server_version_num"]) < MIN_SERVER_VERSION:
+        found.append(("PostgreSQL is too old", "14.2 or later is required"))
+    if settings["server_encoding"] != "UTF8":
+        found.append((f"the database is encoded in {settings['server_encoding']}", "create one in UTF8"))
+    if settings["transaction_read_only"] == "on":
+        found.append(("the database is read-only", "it is not the primary"))
     return found

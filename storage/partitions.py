@@ -100,6 +100,13 @@ def ensure_partitions(dsn: str, today: date, days_ahead: int = DAYS_AHEAD) -> li
     return made
 
 
+def days_ahead(dsn: str, today: date) -> int:
+    """Count the days from today on that have partitions, in the table that has fewest. Raises StoreError."""
+    with connected(dsn) as connection:
+        fronts = [_front(_partitions(connection, series)) for series in (EVENTS, IDEMPOTENCY)]
+    return max(0, (min(fronts) - today).days)
+
+
 def drop_expired(dsn: str, before: datetime) -> list[str]:
     """Drop the days of kept answers that ended well before an instant; return those dropped.
 

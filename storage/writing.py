@@ -83,6 +83,10 @@ _QUARANTINE: Final = Statement(
     " %(q_domains)s::text[], %(q_records)s::text[], %(q_items)s::text[], %(q_codes)s::text[],"
     " %(q_messages)s::text[], %(q_ats)s::bigint[])"
 )
+_RECOVERED: Final = Statement(
+    "DELETE FROM quarantine AS q USING unnest(%(x_tenants)s::int[], %(x_ids)s::text[]) AS w(t, i)"
+    " WHERE q.tenant_id = w.t AND q.quarantine_id = w.i"
+)
 
 Values = dict[str, object]
 
@@ -126,6 +130,11 @@ def finish(writes: Writes, existing: Collection[RecordKey]) -> tuple[list[Statem
     if writes.quarantine:
         statements.append(_QUARANTINE)
         _quarantine(writes.quarantine, values)
+    if writes.recovered:
+        statements.append(_RECOVERED)
+        tenants, ids = zip(*writes.recovered, strict=True)
+        values["x_tenants"] = numbers(tenants)
+        values["x_ids"] = texts(ids)
     return statements, values
 
 

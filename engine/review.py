@@ -1,0 +1,162 @@
+"""A conflict as a person sees it: both sides, the record as it stands now, and where they differ."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from engine.administration import ConflictCase
+from engine.codec import JSON
+from engine.conflict import client_side
+from engine.errors import SyncError
+from engine.instants import to_text
+from engine.intake import Intake, Session
+from engine.jobs import Resolution
+from engine.merge import Fields, decode_fields, encode_fields, same_value
+from engine.messages import Choice, Resolve, ServerSide
+from engine.ports import Tenant
+
+#: Stands where a device's id does; a version that settles a conflict is nobody's, whatever stands there.
+OPERATOR = "operator"
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """The record as it stands now; ``data`` is null for a tombstone."""
+
+    version: int
+    at: str
+    device_id: str | None
+    data: msgspec.Raw | None
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """The device's side: ``sent`` with ``op``, and ``data``, the record as it would stand if it won."""
+
+    device_id: str
+    op: str
+    base: int | None
+    at: str
+    sent: msgspec.Raw | None
+    data: msgspec.Raw | None
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """A top-level field that differs; missing on the side that has no such field."""
+
+    field: str
+    server: object | UnsetType
+    client: object | UnsetType
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """How a person settled it."""
+
+    choice: str
+    by: str
+    at: str
+    version: int
+    seq: int
+
+
+class Review(msgspec.Struct, frozen=True):
+    """One conflict. ``server`` is what the change met, ``record`` what stands now and differences are to."""
+
+    tenant: str
+    conflict_id: str
+    domain: str
+    record_id: str
+    policy: str
+    outcome: str
+    opened_at: str
+    record: Standing | None
+    server: ServerSide
+    client: Wanted
+    differences: list[Difference]
+    settled: Settled | None
+
+
+def review(case: ConflictCase) -> Review:
+    """Lay a conflict out for a person."""
+    conflict, record = case.conflict, case.record
+    standing = None if record is None or record.data is None else decode_fields(record.data)
+    sent = None if conflict.client_data is None else decode_fields(conflict.client_data)
+    wanted = client_side(conflict.client_op, sent, standing)
+    settled = None
+    if conflict.settled_at_us is not None:
+        assert conflict.settled_by is not None
+        assert conflict.settled_version is not None
+        assert conflict.settled_seq is not None
+        settled = Settled(
+            conflict.outcome,
+            conflict.settled_by,
+            to_text(conflict.settled_at_us),
+            conflict.settled_version,
+            conflict.settled_seq,
+        )
+    return Review(
+        case.tenant,
+        conflict.conflict_id,
+        conflict.domain,
+        conflict.record_id,
+        conflict.policy,
+        conflict.outcome,
+        to_text(conflict.opened_at_us),
+        None
+        if record is None
+        else Standing(record.version, to_text(record.at_us), record.device_id, _raw(record.data)),
+        ServerSide(conflict.server_version, _raw(conflict.server_data)),
+        Wanted(
+            conflict.device_id,
+            conflict.client_op,
+            conflict.client_base,
+            to_text(conflict.client_at_us),
+            _raw(conflict.client_data),
+            None if wanted is None else _raw(encode_fields(wanted)),
+        ),
+        differences(standing, wanted),
+        settled,
+    )
+
+
+def differences(server: Fields | None, client: Fields | None) -> list[Difference]:
+    """List the fields that differ, by name; a tombstone has none."""
+    left, right = server or {}, client or {}
+    return [
+        Difference(field, left.get(field, UNSET), right.get(field, UNSET))
+        for field in sorted(left.keys() | right.keys())
+        if field not in left or field not in right or not same_value(left[field], right[field])
+    ]
+
+
+def decided(
+    case: ConflictCase, choice: Choice, version: int, merged: bytes | None, intake: Intake, now_us: int
+) -> Resolution:
+    """Make the resolution that a supervisor's device would send. Raises SyncError."""
+    message: dict[str, object] = {
+        "type": "resolve",
+        "id": "1",
+        "conflict_id": case.conflict.conflict_id,
+        "choice": choice,
+        "version": version,
+    }
+    if merged is not None:
+        JSON.check_depth(merged)
+        try:
+            message["data"] = json.loads(merged)
+        except ValueError as error:
+            raise SyncError("invalid_message", f"data: not JSON: {error}") from None
+    resolve = JSON.decode(json.dumps(message).encode())
+    assert isinstance(resolve, Resolve)
+    session = Session(
+        tenant=Tenant(case.conflict.tenant_id, case.tenant),
+        device_id=OPERATOR,
+        session_id="",
+        supervisor=True,
+    )
+    return intake.resolution(resolve, session, case.conflict, now_us)
+
+
+def _raw(data: bytes | None) -> msgspec.Raw | None:
+    return None if data is None else msgspec.Raw(data)

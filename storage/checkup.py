@@ -1,0 +1,140 @@
+"""Whether the database and Redis are fit for a server, as a person is told before they start one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import redis
+
+from engine.administration import Finding
+from engine.ports import StoreError
+from storage.direct import connected
+from storage.health import unfit
+from storage.migrate import status
+from storage.partitions import days_ahead
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
+
+#: Apart by more, and instants of devices and of rows no longer agree.
+_WARN_APART_S: Final = 1.0
+_FAULT_APART_S: Final = 60.0
+_LEAST_DAYS_AHEAD: Final = 2
+_ANSWER_S: Final = 3.0
+
+_APART_REMEDY: Final = "have both hosts' clocks kept by NTP (chrony, systemd-timesyncd)"
+
+
+def database_findings(dsn: str, connections: int, *, migrates_itself: bool) -> Iterator[Finding]:
+    """Look at a database that servers open so many ``connections`` to."""
+    try:
+        with connected(dsn) as connection:
+            yield from _fitness(connection)
+            yield _clock(connection)
+            yield _room(connection, connections)
+        yield from _schema(dsn, migrates_itself=migrates_itself)
+    except StoreError as error:
+        yield Finding("fault", "database", str(error), "see that it runs and that postgres.dsn leads to it")
+
+
+def _fitness(connection: Connection) -> Iterator[Finding]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT name, setting FROM pg_settings")
+        settings: dict[str, str] = dict(cursor.fetchall())
+    faults = unfit(settings)
+    for found, remedy in faults:
+        yield Finding("fault", "database", found, remedy)
+    if not faults:
+        yield Finding("ok", "database", f"PostgreSQL {settings['server_version']}, durable, the primary")
+
+
+def _clock(connection: Connection) -> Finding:
+    with connection.cursor() as cursor:
+        before_s = time.time()
+        cursor.execute("SELECT extract(epoch FROM clock_timestamp())::float8")
+        theirs_s = float(cursor.fetchall()[0][0])
+        middle_s = (before_s + time.time()) / 2
+    apart_s = theirs_s - middle_s
+    found = f"the database's is {apart_s * 1000:+.0f} ms from this host's"
+    if abs(apart_s) > _FAULT_APART_S:
+        return Finding("fault", "clock", found, _APART_REMEDY)
+    if abs(apart_s) > _WARN_APART_S:
+        return Finding("warning", "clock", found, _APART_REMEDY)
+    return Finding("ok", "clock", found)
+
+
+def _room(connection: Connection, wanted: int) -> Finding:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT sum(setting::int) FILTER (WHERE name = 'max_connections')"
+            " - sum(setting::int) FILTER (WHERE name <> 'max_connections') FROM pg_settings"
+            " WHERE name IN ('max_connections', 'superuser_reserved_connections', 'reserved_connections')"
+        )
+        limit = int(cursor.fetchall()[0][0])
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+            " AND application_name <> 'tidemark'"
+        )
+        others = int(cursor.fetchall()[0][0])
+    found = f"{wanted} are wanted, {others} are others', {limit} may be open"
+    remedy = (
+        "raise max_connections, or lower server.workers, commit.lanes or postgres.read_connections,"
+        " or put a pooler between"
+    )
+    if wanted > limit:
+        return Finding("fault", "connections", found, remedy)
+    if wanted + others > limit:
+        return Finding("warning", "connections", found, remedy)
+    return Finding("ok", "connections", found)
+
+
+def _schema(dsn: str, *, migrates_itself: bool) -> Iterator[Finding]:
+    states = status(dsn)
+    missing = [one.name for one in states if one.applied_at is None]
+    if missing and migrates_itself:
+        yield Finding("ok", "schema", f"{len(missing)} migrations are to come: serve applies them")
+    elif missing:
+        yield Finding("fault", "schema", f"{missing[0]} is not applied", "run `run.py migrate`")
+    else:
+        yield Finding("ok", "schema", f"all {len(states)} migrations are applied")
+    if missing:
+        return
+    with connected(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT s.system_identifier <> c.system_identifier"
+            " FROM cluster_state AS s, pg_control_system() AS c"
+        )
+        restored: list[tuple[Any, ...]] = cursor.fetchall()
+    if restored == [(False,)]:
+        yield Finding("ok", "epoch", "of this cluster")
+    else:
+        yield Finding("fault", "epoch", "this database was restored", "run `run.py epoch renew`")
+    days = days_ahead(dsn, datetime.now(UTC).date())
+    found = f"{days} days from today on have theirs"
+    if days < _LEAST_DAYS_AHEAD:
+        remedy = "let a server run: it adds them at its start and hourly; its log says if it cannot"
+        yield Finding("warning", "partitions", found, remedy)
+    else:
+        yield Finding("ok", "partitions", found)
+
+
+def bus_findings(url: str, *, alone: bool) -> Iterator[Finding]:
+    """Look at the Redis between processes; a single one does without."""
+    try:
+        with redis.Redis.from_url(
+            url, socket_timeout=_ANSWER_S, socket_connect_timeout=_ANSWER_S
+        ) as client:
+            client.ping()
+            began_s = time.monotonic()
+            client.ping()
+            took_ms = (time.monotonic() - began_s) * 1000
+    except (redis.RedisError, ValueError) as error:
+        remedy = "see that it runs and that redis.url leads to it"
+        if alone:
+            remedy += "; a single process serves without, several do not"
+        yield Finding("warning" if alone else "fault", "redis", str(error), remedy)
+    else:
+        yield Finding("ok", "redis", f"answers in {took_ms:.1f} ms")

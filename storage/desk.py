@@ -1,0 +1,149 @@
+"""What waits for a person, read for commands: conflicts and rejected items, of one tenant or of all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from engine.administration import (
+    ConflictCase,
+    ConflictSummary,
+    QuarantineCase,
+    QuarantineSummary,
+    RefusedError,
+)
+from engine.instants import to_text
+from engine.rows import Quarantined, QuarantineRef, Record
+from storage.commit import decode_conflict
+from storage.direct import connected
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that the driver spells so
+
+#: One probe of the key for each tenant.
+_OF_TENANT: Final = "(%(tenant)s::text IS NULL OR t.name = %(tenant)s)"
+_CONFLICTS: Final = (
+    "SELECT t.name, c.conflict_id, c.domain, c.record_id, c.device_id, c.policy, c.client_op, c.client_base,"
+    " c.server_version, c.opened_at_us FROM tenants AS t JOIN conflict_resolution_log AS c"
+    f" ON c.tenant_id = t.tenant_id AND c.outcome = 'open' WHERE {_OF_TENANT}"
+    " ORDER BY t.name, c.opened_at_us, c.conflict_id"
+)
+_CONFLICT: Final = (
+    "SELECT t.name, row_to_json(c)::text, r.version, r.seq, r.at_us, r.device_id, r.chain_from, r.data::text"
+    " FROM tenants AS t JOIN conflict_resolution_log AS c"
+    " ON c.tenant_id = t.tenant_id AND c.conflict_id = %(id)s LEFT JOIN records AS r"
+    " ON r.tenant_id = c.tenant_id AND r.domain = c.domain AND r.id = c.record_id"
+    f" WHERE {_OF_TENANT} ORDER BY t.name"
+)
+_ITEMS: Final = (
+    "SELECT t.name, q.quarantine_id, q.device_id, q.domain, q.record_id, q.code, q.message, q.at_us"
+    f" FROM tenants AS t JOIN quarantine AS q ON q.tenant_id = t.tenant_id WHERE {_OF_TENANT}"
+    " ORDER BY t.name, q.at_us, q.quarantine_id"
+)
+_ITEM: Final = (
+    "SELECT t.name, q.tenant_id, q.quarantine_id, q.device_id, q.domain, q.record_id, q.item, q.code,"
+    " q.message, q.at_us, q.retried_at FROM tenants AS t JOIN quarantine AS q"
+    f" ON q.tenant_id = t.tenant_id AND q.quarantine_id = %(id)s WHERE {_OF_TENANT} ORDER BY t.name"
+)
+
+
+class ConflictReads:
+    """The reads of ``engine.administration.ConflictDesk``."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+
+    def conflicts(self, tenant: str | None) -> list[ConflictSummary]:
+        """List open conflicts by tenant, oldest first."""
+        return [
+            ConflictSummary(*(*row, to_text(opened_at_us)))
+            for *row, opened_at_us in _listed(self._dsn, _CONFLICTS, tenant)
+        ]
+
+    def conflict(self, conflict_id: str, tenant: str | None) -> ConflictCase:
+        """Find a conflict, settled or not, with its record as it stands now."""
+        name, text, version, seq, at_us, writer, chain_from, data = _found(
+            self._dsn, _CONFLICT, conflict_id, tenant, "conflict"
+        )
+        conflict = decode_conflict(text)
+        if version is None:
+            return ConflictCase(name, conflict, None)
+        record = Record(
+            conflict.tenant_id,
+            conflict.domain,
+            conflict.record_id,
+            version,
+            seq,
+            at_us,
+            writer,
+            chain_from,
+            None if data is None else data.encode(),
+        )
+        return ConflictCase(name, conflict, record)
+
+
+class QuarantineReads:
+    """The reads of ``engine.administration.QuarantineDesk``."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+
+    def items(self, tenant: str | None) -> list[QuarantineSummary]:
+        """List items by tenant, oldest first."""
+        return [
+            QuarantineSummary(*(*row, to_text(at_us)))
+            for *row, at_us in _listed(self._dsn, _ITEMS, tenant)
+        ]
+
+    def item(self, quarantine_id: str, tenant: str | None) -> QuarantineCase:
+        """Find an item."""
+        name, tenant_id, found_id, device_id, domain, record_id, item, code, message, at_us, retried_at = (
+            _found(self._dsn, _ITEM, quarantine_id, tenant, "item in the quarantine")
+        )
+        row = Quarantined(
+            tenant_id=tenant_id,
+            quarantine_id=found_id,
+            device_id=device_id,
+            domain=domain,
+            record_id=record_id,
+            item=item.encode(),
+            code=code,
+            message=message,
+            at_us=at_us,
+        )
+        return QuarantineCase(name, row, retried_at)
+
+    def note_retry(self, item: QuarantineRef) -> None:
+        """Note that a retry was rejected just now."""
+        with connected(self._dsn) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "UPDATE quarantine SET retried_at = now() WHERE tenant_id = %s AND quarantine_id = %s", item
+            )
+
+
+def _listed(dsn: str, statement: str, tenant: str | None) -> list[tuple[Any, ...]]:
+    with connected(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute(statement, {"tenant": tenant})
+        found = cursor.fetchall()
+        if not found:
+            _check_tenant(cursor, tenant)
+        return found
+
+
+def _found(dsn: str, statement: str, wanted: str, tenant: str | None, what: str) -> tuple[Any, ...]:
+    with connected(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute(statement, {"tenant": tenant, "id": wanted})
+        found = cursor.fetchall()
+        if not found:
+            _check_tenant(cursor, tenant)
+            raise RefusedError(f"there is no {what} {wanted}{'' if tenant is None else f' of {tenant}'}")
+    if len(found) > 1:
+        names = ", ".join(str(row[0]) for row in found)
+        raise RefusedError(f"several tenants have {wanted}: choose one with --tenant: {names}")
+    return found[0]
+
+
+def _check_tenant(cursor: Cursor, tenant: str | None) -> None:
+    if tenant is not None:
+        cursor.execute("SELECT FROM tenants WHERE name = %s", (tenant,))
+        if not cursor.fetchall():
+            raise RefusedError(f"there is no tenant {tenant}")

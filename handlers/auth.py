@@ -26,7 +26,7 @@ Role = Literal["device", "supervisor", "operator", "viewer"]
 MIN_SECRET_BYTES: Final = 32
 MIN_RSA_BITS: Final = 2048
 _BEARER_SUBPROTOCOL: Final = "bearer."
-_DEVICE_ID = re.compile(r"[A-Za-z0-9_-]{1,255}\Z")
+DEVICE_ID = re.compile(r"[A-Za-z0-9_-]{1,255}\Z")
 _SUBPROTOCOLS = (JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL)
 
 
@@ -194,7 +194,7 @@ def _claims(payload: dict[str, Any]) -> Claims:
     if device_id is not None or not is_person:
         if not isinstance(device_id, str):
             raise _unauthenticated("the token has no did")
-        if not _DEVICE_ID.match(device_id):
+        if not DEVICE_ID.match(device_id):
             raise _unauthenticated("did: 1 to 255 of A-Z a-z 0-9 _ - are required")
     token_id = payload["jti"]
     if not isinstance(token_id, str) or not token_id:

@@ -1,0 +1,199 @@
+"""How well a device's syncs go: what is counted of it, and the score that is made of that.
+
+Several processes may count the same device, one after the other or at once. So each keeps what it
+counted itself apart from what is stored, and the store adds.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from engine.admission import TokenBucket
+
+_HOUR_US = 3_600_000_000
+
+
+class DeviceKey(NamedTuple):
+    """One device. Compares as its fields do, which is the order in which rows are locked."""
+
+    tenant_id: int
+    device_id: str
+
+
+class Counts(msgspec.Struct, gc=False):
+    """``failed`` syncs were answered with an error; ``conflicts`` counts items that met one.
+
+    ``duration_us`` is the time from arrival to answer, added up over all syncs.
+    """
+
+    syncs: int = 0
+    failed: int = 0
+    duration_us: int = 0
+    conflicts: int = 0
+
+    def plus(self, other: Counts) -> Counts:
+        """Add up."""
+        return Counts(
+            self.syncs + other.syncs,
+            self.failed + other.failed,
+            self.duration_us + other.duration_us,
+            self.conflicts + other.conflicts,
+        )
+
+
+class Health(msgspec.Struct, frozen=True):
+    """One device as the store knows it, or what a process has to add to that.
+
+    To add, ``counts`` are differences, ``last_sync_at_us`` is one of several of which the latest counts,
+    and a text that is None stays as it was. ``seen`` says that the device introduced itself or came back.
+    """
+
+    key: DeviceKey
+    counts: Counts
+    last_sync_at_us: int | None = None
+    network_type: str | None = None
+    app_version: str | None = None
+    os_version: str | None = None
+    seen: bool = False
+
+
+#: Shared: what is stored is replaced, never added to in place.
+_NOTHING = Counts()
+
+
+class Device(msgspec.Struct, kw_only=True, gc=False):
+    """One device in the memory of this process.
+
+    ``stored`` is what the store knew when it was asked last, ``fresh`` what was counted here since and is
+    not stored, None for nothing. A device that has something to store puts itself into ``changed``.
+
+    ``read_at_s`` is when the store was asked, on the monotonic clock, None before; ``settled`` numbers the
+    last moment at which something of it may have been on its way to the store (``engine.devices``).
+    """
+
+    key: DeviceKey
+    bucket: TokenBucket
+    changed: list[Device]
+    stored: Counts = msgspec.field(default_factory=lambda: _NOTHING)
+    fresh: Counts | None = None
+    last_sync_at_us: int | None = None
+    network_type: str | None = None
+    app_version: str | None = None
+    os_version: str | None = None
+    seen: bool = False
+    seen_at_s: float | None = None
+    read_at_s: float | None = None
+    settled: int = 0
+
+    @property
+    def counts(self) -> Counts:
+        """All that is known, stored or not."""
+        return self.stored if self.fresh is None else self.stored.plus(self.fresh)
+
+    def synced(self, now_us: int, duration_us: int, conflicts: int) -> None:
+        """Count a sync that was answered with results."""
+        fresh = self.fresh or self._change()
+        fresh.syncs += 1
+        fresh.duration_us += duration_us
+        fresh.conflicts += conflicts
+        self.last_sync_at_us = now_us
+
+    def failed(self, duration_us: int) -> None:
+        """Count a sync that was answered with an error."""
+        fresh = self.fresh or self._change()
+        fresh.syncs += 1
+        fresh.failed += 1
+        fresh.duration_us += duration_us
+
+    def introduce(
+        self, *, network_type: str | None, app_version: str | None, os_version: str | None
+    ) -> None:
+        """Take in what a device says of itself; what it leaves out stays as known."""
+        said = (
+            network_type or self.network_type,
+            app_version or self.app_version,
+            os_version or self.os_version,
+        )
+        if said != (self.network_type, self.app_version, self.os_version):
+            self.network_type, self.app_version, self.os_version = said
+            self.note()
+
+    def note(self) -> None:
+        """Have it stored that the device was here, and what it said of itself."""
+        self.seen = True
+        if self.fresh is None:
+            self._change()
+
+    def _change(self) -> Counts:
+        self.fresh = fresh = Counts()
+        self.changed.append(self)
+        return fresh
+
+    def take(self) -> Health:
+        """Give what is to be stored, and go on as if it were; ``put_back`` is due if it is not."""
+        fresh = self.fresh or Counts()
+        self.stored, self.fresh = self.stored.plus(fresh), None
+        seen, self.seen = self.seen, False
+        if not seen:
+            return Health(self.key, fresh, self.last_sync_at_us)
+        return Health(
+            self.key,
+            fresh,
+            self.last_sync_at_us,
+            self.network_type,
+            self.app_version,
+            self.os_version,
+            seen=True,
+        )
+
+    def put_back(self, taken: Health) -> None:
+        """Have what was taken stored another time."""
+        counts = taken.counts
+        stored = self.stored
+        self.stored = Counts(
+            stored.syncs - counts.syncs,
+            stored.failed - counts.failed,
+            stored.duration_us - counts.duration_us,
+            stored.conflicts - counts.conflicts,
+        )
+        self.fresh = counts.plus(self.fresh or self._change())
+        self.seen = self.seen or taken.seen
+
+    def read(self, stored: Health | None, now_s: float) -> None:
+        """Take in what the store knows, None when it does not know the device."""
+        self.read_at_s = now_s
+        if stored is None:
+            self.stored = _NOTHING
+            return
+        self.stored = stored.counts
+        if stored.last_sync_at_us is not None:
+            self.last_sync_at_us = max(stored.last_sync_at_us, self.last_sync_at_us or 0)
+        said = self if self.seen else stored
+        self.network_type = said.network_type or stored.network_type
+        self.app_version = said.app_version or stored.app_version
+        self.os_version = said.os_version or stored.os_version
+
+    def health_score(self, now_us: int) -> int:
+        """Return 0 to 100 as of now: a silent device decays."""
+        return score(self.counts, self.last_sync_at_us, now_us)
+
+
+def score(counts: Counts, last_sync_at_us: int | None, now_us: int) -> int:
+    """Return 0 to 100 for what was counted until now; a device that only ever failed has no recent sync."""
+    if last_sync_at_us is None:
+        silent_hours = 24.0 if counts.syncs else 0.0
+    else:
+        silent_hours = max(0, now_us - last_sync_at_us) / _HOUR_US
+    return health_score(counts.syncs, counts.failed, counts.conflicts, silent_hours)
+
+
+def health_score(total: int, failed: int, conflicts: int, silent_hours: float) -> int:
+    """60 points for success, 20 for a recent sync, 20 for few conflicts; 100 before the first sync."""
+    if total == 0:
+        return 100
+    success = 60 * (total - failed) / total
+    recent = max(0.0, 20 - 20 * silent_hours / 24)
+    agreed = max(0.0, 20 - 20 * conflicts / total)
+    return round(success + recent + agreed)

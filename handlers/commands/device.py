@@ -1,0 +1,107 @@
+"""``run.py device``: who syncs, how well, and who may no more."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+import msgspec
+
+from handlers.auth import DEVICE_ID
+from handlers.commands.site import Site, as_json, of_tenant, on_site, table
+
+
+def _checked(_: click.Context, __: click.Parameter, device_id: str) -> str:
+    if not DEVICE_ID.match(device_id):
+        raise click.BadParameter("a device's id is 1 to 255 of A-Z a-z 0-9 _ -.")
+    return device_id
+
+
+@click.group("device", short_help="List, show and revoke devices.")
+def device() -> None:
+    """List, show and revoke devices. Counts reach the database within seconds."""
+
+
+@device.command("list", epilog="Example: run.py device list --tenant acme")
+@of_tenant
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@on_site()
+def list_(site: Site, *, tenant: str | None, json_: bool) -> None:
+    """List devices, with their health score as of now."""
+    with site.fleet() as fleet:
+        found = fleet.devices(tenant)
+    if json_:
+        as_json(found)
+    else:
+        table(
+            [
+                (
+                    one.tenant,
+                    one.device_id,
+                    _minute(one.last_sync_at),
+                    str(one.total_syncs),
+                    str(one.failed_syncs),
+                    str(one.conflicts),
+                    str(one.health_score),
+                    one.app_version or "",
+                    _minute(one.revoked_at),
+                )
+                for one in found
+            ],
+            (
+                "TENANT",
+                "DEVICE",
+                "LAST SYNC",
+                "SYNCS",
+                "FAILED",
+                "CONFLICTS",
+                "HEALTH",
+                "APP",
+                "REVOKED",
+            ),
+        )
+
+
+@device.command("show", epilog="Example: run.py device show --tenant acme phone-7")
+@click.option("--tenant", metavar="T", required=True, help="The device's tenant.")
+@click.argument("device_id", metavar="D")
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@on_site()
+def show(site: Site, *, tenant: str, device_id: str, json_: bool) -> None:
+    """Show all that is known of a device."""
+    with site.fleet() as fleet:
+        found = fleet.device(tenant, device_id)
+    if json_:
+        as_json(found)
+    else:
+        fields = msgspec.structs.asdict(found)
+        table([(name, _shown(value)) for name, value in fields.items()], ("FIELD", "VALUE"))
+
+
+@device.command("revoke", epilog="Example: run.py device revoke --tenant acme phone-7")
+@click.option("--tenant", metavar="T", required=True, help="The device's tenant.")
+@click.argument("device_id", metavar="D", callback=_checked)
+@on_site()
+def revoke(site: Site, *, tenant: str, device_id: str) -> None:
+    """Let a device in no more: its connections close within a second, all its tokens are refused.
+
+    It need not have been seen yet. There is no way back: a device that returns gets a token with an id of
+    its own.
+    """
+    with site.fleet() as fleet:
+        newly = fleet.revoke(tenant, device_id)
+    done = f"revoked {device_id} of {tenant}" if newly else f"{device_id} of {tenant} was revoked already"
+    click.echo(done)
+
+
+def _minute(at: datetime | None) -> str:
+    return "" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,111 @@
+"""Devices as people look at them, and their revocation, which servers notice by the generation."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from engine.administration import DeviceSummary, RefusedError
+from engine.health import Counts, score
+from storage.direct import connected
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
+
+_DEVICES: Final = (
+    "SELECT t.name, d.device_id, d.first_seen_at, greatest(d.last_seen_at, h.last_sync_at), h.last_sync_at,"
+    " coalesce(h.total_syncs, 0), coalesce(h.failed_syncs, 0), coalesce(h.sync_duration_us, 0),"
+    " coalesce(h.conflicts, 0), h.network_type, coalesce(d.app_version, h.app_version),"
+    " coalesce(d.os_version, h.os_version), d.revoked_at, now()"
+    " FROM tenants AS t JOIN devices AS d USING (tenant_id)"
+    " LEFT JOIN sync_device_health AS h USING (tenant_id, device_id)"
+    " WHERE {which} ORDER BY t.name, d.device_id"
+)
+_ALL: Final = _DEVICES.format(which="true")
+_OF_TENANT: Final = _DEVICES.format(which="tenant_id = %s")
+_ONE: Final = _DEVICES.format(which="tenant_id = %s AND device_id = %s")
+
+
+class PostgresFleet:
+    """``engine.administration.Fleet``."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+
+    def devices(self, tenant: str | None) -> list[DeviceSummary]:
+        """List devices by tenant and id."""
+        with connected(self._dsn) as connection:
+            if tenant is None:
+                return _read(connection, _ALL)
+            return _read(connection, _OF_TENANT, _tenant_id(connection, tenant))
+
+    def device(self, tenant: str, device_id: str) -> DeviceSummary:
+        """Find one device."""
+        with connected(self._dsn) as connection:
+            found = _read(connection, _ONE, _tenant_id(connection, tenant), device_id)
+        if not found:
+            raise RefusedError(f"tenant {tenant} has no device {device_id}: see `run.py device list`")
+        return found[0]
+
+    def revoke(self, tenant: str, device_id: str) -> bool:
+        """Let a device in no more, also one that was never seen; tell whether it was let in until now."""
+        with connected(self._dsn) as connection, connection:
+            tenant_id = _tenant_id(connection, tenant)
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "INSERT INTO devices AS d (tenant_id, device_id, revoked_at) VALUES (%s, %s, now())"
+                    " ON CONFLICT (tenant_id, device_id) DO UPDATE SET revoked_at = now()"
+                    " WHERE d.revoked_at IS NULL RETURNING 1",
+                    (tenant_id, device_id),
+                )
+                revoked = bool(cursor.fetchall())
+                cursor.execute("UPDATE cluster_state SET generation = generation + 1")
+        return revoked
+
+
+def _tenant_id(connection: Connection, name: str) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT tenant_id FROM tenants WHERE name = %s", (name,))
+        found = cursor.fetchall()
+    if not found:
+        raise RefusedError(f"there is no tenant {name}")
+    return int(found[0][0])
+
+
+def _read(connection: Connection, statement: str, *values: object) -> list[DeviceSummary]:
+    with connection.cursor() as cursor:
+        cursor.execute(statement, values)
+        return [_summary(*row) for row in cursor.fetchall()]
+
+
+def _summary(
+    tenant: str,
+    device_id: str,
+    first_seen_at: datetime,
+    last_seen_at: datetime,
+    last_sync_at: datetime | None,
+    *rest: Any,
+) -> DeviceSummary:
+    syncs, failed, duration_us, conflicts, network, app, system, revoked_at, now = rest
+    counts = Counts(syncs, failed, duration_us, conflicts)
+    last_sync_us = None if last_sync_at is None else _us(last_sync_at)
+    return DeviceSummary(
+        tenant=tenant,
+        device_id=device_id,
+        first_seen_at=first_seen_at,
+        last_seen_at=last_seen_at,
+        last_sync_at=last_sync_at,
+        total_syncs=syncs,
+        failed_syncs=failed,
+        avg_sync_duration_ms=duration_us / syncs / 1000 if syncs else None,
+        conflicts=conflicts,
+        health_score=score(counts, last_sync_us, _us(now)),
+        network_type=network,
+        app_version=app,
+        os_version=system,
+        revoked_at=revoked_at,
+    )
+
+
+def _us(at: datetime) -> int:
+    return round(at.timestamp() * 1_000_000)

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from tests.device import SECRET
+from tests.device import SECRET, Json
 
 _ROOT = Path(__file__).parent.parent
 
@@ -29,6 +29,7 @@ class ServerProcess:
         self._reader: asyncio.Task[None] | None = None
         self.port = 0
         self.events: list[str] = []
+        self.lines: list[Json] = []
 
     @property
     def url(self) -> str:
@@ -61,6 +62,7 @@ class ServerProcess:
         async for line in process.stdout:
             event = json.loads(line)
             self.events.append(event["event"])
+            self.lines.append(event)
             if event["event"] == "listening":
                 listening.set_result(event["port"])
         if not listening.done():

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from bench.drive import Run
 from bench.work import DOMAIN, key_of, note_of, record_id
 from storage.direct import connected
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that the driver spells so
 
 _NAMED = 10
 
@@ -96,15 +99,18 @@ class _Tables:
             )
             for tenant_id, key_hash, results in cursor.fetchall():
                 self.answers[names[tenant_id], key_hash.replace("-", "")].append(results.encode())
-            cursor.execute(
-                "SELECT tenant_id, c.seq, coalesce(sum(version), 0)"
-                " FROM tenant_counters AS c LEFT JOIN records AS r USING (tenant_id)"
-                " WHERE tenant_id = ANY(%s) GROUP BY tenant_id, c.seq",
-                (ids,),
-            )
-            self.counters = {
-                names[tenant_id]: (seq, int(versions)) for tenant_id, seq, versions in cursor.fetchall()
-            }
+            self.counters = counters(cursor, names)
+
+
+def counters(cursor: Cursor, names: Mapping[int, str]) -> dict[str, tuple[int, int]]:
+    """Read the counters of tenants and how many versions their records count, both by the tenants' names."""
+    cursor.execute(
+        "SELECT tenant_id, c.seq, coalesce(sum(version), 0)"
+        " FROM tenant_counters AS c LEFT JOIN records AS r USING (tenant_id)"
+        " WHERE tenant_id = ANY(%s) GROUP BY tenant_id, c.seq",
+        (list(names),),
+    )
+    return {names[tenant_id]: (seq, int(versions)) for tenant_id, seq, versions in cursor.fetchall()}
 
 
 def _records(run: Run, tables: _Tables) -> Iterator[str]:
@@ -151,7 +157,7 @@ def _keys(run: Run, tables: _Tables) -> Iterator[str]:
         acks.device, acks.number, acks.record, acks.version, acks.seq, strict=True
     ):
         name, key = devices[device], key_of(devices[device], number)
-        kept = tables.answers.get((run.tenant_of(device), _key_hash(name, key)), [])
+        kept = tables.answers.get((run.tenant_of(device), key_hash(name, key)), [])
         if len(kept) != 1:
             yield f"{run.tenant_of(device)}: key {key} is kept {len(kept)} times"
         elif _decode_results(kept[0]) != [_Result(record_id(name, record), version, seq)]:
@@ -159,7 +165,7 @@ def _keys(run: Run, tables: _Tables) -> Iterator[str]:
     for item in run.outcome.unsure:
         name = devices[item.device]
         key = key_of(name, item.number)
-        if len(tables.answers.get((run.tenant_of(item.device), _key_hash(name, key)), [])) > 1:
+        if len(tables.answers.get((run.tenant_of(item.device), key_hash(name, key)), [])) > 1:
             yield f"{run.tenant_of(item.device)}: key {key}, not acknowledged, is kept twice"
 
 
@@ -182,6 +188,6 @@ def _tenants(run: Run, tables: _Tables) -> Iterator[str]:
             yield f"{tenant}: the counter stands at {counter}, the records count {versions} versions"
 
 
-def _key_hash(device: str, key: str) -> str:
+def key_hash(device: str, key: str) -> str:
     """Hash a key as the server stores it, bound to its device."""
     return hashlib.blake2b(f"{device}\0{key}".encode(), digest_size=16).hexdigest()

@@ -15,6 +15,7 @@ from bench.concurrent import concurrent
 from bench.ground import BenchError, read_settings
 from bench.html import html_of
 from bench.limits import limits
+from bench.overload import overload
 from bench.report import Report, as_json
 from bench.stage import Options
 from bench.text import text_of
@@ -24,7 +25,7 @@ from storage.embedded import EmbeddedError
 
 Scenario = Callable[[Options], Awaitable[Report]]
 
-SCENARIOS: Final[dict[str, Scenario]] = {"concurrent": concurrent, "limits": limits}
+SCENARIOS: Final[dict[str, Scenario]] = {"concurrent": concurrent, "limits": limits, "overload": overload}
 
 
 @click.command(
@@ -39,7 +40,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {"concurrent": concurrent, "limits": lim
 )
 @click.option(
     "--connections", type=click.IntRange(1, 60_000), default=1000, show_default=True, metavar="N",
-    help="Devices of concurrent, each with a socket.",
+    help="Devices of concurrent and overload, each with a socket.",
 )  # fmt: skip
 @click.option(
     "--rate", "rate_per_s", type=click.FloatRange(0, min_open=True), default=1200.0, show_default=True,
@@ -47,11 +48,12 @@ SCENARIOS: Final[dict[str, Scenario]] = {"concurrent": concurrent, "limits": lim
 )  # fmt: skip
 @click.option(
     "--duration", "duration_s", type=click.FloatRange(1), metavar="S",
-    help="Seconds that are measured of each run: 60 of concurrent, 5 of limits.",
+    help="Seconds that are measured of each run: 60 of concurrent, 5 of limits and overload.",
 )  # fmt: skip
 @click.option(
     "--rounds", type=click.IntRange(1), metavar="N",
-    help="How often each run is repeated; medians count. 1 of concurrent, 3 with --fill and of limits.",
+    help="How often each run is repeated; medians count. 1 of concurrent, 3 with --fill, of limits and"
+    " of overload's quiet tenant.",
 )  # fmt: skip
 @click.option(
     "--tenants", type=click.IntRange(1, 1000), default=20, show_default=True, metavar="N",

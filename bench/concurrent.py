@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
-from urllib.parse import urlsplit
 
 from bench.audit import Auditor
 from bench.drive import Target, drive
 from bench.duel import duel, figures, limit_c, remarks
 from bench.fill import fill
-from bench.ground import BenchError, Ground, deployed, fresh, secret_of
+from bench.ground import Ground, fresh
 from bench.report import Bar, Figure, Report, Row, median_latency, row_of, this_machine
-from bench.stage import Options, Stage, add_tenants, product_stage, serving
+from bench.stage import NOT_OURS, Options, Stage, add_tenants, product_stage, remote, serving
 from bench.work import MIX
 
 DURATION_S: Final = 60.0
@@ -60,23 +59,11 @@ def _work(options: Options) -> str:
 async def _remote(options: Options, report: Report) -> None:
     """Measure a server that runs already and was started with the same settings."""
     assert options.url is not None
-    url = urlsplit(options.url)
-    if url.scheme != "http" or url.hostname is None:
-        raise BenchError(f"--url {options.url}: http://HOST:PORT is required; TLS is the proxy's part")
-    chosen = options.settings
-    with deployed(chosen) as dsn:
-        add_tenants(dsn, options.tenant_names)
-        target = Target(
-            host=url.hostname,
-            port=url.port or 80,
-            secret=secret_of(chosen),
-            audience=chosen.auth.audience,
-            tenants=options.tenant_names,
-        )
+    with remote(options, options.url) as (target, dsn):
         for number in range(1, (options.rounds or 1) + 1):
             report.rows.append(await _round(f"round {number}", target, dsn, options))
     report.bars = _bars(report.rows, options)
-    report.remarks.append("CPU and memory of a server that was not started here are not measured")
+    report.remarks.append(NOT_OURS)
 
 
 async def _own(ground: Ground, options: Options, report: Report) -> None:

@@ -85,7 +85,7 @@ async def drive(
         port=target.port,
         devices=devices,
         tokens=[
-            _token(target, tenants[index % len(tenants)], device) for index, device in enumerate(devices)
+            token(target, tenants[index % len(tenants)], device) for index, device in enumerate(devices)
         ],
         mode=mode,
         duration_s=duration_s,
@@ -108,7 +108,8 @@ def say(progress: str) -> None:
     sys.stderr.flush()
 
 
-def _token(target: Target, tenant: str, device: str) -> str:
+def token(target: Target, tenant: str, device: str) -> str:
+    """Sign a device's token."""
     claims = {
         "tid": tenant,
         "did": device,

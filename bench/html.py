@@ -9,7 +9,7 @@ from typing import Any
 
 import pygal
 
-from bench.report import Report, Row
+from bench.report import Load, Report, Row, Window
 from bench.text import text_of
 
 _STYLE = "body{font:15px sans-serif;margin:2em;max-width:75em}pre{overflow-x:auto}svg{width:100%}"
@@ -37,6 +37,16 @@ def _charts(report: Report) -> Iterator[Any]:
     for row in rows:
         if row.loop == "open":
             yield _timeline(row)
+    ladder = [load for load in report.loads if load.times is not None]
+    if ladder:
+        yield _rates(ladder)
+        yield _latencies("Latency over load", ladder)
+        yield _memory(ladder)
+    if report.windows:
+        yield _windows(report.windows, report.over_s)
+    others = [load for load in report.loads if load.times is None]
+    if others:
+        yield _latencies("Latency of the other runs", others)
 
 
 def _percentiles(rows: list[Row]) -> Any:
@@ -65,5 +75,49 @@ def _timeline(row: Row) -> Any:
     return chart
 
 
-def _chart(kind: Any, title: str, **options: str) -> Any:
+def _rates(ladder: list[Load]) -> Any:
+    chart = _chart(pygal.Line, "Syncs a second over load", x_title="times capacity", y_title="1/s")
+    chart.x_labels = [_label(load) for load in ladder]
+    chart.add("wanted", [load.wanted_per_s for load in ladder])
+    chart.add("offered", [load.offered_per_s for load in ladder])
+    chart.add("stored", [load.stored_per_s for load in ladder])
+    chart.add("refused", [load.refused_per_s for load in ladder])
+    return chart
+
+
+def _latencies(title: str, loads: list[Load]) -> Any:
+    """Draw bars on a logarithmic axis: an overloaded server's are far apart."""
+    chart = _chart(pygal.Bar, title, y_title="ms", logarithmic=True, x_label_rotation=30)
+    chart.x_labels = [load.name if load.times is None else _label(load) for load in loads]
+    chart.add("stored, p50", [load.stored.p50_ms or None for load in loads])
+    chart.add("stored, p99", [load.stored.p99_ms or None for load in loads])
+    chart.add("refused, p50", [load.refusal.p50_ms or None for load in loads])
+    chart.add("refused, p99", [load.refusal.p99_ms or None for load in loads])
+    chart.add("generator's lag, p99", [load.lag_p99_ms or None for load in loads])
+    return chart
+
+
+def _memory(ladder: list[Load]) -> Any:
+    chart = _chart(pygal.Bar, "Server's peak of memory over load", x_title="times capacity", y_title="MiB")
+    chart.x_labels = [_label(load) for load in ladder]
+    chart.add("RSS", [load.rss_peak_mib for load in ladder])
+    return chart
+
+
+def _label(load: Load) -> str:
+    return f"{load.times:g}" if load.offered else f"{load.times:g} (not measured)"
+
+
+def _windows(windows: list[Window], over_s: float) -> Any:
+    """Draw the run of the highest load, by when syncs were due."""
+    title = f"The highest load, over at {over_s:.1f} s: what became of syncs by when they were due"
+    chart = _chart(pygal.XY, title, x_title="s", y_title="in a tenth of a second", show_dots=False)
+    chart.add("stored", [(window.at_s, window.stored) for window in windows])
+    chart.add("refused", [(window.at_s, window.refused) for window in windows])
+    chart.add("unanswered", [(window.at_s, window.unanswered) for window in windows])
+    chart.add("p95 of stored, ms", [(window.at_s, window.p95_ms) for window in windows], secondary=True)
+    return chart
+
+
+def _chart(kind: Any, title: str, **options: str | bool | int) -> Any:
     return kind(js=[], title=title, dots_size=1, height=420, legend_at_bottom=True, **options)

@@ -64,6 +64,53 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return not (self.errors or self.unanswered or (self.audit is not None and self.audit.fault_count))
 
 
+#: Below this part of the wanted rate a load counts as not offered.
+OFFERED: Final = 0.95
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """One load that was offered for a while. Rates are syncs a second, ``times`` is the load over capacity.
+
+    Latencies are of the syncs that were due in that time, the stored ones' and the refused ones', from when
+    they were due; rates count what happened in it. ``waiting`` is how many were unanswered at its end.
+    ``late_p99_ms`` is how late syncs left and ``lag_p99_ms`` how late the generator's own timers were: by so
+    much it may have been late with reading, too. ``cpus`` is how many CPUs each process tree kept busy,
+    ``frame_us`` the generator's CPU time by syncs sent.
+    """
+
+    name: str
+    times: float | None
+    wanted_per_s: float
+    offered_per_s: float
+    stored_per_s: float
+    refused_per_s: float
+    refused: dict[str, int]
+    stored: Latency
+    refusal: Latency
+    waiting: int
+    late_p99_ms: float
+    lag_p99_ms: float
+    frame_us: float
+    cpus: dict[str, float]
+    other_cpus: float | None
+    rss_peak_mib: float | None
+
+    @property
+    def offered(self) -> bool:
+        """Whether it really was the load that was wanted."""
+        return self.offered_per_s >= OFFERED * self.wanted_per_s
+
+
+class Window(msgspec.Struct, frozen=True):
+    """What became of the syncs due in a tenth of a second; ``p95_ms`` is None where none was stored."""
+
+    at_s: float
+    stored: int
+    refused: int
+    unanswered: int
+    p95_ms: float | None
+
+
 class Figure(msgspec.Struct, frozen=True):
     """One number with its unit, and what it is beside."""
 
@@ -102,12 +149,16 @@ _BUSY_CPUS: Final = 0.2
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """One scenario's report."""
+    """One scenario's report. ``windows`` are those of the highest load, which was over at ``over_s``."""
 
     scenario: str
     work: str
     machine: Machine
     rows: list[Row] = []
+    loads: list[Load] = []
+    windows: list[Window] = []
+    over_s: float = 0.0
+    audit: Audit | None = None
     figures: list[Figure] = []
     bars: list[Bar] = []
     remarks: list[str] = []
@@ -116,7 +167,8 @@ class Report(msgspec.Struct, kw_only=True):
     @property
     def notes(self) -> list[str]:
         """The remarks, and where the machine was not ours alone."""
-        others = [row.other_cpus for row in self.rows if row.other_cpus is not None]
+        seen = [row.other_cpus for row in self.rows] + [load.other_cpus for load in self.loads]
+        others = [cpus for cpus in seen if cpus is not None]
         if not others or max(others) <= _BUSY_CPUS:
             return self.remarks
         most = f"something else kept up to {max(others):.1f} of {self.machine.cpus} CPUs busy meanwhile"
@@ -125,7 +177,7 @@ class Report(msgspec.Struct, kw_only=True):
     @property
     def passed(self) -> bool:
         """Whether every bar is met and no audit found a fault."""
-        audits = [row.audit for row in self.rows if row.audit is not None]
+        audits = [audit for audit in [self.audit, *(row.audit for row in self.rows)] if audit is not None]
         return all(bar.met for bar in self.bars) and not any(audit.fault_count for audit in audits)
 
 
@@ -136,6 +188,7 @@ def as_json(reports: Sequence[Report]) -> bytes:
         "reports": [
             {
                 **msgspec.structs.asdict(report),
+                "loads": [{**msgspec.structs.asdict(load), "offered": load.offered} for load in report.loads],
                 "bars": [{**msgspec.structs.asdict(bar), "met": bar.met} for bar in report.bars],
                 "remarks": report.notes,
                 "passed": report.passed,
@@ -193,8 +246,13 @@ def _ms(histogram: HdrHistogram | None, percentile: float) -> float:
 
 def median_latency(rows: Sequence[Row]) -> Latency:
     """Take the median of each percentile over rounds of the same run."""
+    return median_of([row.latency for row in rows])
+
+
+def median_of(latencies: Sequence[Latency]) -> Latency:
+    """Take the median of each percentile."""
     return Latency(
-        *(median(getattr(row.latency, field) for row in rows) for field in Latency.__struct_fields__)
+        *(median(getattr(latency, field) for latency in latencies) for field in Latency.__struct_fields__)
     )
 
 

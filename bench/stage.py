@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 
 from bench.drive import Target
-from bench.ground import Ground
+from bench.ground import BenchError, Ground, deployed, secret_of
 from bench.server import Server, product, started
 from engine.settings import Settings
 from storage.tenancy import PostgresTenancy
+
+#: Said in the report of a server that runs already.
+NOT_OURS: Final = "CPU and memory of a server that was not started here are not measured"
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +72,27 @@ async def serving(ground: Ground, options: Options, dsn: str) -> AsyncIterator[S
             watched=watched,
         )
         yield Stage(target, dsn, server)
+
+
+@contextmanager
+def remote(options: Options, url: str) -> Iterator[tuple[Target, str]]:
+    """Give a server that runs already, with the same settings, and the DSN of its database.
+
+    Raises BenchError, EmbeddedError, StoreError.
+    """
+    parts, chosen = urlsplit(url), options.settings
+    if parts.scheme != "http" or parts.hostname is None:
+        raise BenchError(f"--url {url}: http://HOST:PORT is required; TLS is the proxy's part")
+    with deployed(chosen) as dsn:
+        add_tenants(dsn, options.tenant_names)
+        target = Target(
+            host=parts.hostname,
+            port=parts.port or 80,
+            secret=secret_of(chosen),
+            audience=chosen.auth.audience,
+            tenants=options.tenant_names,
+        )
+        yield target, dsn
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bench.report import Report, Row
+from bench.report import Load, Report, Row
 
 _HEADING = (
     "run",
@@ -22,6 +22,22 @@ _HEADING = (
     "audit",
 )
 
+_LOAD_HEADING = (
+    "load",
+    "wanted/s",
+    "offered/s",
+    "stored/s",
+    "p50/p95/p99 ms",
+    "refused/s",
+    "p50/p99 ms",
+    "by code",
+    "waiting",
+    "late/lag p99 ms",
+    "CPUs gen+server+postgres",
+    "other CPUs",
+    "RSS MiB",
+)
+
 
 def text_of(report: Report) -> str:
     """Write the whole report."""
@@ -33,9 +49,15 @@ def _lines(report: Report) -> Iterator[str]:
     yield f"{report.scenario}: {report.work}"
     yield f"{machine.cpus} CPUs, {machine.cpu}, {machine.system}, Python {machine.python}"
     yield ""
-    yield from table([_HEADING, *map(_cells, report.rows)])
+    if report.rows:
+        yield from table([_HEADING, *map(_cells, report.rows)])
+    if report.loads:
+        yield from table([_LOAD_HEADING, *map(_load_cells, report.loads)])
     for row in report.rows:
         yield from _faults(row)
+    if report.audit is not None:
+        yield f"audit: {report.audit.items:,} items acknowledged, {report.audit.fault_count} faults"
+        yield from (f"audit: {fault}" for fault in report.audit.faults)
     if report.logged:
         yield f"the server logged: {_counts(report.logged)}"
     if report.figures:
@@ -79,6 +101,25 @@ def _cells(row: Row) -> tuple[str, ...]:
         "-" if row.other_cpus is None else f"{row.other_cpus:.2f}",
         "-" if row.rss_peak_mib is None else f"{row.rss_peak_mib:.0f}",
         "-" if row.audit is None else f"{row.audit.items:,} items, {row.audit.fault_count} faults",
+    )
+
+
+def _load_cells(load: Load) -> tuple[str, ...]:
+    stored, refusal = load.stored, load.refusal
+    return (
+        load.name,
+        f"{load.wanted_per_s:,.0f}",
+        f"{load.offered_per_s:,.0f}{'' if load.offered else ' (not measured)'}",
+        f"{load.stored_per_s:,.0f}",
+        f"{stored.p50_ms:.1f}/{stored.p95_ms:.1f}/{stored.p99_ms:.1f}" if stored.max_ms else "-",
+        f"{load.refused_per_s:,.0f}",
+        f"{refusal.p50_ms:.1f}/{refusal.p99_ms:.1f}" if refusal.max_ms else "-",
+        _counts(load.refused) if load.refused else "-",
+        f"{load.waiting:,}",
+        f"{load.late_p99_ms:.1f}/{load.lag_p99_ms:.1f}",
+        " + ".join(f"{busy:.2f}" for busy in load.cpus.values()) or "-",
+        "-" if load.other_cpus is None else f"{load.other_cpus:.2f}",
+        "-" if load.rss_peak_mib is None else f"{load.rss_peak_mib:.0f}",
     )
 
 

@@ -8,6 +8,7 @@ import click
 from compose.site import open_site
 from handlers.commands.epoch import epoch
 from handlers.commands.migrate import migrate
+from handlers.commands.policy import policy
 from handlers.commands.nginx import nginx
 from handlers.commands.serve import serve
 from handlers.commands.tenant import tenant
@@ -34,7 +35,7 @@ def bench(context: click.Context, arguments: tuple[str, ...]) -> None:
     measured.main(list(arguments), prog_name=context.command_path)
 
 
-for command in (serve, migrate, tenant, token, epoch, nginx, bench):
+for command in (serve, migrate, tenant, token, policy, epoch, nginx, bench):
     cli.add_command(command)
 
 

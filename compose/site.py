@@ -12,6 +12,7 @@ from typing import Any, Final
 import structlog
 
 from compose.server import run_server
+from engine.domains import Domains
 from engine.ports import StoreRetryError
 from engine.settings import Layer, Settings, SettingsError, environment, settings
 from handlers.auth import KeySet, issue_token
@@ -24,6 +25,7 @@ from storage.embedded_account import EmbeddedError, account_for, make_data_dir
 from storage.epoch import PostgresEpoch
 from storage.migrate import PostgresSchema, migrate, status
 from storage.partitions import maintain
+from storage.policies import PostgresPolicies
 from storage.tenancy import PostgresTenancy
 
 _DEFAULTS: Final = Path(__file__).parent.parent / "config.toml"
@@ -71,12 +73,24 @@ class Site:
             yield PostgresSchema(dsn)
 
     @contextmanager
-    def tenants(self) -> Iterator[PostgresTenancy]:
-        """Open the tenants, on a database that the embedded default has set up by now."""
+    def _administered(self) -> Iterator[str]:
+        """Open a database that the embedded default has set up by now."""
         with self._database() as dsn:
             if self._embedded:
                 migrate(dsn)
+            yield dsn
+
+    @contextmanager
+    def tenants(self) -> Iterator[PostgresTenancy]:
+        """Open the tenants."""
+        with self._administered() as dsn:
             yield PostgresTenancy(dsn)
+
+    @contextmanager
+    def policies(self) -> Iterator[PostgresPolicies]:
+        """Open the policies of tenants."""
+        with self._administered() as dsn:
+            yield PostgresPolicies(dsn, Domains(self.settings.domains).default_policies)
 
     @contextmanager
     def epoch(self) -> Iterator[PostgresEpoch]:

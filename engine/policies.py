@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Final, Protocol
 
 import msgspec
 import structlog
 
 from engine.domains import DomainPolicy
-from engine.ports import Clock, StoreError, Tenant, TenantStore
+from engine.ports import Clock, StoreError, StoreUnavailableError, Tenant, TenantPolicies, TenantStore
 
 POLL_S: Final = 0.5
 TTL_S: Final = 3600.0
+#: How long a name that nobody has is not asked for again; a generation that moves ends it sooner.
+UNKNOWN_S: Final = 5.0
+_UNKNOWN_NAMES: Final = 10_000
+#: Tenants read again at once, so that neither a statement nor what it brings takes long.
+_REREAD_TENANTS: Final = 500
 
 _log = structlog.get_logger()
 
@@ -59,8 +65,12 @@ class PolicyBook:
         self._renewed = renewed
         self._known: dict[int, _Known] = {}
         self._by_name: dict[str, _Known] = {}
+        self._unknown: dict[str, float] = {}
+        self._finding: dict[str, asyncio.Future[StoreError | None]] = {}
         self._generation: tuple[int, str] | None = None
-        self._reading = asyncio.Lock()
+        #: What was read before a move may be older than the generation that is followed since.
+        self._moves = 0
+        self._called = asyncio.Event()
 
     def of(self, tenant_id: int) -> Mapping[str, DomainPolicy]:
         """Return the policies of a tenant that was admitted."""
@@ -68,22 +78,53 @@ class PolicyBook:
         return self._defaults if known is None else known.policies
 
     async def admit(self, name: str) -> Tenant | None:
-        """Find a tenant and have its policies at hand. Raises StoreError."""
-        known = self._by_name.get(name)
-        if known is None:
-            async with self._reading:
-                known = self._by_name.get(name)
-                if known is None:
-                    tenant = await self._store.tenant(name)
-                    if tenant is None:
-                        return None
-                    known = await self._read(tenant)
-        return known.tenant
+        """Find a tenant and have its policies at hand. Raises StoreError.
+
+        However many ask for one name, one asks the store; different names do not wait for each other.
+        """
+        while True:
+            known = self._by_name.get(name)
+            if known is not None:
+                return known.tenant
+            if self._unknown.get(name, 0.0) > self._clock.monotonic_s():
+                return None
+            finding = self._finding.get(name)
+            if finding is None:
+                return await self._find(name)
+            failure = await asyncio.shield(finding)
+            if failure is not None:
+                raise StoreUnavailableError(str(failure))
+
+    async def _find(self, name: str) -> Tenant | None:
+        """Ask the store for a name, and tell all who wait to look again, or that it failed."""
+        finding = self._finding[name] = asyncio.get_running_loop().create_future()
+        failure: StoreError | None = None
+        try:
+            while True:
+                moves, now_s = self._moves, self._clock.monotonic_s()
+                found = await self._store.find(name)
+                if moves == self._moves:
+                    break
+            if found is None:
+                self._note_unknown(name, now_s + UNKNOWN_S)
+                return None
+            return self._note(found, now_s).tenant
+        except StoreError as error:
+            failure = error
+            raise
+        finally:
+            del self._finding[name]
+            finding.set_result(failure)
+
+    def call(self) -> None:
+        """Have the generation followed now: somebody moved it, or may have."""
+        self._called.set()
 
     async def run(self) -> None:
         """Follow the generation and the time to live until cancelled."""
         away = False
         while True:
+            self._called.clear()
             try:
                 await self._follow()
                 away = False
@@ -91,36 +132,44 @@ class PolicyBook:
                 if not away:
                     _log.warning("policies_not_followed", reason=type(error).__name__)
                 away = True
-            await asyncio.sleep(POLL_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._called.wait()
 
     async def _follow(self) -> None:
         generation = await self._store.generation()
         moved = generation != self._generation
         if moved:
+            self._moves += 1
+            self._unknown.clear()
             await self._renewed()
         oldest_s = self._clock.monotonic_s() - TTL_S
-        for known in list(self._known.values()):
-            if moved or known.read_at_s < oldest_s:
-                await self._read_again(known)
+        due = [one.tenant for one in self._known.values() if moved or one.read_at_s < oldest_s]
+        for start in range(0, len(due), _REREAD_TENANTS):
+            await self._read_again(due[start : start + _REREAD_TENANTS])
         self._generation = generation
 
-    async def _read_again(self, known: _Known) -> None:
-        tenant = known.tenant
-        async with self._reading:
-            if await self._store.tenant(tenant.name) != tenant:
+    async def _read_again(self, tenants: list[Tenant]) -> None:
+        now_s = self._clock.monotonic_s()
+        read = await self._store.reread([tenant.tenant_id for tenant in tenants])
+        for tenant in tenants:
+            found = read.get(tenant.tenant_id)
+            before = self._known[tenant.tenant_id]
+            if found is None or found.tenant != tenant:
                 del self._known[tenant.tenant_id]
-                del self._by_name[tenant.name]
+                if self._by_name.get(tenant.name) is before:
+                    del self._by_name[tenant.name]
                 self._watcher.tenant_removed(tenant.tenant_id)
-                return
-            before = known.policies
-            after = (await self._read(tenant)).policies
-        if after != before:
-            self._watcher.policies_changed(tenant.tenant_id)
+            elif self._note(found, now_s).policies != before.policies:
+                self._watcher.policies_changed(tenant.tenant_id)
 
-    async def _read(self, tenant: Tenant) -> _Known:
-        read_at_s = self._clock.monotonic_s()
-        own = await self._store.policies(tenant.tenant_id)
-        policies = {**self._defaults, **own} if own else self._defaults
-        known = _Known(tenant, policies, read_at_s)
-        self._known[tenant.tenant_id] = self._by_name[tenant.name] = known
+    def _note(self, found: TenantPolicies, read_at_s: float) -> _Known:
+        policies = {**self._defaults, **found.own} if found.own else self._defaults
+        known = _Known(found.tenant, policies, read_at_s)
+        self._known[found.tenant.tenant_id] = self._by_name[found.tenant.name] = known
         return known
+
+    def _note_unknown(self, name: str, until_s: float) -> None:
+        if len(self._unknown) >= _UNKNOWN_NAMES:
+            self._unknown.clear()  # each is asked for once more
+        self._unknown[name] = until_s

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from engine.domains import DomainPolicy
-from engine.ports import StoreError, Tenant
-from storage.pool import Database
+from engine.ports import StoreError, Tenant, TenantPolicies
+from storage.arrays import numbers
+from storage.pool import Database, Row
+
+_TENANTS: Final = (
+    "SELECT t.tenant_id, t.name, p.domain, p.policy, p.fallback FROM tenants AS t"
+    " LEFT JOIN tenant_conflict_policy AS p ON p.tenant_id = t.tenant_id"
+)
 
 
 class PostgresTenants:
@@ -15,23 +23,19 @@ class PostgresTenants:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def tenant(self, name: str) -> Tenant | None:
+    async def find(self, name: str) -> TenantPolicies | None:
         """Find a tenant by name."""
-        rows = await self._database.query(
-            "SELECT tenant_id, name FROM tenants WHERE name = %(name)s", {"name": name}
-        )
-        return Tenant(*rows[0]) if rows else None
+        rows = await self._database.query(f"{_TENANTS} WHERE t.name = %(name)s", {"name": name})
+        for found in _gathered(rows).values():
+            return found
+        return None
 
-    async def policies(self, tenant_id: int) -> dict[str, DomainPolicy]:
-        """Return the policies set for the tenant."""
-        rows = await self._database.query(
-            "SELECT domain, policy, fallback FROM tenant_conflict_policy WHERE tenant_id = %(tenant)s",
-            {"tenant": tenant_id},
+    async def reread(self, tenant_ids: list[int]) -> dict[int, TenantPolicies]:
+        """Read tenants that are known."""
+        wanted = {"tenants": numbers(tenant_ids)}
+        return _gathered(
+            await self._database.query(f"{_TENANTS} WHERE t.tenant_id = ANY(%(tenants)s::int[])", wanted)
         )
-        return {
-            domain: msgspec.convert({"policy": policy, "fallback": fallback}, DomainPolicy)
-            for domain, policy, fallback in rows
-        }
 
     async def generation(self) -> tuple[int, str]:
         """Return the number that grows with every change, and the epoch."""
@@ -40,3 +44,15 @@ class PostgresTenants:
             raise StoreError("cluster_state has no row")
         generation, epoch = rows[0]
         return int(generation), str(epoch)
+
+
+def _gathered(rows: list[Row]) -> dict[int, TenantPolicies]:
+    gathered: dict[int, TenantPolicies] = {}
+    for tenant_id, name, domain, policy, fallback in rows:
+        found = gathered.get(tenant_id)
+        if found is None:
+            found = gathered[tenant_id] = TenantPolicies(Tenant(tenant_id, name), {})
+        if domain is not None:
+            chosen = {"policy": policy, "fallback": fallback}
+            found.own[domain] = msgspec.convert(chosen, DomainPolicy)
+    return gathered

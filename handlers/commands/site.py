@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import click
 import msgspec
 
-from engine.administration import Epoch, Schema, Tenants
+from engine.administration import Epoch, Policies, Schema, Tenants
 from engine.ports import StoreError
 from engine.settings import Log, Settings, SettingsError
 from handlers.auth import KeySet, UnusableKeyError
@@ -43,6 +43,9 @@ class Site(Protocol):
 
     def tenants(self) -> AbstractContextManager[Tenants]:
         """Open the tenants."""
+
+    def policies(self) -> AbstractContextManager[Policies]:
+        """Open the policies of tenants."""
 
     def epoch(self) -> AbstractContextManager[Epoch]:
         """Open the epoch."""

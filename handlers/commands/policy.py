@@ -1,0 +1,56 @@
+"""``run.py policy``: how conflicts are settled, for each tenant and domain."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import click
+
+from engine.domains import DomainPolicy, Fallback, Policy
+from handlers.commands.site import Site, as_json, on_site, table
+
+
+@click.group("policy", short_help="List and set conflict policies.")
+def policy() -> None:
+    """List and set how conflicts are settled. Running servers follow within a second."""
+
+
+@policy.command("list", epilog="Example: run.py policy list --tenant acme")
+@click.option("--tenant", metavar="T", help="Only of this tenant.")
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@on_site()
+def list_(site: Site, *, tenant: str | None, json_: bool) -> None:
+    """List the policy in force for each tenant and domain, and whether it is the tenant's own."""
+    with site.policies() as policies:
+        found = policies.policies(tenant)
+    if json_:
+        as_json(found)
+    else:
+        table(
+            [
+                (one.tenant, one.domain, one.policy, one.fallback or "", "own" if one.own else "default")
+                for one in found
+            ],
+            ("TENANT", "DOMAIN", "POLICY", "FALLBACK", "FROM"),
+        )
+
+
+@policy.command("set", epilog="Example: run.py policy set --tenant acme --domain task --policy field_merge")
+@click.option("--tenant", metavar="T", required=True, help="The tenant.")
+@click.option("--domain", metavar="D", required=True, help="The domain, one of records.")
+@click.option("--policy", "chosen", required=True, type=click.Choice(get_args(Policy)), help="The policy.")
+@click.option(
+    "--fallback",
+    type=click.Choice(get_args(Fallback)),
+    help="For field_merge: what settles a field that both changed; most_recent_wins by default.",
+)
+@on_site()
+def set_(site: Site, *, tenant: str, domain: str, chosen: Policy, fallback: Fallback | None) -> None:
+    """Set a tenant's own policy for a domain; conflicts that are open stay open."""
+    if fallback is not None and chosen != "field_merge":
+        raise click.UsageError("--fallback is for field_merge: leave it out.")
+    new = DomainPolicy(chosen) if fallback is None else DomainPolicy(chosen, fallback)
+    with site.policies() as policies:
+        policies.set(tenant, domain, new)
+    behind = f", then {new.fallback}" if chosen == "field_merge" else ""
+    click.echo(f"{tenant} settles {domain} by {chosen}{behind}")

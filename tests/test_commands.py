@@ -57,8 +57,17 @@ def run(dsn: str) -> Run:
 
 @pytest.mark.parametrize(
     "command",
-    ["serve", "migrate", "tenant add", "tenant list", "tenant remove", "token", "epoch renew"]
-    + ["policy list", "policy set"],
+    [
+        "serve",
+        "migrate",
+        "tenant add",
+        "tenant list",
+        "tenant remove",
+        "token",
+        "epoch renew",
+        "policy list",
+        "policy set",
+    ],
 )
 def test_every_command_has_help_with_an_example_and_the_common_options(command: str) -> None:
     shown = CliRunner().invoke(cli, [*command.split(), "--help"])

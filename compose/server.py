@@ -18,13 +18,15 @@ import structlog
 import uvloop
 from anyio.abc import TaskStatus
 
+from engine.admission import TenantRates
 from engine.backlog import CommitLimits
 from engine.committer import Committer
-from engine.devices import Devices
+from engine.devices import DeviceLimits, Devices
 from engine.domains import Domains
 from engine.feed import Feed, FeedLimits
 from engine.intake import Intake
 from engine.policies import PolicyBook
+from engine.revocations import Revocations
 from engine.rules import Rules
 from engine.services import Service, running
 from engine.settings import Settings
@@ -36,6 +38,7 @@ from handlers.server import application, listening, services
 from handlers.traffic import Traffic
 from storage.commit import PostgresStore
 from storage.conflicts import PostgresConflicts
+from storage.devices import PostgresDevices
 from storage.feed import PostgresFeed
 from storage.health import faults
 from storage.migrate import newest_migration
@@ -78,14 +81,16 @@ class Server:
                 settings.feed.page_interval_ms / 1000,
             ),
         )
-        self._connections = Connections(clock, server.idle_s)
+        device_store = PostgresDevices(self._reads)
+        self._revocations = Revocations(device_store)
+        self._connections = Connections(clock, server.idle_s, self._revocations)
         self._feed = feed
         policies = PolicyBook(
             PostgresTenants(self._reads),
             clock,
             domains.default_policies,
             self._connections,
-            feed.refresh_epoch,
+            self._renew,
         )
         rules = Rules(
             domains,
@@ -113,7 +118,16 @@ class Server:
             committer=committer,
             feed=feed,
             policies=policies,
-            devices=Devices(settings.devices.remembered, limits.messages_per_minute),
+            devices=Devices(
+                device_store,
+                clock,
+                self._connections.__contains__,
+                DeviceLimits(
+                    settings.devices.remembered, settings.devices.ttl_s, settings.devices.flush_s
+                ),
+                limits.messages_per_minute,
+            ),
+            revocations=self._revocations,
             conflicts=PostgresConflicts(self._reads),
             clock=clock,
             verifier=Verifier(keys, settings.auth.audience, frozenset(server.origins)),
@@ -128,6 +142,7 @@ class Server:
                 write_patience_s=server.write_patience_s,
             ),
             traffic=Traffic(),
+            tenant_rates=TenantRates(limits.tenant_messages_per_minute),
             refusals=Refusals(networks(server.trusted_proxies)),
         )
 
@@ -138,7 +153,8 @@ class Server:
         does not answer at the start.
         """
         settings = self._settings
-        await self._feed.refresh_epoch()
+        await self._renew()
+        await self._core.devices.warm()
         app = application(self._core, self._connections, self._faults)
         everything = [*services(self._core, self._connections), Service("maintenance", self._maintain)]
         async with AsyncExitStack() as stack:
@@ -160,6 +176,11 @@ class Server:
                         _log.info("draining", signal=received.name)
                         break
             _log.info("stopped")
+
+    async def _renew(self) -> None:
+        """Read again what commands change. Raises StoreError."""
+        await self._feed.refresh_epoch()
+        self._connections.revoked(await self._revocations.refresh())
 
     async def _faults(self) -> list[str]:
         return await faults(self._reads, newest_migration())

@@ -1,10 +1,24 @@
-"""Who may send how much: a token bucket per device. Time is an argument."""
+"""Who may send how much, and what is refused when more comes than can be stored. Time is an argument."""
 
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import msgspec
+
+#: Until a queue has stood, a worker is taken to store this much in a second.
+_FIRST_BYTES_PER_S: Final = 32e6
+#: Bounds of the wait that may stand: below it nobody notices, above it devices give up waiting.
+_SHORTEST_TARGET_S: Final = 0.05
+_LONGEST_TARGET_S: Final = 0.5
+#: How many targets a burst may take to go by, before what stands is taken for overload.
+_INTERVAL_TARGETS: Final = 10
+_LONGEST_INTERVAL_S: Final = 2.0
+#: The wait that a burst may cause.
+_BURST_S: Final = 0.5
+#: Weight of the latest batch in what is remembered of batches.
+_LATEST: Final = 0.2
 
 
 class TokenBucket(msgspec.Struct):
@@ -13,14 +27,84 @@ class TokenBucket(msgspec.Struct):
     tokens: float
     at_s: float
 
-    def take(self, per_minute: int, now_s: float) -> int:
-        """Take one token; return 0, or the milliseconds until there is one."""
+    def take(self, per_minute: int, now_s: float, most: float | None = None) -> int:
+        """Take one token of ``most``; return 0, or the milliseconds until there is one."""
+        if most is None:
+            most = per_minute
         tokens = self.tokens + (now_s - self.at_s) * per_minute / 60.0
         self.at_s = now_s
-        if tokens > per_minute:
-            tokens = float(per_minute)
+        if tokens > most:
+            tokens = float(most)
         if tokens >= 1.0:
             self.tokens = tokens - 1.0
             return 0
         self.tokens = tokens
         return max(1, math.ceil((1.0 - tokens) * 60_000 / per_minute))
+
+
+class TenantRates:
+    """A bucket for each tenant, for all of its devices on this process together."""
+
+    def __init__(self, messages_per_minute: int) -> None:
+        self._per_minute = messages_per_minute
+        self._buckets: dict[int, TokenBucket] = {}
+
+    def take(self, tenant_id: int, now_s: float) -> int:
+        """Take one token; return 0, or the milliseconds until there is one."""
+        bucket = self._buckets.get(tenant_id)
+        if bucket is None:
+            bucket = self._buckets[tenant_id] = TokenBucket(float(self._per_minute), now_s)
+        return bucket.take(self._per_minute, now_s)
+
+
+class Overload:
+    """Tells a burst from a queue that stands, after CoDel: by how long what is stored had to wait.
+
+    A burst may queue up. A wait above ``target_s``, twice what a batch takes, for all of an interval is no
+    burst: from then on the queue is held at the target, until it was well below for as long. CoDel drops
+    what waits; here nothing accepted is ever dropped, so arrivals are refused: ``most_bytes`` may wait,
+    ``target_bytes`` may stand.
+    """
+
+    def __init__(self) -> None:
+        self.shedding = False
+        self._batch_s = 0.0
+        self._s_per_byte = 1 / _FIRST_BYTES_PER_S
+        self._since_s: float | None = None
+        self._bound()
+
+    @property
+    def interval_s(self) -> float:
+        """How long a wait has to last to be taken for what it is."""
+        return min(_INTERVAL_TARGETS * self.target_s, _LONGEST_INTERVAL_S)
+
+    def wait_s(self, waiting_bytes: int) -> float:
+        """Return how long it takes to store so much."""
+        return waiting_bytes * self._s_per_byte
+
+    def stored(self, size_bytes: int, batch_s: float, since_last_s: float) -> None:
+        """Learn from a batch that left others waiting; lone ones say little of what the store can do.
+
+        ``batch_s`` is how long it took, ``since_last_s`` since the store was done with the one before it.
+        """
+        self._batch_s += _LATEST * (batch_s - self._batch_s)
+        self._s_per_byte += _LATEST * (max(since_last_s, 0.001) / size_bytes - self._s_per_byte)
+        self._bound()
+
+    def waited(self, longest_s: float, now_s: float) -> None:
+        """Take in how long the oldest of a batch had waited when it was taken."""
+        turning = longest_s * 2 < self.target_s if self.shedding else longest_s > self.target_s
+        if not turning:
+            self._since_s = None
+        elif self._since_s is None:
+            self._since_s = now_s
+        elif now_s - self._since_s >= self.interval_s:
+            self.shedding = not self.shedding
+            self._since_s = None
+            self._bound()
+
+    def _bound(self) -> None:
+        self.target_s = min(max(2 * self._batch_s, _SHORTEST_TARGET_S), _LONGEST_TARGET_S)
+        burst_s = self.target_s if self.shedding else max(self.target_s, _BURST_S)
+        self.target_bytes = int(self.target_s / self._s_per_byte)
+        self.most_bytes = int(burst_s / self._s_per_byte)

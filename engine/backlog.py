@@ -2,7 +2,10 @@
 
 A tenant whose jobs are in a batch is held until that batch is settled, which keeps what one device sends
 in the order sent. A batch takes every tenant that is free, so that a second one forms beside it only when
-there is more to do than one batch may hold.
+there is more to do than one batch may hold, or when the first is nearly all of one tenant.
+
+When more comes than can be stored, arrivals are refused, those of the tenants that have most waiting; what
+was taken in stays.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from typing import Protocol
 
 import msgspec
 
+from engine.admission import Overload
 from engine.jobs import Job, Outcome, Push
 
 #: What a job and each of its items cost besides their bytes, so that many tiny ones are bounded too.
@@ -36,11 +40,31 @@ class Reply(Protocol):
 
 
 class Waiting(msgspec.Struct, frozen=True, gc=False):
-    """A job and who waits for its outcome."""
+    """A job and who waits for its outcome, since when (monotonic)."""
 
     job: Job
     reply: Reply
     size_bytes: int
+    since_s: float
+
+
+class _Queue(msgspec.Struct):
+    """What waits of one tenant."""
+
+    jobs: deque[Waiting]
+    size_bytes: int = 0
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Jobs taken together.
+
+    ``one_sided``: it is large and most of it is of one tenant. ``left_some``: others had to stay behind.
+    """
+
+    jobs: list[Waiting]
+    size_bytes: int
+    one_sided: bool
+    left_some: bool
 
 
 class Backlog:
@@ -48,13 +72,14 @@ class Backlog:
 
     def __init__(self, limits: CommitLimits) -> None:
         self._limits = limits
-        self._queues: dict[int, deque[Waiting]] = {}
+        self._queues: dict[int, _Queue] = {}
         self._free: deque[int] = deque()
         self._held: set[int] = set()
+        self.overload = Overload()
         self.messages = 0
         self.size_bytes = 0
 
-    def add(self, job: Job, reply: Reply) -> bool:
+    def add(self, job: Job, reply: Reply, now_s: float) -> bool:
         """Take a job in; False, and nothing done, when too much waits."""
         size_bytes = JOB_BYTES
         if type(job) is Push:
@@ -64,48 +89,77 @@ class Backlog:
             return False
         self.messages += 1
         self.size_bytes += size_bytes
-        tenant_id = job.tenant_id
+        queue = self._queue(job.tenant_id)
+        queue.jobs.append(Waiting(job, reply, size_bytes, now_s))
+        queue.size_bytes += size_bytes
+        return True
+
+    def _queue(self, tenant_id: int) -> _Queue:
         queue = self._queues.get(tenant_id)
         if queue is None:
-            queue = self._queues[tenant_id] = deque()
+            queue = self._queues[tenant_id] = _Queue(deque())
             if tenant_id not in self._held:
                 self._free.append(tenant_id)
-        queue.append(Waiting(job, reply, size_bytes))
-        return True
+        return queue
 
     @property
     def ready(self) -> bool:
         """Whether something waits whose tenant is free."""
         return bool(self._free)
 
-    def take(self) -> list[Waiting]:
+    @property
+    def pressed(self) -> bool:
+        """Whether what waits takes longer to be stored than is to stand."""
+        return self.size_bytes > self.overload.target_bytes
+
+    def sheds(self, tenant_id: int) -> bool:
+        """Whether a tenant is to send no more: too much waits, and of it no less than its part."""
+        most_bytes = self.overload.most_bytes
+        if self.size_bytes <= most_bytes:
+            return False
+        queue = self._queues.get(tenant_id)
+        return queue is not None and queue.size_bytes * len(self._queues) >= most_bytes
+
+    def take(self, now_s: float) -> Batch:
         """Take a batch, all that one free tenant after another has, and hold them; one job at least."""
         most, room = self._limits.batch_messages, self._limits.batch_bytes
         batch: list[Waiting] = []
+        largest = size_bytes = 0
+        oldest_s = now_s
         while self._free and len(batch) < most:
             tenant_id = self._free.popleft()
             queue = self._queues[tenant_id]
+            jobs = queue.jobs
             first = len(batch)
-            while queue and len(batch) < most:
-                if batch and queue[0].size_bytes > room:
+            before_bytes = size_bytes
+            while jobs and len(batch) < most:
+                if batch and size_bytes + jobs[0].size_bytes > room:
                     break
-                waiting = queue.popleft()
-                room -= waiting.size_bytes
+                waiting = jobs.popleft()
+                size_bytes += waiting.size_bytes
                 batch.append(waiting)
             if len(batch) == first:  # no room for its next one: it is first the next time
                 self._free.appendleft(tenant_id)
                 break
+            oldest_s = min(oldest_s, batch[first].since_s)
+            largest = max(largest, size_bytes - before_bytes)
             self._held.add(tenant_id)
-            if not queue:
+            if jobs:
+                queue.size_bytes -= size_bytes - before_bytes
+            else:
                 del self._queues[tenant_id]
-        self._count_out(batch)
-        return batch
+        self.messages -= len(batch)
+        self.size_bytes -= size_bytes
+        self.overload.waited(now_s - oldest_s, now_s)
+        large = size_bytes * 4 >= room or len(batch) * 4 >= most
+        return Batch(batch, size_bytes, large and largest * 2 > size_bytes, self.messages > 0)
 
     def put_back(self, batch: list[Waiting]) -> None:
         """Let jobs of held tenants wait again, before all that came later."""
         for waiting in reversed(batch):
-            tenant_id = waiting.job.tenant_id
-            self._queues.setdefault(tenant_id, deque()).appendleft(waiting)
+            queue = self._queue(waiting.job.tenant_id)
+            queue.jobs.appendleft(waiting)
+            queue.size_bytes += waiting.size_bytes
             self.messages += 1
             self.size_bytes += waiting.size_bytes
 
@@ -118,12 +172,8 @@ class Backlog:
 
     def take_all(self) -> list[Waiting]:
         """Take everything that waits, of held tenants, too."""
-        everything = [waiting for queue in self._queues.values() for waiting in queue]
+        everything = [waiting for queue in self._queues.values() for waiting in queue.jobs]
         self._queues.clear()
         self._free.clear()
-        self._count_out(everything)
+        self.messages = self.size_bytes = 0
         return everything
-
-    def _count_out(self, batch: list[Waiting]) -> None:
-        self.messages -= len(batch)
-        self.size_bytes -= sum([waiting.size_bytes for waiting in batch])

@@ -20,6 +20,8 @@ _ESCAPE = re.compile(
     rb"|u([dD][89a-fA-F][0-9a-fA-F]{2})|.)",
     re.DOTALL,
 )
+#: How nearly every client begins a request; the rest of it need not be looked at to refuse it.
+_HEAD = re.compile(rb'\{"type":"([a-z]{1,16})","id":"([ !#-\[\]-~]{1,64})"[,}]')
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _TYPES = frozenset(str(kind.__struct_config__.tag) for kind in get_args(Request))
 
@@ -85,6 +87,22 @@ class Codec:
             raise self._refusal(frame, error) from None
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             return self._second_look(frame, error)
+
+    def glance(self, frame: bytes) -> tuple[str, str] | None:
+        """Read the type and id of a request and nothing else; None where that is not to be had so cheaply."""
+        if not self.binary:
+            match = _HEAD.match(frame)
+            if match is not None:
+                return match[1].decode(), match[2].decode()
+        try:
+            self.check_depth(frame)
+            head = self._head.decode(frame)
+        except (SyncError, msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            return None
+        kind, request_id = head.type, head.id
+        if not (isinstance(kind, str) and kind in _TYPES and isinstance(request_id, str)):
+            return None
+        return (kind, request_id) if 1 <= len(request_id) <= 64 else None
 
     def _second_look(self, frame: bytes, error: Exception) -> Request:
         """A lone surrogate is the fault of its item alone: stand U+0000 in, which no item may hold."""

@@ -10,11 +10,13 @@ import asyncio
 import random
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import msgspec
 import structlog
 
+from engine.admission import Overload
 from engine.backlog import Backlog, CommitLimits, Reply, Waiting
 from engine.batch import Plan, fitting, lookups, plan
 from engine.errors import SyncError
@@ -39,6 +41,11 @@ Doubted = Callable[[set[int]], None]
 PATIENCE_S: Final = 10.0
 _FIRST_PAUSE_S: Final = 0.005
 _LONGEST_PAUSE_S: Final = 0.25
+#: A batch that takes longer may be held up by one tenant; others are not to wait for it.
+_HELD_UP_S: Final = 0.05
+#: What devices that are refused are told to wait, at least and at most, before jitter.
+_SHORTEST_RETRY_MS: Final = 200
+_LONGEST_RETRY_MS: Final = 5000
 _log = structlog.get_logger()
 
 
@@ -51,9 +58,10 @@ class _TooMuchError(Exception):
 
 
 class Counters(msgspec.Struct):
-    """What the committer did since it started."""
+    """What the committer did since it started. ``batch_s`` is the time that batches took, added up."""
 
     batches: int = 0
+    batch_s: float = 0.0
     messages: int = 0
     retries: int = 0
     unknown_outcomes: int = 0
@@ -86,21 +94,54 @@ class Committer:
             _Lane(store, rules, clock, publish, doubt, self._backlog, self.counters)
             for _ in range(lanes)
         ]
+        self._clock = clock
         self._busy = 0
+        self._waited_for: set[_Lane] = set()
+        self._settled_s = clock.monotonic_s()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._calm = asyncio.Event()
+        self._calm.set()
 
     def submit(self, job: Job, reply: Reply) -> None:
         """Queue a job; ``reply`` is called once on the event loop after its batch is durable.
 
-        Raises SyncError ``overloaded`` when the queue is full: then nothing was accepted.
+        Raises SyncError ``overloaded`` when the queue is full: then nothing was accepted. Who asks ``sheds``
+        before is refused earlier, and cheaper.
         """
-        if not self._backlog.add(job, reply):
-            raise SyncError(
-                "overloaded", "too much is waiting to be stored", retry_after_ms=_spread_ms()
-            )
+        if not self._backlog.add(job, reply, self._clock.monotonic_s()):
+            raise overloaded(self.retry_after_ms())
         self._idle.clear()
         self._call_a_lane()
+
+    def sheds(self, tenant_id: int) -> bool:
+        """Whether a tenant's syncs are to be refused for now, before anybody decodes them."""
+        return self._backlog.sheds(tenant_id)
+
+    def retry_after_ms(self) -> int:
+        """Return when to come again: once what waits is stored, jittered so that not all come at once."""
+        backlog = self._backlog
+        wait_ms = 1000 * backlog.overload.wait_s(backlog.size_bytes)
+        wait_ms = min(max(wait_ms, _SHORTEST_RETRY_MS), _LONGEST_RETRY_MS)
+        return int(wait_ms * random.uniform(0.5, 1.5))
+
+    async def lull(self, longest_s: float) -> None:
+        """Wait until what was accepted is stored soon, but no longer: reads yield, and do not starve."""
+        if self._backlog.pressed:
+            self._calm.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(longest_s):
+                    await self._calm.wait()
+
+    @property
+    def pressed(self) -> bool:
+        """Whether what was accepted has to wait for longer than it should."""
+        return self._backlog.pressed
+
+    @property
+    def overload(self) -> Overload:
+        """What was learnt of the load."""
+        return self._backlog.overload
 
     @property
     def queued_messages(self) -> int:
@@ -123,20 +164,47 @@ class Committer:
                 self._waiting.append(called)
                 await called
                 continue
-            batch = backlog.take()
-            self._busy += 1
-            self._call_a_lane()
-            try:
-                await lane.settle(batch)
-            finally:
-                self._busy -= 1
-                backlog.settled(batch)
+            await self._see_through(lane)
+
+    async def _see_through(self, lane: _Lane) -> None:
+        backlog, clock = self._backlog, self._clock
+        began_s = clock.monotonic_s()
+        batch = backlog.take(began_s)
+        self._busy += 1
+        if not batch.one_sided:
+            self._waited_for.add(lane)
+        held_up = asyncio.get_running_loop().call_later(_HELD_UP_S, self._go_on_without, lane)
+        self._call_a_lane()
+        try:
+            await lane.settle(batch.jobs)
+        finally:
+            held_up.cancel()
+            self._busy -= 1
+            self._waited_for.discard(lane)
+            backlog.settled(batch.jobs)
+            now_s = clock.monotonic_s()
+            self.counters.batch_s += now_s - began_s
+            if batch.left_some:
+                since_s = max(self._settled_s, began_s)
+                backlog.overload.stored(batch.size_bytes, now_s - began_s, now_s - since_s)
+            self._settled_s = now_s
+            if not self._calm.is_set() and not backlog.pressed:
+                self._calm.set()
+
+    def _go_on_without(self, lane: _Lane) -> None:
+        self._waited_for.discard(lane)
+        self._call_a_lane()
 
     @property
     def _worth_a_batch(self) -> bool:
-        """Whether another batch is to be begun: small ones side by side cost more than they gain."""
+        """Whether another batch is to be begun: small ones side by side cost more than they gain.
+
+        Though nobody waits for a batch that is nearly all of one tenant, or held up.
+        """
         backlog = self._backlog
-        return backlog.ready and (not self._busy or backlog.messages >= self._spread_from)
+        return backlog.ready and (
+            not self._waited_for or backlog.messages >= self._spread_from
+        )
 
     def _call_a_lane(self) -> None:
         """Wake one lane, if one waits and there is enough for it."""
@@ -211,7 +279,7 @@ class _Lane:
             if refused is not None:
                 self._counters.poisoned += 1
                 _log.warning("message_poisoned", tenant_id=job.tenant_id, device_id=job.device_id)
-                await self.settle([Waiting(refused, waiting.reply, waiting.size_bytes)])
+                await self.settle([msgspec.structs.replace(waiting, job=refused)])
                 return
         error_id = uuid.uuid4().hex
         self._counters.failed += 1
@@ -291,6 +359,11 @@ def _refused_whole(push: Push) -> Push | None:
         for item in push.items
     ]
     return msgspec.structs.replace(push, items=items)
+
+
+def overloaded(retry_after_ms: int) -> SyncError:
+    """Make the refusal of what is too much."""
+    return SyncError("overloaded", "too much is waiting to be stored", retry_after_ms=retry_after_ms)
 
 
 def _unavailable() -> SyncError:

@@ -47,12 +47,13 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class MessageLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one device may send; all but ``answer_data_bytes`` are told in the welcome."""
+    """What one device may send, told in the welcome, what its tenant may, and what one answer may hold."""
 
     frame_bytes: SizeBytes
     items: Annotated[int, Meta(ge=1, le=10_000)]
     record_bytes: SizeBytes
     messages_per_minute: Count
+    tenant_messages_per_minute: Count
     answer_data_bytes: SizeBytes
 
 
@@ -118,9 +119,11 @@ class Idempotency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class DeviceMemory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How many devices a process keeps in mind."""
+    """How many devices a process keeps in mind, and how it keeps in step with what is stored of them."""
 
     remembered: Count
+    ttl_s: Seconds
+    flush_s: Seconds
 
 
 class Log(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,12 +7,14 @@ call.
 from __future__ import annotations
 
 import asyncio
+import math
 from functools import partial
 from typing import Final
 
 import msgspec
 
 from engine.codec import MalformedError
+from engine.committer import overloaded
 from engine.errors import SyncError
 from engine.instants import to_us
 from engine.intake import Session
@@ -36,7 +38,14 @@ from handlers.errors import as_sync_error
 from handlers.frames import Frames
 from handlers.line import CLOSE_BAD_FRAMES, Line, Work
 from handlers.live import Live
-from handlers.requests import count_answer, heartbeat, list_conflicts, resolution
+from handlers.requests import (
+    READS_YIELD_S,
+    count_answer,
+    count_error,
+    heartbeat,
+    list_conflicts,
+    resolution,
+)
 
 CLOSE_RATE_IGNORED: Final = 4429
 
@@ -59,6 +68,7 @@ class Connection(Line):
     __slots__ = (
         "_decode",
         "_device",
+        "_held_off_until_s",
         "_in_flight",
         "_live",
         "_malformed",
@@ -83,6 +93,7 @@ class Connection(Line):
         self._reads = 0
         self._malformed = 0
         self._rate_ignored = 0
+        self._held_off_until_s = 0.0
 
     @property
     def has_room(self) -> bool:
@@ -108,7 +119,11 @@ class Connection(Line):
         core = self._core
         core.traffic.messages_in += 1
         core.traffic.bytes_in += len(frame)
-        wait_ms = self._device.bucket.take(core.limits.messages_per_minute, now_s)
+        wait_ms = self._wait_ms(now_s)
+        if (
+            wait_ms or now_s < self._held_off_until_s or core.committer.sheds(self.key[0])
+        ) and self._turned_away(frame, now_s, wait_ms):
+            return
         request_id: str | None = None
         try:
             request = self._decode(frame)
@@ -126,13 +141,56 @@ class Connection(Line):
         except Exception as error:
             self._refuse(error, request_id, wait_ms)
 
+    def _wait_ms(self, now_s: float) -> int:
+        """Return 0, or how long the device or its tenant is to wait before it sends more."""
+        core = self._core
+        wait_ms = self._device.bucket.take(core.limits.messages_per_minute, now_s)
+        return wait_ms or core.tenant_rates.take(self.key[0], now_s)
+
+    def pinged(self, payload: bytes, now_s: float) -> None:
+        """Answer a ping, within the rate at which the device may send messages."""
+        if not self._wait_ms(now_s):
+            super().pinged(payload, now_s)
+        else:
+            self._rate_is_ignored()
+
+    def _turned_away(self, frame: bytes, now_s: float, wait_ms: int) -> bool:
+        """Refuse what is too much without decoding it.
+
+        After a refused push those behind it are refused, too, until the device was to come back: the later
+        changes of a device build on its earlier ones.
+        """
+        head = self._session.codec.glance(frame)
+        if head is None:
+            return False
+        kind, request_id = head
+        if wait_ms:
+            self._limit(wait_ms, request_id)
+            return True
+        if kind not in ("sync", "resolve"):
+            return False
+        self.fail(overloaded(self._hold_off(now_s)), request_id)
+        return True
+
+    def _hold_off(self, now_s: float) -> int:
+        """Take no more pushes for a while; give its milliseconds."""
+        if now_s >= self._held_off_until_s:
+            self._held_off_until_s = now_s + self._core.committer.retry_after_ms() / 1000
+        return math.ceil((self._held_off_until_s - now_s) * 1000)
+
     def _limit(self, wait_ms: int, request_id: str | None) -> None:
-        self._rate_ignored += 1
-        if self._rate_ignored > MAX_RATE_IGNORED:
-            self.close(CLOSE_RATE_IGNORED, "the rate limit was ignored")
+        if self._rate_is_ignored():
             return
         error = SyncError("rate_limited", "too many messages", retry_after_ms=wait_ms)
         self.fail(error, request_id)
+
+    def _rate_is_ignored(self) -> bool:
+        """Count it, and close on who sends on and on."""
+        self._rate_ignored += 1
+        if self._rate_ignored <= MAX_RATE_IGNORED:
+            return False
+        self.close(CLOSE_RATE_IGNORED, "the rate limit was ignored")
+        return True
 
     def _refuse(self, error: Exception, request_id: str | None, wait_ms: int) -> None:
         told = self._told(error)
@@ -159,8 +217,16 @@ class Connection(Line):
             raise SyncError("invalid_message", "id: required on a socket")
         core = self._core
         now_us = core.clock.now_us()
-        push = core.intake.push(request, self._session, now_us)
-        core.committer.submit(push, partial(self._answer, request.id, now_us))
+        try:
+            push = core.intake.push(request, self._session, now_us)
+        except SyncError as error:
+            count_error(core, self._device, error, now_us)
+            raise
+        try:
+            core.committer.submit(push, partial(self._answer, request.id, now_us))
+        except SyncError:
+            self._hold_off(core.clock.monotonic_s())
+            raise
         self._in_flight += 1
 
     def _answer(self, request_id: str, started_us: int, outcome: Outcome) -> None:
@@ -170,7 +236,7 @@ class Connection(Line):
             self.say(outcome.frame(request_id))
             count_answer(self._core, self._device, outcome, started_us)
         elif isinstance(outcome, SyncError):
-            self._device.failed(self._core.clock.now_us() - started_us)
+            count_error(self._core, self._device, outcome, started_us)
             self.fail(outcome, request_id)
 
     def _other(self, request: Request) -> None:
@@ -212,6 +278,7 @@ class Connection(Line):
             self._frames.go_on()
 
     async def _pull(self, request: Pull) -> None:
+        await self._core.committer.lull(READS_YIELD_S)
         body = await self._core.feed.pull(
             self.key[0], request.cursor, request.domains, request.limit
         )
@@ -227,6 +294,7 @@ class Connection(Line):
 
     async def _open(self, live: Live) -> None:
         try:
+            await self._core.committer.lull(READS_YIELD_S)
             await live.open(self._core.feed, self.key[0], self._session.session_id)
         except Exception:
             self.forget(live)
@@ -248,6 +316,7 @@ class Connection(Line):
         self.say(_encode(Unsubscribed(request.id)))
 
     async def _conflicts(self, request: Conflicts) -> None:
+        await self._core.committer.lull(READS_YIELD_S)
         self.say(await list_conflicts(self._core, self._session, request, request.id))
 
     async def _resolve(self, request: Resolve) -> None:

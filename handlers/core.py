@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from engine.admission import TenantRates
 from engine.committer import Committer
 from engine.devices import Devices
 from engine.feed import Feed
@@ -11,6 +12,7 @@ from engine.intake import Intake
 from engine.messages import Limits
 from engine.policies import PolicyBook
 from engine.ports import Clock, ConflictStore
+from engine.revocations import Revocations
 from handlers.auth import Verifier
 from handlers.peer import Refusals
 from handlers.traffic import Traffic
@@ -45,12 +47,14 @@ class Core(msgspec.Struct, frozen=True):
     feed: Feed
     policies: PolicyBook
     devices: Devices
+    revocations: Revocations
     conflicts: ConflictStore
     clock: Clock
     verifier: Verifier
     limits: EdgeLimits
     traffic: Traffic
     refusals: Refusals
+    tenant_rates: TenantRates
 
     def policy_names(self, tenant_id: int) -> dict[str, str]:
         """Map each domain to its policy, as a device is told."""

@@ -119,7 +119,7 @@ class Line:
             if not self._deaf:
                 self._take_data(kind, message.data, now_s)
         elif kind is WSMsgType.PING:
-            self._outbox.pong(message.data)
+            self.pinged(message.data, self._core.clock.monotonic_s())
         elif kind is WSMsgType.CLOSE:
             if not self._closing:
                 self._outbox.close(message.data or CLOSE_NORMAL, "")
@@ -138,6 +138,11 @@ class Line:
     def hear(self, frame: bytes, now_s: float) -> None:
         """Take in a message of the right kind and size."""
         raise NotImplementedError
+
+    def pinged(self, payload: bytes, now_s: float) -> None:
+        """Answer a ping that came at ``now_s``."""
+        del now_s
+        self._outbox.pong(payload)
 
     def broken(self, error: WebSocketError) -> None:
         """Close: what came is no WebSocket frame, or too large a one."""

@@ -8,8 +8,8 @@ import msgspec
 from msgspec import UNSET
 
 from engine.conflict import client_side
-from engine.devices import Device
 from engine.errors import SyncError
+from engine.health import Device
 from engine.instants import to_text
 from engine.intake import Session
 from engine.jobs import Answer, Resolution
@@ -30,6 +30,10 @@ from handlers.core import Core
 
 #: A list of conflicts ends here, one conflict at least.
 LIST_BYTES: Final = 1 << 20
+#: Errors with which the server takes in nothing from anybody just now: no failure of the device's.
+_REFUSALS: Final = frozenset({"rate_limited", "overloaded", "unavailable"})
+#: How long a read gives way to pushes that were accepted.
+READS_YIELD_S: Final = 1.0
 
 _encode = msgspec.json.encode
 
@@ -111,7 +115,15 @@ def count_answer(core: Core, device: Device, answer: Answer, started_us: int) ->
     duration_us = now_us - started_us
     conflicts = 0 if answer.replayed else count_conflicts(answer.results)
     device.synced(now_us, duration_us, conflicts)
+    core.devices.counters.hits += 1
     core.traffic.sync_answered(duration_us)
+
+
+def count_error(core: Core, device: Device, error: SyncError, started_us: int) -> None:
+    """Count a sync that was answered with an error, if it failed and was not merely put off."""
+    if error.code not in _REFUSALS:
+        device.failed(core.clock.now_us() - started_us)
+        core.devices.counters.hits += 1
 
 
 def count_conflicts(results: bytes) -> int:

@@ -10,8 +10,9 @@ import msgspec
 from aiohttp import web
 
 from engine.codec import JSON, MSGPACK, Codec
-from engine.devices import Device
+from engine.committer import overloaded
 from engine.errors import SyncError
+from engine.health import Device
 from engine.instants import to_us
 from engine.intake import Session
 from engine.jobs import Answer, Job, Outcome
@@ -19,7 +20,14 @@ from engine.messages import Conflicts, Heartbeat, Pull, Request, Resolve, Sync
 from engine.pages import with_id
 from handlers.connections import Connections
 from handlers.core import Core
-from handlers.requests import count_answer, heartbeat, list_conflicts, resolution
+from handlers.requests import (
+    READS_YIELD_S,
+    count_answer,
+    count_error,
+    heartbeat,
+    list_conflicts,
+    resolution,
+)
 from handlers.sessions import admitted
 
 #: Where a request keeps the id of its message, None for none, so that an error repeats it.
@@ -50,18 +58,20 @@ class SyncHttp:
 
     async def sync(self, request: web.Request) -> web.Response:
         """Push changes: ``sync`` → ``synced``."""
-        session, device = await self._admit(request)
+        session, device = await self._admit(request, pushes=True)
         message = _decode(session.codec, await _body(request, session.codec), Sync)
         request[REQUEST_ID] = message.id
         core = self._core
         now_us = core.clock.now_us()
         if message.clock is not None:
             session.clock_offset_us = now_us - to_us(message.clock)
-        push = core.intake.push(message, session, now_us)
-        outcome = await self._settled(push)
-        if isinstance(outcome, SyncError):
-            device.failed(core.clock.now_us() - now_us)
-            raise outcome
+        try:
+            outcome = await self._settled(core.intake.push(message, session, now_us))
+            if isinstance(outcome, SyncError):
+                raise outcome
+        except SyncError as error:
+            count_error(core, device, error, now_us)
+            raise
         if isinstance(outcome, Answer):
             count_answer(core, device, outcome, now_us)
         return _response(request, session.codec, outcome.frame(message.id))
@@ -70,6 +80,7 @@ class SyncHttp:
         """Read one page of the feed: ``pull`` → ``changes``."""
         session, _ = await self._admit(request)
         message = _from_query(request, "pull", Pull)
+        await self._core.committer.lull(READS_YIELD_S)
         body = await self._core.feed.pull(
             session.tenant.tenant_id, message.cursor, message.domains, message.limit
         )
@@ -79,13 +90,14 @@ class SyncHttp:
         """List open conflicts: ``conflicts`` → ``conflicts``."""
         session, _ = await self._admit(request)
         message = _from_query(request, "conflicts", Conflicts)
+        await self._core.committer.lull(READS_YIELD_S)
         return _response(
             request, session.codec, await list_conflicts(self._core, session, message, None)
         )
 
     async def resolve(self, request: web.Request) -> web.Response:
         """Settle a conflict: ``resolve`` → ``resolved``; the path names the conflict."""
-        session, _ = await self._admit(request)
+        session, _ = await self._admit(request, pushes=True)
         named = {"conflict_id": request.match_info["conflict_id"]}
         completed = await _completed(request, session.codec, "resolve", named)
         message = _decode(session.codec, completed, Resolve)
@@ -102,15 +114,18 @@ class SyncHttp:
         answer = heartbeat(self._core, device, message, request[REQUEST_ID])
         return _response(request, session.codec, answer)
 
-    async def _admit(self, request: web.Request) -> tuple[Session, Device]:
+    async def _admit(self, request: web.Request, *, pushes: bool = False) -> tuple[Session, Device]:
         core = self._core
         session, _ = await admitted(core, request, _codec(request))
         self._connections.check_staying()
         now_s = core.clock.monotonic_s()
         device = core.devices.seen(session.tenant.tenant_id, session.device_id, now_s)
         wait_ms = device.bucket.take(core.limits.messages_per_minute, now_s)
+        wait_ms = wait_ms or core.tenant_rates.take(session.tenant.tenant_id, now_s)
         if wait_ms:
             raise SyncError("rate_limited", "too many messages", retry_after_ms=wait_ms)
+        if pushes and core.committer.sheds(session.tenant.tenant_id):
+            raise overloaded(core.committer.retry_after_ms())
         core.traffic.messages_in += 1
         return session, device
 

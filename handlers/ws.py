@@ -7,7 +7,9 @@ from typing import Final
 
 from aiohttp import WSMsgType, web
 
+from engine.admission import TokenBucket
 from engine.codec import JSON, MSGPACK, Codec
+from engine.committer import overloaded
 from engine.errors import SyncError
 from engine.ports import StoreError
 from handlers.auth import offered_subprotocols
@@ -21,6 +23,8 @@ from handlers.outbox import Outbox
 from handlers.sessions import admitted
 
 CLOSE_UNAVAILABLE: Final = 4503
+#: Handshakes that are seen to while what was accepted has to wait.
+NEWCOMERS_PER_MINUTE: Final = 3000
 
 # aiohttp warns of subprotocols that it does not know, in full; one of them may carry the token.
 logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
@@ -32,6 +36,7 @@ class SyncSocket:
     def __init__(self, core: Core, connections: Connections) -> None:
         self._core = core
         self._connections = connections
+        self._newcomers = TokenBucket(0.0, core.clock.monotonic_s())
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one connection to its end. Raises SyncError where the handshake is refused."""
@@ -39,12 +44,13 @@ class SyncSocket:
         try:
             codec = _codec(request)
             self._connections.check_staying()
+            self._check_pressure()
             session, expires_at_s = await admitted(core, request, codec)
             self._connections.check_staying()  # the goodbye may have been said meanwhile
         except StoreError as error:
             return await self._turn_away(request, codec, as_sync_error(error))
         except SyncError as error:
-            if error.code == "unavailable":
+            if error.code in ("unavailable", "overloaded"):
                 return await self._turn_away(request, codec, error)
             core.traffic.refused_handshakes += 1
             core.refusals.refused(request, error, core.clock.monotonic_s())
@@ -78,6 +84,15 @@ class SyncSocket:
         finally:
             connection.end()
         return socket
+
+    def _check_pressure(self) -> None:
+        """Let few come back while those who are here have to wait. Raises SyncError ``overloaded``."""
+        committer = self._core.committer
+        if not committer.pressed:
+            return
+        per_minute = NEWCOMERS_PER_MINUTE
+        if self._newcomers.take(per_minute, self._core.clock.monotonic_s(), most=per_minute / 60):
+            raise overloaded(committer.retry_after_ms())
 
     async def _turn_away(
         self, request: web.Request, codec: Codec, error: SyncError

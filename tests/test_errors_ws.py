@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -236,6 +237,8 @@ async def test_a_full_queue_refuses_and_nothing_of_what_it_refused_was_accepted(
     stored = {change["id"] for change in (await phone.pull())["changes"]}
     assert stored.isdisjoint(f"a{error['id']}" for error in refused)
     assert len(stored) == 100 - len(refused)
+    # Until then it is held off, so that nothing overtakes what was refused.
+    await asyncio.sleep(max(error["retry_after_ms"] for error in refused) / 1000)
     for error in refused:
         synced = await phone.told(
             "synced", "sync", key=f"k{error['id']}", items=[put(f"a{error['id']}", None)]

@@ -1,0 +1,200 @@
+"""What is let in: a simulated store under load, and how a message is told apart without decoding it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.admission import Overload, TenantRates
+from engine.backlog import Backlog, Batch, CommitLimits
+from engine.codec import JSON, MSGPACK, Codec
+from engine.errors import SyncError
+from engine.jobs import Outcome, Push
+
+LIMITS = CommitLimits(batch_messages=50, batch_bytes=1 << 22, queue_messages=100_000, queue_bytes=1 << 30)
+BATCH_S = 0.05
+#: What the simulated store can do.
+CAPACITY_PER_S = LIMITS.batch_messages / BATCH_S
+
+
+def push_of(tenant_id: int) -> Push:
+    """A sync of some size; what is in it does not matter here."""
+    return Push(tenant_id, "phone", "session", "key", "sha", False, [], b"x" * 20_000, "json", 0)
+
+
+class Simulation:
+    """One store that takes ``BATCH_S`` for every batch, and tenants who send at random at a mean rate."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.backlog = Backlog(LIMITS)
+        self.now_s = 0.0
+        self.stored: Counter[int] = Counter()
+        self.refused: Counter[int] = Counter()
+        self.waits_s: list[float] = []
+        self.most_waiting = 0
+        self._in_flight: Batch | None = None
+        self._done_s = 0.0
+
+    def reply(self, _: Outcome) -> None:
+        """Nobody waits here."""
+
+    def run(self, seconds: float, per_s: dict[int, float]) -> None:
+        """Let so many messages of each tenant come in a second."""
+        self.stored.clear()
+        self.refused.clear()
+        self.waits_s.clear()
+        self.most_waiting = 0
+        end_s = self.now_s + seconds
+        arrivals = sorted(
+            (self.now_s + self.random.random() * seconds, tenant_id)
+            for tenant_id, rate in per_s.items()
+            for _ in range(int(rate * seconds))
+        )
+        for at_s, tenant_id in arrivals:
+            self._work_until(at_s)
+            if self.backlog.sheds(tenant_id):
+                self.refused[tenant_id] += 1
+            else:
+                assert self.backlog.add(push_of(tenant_id), self.reply, at_s)
+            self._begin(at_s)
+            self.most_waiting = max(self.most_waiting, self.backlog.messages)
+        self._work_until(end_s)
+        self.now_s = end_s
+
+    def _begin(self, now_s: float) -> None:
+        if self._in_flight is None and self.backlog.ready:
+            self._in_flight = self.backlog.take(now_s)
+            self._done_s = now_s + BATCH_S
+            self.waits_s += [now_s - waiting.since_s for waiting in self._in_flight.jobs]
+
+    def _work_until(self, now_s: float) -> None:
+        while self._in_flight is not None and self._done_s <= now_s:
+            batch = self._in_flight
+            self.backlog.settled(batch.jobs)
+            self.stored.update(waiting.job.tenant_id for waiting in batch.jobs)
+            if batch.left_some:
+                self.backlog.overload.stored(batch.size_bytes, BATCH_S, BATCH_S)
+            self._in_flight = None
+            self._begin(self._done_s)
+
+
+@pytest.mark.parametrize("times", [2, 4, 10])
+def test_whatever_comes_as_much_is_stored_as_can_be_and_what_waits_is_bounded(times: int) -> None:
+    simulation = Simulation(times)
+    simulation.run(5, {1: CAPACITY_PER_S * times / 2, 2: CAPACITY_PER_S * times / 2})
+    simulation.run(5, {1: CAPACITY_PER_S * times / 2, 2: CAPACITY_PER_S * times / 2})
+    assert simulation.stored.total() >= 0.95 * CAPACITY_PER_S * 5
+    assert simulation.backlog.overload.shedding
+    assert max(simulation.waits_s) <= 5 * BATCH_S, "the target is twice what a batch takes"
+
+
+def test_below_capacity_nothing_is_refused() -> None:
+    simulation = Simulation(3)
+    simulation.run(10, {1: CAPACITY_PER_S * 0.4, 2: CAPACITY_PER_S * 0.4})
+    assert not simulation.refused
+    assert not simulation.backlog.overload.shedding
+
+
+def test_a_burst_may_queue_up_where_the_same_for_long_may_not() -> None:
+    simulation = Simulation(4)
+    simulation.run(5, {1: CAPACITY_PER_S * 0.5})
+    simulation.run(0.1, {1: CAPACITY_PER_S * 4})
+    assert not simulation.refused
+    simulation.run(10, {1: CAPACITY_PER_S * 4})
+    assert simulation.refused[1] > 0.6 * simulation.stored[1]
+
+
+def test_a_quiet_tenant_is_not_refused_for_what_another_sends() -> None:
+    simulation = Simulation(5)
+    simulation.run(10, {1: CAPACITY_PER_S * 5, 2: CAPACITY_PER_S * 0.05})
+    assert simulation.refused[1]
+    assert not simulation.refused[2]
+    assert simulation.stored[2] >= 0.95 * CAPACITY_PER_S * 0.05 * 10
+
+
+def test_after_an_overload_everything_is_as_before() -> None:
+    simulation = Simulation(6)
+    simulation.run(5, {1: CAPACITY_PER_S * 10})
+    simulation.run(2, {1: CAPACITY_PER_S * 0.5})
+    simulation.run(2, {1: CAPACITY_PER_S * 0.5})
+    assert not simulation.refused
+    assert not simulation.backlog.overload.shedding
+    assert max(simulation.waits_s) <= 2 * BATCH_S
+
+
+def test_a_store_that_is_slower_than_thought_is_found_out() -> None:
+    overload = Overload()
+    assert overload.wait_s(10_000) < 0.001
+    for _ in range(20):
+        overload.stored(10_000, 0.2, 0.2)
+    assert overload.wait_s(10_000) == pytest.approx(0.2, rel=0.7)
+    assert overload.target_s == pytest.approx(0.4, rel=0.05)
+
+
+def test_a_batch_that_is_nearly_all_of_one_tenant_is_told() -> None:
+    backlog = Backlog(LIMITS)
+    reply = Simulation(0).reply
+    for tenant_id in (1, 1, 1, 2):
+        backlog.add(push_of(tenant_id), reply, 0.0)
+    assert not backlog.take(0.0).one_sided, "small ones are over soon"
+    for _ in range(60):
+        backlog.add(push_of(3), reply, 0.0)
+    batch = backlog.take(0.0)
+    assert batch.one_sided
+    assert batch.left_some
+    for tenant_id in (4, 5, 6):
+        for _ in range(20):
+            backlog.add(push_of(tenant_id), reply, 0.0)
+    assert not backlog.take(0.0).one_sided
+
+
+def test_tenants_have_rates_of_their_own() -> None:
+    rates = TenantRates(2)
+    assert [rates.take(1, 0.0), rates.take(1, 0.0), rates.take(2, 0.0)] == [0, 0, 0]
+    assert rates.take(1, 0.0) == 30_000
+    assert rates.take(1, 30.0) == 0
+
+
+_TEXTS = st.text(max_size=70) | st.sampled_from(["7", "a" * 64, "a" * 65, 'a"b', "a\\b", ""])
+
+
+@given(
+    kind=st.sampled_from(["sync", "pull", "heartbeat", "hello", "nonsense"]),
+    request_id=_TEXTS | st.none() | st.integers(),
+    order=st.permutations(["type", "id", "key", "items"]),
+    spaced=st.booleans(),
+    codec=st.sampled_from([JSON, MSGPACK]),
+)
+def test_a_glance_sees_what_decoding_would(
+    kind: str, request_id: object, order: list[str], spaced: bool, codec: Codec
+) -> None:
+    whole = {"type": kind, "id": request_id, "key": "k", "items": []}
+    message = {name: whole[name] for name in order}
+    if codec.binary:
+        frame = msgspec.msgpack.encode(message)
+    else:
+        frame = json.dumps(message, separators=(", ", ": ") if spaced else (",", ":")).encode()
+    seen = codec.glance(frame)
+    refused_id, request = None, None
+    try:
+        request = codec.decode(frame)
+    except SyncError as error:
+        refused_id = error.details.get("id")
+    own_id = getattr(request, "id", None)
+    if own_id is not None:
+        assert seen == (kind, own_id)
+    elif request is None and seen is not None:
+        assert seen[1] == refused_id, "only what is wrong with type or id keeps it from being seen"
+
+
+def test_a_glance_at_nonsense_sees_nothing() -> None:
+    for frame in (b"", b"[1]", b"\xff", b'{"type":"sync"', b"[" * 1000, b'{"id":"1"}'):
+        assert JSON.glance(frame) is None
+        assert MSGPACK.glance(frame) is None

@@ -1,0 +1,152 @@
+"""A server that more is sent to than it can store: who is refused, when, and what it loses of what it took.
+
+A foreign session holds a tenant's counter, so that its batch stands still and what comes after waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+
+import psycopg2
+import pytest
+
+from engine import admission
+from handlers import requests, ws
+from tests.device import Device, Json, put
+from tests.serving import Running, Serve
+
+pytestmark = pytest.mark.asyncio(loop_scope="function")
+
+
+@pytest.fixture(autouse=True)
+def _slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So little is stored in a second that one waiting message is too much."""
+    monkeypatch.setattr(admission, "_FIRST_BYTES_PER_S", 1000.0)
+
+
+@asynccontextmanager
+async def held(server: Running, tenant: str = "acme") -> AsyncIterator[None]:
+    """Hold a tenant's counter until the end."""
+    with closing(psycopg2.connect(server.dsn)) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT FROM tenant_counters JOIN tenants USING (tenant_id) WHERE name = %s"
+            " FOR UPDATE OF tenant_counters",
+            (server.tenant(tenant),),
+        )
+        yield
+        connection.rollback()
+
+
+def sync(number: int, **fields: object) -> Json:
+    item = put(f"a{number}", None)
+    return {"type": "sync", "id": str(number), "key": f"k{number}", "items": [item], **fields}
+
+
+async def pressed(phone: Device) -> None:
+    """Have one sync stand still and another wait behind it."""
+    await phone.send(sync(1))
+    await asyncio.sleep(0)
+    await phone.ask("heartbeat")  # answered at once: by then the first is in its batch
+    await phone.send(sync(2))
+    await phone.ask("heartbeat")
+
+
+async def test_what_is_too_much_is_refused_undecoded_and_what_was_accepted_is_answered(serve: Serve) -> None:
+    server = await serve()
+    phone = await server.device()
+    async with held(server):
+        await pressed(phone)
+        for number, wrong in ((3, {}), (4, {"items": "nobody looks at that"})):
+            await phone.send(sync(number, **wrong))
+            error = await phone.receive()
+            assert (error["code"], error["id"], error["retryable"]) == ("overloaded", str(number), True)
+            assert error["retry_after_ms"] > 0
+        refused = await phone.refused("resolve", conflict_id="c", choice="server", version=1)
+        assert refused["code"] == "overloaded"
+        reply = await server.post("/v1/sync", b"{nobody looks at that", device="tablet")
+        assert reply.verdict == (503, "overloaded")
+        assert reply.message["retry_after_ms"] > 0
+    answers = [await phone.receive() for _ in range(2)]
+    assert sorted(answer["id"] for answer in answers) == ["1", "2"]
+    assert {answer["type"] for answer in answers} == {"synced"}
+    stored = [change["id"] for change in (await phone.pull())["changes"]]
+    assert stored == ["a1", "a2"]
+
+
+async def test_what_comes_behind_a_refused_push_is_refused_until_the_device_was_to_come_back(
+    serve: Serve,
+) -> None:
+    server = await serve()
+    phone = await server.device()
+    async with held(server):
+        await pressed(phone)
+        await phone.send(sync(3))
+        wait_ms = (await phone.receive())["retry_after_ms"]
+    for _ in range(2):
+        assert (await phone.receive())["type"] == "synced"
+    await phone.send(sync(4))
+    behind = await phone.receive()
+    assert behind["code"] == "overloaded", "it would overtake the third"
+    assert behind["retry_after_ms"] <= wait_ms
+    await asyncio.sleep(behind["retry_after_ms"] / 1000)
+    for number in (3, 4):
+        await phone.send(sync(number))
+        assert (await phone.receive())["type"] == "synced"
+
+
+async def test_a_quiet_tenant_is_served_while_another_one_stands_still(serve: Serve) -> None:
+    server = await serve()
+    phone, other = await server.device(), await server.device(tenant="globex")
+    async with held(server):
+        await pressed(phone)
+        await phone.send(sync(3))
+        assert (await phone.receive())["code"] == "overloaded"
+        await other.push(put("b1", None))
+        await other.push(put("b2", None))
+
+
+async def test_reads_give_way_and_do_not_starve(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = await serve()
+    phone, other = await server.device(), await server.device(tenant="globex")
+    await other.push(put("b1", None))
+    async with held(server):
+        await pressed(phone)
+        pulled = asyncio.create_task(other.pull())
+        subscribed = await server.device("tablet", tenant="globex")
+        await subscribed.send({"type": "subscribe", "id": "s"})
+        assert [change["id"] for change in (await pulled)["changes"]] == ["b1"]
+        assert [change["id"] for change in (await subscribed.receive())["changes"]] == ["b1"]
+        assert len((await server.get("/v1/changes", tenant="globex")).message["changes"]) == 1
+    monkeypatch.setattr(requests, "READS_YIELD_S", 60.0)
+    async with held(server):
+        await phone.receive()
+        await phone.receive()
+        await phone.send(sync(5))
+        await phone.ask("heartbeat")
+        await phone.send(sync(6))
+        pulled = asyncio.create_task(phone.pull())
+    # Once what was accepted is stored, reads go on.
+    kinds = {(await phone.receive())["type"] for _ in range(2)}
+    assert kinds <= {"synced", "changes", "error"}
+    pulled.cancel()
+
+
+async def test_few_come_back_while_others_wait(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ws, "NEWCOMERS_PER_MINUTE", 1)
+    server = await serve()
+    phone = await server.device()
+    async with held(server):
+        await pressed(phone)
+        async with server.http.ws_connect(
+            server.url + "/v1/sync", headers=server.headers("tablet")
+        ) as refused:
+            error = await refused.receive_json()
+            assert (error["code"], error["retryable"]) == ("overloaded", True)
+            assert error["retry_after_ms"] > 0
+            await refused.receive()
+            assert refused.close_code == ws.CLOSE_UNAVAILABLE
+    for _ in range(2):
+        assert (await phone.receive())["type"] == "synced"
+    assert (await (await server.device("tablet")).pull())["type"] == "changes"

@@ -328,7 +328,6 @@ class Database:
         raise StoreUnavailableError("; ".join(refusals))
 
     async def _connect_to(self, host: Host, dsn: str, patience_s: float) -> Session:
-        connection: aiopg.Connection | None = None
         task, cancellations = _cancellations()
         try:
             async with asyncio.timeout(patience_s):
@@ -341,17 +340,21 @@ class Database:
                     application_name="tidemark",
                     **_KEEPALIVE,
                 )
-                cursor = await connection.cursor()
-                await cursor.execute("SHOW transaction_read_only")
-                if await cursor.fetchall() != [("off",)]:
+                try:
+                    cursor = await connection.cursor()
+                    await cursor.execute("SHOW transaction_read_only")
+                    if await cursor.fetchall() != [("off",)]:
+                        raise StoreUnavailableError("the database is read-only: it is not the primary")
+                    if task.cancelling() > cancellations:
+                        raise asyncio.CancelledError
+                except BaseException:
                     connection.close()
-                    raise StoreUnavailableError("the database is read-only: it is not the primary")
+                    raise
+        except asyncio.CancelledError:
             if task.cancelling() > cancellations:
-                connection.close()
-                raise asyncio.CancelledError
+                raise
+            raise StoreUnavailableError("the server cancelled the first statement") from None
         except (psycopg2.Error, TimeoutError, OSError) as error:
-            if connection is not None:
-                connection.close()
             raise StoreUnavailableError(str(error).strip() or "no answer from the database") from None
         return Session(host, connection, cursor, self._pooling)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
+from collections.abc import Iterator
 
 import pytest
+from psycopg2.extensions import make_dsn, parse_dsn
 
-from engine.ports import StoreUnavailableError
-from storage.pool import ConnectionLostError, Database
+from engine.ports import StoreRetryError, StoreUnavailableError
+from storage.pool import ConnectionLostError, Database, Statement
 from tests.services import execute
 
 _TERMINATE = (
@@ -43,6 +47,82 @@ async def test_a_standby_is_not_taken_for_the_primary(dsn: str) -> None:
     database = Database(dsn, 1)
     with pytest.raises(StoreUnavailableError, match="not the primary"):
         await database.acquire()
+
+
+@pytest.fixture
+def silent() -> Iterator[socket.socket]:
+    """A host that takes connections and says nothing, as one that has stopped."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        yield server
+
+
+def _with_another_first(dsn: str, host: str, port: int) -> str:
+    own = parse_dsn(dsn)
+    return str(make_dsn(dsn, host=f"{host},{own['host']}", port=f"{port},{own['port']}"))
+
+
+def _came_to(server: socket.socket) -> int:
+    count = 0
+    while True:
+        try:
+            server.accept()[0].close()
+        except BlockingIOError:
+            return count
+        count += 1
+
+
+async def test_a_silent_host_is_passed_over_and_then_left_alone(
+    dsn: str, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.pool._CONNECT_ONE_OF_SEVERAL_S", 0.3)
+    database = Database(_with_another_first(dsn, "127.0.0.1", silent.getsockname()[1]), 2)
+    async with database.session() as first, database.session() as second:
+        assert await first.run("SELECT 1") == await second.run("SELECT 1") == [(1,)]
+    assert _came_to(silent) == 1
+    await database.close()
+
+
+async def test_a_host_that_failed_is_tried_last_and_its_other_connections_go(
+    dsn: str, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.pool._CONNECT_ONE_OF_SEVERAL_S", 0.3)
+    database = Database(_with_another_first(dsn, "127.0.0.1", silent.getsockname()[1]), 2)
+    async with database.session() as first, database.session():
+        pass
+    assert _came_to(silent) == 1
+    with pytest.raises(StoreRetryError, match="read-only"):
+        async with database.session() as session:
+            await session.run("SET LOCAL transaction_read_only = on; CREATE TABLE t ()")
+    assert first.closed
+    assert await database.query("SELECT 1") == [(1,)]
+    assert _came_to(silent) == 1
+    await database.close()
+
+
+async def test_of_hosts_that_are_all_away_each_says_why() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    database = Database(f"host=127.0.0.1,/nowhere,nowhere.invalid port={port}", 1)
+    with pytest.raises(
+        StoreUnavailableError, match=r"(?s)refused.*No such file.*no address is known for nowhere"
+    ):
+        await database.acquire()
+
+
+async def test_every_connection_that_meets_a_pooler_is_tried_again(dsn: str) -> None:
+    """Several may be at it at once: the second is no more to blame than the first."""
+    database = Database(dsn, 2)
+    statement = Statement("SELECT %(word)s")
+    async with database.session() as first, database.session() as second:
+        for session in (first, second):
+            await session.run(statement.preparation)  # as another client of the pooler would have
+        calls = [session.run_prepared("", [statement], "", {"word": "yes"}) for session in (first, second)]
+        refusals = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(refusal) for refusal in refusals] == [StoreRetryError, StoreRetryError]
+    async with database.session() as session:
+        assert await session.run_prepared("", [statement], "", {"word": "yes"}) == [("yes",)]
+    await database.close()
 
 
 async def test_the_server_ends_a_read_before_the_client_gives_up(dsn: str) -> None:

@@ -6,10 +6,14 @@ from __future__ import annotations
 import click
 
 from compose.site import open_site
+from handlers.commands.conflicts import conflicts
+from handlers.commands.device import device
+from handlers.commands.doctor import doctor
 from handlers.commands.epoch import epoch
 from handlers.commands.migrate import migrate
-from handlers.commands.policy import policy
 from handlers.commands.nginx import nginx
+from handlers.commands.policy import policy
+from handlers.commands.quarantine import quarantine
 from handlers.commands.serve import serve
 from handlers.commands.tenant import tenant
 from handlers.commands.token import token
@@ -35,7 +39,36 @@ def bench(context: click.Context, arguments: tuple[str, ...]) -> None:
     measured.main(list(arguments), prog_name=context.command_path)
 
 
-for command in (serve, migrate, tenant, token, policy, epoch, nginx, bench):
+@device.command(
+    "simulate",
+    short_help="Have devices work offline and online until all agree.",
+    context_settings={"ignore_unknown_options": True},
+    add_help_option=False,
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def simulate(context: click.Context, arguments: tuple[str, ...]) -> None:
+    """Hand everything to the reference device, which is a client as the benchmark is."""
+    from bench.client.simulate import simulate as simulated  # noqa: PLC0415  # as bench
+    from compose.simulation import open_access  # noqa: PLC0415  # as bench
+
+    simulated.main(list(arguments), prog_name=context.command_path, obj=open_access)
+
+
+for command in (
+    serve,
+    migrate,
+    tenant,
+    token,
+    device,
+    policy,
+    epoch,
+    nginx,
+    conflicts,
+    quarantine,
+    doctor,
+    bench,
+):
     cli.add_command(command)
 
 

@@ -1,0 +1,281 @@
+"""The reference device: edits at any time, a connection when there is one.
+
+``run`` connects, pushes, receives and comes back after every failure until it is cancelled: to be offline is
+to have no ``run``. Nothing but the store outlives it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, WSMsgType, WSServerHandshakeError
+
+from bench.client.edits import Held, Record
+from bench.client.messages import ConflictList, Failed, Heard, payload
+from bench.client.retry import QUIET_S, Backoff, Remedy, remedy
+from bench.client.store import Store
+from bench.client.talk import OnSettled, ProtocolError, Talk
+from engine.merge import Fields
+from engine.messages import JSON_SUBPROTOCOL, Choice, Op, Resolved
+
+_CONNECT_S: Final = 15.0
+#: Pings of the WebSocket find a connection that broke without a word; they are no sign of life to the server.
+_PING_S: Final = 20.0
+_LARGEST_FRAME_BYTES: Final = 1 << 24
+_CONFLICTS: Final = 50
+
+#: Signs or fetches a token that is fresh enough.
+Token = Callable[[], str]
+
+
+class Decision(NamedTuple):
+    """How a person settles a conflict; ``data`` is the record for ``merged``."""
+
+    choice: Choice
+    data: Fields | None = None
+
+
+#: Shown both sides, decides; None leaves the conflict for later.
+Choose = Callable[[Held], Decision | None]
+
+
+class StoppedError(Exception):
+    """Connecting again cannot help; one sentence says what was refused."""
+
+
+class OfflineError(Exception):
+    """What was asked needs a connection, and there is none or it went away before the answer."""
+
+
+class Device:
+    """One device: its store and, while ``run`` is running, its connection.
+
+    ``clock_us`` is its own clock, which may be wrong; ``unit`` draws from [0, 1).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        url: str,
+        token: Token,
+        session: ClientSession,
+        *,
+        unit: Callable[[], float],
+        clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        on_settled: OnSettled = lambda _: None,
+    ) -> None:
+        self.store = store
+        self._url = url
+        self._token = token
+        self._session = session
+        self._clock_us = clock_us
+        self._backoff = Backoff(unit)
+        self._on_settled = on_settled
+        self._talk: Talk | None = None
+        self._socket: ClientWebSocketResponse | None = None
+        self._edited = asyncio.Event()
+        self._heard = asyncio.Event()
+        self._waiting: set[asyncio.Future[Heard]] = set()
+
+    # -- what the app does -------------------------------------------------------------------
+
+    def edit(
+        self,
+        domain: str,
+        record_id: str,
+        op: Op,
+        data: Fields | None = None,
+        changed: Sequence[str] | None = None,
+    ) -> int:
+        """Make an edit, online or not; gives its number. Raises ValueError for data that JSON cannot hold."""
+        number = self.store.edit(domain, record_id, op, data, self._clock_us(), changed)
+        self._edited.set()
+        return number
+
+    def record(self, domain: str, record_id: str) -> Record:
+        """Show a record with the own edits on top of it."""
+        return self.store.record(domain, record_id)
+
+    @property
+    def online(self) -> bool:
+        """Whether the server has greeted."""
+        return self._talk is not None and self._talk.welcome is not None
+
+    async def settled(self) -> None:
+        """Wait until every edit is answered and everything that others did is taken in."""
+        while self._talk is None or not self._talk.idle:
+            self._heard.clear()
+            await self._heard.wait()
+
+    async def list_conflicts(self) -> list[Held]:
+        """Ask which own edits wait for a person. Raises OfflineError."""
+        before, found, after = self.store.conflicts, [], None
+        while True:
+            answer = await self._ask("conflicts", limit=_CONFLICTS, after=after)
+            if not isinstance(answer, ConflictList):
+                raise OfflineError("the list of conflicts cannot be had now")
+            found += answer.conflicts
+            after = answer.after
+            if after is None:
+                self.store.remember(found, before)
+                return self.store.conflicts
+
+    async def resolve(self, choose: Choose) -> int:
+        """Have a person settle the conflicts that wait; gives how many were. Raises OfflineError."""
+        settled = 0
+        for held in await self.list_conflicts():
+            settled += await self._resolve(held, choose)
+        return settled
+
+    async def _resolve(self, held: Held, choose: Choose) -> bool:
+        while (decision := choose(held)) is not None:
+            answer = await self._ask(
+                "resolve",
+                conflict_id=held.conflict_id,
+                choice=decision.choice,
+                version=held.version,
+                **({} if decision.data is None else {"data": decision.data}),
+            )
+            if isinstance(answer, Resolved):
+                self.store.drop(held.conflict_id)
+                return True
+            assert isinstance(answer, Failed)
+            if answer.code == "conflict_stale" and answer.version is not None:
+                self.store.move(held.conflict_id, answer.version, payload(answer.data))
+                held = held._replace(version=answer.version, server=payload(answer.data))
+            elif answer.code in {"conflict_closed", "not_found"}:
+                self.store.drop(held.conflict_id)
+                return False
+            elif answer.retryable:
+                await asyncio.sleep(self._backoff.failed(answer.retry_after_ms))
+            else:
+                raise ValueError(answer.message)
+        return False
+
+    async def _ask(self, kind: str, **fields: Any) -> Heard:
+        if self._talk is None or self._socket is None or self._talk.welcome is None:
+            raise OfflineError("there is no connection")
+        answer: asyncio.Future[Heard] = asyncio.get_running_loop().create_future()
+        self._waiting.add(answer)
+        try:
+            frame = self._talk.ask(kind, partial(_give, answer), **fields)
+            await self._socket.send_frame(frame, WSMsgType.TEXT)
+            return await answer
+        except ClientError as error:
+            raise OfflineError(str(error)) from None
+        finally:
+            self._waiting.discard(answer)
+
+    # -- the connection ----------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Stay connected. Raises StoppedError once connecting again cannot help."""
+        token = self._token()
+        while True:
+            said = await self._once(token)
+            if said.remedy == "stop":
+                raise StoppedError(said.sentence)
+            if said.remedy == "token":
+                refused, token = token, self._token()
+                if token == refused:
+                    raise StoppedError(said.sentence)
+            wait_s = self._backoff.failed(said.retry_after_ms)
+            await asyncio.sleep(QUIET_S + wait_s if said.remedy == "wait" else wait_s)
+
+    async def _once(self, token: str) -> _Ended:
+        """Connect, talk until the connection ends, and say what to do then."""
+        talk = Talk(self.store, self._clock_us, time.monotonic, self._on_settled)
+        code: int | None = None
+        sentence = "the connection was cut"
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                socket = await self._session.ws_connect(
+                    f"{self._url}/v1/sync",
+                    headers={"Authorization": f"Bearer {token}"},
+                    protocols=(JSON_SUBPROTOCOL,),
+                    heartbeat=_PING_S,
+                    compress=15,
+                    max_msg_size=_LARGEST_FRAME_BYTES,
+                )
+            try:
+                self._talk, self._socket = talk, socket
+                code = await self._talked(talk, socket)
+                sentence = f"the server closed with {code}"
+            finally:
+                self._talk = self._socket = None
+                for answer in self._waiting:
+                    if not answer.done():
+                        answer.set_exception(OfflineError("the connection went away"))
+                with suppress(ClientError, ConnectionError):
+                    await socket.close()
+        except WSServerHandshakeError as error:
+            code = {401: 4401, 403: 4403, 422: 4400}.get(error.status)
+            sentence = f"the server refused the connection with {error.status}"
+        except (ClientError, OSError, TimeoutError, ProtocolError, msgspec.DecodeError) as error:
+            sentence = str(error) or type(error).__name__
+        self._heard.set()
+        if code == 1009:
+            talk.take_back("too_large", "the server takes no message of this size")
+        if talk.answered:
+            self._backoff.worked()
+        waits = talk.goodbye or talk.refused
+        if talk.refused is not None:
+            sentence = talk.refused.message
+        return _Ended(remedy(code), sentence, 0 if waits is None else waits.retry_after_ms)
+
+    async def _talked(self, talk: Talk, socket: ClientWebSocketResponse) -> int | None:
+        """Pass messages to and fro; gives the close code."""
+        next_beat_s = float("inf")
+        hearing: asyncio.Task[Any] | None = None
+        editing: asyncio.Task[Any] | None = None
+        try:
+            while True:
+                hearing = hearing or asyncio.create_task(socket.receive())
+                editing = editing or asyncio.create_task(self._edited.wait())
+                pauses = [next_beat_s - time.monotonic(), talk.pause_s]
+                wait_s = min(pause for pause in pauses if pause is not None)
+                await asyncio.wait(
+                    [hearing, editing],
+                    timeout=None if wait_s == float("inf") else max(0.0, wait_s),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                frames: list[bytes] = []
+                if hearing.done():
+                    message = hearing.result()
+                    hearing = None
+                    if message.type is not WSMsgType.TEXT:
+                        return socket.close_code
+                    frames = talk.hear(message.data)
+                    if talk.welcome is not None and next_beat_s == float("inf"):
+                        next_beat_s = time.monotonic() + talk.welcome.heartbeat_s
+                if editing.done():
+                    editing = None
+                    self._edited.clear()
+                frames += talk.wake()
+                if time.monotonic() >= next_beat_s and talk.welcome is not None:
+                    next_beat_s = time.monotonic() + talk.welcome.heartbeat_s
+                    frames.append(talk.heartbeat())
+                for frame in frames:
+                    await socket.send_frame(frame, WSMsgType.TEXT)
+                self._heard.set()
+        finally:
+            for task in (hearing, editing):
+                if task is not None:
+                    task.cancel()
+
+
+def _give(future: asyncio.Future[Heard], answer: Heard) -> None:
+    if not future.done():
+        future.set_result(answer)
+
+
+class _Ended(NamedTuple):
+    remedy: Remedy
+    sentence: str
+    retry_after_ms: int

@@ -1,0 +1,226 @@
+"""What a device says and hears, as text: messages are built and read here and nowhere else.
+
+Payloads pass through as the bytes that came; an empty ``data`` is one that was left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, cast, get_args
+
+import msgspec
+from msgspec import Raw
+
+from engine.messages import (
+    Goodbye,
+    HeartbeatAck,
+    ItemError,
+    PoliciesChanged,
+    Resolved,
+    Status,
+    Unsubscribed,
+    Welcome,
+    Winner,
+)
+
+_MISSING: Final = Raw()
+_NULL: Final = b"null"
+#: A message is depth 1, its items 2, an item 3, so ``data`` may nest this deep.
+_DATA_DEPTH: Final = 29
+_INTEGERS: Final = range(-(1 << 63), 1 << 63)
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one item."""
+
+    status: Status
+    domain: str | None = None
+    id: str | None = None
+    winner: Winner | None = None
+    policy: str | None = None
+    conflict_id: str | None = None
+    version: int | None = None
+    seq: int | None = None
+    data: Raw = _MISSING
+    error: ItemError | None = None
+
+
+class Synced(msgspec.Struct, frozen=True, tag_field="type", tag="synced"):
+    """Answer to ``sync``."""
+
+    id: str
+    replayed: bool
+    results: list[Result]
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of a record in the feed."""
+
+    domain: str
+    id: str
+    version: int
+    deleted: bool
+    data: Raw
+
+
+class Changes(msgspec.Struct, frozen=True, tag_field="type", tag="changes"):
+    """A page of the feed: answer to ``pull``, and again and again to ``subscribe``; no ``id`` over HTTP."""
+
+    cursor: str
+    more: bool
+    changes: list[Change]
+    id: str = ""
+
+
+class ServerSide(msgspec.Struct, frozen=True):
+    """The record that stands."""
+
+    version: int
+    data: Raw
+
+
+class ClientSide(msgspec.Struct, frozen=True):
+    """The change that waits; ``data`` is the record as it would stand if it won."""
+
+    data: Raw
+
+
+class OpenConflict(msgspec.Struct, frozen=True):
+    """A conflict that waits for a person."""
+
+    conflict_id: str
+    domain: str
+    record_id: str
+    server: ServerSide
+    client: ClientSide
+
+
+class ConflictList(msgspec.Struct, frozen=True, tag_field="type", tag="conflicts"):
+    """Answer to ``conflicts``; ``after`` continues the list."""
+
+    id: str
+    conflicts: list[OpenConflict]
+    after: str | None
+
+
+class Failed(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
+    """A message was refused; ``retryable`` says whether the very same one may succeed later."""
+
+    code: str
+    message: str
+    retryable: bool
+    id: str | None = None
+    retry_after_ms: int = 0
+    version: int | None = None
+    data: Raw = _MISSING
+
+
+Heard = (
+    Welcome
+    | Synced
+    | Changes
+    | HeartbeatAck
+    | ConflictList
+    | Resolved
+    | Unsubscribed
+    | PoliciesChanged
+    | Goodbye
+    | Failed
+)
+
+
+class _Kind(msgspec.Struct):
+    type: str
+
+
+_decode = msgspec.json.Decoder(Heard).decode
+_decode_kind = msgspec.json.Decoder(_Kind).decode
+_decode_any = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+_KNOWN: Final = frozenset(kind.__struct_config__.tag for kind in get_args(Heard))
+
+
+def read(text: bytes | str) -> Heard | None:
+    """Read a message of the server, None for a type that this version does not know, which is skipped.
+
+    Raises msgspec.DecodeError.
+    """
+    try:
+        return cast(Heard, _decode(text))
+    except msgspec.ValidationError:
+        if _decode_kind(text).type in _KNOWN:
+            raise
+        return None
+
+
+def payload(data: Raw) -> bytes | None:
+    """Give a record's data as bytes, None for a tombstone."""
+    text = bytes(data)
+    return None if text == _NULL else text
+
+
+def hello(clock: str) -> bytes:
+    """Introduce the device; ``clock`` is its own time, by which the server corrects every ``at``."""
+    return _encode({"type": "hello", "app_version": "reference", "clock": clock})
+
+
+def sync(request_id: str, key: str, items: Sequence[bytes]) -> bytes:
+    """Push items, byte for byte as they were written down."""
+    return b'{"type":"sync","id":%b,"key":%b,"items":[%b]}' % (
+        _encode(request_id),
+        _encode(key),
+        b",".join(items),
+    )
+
+
+def asked(kind: str, request_id: str, **fields: Any) -> bytes:
+    """Write any other request."""
+    return _encode({"type": kind, "id": request_id, **fields})
+
+
+#: Of the messages that an item stands in, its own bytes apart, with room for the longest key and id.
+ENVELOPE_BYTES: Final = 512
+
+
+def item(domain: str, record_id: str, op: str, base: int | None, at: str, more: dict[str, Any]) -> bytes:
+    """Write one item. ``more`` holds ``data`` and ``changed`` where there are any.
+
+    Raises ValueError for data that would make the whole message malformed or come out as other data.
+    """
+    _check(more.get("data"), _DATA_DEPTH)
+    return _encode({"domain": domain, "id": record_id, "op": op, "base": base, "at": at, **more})
+
+
+def _check(value: object, depth: int) -> None:
+    match value:
+        case dict():
+            if depth == 0:
+                raise ValueError("data nests too deep")
+            for name, inner in value.items():
+                _check(name, depth)
+                _check(inner, depth - 1)
+        case list():
+            if depth == 0:
+                raise ValueError("data nests too deep")
+            for inner in value:
+                _check(inner, depth - 1)
+        case float() if value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124  # NaN
+            raise ValueError("data holds a number that is not finite")
+        case bool() | float() | None:
+            pass
+        case int() if value not in _INTEGERS:
+            raise ValueError("data holds an integer past 64 bits")
+        case str() if "\0" in value:
+            raise ValueError("data holds a text with U+0000")
+        case int() | str():
+            pass
+        case _:
+            raise ValueError(f"data holds a {type(value).__name__}, which JSON has no place for")
+
+
+def canonical(data: bytes | None) -> bytes:
+    """Write a record's data so that equal contents are equal bytes."""
+    return _NULL if data is None else _encode_sorted(_decode_any(data))
+
+
+_encode_sorted = msgspec.json.Encoder(order="sorted").encode

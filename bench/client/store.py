@@ -1,0 +1,395 @@
+"""What a device keeps on disk: its edits until they are answered, the server's records, its cursor.
+
+SQLite in WAL mode. Each method is one transaction, and between any two of them the process may be killed:
+what was sent and not answered is sent again under its key, what was heard and not stored is heard again.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from bench.client import messages
+from bench.client.edits import (
+    Held,
+    Message,
+    Record,
+    Rejected,
+    Settled,
+    after,
+    decode_fields,
+    decode_item,
+    outcome,
+)
+from bench.client.messages import Change, OpenConflict, Result, payload
+from engine.instants import to_text
+from engine.merge import Fields
+from engine.messages import Op
+
+_SCHEMA: Final = (Path(__file__).parent / "schema.sql").read_text("utf-8")
+
+
+class StoreError(Exception):
+    """The file cannot be used as it is asked to; one sentence says why."""
+
+
+#: Whether a disk that loses power may forget the latest transactions; a killed process loses none either way.
+Durability = Literal["FULL", "NORMAL"]
+
+
+class Store:
+    """One device's file. ``domains`` is the set of domains that it follows, None all of them.
+
+    Raises StoreError for the file of another device.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        device_id: str,
+        domains: Sequence[str] | None = None,
+        durability: Durability = "FULL",
+    ) -> None:
+        self.domains = None if domains is None else sorted(domains)
+        self._scope = json.dumps(self.domains)
+        self._connection = sqlite3.connect(path, isolation_level=None)
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute(f"PRAGMA synchronous = {durability}")
+        self._connection.executescript(_SCHEMA)
+        with self._transaction() as run:
+            run("INSERT OR IGNORE INTO meta VALUES ('device_id', ?), ('generation', 0)", (device_id,))
+            run("INSERT OR IGNORE INTO cursors (scope) VALUES (?)", (self._scope,))
+        owner = self._one("SELECT value FROM meta WHERE name = 'device_id'")[0]
+        if owner != device_id:
+            self.close()
+            raise StoreError(f"{path} belongs to the device {owner}: give {device_id} a file of its own")
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._connection.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._connection.execute
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    def _one(self, statement: str, values: tuple[object, ...] = ()) -> Any:
+        return self._connection.execute(statement, values).fetchone()
+
+    # -- edits -------------------------------------------------------------------------------
+
+    def edit(
+        self,
+        domain: str,
+        record_id: str,
+        op: Op,
+        data: Fields | None,
+        clock_us: int,
+        changed: Sequence[str] | None = None,
+    ) -> int:
+        """Write down an edit before it is shown; gives its number. Raises ValueError for unusable data.
+
+        Its base is the version that the device holds; an edit on top of others that wait has theirs, since
+        it was made on their outcome, whatever the server has by then. No edit of a record is older than the
+        one before it, even if the device's clock was set back in between.
+        """
+        with self._transaction() as run:
+            waiting = run(
+                "SELECT base, max(at_us) OVER () FROM outbox WHERE domain = ? AND record_id = ?"
+                " ORDER BY edit LIMIT 1",
+                (domain, record_id),
+            ).fetchone()
+            if waiting is None:
+                held = self._held(domain, record_id)
+                base, at_us = None if held is None else held[0], clock_us
+            else:
+                base, at_us = waiting[0], max(clock_us, waiting[1])
+            if op == "append":
+                base = None
+            more: dict[str, Any] = {} if op == "delete" else {"data": data}
+            if changed is not None:
+                more["changed"] = list(changed)
+            item = messages.item(domain, record_id, op, base, to_text(at_us), more)
+            number = run(
+                "INSERT INTO outbox (domain, record_id, base, at_us, item) VALUES (?, ?, ?, ?, ?)",
+                (domain, record_id, base, at_us, item),
+            ).lastrowid
+        assert number is not None
+        return number
+
+    @property
+    def waiting(self) -> int:
+        """How many edits have no answer."""
+        count: int = self._one("SELECT count(*) FROM outbox")[0]
+        return count
+
+    # -- what the device shows ---------------------------------------------------------------
+
+    def record(self, domain: str, record_id: str) -> Record:
+        """Show a record: the server's, with the edits that wait on top of it."""
+        held = self._held(domain, record_id)
+        version, data = (None, None) if held is None else held
+        fields = None if data is None else decode_fields(data)
+        waiting = self._connection.execute(
+            "SELECT item FROM outbox WHERE domain = ? AND record_id = ? ORDER BY edit", (domain, record_id)
+        ).fetchall()
+        for (text,) in waiting:
+            fields = after(decode_item(text), fields)
+        return Record(version, fields, len(waiting))
+
+    def known(self) -> list[tuple[str, str]]:
+        """List domain and id of the records that are not deleted on the server or that an edit waits for."""
+        return self._connection.execute(
+            "SELECT domain, record_id FROM replica WHERE data IS NOT NULL"
+            " UNION SELECT domain, record_id FROM outbox"
+        ).fetchall()
+
+    @property
+    def count(self) -> int:
+        """How many records the server has that are not deleted, as last heard."""
+        count: int = self._one("SELECT count(*) FROM replica WHERE data IS NOT NULL")[0]
+        return count
+
+    def replica(self) -> list[tuple[str, str, int, bytes | None]]:
+        """List the server's records as last heard, tombstones too: domain, id, version, data."""
+        return self._connection.execute(
+            "SELECT domain, record_id, version, data FROM replica ORDER BY domain, record_id"
+        ).fetchall()
+
+    def _held(self, domain: str, record_id: str) -> tuple[int, bytes | None] | None:
+        found: tuple[int, bytes | None] | None = self._one(
+            "SELECT version, data FROM replica WHERE domain = ? AND record_id = ?", (domain, record_id)
+        )
+        return found
+
+    # -- push --------------------------------------------------------------------------------
+
+    def message(self, max_items: int, max_bytes: int, frame_bytes: int) -> Message | None:
+        """Give the message under way, or put the next one together under a new key; None if nothing waits.
+
+        At most ``max_items`` and ``max_bytes``, though one item always fits. An item that no frame takes is
+        refused here: it would close every connection that it is sent on.
+        """
+        under_way = self._under_way()
+        if under_way is not None:
+            return under_way
+        with self._transaction() as run:
+            taken, size_bytes = 0, 0
+            last = 0
+            oldest = run("SELECT edit, item FROM outbox ORDER BY edit LIMIT ?", (max_items,)).fetchall()
+            for edit, item in oldest:
+                if len(item) + messages.ENVELOPE_BYTES > frame_bytes:
+                    if not taken:
+                        self._reject(edit, item, "too_large", f"larger than a frame of {frame_bytes} bytes")
+                        continue
+                    break
+                size_bytes += len(item) + 1
+                if taken and size_bytes > max_bytes:
+                    break
+                taken, last = taken + 1, edit
+            if taken:
+                key = uuid.uuid4().hex
+                run("UPDATE outbox SET key = ? WHERE edit <= ?", (key, last))
+                run(
+                    "INSERT INTO message SELECT ?, scope, cursor FROM cursors WHERE scope = ?",
+                    (key, self._scope),
+                )
+        if oldest and not taken:
+            return self.message(max_items, max_bytes, frame_bytes)
+        return self._under_way()
+
+    def _under_way(self) -> Message | None:
+        found = self._connection.execute(
+            "SELECT outbox.key, item FROM outbox JOIN message USING (key) ORDER BY edit"
+        ).fetchall()
+        return Message(found[0][0], [item for _, item in found]) if found else None
+
+    def settle(self, key: str, results: Sequence[Result]) -> tuple[list[Settled], bool]:
+        """Take in the answer to a message and forget the message, all at once.
+
+        Gives each edit with its result, and whether the cursor was set back to before the message, because
+        an outcome came without its data: it is to be pulled from there.
+        """
+        with self._transaction() as run:
+            sent = run("SELECT edit, item FROM outbox WHERE key = ? ORDER BY edit", (key,)).fetchall()
+            if len(sent) != len(results):
+                raise StoreError(f"{len(sent)} items were answered with {len(results)} results")
+            settled = [Settled(row[0], row[1], result) for row, result in zip(sent, results, strict=True)]
+            unknown = False
+            for one in settled:
+                unknown |= not self._take(one)
+            if unknown:
+                run(
+                    "UPDATE cursors SET cursor = (SELECT iif(sweeping, NULL, m.cursor) FROM message AS m"
+                    " WHERE m.scope = cursors.scope) WHERE scope = ?",
+                    (self._scope,),
+                )
+            self._forget_message(key)
+            run("DELETE FROM outbox WHERE key = ?", (key,))
+        return settled, unknown
+
+    def _take(self, settled: Settled) -> bool:
+        """Take in one result; False where the outcome is not known from it."""
+        item, result = decode_item(settled.item), settled.result
+        if result.status == "rejected":
+            error = result.error
+            assert error is not None
+            self._reject(settled.edit, settled.item, error.code, error.message)
+            return True
+        version = result.version
+        if item.op == "append" or version is None:
+            return True
+        held = self._one(
+            "SELECT version, data FROM replica, meta WHERE domain = ? AND record_id = ?"
+            " AND name = 'generation' AND generation = value",
+            (item.domain, item.id),
+        )
+        if result.status in ("applied", "unchanged"):
+            data = outcome(item, version if result.status == "applied" else version + 1, held)
+        else:
+            data = result.data if bytes(result.data) else None
+        if result.status == "conflict" and result.conflict_id is not None:
+            server = None if data is None else payload(data)
+            wanted = after(item, None if server is None else decode_fields(server))
+            self._connection.execute(
+                "INSERT OR REPLACE INTO conflicts VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    result.conflict_id,
+                    item.domain,
+                    item.id,
+                    version,
+                    server,
+                    None if wanted is None else msgspec.json.encode(wanted),
+                ),
+            )
+        if data is None:
+            return held is not None and held[0] >= version
+        self._hold(item.domain, item.id, version, payload(data))
+        return True
+
+    def refuse(self, key: str, code: str, sentence: str) -> None:
+        """Take a message back that can never succeed as it is; its key was not used.
+
+        A lone item is what is wrong with it and is put aside. The items of a larger message go out again in
+        messages of their own choosing (``message`` with a lower ``max_items``).
+        """
+        with self._transaction() as run:
+            sent = run("SELECT edit, item FROM outbox WHERE key = ?", (key,)).fetchall()
+            if len(sent) == 1:
+                edit, item = sent[0]
+                self._reject(edit, item, code, sentence)
+            run("UPDATE outbox SET key = NULL WHERE key = ?", (key,))
+            self._forget_message(key)
+
+    def _reject(self, edit: int, item: bytes, code: str, sentence: str) -> None:
+        self._connection.execute(
+            "INSERT INTO rejected VALUES (?, ?, ?, ?)", (edit, item, code, sentence)
+        )
+        self._connection.execute("DELETE FROM outbox WHERE edit = ?", (edit,))
+
+    def _forget_message(self, key: str) -> None:
+        self._connection.execute("DELETE FROM message WHERE key = ?", (key,))
+
+    @property
+    def rejected(self) -> list[Rejected]:
+        """The edits that the server refused, oldest first."""
+        found = self._connection.execute("SELECT * FROM rejected ORDER BY edit")
+        return [Rejected(*row) for row in found]
+
+    # -- receive -----------------------------------------------------------------------------
+
+    @property
+    def cursor(self) -> str | None:
+        """Where the device stands in the feed; None at the beginning."""
+        cursor: str | None = self._one("SELECT cursor FROM cursors WHERE scope = ?", (self._scope,))[0]
+        return cursor
+
+    def page(self, changes: Sequence[Change], cursor: str, *, last: bool) -> None:
+        """Apply a page and keep its cursor, in one transaction; ``last`` if nothing is behind it now."""
+        with self._transaction() as run:
+            for change in changes:
+                self._hold(change.domain, change.id, change.version, payload(change.data))
+            run("UPDATE cursors SET cursor = ? WHERE scope = ?", (cursor, self._scope))
+            if last and self._one("SELECT sweeping FROM cursors WHERE scope = ?", (self._scope,))[0]:
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """Drop what a pull from the beginning did not hold."""
+        domains = "" if self.domains is None else " AND domain IN (SELECT value FROM json_each(:scope))"
+        self._connection.execute(
+            "DELETE FROM replica WHERE generation < (SELECT value FROM meta WHERE name = 'generation')"
+            + domains,
+            {"scope": self._scope},
+        )
+        self._connection.execute("UPDATE cursors SET sweeping = 0 WHERE scope = ?", (self._scope,))
+
+    def start_over(self) -> None:
+        """Give the cursor up: the feed is read from the beginning, and what it does not hold goes.
+
+        Until then everything is shown as it was.
+        """
+        with self._transaction() as run:
+            run("UPDATE meta SET value = value + 1 WHERE name = 'generation'")
+            run("UPDATE cursors SET cursor = NULL, sweeping = 1 WHERE scope = ?", (self._scope,))
+            run("UPDATE message SET cursor = NULL")
+
+    def _hold(self, domain: str, record_id: str, version: int, data: bytes | None) -> None:
+        """Take a version over, unless the one held is not below it."""
+        self._connection.execute(
+            "INSERT INTO replica SELECT ?, ?, ?, ?, value FROM meta WHERE name = 'generation'"
+            " ON CONFLICT DO UPDATE SET version = excluded.version, data = excluded.data,"
+            " generation = excluded.generation"
+            " WHERE excluded.version > version OR excluded.generation > generation",
+            (domain, record_id, version, data),
+        )
+
+    # -- conflicts ---------------------------------------------------------------------------
+
+    @property
+    def conflicts(self) -> list[Held]:
+        """Own edits that wait for a person, as last heard."""
+        found = self._connection.execute("SELECT * FROM conflicts ORDER BY conflict_id")
+        return [Held(*row) for row in found]
+
+    def remember(self, found: Sequence[OpenConflict], before: Sequence[Held]) -> None:
+        """Take over the server's list: what was held ``before`` it was asked for and is not there is over."""
+        with self._transaction() as run:
+            for held in before:
+                run("DELETE FROM conflicts WHERE conflict_id = ?", (held.conflict_id,))
+            for one in found:
+                run(
+                    "INSERT OR REPLACE INTO conflicts VALUES (?, ?, ?, ?, ?, ?)",
+                    (
+                        one.conflict_id,
+                        one.domain,
+                        one.record_id,
+                        one.server.version,
+                        payload(one.server.data),
+                        payload(one.client.data),
+                    ),
+                )
+
+    def move(self, conflict_id: str, version: int, server: bytes | None) -> None:
+        """Learn that a conflict's record moved on."""
+        with self._transaction() as run:
+            run(
+                "UPDATE conflicts SET version = ?, server = ? WHERE conflict_id = ?",
+                (version, server, conflict_id),
+            )
+
+    def drop(self, conflict_id: str) -> None:
+        """Forget a conflict that is settled; the feed has the outcome."""
+        with self._transaction() as run:
+            run("DELETE FROM conflicts WHERE conflict_id = ?", (conflict_id,))

@@ -1,0 +1,245 @@
+"""One connection's talk without the connection: a message of the server in, messages for it out.
+
+Everything that lasts is in the store; a talk is thrown away with its connection.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from bench.client import messages
+from bench.client.edits import Settled
+from bench.client.messages import Changes, Failed, Heard, Synced
+from bench.client.store import Store
+from engine.admission import TokenBucket
+from engine.instants import to_text
+from engine.messages import Goodbye, HeartbeatAck, PoliciesChanged, Welcome
+
+#: Of one message, beside the server's limits: on a slow line a large one never gets through whole.
+BATCH_ITEMS: Final = 100
+BATCH_BYTES: Final = 64 * 1024
+_RETRY_MS: Final = 1000
+
+#: Codes that say the connection's token does not serve.
+_TOKEN_CODES: Final = frozenset({"unauthenticated", "forbidden"})
+OnAnswer = Callable[[Heard], None]
+OnSettled = Callable[[Settled], None]
+
+
+class ProtocolError(Exception):
+    """The server said what no version 1 of the contract says."""
+
+
+class _Pushing(NamedTuple):
+    request_id: str
+    key: str
+    items: int
+
+
+class Talk:
+    """What a device says on one connection, and what it makes of the answers.
+
+    ``hear`` and ``wake`` give the frames to send, in order. ``pause_s`` is how long to wait before ``wake``
+    is called next, None if only an edit calls for it. ``clock_us`` is the device's own clock, right or wrong.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock_us: Callable[[], int],
+        monotonic_s: Callable[[], float],
+        on_settled: OnSettled = lambda _: None,
+    ) -> None:
+        self._store = store
+        self._clock_us = clock_us
+        self._monotonic_s = monotonic_s
+        self._on_settled = on_settled
+        self._numbers = itertools.count(1)
+        self._asked: dict[str, OnAnswer] = {}
+        self._pushing: _Pushing | None = None
+        self._feed: str | None = None
+        self._max_items = BATCH_ITEMS
+        self._paused_until_s = 0.0
+        self._bucket: TokenBucket | None = None
+        self.welcome: Welcome | None = None
+        self.policies: dict[str, str] = {}
+        self.goodbye: Goodbye | None = None
+        self.refused: Failed | None = None
+        self.health_score: int | None = None
+        self.live = False
+        self.answered = False
+
+    @property
+    def pause_s(self) -> float | None:
+        """Seconds until ``wake`` is due."""
+        left_s = self._paused_until_s - self._monotonic_s()
+        return left_s if left_s > 0 else None
+
+    @property
+    def idle(self) -> bool:
+        """Whether all is caught up and nothing waits for an answer."""
+        return self.live and self._pushing is None and not self._asked and not self._store.waiting
+
+    def hear(self, text: bytes | str) -> list[bytes]:
+        """Take in a message. Raises ProtocolError or msgspec.DecodeError if it breaks the contract."""
+        heard = messages.read(text)
+        match heard:
+            case Welcome():
+                return self._greeted(heard)
+            case Synced():
+                return self._synced(heard)
+            case Changes():
+                return self._page(heard)
+            case Failed():
+                return self._failed(heard)
+            case PoliciesChanged():
+                self.policies = heard.policies
+            case Goodbye():
+                self.goodbye = heard
+            case None:
+                pass
+            case _:
+                on_answer = self._asked.pop(heard.id, None) if isinstance(heard.id, str) else None
+                if on_answer is not None:
+                    on_answer(heard)
+        return []
+
+    def wake(self) -> list[bytes]:
+        """Go on with what waits, unless the server asked for a pause or said that it takes in no more."""
+        if self.welcome is None or self.goodbye is not None or self.pause_s is not None:
+            return []
+        return [*([self._catch_up()] if self._feed is None else []), *self._push()]
+
+    def _push(self) -> list[bytes]:
+        if self._pushing is not None or self.welcome is None:
+            return []
+        limits = self.welcome.limits
+        message = self._store.message(
+            min(self._max_items, limits.items), BATCH_BYTES, limits.frame_bytes
+        )
+        if message is None:
+            return []
+        if wait_ms := self._spent():
+            self._pause(wait_ms)
+            return []
+        request_id = self._next_id()
+        self._pushing = _Pushing(request_id, message.key, len(message.items))
+        return [messages.sync(request_id, message.key, message.items)]
+
+    def ask(self, kind: str, on_answer: OnAnswer, **fields: Any) -> bytes:
+        """Ask anything else; ``on_answer`` gets the answer or the error."""
+        request_id = self._next_id()
+        self._asked[request_id] = on_answer
+        self._spent()
+        return messages.asked(kind, request_id, **fields)
+
+    def heartbeat(self, **facts: Any) -> bytes:
+        """Give a sign of life."""
+        return self.ask("heartbeat", self._alive, queue_depth=self._store.waiting, **facts)
+
+    def _alive(self, heard: Heard) -> None:
+        if isinstance(heard, HeartbeatAck):
+            self.health_score = heard.health_score
+
+    def _next_id(self) -> str:
+        return str(next(self._numbers))
+
+    def _spent(self) -> int:
+        """Count a message against the rate; gives the milliseconds to wait before it may be sent."""
+        assert self.welcome is not None
+        now_s, per_minute = self._monotonic_s(), self.welcome.limits.messages_per_minute
+        if self._bucket is None:
+            self._bucket = TokenBucket(float(per_minute), now_s)
+        return self._bucket.take(per_minute, now_s)
+
+    def _pause(self, wait_ms: int) -> None:
+        self._paused_until_s = self._monotonic_s() + (wait_ms or _RETRY_MS) / 1000
+
+    def _greeted(self, welcome: Welcome) -> list[bytes]:
+        self.welcome = welcome
+        self.policies = welcome.policies
+        return [messages.hello(to_text(self._clock_us())), *self.wake()]
+
+    # -- push --------------------------------------------------------------------------------
+
+    def _synced(self, answer: Synced) -> list[bytes]:
+        if self._pushing is None or self._pushing.request_id != answer.id:
+            return []
+        settled, set_back = self._store.settle(self._pushing.key, answer.results)
+        self._pushing = None
+        self._max_items = min(BATCH_ITEMS, self._max_items * 2)
+        self.answered = True
+        for one in settled:
+            self._on_settled(one)
+        return [*(self._set_back() if set_back else []), *self.wake()]
+
+    def take_back(self, code: str, sentence: str) -> None:
+        """Take back the message under way, if there is one: the server never accepts it as it is."""
+        pushed, self._pushing = self._pushing, None
+        if pushed is not None:
+            self._max_items = max(1, pushed.items // 2)
+            self._store.refuse(pushed.key, code, sentence)
+
+    # -- receive -----------------------------------------------------------------------------
+
+    def _catch_up(self) -> bytes:
+        """Ask for the next page behind the cursor; pages of an earlier question count no more."""
+        self.live = False
+        self._feed = self._next_id()
+        return messages.asked("pull", self._feed, cursor=self._store.cursor, domains=self._store.domains)
+
+    def _set_back(self) -> list[bytes]:
+        """Read on from the cursor that was set back: the pages of the open subscription are behind it."""
+        ended = [messages.asked("unsubscribe", self._feed)] if self.live and self._feed is not None else []
+        return [*ended, self._catch_up()]
+
+    def _page(self, page: Changes) -> list[bytes]:
+        if page.id != self._feed:
+            return []
+        self.answered = True
+        subscribed = self.live
+        self._store.page(page.changes, page.cursor, last=not page.more)
+        if subscribed:
+            return []
+        if page.more:
+            return [self._catch_up()]
+        self._feed = self._next_id()
+        self.live = True
+        return [
+            messages.asked("subscribe", self._feed, cursor=page.cursor, domains=self._store.domains)
+        ]
+
+    # -- what goes wrong ---------------------------------------------------------------------
+
+    def _failed(self, error: Failed) -> list[bytes]:
+        """Do what the error asks for: wait, start over, take the message back."""
+        if error.code in _TOKEN_CODES or self.welcome is None:
+            self.refused = error
+            return []
+        if error.id is not None and error.id == self._feed:
+            return self._feed_failed(error)
+        if error.id in self._asked:
+            self._asked.pop(error.id)(error)
+            return []
+        pushed = self._pushing
+        if pushed is None or error.id not in {None, pushed.request_id}:
+            return []
+        if error.retryable:
+            self._pushing = None
+            self._pause(error.retry_after_ms)
+            return []
+        self.take_back(error.code, error.message)
+        return self.wake()
+
+    def _feed_failed(self, error: Failed) -> list[bytes]:
+        if error.code == "cursor_expired":
+            self._store.start_over()
+            return [self._catch_up()]
+        if not error.retryable:
+            raise ProtocolError(f"the feed was refused: {error.message}")
+        self.live = False
+        self._feed = None
+        self._pause(error.retry_after_ms)
+        return []

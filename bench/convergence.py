@@ -1,0 +1,170 @@
+"""Do all devices and the server agree in the end, and what became of every edit?
+
+Devices edit the same records while they come and go, with clocks that are off by up to two hours, on a line
+that loses answers. ``python -m bench.convergence --devices 50 --minutes 10 --seed N`` runs it against a
+server and a database of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import click
+import jwt
+import msgspec
+
+from bench.client.account import Tables, faults
+from bench.client.crew import Crew, Outcome, Setting, crew
+from bench.client.device import Decision
+from bench.client.edits import Held
+from bench.client.habits import DOMAINS
+from bench.client.lossy import bad_line
+from bench.ground import fresh, read_settings
+from bench.server import product
+from bench.stage import add_tenants
+
+TENANT: Final = "convergence"
+#: One domain for each policy: those as delivered, and two more.
+POLICIES: Final = '[domains.note]\npolicy = "manual"\n\n[domains.form]\npolicy = "field_merge"\n'
+EDITED: Final = (*DOMAINS, "note", "form")
+_SKEW_S: Final = 7200.0
+_LOSS: Final = 0.1
+_PATIENCE_S: Final = 120.0
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """One run."""
+
+    devices: int
+    duration_s: float
+    seed: int
+    edits_per_minute: float
+    pool: int
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What came of it; ``faults`` is empty if all is well."""
+
+    seed: int
+    devices: int
+    edits: int
+    outcomes: dict[Outcome, int]
+    resolved_by_person: int
+    answers_lost: int
+    records: int
+    converge_s: float
+    faults: list[str]
+
+
+def spells(longest_s: float) -> Callable[[Random], Iterator[float]]:
+    """Be offline and online by turns, each for up to so long."""
+
+    def drawn(random: Random) -> Iterator[float]:
+        while True:
+            yield random.uniform(0, longest_s)
+
+    return drawn
+
+
+async def converge(
+    asked: Asked, dsn: str, port: int, sign: Callable[[str], str], home: Path, tenant: str
+) -> Report:
+    """Run a crew against a server on loopback that has the domains ``EDITED``, then audit its database."""
+    random = Random(asked.seed)
+    async with bad_line("127.0.0.1", port, random.random, _LOSS) as line:
+        setting = Setting(
+            url=line.url,
+            sign=sign,
+            home=home,
+            seed=asked.seed,
+            domains=EDITED,
+            pool=asked.pool,
+            edits_per_minute=asked.edits_per_minute,
+            skew_s=_SKEW_S,
+        )
+        names = [f"device-{index:03}" for index in range(asked.devices)]
+        async with crew(names, setting) as working:
+            await working.work(asked.duration_s, spells(min(30.0, asked.duration_s / 4)))
+            line.loss = 0.0
+            began_s = time.monotonic()
+            agreed = await working.converge(_PATIENCE_S)
+            by_person = await _settle_some(working, random)
+            agreed = agreed and await working.converge(_PATIENCE_S)
+            converge_s = time.monotonic() - began_s
+            tables = Tables(dsn, tenant)
+            found = [] if agreed else ["the devices did not come to agree"]
+            found += faults(working.members, tables)
+            return Report(
+                seed=asked.seed,
+                devices=asked.devices,
+                edits=working.made,
+                outcomes=working.outcomes,
+                resolved_by_person=by_person,
+                answers_lost=line.cuts,
+                records=len(tables.records),
+                converge_s=converge_s,
+                faults=found,
+            )
+
+
+async def _settle_some(working: Crew, random: Random) -> int:
+    """Have a person settle about half of what is held; the rest stays in the queue."""
+
+    def choose(held: Held) -> Decision | None:
+        match random.randrange(6):
+            case 0:
+                return Decision("server")
+            case 1:
+                return Decision("client")
+            case 2:
+                return Decision("merged", {"settled": held.conflict_id})
+            case _:
+                return None
+
+    return sum([await member.device.resolve(choose) for member in working.members])
+
+
+async def _run(asked: Asked) -> Report:
+    chosen = read_settings(None, None)
+    with fresh(chosen) as ground:
+        dsn = ground.database("convergence")
+        add_tenants(dsn, [TENANT])
+        secret = secrets.token_urlsafe(48)
+        config = ground.home / "domains.toml"
+        config.write_text(POLICIES, "utf-8")
+        devices = ground.home / "devices"
+        devices.mkdir()
+
+        def sign(device: str) -> str:
+            claims = {"aud": chosen.auth.audience, "exp": int(time.time()) + 86_400, "jti": device}
+            return jwt.encode({**claims, "tid": TENANT, "did": device}, secret, algorithm="HS256")
+
+        async with product(ground, dsn, secret, config) as server:
+            return await converge(asked, dsn, server.port, sign, devices, TENANT)
+
+
+@click.command(epilog="Example: python -m bench.convergence --devices 50 --minutes 10 --seed 7")
+@click.option("--devices", type=click.IntRange(1, 1000), default=50, show_default=True, metavar="N")
+@click.option(
+    "--minutes", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, metavar="M"
+)
+@click.option("--seed", type=int, metavar="N", help="Of all chance; a random one by default, printed.")
+def main(devices: int, minutes: float, seed: int | None) -> None:
+    """Run a crew and audit every edit; exit status 1 if one is not accounted for or devices disagree."""
+    seed = secrets.randbelow(1_000_000) if seed is None else seed
+    click.echo(f"seed {seed}", err=True)
+    asked = Asked(devices, minutes * 60, seed, edits_per_minute=30.0, pool=max(4, devices // 2))
+    report = asyncio.run(_run(asked))
+    click.echo(msgspec.json.format(msgspec.json.encode(report)).decode())
+    sys.exit(1 if report.faults else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""What simulated devices need of a site: where its server is, and tokens that it takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bench.client.simulate import Access
+from compose.site import open_site
+from engine.settings import SettingsError
+from handlers.auth import UnusableKeyError, issue_token
+from handlers.commands.site import SiteError
+from handlers.keys import signing_key
+
+
+def open_access(config: Path | None, data_dir: str | None) -> Access:
+    """Read the settings and the key of tokens. Raises ClickException."""
+    try:
+        site = open_site(config, {} if data_dir is None else {"data": {"dir": data_dir}})
+        key = signing_key(site.keys())
+    except (SettingsError, SiteError, UnusableKeyError) as error:
+        raise click.ClickException(str(error)) from None
+    server, auth = site.settings.server, site.settings.auth
+    everywhere = server.host in {"0.0.0.0", "::"}  # noqa: S104  # compared, not listened on
+    host = "127.0.0.1" if everywhere else server.host
+
+    def sign(tenant: str, device: str) -> str:
+        return issue_token(
+            key, audience=auth.audience, ttl_s=auth.token_ttl_s, tenant=tenant, device_id=device
+        )
+
+    return Access(f"http://{f'[{host}]' if ':' in host else host}:{server.port}", sign)

@@ -207,6 +207,15 @@ async def test_who_goes_on_though_told_of_the_rate_is_closed_4429(serve: Serve, 
     assert codes == [None if message["type"] == "heartbeat" else "unknown_type"] * 5 + ["rate_limited"] * 100
 
 
+@pytest.mark.asyncio(loop_scope="function")
+async def test_pings_count_for_the_rate(serve: Serve) -> None:
+    server = await serve(limits={"messages_per_minute": 5})
+    phone = await server.device()
+    for _ in range(200):
+        await phone.socket.ping()
+    assert await phone.closed() == 4429
+
+
 # -- 1000, 1012: an end in peace ----------------------------------------------------------------
 
 

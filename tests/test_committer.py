@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine import admission
 from engine.backlog import CommitLimits
 from engine.codec import JSON
 from engine.committer import PATIENCE_S, Committer
@@ -275,6 +276,40 @@ async def test_what_one_batch_cannot_hold_goes_into_a_second_beside_it_tenant_by
             own = [key for key, _ in one.replies if key.startswith(f"{tenant}-")]
             assert own == [f"{tenant}-{number}" for number in range(3)]
             assert one.version("a", tenant=tenant) == 3
+
+
+# -- overload -------------------------------------------------------------------------------------
+
+
+async def test_reads_wait_until_what_was_accepted_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "_FIRST_BYTES_PER_S", 1000.0)
+    async with bench() as one:
+        await one.committer.lull(60.0)
+        one.store.gate.clear()
+        one.submit("k1", put("a", x=1))
+        await one.store.committing.get()
+        one.submit("k2", put("b", x=1))
+        assert one.committer.pressed
+        reading = asyncio.create_task(one.committer.lull(60.0))
+        impatient = asyncio.create_task(one.committer.lull(0.0))
+        await impatient
+        assert not reading.done()
+        one.store.gate.set()
+        await reading
+        assert one.statuses("k1") == ["applied"]
+
+
+async def test_a_batch_that_is_held_up_holds_up_nobody_else() -> None:
+    async with bench(lanes=2) as one:
+        one.store.gate.clear()
+        one.submit("k1", put("a", x=1))
+        await one.store.committing.get()
+        one.submit("k2", put("b", x=1), tenant=2)
+        await one.store.committing.get()
+        one.submit("k3", put("c", x=1), tenant=3)
+        one.store.gate.set()
+        await one.committer.drain()
+        assert one.statuses("k3") == ["applied"]
 
 
 # -- bounds, drain ----------------------------------------------------------------------------------

@@ -221,6 +221,17 @@ async def test_the_rate_is_the_devices_on_every_way(serve: Serve) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="function")
+async def test_a_tenants_devices_share_a_rate_that_is_no_other_tenants(serve: Serve) -> None:
+    server = await serve(limits={"tenant_messages_per_minute": 5})
+    phone, tablet = await server.device(), await server.device("tablet")
+    for _ in range(5):
+        await phone.ask("heartbeat")
+    assert (await tablet.refused("heartbeat"))["code"] == "rate_limited"
+    assert (await server.get("/v1/changes", device="desk")).verdict == (429, "rate_limited")
+    await (await server.device(tenant="globex")).ask("heartbeat")
+
+
+@pytest.mark.asyncio(loop_scope="function")
 async def test_a_full_queue_refuses_and_nothing_of_what_it_refused_was_accepted(serve: Serve) -> None:
     server = await serve(commit={"queue_messages": 4})
     phone = await server.device()

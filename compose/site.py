@@ -11,7 +11,10 @@ from typing import Any, Final
 
 import structlog
 
+from compose.desk import ConflictDesk, QuarantineDesk
+from compose.doctor import examine
 from compose.server import run_server
+from engine.administration import Finding
 from engine.domains import Domains
 from engine.ports import StoreRetryError
 from engine.settings import Layer, Settings, SettingsError, environment, settings
@@ -23,6 +26,7 @@ from handlers.logging import configure
 from storage.embedded import embedded
 from storage.embedded_account import EmbeddedError, account_for, make_data_dir
 from storage.epoch import PostgresEpoch
+from storage.fleet import PostgresFleet
 from storage.migrate import PostgresSchema, migrate, status
 from storage.partitions import maintain
 from storage.policies import PostgresPolicies
@@ -91,6 +95,31 @@ class Site:
         """Open the policies of tenants."""
         with self._administered() as dsn:
             yield PostgresPolicies(dsn, Domains(self.settings.domains).default_policies)
+
+    @contextmanager
+    def conflicts(self) -> Iterator[ConflictDesk]:
+        """Open the conflicts that wait for a person."""
+        with self._administered() as dsn:
+            yield ConflictDesk(dsn, self.settings, self._moved)
+
+    @contextmanager
+    def quarantine(self) -> Iterator[QuarantineDesk]:
+        """Open the items that were rejected."""
+        with self._administered() as dsn:
+            yield QuarantineDesk(dsn, self.settings, self._moved)
+
+    def _moved(self, tenants: set[int]) -> None:
+        """Tell running servers that a command committed changes of these tenants."""
+
+    def examine(self) -> list[Finding]:
+        """Look at all that a server needs."""
+        return examine(self.settings, self.keys)
+
+    @contextmanager
+    def fleet(self) -> Iterator[PostgresFleet]:
+        """Open the devices."""
+        with self._administered() as dsn:
+            yield PostgresFleet(dsn)
 
     @contextmanager
     def epoch(self) -> Iterator[PostgresEpoch]:

@@ -9,7 +9,7 @@ import msgspec
 
 from engine.domains import DomainPolicy, Fallback, Policy
 from engine.jobs import Settlement
-from engine.messages import Choice, Result
+from engine.messages import Choice, ItemError, Status, Winner
 from engine.ports import StoreError
 from engine.rows import Conflict, Quarantined, Record
 
@@ -195,6 +195,19 @@ class QuarantineCase(msgspec.Struct, frozen=True):
     retried_at: datetime | None
 
 
+class Retried(msgspec.Struct, frozen=True):
+    """What became of an item that was sent again, as ``engine.messages.Result`` tells a device."""
+
+    domain: str | None
+    id: str | None
+    status: Status
+    version: int | None = None
+    winner: Winner | None = None
+    policy: str | None = None
+    conflict_id: str | None = None
+    error: ItemError | None = None
+
+
 class QuarantineDesk(Protocol):
     """Where a person recovers what was rejected. An id is of ``tenant``, or of any with None."""
 
@@ -204,7 +217,7 @@ class QuarantineDesk(Protocol):
     def item(self, quarantine_id: str, tenant: str | None) -> QuarantineCase:
         """Find an item. Raises RefusedError if there is none, or several tenants have one of that id."""
 
-    def retry(self, case: QuarantineCase, data: bytes | None) -> Result:
+    def retry(self, case: QuarantineCase, data: bytes | None) -> Retried:
         """Send an item again as its device did, with other ``data`` (JSON) if given.
 
         What is not ``rejected`` leaves the quarantine in the transaction that stores it, and whatever is

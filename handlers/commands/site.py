@@ -11,7 +11,16 @@ from typing import Any, Protocol
 import click
 import msgspec
 
-from engine.administration import Epoch, Policies, Schema, Tenants
+from engine.administration import (
+    ConflictDesk,
+    Epoch,
+    Finding,
+    Fleet,
+    Policies,
+    QuarantineDesk,
+    Schema,
+    Tenants,
+)
 from engine.ports import StoreError
 from engine.settings import Log, Settings, SettingsError
 from handlers.auth import KeySet, UnusableKeyError
@@ -47,8 +56,20 @@ class Site(Protocol):
     def policies(self) -> AbstractContextManager[Policies]:
         """Open the policies of tenants."""
 
+    def fleet(self) -> AbstractContextManager[Fleet]:
+        """Open the devices."""
+
     def epoch(self) -> AbstractContextManager[Epoch]:
         """Open the epoch."""
+
+    def conflicts(self) -> AbstractContextManager[ConflictDesk]:
+        """Open the conflicts that wait for a person."""
+
+    def quarantine(self) -> AbstractContextManager[QuarantineDesk]:
+        """Open the items that were rejected."""
+
+    def examine(self) -> list[Finding]:
+        """Look at all that a server needs; what is wrong is a finding, not an error."""
 
     def serve(self) -> None:
         """Serve until told to stop."""
@@ -96,6 +117,9 @@ def on_site(*, serving: bool = False, **flags: tuple[str, str]) -> Callable[[Com
         return run
 
     return decorate
+
+
+of_tenant = click.option("--tenant", metavar="T", help="Of this tenant alone.")
 
 
 def table(rows: list[tuple[str, ...]], heading: tuple[str, ...]) -> None:

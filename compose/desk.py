@@ -1,0 +1,168 @@
+"""What a person decides is committed as a device's message is: one job through a committer of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from typing import Final
+
+import anyio
+import msgspec
+
+from compose.server import SystemClock
+from engine.administration import ConflictCase, QuarantineCase, RefusedError, Retried
+from engine.backlog import CommitLimits
+from engine.committer import Committer
+from engine.domains import Domains
+from engine.errors import SyncError
+from engine.intake import Intake
+from engine.jobs import Answer, Job, Outcome, Settlement
+from engine.messages import Choice
+from engine.ports import Store, StoreError
+from engine.recovery import RecoveryStore, resent
+from engine.review import decided
+from engine.rows import QuarantineRef, Record
+from engine.rules import Rules
+from engine.settings import Settings
+from storage.commit import PostgresStore
+from storage.desk import ConflictReads, QuarantineReads
+from storage.pool import Database
+from storage.tenants import PostgresTenants
+
+#: Is told the tenants whose feeds moved.
+Moved = Callable[[set[int]], None]
+#: Makes of the store what the job is to be committed to.
+Through = Callable[[Store], Store]
+
+_results: Final = msgspec.json.Decoder(list[Retried])
+_clock: Final = SystemClock()
+
+
+class ConflictDesk(ConflictReads):
+    """``engine.administration.ConflictDesk``. ``moved`` is called when something was committed."""
+
+    def __init__(self, dsn: str, settings: Settings, moved: Moved) -> None:
+        super().__init__(dsn)
+        self._settings = settings
+        self._moved = moved
+
+    def settle(self, case: ConflictCase, choice: Choice, version: int, merged: bytes | None) -> Settlement:
+        """Settle a conflict by the rules of ``engine.resolution``."""
+        show = f"`run.py conflicts show {case.conflict.conflict_id}`"
+        if case.record is None:
+            raise RefusedError("the record of this conflict was erased: there is nothing left to settle")
+        try:
+            job = decided(case, choice, version, merged, _intake(self._settings), _clock.now_us())
+        except SyncError as error:
+            raise RefusedError(error.message) from None
+        outcome = asyncio.run(_committed(self._dsn, self._settings, case.tenant, job, self._moved))
+        if isinstance(outcome, Settlement):
+            return outcome
+        match outcome:
+            case SyncError(code="conflict_stale"):
+                raise RefusedError(f"{outcome.message}, not {version} any more: look again with {show}")
+            case SyncError(code="conflict_closed"):
+                raise RefusedError(f"{outcome.message}: {show} says how")
+        raise _refused(outcome)
+
+
+class QuarantineDesk(QuarantineReads):
+    """``engine.administration.QuarantineDesk``. ``moved`` is called when something was committed."""
+
+    def __init__(self, dsn: str, settings: Settings, moved: Moved) -> None:
+        super().__init__(dsn)
+        self._settings = settings
+        self._moved = moved
+
+    def retry(self, case: QuarantineCase, data: bytes | None) -> Retried:
+        """Send an item again through the intake."""
+        row = case.row
+        item = QuarantineRef(row.tenant_id, row.quarantine_id)
+        try:
+            job = resent(row, case.tenant, data, _intake(self._settings), _clock.now_us())
+        except SyncError as error:
+            raise RefusedError(f"this cannot be sent, correct it with --data: {error.message}") from None
+        outcome = asyncio.run(
+            _committed(
+                self._dsn,
+                self._settings,
+                case.tenant,
+                job,
+                self._moved,
+                lambda store: RecoveryStore(store, item),
+            )
+        )
+        if isinstance(outcome, SyncError) and outcome.code == "idempotency_key_reused":
+            raise RefusedError("another retry stored this item, with other data")
+        if not isinstance(outcome, Answer):
+            raise _refused(outcome)
+        (result,) = _results.decode(outcome.results)
+        if result.status == "rejected":
+            self.note_retry(item)
+        return result
+
+
+def _intake(settings: Settings) -> Intake:
+    return Intake(Domains(dict(settings.domains)), settings.limits.items)
+
+
+def _refused(outcome: Outcome) -> StoreError:
+    assert isinstance(outcome, SyncError)
+    if outcome.kind.retryable:
+        return StoreError(f"{outcome.message}: run the command again")
+    return RefusedError(outcome.message)
+
+
+async def _committed(
+    dsn: str,
+    settings: Settings,
+    tenant: str,
+    job: Job,
+    moved: Moved,
+    through: Through = lambda store: store,
+) -> Outcome:
+    """See one job through; what a server would do with it happens here. Raises StoreError."""
+    tenants: set[int] = set()
+    database = Database(dsn, 1)
+    try:
+        found = await PostgresTenants(database).find(tenant)
+        if found is None or found.tenant.tenant_id != job.tenant_id:
+            raise RefusedError(f"there is no tenant {tenant} any more")
+        domains = Domains(dict(settings.domains))
+        policies = {**domains.default_policies, **found.own}
+        rules = Rules(
+            domains,
+            lambda _: policies,
+            lambda: uuid.uuid4().hex,
+            settings.limits.record_bytes,
+            settings.limits.answer_data_bytes,
+        )
+        committer = Committer(
+            through(PostgresStore(database, settings.idempotency.lifetime_h)),
+            rules,
+            _clock,
+            lambda changes: tenants.update(_tenants(changes)),
+            tenants.update,
+            CommitLimits(
+                settings.commit.batch_messages,
+                settings.commit.batch_bytes,
+                settings.commit.queue_messages,
+                settings.commit.queue_bytes,
+            ),
+        )
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        committer.submit(job, outcome.set_result)
+        async with anyio.create_task_group() as group:
+            group.start_soon(committer.run)
+            answered = await outcome
+            group.cancel_scope.cancel()
+    finally:
+        await database.close()
+    if tenants:
+        moved(tenants)
+    return answered
+
+
+def _tenants(changes: list[tuple[Record, str]]) -> set[int]:
+    return {record.tenant_id for record, _ in changes}

@@ -1,0 +1,153 @@
+"""Everything that a server needs, looked at one thing after another; a thing that fails hides no other."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import resource
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+from engine.administration import Finding
+from engine.settings import Settings
+from handlers.auth import KeySet, UnusableKeyError
+from handlers.commands.site import SiteError
+from storage.checkup import bus_findings, database_findings
+from storage.embedded import embedded
+from storage.embedded_account import EmbeddedError
+
+#: Connections that one worker is to have room for; fewer are a matter of taste, very few are not.
+_USUAL_CONNECTIONS: Final = 10_000
+_LEAST_CONNECTIONS: Final = 1000
+#: Files of a worker besides its connections: the database's, Redis's, its own.
+_OWN_FILES: Final = 100
+_USUAL_FREE_BYTES: Final = 10 << 30
+_LEAST_FREE_BYTES: Final = 1 << 30
+_ANSWER_S: Final = 3.0
+#: Connections beside those of workers: maintenance, and a command.
+_FURTHER_CONNECTIONS: Final = 2
+
+
+def examine(settings: Settings, keys: Callable[[], KeySet]) -> list[Finding]:
+    """Look at settings, services and this machine; in the order in which faults are best mended."""
+    return [
+        Finding("ok", "settings", f"{len(settings.domains)} domains, {settings.server.workers} workers"),
+        _keys(keys),
+        *_services(settings),
+        _files(),
+        _disk(Path(settings.data.dir)),
+        *_ports(settings),
+    ]
+
+
+def _keys(keys: Callable[[], KeySet]) -> Finding:
+    try:
+        found = keys()
+    except (UnusableKeyError, SiteError) as error:
+        return Finding("fault", "keys", str(error), "set the key of tokens in [auth], or let it be read")
+    can_sign = found.default is not None and found.default.private is not None
+    return Finding("ok", "keys", "verify and sign tokens" if can_sign else "verify tokens, and sign none")
+
+
+def _services(settings: Settings) -> Iterator[Finding]:
+    dsn, url = settings.postgres.dsn, settings.redis.url
+    if dsn and url:
+        yield from _reached(settings, dsn, url)
+        return
+    try:
+        with embedded(Path(settings.data.dir), postgres=not dsn, redis=not url) as started:
+            yield from _reached(settings, dsn or started.dsn, url or started.redis_url)
+    except EmbeddedError as error:
+        yield Finding("fault", "embedded", str(error), "mend it, or set postgres.dsn and redis.url")
+
+
+def _reached(settings: Settings, dsn: str, url: str) -> Iterator[Finding]:
+    workers = settings.server.workers
+    each = settings.commit.lanes + settings.postgres.read_connections
+    yield from database_findings(
+        dsn, workers * each + _FURTHER_CONNECTIONS, migrates_itself=not settings.postgres.dsn
+    )
+    yield from bus_findings(url, alone=workers == 1)
+
+
+def _files() -> Finding:
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)  # serve raises the soft one to it
+    if limit == resource.RLIM_INFINITY:
+        return Finding("ok", "files", "as many as wanted")
+    room = max(0, limit - _OWN_FILES)
+    found = f"{limit} open files: {room} connections of devices in each worker"
+    remedy = "raise the hard limit of open files (LimitNOFILE of systemd, ulimit -Hn, --ulimit nofile)"
+    if room < _LEAST_CONNECTIONS:
+        return Finding("fault", "files", found, remedy)
+    if room < _USUAL_CONNECTIONS:
+        return Finding("warning", "files", found, remedy)
+    return Finding("ok", "files", found)
+
+
+def _disk(data_dir: Path) -> Finding:
+    place = data_dir.resolve()
+    while not place.exists():
+        place = place.parent
+    usage = shutil.disk_usage(place)
+    found = f"{usage.free / (1 << 30):.1f} GiB of {usage.total / (1 << 30):.1f} GiB free at {place}"
+    remedy = "free some, or choose another --data-dir"
+    if usage.free < _LEAST_FREE_BYTES:
+        return Finding("fault", "disk", found, remedy)
+    if usage.free < _USUAL_FREE_BYTES:
+        return Finding("warning", "disk", found, remedy)
+    return Finding("ok", "disk", found)
+
+
+def _ports(settings: Settings) -> Iterator[Finding]:
+    host, port, workers = settings.server.host, settings.server.port, settings.server.workers
+    if hasattr(socket, "SO_REUSEPORT"):
+        yield Finding("ok", "sharing", "workers can share a port")
+    else:
+        yield Finding(
+            "ok" if workers == 1 else "fault",
+            "sharing",
+            "this system cannot share a port between workers (SO_REUSEPORT)",
+            "" if workers == 1 else "set server.workers = 1, or serve on Linux",
+        )
+    if port == 0:
+        yield Finding("ok", "port", "any free one")
+        return
+    yield _port(host, port)
+    if workers > 1:
+        for own in range(port + 1, port + workers + 1):
+            yield _port(host, own)
+
+
+def _port(host: str, port: int) -> Finding:
+    where = f"{host} port {port}"
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with closing(socket.socket(family, kind)) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE and _serves(host, port):
+            return Finding("ok", "port", f"a server answers at {where}")
+        if error.errno == errno.EADDRINUSE:
+            remedy = "end the program that holds it, or choose another server.port"
+        else:
+            remedy = "choose a server.host of this machine and a server.port that may be used"
+        return Finding("fault", "port", f"{where}: {error.strerror}", remedy)
+    return Finding("ok", "port", f"{where} is free")
+
+
+def _serves(host: str, port: int) -> bool:
+    """Whether what listens there is a server of this kind."""
+    anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # asked, not bound
+    asked = http.client.HTTPConnection(anywhere.get(host, host), port, timeout=_ANSWER_S)
+    try:
+        asked.request("GET", "/metrics")
+        return b"tidemark_" in asked.getresponse().read()
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        asked.close()

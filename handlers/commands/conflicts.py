@@ -1,0 +1,129 @@
+"""``run.py conflicts``: what policies leave to a person."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+import click
+import msgspec
+from msgspec import UNSET
+
+from engine.messages import Choice
+from engine.review import Review, review
+from handlers.commands.site import Site, as_json, of_tenant, on_site, table
+
+
+@click.group("conflicts", short_help="List, show and settle what waits for a person.")
+def conflicts() -> None:
+    """List, show and settle the conflicts that wait for a person."""
+
+
+@conflicts.command("list", epilog="Example: run.py conflicts list --tenant acme")
+@of_tenant
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@on_site()
+def list_(site: Site, *, tenant: str | None, json_: bool) -> None:
+    """List open conflicts by tenant, oldest first."""
+    with site.conflicts() as desk:
+        found = desk.conflicts(tenant)
+    if json_:
+        as_json(found)
+    else:
+        table(
+            [
+                (one.conflict_id, one.tenant, one.domain, one.record_id, one.device_id, one.op, one.opened_at)
+                for one in found
+            ],
+            ("ID", "TENANT", "DOMAIN", "RECORD", "DEVICE", "OP", "SINCE"),
+        )
+
+
+@conflicts.command("show", epilog="Example: run.py conflicts show 4f0c6d2e8b1a4c7f9e3d5a6b7c8d9e0f")
+@click.argument("conflict_id", metavar="ID")
+@of_tenant
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@on_site()
+def show(site: Site, *, conflict_id: str, tenant: str | None, json_: bool) -> None:
+    """Show both sides of a conflict, the record as it stands now, and the fields that differ."""
+    with site.conflicts() as desk:
+        shown = review(desk.conflict(conflict_id, tenant))
+    if json_:
+        as_json(shown)
+    else:
+        _show(shown)
+
+
+def _show(shown: Review) -> None:
+    client, record = shown.client, shown.record
+    base = "no base" if client.base is None else f"base {client.base}"
+    click.echo(f"conflict  {shown.conflict_id} of {shown.tenant}, opened {shown.opened_at} ({shown.policy})")
+    if record is None:
+        click.echo(f"record    {shown.domain} {shown.record_id}, erased")
+    else:
+        kind = "deleted" if record.data is None else f"version {record.version}"
+        who = record.device_id or "nobody"
+        click.echo(f"server    {shown.domain} {shown.record_id}, {kind}, of {record.at} by {who}")
+    click.echo(f"client    {client.op} of {client.at} by {client.device_id}, on {base}")
+    if client.data is None:
+        click.echo("          would delete the record")
+    if shown.settled is not None:
+        settled = shown.settled
+        click.echo(f"settled   {settled.choice}, version {settled.version}, {settled.at} by {settled.by}")
+    elif shown.outcome != "open":
+        click.echo(f"settled   {shown.outcome}, by its policy")
+    click.echo()
+    table(
+        [(one.field, _cell(one.server), _cell(one.client)) for one in shown.differences],
+        ("FIELD", "SERVER NOW", "CLIENT"),
+    )
+    if shown.outcome == "open" and record is not None:
+        click.echo(
+            f"\nrun.py conflicts resolve {shown.conflict_id} --version {record.version}"
+            " --choice server|client|merged"
+        )
+
+
+def _cell(value: object) -> str:
+    return "" if value is UNSET else msgspec.json.encode(value).decode()
+
+
+@conflicts.command(
+    "resolve",
+    epilog="Example: run.py conflicts resolve 4f0c6d2e8b1a4c7f9e3d5a6b7c8d9e0f --choice merged"
+    " --data merged.json",
+)
+@click.argument("conflict_id", metavar="ID")
+@of_tenant
+@click.option(
+    "--choice",
+    type=click.Choice(["server", "client", "merged"]),
+    required=True,
+    help="Whose side becomes the next version; merged is what --data holds.",
+)
+@click.option("--data", type=click.File("rb"), metavar="FILE", help="The merged data, a JSON object.")
+@click.option(
+    "--version",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The version that show showed: if another stands by now, nothing is settled. Else whatever stands.",
+)
+@on_site()
+def resolve(
+    site: Site,
+    *,
+    conflict_id: str,
+    tenant: str | None,
+    choice: Choice,
+    data: BinaryIO | None,
+    version: int | None,
+) -> None:
+    """Settle a conflict. Every choice writes a new version, so that all devices learn of it."""
+    if (choice == "merged") is (data is None):
+        raise click.UsageError("--choice merged needs --data FILE, and no other choice takes it.")
+    merged = None if data is None else data.read()
+    with site.conflicts() as desk:
+        case = desk.conflict(conflict_id, tenant)
+        standing = case.record.version if case.record is not None else 1
+        settled = desk.settle(case, choice, version or standing, merged)
+    conflict = case.conflict
+    click.echo(f"settled: {conflict.domain} {conflict.record_id} is at version {settled.version}")

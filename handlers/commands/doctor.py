@@ -1,0 +1,31 @@
+"""``run.py doctor``: whether all that a server needs is as it should be."""
+
+from __future__ import annotations
+
+import click
+
+from handlers.commands.site import Site, as_json, on_site, table
+
+
+@click.command(
+    "doctor",
+    short_help="Check settings, services and this machine.",
+    epilog="Example: run.py doctor --json",
+)
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@on_site()
+def doctor(site: Site, *, json_: bool) -> None:
+    """Check settings, database, Redis, clock and this machine's limits; each line says what to do.
+
+    The exit status is 1 if anything is a fault, and 0 otherwise, warnings or none.
+    """
+    findings = site.examine()
+    if json_:
+        as_json(findings)
+    else:
+        table(
+            [(one.level, one.subject, one.found, one.remedy) for one in findings],
+            ("LEVEL", "WHAT", "FOUND", "WHAT TO DO"),
+        )
+    if any(one.level == "fault" for one in findings):
+        raise SystemExit(1)

@@ -1,0 +1,148 @@
+"""``run.py conflicts``: a person settles at a prompt what a supervisor's device would settle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands import Run, command
+from tests.device import Device, day, item
+from tests.services import execute, rows
+from tests.serving import Running, Serve
+
+__all__ = ["command"]
+
+NOTE = {"domains": {"note": {"policy": "manual"}}}
+
+
+@pytest.fixture
+def run(command: Run) -> Run:
+    """Run commands with the test's domain."""
+    return lambda *arguments: command("conflicts", *arguments, TIDEMARK__DOMAINS__NOTE__POLICY="manual")
+
+
+async def opened(server: Running, tenant: str = "acme") -> tuple[Device, str]:
+    """Have a tablet's change of n1 wait against a phone's version 1; gives the phone and the id."""
+    phone, tablet = await server.device("phone", tenant), await server.device("tablet", tenant)
+    await phone.push(item("put", "note", "n1", data={"a": 1, "b": True, "same": 0}, at=day(1)))
+    sent = {"a": 2, "c": "x", "same": 0}
+    (held,) = await tablet.push(item("put", "note", "n1", data=sent, at=day(2), base=9))
+    return phone, held["conflict_id"]
+
+
+async def records(phone: Device) -> list[tuple[Any, ...]]:
+    changes = (await phone.pull())["changes"]
+    return [(one["version"], one["device_id"], one["data"]) for one in changes]
+
+
+async def test_a_conflict_is_listed_shown_and_settled(run: Run, serve: Serve, tmp_path: Path) -> None:
+    phone, conflict_id = await opened(await serve(**NOTE))
+    listed = await run("list", "--json")
+    (summary,) = json.loads(listed.out)
+    assert summary.pop("opened_at") > day(9)
+    assert summary == {
+        "tenant": "acme",
+        "conflict_id": conflict_id,
+        "domain": "note",
+        "record_id": "n1",
+        "device_id": "tablet",
+        "policy": "manual",
+        "op": "put",
+        "base": 9,
+        "server_version": 1,
+    }
+    shown = json.loads((await run("show", conflict_id, "--json")).out)
+    assert shown["record"] == {
+        "version": 1,
+        "at": day(1),
+        "device_id": "phone",
+        "data": {"a": 1, "b": True, "same": 0},
+    }
+    assert shown["client"]["data"] == {"a": 2, "c": "x", "same": 0}
+    assert (shown["outcome"], shown["settled"]) == ("open", None)
+    assert shown["differences"] == [
+        {"field": "a", "server": 1, "client": 2},
+        {"field": "b", "server": True},
+        {"field": "c", "client": "x"},
+    ]
+    text = (await run("show", conflict_id)).out
+    assert f"run.py conflicts resolve {conflict_id} --version 1 --choice" in text
+    assert ["a", "1", "2"] in [line.split() for line in text.splitlines()]
+
+    merged = tmp_path / "merged.json"
+    merged.write_text('{"a": 2, "b": false}')
+    settling = ("resolve", conflict_id, "--choice", "merged", "--data", str(merged), "--version", "1")
+    settled = await run(*settling)
+    assert (settled.status, settled.out, settled.err) == (0, "settled: note n1 is at version 2\n", "")
+    assert await records(phone) == [(2, "operator", {"a": 2, "b": False})]
+    again = await run(*settling)
+    assert again.out == settled.out  # the same decision has the same answer
+    other = await run("resolve", conflict_id, "--choice", "server")
+    assert "settled already: `run.py conflicts show" in other.refusal()
+    assert len(await records(phone)) == 1
+    after = json.loads((await run("show", conflict_id, "--json")).out)["settled"]
+    assert (after["choice"], after["by"], after["version"]) == ("merged", "operator", 2)
+    assert json.loads((await run("list", "--json")).out) == []
+
+
+async def test_a_record_that_moved_on_is_looked_at_again(run: Run, serve: Serve) -> None:
+    phone, conflict_id = await opened(await serve(**NOTE))
+    await phone.push(item("put", "note", "n1", data={"a": 5}, base=1))
+    stale = await run("resolve", conflict_id, "--choice", "client", "--version", "1")
+    assert "at version 2 now, not 1 any more: look again with `run.py conflicts show" in stale.refusal()
+    assert await records(phone) == [(2, "phone", {"a": 5})]
+    settled = await run("resolve", conflict_id, "--choice", "client")
+    assert settled.out == "settled: note n1 is at version 3\n"
+    assert await records(phone) == [(3, "operator", {"a": 2, "c": "x", "same": 0})]
+
+
+async def test_what_was_settled_is_nobodys_not_even_a_device_of_that_name(run: Run, serve: Serve) -> None:
+    server = await serve(**NOTE)
+    _, conflict_id = await opened(server)
+    await run("resolve", conflict_id, "--choice", "server")
+    namesake = await server.device("operator")
+    (result,) = await namesake.push(item("put", "note", "n1", data={"a": 9}, base=1))
+    assert (result["status"], result["version"]) == ("conflict", 2)
+
+
+async def test_an_id_is_found_in_its_tenant_alone(run: Run, serve: Serve, dsn: str) -> None:
+    server = await serve(**NOTE)
+    _, conflict_id = await opened(server)
+    other, _ = await opened(server, "globex")
+    elsewhere = await run("show", conflict_id, "--tenant", "globex")
+    assert f"there is no conflict {conflict_id} of globex" in elsewhere.refusal()
+    execute(dsn, f"UPDATE conflict_resolution_log SET conflict_id = '{conflict_id}'")
+    both = await run("resolve", conflict_id, "--choice", "client")
+    assert "choose one with --tenant: acme, globex" in both.refusal()
+    one = await run("resolve", conflict_id, "--choice", "client", "--tenant", "acme")
+    assert one.status == 0
+    assert await records(other) == [(1, "phone", {"a": 1, "b": True, "same": 0})]
+    counts = "SELECT name, seq FROM tenants JOIN tenant_counters USING (tenant_id) ORDER BY 1"
+    assert rows(dsn, counts) == [("acme", 2), ("globex", 1)]
+    assert "there is no tenant no" in (await run("list", "--tenant", "no")).refusal()
+    unknown = await run("show", "nothing")
+    assert unknown.refusal() == "Error: there is no conflict nothing"
+
+
+async def test_a_decision_that_cannot_be_is_a_sentence(run: Run, serve: Serve, tmp_path: Path) -> None:
+    phone, conflict_id = await opened(await serve(**NOTE))
+    file = tmp_path / "merged.json"
+    for choice, text, said in (
+        ("merged", None, "--choice merged needs --data"),
+        ("client", "{}", "--choice merged needs --data"),
+        ("merged", "{", "data: not JSON"),
+        ("merged", "[" * 40 + "]" * 40, "nested deeper than 32"),
+        ("merged", "[]", "data: an object is required"),
+        ("merged", '{"a": 1e400}', "not json"),
+        ("merged", '{"a": 18446744073709551616}', "integers must be from"),
+    ):
+        data = []
+        if text is not None:
+            file.write_text(text)
+            data = ["--data", str(file)]
+        ended = await run("resolve", conflict_id, "--choice", choice, *data)
+        assert said in ended.refusal()
+    assert len(await records(phone)) == 1

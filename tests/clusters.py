@@ -30,7 +30,7 @@ class Cluster:
     def __init__(self, name: str, home: Path, account: Account, binaries: Path) -> None:
         self.name = name
         self.data = home / name
-        self.port = _free_port()
+        self.port = free_port()
         self._account = account
         self._binaries = binaries
         self._process: subprocess.Popen[bytes] | None = None
@@ -137,7 +137,8 @@ def cluster(name: str) -> Iterator[Cluster]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Find a port on the loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

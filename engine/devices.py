@@ -1,99 +1,351 @@
 """What this process knows of each device: its health and its rate, in memory, bounded.
 
-The least recently seen devices are forgotten first; a forgotten device starts anew as one that never
-synced, so the bound is to be well above the devices that one process serves.
+Nothing on the hot path asks the store. A device is read when it connects, all handshakes that come during
+one read sharing the next; what was counted is added to the store every few seconds, for all devices in one
+transaction. While the store is away, devices are let in unread and counts are kept.
 """
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Final
 
 import msgspec
+import structlog
 
 from engine.admission import TokenBucket
+from engine.health import Device, DeviceKey, Health
+from engine.ports import Clock, DeviceStore, HealthUnknownError, StoreError, StorePoisonError
 
-_HOUR_US = 3_600_000_000
+#: Devices read or written by one statement.
+_ROWS: Final = 1000
+#: Devices read at the start, so that those who come back first find themselves known.
+_WARMED: Final = 10_000
+#: How long a handshake waits for its device to be read.
+_PATIENCE_S: Final = 1.0
+_RETRY_S: Final = 1.0
+#: A flush that takes long is not repeated before this many times as long, so that writing behind takes
+#: at most one part in a hundred.
+_REST: Final = 99.0
+_LONGEST_PAUSE_S: Final = 60.0
+_LAST_ATTEMPTS: Final = 3
+#: Looks at everybody in one time to live.
+_SWEEPS: Final = 10
+#: Devices looked at before other work gets its turn on the loop.
+_VISITS_PER_TURN: Final = 500
+#: Of those not seen for longest, how many that have to stay are passed over to find one that may go.
+_PASSED_OVER: Final = 8
+_ON_ITS_WAY: Final = sys.maxsize
 
+_log = structlog.get_logger()
 
-class Device(msgspec.Struct, kw_only=True):
-    """One device. ``failed_syncs`` were answered with an error; ``conflicts`` counts items that met one."""
-
-    bucket: TokenBucket
-    last_sync_at_us: int | None = None
-    total_syncs: int = 0
-    failed_syncs: int = 0
-    sync_duration_us: int = 0
-    conflicts: int = 0
-    network_type: str | None = None
-    app_version: str | None = None
-    os_version: str | None = None
-
-    @property
-    def avg_sync_duration_ms(self) -> float:
-        """Mean time from a sync's arrival to its answer; 0.0 before the first."""
-        return self.sync_duration_us / self.total_syncs / 1000 if self.total_syncs else 0.0
-
-    def synced(self, now_us: int, duration_us: int, conflicts: int) -> None:
-        """Count a sync that was answered with results."""
-        self.last_sync_at_us = now_us
-        self.total_syncs += 1
-        self.sync_duration_us += duration_us
-        self.conflicts += conflicts
-
-    def failed(self, duration_us: int) -> None:
-        """Count a sync that was answered with an error."""
-        self.total_syncs += 1
-        self.failed_syncs += 1
-        self.sync_duration_us += duration_us
-
-    def introduce(
-        self, *, network_type: str | None, app_version: str | None, os_version: str | None
-    ) -> None:
-        """Take in what a device says of itself; what it leaves out stays as known."""
-        self.network_type = network_type or self.network_type
-        self.app_version = app_version or self.app_version
-        self.os_version = os_version or self.os_version
-
-    def health_score(self, now_us: int) -> int:
-        """Return 0 to 100 as of now: a silent device decays."""
-        if self.last_sync_at_us is None:
-            silent_hours = 0.0 if not self.total_syncs else 24.0
-        else:
-            silent_hours = max(0, now_us - self.last_sync_at_us) / _HOUR_US
-        return health_score(self.total_syncs, self.failed_syncs, self.conflicts, silent_hours)
+_Taken = list[tuple[Device, Health]]
 
 
-def health_score(total: int, failed: int, conflicts: int, silent_hours: float) -> int:
-    """60 points for success, 20 for a recent sync, 20 for few conflicts; 100 before the first sync."""
-    if total == 0:
-        return 100
-    success = 60 * (total - failed) / total
-    recent = max(0.0, 20 - 20 * silent_hours / 24)
-    agreed = max(0.0, 20 - 20 * conflicts / total)
-    return round(success + recent + agreed)
+class DeviceLimits(msgspec.Struct, frozen=True):
+    """``remembered`` devices are kept, read again after ``ttl_s``, and written behind every ``flush_s``."""
+
+    remembered: int
+    ttl_s: float
+    flush_s: float
+
+
+class DeviceCounters(msgspec.Struct):
+    """Since the start: reads that memory answered and those that it could not; what was written behind."""
+
+    hits: int = 0
+    misses: int = 0
+    flush_rows: int = 0
+    flush_s: float = 0.0
+    flush_failures: int = 0
 
 
 class Devices:
-    """Devices by (tenant_id, device_id)."""
+    """Devices by tenant and id. ``connected`` tells whether one has a connection here, and so stays."""
 
-    def __init__(self, max_devices: int, messages_per_minute: int) -> None:
-        self._max_devices = max_devices
+    def __init__(
+        self,
+        store: DeviceStore,
+        clock: Clock,
+        connected: Callable[[DeviceKey], bool],
+        limits: DeviceLimits,
+        messages_per_minute: int,
+    ) -> None:
+        self.counters = DeviceCounters()
+        self._store = store
+        self._clock = clock
+        self._connected = connected
+        self._limits = limits
         self._messages_per_minute = messages_per_minute
-        self._devices: OrderedDict[tuple[int, str], Device] = OrderedDict()
-
-    def seen(self, tenant_id: int, device_id: str, now_s: float) -> Device:
-        """Return a device's entry, new or known; hold on to it for the length of a connection."""
-        key = (tenant_id, device_id)
-        device = self._devices.get(key)
-        if device is None:
-            bucket = TokenBucket(float(self._messages_per_minute), now_s)
-            device = self._devices[key] = Device(bucket=bucket)
-            if len(self._devices) > self._max_devices:
-                self._devices.popitem(last=False)
-        else:
-            self._devices.move_to_end(key)
-        return device
+        self._devices: OrderedDict[DeviceKey, Device] = OrderedDict()
+        self._changed: list[Device] = []
+        self._unread: dict[DeviceKey, Device] = {}
+        self._asked = asyncio.Event()
+        self._answered = asyncio.Event()
+        self._unsettled: list[tuple[str, _Taken]] = []
+        self._flushing = asyncio.Lock()
+        # Counts what was settled, so that a read tells whether it saw all of a device or perhaps not yet.
+        self._settled = 0
+        self._reads_fail = False
+        self._writes_fail = False
 
     def __len__(self) -> int:
         """How many devices are remembered."""
         return len(self._devices)
+
+    # -- for those who serve a device -----------------------------------------------------------
+
+    def seen(self, tenant_id: int, device_id: str, now_s: float) -> Device:
+        """Return a device's entry, new or known; hold on to it for the length of a connection."""
+        key = DeviceKey(tenant_id, device_id)
+        device = self._devices.get(key)
+        new = device is None
+        if device is None:
+            device = self._enter(key, now_s)
+        else:
+            self._devices.move_to_end(key)
+        if device.seen_at_s is None or now_s - device.seen_at_s > self._limits.ttl_s:
+            device.seen_at_s = now_s
+            device.note()
+        if new:
+            self._make_room()
+        return device
+
+    async def load(self, tenant_id: int, device_id: str) -> None:
+        """Have a device read that is about to be served; go on without it while the store is away."""
+        device = self.seen(tenant_id, device_id, self._clock.monotonic_s())
+        if device.read_at_s is not None:
+            self.counters.hits += 1
+            return
+        self.counters.misses += 1
+        self._unread[device.key] = device
+        self._asked.set()
+        if not self._reads_fail:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PATIENCE_S):
+                    await self._answered.wait()
+
+    def _enter(self, key: DeviceKey, now_s: float) -> Device:
+        bucket = TokenBucket(float(self._messages_per_minute), now_s)
+        device = self._devices[key] = Device(key=key, bucket=bucket, changed=self._changed)
+        return device
+
+    def _make_room(self) -> None:
+        devices = self._devices
+        for _ in range(_PASSED_OVER):
+            if len(devices) <= self._limits.remembered:
+                return
+            key, device = next(iter(devices.items()))
+            if self._may_go(device):
+                del devices[key]
+            else:
+                devices.move_to_end(key)
+
+    def _may_go(self, device: Device) -> bool:
+        return device.fresh is None and device.settled != _ON_ITS_WAY and not self._connected(device.key)
+
+    # -- as a service ---------------------------------------------------------------------------
+
+    async def warm(self) -> None:
+        """Read those that synced last, before anybody is let in."""
+        now_s = self._clock.monotonic_s()
+        try:
+            found = await self._store.latest(min(_WARMED, self._limits.remembered))
+        except StoreError as error:
+            self._not_read(error)
+            return
+        for health in reversed(found):
+            self._enter(health.key, now_s).read(health, now_s)
+
+    async def run(self) -> None:
+        """Read whoever connects, add to the store, forget who is gone, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._read_unread())
+            group.create_task(self._flush_again_and_again())
+            group.create_task(self._sweep_again_and_again())
+
+    async def drain(self) -> None:
+        """Store what was counted until now."""
+        for attempt in range(1, _LAST_ATTEMPTS + 1):
+            try:
+                while self._changed or self._unsettled:
+                    await self.flush()
+            except StoreError as error:
+                if attempt == _LAST_ATTEMPTS:
+                    _log.error("health_lost", devices=len(self._changed), reason=type(error).__name__)
+                    return
+            else:
+                return
+            await asyncio.sleep(_RETRY_S / 10)
+
+    # -- reading --------------------------------------------------------------------------------
+
+    async def _read_unread(self) -> None:
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            unread, self._unread = self._unread, {}
+            answered, self._answered = self._answered, asyncio.Event()
+            try:
+                await self._read(list(unread.values()))
+            except StoreError as error:
+                self._not_read(error)
+                self._unread = unread | self._unread
+                self._asked.set()
+                answered.set()
+                await asyncio.sleep(_RETRY_S)
+            else:
+                answered.set()
+
+    async def _read(self, devices: list[Device]) -> None:
+        for some in _chunks(devices):
+            settled, now_s = self._settled, self._clock.monotonic_s()
+            found = {health.key: health for health in await self._store.health([one.key for one in some])}
+            for device in some:
+                # What was on its way meanwhile may be in what was read, or not: asked again later.
+                if device.settled <= settled:
+                    device.read(found.get(device.key), now_s)
+        self._reads_fail = False
+
+    def _not_read(self, error: StoreError) -> None:
+        if not self._reads_fail:
+            _log.warning("health_not_read", reason=type(error).__name__)
+        self._reads_fail = True
+
+    async def _sweep_again_and_again(self) -> None:
+        while True:
+            await asyncio.sleep(self._limits.ttl_s / _SWEEPS)
+            try:
+                await self.sweep()
+            except StoreError as error:
+                self._not_read(error)
+
+    async def sweep(self) -> None:
+        """Forget who is gone for the time to live; read again who was not read for it. Raises StoreError."""
+        old_s = self._clock.monotonic_s() - self._limits.ttl_s
+        stale: list[Device] = []
+        for visited, (key, device) in enumerate(list(self._devices.items()), start=1):
+            if max(device.bucket.at_s, device.seen_at_s or 0.0) < old_s and not self._connected(key):
+                if self._may_go(device) and self._devices.get(key) is device:
+                    del self._devices[key]
+            elif device.read_at_s is None or device.read_at_s < old_s:
+                stale.append(device)
+            if visited % _VISITS_PER_TURN == 0:
+                await asyncio.sleep(0)
+        await self._read(stale)
+
+    # -- writing --------------------------------------------------------------------------------
+
+    async def _flush_again_and_again(self) -> None:
+        pause_s = self._limits.flush_s
+        while True:
+            await asyncio.sleep(pause_s)
+            before_s = self.counters.flush_s
+            try:
+                await self.flush()
+                self._writes_fail = False
+            except StoreError as error:
+                if not self._writes_fail:
+                    _log.warning("health_not_stored", reason=type(error).__name__)
+                self._writes_fail = True
+            took_s = self.counters.flush_s - before_s
+            pause_s = max(self._limits.flush_s, min(_REST * took_s, _LONGEST_PAUSE_S))
+
+    async def flush(self) -> None:
+        """Store what was counted until now. Raises StoreError; what is not stored waits for the next time."""
+        async with self._flushing:
+            begun_s = self._clock.monotonic_s()
+            try:
+                await self._settle_unknown()
+                rest = len(self._changed)
+                while rest > 0:
+                    some = self._changed[: min(rest, _ROWS)]
+                    del self._changed[: len(some)]
+                    rest -= len(some)
+                    if taken := self._taken(some):
+                        await self._add(taken)
+            except StoreError:
+                self.counters.flush_failures += 1
+                raise
+            finally:
+                self.counters.flush_s += self._clock.monotonic_s() - begun_s
+
+    def _taken(self, devices: list[Device]) -> _Taken:
+        taken: dict[DeviceKey, tuple[Device, Health]] = {}
+        for device in devices:
+            if device.key in taken:  # it was forgotten while a request held on to it, and came again
+                self._changed.append(device)
+            elif device.fresh is not None:
+                device.settled = _ON_ITS_WAY
+                taken[device.key] = (device, device.take())
+        return [taken[key] for key in sorted(taken)]
+
+    async def _add(self, taken: _Taken) -> None:
+        try:
+            await self._store.add([health for _, health in taken])
+        except HealthUnknownError as error:
+            self._unsettled.append((error.receipt, taken))
+            raise
+        except StorePoisonError as error:
+            await self._add_by_halves(taken, error)
+        except StoreError:
+            self._put_back(taken)
+            raise
+        else:
+            self._settle(taken)
+
+    async def _add_by_halves(self, taken: _Taken, error: StorePoisonError) -> None:
+        """Let one device that the store refuses keep no other from being stored."""
+        if len(taken) == 1:
+            key = taken[0][1].key
+            _log.error(
+                "health_refused",
+                tenant_id=key.tenant_id,
+                device_id=key.device_id,
+                reason=type(error).__name__,
+            )
+            self._settle(taken)
+            return
+        middle = len(taken) // 2
+        try:
+            await self._add(taken[:middle])
+        except StoreError:
+            self._put_back(taken[middle:])
+            raise
+        await self._add(taken[middle:])
+
+    async def _settle_unknown(self) -> None:
+        """Learn what became of commits of unknown outcome, before anything else is written."""
+        while self._unsettled:
+            receipt, taken = self._unsettled[0]
+            stored = await self._store.stored(receipt)
+            if stored is None:
+                raise HealthUnknownError(receipt)
+            del self._unsettled[0]
+            if stored:
+                self._settle(taken)
+            else:
+                self._put_back(taken)
+
+    def _settle(self, taken: _Taken) -> None:
+        self.counters.flush_rows += len(taken)
+        self._leave(taken)
+
+    def _put_back(self, taken: _Taken) -> None:
+        for device, health in taken:
+            device.put_back(health)
+        self._leave(taken)
+
+    def _leave(self, taken: _Taken) -> None:
+        self._settled += 1
+        for device, _ in taken:
+            device.settled = self._settled
+
+
+def _chunks(devices: list[Device]) -> Iterator[list[Device]]:
+    for first in range(0, len(devices), _ROWS):
+        yield devices[first : first + _ROWS]

@@ -58,6 +58,8 @@ class PolicyBook:
         watcher: Watcher,
         renewed: Callable[[], Awaitable[None]],
     ) -> None:
+        #: Reads that memory answered, and those that it could not.
+        self.hits = self.misses = 0
         self._store = store
         self._clock = clock
         self._defaults = defaults
@@ -72,8 +74,13 @@ class PolicyBook:
         self._moves = 0
         self._called = asyncio.Event()
 
+    def __len__(self) -> int:
+        """How many tenants are known."""
+        return len(self._known)
+
     def of(self, tenant_id: int) -> Mapping[str, DomainPolicy]:
         """Return the policies of a tenant that was admitted."""
+        self.hits += 1
         known = self._known.get(tenant_id)
         return self._defaults if known is None else known.policies
 
@@ -85,11 +92,13 @@ class PolicyBook:
         while True:
             known = self._by_name.get(name)
             if known is not None:
+                self.hits += 1
                 return known.tenant
             if self._unknown.get(name, 0.0) > self._clock.monotonic_s():
                 return None
             finding = self._finding.get(name)
             if finding is None:
+                self.misses += 1
                 return await self._find(name)
             failure = await asyncio.shield(finding)
             if failure is not None:

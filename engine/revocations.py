@@ -13,6 +13,10 @@ class Revocations:
         self._store = store
         self._revoked: set[DeviceKey] = set()
 
+    def __len__(self) -> int:
+        """How many devices are revoked."""
+        return len(self._revoked)
+
     def __contains__(self, key: tuple[int, str]) -> bool:
         """Whether a device was revoked."""
         return key in self._revoked

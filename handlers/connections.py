@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -12,8 +12,10 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from engine.errors import SyncError
+from engine.health import DeviceKey
 from engine.messages import PoliciesChanged
 from engine.ports import Clock
+from engine.revocations import Revocations
 from engine.services import ServiceEndedError
 
 if TYPE_CHECKING:
@@ -39,8 +41,9 @@ _CLOSING_S: Final = 2.0
 class Connections:
     """Connections by (tenant_id, device_id), and the task group of all their slow work."""
 
-    def __init__(self, clock: Clock, idle_s: float) -> None:
+    def __init__(self, clock: Clock, idle_s: float, revocations: Revocations) -> None:
         self._clock = clock
+        self._revocations = revocations
         self._idle_s = idle_s
         self._by_device: dict[tuple[int, str], Line] = {}
         self._open: set[Line] = set()
@@ -51,6 +54,10 @@ class Connections:
     def __len__(self) -> int:
         """How many are open."""
         return len(self._open)
+
+    def __contains__(self, key: tuple[int, str]) -> bool:
+        """Whether a device is connected."""
+        return key in self._by_device
 
     def check_staying(self) -> None:
         """Raise SyncError ``unavailable`` once a drain has begun."""
@@ -70,6 +77,14 @@ class Connections:
         self._open.add(connection)
         if older is not None:
             older.dismiss("replaced", CLOSE_REPLACED, _jitter_ms(0), listening=True)
+        if connection.key in self._revocations:  # since its token was looked at
+            _revoke(connection)
+
+    def opened_elsewhere(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
+        """Let a device's connection go if its other one, at another process, is the newer."""
+        ours = self._by_device.get((tenant_id, device_id))
+        if ours is not None and (ours.opened_at_us, ours.session_id) < (at_us, session_id):
+            ours.dismiss("replaced", CLOSE_REPLACED, _jitter_ms(0), listening=True)
 
     def remove(self, connection: Line) -> None:
         """Forget a connection that is gone."""
@@ -92,7 +107,14 @@ class Connections:
         """Send a tenant's devices away."""
         for connection in list(self._open):
             if connection.key[0] == tenant_id:
-                connection.dismiss("revoked", CLOSE_FORBIDDEN, _jitter_ms(0))
+                _revoke(connection)
+
+    def revoked(self, keys: Collection[DeviceKey]) -> None:
+        """Send devices away that were just revoked."""
+        if keys:
+            for connection in list(self._open):
+                if connection.key in keys:
+                    _revoke(connection)
 
     async def run(self) -> None:
         """Send away who says nothing or whose token expired, until cancelled."""
@@ -133,6 +155,10 @@ class Connections:
                 await self._all_gone.wait()
         for connection in list(self._open):
             connection.abort()
+
+
+def _revoke(connection: Line) -> None:
+    connection.dismiss("revoked", CLOSE_FORBIDDEN, _jitter_ms(0))
 
 
 def _jitter_ms(others: int) -> int:

@@ -92,4 +92,5 @@ def services(core: Core, connections: Connections) -> list[Service]:
         Service("connections", connections.run, connections.close_all),
         Service("feed", core.feed.run),
         Service("policies", core.policies.run),
+        Service("devices", core.devices.run, core.devices.drain),
     ]

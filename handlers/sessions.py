@@ -16,7 +16,8 @@ from handlers.core import Core
 async def admitted(core: Core, request: web.Request, codec: Codec) -> tuple[Session, int]:
     """Check origin, token and tenant; give the session and the second at which its token expires.
 
-    Raises SyncError ``unauthenticated`` or ``forbidden``, StoreError for a tenant that must be read first.
+    The device is read by then, if the store answers. Raises SyncError ``unauthenticated`` or ``forbidden``,
+    StoreError for a tenant that must be read first.
     """
     core.verifier.check_origin(request.headers.get("Origin"))
     claims = core.verifier.verify(token_of(request.headers))
@@ -24,6 +25,9 @@ async def admitted(core: Core, request: web.Request, codec: Codec) -> tuple[Sess
     tenant = await core.policies.admit(tenant_name)
     if tenant is None:
         raise SyncError("forbidden", "there is no such tenant")
+    if (tenant.tenant_id, device_id) in core.revocations:
+        raise SyncError("forbidden", "this device was revoked")
+    await core.devices.load(tenant.tenant_id, device_id)
     session = Session(
         tenant=tenant,
         device_id=device_id,

@@ -1,20 +1,159 @@
-"""Devices in memory: health that decays, rates, and a bound on how many are remembered."""
+"""Devices in memory: what is read when, what is written behind, who is forgotten, whatever fails between."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.admission import TokenBucket
-from engine.devices import Device, Devices, health_score
+from engine.devices import DeviceLimits, Devices
+from engine.health import Counts, Device, DeviceKey, Health, health_score
+from engine.ports import (
+    HealthUnknownError,
+    StoreError,
+    StorePoisonError,
+    StoreRetryError,
+    StoreUnavailableError,
+)
 
 HOUR_US = 3_600_000_000
+TTL_S = 300.0
+
+
+class Clock:
+    """Time that moves when a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def now_us(self) -> int:
+        """Give the same in microseconds."""
+        return int(self.now_s * 1_000_000)
+
+    def monotonic_s(self) -> float:
+        """Give the seconds."""
+        return self.now_s
+
+
+class Stored:
+    """``engine.ports.DeviceStore`` in a dict; ``outcomes`` says how the next calls of ``add`` end."""
+
+    def __init__(self) -> None:
+        self.rows: dict[DeviceKey, Counts] = {}
+        self.reads: list[list[DeviceKey]] = []
+        self.outcomes: list[str] = []
+        self.away = False
+        self.poison: DeviceKey | None = None
+        self.receipts: dict[str, bool | None] = {}
+        self.gate: asyncio.Event | None = None
+        self.asked = asyncio.Event()
+        self.answered = asyncio.Event()
+
+    async def health(self, keys: list[DeviceKey]) -> list[Health]:
+        """Read."""
+        self.reads.append(keys)
+        self.asked.set()
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.away:
+            raise StoreUnavailableError("away")
+        self.answered.set()
+        return [self._health(key) for key in keys if key in self.rows]
+
+    async def latest(self, limit: int) -> list[Health]:
+        """Read the first ones: the test puts them in order."""
+        if self.away:
+            raise StoreUnavailableError("away")
+        return [self._health(key) for key in list(self.rows)[:limit]]
+
+    def _health(self, key: DeviceKey) -> Health:
+        return Health(key, self.rows[key], 7, "4g", "1.0", "14")
+
+    async def add(self, changes: list[Health]) -> None:
+        """Add, or fail as told."""
+        keys = [one.key for one in changes]
+        assert keys == sorted(set(keys))
+        assert keys
+        outcome = self.outcomes.pop(0) if self.outcomes else "written"
+        if self.poison in keys:
+            raise StorePoisonError("refused")
+        if outcome == "retry" or self.away:
+            raise StoreRetryError("not now")
+        if outcome in ("written", "unknown and written"):
+            for one in changes:
+                self.rows[one.key] = self.rows.get(one.key, Counts()).plus(one.counts)
+        if outcome.startswith("unknown"):
+            receipt = str(len(self.receipts))
+            self.receipts[receipt] = outcome == "unknown and written"
+            raise HealthUnknownError(receipt)
+
+    async def stored(self, receipt: str) -> bool | None:
+        """Look a receipt up."""
+        if self.away:
+            raise StoreUnavailableError("away")
+        return self.receipts[receipt]
+
+    async def revoked(self) -> set[DeviceKey]:
+        """Nobody."""
+        return set()
+
+
+class Process:
+    """One process's devices, on a store that it may share."""
+
+    def __init__(self, store: Stored, clock: Clock, remembered: int = 100, per_minute: int = 60) -> None:
+        self.connected: set[DeviceKey] = set()
+        self.clock = clock
+        self.devices = Devices(
+            store,
+            clock,
+            self.connected.__contains__,
+            DeviceLimits(remembered, TTL_S, 5),
+            per_minute,
+        )
+
+    def seen(self, name: str, tenant_id: int = 1) -> Device:
+        """Give a device's entry."""
+        return self.devices.seen(tenant_id, name, self.clock.now_s)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run the service meanwhile."""
+        task = asyncio.create_task(self.devices.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+@pytest.fixture
+def store() -> Stored:
+    return Stored()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def process(store: Stored, clock: Clock) -> Process:
+    return Process(store, clock)
 
 
 def device() -> Device:
     """Make a device that has not synced yet."""
-    return Device(bucket=TokenBucket(1.0, 0.0))
+    return Device(key=DeviceKey(1, "phone"), bucket=TokenBucket(1.0, 0.0), changed=[])
+
+
+# -- the score --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -65,13 +204,10 @@ def test_a_device_decays_while_it_is_silent() -> None:
 def test_only_an_answer_with_results_is_a_sync_that_counts_as_recent() -> None:
     one = device()
     one.failed(5_000)
-    assert (one.total_syncs, one.failed_syncs, one.last_sync_at_us) == (1, 1, None)
+    assert (one.counts, one.last_sync_at_us) == (Counts(1, 1, 5_000, 0), None)
     assert one.health_score(0) == 20
     one.synced(HOUR_US, 15_000, 1)
-    assert (one.total_syncs, one.failed_syncs, one.last_sync_at_us) == (2, 1, HOUR_US)
-    assert one.conflicts == 1
-    assert one.avg_sync_duration_ms == 10.0
-    assert device().avg_sync_duration_ms == 0.0
+    assert (one.counts, one.last_sync_at_us) == (Counts(2, 1, 20_000, 1), HOUR_US)
 
 
 def test_what_a_device_leaves_out_stays_as_known() -> None:
@@ -79,32 +215,75 @@ def test_what_a_device_leaves_out_stays_as_known() -> None:
     one.introduce(network_type="4g", app_version="1.0", os_version="14")
     one.introduce(network_type=None, app_version="1.1", os_version=None)
     assert (one.network_type, one.app_version, one.os_version) == ("4g", "1.1", "14")
+    assert one.seen
+    one.take()
+    one.introduce(network_type="4g", app_version="1.1", os_version=None)
+    assert not one.seen, "nothing new is nothing to store"
 
 
-def test_the_same_device_is_the_same_entry_and_tenants_do_not_share() -> None:
-    devices = Devices(10, 60)
-    assert devices.seen(1, "a", 0.0) is devices.seen(1, "a", 5.0)
-    assert devices.seen(1, "a", 0.0) is not devices.seen(2, "a", 0.0)
-    assert len(devices) == 2
+# -- entries and their bound ------------------------------------------------------------------
 
 
-def test_who_was_not_seen_for_longest_is_forgotten_first() -> None:
-    devices = Devices(3, 60)
-    first = {name: devices.seen(1, name, 0.0) for name in "abc"}
-    devices.seen(1, "a", 1.0)
-    devices.seen(1, "d", 2.0)
-    assert len(devices) == 3
-    assert devices.seen(1, "a", 3.0) is first["a"]
-    assert devices.seen(1, "c", 3.0) is first["c"]
-    assert devices.seen(1, "b", 3.0) is not first["b"]
+def test_the_same_device_is_the_same_entry_and_tenants_do_not_share(process: Process) -> None:
+    assert process.seen("a") is process.seen("a")
+    assert process.seen("a") is not process.seen("a", tenant_id=2)
+    assert len(process.devices) == 2
 
 
-def test_a_new_device_may_send_a_minutes_worth_at_once() -> None:
-    bucket = Devices(1, 60).seen(1, "a", 100.0).bucket
-    assert [bucket.take(60, 100.0) for _ in range(60)] == [0] * 60
-    assert bucket.take(60, 100.0) == 1000
-    assert bucket.take(60, 100.5) == 500
-    assert bucket.take(60, 101.0) == 0
+async def test_who_was_not_seen_for_longest_is_forgotten_first(store: Stored, clock: Clock) -> None:
+    process = Process(store, clock, remembered=3)
+    first = {name: process.seen(name) for name in "abc"}
+    await process.devices.flush()
+    process.seen("a")
+    process.seen("d")
+    assert len(process.devices) == 3
+    assert process.seen("a") is first["a"]
+    assert process.seen("c") is first["c"]
+    assert process.seen("b") is not first["b"]
+
+
+async def test_who_has_something_to_store_or_is_connected_is_never_forgotten(
+    store: Stored, clock: Clock
+) -> None:
+    process = Process(store, clock, remembered=2)
+    connected = process.seen("connected")
+    process.connected.add(connected.key)
+    await process.devices.flush()
+    unstored = process.seen("unstored")
+    unstored.synced(1, 1, 1)
+    for number in range(20):
+        process.seen(f"d{number}")
+    assert process.seen("connected") is connected
+    assert process.seen("unstored") is unstored
+    assert len(process.devices) == 22
+    await process.devices.flush()
+    for number in range(20, 40):
+        process.seen(f"d{number}")
+        await process.devices.flush()
+    assert len(process.devices) == 2
+    assert process.seen("connected") is connected
+
+
+async def test_who_is_gone_for_the_time_to_live_is_forgotten(process: Process, clock: Clock) -> None:
+    gone, unstored, connected = [process.seen(name) for name in ("gone", "unstored", "connected")]
+    process.connected.add(connected.key)
+    await process.devices.flush()
+    clock.now_s += TTL_S + 1
+    unstored.failed(1)
+    await process.devices.sweep()
+    assert len(process.devices) == 2
+    assert process.seen("unstored") is unstored
+    assert process.seen("connected") is connected
+    assert process.seen("gone") is not gone
+
+
+def test_a_new_device_may_send_a_minutes_worth_at_once(process: Process) -> None:
+    bucket = process.seen("a").bucket
+    now_s = process.clock.now_s
+    assert [bucket.take(60, now_s) for _ in range(60)] == [0] * 60
+    assert bucket.take(60, now_s) == 1000
+    assert bucket.take(60, now_s + 0.5) == 500
+    assert bucket.take(60, now_s + 1.0) == 0
     assert bucket.take(60, 1_000_000.0) == 0
     assert bucket.tokens == 59.0, "a full bucket holds one minute's worth"
 
@@ -128,3 +307,216 @@ def test_no_more_pass_than_the_rate_allows_and_waiting_as_told_helps(
             now_s += wait_ms / 1000 + 1e-6
             passed += 1
     assert passed <= per_minute * (1 + now_s / 60) + 1
+
+
+# -- reading ----------------------------------------------------------------------------------
+
+
+async def test_handshakes_that_come_together_share_one_read(process: Process, store: Stored) -> None:
+    store.rows[DeviceKey(1, "d3")] = Counts(5, 1, 10, 2)
+    async with process.running():
+        await asyncio.gather(*[process.devices.load(1, f"d{number}") for number in range(50)])
+        assert [len(keys) for keys in store.reads] == [50]
+        await process.devices.load(1, "d3")
+    assert len(store.reads) == 1
+    assert process.seen("d3").counts == Counts(5, 1, 10, 2)
+    assert process.seen("d3").app_version == "1.0"
+    counters = process.devices.counters
+    assert (counters.hits, counters.misses) == (1, 50)
+
+
+async def test_who_comes_during_a_read_shares_the_next(process: Process, store: Stored) -> None:
+    store.gate = asyncio.Event()
+    async with process.running():
+        first = asyncio.create_task(process.devices.load(1, "first"))
+        await store.asked.wait()
+        later = [asyncio.create_task(process.devices.load(1, f"d{number}")) for number in range(5)]
+        await asyncio.sleep(0)
+        store.gate.set()
+        await asyncio.gather(first, *later)
+    assert [len(keys) for keys in store.reads] == [1, 5]
+
+
+async def test_while_the_store_is_away_devices_are_let_in_and_read_later(
+    process: Process, store: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.devices._RETRY_S", 0.001)
+    store.rows[DeviceKey(1, "phone")] = Counts(5, 0, 0, 0)
+    store.away = True
+    async with process.running():
+        await process.devices.load(1, "phone")
+        phone = process.seen("phone")
+        assert phone.read_at_s is None
+        phone.synced(9, 1, 0)
+        store.away = False
+        store.answered.clear()
+        await store.answered.wait()
+    assert phone.counts == Counts(6, 0, 1, 0)
+    assert phone.last_sync_at_us == 9
+
+
+async def test_who_was_not_read_for_the_time_to_live_is_read_again_in_one(
+    process: Process, store: Stored, clock: Clock
+) -> None:
+    names = [f"d{number}" for number in range(5)]
+    for name in names:
+        process.connected.add(process.seen(name).key)
+    await process.devices.sweep()
+    await process.devices.sweep()
+    assert [len(keys) for keys in store.reads] == [5]
+    await process.devices.flush()
+    store.rows[DeviceKey(1, "d0")] = Counts(9, 0, 0, 0)
+    clock.now_s += TTL_S + 1
+    await process.devices.sweep()
+    assert [len(keys) for keys in store.reads] == [5, 5]
+    assert process.seen("d0").counts == Counts(9, 0, 0, 0)
+
+
+async def test_what_may_be_on_its_way_to_the_store_is_not_read_over(
+    process: Process, store: Stored
+) -> None:
+    phone = process.seen("phone")
+    process.connected.add(phone.key)
+    phone.synced(1, 1, 0)
+    store.gate = asyncio.Event()
+    reading = asyncio.create_task(process.devices.sweep())
+    await store.asked.wait()
+    await process.devices.flush()
+    store.rows[phone.key] = Counts()  # what the read saw, had it been a moment earlier
+    store.gate.set()
+    await reading
+    assert phone.counts == Counts(1, 0, 1, 0)
+    assert phone.read_at_s is None, "it is asked for again"
+
+
+async def test_who_synced_last_is_known_from_the_start(process: Process, store: Stored) -> None:
+    store.rows = {DeviceKey(1, f"d{number}"): Counts(number + 1, 0, 0, 0) for number in range(3)}
+    await process.devices.warm()
+    assert len(process.devices) == 3
+    await process.devices.load(1, "d2")
+    assert process.seen("d2").counts.syncs == 3
+    assert store.reads == []
+
+
+async def test_a_store_that_is_away_does_not_keep_from_starting(process: Process, store: Stored) -> None:
+    store.away = True
+    await process.devices.warm()
+    assert len(process.devices) == 0
+
+
+# -- writing behind ---------------------------------------------------------------------------
+
+
+async def test_a_device_that_the_store_refuses_keeps_no_other_from_being_stored(
+    process: Process, store: Stored
+) -> None:
+    store.poison = DeviceKey(1, "d3")
+    for number in range(7):
+        process.seen(f"d{number}").synced(1, 1, 0)
+    await process.devices.flush()
+    assert set(store.rows) == {DeviceKey(1, f"d{number}") for number in range(7) if number != 3}
+    assert process.devices.counters.flush_rows == 7
+    await process.devices.flush()
+    assert process.devices.counters.flush_rows == 7
+
+
+async def test_many_are_stored_in_pieces_and_what_failed_waits(process: Process, store: Stored) -> None:
+    for number in range(2500):
+        process.seen(f"d{number}").failed(2)
+    store.outcomes = ["written", "retry"]
+    with pytest.raises(StoreRetryError):
+        await process.devices.flush()
+    assert len(store.rows) == 1000
+    assert process.devices.counters.flush_failures == 1
+    await process.devices.flush()
+    assert len(store.rows) == 2500
+    assert set(map(repr, store.rows.values())) == {repr(Counts(1, 1, 2, 0))}
+
+
+async def test_an_entry_that_was_forgotten_under_a_request_is_stored_beside_its_successor(
+    store: Stored, clock: Clock
+) -> None:
+    process = Process(store, clock, remembered=1)
+    old = process.seen("phone")
+    await process.devices.flush()
+    process.seen("tablet")
+    new = process.seen("phone")
+    assert new is not old
+    old.synced(1, 1, 0)
+    new.synced(2, 1, 0)
+    await process.devices.drain()
+    assert store.rows[old.key] == Counts(2, 0, 2, 0)
+
+
+async def test_a_drain_tries_again_and_does_not_hang(
+    process: Process, store: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.devices._RETRY_S", 0.001)
+    process.seen("phone").synced(1, 1, 0)
+    store.outcomes = ["retry", "unknown and written"]
+    await process.devices.drain()
+    assert store.rows == {DeviceKey(1, "phone"): Counts(1, 0, 1, 0)}
+    process.seen("phone").synced(1, 1, 0)
+    store.away = True
+    await process.devices.drain()
+
+
+ENDS = ("written", "retry", "unknown and written", "unknown and lost")
+STEPS = st.one_of(
+    st.tuples(st.just("sync"), st.integers(0, 1), st.integers(0, 2)),
+    st.tuples(st.just("fail"), st.integers(0, 1), st.integers(0, 2)),
+    st.tuples(st.just("flush"), st.integers(0, 1), st.sampled_from(ENDS)),
+    st.tuples(st.just("away"), st.integers(0, 1), st.booleans()),
+    st.tuples(st.just("read"), st.integers(0, 1), st.just(0)),
+    st.tuples(st.just("undecided"), st.integers(0, 1), st.booleans()),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(STEPS, max_size=40))
+def test_what_two_processes_count_adds_up_whatever_fails(steps: list[tuple[str, int, object]]) -> None:
+    asyncio.run(_adds_up(steps))
+
+
+async def _adds_up(steps: list[tuple[str, int, object]]) -> None:
+    store, clock = Stored(), Clock()
+    processes = [Process(store, clock), Process(store, clock)]
+    counted: dict[DeviceKey, Counts] = {}
+    hidden: dict[str, bool | None] = {}
+    for what, which, detail in steps:
+        process = processes[which]
+        if what in ("sync", "fail"):
+            one = process.seen(f"d{detail}")
+            process.connected.add(one.key)
+            if what == "sync":
+                one.synced(1, 3, 2)
+            else:
+                one.failed(5)
+            added = Counts(1, 0, 3, 2) if what == "sync" else Counts(1, 1, 5, 0)
+            counted[one.key] = counted.get(one.key, Counts()).plus(added)
+        elif what == "flush":
+            store.outcomes = [str(detail)]
+            with suppress(StoreError):
+                await process.devices.flush()
+            store.outcomes = []
+        elif what == "away":
+            store.away = bool(detail)
+        elif what == "undecided" and detail:
+            hidden |= {name: known for name, known in store.receipts.items() if known is not None}
+            store.receipts = dict.fromkeys(store.receipts)
+        elif what == "undecided":
+            store.receipts |= hidden
+        else:
+            clock.now_s += TTL_S + 1
+            with suppress(StoreError):
+                await process.devices.sweep()
+    store.away = False
+    store.receipts |= hidden
+    for process in processes:
+        await process.devices.flush()
+    assert {key: counts for key, counts in store.rows.items() if counts != Counts()} == counted
+    clock.now_s += TTL_S + 1
+    for process in processes:
+        await process.devices.sweep()
+        for key in process.connected:
+            assert process.seen(key.device_id).counts == counted[key]

@@ -1,0 +1,230 @@
+"""Devices as a server serves them: health that outlives it, failures that count, tokens that are revoked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from aiohttp import WSServerHandshakeError
+
+from engine.devices import Devices
+from storage.embedded import Services
+from storage.fleet import PostgresFleet
+from tests.device import Device, Json, item, put
+from tests.services import rows
+from tests.serving import Running, Serve
+from tests.test_close_codes import goodbye
+from tests.test_commands import Ended
+from tests.test_probes import outage
+
+QUICK = {"devices": {"flush_s": 1}}
+STORED = "SELECT total_syncs::int, failed_syncs::int, conflicts::int FROM sync_device_health"
+
+
+async def stored(server: Running, wanted: list[tuple[object, ...]]) -> None:
+    """Wait until that is what the database holds."""
+    while rows(server.dsn, f"{STORED} ORDER BY device_id") != wanted:  # noqa: ASYNC110  # nobody tells when
+        await asyncio.sleep(0.02)
+
+
+async def test_health_is_stored_behind_and_found_again_after_a_restart(serve: Serve) -> None:
+    server = await serve(**QUICK)
+    phone, tablet = await server.device("phone"), await server.device("tablet")
+    await phone.send({"type": "hello", "app_version": "2.1", "os_version": "15"})
+    await phone.push(put("a1", None, n=1))
+    await tablet.push(put("a1", None, n=2))
+    await tablet.ask("heartbeat", network="wifi")
+    await stored(server, [(1, 0, 0), (1, 0, 1)])
+    for number in range(2, 10):
+        await phone.push(put(f"a{number}", None, n=1))
+    await server.drained()
+    assert rows(server.dsn, f"{STORED} ORDER BY device_id") == [(9, 0, 0), (1, 0, 1)]
+    said = "SELECT device_id, app_version, os_version, network_type FROM sync_device_health ORDER BY 1"
+    assert rows(server.dsn, said) == [("phone", "2.1", "15", None), ("tablet", None, None, "wifi")]
+    later = await serve()
+    assert (await (await later.device("tablet")).ask("heartbeat"))["health_score"] == 80
+    assert (await (await later.device("phone")).ask("heartbeat"))["health_score"] == 100
+
+
+async def test_two_servers_count_the_same_device_together(serve: Serve) -> None:
+    servers = [await serve(**QUICK), await serve(**QUICK)]
+    for number in range(6):
+        phone = await servers[number % 2].device("phone")
+        await phone.push(put(f"a{number}", None, n=1))
+    await stored(servers[0], [(6, 0, 0)])
+
+
+async def test_what_fails_is_counted_alike_on_sockets_and_over_http(serve: Serve) -> None:
+    server = await serve(**QUICK)
+    phone = await server.device("phone")
+    items = [put("a1", None, n=1)]
+    other = [put("a1", None, n=2)]
+    many = [put(f"m{number}", None, n=1) for number in range(501)]
+    failures: list[tuple[Json, str]] = [
+        ({"key": "k", "items": other}, "idempotency_key_reused"),
+        ({"key": "k2", "items": many}, "too_large"),
+        ({"key": "k3", "items": [1]}, "invalid_message"),
+    ]
+    await phone.told("synced", "sync", key="k", items=items)
+    reply = await server.post("/v1/sync", {"type": "sync", "key": "k", "items": items}, "tablet")
+    assert reply.status == 200
+    for fields, code in failures:
+        assert (await phone.refused("sync", **fields))["code"] == code
+        reply = await server.post("/v1/sync", {"type": "sync", **fields}, "tablet")
+        assert reply.message["code"] == code
+    await stored(server, [(4, 3, 0), (4, 3, 0)])
+
+
+async def test_a_sync_that_the_server_puts_off_is_no_failure_of_the_device(
+    serve: Serve, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.committer.PATIENCE_S", 0.1)
+    server = await serve(**QUICK)
+    phone = await server.device("phone")
+    items = [put("a1", None, n=1)]
+    with outage(services, server.dsn):
+        assert (await phone.refused("sync", key="k", items=items))["code"] == "unavailable"
+        body: Json = {"type": "sync", "key": "k", "items": items}
+        assert (await server.post("/v1/sync", body)).verdict == (503, "unavailable")
+        assert (await phone.ask("heartbeat"))["health_score"] == 100
+    await phone.told("synced", "sync", key="k", items=items)
+    await stored(server, [(1, 0, 0)])
+
+
+async def test_a_revoked_device_is_sent_away_within_a_second_and_its_tokens_are_refused(
+    serve: Serve,
+) -> None:
+    server = await serve()
+    phone, other = await server.device("phone"), await server.device("phone", "globex")
+    tablet = await server.device("tablet")
+    assert PostgresFleet(server.dsn).revoke("acme", "phone")
+    began_s = asyncio.get_running_loop().time()
+    assert goodbye_of(await told(phone)) == ("revoked", 4403)
+    assert asyncio.get_running_loop().time() - began_s < 5, "a second, with room for a busy machine"
+    await refused(server, "phone")
+    for device in (other, tablet):
+        await device.push(put("a1", None, n=1))
+    await refused(await serve(), "phone")
+
+
+async def told(device: Device) -> tuple[list[Json], int | None]:
+    """Wait for the close."""
+    code = await device.closed()
+    return device.unasked, code
+
+
+def goodbye_of(ended: tuple[list[Json], int | None]) -> tuple[str | None, int | None]:
+    """Give the reason and the code."""
+    return goodbye(ended[0]), ended[1]
+
+
+async def refused(server: Running, name: str, tenant: str = "acme") -> None:
+    """Expect that a device is refused on a socket and over HTTP."""
+    with pytest.raises(WSServerHandshakeError) as handshake:
+        await server.device(name, tenant)
+    assert handshake.value.status == 403
+    assert (await server.get("/v1/changes", name, tenant)).verdict == (403, "forbidden")
+    body: Json = {"type": "sync", "key": "k", "items": []}
+    assert (await server.post("/v1/sync", body, name, tenant)).verdict == (403, "forbidden")
+
+
+async def heard_of_it(server: Running, name: str, tenant: str) -> None:
+    """Wait until a server knows of a revocation."""
+    while (await server.get("/v1/changes", name, tenant)).status != 403:  # noqa: ASYNC110  # as above
+        await asyncio.sleep(0.02)
+
+
+async def test_a_device_that_was_never_seen_can_be_revoked(serve: Serve) -> None:
+    server = await serve()
+    PostgresFleet(server.dsn).revoke("globex", "lost")
+    await heard_of_it(server, "lost", "globex")
+    await refused(server, "lost", "globex")
+    await server.device("lost", "acme")
+
+
+async def test_a_handshake_that_was_under_way_is_sent_away_as_well(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve()
+    looked: asyncio.Event = asyncio.Event()
+    go: asyncio.Event = asyncio.Event()
+    load = Devices.load
+
+    async def held(self: Devices, tenant_id: int, device_id: str) -> None:
+        await load(self, tenant_id, device_id)
+        if not looked.is_set():
+            looked.set()
+            await go.wait()
+
+    monkeypatch.setattr(Devices, "load", held)
+    connecting = asyncio.create_task(server.device("phone"))
+    await looked.wait()
+    PostgresFleet(server.dsn).revoke("acme", "phone")
+    await heard_of_it(server, "phone", "acme")
+    go.set()
+    assert goodbye_of(await told(await connecting)) == ("revoked", 4403)
+
+
+def run(server: Running, *arguments: str) -> Ended:
+    """Run a command beside the server."""
+    return Ended(*arguments, TIDEMARK__POSTGRES__DSN=server.dsn)
+
+
+async def test_the_commands_show_what_the_server_stored(serve: Serve) -> None:
+    server = await serve(**QUICK)
+    phone = await server.device("phone")
+    await phone.send({"type": "hello", "app_version": "2.1"})
+    await phone.push(put("a1", None, n=1), item("put", "nothing", "x", data={}))
+    await (await server.device("phone", "globex")).push(put("a1", None, n=1))
+    await stored(server, [(1, 0, 0), (1, 0, 0)])
+
+    async def command(*arguments: str) -> Ended:
+        return await asyncio.to_thread(run, server, "device", *arguments)
+
+    listed = (await command("list", "--tenant", "acme")).out.splitlines()
+    heading = "TENANT DEVICE LAST SYNC SYNCS FAILED CONFLICTS HEALTH APP REVOKED"
+    assert " ".join(listed[0].split()) == heading
+    assert listed[1].split()[:2] + listed[1].split()[4:] == ["acme", "phone", "1", "0", "0", "100", "2.1"]
+    assert len((await command("list")).out.splitlines()) == 3
+    (shown,) = json.loads((await command("list", "--tenant", "acme", "--json")).out)
+    assert shown == json.loads((await command("show", "--tenant", "acme", "phone", "--json")).out)
+    assert (shown["total_syncs"], shown["health_score"], shown["revoked_at"]) == (1, 100, None)
+    assert shown["avg_sync_duration_ms"] > 0
+    revoke = await command("revoke", "--tenant", "acme", "phone")
+    assert (revoke.status, revoke.out) == (0, "revoked phone of acme\n")
+    assert goodbye_of(await told(phone)) == ("revoked", 4403)
+    again = await command("revoke", "--tenant", "acme", "phone")
+    assert again.out == "phone of acme was revoked already\n"
+    shown = (await command("show", "--tenant", "acme", "phone")).out
+    assert "revoked_at" in shown
+    assert [line.split()[0] for line in shown.splitlines()][:2] == ["FIELD", "tenant"]
+    for arguments, sentence in (
+        (("show", "--tenant", "acme", "nobody"), "tenant acme has no device nobody"),
+        (("list", "--tenant", "nobody"), "there is no tenant nobody"),
+        (("revoke", "--tenant", "nobody", "phone"), "there is no tenant nobody"),
+        (("revoke", "--tenant", "acme", "a/b"), "a device's id is 1 to 255 of"),
+    ):
+        assert sentence in (await command(*arguments)).refusal()
+
+
+async def test_a_scrape_tells_what_is_written_behind(serve: Serve) -> None:
+    server = await serve(**QUICK)
+    phone = await server.device("phone")
+    for number in range(5):
+        await phone.push(put(f"a{number}", None, n=1))
+    await stored(server, [(5, 0, 0)])
+    await server.get("/v1/conflicts", "phone")
+    text = (await server.get("/metrics")).body.decode()
+    found = {
+        line.split()[0]: float(line.split()[1]) for line in text.splitlines() if not line.startswith("#")
+    }
+    assert found["tidemark_device_misses_total"] == 1
+    assert found["tidemark_device_hits_total"] == 6
+    assert found["tidemark_policy_misses_total"] == 1
+    assert found["tidemark_policy_hits_total"] >= 7
+    assert found["tidemark_health_flush_rows_total"] >= 1
+    assert found["tidemark_health_flush_failures_total"] == 0
+    assert 0 < found["tidemark_health_flush_seconds_total"] < 5
+    assert found["tidemark_batch_seconds_total"] > 0
+    assert found["tidemark_tenants_remembered"] == 1

@@ -6,6 +6,7 @@ counted itself apart from what is stored, and the store adds.
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 import msgspec
@@ -112,9 +113,9 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
     ) -> None:
         """Take in what a device says of itself; what it leaves out stays as known."""
         said = (
-            network_type or self.network_type,
-            app_version or self.app_version,
-            os_version or self.os_version,
+            _shared(network_type or self.network_type),
+            _shared(app_version or self.app_version),
+            _shared(os_version or self.os_version),
         )
         if said != (self.network_type, self.app_version, self.os_version):
             self.network_type, self.app_version, self.os_version = said
@@ -171,13 +172,18 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
         if stored.last_sync_at_us is not None:
             self.last_sync_at_us = max(stored.last_sync_at_us, self.last_sync_at_us or 0)
         said = self if self.seen else stored
-        self.network_type = said.network_type or stored.network_type
-        self.app_version = said.app_version or stored.app_version
-        self.os_version = said.os_version or stored.os_version
+        self.network_type = _shared(said.network_type or stored.network_type)
+        self.app_version = _shared(said.app_version or stored.app_version)
+        self.os_version = _shared(said.os_version or stored.os_version)
 
     def health_score(self, now_us: int) -> int:
         """Return 0 to 100 as of now: a silent device decays."""
         return score(self.counts, self.last_sync_at_us, now_us)
+
+
+def _shared(text: str | None) -> str | None:
+    """Return the one object of an equal text: there are few versions, and many devices of each."""
+    return None if text is None else sys.intern(text)
 
 
 def score(counts: Counts, last_sync_at_us: int | None, now_us: int) -> int:

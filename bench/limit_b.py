@@ -132,7 +132,7 @@ async def _measure(task: Task) -> None:
         _Clock(),
         lambda _: None,
         lambda _: None,
-        CommitLimits(commit.batch_messages, commit.batch_bytes, commit.queue_messages, commit.queue_bytes),
+        CommitLimits(commit.batch_items, commit.batch_bytes, commit.queue_messages, commit.queue_bytes),
         commit.lanes,
     )
     running = asyncio.create_task(committer.run())

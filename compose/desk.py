@@ -145,7 +145,7 @@ async def _committed(
             lambda changes: tenants.update(_tenants(changes)),
             tenants.update,
             CommitLimits(
-                settings.commit.batch_messages,
+                settings.commit.batch_items,
                 settings.commit.batch_bytes,
                 settings.commit.queue_messages,
                 settings.commit.queue_bytes,

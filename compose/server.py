@@ -25,8 +25,10 @@ from engine.devices import DeviceLimits, Devices
 from engine.domains import Domains
 from engine.feed import Feed, FeedLimits
 from engine.intake import Intake
+from engine.neighbours import Neighbours
 from engine.policies import PolicyBook
 from engine.revocations import Revocations
+from engine.rows import Record
 from engine.rules import Rules
 from engine.services import Service, running
 from engine.settings import Settings
@@ -36,6 +38,7 @@ from handlers.core import Core, EdgeLimits
 from handlers.peer import Refusals, networks
 from handlers.server import application, listening, services
 from handlers.traffic import Traffic
+from storage.bus import RedisBus
 from storage.commit import PostgresStore
 from storage.conflicts import PostgresConflicts
 from storage.devices import PostgresDevices
@@ -62,7 +65,7 @@ class SystemClock:
 class Server:
     """One process: the engine, its stores, its edge."""
 
-    def __init__(self, settings: Settings, dsn: str, keys: KeySet) -> None:
+    def __init__(self, settings: Settings, dsn: str, redis_url: str, keys: KeySet) -> None:
         self._settings = settings
         self._dsn = dsn
         clock = SystemClock()
@@ -85,6 +88,12 @@ class Server:
         self._revocations = Revocations(device_store)
         self._connections = Connections(clock, server.idle_s, self._revocations)
         self._feed = feed
+        bus = RedisBus(redis_url, self._reads, lambda: feed.epoch)
+
+        def committed(changes: list[tuple[Record, str]]) -> None:
+            feed.publish(changes)
+            bus.committed(changes)
+
         policies = PolicyBook(
             PostgresTenants(self._reads),
             clock,
@@ -103,10 +112,10 @@ class Server:
             PostgresStore(self._writes, settings.idempotency.lifetime_h),
             rules,
             clock,
-            feed.publish,
+            committed,
             feed.doubt,
             CommitLimits(
-                settings.commit.batch_messages,
+                settings.commit.batch_items,
                 settings.commit.batch_bytes,
                 settings.commit.queue_messages,
                 settings.commit.queue_bytes,
@@ -144,7 +153,9 @@ class Server:
             traffic=Traffic(),
             tenant_rates=TenantRates(limits.tenant_messages_per_minute),
             refusals=Refusals(networks(server.trusted_proxies)),
+            bus=bus,
         )
+        self._neighbours = Neighbours(bus, feed, policies, self._connections)
 
     async def run(self, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled from outside or told to stop by SIGTERM or SIGINT, then drain.
@@ -156,7 +167,11 @@ class Server:
         await self._renew()
         await self._core.devices.warm()
         app = application(self._core, self._connections, self._faults)
-        everything = [*services(self._core, self._connections), Service("maintenance", self._maintain)]
+        everything = [
+            *services(self._core, self._connections),
+            Service("neighbours", self._neighbours.run, self._core.bus.drain),
+            Service("maintenance", self._maintain),
+        ]
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._writes.close)
             stack.push_async_callback(self._reads.close)
@@ -198,13 +213,13 @@ class Server:
 
 
 def run_server(
-    settings: Settings, dsn: str, keys: KeySet, started: Callable[[int], None] = lambda _: None
+    settings: Settings, dsn: str, redis_url: str, keys: KeySet, started: Callable[[int], None] = lambda _: None
 ) -> None:
     """Serve in this process until told to stop; ``started`` is told the port."""
     _raise_file_limit()
 
     async def main() -> None:
-        server = Server(settings, dsn, keys)
+        server = Server(settings, dsn, redis_url, keys)
         async with anyio.create_task_group() as group:
             started(await group.start(server.run))
 

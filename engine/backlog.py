@@ -24,9 +24,9 @@ ITEM_BYTES = 1024
 
 
 class CommitLimits(msgspec.Struct, frozen=True):
-    """Bounds of a batch and of all that waits."""
+    """Bounds of a batch and of all that waits. What a batch holds keeps the loop busy at a stretch."""
 
-    batch_messages: int
+    batch_items: int
     batch_bytes: int
     queue_messages: int
     queue_bytes: int
@@ -44,6 +44,7 @@ class Waiting(msgspec.Struct, frozen=True, gc=False):
 
     job: Job
     reply: Reply
+    items: int
     size_bytes: int
     since_s: float
 
@@ -68,7 +69,7 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 class Backlog:
-    """Jobs by tenant. ``messages`` and ``size_bytes`` count what waits, not what was taken."""
+    """Jobs by tenant. ``messages``, ``items`` and ``size_bytes`` count what waits, not what was taken."""
 
     def __init__(self, limits: CommitLimits) -> None:
         self._limits = limits
@@ -77,20 +78,23 @@ class Backlog:
         self._held: set[int] = set()
         self.overload = Overload()
         self.messages = 0
+        self.items = 0
         self.size_bytes = 0
 
     def add(self, job: Job, reply: Reply, now_s: float) -> bool:
         """Take a job in; False, and nothing done, when too much waits."""
-        size_bytes = JOB_BYTES
+        items, size_bytes = 1, JOB_BYTES
         if type(job) is Push:
+            items = len(job.items) or 1
             size_bytes += len(job.raw_items) + ITEM_BYTES * len(job.items)
         limits = self._limits
         if self.messages >= limits.queue_messages or self.size_bytes + size_bytes > limits.queue_bytes:
             return False
         self.messages += 1
+        self.items += items
         self.size_bytes += size_bytes
         queue = self._queue(job.tenant_id)
-        queue.jobs.append(Waiting(job, reply, size_bytes, now_s))
+        queue.jobs.append(Waiting(job, reply, items, size_bytes, now_s))
         queue.size_bytes += size_bytes
         return True
 
@@ -122,37 +126,41 @@ class Backlog:
 
     def take(self, now_s: float) -> Batch:
         """Take a batch, all that one free tenant after another has, and hold them; one job at least."""
-        most, room = self._limits.batch_messages, self._limits.batch_bytes
+        most, most_bytes = self._limits.batch_items, self._limits.batch_bytes
         batch: list[Waiting] = []
-        largest = size_bytes = 0
+        largest = items = size_bytes = 0
         oldest_s = now_s
-        while self._free and len(batch) < most:
+        full = False
+        while self._free and not full:
             tenant_id = self._free.popleft()
             queue = self._queues[tenant_id]
             jobs = queue.jobs
-            first = len(batch)
-            before_bytes = size_bytes
-            while jobs and len(batch) < most:
-                if batch and size_bytes + jobs[0].size_bytes > room:
+            first, before, before_bytes = len(batch), items, size_bytes
+            while jobs:
+                waiting = jobs[0]
+                if batch and (items + waiting.items > most or size_bytes + waiting.size_bytes > most_bytes):
+                    full = True
                     break
-                waiting = jobs.popleft()
+                batch.append(jobs.popleft())
+                items += waiting.items
                 size_bytes += waiting.size_bytes
-                batch.append(waiting)
             if len(batch) == first:  # no room for its next one: it is first the next time
                 self._free.appendleft(tenant_id)
                 break
             oldest_s = min(oldest_s, batch[first].since_s)
-            largest = max(largest, size_bytes - before_bytes)
+            largest = max(largest, items - before)
             self._held.add(tenant_id)
             if jobs:
                 queue.size_bytes -= size_bytes - before_bytes
             else:
                 del self._queues[tenant_id]
         self.messages -= len(batch)
+        self.items -= items
         self.size_bytes -= size_bytes
         self.overload.waited(now_s - oldest_s, now_s)
-        large = size_bytes * 4 >= room or len(batch) * 4 >= most
-        return Batch(batch, size_bytes, large and largest * 2 > size_bytes, self.messages > 0)
+        return Batch(
+            batch, size_bytes, one_sided=items * 4 >= most and largest * 2 > items, left_some=self.messages > 0
+        )
 
     def put_back(self, batch: list[Waiting]) -> None:
         """Let jobs of held tenants wait again, before all that came later."""
@@ -161,6 +169,7 @@ class Backlog:
             queue.jobs.appendleft(waiting)
             queue.size_bytes += waiting.size_bytes
             self.messages += 1
+            self.items += waiting.items
             self.size_bytes += waiting.size_bytes
 
     def settled(self, batch: list[Waiting]) -> None:
@@ -175,5 +184,5 @@ class Backlog:
         everything = [waiting for queue in self._queues.values() for waiting in queue.jobs]
         self._queues.clear()
         self._free.clear()
-        self.messages = self.size_bytes = 0
+        self.messages = self.items = self.size_bytes = 0
         return everything

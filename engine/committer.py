@@ -88,7 +88,7 @@ class Committer:
     ) -> None:
         self.counters = Counters()
         self._backlog = Backlog(limits)
-        self._spread_from = max(1, limits.batch_messages // 2)
+        self._spread_from = max(1, limits.batch_items // 2)
         self._waiting: list[asyncio.Future[None]] = []
         self._lanes = [
             _Lane(store, rules, clock, publish, doubt, self._backlog, self.counters)
@@ -203,7 +203,7 @@ class Committer:
         """
         backlog = self._backlog
         return backlog.ready and (
-            not self._waited_for or backlog.messages >= self._spread_from
+            not self._waited_for or backlog.items >= self._spread_from
         )
 
     def _call_a_lane(self) -> None:

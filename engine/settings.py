@@ -97,7 +97,7 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Bounds of the group commit."""
 
     lanes: Annotated[int, Meta(ge=1, le=64)]
-    batch_messages: Count
+    batch_items: Count
     batch_bytes: SizeBytes
     queue_messages: Count
     queue_bytes: SizeBytes

@@ -17,10 +17,10 @@ from engine.codec import JSON, MSGPACK, Codec
 from engine.errors import SyncError
 from engine.jobs import Outcome, Push
 
-LIMITS = CommitLimits(batch_messages=50, batch_bytes=1 << 22, queue_messages=100_000, queue_bytes=1 << 30)
+LIMITS = CommitLimits(batch_items=50, batch_bytes=1 << 22, queue_messages=100_000, queue_bytes=1 << 30)
 BATCH_S = 0.05
 #: What the simulated store can do.
-CAPACITY_PER_S = LIMITS.batch_messages / BATCH_S
+CAPACITY_PER_S = LIMITS.batch_items / BATCH_S
 
 
 def push_of(tenant_id: int) -> Push:
@@ -167,7 +167,7 @@ _TEXTS = st.text(max_size=70) | st.sampled_from(["7", "a" * 64, "a" * 65, 'a"b',
 
 @given(
     kind=st.sampled_from(["sync", "pull", "heartbeat", "hello", "nonsense"]),
-    request_id=_TEXTS | st.none() | st.integers(),
+    request_id=_TEXTS | st.none() | st.integers(-9, 9),
     order=st.permutations(["type", "id", "key", "items"]),
     spaced=st.booleans(),
     codec=st.sampled_from([JSON, MSGPACK]),

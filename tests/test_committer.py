@@ -38,7 +38,7 @@ from tests.memory_store import MemoryStore, MemoryTransaction
 Json = dict[str, Any]
 
 DOMAINS = Domains({"task": Domain(policy="client_wins"), "form": Domain(policy="manual")})
-LIMITS = CommitLimits(batch_messages=100, batch_bytes=1 << 20, queue_messages=1000, queue_bytes=1 << 22)
+LIMITS = CommitLimits(batch_items=100, batch_bytes=1 << 20, queue_messages=1000, queue_bytes=1 << 22)
 NOW_US = 1_767_323_045_000_000
 POISON = "poison"
 
@@ -232,7 +232,7 @@ async def test_what_comes_during_a_commit_is_one_batch() -> None:
 
 
 async def test_batches_are_bounded_in_messages_and_bytes() -> None:
-    limits = CommitLimits(batch_messages=4, batch_bytes=9000, queue_messages=100, queue_bytes=100_000)
+    limits = CommitLimits(batch_items=4, batch_bytes=9000, queue_messages=100, queue_bytes=100_000)
     async with bench(limits=limits) as one:
         one.store.gate.clear()
         one.submit("first")
@@ -262,7 +262,7 @@ async def test_a_result_is_published_before_it_is_answered() -> None:
 
 
 async def test_what_one_batch_cannot_hold_goes_into_a_second_beside_it_tenant_by_tenant() -> None:
-    limits = CommitLimits(batch_messages=6, batch_bytes=1 << 20, queue_messages=100, queue_bytes=1 << 20)
+    limits = CommitLimits(batch_items=6, batch_bytes=1 << 20, queue_messages=100, queue_bytes=1 << 20)
     async with bench(limits=limits, lanes=2) as one:
         one.store.gate.clear()
         for number in range(3):
@@ -316,7 +316,7 @@ async def test_a_batch_that_is_held_up_holds_up_nobody_else() -> None:
 
 
 async def test_a_full_queue_refuses_and_what_was_accepted_is_not_lost() -> None:
-    limits = CommitLimits(batch_messages=2, batch_bytes=1 << 20, queue_messages=5, queue_bytes=1 << 20)
+    limits = CommitLimits(batch_items=2, batch_bytes=1 << 20, queue_messages=5, queue_bytes=1 << 20)
     async with bench(limits=limits) as one:
         one.store.gate.clear()
         one.submit("first", put("f"))
@@ -339,7 +339,7 @@ async def test_a_full_queue_refuses_and_what_was_accepted_is_not_lost() -> None:
 
 
 async def test_the_queue_is_bounded_in_bytes_too() -> None:
-    limits = CommitLimits(batch_messages=10, batch_bytes=1 << 20, queue_messages=100, queue_bytes=13_000)
+    limits = CommitLimits(batch_items=10, batch_bytes=1 << 20, queue_messages=100, queue_bytes=13_000)
     async with bench(limits=limits) as one:
         for turn in range(3):  # what was taken out makes room again
             for number in range(3):
@@ -458,7 +458,7 @@ async def test_a_resolve_of_unknown_outcome_repeats_its_answer() -> None:
 
 
 async def test_when_patience_ends_all_that_waits_is_refused_and_may_come_again() -> None:
-    limits = CommitLimits(batch_messages=1, batch_bytes=1 << 20, queue_messages=100, queue_bytes=1 << 22)
+    limits = CommitLimits(batch_items=1, batch_bytes=1 << 20, queue_messages=100, queue_bytes=1 << 22)
     async with bench(limits=limits) as one:
         attempts = 0
 
@@ -662,17 +662,17 @@ _devices = st.lists(st.tuples(st.sampled_from([1, 2, 3]), _edits), min_size=1, m
     faults=_faults,
     devices=_devices,
     turns=st.lists(st.integers(0, 3), max_size=30),
-    batch_messages=st.integers(1, 6),
+    batch_items=st.integers(1, 6),
     lanes=st.integers(1, 3),
 )
 def test_every_job_is_answered_once_in_order_and_nothing_is_lost_or_done_twice(
     faults: list[tuple[str, type[StoreError], bool]],
     devices: list[tuple[int, list[str]]],
     turns: list[int],
-    batch_messages: int,
+    batch_items: int,
     lanes: int,
 ) -> None:
-    limits = CommitLimits(batch_messages, 1 << 20, 1000, 1 << 22)
+    limits = CommitLimits(batch_items, 1 << 20, 1000, 1 << 22)
     asyncio.run(_storm(faults, devices, turns, limits, lanes))
 
 

@@ -290,24 +290,19 @@ class Devices:
         except HealthUnknownError as error:
             self._unsettled.append((error.receipt, taken))
             raise
-        except StorePoisonError as error:
-            await self._add_by_halves(taken, error)
+        except StorePoisonError:
+            await self._add_by_halves(taken)
         except StoreError:
             self._put_back(taken)
             raise
         else:
             self._settle(taken)
 
-    async def _add_by_halves(self, taken: _Taken, error: StorePoisonError) -> None:
+    async def _add_by_halves(self, taken: _Taken) -> None:
         """Let one device that the store refuses keep no other from being stored."""
         if len(taken) == 1:
             key = taken[0][1].key
-            _log.error(
-                "health_refused",
-                tenant_id=key.tenant_id,
-                device_id=key.device_id,
-                reason=type(error).__name__,
-            )
+            _log.error("health_refused", tenant_id=key.tenant_id, device_id=key.device_id)
             self._settle(taken)
             return
         middle = len(taken) // 2

@@ -69,7 +69,10 @@ class _Scrape(Collector):
         """Read every count once."""
         traffic, committed = self._core.traffic, self._core.committer.counters
         yield _gauge("tidemark_connections", "WebSockets that are open", len(self._connections))
-        yield _gauge("tidemark_devices_remembered", "Devices in memory", len(self._core.devices))
+        policies, devices = self._core.policies, self._core.devices
+        yield _gauge("tidemark_devices_remembered", "Devices in memory", len(devices))
+        yield _gauge("tidemark_devices_revoked", "Devices that are refused", len(self._core.revocations))
+        yield _gauge("tidemark_tenants_remembered", "Tenants whose policies are in memory", len(policies))
         yield _gauge(
             "tidemark_queued_messages",
             "Messages that wait to be stored",
@@ -82,6 +85,14 @@ class _Scrape(Collector):
             ("tidemark_received_bytes", "Bytes of WebSocket messages received", traffic.bytes_in),
             ("tidemark_slow_readers_cut", "Connections cut for not reading", traffic.slow_readers_cut),
             ("tidemark_batches", "Batches committed", committed.batches),
+            ("tidemark_batch_seconds", "Time that batches took, added up", committed.batch_s),
+            ("tidemark_policy_hits", "Reads of policies answered from memory", policies.hits),
+            ("tidemark_policy_misses", "Reads of policies that asked the database", policies.misses),
+            ("tidemark_device_hits", "Reads of devices answered from memory", devices.counters.hits),
+            ("tidemark_device_misses", "Reads of devices that asked the database", devices.counters.misses),
+            ("tidemark_health_flush_rows", "Rows of health written behind", devices.counters.flush_rows),
+            ("tidemark_health_flush_seconds", "Time that writing behind took", devices.counters.flush_s),
+            ("tidemark_health_flush_failures", "Flushes that failed", devices.counters.flush_failures),
             ("tidemark_batch_messages", "Messages in committed batches", committed.messages),
             ("tidemark_batch_retries", "Batches tried again", committed.retries),
             ("tidemark_commits_unknown", "Commits of unknown outcome", committed.unknown_outcomes),

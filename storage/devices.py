@@ -51,8 +51,9 @@ _SEEN: Final = Statement(
 )
 _ADD: Final = Statement(
     "INSERT INTO sync_device_health AS t (tenant_id, device_id, total_syncs, failed_syncs,"
-    " sync_duration_us, conflicts, last_sync_at, network_type, app_version, os_version)"
-    " SELECT w.t, w.d, w.s, w.f, w.u, w.c, 'epoch'::timestamptz + w.l * interval '1 microsecond',"
+    " sync_duration_us, avg_sync_duration_ms, conflicts, last_sync_at,"
+    " network_type, app_version, os_version)"
+    " SELECT w.t, w.d, w.s, w.f, w.u, w.u / 1000.0 / nullif(w.s, 0), w.c, 'epoch'::timestamptz + w.l * interval '1 microsecond',"
     " w.n, w.a, w.o FROM unnest(%(tenants)s::int[], %(devices)s::text[], %(syncs)s::bigint[],"
     " %(failed)s::bigint[], %(durations)s::bigint[], %(conflicts)s::bigint[], %(latest)s::bigint[],"
     " %(networks)s::text[], %(apps)s::text[], %(systems)s::text[])"
@@ -63,6 +64,8 @@ _ADD: Final = Statement(
     " total_syncs = t.total_syncs + excluded.total_syncs,"
     " failed_syncs = t.failed_syncs + excluded.failed_syncs,"
     " sync_duration_us = t.sync_duration_us + excluded.sync_duration_us,"
+    " avg_sync_duration_ms = (t.sync_duration_us + excluded.sync_duration_us) / 1000.0"
+    " / nullif(t.total_syncs + excluded.total_syncs, 0),"
     " conflicts = t.conflicts + excluded.conflicts,"
     " last_sync_at = greatest(t.last_sync_at, excluded.last_sync_at),"
     " network_type = coalesce(excluded.network_type, t.network_type),"

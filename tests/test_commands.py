@@ -67,6 +67,9 @@ def run(dsn: str) -> Run:
         "epoch renew",
         "policy list",
         "policy set",
+        "device list",
+        "device show",
+        "device revoke",
     ],
 )
 def test_every_command_has_help_with_an_example_and_the_common_options(command: str) -> None:
@@ -205,18 +208,18 @@ def test_settings_come_from_the_file_the_environment_and_the_option(tmp_path: Pa
 
 
 def test_migrate_reports_and_lists(run: Run) -> None:
-    assert run("migrate").out == "the schema stands at 12 of 12\n"
+    assert run("migrate").out == "the schema stands at 13 of 13\n"
     assert run("migrate", "--down").out.splitlines() == [
-        "took back 0012.voice_verification_log",
-        "the schema stands at 11 of 12",
+        "took back 0013.device_statistics",
+        "the schema stands at 12 of 13",
     ]
     last = run("migrate", "--status").out.splitlines()[-1]
-    assert last.split() == ["12", "0012.voice_verification_log", "no"]
+    assert last.split() == ["13", "0013.device_statistics", "no"]
     states = json.loads(run("migrate", "--status", "--json").out)
-    assert [one["number"] for one in states if one["applied_at"] is None] == [12]
+    assert [one["number"] for one in states if one["applied_at"] is None] == [13]
     applied = json.loads(run("migrate", "--json").out)
-    assert applied == {"applied": ["0012.voice_verification_log"], "standing": 12}
-    assert "there is no migration 13" in run("migrate", "--to", "13").refusal()
+    assert applied == {"applied": ["0013.device_statistics"], "standing": 13}
+    assert "there is no migration 14" in run("migrate", "--to", "14").refusal()
 
 
 def test_serve_leaves_a_schema_of_ones_own_to_migrate(empty_dsn: str) -> None:

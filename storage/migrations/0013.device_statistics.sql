@@ -1,13 +1,8 @@
--- Processes add to what is stored, which a mean does not allow: the sum is kept, the mean follows from it.
+-- Processes add to what is stored, which a mean does not allow: the sum stands beside it, and it follows.
 ALTER TABLE sync_device_health ADD COLUMN sync_duration_us bigint NOT NULL DEFAULT 0;
 
 UPDATE sync_device_health SET sync_duration_us = avg_sync_duration_ms * total_syncs * 1000
 WHERE avg_sync_duration_ms IS NOT NULL;
-
-ALTER TABLE sync_device_health DROP COLUMN avg_sync_duration_ms;
-
-ALTER TABLE sync_device_health ADD COLUMN avg_sync_duration_ms double precision
-    GENERATED ALWAYS AS (sync_duration_us / 1000.0 / nullif(total_syncs, 0)) STORED;
 
 -- Room on the page keeps the update of a device that came back HOT.
 ALTER TABLE devices SET (fillfactor = 80);

@@ -107,6 +107,14 @@ async def test_an_item_is_listed_shown_rejected_again_and_stored(
     assert gone.refusal() == f"Error: there is no item in the quarantine {quarantine_id}"
 
 
+async def test_an_item_without_a_time_is_of_when_it_first_came(run: Run, server: Running, good: str) -> None:
+    phone = await server.device("phone")
+    await phone.push(item("put", "visit", "v1", data={}))
+    ((quarantine_id, at_us),) = rows(server.dsn, "SELECT quarantine_id, at_us FROM quarantine")
+    assert (await run("quarantine", "retry", str(quarantine_id), "--data", good)).status == 0
+    assert rows(server.dsn, "SELECT at_us FROM records") == [(at_us,)]
+
+
 #: Domain, what another device stored meanwhile, what the command says, and the record in the end.
 MEANWHILE: dict[str, tuple[str, Json, str, tuple[Any, ...]]] = {
     "unchanged": (

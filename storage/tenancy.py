@@ -105,9 +105,9 @@ def _erase(connection: Connection, tenant_id: int) -> None:
             rows = _ERASED_ROWS
             while rows == _ERASED_ROWS:
                 cursor.execute(
-                    f"DELETE FROM {table} WHERE ctid = ANY (ARRAY("
+                    f"DELETE FROM {table} WHERE tenant_id = %s AND ctid = ANY (ARRAY("
                     f"SELECT ctid FROM {table} WHERE tenant_id = %s LIMIT {_ERASED_ROWS}))",
-                    (tenant_id,),
+                    (tenant_id, tenant_id),
                 )
                 rows = cursor.rowcount
 

@@ -1,0 +1,238 @@
+"""The schema can be spread by tenant: its keys lead with the tenant, and every statement names it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.services import rows
+
+STORAGE = Path(__file__).parent.parent / "storage"
+
+#: Small, the same for every tenant, and so copied to each node: docs/scaling.md.
+REFERENCE = {"tenants", "cluster_state"}
+
+#: Statements that go over all tenants on purpose, by a part of their text, and why that does no harm.
+OVER_ALL = {
+    ("partitions.py", "INSERT INTO § SELECT * FROM moved"): "days are cut for all tenants at once",
+    ("migrate.py", "SELECT migration_id, applied_at_utc FROM §"): "the list of migrations has no tenants",
+    ("devices.py", "FROM devices WHERE revoked_at IS NOT NULL"): "a server refuses devices of any tenant",
+    ("devices.py", "FROM sync_device_health WHERE last_sync_at IS NOT NULL"): "a cache is warmed",
+}
+
+_OURS = "relnamespace = 'public'::regnamespace AND relname !~ 'yoyo'"
+_TABLES = f"SELECT relname::text FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition AND {_OURS}"
+
+
+def growing(dsn: str) -> set[str]:
+    """The tables that grow with tenants' data: all but those of ``REFERENCE``."""
+    return {str(name) for (name,) in rows(dsn, _TABLES)} - REFERENCE
+
+
+# -- the catalog ------------------------------------------------------------------------------
+
+
+def test_every_key_of_a_growing_table_leads_with_the_tenant(dsn: str) -> None:
+    keys = rows(
+        dsn,
+        "SELECT c.relname::text, k.relname::text, a.attname::text, i.indisprimary FROM pg_index AS i"
+        " JOIN pg_class AS c ON c.oid = i.indrelid JOIN pg_class AS k ON k.oid = i.indexrelid"
+        " LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]"
+        f" WHERE i.indisunique AND c.relname IN ({_TABLES})",
+    )
+    tables = growing(dsn)
+    assert {table for table, _, _, primary in keys if primary} >= tables, "without a primary key"
+    for table, key, first, _ in keys:
+        assert first == "tenant_id" or table in REFERENCE, f"{table}: {key}"
+
+
+def test_a_foreign_key_stays_within_its_tenant_or_leads_to_a_table_that_is_everywhere(dsn: str) -> None:
+    found = rows(
+        dsn,
+        "SELECT conrelid::regclass::text, confrelid::regclass::text, array_agg(a.attname::text)"
+        " FROM pg_constraint AS f JOIN pg_attribute AS a"
+        " ON a.attrelid = f.conrelid AND a.attnum = ANY(f.conkey)"
+        " WHERE contype = 'f' AND conparentid = 0 GROUP BY f.oid, conrelid, confrelid",
+    )
+    assert found
+    for table, other, columns in found:
+        if table in REFERENCE:
+            assert other in REFERENCE, f"{table} -> {other}"
+        else:
+            assert isinstance(columns, list)
+            assert "tenant_id" in columns, f"{table} -> {other}"
+
+
+# -- the statements ---------------------------------------------------------------------------
+
+#: What a text has where something is put in that is not known before it runs.
+UNKNOWN = "§"
+
+
+class Reference(NamedTuple):
+    """A table in a statement: what it is called there, the query it stands in, and what follows it."""
+
+    keyword: str
+    table: str
+    alias: str
+    query: str
+    following: str
+
+
+def texts(path: Path) -> Iterator[str]:
+    """All texts of a module as they are put together, as far as that can be told without running it."""
+    tree = ast.parse(path.read_text("utf-8"))
+    known: dict[str, str] = {}
+    for node in tree.body:
+        target = node.target if isinstance(node, ast.AnnAssign) else None
+        if isinstance(node, ast.Assign):
+            [target] = node.targets
+        if isinstance(target, ast.Name) and isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+            value = node.value
+            if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and len(value.args) == 1:
+                value = value.args[0]  # Statement("…")
+            text = _text(value, known)
+            if text is not None:
+                known[target.id] = text
+    yield from _maximal(tree, known)
+
+
+def _maximal(node: ast.AST, known: dict[str, str]) -> Iterator[str]:
+    if isinstance(node, ast.expr) and not isinstance(node, ast.Name):
+        text = _text(node, known)
+        if text is not None:
+            yield text
+            return
+    for inner in ast.iter_child_nodes(node):
+        yield from _maximal(inner, known)
+
+
+def _text(node: ast.expr, known: dict[str, str]) -> str | None:
+    """Put a text together; None for what is none."""
+    match node:
+        case ast.Constant(value=str() as text):
+            return text
+        case ast.Name(id=name) if name in known:
+            return known[name]
+        case ast.JoinedStr(values=parts):
+            return "".join(_text(part, known) or UNKNOWN for part in parts)
+        case ast.FormattedValue(value=value):
+            return _text(value, known) or UNKNOWN
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            sides = _text(left, known), _text(right, known)
+            return None if sides == (None, None) else "".join(side or UNKNOWN for side in sides)
+        case ast.Call(func=ast.Attribute(value=value, attr="format")):
+            template = _text(value, known)
+            return template and re.sub(r"(?<!\{)\{\w+\}", UNKNOWN, template)
+    return None
+
+
+_TABLE = re.compile(
+    rf"\b(FROM|JOIN|INTO|UPDATE)\s+(?:ONLY\s+)?([a-z_]+|{UNKNOWN}\w*)(?![\w.(])(?:\s+AS\s+([a-z_]+))?"
+)
+_QUERY = re.compile(r"\s*(?:SELECT|WITH|INSERT|UPDATE|DELETE)\b")
+
+
+def references(statement: str) -> Iterator[Reference]:
+    """Find every table that a statement, or one of several, reads or writes."""
+    for query in _queries(statement):
+        for found in _TABLE.finditer(query):
+            keyword, table, alias = found.groups()
+            following = re.split(r"\b(?:JOIN|WHERE)\b", query[found.end() :], maxsplit=1)[0]
+            yield Reference(keyword, table, alias or table, query, following)
+
+
+def _queries(text: str) -> Iterator[str]:
+    """Take a statement's queries apart: each without those inside of it."""
+    outer, depth, begins = "", 0, 0
+    for place, sign in enumerate(text):
+        if sign == "(":
+            depth += 1
+            if depth == 1:
+                begins = place
+        if depth == 0:
+            outer += sign
+        if sign == ")" and depth:
+            depth -= 1
+            if depth == 0:
+                inner = text[begins + 1 : place]
+                if _QUERY.match(inner) or _TABLE.search(inner):
+                    yield from _queries(inner)
+                    outer += "()"
+                else:
+                    outer += f"({inner})"
+    yield from re.split(r"\bUNION ALL\b|;", outer)
+
+
+def names_its_tenant(one: Reference) -> bool:
+    """Whether a query keeps to the tenant, or tenants, that it was given, in this table."""
+    if one.keyword == "INTO":
+        columns = re.match(r"\s*\(([^)]*)\)", one.following)
+        if columns is None:
+            return False
+        if columns[1] == UNKNOWN:
+            return "ON CONFLICT (tenant_id, " in one.following
+        return columns[1].split(",")[0] == "tenant_id"
+    own = rf"(?:\b{re.escape(one.alias)}\.|(?<![.\w]))tenant_id"
+    return (
+        re.search(rf"{own} = |= {own}\b", one.query) is not None
+        or re.match(r"\s*USING \(tenant_id\b", one.following) is not None
+    )
+
+
+@pytest.mark.parametrize("path", sorted(STORAGE.glob("*.py")), ids=lambda path: path.name)
+def test_every_statement_on_a_growing_table_names_its_tenant(path: Path, dsn: str) -> None:
+    tables = growing(dsn)
+    for text in texts(path):
+        if any(path.name == name and part in text for name, part in OVER_ALL):
+            continue
+        for one in references(text):
+            if one.table in tables or one.table.startswith(UNKNOWN):
+                assert names_its_tenant(one), f"{one.table} in: {text}"
+
+
+def test_every_exception_is_needed() -> None:
+    for name, part in OVER_ALL:
+        assert any(part in text for text in texts(STORAGE / name)), (name, part)
+
+
+def test_statements_are_found_on_every_table_that_the_server_writes(dsn: str) -> None:
+    found = {one.table for path in STORAGE.glob("*.py") for text in texts(path) for one in references(text)}
+    assert found >= {
+        *("tenants", "tenant_counters", "devices", "records", "events", "quarantine"),
+        *("sync_idempotency_record", "tenant_conflict_policy", "conflict_resolution_log"),
+    }
+    assert found & growing(dsn)
+
+
+@pytest.mark.parametrize(
+    ("statement", "kept"),
+    [
+        ("SELECT data FROM records WHERE tenant_id = %(t)s AND id = 'a'", True),
+        ("SELECT data FROM records WHERE id = 'a'", False),
+        ("SELECT data FROM records WHERE id = 'tenant_id'", False),
+        ("SELECT data FROM records AS r WHERE r.tenant_id = ANY(%(t)s)", True),
+        ("SELECT 1 FROM w CROSS JOIN LATERAL (SELECT * FROM records WHERE tenant_id = w.t) AS f", True),
+        ("SELECT 1 FROM w CROSS JOIN LATERAL (SELECT * FROM records WHERE id = w.t) AS f", False),
+        ("SELECT 1 FROM records AS r JOIN events AS e ON e.id = r.id WHERE r.tenant_id = 1", False),
+        ("SELECT 1 FROM records AS r JOIN events AS e ON e.tenant_id = r.tenant_id", True),
+        ("SELECT 1 FROM tenants JOIN records USING (tenant_id)", True),
+        ("SELECT 1 FROM records WHERE tenant_id = 1 UNION ALL SELECT 2 FROM events", False),
+        ("SELECT (SELECT max(seq) FROM records) FROM tenants WHERE tenant_id = 1", False),
+        ("INSERT INTO records (tenant_id, id) SELECT 1, 'a'", True),
+        ("INSERT INTO records (id, tenant_id) SELECT 'a', 1", False),
+        ("INSERT INTO records SELECT 1, 'a'", False),
+        ("UPDATE records AS r SET seq = 1 FROM w WHERE r.tenant_id = w.t", True),
+        ("UPDATE records SET seq = 1", False),
+        ("DELETE FROM records WHERE ctid = ANY (ARRAY(SELECT ctid FROM records WHERE tenant_id = 1))", False),
+        (f"DELETE FROM {UNKNOWN} WHERE id = 1", False),
+    ],
+)
+def test_what_counts_as_naming_it(statement: str, kept: bool) -> None:
+    tables = ("records", "events", UNKNOWN)
+    assert all(names_its_tenant(one) for one in references(statement) if one.table in tables) is kept

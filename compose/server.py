@@ -42,6 +42,7 @@ from storage.bus import RedisBus
 from storage.commit import PostgresStore
 from storage.conflicts import PostgresConflicts
 from storage.devices import PostgresDevices
+from storage.embedded import Services
 from storage.feed import PostgresFeed
 from storage.health import faults
 from storage.migrate import newest_migration
@@ -65,9 +66,9 @@ class SystemClock:
 class Server:
     """One process: the engine, its stores, its edge."""
 
-    def __init__(self, settings: Settings, dsn: str, redis_url: str, keys: KeySet) -> None:
+    def __init__(self, settings: Settings, at: Services, keys: KeySet) -> None:
         self._settings = settings
-        self._dsn = dsn
+        self._dsn = dsn = at.dsn
         clock = SystemClock()
         # One connection a lane, so that a batch never waits for a read, and reads never for a batch.
         self._writes = Database(dsn, settings.commit.lanes)
@@ -88,7 +89,7 @@ class Server:
         self._revocations = Revocations(device_store)
         self._connections = Connections(clock, server.idle_s, self._revocations)
         self._feed = feed
-        bus = RedisBus(redis_url, self._reads, lambda: feed.epoch)
+        bus = RedisBus(at.redis_url, self._reads, lambda: feed.epoch)
 
         def committed(changes: list[tuple[Record, str]]) -> None:
             feed.publish(changes)
@@ -213,13 +214,13 @@ class Server:
 
 
 def run_server(
-    settings: Settings, dsn: str, redis_url: str, keys: KeySet, started: Callable[[int], None] = lambda _: None
+    settings: Settings, at: Services, keys: KeySet, started: Callable[[int], None] = lambda _: None
 ) -> None:
     """Serve in this process until told to stop; ``started`` is told the port."""
     _raise_file_limit()
 
     async def main() -> None:
-        server = Server(settings, dsn, redis_url, keys)
+        server = Server(settings, at, keys)
         async with anyio.create_task_group() as group:
             started(await group.start(server.run))
 

@@ -23,7 +23,8 @@ from handlers.commands.serve import DEMO_TENANT, announce_demo
 from handlers.commands.site import SiteError
 from handlers.keys import key_set, signing_key
 from handlers.logging import configure
-from storage.embedded import embedded
+from storage.bus_news import UnusableUrlError, announce
+from storage.embedded import Services, embedded, embedded_redis_url
 from storage.embedded_account import EmbeddedError, account_for, make_data_dir
 from storage.epoch import PostgresEpoch
 from storage.fleet import PostgresFleet
@@ -44,6 +45,7 @@ class Site:
         self.settings = chosen
         self._data_dir = Path(chosen.data.dir)
         self._embedded = not chosen.postgres.dsn
+        self._moved_tenants: set[int] = set()
 
     def keys(self) -> KeySet:
         """Read the keys of tokens; the embedded default makes its secret under the data directory."""
@@ -58,17 +60,24 @@ class Site:
         return data_dir / "auth.secret"
 
     @contextmanager
-    def _database(self, *, redis: bool = False) -> Iterator[str]:
-        given = self.settings.postgres.dsn
-        redis = redis and not self.settings.redis.url
-        if given and not redis:
+    def _services(self, *, redis: bool) -> Iterator[Services]:
+        given = Services(self.settings.postgres.dsn, self.settings.redis.url)
+        wanted = redis and not given.redis_url
+        if given.dsn and not wanted:
             yield given
             return
         try:
-            with embedded(self._data_dir, postgres=not given, redis=redis) as running_services:
-                yield given or running_services.dsn
+            with embedded(self._data_dir, postgres=not given.dsn, redis=wanted) as running_services:
+                yield Services(
+                    given.dsn or running_services.dsn, given.redis_url or running_services.redis_url
+                )
         except EmbeddedError as error:
             raise SiteError(str(error)) from None
+
+    @contextmanager
+    def _database(self) -> Iterator[str]:
+        with self._services(redis=False) as running_services:
+            yield running_services.dsn
 
     @contextmanager
     def schema(self) -> Iterator[PostgresSchema]:
@@ -78,11 +87,14 @@ class Site:
 
     @contextmanager
     def _administered(self) -> Iterator[str]:
-        """Open a database that the embedded default has set up by now."""
+        """Open a database that the embedded default has set up by now, and tell servers what was done."""
         with self._database() as dsn:
             if self._embedded:
                 migrate(dsn)
             yield dsn
+            redis_url = self.settings.redis.url or embedded_redis_url(self._data_dir)
+            if redis_url:
+                announce(redis_url, dsn, self._moved_tenants)
 
     @contextmanager
     def tenants(self) -> Iterator[PostgresTenancy]:
@@ -109,7 +121,8 @@ class Site:
             yield QuarantineDesk(dsn, self.settings, self._moved)
 
     def _moved(self, tenants: set[int]) -> None:
-        """Tell running servers that a command committed changes of these tenants."""
+        """Note of which tenants a command committed changes."""
+        self._moved_tenants |= tenants
 
     def examine(self) -> list[Finding]:
         """Look at all that a server needs."""
@@ -133,7 +146,8 @@ class Site:
         if chosen.server.workers > 1:
             raise SiteError("one worker is all a server has so far: start several, each on its own port")
         configure(chosen.log)
-        with self._database(redis=True) as dsn:
+        with self._services(redis=True) as running_services:
+            dsn = running_services.dsn
             if self._embedded:
                 migrate(dsn)
                 PostgresTenancy(dsn).ensure(DEMO_TENANT)
@@ -145,7 +159,11 @@ class Site:
                 maintain(dsn, chosen.idempotency.lifetime_h)
             except StoreRetryError as error:  # a dump holds the tables: there are days ahead for a fortnight
                 _log.warning("maintenance_failed", reason=type(error).__name__)
-            run_server(chosen, dsn, self.keys(), self._announce if self._embedded else lambda _: None)
+            announced = self._announce if self._embedded else lambda _: None
+            try:
+                run_server(chosen, running_services, self.keys(), announced)
+            except UnusableUrlError as error:
+                raise SiteError(f"redis.url: {error}") from None
 
     def _announce(self, port: int) -> None:
         auth = self.settings.auth

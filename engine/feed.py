@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from typing import Any, Final
 
 import anyio
@@ -34,6 +35,8 @@ _CATCH_UPS: Final = 2
 #: Frames handed out before other work gets its turn on the loop.
 _SENDS_PER_TURN: Final = 100
 _HEAL_CHANGES: Final = 1000
+#: Tenants whose heads are asked for at once.
+_HEADS: Final = 1000
 #: What a page has besides its changes: names, the cursor, an id of 64 characters however they are escaped.
 _ENVELOPE_BYTES: Final = 640
 
@@ -59,6 +62,7 @@ class Hub:
         self.subscriptions: set[Subscription] = set()
         self.scheduled = False
         self.doubtful = False
+        self.told = asyncio.Event()
         self.healing = False
         self.sent_at_s = 0.0
 
@@ -205,6 +209,22 @@ class Feed:
                 hub.doubtful = True
                 self._schedule(hub)
 
+    def moved(self, tenant_id: int, seq: int) -> None:
+        """Catch a tenant's subscribers up with what another process committed, ``seq`` among it."""
+        hub = self._hubs.get(tenant_id)
+        if hub is not None and (hub.tail.head is None or hub.tail.head < seq):
+            hub.doubtful = True
+            hub.told.set()
+            self._schedule(hub)
+
+    async def look(self) -> None:
+        """Ask the store which feeds moved without being told of. Raises StoreError."""
+        tenants = list(self._hubs)
+        for start in range(0, len(tenants), _HEADS):
+            heads = await self._store.heads(tenants[start : start + _HEADS])
+            for tenant_id, seq in heads.items():
+                self.moved(tenant_id, seq)
+
     def _schedule(self, hub: Hub) -> None:
         if hub.scheduled:
             return
@@ -327,12 +347,15 @@ class Feed:
     async def _heal(self, hub: Hub) -> None:
         """Read what is missing behind the head, once for the whole tenant."""
         try:
-            while True:
-                await asyncio.sleep(GAP_PATIENCE_S)
+            while hub.ailing:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(GAP_PATIENCE_S):
+                        await hub.told.wait()
                 head = hub.tail.head
                 if head is None or not hub.ailing:
                     break
                 hub.doubtful = False
+                hub.told.clear()
                 page = await self._store.page(
                     hub.tenant_id, head, None, _HEAL_CHANGES, self._limits.page_bytes
                 )
@@ -341,6 +364,7 @@ class Feed:
                 else:
                     hub.tail.fill(page.records, page.high_seq)
                 self._schedule(hub)
+                await asyncio.sleep(self._limits.page_interval_s)
         except StoreError as error:
             _log.warning("gap_remains", reason=type(error).__name__)
             hub.doubtful = True

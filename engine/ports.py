@@ -76,6 +76,9 @@ class FeedStore(Protocol):
     async def epoch(self) -> str:
         """Return the database's epoch; it changes after a restore."""
 
+    async def heads(self, tenant_ids: list[int]) -> dict[int, int]:
+        """Return how far tenants' feeds have come, in one round trip. Raises StoreError."""
+
     async def page(
         self, tenant_id: int, after_seq: int, domains: list[str] | None, limit: int, max_bytes: int
     ) -> Page:
@@ -165,6 +168,60 @@ class DeviceStore(Protocol):
 
     async def revoked(self) -> set[DeviceKey]:
         """List the devices that are let in no more. Raises StoreError."""
+
+
+class BusState(msgspec.Struct):
+    """How the bus is; the counts are since the process started, in messages.
+
+    ``up`` while one's own messages come back, ``round_trip_s`` after how long the last one did;
+    ``garbled`` is what came and was no message, ``losses`` how often the bus went away.
+    """
+
+    up: bool = False
+    round_trip_s: float = 0.0
+    published: int = 0
+    received: int = 0
+    garbled: int = 0
+    losses: int = 0
+
+
+class BusListener(Protocol):
+    """Who is told what other processes did. Called on the event loop, and never waits."""
+
+    def generation_moved(self) -> None:
+        """Tenants, policies or revocations may have changed."""
+
+    def moved(self, tenant_id: int, seq: int) -> None:
+        """A tenant's feed has come as far as ``seq`` at least, if the sender is to be believed."""
+
+    def opened(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
+        """A device connected to another process, at ``at_us`` by its clock."""
+
+    def missed(self) -> None:
+        """Anything may have happened without being told: when the bus goes, when it comes back."""
+
+
+class Bus(Protocol):
+    """How processes on one database tell each other what they did.
+
+    Nothing rests on it: messages may be lost, come twice or come late, and a listener looks up what it is
+    told. What goes over it is never awaited by whoever tells; while the bus is away it is dropped, and
+    the others are told so when it is back.
+    """
+
+    state: BusState
+
+    def committed(self, changes: list[tuple[Record, str]]) -> None:
+        """Tell that changes (with the sessions that pushed them) are in the feeds of their tenants."""
+
+    def opened(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
+        """Tell that a device is connected here since ``at_us``."""
+
+    async def run(self, listener: BusListener) -> None:
+        """Be on the bus until cancelled, coming back to it whenever it was lost. One's own is not heard."""
+
+    async def drain(self) -> None:
+        """Wait until the others were told what there is to tell, unless the bus is away."""
 
 
 class Clock(Protocol):

@@ -11,7 +11,7 @@ from engine.feed import Feed
 from engine.intake import Intake
 from engine.messages import Limits
 from engine.policies import PolicyBook
-from engine.ports import Clock, ConflictStore
+from engine.ports import Bus, Clock, ConflictStore
 from engine.revocations import Revocations
 from handlers.auth import Verifier
 from handlers.peer import Refusals
@@ -53,6 +53,7 @@ class Core(msgspec.Struct, frozen=True):
     verifier: Verifier
     limits: EdgeLimits
     traffic: Traffic
+    bus: Bus
     refusals: Refusals
     tenant_rates: TenantRates
 

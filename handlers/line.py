@@ -39,7 +39,7 @@ class Line:
     """What ``Connection`` talks through, and is dismissed through by ``Connections``.
 
     ``heard_at_s`` is when it last sent a message, ``pinged_at_s`` when it was last pinged, on the
-    monotonic clock.
+    monotonic clock, ``opened_at_us`` on the other one.
     """
 
     __slots__ = (
@@ -57,6 +57,7 @@ class Line:
         "expires_at_s",
         "heard_at_s",
         "key",
+        "opened_at_us",
         "pinged_at_s",
     )
 
@@ -81,6 +82,7 @@ class Line:
         self._closing = False
         self._deaf = False
         self.key = (session.tenant.tenant_id, session.device_id)
+        self.opened_at_us = core.clock.now_us()
         self.expires_at_s = expires_at_s
         self.heard_at_s = self.pinged_at_s = core.clock.monotonic_s()
 
@@ -92,6 +94,7 @@ class Line:
         self._core.traffic.connections += 1
         self.say(self._welcome())
         self._connections.add(self)
+        self._core.bus.opened(*self.key, self.session_id, self.opened_at_us)
         self._frames.bind(self)
         return self._gone
 
@@ -103,6 +106,11 @@ class Line:
         if self._transport.get_write_buffer_size():
             self._loop.call_later(CLOSING_S, self._transport.abort)
         self._transport.close()
+
+    @property
+    def session_id(self) -> str:
+        """What its welcome named."""
+        return self._session.session_id
 
     # -- as the receiver of frames ------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import accumulate
+from typing import Final
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -22,11 +23,16 @@ from handlers.traffic import DURATION_BOUNDS_MS
 
 Faults = Callable[[], Awaitable[list[str]]]
 
+_NO_BUS: Final = (
+    "redis is away: what other processes do is looked up in the database twice a second; check redis.url"
+)
+
 
 class Probes:
     """``faults`` lists in sentences what keeps the database from being right, nothing when it is."""
 
     def __init__(self, core: Core, connections: Connections, faults: Faults) -> None:
+        self._core = core
         self._connections = connections
         self._faults = faults
         self._registry = CollectorRegistry(auto_describe=False)
@@ -49,6 +55,8 @@ class Probes:
         faults = ["draining"] if self._connections.draining else await self._faults()
         if faults:
             return web.json_response({"status": "not ready", "faults": faults}, status=503)
+        if not self._core.bus.state.up:
+            return web.json_response({"status": "degraded", "degraded": [_NO_BUS]})
         return web.json_response({"status": "ready"})
 
     async def metrics(self, _: web.Request) -> web.Response:
@@ -68,6 +76,11 @@ class _Scrape(Collector):
     def collect(self) -> Iterator[Metric]:
         """Read every count once."""
         traffic, committed = self._core.traffic, self._core.committer.counters
+        bus = self._core.bus.state
+        yield _gauge("tidemark_bus_up", "Whether Redis carries messages between processes", bus.up)
+        yield _gauge(
+            "tidemark_bus_round_trip_seconds", "How long the last message took to come back", bus.round_trip_s
+        )
         yield _gauge("tidemark_connections", "WebSockets that are open", len(self._connections))
         policies, devices = self._core.policies, self._core.devices
         yield _gauge("tidemark_devices_remembered", "Devices in memory", len(devices))
@@ -98,6 +111,10 @@ class _Scrape(Collector):
             ("tidemark_commits_unknown", "Commits of unknown outcome", committed.unknown_outcomes),
             ("tidemark_messages_poisoned", "Messages refused by the database", committed.poisoned),
             ("tidemark_messages_failed", "Messages that could not be stored", committed.failed),
+            ("tidemark_bus_published", "Messages told to other processes", bus.published),
+            ("tidemark_bus_received", "Messages heard, one's own as well", bus.received),
+            ("tidemark_bus_garbled", "Messages heard that were none", bus.garbled),
+            ("tidemark_bus_losses", "How often Redis went away", bus.losses),
         ):
             yield CounterMetricFamily(name, text, value=count)
         errors = CounterMetricFamily("tidemark_errors", "Errors sent, by code", labels=["code"])

@@ -24,7 +24,7 @@ from storage.embedded_postgres import EmbeddedPostgres
 from storage.embedded_process import lock_file, locked, wait_until
 from storage.embedded_redis import EmbeddedRedis
 
-__all__ = ["EmbeddedError", "Servers", "Services", "embedded", "servers"]
+__all__ = ["EmbeddedError", "Servers", "Services", "embedded", "embedded_redis_url", "servers"]
 
 #: Starting may mean recovering a large database.
 _TURN_S: Final = 300.0
@@ -98,6 +98,14 @@ def _leave(home: Path, account: Account, users: int) -> None:
                     place.unlink()
                 else:
                     place.rmdir()
+
+
+def embedded_redis_url(data_dir: Path) -> str:
+    """Say where the Redis of a directory is, or would be, without starting it; empty if there is none."""
+    try:
+        return servers(data_dir).redis.url if (data_dir / "redis").is_dir() else ""
+    except (EmbeddedError, OSError):  # another user's
+        return ""
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Final
 
 from engine.ports import Page, StoreError
 from engine.rows import Record
-from storage.arrays import texts
+from storage.arrays import numbers, texts
 from storage.pool import Database, Row
 
 #: The inner query reads one record more than asked, which tells whether there are more; the window adds
@@ -37,6 +37,14 @@ class PostgresFeed:
         if not rows:
             raise StoreError("cluster_state has no row")
         return str(rows[0][0])
+
+    async def heads(self, tenant_ids: list[int]) -> dict[int, int]:
+        """Return how far tenants' feeds have come."""
+        rows = await self._database.query(
+            "SELECT tenant_id, seq FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[])",
+            {"tenants": numbers(tenant_ids)},
+        )
+        return dict(rows)
 
     async def page(
         self, tenant_id: int, after_seq: int, domains: list[str] | None, limit: int, max_bytes: int

@@ -134,6 +134,11 @@ class MemoryStore:
         """Return the epoch."""
         return self.epoch_id
 
+    async def heads(self, tenant_ids: list[int]) -> dict[int, int]:
+        """Return the counters."""
+        await asyncio.sleep(0)
+        return {tenant: self.rows.seqs[tenant] for tenant in tenant_ids if tenant in self.rows.seqs}
+
     async def page(
         self, tenant_id: int, after_seq: int, domains: list[str] | None, limit: int, max_bytes: int
     ) -> Page:

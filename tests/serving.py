@@ -137,16 +137,16 @@ class _Started:
         self.port.set_result(value)
 
 
-async def _start(dsn: str, stack: AsyncExitStack, sections: Mapping[str, Any]) -> Running:
+async def _start(at: Services, stack: AsyncExitStack, sections: Mapping[str, Any]) -> Running:
     started = _Started()
-    server = Server(settings_with(**sections), dsn, KeySet(secret_key(SECRET), {}))
+    server = Server(settings_with(**sections), at, KeySet(secret_key(SECRET), {}))
     task = asyncio.create_task(server.run(task_status=started))
     stack.push_async_callback(_stopped, task)
     both: set[asyncio.Future[Any]] = {task, started.port}
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         await task
-    return Running(dsn, f"http://127.0.0.1:{started.port.result()}", task, stack)
+    return Running(at.dsn, f"http://127.0.0.1:{started.port.result()}", task, stack)
 
 
 async def _stopped(task: asyncio.Task[None]) -> None:
@@ -167,13 +167,16 @@ Serve = Callable[..., Awaitable[Running]]
 
 
 @pytest.fixture
-async def serve(dsn: str) -> AsyncIterator[Serve]:
-    """Start servers with some settings replaced; all on one database with the tenants acme and globex."""
+async def serve(services: Services, dsn: str) -> AsyncIterator[Serve]:
+    """Start servers with some settings replaced; all on one database with the tenants acme and globex.
+
+    They meet on the tests' Redis, or on that of ``redis_url``.
+    """
     _add_tenants(dsn, "acme", "globex")
     async with AsyncExitStack() as stack:
 
-        async def start(**sections: Mapping[str, Any]) -> Running:
-            return await _start(dsn, stack, sections)
+        async def start(redis_url: str = services.redis_url, **sections: Mapping[str, Any]) -> Running:
+            return await _start(Services(dsn, redis_url), stack, sections)
 
         yield start
 
@@ -188,7 +191,7 @@ async def server(serve: Serve) -> Running:
 async def _shared(services: Services, template: str) -> AsyncIterator[Running]:
     with database(services, template) as dsn:
         async with AsyncExitStack() as stack:
-            yield await _start(dsn, stack, SHARED)
+            yield await _start(Services(dsn, services.redis_url), stack, SHARED)
 
 
 @pytest_asyncio.fixture(loop_scope="session")

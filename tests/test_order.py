@@ -137,9 +137,9 @@ async def test_every_reader_is_told_every_change_in_order(serve: Serve, dsn: str
     async with asyncio.TaskGroup() as reading:
         for tenant, (number, server) in itertools.product(TENANTS, servers):
             place = tenant, number
-            device = await server.device("puller", tenant)
+            device = await server.device(f"puller{number}", tenant)
             reading.create_task(_pull(device, pullers[place], done))
-            device = await server.device("follower", tenant)
+            device = await server.device(f"follower{number}", tenant)
             reading.create_task(_follow(device, followers[place], last_seqs[place]))
         async with asyncio.TaskGroup() as writing:
             for tenant, (number, server), n in itertools.product(TENANTS, servers, range(WRITERS)):
@@ -148,7 +148,7 @@ async def test_every_reader_is_told_every_change_in_order(serve: Serve, dsn: str
                 writing.create_task(_write(writer, tenant, name, truths[tenant]))
         # A server sees what the others wrote as gaps before what it writes itself.
         for tenant, (number, server) in itertools.product(TENANTS, servers):
-            writer = await server.device("writer", tenant)
+            writer = await server.device(f"writer{number}", tenant)
             results = await writer.push(put(f"last{number}", None, tenant=tenant))
             truths[tenant].take(results)
             last_seqs[tenant, number].set_result(results[0]["seq"])

@@ -1,0 +1,238 @@
+"""The bus over Redis pub/sub (``engine.ports.Bus``).
+
+Two connections: one is subscribed, one publishes. What is to be told gathers while a message is under way
+and then travels as one. Every message comes back to its sender, which proves that both connections and
+the subscription still work: a connection whose other end is silently gone shows no other sign.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+import anyio
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from engine.ports import BusListener, BusState, StoreError
+from engine.rows import Record
+from storage.bus_news import IDENTITY, News, Opened, UnusableUrlError, channel_of, decode, encode, options
+from storage.pool import Database
+
+#: How often a message is sent at least, for it to come back.
+PING_S: Final = 1.0
+#: How long a connection, an answer or one's own message is waited for.
+PATIENCE_S: Final = 3.0
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 1.0
+#: What may wait to be told: tenants whose feeds moved, and connections.
+_MOVED_TENANTS: Final = 10_000
+_OPENED: Final = 10_000
+
+_log = structlog.get_logger()
+
+
+class _BrokenError(Exception):
+    """The bus has to be opened again."""
+
+
+class EpochChangedError(ConnectionError):
+    """The channel has another name by now."""
+
+
+class RedisBus:
+    """One process's place on the bus. ``epoch`` gives that of the database by now.
+
+    Raises UnusableUrlError.
+    """
+
+    def __init__(self, url: str, database: Database, epoch: Callable[[], str]) -> None:
+        self.state = BusState()
+        self._database = database
+        self._epoch = epoch
+        try:
+            self._client = Redis.from_url(
+                url, socket_timeout=None, retry=Retry(NoBackoff(), 0), **options(PATIENCE_S)
+            )
+        except ValueError as error:
+            raise UnusableUrlError(str(error)) from None
+        self._name = ""
+        self._sender = uuid.uuid4().hex
+        self._number = 0
+        self._open = False
+        self._complained = False
+        self._lost = False
+        self._moved: dict[int, int] = {}
+        self._opened: dict[tuple[int, str], Opened] = {}
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        #: Number and time of the messages that have not come back yet.
+        self._under_way: deque[tuple[int, float]] = deque()
+
+    # -- what this process has to tell --------------------------------------------------------
+
+    def committed(self, changes: list[tuple[Record, str]]) -> None:
+        """Tell that these changes are in the feeds of their tenants."""
+        if not changes:
+            return
+        if not self._open:
+            self._lost = True
+            return
+        moved = self._moved
+        for record, _ in changes:
+            if moved.get(record.tenant_id, 0) < record.seq:
+                moved[record.tenant_id] = record.seq
+        if len(moved) > _MOVED_TENANTS:
+            moved.clear()
+            self._lost = True
+        self._call()
+
+    def opened(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
+        """Tell that a device is connected here."""
+        waiting = self._opened
+        if len(waiting) >= _OPENED:
+            del waiting[next(iter(waiting))]
+        waiting[tenant_id, device_id] = Opened(tenant_id, device_id, session_id, at_us)
+        self._call()
+
+    def _call(self) -> None:
+        if self._open:
+            self._idle.clear()
+            self._wake.set()
+
+    # -- its life -----------------------------------------------------------------------------
+
+    async def run(self, listener: BusListener) -> None:
+        """Stay on the bus until cancelled."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                await self._stay(listener)
+            except _BrokenError as error:
+                if self.state.up:
+                    pause_s = _FIRST_PAUSE_S
+                    self.state.up = False
+                    self.state.losses += 1
+                    listener.missed()
+                if not self._complained:
+                    _log.warning("bus_lost", reason=str(error))
+                    self._complained = True
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    async def drain(self) -> None:
+        """Wait until the others were told, unless the bus is away."""
+        await self._idle.wait()
+
+    async def _stay(self, listener: BusListener) -> None:
+        """Be on the bus while it works. Raises _BrokenError."""
+        subscription = self._client.pubsub()
+        broken: BaseExceptionGroup[Exception] | None = None
+        try:
+            if not self._name:
+                ((self._name, _),) = await self._database.query(IDENTITY)
+            epoch = self._epoch()
+            channel = channel_of(self._name, epoch)
+            async with asyncio.timeout(PATIENCE_S):
+                await subscription.subscribe(channel)
+            self._open = True
+            self._under_way.clear()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._listen(subscription, listener))
+                group.create_task(self._speak(channel, epoch))
+        except* (RedisError, OSError, StoreError, TimeoutError) as errors:
+            broken = errors
+        finally:
+            self._open = False
+            self._lost |= bool(self._moved)
+            self._moved.clear()
+            self._idle.set()
+            with anyio.CancelScope(shield=True), suppress(RedisError, OSError):
+                await subscription.aclose()  # type: ignore[no-untyped-call]
+                await self._client.connection_pool.disconnect()
+        if broken is not None:
+            raise _BrokenError(type(_first(broken)).__name__)
+
+    async def _speak(self, channel: str, epoch: str) -> None:
+        while True:
+            self._wake.clear()
+            if self._epoch() != epoch:
+                raise EpochChangedError
+            await self._publish(channel)
+            if not (self._moved or self._opened):
+                self._idle.set()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(PING_S):
+                        await self._wake.wait()
+            if self._under_way and time.monotonic() - self._under_way[0][1] > PATIENCE_S:
+                raise TimeoutError
+
+    async def _publish(self, channel: str) -> None:
+        moved, opened, lost = self._moved, self._opened, self._lost
+        self._moved, self._opened, self._lost = {}, {}, False
+        self._number += 1
+        self._under_way.append((self._number, time.monotonic()))
+        news = News(self._sender, self._number, lost=lost, moved=moved, opened=list(opened.values()))
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self._client.publish(channel, encode(news))
+        except BaseException:
+            self._lost |= lost or bool(moved)
+            self._opened = opened | self._opened
+            raise
+        self.state.published += 1
+
+    async def _listen(self, subscription: PubSub, listener: BusListener) -> None:
+        message: dict[str, Any]
+        async for message in subscription.listen():
+            if message["type"] != "message":
+                continue
+            self.state.received += 1
+            news = decode(message["data"])
+            if news is None:
+                self.state.garbled += 1
+            elif news.sender == self._sender:
+                self._came_back(news.number, listener)
+            else:
+                _tell(news, listener)
+
+    def _came_back(self, number: int, listener: BusListener) -> None:
+        while self._under_way and self._under_way[0][0] <= number:
+            _, sent_at_s = self._under_way.popleft()
+            self.state.round_trip_s = time.monotonic() - sent_at_s
+        if not self.state.up:
+            self.state.up = True
+            listener.missed()
+            if self._complained:
+                _log.info("bus_back")
+                self._complained = False
+
+
+def _tell(news: News, listener: BusListener) -> None:
+    if news.lost:
+        listener.missed()
+    if news.generation:
+        listener.generation_moved()
+    for tenant_id, seq in news.moved.items():
+        listener.moved(tenant_id, seq)
+    for opened in news.opened:
+        listener.opened(*opened)
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> Exception:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, Exception)
+    return error

@@ -1,0 +1,103 @@
+"""What travels over the bus: one message tells the others everything that its sender has to tell.
+
+A channel belongs to one database: two that share a Redis do not hear each other, nor does one that was
+restored hear those who serve what it was restored from.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Annotated, Any, Final, NamedTuple
+
+import msgspec
+import redis
+from msgspec import Meta
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from engine.ports import StoreError
+from storage.direct import connected
+
+#: Of a database: its name and its epoch.
+IDENTITY: Final = "SELECT current_database()::text, epoch FROM cluster_state"
+#: How long a command waits for Redis.
+_ANNOUNCE_S: Final = 0.5
+
+_Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+
+
+class UnusableUrlError(Exception):
+    """The URL is none of a Redis; one sentence says what it has to be."""
+
+
+class Opened(NamedTuple):
+    """A device's connection, opened ``at_us`` by its server's clock."""
+
+    tenant_id: _Count
+    device_id: str
+    session_id: str
+    at_us: _Count
+
+
+class News(msgspec.Struct, omit_defaults=True, frozen=True):
+    """``number`` counts the messages of ``sender``; with nothing else in it the message is only a ping.
+
+    ``moved`` is how far tenants' feeds have come, by tenant_id; ``lost`` says that more may have happened
+    than the sender told.
+    """
+
+    sender: str
+    number: _Count = 0
+    generation: bool = False
+    lost: bool = False
+    moved: dict[_Count, _Count] = {}
+    opened: list[Opened] = []
+
+
+encode: Final = msgspec.json.encode
+_decode: Final = msgspec.json.Decoder(News).decode
+
+
+def decode(body: object) -> News | None:
+    """Read a message; None for what is none."""
+    try:
+        return _decode(body) if isinstance(body, bytes) else None
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+
+
+def channel_of(database: str, epoch: str) -> str:
+    """Name the channel of a database."""
+    return f"tidemark:{database}:{epoch}"
+
+
+def options(patience_s: float) -> dict[str, Any]:
+    """Options of every client of ours, beside a retry of its kind that never does."""
+    return {
+        "socket_connect_timeout": patience_s,
+        "health_check_interval": 0,
+        "protocol": 2,
+    }
+
+
+def announce(url: str, dsn: str, moved: set[int]) -> None:
+    """Tell running servers of what a command changed, and of the tenants whose feeds ``moved``.
+
+    They would find out by themselves: when Redis does not answer at once, they do.
+    """
+    with suppress(StoreError, RedisError, OSError, ValueError):
+        with connected(dsn) as connection, connection.cursor() as cursor:
+            cursor.execute(IDENTITY)
+            channel = channel_of(*cursor.fetchall()[0])
+            seqs: dict[int, int] = {}
+            if moved:
+                cursor.execute(
+                    "SELECT tenant_id, seq FROM tenant_counters WHERE tenant_id = ANY(%s)", (list(moved),)
+                )
+                seqs = dict(cursor.fetchall())
+        news = News(sender="", generation=True, moved=seqs)
+        with redis.Redis.from_url(
+            url, socket_timeout=_ANNOUNCE_S, retry=Retry(NoBackoff(), 0), **options(_ANNOUNCE_S)
+        ) as client:
+            client.publish(channel, encode(news))

@@ -171,11 +171,18 @@ class Crew:
                 f"no server answers at {self._setting.url}: start `run.py serve`, or give --url"
             ) from None
 
-    async def catch_up(self) -> None:
-        """Connect all and wait until each has taken in what there is."""
+    async def catch_up(self, patience_s: float) -> None:
+        """Connect all and wait until each has taken in what there is. Raises CrewError."""
         for member in self.members:
             member.go_online()
-        await self._all_settled()
+        try:
+            async with asyncio.timeout(patience_s):
+                await self._all_settled()
+        except TimeoutError:
+            raise CrewError(
+                f"the devices have not caught up with {self._setting.url} after {patience_s:.0f} s:"
+                " see what the server logs, then try again"
+            ) from None
 
     async def work(self, duration_s: float, spells_s: Callable[[Random], Iterator[float]]) -> None:
         """Let everybody work for so long. Raises CrewError."""

@@ -30,6 +30,14 @@ _PING_S: Final = 20.0
 _LARGEST_FRAME_BYTES: Final = 1 << 24
 _CONFLICTS: Final = 50
 
+#: What a refused handshake says, and the close code that asks for the same.
+_REFUSALS: Final = {
+    401: "the token does not count here",
+    403: "the tenant does not exist, or the device is not let in",
+    422: "the server does not speak this version",
+}
+_LIKE_CLOSE: Final = {401: 4401, 403: 4403, 422: 4400}
+
 #: Signs or fetches a token that is fresh enough.
 Token = Callable[[], str]
 
@@ -176,15 +184,14 @@ class Device:
 
     async def run(self) -> None:
         """Stay connected. Raises StoppedError once connecting again cannot help."""
-        token = self._token()
+        token, fresh = self._token(), False
         while True:
             said = await self._once(token)
-            if said.remedy == "stop":
+            if said.remedy == "stop" or (said.remedy == "token" and fresh and not said.greeted):
                 raise StoppedError(said.sentence)
-            if said.remedy == "token":
-                refused, token = token, self._token()
-                if token == refused:
-                    raise StoppedError(said.sentence)
+            fresh = said.remedy == "token"
+            if fresh:
+                token = self._token()
             wait_s = self._backoff.failed(said.retry_after_ms)
             await asyncio.sleep(QUIET_S + wait_s if said.remedy == "wait" else wait_s)
 
@@ -215,8 +222,8 @@ class Device:
                 with suppress(ClientError, ConnectionError):
                     await socket.close()
         except WSServerHandshakeError as error:
-            code = {401: 4401, 403: 4403, 422: 4400}.get(error.status)
-            sentence = f"the server refused the connection with {error.status}"
+            code = _LIKE_CLOSE.get(error.status)
+            sentence = _REFUSALS.get(error.status, f"the handshake was answered with {error.status}")
         except (ClientError, OSError, TimeoutError, ProtocolError, msgspec.DecodeError) as error:
             sentence = str(error) or type(error).__name__
         self._heard.set()
@@ -227,7 +234,9 @@ class Device:
         waits = talk.goodbye or talk.refused
         if talk.refused is not None:
             sentence = talk.refused.message
-        return _Ended(remedy(code), sentence, 0 if waits is None else waits.retry_after_ms)
+        return _Ended(
+            remedy(code), sentence, 0 if waits is None else waits.retry_after_ms, talk.welcome is not None
+        )
 
     async def _talked(self, talk: Talk, socket: ClientWebSocketResponse) -> int | None:
         """Pass messages to and fro; gives the close code."""
@@ -279,3 +288,4 @@ class _Ended(NamedTuple):
     remedy: Remedy
     sentence: str
     retry_after_ms: int
+    greeted: bool

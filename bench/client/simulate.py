@@ -61,7 +61,7 @@ async def _simulate(setting: Setting, names: list[str], offline_s: float, durati
         await working.reach()
         watching = asyncio.create_task(watch(working))
         try:
-            await working.catch_up()
+            await working.catch_up(_PATIENCE_S)
             await working.work(max(duration_s, offline_s), _offline_first(offline_s))
             began_s = time.monotonic()
             converged = await working.converge(_PATIENCE_S)
@@ -141,6 +141,7 @@ def _text(summary: Summary) -> str:
 @click.pass_obj
 def simulate(
     open_site: Open,
+    /,
     *,
     tenant: str,
     device: str,

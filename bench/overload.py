@@ -113,7 +113,7 @@ class _Overload:
         self._note(run, name, TOP)
         self._note(run, AFTER, None)
         self._report.windows = windows_of(run.happened)
-        self._report.over_s = run.plan.bounds_us[-1][0] / 1e6
+        self._report.began_s, self._report.over_s = (bound / 1e6 for bound in run.plan.bounds_us[2])
 
     async def _quiet(self, capacity: float, number: int) -> None:
         """Let a few devices of one tenant sync now and then, alone and beside another tenant's flood."""

@@ -26,7 +26,8 @@ _DOUBTFUL: Final = frozenset({"unanswered", "unavailable", "internal"})
 _SYNCS: Final = (
     "SELECT tenant_id, left(id, 16), array_agg(seq ORDER BY id), min(device_id), max(device_id),"
     " count(*) FILTER (WHERE version <> CASE WHEN substr(id, 18)::int < %(changes)s THEN 2 ELSE 1 END"
-    "  OR data ->> 'note' <> substr(id, 9) || CASE version WHEN 1 THEN ' made' ELSE ' changed' END)"
+    "  OR data ->> 'note' IS DISTINCT FROM"
+    "   substr(id, 9) || CASE version WHEN 1 THEN ' made' ELSE ' changed' END)"
     " FROM records WHERE tenant_id = ANY(%(ids)s) AND domain = 'task' AND id LIKE %(prefix)s GROUP BY 1, 2"
 )
 _KEYS: Final = (

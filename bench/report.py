@@ -149,7 +149,7 @@ _BUSY_CPUS: Final = 0.2
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """One scenario's report. ``windows`` are those of the highest load, which was over at ``over_s``."""
+    """One scenario's report. ``windows`` are the run's whose highest load is ``began_s`` to ``over_s``."""
 
     scenario: str
     work: str
@@ -157,6 +157,7 @@ class Report(msgspec.Struct, kw_only=True):
     rows: list[Row] = []
     loads: list[Load] = []
     windows: list[Window] = []
+    began_s: float = 0.0
     over_s: float = 0.0
     audit: Audit | None = None
     figures: list[Figure] = []

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from bench import concurrent, duel, limits
+from bench import concurrent, duel, limits, overload
 from bench.cli import SCENARIOS, bench
 from bench.drive import Target, drive
 from bench.fill import fill
@@ -128,6 +128,52 @@ async def test_a_server_that_runs_already_is_measured(serve: Serve, monkeypatch:
     assert row.cpu_ms.keys() == {"generator"}
 
 
+@pytest.mark.usefixtures("home")
+async def test_overload_climbs_comes_back_and_has_a_quiet_tenant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overload, "_UNDER_WAY", 8)
+    monkeypatch.setattr(overload, "_WARMUP_S", 0.1)
+    monkeypatch.setattr(overload, "_AFTER_S", 0.3)
+    report = await overload.overload(options(connections=8, duration_s=0.25, rounds=1))
+    assert [(load.name, load.times) for load in report.loads] == [
+        ("capacity", None),
+        ("0.5 times", 0.5),
+        ("1 times", 1.0),
+        ("2 times", 2.0),
+        ("4 times", 4.0),
+        ("normal before", None),
+        ("10 times", 10.0),
+        ("normal after", None),
+        *((f"{name}, round 1", None) for name in ("quiet alone", "quiet beside", "flood of 4 times")),
+        ("capacity again", None),
+    ]
+    assert report.audit is not None
+    assert report.audit.faults == []
+    assert report.audit.items > 0
+    assert all(load.rss_peak_mib for load in report.loads)
+    assert all({"generator", "server", "postgres"} <= load.cpus.keys() for load in report.loads)
+    assert 0 < report.began_s < report.over_s < report.windows[-1].at_s
+    assert {bar.name for bar in report.bars} >= {
+        "of each load at least offered",
+        "syncs of the quiet tenant refused beside a flood",
+    }
+
+
+async def test_overload_of_a_server_that_runs_already(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve(limits={"messages_per_minute": 1_000_000})
+    monkeypatch.setenv("TIDEMARK__POSTGRES__DSN", server.dsn)
+    monkeypatch.setenv("TIDEMARK__AUTH__SECRET", SECRET.decode())
+    monkeypatch.setattr(overload, "_UNDER_WAY", 4)
+    monkeypatch.setattr(overload, "_WARMUP_S", 0.1)
+    monkeypatch.setattr(overload, "_AFTER_S", 0.3)
+    report = await overload.overload(options(connections=4, duration_s=0.2, rounds=1, url=server.url))
+    assert report.audit is not None
+    assert report.audit.faults == []
+    assert {load.rss_peak_mib for load in report.loads} == {None}
+    assert "CPU and memory of a server that was not started here are not measured" in report.remarks
+
+
 async def test_a_server_that_answers_nothing_is_an_error() -> None:
     async with started(["-m", "bench.limit_a"], {}) as server:
         port = server.port
@@ -190,7 +236,9 @@ def options(**changes: Any) -> Options:
         (["--fill", "5", "--url", "http://127.0.0.1:1"], "--fill compares latencies"),
         (["--scenario", "limits", "--url", "http://127.0.0.1:1"], "leave --url out"),
         (["--url", "https://example.org"], "http://HOST:PORT is required"),
-        (["--scenario", "uploads"], "is not one of 'concurrent', 'limits', 'all'"),
+        (["--scenario", "overload", "--url", "https://example.org"], "http://HOST:PORT is required"),
+        (["--scenario", "overload", "--tenants", "1"], "give --tenants 2 at least"),
+        (["--scenario", "uploads"], "is not one of 'concurrent', 'limits', 'overload', 'all'"),
         (["--config", "/no/such/file.toml"], "/no/such/file.toml: No such file or directory"),
         (["--connections", "0"], "--connections"),
     ],

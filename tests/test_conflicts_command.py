@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from storage.embedded import Services
 from tests.commands import Run, command
 from tests.device import Device, day, item
 from tests.services import execute, rows
@@ -19,9 +20,10 @@ NOTE = {"domains": {"note": {"policy": "manual"}}}
 
 
 @pytest.fixture
-def run(command: Run) -> Run:
+def run(command: Run, services: Services) -> Run:
     """Run commands with the test's domain."""
-    return lambda *arguments: command("conflicts", *arguments, TIDEMARK__DOMAINS__NOTE__POLICY="manual")
+    variables = {"TIDEMARK__DOMAINS__NOTE__POLICY": "manual", "TIDEMARK__REDIS__URL": services.redis_url}
+    return lambda *arguments: command("conflicts", *arguments, **variables)
 
 
 async def opened(server: Running, tenant: str = "acme") -> tuple[Device, str]:
@@ -86,6 +88,14 @@ async def test_a_conflict_is_listed_shown_and_settled(run: Run, serve: Serve, tm
     after = json.loads((await run("show", conflict_id, "--json")).out)["settled"]
     assert (after["choice"], after["by"], after["version"]) == ("merged", "operator", 2)
     assert json.loads((await run("list", "--json")).out) == []
+
+
+async def test_a_live_subscription_hears_of_what_a_command_settled(run: Run, serve: Serve) -> None:
+    phone, conflict_id = await opened(await serve(**NOTE))
+    backlog = await phone.ask("subscribe", cursor=None)
+    assert [one["version"] for one in backlog["changes"]] == [1]
+    assert (await run("resolve", conflict_id, "--choice", "client")).status == 0
+    assert [one["version"] for one in (await phone.changes())["changes"]] == [2]
 
 
 async def test_a_record_that_moved_on_is_looked_at_again(run: Run, serve: Serve) -> None:

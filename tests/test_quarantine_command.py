@@ -289,6 +289,16 @@ async def test_a_commit_whose_answer_is_lost_stored_it_once(
         desk.item(quarantine_id, None)
 
 
+async def test_an_item_stays_that_was_not_judged_at_all(server: Running, chosen: Settings) -> None:
+    quarantine_id = await rejected(server)
+    phone = await server.device("phone")
+    await phone.sync(f"quarantine:{quarantine_id}", item("put", "task", "t1", data={}))
+    desk = QuarantineDesk(server.dsn, chosen, lambda _: None)
+    with pytest.raises(RefusedError):
+        await asyncio.to_thread(desk.retry, desk.item(quarantine_id, None), GOOD)
+    assert rows(server.dsn, LEFT) == [(quarantine_id, False)]
+
+
 @pytest.mark.parametrize("other", [GOOD, b'{"place":"hall"}'])
 async def test_of_two_retries_at_once_one_stores_it(
     server: Running, chosen: Settings, other: bytes

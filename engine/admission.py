@@ -7,6 +7,8 @@ from typing import Final
 
 import msgspec
 
+#: From here on a message counts for more than one; those of ordinary devices stay far below.
+LABORIOUS_S: Final = 0.01
 #: Until a queue has stood, a worker is taken to store this much in a second.
 _FIRST_BYTES_PER_S: Final = 32e6
 #: Bounds of the wait that may stand: below it nobody notices, above it devices give up waiting.
@@ -40,6 +42,11 @@ class TokenBucket(msgspec.Struct):
             return 0
         self.tokens = tokens
         return max(1, math.ceil((1.0 - tokens) * 60_000 / per_minute))
+
+    def charge(self, spent_s: float) -> None:
+        """Take a token for each millisecond that a laborious message kept everybody waiting."""
+        if spent_s > LABORIOUS_S:
+            self.tokens -= spent_s * 1000
 
 
 class TenantRates:

@@ -140,6 +140,7 @@ class Connection(Line):
                 self._other(request)
         except Exception as error:
             self._refuse(error, request_id, wait_ms)
+        self._device.bucket.charge(core.clock.monotonic_s() - now_s)
 
     def _wait_ms(self, now_s: float) -> int:
         """Return 0, or how long the device or its tenant is to wait before it sends more."""

@@ -59,10 +59,11 @@ class SyncHttp:
     async def sync(self, request: web.Request) -> web.Response:
         """Push changes: ``sync`` → ``synced``."""
         session, device = await self._admit(request, pushes=True)
-        message = _decode(session.codec, await _body(request, session.codec), Sync)
-        request[REQUEST_ID] = message.id
+        body = await _body(request, session.codec)
         core = self._core
-        now_us = core.clock.now_us()
+        begun_s, now_us = core.clock.monotonic_s(), core.clock.now_us()
+        message = _decode(session.codec, body, Sync)
+        request[REQUEST_ID] = message.id
         if message.clock is not None:
             session.clock_offset_us = now_us - to_us(message.clock)
         try:

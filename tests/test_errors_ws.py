@@ -221,6 +221,17 @@ async def test_the_rate_is_the_devices_on_every_way(serve: Serve) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="function")
+async def test_a_message_that_keeps_the_worker_busy_counts_for_many(serve: Serve) -> None:
+    server = await serve(limits={"messages_per_minute": 100})
+    phone = await server.device()
+    item = b'{"domain":"task","id":"a","op":"put","data":{"x":[' + b"1e300," * 150_000 + b"1]}}"
+    await phone.send_frame(b'{"type":"sync","id":"0","key":"k","items":[' + item + b"]}")
+    assert (await phone.receive())["type"] == "synced"
+    assert (await phone.refused("heartbeat"))["code"] == "rate_limited"
+    await (await server.device("tablet")).ask("heartbeat")
+
+
+@pytest.mark.asyncio(loop_scope="function")
 async def test_a_tenants_devices_share_a_rate_that_is_no_other_tenants(serve: Serve) -> None:
     server = await serve(limits={"tenant_messages_per_minute": 5})
     phone, tablet = await server.device(), await server.device("tablet")

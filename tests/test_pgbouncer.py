@@ -55,6 +55,7 @@ def bouncer(dsn: str) -> Iterator[str]:
         "logfile": str(own / "log"),
         "pidfile": str(own / "pid"),
         "default_pool_size": str(POOL),
+        "server_round_robin": "1",
     }
     chosen.read_dict({"pgbouncer": replaced})
     with (own / "pgbouncer.ini").open("w") as file:
@@ -122,6 +123,8 @@ async def test_processes_share_few_connections_that_are_killed_meanwhile(
     assert [editor.wrong for editor in editors if editor.wrong] == []
     audit(dsn, editors)
     for process in processes:
-        assert process.events.count("pooler_found") == 1
-        assert "message_failed" not in process.events
         assert await process.terminate() == 0
+        assert "message_failed" not in process.events
+    # A process that meets only connections on which its statements happen to be prepared need not notice.
+    found = [process.events.count("pooler_found") for process in processes]
+    assert max(found) == 1

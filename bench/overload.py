@@ -25,7 +25,7 @@ _WARMUP_S: Final = 1.0
 #: How long there is to get back to normal.
 _AFTER_S: Final = 5.0
 #: Syncs that the closed loop keeps under way over all connections: enough for any batch to be full.
-_UNDER_WAY: Final = 800
+_UNDER_WAY: Final = 400
 
 LADDER: Final = (0.5, 1.0, 2.0, 4.0)
 TOP: Final = 10.0

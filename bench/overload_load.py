@@ -35,7 +35,7 @@ _LOOK_S: Final = 0.02
 _BURST: Final = 32
 #: How often the generator looks whether its own loop is late.
 _TICK_S: Final = 0.01
-#: A closed loop goes on after a refusal, but not faster than this.
+#: A closed loop goes on after a refusal when it is told to, but not faster than this.
 _AFTER_REFUSAL_S: Final = 0.1
 
 #: What every run knows of: not answered yet, and stored.
@@ -54,6 +54,7 @@ class _Answer(msgspec.Struct, gc=False):
     id: str | None = None
     code: str = ""
     reason: str = ""
+    retry_after_ms: int | None = None
     replayed: bool = False
     results: tuple[_Result, ...] = ()
 
@@ -231,7 +232,8 @@ class OverloadLoad:
             if code == "synced":
                 self._resume(index)
             else:
-                asyncio.get_running_loop().call_later(_AFTER_REFUSAL_S, self._resume, index)
+                after_s = max(_AFTER_REFUSAL_S, (answer.retry_after_ms or 0) / 1000)
+                asyncio.get_running_loop().call_later(after_s, self._resume, index)
 
     def _acknowledged(self, answer: _Answer) -> list[int]:
         """Give the seqs of a sync that was applied as asked; none where it was not."""

@@ -16,6 +16,8 @@ AFTER: Final = "normal after"
 QUIET_ALONE: Final = "quiet alone"
 QUIET_BESIDE: Final = "quiet beside"
 
+#: From so much more stored at some load than in the closed loop on, capacity was taken too low.
+MORE_RATIO: Final = 1.1
 #: How much of its capacity the server still stores at the highest load.
 GOODPUT_RATIO: Final = 0.8
 #: How soon whoever is refused knows.
@@ -70,6 +72,12 @@ def _capacity(report: Report) -> None:
     report.figures.append(
         Figure("capacity", before.stored_per_s, "syncs/s", f"{after.stored_per_s:,.0f}/s at the end")
     )
+    most = max(report.loads, key=lambda load: load.stored_per_s)
+    if most.stored_per_s > MORE_RATIO * before.stored_per_s:
+        report.remarks.append(
+            f"{most.name}: {most.stored_per_s:,.0f}/s were stored, so capacity was taken too low,"
+            " as is every load"
+        )
 
 
 def _top(report: Report, ladder: Sequence[Load], top: Load) -> None:

@@ -164,6 +164,14 @@ async def test_a_refused_sync_of_a_closed_loop_is_followed_by_another_later() ->
     assert 2 < len(happened.due_us) <= 8  # on two connections, a tenth of a second lies between
 
 
+async def test_a_closed_loop_waits_as_long_as_it_is_told() -> None:
+    def answering(sync: Json) -> list[Json]:
+        return [one | {"retry_after_ms": 60_000} for one in refused(sync)]
+
+    happened = await poured(answering, pipelined=1, steps=[Step("a", 0.0, 0.3)])
+    assert len(happened.due_us) == 2
+
+
 @pytest.mark.parametrize(
     "changes", [{"version": 9}, {"status": "unchanged"}, {"seq": None}, {"status": "conflict"}]
 )

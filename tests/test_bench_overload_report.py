@@ -208,6 +208,13 @@ def test_all_bars_are_met_or_missed() -> None:
     assert report.remarks == []
 
 
+@pytest.mark.parametrize(("stored_per_s", "said"), [(109.0, 0), (111.0, 1)])
+def test_a_capacity_that_was_taken_too_low_is_named(stored_per_s: float, said: int) -> None:
+    report = report_of(load("10 times", 10.0, **(OVER | {"stored_per_s": stored_per_s})))
+    judge(report)
+    assert ["capacity was taken too low" in remark for remark in report.remarks] == [True] * said
+
+
 def test_a_load_that_was_not_offered_is_not_judged() -> None:
     report = report_of(load("10 times", 10.0, **(OVER | {"offered_per_s": 900.0})))
     judge(report)

@@ -134,7 +134,7 @@ def _said(result: Retried) -> str:
             assert result.error is not None
             raise click.ClickException(
                 f"rejected again: {result.error.message} ({result.error.code});"
-                " it stays in the quarantine: correct it with --data"
+                " it stays: correct it with --data, or the settings that refuse it"
             )
         case "conflict":
             return (

@@ -164,6 +164,12 @@ async def test_a_refused_sync_of_a_closed_loop_is_followed_by_another_later() ->
     assert 2 < len(happened.due_us) <= 8  # on two connections, a tenth of a second lies between
 
 
+async def test_a_timer_that_goes_off_early_does_not_send_before_the_run() -> None:
+    load = OverloadLoad(plan_of())
+    load._start_s = perf_counter() + 60.0
+    assert load._now_us() == 0
+
+
 async def test_a_closed_loop_waits_as_long_as_it_is_told() -> None:
     def answering(sync: Json) -> list[Json]:
         return [one | {"retry_after_ms": 60_000} for one in refused(sync)]

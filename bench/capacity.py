@@ -152,7 +152,8 @@ def printed(use: Use, costs: Costs, stored: Stored) -> Iterator[str]:
     )
     yield (
         f"Assumed: every device is connected and syncs {use.syncs_a_day:g} times a day within"
-        f" {use.day_h:g} hours, at the peak {use.peak:g} times as often; {use.new_records:.0%} of syncs make a record, kept for"
+        f" {use.day_h:g} hours, at the peak {use.peak:g} times as often;"
+        f" {use.new_records:.0%} of syncs make a record, kept for"
         f" {use.records_kept_days:g} days; {use.receivers:g} others follow each change; a heartbeat each"
         f" {use.heartbeat_s:g} s costs {costs.heartbeat_ms} ms; cores are {use.load:.0%} busy; a process"
         f" takes {costs.connections:,} connections and a primary {costs.primary_per_s:,.0f} syncs a second."

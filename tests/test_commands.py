@@ -72,6 +72,7 @@ def run(dsn: str) -> Run:
         "quarantine show",
         "quarantine retry",
         "doctor",
+        "nginx",
         "policy list",
         "policy set",
         "device list",

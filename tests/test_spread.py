@@ -75,6 +75,18 @@ def test_a_foreign_key_stays_within_its_tenant_or_leads_to_a_table_that_is_every
             assert "tenant_id" in columns, f"{table} -> {other}"
 
 
+def test_tenants_are_numbered_alike_everywhere_so_that_their_rows_lie_together(
+    migrated: str, growing: set[str]
+) -> None:
+    found = rows(
+        migrated,
+        "SELECT c.relname::text, a.atttypid::regtype::text FROM pg_class AS c JOIN pg_attribute AS a"
+        f" ON a.attrelid = c.oid AND a.attname = 'tenant_id' WHERE c.relname IN ({_TABLES})",
+    )
+    assert {table for table, _ in found} == growing | {"tenants"}
+    assert {kind for _, kind in found} == {"integer"}
+
+
 # -- the statements ---------------------------------------------------------------------------
 
 #: What a text has where something is put in that is not known before it runs.

@@ -1,0 +1,55 @@
+"""A Redis of a test's own, to be killed and stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.embedded import embedded, servers
+
+
+class OwnRedis:
+    """A Redis that runs; ``url`` stays the same whatever becomes of it."""
+
+    def __init__(self, data_dir: Path, url: str) -> None:
+        self._data_dir = data_dir
+        self.url = url
+
+    def kill(self) -> None:
+        """Kill it as a power cut would."""
+        servers(self._data_dir).redis.stop(signal.SIGKILL)
+
+    def start(self) -> None:
+        """Start it again, and wait until it answers."""
+        servers(self._data_dir).redis.start()
+
+    def freeze(self) -> None:
+        """Have it do nothing more, its connections being open: what a dead host looks like."""
+        os.kill(self._pid(), signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Have it go on."""
+        os.kill(self._pid(), signal.SIGCONT)
+
+    def _pid(self) -> int:
+        return int((self._data_dir / "redis" / "redis.pid").read_text())
+
+
+@pytest.fixture(scope="session")
+def _own_redis() -> Iterator[OwnRedis]:
+    with tempfile.TemporaryDirectory() as home:
+        Path(home).chmod(0o711)  # the server's account has to pass through it
+        with embedded(Path(home, "data"), postgres=False) as running:
+            yield OwnRedis(Path(home, "data"), running.redis_url)
+
+
+@pytest.fixture
+def own_redis(_own_redis: OwnRedis) -> OwnRedis:
+    """A Redis that nobody else uses, running whatever the test before did to it."""
+    _own_redis.start()
+    return _own_redis

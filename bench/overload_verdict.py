@@ -72,7 +72,8 @@ def _capacity(report: Report) -> None:
     report.figures.append(
         Figure("capacity", before.stored_per_s, "syncs/s", f"{after.stored_per_s:,.0f}/s at the end")
     )
-    most = max(report.loads, key=lambda load: load.stored_per_s)
+    ladder = [load for load in report.loads if load.times is not None]
+    most = max(ladder, key=lambda load: load.stored_per_s)
     if most.stored_per_s > MORE_RATIO * before.stored_per_s:
         report.remarks.append(
             f"{most.name}: {most.stored_per_s:,.0f}/s were stored, so capacity was taken too low,"

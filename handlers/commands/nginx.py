@@ -37,7 +37,7 @@ def _checked_path(_: click.Context, __: click.Parameter, path: str | None) -> st
     short_help="Print a site configuration for nginx.",
     epilog="Example: run.py nginx --workers 4 --server-name sync.example.org >tidemark.conf",
 )
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Workers, at the ports from P+1 on.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Workers: at P+1, P+2, … or, alone, at P.")
 @click.option("--port", type=click.IntRange(0, 65535), metavar="P", help="Port that all workers share.")
 @click.option(
     "--server-name",
@@ -82,6 +82,8 @@ def _backends(chosen: Settings) -> dict[str, str]:
     host = "127.0.0.1" if server.host in _EVERYWHERE else server.host
     address = f"[{host}]" if ":" in host else host
     ports = [server.port + number for number in range(1, server.workers + 1)]
+    if server.workers == 1:  # it has the shared port to itself
+        ports = [server.port]
     return {
         "workers": "one worker" if len(ports) == 1 else f"{len(ports)} workers",
         "host": address,

@@ -37,7 +37,9 @@ def _checked_path(_: click.Context, __: click.Parameter, path: str | None) -> st
     short_help="Print a site configuration for nginx.",
     epilog="Example: run.py nginx --workers 4 --server-name sync.example.org >tidemark.conf",
 )
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Workers: at P+1, P+2, … or, alone, at P.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), metavar="N", help="Workers: at P+1, P+2, … or, alone, at P."
+)
 @click.option("--port", type=click.IntRange(0, 65535), metavar="P", help="Port that all workers share.")
 @click.option(
     "--server-name",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import click
 
-from compose.site import open_site
+from compose.site import open_site, run_worker
 from handlers.commands.conflicts import conflicts
 from handlers.commands.device import device
 from handlers.commands.doctor import doctor
@@ -55,8 +55,15 @@ def simulate(context: click.Context, arguments: tuple[str, ...]) -> None:
     simulated.main(list(arguments), prog_name=context.command_path, obj=open_access)
 
 
+@click.command("worker", hidden=True)
+def worker() -> None:
+    """Be one of several workers; `serve` starts them."""
+    run_worker()
+
+
 for command in (
     serve,
+    worker,
     migrate,
     tenant,
     token,

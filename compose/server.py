@@ -64,10 +64,11 @@ class SystemClock:
 
 
 class Server:
-    """One process: the engine, its stores, its edge."""
+    """One process: the engine, its stores, its edge. ``worker`` is its number among several, from 1."""
 
-    def __init__(self, settings: Settings, at: Services, keys: KeySet) -> None:
+    def __init__(self, settings: Settings, at: Services, keys: KeySet, worker: int = 0) -> None:
         self._settings = settings
+        self._own_port = settings.server.port + worker if worker else None
         self._dsn = dsn = at.dsn
         clock = SystemClock()
         # One connection a lane, so that a batch never waits for a read, and reads never for a batch.
@@ -176,21 +177,23 @@ class Server:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._writes.close)
             stack.push_async_callback(self._reads.close)
-            port = 0
             async with running(everything, settings.server.drain_s):
-                port = await stack.enter_async_context(
-                    listening(app, settings.server.host, settings.server.port)
+                host = settings.server.host
+                port, close_doors = await stack.enter_async_context(
+                    listening(app, host, settings.server.port, self._own_port)
                 )
                 # What is there now lives as long as the process: the collector need not look at it again.
                 gc.collect()
                 gc.freeze()
                 gc.set_threshold(20_000, 20, 20)
-                _log.info("listening", host=settings.server.host, port=port)
+                _log.info("listening", host=host, port=port)
                 task_status.started(port)
                 with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                     async for received in signals:
                         _log.info("draining", signal=received.name)
                         break
+                if self._own_port is not None:  # the system is to send newcomers to the other workers
+                    await close_doors()
             _log.info("stopped")
 
     async def _renew(self) -> None:
@@ -214,13 +217,17 @@ class Server:
 
 
 def run_server(
-    settings: Settings, at: Services, keys: KeySet, started: Callable[[int], None] = lambda _: None
+    settings: Settings,
+    at: Services,
+    keys: KeySet,
+    started: Callable[[int], None] = lambda _: None,
+    worker: int = 0,
 ) -> None:
     """Serve in this process until told to stop; ``started`` is told the port."""
     _raise_file_limit()
 
     async def main() -> None:
-        server = Server(settings, at, keys)
+        server = Server(settings, at, keys, worker)
         async with anyio.create_task_group() as group:
             started(await group.start(server.run))
 

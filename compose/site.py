@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import structlog
 from compose.desk import ConflictDesk, QuarantineDesk
 from compose.doctor import examine
 from compose.server import run_server
+from compose.workers import supervise, work
 from engine.administration import Finding
 from engine.domains import Domains
 from engine.ports import StoreRetryError
@@ -23,7 +25,9 @@ from handlers.commands.serve import DEMO_TENANT, announce_demo
 from handlers.commands.site import SiteError
 from handlers.keys import key_set, signing_key
 from handlers.logging import configure
+from handlers.supervisor import WorkersFailedError
 from storage.bus_news import UnusableUrlError, announce
+from storage.checkup import bus_findings
 from storage.embedded import Services, embedded, embedded_redis_url
 from storage.embedded_account import EmbeddedError, account_for, make_data_dir
 from storage.epoch import PostgresEpoch
@@ -143,8 +147,9 @@ class Site:
     def serve(self) -> None:
         """Serve until told to stop."""
         chosen = self.settings
-        if chosen.server.workers > 1:
-            raise SiteError("one worker is all a server has so far: start several, each on its own port")
+        several = chosen.server.workers > 1
+        if several and not chosen.server.port:
+            raise SiteError("server.port: several workers share a port, so that it has to be named")
         configure(chosen.log)
         with self._services(redis=True) as running_services:
             dsn = running_services.dsn
@@ -161,9 +166,21 @@ class Site:
                 _log.warning("maintenance_failed", reason=type(error).__name__)
             announced = self._announce if self._embedded else lambda _: None
             try:
-                run_server(chosen, running_services, self.keys(), announced)
+                if several:
+                    for finding in bus_findings(running_services.redis_url, alone=False):
+                        if finding.level == "fault":
+                            raise SiteError(
+                                f"several workers meet in Redis, which is away ({finding.found}):"
+                                " start it, or serve with one worker"
+                            )
+                    self.keys()  # what is wrong with them is said once, and by this process
+                    supervise(chosen, running_services, lambda: announced(chosen.server.port))
+                else:
+                    run_server(chosen, running_services, self.keys(), announced)
             except UnusableUrlError as error:
                 raise SiteError(f"redis.url: {error}") from None
+            except WorkersFailedError:
+                raise SiteError("the workers did not start: their own last words are above") from None
 
     def _announce(self, port: int) -> None:
         auth = self.settings.auth
@@ -185,6 +202,11 @@ def open_site(config: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> Si
     files = [_DEFAULTS] if config is None else [_DEFAULTS, config]
     layers = [*map(_read_layer, files), environment(os.environ), Layer("the command line", flags)]
     return Site(settings(layers))
+
+
+def run_worker() -> None:
+    """Be one worker of a supervisor, which says on standard input what that is."""
+    work(sys.stdin.buffer, lambda chosen: Site(chosen).keys())
 
 
 def _read_layer(path: Path) -> Layer:

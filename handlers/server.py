@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -61,9 +62,22 @@ def _errors(core: Core) -> Middleware:
     return errors
 
 
+class Doors(NamedTuple):
+    """Where devices come in; ``close`` lets nobody in any more, and those who are in stay."""
+
+    port: int
+    close: Callable[[], Awaitable[None]]
+
+
 @asynccontextmanager
-async def listening(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
-    """Accept connections; gives the port, which port 0 leaves to the system."""
+async def listening(
+    app: web.Application, host: str, port: int, own_port: int | None = None
+) -> AsyncIterator[Doors]:
+    """Accept connections on a port, which port 0 leaves to the system.
+
+    A worker among several has a port of its own besides; both may be shared with others, such as the worker
+    that takes its place.
+    """
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -73,10 +87,22 @@ async def listening(app: web.Application, host: str, port: int) -> AsyncIterator
         shutdown_timeout=_SHUTDOWN_S,
     )
     await runner.setup()
+    ports = [port] if own_port is None else [port, own_port]
     try:
-        site = web.TCPSite(runner, host, port, backlog=_BACKLOG, reuse_address=True)
-        await site.start()
-        yield int(runner.addresses[0][1])
+        sites = [
+            web.TCPSite(
+                runner, host, one, backlog=_BACKLOG, reuse_address=True, reuse_port=own_port is not None
+            )
+            for one in ports
+        ]
+        for site in sites:
+            await site.start()
+
+        async def close() -> None:
+            for site in sites:
+                await site.stop()
+
+        yield Doors(int(runner.addresses[0][1]), close)
     finally:
         await runner.cleanup()
 

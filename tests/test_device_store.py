@@ -115,7 +115,7 @@ async def test_who_finds_a_row_locked_gives_way_before_anybody_is_taken_for_a_de
     try:
         async with database.session() as session:
             await session.run("BEGIN; SELECT FROM sync_device_health FOR UPDATE")
-            with pytest.raises(StoreRetryError):
+            with pytest.raises(StoreRetryError, match="lock timeout"):
                 await store.add([change(PHONE, 1)])
             await session.run("ROLLBACK")
     finally:

@@ -90,7 +90,7 @@ class Overload:
         return waiting_bytes * self._s_per_byte
 
     def stored(self, size_bytes: int, batch_s: float, since_last_s: float) -> None:
-        """Learn from a batch that left others waiting; lone ones say little of what the store can do.
+        """Learn from a batch that was full; small ones say little of what the store can do.
 
         ``batch_s`` is how long it took, ``since_last_s`` since the store was done with the one before it.
         """

@@ -59,13 +59,13 @@ class _Queue(msgspec.Struct):
 class Batch(msgspec.Struct, frozen=True):
     """Jobs taken together.
 
-    ``one_sided``: it is large and most of it is of one tenant. ``left_some``: others had to stay behind.
+    ``one_sided``: it is large and most of it is of one tenant. ``full``: there was no room for others.
     """
 
     jobs: list[Waiting]
     size_bytes: int
     one_sided: bool
-    left_some: bool
+    full: bool
 
 
 class Backlog:
@@ -144,7 +144,7 @@ class Backlog:
                 batch.append(jobs.popleft())
                 items += waiting.items
                 size_bytes += waiting.size_bytes
-            if len(batch) == first:  # no room for its next one: it is first the next time
+            if len(batch) == first:  # it is first the next time
                 self._free.appendleft(tenant_id)
                 break
             oldest_s = min(oldest_s, batch[first].since_s)
@@ -158,9 +158,8 @@ class Backlog:
         self.items -= items
         self.size_bytes -= size_bytes
         self.overload.waited(now_s - oldest_s, now_s)
-        return Batch(
-            batch, size_bytes, one_sided=items * 4 >= most and largest * 2 > items, left_some=self.messages > 0
-        )
+        one_sided = items * 4 >= most and largest * 2 > items
+        return Batch(batch, size_bytes, one_sided, full)
 
     def put_back(self, batch: list[Waiting]) -> None:
         """Let jobs of held tenants wait again, before all that came later."""

@@ -184,7 +184,7 @@ class Committer:
             backlog.settled(batch.jobs)
             now_s = clock.monotonic_s()
             self.counters.batch_s += now_s - began_s
-            if batch.left_some:
+            if batch.full:
                 since_s = max(self._settled_s, began_s)
                 backlog.overload.stored(batch.size_bytes, now_s - began_s, now_s - since_s)
             self._settled_s = now_s

@@ -79,7 +79,7 @@ class Simulation:
             batch = self._in_flight
             self.backlog.settled(batch.jobs)
             self.stored.update(waiting.job.tenant_id for waiting in batch.jobs)
-            if batch.left_some:
+            if batch.full:
                 self.backlog.overload.stored(batch.size_bytes, BATCH_S, BATCH_S)
             self._in_flight = None
             self._begin(self._done_s)
@@ -148,7 +148,7 @@ def test_a_batch_that_is_nearly_all_of_one_tenant_is_told() -> None:
         backlog.add(push_of(3), reply, 0.0)
     batch = backlog.take(0.0)
     assert batch.one_sided
-    assert batch.left_some
+    assert batch.full
     for tenant_id in (4, 5, 6):
         for _ in range(20):
             backlog.add(push_of(tenant_id), reply, 0.0)

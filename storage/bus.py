@@ -35,7 +35,7 @@ PING_S: Final = 1.0
 PATIENCE_S: Final = 3.0
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
-#: What may wait to be told: tenants whose feeds moved, and connections.
+#: What may wait to be told or be told again: tenants whose feeds moved, and connections.
 _MOVED_TENANTS: Final = 10_000
 _OPENED: Final = 10_000
 
@@ -74,6 +74,8 @@ class RedisBus:
         self._lost = False
         self._moved: dict[int, int] = {}
         self._opened: dict[tuple[int, str], Opened] = {}
+        #: The last ones that were told, for those who were away meanwhile.
+        self._recent: dict[tuple[int, str], Opened] = {}
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -100,10 +102,12 @@ class RedisBus:
 
     def opened(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
         """Tell that a device is connected here."""
-        waiting = self._opened
-        if len(waiting) >= _OPENED:
-            del waiting[next(iter(waiting))]
-        waiting[tenant_id, device_id] = Opened(tenant_id, device_id, session_id, at_us)
+        latest = Opened(tenant_id, device_id, session_id, at_us)
+        for kept in (self._opened, self._recent):
+            kept.pop((tenant_id, device_id), None)
+            if len(kept) >= _OPENED:
+                del kept[next(iter(kept))]
+            kept[tenant_id, device_id] = latest
         self._call()
 
     def _call(self) -> None:
@@ -165,11 +169,13 @@ class RedisBus:
             raise _BrokenError(type(_first(broken)).__name__)
 
     async def _speak(self, channel: str, epoch: str) -> None:
+        back = bool(self._recent)
         while True:
             self._wake.clear()
             if self._epoch() != epoch:
                 raise EpochChangedError
-            await self._publish(channel)
+            await self._publish(channel, back=back)
+            back = False
             if not (self._moved or self._opened):
                 self._idle.set()
                 with suppress(TimeoutError):
@@ -178,12 +184,14 @@ class RedisBus:
             if self._under_way and time.monotonic() - self._under_way[0][1] > PATIENCE_S:
                 raise TimeoutError
 
-    async def _publish(self, channel: str) -> None:
+    async def _publish(self, channel: str, *, back: bool) -> None:
         moved, opened, lost = self._moved, self._opened, self._lost
         self._moved, self._opened, self._lost = {}, {}, False
         self._number += 1
         self._under_way.append((self._number, time.monotonic()))
-        news = News(self._sender, self._number, lost=lost, moved=moved, opened=list(opened.values()))
+        news = News(
+            self._sender, self._number, lost=lost, back=back, moved=moved, opened=list(opened.values())
+        )
         try:
             async with asyncio.timeout(PATIENCE_S):
                 await self._client.publish(channel, encode(news))
@@ -205,6 +213,9 @@ class RedisBus:
             elif news.sender == self._sender:
                 self._came_back(news.number, listener)
             else:
+                if news.back:
+                    self._opened = dict(self._recent)
+                    self._call()
                 _tell(news, listener)
 
     def _came_back(self, number: int, listener: BusListener) -> None:

@@ -44,13 +44,14 @@ class News(msgspec.Struct, omit_defaults=True, frozen=True):
     """``number`` counts the messages of ``sender``; with nothing else in it the message is only a ping.
 
     ``moved`` is how far tenants' feeds have come, by tenant_id; ``lost`` says that more may have happened
-    than the sender told.
+    than the sender told, ``back`` that it was away and does not know who connected elsewhere meanwhile.
     """
 
     sender: str
     number: _Count = 0
     generation: bool = False
     lost: bool = False
+    back: bool = False
     moved: dict[_Count, _Count] = {}
     opened: list[Opened] = []
 

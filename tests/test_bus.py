@@ -229,6 +229,24 @@ async def test_what_could_not_be_told_is_looked_up_by_all(join: Join) -> None:
     await two.hears("opened", 1, "phone", "s1", 99)
 
 
+async def test_who_comes_back_late_is_told_who_connected(
+    join: Join, own_redis: OwnRedis, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.bus._OPENED", 2)
+    one = await join()
+    for number in range(3):
+        one.bus.opened(1, f"d{number}", "s", number)
+    one.bus.opened(1, "d1", "t", 9)
+    await one.bus.drain()
+    late = Place(own_redis.url, dsn)
+    late.bus.opened(1, "d1", "late", 5)
+    await one.hears("opened", 1, "d1", "late", 5)
+    await late.hears("opened", 1, "d1", "t", 9)
+    await late.is_on()
+    assert late.heard == [("opened", 1, "d2", "s", 2)]
+    await late.close()
+
+
 @pytest.mark.usefixtures("hasty")
 async def test_a_redis_that_only_falls_silent_is_noticed(join: Join, own_redis: OwnRedis) -> None:
     one, two = await join(), await join()

@@ -200,6 +200,8 @@ async def test_what_is_no_message_is_counted_and_ignored(join: Join, own_redis: 
 async def test_it_comes_back_by_itself_and_has_everybody_look(join: Join, own_redis: OwnRedis) -> None:
     with capture_logs() as logs:
         one, two = await join(), await join()
+        two.bus.opened(1, "tablet", "s0", 1)
+        await one.hears("opened", 1, "tablet", "s0", 1)
         own_redis.kill()
         for place in (one, two):
             await place.is_off()

@@ -197,6 +197,8 @@ def _check(value: object, depth: int) -> None:
             if depth == 0:
                 raise ValueError("data nests too deep")
             for name, inner in value.items():
+                if not isinstance(name, str):
+                    raise ValueError(f"data holds a field named by a {type(name).__name__}")
                 _check(name, depth)
                 _check(inner, depth - 1)
         case list():

@@ -1,0 +1,240 @@
+"""What the reference device keeps, without a server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec import Raw
+
+from bench.client.edits import Message
+from bench.client.messages import Change, Result
+from bench.client.store import Store, StoreError
+from engine.messages import ItemError
+
+FRAME = 1 << 20
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "phone.sqlite"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[Store]:
+    opened = Store(path, "phone", durability="NORMAL")
+    yield opened
+    opened.close()
+
+
+def sealed(store: Store, items: int = 100, size: int = 1 << 16, frame: int = FRAME) -> Message:
+    message = store.message(items, size, frame)
+    assert message is not None
+    return message
+
+
+def items(message: Message) -> list[dict[str, Any]]:
+    return [json.loads(item) for item in message.items]
+
+
+def change(record_id: str, version: int, data: Any) -> Change:
+    return Change(
+        domain="task",
+        id=record_id,
+        version=version,
+        deleted=data is None,
+        data=Raw(msgspec.json.encode(data)),
+    )
+
+
+def applied(version: int, **fields: Any) -> Result:
+    return Result(status="applied", version=version, **fields)
+
+
+def test_an_edit_is_shown_at_once_on_top_of_what_the_server_has(store: Store) -> None:
+    store.page([change("a", 3, {"x": 1, "y": 1})], "c1", last=True)
+    store.edit("task", "a", "patch", {"x": 2, "y": None}, 10)
+    store.edit("task", "a", "patch", {"z": 3}, 20)
+    assert store.record("task", "a") == (3, {"x": 2, "z": 3}, 2)
+    store.page([change("a", 4, {"x": 9, "w": 9})], "c2", last=True)
+    assert store.record("task", "a") == (4, {"x": 2, "z": 3, "w": 9}, 2)
+    store.edit("task", "a", "delete", None, 30)
+    assert store.record("task", "a") == (4, None, 3)
+
+
+def test_a_chain_keeps_the_base_that_it_began_on_and_never_goes_back_in_time(store: Store) -> None:
+    store.page([change("a", 3, {})], "c1", last=True)
+    store.edit("task", "a", "patch", {"x": 1}, 2_000_000)
+    store.page([change("a", 4, {})], "c2", last=True)
+    store.edit("task", "a", "patch", {"x": 2}, 1_000_000)
+    store.edit("task", "b", "put", {}, 0)
+    found = [(item["id"], item["base"], item["at"]) for item in items(sealed(store))]
+    late = "1970-01-01T00:00:02Z"
+    assert found == [("a", 3, late), ("a", 3, late), ("b", None, "1970-01-01T00:00:00Z")]
+
+
+def test_a_message_repeats_its_key_and_its_bytes_until_it_is_answered(store: Store, path: Path) -> None:
+    store.edit("task", "a", "put", {"x": 1}, 0)
+    first = sealed(store)
+    store.edit("task", "a", "patch", {"x": 2}, 1)
+    store.close()
+    again = Store(path, "phone")
+    assert sealed(again) == first
+    again.settle(first.key, [applied(1)])
+    second = sealed(again)
+    assert second.key != first.key
+    assert [item["data"] for item in items(second)] == [{"x": 2}]
+    again.close()
+
+
+def test_messages_are_bounded_by_items_and_by_bytes(store: Store) -> None:
+    for number in range(5):
+        store.edit("task", f"r{number}", "put", {"text": "x" * 400}, 0)
+    assert len(sealed(store, items=2).items) == 2
+    store.settle(sealed(store).key, [applied(1), applied(1)])
+    assert len(sealed(store, size=900).items) == 1
+
+
+def test_an_item_that_no_frame_takes_is_put_aside_and_holds_nobody_up(store: Store) -> None:
+    store.edit("task", "large", "put", {"text": "x" * 5000}, 0)
+    store.edit("task", "small", "put", {}, 0)
+    assert [item["id"] for item in items(sealed(store, items=1, frame=2000))] == ["small"]
+    assert [(one.code, json.loads(one.item)["id"]) for one in store.rejected] == [("too_large", "large")]
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), 1 << 63, "a\0b", {1: 2}, b"", [[[float("inf")]]]], ids=repr
+)
+def test_what_json_cannot_carry_is_refused_before_it_is_kept(store: Store, value: object) -> None:
+    with pytest.raises(ValueError, match="data holds"):
+        store.edit("task", "a", "put", {"value": value}, 0)
+    assert store.waiting == 0
+
+
+def test_data_that_makes_a_message_too_deep_is_refused(store: Store) -> None:
+    data: dict[str, Any] = {}
+    for _ in range(28):
+        data = {"in": data}
+    store.edit("task", "a", "put", data, 0)
+    with pytest.raises(ValueError, match="too deep"):
+        store.edit("task", "a", "put", {"in": data}, 0)
+
+
+def test_versions_that_are_not_above_the_held_one_are_skipped(store: Store) -> None:
+    store.page([change("a", 2, {"x": 2})], "c1", last=True)
+    store.page([change("a", 2, {"x": "again"}), change("a", 1, {"x": 1})], "c2", last=True)
+    assert store.replica() == [("task", "a", 2, b'{"x":2}')]
+    assert store.cursor == "c2"
+
+
+def test_an_answer_that_overtook_its_page_or_came_after_it_ends_the_same(store: Store) -> None:
+    store.page([change("a", 1, {"x": 1})], "c1", last=True)
+    store.edit("task", "a", "patch", {"y": 2}, 0)
+    key = sealed(store).key
+    store.page([change("a", 2, {"x": 1, "y": 2}), change("a", 3, {"x": 3})], "c2", last=True)
+    store.settle(key, [applied(2)])
+    assert store.record("task", "a") == (3, {"x": 3}, 0)
+
+
+def test_what_a_patch_left_is_computed_where_the_base_is_held(store: Store) -> None:
+    store.page([change("a", 1, {"x": 1})], "c1", last=True)
+    store.edit("task", "a", "patch", {"y": 2}, 0)
+    assert store.settle(sealed(store).key, [applied(2)])[1] is False
+    assert store.record("task", "a") == (2, {"x": 1, "y": 2}, 0)
+
+
+@pytest.mark.parametrize("status", ["applied", "resolved", "conflict", "unchanged"])
+def test_an_outcome_that_came_without_its_data_sets_the_cursor_back(store: Store, status: Any) -> None:
+    store.page([change("a", 1, {"x": 1})], "before", last=True)
+    store.edit("task", "a", "patch", {"y": 2}, 0)
+    key = sealed(store).key
+    store.page([], "after", last=True)
+    _, set_back = store.settle(key, [Result(status=status, version=3)])
+    assert set_back
+    assert store.cursor == "before"
+    assert store.waiting == 0
+
+
+def test_starting_over_drops_what_the_feed_does_not_hold_and_takes_lower_versions(store: Store) -> None:
+    store.page([change("a", 9, {"x": "old"}), change("b", 1, {})], "c1", last=True)
+    store.start_over()
+    assert store.cursor is None
+    assert store.record("task", "b").data == {}
+    store.page([change("a", 2, {"x": "new"})], "d1", last=False)
+    assert len(store.replica()) == 2
+    store.page([], "d2", last=True)
+    assert store.replica() == [("task", "a", 2, b'{"x":"new"}')]
+
+
+def test_an_answer_during_a_fresh_start_is_of_the_new_history(store: Store) -> None:
+    store.page([change("a", 9, {"x": "old"})], "c1", last=True)
+    store.start_over()
+    store.edit("task", "a", "put", {"x": "mine"}, 0)
+    store.settle(sealed(store).key, [applied(3)])
+    store.page([], "d1", last=True)
+    assert store.record("task", "a") == (3, {"x": "mine"}, 0)
+
+
+def test_a_patch_on_a_record_of_the_old_history_is_not_computed(store: Store) -> None:
+    store.page([change("a", 2, {"x": "old"})], "c1", last=True)
+    store.start_over()
+    store.edit("task", "a", "patch", {"y": 1}, 0)
+    assert store.settle(sealed(store).key, [applied(3)])[1] is True
+
+
+def test_a_set_of_domains_keeps_its_own_cursor_and_sweeps_its_own_domains(path: Path, store: Store) -> None:
+    store.page([change("a", 1, {})], "of all", last=True)
+    other = Store(path, "phone", domains=["ticket"])
+    assert other.cursor is None
+    other.start_over()
+    other.page([], "of tickets", last=True)
+    other.close()
+    assert store.cursor == "of all"
+    assert len(store.replica()) == 1
+
+
+def test_a_rejected_edit_is_kept_and_the_others_go_on(store: Store) -> None:
+    store.edit("task", "a", "put", {"x": 1}, 0)
+    store.edit("task", "b", "put", {"x": 2}, 0)
+    error = ItemError("invalid_item", "data.x is wrong")
+    store.settle(sealed(store).key, [Result(status="rejected", error=error), applied(1)])
+    [kept] = store.rejected
+    assert (kept.code, kept.message) == ("invalid_item", "data.x is wrong")
+    assert json.loads(kept.item)["data"] == {"x": 1}
+    assert store.record("task", "a") == (None, None, 0)
+    assert store.record("task", "b") == (1, {"x": 2}, 0)
+
+
+def test_a_held_change_is_remembered_beside_the_server_s(store: Store) -> None:
+    store.edit("note", "a", "patch", {"x": 1}, 0)
+    held = Result(status="conflict", version=4, conflict_id="c", data=Raw(b'{"y":2}'))
+    store.settle(sealed(store).key, [held])
+    [conflict] = store.conflicts
+    assert conflict == ("c", "note", "a", 4, b'{"y":2}', b'{"y":2,"x":1}')
+    assert store.record("note", "a") == (4, {"y": 2}, 0)
+    store.remember([], [])
+    assert store.conflicts == [conflict]
+    store.remember([], [conflict])
+    assert store.conflicts == []
+
+
+def test_a_message_that_is_taken_back_is_sent_in_parts_and_the_bad_item_put_aside(store: Store) -> None:
+    for name in ("a", "b"):
+        store.edit("task", name, "put", {}, 0)
+    whole = sealed(store)
+    store.refuse(whole.key, "invalid_message", "no")
+    part = sealed(store, items=1)
+    assert part.key != whole.key
+    store.refuse(part.key, "invalid_message", "no")
+    assert [json.loads(one.item)["id"] for one in store.rejected] == ["a"]
+    assert [item["id"] for item in items(sealed(store))] == ["b"]
+
+
+def test_a_file_belongs_to_one_device(path: Path, store: Store) -> None:
+    with pytest.raises(StoreError, match="belongs to the device phone"):
+        Store(path, "tablet")
+    assert store.waiting == 0

@@ -55,10 +55,13 @@ class DeviceLimits(msgspec.Struct, frozen=True):
 
 
 class DeviceCounters(msgspec.Struct):
-    """Since the start: reads that memory answered and those that it could not; what was written behind."""
+    """Since the start: syncs of devices that were in memory and of those that could not be read, devices that
+    had to be read when they connected, and what was written behind.
+    """
 
     hits: int = 0
     misses: int = 0
+    reads: int = 0
     flush_rows: int = 0
     flush_s: float = 0.0
     flush_failures: int = 0
@@ -119,15 +122,21 @@ class Devices:
         """Have a device read that is about to be served; go on without it while the store is away."""
         device = self.seen(tenant_id, device_id, self._clock.monotonic_s())
         if device.read_at_s is not None:
-            self.counters.hits += 1
             return
-        self.counters.misses += 1
+        self.counters.reads += 1
         self._unread[device.key] = device
         self._asked.set()
         if not self._reads_fail:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_PATIENCE_S):
                     await self._answered.wait()
+
+    def used(self, device: Device) -> None:
+        """Count a sync of a device."""
+        if device.read_at_s is None:
+            self.counters.misses += 1
+        else:
+            self.counters.hits += 1
 
     def _enter(self, key: DeviceKey, now_s: float) -> Device:
         bucket = TokenBucket(float(self._messages_per_minute), now_s)

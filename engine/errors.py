@@ -54,14 +54,14 @@ ERRORS: Final = _table(
         "unauthenticated",
         401,
         False,
-        "The token is missing, malformed, expired or meant for another audience.",
+        "The token is missing, malformed, expired, revoked or meant for another audience.",
         "Obtain a fresh token, then reconnect.",
     ),
     ErrorKind(
         "forbidden",
         403,
         False,
-        "The token is good but does not allow this, or its device was revoked.",
+        "The token is good but does not allow this.",
         "Use a token with the needed role.",
     ),
     ErrorKind(

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from handlers.connections import Connections
 from handlers.core import Core
+from handlers.siblings import Labelled, Merged, Siblings
 from handlers.traffic import DURATION_BOUNDS_MS
 
 Faults = Callable[[], Awaitable[list[str]]]
@@ -29,14 +30,21 @@ _NO_BUS: Final = (
 
 
 class Probes:
-    """``faults`` lists in sentences what keeps the database from being right, nothing when it is."""
+    """``faults`` lists in sentences what keeps the database from being right, nothing when it is.
 
-    def __init__(self, core: Core, connections: Connections, faults: Faults) -> None:
+    ``siblings`` are the workers of which this process is one.
+    """
+
+    def __init__(
+        self, core: Core, connections: Connections, faults: Faults, siblings: Siblings | None = None
+    ) -> None:
         self._core = core
         self._connections = connections
         self._faults = faults
+        self._siblings = siblings
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_Scrape(core, connections))
+        scrape = _Scrape(core, connections)
+        self._registry.register(Labelled(scrape, siblings.worker) if siblings else scrape)
 
     def routes(self) -> list[web.RouteDef]:
         """List the routes."""
@@ -59,11 +67,18 @@ class Probes:
             return web.json_response({"status": "degraded", "degraded": [_NO_BUS]})
         return web.json_response({"status": "ready"})
 
-    async def metrics(self, _: web.Request) -> web.Response:
-        """Give all metrics as text."""
-        return web.Response(
-            body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4}
-        )
+    async def metrics(self, request: web.Request) -> web.Response:
+        """Give all metrics as text; on a port that workers share, those of all of them."""
+        page = generate_latest(self._registry)
+        if self._siblings is not None and self._siblings.asked_together(request):
+            pages = await self._siblings.pages()
+            pages[self._siblings.worker] = page.decode()
+            told = [pages[worker] or "" for worker in sorted(pages)]
+            up = _gauge("tidemark_worker_up", "Whether a worker answers")
+            for worker in sorted(pages):
+                up.add_metric([str(worker)], pages[worker] is not None)
+            page = generate_latest(Merged(told)) + generate_latest(_Just(up))
+        return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
 
 class _Scrape(Collector):
@@ -101,8 +116,9 @@ class _Scrape(Collector):
             ("tidemark_batch_seconds", "Time that batches took, added up", committed.batch_s),
             ("tidemark_policy_hits", "Reads of policies answered from memory", policies.hits),
             ("tidemark_policy_misses", "Reads of policies that asked the database", policies.misses),
-            ("tidemark_device_hits", "Reads of devices answered from memory", devices.counters.hits),
-            ("tidemark_device_misses", "Reads of devices that asked the database", devices.counters.misses),
+            ("tidemark_device_hits", "Syncs of devices in memory", devices.counters.hits),
+            ("tidemark_device_misses", "Syncs of devices not read yet", devices.counters.misses),
+            ("tidemark_device_reads", "Devices read when they connected", devices.counters.reads),
             ("tidemark_health_flush_rows", "Rows of health written behind", devices.counters.flush_rows),
             ("tidemark_health_flush_seconds", "Time that writing behind took", devices.counters.flush_s),
             ("tidemark_health_flush_failures", "Flushes that failed", devices.counters.flush_failures),

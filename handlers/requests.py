@@ -115,7 +115,7 @@ def count_answer(core: Core, device: Device, answer: Answer, started_us: int) ->
     duration_us = now_us - started_us
     conflicts = 0 if answer.replayed else count_conflicts(answer.results)
     device.synced(now_us, duration_us, conflicts)
-    core.devices.counters.hits += 1
+    core.devices.used(device)
     core.traffic.sync_answered(duration_us)
 
 
@@ -123,7 +123,7 @@ def count_error(core: Core, device: Device, error: SyncError, started_us: int) -
     """Count a sync that was answered with an error, if it failed and was not merely put off."""
     if error.code not in _REFUSALS:
         device.failed(core.clock.now_us() - started_us)
-        core.devices.counters.hits += 1
+        core.devices.used(device)
 
 
 def count_conflicts(results: bytes) -> int:

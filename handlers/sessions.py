@@ -26,7 +26,7 @@ async def admitted(core: Core, request: web.Request, codec: Codec) -> tuple[Sess
     if tenant is None:
         raise SyncError("forbidden", "there is no such tenant")
     if (tenant.tenant_id, device_id) in core.revocations:
-        raise SyncError("forbidden", "this device was revoked")
+        raise SyncError("unauthenticated", "this device was revoked")
     await core.devices.load(tenant.tenant_id, device_id)
     session = Session(
         tenant=tenant,

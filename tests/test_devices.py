@@ -322,7 +322,9 @@ async def test_handshakes_that_come_together_share_one_read(process: Process, st
     assert process.seen("d3").counts == Counts(5, 1, 10, 2)
     assert process.seen("d3").app_version == "1.0"
     counters = process.devices.counters
-    assert (counters.hits, counters.misses) == (1, 50)
+    process.devices.used(process.seen("d3"))
+    process.devices.used(process.seen("new"))
+    assert (counters.hits, counters.misses, counters.reads) == (1, 1, 50)
 
 
 async def test_who_comes_during_a_read_shares_the_next(process: Process, store: Stored) -> None:

@@ -124,9 +124,9 @@ async def refused(server: Running, name: str, tenant: str = "acme") -> None:
     with pytest.raises(WSServerHandshakeError) as handshake:
         await server.device(name, tenant)
     assert handshake.value.status == 403
-    assert (await server.get("/v1/changes", name, tenant)).verdict == (403, "forbidden")
+    assert (await server.get("/v1/changes", name, tenant)).verdict == (401, "unauthenticated")
     body: Json = {"type": "sync", "key": "k", "items": []}
-    assert (await server.post("/v1/sync", body, name, tenant)).verdict == (403, "forbidden")
+    assert (await server.post("/v1/sync", body, name, tenant)).verdict == (401, "unauthenticated")
 
 
 async def heard_of_it(server: Running, name: str, tenant: str) -> None:
@@ -220,8 +220,9 @@ async def test_a_scrape_tells_what_is_written_behind(serve: Serve) -> None:
     found = {
         line.split()[0]: float(line.split()[1]) for line in text.splitlines() if not line.startswith("#")
     }
-    assert found["tidemark_device_misses_total"] == 1
-    assert found["tidemark_device_hits_total"] == 6
+    assert found["tidemark_device_reads_total"] == 1
+    assert found["tidemark_device_misses_total"] == 0
+    assert found["tidemark_device_hits_total"] == 5
     assert found["tidemark_policy_misses_total"] == 1
     assert found["tidemark_policy_hits_total"] >= 7
     assert found["tidemark_health_flush_rows_total"] >= 1

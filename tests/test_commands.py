@@ -236,6 +236,11 @@ def test_serve_leaves_a_schema_of_ones_own_to_migrate(empty_dsn: str) -> None:
     assert rows(empty_dsn, "SELECT FROM pg_tables WHERE schemaname = 'public'") == []
 
 
+def test_a_bus_that_cannot_be_is_a_sentence(run: Run, tmp_path: Path) -> None:
+    served = run("serve", "--port", "0", "--data-dir", str(tmp_path), TIDEMARK__REDIS__URL="http://127.0.0.1")
+    assert "redis.url: Redis URL must specify" in served.refusal()
+
+
 def test_a_database_that_is_away_is_a_sentence(run: Run) -> None:
     away = "host=127.0.0.1 port=1 dbname=none password=hush"
     refused = run("tenant", "list", TIDEMARK__POSTGRES__DSN=away).refusal()

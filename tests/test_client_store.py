@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from bench.client.edits import Message
+from bench.client.edits import Held, Message
 from bench.client.messages import Change, Result
 from bench.client.store import Store, StoreError
 from engine.messages import ItemError
@@ -214,7 +214,7 @@ def test_a_held_change_is_remembered_beside_the_server_s(store: Store) -> None:
     held = Result(status="conflict", version=4, conflict_id="c", data=Raw(b'{"y":2}'))
     store.settle(sealed(store).key, [held])
     [conflict] = store.conflicts
-    assert conflict == ("c", "note", "a", 4, b'{"y":2}', b'{"y":2,"x":1}')
+    assert conflict == Held("c", "note", "a", 4, b'{"y":2}', b'{"y":2,"x":1}')
     assert store.record("note", "a") == (4, {"y": 2}, 0)
     store.remember([], [])
     assert store.conflicts == [conflict]

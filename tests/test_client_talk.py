@@ -29,6 +29,7 @@ class Played:
         self.connect()
 
     def connect(self) -> None:
+        """Begin a new connection on the same store."""
         self.talk = Talk(self.store, lambda: 7_000_000, lambda: self.now_s)
         self.told: list[Json] = []
 
@@ -37,17 +38,20 @@ class Played:
         return self.heard(self.talk.hear(msgspec.json.encode({"type": kind, **fields})))
 
     def heard(self, frames: list[bytes]) -> list[Json]:
+        """Take in what the device says."""
         said = [json.loads(frame) for frame in frames]
         self.told += said
         return said
 
     def greet(self, **limits: int) -> list[Json]:
+        """Say welcome."""
         return self.say(
             "welcome", session="s", server_time="", epoch="e", heartbeat_s=30,
             limits=LIMITS | limits, policies={"task": "manual"},
         )  # fmt: skip
 
     def last(self, kind: str) -> Json:
+        """Find the latest message of a type that the device said."""
         return [said for said in self.told if said["type"] == kind][-1]
 
     def page(self, *changes: Json, more: bool = False, cursor: str = "c") -> list[Json]:
@@ -56,9 +60,11 @@ class Played:
         return self.say("changes", id=asked["id"], cursor=cursor, more=more, changes=changes)
 
     def synced(self, *results: Json, replayed: bool = False) -> list[Json]:
+        """Answer the latest push."""
         return self.say("synced", id=self.last("sync")["id"], replayed=replayed, results=results)
 
     def refuse(self, kind: str, code: str, *, retryable: bool, **fields: Any) -> list[Json]:
+        """Answer the latest request of a type with an error."""
         request_id = self.last(kind)["id"]
         return self.say("error", id=request_id, code=code, message="no", retryable=retryable, **fields)
 

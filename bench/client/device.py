@@ -226,11 +226,11 @@ class Device:
             sentence = _REFUSALS.get(error.status, f"the handshake was answered with {error.status}")
         except (ClientError, OSError, TimeoutError, ProtocolError, msgspec.DecodeError) as error:
             sentence = str(error) or type(error).__name__
-        self._heard.set()
         if code == 1009:
             talk.take_back("too_large", "the server takes no message of this size")
         if talk.answered:
             self._backoff.worked()
+        self._heard.set()
         waits = talk.goodbye or talk.refused
         if talk.refused is not None:
             sentence = talk.refused.message

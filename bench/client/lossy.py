@@ -38,13 +38,11 @@ class Line:
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            for end in (writer, server_writer):
+                end.close()
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            for end in (writer, server_writer):
-                end.close()
-                with suppress(OSError):
-                    await end.wait_closed()
 
     async def _pass_on(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, lossy: bool

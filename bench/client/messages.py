@@ -198,7 +198,7 @@ def _check(value: object, depth: int) -> None:
                 raise ValueError("data nests too deep")
             for name, inner in value.items():
                 if not isinstance(name, str):
-                    raise ValueError(f"data holds a field named by a {type(name).__name__}")
+                    raise ValueError(f"data holds a field named {name!r}")  # noqa: TRY004
                 _check(name, depth)
                 _check(inner, depth - 1)
         case list():

@@ -85,6 +85,13 @@ def test_the_settings_are_followed() -> None:
     assert "/etc/letsencrypt/live/example.org/privkey.pem" in site
 
 
+def test_workers_on_several_hosts_are_all_named() -> None:
+    site = printed("--host", "10.0.0.5", "--host", "fd00::6", "--workers", "2", "--port", "9000")
+    servers = ["10.0.0.5:9001", "10.0.0.5:9002", "[fd00::6]:9001", "[fd00::6]:9002"]
+    assert re.findall(r"^    server (\S+);$", site, re.MULTILINE) == servers
+    assert "4 workers on 10.0.0.5 and [fd00::6]" in site
+
+
 def test_a_quiet_socket_is_kept_for_more_than_one_ping() -> None:
     [timeout_s] = re.findall(r"^    proxy_read_timeout (\d+)s;$", printed(), re.MULTILINE)
     assert int(timeout_s) > 2 * PING_S
@@ -94,6 +101,7 @@ def test_what_would_not_work_is_refused_in_a_sentence() -> None:
     assert "set one, or give --port" in refused("--port", "0")
     assert "would listen on port 65537" in refused("--port", "65534", "--workers", "3")
     assert "a host's name" in refused("--server-name", "a; b")
+    assert "an address or a name" in refused("--host", "a; b")
     assert "a path without" in refused("--key", "/a b;")
 
 

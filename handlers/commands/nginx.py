@@ -15,6 +15,7 @@ _TEMPLATE: Final = Path(__file__).parents[2] / "deploy" / "nginx" / "site.conf"
 _BLANK: Final = re.compile(r"@\{(\w+)\}")
 #: What nginx takes as one plain word; a name may begin with a wildcard.
 _NAME: Final = re.compile(r"(\*\.)?[A-Za-z0-9_.-]+\Z")
+_HOST: Final = re.compile(r"[A-Za-z0-9_.:-]+\Z")
 _PATH: Final = re.compile(r"[A-Za-z0-9_./@+=~-]+\Z")
 _EVERYWHERE: Final = ("0.0.0.0", "::", "*")  # noqa: S104  # to be told apart, not to listen on
 _LAST_PORT: Final = 65_535
@@ -24,6 +25,12 @@ def _checked_name(_: click.Context, __: click.Parameter, name: str) -> str:
     if not _NAME.match(name):
         raise click.BadParameter("a host's name, such as sync.example.org.")
     return name
+
+
+def _checked_hosts(_: click.Context, __: click.Parameter, hosts: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(map(_HOST.match, hosts)):
+        raise click.BadParameter("an address or a name, such as 10.0.0.5 or app1.example.org.")
+    return hosts
 
 
 def _checked_path(_: click.Context, __: click.Parameter, path: str | None) -> str | None:
@@ -42,6 +49,14 @@ def _checked_path(_: click.Context, __: click.Parameter, path: str | None) -> st
 )
 @click.option("--port", type=click.IntRange(0, 65535), metavar="P", help="Port that all workers share.")
 @click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    metavar="H",
+    callback=_checked_hosts,
+    help="A host that the workers run on, once for each of several.  [default: server.host]",
+)
+@click.option(
     "--server-name",
     default="localhost",
     show_default=True,
@@ -59,11 +74,13 @@ def _checked_path(_: click.Context, __: click.Parameter, path: str | None) -> st
     "--key", metavar="FILE", callback=_checked_path, help="Its private key.  [default: beside it likewise]"
 )
 @on_site(workers=("server", "workers"), port=("server", "port"))
-def nginx(site: Site, *, server_name: str, certificate: str | None, key: str | None) -> None:
-    """Print the site that puts nginx in front of as many workers on this machine, with TLS."""
+def nginx(
+    site: Site, *, hosts: tuple[str, ...], server_name: str, certificate: str | None, key: str | None
+) -> None:
+    """Print the site that puts nginx in front of as many workers, on this machine or others, with TLS."""
     live = f"/etc/letsencrypt/live/{server_name.removeprefix('*.')}"
     values = {
-        **_backends(site.settings),
+        **_backends(site.settings, hosts),
         "server_name": server_name,
         "certificate": certificate or f"{live}/fullchain.pem",
         "key": key or f"{live}/privkey.pem",
@@ -72,7 +89,7 @@ def nginx(site: Site, *, server_name: str, certificate: str | None, key: str | N
     click.echo(_BLANK.sub(lambda blank: values[blank[1]], _TEMPLATE.read_text("utf-8")), nl=False)
 
 
-def _backends(chosen: Settings) -> dict[str, str]:
+def _backends(chosen: Settings, hosts: tuple[str, ...]) -> dict[str, str]:
     """Describe the workers. Raises SiteError where nginx could not know their ports."""
     server = chosen.server
     if server.port == 0:
@@ -81,13 +98,14 @@ def _backends(chosen: Settings) -> dict[str, str]:
         raise SiteError(
             f"the last worker would listen on port {server.port + server.workers}: choose a lower server.port"
         )
-    host = "127.0.0.1" if server.host in _EVERYWHERE else server.host
-    address = f"[{host}]" if ":" in host else host
+    here = "127.0.0.1" if server.host in _EVERYWHERE else server.host
+    addresses = [f"[{host}]" if ":" in host else host for host in hosts or (here,)]
     ports = [server.port + number for number in range(1, server.workers + 1)]
     if server.workers == 1:  # it has the shared port to itself
         ports = [server.port]
+    count = len(addresses) * len(ports)
     return {
-        "workers": "one worker" if len(ports) == 1 else f"{len(ports)} workers",
-        "host": address,
-        "servers": "\n".join(f"    server {address}:{port};" for port in ports),
+        "workers": "one worker" if count == 1 else f"{count} workers",
+        "hosts": " and ".join(addresses),
+        "servers": "\n".join(f"    server {address}:{port};" for address in addresses for port in ports),
     }

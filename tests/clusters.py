@@ -1,4 +1,4 @@
-"""PostgreSQL servers of a test's own on loopback ports: to kill, to copy and to promote."""
+"""PostgreSQL servers of a test's own: to kill, to copy and to promote."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ _STATUS_LINE = 7
 
 
 class Cluster:
-    """One server, on the port that it keeps. ``dsn`` is of the database ``tidemark``."""
+    """One server, on the address that it keeps. ``dsn`` is of the database ``tidemark``."""
 
-    def __init__(self, name: str, home: Path, account: Account, binaries: Path) -> None:
+    def __init__(self, name: str, home: Path, account: Account, binaries: Path, host: str) -> None:
         self.name = name
+        self._host = host
         self.data = home / name
         self.port = free_port()
         self._account = account
@@ -38,7 +39,7 @@ class Cluster:
     @property
     def address(self) -> str:
         """Host and port as a URI has them."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self._host}:{self.port}"
 
     @property
     def dsn(self) -> str:
@@ -55,6 +56,11 @@ class Cluster:
             "initdb", "-D", self.data, "-U", USER, "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"
         )
 
+    def admit(self, addresses: str) -> None:
+        """Let whoever comes from there in, which has to be a network of the test's own."""
+        with (self.data / "pg_hba.conf").open("a") as rules:
+            rules.write(f"host all all {addresses} trust\n")
+
     def start(self) -> None:
         """Start it and wait until it lets clients in."""
         with (self.data.parent / f"{self.name}.log").open("ab") as log:
@@ -62,7 +68,7 @@ class Cluster:
                 [
                     self._binaries / "postgres",
                     *("-D", self.data, "-p", str(self.port)),
-                    *("-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="),
+                    *("-c", f"listen_addresses={self._host}", "-c", "unix_socket_directories="),
                 ],
                 stdout=log,
                 stderr=log,
@@ -82,8 +88,8 @@ class Cluster:
 
     def copy(self, name: str) -> Cluster:
         """Make a standby that follows this server under its ``name`` once it starts."""
-        copy = Cluster(name, self.data.parent, self._account, self._binaries)
-        source = f"host=127.0.0.1 port={self.port} user={USER} application_name={name}"
+        copy = Cluster(name, self.data.parent, self._account, self._binaries, self._host)
+        source = f"host={self._host} port={self.port} user={USER} application_name={name}"
         self._run("pg_basebackup", "-d", source, "-D", copy.data, "-R", "--checkpoint=fast", "--no-sync")
         return copy
 
@@ -117,16 +123,21 @@ class Cluster:
 
 
 @contextmanager
-def cluster(name: str) -> Iterator[Cluster]:
-    """Run a cluster with an empty database, and remove it and its copies' files in the end."""
+def cluster(name: str, host: str = "127.0.0.1", admitted: str | None = None) -> Iterator[Cluster]:
+    """Run a cluster with an empty database, and remove it and its copies' files in the end.
+
+    It listens on ``host`` and lets in whoever comes from this machine and from the addresses ``admitted``.
+    """
     home = Path(tempfile.mkdtemp(prefix="tidemark-cluster-"))
     home.chmod(0o711)  # the server's account has to pass through it
     try:
         account = account_for(home / "clusters")
         made = Cluster(
-            name, account.directory(home / "clusters"), account, postgres_binaries(home, account, None)
+            name, account.directory(home / "clusters"), account, postgres_binaries(home, account, None), host
         )
         made.create()
+        if admitted is not None:
+            made.admit(admitted)
         made.start()
         try:
             execute(made.database("postgres"), f"CREATE DATABASE {USER}")

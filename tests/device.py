@@ -16,6 +16,8 @@ from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType
 
 SECRET = b"a secret that the tests' servers and devices share"
 Json = dict[str, Any]
+#: How long a device waits for a message.
+PATIENCE_S = 10.0
 
 
 def token(tenant: str | None = "acme", device: str | None = "phone", **claims: object) -> str:
@@ -57,7 +59,7 @@ class Device:
 
     async def receive(self) -> Json:
         """Wait for the next message. Raises Closed."""
-        message = await asyncio.wait_for(self.socket.receive(), 10)
+        message = await asyncio.wait_for(self.socket.receive(), PATIENCE_S)
         if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
             raise Closed(self.socket.close_code)
         assert (message.type is WSMsgType.BINARY) == self._binary

@@ -1,0 +1,68 @@
+"""Redis servers of a test's own that listen on a port: alone, or as the nodes of a cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import redis
+
+from storage.embedded_account import Account
+from storage.embedded_process import wait_until
+
+_PATIENCE_S = 30.0
+
+
+class RedisNode:
+    """One server; ``settings`` are its command line's, without the dashes. It keeps its files in ``home``."""
+
+    def __init__(
+        self, binary: Path, account: Account, home: Path, host: str, port: int, **settings: str
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.address = f"{host}:{port}"
+        self._password = settings.get("requirepass")
+        told = {
+            "bind": host,
+            "port": str(port),
+            "dir": str(account.directory(home)),
+            "logfile": str(home / "redis.log"),
+            "save": "",
+            "appendonly": "no",
+            **{name.replace("_", "-"): value for name, value in settings.items()},
+        }
+        flags = [part for name, value in told.items() for part in (f"--{name}", value)]
+        self._command = [str(binary), *flags]
+        self._account = account
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, **self._account.spawning)
+        assert wait_until(self._answers, _PATIENCE_S), f"the Redis at {self.address} does not start"
+
+    def client(self) -> redis.Redis:
+        """Talk to it."""
+        return redis.Redis(self.host, self.port, password=self._password, decode_responses=True)
+
+    def _answers(self) -> bool:
+        with self.client() as client:
+            try:
+                return bool(client.ping())
+            except redis.ConnectionError:
+                return False
+
+    def kill(self) -> None:
+        """Kill it as a power cut would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def freeze(self) -> None:
+        """Have it do nothing more, its connections being open."""
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGSTOP)

@@ -255,7 +255,7 @@ class Feed:
 
     async def _hand_out(self, hub: Hub) -> None:
         hub.scheduled = False
-        hub.sent_at_s = self._clock.monotonic_s()
+        now_s = self._clock.monotonic_s()
         if hub.ailing and not hub.healing:
             hub.healing = True
             self._start(self._heal, hub)
@@ -265,6 +265,7 @@ class Feed:
         slices: dict[int, _Slice] = {}
         for sent, subscription in enumerate(list(hub.subscriptions), start=1):
             if subscription.state == "live" and subscription.position < head:
+                hub.sent_at_s = now_s  # only then: what a read brings does not wait for having been missed
                 self._send_live(hub, head, subscription, slices)
             if sent % _SENDS_PER_TURN == 0:
                 await asyncio.sleep(0)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import resource
 import signal
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
@@ -27,6 +28,7 @@ from engine.feed import Feed, FeedLimits
 from engine.intake import Intake
 from engine.neighbours import Neighbours
 from engine.policies import PolicyBook
+from engine.ports import StoreError
 from engine.revocations import Revocations
 from engine.rows import Record
 from engine.rules import Rules
@@ -36,7 +38,8 @@ from handlers.auth import KeySet, Verifier
 from handlers.connections import Connections
 from handlers.core import Core, EdgeLimits
 from handlers.peer import Refusals, networks
-from handlers.server import application, listening, services
+from handlers.server import ClosedDoorError, application, listening, services
+from handlers.siblings import Siblings
 from handlers.traffic import Traffic
 from storage.bus import RedisBus
 from storage.commit import PostgresStore
@@ -68,7 +71,9 @@ class Server:
 
     def __init__(self, settings: Settings, at: Services, keys: KeySet, worker: int = 0) -> None:
         self._settings = settings
-        self._own_port = settings.server.port + worker if worker else None
+        port, host = settings.server.port, settings.server.host
+        self._own_port = port + worker if worker else None
+        self._siblings = Siblings(worker, settings.server.workers, host, port) if worker else None
         self._dsn = dsn = at.dsn
         clock = SystemClock()
         # One connection a lane, so that a batch never waits for a read, and reads never for a batch.
@@ -163,18 +168,20 @@ class Server:
         """Serve until cancelled from outside or told to stop by SIGTERM or SIGINT, then drain.
 
         Tells ``task_status`` the port once devices are let in. Raises StoreError when the database
-        does not answer at the start.
+        does not answer at the start, ClosedDoorError when the port is taken.
         """
         settings = self._settings
         await self._renew()
         await self._core.devices.warm()
-        app = application(self._core, self._connections, self._faults)
+        app = application(self._core, self._connections, self._faults, self._siblings)
         everything = [
             *services(self._core, self._connections),
             Service("neighbours", self._neighbours.run, self._core.bus.drain),
             Service("maintenance", self._maintain),
         ]
         async with AsyncExitStack() as stack:
+            # Until the end: a second signal while draining must not kill what the first asked to finish.
+            signals = stack.enter_context(anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
             stack.push_async_callback(self._writes.close)
             stack.push_async_callback(self._reads.close)
             async with running(everything, settings.server.drain_s):
@@ -188,10 +195,11 @@ class Server:
                 gc.set_threshold(20_000, 20, 20)
                 _log.info("listening", host=host, port=port)
                 task_status.started(port)
-                with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                    async for received in signals:
-                        _log.info("draining", signal=received.name)
-                        break
+                async for received in signals:
+                    _log.info("draining", signal=received.name)
+                    break
+                # A person's second Ctrl-C ends it at once.
+                asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
                 if self._own_port is not None:  # the system is to send newcomers to the other workers
                     await close_doors()
             _log.info("stopped")
@@ -223,7 +231,10 @@ def run_server(
     started: Callable[[int], None] = lambda _: None,
     worker: int = 0,
 ) -> None:
-    """Serve in this process until told to stop; ``started`` is told the port."""
+    """Serve in this process until told to stop; ``started`` is told the port.
+
+    Raises StoreError and ClosedDoorError as themselves, what else fails in an exception group.
+    """
     _raise_file_limit()
 
     async def main() -> None:
@@ -231,7 +242,21 @@ def run_server(
         async with anyio.create_task_group() as group:
             started(await group.start(server.run))
 
-    uvloop.run(main())
+    try:
+        uvloop.run(main())
+    except ExceptionGroup as failed:
+        match list(_causes(failed)):
+            case [(StoreError() | ClosedDoorError()) as sole]:
+                raise sole from None
+        raise
+
+
+def _causes(failed: ExceptionGroup[Exception]) -> Iterator[Exception]:
+    for error in failed.exceptions:
+        if isinstance(error, ExceptionGroup):
+            yield from _causes(error)
+        else:
+            yield error
 
 
 def _raise_file_limit() -> None:

@@ -25,6 +25,7 @@ from handlers.commands.serve import DEMO_TENANT, announce_demo
 from handlers.commands.site import SiteError
 from handlers.keys import key_set, signing_key
 from handlers.logging import configure
+from handlers.server import ClosedDoorError
 from handlers.supervisor import WorkersFailedError
 from storage.bus_news import UnusableUrlError, announce
 from storage.checkup import bus_findings
@@ -179,8 +180,8 @@ class Site:
                     run_server(chosen, running_services, self.keys(), announced)
             except UnusableUrlError as error:
                 raise SiteError(f"redis.url: {error}") from None
-            except WorkersFailedError:
-                raise SiteError("the workers did not start: their own last words are above") from None
+            except (ClosedDoorError, WorkersFailedError) as error:
+                raise SiteError(str(error)) from None
 
     def _announce(self, port: int) -> None:
         auth = self.settings.auth

@@ -73,11 +73,11 @@ class Probes:
         if self._siblings is not None and self._siblings.asked_together(request):
             pages = await self._siblings.pages()
             pages[self._siblings.worker] = page.decode()
-            told = [pages[worker] or "" for worker in sorted(pages)]
-            up = _gauge("tidemark_worker_up", "Whether a worker answers")
+            up = GaugeMetricFamily("tidemark_worker_up", "Whether a worker answers", labels=["worker"])
             for worker in sorted(pages):
                 up.add_metric([str(worker)], pages[worker] is not None)
-            page = generate_latest(Merged(told)) + generate_latest(_Just(up))
+            told = [pages[worker] or "" for worker in sorted(pages)]
+            page = generate_latest(Merged(told, up))
         return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ from handlers.connections import Connections
 from handlers.core import Core
 from handlers.errors import as_sync_error, error_body, http_status
 from handlers.probes import Faults, Probes
+from handlers.siblings import Siblings
 from handlers.sync_http import REQUEST_ID, SyncHttp
 from handlers.ws import SyncSocket, without_context_takeover
 
@@ -25,15 +28,17 @@ _SHUTDOWN_S = 2.0
 _HTTP_CODES = {404: "not_found", 405: "not_found", 413: "too_large", 401: "unauthenticated", 403: "forbidden"}
 
 
-def application(core: Core, connections: Connections, faults: Faults) -> web.Application:
-    """Build the application with all routes."""
+def application(
+    core: Core, connections: Connections, faults: Faults, siblings: Siblings | None = None
+) -> web.Application:
+    """Build the application with all routes; ``siblings`` are the workers of which this process is one."""
     app = web.Application(
         middlewares=[_errors(core)], client_max_size=core.limits.frame_bytes
     )
     app.on_response_prepare.append(without_context_takeover)
     app.router.add_get("/v1/sync", SyncSocket(core, connections).handle)
     app.router.add_routes(SyncHttp(core, connections).routes())
-    app.router.add_routes(Probes(core, connections, faults).routes())
+    app.router.add_routes(Probes(core, connections, faults, siblings).routes())
     return app
 
 
@@ -62,6 +67,38 @@ def _errors(core: Core) -> Middleware:
     return errors
 
 
+class ClosedDoorError(Exception):
+    """An address cannot be listened on; one sentence names the remedy."""
+
+    def __init__(self, host: str, port: int, error: OSError) -> None:
+        if error.errno is None or isinstance(error, socket.gaierror):
+            reason = error.strerror or str(error)
+        else:  # without what the loop says beside it
+            reason = os.strerror(error.errno)
+        super().__init__(
+            f"cannot listen on {host}:{port} ({reason}): end what listens there,"
+            " or choose another --host or --port"
+        )
+
+
+def check_doors(host: str, ports: Iterable[int]) -> None:
+    """Look whether ports are free, also of those who would share them. Raises ClosedDoorError."""
+    for port in ports:
+        try:
+            found = socket.getaddrinfo(
+                host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+            for family, kind, protocol, _, address in found:
+                with socket.socket(family, kind, protocol) as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    if family == socket.AF_INET6:
+                        probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                    probe.bind(address)
+        except (OSError, OverflowError) as error:
+            refused = error if isinstance(error, OSError) else OSError(str(error))
+            raise ClosedDoorError(host, port, refused) from None
+
+
 class Doors(NamedTuple):
     """Where devices come in; ``close`` lets nobody in any more, and those who are in stay."""
 
@@ -76,7 +113,7 @@ async def listening(
     """Accept connections on a port, which port 0 leaves to the system.
 
     A worker among several has a port of its own besides; both may be shared with others, such as the worker
-    that takes its place.
+    that takes its place. Raises ClosedDoorError.
     """
     runner = web.AppRunner(
         app,
@@ -95,8 +132,11 @@ async def listening(
             )
             for one in ports
         ]
-        for site in sites:
-            await site.start()
+        for site, one in zip(sites, ports, strict=True):
+            try:
+                await site.start()
+            except OSError as error:
+                raise ClosedDoorError(host, one, error) from None
 
         async def close() -> None:
             for site in sites:

@@ -2,7 +2,8 @@
 
 The supervisor owns processes only, no socket and no state: workers share the port by themselves. Each is told
 what it is on its standard input, which stays open as its line of life: its end tells a worker that nobody
-looks after it any more. A worker tells over a pipe that it lets devices in.
+looks after it any more. Over a pipe a worker says one line: an empty one once it lets devices in, or a
+sentence on why it cannot.
 """
 
 from __future__ import annotations
@@ -21,36 +22,54 @@ _WELL_S: Final = 30.0
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 10.0
 #: How long a worker may take until it lets devices in.
-_START_S: Final = 60.0
+START_S: Final = 60.0
 #: What a worker needs besides draining: closing, the last lines of its log.
-_LAST_WORDS_S: Final = 10.0
+LAST_WORDS_S: Final = 10.0
 
 _log = structlog.get_logger()
 
 
 class WorkersFailedError(Exception):
-    """The workers cannot be started; they have said why."""
+    """The workers cannot be started; the text is a sentence on why."""
 
 
 class _Worker:
-    """One running worker process."""
+    """One worker process. ``said`` is its line on the pipe, empty bytes if it ended without one."""
 
-    def __init__(self, index: int, process: asyncio.subprocess.Process, ready: asyncio.Task[bool]) -> None:
+    def __init__(self, index: int, process: asyncio.subprocess.Process, said: asyncio.Task[bytes]) -> None:
         self.index = index
         self.process = process
-        self.ready = ready
+        self.said = said
         self.started_s = asyncio.get_running_loop().time()
-        self.expected_to_end = False
+        self._told_to_stop = False
 
     def tell_to_stop(self) -> None:
-        """Have it drain and end."""
-        self.expected_to_end = True
-        if self.process.returncode is None:
-            self.process.send_signal(signal.SIGTERM)
+        """Have it drain and end; one that does not let devices in yet just ends."""
+        if not self._told_to_stop and self.process.returncode is None:
+            self._told_to_stop = True
+            self.process.terminate()
+
+    async def failure(self) -> str | None:
+        """Wait until it lets devices in: None, or a sentence on why it does not."""
+        try:
+            async with asyncio.timeout(START_S):
+                line = await asyncio.shield(self.said)
+                if line:
+                    return line.decode(errors="replace").strip() or None
+                status = await self.process.wait()
+        except TimeoutError:
+            return (
+                f"worker {self.index} did not come up within {START_S:.0f} s: see that the database answers"
+            )
+        return f"worker {self.index} ended with status {status} at the start: its last words are above"
 
 
 class Supervisor:
-    """``command`` starts a worker; ``told`` gives what its standard input says, for its index and pipe."""
+    """``command`` starts a worker; ``told`` gives what its standard input says, for its index and pipe.
+
+    A worker has ``drain_s`` to drain, and ten seconds more until it is killed. ``started`` is called when
+    all let devices in.
+    """
 
     def __init__(
         self,
@@ -62,93 +81,107 @@ class Supervisor:
     ) -> None:
         self._command = command
         self._told = told
-        self._stop_s = drain_s + _LAST_WORDS_S
+        self._stop_s = drain_s + LAST_WORDS_S
         self._started = started
-        self._indexes = range(1, workers + 1)
+        # Whoever puts a process in a worker's place holds its turn.
+        self._turns = {index: asyncio.Lock() for index in range(1, workers + 1)}
         self._workers: dict[int, _Worker] = {}
-        self._stopping = asyncio.Event()
-        self._renewing = asyncio.Lock()
+        self._living: set[_Worker] = set()
+        self._renewal = asyncio.Event()
+        self._failure: str | None = None
 
     async def run(self) -> None:
         """Keep the workers running until told to stop by SIGTERM or SIGINT; SIGHUP renews them one by one.
 
-        Raises WorkersFailedError when they do not come up at the start.
+        Raises WorkersFailedError when one of them does not come up at the start.
         """
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            async with anyio.create_task_group() as group:
-                try:
-                    for index in self._indexes:
-                        self._workers[index] = await self._start(index)
-                    if not all([await worker.ready for worker in self._workers.values()]):
-                        raise WorkersFailedError
-                    self._started()
-                    for index in self._indexes:
-                        group.start_soon(self._look_after, index)
+            try:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(self._keep, group.cancel_scope)
                     async for received in signals:
-                        if received is not signal.SIGHUP:
-                            _log.info("workers_stopping", signal=received.name)
-                            break
-                        group.start_soon(self._renew)
-                finally:
-                    self._stopping.set()
-                    with anyio.CancelScope(shield=True):
-                        await asyncio.gather(*map(self._stop, self._workers.values()))
-                    group.cancel_scope.cancel()
+                        if received is signal.SIGHUP:
+                            self._renewal.set()
+                            continue
+                        _log.info("workers_stopping", signal=received.name)
+                        group.cancel_scope.cancel()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await asyncio.gather(*map(self._stop, list(self._living)))
+        if self._failure is not None:
+            raise WorkersFailedError(self._failure)
+
+    async def _keep(self, everything: anyio.CancelScope) -> None:
+        for index in self._turns:
+            self._workers[index] = await self._start(index)
+        for up in asyncio.as_completed([worker.failure() for worker in self._workers.values()]):
+            self._failure = await up
+            if self._failure is not None:
+                everything.cancel()
+                return
+        self._started()
+        async with anyio.create_task_group() as group:
+            for index in self._turns:
+                group.start_soon(self._look_after, index)
+            while True:
+                await self._renewal.wait()
+                self._renewal.clear()  # asked for again meanwhile, however often: one more after this one
+                await self._renew()
 
     async def _start(self, index: int) -> _Worker:
         reading, writing = os.pipe()
+        pipe = os.fdopen(reading, "rb", 0)
         try:
             process = await asyncio.create_subprocess_exec(
                 *self._command, stdin=asyncio.subprocess.PIPE, pass_fds=(writing,), start_new_session=True
             )
         except BaseException:
-            os.close(reading)
+            pipe.close()
             raise
         finally:
             told = self._told(index, writing)
             os.close(writing)
+        worker = _Worker(index, process, asyncio.create_task(_line(pipe)))
+        self._living.add(worker)
         assert process.stdin is not None
         process.stdin.write(told + b"\n")
-        worker = _Worker(index, process, asyncio.create_task(_is_ready(reading)))
         _log.info("worker_started", worker=index, pid=process.pid)
         return worker
 
     async def _look_after(self, index: int) -> None:
         """Start a worker again that ended though nobody told it to."""
-        pause_s = _FIRST_PAUSE_S
+        pause_s = 0.0
         while True:
             worker = self._workers[index]
             status = await worker.process.wait()
-            if self._stopping.is_set():
-                return
-            if self._workers[index] is not worker or worker.expected_to_end:
-                await asyncio.sleep(_FIRST_PAUSE_S)  # another has taken its place, or is about to
-                continue
-            lived_s = asyncio.get_running_loop().time() - worker.started_s
-            pause_s = _FIRST_PAUSE_S if lived_s >= _WELL_S else min(pause_s * 2, _LONGEST_PAUSE_S)
-            _log.error("worker_died", worker=index, status=status, restart_after_s=pause_s)
-            await asyncio.sleep(pause_s)
-            async with self._renewing:
-                if self._stopping.is_set() or self._workers[index] is not worker:
+            async with self._turns[index]:
+                if self._workers[index] is not worker:  # renewed
                     continue
-                self._workers[index] = again = await self._start(index)
-                if not await again.ready and again.process.returncode is None:
-                    again.process.kill()
+                self._living.discard(worker)
+                lived_s = asyncio.get_running_loop().time() - worker.started_s
+                again_s = 0.0 if lived_s >= _WELL_S else pause_s * 2
+                pause_s = min(max(again_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+                _log.error("worker_died", worker=index, status=status, restart_after_s=pause_s)
+                await asyncio.sleep(pause_s)
+                again = self._workers[index] = await self._start(index)
+                reason = await again.failure()
+                if reason is not None:
+                    _log.error("worker_not_up", worker=index, reason=reason)
+                    await self._end(again)
 
     async def _renew(self) -> None:
         """Put a new worker in the place of each, the old one going once the new one lets devices in."""
-        async with self._renewing:
-            for index in self._indexes:
-                old = self._workers[index]
-                new = await self._start(index)
-                if not await new.ready:
-                    _log.error("renewal_abandoned", worker=index)
-                    await self._stop(new)
+        for index, turn in self._turns.items():
+            async with turn:
+                old, new = self._workers[index], await self._start(index)
+                reason = await new.failure()
+                if reason is not None:
+                    _log.error("renewal_abandoned", worker=index, reason=reason)
+                    await self._end(new)
                     return
-                old.expected_to_end = True
                 self._workers[index] = new
-                await self._stop(old)
-            _log.info("workers_renewed")
+            await self._stop(old)
+        _log.info("workers_renewed")
 
     async def _stop(self, worker: _Worker) -> None:
         """Have a worker drain; one that takes too long is killed."""
@@ -157,27 +190,25 @@ class Supervisor:
             async with asyncio.timeout(self._stop_s):
                 await worker.process.wait()
         except TimeoutError:
-            _log.error("worker_killed", worker=worker.index)
+            _log.error("worker_killed", worker=worker.index, pid=worker.process.pid)
+        await self._end(worker)
+
+    async def _end(self, worker: _Worker) -> None:
+        """See a worker off that holds no device any more, or that nobody can wait for."""
+        if worker.process.returncode is None:
             worker.process.kill()
-            await worker.process.wait()
-        worker.ready.cancel()
+        await worker.process.wait()
+        worker.said.cancel()
+        self._living.discard(worker)
 
 
-async def _is_ready(reading: int) -> bool:
-    """Whether a worker said so over its pipe, before it ended and before too long."""
-    loop = asyncio.get_running_loop()
-    said: asyncio.Future[bytes] = loop.create_future()
-
-    def readable() -> None:
-        if not said.done():
-            said.set_result(os.read(reading, 1))
-
-    loop.add_reader(reading, readable)
+async def _line(pipe: object) -> bytes:
+    """Read one line from a pipe, or what there is until its end, and close it."""
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), pipe
+    )
     try:
-        async with asyncio.timeout(_START_S):
-            return bool(await said)
-    except TimeoutError:
-        return False
+        return await reader.readline()
     finally:
-        loop.remove_reader(reading)
-        os.close(reading)
+        transport.close()

@@ -116,7 +116,10 @@ async def test_a_device_has_one_socket_over_all_servers(serve: Serve) -> None:
         assert device.unasked == []
 
 
-async def test_without_redis_everything_is_found_out_all_the_same(serve: Serve, own_redis: OwnRedis) -> None:
+async def test_without_redis_everything_is_found_out_all_the_same(
+    serve: Serve, own_redis: OwnRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.neighbours.WORKING_S", 3600.0)
     one, two = await serve(own_redis.url), await serve(own_redis.url)
     await ready(one, two)
     writer, reader = await one.device("writer"), await two.device("reader")
@@ -165,9 +168,25 @@ async def test_what_was_missed_is_looked_up_when_redis_is_back(
     await newer.told("heartbeat_ack", "heartbeat")
 
 
-async def test_a_server_that_never_reached_redis_serves(serve: Serve) -> None:
+async def test_a_server_that_never_reached_redis_serves(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.neighbours.WORKING_S", 3600.0)
     one, two = await serve("redis://127.0.0.1:1"), await serve("redis://127.0.0.1:1")
     await degraded(one, two)
+    writer, reader = await one.device("writer"), await two.device("reader")
+    await reader.ask("subscribe")
+    await writer.push(put("a1", None, n=1))
+    await live(reader, "a1")
+
+
+async def test_what_a_killed_server_had_no_time_to_tell_is_found_out(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.neighbours.WORKING_S", 0.1)
+    monkeypatch.setattr("storage.bus.RedisBus.committed", lambda *_: None)
+    one, two = await serve(), await serve()
+    await ready(one, two)
     writer, reader = await one.device("writer"), await two.device("reader")
     await reader.ask("subscribe")
     await writer.push(put("a1", None, n=1))

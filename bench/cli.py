@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 
 from bench.concurrent import concurrent
+from bench.faults import faults
 from bench.ground import BenchError, read_settings
 from bench.html import html_of
 from bench.limits import limits
@@ -25,7 +26,12 @@ from storage.embedded import EmbeddedError
 
 Scenario = Callable[[Options], Awaitable[Report]]
 
-SCENARIOS: Final[dict[str, Scenario]] = {"concurrent": concurrent, "limits": limits, "overload": overload}
+SCENARIOS: Final[dict[str, Scenario]] = {
+    "concurrent": concurrent,
+    "limits": limits,
+    "overload": overload,
+    "faults": faults,
+}
 
 
 @click.command(
@@ -53,7 +59,11 @@ SCENARIOS: Final[dict[str, Scenario]] = {"concurrent": concurrent, "limits": lim
 @click.option(
     "--rounds", type=click.IntRange(1), metavar="N",
     help="How often each run is repeated; medians count. 1 of concurrent, 3 with --fill, of limits and"
-    " of overload's quiet tenant.",
+    " of overload's quiet tenant. 50 of faults, each with one fault.",
+)  # fmt: skip
+@click.option(
+    "--seed", type=int, default=1, show_default=True, metavar="N",
+    help="Which faults come in faults, and what devices send.",
 )  # fmt: skip
 @click.option(
     "--tenants", type=click.IntRange(1, 1000), default=20, show_default=True, metavar="N",
@@ -69,8 +79,9 @@ SCENARIOS: Final[dict[str, Scenario]] = {"concurrent": concurrent, "limits": lim
     help="A server that runs with the same settings, in place of one that is started for this.",
 )  # fmt: skip
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), metavar="F", help="Write the report as JSON."
-)
+    "--json", "json_file", type=click.Path(path_type=Path), metavar="F",
+    help="Write the report as JSON; faults puts its history beside it, as F.history.jsonl.",
+)  # fmt: skip
 @click.option("--html", "html_file", type=click.Path(path_type=Path), metavar="F", help="Write it as a page.")
 @click.option(
     "--config", type=click.Path(path_type=Path), metavar="FILE",
@@ -92,12 +103,15 @@ def bench(
     status is 1 when a bar is missed or the audit finds a fault.
     """
     try:
-        options = Options(settings=read_settings(config, data_dir), config=config, **asked)
+        history = json_file and json_file.with_name(f"{json_file.name}.history.jsonl")
+        options = Options(settings=read_settings(config, data_dir), config=config, history=history, **asked)
         if options.fill_records and (options.saturate or options.url):
             raise click.UsageError(
                 "--fill compares latencies on databases of its own: leave --saturate and --url out"
             )
         names = list(SCENARIOS) if scenario == "all" else [scenario]
+        if scenario == "all" and options.url:
+            names.remove("faults")  # it does harm to services of its own
         reports = [asyncio.run(_interruptible(SCENARIOS[name](options))) for name in names]
     except (BenchError, EmbeddedError, SettingsError, StoreError) as error:
         raise click.ClickException(str(error)) from None

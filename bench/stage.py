@@ -22,7 +22,10 @@ NOT_OURS: Final = "CPU and memory of a server that was not started here are not 
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What the command line asks for. ``settings`` and ``config`` are those of ``run.py serve``."""
+    """What the command line asks for. ``settings`` and ``config`` are those of ``run.py serve``.
+
+    ``seed`` and ``history``, where to write what devices saw, are for ``faults``.
+    """
 
     settings: Settings
     config: Path | None
@@ -34,6 +37,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     saturate: bool
     fill_records: int
     url: str | None
+    seed: int = 1
+    history: Path | None = None
 
     @property
     def tenant_names(self) -> list[str]:

@@ -1,0 +1,255 @@
+"""Scenario ``faults``: rounds of faults under load, and whether anything was lost or came twice.
+
+The seed decides which faults come, how, and what devices send; when they send it, the clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from random import Random
+from typing import Any, Final
+
+import msgspec
+
+from bench.audit import Audit
+from bench.drive import Target, say, token
+from bench.faults_check import Account, check
+from bench.faults_device import Changes, Device, Way
+from bench.faults_history import Answered, Closed, Event, Fault, History, Refused
+from bench.faults_inject import FAULTS, Site
+from bench.faults_line import bad_line
+from bench.faults_server import Workers, workers
+from bench.faults_tables import read_tables
+from bench.faults_work import POLICIES
+from bench.ground import BenchError, Ground, fresh
+from bench.report import Figure, Report, this_machine
+from bench.stage import Options, add_tenants
+from engine.domains import DomainPolicy, Domains
+from storage.policies import PostgresPolicies
+
+ROUNDS: Final = 50
+DEVICES: Final = 40
+TENANTS: Final = ("fault-a", "fault-b", "fault-c", "fault-d")
+PER_S: Final = 2.0
+#: Devices on each worker's own port, and lines; every third of the others is on a line.
+_OWN: Final = 2
+_LINES: Final = 2
+CALM_S: Final = (1.0, 2.0)
+#: How long devices may take until all that they made during a fault is acknowledged, and to agree at the end.
+PATIENCE_S: Final = 60.0
+_LOOK_S: Final = 0.05
+_NAMED: Final = 20
+
+
+async def faults(options: Options) -> Report:
+    """Run the scenario. Raises BenchError, EmbeddedError, StoreError, OSError."""
+    if options.url is not None:
+        raise BenchError("faults kills the services it runs on: leave --url out, it starts its own")
+    rounds = options.rounds or ROUNDS
+    report = Report(scenario="faults", work=_work(rounds, options.seed), machine=this_machine())
+    history = History()
+    with fresh(options.settings) as ground:
+        dsn = ground.database("product")
+        _prepare(dsn, options)
+        run = _Run(options, ground, dsn, history, report)
+        try:
+            await run.rounds(rounds)
+            report.audit = run.judge()
+        finally:
+            if options.history is not None:
+                history.write(options.history)
+    return report
+
+
+def _work(rounds: int, seed: int) -> str:
+    return (
+        f"{rounds} rounds, seed {seed}; {DEVICES} devices of {len(TENANTS)} tenants, each with"
+        f" {PER_S:g} syncs a second of 1 to 5 edits of records that all of it share; 5 % of messages delayed,"
+        " 1 % doubled, 0.1 % dropped, 0.1 % malformed"
+    )
+
+
+def _prepare(dsn: str, options: Options) -> None:
+    add_tenants(dsn, list(TENANTS))
+    policies = PostgresPolicies(dsn, Domains(options.settings.domains).default_policies)
+    for index, tenant in enumerate(TENANTS):
+        for domain, (policy, fallback) in POLICIES[index % len(POLICIES)].items():
+            chosen = {"policy": policy, "fallback": fallback}
+            policies.set(tenant, domain, msgspec.convert(chosen, DomainPolicy))
+
+
+class _Run:
+    def __init__(self, options: Options, ground: Ground, dsn: str, history: History, report: Report) -> None:
+        self._options = options
+        self._ground = ground
+        self._dsn = dsn
+        self._history = history
+        self._report = report
+        self._random = Random(options.seed)
+        self._devices: list[Device] = []
+        self._found: list[str] = []
+
+    async def rounds(self, count: int) -> None:
+        """Do harm ``count`` times, then let everybody finish."""
+        secret = secrets.token_urlsafe(48)
+        async with AsyncExitStack() as stack:
+            config = self._options.config
+            server = await stack.enter_async_context(
+                workers(self._ground, self._dsn, secret, config, self._history)
+            )
+            lines = [
+                await stack.enter_async_context(
+                    bad_line("127.0.0.1", server.port, Random(f"{self._options.seed} line {index}"))
+                )
+                for index in range(_LINES)
+            ]
+            ways = _ways(server, [line.port for line in lines])
+            target = Target(
+                port=server.port,
+                secret=secret,
+                tenants=TENANTS,
+                audience=self._options.settings.auth.audience,
+            )
+            self._devices = self._made(target, ways)
+            group = await stack.enter_async_context(asyncio.TaskGroup())
+            running = [group.create_task(device.run()) for device in self._devices]
+            site = Site(self._ground.home, self._dsn, server, lines, self._random)
+            try:
+                await asyncio.sleep(CALM_S[1])
+                names = self._order(count)
+                for number, name in enumerate(names, 1):
+                    await self._round(number, name, site)
+                await self._finish()
+            finally:
+                for task in running:
+                    task.cancel()
+        self._report.logged = dict(server.logged)
+        self._report.remarks.append(f"{sum(line.cuts for line in lines)} connections were cut in mid-frame")
+
+    def _order(self, count: int) -> list[str]:
+        """Draw the faults so that each comes about equally often."""
+        names: list[str] = []
+        while len(names) < count:
+            names += self._random.sample(list(FAULTS), len(FAULTS))
+        return names[:count]
+
+    def _made(self, target: Target, ways: list[Way]) -> list[Device]:
+        changes = Changes()
+        devices = []
+        for index in range(DEVICES):
+            name, tenant = f"device-{index:02}", TENANTS[index % len(TENANTS)]
+            way = ways[index % len(ways)]
+            seed = f"{self._options.seed} {name}"
+            device = Device(name, tenant, token(target, tenant, name), way, self._history, changes, seed)
+            device.per_s = PER_S
+            devices.append(device)
+        return devices
+
+    async def _round(self, number: int, name: str, site: Site) -> None:
+        """Do one fault; how long devices take afterwards goes into the report."""
+        began_s = time.monotonic()
+        self._mark(number, name, "begins")
+        try:
+            await FAULTS[name](site)
+        except TimeoutError:
+            self._found.append(f"round {number}, {name}: the server did not come back")
+            self._mark(number, name, "abandoned")
+            return
+        over_s = time.monotonic()
+        self._mark(number, name, "over")
+        due = [(device, device.last) for device in self._devices]
+        if not await _within(lambda: not any(device.waits(last) for device, last in due)):
+            late = ", ".join(device.name for device, last in due if device.waits(last))
+            self._found.append(f"round {number}, {name}: not acknowledged after {PATIENCE_S:.0f} s: {late}")
+        answered_s = time.monotonic()
+        self._mark(number, name, "answered")
+        figure = Figure(
+            f"round {number}: {name}",
+            answered_s - over_s,
+            "s until all was acknowledged",
+            f"the fault took {over_s - began_s:.1f} s",
+        )
+        self._report.figures.append(figure)
+        say(f"{figure.name}: {figure.beside}, {figure.value:.2f} {figure.unit}")
+        await asyncio.sleep(self._random.uniform(*CALM_S))
+
+    def _mark(self, number: int, name: str, phase: str) -> None:
+        fault = Fault(at_s=self._history.now_s(), round=number, name=name, phase=phase)  # type: ignore[arg-type]
+        self._history.events.append(fault)
+
+    async def _finish(self) -> None:
+        """Have every device finish its queue, agree with the tables by what it is sent, and pull it all."""
+        began_s = time.monotonic()
+        for device in self._devices:
+            device.per_s = 0
+        if not await _within(lambda: not any(device.waits(device.last) for device in self._devices)):
+            self._found.append(f"queues are not empty {PATIENCE_S:.0f} s after the last fault")
+        stands: dict[str, dict[tuple[str, str], int]] = {tenant: {} for tenant in TENANTS}
+        tables = await asyncio.to_thread(read_tables, self._dsn, TENANTS)
+        for (tenant, domain, record_id), row in tables.records.items():
+            stands[tenant][domain, record_id] = row.version
+        if not await _within(lambda: all(one.versions == stands[one.tenant] for one in self._devices)):
+            behind = [one.name for one in self._devices if one.versions != stands[one.tenant]]
+            names = ", ".join(behind)
+            self._found.append(f"not up to date {PATIENCE_S:.0f} s after the last answer: {names}")
+        say(f"all queues empty and all devices up to date after {time.monotonic() - began_s:.2f} s")
+        for device in self._devices:
+            device.pull_whole()
+        await _within(lambda: all(device.pulled.is_set() for device in self._devices))
+
+    def judge(self) -> Audit:
+        """Hold the history against the tables."""
+        say("check")
+        tables = read_tables(self._dsn, TENANTS)
+        events = self._history.events
+        account = Account(events)
+        found = [*self._found, *check(events, tables)]
+        self._report.remarks += _remarks(events)
+        items = sum(len(account.sent[where]) for where in account.answers if where in account.sent)
+        return Audit(items, len(tables.records), len(TENANTS), len(found), found[:_NAMED])
+
+
+def _ways(server: Workers, line_ports: list[int]) -> list[Way]:
+    """Say which way each device goes, in turn."""
+
+    def to(port: int) -> Way:
+        return lambda: ("127.0.0.1", port)
+
+    own = [to(port) for port in server.own_ports for _ in range(_OWN)]
+    others = DEVICES - len(own)
+    shared = [
+        to(line_ports[index % len(line_ports)] if index % 3 == 0 else server.port) for index in range(others)
+    ]
+    return [*own, *shared]
+
+
+async def _within(done: Callable[[], bool]) -> bool:
+    """Wait until something holds; False if that takes too long."""
+    until_s = time.monotonic() + PATIENCE_S
+    while not done():
+        if time.monotonic() > until_s:
+            return False
+        await asyncio.sleep(_LOOK_S)
+    return True
+
+
+def _remarks(events: list[Event]) -> Iterator[str]:
+    """Tell what devices met that is no fault by itself."""
+    refused = Counter(event.code for event in events if isinstance(event, Refused))
+    closed = Counter(event.code for event in events if isinstance(event, Closed))
+    statuses = Counter(
+        result.status for event in events if isinstance(event, Answered) for result in event.results
+    )
+    replayed = sum(event.replayed for event in events if isinstance(event, Answered))
+    yield f"results of items: {_counts(statuses)}; {replayed} answers were given again"
+    yield f"errors that asked to come back: {_counts(refused)}"
+    yield f"connections ended, by close code: {_counts(closed)}"
+
+
+def _counts(counts: Counter[Any]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"

@@ -1,0 +1,371 @@
+"""Judges a run with faults: the devices' history against the tables, by the contract alone.
+
+Nothing here is shared with the engine: it knows what the contract promises and neither how a batch is planned
+nor how a conflict is settled. Every function gives the faults that it finds, as sentences. The history has to
+be a whole one, in which each device went on until its queue was empty.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from bench.faults_history import Answered, Change, Data, Event, Item, Joined, Paged, Refused, Result, Sent
+
+#: What the data of every item names its tenant in.
+MARK: Final = "tenant"
+#: No fault may lead to these: each says that the server lost track of a device that did nothing wrong.
+_NEVER: Final = frozenset({"cursor_expired", "idempotency_key_reused", "invalid_message", "unknown_type"})
+
+#: Tenant, domain, id.
+Where = tuple[str, str, str]
+
+
+class Stored(NamedTuple):
+    """A record as the table has it."""
+
+    version: int
+    seq: int
+    data: Data
+
+
+class Tables(NamedTuple):
+    """What PostgreSQL holds at the end. ``keys`` are (tenant, key hash), ``rejected`` (tenant, device)."""
+
+    records: dict[Where, Stored]
+    counters: dict[str, int]
+    events: dict[tuple[str, str, str], list[Data]]
+    keys: Counter[tuple[str, str]]
+    rejected: Counter[tuple[str, str]]
+    conflicts: Counter[tuple[str, str, str]]
+
+
+class Claim(NamedTuple):
+    """A version that a device was told its item wrote."""
+
+    device: str
+    key: str
+    seq: int
+    item: Item
+    result: Result
+
+
+class Account:
+    """The history sorted: who sent what and was told what."""
+
+    def __init__(self, history: Sequence[Event]) -> None:
+        self.tenants: dict[str, str] = {}
+        self.sent: dict[tuple[str, str], list[Item]] = {}
+        self.answers: dict[tuple[str, str], list[Answered]] = defaultdict(list)
+        self.pages: dict[str, list[Paged]] = defaultdict(list)
+        self.refused: list[Refused] = []
+        self.heard: dict[str, list[Answered | Paged]] = defaultdict(list)
+        for event in history:
+            match event:
+                case Joined():
+                    self.tenants[event.device] = event.tenant
+                case Sent(attempt=1):
+                    self.sent[event.device, event.key] = event.items
+                case Answered():
+                    self.answers[event.device, event.key].append(event)
+                    self.heard[event.device].append(event)
+                case Paged():
+                    self.pages[event.device].append(event)
+                    self.heard[event.device].append(event)
+                case Refused():
+                    self.refused.append(event)
+                case _:
+                    pass
+        self.claims: dict[Where, dict[int, list[Claim]]] = defaultdict(lambda: defaultdict(list))
+        for (device, key), answers in self.answers.items():
+            for item, result in self.told(device, answers[0]):
+                if wrote(item, result):
+                    assert result.version is not None
+                    assert result.seq is not None
+                    claim = Claim(device, key, result.seq, item, result)
+                    self.claims[self.tenants[device], item.domain, item.id][result.version].append(claim)
+
+    def told(self, device: str, answer: Answered) -> Iterator[tuple[Item, Result]]:
+        """Pair items with what was told of them; an answer that fits nothing pairs none."""
+        items = self.sent.get((device, answer.key), [])
+        if len(items) == len(answer.results):
+            yield from zip(items, answer.results, strict=True)
+
+
+def wrote(item: Item, result: Result) -> bool:
+    """Whether an item became a version of its record."""
+    if item.op == "append" or result.version is None or result.seq is None:
+        return False
+    return result.status == "applied" or (
+        result.status == "resolved" and result.winner in {"client", "merged"}
+    )
+
+
+def check(history: Sequence[Event], tables: Tables) -> list[str]:
+    """Find everything that is wrong with a run."""
+    account = Account(history)
+    return [
+        *_refusals(account),
+        *_answers(account),
+        *_versions(account, tables),
+        *_seqs(account, tables),
+        *_events(account, tables),
+        *_keys(account, tables),
+        *_queues(account, tables),
+        *_pages(account),
+        *_replicas(account, tables),
+        *_whole(account, tables),
+    ]
+
+
+def _refusals(account: Account) -> Iterator[str]:
+    for refused in account.refused:
+        if refused.code in _NEVER or (refused.key is not None and not refused.retryable):
+            yield f"{refused.device} at {refused.at_s:.2f} s: {refused.code} of {refused.key or 'its feed'}"
+
+
+def _answers(account: Account) -> Iterator[str]:
+    """Every message is answered, and always alike, in the order of its items."""
+    for (device, key), items in account.sent.items():
+        answers = account.answers.get((device, key), [])
+        if not answers:
+            yield f"{device}: {key} was never answered"
+            continue
+        first = answers[0]
+        if [(item.domain, item.id) for item in items] != [(one.domain, one.id) for one in first.results]:
+            yield f"{device}: {key} was answered with results of other items"
+        for later in answers[1:]:
+            if later.results != first.results:
+                yield f"{device}: {key} was answered differently at {first.at_s:.2f} s and {later.at_s:.2f} s"
+    for device, key in account.answers.keys() - account.sent.keys():
+        yield f"{device}: {key} was answered and never sent"
+
+
+def _versions(account: Account, tables: Tables) -> Iterator[str]:
+    """Each version of a record was written by exactly one acknowledged item, and the last one stands."""
+    for where in sorted(tables.records.keys() | account.claims.keys()):
+        name, told = "/".join(where), account.claims.get(where, {})
+        stored = tables.records.get(where)
+        if stored is None:
+            yield f"{name}: acknowledged at version {max(told)} and not there"
+            continue
+        for version in sorted(told.keys() | set(range(1, stored.version + 1))):
+            claims = told.get(version, [])
+            if version > stored.version:
+                yield f"{name}: version {version} was acknowledged, the table has {stored.version}"
+            elif not claims:
+                yield f"{name}: version {version} was written by no acknowledged item"
+            elif len(claims) > 1:
+                authors = ", ".join(f"{claim.device} {claim.key}" for claim in claims)
+                yield f"{name}: version {version} was acknowledged to {authors}"
+        seqs = [claim.seq for version in sorted(told) for claim in told[version]]
+        if seqs != sorted(set(seqs)):
+            yield f"{name}: a later version has no later seq"
+        for claim in told.get(stored.version, []):
+            if claim.seq != stored.seq:
+                yield f"{name}: acknowledged with seq {claim.seq}, the table has {stored.seq}"
+            yield from _content(f"{name} in the table", claim, stored.data)
+        if stored.data is not None and stored.data.get(MARK) != where[0]:
+            yield f"{name}: the table has data of {stored.data.get(MARK)}"
+
+
+def _content(name: str, claim: Claim, data: Data) -> Iterator[str]:
+    """What stands at a version is what its item made of the record."""
+    item, result = claim.item, claim.result
+    if result.data is not msgspec.UNSET:
+        right = data == result.data
+    elif result.status != "applied":
+        right = True  # the answer was too large to say
+    elif item.op == "delete":
+        right = data is None
+    elif data is None or item.data is None:
+        right = False
+    elif item.op == "put":
+        right = data == item.data
+    else:
+        right = all(data.get(field) == value for field, value in item.data.items())
+    if not right:
+        yield f"{name}: version {result.version} is not what {claim.device} wrote with {claim.key}"
+
+
+def _seqs(account: Account, tables: Tables) -> Iterator[str]:
+    """A tenant's seqs are 1 to n, each taken by one version."""
+    taken: dict[str, Counter[int]] = defaultdict(Counter)
+    for where, versions in account.claims.items():
+        for claims in versions.values():
+            taken[where[0]].update(claim.seq for claim in claims)
+    for tenant in sorted(tables.counters.keys() | taken.keys()):
+        counter = tables.counters.get(tenant, 0)
+        for seq, times in sorted(taken[tenant].items()):
+            if times > 1:
+                yield f"{tenant}: seq {seq} was acknowledged {times} times"
+            if not 1 <= seq <= counter:
+                yield f"{tenant}: seq {seq} was acknowledged, the counter stands at {counter}"
+        skipped = set(range(1, counter + 1)) - taken[tenant].keys()
+        yield from (f"{tenant}: seq {seq} was acknowledged to nobody" for seq in sorted(skipped))
+
+
+def _events(account: Account, tables: Tables) -> Iterator[str]:
+    """Each event that was acknowledged is there once, applied once, and no other."""
+    known: dict[tuple[str, str, str], Data] = {}
+    applied: Counter[tuple[str, str, str]] = Counter()
+    for (device, _), answers in account.answers.items():
+        for item, result in account.told(device, answers[0]):
+            if item.op != "append" or result.status == "rejected":
+                continue
+            where = (account.tenants[device], item.domain, item.id)
+            known[where] = item.data
+            applied[where] += result.status == "applied"
+    for where in sorted(known.keys() | tables.events.keys()):
+        name, rows = "/".join(where), tables.events.get(where, [])
+        if where not in known:
+            yield f"{name}: an event that nobody was told of"
+        elif applied[where] != 1:
+            yield f"{name}: the event was applied {applied[where]} times"
+        elif rows != [known[where]]:
+            yield f"{name}: the event was acknowledged and stands {len(rows)} times, or with other data"
+
+
+def _keys(account: Account, tables: Tables) -> Iterator[str]:
+    """Each message is kept once under its key, and nothing else is."""
+    expected = {
+        (account.tenants[device], key_hash(device, key)): f"{device}: {key}" for device, key in account.sent
+    }
+    for kept, name in expected.items():
+        if tables.keys[kept] != 1:
+            yield f"{name} is kept {tables.keys[kept]} times"
+    strangers = sum(1 for kept in tables.keys if kept not in expected)
+    if strangers:
+        yield f"{strangers} keys are kept that no device sent"
+
+
+def key_hash(device: str, key: str) -> str:
+    """Hash a key as the server stores it, bound to its device."""
+    return hashlib.blake2b(f"{device}\0{key}".encode(), digest_size=16).hexdigest()
+
+
+def _queues(account: Account, tables: Tables) -> Iterator[str]:
+    """Every rejected item is in quarantine, every held one in the conflict queue, and none besides."""
+    rejected: Counter[tuple[str, str]] = Counter()
+    held: set[tuple[str, str, str]] = set()
+    for (device, _), answers in account.answers.items():
+        for _, result in account.told(device, answers[0]):
+            if result.status == "rejected":
+                rejected[account.tenants[device], device] += 1
+            elif result.status == "conflict":
+                held.add((account.tenants[device], device, result.conflict_id or ""))
+    for owner in sorted(rejected.keys() | tables.rejected.keys()):
+        if rejected[owner] != tables.rejected[owner]:
+            there = tables.rejected[owner]
+            yield f"{owner[1]}: {rejected[owner]} items were rejected, {there} are in quarantine"
+    for one in sorted(held ^ tables.conflicts.keys()):
+        what = "told of and not there" if one in held else "there and nobody was told"
+        yield f"{one[1]}: conflict {one[2]} is {what}"
+
+
+def _pages(account: Account) -> Iterator[str]:
+    """No page goes back, shows another tenant's data, or shows what was not written."""
+    by_seq: dict[str, dict[int, Claim]] = defaultdict(dict)
+    for where, versions in account.claims.items():
+        for claims in versions.values():
+            by_seq[where[0]].update({claim.seq: claim for claim in claims})
+    for device, pages in account.pages.items():
+        tenant = account.tenants[device]
+        last = {"live": 0, "whole": 0}
+        newest: dict[tuple[str, str], int] = {}
+        for page in pages:
+            for change in page.changes:
+                name = f"{device} at {page.at_s:.2f} s: {change.domain}/{change.id} version {change.version}"
+                if change.seq <= last[page.feed]:
+                    yield f"{name}: seq {change.seq} came after {last[page.feed]}"
+                last[page.feed] = max(change.seq, last[page.feed])
+                known = newest.get((change.domain, change.id), 0)
+                if page.feed == "live":
+                    if change.version <= known:
+                        yield f"{name}: came after version {known}"
+                    newest[change.domain, change.id] = max(change.version, known)
+                yield from _shown(name, tenant, change, by_seq[tenant].get(change.seq))
+
+
+def _shown(name: str, tenant: str, change: Change, claim: Claim | None) -> Iterator[str]:
+    """A change in a page is the tenant's, and the one that was acknowledged with its seq."""
+    if change.data is not None and change.data.get(MARK) != tenant:
+        yield f"{name}: is data of {change.data.get(MARK)}"
+    if change.deleted is not (change.data is None):
+        yield f"{name}: deleted with data, or not and without"
+    written = None if claim is None else (claim.item.domain, claim.item.id, claim.result.version)
+    if claim is None or written != (change.domain, change.id, change.version):
+        yield f"{name}: seq {change.seq} was acknowledged for {written}"
+    else:
+        yield from _content(name, claim, change.data)
+
+
+_UNKNOWN: Final[Any] = object()
+
+
+def _replicas(account: Account, tables: Tables) -> Iterator[str]:
+    """Pages and the device's own answers together lead every device to what the tables hold."""
+    for device, tenant in account.tenants.items():
+        held: dict[tuple[str, str], tuple[int, Any]] = {}
+        for event in account.heard[device]:
+            if isinstance(event, Answered):
+                _take_answer(account, device, event, held)
+            elif event.feed == "live":
+                for change in event.changes:
+                    where = (change.domain, change.id)
+                    version, data = held.get(where, (0, None))
+                    if change.version > version or (change.version == version and data is _UNKNOWN):
+                        held[where] = (change.version, change.data)
+        stored = {where[1:]: row for where, row in tables.records.items() if where[0] == tenant}
+        for where in sorted(held.keys() | stored.keys()):
+            name = f"{device}: {'/'.join(where)}"
+            version, data = held.get(where, (0, None))
+            row = stored.get(where)
+            if row is None or version != row.version:
+                yield f"{name} is known at version {version}, the table has {row.version if row else 'none'}"
+            elif data is not _UNKNOWN and data != row.data:
+                yield f"{name} is known with other data than the table's"
+
+
+def _take_answer(
+    account: Account, device: str, answer: Answered, held: dict[tuple[str, str], tuple[int, Any]]
+) -> None:
+    for item, result in account.told(device, answer):
+        version, data = held.get((item.domain, item.id), (0, None))
+        if not wrote(item, result) or result.version is None or result.version <= version:
+            continue
+        after: Any = _UNKNOWN
+        if result.data is not msgspec.UNSET:
+            after = result.data
+        elif item.op in {"put", "delete"} and result.status == "applied":
+            after = item.data
+        elif item.op == "patch" and result.status == "applied" and result.version == version + 1:
+            after = _UNKNOWN if data is _UNKNOWN else _patched(data, item.data)
+        held[item.domain, item.id] = (result.version, after)
+
+
+def _patched(data: Data, patch: Data) -> Data:
+    """Apply a merge patch whose values are plain."""
+    merged = {**(data or {}), **(patch or {})}
+    return {field: value for field, value in merged.items() if value is not None}
+
+
+def _whole(account: Account, tables: Tables) -> Iterator[str]:
+    """A pull from null at the end gives exactly the tenant's table."""
+    for device, tenant in account.tenants.items():
+        pulled = [page for page in account.pages[device] if page.feed == "whole"]
+        if not pulled:
+            yield f"{device}: did not pull from null at the end"
+            continue
+        changes = [change for page in pulled for change in page.changes]
+        found = {(tenant, one.domain, one.id): Stored(one.version, one.seq, one.data) for one in changes}
+        stored = {where: row for where, row in tables.records.items() if where[0] == tenant}
+        for where in sorted(found.keys() | stored.keys()):
+            if found.get(where) != stored.get(where):
+                yield f"{device}: {'/'.join(where[1:])} is pulled otherwise than the table has it"
+        if len(changes) != len(found):
+            yield f"{device}: a record is in its pull from null more than once"

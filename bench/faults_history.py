@@ -1,0 +1,149 @@
+"""What happened in a run with faults, as the devices saw it: the ground that the checker judges on.
+
+Times are seconds since the run began.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+#: A record's data or an event's; None for a tombstone.
+Data = dict[str, Any] | None
+Feed = Literal["live", "whole"]
+
+
+class Item(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One item as it was sent; ``data`` is None for a delete."""
+
+    domain: str
+    id: str
+    op: str
+    at: str
+    base: int | None = None
+    data: Data = None
+
+
+class Result(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a device was told of one item."""
+
+    status: str
+    domain: str | None = None
+    id: str | None = None
+    winner: str | None = None
+    conflict_id: str | None = None
+    version: int | None = None
+    seq: int | None = None
+    data: Data | msgspec.UnsetType = msgspec.UNSET
+    error: dict[str, str] | None = None
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One version of a record as a page had it."""
+
+    domain: str
+    id: str
+    version: int
+    seq: int
+    deleted: bool
+    data: Data
+
+
+class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
+    at_s: float
+
+
+class Joined(_Event, frozen=True, kw_only=True, tag="joined"):
+    """A device and whose it is; comes before all else of it."""
+
+    device: str
+    tenant: str
+
+
+class Sent(_Event, frozen=True, kw_only=True, tag="sent"):
+    """A sync left under its key, for the ``attempt``-th time; only the first names its items."""
+
+    device: str
+    key: str
+    attempt: int
+    items: list[Item]
+
+
+class Answered(_Event, frozen=True, kw_only=True, tag="answered"):
+    """A sync was acknowledged."""
+
+    device: str
+    key: str
+    replayed: bool
+    results: list[Result]
+
+
+class Paged(_Event, frozen=True, kw_only=True, tag="paged"):
+    """A page came: ``live`` of what the device follows, ``whole`` of the pull from null at the end."""
+
+    device: str
+    feed: Feed
+    changes: list[Change]
+
+
+class Refused(_Event, frozen=True, kw_only=True, tag="refused"):
+    """The server answered with an error; ``key`` is the sync's, None for any other message."""
+
+    device: str
+    key: str | None
+    code: str
+    retryable: bool
+
+
+class Closed(_Event, frozen=True, kw_only=True, tag="closed"):
+    """A connection ended or did not come about: with a close code, 1006 without one."""
+
+    device: str
+    code: int
+
+
+class Fault(_Event, frozen=True, kw_only=True, tag="fault"):
+    """Where a round stands."""
+
+    round: int
+    name: str
+    phase: Literal["begins", "over", "answered", "abandoned"]
+
+
+class Logged(_Event, frozen=True, kw_only=True, tag="logged"):
+    """A warning of the server, or worse."""
+
+    entry: dict[str, Any]
+
+
+Event = Joined | Sent | Answered | Paged | Refused | Closed | Fault | Logged
+
+
+class History:
+    """All events of a run in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self._began_s = time.monotonic()
+
+    def now_s(self) -> float:
+        """Give the time of an event that happens now."""
+        return round(time.monotonic() - self._began_s, 4)
+
+    def write(self, path: Path) -> None:
+        """Write it as lines of JSON. Raises OSError."""
+        path.write_bytes(encoded(self.events))
+
+
+def encoded(events: Sequence[Event]) -> bytes:
+    """Write events as lines of JSON."""
+    return msgspec.json.Encoder().encode_lines(events)
+
+
+def decoded(lines: bytes) -> list[Event]:
+    """Read them again. Raises msgspec.DecodeError."""
+    return msgspec.json.Decoder(Event).decode_lines(lines)

@@ -1,0 +1,115 @@
+"""The faults of scenario ``faults``: each is done and over when its function returns."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import msgspec
+
+from bench.faults_line import Line
+from bench.faults_server import Workers
+from storage.direct import connected
+from storage.embedded import servers
+
+#: A worker that is stopped holds its transaction for up to 2 s; less and more than that.
+_FROZEN_S: Final = (0.5, 4.0)
+_AWAY_S: Final = (0.1, 1.5)
+_CUTTING_S: Final = 1.5
+_CUT: Final = 0.15
+_RENEWAL_S: Final = 120.0
+
+
+class Site(msgspec.Struct, frozen=True):
+    """What there is to do harm to, and the seeded ``random`` that decides how."""
+
+    home: Path
+    dsn: str
+    server: Workers
+    lines: list[Line]
+    random: Random
+
+
+async def kill_worker(site: Site) -> None:
+    """Kill a worker as the kernel does when memory is short."""
+    os.kill(site.random.choice(site.server.pids()), signal.SIGKILL)
+    await site.server.ready()
+
+
+async def freeze_worker(site: Site) -> None:
+    """Stop a worker's process for a while, its connections being open."""
+    pid = site.random.choice(site.server.pids())
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(site.random.uniform(*_FROZEN_S))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await site.server.ready()
+
+
+async def restart_redis(site: Site) -> None:
+    """Kill Redis and start it again."""
+    redis = servers(site.home).redis
+    await asyncio.to_thread(redis.stop, signal.SIGKILL)
+    await asyncio.sleep(site.random.uniform(*_AWAY_S))
+    await asyncio.to_thread(redis.start)
+    await site.server.ready()
+
+
+async def end_connections(site: Site) -> None:
+    """End every connection to the database."""
+
+    def end() -> None:
+        with connected(site.dsn) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+
+    await asyncio.to_thread(end)
+    await site.server.ready()
+
+
+async def crash_postgres(site: Site) -> None:
+    """Stop PostgreSQL without a checkpoint, as ``pg_ctl -m immediate`` does, and start it again."""
+    postgres = servers(site.home).postgres
+    await asyncio.to_thread(postgres.stop, signal.SIGQUIT)
+    await asyncio.sleep(site.random.uniform(*_AWAY_S))
+    await asyncio.to_thread(postgres.start)
+    await site.server.ready()
+
+
+async def renew_workers(site: Site) -> None:
+    """Have the supervisor put a new worker in the place of each."""
+    site.server.renewed.clear()
+    site.server.signal(signal.SIGHUP)
+    async with asyncio.timeout(_RENEWAL_S):
+        await site.server.renewed.wait()
+    await site.server.ready()
+
+
+async def cut_lines(site: Site) -> None:
+    """Cut connections in the middle of frames, in both directions."""
+    for line in site.lines:
+        line.cutting = _CUT
+    try:
+        await asyncio.sleep(_CUTTING_S)
+    finally:
+        for line in site.lines:
+            line.cutting = 0.0
+
+
+FAULTS: Final[Mapping[str, Callable[[Site], Awaitable[None]]]] = {
+    "kill -9 of a worker": kill_worker,
+    "SIGSTOP and SIGCONT of a worker": freeze_worker,
+    "restart of Redis": restart_redis,
+    "end of every database connection": end_connections,
+    "immediate stop of PostgreSQL": crash_postgres,
+    "rolling restart": renew_workers,
+    "connections cut in mid-frame": cut_lines,
+}

@@ -1,0 +1,144 @@
+"""A server of several workers to do harm to: where it listens, which processes it has, what it logs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import psutil
+from aiohttp import ClientError, ClientSession, ClientTimeout
+
+from bench.faults_history import History, Logged
+from bench.ground import BenchError, Ground
+from bench.server import LIFTED, ROOT
+
+WORKERS: Final = 2
+_READY_S: Final = 60.0
+_STOP_S: Final = 60.0
+_LOOK_S: Final = 0.05
+#: A worker killed while it writes leaves half a line.
+_LINE_BYTES: Final = 1 << 20
+
+
+class Workers:
+    """A running server. ``logged`` counts its warnings and worse; ``renewals`` the rolling restarts."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int, history: History) -> None:
+        self._process = process
+        self._history = history
+        self.port = port
+        self.logged: Counter[str] = Counter()
+        self.renewed = asyncio.Event()
+
+    @property
+    def own_ports(self) -> list[int]:
+        """The port of each worker alone."""
+        return [self.port + index for index in range(1, WORKERS + 1)]
+
+    def pids(self) -> list[int]:
+        """Give the workers' processes, oldest first."""
+        with suppress(psutil.NoSuchProcess):
+            found = psutil.Process(self._process.pid).children()
+            return [child.pid for child in sorted(found, key=lambda child: child.create_time())]
+        return []
+
+    def signal(self, number: signal.Signals) -> None:
+        """Tell the supervisor something."""
+        self._process.send_signal(number)
+
+    async def ready(self) -> None:
+        """Wait until every worker lets devices in. Raises TimeoutError, BenchError."""
+        async with asyncio.timeout(_READY_S), ClientSession(timeout=ClientTimeout(total=2)) as session:
+            for port in self.own_ports:
+                while not await _is_ready(session, port):
+                    if self._process.returncode is not None:
+                        raise BenchError("the server ended: its last words are above")
+                    await asyncio.sleep(_LOOK_S)
+
+    async def read(self) -> None:
+        """Take in the log until it ends."""
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            try:
+                entry: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
+            except msgspec.DecodeError:
+                continue
+            if entry.get("event") == "workers_renewed":
+                self.renewed.set()
+            if entry.get("level") in {"warning", "error", "critical"}:
+                self.logged[entry["event"]] += 1
+                self._history.events.append(Logged(at_s=self._history.now_s(), entry=entry))
+
+
+async def _is_ready(session: ClientSession, port: int) -> bool:
+    try:
+        async with session.get(f"http://127.0.0.1:{port}/readyz") as response:
+            return response.status == 200
+    except (ClientError, OSError, TimeoutError):
+        return False
+
+
+@asynccontextmanager
+async def workers(
+    ground: Ground, dsn: str, secret: str, config: Path | None, history: History
+) -> AsyncIterator[Workers]:
+    """Run the product with several workers. Raises BenchError."""
+    port = _free_ports(WORKERS + 1)
+    command = [str(ROOT / "run.py"), "serve", "--port", str(port), "--workers", str(WORKERS)]
+    variables = {
+        **LIFTED,
+        "TIDEMARK__POSTGRES__DSN": dsn,
+        "TIDEMARK__REDIS__URL": ground.redis_url,
+        "TIDEMARK__AUTH__SECRET": secret,
+        "TIDEMARK__DATA__DIR": str(ground.home),
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *command,
+        *([] if config is None else ["--config", str(config)]),
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        stdout=asyncio.subprocess.PIPE,
+        limit=_LINE_BYTES,
+    )
+    server = Workers(process, port, history)
+    reading = asyncio.create_task(server.read())
+    try:
+        await server.ready()
+        yield server
+    except TimeoutError:
+        raise BenchError(f"the workers do not let devices in after {_READY_S:.0f} s") from None
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(_STOP_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()  # its workers notice, and end
+            await process.wait()
+        await reading
+
+
+def _free_ports(count: int) -> int:
+    """Find a port that is free, as those after it are."""
+    while True:
+        with socket.socket() as first:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            if port + count < 65536 and all(_free(port + step) for step in range(1, count)):
+                return port
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) != 0

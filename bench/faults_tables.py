@@ -1,0 +1,42 @@
+"""Reads what PostgreSQL holds after a run with faults, past the server (``storage/migrations``)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from bench.faults_check import Stored, Tables
+from storage.direct import connected
+
+_decode = msgspec.json.Decoder(dict[str, Any] | None).decode
+
+
+def read_tables(dsn: str, tenants: Sequence[str]) -> Tables:
+    """Read all that there is of some tenants. Raises StoreError."""
+    tables = Tables({}, {}, {}, Counter(), Counter(), Counter())
+    with connected(dsn) as connection, connection.cursor() as cursor:
+
+        def rows(columns: str, table: str, besides: str = "") -> list[tuple[Any, ...]]:
+            cursor.execute(
+                f"SELECT t.name, {columns} FROM {table} AS x JOIN tenants AS t USING (tenant_id)"
+                f" WHERE t.name = ANY(%s) {besides}",
+                (list(tenants),),
+            )
+            return cursor.fetchall()
+
+        for tenant, domain, record_id, version, seq, data in rows(
+            "x.domain, x.id, x.version, x.seq, coalesce(x.data::text, 'null')", "records"
+        ):
+            tables.records[tenant, domain, record_id] = Stored(version, seq, _decode(data))
+        tables.counters.update(rows("x.seq", "tenant_counters"))
+        for tenant, domain, event_id, data in rows("x.domain, x.id, x.data::text", "events"):
+            tables.events.setdefault((tenant, domain, event_id), []).append(_decode(data))
+        for tenant, key_hash in rows("x.key_hash::text", "sync_idempotency_record"):
+            tables.keys[tenant, key_hash.replace("-", "")] += 1
+        tables.rejected.update(rows("x.device_id", "quarantine"))
+        held = rows("x.device_id, x.conflict_id", "conflict_resolution_log", "AND x.outcome = 'open'")
+        tables.conflicts.update(held)
+    return tables

@@ -18,15 +18,13 @@ from typing import Any, Final
 
 import anyio
 import structlog
-from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from engine.ports import BusListener, BusState, StoreError
 from engine.rows import Record
-from storage.bus_news import IDENTITY, News, Opened, UnusableUrlError, channel_of, decode, encode, options
+from storage.bus_news import IDENTITY, News, Opened, UnusableUrlError, channel_of, decode, encode
+from storage.bus_nodes import Nodes, Way
 from storage.pool import Database
 
 #: How often a message is sent at least, for it to come back.
@@ -61,9 +59,7 @@ class RedisBus:
         self._database = database
         self._epoch = epoch
         try:
-            self._client = Redis.from_url(
-                url, socket_timeout=None, retry=Retry(NoBackoff(), 0), **options(PATIENCE_S)
-            )
+            self._nodes = Nodes(url)
         except ValueError as error:
             raise UnusableUrlError(str(error)) from None
         self._name = ""
@@ -141,22 +137,29 @@ class RedisBus:
 
     async def _stay(self, listener: BusListener) -> None:
         """Be on the bus while it works. Raises _BrokenError."""
-        subscription = self._client.pubsub()
         broken: BaseExceptionGroup[Exception] | None = None
         try:
             if not self._name:
                 ((self._name, _),) = await self._database.query(IDENTITY)
             epoch = self._epoch()
             channel = channel_of(self._name, epoch)
+            way = await self._nodes.way(channel, encode(News(self._sender)), PATIENCE_S)
+            await self._use(way, channel, epoch, listener)
+        except* (RedisError, OSError, StoreError, TimeoutError) as errors:
+            broken = errors
+        if broken is not None:
+            raise _BrokenError(type(_first(broken)).__name__)
+
+    async def _use(self, way: Way, channel: str, epoch: str, listener: BusListener) -> None:
+        subscription = way.client.pubsub()
+        try:
             async with asyncio.timeout(PATIENCE_S):
-                await subscription.subscribe(channel)
+                await way.subscribe(subscription, channel)
             self._open = True
             self._under_way.clear()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._listen(subscription, listener))
-                group.create_task(self._speak(channel, epoch))
-        except* (RedisError, OSError, StoreError, TimeoutError) as errors:
-            broken = errors
+                group.create_task(self._speak(way, channel, epoch))
         finally:
             self._open = False
             self._lost |= bool(self._moved)
@@ -164,17 +167,15 @@ class RedisBus:
             self._idle.set()
             with anyio.CancelScope(shield=True), suppress(RedisError, OSError):
                 await subscription.aclose()  # type: ignore[no-untyped-call]
-                await self._client.connection_pool.disconnect()
-        if broken is not None:
-            raise _BrokenError(type(_first(broken)).__name__)
+                await way.client.connection_pool.disconnect()
 
-    async def _speak(self, channel: str, epoch: str) -> None:
+    async def _speak(self, way: Way, channel: str, epoch: str) -> None:
         back = bool(self._recent)
         while True:
             self._wake.clear()
             if self._epoch() != epoch:
                 raise EpochChangedError
-            await self._publish(channel, back=back)
+            await self._publish(way, channel, back=back)
             back = False
             if not (self._moved or self._opened):
                 self._idle.set()
@@ -184,7 +185,7 @@ class RedisBus:
             if self._under_way and time.monotonic() - self._under_way[0][1] > PATIENCE_S:
                 raise TimeoutError
 
-    async def _publish(self, channel: str, *, back: bool) -> None:
+    async def _publish(self, way: Way, channel: str, *, back: bool) -> None:
         moved, opened, lost = self._moved, self._opened, self._lost
         self._moved, self._opened, self._lost = {}, {}, False
         self._number += 1
@@ -194,7 +195,7 @@ class RedisBus:
         )
         try:
             async with asyncio.timeout(PATIENCE_S):
-                await self._client.publish(channel, encode(news))
+                await way.publish(channel, encode(news))
         except BaseException:
             self._lost |= lost or bool(moved)
             self._opened = opened | self._opened
@@ -204,7 +205,7 @@ class RedisBus:
     async def _listen(self, subscription: PubSub, listener: BusListener) -> None:
         message: dict[str, Any]
         async for message in subscription.listen():
-            if message["type"] != "message":
+            if message["type"] not in ("message", "smessage"):
                 continue
             self.state.received += 1
             news = decode(message["data"])

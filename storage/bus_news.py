@@ -7,16 +7,14 @@ restored hear those who serve what it was restored from.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
-import redis
 from msgspec import Meta
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from engine.ports import StoreError
+from storage.bus_nodes import publish_once
 from storage.direct import connected
 
 #: Of a database: its name and its epoch.
@@ -73,15 +71,6 @@ def channel_of(database: str, epoch: str) -> str:
     return f"tidemark:{database}:{epoch}"
 
 
-def options(patience_s: float) -> dict[str, Any]:
-    """Options of every client of ours, beside a retry of its kind that never does."""
-    return {
-        "socket_connect_timeout": patience_s,
-        "health_check_interval": 0,
-        "protocol": 2,
-    }
-
-
 def announce(url: str, dsn: str, moved: set[int]) -> None:
     """Tell running servers of what a command changed, and of the tenants whose feeds ``moved``.
 
@@ -98,7 +87,4 @@ def announce(url: str, dsn: str, moved: set[int]) -> None:
                 )
                 seqs = dict(cursor.fetchall())
         news = News(sender="", generation=True, moved=seqs)
-        with redis.Redis.from_url(
-            url, socket_timeout=_ANNOUNCE_S, retry=Retry(NoBackoff(), 0), **options(_ANNOUNCE_S)
-        ) as client:
-            client.publish(channel, encode(news))
+        publish_once(url, channel, encode(news), _ANNOUNCE_S)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 from pathlib import Path
 
@@ -40,8 +38,11 @@ class RedisNode:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, **self._account.spawning)
+        """Start it unless it runs, and wait until it answers."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                self._command, stdout=subprocess.DEVNULL, **self._account.spawning
+            )
         assert wait_until(self._answers, _PATIENCE_S), f"the Redis at {self.address} does not start"
 
     def client(self) -> redis.Redis:
@@ -61,8 +62,3 @@ class RedisNode:
             self._process.kill()
             self._process.wait()
             self._process = None
-
-    def freeze(self) -> None:
-        """Have it do nothing more, its connections being open."""
-        assert self._process is not None
-        os.kill(self._process.pid, signal.SIGSTOP)

@@ -7,7 +7,7 @@ from collections.abc import Generator
 
 import pytest
 
-pytest_plugins = ["tests.services", "tests.serving", "tests.own_redis"]
+pytest_plugins = ["tests.services", "tests.serving", "tests.own_redis", "tests.supervised"]
 
 _CI = os.environ.get("CI") == "true"
 

@@ -83,6 +83,14 @@ def _prepare(dsn: str, options: Options) -> None:
             policies.set(tenant, domain, msgspec.convert(chosen, DomainPolicy))
 
 
+def order(random: Random, count: int) -> list[str]:
+    """Draw faults so that each comes about equally often."""
+    names: list[str] = []
+    while len(names) < count:
+        names += random.sample(list(FAULTS), len(FAULTS))
+    return names[:count]
+
+
 class _Run:
     def __init__(self, options: Options, ground: Ground, dsn: str, history: History, report: Report) -> None:
         self._options = options
@@ -121,7 +129,7 @@ class _Run:
             site = Site(self._ground.home, self._dsn, server, lines, self._random)
             try:
                 await asyncio.sleep(CALM_S[1])
-                names = self._order(count)
+                names = order(self._random, count)
                 for number, name in enumerate(names, 1):
                     await self._round(number, name, site)
                 await self._finish()
@@ -130,13 +138,6 @@ class _Run:
                     task.cancel()
         self._report.logged = dict(server.logged)
         self._report.remarks.append(f"{sum(line.cuts for line in lines)} connections were cut in mid-frame")
-
-    def _order(self, count: int) -> list[str]:
-        """Draw the faults so that each comes about equally often."""
-        names: list[str] = []
-        while len(names) < count:
-            names += self._random.sample(list(FAULTS), len(FAULTS))
-        return names[:count]
 
     def _made(self, target: Target, ways: list[Way]) -> list[Device]:
         changes = Changes()

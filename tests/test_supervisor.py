@@ -24,6 +24,7 @@ from storage.embedded import Services
 from tests.device import Closed, Device, Json, connected, put, token
 from tests.editors import TENANTS, Editor, audit, progressed
 from tests.services import rows
+from tests.stalls import WAITS_FOR_LOCK, backend, tenants_held
 from tests.supervised import Supervise, Supervised, free_ports
 
 DEVICES = 20
@@ -184,6 +185,21 @@ async def test_a_worker_that_drains_leaves_newcomers_to_the_others(supervise: Su
 async def _status(http: ClientSession, url: str) -> int:
     async with http.get(url) as response:
         return response.status
+
+
+async def test_a_second_signal_leaves_a_drain_alone(supervise: Supervise, dsn: str) -> None:
+    server = await supervise()
+    async with ClientSession() as http, connected(server.url_of(1), http) as device:
+        with tenants_held(dsn, "acme"):
+            answer = asyncio.create_task(device.push(put("a1", None, n=1)))
+            await backend(dsn, WAITS_FOR_LOCK)
+            server.process.terminate()
+            await server.until("draining", worker=1)
+            os.kill(server.pid_of(1), signal.SIGTERM)
+        assert [result["status"] for result in await answer] == ["applied"]
+        assert await device.closed() == 1012
+    assert await server.ended() == 0
+    assert {line["worker"] for line in server.told("stopped")} == {1, 2}
 
 
 async def test_workers_drain_when_their_supervisor_is_killed(supervise: Supervise) -> None:

@@ -18,7 +18,7 @@ _LONGEST_TARGET_S: Final = 0.5
 _INTERVAL_TARGETS: Final = 10
 _LONGEST_INTERVAL_S: Final = 2.0
 #: The wait that a burst may cause.
-_BURST_S: Final = 0.5
+_BURST_S: Final = 0.15
 #: Weight of the latest batch in what is remembered of batches.
 _LATEST: Final = 0.2
 
@@ -98,10 +98,15 @@ class Overload:
         self._s_per_byte += _LATEST * (max(since_last_s, 0.001) / size_bytes - self._s_per_byte)
         self._bound()
 
-    def waited(self, longest_s: float, now_s: float) -> None:
-        """Take in how long the oldest of a batch had waited when it was taken."""
-        turning = longest_s * 2 < self.target_s if self.shedding else longest_s > self.target_s
-        if not turning:
+    def waited(self, longest_s: float, now_s: float, *, all_taken: bool) -> None:
+        """Take in how long the oldest of a batch had waited when it was taken.
+
+        That it was not for long says nothing of the others, unless all that waited was taken.
+        """
+        short = longest_s * 2 < self.target_s if self.shedding else longest_s <= self.target_s
+        if short and not all_taken:
+            return
+        if short is not self.shedding:
             self._since_s = None
         elif self._since_s is None:
             self._since_s = now_s

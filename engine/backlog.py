@@ -21,6 +21,10 @@ from engine.jobs import Job, Outcome, Push
 #: What a job and each of its items cost besides their bytes, so that many tiny ones are bounded too.
 JOB_BYTES = 512
 ITEM_BYTES = 1024
+#: One tenant gets one in so many parts of a batch, while others were heard for as long as this: what a batch
+#: holds keeps the loop busy, and whoever sends little would feel it most.
+_PARTS = 4
+_COMPANY_S = 1.0
 
 
 class CommitLimits(msgspec.Struct, frozen=True):
@@ -76,6 +80,8 @@ class Backlog:
         self._queues: dict[int, _Queue] = {}
         self._free: deque[int] = deque()
         self._held: set[int] = set()
+        self._latest_tenant: int | None = None
+        self._changed_s = -_COMPANY_S
         self.overload = Overload()
         self.messages = 0
         self.items = 0
@@ -90,6 +96,10 @@ class Backlog:
         limits = self._limits
         if self.messages >= limits.queue_messages or self.size_bytes + size_bytes > limits.queue_bytes:
             return False
+        if job.tenant_id != self._latest_tenant:
+            if self._latest_tenant is not None:
+                self._changed_s = now_s
+            self._latest_tenant = job.tenant_id
         self.messages += 1
         self.items += items
         self.size_bytes += size_bytes
@@ -131,6 +141,7 @@ class Backlog:
         largest = items = size_bytes = 0
         oldest_s = now_s
         full = False
+        share = most // _PARTS if now_s - self._changed_s < _COMPANY_S else most
         while self._free and not full:
             tenant_id = self._free.popleft()
             queue = self._queues[tenant_id]
@@ -140,6 +151,8 @@ class Backlog:
                 waiting = jobs[0]
                 if batch and (items + waiting.items > most or size_bytes + waiting.size_bytes > most_bytes):
                     full = True
+                    break
+                if items > before and items - before + waiting.items > share:
                     break
                 batch.append(jobs.popleft())
                 items += waiting.items
@@ -157,8 +170,8 @@ class Backlog:
         self.messages -= len(batch)
         self.items -= items
         self.size_bytes -= size_bytes
-        self.overload.waited(now_s - oldest_s, now_s)
-        one_sided = items * 4 >= most and largest * 2 > items
+        self.overload.waited(now_s - oldest_s, now_s, all_taken=not self.messages)
+        one_sided = items * _PARTS * 2 >= most and largest * 2 > items
         return Batch(batch, size_bytes, one_sided, full)
 
     def put_back(self, batch: list[Waiting]) -> None:
@@ -172,11 +185,13 @@ class Backlog:
             self.size_bytes += waiting.size_bytes
 
     def settled(self, batch: list[Waiting]) -> None:
-        """Free the tenants of a batch."""
-        for tenant_id in {waiting.job.tenant_id for waiting in batch}:
-            self._held.discard(tenant_id)
-            if tenant_id in self._queues:
-                self._free.append(tenant_id)
+        """Free the tenants of a batch; the last of several, which was cut short, is first the next time."""
+        tenants = list(dict.fromkeys([waiting.job.tenant_id for waiting in batch]))
+        self._held.difference_update(tenants)
+        going_on = [tenant_id for tenant_id in tenants if tenant_id in self._queues]
+        if len(tenants) > 1 and going_on:
+            self._free.appendleft(going_on.pop())
+        self._free.extend(going_on)
 
     def take_all(self) -> list[Waiting]:
         """Take everything that waits, of held tenants, too."""

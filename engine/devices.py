@@ -55,9 +55,7 @@ class DeviceLimits(msgspec.Struct, frozen=True):
 
 
 class DeviceCounters(msgspec.Struct):
-    """Since the start: syncs of devices that were in memory and of those that could not be read, devices that
-    had to be read when they connected, and what was written behind.
-    """
+    """Since the start: syncs of devices in memory and of others, devices read when they connected, flushes."""
 
     hits: int = 0
     misses: int = 0

@@ -34,7 +34,7 @@ from engine.messages import (
 from engine.pages import with_id
 from handlers.connections import Connections
 from handlers.core import Core
-from handlers.errors import as_sync_error
+from handlers.errors import as_sync_error, error_body
 from handlers.frames import Frames
 from handlers.line import CLOSE_BAD_FRAMES, Line, Work
 from handlers.live import Live
@@ -170,7 +170,9 @@ class Connection(Line):
             return True
         if kind not in ("sync", "resolve"):
             return False
-        self.fail(overloaded(self._hold_off(now_s)), request_id)
+        error = overloaded(self._hold_off(now_s))
+        self._core.traffic.error(error.code)
+        self._connections.refuse_soon(self, error_body(error, request_id))
         return True
 
     def _hold_off(self, now_s: float) -> int:

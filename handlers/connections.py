@@ -32,6 +32,8 @@ _HANDSHAKES_PER_S: Final = 500
 _SWEEP_S: Final = 0.5
 #: Connections looked at before other work gets its turn on the loop.
 _VISITS_PER_TURN: Final = 500
+#: Refusals are sent together: each write by itself wakes whoever waits for it, which costs half of a refusal.
+_REFUSALS_S: Final = 0.005
 #: A ping keeps proxies, which give up after 60 s, from closing a quiet connection.
 PING_S: Final = 25.0
 #: How long a drain waits for clients to confirm the close.
@@ -49,6 +51,7 @@ class Connections:
         self._open: set[Line] = set()
         self._all_gone = asyncio.Event()
         self._group: TaskGroup | None = None
+        self._refusals: list[tuple[Line, bytes]] = []
         self.draining = False
 
     def __len__(self) -> int:
@@ -69,6 +72,17 @@ class Connections:
         if self._group is None:
             raise ServiceEndedError("connections")
         self._group.start_soon(work)
+
+    def refuse_soon(self, connection: Line, body: bytes) -> None:
+        """Send a refusal, given as JSON, with those of other connections."""
+        if not self._refusals:
+            asyncio.get_running_loop().call_later(_REFUSALS_S, self._say_refusals)
+        self._refusals.append((connection, body))
+
+    def _say_refusals(self) -> None:
+        refusals, self._refusals = self._refusals, []
+        for connection, body in refusals:
+            connection.say(body)
 
     def add(self, connection: Line) -> None:
         """Take a connection in; an older one of the same device goes."""

@@ -88,16 +88,16 @@ class Simulation:
 @pytest.mark.parametrize("times", [2, 4, 10])
 def test_whatever_comes_as_much_is_stored_as_can_be_and_what_waits_is_bounded(times: int) -> None:
     simulation = Simulation(times)
-    simulation.run(5, {1: CAPACITY_PER_S * times / 2, 2: CAPACITY_PER_S * times / 2})
-    simulation.run(5, {1: CAPACITY_PER_S * times / 2, 2: CAPACITY_PER_S * times / 2})
+    for _ in range(2):
+        simulation.run(5, dict.fromkeys(range(1, 6), CAPACITY_PER_S * times / 5))
     assert simulation.stored.total() >= 0.95 * CAPACITY_PER_S * 5
     assert simulation.backlog.overload.shedding
-    assert max(simulation.waits_s) <= 5 * BATCH_S, "the target is twice what a batch takes"
+    assert max(simulation.waits_s) <= 6 * BATCH_S, "the target is twice what a batch takes"
 
 
 def test_below_capacity_nothing_is_refused() -> None:
     simulation = Simulation(3)
-    simulation.run(10, {1: CAPACITY_PER_S * 0.4, 2: CAPACITY_PER_S * 0.4})
+    simulation.run(10, dict.fromkeys(range(1, 6), CAPACITY_PER_S * 0.16))
     assert not simulation.refused
     assert not simulation.backlog.overload.shedding
 
@@ -105,7 +105,7 @@ def test_below_capacity_nothing_is_refused() -> None:
 def test_a_burst_may_queue_up_where_the_same_for_long_may_not() -> None:
     simulation = Simulation(4)
     simulation.run(5, {1: CAPACITY_PER_S * 0.5})
-    simulation.run(0.1, {1: CAPACITY_PER_S * 4})
+    simulation.run(0.03, {1: CAPACITY_PER_S * 4})
     assert not simulation.refused
     simulation.run(10, {1: CAPACITY_PER_S * 4})
     assert simulation.refused[1] > 0.6 * simulation.stored[1]
@@ -145,14 +145,17 @@ def test_a_batch_that_is_nearly_all_of_one_tenant_is_told() -> None:
         backlog.add(push_of(tenant_id), reply, 0.0)
     assert not backlog.take(0.0).one_sided, "small ones are over soon"
     for _ in range(60):
-        backlog.add(push_of(3), reply, 0.0)
-    batch = backlog.take(0.0)
-    assert batch.one_sided
-    assert batch.full
+        backlog.add(push_of(3), reply, 5.0)
+    batch = backlog.take(9.0)
+    assert (batch.one_sided, batch.full, len(batch.jobs)) == (True, True, 50)
+    for _ in range(60):
+        backlog.add(push_of(7), reply, 9.0)
+    batch = backlog.take(9.1)
+    assert (batch.one_sided, batch.full, len(batch.jobs)) == (True, False, 12), "others are about"
     for tenant_id in (4, 5, 6):
         for _ in range(20):
-            backlog.add(push_of(tenant_id), reply, 0.0)
-    assert not backlog.take(0.0).one_sided
+            backlog.add(push_of(tenant_id), reply, 9.2)
+    assert not backlog.take(9.2).one_sided
 
 
 def test_tenants_have_rates_of_their_own() -> None:

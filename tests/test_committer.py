@@ -262,17 +262,17 @@ async def test_a_result_is_published_before_it_is_answered() -> None:
 
 
 async def test_what_one_batch_cannot_hold_goes_into_a_second_beside_it_tenant_by_tenant() -> None:
-    limits = CommitLimits(batch_items=6, batch_bytes=1 << 20, queue_messages=100, queue_bytes=1 << 20)
+    limits = CommitLimits(batch_items=12, batch_bytes=1 << 20, queue_messages=100, queue_bytes=1 << 20)
     async with bench(limits=limits, lanes=2) as one:
         one.store.gate.clear()
         for number in range(3):
-            for tenant in (1, 2, 3, 4):
+            for tenant in range(1, 7):
                 one.submit(f"{tenant}-{number}", put("a", number or None, x=number), tenant=tenant)
         for _ in range(2):  # both are at their COMMIT before either is through
             await one.store.committing.get()
         one.store.gate.set()
         await one.committer.drain()
-        for tenant in (1, 2, 3, 4):
+        for tenant in range(1, 7):
             own = [key for key, _ in one.replies if key.startswith(f"{tenant}-")]
             assert own == [f"{tenant}-{number}" for number in range(3)]
             assert one.version("a", tenant=tenant) == 3

@@ -99,7 +99,7 @@ async def test_what_was_accepted_is_answered_and_nothing_else_is_taken_in(serve:
         await counts(server, QUEUED, 16)
         policies.run("LOCK TABLE tenant_conflict_policy")
         waits = asyncio.create_task(_turned_away(server, "elsewhere"))
-        await backend(dsn, WAITS_FOR_LOCK + " AND query LIKE '%FROM tenant_conflict_policy%'")
+        await backend(dsn, WAITS_FOR_LOCK + " AND query LIKE '%JOIN tenant_conflict_policy%'")
         server.drain()
         for device in devices:
             goodbye = await device.receive()

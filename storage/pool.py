@@ -39,6 +39,9 @@ Values = Mapping[str, object]
 
 #: No statement of ours takes this long; what does is given up and its connection dropped.
 STATEMENT_S: Final = 10.0
+#: How often a connection that is waited for is looked at. uvloop does not tell a reader of an error on its
+#: descriptor, such as the reset that follows a server's last words at once.
+_LOOK_S: Final = 0.5
 #: The server gives up first, so that no statement runs on behind a connection that was dropped.
 SERVER_MS: Final = 9000
 #: How long whoever wants a connection waits for one.
@@ -128,6 +131,7 @@ class Session:
         self._cursor = cursor
         self._pooling = pooling
         self._prepared: set[str] = set()
+        self._looking: asyncio.TimerHandle | None = None
 
     async def run_prepared(
         self, opening: str, statements: Sequence[Statement], closing: str, values: Values
@@ -155,6 +159,7 @@ class Session:
         Raises ConnectionLostError, StoreRetryError (rolled back by the server), StorePoisonError.
         """
         task, cancellations = _cancellations()
+        self._look_later()
         try:
             await self._cursor.execute(statements, values, timeout=STATEMENT_S)
             if task.cancelling() > cancellations:
@@ -173,6 +178,19 @@ class Session:
             raise self._translated(error) from None
         except (ValueError, UnicodeError) as error:
             raise StorePoisonError(str(error)) from None
+        finally:
+            if self._looking is not None:
+                self._looking.cancel()
+
+    def _look_later(self) -> None:
+        self._looking = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        """Have the driver look for an answer, or an end, that nobody told it of."""
+        connection = self._connection
+        if not connection.closed:
+            connection._ready(connection._weakref)  # noqa: SLF001  # it has no public name
+            self._look_later()
 
     def _translated(self, error: psycopg2.Error) -> StoreError:
         state = error.pgcode or ""

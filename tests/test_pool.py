@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
+import struct
+import threading
 from collections.abc import Iterator
 
 import pytest
+import uvloop
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from engine.ports import StoreRetryError, StoreUnavailableError
-from storage.pool import ConnectionLostError, Database, Statement
+from storage.pool import ConnectionLostError, Database, NoAnswerError, Statement
 from tests.services import execute
 
 _TERMINATE = (
@@ -47,6 +51,62 @@ async def test_a_standby_is_not_taken_for_the_primary(dsn: str) -> None:
     database = Database(dsn, 1)
     with pytest.raises(StoreUnavailableError, match="not the primary"):
         await database.acquire()
+
+
+class _Relay(threading.Thread):
+    """Passes one connection on until told to end it as a server that goes down: last words, then a reset."""
+
+    def __init__(self, dsn: str) -> None:
+        super().__init__()
+        own = parse_dsn(dsn)
+        self._path = f"{own['host']}/.s.PGSQL.{own['port']}"
+        self._front = socket.create_server(("127.0.0.1", 0))
+        self._told, self._tell = socket.socketpair()
+        port = self._front.getsockname()[1]
+        self.dsn = str(make_dsn(dsn, host="127.0.0.1", port=port, sslmode="disable"))
+
+    def run(self) -> None:
+        with (
+            self._front,
+            self._told,
+            self._front.accept()[0] as client,
+            socket.socket(socket.AF_UNIX) as server,
+        ):
+            server.connect(self._path)
+            other = {client: server, server: client}
+            while self._told not in (ready := select.select([*other, self._told], [], [])[0]):
+                for end in ready:
+                    other[end].sendall(end.recv(1 << 16))
+            fields = b"SFATAL\0VFATAL\0C57P01\0Mgoing down\0\0"
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.sendall(b"E" + struct.pack("!I", len(fields) + 4) + fields)
+
+    def end(self) -> None:
+        """Say the last words and reset the connection, both at once."""
+        self._tell.close()
+        self.join()
+
+
+async def _ended(dsn: str) -> None:
+    relay = _Relay(dsn)
+    relay.start()
+    database = Database(relay.dsn, 1)
+    try:
+        session = await database.acquire()
+        waiting = asyncio.ensure_future(session.run("SELECT pg_sleep(60)"))
+        await asyncio.sleep(0.1)
+        relay.end()  # while the loop stands still, so that it meets both at once
+        with pytest.raises(ConnectionLostError) as caught:
+            await waiting
+        assert not isinstance(caught.value, NoAnswerError)
+        await database.release(session, clean=False)
+    finally:
+        await database.close()
+
+
+def test_an_end_that_the_loop_does_not_tell_of_is_noticed(dsn: str) -> None:
+    """It is the server's own loop that does not."""
+    uvloop.run(_ended(dsn))
 
 
 @pytest.fixture

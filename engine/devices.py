@@ -55,7 +55,7 @@ class DeviceLimits(msgspec.Struct, frozen=True):
 
 
 class DeviceCounters(msgspec.Struct):
-    """Since the start: syncs of devices in memory and of others, devices read when they connected, flushes."""
+    """Since the start: syncs of devices in memory and of others, devices read at a handshake, flushes."""
 
     hits: int = 0
     misses: int = 0

@@ -67,7 +67,9 @@ class SyncHttp:
         if message.clock is not None:
             session.clock_offset_us = now_us - to_us(message.clock)
         try:
-            outcome = await self._settled(core.intake.push(message, session, now_us))
+            push = core.intake.push(message, session, now_us)
+            device.bucket.charge(core.clock.monotonic_s() - begun_s)
+            outcome = await self._settled(push)
             if isinstance(outcome, SyncError):
                 raise outcome
         except SyncError as error:

@@ -229,6 +229,9 @@ async def test_a_message_that_keeps_the_worker_busy_counts_for_many(serve: Serve
     assert (await phone.receive())["type"] == "synced"
     assert (await phone.refused("heartbeat"))["code"] == "rate_limited"
     await (await server.device("tablet")).ask("heartbeat")
+    sync = b'{"type":"sync","key":"k","items":[' + item + b"]}"
+    assert (await server.post("/v1/sync", sync, "desk")).status == 200
+    assert (await server.get("/v1/changes", "desk")).verdict == (429, "rate_limited")
 
 
 @pytest.mark.asyncio(loop_scope="function")

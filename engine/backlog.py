@@ -63,7 +63,8 @@ class _Queue(msgspec.Struct):
 class Batch(msgspec.Struct, frozen=True):
     """Jobs taken together.
 
-    ``one_sided``: it is large and most of it is of one tenant. ``full``: there was no room for others.
+    ``one_sided``: it is large and most of it is of one tenant. ``full``: there was no room for others, or
+    more is not to stand anyway, so that how long it takes tells what the store can do.
     """
 
     jobs: list[Waiting]
@@ -171,6 +172,8 @@ class Backlog:
         self.items -= items
         self.size_bytes -= size_bytes
         self.overload.waited(now_s - oldest_s, now_s, all_taken=not self.messages)
+        # Else nothing would be learnt any more once too little may stand to fill a batch.
+        full = full or size_bytes >= self.overload.target_bytes
         one_sided = items * _PARTS * 2 >= most and largest * 2 > items
         return Batch(batch, size_bytes, one_sided, full)
 

@@ -129,6 +129,17 @@ def test_after_an_overload_everything_is_as_before() -> None:
     assert max(simulation.waits_s) <= 2 * BATCH_S
 
 
+def test_a_pause_of_the_store_is_not_held_against_it_for_good() -> None:
+    simulation = Simulation(7)
+    load = dict.fromkeys(range(1, 6), CAPACITY_PER_S * 2 / 5)
+    simulation.run(5, load)
+    full_bytes = LIMITS.batch_items * 20_512
+    simulation.backlog.overload.stored(full_bytes, 10.0, 10.0)  # one that was tried again and again
+    simulation.run(5, load)
+    simulation.run(5, load)
+    assert simulation.stored.total() >= 0.95 * CAPACITY_PER_S * 5
+
+
 def test_a_store_that_is_slower_than_thought_is_found_out() -> None:
     overload = Overload()
     assert overload.wait_s(10_000) < 0.001

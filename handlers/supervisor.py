@@ -113,7 +113,12 @@ class Supervisor:
 
     async def _keep(self, everything: anyio.CancelScope) -> None:
         for index in self._turns:
-            self._workers[index] = await self._start(index)
+            try:
+                self._workers[index] = await self._start(index)
+            except OSError as error:
+                self._failure = f"worker {index} cannot be started: {error.strerror}"
+                everything.cancel()
+                return
         for up in asyncio.as_completed([worker.failure() for worker in self._workers.values()]):
             self._failure = await up
             if self._failure is not None:
@@ -129,6 +134,7 @@ class Supervisor:
                 await self._renew()
 
     async def _start(self, index: int) -> _Worker:
+        """Start a worker. Raises OSError when the system has nothing left for it."""
         reading, writing = os.pipe()
         pipe = os.fdopen(reading, "rb", 0)
         try:
@@ -162,18 +168,32 @@ class Supervisor:
                 again_s = 0.0 if lived_s >= _WELL_S else pause_s * 2
                 pause_s = min(max(again_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
                 _log.error("worker_died", worker=index, status=status, restart_after_s=pause_s)
-                await asyncio.sleep(pause_s)
-                again = self._workers[index] = await self._start(index)
+                again = self._workers[index] = await self._start_again(index, pause_s)
                 reason = await again.failure()
                 if reason is not None:
                     _log.error("worker_not_up", worker=index, reason=reason)
                     await self._end(again)
 
+    async def _start_again(self, index: int, pause_s: float) -> _Worker:
+        """Start a worker after a pause, trying for as long as it takes: the others are to go on meanwhile."""
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                return await self._start(index)
+            except OSError as error:
+                _log.error("worker_not_up", worker=index, reason=error.strerror)
+                pause_s = _LONGEST_PAUSE_S
+
     async def _renew(self) -> None:
         """Put a new worker in the place of each, the old one going once the new one lets devices in."""
         for index, turn in self._turns.items():
             async with turn:
-                old, new = self._workers[index], await self._start(index)
+                old = self._workers[index]
+                try:
+                    new = await self._start(index)
+                except OSError as error:
+                    _log.error("renewal_abandoned", worker=index, reason=error.strerror)
+                    return
                 reason = await new.failure()
                 if reason is not None:
                     _log.error("renewal_abandoned", worker=index, reason=reason)

@@ -293,6 +293,10 @@ def _living(supervisor: Supervisor) -> list[int]:
     return [worker.process.pid for worker in supervisor._living]  # there is no other witness
 
 
+def _up(supervisor: Supervisor) -> int:
+    return sum(worker.said.done() for worker in supervisor._living)
+
+
 async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while True:
@@ -358,3 +362,33 @@ async def test_a_worker_that_keeps_dying_is_started_ever_more_slowly(monkeypatch
     signal.raise_signal(signal.SIGTERM)
     await asyncio.wait_for(running, 30)
     assert pauses[:4] == [0.01, 0.02, 0.04, 0.08]
+
+
+async def test_a_worker_that_cannot_be_started_just_now_takes_no_other_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(supervisor, "_LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(supervisor._log, "error", lambda event, **_: said.append(event), raising=False)
+    supervised = _supervisor(_UP + _WAIT)
+    running = asyncio.create_task(supervised.run())
+    await _until(lambda: len(supervised._workers) == 2 and _up(supervised) == 2)
+    command, supervised._command = supervised._command, ("/nowhere/python",)
+    signal.raise_signal(signal.SIGHUP)
+    await _until(lambda: "renewal_abandoned" in said or running.done())
+    assert not running.done()
+    lost, stays = _living(supervised)
+    os.kill(lost, signal.SIGKILL)
+    await _until(lambda: "worker_not_up" in said or running.done())
+    assert not running.done()
+    supervised._command = command
+    await _until(lambda: len(_living(supervised)) == 2)
+    assert stays in _living(supervised)
+    signal.raise_signal(signal.SIGTERM)
+    await asyncio.wait_for(running, 30)
+
+
+async def test_workers_that_cannot_be_started_at_all_end_everything_with_a_sentence() -> None:
+    supervised = Supervisor(2, ("/nowhere/python",), lambda _, pipe: str(pipe).encode(), 5.0)
+    with pytest.raises(WorkersFailedError, match="worker 1 cannot be started: No such file or directory"):
+        await supervised.run()

@@ -53,6 +53,8 @@ CLOSE_RATE_IGNORED: Final = 4429
 MAX_MALFORMED: Final = 10
 #: Messages in a row sent in spite of ``rate_limited`` that end a connection.
 MAX_RATE_IGNORED: Final = 100
+#: Of what comes in spite of ``rate_limited``, what is longer and hides its id is refused without it.
+MAX_SECOND_LOOK_BYTES: Final = 1024
 MAX_SUBSCRIPTIONS: Final = 32
 #: Answers that one connection may wait for; beyond them it is not read from.
 MAX_IN_FLIGHT: Final = 256
@@ -163,7 +165,10 @@ class Connection(Line):
         """
         head = self._session.codec.glance(frame)
         if head is None:
-            return False
+            if not wait_ms or len(frame) <= MAX_SECOND_LOOK_BYTES:
+                return False
+            self._limit(wait_ms, None)
+            return True
         kind, request_id = head
         if wait_ms:
             self._limit(wait_ms, request_id)

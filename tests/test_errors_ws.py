@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from engine import codec
 from tests.device import Json, put
 from tests.serving import ON_SHARED, Running, Serve
 
@@ -232,6 +233,26 @@ async def test_a_message_that_keeps_the_worker_busy_counts_for_many(serve: Serve
     sync = b'{"type":"sync","key":"k","items":[' + item + b"]}"
     assert (await server.post("/v1/sync", sync, "desk")).status == 200
     assert (await server.get("/v1/changes", "desk")).verdict == (429, "rate_limited")
+
+
+@pytest.mark.asyncio(loop_scope="function")
+@pytest.mark.parametrize("shown", [True, False])
+async def test_what_is_refused_for_the_rate_is_not_searched_for_its_depth(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, shown: bool
+) -> None:
+    server = await serve(limits={"messages_per_minute": 1})
+    phone = await server.device(encoding="msgpack")
+    await phone.ask("heartbeat")
+
+    def looked(_: bytes) -> bool:
+        raise AssertionError("a frame of a device that sends too much was looked at twice")
+
+    monkeypatch.setattr(codec, "msgpack_too_deep", looked)
+    empties = [{}] * 5000
+    named = {"type": "sync", "id": "7", "items": empties} if shown else {"id": "7", "type": empties}
+    await phone.send(named)
+    error = await phone.receive()
+    assert (error["code"], error.get("id")) == ("rate_limited", "7" if shown else None)
 
 
 @pytest.mark.asyncio(loop_scope="function")

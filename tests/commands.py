@@ -9,7 +9,6 @@ import pytest
 from click.testing import CliRunner
 
 from compose.site import open_site
-from handlers.commands import site
 from run import cli
 
 
@@ -32,9 +31,8 @@ Run = Callable[..., Awaitable[Ended]]
 
 
 @pytest.fixture
-def command(dsn: str, monkeypatch: pytest.MonkeyPatch) -> Run:
+def command(dsn: str) -> Run:
     """Run commands on the test's database; settings from the environment are keyword arguments."""
-    monkeypatch.setattr(site, "configure", lambda *_, **__: None)  # the logs are the test's own
 
     async def run(*arguments: str, **variables: str) -> Ended:
         environment = {"TIDEMARK__POSTGRES__DSN": dsn, **variables}

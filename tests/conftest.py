@@ -7,7 +7,15 @@ from collections.abc import Generator
 
 import pytest
 
+from handlers.commands import site
+
 pytest_plugins = ["tests.services", "tests.serving", "tests.own_redis", "tests.supervised"]
+
+@pytest.fixture(autouse=True)
+def _logs_are_the_tests_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command in this process sets up no logs: loggers keep what they are first used with."""
+    monkeypatch.setattr(site, "configure", lambda *_, **__: None)
+
 
 _CI = os.environ.get("CI") == "true"
 

@@ -7,6 +7,8 @@ libpq has gone on to the next (aiopg #647).
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import Sequence
 from typing import Final
 
@@ -25,6 +27,22 @@ class Host(msgspec.Struct, frozen=True):
 
     dsn: str
     name: str
+
+    async def addresses(self, patience_s: float) -> list[str]:
+        """Give a DSN for each address that the name stands for, none if it is not known.
+
+        Left to libpq, the look-up would hold up the event loop, and the driver hears nothing of the second
+        address, as of the second host.
+        """
+        if not self.name:
+            return [self.dsn]
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(patience_s):
+                found = await loop.getaddrinfo(self.name, None, type=socket.SOCK_STREAM)
+        except (OSError, TimeoutError):
+            return []
+        return [self.at(str(address[0])) for *_, address in found]
 
     def at(self, address: str) -> str:
         """Give the DSN for one of the addresses that the name stands for."""

@@ -15,7 +15,6 @@ import asyncio
 import hashlib
 import os
 import re
-import socket
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -334,7 +333,7 @@ class Database:
         patience_s = _CONNECT_ONE_OF_SEVERAL_S if self._hosts.several else _CONNECT_S
         refusals = []
         for host in self._hosts.now():
-            addresses = await _addresses(host, patience_s)
+            addresses = await host.addresses(patience_s)
             if not addresses:
                 refusals.append(f"no address is known for {host.name}")
             for dsn in addresses:
@@ -388,20 +387,3 @@ class Database:
         """Close every idle connection."""
         while self._idle:
             self._idle.popleft().close()
-
-
-async def _addresses(host: Host, patience_s: float) -> list[str]:
-    """Give a DSN for each address of a host, none if its name is not known.
-
-    Left to libpq, the look-up would hold up the event loop, and the driver hears nothing of the second
-    address, as of the second host.
-    """
-    if not host.name:
-        return [host.dsn]
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(patience_s):
-            found = await loop.getaddrinfo(host.name, None, type=socket.SOCK_STREAM)
-    except (OSError, TimeoutError):
-        return []
-    return [host.at(str(address[0])) for *_, address in found]

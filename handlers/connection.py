@@ -233,8 +233,7 @@ class Connection(Line):
         try:
             core.committer.submit(push, partial(self._answer, request.id, now_us))
         except SyncError:
-            self._hold_off(core.clock.monotonic_s())
-            raise
+            raise overloaded(self._hold_off(core.clock.monotonic_s())) from None
         self._in_flight += 1
 
     def _answer(self, request_id: str, started_us: int, outcome: Outcome) -> None:

@@ -96,6 +96,25 @@ async def test_what_comes_behind_a_refused_push_is_refused_until_the_device_was_
         assert (await phone.receive())["type"] == "synced"
 
 
+async def test_who_meets_a_full_queue_is_told_when_pushes_are_taken_again(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "_FIRST_BYTES_PER_S", 1e9)
+    jitters = iter([0.5, 1.5])
+    server = await serve(commit={"queue_messages": 1})
+    phone = await server.device()
+    async with held(server):
+        await pressed(phone)
+        monkeypatch.setattr("engine.committer.random.uniform", lambda *_: next(jitters, 1.0))
+        await phone.send(sync(3))
+        told_ms = (await phone.receive())["retry_after_ms"]
+        await phone.send(sync(4))
+        assert (await phone.receive())["retry_after_ms"] <= told_ms, "the third would come too early"
+        monkeypatch.undo()
+    for _ in range(2):
+        assert (await phone.receive())["type"] == "synced"
+
+
 async def test_a_quiet_tenant_is_served_while_another_one_stands_still(serve: Serve) -> None:
     server = await serve()
     phone, other = await server.device(), await server.device(tenant="globex")

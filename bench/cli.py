@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -12,12 +13,15 @@ from typing import Any, Final
 import click
 
 from bench.concurrent import concurrent
+from bench.connections import CONNECTIONS, connections
 from bench.faults import faults
 from bench.ground import BenchError, read_settings
 from bench.html import html_of
 from bench.limits import limits
+from bench.live import live
 from bench.overload import overload
 from bench.report import Report, as_json
+from bench.scaling import scaling
 from bench.stage import Options
 from bench.text import text_of
 from engine.ports import StoreError
@@ -31,7 +35,23 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "limits": limits,
     "overload": overload,
     "faults": faults,
+    "scaling": scaling,
+    "live": live,
+    "connections": connections,
 }
+#: What ``all`` stands for; the others take minutes, and tell of several workers only.
+ALL: Final = ("concurrent", "limits", "overload", "faults")
+_CONNECTIONS: Final = 1000
+
+
+def _worker_count(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    if value == "auto":
+        return len(os.sched_getaffinity(0))
+    if value.isdecimal() and int(value) > 0:
+        return int(value)
+    raise click.BadParameter("a number from 1, or auto for one per core.")
 
 
 @click.command(
@@ -45,21 +65,25 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     help="What to measure.",
 )
 @click.option(
-    "--connections", type=click.IntRange(1, 60_000), default=1000, show_default=True, metavar="N",
-    help="Devices of concurrent and overload, each with a socket.",
+    "--connections", "asked_connections", type=click.IntRange(1, 60_000), metavar="N",
+    help="Devices, each with a socket: 1000, of connections 15000; of live those that subscribe.",
 )  # fmt: skip
 @click.option(
     "--rate", "rate_per_s", type=click.FloatRange(0, min_open=True), default=1200.0, show_default=True,
-    metavar="R", help="Syncs a second of concurrent, over all connections.",
+    metavar="R", help="Syncs a second of concurrent, scaling and live, over all connections.",
+)  # fmt: skip
+@click.option(
+    "--workers", callback=_worker_count, metavar="N|auto",
+    help="Processes of the server: 1 of concurrent, 2 of live and connections; auto is one per core.",
 )  # fmt: skip
 @click.option(
     "--duration", "duration_s", type=click.FloatRange(1), metavar="S",
-    help="Seconds that are measured of each run: 60 of concurrent, 5 of limits and overload.",
+    help="Seconds that are measured of each run: 60 of concurrent, 10 of live and connections, else 5.",
 )  # fmt: skip
 @click.option(
     "--rounds", type=click.IntRange(1), metavar="N",
-    help="How often each run is repeated; medians count. 1 of concurrent, 3 with --fill, of limits and"
-    " of overload's quiet tenant. 50 of faults, each with one fault.",
+    help="How often each run is repeated; medians count. 1 of concurrent, 3 with --fill, of limits,"
+    " scaling and overload's quiet tenant. 50 of faults, each with one fault.",
 )  # fmt: skip
 @click.option(
     "--seed", type=int, default=1, show_default=True, metavar="N",
@@ -91,6 +115,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
 def bench(
     *,
     scenario: str,
+    asked_connections: int | None,
     json_file: Path | None,
     html_file: Path | None,
     config: Path | None,
@@ -104,12 +129,20 @@ def bench(
     """
     try:
         history = json_file and json_file.with_name(f"{json_file.name}.history.jsonl")
-        options = Options(settings=read_settings(config, data_dir), config=config, history=history, **asked)
+        options = Options(
+            settings=read_settings(config, data_dir),
+            config=config,
+            history=history,
+            connections=asked_connections or (CONNECTIONS if scenario == "connections" else _CONNECTIONS),
+            **asked,
+        )
+        if options.workers and options.url:
+            raise click.UsageError("a server at --url has its workers already: leave --workers out")
         if options.fill_records and (options.saturate or options.url):
             raise click.UsageError(
                 "--fill compares latencies on databases of its own: leave --saturate and --url out"
             )
-        names = list(SCENARIOS) if scenario == "all" else [scenario]
+        names = list(ALL) if scenario == "all" else [scenario]
         if scenario == "all" and options.url:
             names.remove("faults")  # it does harm to services of its own
         reports = [asyncio.run(_interruptible(SCENARIOS[name](options))) for name in names]

@@ -50,8 +50,9 @@ def _work(options: Options) -> str:
         if options.saturate
         else f"open loop, {options.rate_per_s:g} syncs/s, Poisson arrivals on connections drawn at random"
     )
+    workers = f" and {options.workers} workers" if options.workers else ""
     return (
-        f"{options.connections:,} connections over {options.tenants} tenants, {loop};"
+        f"{options.connections:,} connections over {options.tenants} tenants{workers}, {loop};"
         f" one item a sync, a task of about 200 bytes, {MIX}"
     )
 
@@ -67,7 +68,8 @@ async def _remote(options: Options, report: Report) -> None:
 
 
 async def _own(ground: Ground, options: Options, report: Report) -> None:
-    async with product_stage(ground, options, "product") as stage, limit_c(ground, options) as rival:
+    workers = options.workers or 1
+    async with product_stage(ground, options, "product", workers) as stage, limit_c(ground, options) as rival:
         for number in range(1, (options.rounds or 1) + 1):
             report.rows.append(await _round(f"round {number}", stage.target, stage.dsn, options))
         report.bars = _bars(report.rows, options)
@@ -84,9 +86,10 @@ async def _filled(ground: Ground, options: Options, report: Report) -> None:
         add_tenants(dsn, options.tenant_names)
     fill(dsns["filled"], options.tenant_names, options.fill_records)
     rows: dict[str, list[Row]] = {"empty": [], "filled": []}
+    workers = options.workers or 1
     async with (
-        serving(ground, options, dsns["empty"]) as empty,
-        serving(ground, options, dsns["filled"]) as full,
+        serving(ground, options, dsns["empty"], workers) as empty,
+        serving(ground, options, dsns["filled"], workers) as full,
     ):
         stages: list[tuple[str, Stage]] = [("empty", empty), ("filled", full)]
         for number in range(1, (options.rounds or _FILL_ROUNDS) + 1):

@@ -26,7 +26,11 @@ _decode = msgspec.json.Decoder(Mark | Outcome).decode
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """A server to measure. ``watched`` are the roots of its process trees by name, ``server`` among them."""
+    """A server to measure. ``watched`` are the roots of its process trees by name, ``server`` among them.
+
+    ``ports`` are those that its workers have to themselves and ``workers`` their processes; one process alone
+    has neither.
+    """
 
     port: int
     secret: str
@@ -34,12 +38,15 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     audience: str = "tidemark"
     watched: Mapping[str, int] = {}
+    ports: Sequence[int] = ()
+    workers: Sequence[int] = ()
 
 
 class Usage(msgspec.Struct, frozen=True):
     """What the servers used in the measured phase: CPU by the names of ``Target.watched``.
 
     ``machine_cpu_ms`` is what everything on the machine used, the generator and strangers included.
+    ``worker_cpu_ms`` is what each of several workers used, a part of the server's.
     Memory is the server's: before the first connection, at the end, and at most (sampled every second).
     """
 
@@ -48,6 +55,7 @@ class Usage(msgspec.Struct, frozen=True):
     rss_before_bytes: int
     rss_end_bytes: int
     rss_peak_bytes: int
+    worker_cpu_ms: Sequence[float] = ()
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -83,6 +91,7 @@ async def drive(
     plan = Plan(
         host=target.host,
         port=target.port,
+        ports=spread(target.ports, connections, len(tenants)),
         devices=devices,
         tokens=[
             token(target, tenants[index % len(tenants)], device) for index, device in enumerate(devices)
@@ -93,13 +102,23 @@ async def drive(
         warmup_s=warmup_s,
         deflate=deflate,
     )
-    outcome, usage = await _run(plan, target.watched)
+    outcome, usage = await _run(plan, target)
     if mode != "idle" and not outcome.completed:
         reasons = ", ".join([*outcome.refusals, *outcome.errors]) or "silence"
         raise BenchError(
             f"{name}: {outcome.connected} of {connections} connected and nothing was answered: {reasons}"
         )
     return Run(name, plan, tenants, outcome, usage)
+
+
+def spread(ports: Sequence[int], connections: int, tenants: int) -> list[int]:
+    """Give each connection a port, evenly, and each tenant's connections too; none where there is no choice.
+
+    Connection n is of tenant n modulo ``tenants``.
+    """
+    if not ports:
+        return []
+    return [ports[(index // tenants + index % tenants) % len(ports)] for index in range(connections)]
 
 
 def say(progress: str) -> None:
@@ -120,8 +139,8 @@ def token(target: Target, tenant: str, device: str) -> str:
     return jwt.encode(claims, target.secret, algorithm="HS256")
 
 
-async def _run(plan: Plan, watched: Mapping[str, int]) -> tuple[Outcome, Usage | None]:
-    meter = _Meter(watched) if watched else None
+async def _run(plan: Plan, target: Target) -> tuple[Outcome, Usage | None]:
+    meter = _Meter(target.watched, target.workers) if target.watched else None
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -157,14 +176,16 @@ async def _run(plan: Plan, watched: Mapping[str, int]) -> tuple[Outcome, Usage |
 
 
 class _Meter:
-    def __init__(self, watched: Mapping[str, int]) -> None:
+    def __init__(self, watched: Mapping[str, int], workers: Sequence[int]) -> None:
         self._trees = Trees(watched)
-        self._marks: list[tuple[dict[str, float], float]] = []
+        # Of their own, for a tree inside another one does not count there.
+        self._workers = Trees({str(place): pid for place, pid in enumerate(workers)})
+        self._marks: list[tuple[dict[str, float], float, dict[str, float]]] = []
         self._before = self._peak = self._end = self._trees.rss_bytes("server")
 
     def mark(self) -> None:
         """Read the CPU times where the measured phase begins or ends."""
-        self._marks.append((self._trees.cpu_ms(), machine_cpu_ms()))
+        self._marks.append((self._trees.cpu_ms(), machine_cpu_ms(), self._workers.cpu_ms()))
         self._take()
 
     def _take(self) -> None:
@@ -181,6 +202,7 @@ class _Meter:
         """Sum up; None where nothing was measured."""
         if len(self._marks) != 2:
             return None
-        (begin, machine_begin), (end, machine_end) = self._marks
+        (begin, machine_begin, each_begin), (end, machine_end, each_end) = self._marks
         cpu_ms = {name: end[name] - begin[name] for name in end}
-        return Usage(cpu_ms, machine_end - machine_begin, self._before, self._end, self._peak)
+        each_ms = [each_end[worker] - each_begin[worker] for worker in each_end]
+        return Usage(cpu_ms, machine_end - machine_begin, self._before, self._end, self._peak, each_ms)

@@ -99,7 +99,7 @@ class Load:
             try:
                 device.socket = await connect(
                     plan.host,
-                    plan.port,
+                    plan.ports[index] if plan.ports else plan.port,
                     plan.tokens[index],
                     device.received,
                     device.ended,
@@ -192,6 +192,7 @@ class Load:
         for device in self._devices:
             device.give_up()
         outcome.unsure = tally.unsure
+        outcome.began_s = start_s
         outcome.duration_s = plan.duration_s
         outcome.histogram = histogram(measured).encode().decode()
         outcome.lateness = histogram(tally.lateness_us).encode().decode()
@@ -203,6 +204,8 @@ class Load:
             tally.ack_record.tolist(),
             tally.ack_version.tolist(),
             tally.ack_seq.tolist(),
+            [int(due_s * 1e6) for due_s in tally.due_s],
+            [int(answered_s * 1e6) for answered_s in tally.answered_s],
         )
 
 

@@ -12,12 +12,14 @@ Mode = Literal["open", "closed", "idle"]
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """One run. Connection n is device n with token n; ``devices`` are their names, which no other run uses.
 
+    ``ports`` are those of the connections, where they go to several; else all go to ``port``.
     ``open`` sends ``rate_per_s`` syncs over all connections at times fixed beforehand, ``closed`` keeps one
     sync under way on each connection, ``idle`` subscribes and waits.
     """
 
     host: str
     port: int
+    ports: list[int] = []
     devices: list[str]
     tokens: list[str]
     mode: Mode
@@ -29,13 +31,19 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Acks(msgspec.Struct):
-    """Every acknowledged item of a run, one entry in each list; ``number`` is its sync's on its device."""
+    """Every acknowledged item of a run, one entry in each list; ``number`` is its sync's on its device.
+
+    ``due_us`` and ``answered_us`` are microseconds on the clock that processes share: when its sync was to be
+    sent, and when its acknowledgement was there.
+    """
 
     device: list[int] = []
     number: list[int] = []
     record: list[int] = []
     version: list[int] = []
     seq: list[int] = []
+    due_us: list[int] = []
+    answered_us: list[int] = []
 
 
 class Unsure(msgspec.Struct, frozen=True):
@@ -63,6 +71,7 @@ class Second(msgspec.Struct, frozen=True):
 class Outcome(msgspec.Struct, kw_only=True, tag_field="event"):
     """What came of a run, said last.
 
+    ``began_s`` is when the measured phase began, on the clock that processes share.
     ``answered`` and ``histogram`` (microseconds, base64 as HDR encodes it) count the syncs whose intended
     time lies in the measured phase; ``completed`` counts the answers that arrived within it. ``lateness`` is
     the histogram of how long after its intended time a sync was sent; ``cpu_ms`` is the generator's own in
@@ -80,6 +89,7 @@ class Outcome(msgspec.Struct, kw_only=True, tag_field="event"):
     new_records: int = 0
     errors: dict[str, int] = {}
     unanswered: int = 0
+    began_s: float = 0.0
     duration_s: float = 0.0
     histogram: str = ""
     lateness: str = ""

@@ -33,6 +33,8 @@ class Latency(msgspec.Struct, frozen=True):
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One run. CPU is milliseconds a sync by process tree; ``late_*`` is how late syncs were sent.
 
+    ``worker_cpu_ms`` is each worker's part of the server's, also by all syncs of the run.
+
     ``other_cpus`` is how many CPUs were busy with something else, on average.
     """
 
@@ -57,6 +59,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     audit: Audit | None
     curve: list[tuple[float, float]]
     seconds: list[Second]
+    worker_cpu_ms: list[float] = []
 
     @property
     def faultless(self) -> bool:
@@ -229,6 +232,9 @@ def row_of(run: Run, audit: Audit | None) -> Row:
         audit=audit,
         curve=[(percentile, _ms(latencies, percentile)) for percentile in _CURVE],
         seconds=outcome.seconds,
+        worker_cpu_ms=[spent / outcome.completed for spent in usage.worker_cpu_ms]
+        if usage is not None and outcome.completed
+        else [],
     )
 
 

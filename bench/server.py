@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import random
 import signal
+import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +23,9 @@ from bench.ground import BenchError, Ground
 ROOT: Final = Path(__file__).parent.parent
 _START_S: Final = 60.0
 _STOP_S: Final = 40.0
+#: Where ports for several workers are looked for: below those that the system gives to clients.
+_PORTS: Final = range(20_000, 32_000)
+_TRIES: Final = 100
 
 #: What a benchmark lifts in the server that it starts: one device, and one tenant, may send as much as the
 #: server can take, and may be silent for as long as a slow schedule leaves it.
@@ -32,17 +38,29 @@ LIFTED: Final[Mapping[str, str]] = {
 
 
 class Server(msgspec.Struct):
-    """A server that listens on loopback. ``logged`` counts its events of level warning and above."""
+    """A server that listens on loopback. ``logged`` counts its events of level warning and above.
+
+    ``workers`` are the processes of several workers by their numbers; worker n listens on ``port`` + n, too.
+    """
 
     pid: int
     port: int
     logged: Counter[str]
+    workers: dict[int, int] = {}
+
+    @property
+    def ports(self) -> list[int]:
+        """The ports that workers have to themselves; none where there is one process."""
+        return [self.port + worker for worker in sorted(self.workers)]
 
 
 @asynccontextmanager
-async def product(ground: Ground, dsn: str, secret: str, config: Path | None = None) -> AsyncIterator[Server]:
+async def product(
+    ground: Ground, dsn: str, secret: str, config: Path | None = None, workers: int = 1
+) -> AsyncIterator[Server]:
     """Run the product on a database of ``ground``. Raises BenchError."""
-    command = [str(ROOT / "run.py"), "serve", "--port", "0"]
+    port = 0 if workers == 1 else _free_ports(workers + 1)
+    command = [str(ROOT / "run.py"), "serve", "--port", str(port), "--workers", str(workers)]
     if config is not None:
         command += ["--config", str(config)]
     variables = {
@@ -52,13 +70,31 @@ async def product(ground: Ground, dsn: str, secret: str, config: Path | None = N
         "TIDEMARK__AUTH__SECRET": secret,
         "TIDEMARK__DATA__DIR": str(ground.home),
     }
-    async with started(command, variables) as server:
+    async with started(command, variables, workers) as server:
         yield server
 
 
+def _free_ports(count: int) -> int:
+    """Find so many ports in a row, and give the first. Raises BenchError."""
+    for _ in range(_TRIES):
+        first = random.randrange(_PORTS.start, _PORTS.stop - count)
+        with ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+    raise BenchError(
+        f"no {count} free ports in a row on 127.0.0.1: end other servers, or give fewer --workers"
+    )
+
+
 @asynccontextmanager
-async def started(command: list[str], variables: Mapping[str, str]) -> AsyncIterator[Server]:
-    """Run a Python program that says ``listening`` with its port in a line of JSON. Raises BenchError."""
+async def started(
+    command: list[str], variables: Mapping[str, str], workers: int = 1
+) -> AsyncIterator[Server]:
+    """Run a Python program that says ``listening`` with its port in a line of JSON, as each worker does.
+
+    Raises BenchError.
+    """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *command,
@@ -69,7 +105,7 @@ async def started(command: list[str], variables: Mapping[str, str]) -> AsyncIter
     assert process.stdout is not None
     listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     server = Server(process.pid, 0, Counter())
-    reader = asyncio.create_task(_read(process.stdout, server, listening))
+    reader = asyncio.create_task(_read(process.stdout, server, listening, workers))
     try:
         async with asyncio.timeout(_START_S):
             server.port = await listening
@@ -88,11 +124,18 @@ async def started(command: list[str], variables: Mapping[str, str]) -> AsyncIter
         await reader
 
 
-async def _read(lines: asyncio.StreamReader, server: Server, listening: asyncio.Future[int]) -> None:
+async def _read(
+    lines: asyncio.StreamReader, server: Server, listening: asyncio.Future[int], workers: int
+) -> None:
+    left = workers
     async for line in lines:
         entry = json.loads(line)
-        if entry["event"] == "listening" and not listening.done():
-            listening.set_result(entry["port"])
+        if entry["event"] == "worker_started":
+            server.workers[entry["worker"]] = entry["pid"]
+        if entry["event"] == "listening":
+            left -= 1
+            if not left:
+                listening.set_result(entry["port"])
         if entry.get("level") in ("warning", "error", "critical"):
             server.logged[entry["event"]] += 1
     if not listening.done():

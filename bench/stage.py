@@ -24,7 +24,8 @@ NOT_OURS: Final = "CPU and memory of a server that was not started here are not 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What the command line asks for. ``settings`` and ``config`` are those of ``run.py serve``.
 
-    ``seed`` and ``history``, where to write what devices saw, are for ``faults``.
+    ``workers`` is None where a scenario is to choose. ``seed`` and ``history``, where to write what devices
+    saw, are for ``faults``.
     """
 
     settings: Settings
@@ -39,6 +40,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     url: str | None
     seed: int = 1
     history: Path | None = None
+    workers: int | None = None
 
     @property
     def tenant_names(self) -> list[str]:
@@ -55,19 +57,21 @@ class Stage(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def product_stage(ground: Ground, options: Options, database: str) -> AsyncIterator[Stage]:
+async def product_stage(
+    ground: Ground, options: Options, database: str, workers: int = 1
+) -> AsyncIterator[Stage]:
     """Run the product on a fresh database that has its tenants. Raises BenchError, StoreError."""
     dsn = ground.database(database)
     add_tenants(dsn, options.tenant_names)
-    async with serving(ground, options, dsn) as stage:
+    async with serving(ground, options, dsn, workers) as stage:
         yield stage
 
 
 @asynccontextmanager
-async def serving(ground: Ground, options: Options, dsn: str) -> AsyncIterator[Stage]:
+async def serving(ground: Ground, options: Options, dsn: str, workers: int = 1) -> AsyncIterator[Stage]:
     """Run the product on a database that is ready. Raises BenchError."""
     secret = secrets.token_urlsafe(48)
-    async with product(ground, dsn, secret, options.config) as server:
+    async with product(ground, dsn, secret, options.config, workers) as server:
         watched = {"server": server.pid, "postgres": ground.postgres_pid}
         target = Target(
             port=server.port,
@@ -75,6 +79,8 @@ async def serving(ground: Ground, options: Options, dsn: str) -> AsyncIterator[S
             tenants=options.tenant_names,
             audience=options.settings.auth.audience,
             watched=watched,
+            ports=server.ports,
+            workers=[server.workers[worker] for worker in sorted(server.workers)],
         )
         yield Stage(target, dsn, server)
 

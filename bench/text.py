@@ -97,11 +97,17 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{latency.max_ms:.1f}",
         f"{row.late_p50_ms:.2f}/{row.late_p99_ms:.2f}",
         str(sum(row.errors.values()) + row.unanswered),
-        " + ".join(f"{spent:.4f}" for spent in row.cpu_ms.values()) or "-",
+        _cpu(row),
         "-" if row.other_cpus is None else f"{row.other_cpus:.2f}",
         "-" if row.rss_peak_mib is None else f"{row.rss_peak_mib:.0f}",
         "-" if row.audit is None else f"{row.audit.items:,} items, {row.audit.fault_count} faults",
     )
+
+
+def _cpu(row: Row) -> str:
+    parts = [f"{spent:.4f}" for spent in row.cpu_ms.values()]
+    workers = f" (workers {', '.join(f'{spent:.4f}' for spent in row.worker_cpu_ms)})"
+    return (" + ".join(parts) or "-") + (workers if row.worker_cpu_ms else "")
 
 
 def _load_cells(load: Load) -> tuple[str, ...]:

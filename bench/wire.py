@@ -161,9 +161,19 @@ class Socket(asyncio.Protocol):
 
 
 async def connect(
-    host: str, port: int, token: str, on_text: OnText, on_end: OnEnd, *, deflate: bool = False
+    host: str,
+    port: int,
+    token: str,
+    on_text: OnText,
+    on_end: OnEnd,
+    *,
+    deflate: bool = False,
+    source: str | None = None,
 ) -> Socket:
-    """Open a connection to ``/v1/sync``. Raises HandshakeError, OSError or TimeoutError."""
+    """Open a connection to ``/v1/sync``, from an address of this machine if ``source`` names one.
+
+    Raises HandshakeError, OSError or TimeoutError.
+    """
     request = (
         f"GET /v1/sync HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: {JSON_SUBPROTOCOL}\r\n"
@@ -171,7 +181,9 @@ async def connect(
     )
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(_HANDSHAKE_S):
-        transport, socket = await loop.create_connection(lambda: Socket(request, on_text, on_end), host, port)
+        transport, socket = await loop.create_connection(
+            lambda: Socket(request, on_text, on_end), host, port, local_addr=(source, 0) if source else None
+        )
         try:
             await socket.opened
         except BaseException:

@@ -1,0 +1,204 @@
+"""Scenario ``live``: how soon devices on one worker see what devices on another one push.
+
+First few subscribers a tenant, by turns with the same load without any; then so many that far more changes
+are to be delivered than one by one could be, and pages have to grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from bench.audit import Auditor
+from bench.drive import Run, Target, drive, say
+from bench.ground import BenchError, fresh
+from bench.live_drive import check_files, watching
+from bench.live_sums import Delivered, delivered, tables_of
+from bench.report import Bar, Figure, Report, Row, median_latency, median_of, row_of, this_machine
+from bench.stage import Options, Stage, add_tenants, product_stage
+from bench.work import MIX
+
+DURATION_S: Final = 10.0
+WARMUP_S: Final = 1.5
+WORKERS: Final = 2
+_ROUNDS: Final = 2
+#: Devices that push, over all tenants.
+PUSHERS: Final = 200
+#: Processes that subscribers are in.
+_PROCESSES: Final = 2
+_OWN_FILES: Final = 200
+
+#: Tenants where each has few subscribers, and where each has many.
+WIDE, DENSE = 200, 20
+
+#: From the acknowledgement at the device that pushed to the page at one that is subscribed.
+FROM_ACK_P95_MS: Final = 20.0
+#: How much slower a sync may get by those who are told of it.
+SYNC_RATIO: Final = 1.5
+#: How much more memory the server may take where many more changes are to be delivered.
+MEMORY_RATIO: Final = 2.0
+_NAMED: Final = 5
+
+
+async def live(options: Options) -> Report:
+    """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
+    if options.url is not None:
+        raise BenchError("live needs to know the workers' own ports: leave --url out")
+    workers = options.workers or WORKERS
+    check_files(options.connections, _PROCESSES, max(1, workers - 1), _OWN_FILES)
+    report = Report(scenario="live", work=_work(options, workers), machine=this_machine())
+    with fresh(options.settings) as ground:
+        async with product_stage(ground, options, "product", workers) as stage:
+            await _Live(options, stage, report).run()
+            report.logged = dict(stage.server.logged)
+    if workers == 1:
+        report.remarks.append("one worker: what is pushed does not cross over to another one")
+    return report
+
+
+def _work(options: Options, workers: int) -> str:
+    return (
+        f"{options.connections:,} subscribers over {WIDE} tenants and then over {DENSE}, beside an open loop"
+        f" of {options.rate_per_s:g} syncs/s of {PUSHERS} other devices; {workers} workers, those who push on"
+        f" the first one and subscribers on the others; one item a sync, a task of about 200 bytes, {MIX}"
+    )
+
+
+class _Live:
+    def __init__(self, options: Options, stage: Stage, report: Report) -> None:
+        self._options = options
+        self._stage = stage
+        self._report = report
+
+    async def run(self) -> None:
+        """Measure all of it and judge."""
+        alone: list[Row] = []
+        beside: list[Row] = []
+        seen: list[Delivered] = []
+        for number in range(1, (self._options.rounds or _ROUNDS) + 1):
+            for told in (False, True) if number % 2 else (True, False):
+                if told:
+                    row, sums = await self._watched(f"subscribers over {WIDE} tenants, round {number}", WIDE)
+                    beside.append(row)
+                    seen.append(sums)
+                else:
+                    alone.append(await self._alone(f"no subscribers, round {number}", WIDE))
+        row, dense = await self._watched(f"subscribers over {DENSE} tenants", DENSE)
+        judge(self._report, self._options, alone, beside, seen, row, dense)
+
+    def _tenants(self, count: int) -> tuple[list[str], Target]:
+        """Make tenants that nobody used before, and give whom to push to."""
+        made = len(self._report.rows)
+        tenants = [f"live-{made}-{index:03}" for index in range(count)]
+        add_tenants(self._stage.dsn, tenants)
+        target = self._stage.target
+        return tenants, msgspec.structs.replace(target, tenants=tenants, ports=target.ports[:1])
+
+    async def _alone(self, name: str, count: int) -> Row:
+        _, target = self._tenants(count)
+        return (await self._push(name, target))[1]
+
+    async def _push(self, name: str, target: Target) -> tuple[Run, Row]:
+        duration_s = self._options.duration_s or DURATION_S
+        auditor = Auditor(self._stage.dsn)
+        run = await drive(
+            name,
+            target,
+            "open",
+            PUSHERS,
+            duration_s,
+            rate_per_s=self._options.rate_per_s,
+            warmup_s=min(WARMUP_S, duration_s),
+        )
+        row = row_of(run, auditor.audit(run))
+        self._report.rows.append(row)
+        return run, row
+
+    async def _watched(self, name: str, count: int) -> tuple[Row, Delivered]:
+        tenants, target = self._tenants(count)
+        elsewhere = msgspec.structs.replace(target, ports=self._stage.target.ports[1:])
+        say(f"{name}: subscribe")
+        async with watching(elsewhere, tenants, self._options.connections, _PROCESSES) as watchers:
+            watched = {f"subscribers {place}": pid for place, pid in enumerate(watchers.pids, 1)}
+            watchers.begin()
+            run, row = await self._push(
+                name, msgspec.structs.replace(target, watched={**target.watched, **watched})
+            )
+            tables = tables_of(self._stage.dsn, tenants)
+            seen = await watchers.finish([tables.seqs[tenant] for tenant in watchers.tenants])
+        return row, delivered(run, seen, watchers.tenants, tables)
+
+
+def judge(
+    report: Report,
+    options: Options,
+    alone: Sequence[Row],
+    beside: Sequence[Row],
+    seen: Sequence[Delivered],
+    dense_row: Row,
+    dense: Delivered,
+) -> None:
+    """Add figures, bars and remarks to a report of what was measured."""
+    from_ack = median_of([one.from_ack for one in seen])
+    _figures(report, WIDE, options, seen)
+    _figures(report, DENSE, options, [dense])
+    without, with_them = median_latency(alone), median_latency(beside)
+    report.figures += [
+        Figure("p95 of a sync without subscribers", without.p95_ms, "ms"),
+        Figure(f"p95 of a sync with subscribers over {WIDE} tenants", with_them.p95_ms, "ms"),
+        Figure(f"p95 of a sync with subscribers over {DENSE} tenants", dense_row.latency.p95_ms, "ms"),
+    ]
+    rows = [*alone, *beside, dense_row]
+    lost = sum(sum(row.errors.values()) + row.unanswered for row in rows)
+    faults = [fault for one in (*seen, dense) for fault in one.faults]
+    report.bars += [
+        Bar("syncs refused or not answered", lost, "at most", 0, ""),
+        Bar("p95 from acknowledgement to subscriber", from_ack.p95_ms, "at most", FROM_ACK_P95_MS, "ms"),
+        Bar(
+            "p95 of a sync with subscribers, over without",
+            with_them.p95_ms / without.p95_ms,
+            "at most",
+            SYNC_RATIO,
+            "times",
+        ),
+        Bar("faults found in what subscribers hold", len(faults), "at most", 0, ""),
+    ]
+    usual = max(row.rss_peak_mib or 0.0 for row in beside)
+    if usual and dense_row.rss_peak_mib is not None:
+        report.bars.append(
+            Bar(
+                f"memory with subscribers over {DENSE} tenants, over {WIDE}",
+                dense_row.rss_peak_mib / usual,
+                "at most",
+                MEMORY_RATIO,
+                "times",
+            )
+        )
+    report.remarks += list(faults[:_NAMED])
+
+
+def _figures(report: Report, tenants: int, options: Options, seen: Sequence[Delivered]) -> None:
+    wanted = options.rate_per_s * options.connections / tenants
+    where = f"over {tenants} tenants"
+    for what, latency in (
+        ("acknowledgement", median_of([one.from_ack for one in seen])),
+        ("sending", median_of([one.from_sending for one in seen])),
+    ):
+        report.figures.append(
+            Figure(
+                f"p95 from {what} to subscriber, {where}",
+                latency.p95_ms,
+                "ms",
+                f"p50 {latency.p50_ms:.2f}, p99 {latency.p99_ms:.2f}, at most {latency.max_ms:.1f} ms",
+            )
+        )
+    last = seen[-1]
+    report.figures += [
+        Figure(f"delivered, {where}", last.per_s, "changes/s", f"{wanted:,.0f}/s were to be"),
+        Figure(f"changes of a page, {where}", last.changes_per_page, "", f"{last.pages_per_s:,.0f} pages/s"),
+        Figure(
+            f"subscribers' own CPUs, {where}", last.cpus, "", f"timers late by p99 {last.lag_p99_ms:.1f} ms"
+        ),
+    ]

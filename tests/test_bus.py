@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 import redis.asyncio
 from structlog.testing import capture_logs
@@ -38,7 +39,12 @@ class Place:
         self._news = asyncio.Event()
         self._database = Database(dsn, 1)
         self.bus = RedisBus(url, self._database, lambda: self.epoch)
-        self._task = asyncio.create_task(self.bus.run(self))
+        self._scope = anyio.CancelScope()
+        self._task = asyncio.create_task(self._stay())
+
+    async def _stay(self) -> None:
+        with self._scope:
+            await self.bus.run(self)
 
     def generation_moved(self) -> None:
         """Note it."""
@@ -82,8 +88,8 @@ class Place:
                 await self._news.wait()
 
     async def close(self) -> None:
-        """Leave the bus."""
-        self._task.cancel()
+        """Leave the bus, as a service ends: a bare cancellation could come while connections are put away."""
+        self._scope.cancel()
         await asyncio.wait({self._task})
         await self._database.close()
 

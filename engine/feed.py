@@ -21,7 +21,7 @@ from anyio.abc import TaskGroup
 from engine.cursor import Scope, expired
 from engine.errors import SyncError
 from engine.messages import Subscribe
-from engine.pages import encode_change, page_body
+from engine.paging import live_pages, stored_page
 from engine.ports import Clock, FeedStore, Page, StoreError
 from engine.rows import Record
 from engine.subscription import Sink, Subscription
@@ -37,8 +37,6 @@ _SENDS_PER_TURN: Final = 100
 _HEAL_CHANGES: Final = 1000
 #: Tenants whose heads are asked for at once.
 _HEADS: Final = 1000
-#: What a page has besides its changes: names, the cursor, an id of 64 characters however they are escaped.
-_ENVELOPE_BYTES: Final = 640
 
 _log = structlog.get_logger()
 
@@ -134,7 +132,7 @@ class Feed:
         """Return one page body. Raises SyncError for a cursor that does not fit, StoreError."""
         scope = Scope(self._epoch, tenant_id, domains)
         page = await self._page(tenant_id, scope, scope.seq(cursor), limit)
-        return _stored(scope, page, self._limits.page_bytes)[0]
+        return stored_page(scope, page, self._limits.page_bytes)[0]
 
     async def _page(self, tenant_id: int, scope: Scope, after_seq: int, limit: int) -> Page:
         domains = None if scope.domains is None else sorted(scope.domains)
@@ -168,7 +166,7 @@ class Feed:
             return subscription
         if hub.tail.head is None:
             hub.tail.begin(page.high_seq)
-        body, seq = _stored(scope, page, self._limits.page_bytes)
+        body, seq = stored_page(scope, page, self._limits.page_bytes)
         sink.send(body, subscription.closing)
         subscription.position = seq
         if subscription.state == "reading":
@@ -274,7 +272,7 @@ class Feed:
         self, hub: Hub, head: int, subscription: Subscription, slices: dict[int, _Slice]
     ) -> None:
         """Bring one subscription to ``head``, through page bodies shared where possible."""
-        position = subscription.position
+        position, most_bytes = subscription.position, self._limits.page_bytes
         part = slices.get(position)
         if part is None:
             if not hub.tail.covers(position):
@@ -284,41 +282,17 @@ class Feed:
                 [entry for entry in hub.tail.after(position) if entry.seq <= head]
             )
         if subscription.session_id in part.sessions:
-            pages = self._pages(subscription, head, part.entries)
+            pages = live_pages(subscription, head, part.entries, most_bytes)
         else:
             key = (subscription.scope.domains, subscription.limit)
             shared = part.pages.get(key)
             if shared is None:
-                shared = part.pages[key] = self._pages(subscription, head, part.entries)
+                shared = part.pages[key] = live_pages(subscription, head, part.entries, most_bytes)
             pages = shared
         for body, seq in pages:
             if not subscription.send(body, seq):
                 return
         subscription.position = head
-
-    def _pages(
-        self, subscription: Subscription, head: int, entries: list[Entry]
-    ) -> list[tuple[bytes, int]]:
-        """Make page bodies of entries, split at the limits of changes and of bytes."""
-        scope, own = subscription.scope, subscription.session_id
-        chunk: list[bytes] = []
-        pages: list[tuple[bytes, int]] = []
-        size_bytes, last = _ENVELOPE_BYTES, 0
-        for entry in entries:
-            if entry.session_id == own:
-                continue
-            if scope.domains is not None and entry.domain not in scope.domains:
-                continue
-            over = size_bytes + len(entry.body) + 1 > self._limits.page_bytes
-            if chunk and (over or len(chunk) == subscription.limit):
-                pages.append((page_body(scope, last, chunk, more=True), last))
-                chunk, size_bytes = [], _ENVELOPE_BYTES
-            chunk.append(entry.body)
-            size_bytes += len(entry.body) + 1
-            last = entry.seq
-        if chunk:
-            pages.append((page_body(scope, head, chunk, more=False), head))
-        return pages
 
     async def _catch_up(self, hub: Hub, subscription: Subscription) -> None:
         """Read the store for a subscription until the tail takes over."""
@@ -337,7 +311,7 @@ class Feed:
                 return
             if subscription.state != "reading":
                 return
-            body, seq = _stored(subscription.scope, page, self._limits.page_bytes)
+            body, seq = stored_page(subscription.scope, page, self._limits.page_bytes)
             if not page.records:
                 subscription.position = seq
             elif not subscription.send(body, seq):
@@ -379,21 +353,3 @@ def _fail(subscription: Subscription, error: SyncError) -> None:
     if subscription.state != "ended":
         subscription.end()
         subscription.sink.fail(subscription.request_id, error)
-
-
-def _stored(scope: Scope, page: Page, max_bytes: int) -> tuple[bytes, int]:
-    """Put together a page read from the store, and say where its cursor stands.
-
-    The store measures data alone, and in steps of a record; here the page is cut to size.
-    """
-    changes: list[bytes] = []
-    size_bytes = _ENVELOPE_BYTES
-    for record in page.records:
-        change = encode_change(record)
-        size_bytes += len(change) + 1
-        if changes and size_bytes > max_bytes:
-            seq = page.records[len(changes) - 1].seq
-            return page_body(scope, seq, changes, more=True), seq
-        changes.append(change)
-    seq = page.records[-1].seq if page.more else page.high_seq
-    return page_body(scope, seq, changes, more=page.more), seq

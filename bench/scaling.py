@@ -177,6 +177,6 @@ def _predict(report: Report, rows: Mapping[str, Sequence[Row]]) -> None:
         (
             f"of {server_ms + postgres_ms:.3f} ms CPU that a sync takes with 2 workers {limit} take the most:"
             f" with {postgres_ms / server_ms:.1f} cores of PostgreSQL for each worker's core both are full at"
-            " once; from there on the limit is PostgreSQL's commits, which workers do not share out"
+            " once, and from there on the limit is PostgreSQL, which more workers do not move"
         ),
     ]

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from bench import concurrent, duel, limits, overload
-from bench.cli import SCENARIOS, bench
+from bench import concurrent, connections, duel, limits, live, overload, scaling
+from bench.cli import SCENARIOS, Scenario, bench
 from bench.drive import Target, drive
 from bench.fill import fill
 from bench.ground import BenchError, read_settings, secret_of
@@ -174,6 +174,77 @@ async def test_overload_of_a_server_that_runs_already(
     assert "CPU and memory of a server that was not started here are not measured" in report.remarks
 
 
+@pytest.mark.usefixtures("home")
+async def test_two_workers_are_measured_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(concurrent, "_REFERENCE_S", 0.2)
+    report = await concurrent.concurrent(options(connections=8, workers=2, saturate=True))
+    row = report.rows[0]
+    assert row.faultless
+    assert len(row.worker_cpu_ms) == 2
+    assert all(spent > 0 for spent in row.worker_cpu_ms)
+    assert row.cpu_ms["server"] >= sum(row.worker_cpu_ms)
+    assert " and 2 workers, closed loop" in report.work
+
+
+@pytest.mark.usefixtures("home")
+async def test_scaling_goes_by_turns_over_one_two_and_many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "MANY", 3)
+    monkeypatch.setattr(scaling, "WARMUP_S", 0.1)
+    turns = [msgspec.structs.replace(turn, workers=min(turn.workers, 3)) for turn in scaling.TURNS]
+    monkeypatch.setattr(scaling, "TURNS", tuple(turns))
+    report = await scaling.scaling(options(connections=12, duration_s=0.3, rounds=1))
+    names = [row.name.rpartition(", ")[0] for row in report.rows]
+    assert names == [turn.name for turn in turns]
+    assert [len(row.worker_cpu_ms) for row in report.rows] == [0, 2, 2, 3, 0, 2]
+    assert all(row.faultless for row in report.rows)
+    assert {bar.name for bar in report.bars} >= {
+        "2 workers over 1, saturated",
+        "one tenant on 2 workers, over many tenants",
+        "3 workers over 2, saturated",
+        "p95 of 2 workers, over 1",
+    }
+
+
+@pytest.mark.usefixtures("home")
+async def test_live_delivers_to_another_worker_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WIDE", 4), ("DENSE", 2), ("PUSHERS", 4), ("WARMUP_S", 0.1)):
+        monkeypatch.setattr(live, name, value)
+    for name in ("FROM_ACK_P95_MS", "SYNC_RATIO", "MEMORY_RATIO"):
+        monkeypatch.setattr(live, name, 60_000.0)
+    report = await live.live(options(connections=8, rounds=1))
+    assert [bar.name for bar in report.bars if not bar.met] == []
+    alone, wide, dense = report.rows
+    assert all(row.faultless and row.sent for row in report.rows)
+    assert alone.cpu_ms.keys() == {"generator", "server", "postgres"}
+    assert {"subscribers 1", "subscribers 2"} < wide.cpu_ms.keys()
+    figures = {figure.name: figure.value for figure in report.figures}
+    assert figures["p95 from acknowledgement to subscriber, over 4 tenants"] > 0
+    assert figures["delivered, over 4 tenants"] > 0
+    # Each of four subscribers of a tenant gets all of it.
+    assert figures["delivered, over 2 tenants"] > 2 * dense.syncs_per_s
+
+
+@pytest.mark.usefixtures("home")
+async def test_connections_are_idle_but_for_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "PUSHERS", 4)
+    monkeypatch.setattr(connections, "WARMUP_S", 0.1)
+    for name in ("P95_MS", "IDLE_KIB"):
+        monkeypatch.setattr(connections, name, 60_000.0)
+    report = await connections.connections(options(connections=90, duration_s=1.0))
+    assert [bar.name for bar in report.bars if not bar.met] == []
+    (row,) = report.rows
+    assert row.faultless
+    figures = {figure.name: figure for figure in report.figures}
+    assert figures["heartbeats"].value >= 1
+    assert figures["connections opened and subscribed"].value > 0
+
+
+@pytest.mark.parametrize("scenario", [scaling.scaling, live.live, connections.connections])
+async def test_what_needs_servers_of_its_own_leaves_others_alone(scenario: Scenario) -> None:
+    with pytest.raises(BenchError, match="leave --url"):
+        await scenario(options(url="http://127.0.0.1:1"))
+
+
 async def test_a_server_that_answers_nothing_is_an_error() -> None:
     async with started(["-m", "bench.limit_a"], {}) as server:
         port = server.port
@@ -241,6 +312,9 @@ def options(**changes: Any) -> Options:
         (["--scenario", "uploads"], "is not one of 'concurrent'"),
         (["--config", "/no/such/file.toml"], "/no/such/file.toml: No such file or directory"),
         (["--connections", "0"], "--connections"),
+        (["--workers", "0"], "a number from 1, or auto"),
+        (["--workers", "2", "--url", "http://127.0.0.1:1"], "leave --workers out"),
+        (["--scenario", "scaling", "--workers", "2"], "leave --url and --workers out"),
     ],
 )
 def test_mistakes_are_sentences(arguments: list[str], sentence: str) -> None:

@@ -25,8 +25,7 @@ async def admitted(core: Core, request: web.Request, codec: Codec) -> tuple[Sess
     tenant = await core.policies.admit(tenant_name)
     if tenant is None:
         raise SyncError("forbidden", "there is no such tenant")
-    if (tenant.tenant_id, device_id) in core.revocations:
-        raise SyncError("unauthenticated", "this device was revoked")
+    check_not_revoked(core, tenant.tenant_id, device_id)
     await core.devices.load(tenant.tenant_id, device_id)
     session = Session(
         tenant=tenant,
@@ -37,3 +36,9 @@ async def admitted(core: Core, request: web.Request, codec: Codec) -> tuple[Sess
         codec=codec,
     )
     return session, claims.expires_at_s
+
+
+def check_not_revoked(core: Core, tenant_id: int, device_id: str) -> None:
+    """Raise SyncError where a device was revoked."""
+    if (tenant_id, device_id) in core.revocations:
+        raise SyncError("unauthenticated", "this device was revoked")

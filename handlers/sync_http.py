@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -28,7 +30,7 @@ from handlers.requests import (
     list_conflicts,
     resolution,
 )
-from handlers.sessions import admitted
+from handlers.sessions import admitted, check_not_revoked
 
 #: Where a request keeps the id of its message, None for none, so that an error repeats it.
 REQUEST_ID: Final = web.RequestKey[str | None]("request_id")
@@ -58,17 +60,18 @@ class SyncHttp:
 
     async def sync(self, request: web.Request) -> web.Response:
         """Push changes: ``sync`` → ``synced``."""
-        session, device = await self._admit(request, pushes=True)
-        body = await _body(request, session.codec)
+        session, device, expires_at_s = await self._admit(request, pushes=True)
+        body = await self._body(request, session, expires_at_s)
         core = self._core
-        begun_s, now_us = core.clock.monotonic_s(), core.clock.now_us()
-        message = _decode(session.codec, body, Sync)
+        now_us = core.clock.now_us()
+        with self._charging(device):
+            message = _decode(session.codec, body, Sync)
         request[REQUEST_ID] = message.id
         if message.clock is not None:
             session.clock_offset_us = now_us - to_us(message.clock)
         try:
-            push = core.intake.push(message, session, now_us)
-            device.bucket.charge(core.clock.monotonic_s() - begun_s)
+            with self._charging(device):
+                push = core.intake.push(message, session, now_us)
             outcome = await self._settled(push)
             if isinstance(outcome, SyncError):
                 raise outcome
@@ -81,7 +84,7 @@ class SyncHttp:
 
     async def changes(self, request: web.Request) -> web.Response:
         """Read one page of the feed: ``pull`` → ``changes``."""
-        session, _ = await self._admit(request)
+        session, *_ = await self._admit(request)
         message = _from_query(request, "pull", Pull)
         await self._core.committer.lull(READS_YIELD_S)
         body = await self._core.feed.pull(
@@ -91,7 +94,7 @@ class SyncHttp:
 
     async def conflicts(self, request: web.Request) -> web.Response:
         """List open conflicts: ``conflicts`` → ``conflicts``."""
-        session, _ = await self._admit(request)
+        session, *_ = await self._admit(request)
         message = _from_query(request, "conflicts", Conflicts)
         await self._core.committer.lull(READS_YIELD_S)
         return _response(
@@ -100,10 +103,12 @@ class SyncHttp:
 
     async def resolve(self, request: web.Request) -> web.Response:
         """Settle a conflict: ``resolve`` → ``resolved``; the path names the conflict."""
-        session, _ = await self._admit(request, pushes=True)
+        session, device, expires_at_s = await self._admit(request, pushes=True)
         named = {"conflict_id": request.match_info["conflict_id"]}
-        completed = await _completed(request, session.codec, "resolve", named)
-        message = _decode(session.codec, completed, Resolve)
+        body = await self._body(request, session, expires_at_s)
+        with self._charging(device):
+            completed = _completed(request, session.codec, body, "resolve", named)
+            message = _decode(session.codec, completed, Resolve)
         outcome = await self._settled(await resolution(self._core, session, message))
         if isinstance(outcome, SyncError):
             raise outcome
@@ -111,15 +116,18 @@ class SyncHttp:
 
     async def heartbeat(self, request: web.Request) -> web.Response:
         """Take in a sign of life: ``heartbeat`` → ``heartbeat_ack``."""
-        session, device = await self._admit(request)
-        completed = await _completed(request, session.codec, "heartbeat", {})
-        message = _decode(session.codec, completed, Heartbeat)
+        session, device, expires_at_s = await self._admit(request)
+        body = await self._body(request, session, expires_at_s)
+        with self._charging(device):
+            completed = _completed(request, session.codec, body, "heartbeat", {})
+            message = _decode(session.codec, completed, Heartbeat)
         answer = heartbeat(self._core, device, message, request[REQUEST_ID])
         return _response(request, session.codec, answer)
 
-    async def _admit(self, request: web.Request, *, pushes: bool = False) -> tuple[Session, Device]:
+    async def _admit(self, request: web.Request, *, pushes: bool = False) -> tuple[Session, Device, int]:
+        """Give who asks, its device, and the second at which its token expires."""
         core = self._core
-        session, _ = await admitted(core, request, _codec(request))
+        session, expires_at_s = await admitted(core, request, _codec(request))
         self._connections.check_staying()
         now_s = core.clock.monotonic_s()
         device = core.devices.seen(session.tenant.tenant_id, session.device_id, now_s)
@@ -130,14 +138,34 @@ class SyncHttp:
         if pushes and core.committer.sheds(session.tenant.tenant_id):
             raise overloaded(core.committer.retry_after_ms())
         core.traffic.messages_in += 1
-        return session, device
+        return session, device, expires_at_s
+
+    async def _body(self, request: web.Request, session: Session, expires_at_s: int) -> bytes:
+        """Read the body, which may be long in coming: whoever was sent away meanwhile is not heard."""
+        body = await _body(request, session.codec)
+        check_not_revoked(self._core, session.tenant.tenant_id, session.device_id)
+        if expires_at_s <= self._core.clock.now_us() / 1_000_000:
+            raise SyncError("unauthenticated", "the token has expired")
+        return body
+
+    @contextmanager
+    def _charging(self, device: Device) -> Iterator[None]:
+        """Count a laborious message for more than one, also when it is refused."""
+        begun_s = self._core.clock.monotonic_s()
+        try:
+            yield
+        finally:
+            device.bucket.charge(self._core.clock.monotonic_s() - begun_s)
 
     async def _settled(self, job: Job) -> Outcome:
         """Submit a job and wait for its outcome; it commits also when the client is gone.
 
         Raises SyncError when nothing more is taken in.
         """
-        self._connections.check_staying()  # a body may have been long in coming
+        # A body may have been long in coming, and many may have come at once.
+        self._connections.check_staying()
+        if self._core.committer.sheds(job.tenant_id):
+            raise overloaded(self._core.committer.retry_after_ms())
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
         def reply(outcome: Outcome) -> None:
@@ -210,9 +238,10 @@ def _from_query(request: web.Request, tag: str, wanted: type[_Message]) -> _Mess
     return _decode(JSON, msgspec.json.encode({**fields, "type": tag, "id": "-"}), wanted)
 
 
-async def _completed(request: web.Request, codec: Codec, tag: str, named: dict[str, str]) -> bytes:
-    """Read a body and add what the path says already, so that the body need not repeat it."""
-    body = await _body(request, codec)
+def _completed(
+    request: web.Request, codec: Codec, body: bytes, tag: str, named: dict[str, str]
+) -> bytes:
+    """Add to a body what the path says already, so that the body need not repeat it."""
     codec.check_depth(body)
     try:
         fields: Any = codec.any.decode(body)

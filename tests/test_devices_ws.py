@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 
 import pytest
 from aiohttp import WSServerHandshakeError
@@ -163,6 +164,27 @@ async def test_a_handshake_that_was_under_way_is_sent_away_as_well(
     await heard_of_it(server, "phone", "acme")
     go.set()
     assert goodbye_of(await told(await connecting)) == ("revoked", 4403)
+
+
+async def test_a_body_that_is_long_in_coming_outlives_no_revocation(serve: Serve) -> None:
+    server = await serve()
+    go = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"type":"sync","key":"k",'
+        await go.wait()
+        yield b'"items":[]}'
+
+    headers = {"Content-Type": "application/json"} | server.headers("phone")
+    sending = asyncio.create_task(server.http.post(server.url + "/v1/sync", data=body(), headers=headers))
+    async with asyncio.timeout(10):
+        while "tidemark_messages_received_total 1.0" not in (await server.get("/metrics")).body.decode():  # noqa: ASYNC110  # a scrape tells nobody
+            await asyncio.sleep(0.02)
+    PostgresFleet(server.dsn).revoke("acme", "phone")
+    await heard_of_it(server, "phone", "acme")
+    go.set()
+    async with await sending as response:
+        assert (response.status, (await response.json())["code"]) == (401, "unauthenticated")
 
 
 def run(server: Running, *arguments: str) -> Ended:

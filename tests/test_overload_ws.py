@@ -75,6 +75,30 @@ async def test_what_is_too_much_is_refused_undecoded_and_what_was_accepted_is_an
     assert stored == ["a1", "a2"]
 
 
+async def test_bodies_that_were_let_in_before_are_refused_as_well(serve: Serve) -> None:
+    server = await serve()
+    phone = await server.device()
+    go = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"type":"sync","key":"k",'
+        await go.wait()
+        yield b'"items":[]}'
+
+    headers = {"Content-Type": "application/json"} | server.headers("tablet")
+    sending = asyncio.create_task(server.http.post(server.url + "/v1/sync", data=body(), headers=headers))
+    async with asyncio.timeout(10):
+        while "tidemark_messages_received_total 1.0" not in (await server.get("/metrics")).body.decode():  # noqa: ASYNC110  # a scrape tells nobody
+            await asyncio.sleep(0.02)
+    async with held(server):
+        await pressed(phone)
+        go.set()
+        async with await sending as response:
+            assert (response.status, (await response.json())["code"]) == (503, "overloaded")
+    for _ in range(2):
+        assert (await phone.receive())["type"] == "synced"
+
+
 async def test_what_comes_behind_a_refused_push_is_refused_until_the_device_was_to_come_back(
     serve: Serve,
 ) -> None:

@@ -16,6 +16,7 @@ from typing import Final
 
 import anyio
 import structlog
+from anyio.abc import TaskGroup
 
 #: A worker that lives for as long is well: the next death is no repetition of the last one.
 _WELL_S: Final = 30.0
@@ -131,7 +132,7 @@ class Supervisor:
             while True:
                 await self._renewal.wait()
                 self._renewal.clear()  # asked for again meanwhile, however often: one more after this one
-                await self._renew()
+                await self._renew(group)
 
     async def _start(self, index: int) -> _Worker:
         """Start a worker. Raises OSError when the system has nothing left for it."""
@@ -155,14 +156,14 @@ class Supervisor:
         return worker
 
     async def _look_after(self, index: int) -> None:
-        """Start a worker again that ended though nobody told it to."""
+        """Start a worker again that ended though nobody told it to, until another takes its place."""
         pause_s = 0.0
         while True:
             worker = self._workers[index]
             status = await worker.process.wait()
             async with self._turns[index]:
-                if self._workers[index] is not worker:  # renewed
-                    continue
+                if self._workers[index] is not worker:  # renewed: somebody else looks after that one
+                    return
                 self._living.discard(worker)
                 lived_s = asyncio.get_running_loop().time() - worker.started_s
                 again_s = 0.0 if lived_s >= _WELL_S else pause_s * 2
@@ -184,7 +185,7 @@ class Supervisor:
                 _log.error("worker_not_up", worker=index, reason=error.strerror)
                 pause_s = _LONGEST_PAUSE_S
 
-    async def _renew(self) -> None:
+    async def _renew(self, group: TaskGroup) -> None:
         """Put a new worker in the place of each, the old one going once the new one lets devices in."""
         for index, turn in self._turns.items():
             async with turn:
@@ -200,6 +201,7 @@ class Supervisor:
                     await self._end(new)
                     return
                 self._workers[index] = new
+                group.start_soon(self._look_after, index)
             await self._stop(old)
         _log.info("workers_renewed")
 

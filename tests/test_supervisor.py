@@ -392,3 +392,23 @@ async def test_workers_that_cannot_be_started_at_all_end_everything_with_a_sente
     supervised = Supervisor(2, ("/nowhere/python",), lambda _, pipe: str(pipe).encode(), 5.0)
     with pytest.raises(WorkersFailedError, match="worker 1 cannot be started: No such file or directory"):
         await supervised.run()
+
+
+async def test_a_new_worker_is_looked_after_while_the_old_one_drains() -> None:
+    deaf = _UP + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: signal.pause()"
+    supervised = _supervisor(deaf, workers=1, drain_s=60)
+    running = asyncio.create_task(supervised.run())
+    await _until(lambda: _up(supervised) == 1)
+    (old,) = _living(supervised)
+    supervised._command = (sys.executable, "-S", "-c", _UP + _WAIT)
+    signal.raise_signal(signal.SIGHUP)
+    await _until(lambda: supervised._workers[1].process.pid != old)
+    new = supervised._workers[1].process.pid
+    os.kill(new, signal.SIGKILL)
+    try:
+        await _until(lambda: supervised._workers[1].process.pid not in {old, new})
+        assert old in _living(supervised)
+    finally:
+        os.kill(old, signal.SIGKILL)
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.wait_for(running, 30)

@@ -6,8 +6,6 @@ import asyncio
 import os
 import signal
 import socket
-import sys
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Self
 
@@ -17,8 +15,6 @@ from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 from compose.site import open_site
-from handlers import supervisor
-from handlers.supervisor import Supervisor, WorkersFailedError
 from run import cli
 from storage.embedded import Services
 from tests.device import Closed, Device, Json, connected, put, token
@@ -275,140 +271,3 @@ def test_a_taken_port_is_named_also_if_its_owner_would_share_it(
     with socket.create_server(("127.0.0.1", port + 2), reuse_port=shared):
         said = _refusal(dsn, port, TIDEMARK__REDIS__URL=services.redis_url)
     assert said.startswith(f"Error: cannot listen on 127.0.0.1:{port + 2} (Address already in use): ")
-
-
-# -- the supervisor alone, over processes that do as the test wants ---------------------------
-
-_UP = "import os, signal, sys; pipe = int(sys.stdin.readline()); os.write(pipe, b'\\n'); os.close(pipe); "
-_WAIT = "signal.pause()"
-_HANGS = "import signal; signal.pause()"
-
-
-def _supervisor(program: str, workers: int = 2, drain_s: float = 5.0) -> Supervisor:
-    command = (sys.executable, "-S", "-c", program)
-    return Supervisor(workers, command, lambda _, pipe: str(pipe).encode(), drain_s)
-
-
-def _living(supervisor: Supervisor) -> list[int]:
-    return [worker.process.pid for worker in supervisor._living]  # there is no other witness
-
-
-def _up(supervisor: Supervisor) -> int:
-    return sum(worker.said.done() for worker in supervisor._living)
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(0.01)
-
-
-@pytest.mark.parametrize(
-    ("program", "sentence"),
-    [
-        ("import os; os.write(int(input()), b'the port is taken\\n')", "the port is taken"),
-        ("raise SystemExit(3)", "ended with status 3 at the start"),
-        (_HANGS, "did not come up within"),
-    ],
-)
-async def test_a_worker_that_does_not_come_up_ends_everything_with_a_sentence(
-    program: str, sentence: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervisor, "START_S", 0.5 if "within" in sentence else 30.0)
-    supervised = _supervisor(program)
-    with pytest.raises(WorkersFailedError, match=sentence):
-        await supervised.run()
-    assert _living(supervised) == []
-
-
-async def test_sigterm_is_heard_while_workers_start_and_a_stopped_one_is_killed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(supervisor, "LAST_WORDS_S", 0.0)
-    supervised = _supervisor(_HANGS, drain_s=0.5)
-    running = asyncio.create_task(supervised.run())
-    await _until(lambda: len(_living(supervised)) == 2)
-    os.kill(_living(supervised)[0], signal.SIGSTOP)
-    signal.raise_signal(signal.SIGTERM)
-    await asyncio.wait_for(running, 30)
-    assert _living(supervised) == []
-
-
-async def test_sigterm_during_a_renewal_ends_the_new_worker_too() -> None:
-    supervised = _supervisor(_UP + _WAIT, workers=1)
-    running = asyncio.create_task(supervised.run())
-    await _until(lambda: 1 in supervised._workers and supervised._workers[1].said.done())
-    supervised._command = (sys.executable, "-S", "-c", _HANGS)
-    signal.raise_signal(signal.SIGHUP)
-    await _until(lambda: len(_living(supervised)) == 2)
-    new = _living(supervised)
-    signal.raise_signal(signal.SIGTERM)
-    await asyncio.wait_for(running, 30)
-    for pid in new:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
-
-
-async def test_a_worker_that_keeps_dying_is_started_ever_more_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr(supervisor, "_FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(
-        supervisor._log, "error", lambda _, **fields: pauses.append(fields["restart_after_s"]), raising=False
-    )
-    running = asyncio.create_task(_supervisor(_UP, workers=1).run())
-    await _until(lambda: len(pauses) == 4)
-    signal.raise_signal(signal.SIGTERM)
-    await asyncio.wait_for(running, 30)
-    assert pauses[:4] == [0.01, 0.02, 0.04, 0.08]
-
-
-async def test_a_worker_that_cannot_be_started_just_now_takes_no_other_along(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(supervisor, "_LONGEST_PAUSE_S", 0.05)
-    monkeypatch.setattr(supervisor._log, "error", lambda event, **_: said.append(event), raising=False)
-    supervised = _supervisor(_UP + _WAIT)
-    running = asyncio.create_task(supervised.run())
-    await _until(lambda: len(supervised._workers) == 2 and _up(supervised) == 2)
-    command, supervised._command = supervised._command, ("/nowhere/python",)
-    signal.raise_signal(signal.SIGHUP)
-    await _until(lambda: "renewal_abandoned" in said or running.done())
-    assert not running.done()
-    lost, stays = _living(supervised)
-    os.kill(lost, signal.SIGKILL)
-    await _until(lambda: "worker_not_up" in said or running.done())
-    assert not running.done()
-    supervised._command = command
-    await _until(lambda: len(_living(supervised)) == 2)
-    assert stays in _living(supervised)
-    signal.raise_signal(signal.SIGTERM)
-    await asyncio.wait_for(running, 30)
-
-
-async def test_workers_that_cannot_be_started_at_all_end_everything_with_a_sentence() -> None:
-    supervised = Supervisor(2, ("/nowhere/python",), lambda _, pipe: str(pipe).encode(), 5.0)
-    with pytest.raises(WorkersFailedError, match="worker 1 cannot be started: No such file or directory"):
-        await supervised.run()
-
-
-async def test_a_new_worker_is_looked_after_while_the_old_one_drains() -> None:
-    deaf = _UP + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: signal.pause()"
-    supervised = _supervisor(deaf, workers=1, drain_s=60)
-    running = asyncio.create_task(supervised.run())
-    await _until(lambda: _up(supervised) == 1)
-    (old,) = _living(supervised)
-    supervised._command = (sys.executable, "-S", "-c", _UP + _WAIT)
-    signal.raise_signal(signal.SIGHUP)
-    await _until(lambda: supervised._workers[1].process.pid != old)
-    new = supervised._workers[1].process.pid
-    os.kill(new, signal.SIGKILL)
-    try:
-        await _until(lambda: supervised._workers[1].process.pid not in {old, new})
-        assert old in _living(supervised)
-    finally:
-        os.kill(old, signal.SIGKILL)
-        signal.raise_signal(signal.SIGTERM)
-        await asyncio.wait_for(running, 30)

@@ -12,14 +12,14 @@ import random
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any, Final
 
 import anyio
 import structlog
 from redis.asyncio.client import PubSub
-from redis.exceptions import RedisError
+from redis.exceptions import InvalidResponse, RedisError
 
 from engine.ports import BusListener, BusState, StoreError
 from engine.rows import Record
@@ -203,8 +203,7 @@ class RedisBus:
         self.state.published += 1
 
     async def _listen(self, subscription: PubSub, listener: BusListener) -> None:
-        message: dict[str, Any]
-        async for message in subscription.listen():
+        async for message in _heard(subscription):
             if message["type"] not in ("message", "smessage"):
                 continue
             self.state.received += 1
@@ -229,6 +228,15 @@ class RedisBus:
             if self._complained:
                 _log.info("bus_back")
                 self._complained = False
+
+
+async def _heard(subscription: PubSub) -> AsyncIterator[dict[str, Any]]:
+    """Give what comes. The driver looks into answers unseen; what no Redis says breaks the bus alone."""
+    try:
+        async for message in subscription.listen():
+            yield message
+    except (LookupError, TypeError, ValueError) as error:
+        raise InvalidResponse(str(error)) from None
 
 
 def _tell(news: News, listener: BusListener) -> None:

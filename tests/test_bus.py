@@ -333,3 +333,24 @@ def test_a_command_does_not_mind_that_nobody_can_be_told(url: str, dsn: str, emp
 async def test_a_url_of_something_else_is_refused(url: str, dsn: str) -> None:
     with pytest.raises(UnusableUrlError):
         RedisBus(url, Database(dsn, 1), lambda: "e")
+
+
+@pytest.mark.parametrize("said", [b":1\r\n:1\r\n", b"+OK\r\n*2\r\n$7\r\nmessage\r\n$1\r\na\r\n"])
+async def test_what_no_redis_says_ends_no_process(said: bytes, dsn: str) -> None:
+    callers = 0
+    again = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal callers
+        callers += 1
+        if callers == 3:
+            again.set()
+        while await reader.read(1 << 16):
+            writer.write(said)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        place = Place(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}", dsn)
+        async with asyncio.timeout(10):
+            await again.wait()
+        await place.close()

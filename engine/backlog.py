@@ -21,9 +21,9 @@ from engine.jobs import Job, Outcome, Push
 #: What a job and each of its items cost besides their bytes, so that many tiny ones are bounded too.
 JOB_BYTES = 512
 ITEM_BYTES = 1024
-#: One tenant gets one in so many parts of a batch, while others were heard for as long as this: what a batch
+#: One tenant gets one of so many parts of a batch, while others were heard for as long as this: what a batch
 #: holds keeps the loop busy, and whoever sends little would feel it most.
-_PARTS = 4
+_PARTS = 2
 _COMPANY_S = 1.0
 
 

@@ -44,8 +44,8 @@ class SyncSocket:
         try:
             codec = _codec(request)
             self._connections.check_staying()
-            self._check_pressure()
             session, expires_at_s = await admitted(core, request, codec)
+            self._check_pressure()  # not before the token is known to be one: anybody could use the places up
             self._connections.check_staying()  # the goodbye may have been said meanwhile
         except StoreError as error:
             return await self._turn_away(request, codec, as_sync_error(error))

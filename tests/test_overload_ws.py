@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, closing
 
 import psycopg2
 import pytest
+from aiohttp import WSServerHandshakeError
 
 from engine import admission
 from handlers import ws
@@ -170,6 +171,8 @@ async def test_few_come_back_while_others_wait(serve: Serve, monkeypatch: pytest
     phone = await server.device()
     async with held(server):
         await pressed(phone)
+        with pytest.raises(WSServerHandshakeError, match="401"):
+            await server.http.ws_connect(server.url + "/v1/sync")
         async with server.http.ws_connect(
             server.url + "/v1/sync", headers=server.headers("tablet")
         ) as refused:

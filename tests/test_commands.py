@@ -245,4 +245,5 @@ def test_a_database_that_is_away_is_a_sentence(run: Run) -> None:
     away = "host=127.0.0.1 port=1 dbname=none password=hush"
     refused = run("tenant", "list", TIDEMARK__POSTGRES__DSN=away).refusal()
     assert "connection to server" in refused
+    assert "postgres.dsn" in refused
     assert "hush" not in refused

@@ -21,7 +21,7 @@ from engine.administration import (
     Schema,
     Tenants,
 )
-from engine.ports import StoreError
+from engine.ports import StoreError, StoreUnavailableError
 from engine.settings import Log, Settings, SettingsError
 from handlers.auth import KeySet, UnusableKeyError
 from handlers.logging import configure
@@ -111,6 +111,9 @@ def on_site(*, serving: bool = False, **flags: tuple[str, str]) -> Callable[[Com
             open_site: OpenSite = context.obj
             try:
                 command(open_site(config, given), **options)
+            except StoreUnavailableError as error:
+                remedy = "see that it runs and that postgres.dsn leads to it; run.py doctor looks at all of it"
+                raise click.ClickException(f"the database is away ({error}): {remedy}") from None
             except (SettingsError, SiteError, StoreError, UnusableKeyError) as error:
                 raise click.ClickException(str(error)) from None
 

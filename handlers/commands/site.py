@@ -112,7 +112,7 @@ def on_site(*, serving: bool = False, **flags: tuple[str, str]) -> Callable[[Com
             try:
                 command(open_site(config, given), **options)
             except StoreUnavailableError as error:
-                remedy = "see that it runs and that postgres.dsn leads to it; run.py doctor looks at all of it"
+                remedy = "see that it runs and that postgres.dsn leads to it; `run.py doctor` looks"
                 raise click.ClickException(f"the database is away ({error}): {remedy}") from None
             except (SettingsError, SiteError, StoreError, UnusableKeyError) as error:
                 raise click.ClickException(str(error)) from None

@@ -2,7 +2,7 @@
 
 Page bodies are encoded once and shared by all subscriptions that want the same. One that fell behind
 the tail, or whose sink was full, is caught up from the store; a gap in what is published is read
-from the store once for the whole tenant.
+from the store once for the whole tenant, and for several tenants together.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from anyio.abc import TaskGroup
 
 from engine.cursor import Scope, expired
 from engine.errors import SyncError
+from engine.gaps import Gaps
 from engine.messages import Subscribe
 from engine.paging import live_pages, stored_page
 from engine.ports import Clock, FeedStore, Page, StoreError
@@ -34,7 +35,6 @@ _RETRY_S: Final = 0.5
 _CATCH_UPS: Final = 2
 #: Frames handed out before other work gets its turn on the loop.
 _SENDS_PER_TURN: Final = 100
-_HEAL_CHANGES: Final = 1000
 #: Tenants whose heads are asked for at once.
 _HEADS: Final = 1000
 
@@ -104,6 +104,7 @@ class Feed:
         self._due: deque[Hub] = deque()
         self._wake = asyncio.Event()
         self._reads = asyncio.Semaphore(_CATCH_UPS)
+        self._gaps = Gaps(store, limits.page_bytes, self._start)
         self._group: TaskGroup | None = None
 
     @property
@@ -331,9 +332,7 @@ class Feed:
                     break
                 hub.doubtful = False
                 hub.told.clear()
-                page = await self._store.page(
-                    hub.tenant_id, head, None, _HEAL_CHANGES, self._limits.page_bytes
-                )
+                page = await self._gaps.behind(hub.tenant_id, head)
                 if page.more:
                     hub.tail.begin(page.high_seq)
                 else:

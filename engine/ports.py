@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
@@ -86,6 +87,12 @@ class FeedStore(Protocol):
 
         At most ``limit`` and about ``max_bytes`` of data, but one at least if there is any.
         Raises StoreUnavailableError.
+        """
+
+    async def behind(self, afters: Mapping[int, int], limit: int, max_bytes: int) -> dict[int, Page]:
+        """Read a page of each tenant in one round trip, behind the seqs by tenant_id; bounds are of each.
+
+        Tenants without a counter may be left out. Raises StoreUnavailableError.
         """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Mapping
 
 from engine.ports import HeldConflict, Page
 from engine.rows import (
@@ -162,6 +163,13 @@ class MemoryStore:
             taken.append(row)
             size_bytes += len(row.data or b"")
         return Page(taken, self.rows.seqs.get(tenant_id, 0), more=len(taken) < len(behind))
+
+    async def behind(self, afters: Mapping[int, int], limit: int, max_bytes: int) -> dict[int, Page]:
+        """Read a page of each tenant."""
+        return {
+            tenant_id: await self.page(tenant_id, after_seq, None, limit, max_bytes)
+            for tenant_id, after_seq in afters.items()
+        }
 
     async def open_conflicts(
         self, tenant_id: int, device_id: str | None, after: str | None, limit: int

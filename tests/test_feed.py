@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine import feed as feed_module
+from engine import gaps
 from engine.errors import SyncError
 from engine.feed import Feed, FeedLimits
 from engine.messages import Subscribe
@@ -579,7 +580,7 @@ async def test_a_gap_is_closed_also_when_the_store_was_away() -> None:
 async def test_a_gap_too_wide_to_fill_sends_everyone_to_the_store() -> None:
     async with town() as one:
         reader = await one.subscribed(limit=3)
-        with patch.object(feed_module, "_HEAL_CHANGES", 4):
+        with patch.object(gaps, "_CHANGES", 4):
             for number in range(9):
                 one.source.commit(f"r{number}", {})
             one.publish(one.source.commit("late", {}))
@@ -749,7 +750,7 @@ def test_once_the_dust_settles_everyone_has_everything(
 ) -> None:
     limits = FeedLimits(page_bytes, tail_changes, 1 << 20, page_interval_s=0.0)
     with (
-        patch.object(feed_module, "_HEAL_CHANGES", heal_changes),
+        patch.object(gaps, "_CHANGES", heal_changes),
         patch.object(feed_module, "_SENDS_PER_TURN", 1),
     ):
         asyncio.run(_dust(actions, limits, by_doubt=by_doubt))

@@ -13,8 +13,8 @@ import pytest
 
 from engine.rows import ConflictRef, EventKey, HeldRef, KeyRef, Lookups, RecordKey
 from storage.commit import _LOCK, _SETTINGS, PostgresStore
-from storage.feed import _ALL, _SOME
-from storage.pool import Database, Session, Values
+from storage.feed import _ALL, _NEWS, _SOME
+from storage.pool import _READING_PREPARED, Database, Session, Values
 from tests.services import execute
 
 ROWS = 100_000
@@ -125,6 +125,14 @@ async def _pages_are_read_in_order(session: Session) -> None:
             (scan,) = [scan for scan in scans if scan["Relation Name"] == "records"]
             assert (scan["Node Type"], scan["Index Name"]) == ("Index Scan", "records_by_seq"), scan
             assert after == 0 or f"(seq > {after})" in scan["Index Cond"], scan
+    news: Values = {"tenants": "{1,2}", "afters": "{0,0}", "limit": "100", "bytes": "100000"}
+    opening = "BEGIN; " + _READING_PREPARED
+    await session.run_prepared(opening, (_NEWS,), "", news)
+    await session.run("ROLLBACK")
+    scans = await _explained(session, f"{opening}EXPLAIN (FORMAT JSON) {_NEWS.call}", news)
+    (scan,) = [scan for scan in scans if scan["Relation Name"] == "records"]
+    assert (scan["Node Type"], scan["Index Name"]) == ("Index Scan", "records_by_seq"), scan
+    assert "seq > t.after_seq" in scan["Index Cond"], scan
 
 
 @pytest.mark.parametrize("analysed_while_empty", [False, True], ids=["never analysed", "analysed when empty"])

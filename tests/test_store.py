@@ -264,6 +264,23 @@ async def test_pages_end_at_limit_and_bytes(subject: Subject) -> None:
     assert (await subject.feed.page(2, 0, None, 10, 1 << 20)).records == []
 
 
+async def test_several_tenants_are_read_together_as_each_alone(subject: Subject) -> None:
+    records = [_record(seq, data=b'{"x":"%s"}' % (b"x" * 100)) for seq in range(1, 7)]
+    others = [msgspec.structs.replace(_record(seq), tenant_id=2) for seq in (1, 3)]
+    await _commit(subject, _lookups(1, 2), _writes({1: 9, 2: 3}, *records, *others))
+    for afters, limit, size in (
+        ({1: 0, 2: 0}, 10, 1 << 20),
+        ({2: 1, 1: 4}, 10, 1 << 20),
+        ({1: 0, 2: 0}, 2, 1 << 20),
+        ({1: 0, 2: 2}, 10, 200),
+        ({1: 9, 2: 3}, 10, 1),
+        ({2: 7}, 10, 1),
+    ):
+        pages = await subject.feed.behind(afters, limit, size)
+        for tenant_id, after_seq in afters.items():
+            assert pages[tenant_id] == await subject.feed.page(tenant_id, after_seq, None, limit, size)
+
+
 async def test_the_queue_of_conflicts_is_listed_oldest_first(subject: Subject) -> None:
     open_ones = [
         _conflict("b", opened_at_us=AT_US + 1, record_id="r1"),

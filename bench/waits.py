@@ -39,6 +39,7 @@ TENANT: Final = "acme"
 _PUSHERS: Final = 8
 #: How long a worker stays stopped: longer than anybody may have to wait for it.
 _STOPPED_S: Final = 4.0
+_TOLD_S: Final = 30.0
 _POLICIES: Final = ("manual", "client_wins")
 
 
@@ -119,7 +120,8 @@ async def changed(stage: _Stage, policies: PostgresPolicies, policy: str) -> flo
         chosen = msgspec.convert({"policy": policy}, DomainPolicy)
         await asyncio.to_thread(policies.set, TENANT, "task", chosen)
         begun_s = time.monotonic()
-        return max(await asyncio.gather(one.hears(policy), two.hears(policy))) - begun_s
+        async with asyncio.timeout(_TOLD_S):
+            return max(await asyncio.gather(one.hears(policy), two.hears(policy))) - begun_s
 
 
 async def changed_without_redis(
@@ -150,7 +152,7 @@ async def measure(config: Path | None, data_dir: str | None, times: int, seed: i
             polled_s = [await changed(stage, policies, _POLICIES[turn % 2]) for turn in range(times)]
             away_s = [
                 await changed_without_redis(stage, policies, _POLICIES[turn % 2], ground)
-                for turn in range(max(1, times // 4))
+                for turn in range(times, times + max(1, times // 4))
             ]
             held_s = await held(stage, times, Random(seed))
     return {

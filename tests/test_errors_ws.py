@@ -223,7 +223,7 @@ async def test_the_rate_is_the_devices_on_every_way(serve: Serve) -> None:
 
 @pytest.mark.asyncio(loop_scope="function")
 async def test_a_message_that_keeps_the_worker_busy_counts_for_many(serve: Serve) -> None:
-    server = await serve(limits={"messages_per_minute": 100})
+    server = await serve(limits={"messages_per_minute": 20})
     phone = await server.device()
     item = b'{"domain":"task","id":"a","op":"put","data":{"x":[' + b"1e300," * 150_000 + b"1]}}"
     await phone.send_frame(b'{"type":"sync","id":"0","key":"k","items":[' + item + b"]}")

@@ -97,7 +97,8 @@ def test_whatever_is_otherwise_is_named(stored: Stored, monkeypatch: pytest.Monk
     )
     named = {fault.replace(" (1)", "") for fault in auditor.audit(runs).faults}
     there = {fault for fault in named if "the records count" in fault}
-    assert sorted(fault.split(":")[0] for fault in there) == ["acme", "globex"]
+    # What is taken away of acme may make up for what is put in: which syncs are whose is drawn.
+    assert {"globex"} <= {fault.split(":")[0] for fault in there} <= {"acme", "globex"}
     assert named - there == expected | {
         f"acme/{prefix}99999999: there and never sent",
         "globex: a seq was acknowledged that the counter has not reached",

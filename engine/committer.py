@@ -16,7 +16,6 @@ from typing import Final
 import msgspec
 import structlog
 
-from engine.admission import Overload
 from engine.backlog import Backlog, CommitLimits, Reply, Waiting
 from engine.batch import Plan, fitting, lookups, plan
 from engine.errors import SyncError
@@ -137,11 +136,6 @@ class Committer:
     def pressed(self) -> bool:
         """Whether what was accepted has to wait for longer than it should."""
         return self._backlog.pressed
-
-    @property
-    def overload(self) -> Overload:
-        """What was learnt of the load."""
-        return self._backlog.overload
 
     @property
     def queued_messages(self) -> int:

@@ -153,7 +153,7 @@ class Connection(Line):
     def pinged(self, payload: bytes, now_s: float) -> None:
         """Answer a ping, within the rate at which the device may send messages."""
         if not self._wait_ms(now_s):
-            super().pinged(payload, now_s)
+            self._outbox.pong(payload)
         else:
             self._rate_is_ignored()
 

@@ -149,8 +149,7 @@ class Line:
 
     def pinged(self, payload: bytes, now_s: float) -> None:
         """Answer a ping that came at ``now_s``."""
-        del now_s
-        self._outbox.pong(payload)
+        raise NotImplementedError
 
     def broken(self, error: WebSocketError) -> None:
         """Close: what came is no WebSocket frame, or too large a one."""

@@ -19,7 +19,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from bench.faults_history import History, Logged
 from bench.ground import BenchError, Ground
-from bench.server import LIFTED, ROOT
+from bench.server import LIFTED, ROOT, end
 
 WORKERS: Final = 2
 _READY_S: Final = 60.0
@@ -118,14 +118,7 @@ async def workers(
     except TimeoutError:
         raise BenchError(f"the workers do not let devices in after {_READY_S:.0f} s") from None
     finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(_STOP_S):
-                await process.wait()
-        except TimeoutError:
-            process.kill()  # its workers notice, and end
-            await process.wait()
+        await end(process, _STOP_S)  # workers whose supervisor is killed notice, and end
         await reading
 
 

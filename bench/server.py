@@ -113,15 +113,20 @@ async def started(
     except TimeoutError:
         raise BenchError(f"{' '.join(command)} does not listen after {_START_S:.0f} s") from None
     finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(_STOP_S):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        await end(process, _STOP_S)
         await reader
+
+
+async def end(process: asyncio.subprocess.Process, patience_s: float) -> None:
+    """Tell a process to stop, and kill one that takes longer."""
+    if process.returncode is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        async with asyncio.timeout(patience_s):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
 
 
 async def _read(

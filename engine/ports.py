@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -10,6 +10,7 @@ import msgspec
 from engine.domains import DomainPolicy
 from engine.health import DeviceKey, Health
 from engine.rows import Conflict, Lookups, Record, State, Writes
+from engine.uploads import Draft, UploadRef
 
 
 class StoreError(Exception):
@@ -239,3 +240,88 @@ class Clock(Protocol):
 
     def monotonic_s(self) -> float:
         """Seconds that never go backwards, for durations."""
+
+
+class BlobsError(Exception):
+    """Bytes could not be kept or given; trying again may succeed."""
+
+
+class BlobsFullError(BlobsError):
+    """There is no room; what was acknowledged stays."""
+
+
+class BlobMissingError(BlobsError):
+    """There are no such bytes."""
+
+
+class Content(msgspec.Struct, frozen=True):
+    """What was found in drafts, one after another: ``sha256`` in hex digits, and the first 8 KiB."""
+
+    sha256: str
+    head: bytes
+
+
+class Appending(Protocol):
+    """Bytes on their way behind a draft, by one request. Not for two tasks at once."""
+
+    async def write(self, blocks: Sequence[bytes]) -> None:
+        """Take bytes; they may be lost until ``flush`` returns. Raises BlobsError, BlobsFullError."""
+
+    async def flush(self, blocks: Sequence[bytes] = ()) -> tuple[str, ...]:
+        """Take bytes, and have all that came durable on return.
+
+        Gives the names of the pieces that were made since the last flush, none where the store needs none.
+        Raises BlobsError, BlobsFullError.
+        """
+
+    def digest(self) -> bytes:
+        """Give the hash of all that came, by the algorithm that was asked for. After ``flush``."""
+
+    async def close(self) -> None:
+        """End it; what was not flushed need not be kept. Never raises."""
+
+
+class Blobs(Protocol):
+    """Bytes of uploads, then files. No name is a path that a client chose: all are ids of ours.
+
+    What stands behind a draft's ``size_bytes`` is nobody's: it was never acknowledged. No method keeps the
+    event loop busy.
+    """
+
+    def appending(self, draft: Draft, algorithm: str | None = None) -> Appending:
+        """Append behind a draft; ``algorithm`` (``hashlib``'s name) is of ``digest``."""
+
+    async def renew(self, draft: Draft, generation: int) -> None:
+        """Make what is acknowledged of a draft that of a later generation.
+
+        Whoever still writes to the earlier one writes to nothing that is read. Raises BlobsError.
+        """
+
+    async def inspect(self, drafts: Sequence[Draft], file: UploadRef) -> Content:
+        """Read drafts in order, or ``file`` if they were published by now. Raises BlobsError."""
+
+    async def publish(self, drafts: Sequence[Draft], file: UploadRef) -> None:
+        """Make drafts in order a file, at once or not at all; durable on return.
+
+        Doing it again does no harm. Of one draft nothing is left; several stay. Raises BlobsError.
+        """
+
+    def read(self, file: UploadRef, first_byte: int, count_bytes: int) -> AsyncIterator[bytes]:
+        """Read part of a file, in blocks. Raises BlobMissingError, BlobsError."""
+
+    async def drop_draft(self, ref: UploadRef) -> None:
+        """Remove a draft in all its generations, if there is one. Raises BlobsError."""
+
+    async def drop_file(self, file: UploadRef) -> None:
+        """Remove a file, if there is one. Raises BlobsError."""
+
+    def kept(self, before_us: int) -> AsyncIterator[list[Kept]]:
+        """List drafts and files that were last written before an instant, some at a time."""
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """Something that takes room: a draft, or a file."""
+
+    ref: UploadRef
+    is_file: bool
+    size_bytes: int

@@ -24,6 +24,9 @@ Text = Annotated[str, Meta(pattern=r"^[^\x00]*$")]
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 SizeBytes = Annotated[int, Meta(ge=1024, le=1 << 31)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+FileBytes = Annotated[int, Meta(ge=1, le=1 << 40)]
+QuotaBytes = Annotated[int, Meta(ge=0, le=1 << 60)]
+MediaType = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9.+-]*/[a-z0-9][a-z0-9.+-]*$")]
 
 
 class SettingsError(Exception):
@@ -126,6 +129,41 @@ class DeviceMemory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     flush_s: Seconds
 
 
+class Uploads(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What files are taken, how many, and for how long what is unfinished or unwanted is kept.
+
+    ``tenant_quotas`` are by tenant's name, in place of ``tenant_bytes``.
+    """
+
+    image_bytes: FileBytes
+    image_types: tuple[MediaType, ...]
+    document_bytes: FileBytes
+    document_types: tuple[MediaType, ...]
+    voice_bytes: FileBytes
+    voice_types: tuple[MediaType, ...]
+    tenant_bytes: QuotaBytes
+    tenant_quotas: dict[str, QuotaBytes]
+    files_per_record: Count
+    expire_h: Annotated[float, Meta(gt=0, le=8760)]
+    grace_h: Annotated[float, Meta(gt=0, le=87_600)]
+    idle_s: Seconds
+    write_threads: Annotated[int, Meta(ge=1, le=256)]
+
+
+class S3(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where files are kept in place of a directory; an empty ``bucket`` means the directory."""
+
+    bucket: Text
+    endpoint: Text
+    region: Text
+    access_key_id: Text
+    secret_access_key: Text
+
+    def __repr__(self) -> str:
+        """Show no secret, wherever this ends up being printed."""
+        return "S3(…)"
+
+
 class Log(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is logged, and for whom."""
 
@@ -151,6 +189,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     feed: FeedPages
     idempotency: Idempotency
     devices: DeviceMemory
+    uploads: Uploads
+    s3: S3
     log: Log
     data: Data
     domains: dict[str, Domain]

@@ -1,0 +1,169 @@
+"""Resumable uploads as values: what is kept of one, and what each request makes of it. No I/O.
+
+tus 1.0.0 and the IETF draft are two spellings of the same requests: an edge parses them, this decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from engine.errors import SyncError
+
+#: A ``part`` is a partial upload of tus' concatenation; of parts one is ``joined``.
+Kind = Literal["whole", "part", "joined"]
+#: ``open`` takes bytes. ``stored`` is a file that waits for its record, ``attached`` one in its record's feed
+#: entry, ``duplicate`` one that was there already. Of the others no bytes are left; ``joined`` is a part
+#: whose bytes are in the upload that it became.
+State = Literal[
+    "open", "stored", "attached", "duplicate", "refused", "cancelled", "expired", "joined", "freed"
+]
+#: The bytes are safe, under the upload's own id or another's.
+FINISHED: frozenset[State] = frozenset({"stored", "attached", "duplicate"})
+
+
+class UploadRef(msgspec.Struct, frozen=True):
+    """An upload by its id, 32 hex digits. The file that it becomes has the same."""
+
+    tenant_id: int
+    upload_id: str
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """The bytes of an open upload as far as they are acknowledged: ``size_bytes`` of them.
+
+    ``generation`` moves when somebody may still be writing who is not to be heard; ``pieces`` name what a
+    store without files keeps them in, in order.
+    """
+
+    ref: UploadRef
+    generation: int
+    size_bytes: int
+    pieces: tuple[str, ...] = ()
+
+
+class Upload(msgspec.Struct, frozen=True, kw_only=True):
+    """One upload as it is kept.
+
+    ``size_bytes`` is None while the client has not said; ``reserved_bytes`` is what counts against the
+    tenant's quota, and what the offset never passes. ``metadata`` is the ``Upload-Metadata`` as it was sent.
+    ``file_name``, ``content_type``, ``domain`` and ``record_id`` are None of a part alone.
+    ``wanted_sha256`` and ``sha256`` are hex digits: what the client says of the whole file, and what it is.
+    ``held`` says that a request is under way.
+    """
+
+    ref: UploadRef
+    device_id: str
+    user: str | None
+    kind: Kind
+    file_name: str | None
+    content_type: str | None
+    domain: str | None
+    record_id: str | None
+    metadata: str
+    size_bytes: int | None
+    reserved_bytes: int
+    offset_bytes: int = 0
+    parts: tuple[str, ...] = ()
+    joined_into: str | None = None
+    pieces: tuple[str, ...] = ()
+    generation: int = 0
+    held: bool = False
+    wanted_sha256: str | None = None
+    sha256: str | None = None
+    state: State = "open"
+    created_at_us: int = 0
+    expires_at_us: int = 0
+
+    @property
+    def draft(self) -> Draft:
+        """What is acknowledged of it."""
+        return Draft(self.ref, self.generation, self.offset_bytes, self.pieces)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every byte has come."""
+        return self.offset_bytes == self.size_bytes
+
+
+class Append(msgspec.Struct, frozen=True):
+    """A request that brings bytes from ``offset_bytes`` on.
+
+    ``length_bytes`` is how many, None where only the end of the body tells; ``size_bytes`` is what the
+    request says of the whole, ``completes`` that it ends with this request.
+    """
+
+    offset_bytes: int
+    length_bytes: int | None = None
+    size_bytes: int | None = None
+    completes: bool = False
+
+
+class Taking(msgspec.Struct, frozen=True):
+    """Take the bytes: ``most_bytes`` at most; ``size_bytes`` is what the whole is known to have by now."""
+
+    most_bytes: int
+    size_bytes: int | None
+
+
+def standing(upload: Upload, device_id: str) -> Upload:
+    """Give an upload to the device that it is of, while there is something of it.
+
+    Raises SyncError ``not_found`` for another device's, ``upload_gone`` for one that came to nothing.
+    """
+    if upload.device_id != device_id:
+        raise SyncError("not_found", "there is no such upload")
+    if upload.state == "refused":
+        raise SyncError("upload_gone", "this upload was refused: its content was not what it was said to be")
+    if upload.state in ("cancelled", "expired", "freed"):
+        raise SyncError("upload_gone", f"this upload was {upload.state}")
+    return upload
+
+
+def appended(upload: Upload, request: Append) -> Taking:
+    """Decide on a request that brings bytes to an upload that stands.
+
+    Raises SyncError ``offset_mismatch`` (with ``offset``), ``too_large``, ``inconsistent_length``,
+    ``upload_complete``.
+    """
+    if upload.kind == "joined":
+        raise SyncError("forbidden", "an upload that is put together of parts takes no bytes")
+    if request.offset_bytes != upload.offset_bytes:
+        raise SyncError(
+            "offset_mismatch",
+            f"{upload.offset_bytes} bytes have come, not {request.offset_bytes}",
+            offset=upload.offset_bytes,
+        )
+    size_bytes = upload.size_bytes
+    stated = [size_bytes, request.size_bytes]
+    if request.completes and request.length_bytes is not None:
+        stated.append(request.offset_bytes + request.length_bytes)
+    known = {one for one in stated if one is not None}
+    if len(known) > 1:
+        raise SyncError("inconsistent_length", f"this upload has {min(known)} or {max(known)} bytes")
+    if known:
+        size_bytes = known.pop()
+    if upload.state != "open" or (size_bytes == upload.offset_bytes and request.length_bytes):
+        raise SyncError("upload_complete", "every byte of this upload has come")
+    bound_bytes = upload.reserved_bytes if size_bytes is None else size_bytes
+    if bound_bytes > upload.reserved_bytes or bound_bytes < upload.offset_bytes:
+        raise SyncError("too_large", f"an upload of {bound_bytes} bytes is more than was let in")
+    most_bytes = bound_bytes - upload.offset_bytes
+    if request.length_bytes is not None and request.length_bytes > most_bytes:
+        raise SyncError("too_large", f"{request.length_bytes} bytes: no more than {most_bytes} are to come")
+    return Taking(most_bytes, size_bytes)
+
+
+def joinable(parts: Sequence[Upload], most_bytes: int) -> int:
+    """Add up the parts of an upload that is put together. Raises SyncError."""
+    for part in parts:
+        if part.kind != "part":
+            raise SyncError("invalid_message", "Upload-Concat: only partial uploads are put together")
+        if not part.complete:
+            raise SyncError("invalid_message", f"Upload-Concat: {part.ref.upload_id} is not complete")
+    size_bytes = sum([part.offset_bytes for part in parts])
+    if size_bytes > most_bytes:
+        raise SyncError("too_large", f"{size_bytes} bytes: a file of this type has {most_bytes} at most")
+    return size_bytes

@@ -140,11 +140,9 @@ class Intake:
         )
 
     def _fault(self, item: Item) -> tuple[str, str] | None:
-        item_id = item.id
-        if not 1 <= len(item_id) <= MAX_ID_CHARS:
-            return "invalid_item", f"id: 1 to {MAX_ID_CHARS} characters are required"
-        if not item_id.isprintable() and _CONTROL.search(item_id):
-            return "invalid_item", "id: control characters are not allowed"
+        fault = id_fault(item.id)
+        if fault is not None:
+            return "invalid_item", f"id: {fault}"
         rules = self._rules.get(item.domain)
         if rules is None:
             return "unknown_domain", f"no domain {item.domain[:64]!r} is configured"
@@ -163,6 +161,15 @@ class Intake:
             return "invalid_item", "data: an object is required"
         fault = value_fault(data)
         return None if fault is None else ("invalid_item", f"data: {fault}")
+
+
+def id_fault(record_id: str) -> str | None:
+    """Say which rule of ids a record's id breaks, if any."""
+    if not 1 <= len(record_id) <= MAX_ID_CHARS:
+        return f"1 to {MAX_ID_CHARS} characters are required"
+    if not record_id.isprintable() and _CONTROL.search(record_id):
+        return "control characters are not allowed"
+    return None
 
 
 def value_fault(data: dict[str, Any]) -> str | None:

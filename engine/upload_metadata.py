@@ -1,0 +1,112 @@
+"""What an upload says of itself: the ``Upload-Metadata`` of tus, taken apart and checked."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+
+from engine.errors import SyncError
+from engine.file_types import FileTypes
+from engine.intake import id_fault
+
+MAX_NAME_CHARS: Final = 255
+_HEADER: Final = "Upload-Metadata"
+#: Lone surrogates are what is left of header bytes that are no UTF-8.
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Described(msgspec.Struct, frozen=True):
+    """What a file is called, what it is, and the record that it belongs to.
+
+    ``sha256`` is in lower-case hex digits, None where the client did not say it.
+    """
+
+    file_name: str
+    content_type: str
+    domain: str
+    record_id: str
+    sha256: str | None
+
+
+def parsed(header: str) -> dict[str, str]:
+    """Take an ``Upload-Metadata`` apart: pairs of a key and its value in base64, with commas between them.
+
+    Raises SyncError ``invalid_message``.
+    """
+    values: dict[str, str] = {}
+    for pair in header.split(",") if header.strip() else ():
+        key, _, coded = pair.strip(" \t").partition(" ")
+        shown = ascii(key[:64])
+        if not key or not key.isascii() or not key.isprintable():
+            raise _refused(shown, "a key is one printable ASCII character or more")
+        if key in values:
+            raise _refused(shown, "the key stands there twice")
+        try:
+            values[key] = base64.b64decode(coded, validate=True).decode()
+        except UnicodeDecodeError:
+            raise _refused(shown, "the value in base64 must be UTF-8") from None
+        except ValueError:
+            raise _refused(shown, "a value in base64, padded, is required") from None
+    return values
+
+
+def formatted(values: Mapping[str, str]) -> str:
+    """Make the ``Upload-Metadata`` that ``parsed`` takes apart. Raises SyncError ``invalid_message``."""
+    pairs: list[str] = []
+    for key, value in values.items():
+        try:
+            coded = binascii.b2a_base64(value.encode(), newline=False).decode()
+        except UnicodeEncodeError:
+            raise _refused(key, "UTF-8 is required") from None
+        pairs.append(f"{key} {coded}" if coded else key)
+    return ",".join(pairs)
+
+
+def described(
+    values: Mapping[str, str], types: FileTypes, is_record_domain: Callable[[str], bool]
+) -> Described:
+    """Check what is said of a file. Keys that are not known are passed over.
+
+    Raises SyncError ``invalid_message``, ``unsupported_type``.
+    """
+    file_name = _required(values, "filename")
+    if not 1 <= len(file_name) <= MAX_NAME_CHARS:
+        raise _refused("filename", f"1 to {MAX_NAME_CHARS} characters are required")
+    if _UNFIT.search(file_name):
+        raise _refused("filename", "control characters and lone surrogates are not allowed")
+    media_type = _required(values, "filetype").partition(";")[0].strip().lower()
+    try:
+        content_type = types.listed(media_type)
+    except SyncError as error:
+        raise SyncError(error.code, f"{_HEADER}: filetype: {error.message}") from None
+    domain = _required(values, "domain")
+    if not is_record_domain(domain):
+        raise _refused("domain", f"no domain of records {domain[:64]!r} is configured")
+    record_id = _required(values, "record_id")
+    fault = id_fault(record_id)
+    if fault is None and _UNFIT.search(record_id):
+        fault = "lone surrogates are not allowed"
+    if fault is not None:
+        raise _refused("record_id", fault)
+    sha256 = values.get("sha256")
+    if sha256 is not None:
+        sha256 = sha256.lower()
+        if not _SHA256.fullmatch(sha256):
+            raise _refused("sha256", "64 hex digits are required")
+    return Described(file_name, content_type, domain, record_id, sha256)
+
+
+def _required(values: Mapping[str, str], key: str) -> str:
+    if key not in values:
+        raise _refused(key, "required")
+    return values[key]
+
+
+def _refused(key: str, why: str) -> SyncError:
+    return SyncError("invalid_message", f"{_HEADER}: {key}: {why}")

@@ -1,0 +1,275 @@
+"""Sessions of uploads in PostgreSQL: any process, on whatever host, takes up where another stopped.
+
+``held_until`` is null while nobody has an upload. ``holder`` stays: who runs a statement again, not knowing
+what became of the first run, is recognized by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+from engine.ports import StoreUnknownError
+from engine.upload_store import LEASE_S, Advance, Claim, Claimed, Quota
+from engine.uploads import State, Upload, UploadRef
+from storage.arrays import numbers, numbers_or_null, plain, texts
+from storage.pool import SERVER_MS, Database, Row, Statement, Values
+
+_COLUMNS: Final = (
+    "{0}.tenant_id, {0}.upload_id::text, {0}.device_id, {0}.user_id, {0}.kind, {0}.file_name,"
+    " {0}.content_type, {0}.domain, {0}.record_id, {0}.metadata, {0}.size_bytes, {0}.reserved_bytes,"
+    " {0}.offset_bytes, {0}.parts, {0}.joined_into::text, {0}.pieces, {0}.generation,"
+    " {0}.held_until IS NOT NULL, {0}.wanted_sha256, {0}.sha256, {0}.state,"
+    " (extract(epoch FROM {0}.created_at) * 1000000)::bigint,"
+    " (extract(epoch FROM {0}.expires_at) * 1000000)::bigint"
+)
+#: Of these transactions alone; what is said in storage/commit.py of the same settings holds here.
+_SETTINGS: Final = Statement(
+    "SELECT "
+    + ", ".join(
+        f"set_config('{name}', '{value}', true)"
+        for name, value in (
+            ("idle_in_transaction_session_timeout", 2000),
+            ("lock_timeout", 3000),
+            ("statement_timeout", SERVER_MS),
+            ("synchronous_commit", "on"),
+            ("enable_seqscan", "off"),
+            ("plan_cache_mode", "force_generic_plan"),
+            ("client_min_messages", "warning"),
+        )
+    )
+)
+_FIND: Final = Statement(
+    f"SELECT {_COLUMNS.format('u')} FROM upload_session AS u"
+    " WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid"
+)
+_VALUES: Final = (
+    "%(tenant)s::int, %(id)s::uuid, %(device)s::text, %(user)s::text, %(kind)s::text, %(parts)s::text,"
+    " %(name)s::text, %(type)s::text, %(domain)s::text, %(record)s::text, %(metadata)s::text,"
+    " %(size)s::bigint, %(reserved)s::bigint, %(offset)s::bigint, %(wanted)s::text,"
+    " now() + %(expire)s::float8 * interval '1 second'"
+)
+_INSERT: Final = (
+    "INSERT INTO upload_session (tenant_id, upload_id, device_id, user_id, kind, parts, file_name,"
+    " content_type, domain, record_id, metadata, size_bytes, reserved_bytes, offset_bytes, wanted_sha256,"
+    f" expires_at) SELECT {_VALUES}"
+)
+#: What a tenant has reserved is a row of its own that is locked: two who create at once cannot both take
+#: the last of the room.
+_CREATE: Final = Statement(
+    "WITH files AS (SELECT count(*) AS n FROM upload_session WHERE tenant_id = %(tenant)s::int"
+    " AND domain = %(domain)s::text AND record_id = %(record)s::text"
+    " AND state IN ('open', 'stored', 'attached')), reserve AS (INSERT INTO tenant_storage AS s"
+    " (tenant_id, reserved_bytes) SELECT %(tenant)s::int, %(reserved)s::bigint FROM files"
+    " WHERE files.n < %(files)s::bigint AND %(reserved)s::bigint <= %(quota)s::bigint"
+    " ON CONFLICT (tenant_id) DO UPDATE SET reserved_bytes = s.reserved_bytes + excluded.reserved_bytes"
+    " WHERE s.reserved_bytes + excluded.reserved_bytes <= %(quota)s::bigint RETURNING s.tenant_id),"
+    f" made AS ({_INSERT} FROM reserve RETURNING upload_id)"
+    " SELECT (SELECT count(*) FROM made), n FROM files"
+)
+_JOIN: Final = Statement(_INSERT)
+_SPEND: Final = Statement(
+    "UPDATE upload_session SET joined_into = %(id)s::uuid, reserved_bytes = 0, updated_at = now()"
+    " WHERE tenant_id = %(tenant)s::int AND upload_id = ANY(%(spent)s::uuid[]) AND kind = 'part'"
+    " AND device_id = %(device)s::text AND state = 'open' AND joined_into IS NULL RETURNING upload_id"
+)
+_CLAIM: Final = Statement(
+    "WITH w AS (SELECT * FROM unnest(%(tenants)s::int[], %(ids)s::uuid[], %(devices)s::text[],"
+    " %(holders)s::text[]) AS w(t, i, d, h)), c AS (UPDATE upload_session AS u SET holder = w.h,"
+    f" held_until = now() + interval '{LEASE_S} seconds' FROM w WHERE u.tenant_id = w.t AND u.upload_id = w.i"
+    " AND u.device_id = w.d AND u.state = 'open' AND (u.held_until IS NULL OR u.holder = w.h)"
+    f" RETURNING {_COLUMNS.format('u')}, true, false)"
+    f" SELECT * FROM c UNION ALL SELECT {_COLUMNS.format('u')}, false, coalesce(u.held_until < now(), false)"
+    " FROM w CROSS JOIN LATERAL (SELECT * FROM upload_session WHERE tenant_id = w.t AND upload_id = w.i"
+    " LIMIT 1) AS u WHERE NOT EXISTS (SELECT FROM c WHERE c.tenant_id = w.t AND c.upload_id = w.i::text)"
+)
+_SEIZE: Final = Statement(
+    "UPDATE upload_session AS u SET generation = u.generation + (u.holder IS DISTINCT FROM %(holder)s)::int,"
+    f" holder = %(holder)s, held_until = now() + interval '{LEASE_S} seconds'"
+    " WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid AND u.device_id = %(device)s::text"
+    f" AND u.state = 'open' RETURNING {_COLUMNS.format('u')}"
+)
+_ADVANCE: Final = Statement(
+    "UPDATE upload_session AS u SET offset_bytes = w.o, size_bytes = coalesce(w.s, u.size_bytes),"
+    " pieces = w.p, updated_at = now(), expires_at = now() + %(expire)s::float8 * interval '1 second',"
+    f" held_until = CASE WHEN w.r THEN NULL ELSE now() + interval '{LEASE_S} seconds' END"
+    " FROM unnest(%(tenants)s::int[], %(ids)s::uuid[], %(holders)s::text[], %(offsets)s::bigint[],"
+    " %(sizes)s::bigint[], %(pieces)s::text[], %(releases)s::bool[]) AS w(t, i, h, o, s, p, r)"
+    " WHERE u.tenant_id = w.t AND u.upload_id = w.i AND u.holder = w.h AND u.state = 'open'"
+    " RETURNING u.tenant_id, u.upload_id::text"
+)
+#: What is reserved for it beyond its size is given back; so are the parts, whose bytes are in it.
+_STORE: Final = Statement(
+    "WITH stored AS (UPDATE upload_session AS u SET state = 'stored', sha256 = %(sha256)s::text,"
+    " content_type = coalesce(%(type)s::text, u.content_type), held_until = NULL, pieces = '',"
+    " updated_at = now(), reserved_bytes = u.offset_bytes FROM (SELECT reserved_bytes FROM upload_session"
+    " WHERE tenant_id = %(tenant)s::int AND upload_id = %(id)s::uuid) AS before"
+    " WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid AND u.holder = %(holder)s::text"
+    " AND u.state = 'open' RETURNING u.tenant_id, before.reserved_bytes - u.offset_bytes AS spare),"
+    " spent AS (UPDATE upload_session SET state = 'joined', updated_at = now() FROM stored"
+    " WHERE upload_session.tenant_id = %(tenant)s::int AND joined_into = %(id)s::uuid AND state = 'open'),"
+    " freed AS (UPDATE tenant_storage AS s SET reserved_bytes = greatest(0, s.reserved_bytes - stored.spare)"
+    " FROM stored WHERE s.tenant_id = stored.tenant_id AND stored.spare <> 0)"
+    " SELECT 1 FROM stored UNION ALL SELECT 1 FROM upload_session WHERE tenant_id = %(tenant)s::int"
+    " AND upload_id = %(id)s::uuid AND holder = %(holder)s::text"
+    " AND state IN ('stored', 'attached', 'duplicate')"
+)
+_DISCARD: Final = Statement(
+    "WITH ended AS (UPDATE upload_session AS u SET state = %(state)s::text, held_until = NULL, pieces = '',"
+    " updated_at = now() WHERE u.tenant_id = %(tenant)s::int AND u.state = 'open'"
+    " AND (u.upload_id = %(id)s::uuid AND (%(holder)s::text IS NULL OR u.holder = %(holder)s::text)"
+    " OR u.joined_into = %(id)s::uuid AND EXISTS (SELECT FROM upload_session AS whole"
+    " WHERE whole.tenant_id = %(tenant)s::int AND whole.upload_id = %(id)s::uuid AND whole.state = 'open'"
+    " AND (%(holder)s::text IS NULL OR whole.holder = %(holder)s::text)))"
+    " RETURNING u.upload_id, u.tenant_id, u.reserved_bytes), freed AS (UPDATE tenant_storage AS s"
+    " SET reserved_bytes = greatest(0, s.reserved_bytes - w.b)"
+    " FROM (SELECT tenant_id, sum(reserved_bytes) AS b FROM ended GROUP BY tenant_id) AS w"
+    " WHERE s.tenant_id = w.tenant_id)"
+    " SELECT 1 FROM ended WHERE upload_id = %(id)s::uuid"
+)
+
+
+class PostgresUploads:
+    """``engine.upload_store.UploadStore``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(
+        self, upload: Upload, quota: Quota, expire_s: float
+    ) -> Literal["created", "tenant_full", "record_full"]:
+        """Keep a new upload, unless there is no room."""
+        values = _inserted(upload, expire_s) | {
+            "quota": str(quota.tenant_bytes),
+            "files": str(quota.files_per_record),
+        }
+        ((made, files),) = await self._run(_CREATE, values)
+        if made:
+            return "created"
+        return "record_full" if files >= quota.files_per_record else "tenant_full"
+
+    async def join(self, upload: Upload, expire_s: float) -> bool:
+        """Keep an upload that is put together, and spend its parts."""
+        values = _inserted(upload, expire_s)
+        values["spent"] = plain(upload.parts)
+        async with self._database.session() as session:
+            await session.run_prepared("BEGIN; ", (_SETTINGS, _JOIN), "", values)
+            spent = await session.run_prepared("", (_SPEND,), "", values)
+            if len(spent) != len(upload.parts):
+                await session.run("ROLLBACK")
+                return False
+            await session.run("COMMIT")
+            if session.warned():
+                raise StoreUnknownError("the commit may not have reached the standby")
+        return True
+
+    async def find(self, ref: UploadRef) -> Upload | None:
+        """Find an upload."""
+        rows = await self._database.query(_FIND, {"tenant": str(ref.tenant_id), "id": ref.upload_id})
+        return _upload(rows[0]) if rows else None
+
+    async def claim(self, claims: Sequence[Claim]) -> list[Claimed | None]:
+        """Give uploads to those who want them, if nobody has them."""
+        values = {
+            "tenants": numbers(one.ref.tenant_id for one in claims),
+            "ids": plain(one.ref.upload_id for one in claims),
+            "devices": texts(one.device_id for one in claims),
+            "holders": plain(one.holder for one in claims),
+        }
+        found = {}
+        for row in await self._run(_CLAIM, values):
+            upload = _upload(row)
+            found[upload.ref] = Claimed(upload, row[-2], row[-1])
+        return [found.get(one.ref) for one in claims]
+
+    async def seize(self, claim: Claim) -> Upload | None:
+        """Take an upload from whoever has it."""
+        values = _named(claim.ref) | {"device": claim.device_id, "holder": claim.holder}
+        rows = await self._run(_SEIZE, values)
+        return _upload(rows[0]) if rows else None
+
+    async def advance(self, advances: Sequence[Advance], expire_s: float) -> list[bool]:
+        """Move offsets."""
+        values = {
+            "tenants": numbers(one.ref.tenant_id for one in advances),
+            "ids": plain(one.ref.upload_id for one in advances),
+            "holders": plain(one.holder for one in advances),
+            "offsets": numbers(one.offset_bytes for one in advances),
+            "sizes": numbers_or_null(one.size_bytes for one in advances),
+            "pieces": texts(",".join(one.pieces) for one in advances),
+            "releases": plain("true" if one.release else "false" for one in advances),
+            "expire": str(expire_s),
+        }
+        moved = {(row[0], row[1].replace("-", "")) for row in await self._run(_ADVANCE, values)}
+        return [(one.ref.tenant_id, one.ref.upload_id) in moved for one in advances]
+
+    async def store(self, ref: UploadRef, holder: str, sha256: str, content_type: str | None) -> bool:
+        """Note that an upload is a file."""
+        values = _named(ref) | {"holder": holder, "sha256": sha256, "type": content_type}
+        return bool(await self._run(_STORE, values))
+
+    async def discard(self, ref: UploadRef, holder: str | None, state: State) -> bool:
+        """End an open upload and free what it reserved."""
+        return bool(await self._run(_DISCARD, _named(ref) | {"holder": holder, "state": state}))
+
+    async def _run(self, statement: Statement, values: Values) -> list[Row]:
+        """Run one statement as a transaction of its own."""
+        async with self._database.session() as session:
+            rows = await session.run_prepared("", (_SETTINGS, statement), "", values)
+            if session.warned():
+                raise StoreUnknownError("the commit may not have reached the standby")
+            return rows
+
+
+def _named(ref: UploadRef) -> dict[str, object]:
+    return {"tenant": str(ref.tenant_id), "id": ref.upload_id}
+
+
+def _inserted(upload: Upload, expire_s: float) -> dict[str, object]:
+    return _named(upload.ref) | {
+        "device": upload.device_id,
+        "user": upload.user,
+        "kind": upload.kind,
+        "parts": ",".join(upload.parts),
+        "name": upload.file_name,
+        "type": upload.content_type,
+        "domain": upload.domain,
+        "record": upload.record_id,
+        "metadata": upload.metadata,
+        "size": None if upload.size_bytes is None else str(upload.size_bytes),
+        "reserved": str(upload.reserved_bytes),
+        "offset": str(upload.offset_bytes),
+        "wanted": upload.wanted_sha256,
+        "expire": str(expire_s),
+    }
+
+
+def _upload(row: Row) -> Upload:
+    return Upload(
+        ref=UploadRef(row[0], row[1].replace("-", "")),
+        device_id=row[2],
+        user=row[3],
+        kind=row[4],
+        file_name=row[5],
+        content_type=row[6],
+        domain=row[7],
+        record_id=row[8],
+        metadata=row[9],
+        size_bytes=row[10],
+        reserved_bytes=row[11],
+        offset_bytes=row[12],
+        parts=_names(row[13]),
+        joined_into=None if row[14] is None else row[14].replace("-", ""),
+        pieces=_names(row[15]),
+        generation=row[16],
+        held=row[17],
+        wanted_sha256=row[18],
+        sha256=row[19],
+        state=row[20],
+        created_at_us=row[21],
+        expires_at_us=row[22],
+    )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(",")) if text else ()

@@ -1,0 +1,214 @@
+"""Sessions of uploads in a real PostgreSQL: who may write, how far, and what it counts."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from engine.upload_store import Advance, Claim, Quota
+from engine.uploads import Upload, UploadRef
+from storage.pool import Database
+from storage.tenancy import PostgresTenancy
+from storage.uploads import PostgresUploads
+from tests.services import execute, rows
+
+ROOM = Quota(tenant_bytes=1000, files_per_record=3)
+EXPIRE_S = 60.0
+
+
+@pytest.fixture
+async def store(dsn: str) -> AsyncIterator[PostgresUploads]:
+    for name in ("acme", "umbra"):
+        PostgresTenancy(dsn).add(name)
+    database = Database(dsn, 4)
+    yield PostgresUploads(database)
+    await database.close()
+
+
+def new(tenant_id: int = 1, size_bytes: int = 100, **changed: object) -> Upload:
+    upload = Upload(
+        ref=UploadRef(tenant_id, uuid.uuid4().hex),
+        device_id="d1",
+        user=None,
+        kind="whole",
+        file_name='a,"b\\.jpg',
+        content_type="image/jpeg",
+        domain="task",
+        record_id="r1",
+        metadata="filename YQ==",
+        size_bytes=size_bytes,
+        reserved_bytes=size_bytes,
+        wanted_sha256=None,
+    )
+    return msgspec.structs.replace(upload, **changed)
+
+
+def part(size_bytes: int = 100, **changed: object) -> Upload:
+    nothing = {"file_name": None, "content_type": None, "domain": None, "record_id": None}
+    return new(size_bytes=size_bytes, kind="part", metadata="", **nothing, **changed)
+
+
+async def created(store: PostgresUploads, upload: Upload) -> Upload:
+    assert await store.create(upload, ROOM, EXPIRE_S) == "created"
+    return upload
+
+
+async def held(store: PostgresUploads, upload: Upload, holder: str = "h1") -> None:
+    (claimed,) = await store.claim([Claim(upload.ref, "d1", holder)])
+    assert claimed is not None
+    assert claimed.taken
+
+
+def advance(upload: Upload, offset_bytes: int, holder: str = "h1", *, release: bool = True) -> Advance:
+    return Advance(upload.ref, holder, offset_bytes, None, (), release)
+
+
+def reserved(dsn: str, tenant_id: int = 1) -> int:
+    ((amount,),) = rows(
+        dsn, f"SELECT coalesce(sum(reserved_bytes), 0) FROM tenant_storage WHERE tenant_id = {tenant_id}"
+    )
+    ((summed,),) = rows(
+        dsn,
+        "SELECT coalesce(sum(reserved_bytes), 0) FROM upload_session"
+        f" WHERE tenant_id = {tenant_id} AND state IN ('open', 'stored', 'attached')",
+    )
+    assert amount == summed, "the row that quotas are held against is not the sum of what there is"
+    return int(str(amount))
+
+
+async def test_an_upload_is_found_as_it_was_created_and_by_its_tenant_alone(store: PostgresUploads) -> None:
+    upload = await created(store, new())
+    found = await store.find(upload.ref)
+    assert found is not None
+    assert found.created_at_us < found.expires_at_us
+    assert msgspec.structs.replace(found, created_at_us=0, expires_at_us=0) == upload
+    assert await store.find(UploadRef(2, upload.ref.upload_id)) is None
+
+
+async def test_the_quota_holds_when_many_create_at_once(store: PostgresUploads, dsn: str) -> None:
+    asked = [store.create(new(record_id=f"r{n}"), ROOM, EXPIRE_S) for n in range(20)]
+    outcomes = await asyncio.gather(*asked)
+    assert outcomes.count("created") == 10
+    assert outcomes.count("tenant_full") == 10
+    assert reserved(dsn) == 1000
+    assert await store.create(new(tenant_id=2), ROOM, EXPIRE_S) == "created"
+
+
+async def test_a_record_has_no_more_files_than_it_may(store: PostgresUploads, dsn: str) -> None:
+    for _ in range(3):
+        await created(store, new())
+    assert await store.create(new(), ROOM, EXPIRE_S) == "record_full"
+    assert await store.create(new(record_id="r2"), ROOM, EXPIRE_S) == "created"
+    assert reserved(dsn) == 400
+
+
+async def test_one_request_has_an_upload_until_it_gives_it_back(store: PostgresUploads) -> None:
+    upload = await created(store, new())
+    first, second = Claim(upload.ref, "d1", "h1"), Claim(upload.ref, "d1", "h2")
+    (claimed,) = await store.claim([first])
+    assert claimed is not None
+    assert (claimed.taken, claimed.upload.held, claimed.upload.generation) == (True, True, 0)
+    (again,) = await store.claim([first])  # as when the first answer was lost
+    assert again is not None
+    assert again.taken
+    (refused,) = await store.claim([second])
+    assert refused is not None
+    assert (refused.taken, refused.lapsed, refused.upload.held) == (False, False, True)
+    assert await store.advance([advance(upload, 40, "h2")], EXPIRE_S) == [False]
+    assert await store.advance([advance(upload, 40)], EXPIRE_S) == [True]
+    assert await store.advance([advance(upload, 40)], EXPIRE_S) == [True], "running it again tells the same"
+    (claimed,) = await store.claim([second])
+    assert claimed is not None
+    assert (claimed.taken, claimed.upload.offset_bytes) == (True, 40)
+    assert await store.advance([advance(upload, 50)], EXPIRE_S) == [False]
+
+
+async def test_what_another_device_or_tenant_claims_is_shown_but_not_given(store: PostgresUploads) -> None:
+    upload = await created(store, new())
+    stranger, elsewhere = Claim(upload.ref, "d2", "h1"), Claim(UploadRef(2, upload.ref.upload_id), "d1", "h2")
+    mine = await created(store, new())
+    found = await store.claim([stranger, elsewhere, Claim(mine.ref, "d1", "h3")])
+    assert found[0] is not None
+    assert not found[0].taken
+    assert found[1] is None
+    assert found[2] is not None
+    assert found[2].taken
+
+
+async def test_an_upload_that_was_let_lapse_is_seized_and_its_holder_is_heard_no_more(
+    store: PostgresUploads, dsn: str
+) -> None:
+    upload = await created(store, new())
+    await held(store, upload)
+    execute(dsn, "UPDATE upload_session SET held_until = now() - interval '1 second'")
+    (claimed,) = await store.claim([Claim(upload.ref, "d1", "h2")])
+    assert claimed is not None
+    assert (claimed.taken, claimed.lapsed) == (False, True)
+    for _ in range(2):  # the second as when the first answer was lost
+        seized = await store.seize(Claim(upload.ref, "d1", "h2"))
+        assert seized is not None
+        assert seized.generation == 1
+    assert await store.advance([advance(upload, 10)], EXPIRE_S) == [False]
+    assert not await store.store(upload.ref, "h1", "ab", None)
+    assert not await store.discard(upload.ref, "h1", "refused")
+    assert await store.seize(Claim(upload.ref, "d2", "h3")) is None
+
+
+async def test_a_stored_upload_gives_back_what_it_did_not_need(store: PostgresUploads, dsn: str) -> None:
+    upload = await created(store, new(size_bytes=None, reserved_bytes=500))
+    await held(store, upload)
+    last = Advance(upload.ref, "h1", 120, 120, ("p1", "p2"), release=False)
+    assert await store.advance([last], EXPIRE_S) == [True]
+    assert reserved(dsn) == 500
+    for _ in range(2):
+        assert await store.store(upload.ref, "h1", "ab" * 32, "image/png")
+    found = await store.find(upload.ref)
+    assert found is not None
+    assert (found.state, found.sha256, found.content_type) == ("stored", "ab" * 32, "image/png")
+    assert (found.held, found.pieces, found.reserved_bytes) == (False, (), 120)
+    assert reserved(dsn) == 120
+
+
+async def test_parts_are_spent_once_and_what_they_reserved_goes_with_them(
+    store: PostgresUploads, dsn: str
+) -> None:
+    parts = [await created(store, part(n)) for n in (100, 200)]
+    for one in parts:
+        await held(store, one)
+        assert await store.advance([advance(one, one.reserved_bytes)], EXPIRE_S) == [True]
+    ids = tuple(one.ref.upload_id for one in parts)
+    whole = new(size_bytes=300, kind="joined", offset_bytes=300, parts=ids)
+    assert await store.join(whole, EXPIRE_S)
+    assert reserved(dsn) == 300
+    for spent in (ids, (ids[0], ids[0]), (uuid.uuid4().hex,)):
+        other = new(size_bytes=300, kind="joined", offset_bytes=300, parts=spent)
+        assert not await store.join(other, EXPIRE_S)
+        assert await store.find(other.ref) is None
+    await held(store, whole)
+    assert await store.store(whole.ref, "h1", "ab" * 32, None)
+    for one in parts:
+        found = await store.find(one.ref)
+        assert found is not None
+        assert (found.state, found.joined_into) == ("joined", whole.ref.upload_id)
+    assert reserved(dsn) == 300
+
+
+async def test_an_upload_ends_once_with_its_parts_and_frees_what_it_reserved(
+    store: PostgresUploads, dsn: str
+) -> None:
+    kept = await created(store, new(record_id="r9"))
+    one = await created(store, part())
+    await held(store, one)
+    assert await store.advance([advance(one, 100)], EXPIRE_S) == [True]
+    whole = new(kind="joined", offset_bytes=100, parts=(one.ref.upload_id,))
+    assert await store.join(whole, EXPIRE_S)
+    assert not await store.discard(UploadRef(2, whole.ref.upload_id), None, "cancelled")
+    assert await store.discard(whole.ref, None, "cancelled")
+    assert not await store.discard(whole.ref, None, "expired")
+    states = [found.state for ref in (whole.ref, one.ref) if (found := await store.find(ref))]
+    assert states == ["cancelled", "cancelled"]
+    assert reserved(dsn) == kept.reserved_bytes

@@ -1,0 +1,361 @@
+"""Bytes of uploads and files in a directory, which several processes or hosts may share.
+
+``drafts/TENANT/ID.GENERATION`` takes what comes and becomes ``files/TENANT/ID[:2]/ID`` by a rename. Nothing
+rests on locks of files: whoever may write is settled by the row of the upload, and its generation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from engine.ports import BlobsError, Content, Kept
+from engine.uploads import Draft, UploadRef
+from storage.blob_threads import BlobThreads
+
+HEAD_BYTES: Final = 8192
+#: Read, copied and hashed at a stretch.
+_BLOCK_BYTES: Final = 1_048_576
+#: One block of a reader, of whom there may be many.
+_READ_BYTES: Final = 262_144
+_LISTED_TOGETHER: Final = 1000
+_REMEMBERED: Final = 50_000
+_MOST_BLOCKS: Final = os.sysconf("SC_IOV_MAX")
+_NAME: Final = re.compile(r"([0-9a-f]{32})(\..+)?")
+_WRITING: Final = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class DirectoryBlobs:
+    """``engine.ports.Blobs`` on a directory, by ``threads`` threads of its own."""
+
+    def __init__(self, directory: Path, threads: int) -> None:
+        self._places = _Places(directory)
+        self._threads = BlobThreads(threads)
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._threads.close()
+
+    def appending(self, draft: Draft, algorithm: str | None = None) -> FileAppending:
+        """Append behind a draft."""
+        return FileAppending(self._places, self._threads, draft, algorithm)
+
+    async def renew(self, draft: Draft, generation: int) -> None:
+        """Copy what is acknowledged of a draft to a later generation.
+
+        The copied one stays until the upload ends: whoever asked may die before it has said so in the row.
+        """
+        await self._threads.run(_renew, self._places, draft, generation)
+
+    async def inspect(self, drafts: Sequence[Draft], file: UploadRef) -> Content:
+        """Read drafts in order, or the file if they were published by now."""
+        return await self._threads.run(_inspect, self._places, drafts, file)
+
+    async def publish(self, drafts: Sequence[Draft], file: UploadRef) -> None:
+        """Make one draft a file by a rename, several by a copy beside them and a rename."""
+        await self._threads.run(_publish, self._places, drafts, file)
+
+    def read(self, file: UploadRef, first_byte: int, count_bytes: int) -> AsyncIterator[bytes]:
+        """Read part of a file."""
+        return self._threads.each(_read(self._places.file(file), first_byte, count_bytes, _READ_BYTES))
+
+    async def drop_draft(self, ref: UploadRef) -> None:
+        """Remove a draft in all its generations."""
+        await self._threads.run(_drop_draft, self._places, ref)
+
+    async def drop_file(self, file: UploadRef) -> None:
+        """Remove a file."""
+        await self._threads.run(self._places.file(file).unlink, missing_ok=True)
+
+    def kept(self, before_us: int) -> AsyncIterator[list[Kept]]:
+        """List drafts, among them copies that were never finished, and files."""
+        return self._threads.each(_kept(self._places, before_us))
+
+
+class FileAppending:
+    """``engine.ports.Appending`` on a draft's file, one hop to a thread a call."""
+
+    def __init__(self, places: _Places, threads: BlobThreads, draft: Draft, algorithm: str | None) -> None:
+        self._places = places
+        self._threads = threads
+        self._draft = draft
+        self._end_bytes = draft.size_bytes
+        self._hash = hashlib.new(algorithm, usedforsecurity=False) if algorithm else None
+        self._descriptor: int | None = None
+
+    async def write(self, blocks: Sequence[bytes]) -> None:
+        """Hand bytes to the operating system."""
+        await self._threads.run(self._take, blocks, durable=False)
+
+    async def flush(self, blocks: Sequence[bytes] = ()) -> tuple[str, ...]:
+        """Have everything on the disk; there are no pieces."""
+        await self._threads.run(self._take, blocks, durable=True)
+        return ()
+
+    def digest(self) -> bytes:
+        """Give the hash of all that came."""
+        assert self._hash is not None, "no algorithm was asked for"
+        return self._hash.digest()
+
+    async def close(self) -> None:
+        """Close the file, which nobody has to wait for."""
+        if self._descriptor is not None:
+            self._threads.begin(os.close, self._descriptor)
+            self._descriptor = None
+
+    def _take(self, blocks: Sequence[bytes], *, durable: bool) -> None:
+        """Write in a thread. What is durable is closed at once: to open it again costs next to nothing."""
+        try:
+            if self._descriptor is None:
+                self._descriptor = self._opened()
+            self._end_bytes += _written(self._descriptor, blocks, self._end_bytes)
+            if self._hash is not None:
+                for block in blocks:
+                    self._hash.update(block)
+            if durable:
+                os.fdatasync(self._descriptor)
+        except BaseException:
+            self._closed()
+            raise
+        if durable:
+            self._closed()
+
+    def _opened(self) -> int:
+        path = self._places.draft(self._draft)
+        if self._draft.size_bytes:
+            # An earlier request made its name durable. If it is gone, so is the right to write.
+            return os.open(path, _WRITING)
+        self._places.make(path.parent)
+        descriptor = os.open(path, _WRITING | os.O_CREAT, 0o600)
+        try:
+            _settle(path.parent)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _closed(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class _Places:
+    """Where everything is. All of it is named by ids of ours."""
+
+    def __init__(self, directory: Path) -> None:
+        self.drafts = directory / "drafts"
+        self.files = directory / "files"
+        self._made: set[Path] = set()
+
+    def draft(self, draft: Draft) -> Path:
+        return self.generation(draft.ref, draft.generation)
+
+    def generation(self, ref: UploadRef, generation: int) -> Path:
+        return self._draft(ref, str(generation))
+
+    def unfinished(self, ref: UploadRef) -> Path:
+        """A copy that is being made. Beside the drafts, where a copy that was given up is found as one."""
+        return self._draft(ref, f"{secrets.token_hex(8)}.new")
+
+    def file(self, ref: UploadRef) -> Path:
+        return self.files / str(ref.tenant_id) / ref.upload_id[:2] / ref.upload_id
+
+    def _draft(self, ref: UploadRef, ending: str) -> Path:
+        return self.drafts / str(ref.tenant_id) / f"{ref.upload_id}.{ending}"
+
+    def make(self, directory: Path) -> None:
+        """Make a directory and those above it, durably.
+
+        One that is there may have been made just now by a process that died before it was durable.
+        """
+        if directory in self._made:
+            return
+        try:
+            directory.mkdir(0o700)
+        except FileNotFoundError:
+            self.make(directory.parent)
+            directory.mkdir(0o700, exist_ok=True)
+        except FileExistsError:
+            pass
+        _settle(directory.parent)
+        if len(self._made) >= _REMEMBERED:
+            self._made.clear()
+        self._made.add(directory)
+
+
+def _settle(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _written(descriptor: int, blocks: Sequence[bytes], at_bytes: int) -> int:
+    """Write blocks as they are, without joining them; give how many bytes they were."""
+    left = [memoryview(block) for block in blocks if block]
+    first, count_bytes = 0, 0
+    while first < len(left):
+        taken = os.pwritev(descriptor, left[first : first + _MOST_BLOCKS], at_bytes + count_bytes)
+        count_bytes += taken
+        while first < len(left) and taken >= len(left[first]):
+            taken -= len(left[first])
+            first += 1
+        if taken:
+            left[first] = left[first][taken:]
+    return count_bytes
+
+
+def _renew(places: _Places, draft: Draft, generation: int) -> None:
+    if draft.size_bytes:
+        target = places.generation(draft.ref, generation)
+        # Two may have been after the same generation: the bytes that one of them has added by now stay.
+        if not _holds(target, draft.size_bytes):
+            _copy(places, [draft], draft.ref, target)
+    for earlier in range(draft.generation):
+        places.generation(draft.ref, earlier).unlink(missing_ok=True)
+
+
+def _holds(path: Path, size_bytes: int) -> bool:
+    try:
+        return path.stat().st_size >= size_bytes
+    except FileNotFoundError:
+        return False
+
+
+def _inspect(places: _Places, drafts: Sequence[Draft], file: UploadRef) -> Content:
+    try:
+        return _content(_contents(places, drafts))
+    except FileNotFoundError:
+        path = places.file(file)
+        return _content(_read(path, 0, path.stat().st_size, _BLOCK_BYTES))
+
+
+def _content(blocks: Iterable[bytes]) -> Content:
+    whole = hashlib.sha256()
+    head = b""
+    for block in blocks:
+        whole.update(block)
+        head += block[: HEAD_BYTES - len(head)]
+    return Content(whole.hexdigest(), head)
+
+
+def _publish(places: _Places, drafts: Sequence[Draft], file: UploadRef) -> None:
+    target = places.file(file)
+    places.make(target.parent)
+    if len(drafts) != 1:
+        if not target.exists():
+            _copy(places, drafts, file, target)
+        _settle(target.parent)
+        return
+    (draft,) = drafts
+    source = places.draft(draft)
+    places.make(source.parent)
+    # What is a file by now is whole: only here is one made.
+    if not target.exists():
+        _cut(source, draft.size_bytes)
+        source.rename(target)
+    _settle(target.parent)
+    for generation in range(draft.generation + 1):
+        places.generation(draft.ref, generation).unlink(missing_ok=True)
+    _settle(source.parent)
+
+
+def _cut(path: Path, size_bytes: int) -> None:
+    """Cut off what was never acknowledged, durably. Of no bytes there may be no file yet."""
+    descriptor = os.open(path, _WRITING if size_bytes else _WRITING | os.O_CREAT, 0o600)
+    try:
+        if os.fstat(descriptor).st_size < size_bytes:
+            raise BlobsError(f"{path.name} holds less than the {size_bytes} bytes that were acknowledged")
+        os.ftruncate(descriptor, size_bytes)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copy(places: _Places, drafts: Sequence[Draft], ref: UploadRef, target: Path) -> None:
+    """Copy drafts one after another to a place, at once or not at all, and durably."""
+    copy = places.unfinished(ref)
+    places.make(copy.parent)
+    descriptor = os.open(copy, _WRITING | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        try:
+            end_bytes = 0
+            for block in _contents(places, drafts):
+                end_bytes += _written(descriptor, [block], end_bytes)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        copy.rename(target)
+    except BaseException:
+        copy.unlink(missing_ok=True)
+        raise
+    _settle(target.parent)
+
+
+def _contents(places: _Places, drafts: Sequence[Draft]) -> Iterator[bytes]:
+    for draft in drafts:
+        if draft.size_bytes:
+            yield from _read(places.draft(draft), 0, draft.size_bytes, _BLOCK_BYTES)
+
+
+def _read(path: Path, first_byte: int, count_bytes: int, block_bytes: int) -> Generator[bytes, None, None]:
+    with path.open("rb", buffering=0) as content:
+        content.seek(first_byte)
+        while count_bytes:
+            block = content.read(min(count_bytes, block_bytes))
+            if not block:
+                raise BlobsError(f"{path.name} lacks {count_bytes} of its bytes")
+            count_bytes -= len(block)
+            yield block
+
+
+def _drop_draft(places: _Places, ref: UploadRef) -> None:
+    for entry in _entries(places.draft(Draft(ref, 0, 0)).parent):
+        if entry.name.startswith(f"{ref.upload_id}."):
+            Path(entry.path).unlink(missing_ok=True)
+
+
+def _kept(places: _Places, before_us: int) -> Generator[list[Kept], None, None]:
+    found = _kept_each(places, before_us)
+    while some := list(islice(found, _LISTED_TOGETHER)):
+        yield some
+
+
+def _kept_each(places: _Places, before_us: int) -> Iterator[Kept]:
+    for tenant in _entries(places.drafts):
+        yield from _kept_in(tenant, int(tenant.name), before_us, is_file=False)
+    for tenant in _entries(places.files):
+        for shelf in _entries(tenant):
+            yield from _kept_in(shelf, int(tenant.name), before_us, is_file=True)
+
+
+def _kept_in(
+    directory: os.DirEntry[str], tenant_id: int, before_us: int, *, is_file: bool
+) -> Iterator[Kept]:
+    for entry in _entries(directory):
+        name = _NAME.fullmatch(entry.name)
+        if name is None:
+            continue  # NFS has names of its own for what is still open
+        with suppress(FileNotFoundError):  # it may have been published or dropped meanwhile
+            found = entry.stat(follow_symlinks=False)
+            if found.st_mtime_ns < before_us * 1000:
+                yield Kept(UploadRef(tenant_id, name[1]), is_file, found.st_size)
+
+
+def _entries(directory: Path | os.DirEntry[str]) -> Iterator[os.DirEntry[str]]:
+    try:
+        listing = os.scandir(directory)
+    except FileNotFoundError:
+        return
+    with listing:
+        yield from listing

@@ -1,4 +1,4 @@
-"""What limits (a) and (c) share: the least server that takes the product's messages and answers like it.
+"""What limits share: the least server that takes the product's messages and answers like it.
 
 No authentication, no checks beyond decoding, no limits, no compression.
 """
@@ -62,9 +62,14 @@ async def upgraded(request: web.Request) -> Socket:
 
 
 async def serve(handler: Handler) -> None:
-    """Listen on a free port of loopback, say it on stdout as the product does, and serve until killed."""
+    """Serve the route of a sync until killed."""
     app = web.Application()
     app.router.add_get("/v1/sync", handler)
+    await listen(app)
+
+
+async def listen(app: web.Application) -> None:
+    """Listen on a free port of loopback, say it on stdout as the product does, and serve until killed."""
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, backlog=_BACKLOG).start()

@@ -89,14 +89,14 @@ def _free_ports(count: int) -> int:
 
 @asynccontextmanager
 async def started(
-    command: list[str], variables: Mapping[str, str], workers: int = 1
+    command: list[str], variables: Mapping[str, str], workers: int = 1, program: str = sys.executable
 ) -> AsyncIterator[Server]:
-    """Run a Python program that says ``listening`` with its port in a line of JSON, as each worker does.
+    """Run a program that says ``listening`` with its port in a line of JSON, as each worker does.
 
     Raises BenchError.
     """
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
+        program,
         *command,
         cwd=ROOT,
         env={**os.environ, **variables},

@@ -1,0 +1,126 @@
+"""The client of ``uploads``, a process of its own: ``python -m bench.uploads_load`` with a plan on stdin.
+
+A closed loop: each uploader sends its next chunk when the last one is acknowledged, as tus clients do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import time
+from array import array
+from collections import Counter
+from time import perf_counter
+from typing import Final
+
+import msgspec
+import uvloop
+
+from bench.load import histogram
+from bench.uploads_check import Checker
+from bench.uploads_device import FailedError, Stored, Uploader, refused
+from bench.uploads_plan import Ready, Sent, Transferred, UploadPlan
+from bench.uploads_work import DOMAIN, Album, record_id
+
+_NAMED: Final = 5
+
+
+class Run:
+    """All uploaders from the first connection to the last comparison."""
+
+    def __init__(self, plan: UploadPlan, lines: asyncio.StreamReader) -> None:
+        self._plan = plan
+        self._lines = lines
+        self._transferred = Transferred()
+        self._chunk_us = array("Q")
+        self._album = Album(plan.prefix, len(plan.tokens), plan.file_bytes)
+        self._uploaders = [
+            Uploader(plan, number, self._transferred, self._chunk_us) for number in range(len(plan.tokens))
+        ]
+        self._stored: list[Stored] = []
+        self._faults: list[str] = []
+        self._ending = not plan.goes_on
+
+    async def run(self) -> Transferred:
+        """Do what the plan says. Raises OSError where nobody is reached."""
+        await asyncio.gather(*(self._prepare(uploader) for uploader in self._uploaders))
+        _say(Ready())
+        await self._lines.readline()
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        began_s, cpu_s = perf_counter(), time.process_time()
+        ending = asyncio.create_task(self._end()) if self._plan.goes_on else None
+        await asyncio.gather(*(self._work(uploader) for uploader in self._uploaders))
+        self._transferred.elapsed_s = perf_counter() - began_s
+        self._transferred.cpu_ms = 1000 * (time.process_time() - cpu_s)
+        if ending is not None:
+            ending.cancel()
+        _say(Sent())
+        await self._lines.readline()
+        began_s = perf_counter()
+        checker = Checker(self._plan, self._uploaders)
+        self._transferred.whole = await checker.check(self._stored)
+        self._transferred.download_s = perf_counter() - began_s
+        self._sum_up(self._faults + checker.faults)
+        for uploader in self._uploaders:
+            uploader.close()
+        return self._transferred
+
+    async def _prepare(self, uploader: Uploader) -> None:
+        """Connect, and make the record that this uploader's files are to belong to."""
+        await uploader.connect()
+        if not self._plan.records:
+            return
+        name = record_id(self._plan.prefix, uploader.number)
+        item = {"domain": DOMAIN, "id": name, "op": "put", "base": None, "at": "2026-01-05T08:00:00Z"}
+        item["data"] = {"title": "Inspect pump 3", "status": "ASSIGNED"}
+        sync = {"type": "sync", "key": f"task-{name}", "items": [item]}
+        json = "Content-Type: application/json\r\n"
+        answer = await uploader.ask("POST", "/v1/sync", json, msgspec.json.encode(sync))
+        if answer.status != 200:
+            raise ConnectionError(f"the record was not stored: {refused(answer)}")
+
+    async def _end(self) -> None:
+        await self._lines.readline()
+        self._ending = True
+
+    async def _work(self, uploader: Uploader) -> None:
+        number = 0
+        while not number or not self._ending:
+            picture = self._album.picture(uploader.number, number)
+            self._transferred.begun += 1
+            number += 1
+            try:
+                self._stored.append(await uploader.upload(picture))
+            except FailedError as error:
+                self._faults.append(f"upload {number} of {uploader.number}: {error}")
+
+    def _sum_up(self, faults: list[str]) -> None:
+        transferred = self._transferred
+        transferred.retries = dict(sum((one.retries for one in self._uploaders), Counter[str]()))
+        transferred.chunk_us = histogram(self._chunk_us).encode().decode()
+        transferred.fault_count = len(faults)
+        transferred.faults = faults[:_NAMED]
+
+
+def _say(message: Ready | Sent | Transferred) -> None:
+    with open(1, "wb", closefd=False) as out:
+        out.write(msgspec.json.encode(message) + b"\n")
+
+
+async def _run() -> Transferred:
+    lines = asyncio.StreamReader(limit=1 << 24)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    plan = msgspec.json.decode(await lines.readline(), type=UploadPlan)
+    return await Run(plan, lines).run()
+
+
+def main() -> None:
+    """Read the plan, run it, say what came of it."""
+    _say(uvloop.run(_run()))
+
+
+if __name__ == "__main__":
+    main()

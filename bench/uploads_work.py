@@ -1,0 +1,90 @@
+"""The files that uploads are measured with: pictures as far as their first bytes tell, random beyond.
+
+All are cut from one pool of random bytes, so that a client holds one file's worth of memory. No chunk of an
+uploader is like one of another; the files of one uploader differ by their last bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from typing import Final
+
+from bench.uploads_http import Part
+
+TYPE: Final = "image/jpeg"
+DOMAIN: Final = "task"
+
+_HEAD: Final = bytes.fromhex("ffd8ffe0 0010 4a46494600 0101 00 0001 0001 00 00")
+#: From one uploader's bytes in the pool to the next one's: odd, so that no chunk begins where another does.
+_STEP_BYTES: Final = 4099
+_TAIL_BYTES: Final = 16
+
+
+class Picture:
+    """One file to upload."""
+
+    def __init__(self, name: str, record_id: str, parts: list[Part], sha256: str) -> None:
+        self.name = name
+        self.record_id = record_id
+        self.sha256 = sha256
+        self.size_bytes = sum(map(len, parts))
+        self._parts = parts
+
+    @property
+    def metadata(self) -> str:
+        """What ``Upload-Metadata`` says of it."""
+        said = {
+            "filename": self.name,
+            "filetype": TYPE,
+            "sha256": self.sha256,
+            "domain": DOMAIN,
+            "record_id": self.record_id,
+        }
+        return ",".join(f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in said.items())
+
+    def chunk(self, offset: int, length: int) -> list[Part]:
+        """Cut bytes out, without a copy."""
+        cut: list[Part] = []
+        begin = 0
+        for part in self._parts:
+            first, last = max(offset - begin, 0), min(offset + length - begin, len(part))
+            if first < last:
+                cut.append(part[first:last])
+            begin += len(part)
+        return cut
+
+
+class Album:
+    """Makes the pictures of so many uploaders."""
+
+    def __init__(self, prefix: str, uploaders: int, file_bytes: int) -> None:
+        middle_bytes = file_bytes - len(_HEAD) - _TAIL_BYTES
+        pool = memoryview(os.urandom(middle_bytes + uploaders * _STEP_BYTES))
+        self._prefix = prefix
+        self._middles = [pool[index * _STEP_BYTES :][:middle_bytes] for index in range(uploaders)]
+        self._begun = [_begun(middle) for middle in self._middles]
+
+    def picture(self, uploader: int, number: int) -> Picture:
+        """Make one that differs from all others."""
+        tail = os.urandom(_TAIL_BYTES)
+        digest = self._begun[uploader].copy()
+        digest.update(tail)
+        return Picture(
+            f"photo-{number}.jpg",
+            record_id(self._prefix, uploader),
+            [_HEAD, self._middles[uploader], tail],
+            digest.hexdigest(),
+        )
+
+
+def _begun(middle: memoryview) -> hashlib._Hash:
+    digest = hashlib.sha256(_HEAD)
+    digest.update(middle)
+    return digest
+
+
+def record_id(prefix: str, uploader: int) -> str:
+    """Name the record that an uploader's files belong to."""
+    return f"{prefix}-{uploader}"

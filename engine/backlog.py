@@ -16,7 +16,7 @@ from typing import Protocol
 import msgspec
 
 from engine.admission import Overload
-from engine.jobs import Job, Outcome, Push
+from engine.jobs import Attach, Job, Outcome, Push
 
 #: What a job and each of its items cost besides their bytes, so that many tiny ones are bounded too.
 JOB_BYTES = 512
@@ -94,6 +94,8 @@ class Backlog:
         if type(job) is Push:
             items = len(job.items) or 1
             size_bytes += len(job.raw_items) + ITEM_BYTES * len(job.items)
+        elif type(job) is Attach:
+            size_bytes += len(job.entry or b"") + ITEM_BYTES
         limits = self._limits
         if self.messages >= limits.queue_messages or self.size_bytes + size_bytes > limits.queue_bytes:
             return False

@@ -11,10 +11,11 @@ from typing import Final
 
 import msgspec
 
+from engine.attachments import attach
 from engine.domains import DomainPolicy
 from engine.errors import SyncError
 from engine.items import apply_item
-from engine.jobs import Answer, Change, Job, Outcome, Push, Resolution
+from engine.jobs import Answer, Attach, Change, Job, Outcome, Push, Resolution
 from engine.messages import ItemError, Result
 from engine.quarantine import quarantined
 from engine.resolution import settle_by_person
@@ -31,6 +32,7 @@ from engine.rows import (
     Writes,
 )
 from engine.rules import Policies, Rules
+from engine.uploads import UploadRef
 from engine.working import Working
 
 _encode = msgspec.json.encode
@@ -58,11 +60,16 @@ def lookups(jobs: list[Job], rules: Rules) -> Lookups:
     events: dict[EventKey, None] = {}
     held: dict[HeldRef, None] = {}
     conflicts: dict[ConflictRef, None] = {}
+    uploads: dict[UploadRef, None] = {}
     for job in jobs:
         tenant_id = job.tenant_id
         tenants.add(tenant_id)
         if isinstance(job, Resolution):
             conflicts[ConflictRef(tenant_id, job.conflict_id)] = None
+            records[RecordKey(tenant_id, job.domain, job.record_id)] = None
+            continue
+        if isinstance(job, Attach):
+            uploads[UploadRef(tenant_id, job.upload_id)] = None
             records[RecordKey(tenant_id, job.domain, job.record_id)] = None
             continue
         keys[KeyRef(tenant_id, job.key_hash)] = None
@@ -77,7 +84,7 @@ def lookups(jobs: list[Job], rules: Rules) -> Lookups:
             if may_hold(policies[item.domain]):
                 held[HeldRef(tenant_id, job.device_id, item.domain, item.id)] = None
     return Lookups(
-        sorted(tenants), list(keys), list(records), list(events), list(held), list(conflicts)
+        sorted(tenants), list(keys), list(records), list(events), list(held), list(conflicts), list(uploads)
     )
 
 
@@ -90,8 +97,10 @@ def may_hold(policy: DomainPolicy) -> bool:
 
 def fitting(jobs: list[Job], state: State) -> int:
     """Say how many of a batch's first jobs may be planned in one go, one at least."""
-    largest_bytes = max([len(record.data or b"") for record in state.records.values()], default=0)
-    changes = sum([len(job.items) for job in jobs if isinstance(job, Push)])
+    largest_bytes = max(
+        [len(row.data or b"") + len(row.attachments or b"") for row in state.records.values()], default=0
+    )
+    changes = sum([len(job.items) if isinstance(job, Push) else 1 for job in jobs])
     if changes * largest_bytes < BATCH_TOUCHES_BYTES:  # as nearly always: nothing need be counted
         return len(jobs)
     touched_bytes = 0
@@ -105,11 +114,14 @@ def fitting(jobs: list[Job], state: State) -> int:
 def _touched_bytes(job: Job, records: Mapping[RecordKey, Record]) -> int:
     if isinstance(job, Resolution):
         return 0
+    if isinstance(job, Attach):
+        record = records.get(RecordKey(job.tenant_id, job.domain, job.record_id))
+        return len(job.entry or b"") + (0 if record is None else record.size_bytes)
     found = 0
     for item in job.items:
         if type(item) is Change:
             record = records.get(RecordKey(job.tenant_id, item.domain, item.id))
-            found += len(item.data) + (0 if record is None else len(record.data or b""))
+            found += len(item.data) + (0 if record is None else record.size_bytes)
     return found
 
 
@@ -120,6 +132,8 @@ def plan(jobs: list[Job], state: State, rules: Rules) -> Plan:
     for job in jobs:
         if isinstance(job, Resolution):
             outcomes.append(settle_by_person(job, working, rules))
+        elif isinstance(job, Attach):
+            outcomes.append(attach(job, working))
         else:
             outcomes.append(_push(job, working, rules))
     return Plan(outcomes, working.writes(), working.changes)

@@ -159,6 +159,7 @@ class _Meeting(msgspec.Struct, gc=False):
             row.chain_from if chained else version,
             data,
             next_versions(self.policy, row, self.server, outcome, item.at_us),
+            row.attachments,
         )
         self.working.put(self.key, record, push.session_id)
         return Result(domain=item.domain, id=item.id, status="applied", version=version, seq=seq)

@@ -70,7 +70,22 @@ class Resolution(msgspec.Struct, frozen=True):
     now_us: int
 
 
-Job = Push | Resolution
+class Attach(msgspec.Struct, frozen=True):
+    """A stored file is to become part of its record's entry in the feed.
+
+    ``entry`` is how it will stand there, in JSON (``engine.attachments``); None takes the file out.
+    """
+
+    tenant_id: int
+    device_id: str
+    domain: str
+    record_id: str
+    upload_id: str
+    entry: bytes | None
+    now_us: int
+
+
+Job = Push | Resolution | Attach
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -103,4 +118,14 @@ class Settlement(msgspec.Struct, frozen=True):
         return head + _encode(self)[1:]
 
 
-Outcome = Answer | Settlement | SyncError
+class Attached(msgspec.Struct, frozen=True):
+    """What became of a file: ``waiting`` for a record that is not there, ``freed`` where nothing is left.
+
+    ``seq`` is that of the record's entry where the file is in it or was just taken out.
+    """
+
+    state: Literal["attached", "duplicate", "waiting", "freed"]
+    seq: int | None
+
+
+Outcome = Answer | Settlement | Attached | SyncError

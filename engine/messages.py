@@ -167,8 +167,23 @@ class Welcome(msgspec.Struct, frozen=True, tag_field="type", tag="welcome"):
     policies: dict[str, str]
 
 
+class Attachment(msgspec.Struct, frozen=True):
+    """A file of a record, to be read at ``/v1/files/{file_id}``; ``device_id`` sent it, ``at`` says when."""
+
+    file_id: str
+    filename: str
+    filetype: str
+    size_bytes: int
+    sha256: str
+    device_id: str
+    at: str
+
+
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """One version of a record in the feed; ``data`` is null for a tombstone."""
+    """One version of a record in the feed; ``data`` is null for a tombstone.
+
+    ``attachments`` is an array of ``Attachment``, left out where the record has none.
+    """
 
     domain: str
     id: str
@@ -178,6 +193,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     at: str
     device_id: str | None
     data: Raw | None
+    attachments: Raw | UnsetType = UNSET
 
 
 class HeartbeatAck(msgspec.Struct, frozen=True, tag_field="type", tag="heartbeat_ack"):

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
+from msgspec import UNSET
 
+from engine.attachments import NO_FILES
 from engine.cursor import Scope
 from engine.instants import to_text
 from engine.messages import Change
@@ -19,6 +21,11 @@ _encode = msgspec.json.encode
 
 def encode_change(record: Record) -> bytes:
     """Encode one version as the feed shows it."""
+    files = record.attachments
+    if record.data is None or files is None or files == NO_FILES:
+        attachments: msgspec.Raw | msgspec.UnsetType = UNSET
+    else:
+        attachments = msgspec.Raw(files)
     return _encode(
         Change(
             domain=record.domain,
@@ -29,6 +36,7 @@ def encode_change(record: Record) -> bytes:
             at=to_text(record.at_us),
             device_id=record.device_id,
             data=None if record.data is None else msgspec.Raw(record.data),
+            attachments=attachments,
         )
     )
 

@@ -57,6 +57,7 @@ def settle_by_person(job: Resolution, working: Working, rules: Rules) -> Outcome
         version + 1,
         data,
         next_versions(policy, row, server, outcome, job.now_us),
+        row.attachments,
     )
     working.put(key, record, "")
     working.log(

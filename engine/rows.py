@@ -10,6 +10,8 @@ from typing import NamedTuple
 import msgspec
 
 from engine.messages import Op
+from engine.uploads import State as UploadState
+from engine.uploads import UploadRef
 
 
 class RecordKey(NamedTuple):
@@ -65,6 +67,8 @@ class Record(msgspec.Struct, frozen=True):
     Every version from ``chain_from`` to ``version`` was written by ``device_id``; a version that is
     nobody's (a settled conflict) has ``chain_from`` above ``version``. ``fields`` is the JSON of
     the field versions (``engine.merge``), None where the domain was not merged by field.
+    ``attachments`` is the JSON array of the record's files, None where there never were any; a tombstone
+    keeps it.
     """
 
     tenant_id: int
@@ -77,6 +81,12 @@ class Record(msgspec.Struct, frozen=True):
     chain_from: int
     data: bytes | None
     fields: bytes | None = None
+    attachments: bytes | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """What a page or a batch handles of it."""
+        return len(self.data or b"") + len(self.attachments or b"")
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -151,6 +161,7 @@ class Lookups(msgspec.Struct):
     events: list[EventKey]
     held: list[HeldRef]
     conflicts: list[ConflictRef]
+    uploads: list[UploadRef] = []
 
 
 class State(msgspec.Struct):
@@ -162,12 +173,14 @@ class State(msgspec.Struct):
     events: dict[EventKey, Event]
     held: dict[HeldRef, Conflict]
     conflicts: dict[ConflictRef, Conflict]
+    uploads: dict[UploadRef, UploadState] = {}
 
 
 class Writes(msgspec.Struct):
     """What one batch writes, at most one row per identity. ``seqs`` are the counters' new values.
 
     ``conflicts`` are inserted or, by (tenant_id, conflict_id), replaced; ``recovered`` leave the quarantine.
+    ``uploads`` are the states that finished uploads move to.
     """
 
     seqs: dict[int, int]
@@ -177,3 +190,4 @@ class Writes(msgspec.Struct):
     conflicts: list[Conflict]
     quarantine: list[Quarantined]
     recovered: list[QuarantineRef] = []
+    uploads: list[tuple[UploadRef, UploadState]] = []

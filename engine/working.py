@@ -19,6 +19,8 @@ from engine.rows import (
     State,
     Writes,
 )
+from engine.uploads import State as UploadState
+from engine.uploads import UploadRef
 
 
 class Savepoint(NamedTuple):
@@ -42,6 +44,7 @@ class Working:
         self.events = state.events
         self.held = state.held
         self.conflicts = state.conflicts
+        self.uploads = state.uploads
         self.quarantine: list[Quarantined] = []
         self.changes: list[tuple[Record, str]] = []
         self._first_seqs = dict(state.seqs)
@@ -49,6 +52,7 @@ class Working:
         self._new_keys: list[KeyRow] = []
         self._new_events: dict[EventKey, None] = {}
         self._logged: dict[ConflictRef, Conflict] = {}
+        self._moved: dict[UploadRef, UploadState] = {}
 
     def next_seq(self, tenant_id: int) -> int:
         """Take the tenant's next change number."""
@@ -61,6 +65,15 @@ class Working:
         self.records[key] = record
         self._dirty[key] = None
         self.changes.append((record, session_id))
+
+    def amend(self, key: RecordKey, record: Record) -> None:
+        """Take in what nobody need be told of a record."""
+        self.records[key] = record
+        self._dirty[key] = None
+
+    def move(self, ref: UploadRef, state: UploadState) -> None:
+        """Take in the state that a finished upload comes to."""
+        self.uploads[ref] = self._moved[ref] = state
 
     def append(self, key: EventKey, event: Event) -> None:
         """Take in a new event."""
@@ -136,4 +149,5 @@ class Working:
             keys=self._new_keys,
             conflicts=list(self._logged.values()),
             quarantine=self.quarantine,
+            uploads=list(self._moved.items()),
         )

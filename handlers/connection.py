@@ -18,7 +18,7 @@ from engine.committer import overloaded
 from engine.errors import SyncError
 from engine.instants import to_us
 from engine.intake import Session
-from engine.jobs import Answer, Outcome
+from engine.jobs import Answer, Outcome, Settlement
 from engine.messages import (
     Conflicts,
     Heartbeat,
@@ -334,7 +334,7 @@ class Connection(Line):
     def _settled(self, request_id: str, outcome: Outcome) -> None:
         self._in_flight -= 1
         self._frames.go_on()
-        if isinstance(outcome, SyncError):
-            self.fail(outcome, request_id)
-        else:
+        if isinstance(outcome, Settlement):
             self.say(outcome.frame(request_id))
+        elif isinstance(outcome, SyncError):
+            self.fail(outcome, request_id)

@@ -17,7 +17,7 @@ from engine.errors import SyncError
 from engine.health import Device
 from engine.instants import to_us
 from engine.intake import Session
-from engine.jobs import Answer, Job, Outcome
+from engine.jobs import Answer, Job, Outcome, Settlement
 from engine.messages import Conflicts, Heartbeat, Pull, Request, Resolve, Sync
 from engine.pages import with_id
 from handlers.connections import Connections
@@ -78,8 +78,8 @@ class SyncHttp:
         except SyncError as error:
             count_error(core, device, error, now_us)
             raise
-        if isinstance(outcome, Answer):
-            count_answer(core, device, outcome, now_us)
+        assert isinstance(outcome, Answer)
+        count_answer(core, device, outcome, now_us)
         return _response(request, session.codec, outcome.frame(message.id))
 
     async def changes(self, request: web.Request) -> web.Response:
@@ -112,6 +112,7 @@ class SyncHttp:
         outcome = await self._settled(await resolution(self._core, session, message))
         if isinstance(outcome, SyncError):
             raise outcome
+        assert isinstance(outcome, Settlement)
         return _response(request, session.codec, outcome.frame(request[REQUEST_ID]))
 
     async def heartbeat(self, request: web.Request) -> web.Response:

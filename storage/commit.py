@@ -27,6 +27,7 @@ from engine.rows import (
     State,
     Writes,
 )
+from engine.uploads import UploadRef
 from storage.arrays import joined, numbers, plain, split, texts
 from storage.pool import SERVER_MS, ConnectionLostError, Database, Row, Session, Statement
 from storage.writing import finish
@@ -58,7 +59,7 @@ _LOCK: Final = Statement(
     "SELECT FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[]) ORDER BY tenant_id FOR UPDATE"
 )
 _COUNTERS: Final = (
-    "SELECT 0, tenant_id, NULL, NULL, seq, NULL::bigint, NULL::bigint, NULL::bigint, NULL, NULL, NULL"
+    "SELECT 0, tenant_id, NULL, NULL, seq, NULL::bigint, NULL::bigint, NULL::bigint, NULL, NULL, NULL, NULL"
     " FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[])"
 )
 #: LATERAL with LIMIT fixes the plan: one index probe a row, however the tables are analysed.
@@ -66,7 +67,7 @@ _COUNTERS: Final = (
 #: whose clock is ahead of this one's: hence the day.
 _KEYS: Final = (
     "SELECT 1, w.t, w.k::text, encode(f.request_sha256, 'hex'),"
-    " NULL, NULL, NULL, NULL, f.results::text, NULL, NULL"
+    " NULL, NULL, NULL, NULL, f.results::text, NULL, NULL, NULL"
     " FROM unnest(%(key_tenants)s::int[], %(key_hashes)s::uuid[]) AS w(t, k)"
     " CROSS JOIN LATERAL (SELECT request_sha256, results FROM sync_idempotency_record"
     " WHERE tenant_id = w.t AND key_hash = w.k AND created_at > now() - %(lifetime)s::interval"
@@ -74,7 +75,7 @@ _KEYS: Final = (
 )
 _RECORDS: Final = (
     "SELECT 2, w.t, w.d, w.i, f.version, f.seq, f.at_us, f.chain_from,"
-    " f.data::text, f.fields::text, f.device_id"
+    " f.data::text, f.fields::text, f.device_id, f.attachments::text"
     " FROM unnest(%(record_tenants)s::int[], "
     f"{split('record_domains', 'text')}, {split('record_ids', 'text')})"
     " AS w(t, d, i) CROSS JOIN LATERAL (SELECT * FROM records"
@@ -83,24 +84,31 @@ _RECORDS: Final = (
 #: The bounds leave out the days that no event of the batch is of before any of them is opened: with 400
 #: of them 2 ms a batch.
 _EVENTS: Final = (
-    "SELECT 3, w.t, w.d, w.i, w.s, f.at_us, NULL, NULL, f.data::text, NULL, f.device_id"
+    "SELECT 3, w.t, w.d, w.i, w.s, f.at_us, NULL, NULL, f.data::text, NULL, f.device_id, NULL"
     " FROM unnest(%(event_tenants)s::int[], %(event_domains)s::text[], %(event_ids)s::text[],"
     " %(event_times)s::bigint[]) AS w(t, d, i, s) CROSS JOIN LATERAL (SELECT * FROM events"
     " WHERE tenant_id = w.t AND domain = w.d AND id = w.i AND sent_at_us = w.s"
     " AND sent_at_us >= %(events_from)s::bigint AND sent_at_us <= %(events_to)s::bigint LIMIT 1) AS f"
 )
 _HELD: Final = (
-    "SELECT 4, w.t, NULL, NULL, NULL, NULL, NULL, NULL, row_to_json(f)::text, NULL, NULL"
+    "SELECT 4, w.t, NULL, NULL, NULL, NULL, NULL, NULL, row_to_json(f)::text, NULL, NULL, NULL"
     " FROM unnest(%(held_tenants)s::int[], %(held_devices)s::text[], %(held_domains)s::text[],"
     " %(held_ids)s::text[]) AS w(t, v, d, i) CROSS JOIN LATERAL (SELECT * FROM conflict_resolution_log"
     " WHERE tenant_id = w.t AND device_id = w.v AND domain = w.d AND record_id = w.i"
     " AND outcome = 'open' LIMIT 1) AS f"
 )
 _CONFLICTS: Final = (
-    "SELECT 5, w.t, NULL, NULL, NULL, NULL, NULL, NULL, row_to_json(f)::text, NULL, NULL"
+    "SELECT 5, w.t, NULL, NULL, NULL, NULL, NULL, NULL, row_to_json(f)::text, NULL, NULL, NULL"
     " FROM unnest(%(conflict_tenants)s::int[], %(conflict_ids)s::text[]) AS w(t, c)"
     " CROSS JOIN LATERAL (SELECT * FROM conflict_resolution_log"
     " WHERE tenant_id = w.t AND conflict_id = w.c LIMIT 1) AS f"
+)
+#: Locked as well: that a file is cancelled meanwhile needs no tenant's lock.
+_UPLOADS: Final = (
+    "SELECT 6, w.t, replace(w.u::text, '-', ''), f.state, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL"
+    " FROM unnest(%(upload_tenants)s::int[], %(upload_ids)s::uuid[]) AS w(t, u)"
+    " CROSS JOIN LATERAL (SELECT state FROM upload_session"
+    " WHERE tenant_id = w.t AND upload_id = w.u LIMIT 1 FOR NO KEY UPDATE) AS f"
 )
 
 
@@ -176,6 +184,7 @@ class PostgresStore:
             bool(lookups.events),
             bool(lookups.held),
             bool(lookups.conflicts),
+            bool(lookups.uploads),
         )
         values: dict[str, object] = {"tenants": numbers(lookups.tenants)}
         if lookups.keys:
@@ -205,6 +214,9 @@ class PostgresStore:
             tenants, ids = zip(*lookups.conflicts, strict=True)
             values["conflict_tenants"] = numbers(tenants)
             values["conflict_ids"] = texts(ids)
+        if lookups.uploads:
+            values["upload_tenants"] = numbers([ref.tenant_id for ref in lookups.uploads])
+            values["upload_ids"] = plain([ref.upload_id for ref in lookups.uploads])
         return _reading(asked), values
 
     async def _create_counters(self, session: Session, tenants: list[int]) -> None:
@@ -221,6 +233,7 @@ class _Asked(msgspec.Struct, frozen=True):
     events: bool
     held: bool
     conflicts: bool
+    uploads: bool
 
 
 @cache
@@ -231,6 +244,7 @@ def _reading(asked: _Asked) -> Statement:
     parts += [_EVENTS] if asked.events else []
     parts += [_HELD] if asked.held else []
     parts += [_CONFLICTS] if asked.conflicts else []
+    parts += [_UPLOADS] if asked.uploads else []
     return Statement(" UNION ALL ".join(parts))
 
 
@@ -264,7 +278,7 @@ class PostgresTransaction:
 
 
 def _state(rows: list[Row]) -> State:
-    state = State({}, {}, {}, {}, {}, {})
+    state = State({}, {}, {}, {}, {}, {}, {})
     for row in rows:
         _READ[row[0]](state, row)
     return state
@@ -280,7 +294,7 @@ def _key(state: State, row: Row) -> None:
 
 
 def _record(state: State, row: Row) -> None:
-    _, tenant_id, domain, record_id, version, seq, at_us, chain_from, data, fields, device_id = row
+    _, tenant_id, domain, record_id, version, seq, at_us, chain_from, data, fields, device_id, files = row
     state.records[RecordKey(tenant_id, domain, record_id)] = Record(
         tenant_id,
         domain,
@@ -292,11 +306,12 @@ def _record(state: State, row: Row) -> None:
         chain_from,
         None if data is None else data.encode(),
         None if fields is None else fields.encode(),
+        None if files is None else files.encode(),
     )
 
 
 def _event(state: State, row: Row) -> None:
-    _, tenant_id, domain, event_id, sent_at_us, at_us, _, _, data, _, device_id = row
+    _, tenant_id, domain, event_id, sent_at_us, at_us, _, _, data, _, device_id, _ = row
     event = Event(tenant_id, domain, event_id, sent_at_us, at_us, device_id, data.encode())
     state.events[EventKey(tenant_id, domain, event_id, sent_at_us)] = event
 
@@ -311,6 +326,10 @@ def _conflict(state: State, row: Row) -> None:
     state.conflicts[ConflictRef(conflict.tenant_id, conflict.conflict_id)] = conflict
 
 
+def _upload(state: State, row: Row) -> None:
+    state.uploads[UploadRef(row[1], row[2])] = row[3]
+
+
 _READ: Final[dict[int, Any]] = {
     0: _counter,
     1: _key,
@@ -318,4 +337,5 @@ _READ: Final[dict[int, Any]] = {
     3: _event,
     4: _held,
     5: _conflict,
+    6: _upload,
 }

@@ -12,29 +12,33 @@ from engine.rows import Record
 from storage.arrays import numbers, texts
 from storage.pool import Database, Row, Statement
 
+_BYTES: Final = "data_bytes + coalesce(octet_length(attachments::text), 0)"
 #: The inner query reads one record more than asked, which tells whether there are more; the window adds
 #: sizes up without touching the data of what is left out.
 _PAGE: Final = (
-    "WITH wanted AS (SELECT *, sum(data_bytes) OVER (ORDER BY seq) - data_bytes AS bytes_before,"
+    "WITH wanted AS (SELECT *, sum(size_bytes) OVER (ORDER BY seq) - size_bytes AS bytes_before,"
     " row_number() OVER (ORDER BY seq) AS place, count(*) OVER () AS found FROM ("
-    "SELECT domain, id, version, seq, at_us, device_id, chain_from, data_bytes, data FROM records"
+    "SELECT domain, id, version, seq, at_us, device_id, chain_from, data, attachments,"
+    f" {_BYTES} AS size_bytes FROM records"
     " WHERE tenant_id = %(tenant)s AND seq > %(after)s{domains} ORDER BY seq LIMIT %(limit)s + 1) AS r)"
     " SELECT c.seq, w.found, w.domain, w.id, w.version, w.seq, w.at_us, w.device_id, w.chain_from,"
-    " w.data::text FROM (SELECT coalesce((SELECT seq FROM tenant_counters WHERE tenant_id = %(tenant)s), 0)"
-    " AS seq) AS c LEFT JOIN wanted AS w"
-    " ON w.place <= %(limit)s AND (w.place = 1 OR w.bytes_before < %(bytes)s) ORDER BY w.seq"
+    " w.data::text, w.attachments::text"
+    " FROM (SELECT coalesce((SELECT seq FROM tenant_counters WHERE tenant_id = %(tenant)s), 0) AS seq) AS c"
+    " LEFT JOIN wanted AS w ON w.place <= %(limit)s AND (w.place = 1 OR w.bytes_before < %(bytes)s)"
+    " ORDER BY w.seq"
 )
 _ALL: Final = _PAGE.format(domains="")
 #: Several tenants at once. That seq is above 0 is said in so many words: a plan for any parameters could not
 #: take the index of those that are, else.
 _NEWS: Final = Statement(
     "SELECT t.tenant_id, c.seq, r.found, r.domain, r.id, r.version, r.seq, r.at_us, r.device_id,"
-    " r.chain_from, r.data::text"
+    " r.chain_from, r.data::text, r.attachments::text"
     " FROM unnest(%(tenants)s::int[], %(afters)s::bigint[]) AS t (tenant_id, after_seq)"
     " JOIN tenant_counters AS c ON c.tenant_id = t.tenant_id"
-    " LEFT JOIN LATERAL (SELECT *, sum(data_bytes) OVER (ORDER BY seq) - data_bytes AS bytes_before,"
+    " LEFT JOIN LATERAL (SELECT *, sum(size_bytes) OVER (ORDER BY seq) - size_bytes AS bytes_before,"
     " row_number() OVER (ORDER BY seq) AS place, count(*) OVER () AS found FROM ("
-    "SELECT domain, id, version, seq, at_us, device_id, chain_from, data_bytes, data FROM records"
+    "SELECT domain, id, version, seq, at_us, device_id, chain_from, data, attachments,"
+    f" {_BYTES} AS size_bytes FROM records"
     " WHERE tenant_id = t.tenant_id AND seq > t.after_seq AND seq > 0"
     " ORDER BY seq LIMIT %(limit)s::int + 1) AS s) AS r"
     " ON r.place <= %(limit)s::int AND (r.place = 1 OR r.bytes_before < %(bytes)s::bigint)"
@@ -102,7 +106,7 @@ class PostgresFeed:
 
 
 def _record(tenant_id: int, row: Row) -> Record:
-    _, _, domain, record_id, version, seq, at_us, device_id, chain_from, data = row
+    _, _, domain, record_id, version, seq, at_us, device_id, chain_from, data, files = row
     return Record(
         tenant_id,
         domain,
@@ -113,4 +117,5 @@ def _record(tenant_id: int, row: Row) -> Record:
         device_id,
         chain_from,
         None if data is None else data.encode(),
+        attachments=None if files is None else files.encode(),
     )

@@ -24,20 +24,26 @@ _COUNTERS: Final = Statement(
 )
 _RECORDS: Final = (
     "INSERT INTO records"
-    " (tenant_id, domain, id, version, seq, at_us, device_id, chain_from, data, fields)"
+    " (tenant_id, domain, id, version, seq, at_us, device_id, chain_from, data, fields{1})"
     f" SELECT * FROM unnest(%({{0}}tenants)s::int[],"
     f" {split('{0}domains', 'text')}, {split('{0}ids', 'text')},"
     " %({0}versions)s::bigint[], %({0}seqs)s::bigint[], %({0}ats)s::bigint[], %({0}devices)s::text[],"
-    f" %({{0}}chains)s::bigint[], {split('{0}data', 'json')}, {split('{0}fields', 'json')})"
+    f" %({{0}}chains)s::bigint[], {split('{0}data', 'json')}, {split('{0}fields', 'json')}{{2}})"
 )
 #: Speculative insertion costs a third more, so new records are written apart from new versions; the
 #: batch read under its locks which are which.
-_NEW_RECORDS: Final = Statement(_RECORDS.format("n_"))
-_NEW_VERSIONS: Final = Statement(
-    _RECORDS.format("v_")
-    + " ON CONFLICT (tenant_id, domain, id) DO UPDATE SET version = excluded.version,"
+_NEW_RECORDS: Final = Statement(_RECORDS.format("n_", "", ""))
+_UPSERT: Final = (
+    " ON CONFLICT (tenant_id, domain, id) DO UPDATE SET version = excluded.version,"
     " seq = excluded.seq, at_us = excluded.at_us, device_id = excluded.device_id,"
     " chain_from = excluded.chain_from, data = excluded.data, fields = excluded.fields"
+)
+_NEW_VERSIONS: Final = Statement(_RECORDS.format("v_", "", "") + _UPSERT)
+#: Records that have files are few, and all others are not to pay for them.
+_WITH_FILES: Final = Statement(
+    _RECORDS.format("f_", ", attachments", f", {split('f_attachments', 'json')}")
+    + _UPSERT
+    + ", attachments = excluded.attachments"
 )
 _EVENTS: Final = Statement(
     "INSERT INTO events (tenant_id, domain, id, sent_at_us, at_us, device_id, data)"
@@ -83,6 +89,11 @@ _QUARANTINE: Final = Statement(
     " %(q_domains)s::text[], %(q_records)s::text[], %(q_items)s::text[], %(q_codes)s::text[],"
     " %(q_messages)s::text[], %(q_ats)s::bigint[])"
 )
+_UPLOADS: Final = Statement(
+    "UPDATE upload_session AS u SET state = w.s, updated_at = now()"
+    " FROM unnest(%(u_tenants)s::int[], %(u_ids)s::uuid[], %(u_states)s::text[]) AS w(t, i, s)"
+    " WHERE u.tenant_id = w.t AND u.upload_id = w.i"
+)
 _RECOVERED: Final = Statement(
     "DELETE FROM quarantine AS q USING unnest(%(x_tenants)s::int[], %(x_ids)s::text[]) AS w(t, i)"
     " WHERE q.tenant_id = w.t AND q.quarantine_id = w.i"
@@ -100,17 +111,7 @@ def finish(writes: Writes, existing: Collection[RecordKey]) -> tuple[list[Statem
         values["tenants"] = numbers(writes.seqs)
         values["seqs"] = numbers(writes.seqs.values())
     if writes.records:
-        new: list[Record] = []
-        changed: list[Record] = []
-        for record in writes.records:
-            is_new = (record.tenant_id, record.domain, record.id) not in existing
-            (new if is_new else changed).append(record)
-        if new:
-            statements.append(_NEW_RECORDS)
-            _records(new, "n_", values)
-        if changed:
-            statements.append(_NEW_VERSIONS)
-            _records(changed, "v_", values)
+        _sorted_records(writes.records, existing, statements, values)
     if writes.events:
         statements.append(_EVENTS)
         events = writes.events
@@ -135,7 +136,36 @@ def finish(writes: Writes, existing: Collection[RecordKey]) -> tuple[list[Statem
         tenants, ids = zip(*writes.recovered, strict=True)
         values["x_tenants"] = numbers(tenants)
         values["x_ids"] = texts(ids)
+    if writes.uploads:
+        statements.append(_UPLOADS)
+        values["u_tenants"] = numbers([ref.tenant_id for ref, _ in writes.uploads])
+        values["u_ids"] = plain([ref.upload_id for ref, _ in writes.uploads])
+        values["u_states"] = plain([state for _, state in writes.uploads])
     return statements, values
+
+
+def _sorted_records(
+    records: list[Record], existing: Collection[RecordKey], statements: list[Statement], values: Values
+) -> None:
+    new: list[Record] = []
+    changed: list[Record] = []
+    with_files: list[Record] = []
+    for record in records:
+        if record.attachments is not None:
+            with_files.append(record)
+            continue
+        is_new = (record.tenant_id, record.domain, record.id) not in existing
+        (new if is_new else changed).append(record)
+    if new:
+        statements.append(_NEW_RECORDS)
+        _records(new, "n_", values)
+    if changed:
+        statements.append(_NEW_VERSIONS)
+        _records(changed, "v_", values)
+    if with_files:
+        statements.append(_WITH_FILES)
+        _records(with_files, "f_", values)
+        values["f_attachments"] = joined_or_null([record.attachments for record in with_files])
 
 
 def _records(records: list[Record], prefix: str, values: Values) -> None:

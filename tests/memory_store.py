@@ -22,6 +22,8 @@ from engine.rows import (
     State,
     Writes,
 )
+from engine.uploads import State as UploadState
+from engine.uploads import UploadRef
 
 
 class Memory:
@@ -34,6 +36,7 @@ class Memory:
         self.events: dict[EventKey, Event] = {}
         self.conflicts: dict[ConflictRef, Conflict] = {}
         self.quarantine: list[Quarantined] = []
+        self.uploads: dict[UploadRef, UploadState] = {}
 
     def state(self, wanted: Lookups) -> State:
         """Answer what is asked, and nothing else."""
@@ -46,6 +49,7 @@ class Memory:
             {key: self.events[key] for key in wanted.events if key in self.events},
             {ref: held[ref] for ref in wanted.held if ref in held},
             {ref: self.conflicts[ref] for ref in wanted.conflicts if ref in self.conflicts},
+            {ref: self.uploads[ref] for ref in wanted.uploads if ref in self.uploads},
         )
 
     def apply(self, writes: Writes, locked: set[int]) -> None:
@@ -53,6 +57,8 @@ class Memory:
         for rows in (writes.records, writes.events, writes.keys, writes.conflicts, writes.quarantine):
             assert {row.tenant_id for row in rows} <= locked
         assert set(writes.seqs) <= locked
+        assert {ref.tenant_id for ref, _ in writes.uploads} <= locked
+        assert {ref for ref, _ in writes.uploads} <= set(self.uploads)
         records = {RecordKey(row.tenant_id, row.domain, row.id): row for row in writes.records}
         events = {EventKey(row.tenant_id, row.domain, row.id, row.sent_at_us): row for row in writes.events}
         keys = {KeyRef(row.tenant_id, row.key_hash): row for row in writes.keys}
@@ -76,6 +82,7 @@ class Memory:
         self.keys.update(keys)
         self.conflicts.update(conflicts)
         self.quarantine.extend(writes.quarantine)
+        self.uploads.update(writes.uploads)
 
 
 def held_ref(row: Conflict) -> HeldRef:
@@ -161,7 +168,7 @@ class MemoryStore:
             if taken and size_bytes >= max_bytes:
                 break
             taken.append(row)
-            size_bytes += len(row.data or b"")
+            size_bytes += row.size_bytes
         return Page(taken, self.rows.seqs.get(tenant_id, 0), more=len(taken) < len(behind))
 
     async def behind(self, afters: Mapping[int, int], limit: int, max_bytes: int) -> dict[int, Page]:

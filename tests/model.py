@@ -85,6 +85,15 @@ class EventRow:
 
 
 @dataclass(frozen=True)
+class File:
+    """A file as its record's entry shows it."""
+
+    upload: str
+    name: str
+    content: str
+
+
+@dataclass(frozen=True)
 class Kept:
     """The kept answer of one ``sync``."""
 
@@ -105,7 +114,10 @@ class Rejected:
 
 @dataclass
 class Tenant:
-    """All that the server holds for one tenant. ``conflicts`` are by serial number."""
+    """All that the server holds for one tenant. ``conflicts`` are by serial number.
+
+    ``files`` are those of records, which a tombstone keeps; ``uploads`` are the states of finished uploads.
+    """
 
     seq: int = 0
     records: dict[RecordId, tuple[Version, ...]] = field(default_factory=dict)
@@ -113,6 +125,8 @@ class Tenant:
     keys: dict[tuple[str, str], Kept] = field(default_factory=dict)
     conflicts: dict[int, Logged] = field(default_factory=dict)
     quarantine: list[Rejected] = field(default_factory=list)
+    files: dict[RecordId, tuple[File, ...]] = field(default_factory=dict)
+    uploads: dict[str, str] = field(default_factory=dict)
 
     def copy(self) -> Tenant:
         """Copy deeply enough: the values of every collection are immutable."""
@@ -123,6 +137,8 @@ class Tenant:
             dict(self.keys),
             dict(self.conflicts),
             list(self.quarantine),
+            dict(self.files),
+            dict(self.uploads),
         )
 
 
@@ -454,6 +470,49 @@ class World:
         settled = Settled(decision, len(history) + 1, tenant.seq, device)
         tenant.conflicts[serial] = replace(conflict, outcome=choice, settled=settled)
         return {"version": settled.version, "seq": settled.seq}
+
+
+    # -- files --------------------------------------------------------------------------------
+
+    def attach(self, tenant_id: int, record: RecordId, file: File) -> str:
+        """Have a stored file become part of its record, and say what became of it."""
+        tenant = self.tenant(tenant_id)
+        state = tenant.uploads.get(file.upload)
+        if state is None or state == "freed":
+            return "freed"
+        if state == "duplicate":
+            return state
+        files = tenant.files.get(record, ())
+        if any(one.upload == file.upload for one in files):
+            return "attached"
+        history = tenant.records.get(record, ())
+        if not history or history[-1].data is None:
+            return "waiting"
+        if any((one.name, one.content) == (file.name, file.content) for one in files):
+            tenant.uploads[file.upload] = "duplicate"
+            return "duplicate"
+        self._show_files(tenant, record, (*files, file))
+        tenant.uploads[file.upload] = "attached"
+        return "attached"
+
+    def free(self, tenant_id: int, record: RecordId, upload: str) -> str:
+        """Take a file out of its record; of a deleted one nobody is told."""
+        tenant = self.tenant(tenant_id)
+        if upload in tenant.uploads:
+            tenant.uploads[upload] = "freed"
+        files = tenant.files.get(record, ())
+        left = tuple(one for one in files if one.upload != upload)
+        if left != files:
+            self._show_files(tenant, record, left)
+        return "freed"
+
+    def _show_files(self, tenant: Tenant, record: RecordId, files: tuple[File, ...]) -> None:
+        """Give the version that stands a new place in the feed, unless it is a tombstone."""
+        tenant.files[record] = files
+        *older, standing = tenant.records[record]
+        if standing.data is not None:
+            tenant.seq += 1
+            tenant.records[record] = (*older, replace(standing, seq=tenant.seq))
 
 
 # -- conflicts ----------------------------------------------------------------------------------

@@ -101,7 +101,18 @@ class RepeatResolve:
     device: str | None
 
 
-Command = SyncSketch | Repeat | ResolveSketch | RepeatResolve
+@dataclass(frozen=True)
+class AttachSketch:
+    """One file of few is attached to its record, or taken ``out`` of it; number 6 was never stored."""
+
+    tenant: int
+    number: int
+    domain: str
+    id: str
+    out: bool
+
+
+Command = SyncSketch | Repeat | ResolveSketch | RepeatResolve | AttachSketch
 
 
 @dataclass(frozen=True)
@@ -235,8 +246,17 @@ def _commands(domains: st.SearchStrategy[str]) -> st.SearchStrategy[Command]:
         clock_offset_s=st.sampled_from([0, 0, 0, 2, -2, 3600]),
         items=st.lists(_items(domains), min_size=1, max_size=3),
     )
+    files = st.builds(
+        AttachSketch,
+        tenant=_tenants,
+        number=st.integers(0, 6),
+        domain=domains,
+        id=st.sampled_from(["r1", "r1", "r1", "r2"]),
+        out=st.sampled_from([False, False, False, True]),
+    )
     turns: list[st.SearchStrategy[Command]] = [
         *[syncs] * 12,
+        *[files] * 5,
         _repeats,
         *[_resolves] * 4,
         _repeated_resolves,

@@ -17,17 +17,19 @@ from engine.domains import DomainPolicy
 from engine.errors import SyncError
 from engine.instants import to_text
 from engine.intake import Intake, Session
-from engine.jobs import Answer, Job, Push, Resolution, Settlement
-from engine.messages import Resolve, Sync
+from engine.jobs import Attach, Attached, Job, Outcome, Push, Resolution, Settlement
+from engine.messages import Attachment, Resolve, Sync
 from engine.ports import Tenant
 from engine.rows import Conflict, ConflictRef, EventKey, Record, RecordKey
 from engine.rules import Rules
+from engine.uploads import UploadRef
 from tests.memory_store import Memory
-from tests.model import Logged, Policy, World, canonical
+from tests.model import File, Logged, Policy, World, canonical
 from tests.strategies import (
     ENGINE_DOMAINS,
     MODEL_DOMAINS,
     RECORD_BYTES,
+    AttachSketch,
     Batch,
     Command,
     ItemSketch,
@@ -95,6 +97,7 @@ class Duel:
         self.syncs: list[SentSync] = []
         self.resolves: list[SentResolve] = []
         self.conflict_ids: dict[int, str] = {}
+        self.uploads: dict[tuple[int, int], tuple[str, str]] = {}
 
     def _policies(self, tenant: int) -> dict[str, DomainPolicy]:
         return {
@@ -149,6 +152,8 @@ class Duel:
                         again_resolve.data,
                     )
                 return self._resolve(again_resolve)
+            case AttachSketch():
+                return self._attach(command)
         return None
 
     def _sketched(self, sketch: SyncSketch) -> SentSync:
@@ -256,6 +261,28 @@ class Duel:
         assert isinstance(job, Resolution)
         return Sent(job, expected)
 
+    def _attach(self, sketch: AttachSketch) -> Sent:
+        """A file is of one record for ever; of six files some share their name, some their content."""
+        number = sketch.number
+        record = self.uploads.setdefault((sketch.tenant, number), (sketch.domain, sketch.id))
+        file = File(f"{number:032x}", f"name-{number % 2}", f"{number % 4 // 2:064x}")
+        tenant = self.world.tenant(sketch.tenant)
+        if number < 6 and file.upload not in tenant.uploads:
+            tenant.uploads[file.upload] = "stored"
+            self.memory.uploads[UploadRef(sketch.tenant, file.upload)] = "stored"
+        shown = Attachment(file.upload, file.name, "image/png", number, file.content, "phone", "")
+        job = Attach(
+            sketch.tenant,
+            "phone",
+            *record,
+            file.upload,
+            None if sketch.out else msgspec.json.encode(shown),
+            self.now_us,
+        )
+        if sketch.out:
+            return Sent(job, self.world.free(sketch.tenant, record, file.upload))
+        return Sent(job, self.world.attach(sketch.tenant, record, file))
+
     def _session(
         self, tenant: int, device: str, *, supervisor: bool = False, clock_offset_us: int = 0
     ) -> Session:
@@ -269,8 +296,10 @@ class Duel:
 
     # -- comparing ----------------------------------------------------------------------------
 
-    def _compare_answer(self, expected: Any, outcome: Answer | Settlement | SyncError) -> None:
-        if isinstance(expected, str):
+    def _compare_answer(self, expected: Any, outcome: Outcome) -> None:
+        if isinstance(outcome, Attached):
+            assert outcome.state == expected
+        elif isinstance(expected, str):
             assert isinstance(outcome, SyncError), (expected, outcome)
             assert outcome.code == expected, outcome.message
         elif isinstance(outcome, SyncError):
@@ -309,10 +338,14 @@ class Duel:
     def _feed(self, planned: Plan) -> None:
         """Every new version is announced once, in the order of its tenant's seqs, without gaps."""
         announced: dict[int, list[int]] = {}
+        versions = {key: record.version for key, record in self.memory.records.items()}
         for record, session_id in planned.changes:
+            key = RecordKey(record.tenant_id, record.domain, record.id)
             writer = _writer(record)
-            assert session_id == ("" if writer is None else _session_of(writer))
+            of_files = versions.get(key) == record.version
+            assert session_id == ("" if writer is None or of_files else _session_of(writer))
             announced.setdefault(record.tenant_id, []).append(record.seq)
+            versions[key] = record.version
         for tenant, seq in planned.writes.seqs.items():
             before = self.memory.seqs.get(tenant, 0)
             assert announced.pop(tenant, []) == list(range(before + 1, seq + 1))
@@ -321,18 +354,24 @@ class Duel:
             RecordKey(record.tenant_id, record.domain, record.id): record
             for record, _session_id in planned.changes
         }
-        assert list(latest.values()) == sorted(
-            planned.writes.records, key=lambda record: list(latest.values()).index(record)
-        )
+        written = {RecordKey(row.tenant_id, row.domain, row.id): row for row in planned.writes.records}
+        assert latest.keys() <= written.keys()
+        for key, row in written.items():
+            told = latest[key] if key in latest else self.memory.records[key]
+            if row.data is None:  # of its files nobody need have been told
+                told = msgspec.structs.replace(told, attachments=row.attachments)
+            assert row == told
 
     def _compare_state(self) -> None:
         expected_records: dict[RecordKey, Any] = {}
         expected_events: dict[EventKey, Any] = {}
+        uploads: dict[UploadRef, str] = {}
         keys = 0
         conflicts: list[Any] = []
         quarantine: list[Any] = []
         for tenant_id, tenant in self.world.tenants.items():
             assert self.memory.seqs.get(tenant_id, 0) == tenant.seq
+            uploads |= {UploadRef(tenant_id, name): state for name, state in tenant.uploads.items()}
             keys += len(tenant.keys)
             for (domain, record_id), history in tenant.records.items():
                 top = history[-1]
@@ -342,6 +381,7 @@ class Duel:
                     top.at_us,
                     top.device,
                     canonical(top.data),
+                    [file.upload for file in tenant.files.get((domain, record_id), ())],
                 )
             for (domain, event_id, sent_us), event in tenant.events.items():
                 expected_events[EventKey(tenant_id, domain, event_id, sent_us)] = (
@@ -355,9 +395,10 @@ class Duel:
             ]
         memory = self.memory
         assert {
-            key: (row.version, row.seq, row.at_us, _writer(row), _canonical_bytes(row.data))
+            key: (row.version, row.seq, row.at_us, _writer(row), _canonical_bytes(row.data), _files(row))
             for key, row in memory.records.items()
         } == expected_records
+        assert memory.uploads == uploads
         assert {
             key: (row.at_us, row.device_id, _canonical_bytes(row.data)) for key, row in memory.events.items()
         } == expected_events
@@ -372,6 +413,10 @@ class Duel:
 
 def _session_of(device: str) -> str:
     return f"session-of-{device}"
+
+
+def _files(row: Record) -> list[str]:
+    return [one["file_id"] for one in json.loads(row.attachments or b"[]")]
 
 
 def _writer(row: Record) -> str | None:

@@ -1,0 +1,93 @@
+"""The files of a record: one that is stored becomes part of the record's entry in the feed, or leaves it.
+
+A file takes a new ``seq`` and no new version: nobody's edit conflicts with a photo.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from engine.instants import to_text
+from engine.jobs import Attach, Attached
+from engine.messages import Attachment
+from engine.rows import Record, RecordKey
+from engine.uploads import FINISHED, Upload, UploadRef
+from engine.working import Working
+
+_encode = msgspec.json.encode
+#: What stands where there were files once. None would say that there never were any.
+NO_FILES: Final = b"[]"
+
+
+_decode = msgspec.json.Decoder(list[Attachment]).decode
+
+
+def entry(upload: Upload, at_us: int) -> bytes:
+    """Write a stored upload as its record's entry will show it."""
+    assert upload.file_name is not None
+    assert upload.content_type is not None
+    assert upload.sha256 is not None
+    return _encode(
+        Attachment(
+            upload.ref.upload_id,
+            upload.file_name,
+            upload.content_type,
+            upload.offset_bytes,
+            upload.sha256,
+            upload.device_id,
+            to_text(at_us),
+        )
+    )
+
+
+def attach(job: Attach, working: Working) -> Attached:
+    """Put a file into its record's entry, or take it out; what was done before is not done again."""
+    ref = UploadRef(job.tenant_id, job.upload_id)
+    key = RecordKey(job.tenant_id, job.domain, job.record_id)
+    row = working.records.get(key)
+    state = working.uploads.get(ref)
+    if state not in FINISHED:
+        return Attached("freed", None)
+    if job.entry is None:
+        working.move(ref, "freed")
+        return Attached("freed", None if row is None else _taken_out(job.upload_id, key, row, working))
+    if state == "duplicate":  # of its own bytes nothing may be left
+        return Attached("duplicate", None)
+    files = [] if row is None else _files(row)
+    if row is not None and any(file.file_id == job.upload_id for file in files):
+        return Attached("attached", row.seq)
+    if row is None or row.data is None:
+        return Attached("waiting", None)
+    own = msgspec.json.decode(job.entry, type=Attachment)
+    if any(file.filename == own.filename and file.sha256 == own.sha256 for file in files):
+        working.move(ref, "duplicate")
+        return Attached("duplicate", None)
+    standing = row.attachments[:-1] + b"," if row.attachments and files else b"["
+    seq = _put(key, row, standing + job.entry + b"]", working)
+    working.move(ref, "attached")
+    return Attached("attached", seq)
+
+
+def _taken_out(upload_id: str, key: RecordKey, row: Record, working: Working) -> int | None:
+    """Take a file out; the feed shows none of a tombstone's, so that it need not tell of it."""
+    files = _files(row)
+    left = [file for file in files if file.file_id != upload_id]
+    if len(left) == len(files):
+        return None
+    if row.data is not None:
+        return _put(key, row, _encode(left), working)
+    working.amend(key, msgspec.structs.replace(row, attachments=_encode(left)))
+    return None
+
+
+def _put(key: RecordKey, row: Record, attachments: bytes, working: Working) -> int:
+    seq = working.next_seq(key.tenant_id)
+    # For everybody: the device that sent the file learns the rest of the entry by it, too.
+    working.put(key, msgspec.structs.replace(row, seq=seq, attachments=attachments), "")
+    return seq
+
+
+def _files(row: Record) -> list[Attachment]:
+    return [] if row.attachments is None else _decode(row.attachments)

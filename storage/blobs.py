@@ -48,10 +48,7 @@ class DirectoryBlobs:
         return FileAppending(self._places, self._threads, draft, algorithm)
 
     async def renew(self, draft: Draft, generation: int) -> None:
-        """Copy what is acknowledged of a draft to a later generation.
-
-        The copied one stays until the upload ends: whoever asked may die before it has said so in the row.
-        """
+        """Copy what is acknowledged of a draft to a later generation."""
         await self._threads.run(_renew, self._places, draft, generation)
 
     async def inspect(self, drafts: Sequence[Draft], file: UploadRef) -> Content:
@@ -131,7 +128,7 @@ class FileAppending:
         path = self._places.draft(self._draft)
         if self._draft.size_bytes:
             # An earlier request made its name durable. If it is gone, so is the right to write.
-            return os.open(path, _WRITING)
+            return os.open(_standing(self._places, self._draft), _WRITING)
         self._places.make(path.parent)
         descriptor = os.open(path, _WRITING | os.O_CREAT, 0o600)
         try:
@@ -215,14 +212,32 @@ def _written(descriptor: int, blocks: Sequence[bytes], at_bytes: int) -> int:
     return count_bytes
 
 
+def _standing(places: _Places, draft: Draft) -> Path:
+    """Give a draft's file, also of a generation that was claimed but not made, since its claimant died."""
+    path = places.draft(draft)
+    if draft.size_bytes and not path.exists():
+        _renew(places, draft, draft.generation)
+    return path
+
+
 def _renew(places: _Places, draft: Draft, generation: int) -> None:
-    if draft.size_bytes:
-        target = places.generation(draft.ref, generation)
-        # Two may have been after the same generation: the bytes that one of them has added by now stay.
-        if not _holds(target, draft.size_bytes):
-            _copy(places, [draft], draft.ref, target)
-    for earlier in range(draft.generation):
-        places.generation(draft.ref, earlier).unlink(missing_ok=True)
+    """Copy the newest generation that holds what is acknowledged. It stays; those before it are removed."""
+    target = places.generation(draft.ref, generation)
+    if not draft.size_bytes or _holds(target, draft.size_bytes):
+        return
+    for source in range(draft.generation, -1, -1):
+        path = places.generation(draft.ref, source)
+        if _holds(path, draft.size_bytes):
+            break
+    else:
+        raise FileNotFoundError(target)
+    _copy(places, [(path, draft.size_bytes)], draft.ref, target)
+    _remove(places, draft.ref, source)
+
+
+def _remove(places: _Places, ref: UploadRef, before_generation: int) -> None:
+    for generation in range(before_generation):
+        places.generation(ref, generation).unlink(missing_ok=True)
 
 
 def _holds(path: Path, size_bytes: int) -> bool:
@@ -234,7 +249,7 @@ def _holds(path: Path, size_bytes: int) -> bool:
 
 def _inspect(places: _Places, drafts: Sequence[Draft], file: UploadRef) -> Content:
     try:
-        return _content(_contents(places, drafts))
+        return _content(_contents([(_standing(places, one), one.size_bytes) for one in drafts]))
     except FileNotFoundError:
         path = places.file(file)
         return _content(_read(path, 0, path.stat().st_size, _BLOCK_BYTES))
@@ -254,20 +269,20 @@ def _publish(places: _Places, drafts: Sequence[Draft], file: UploadRef) -> None:
     places.make(target.parent)
     if len(drafts) != 1:
         if not target.exists():
-            _copy(places, drafts, file, target)
+            _copy(places, [(_standing(places, one), one.size_bytes) for one in drafts], file, target)
         _settle(target.parent)
         return
     (draft,) = drafts
-    source = places.draft(draft)
-    places.make(source.parent)
+    directory = places.draft(draft).parent
+    places.make(directory)
     # What is a file by now is whole: only here is one made.
     if not target.exists():
+        source = _standing(places, draft)
         _cut(source, draft.size_bytes)
         source.rename(target)
     _settle(target.parent)
-    for generation in range(draft.generation + 1):
-        places.generation(draft.ref, generation).unlink(missing_ok=True)
-    _settle(source.parent)
+    _remove(places, draft.ref, draft.generation + 1)
+    _settle(directory)
 
 
 def _cut(path: Path, size_bytes: int) -> None:
@@ -282,15 +297,15 @@ def _cut(path: Path, size_bytes: int) -> None:
         os.close(descriptor)
 
 
-def _copy(places: _Places, drafts: Sequence[Draft], ref: UploadRef, target: Path) -> None:
-    """Copy drafts one after another to a place, at once or not at all, and durably."""
+def _copy(places: _Places, beginnings: Iterable[tuple[Path, int]], ref: UploadRef, target: Path) -> None:
+    """Copy so many bytes of each, one after another, to a place: at once or not at all, and durably."""
     copy = places.unfinished(ref)
     places.make(copy.parent)
     descriptor = os.open(copy, _WRITING | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         try:
             end_bytes = 0
-            for block in _contents(places, drafts):
+            for block in _contents(beginnings):
                 end_bytes += _written(descriptor, [block], end_bytes)
             os.fsync(descriptor)
         finally:
@@ -302,10 +317,10 @@ def _copy(places: _Places, drafts: Sequence[Draft], ref: UploadRef, target: Path
     _settle(target.parent)
 
 
-def _contents(places: _Places, drafts: Sequence[Draft]) -> Iterator[bytes]:
-    for draft in drafts:
-        if draft.size_bytes:
-            yield from _read(places.draft(draft), 0, draft.size_bytes, _BLOCK_BYTES)
+def _contents(beginnings: Iterable[tuple[Path, int]]) -> Iterator[bytes]:
+    for path, size_bytes in beginnings:
+        if size_bytes:
+            yield from _read(path, 0, size_bytes, _BLOCK_BYTES)
 
 
 def _read(path: Path, first_byte: int, count_bytes: int, block_bytes: int) -> Generator[bytes, None, None]:

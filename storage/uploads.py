@@ -15,7 +15,8 @@ from engine.uploads import State, Upload, UploadRef
 from storage.arrays import numbers, numbers_or_null, plain, texts
 from storage.pool import SERVER_MS, Database, Row, Statement, Values
 
-_COLUMNS: Final = (
+#: Of ``upload_session`` under the name that is put in.
+COLUMNS: Final = (
     "{0}.tenant_id, {0}.upload_id::text, {0}.device_id, {0}.user_id, {0}.kind, {0}.file_name,"
     " {0}.content_type, {0}.domain, {0}.record_id, {0}.metadata, {0}.size_bytes, {0}.reserved_bytes,"
     " {0}.offset_bytes, {0}.parts, {0}.joined_into::text, {0}.pieces, {0}.generation,"
@@ -40,7 +41,7 @@ _SETTINGS: Final = Statement(
     )
 )
 _FIND: Final = Statement(
-    f"SELECT {_COLUMNS.format('u')} FROM upload_session AS u"
+    f"SELECT {COLUMNS.format('u')} FROM upload_session AS u"
     " WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid"
 )
 _VALUES: Final = (
@@ -78,8 +79,8 @@ _CLAIM: Final = Statement(
     " %(holders)s::text[]) AS w(t, i, d, h)), c AS (UPDATE upload_session AS u SET holder = w.h,"
     f" held_until = now() + interval '{LEASE_S} seconds' FROM w WHERE u.tenant_id = w.t AND u.upload_id = w.i"
     " AND u.device_id = w.d AND u.state = 'open' AND (u.held_until IS NULL OR u.holder = w.h)"
-    f" RETURNING {_COLUMNS.format('u')}, true, false)"
-    f" SELECT * FROM c UNION ALL SELECT {_COLUMNS.format('u')}, false, coalesce(u.held_until < now(), false)"
+    f" RETURNING {COLUMNS.format('u')}, true, false)"
+    f" SELECT * FROM c UNION ALL SELECT {COLUMNS.format('u')}, false, coalesce(u.held_until < now(), false)"
     " FROM w CROSS JOIN LATERAL (SELECT * FROM upload_session WHERE tenant_id = w.t AND upload_id = w.i"
     " LIMIT 1) AS u WHERE NOT EXISTS (SELECT FROM c WHERE c.tenant_id = w.t AND c.upload_id = w.i::text)"
 )
@@ -87,7 +88,7 @@ _SEIZE: Final = Statement(
     "UPDATE upload_session AS u SET generation = u.generation + (u.holder IS DISTINCT FROM %(holder)s)::int,"
     f" holder = %(holder)s, held_until = now() + interval '{LEASE_S} seconds'"
     " WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid AND u.device_id = %(device)s::text"
-    f" AND u.state = 'open' RETURNING {_COLUMNS.format('u')}"
+    f" AND u.state = 'open' RETURNING {COLUMNS.format('u')}"
 )
 _ADVANCE: Final = Statement(
     "UPDATE upload_session AS u SET offset_bytes = w.o, size_bytes = coalesce(w.s, u.size_bytes),"
@@ -166,7 +167,7 @@ class PostgresUploads:
     async def find(self, ref: UploadRef) -> Upload | None:
         """Find an upload."""
         rows = await self._database.query(_FIND, {"tenant": str(ref.tenant_id), "id": ref.upload_id})
-        return _upload(rows[0]) if rows else None
+        return decode_upload(rows[0]) if rows else None
 
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed | None]:
         """Give uploads to those who want them, if nobody has them."""
@@ -178,7 +179,7 @@ class PostgresUploads:
         }
         found = {}
         for row in await self._run(_CLAIM, values):
-            upload = _upload(row)
+            upload = decode_upload(row)
             found[upload.ref] = Claimed(upload, row[-2], row[-1])
         return [found.get(one.ref) for one in claims]
 
@@ -186,7 +187,7 @@ class PostgresUploads:
         """Take an upload from whoever has it."""
         values = _named(claim.ref) | {"device": claim.device_id, "holder": claim.holder}
         rows = await self._run(_SEIZE, values)
-        return _upload(rows[0]) if rows else None
+        return decode_upload(rows[0]) if rows else None
 
     async def advance(self, advances: Sequence[Advance], expire_s: float) -> list[bool]:
         """Move offsets."""
@@ -244,7 +245,8 @@ def _inserted(upload: Upload, expire_s: float) -> dict[str, object]:
     }
 
 
-def _upload(row: Row) -> Upload:
+def decode_upload(row: Row) -> Upload:
+    """Read a row of ``COLUMNS``."""
     return Upload(
         ref=UploadRef(row[0], row[1].replace("-", "")),
         device_id=row[2],

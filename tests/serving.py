@@ -167,7 +167,7 @@ Serve = Callable[..., Awaitable[Running]]
 
 
 @pytest.fixture
-async def serve(services: Services, dsn: str) -> AsyncIterator[Serve]:
+async def serve(services: Services, dsn: str, tmp_path: Path) -> AsyncIterator[Serve]:
     """Start servers with some settings replaced; all on one database with the tenants acme and globex.
 
     They meet on the tests' Redis, or on that of ``redis_url``.
@@ -176,6 +176,7 @@ async def serve(services: Services, dsn: str) -> AsyncIterator[Serve]:
     async with AsyncExitStack() as stack:
 
         async def start(redis_url: str = services.redis_url, **sections: Mapping[str, Any]) -> Running:
+            sections = {"data": {"dir": str(tmp_path)}} | sections
             return await _start(Services(dsn, redis_url), stack, sections)
 
         yield start
@@ -188,10 +189,13 @@ async def server(serve: Serve) -> Running:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def _shared(services: Services, template: str) -> AsyncIterator[Running]:
+async def _shared(
+    services: Services, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Running]:
+    sections = SHARED | {"data": {"dir": str(tmp_path_factory.mktemp("data"))}}
     with database(services, template) as dsn:
         async with AsyncExitStack() as stack:
-            yield await _start(Services(dsn, services.redis_url), stack, SHARED)
+            yield await _start(Services(dsn, services.redis_url), stack, sections)
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -24,6 +24,7 @@ from bench.report import Report, as_json
 from bench.scaling import scaling
 from bench.stage import Options
 from bench.text import text_of
+from bench.uploads import uploads
 from engine.ports import StoreError
 from engine.settings import SettingsError
 from storage.embedded import EmbeddedError
@@ -38,9 +39,10 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "scaling": scaling,
     "live": live,
     "connections": connections,
+    "uploads": uploads,
 }
 #: What ``all`` stands for; the others take minutes, and tell of several workers only.
-ALL: Final = ("concurrent", "limits", "overload", "faults")
+ALL: Final = ("concurrent", "limits", "overload", "uploads", "faults")
 _CONNECTIONS: Final = 1000
 
 
@@ -78,12 +80,13 @@ def _worker_count(_: click.Context, __: click.Parameter, value: str | None) -> i
 )  # fmt: skip
 @click.option(
     "--duration", "duration_s", type=click.FloatRange(1), metavar="S",
-    help="Seconds that are measured of each run: 60 of concurrent, 10 of live and connections, else 5.",
+    help="Seconds that are measured of each run: 60 of concurrent, 10 of live, connections and of syncs"
+    " beside uploads, else 5.",
 )  # fmt: skip
 @click.option(
     "--rounds", type=click.IntRange(1), metavar="N",
     help="How often each run is repeated; medians count. 1 of concurrent, 3 with --fill, of limits,"
-    " scaling and overload's quiet tenant. 50 of faults, each with one fault.",
+    " scaling, uploads and overload's quiet tenant. 50 of faults, each with one fault.",
 )  # fmt: skip
 @click.option(
     "--seed", type=int, default=1, show_default=True, metavar="N",

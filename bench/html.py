@@ -9,7 +9,7 @@ from typing import Any
 
 import pygal
 
-from bench.report import Load, Report, Row, Window
+from bench.report import Load, Report, Row, Transfer, Window
 from bench.text import text_of
 
 _STYLE = "body{font:15px sans-serif;margin:2em;max-width:75em}pre{overflow-x:auto}svg{width:100%}"
@@ -44,6 +44,8 @@ def _charts(report: Report) -> Iterator[Any]:
         yield _memory(ladder)
     if report.windows:
         yield _windows(report.windows, report.over_s)
+    if report.transfers:
+        yield _transfers(report.transfers)
     others = [load for load in report.loads if load.times is None]
     if others:
         yield _latencies("Latency of the other runs", others)
@@ -116,6 +118,15 @@ def _windows(windows: list[Window], over_s: float) -> Any:
     chart.add("refused", [(window.at_s, window.refused) for window in windows])
     chart.add("unanswered", [(window.at_s, window.unanswered) for window in windows])
     chart.add("p95 of stored, ms", [(window.at_s, window.p95_ms) for window in windows], secondary=True)
+    return chart
+
+
+def _transfers(transfers: list[Transfer]) -> Any:
+    chart = _chart(pygal.Bar, "Uploads", y_title="MB/s", x_label_rotation=30)
+    chart.x_labels = [transfer.name for transfer in transfers]
+    chart.add("uploaded", [transfer.mb_per_s for transfer in transfers])
+    chart.add("downloaded and compared", [transfer.download_mb_per_s for transfer in transfers])
+    chart.add("server's RSS, MiB", [transfer.rss_peak_mib for transfer in transfers], secondary=True)
     return chart
 
 

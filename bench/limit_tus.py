@@ -37,14 +37,14 @@ async def install(place: Path) -> None:
             f"npm did not install @tus/server within {_PATIENCE_S:.0f} s: see that its registry is reachable"
         ) from None
     if process.returncode:
-        words = said.decode(errors="replace").strip().splitlines() or ["nothing"]
-        raise BenchError(f"npm could not install @tus/server, see that its registry is reachable: {words[-1]}")
+        words = said.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        raise BenchError(f"npm did not install @tus/server: {words[-1]}: see that its registry is reachable")
 
 
 @asynccontextmanager
-async def limit_tus(place: Path, files: Path) -> AsyncIterator[Server]:
+async def limit_tus(place: Path, files: str) -> AsyncIterator[Server]:
     """Run it where it is installed. Raises BenchError."""
-    command = [str(place / "server.mjs"), str(files)]
+    command = [str(place / "server.mjs"), files]
     async with started(command, {"NODE_ENV": "production"}, program=_program("node")) as server:
         yield server
 

@@ -114,6 +114,31 @@ class Window(msgspec.Struct, frozen=True):
     p95_ms: float | None
 
 
+class Transfer(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of uploads, many at once. A MB is 1,000,000 bytes.
+
+    ``whole`` of the ``begun`` uploads were acknowledged chunk by chunk, downloaded and found to be as they
+    were sent. ``chunk`` is how long a chunk took from the first byte to its acknowledgement, ``retries`` are
+    requests that were sent again, by reason. ``cpus`` is how many CPUs each process tree kept busy;
+    ``other_cpus`` is None beside syncs, whose rows have it.
+    """
+
+    name: str
+    begun: int
+    whole: int
+    chunks: int
+    elapsed_s: float
+    mb_per_s: float
+    download_mb_per_s: float
+    chunk: Latency
+    retries: dict[str, int]
+    cpus: dict[str, float]
+    other_cpus: float | None
+    rss_peak_mib: float
+    fault_count: int
+    faults: list[str]
+
+
 class Figure(msgspec.Struct, frozen=True):
     """One number with its unit, and what it is beside."""
 
@@ -160,6 +185,7 @@ class Report(msgspec.Struct, kw_only=True):
     rows: list[Row] = []
     loads: list[Load] = []
     windows: list[Window] = []
+    transfers: list[Transfer] = []
     began_s: float = 0.0
     over_s: float = 0.0
     audit: Audit | None = None
@@ -172,6 +198,7 @@ class Report(msgspec.Struct, kw_only=True):
     def notes(self) -> list[str]:
         """The remarks, and where the machine was not ours alone."""
         seen = [row.other_cpus for row in self.rows] + [load.other_cpus for load in self.loads]
+        seen += [transfer.other_cpus for transfer in self.transfers]
         others = [cpus for cpus in seen if cpus is not None]
         if not others or max(others) <= _BUSY_CPUS:
             return self.remarks
@@ -216,7 +243,7 @@ def row_of(run: Run, audit: Audit | None) -> Row:
         connect_s=outcome.connect_s,
         refusals=outcome.refusals,
         syncs_per_s=outcome.completed / outcome.duration_s if outcome.duration_s else 0.0,
-        latency=Latency(*(_ms(latencies, percentile) for percentile in (50, 95, 99, 100))),
+        latency=latency_of(outcome.histogram),
         late_p50_ms=_ms(lateness, 50),
         late_p99_ms=_ms(lateness, 99),
         sent=outcome.sent,
@@ -241,6 +268,12 @@ def row_of(run: Run, audit: Audit | None) -> Row:
 def _other_cpus(outcome: Outcome, usage: Usage) -> float:
     others_ms = usage.machine_cpu_ms - outcome.cpu_ms - sum(usage.cpu_ms.values())
     return max(0.0, others_ms) / 1000 / outcome.duration_s
+
+
+def latency_of(encoded: str) -> Latency:
+    """Read the percentiles of a histogram of microseconds; zeros where nothing was counted."""
+    counted = _histogram(encoded)
+    return Latency(*(_ms(counted, percentile) for percentile in (50, 95, 99, 100)))
 
 
 def _histogram(encoded: str) -> HdrHistogram | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bench.report import Load, Report, Row
+from bench.report import Load, Report, Row, Transfer
 
 _HEADING = (
     "run",
@@ -38,6 +38,19 @@ _LOAD_HEADING = (
     "RSS MiB",
 )
 
+_TRANSFER_HEADING = (
+    "uploads",
+    "whole",
+    "in s",
+    "MB/s",
+    "chunk p50/p95/p99 ms",
+    "retries",
+    "downloads MB/s",
+    "CPUs client+server+postgres",
+    "other CPUs",
+    "RSS MiB",
+)
+
 
 def text_of(report: Report) -> str:
     """Write the whole report."""
@@ -53,8 +66,14 @@ def _lines(report: Report) -> Iterator[str]:
         yield from table([_HEADING, *map(_cells, report.rows)])
     if report.loads:
         yield from table([_LOAD_HEADING, *map(_load_cells, report.loads)])
+    if report.transfers:
+        yield from table([_TRANSFER_HEADING, *map(_transfer_cells, report.transfers)])
     for row in report.rows:
         yield from _faults(row)
+    for transfer in report.transfers:
+        if transfer.retries:
+            yield f"{transfer.name}: sent again: {_counts(transfer.retries)}"
+        yield from (f"{transfer.name}: {fault}" for fault in transfer.faults)
     if report.audit is not None:
         yield f"audit: {report.audit.items:,} items acknowledged, {report.audit.fault_count} faults"
         yield from (f"audit: {fault}" for fault in report.audit.faults)
@@ -126,6 +145,22 @@ def _load_cells(load: Load) -> tuple[str, ...]:
         " + ".join(f"{busy:.2f}" for busy in load.cpus.values()) or "-",
         "-" if load.other_cpus is None else f"{load.other_cpus:.2f}",
         "-" if load.rss_peak_mib is None else f"{load.rss_peak_mib:.0f}",
+    )
+
+
+def _transfer_cells(transfer: Transfer) -> tuple[str, ...]:
+    chunk = transfer.chunk
+    return (
+        transfer.name,
+        f"{transfer.whole:,}/{transfer.begun:,}",
+        f"{transfer.elapsed_s:.1f}",
+        f"{transfer.mb_per_s:.1f}",
+        f"{chunk.p50_ms:.0f}/{chunk.p95_ms:.0f}/{chunk.p99_ms:.0f}",
+        str(sum(transfer.retries.values())),
+        f"{transfer.download_mb_per_s:.0f}",
+        " + ".join(f"{busy:.2f}" for busy in transfer.cpus.values()),
+        "-" if transfer.other_cpus is None else f"{transfer.other_cpus:.2f}",
+        f"{transfer.rss_peak_mib:.0f}",
     )
 
 

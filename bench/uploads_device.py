@@ -1,4 +1,4 @@
-"""A device that uploads: a tus client that sends chunks and, after a failure, goes on where the server says."""
+"""A device that uploads: a tus client that, after a failure, goes on where the server says."""
 
 from __future__ import annotations
 

@@ -74,8 +74,8 @@ class Run:
         if not self._plan.records:
             return
         name = record_id(self._plan.prefix, uploader.number)
-        item = {"domain": DOMAIN, "id": name, "op": "put", "base": None, "at": "2026-01-05T08:00:00Z"}
-        item["data"] = {"title": "Inspect pump 3", "status": "ASSIGNED"}
+        data = {"title": "Inspect pump 3", "status": "ASSIGNED"}
+        item = {"domain": DOMAIN, "id": name, "op": "put", "base": None, "data": data}
         sync = {"type": "sync", "key": f"task-{name}", "items": [item]}
         json = "Content-Type: application/json\r\n"
         answer = await uploader.ask("POST", "/v1/sync", json, msgspec.json.encode(sync))

@@ -1,0 +1,130 @@
+"""What a file is by its first bytes: signatures from a library, and a look inside where types share one."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+import puremagic
+
+from engine.file_audio import is_adts, is_mpeg_audio, without_id3
+from engine.file_containers import ebml, iso_media, ogg, ole, riff, zipped
+
+#: The library's signatures by where they stand and how they begin. Shorter ones turn up by chance, and where
+#: a backslash stands, an escape was taken for what it is written with.
+_KEY_BYTES: Final = 3
+_SIGNATURES: Final[dict[tuple[int, bytes], list[puremagic.PureMagic]]] = {}
+for _signature in puremagic.magic_header_array:
+    _begins = _signature.byte_match[:_KEY_BYTES]
+    if len(_begins) == _KEY_BYTES and any(_begins) and b"\\" not in _signature.byte_match:
+        _SIGNATURES.setdefault((_signature.offset, _begins), []).append(_signature)
+_STARTS: Final = sorted({start for start, _ in _SIGNATURES})
+#: What begins so was looked into by then.
+_LOOKED_INTO: Final = (
+    b"RIFF", b"OggS", b"\x1aE\xdf\xa3", b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"\xff", b"ID3",
+)
+_BLANK: Final = b"\xef\xbb\xbf \t\r\n\f"
+_SVG = re.compile(rb"<(?:[a-z0-9]+:)?svg[\s>]", re.IGNORECASE)
+_HTML = re.compile(
+    rb"<(?:!doctype\s+html|html|head|title|body|script|iframe|style|meta|link|table|div|font|img|h1|br|p|a|b)"
+    rb"[\s/>]|<!--|<\?php",
+    re.IGNORECASE,
+)
+#: What no text has in UTF-8, Latin-1 or Windows' extension of it.
+_NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+_NO_LATIN = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
+_MOST_UTF8_BYTES: Final = 4
+
+
+class Found(msgspec.Struct, frozen=True):
+    """Media types that content may be of, the likeliest first; ``name`` tells a person what it is."""
+
+    types: tuple[str, ...]
+    name: str
+
+
+_UNKNOWN: Final = Found((), "of no known type")
+
+
+def recognised(head: bytes, *, whole: bool) -> Found:
+    """Say what content is by its first bytes; ``whole`` says that there are no others."""
+    types = _binary(head, whole=whole) or _written(head, whole=whole)
+    return Found(types, types[0]) if types else _by_signature(head)
+
+
+def _binary(head: bytes, *, whole: bool) -> tuple[str, ...]:
+    """Look at formats of which a signature alone says too little."""
+    for look in (iso_media, riff, ogg, ebml, zipped, ole):
+        types = look(head)
+        if types:
+            return types
+    if _is_jpeg(head):
+        return ("image/jpeg",)
+    if head.startswith((b"#!AMR\n", b"#!AMR_MC1.0\n")):
+        return ("audio/amr",)
+    if head.startswith((b"#!AMR-WB\n", b"#!AMR-WB_MC1.0\n")):
+        return ("audio/amr-wb", "audio/amr")
+    if head.lstrip(_BLANK).startswith(b"%PDF-"):
+        return ("application/pdf",)
+    sound = without_id3(head)
+    if is_adts(sound):
+        return ("audio/aac",)
+    if is_mpeg_audio(sound) or (not sound and not whole):
+        return ("audio/mpeg",)
+    return ()
+
+
+def _is_jpeg(head: bytes) -> bool:
+    """Say whether a picture begins, and its first segment ends where another one begins."""
+    if head[:3] != b"\xff\xd8\xff" or len(head) < 6:
+        return False
+    end = 4 + int.from_bytes(head[4:6])
+    return end >= len(head) or head[end] == 0xFF
+
+
+def _written(head: bytes, *, whole: bool) -> tuple[str, ...]:
+    """Tell text from what is written in letters, but to be run or shown."""
+    begins = head.lstrip(_BLANK)
+    if begins.startswith(b"<?xml") or _SVG.match(begins):
+        return ("image/svg+xml",) if _SVG.search(begins) else ("application/xml", "text/xml")
+    if _HTML.match(begins):
+        return ("text/html",)
+    if begins.startswith((b"#!/", b"#! /")):
+        return ("application/x-sh",)
+    if begins.startswith(b"{\\rtf"):
+        return ("application/rtf",)
+    if begins.startswith(b"%!PS"):
+        return ("application/postscript",)
+    return ("text/plain", "text/csv") if head and _is_text(head, whole=whole) else ()
+
+
+def _is_text(head: bytes, *, whole: bool) -> bool:
+    if _NO_TEXT.search(head):
+        return False
+    try:
+        head.decode()
+    except UnicodeDecodeError as error:
+        cut = not whole and error.reason == "unexpected end of data"
+        return (cut and len(head) - error.start < _MOST_UTF8_BYTES) or not _NO_LATIN.search(head)
+    return True
+
+
+def _by_signature(head: bytes) -> Found:
+    """Look for signatures of the library, and believe the longest."""
+    if head.startswith(_LOOKED_INTO) or head[4:8] == b"ftyp":
+        return _UNKNOWN
+    if head.startswith(b"MZ"):
+        return Found((), "an executable of Windows")
+    known = [
+        signature
+        for start in _STARTS
+        for signature in _SIGNATURES.get((start, head[start : start + _KEY_BYTES]), ())
+        if head.startswith(signature.byte_match, start)
+    ]
+    if not known:
+        return _UNKNOWN
+    longest = max(len(signature.byte_match) for signature in known)
+    best = [signature for signature in known if len(signature.byte_match) == longest]
+    types = tuple(dict.fromkeys(signature.mime_type.lower() for signature in best if signature.mime_type))
+    return Found(types, types[0] if types else best[0].name)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from bench import concurrent, connections, duel, limits, live, overload, scaling
+from bench import concurrent, connections, duel, limits, live, overload, scaling, uploads
 from bench.cli import SCENARIOS, Scenario, bench
 from bench.drive import Target, drive
 from bench.fill import fill
@@ -239,7 +239,7 @@ async def test_connections_are_idle_but_for_heartbeats(monkeypatch: pytest.Monke
     assert figures["connections opened and subscribed"].value > 0
 
 
-@pytest.mark.parametrize("scenario", [scaling.scaling, live.live, connections.connections])
+@pytest.mark.parametrize("scenario", [scaling.scaling, live.live, connections.connections, uploads.uploads])
 async def test_what_needs_servers_of_its_own_leaves_others_alone(scenario: Scenario) -> None:
     with pytest.raises(BenchError, match="leave --url"):
         await scenario(options(url="http://127.0.0.1:1"))
@@ -309,7 +309,7 @@ def options(**changes: Any) -> Options:
         (["--url", "https://example.org"], "http://HOST:PORT is required"),
         (["--scenario", "overload", "--url", "https://example.org"], "http://HOST:PORT is required"),
         (["--scenario", "overload", "--tenants", "1"], "give --tenants 2 at least"),
-        (["--scenario", "uploads"], "is not one of 'concurrent'"),
+        (["--scenario", "downloads"], "is not one of 'concurrent'"),
         (["--config", "/no/such/file.toml"], "/no/such/file.toml: No such file or directory"),
         (["--connections", "0"], "--connections"),
         (["--workers", "0"], "a number from 1, or auto"),

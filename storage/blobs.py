@@ -18,9 +18,9 @@ from typing import Final
 
 from engine.ports import BlobsError, Content, Kept
 from engine.uploads import Draft, UploadRef
+from storage.blob_content import ContentReader
 from storage.blob_threads import BlobThreads
 
-HEAD_BYTES: Final = 8192
 #: Read, copied and hashed at a stretch.
 _BLOCK_BYTES: Final = 1_048_576
 #: One block of a reader, of whom there may be many.
@@ -256,12 +256,10 @@ def _inspect(places: _Places, drafts: Sequence[Draft], file: UploadRef) -> Conte
 
 
 def _content(blocks: Iterable[bytes]) -> Content:
-    whole = hashlib.sha256()
-    head = b""
+    reader = ContentReader()
     for block in blocks:
-        whole.update(block)
-        head += block[: HEAD_BYTES - len(head)]
-    return Content(whole.hexdigest(), head)
+        reader.take(block)
+    return reader.content()
 
 
 def _publish(places: _Places, drafts: Sequence[Draft], file: UploadRef) -> None:

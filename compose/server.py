@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import anyio
@@ -34,24 +35,29 @@ from engine.rows import Record
 from engine.rules import Rules
 from engine.services import Service, running
 from engine.settings import Settings
+from engine.waiting import WaitingFiles
 from handlers.auth import KeySet, Verifier
 from handlers.connections import Connections
 from handlers.core import Core, EdgeLimits
+from handlers.files import Files
 from handlers.peer import Refusals, networks
 from handlers.server import ClosedDoorError, application, listening, services
 from handlers.siblings import Siblings
 from handlers.traffic import Traffic
+from storage.blobs import DirectoryBlobs
 from storage.bus import RedisBus
 from storage.commit import PostgresStore
 from storage.conflicts import PostgresConflicts
 from storage.devices import PostgresDevices
 from storage.embedded import Services
 from storage.feed import PostgresFeed
+from storage.files import PostgresFiles
 from storage.health import faults
 from storage.migrate import newest_migration
 from storage.partitions import maintain
 from storage.pool import Database
 from storage.tenants import PostgresTenants
+from storage.waiting import PostgresWaiting
 
 #: Days change slowly; what a missed run leaves undone, the next does.
 _MAINTENANCE_S: Final = 3600.0
@@ -100,6 +106,7 @@ class Server:
         def committed(changes: list[tuple[Record, str]]) -> None:
             feed.publish(changes)
             bus.committed(changes)
+            waiting.committed(changes)
 
         policies = PolicyBook(
             PostgresTenants(self._reads),
@@ -129,6 +136,8 @@ class Server:
             ),
             settings.commit.lanes,
         )
+        waiting = self._waiting = WaitingFiles(PostgresWaiting(self._reads), clock, committer)
+        self._blobs = DirectoryBlobs(Path(settings.data.dir) / "uploads", settings.uploads.write_threads)
         self._core = Core(
             intake=Intake(domains, limits.items),
             committer=committer,
@@ -173,15 +182,18 @@ class Server:
         settings = self._settings
         await self._renew()
         await self._core.devices.warm()
-        app = application(self._core, self._connections, self._faults, self._siblings)
+        files = Files(self._core, self._connections, PostgresFiles(self._reads), self._blobs)
+        app = application(self._core, self._connections, self._faults, self._siblings, files.routes())
         everything = [
             *services(self._core, self._connections),
             Service("neighbours", self._neighbours.run, self._core.bus.drain),
             Service("maintenance", self._maintain),
+            Service("waiting", self._waiting.run),
         ]
         async with AsyncExitStack() as stack:
             # Until the end: a second signal while draining must not kill what the first asked to finish.
             signals = stack.enter_context(anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
+            stack.callback(self._blobs.close)
             stack.push_async_callback(self._writes.close)
             stack.push_async_callback(self._reads.close)
             async with running(everything, settings.server.drain_s):

@@ -10,7 +10,7 @@ import msgspec
 from engine.domains import DomainPolicy
 from engine.health import DeviceKey, Health
 from engine.rows import Conflict, Lookups, Record, State, Writes
-from engine.uploads import Draft, UploadRef
+from engine.uploads import Draft, Upload, UploadRef
 
 
 class StoreError(Exception):
@@ -240,6 +240,30 @@ class Clock(Protocol):
 
     def monotonic_s(self) -> float:
         """Seconds that never go backwards, for durations."""
+
+
+class WaitingFile(msgspec.Struct, frozen=True):
+    """A stored file that is not in its record's entry yet. ``due`` says that the record is there now."""
+
+    upload: Upload
+    due: bool
+
+
+class WaitingStore(Protocol):
+    """Files that are stored before their records."""
+
+    async def waiting(self, after: Upload | None, limit: int) -> list[WaitingFile]:
+        """List them in some order that stays, behind ``after``, in one round trip. Raises StoreError."""
+
+
+class FileStore(Protocol):
+    """Reads of files."""
+
+    async def file(self, tenant_id: int, file_id: str) -> Upload | None:
+        """Find the finished upload that has the bytes of ``file_id``.
+
+        Of a duplicate that is the file which its record has in its stead. Raises StoreError.
+        """
 
 
 class BlobsError(Exception):

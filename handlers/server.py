@@ -29,7 +29,11 @@ _HTTP_CODES = {404: "not_found", 405: "not_found", 413: "too_large", 401: "unaut
 
 
 def application(
-    core: Core, connections: Connections, faults: Faults, siblings: Siblings | None = None
+    core: Core,
+    connections: Connections,
+    faults: Faults,
+    siblings: Siblings | None = None,
+    of_files: Iterable[web.RouteDef] = (),
 ) -> web.Application:
     """Build the application with all routes; ``siblings`` are the workers of which this process is one."""
     app = web.Application(
@@ -38,6 +42,7 @@ def application(
     app.on_response_prepare.append(without_context_takeover)
     app.router.add_get("/v1/sync", SyncSocket(core, connections).handle)
     app.router.add_routes(SyncHttp(core, connections).routes())
+    app.router.add_routes(of_files)
     app.router.add_routes(Probes(core, connections, faults, siblings).routes())
     return app
 

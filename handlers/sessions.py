@@ -8,8 +8,10 @@ from aiohttp import web
 
 from engine.codec import Codec
 from engine.errors import SyncError
+from engine.health import Device
 from engine.intake import Session
 from handlers.auth import device_claims, token_of
+from handlers.connections import Connections
 from handlers.core import Core
 
 
@@ -36,6 +38,25 @@ async def admitted(core: Core, request: web.Request, codec: Codec) -> tuple[Sess
         codec=codec,
     )
     return session, claims.expires_at_s
+
+
+async def heard(
+    core: Core, connections: Connections, request: web.Request, codec: Codec
+) -> tuple[Session, Device, int]:
+    """Admit one request over HTTP, which counts for the rates as a message does.
+
+    Gives also the device, and the second at which its token expires. Raises as ``admitted``, and SyncError
+    ``rate_limited`` or, while this process drains, ``unavailable``.
+    """
+    session, expires_at_s = await admitted(core, request, codec)
+    connections.check_staying()
+    now_s = core.clock.monotonic_s()
+    device = core.devices.seen(session.tenant.tenant_id, session.device_id, now_s)
+    wait_ms = device.bucket.take(core.limits.messages_per_minute, now_s)
+    wait_ms = wait_ms or core.tenant_rates.take(session.tenant.tenant_id, now_s)
+    if wait_ms:
+        raise SyncError("rate_limited", "too many messages", retry_after_ms=wait_ms)
+    return session, device, expires_at_s
 
 
 def check_not_revoked(core: Core, tenant_id: int, device_id: str) -> None:

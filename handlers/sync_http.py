@@ -30,7 +30,7 @@ from handlers.requests import (
     list_conflicts,
     resolution,
 )
-from handlers.sessions import admitted, check_not_revoked
+from handlers.sessions import check_not_revoked, heard
 
 #: Where a request keeps the id of its message, None for none, so that an error repeats it.
 REQUEST_ID: Final = web.RequestKey[str | None]("request_id")
@@ -128,14 +128,7 @@ class SyncHttp:
     async def _admit(self, request: web.Request, *, pushes: bool = False) -> tuple[Session, Device, int]:
         """Give who asks, its device, and the second at which its token expires."""
         core = self._core
-        session, expires_at_s = await admitted(core, request, _codec(request))
-        self._connections.check_staying()
-        now_s = core.clock.monotonic_s()
-        device = core.devices.seen(session.tenant.tenant_id, session.device_id, now_s)
-        wait_ms = device.bucket.take(core.limits.messages_per_minute, now_s)
-        wait_ms = wait_ms or core.tenant_rates.take(session.tenant.tenant_id, now_s)
-        if wait_ms:
-            raise SyncError("rate_limited", "too many messages", retry_after_ms=wait_ms)
+        session, device, expires_at_s = await heard(core, self._connections, request, _codec(request))
         if pushes and core.committer.sheds(session.tenant.tenant_id):
             raise overloaded(core.committer.retry_after_ms())
         core.traffic.messages_in += 1

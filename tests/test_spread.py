@@ -23,6 +23,7 @@ OVER_ALL = {
     ("partitions.py", "INSERT INTO § SELECT * FROM moved"): "days are cut for all tenants at once",
     ("migrate.py", "SELECT migration_id, applied_at_utc FROM §"): "the list of migrations has no tenants",
     ("devices.py", "FROM devices WHERE revoked_at IS NOT NULL"): "a server refuses devices of any tenant",
+    ("waiting.py", "WHERE u.state = 'stored' AND (u.tenant_id"): "files of any tenant may be due",
     ("devices.py", "FROM sync_device_health WHERE last_sync_at IS NOT NULL"): "a cache is warmed",
 }
 

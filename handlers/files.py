@@ -1,0 +1,172 @@
+"""Files of records: ``GET /v1/files/{id}``, whole or by range, for every device of the tenant.
+
+What a file is never changes under its id, so that whoever has it need not ask again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import random
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Final
+from urllib.parse import quote
+
+import structlog
+from aiohttp import web
+
+from engine.codec import JSON
+from engine.errors import SyncError
+from engine.ports import BlobMissingError, Blobs, BlobsError, FileStore
+from engine.uploads import Upload
+from handlers.connections import Connections
+from handlers.core import Core
+from handlers.errors import error_body
+from handlers.ranges import Part, is_known, wanted_part
+from handlers.sessions import heard
+
+#: A reader that does not take this much meanwhile is cut off, so that nobody keeps a file open for ever.
+_WRITTEN_BYTES: Final = 65_536
+_PATIENCE_S: Final = 60.0
+#: What RFC 8187 lets stand as it is.
+_PLAIN: Final = "!#$&+-.^_`|~"
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9 ()+,.=@_-]")
+_YEAR_S: Final = 31_536_000
+_log = structlog.get_logger()
+
+
+class Files:
+    """The route's handler; raises SyncError where a request is refused."""
+
+    def __init__(self, core: Core, connections: Connections, files: FileStore, blobs: Blobs) -> None:
+        self._core = core
+        self._connections = connections
+        self._files = files
+        self._blobs = blobs
+
+    def routes(self) -> list[web.RouteDef]:
+        """List the routes."""
+        return [web.get("/v1/files/{file_id:[0-9a-f]{32}}", self.give)]
+
+    async def give(self, request: web.Request) -> web.StreamResponse:
+        """Give a file, a part of it, or to HEAD what there is to know of it."""
+        session, *_ = await heard(self._core, self._connections, request, JSON)
+        file = await self._files.file(session.tenant.tenant_id, request.match_info["file_id"])
+        if file is None:
+            raise _not_found()
+        assert file.sha256 is not None
+        tag, size_bytes = f'"{file.sha256}"', file.offset_bytes
+        headers = _headers(file, tag)
+        if is_known(request.headers.get("If-None-Match"), tag):
+            return web.Response(status=304, headers=headers)
+        if request.method == "HEAD":  # of which no range is defined
+            return web.Response(headers=headers | _described(file) | {"Content-Length": str(size_bytes)})
+        part = wanted_part(request.headers.get("Range"), request.headers.get("If-Range"), tag, size_bytes)
+        if part == "unsatisfiable":
+            error = SyncError("invalid_message", f"Range: this file has {size_bytes} bytes")
+            return web.Response(
+                status=416,
+                body=error_body(error, None),
+                content_type="application/json",
+                headers={"Content-Range": f"bytes */{size_bytes}"},
+            )
+        response = web.StreamResponse(headers=headers | _described(file))
+        if part == "whole":
+            part = Part(0, size_bytes)
+        else:
+            response.set_status(206)
+            response.headers["Content-Range"] = part.content_range(size_bytes)
+        response.content_length = part.count_bytes
+        await self._stream(request, response, file, part)
+        return response
+
+    async def _stream(
+        self, request: web.Request, response: web.StreamResponse, file: Upload, part: Part
+    ) -> None:
+        blocks = self._blobs.read(file.ref, *part)
+        try:
+            # The first block comes before the status: what is missing can still be told.
+            first = await _first(blocks, file)
+            await response.prepare(request)
+            left_bytes = part.count_bytes
+            while first:
+                left_bytes -= len(first)
+                await _write(request, response, first)
+                first = await anext(blocks, b"")
+            if left_bytes:
+                raise BlobsError(f"{left_bytes} bytes are missing at its end")
+            await response.write_eof()
+        except BlobsError as error:
+            _log.error("file_broken_off", **_named(file), reason=str(error) or type(error).__name__)
+            raise _cut(request) from error
+        finally:
+            if isinstance(blocks, AsyncGenerator):
+                await blocks.aclose()
+
+
+async def _first(blocks: AsyncIterator[bytes], file: Upload) -> bytes:
+    try:
+        return await anext(blocks, b"")
+    except BlobMissingError:
+        _log.error("file_missing", **_named(file))
+        raise _not_found() from None
+    except BlobsError as error:
+        _log.warning("file_unread", **_named(file), reason=str(error) or type(error).__name__)
+        retry_after_ms = random.randint(500, 1500)
+        raise SyncError("unavailable", "files cannot be read", retry_after_ms=retry_after_ms) from None
+
+
+async def _write(request: web.Request, response: web.StreamResponse, block: bytes) -> None:
+    """Write a block as fast as it is taken."""
+    view = memoryview(block)
+    for start in range(0, len(view), _WRITTEN_BYTES):
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                await response.write(view[start : start + _WRITTEN_BYTES])
+        except TimeoutError:
+            raise _cut(request) from None
+
+
+def _cut(request: web.Request) -> ConnectionError:
+    """End a connection whose answer cannot be finished; that is all the client can be told."""
+    if request.transport is not None:
+        request.transport.abort()
+    return ConnectionResetError("cut off")
+
+
+def _not_found() -> SyncError:
+    return SyncError("not_found", "there is no such file")
+
+
+def _named(file: Upload) -> dict[str, object]:
+    return {"tenant_id": file.ref.tenant_id, "file_id": file.ref.upload_id}
+
+
+def _headers(file: Upload, tag: str) -> dict[str, str]:
+    assert file.sha256 is not None
+    digest = base64.b64encode(bytes.fromhex(file.sha256)).decode()
+    return {
+        "ETag": tag,
+        "Accept-Ranges": "bytes",
+        "Repr-Digest": f"sha-256=:{digest}:",
+        # A browser that serves several people is not to show one what another has fetched.
+        "Cache-Control": f"private, max-age={_YEAR_S}, immutable",
+        "Vary": "Authorization",
+    }
+
+
+def _described(file: Upload) -> dict[str, str]:
+    assert file.file_name is not None
+    assert file.content_type is not None
+    return {
+        "Content-Type": file.content_type,
+        "Content-Disposition": disposition(file.file_name),
+        "X-Content-Type-Options": "nosniff",
+    }
+
+
+def disposition(name: str) -> str:
+    """Write ``Content-Disposition``: a name is the user's, and may hold anything (RFC 6266, 8187)."""
+    plain = _UNSAFE.sub("_", name)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe=_PLAIN)}"

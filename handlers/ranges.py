@@ -1,0 +1,60 @@
+"""Which part of a file a request asks for (RFC 9110, 13 and 14). Pure.
+
+What is no single range of bytes is given the whole: a server may ignore a range, and clients that ask for
+several at once are few.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal, NamedTuple
+
+_SINGLE: Final = re.compile(r"bytes[ \t]*=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.ASCII | re.IGNORECASE)
+_ENTITY_TAG: Final = re.compile(r'(?:W/)?("[^"]*")', re.ASCII)
+#: Beyond any file; int() is not to read numbers that are longer.
+_DIGITS: Final = 18
+
+
+class Part(NamedTuple):
+    """``count_bytes`` of a file from ``first_byte`` on."""
+
+    first_byte: int
+    count_bytes: int
+
+    def content_range(self, size_bytes: int) -> str:
+        """Write it as the header ``Content-Range``."""
+        return f"bytes {self.first_byte}-{self.first_byte + self.count_bytes - 1}/{size_bytes}"
+
+
+def wanted_part(
+    wanted: str | None, only_if: str | None, entity_tag: str, size_bytes: int
+) -> Part | Literal["whole", "unsatisfiable"]:
+    """Read the headers ``Range`` and ``If-Range``."""
+    if wanted is None or (only_if is not None and only_if.strip() != entity_tag):
+        return "whole"
+    single = _SINGLE.fullmatch(wanted.strip())
+    if single is None or not (single[1] or single[2]):
+        return "whole"
+    if not single[1]:
+        count_bytes = min(_number(single[2]), size_bytes)
+        if not _number(single[2]):
+            return "unsatisfiable"
+        return Part(size_bytes - count_bytes, count_bytes) if size_bytes else "whole"
+    first_byte = _number(single[1])
+    last_byte = _number(single[2]) if single[2] else size_bytes - 1
+    if single[2] and last_byte < first_byte:
+        return "whole"
+    if first_byte >= size_bytes:
+        return "unsatisfiable"
+    return Part(first_byte, min(last_byte, size_bytes - 1) - first_byte + 1)
+
+
+def is_known(if_none_match: str | None, entity_tag: str) -> bool:
+    """Whether ``If-None-Match`` says that the client has the file."""
+    if if_none_match is None:
+        return False
+    return if_none_match.strip() == "*" or entity_tag in _ENTITY_TAG.findall(if_none_match)
+
+
+def _number(digits: str) -> int:
+    return int(digits) if len(digits) <= _DIGITS else 10**_DIGITS

@@ -1,0 +1,94 @@
+"""Which part of a file a request asks for, by the words of RFC 9110."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers.ranges import Part, is_known, wanted_part
+
+TAG = '"abc"'
+
+
+@pytest.mark.parametrize(
+    ("wanted", "part"),
+    [
+        ("bytes=0-0", Part(0, 1)),
+        ("bytes=0-9", Part(0, 10)),
+        ("bytes=3-", Part(3, 7)),
+        ("bytes=9-9", Part(9, 1)),
+        ("bytes=3-99", Part(3, 7)),
+        (f"bytes=3-{'9' * 5000}", Part(3, 7)),
+        ("bytes=-4", Part(6, 4)),
+        ("bytes=-99", Part(0, 10)),
+        (f"bytes=-{'9' * 5000}", Part(0, 10)),
+        ("BYTES = 1-2 ", Part(1, 2)),
+        ("bytes=10-", "unsatisfiable"),
+        ("bytes=10-11", "unsatisfiable"),
+        (f"bytes={'9' * 5000}-", "unsatisfiable"),
+        ("bytes=-0", "unsatisfiable"),
+        ("bytes=5-4", "whole"),
+        ("bytes=-", "whole"),
+        ("bytes=", "whole"),
+        ("bytes=0-1,3-4", "whole"),
+        ("bytes=a-b", "whole"),
+        ("bytes=+1-2", "whole"),
+        ("bytes=\u0661-\u0662", "whole"),
+        ("items=0-1", "whole"),
+        ("", "whole"),
+        (None, "whole"),
+    ],
+)
+def test_ranges_of_ten_bytes(wanted: str | None, part: Part | str) -> None:
+    assert wanted_part(wanted, None, TAG, 10) == part
+
+
+@pytest.mark.parametrize(
+    ("wanted", "part"), [("bytes=0-", "unsatisfiable"), ("bytes=-5", "whole"), ("bytes=-0", "unsatisfiable")]
+)
+def test_ranges_of_nothing(wanted: str, part: str) -> None:
+    assert wanted_part(wanted, None, TAG, 0) == part
+
+
+@pytest.mark.parametrize(
+    ("only_if", "holds"),
+    [
+        (TAG, True),
+        (f" {TAG} ", True),
+        ('"other"', False),
+        ('W/"abc"', False),
+        ("Tue, 02 Jan 2024 00:00:00 GMT", False),
+        ("abc", False),
+    ],
+)
+def test_a_part_is_given_only_of_the_very_file_that_the_client_has_begun(only_if: str, holds: bool) -> None:
+    assert wanted_part("bytes=1-2", only_if, TAG, 10) == (Part(1, 2) if holds else "whole")
+
+
+@given(
+    st.text(alphabet="bytes=0123456789-, ", max_size=20)
+    | st.builds("bytes={}-{}".format, st.integers(0), st.integers(0)),
+    st.integers(0, 30),
+)
+def test_a_part_lies_within_its_file(wanted: str, size_bytes: int) -> None:
+    part = wanted_part(wanted, None, TAG, size_bytes)
+    if isinstance(part, Part):
+        assert 0 <= part.first_byte < part.first_byte + part.count_bytes <= size_bytes
+
+
+@pytest.mark.parametrize(
+    ("header", "known"),
+    [
+        (None, False),
+        (TAG, True),
+        (f'W/{TAG}, "x"', True),
+        (f'"x",{TAG}', True),
+        ("*", True),
+        ('"x"', False),
+        ("abc", False),
+        ('"x" "abc', False),
+    ],
+)
+def test_what_the_client_has(header: str | None, known: bool) -> None:
+    assert is_known(header, TAG) is known

@@ -18,11 +18,12 @@ class Cut(NamedTuple):
 
     ``fin`` closes it to both, ``rst`` resets it to both. ``dead`` resets it to the client alone: the server
     waits for more, as it does for a client that has lost its network. ``deaf`` lets the rest of a request
-    through and resets the line when the server begins to answer: the answer is lost.
+    through and resets the line when the server begins to answer: the answer is lost. ``flip`` does not end
+    it: the byte that comes then arrives as another one.
     """
 
     after_bytes: int
-    how: Literal["fin", "rst", "dead", "deaf"]
+    how: Literal["fin", "rst", "dead", "deaf", "flip"]
 
 
 class Line:
@@ -72,32 +73,33 @@ class _Connection:
         self._cut = cut
         self._client, self._to_client = client, to_client
         self._server, self._to_server = server, to_server
-        self._left_bytes = None if cut is None else cut.after_bytes
+        self._left_bytes = 0 if cut is None else cut.after_bytes
         self.was_cut: Cut | None = None
 
     async def forth(self) -> None:
         while block := await self._client.read(_BLOCK_BYTES):
-            if self._left_bytes is not None and self._cut is not None and self._cut.how != "deaf":
-                block = block[: self._left_bytes]
+            cut = self._cut if 0 <= self._left_bytes < len(block) else None
+            if cut is not None and cut.how == "flip":
+                block = _flipped(block, self._left_bytes)
+                self.was_cut = cut
+            elif cut is not None and cut.how != "deaf":
+                self._to_server.write(block[: self._left_bytes])
+                await self._to_server.drain()
+                self._break_off(cut)
+            self._left_bytes -= len(block)
             self._to_server.write(block)
             await self._to_server.drain()
-            if self._left_bytes is not None:
-                self._left_bytes -= len(block)
-                if self._left_bytes <= 0 and self._cut is not None and self._cut.how != "deaf":
-                    self._broken(self._cut)
         self._to_server.close()
 
     async def back(self) -> None:
         while block := await self._server.read(_BLOCK_BYTES):
-            deaf = self._cut is not None and self._cut.how == "deaf"
-            if deaf and self._left_bytes is not None and self._left_bytes <= 0:
-                assert self._cut is not None
-                self._broken(self._cut)
+            if self._cut is not None and self._cut.how == "deaf" and self._left_bytes < 0:
+                self._break_off(self._cut)
             self._to_client.write(block)
             await self._to_client.drain()
         self._to_client.close()
 
-    def _broken(self, cut: Cut) -> None:
+    def _break_off(self, cut: Cut) -> None:
         self.was_cut = cut
         if cut.how == "fin":
             self._to_client.close()
@@ -107,6 +109,10 @@ class _Connection:
             if cut.how != "dead":
                 reset(self._to_server)
         raise _Ended
+
+
+def _flipped(block: bytes, at: int) -> bytes:
+    return block[:at] + bytes([block[at] ^ 0xFF]) + block[at + 1 :]
 
 
 @asynccontextmanager

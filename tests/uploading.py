@@ -14,7 +14,8 @@ from aiohttp import ClientSession
 from tests.device import token
 from tests.serving import Reply, Running
 
-_JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1\x08\x06\0\0\0\x1f\x15\xc4\x89"
+_JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00\xff\xdb\x00\x43\x00"
 
 TUS = {"Tus-Resumable": "1.0.0"}
 CHUNK = "application/offset+octet-stream"
@@ -59,7 +60,7 @@ class Uploader:
         ) as response:
             return Reply(response.status, response.headers, await response.read())
 
-    async def create(self, size_bytes: int | None, body: bytes = b"", **headers: str | None) -> Reply:
+    async def create(self, size_bytes: int | None, body: bytes = b"", /, **headers: str | None) -> Reply:
         """Begin an upload. Headers are named as Python names things; None leaves a usual one out."""
         length = {"Upload-Defer-Length": "1"} if size_bytes is None else {"Upload-Length": str(size_bytes)}
         usual = TUS | length | {"Upload-Metadata": encoded(described())}
@@ -67,13 +68,13 @@ class Uploader:
             usual["Content-Type"] = CHUNK
         return await self.ask("POST", "/v1/uploads", _headers(usual, headers), body)
 
-    async def begun(self, size_bytes: int | None, body: bytes = b"", **headers: str | None) -> str:
+    async def begun(self, size_bytes: int | None, body: bytes = b"", /, **headers: str | None) -> str:
         """Begin an upload that has to be taken; gives its path."""
         reply = await self.create(size_bytes, body, **headers)
         assert reply.status == 201, reply
         return urlsplit(urljoin(f"{self.url}/v1/uploads", reply.headers["Location"])).path
 
-    async def append(self, path: str, offset: int, body: bytes, **headers: str | None) -> Reply:
+    async def append(self, path: str, offset: int, body: bytes, /, **headers: str | None) -> Reply:
         """Send a chunk."""
         usual = TUS | {"Upload-Offset": str(offset), "Content-Type": CHUNK}
         return await self.ask("PATCH", path, _headers(usual, headers), body)

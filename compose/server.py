@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import anyio
@@ -20,6 +19,7 @@ import structlog
 import uvloop
 from anyio.abc import TaskStatus
 
+from compose.files import FileParts
 from engine.admission import TenantRates
 from engine.backlog import CommitLimits
 from engine.committer import Committer
@@ -35,29 +35,24 @@ from engine.rows import Record
 from engine.rules import Rules
 from engine.services import Service, running
 from engine.settings import Settings
-from engine.waiting import WaitingFiles
 from handlers.auth import KeySet, Verifier
 from handlers.connections import Connections
 from handlers.core import Core, EdgeLimits
-from handlers.files import Files
 from handlers.peer import Refusals, networks
 from handlers.server import ClosedDoorError, application, listening, services
 from handlers.siblings import Siblings
 from handlers.traffic import Traffic
-from storage.blobs import DirectoryBlobs
 from storage.bus import RedisBus
 from storage.commit import PostgresStore
 from storage.conflicts import PostgresConflicts
 from storage.devices import PostgresDevices
 from storage.embedded import Services
 from storage.feed import PostgresFeed
-from storage.files import PostgresFiles
 from storage.health import faults
 from storage.migrate import newest_migration
 from storage.partitions import maintain
 from storage.pool import Database
 from storage.tenants import PostgresTenants
-from storage.waiting import PostgresWaiting
 
 #: Days change slowly; what a missed run leaves undone, the next does.
 _MAINTENANCE_S: Final = 3600.0
@@ -106,7 +101,7 @@ class Server:
         def committed(changes: list[tuple[Record, str]]) -> None:
             feed.publish(changes)
             bus.committed(changes)
-            waiting.committed(changes)
+            files.waiting.committed(changes)
 
         policies = PolicyBook(
             PostgresTenants(self._reads),
@@ -136,8 +131,7 @@ class Server:
             ),
             settings.commit.lanes,
         )
-        waiting = self._waiting = WaitingFiles(PostgresWaiting(self._reads), clock, committer)
-        self._blobs = DirectoryBlobs(Path(settings.data.dir) / "uploads", settings.uploads.write_threads)
+        files = self._files = FileParts(settings, dsn, self._reads, committer, bus, clock)
         self._core = Core(
             intake=Intake(domains, limits.items),
             committer=committer,
@@ -171,7 +165,8 @@ class Server:
             refusals=Refusals(networks(server.trusted_proxies)),
             bus=bus,
         )
-        self._neighbours = Neighbours(bus, feed, policies, self._connections)
+        self._domains = domains
+        self._neighbours = Neighbours(bus, feed, policies, self._connections, files.holds)
 
     async def run(self, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled from outside or told to stop by SIGTERM or SIGINT, then drain.
@@ -182,18 +177,20 @@ class Server:
         settings = self._settings
         await self._renew()
         await self._core.devices.warm()
-        files = Files(self._core, self._connections, PostgresFiles(self._reads), self._blobs)
-        app = application(self._core, self._connections, self._faults, self._siblings, files.routes())
+        routes = self._files.routes(self._core, self._connections, self._domains)
+        app = application(self._core, self._connections, self._faults, self._siblings, routes)
+        goodbye, *others = services(self._core, self._connections)
         everything = [
-            *services(self._core, self._connections),
+            goodbye,
+            *self._files.services(),
+            *others,
             Service("neighbours", self._neighbours.run, self._core.bus.drain),
             Service("maintenance", self._maintain),
-            Service("waiting", self._waiting.run),
         ]
         async with AsyncExitStack() as stack:
             # Until the end: a second signal while draining must not kill what the first asked to finish.
             signals = stack.enter_context(anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
-            stack.callback(self._blobs.close)
+            stack.push_async_callback(self._files.close)
             stack.push_async_callback(self._writes.close)
             stack.push_async_callback(self._reads.close)
             async with running(everything, settings.server.drain_s):

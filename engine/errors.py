@@ -121,6 +121,20 @@ ERRORS: Final = _table(
         "Say the same length each time, or begin another upload.",
     ),
     ErrorKind(
+        "unsupported_checksum",
+        400,
+        False,
+        "A checksum by an algorithm that is not known here.",
+        "Use one that OPTIONS names in Tus-Checksum-Algorithm.",
+    ),
+    ErrorKind(
+        "unsupported_version",
+        412,
+        False,
+        "A request to uploads by a version of the protocol that is not spoken here, or by none.",
+        "Use a client of tus 1.0.0, or of the IETF draft for resumable uploads.",
+    ),
+    ErrorKind(
         "upload_gone",
         410,
         False,

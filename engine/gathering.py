@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, Generic, TypeVar
 
 from engine.ports import StoreRetryError, StoreUnavailableError, StoreUnknownError
@@ -47,7 +48,7 @@ class Gatherer(Generic[Asked, Given]):
             if not self._waiting:
                 self._called.clear()
             try:
-                given = await self._patiently([question for question, _ in taken])
+                given = await patiently(partial(self._together, [question for question, _ in taken]))
             except Exception as error:
                 for _, answer in taken:
                     if not answer.done():
@@ -57,15 +58,17 @@ class Gatherer(Generic[Asked, Given]):
                 if not answer.done():
                     answer.set_result(one)
 
-    async def _patiently(self, questions: Sequence[Asked]) -> list[Given]:
-        loop = asyncio.get_running_loop()
-        give_up_s = loop.time() + PATIENCE_S
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            try:
-                return await self._together(questions)
-            except (StoreRetryError, StoreUnknownError, StoreUnavailableError):
-                if loop.time() >= give_up_s:
-                    raise
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
-            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+async def patiently(call: Callable[[], Awaitable[Given]]) -> Given:
+    """Do something that may be done again, until the store has done it. Raises StoreError."""
+    loop = asyncio.get_running_loop()
+    give_up_s = loop.time() + PATIENCE_S
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        try:
+            return await call()
+        except (StoreRetryError, StoreUnknownError, StoreUnavailableError):
+            if loop.time() >= give_up_s:
+                raise
+        await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
+        pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)

@@ -15,6 +15,7 @@ import anyio
 from engine.feed import Feed
 from engine.policies import PolicyBook
 from engine.ports import Bus, StoreError
+from engine.uploads import UploadRef
 
 #: Between two looks at how far the feeds have come: while the bus is away, and while it works, for what
 #: a process that was killed had no time to tell.
@@ -29,14 +30,24 @@ class Sockets(Protocol):
         """A device connected to another process."""
 
 
+class UploadHolds(Protocol):
+    """Who holds the uploads of this process's requests."""
+
+    def wanted(self, ref: UploadRef) -> None:
+        """Somebody waits for an upload."""
+
+
 class Neighbours:
     """``engine.ports.BusListener``: hands on what is told, and asks when nothing is."""
 
-    def __init__(self, bus: Bus, feed: Feed, policies: PolicyBook, sockets: Sockets) -> None:
+    def __init__(
+        self, bus: Bus, feed: Feed, policies: PolicyBook, sockets: Sockets, uploads: UploadHolds
+    ) -> None:
         self._bus = bus
         self._feed = feed
         self._policies = policies
         self._sockets = sockets
+        self._uploads = uploads
         self._due = asyncio.Event()
 
     def generation_moved(self) -> None:
@@ -50,6 +61,10 @@ class Neighbours:
     def opened(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
         """Let an older connection of the device go."""
         self._sockets.opened_elsewhere(tenant_id, device_id, session_id, at_us)
+
+    def wanted(self, tenant_id: int, upload_id: str) -> None:
+        """Let an upload go."""
+        self._uploads.wanted(UploadRef(tenant_id, upload_id))
 
     def missed(self) -> None:
         """Look up everything that may have been missed."""

@@ -87,6 +87,15 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
         """Whether every byte has come."""
         return self.offset_bytes == self.size_bytes
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether every byte has come, and no file was made of them yet."""
+        return self.complete and self.state == "open" and self.kind != "part"
+
+    def lapsed(self, now_us: int) -> bool:
+        """Whether nothing came for so long that it is given up."""
+        return self.state == "open" and not self.held and self.expires_at_us <= now_us
+
 
 class Append(msgspec.Struct, frozen=True):
     """A request that brings bytes from ``offset_bytes`` on.
@@ -108,17 +117,19 @@ class Taking(msgspec.Struct, frozen=True):
     size_bytes: int | None
 
 
-def standing(upload: Upload, device_id: str) -> Upload:
+def standing(upload: Upload | None, device_id: str, now_us: int) -> Upload:
     """Give an upload to the device that it is of, while there is something of it.
 
     Raises SyncError ``not_found`` for another device's, ``upload_gone`` for one that came to nothing.
     """
-    if upload.device_id != device_id:
+    if upload is None or upload.device_id != device_id:
         raise SyncError("not_found", "there is no such upload")
     if upload.state == "refused":
         raise SyncError("upload_gone", "this upload was refused: its content was not what it was said to be")
     if upload.state in ("cancelled", "expired", "freed"):
         raise SyncError("upload_gone", f"this upload was {upload.state}")
+    if upload.lapsed(now_us):
+        raise SyncError("upload_gone", "this upload has expired")
     return upload
 
 
@@ -145,7 +156,7 @@ def appended(upload: Upload, request: Append) -> Taking:
         raise SyncError("inconsistent_length", f"this upload has {min(known)} or {max(known)} bytes")
     if known:
         size_bytes = known.pop()
-    if upload.state != "open" or (size_bytes == upload.offset_bytes and request.length_bytes):
+    if (upload.state != "open" or size_bytes == upload.offset_bytes) and request.length_bytes != 0:
         raise SyncError("upload_complete", "every byte of this upload has come")
     bound_bytes = upload.reserved_bytes if size_bytes is None else size_bytes
     if bound_bytes > upload.reserved_bytes or bound_bytes < upload.offset_bytes:

@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from engine.errors import SyncError
-from engine.ports import StoreError
+from engine.ports import BlobsError, BlobsFullError, StoreError
 
 _log = structlog.get_logger()
 _encode = msgspec.json.encode
@@ -27,6 +27,14 @@ def as_sync_error(error: Exception, **context: object) -> SyncError:
         _log.warning("store_failed", reason=type(error).__name__, **context)
         return SyncError(
             "unavailable", "the database is away", retry_after_ms=random.randint(500, 1500)
+        )
+    if isinstance(error, BlobsError):
+        full = isinstance(error, BlobsFullError)
+        _log.warning("bytes_not_kept", reason=type(error).__name__, detail=str(error), **context)
+        return SyncError(
+            "insufficient_storage" if full else "unavailable",
+            "there is no room for more" if full else "the files' storage is away",
+            retry_after_ms=random.randint(500, 1500),
         )
     error_id = uuid.uuid4().hex
     _log.error("message_failed", error_id=error_id, exc_info=error, **context)

@@ -20,11 +20,13 @@ from handlers.errors import as_sync_error, error_body, http_status
 from handlers.probes import Faults, Probes
 from handlers.siblings import Siblings
 from handlers.sync_http import REQUEST_ID, SyncHttp
+from handlers.upload_edge import with_headers
 from handlers.ws import SyncSocket, without_context_takeover
 
 _BACKLOG = 4096
 _KEEP_ALIVE_S = 75.0
 _SHUTDOWN_S = 2.0
+_MOST_FIELD_BYTES = 32_768
 _HTTP_CODES = {404: "not_found", 405: "not_found", 413: "too_large", 401: "unauthenticated", 403: "forbidden"}
 
 
@@ -40,6 +42,7 @@ def application(
         middlewares=[_errors(core)], client_max_size=core.limits.frame_bytes
     )
     app.on_response_prepare.append(without_context_takeover)
+    app.on_response_prepare.append(with_headers)
     app.router.add_get("/v1/sync", SyncSocket(core, connections).handle)
     app.router.add_routes(SyncHttp(core, connections).routes())
     app.router.add_routes(of_files)
@@ -123,6 +126,8 @@ async def listening(
     runner = web.AppRunner(
         app,
         access_log=None,
+        # A file's name of 10,000 characters is refused in words, not with the connection.
+        max_field_size=_MOST_FIELD_BYTES,
         auto_decompress=False,  # bodies are inflated after admission, bounded: handlers/sync_http.py
         handle_signals=False,
         keepalive_timeout=_KEEP_ALIVE_S,

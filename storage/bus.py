@@ -23,7 +23,16 @@ from redis.exceptions import InvalidResponse, RedisError
 
 from engine.ports import BusListener, BusState, StoreError
 from engine.rows import Record
-from storage.bus_news import IDENTITY, News, Opened, UnusableUrlError, channel_of, decode, encode
+from storage.bus_news import (
+    IDENTITY,
+    News,
+    Opened,
+    UnusableUrlError,
+    Wanted,
+    channel_of,
+    decode,
+    encode,
+)
 from storage.bus_nodes import Nodes, Way
 from storage.pool import Database
 
@@ -72,6 +81,8 @@ class RedisBus:
         self._opened: dict[tuple[int, str], Opened] = {}
         #: The last ones that were told, for those who were away meanwhile.
         self._recent: dict[tuple[int, str], Opened] = {}
+        #: Whoever waits for these does not wait for long: they are not told again.
+        self._wanted: list[Wanted] = []
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -105,6 +116,12 @@ class RedisBus:
                 del kept[next(iter(kept))]
             kept[tenant_id, device_id] = latest
         self._call()
+
+    def wanted(self, tenant_id: int, upload_id: str) -> None:
+        """Ask whoever has an upload to give it back."""
+        if self._open:
+            self._wanted.append(Wanted(tenant_id, upload_id))
+            self._call()
 
     def _call(self) -> None:
         if self._open:
@@ -164,6 +181,7 @@ class RedisBus:
             self._open = False
             self._lost |= bool(self._moved)
             self._moved.clear()
+            self._wanted.clear()
             self._idle.set()
             with anyio.CancelScope(shield=True), suppress(RedisError, OSError):
                 await subscription.aclose()  # type: ignore[no-untyped-call]
@@ -177,7 +195,7 @@ class RedisBus:
                 raise EpochChangedError
             await self._publish(way, channel, back=back)
             back = False
-            if not (self._moved or self._opened):
+            if not (self._moved or self._opened or self._wanted):
                 self._idle.set()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(PING_S):
@@ -186,12 +204,18 @@ class RedisBus:
                 raise TimeoutError
 
     async def _publish(self, way: Way, channel: str, *, back: bool) -> None:
-        moved, opened, lost = self._moved, self._opened, self._lost
-        self._moved, self._opened, self._lost = {}, {}, False
+        moved, opened, lost, wanted = self._moved, self._opened, self._lost, self._wanted
+        self._moved, self._opened, self._lost, self._wanted = {}, {}, False, []
         self._number += 1
         self._under_way.append((self._number, time.monotonic()))
         news = News(
-            self._sender, self._number, lost=lost, back=back, moved=moved, opened=list(opened.values())
+            self._sender,
+            self._number,
+            lost=lost,
+            back=back,
+            moved=moved,
+            opened=list(opened.values()),
+            wanted=wanted,
         )
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -248,6 +272,8 @@ def _tell(news: News, listener: BusListener) -> None:
         listener.moved(tenant_id, seq)
     for opened in news.opened:
         listener.opened(*opened)
+    for wanted in news.wanted:
+        listener.wanted(*wanted)
 
 
 def _first(group: BaseExceptionGroup[Exception]) -> Exception:

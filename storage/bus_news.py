@@ -38,11 +38,18 @@ class Opened(NamedTuple):
     at_us: _Count
 
 
+class Wanted(NamedTuple):
+    """An upload that a request somewhere waits for."""
+
+    tenant_id: _Count
+    upload_id: str
+
+
 class News(msgspec.Struct, omit_defaults=True, frozen=True):
     """``number`` counts the messages of ``sender``; with nothing else in it the message is only a ping.
 
     ``moved`` is how far tenants' feeds have come, by tenant_id; ``lost`` says that more may have happened
-    than the sender told, ``back`` that it was away and does not know who connected elsewhere meanwhile.
+    than the sender told, ``back`` that it was away and does not know who connected elsewhere meanwhile. ``wanted`` are uploads to be given back.
     """
 
     sender: str
@@ -52,6 +59,7 @@ class News(msgspec.Struct, omit_defaults=True, frozen=True):
     back: bool = False
     moved: dict[_Count, _Count] = {}
     opened: list[Opened] = []
+    wanted: list[Wanted] = []
 
 
 encode: Final = msgspec.json.encode

@@ -58,6 +58,10 @@ class Place:
         """Note it."""
         self._note("opened", tenant_id, device_id, session_id, at_us)
 
+    def wanted(self, tenant_id: int, upload_id: str) -> None:
+        """Note it."""
+        self._note("wanted", tenant_id, upload_id)
+
     def missed(self) -> None:
         """Note it."""
         self._note("missed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -29,7 +30,7 @@ async def store(dsn: str) -> AsyncIterator[PostgresUploads]:
     await database.close()
 
 
-def new(tenant_id: int = 1, size_bytes: int = 100, **changed: object) -> Upload:
+def new(tenant_id: int = 1, size_bytes: int | None = 100, **changed: Any) -> Upload:
     upload = Upload(
         ref=UploadRef(tenant_id, uuid.uuid4().hex),
         device_id="d1",
@@ -41,14 +42,14 @@ def new(tenant_id: int = 1, size_bytes: int = 100, **changed: object) -> Upload:
         record_id="r1",
         metadata="filename YQ==",
         size_bytes=size_bytes,
-        reserved_bytes=size_bytes,
+        reserved_bytes=size_bytes or 0,
         wanted_sha256=None,
     )
     return msgspec.structs.replace(upload, **changed)
 
 
-def part(size_bytes: int = 100, **changed: object) -> Upload:
-    nothing = {"file_name": None, "content_type": None, "domain": None, "record_id": None}
+def part(size_bytes: int = 100, **changed: Any) -> Upload:
+    nothing: dict[str, Any] = {"file_name": None, "content_type": None, "domain": None, "record_id": None}
     return new(size_bytes=size_bytes, kind="part", metadata="", **nothing, **changed)
 
 

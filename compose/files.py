@@ -1,0 +1,87 @@
+"""Everything about files in one process: where bytes are kept, who may write them, and who asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from aiohttp import web
+
+from engine.committer import Committer
+from engine.domains import Domains
+from engine.file_types import FileTypes
+from engine.finishing import Finishing
+from engine.holding import Holds
+from engine.ports import Bus, Clock
+from engine.receiving import Receiving
+from engine.services import Service
+from engine.settings import Settings
+from engine.upload_store import Quota
+from engine.waiting import WaitingFiles
+from handlers.connections import Connections
+from handlers.core import Core
+from handlers.files import Files
+from handlers.upload_edge import UploadEdge
+from handlers.uploads import Uploads
+from storage.blobs import DirectoryBlobs
+from storage.files import PostgresFiles
+from storage.pool import Database
+from storage.uploads import PostgresUploads
+from storage.waiting import PostgresWaiting
+
+#: Of each process: one for claims, one for offsets, so that neither waits for the other, nor for a read.
+_CONNECTIONS = 2
+
+
+class FileParts:
+    """The parts, put together. ``reads`` is shared with others, who wait for nothing long."""
+
+    def __init__(
+        self, settings: Settings, dsn: str, reads: Database, committer: Committer, bus: Bus, clock: Clock
+    ) -> None:
+        self._settings = settings
+        self._reads = reads
+        self._database = Database(dsn, _CONNECTIONS)
+        chosen = settings.uploads
+        expire_s = chosen.expire_h * 3600
+        self._types = FileTypes(chosen)
+        self._blobs = _blobs(settings)
+        store = PostgresUploads(self._database)
+        finishing = Finishing(store, self._blobs, self._types, committer, clock)
+        self.holds = Holds(store, self._blobs, bus, clock, expire_s)
+        self.receiving = Receiving(
+            store,
+            self._blobs,
+            self.holds,
+            finishing,
+            self._types,
+            clock,
+            Quota(chosen.tenant_bytes, chosen.files_per_record),
+            chosen.tenant_quotas,
+            expire_s,
+        )
+        self.waiting = WaitingFiles(PostgresWaiting(reads), clock, committer)
+
+    def routes(self, core: Core, connections: Connections, domains: Domains) -> Iterable[web.RouteDef]:
+        """List the routes of uploads and files."""
+        edge = UploadEdge(
+            core, connections, self.receiving, self._types, domains, self._settings.uploads.idle_s
+        )
+        files = Files(core, connections, PostgresFiles(self._reads), self._blobs)
+        return [*Uploads(edge).routes(), *files.routes()]
+
+    def services(self) -> list[Service]:
+        """List what has to run; uploads end before the committer, which attaches what they became."""
+        return [
+            Service("uploads", self.holds.run, self.holds.drain),
+            Service("waiting", self.waiting.run),
+        ]
+
+    async def close(self) -> None:
+        """Let go of connections and threads."""
+        await self._database.close()
+        self._blobs.close()
+
+
+def _blobs(settings: Settings) -> DirectoryBlobs:
+    return DirectoryBlobs(Path(settings.data.dir) / "uploads", settings.uploads.write_threads)

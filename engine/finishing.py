@@ -1,0 +1,148 @@
+"""From the last byte to a file in its record's entry: looked at, made a file, kept, attached.
+
+Each step may be done again, by whoever finds that the one before it was the last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+import structlog
+
+from engine.attachments import entry
+from engine.committer import Committer
+from engine.errors import SyncError
+from engine.file_types import FileTypes
+from engine.gathering import patiently
+from engine.holding import Hold, taken_over
+from engine.jobs import Attach, Attached, Outcome
+from engine.ports import Blobs, BlobsError, Clock
+from engine.upload_store import UploadStore
+from engine.uploads import Draft, State, Upload, UploadRef
+
+_log = structlog.get_logger()
+
+
+class Finishing:
+    """Makes files of uploads of which every byte has come."""
+
+    def __init__(
+        self, store: UploadStore, blobs: Blobs, types: FileTypes, committer: Committer, clock: Clock
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._types = types
+        self._committer = committer
+        self._clock = clock
+
+    async def finish(self, hold: Hold) -> Upload:
+        """Make a file of an upload that is held, and give it back.
+
+        Raises SyncError ``checksum_mismatch`` or ``unsupported_type`` for one that came to nothing,
+        ``locked`` for one that was taken over.
+        """
+        upload = hold.upload
+        ref = upload.ref
+        drafts = await self._drafts(upload)
+        content = await self._blobs.inspect(drafts, ref)
+        try:
+            content_type = self._judged(upload, content.sha256, content.head)
+        except SyncError as error:
+            _log.info("upload_refused", tenant_id=ref.tenant_id, upload_id=ref.upload_id, code=error.code)
+            await self.discard(upload, hold.claim.holder, "refused")
+            hold.released = True
+            raise
+        await self._blobs.publish(drafts, ref)
+        stored = await patiently(
+            lambda: self._store.store(ref, hold.claim.holder, content.sha256, content_type)
+        )
+        hold.released = True
+        if not stored:
+            raise taken_over()
+        for part in upload.parts:
+            await self._drop(UploadRef(ref.tenant_id, part))
+        file = {"state": "stored", "sha256": content.sha256, "content_type": content_type}
+        return await self.attach(msgspec.structs.replace(upload, held=False, pieces=(), **file))
+
+    async def _drafts(self, upload: Upload) -> Sequence[Draft]:
+        if upload.kind != "joined":
+            return [upload.draft]
+        tenant_id = upload.ref.tenant_id
+        parts = [await self._store.find(UploadRef(tenant_id, part)) for part in upload.parts]
+        return [part.draft for part in parts if part is not None]
+
+    def _judged(self, upload: Upload, sha256: str, head: bytes) -> str:
+        if upload.wanted_sha256 not in (None, sha256):
+            raise SyncError(
+                "checksum_mismatch", f"the file's SHA-256 is {sha256}, not {upload.wanted_sha256}"
+            )
+        assert upload.content_type is not None
+        return self._types.judged(upload.content_type, head, upload.offset_bytes)
+
+    async def discard(self, upload: Upload, holder: str | None, state: State) -> bool:
+        """End an open upload, with its parts, and remove its bytes."""
+        ended = await patiently(lambda: self._store.discard(upload.ref, holder, state))
+        if ended:
+            await self._drop(upload.ref)
+            for part in upload.parts:
+                await self._drop(UploadRef(upload.ref.tenant_id, part))
+        return ended
+
+    async def _drop(self, ref: UploadRef) -> None:
+        """Remove a draft that nobody needs; what cannot be removed now is found by the clean-up."""
+        try:
+            await self._blobs.drop_draft(ref)
+        except BlobsError as error:
+            _log.warning("draft_left", tenant_id=ref.tenant_id, upload_id=ref.upload_id, reason=str(error))
+
+    async def attach(self, upload: Upload) -> Upload:
+        """Put a stored file into its record's entry; one whose record is not there yet waits for it.
+
+        So does one for which there is no time now: it is looked for until it is done.
+        """
+        now_us = self._clock.now_us()
+        outcome = await self._settled(upload, entry(upload, now_us), now_us)
+        if not isinstance(outcome, Attached) or outcome.state in ("waiting", "freed"):
+            return upload
+        if outcome.state == "duplicate":
+            await self._remove(upload.ref)
+        return msgspec.structs.replace(upload, state=outcome.state)
+
+    async def free(self, upload: Upload) -> None:
+        """Take a file out of its record's entry, and remove it. Raises SyncError when that has to wait."""
+        outcome = await self._settled(upload, None, self._clock.now_us())
+        if isinstance(outcome, SyncError):
+            raise outcome
+        await self._remove(upload.ref)
+
+    async def _remove(self, ref: UploadRef) -> None:
+        try:
+            await self._blobs.drop_file(ref)
+        except BlobsError as error:
+            _log.warning("file_left", tenant_id=ref.tenant_id, upload_id=ref.upload_id, reason=str(error))
+
+    async def _settled(self, upload: Upload, attachment: bytes | None, now_us: int) -> Outcome:
+        assert upload.domain is not None
+        assert upload.record_id is not None
+        job = Attach(
+            upload.ref.tenant_id,
+            upload.device_id,
+            upload.domain,
+            upload.record_id,
+            upload.ref.upload_id,
+            attachment,
+            now_us,
+        )
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+        def reply(outcome: Outcome) -> None:
+            if not future.done():
+                future.set_result(outcome)
+
+        try:
+            self._committer.submit(job, reply)
+        except SyncError as error:
+            return error
+        return await future

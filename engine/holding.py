@@ -1,0 +1,218 @@
+"""Who writes to an upload: one request at a time, in whichever process, until its client asks again.
+
+A client that asks for the offset has given its earlier request up, whether that one knows or not. So the
+question ends it: what had come is kept, and the answer is an offset that nobody moves any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Final
+
+import msgspec
+import structlog
+
+from engine.errors import SyncError
+from engine.gathering import Gatherer, patiently
+from engine.ports import BlobMissingError, Blobs, Bus, Clock, StoreError
+from engine.upload_store import Advance, Claim, UploadStore
+from engine.uploads import Upload, UploadRef, standing
+
+#: How long a request elsewhere has to give an upload back, once it is told; then it is taken from it. One
+#: that makes a file of it is all but done.
+_GIVE_BACK_S: Final = 0.25
+_FINISH_S: Final = 5.0
+_LOOK_S: Final = 0.01
+
+_log = structlog.get_logger()
+
+
+class Hold:
+    """One request's hold of an upload; ``upload`` is what is acknowledged by now, once it was taken."""
+
+    upload: Upload
+
+    def __init__(self, claim: Claim, advances: Gatherer[Advance, bool]) -> None:
+        self.claim = claim
+        #: Whether there is nothing to give back.
+        self.released = True
+        self.ended = asyncio.Event()
+        self._advances = advances
+        self._cut: Callable[[], None] | None = None
+        self._wanted = False
+
+    def when_wanted(self, cut: Callable[[], None]) -> None:
+        """Say what brings the request to its end."""
+        self._cut = cut
+        if self._wanted:
+            cut()
+
+    def want(self) -> None:
+        """Bring the request to its end, now or once it has begun."""
+        self._wanted = True
+        if self._cut is not None:
+            self._cut()
+
+    async def advance(
+        self,
+        offset_bytes: int,
+        pieces: Sequence[str] = (),
+        size_bytes: int | None = None,
+        *,
+        release: bool = False,
+    ) -> None:
+        """Acknowledge what is durable. Raises SyncError ``locked`` when another request took over."""
+        upload = self.upload
+        all_pieces = (*upload.pieces, *pieces)
+        asked = Advance(upload.ref, self.claim.holder, offset_bytes, size_bytes, all_pieces, release)
+        if not await self._advances.ask(asked):
+            self.released = True
+            raise taken_over()
+        self.released = release
+        self.upload = msgspec.structs.replace(
+            upload,
+            offset_bytes=offset_bytes,
+            pieces=all_pieces,
+            size_bytes=upload.size_bytes if size_bytes is None else size_bytes,
+        )
+
+
+class Holds:
+    """The uploads that requests of this process have, and how they come to have them."""
+
+    def __init__(
+        self, store: UploadStore, blobs: Blobs, bus: Bus, clock: Clock, expire_s: float
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._bus = bus
+        self._clock = clock
+        self._claims = Gatherer(store.claim)
+
+        async def advance(advances: Sequence[Advance]) -> list[bool]:
+            return await store.advance(advances, expire_s)
+
+        self._advances = Gatherer(advance)
+        self._here: dict[UploadRef, Hold] = {}
+
+    async def run(self) -> None:
+        """Ask the store until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._claims.run())
+            group.create_task(self._advances.run())
+
+    async def drain(self) -> None:
+        """Bring every request to its end; what came is kept."""
+        while self._here:
+            for hold in list(self._here.values()):
+                hold.want()
+                await hold.ended.wait()
+
+    def wanted(self, ref: UploadRef) -> None:
+        """Bring the request that has an upload to its end, if it is here."""
+        hold = self._here.get(ref)
+        if hold is not None:
+            hold.want()
+
+    @asynccontextmanager
+    async def holding(self, ref: UploadRef, device_id: str) -> AsyncIterator[Hold]:
+        """Have an upload to oneself, and give it back. One that is open no longer is only shown.
+
+        Raises SyncError ``locked``, ``not_found``, ``upload_gone``.
+        """
+        with self._alone(ref, device_id) as hold:
+            await self._take(hold)
+            try:
+                yield hold
+            finally:
+                if not hold.released:
+                    with suppress(SyncError, StoreError):  # else it lapses
+                        await hold.advance(hold.upload.offset_bytes, release=True)
+
+    @contextmanager
+    def _alone(self, ref: UploadRef, device_id: str) -> Iterator[Hold]:
+        """Be the one request of this process that wants an upload."""
+        if ref in self._here:
+            raise _locked()
+        hold = Hold(Claim(ref, device_id, uuid.uuid4().hex), self._advances)
+        self._here[ref] = hold
+        try:
+            yield hold
+        finally:
+            del self._here[ref]
+            hold.ended.set()
+
+    async def _take(self, hold: Hold) -> None:
+        claim = hold.claim
+        claimed = await self._claims.ask(claim)
+        if claimed is not None and claimed.taken:
+            if claimed.upload.expires_at_us <= self._clock.now_us():
+                await patiently(lambda: self._store.discard(claim.ref, claim.holder, "expired"))
+                await self._blobs.drop_draft(claim.ref)
+                raise SyncError("upload_gone", "this upload has expired")
+            hold.upload, hold.released = claimed.upload, False
+            return
+        upload = standing(None if claimed is None else claimed.upload, claim.device_id, self._clock.now_us())
+        if claimed is not None and claimed.lapsed:
+            await self._seize(hold)
+        elif upload.state == "open":
+            raise _locked()
+        else:
+            hold.upload = upload
+
+    async def _seize(self, hold: Hold) -> None:
+        """Take an upload from whoever has it. Raises SyncError, BlobsError."""
+        ref = hold.claim.ref
+        upload = await patiently(lambda: self._store.seize(hold.claim))
+        if upload is None:
+            raise SyncError("upload_gone", "this upload has ended")
+        hold.upload, hold.released = upload, False
+        before = msgspec.structs.replace(upload.draft, generation=upload.generation - 1)
+        with suppress(BlobMissingError):  # it is a file by now, and taken for one when it is finished
+            await self._blobs.renew(before, upload.generation)
+        _log.info("upload_seized", tenant_id=ref.tenant_id, upload_id=ref.upload_id)
+
+    async def freed(self, ref: UploadRef, device_id: str) -> Upload:
+        """Give an upload that no request has, having ended the one that had it.
+
+        Raises SyncError ``not_found``, ``upload_gone``.
+        """
+        upload = await self._found(ref, device_id)
+        here = self._here.get(ref)
+        if here is not None:
+            here.want()
+            await here.ended.wait()
+            upload = await self._found(ref, device_id)
+        if upload.held:
+            upload = await self._given_back(upload)
+        return upload
+
+    async def _found(self, ref: UploadRef, device_id: str) -> Upload:
+        return standing(await self._store.find(ref), device_id, self._clock.now_us())
+
+    async def _given_back(self, upload: Upload) -> Upload:
+        """Have a request elsewhere give an upload back, or take it."""
+        ref = upload.ref
+        self._bus.wanted(ref.tenant_id, ref.upload_id)
+        ends_s = self._clock.monotonic_s() + (_FINISH_S if upload.complete else _GIVE_BACK_S)
+        while self._clock.monotonic_s() < ends_s:
+            await asyncio.sleep(_LOOK_S)
+            upload = await self._found(ref, upload.device_id)
+            if not upload.held:
+                return upload
+        with self._alone(ref, upload.device_id) as hold:
+            await self._seize(hold)
+            await hold.advance(hold.upload.offset_bytes, release=True)
+            return msgspec.structs.replace(hold.upload, held=False)
+
+
+def taken_over() -> SyncError:
+    """Make the refusal of a request whose client asked again meanwhile."""
+    return SyncError("locked", "a later request took this upload over")
+
+
+def _locked() -> SyncError:
+    return SyncError("locked", "another request is under way on this upload")

@@ -1,0 +1,337 @@
+"""What a device asks of its uploads: begin one, bring bytes, put parts together, ask, give up.
+
+Bytes are durable before the offset says so, and the offset is committed before the device is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import msgspec
+
+from engine.errors import SyncError
+from engine.file_types import FileTypes
+from engine.finishing import Finishing
+from engine.gathering import patiently
+from engine.holding import Hold, Holds, taken_over
+from engine.intake import Session
+from engine.ports import Appending, Blobs, Clock
+from engine.upload_metadata import Described
+from engine.upload_store import Quota, UploadStore
+from engine.uploads import FINISHED, Append, Kind, Taking, Upload, UploadRef, appended, joinable, standing
+
+#: Handed to the disk at a stretch; so much of one request waits at most, and as much is under way.
+_WRITE_BYTES: Final = 262_144
+#: A request that is long in coming has what came acknowledged so often: should the process be killed, that
+#: much is kept. Well below the lease.
+PROGRESS_S: Final = 5.0
+MOST_PARTS: Final = 100
+
+
+class BodyCutError(Exception):
+    """No more comes: the connection is gone, or somebody called ``cut``."""
+
+
+class Body(Protocol):
+    """The bytes that a request brings."""
+
+    #: Whether it was cut from this side.
+    was_cut: bool
+
+    async def next(self, patience_s: float) -> bytes | None:
+        """Wait for some; none are the end, None says that nothing came for so long.
+
+        Raises BodyCutError; SyncError where the sender is too slow.
+        """
+
+    def cut(self) -> None:
+        """Have ``next`` raise BodyCutError."""
+
+
+class Checksum(msgspec.Struct, frozen=True):
+    """What a request says of the bytes that it brings; ``algorithm`` is ``hashlib``'s name."""
+
+    algorithm: str
+    digest: bytes
+
+
+class Creation(msgspec.Struct, frozen=True):
+    """An upload to begin. ``described`` is None of a part alone; ``size_bytes`` where it is not known yet."""
+
+    kind: Kind
+    size_bytes: int | None
+    described: Described | None
+    metadata: str
+
+
+class UploadCounters(msgspec.Struct):
+    """What became of uploads since the process started."""
+
+    created: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    chunks: int = 0
+    received_bytes: int = 0
+
+
+class Receiving:
+    """``quotas`` are in bytes by tenant's name, in place of ``quota``'s."""
+
+    def __init__(
+        self,
+        store: UploadStore,
+        blobs: Blobs,
+        holds: Holds,
+        finishing: Finishing,
+        types: FileTypes,
+        clock: Clock,
+        quota: Quota,
+        quotas: dict[str, int],
+        expire_s: float,
+    ) -> None:
+        self.counters = UploadCounters()
+        self._store = store
+        self._blobs = blobs
+        self._holds = holds
+        self._finishing = finishing
+        self._types = types
+        self._clock = clock
+        self._quota = quota
+        self._quotas = quotas
+        self.expire_s = expire_s
+
+    async def create(self, session: Session, creation: Creation) -> Upload:
+        """Begin an upload, if there is room for all of it.
+
+        Raises SyncError ``too_large``, ``quota_exceeded``, ``unsupported_type``, ``invalid_message``.
+        """
+        most_bytes = self._most_bytes(creation.described)
+        size_bytes = creation.size_bytes
+        if size_bytes is not None and size_bytes > most_bytes:
+            raise SyncError("too_large", f"{size_bytes} bytes: a file of this type has {most_bytes} at most")
+        if size_bytes == 0 and creation.kind == "whole":
+            raise SyncError("invalid_message", "Upload-Length: a file has one byte at least")
+        reserved_bytes = most_bytes if size_bytes is None else size_bytes
+        upload = self._new(session, creation, reserved_bytes)
+        tenant_bytes = self._quotas.get(session.tenant.name, self._quota.tenant_bytes)
+        quota = msgspec.structs.replace(self._quota, tenant_bytes=tenant_bytes)
+        made = await self._store.create(upload, quota, self.expire_s)
+        if made == "tenant_full":
+            raise SyncError("quota_exceeded", f"the files of this tenant may have {tenant_bytes} bytes")
+        if made == "record_full":
+            raise SyncError("quota_exceeded", f"a record may have {quota.files_per_record} files")
+        self.counters.created += 1
+        return upload
+
+    def _most_bytes(self, described: Described | None) -> int:
+        if described is None:
+            return self._types.largest_bytes
+        return self._types.most_bytes(described.content_type)
+
+    def _new(self, session: Session, creation: Creation, reserved_bytes: int) -> Upload:
+        described = creation.described
+        now_us = self._clock.now_us()
+        return Upload(
+            ref=UploadRef(session.tenant.tenant_id, uuid.uuid4().hex),
+            device_id=session.device_id,
+            user=session.user,
+            kind=creation.kind,
+            file_name=None if described is None else described.file_name,
+            content_type=None if described is None else described.content_type,
+            domain=None if described is None else described.domain,
+            record_id=None if described is None else described.record_id,
+            metadata=creation.metadata,
+            size_bytes=creation.size_bytes,
+            reserved_bytes=reserved_bytes,
+            wanted_sha256=None if described is None else described.sha256,
+            created_at_us=now_us,
+            expires_at_us=now_us + int(self.expire_s * 1_000_000),
+        )
+
+    async def append(
+        self, session: Session, upload_id: str, request: Append, body: Body, checksum: Checksum | None = None
+    ) -> Upload:
+        """Take in what a request brings; what came before it broke off is kept, unless it has a checksum.
+
+        Raises SyncError, BlobsError, StoreError.
+        """
+        ref = UploadRef(session.tenant.tenant_id, upload_id)
+        async with self._holds.holding(ref, session.device_id) as hold:
+            taking = appended(hold.upload, request)
+            hold.when_wanted(body.cut)
+            if not hold.released:
+                await self._take_in(hold, taking, request, body, checksum)
+            if hold.upload.unfinished:
+                return await self._finished(hold)
+            return self._renewed(hold.upload)
+
+    async def _take_in(
+        self, hold: Hold, taking: Taking, request: Append, body: Body, checksum: Checksum | None
+    ) -> None:
+        algorithm = None if checksum is None else checksum.algorithm
+        appending = self._blobs.appending(hold.upload.draft, algorithm)
+        most_bytes = taking.most_bytes if request.length_bytes is None else request.length_bytes
+        intake = _Intake(hold, most_bytes, appending, body, self._clock, progress=checksum is None)
+        try:
+            cut = await intake.run()
+            if cut and checksum is not None:
+                raise self._broken_off(body)
+            pieces = await appending.flush(intake.left())
+            if checksum is not None and appending.digest() != checksum.digest:
+                raise SyncError(
+                    "checksum_mismatch", "the bytes are not what Upload-Checksum says: send them again"
+                )
+        finally:
+            await appending.close()
+        size_bytes = taking.size_bytes
+        if request.completes and size_bytes is None and not cut:
+            size_bytes = intake.offset_bytes
+        whole = intake.offset_bytes == size_bytes and hold.upload.kind != "part"
+        await hold.advance(intake.offset_bytes, pieces, size_bytes, release=not whole)
+        self.counters.chunks += 1
+        self.counters.received_bytes += intake.offset_bytes - request.offset_bytes
+        if cut and not whole:
+            raise self._broken_off(body)
+
+    def _broken_off(self, body: Body) -> SyncError:
+        return taken_over() if body.was_cut else SyncError("malformed", "the body broke off")
+
+    async def _finished(self, hold: Hold) -> Upload:
+        upload = await self._finishing.finish(hold)
+        self.counters.finished += 1
+        return upload
+
+    def _renewed(self, upload: Upload) -> Upload:
+        expires_at_us = self._clock.now_us() + int(self.expire_s * 1_000_000)
+        return msgspec.structs.replace(upload, expires_at_us=expires_at_us)
+
+    async def find(self, session: Session, upload_id: str) -> Upload:
+        """Say where an upload stands; a request that is under way on it ends.
+
+        Raises SyncError ``not_found``, ``upload_gone``; what ``Finishing.finish`` raises of one whose last
+        request ended before that was done.
+        """
+        ref = UploadRef(session.tenant.tenant_id, upload_id)
+        upload = await self._holds.freed(ref, session.device_id)
+        if not upload.unfinished:
+            return upload
+        async with self._holds.holding(ref, session.device_id) as hold:
+            return await self._finished(hold) if hold.upload.unfinished else hold.upload
+
+    async def join(
+        self, session: Session, described: Described, metadata: str, parts: Sequence[str]
+    ) -> Upload:
+        """Make one file of parts. Asked again, because the answer was lost, it gives what was made of them.
+
+        Raises SyncError.
+        """
+        if not 1 <= len(parts) <= MOST_PARTS:
+            raise SyncError("invalid_message", f"Upload-Concat: 1 to {MOST_PARTS} partial uploads")
+        found = [await self._part(session, part) for part in parts]
+        made_of_them = {part.joined_into for part in found}
+        joined = made_of_them.pop() if len(made_of_them) == 1 else None
+        if joined is None:
+            size_bytes = joinable(found, self._most_bytes(described))
+            creation = Creation("joined", size_bytes, described, metadata)
+            upload = msgspec.structs.replace(
+                self._new(session, creation, sum([part.reserved_bytes for part in found])),
+                offset_bytes=size_bytes,
+                parts=tuple(parts),
+            )
+            if not await patiently(lambda: self._store.join(upload, self.expire_s)):
+                raise SyncError("invalid_message", "Upload-Concat: a part is named twice, or was used before")
+            self.counters.created += 1
+            joined = upload.ref.upload_id
+        made = await self.find(session, joined)
+        if made.parts != tuple(parts):
+            raise SyncError("invalid_message", "Upload-Concat: these parts were put together otherwise")
+        return made
+
+    async def _part(self, session: Session, part: str) -> Upload:
+        found = await self._store.find(UploadRef(session.tenant.tenant_id, part))
+        if found is not None and found.joined_into is not None and found.device_id == session.device_id:
+            return found
+        try:
+            return standing(found, session.device_id, self._clock.now_us())
+        except SyncError as error:
+            raise SyncError(error.code, f"Upload-Concat: {part}: {error.message}") from None
+
+    async def cancel(self, session: Session, upload_id: str) -> None:
+        """Give an upload up, or take its file away again. Raises SyncError."""
+        ref = UploadRef(session.tenant.tenant_id, upload_id)
+        upload = await self._holds.freed(ref, session.device_id)
+        if upload.state in FINISHED:
+            await self._finishing.free(upload)
+        elif not await self._finishing.discard(upload, None, "cancelled"):
+            raise SyncError("upload_gone", "this upload has ended")
+        self.counters.cancelled += 1
+
+
+class _Intake:
+    """The bytes of one request on their way to the disk: one write is under way while the next gathers."""
+
+    def __init__(
+        self, hold: Hold, most_bytes: int, appending: Appending, body: Body, clock: Clock, *, progress: bool
+    ) -> None:
+        self._hold = hold
+        self._appending = appending
+        self._body = body
+        self._clock = clock
+        self._progress = progress
+        self._blocks: list[bytes] = []
+        self._waiting_bytes = 0
+        self._most_offset_bytes = hold.upload.offset_bytes + most_bytes
+        self._writing: asyncio.Task[None] | None = None
+        self.offset_bytes = hold.upload.offset_bytes
+
+    def left(self) -> list[bytes]:
+        """Take what was not written yet."""
+        blocks, self._blocks, self._waiting_bytes = self._blocks, [], 0
+        return blocks
+
+    async def run(self) -> bool:
+        """Take everything in; True says that it broke off. Raises SyncError, BlobsError, StoreError."""
+        next_word_s = self._clock.monotonic_s() + PROGRESS_S
+        try:
+            while True:
+                try:
+                    block = await self._body.next(PROGRESS_S)
+                except BodyCutError:
+                    return True
+                if block == b"":
+                    return False
+                if block is not None:
+                    await self._add(block)
+                if self._clock.monotonic_s() >= next_word_s:
+                    await self._acknowledge()
+                    next_word_s = self._clock.monotonic_s() + PROGRESS_S
+        finally:
+            await self._written()
+
+    async def _add(self, block: bytes) -> None:
+        if self.offset_bytes + len(block) > self._most_offset_bytes:
+            raise SyncError("too_large", "more bytes than are to come")
+        self.offset_bytes += len(block)
+        self._blocks.append(block)
+        self._waiting_bytes += len(block)
+        # All but the last goes ahead, which is written and made durable in one.
+        if self._waiting_bytes >= _WRITE_BYTES and self.offset_bytes < self._most_offset_bytes:
+            await self._written()
+            self._writing = asyncio.create_task(self._appending.write(self.left()))
+
+    async def _acknowledge(self) -> None:
+        """Have what came kept, should this process be killed; with a checksum only the lease is renewed."""
+        await self._written()
+        pieces: Sequence[str] = ()
+        if self._progress:
+            pieces = await self._appending.flush(self.left())
+        at_bytes = self.offset_bytes if self._progress else self._hold.upload.offset_bytes
+        await self._hold.advance(at_bytes, pieces)
+
+    async def _written(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            await writing

@@ -1,0 +1,148 @@
+"""Uploads as tus 1.0.0 spells them (https://tus.io/protocols/resumable-upload)."""
+
+from __future__ import annotations
+
+import base64
+from typing import Final
+
+from aiohttp import web
+
+from engine.errors import SyncError
+from engine.intake import Session
+from engine.receiving import Checksum, Creation
+from engine.upload_metadata import parsed
+from engine.uploads import Append
+from handlers.upload_edge import ROOT, UploadEdge, answer, content_length, expiry, number, upload_id
+
+VERSION: Final = "1.0.0"
+EXTENSIONS: Final = (
+    "creation,creation-defer-length,creation-with-upload,expiration,checksum,termination,concatenation"
+)
+#: tus' names of algorithms are those of hashlib.
+ALGORITHMS: Final = ("sha1", "sha256", "md5")
+_BYTES: Final = "application/offset+octet-stream"
+
+
+class Tus:
+    """The verbs; each raises SyncError where a request is refused."""
+
+    def __init__(self, edge: UploadEdge) -> None:
+        self._edge = edge
+
+    async def create(self, request: web.Request) -> web.Response:
+        """Begin an upload, with its first bytes where they come along, or put parts together."""
+        session = await self._session(request)
+        metadata = request.headers.get("Upload-Metadata", "")
+        kind, _, urls = request.headers.get("Upload-Concat", "").partition(";")
+        if kind == "final":
+            return await self._join(request, session, metadata, urls)
+        if kind not in ("", "partial"):
+            raise SyncError("invalid_message", "Upload-Concat: partial, or final; and the URLs of the parts")
+        length_bytes, brings = content_length(request), request.can_read_body
+        if brings and request.content_type != _BYTES:
+            raise _wrong_type()
+        checksum = _checksum(request) if brings else None
+        size_bytes = _size_bytes(request)
+        if size_bytes is not None and length_bytes is not None and length_bytes > size_bytes:
+            raise SyncError("too_large", f"a body of {length_bytes} bytes, of an upload of {size_bytes}")
+        described = None if kind == "partial" else self._edge.described(parsed(metadata))
+        creation = Creation("part" if kind == "partial" else "whole", size_bytes, described, metadata)
+        body = self._edge.body(request, session)
+        upload = await self._edge.receiving.create(session, creation)
+        answer(request, {"Location": f"{ROOT}/{upload.ref.upload_id}"} | expiry(upload))
+        if brings:
+            append = Append(0, length_bytes, size_bytes)
+            upload = await self._edge.receiving.append(
+                session, upload.ref.upload_id, append, body, checksum
+            )
+            answer(request, {"Upload-Offset": str(upload.offset_bytes)} | expiry(upload))
+        return web.Response(status=201)
+
+    async def _join(
+        self, request: web.Request, session: Session, metadata: str, urls: str
+    ) -> web.Response:
+        if "Upload-Length" in request.headers:
+            raise SyncError("invalid_message", "Upload-Length: that of a final upload is that of its parts")
+        described = self._edge.described(parsed(metadata))
+        parts = [upload_id(url) for url in urls.split()]
+        upload = await self._edge.receiving.join(session, described, metadata, parts)
+        return web.Response(status=201, headers={"Location": f"{ROOT}/{upload.ref.upload_id}"})
+
+    async def head(self, request: web.Request) -> web.Response:
+        """Say where an upload stands."""
+        session = await self._session(request)
+        upload = await self._edge.receiving.find(session, upload_id(request.match_info["upload_id"]))
+        headers = {"Upload-Offset": str(upload.offset_bytes), "Cache-Control": "no-store"} | expiry(upload)
+        if upload.size_bytes is None:
+            headers["Upload-Defer-Length"] = "1"
+        else:
+            headers["Upload-Length"] = str(upload.size_bytes)
+        if upload.metadata:
+            headers["Upload-Metadata"] = upload.metadata
+        if upload.kind == "part":
+            headers["Upload-Concat"] = "partial"
+        elif upload.kind == "joined":
+            headers["Upload-Concat"] = "final;" + " ".join([f"{ROOT}/{part}" for part in upload.parts])
+        return web.Response(status=200, headers=headers)
+
+    async def patch(self, request: web.Request) -> web.Response:
+        """Take bytes in."""
+        session = await self._session(request)
+        named = upload_id(request.match_info["upload_id"])
+        if request.content_type != _BYTES:
+            raise _wrong_type()
+        offset_bytes = number(request, "Upload-Offset")
+        if offset_bytes is None:
+            raise SyncError("invalid_message", "Upload-Offset: required")
+        append = Append(offset_bytes, content_length(request), number(request, "Upload-Length"))
+        body = self._edge.body(request, session)
+        try:
+            upload = await self._edge.receiving.append(session, named, append, body, _checksum(request))
+        except SyncError as error:
+            if error.code == "offset_mismatch":
+                answer(request, {"Upload-Offset": str(error.details["offset"])})
+            raise
+        return web.Response(
+            status=204, headers={"Upload-Offset": str(upload.offset_bytes)} | expiry(upload)
+        )
+
+    async def delete(self, request: web.Request) -> web.Response:
+        """Give an upload up, or take its file away."""
+        session = await self._session(request)
+        await self._edge.receiving.cancel(session, upload_id(request.match_info["upload_id"]))
+        return web.Response(status=204)
+
+    async def _session(self, request: web.Request) -> Session:
+        answer(request, {"Tus-Resumable": VERSION})
+        if request.headers.get("Tus-Resumable") != VERSION:
+            answer(request, {"Tus-Version": VERSION})
+            raise SyncError("unsupported_version", f"Tus-Resumable: {VERSION} is required")
+        return await self._edge.session(request)
+
+
+def _size_bytes(request: web.Request) -> int | None:
+    """Read how long an upload will be, None where that is said later. Raises SyncError."""
+    size_bytes = number(request, "Upload-Length")
+    deferred = request.headers.get("Upload-Defer-Length")
+    if deferred not in (None, "1") or (size_bytes is None) is (deferred is None):
+        raise SyncError("invalid_message", "Upload-Length, or Upload-Defer-Length: 1, is required")
+    return size_bytes
+
+
+def _checksum(request: web.Request) -> Checksum | None:
+    text = request.headers.get("Upload-Checksum")
+    if text is None:
+        return None
+    algorithm, _, coded = text.partition(" ")
+    if algorithm not in ALGORITHMS:
+        raise SyncError("unsupported_checksum", f"Upload-Checksum: one of {', '.join(ALGORITHMS)} is taken")
+    try:
+        return Checksum(algorithm, base64.b64decode(coded, validate=True))
+    except ValueError:
+        raise SyncError("invalid_message", "Upload-Checksum: the digest in base64 is required") from None
+
+
+def _wrong_type() -> SyncError:
+    return SyncError("unsupported_type", f"Content-Type: {_BYTES} is required")
+
+

@@ -1,0 +1,112 @@
+"""What both spellings of uploads share: who asks, for which upload, and what every answer carries."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from engine.codec import JSON
+from engine.domains import Domains
+from engine.errors import SyncError
+from engine.file_types import FileTypes
+from engine.intake import Session
+from engine.receiving import Receiving
+from engine.upload_metadata import Described, described
+from engine.uploads import Upload
+from handlers.connections import Connections
+from handlers.core import Core
+from handlers.sessions import check_not_revoked, heard
+from handlers.upload_body import RequestBody
+
+ROOT: Final = "/v1/uploads"
+#: Headers of the answer, whatever it is.
+ANSWER: Final = web.RequestKey[dict[str, str]]("answer_headers")
+
+_ID: Final = re.compile(r"[0-9a-f]{32}")
+_DIGITS: Final = re.compile(r"[0-9]+")
+#: More digits than any size that could be.
+_MOST_DIGITS: Final = 18
+
+
+class UploadEdge(msgspec.Struct, frozen=True):
+    """The parts that handlers of uploads work with."""
+
+    core: Core
+    connections: Connections
+    receiving: Receiving
+    types: FileTypes
+    domains: Domains
+    idle_s: float
+
+    async def session(self, request: web.Request) -> Session:
+        """Say who asks. Raises SyncError, StoreError."""
+        session, _, _ = await heard(self.core, self.connections, request, JSON)
+        return session
+
+    def body(self, request: web.Request, session: Session) -> RequestBody:
+        """Open the body of a request."""
+        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise SyncError("unsupported_type", "Content-Encoding: uploads are taken as they are")
+
+        def check() -> None:
+            check_not_revoked(self.core, session.tenant.tenant_id, session.device_id)
+
+        return RequestBody(request, self.idle_s, check)
+
+    def described(self, values: Mapping[str, str]) -> Described:
+        """Check what an upload says of itself. Raises SyncError."""
+
+        def is_record_domain(name: str) -> bool:
+            rules = self.domains.rules.get(name)
+            return rules is not None and rules.is_record
+
+        return described(values, self.types, is_record_domain)
+
+
+def upload_id(text: str) -> str:
+    """Take the id of an upload out of a URL, or its path, or itself. Raises SyncError ``not_found``."""
+    last = text.rpartition("/")[2]
+    if not _ID.fullmatch(last):
+        raise SyncError("not_found", "there is no such upload")
+    return last
+
+
+def number(request: web.Request, name: str) -> int | None:
+    """Read a header that is a number of bytes, None if it is missing. Raises SyncError."""
+    text = request.headers.get(name)
+    if text is None:
+        return None
+    if not _DIGITS.fullmatch(text):
+        raise SyncError("invalid_message", f"{name}: a number of bytes is required")
+    if len(text.lstrip("0")) > _MOST_DIGITS:
+        raise SyncError("too_large", f"{name}: nothing is that large")
+    return int(text)
+
+
+def content_length(request: web.Request) -> int | None:
+    """Tell how many bytes a body has, None where only its end tells."""
+    return None if "chunked" in request.headers.get("Transfer-Encoding", "") else request.content_length or 0
+
+
+def answer(request: web.Request, headers: Mapping[str, str]) -> None:
+    """Have the answer carry headers, also if it will be a refusal."""
+    request.setdefault(ANSWER, {}).update(headers)
+
+
+async def with_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Give an answer the headers that were noted for it."""
+    response.headers.update(request.get(ANSWER, {}))
+
+
+def expiry(upload: Upload) -> dict[str, str]:
+    """Say until when an open upload is kept."""
+    if upload.state != "open":
+        return {}
+    until = datetime.fromtimestamp(upload.expires_at_us // 1_000_000, UTC)
+    return {"Upload-Expires": format_datetime(until, usegmt=True)}

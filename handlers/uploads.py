@@ -1,0 +1,105 @@
+"""The routes of uploads: each request goes to the protocol that it is spelled in."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from aiohttp import web
+
+from engine.errors import SyncError
+from handlers.resumable import Resumable, spoken
+from handlers.tus import ALGORITHMS, EXTENSIONS, VERSION, Tus
+from handlers.upload_body import uninvited
+from handlers.upload_edge import ROOT, UploadEdge, answer
+
+Verb = Callable[[web.Request], Awaitable[web.Response]]
+
+_ONE: Final = ROOT + "/{upload_id}"
+#: What a page of another origin may send, and read.
+_SENT: Final = (
+    "Authorization, Content-Type, Tus-Resumable, Upload-Length, Upload-Offset, Upload-Metadata,"
+    " Upload-Defer-Length, Upload-Concat, Upload-Checksum, X-HTTP-Method-Override, X-Requested-With"
+)
+_READ: Final = (
+    "Location, Tus-Resumable, Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm,"
+    " Upload-Offset, Upload-Length, Upload-Metadata, Upload-Defer-Length, Upload-Concat, Upload-Expires"
+)
+
+
+class Uploads:
+    """The routes' handlers."""
+
+    def __init__(self, edge: UploadEdge) -> None:
+        self._edge = edge
+        tus, resumable = Tus(edge), Resumable(edge)
+        self._tus: dict[str, Verb] = {"HEAD": tus.head, "PATCH": tus.patch, "DELETE": tus.delete}
+        self._resumable: dict[str, Verb] = {
+            "HEAD": resumable.head,
+            "PATCH": resumable.patch,
+            "DELETE": resumable.delete,
+        }
+        self._create = (tus.create, resumable.create)
+
+    def routes(self) -> list[web.RouteDef]:
+        """List the routes. A body that a client asks about first is invited once it would be taken."""
+        return [
+            web.options(ROOT, self.options),
+            web.options(_ONE, self.options),
+            web.post(ROOT, self.create, expect_handler=uninvited),
+            web.post(_ONE, self.one, expect_handler=uninvited),
+            web.head(_ONE, self.one),
+            web.patch(_ONE, self.one, expect_handler=uninvited),
+            web.delete(_ONE, self.one),
+        ]
+
+    async def options(self, request: web.Request) -> web.Response:
+        """Say what is spoken here; to whoever asks, as nothing of it is of a tenant."""
+        self._let_read(request)
+        most_bytes = self._edge.types.largest_bytes
+        headers = {
+            "Tus-Resumable": VERSION,
+            "Tus-Version": VERSION,
+            "Tus-Extension": EXTENSIONS,
+            "Tus-Max-Size": str(most_bytes),
+            "Tus-Checksum-Algorithm": ",".join(ALGORITHMS),
+            "Upload-Limit": f"max-size={most_bytes}",
+        }
+        if "Access-Control-Request-Method" in request.headers:
+            headers["Access-Control-Allow-Methods"] = "POST, HEAD, PATCH, DELETE, OPTIONS"
+            headers["Access-Control-Allow-Headers"] = _SENT
+            headers["Access-Control-Max-Age"] = "86400"
+        return web.Response(status=204, headers=headers)
+
+    async def create(self, request: web.Request) -> web.Response:
+        """Begin an upload."""
+        self._let_read(request)
+        by_tus, by_draft = self._create
+        return await (by_draft if _is_draft(request) else by_tus)(request)
+
+    async def one(self, request: web.Request) -> web.Response:
+        """Ask for an upload's offset, bring bytes to it, or give it up."""
+        self._let_read(request)
+        method = request.headers.get("X-HTTP-Method-Override", request.method).upper()
+        verb = (self._resumable if _is_draft(request) else self._tus).get(method)
+        if verb is None:
+            raise SyncError("not_found", f"{method}: there is no such method here")
+        return await verb(request)
+
+    def _let_read(self, request: web.Request) -> None:
+        """Let a page of an origin that is on the allow list read the answer. Raises SyncError for others."""
+        origin = request.headers.get("Origin")
+        if origin is not None:
+            self._edge.core.verifier.check_origin(origin)
+            answer(
+                request,
+                {
+                    "Access-Control-Allow-Origin": origin,
+                    "Access-Control-Expose-Headers": _READ,
+                    "Vary": "Origin",
+                },
+            )
+
+
+def _is_draft(request: web.Request) -> bool:
+    return "Tus-Resumable" not in request.headers and spoken(request)

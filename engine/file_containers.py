@@ -21,6 +21,7 @@ _WEBM = re.compile(rb"\x42\x82[\x84\x04]webm")
 _WEBM_VIDEO = re.compile(rb"\x86[\x80-\xff]V_")
 _ENTRY = re.compile(rb"PK\x03\x04.{22}(..)(..)", re.DOTALL)
 _OFFICE: Final = ((b"word/", _DOCX), (b"xl/", _XLSX), (b"ppt/", _PPTX))
+_OFFICE_BEGINS: Final = (b"[Content_Types].xml", b"_rels/", b"docProps/", b"word/", b"xl/", b"ppt/")
 _OLE_SECTOR_BYTES: Final = 512
 
 
@@ -90,14 +91,17 @@ def zipped(head: bytes) -> tuple[str, ...]:
     for entry in _ENTRY.finditer(head):
         name_bytes = int.from_bytes(entry[1], "little")
         names.append(head[entry.end() : entry.end() + name_bytes])
-    for name in names:
-        for folder, media_type in _OFFICE:
-            if name.startswith(folder):
-                return (media_type,)
-    if names and names[0] == b"mimetype":
+    if not names:
+        return ("application/zip",)
+    if names[0] == b"mimetype":
         said = re.match(rb"application/[a-z0-9.+-]{1,80}", head[38:])
         return (said[0].decode(),) if said else ("application/zip",)
-    if any(name.startswith((b"[Content_Types].xml", b"_rels/", b"docProps/")) for name in names):
+    # A document that lies in an archive, unpacked, has names as well: the first one is the archive's own.
+    if names[0].startswith(_OFFICE_BEGINS):
+        for name in names:
+            for folder, media_type in _OFFICE:
+                if name.startswith(folder):
+                    return (media_type,)
         return (_DOCX, _XLSX, _PPTX)
     return ("application/zip",)
 

@@ -1,0 +1,315 @@
+"""Types of files: what content is judged to be beside what it was said to be, and how large it may be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.errors import SyncError
+from engine.file_types import FileTypes
+from engine.settings import settings
+from tests.file_heads import DOCX, HEADS, OLE, XLSX, archive
+from tests.test_settings import DEFAULTS
+
+UPLOADS = settings([DEFAULTS]).uploads
+TYPES = FileTypes(UPLOADS)
+#: Content of each type that is taken by default, all the ways that it comes in.
+CONTENT = {
+    "image/jpeg": ["jpeg"],
+    "image/png": ["png"],
+    "image/webp": ["webp"],
+    "image/gif": ["gif"],
+    "image/heic": ["heic"],
+    "image/heif": ["heif", "heic"],
+    "application/pdf": ["pdf"],
+    "text/plain": ["text", "latin", "csv"],
+    "text/csv": ["csv", "latin"],
+    "application/msword": ["doc"],
+    "application/vnd.ms-excel": ["xls"],
+    DOCX: ["docx"],
+    XLSX: ["xlsx"],
+    "audio/mpeg": ["mp3", "id3"],
+    "audio/mp4": ["m4a", "mp42", "isom", "3gp"],
+    "audio/aac": ["aac"],
+    "audio/ogg": ["vorbis", "opus"],
+    "audio/opus": ["opus"],
+    "audio/wav": ["wav"],
+    "audio/webm": ["webm"],
+    "audio/flac": ["flac"],
+    "audio/amr": ["amr", "amr-wb"],
+    "audio/3gpp": ["3gp", "isom"],
+}
+IMAGES = UPLOADS.image_types
+ODT = "application/vnd.oasis.opendocument.text"
+UNKNOWN = "of no known type"
+WINDOWS = b"MZ\x90\x00\x03\x00\x00\x00\x04\x00\x00\x00\xff\xff"
+
+
+def taking(**changed: Any) -> FileTypes:
+    """Take types that differ from the defaults."""
+    return FileTypes(msgspec.structs.replace(UPLOADS, **changed))
+
+
+def judged(declared: str, head: bytes, types: FileTypes = TYPES) -> str:
+    """Judge the head of a file that goes on behind it."""
+    return types.judged(declared, head, len(head) + 1_000_000)
+
+
+def refusal(declared: str, head: bytes, types: FileTypes = TYPES) -> str:
+    """Give the sentence with which content is refused."""
+    with pytest.raises(SyncError) as refused:
+        judged(declared, head, types)
+    assert refused.value.code == "unsupported_type"
+    return refused.value.message
+
+
+def test_every_default_type_has_content_here() -> None:
+    assert CONTENT.keys() == {*UPLOADS.image_types, *UPLOADS.document_types, *UPLOADS.voice_types}
+
+
+@pytest.mark.parametrize(("declared", "head"), [(one, head) for one in CONTENT for head in CONTENT[one]])
+def test_content_of_its_type_is_taken(declared: str, head: str) -> None:
+    assert judged(declared, HEADS[head]) == declared
+
+
+@pytest.mark.parametrize(("declared", "head"), [(one, CONTENT[one][0]) for one in CONTENT])
+def test_content_of_another_group_is_refused(declared: str, head: str) -> None:
+    for group in (UPLOADS.image_types, UPLOADS.document_types, UPLOADS.voice_types):
+        if declared not in group:
+            for other in group:
+                assert f"not {other}" in refusal(other, HEADS[head])
+
+
+@pytest.mark.parametrize(
+    ("declared", "head", "found"),
+    [
+        ("image/jpeg", "png", "image/png"),
+        ("image/png", "jpeg", "image/jpeg"),
+        ("image/jpeg", "heic", "image/heic"),
+        ("application/pdf", "docx", DOCX),
+        (DOCX, "xlsx", XLSX),
+        ("application/msword", "xls", "application/vnd.ms-excel"),
+        ("application/vnd.ms-excel", "csv", "text/plain"),
+        ("text/plain", "pdf", "application/pdf"),
+        ("audio/mpeg", "aac", "audio/aac"),
+        ("audio/opus", "vorbis", "audio/ogg"),
+        ("audio/3gpp", "m4a", "audio/mp4"),
+        ("audio/wav", "3gp", "audio/3gpp"),
+    ],
+)
+def test_another_type_of_the_group_takes_the_place_of_what_was_said(
+    declared: str, head: str, found: str
+) -> None:
+    assert judged(declared, HEADS[head]) == found
+
+
+@pytest.mark.parametrize(
+    ("head", "found"),
+    [
+        (b"<!DOCTYPE html><script>alert(1)</script>", "text/html"),
+        (b"\xef\xbb\xbf \n<script >alert(1)</script>", "text/html"),
+        (b"<?php echo 1;", "text/html"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"/>', "image/svg+xml"),
+        (b'<?xml version="1.0"?><!-- a --><s:svg xmlns:s="http://www.w3.org/2000/svg"/>', "image/svg+xml"),
+        (b'<?xml version="1.0"?><a/>', "application/xml"),
+        (b"#!/bin/sh\nrm -r /\n", "application/x-sh"),
+        (b"{\\rtf1\\ansi a}", "application/rtf"),
+        (b"%!PS-Adobe-3.0\n", "application/postscript"),
+        (WINDOWS, "an executable of Windows"),
+        (b"\x7fELF\x02\x01\x01" + bytes(60), "ELF executable"),
+        (archive(("a.txt", b"a")), "application/zip"),
+        (archive(("inner.docx", HEADS["docx"])), "application/zip"),
+        (archive(("mimetype", ODT.encode())), ODT),
+        (HEADS["theora"], "video/ogg"),
+        (HEADS["theora"].replace(b"theora", b"unheard"), UNKNOWN),
+        (HEADS["isom"] + b"\0\0\0\x21hdlr" + bytes(8) + b"vide", "video/mp4"),
+        (HEADS["webm"] + b"\x86\x85V_VP8", "video/webm"),
+        (HEADS["isom"].replace(b"ftypisom", b"ftypqt  "), "video/quicktime"),
+        (b"RIFF\x24\x00\x00\x00AVI LIST", "video/x-msvideo"),
+        (b"RIFF\x24\x00\x00\x00NONEfmt ", UNKNOWN),
+        (bytes(8192), UNKNOWN),
+    ],
+)
+def test_what_is_not_listed_is_refused_whatever_it_was_said_to_be(head: bytes, found: str) -> None:
+    for declared in CONTENT:
+        assert refusal(declared, head) == f"the content is {found}, not {declared}"
+
+
+@pytest.mark.parametrize("declared", CONTENT)
+def test_an_empty_file_is_refused(declared: str) -> None:
+    with pytest.raises(SyncError, match="the file is empty") as refused:
+        TYPES.judged(declared, b"", 0)
+    assert refused.value.code == "unsupported_type"
+
+
+@pytest.mark.parametrize(
+    ("head", "declared"),
+    [
+        (archive(("_rels/.rels", b"<a/>"), ("docProps/thumbnail.jpeg", bytes(9000)))[:8192], DOCX),
+        (archive(("_rels/.rels", b"<a/>"), ("docProps/thumbnail.jpeg", bytes(9000)))[:8192], XLSX),
+        (OLE + bytes(8184), "application/msword"),
+        (OLE + bytes(8184), "application/vnd.ms-excel"),
+    ],
+)
+def test_a_container_whose_head_does_not_tell_is_what_it_was_said_to_be(head: bytes, declared: str) -> None:
+    assert judged(declared, head) == declared
+
+
+def test_names_of_streams_tell_word_from_excel() -> None:
+    word, excel = (OLE + bytes(2000) + name.encode("utf-16-le") for name in ("WordDocument", "Workbook\0"))
+    for declared in ("application/msword", "application/vnd.ms-excel"):
+        assert judged(declared, word) == "application/msword"
+        assert judged(declared, excel) == "application/vnd.ms-excel"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"BM is how this note begins",
+        b"MZ 4711 stands in the yard",
+        b"From: the gate\nimport 3 crates\n",
+        b"\\x89PNG is written out here",
+        b"\x1b[1mloud\x1b[0m\tand\x0cfed",
+        b"a < b and b > c",
+        b"\xef\xbb\xbfgate;key\n",
+    ],
+)
+def test_a_text_may_begin_as_it_likes(text: bytes) -> None:
+    assert judged("text/plain", text) == "text/plain"
+
+
+def test_a_text_may_be_cut_within_a_character_only_by_the_end_of_the_head() -> None:
+    cut = "Schlüssel\u4e2d".encode()[:-1]
+    assert b"\x81" not in cut
+    undefined = "\u0141\u0141\u0141".encode()[:-1]  # C5 81 C5 81 C5: 81 is no character of Latin-1
+    assert TYPES.judged("text/plain", undefined, len(undefined) + 1) == "text/plain"
+    with pytest.raises(SyncError):
+        TYPES.judged("text/plain", undefined, len(undefined))
+    assert TYPES.judged("text/plain", cut, len(cut) + 1) == "text/plain"
+
+
+@pytest.mark.parametrize("byte", [0x00, 0x01, 0x08, 0x0E, 0x1F, 0x7F])
+def test_a_text_has_no_control_characters(byte: int) -> None:
+    assert UNKNOWN in refusal("text/plain", b"one " + bytes([byte]) + b" two")
+
+
+def test_a_tag_in_front_of_sound_is_looked_behind() -> None:
+    tag = b"ID3\x04\x00\x00\x00\x00\x00\x05" + bytes(5)
+    assert judged("audio/mpeg", tag + HEADS["aac"]) == "audio/aac"
+    assert refusal("audio/mpeg", tag + b"anything else") == f"the content is {UNKNOWN}, not audio/mpeg"
+    longer = b"ID3\x04\x00\x00\x00\x00\x7f\x7f" + bytes(100)
+    assert judged("audio/mpeg", longer) == "audio/mpeg"
+    with pytest.raises(SyncError):
+        TYPES.judged("audio/mpeg", longer, len(longer))
+
+
+@pytest.mark.parametrize(
+    ("declared", "head", "second_at"), [("audio/mpeg", "mp3", 72), ("audio/aac", "aac", 263)]
+)
+def test_sound_in_frames_has_a_second_one(declared: str, head: str, second_at: int) -> None:
+    broken = bytearray(HEADS[head])
+    assert broken[second_at] == 0xFF
+    broken[second_at] = 0xFE
+    assert UNKNOWN in refusal(declared, bytes(broken))
+    assert judged(declared, HEADS[head][:second_at]) == declared
+
+
+def test_a_picture_goes_on_behind_its_first_segment() -> None:
+    broken = HEADS["jpeg"].replace(b"\xff\xdb", b"\xfe\xdb")
+    assert UNKNOWN in refusal("image/jpeg", broken)
+
+
+@given(st.binary(min_size=1, max_size=64), st.sampled_from(IMAGES))
+def test_random_bytes_are_no_image(head: bytes, declared: str) -> None:
+    for size_bytes in (len(head), len(head) + 1):
+        with pytest.raises(SyncError, match=f"not {declared}"):
+            TYPES.judged(declared, head, size_bytes)
+
+
+@given(st.sampled_from(IMAGES), st.integers(0, 3), st.integers(1, 255))
+def test_an_image_whose_beginning_is_broken_is_none(declared: str, at: int, flipped: int) -> None:
+    head = bytearray(HEADS[CONTENT[declared][0]])
+    at += 4 if head[4:8] == b"ftyp" else 0
+    if declared == "image/jpeg":
+        at = min(at, 2)
+    head[at] ^= flipped
+    refusal(declared, bytes(head))
+
+
+@given(st.binary(max_size=64), st.sampled_from(sorted(HEADS)), st.sampled_from(sorted(CONTENT)))
+def test_content_is_judged_or_refused_whatever_follows(tail: bytes, head: str, declared: str) -> None:
+    for cut in range(1, 40, 3):
+        try:
+            outcome = judged(declared, HEADS[head][:cut] + tail)
+        except SyncError as refused:
+            outcome = refused.code
+        assert outcome in {*CONTENT, "unsupported_type"}
+
+
+@pytest.mark.parametrize(
+    ("said", "listed"),
+    [
+        ("image/jpg", "image/jpeg"),
+        ("audio/x-m4a", "audio/mp4"),
+        ("audio/x-wav", "audio/wav"),
+        ("audio/mp3", "audio/mpeg"),
+        ("text/comma-separated-values", "text/csv"),
+        ("image/png", "image/png"),
+    ],
+)
+def test_a_type_has_names_that_are_in_use(said: str, listed: str) -> None:
+    assert TYPES.listed(said) == listed
+    assert TYPES.most_bytes(said) == TYPES.most_bytes(listed)
+    assert judged(said, HEADS[CONTENT[listed][0]]) == listed
+
+
+def test_a_type_is_called_what_the_settings_call_it() -> None:
+    types = taking(voice_types=("audio/x-wav", "audio/wave", "audio/x-m4a"))
+    assert types.listed("audio/wave") == "audio/wave"
+    assert types.listed("audio/wav") == "audio/x-wav"
+    assert judged("audio/wav", HEADS["wav"], types) == "audio/x-wav"
+    assert judged("audio/wav", HEADS["m4a"], types) == "audio/x-m4a"
+
+
+@pytest.mark.parametrize(
+    ("declared", "head"),
+    [
+        ("image/tiff", b"II*\x00\x08\x00\x00\x00"),
+        ("image/svg+xml", b'<svg xmlns="http://www.w3.org/2000/svg"/>'),
+        ("image/avif", HEADS["heif"].replace(b"miaf", b"avif")),
+    ],
+)
+def test_types_that_an_operator_adds_are_known_as_well(declared: str, head: bytes) -> None:
+    types = taking(image_types=(*UPLOADS.image_types, declared))
+    assert judged(declared, head, types) == declared
+    assert judged("image/png", head, types) == declared
+    assert declared in refusal("image/png", head)
+
+
+@pytest.mark.parametrize("said", ["", "application/zip", "video/mp4", "image/*", "x" * 1000])
+def test_a_type_that_is_not_listed_is_refused_with_those_that_are(said: str) -> None:
+    for ask in (TYPES.listed, TYPES.most_bytes, lambda one: judged(one, HEADS["png"])):
+        with pytest.raises(SyncError) as refused:
+            ask(said)
+        assert refused.value.code == "unsupported_type"
+        assert repr(said[:64]) in refused.value.message
+        assert "image/heic, image/heif, application/pdf, text/plain" in refused.value.message
+        assert len(refused.value.message) < 1000
+
+
+def test_each_group_has_a_size_of_its_own() -> None:
+    types = taking(image_bytes=3, document_bytes=5, voice_bytes=4)
+    assert [types.most_bytes(one) for one in ("image/gif", "text/csv", "audio/amr")] == [3, 5, 4]
+    assert types.largest_bytes == 5
+
+
+def test_a_group_without_types_counts_for_nothing() -> None:
+    types = taking(document_types=(), document_bytes=1 << 40)
+    assert types.largest_bytes == UPLOADS.voice_bytes
+    assert taking(image_types=(), document_types=(), voice_types=()).largest_bytes == 0
+
+

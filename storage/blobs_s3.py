@@ -1,0 +1,257 @@
+"""Bytes of uploads and files in a bucket, for hosts that share no disk.
+
+An object is whole or not there at all, and is never changed: ``drafts/TENANT/ID/PIECE`` is what one flush
+made durable, and its row names the pieces that count; of them ``files/TENANT/ID`` is made. Only this file
+knows the library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+
+from engine.ports import BlobMissingError, BlobsError, BlobsFullError, Content, Kept
+from engine.settings import S3
+from engine.uploads import Draft, UploadRef
+from storage.blob_content import ContentReader
+from storage.blob_threads import BlobThreads
+
+#: Bytes of a request that has not ended gather until there are as many.
+_PIECE_BYTES: Final = 1_048_576
+#: The least that S3 takes as one part of many.
+_PART_BYTES: Final = 5_242_880
+#: One request's worth of reading. A reader may be slow, and a request's time is bounded.
+_READ_BYTES: Final = 1_048_576
+_LISTED_TOGETHER: Final = 1000
+#: What is asked again is asked under the same name, so that it may be.
+_RETRIES: Final = 3
+_RETRY_S: Final = 10
+_NAME: Final = re.compile(r"(?:drafts|files)/([0-9]+)/([0-9a-f]{32})(?:/.+)?")
+#: S3 itself is never full; of what speaks like it, MinIO answers 507, Ceph with a quota's name.
+_FULL: Final = re.compile(r"507 Insufficient Storage|StorageFull|QuotaExceeded")
+
+
+class S3Blobs:
+    """``engine.ports.Blobs`` on a bucket; ``threads`` are for hashing."""
+
+    def __init__(self, settings: S3, threads: int) -> None:
+        self._threads = BlobThreads(threads)
+        self._store = S3Store(
+            settings.bucket,
+            config={
+                "region": settings.region,
+                **({"endpoint": settings.endpoint} if settings.endpoint else {}),
+                **({"access_key_id": settings.access_key_id} if settings.access_key_id else {}),
+                **({"secret_access_key": settings.secret_access_key} if settings.secret_access_key else {}),
+            },
+            client_options={"allow_http": settings.endpoint.startswith("http://")},
+            retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=_RETRY_S)},
+        )
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._threads.close()
+
+    def appending(self, draft: Draft, algorithm: str | None = None) -> ObjectAppending:
+        """Append behind a draft."""
+        return ObjectAppending(self._store, self._threads, draft, algorithm)
+
+    async def renew(self, draft: Draft, generation: int) -> None:
+        """Do nothing: what an earlier generation still writes gets names that no row holds."""
+
+    async def inspect(self, drafts: Sequence[Draft], file: UploadRef) -> Content:
+        """Read the pieces of drafts in order, or the file if they were published by now."""
+        with _told():
+            try:
+                return await self._content(self._pieces(drafts))
+            except FileNotFoundError:
+                found = await obstore.head_async(self._store, _file(file))
+                return await self._content(self._blocks(file, 0, found["size"]))
+
+    async def publish(self, drafts: Sequence[Draft], file: UploadRef) -> None:
+        """Put the pieces together as one object."""
+        several = sum(draft.size_bytes for draft in drafts) > _PART_BYTES
+        with _told():
+            try:
+                await obstore.put_async(
+                    self._store,
+                    _file(file),
+                    self._pieces(drafts),
+                    use_multipart=several,
+                    chunk_size=_PART_BYTES,
+                    max_concurrency=1,
+                )
+            except FileNotFoundError:  # of a piece: it was published by now
+                await obstore.head_async(self._store, _file(file))
+        if len(drafts) == 1:
+            await self.drop_draft(drafts[0].ref)
+
+    async def read(self, file: UploadRef, first_byte: int, count_bytes: int) -> AsyncIterator[bytes]:
+        """Read part of a file, each block by a request of its own."""
+        with _told():
+            async for block in self._blocks(file, first_byte, count_bytes):
+                yield block
+
+    async def drop_draft(self, ref: UploadRef) -> None:
+        """Remove all pieces of a draft, also those that no row names."""
+        with _told():
+            async for found in obstore.list(self._store, _draft(ref), chunk_size=_LISTED_TOGETHER):
+                await obstore.delete_async(self._store, [one["path"] for one in found])
+
+    async def drop_file(self, file: UploadRef) -> None:
+        """Remove a file."""
+        with _told():
+            await obstore.delete_async(self._store, _file(file))
+
+    async def kept(self, before_us: int) -> AsyncIterator[list[Kept]]:
+        """List drafts, each with all of its pieces, and files."""
+        before = datetime.fromtimestamp(before_us / 1_000_000, UTC)
+        some: list[Kept] = []
+        with _told():
+            async for kept, written_at in self._kept():
+                if written_at < before:
+                    some.append(kept)
+                if len(some) == _LISTED_TOGETHER:
+                    yield some
+                    some = []
+        if some:
+            yield some
+
+    async def _kept(self) -> AsyncIterator[tuple[Kept, datetime]]:
+        """Add up the objects of each draft, which follow one another in a list."""
+        last: tuple[Kept, datetime] | None = None
+        for prefix in ("drafts", "files"):
+            async for found in obstore.list(self._store, prefix, chunk_size=_LISTED_TOGETHER):
+                for one in found:
+                    name = _NAME.fullmatch(one["path"])
+                    if name is None:
+                        continue
+                    kept = Kept(UploadRef(int(name[1]), name[2]), prefix == "files", one["size"])
+                    written_at = one["last_modified"]
+                    if last is not None and not kept.is_file and last[0].ref == kept.ref:
+                        size_bytes = last[0].size_bytes + kept.size_bytes
+                        last = Kept(kept.ref, is_file=False, size_bytes=size_bytes), max(last[1], written_at)
+                        continue
+                    if last is not None:
+                        yield last
+                    last = kept, written_at
+        if last is not None:
+            yield last
+
+    async def _content(self, blocks: AsyncIterator[bytes]) -> Content:
+        reader = ContentReader()
+        async for block in blocks:
+            await self._threads.run(reader.take, block)
+        return reader.content()
+
+    async def _pieces(self, drafts: Sequence[Draft]) -> AsyncIterator[bytes]:
+        for draft in drafts:
+            left_bytes = draft.size_bytes
+            for piece in draft.pieces:
+                found = await obstore.get_async(self._store, f"{_draft(draft.ref)}/{piece}")
+                async for block in found.stream(_READ_BYTES):
+                    left_bytes -= len(block)
+                    yield block
+            if left_bytes:
+                raise BlobsError(f"the pieces of {draft.ref.upload_id} lack {left_bytes} bytes")
+
+    async def _blocks(self, file: UploadRef, first_byte: int, count_bytes: int) -> AsyncIterator[bytes]:
+        end_byte = first_byte + count_bytes
+        for start in range(first_byte, end_byte, _READ_BYTES):
+            end = min(end_byte, start + _READ_BYTES)
+            block = bytes(await obstore.get_range_async(self._store, _file(file), start=start, end=end))
+            if len(block) != end - start:
+                raise BlobsError(f"{file.upload_id} ends before byte {end}")
+            yield block
+
+
+class ObjectAppending:
+    """``engine.ports.Appending`` that makes an object of what a flush, or enough of it, has gathered."""
+
+    def __init__(self, store: S3Store, threads: BlobThreads, draft: Draft, algorithm: str | None) -> None:
+        self._store = store
+        self._threads = threads
+        self._draft = draft
+        self._hash = hashlib.new(algorithm, usedforsecurity=False) if algorithm else None
+        self._gathered: list[bytes] = []
+        self._gathered_bytes = 0
+        self._end_bytes = draft.size_bytes
+        self._pieces: list[str] = []
+
+    async def write(self, blocks: Sequence[bytes]) -> None:
+        """Gather bytes."""
+        await self._take(blocks)
+        if self._gathered_bytes >= _PIECE_BYTES:
+            await self._put()
+
+    async def flush(self, blocks: Sequence[bytes] = ()) -> tuple[str, ...]:
+        """Make an object of what has gathered, and name all that were made."""
+        await self._take(blocks)
+        if self._gathered_bytes:
+            await self._put()
+        pieces = tuple(self._pieces)
+        self._pieces = []
+        return pieces
+
+    def digest(self) -> bytes:
+        """Give the hash of all that came."""
+        assert self._hash is not None, "no algorithm was asked for"
+        return self._hash.digest()
+
+    async def close(self) -> None:
+        """Forget what was not flushed."""
+        self._gathered = []
+        self._gathered_bytes = 0
+
+    async def _take(self, blocks: Sequence[bytes]) -> None:
+        self._gathered += blocks
+        self._gathered_bytes += sum(map(len, blocks))
+        if self._hash is not None:
+            await self._threads.run(_hashed, self._hash, blocks)
+
+    async def _put(self) -> None:
+        piece = f"{self._draft.generation}-{self._end_bytes}-{secrets.token_hex(8)}"
+        with _told():
+            await obstore.put_async(
+                self._store, f"{_draft(self._draft.ref)}/{piece}", self._gathered, use_multipart=False
+            )
+        self._pieces.append(piece)
+        self._end_bytes += self._gathered_bytes
+        await self.close()
+
+
+def _hashed(hasher: hashlib._Hash, blocks: Sequence[bytes]) -> None:
+    for block in blocks:
+        hasher.update(block)
+
+
+def _draft(ref: UploadRef) -> str:
+    return f"drafts/{ref.tenant_id}/{ref.upload_id}"
+
+
+def _file(ref: UploadRef) -> str:
+    return f"files/{ref.tenant_id}/{ref.upload_id}"
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell what the library raises in the port's words."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if "NoSuchBucket" in str(error):
+            raise BlobsError("there is no such bucket: see s3.bucket") from error
+        raise BlobMissingError("there are no such bytes") from error
+    except (BaseError, ValueError) as error:
+        if _FULL.search(str(error)):
+            raise BlobsFullError("the bucket has no room for more") from error
+        raise BlobsError(str(error)) from error

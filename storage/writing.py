@@ -89,10 +89,18 @@ _QUARANTINE: Final = Statement(
     " %(q_domains)s::text[], %(q_records)s::text[], %(q_items)s::text[], %(q_codes)s::text[],"
     " %(q_messages)s::text[], %(q_ats)s::bigint[])"
 )
+#: What an upload reserved is given back with its bytes. By then its row moves under its tenant's lock alone,
+#: so that what it had reserved before is what the same statement reads.
 _UPLOADS: Final = Statement(
-    "UPDATE upload_session AS u SET state = w.s, updated_at = now()"
+    "WITH moved AS (UPDATE upload_session AS u SET state = w.s, updated_at = now(),"
+    " reserved_bytes = CASE WHEN w.s = 'attached' THEN o.reserved_bytes ELSE 0 END"
     " FROM unnest(%(u_tenants)s::int[], %(u_ids)s::uuid[], %(u_states)s::text[]) AS w(t, i, s)"
+    " JOIN upload_session AS o ON o.tenant_id = w.t AND o.upload_id = w.i"
     " WHERE u.tenant_id = w.t AND u.upload_id = w.i"
+    " RETURNING u.tenant_id, o.reserved_bytes - u.reserved_bytes AS spare)"
+    " UPDATE tenant_storage AS s SET reserved_bytes = greatest(0, s.reserved_bytes - f.spare)"
+    " FROM (SELECT tenant_id, sum(spare) AS spare FROM moved GROUP BY tenant_id) AS f"
+    " WHERE s.tenant_id = f.tenant_id AND f.spare <> 0"
 )
 _RECOVERED: Final = Statement(
     "DELETE FROM quarantine AS q USING unnest(%(x_tenants)s::int[], %(x_ids)s::text[]) AS w(t, i)"

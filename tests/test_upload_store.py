@@ -10,8 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from engine.rows import Lookups, Writes
 from engine.upload_store import Advance, Claim, Quota
-from engine.uploads import Upload, UploadRef
+from engine.uploads import State, Upload, UploadRef
+from storage.commit import PostgresStore
 from storage.pool import Database
 from storage.tenancy import PostgresTenancy
 from storage.uploads import PostgresUploads
@@ -213,3 +215,24 @@ async def test_an_upload_ends_once_with_its_parts_and_frees_what_it_reserved(
     states = [found.state for ref in (whole.ref, one.ref) if (found := await store.find(ref))]
     assert states == ["cancelled", "cancelled"]
     assert reserved(dsn) == kept.reserved_bytes
+
+
+async def test_a_file_that_leaves_gives_back_what_it_reserved_once(store: PostgresUploads, dsn: str) -> None:
+    uploads = [await created(store, new(size_bytes=size)) for size in (100, 200, 300)]
+    for one in uploads:
+        await held(store, one)
+        assert await store.advance([advance(one, one.reserved_bytes, release=False)], EXPIRE_S) == [True]
+        assert await store.store(one.ref, "h1", "ab" * 32, None)
+    database = Database(dsn, 1)
+    commits = PostgresStore(database, 24)
+    first, second, third = (one.ref for one in uploads)
+    moves: list[list[tuple[UploadRef, State]]] = [
+        [(first, "attached"), (second, "duplicate")],
+        [(first, "freed"), (second, "freed")],
+        [(third, "attached")],
+    ]
+    for moved, left_bytes in zip(moves, (400, 300, 300), strict=True):
+        transaction = await commits.begin(Lookups([1], [], [], [], [], []))
+        await transaction.commit(Writes({}, [], [], [], [], [], uploads=moved))
+        assert reserved(dsn) == left_bytes
+    await database.close()

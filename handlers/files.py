@@ -10,6 +10,7 @@ import base64
 import random
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import suppress
 from typing import Final
 from urllib.parse import quote
 
@@ -78,7 +79,8 @@ class Files:
             response.set_status(206)
             response.headers["Content-Range"] = part.content_range(size_bytes)
         response.content_length = part.count_bytes
-        await self._stream(request, response, file, part)
+        with suppress(ConnectionError):  # who is gone is told nothing more
+            await self._stream(request, response, file, part)
         return response
 
     async def _stream(

@@ -15,32 +15,12 @@ from engine.jobs import Attach, Attached, Outcome
 from engine.pages import encode_change
 from engine.rows import ConflictRef, Record, RecordKey
 from engine.uploads import State, Upload, UploadRef
+from tests.filing import upload
 from tests.test_batch import NOW_US, Desk
 
 Json = dict[str, Any]
 
 TASK = RecordKey(1, "task", "a")
-
-
-def upload(number: int = 1, tenant: int = 1, **fields: object) -> Upload:
-    """Make a stored upload of a JPEG."""
-    made = Upload(
-        ref=UploadRef(tenant, f"{number:032x}"),
-        device_id="phone",
-        user=None,
-        kind="whole",
-        file_name=f"gate {number}.jpg",
-        content_type="image/jpeg",
-        domain="task",
-        record_id="a",
-        metadata="",
-        size_bytes=1000 + number,
-        reserved_bytes=1000 + number,
-        offset_bytes=1000 + number,
-        sha256=f"{number:064x}",
-        state="stored",
-    )
-    return msgspec.structs.replace(made, **fields)
 
 
 class FileDesk(Desk):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,8 +19,8 @@ from engine.waiting import WaitingFiles
 from storage.files import PostgresFiles
 from storage.pool import _READING_PREPARED, Database
 from storage.waiting import _WAITING, PostgresWaiting
+from tests.filing import keep, upload
 from tests.services import execute
-from tests.test_attach import upload
 
 NOW_US = 1_767_323_045_000_000
 
@@ -176,19 +177,6 @@ async def database(dsn: str) -> AsyncIterator[Database]:
     await database.close()
 
 
-def _kept(dsn: str, *uploads: Upload) -> None:
-    for one in uploads:
-        execute(
-            dsn,
-            "INSERT INTO upload_session (tenant_id, upload_id, device_id, kind, file_name, content_type,"
-            " domain, record_id, metadata, size_bytes, reserved_bytes, offset_bytes, sha256, state,"
-            f" created_at, expires_at) VALUES ({one.ref.tenant_id}, '{one.ref.upload_id}', '{one.device_id}',"
-            f" 'whole', '{one.file_name}', '{one.content_type}', '{one.domain}', '{one.record_id}', '',"
-            f" {one.size_bytes}, {one.reserved_bytes}, {one.offset_bytes}, '{one.sha256}', '{one.state}',"
-            " 'epoch', 'epoch')",
-        )
-
-
 def _recorded(dsn: str, tenant_id: int, record_id: str, data: str) -> None:
     execute(
         dsn,
@@ -201,7 +189,7 @@ async def test_waiting_files_are_listed_with_whether_their_record_is_there(
     database: Database, dsn: str
 ) -> None:
     states = ["open", "attached", "duplicate", "freed", "cancelled"]
-    _kept(
+    keep(
         dsn,
         *(upload(9 + number, state=state) for number, state in enumerate(states)),
         upload(4, tenant=2, record_id="there"),
@@ -231,7 +219,7 @@ async def test_a_file_is_found_by_its_tenant_alone(database: Database, dsn: str)
     for number, state in enumerate(
         ("open", "stored", "attached", "refused", "cancelled", "expired", "joined", "freed")
     ):
-        _kept(dsn, upload(number, state=state))
+        keep(dsn, upload(number, state=state))
         found = await PostgresFiles(database).file(1, upload(number).ref.upload_id)
         assert (found is not None) is (state in ("stored", "attached"))
     assert await PostgresFiles(database).file(2, upload(2).ref.upload_id) is None
@@ -239,8 +227,8 @@ async def test_a_file_is_found_by_its_tenant_alone(database: Database, dsn: str)
 
 
 async def test_of_a_duplicate_the_file_in_its_stead_is_found(database: Database, dsn: str) -> None:
-    same = {"file_name": "gate.jpg", "sha256": f"{1:064x}"}
-    _kept(
+    same: dict[str, Any] = {"file_name": "gate.jpg", "sha256": f"{1:064x}"}
+    keep(
         dsn,
         upload(1, state="attached", **same),
         upload(2, state="duplicate", **same),

@@ -1,0 +1,122 @@
+"""Files meet their records on whole servers: whichever comes first, for who listens and who pulls."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from engine.uploads import Upload
+from tests.device import Device, put
+from tests.filing import keep, upload
+from tests.services import rows
+from tests.serving import Running, Serve
+from tests.stalls import until
+
+Json = dict[str, Any]
+
+
+async def _change(device: Device, seq: int) -> Json:
+    """Wait for the change of a seq in live pages."""
+    while True:
+        for change in (await device.changes())["changes"]:
+            if change["seq"] == seq:
+                found: Json = change
+                return found
+
+
+async def _attached(dsn: str, *uploads: Upload) -> None:
+    """Wait until files are part of their records' entries."""
+    named = ", ".join(f"'{one.ref.upload_id}'" for one in uploads)
+    question = f"SELECT count(*) FROM upload_session WHERE state = 'attached' AND upload_id IN ({named})"
+
+    async def look() -> bool:
+        return await asyncio.to_thread(rows, dsn, question) == [(len(uploads),)]
+
+    await until(look)
+
+
+async def test_a_file_that_came_first_is_told_to_everybody_once_its_record_is_there(server: Running) -> None:
+    phone, office = await server.device(), await server.device("office")
+    stranger = await server.device("phone", "globex")
+    for device in (phone, office, stranger):
+        assert (await device.told("changes", "subscribe"))["changes"] == []
+    file = upload(1)
+    keep(server.dsn, file)
+    await phone.push(put("a", n=1))
+    for device in (phone, office):
+        change = await _change(device, 2)
+        assert (change["id"], change["version"], change["data"]) == ("a", 1, {"n": 1})
+        (shown,) = change["attachments"]
+        assert shown["at"].startswith("20")
+        del shown["at"]
+        assert shown == {
+            "file_id": file.ref.upload_id,
+            "filename": "gate 1.jpg",
+            "filetype": "image/jpeg",
+            "size_bytes": 1001,
+            "sha256": file.sha256,
+            "device_id": "phone",
+        }
+    page = await (await server.device("late")).pull()
+    assert [(change["seq"], len(change["attachments"])) for change in page["changes"]] == [(2, 1)]
+    await stranger.push(put("a", n=1))
+    assert (await stranger.pull())["changes"][0].keys() == page["changes"][0].keys() - {"attachments"}
+    assert stranger.unasked == []
+
+
+async def test_files_stay_with_a_record_whatever_becomes_of_it(server: Running) -> None:
+    phone = await server.device()
+    await phone.push(put("a", n=1))
+    file, other = upload(1), upload(2, file_name="gate 1.jpg")
+    keep(server.dsn, file, other)
+    await _attached(server.dsn, file, other)
+    for item in (
+        {"op": "patch", "base": 1, "data": {"n": 2}},
+        {"op": "put", "base": 2, "data": {"n": 3}},
+        {"op": "delete", "base": 3},
+    ):
+        (result,) = await phone.push({"domain": "task", "id": "a", **item})
+        assert result["status"] == "applied", "a file conflicts with nobody"
+        (change,) = (await phone.pull())["changes"]
+        files = {shown["file_id"] for shown in change.get("attachments", ())}
+        gone = item["op"] == "delete"
+        assert files == (set() if gone else {file.ref.upload_id, other.ref.upload_id})
+    await phone.push(put("a", 4, n=4))
+    (change,) = (await phone.pull())["changes"]
+    assert [shown["filename"] for shown in change["attachments"]] == ["gate 1.jpg"] * 2
+
+
+async def test_a_file_that_was_stored_when_its_server_ended_is_attached_by_the_next(serve: Serve) -> None:
+    first = await serve()
+    await (await first.device()).push(put("a", n=1))
+    await first.drained()
+    files = [upload(number) for number in range(3)]
+    keep(first.dsn, *files, upload(9, record_id="never"))
+    both = [await serve(), await serve()]
+    await _attached(first.dsn, *files)
+    page = await (await both[0].device()).pull()
+    (change,) = page["changes"]
+    assert change["seq"] == 4, "each was attached once, though two servers look"
+    assert {shown["file_id"] for shown in change["attachments"]} == {file.ref.upload_id for file in files}
+    assert rows(first.dsn, "SELECT count(*) FROM upload_session WHERE state = 'stored'") == [(1,)]
+
+
+async def test_a_record_that_another_server_writes_has_its_files_too(serve: Serve) -> None:
+    here, there = await serve(), await serve()
+    office = await here.device("office")
+    await office.told("changes", "subscribe")
+    file = upload(1)
+    keep(here.dsn, file)
+    await (await there.device()).push(put("a", n=1))
+    assert (await _change(office, 2))["attachments"][0]["file_id"] == file.ref.upload_id
+
+
+async def test_a_file_of_a_tenant_meets_no_record_of_another(server: Running) -> None:
+    await (await server.device("phone", "globex")).push(put("a", n=1))
+    await (await server.device()).push(put("b", n=1))
+    mine, due = upload(1), upload(2, record_id="b")
+    keep(server.dsn, mine, due)
+    await _attached(server.dsn, due)
+    (change,) = (await (await server.device("tablet", "globex")).pull())["changes"]
+    assert "attachments" not in change
+    assert rows(server.dsn, "SELECT state FROM upload_session WHERE record_id = 'a'") == [("stored",)]

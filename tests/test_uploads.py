@@ -1,0 +1,169 @@
+"""What a request makes of an upload, against a model that knows only bytes."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.errors import SyncError
+from engine.uploads import FINISHED, Append, State, Taking, Upload, UploadRef, appended, joinable, standing
+
+LARGEST = 12
+NOW_US = 1_000_000
+
+
+def upload(**changed: object) -> Upload:
+    made = Upload(
+        ref=UploadRef(1, "a" * 32),
+        device_id="d1",
+        user=None,
+        kind="whole",
+        file_name="a.jpg",
+        content_type="image/jpeg",
+        domain="task",
+        record_id="r1",
+        metadata="",
+        size_bytes=10,
+        reserved_bytes=10,
+        expires_at_us=NOW_US + 1,
+    )
+    return msgspec.structs.replace(made, **changed)
+
+
+class Bytes:
+    """An upload as a string of bytes that may be given its length late."""
+
+    def __init__(self, size: int | None, room: int) -> None:
+        self.content = b""
+        self.size = size
+        self.room = room
+
+    def refusal(self, request: Append) -> str | None:
+        """Say what is wrong with a request, if anything, in the order in which it matters to a client."""
+        if request.offset_bytes != len(self.content):
+            return "offset_mismatch"
+        sizes = {size for size in (self.size, request.size_bytes) if size is not None}
+        if request.completes and request.length_bytes is not None:
+            sizes.add(len(self.content) + request.length_bytes)
+        if len(sizes) > 1:
+            return "inconsistent_length"
+        size = max(sizes) if sizes else None
+        if size == len(self.content) and request.length_bytes != 0:
+            return "upload_complete"
+        most = self.room if size is None else size
+        if not len(self.content) <= most <= self.room:
+            return "too_large"
+        if request.length_bytes is not None and len(self.content) + request.length_bytes > most:
+            return "too_large"
+        self.size = size
+        return None
+
+
+sizes = st.none() | st.integers(0, LARGEST)
+requests = st.builds(Append, st.integers(0, LARGEST), st.none() | st.integers(0, 5), sizes, st.booleans())
+
+
+@given(size=sizes, script=st.lists(st.tuples(requests, st.integers(0, 5), st.booleans()), max_size=12))
+def test_requests_take_an_upload_where_a_string_of_bytes_would_go(
+    size: int | None, script: list[tuple[Append, int, bool]]
+) -> None:
+    room = LARGEST if size is None else size
+    model = Bytes(size, room)
+    kept = upload(size_bytes=size, reserved_bytes=room)
+    for asked, arrived, aligned in script:
+        request = msgspec.structs.replace(asked, offset_bytes=kept.offset_bytes) if aligned else asked
+        refusal = model.refusal(request)
+        if refusal is not None:
+            with pytest.raises(SyncError) as refused:
+                appended(kept, request)
+            assert refused.value.code == refusal
+            continue
+        taking = appended(kept, request)
+        came = min(arrived, taking.most_bytes, request.length_bytes or arrived)
+        model.content += b"x" * came
+        kept = msgspec.structs.replace(
+            kept, offset_bytes=kept.offset_bytes + came, size_bytes=taking.size_bytes
+        )
+        assert (kept.offset_bytes, kept.size_bytes) == (len(model.content), model.size)
+        assert kept.offset_bytes <= room, "never more than was let in"
+        assert kept.complete is (model.size == len(model.content))
+
+
+@pytest.mark.parametrize("state", get_args(State))
+@pytest.mark.parametrize("device", ["d1", "d2"])
+def test_only_its_device_meets_an_upload_and_only_while_there_is_something_of_it(
+    state: State, device: str
+) -> None:
+    kept = upload(state=state)
+    if device == "d1" and state in {"open", "joined"} | FINISHED:
+        assert standing(kept, device, NOW_US) is kept
+        return
+    with pytest.raises(SyncError) as refused:
+        standing(kept, device, NOW_US)
+    assert refused.value.code == ("upload_gone" if device == "d1" else "not_found")
+
+
+def test_what_was_never_there_is_not_found() -> None:
+    with pytest.raises(SyncError) as refused:
+        standing(None, "d1", NOW_US)
+    assert refused.value.code == "not_found"
+
+
+@pytest.mark.parametrize(
+    ("state", "held", "late_us", "gone"),
+    [
+        ("open", False, 0, False),
+        ("open", False, 1, True),
+        ("open", True, 1, False),
+        ("attached", False, 1, False),
+    ],
+)
+def test_an_upload_expires_while_nobody_has_it(state: State, held: bool, late_us: int, gone: bool) -> None:
+    kept = upload(state=state, held=held)
+    if gone:
+        with pytest.raises(SyncError, match="expired"):
+            standing(kept, "d1", NOW_US + late_us)
+    else:
+        assert standing(kept, "d1", NOW_US + late_us) is kept
+
+
+@pytest.mark.parametrize("state", sorted({*FINISHED, "joined"}))
+def test_a_finished_upload_takes_nothing_but_the_question_whether_it_is_finished(state: State) -> None:
+    done = upload(state=state, offset_bytes=10)
+    assert appended(done, Append(10, 0)) == Taking(0, 10)
+    for length_bytes in (1, None):
+        with pytest.raises(SyncError) as refused:
+            appended(done, Append(10, length_bytes))
+        assert refused.value.code == "upload_complete"
+
+
+def test_what_is_put_together_takes_no_bytes() -> None:
+    with pytest.raises(SyncError) as refused:
+        appended(upload(kind="joined"), Append(0, 1))
+    assert refused.value.code == "forbidden"
+
+
+def test_a_finished_upload_is_never_taken_for_an_unfinished_one() -> None:
+    assert upload(offset_bytes=10).unfinished
+    assert not upload(offset_bytes=9).unfinished
+    assert not upload(offset_bytes=10, kind="part").unfinished
+    assert not upload(offset_bytes=10, state="stored").unfinished
+
+
+def test_parts_are_put_together_when_all_of_them_are_complete_and_fit() -> None:
+    def part(size: int, offset: int) -> Upload:
+        return upload(kind="part", size_bytes=size, offset_bytes=offset)
+
+    assert joinable([part(4, 4), part(5, 5)], 9) == 9
+    for parts, most_bytes, code in (
+        ([part(4, 4), part(5, 5)], 8, "too_large"),
+        ([part(4, 4), part(5, 4)], 9, "invalid_message"),
+        ([part(4, 4), upload(offset_bytes=10)], 99, "invalid_message"),
+    ):
+        with pytest.raises(SyncError) as refused:
+            joinable(parts, most_bytes)
+        assert refused.value.code == code

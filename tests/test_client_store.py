@@ -41,11 +41,13 @@ def items(message: Message) -> list[dict[str, Any]]:
     return [json.loads(item) for item in message.items]
 
 
-def change(record_id: str, version: int, data: Any) -> Change:
+def change(record_id: str, version: int, data: Any, seq: int = 0, files: bytes = b"") -> Change:
     return Change(
         domain="task",
         id=record_id,
         version=version,
+        seq=seq,
+        attachments=Raw(files),
         deleted=data is None,
         data=Raw(msgspec.json.encode(data)),
     )

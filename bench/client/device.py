@@ -22,7 +22,7 @@ from bench.client.retry import QUIET_S, Backoff, Remedy, remedy
 from bench.client.store import Store
 from bench.client.talk import OnSettled, ProtocolError, Talk
 from engine.merge import Fields
-from engine.messages import JSON_SUBPROTOCOL, Choice, Op, Resolved
+from engine.messages import JSON_SUBPROTOCOL, Attachment, Choice, Op, Resolved
 
 _CONNECT_S: Final = 15.0
 #: Pings of the WebSocket find a connection that broke without a word; they are no sign of life to the server.
@@ -109,6 +109,10 @@ class Device:
     def record(self, domain: str, record_id: str) -> Record:
         """Show a record with the own edits on top of it."""
         return self.store.record(domain, record_id)
+
+    def attachments(self, domain: str, record_id: str) -> list[Attachment]:
+        """Show the files of a record, to be had at ``/v1/files/{file_id}``."""
+        return self.store.attachments(domain, record_id)
 
     @property
     def online(self) -> bool:

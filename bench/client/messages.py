@@ -54,13 +54,15 @@ class Synced(msgspec.Struct, frozen=True, tag_field="type", tag="synced"):
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """One version of a record in the feed."""
+    """One version of a record in the feed, with the record's files at that ``seq``."""
 
     domain: str
     id: str
     version: int
+    seq: int
     deleted: bool
     data: Raw
+    attachments: Raw = _MISSING
 
 
 class Changes(msgspec.Struct, frozen=True, tag_field="type", tag="changes"):

@@ -20,6 +20,17 @@ CREATE TABLE IF NOT EXISTS replica (
     PRIMARY KEY (domain, record_id)
 ) WITHOUT ROWID;
 
+-- The files of records as the change of the highest seq showed them, an array in JSON. They come with no new
+-- version, and an answer does not tell of them.
+CREATE TABLE IF NOT EXISTS attachments (
+    domain TEXT NOT NULL,
+    record_id TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    files BLOB NOT NULL,
+    generation INTEGER NOT NULL,
+    PRIMARY KEY (domain, record_id)
+) WITHOUT ROWID;
+
 -- Edits without an answer, in order. item is what is sent, byte for byte; key names the message that it was
 -- sent in, if it was sent. AUTOINCREMENT: a number is never used again.
 CREATE TABLE IF NOT EXISTS outbox (

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from bench.client import messages
+from bench.client import attached, messages
 from bench.client.edits import (
     Held,
     Message,
@@ -31,7 +31,7 @@ from bench.client.edits import (
 from bench.client.messages import Change, OpenConflict, Result, payload
 from engine.instants import to_text
 from engine.merge import Fields
-from engine.messages import Op
+from engine.messages import Attachment, Op
 
 _SCHEMA: Final = (Path(__file__).parent / "schema.sql").read_text("utf-8")
 
@@ -148,6 +148,10 @@ class Store:
         for (text,) in waiting:
             fields = after(decode_item(text), fields)
         return Record(version, fields, len(waiting))
+
+    def attachments(self, domain: str, record_id: str) -> list[Attachment]:
+        """Show the files of a record, as last heard."""
+        return attached.shown(self._connection, domain, record_id)
 
     def known(self) -> list[tuple[str, str]]:
         """List domain and id of the records that are not deleted on the server or that an edit waits for."""
@@ -321,6 +325,7 @@ class Store:
         with self._transaction() as run:
             for change in changes:
                 self._hold(change.domain, change.id, change.version, payload(change.data))
+                attached.take(self._connection, change)
             run("UPDATE cursors SET cursor = ? WHERE scope = ?", (cursor, self._scope))
             if last and self._one("SELECT sweeping FROM cursors WHERE scope = ?", (self._scope,))[0]:
                 self._sweep()
@@ -328,11 +333,9 @@ class Store:
     def _sweep(self) -> None:
         """Drop what a pull from the beginning did not hold."""
         domains = "" if self.domains is None else " AND domain IN (SELECT value FROM json_each(:scope))"
-        self._connection.execute(
-            "DELETE FROM replica WHERE generation < (SELECT value FROM meta WHERE name = 'generation')"
-            + domains,
-            {"scope": self._scope},
-        )
+        old = " WHERE generation < (SELECT value FROM meta WHERE name = 'generation')" + domains
+        for table in ("replica", "attachments"):
+            self._connection.execute(f"DELETE FROM {table}{old}", {"scope": self._scope})
         self._connection.execute("UPDATE cursors SET sweeping = 0 WHERE scope = ?", (self._scope,))
 
     def start_over(self) -> None:

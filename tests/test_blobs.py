@@ -1,0 +1,294 @@
+"""The contract of ``engine.ports.Blobs``, for a directory and for a bucket of a real object storage."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from engine.ports import BlobMissingError, Blobs, BlobsError, Kept
+from engine.settings import S3
+from engine.uploads import Draft, UploadRef
+from storage import blobs as directory_blobs
+from storage import blobs_s3
+from storage.blobs import DirectoryBlobs
+from storage.blobs_s3 import S3Blobs
+
+A, B = UploadRef(1, "a" * 32), UploadRef(1, "ab" * 16)
+#: The same id, at a tenant whose number begins alike.
+STRANGER = UploadRef(12, A.upload_id)
+#: More than goes into one piece, or one part, of a bucket.
+LARGE = bytes(range(256)) * 24_000
+EVER_US = 4_102_444_800_000_000
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Blobs]:
+    made = DirectoryBlobs(tmp_path / "data" / "uploads", threads=2)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def bucketed(bucket: S3) -> Iterator[Blobs]:
+    made = S3Blobs(bucket, threads=2)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["directory", "bucketed"])
+def blobs(request: pytest.FixtureRequest) -> Blobs:
+    """Either of them."""
+    found: Blobs = request.getfixturevalue(request.param)
+    return found
+
+
+async def _appended(blobs: Blobs, draft: Draft, *blocks: bytes) -> Draft:
+    """Append and acknowledge."""
+    appending = blobs.appending(draft)
+    pieces = await appending.flush(blocks)
+    await appending.close()
+    size_bytes = draft.size_bytes + sum(map(len, blocks))
+    return Draft(draft.ref, draft.generation, size_bytes, draft.pieces + pieces)
+
+
+async def _draft(blobs: Blobs, ref: UploadRef, *blocks: bytes) -> Draft:
+    return await _appended(blobs, Draft(ref, 0, 0), *blocks)
+
+
+async def _read(blobs: Blobs, file: UploadRef, first_byte: int, count_bytes: int) -> bytes:
+    return b"".join([block async for block in blobs.read(file, first_byte, count_bytes)])
+
+
+async def _kept(blobs: Blobs, before_us: int = EVER_US) -> list[Kept]:
+    return [kept async for some in blobs.kept(before_us) for kept in some]
+
+
+async def _holds(blobs: Blobs, drafts: list[Draft], expected: bytes, file: UploadRef = A) -> None:
+    found = await blobs.inspect(drafts, file)
+    assert (found.sha256, found.head) == (hashlib.sha256(expected).hexdigest(), expected[:8192])
+
+
+async def test_what_was_flushed_is_found_in_order(blobs: Blobs) -> None:
+    draft = Draft(A, 0, 0)
+    appending = blobs.appending(draft)
+    await appending.write([b"one ", b"", b"two "])
+    await appending.write([LARGE])
+    await appending.write([LARGE[:300_000]])
+    pieces = await appending.flush([b"three"])
+    pieces += await appending.flush([b" four"])
+    pieces += await appending.flush()
+    await appending.close()
+    expected = b"one two " + LARGE + LARGE[:300_000] + b"three four"
+    draft = await _appended(blobs, Draft(A, 0, len(expected), pieces), *[b"%d" % n for n in range(2000)])
+    await _holds(blobs, [draft], expected + b"".join(b"%d" % n for n in range(2000)))
+
+
+@pytest.mark.parametrize("algorithm", ["sha1", "sha256", "md5"])
+async def test_what_came_is_hashed_as_it_comes(blobs: Blobs, algorithm: str) -> None:
+    draft = await _draft(blobs, A, b"of an earlier request")
+    appending = blobs.appending(draft, algorithm)
+    await appending.write([b"a", LARGE])
+    await appending.flush([b"b"])
+    await appending.flush([b"c", b"d"])
+    await appending.close()
+    expected = hashlib.new(algorithm, b"a" + LARGE + b"bcd", usedforsecurity=False)
+    assert appending.digest() == expected.digest()
+
+
+async def test_nobody_reads_what_was_not_acknowledged(blobs: Blobs) -> None:
+    draft = await _draft(blobs, A, b"acknowledged, ")
+    await _appended(blobs, draft, b"a whole chunk whose answer was never given" * 9)
+    cut = blobs.appending(draft)
+    await cut.write([b"cut"])
+    await cut.close()
+    await _holds(blobs, [draft], b"acknowledged, ")
+    draft = await _appended(blobs, draft, b"again")
+    await _holds(blobs, [draft], b"acknowledged, again")
+    await blobs.publish([draft], A)
+    assert await _read(blobs, A, 0, draft.size_bytes) == b"acknowledged, again"
+    with pytest.raises(BlobsError):
+        await _read(blobs, A, 0, draft.size_bytes + 1)
+
+
+async def test_who_writes_to_an_earlier_generation_writes_to_nothing(blobs: Blobs) -> None:
+    draft = await _draft(blobs, A, b"before, ")
+    late = blobs.appending(draft)
+    await late.write([b"la"])
+    later = blobs.appending(draft)
+    await blobs.renew(draft, 1)
+    renewed = await _appended(blobs, Draft(A, 1, draft.size_bytes, draft.pieces), b"after")
+    await late.flush([b"te" * 40])
+    await late.close()
+    await later.flush([b"later" * 40])
+    await later.close()
+    await _holds(blobs, [renewed], b"before, after")
+    # Who renews once more, not knowing that it was done, undoes nothing.
+    await blobs.renew(draft, 1)
+    await blobs.renew(renewed, 4)
+    last = Draft(A, 4, renewed.size_bytes, renewed.pieces)
+    await _appended(blobs, renewed, b"of the one before")
+    last = await _appended(blobs, last, b", last")
+    await blobs.publish([last], A)
+    assert await _read(blobs, A, 0, last.size_bytes) == b"before, after, last"
+
+
+@pytest.mark.parametrize("end", ["append", "inspect", "publish"])
+async def test_a_generation_whose_claimant_died_before_renewing_has_the_bytes(blobs: Blobs, end: str) -> None:
+    draft = await _draft(blobs, A, b"kept")
+    claimed = Draft(A, 2, draft.size_bytes, draft.pieces)
+    late = blobs.appending(draft)
+    if end == "append":
+        claimed = await _appended(blobs, claimed, b" on")
+    if end == "publish":
+        await blobs.publish([claimed], A)
+    else:
+        await _holds(blobs, [claimed], b"kept on" if end == "append" else b"kept")
+    await asyncio.gather(late.flush([b"late" * 40]), return_exceptions=True)
+    await late.close()
+    await blobs.publish([claimed], A)
+    assert (await _read(blobs, A, 0, claimed.size_bytes)).startswith(b"kept")
+    await _holds(blobs, [claimed], b"kept on" if end == "append" else b"kept")
+
+
+async def test_one_draft_becomes_a_file_and_leaves_nothing(blobs: Blobs) -> None:
+    draft = await _draft(blobs, A, b"head ", LARGE)
+    await blobs.renew(draft, 1)
+    draft = await _appended(blobs, Draft(A, 1, draft.size_bytes, draft.pieces), b" tail")
+    for _ in range(2):
+        await blobs.publish([draft], A)
+        await _holds(blobs, [draft], b"head " + LARGE + b" tail")
+    assert await _read(blobs, A, 3, 4) == b"d " + LARGE[:2]
+    assert await _read(blobs, A, 5, len(LARGE)) == LARGE
+    assert await _read(blobs, A, draft.size_bytes - 4, 4) == b"tail"
+    assert await _read(blobs, A, 0, 0) == b""
+    assert await _kept(blobs) == [Kept(A, is_file=True, size_bytes=draft.size_bytes)]
+
+
+async def test_several_drafts_become_a_file_and_stay(blobs: Blobs) -> None:
+    first, second = await _draft(blobs, A, LARGE), await _draft(blobs, B, b"second", b"")
+    joined = UploadRef(1, "c" * 32)
+    nothing = Draft(UploadRef(1, "d" * 32), 0, 0)
+    for _ in range(2):
+        await blobs.publish([second, nothing, first], joined)
+        await _holds(blobs, [second, nothing, first], b"second" + LARGE, joined)
+    assert await _read(blobs, joined, 0, 6 + len(LARGE)) == b"second" + LARGE
+    assert {kept.ref for kept in await _kept(blobs) if not kept.is_file} == {A, B}
+    await blobs.drop_draft(A)
+    await _holds(blobs, [second, nothing, first], b"second" + LARGE, joined)
+
+
+async def test_an_upload_of_no_bytes_becomes_a_file(blobs: Blobs) -> None:
+    appending = blobs.appending(Draft(B, 0, 0))
+    assert await appending.flush() == ()
+    await appending.close()
+    for ref in (A, B):
+        for _ in range(2):
+            await blobs.publish([Draft(ref, 0, 0)], ref)
+        await _holds(blobs, [Draft(ref, 0, 0)], b"", ref)
+    assert sorted(kept.ref.upload_id for kept in await _kept(blobs)) == [A.upload_id, B.upload_id]
+
+
+async def test_a_file_is_there_as_a_whole_or_not_at_all(blobs: Blobs) -> None:
+    first, second = await _draft(blobs, A, LARGE), await _draft(blobs, B, LARGE[::-1])
+    joined = UploadRef(1, "c" * 32)
+    size_bytes = first.size_bytes + second.size_bytes
+    publishing = asyncio.create_task(blobs.publish([first, second], joined))
+    looks = 0
+    while not publishing.done():
+        looks += 1
+        try:
+            assert await _read(blobs, joined, size_bytes - 1, 1) == LARGE[:1]
+        except BlobMissingError:
+            continue
+    await publishing
+    assert looks > 1
+    assert await _read(blobs, joined, 0, size_bytes) == LARGE + LARGE[::-1]
+
+
+async def test_no_file_is_made_of_bytes_that_are_not_there(blobs: Blobs) -> None:
+    first, second = await _draft(blobs, A, LARGE), await _draft(blobs, B, b"second")
+    joined = UploadRef(1, "c" * 32)
+    short = msgspec.structs.replace(second, size_bytes=7)
+    for drafts in ([first, short], [short]):
+        with pytest.raises(BlobsError):
+            await blobs.publish(drafts, joined)
+        with pytest.raises(BlobsError):
+            await blobs.inspect(drafts, joined)
+    await blobs.drop_draft(B)
+    with pytest.raises(BlobMissingError):
+        await blobs.publish([first, second], joined)
+    with pytest.raises(BlobMissingError):
+        await blobs.inspect([second], joined)
+    with pytest.raises(BlobMissingError):
+        await _read(blobs, joined, 0, 1)
+    assert {kept.ref for kept in await _kept(blobs)} == {A}
+
+
+async def test_tenants_and_uploads_never_meet(blobs: Blobs) -> None:
+    refs = [A, B, STRANGER, UploadRef(STRANGER.tenant_id, B.upload_id)]
+    drafts = {ref: await _draft(blobs, ref, repr(ref).encode()) for ref in refs}
+    for ref, draft in drafts.items():
+        await _holds(blobs, [draft], repr(ref).encode(), ref)
+    await blobs.drop_draft(A)
+    await blobs.publish([drafts[B]], B)
+    with pytest.raises(BlobMissingError):
+        await _read(blobs, UploadRef(STRANGER.tenant_id, B.upload_id), 0, 1)
+    for ref in refs[2:]:
+        await blobs.publish([drafts[ref]], ref)
+    await blobs.drop_file(STRANGER)
+    for ref in (B, refs[-1]):
+        assert await _read(blobs, ref, 0, drafts[ref].size_bytes) == repr(ref).encode()
+    assert {kept.ref for kept in await _kept(blobs)} == {B, refs[-1]}
+
+
+async def test_what_is_dropped_is_gone_and_may_be_dropped_again(blobs: Blobs) -> None:
+    draft = await _draft(blobs, A, b"one")
+    await blobs.renew(draft, 1)
+    await blobs.publish([await _draft(blobs, B, b"two")], B)
+    for _ in range(2):
+        await blobs.drop_draft(A)
+        await blobs.drop_file(B)
+    assert await _kept(blobs) == []
+    for generation in (0, 1):
+        with pytest.raises(BlobMissingError):
+            await blobs.inspect([Draft(A, generation, 3, draft.pieces)], A)
+
+
+@pytest.mark.parametrize("together", [1, 2, 1000])
+async def test_what_is_kept_is_listed_with_when_it_was_written(
+    blobs: Blobs, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (directory_blobs, blobs_s3):
+        monkeypatch.setattr(module, "_LISTED_TOGETHER", together)
+    assert await _kept(blobs) == []
+    draft = await _draft(blobs, A, b"1234")
+    await _appended(blobs, draft, b"5678")
+    await _draft(blobs, STRANGER, b"123")
+    await blobs.publish([await _draft(blobs, B, b"12")], B)
+    assert await _kept(blobs, 1_577_836_800_000_000) == []
+    lists = [some async for some in blobs.kept(EVER_US)]
+    assert all(0 < len(some) <= together for some in lists)
+    assert sorted([kept for some in lists for kept in some], key=lambda kept: kept.size_bytes) == [
+        Kept(B, is_file=True, size_bytes=2),
+        Kept(STRANGER, is_file=False, size_bytes=3),
+        Kept(A, is_file=False, size_bytes=8),
+    ]
+
+
+async def test_an_interrupted_request_leaves_what_was_acknowledged(blobs: Blobs) -> None:
+    draft = await _draft(blobs, A, b"kept, ")
+    for _ in range(5):
+        appending = blobs.appending(draft, "sha256")
+        flushing = asyncio.create_task(appending.flush([LARGE]))
+        await asyncio.sleep(0)
+        flushing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await flushing
+        await appending.close()
+    draft = await _appended(blobs, draft, b"gone on with")
+    await _holds(blobs, [draft], b"kept, gone on with")

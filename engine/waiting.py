@@ -49,11 +49,15 @@ class WaitingFiles:
     async def run(self) -> None:
         """Look, until cancelled."""
         last: Upload | None = None
+        away = False
         while True:
             try:
                 last = await self.look(last)
+                away = False
             except StoreError as error:
-                _log.warning("waiting_files_unread", reason=type(error).__name__)
+                if not away:
+                    _log.warning("waiting_files_unread", reason=type(error).__name__)
+                away = True
             await asyncio.sleep(_LOOK_S)
 
     async def look(self, after: Upload | None) -> Upload | None:

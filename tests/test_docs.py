@@ -234,6 +234,8 @@ def test_an_example_is_a_message(example: Json) -> None:
     elif kind == "changes":
         assert example.keys() == {"type", "id", "cursor", "more", "changes"}
         for change in example["changes"]:
+            for file in change.pop("attachments", ()):
+                assert _through(file, messages.Attachment) == file
             assert _through(change, messages.Change) == change
     elif kind == "error":
         assert example["retryable"] is ERRORS[example["code"]].retryable

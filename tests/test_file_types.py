@@ -129,6 +129,7 @@ def test_another_type_of_the_group_takes_the_place_of_what_was_said(
         (HEADS["isom"] + b"\0\0\0\x21hdlr" + bytes(8) + b"vide", "video/mp4"),
         (HEADS["webm"] + b"\x86\x85V_VP8", "video/webm"),
         (HEADS["isom"].replace(b"ftypisom", b"ftypqt  "), "video/quicktime"),
+        (b"\\x89PNG\x00", UNKNOWN),
         (b"RIFF\x24\x00\x00\x00AVI LIST", "video/x-msvideo"),
         (b"RIFF\x24\x00\x00\x00NONEfmt ", UNKNOWN),
         (bytes(8192), UNKNOWN),
@@ -198,13 +199,43 @@ def test_a_text_has_no_control_characters(byte: int) -> None:
 
 
 def test_a_tag_in_front_of_sound_is_looked_behind() -> None:
-    tag = b"ID3\x04\x00\x00\x00\x00\x00\x05" + bytes(5)
+    tag = b"ID3\x04\x00\x00\x00\x00\x01\x05" + bytes(133)
     assert judged("audio/mpeg", tag + HEADS["aac"]) == "audio/aac"
     assert refusal("audio/mpeg", tag + b"anything else") == f"the content is {UNKNOWN}, not audio/mpeg"
     longer = b"ID3\x04\x00\x00\x00\x00\x7f\x7f" + bytes(100)
     assert judged("audio/mpeg", longer) == "audio/mpeg"
     with pytest.raises(SyncError):
         TYPES.judged("audio/mpeg", longer, len(longer))
+    assert UNKNOWN in refusal("audio/mpeg", b"ID3\x04\x00\x00\x00\x00\x00\x80" + bytes(9))
+
+
+@pytest.mark.parametrize(
+    ("header", "frame_bytes"),
+    [
+        ("fffb50c4", 208),  # version 1, layer III, 64 kbit/s, 44.1 kHz
+        ("fffb52c4", 209),  # the same, padded
+        ("fffbe8c4", 1440),  # 320 kbit/s, 32 kHz
+        ("fff340c4", 104),  # version 2, layer III, 32 kbit/s, 22.05 kHz
+        ("ffe318c4", 72),  # version 2.5, layer III, 8 kbit/s, 8 kHz
+        ("fffd90c4", 522),  # version 1, layer II, 160 kbit/s, 44.1 kHz
+        ("fff594c4", 480),  # version 2, layer II, 80 kbit/s, 24 kHz
+    ],
+)
+def test_a_frame_of_mpeg_audio_ends_where_its_header_says(header: str, frame_bytes: int) -> None:
+    frame = bytes.fromhex(header) + bytes(frame_bytes - 4)
+    assert judged("audio/mpeg", frame * 2) == "audio/mpeg"
+    assert UNKNOWN in refusal("audio/mpeg", frame + b"\0" + frame)
+    assert UNKNOWN in refusal("audio/mpeg", frame[:-1] + frame)
+
+
+@pytest.mark.parametrize("header", ["fffb5cc4", "ffff50c4", "fff950c4", "ffeb50c4", "fffbf0c4", "fffb00c4"])
+def test_a_frame_of_mpeg_audio_has_no_value_that_is_kept_back(header: str) -> None:
+    assert UNKNOWN in refusal("audio/mpeg", bytes.fromhex(header) + bytes(9))
+
+
+def test_a_picture_in_heif_is_known_by_any_of_its_brands() -> None:
+    assert judged("image/png", HEADS["heif"]) == "image/heif"
+    assert judged("image/png", HEADS["heif"].replace(b"miaf", b"heic")) == "image/heic"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import msgspec
 import structlog
 
 from engine.attachments import entry
-from engine.committer import Committer
 from engine.errors import SyncError
 from engine.file_types import FileTypes
 from engine.gathering import patiently
@@ -21,6 +20,7 @@ from engine.jobs import Attach, Attached, Outcome
 from engine.ports import Blobs, BlobsError, Clock
 from engine.upload_store import UploadStore
 from engine.uploads import Draft, State, Upload, UploadRef
+from engine.waiting import Jobs
 
 _log = structlog.get_logger()
 
@@ -29,12 +29,12 @@ class Finishing:
     """Makes files of uploads of which every byte has come."""
 
     def __init__(
-        self, store: UploadStore, blobs: Blobs, types: FileTypes, committer: Committer, clock: Clock
+        self, store: UploadStore, blobs: Blobs, types: FileTypes, jobs: Jobs, clock: Clock
     ) -> None:
         self._store = store
         self._blobs = blobs
         self._types = types
-        self._committer = committer
+        self._jobs = jobs
         self._clock = clock
 
     async def finish(self, hold: Hold) -> Upload:
@@ -142,7 +142,7 @@ class Finishing:
                 future.set_result(outcome)
 
         try:
-            self._committer.submit(job, reply)
+            self._jobs.submit(job, reply)
         except SyncError as error:
             return error
         return await future

@@ -18,7 +18,7 @@ from engine.finishing import Finishing
 from engine.gathering import patiently
 from engine.holding import Hold, Holds, taken_over
 from engine.intake import Session
-from engine.ports import Appending, Blobs, Clock
+from engine.ports import Appending, BlobMissingError, Blobs, Clock
 from engine.upload_metadata import Described
 from engine.upload_store import Quota, UploadStore
 from engine.uploads import FINISHED, Append, Kind, Taking, Upload, UploadRef, appended, joinable, standing
@@ -163,7 +163,12 @@ class Receiving:
             taking = appended(hold.upload, request)
             hold.when_wanted(body.cut)
             if not hold.released:
-                await self._take_in(hold, taking, request, body, checksum)
+                try:
+                    await self._take_in(hold, taking, request, body, checksum)
+                except BlobMissingError:
+                    # Taken over, and a file by now; else something is amiss that has to be said.
+                    await hold.advance(hold.upload.offset_bytes)
+                    raise
             if hold.upload.unfinished:
                 return await self._finished(hold)
             return self._renewed(hold.upload)

@@ -12,7 +12,7 @@ import msgspec
 
 from bench.uploads_http import Answer, Line, Part, Sink, dial
 from bench.uploads_plan import Transferred, UploadPlan
-from bench.uploads_work import Picture
+from bench.uploads_work import DOMAIN, Picture
 
 #: How long an answer may take.
 _ANSWER_S: Final = 60.0
@@ -81,6 +81,16 @@ class Uploader:
             self._line.close()
             self._line = None
             raise
+
+    async def make_record(self, name: str) -> None:
+        """Push the record that files are to belong to. Raises OSError where it is not stored."""
+        data = {"title": "Inspect pump 3", "status": "ASSIGNED"}
+        item = {"domain": DOMAIN, "id": name, "op": "put", "base": None, "data": data}
+        sync = {"type": "sync", "key": f"task-{name}", "items": [item]}
+        json = "Content-Type: application/json\r\n"
+        answer = await self.ask("POST", "/v1/sync", json, msgspec.json.encode(sync))
+        if answer.status != 200:
+            raise ConnectionError(f"the record was not stored: {refused(answer)}")
 
     async def upload(self, picture: Picture) -> Stored:
         """Upload one file. Raises FailedError."""

@@ -19,9 +19,9 @@ import uvloop
 
 from bench.load import histogram
 from bench.uploads_check import Checker
-from bench.uploads_device import FailedError, Stored, Uploader, refused
+from bench.uploads_device import FailedError, Stored, Uploader
 from bench.uploads_plan import Ready, Sent, Transferred, UploadPlan
-from bench.uploads_work import DOMAIN, Album, record_id
+from bench.uploads_work import RECORD_FILES, Album, record_id
 
 _NAMED: Final = 5
 
@@ -69,18 +69,10 @@ class Run:
         return self._transferred
 
     async def _prepare(self, uploader: Uploader) -> None:
-        """Connect, and make the record that this uploader's files are to belong to."""
+        """Connect, and make the record that this uploader's first files are to belong to."""
         await uploader.connect()
-        if not self._plan.records:
-            return
-        name = record_id(self._plan.prefix, uploader.number)
-        data = {"title": "Inspect pump 3", "status": "ASSIGNED"}
-        item = {"domain": DOMAIN, "id": name, "op": "put", "base": None, "data": data}
-        sync = {"type": "sync", "key": f"task-{name}", "items": [item]}
-        json = "Content-Type: application/json\r\n"
-        answer = await uploader.ask("POST", "/v1/sync", json, msgspec.json.encode(sync))
-        if answer.status != 200:
-            raise ConnectionError(f"the record was not stored: {refused(answer)}")
+        if self._plan.records:
+            await uploader.make_record(record_id(self._plan.prefix, uploader.number, 0))
 
     async def _end(self) -> None:
         await self._lines.readline()
@@ -91,11 +83,13 @@ class Run:
         while not number or not self._ending:
             picture = self._album.picture(uploader.number, number)
             self._transferred.begun += 1
-            number += 1
             try:
+                if self._plan.records and number and not number % RECORD_FILES:
+                    await uploader.make_record(picture.record_id)
                 self._stored.append(await uploader.upload(picture))
-            except FailedError as error:
-                self._faults.append(f"upload {number} of {uploader.number}: {error}")
+            except (FailedError, OSError) as error:
+                self._faults.append(f"upload {number} of uploader {uploader.number}: {error}")
+            number += 1
 
     def _sum_up(self, faults: list[str]) -> None:
         transferred = self._transferred

@@ -16,7 +16,10 @@ from bench.uploads_http import Part
 TYPE: Final = "image/jpeg"
 DOMAIN: Final = "task"
 
-_HEAD: Final = bytes.fromhex("ffd8ffe0 0010 4a46494600 0101 00 0001 0001 00 00")
+#: The segments that a picture begins with, up to where its scan does.
+_HEAD: Final = bytes.fromhex("ffd8 ffe00010 4a46494600 0101 00 0001 0001 0000 ffda0008 01 0100 003f00")
+#: Files that one record is given: fewer than a server lets it have.
+RECORD_FILES: Final = 50
 #: From one uploader's bytes in the pool to the next one's: odd, so that no chunk begins where another does.
 _STEP_BYTES: Final = 4099
 _TAIL_BYTES: Final = 16
@@ -73,7 +76,7 @@ class Album:
         digest.update(tail)
         return Picture(
             f"photo-{number}.jpg",
-            record_id(self._prefix, uploader),
+            record_id(self._prefix, uploader, number),
             [_HEAD, self._middles[uploader], tail],
             digest.hexdigest(),
         )
@@ -85,6 +88,6 @@ def _begun(middle: memoryview) -> hashlib._Hash:
     return digest
 
 
-def record_id(prefix: str, uploader: int) -> str:
-    """Name the record that an uploader's files belong to."""
-    return f"{prefix}-{uploader}"
+def record_id(prefix: str, uploader: int, number: int) -> str:
+    """Name the record that an uploader's file of that number belongs to."""
+    return f"{prefix}-{uploader}-{number // RECORD_FILES}"

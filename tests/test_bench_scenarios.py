@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from bench import concurrent, connections, duel, limits, live, overload, scaling, uploads
+from bench import concurrent, connections, duel, limits, live, overload, scaling, uploads, uploads_verdict
 from bench.cli import SCENARIOS, Scenario, bench
 from bench.drive import Target, drive
 from bench.fill import fill
@@ -237,6 +238,32 @@ async def test_connections_are_idle_but_for_heartbeats(monkeypatch: pytest.Monke
     figures = {figure.name: figure for figure in report.figures}
     assert figures["heartbeats"].value >= 1
     assert figures["connections opened and subscribed"].value > 0
+
+
+@pytest.mark.usefixtures("home")
+async def test_uploads_take_turns_with_others_and_go_on_beside_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    sizes = {"UPLOADERS": 3, "FILE_BYTES": 100_000, "CHUNK_BYTES": 40_000, "WARMUP_BYTES": 50_000}
+    for name, value in {**sizes, "WARMUP_S": 0.1}.items():
+        monkeypatch.setattr(uploads, name, value)
+    for name, value in {"PLAIN_RATIO": 0.0, "GROWN_MIB": 1e6, "SYNC_RATIO": 1e6}.items():
+        monkeypatch.setattr(uploads_verdict, name, value)
+    report = await uploads.uploads(options(rounds=1))
+    assert [transfer.name for transfer in report.transfers] == [
+        *(f"{side}, round 1" for side in ("a", "product", "b")),
+        "product beside syncs, round 1",
+    ]
+    assert [transfer.faults for transfer in report.transfers] == [[]] * 4
+    assert all(transfer.whole == transfer.begun >= 3 for transfer in report.transfers)
+    assert [transfer.chunks / transfer.begun for transfer in report.transfers] == [3] * 4
+    assert [row.name for row in report.rows] == [
+        "syncs alone, round 1",
+        "syncs beside uploads, round 1",
+    ]
+    assert all(row.faultless and row.sent for row in report.rows)
+    assert "uploads" in report.rows[1].cpu_ms
+    assert {bar.name for bar in report.bars if not bar.met} <= {"product over (b), by rounds"}
 
 
 @pytest.mark.parametrize("scenario", [scaling.scaling, live.live, connections.connections, uploads.uploads])

@@ -6,6 +6,7 @@ rests on locks of files: whoever may write is settled by the row of the upload, 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import re
@@ -15,6 +16,8 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Final
+
+import anyio
 
 from engine.ports import BlobsError, Content, Kept
 from engine.uploads import Draft, UploadRef
@@ -86,14 +89,16 @@ class FileAppending:
         self._end_bytes = draft.size_bytes
         self._hash = hashlib.new(algorithm, usedforsecurity=False) if algorithm else None
         self._descriptor: int | None = None
+        self._turn = asyncio.Lock()
+        self._over = False
 
     async def write(self, blocks: Sequence[bytes]) -> None:
-        """Hand bytes to the operating system."""
-        await self._threads.run(self._take, blocks, durable=False)
+        """Hand bytes to the operating system; when this fails, nothing of them was taken."""
+        await self._taken(blocks, durable=False)
 
     async def flush(self, blocks: Sequence[bytes] = ()) -> tuple[str, ...]:
         """Have everything on the disk; there are no pieces."""
-        await self._threads.run(self._take, blocks, durable=True)
+        await self._taken(blocks, durable=True)
         return ()
 
     def digest(self) -> bytes:
@@ -102,27 +107,46 @@ class FileAppending:
         return self._hash.digest()
 
     async def close(self) -> None:
-        """Close the file, which nobody has to wait for."""
-        if self._descriptor is not None:
-            self._threads.begin(os.close, self._descriptor)
-            self._descriptor = None
+        """Let nothing be written by this from now on."""
+        self._over = True
+        with anyio.CancelScope(shield=True):
+            async with self._turn:
+                if self._descriptor is not None:
+                    self._threads.begin(self._close)
+
+    async def _taken(self, blocks: Sequence[bytes], *, durable: bool) -> None:
+        async with self._turn:
+            end_bytes = self._end_bytes
+            try:
+                await self._threads.run(self._take, blocks, durable=durable)
+            except asyncio.CancelledError:
+                self._end_bytes = end_bytes
+                raise
 
     def _take(self, blocks: Sequence[bytes], *, durable: bool) -> None:
         """Write in a thread. What is durable is closed at once: to open it again costs next to nothing."""
+        if self._over:
+            raise BlobsError("nothing more is written by this request")
+        if self._descriptor is None:
+            self._descriptor = self._opened()
         try:
-            if self._descriptor is None:
-                self._descriptor = self._opened()
-            self._end_bytes += _written(self._descriptor, blocks, self._end_bytes)
-            if self._hash is not None:
-                for block in blocks:
-                    self._hash.update(block)
-            if durable:
-                os.fdatasync(self._descriptor)
-        except BaseException:
-            self._closed()
+            count_bytes = _written(self._descriptor, blocks, self._end_bytes)
+        except OSError:
+            with suppress(OSError):  # no room is taken up by what is not acknowledged
+                os.ftruncate(self._descriptor, self._end_bytes)
             raise
+        self._end_bytes += count_bytes
+        if self._hash is not None:
+            for block in blocks:
+                self._hash.update(block)
         if durable:
-            self._closed()
+            try:
+                os.fdatasync(self._descriptor)
+            except OSError:
+                self._over = True  # what was written is lost, and the next try would not say so
+                raise
+            finally:
+                self._close()
 
     def _opened(self) -> int:
         path = self._places.draft(self._draft)
@@ -138,10 +162,10 @@ class FileAppending:
             raise
         return descriptor
 
-    def _closed(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+    def _close(self) -> None:
+        assert self._descriptor is not None
+        descriptor, self._descriptor = self._descriptor, None
+        os.close(descriptor)
 
 
 class _Places:

@@ -183,24 +183,18 @@ class ObjectAppending:
         self._draft = draft
         self._hash = hashlib.new(algorithm, usedforsecurity=False) if algorithm else None
         self._gathered: list[bytes] = []
-        self._gathered_bytes = 0
         self._end_bytes = draft.size_bytes
         self._pieces: list[str] = []
 
     async def write(self, blocks: Sequence[bytes]) -> None:
-        """Gather bytes."""
-        await self._take(blocks)
-        if self._gathered_bytes >= _PIECE_BYTES:
-            await self._put()
+        """Gather bytes; when this fails, nothing of them was taken."""
+        await self._take(blocks, _PIECE_BYTES)
 
     async def flush(self, blocks: Sequence[bytes] = ()) -> tuple[str, ...]:
         """Make an object of what has gathered, and name all that were made."""
-        await self._take(blocks)
-        if self._gathered_bytes:
-            await self._put()
-        pieces = tuple(self._pieces)
-        self._pieces = []
-        return pieces
+        await self._take(blocks, 1)
+        pieces, self._pieces = self._pieces, []
+        return tuple(pieces)
 
     def digest(self) -> bytes:
         """Give the hash of all that came."""
@@ -210,23 +204,23 @@ class ObjectAppending:
     async def close(self) -> None:
         """Forget what was not flushed."""
         self._gathered = []
-        self._gathered_bytes = 0
 
-    async def _take(self, blocks: Sequence[bytes]) -> None:
-        self._gathered += blocks
-        self._gathered_bytes += sum(map(len, blocks))
+    async def _take(self, blocks: Sequence[bytes], piece_bytes: int) -> None:
+        """Gather bytes, and make a piece if they are so many."""
         if self._hash is not None:
             await self._threads.run(_hashed, self._hash, blocks)
-
-    async def _put(self) -> None:
-        piece = f"{self._draft.generation}-{self._end_bytes}-{secrets.token_hex(8)}"
-        with _told():
-            await obstore.put_async(
-                self._store, f"{_draft(self._draft.ref)}/{piece}", self._gathered, use_multipart=False
-            )
-        self._pieces.append(piece)
-        self._end_bytes += self._gathered_bytes
-        await self.close()
+        gathered = [*self._gathered, *blocks]
+        size_bytes = sum(map(len, gathered))
+        if size_bytes >= piece_bytes:
+            piece = f"{self._draft.generation}-{self._end_bytes}-{secrets.token_hex(8)}"
+            with _told():
+                await obstore.put_async(
+                    self._store, f"{_draft(self._draft.ref)}/{piece}", gathered, use_multipart=False
+                )
+            self._pieces.append(piece)
+            self._end_bytes += size_bytes
+            gathered = []
+        self._gathered = gathered
 
 
 def _hashed(hasher: hashlib._Hash, blocks: Sequence[bytes]) -> None:

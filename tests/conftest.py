@@ -9,7 +9,14 @@ import pytest
 
 from handlers.commands import site
 
-pytest_plugins = ["tests.services", "tests.serving", "tests.own_redis", "tests.own_s3", "tests.supervised", "tests.tus_js"]
+pytest_plugins = [
+    "tests.services",
+    "tests.serving",
+    "tests.own_redis",
+    "tests.own_s3",
+    "tests.supervised",
+    "tests.tus_js",
+]
 
 @pytest.fixture(autouse=True)
 def _logs_are_the_tests_own(monkeypatch: pytest.MonkeyPatch) -> None:

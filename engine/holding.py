@@ -156,7 +156,7 @@ class Holds:
             hold.upload, hold.released = claimed.upload, False
             return
         upload = standing(None if claimed is None else claimed.upload, claim.device_id, self._clock.now_us())
-        if claimed is not None and claimed.lapsed:
+        if upload.let_lapse:
             await self._seize(hold)
         elif upload.state == "open":
             raise _locked()
@@ -198,7 +198,7 @@ class Holds:
         ref = upload.ref
         self._bus.wanted(ref.tenant_id, ref.upload_id)
         ends_s = self._clock.monotonic_s() + (_FINISH_S if upload.complete else _GIVE_BACK_S)
-        while self._clock.monotonic_s() < ends_s:
+        while not upload.let_lapse and self._clock.monotonic_s() < ends_s:
             await asyncio.sleep(_LOOK_S)
             upload = await self._found(ref, upload.device_id)
             if not upload.held:

@@ -24,12 +24,11 @@ class Claim(msgspec.Struct, frozen=True):
 class Claimed(msgspec.Struct, frozen=True):
     """An upload as it was found. ``taken`` says that it is the claimant's now.
 
-    One that is not is another request's, is no longer open, or was let lapse: ``lapsed``.
+    One that is not is another request's, perhaps let lapse, or is no longer open.
     """
 
     upload: Upload
     taken: bool
-    lapsed: bool
 
 
 class Advance(msgspec.Struct, frozen=True):

@@ -51,7 +51,7 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
     tenant's quota, and what the offset never passes. ``metadata`` is the ``Upload-Metadata`` as it was sent.
     ``file_name``, ``content_type``, ``domain`` and ``record_id`` are None of a part alone.
     ``wanted_sha256`` and ``sha256`` are hex digits: what the client says of the whole file, and what it is.
-    ``held`` says that a request is under way.
+    ``held`` says that a request is under way; ``let_lapse`` that it said nothing for so long that it is dead.
     """
 
     ref: UploadRef
@@ -71,6 +71,7 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
     pieces: tuple[str, ...] = ()
     generation: int = 0
     held: bool = False
+    let_lapse: bool = False
     wanted_sha256: str | None = None
     sha256: str | None = None
     state: State = "open"
@@ -92,9 +93,9 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
         """Whether every byte has come, and no file was made of them yet."""
         return self.complete and self.state == "open" and self.kind != "part"
 
-    def lapsed(self, now_us: int) -> bool:
+    def expired(self, now_us: int) -> bool:
         """Whether nothing came for so long that it is given up."""
-        return self.state == "open" and not self.held and self.expires_at_us <= now_us
+        return self.state == "open" and (not self.held or self.let_lapse) and self.expires_at_us <= now_us
 
 
 class Append(msgspec.Struct, frozen=True):
@@ -128,7 +129,7 @@ def standing(upload: Upload | None, device_id: str, now_us: int) -> Upload:
         raise SyncError("upload_gone", "this upload was refused: its content was not what it was said to be")
     if upload.state in ("cancelled", "expired", "freed"):
         raise SyncError("upload_gone", f"this upload was {upload.state}")
-    if upload.lapsed(now_us):
+    if upload.expired(now_us):
         raise SyncError("upload_gone", "this upload has expired")
     return upload
 

@@ -20,7 +20,8 @@ COLUMNS: Final = (
     "{0}.tenant_id, {0}.upload_id::text, {0}.device_id, {0}.user_id, {0}.kind, {0}.file_name,"
     " {0}.content_type, {0}.domain, {0}.record_id, {0}.metadata, {0}.size_bytes, {0}.reserved_bytes,"
     " {0}.offset_bytes, {0}.parts, {0}.joined_into::text, {0}.pieces, {0}.generation,"
-    " {0}.held_until IS NOT NULL, {0}.wanted_sha256, {0}.sha256, {0}.state,"
+    " {0}.held_until IS NOT NULL, coalesce({0}.held_until < now(), false), {0}.wanted_sha256, {0}.sha256,"
+    " {0}.state,"
     " (extract(epoch FROM {0}.created_at) * 1000000)::bigint,"
     " (extract(epoch FROM {0}.expires_at) * 1000000)::bigint"
 )
@@ -79,8 +80,8 @@ _CLAIM: Final = Statement(
     " %(holders)s::text[]) AS w(t, i, d, h)), c AS (UPDATE upload_session AS u SET holder = w.h,"
     f" held_until = now() + interval '{LEASE_S} seconds' FROM w WHERE u.tenant_id = w.t AND u.upload_id = w.i"
     " AND u.device_id = w.d AND u.state = 'open' AND (u.held_until IS NULL OR u.holder = w.h)"
-    f" RETURNING {COLUMNS.format('u')}, true, false)"
-    f" SELECT * FROM c UNION ALL SELECT {COLUMNS.format('u')}, false, coalesce(u.held_until < now(), false)"
+    f" RETURNING {COLUMNS.format('u')}, true)"
+    f" SELECT * FROM c UNION ALL SELECT {COLUMNS.format('u')}, false"
     " FROM w CROSS JOIN LATERAL (SELECT * FROM upload_session WHERE tenant_id = w.t AND upload_id = w.i"
     " LIMIT 1) AS u WHERE NOT EXISTS (SELECT FROM c WHERE c.tenant_id = w.t AND c.upload_id = w.i::text)"
 )
@@ -180,7 +181,7 @@ class PostgresUploads:
         found = {}
         for row in await self._run(_CLAIM, values):
             upload = decode_upload(row)
-            found[upload.ref] = Claimed(upload, row[-2], row[-1])
+            found[upload.ref] = Claimed(upload, row[-1])
         return [found.get(one.ref) for one in claims]
 
     async def seize(self, claim: Claim) -> Upload | None:
@@ -265,11 +266,12 @@ def decode_upload(row: Row) -> Upload:
         pieces=_names(row[15]),
         generation=row[16],
         held=row[17],
-        wanted_sha256=row[18],
-        sha256=row[19],
-        state=row[20],
-        created_at_us=row[21],
-        expires_at_us=row[22],
+        let_lapse=row[18],
+        wanted_sha256=row[19],
+        sha256=row[20],
+        state=row[21],
+        created_at_us=row[22],
+        expires_at_us=row[23],
     )
 
 

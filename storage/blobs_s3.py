@@ -242,7 +242,8 @@ def _told() -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        if "NoSuchBucket" in str(error):
+        # What asks for no more than whether a file is there is not told why it is not.
+        if "NoSuchBucket" in f"{error}{error.__context__}":
             raise BlobsError("there is no such bucket: see s3.bucket") from error
         raise BlobMissingError("there are no such bytes") from error
     except (BaseError, ValueError) as error:

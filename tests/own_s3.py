@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import obstore
 import pytest
 from aiohttp import ClientSession
@@ -95,6 +96,14 @@ async def bucket(_s3: str) -> S3:
         async with session.put(url) as answer:
             assert answer.status == 200, await answer.text()
     return settings
+
+
+@pytest.fixture(params=["directory", "bucket"])
+def blob_place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place for files as ``blob_writer`` takes it."""
+    if request.param == "directory":
+        return str(tmp_path / "uploads")
+    return msgspec.json.encode(request.getfixturevalue("bucket")).decode()
 
 
 @contextmanager

@@ -69,7 +69,11 @@ def judge(
         (TUS, "(b) @tus/server, which does not wait for the disk"),
     ):
         rates = [turn.mb_per_s for turn in sides[side]]
-        report.figures.append(Figure(what, median(rates), "MB/s", _listed(rates)))
+        costs = [_cpu_ms(turn) for turn in sides[side]]
+        report.figures += [
+            Figure(what, median(rates), "MB/s", _listed(rates)),
+            Figure(f"CPU of a MB, {side}", median(costs), "ms", _listed(costs, 1)),
+        ]
     over_plain, over_tus = _ratios(sides, PLAIN), _ratios(sides, TUS)
     ours = [*sides[PRODUCT], *goes_on]
     peak_mib = max(turn.rss_peak_mib for turn in sides[PRODUCT])
@@ -104,6 +108,11 @@ def judge(
             "times",
         ),
     ]
+
+
+def _cpu_ms(turn: Transfer) -> float:
+    """Give what a MB takes of the server's CPU and PostgreSQL's; less moved by other work than the rate is."""
+    return 1000 * (sum(turn.cpus.values()) - turn.cpus["client"]) / turn.mb_per_s
 
 
 def _ratios(sides: Sides, other: str) -> list[float]:

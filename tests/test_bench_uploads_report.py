@@ -74,6 +74,8 @@ def test_bars_are_met_by_who_is_near_the_disk_and_ahead_of_the_other() -> None:
     # 0.8, 0.7 and 0.75 of (a); 1.6, 1.4 and 2.1 times (b)
     assert figures["product as a ratio of (a)"] == pytest.approx(0.75)
     assert figures["product as a ratio of (b)"] == pytest.approx(1.6)
+    # 0.9 CPUs over 84 MB/s
+    assert figures["CPU of a MB, product"] == pytest.approx(900 / 84)
     text = text_of(report)
     assert "by rounds: 0.80, 0.70, 0.75" in text
     assert "product, round 2  100/100" in text

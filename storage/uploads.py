@@ -26,7 +26,7 @@ COLUMNS: Final = (
     " (extract(epoch FROM {0}.expires_at) * 1000000)::bigint"
 )
 #: Of these transactions alone; what is said in storage/commit.py of the same settings holds here.
-_SETTINGS: Final = Statement(
+SETTINGS: Final = Statement(
     "SELECT "
     + ", ".join(
         f"set_config('{name}', '{value}', true)"
@@ -104,11 +104,11 @@ _ADVANCE: Final = Statement(
 _STORE: Final = Statement(
     "WITH stored AS (UPDATE upload_session AS u SET state = 'stored', sha256 = %(sha256)s::text,"
     " content_type = coalesce(%(type)s::text, u.content_type), held_until = NULL, pieces = '',"
-    " updated_at = now(), reserved_bytes = u.offset_bytes FROM (SELECT reserved_bytes FROM upload_session"
+    " updated_at = now(), ended_at = now(), reserved_bytes = u.offset_bytes FROM (SELECT reserved_bytes FROM upload_session"
     " WHERE tenant_id = %(tenant)s::int AND upload_id = %(id)s::uuid) AS before"
     " WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid AND u.holder = %(holder)s::text"
     " AND u.state = 'open' RETURNING u.tenant_id, before.reserved_bytes - u.offset_bytes AS spare),"
-    " spent AS (UPDATE upload_session SET state = 'joined', updated_at = now() FROM stored"
+    " spent AS (UPDATE upload_session SET state = 'joined', updated_at = now(), ended_at = now() FROM stored"
     " WHERE upload_session.tenant_id = %(tenant)s::int AND joined_into = %(id)s::uuid AND state = 'open'),"
     " freed AS (UPDATE tenant_storage AS s SET reserved_bytes = greatest(0, s.reserved_bytes - stored.spare)"
     " FROM stored WHERE s.tenant_id = stored.tenant_id AND stored.spare <> 0)"
@@ -118,7 +118,7 @@ _STORE: Final = Statement(
 )
 _DISCARD: Final = Statement(
     "WITH ended AS (UPDATE upload_session AS u SET state = %(state)s::text, held_until = NULL, pieces = '',"
-    " updated_at = now() WHERE u.tenant_id = %(tenant)s::int AND u.state = 'open'"
+    " updated_at = now(), ended_at = now() WHERE u.tenant_id = %(tenant)s::int AND u.state = 'open'"
     " AND (u.upload_id = %(id)s::uuid AND (%(holder)s::text IS NULL OR u.holder = %(holder)s::text)"
     " OR u.joined_into = %(id)s::uuid AND EXISTS (SELECT FROM upload_session AS whole"
     " WHERE whole.tenant_id = %(tenant)s::int AND whole.upload_id = %(id)s::uuid AND whole.state = 'open'"
@@ -155,7 +155,7 @@ class PostgresUploads:
         values = _inserted(upload, expire_s)
         values["spent"] = plain(upload.parts)
         async with self._database.session() as session:
-            await session.run_prepared("BEGIN; ", (_SETTINGS, _JOIN), "", values)
+            await session.run_prepared("BEGIN; ", (SETTINGS, _JOIN), "", values)
             spent = await session.run_prepared("", (_SPEND,), "", values)
             if len(spent) != len(upload.parts):
                 await session.run("ROLLBACK")
@@ -217,7 +217,7 @@ class PostgresUploads:
     async def _run(self, statement: Statement, values: Values) -> list[Row]:
         """Run one statement as a transaction of its own."""
         async with self._database.session() as session:
-            rows = await session.run_prepared("", (_SETTINGS, statement), "", values)
+            rows = await session.run_prepared("", (SETTINGS, statement), "", values)
             if session.warned():
                 raise StoreUnknownError("the commit may not have reached the standby")
             return rows

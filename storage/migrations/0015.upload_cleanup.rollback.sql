@@ -1,0 +1,11 @@
+DROP INDEX records_gone_with_files;
+
+DROP INDEX upload_session_gone;
+
+DROP INDEX upload_session_over;
+
+DROP INDEX upload_session_ended;
+
+ALTER TABLE upload_session DROP COLUMN ended_at;
+
+DROP TABLE cluster_job;

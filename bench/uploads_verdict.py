@@ -111,7 +111,7 @@ def judge(
 
 
 def _cpu_ms(turn: Transfer) -> float:
-    """Give what a MB takes of the server's CPU and PostgreSQL's; less moved by other work than the rate is."""
+    """Give what a MB takes of the CPU of server and PostgreSQL; other work moves it less than the rate."""
     return 1000 * (sum(turn.cpus.values()) - turn.cpus["client"]) / turn.mb_per_s
 
 

@@ -38,7 +38,8 @@ class RequestBody:
         try:
             async with asyncio.timeout(min(patience_s, self._idle_s)) as self._waiting:
                 block, more = await self._content.readchunk()
-                while more and not block:  # where a chunk of the transfer coding ends
+                # Where a chunk of the transfer coding ends; but the empty body ends so again and again.
+                while more and not block and not self._content.at_eof():
                     block, more = await self._content.readchunk()
         except TimeoutError:
             if self.was_cut:

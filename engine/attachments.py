@@ -13,7 +13,7 @@ from engine.instants import to_text
 from engine.jobs import Attach, Attached
 from engine.messages import Attachment
 from engine.rows import Record, RecordKey
-from engine.uploads import FINISHED, Upload, UploadRef
+from engine.uploads import FINISHED, State, Upload, UploadRef
 from engine.working import Working
 
 _encode = msgspec.json.encode
@@ -50,6 +50,8 @@ def attach(job: Attach, working: Working) -> Attached:
     state = working.uploads.get(ref)
     if state not in FINISHED:
         return Attached("freed", None)
+    if job.entry is None and job.unless_alive and row is not None and row.data is not None:
+        return _left_alone(state)
     if job.entry is None:
         working.move(ref, "freed")
         return Attached("freed", None if row is None else _taken_out(job.upload_id, key, row, working))
@@ -68,6 +70,12 @@ def attach(job: Attach, working: Working) -> Attached:
     seq = _put(key, row, standing + job.entry + b"]", working)
     working.move(ref, "attached")
     return Attached("attached", seq)
+
+
+def _left_alone(state: State | None) -> Attached:
+    if state == "stored":
+        return Attached("waiting", None)
+    return Attached("duplicate" if state == "duplicate" else "attached", None)
 
 
 def _taken_out(upload_id: str, key: RecordKey, row: Record, working: Working) -> int | None:

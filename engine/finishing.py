@@ -5,7 +5,6 @@ Each step may be done again, by whoever finds that the one before it was the las
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 import msgspec
@@ -20,7 +19,7 @@ from engine.jobs import Attach, Attached, Outcome
 from engine.ports import Blobs, BlobsError, Clock
 from engine.upload_store import UploadStore
 from engine.uploads import Draft, State, Upload, UploadRef
-from engine.waiting import Jobs
+from engine.waiting import Jobs, settled
 
 _log = structlog.get_logger()
 
@@ -135,14 +134,4 @@ class Finishing:
             attachment,
             now_us,
         )
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-
-        def reply(outcome: Outcome) -> None:
-            if not future.done():
-                future.set_result(outcome)
-
-        try:
-            self._jobs.submit(job, reply)
-        except SyncError as error:
-            return error
-        return await future
+        return await settled(self._jobs, job)

@@ -73,7 +73,8 @@ class Resolution(msgspec.Struct, frozen=True):
 class Attach(msgspec.Struct, frozen=True):
     """A stored file is to become part of its record's entry in the feed.
 
-    ``entry`` is how it will stand there, in JSON (``engine.attachments``); None takes the file out.
+    ``entry`` is how it will stand there, in JSON (``engine.attachments``); None takes the file out, with
+    ``unless_alive`` only that of a record which is deleted, or never came.
     """
 
     tenant_id: int
@@ -83,6 +84,7 @@ class Attach(msgspec.Struct, frozen=True):
     upload_id: str
     entry: bytes | None
     now_us: int
+    unless_alive: bool = False
 
 
 Job = Push | Resolution | Attach

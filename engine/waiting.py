@@ -35,6 +35,21 @@ class Jobs(Protocol):
         """Queue a job. Raises SyncError when nothing more is taken in."""
 
 
+async def settled(jobs: Jobs, job: Attach) -> Outcome:
+    """Have a job committed, and wait for what became of it; one that was not taken in is a SyncError."""
+    future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    def reply(outcome: Outcome) -> None:
+        if not future.done():
+            future.set_result(outcome)
+
+    try:
+        jobs.submit(job, reply)
+    except SyncError as error:
+        return error
+    return await future
+
+
 class WaitingFiles:
     """The files that wait, by their records, as of the last reads."""
 

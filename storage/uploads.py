@@ -104,7 +104,8 @@ _ADVANCE: Final = Statement(
 _STORE: Final = Statement(
     "WITH stored AS (UPDATE upload_session AS u SET state = 'stored', sha256 = %(sha256)s::text,"
     " content_type = coalesce(%(type)s::text, u.content_type), held_until = NULL, pieces = '',"
-    " updated_at = now(), ended_at = now(), reserved_bytes = u.offset_bytes FROM (SELECT reserved_bytes FROM upload_session"
+    " updated_at = now(), ended_at = now(), reserved_bytes = u.offset_bytes"
+    " FROM (SELECT reserved_bytes FROM upload_session"
     " WHERE tenant_id = %(tenant)s::int AND upload_id = %(id)s::uuid) AS before"
     " WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid AND u.holder = %(holder)s::text"
     " AND u.state = 'open' RETURNING u.tenant_id, before.reserved_bytes - u.offset_bytes AS spare),"

@@ -276,6 +276,24 @@ def test_a_file_whose_record_never_came_is_freed() -> None:
     assert desk.rows.uploads[one.ref] == "freed"
 
 
+@pytest.mark.parametrize(("state", "left"), [("stored", "waiting"), ("attached", "attached")])
+def test_the_clean_up_frees_no_file_of_a_record_that_is_alive(state: State, left: str) -> None:
+    """It looked at the record some time before: whether that is deleted is looked at under the lock again."""
+    desk = FileDesk().with_task()
+    one = upload(1)
+    if state == "attached":
+        desk.plan(desk.stored(one))
+    job = msgspec.structs.replace(desk.stored(one, state), entry=None, unless_alive=True)
+    planned = desk.plan(job)
+    assert _outcome(planned) == Attached(left, None)
+    assert not planned.writes.records
+    assert not planned.writes.uploads
+    assert desk.files() == ([_id(1)] if state == "attached" else [])
+    desk.plan(desk.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
+    assert _outcome(desk.plan(job)) == Attached("freed", None)
+    assert desk.rows.uploads[one.ref] == "freed"
+
+
 def test_a_file_meets_no_record_of_another_tenant() -> None:
     desk = FileDesk().with_task()
     assert _outcome(desk.plan(desk.stored(upload(1, tenant=2)))) == Attached("waiting", None)

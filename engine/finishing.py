@@ -13,11 +13,11 @@ import structlog
 from engine.attachments import entry
 from engine.errors import SyncError
 from engine.file_types import FileTypes
-from engine.gathering import patiently
+from engine.gathering import Gatherer, patiently
 from engine.holding import Hold, taken_over
 from engine.jobs import Attach, Attached, Outcome
 from engine.ports import Blobs, BlobsError, Clock
-from engine.upload_store import UploadStore
+from engine.upload_store import Stored, UploadStore
 from engine.uploads import Draft, State, Upload, UploadRef
 from engine.waiting import Jobs, settled
 
@@ -34,7 +34,12 @@ class Finishing:
         self._blobs = blobs
         self._types = types
         self._jobs = jobs
+        self._stored = Gatherer(store.store)
         self._clock = clock
+
+    async def run(self) -> None:
+        """Tell the store of files until cancelled."""
+        await self._stored.run()
 
     async def finish(self, hold: Hold) -> Upload:
         """Make a file of an upload that is held, and give it back.
@@ -54,9 +59,7 @@ class Finishing:
             hold.released = True
             raise
         await self._blobs.publish(drafts, ref)
-        stored = await patiently(
-            lambda: self._store.store(ref, hold.claim.holder, content.sha256, content_type)
-        )
+        stored = await self._stored.ask(Stored(ref, hold.claim.holder, content.sha256, content_type))
         hold.released = True
         if not stored:
             raise taken_over()

@@ -15,12 +15,12 @@ import msgspec
 from engine.errors import SyncError
 from engine.file_types import FileTypes
 from engine.finishing import Finishing
-from engine.gathering import patiently
+from engine.gathering import Gatherer, patiently
 from engine.holding import Hold, Holds, taken_over
 from engine.intake import Session
 from engine.ports import Appending, BlobMissingError, Blobs, Clock
 from engine.upload_metadata import Described
-from engine.upload_store import Quota, UploadStore
+from engine.upload_store import Created, Creating, Quota, UploadStore
 from engine.uploads import FINISHED, Append, Kind, Taking, Upload, UploadRef, appended, joinable, standing
 
 #: Handed to the disk at a stretch; so much of one request waits at most, and as much is under way.
@@ -103,6 +103,18 @@ class Receiving:
         self._quotas = quotas
         self.expire_s = expire_s
 
+        async def create(uploads: Sequence[Creating]) -> list[Created]:
+            return await store.create(uploads, expire_s)
+
+        self._creations = Gatherer(create, 50)
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._holds.run())
+            group.create_task(self._finishing.run())
+            group.create_task(self._creations.run())
+
     async def create(self, session: Session, creation: Creation) -> Upload:
         """Begin an upload, if there is room for all of it.
 
@@ -118,7 +130,7 @@ class Receiving:
         upload = self._new(session, creation, reserved_bytes)
         tenant_bytes = self._quotas.get(session.tenant.name, self._quota.tenant_bytes)
         quota = msgspec.structs.replace(self._quota, tenant_bytes=tenant_bytes)
-        made = await self._store.create(upload, quota, self.expire_s)
+        made = await self._creations.ask(Creating(upload, quota))
         if made == "tenant_full":
             raise SyncError("quota_exceeded", f"the files of this tenant may have {tenant_bytes} bytes")
         if made == "record_full":

@@ -49,13 +49,35 @@ class Quota(msgspec.Struct, frozen=True):
     files_per_record: int
 
 
-class UploadStore(Protocol):
-    """Every method is one transaction, durable on return, that may be run again. All raise StoreError."""
+#: What became of an upload that was to be kept: there may be no room for the tenant's bytes, or the record's
+#: files.
+Created = Literal["created", "tenant_full", "record_full"]
 
-    async def create(
-        self, upload: Upload, quota: Quota, expire_s: float
-    ) -> Literal["created", "tenant_full", "record_full"]:
-        """Keep a new upload and reserve its bytes, unless there is no room."""
+
+class Creating(msgspec.Struct, frozen=True):
+    """An upload to be kept, within a quota."""
+
+    upload: Upload
+    quota: Quota
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """An upload that its holder has made a file, and what that is."""
+
+    ref: UploadRef
+    holder: str
+    sha256: str
+    content_type: str
+
+
+class UploadStore(Protocol):
+    """Every method is one transaction that may be run again, and raises StoreError.
+
+    All but claims are durable on return: after a crash nobody has an upload.
+    """
+
+    async def create(self, uploads: Sequence[Creating], expire_s: float) -> list[Created]:
+        """Keep new uploads and reserve their bytes, those for which there is room."""
 
     async def join(self, upload: Upload, expire_s: float) -> bool:
         """Keep a new upload that is put together of parts, which are spent by it, all of them or none.
@@ -76,10 +98,8 @@ class UploadStore(Protocol):
     async def advance(self, advances: Sequence[Advance], expire_s: float) -> list[bool]:
         """Move offsets; False for one whose holder is its holder no longer, and nothing was done."""
 
-    async def store(
-        self, ref: UploadRef, holder: str, sha256: str, content_type: str | None
-    ) -> bool:
-        """Note that an upload is a file now, and give it back; False for one that another holds."""
+    async def store(self, stored: Sequence[Stored]) -> list[bool]:
+        """Note that uploads are files now, and give them back; False for one that another holds."""
 
     async def discard(self, ref: UploadRef, holder: str | None, state: State) -> bool:
         """End an open upload as ``state`` says and free what it reserved.

@@ -303,18 +303,19 @@ def _publish(places: _Places, drafts: Sequence[Draft], file: UploadRef) -> None:
         _cut(source, draft.size_bytes)
         source.rename(target)
     _settle(target.parent)
-    _remove(places, draft.ref, draft.generation + 1)
-    _settle(directory)
+    _remove(places, draft.ref, draft.generation + 1)  # what a crash leaves of it is nobody's
 
 
 def _cut(path: Path, size_bytes: int) -> None:
     """Cut off what was never acknowledged, durably. Of no bytes there may be no file yet."""
     descriptor = os.open(path, _WRITING if size_bytes else _WRITING | os.O_CREAT, 0o600)
     try:
-        if os.fstat(descriptor).st_size < size_bytes:
+        found = os.fstat(descriptor).st_size
+        if found < size_bytes:
             raise BlobsError(f"{path.name} holds less than the {size_bytes} bytes that were acknowledged")
-        os.ftruncate(descriptor, size_bytes)
-        os.fsync(descriptor)
+        if found > size_bytes:  # else all of it is durable as it is
+            os.ftruncate(descriptor, size_bytes)
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

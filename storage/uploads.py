@@ -6,14 +6,15 @@ what became of the first run, is recognized by it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, Literal
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Final
 
 from engine.ports import StoreUnknownError
-from engine.upload_store import LEASE_S, Advance, Claim, Claimed, Quota
+from engine.upload_store import LEASE_S, Advance, Claim, Claimed, Created, Creating, Stored
 from engine.uploads import State, Upload, UploadRef
 from storage.arrays import numbers, numbers_or_null, plain, texts
-from storage.pool import SERVER_MS, Database, Row, Statement, Values
+from storage.pool import SERVER_MS, Database, Row, Session, Statement, Values
 
 #: Of ``upload_session`` under the name that is put in.
 COLUMNS: Final = (
@@ -25,22 +26,30 @@ COLUMNS: Final = (
     " (extract(epoch FROM {0}.created_at) * 1000000)::bigint,"
     " (extract(epoch FROM {0}.expires_at) * 1000000)::bigint"
 )
-#: Of these transactions alone; what is said in storage/commit.py of the same settings holds here.
-SETTINGS: Final = Statement(
-    "SELECT "
-    + ", ".join(
-        f"set_config('{name}', '{value}', true)"
-        for name, value in (
-            ("idle_in_transaction_session_timeout", 2000),
-            ("lock_timeout", 3000),
-            ("statement_timeout", SERVER_MS),
-            ("synchronous_commit", "on"),
-            ("enable_seqscan", "off"),
-            ("plan_cache_mode", "force_generic_plan"),
-            ("client_min_messages", "warning"),
+
+
+def _settings(synchronous_commit: str) -> Statement:
+    """Of one transaction alone; what is said in storage/commit.py of the same settings holds here."""
+    return Statement(
+        "SELECT "
+        + ", ".join(
+            f"set_config('{name}', '{value}', true)"
+            for name, value in (
+                ("idle_in_transaction_session_timeout", 2000),
+                ("lock_timeout", 3000),
+                ("statement_timeout", SERVER_MS),
+                ("synchronous_commit", synchronous_commit),
+                ("enable_seqscan", "off"),
+                ("plan_cache_mode", "force_generic_plan"),
+                ("client_min_messages", "warning"),
+            )
         )
     )
-)
+
+
+SETTINGS: Final = _settings("on")
+#: Of claims: after a crash nobody has an upload that was claimed just before it.
+_SETTINGS_OF_CLAIMS: Final = _settings("off")
 _FIND: Final = Statement(
     f"SELECT {COLUMNS.format('u')} FROM upload_session AS u"
     " WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid"
@@ -138,33 +147,35 @@ class PostgresUploads:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(
-        self, upload: Upload, quota: Quota, expire_s: float
-    ) -> Literal["created", "tenant_full", "record_full"]:
-        """Keep a new upload, unless there is no room."""
-        values = _inserted(upload, expire_s) | {
-            "quota": str(quota.tenant_bytes),
-            "files": str(quota.files_per_record),
-        }
-        ((made, files),) = await self._run(_CREATE, values)
-        if made:
-            return "created"
-        return "record_full" if files >= quota.files_per_record else "tenant_full"
+    async def create(self, uploads: Sequence[Creating], expire_s: float) -> list[Created]:
+        """Keep new uploads, those for which there is room."""
+        # In ascending order, as every process does: each locks what its tenant has reserved.
+        order = sorted(range(len(uploads)), key=lambda index: uploads[index].upload.ref.tenant_id)
+        outcomes: dict[int, Created] = {}
+        async with self._transaction() as session:
+            for index in order:
+                upload, quota = uploads[index].upload, uploads[index].quota
+                values = _inserted(upload, expire_s) | {
+                    "quota": str(quota.tenant_bytes),
+                    "files": str(quota.files_per_record),
+                }
+                ((made, files),) = await session.run_prepared("", (_CREATE,), "", values)
+                full: Created = "record_full" if files >= quota.files_per_record else "tenant_full"
+                outcomes[index] = "created" if made else full
+        return [outcomes[index] for index in range(len(uploads))]
 
     async def join(self, upload: Upload, expire_s: float) -> bool:
         """Keep an upload that is put together, and spend its parts."""
         values = _inserted(upload, expire_s)
         values["spent"] = plain(upload.parts)
-        async with self._database.session() as session:
-            await session.run_prepared("BEGIN; ", (SETTINGS, _JOIN), "", values)
-            spent = await session.run_prepared("", (_SPEND,), "", values)
-            if len(spent) != len(upload.parts):
-                await session.run("ROLLBACK")
-                return False
-            await session.run("COMMIT")
-            if session.warned():
-                raise StoreUnknownError("the commit may not have reached the standby")
-        return True
+        with suppress(_SpentError):
+            async with self._transaction() as session:
+                await session.run_prepared("", (_JOIN,), "", values)
+                spent = await session.run_prepared("", (_SPEND,), "", values)
+                if len(spent) != len(upload.parts):
+                    raise _SpentError
+            return True
+        return False
 
     async def find(self, ref: UploadRef) -> Upload | None:
         """Find an upload."""
@@ -180,7 +191,7 @@ class PostgresUploads:
             "holders": plain(one.holder for one in claims),
         }
         found = {}
-        for row in await self._run(_CLAIM, values):
+        for row in await self._run(_CLAIM, values, _SETTINGS_OF_CLAIMS):
             upload = decode_upload(row)
             found[upload.ref] = Claimed(upload, row[-1])
         return [found.get(one.ref) for one in claims]
@@ -206,22 +217,47 @@ class PostgresUploads:
         moved = {(row[0], row[1].replace("-", "")) for row in await self._run(_ADVANCE, values)}
         return [(one.ref.tenant_id, one.ref.upload_id) in moved for one in advances]
 
-    async def store(self, ref: UploadRef, holder: str, sha256: str, content_type: str | None) -> bool:
-        """Note that an upload is a file."""
-        values = _named(ref) | {"holder": holder, "sha256": sha256, "type": content_type}
-        return bool(await self._run(_STORE, values))
+    async def store(self, stored: Sequence[Stored]) -> list[bool]:
+        """Note that uploads are files."""
+        done = {}
+        async with self._transaction() as session:
+            for one in sorted(stored, key=lambda one: one.ref.tenant_id):
+                values = _named(one.ref) | {
+                    "holder": one.holder,
+                    "sha256": one.sha256,
+                    "type": one.content_type,
+                }
+                done[one.ref] = bool(await session.run_prepared("", (_STORE,), "", values))
+        return [done[one.ref] for one in stored]
 
     async def discard(self, ref: UploadRef, holder: str | None, state: State) -> bool:
         """End an open upload and free what it reserved."""
         return bool(await self._run(_DISCARD, _named(ref) | {"holder": holder, "state": state}))
 
-    async def _run(self, statement: Statement, values: Values) -> list[Row]:
+    async def _run(self, statement: Statement, values: Values, settings: Statement = SETTINGS) -> list[Row]:
         """Run one statement as a transaction of its own."""
         async with self._database.session() as session:
-            rows = await session.run_prepared("", (SETTINGS, statement), "", values)
-            if session.warned():
-                raise StoreUnknownError("the commit may not have reached the standby")
+            rows = await session.run_prepared("", (settings, statement), "", values)
+            _check(session)
             return rows
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Session]:
+        """Run statements as one transaction, which waits for the disk once."""
+        async with self._database.session() as session:
+            await session.run_prepared("BEGIN; ", (SETTINGS,), "", {})
+            yield session
+            await session.run("COMMIT")
+            _check(session)
+
+
+class _SpentError(Exception):
+    """A part was used before."""
+
+
+def _check(session: Session) -> None:
+    if session.warned():
+        raise StoreUnknownError("the commit may not have reached the standby")
 
 
 def _named(ref: UploadRef) -> dict[str, object]:

@@ -90,7 +90,7 @@ class Process:
         self.receiving = Receiving(
             store, self.blobs, self.holds, finishing, TYPES, clock, quota, {"small": 10}, EXPIRE_S
         )
-        self._running = asyncio.create_task(self.holds.run())
+        self._running = asyncio.create_task(self.receiving.run())
 
     async def end(self) -> None:
         """Let go of everything."""

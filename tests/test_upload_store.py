@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from engine.rows import Lookups, Writes
-from engine.upload_store import Advance, Claim, Quota
+from engine.upload_store import Advance, Claim, Created, Creating, Quota, Stored
 from engine.uploads import State, Upload, UploadRef
 from storage.commit import PostgresStore
 from storage.pool import Database
@@ -55,8 +55,12 @@ def part(size_bytes: int = 100, **changed: Any) -> Upload:
     return new(size_bytes=size_bytes, kind="part", metadata="", **nothing, **changed)
 
 
+async def create(store: PostgresUploads, *uploads: Upload) -> list[Created]:
+    return await store.create([Creating(upload, ROOM) for upload in uploads], EXPIRE_S)
+
+
 async def created(store: PostgresUploads, upload: Upload) -> Upload:
-    assert await store.create(upload, ROOM, EXPIRE_S) == "created"
+    assert await create(store, upload) == ["created"]
     return upload
 
 
@@ -64,6 +68,11 @@ async def held(store: PostgresUploads, upload: Upload, holder: str = "h1") -> No
     (claimed,) = await store.claim([Claim(upload.ref, "d1", holder)])
     assert claimed is not None
     assert claimed.taken
+
+
+async def stored(store: PostgresUploads, ref: UploadRef, content_type: str = "image/jpeg") -> bool:
+    (done,) = await store.store([Stored(ref, "h1", "ab" * 32, content_type)])
+    return done
 
 
 def advance(upload: Upload, offset_bytes: int, holder: str = "h1", *, release: bool = True) -> Advance:
@@ -93,19 +102,23 @@ async def test_an_upload_is_found_as_it_was_created_and_by_its_tenant_alone(stor
 
 
 async def test_the_quota_holds_when_many_create_at_once(store: PostgresUploads, dsn: str) -> None:
-    asked = [store.create(new(record_id=f"r{n}"), ROOM, EXPIRE_S) for n in range(20)]
-    outcomes = await asyncio.gather(*asked)
+    asked = [
+        create(store, new(2, record_id=f"a{n}"), new(record_id=f"r{n}"), new(record_id=f"s{n}"))
+        for n in range(10)
+    ]
+    gathered = await asyncio.gather(*asked)
+    assert [first for first, *_ in gathered] == ["created"] * 10
+    outcomes = [outcome for _, *others in gathered for outcome in others]
     assert outcomes.count("created") == 10
     assert outcomes.count("tenant_full") == 10
     assert reserved(dsn) == 1000
-    assert await store.create(new(tenant_id=2), ROOM, EXPIRE_S) == "created"
 
 
 async def test_a_record_has_no_more_files_than_it_may(store: PostgresUploads, dsn: str) -> None:
     for _ in range(3):
         await created(store, new())
-    assert await store.create(new(), ROOM, EXPIRE_S) == "record_full"
-    assert await store.create(new(record_id="r2"), ROOM, EXPIRE_S) == "created"
+    assert await create(store, new()) == ["record_full"]
+    assert await create(store, new(record_id="r2")) == ["created"]
     assert reserved(dsn) == 400
 
 
@@ -156,7 +169,7 @@ async def test_an_upload_that_was_let_lapse_is_seized_and_its_holder_is_heard_no
         assert seized is not None
         assert seized.generation == 1
     assert await store.advance([advance(upload, 10)], EXPIRE_S) == [False]
-    assert not await store.store(upload.ref, "h1", "ab", None)
+    assert not await stored(store, upload.ref)
     assert not await store.discard(upload.ref, "h1", "refused")
     assert await store.seize(Claim(upload.ref, "d2", "h3")) is None
 
@@ -168,7 +181,7 @@ async def test_a_stored_upload_gives_back_what_it_did_not_need(store: PostgresUp
     assert await store.advance([last], EXPIRE_S) == [True]
     assert reserved(dsn) == 500
     for _ in range(2):
-        assert await store.store(upload.ref, "h1", "ab" * 32, "image/png")
+        assert await stored(store, upload.ref, "image/png")
     found = await store.find(upload.ref)
     assert found is not None
     assert (found.state, found.sha256, found.content_type) == ("stored", "ab" * 32, "image/png")
@@ -192,7 +205,7 @@ async def test_parts_are_spent_once_and_what_they_reserved_goes_with_them(
         assert not await store.join(other, EXPIRE_S)
         assert await store.find(other.ref) is None
     await held(store, whole)
-    assert await store.store(whole.ref, "h1", "ab" * 32, None)
+    assert await stored(store, whole.ref)
     for one in parts:
         found = await store.find(one.ref)
         assert found is not None
@@ -222,7 +235,7 @@ async def test_a_file_that_leaves_gives_back_what_it_reserved_once(store: Postgr
     for one in uploads:
         await held(store, one)
         assert await store.advance([advance(one, one.reserved_bytes, release=False)], EXPIRE_S) == [True]
-        assert await store.store(one.ref, "h1", "ab" * 32, None)
+        assert await stored(store, one.ref)
     database = Database(dsn, 1)
     commits = PostgresStore(database, 24)
     first, second, third = (one.ref for one in uploads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -277,7 +277,9 @@ def test_a_file_whose_record_never_came_is_freed() -> None:
 
 
 @pytest.mark.parametrize(("state", "left"), [("stored", "waiting"), ("attached", "attached")])
-def test_the_clean_up_frees_no_file_of_a_record_that_is_alive(state: State, left: str) -> None:
+def test_the_clean_up_frees_no_file_of_a_record_that_is_alive(
+    state: State, left: Literal["attached", "waiting"]
+) -> None:
     """It looked at the record some time before: whether that is deleted is looked at under the lock again."""
     desk = FileDesk().with_task()
     one = upload(1)

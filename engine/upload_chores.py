@@ -1,0 +1,118 @@
+"""When uploads are cleaned up, by one process for all of them, and what all of them know of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import msgspec
+import structlog
+
+from engine.turns import Turns
+from engine.upload_cleanup import Swept, Tidied, UploadCleanup
+
+#: Rows are gone over often; to go over the bytes is to read the names of all files, for what is a day old.
+_TIDY_EVERY_S: Final = 300.0
+_SWEEP_EVERY_S: Final = 3600.0
+_LOOK_S: Final = 30.0
+_TIDY: Final = "uploads"
+_SWEEP: Final = "upload_orphans"
+#: More than this is given up, and somebody should know.
+_MOST_ABANDONED: Final = 0.2
+
+_log = structlog.get_logger()
+
+
+class ChoreCounters(msgspec.Struct):
+    """What this process removed since it started; ``abandonment_ratio`` is of all, None without data."""
+
+    expired: int = 0
+    freed: int = 0
+    orphans: int = 0
+    abandonment_ratio: float | None = None
+
+
+class _Report(msgspec.Struct):
+    """What the last turn leaves for all processes."""
+
+    abandonment_ratio: float | None
+
+
+class UploadChores:
+    """Takes this process's turns."""
+
+    def __init__(self, turns: Turns, cleanup: UploadCleanup) -> None:
+        self.counters = ChoreCounters()
+        self._turns = turns
+        self._cleanup = cleanup
+        self._alarmed = False
+
+    async def run(self) -> None:
+        """Take turns until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            try:
+                await self.tidy(_TIDY_EVERY_S)
+                await self.sweep(_SWEEP_EVERY_S)
+            except Exception as error:  # what is left now is found later, and serving goes on
+                _log.warning("uploads_not_cleaned", reason=type(error).__name__)
+
+    async def tidy(self, every_s: float) -> Tidied | None:
+        """Go over the rows, if it is time and nobody else does.
+
+        Raises StoreError, TurnLostError.
+        """
+        async with self._turns.taking(_TIDY, every_s) as turn:
+            if turn is None:
+                await self._follow()
+                return None
+            tidied = await self._cleanup.tidy(turn.now_us, turn.keep)
+            ratio = abandonment_ratio(tidied)
+            turn.report = msgspec.json.encode(_Report(ratio))
+        self.counters.expired += tidied.expired
+        self.counters.freed += tidied.freed
+        self.counters.abandonment_ratio = ratio
+        _log.info(
+            "uploads_cleaned",
+            expired=tidied.expired,
+            freed=tidied.freed,
+            forgotten=tidied.forgotten,
+            left=tidied.left,
+            abandonment_ratio=ratio,
+        )
+        self._alarm(ratio)
+        return tidied
+
+    async def sweep(self, every_s: float) -> Swept | None:
+        """Go over the bytes, if it is time and nobody else does.
+
+        Raises StoreError, BlobsError, TurnLostError.
+        """
+        async with self._turns.taking(_SWEEP, every_s) as turn:
+            if turn is None:
+                return None
+            swept = await self._cleanup.sweep(turn.now_us, turn.keep)
+        self.counters.orphans += swept.orphans
+        _log.info(
+            "orphans_removed", orphans=swept.orphans, orphan_bytes=swept.orphan_bytes, left=swept.left
+        )
+        return swept
+
+    async def _follow(self) -> None:
+        report = await self._turns.report(_TIDY)
+        if report is not None:
+            self.counters.abandonment_ratio = msgspec.json.decode(report, type=_Report).abandonment_ratio
+
+    def _alarm(self, ratio: float | None) -> None:
+        """Say it once, until it is better."""
+        abandoned = ratio is not None and ratio > _MOST_ABANDONED
+        if abandoned and not self._alarmed:
+            _log.warning("uploads_abandoned", abandonment_ratio=ratio)
+        self._alarmed = abandoned
+
+
+def abandonment_ratio(tidied: Tidied) -> float | None:
+    """Add up all tenants; None where nothing ended."""
+    abandoned = sum([one.abandoned for one in tidied.abandonment])
+    ended = sum([one.finished + one.abandoned for one in tidied.abandonment])
+    return abandoned / ended if ended else None

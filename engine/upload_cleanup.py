@@ -1,0 +1,268 @@
+"""What is left of uploads and nobody wants: given up, freed of records that are gone, forgotten, orphaned.
+
+Rows come first and bytes after: a crash between the two leaves bytes that no row wants, never a row without
+its bytes. Those are found among the orphans. Instants are arguments, by the store's time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from typing import Final, Literal, Protocol, TypeVar
+
+import msgspec
+import structlog
+
+from engine.gathering import patiently
+from engine.jobs import Attach, Attached
+from engine.ports import Blobs, BlobsError, Kept
+from engine.rows import RecordKey
+from engine.uploads import State, UploadRef
+from engine.waiting import Jobs, settled
+
+#: Looked at in one statement: what more there is waits for the next, and so does nobody else.
+PAGE: Final = 500
+#: At once, so that devices' uploads find threads and lanes that are free.
+_AT_ONCE: Final = 8
+_DAY_US: Final = 86_400_000_000
+#: How long it is told what became of an upload that came to nothing.
+_REMEMBERED_US: Final = 7 * _DAY_US
+#: Of bytes that no row wants: whoever is about to write a row for his has done so by then.
+_ORPHANED_US: Final = _DAY_US
+
+_log = structlog.get_logger()
+_T = TypeVar("_T")
+Keep = Callable[[], Awaitable[None]]
+
+
+class OpenUpload(msgspec.Struct, frozen=True):
+    """An upload that is open; ``due`` says that it has expired and that no request has it."""
+
+    ref: UploadRef
+    due: bool
+
+
+class GoneFile(msgspec.Struct, frozen=True):
+    """A file whose record was found deleted, or did not come; ``alive`` says that it is there by now.
+
+    ``since_us`` is when the record was missed first.
+    """
+
+    ref: UploadRef
+    device_id: str
+    domain: str
+    record_id: str
+    alive: bool
+    since_us: int
+
+
+class Abandonment(msgspec.Struct, frozen=True):
+    """Of a tenant's uploads that ended of late, how many became files, and how many were given up."""
+
+    tenant: str
+    finished: int
+    abandoned: int
+
+    @property
+    def ratio(self) -> float:
+        """The part that was given up."""
+        return self.abandoned / (self.finished + self.abandoned)
+
+
+class Tidied(msgspec.Struct):
+    """What came of a run: uploads that expired, files that were freed, and rows that were forgotten.
+
+    ``left`` are files that could not be freed now.
+    """
+
+    expired: int = 0
+    freed: int = 0
+    forgotten: int = 0
+    left: int = 0
+    abandonment: list[Abandonment] = []
+
+
+class Swept(msgspec.Struct):
+    """What came of a look at all bytes that are kept; ``left`` is what could not be removed now."""
+
+    orphans: int = 0
+    orphan_bytes: int = 0
+    left: int = 0
+
+
+class CleanupStore(Protocol):
+    """Uploads of all tenants. Every method is one transaction, durable on return. All raise StoreError."""
+
+    async def opened(self, after: UploadRef | None, limit: int, now_us: int) -> list[OpenUpload]:
+        """List open uploads in some order that stays, behind ``after``."""
+
+    async def expire(self, tenant_id: int, upload_ids: Sequence[str], now_us: int) -> list[UploadRef]:
+        """End those of a tenant's uploads that are due still, and free what they reserved.
+
+        The parts of one that was joined share its fate, and are given with the others that ended.
+        """
+
+    async def mark(self, after: RecordKey | None, limit: int, now_us: int) -> RecordKey | None:
+        """Note of files in deleted records' entries since when these are deleted, where that is new.
+
+        Gives the last record that was looked at, None behind all of them.
+        """
+
+    async def gone(
+        self, state: Literal["attached", "stored"], after: GoneFile | None, limit: int
+    ) -> list[GoneFile]:
+        """List files that were marked, duplicates as well, or that wait for their records."""
+
+    async def revive(self, refs: Sequence[UploadRef]) -> None:
+        """Take marks away."""
+
+    async def forget(self, before_us: int, limit: int) -> int:
+        """Delete rows of uploads of which no bytes are left since then, and count them."""
+
+    async def states(self, refs: Sequence[UploadRef]) -> dict[UploadRef, State]:
+        """Read the states of uploads; those that are not there are missing."""
+
+    async def abandonment(self, since_us: int) -> list[Abandonment]:
+        """Count by tenant, by name, what became of uploads that ended since then.
+
+        An upload that was put together counts as its parts.
+        """
+
+
+class UploadCleanup:
+    """``grace_s`` is how long files of records that are gone are kept."""
+
+    def __init__(self, store: CleanupStore, blobs: Blobs, jobs: Jobs, grace_s: float) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._jobs = jobs
+        self._grace_us = int(grace_s * 1_000_000)
+
+    async def tidy(self, now_us: int, keep: Keep) -> Tidied:
+        """Go over the rows; ``keep`` is called now and then. Raises StoreError, and what ``keep`` does."""
+        tidied = Tidied()
+        await self._expire(now_us, keep, tidied)
+        await self._mark(now_us, keep)
+        await self._free("attached", now_us, keep, tidied)
+        await self._free("stored", now_us, keep, tidied)
+        await self._forget(now_us, keep, tidied)
+        tidied.abandonment = await patiently(partial(self._store.abandonment, now_us - _DAY_US))
+        return tidied
+
+    async def sweep(self, now_us: int, keep: Keep) -> Swept:
+        """Go over the bytes. Raises BlobsError, StoreError, and what ``keep`` does."""
+        swept = Swept()
+        async for some in self._blobs.kept(now_us - _ORPHANED_US):
+            states = await patiently(partial(self._store.states, [kept.ref for kept in some]))
+            orphans = [kept for kept in some if _orphaned(kept, states.get(kept.ref))]
+            await _few(orphans, partial(self._sweep, swept))
+            await keep()
+        return swept
+
+    async def _expire(self, now_us: int, keep: Keep, tidied: Tidied) -> None:
+        after: UploadRef | None = None
+        while True:
+            page = await patiently(partial(self._store.opened, after, PAGE, now_us))
+            due: dict[int, list[str]] = {}
+            for one in page:
+                if one.due:
+                    due.setdefault(one.ref.tenant_id, []).append(one.ref.upload_id)
+            for tenant_id, ids in due.items():
+                ended = await patiently(partial(self._store.expire, tenant_id, ids, now_us))
+                tidied.expired += len(ended)
+                await _few(ended, self._drop_draft)
+            await keep()
+            if len(page) < PAGE:
+                return
+            after = page[-1].ref
+
+    async def _mark(self, now_us: int, keep: Keep) -> None:
+        after: RecordKey | None = None
+        while (after := await patiently(partial(self._store.mark, after, PAGE, now_us))) is not None:
+            await keep()
+
+    async def _free(
+        self, state: Literal["attached", "stored"], now_us: int, keep: Keep, tidied: Tidied
+    ) -> None:
+        after: GoneFile | None = None
+        while True:
+            page = await patiently(partial(self._store.gone, state, after, PAGE))
+            alive = [one.ref for one in page if one.alive]
+            if alive and state == "attached":
+                await patiently(partial(self._store.revive, alive))
+            due = [one for one in page if not one.alive and one.since_us <= now_us - self._grace_us]
+            await _few(due, partial(self._free_one, now_us, tidied))
+            await keep()
+            if len(page) < PAGE:
+                return
+            after = page[-1]
+
+    async def _free_one(self, now_us: int, tidied: Tidied, file: GoneFile) -> None:
+        ref = file.ref
+        job = Attach(
+            ref.tenant_id,
+            file.device_id,
+            file.domain,
+            file.record_id,
+            ref.upload_id,
+            None,
+            now_us,
+            unless_alive=True,
+        )
+        outcome = await settled(self._jobs, job)
+        if not isinstance(outcome, Attached):
+            tidied.left += 1
+        elif outcome.state == "freed":
+            tidied.freed += 1
+            await self._drop_file(ref)
+
+    async def _forget(self, now_us: int, keep: Keep, tidied: Tidied) -> None:
+        before_us = now_us - _REMEMBERED_US
+        while forgotten := await patiently(partial(self._store.forget, before_us, PAGE)):
+            tidied.forgotten += forgotten
+            await keep()
+
+    async def _sweep(self, swept: Swept, kept: Kept) -> None:
+        dropped = await (self._drop_file(kept.ref) if kept.is_file else self._drop_draft(kept.ref))
+        if dropped:
+            swept.orphans += 1
+            swept.orphan_bytes += kept.size_bytes
+        else:
+            swept.left += 1
+
+    async def _drop_draft(self, ref: UploadRef) -> bool:
+        try:
+            await self._blobs.drop_draft(ref)
+        except BlobsError as error:
+            _log.warning("draft_left", tenant_id=ref.tenant_id, upload_id=ref.upload_id, reason=str(error))
+            return False
+        return True
+
+    async def _drop_file(self, ref: UploadRef) -> bool:
+        try:
+            await self._blobs.drop_file(ref)
+        except BlobsError as error:
+            _log.warning("file_left", tenant_id=ref.tenant_id, upload_id=ref.upload_id, reason=str(error))
+            return False
+        return True
+
+
+def _orphaned(kept: Kept, state: State | None) -> bool:
+    """Whether no row wants these bytes. An open upload may have a file: its last step is still to come."""
+    if kept.is_file:
+        return state not in ("open", "stored", "attached")
+    return state != "open"
+
+
+async def _few(items: Iterable[_T], work: Callable[[_T], Awaitable[object]]) -> None:
+    """Do something with each, a few at a time."""
+    left = iter(items)
+
+    async def some() -> None:
+        for item in left:
+            await work(item)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(_AT_ONCE):
+            group.create_task(some())

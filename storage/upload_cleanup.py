@@ -1,0 +1,178 @@
+"""Uploads of all tenants by what is left of them, a page at a time, each found by an index of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+from engine.ports import StoreUnknownError
+from engine.rows import RecordKey
+from engine.upload_cleanup import Abandonment, GoneFile, OpenUpload
+from engine.uploads import State, UploadRef
+from storage.arrays import numbers, plain
+from storage.pool import Database, Row, Statement, Values
+from storage.uploads import SETTINGS
+
+_NOBODY: Final = "0" * 32
+_NOW: Final = "to_timestamp(%(now)s::float8 / 1000000)"
+#: A part that was spent has no time of its own: the whole has.
+_DUE: Final = (
+    f"u.joined_into IS NULL AND u.expires_at <= {_NOW} AND (u.held_until IS NULL OR u.held_until < {_NOW})"
+)
+_OPEN: Final = Statement(
+    f"SELECT u.tenant_id, u.upload_id::text, {_DUE} FROM upload_session AS u WHERE u.state = 'open'"
+    " AND (u.tenant_id, u.upload_id) > (%(tenant)s::int, %(id)s::uuid)"
+    " ORDER BY u.tenant_id, u.upload_id LIMIT %(limit)s::int"
+)
+_ENDED: Final = "state = 'expired', held_until = NULL, pieces = '', updated_at = now(), ended_at = now()"
+#: Parts go with a whole whose row was changed here, never with one that somebody took up at the same time.
+_EXPIRE: Final = Statement(
+    f"WITH whole AS (UPDATE upload_session AS u SET {_ENDED} WHERE u.tenant_id = %(tenant)s::int"
+    f" AND u.upload_id = ANY(%(ids)s::uuid[]) AND u.state = 'open' AND {_DUE}"
+    f" RETURNING u.upload_id, u.reserved_bytes), part AS (UPDATE upload_session AS u SET {_ENDED} FROM whole"
+    " WHERE u.tenant_id = %(tenant)s::int AND u.joined_into = whole.upload_id AND u.state = 'open'"
+    " RETURNING u.upload_id), freed AS (UPDATE tenant_storage AS s SET reserved_bytes = greatest(0,"
+    " s.reserved_bytes - w.b) FROM (SELECT sum(reserved_bytes) AS b FROM whole) AS w"
+    " WHERE s.tenant_id = %(tenant)s::int AND w.b > 0)"
+    " SELECT upload_id::text FROM whole UNION ALL SELECT upload_id::text FROM part"
+)
+_MARK: Final = Statement(
+    "WITH dead AS MATERIALIZED (SELECT tenant_id, domain, id FROM records WHERE data IS NULL"
+    " AND attachments::text <> '[]' AND (tenant_id, domain, id)"
+    " > (%(tenant)s::int, %(domain)s::text, %(record)s::text)"
+    " ORDER BY tenant_id, domain, id LIMIT %(limit)s::int),"
+    f" marked AS (UPDATE upload_session AS u SET gone_at = {_NOW} FROM dead"
+    " WHERE u.tenant_id = dead.tenant_id AND u.domain = dead.domain AND u.record_id = dead.id"
+    " AND u.state IN ('attached', 'duplicate') AND u.gone_at IS NULL)"
+    " SELECT count(*) OVER (), tenant_id, domain, id FROM dead ORDER BY tenant_id DESC, domain DESC, id DESC"
+    " LIMIT 1"
+)
+_GONE: Final = (
+    "SELECT u.tenant_id, u.upload_id::text, u.device_id, u.domain, u.record_id, coalesce(r.alive, false),"
+    " greatest((extract(epoch FROM {since}) * 1000000)::bigint, r.at_us) FROM upload_session AS u"
+    " LEFT JOIN LATERAL (SELECT data IS NOT NULL AS alive, {deleted} AS at_us FROM records"
+    " WHERE tenant_id = u.tenant_id AND domain = u.domain AND id = u.record_id LIMIT 1) AS r ON true"
+)
+#: A record that was brought back and deleted again meanwhile is gone since then.
+_MARKED: Final = Statement(
+    _GONE.format(since="u.gone_at", deleted="at_us")
+    + " WHERE u.gone_at IS NOT NULL AND u.state IN ('attached', 'duplicate')"
+    " AND (u.tenant_id, u.upload_id) > (%(tenant)s::int, %(id)s::uuid)"
+    " ORDER BY u.tenant_id, u.upload_id LIMIT %(limit)s::int"
+)
+_WAITING: Final = Statement(
+    _GONE.format(since="u.updated_at", deleted="NULL::bigint")
+    + " WHERE u.state = 'stored' AND (u.tenant_id, u.domain, u.record_id, u.upload_id)"
+    " > (%(tenant)s::int, %(domain)s::text, %(record)s::text, %(id)s::uuid)"
+    " ORDER BY u.tenant_id, u.domain, u.record_id, u.upload_id LIMIT %(limit)s::int"
+)
+_REVIVE: Final = Statement(
+    "UPDATE upload_session AS u SET gone_at = NULL"
+    " FROM unnest(%(tenants)s::int[], %(ids)s::uuid[]) AS w(t, i)"
+    " WHERE u.tenant_id = w.t AND u.upload_id = w.i"
+)
+_FORGET: Final = Statement(
+    "WITH old AS (SELECT tenant_id AS t, upload_id AS i FROM upload_session"
+    " WHERE state IN ('refused', 'cancelled', 'expired', 'joined', 'freed')"
+    f" AND created_at < {_NOW} AND updated_at < {_NOW} ORDER BY created_at LIMIT %(limit)s::int),"
+    " forgotten AS (DELETE FROM upload_session AS u USING old"
+    " WHERE u.tenant_id = old.t AND u.upload_id = old.i RETURNING 1) SELECT count(*) FROM forgotten"
+)
+_STATES: Final = Statement(
+    "SELECT w.t, w.i::text, u.state FROM unnest(%(tenants)s::int[], %(ids)s::uuid[]) AS w(t, i)"
+    " CROSS JOIN LATERAL (SELECT state FROM upload_session WHERE tenant_id = w.t AND upload_id = w.i LIMIT 1)"
+    " AS u"
+)
+_ABANDONMENT: Final = Statement(
+    "SELECT t.name, count(*) FILTER (WHERE u.state <> 'expired'), count(*) FILTER (WHERE u.state = 'expired')"
+    " FROM upload_session AS u JOIN tenants AS t ON t.tenant_id = u.tenant_id"
+    f" WHERE u.ended_at > {_NOW} AND u.kind <> 'joined'"
+    " AND u.state IN ('stored', 'attached', 'duplicate', 'joined', 'freed', 'expired')"
+    " GROUP BY t.name ORDER BY t.name"
+)
+
+
+class PostgresCleanup:
+    """``engine.upload_cleanup.CleanupStore``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def opened(self, after: UploadRef | None, limit: int, now_us: int) -> list[OpenUpload]:
+        """List open uploads by tenant."""
+        values = _behind(after) | {"limit": str(limit), "now": str(now_us)}
+        return [OpenUpload(_ref(row), row[2]) for row in await self._run(_OPEN, values)]
+
+    async def expire(self, tenant_id: int, upload_ids: Sequence[str], now_us: int) -> list[UploadRef]:
+        """End uploads that are due."""
+        values = {"tenant": str(tenant_id), "ids": plain(upload_ids), "now": str(now_us)}
+        return [UploadRef(tenant_id, row[0].replace("-", "")) for row in await self._run(_EXPIRE, values)]
+
+    async def mark(self, after: RecordKey | None, limit: int, now_us: int) -> RecordKey | None:
+        """Mark the files of tombstones."""
+        values = {
+            "tenant": "0" if after is None else str(after.tenant_id),
+            "domain": "" if after is None else after.domain,
+            "record": "" if after is None else after.id,
+            "limit": str(limit),
+            "now": str(now_us),
+        }
+        for looked_at, *last in await self._run(_MARK, values):
+            if looked_at == limit:
+                return RecordKey(*last)
+        return None
+
+    async def gone(
+        self, state: Literal["attached", "stored"], after: GoneFile | None, limit: int
+    ) -> list[GoneFile]:
+        """List files without a record that is alive."""
+        values = _behind(None if after is None else after.ref) | {
+            "domain": "" if after is None else after.domain,
+            "record": "" if after is None else after.record_id,
+            "limit": str(limit),
+        }
+        rows = await self._run(_MARKED if state == "attached" else _WAITING, values)
+        return [GoneFile(_ref(row), *row[2:]) for row in rows]
+
+    async def revive(self, refs: Sequence[UploadRef]) -> None:
+        """Take marks away."""
+        await self._run(_REVIVE, _named(refs))
+
+    async def forget(self, before_us: int, limit: int) -> int:
+        """Delete rows, the oldest first."""
+        ((count,),) = await self._run(_FORGET, {"now": str(before_us), "limit": str(limit)})
+        return int(count)
+
+    async def states(self, refs: Sequence[UploadRef]) -> dict[UploadRef, State]:
+        """Read states."""
+        return {_ref(row): row[2] for row in await self._run(_STATES, _named(refs))}
+
+    async def abandonment(self, since_us: int) -> list[Abandonment]:
+        """Count what ended."""
+        return [Abandonment(*row) for row in await self._run(_ABANDONMENT, {"now": str(since_us)})]
+
+    async def _run(self, statement: Statement, values: Values) -> list[Row]:
+        """Run one statement as a transaction of its own."""
+        async with self._database.session() as session:
+            rows = await session.run_prepared("", (SETTINGS, statement), "", values)
+            if session.warned():
+                raise StoreUnknownError("the commit may not have reached the standby")
+            return rows
+
+
+def _ref(row: Row) -> UploadRef:
+    return UploadRef(row[0], row[1].replace("-", ""))
+
+
+def _behind(after: UploadRef | None) -> dict[str, object]:
+    return {
+        "tenant": "0" if after is None else str(after.tenant_id),
+        "id": _NOBODY if after is None else after.upload_id,
+    }
+
+
+def _named(refs: Sequence[UploadRef]) -> dict[str, object]:
+    return {
+        "tenants": numbers(ref.tenant_id for ref in refs),
+        "ids": plain(ref.upload_id for ref in refs),
+    }

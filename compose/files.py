@@ -24,6 +24,7 @@ from handlers.files import Files
 from handlers.upload_edge import UploadEdge
 from handlers.uploads import Uploads
 from storage.blobs import DirectoryBlobs
+from storage.blobs_s3 import S3Blobs
 from storage.files import PostgresFiles
 from storage.pool import Database
 from storage.uploads import PostgresUploads
@@ -83,5 +84,7 @@ class FileParts:
         self._blobs.close()
 
 
-def _blobs(settings: Settings) -> DirectoryBlobs:
+def _blobs(settings: Settings) -> DirectoryBlobs | S3Blobs:
+    if settings.s3.bucket:
+        return S3Blobs(settings.s3, settings.uploads.write_threads)
     return DirectoryBlobs(Path(settings.data.dir) / "uploads", settings.uploads.write_threads)

@@ -25,6 +25,7 @@ Role = Literal["device", "supervisor", "operator", "viewer"]
 
 MIN_SECRET_BYTES: Final = 32
 MIN_RSA_BITS: Final = 2048
+_REMEMBERED_TOKENS: Final = 10_000
 _BEARER_SUBPROTOCOL: Final = "bearer."
 DEVICE_ID = re.compile(r"[A-Za-z0-9_-]{1,255}\Z")
 _SUBPROTOCOLS = (JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL)
@@ -143,9 +144,23 @@ class Verifier:
         self._keys = keys
         self._audience = audience
         self._origins = origins
+        self._verified: dict[str, Claims] = {}
 
     def verify(self, token: str) -> Claims:
-        """Check a token. Raises SyncError ``unauthenticated``."""
+        """Check a token. Raises SyncError ``unauthenticated``.
+
+        One that was checked before is believed until it expires: an upload sends its own with every chunk,
+        and to check it takes longer than all else that a chunk asks of this thread.
+        """
+        claims = self._verified.get(token)
+        if claims is None or claims.expires_at_s <= time.time():
+            claims = self._checked(token)
+            if len(self._verified) >= _REMEMBERED_TOKENS:
+                del self._verified[next(iter(self._verified))]
+            self._verified[token] = claims
+        return claims
+
+    def _checked(self, token: str) -> Claims:
         try:
             key = self._key(jwt.get_unverified_header(token).get("kid"))
             payload = jwt.decode(

@@ -518,3 +518,25 @@ def test_origins() -> None:
         with pytest.raises(SyncError) as caught:
             by.check_origin(origin)
         assert caught.value.code == "forbidden"
+
+
+def test_a_token_that_was_checked_is_believed_until_it_expires_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checks = verifier()
+    token = signed(payload())
+    claims = checks.verify(token)
+    assert checks.verify(token) is claims
+    monkeypatch.setattr("handlers.auth.time.time", lambda: claims.expires_at_s - 0.1)
+    assert checks.verify(token) is claims
+    monkeypatch.setattr("handlers.auth.time.time", lambda: float(claims.expires_at_s))
+    assert checks.verify(token) is not claims, "it was not checked again"
+
+
+def test_tokens_that_were_checked_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handlers.auth._REMEMBERED_TOKENS", 2)
+    checks = verifier()
+    tokens = [signed(payload(jti=str(number))) for number in range(3)]
+    first, *_ = [checks.verify(token) for token in tokens]
+    assert len(checks._verified) == 2
+    assert checks.verify(tokens[0]) is not first

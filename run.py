@@ -10,6 +10,7 @@ from handlers.commands.conflicts import conflicts
 from handlers.commands.device import device
 from handlers.commands.doctor import doctor
 from handlers.commands.epoch import epoch
+from handlers.commands.job import job
 from handlers.commands.migrate import migrate
 from handlers.commands.nginx import nginx
 from handlers.commands.policy import policy
@@ -73,6 +74,7 @@ for command in (
     nginx,
     conflicts,
     quarantine,
+    job,
     doctor,
     bench,
 ):

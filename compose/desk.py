@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import anyio
@@ -14,7 +14,7 @@ from compose.server import SystemClock
 from engine.administration import ConflictCase, QuarantineCase, RefusedError, Retried
 from engine.backlog import CommitLimits
 from engine.committer import Committer
-from engine.domains import Domains
+from engine.domains import DomainPolicy, Domains
 from engine.errors import SyncError
 from engine.intake import Intake
 from engine.jobs import Answer, Job, Outcome, Settlement
@@ -129,28 +129,8 @@ async def _committed(
         found = await PostgresTenants(database).find(tenant)
         if found is None or found.tenant.tenant_id != job.tenant_id:
             raise RefusedError(f"there is no tenant {tenant} any more")
-        domains = Domains(dict(settings.domains))
-        policies = {**domains.default_policies, **found.own}
-        rules = Rules(
-            domains,
-            lambda _: policies,
-            lambda: uuid.uuid4().hex,
-            settings.limits.record_bytes,
-            settings.limits.answer_data_bytes,
-        )
-        committer = Committer(
-            through(PostgresStore(database, settings.idempotency.lifetime_h)),
-            rules,
-            _clock,
-            lambda changes: tenants.update(_tenants(changes)),
-            tenants.update,
-            CommitLimits(
-                settings.commit.batch_items,
-                settings.commit.batch_bytes,
-                settings.commit.queue_messages,
-                settings.commit.queue_bytes,
-            ),
-        )
+        store = through(PostgresStore(database, settings.idempotency.lifetime_h))
+        committer = lone_committer(store, settings, found.own, tenants)
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         committer.submit(job, outcome.set_result)
         async with anyio.create_task_group() as group:
@@ -162,6 +142,37 @@ async def _committed(
     if tenants:
         moved(tenants)
     return answered
+
+
+def lone_committer(
+    store: Store, settings: Settings, own: Mapping[str, DomainPolicy], moved: set[int]
+) -> Committer:
+    """Make a command's own committer; whose feeds it moves is added to ``moved``.
+
+    ``own`` are policies that are set for the tenant, by domain.
+    """
+    domains = Domains(dict(settings.domains))
+    policies = {**domains.default_policies, **own}
+    rules = Rules(
+        domains,
+        lambda _: policies,
+        lambda: uuid.uuid4().hex,
+        settings.limits.record_bytes,
+        settings.limits.answer_data_bytes,
+    )
+    return Committer(
+        store,
+        rules,
+        _clock,
+        lambda changes: moved.update(_tenants(changes)),
+        moved.update,
+        CommitLimits(
+            settings.commit.batch_items,
+            settings.commit.batch_bytes,
+            settings.commit.queue_messages,
+            settings.commit.queue_bytes,
+        ),
+    )
 
 
 def _tenants(changes: list[tuple[Record, str]]) -> set[int]:

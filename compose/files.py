@@ -16,6 +16,9 @@ from engine.ports import Bus, Clock
 from engine.receiving import Receiving
 from engine.services import Service
 from engine.settings import Settings
+from engine.turns import Turns
+from engine.upload_chores import UploadChores
+from engine.upload_cleanup import UploadCleanup
 from engine.upload_store import Quota
 from engine.waiting import WaitingFiles
 from handlers.connections import Connections
@@ -27,6 +30,8 @@ from storage.blobs import DirectoryBlobs
 from storage.blobs_s3 import S3Blobs
 from storage.files import PostgresFiles
 from storage.pool import Database
+from storage.turns import PostgresTurns
+from storage.upload_cleanup import PostgresCleanup
 from storage.uploads import PostgresUploads
 from storage.waiting import PostgresWaiting
 
@@ -46,7 +51,7 @@ class FileParts:
         chosen = settings.uploads
         expire_s = chosen.expire_h * 3600
         self._types = FileTypes(chosen)
-        self._blobs = _blobs(settings)
+        self._blobs = open_blobs(settings)
         store = PostgresUploads(self._database)
         finishing = Finishing(store, self._blobs, self._types, committer, clock)
         self.holds = Holds(store, self._blobs, bus, clock, expire_s)
@@ -62,6 +67,12 @@ class FileParts:
             expire_s,
         )
         self.waiting = WaitingFiles(PostgresWaiting(reads), clock, committer)
+        self.chores = UploadChores(
+            Turns(PostgresTurns(self._database), clock),
+            UploadCleanup(
+                PostgresCleanup(self._database), self._blobs, committer, chosen.grace_h * 3600
+            ),
+        )
 
     def routes(self, core: Core, connections: Connections, domains: Domains) -> Iterable[web.RouteDef]:
         """List the routes of uploads and files."""
@@ -76,6 +87,7 @@ class FileParts:
         return [
             Service("uploads", self.receiving.run, self.holds.drain),
             Service("waiting", self.waiting.run),
+            Service("upload_chores", self.chores.run),
         ]
 
     async def close(self) -> None:
@@ -84,7 +96,8 @@ class FileParts:
         self._blobs.close()
 
 
-def _blobs(settings: Settings) -> DirectoryBlobs | S3Blobs:
+def open_blobs(settings: Settings) -> DirectoryBlobs | S3Blobs:
+    """Open what keeps the bytes."""
     if settings.s3.bucket:
         return S3Blobs(settings.s3, settings.uploads.write_threads)
     return DirectoryBlobs(Path(settings.data.dir) / "uploads", settings.uploads.write_threads)

@@ -164,6 +164,8 @@ class Server:
             tenant_rates=TenantRates(limits.tenant_messages_per_minute),
             refusals=Refusals(networks(server.trusted_proxies)),
             bus=bus,
+            uploads=files.receiving.counters,
+            upload_chores=files.chores.counters,
         )
         self._domains = domains
         self._neighbours = Neighbours(bus, feed, policies, self._connections, files.holds)

@@ -15,6 +15,7 @@ import structlog
 from compose.desk import ConflictDesk, QuarantineDesk
 from compose.doctor import examine
 from compose.server import run_server
+from compose.upload_desk import UploadDesk
 from compose.workers import supervise, work
 from engine.administration import Finding
 from engine.domains import Domains
@@ -124,6 +125,12 @@ class Site:
         """Open the items that were rejected."""
         with self._administered() as dsn:
             yield QuarantineDesk(dsn, self.settings, self._moved)
+
+    @contextmanager
+    def upload_jobs(self) -> Iterator[UploadDesk]:
+        """Open what is done for uploads on schedule."""
+        with self._administered() as dsn:
+            yield UploadDesk(dsn, self.settings, self._moved)
 
     def _moved(self, tenants: set[int]) -> None:
         """Note of which tenants a command committed changes."""

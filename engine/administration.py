@@ -225,6 +225,38 @@ class QuarantineDesk(Protocol):
         """
 
 
+class TenantAbandonment(msgspec.Struct, frozen=True):
+    """What became of a tenant's uploads that ended within a day; ``ratio`` is the part that was given up."""
+
+    tenant: str
+    finished: int
+    abandoned: int
+    ratio: float
+
+
+class CleanedUp(msgspec.Struct, frozen=True):
+    """What one run came to: uploads that expired, files freed, rows forgotten, bytes that no row wanted.
+
+    ``left`` is what could not be removed now; ``abandonment_ratio`` is None where nothing ended.
+    """
+
+    expired: int
+    freed: int
+    forgotten: int
+    orphans: int
+    orphan_bytes: int
+    left: int
+    abandonment_ratio: float | None
+    abandonment: list[TenantAbandonment]
+
+
+class UploadJobs(Protocol):
+    """What servers do for uploads on schedule."""
+
+    def clean_up(self) -> CleanedUp:
+        """Clean up now. Raises RefusedError while another process does, StoreError."""
+
+
 class Finding(msgspec.Struct, frozen=True):
     """What was looked at and found; ``remedy`` says what to do, and is empty where all is right."""
 

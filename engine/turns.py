@@ -11,11 +11,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final, Protocol
 
+import anyio
+
 from engine.ports import Clock, StoreError
 
 #: A process has its turn for so long without a word.
 LEASE_S: Final = 60
 _RENEW_S: Final = 15.0
+_GIVE_BACK_S: Final = 2.0
 
 
 class TurnLostError(Exception):
@@ -78,7 +81,7 @@ class Turns:
         try:
             yield turn
         finally:
-            with suppress(StoreError):  # else it runs out
+            with suppress(StoreError), anyio.move_on_after(_GIVE_BACK_S, shield=True):  # else it runs out
                 await self._store.end(job, holder, turn.report)
 
     async def report(self, job: str) -> bytes | None:

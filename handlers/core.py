@@ -12,7 +12,9 @@ from engine.intake import Intake
 from engine.messages import Limits
 from engine.policies import PolicyBook
 from engine.ports import Bus, Clock, ConflictStore
+from engine.receiving import UploadCounters
 from engine.revocations import Revocations
+from engine.upload_chores import ChoreCounters
 from handlers.auth import Verifier
 from handlers.peer import Refusals
 from handlers.traffic import Traffic
@@ -56,6 +58,8 @@ class Core(msgspec.Struct, frozen=True):
     bus: Bus
     refusals: Refusals
     tenant_rates: TenantRates
+    uploads: UploadCounters
+    upload_chores: ChoreCounters
 
     def policy_names(self, tenant_id: int) -> dict[str, str]:
         """Map each domain to its policy, as a device is told."""

@@ -92,6 +92,7 @@ class _Scrape(Collector):
         """Read every count once."""
         traffic, committed = self._core.traffic, self._core.committer.counters
         bus = self._core.bus.state
+        uploads, chores = self._core.uploads, self._core.upload_chores
         yield _gauge("tidemark_bus_up", "Whether Redis carries messages between processes", bus.up)
         yield _gauge(
             "tidemark_bus_round_trip_seconds", "How long the last message took to come back", bus.round_trip_s
@@ -106,6 +107,12 @@ class _Scrape(Collector):
             "Messages that wait to be stored",
             self._core.committer.queued_messages,
         )
+        if chores.abandonment_ratio is not None:
+            yield _gauge(
+                "tidemark_upload_abandonment_ratio",
+                "The part of the last day's uploads, of all tenants, that was given up",
+                chores.abandonment_ratio,
+            )
         for name, text, count in (
             ("tidemark_connections_opened", "WebSockets opened", traffic.connections),
             ("tidemark_handshakes_refused", "Handshakes refused", traffic.refused_handshakes),
@@ -131,6 +138,14 @@ class _Scrape(Collector):
             ("tidemark_bus_received", "Messages heard, one's own as well", bus.received),
             ("tidemark_bus_garbled", "Messages heard that were none", bus.garbled),
             ("tidemark_bus_losses", "How often Redis went away", bus.losses),
+            ("tidemark_uploads_created", "Uploads begun", uploads.created),
+            ("tidemark_uploads_finished", "Uploads that became files", uploads.finished),
+            ("tidemark_uploads_cancelled", "Uploads and files that devices took back", uploads.cancelled),
+            ("tidemark_uploads_expired", "Uploads given up, as the clean-up found them", chores.expired),
+            ("tidemark_upload_chunks", "Requests that brought bytes of uploads", uploads.chunks),
+            ("tidemark_upload_received_bytes", "Bytes of uploads that were kept", uploads.received_bytes),
+            ("tidemark_upload_files_freed", "Files removed after their records", chores.freed),
+            ("tidemark_upload_orphans_removed", "Drafts and files that no row wanted", chores.orphans),
         ):
             yield CounterMetricFamily(name, text, value=count)
         errors = CounterMetricFamily("tidemark_errors", "Errors sent, by code", labels=["code"])

@@ -20,6 +20,7 @@ from engine.administration import (
     QuarantineDesk,
     Schema,
     Tenants,
+    UploadJobs,
 )
 from engine.ports import StoreError, StoreUnavailableError
 from engine.settings import Log, Settings, SettingsError
@@ -67,6 +68,9 @@ class Site(Protocol):
 
     def quarantine(self) -> AbstractContextManager[QuarantineDesk]:
         """Open the items that were rejected."""
+
+    def upload_jobs(self) -> AbstractContextManager[UploadJobs]:
+        """Open what is done for uploads on schedule."""
 
     def examine(self) -> list[Finding]:
         """Look at all that a server needs; what is wrong is a finding, not an error."""

@@ -1,0 +1,76 @@
+"""What servers do for uploads on schedule, once and now, with a committer of its own."""
+
+from __future__ import annotations
+
+import asyncio
+
+from compose.desk import Moved, lone_committer
+from compose.files import open_blobs
+from compose.server import SystemClock
+from engine.administration import CleanedUp, RefusedError, TenantAbandonment
+from engine.ports import BlobsError, StoreError
+from engine.settings import Settings
+from engine.turns import LEASE_S, TurnLostError, Turns
+from engine.upload_chores import UploadChores, abandonment_ratio
+from engine.upload_cleanup import Swept, Tidied, UploadCleanup
+from storage.commit import PostgresStore
+from storage.pool import Database
+from storage.turns import PostgresTurns
+from storage.upload_cleanup import PostgresCleanup
+
+
+class UploadDesk:
+    """``engine.administration.UploadJobs``. ``moved`` is called when something was committed."""
+
+    def __init__(self, dsn: str, settings: Settings, moved: Moved) -> None:
+        self._dsn = dsn
+        self._settings = settings
+        self._moved = moved
+
+    def clean_up(self) -> CleanedUp:
+        """Clean up, also if it was done a moment ago."""
+        try:
+            tidied, swept = asyncio.run(self._cleaned_up())
+        except TurnLostError:
+            raise RefusedError("another process went on with it: this one stood still for too long") from None
+        except BlobsError as error:
+            raise StoreError(f"the files cannot be looked at now: {error}") from None
+        return CleanedUp(
+            tidied.expired,
+            tidied.freed,
+            tidied.forgotten,
+            swept.orphans,
+            swept.orphan_bytes,
+            tidied.left + swept.left,
+            abandonment_ratio(tidied),
+            [
+                TenantAbandonment(one.tenant, one.finished, one.abandoned, one.ratio)
+                for one in tidied.abandonment
+            ],
+        )
+
+    async def _cleaned_up(self) -> tuple[Tidied, Swept]:
+        settings = self._settings
+        database, writes = Database(self._dsn, 1), Database(self._dsn, 1)
+        blobs = open_blobs(settings)
+        tenants: set[int] = set()
+        store = PostgresStore(writes, settings.idempotency.lifetime_h)
+        committer = lone_committer(store, settings, {}, tenants)
+        cleanup = UploadCleanup(PostgresCleanup(database), blobs, committer, settings.uploads.grace_h * 3600)
+        chores = UploadChores(Turns(PostgresTurns(database), SystemClock()), cleanup)
+        committing = asyncio.create_task(committer.run())
+        try:
+            tidied, swept = await chores.tidy(0), await chores.sweep(0)
+        finally:
+            committing.cancel()
+            await asyncio.wait([committing])
+            await database.close()
+            await writes.close()
+            blobs.close()
+            if tenants:
+                self._moved(tenants)
+        if tidied is None or swept is None:
+            raise RefusedError(
+                f"another process is at it: try again when it is done, {LEASE_S} s from now if it was killed"
+            )
+        return tidied, swept

@@ -1,0 +1,53 @@
+"""``run.py job``: what servers do on schedule, once and now."""
+
+from __future__ import annotations
+
+import click
+
+from engine.administration import CleanedUp
+from handlers.commands.site import Site, as_json, on_site, table
+
+
+@click.group("job", short_help="Do now what servers do on schedule.")
+def job() -> None:
+    """Do now, and once, what servers do on schedule, one of them for all."""
+
+
+@job.command("cleanup", epilog="Example: run.py job cleanup --json")
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@on_site()
+def cleanup(site: Site, *, json_: bool) -> None:
+    """Clean up after uploads, and print how many were given up.
+
+    Uploads that expired end, files of records that are gone for longer than uploads.grace_h are freed, and
+    what no upload or record wants any more is removed.
+    """
+    with site.upload_jobs() as jobs:
+        done = jobs.clean_up()
+    if json_:
+        as_json(done)
+        return
+    click.echo(_said(done))
+    if done.abandonment:
+        click.echo()
+        table(
+            [
+                (one.tenant, str(one.finished), str(one.abandoned), f"{one.ratio:.1%}")
+                for one in done.abandonment
+            ],
+            ("TENANT", "FINISHED", "ABANDONED", "RATE"),
+        )
+
+
+def _said(done: CleanedUp) -> str:
+    lines = [
+        f"uploads expired: {done.expired}",
+        f"files freed: {done.freed}",
+        f"ended uploads forgotten: {done.forgotten}",
+        f"orphans removed: {done.orphans} ({done.orphan_bytes} bytes)",
+    ]
+    if done.left:
+        lines.append(f"left for the next run: {done.left}")
+    if done.abandonment_ratio is not None:
+        lines.append(f"given up of the last day's uploads: {done.abandonment_ratio:.1%}")
+    return "\n".join(lines)

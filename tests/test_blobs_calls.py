@@ -177,9 +177,9 @@ async def test_who_is_cancelled_waits_for_what_is_under_way() -> None:
         task.cancel()
         for _ in range(5):
             await asyncio.sleep(0)
-    assert waiting.cancelled()
-    assert not under_way.done()
+    states = waiting.cancelled(), under_way.done()
     let_go.set()
+    assert states == (True, False)
     with pytest.raises(asyncio.CancelledError):
         await under_way
     assert ended.is_set()

@@ -9,7 +9,8 @@ import random
 import resource
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -152,6 +153,74 @@ async def test_a_request_that_has_ended_writes_no_more(directory: DirectoryBlobs
     await asyncio.gather(under_way, late, return_exceptions=True)
     assert isinstance(late.exception(), BlobsError)
     await _holds(directory, draft, b"kept, the next one")
+
+
+class _Held:
+    """Writes that wait to be let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.began, self._let_go = threading.Event(), threading.Event()
+        self._write = os.pwritev
+        monkeypatch.setattr(os, "pwritev", self._held)
+
+    def _held(self, descriptor: int, blocks: Sequence[bytes], at_bytes: int) -> int:
+        self.began.set()
+        self._let_go.wait()
+        return self._write(descriptor, blocks, at_bytes)
+
+    async def let_go(self) -> None:
+        """Let all go, once the event loop has had time to do what it should not."""
+        for _ in range(20):
+            await asyncio.sleep(0)
+        self._let_go.set()
+
+
+async def test_a_request_ends_when_what_it_writes_is_written(
+    directory: DirectoryBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = _Held(monkeypatch)
+    appending = directory.appending(Draft(A, 0, 0))
+    writing = asyncio.create_task(appending.write([b"of the first"]))
+    await asyncio.to_thread(held.began.wait)
+    closing = asyncio.create_task(appending.close())
+    await asyncio.sleep(0)
+    others = [directory.appending(Draft(B, generation, 0)) for generation in range(8)]
+    ended = closing.done()
+    await held.let_go()
+    await asyncio.gather(closing, writing, *[other.flush([b"of another"]) for other in others])
+    assert not ended
+    await _holds(directory, Draft(A, 0, 12), b"of the first")
+
+
+async def test_of_a_write_that_was_given_up_nothing_counts(
+    directory: DirectoryBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = _Held(monkeypatch)
+    appending = directory.appending(Draft(A, 0, 0))
+    given_up = asyncio.create_task(appending.write([b"given up"]))
+    await asyncio.to_thread(held.began.wait)
+    given_up.cancel()
+    await held.let_go()
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
+    await appending.flush([b"kept"])
+    await appending.close()
+    await _holds(directory, Draft(A, 0, 4), b"kept")
+
+
+async def test_a_system_that_writes_little_at_a_time_is_asked_again(
+    directory: DirectoryBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.pwritev
+
+    def little(descriptor: int, blocks: Sequence[bytes], at_bytes: int) -> int:
+        return write(descriptor, [b"".join(blocks)[:5]], at_bytes)
+
+    monkeypatch.setattr(os, "pwritev", little)
+    expected = b"0123456789abcdefghi"
+    blocks = [expected[:3], expected[3:10], b"", expected[10:12], expected[12:]]
+    await _appended(directory, Draft(A, 0, 0), *blocks)
+    await _holds(directory, Draft(A, 0, len(expected)), expected)
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import os
@@ -84,7 +85,17 @@ class Server:
         self.spoil: Callable[[Server, web.Request, bytes], web.Response | None] = lambda *_: None
         self.asked: list[str] = []
         self.told = ""
+        self.records: list[str] = []
+        self.second_record = asyncio.Event()
         self.port = 0
+
+    async def sync(self, request: web.Request) -> web.Response:
+        """Make a record."""
+        (item,) = (await request.json())["items"]
+        self.records.append(item["id"])
+        if item["id"].endswith("-1-1"):
+            self.second_record.set()
+        return web.json_response({"type": "synced"})
 
     async def create(self, request: web.Request) -> web.Response:
         """Begin an upload, and tell of it in the feed."""
@@ -138,6 +149,7 @@ async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
     monkeypatch.setattr(uploads_check, "_FEED_S", 0.0)
     kept = Server()
     app = web.Application()
+    app.router.add_post("/v1/sync", kept.sync)
     app.router.add_post("/v1/uploads", kept.create)
     app.router.add_patch("/v1/uploads/{id}", kept.take)
     app.router.add_head("/v1/uploads/{id}", kept.look)
@@ -297,13 +309,15 @@ async def test_an_upload_that_is_not_said_to_be_whole_is_found(client: Client, s
 # -- the others -------------------------------------------------------------------------------
 
 
-async def turn(port: int, files: str, *, goes_on: bool = False) -> tuple[Transferred, Spent]:
-    target = Target(port=port, secret=SECRET.decode(), tenants=["acme"], watched={"server": os.getpid()})
-    plan = planned(target, 5, FILE_BYTES, CHUNK_BYTES, files=files, records=False, goes_on=goes_on)
+def target_of(port: int) -> Target:
+    return Target(port=port, secret=SECRET.decode(), tenants=["acme"], watched={"server": os.getpid()})
+
+
+async def turn(port: int, files: str) -> tuple[Transferred, Spent]:
+    target = target_of(port)
+    plan = planned(target, 5, FILE_BYTES, CHUNK_BYTES, files=files, records=False)
     async with uploading(plan, target) as uploaders:
         uploaders.begin()
-        if goes_on:
-            uploaders.end()
         spent = await uploaders.sent()
         return await uploaders.checked(), spent
 
@@ -318,11 +332,21 @@ async def test_a_client_of_many_uploads_at_the_plain_server(tmp_path: Path) -> N
     assert {path.stat().st_size for path in (tmp_path / "files").iterdir()} == {FILE_BYTES}
 
 
-async def test_uploads_that_go_on_end_when_told(tmp_path: Path) -> None:
-    async with started(["-m", "bench.limit_uploads", str(tmp_path / "files")], {}) as plain:
-        came, _ = await turn(plain.port, "/v1/files", goes_on=True)
-    assert came.whole == came.begun >= 5
-    assert came.chunks == 3 * came.begun
+async def test_uploads_go_on_until_told_and_a_record_has_fifty_at_most(server: Server) -> None:
+    target = target_of(server.port)
+    plan = planned(target, 2, 300, 200, files="/v1/files", records=True, goes_on=True)
+    async with uploading(plan, target) as uploaders:
+        uploaders.begin()
+        async with asyncio.timeout(30):
+            await server.second_record.wait()
+        uploaders.end()
+        await uploaders.sent()
+        came = await uploaders.checked()
+    assert came.faults == []
+    assert came.whole == came.begun == len(server.files) > 50
+    assert came.chunks == 2 * came.begun
+    assert len(server.feed[f"{plan.prefix}-1-0"]) == 50
+    assert server.feed.keys() <= set(server.records)
 
 
 async def test_the_tus_server_of_node_is_sent_the_same(tmp_path: Path) -> None:

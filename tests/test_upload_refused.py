@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.serving import ON_SHARED, Running, Serve
+from tests.serving import ON_SHARED, Running
 from tests.uploading import CHUNK, PNG, TUS, Uploader, described, encoded, file_path, photo, uploader
 from tests.wire import wired
 
@@ -295,27 +295,3 @@ async def test_a_picture_of_another_type_is_what_it_is(phone: Uploader) -> None:
     path = await phone.uploaded(PNG)
     reply = await phone.ask("GET", file_path(path), {})
     assert (reply.body, reply.headers["Content-Type"]) == (PNG, "image/png")
-
-
-async def test_a_quota_is_of_what_is_promised_and_comes_back(serve: Serve) -> None:
-    server = await serve(uploads={"tenant_bytes": 10_000, "tenant_quotas": {"globex": 20_000}})
-    phone, tablet = uploader(server), uploader(server, "tablet")
-    first = await phone.begun(6_000)
-    assert (await tablet.create(4_001)).verdict == (413, "quota_exceeded")
-    second = await tablet.begun(4_000)
-    assert (await phone.create(1)).verdict == (413, "quota_exceeded")
-    assert (await phone.create(None)).verdict == (413, "quota_exceeded")
-    assert (await uploader(server, tenant="globex").create(20_000)).status == 201
-    assert (await phone.cancel(first)).status == 204
-    wrong = await tablet.append(second, 0, ELF.ljust(4_000, b"\0"))
-    assert wrong.verdict == WRONG_TYPE
-    assert (await phone.create(10_000)).status == 201
-
-
-async def test_a_record_has_so_many_files_and_no_more(serve: Serve) -> None:
-    phone = uploader(await serve(uploads={"files_per_record": 2}))
-    paths = [await phone.begun(1000) for _ in range(2)]
-    assert (await phone.create(1000)).verdict == (413, "quota_exceeded")
-    assert (await phone.create(1000, upload_metadata=encoded(described(record_id="pump-4")))).status == 201
-    await phone.cancel(paths[0])
-    assert (await phone.create(1000)).status == 201

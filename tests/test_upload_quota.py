@@ -1,0 +1,32 @@
+"""How much a tenant may store, and how many files a record may have."""
+
+from __future__ import annotations
+
+from tests.serving import Serve
+from tests.uploading import described, encoded, uploader
+
+FULL = (413, "quota_exceeded")
+
+
+async def test_a_quota_is_of_what_is_promised_and_comes_back(serve: Serve) -> None:
+    server = await serve(uploads={"tenant_bytes": 10_000, "tenant_quotas": {"globex": 20_000}})
+    phone, tablet = uploader(server), uploader(server, "tablet")
+    first = await phone.begun(6_000)
+    assert (await tablet.create(4_001)).verdict == FULL
+    second = await tablet.begun(4_000)
+    assert (await phone.create(1)).verdict == FULL
+    assert (await phone.create(None)).verdict == FULL
+    assert (await uploader(server, tenant="globex").create(20_000)).status == 201
+    assert (await phone.cancel(first)).status == 204
+    wrong = await tablet.append(second, 0, b"\x7fELF".ljust(4_000, b"\0"))
+    assert wrong.verdict == (415, "unsupported_type")
+    assert (await phone.create(10_000)).status == 201
+
+
+async def test_a_record_has_so_many_files_and_no_more(serve: Serve) -> None:
+    phone = uploader(await serve(uploads={"files_per_record": 2}))
+    paths = [await phone.begun(1000) for _ in range(2)]
+    assert (await phone.create(1000)).verdict == FULL
+    assert (await phone.create(1000, upload_metadata=encoded(described(record_id="pump-4")))).status == 201
+    await phone.cancel(paths[0])
+    assert (await phone.create(1000)).status == 201

@@ -97,6 +97,8 @@ class Holds:
 
         self._advances = Gatherer(advance)
         self._here: dict[UploadRef, Hold] = {}
+        self._name = uuid.uuid4().hex
+        self._count = 0
 
     async def run(self) -> None:
         """Ask the store until cancelled."""
@@ -137,7 +139,8 @@ class Holds:
         """Be the one request of this process that wants an upload."""
         if ref in self._here:
             raise _locked()
-        hold = Hold(Claim(ref, device_id, uuid.uuid4().hex), self._advances)
+        self._count += 1
+        hold = Hold(Claim(ref, device_id, f"{self._name}-{self._count}"), self._advances)
         self._here[ref] = hold
         try:
             yield hold

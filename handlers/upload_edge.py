@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -108,5 +109,10 @@ def expiry(upload: Upload) -> dict[str, str]:
     """Say until when an open upload is kept."""
     if upload.state != "open":
         return {}
-    until = datetime.fromtimestamp(upload.expires_at_us // 1_000_000, UTC)
-    return {"Upload-Expires": format_datetime(until, usegmt=True)}
+    return {"Upload-Expires": _http_date(upload.expires_at_us // 1_000_000)}
+
+
+@lru_cache(maxsize=256)
+def _http_date(at_s: int) -> str:
+    """Write an instant; uploads that get a chunk in the same second expire in the same second."""
+    return format_datetime(datetime.fromtimestamp(at_s, UTC), usegmt=True)

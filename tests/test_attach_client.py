@@ -71,6 +71,7 @@ def test_files_come_with_a_version_below_the_one_that_an_answer_told(store: Stor
 def test_older_files_never_come_back(store: Store) -> None:
     page(store, change(2, 5, "one", "two"))
     assert page(store, change(1, 3, "one")) == ["one", "two"]
+    assert page(store, change(1, 4)) == ["one", "two"]
     page(store, change(2, 6))
     assert page(store, change(1, 5, "one", "two")) == []
 

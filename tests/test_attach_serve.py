@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
+from engine import waiting as room
 from engine.uploads import Upload
 from tests.device import Device, put
 from tests.filing import keep, upload
-from tests.services import rows
+from tests.services import execute, rows
 from tests.serving import Running, Serve
 from tests.stalls import until
 
@@ -109,6 +112,24 @@ async def test_a_record_that_another_server_writes_has_its_files_too(serve: Serv
     keep(here.dsn, file)
     await (await there.device()).push(put("a", n=1))
     assert (await _change(office, 2))["attachments"][0]["file_id"] == file.ref.upload_id
+
+
+async def test_a_record_that_is_written_here_has_its_files_without_a_look(
+    serve: Serve, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_LOOK_S", 3600.0)
+    due, early = upload(1, record_id="there"), upload(2)
+    keep(dsn, due, early)
+    execute(
+        dsn,
+        "INSERT INTO records (tenant_id, domain, id, version, seq, at_us, chain_from, data)"
+        " VALUES (1, 'task', 'there', 1, 1, 0, 1, '{}')",
+        "UPDATE tenant_counters SET seq = 1 WHERE tenant_id = 1",
+    )
+    server = await serve()
+    await _attached(dsn, due)  # by the one look there is, which has seen the other one, too
+    await (await server.device()).push(put("a", n=1))
+    await _attached(dsn, early)
 
 
 async def test_a_file_of_a_tenant_meets_no_record_of_another(server: Running) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import http.client
+import os
 import resource
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+from compose.files import UPLOAD_CONNECTIONS, open_blobs
 from engine.administration import Finding
+from engine.ports import BlobsError
 from engine.settings import Settings
 from handlers.auth import KeySet, UnusableKeyError
 from handlers.commands.site import SiteError
@@ -28,6 +33,8 @@ _OWN_FILES: Final = 100
 _USUAL_FREE_BYTES: Final = 10 << 30
 _LEAST_FREE_BYTES: Final = 1 << 30
 _ANSWER_S: Final = 3.0
+_BUCKET_S: Final = 15.0
+_BUCKET_REMEDY: Final = "see that [s3] leads to it, with keys that may list, get, put and delete"
 #: Connections beside those of workers: maintenance, and a command.
 _FURTHER_CONNECTIONS: Final = 2
 
@@ -40,6 +47,7 @@ def examine(settings: Settings, keys: Callable[[], KeySet]) -> list[Finding]:
         *_services(settings),
         _files(),
         _disk(Path(settings.data.dir)),
+        _uploads(settings),
         *_ports(settings),
     ]
 
@@ -67,7 +75,7 @@ def _services(settings: Settings) -> Iterator[Finding]:
 
 def _reached(settings: Settings, dsn: str, url: str) -> Iterator[Finding]:
     workers = settings.server.workers
-    each = settings.commit.lanes + settings.postgres.read_connections
+    each = settings.commit.lanes + settings.postgres.read_connections + UPLOAD_CONNECTIONS
     yield from database_findings(
         dsn, workers * each + _FURTHER_CONNECTIONS, migrates_itself=not settings.postgres.dsn
     )
@@ -88,10 +96,47 @@ def _files() -> Finding:
     return Finding("ok", "files", found)
 
 
-def _disk(data_dir: Path) -> Finding:
-    place = data_dir.resolve()
+def _uploads(settings: Settings) -> Finding:
+    """Look at where files are kept, which may be a disk of its own."""
+    if settings.s3.bucket:
+        return asyncio.run(_bucket(settings))
+    place = _there(Path(settings.data.dir) / "uploads")
+    if not os.access(place, os.W_OK | os.X_OK):
+        remedy = "let the account of the server write there, or choose another --data-dir"
+        return Finding("fault", "uploads", f"{place} cannot be written to", remedy)
+    free_bytes = shutil.disk_usage(place).free
+    found = f"{free_bytes / (1 << 30):.1f} GiB free for files at {place}"
+    if free_bytes < _LEAST_FREE_BYTES:
+        return Finding("warning", "uploads", found, "free some: uploads are refused when there is no room")
+    return Finding("ok", "uploads", found)
+
+
+async def _bucket(settings: Settings) -> Finding:
+    name = settings.s3.bucket
+    blobs = open_blobs(settings)
+    try:
+        async with asyncio.timeout(_BUCKET_S):
+            async for _ in blobs.kept(time.time_ns() // 1000):
+                break
+    except TimeoutError:
+        return Finding("fault", "uploads", f"bucket {name} does not answer", _BUCKET_REMEDY)
+    except BlobsError as error:
+        return Finding("fault", "uploads", f"bucket {name}: {str(error).splitlines()[0]}", _BUCKET_REMEDY)
+    finally:
+        blobs.close()
+    return Finding("ok", "uploads", f"bucket {name} answers")
+
+
+def _there(place: Path) -> Path:
+    """Find what is there by now of a place."""
+    place = place.resolve()
     while not place.exists():
         place = place.parent
+    return place
+
+
+def _disk(data_dir: Path) -> Finding:
+    place = _there(data_dir)
     usage = shutil.disk_usage(place)
     found = f"{usage.free / (1 << 30):.1f} GiB of {usage.total / (1 << 30):.1f} GiB free at {place}"
     remedy = "free some, or choose another --data-dir"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from aiohttp import web
 
@@ -36,7 +37,7 @@ from storage.uploads import PostgresUploads
 from storage.waiting import PostgresWaiting
 
 #: Of each process: one for claims, one for offsets, so that neither waits for the other, nor for a read.
-_CONNECTIONS = 2
+UPLOAD_CONNECTIONS: Final = 2
 
 
 class FileParts:
@@ -47,7 +48,7 @@ class FileParts:
     ) -> None:
         self._settings = settings
         self._reads = reads
-        self._database = Database(dsn, _CONNECTIONS)
+        self._database = Database(dsn, UPLOAD_CONNECTIONS)
         chosen = settings.uploads
         expire_s = chosen.expire_h * 3600
         self._types = FileTypes(chosen)

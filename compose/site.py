@@ -130,6 +130,7 @@ class Site:
     def upload_jobs(self) -> Iterator[UploadDesk]:
         """Open what is done for uploads on schedule."""
         with self._administered() as dsn:
+            self._refuse_restored(dsn)  # of files that are there since the backup nothing is known
             yield UploadDesk(dsn, self.settings, self._moved)
 
     def _moved(self, tenants: set[int]) -> None:
@@ -166,8 +167,7 @@ class Site:
                 PostgresTenancy(dsn).ensure(DEMO_TENANT)
             elif any(one.applied_at is None for one in status(dsn)):
                 raise SiteError("the schema is not up to date: run `run.py migrate`, then serve again")
-            if PostgresEpoch(dsn).restored():
-                raise SiteError("this database was restored: run `run.py epoch renew`, then serve again")
+            self._refuse_restored(dsn)
             try:
                 maintain(dsn, chosen.idempotency.lifetime_h)
             except StoreRetryError as error:  # a dump holds the tables: there are days ahead for a fortnight
@@ -189,6 +189,10 @@ class Site:
                 raise SiteError(f"redis.url: {error}") from None
             except (ClosedDoorError, WorkersFailedError) as error:
                 raise SiteError(str(error)) from None
+
+    def _refuse_restored(self, dsn: str) -> None:
+        if PostgresEpoch(dsn).restored():
+            raise SiteError("this database was restored: run `run.py epoch renew`, then try again")
 
     def _announce(self, port: int) -> None:
         auth = self.settings.auth

@@ -60,7 +60,8 @@ class UploadDesk:
         chores = UploadChores(Turns(PostgresTurns(database), SystemClock()), cleanup)
         committing = asyncio.create_task(committer.run())
         try:
-            tidied, swept = await chores.tidy(0), await chores.sweep(0)
+            tidied = await chores.tidy(0)
+            swept = None if tidied is None else await chores.sweep(0)
         finally:
             committing.cancel()
             await asyncio.wait([committing])

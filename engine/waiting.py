@@ -35,7 +35,7 @@ class Jobs(Protocol):
         """Queue a job. Raises SyncError when nothing more is taken in."""
 
 
-async def settled(jobs: Jobs, job: Attach) -> Outcome:
+async def settled(jobs: Jobs, job: Job) -> Outcome:
     """Have a job committed, and wait for what became of it; one that was not taken in is a SyncError."""
     future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 #: Rows erased in one transaction: a long one would keep the tenants' counters from being vacuumed.
 _ERASED_ROWS: Final = 10_000
 #: What belongs to a tenant without being data of it.
-_OWN: Final = ("tenants", "tenant_counters", "tenant_conflict_policy")
+_OWN: Final = ("tenants", "tenant_counters", "tenant_conflict_policy", "tenant_storage")
 #: Every table with tenants in it, so that none that is added later is forgotten.
 _TABLES: Final = (
     "SELECT c.relname::text FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid"
@@ -75,7 +75,7 @@ class PostgresTenancy:
                     raise RefusedError(
                         f"tenant {name} has data in {', '.join(holding)}: add --erase to erase all of it"
                     )
-                for table in (*holding, "tenant_conflict_policy", "tenant_counters", "tenants"):
+                for table in (*holding, *_OWN[::-1]):
                     cursor.execute(f"DELETE FROM {table} WHERE tenant_id = %s", (tenant_id,))
                 _notice(cursor)
 

@@ -78,6 +78,7 @@ def run(dsn: str) -> Run:
         "device list",
         "device show",
         "device revoke",
+        "job cleanup",
     ],
 )
 def test_every_command_has_help_with_an_example_and_the_common_options(command: str) -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from engine.settings import S3
 from storage.embedded import Services
 from storage.health import unfit
 from storage.partitions import maintain
@@ -57,6 +62,7 @@ async def test_all_is_right(examined: Run, dsn: str) -> None:
         "epoch",
         "partitions",
         "redis",
+        "uploads",
         "sharing",
         "port",
     }
@@ -115,6 +121,28 @@ async def test_what_is_wrong_is_found_beside_the_rest(
     assert one["remedy"]
     assert found(ended, "disk")
     assert "hush" not in ended.out
+
+
+async def test_where_files_are_kept_is_looked_at(
+    examined: Run, tmp_path: Path, bucket: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "uploads").mkdir()
+    at = {"TIDEMARK__DATA__DIR": str(tmp_path)}
+    assert str(tmp_path / "uploads") in found(await examined(**at), "uploads")["found"]
+    with monkeypatch.context() as machine:
+        machine.setattr(os, "access", lambda *_: False)
+        ended = await examined(**at)
+        assert (found(ended, "uploads")["level"], ended.status) == ("fault", 1)
+    full = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
+    with monkeypatch.context() as machine:
+        machine.setattr(shutil, "disk_usage", lambda _: full)
+        assert found(await examined(**at), "uploads")["level"] == "warning"
+    in_bucket = {f"TIDEMARK__S3__{key.upper()}": value for key, value in msgspec.to_builtins(bucket).items()}
+    one = found(await examined(**in_bucket), "uploads")
+    assert (one["level"], one["found"]) == ("ok", f"bucket {bucket.bucket} answers")
+    ended = await examined(**in_bucket | {"TIDEMARK__S3__BUCKET": "nowhere"})
+    assert (found(ended, "uploads")["level"], ended.status) == ("fault", 1)
+    assert bucket.secret_access_key not in ended.out
 
 
 async def test_a_schema_that_is_behind_and_a_restored_database(

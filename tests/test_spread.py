@@ -24,6 +24,11 @@ OVER_ALL = {
     ("migrate.py", "SELECT migration_id, applied_at_utc FROM §"): "the list of migrations has no tenants",
     ("devices.py", "FROM devices WHERE revoked_at IS NOT NULL"): "a server refuses devices of any tenant",
     ("waiting.py", "WHERE u.state = 'stored' AND (u.tenant_id"): "files of any tenant may be due",
+    ("upload_cleanup.py", "WHERE u.state = 'open' AND (u.tenant_id"): "uploads of any tenant expire",
+    ("upload_cleanup.py", "SELECT tenant_id, domain, id FROM records WHERE data IS NULL"): "records end",
+    ("upload_cleanup.py", "LEFT JOIN LATERAL (SELECT data IS NOT NULL AS alive"): "and their files with them",
+    ("upload_cleanup.py", "DELETE FROM upload_session AS u USING old"): "what ended is forgotten alike",
+    ("upload_cleanup.py", "JOIN tenants AS t ON t.tenant_id = u.tenant_id"): "an operator sees all tenants",
     ("devices.py", "FROM sync_device_health WHERE last_sync_at IS NOT NULL"): "a cache is warmed",
 }
 

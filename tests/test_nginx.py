@@ -34,6 +34,7 @@ from storage.tenancy import PostgresTenancy
 from tests.device import Closed, Device, Json, connected, put, token
 from tests.processes import ServerProcess
 from tests.services import rows
+from tests.uploading import CHUNK, Uploader, photo
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy" / "nginx"
@@ -219,14 +220,14 @@ class Cluster:
         self.nginx = nginx
         self.servers = servers
         self._stack = stack
-        self._trusting = ssl.create_default_context(cafile=str(nginx.certificate))
-        self._trusting.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        self.trusting = ssl.create_default_context(cafile=str(nginx.certificate))
+        self.trusting.verify_flags &= ~ssl.VERIFY_X509_STRICT
         self._sessions: dict[str, ClientSession] = {}
 
     async def session(self, address: str = "127.0.0.1") -> ClientSession:
         """A client that connects from an address."""
         if address not in self._sessions:
-            connector = TCPConnector(ssl=self._trusting, local_addr=(address, 0), family=socket.AF_INET)
+            connector = TCPConnector(ssl=self.trusting, local_addr=(address, 0), family=socket.AF_INET)
             session = ClientSession(connector=connector)
             self._sessions[address] = await self._stack.enter_async_context(session)
         return self._sessions[address]
@@ -374,3 +375,30 @@ async def test_when_one_server_drains_its_devices_go_to_the_other_and_nothing_is
     assert versions == {pusher.name: pusher.answered for pusher in pushers}
     status, _ = await cluster.post("tablet", _sync("on", put("tablet", None, n=1)))
     assert status == 200
+
+
+async def test_an_upload_goes_through_in_pieces_and_keeps_what_came_before_a_cut(cluster: Cluster) -> None:
+    content = photo(3_000_000)
+    phone = Uploader(await cluster.session(), cluster.nginx.url, token("acme", "phone"))
+    path = await phone.begun(len(content))
+    # A connection breaks in the middle of a piece; nginx has passed on by then what it had.
+    _, writer = await asyncio.open_connection(
+        "127.0.0.1", cluster.nginx.port, ssl=cluster.trusting, server_hostname="localhost"
+    )
+    head = f"PATCH {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n"
+    head += f"Upload-Offset: 0\r\nContent-Type: {CHUNK}\r\nTus-Resumable: 1.0.0\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in phone.authorization.items())
+    writer.write(head.encode() + b"\r\n" + content[:100_000])
+    await writer.drain()
+    offset = 0
+    while offset == 0:  # the question itself ends the request; before that it may not have begun
+        offset = await phone.offset(path)
+    writer.transport.abort()
+    assert offset <= 100_000
+    while offset < len(content):  # least_conn hands the pieces to both servers
+        reply = await phone.append(path, offset, content[offset : offset + 400_000])
+        assert reply.status == 204, reply
+        offset = int(reply.headers["Upload-Offset"])
+    tablet = Uploader(await cluster.session(), cluster.nginx.url, token("acme", "tablet"))
+    assert await tablet.file(path) == content
+    assert (await tablet.head(path)).status == 404

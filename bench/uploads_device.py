@@ -67,11 +67,11 @@ class Uploader:
     async def ask(
         self, method: str, path: str, more: str = "", *body: Part, sink: Sink | None = None
     ) -> Answer:
-        """Send one request. Raises OSError when there is no answer."""
+        """Send one request, on a new connection where the last one was closed. Raises OSError."""
         size = sum(map(len, body))
         length = f"Content-Length: {size}\r\n" if size or method == "POST" else ""
         head = f"{method} {path} {self._head}{more}{length}\r\n".encode()
-        if self._line is None:
+        if self._line is None or self._line.over is not None:
             await self.connect()
         assert self._line is not None
         try:

@@ -29,12 +29,12 @@ class Answer(msgspec.Struct):
 
 
 class Line(asyncio.Protocol):
-    """One connection. It is over when ``request`` raises ConnectionError."""
+    """One connection. ``over`` says why there is nothing more to be had of it."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport
         self._waiting: asyncio.Future[Answer] | None = None
-        self._over: str | None = None
+        self.over: str | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -49,8 +49,8 @@ class Line(asyncio.Protocol):
 
     async def request(self, head: bytes, body: Sequence[Part] = (), sink: Sink | None = None) -> Answer:
         """Send a request whose head is written already, and wait for the answer. Raises ConnectionError."""
-        if self._over is not None:
-            raise ConnectionError(self._over)
+        if self.over is not None:
+            raise ConnectionError(self.over)
         self._forget()
         self._headless = head.startswith(b"HEAD ")
         if sink is not None:
@@ -69,9 +69,9 @@ class Line(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell who waits."""
-        self._over = str(exc) if exc is not None else "the server closed the connection"
+        self.over = str(exc) if exc is not None else "the server closed the connection"
         if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_exception(ConnectionError(self._over))
+            self._waiting.set_exception(ConnectionError(self.over))
 
     def data_received(self, data: bytes) -> None:
         """Take an answer apart as it comes."""

@@ -252,6 +252,14 @@ async def test_what_fails_goes_on_from_the_offset_that_is_told(
     assert reason in said
 
 
+async def test_a_connection_that_was_closed_while_nothing_went_on_is_opened_again(client: Client) -> None:
+    stored = await client.upload()
+    client.uploaders[0].close()
+    await asyncio.sleep(0)
+    assert await client.checker.check([stored]) == 1
+    assert client.uploaders[0].retries == {}
+
+
 async def test_what_fails_for_good_is_given_up(client: Client, server: Server) -> None:
     server.spoil = lambda *_: web.Response(status=413, text="too large")
     with pytest.raises(FailedError, match="status 413 too large"):

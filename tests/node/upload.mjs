@@ -4,9 +4,10 @@
 // {"uploads": [{"path", "options", "spoil", "abort_after", "terminate", "checksums", "stream"}]}
 // options: tus-js-client's own. checksums: send Upload-Checksum, spoil: how many of them are wrong.
 // abort_after: stop after so many acknowledged bytes, and terminate says whether for good.
-// stream: read the file as a stream of unknown length.
+// stream: the file is a stream of unknown length.
 import { createHash } from 'node:crypto'
-import { createReadStream, readFileSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
+import { Readable } from 'node:stream'
 import { Upload } from 'tus-js-client'
 
 const say = (event) => console.log(JSON.stringify(event))
@@ -55,7 +56,7 @@ function run(told, number) {
     if (told.retry_status !== undefined) {
       options.onShouldRetry = (error) => error.originalResponse?.getStatus() === told.retry_status
     }
-    const upload = new Upload(told.stream ? createReadStream(told.path) : content, options)
+    const upload = new Upload(told.stream ? Readable.from([content], { objectMode: false }) : content, options)
     upload.start()
   })
 }

@@ -17,6 +17,7 @@ from bench.connections import CONNECTIONS, connections
 from bench.faults import faults
 from bench.ground import BenchError, read_settings
 from bench.html import html_of
+from bench.limit_tus import check_node
 from bench.limits import limits
 from bench.live import live
 from bench.overload import overload
@@ -148,6 +149,8 @@ def bench(
         names = list(ALL) if scenario == "all" else [scenario]
         if scenario == "all" and options.url:
             names.remove("faults")  # it does harm to services of its own
+        if "uploads" in names:
+            check_node()
         reports = [asyncio.run(_interruptible(SCENARIOS[name](options))) for name in names]
     except (BenchError, EmbeddedError, SettingsError, StoreError) as error:
         raise click.ClickException(str(error)) from None

@@ -20,6 +20,12 @@ _PATIENCE_S: Final = 180.0
 _INSTALL: Final = ("ci", "--omit=optional", "--ignore-scripts", "--prefer-offline", "--no-audit", "--no-fund")
 
 
+def check_node() -> None:
+    """See that what it needs is installed, before anything else is measured. Raises BenchError."""
+    for name in ("node", "npm"):
+        _program(name)
+
+
 async def install(place: Path) -> None:
     """Put the server and what it needs into a new directory, as the lock file names it. Raises BenchError."""
     npm = _program("npm")

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import os
+import re
 import shutil
 from array import array
 from collections.abc import AsyncIterator, Callable
@@ -14,8 +15,10 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from click.testing import CliRunner
 
 from bench import limit_tus, uploads_check, uploads_device
+from bench.cli import bench
 from bench.drive import Target
 from bench.ground import BenchError
 from bench.server import started
@@ -371,8 +374,9 @@ async def test_what_is_missing_for_the_tus_server_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BenchError, match=r"npm is not installed.*install Node.js 20.19 or later"):
-        await limit_tus.install(tmp_path / "tus")
+    result = CliRunner().invoke(bench, ["--scenario", "uploads"])
+    assert result.exit_code == 1
+    assert re.search(r"node is not installed.*install Node.js 20.19 or later", result.output)
     npm = tmp_path / "npm"
     npm.write_text("#!/bin/sh\necho no network\nexit 1\n")
     npm.chmod(0o700)

@@ -51,7 +51,7 @@ class DirectoryBlobs:
         return FileAppending(self._places, self._threads, draft, algorithm)
 
     async def renew(self, draft: Draft, generation: int) -> None:
-        """Copy what is acknowledged of a draft to a later generation."""
+        """Copy what is acknowledged to a later generation."""
         await self._threads.run(_renew, self._places, draft, generation)
 
     async def inspect(self, drafts: Sequence[Draft], file: UploadRef) -> Content:
@@ -124,7 +124,7 @@ class FileAppending:
                 raise
 
     def _take(self, blocks: Sequence[bytes], *, durable: bool) -> None:
-        """Write in a thread. What is durable is closed at once: to open it again costs next to nothing."""
+        """Write in a thread. What is durable is closed at once: opening it again costs little."""
         if self._over:
             raise BlobsError("nothing more is written by this request")
         if self._descriptor is None:
@@ -152,7 +152,10 @@ class FileAppending:
         path = self._places.draft(self._draft)
         if self._draft.size_bytes:
             # An earlier request made its name durable. If it is gone, so is the right to write.
-            return os.open(_standing(self._places, self._draft), _WRITING)
+            try:
+                return os.open(path, _WRITING)
+            except FileNotFoundError:
+                return os.open(_standing(self._places, self._draft), _WRITING)
         self._places.make(path.parent)
         descriptor = os.open(path, _WRITING | os.O_CREAT, 0o600)
         try:
@@ -214,7 +217,7 @@ class _Places:
 
 def _settle(directory: Path) -> None:
     """Make the names in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(directory, os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
@@ -377,10 +380,8 @@ def _kept_each(places: _Places, before_us: int) -> Iterator[Kept]:
             yield from _kept_in(shelf, int(tenant.name), before_us, is_file=True)
 
 
-def _kept_in(
-    directory: os.DirEntry[str], tenant_id: int, before_us: int, *, is_file: bool
-) -> Iterator[Kept]:
-    for entry in _entries(directory):
+def _kept_in(place: os.DirEntry[str], tenant_id: int, before_us: int, *, is_file: bool) -> Iterator[Kept]:
+    for entry in _entries(place):
         name = _NAME.fullmatch(entry.name)
         if name is None:
             continue  # NFS has names of its own for what is still open

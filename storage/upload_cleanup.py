@@ -10,7 +10,7 @@ from engine.rows import RecordKey
 from engine.upload_cleanup import Abandonment, GoneFile, OpenUpload
 from engine.uploads import State, UploadRef
 from storage.arrays import numbers, plain
-from storage.pool import Database, Row, Statement, Values
+from storage.pool import Database, Row, Values
 from storage.uploads import SETTINGS
 
 _NOBODY: Final = "0" * 32
@@ -19,14 +19,14 @@ _NOW: Final = "to_timestamp(%(now)s::float8 / 1000000)"
 _DUE: Final = (
     f"u.joined_into IS NULL AND u.expires_at <= {_NOW} AND (u.held_until IS NULL OR u.held_until < {_NOW})"
 )
-_OPEN: Final = Statement(
+_OPEN: Final = (
     f"SELECT u.tenant_id, u.upload_id::text, {_DUE} FROM upload_session AS u WHERE u.state = 'open'"
     " AND (u.tenant_id, u.upload_id) > (%(tenant)s::int, %(id)s::uuid)"
     " ORDER BY u.tenant_id, u.upload_id LIMIT %(limit)s::int"
 )
 _ENDED: Final = "state = 'expired', held_until = NULL, pieces = '', updated_at = now(), ended_at = now()"
 #: Parts go with a whole whose row was changed here, never with one that somebody took up at the same time.
-_EXPIRE: Final = Statement(
+_EXPIRE: Final = (
     f"WITH whole AS (UPDATE upload_session AS u SET {_ENDED} WHERE u.tenant_id = %(tenant)s::int"
     f" AND u.upload_id = ANY(%(ids)s::uuid[]) AND u.state = 'open' AND {_DUE}"
     f" RETURNING u.upload_id, u.reserved_bytes), part AS (UPDATE upload_session AS u SET {_ENDED} FROM whole"
@@ -36,7 +36,7 @@ _EXPIRE: Final = Statement(
     " WHERE s.tenant_id = %(tenant)s::int AND w.b > 0)"
     " SELECT upload_id::text FROM whole UNION ALL SELECT upload_id::text FROM part"
 )
-_MARK: Final = Statement(
+_MARK: Final = (
     "WITH dead AS MATERIALIZED (SELECT tenant_id, domain, id FROM records WHERE data IS NULL"
     " AND attachments::text <> '[]' AND (tenant_id, domain, id)"
     " > (%(tenant)s::int, %(domain)s::text, %(record)s::text)"
@@ -54,36 +54,36 @@ _GONE: Final = (
     " WHERE tenant_id = u.tenant_id AND domain = u.domain AND id = u.record_id LIMIT 1) AS r ON true"
 )
 #: A record that was brought back and deleted again meanwhile is gone since then.
-_MARKED: Final = Statement(
+_MARKED: Final = (
     _GONE.format(since="u.gone_at", deleted="at_us")
     + " WHERE u.gone_at IS NOT NULL AND u.state IN ('attached', 'duplicate')"
     " AND (u.tenant_id, u.upload_id) > (%(tenant)s::int, %(id)s::uuid)"
     " ORDER BY u.tenant_id, u.upload_id LIMIT %(limit)s::int"
 )
-_WAITING: Final = Statement(
+_WAITING: Final = (
     _GONE.format(since="u.updated_at", deleted="NULL::bigint")
     + " WHERE u.state = 'stored' AND (u.tenant_id, u.domain, u.record_id, u.upload_id)"
     " > (%(tenant)s::int, %(domain)s::text, %(record)s::text, %(id)s::uuid)"
     " ORDER BY u.tenant_id, u.domain, u.record_id, u.upload_id LIMIT %(limit)s::int"
 )
-_REVIVE: Final = Statement(
+_REVIVE: Final = (
     "UPDATE upload_session AS u SET gone_at = NULL"
     " FROM unnest(%(tenants)s::int[], %(ids)s::uuid[]) AS w(t, i)"
     " WHERE u.tenant_id = w.t AND u.upload_id = w.i"
 )
-_FORGET: Final = Statement(
+_FORGET: Final = (
     "WITH old AS (SELECT tenant_id AS t, upload_id AS i FROM upload_session"
     " WHERE state IN ('refused', 'cancelled', 'expired', 'joined', 'freed')"
     f" AND created_at < {_NOW} AND updated_at < {_NOW} ORDER BY created_at LIMIT %(limit)s::int),"
     " forgotten AS (DELETE FROM upload_session AS u USING old"
     " WHERE u.tenant_id = old.t AND u.upload_id = old.i RETURNING 1) SELECT count(*) FROM forgotten"
 )
-_STATES: Final = Statement(
+_STATES: Final = (
     "SELECT w.t, w.i::text, u.state FROM unnest(%(tenants)s::int[], %(ids)s::uuid[]) AS w(t, i)"
     " CROSS JOIN LATERAL (SELECT state FROM upload_session WHERE tenant_id = w.t AND upload_id = w.i LIMIT 1)"
     " AS u"
 )
-_ABANDONMENT: Final = Statement(
+_ABANDONMENT: Final = (
     "SELECT t.name, count(*) FILTER (WHERE u.state <> 'expired'), count(*) FILTER (WHERE u.state = 'expired')"
     " FROM upload_session AS u JOIN tenants AS t ON t.tenant_id = u.tenant_id"
     f" WHERE u.ended_at > {_NOW} AND u.kind <> 'joined'"
@@ -151,10 +151,10 @@ class PostgresCleanup:
         """Count what ended."""
         return [Abandonment(*row) for row in await self._run(_ABANDONMENT, {"now": str(since_us)})]
 
-    async def _run(self, statement: Statement, values: Values) -> list[Row]:
-        """Run one statement as a transaction of its own."""
+    async def _run(self, statement: str, values: Values) -> list[Row]:
+        """Run one statement as a transaction of its own, planned for what the tables have become by now."""
         async with self._database.session() as session:
-            rows = await session.run_prepared("", (SETTINGS, statement), "", values)
+            rows = await session.run(f"{SETTINGS.text}; {statement}", values)
             if session.warned():
                 raise StoreUnknownError("the commit may not have reached the standby")
             return rows

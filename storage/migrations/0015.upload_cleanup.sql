@@ -18,6 +18,11 @@ CREATE INDEX upload_session_over ON upload_session (created_at)
 CREATE INDEX upload_session_gone ON upload_session (tenant_id, upload_id)
     WHERE gone_at IS NOT NULL AND state IN ('attached', 'duplicate');
 
+-- Partial, so that it serves those alone who ask by record: while the table is empty it looks as good for finding
+-- an upload by its id, and reads all of a tenant's.
+DROP INDEX upload_session_by_record;
+CREATE INDEX upload_session_by_record ON upload_session (tenant_id, domain, record_id) WHERE domain IS NOT NULL;
+
 -- Tombstones that still have files: few, and all other records are not in it.
 CREATE INDEX records_gone_with_files ON records (tenant_id, domain, id)
     WHERE data IS NULL AND attachments::text <> '[]';

@@ -1,0 +1,45 @@
+"""How PostgreSQL finds uploads: by the right index, also by a plan that is made while there are none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import psycopg2
+import pytest
+
+from storage import files, uploads, waiting
+from storage.pool import Statement
+
+#: Those that ask for an upload by its record.
+BY_RECORD = {"_CREATE", "_FILE"}
+ASKED = [
+    (name, value)
+    for module in (uploads, files, waiting)
+    for name, value in vars(module).items()
+    if isinstance(value, Statement) and "upload_session" in value.text
+]
+
+
+def indexes(cursor: psycopg2.extensions.cursor, statement: Statement) -> Iterator[str]:
+    """Name the indexes of a statement's plan, as it is made and kept."""
+    cursor.execute(statement.preparation.replace("%%", "%"))
+    values = len(set(re.findall(r"%\((\w+)\)s", statement.text)))
+    cursor.execute(f"EXPLAIN EXECUTE {statement.name} ({', '.join(['NULL'] * values)})")
+    for (line,) in cursor.fetchall():
+        assert "Seq Scan" not in line, line
+        yield from re.findall(r"(?: using |Bitmap Index Scan on )(\w+)", line)
+
+
+@pytest.mark.parametrize(("name", "statement"), ASKED, ids=[name for name, _ in ASKED])
+def test_an_upload_is_never_looked_for_among_all_of_its_tenant(
+    dsn: str, name: str, statement: Statement
+) -> None:
+    connection = psycopg2.connect(dsn)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan")
+            used = set(indexes(cursor, statement))
+    finally:
+        connection.close()
+    assert ("upload_session_by_record" in used) is (name in BY_RECORD), used

@@ -12,11 +12,10 @@ from engine import upload_cleanup
 from engine.backlog import Reply
 from engine.errors import SyncError
 from engine.jobs import Job
-from engine.ports import BlobsError, Kept
+from engine.ports import BlobsError
 from engine.upload_cleanup import Abandonment, Tidied, UploadCleanup
-from engine.uploads import Append, Draft, State, UploadRef
+from engine.uploads import Append, State, UploadRef
 from storage.blobs import DirectoryBlobs
-from storage.tenancy import PostgresTenancy
 from storage.upload_cleanup import PostgresCleanup
 from tests.services import execute, rows
 from tests.test_receiving import Sent
@@ -294,85 +293,6 @@ async def test_what_came_to_nothing_is_forgotten_after_a_week(house: House) -> N
     assert left == {"open", "stored", "attached", "duplicate"}
 
 
-# -- bytes that no row wants ------------------------------------------------------------------
-
-#: What may be there of an upload in each state: its draft, its file.
-WANTED: dict[State | None, set[str]] = {
-    "open": {"drafts", "files"},
-    "stored": {"files"},
-    "attached": {"files"},
-    "duplicate": set(),
-    "refused": set(),
-    "cancelled": set(),
-    "expired": set(),
-    "joined": set(),
-    "freed": set(),
-    None: set(),
-}
-
-
-async def test_bytes_go_that_no_row_wants_once_they_are_a_day_old(house: House) -> None:
-    assert set(WANTED) == {*STATES, None}
-    wanted = set()
-    for state, places in WANTED.items():
-        upload = await house.begun()
-        ref = upload.ref
-        for place in ("files", "drafts"):
-            await house.blobs.appending(Draft(ref, 0, 0)).flush([b"12345"])
-            if place == "files":
-                await house.blobs.publish([Draft(ref, 0, 5)], ref)
-            if place in places:
-                wanted.add((place, ref.upload_id))
-        change = f"UPDATE upload_session SET state = '{state}'" if state else "DELETE FROM upload_session"
-        execute(house.dsn, f"{change} WHERE upload_id = '{ref.upload_id}'")
-    await house.blobs.appending(Draft(UploadRef(77, "ab" * 16), 3, 0)).flush([b"of a tenant that is no more"])
-    house.aged(23)
-    before = house.kept()
-    assert (await house.swept()).orphans == 0
-    assert house.kept() == before
-    house.aged(25)
-    swept = await house.swept()
-    assert house.kept() == wanted
-    assert (swept.orphans, swept.left) == (len(before - wanted), 0)
-    assert swept.orphan_bytes == 5 * (len(before - wanted) - 1) + 27
-    assert (await house.swept()).orphans == 0
-
-
-async def test_a_file_that_was_made_before_its_row_says_so_is_kept(house: House) -> None:
-    """Its process died in between: the device asks again, and it is finished."""
-    content = text(40)
-    upload = await house.begun(40)
-    await house.blobs.appending(upload.draft).flush([content])
-    await house.blobs.publish([Draft(upload.ref, 0, 40)], upload.ref)
-    execute(house.dsn, "UPDATE upload_session SET offset_bytes = 40")
-    house.aged(48)
-    assert (await house.swept()).orphans == 0
-    assert (await house.receiving.find(session(), upload.ref.upload_id)).state == "stored"
-
-
-async def test_the_bytes_of_an_erased_tenant_go_and_no_other_tenants(house: House) -> None:
-    await house.push("put", None)
-    await house.stored()
-    await house.sent(await house.begun(), text(50))
-    other = await house.stored(tenant=2)
-    with pytest.raises(Exception, match="upload_session"):
-        PostgresTenancy(house.dsn).remove("tenant1", erase=False)
-    await asyncio.to_thread(PostgresTenancy(house.dsn).remove, "tenant1", erase=True)
-    for table in ("upload_session", "tenant_storage"):
-        assert rows(house.dsn, f"SELECT DISTINCT tenant_id FROM {table}") == [(2,)]
-    house.aged(25)
-    assert (await house.swept()).orphans == 2
-    assert house.kept() == {("files", other.ref.upload_id)}
-
-
-async def test_a_tenant_that_has_no_upload_any_more_is_removed_without_erasing(house: House) -> None:
-    upload = await house.begun()
-    await house.receiving.cancel(session(), upload.ref.upload_id)
-    await house.tidied(WEEK_H + 1)
-    await asyncio.to_thread(PostgresTenancy(house.dsn).remove, "tenant1", erase=False)
-    assert rows(house.dsn, "SELECT name FROM tenants") == [("tenant2",)]
-
-
 # -- as a whole -------------------------------------------------------------------------------
 
 
@@ -426,13 +346,3 @@ async def test_what_became_of_uploads_is_counted_by_tenant(house: House) -> None
     assert [one.ratio for one in tidied.abandonment] == [0.25, 1.0]
     execute(house.dsn, "UPDATE upload_session SET ended_at = ended_at - interval '1 day' WHERE tenant_id = 1")
     assert (await house.tidied()).abandonment == [Abandonment("tenant2", 0, 1)]
-
-
-async def test_a_draft_is_listed_as_one_and_a_file_as_one(house: House) -> None:
-    file = await house.stored("never")
-    draft = await house.sent(await house.begun(), text(7))
-    found: list[Kept] = [one async for some in house.blobs.kept(now_us(1)) for one in some]
-    assert {(one.ref, one.is_file, one.size_bytes) for one in found} == {
-        (file.ref, True, 300),
-        (draft.ref, False, 7),
-    }

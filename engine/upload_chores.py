@@ -49,13 +49,18 @@ class UploadChores:
 
     async def run(self) -> None:
         """Take turns until cancelled."""
+        told: str | None = None
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
                 await self.tidy(_TIDY_EVERY_S)
                 await self.sweep(_SWEEP_EVERY_S)
+                told = None
             except Exception as error:  # what is left now is found later, and serving goes on
-                _log.warning("uploads_not_cleaned", reason=type(error).__name__)
+                reason = type(error).__name__
+                if reason != told:
+                    _log.warning("uploads_not_cleaned", reason=reason)
+                told = reason
 
     async def tidy(self, every_s: float) -> Tidied | None:
         """Go over the rows, if it is time and nobody else does.

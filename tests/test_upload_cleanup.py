@@ -282,7 +282,7 @@ async def test_what_came_to_nothing_is_forgotten_after_a_week(house: House) -> N
         execute(
             house.dsn,
             f"UPDATE upload_session SET state = '{state}', expires_at = now() + interval '1 y',"
-            f" record_id = 'z' WHERE upload_id = '{upload.ref.upload_id}'",
+            f" created_at = 'epoch', record_id = 'z' WHERE upload_id = '{upload.ref.upload_id}'",
         )
     assert (await house.cleanup.tidy(now_us(min(WEEK_H, GRACE_H) - 1), keep)).forgotten == 0
     assert {state for state, one in uploads.items() if house.state(one) != state} == set()

@@ -169,7 +169,7 @@ async def test_a_run_that_fails_is_said_and_the_next_one_comes(
     execute(house.dsn, "INSERT INTO cluster_job (job, holder, began_at) VALUES ('uploads', '', 'epoch')")
     monkeypatch.setattr("engine.upload_chores._LOOK_S", 0.01)
     done = asyncio.Event()
-    failures = [StoreUnavailableError("away"), RuntimeError("a fault")]
+    failures = [StoreUnavailableError("away"), StoreUnavailableError("away"), RuntimeError("a fault")]
     tidy = house.cleanup.tidy
 
     async def failing(*arguments: object) -> object:

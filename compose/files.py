@@ -8,6 +8,7 @@ from typing import Final
 
 from aiohttp import web
 
+from engine.cluster_turns import ClusterTurns
 from engine.committer import Committer
 from engine.domains import Domains
 from engine.file_types import FileTypes
@@ -17,7 +18,6 @@ from engine.ports import Bus, Clock
 from engine.receiving import Receiving
 from engine.services import Service
 from engine.settings import Settings
-from engine.turns import Turns
 from engine.upload_chores import UploadChores
 from engine.upload_cleanup import UploadCleanup
 from engine.upload_store import Quota
@@ -29,9 +29,9 @@ from handlers.upload_edge import UploadEdge
 from handlers.uploads import Uploads
 from storage.blobs import DirectoryBlobs
 from storage.blobs_s3 import S3Blobs
+from storage.cluster_turns import PostgresTurns
 from storage.files import PostgresFiles
 from storage.pool import Database
-from storage.turns import PostgresTurns
 from storage.upload_cleanup import PostgresCleanup
 from storage.uploads import PostgresUploads
 from storage.waiting import PostgresWaiting
@@ -69,7 +69,7 @@ class FileParts:
         )
         self.waiting = WaitingFiles(PostgresWaiting(reads), clock, committer)
         self.chores = UploadChores(
-            Turns(PostgresTurns(self._database), clock),
+            ClusterTurns(PostgresTurns(self._database), clock),
             UploadCleanup(
                 PostgresCleanup(self._database), self._blobs, committer, chosen.grace_h * 3600
             ),

@@ -8,14 +8,14 @@ from compose.desk import Moved, lone_committer
 from compose.files import open_blobs
 from compose.server import SystemClock
 from engine.administration import CleanedUp, RefusedError, TenantAbandonment
+from engine.cluster_turns import LEASE_S, ClusterTurns, TurnLostError
 from engine.ports import BlobsError, StoreError
 from engine.settings import Settings
-from engine.turns import LEASE_S, TurnLostError, Turns
 from engine.upload_chores import UploadChores, abandonment_ratio
 from engine.upload_cleanup import Swept, Tidied, UploadCleanup
+from storage.cluster_turns import PostgresTurns
 from storage.commit import PostgresStore
 from storage.pool import Database
-from storage.turns import PostgresTurns
 from storage.upload_cleanup import PostgresCleanup
 
 
@@ -57,7 +57,7 @@ class UploadDesk:
         store = PostgresStore(writes, settings.idempotency.lifetime_h)
         committer = lone_committer(store, settings, {}, tenants)
         cleanup = UploadCleanup(PostgresCleanup(database), blobs, committer, settings.uploads.grace_h * 3600)
-        chores = UploadChores(Turns(PostgresTurns(database), SystemClock()), cleanup)
+        chores = UploadChores(ClusterTurns(PostgresTurns(database), SystemClock()), cleanup)
         committing = asyncio.create_task(committer.run())
         try:
             tidied = await chores.tidy(0)

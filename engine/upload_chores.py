@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from engine.turns import Turns
+from engine.cluster_turns import ClusterTurns
 from engine.upload_cleanup import Swept, Tidied, UploadCleanup
 
 #: Rows are gone over often; to go over the bytes is to read the names of all files, for what is a day old.
@@ -41,7 +41,7 @@ class _Report(msgspec.Struct):
 class UploadChores:
     """Takes this process's turns."""
 
-    def __init__(self, turns: Turns, cleanup: UploadCleanup) -> None:
+    def __init__(self, turns: ClusterTurns, cleanup: UploadCleanup) -> None:
         self.counters = ChoreCounters()
         self._turns = turns
         self._cleanup = cleanup

@@ -15,11 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from compose.server import SystemClock
+from engine.cluster_turns import ClusterTurns, TurnLostError
 from engine.ports import StoreUnavailableError
-from engine.turns import TurnLostError, Turns
 from engine.upload_chores import UploadChores
+from storage.cluster_turns import PostgresTurns
 from storage.pool import Database
-from storage.turns import PostgresTurns
 from tests.commands import Ended, Run, command
 from tests.services import execute, rows
 from tests.serving import Running
@@ -90,7 +90,7 @@ async def test_a_turn_is_kept_by_a_word_now_and_then_and_lost_without(
     lapse = "UPDATE cluster_job SET held_until = now() - interval '1 s'"
     lapsed = "SELECT held_until < now() FROM cluster_job"
     clock = HandClock()
-    turns = Turns(store, clock)
+    turns = ClusterTurns(store, clock)
     async with turns.taking("job", 0) as turn:
         assert turn is not None
         execute(dsn, lapse)
@@ -108,7 +108,7 @@ async def test_a_turn_is_kept_by_a_word_now_and_then_and_lost_without(
 
 
 async def test_a_turn_that_fails_is_given_back(store: PostgresTurns) -> None:
-    turns = Turns(store, SystemClock())
+    turns = ClusterTurns(store, SystemClock())
     with pytest.raises(ValueError, match="amiss"):
         async with turns.taking("job", 0):
             raise ValueError("something is amiss")
@@ -119,7 +119,7 @@ async def test_a_turn_that_fails_is_given_back(store: PostgresTurns) -> None:
 
 
 async def test_of_two_processes_one_does_it_and_both_know_what_came_of_it(house: House) -> None:
-    other = UploadChores(Turns(PostgresTurns(house.database), SystemClock()), house.cleanup)
+    other = UploadChores(ClusterTurns(PostgresTurns(house.database), SystemClock()), house.cleanup)
     for _ in range(3):
         await house.stored("never")
     await house.begun()

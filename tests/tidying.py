@@ -17,6 +17,7 @@ import pytest
 from compose.desk import lone_committer
 from compose.server import SystemClock
 from compose.site import open_site
+from engine.cluster_turns import ClusterTurns
 from engine.codec import JSON
 from engine.committer import Committer
 from engine.domains import Domains
@@ -28,7 +29,6 @@ from engine.jobs import Answer
 from engine.messages import Sync
 from engine.ports import Tenant
 from engine.receiving import Creation, Receiving
-from engine.turns import Turns
 from engine.upload_chores import UploadChores
 from engine.upload_cleanup import Swept, Tidied, UploadCleanup
 from engine.upload_metadata import Described
@@ -36,10 +36,10 @@ from engine.upload_store import Quota
 from engine.uploads import Append, Upload
 from engine.waiting import settled
 from storage.blobs import DirectoryBlobs
+from storage.cluster_turns import PostgresTurns
 from storage.commit import PostgresStore
 from storage.pool import Database
 from storage.tenancy import PostgresTenancy
-from storage.turns import PostgresTurns
 from storage.upload_cleanup import PostgresCleanup
 from storage.uploads import PostgresUploads
 from tests.services import rows
@@ -90,7 +90,7 @@ class House:
             self.store, self.blobs, self.holds, finishing, types, clock, Quota(1 << 30, 100), {}, EXPIRE_S
         )
         self.cleanup = UploadCleanup(PostgresCleanup(self.database), self.blobs, self.committer, GRACE_S)
-        self.chores = UploadChores(Turns(PostgresTurns(self.database), clock), self.cleanup)
+        self.chores = UploadChores(ClusterTurns(PostgresTurns(self.database), clock), self.cleanup)
         self._running = [asyncio.create_task(one.run()) for one in (self.receiving, self.committer)]
 
     async def end(self) -> None:

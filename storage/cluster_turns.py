@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from engine.turns import LEASE_S
+from engine.cluster_turns import LEASE_S
 from storage.pool import Database, Row, Statement, Values
 from storage.uploads import SETTINGS
 
@@ -30,7 +30,7 @@ _REPORT: Final = Statement("SELECT report::text FROM cluster_job WHERE job = %(j
 
 
 class PostgresTurns:
-    """``engine.turns.TurnStore``."""
+    """``engine.cluster_turns.TurnStore``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -57,5 +57,5 @@ class PostgresTurns:
     async def _run(self, statement: Statement, values: Values) -> list[Row]:
         async with self._database.session() as session:
             rows = await session.run_prepared("", (SETTINGS, statement), "", values)
-            session.warned()  # of a standby that may not know: a turn that is lost with its primary harms nobody
+            session.warned()  # of a silent standby: a turn that is lost with its primary harms nobody
             return rows

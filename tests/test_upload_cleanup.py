@@ -127,7 +127,9 @@ async def test_parts_expire_with_what_they_were_put_together_to_and_never_before
     assert (await house.tidied()).expired == 0
     assert [house.state(one) for one in (whole, *spent)] == ["open"] * 3
     execute(house.dsn, "UPDATE upload_session SET expires_at = now() - interval '1 s' WHERE kind = 'joined'")
-    assert (await house.tidied()).expired == 3
+    tidied = await house.tidied()
+    assert tidied.expired == 3
+    assert tidied.abandonment == [Abandonment("tenant1", 0, 2)], "it counts as its parts"
     assert [house.state(one) for one in (whole, *spent, alone)] == ["expired"] * 3 + ["open"]
     assert house.reserved() == 300
     assert house.kept() == {("drafts", alone.ref.upload_id)}

@@ -15,12 +15,13 @@ from engine.file_types import FileTypes
 from engine.finishing import Finishing
 from engine.holding import Holds
 from engine.ports import Bus, Clock
-from engine.receiving import Receiving
+from engine.receiving import Receiving, UploadLimits
 from engine.services import Service
 from engine.settings import Settings
 from engine.upload_chores import UploadChores
 from engine.upload_cleanup import UploadCleanup
 from engine.upload_store import Quota
+from engine.upload_turns import UploadTurns
 from engine.waiting import WaitingFiles
 from handlers.connections import Connections
 from handlers.core import Core
@@ -63,9 +64,10 @@ class FileParts:
             finishing,
             self._types,
             clock,
-            Quota(chosen.tenant_bytes, chosen.files_per_record),
-            chosen.tenant_quotas,
-            expire_s,
+            UploadTurns(lambda: committer.counters.messages, clock),
+            UploadLimits(
+                Quota(chosen.tenant_bytes, chosen.files_per_record), chosen.tenant_quotas, expire_s
+            ),
         )
         self.waiting = WaitingFiles(PostgresWaiting(reads), clock, committer)
         self.chores = UploadChores(

@@ -21,6 +21,7 @@ from engine.intake import Session
 from engine.ports import Appending, BlobMissingError, Blobs, Clock
 from engine.upload_metadata import Described
 from engine.upload_store import Created, Creating, Quota, UploadStore
+from engine.upload_turns import UploadTurns
 from engine.uploads import FINISHED, Append, Kind, Taking, Upload, UploadRef, appended, joinable, standing
 
 #: Handed to the disk at a stretch; so much of one request waits at most, and as much is under way.
@@ -67,6 +68,14 @@ class Creation(msgspec.Struct, frozen=True):
     metadata: str
 
 
+class UploadLimits(msgspec.Struct, frozen=True):
+    """``quotas`` are in bytes by tenant's name, in place of ``quota``'s."""
+
+    quota: Quota
+    quotas: dict[str, int]
+    expire_s: float
+
+
 class UploadCounters(msgspec.Struct):
     """What became of uploads since the process started."""
 
@@ -78,7 +87,7 @@ class UploadCounters(msgspec.Struct):
 
 
 class Receiving:
-    """``quotas`` are in bytes by tenant's name, in place of ``quota``'s."""
+    """Serves the requests of one process."""
 
     def __init__(
         self,
@@ -88,9 +97,8 @@ class Receiving:
         finishing: Finishing,
         types: FileTypes,
         clock: Clock,
-        quota: Quota,
-        quotas: dict[str, int],
-        expire_s: float,
+        turns: UploadTurns,
+        limits: UploadLimits,
     ) -> None:
         self.counters = UploadCounters()
         self._store = store
@@ -99,9 +107,10 @@ class Receiving:
         self._finishing = finishing
         self._types = types
         self._clock = clock
-        self._quota = quota
-        self._quotas = quotas
-        self.expire_s = expire_s
+        self._turns = turns
+        self._quota = limits.quota
+        self._quotas = limits.quotas
+        self.expire_s = expire_s = limits.expire_s
 
         async def create(uploads: Sequence[Creating]) -> list[Created]:
             return await store.create(uploads, expire_s)
@@ -191,12 +200,15 @@ class Receiving:
         algorithm = None if checksum is None else checksum.algorithm
         appending = self._blobs.appending(hold.upload.draft, algorithm)
         most_bytes = taking.most_bytes if request.length_bytes is None else request.length_bytes
-        intake = _Intake(hold, most_bytes, appending, body, self._clock, progress=checksum is None)
+        intake = _Intake(
+            hold, most_bytes, appending, body, self._clock, self._turns, progress=checksum is None
+        )
         try:
             cut = await intake.run()
             if cut and checksum is not None:
                 raise self._broken_off(body)
-            pieces = await appending.flush(intake.left())
+            async with self._turns.turn():
+                pieces = await appending.flush(intake.left())
             if checksum is not None and appending.digest() != checksum.digest:
                 raise SyncError(
                     "checksum_mismatch", "the bytes are not what Upload-Checksum says: send them again"
@@ -291,12 +303,21 @@ class _Intake:
     """The bytes of one request on their way to the disk: one write is under way while the next gathers."""
 
     def __init__(
-        self, hold: Hold, most_bytes: int, appending: Appending, body: Body, clock: Clock, *, progress: bool
+        self,
+        hold: Hold,
+        most_bytes: int,
+        appending: Appending,
+        body: Body,
+        clock: Clock,
+        turns: UploadTurns,
+        *,
+        progress: bool,
     ) -> None:
         self._hold = hold
         self._appending = appending
         self._body = body
         self._clock = clock
+        self._turns = turns
         self._progress = progress
         self._blocks: list[bytes] = []
         self._waiting_bytes = 0
@@ -337,14 +358,19 @@ class _Intake:
         # All but the last goes ahead, which is written and made durable in one.
         if self._waiting_bytes >= _WRITE_BYTES and self.offset_bytes < self._most_offset_bytes:
             await self._written()
-            self._writing = asyncio.create_task(self._appending.write(self.left()))
+            self._writing = asyncio.create_task(self._write(self.left()))
+
+    async def _write(self, blocks: list[bytes]) -> None:
+        async with self._turns.turn():
+            await self._appending.write(blocks)
 
     async def _acknowledge(self) -> None:
         """Have what came kept, should this process be killed; with a checksum only the lease is renewed."""
         await self._written()
         pieces: Sequence[str] = ()
         if self._progress:
-            pieces = await self._appending.flush(self.left())
+            async with self._turns.turn():
+                pieces = await self._appending.flush(self.left())
         at_bytes = self.offset_bytes if self._progress else self._hold.upload.offset_bytes
         await self._hold.advance(at_bytes, pieces)
 

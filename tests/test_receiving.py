@@ -22,10 +22,11 @@ from engine.holding import Holds
 from engine.intake import Session
 from engine.jobs import Attached, Job
 from engine.ports import BusListener, BusState, Tenant
-from engine.receiving import BodyCutError, Checksum, Creation, Receiving
+from engine.receiving import BodyCutError, Checksum, Creation, Receiving, UploadLimits
 from engine.rows import Record
 from engine.upload_metadata import Described
 from engine.upload_store import Quota
+from engine.upload_turns import UploadTurns
 from engine.uploads import Append, Upload
 from storage.blobs import DirectoryBlobs
 from storage.pool import Database
@@ -86,9 +87,10 @@ class Process:
         store = PostgresUploads(self._database)
         self.holds = Holds(store, self.blobs, wire, clock, EXPIRE_S)
         finishing = Finishing(store, self.blobs, TYPES, NoRecords(), clock)
-        quota = Quota(10_000_000, 1000)
+        limits = UploadLimits(Quota(10_000_000, 1000), {}, EXPIRE_S)
+        turns = UploadTurns(lambda: 0, clock)
         self.receiving = Receiving(
-            store, self.blobs, self.holds, finishing, TYPES, clock, quota, {"small": 10}, EXPIRE_S
+            store, self.blobs, self.holds, finishing, TYPES, clock, turns, limits
         )
         self._running = asyncio.create_task(self.receiving.run())
 

@@ -28,11 +28,12 @@ from engine.intake import Intake, Session
 from engine.jobs import Answer
 from engine.messages import Sync
 from engine.ports import Tenant
-from engine.receiving import Creation, Receiving
+from engine.receiving import Creation, Receiving, UploadLimits
 from engine.upload_chores import UploadChores
 from engine.upload_cleanup import Swept, Tidied, UploadCleanup
 from engine.upload_metadata import Described
 from engine.upload_store import Quota
+from engine.upload_turns import UploadTurns
 from engine.uploads import Append, Upload
 from engine.waiting import settled
 from storage.blobs import DirectoryBlobs
@@ -86,8 +87,10 @@ class House:
         types = FileTypes(SETTINGS.uploads)
         self.holds = Holds(self.store, self.blobs, Wire([]), clock, EXPIRE_S)
         finishing = Finishing(self.store, self.blobs, types, self.committer, clock)
+        turns = UploadTurns(lambda: 0, clock)
+        limits = UploadLimits(Quota(1 << 30, 100), {}, EXPIRE_S)
         self.receiving = Receiving(
-            self.store, self.blobs, self.holds, finishing, types, clock, Quota(1 << 30, 100), {}, EXPIRE_S
+            self.store, self.blobs, self.holds, finishing, types, clock, turns, limits
         )
         self.cleanup = UploadCleanup(PostgresCleanup(self.database), self.blobs, self.committer, GRACE_S)
         self.chores = UploadChores(ClusterTurns(PostgresTurns(self.database), clock), self.cleanup)

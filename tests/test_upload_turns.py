@@ -1,0 +1,94 @@
+"""Chunks take turns: in their order, never more than there are, fewer while syncs come."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.upload_turns import ALONE, BESIDE_SYNCS, SYNCS_PER_S, UploadTurns
+
+
+class Site:
+    """Time and syncs that the test moves."""
+
+    def __init__(self) -> None:
+        self.time_s = 0.0
+        self.syncs = 0
+        self.turns = UploadTurns(lambda: self.syncs, self)
+
+    def now_us(self) -> int:
+        """Nobody asks."""
+        raise AssertionError
+
+    def monotonic_s(self) -> float:
+        """Give the time."""
+        return self.time_s
+
+    def passed(self, seconds: float, syncs_per_s: float) -> None:
+        """Let time pass with so many syncs."""
+        self.time_s += seconds
+        self.syncs += round(seconds * syncs_per_s)
+
+
+async def served(site: Site, asked: int) -> tuple[list[int], list[asyncio.Task[None]], asyncio.Event]:
+    """Have so many ask for a turn, and keep it until told to go; gives those who have theirs."""
+    having: list[int] = []
+    leave = asyncio.Event()
+
+    async def one(number: int) -> None:
+        async with site.turns.turn():
+            having.append(number)
+            await leave.wait()
+
+    tasks = [asyncio.create_task(one(number)) for number in range(asked)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return having, tasks, leave
+
+
+@pytest.mark.parametrize(
+    ("syncs_per_s", "most"), [(0, ALONE), (SYNCS_PER_S - 10, ALONE), (SYNCS_PER_S + 10, BESIDE_SYNCS)]
+)
+async def test_there_are_fewer_turns_while_syncs_come(syncs_per_s: float, most: int) -> None:
+    site = Site()
+    site.passed(1.0, syncs_per_s)
+    having, tasks, leave = await served(site, ALONE + 5)
+    assert having == list(range(most))
+    leave.set()
+    await asyncio.gather(*tasks)
+    assert having == list(range(ALONE + 5)), "who came first had it first"
+
+
+async def test_turns_come_back_when_no_more_syncs_come() -> None:
+    site = Site()
+    site.passed(1.0, 1000)
+    async with AsyncExitStack() as first:
+        await first.enter_async_context(site.turns.turn())
+        having, tasks, leave = await served(site, ALONE)
+        assert len(having) == BESIDE_SYNCS - 1
+        site.passed(1.0, 0)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert len(having) == ALONE
+    leave.set()
+    await asyncio.gather(*tasks)
+
+
+@given(st.lists(st.integers(0, 30), max_size=20))
+def test_a_turn_that_nobody_wants_any_more_is_the_next_ones(cancelled: list[int]) -> None:
+    async def run() -> None:
+        site = Site()
+        having, tasks, leave = await served(site, 31)
+        for number in cancelled:
+            tasks[number].cancel()
+        leave.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert {*having} >= {*range(31)} - {*cancelled}
+        assert site.turns._taken == 0
+        assert not site.turns._waiting
+
+    asyncio.run(run())

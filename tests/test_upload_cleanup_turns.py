@@ -22,7 +22,8 @@ from storage.cluster_turns import PostgresTurns
 from storage.pool import Database
 from tests.commands import Ended, Run, command
 from tests.services import execute, rows
-from tests.serving import Running
+from tests.serving import Running, Serve
+from tests.stalls import until
 from tests.tidying import House, house, text
 
 __all__ = ["command", "house"]
@@ -288,6 +289,30 @@ async def test_a_server_tells_of_uploads_in_its_metrics(server: Running) -> None
     ):
         assert f"tidemark_{name}" in told
     assert "tidemark_upload_abandonment_ratio" not in told, "without data nothing is said"
+
+
+async def test_servers_clean_up_by_themselves_and_each_tells_how_many_uploads_were_given_up(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.upload_chores._LOOK_S", 0.05)
+    servers = [await serve(), await serve()]
+    dsn = servers[0].dsn
+    execute(
+        dsn,
+        "INSERT INTO upload_session (tenant_id, upload_id, device_id, kind, metadata, reserved_bytes, state,"
+        " expires_at, ended_at) SELECT 1, gen_random_uuid(), 'd', 'whole', '', 0, state, now(),"
+        " CASE WHEN state <> 'open' THEN now() END"
+        " FROM unnest(ARRAY['attached', 'attached', 'attached', 'open']) AS state",
+        "UPDATE cluster_job SET began_at = 'epoch'",
+    )
+
+    async def told() -> bool:
+        pages = [(await server.get("/metrics")).body.decode() for server in servers]
+        return all("tidemark_upload_abandonment_ratio 0.25" in page for page in pages)
+
+    await until(told)
+    pages = [(await server.get("/metrics")).body.decode() for server in servers]
+    assert sorted("tidemark_uploads_expired_total 1.0" in page for page in pages) == [False, True]
 
 
 async def test_the_command_works_while_a_server_runs_and_others_keep_their_files(

@@ -92,7 +92,8 @@ def number(request: web.Request, name: str) -> int | None:
 
 def content_length(request: web.Request) -> int | None:
     """Tell how many bytes a body has, None where only its end tells."""
-    return None if "chunked" in request.headers.get("Transfer-Encoding", "") else request.content_length or 0
+    chunked = "chunked" in request.headers.get("Transfer-Encoding", "").lower()
+    return None if chunked else request.content_length or 0
 
 
 def answer(request: web.Request, headers: Mapping[str, str]) -> None:

@@ -172,6 +172,19 @@ async def test_a_cancelled_upload_is_gone(phone: Uploader, content: bytes) -> No
     assert (await phone.cancel(path)).verdict == (410, "upload_gone")
 
 
+@pytest.mark.parametrize("coding", ["chunked", "Chunked", "CHUNKED"])
+async def test_a_chunk_of_unknown_length_may_spell_its_coding_as_it_likes(
+    coding: str, shared: Running, phone: Uploader, content: bytes
+) -> None:
+    path = await phone.begun(len(content))
+    headers = TUS | phone.authorization | {"Upload-Offset": "0", "Content-Type": CHUNK}
+    async with wired(shared.url) as wire:
+        await wire.begin("PATCH", path, headers | {"Transfer-Encoding": coding})
+        await wire.send(f"{len(content):x}\r\n".encode() + content + b"\r\n0\r\n\r\n")
+        assert (await wire.answer()).status == 204
+    assert await phone.file(path) == content
+
+
 async def test_parts_become_one_file(phone: Uploader, content: bytes) -> None:
     parts = [content[:20_000], content[20_000:20_001], content[20_001:]]
     partial = {"upload_concat": "partial", "upload_metadata": None}

@@ -45,7 +45,8 @@ class Tus:
         size_bytes = _size_bytes(request)
         if size_bytes is not None and length_bytes is not None and length_bytes > size_bytes:
             raise SyncError("too_large", f"a body of {length_bytes} bytes, of an upload of {size_bytes}")
-        described = None if kind == "partial" else self._edge.described(parsed(metadata))
+        values = parsed(metadata)
+        described = None if kind == "partial" else self._edge.described(values)
         creation = Creation("part" if kind == "partial" else "whole", size_bytes, described, metadata)
         body = self._edge.body(request, session)
         upload = await self._edge.receiving.create(session, creation)

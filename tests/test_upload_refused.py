@@ -101,6 +101,16 @@ async def test_a_creation_is_refused(case: str, phone: Uploader) -> None:
     assert "Location" not in reply.headers
 
 
+@pytest.mark.parametrize("metadata", ["filename \udcff", "\udcff YQ==", "filename a%b=", "a YQ==,a YQ=="])
+async def test_what_a_part_says_of_itself_is_looked_at_as_well(
+    metadata: str, shared: Running, phone: Uploader
+) -> None:
+    headers = TUS | phone.authorization | {"Upload-Length": "1000", "Upload-Concat": "partial"}
+    async with wired(shared.url) as wire:
+        await wire.begin("POST", "/v1/uploads", headers | {"Upload-Metadata": metadata})
+        assert (await wire.answer()).verdict == UNFIT
+
+
 @pytest.mark.parametrize("version", [None, "0.2.2"])
 @pytest.mark.parametrize("method", ["PATCH", "DELETE", "HEAD"])
 async def test_another_version_of_tus_is_told_which_it_is(

@@ -60,11 +60,11 @@ class Wire:
         self._method = ""
 
     async def begin(self, method: str, path: str, headers: Mapping[str, str]) -> None:
-        """Send the head of a request."""
+        """Send the head of a request. Lone surrogates stand for bytes that are no UTF-8."""
         self._method = method
-        lines = [f"{method} {path} HTTP/1.1", f"Host: {self._host}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        await self.send("\r\n".join([*lines, "", ""]).encode())
+        all_headers = {"Host": self._host, **headers}
+        lines = [f"{method} {path} HTTP/1.1"] + [f"{name}: {value}" for name, value in all_headers.items()]
+        await self.send("\r\n".join([*lines, "", ""]).encode(errors="surrogateescape"))
 
     async def send(self, data: bytes) -> None:
         """Send bytes as they are."""

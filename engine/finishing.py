@@ -14,7 +14,7 @@ from engine.attachments import entry
 from engine.errors import SyncError
 from engine.file_types import FileTypes
 from engine.gathering import Gatherer, patiently
-from engine.holding import Hold, taken_over
+from engine.holding import Hold
 from engine.jobs import Attach, Attached, Outcome
 from engine.ports import Blobs, BlobsError, Clock
 from engine.upload_store import Stored, UploadStore
@@ -45,7 +45,7 @@ class Finishing:
         """Make a file of an upload that is held, and give it back.
 
         Raises SyncError ``checksum_mismatch`` or ``unsupported_type`` for one that came to nothing,
-        ``locked`` for one that was taken over.
+        ``upload_gone`` for one that was ended meanwhile.
         """
         upload = hold.upload
         ref = upload.ref
@@ -59,10 +59,10 @@ class Finishing:
             hold.released = True
             raise
         await self._blobs.publish(drafts, ref)
-        stored = await self._stored.ask(Stored(ref, hold.claim.holder, content.sha256, content_type))
+        stored = await self._stored.ask(Stored(ref, content.sha256, content_type))
         hold.released = True
         if not stored:
-            raise taken_over()
+            raise SyncError("upload_gone", "this upload has ended")
         for part in upload.parts:
             await self._drop(UploadRef(ref.tenant_id, part))
         file = {"state": "stored", "sha256": content.sha256, "content_type": content_type}
@@ -108,16 +108,13 @@ class Finishing:
         outcome = await self._settled(upload, entry(upload, now_us), now_us)
         if not isinstance(outcome, Attached) or outcome.state in ("waiting", "freed"):
             return upload
-        if outcome.state == "duplicate":
-            await self._remove(upload.ref)
         return msgspec.structs.replace(upload, state=outcome.state)
 
     async def free(self, upload: Upload) -> None:
-        """Take a file out of its record's entry, and remove it. Raises SyncError when that has to wait."""
+        """Free an upload, and its file if no duplicate needs it. Raises SyncError when that has to wait."""
         outcome = await self._settled(upload, None, self._clock.now_us())
         if isinstance(outcome, SyncError):
             raise outcome
-        await self._remove(upload.ref)
 
     async def _remove(self, ref: UploadRef) -> None:
         try:
@@ -126,6 +123,7 @@ class Finishing:
             _log.warning("file_left", tenant_id=ref.tenant_id, upload_id=ref.upload_id, reason=str(error))
 
     async def _settled(self, upload: Upload, attachment: bytes | None, now_us: int) -> Outcome:
+        """Have it committed what becomes of a file, and remove the bytes that nobody wants after it."""
         assert upload.domain is not None
         assert upload.record_id is not None
         job = Attach(
@@ -137,4 +135,7 @@ class Finishing:
             attachment,
             now_us,
         )
-        return await settled(self._jobs, job)
+        outcome = await settled(self._jobs, job)
+        if isinstance(outcome, Attached) and outcome.spare is not None:
+            await self._remove(UploadRef(upload.ref.tenant_id, outcome.spare))
+        return outcome

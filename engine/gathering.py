@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, Generic, TypeVar
 
-from engine.ports import StoreRetryError, StoreUnavailableError, StoreUnknownError
+from engine.ports import StorePoisonError, StoreRetryError, StoreUnavailableError, StoreUnknownError
 
 Asked = TypeVar("Asked")
 Given = TypeVar("Given")
@@ -29,34 +29,63 @@ class Gatherer(Generic[Asked, Given]):
         self._most = most
         self._waiting: list[tuple[Asked, asyncio.Future[Given]]] = []
         self._called = asyncio.Event()
+        self._ended = False
 
     async def ask(self, question: Asked) -> Given:
         """Wait for the answer to one question. Raises StoreError.
 
         What was asked is seen through also when nobody waits for it any more.
         """
+        if self._ended:
+            raise _ending()
         answer: asyncio.Future[Given] = asyncio.get_running_loop().create_future()
         self._waiting.append((question, answer))
         self._called.set()
         return await answer
 
     async def run(self) -> None:
-        """Answer until cancelled."""
-        while True:
-            await self._called.wait()
-            taken, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-            if not self._waiting:
-                self._called.clear()
-            try:
-                given = await patiently(partial(self._together, [question for question, _ in taken]))
-            except Exception as error:
-                for _, answer in taken:
-                    if not answer.done():
-                        answer.set_exception(error)
-                continue
-            for (_, answer), one in zip(taken, given, strict=True):
+        """Answer until cancelled; who asks after that is told so."""
+        taken: list[tuple[Asked, asyncio.Future[Given]]] = []
+        try:
+            while True:
+                await self._called.wait()
+                taken, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+                if not self._waiting:
+                    self._called.clear()
+                await self._answer(taken)
+                taken = []
+        finally:
+            self._ended = True
+            for _, answer in taken + self._waiting:
                 if not answer.done():
-                    answer.set_result(one)
+                    answer.set_exception(_ending())
+
+    async def _answer(self, taken: list[tuple[Asked, asyncio.Future[Given]]]) -> None:
+        """Answer a round. Where the store refuses a value each is asked alone: only the culprit fails."""
+        try:
+            given = await patiently(partial(self._together, [question for question, _ in taken]))
+        except StorePoisonError as error:
+            if len(taken) > 1:
+                for one in taken:
+                    await self._answer([one])
+            else:
+                _fail(taken, error)
+        except Exception as error:
+            _fail(taken, error)
+        else:
+            for (_, answer), one_given in zip(taken, given, strict=True):
+                if not answer.done():
+                    answer.set_result(one_given)
+
+
+def _fail(taken: list[tuple[Asked, asyncio.Future[Given]]], error: Exception) -> None:
+    for _, answer in taken:
+        if not answer.done():
+            answer.set_exception(error)
+
+
+def _ending() -> StoreUnavailableError:
+    return StoreUnavailableError("this process is ending")
 
 
 async def patiently(call: Callable[[], Awaitable[Given]]) -> Given:

@@ -96,7 +96,8 @@ class Holds:
             return await store.advance(advances, expire_s)
 
         self._advances = Gatherer(advance)
-        self._here: dict[UploadRef, Hold] = {}
+        #: By device as well: what another one asks is refused, and is in nobody's way.
+        self._here: dict[tuple[UploadRef, str], Hold] = {}
         self._name = uuid.uuid4().hex
         self._count = 0
 
@@ -113,11 +114,11 @@ class Holds:
                 hold.want()
                 await hold.ended.wait()
 
-    def wanted(self, ref: UploadRef) -> None:
-        """Bring the request that has an upload to its end, if it is here."""
-        hold = self._here.get(ref)
-        if hold is not None:
-            hold.want()
+    def wanted(self, ref: UploadRef, holder: str) -> None:
+        """Bring a request that has an upload to its end, if it is here and has not ended by now."""
+        for (held, _), hold in self._here.items():
+            if held == ref and hold.claim.holder == holder:
+                hold.want()
 
     @asynccontextmanager
     async def holding(self, ref: UploadRef, device_id: str) -> AsyncIterator[Hold]:
@@ -137,15 +138,16 @@ class Holds:
     @contextmanager
     def _alone(self, ref: UploadRef, device_id: str) -> Iterator[Hold]:
         """Be the one request of this process that wants an upload."""
-        if ref in self._here:
+        place = (ref, device_id)
+        if place in self._here:
             raise _locked()
         self._count += 1
         hold = Hold(Claim(ref, device_id, f"{self._name}-{self._count}"), self._advances)
-        self._here[ref] = hold
+        self._here[place] = hold
         try:
             yield hold
         finally:
-            del self._here[ref]
+            del self._here[place]
             hold.ended.set()
 
     async def _take(self, hold: Hold) -> None:
@@ -159,24 +161,26 @@ class Holds:
             hold.upload, hold.released = claimed.upload, False
             return
         upload = standing(None if claimed is None else claimed.upload, claim.device_id, self._clock.now_us())
-        if upload.let_lapse:
-            await self._seize(hold)
-        elif upload.state == "open":
+        if upload.joined_into is not None:
+            raise spent()
+        if upload.let_lapse and await self._seized(hold):
+            return
+        if upload.state == "open":
             raise _locked()
-        else:
-            hold.upload = upload
+        hold.upload = upload
 
-    async def _seize(self, hold: Hold) -> None:
-        """Take an upload from whoever has it. Raises SyncError, BlobsError."""
+    async def _seized(self, hold: Hold) -> bool:
+        """Take an upload from whoever has it, unless it is open no longer. Raises BlobsError, StoreError."""
         ref = hold.claim.ref
         upload = await patiently(lambda: self._store.seize(hold.claim))
         if upload is None:
-            raise SyncError("upload_gone", "this upload has ended")
+            return False
         hold.upload, hold.released = upload, False
         before = msgspec.structs.replace(upload.draft, generation=upload.generation - 1)
         with suppress(BlobMissingError):  # it is a file by now, and taken for one when it is finished
             await self._blobs.renew(before, upload.generation)
         _log.info("upload_seized", tenant_id=ref.tenant_id, upload_id=ref.upload_id)
+        return True
 
     async def freed(self, ref: UploadRef, device_id: str) -> Upload:
         """Give an upload that no request has, having ended the one that had it.
@@ -184,7 +188,7 @@ class Holds:
         Raises SyncError ``not_found``, ``upload_gone``.
         """
         upload = await self._found(ref, device_id)
-        here = self._here.get(ref)
+        here = self._here.get((ref, device_id))
         if here is not None:
             here.want()
             await here.ended.wait()
@@ -198,16 +202,20 @@ class Holds:
 
     async def _given_back(self, upload: Upload) -> Upload:
         """Have a request elsewhere give an upload back, or take it."""
-        ref = upload.ref
-        self._bus.wanted(ref.tenant_id, ref.upload_id)
-        ends_s = self._clock.monotonic_s() + (_FINISH_S if upload.complete else _GIVE_BACK_S)
-        while not upload.let_lapse and self._clock.monotonic_s() < ends_s:
+        ref, device_id = upload.ref, upload.device_id
+        assert upload.holder is not None
+        self._bus.wanted(ref.tenant_id, ref.upload_id, upload.holder)
+        began_s = self._clock.monotonic_s()
+        while not upload.let_lapse:
+            if self._clock.monotonic_s() >= began_s + (_FINISH_S if upload.complete else _GIVE_BACK_S):
+                break
             await asyncio.sleep(_LOOK_S)
-            upload = await self._found(ref, upload.device_id)
+            upload = await self._found(ref, device_id)
             if not upload.held:
                 return upload
-        with self._alone(ref, upload.device_id) as hold:
-            await self._seize(hold)
+        with self._alone(ref, device_id) as hold:
+            if not await self._seized(hold):
+                return await self._found(ref, device_id)
             await hold.advance(hold.upload.offset_bytes, release=True)
             return msgspec.structs.replace(hold.upload, held=False)
 
@@ -219,3 +227,8 @@ def taken_over() -> SyncError:
 
 def _locked() -> SyncError:
     return SyncError("locked", "another request is under way on this upload")
+
+
+def spent() -> SyncError:
+    """Make the refusal of what would change a part whose bytes are another upload's."""
+    return SyncError("forbidden", "this part was put together with others")

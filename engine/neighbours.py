@@ -33,8 +33,8 @@ class Sockets(Protocol):
 class UploadHolds(Protocol):
     """Who holds the uploads of this process's requests."""
 
-    def wanted(self, ref: UploadRef) -> None:
-        """Somebody waits for an upload."""
+    def wanted(self, ref: UploadRef, holder: str) -> None:
+        """Somebody waits for an upload that ``holder`` has."""
 
 
 class Neighbours:
@@ -62,9 +62,9 @@ class Neighbours:
         """Let an older connection of the device go."""
         self._sockets.opened_elsewhere(tenant_id, device_id, session_id, at_us)
 
-    def wanted(self, tenant_id: int, upload_id: str) -> None:
+    def wanted(self, tenant_id: int, upload_id: str, holder: str) -> None:
         """Let an upload go."""
-        self._uploads.wanted(UploadRef(tenant_id, upload_id))
+        self._uploads.wanted(UploadRef(tenant_id, upload_id), holder)
 
     def missed(self) -> None:
         """Look up everything that may have been missed."""

@@ -205,8 +205,8 @@ class BusListener(Protocol):
     def opened(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
         """A device connected to another process, at ``at_us`` by its clock."""
 
-    def wanted(self, tenant_id: int, upload_id: str) -> None:
-        """Another process waits for an upload that a request of this one may have."""
+    def wanted(self, tenant_id: int, upload_id: str, holder: str) -> None:
+        """Another process waits for an upload that ``holder`` has, which may be a request of this one."""
 
     def missed(self) -> None:
         """Anything may have happened without being told: when the bus goes, when it comes back."""
@@ -228,8 +228,8 @@ class Bus(Protocol):
     def opened(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
         """Tell that a device is connected here since ``at_us``."""
 
-    def wanted(self, tenant_id: int, upload_id: str) -> None:
-        """Ask whoever has an upload to give it back."""
+    def wanted(self, tenant_id: int, upload_id: str, holder: str) -> None:
+        """Ask the request that has an upload to give it back."""
 
     async def run(self, listener: BusListener) -> None:
         """Be on the bus until cancelled, coming back to it whenever it was lost. One's own is not heard."""

@@ -16,7 +16,7 @@ from engine.errors import SyncError
 from engine.file_types import FileTypes
 from engine.finishing import Finishing
 from engine.gathering import Gatherer, patiently
-from engine.holding import Hold, Holds, taken_over
+from engine.holding import Hold, Holds, spent, taken_over
 from engine.intake import Session
 from engine.ports import Appending, BlobMissingError, Blobs, Clock
 from engine.upload_metadata import Described
@@ -137,15 +137,20 @@ class Receiving:
             raise SyncError("invalid_message", "Upload-Length: a file has one byte at least")
         reserved_bytes = most_bytes if size_bytes is None else size_bytes
         upload = self._new(session, creation, reserved_bytes)
-        tenant_bytes = self._quotas.get(session.tenant.name, self._quota.tenant_bytes)
-        quota = msgspec.structs.replace(self._quota, tenant_bytes=tenant_bytes)
+        quota = self._quota_of(session)
         made = await self._creations.ask(Creating(upload, quota))
         if made == "tenant_full":
-            raise SyncError("quota_exceeded", f"the files of this tenant may have {tenant_bytes} bytes")
+            raise SyncError(
+                "quota_exceeded", f"the files of this tenant may have {quota.tenant_bytes} bytes"
+            )
         if made == "record_full":
-            raise SyncError("quota_exceeded", f"a record may have {quota.files_per_record} files")
+            raise _record_full(quota)
         self.counters.created += 1
         return upload
+
+    def _quota_of(self, session: Session) -> Quota:
+        tenant_bytes = self._quotas.get(session.tenant.name, self._quota.tenant_bytes)
+        return msgspec.structs.replace(self._quota, tenant_bytes=tenant_bytes)
 
     def _most_bytes(self, described: Described | None) -> int:
         if described is None:
@@ -270,7 +275,11 @@ class Receiving:
                 offset_bytes=size_bytes,
                 parts=tuple(parts),
             )
-            if not await patiently(lambda: self._store.join(upload, self.expire_s)):
+            creating = Creating(upload, self._quota_of(session))
+            made_new = await patiently(lambda: self._store.join(creating, self.expire_s))
+            if made_new == "record_full":
+                raise _record_full(creating.quota)
+            if made_new == "spent":
                 raise SyncError("invalid_message", "Upload-Concat: a part is named twice, or was used before")
             self.counters.created += 1
             joined = upload.ref.upload_id
@@ -292,11 +301,17 @@ class Receiving:
         """Give an upload up, or take its file away again. Raises SyncError."""
         ref = UploadRef(session.tenant.tenant_id, upload_id)
         upload = await self._holds.freed(ref, session.device_id)
+        if upload.joined_into is not None:
+            raise spent()
         if upload.state in FINISHED:
             await self._finishing.free(upload)
         elif not await self._finishing.discard(upload, None, "cancelled"):
             raise SyncError("upload_gone", "this upload has ended")
         self.counters.cancelled += 1
+
+
+def _record_full(quota: Quota) -> SyncError:
+    return SyncError("quota_exceeded", f"a record may have {quota.files_per_record} files")
 
 
 class _Intake:

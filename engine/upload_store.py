@@ -54,6 +54,10 @@ class Quota(msgspec.Struct, frozen=True):
 Created = Literal["created", "tenant_full", "record_full"]
 
 
+#: The same of one that is put together of parts, which may have been spent before.
+Joined = Literal["created", "record_full", "spent"]
+
+
 class Creating(msgspec.Struct, frozen=True):
     """An upload to be kept, within a quota."""
 
@@ -62,10 +66,9 @@ class Creating(msgspec.Struct, frozen=True):
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """An upload that its holder has made a file, and what that is."""
+    """An upload that was made a file, and what that is."""
 
     ref: UploadRef
-    holder: str
     sha256: str
     content_type: str
 
@@ -79,11 +82,11 @@ class UploadStore(Protocol):
     async def create(self, uploads: Sequence[Creating], expire_s: float) -> list[Created]:
         """Keep new uploads and reserve their bytes, those for which there is room."""
 
-    async def join(self, upload: Upload, expire_s: float) -> bool:
+    async def join(self, upload: Creating, expire_s: float) -> Joined:
         """Keep a new upload that is put together of parts, which are spent by it, all of them or none.
 
-        What the parts reserved becomes its own. False when one of them is not open, spent by now, or named
-        twice.
+        What the parts reserved becomes its own. ``spent`` when one of them is not open, spent by now, or
+        named twice.
         """
 
     async def find(self, ref: UploadRef) -> Upload | None:
@@ -99,7 +102,7 @@ class UploadStore(Protocol):
         """Move offsets; False for one whose holder is its holder no longer, and nothing was done."""
 
     async def store(self, stored: Sequence[Stored]) -> list[bool]:
-        """Note that uploads are files now, and give them back; False for one that another holds."""
+        """Note that uploads are files now, and give them back; False for one that has ended otherwise."""
 
     async def discard(self, ref: UploadRef, holder: str | None, state: State) -> bool:
         """End an open upload as ``state`` says and free what it reserved.

@@ -56,7 +56,8 @@ class RequestBody:
     def cut(self) -> None:
         """Have ``next`` raise BodyCutError, also if it waits by now."""
         self.was_cut = True
-        if self._waiting is not None:
+        # One that runs out just now takes no other time, and ends as well.
+        if self._waiting is not None and not self._waiting.expired():
             self._waiting.reschedule(asyncio.get_running_loop().time())
 
     def _invite(self) -> None:

@@ -117,10 +117,10 @@ class RedisBus:
             kept[tenant_id, device_id] = latest
         self._call()
 
-    def wanted(self, tenant_id: int, upload_id: str) -> None:
-        """Ask whoever has an upload to give it back."""
+    def wanted(self, tenant_id: int, upload_id: str, holder: str) -> None:
+        """Ask the request that has an upload to give it back."""
         if self._open:
-            self._wanted.append(Wanted(tenant_id, upload_id))
+            self._wanted.append(Wanted(tenant_id, upload_id, holder))
             self._call()
 
     def _call(self) -> None:

@@ -39,10 +39,11 @@ class Opened(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """An upload that a request somewhere waits for."""
+    """An upload that a request somewhere waits for, and the request that has it."""
 
     tenant_id: _Count
     upload_id: str
+    holder: str
 
 
 class News(msgspec.Struct, omit_defaults=True, frozen=True):

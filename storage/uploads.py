@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from engine.ports import StoreUnknownError
-from engine.upload_store import LEASE_S, Advance, Claim, Claimed, Created, Creating, Stored
+from engine.upload_store import LEASE_S, Advance, Claim, Claimed, Created, Creating, Joined, Stored
 from engine.uploads import State, Upload, UploadRef
 from storage.arrays import numbers, numbers_or_null, plain, texts
 from storage.pool import SERVER_MS, Database, Row, Session, Statement, Values
@@ -21,8 +21,8 @@ COLUMNS: Final = (
     "{0}.tenant_id, {0}.upload_id::text, {0}.device_id, {0}.user_id, {0}.kind, {0}.file_name,"
     " {0}.content_type, {0}.domain, {0}.record_id, {0}.metadata, {0}.size_bytes, {0}.reserved_bytes,"
     " {0}.offset_bytes, {0}.parts, {0}.joined_into::text, {0}.pieces, {0}.generation,"
-    " {0}.held_until IS NOT NULL, coalesce({0}.held_until < now(), false), {0}.wanted_sha256, {0}.sha256,"
-    " {0}.state,"
+    " {0}.holder, {0}.held_until IS NOT NULL, coalesce({0}.held_until < now(), false),"
+    " {0}.wanted_sha256, {0}.sha256, {0}.state,"
     " (extract(epoch FROM {0}.created_at) * 1000000)::bigint,"
     " (extract(epoch FROM {0}.expires_at) * 1000000)::bigint"
 )
@@ -65,20 +65,28 @@ _INSERT: Final = (
     " content_type, domain, record_id, metadata, size_bytes, reserved_bytes, offset_bytes, wanted_sha256,"
     f" expires_at) SELECT {_VALUES}"
 )
-#: What a tenant has reserved is a row of its own that is locked: two who create at once cannot both take
-#: the last of the room.
-_CREATE: Final = Statement(
-    "WITH files AS (SELECT count(*) AS n FROM upload_session WHERE tenant_id = %(tenant)s::int"
-    " AND domain = %(domain)s::text AND record_id = %(record)s::text"
-    " AND state IN ('open', 'stored', 'attached')), reserve AS (INSERT INTO tenant_storage AS s"
-    " (tenant_id, reserved_bytes) SELECT %(tenant)s::int, %(reserved)s::bigint FROM files"
-    " WHERE files.n < %(files)s::bigint AND %(reserved)s::bigint <= %(quota)s::bigint"
+#: What a tenant has reserved is a row of its own that is locked: two who create at once cannot both take the
+#: last of the room. An upload that is there already is one's own, of a first run whose outcome was not known.
+_RESERVE: Final = Statement(
+    "WITH mine AS (SELECT FROM upload_session WHERE tenant_id = %(tenant)s::int"
+    " AND upload_id = %(id)s::uuid), reserve AS (INSERT INTO tenant_storage AS s (tenant_id, reserved_bytes)"
+    " SELECT w.t, w.b FROM (SELECT %(tenant)s::int AS t, %(reserved)s::bigint AS b) AS w"
+    " WHERE w.b <= %(quota)s::bigint AND NOT EXISTS (SELECT FROM mine)"
     " ON CONFLICT (tenant_id) DO UPDATE SET reserved_bytes = s.reserved_bytes + excluded.reserved_bytes"
-    " WHERE s.reserved_bytes + excluded.reserved_bytes <= %(quota)s::bigint RETURNING s.tenant_id),"
-    f" made AS ({_INSERT} FROM reserve RETURNING upload_id)"
-    " SELECT (SELECT count(*) FROM made), n FROM files"
+    " WHERE s.reserved_bytes + excluded.reserved_bytes <= %(quota)s::bigint RETURNING 1)"
+    " SELECT (SELECT count(*) FROM mine), (SELECT count(*) FROM reserve)"
 )
-_JOIN: Final = Statement(_INSERT)
+_RETURN: Final = Statement(
+    "UPDATE tenant_storage SET reserved_bytes = reserved_bytes - %(reserved)s::bigint"
+    " WHERE tenant_id = %(tenant)s::int"
+)
+_LOCK: Final = Statement("SELECT FROM tenant_storage WHERE tenant_id = %(tenant)s::int FOR NO KEY UPDATE")
+#: Counted behind that lock, in a statement of its own: one that waits counts as of before its wait.
+_MAKE: Final = Statement(
+    f"{_INSERT} WHERE (SELECT count(*) FROM upload_session WHERE tenant_id = %(tenant)s::int"
+    " AND domain = %(domain)s::text AND record_id = %(record)s::text"
+    " AND state IN ('open', 'stored', 'attached', 'lent')) < %(files)s::bigint RETURNING 1"
+)
 _SPEND: Final = Statement(
     "UPDATE upload_session SET joined_into = %(id)s::uuid, reserved_bytes = 0, updated_at = now()"
     " WHERE tenant_id = %(tenant)s::int AND upload_id = ANY(%(spent)s::uuid[]) AND kind = 'part'"
@@ -88,9 +96,10 @@ _CLAIM: Final = Statement(
     "WITH w AS (SELECT * FROM unnest(%(tenants)s::int[], %(ids)s::uuid[], %(devices)s::text[],"
     " %(holders)s::text[]) AS w(t, i, d, h)), c AS (UPDATE upload_session AS u SET holder = w.h,"
     f" held_until = now() + interval '{LEASE_S} seconds' FROM w WHERE u.tenant_id = w.t AND u.upload_id = w.i"
-    " AND u.device_id = w.d AND u.state = 'open' AND (u.held_until IS NULL OR u.holder = w.h)"
-    f" RETURNING {COLUMNS.format('u')}, true)"
-    f" SELECT * FROM c UNION ALL SELECT {COLUMNS.format('u')}, false"
+    " AND u.device_id = w.d AND u.state = 'open' AND u.joined_into IS NULL"
+    " AND (u.held_until IS NULL OR u.holder = w.h)"
+    f" RETURNING {COLUMNS.format('u')})"
+    f" SELECT * FROM c UNION ALL SELECT {COLUMNS.format('u')}"
     " FROM w CROSS JOIN LATERAL (SELECT * FROM upload_session WHERE tenant_id = w.t AND upload_id = w.i"
     " LIMIT 1) AS u WHERE NOT EXISTS (SELECT FROM c WHERE c.tenant_id = w.t AND c.upload_id = w.i::text)"
 )
@@ -98,8 +107,10 @@ _SEIZE: Final = Statement(
     "UPDATE upload_session AS u SET generation = u.generation + (u.holder IS DISTINCT FROM %(holder)s)::int,"
     f" holder = %(holder)s, held_until = now() + interval '{LEASE_S} seconds'"
     " WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid AND u.device_id = %(device)s::text"
-    f" AND u.state = 'open' RETURNING {COLUMNS.format('u')}"
+    f" AND u.state = 'open' AND u.joined_into IS NULL RETURNING {COLUMNS.format('u')}"
 )
+#: One that comes late, because its connection broke and it was asked again, moves nothing back and holds
+#: nothing that was given back by then.
 _ADVANCE: Final = Statement(
     "UPDATE upload_session AS u SET offset_bytes = w.o, size_bytes = coalesce(w.s, u.size_bytes),"
     " pieces = w.p, updated_at = now(), expires_at = now() + %(expire)s::float8 * interval '1 second',"
@@ -107,29 +118,32 @@ _ADVANCE: Final = Statement(
     " FROM unnest(%(tenants)s::int[], %(ids)s::uuid[], %(holders)s::text[], %(offsets)s::bigint[],"
     " %(sizes)s::bigint[], %(pieces)s::text[], %(releases)s::bool[]) AS w(t, i, h, o, s, p, r)"
     " WHERE u.tenant_id = w.t AND u.upload_id = w.i AND u.holder = w.h AND u.state = 'open'"
+    " AND u.offset_bytes <= w.o AND (u.held_until IS NOT NULL OR w.r AND u.offset_bytes = w.o)"
     " RETURNING u.tenant_id, u.upload_id::text"
 )
-#: What is reserved for it beyond its size is given back; so are the parts, whose bytes are in it.
+#: Whoever has it by now: the bytes of an upload that has all of them do not change, so that two who make a
+#: file of it make the same. What is reserved beyond its size is given back, and its parts are spent.
 _STORE: Final = Statement(
     "WITH stored AS (UPDATE upload_session AS u SET state = 'stored', sha256 = %(sha256)s::text,"
     " content_type = coalesce(%(type)s::text, u.content_type), held_until = NULL, pieces = '',"
     " updated_at = now(), ended_at = now(), reserved_bytes = u.offset_bytes"
     " FROM (SELECT reserved_bytes FROM upload_session"
     " WHERE tenant_id = %(tenant)s::int AND upload_id = %(id)s::uuid) AS before"
-    " WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid AND u.holder = %(holder)s::text"
-    " AND u.state = 'open' RETURNING u.tenant_id, before.reserved_bytes - u.offset_bytes AS spare),"
+    " WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid"
+    " AND u.offset_bytes = u.size_bytes AND u.state = 'open'"
+    " RETURNING u.tenant_id, before.reserved_bytes - u.offset_bytes AS spare),"
     " spent AS (UPDATE upload_session SET state = 'joined', updated_at = now(), ended_at = now() FROM stored"
     " WHERE upload_session.tenant_id = %(tenant)s::int AND joined_into = %(id)s::uuid AND state = 'open'),"
     " freed AS (UPDATE tenant_storage AS s SET reserved_bytes = greatest(0, s.reserved_bytes - stored.spare)"
     " FROM stored WHERE s.tenant_id = stored.tenant_id AND stored.spare <> 0)"
     " SELECT 1 FROM stored UNION ALL SELECT 1 FROM upload_session WHERE tenant_id = %(tenant)s::int"
-    " AND upload_id = %(id)s::uuid AND holder = %(holder)s::text"
-    " AND state IN ('stored', 'attached', 'duplicate')"
+    " AND upload_id = %(id)s::uuid AND state IN ('stored', 'attached', 'duplicate')"
 )
 _DISCARD: Final = Statement(
     "WITH ended AS (UPDATE upload_session AS u SET state = %(state)s::text, held_until = NULL, pieces = '',"
     " updated_at = now(), ended_at = now() WHERE u.tenant_id = %(tenant)s::int AND u.state = 'open'"
-    " AND (u.upload_id = %(id)s::uuid AND (%(holder)s::text IS NULL OR u.holder = %(holder)s::text)"
+    " AND (u.upload_id = %(id)s::uuid AND u.joined_into IS NULL"
+    " AND (%(holder)s::text IS NULL OR u.holder = %(holder)s::text)"
     " OR u.joined_into = %(id)s::uuid AND EXISTS (SELECT FROM upload_session AS whole"
     " WHERE whole.tenant_id = %(tenant)s::int AND whole.upload_id = %(id)s::uuid AND whole.state = 'open'"
     " AND (%(holder)s::text IS NULL OR whole.holder = %(holder)s::text)))"
@@ -137,7 +151,8 @@ _DISCARD: Final = Statement(
     " SET reserved_bytes = greatest(0, s.reserved_bytes - w.b)"
     " FROM (SELECT tenant_id, sum(reserved_bytes) AS b FROM ended GROUP BY tenant_id) AS w"
     " WHERE s.tenant_id = w.tenant_id)"
-    " SELECT 1 FROM ended WHERE upload_id = %(id)s::uuid"
+    " SELECT 1 FROM ended WHERE upload_id = %(id)s::uuid UNION ALL SELECT 1 FROM upload_session"
+    " WHERE tenant_id = %(tenant)s::int AND upload_id = %(id)s::uuid AND state = %(state)s::text"
 )
 
 
@@ -154,28 +169,26 @@ class PostgresUploads:
         outcomes: dict[int, Created] = {}
         async with self._transaction() as session:
             for index in order:
-                upload, quota = uploads[index].upload, uploads[index].quota
-                values = _inserted(upload, expire_s) | {
-                    "quota": str(quota.tenant_bytes),
-                    "files": str(quota.files_per_record),
-                }
-                ((made, files),) = await session.run_prepared("", (_CREATE,), "", values)
-                full: Created = "record_full" if files >= quota.files_per_record else "tenant_full"
-                outcomes[index] = "created" if made else full
+                outcomes[index] = await _created(session, uploads[index], expire_s)
         return [outcomes[index] for index in range(len(uploads))]
 
-    async def join(self, upload: Upload, expire_s: float) -> bool:
+    async def join(self, upload: Creating, expire_s: float) -> Joined:
         """Keep an upload that is put together, and spend its parts."""
-        values = _inserted(upload, expire_s)
-        values["spent"] = plain(upload.parts)
-        with suppress(_SpentError):
+        values = _inserted(upload, expire_s) | {"spent": plain(upload.upload.parts)}
+        joined: Joined = "created"
+        with suppress(_UndoneError):
             async with self._transaction() as session:
-                await session.run_prepared("", (_JOIN,), "", values)
+                await session.run_prepared("", (_LOCK,), "", values)
+                if await session.run_prepared("", (_FIND,), "", values):
+                    return "created"
+                if not await session.run_prepared("", (_MAKE,), "", values):
+                    joined = "record_full"
+                    raise _UndoneError
                 spent = await session.run_prepared("", (_SPEND,), "", values)
-                if len(spent) != len(upload.parts):
-                    raise _SpentError
-            return True
-        return False
+                if len(spent) != len(upload.upload.parts):
+                    joined = "spent"
+                    raise _UndoneError
+        return joined
 
     async def find(self, ref: UploadRef) -> Upload | None:
         """Find an upload."""
@@ -190,11 +203,13 @@ class PostgresUploads:
             "devices": texts(one.device_id for one in claims),
             "holders": plain(one.holder for one in claims),
         }
-        found = {}
-        for row in await self._run(_CLAIM, values, _SETTINGS_OF_CLAIMS):
-            upload = decode_upload(row)
-            found[upload.ref] = Claimed(upload, row[-1])
-        return [found.get(one.ref) for one in claims]
+        rows = await self._run(_CLAIM, values, _SETTINGS_OF_CLAIMS)
+        found = {upload.ref: upload for upload in map(decode_upload, rows)}
+        return [
+            None if upload is None else Claimed(upload, upload.held and upload.holder == one.holder)
+            for one in claims
+            for upload in [found.get(one.ref)]
+        ]
 
     async def seize(self, claim: Claim) -> Upload | None:
         """Take an upload from whoever has it."""
@@ -204,6 +219,7 @@ class PostgresUploads:
 
     async def advance(self, advances: Sequence[Advance], expire_s: float) -> list[bool]:
         """Move offsets."""
+        asked, advances = advances, list({one.ref: one for one in advances}.values())
         values = {
             "tenants": numbers(one.ref.tenant_id for one in advances),
             "ids": plain(one.ref.upload_id for one in advances),
@@ -215,18 +231,14 @@ class PostgresUploads:
             "expire": str(expire_s),
         }
         moved = {(row[0], row[1].replace("-", "")) for row in await self._run(_ADVANCE, values)}
-        return [(one.ref.tenant_id, one.ref.upload_id) in moved for one in advances]
+        return [(one.ref.tenant_id, one.ref.upload_id) in moved for one in asked]
 
     async def store(self, stored: Sequence[Stored]) -> list[bool]:
         """Note that uploads are files."""
         done = {}
         async with self._transaction() as session:
             for one in sorted(stored, key=lambda one: one.ref.tenant_id):
-                values = _named(one.ref) | {
-                    "holder": one.holder,
-                    "sha256": one.sha256,
-                    "type": one.content_type,
-                }
+                values = _named(one.ref) | {"sha256": one.sha256, "type": one.content_type}
                 done[one.ref] = bool(await session.run_prepared("", (_STORE,), "", values))
         return [done[one.ref] for one in stored]
 
@@ -251,8 +263,8 @@ class PostgresUploads:
             _check(session)
 
 
-class _SpentError(Exception):
-    """A part was used before."""
+class _UndoneError(Exception):
+    """A transaction is given up."""
 
 
 def _check(session: Session) -> None:
@@ -264,8 +276,24 @@ def _named(ref: UploadRef) -> dict[str, object]:
     return {"tenant": str(ref.tenant_id), "id": ref.upload_id}
 
 
-def _inserted(upload: Upload, expire_s: float) -> dict[str, object]:
+async def _created(session: Session, creating: Creating, expire_s: float) -> Created:
+    values = _inserted(creating, expire_s)
+    ((mine, reserved),) = await session.run_prepared("", (_RESERVE,), "", values)
+    if mine:
+        return "created"
+    if not reserved:
+        return "tenant_full"
+    if await session.run_prepared("", (_MAKE,), "", values):
+        return "created"
+    await session.run_prepared("", (_RETURN,), "", values)
+    return "record_full"
+
+
+def _inserted(creating: Creating, expire_s: float) -> dict[str, object]:
+    upload, quota = creating.upload, creating.quota
     return _named(upload.ref) | {
+        "quota": str(quota.tenant_bytes),
+        "files": str(quota.files_per_record),
         "device": upload.device_id,
         "user": upload.user,
         "kind": upload.kind,
@@ -302,13 +330,14 @@ def decode_upload(row: Row) -> Upload:
         joined_into=None if row[14] is None else row[14].replace("-", ""),
         pieces=_names(row[15]),
         generation=row[16],
-        held=row[17],
-        let_lapse=row[18],
-        wanted_sha256=row[19],
-        sha256=row[20],
-        state=row[21],
-        created_at_us=row[22],
-        expires_at_us=row[23],
+        holder=row[17],
+        held=row[18],
+        let_lapse=row[19],
+        wanted_sha256=row[20],
+        sha256=row[21],
+        state=row[22],
+        created_at_us=row[23],
+        expires_at_us=row[24],
     )
 
 

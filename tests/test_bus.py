@@ -58,9 +58,9 @@ class Place:
         """Note it."""
         self._note("opened", tenant_id, device_id, session_id, at_us)
 
-    def wanted(self, tenant_id: int, upload_id: str) -> None:
+    def wanted(self, tenant_id: int, upload_id: str, holder: str) -> None:
         """Note it."""
-        self._note("wanted", tenant_id, upload_id)
+        self._note("wanted", tenant_id, upload_id, holder)
 
     def missed(self) -> None:
         """Note it."""

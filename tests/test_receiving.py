@@ -27,7 +27,7 @@ from engine.rows import Record
 from engine.upload_metadata import Described
 from engine.upload_store import Quota
 from engine.upload_turns import UploadTurns
-from engine.uploads import Append, Upload
+from engine.uploads import Append, Upload, UploadRef
 from storage.blobs import DirectoryBlobs
 from storage.pool import Database
 from storage.tenancy import PostgresTenancy
@@ -63,12 +63,10 @@ class Wire:
     def opened(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
         """Nobody here has connections."""
 
-    def wanted(self, tenant_id: int, upload_id: str) -> None:
+    def wanted(self, tenant_id: int, upload_id: str, holder: str) -> None:
         """Tell all, the one who asks as well: it has nothing to give back."""
         for process in self._processes if self.up else ():
-            for hold in list(process.holds._here.values()):
-                if hold.claim.ref.upload_id == upload_id and hold.claim.ref.tenant_id == tenant_id:
-                    hold.want()
+            process.holds.wanted(UploadRef(tenant_id, upload_id), holder)
 
     async def run(self, listener: BusListener) -> None:
         """Nothing has to run."""

@@ -14,6 +14,7 @@ from engine.errors import SyncError
 from engine.jobs import Job
 from engine.ports import BlobsError
 from engine.upload_cleanup import Abandonment, Tidied, UploadCleanup
+from engine.upload_store import Creating, Quota
 from engine.uploads import Append, State, UploadRef
 from storage.blobs import DirectoryBlobs
 from storage.upload_cleanup import PostgresCleanup
@@ -123,7 +124,7 @@ async def test_parts_expire_with_what_they_were_put_together_to_and_never_before
         offset_bytes=20,
         reserved_bytes=600,
     )
-    assert await house.store.join(whole, EXPIRE_S)
+    assert await house.store.join(Creating(whole, Quota(1 << 30, 100)), EXPIRE_S) == "created"
     assert (await house.tidied()).expired == 0
     assert [house.state(one) for one in (whole, *spent)] == ["open"] * 3
     execute(house.dsn, "UPDATE upload_session SET expires_at = now() - interval '1 s' WHERE kind = 'joined'")

@@ -38,6 +38,7 @@ CREATE TABLE upload_session (
 CREATE INDEX upload_session_by_record ON upload_session (tenant_id, domain, record_id);
 CREATE INDEX upload_session_waiting ON upload_session (tenant_id, domain, record_id) WHERE state = 'stored';
 CREATE INDEX upload_session_open ON upload_session (tenant_id, upload_id) WHERE state = 'open';
+CREATE INDEX upload_session_joined ON upload_session (tenant_id, joined_into) WHERE joined_into IS NOT NULL;
 
 -- What a tenant's uploads and files take up, and how many devices' uploads are open.
 CREATE TABLE tenant_storage (

@@ -1,0 +1,85 @@
+"""Many questions as one: in their order, again after a lost connection, and never waiting for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from engine.gathering import Gatherer
+from engine.ports import StorePoisonError, StoreRetryError, StoreUnavailableError
+
+
+class Oracle:
+    """Doubles numbers; refuses negative ones, and fails as often as it is told to."""
+
+    def __init__(self) -> None:
+        self.rounds: list[list[int]] = []
+        self.failures = 0
+        self.asked = asyncio.Event()
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def __call__(self, asked: Sequence[int]) -> list[int]:
+        """Answer a round."""
+        self.rounds.append(list(asked))
+        self.asked.set()
+        await self.open.wait()
+        if self.failures:
+            self.failures -= 1
+            raise StoreRetryError("again")
+        if any(one < 0 for one in asked):
+            raise StorePoisonError("negative")
+        return [2 * one for one in asked]
+
+
+@asynccontextmanager
+async def gathering(oracle: Oracle, most: int = 200) -> AsyncIterator[Gatherer[int, int]]:
+    gatherer = Gatherer(oracle, most)
+    running = asyncio.create_task(gatherer.run())
+    yield gatherer
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def test_what_is_asked_while_a_round_is_under_way_goes_together() -> None:
+    oracle = Oracle()
+    oracle.open.clear()
+    async with gathering(oracle, 3) as gatherer:
+        first = asyncio.create_task(gatherer.ask(1))
+        await oracle.asked.wait()
+        others = [asyncio.create_task(gatherer.ask(number)) for number in range(2, 7)]
+        await asyncio.sleep(0)
+        oracle.open.set()
+        assert await asyncio.gather(first, *others) == [2, 4, 6, 8, 10, 12]
+    assert oracle.rounds == [[1], [2, 3, 4], [5, 6]]
+
+
+async def test_a_round_is_asked_again_when_its_outcome_is_not_known() -> None:
+    oracle = Oracle()
+    oracle.failures = 2
+    async with gathering(oracle) as gatherer:
+        assert await gatherer.ask(4) == 8
+    assert oracle.rounds == [[4]] * 3
+
+
+async def test_who_asks_what_cannot_be_asked_fails_alone() -> None:
+    async with gathering(Oracle()) as gatherer:
+        asked = [gatherer.ask(number) for number in (1, -1, 2)]
+        one, refused, two = await asyncio.gather(*asked, return_exceptions=True)
+    assert (one, two) == (2, 4)
+    assert isinstance(refused, StorePoisonError)
+
+
+async def test_nobody_waits_for_an_answer_that_does_not_come() -> None:
+    oracle = Oracle()
+    oracle.open.clear()
+    async with gathering(oracle, 1) as gatherer:
+        waiting = [asyncio.create_task(gatherer.ask(number)) for number in range(3)]
+        await oracle.asked.wait()
+    for failed in await asyncio.gather(*waiting, return_exceptions=True):
+        assert isinstance(failed, StoreUnavailableError)
+    with pytest.raises(StoreUnavailableError):
+        await gatherer.ask(9)

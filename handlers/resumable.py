@@ -9,8 +9,10 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from email.message import Message
 from typing import Final
+from urllib.parse import unquote
 
 import msgspec
 from aiohttp import web
@@ -29,6 +31,7 @@ _COMPLETE: Final = "Upload-Complete"
 _INCOMPLETE: Final = "Upload-Incomplete"
 _PARTIAL: Final = "application/partial-upload"
 _SHA256: Final = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]+=*):")
+_EXTENDED_NAME: Final = re.compile(r";\s*filename\*\s*=\s*utf-8'[^']*'([^;\s]+)", re.IGNORECASE)
 _NEWEST: Final = 9
 #: Refusals that the draft has a type of problem for, from which version on.
 _PROBLEMS: Final = {
@@ -75,7 +78,8 @@ class Resumable:
         location = _location(request, upload)
         answer(request, {"Location": location} | self._standing(version, upload))
         if version in VERSIONS:
-            await _interim(request, {_VERSION: str(version), "Location": location} | self._limits(version))
+            limits = self._limits(version, upload)
+            await _interim(request, {_VERSION: str(version), "Location": location} | limits)
         if completes or request.can_read_body:
             append = Append(0, length_bytes, size_bytes, completes)
             appended = self._edge.receiving.append(
@@ -91,10 +95,7 @@ class Resumable:
         """Say where an upload stands."""
         version = _version(request)
         session = await self._edge.session(request)
-        if version < 7:
-            for name in ("Upload-Offset", _COMPLETE, _INCOMPLETE):
-                if name in request.headers:
-                    raise SyncError("malformed", f"{name}: not in a question for the offset")
+        _check_brings_nothing(request, version)
         upload = await self._edge.receiving.find(session, upload_id(request.match_info["upload_id"]))
         headers = self._standing(version, upload) | {"Cache-Control": "no-store"}
         if upload.size_bytes is not None:
@@ -128,22 +129,26 @@ class Resumable:
 
     async def delete(self, request: web.Request) -> web.Response:
         """Give an upload up, or take its file away."""
-        _version(request)
+        version = _version(request)
         session: Session = await self._edge.session(request)
+        _check_brings_nothing(request, version)
         await self._edge.receiving.cancel(session, upload_id(request.match_info["upload_id"]))
         return web.Response(status=204)
 
     def _standing(self, version: int, upload: Upload) -> dict[str, str]:
         finished = upload.state != "open"
-        headers = {"Upload-Offset": str(upload.offset_bytes)} | self._limits(version)
+        headers = {"Upload-Offset": str(upload.offset_bytes)} | self._limits(version, upload)
         return headers | _told(version, complete=finished)
 
-    def _limits(self, version: int) -> dict[str, str]:
+    def _limits(self, version: int, upload: Upload) -> dict[str, str]:
         if version < 6:
             return {}
         age = "expires" if version == 6 else "max-age"
         expire_s = int(self._edge.receiving.expire_s)
-        return {"Upload-Limit": f"max-size={self._edge.types.largest_bytes}, {age}={expire_s}"}
+        types = self._edge.types
+        content_type = upload.content_type
+        most_bytes = types.largest_bytes if content_type is None else types.most_bytes(content_type)
+        return {"Upload-Limit": f"max-size={most_bytes}, {age}={expire_s}"}
 
     def _refused(self, request: web.Request, version: int, error: SyncError) -> web.Response:
         """Answer a refusal of an upload that is there. Raises it where the draft has no words of its own."""
@@ -152,10 +157,10 @@ class Resumable:
         if "offset" in error.details:
             headers["Upload-Offset"] = str(error.details["offset"])
         answer(request, headers)
-        return _problem(version, error)
+        return _problem(version, error, number(request, "Upload-Offset"))
 
 
-def _problem(version: int, error: SyncError) -> web.Response:
+def _problem(version: int, error: SyncError, provided: int | None = None) -> web.Response:
     since, kind = _PROBLEMS.get(error.code, (_NEWEST + 1, ""))
     if version < since:
         raise error
@@ -168,6 +173,7 @@ def _problem(version: int, error: SyncError) -> web.Response:
     }
     if error.code == "offset_mismatch":
         problem["expected-offset"] = error.details["offset"]
+        problem["provided-offset"] = provided
     return web.Response(
         body=msgspec.json.encode(problem),
         status=http_status(error),
@@ -191,6 +197,14 @@ def _told(version: int, *, complete: bool) -> dict[str, str]:
     return {_COMPLETE: "?1" if complete else "?0"}
 
 
+def _check_brings_nothing(request: web.Request, version: int) -> None:
+    """Refuse what older drafts do not let a request say that brings no bytes. Raises SyncError."""
+    if version < 7:
+        for name in ("Upload-Offset", _COMPLETE, _INCOMPLETE):
+            if name in request.headers:
+                raise SyncError("malformed", f"{name}: not in a request that brings no bytes")
+
+
 def _completes(request: web.Request, version: int, *, absent: bool | None = None) -> bool:
     """Whether the upload ends with this request. Raises SyncError where nothing says so that must."""
     name = _INCOMPLETE if version == 3 else _COMPLETE
@@ -207,9 +221,7 @@ def _values(request: web.Request) -> dict[str, str]:
     values: dict[str, str] = {}
     if "Content-Type" in request.headers:
         values["filetype"] = request.content_type
-    disposition = Message()
-    disposition["Content-Disposition"] = request.headers.get("Content-Disposition", "")
-    name = disposition.get_filename()
+    name = _file_name(request.headers.get("Content-Disposition", ""))
     if name:
         values["filename"] = name
     digest = _SHA256.search(request.headers.get("Repr-Digest", ""))
@@ -219,6 +231,17 @@ def _values(request: web.Request) -> dict[str, str]:
         if values.setdefault("sha256", sha256).lower() != sha256:
             raise SyncError("malformed", "Repr-Digest: another SHA-256 than that of Upload-Metadata")
     return values
+
+
+def _file_name(disposition: str) -> str | None:
+    """Read a file's name; where it stands there twice, that which may have any character (RFC 6266, 4.3)."""
+    extended = _EXTENDED_NAME.search(disposition)
+    if extended is not None:
+        with suppress(UnicodeDecodeError):
+            return unquote(extended[1], errors="strict")
+    message = Message()
+    message["Content-Disposition"] = disposition
+    return message.get_filename()
 
 
 def _digest(request: web.Request) -> Checksum | None:

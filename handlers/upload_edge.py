@@ -102,8 +102,9 @@ def answer(request: web.Request, headers: Mapping[str, str]) -> None:
 
 
 async def with_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Give an answer the headers that were noted for it."""
-    response.headers.update(request.get(ANSWER, {}))
+    """Give an answer the headers that were noted for it, and that it has not by itself."""
+    for name, value in request.get(ANSWER, {}).items():
+        response.headers.setdefault(name, value)
 
 
 def expiry(upload: Upload) -> dict[str, str]:

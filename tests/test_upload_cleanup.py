@@ -293,7 +293,7 @@ async def test_what_came_to_nothing_is_forgotten_after_a_week(house: House) -> N
     execute(house.dsn, later)
     assert (await house.tidied(WEEK_H + 1)).forgotten == 5
     left = {state for state, one in uploads.items() if house.state(one) is not None}
-    assert left == {"open", "stored", "attached", "duplicate"}
+    assert left == {"open", "stored", "attached", "lent", "duplicate"}
 
 
 # -- as a whole -------------------------------------------------------------------------------

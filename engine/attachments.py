@@ -49,14 +49,13 @@ def attach(job: Attach, working: Working) -> Attached:
     row = working.records.get(key)
     state = working.uploads.get(ref)
     if state not in FINISHED:
-        return Attached("freed", None)
+        return Attached("freed", None, job.upload_id if state == "freed" else None)
     if job.entry is None and job.unless_alive and row is not None and row.data is not None:
         return _left_alone(state)
     if job.entry is None:
-        working.move(ref, "freed")
-        return Attached("freed", None if row is None else _taken_out(job.upload_id, key, row, working))
+        return _freed(ref, key, row, working)
     if state == "duplicate":  # of its own bytes nothing may be left
-        return Attached("duplicate", None)
+        return Attached("duplicate", None, job.upload_id)
     files = [] if row is None else _files(row)
     if row is not None and any(file.file_id == job.upload_id for file in files):
         return Attached("attached", row.seq)
@@ -65,7 +64,7 @@ def attach(job: Attach, working: Working) -> Attached:
     own = msgspec.json.decode(job.entry, type=Attachment)
     if any(file.filename == own.filename and file.sha256 == own.sha256 for file in files):
         working.move(ref, "duplicate")
-        return Attached("duplicate", None)
+        return Attached("duplicate", None, job.upload_id)
     standing = row.attachments[:-1] + b"," if row.attachments and files else b"["
     seq = _put(key, row, standing + job.entry + b"]", working)
     working.move(ref, "attached")
@@ -76,6 +75,26 @@ def _left_alone(state: State | None) -> Attached:
     if state == "stored":
         return Attached("waiting", None)
     return Attached("duplicate" if state == "duplicate" else "attached", None)
+
+
+def _freed(ref: UploadRef, key: RecordKey, row: Record | None, working: Working) -> Attached:
+    """Free an upload for its device. The file stays while another that was acknowledged stands for it.
+
+    Its bytes are those of the first of them, whichever leaves last.
+    """
+    states = working.uploads
+    others = working.twins.get(ref, ())
+    holder = next((one for one in (ref, *others) if states[one] in ("attached", "lent")), None)
+    shared = any(states[one] in ("attached", "duplicate") for one in others)
+    if shared and holder == ref:
+        working.move(ref, "lent")
+        return Attached("freed", None)
+    working.move(ref, "freed")
+    if shared or holder is None:
+        return Attached("freed", None, ref.upload_id)
+    working.move(holder, "freed")
+    seq = None if row is None else _taken_out(holder.upload_id, key, row, working)
+    return Attached("freed", seq, holder.upload_id)
 
 
 def _taken_out(upload_id: str, key: RecordKey, row: Record, working: Working) -> int | None:

@@ -61,6 +61,7 @@ def lookups(jobs: list[Job], rules: Rules) -> Lookups:
     held: dict[HeldRef, None] = {}
     conflicts: dict[ConflictRef, None] = {}
     uploads: dict[UploadRef, None] = {}
+    twins: dict[UploadRef, None] = {}
     for job in jobs:
         tenant_id = job.tenant_id
         tenants.add(tenant_id)
@@ -69,7 +70,9 @@ def lookups(jobs: list[Job], rules: Rules) -> Lookups:
             records[RecordKey(tenant_id, job.domain, job.record_id)] = None
             continue
         if isinstance(job, Attach):
-            uploads[UploadRef(tenant_id, job.upload_id)] = None
+            uploads[ref := UploadRef(tenant_id, job.upload_id)] = None
+            if job.entry is None:
+                twins[ref] = None
             records[RecordKey(tenant_id, job.domain, job.record_id)] = None
             continue
         keys[KeyRef(tenant_id, job.key_hash)] = None
@@ -84,7 +87,14 @@ def lookups(jobs: list[Job], rules: Rules) -> Lookups:
             if may_hold(policies[item.domain]):
                 held[HeldRef(tenant_id, job.device_id, item.domain, item.id)] = None
     return Lookups(
-        sorted(tenants), list(keys), list(records), list(events), list(held), list(conflicts), list(uploads)
+        sorted(tenants),
+        list(keys),
+        list(records),
+        list(events),
+        list(held),
+        list(conflicts),
+        list(uploads),
+        list(twins),
     )
 
 

@@ -73,8 +73,9 @@ class Resolution(msgspec.Struct, frozen=True):
 class Attach(msgspec.Struct, frozen=True):
     """A stored file is to become part of its record's entry in the feed.
 
-    ``entry`` is how it will stand there, in JSON (``engine.attachments``); None takes the file out, with
-    ``unless_alive`` only that of a record which is deleted, or never came.
+    ``entry`` is how it will stand there, in JSON (``engine.attachments``); None frees the upload, and takes
+    the file out if no other stands for it; with ``unless_alive`` only one whose record is deleted, or never
+    came.
     """
 
     tenant_id: int
@@ -121,13 +122,15 @@ class Settlement(msgspec.Struct, frozen=True):
 
 
 class Attached(msgspec.Struct, frozen=True):
-    """What became of a file: ``waiting`` for a record that is not there, ``freed`` where nothing is left.
+    """What became of a file: ``waiting`` for a record that is not there, ``freed`` for its device at least.
 
-    ``seq`` is that of the record's entry where the file is in it or was just taken out.
+    ``seq`` is that of the record's entry where the file is in it or was just taken out. ``spare`` is the
+    file, by its id, whose bytes nobody wants after this.
     """
 
     state: Literal["attached", "duplicate", "waiting", "freed"]
     seq: int | None
+    spare: str | None = None
 
 
 Outcome = Answer | Settlement | Attached | SyncError

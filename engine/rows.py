@@ -153,7 +153,10 @@ class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lookups(msgspec.Struct):
-    """What one batch needs locked and read. ``tenants`` is ascending and without doubles."""
+    """What one batch needs locked and read. ``tenants`` is ascending and without doubles.
+
+    ``twins`` are uploads of which those with the same content and name on the same record are asked.
+    """
 
     tenants: list[int]
     keys: list[KeyRef]
@@ -162,10 +165,14 @@ class Lookups(msgspec.Struct):
     held: list[HeldRef]
     conflicts: list[ConflictRef]
     uploads: list[UploadRef] = []
+    twins: list[UploadRef] = []
 
 
 class State(msgspec.Struct):
-    """What the store answered to ``Lookups``; what does not exist is missing from the dicts."""
+    """What the store answered to ``Lookups``; what does not exist is missing from the dicts.
+
+    ``twins`` are the others, of which there is a file, also of one device; ``uploads`` has their states.
+    """
 
     seqs: dict[int, int]
     keys: dict[KeyRef, KeyRow]
@@ -174,6 +181,7 @@ class State(msgspec.Struct):
     held: dict[HeldRef, Conflict]
     conflicts: dict[ConflictRef, Conflict]
     uploads: dict[UploadRef, UploadState] = {}
+    twins: dict[UploadRef, list[UploadRef]] = {}
 
 
 class Writes(msgspec.Struct):

@@ -215,7 +215,8 @@ class UploadCleanup:
             tidied.left += 1
         elif outcome.state == "freed":
             tidied.freed += 1
-            await self._drop_file(ref)
+            if outcome.spare is not None:
+                await self._drop_file(UploadRef(ref.tenant_id, outcome.spare))
 
     async def _forget(self, now_us: int, keep: Keep, tidied: Tidied) -> None:
         before_us = now_us - _REMEMBERED_US
@@ -251,7 +252,7 @@ class UploadCleanup:
 def _orphaned(kept: Kept, state: State | None) -> bool:
     """Whether no row wants these bytes. An open upload may have a file: its last step is still to come."""
     if kept.is_file:
-        return state not in ("open", "stored", "attached")
+        return state not in ("open", "stored", "attached", "lent")
     return state != "open"
 
 

@@ -15,10 +15,11 @@ from engine.errors import SyncError
 #: A ``part`` is a partial upload of tus' concatenation; of parts one is ``joined``.
 Kind = Literal["whole", "part", "joined"]
 #: ``open`` takes bytes. ``stored`` is a file that waits for its record, ``attached`` one in its record's feed
-#: entry, ``duplicate`` one that was there already. Of the others no bytes are left; ``joined`` is a part
-#: whose bytes are in the upload that it became.
+#: entry, ``duplicate`` one that was there already. ``lent`` is freed for its device, and its file stays in the
+#: entry while a duplicate stands. Of the others no bytes are left; ``joined`` is a part whose bytes are in the
+#: upload that it became.
 State = Literal[
-    "open", "stored", "attached", "duplicate", "refused", "cancelled", "expired", "joined", "freed"
+    "open", "stored", "attached", "duplicate", "lent", "refused", "cancelled", "expired", "joined", "freed"
 ]
 #: The bytes are safe, under the upload's own id or another's.
 FINISHED: frozenset[State] = frozenset({"stored", "attached", "duplicate"})
@@ -51,7 +52,8 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
     tenant's quota, and what the offset never passes. ``metadata`` is the ``Upload-Metadata`` as it was sent.
     ``file_name``, ``content_type``, ``domain`` and ``record_id`` are None of a part alone.
     ``wanted_sha256`` and ``sha256`` are hex digits: what the client says of the whole file, and what it is.
-    ``held`` says that a request is under way; ``let_lapse`` that it said nothing for so long that it is dead.
+    ``held`` says that a request is under way, ``holder`` which, or which was the last; ``let_lapse`` that it
+    said nothing for so long that it is dead.
     """
 
     ref: UploadRef
@@ -70,6 +72,7 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
     joined_into: str | None = None
     pieces: tuple[str, ...] = ()
     generation: int = 0
+    holder: str | None = None
     held: bool = False
     let_lapse: bool = False
     wanted_sha256: str | None = None
@@ -127,6 +130,8 @@ def standing(upload: Upload | None, device_id: str, now_us: int) -> Upload:
         raise SyncError("not_found", "there is no such upload")
     if upload.state == "refused":
         raise SyncError("upload_gone", "this upload was refused: its content was not what it was said to be")
+    if upload.state == "lent":
+        raise SyncError("upload_gone", "this upload was freed")
     if upload.state in ("cancelled", "expired", "freed"):
         raise SyncError("upload_gone", f"this upload was {upload.state}")
     if upload.expired(now_us):

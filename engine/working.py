@@ -45,6 +45,7 @@ class Working:
         self.held = state.held
         self.conflicts = state.conflicts
         self.uploads = state.uploads
+        self.twins = state.twins
         self.quarantine: list[Quarantined] = []
         self.changes: list[tuple[Record, str]] = []
         self._first_seqs = dict(state.seqs)

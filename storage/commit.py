@@ -110,6 +110,17 @@ _UPLOADS: Final = (
     " CROSS JOIN LATERAL (SELECT state FROM upload_session"
     " WHERE tenant_id = w.t AND upload_id = w.u LIMIT 1 FOR NO KEY UPDATE) AS f"
 )
+#: A finished upload moves under its tenant's lock alone.
+_TWINS: Final = (
+    "SELECT 7, w.t, replace(w.u::text, '-', ''), replace(f.upload_id::text, '-', ''),"
+    " NULL, NULL, NULL, NULL, f.state, NULL, NULL, NULL"
+    " FROM unnest(%(twin_tenants)s::int[], %(twin_ids)s::uuid[]) AS w(t, u)"
+    " CROSS JOIN LATERAL (SELECT domain, record_id, sha256, file_name FROM upload_session"
+    " WHERE tenant_id = w.t AND upload_id = w.u LIMIT 1) AS o"
+    " CROSS JOIN LATERAL (SELECT upload_id, state FROM upload_session WHERE tenant_id = w.t"
+    " AND domain = o.domain AND record_id = o.record_id AND sha256 = o.sha256 AND file_name = o.file_name"
+    " AND upload_id <> w.u AND state IN ('stored', 'attached', 'duplicate', 'lent')) AS f"
+)
 
 
 class StoredConflict(msgspec.Struct):
@@ -185,6 +196,7 @@ class PostgresStore:
             bool(lookups.held),
             bool(lookups.conflicts),
             bool(lookups.uploads),
+            bool(lookups.twins),
         )
         values: dict[str, object] = {"tenants": numbers(lookups.tenants)}
         if lookups.keys:
@@ -217,6 +229,9 @@ class PostgresStore:
         if lookups.uploads:
             values["upload_tenants"] = numbers([ref.tenant_id for ref in lookups.uploads])
             values["upload_ids"] = plain([ref.upload_id for ref in lookups.uploads])
+        if lookups.twins:
+            values["twin_tenants"] = numbers([ref.tenant_id for ref in lookups.twins])
+            values["twin_ids"] = plain([ref.upload_id for ref in lookups.twins])
         return _reading(asked), values
 
     async def _create_counters(self, session: Session, tenants: list[int]) -> None:
@@ -234,6 +249,7 @@ class _Asked(msgspec.Struct, frozen=True):
     held: bool
     conflicts: bool
     uploads: bool
+    twins: bool
 
 
 @cache
@@ -245,6 +261,7 @@ def _reading(asked: _Asked) -> Statement:
     parts += [_HELD] if asked.held else []
     parts += [_CONFLICTS] if asked.conflicts else []
     parts += [_UPLOADS] if asked.uploads else []
+    parts += [_TWINS] if asked.twins else []
     return Statement(" UNION ALL ".join(parts))
 
 
@@ -278,7 +295,7 @@ class PostgresTransaction:
 
 
 def _state(rows: list[Row]) -> State:
-    state = State({}, {}, {}, {}, {}, {}, {})
+    state = State({}, {}, {}, {}, {}, {})
     for row in rows:
         _READ[row[0]](state, row)
     return state
@@ -330,6 +347,12 @@ def _upload(state: State, row: Row) -> None:
     state.uploads[UploadRef(row[1], row[2])] = row[3]
 
 
+def _twin(state: State, row: Row) -> None:
+    twin = UploadRef(row[1], row[3])
+    state.twins.setdefault(UploadRef(row[1], row[2]), []).append(twin)
+    state.uploads.setdefault(twin, row[8])
+
+
 _READ: Final[dict[int, Any]] = {
     0: _counter,
     1: _key,
@@ -338,4 +361,5 @@ _READ: Final[dict[int, Any]] = {
     4: _held,
     5: _conflict,
     6: _upload,
+    7: _twin,
 }

@@ -10,10 +10,10 @@ from storage.uploads import COLUMNS, decode_upload
 
 _FILE: Final = Statement(
     f"SELECT {COLUMNS.format('u')} FROM upload_session AS u WHERE u.tenant_id = %(tenant)s::int"
-    " AND u.upload_id = %(id)s::uuid AND u.state IN ('stored', 'attached')"
+    " AND u.upload_id = %(id)s::uuid AND u.state IN ('stored', 'attached', 'lent')"
     f" UNION ALL SELECT {COLUMNS.format('o')} FROM upload_session AS u JOIN upload_session AS o"
     " ON o.tenant_id = u.tenant_id AND o.domain = u.domain AND o.record_id = u.record_id"
-    " AND o.sha256 = u.sha256 AND o.file_name = u.file_name AND o.state = 'attached'"
+    " AND o.sha256 = u.sha256 AND o.file_name = u.file_name AND o.state IN ('attached', 'lent')"
     " WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid AND u.state = 'duplicate' LIMIT 1"
 )
 

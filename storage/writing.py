@@ -93,7 +93,7 @@ _QUARANTINE: Final = Statement(
 #: so that what it had reserved before is what the same statement reads.
 _UPLOADS: Final = Statement(
     "WITH moved AS (UPDATE upload_session AS u SET state = w.s, updated_at = now(),"
-    " reserved_bytes = CASE WHEN w.s = 'attached' THEN o.reserved_bytes ELSE 0 END"
+    " reserved_bytes = CASE WHEN w.s IN ('attached', 'lent') THEN o.reserved_bytes ELSE 0 END"
     " FROM unnest(%(u_tenants)s::int[], %(u_ids)s::uuid[], %(u_states)s::text[]) AS w(t, i, s)"
     " JOIN upload_session AS o ON o.tenant_id = w.t AND o.upload_id = w.i"
     " WHERE u.tenant_id = w.t AND u.upload_id = w.i"

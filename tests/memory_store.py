@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import chain
 
 from engine.ports import HeldConflict, Page
 from engine.rows import (
@@ -37,11 +38,15 @@ class Memory:
         self.conflicts: dict[ConflictRef, Conflict] = {}
         self.quarantine: list[Quarantined] = []
         self.uploads: dict[UploadRef, UploadState] = {}
+        #: Of what record, name and content they are.
+        self.contents: dict[UploadRef, tuple[str, ...]] = {}
 
     def state(self, wanted: Lookups) -> State:
         """Answer what is asked, and nothing else."""
         assert wanted.tenants == sorted(set(wanted.tenants))
         held = {held_ref(row): row for row in self.conflicts.values() if row.outcome == "open"}
+        twins = {ref: self._twins(ref) for ref in wanted.twins}
+        uploads = {*wanted.uploads, *chain.from_iterable(twins.values())}
         return State(
             {tenant: self.seqs.get(tenant, 0) for tenant in wanted.tenants},
             {ref: self.keys[ref] for ref in wanted.keys if ref in self.keys},
@@ -49,8 +54,19 @@ class Memory:
             {key: self.events[key] for key in wanted.events if key in self.events},
             {ref: held[ref] for ref in wanted.held if ref in held},
             {ref: self.conflicts[ref] for ref in wanted.conflicts if ref in self.conflicts},
-            {ref: self.uploads[ref] for ref in wanted.uploads if ref in self.uploads},
+            {ref: self.uploads[ref] for ref in uploads if ref in self.uploads},
+            {ref: found for ref, found in twins.items() if found},
         )
+
+    def _twins(self, ref: UploadRef) -> list[UploadRef]:
+        return [
+            one
+            for one, content in self.contents.items()
+            if one.tenant_id == ref.tenant_id
+            and one != ref
+            and content == self.contents.get(ref)
+            and self.uploads[one] in ("stored", "attached", "duplicate", "lent")
+        ]
 
     def apply(self, writes: Writes, locked: set[int]) -> None:
         """Write everything; only for tenants that are locked, once per identity, keys and events new."""

@@ -116,7 +116,8 @@ class Rejected:
 class Tenant:
     """All that the server holds for one tenant. ``conflicts`` are by serial number.
 
-    ``files`` are those of records, which a tombstone keeps; ``uploads`` are the states of finished uploads.
+    ``files`` are those of records, which a tombstone keeps; ``uploads`` are the states of finished uploads,
+    ``sent`` what they brought, and for which record.
     """
 
     seq: int = 0
@@ -127,6 +128,7 @@ class Tenant:
     quarantine: list[Rejected] = field(default_factory=list)
     files: dict[RecordId, tuple[File, ...]] = field(default_factory=dict)
     uploads: dict[str, str] = field(default_factory=dict)
+    sent: dict[str, tuple[RecordId, str, str]] = field(default_factory=dict)
 
     def copy(self) -> Tenant:
         """Copy deeply enough: the values of every collection are immutable."""
@@ -139,6 +141,7 @@ class Tenant:
             list(self.quarantine),
             dict(self.files),
             dict(self.uploads),
+            dict(self.sent),
         )
 
 
@@ -478,7 +481,7 @@ class World:
         """Have a stored file become part of its record, and say what became of it."""
         tenant = self.tenant(tenant_id)
         state = tenant.uploads.get(file.upload)
-        if state is None or state == "freed":
+        if state in {None, "freed", "lent"}:
             return "freed"
         if state == "duplicate":
             return state
@@ -496,14 +499,23 @@ class World:
         return "attached"
 
     def free(self, tenant_id: int, record: RecordId, upload: str) -> str:
-        """Take a file out of its record; of a deleted one nobody is told."""
+        """Free an upload, and take its file out of its record unless another stands for it.
+
+        Of a deleted one nobody is told.
+        """
         tenant = self.tenant(tenant_id)
-        if upload in tenant.uploads:
-            tenant.uploads[upload] = "freed"
+        if tenant.uploads.get(upload) not in {"stored", "attached", "duplicate"}:
+            return "freed"
+        tenant.uploads[upload] = "freed"
+        of_same = {one for one, sent in tenant.sent.items() if sent == tenant.sent[upload]}
+        standing = any(tenant.uploads[one] in {"attached", "duplicate"} for one in of_same)
         files = tenant.files.get(record, ())
-        left = tuple(one for one in files if one.upload != upload)
-        if left != files:
-            self._show_files(tenant, record, left)
+        for file in files:
+            if file.upload in of_same and not standing:
+                tenant.uploads[file.upload] = "freed"
+                self._show_files(tenant, record, tuple(one for one in files if one != file))
+            elif file.upload == upload:
+                tenant.uploads[upload] = "lent"
         return "freed"
 
     def _show_files(self, tenant: Tenant, record: RecordId, files: tuple[File, ...]) -> None:

@@ -31,6 +31,9 @@ class FileDesk(Desk):
         self.rows.uploads[one.ref] = state
         assert one.domain is not None
         assert one.record_id is not None
+        assert one.file_name is not None
+        assert one.sha256 is not None
+        self.rows.contents[one.ref] = (one.domain, one.record_id, one.file_name, one.sha256)
         return Attach(
             one.ref.tenant_id,
             one.device_id,
@@ -156,19 +159,95 @@ def test_only_the_same_content_under_the_same_name_is_a_duplicate(
         assert desk.rows.uploads[second.ref] == state
 
 
-def test_a_duplicate_never_stands_in_for_what_was_freed() -> None:
-    """Nothing may be left of its own bytes."""
-    desk = FileDesk().with_task()
-    first, second = upload(1), upload(2, file_name="gate 1.jpg", sha256=f"{1:064x}")
+SAME: Json = {"file_name": "gate 1.jpg", "sha256": f"{1:064x}"}
+
+
+def _twice(desk: FileDesk) -> tuple[Upload, Upload]:
+    """Have a file sent by two devices."""
+    first, second = upload(1), upload(2, device_id="tablet", **SAME)
     desk.plan(desk.stored(first))
-    late = desk.stored(second)
-    desk.plan(late)
+    assert _outcome(desk.plan(desk.stored(second))) == Attached("duplicate", None, _id(2))
+    return first, second
+
+
+def test_a_file_stays_while_a_duplicate_of_it_stands() -> None:
+    desk = FileDesk().with_task()
+    first, second = _twice(desk)
+    freed = desk.freed(first)
+    for _ in range(2):
+        planned = desk.plan(freed)
+        assert _outcome(planned) == Attached("freed", None), "its bytes are the duplicate's"
+        assert not planned.changes
+        assert (desk.files(), desk.rows.uploads[first.ref]) == ([_id(1)], "lent")
+    assert _outcome(desk.plan(desk.stored(first, "lent"))) == Attached("freed", None)
+    assert _outcome(desk.plan(desk.stored(second, "duplicate"))) == Attached("duplicate", None, _id(2))
+    assert _outcome(desk.plan(desk.freed(second))) == Attached("freed", 3, _id(1))
+    assert (desk.files(), set(desk.rows.uploads.values())) == ([], {"freed"})
+
+
+def test_a_file_stays_when_its_duplicate_is_freed() -> None:
+    desk = FileDesk().with_task()
+    first, second = _twice(desk)
+    planned = desk.plan(desk.freed(second))
+    assert _outcome(planned) == Attached("freed", None, _id(2))
+    assert not planned.changes
+    assert (desk.files(), desk.rows.uploads[first.ref]) == ([_id(1)], "attached")
+    assert _outcome(desk.plan(desk.freed(first))) == Attached("freed", 3, _id(1))
+
+
+def test_whoever_sends_a_file_again_that_was_lent_has_a_part_in_it() -> None:
+    desk = FileDesk().with_task()
+    first, second = _twice(desk)
     desk.plan(desk.freed(first))
-    assert _outcome(desk.plan(late)) == Attached("duplicate", None)
+    third = upload(3, **SAME)
+    assert _outcome(desk.plan(desk.stored(third))) == Attached("duplicate", None, _id(3))
+    assert _outcome(desk.plan(desk.freed(second))) == Attached("freed", None, _id(2))
+    assert desk.files() == [_id(1)]
+    assert _outcome(desk.plan(desk.freed(third))) == Attached("freed", 3, _id(1))
     assert desk.files() == []
 
 
-@pytest.mark.parametrize("state", ["open", "refused", "cancelled", "expired", "freed", None])
+def test_a_file_is_sent_again_and_freed_in_one_batch() -> None:
+    """Each sees what those before it did, whatever the rows said."""
+    desk = FileDesk().with_task()
+    first, second = upload(1), upload(2, **SAME)
+    jobs = [desk.stored(first), desk.stored(second), desk.freed(first), desk.freed(second)]
+    planned = desk.plan(*jobs)
+    assert planned.outcomes == [
+        Attached("attached", 2),
+        Attached("duplicate", None, _id(2)),
+        Attached("freed", None),
+        Attached("freed", 3, _id(1)),
+    ]
+    assert desk.files() == []
+    jobs = [desk.stored(first), desk.freed(first), desk.stored(second)]
+    planned = desk.plan(*jobs)
+    assert planned.outcomes[1:] == [Attached("freed", 5, _id(1)), Attached("attached", 6)], "it has its own"
+    assert desk.files() == [_id(2)]
+
+
+@pytest.mark.parametrize(
+    "other", [{"tenant": 2}, {"record_id": "b"}, {"file_name": "x"}, {"sha256": f"{2:064x}"}]
+)
+def test_no_other_file_keeps_one(other: Json) -> None:
+    desk = FileDesk().with_task()
+    first = upload(1)
+    desk.plan(desk.stored(first))
+    desk.stored(upload(2, **SAME | other), "duplicate")
+    assert _outcome(desk.plan(desk.freed(first))) == Attached("freed", 3, _id(1))
+
+
+def test_a_tombstones_file_goes_with_the_last_that_stands_for_it() -> None:
+    desk = FileDesk().with_task()
+    uploads = _twice(desk)
+    desk.plan(desk.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
+    jobs = [msgspec.structs.replace(desk.freed(one), unless_alive=True) for one in uploads]
+    assert desk.plan(*jobs).outcomes == [Attached("freed", None), Attached("freed", None, _id(1))]
+    assert desk.rows.records[TASK].attachments == b"[]"
+    assert set(desk.rows.uploads.values()) == {"freed"}
+
+
+@pytest.mark.parametrize("state", ["open", "lent", "refused", "cancelled", "expired", "freed", None])
 def test_what_has_no_bytes_is_not_attached(state: State | None) -> None:
     desk = FileDesk().with_task()
     one = upload(1)
@@ -176,7 +255,7 @@ def test_what_has_no_bytes_is_not_attached(state: State | None) -> None:
     if state is None:
         del desk.rows.uploads[one.ref]
     planned = desk.plan(job, msgspec.structs.replace(job, entry=None))
-    assert planned.outcomes == [Attached("freed", None)] * 2
+    assert planned.outcomes == [Attached("freed", None, _id(1) if state == "freed" else None)] * 2
     assert not planned.writes.records
     assert not planned.writes.uploads
 
@@ -239,11 +318,11 @@ def test_a_file_is_taken_out_with_a_change_and_once() -> None:
     first, second = upload(1), upload(2)
     desk.plan(desk.stored(first), desk.stored(second))
     for one, seq, left in ((first, 4, [_id(2)]), (second, 5, [])):
-        assert _outcome(desk.plan(desk.freed(one))) == Attached("freed", seq)
+        assert _outcome(desk.plan(desk.freed(one))) == Attached("freed", seq, one.ref.upload_id)
         assert desk.files() == left
         assert desk.rows.uploads[one.ref] == "freed"
         again = desk.plan(desk.freed(one))
-        assert _outcome(again) == Attached("freed", None)
+        assert _outcome(again) == Attached("freed", None, one.ref.upload_id)
         assert not again.writes.records
     assert desk.rows.records[TASK].attachments == b"[]"
     third = upload(3)
@@ -258,7 +337,7 @@ def test_a_tombstones_file_is_taken_out_without_a_change() -> None:
     desk.plan(desk.stored(first), desk.stored(second))
     desk.plan(desk.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
     planned = desk.plan(desk.freed(first))
-    assert _outcome(planned) == Attached("freed", None)
+    assert _outcome(planned) == Attached("freed", None, _id(1))
     assert not planned.changes
     assert not planned.writes.seqs
     assert len(planned.writes.records) == 1
@@ -271,7 +350,7 @@ def test_a_file_whose_record_never_came_is_freed() -> None:
     one = upload(1)
     desk.stored(one)
     planned = desk.plan(desk.freed(one))
-    assert _outcome(planned) == Attached("freed", None)
+    assert _outcome(planned) == Attached("freed", None, _id(1))
     assert not planned.writes.records
     assert desk.rows.uploads[one.ref] == "freed"
 
@@ -292,7 +371,7 @@ def test_the_clean_up_frees_no_file_of_a_record_that_is_alive(
     assert not planned.writes.uploads
     assert desk.files() == ([_id(1)] if state == "attached" else [])
     desk.plan(desk.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
-    assert _outcome(desk.plan(job)) == Attached("freed", None)
+    assert _outcome(desk.plan(job)) == Attached("freed", None, _id(1))
     assert desk.rows.uploads[one.ref] == "freed"
 
 

@@ -124,6 +124,7 @@ class Duel:
         for one, outcome in zip(sent, planned.outcomes, strict=True):
             self._compare_answer(one.expected, outcome)
         self._compare_state()
+        self._nothing_is_lost()
 
     # -- sending ------------------------------------------------------------------------------
 
@@ -269,7 +270,10 @@ class Duel:
         tenant = self.world.tenant(sketch.tenant)
         if number < 6 and file.upload not in tenant.uploads:
             tenant.uploads[file.upload] = "stored"
-            self.memory.uploads[UploadRef(sketch.tenant, file.upload)] = "stored"
+            tenant.sent[file.upload] = (record, file.name, file.content)
+            ref = UploadRef(sketch.tenant, file.upload)
+            self.memory.uploads[ref] = "stored"
+            self.memory.contents[ref] = (*record, file.name, file.content)
         shown = Attachment(file.upload, file.name, "image/png", number, file.content, "phone", "")
         job = Attach(
             sketch.tenant,
@@ -409,6 +413,24 @@ class Duel:
         assert sorted(
             [row.tenant_id, row.device_id, row.code, _canonical_bytes(row.item)] for row in memory.quarantine
         ) == sorted(quarantine)
+
+
+    def _nothing_is_lost(self) -> None:
+        """What stands as attached, or as a duplicate, is in its record's entry, and its bytes are there."""
+        for ref, state in self.memory.uploads.items():
+            if state not in {"attached", "duplicate", "lent"}:
+                continue
+            *record, name, content = self.memory.contents[ref]
+            row = self.memory.records[RecordKey(ref.tenant_id, *record)]
+            shown = [
+                one["file_id"]
+                for one in json.loads(row.attachments or b"[]")
+                if (one["filename"], one["sha256"]) == (name, content)
+            ]
+            assert len(shown) == 1, (ref, state)
+            holder = self.memory.uploads[UploadRef(ref.tenant_id, shown[0])]
+            assert holder in {"attached", "lent"}, (ref, state, holder)
+            assert state == "duplicate" or shown == [ref.upload_id]
 
 
 def _session_of(device: str) -> str:

@@ -28,7 +28,6 @@ WANTED: dict[State | None, set[str]] = {
     "attached": {"files"},
     "lent": {"files"},
     "duplicate": set(),
-    "lent": {"files"},
     "refused": set(),
     "cancelled": set(),
     "expired": set(),

@@ -110,7 +110,8 @@ _UPLOADS: Final = (
     " CROSS JOIN LATERAL (SELECT state FROM upload_session"
     " WHERE tenant_id = w.t AND upload_id = w.u LIMIT 1 FOR NO KEY UPDATE) AS f"
 )
-#: A finished upload moves under its tenant's lock alone.
+#: Not locked: a finished upload moves under its tenant's lock alone. OFFSET 0 has them looked for by their
+#: record, one probe an upload.
 _TWINS: Final = (
     "SELECT 7, w.t, replace(w.u::text, '-', ''), replace(f.upload_id::text, '-', ''),"
     " NULL, NULL, NULL, NULL, f.state, NULL, NULL, NULL"
@@ -119,7 +120,7 @@ _TWINS: Final = (
     " WHERE tenant_id = w.t AND upload_id = w.u LIMIT 1) AS o"
     " CROSS JOIN LATERAL (SELECT upload_id, state FROM upload_session WHERE tenant_id = w.t"
     " AND domain = o.domain AND record_id = o.record_id AND sha256 = o.sha256 AND file_name = o.file_name"
-    " AND upload_id <> w.u AND state IN ('stored', 'attached', 'duplicate', 'lent')) AS f"
+    " AND upload_id <> w.u AND state IN ('stored', 'attached', 'duplicate', 'lent') OFFSET 0) AS f"
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 import psycopg2
@@ -15,6 +16,7 @@ from engine.uploads import UploadRef
 from storage.commit import PostgresStore
 from storage.feed import PostgresFeed
 from storage.pool import Database
+from tests.filing import keep, upload
 from tests.services import execute, rows
 
 AT_US = 1_767_323_045_000_000
@@ -91,6 +93,26 @@ async def test_an_uploads_state_is_read_and_moves_with_the_batch(database: Datab
     transaction = await store.begin(wanted)
     await transaction.rollback()
     assert transaction.state.uploads == {ONE: "attached"}
+
+
+async def test_twins_are_of_one_record_name_and_content(database: Database, dsn: str) -> None:
+    same: dict[str, Any] = {"file_name": "gate.jpg", "sha256": "aa"}
+    states = ("open", "stored", "attached", "duplicate", "lent", "cancelled", "freed")
+    others = ({"tenant": 2}, {"domain": "note"}, {"record_id": "b"}, {"file_name": "x"}, {"sha256": "bb"})
+    keep(
+        dsn,
+        *(upload(10 + number, state=state, **same) for number, state in enumerate(states)),
+        *(upload(20 + number, state="attached", **same | other) for number, other in enumerate(others)),
+    )
+    asked, lone = UploadRef(1, f"{12:032x}"), UploadRef(1, f"{23:032x}")
+    wanted = Lookups([1, 2], [], [], [], [], [], [asked], [asked, lone, UploadRef(2, asked.upload_id)])
+    transaction = await PostgresStore(database, 24).begin(wanted)
+    await transaction.rollback()
+    twins = {UploadRef(1, f"{number:032x}"): states[number - 10] for number in (11, 13, 14)}
+    found = transaction.state.twins
+    assert found.keys() == {asked}
+    assert set(found[asked]) == twins.keys()
+    assert transaction.state.uploads == twins | {asked: "attached"}
 
 
 async def test_nobody_moves_an_upload_that_a_batch_decides_on(database: Database, dsn: str) -> None:

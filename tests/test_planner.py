@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from engine.rows import ConflictRef, EventKey, HeldRef, KeyRef, Lookups, RecordKey
+from engine.uploads import UploadRef
 from storage.commit import _LOCK, _SETTINGS, PostgresStore
 from storage.feed import _ALL, _NEWS, _SOME
 from storage.pool import _READING_PREPARED, Database, Session, Values
@@ -26,6 +27,8 @@ _READ = Lookups(
     [EventKey(1, "voice", f"e{number}", number) for number in range(20)],
     [HeldRef(1, "phone", "task", f"r{number}") for number in range(20)],
     [ConflictRef(1, f"c{number}") for number in range(20)],
+    [UploadRef(1, f"{number:032x}") for number in range(20)],
+    [UploadRef(1, f"{number:032x}") for number in range(20)],
 )
 
 #: What identifies a row of each table, one of these sets of columns.
@@ -38,6 +41,7 @@ _IDENTITIES: dict[str, list[set[str]]] = {
         {"tenant_id", "conflict_id"},
         {"tenant_id", "device_id", "domain", "record_id"},
     ],
+    "upload_session": [{"tenant_id", "upload_id"}, {"tenant_id", "domain", "record_id"}],
 }
 #: Grows slowly and is analysed after 50 rows: what is planned before does not matter.
 _SLOW = "conflict_resolution_log"
@@ -58,6 +62,11 @@ _GROWTH = f"""
     SELECT 1, 'c' || n, 'task', 'r' || n, 'phone', 'manual', 'open', 1, 'put', 0, n
     FROM generate_series(1, {ROWS // 10}) AS n;
 
+    INSERT INTO upload_session (tenant_id, upload_id, device_id, kind, file_name, domain, record_id, metadata,
+        reserved_bytes, sha256, state, expires_at)
+    SELECT 1, lpad(to_hex(n), 32, '0')::uuid, 'phone', 'whole', 'a.jpg', 'task', 'r' || n / 4, '', 1, 'aa',
+        'attached', now() FROM generate_series(1, {ROWS // 10}) AS n;
+
     UPDATE tenant_counters SET seq = {ROWS} WHERE tenant_id = 1;
 """
 _UNWATCHED = (
@@ -67,6 +76,7 @@ _UNWATCHED = (
     "sync_idempotency_record_earlier",
     "sync_idempotency_record_later",
     "conflict_resolution_log",
+    "upload_session",
 )
 
 Node = dict[str, Any]

@@ -15,7 +15,7 @@ from engine.jobs import Job
 from engine.ports import BlobsError
 from engine.upload_cleanup import Abandonment, Tidied, UploadCleanup
 from engine.upload_store import Creating, Quota
-from engine.uploads import Append, State, UploadRef
+from engine.uploads import Append, State, Upload, UploadRef
 from storage.blobs import DirectoryBlobs
 from storage.upload_cleanup import PostgresCleanup
 from tests.services import execute, rows
@@ -213,6 +213,85 @@ async def test_a_duplicates_row_goes_with_the_file_in_its_stead(house: House) ->
     assert (await house.tidied(GRACE_H + 1)).freed == 2
     assert (house.state(first), house.state(twin)) == ("freed", "freed")
     assert house.reserved() == 0
+
+
+async def _twice(house: House) -> tuple[Upload, Upload]:
+    """Have a file sent again, as who lost the answer does."""
+    await house.push("put", None)
+    content = text()
+    return await house.sent(await house.begun(), content), await house.sent(await house.begun(), content)
+
+
+def _shown(house: House) -> tuple[object, ...]:
+    return rows(house.dsn, "SELECT attachments ->> 0, json_array_length(attachments) FROM records")[0]
+
+
+async def test_a_file_stays_with_what_it_reserved_while_a_duplicate_stands(house: House) -> None:
+    first, twin = await _twice(house)
+    shown = _shown(house)
+    await house.receiving.cancel(session(), first.ref.upload_id)
+    with pytest.raises(SyncError) as gone:
+        await house.receiving.find(session(), first.ref.upload_id)
+    assert gone.value.code == "upload_gone"
+    house.aged(48)
+    assert (await house.swept()).orphans == 0
+    assert (await house.tidied(WEEK_H * 3)).forgotten == 0
+    assert (house.state(first), house.state(twin)) == ("lent", "duplicate")
+    assert (house.reserved(), house.kept(), _shown(house)) == (300, {("files", first.ref.upload_id)}, shown)
+    assert (await house.receiving.find(session(), twin.ref.upload_id)).offset_bytes == 300
+    await house.receiving.cancel(session(), twin.ref.upload_id)
+    assert (house.state(first), house.state(twin)) == ("freed", "freed")
+    assert (house.reserved(), house.kept(), _shown(house)) == (0, set(), (None, 0))
+    assert (await house.tidied(WEEK_H + 1)).forgotten == 2
+
+
+async def test_a_file_whose_duplicate_is_freed_stays(house: House) -> None:
+    first, twin = await _twice(house)
+    shown = _shown(house)
+    await house.receiving.cancel(session(), twin.ref.upload_id)
+    assert (house.state(first), house.state(twin)) == ("attached", "freed")
+    assert (house.reserved(), house.kept(), _shown(house)) == (300, {("files", first.ref.upload_id)}, shown)
+
+
+async def test_a_lent_file_goes_with_its_duplicate_when_the_grace_period_is_over(house: House) -> None:
+    first, twin = await _twice(house)
+    await house.receiving.cancel(session(), first.ref.upload_id)
+    await house.push("delete", 1)
+    await house.tidied()
+    assert (await house.tidied(GRACE_H - 1)).freed == 0
+    assert (await house.tidied(GRACE_H + 1)).freed == 1
+    assert (house.state(first), house.state(twin)) == ("freed", "freed")
+    assert (house.reserved(), house.kept(), _shown(house)) == (0, set(), (None, 0))
+
+
+async def test_a_lent_file_that_was_not_removed_with_the_last_is_an_orphan(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, twin = await _twice(house)
+    await house.receiving.cancel(session(), first.ref.upload_id)
+
+    async def refuse(*_: object) -> None:
+        raise BlobsError("the disk is away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(DirectoryBlobs, "drop_file", refuse)
+        await house.receiving.cancel(session(), twin.ref.upload_id)
+    assert house.kept() == {("files", first.ref.upload_id)}
+    house.aged(25)
+    assert (await house.swept()).orphans == 1
+    assert (house.reserved(), house.kept()) == (0, set())
+
+
+async def test_many_who_sent_the_same_take_it_back_at_once(house: House) -> None:
+    """Whichever is the last, all of it goes with it, and nothing before."""
+    await house.push("put", None)
+    content = text()
+    uploads = [await house.sent(await house.begun(), content) for _ in range(12)]
+    for some in (uploads[:11], uploads[11:]):
+        await asyncio.gather(*[house.receiving.cancel(session(), one.ref.upload_id) for one in some])
+        left = {("files", uploads[0].ref.upload_id)} if some[1:] else set()
+        assert (house.kept(), house.reserved()) == (left, 300 if left else 0)
+    assert {house.state(one) for one in uploads} == {"freed"}
 
 
 async def test_a_file_whose_record_never_came_goes_when_the_grace_period_is_over(house: House) -> None:

@@ -90,7 +90,7 @@ def reserved(dsn: str, tenant_id: int = 1) -> int:
     ((summed,),) = rows(
         dsn,
         "SELECT coalesce(sum(reserved_bytes), 0) FROM upload_session"
-        f" WHERE tenant_id = {tenant_id} AND state IN ('open', 'stored', 'attached')",
+        f" WHERE tenant_id = {tenant_id} AND state IN ('open', 'stored', 'attached', 'lent')",
     )
     assert amount == summed, "the row that quotas are held against is not the sum of what there is"
     return int(str(amount))
@@ -251,10 +251,11 @@ async def test_a_file_that_leaves_gives_back_what_it_reserved_once(store: Postgr
     first, second, third = (one.ref for one in uploads)
     moves: list[list[tuple[UploadRef, State]]] = [
         [(first, "attached"), (second, "duplicate")],
+        [(first, "lent")],
         [(first, "freed"), (second, "freed")],
         [(third, "attached")],
     ]
-    for moved, left_bytes in zip(moves, (400, 300, 300), strict=True):
+    for moved, left_bytes in zip(moves, (400, 400, 300, 300), strict=True):
         transaction = await commits.begin(Lookups([1], [], [], [], [], []))
         await transaction.commit(Writes({}, [], [], [], [], [], uploads=moved))
         assert reserved(dsn) == left_bytes

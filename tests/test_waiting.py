@@ -217,11 +217,11 @@ async def test_waiting_files_are_listed_with_whether_their_record_is_there(
 
 async def test_a_file_is_found_by_its_tenant_alone(database: Database, dsn: str) -> None:
     for number, state in enumerate(
-        ("open", "stored", "attached", "refused", "cancelled", "expired", "joined", "freed")
+        ("open", "stored", "attached", "lent", "refused", "cancelled", "expired", "joined", "freed")
     ):
         keep(dsn, upload(number, state=state))
         found = await PostgresFiles(database).file(1, upload(number).ref.upload_id)
-        assert (found is not None) is (state in ("stored", "attached"))
+        assert (found is not None) is (state in ("stored", "attached", "lent"))
     assert await PostgresFiles(database).file(2, upload(2).ref.upload_id) is None
     assert await PostgresFiles(database).file(1, "f" * 32) is None
 
@@ -236,10 +236,14 @@ async def test_of_a_duplicate_the_file_in_its_stead_is_found(database: Database,
         upload(4, state="attached", **same | {"file_name": "x"}),
         upload(5, state="attached", tenant=2, **same),
         upload(6, state="duplicate", **same | {"record_id": "c"}),
+        upload(7, state="lent", **same | {"record_id": "d"}),
+        upload(8, state="duplicate", **same | {"record_id": "d"}),
     )
     files = PostgresFiles(database)
     assert await files.file(1, upload(2).ref.upload_id) == upload(1, state="attached", **same)
     assert await files.file(1, upload(6).ref.upload_id) is None
+    lent = upload(7, state="lent", **same | {"record_id": "d"})
+    assert await files.file(1, upload(8).ref.upload_id) == lent
 
 
 _MANY = (

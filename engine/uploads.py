@@ -15,9 +15,9 @@ from engine.errors import SyncError
 #: A ``part`` is a partial upload of tus' concatenation; of parts one is ``joined``.
 Kind = Literal["whole", "part", "joined"]
 #: ``open`` takes bytes. ``stored`` is a file that waits for its record, ``attached`` one in its record's feed
-#: entry, ``duplicate`` one that was there already. ``lent`` is freed for its device, and its file stays in the
-#: entry while a duplicate stands. Of the others no bytes are left; ``joined`` is a part whose bytes are in the
-#: upload that it became.
+#: entry, ``duplicate`` one that was there already. ``lent`` is freed for its device, and its file stays in
+#: the entry while a duplicate stands. Of the others no bytes are left; ``joined`` is a part whose bytes are
+#: in the upload that it became.
 State = Literal[
     "open", "stored", "attached", "duplicate", "lent", "refused", "cancelled", "expired", "joined", "freed"
 ]

@@ -14,6 +14,7 @@ from tests.filing import keep, upload
 from tests.services import execute, rows
 from tests.serving import Running, Serve
 from tests.stalls import until
+from tests.uploading import Uploader, file_path, photo, uploader
 
 Json = dict[str, Any]
 
@@ -141,3 +142,55 @@ async def test_a_file_of_a_tenant_meets_no_record_of_another(server: Running) ->
     (change,) = (await (await server.device("tablet", "globex")).pull())["changes"]
     assert "attachments" not in change
     assert rows(server.dsn, "SELECT state FROM upload_session WHERE record_id = 'a'") == [("stored",)]
+
+
+async def _shown(server: Running) -> list[str]:
+    (change,) = (await (await server.device("late")).pull())["changes"]
+    return [shown["file_id"] for shown in change.get("attachments", ())]
+
+
+@pytest.mark.parametrize("other", ["tablet", "phone"])
+async def test_a_file_that_was_sent_twice_is_there_until_both_have_taken_it_back(
+    server: Running, other: str
+) -> None:
+    """By two devices, or by one that lost the first answer, sent it again and tidies up."""
+    phone, again = uploader(server), uploader(server, other)
+    await (await server.device()).push(put("pump-3", n=1))
+    content = photo(5000)
+    first, second = await phone.uploaded(content), await again.uploaded(content)
+    states = "SELECT state FROM upload_session ORDER BY created_at"
+    assert rows(server.dsn, states) == [("attached",), ("duplicate",)]
+    assert (await phone.cancel(first)).status == 204
+    assert (await phone.head(first)).status == 410
+    assert (await phone.cancel(first)).status == 410
+    assert await again.offset(second) == 5000
+    for path in (first, second):
+        assert await again.file(path) == content
+    assert await _shown(server) == [first.rpartition("/")[2]]
+    third = await uploader(server, "office").uploaded(content)
+    assert (await again.cancel(second)).status == 204
+    assert await again.file(third) == content
+    assert (await uploader(server, "office").cancel(third)).status == 204
+    for path in (first, second, third):
+        assert (await again.ask("GET", file_path(path), {})).status == 404
+    assert await _shown(server) == []
+    assert rows(server.dsn, "SELECT reserved_bytes FROM tenant_storage") == [(0,)]
+
+
+async def test_of_devices_that_take_the_same_file_back_at_once_none_takes_anothers(serve: Serve) -> None:
+    """On two servers: while one sends it again and again, others take it back; its own is never lost."""
+    here, there = await serve(), await serve()
+    await (await here.device()).push(put("pump-3", n=1))
+    content = photo(3000)
+
+    async def fickle(one: Uploader) -> None:
+        for _ in range(6):
+            path = await one.uploaded(content)
+            assert await one.file(path) == content, "acknowledged, and not taken back by its own device"
+            assert (await one.cancel(path)).status == 204
+
+    devices = [uploader((here, there)[n % 2], f"d{n}") for n in range(6)]
+    await asyncio.gather(*map(fickle, devices))
+    assert await _shown(here) == []
+    assert rows(here.dsn, "SELECT state, count(*) FROM upload_session GROUP BY state") == [("freed", 36)]
+    assert rows(here.dsn, "SELECT reserved_bytes FROM tenant_storage") == [(0,)]

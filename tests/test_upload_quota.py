@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from tests.device import item
 from tests.serving import Serve
-from tests.uploading import described, encoded, uploader
+from tests.uploading import described, encoded, photo, uploader
 
 FULL = (413, "quota_exceeded")
 
@@ -30,3 +31,18 @@ async def test_a_record_has_so_many_files_and_no_more(serve: Serve) -> None:
     assert (await phone.create(1000, upload_metadata=encoded(described(record_id="pump-4")))).status == 201
     await phone.cancel(paths[0])
     assert (await phone.create(1000)).status == 201
+
+
+async def test_a_file_counts_while_it_is_there_for_a_duplicate(serve: Serve) -> None:
+    server = await serve(uploads={"files_per_record": 2, "tenant_bytes": 10_000})
+    await (await server.device()).push(item("put", "task", "pump-3", data={}))
+    phone, tablet = uploader(server), uploader(server, "tablet")
+    content = photo(4000)
+    first, second = await phone.uploaded(content), await tablet.uploaded(content)
+    other = await phone.begun(1000)
+    await phone.cancel(first)
+    assert (await phone.create(1000)).verdict == FULL
+    await phone.cancel(other)
+    assert (await phone.create(6001)).verdict == FULL
+    await tablet.cancel(second)
+    assert (await phone.create(10_000)).status == 201

@@ -88,7 +88,7 @@ class FileParts:
     def services(self) -> list[Service]:
         """List what has to run; uploads end before the committer, which attaches what they became."""
         return [
-            Service("uploads", self.receiving.run, self.holds.drain),
+            Service("uploads", self.receiving.run, self.receiving.drain),
             Service("waiting", self.waiting.run),
             Service("upload_chores", self.chores.run),
         ]

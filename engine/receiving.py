@@ -6,6 +6,7 @@ Bytes are durable before the offset says so, and the offset is committed before 
 from __future__ import annotations
 
 import asyncio
+import random
 import uuid
 from collections.abc import Sequence
 from typing import Final, Protocol
@@ -116,6 +117,7 @@ class Receiving:
             return await store.create(uploads, expire_s)
 
         self._creations = Gatherer(create, 50)
+        self._draining = False
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -123,6 +125,11 @@ class Receiving:
             group.create_task(self._holds.run())
             group.create_task(self._finishing.run())
             group.create_task(self._creations.run())
+
+    async def drain(self) -> None:
+        """Bring every request to its end; what came is kept, and its client is told to come again."""
+        self._draining = True
+        await self._holds.drain()
 
     async def create(self, session: Session, creation: Creation) -> Upload:
         """Begin an upload, if there is room for all of it.
@@ -211,7 +218,7 @@ class Receiving:
         try:
             cut = await intake.run()
             if cut and checksum is not None:
-                raise self._broken_off(body)
+                raise self._broken_off(hold, body)
             async with self._turns.turn():
                 pieces = await appending.flush(intake.left())
             if checksum is not None and appending.digest() != checksum.digest:
@@ -228,10 +235,17 @@ class Receiving:
         self.counters.chunks += 1
         self.counters.received_bytes += intake.offset_bytes - request.offset_bytes
         if cut and not whole:
-            raise self._broken_off(body)
+            raise self._broken_off(hold, body)
 
-    def _broken_off(self, body: Body) -> SyncError:
-        return taken_over() if body.was_cut else SyncError("malformed", "the body broke off")
+    def _broken_off(self, hold: Hold, body: Body) -> SyncError:
+        """Say that an upload goes on later, or with another request; and from where."""
+        if body.was_cut and not self._draining:
+            error = taken_over()
+        else:
+            why = "this server is going away" if body.was_cut else "the body broke off"
+            error = SyncError("unavailable", f"{why}: what came is kept", retry_after_ms=_spread_ms())
+        error.details["offset"] = hold.upload.offset_bytes
+        return error
 
     async def _finished(self, hold: Hold) -> Upload:
         upload = await self._finishing.finish(hold)
@@ -308,6 +322,10 @@ class Receiving:
         elif not await self._finishing.discard(upload, None, "cancelled"):
             raise SyncError("upload_gone", "this upload has ended")
         self.counters.cancelled += 1
+
+
+def _spread_ms() -> int:
+    return random.randint(500, 1500)
 
 
 def _record_full(quota: Quota) -> SyncError:

@@ -23,7 +23,8 @@ from engine.receiving import Checksum, Creation
 from engine.upload_metadata import formatted, parsed
 from engine.uploads import Append, Upload
 from handlers.errors import http_status
-from handlers.upload_edge import ROOT, UploadEdge, answer, content_length, number, upload_id
+from handlers.upload_body import let_go
+from handlers.upload_edge import ROOT, UploadEdge, answer, answer_offset, content_length, number, upload_id
 
 VERSIONS: Final = range(3, 9)
 _VERSION: Final = "Upload-Draft-Interop-Version"
@@ -76,7 +77,9 @@ class Resumable:
             session, Creation("whole", size_bytes, described, formatted(values))
         )
         location = _location(request, upload)
-        answer(request, {"Location": location} | self._standing(version, upload))
+        standing = self._standing(version, upload)
+        del standing["Upload-Offset"]  # that of a refusal is another by then
+        answer(request, {"Location": location} | standing)
         if version in VERSIONS:
             limits = self._limits(version, upload)
             await _interim(request, {_VERSION: str(version), "Location": location} | limits)
@@ -94,7 +97,9 @@ class Resumable:
     async def head(self, request: web.Request) -> web.Response:
         """Say where an upload stands."""
         version = _version(request)
-        session = await self._edge.session(request)
+        session = await self._resuming(request)
+        if session is None:
+            return self._later(request)
         _check_brings_nothing(request, version)
         upload = await self._edge.receiving.find(session, upload_id(request.match_info["upload_id"]))
         headers = self._standing(version, upload) | {"Cache-Control": "no-store"}
@@ -105,7 +110,9 @@ class Resumable:
     async def patch(self, request: web.Request) -> web.Response:
         """Take bytes in."""
         version = _version(request)
-        session = await self._edge.session(request)
+        session = await self._resuming(request)
+        if session is None:
+            return self._later(request)
         named = upload_id(request.match_info["upload_id"])
         if version >= 6 and request.content_type != _PARTIAL:
             raise SyncError("unsupported_type", f"Content-Type: {_PARTIAL} is required")
@@ -152,12 +159,27 @@ class Resumable:
 
     def _refused(self, request: web.Request, version: int, error: SyncError) -> web.Response:
         """Answer a refusal of an upload that is there. Raises it where the draft has no words of its own."""
+        if error.code == "unavailable":
+            return self._later(request)
+        answer(request, _told(version, complete=error.code in _FINAL))
+        answer_offset(request, error)
+        response = _problem(version, error, number(request, "Upload-Offset"))
         self._edge.core.traffic.error(error.code)
-        headers = _told(version, complete=error.code in _FINAL)
-        if "offset" in error.details:
-            headers["Upload-Offset"] = str(error.details["offset"])
-        answer(request, headers)
-        return _problem(version, error, number(request, "Upload-Offset"))
+        return response
+
+    def _later(self, request: web.Request) -> web.Response:
+        """Have a client go on later: after a lost connection it does, after an answer it would not."""
+        self._edge.core.traffic.error("unavailable")
+        return let_go(request)
+
+    async def _resuming(self, request: web.Request) -> Session | None:
+        """Say who goes on with an upload, None while this process drains. Raises SyncError, StoreError."""
+        try:
+            return await self._edge.session(request)
+        except SyncError as error:
+            if error.code != "unavailable":
+                raise
+            return None
 
 
 def _problem(version: int, error: SyncError, provided: int | None = None) -> web.Response:

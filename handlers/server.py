@@ -20,6 +20,7 @@ from handlers.errors import as_sync_error, error_body, http_status
 from handlers.probes import Faults, Probes
 from handlers.siblings import Siblings
 from handlers.sync_http import REQUEST_ID, SyncHttp
+from handlers.upload_body import with_end
 from handlers.upload_edge import with_headers
 from handlers.ws import SyncSocket, without_context_takeover
 
@@ -43,6 +44,7 @@ def application(
     )
     app.on_response_prepare.append(without_context_takeover)
     app.on_response_prepare.append(with_headers)
+    app.on_response_prepare.append(with_end)
     app.router.add_get("/v1/sync", SyncSocket(core, connections).handle)
     app.router.add_routes(SyncHttp(core, connections).routes())
     app.router.add_routes(of_files)

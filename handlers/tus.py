@@ -12,7 +12,16 @@ from engine.intake import Session
 from engine.receiving import Checksum, Creation
 from engine.upload_metadata import parsed
 from engine.uploads import Append
-from handlers.upload_edge import ROOT, UploadEdge, answer, content_length, expiry, number, upload_id
+from handlers.upload_edge import (
+    ROOT,
+    UploadEdge,
+    answer,
+    answer_offset,
+    content_length,
+    expiry,
+    number,
+    upload_id,
+)
 
 VERSION: Final = "1.0.0"
 EXTENSIONS: Final = (
@@ -53,9 +62,13 @@ class Tus:
         answer(request, {"Location": f"{ROOT}/{upload.ref.upload_id}"} | expiry(upload))
         if brings:
             append = Append(0, length_bytes, size_bytes)
-            upload = await self._edge.receiving.append(
-                session, upload.ref.upload_id, append, body, checksum
-            )
+            try:
+                upload = await self._edge.receiving.append(
+                    session, upload.ref.upload_id, append, body, checksum
+                )
+            except SyncError as error:
+                answer_offset(request, error)
+                raise
             answer(request, {"Upload-Offset": str(upload.offset_bytes)} | expiry(upload))
         return web.Response(status=201)
 
@@ -100,8 +113,7 @@ class Tus:
         try:
             upload = await self._edge.receiving.append(session, named, append, body, _checksum(request))
         except SyncError as error:
-            if error.code == "offset_mismatch":
-                answer(request, {"Upload-Offset": str(error.details["offset"])})
+            answer_offset(request, error)
             raise
         return web.Response(
             status=204, headers={"Upload-Offset": str(upload.offset_bytes)} | expiry(upload)

@@ -11,6 +11,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from engine.receiving import BodyCutError
 
+#: Whether a client waits for the word that its body would be taken.
+_WAITS: Final = web.RequestKey[bool]("waits_to_be_invited")
+#: Whether a body ended before its end, so that nothing can follow it.
+_BROKE_OFF: Final = web.RequestKey[bool]("body_broke_off")
 #: What the wire says before a body that was asked about (RFC 9110, 10.1.1).
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -26,15 +30,14 @@ class RequestBody:
         self._check = check
         self._silent_s = 0.0
         self._waiting: asyncio.Timeout | None = None
-        self._invited = request.headers.get("Expect", "").lower() != "100-continue"
 
     async def next(self, patience_s: float) -> bytes | None:
         """Wait for some bytes; see the port."""
-        if not self._invited:
+        if self._request.get(_WAITS):
             self._invite()
         self._check()
-        if self.was_cut or self._silent_s >= self._idle_s:
-            raise BodyCutError
+        if self.was_cut or self._request.get(_BROKE_OFF) or self._silent_s >= self._idle_s:
+            return self._rest()
         try:
             async with asyncio.timeout(min(patience_s, self._idle_s)) as self._waiting:
                 block, more = await self._content.readchunk()
@@ -43,11 +46,11 @@ class RequestBody:
                     block, more = await self._content.readchunk()
         except TimeoutError:
             if self.was_cut:
-                raise BodyCutError from None
+                return self._rest()
             self._silent_s += patience_s
             return None
         except (OSError, web.RequestPayloadError, HttpProcessingError):
-            raise BodyCutError from None
+            return self._rest()
         finally:
             self._waiting = None
         self._silent_s = 0.0
@@ -62,10 +65,41 @@ class RequestBody:
 
     def _invite(self) -> None:
         """Ask for the body of a client that wanted to know first whether it would be taken."""
-        self._invited = True
+        self._request[_WAITS] = False
         if self._request.transport is not None:
             self._request.transport.write(_CONTINUE)
 
+    def _rest(self) -> bytes:
+        """Give what had come before the end, and then raise BodyCutError."""
+        if not self._request.get(_BROKE_OFF):
+            self._request[_BROKE_OFF] = True
+            # The library would keep it for itself once the connection is lost.
+            self._content.set_exception(None)  # type: ignore[arg-type]
+            block = self._content.read_nowait()
+            if block:
+                return block
+        raise BodyCutError
 
-async def uninvited(_: web.Request) -> None:
+
+async def uninvited(request: web.Request) -> None:
     """Say nothing yet to a client that wants to know whether its body would be taken."""
+    expected = request.headers.get("Expect", "").lower()
+    request[_WAITS] = request.version >= (1, 1) and expected == "100-continue"
+
+
+async def with_end(request: web.Request, response: web.StreamResponse) -> None:
+    """Let the connection end with an answer that comes before the end of the request."""
+    waits = request.get(_WAITS, False) and not request.content.is_eof()
+    if waits or request.get(_BROKE_OFF):
+        response.force_close()
+        response.headers["Connection"] = "close"
+    if waits:
+        # Whether the body comes, or another request in its place, nobody knows: neither is waited for.
+        request.protocol.close()
+        request.content.feed_eof()
+
+
+def let_go(request: web.Request) -> web.Response:
+    """Close a connection without an answer: the one that is returned goes nowhere."""
+    request.protocol.force_close()
+    return web.Response(status=503)

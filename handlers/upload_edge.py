@@ -101,6 +101,12 @@ def answer(request: web.Request, headers: Mapping[str, str]) -> None:
     request.setdefault(ANSWER, {}).update(headers)
 
 
+def answer_offset(request: web.Request, error: SyncError) -> None:
+    """Have a refusal say where the upload stands, if that is known."""
+    if "offset" in error.details:
+        answer(request, {"Upload-Offset": str(error.details["offset"])})
+
+
 async def with_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Give an answer the headers that were noted for it, and that it has not by itself."""
     for name, value in request.get(ANSWER, {}).items():

@@ -162,7 +162,7 @@ def suppress_refusals() -> Iterator[None]:
     try:
         yield
     except SyncError as error:
-        if error.code not in {"locked", "malformed", "checksum_mismatch", "offset_mismatch"}:
+        if error.code not in {"locked", "unavailable", "checksum_mismatch", "offset_mismatch"}:
             raise
 
 

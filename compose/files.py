@@ -26,6 +26,7 @@ from engine.waiting import WaitingFiles
 from handlers.connections import Connections
 from handlers.core import Core
 from handlers.files import Files
+from handlers.peer import networks
 from handlers.upload_edge import UploadEdge
 from handlers.uploads import Uploads
 from storage.blobs import DirectoryBlobs
@@ -80,7 +81,13 @@ class FileParts:
     def routes(self, core: Core, connections: Connections, domains: Domains) -> Iterable[web.RouteDef]:
         """List the routes of uploads and files."""
         edge = UploadEdge(
-            core, connections, self.receiving, self._types, domains, self._settings.uploads.idle_s
+            core,
+            connections,
+            self.receiving,
+            self._types,
+            domains,
+            networks(self._settings.server.trusted_proxies),
+            self._settings.uploads.idle_s,
         )
         files = Files(core, connections, PostgresFiles(self._reads), self._blobs)
         return [*Uploads(edge).routes(), *files.routes()]

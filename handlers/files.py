@@ -24,6 +24,7 @@ from engine.uploads import Upload
 from handlers.connections import Connections
 from handlers.core import Core
 from handlers.errors import error_body
+from handlers.origins import Allowed
 from handlers.ranges import Part, is_known, wanted_part
 from handlers.sessions import heard
 
@@ -34,6 +35,12 @@ _PATIENCE_S: Final = 60.0
 _PLAIN: Final = "!#$&+-.^_`|~"
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9 ()+,.=@_-]")
 _YEAR_S: Final = 31_536_000
+_ONE: Final = "/v1/files/{file_id:[0-9a-f]{32}}"
+_PAGES: Final = Allowed(
+    "GET, HEAD, OPTIONS",
+    "Authorization, Range, If-Range, If-None-Match",
+    "Accept-Ranges, Content-Disposition, Content-Length, Content-Range, ETag, Repr-Digest",
+)
 _log = structlog.get_logger()
 
 
@@ -48,10 +55,16 @@ class Files:
 
     def routes(self) -> list[web.RouteDef]:
         """List the routes."""
-        return [web.get("/v1/files/{file_id:[0-9a-f]{32}}", self.give)]
+        return [web.get(_ONE, self.give), web.options(_ONE, self.options)]
+
+    async def options(self, request: web.Request) -> web.Response:
+        """Say what a page may ask for; to whoever asks, as nothing of it is of a tenant."""
+        _PAGES.let_read(request, self._core.verifier)
+        return web.Response(status=204, headers={"Allow": _PAGES.methods} | _PAGES.preflight(request))
 
     async def give(self, request: web.Request) -> web.StreamResponse:
         """Give a file, a part of it, or to HEAD what there is to know of it."""
+        _PAGES.let_read(request, self._core.verifier)
         session, *_ = await heard(self._core, self._connections, request, JSON)
         file = await self._files.file(session.tenant.tenant_id, request.match_info["file_id"])
         if file is None:
@@ -154,7 +167,7 @@ def _headers(file: Upload, tag: str) -> dict[str, str]:
         "Repr-Digest": f"sha-256=:{digest}:",
         # A browser that serves several people is not to show one what another has fetched.
         "Cache-Control": f"private, max-age={_YEAR_S}, immutable",
-        "Vary": "Authorization",
+        "Vary": "Authorization, Origin",
     }
 
 

@@ -1,4 +1,4 @@
-"""Where a request comes from, for whoever reads the log: the peer's address, or what a proxy says of it."""
+"""Where a request comes from, and how: what the connection says, or what a proxy says of it."""
 
 from __future__ import annotations
 
@@ -42,6 +42,15 @@ def client_address(peer: str | None, forwarded_for: Iterable[str], trusted: Netw
             break
         address = before
     return str(address)
+
+
+def client_scheme(peer: str | None, forwarded_proto: Iterable[str], own: str, trusted: Networks) -> str:
+    """Name the scheme that the client used; a trusted proxy is believed, nobody else is."""
+    address = _address(peer or "")
+    if address is None or not _is_trusted(address, trusted):
+        return own
+    first = ",".join(forwarded_proto).partition(",")[0].strip().lower()
+    return first if first in ("http", "https") else own
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:

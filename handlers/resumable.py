@@ -24,7 +24,7 @@ from engine.upload_metadata import formatted, parsed
 from engine.uploads import Append, Upload
 from handlers.errors import http_status
 from handlers.upload_body import let_go
-from handlers.upload_edge import ROOT, UploadEdge, answer, answer_offset, content_length, number, upload_id
+from handlers.upload_edge import UploadEdge, answer, answer_offset, content_length, number, upload_id
 
 VERSIONS: Final = range(3, 9)
 _VERSION: Final = "Upload-Draft-Interop-Version"
@@ -70,13 +70,15 @@ class Resumable:
                 sentence = f"{size_bytes} bytes are said, {length_bytes} are sent"
                 return _problem(version, SyncError("inconsistent_length", sentence))
             size_bytes = length_bytes
+        # In full: not every client of the draft can make an address out of a path.
+        root = self._edge.root(request)
         values = _values(request)
         described = self._edge.described(values)
         body = self._edge.body(request, session)
         upload = await self._edge.receiving.create(
             session, Creation("whole", size_bytes, described, formatted(values))
         )
-        location = _location(request, upload)
+        location = f"{root}/{upload.ref.upload_id}"
         standing = self._standing(version, upload)
         del standing["Upload-Offset"]  # that of a refusal is another by then
         answer(request, {"Location": location} | standing)
@@ -276,12 +278,6 @@ def _decoded(name: str, coded: str) -> bytes:
         return base64.b64decode(coded, validate=True)
     except ValueError:
         raise SyncError("malformed", f"{name}: sha-256 in base64 is required") from None
-
-
-def _location(request: web.Request, upload: Upload) -> str:
-    """Name an upload in full: not every client of the draft can make an address out of a path."""
-    scheme = request.headers.get("X-Forwarded-Proto", request.scheme)
-    return f"{scheme}://{request.host}{ROOT}/{upload.ref.upload_id}"
 
 
 async def _interim(request: web.Request, headers: Mapping[str, str]) -> None:

@@ -22,6 +22,7 @@ from engine.upload_metadata import Described, described
 from engine.uploads import Upload
 from handlers.connections import Connections
 from handlers.core import Core
+from handlers.peer import Networks, client_scheme
 from handlers.sessions import check_not_revoked, heard
 from handlers.upload_body import RequestBody
 
@@ -30,6 +31,7 @@ ROOT: Final = "/v1/uploads"
 ANSWER: Final = web.RequestKey[dict[str, str]]("answer_headers")
 
 _ID: Final = re.compile(r"[0-9a-f]{32}")
+_HOST: Final = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _DIGITS: Final = re.compile(r"[0-9]+")
 #: More digits than any size that could be.
 _MOST_DIGITS: Final = 18
@@ -43,6 +45,7 @@ class UploadEdge(msgspec.Struct, frozen=True):
     receiving: Receiving
     types: FileTypes
     domains: Domains
+    trusted: Networks
     idle_s: float
 
     async def session(self, request: web.Request) -> Session:
@@ -59,6 +62,15 @@ class UploadEdge(msgspec.Struct, frozen=True):
             check_not_revoked(self.core, session.tenant.tenant_id, session.device_id)
 
         return RequestBody(request, self.idle_s, check)
+
+    def root(self, request: web.Request) -> str:
+        """Name where uploads are in full, as this request came here. Raises SyncError ``malformed``."""
+        host = request.headers.get("Host", "")
+        if not _HOST.fullmatch(host):
+            raise SyncError("malformed", "Host: a name or an address, and a port, are required")
+        forwarded = request.headers.getall("X-Forwarded-Proto", ())
+        scheme = client_scheme(request.remote, forwarded, request.scheme, self.trusted)
+        return f"{scheme}://{host}{ROOT}"
 
     def described(self, values: Mapping[str, str]) -> Described:
         """Check what an upload says of itself. Raises SyncError."""

@@ -8,22 +8,21 @@ from typing import Final
 from aiohttp import web
 
 from engine.errors import SyncError
+from handlers.origins import Allowed
 from handlers.resumable import Resumable, spoken
 from handlers.tus import ALGORITHMS, EXTENSIONS, VERSION, Tus
 from handlers.upload_body import uninvited
-from handlers.upload_edge import ROOT, UploadEdge, answer
+from handlers.upload_edge import ROOT, UploadEdge
 
 Verb = Callable[[web.Request], Awaitable[web.Response]]
 
 _ONE: Final = ROOT + "/{upload_id}"
-#: What a page of another origin may send, and read.
-_SENT: Final = (
+_PAGES: Final = Allowed(
+    "POST, HEAD, PATCH, DELETE, OPTIONS",
     "Authorization, Content-Type, Tus-Resumable, Upload-Length, Upload-Offset, Upload-Metadata,"
-    " Upload-Defer-Length, Upload-Concat, Upload-Checksum, X-HTTP-Method-Override, X-Requested-With"
-)
-_READ: Final = (
+    " Upload-Defer-Length, Upload-Concat, Upload-Checksum, X-HTTP-Method-Override, X-Requested-With",
     "Location, Tus-Resumable, Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm,"
-    " Upload-Offset, Upload-Length, Upload-Metadata, Upload-Defer-Length, Upload-Concat, Upload-Expires"
+    " Upload-Offset, Upload-Length, Upload-Metadata, Upload-Defer-Length, Upload-Concat, Upload-Expires",
 )
 
 
@@ -55,7 +54,7 @@ class Uploads:
 
     async def options(self, request: web.Request) -> web.Response:
         """Say what is spoken here; to whoever asks, as nothing of it is of a tenant."""
-        self._let_read(request)
+        _PAGES.let_read(request, self._edge.core.verifier)
         most_bytes = self._edge.types.largest_bytes
         headers = {
             "Tus-Resumable": VERSION,
@@ -65,40 +64,22 @@ class Uploads:
             "Tus-Checksum-Algorithm": ",".join(ALGORITHMS),
             "Upload-Limit": f"max-size={most_bytes}",
         }
-        if "Access-Control-Request-Method" in request.headers:
-            headers["Access-Control-Allow-Methods"] = "POST, HEAD, PATCH, DELETE, OPTIONS"
-            headers["Access-Control-Allow-Headers"] = _SENT
-            headers["Access-Control-Max-Age"] = "86400"
-        return web.Response(status=204, headers=headers)
+        return web.Response(status=204, headers=headers | _PAGES.preflight(request))
 
     async def create(self, request: web.Request) -> web.Response:
         """Begin an upload."""
-        self._let_read(request)
+        _PAGES.let_read(request, self._edge.core.verifier)
         by_tus, by_draft = self._create
         return await (by_draft if _is_draft(request) else by_tus)(request)
 
     async def one(self, request: web.Request) -> web.Response:
         """Ask for an upload's offset, bring bytes to it, or give it up."""
-        self._let_read(request)
+        _PAGES.let_read(request, self._edge.core.verifier)
         method = request.headers.get("X-HTTP-Method-Override", request.method).upper()
         verb = (self._resumable if _is_draft(request) else self._tus).get(method)
         if verb is None:
             raise SyncError("not_found", f"{method}: there is no such method here")
         return await verb(request)
-
-    def _let_read(self, request: web.Request) -> None:
-        """Let a page of an origin that is on the allow list read the answer. Raises SyncError for others."""
-        origin = request.headers.get("Origin")
-        if origin is not None:
-            self._edge.core.verifier.check_origin(origin)
-            answer(
-                request,
-                {
-                    "Access-Control-Allow-Origin": origin,
-                    "Access-Control-Expose-Headers": _READ,
-                    "Vary": "Origin",
-                },
-            )
 
 
 def _is_draft(request: web.Request) -> bool:

@@ -194,8 +194,9 @@ ERRORS: Final = _table(
         "unavailable",
         503,
         True,
-        "The database is away; nothing was accepted, or the key finds the answer.",
-        "Wait for retry_after_ms, then send the very same message.",
+        "The database is away, or this server goes away; nothing was accepted, or the key finds the answer."
+        " Of an upload: its body broke off; what came is kept, up to the offset.",
+        "Wait for retry_after_ms, then send the very same message; ask for an upload's offset before.",
     ),
     ErrorKind(
         "internal",

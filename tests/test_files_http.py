@@ -65,7 +65,7 @@ async def test_every_device_of_the_tenant_reads_a_file_and_nobody_else(shelf: Sh
         "Repr-Digest": f"sha-256=:{base64.b64encode(digest.digest()).decode()}:",
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, max-age=31536000, immutable",
-        "Vary": "Authorization",
+        "Vary": "Authorization, Origin",
         "X-Content-Type-Options": "nosniff",
         "Content-Disposition": "attachment; filename=\"gate 1.jpg\"; filename*=UTF-8''gate%201.jpg",
     }

@@ -63,6 +63,13 @@ class Finishing:
         hold.released = True
         if not stored:
             raise SyncError("upload_gone", "this upload has ended")
+        _log.info(
+            "upload_finished",
+            tenant_id=ref.tenant_id,
+            device_id=upload.device_id,
+            upload_id=ref.upload_id,
+            size_bytes=upload.offset_bytes,
+        )
         for part in upload.parts:
             await self._drop(UploadRef(ref.tenant_id, part))
         file = {"state": "stored", "sha256": content.sha256, "content_type": content_type}

@@ -27,9 +27,10 @@ from engine.uploads import FINISHED, Append, Kind, Taking, Upload, UploadRef, ap
 
 #: Handed to the disk at a stretch; so much of one request waits at most, and as much is under way.
 _WRITE_BYTES: Final = 262_144
-#: A request that is long in coming has what came acknowledged so often: should the process be killed, that
-#: much is kept. Well below the lease.
+#: A request that is long has what came acknowledged so often: should the process be killed, that much is
+#: kept. Well below the lease.
 PROGRESS_S: Final = 5.0
+_PROGRESS_BYTES: Final = 1_048_576
 MOST_PARTS: Final = 100
 
 
@@ -376,7 +377,12 @@ class _Intake:
                     return False
                 if block is not None:
                     await self._add(block)
-                if self._clock.monotonic_s() >= next_word_s:
+                said_bytes = self._hold.upload.offset_bytes
+                if self._clock.monotonic_s() >= next_word_s or (
+                    self._progress
+                    and self.offset_bytes - said_bytes >= _PROGRESS_BYTES
+                    and self.offset_bytes < self._most_offset_bytes
+                ):
                     await self._acknowledge()
                     next_word_s = self._clock.monotonic_s() + PROGRESS_S
         finally:

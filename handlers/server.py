@@ -72,7 +72,10 @@ def _errors(core: Core) -> Middleware:
         told_id = error.details.pop("id", None)
         request_id = request.get(REQUEST_ID, told_id)
         body = error_body(error, request_id if isinstance(request_id, str) else None)
-        return web.Response(body=body, status=status, content_type="application/json")
+        headers = {}
+        if isinstance(wait_ms := error.details.get("retry_after_ms"), int):
+            headers["Retry-After"] = str(-(-wait_ms // 1000))  # for clients that know HTTP alone
+        return web.Response(body=body, status=status, content_type="application/json", headers=headers)
 
     return errors
 

@@ -214,6 +214,7 @@ async def test_the_rate_is_the_devices_on_every_way(serve: Serve) -> None:
     assert (await phone.refused("heartbeat"))["code"] == "rate_limited"
     reply = await server.get("/v1/changes")
     assert reply.verdict == (429, "rate_limited")
+    assert int(reply.headers["Retry-After"]) * 1000 >= reply.message["retry_after_ms"] > 0
     assert reply.message["retry_after_ms"] > 1000
     refused = await (await server.device()).refused("sync", key="k", items=[ITEM])
     assert refused["code"] == "rate_limited"

@@ -80,9 +80,9 @@ class Process:
 
     def __init__(self, dsn: str, directory: Path, wire: Wire) -> None:
         clock = SystemClock()
-        self._database = Database(dsn, 2)
+        self.database = Database(dsn, 2)
         self.blobs = DirectoryBlobs(directory, 2)
-        store = PostgresUploads(self._database)
+        store = PostgresUploads(self.database)
         self.holds = Holds(store, self.blobs, wire, clock, EXPIRE_S)
         finishing = Finishing(store, self.blobs, TYPES, NoRecords(), clock)
         limits = UploadLimits(Quota(10_000_000, 1000), {}, EXPIRE_S)
@@ -96,7 +96,7 @@ class Process:
         """Let go of everything."""
         self._running.cancel()
         await asyncio.wait([self._running])
-        await self._database.close()
+        await self.database.close()
         self.blobs.close()
 
 
@@ -338,3 +338,21 @@ async def test_a_drain_ends_requests_and_keeps_what_they_brought(site: Site) -> 
     with pytest.raises(SyncError):
         await task
     assert (await second.receiving.find(SESSION, upload.ref.upload_id)).offset_bytes == 99
+
+
+async def test_what_a_long_request_brought_is_acknowledged_on_its_way(site: Site) -> None:
+    (first, second), _ = site
+    content = text(7, 3_000_000)
+    upload = await begun(first, content)
+    body = Sent(content[:2_500_000], "stalls", block_bytes=100_000)
+    task = asyncio.create_task(
+        first.receiving.append(SESSION, upload.ref.upload_id, Append(0, len(content)), body)
+    )
+    await body.stalled.wait()
+    found = await PostgresUploads(second.database).find(upload.ref)
+    assert found is not None
+    assert found.held, "the request goes on"
+    assert 2_000_000 <= found.offset_bytes <= 2_500_000
+    body.cut()
+    with pytest.raises(SyncError):
+        await task

@@ -98,7 +98,9 @@ async def test_an_uploads_state_is_read_and_moves_with_the_batch(database: Datab
 async def test_twins_are_of_one_record_name_and_content(database: Database, dsn: str) -> None:
     same: dict[str, Any] = {"file_name": "gate.jpg", "sha256": "aa"}
     states = ("open", "stored", "attached", "duplicate", "lent", "cancelled", "freed")
-    others = ({"tenant": 2}, {"domain": "note"}, {"record_id": "b"}, {"file_name": "x"}, {"sha256": "bb"})
+    others: list[dict[str, Any]] = [
+        {"tenant": 2}, {"domain": "note"}, {"record_id": "b"}, {"file_name": "x"}, {"sha256": "bb"},
+    ]
     keep(
         dsn,
         *(upload(10 + number, state=state, **same) for number, state in enumerate(states)),

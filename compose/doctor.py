@@ -85,15 +85,15 @@ def _reached(settings: Settings, dsn: str, url: str) -> Iterator[Finding]:
 def _files() -> Finding:
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)  # serve raises the soft one to it
     if limit == resource.RLIM_INFINITY:
-        return Finding("ok", "files", "as many as wanted")
+        return Finding("ok", "open files", "as many as wanted")
     room = max(0, limit - _OWN_FILES)
     found = f"{limit} open files: {room} connections of devices in each worker"
     remedy = "raise the hard limit of open files (LimitNOFILE of systemd, ulimit -Hn, --ulimit nofile)"
     if room < _LEAST_CONNECTIONS:
-        return Finding("fault", "files", found, remedy)
+        return Finding("fault", "open files", found, remedy)
     if room < _USUAL_CONNECTIONS:
-        return Finding("warning", "files", found, remedy)
-    return Finding("ok", "files", found)
+        return Finding("warning", "open files", found, remedy)
+    return Finding("ok", "open files", found)
 
 
 def _uploads(settings: Settings) -> Finding:

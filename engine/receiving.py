@@ -148,9 +148,8 @@ class Receiving:
         quota = self._quota_of(session)
         made = await self._creations.ask(Creating(upload, quota))
         if made == "tenant_full":
-            raise SyncError(
-                "quota_exceeded", f"the files of this tenant may have {quota.tenant_bytes} bytes"
-            )
+            most = f"unfinished ones included, may have {quota.tenant_bytes} bytes"
+            raise SyncError("quota_exceeded", f"the files of this tenant, {most}")
         if made == "record_full":
             raise _record_full(quota)
         self.counters.created += 1
@@ -330,7 +329,8 @@ def _spread_ms() -> int:
 
 
 def _record_full(quota: Quota) -> SyncError:
-    return SyncError("quota_exceeded", f"a record may have {quota.files_per_record} files")
+    most = f"{quota.files_per_record} files, unfinished ones included"
+    return SyncError("quota_exceeded", f"a record may have {most}")
 
 
 class _Intake:

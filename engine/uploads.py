@@ -132,9 +132,9 @@ def standing(upload: Upload | None, device_id: str, now_us: int) -> Upload:
         raise SyncError("upload_gone", "this upload was refused: its content was not what it was said to be")
     if upload.state == "lent":
         raise SyncError("upload_gone", "this upload was freed")
-    if upload.state in ("cancelled", "expired", "freed"):
+    if upload.state in ("cancelled", "freed"):
         raise SyncError("upload_gone", f"this upload was {upload.state}")
-    if upload.expired(now_us):
+    if upload.state == "expired" or upload.expired(now_us):
         raise SyncError("upload_gone", "this upload has expired")
     return upload
 

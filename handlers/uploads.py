@@ -7,12 +7,11 @@ from typing import Final
 
 from aiohttp import web
 
-from engine.errors import SyncError
 from handlers.origins import Allowed
 from handlers.resumable import Resumable, spoken
 from handlers.tus import ALGORITHMS, EXTENSIONS, VERSION, Tus
 from handlers.upload_body import uninvited
-from handlers.upload_edge import ROOT, UploadEdge
+from handlers.upload_edge import ROOT, UploadEdge, answer
 
 Verb = Callable[[web.Request], Awaitable[web.Response]]
 
@@ -50,6 +49,8 @@ class Uploads:
             web.head(_ONE, self.one),
             web.patch(_ONE, self.one, expect_handler=uninvited),
             web.delete(_ONE, self.one),
+            web.route("*", ROOT, self.other, expect_handler=uninvited),
+            web.route("*", _ONE, self.other, expect_handler=uninvited),
         ]
 
     async def options(self, request: web.Request) -> web.Response:
@@ -77,9 +78,13 @@ class Uploads:
         _PAGES.let_read(request, self._edge.core.verifier)
         method = request.headers.get("X-HTTP-Method-Override", request.method).upper()
         verb = (self._resumable if _is_draft(request) else self._tus).get(method)
-        if verb is None:
-            raise SyncError("not_found", f"{method}: there is no such method here")
-        return await verb(request)
+        return await (verb or self.other)(request)
+
+    async def other(self, request: web.Request) -> web.Response:
+        """Refuse every other method."""
+        taken = ["OPTIONS", "POST"] if request.path == ROOT else ["OPTIONS", *self._tus]
+        answer(request, {"Allow": ", ".join(taken)})
+        raise web.HTTPMethodNotAllowed(request.method, taken, reason=f"{', '.join(taken)} are taken here")
 
 
 def _is_draft(request: web.Request) -> bool:

@@ -236,6 +236,18 @@ async def test_an_upload_is_its_devices_alone(
     assert await phone.offset(path) == 0
 
 
+@pytest.mark.parametrize(
+    ("method", "of_one"), [("PUT", False), ("HEAD", False), ("GET", True), ("POST", True)]
+)
+async def test_another_method_is_told_which_there_are(method: str, of_one: bool, phone: Uploader) -> None:
+    path = await phone.begun(1000) if of_one else "/v1/uploads"
+    reply = await phone.ask(method, path, TUS)
+    taken = "OPTIONS, HEAD, PATCH, DELETE" if of_one else "OPTIONS, POST"
+    assert (reply.status, reply.headers["Allow"]) == (405, taken)
+    assert method == "HEAD" or reply.verdict == (405, "not_found")
+    assert method == "HEAD" or f"{taken} are taken here".encode() in reply.body
+
+
 async def test_a_file_is_its_tenants_alone(shared: Running, phone: Uploader) -> None:
     content = photo(1000)
     path = await phone.uploaded(content)

@@ -26,7 +26,10 @@ async def watch(token: str, cursor: str | None, count: float) -> None:
         while count > 0:
             page = await receive(socket, "changes")
             for change in page["changes"]:
-                print(change["domain"], change["id"], "version", change["version"], change["data"])  # noqa: T201
+                files = [file["filename"] for file in change.get("attachments", ())]
+                and_files = ["with", ", ".join(files)] if files else []
+                shown = (change["domain"], change["id"], "version", change["version"], change["data"])
+                print(*shown, *and_files)  # noqa: T201
             count -= len(page["changes"])
 
 

@@ -263,11 +263,11 @@ class Duel:
         return Sent(job, expected)
 
     def _attach(self, sketch: AttachSketch) -> Sent:
-        """A file is of one record for ever; of six files some share their name, some their content."""
+        """A file is of one record for ever; of six two are sent again, some share a name or content."""
         number = sketch.number
-        record = self.uploads.setdefault((sketch.tenant, number), (sketch.domain, sketch.id))
-        file = File(f"{number:032x}", f"name-{number % 2}", f"{number % 4 // 2:064x}")
         tenant = self.world.tenant(sketch.tenant)
+        record = self.uploads.setdefault((sketch.tenant, number % 4), (sketch.domain, sketch.id))
+        file = File(f"{number:032x}", f"name-{number % 2}", f"{number % 4 // 2:064x}")
         if number < 6 and file.upload not in tenant.uploads:
             tenant.uploads[file.upload] = "stored"
             tenant.sent[file.upload] = (record, file.name, file.content)

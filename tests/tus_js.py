@@ -20,6 +20,9 @@ _PATIENCE_S = 60
 class TusJs:
     """Runs ``upload.mjs``; its head says what can be told."""
 
+    #: Where programs find the client.
+    home = _HOME
+
     async def run(self, *uploads: Json) -> list[Json]:
         """Upload all of these at once; gives what happened, in order."""
         process = await asyncio.create_subprocess_exec(

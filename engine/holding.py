@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final
@@ -26,6 +27,9 @@ from engine.uploads import Upload, UploadRef, standing
 _GIVE_BACK_S: Final = 0.25
 _FINISH_S: Final = 5.0
 _LOOK_S: Final = 0.01
+#: Requests of one device that may be under way in one process: each keeps bytes in memory.
+MOST_OF_A_DEVICE: Final = 128
+_BUSY_RETRY_MS: Final = 1000
 
 _log = structlog.get_logger()
 
@@ -98,6 +102,7 @@ class Holds:
         self._advances = Gatherer(advance)
         #: By device as well: what another one asks is refused, and is in nobody's way.
         self._here: dict[tuple[UploadRef, str], Hold] = {}
+        self._of_device: Counter[tuple[int, str]] = Counter()
         self._name = uuid.uuid4().hex
         self._count = 0
 
@@ -141,6 +146,14 @@ class Holds:
         place = (ref, device_id)
         if place in self._here:
             raise _locked()
+        device = (ref.tenant_id, device_id)
+        if self._of_device[device] >= MOST_OF_A_DEVICE:
+            raise SyncError(
+                "rate_limited",
+                f"{MOST_OF_A_DEVICE} requests of this device are under way",
+                retry_after_ms=_BUSY_RETRY_MS,
+            )
+        self._of_device[device] += 1
         self._count += 1
         hold = Hold(Claim(ref, device_id, f"{self._name}-{self._count}"), self._advances)
         self._here[place] = hold
@@ -148,6 +161,9 @@ class Holds:
             yield hold
         finally:
             del self._here[place]
+            self._of_device[device] -= 1
+            if not self._of_device[device]:
+                del self._of_device[device]
             hold.ended.set()
 
     async def _take(self, hold: Hold) -> None:

@@ -410,6 +410,8 @@ class _Intake:
         if self._progress:
             async with self._turns.turn():
                 pieces = await self._appending.flush(self.left())
+        else:  # not to be kept in memory until the rest comes
+            await self._write(self.left())
         at_bytes = self.offset_bytes if self._progress else self._hold.upload.offset_bytes
         await self._hold.advance(at_bytes, pieces)
 

@@ -15,6 +15,8 @@ from engine.file_types import FileTypes
 from engine.intake import id_fault
 
 MAX_NAME_CHARS: Final = 255
+#: It is kept as it was sent, and counts against no quota.
+_MOST_CHARS: Final = 4096
 _HEADER: Final = "Upload-Metadata"
 #: Lone surrogates are what is left of header bytes that are no UTF-8.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -39,6 +41,8 @@ def parsed(header: str) -> dict[str, str]:
 
     Raises SyncError ``invalid_message``.
     """
+    if len(header) > _MOST_CHARS:
+        raise SyncError("invalid_message", f"{_HEADER}: {_MOST_CHARS} characters at most")
     values: dict[str, str] = {}
     for pair in header.split(",") if header.strip() else ():
         key, _, coded = pair.strip(" \t").partition(" ")

@@ -40,10 +40,8 @@ class RequestBody:
             return self._rest()
         try:
             async with asyncio.timeout(min(patience_s, self._idle_s)) as self._waiting:
-                block, more = await self._content.readchunk()
-                # Where a chunk of the transfer coding ends; but the empty body ends so again and again.
-                while more and not block and not self._content.at_eof():
-                    block, more = await self._content.readchunk()
+                # All that came, and not by the chunks of its coding: of single bytes there are thousands.
+                block = await self._content.readany()
         except TimeoutError:
             if self.was_cut:
                 return self._rest()

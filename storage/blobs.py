@@ -27,7 +27,7 @@ from storage.blob_threads import BlobThreads
 #: Read, copied and hashed at a stretch.
 _BLOCK_BYTES: Final = 1_048_576
 #: One block of a reader, of whom there may be many.
-_READ_BYTES: Final = 262_144
+_READ_BYTES: Final = 65_536
 _LISTED_TOGETHER: Final = 1000
 _REMEMBERED: Final = 50_000
 _MOST_BLOCKS: Final = os.sysconf("SC_IOV_MAX")

@@ -87,7 +87,7 @@ _ABANDONMENT: Final = (
     "SELECT t.name, count(*) FILTER (WHERE u.state <> 'expired'), count(*) FILTER (WHERE u.state = 'expired')"
     " FROM upload_session AS u JOIN tenants AS t ON t.tenant_id = u.tenant_id"
     f" WHERE u.ended_at > {_NOW} AND u.kind <> 'joined'"
-    " AND u.state IN ('stored', 'attached', 'duplicate', 'joined', 'freed', 'expired')"
+    " AND u.state IN ('stored', 'attached', 'duplicate', 'lent', 'joined', 'freed', 'expired')"
     " GROUP BY t.name ORDER BY t.name"
 )
 

@@ -356,3 +356,49 @@ async def test_what_a_long_request_brought_is_acknowledged_on_its_way(site: Site
     body.cut()
     with pytest.raises(SyncError):
         await task
+
+
+async def test_a_device_has_no_more_requests_under_way_than_it_may(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first, _), _ = site
+    monkeypatch.setattr("engine.holding.MOST_OF_A_DEVICE", 1)
+    content = text(8, 100)
+    busy, other = [await begun(first, content) for _ in range(2)]
+    body = Sent(content[:50], "stalls")
+    task = asyncio.create_task(first.receiving.append(SESSION, busy.ref.upload_id, Append(0, 100), body))
+    await body.stalled.wait()
+    asked = (SESSION, other.ref.upload_id, Append(0, 100))
+    with pytest.raises(SyncError) as refused:
+        await first.receiving.append(*asked, Sent(content))
+    assert refused.value.code == "rate_limited"
+    with pytest.raises(SyncError) as refused:
+        await first.receiving.append(STRANGER, *asked[1:], Sent(content))
+    assert refused.value.code == "not_found", "another device is not counted with it"
+    body.cut()
+    with pytest.raises(SyncError):
+        await task
+    assert (await first.receiving.append(*asked, Sent(content))).state == "stored"
+
+
+async def test_what_a_checksum_is_still_to_come_for_is_not_kept_in_memory(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first, second), _ = site
+    monkeypatch.setattr("engine.receiving.PROGRESS_S", 0.0)
+    content = text(9, 100)
+    upload = await begun(first, content)
+    body = Sent(content[:60], "stalls")
+    checksum = Checksum("sha1", hashlib.sha1(content, usedforsecurity=False).digest())
+    task = asyncio.create_task(
+        first.receiving.append(SESSION, upload.ref.upload_id, Append(0, 100), body, checksum)
+    )
+    await body.stalled.wait()
+    (draft,) = [one async for some in first.blobs.kept(1 << 62) for one in some]
+    assert draft.size_bytes > 0
+    found = await PostgresUploads(second.database).find(upload.ref)
+    assert found is not None
+    assert found.offset_bytes == 0, "what is not known to be right is not acknowledged"
+    body.cut()
+    with pytest.raises(SyncError):
+        await task

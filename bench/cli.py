@@ -130,6 +130,10 @@ def bench(
 
     Without --url it starts its own, on embedded services of its own, with the rate limits lifted. The exit
     status is 1 when a bar is missed or the audit finds a fault.
+
+    uploads has 100 devices upload a file each at once, compares that with two other servers, and then
+    uploads beside syncs: about three minutes. It needs Node.js 20.19 or later with npm, which installs one
+    of the others.
     """
     try:
         history = json_file and json_file.with_name(f"{json_file.name}.history.jsonl")

@@ -23,6 +23,7 @@ from engine.receiving import Checksum, Creation
 from engine.upload_metadata import formatted, parsed
 from engine.uploads import Append, Upload
 from handlers.errors import http_status
+from handlers.media_type import media_type
 from handlers.upload_body import let_go
 from handlers.upload_edge import UploadEdge, answer, answer_offset, content_length, number, upload_id
 
@@ -116,7 +117,7 @@ class Resumable:
         if session is None:
             return self._later(request)
         named = upload_id(request.match_info["upload_id"])
-        if version >= 6 and request.content_type != _PARTIAL:
+        if version >= 6 and media_type(request) != _PARTIAL:
             raise SyncError("unsupported_type", f"Content-Type: {_PARTIAL} is required")
         offset_bytes = number(request, "Upload-Offset")
         if offset_bytes is None:
@@ -244,7 +245,7 @@ def _values(request: web.Request) -> dict[str, str]:
     """Gather what an upload says of itself; its own metadata win over headers of other standards."""
     values: dict[str, str] = {}
     if "Content-Type" in request.headers:
-        values["filetype"] = request.content_type
+        values["filetype"] = media_type(request)
     name = _file_name(request.headers.get("Content-Disposition", ""))
     if name:
         values["filename"] = name

@@ -22,6 +22,7 @@ from engine.messages import Conflicts, Heartbeat, Pull, Request, Resolve, Sync
 from engine.pages import with_id
 from handlers.connections import Connections
 from handlers.core import Core
+from handlers.media_type import media_type
 from handlers.requests import (
     READS_YIELD_S,
     count_answer,
@@ -174,11 +175,10 @@ def _codec(request: web.Request) -> Codec:
     """Choose the encoding: that of the body, without one that of ``Accept``, JSON by default."""
     if not request.body_exists:
         return MSGPACK if MSGPACK.content_type in request.headers.get("Accept", "") else JSON
+    said = media_type(request)
     for codec in (JSON, MSGPACK):
-        if request.content_type == codec.content_type:
+        if said in (codec.content_type, ""):
             return codec
-    if "Content-Type" not in request.headers:
-        return JSON
     raise SyncError(
         "invalid_message", f"Content-Type: {JSON.content_type} or {MSGPACK.content_type} is required"
     )

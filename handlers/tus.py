@@ -12,6 +12,7 @@ from engine.intake import Session
 from engine.receiving import Checksum, Creation
 from engine.upload_metadata import parsed
 from engine.uploads import Append
+from handlers.media_type import media_type
 from handlers.upload_edge import (
     ROOT,
     UploadEdge,
@@ -48,7 +49,7 @@ class Tus:
         if kind not in ("", "partial"):
             raise SyncError("invalid_message", "Upload-Concat: partial, or final; and the URLs of the parts")
         length_bytes, brings = content_length(request), request.can_read_body
-        if brings and request.content_type != _BYTES:
+        if brings and media_type(request) != _BYTES:
             raise _wrong_type()
         checksum = _checksum(request) if brings else None
         size_bytes = _size_bytes(request)
@@ -103,7 +104,7 @@ class Tus:
         """Take bytes in."""
         session = await self._session(request)
         named = upload_id(request.match_info["upload_id"])
-        if request.content_type != _BYTES:
+        if media_type(request) != _BYTES:
             raise _wrong_type()
         offset_bytes = number(request, "Upload-Offset")
         if offset_bytes is None:

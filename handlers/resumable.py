@@ -9,10 +9,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
-from contextlib import suppress
-from email.message import Message
 from typing import Final
-from urllib.parse import unquote
 
 import msgspec
 from aiohttp import web
@@ -22,6 +19,7 @@ from engine.intake import Session
 from engine.receiving import Checksum, Creation
 from engine.upload_metadata import formatted, parsed
 from engine.uploads import Append, Upload
+from handlers.disposition import file_name
 from handlers.errors import http_status
 from handlers.media_type import media_type
 from handlers.upload_body import let_go
@@ -33,7 +31,6 @@ _COMPLETE: Final = "Upload-Complete"
 _INCOMPLETE: Final = "Upload-Incomplete"
 _PARTIAL: Final = "application/partial-upload"
 _SHA256: Final = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]+=*):")
-_EXTENDED_NAME: Final = re.compile(r";\s*filename\*\s*=\s*utf-8'[^']*'([^;\s]+)", re.IGNORECASE)
 _NEWEST: Final = 9
 #: Refusals that the draft has a type of problem for, from which version on.
 _PROBLEMS: Final = {
@@ -246,7 +243,7 @@ def _values(request: web.Request) -> dict[str, str]:
     values: dict[str, str] = {}
     if "Content-Type" in request.headers:
         values["filetype"] = media_type(request)
-    name = _file_name(request.headers.get("Content-Disposition", ""))
+    name = file_name(request.headers.get("Content-Disposition", ""))
     if name:
         values["filename"] = name
     digest = _SHA256.search(request.headers.get("Repr-Digest", ""))
@@ -256,17 +253,6 @@ def _values(request: web.Request) -> dict[str, str]:
         if values.setdefault("sha256", sha256).lower() != sha256:
             raise SyncError("malformed", "Repr-Digest: another SHA-256 than that of Upload-Metadata")
     return values
-
-
-def _file_name(disposition: str) -> str | None:
-    """Read a file's name; where it stands there twice, that which may have any character (RFC 6266, 4.3)."""
-    extended = _EXTENDED_NAME.search(disposition)
-    if extended is not None:
-        with suppress(UnicodeDecodeError):
-            return unquote(extended[1], errors="strict")
-    message = Message()
-    message["Content-Disposition"] = disposition
-    return message.get_filename()
 
 
 def _digest(request: web.Request) -> Checksum | None:

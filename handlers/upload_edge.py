@@ -97,9 +97,10 @@ def number(request: web.Request, name: str) -> int | None:
         return None
     if not _DIGITS.fullmatch(text):
         raise SyncError("invalid_message", f"{name}: a number of bytes is required")
-    if len(text.lstrip("0")) > _MOST_DIGITS:
+    digits = text.lstrip("0")  # Python reads no number of more than 4,300 digits, zeros among them
+    if len(digits) > _MOST_DIGITS:
         raise SyncError("too_large", f"{name}: nothing is that large")
-    return int(text)
+    return int(digits or "0")
 
 
 def content_length(request: web.Request) -> int | None:

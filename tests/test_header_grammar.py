@@ -3,24 +3,52 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 import handlers
+from handlers.disposition import file_name
 
+FOLDER = Path(handlers.__path__[0])
+MODULES = sorted(path.name for path in FOLDER.glob("*.py"))
 #: Of a request, what reads its ``Content-Type`` or ``Content-Disposition`` with the library's parser.
 _BY_MAIL = {"content_type", "charset", "content_disposition", "text", "json", "post", "multipart"}
 
 
-@pytest.mark.parametrize("module", [path.name for path in Path(handlers.__path__[0]).glob("*.py")])
+@pytest.mark.parametrize("module", MODULES)
 def test_what_a_request_brings_is_not_asked_of_the_library(module: str) -> None:
-    path = Path(handlers.__path__[0]) / module
     found = [
         ast.unparse(node)
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(ast.parse((FOLDER / module).read_text()))
         if isinstance(node, ast.Attribute)
         and node.attr in _BY_MAIL
         and ast.unparse(node.value) in ("request", "self._request")
     ]
     assert found == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_parses_mail(module: str) -> None:
+    mail = r"^(?:from|import) email\b(?!\.utils import format_datetime$)"
+    assert not re.search(mail, (FOLDER / module).read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("disposition", "name"),
+    [
+        ("attachment; filename=a.png", "a.png"),
+        ("attachment; filename=a.png; ", "a.png"),
+        ("attachment; filename=a photo.png", None),
+        ("attachment", None),
+        ("", None),
+        ('form-data; a=b ;\tFileName = "a;\\"b\\".png" ', 'a;"b".png'),
+        ("x; filename*=utf-8'de'%C3%9C%20a.png; filename=u.png", "Ü a.png"),
+        ('x; filename="a; filename*=UTF-8\'\'b.png"', "a; filename*=UTF-8''b.png"),
+        ("x; filename*=UTF-8''%ff.png; filename=a.png", "a.png"),
+        ('x; filename="Ü.png"', "Ü.png"),
+    ],
+)
+def test_a_disposition_names_a_file(disposition: str, name: str | None) -> None:
+    assert file_name(disposition) == name

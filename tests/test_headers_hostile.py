@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.serving import ON_SHARED, Running
-from tests.uploading import TUS, uploader
+from tests.test_upload_ietf import Draft
+from tests.uploading import CHUNK, PNG, TUS, photo, uploader
 from tests.wire import Answer, wired
 
 pytestmark = ON_SHARED
@@ -30,3 +31,39 @@ async def test_a_type_of_comments_is_refused_at_once(comment: str, spelling: str
     headers = more | {"Upload-Offset": "0", "Content-Type": COMMENTS[comment]}
     answer = await asked(shared, method, path, headers)
     assert answer.verdict == (400, "malformed")
+
+
+#: By what parsers of mail do with it: they look codecs up by name, count sections, and unquote in squares.
+DISPOSITIONS = {
+    "a codec": "attachment; filename*=rot13''abc",
+    "a codec that is none": "attachment; filename*=nothing''%ff",
+    "a huge section": "attachment; filename*" + "9" * 5000 + "=a",
+    "sections": "attachment" + "".join([f"; filename*{n}*=a" for n in range(300)]),
+    "no UTF-8": "attachment; filename*=UTF-8''%ff",
+    "quotes without an end": 'attachment; filename="' + '\\"' * 2000,
+    "too much": 'attachment; filename="a.jpg"; b="' + "\\a" * 15_000 + '"',
+    "semicolons": "attachment" + ";" * 4000,
+    "two words": "attachment; filename=a photo.jpg",
+    "bytes": "attachment; filename*=UTF-8''\udcff; filename",
+}
+
+
+@pytest.mark.parametrize("disposition", DISPOSITIONS)
+async def test_an_odd_disposition_names_nothing(disposition: str, shared: Running) -> None:
+    headers = Draft(8, shared).creation(complete=True, content_disposition=DISPOSITIONS[disposition])
+    answer = await asked(shared, "POST", "/v1/uploads", headers, PNG)
+    assert answer.verdict == (422, "invalid_message")
+    assert "filename: required" in answer.message["message"]
+
+
+@pytest.mark.parametrize("name", ["Upload-Length", "Upload-Offset"])
+@pytest.mark.parametrize("spelling", ["tus", "draft"])
+async def test_a_number_of_zeros_is_zero(name: str, spelling: str, shared: Running) -> None:
+    path = await uploader(shared).begun(1000)
+    usual = TUS | {"Content-Type": CHUNK} if spelling == "tus" else Draft(8, shared).chunk(0, complete=False)
+    headers = usual | {"Upload-Offset": "0", name: "0" * 5000}
+    answer = await asked(shared, "PATCH", path, headers, photo(500))
+    if name == "Upload-Length":
+        assert answer.verdict == (400, "inconsistent_length")
+    else:
+        assert answer.headers["Upload-Offset"] == "500"

@@ -48,9 +48,14 @@ def error_body(error: SyncError, request_id: str | None) -> bytes:
     if request_id is not None:
         body["id"] = request_id
     body["code"] = error.code
-    body["message"] = error.message
+    body["message"] = shown(error.message)
     body["retryable"] = error.kind.retryable
     return _encode(body)
+
+
+def shown(message: str) -> str:
+    """Escape lone surrogates, which are what is left of header bytes that are no UTF-8."""
+    return message.encode(errors="backslashreplace").decode()
 
 
 def http_status(error: SyncError) -> int:

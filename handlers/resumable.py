@@ -20,7 +20,7 @@ from engine.receiving import Checksum, Creation
 from engine.upload_metadata import formatted, parsed
 from engine.uploads import Append, Upload
 from handlers.disposition import file_name
-from handlers.errors import http_status
+from handlers.errors import http_status, shown
 from handlers.media_type import media_type
 from handlers.upload_body import let_go
 from handlers.upload_edge import UploadEdge, answer, answer_offset, content_length, number, upload_id
@@ -188,9 +188,9 @@ def _problem(version: int, error: SyncError, provided: int | None = None) -> web
         raise error
     problem = {
         "type": _PROBLEM_TYPES + kind,
-        "title": error.message,
+        "title": shown(error.message),
         "code": error.code,
-        "message": error.message,
+        "message": shown(error.message),
         **error.details,
     }
     if error.code == "offset_mismatch":

@@ -17,6 +17,7 @@ from engine.services import Service
 from handlers.connections import Connections
 from handlers.core import Core
 from handlers.errors import as_sync_error, error_body, http_status
+from handlers.expectations import guard
 from handlers.probes import Faults, Probes
 from handlers.siblings import Siblings
 from handlers.sync_http import REQUEST_ID, SyncHttp
@@ -139,6 +140,8 @@ async def listening(
         shutdown_timeout=_SHUTDOWN_S,
     )
     await runner.setup()
+    assert runner.server is not None
+    guard(runner.server, app.middlewares)
     ports = [port] if own_port is None else [port, own_port]
     try:
         sites = [

@@ -6,10 +6,13 @@ import ast
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import handlers
+from engine.errors import SyncError
 from handlers.disposition import file_name
+from handlers.errors import error_body
 
 FOLDER = Path(handlers.__path__[0])
 MODULES = sorted(path.name for path in FOLDER.glob("*.py"))
@@ -52,3 +55,8 @@ def test_no_module_parses_mail(module: str) -> None:
 )
 def test_a_disposition_names_a_file(disposition: str, name: str | None) -> None:
     assert file_name(disposition) == name
+
+
+def test_a_message_with_bytes_that_are_no_utf8_is_told() -> None:
+    told = msgspec.json.decode(error_body(SyncError("malformed", "not \udcff, ü"), None))
+    assert told["message"] == "not \\udcff, ü"

@@ -67,3 +67,57 @@ async def test_a_number_of_zeros_is_zero(name: str, spelling: str, shared: Runni
         assert answer.verdict == (400, "inconsistent_length")
     else:
         assert answer.headers["Upload-Offset"] == "500"
+
+
+@pytest.mark.parametrize("expect", ["\udcff", "200-ok", "100-continue, 200-ok"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/healthz"),
+        ("DELETE", "/healthz"),
+        ("HEAD", "/metrics"),
+        ("GET", "/v1/sync"),
+        ("POST", "/v1/sync"),
+        ("PUT", "/v1/sync"),
+        ("POST", "/v1/heartbeat"),
+        ("POST", "/v1/uploads"),
+        ("OPTIONS", "/v1/uploads"),
+        ("PATCH", "/v1/uploads/" + "0" * 32),
+        ("HEAD", "/v1/uploads/" + "0" * 32),
+        ("GET", "/v1/files/" + "0" * 32),
+        ("GET", "/v1/nothing"),
+        ("LOCK", "/"),
+        ("OPTIONS", "*"),
+        ("CONNECT", "tidemark:80"),
+    ],
+)
+async def test_what_cannot_be_met_is_refused_in_words(
+    expect: str, method: str, path: str, shared: Running
+) -> None:
+    async with wired(shared.url) as wire:
+        answer = await wire.ask(method, path, {"Expect": expect})
+    assert answer.status == 417
+    assert method == "HEAD" or answer.verdict == (417, "malformed")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("PUT", "/v1/sync", 405), ("POST", "/healthz", 405), ("GET", "/v1/sync/", 404), ("GET", "/", 404)],
+)
+@pytest.mark.parametrize("expect", [{}, {"Expect": "100-continue"}])
+async def test_what_has_no_route_is_not_found(
+    expect: dict[str, str], method: str, path: str, status: int, shared: Running
+) -> None:
+    answer = await asked(shared, method, path, expect)
+    assert answer.verdict == (status, "not_found")
+    assert [one.status for one in answer.interim] == [100] * len(expect)
+
+
+async def test_a_sync_that_is_asked_about_first_is_invited(shared: Running) -> None:
+    body = b'{"type": "heartbeat"}'
+    headers = shared.headers() | {"Content-Length": str(len(body)), "Expect": "100-Continue"}
+    async with wired(shared.url) as wire:
+        await wire.begin("POST", "/v1/heartbeat", headers)
+        assert (await wire.interim()).status == 100
+        await wire.send(body)
+        assert (await wire.answer()).status == 200

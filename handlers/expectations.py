@@ -1,0 +1,36 @@
+"""What a request expects of who takes it (RFC 9110, 10.1.1): 100-continue, or it is refused in words.
+
+The library's own refusal fails on what is no UTF-8, and where a request has no route nothing can replace it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+
+def guard(server: web.Server, middlewares: Iterable[Middleware]) -> None:
+    """Have a server refuse what cannot be met before it looks for a route."""
+    handle = server.request_handler
+    refuse: Handler = _refuse
+    for middleware in middlewares:
+        refuse = partial(middleware, handler=refuse)
+
+    async def guarded(request: web.BaseRequest) -> web.StreamResponse:
+        if isinstance(request, web.Request) and not _is_met(request):
+            return await refuse(request)
+        return await handle(request)
+
+    server.request_handler = guarded
+
+
+def _is_met(request: web.Request) -> bool:
+    expected = request.headers.get("Expect", "")
+    return not expected or request.version < (1, 1) or expected.lower() == "100-continue"
+
+
+async def _refuse(_: web.Request) -> web.StreamResponse:
+    raise web.HTTPExpectationFailed(reason="Expect: 100-continue is all that can be met")

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import orjson
 import structlog
+from aiohttp.http_exceptions import BadHttpMessage
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from engine.settings import Log
@@ -30,6 +31,8 @@ _WAITING_LINES: Final = 10_000
 _FLUSH_S: Final = 2.0
 #: Of a library's own words: enough to know which, too little to carry a payload.
 _MESSAGE_CHARACTERS: Final = 200
+#: What anybody can bring about, as often as they like: requests that are none, and connections broken off.
+_OF_CLIENTS: Final = (BadHttpMessage, ConnectionResetError)
 _ROOT: Final = f"{Path(__file__).parent.parent}{os.sep}"
 
 
@@ -176,6 +179,10 @@ class _Libraries(logging.Handler):
         message = record.getMessage().partition("\n")[0][:_MESSAGE_CHARACTERS]
         level = "error" if record.levelno >= logging.ERROR else "warning"
         log = structlog.get_logger()
+        error = record.exc_info[1] if record.exc_info else None
+        if record.name == "aiohttp.server" and isinstance(error, _OF_CLIENTS):
+            log.debug("library_message", logger=record.name, message=message, reason=type(error).__name__)
+            return
         getattr(log, level)(
             "library_message", logger=record.name, message=message, exc_info=record.exc_info or None
         )

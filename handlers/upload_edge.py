@@ -57,6 +57,9 @@ class UploadEdge(msgspec.Struct, frozen=True):
         """Open the body of a request."""
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise SyncError("unsupported_type", "Content-Encoding: uploads are taken as they are")
+        codings = ",".join(request.headers.getall("Transfer-Encoding", ())).strip(" \t").lower()
+        if codings not in ("", "chunked"):
+            raise SyncError("unsupported_type", "Transfer-Encoding: chunked is all that is taken")
 
         def check() -> None:
             check_not_revoked(self.core, session.tenant.tenant_id, session.device_id)

@@ -121,3 +121,19 @@ async def test_a_sync_that_is_asked_about_first_is_invited(shared: Running) -> N
         assert (await wire.interim()).status == 100
         await wire.send(body)
         assert (await wire.answer()).status == 200
+
+
+@pytest.mark.parametrize("coding", ["gzip, chunked", "gzip,Chunked", "x, chunked"])
+@pytest.mark.parametrize("spelling", ["tus", "draft"])
+async def test_bytes_that_are_coded_are_not_taken_for_the_files(
+    coding: str, spelling: str, shared: Running
+) -> None:
+    phone = uploader(shared)
+    path = await phone.begun(1000)
+    usual = TUS | {"Content-Type": CHUNK} if spelling == "tus" else Draft(8, shared).chunk(0, complete=False)
+    headers = usual | phone.authorization | {"Upload-Offset": "0", "Transfer-Encoding": coding}
+    async with wired(shared.url) as wire:
+        await wire.begin("PATCH", path, headers)
+        await wire.send(b"a\r\n0123456789\r\n0\r\n\r\n")
+        assert (await wire.answer()).verdict == (415, "unsupported_type")
+    assert await phone.offset(path) == 0

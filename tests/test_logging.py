@@ -10,6 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from handlers.logging import LineWriter
 
 _ROOT = Path(__file__).parent.parent
@@ -93,6 +95,21 @@ warnings.warn("old")
         ("library_message", "warning", "py.warnings"),
     ]
     assert lines[0]["message"] == "bad request from here"
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_what_clients_garble_or_break_off_fills_no_log(form: str) -> None:
+    script = """
+from aiohttp.http_exceptions import BadStatusLine, InvalidURLError
+for error in (BadStatusLine("x"), InvalidURLError("x"), ConnectionResetError(), ValueError("x")):
+    try:
+        raise error
+    except Exception:
+        logging.getLogger("aiohttp.server").exception("Error handling request")
+"""
+    logged = _logged(script, form)
+    assert logged.count("library_message") == 1
+    assert "ValueError" in logged
 
 
 def test_the_format_for_people_has_the_text() -> None:

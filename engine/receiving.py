@@ -211,9 +211,8 @@ class Receiving:
     ) -> None:
         algorithm = None if checksum is None else checksum.algorithm
         appending = self._blobs.appending(hold.upload.draft, algorithm)
-        most_bytes = taking.most_bytes if request.length_bytes is None else request.length_bytes
         intake = _Intake(
-            hold, most_bytes, appending, body, self._clock, self._turns, progress=checksum is None
+            hold, taking, request, appending, body, self._clock, self._turns, progress=checksum is None
         )
         try:
             cut = await intake.run()
@@ -339,7 +338,8 @@ class _Intake:
     def __init__(
         self,
         hold: Hold,
-        most_bytes: int,
+        taking: Taking,
+        request: Append,
         appending: Appending,
         body: Body,
         clock: Clock,
@@ -355,6 +355,9 @@ class _Intake:
         self._progress = progress
         self._blocks: list[bytes] = []
         self._waiting_bytes = 0
+        #: Where the request ends, if it says so, and where it has to end in any case.
+        self._ends_there = request.length_bytes is not None
+        most_bytes = taking.most_bytes if request.length_bytes is None else request.length_bytes
         self._most_offset_bytes = hold.upload.offset_bytes + most_bytes
         self._writing: asyncio.Task[None] | None = None
         self.offset_bytes = hold.upload.offset_bytes
@@ -377,6 +380,8 @@ class _Intake:
                     return False
                 if block is not None:
                     await self._add(block)
+                    if self._ends_there and self.offset_bytes == self._most_offset_bytes:
+                        return False
                 said_bytes = self._hold.upload.offset_bytes
                 if self._clock.monotonic_s() >= next_word_s or (
                     self._progress

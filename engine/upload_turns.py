@@ -14,8 +14,8 @@ from typing import Final
 
 from engine.ports import Clock
 
-#: Turns at a time: enough to keep a disk busy, and enough that uploads go on beside syncs.
-ALONE: Final = 16
+#: Turns at a time: enough to keep a disk and its threads busy, and enough that uploads go on beside syncs.
+ALONE: Final = 48
 BESIDE_SYNCS: Final = 2
 #: Syncs a second from which on uploads give way. Files that are attached count as syncs, and are fewer.
 SYNCS_PER_S: Final = 100.0

@@ -268,7 +268,12 @@ def _decoded(name: str, coded: str) -> bytes:
 
 
 async def _interim(request: web.Request, headers: Mapping[str, str]) -> None:
-    """Tell where the upload is before its bytes come; the library knows no interim answers."""
+    """Tell where the upload is before its bytes come; the library knows no interim answers.
+
+    Not through a proxy: nginx takes it for the whole answer, and the device is never told the other.
+    """
+    if "X-Forwarded-For" in request.headers:
+        return
     if request.transport is not None and request.version >= (1, 1):
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         request.transport.write(f"HTTP/1.1 104 Upload Resumption Supported\r\n{lines}\r\n".encode())

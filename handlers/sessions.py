@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-
 from aiohttp import web
 
 from engine.codec import Codec
@@ -18,8 +16,8 @@ from handlers.core import Core
 async def admitted(core: Core, request: web.Request, codec: Codec) -> tuple[Session, int]:
     """Check origin, token and tenant; give the session and the second at which its token expires.
 
-    The device is read by then, if the store answers. Raises SyncError ``unauthenticated`` or ``forbidden``,
-    StoreError for a tenant that must be read first.
+    The session has no id, which none but a socket's needs. The device is read by then, if the store answers.
+    Raises SyncError ``unauthenticated`` or ``forbidden``, StoreError for a tenant that must be read first.
     """
     core.verifier.check_origin(request.headers.get("Origin"))
     claims = core.verifier.verify(token_of(request.headers))
@@ -32,7 +30,7 @@ async def admitted(core: Core, request: web.Request, codec: Codec) -> tuple[Sess
     session = Session(
         tenant=tenant,
         device_id=device_id,
-        session_id=uuid.uuid4().hex,
+        session_id="",
         supervisor=claims.role == "supervisor",
         user=claims.user,
         codec=codec,

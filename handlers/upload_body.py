@@ -26,6 +26,7 @@ class RequestBody:
         self.was_cut = False
         self._request = request
         self._content = request.content
+        self._is_chunked = request.content_length is None
         self._idle_s = idle_s
         self._check = check
         self._silent_s = 0.0
@@ -40,8 +41,11 @@ class RequestBody:
             return self._rest()
         try:
             async with asyncio.timeout(min(patience_s, self._idle_s)) as self._waiting:
-                # All that came, and not by the chunks of its coding: of single bytes there are thousands.
-                block = await self._content.readany()
+                if self._is_chunked:
+                    # All that came, and not chunk by chunk: of single bytes there are thousands.
+                    block = await self._content.readany()
+                else:
+                    block, _ = await self._content.readchunk()  # as it came, without a copy
         except TimeoutError:
             if self.was_cut:
                 return self._rest()

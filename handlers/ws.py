@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from typing import Final
 
 from aiohttp import WSMsgType, web
@@ -45,6 +46,7 @@ class SyncSocket:
             codec = _codec(request)
             self._connections.check_staying()
             session, expires_at_s = await admitted(core, request, codec)
+            session.session_id = uuid.uuid4().hex
             self._check_pressure()  # not before the token is known to be one: anybody could use the places up
             self._connections.check_staying()  # the goodbye may have been said meanwhile
         except StoreError as error:

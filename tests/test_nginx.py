@@ -16,6 +16,7 @@ import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -34,7 +35,7 @@ from storage.tenancy import PostgresTenancy
 from tests.device import Closed, Device, Json, connected, put, token
 from tests.processes import ServerProcess
 from tests.services import rows
-from tests.uploading import CHUNK, Uploader, photo
+from tests.uploading import CHUNK, Uploader, described, encoded, photo
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy" / "nginx"
@@ -402,3 +403,21 @@ async def test_an_upload_goes_through_in_pieces_and_keeps_what_came_before_a_cut
     tablet = Uploader(await cluster.session(), cluster.nginx.url, token("acme", "tablet"))
     assert await tablet.file(path) == content
     assert (await tablet.head(path)).status == 404
+
+
+async def test_an_upload_by_the_draft_goes_through_without_the_interim_answer_that_nginx_mistakes(
+    cluster: Cluster,
+) -> None:
+    content = photo(300_000)
+    phone = Uploader(await cluster.session(), cluster.nginx.url, token("acme", "phone"))
+    draft = {
+        "Upload-Draft-Interop-Version": "8",
+        "Upload-Complete": "?1",
+        "Upload-Metadata": encoded(described()),
+        "Content-Type": "image/jpeg",
+    }
+    for _ in range(2):  # the second on connections to the servers that the first left open
+        reply = await phone.ask("POST", "/v1/uploads", draft, content)
+        assert (reply.status, reply.headers["Upload-Complete"]) == (201, "?1")
+        assert reply.headers["Location"].startswith("https://localhost")
+        assert await phone.file(urlsplit(reply.headers["Location"]).path) == content

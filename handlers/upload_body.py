@@ -1,4 +1,4 @@
-"""The body of an upload's request, block by block (``engine.receiving.Body``)."""
+"""The body of an upload's request, block by block (``engine.upload_intake.Body``)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from engine.receiving import BodyCutError
+from engine.upload_intake import BodyCutError
 
 #: Whether a client waits for the word that its body would be taken.
 _WAITS: Final = web.RequestKey[bool]("waits_to_be_invited")

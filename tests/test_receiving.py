@@ -22,8 +22,9 @@ from engine.holding import Holds
 from engine.intake import Session
 from engine.jobs import Attached, Job
 from engine.ports import BusListener, BusState, Tenant
-from engine.receiving import BodyCutError, Checksum, Creation, Receiving, UploadLimits
+from engine.receiving import Checksum, Creation, Receiving, UploadLimits
 from engine.rows import Record
+from engine.upload_intake import BodyCutError
 from engine.upload_metadata import Described
 from engine.upload_store import Quota
 from engine.upload_turns import UploadTurns
@@ -385,7 +386,7 @@ async def test_what_a_checksum_is_still_to_come_for_is_not_kept_in_memory(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (first, second), _ = site
-    monkeypatch.setattr("engine.receiving.PROGRESS_S", 0.0)
+    monkeypatch.setattr("engine.upload_intake.PROGRESS_S", 0.0)
     content = text(9, 100)
     upload = await begun(first, content)
     body = Sent(content[:60], "stalls")

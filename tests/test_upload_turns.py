@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.upload_turns import ALONE, BESIDE_SYNCS, SYNCS_PER_S, UploadTurns
+from engine.upload_turns import ALONE, BESIDE_SYNCS, REST_S_PER_SYNC, SYNCS_PER_S, UploadTurns
 
 
 class Site:
@@ -61,6 +62,23 @@ async def test_there_are_fewer_turns_while_syncs_come(syncs_per_s: float, most: 
     leave.set()
     await asyncio.gather(*tasks)
     assert having == list(range(ALONE + 5)), "who came first had it first"
+
+
+async def test_a_turn_rests_for_longer_the_more_syncs_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[float] = []
+
+    def call_later(self: object, delay_s: float, callback: Callable[[], None]) -> None:
+        del self
+        rests.append(delay_s)
+        callback()
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "call_later", call_later)
+    for syncs_per_s in (0, 200, 1200, 1_000_000):
+        site = Site()
+        site.passed(1.0, syncs_per_s)
+        async with site.turns.turn():
+            pass
+    assert rests == [200 * REST_S_PER_SYNC, 1200 * REST_S_PER_SYNC, 0.1]
 
 
 async def test_turns_come_back_when_no_more_syncs_come() -> None:

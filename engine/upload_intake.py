@@ -1,0 +1,134 @@
+"""The bytes of one request on their way to the disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from engine.errors import SyncError
+from engine.holding import Hold
+from engine.ports import Appending, Clock
+from engine.upload_turns import UploadTurns
+from engine.uploads import Append, Taking
+
+#: Handed to the disk at a stretch; so much of one request waits at most, and as much is under way.
+_WRITE_BYTES: Final = 262_144
+#: A request that is long has what came acknowledged so often: should the process be killed, that much is
+#: kept. Well below the lease.
+PROGRESS_S: Final = 5.0
+_PROGRESS_BYTES: Final = 1_048_576
+
+
+class BodyCutError(Exception):
+    """No more comes: the connection is gone, or somebody called ``cut``."""
+
+
+class Body(Protocol):
+    """The bytes that a request brings."""
+
+    #: Whether it was cut from this side.
+    was_cut: bool
+
+    async def next(self, patience_s: float) -> bytes | None:
+        """Wait for some; none are the end, None says that nothing came for so long.
+
+        Raises BodyCutError; SyncError where the sender is too slow.
+        """
+
+    def cut(self) -> None:
+        """Have ``next`` raise BodyCutError."""
+
+
+class UploadIntake:
+    """The bytes of one request on their way to the disk: one write is under way while the next gathers."""
+
+    def __init__(
+        self,
+        hold: Hold,
+        taking: Taking,
+        request: Append,
+        appending: Appending,
+        body: Body,
+        clock: Clock,
+        turns: UploadTurns,
+        *,
+        progress: bool,
+    ) -> None:
+        self._hold = hold
+        self._appending = appending
+        self._body = body
+        self._clock = clock
+        self._turns = turns
+        self._progress = progress
+        self._blocks: list[bytes] = []
+        self._waiting_bytes = 0
+        #: Where the request ends, if it says so, and where it has to end in any case.
+        self._ends_there = request.length_bytes is not None
+        most_bytes = taking.most_bytes if request.length_bytes is None else request.length_bytes
+        self._most_offset_bytes = hold.upload.offset_bytes + most_bytes
+        self._writing: asyncio.Task[None] | None = None
+        self.offset_bytes = hold.upload.offset_bytes
+
+    def left(self) -> list[bytes]:
+        """Take what was not written yet."""
+        blocks, self._blocks, self._waiting_bytes = self._blocks, [], 0
+        return blocks
+
+    async def run(self) -> bool:
+        """Take everything in; True says that it broke off. Raises SyncError, BlobsError, StoreError."""
+        next_word_s = self._clock.monotonic_s() + PROGRESS_S
+        try:
+            while True:
+                try:
+                    block = await self._body.next(PROGRESS_S)
+                except BodyCutError:
+                    return True
+                if block == b"":
+                    return False
+                if block is not None:
+                    await self._add(block)
+                    if self._ends_there and self.offset_bytes == self._most_offset_bytes:
+                        return False
+                said_bytes = self._hold.upload.offset_bytes
+                if self._clock.monotonic_s() >= next_word_s or (
+                    self._progress
+                    and self.offset_bytes - said_bytes >= _PROGRESS_BYTES
+                    and self.offset_bytes < self._most_offset_bytes
+                ):
+                    await self._acknowledge()
+                    next_word_s = self._clock.monotonic_s() + PROGRESS_S
+        finally:
+            await self._written()
+
+    async def _add(self, block: bytes) -> None:
+        if self.offset_bytes + len(block) > self._most_offset_bytes:
+            raise SyncError("too_large", "more bytes than are to come")
+        self.offset_bytes += len(block)
+        self._blocks.append(block)
+        self._waiting_bytes += len(block)
+        # All but the last goes ahead, which is written and made durable in one.
+        if self._waiting_bytes >= _WRITE_BYTES and self.offset_bytes < self._most_offset_bytes:
+            await self._written()
+            self._writing = asyncio.create_task(self._write(self.left()))
+
+    async def _write(self, blocks: list[bytes]) -> None:
+        async with self._turns.turn():
+            await self._appending.write(blocks)
+
+    async def _acknowledge(self) -> None:
+        """Have what came kept, should this process be killed; with a checksum only the lease is renewed."""
+        await self._written()
+        pieces: Sequence[str] = ()
+        if self._progress:
+            async with self._turns.turn():
+                pieces = await self._appending.flush(self.left())
+        else:  # not to be kept in memory until the rest comes
+            await self._write(self.left())
+        at_bytes = self.offset_bytes if self._progress else self._hold.upload.offset_bytes
+        await self._hold.advance(at_bytes, pieces)
+
+    async def _written(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            await writing

@@ -20,9 +20,9 @@ $(INSTALLED): $(PINNED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(PINNED)
 	@touch $@
 
-# make test TESTS="tests/test_store.py -k page" runs some of them.
+# make test TESTS="tests/test_store.py -k page" runs some of them. Each of the processes has servers of its own.
 test: install
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(TESTS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -122,7 +122,7 @@ def test_required_claims_are_named(claim: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"exp": int(time.time()) - 1},
+        {"exp": 1_000_000_000},
         {"exp": 0},
         {"exp": -1},
         {"exp": True},
@@ -131,7 +131,7 @@ def test_required_claims_are_named(claim: str) -> None:
         {"exp": {}},
         {"exp": float("nan")},
         {"exp": float("inf")},
-        {"nbf": int(time.time()) + HOUR_S},
+        {"nbf": 4_000_000_000},
         {"nbf": [1]},
         {"aud": "other"},
         {"aud": ["other"]},

@@ -14,7 +14,7 @@ from engine.domains import Domains
 from engine.file_types import FileTypes
 from engine.finishing import Finishing
 from engine.holding import Holds
-from engine.ports import Bus, Clock
+from engine.ports import Blobs, Bus, Clock
 from engine.receiving import Receiving, UploadLimits
 from engine.services import Service
 from engine.settings import Settings
@@ -71,12 +71,7 @@ class FileParts:
             ),
         )
         self.waiting = WaitingFiles(PostgresWaiting(reads), clock, committer)
-        self.chores = UploadChores(
-            ClusterTurns(PostgresTurns(self._database), clock),
-            UploadCleanup(
-                PostgresCleanup(self._database), self._blobs, committer, chosen.grace_h * 3600
-            ),
-        )
+        self.chores = upload_chores(settings, self._database, self._blobs, committer, clock)
 
     def routes(self, core: Core, connections: Connections, domains: Domains) -> Iterable[web.RouteDef]:
         """List the routes of uploads and files."""
@@ -111,3 +106,11 @@ def open_blobs(settings: Settings) -> DirectoryBlobs | S3Blobs:
     if settings.s3.bucket:
         return S3Blobs(settings.s3, settings.uploads.write_threads)
     return DirectoryBlobs(Path(settings.data.dir) / "uploads", settings.uploads.write_threads)
+
+
+def upload_chores(
+    settings: Settings, database: Database, blobs: Blobs, committer: Committer, clock: Clock
+) -> UploadChores:
+    """Put together what cleans up."""
+    cleanup = UploadCleanup(PostgresCleanup(database), blobs, committer, settings.uploads.grace_h * 3600)
+    return UploadChores(ClusterTurns(PostgresTurns(database), clock), cleanup)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 
 from compose.desk import Moved, lone_committer
-from compose.files import open_blobs
+from compose.files import open_blobs, upload_chores
 from compose.server import SystemClock
 from engine.administration import CleanedUp, RefusedError, TenantAbandonment
-from engine.cluster_turns import LEASE_S, ClusterTurns, TurnLostError
+from engine.cluster_turns import LEASE_S, TurnLostError
 from engine.ports import BlobsError, StoreError
 from engine.settings import Settings
-from engine.upload_chores import UploadChores, abandonment_ratio
-from engine.upload_cleanup import Swept, Tidied, UploadCleanup
-from storage.cluster_turns import PostgresTurns
+from engine.upload_chores import abandonment_ratio
+from engine.upload_cleanup import Swept, Tidied
 from storage.commit import PostgresStore
 from storage.pool import Database
-from storage.upload_cleanup import PostgresCleanup
 
 
 class UploadDesk:
@@ -56,8 +54,7 @@ class UploadDesk:
         tenants: set[int] = set()
         store = PostgresStore(writes, settings.idempotency.lifetime_h)
         committer = lone_committer(store, settings, {}, tenants)
-        cleanup = UploadCleanup(PostgresCleanup(database), blobs, committer, settings.uploads.grace_h * 3600)
-        chores = UploadChores(ClusterTurns(PostgresTurns(database), SystemClock()), cleanup)
+        chores = upload_chores(settings, database, blobs, committer, SystemClock())
         committing = asyncio.create_task(committer.run())
         try:
             tidied = await chores.tidy(0)

@@ -42,6 +42,21 @@ def entry(upload: Upload, at_us: int) -> bytes:
     )
 
 
+def attaching(upload: Upload, now_us: int) -> Attach:
+    """Make the job that puts a stored upload into its record's entry."""
+    return msgspec.structs.replace(freeing(upload, now_us), entry=entry(upload, now_us))
+
+
+def freeing(upload: Upload, now_us: int) -> Attach:
+    """Make the job that takes a file out of its record's entry, for its device."""
+    assert upload.domain is not None
+    assert upload.record_id is not None
+    ref = upload.ref
+    return Attach(
+        ref.tenant_id, upload.device_id, upload.domain, upload.record_id, ref.upload_id, None, now_us
+    )
+
+
 def attach(job: Attach, working: Working) -> Attached:
     """Put a file into its record's entry, or take it out; what was done before is not done again."""
     ref = UploadRef(job.tenant_id, job.upload_id)

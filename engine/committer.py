@@ -18,7 +18,7 @@ import structlog
 
 from engine.backlog import Backlog, CommitLimits, Reply, Waiting
 from engine.batch import Plan, fitting, lookups, plan
-from engine.errors import SyncError
+from engine.errors import SyncError, retry_soon_ms
 from engine.jobs import Job, Outcome, Push, Refused
 from engine.ports import (
     Clock,
@@ -362,9 +362,5 @@ def overloaded(retry_after_ms: int) -> SyncError:
 
 def _unavailable() -> SyncError:
     return SyncError(
-        "unavailable", "the database is away; send the same message again", retry_after_ms=_spread_ms()
+        "unavailable", "the database is away; send the same message again", retry_after_ms=retry_soon_ms()
     )
-
-
-def _spread_ms() -> int:
-    return random.randint(500, 1500)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Final
 
 import msgspec
@@ -248,3 +249,8 @@ class SyncError(Exception):
         self.code = code
         self.message = message
         self.details = details
+
+
+def retry_soon_ms() -> int:
+    """Return when to come again after something that is over in a moment, so that not all come at once."""
+    return random.randint(500, 1500)

@@ -10,16 +10,17 @@ from collections.abc import Sequence
 import msgspec
 import structlog
 
-from engine.attachments import entry
+from engine.attachments import attaching, freeing
 from engine.errors import SyncError
 from engine.file_types import FileTypes
 from engine.gathering import Gatherer, patiently
 from engine.holding import Hold
 from engine.jobs import Attach, Attached, Outcome
-from engine.ports import Blobs, BlobsError, Clock
+from engine.ports import Blobs, Clock
+from engine.submitting import Jobs, settled
+from engine.unwanted import drop_draft, drop_file
 from engine.upload_store import Stored, UploadStore
 from engine.uploads import Draft, State, Upload, UploadRef
-from engine.waiting import Jobs, settled
 
 _log = structlog.get_logger()
 
@@ -71,7 +72,7 @@ class Finishing:
             size_bytes=upload.offset_bytes,
         )
         for part in upload.parts:
-            await self._drop(UploadRef(ref.tenant_id, part))
+            await drop_draft(self._blobs, UploadRef(ref.tenant_id, part))
         file = {"state": "stored", "sha256": content.sha256, "content_type": content_type}
         return await self.attach(msgspec.structs.replace(upload, held=False, pieces=(), **file))
 
@@ -94,55 +95,30 @@ class Finishing:
         """End an open upload, with its parts, and remove its bytes."""
         ended = await patiently(lambda: self._store.discard(upload.ref, holder, state))
         if ended:
-            await self._drop(upload.ref)
+            await drop_draft(self._blobs, upload.ref)
             for part in upload.parts:
-                await self._drop(UploadRef(upload.ref.tenant_id, part))
+                await drop_draft(self._blobs, UploadRef(upload.ref.tenant_id, part))
         return ended
-
-    async def _drop(self, ref: UploadRef) -> None:
-        """Remove a draft that nobody needs; what cannot be removed now is found by the clean-up."""
-        try:
-            await self._blobs.drop_draft(ref)
-        except BlobsError as error:
-            _log.warning("draft_left", tenant_id=ref.tenant_id, upload_id=ref.upload_id, reason=str(error))
 
     async def attach(self, upload: Upload) -> Upload:
         """Put a stored file into its record's entry; one whose record is not there yet waits for it.
 
         So does one for which there is no time now: it is looked for until it is done.
         """
-        now_us = self._clock.now_us()
-        outcome = await self._settled(upload, entry(upload, now_us), now_us)
+        outcome = await self._settled(attaching(upload, self._clock.now_us()))
         if not isinstance(outcome, Attached) or outcome.state in ("waiting", "freed"):
             return upload
         return msgspec.structs.replace(upload, state=outcome.state)
 
     async def free(self, upload: Upload) -> None:
         """Free an upload, and its file if no duplicate needs it. Raises SyncError when that has to wait."""
-        outcome = await self._settled(upload, None, self._clock.now_us())
+        outcome = await self._settled(freeing(upload, self._clock.now_us()))
         if isinstance(outcome, SyncError):
             raise outcome
 
-    async def _remove(self, ref: UploadRef) -> None:
-        try:
-            await self._blobs.drop_file(ref)
-        except BlobsError as error:
-            _log.warning("file_left", tenant_id=ref.tenant_id, upload_id=ref.upload_id, reason=str(error))
-
-    async def _settled(self, upload: Upload, attachment: bytes | None, now_us: int) -> Outcome:
+    async def _settled(self, job: Attach) -> Outcome:
         """Have it committed what becomes of a file, and remove the bytes that nobody wants after it."""
-        assert upload.domain is not None
-        assert upload.record_id is not None
-        job = Attach(
-            upload.ref.tenant_id,
-            upload.device_id,
-            upload.domain,
-            upload.record_id,
-            upload.ref.upload_id,
-            attachment,
-            now_us,
-        )
         outcome = await settled(self._jobs, job)
         if isinstance(outcome, Attached) and outcome.spare is not None:
-            await self._remove(UploadRef(upload.ref.tenant_id, outcome.spare))
+            await drop_file(self._blobs, UploadRef(job.tenant_id, outcome.spare))
         return outcome

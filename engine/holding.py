@@ -11,6 +11,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -95,11 +96,7 @@ class Holds:
         self._bus = bus
         self._clock = clock
         self._claims = Gatherer(store.claim)
-
-        async def advance(advances: Sequence[Advance]) -> list[bool]:
-            return await store.advance(advances, expire_s)
-
-        self._advances = Gatherer(advance)
+        self._advances: Gatherer[Advance, bool] = Gatherer(partial(store.advance, expire_s=expire_s))
         #: By device as well: what another one asks is refused, and is in nobody's way.
         self._here: dict[tuple[UploadRef, str], Hold] = {}
         self._of_device: Counter[tuple[int, str]] = Counter()
@@ -115,8 +112,10 @@ class Holds:
     async def drain(self) -> None:
         """Bring every request to its end; what came is kept."""
         while self._here:
-            for hold in list(self._here.values()):
+            holds = list(self._here.values())
+            for hold in holds:
                 hold.want()
+            for hold in holds:
                 await hold.ended.wait()
 
     def wanted(self, ref: UploadRef, holder: str) -> None:
@@ -170,10 +169,6 @@ class Holds:
         claim = hold.claim
         claimed = await self._claims.ask(claim)
         if claimed is not None and claimed.taken:
-            if claimed.upload.expires_at_us <= self._clock.now_us():
-                await patiently(lambda: self._store.discard(claim.ref, claim.holder, "expired"))
-                await self._blobs.drop_draft(claim.ref)
-                raise SyncError("upload_gone", "this upload has expired")
             hold.upload, hold.released = claimed.upload, False
             return
         upload = standing(None if claimed is None else claimed.upload, claim.device_id, self._clock.now_us())

@@ -6,14 +6,14 @@ Bytes are durable before the offset says so, and the offset is committed before 
 from __future__ import annotations
 
 import asyncio
-import random
 import uuid
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
 
-from engine.errors import SyncError
+from engine.errors import SyncError, retry_soon_ms
 from engine.file_types import FileTypes
 from engine.finishing import Finishing
 from engine.gathering import Gatherer, patiently
@@ -87,12 +87,10 @@ class Receiving:
         self._turns = turns
         self._quota = limits.quota
         self._quotas = limits.quotas
-        self.expire_s = expire_s = limits.expire_s
-
-        async def create(uploads: Sequence[Creating]) -> list[Created]:
-            return await store.create(uploads, expire_s)
-
-        self._creations = Gatherer(create, 50)
+        self.expire_s = limits.expire_s
+        self._creations: Gatherer[Creating, Created] = Gatherer(
+            partial(store.create, expire_s=limits.expire_s), 50
+        )
         self._draining = False
 
     async def run(self) -> None:
@@ -193,8 +191,7 @@ class Receiving:
             cut = await intake.run()
             if cut and checksum is not None:
                 raise self._broken_off(hold, body)
-            async with self._turns.turn():
-                pieces = await appending.flush(intake.left())
+            pieces = await intake.flush()
             if checksum is not None and appending.digest() != checksum.digest:
                 raise SyncError(
                     "checksum_mismatch", "the bytes are not what Upload-Checksum says: send them again"
@@ -217,7 +214,7 @@ class Receiving:
             error = taken_over()
         else:
             why = "this server is going away" if body.was_cut else "the body broke off"
-            error = SyncError("unavailable", f"{why}: what came is kept", retry_after_ms=_spread_ms())
+            error = SyncError("unavailable", f"{why}: what came is kept", retry_after_ms=retry_soon_ms())
         error.details["offset"] = hold.upload.offset_bytes
         return error
 
@@ -296,10 +293,6 @@ class Receiving:
         elif not await self._finishing.discard(upload, None, "cancelled"):
             raise SyncError("upload_gone", "this upload has ended")
         self.counters.cancelled += 1
-
-
-def _spread_ms() -> int:
-    return random.randint(500, 1500)
 
 
 def _record_full(quota: Quota) -> SyncError:

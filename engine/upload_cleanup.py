@@ -12,14 +12,14 @@ from functools import partial
 from typing import Final, Literal, Protocol, TypeVar
 
 import msgspec
-import structlog
 
 from engine.gathering import patiently
 from engine.jobs import Attach, Attached
-from engine.ports import Blobs, BlobsError, Kept
+from engine.ports import Blobs, Kept
 from engine.rows import RecordKey
+from engine.submitting import Jobs, settled
+from engine.unwanted import drop_draft, drop_file
 from engine.uploads import State, UploadRef
-from engine.waiting import Jobs, settled
 
 #: Looked at in one statement: what more there is waits for the next, and so does nobody else.
 PAGE: Final = 500
@@ -31,7 +31,6 @@ _REMEMBERED_US: Final = 7 * _DAY_US
 #: Of bytes that no row wants: whoever is about to write a row for his has done so by then.
 _ORPHANED_US: Final = _DAY_US
 
-_log = structlog.get_logger()
 _T = TypeVar("_T")
 Keep = Callable[[], Awaitable[None]]
 
@@ -171,7 +170,7 @@ class UploadCleanup:
             for tenant_id, ids in due.items():
                 ended = await patiently(partial(self._store.expire, tenant_id, ids, now_us))
                 tidied.expired += len(ended)
-                await _few(ended, self._drop_draft)
+                await _few(ended, partial(drop_draft, self._blobs))
             await keep()
             if len(page) < PAGE:
                 return
@@ -216,7 +215,7 @@ class UploadCleanup:
         elif outcome.state == "freed":
             tidied.freed += 1
             if outcome.spare is not None:
-                await self._drop_file(UploadRef(ref.tenant_id, outcome.spare))
+                await drop_file(self._blobs, UploadRef(ref.tenant_id, outcome.spare))
 
     async def _forget(self, now_us: int, keep: Keep, tidied: Tidied) -> None:
         before_us = now_us - _REMEMBERED_US
@@ -225,28 +224,12 @@ class UploadCleanup:
             await keep()
 
     async def _sweep(self, swept: Swept, kept: Kept) -> None:
-        dropped = await (self._drop_file(kept.ref) if kept.is_file else self._drop_draft(kept.ref))
+        dropped = await (drop_file if kept.is_file else drop_draft)(self._blobs, kept.ref)
         if dropped:
             swept.orphans += 1
             swept.orphan_bytes += kept.size_bytes
         else:
             swept.left += 1
-
-    async def _drop_draft(self, ref: UploadRef) -> bool:
-        try:
-            await self._blobs.drop_draft(ref)
-        except BlobsError as error:
-            _log.warning("draft_left", tenant_id=ref.tenant_id, upload_id=ref.upload_id, reason=str(error))
-            return False
-        return True
-
-    async def _drop_file(self, ref: UploadRef) -> bool:
-        try:
-            await self._blobs.drop_file(ref)
-        except BlobsError as error:
-            _log.warning("file_left", tenant_id=ref.tenant_id, upload_id=ref.upload_id, reason=str(error))
-            return False
-        return True
 
 
 def _orphaned(kept: Kept, state: State | None) -> bool:

@@ -70,10 +70,10 @@ class UploadIntake:
         self._writing: asyncio.Task[None] | None = None
         self.offset_bytes = hold.upload.offset_bytes
 
-    def left(self) -> list[bytes]:
-        """Take what was not written yet."""
-        blocks, self._blocks, self._waiting_bytes = self._blocks, [], 0
-        return blocks
+    async def flush(self) -> tuple[str, ...]:
+        """Have all that came durable, in a turn. Gives the names of pieces. Raises BlobsError."""
+        async with self._turns.turn():
+            return await self._appending.flush(self._left())
 
     async def run(self) -> bool:
         """Take everything in; True says that it broke off. Raises SyncError, BlobsError, StoreError."""
@@ -110,7 +110,7 @@ class UploadIntake:
         # All but the last goes ahead, which is written and made durable in one.
         if self._waiting_bytes >= _WRITE_BYTES and self.offset_bytes < self._most_offset_bytes:
             await self._written()
-            self._writing = asyncio.create_task(self._write(self.left()))
+            self._writing = asyncio.create_task(self._write(self._left()))
 
     async def _write(self, blocks: list[bytes]) -> None:
         async with self._turns.turn():
@@ -121,10 +121,9 @@ class UploadIntake:
         await self._written()
         pieces: Sequence[str] = ()
         if self._progress:
-            async with self._turns.turn():
-                pieces = await self._appending.flush(self.left())
+            pieces = await self.flush()
         else:  # not to be kept in memory until the rest comes
-            await self._write(self.left())
+            await self._write(self._left())
         at_bytes = self.offset_bytes if self._progress else self._hold.upload.offset_bytes
         await self._hold.advance(at_bytes, pieces)
 
@@ -132,3 +131,8 @@ class UploadIntake:
         writing, self._writing = self._writing, None
         if writing is not None:
             await writing
+
+    def _left(self) -> list[bytes]:
+        """Take what was not written yet."""
+        blocks, self._blocks, self._waiting_bytes = self._blocks, [], 0
+        return blocks

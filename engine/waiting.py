@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
-from engine.attachments import entry
-from engine.backlog import Reply
+from engine.attachments import attaching
 from engine.errors import SyncError
-from engine.jobs import Attach, Job, Outcome
+from engine.jobs import Outcome
 from engine.ports import Clock, StoreError, WaitingStore
 from engine.rows import Record, RecordKey
+from engine.submitting import Jobs
 from engine.uploads import Upload, UploadRef
 
 _LOOK_S: Final = 1.0
@@ -26,28 +26,6 @@ LOOKED_AT: Final = 500
 #: Files that are known by their records; those beyond are met by a read.
 _KNOWN: Final = 20_000
 _log = structlog.get_logger()
-
-
-class Jobs(Protocol):
-    """Who takes jobs in (``engine.committer.Committer``)."""
-
-    def submit(self, job: Job, reply: Reply) -> None:
-        """Queue a job. Raises SyncError when nothing more is taken in."""
-
-
-async def settled(jobs: Jobs, job: Job) -> Outcome:
-    """Have a job committed, and wait for what became of it; one that was not taken in is a SyncError."""
-    future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-
-    def reply(outcome: Outcome) -> None:
-        if not future.done():
-            future.set_result(outcome)
-
-    try:
-        jobs.submit(job, reply)
-    except SyncError as error:
-        return error
-    return await future
 
 
 class WaitingFiles:
@@ -105,17 +83,7 @@ class WaitingFiles:
     def _attach(self, upload: Upload) -> None:
         if upload.ref in self._tried:
             return
-        key = _record_of(upload)
-        now_us = self._clock.now_us()
-        job = Attach(
-            key.tenant_id,
-            upload.device_id,
-            key.domain,
-            key.id,
-            upload.ref.upload_id,
-            entry(upload, now_us),
-            now_us,
-        )
+        job = attaching(upload, self._clock.now_us())
         self._tried.add(upload.ref)
         try:
             self._jobs.submit(job, partial(self._settled, upload.ref))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import uuid
 
 import msgspec
 import structlog
 
-from engine.errors import SyncError
+from engine.errors import SyncError, retry_soon_ms
 from engine.ports import BlobsError, BlobsFullError, StoreError
 
 _log = structlog.get_logger()
@@ -25,16 +24,14 @@ def as_sync_error(error: Exception, **context: object) -> SyncError:
         return error
     if isinstance(error, StoreError):
         _log.warning("store_failed", reason=type(error).__name__, **context)
-        return SyncError(
-            "unavailable", "the database is away", retry_after_ms=random.randint(500, 1500)
-        )
+        return SyncError("unavailable", "the database is away", retry_after_ms=retry_soon_ms())
     if isinstance(error, BlobsError):
         full = isinstance(error, BlobsFullError)
         _log.warning("bytes_not_kept", reason=type(error).__name__, detail=str(error), **context)
         return SyncError(
             "insufficient_storage" if full else "unavailable",
             "there is no room for more" if full else "the files' storage is away",
-            retry_after_ms=random.randint(500, 1500),
+            retry_after_ms=retry_soon_ms(),
         )
     error_id = uuid.uuid4().hex
     _log.error("message_failed", error_id=error_id, exc_info=error, **context)

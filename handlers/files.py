@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import random
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
@@ -18,7 +17,7 @@ import structlog
 from aiohttp import web
 
 from engine.codec import JSON
-from engine.errors import SyncError
+from engine.errors import SyncError, retry_soon_ms
 from engine.ports import BlobMissingError, Blobs, BlobsError, FileStore
 from engine.uploads import Upload
 from handlers.connections import Connections
@@ -128,8 +127,7 @@ async def _first(blocks: AsyncIterator[bytes], file: Upload) -> bytes:
         raise _not_found() from None
     except BlobsError as error:
         _log.warning("file_unread", **_named(file), reason=str(error) or type(error).__name__)
-        retry_after_ms = random.randint(500, 1500)
-        raise SyncError("unavailable", "files cannot be read", retry_after_ms=retry_after_ms) from None
+        raise SyncError("unavailable", "files cannot be read", retry_after_ms=retry_soon_ms()) from None
 
 
 async def _write(request: web.Request, response: web.StreamResponse, block: bytes) -> None:

@@ -137,7 +137,7 @@ class Resumable:
     async def delete(self, request: web.Request) -> web.Response:
         """Give an upload up, or take its file away."""
         version = _version(request)
-        session: Session = await self._edge.session(request)
+        session = await self._edge.session(request)
         _check_brings_nothing(request, version)
         await self._edge.receiving.cancel(session, upload_id(request.match_info["upload_id"]))
         return web.Response(status=204)

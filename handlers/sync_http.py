@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from engine.intake import Session
 from engine.jobs import Answer, Job, Outcome, Settlement
 from engine.messages import Conflicts, Heartbeat, Pull, Request, Resolve, Sync
 from engine.pages import with_id
+from engine.submitting import settled
 from handlers.connections import Connections
 from handlers.core import Core
 from handlers.media_type import media_type
@@ -153,22 +153,12 @@ class SyncHttp:
             device.bucket.charge(self._core.clock.monotonic_s() - begun_s)
 
     async def _settled(self, job: Job) -> Outcome:
-        """Submit a job and wait for its outcome; it commits also when the client is gone.
-
-        Raises SyncError when nothing more is taken in.
-        """
+        """Have a job committed, also when the client is gone. Raises SyncError in times of overload."""
         # A body may have been long in coming, and many may have come at once.
         self._connections.check_staying()
         if self._core.committer.sheds(job.tenant_id):
             raise overloaded(self._core.committer.retry_after_ms())
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-
-        def reply(outcome: Outcome) -> None:
-            if not future.done():
-                future.set_result(outcome)
-
-        self._core.committer.submit(job, reply)
-        return await future
+        return await settled(self._core.committer, job)
 
 
 def _codec(request: web.Request) -> Codec:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from engine.cluster_turns import LEASE_S
+from storage.commit import SETTINGS
 from storage.pool import Database, Row, Statement, Values
-from storage.uploads import SETTINGS
 
 _UNTIL: Final = f"now() + interval '{LEASE_S} seconds'"
 _BEGIN: Final = Statement(

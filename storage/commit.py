@@ -37,24 +37,33 @@ HOLD_MS: Final = 2000
 #: Longer than a stalled holder can hold, so that waiting outlasts it.
 LOCK_WAIT_MS: Final = 3000
 
-#: Of this transaction alone. Without enable_seqscan = off a plan made while a table was empty would read
-#: all of it for ever after; without force_generic_plan a lone sync is planned anew each time, since it
-#: looks cheaper than the average; a warning is what COMMIT says of a standby that has not confirmed.
-_SETTINGS: Final = Statement(
-    "SELECT "
-    + ", ".join(
-        f"set_config('{name}', '{value}', true)"
-        for name, value in (
-            ("idle_in_transaction_session_timeout", HOLD_MS),
-            ("lock_timeout", LOCK_WAIT_MS),
-            ("statement_timeout", SERVER_MS),
-            ("synchronous_commit", "on"),
-            ("enable_seqscan", "off"),
-            ("plan_cache_mode", "force_generic_plan"),
-            ("client_min_messages", "warning"),
+
+
+def settings(synchronous_commit: str) -> Statement:
+    """Make what is set for one transaction alone.
+
+    Without enable_seqscan = off a plan made while a table was empty would read all of it for ever after;
+    without force_generic_plan a lone sync is planned anew each time, since it looks cheaper than the average;
+    a warning is what COMMIT says of a standby that has not confirmed.
+    """
+    return Statement(
+        "SELECT "
+        + ", ".join(
+            f"set_config('{name}', '{value}', true)"
+            for name, value in (
+                ("idle_in_transaction_session_timeout", HOLD_MS),
+                ("lock_timeout", LOCK_WAIT_MS),
+                ("statement_timeout", SERVER_MS),
+                ("synchronous_commit", synchronous_commit),
+                ("enable_seqscan", "off"),
+                ("plan_cache_mode", "force_generic_plan"),
+                ("client_min_messages", "warning"),
+            )
         )
     )
-)
+
+
+SETTINGS: Final = settings(synchronous_commit="on")
 _LOCK: Final = Statement(
     "SELECT FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[]) ORDER BY tenant_id FOR UPDATE"
 )
@@ -179,7 +188,7 @@ class PostgresStore:
         session = await self._database.acquire()
         try:
             reading, values = self._reading(lookups)
-            rows = await session.run_prepared("BEGIN; ", (_SETTINGS, _LOCK, reading), "", values)
+            rows = await session.run_prepared("BEGIN; ", (SETTINGS, _LOCK, reading), "", values)
             state = _state(rows)
             if len(state.seqs) != len(lookups.tenants):
                 await self._create_counters(session, lookups.tenants)

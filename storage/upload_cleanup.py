@@ -10,8 +10,8 @@ from engine.rows import RecordKey
 from engine.upload_cleanup import Abandonment, GoneFile, OpenUpload
 from engine.uploads import State, UploadRef
 from storage.arrays import numbers, plain
+from storage.commit import SETTINGS
 from storage.pool import Database, Row, Values
-from storage.uploads import SETTINGS
 
 _NOBODY: Final = "0" * 32
 _NOW: Final = "to_timestamp(%(now)s::float8 / 1000000)"

@@ -14,7 +14,8 @@ from engine.ports import StoreUnknownError
 from engine.upload_store import LEASE_S, Advance, Claim, Claimed, Created, Creating, Joined, Stored
 from engine.uploads import State, Upload, UploadRef
 from storage.arrays import numbers, numbers_or_null, plain, texts
-from storage.pool import SERVER_MS, Database, Row, Session, Statement, Values
+from storage.commit import SETTINGS, settings
+from storage.pool import Database, Row, Session, Statement, Values
 
 #: Of ``upload_session`` under the name that is put in.
 COLUMNS: Final = (
@@ -28,28 +29,8 @@ COLUMNS: Final = (
 )
 
 
-def _settings(synchronous_commit: str) -> Statement:
-    """Of one transaction alone; what is said in storage/commit.py of the same settings holds here."""
-    return Statement(
-        "SELECT "
-        + ", ".join(
-            f"set_config('{name}', '{value}', true)"
-            for name, value in (
-                ("idle_in_transaction_session_timeout", 2000),
-                ("lock_timeout", 3000),
-                ("statement_timeout", SERVER_MS),
-                ("synchronous_commit", synchronous_commit),
-                ("enable_seqscan", "off"),
-                ("plan_cache_mode", "force_generic_plan"),
-                ("client_min_messages", "warning"),
-            )
-        )
-    )
-
-
-SETTINGS: Final = _settings("on")
 #: Of claims: after a crash nobody has an upload that was claimed just before it.
-_SETTINGS_OF_CLAIMS: Final = _settings("off")
+_SETTINGS_OF_CLAIMS: Final = settings(synchronous_commit="off")
 _FIND: Final = Statement(
     f"SELECT {COLUMNS.format('u')} FROM upload_session AS u"
     " WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid"
@@ -97,7 +78,7 @@ _CLAIM: Final = Statement(
     " %(holders)s::text[]) AS w(t, i, d, h)), c AS (UPDATE upload_session AS u SET holder = w.h,"
     f" held_until = now() + interval '{LEASE_S} seconds' FROM w WHERE u.tenant_id = w.t AND u.upload_id = w.i"
     " AND u.device_id = w.d AND u.state = 'open' AND u.joined_into IS NULL"
-    " AND (u.held_until IS NULL OR u.holder = w.h)"
+    " AND (u.held_until IS NULL AND u.expires_at > now() OR u.holder = w.h)"
     f" RETURNING {COLUMNS.format('u')})"
     f" SELECT * FROM c UNION ALL SELECT {COLUMNS.format('u')}"
     " FROM w CROSS JOIN LATERAL (SELECT * FROM upload_session WHERE tenant_id = w.t AND upload_id = w.i"

@@ -69,7 +69,7 @@ MUTANTS: dict[str, Mutant] = {
         "storage/commit.py",
         (
             (f'" FROM tenant_counters {_OF_TENANTS}"', f'" FROM ({_LOCK}) AS locked"'),
-            ("(_SETTINGS, _LOCK, reading)", "(_SETTINGS, reading)"),
+            ("(SETTINGS, _LOCK, reading)", "(SETTINGS, reading)"),
         ),
         (_LOCKED_THEN_READ,),
     ),

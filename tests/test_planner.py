@@ -13,7 +13,7 @@ import pytest
 
 from engine.rows import ConflictRef, EventKey, HeldRef, KeyRef, Lookups, RecordKey
 from engine.uploads import UploadRef
-from storage.commit import _LOCK, _SETTINGS, PostgresStore
+from storage.commit import _LOCK, SETTINGS, PostgresStore
 from storage.feed import _ALL, _NEWS, _SOME
 from storage.pool import _READING_PREPARED, Database, Session, Values
 from tests.services import execute
@@ -110,9 +110,9 @@ def _scans(node: Node) -> Iterator[Node]:
 
 async def _batch_is_read_by_identity(session: Session, store: PostgresStore, *, analysed: bool) -> None:
     reading, values = store._reading(_READ)
-    await session.run_prepared("BEGIN; ", (_SETTINGS, _LOCK, reading), "", values)
+    await session.run_prepared("BEGIN; ", (SETTINGS, _LOCK, reading), "", values)
     await session.run("ROLLBACK")
-    explained = f"BEGIN; {_SETTINGS.call}; EXPLAIN (FORMAT JSON) "
+    explained = f"BEGIN; {SETTINGS.call}; EXPLAIN (FORMAT JSON) "
     scans = await _explained(session, explained + reading.call, values)
     scans += await _explained(session, explained + _LOCK.call, values)
     found: set[str] = set()

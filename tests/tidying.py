@@ -29,13 +29,13 @@ from engine.jobs import Answer
 from engine.messages import Sync
 from engine.ports import Tenant
 from engine.receiving import Creation, Receiving, UploadLimits
+from engine.submitting import settled
 from engine.upload_chores import UploadChores
 from engine.upload_cleanup import Swept, Tidied, UploadCleanup
 from engine.upload_metadata import Described
 from engine.upload_store import Quota
 from engine.upload_turns import UploadTurns
 from engine.uploads import Append, Upload
-from engine.waiting import settled
 from storage.blobs import DirectoryBlobs
 from storage.cluster_turns import PostgresTurns
 from storage.commit import PostgresStore

@@ -1,0 +1,32 @@
+"""How others have a job committed, and learn what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from engine.backlog import Reply
+from engine.errors import SyncError
+from engine.jobs import Job, Outcome
+
+
+class Jobs(Protocol):
+    """Who takes jobs in (``engine.committer.Committer``)."""
+
+    def submit(self, job: Job, reply: Reply) -> None:
+        """Queue a job. Raises SyncError when nothing more is taken in."""
+
+
+async def settled(jobs: Jobs, job: Job) -> Outcome:
+    """Have a job committed, and wait for what became of it; one that was not taken in is a SyncError."""
+    future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    def reply(outcome: Outcome) -> None:
+        if not future.done():
+            future.set_result(outcome)
+
+    try:
+        jobs.submit(job, reply)
+    except SyncError as error:
+        return error
+    return await future

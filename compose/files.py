@@ -46,11 +46,17 @@ class FileParts:
     """The parts, put together. ``reads`` is shared with others, who wait for nothing long."""
 
     def __init__(
-        self, settings: Settings, dsn: str, reads: Database, committer: Committer, bus: Bus, clock: Clock
+        self,
+        settings: Settings,
+        database: Database,
+        reads: Database,
+        committer: Committer,
+        bus: Bus,
+        clock: Clock,
     ) -> None:
         self._settings = settings
         self._reads = reads
-        self._database = Database(dsn, UPLOAD_CONNECTIONS)
+        self._database = database
         chosen = settings.uploads
         expire_s = chosen.expire_h * 3600
         self._types = FileTypes(chosen)

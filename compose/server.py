@@ -20,7 +20,7 @@ import structlog
 import uvloop
 from anyio.abc import TaskStatus
 
-from compose.files import FileParts
+from compose.files import UPLOAD_CONNECTIONS, FileParts
 from engine.admission import TenantRates
 from engine.backlog import CommitLimits
 from engine.committer import Committer
@@ -52,7 +52,7 @@ from storage.feed import PostgresFeed
 from storage.health import faults
 from storage.migrate import newest_migration
 from storage.partitions import maintain
-from storage.pool import Database
+from storage.pool import Database, Pooling
 from storage.tenants import PostgresTenants
 
 #: Days change slowly; what a missed run leaves undone, the next does.
@@ -82,8 +82,9 @@ class Server:
         self._dsn = dsn = at.dsn
         clock = SystemClock()
         # One connection a lane, so that a batch never waits for a read, and reads never for a batch.
-        self._writes = Database(dsn, settings.commit.lanes)
-        self._reads = Database(dsn, settings.postgres.read_connections)
+        pooling = Pooling()
+        self._writes = Database(dsn, settings.commit.lanes, pooling)
+        self._reads = Database(dsn, settings.postgres.read_connections, pooling)
         domains = Domains(dict(settings.domains))
         limits, server = settings.limits, settings.server
         feed = Feed(
@@ -135,7 +136,8 @@ class Server:
             ),
             settings.commit.lanes,
         )
-        files = self._files = FileParts(settings, dsn, self._reads, committer, bus, clock)
+        sessions = Database(dsn, UPLOAD_CONNECTIONS, pooling)
+        files = self._files = FileParts(settings, sessions, self._reads, committer, bus, clock)
         self._core = Core(
             intake=Intake(domains, limits.items),
             committer=committer,

@@ -255,13 +255,13 @@ _READING_PREPARED: Final = (
 class Database:
     """A bounded number of connections to the primary, opened when first needed and again when lost.
 
-    Of several hosts in ``dsn`` those that serve no writes are passed over. Raises StoreError for a DSN
-    that cannot be read.
+    Of several hosts in ``dsn`` those that serve no writes are passed over. ``pooling`` is shared with others
+    of this process, so that a pooler is found once. Raises StoreError for a DSN that cannot be read.
     """
 
-    def __init__(self, dsn: str, connections: int) -> None:
+    def __init__(self, dsn: str, connections: int, pooling: Pooling | None = None) -> None:
         self._hosts = HostOrder(hosts_of(dsn))
-        self._pooling = Pooling()
+        self._pooling = pooling or Pooling()
         self._idle: deque[Session] = deque()
         self._free = asyncio.Semaphore(connections)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator
 
 import pytest
+import structlog
 
 from handlers.commands import site
 
@@ -17,6 +19,10 @@ pytest_plugins = [
     "tests.supervised",
     "tests.tus_js",
 ]
+
+# A server in this process may have its first word to say while a command's output is looked at.
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stdout))
+
 
 @pytest.fixture(autouse=True)
 def _logs_are_the_tests_own(monkeypatch: pytest.MonkeyPatch) -> None:

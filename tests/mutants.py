@@ -49,7 +49,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "acknowledged before it is on disk": Mutant(
         "storage/commit.py",
-        (('            ("synchronous_commit", "on"),\n', ""),),
+        (('                ("synchronous_commit", synchronous_commit),\n', ""),),
         (_HAZARDS + "test_a_batch_is_durable_whatever_the_database_defaults_to",),
     ),
     "a sequence in place of the locked counter": Mutant(

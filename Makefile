@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PINNED := deploy/requirements-dev.txt
 INSTALLED := $(VENV)/installed
 
-.PHONY: run install test lint bench
+.PHONY: run install test test-all lint bench
 
 run: install
 	$(BIN)/python run.py serve
@@ -23,6 +23,10 @@ $(INSTALLED): $(PINNED)
 # make test TESTS="tests/test_store.py -k page" runs some of them. Each of the processes has servers of its own.
 test: install
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(TESTS)
+
+# With those marked slow.
+test-all: install
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile -m "slow or not slow" $(TESTS)
 
 lint: install
 	$(BIN)/ruff check .

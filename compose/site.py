@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ from compose.workers import supervise, work
 from engine.administration import Finding
 from engine.domains import Domains
 from engine.ports import StoreRetryError
-from engine.settings import Layer, Settings, SettingsError, environment, settings
+from engine.settings import Layer, Settings, SettingsError, environment, named_policies, settings
 from handlers.auth import KeySet, issue_token
 from handlers.commands.serve import DEMO_TENANT, announce_demo
 from handlers.commands.site import SiteError
@@ -45,10 +45,14 @@ _log = structlog.get_logger()
 
 
 class Site:
-    """One deployment (``handlers.commands.site.Site``)."""
+    """One deployment (``handlers.commands.site.Site``).
 
-    def __init__(self, chosen: Settings) -> None:
+    ``chosen_domains`` are those whose policy the operator's settings name.
+    """
+
+    def __init__(self, chosen: Settings, chosen_domains: Collection[str] = ()) -> None:
         self.settings = chosen
+        self._chosen_domains = chosen_domains
         self._data_dir = Path(chosen.data.dir)
         self._embedded = not chosen.postgres.dsn
         self._moved_tenants: set[int] = set()
@@ -89,14 +93,14 @@ class Site:
     def schema(self) -> Iterator[PostgresSchema]:
         """Open the schema."""
         with self._database() as dsn:
-            yield PostgresSchema(dsn)
+            yield PostgresSchema(dsn, self._chosen_domains)
 
     @contextmanager
     def _administered(self) -> Iterator[str]:
         """Open a database that the embedded default has set up by now, and tell servers what was done."""
         with self._database() as dsn:
             if self._embedded:
-                migrate(dsn)
+                migrate(dsn, chosen_domains=self._chosen_domains)
             yield dsn
             redis_url = self.settings.redis.url or embedded_redis_url(self._data_dir)
             if redis_url:
@@ -163,7 +167,7 @@ class Site:
         with self._services(redis=True) as running_services:
             dsn = running_services.dsn
             if self._embedded:
-                migrate(dsn)
+                migrate(dsn, chosen_domains=self._chosen_domains)
                 PostgresTenancy(dsn).ensure(DEMO_TENANT)
             elif any(one.applied_at is None for one in status(dsn)):
                 raise SiteError("the schema is not up to date: run `run.py migrate`, then serve again")
@@ -213,7 +217,7 @@ def open_site(config: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> Si
     """
     files = [_DEFAULTS] if config is None else [_DEFAULTS, config]
     layers = [*map(_read_layer, files), environment(os.environ), Layer("the command line", flags)]
-    return Site(settings(layers))
+    return Site(settings(layers), named_policies(layers))
 
 
 def run_worker() -> None:

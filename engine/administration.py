@@ -136,7 +136,10 @@ class Epoch(Protocol):
 
 
 class ConflictSummary(msgspec.Struct, frozen=True):
-    """An open conflict without its data; ``base`` is None where the device knew of no record."""
+    """A conflict without its data; ``base`` is None where the device knew of no record.
+
+    ``outcome`` is ``open`` while it waits; ``settled_by`` is None where its policy settled it.
+    """
 
     tenant: str
     conflict_id: str
@@ -148,6 +151,8 @@ class ConflictSummary(msgspec.Struct, frozen=True):
     base: int | None
     server_version: int
     opened_at: str
+    outcome: str
+    settled_by: str | None
 
 
 class ConflictCase(msgspec.Struct, frozen=True):
@@ -163,6 +168,12 @@ class ConflictDesk(Protocol):
 
     def conflicts(self, tenant: str | None) -> list[ConflictSummary]:
         """List open conflicts by tenant, oldest first. Raises RefusedError if there is no such tenant."""
+
+    def settled(self, tenant: str | None, limit: int) -> list[ConflictSummary]:
+        """List settled conflicts by tenant, latest first, ``limit`` of each tenant at most.
+
+        Raises RefusedError if there is no such tenant.
+        """
 
     def conflict(self, conflict_id: str, tenant: str | None) -> ConflictCase:
         """Find a conflict. Raises RefusedError if there is none, or several tenants have one of that id."""

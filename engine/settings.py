@@ -281,6 +281,18 @@ def settings(layers: Sequence[Layer]) -> Settings:
     return msgspec.convert({**sections, "domains": domains}, Settings)
 
 
+def named_policies(layers: Sequence[Layer]) -> list[str]:
+    """List the domains whose policy a layer above the defaults names."""
+    return sorted(
+        {
+            name
+            for layer in layers[1:]
+            for name, domain in layer.values.get("domains", {}).items()
+            if "policy" in domain
+        }
+    )
+
+
 def _keys(layer: Layer) -> Iterator[_Given]:
     """Walk the keys of a layer. Raises SettingsError for what is not where keys stand."""
     for section, table in layer.values.items():

@@ -21,11 +21,20 @@ if TYPE_CHECKING:
 
 #: One probe of the key for each tenant.
 _OF_TENANT: Final = "(%(tenant)s::text IS NULL OR t.name = %(tenant)s)"
-_CONFLICTS: Final = (
+_SUMMARY: Final = (
     "SELECT t.name, c.conflict_id, c.domain, c.record_id, c.device_id, c.policy, c.client_op, c.client_base,"
-    " c.server_version, c.opened_at_us FROM tenants AS t JOIN conflict_resolution_log AS c"
+    " c.server_version, c.opened_at_us, c.outcome, c.settled_by FROM tenants AS t"
+)
+_CONFLICTS: Final = (
+    f"{_SUMMARY} JOIN conflict_resolution_log AS c"
     f" ON c.tenant_id = t.tenant_id AND c.outcome = 'open' WHERE {_OF_TENANT}"
     " ORDER BY t.name, c.opened_at_us, c.conflict_id"
+)
+_SETTLED: Final = (
+    f"{_SUMMARY} CROSS JOIN LATERAL (SELECT * FROM conflict_resolution_log"
+    " WHERE tenant_id = t.tenant_id AND outcome <> 'open'"
+    " ORDER BY opened_at_us DESC, conflict_id DESC LIMIT %(limit)s) AS c"
+    f" WHERE {_OF_TENANT} ORDER BY t.name, c.opened_at_us DESC, c.conflict_id DESC"
 )
 _CONFLICT: Final = (
     "SELECT t.name, row_to_json(c)::text, r.version, r.seq, r.at_us, r.device_id, r.chain_from, r.data::text"
@@ -54,10 +63,11 @@ class ConflictReads:
 
     def conflicts(self, tenant: str | None) -> list[ConflictSummary]:
         """List open conflicts by tenant, oldest first."""
-        return [
-            ConflictSummary(*(*row, to_text(opened_at_us)))
-            for *row, opened_at_us in _listed(self._dsn, _CONFLICTS, tenant)
-        ]
+        return [_summary(row) for row in _listed(self._dsn, _CONFLICTS, tenant)]
+
+    def settled(self, tenant: str | None, limit: int) -> list[ConflictSummary]:
+        """List settled conflicts by tenant, latest first."""
+        return [_summary(row) for row in _listed(self._dsn, _SETTLED, tenant, limit=limit)]
 
     def conflict(self, conflict_id: str, tenant: str | None) -> ConflictCase:
         """Find a conflict, settled or not, with its record as it stands now."""
@@ -120,9 +130,14 @@ class QuarantineReads:
             )
 
 
-def _listed(dsn: str, statement: str, tenant: str | None) -> list[tuple[Any, ...]]:
+def _summary(row: tuple[Any, ...]) -> ConflictSummary:
+    *named, opened_at_us, outcome, settled_by = row
+    return ConflictSummary(*(*named, to_text(opened_at_us), outcome, settled_by))
+
+
+def _listed(dsn: str, statement: str, tenant: str | None, **values: int) -> list[tuple[Any, ...]]:
     with connected(dsn) as connection, connection.cursor() as cursor:
-        cursor.execute(statement, {"tenant": tenant})
+        cursor.execute(statement, {"tenant": tenant, **values})
         found = cursor.fetchall()
         if not found:
             _check_tenant(cursor, tenant)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -69,11 +69,24 @@ def newest_migration() -> str:
     return str(_known()[-1].id)
 
 
-def migrate(dsn: str, to: int | None = None, *, down: bool = False) -> list[str]:
+def migrate(
+    dsn: str, to: int | None = None, *, down: bool = False, chosen_domains: Collection[str] = ()
+) -> list[str]:
     """Bring the schema up to migration ``to`` (the newest with None), or down to it.
 
-    Down to ``to`` takes back all that came after it, with None the newest one alone. Returns the ids
-    of what was applied or taken back, in order. Raises RefusedError, StoreError.
+    Args:
+        dsn: The database.
+        to: The last migration that is to stand. None is the newest, with ``down`` the one before the newest.
+        down: Take back all that came after ``to``.
+        chosen_domains: Domains whose policy the operator's settings name; a migration that follows a change
+            of the delivered policies leaves them alone.
+
+    Returns:
+        The ids of the migrations that were applied or taken back, in order.
+
+    Raises:
+        RefusedError: There is no such migration, or the schema holds one that this version does not know.
+        StoreError: The database is away, or refused a statement.
     """
     known = _known()
     if to is not None and not 0 <= to <= len(known):
@@ -83,7 +96,8 @@ def migrate(dsn: str, to: int | None = None, *, down: bool = False) -> list[str]
         if to is None and down:
             applied = _applied(connection)
             to = max((number for number, one in _numbered() if one.id in applied), default=1) - 1
-        while (migration := _step(connection, len(known) if to is None else to, down=down)) is not None:
+        number = len(known) if to is None else to
+        while (migration := _step(connection, number, chosen_domains, down=down)) is not None:
             done.append(migration)
     return done
 
@@ -97,14 +111,15 @@ def status(dsn: str) -> list[MigrationState]:
 
 
 class PostgresSchema:
-    """``engine.administration.Schema``."""
+    """``engine.administration.Schema``. ``chosen_domains`` is as for ``migrate``."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, chosen_domains: Collection[str]) -> None:
         self._dsn = dsn
+        self._chosen_domains = chosen_domains
 
     def migrate(self, to: int | None, *, down: bool) -> list[str]:
         """Apply migrations or take them back."""
-        return migrate(self._dsn, to, down=down)
+        return migrate(self._dsn, to, down=down, chosen_domains=self._chosen_domains)
 
     def status(self) -> list[MigrationState]:
         """List the migrations in order."""
@@ -124,9 +139,10 @@ def _applied(connection: Connection) -> dict[str, datetime]:
         return {name: at.replace(tzinfo=UTC) for name, at in cursor.fetchall()}
 
 
-def _step(connection: Connection, to: int, *, down: bool) -> str | None:
+def _step(connection: Connection, to: int, chosen_domains: Collection[str], *, down: bool) -> str | None:
     """Apply or take back one migration; None when ``to`` is reached."""
-    with schema_change(connection, _LOCK_TIMEOUT_MS):
+    with schema_change(connection, _LOCK_TIMEOUT_MS) as cursor:
+        cursor.execute("SELECT set_config('tidemark.chosen_domains', %s, true)", (",".join(chosen_domains),))
         backend = _Backend(connection)
         applied = _applied(connection)
         if down:

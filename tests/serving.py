@@ -36,6 +36,7 @@ SHARED: Json = {
         "form_server": {"policy": "field_merge", "fallback": "server_wins"},
         "form_client": {"policy": "field_merge", "fallback": "client_wins"},
         "form_escalation": {"policy": "field_merge", "fallback": "preserve_escalation"},
+        "report": {"policy": "most_recent_wins"},
         "visit": {"policy": "client_wins", "required": ["place"]},
     }
 }

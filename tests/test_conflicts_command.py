@@ -55,6 +55,8 @@ async def test_a_conflict_is_listed_shown_and_settled(run: Run, serve: Serve, tm
         "op": "put",
         "base": 9,
         "server_version": 1,
+        "outcome": "open",
+        "settled_by": None,
     }
     shown = json.loads((await run("show", conflict_id, "--json")).out)
     assert shown["record"] == {
@@ -156,3 +158,24 @@ async def test_a_decision_that_cannot_be_is_a_sentence(run: Run, serve: Serve, t
         ended = await run("resolve", conflict_id, "--choice", choice, *data)
         assert said in ended.refusal()
     assert len(await records(phone)) == 1
+
+
+async def test_conflicts_list_settled_shows_who_won_and_by_what(run: Run, serve: Serve) -> None:
+    server = await serve(**NOTE)
+    phone, conflict_id = await opened(server)
+    tablet = await server.device("tablet")
+    for number in (1, 2):
+        await phone.push(item("put", "attendance", f"a{number}", data={"a": 1}, at=day(number)))
+        await tablet.push(item("put", "attendance", f"a{number}", data={"a": 2}, at=day(9)))
+    await run("resolve", conflict_id, "--choice", "client")
+    found = json.loads((await run("list", "--settled", "--json")).out)
+    assert [(one["record_id"], one["outcome"], one["settled_by"], one["policy"]) for one in found] == [
+        ("a2", "server", None, "server_wins"),
+        ("a1", "server", None, "server_wins"),
+        ("n1", "client", "operator", "manual"),
+    ]
+    assert (await run("list", "--json")).out == "[]\n"
+    printed = (await run("list", "--settled", "--limit", "1")).out.splitlines()
+    assert printed[0].split()[:4] == ["ID", "TENANT", "DOMAIN", "RECORD"]
+    assert printed[1].split()[2:8] == ["attendance", "a2", "tablet", "put", "server", "server_wins"]
+    assert len(printed) == 2

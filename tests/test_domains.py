@@ -157,8 +157,8 @@ def test_the_domains_that_are_delivered() -> None:
     assert {name: policy.policy for name, policy in domains.default_policies.items()} == {
         "journal": "client_wins",
         "attendance": "server_wins",
-        "task": "most_recent_wins",
-        "work_order": "most_recent_wins",
+        "task": "field_merge",
+        "work_order": "field_merge",
         "ticket": "preserve_escalation",
     }
     assert {name for name, rules in domains.rules.items() if not rules.is_record} == {

@@ -197,8 +197,8 @@ async def test_the_welcome(shared: Running) -> None:
         },
     }
     assert {name: policies[name] for name in ("task", "work_order", "attendance", "ticket", "journal")} == {
-        "task": "most_recent_wins",
-        "work_order": "most_recent_wins",
+        "task": "field_merge",
+        "work_order": "field_merge",
         "attendance": "server_wins",
         "ticket": "preserve_escalation",
         "journal": "client_wins",

@@ -17,7 +17,7 @@ def at(number: int, one: Json) -> Json:
     return one | {"at": day(number)}
 
 
-#: Who writes what, in order, and the status of the last; the domain's policy is most_recent_wins.
+#: Who writes what, in order, and the status of the last; the policy is field_merge, then most_recent_wins.
 MEETINGS: dict[str, tuple[list[tuple[str, Json]], str]] = {
     "on the version that stands": (
         [("phone", put("a1", None, n=1)), ("tablet", put("a1", 1, n=2))],
@@ -126,15 +126,15 @@ OUTCOMES: dict[str, tuple[str, Json, tuple[str, Json | None]]] = {
         ("client", {"a": 2, "status": "INPROGRESS", "escalation_level": 1}),
     ),
     "client_wins, delete": ("journal", change("delete", EARLIER), ("client", None)),
-    "most_recent_wins, later": ("task", change("put", LATER, data={"a": 2}), ("client", {"a": 2})),
+    "most_recent_wins, later": ("report", change("put", LATER, data={"a": 2}), ("client", {"a": 2})),
     "most_recent_wins, later patch": (
-        "task",
+        "report",
         change("patch", LATER, data={"a": 2, "status": None}),
         ("client", {"a": 2, "b": 1, "escalation_level": 1}),
     ),
-    "most_recent_wins, later delete": ("task", change("delete", LATER), ("client", None)),
-    "most_recent_wins, earlier": ("task", change("put", EARLIER, data={"a": 2}), SERVER),
-    "most_recent_wins, a tie": ("task", change("put", SAME_TIME, data={"a": 2}), SERVER),
+    "most_recent_wins, later delete": ("report", change("delete", LATER), ("client", None)),
+    "most_recent_wins, earlier": ("report", change("put", EARLIER, data={"a": 2}), SERVER),
+    "most_recent_wins, a tie": ("report", change("put", SAME_TIME, data={"a": 2}), SERVER),
     "preserve_escalation, put": (
         "ticket",
         change("put", EARLIER, data=PUT | {"escalated_by": "me"}),
@@ -164,13 +164,13 @@ OUTCOMES: dict[str, tuple[str, Json, tuple[str, Json | None]]] = {
 POLICIES = {
     "attendance": "server_wins",
     "journal": "client_wins",
-    "task": "most_recent_wins",
+    "report": "most_recent_wins",
     "ticket": "preserve_escalation",
     "form": "field_merge",
     "note": "manual",
 }
 #: The server's record of a domain that declares steps has a status that they know.
-DECLARED = {"attendance": "VERIFIED", "task": "STANDBY"}
+DECLARED = {"attendance": "VERIFIED"}
 
 
 @pytest.mark.parametrize(("domain", "sent", "outcome"), OUTCOMES.values(), ids=OUTCOMES)
@@ -290,7 +290,7 @@ async def test_a_tenants_own_policies_hold_for_it_alone(serve: Serve) -> None:
         assert (policies["task"], policies["journal"], policies["ticket"]) == (
             ("server_wins", "manual", "field_merge")
             if tenant == "acme"
-            else ("most_recent_wins", "client_wins", "preserve_escalation")
+            else ("field_merge", "client_wins", "preserve_escalation")
         )
         assert policies["attendance"] == "server_wins"
         for domain in ("task", "journal", "ticket"):

@@ -31,9 +31,9 @@ def test_a_policy_is_set_and_listed(run: Run, dsn: str) -> None:
     assert [(one["domain"], one["policy"], one["fallback"], one["own"]) for one in defaults] == [
         ("attendance", "server_wins", None, False),
         ("journal", "client_wins", None, False),
-        ("task", "most_recent_wins", None, False),
+        ("task", "field_merge", "most_recent_wins", False),
         ("ticket", "preserve_escalation", None, False),
-        ("work_order", "most_recent_wins", None, False),
+        ("work_order", "field_merge", "most_recent_wins", False),
     ]
     before = rows(dsn, GENERATION)
     merged = run("policy", "set", "--tenant", "acme", "--domain", "task", "--policy", "field_merge")
@@ -86,23 +86,23 @@ async def test_a_running_server_follows_and_merges_what_was_there_before(serve: 
     """Of fields that changed before field_merge was switched on nothing is known: the server's stand."""
     server = await serve()
     phone, tablet = await server.device("phone"), await server.device("tablet")
-    await phone.push(item("put", "task", "r1", at=day(1), data={"a": 1, "b": 1}))
-    await phone.push(item("patch", "task", "r1", base=1, at=day(5), data={"a": 5}))
-    command = ("policy", "set", "--tenant", "acme", "--domain", "task", "--policy")
+    await phone.push(item("put", "journal", "r1", at=day(1), data={"a": 1, "b": 1}))
+    await phone.push(item("patch", "journal", "r1", base=1, at=day(5), data={"a": 5}))
+    command = ("policy", "set", "--tenant", "acme", "--domain", "journal", "--policy")
     run(*command, "field_merge", "--fallback", "server_wins")
     for device in (phone, tablet):
         told = await device.waited("policies")
-        assert told["policies"] == device.welcome["policies"] | {"task": "field_merge"}
-    (old,) = await tablet.push(item("patch", "task", "r1", base=1, at=day(7), data={"a": 7, "b": 7}))
+        assert told["policies"] == device.welcome["policies"] | {"journal": "field_merge"}
+    (old,) = await tablet.push(item("patch", "journal", "r1", base=1, at=day(7), data={"a": 7, "b": 7}))
     assert (old["policy"], old["winner"], old["data"]) == ("field_merge", "server", {"a": 5, "b": 1})
-    await phone.push(item("patch", "task", "r1", base=2, at=day(8), data={"a": 8}))
-    (new,) = await tablet.push(item("patch", "task", "r1", base=2, at=day(7), data={"a": 7, "b": 7}))
+    await phone.push(item("patch", "journal", "r1", base=2, at=day(8), data={"a": 8}))
+    (new,) = await tablet.push(item("patch", "journal", "r1", base=2, at=day(7), data={"a": 7, "b": 7}))
     assert (new["winner"], new["data"]) == ("merged", {"a": 8, "b": 7})
     run(*command, "client_wins")
     await tablet.waited("policies")
-    await phone.push(item("patch", "task", "r1", base=4, at=day(9), data={"b": 9}))
+    await phone.push(item("patch", "journal", "r1", base=4, at=day(9), data={"b": 9}))
     run(*command, "field_merge", "--fallback", "server_wins")
     await tablet.waited("policies")
     late = {"a": 9, "b": 9, "c": 9}
-    (again,) = await tablet.push(item("patch", "task", "r1", base=4, at=day(9), data=late))
+    (again,) = await tablet.push(item("patch", "journal", "r1", base=4, at=day(9), data=late))
     assert (again["winner"], again["data"]) == ("server", {"a": 8, "b": 9})

@@ -26,8 +26,8 @@ def test_the_defaults_hold_every_domain_of_the_field() -> None:
     domains = load().domains
     records = {name: domain.policy for name, domain in domains.items() if domain.kind == "record"}
     assert records == {
-        "task": "most_recent_wins",
-        "work_order": "most_recent_wins",
+        "task": "field_merge",
+        "work_order": "field_merge",
         "attendance": "server_wins",
         "ticket": "preserve_escalation",
         "journal": "client_wins",

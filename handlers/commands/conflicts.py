@@ -18,16 +18,42 @@ def conflicts() -> None:
     """List, show and settle the conflicts that wait for a person."""
 
 
-@conflicts.command("list", epilog="Example: run.py conflicts list --tenant acme")
+@conflicts.command("list", epilog="Example: run.py conflicts list --tenant acme --settled")
 @of_tenant
+@click.option("--settled", is_flag=True, help="List what was settled, by a policy or a person, latest first.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=100,
+    show_default=True,
+    help="With --settled: the most conflicts of each tenant.",
+)
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @on_site()
-def list_(site: Site, *, tenant: str | None, json_: bool) -> None:
-    """List open conflicts by tenant, oldest first."""
+def list_(site: Site, *, tenant: str | None, settled: bool, limit: int, json_: bool) -> None:
+    """List open conflicts by tenant, oldest first; with --settled those that wait for nobody."""
     with site.conflicts() as desk:
-        found = desk.conflicts(tenant)
+        found = desk.settled(tenant, limit) if settled else desk.conflicts(tenant)
     if json_:
         as_json(found)
+    elif settled:
+        table(
+            [
+                (
+                    one.conflict_id,
+                    one.tenant,
+                    one.domain,
+                    one.record_id,
+                    one.device_id,
+                    one.op,
+                    one.outcome,
+                    one.settled_by or one.policy,
+                    one.opened_at,
+                )
+                for one in found
+            ],
+            ("ID", "TENANT", "DOMAIN", "RECORD", "DEVICE", "OP", "WINNER", "BY", "AT"),
+        )
     else:
         table(
             [

@@ -155,7 +155,9 @@ class Server:
             revocations=self._revocations,
             conflicts=PostgresConflicts(self._reads),
             clock=clock,
-            verifier=Verifier(keys, settings.auth.audience, frozenset(server.origins)),
+            verifier=Verifier(
+                keys, settings.auth.audience, frozenset(server.origins), settings.auth.leeway_s
+            ),
             limits=EdgeLimits(
                 frame_bytes=limits.frame_bytes,
                 items=limits.items,

@@ -23,6 +23,8 @@ _ESCAPE = re.compile(
 #: How nearly every client begins a request; the rest of it need not be looked at to refuse it.
 _HEAD = re.compile(rb'\{"type":"([a-z]{1,16})","id":"([ !#-\[\]-~]{1,64})"[,}]')
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+#: The integers of a double that stand for themselves alone.
+_EXACT = 2**53
 _TYPES = frozenset(str(kind.__struct_config__.tag) for kind in get_args(Request))
 
 
@@ -38,6 +40,15 @@ class _Glimpse(msgspec.Struct):
 
     type: str | None = None
     id: str | None = None
+
+
+class _Numbers(msgspec.Struct):
+    """Every field of a request or an item that is an integer: just enough to find a float in its place."""
+
+    base: int | float | None = None
+    limit: int | float | None = None
+    queue_depth: int | float | None = None
+    version: int | float | None = None
 
 
 class _Names(msgspec.Struct):
@@ -66,9 +77,10 @@ class Codec:
         self._request: msgspec.json.Decoder[Request] | msgspec.msgpack.Decoder[Request] = make(Request)
         self._head = make(_Head)
         self._glimpse = make(_Glimpse)
+        self._numbers = make(_Numbers)
         self._raw = make(msgspec.Raw)
         self.items = make(list[Item])
-        self.item = make(Item)
+        self._item = make(Item)
         self.names = make(_Names)
         self.raw_items = make(list[msgspec.Raw])
         self.any = make()
@@ -92,9 +104,40 @@ class Codec:
                 self._raw.decode(frame)
             except msgspec.DecodeError as fault:  # it goes wrong further on, too: no message at all
                 return self._second_look(frame, fault)
-            raise self._refusal(frame, error) from None
+            whole = self._with_integers(frame)
+            if whole is None or whole.get("type") == "sync":  # which has no integers outside of its items
+                raise self._refusal(frame, error) from None
+            try:
+                request: Request = msgspec.convert(whole, Request)
+            except msgspec.ValidationError as fault:
+                raise self._refusal(frame, fault) from None
+            return request
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             return self._second_look(frame, error)
+
+    def item(self, raw: msgspec.Raw) -> Item:
+        """Decode one item of a ``sync``. Raises msgspec.DecodeError or UnicodeDecodeError."""
+        try:
+            return self._item.decode(raw)
+        except msgspec.ValidationError:
+            whole = self._with_integers(raw)
+            if whole is None:
+                raise
+            return msgspec.convert(whole, Item)
+
+    def _with_integers(self, encoded: bytes | msgspec.Raw) -> dict[str, Any] | None:
+        """Decode a request or an item with integers where it has floats such as 4.0 in their place.
+
+        Gson, Lua and JavaScript's MessagePack know one kind of number. None if that mends nothing. Only what
+        the typed decoder refused comes here: who sends integers pays nothing.
+        """
+        try:
+            numbers = self._numbers.decode(encoded)
+            given = {name: getattr(numbers, name) for name in numbers.__struct_fields__}
+            integers = {name: int(value) for name, value in given.items() if _is_whole(value)}
+            return self.any.decode(encoded) | integers if integers else None
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
+            return None
 
     def glance(self, frame: bytes) -> tuple[str, str] | None:
         """Read the type and id of a request and nothing else; None where that is not to be had so cheaply.
@@ -138,6 +181,10 @@ class Codec:
     def encode(self, body: bytes) -> bytes:
         """Turn an answer's JSON into this encoding."""
         return msgspec.msgpack.encode(msgspec.json.decode(body)) if self.binary else body
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT
 
 
 def sentence(error: msgspec.ValidationError) -> str:

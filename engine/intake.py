@@ -115,7 +115,7 @@ class Intake:
         checked: list[Change | Refused] = []
         for index, item in enumerate(raws):
             try:
-                checked.append(self._item(codec.item.decode(item), session, now_us))
+                checked.append(self._item(codec.item(item), session, now_us))
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 checked.append(_refused(codec, item, index, error))
         return checked

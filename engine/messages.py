@@ -87,13 +87,17 @@ class Unsubscribe(msgspec.Struct, frozen=True, tag_field="type", tag="unsubscrib
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag_field="type", tag="heartbeat"):
-    """A sign of life with facts of the device. ``battery`` is 0 to 1."""
+    """A sign of life with facts of the device.
+
+    ``battery`` is 0 to 1. It and ``storage_free_mb`` count as missing when they are negative: with -1 Android
+    and iOS say that they do not know.
+    """
 
     id: RequestId
     queue_depth: Annotated[int, Meta(ge=0)] | None = None
-    battery: Annotated[float, Meta(ge=0, le=1)] | None = None
+    battery: Annotated[float, Meta(le=1)] | None = None
     network: Name | None = None
-    storage_free_mb: Annotated[float, Meta(ge=0)] | None = None
+    storage_free_mb: float | None = None
     app_version: Name | None = None
     os_version: Name | None = None
 

@@ -69,6 +69,7 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     key_file: Text
     jwks_file: Text
     token_ttl_s: Annotated[int, Meta(ge=1, le=315_360_000)]
+    leeway_s: Annotated[int, Meta(ge=0, le=3600)]
 
     def __repr__(self) -> str:
         """Show no secret, wherever this ends up being printed."""

@@ -51,7 +51,10 @@ class KeySet(msgspec.Struct, frozen=True):
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """A verified token. ``tenant`` and ``device_id`` are always there for devices and supervisors."""
+    """A verified token. ``tenant`` and ``device_id`` are always there for devices and supervisors.
+
+    ``expires_at_s`` is the token's ``exp`` and the leeway on top: until then it counts, on every way.
+    """
 
     role: Role
     tenant: str | None
@@ -138,12 +141,19 @@ def _algorithm(public: Any, where: str) -> Algorithm:
 
 
 class Verifier:
-    """Checks tokens and origins."""
+    """Checks tokens and origins.
 
-    def __init__(self, keys: KeySet, audience: str, origins: frozenset[str]) -> None:
+    ``leeway_s`` is how far the clock of the host that signs tokens may be off: ``exp`` comes that much later,
+    ``nbf`` that much earlier. ``iat`` decides nothing.
+    """
+
+    def __init__(
+        self, keys: KeySet, audience: str, origins: frozenset[str], leeway_s: int
+    ) -> None:
         self._keys = keys
         self._audience = audience
         self._origins = origins
+        self._leeway_s = leeway_s
         self._verified: dict[str, Claims] = {}
 
     def verify(self, token: str) -> Claims:
@@ -168,8 +178,16 @@ class Verifier:
                 key.public,
                 algorithms=[key.algorithm],
                 audience=self._audience,
-                options={"require": ["exp", "aud", "jti"], "verify_iat": False},
+                leeway=self._leeway_s,
+                # The library refuses null where it means that a claim is missing.
+                options={
+                    "require": ["exp", "aud", "jti"],
+                    "verify_iat": False,
+                    "verify_nbf": False,
+                    "verify_sub": False,
+                },
             )
+            begins_at_s = 0 if payload.get("nbf") is None else int(payload["nbf"])
         except jwt.ExpiredSignatureError:
             raise _unauthenticated("the token has expired") from None
         except jwt.InvalidAudienceError:
@@ -178,7 +196,10 @@ class Verifier:
             raise _unauthenticated(f"the token has no {error.claim}") from None
         except (jwt.PyJWTError, TypeError, ValueError, OverflowError, RecursionError):
             raise _unauthenticated("the token is not valid") from None
-        return _claims(payload)
+        ahead_s = begins_at_s - int(time.time())
+        if ahead_s > self._leeway_s:
+            raise _unauthenticated(f"the token's nbf is {ahead_s} s ahead of the server's clock")
+        return _claims(payload, self._leeway_s)
 
     def _key(self, kid: object) -> Key:
         key = self._keys.default if kid is None else None
@@ -194,13 +215,16 @@ class Verifier:
             raise SyncError("forbidden", "this origin is not on the allow list")
 
 
-def _claims(payload: dict[str, Any]) -> Claims:
-    role = payload.get("role", "device")
-    if role not in ("device", "supervisor", "operator", "viewer") or (
-        role == "device" and "role" in payload
-    ):
-        raise _unauthenticated("the token's role is not known")
+def _claims(payload: dict[str, Any], leeway_s: int) -> Claims:
+    """Check the claims; one that is null counts as missing."""
+    role: Role = "device"
+    if (named := payload.get("role")) is not None:
+        if named not in ("supervisor", "operator", "viewer"):
+            raise _unauthenticated("the token's role is not known")
+        role = named
     tenant, device_id, user = payload.get("tid"), payload.get("did"), payload.get("sub")
+    if user is not None and not isinstance(user, str):
+        raise _unauthenticated("sub: a text is required")
     is_person = role in ("operator", "viewer")
     if not (isinstance(tenant, str) and tenant) and not (is_person and tenant is None):
         raise _unauthenticated("the token has no tid")
@@ -214,7 +238,7 @@ def _claims(payload: dict[str, Any]) -> Claims:
     token_id = payload["jti"]
     if not isinstance(token_id, str) or not token_id:
         raise _unauthenticated("the token has no jti")
-    return Claims(role, tenant, device_id, user, int(payload["exp"]), token_id)
+    return Claims(role, tenant, device_id, user, int(payload["exp"]) + leeway_s, token_id)
 
 
 def _unauthenticated(message: str) -> SyncError:
@@ -272,7 +296,7 @@ def issue_token(
     named = {"tid": tenant, "did": device_id, "sub": user, "role": role if role != "device" else None}
     payload.update({name: value for name, value in named.items() if value is not None})
     try:
-        _claims(payload)
+        _claims(payload, 0)
     except SyncError as error:
         raise UnusableKeyError(error.message.replace("the token has no", "needed for this token:")) from None
     return jwt.encode(payload, key.private, algorithm=key.algorithm)

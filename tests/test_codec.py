@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engine.codec import JSON, MSGPACK, Codec, MalformedError
+from engine.codec import JSON, MSGPACK, Codec, MalformedError, _Numbers
 from engine.depth import MAX_DEPTH, json_too_deep, msgpack_too_deep
 from engine.errors import SyncError
-from engine.messages import Heartbeat, Hello, Pull, Resolve, Sync
+from engine.messages import Conflicts, Heartbeat, Hello, Item, Pull, Request, Resolve, Subscribe, Sync
 
 #: Bytes of the numbers of MessagePack from 0xca on.
 _SIZES = (4, 8, 1, 2, 4, 8, 1, 2, 4, 8)
@@ -95,6 +95,97 @@ def test_a_wrong_envelope_is_refused_by_field(codec: Codec, pack: Pack, change: 
     assert error.code == "invalid_message"
     assert error.message.startswith(f"{field}: ")
     assert error.details.get("id") == (None if field == "id" else "1")
+
+
+# -- integers that come as floats ---------------------------------------------------------------
+
+
+def _integers(kind: Any) -> set[str]:
+    """The fields of a message or an item that are integers."""
+    fields = msgspec.inspect.type_info(kind).fields  # type: ignore[attr-defined]  # a struct
+    return {
+        field.name
+        for field in fields
+        for part in getattr(field.type, "types", (field.type,))
+        if isinstance(part, msgspec.inspect.IntType)
+    }
+
+
+def test_codec_every_integer_of_the_wire_may_come_as_a_float() -> None:
+    wire = set().union(*(_integers(kind) for kind in (*get_args(Request), Item)))
+    assert wire == set(_Numbers.__struct_fields__)
+
+
+RESOLVE = {"type": "resolve", "id": "1", "conflict_id": "c", "choice": "merged", "data": {"n": 2.0}}
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("message", "wanted"),
+    [
+        ({"type": "pull", "id": "1", "limit": 7.0}, Pull("1", limit=7)),
+        ({"type": "subscribe", "id": "1", "limit": 1e3}, Subscribe("1", limit=1000)),
+        ({"type": "conflicts", "id": "1", "limit": 7.0}, Conflicts("1", limit=7)),
+        ({"type": "heartbeat", "id": "1", "queue_depth": 4.0}, Heartbeat("1", queue_depth=4)),
+        ({"type": "heartbeat", "id": "1", "queue_depth": -0.0}, Heartbeat("1", queue_depth=0)),
+        (RESOLVE | {"version": 3.0}, Resolve("1", "c", "merged", 3, {"n": 2.0})),
+        (RESOLVE | {"version": 2.0**53}, Resolve("1", "c", "merged", 2**53, {"n": 2.0})),
+    ],
+    ids=str,
+)
+def test_decode_a_whole_float_is_an_integer(codec: Codec, pack: Pack, message: Json, wanted: Any) -> None:
+    request = codec.decode(pack(message))
+    assert request == wanted
+    assert all(type(getattr(request, name)) is int for name in _integers(type(request)))
+    if isinstance(request, Resolve):
+        assert type(request.data["n"]) is float, "what a record holds stays as it is"
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "value", [7.5, 0.5, -1.0, 0.0, 1001.0, 2.0**54, 1e300, "7", "7.0", True, [7.0]], ids=str
+)
+def test_decode_what_is_no_whole_number_in_range_is_refused(codec: Codec, pack: Pack, value: Any) -> None:
+    error = refused(codec, pack({"type": "pull", "id": "1", "limit": value}))
+    assert (error.code, error.details) == ("invalid_message", {"id": "1"})
+    assert error.message.startswith("limit: ")
+
+
+@BOTH
+def test_decode_a_whole_float_beside_another_fault_names_the_fault(codec: Codec, pack: Pack) -> None:
+    error = refused(codec, pack({"type": "pull", "id": "1", "limit": 7.0, "cursor": 5}))
+    assert error.message.startswith("cursor: ")
+    error = refused(codec, pack(sync([put({})], limit=7.0, atomic="yes")))
+    assert error.message.startswith("atomic: ")
+
+
+@BOTH
+@given(
+    base=st.none()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.integers(-(2**54), 2**54).map(float)
+    | st.text(max_size=3)
+    | st.booleans()
+)
+def test_item_base_is_an_integer_whatever_number_it_came_as(codec: Codec, pack: Pack, base: Any) -> None:
+    [raw] = codec.raw_items.decode(pack([put({"n": 1.0}, base=base)]))
+    is_whole = type(base) is float and base.is_integer() and abs(base) <= 2**53
+    if type(base) is int or base is None or is_whole:
+        item = codec.item(raw)
+        assert (item.base, type(item.base)) == (base, type(None) if base is None else int)
+    else:
+        with pytest.raises(msgspec.DecodeError):
+            codec.item(raw)
+
+
+@BOTH
+@pytest.mark.parametrize("unknown", [-1, -1.0, -0.5, None])
+def test_decode_a_fact_that_a_phone_does_not_know_does_not_refuse_its_heartbeat(
+    codec: Codec, pack: Pack, unknown: Any
+) -> None:
+    message = {"type": "heartbeat", "id": "1", "battery": unknown, "storage_free_mb": unknown}
+    assert isinstance(codec.decode(pack(message)), Heartbeat)
 
 
 @BOTH

@@ -151,7 +151,7 @@ def test_names_that_would_not_stand_in_a_url_are_refused(run: Run) -> None:
 
 
 def test_a_token_stands_alone_on_stdout_and_is_good() -> None:
-    verifier = Verifier(KeySet(secret_key(_SECRET.encode()), {}), "tidemark", frozenset())
+    verifier = Verifier(KeySet(secret_key(_SECRET.encode()), {}), "tidemark", frozenset(), 0)
 
     def claims(*arguments: str) -> tuple[object, ...]:
         signed = Ended("token", *arguments)
@@ -179,7 +179,7 @@ def test_the_embedded_default_makes_a_secret_of_its_own_and_only_then() -> None:
         assert not data_dir.exists()
         signed = [Ended(*command, TIDEMARK__AUTH__SECRET="") for _ in range(2)]
         secret = (data_dir / "auth.secret").read_bytes().strip()
-        verifier = Verifier(KeySet(secret_key(secret), {}), "tidemark", frozenset())
+        verifier = Verifier(KeySet(secret_key(secret), {}), "tidemark", frozenset(), 0)
         assert [verifier.verify(ended.out.strip()).role for ended in signed] == ["operator"] * 2
         assert all(secret.decode() not in ended.out + ended.err for ended in signed)
 

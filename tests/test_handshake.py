@@ -55,7 +55,7 @@ UNAUTHENTICATED: dict[str, dict[str, str]] = {
     "another secret": bearer(jwt.encode(GOOD, b"x" * 32, "HS256")),
     "no algorithm": bearer(jwt.encode(GOOD, "", "none")),
     "another algorithm": bearer(jwt.encode(GOOD, SECRET * 2, "HS512")),
-    "expired": bearer(token(exp=int(time.time()) - 1)),
+    "expired": bearer(token(exp=int(time.time()) - 31)),
     "no exp": bearer(token(exp=None)),
     "no aud": bearer(token(aud=None)),
     "another aud": bearer(token(aud="elsewhere")),

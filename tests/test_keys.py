@@ -25,7 +25,7 @@ _SECRET = "0123456789abcdef0123456789abcdef"
 def auth(**given: str) -> Auth:
     """Settings of keys with all others unset."""
     unset = {"audience": "tidemark", "secret": "", "secret_file": "", "key_file": "", "jwks_file": ""}
-    return Auth(**(unset | given), token_ttl_s=60)
+    return Auth(**(unset | given), token_ttl_s=60, leeway_s=30)
 
 
 def _secret_of(given: Auth, generated: Path | None) -> object:
@@ -81,6 +81,6 @@ def test_a_private_key_signs_and_a_public_one_only_verifies(tmp_path: Path) -> N
     signing = signing_key(key_set(auth(key_file=str(pem)), None))
     token = issue_token(signing, audience="tidemark", ttl_s=60, tenant="acme", device_id="phone")
     keys = key_set(auth(key_file=str(public)), None)
-    assert Verifier(keys, "tidemark", frozenset()).verify(token).tenant == "acme"
+    assert Verifier(keys, "tidemark", frozenset(), 0).verify(token).tenant == "acme"
     with pytest.raises(UnusableKeyError, match="no key here can sign"):
         signing_key(keys)

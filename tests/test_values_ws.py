@@ -275,3 +275,15 @@ async def test_what_the_welcome_says_of_sizes_is_what_holds(serve: Serve) -> Non
     refusal = await phone.refused("sync", key="k", items=[put("a1", None, n=1)] * 3)
     assert refusal["code"] == "too_large"
     assert "2" in refusal["message"]
+
+
+@pytest.mark.parametrize("encoding", ["json", "msgpack"])
+async def test_sync_a_base_that_comes_as_a_float_is_that_version(encoding: str, shared: Running) -> None:
+    phone = await shared.device(encoding=encoding)
+    await phone.push(put("a1", None, n=1))
+    items = [put("a1", 1, n=2.0) | {"base": 1.0}, put("a2", None, n=1), put("a1", 1, n=3) | {"base": 2.5}]
+    results = await phone.push(*items)
+    assert [one["status"] for one in results] == ["applied", "applied", "rejected"]
+    assert results[2]["error"]["code"] == "invalid_item"
+    changes = {one["id"]: one for one in (await phone.pull(limit=10.0))["changes"]}
+    assert (changes["a1"]["version"], changes["a1"]["data"]) == (2, {"n": 2.0})

@@ -20,11 +20,22 @@ from engine.gathering import Gatherer, patiently
 from engine.holding import Hold, Holds, spent, taken_over
 from engine.intake import Session
 from engine.ports import BlobMissingError, Blobs, Clock
-from engine.upload_intake import Body, UploadIntake
+from engine.upload_intake import PROGRESS_S, Body, BodyCutError, UploadIntake
 from engine.upload_metadata import Described
 from engine.upload_store import Created, Creating, Quota, UploadStore
 from engine.upload_turns import UploadTurns
-from engine.uploads import FINISHED, Append, Kind, Taking, Upload, UploadRef, appended, joinable, standing
+from engine.uploads import (
+    FINISHED,
+    Append,
+    Kind,
+    Taking,
+    Upload,
+    UploadRef,
+    appended,
+    joinable,
+    standing,
+    upload_complete,
+)
 
 MOST_PARTS: Final = 100
 
@@ -168,6 +179,8 @@ class Receiving:
         async with self._holds.holding(ref, session.device_id) as hold:
             taking = appended(hold.upload, request)
             hold.when_wanted(body.cut)
+            if taking.complete and request.length_bytes is None:
+                await self._see_end(hold, body)
             if not hold.released:
                 try:
                     await self._take_in(hold, taking, request, body, checksum)
@@ -178,6 +191,21 @@ class Receiving:
             if hold.upload.unfinished:
                 return await self._finished(hold)
             return self._renewed(hold.upload)
+
+    async def _see_end(self, hold: Hold, body: Body) -> None:
+        """Read a chunked body to its end, which has to come before any byte.
+
+        Clients send an empty one after the last byte, and Java's waits for 100 before it ends it. Raises
+        SyncError ``upload_complete``, and what ``_broken_off`` says of a body without an end.
+        """
+        block = None
+        while block is None:
+            try:
+                block = await body.next(PROGRESS_S)
+            except BodyCutError:
+                raise self._broken_off(hold, body) from None
+        if block:
+            raise upload_complete()
 
     async def _take_in(
         self, hold: Hold, taking: Taking, request: Append, body: Body, checksum: Checksum | None

@@ -115,10 +115,15 @@ class Append(msgspec.Struct, frozen=True):
 
 
 class Taking(msgspec.Struct, frozen=True):
-    """Take the bytes: ``most_bytes`` at most; ``size_bytes`` is what the whole is known to have by now."""
+    """Take ``most_bytes`` at most; ``size_bytes`` is the size of the whole, None until it is known."""
 
     most_bytes: int
     size_bytes: int | None
+
+    @property
+    def complete(self) -> bool:
+        """True if every byte had come before this request, whose body has to be empty then."""
+        return self.most_bytes == 0 and self.size_bytes is not None
 
 
 def standing(upload: Upload | None, device_id: str, now_us: int) -> Upload:
@@ -142,6 +147,9 @@ def standing(upload: Upload | None, device_id: str, now_us: int) -> Upload:
 def appended(upload: Upload, request: Append) -> Taking:
     """Decide on a request that brings bytes to an upload that stands.
 
+    A request without bytes is taken also where every byte has come. If only the end of a body tells its
+    length, the caller has to see that it is empty (``Taking.complete``).
+
     Raises SyncError ``offset_mismatch`` (with ``offset``), ``too_large``, ``inconsistent_length``,
     ``upload_complete``.
     """
@@ -162,8 +170,8 @@ def appended(upload: Upload, request: Append) -> Taking:
         raise SyncError("inconsistent_length", f"this upload has {min(known)} or {max(known)} bytes")
     if known:
         size_bytes = known.pop()
-    if (upload.state != "open" or size_bytes == upload.offset_bytes) and request.length_bytes != 0:
-        raise SyncError("upload_complete", "every byte of this upload has come")
+    if (upload.state != "open" or size_bytes == upload.offset_bytes) and request.length_bytes:
+        raise upload_complete()
     bound_bytes = upload.reserved_bytes if size_bytes is None else size_bytes
     if bound_bytes > upload.reserved_bytes or bound_bytes < upload.offset_bytes:
         raise SyncError("too_large", f"an upload of {bound_bytes} bytes is more than was let in")
@@ -171,6 +179,11 @@ def appended(upload: Upload, request: Append) -> Taking:
     if request.length_bytes is not None and request.length_bytes > most_bytes:
         raise SyncError("too_large", f"{request.length_bytes} bytes: no more than {most_bytes} are to come")
     return Taking(most_bytes, size_bytes)
+
+
+def upload_complete() -> SyncError:
+    """Return the refusal of bytes for an upload that has all of them."""
+    return SyncError("upload_complete", "every byte of this upload has come")
 
 
 def joinable(parts: Sequence[Upload], most_bytes: int) -> int:

@@ -60,7 +60,8 @@ class Tus:
         creation = Creation("part" if kind == "partial" else "whole", size_bytes, described, metadata)
         body = self._edge.body(request, session)
         upload = await self._edge.receiving.create(session, creation)
-        answer(request, {"Location": f"{ROOT}/{upload.ref.upload_id}"} | expiry(upload))
+        headers = {"Location": f"{ROOT}/{upload.ref.upload_id}", "Upload-Offset": str(upload.offset_bytes)}
+        answer(request, headers | expiry(upload))
         if brings:
             append = Append(0, length_bytes, size_bytes)
             try:

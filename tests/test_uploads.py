@@ -52,7 +52,7 @@ class Bytes:
         if len(sizes) > 1:
             return "inconsistent_length"
         size = max(sizes) if sizes else None
-        if size == len(self.content) and request.length_bytes != 0:
+        if size == len(self.content) and request.length_bytes:
             return "upload_complete"
         most = self.room if size is None else size
         if not len(self.content) <= most <= self.room:
@@ -134,11 +134,16 @@ def test_an_upload_expires_while_nobody_has_it(state: State, held: bool, late_us
 @pytest.mark.parametrize("state", sorted({*FINISHED, "joined"}))
 def test_a_finished_upload_takes_nothing_but_the_question_whether_it_is_finished(state: State) -> None:
     done = upload(state=state, offset_bytes=10)
-    assert appended(done, Append(10, 0)) == Taking(0, 10)
-    for length_bytes in (1, None):
-        with pytest.raises(SyncError) as refused:
-            appended(done, Append(10, length_bytes))
-        assert refused.value.code == "upload_complete"
+    for length_bytes in (0, None):
+        taking = appended(done, Append(10, length_bytes))
+        assert (taking, taking.complete) == (Taking(0, 10), True)
+    with pytest.raises(SyncError) as refused:
+        appended(done, Append(10, 1))
+    assert refused.value.code == "upload_complete"
+
+
+def test_taking_of_unknown_size_without_room_is_not_complete() -> None:
+    assert not appended(upload(size_bytes=None, offset_bytes=10), Append(10)).complete
 
 
 def test_what_is_put_together_takes_no_bytes() -> None:

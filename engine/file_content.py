@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from typing import Final
 
@@ -31,10 +32,13 @@ _HTML = re.compile(
     rb"[\s/>]|<!--|<\?php",
     re.IGNORECASE,
 )
-#: What no text has in UTF-8, Latin-1 or Windows' extension of it.
+#: Bytes that no text has in UTF-8, nor in any encoding that extends ASCII: code pages of Windows and of DOS,
+#: Shift-JIS, GB 18030, Big5, EUC. Each byte above 0x7F is part of a letter in one or another of them.
 _NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
-_NO_LATIN = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
-_MOST_UTF8_BYTES: Final = 4
+_UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
+#: What programs of DOS and CP/M put behind a text: Ctrl-Z.
+_END_OF_TEXT: Final = b"\x1a"
+_TEXT: Final = ("text/plain", "text/csv")
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -49,6 +53,8 @@ _UNKNOWN: Final = Found((), "of no known type")
 
 def recognised(head: bytes, *, whole: bool) -> Found:
     """Say what content is by its first bytes; ``whole`` says that there are no others."""
+    if whole and not head:
+        return Found(_TEXT, "empty")
     types = _binary(head, whole=whole) or _written(head, whole=whole)
     return Found(types, types[0]) if types else _by_signature(head)
 
@@ -84,8 +90,11 @@ def _is_jpeg(head: bytes) -> bool:
 
 
 def _written(head: bytes, *, whole: bool) -> tuple[str, ...]:
-    """Tell text from what is written in letters, but to be run or shown."""
-    begins = head.lstrip(_BLANK)
+    """Tell text from content that is written in letters, but to be run or shown."""
+    text = _in_ascii(head, whole=whole)
+    if text is None:
+        return ()
+    begins = text.lstrip(_BLANK)
     if begins.startswith(b"<?xml") or _SVG.match(begins):
         return ("image/svg+xml",) if _SVG.search(begins) else ("application/xml", "text/xml")
     if _HTML.match(begins):
@@ -96,18 +105,22 @@ def _written(head: bytes, *, whole: bool) -> tuple[str, ...]:
         return ("application/rtf",)
     if begins.startswith(b"%!PS"):
         return ("application/postscript",)
-    return ("text/plain", "text/csv") if head and _is_text(head, whole=whole) else ()
+    if whole:
+        text = text.rstrip(_END_OF_TEXT)
+    return () if _NO_TEXT.search(text) else _TEXT
 
 
-def _is_text(head: bytes, *, whole: bool) -> bool:
-    if _NO_TEXT.search(head):
-        return False
+def _in_ascii(head: bytes, *, whole: bool) -> bytes | None:
+    """Return UTF-16 with its mark as UTF-8, None if it is broken; all else as it is, as it extends ASCII.
+
+    Excel's "Unicode text" is UTF-16. Without its mark no such text is told from anything else.
+    """
+    if not head.startswith(_UTF_16):
+        return head
     try:
-        head.decode()
-    except UnicodeDecodeError as error:
-        cut = not whole and error.reason == "unexpected end of data"
-        return (cut and len(head) - error.start < _MOST_UTF8_BYTES) or not _NO_LATIN.search(head)
-    return True
+        return codecs.getincrementaldecoder("utf-16")().decode(head, final=whole).encode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _by_signature(head: bytes) -> Found:

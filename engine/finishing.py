@@ -45,8 +45,8 @@ class Finishing:
     async def finish(self, hold: Hold) -> Upload:
         """Make a file of an upload that is held, and give it back.
 
-        Raises SyncError ``checksum_mismatch`` or ``unsupported_type`` for one that came to nothing,
-        ``upload_gone`` for one that was ended meanwhile.
+        Raises SyncError ``checksum_mismatch``, ``unsupported_type`` or ``too_large`` for one that came to
+        nothing, ``upload_gone`` for one that was ended meanwhile.
         """
         upload = hold.upload
         ref = upload.ref

@@ -125,8 +125,8 @@ class Receiving:
         size_bytes = creation.size_bytes
         if size_bytes is not None and size_bytes > most_bytes:
             raise SyncError("too_large", f"{size_bytes} bytes: a file of this type has {most_bytes} at most")
-        if size_bytes == 0 and creation.kind == "whole":
-            raise SyncError("invalid_message", "Upload-Length: a file has one byte at least")
+        if size_bytes == 0 and creation.described is not None:
+            self._types.check_empty(creation.described.content_type)
         reserved_bytes = most_bytes if size_bytes is None else size_bytes
         upload = self._new(session, creation, reserved_bytes)
         quota = self._quota_of(session)
@@ -282,6 +282,8 @@ class Receiving:
         joined = made_of_them.pop() if len(made_of_them) == 1 else None
         if joined is None:
             size_bytes = joinable(found, self._most_bytes(described))
+            if size_bytes == 0:
+                self._types.check_empty(described.content_type)
             creation = Creation("joined", size_bytes, described, metadata)
             upload = msgspec.structs.replace(
                 self._new(session, creation, sum([part.reserved_bytes for part in found])),

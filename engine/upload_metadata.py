@@ -26,7 +26,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class Described(msgspec.Struct, frozen=True):
     """What a file is called, what it is, and the record that it belongs to.
 
-    ``sha256`` is in lower-case hex digits, None where the client did not say it.
+    ``content_type`` is ``file_types.UNDECLARED`` where the client did not say it. ``sha256`` is in lower-case
+    hex digits, None where the client did not say it.
     """
 
     file_name: str
@@ -84,7 +85,7 @@ def described(
         raise _refused("filename", f"1 to {MAX_NAME_CHARS} characters are required")
     if _UNFIT.search(file_name):
         raise _refused("filename", "control characters and lone surrogates are not allowed")
-    media_type = _required(values, "filetype").partition(";")[0].strip().lower()
+    media_type = values.get("filetype", "").partition(";")[0].strip().lower()
     try:
         content_type = types.listed(media_type)
     except SyncError as error:

@@ -50,7 +50,8 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
 
     ``size_bytes`` is None while the client has not said; ``reserved_bytes`` is what counts against the
     tenant's quota, and what the offset never passes. ``metadata`` is the ``Upload-Metadata`` as it was sent.
-    ``file_name``, ``content_type``, ``domain`` and ``record_id`` are None of a part alone.
+    ``file_name``, ``content_type``, ``domain`` and ``record_id`` are None of a part alone. ``content_type``
+    is ``file_types.UNDECLARED`` of an open upload whose content is to tell its type.
     ``wanted_sha256`` and ``sha256`` are hex digits: what the client says of the whole file, and what it is.
     ``held`` says that a request is under way, ``holder`` which, or which was the last; ``let_lapse`` that it
     said nothing for so long that it is dead.
@@ -134,7 +135,7 @@ def standing(upload: Upload | None, device_id: str, now_us: int) -> Upload:
     if upload is None or upload.device_id != device_id:
         raise SyncError("not_found", "there is no such upload")
     if upload.state == "refused":
-        raise SyncError("upload_gone", "this upload was refused: its content was not what it was said to be")
+        raise SyncError("upload_gone", "this upload was refused when its content was looked at")
     if upload.state == "lent":
         raise SyncError("upload_gone", "this upload was freed")
     if upload.state in ("cancelled", "freed"):

@@ -83,7 +83,7 @@ class Resumable:
         if version in VERSIONS:
             limits = self._limits(version, upload)
             await _interim(request, {_VERSION: str(version), "Location": location} | limits)
-        if completes or request.can_read_body:
+        if completes or request.can_read_body or upload.unfinished:
             append = Append(0, length_bytes, size_bytes, completes)
             appended = self._edge.receiving.append(
                 session, upload.ref.upload_id, append, body, _digest(request)

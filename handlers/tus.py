@@ -62,7 +62,7 @@ class Tus:
         upload = await self._edge.receiving.create(session, creation)
         headers = {"Location": f"{ROOT}/{upload.ref.upload_id}", "Upload-Offset": str(upload.offset_bytes)}
         answer(request, headers | expiry(upload))
-        if brings:
+        if brings or upload.unfinished:  # an empty file is whole by its creation
             append = Append(0, length_bytes, size_bytes)
             try:
                 upload = await self._edge.receiving.append(

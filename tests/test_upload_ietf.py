@@ -266,7 +266,7 @@ async def test_a_length_is_told_with_the_offset(draft: Draft, content: bytes) ->
     answer = await draft.head(path)
     assert answer.headers["Upload-Length"] == str(len(content))
     limits = dict(limit.strip().split("=") for limit in answer.headers["Upload-Limit"].split(","))
-    assert int(limits["max-size"]) == 5_242_880
+    assert int(limits["max-size"]) == 20_971_520
     assert 0 < int(limits["expires" if draft.version == 6 else "max-age"]) <= 86_400
     unknown = await draft.head(await draft.begun(content[:1000]))
     assert "Upload-Length" not in unknown.headers
@@ -320,7 +320,7 @@ async def test_limits_can_be_asked_for(draft: Draft) -> None:
 async def test_what_is_refused_is_told_of_no_resumption(
     headers: dict[str, str], draft: Draft
 ) -> None:
-    creation = draft.creation(complete=True, content_length="5242881") | headers
+    creation = draft.creation(complete=True, content_length="20971521") | headers
     async with wired(draft.server.url) as wire:
         await wire.begin("POST", "/v1/uploads", creation)
         answer = await wire.answer()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import SyncError
-from engine.file_types import FileTypes
+from engine.file_types import UNDECLARED, FileTypes
 from engine.intake import MAX_ID_CHARS
 from engine.settings import settings
 from engine.upload_metadata import Described, described, formatted, parsed
@@ -109,7 +109,12 @@ def test_what_is_said_is_kept() -> None:
     assert checked(domain="ticket", record_id="b").domain == "ticket"
 
 
-@pytest.mark.parametrize("key", SAID)
+@pytest.mark.parametrize("said", [None, "", " ", "application/octet-stream", "Application/Octet-Stream; a=b"])
+def test_a_type_may_be_left_to_the_content(said: str | None) -> None:
+    assert checked(filetype=said).content_type == UNDECLARED
+
+
+@pytest.mark.parametrize("key", [key for key in SAID if key != "filetype"])
 def test_a_key_that_is_missing_is_named(key: str) -> None:
     assert refusal(**{key: None}) == ("invalid_message", f"Upload-Metadata: {key}: required")
 
@@ -131,7 +136,7 @@ def test_a_name_has_no_control_characters(inside: str) -> None:
     assert refusal(filename=f"a{inside}b") == ("invalid_message", sentence)
 
 
-@pytest.mark.parametrize("said", ["", "image", "application/zip", ";image/jpeg", "image/jpeg\r\n\r\nx"])
+@pytest.mark.parametrize("said", ["*/*", "image", "application/zip", ",image/jpeg", "image/jpeg\r\n\r\nx"])
 def test_a_type_is_one_that_is_listed(said: str) -> None:
     code, sentence = refusal(filetype=said)
     assert code == "unsupported_type"

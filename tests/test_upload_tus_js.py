@@ -193,7 +193,7 @@ async def test_a_name_is_what_the_client_says(
     assert encoded({"filename": name}) in reply.headers["Upload-Metadata"].split(",")
 
 
-@pytest.mark.parametrize(("size_bytes", "status"), [(0, 422), (5 * 1024 * 1024 + 1, 413)])
+@pytest.mark.parametrize(("size_bytes", "status"), [(0, 422), (20 * 1024 * 1024 + 1, 413)])
 async def test_what_is_refused_is_not_tried_again(
     size_bytes: int, status: int, tus_js: TusJs, shared: Running, tmp_path: Path
 ) -> None:

@@ -128,7 +128,7 @@ async def test_a_byte_that_changes_on_its_way_costs_its_chunk_alone(
 
 
 async def test_a_refusal_says_why(shared: Running) -> None:
-    tuspy = of(client(shared), photo(5 * 1024 * 1024 + 1))
+    tuspy = of(client(shared), photo(20 * 1024 * 1024 + 1))
     with pytest.raises(TusCommunicationError) as refused:
         await asyncio.to_thread(tuspy.upload)
     assert refused.value.status_code == 413

@@ -96,6 +96,7 @@ class Server:
                 settings.feed.tail_bytes,
                 settings.feed.page_interval_ms / 1000,
             ),
+            domains.default_policies.keys(),
         )
         device_store = PostgresDevices(self._reads)
         self._revocations = Revocations(device_store)
@@ -139,6 +140,7 @@ class Server:
         sessions = Database(dsn, UPLOAD_CONNECTIONS, pooling)
         files = self._files = FileParts(settings, sessions, self._reads, committer, bus, clock)
         self._core = Core(
+            domains=domains,
             intake=Intake(domains, limits.items),
             committer=committer,
             feed=feed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from collections.abc import Collection
 from typing import Final
 
 from engine.errors import SyncError
@@ -13,14 +14,22 @@ MAX_DOMAINS: Final = 100
 
 
 class Scope:
-    """What a cursor is bound to besides the seq: tenant, epoch and set of domains."""
+    """What a cursor is bound to besides the seq: tenant, epoch and set of domains.
 
-    __slots__ = ("_bound", "domains")
+    ``unknown`` are the names among ``domains`` that ``known`` does not have, in order.
+    """
 
-    def __init__(self, epoch: str, tenant_id: int, domains: list[str] | None) -> None:
+    __slots__ = ("_bound", "domains", "unknown")
+
+    def __init__(
+        self, epoch: str, tenant_id: int, domains: list[str] | None, known: Collection[str] | None = None
+    ) -> None:
         if domains is not None and not 1 <= len(domains) <= MAX_DOMAINS:
             raise SyncError("invalid_message", f"domains: 1 to {MAX_DOMAINS} names, or null for all")
         self.domains = None if domains is None else frozenset(domains)
+        self.unknown: tuple[str, ...] = ()
+        if self.domains is not None and known is not None:
+            self.unknown = tuple(sorted(name for name in self.domains if name not in known))
         names = "" if domains is None else "\0".join(sorted(set(domains)))
         digest = hashlib.blake2b(names.encode("utf-8", "replace"), digest_size=6).hexdigest()
         self._bound = f"1.{epoch}.{tenant_id}.{digest if domains is not None else 'all'}."

@@ -95,6 +95,7 @@ class Domains:
 
     def __init__(self, domains: dict[str, Domain]) -> None:
         self.rules = {name: DomainRules(name, domain) for name, domain in domains.items()}
+        self.events = [name for name, domain in domains.items() if domain.kind == "event"]
         self.default_policies = {
             name: DomainPolicy(domain.policy, domain.fallback)
             for name, domain in domains.items()

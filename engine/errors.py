@@ -73,6 +73,13 @@ ERRORS: Final = _table(
         "Check the identifier.",
     ),
     ErrorKind(
+        "method_not_allowed",
+        405,
+        False,
+        "The path takes other methods; the header Allow names them.",
+        "Use a method of the wire contract.",
+    ),
+    ErrorKind(
         "idempotency_key_reused",
         409,
         False,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -93,12 +93,18 @@ class _Slice:
 
 
 class Feed:
-    """Pulls and subscriptions of every tenant. Nobody else moves a cursor."""
+    """Pulls and subscriptions of every tenant. Nobody else moves a cursor.
 
-    def __init__(self, store: FeedStore, clock: Clock, limits: FeedLimits) -> None:
+    ``domains`` are those of records: a page says which of its scope's domains is none of them.
+    """
+
+    def __init__(
+        self, store: FeedStore, clock: Clock, limits: FeedLimits, domains: Collection[str]
+    ) -> None:
         self._store = store
         self._clock = clock
         self._limits = limits
+        self._domains = domains
         self._epoch = ""
         self._hubs: dict[int, Hub] = {}
         self._due: deque[Hub] = deque()
@@ -131,7 +137,7 @@ class Feed:
         self, tenant_id: int, cursor: str | None, domains: list[str] | None, limit: int
     ) -> bytes:
         """Return one page body. Raises SyncError for a cursor that does not fit, StoreError."""
-        scope = Scope(self._epoch, tenant_id, domains)
+        scope = Scope(self._epoch, tenant_id, domains, self._domains)
         page = await self._page(tenant_id, scope, scope.seq(cursor), limit)
         return stored_page(scope, page, self._limits.page_bytes)[0]
 
@@ -151,7 +157,7 @@ class Feed:
 
         Raises SyncError for a cursor that does not fit, StoreError; then nothing was sent.
         """
-        scope = Scope(self._epoch, tenant_id, request.domains)
+        scope = Scope(self._epoch, tenant_id, request.domains, self._domains)
         after_seq = scope.seq(request.cursor)
         hub = self._hubs.get(tenant_id)
         if hub is None:

@@ -161,7 +161,10 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Welcome(msgspec.Struct, frozen=True, tag_field="type", tag="welcome"):
-    """The server's greeting, the first message of every connection."""
+    """The server's greeting, the first message of every connection.
+
+    ``policies`` names the record domains, ``events`` the others.
+    """
 
     session: str
     server_time: str
@@ -169,6 +172,7 @@ class Welcome(msgspec.Struct, frozen=True, tag_field="type", tag="welcome"):
     heartbeat_s: int
     limits: Limits
     policies: dict[str, str]
+    events: list[str] = []
 
 
 class Attachment(msgspec.Struct, frozen=True):
@@ -243,6 +247,26 @@ class ConflictList(msgspec.Struct, frozen=True, tag_field="type", tag="conflicts
     id: str | UnsetType
     conflicts: list[OpenConflict]
     after: str | None
+
+
+class DomainInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One domain's rules; what is about conflicts is left out for events.
+
+    ``status`` maps each declared value to those one step away.
+    """
+
+    kind: Literal["record", "event"]
+    required: list[str]
+    status: dict[str, list[str]]
+    policy: str | UnsetType = UNSET
+    fallback: str | UnsetType = UNSET
+    server_owned: list[str] | UnsetType = UNSET
+
+
+class DomainList(msgspec.Struct, frozen=True, tag_field="type", tag="domains"):
+    """Answer to ``GET /v1/domains``: the rules of each domain by its name."""
+
+    domains: dict[str, DomainInfo]
 
 
 class Resolved(msgspec.Struct, frozen=True, tag_field="type", tag="resolved"):

@@ -44,11 +44,17 @@ def encode_change(record: Record) -> bytes:
 def page_body(scope: Scope, seq: int, changes: Sequence[bytes], *, more: bool) -> bytes:
     """Put a page together; ``seq`` is where its cursor stands."""
     flag = b"true" if more else b"false"
-    return b'{"type":"changes","cursor":"%s","more":%s,"changes":[%s]' % (
+    return b'{"type":"changes","cursor":"%s","more":%s,%s"changes":[%s]' % (
         scope.cursor(seq).encode(),
         flag,
+        unknown_domains(scope),
         b",".join(changes),
     )
+
+
+def unknown_domains(scope: Scope) -> bytes:
+    """Return the member that names the domains which hold no records, with its comma; mostly nothing."""
+    return b'"unknown_domains":%s,' % _encode(scope.unknown) if scope.unknown else b""
 
 
 def with_id(body: bytes, request_id: str | None) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from engine.cursor import Scope
-from engine.pages import encode_change, page_body
+from engine.pages import encode_change, page_body, unknown_domains
 from engine.ports import Page
 from engine.subscription import Subscription
 from engine.tail import Entry
@@ -22,7 +22,8 @@ def live_pages(
     scope, own = subscription.scope, subscription.session_id
     chunk: list[bytes] = []
     pages: list[tuple[bytes, int]] = []
-    size_bytes, last = _ENVELOPE_BYTES, 0
+    envelope_bytes = _ENVELOPE_BYTES + len(unknown_domains(scope))
+    size_bytes, last = envelope_bytes, 0
     for entry in entries:
         if entry.session_id == own:
             continue
@@ -31,7 +32,7 @@ def live_pages(
         over = size_bytes + len(entry.body) + 1 > max_bytes
         if chunk and (over or len(chunk) == subscription.limit):
             pages.append((page_body(scope, last, chunk, more=True), last))
-            chunk, size_bytes = [], _ENVELOPE_BYTES
+            chunk, size_bytes = [], envelope_bytes
         chunk.append(entry.body)
         size_bytes += len(entry.body) + 1
         last = entry.seq
@@ -46,7 +47,7 @@ def stored_page(scope: Scope, page: Page, max_bytes: int) -> tuple[bytes, int]:
     The store measures data alone, and in steps of a record; here the page is cut to size.
     """
     changes: list[bytes] = []
-    size_bytes = _ENVELOPE_BYTES
+    size_bytes = _ENVELOPE_BYTES + len(unknown_domains(scope))
     for record in page.records:
         change = encode_change(record)
         size_bytes += len(change) + 1

@@ -7,6 +7,7 @@ import msgspec
 from engine.admission import TenantRates
 from engine.committer import Committer
 from engine.devices import Devices
+from engine.domains import Domains
 from engine.feed import Feed
 from engine.intake import Intake
 from engine.messages import Limits
@@ -44,6 +45,7 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
 class Core(msgspec.Struct, frozen=True):
     """The engine as the handlers see it."""
 
+    domains: Domains
     intake: Intake
     committer: Committer
     feed: Feed

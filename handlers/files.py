@@ -37,8 +37,9 @@ _YEAR_S: Final = 31_536_000
 _ONE: Final = "/v1/files/{file_id:[0-9a-f]{32}}"
 _PAGES: Final = Allowed(
     "GET, HEAD, OPTIONS",
-    "Authorization, Range, If-Range, If-None-Match",
-    "Accept-Ranges, Content-Disposition, Content-Length, Content-Range, ETag, Repr-Digest",
+    "Authorization, If-None-Match, If-Range, Range, X-Request-ID, X-Requested-With",
+    "Accept-Ranges, Allow, Content-Disposition, Content-Length, Content-Range, ETag, Repr-Digest,"
+    " Retry-After",
 )
 _log = structlog.get_logger()
 

@@ -171,6 +171,7 @@ class Line:
                 core.limits.heartbeat_s,
                 core.limits.welcome(),
                 self.policy_names(),
+                core.domains.events,
             )
         )
 

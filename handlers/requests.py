@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET
 
 from engine.conflict import client_side
+from engine.domains import Domain, DomainPolicy
 from engine.errors import SyncError
 from engine.health import Device
 from engine.instants import to_text
@@ -18,6 +19,8 @@ from engine.messages import (
     ClientSide,
     ConflictList,
     Conflicts,
+    DomainInfo,
+    DomainList,
     Heartbeat,
     HeartbeatAck,
     Op,
@@ -88,6 +91,28 @@ def _open_conflict(held: HeldConflict) -> OpenConflict:
 
 def _raw(data: bytes | None) -> msgspec.Raw | None:
     return None if data is None else msgspec.Raw(data)
+
+
+def list_domains(core: Core, session: Session) -> bytes:
+    """Answer which rules each domain has, so that a device can refuse an item before it sends it."""
+    policies = core.policies.of(session.tenant.tenant_id)
+    rules = core.domains.rules.items()
+    return _encode(DomainList({name: _domain_info(one.domain, policies.get(name)) for name, one in rules}))
+
+
+def _domain_info(domain: Domain, policy: DomainPolicy | None) -> DomainInfo:
+    required = list(domain.required)
+    status = {value: list(steps) for value, steps in domain.status.items()}
+    if policy is None:
+        return DomainInfo(kind=domain.kind, required=required, status=status)
+    return DomainInfo(
+        kind=domain.kind,
+        required=required,
+        status=status,
+        policy=policy.policy,
+        fallback=policy.fallback,
+        server_owned=list(domain.server_owned),
+    )
 
 
 async def resolution(core: Core, session: Session, request: Resolve) -> Resolution:

@@ -29,7 +29,7 @@ _BACKLOG = 4096
 _KEEP_ALIVE_S = 75.0
 _SHUTDOWN_S = 2.0
 _MOST_FIELD_BYTES = 32_768
-_HTTP_CODES = {404: "not_found", 405: "not_found", 413: "too_large", 401: "unauthenticated", 403: "forbidden"}
+_HTTP_CODES = {404: "not_found", 413: "too_large", 401: "unauthenticated", 403: "forbidden"}
 
 
 def application(
@@ -57,8 +57,13 @@ def _errors(core: Core) -> Middleware:
     @web.middleware
     async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer every failure with the contract's error body."""
+        headers = {}
         try:
             return await handler(request)
+        except web.HTTPMethodNotAllowed as refusal:
+            headers["Allow"] = allowed = ", ".join(sorted(refusal.allowed_methods))
+            error = SyncError("method_not_allowed", f"{request.method}: this path takes {allowed}")
+            status = refusal.status
         except web.HTTPException as refusal:
             if refusal.status < 400:
                 raise
@@ -73,7 +78,6 @@ def _errors(core: Core) -> Middleware:
         told_id = error.details.pop("id", None)
         request_id = request.get(REQUEST_ID, told_id)
         body = error_body(error, request_id if isinstance(request_id, str) else None)
-        headers = {}
         if isinstance(wait_ms := error.details.get("retry_after_ms"), int):
             headers["Retry-After"] = str(-(-wait_ms // 1000))  # for clients that know HTTP alone
         return web.Response(body=body, status=status, content_type="application/json", headers=headers)

@@ -23,12 +23,14 @@ from engine.submitting import settled
 from handlers.connections import Connections
 from handlers.core import Core
 from handlers.media_type import media_type
+from handlers.origins import Allowed
 from handlers.requests import (
     READS_YIELD_S,
     count_answer,
     count_error,
     heartbeat,
     list_conflicts,
+    list_domains,
     resolution,
 )
 from handlers.sessions import check_not_revoked, heard
@@ -38,6 +40,12 @@ REQUEST_ID: Final = web.RequestKey[str | None]("request_id")
 _COMPRESS_FROM_BYTES: Final = 1024
 #: How zlib is told of a content coding.
 _WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
+
+_PAGES: Final = Allowed(
+    "GET, HEAD, OPTIONS, POST",
+    "Authorization, Content-Encoding, Content-Type, X-Request-ID, X-Requested-With",
+    "Allow, Retry-After",
+)
 
 _Message = TypeVar("_Message", Sync, Pull, Conflicts, Resolve, Heartbeat)
 
@@ -50,14 +58,22 @@ class SyncHttp:
         self._connections = connections
 
     def routes(self) -> list[web.RouteDef]:
-        """List the routes."""
-        return [
+        """List the routes; browsers ask for leave on each of them."""
+        routes = [
             web.post("/v1/sync", self.sync),
             web.get("/v1/changes", self.changes),
             web.get("/v1/conflicts", self.conflicts),
             web.post("/v1/conflicts/{conflict_id}/resolution", self.resolve),
             web.post("/v1/heartbeat", self.heartbeat),
+            web.get("/v1/domains", self.domains),
         ]
+        paths = dict.fromkeys(route.path for route in routes)
+        return [*routes, *(web.options(path, self.options) for path in paths)]
+
+    async def options(self, request: web.Request) -> web.Response:
+        """Say what a page of another origin may send; no token is needed, as nothing of it is a tenant's."""
+        _PAGES.let_read(request, self._core.verifier)
+        return web.Response(status=204, headers=_PAGES.preflight(request))
 
     async def sync(self, request: web.Request) -> web.Response:
         """Push changes: ``sync`` → ``synced``."""
@@ -126,9 +142,15 @@ class SyncHttp:
         answer = heartbeat(self._core, device, message, request[REQUEST_ID])
         return _response(request, session.codec, answer)
 
+    async def domains(self, request: web.Request) -> web.Response:
+        """Give the rules of each domain, as they are for this tenant."""
+        session, *_ = await self._admit(request)
+        return _response(request, session.codec, list_domains(self._core, session))
+
     async def _admit(self, request: web.Request, *, pushes: bool = False) -> tuple[Session, Device, int]:
         """Give who asks, its device, and the second at which its token expires."""
         core = self._core
+        _PAGES.let_read(request, core.verifier)
         session, device, expires_at_s = await heard(core, self._connections, request, _codec(request))
         if pushes and core.committer.sheds(session.tenant.tenant_id):
             raise overloaded(core.committer.retry_after_ms())

@@ -11,17 +11,20 @@ from handlers.origins import Allowed
 from handlers.resumable import Resumable, spoken
 from handlers.tus import ALGORITHMS, EXTENSIONS, VERSION, Tus
 from handlers.upload_body import uninvited
-from handlers.upload_edge import ROOT, UploadEdge, answer
+from handlers.upload_edge import ROOT, UploadEdge
 
 Verb = Callable[[web.Request], Awaitable[web.Response]]
 
 _ONE: Final = ROOT + "/{upload_id}"
 _PAGES: Final = Allowed(
     "POST, HEAD, PATCH, DELETE, OPTIONS",
-    "Authorization, Content-Type, Tus-Resumable, Upload-Length, Upload-Offset, Upload-Metadata,"
-    " Upload-Defer-Length, Upload-Concat, Upload-Checksum, X-HTTP-Method-Override, X-Requested-With",
-    "Location, Tus-Resumable, Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm,"
-    " Upload-Offset, Upload-Length, Upload-Metadata, Upload-Defer-Length, Upload-Concat, Upload-Expires",
+    "Authorization, Content-Digest, Content-Disposition, Content-Type, Repr-Digest, Tus-Resumable,"
+    " Upload-Checksum, Upload-Complete, Upload-Concat, Upload-Defer-Length, Upload-Draft-Interop-Version,"
+    " Upload-Incomplete, Upload-Length, Upload-Metadata, Upload-Offset, X-HTTP-Method-Override,"
+    " X-Request-ID, X-Requested-With",
+    "Allow, Location, Retry-After, Tus-Checksum-Algorithm, Tus-Extension, Tus-Max-Size, Tus-Resumable,"
+    " Tus-Version, Upload-Complete, Upload-Concat, Upload-Defer-Length, Upload-Draft-Interop-Version,"
+    " Upload-Expires, Upload-Incomplete, Upload-Length, Upload-Limit, Upload-Metadata, Upload-Offset",
 )
 
 
@@ -83,8 +86,7 @@ class Uploads:
     async def other(self, request: web.Request) -> web.Response:
         """Refuse every other method."""
         taken = ["OPTIONS", "POST"] if request.path == ROOT else ["OPTIONS", *self._tus]
-        answer(request, {"Allow": ", ".join(taken)})
-        raise web.HTTPMethodNotAllowed(request.method, taken, reason=f"{', '.join(taken)} are taken here")
+        raise web.HTTPMethodNotAllowed(request.method, taken)
 
 
 def _is_draft(request: web.Request) -> bool:

@@ -27,8 +27,12 @@ from tests.services import database, execute
 #: For modules of tests on the server that they share.
 ON_SHARED = pytest.mark.asyncio(loop_scope="session")
 
+#: Of the pages that may have what the shared server gives.
+ORIGIN = "https://page.example.org"
+
 #: Domains of every kind of policy, so that no test on the shared server needs to set one first.
 SHARED: Json = {
+    "server": {"origins": [ORIGIN]},
     "domains": {
         "note": {"policy": "manual"},
         "form": {"policy": "field_merge"},

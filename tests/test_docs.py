@@ -190,6 +190,7 @@ _ANSWERS: dict[str, Any] = {
         messages.Welcome,
         messages.HeartbeatAck,
         messages.ConflictList,
+        messages.DomainList,
         messages.Resolved,
         messages.Unsubscribed,
         messages.PoliciesChanged,

@@ -211,7 +211,7 @@ class Town:
 async def town(limits: FeedLimits = ROOMY) -> AsyncIterator[Town]:
     """Run a feed, with waits that are as short as can be."""
     source = Source()
-    feed = Feed(source, StillClock(), limits)
+    feed = Feed(source, StillClock(), limits, ("task", "ticket"))
     await feed.refresh_epoch()
     with patch.object(feed_module, "GAP_PATIENCE_S", 0.001), patch.object(feed_module, "_RETRY_S", 0.001):
         task = asyncio.create_task(feed.run())

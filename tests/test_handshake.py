@@ -186,6 +186,7 @@ async def test_the_welcome(shared: Running) -> None:
     assert welcome.pop("session") != other.welcome["session"]
     assert welcome.pop("epoch") == other.welcome["epoch"] != ""
     policies = welcome.pop("policies")
+    assert sorted(welcome.pop("events")) == ["behavioral", "metrics", "session", "voice"]
     assert welcome == {
         "type": "welcome",
         "heartbeat_s": 30,

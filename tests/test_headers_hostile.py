@@ -101,15 +101,20 @@ async def test_what_cannot_be_met_is_refused_in_words(
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [("PUT", "/v1/sync", 405), ("POST", "/healthz", 405), ("GET", "/v1/sync/", 404), ("GET", "/", 404)],
+    ("method", "path", "verdict"),
+    [
+        ("PUT", "/v1/sync", (405, "method_not_allowed")),
+        ("POST", "/healthz", (405, "method_not_allowed")),
+        ("GET", "/v1/sync/", (404, "not_found")),
+        ("GET", "/", (404, "not_found")),
+    ],
 )
 @pytest.mark.parametrize("expect", [{}, {"Expect": "100-continue"}])
-async def test_what_has_no_route_is_not_found(
-    expect: dict[str, str], method: str, path: str, status: int, shared: Running
+async def test_what_has_no_route_is_refused(
+    expect: dict[str, str], method: str, path: str, verdict: tuple[int, str], shared: Running
 ) -> None:
     answer = await asked(shared, method, path, expect)
-    assert answer.verdict == (status, "not_found")
+    assert answer.verdict == verdict
     assert [one.status for one in answer.interim] == [100] * len(expect)
 
 

@@ -32,7 +32,7 @@ class Sink:
 
 def test_it_stands_where_it_stood_until_its_page_is_taken() -> None:
     limits = FeedLimits(page_bytes=1 << 20, tail_changes=10, tail_bytes=1 << 20, page_interval_s=0.0)
-    hub = Hub(Feed(MemoryStore(), HandClock(), limits), 1, limits)
+    hub = Hub(Feed(MemoryStore(), HandClock(), limits, ()), 1, limits)
     sink = Sink()
     subscription = Subscription(hub, sink, Scope("e1", 1, None), Subscribe("s"), "session")
     assert not subscription.send(b'{"page":1', 5)

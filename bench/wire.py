@@ -10,6 +10,7 @@ import asyncio
 import base64
 import hashlib
 import os
+import ssl
 import zlib
 from collections.abc import Callable
 from typing import Final, cast
@@ -31,7 +32,9 @@ OnEnd = Callable[[int], None]
 
 
 class HandshakeError(Exception):
-    """The server did not upgrade the connection, in one sentence."""
+    """The server did not upgrade the connection, in one sentence; ``retry_after_s`` as it asked for."""
+
+    retry_after_s: int = 0
 
 
 def frame(text: bytes) -> bytes:
@@ -120,7 +123,7 @@ class Socket(asyncio.Protocol):
         parts = [line.partition(b":") for line in lines[1:]]
         headers = {name.lower(): value.strip() for name, _, value in parts}
         if b" 101 " not in lines[0]:
-            self._fail(lines[0].decode("latin-1"))
+            self._fail(lines[0].decode("latin-1"), int(headers.get(b"retry-after", b"0")))
         elif headers.get(b"sec-websocket-accept") != self._accept:
             self._fail("Sec-WebSocket-Accept does not fit the key")
         elif headers.get(b"sec-websocket-protocol", b"").decode() != JSON_SUBPROTOCOL:
@@ -129,9 +132,11 @@ class Socket(asyncio.Protocol):
             self.opened.set_result(None)
         return end + 4
 
-    def _fail(self, sentence: str) -> None:
+    def _fail(self, sentence: str, retry_after_s: int = 0) -> None:
         if not self.opened.done():
-            self.opened.set_exception(HandshakeError(sentence))
+            error = HandshakeError(sentence)
+            error.retry_after_s = retry_after_s
+            self.opened.set_exception(error)
         self._transport.abort()
 
     def _rare(self, head: int, payload: bytes) -> None:
@@ -169,10 +174,11 @@ async def connect(
     *,
     deflate: bool = False,
     source: str | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> Socket:
     """Open a connection to ``/v1/sync``, from an address of this machine if ``source`` names one.
 
-    Raises HandshakeError, OSError or TimeoutError.
+    With ``tls`` it is encrypted. Raises HandshakeError, OSError or TimeoutError.
     """
     request = (
         f"GET /v1/sync HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -182,7 +188,10 @@ async def connect(
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(_HANDSHAKE_S):
         transport, socket = await loop.create_connection(
-            lambda: Socket(request, on_text, on_end), host, port, local_addr=(source, 0) if source else None
+            lambda: Socket(request, on_text, on_end),
+            *(host, port),
+            ssl=tls,
+            local_addr=(source, 0) if source else None,
         )
         try:
             await socket.opened

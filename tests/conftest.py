@@ -14,6 +14,7 @@ from handlers.commands import site
 pytest_plugins = [
     "tests.services",
     "tests.serving",
+    "tests.fronted",
     "tests.own_redis",
     "tests.own_s3",
     "tests.supervised",

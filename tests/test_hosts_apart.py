@@ -81,12 +81,13 @@ class Hosts:
         home.mkdir()
         named = [part for address in self.net.addresses.values() for part in ("--host", address)]
         ports = ("--workers", str(len(_WORKERS)), "--port", str(_PORT))
-        site = CliRunner().invoke(cli, ["nginx", *named, *ports], obj=open_site).stdout
-        assert re.findall(r"^    server (\S+);$", site, re.MULTILINE) == [
-            f"{address}:{port}" for address in self.net.addresses.values() for port in _WORKERS
+        where = ("--address", self.net.address, "--https-port", "80")
+        site = CliRunner().invoke(cli, ["nginx", *named, *ports, *where], obj=open_site).stdout
+        assert re.findall(r"^    server (\S+) max_fails=0;$", site, re.MULTILINE) == [
+            f"{address}:{port}" for port in _WORKERS for address in self.net.addresses.values()
         ]
-        site = re.sub(r"^    (ssl_.*|listen \[::\].*)\n", "", site, flags=re.MULTILINE)
-        site = site.replace("listen 443 ssl", f"listen {self.net.address}:80")
+        site = re.sub(r"^    ssl_.*\n", "", site, flags=re.MULTILINE)
+        site = site.replace(f"listen {self.net.address}:80 ssl", f"listen {self.net.address}:80")
         (home / "site.conf").write_text(site)
         kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         temporary = " ".join(f"{kind}_temp_path {home}/{kind};" for kind in kinds)

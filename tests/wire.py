@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -130,11 +131,11 @@ class Wire:
 
 
 @asynccontextmanager
-async def wired(url: str) -> AsyncIterator[Wire]:
+async def wired(url: str, tls: ssl.SSLContext | None = None) -> AsyncIterator[Wire]:
     """Connect to a server."""
     where = urlsplit(url)
     assert where.hostname is not None
-    reader, writer = await asyncio.open_connection(where.hostname, where.port)
+    reader, writer = await asyncio.open_connection(where.hostname, where.port, ssl=tls)
     try:
         yield Wire(reader, writer, where.netloc)
     finally:

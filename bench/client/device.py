@@ -203,6 +203,7 @@ class Device:
         """Connect, talk until the connection ends, and say what to do then."""
         talk = Talk(self.store, self._clock_us, time.monotonic, self._on_settled)
         code: int | None = None
+        retry_after_ms = 0
         sentence = "the connection was cut"
         try:
             async with asyncio.timeout(_CONNECT_S):
@@ -228,6 +229,7 @@ class Device:
         except WSServerHandshakeError as error:
             code = _LIKE_CLOSE.get(error.status)
             sentence = _REFUSALS.get(error.status, f"the handshake was answered with {error.status}")
+            retry_after_ms = _retry_after_ms(error)
         except (ClientError, OSError, TimeoutError, ProtocolError, msgspec.DecodeError) as error:
             sentence = str(error) or type(error).__name__
         if code == 1009:
@@ -236,11 +238,11 @@ class Device:
             self._backoff.worked()
         self._heard.set()
         waits = talk.goodbye or talk.refused
+        if waits is not None:
+            retry_after_ms = waits.retry_after_ms
         if talk.refused is not None:
             sentence = talk.refused.message
-        return _Ended(
-            remedy(code), sentence, 0 if waits is None else waits.retry_after_ms, talk.welcome is not None
-        )
+        return _Ended(remedy(code), sentence, retry_after_ms, talk.welcome is not None)
 
     async def _talked(self, talk: Talk, socket: ClientWebSocketResponse) -> int | None:
         """Pass messages to and fro; gives the close code."""
@@ -281,6 +283,12 @@ class Device:
             for task in (hearing, editing):
                 if task is not None:
                     task.cancel()
+
+
+def _retry_after_ms(refusal: WSServerHandshakeError) -> int:
+    """Read when a proxy in between wants to be asked again, while it reaches no server."""
+    text = "" if refusal.headers is None else refusal.headers.get("Retry-After", "")
+    return int(text[:6]) * 1000 if text.isascii() and text.isdecimal() else 0
 
 
 def _give(future: asyncio.Future[Heard], answer: Heard) -> None:

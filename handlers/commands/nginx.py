@@ -17,8 +17,14 @@ _BLANK: Final = re.compile(r"@\{(\w+)\}")
 _NAME: Final = re.compile(r"(\*\.)?[A-Za-z0-9_.-]+\Z")
 _HOST: Final = re.compile(r"[A-Za-z0-9_.:-]+\Z")
 _PATH: Final = re.compile(r"[A-Za-z0-9_./@+=~-]+\Z")
+_ORIGIN: Final = re.compile(r"[A-Za-z0-9_.:/+\[\]-]+\Z")
 _EVERYWHERE: Final = ("0.0.0.0", "::", "*")  # noqa: S104  # to be told apart, not to listen on
 _LAST_PORT: Final = 65_535
+_HTTPS_PORT: Final = 443
+#: Newcomers go to the worker with the fewest connections, also after one was started again. A host that
+#: vanished has the fewest, so that everybody would try its workers first, a second each.
+_ONE_HOST: Final = "    least_conn;"
+_SEVERAL_HOSTS: Final = "    # In turns, for a host that vanished has the fewest connections of all."
 
 
 def _checked_name(_: click.Context, __: click.Parameter, name: str) -> str:
@@ -42,7 +48,11 @@ def _checked_path(_: click.Context, __: click.Parameter, path: str | None) -> st
 @click.command(
     "nginx",
     short_help="Print a site configuration for nginx.",
-    epilog="Example: run.py nginx --workers 4 --server-name sync.example.org >tidemark.conf",
+    epilog="""\b
+Examples:
+  run.py nginx --workers 4 --server-name sync.example.org >tidemark.conf
+  run.py nginx --server-name sync.example.org --redirect-port 80 --http2 listen
+  run.py nginx --host 10.0.0.5 --host 10.0.0.6 --workers 4 --address 203.0.113.7 --https-port 8443""",
 )
 @click.option(
     "--workers", type=click.IntRange(min=1), metavar="N", help="Workers: at P+1, P+2, … or, alone, at P."
@@ -73,20 +83,97 @@ def _checked_path(_: click.Context, __: click.Parameter, path: str | None) -> st
 @click.option(
     "--key", metavar="FILE", callback=_checked_path, help="Its private key.  [default: beside it likewise]"
 )
+@click.option(
+    "--address",
+    "addresses",
+    multiple=True,
+    metavar="A",
+    callback=_checked_hosts,
+    help="An address that nginx listens on, once for each.  [default: every one, of IPv4 and IPv6]",
+)
+@click.option(
+    "--https-port",
+    type=click.IntRange(1, _LAST_PORT),
+    default=_HTTPS_PORT,
+    show_default=True,
+    metavar="P",
+    help="Port that devices use.",
+)
+@click.option(
+    "--redirect-port",
+    type=click.IntRange(1, _LAST_PORT),
+    metavar="P",
+    help="Port of plain HTTP, mostly 80, whose requests are sent to HTTPS.  [default: none]",
+)
+@click.option(
+    "--http2",
+    type=click.Choice(["listen", "on"]),
+    help="Offer HTTP/2 too: by `listen … http2`, which every nginx takes and those from 1.25.1 on warn of,"
+    " or by `http2 on`, which needs 1.25.1. WebSockets stay on HTTP/1.1.",
+)
 @on_site(workers=("server", "workers"), port=("server", "port"))
 def nginx(
-    site: Site, *, hosts: tuple[str, ...], server_name: str, certificate: str | None, key: str | None
+    site: Site,
+    *,
+    hosts: tuple[str, ...],
+    server_name: str,
+    certificate: str | None,
+    key: str | None,
+    addresses: tuple[str, ...],
+    https_port: int,
+    redirect_port: int | None,
+    http2: str | None,
 ) -> None:
     """Print the site that puts nginx in front of as many workers, on this machine or others, with TLS."""
+    if redirect_port == https_port:
+        raise click.UsageError("--redirect-port and --https-port: two different ports are required")
     live = f"/etc/letsencrypt/live/{server_name.removeprefix('*.')}"
+    port = "" if https_port == _HTTPS_PORT else f":{https_port}"
     values = {
         **_backends(site.settings, hosts),
         "server_name": server_name,
         "certificate": certificate or f"{live}/fullchain.pem",
         "key": key or f"{live}/privkey.pem",
         "frame_bytes": str(site.settings.limits.frame_bytes),
+        "origins": "".join(f'    "{one}" "{one}";\n' for one in _origins(site.settings)),
+        "listen": _listening(addresses, https_port, " ssl http2" if http2 == "listen" else " ssl")
+        + ("\n    http2 on;" if http2 == "on" else ""),
+        "host_header": f"$host{port}",
+        "redirect": ""
+        if redirect_port is None
+        else _REDIRECT.format(
+            listen=_listening(addresses, redirect_port), server_name=server_name, port=port
+        ),
     }
     click.echo(_BLANK.sub(lambda blank: values[blank[1]], _TEMPLATE.read_text("utf-8")), nl=False)
+
+
+#: 308 keeps the method and the body of what is sent to HTTPS.
+_REDIRECT: Final = """
+server {{
+{listen}
+    server_name {server_name};
+    return 308 https://$host{port}$request_uri;
+}}
+"""
+
+
+def _listening(addresses: tuple[str, ...], port: int, kind: str = "") -> str:
+    """Write ``listen`` for each address, for all of both families where none is named."""
+    named = [f"{_in_brackets(address)}:" for address in addresses] or ["", "[::]:"]
+    return "\n".join(f"    listen {address}{port}{kind};" for address in named)
+
+
+def _in_brackets(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _origins(chosen: Settings) -> list[str]:
+    """List the origins whose pages may read what nginx refuses. Raises SiteError."""
+    for origin in chosen.server.origins:
+        if not _ORIGIN.match(origin):
+            raise SiteError(f"server.origins: {origin!r} is no origin; correct it, then print the site again")
+    return list(chosen.server.origins)
 
 
 def _backends(chosen: Settings, hosts: tuple[str, ...]) -> dict[str, str]:
@@ -99,13 +186,16 @@ def _backends(chosen: Settings, hosts: tuple[str, ...]) -> dict[str, str]:
             f"the last worker would listen on port {server.port + server.workers}: choose a lower server.port"
         )
     here = "127.0.0.1" if server.host in _EVERYWHERE else server.host
-    addresses = [f"[{host}]" if ":" in host else host for host in hosts or (here,)]
+    addresses = [_in_brackets(host) for host in hosts or (here,)]
     ports = [server.port + number for number in range(1, server.workers + 1)]
     if server.workers == 1:  # it has the shared port to itself
         ports = [server.port]
     count = len(addresses) * len(ports)
+    # The hosts by turns: what a host that vanished does not take goes to a worker of another next.
+    servers = [f"    server {address}:{port} max_fails=0;" for port in ports for address in addresses]
     return {
         "workers": "one worker" if count == 1 else f"{count} workers",
         "hosts": " and ".join(addresses),
-        "servers": "\n".join(f"    server {address}:{port};" for address in addresses for port in ports),
+        "balance": _ONE_HOST if len(addresses) == 1 else _SEVERAL_HOSTS,
+        "servers": "\n".join(servers),
     }

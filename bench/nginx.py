@@ -1,0 +1,114 @@
+"""nginx with a site that ``run.py nginx`` printed, and a certificate of its own for localhost."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import os
+import shutil
+import ssl
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+_DEPLOY: Final = Path(__file__).parent.parent / "deploy" / "nginx"
+_LOOK_S: Final = 0.01
+
+
+def nginx_program() -> str | None:
+    """Find nginx, which is not on everybody's path. Returns None where it is not installed."""
+    return shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+def certify(home: Path) -> Path:
+    """Make a certificate for localhost, and its key beside it as ``key.pem``. Returns its path."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = home / "certificate.pem"
+    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    path.with_name("key.pem").write_bytes(key.private_bytes(pem, pkcs8, serialization.NoEncryption()))
+    return path
+
+
+def trusting(certificate: Path) -> ssl.SSLContext:
+    """Make what a client needs to believe ``certify``'s certificate."""
+    context = ssl.create_default_context(cafile=str(certificate))
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
+
+
+class Nginx:
+    """One nginx.
+
+    Args:
+        program: What ``nginx_program`` found.
+        home: A directory of its own.
+        site: What ``run.py nginx`` printed.
+        port: Where the site listens on 127.0.0.1.
+        connections: The most of each of its two processes; a device takes two.
+    """
+
+    def __init__(self, program: str, home: Path, site: str, port: int, connections: int = 512) -> None:
+        self.port = port
+        (home / "site.conf").write_text(site)
+        temporary = "".join(
+            f"    {kind}_temp_path {home}/{kind};\n"
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        user = "user root;\n" if os.geteuid() == 0 else ""
+        (home / "nginx.conf").write_text(
+            f"{user}daemon off;\npid {home}/nginx.pid;\nerror_log {home}/error.log;\nworker_processes 2;\n"
+            f"include {_DEPLOY}/main.conf;\nevents {{ worker_connections {connections}; }}\n"
+            f"http {{\n    access_log off;\n{temporary}    include {home}/site.conf;\n}}\n"
+        )
+        prefix, configuration, log = str(home), str(home / "nginx.conf"), str(home / "error.log")
+        self._command = [program, "-p", prefix, "-c", configuration, "-e", log]
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        """Where devices go."""
+        return f"https://localhost:{self.port}"
+
+    def tested(self) -> str:
+        """Returns nginx's words on its configuration. Raises CalledProcessError where it would not start."""
+        ended = subprocess.run([*self._command, "-t"], capture_output=True, text=True, check=True)
+        return ended.stderr
+
+    async def start(self) -> None:
+        """Start it and wait until it listens. Raises ChildProcessError where it ends instead."""
+        self._process = await asyncio.create_subprocess_exec(*self._command)
+        while self._process.returncode is None:
+            with suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                writer.close()
+                await writer.wait_closed()
+                return
+            await asyncio.sleep(_LOOK_S)
+        raise ChildProcessError(f"nginx ended with {self._process.returncode}; see its error.log")
+
+    async def stop(self) -> None:
+        """Stop it."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+            await self._process.wait()

@@ -45,17 +45,22 @@ BATCH_TOUCHES_BYTES: Final = 16 << 20
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """One outcome per job, what to write, and every new version with the session that pushed it."""
+    """One outcome per job, what to write, and every new version with the session that pushed it.
+
+    ``reused`` are messages under a key of another message, with the age of its answer in seconds.
+    """
 
     outcomes: list[Outcome]
     writes: Writes
     changes: list[tuple[Record, str]]
+    reused: list[tuple[Push, int]]
 
 
 def lookups(jobs: list[Job], rules: Rules) -> Lookups:
     """Say which tenants a batch locks and which rows it reads."""
     tenants: set[int] = set()
     keys: dict[KeyRef, None] = {}
+    old_keys: list[KeyRef] = []
     records: dict[RecordKey, None] = {}
     events: dict[EventKey, None] = {}
     held: dict[HeldRef, None] = {}
@@ -75,7 +80,9 @@ def lookups(jobs: list[Job], rules: Rules) -> Lookups:
                 twins[ref] = None
             records[RecordKey(tenant_id, job.domain, job.record_id)] = None
             continue
-        keys[KeyRef(tenant_id, job.key_hash)] = None
+        keys[key := KeyRef(tenant_id, job.key_hash)] = None
+        if job.may_be_old:
+            old_keys.append(key)
         policies = rules.policies(tenant_id)
         for item in job.items:
             if type(item) is not Change:
@@ -95,6 +102,7 @@ def lookups(jobs: list[Job], rules: Rules) -> Lookups:
         list(conflicts),
         list(uploads),
         list(twins),
+        old_keys,
     )
 
 
@@ -146,7 +154,7 @@ def plan(jobs: list[Job], state: State, rules: Rules) -> Plan:
             outcomes.append(attach(job, working))
         else:
             outcomes.append(_push(job, working, rules))
-    return Plan(outcomes, working.writes(), working.changes)
+    return Plan(outcomes, working.writes(), working.changes, working.reused)
 
 
 def _push(push: Push, working: Working, rules: Rules) -> Answer | SyncError:
@@ -154,6 +162,7 @@ def _push(push: Push, working: Working, rules: Rules) -> Answer | SyncError:
     kept = working.keys.get(ref)
     if kept is not None:
         if kept.request_sha256 != push.request_sha256:
+            working.reused.append((push, kept.age_s))
             return SyncError("idempotency_key_reused", "this key was used for other items")
         return Answer(kept.results, replayed=True)
     if len(push.items) > 1 and _touched_bytes(push, working.records) > MESSAGE_TOUCHES_BYTES:

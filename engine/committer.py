@@ -39,6 +39,8 @@ Doubted = Callable[[set[int]], None]
 #: How long a batch is tried again before its senders are told to come back.
 PATIENCE_S: Final = 10.0
 _FIRST_PAUSE_S: Final = 0.005
+#: Answers were once kept for so long.
+_OLD_KEY_S: Final = 86_400
 _LONGEST_PAUSE_S: Final = 0.25
 #: A batch that takes longer may be held up by one tenant; others are not to wait for it.
 _HELD_UP_S: Final = 0.05
@@ -66,6 +68,7 @@ class Counters(msgspec.Struct):
     unknown_outcomes: int = 0
     poisoned: int = 0
     failed: int = 0
+    old_keys_reused: int = 0
 
 
 class Committer:
@@ -253,8 +256,18 @@ class _Lane:
             self._counters.batches += 1
             self._counters.messages += len(batch)
             self._publish(planned.changes)
+            for push, age_s in planned.reused:
+                self._note_reuse(push, age_s)
             for waiting, outcome in zip(batch, planned.outcomes, strict=True):
                 _answer(waiting, outcome)
+
+    def _note_reuse(self, push: Push, age_s: int) -> None:
+        """Tell of a device that uses keys again: while answers were kept for a day, this was applied."""
+        if age_s > _OLD_KEY_S:
+            self._counters.old_keys_reused += 1
+            _log.warning(
+                "old_key_reused", tenant_id=push.tenant_id, device_id=push.device_id, age_h=age_s // 3600
+            )
 
     def _give_up(self, batch: list[Waiting], error: StoreError) -> None:
         """Refuse a batch and all that waits behind it: a device's later changes build on its earlier ones."""

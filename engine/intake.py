@@ -19,6 +19,7 @@ from engine.rows import Conflict
 
 MAX_ID_CHARS: Final = 128
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
+_DAY_US: Final = 86_400_000_000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 _encode = msgspec.json.encode
@@ -27,7 +28,8 @@ _encode = msgspec.json.encode
 class Session(msgspec.Struct, kw_only=True):
     """Who speaks on one connection or in one request; all of it comes from the token.
 
-    ``clock_offset_us`` is the server's clock less the device's, learned from ``clock``.
+    ``clock_offset_us`` is the server's clock less the device's, learned from ``clock``; ``clock_known`` says
+    that this connection or request told one.
     """
 
     tenant: Tenant
@@ -37,6 +39,7 @@ class Session(msgspec.Struct, kw_only=True):
     user: str | None = None
     codec: Codec = JSON
     clock_offset_us: int = 0
+    clock_known: bool = False
 
 
 class Intake:
@@ -73,6 +76,7 @@ class Intake:
             raw,
             codec.name,
             now_us,
+            _may_be_old(checked, session, now_us),
         )
 
     def resolution(
@@ -161,6 +165,23 @@ class Intake:
             return "invalid_item", "data: an object is required"
         fault = value_fault(data)
         return None if fault is None else ("invalid_item", f"data: {fault}")
+
+
+def _may_be_old(checked: list[Change | Refused], session: Session, now_us: int) -> bool:
+    """Whether a message may have been sent for the first time more than a day ago.
+
+    It was not before the time of its newest item, if the device's clock is known. An item without ``at`` is
+    of the server's now, and tells nothing.
+    """
+    if not session.clock_known:
+        return True
+    sent_us = [
+        change.sent_at_us
+        for change in checked
+        if type(change) is Change and change.sent_at_us != now_us
+    ]
+    age_us = now_us - (max(sent_us) + session.clock_offset_us) if sent_us else -1
+    return not 0 <= age_us <= _DAY_US
 
 
 def id_fault(record_id: str) -> str | None:

@@ -40,7 +40,10 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class Push(msgspec.Struct, frozen=True):
-    """One ``sync`` message. ``raw_items`` are the items as sent, in ``encoding``."""
+    """One ``sync`` message. ``raw_items`` are the items as sent, in ``encoding``.
+
+    ``may_be_old`` says that it may have been sent for the first time more than a day ago.
+    """
 
     tenant_id: int
     device_id: str
@@ -52,6 +55,7 @@ class Push(msgspec.Struct, frozen=True):
     raw_items: bytes
     encoding: Literal["json", "msgpack"]
     now_us: int
+    may_be_old: bool = True
 
 
 class Resolution(msgspec.Struct, frozen=True):

@@ -102,12 +102,16 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class KeyRow(msgspec.Struct, frozen=True):
-    """The kept answer of one message: ``results`` is the JSON array of its results."""
+    """The kept answer of one message: ``results`` is the JSON array of its results.
+
+    ``age_s`` is how long it was kept when it was read.
+    """
 
     tenant_id: int
     key_hash: str
     request_sha256: str
     results: bytes
+    age_s: int = 0
 
 
 class Conflict(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,6 +159,7 @@ class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
 class Lookups(msgspec.Struct):
     """What one batch needs locked and read. ``tenants`` is ascending and without doubles.
 
+    ``keys`` are looked for in the last two days, ``old_keys``, which are among them, in older days as well.
     ``twins`` are uploads of which those with the same content and name on the same record are asked.
     """
 
@@ -166,6 +171,7 @@ class Lookups(msgspec.Struct):
     conflicts: list[ConflictRef]
     uploads: list[UploadRef] = []
     twins: list[UploadRef] = []
+    old_keys: list[KeyRef] = []
 
 
 class State(msgspec.Struct):

@@ -48,6 +48,7 @@ class Working:
         self.twins = state.twins
         self.quarantine: list[Quarantined] = []
         self.changes: list[tuple[Record, str]] = []
+        self.reused: list[tuple[Push, int]] = []
         self._first_seqs = dict(state.seqs)
         self._dirty: dict[RecordKey, None] = {}
         self._new_keys: list[KeyRow] = []

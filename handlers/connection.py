@@ -268,6 +268,7 @@ class Connection(Line):
             network_type=None, app_version=request.app_version, os_version=request.os_version
         )
         if request.clock is not None:
+            self._session.clock_known = True
             self._session.clock_offset_us = self._core.clock.now_us() - to_us(request.clock)
 
     def _begin(self, request_id: str, work: Work) -> None:

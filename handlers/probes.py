@@ -134,6 +134,7 @@ class _Scrape(Collector):
             ("tidemark_commits_unknown", "Commits of unknown outcome", committed.unknown_outcomes),
             ("tidemark_messages_poisoned", "Messages refused by the database", committed.poisoned),
             ("tidemark_messages_failed", "Messages that could not be stored", committed.failed),
+            ("tidemark_old_keys_reused", "Keys used again after more than a day", committed.old_keys_reused),
             ("tidemark_bus_published", "Messages told to other processes", bus.published),
             ("tidemark_bus_received", "Messages heard, one's own as well", bus.received),
             ("tidemark_bus_garbled", "Messages heard that were none", bus.garbled),

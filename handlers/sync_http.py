@@ -85,6 +85,7 @@ class SyncHttp:
             message = _decode(session.codec, body, Sync)
         request[REQUEST_ID] = message.id
         if message.clock is not None:
+            session.clock_known = True
             session.clock_offset_us = now_us - to_us(message.clock)
         try:
             with self._charging(device):

@@ -7,7 +7,6 @@ its order is the order of commits, without gaps, over all processes.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, Final
 
 import msgspec
@@ -29,6 +28,7 @@ from engine.rows import (
 )
 from engine.uploads import UploadRef
 from storage.arrays import joined, numbers, plain, split, texts
+from storage.kept_keys import RECENT_H, TODAY, older, recent
 from storage.pool import SERVER_MS, ConnectionLostError, Database, Row, Session, Statement
 from storage.writing import finish
 
@@ -68,20 +68,10 @@ _LOCK: Final = Statement(
     "SELECT FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[]) ORDER BY tenant_id FOR UPDATE"
 )
 _COUNTERS: Final = (
-    "SELECT 0, tenant_id, NULL, NULL, seq, NULL::bigint, NULL::bigint, NULL::bigint, NULL, NULL, NULL, NULL"
+    f"SELECT 0, tenant_id, NULL, NULL, seq, {TODAY}, NULL::bigint, NULL::bigint, NULL, NULL, NULL, NULL"
     " FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[])"
 )
 #: LATERAL with LIMIT fixes the plan: one index probe a row, however the tables are analysed.
-#: now() is the transaction's start, and whoever held the lock before may have started later, or on a host
-#: whose clock is ahead of this one's: hence the day.
-_KEYS: Final = (
-    "SELECT 1, w.t, w.k::text, encode(f.request_sha256, 'hex'),"
-    " NULL, NULL, NULL, NULL, f.results::text, NULL, NULL, NULL"
-    " FROM unnest(%(key_tenants)s::int[], %(key_hashes)s::uuid[]) AS w(t, k)"
-    " CROSS JOIN LATERAL (SELECT request_sha256, results FROM sync_idempotency_record"
-    " WHERE tenant_id = w.t AND key_hash = w.k AND created_at > now() - %(lifetime)s::interval"
-    " AND created_at < now() + interval '1 day' LIMIT 1) AS f"
-)
 _RECORDS: Final = (
     "SELECT 2, w.t, w.d, w.i, f.version, f.seq, f.at_us, f.chain_from,"
     " f.data::text, f.fields::text, f.device_id, f.attachments::text"
@@ -181,7 +171,9 @@ class PostgresStore:
 
     def __init__(self, database: Database, lifetime_h: float) -> None:
         self._database = database
-        self._lifetime = f"{lifetime_h} hours"
+        self._lifetime_h = lifetime_h
+        self._day: int | None = None
+        self._statements: dict[_Asked, Statement] = {}
 
     async def begin(self, lookups: Lookups) -> PostgresTransaction:
         """Lock the tenants, then read what is asked; see the port for what it raises."""
@@ -193,6 +185,7 @@ class PostgresStore:
             if len(state.seqs) != len(lookups.tenants):
                 await self._create_counters(session, lookups.tenants)
                 raise StoreRetryError("a tenant's counter was missing")
+            self._check_day(rows[0][5])
         except BaseException:
             await self._database.release(session, clean=False)
             raise
@@ -201,6 +194,7 @@ class PostgresStore:
     def _reading(self, lookups: Lookups) -> tuple[Statement, dict[str, object]]:
         asked = _Asked(
             bool(lookups.keys),
+            bool(lookups.old_keys) and self._lifetime_h > RECENT_H,
             bool(lookups.records),
             bool(lookups.events),
             bool(lookups.held),
@@ -213,7 +207,10 @@ class PostgresStore:
             tenants, hashes = zip(*lookups.keys, strict=True)
             values["key_tenants"] = numbers(tenants)
             values["key_hashes"] = plain(hashes)
-            values["lifetime"] = self._lifetime
+        if asked.old_keys:
+            tenants, hashes = zip(*lookups.old_keys, strict=True)
+            values["old_key_tenants"] = numbers(tenants)
+            values["old_key_hashes"] = plain(hashes)
         if lookups.records:
             tenants, domains, ids = zip(*lookups.records, strict=True)
             values["record_tenants"] = numbers(tenants)
@@ -242,7 +239,35 @@ class PostgresStore:
         if lookups.twins:
             values["twin_tenants"] = numbers([ref.tenant_id for ref in lookups.twins])
             values["twin_ids"] = plain([ref.upload_id for ref in lookups.twins])
-        return _reading(asked), values
+        statement = self._statements.get(asked)
+        if statement is None:
+            statement = self._statements[asked] = self._statement(asked)
+        return statement, values
+
+    def _statement(self, asked: _Asked) -> Statement:
+        parts = [_COUNTERS]
+        parts += [older(self._lifetime_h)] if asked.old_keys else []
+        parts += [recent(self._lifetime_h, self._day)] if asked.keys else []
+        parts += [_RECORDS] if asked.records else []
+        parts += [_EVENTS] if asked.events else []
+        parts += [_HELD] if asked.held else []
+        parts += [_CONFLICTS] if asked.conflicts else []
+        parts += [_UPLOADS] if asked.uploads else []
+        parts += [_TWINS] if asked.twins else []
+        return Statement(" UNION ALL ".join(parts))
+
+    def _check_day(self, today: int) -> None:
+        """Make the statements anew when the database's day has changed. Raises StoreRetryError.
+
+        Those of the day before hold for the next one, too.
+        """
+        day = self._day
+        if today == day:
+            return
+        self._day = today
+        self._statements.clear()
+        if day is not None and today != day + 1:
+            raise StoreRetryError("the database's day is another one than before")
 
     async def _create_counters(self, session: Session, tenants: list[int]) -> None:
         await session.run(
@@ -254,25 +279,13 @@ class PostgresStore:
 
 class _Asked(msgspec.Struct, frozen=True):
     keys: bool
+    old_keys: bool
     records: bool
     events: bool
     held: bool
     conflicts: bool
     uploads: bool
     twins: bool
-
-
-@cache
-def _reading(asked: _Asked) -> Statement:
-    parts = [_COUNTERS]
-    parts += [_KEYS] if asked.keys else []
-    parts += [_RECORDS] if asked.records else []
-    parts += [_EVENTS] if asked.events else []
-    parts += [_HELD] if asked.held else []
-    parts += [_CONFLICTS] if asked.conflicts else []
-    parts += [_UPLOADS] if asked.uploads else []
-    parts += [_TWINS] if asked.twins else []
-    return Statement(" UNION ALL ".join(parts))
 
 
 class PostgresTransaction:
@@ -317,7 +330,9 @@ def _counter(state: State, row: Row) -> None:
 
 def _key(state: State, row: Row) -> None:
     ref = KeyRef(row[1], row[2].replace("-", ""))
-    state.keys[ref] = KeyRow(row[1], ref.key_hash, row[3], row[8].encode())
+    kept = state.keys.get(ref)
+    if kept is None or kept.age_s > row[4]:
+        state.keys[ref] = KeyRow(row[1], ref.key_hash, row[3], row[8].encode(), row[4])
 
 
 def _record(state: State, row: Row) -> None:

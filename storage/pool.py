@@ -60,6 +60,8 @@ _POISON = ("22", "23", "54")
 #: Those that say the statement is wrong here: a schema that is not ours, a right that is missing.
 _WRONG = ("42", "0A", "3F")
 
+#: Some statements are others every day (storage/kept_keys.py): those of past days would stay in memory.
+_MAX_PREPARED: Final = 200
 #: A prepared statement is missing, or there is one of that name already.
 _NOT_AS_PREPARED: Final = ("26000", "42P05")
 
@@ -139,11 +141,14 @@ class Session:
         if self._pooling.found:
             texts = [statement.text for statement in statements]
             return await self.run(opening + "; ".join(texts) + closing, values)
-        calls = "; ".join([statement.call for statement in statements])
+        calls, forgetting = "; ".join([statement.call for statement in statements]), ""
         new = [statement for statement in statements if statement.name not in self._prepared]
+        if new and len(self._prepared) >= _MAX_PREPARED:
+            new, forgetting = list(statements), "DEALLOCATE ALL; "
+            self._prepared.clear()
         if not new:
             return await self.run(opening + calls + closing, values)
-        preparations = "".join([statement.preparation for statement in new])
+        preparations = forgetting + "".join([statement.preparation for statement in new])
         try:
             rows = await self.run(preparations + opening + calls + closing, values)
         except BaseException:

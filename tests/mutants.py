@@ -56,7 +56,7 @@ MUTANTS: dict[str, Mutant] = {
         "storage/commit.py",
         (
             (_LOCK_ORDER, " ORDER BY tenant_id"),
-            ("NULL, NULL, seq, NULL::bigint", "NULL, NULL, nextval('tenants_tenant_id_seq'), NULL::bigint"),
+            ("NULL, NULL, seq, {TODAY}", "NULL, NULL, nextval('tenants_tenant_id_seq'), NULL::bigint"),
         ),
         (_MANY_WRITERS,),
     ),
@@ -80,7 +80,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "keys not looked up": Mutant(
         "storage/commit.py",
-        (("bool(lookups.keys),", "False,"),),
+        ((" bool(lookups.keys),", " False,"),),
         (_STORE + "test_what_is_committed_is_found_again[postgres]", _COMMITTED),
     ),
     "kept answers ignored": Mutant(

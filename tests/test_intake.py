@@ -347,6 +347,33 @@ def test_instants_read_back_and_stay_in_range(instant: datetime, offset_us: int)
     assert to_text(corrected).endswith("Z")
 
 
+@pytest.mark.parametrize(
+    ("device_says", "ats", "may_be_old"),
+    [
+        (None, [NOW], True),
+        (NOW, [NOW], True),  # indistinguishable from an item without a time, which tells nothing
+        (NOW, [], True),
+        (NOW, [None], True),
+        (NOW, ["2026-01-02T03:04:04Z"], False),
+        (NOW, ["2026-01-01T03:04:05Z"], False),
+        (NOW, ["2026-01-01T03:04:04Z"], True),
+        (NOW, ["2025-01-01T03:04:04Z", None, "2026-01-02T03:04:00Z"], False),
+        (NOW, ["2026-01-02T03:04:06Z", "2026-01-02T03:04:00Z"], True),
+        ("2026-01-04T03:04:05Z", ["2026-01-04T03:04:00Z"], False),
+        ("2026-01-04T03:04:05Z", ["2026-01-02T03:04:00Z"], True),
+        ("2026-01-01T00:00:00Z", ["2026-01-01T00:00:00Z"], False),
+    ],
+)
+def test_push_may_be_old_unless_a_known_clock_dates_its_newest_item(
+    device_says: str | None, ats: list[str | None], may_be_old: bool
+) -> None:
+    who = session()
+    if device_says is not None:
+        who.clock_known = True
+        who.clock_offset_us = NOW_US - to_us(datetime.fromisoformat(device_says))
+    assert pushed(framed([item(at=at) for at in ats]), who).may_be_old is may_be_old
+
+
 # -- retries --------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,8 @@ import asyncio
 import msgspec
 import pytest
 
+from compose.server import SystemClock
+from engine.instants import to_text
 from tests.device import Device, Json, item, put
 from tests.services import execute
 from tests.serving import ON_SHARED, Running, Serve
@@ -190,14 +192,44 @@ async def test_both_copies_in_flight_at_once_on_different_processes(serve: Serve
     assert sorted(change["version"] for change in page["changes"]) == [1] * 40 + [5] * 8
 
 
+_OLDER = "UPDATE sync_idempotency_record SET created_at = created_at - interval"
+
+
 @pytest.mark.asyncio(loop_scope="function")
 async def test_a_key_is_forgotten_after_its_lifetime(server: Running) -> None:
     phone = await server.device()
     await phone.sync("k", put("a1", None, n=1))
-    older = "UPDATE sync_idempotency_record SET created_at = created_at - interval"
-    execute(server.dsn, f"{older} '23 hours 59 minutes'")
+    execute(server.dsn, f"{_OLDER} '719 hours 59 minutes'")
     kept = await phone.told("synced", "sync", key="k", items=[put("a1", None, n=1)])
     assert kept["replayed"] is True
-    execute(server.dsn, f"{older} '2 minutes'")
+    execute(server.dsn, f"{_OLDER} '2 minutes'")
     fresh = await phone.told("synced", "sync", key="k", items=[put("a2", None, n=1)])
     assert fresh["replayed"] is False
+
+
+@pytest.mark.parametrize("clock", [True, False], ids=["clock known", "no clock"])
+@pytest.mark.asyncio(loop_scope="function")
+async def test_retry_after_a_weekend_is_replayed(server: Running, clock: bool) -> None:
+    phone = await server.device()
+    if clock:
+        await phone.send({"type": "hello", "clock": to_text(SystemClock.now_us())})
+    items = [put("a1", None, n=1) | {"at": to_text(SystemClock.now_us() - 60 * 3_600_000_000)}]
+    await phone.sync("k", *items)
+    execute(server.dsn, f"{_OLDER} '60 hours'")
+    retry = await phone.told("synced", "sync", key="k", items=items)
+    assert retry["replayed"] is True
+    assert (await phone.pull())["changes"][0]["version"] == 1
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_key_of_last_week_used_for_another_message_is_refused_counted_and_logged(
+    server: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phone = await server.device()
+    await phone.sync("k", put("a1", None, n=1))
+    execute(server.dsn, f"{_OLDER} '150 hours'")
+    refusal = await phone.ask("sync", key="k", items=[put("a2", None, n=1)])
+    assert refusal["code"] == "idempotency_key_reused"
+    assert "old_key_reused" in capsys.readouterr().out
+    metrics = (await server.get("/metrics")).body.decode()
+    assert "tidemark_old_keys_reused_total 1.0" in metrics

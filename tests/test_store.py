@@ -34,7 +34,7 @@ from engine.rows import (
 from storage.commit import PostgresStore
 from storage.conflicts import PostgresConflicts
 from storage.feed import PostgresFeed
-from storage.pool import Database
+from storage.pool import Database, Statement
 from tests.memory_store import MemoryStore
 from tests.services import execute, rows
 
@@ -66,7 +66,7 @@ async def postgres(dsn: str) -> AsyncIterator[Subject]:
         "INSERT INTO tenant_counters SELECT tenant_id FROM tenants",
     )
     writes, reads = Database(dsn, 4), Database(dsn, 2)
-    yield Subject(PostgresStore(writes, 24), PostgresFeed(reads), PostgresConflicts(reads), dsn)
+    yield Subject(PostgresStore(writes, 720), PostgresFeed(reads), PostgresConflicts(reads), dsn)
     await writes.close()
     await reads.close()
 
@@ -320,17 +320,77 @@ async def test_what_postgresql_refuses_is_poison_and_writes_nothing(postgres: Su
     await _commit(postgres, _lookups(1), _writes({1: 1}, _record(1)))
 
 
-async def test_a_key_past_its_lifetime_is_not_found(postgres: Subject) -> None:
+async def _found_key(subject: Subject, key: KeyRow, *, old: bool) -> KeyRow | None:
+    ref = KeyRef(1, key.key_hash)
+    wanted = Lookups([1], [ref], [], [], [], [], old_keys=[ref] if old else [])
+    transaction = await subject.store.begin(wanted)
+    await transaction.rollback()
+    return transaction.state.keys.get(ref)
+
+
+async def test_kept_answer_older_than_two_days_is_found_where_it_may_be_met(postgres: Subject) -> None:
     key = KeyRow(1, "0123456789abcdef" * 2, "ab" * 32, b"[]")
     await _commit(postgres, _lookups(1), Writes({}, [], [], [key], [], []))
-    wanted = Lookups([1], [KeyRef(1, key.key_hash)], [], [], [], [])
-    transaction = await postgres.store.begin(wanted)
-    assert list(transaction.state.keys.values()) == [key]
-    await transaction.rollback()
-    execute(postgres.dsn, "UPDATE sync_idempotency_record SET created_at = now() - interval '25 hours'")
-    transaction = await postgres.store.begin(wanted)
-    assert transaction.state.keys == {}
-    await transaction.rollback()
+    for age_h, found_at_once, found_as_old in (
+        (0, True, True),
+        (47, True, True),
+        (49, False, True),
+        (719, False, True),
+        (721, False, False),
+    ):
+        execute(
+            postgres.dsn,
+            f"UPDATE sync_idempotency_record SET created_at = now() - interval '{age_h} hours'",
+        )
+        aged = msgspec.structs.replace(key, age_s=age_h * 3600)
+        assert await _found_key(postgres, key, old=False) == (aged if found_at_once else None), age_h
+        assert await _found_key(postgres, key, old=True) == (aged if found_as_old else None), age_h
+
+
+async def test_kept_answer_of_a_key_used_twice_is_the_younger(postgres: Subject) -> None:
+    for age_h in (400, 300, 0):
+        key = KeyRow(1, "0123456789abcdef" * 2, "ab" * 32, f"[{age_h}]".encode(), age_h * 3600)
+        await _commit(postgres, _lookups(1), Writes({}, [], [], [key], [], []))
+        execute(
+            postgres.dsn,
+            "UPDATE sync_idempotency_record SET created_at = created_at"
+            f" - interval '{age_h} hours' WHERE created_at > now() - interval '1 hour'",
+        )
+        assert await _found_key(postgres, key, old=True) == key
+
+
+async def test_store_begin_reads_again_when_the_databases_day_is_another_one(postgres: Subject) -> None:
+    """Statements name days: those of another day would pass over answers."""
+    store = postgres.store
+    assert isinstance(store, PostgresStore)
+    key = KeyRow(1, "0123456789abcdef" * 2, "ab" * 32, b"[]")
+    await _commit(postgres, _lookups(1), Writes({}, [], [], [key], [], []))
+    today = store._day
+    assert today is not None
+    for day, again in ((today - 1, False), (today, False), (today - 30, True), (today + 1, True)):
+        store._day = day
+        store._statements.clear()
+        if again:
+            with pytest.raises(StoreRetryError):
+                await _found_key(postgres, key, old=False)
+        assert await _found_key(postgres, key, old=False) == key
+        assert store._day == today
+
+
+async def test_session_forgets_prepared_statements_of_past_days(postgres: Subject) -> None:
+    database = Database(postgres.dsn, 1)
+    try:
+        session = await database.acquire()
+        count = "SELECT count(*) FROM pg_prepared_statements"
+        for number in range(450):
+            await session.run_prepared("", (Statement(f"SELECT {number}"),), "", {})
+            if number % 100 == 99:
+                ((prepared,),) = await session.run(count)
+                assert prepared <= 200
+        assert await session.run_prepared("", (Statement("SELECT 449"),), "", {}) == [(449,)]
+        await database.release(session, clean=True)
+    finally:
+        await database.close()
 
 
 async def test_a_terminated_backend_is_retried_or_unknown(postgres: Subject) -> None:

@@ -1,6 +1,7 @@
 # A device that has nothing but curl:
 #
 #   . docs/examples/device.sh
+#   new_key                                   a random idempotency key
 #   push TOKEN KEY ITEMS                      push items under an idempotency key
 #   pull TOKEN [CURSOR]                       one page of the changes behind a cursor
 #   cursor TOKEN [CURSOR]                     only the cursor of that page
@@ -9,6 +10,10 @@
 #   download TOKEN FILE_ID [FIRST-LAST]       a file, or a range of its bytes
 
 TIDEMARK=${TIDEMARK:-http://127.0.0.1:8080}
+
+new_key() {
+    od -An -N16 -tx1 /dev/urandom | tr -d ' \n'
+}
 
 push() {
     curl -sS "$TIDEMARK/v1/sync" -H "Authorization: Bearer $1" -H 'Content-Type: application/json' \

@@ -182,7 +182,7 @@ ERRORS: Final = _table(
         507,
         True,
         "The server has no room for more; all that was acknowledged is kept.",
-        "Wait for retry_after_ms, ask for the offset, then go on from there.",
+        "Wait for retry_after_ms, which is a minute or so, ask for the offset, then go on from there.",
     ),
     ErrorKind(
         "rate_limited",
@@ -261,3 +261,11 @@ class SyncError(Exception):
 def retry_soon_ms() -> int:
     """Return when to come again after something that is over in a moment, so that not all come at once."""
     return random.randint(500, 1500)
+
+
+def retry_later_ms() -> int:
+    """Return when to come again after something that a person has to mend, such as a full disk.
+
+    A minute or so: each try costs the device's line a chunk, and a disk does not empty itself in a second.
+    """
+    return random.randint(45_000, 90_000)

@@ -7,7 +7,7 @@ import uuid
 import msgspec
 import structlog
 
-from engine.errors import SyncError, retry_soon_ms
+from engine.errors import SyncError, retry_later_ms, retry_soon_ms
 from engine.ports import BlobsError, BlobsFullError, StoreError
 
 _log = structlog.get_logger()
@@ -28,11 +28,11 @@ def as_sync_error(error: Exception, **context: object) -> SyncError:
     if isinstance(error, BlobsError):
         full = isinstance(error, BlobsFullError)
         _log.warning("bytes_not_kept", reason=type(error).__name__, detail=str(error), **context)
-        return SyncError(
-            "insufficient_storage" if full else "unavailable",
-            "there is no room for more" if full else "the files' storage is away",
-            retry_after_ms=retry_soon_ms(),
-        )
+        if full:
+            code, sentence, wait_ms = "insufficient_storage", "there is no room for more", retry_later_ms()
+        else:
+            code, sentence, wait_ms = "unavailable", "the files' storage is away", retry_soon_ms()
+        return SyncError(code, sentence, retry_after_ms=wait_ms)
     error_id = uuid.uuid4().hex
     _log.error("message_failed", error_id=error_id, exc_info=error, **context)
     return SyncError("internal", "the server failed on this message", error_id=error_id)

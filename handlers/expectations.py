@@ -16,7 +16,7 @@ def guard(server: web.Server, middlewares: Iterable[Middleware]) -> None:
     """Have a server refuse what cannot be met before it looks for a route."""
     handle = server.request_handler
     refuse: Handler = _refuse
-    for middleware in middlewares:
+    for middleware in reversed(tuple(middlewares)):  # the first of them is the outermost
         refuse = partial(middleware, handler=refuse)
 
     async def guarded(request: web.BaseRequest) -> web.StreamResponse:

@@ -20,6 +20,7 @@ from engine.codec import JSON
 from engine.errors import SyncError, retry_soon_ms
 from engine.ports import BlobMissingError, Blobs, BlobsError, FileStore
 from engine.uploads import Upload
+from handlers.caching import VARY
 from handlers.connections import Connections
 from handlers.core import Core
 from handlers.errors import error_body
@@ -166,7 +167,7 @@ def _headers(file: Upload, tag: str) -> dict[str, str]:
         "Repr-Digest": f"sha-256=:{digest}:",
         # A browser that serves several people is not to show one what another has fetched.
         "Cache-Control": f"private, max-age={_YEAR_S}, immutable",
-        "Vary": "Authorization, Origin",
+        "Vary": VARY,
     }
 
 

@@ -29,7 +29,6 @@ class Allowed(NamedTuple):
                 {
                     "Access-Control-Allow-Origin": origin,
                     "Access-Control-Expose-Headers": self.read,
-                    "Vary": "Origin",
                 },
             )
 

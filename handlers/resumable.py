@@ -102,7 +102,7 @@ class Resumable:
             return self._later(request)
         _check_brings_nothing(request, version)
         upload = await self._edge.receiving.find(session, upload_id(request.match_info["upload_id"]))
-        headers = self._standing(version, upload) | {"Cache-Control": "no-store"}
+        headers = self._standing(version, upload)
         if upload.size_bytes is not None:
             headers["Upload-Length"] = str(upload.size_bytes)
         return web.Response(status=204, headers=headers)

@@ -14,6 +14,7 @@ from anyio import sleep_forever
 
 from engine.errors import SyncError
 from engine.services import Service
+from handlers.caching import uncached
 from handlers.connections import Connections
 from handlers.core import Core
 from handlers.errors import as_sync_error, error_body, http_status
@@ -41,7 +42,7 @@ def application(
 ) -> web.Application:
     """Build the application with all routes; ``siblings`` are the workers of which this process is one."""
     app = web.Application(
-        middlewares=[_errors(core)], client_max_size=core.limits.frame_bytes
+        middlewares=[uncached, _errors(core)], client_max_size=core.limits.frame_bytes
     )
     app.on_response_prepare.append(without_context_takeover)
     app.on_response_prepare.append(with_headers)

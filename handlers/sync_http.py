@@ -20,6 +20,7 @@ from engine.jobs import Answer, Job, Outcome, Settlement
 from engine.messages import Conflicts, Heartbeat, Pull, Request, Resolve, Sync
 from engine.pages import with_id
 from engine.submitting import settled
+from handlers.caching import VARY
 from handlers.connections import Connections
 from handlers.core import Core
 from handlers.media_type import media_type
@@ -267,7 +268,10 @@ def _completed(
 
 def _response(request: web.Request, codec: Codec, body: bytes) -> web.Response:
     response = web.Response(
-        body=codec.encode(body), content_type=codec.content_type, zlib_executor_size=1 << 16
+        body=codec.encode(body),
+        content_type=codec.content_type,
+        headers={"Vary": f"{VARY}, Accept, Accept-Encoding"},
+        zlib_executor_size=1 << 16,
     )
     if len(body) >= _COMPRESS_FROM_BYTES and "gzip" in request.headers.get("Accept-Encoding", ""):
         response.enable_compression(web.ContentCoding.gzip)

@@ -88,7 +88,7 @@ class Tus:
         """Say where an upload stands."""
         session = await self._session(request)
         upload = await self._edge.receiving.find(session, upload_id(request.match_info["upload_id"]))
-        headers = {"Upload-Offset": str(upload.offset_bytes), "Cache-Control": "no-store"} | expiry(upload)
+        headers = {"Upload-Offset": str(upload.offset_bytes)} | expiry(upload)
         if upload.size_bytes is None:
             headers["Upload-Defer-Length"] = "1"
         else:

@@ -189,8 +189,8 @@ REFUSED: dict[str, tuple[str, bytes | Json | None, int, str]] = {
 }
 
 
-async def test_a_method_that_a_path_does_not_have_is_refused_as_not_found(shared: Running) -> None:
-    assert (await shared.get("/v1/heartbeat")).verdict == (405, "not_found")
+async def test_a_method_that_a_path_does_not_have_is_refused_as_such(shared: Running) -> None:
+    assert (await shared.get("/v1/heartbeat")).verdict == (405, "method_not_allowed")
 
 
 @pytest.mark.parametrize(("path", "body", "status", "code"), REFUSED.values(), ids=REFUSED)

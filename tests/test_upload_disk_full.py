@@ -98,7 +98,10 @@ async def test_a_full_disk_leaves_syncs_and_files_alone(server: Running, disk: D
     with pytest.raises(OSError, match="No space left"):
         fill(filler)
     other = await phone.begun(SIZE_BYTES)
-    assert (await phone.append(other, 0, photo(CHUNK_BYTES))).verdict == (507, "insufficient_storage")
+    full = await phone.append(other, 0, photo(CHUNK_BYTES))
+    assert full.verdict == (507, "insufficient_storage")
+    assert full.message["retry_after_ms"] >= 45_000, "it takes a person to make room"
+    assert int(full.headers["Retry-After"]) >= 45
     assert await phone.file(path) == kept
     device = await server.device()
     item = {"domain": "task", "id": "pump-9", "op": "put", "base": None, "data": {"status": "ASSIGNED"}}

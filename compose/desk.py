@@ -47,13 +47,21 @@ class ConflictDesk(ConflictReads):
         self._settings = settings
         self._moved = moved
 
-    def settle(self, case: ConflictCase, choice: Choice, version: int, merged: bytes | None) -> Settlement:
+    def settle(
+        self,
+        case: ConflictCase,
+        choice: Choice,
+        version: int,
+        merged: bytes | None,
+        changes: int | None = None,
+    ) -> Settlement:
         """Settle a conflict by the rules of ``engine.resolution``."""
         show = f"`run.py conflicts show {case.conflict.conflict_id}`"
         if case.record is None:
             raise RefusedError("the record of this conflict was erased: there is nothing left to settle")
         try:
-            job = decided(case, choice, version, merged, _intake(self._settings), _clock.now_us())
+            intake = _intake(self._settings)
+            job = decided(case, choice, version, merged, intake, _clock.now_us(), changes)
         except SyncError as error:
             raise RefusedError(error.message) from None
         outcome = asyncio.run(_committed(self._dsn, self._settings, case.tenant, job, self._moved))
@@ -61,7 +69,7 @@ class ConflictDesk(ConflictReads):
             return outcome
         match outcome:
             case SyncError(code="conflict_stale"):
-                raise RefusedError(f"{outcome.message}, not {version} any more: look again with {show}")
+                raise RefusedError(f"{outcome.message}: look again with {show}")
             case SyncError(code="conflict_closed"):
                 raise RefusedError(f"{outcome.message}: {show} says how")
         raise _refused(outcome)

@@ -138,7 +138,8 @@ class Epoch(Protocol):
 class ConflictSummary(msgspec.Struct, frozen=True):
     """A conflict without its data; ``base`` is None where the device knew of no record.
 
-    ``outcome`` is ``open`` while it waits; ``settled_by`` is None where its policy settled it.
+    ``changes`` is how many changes of the device it took in, ``op`` what they come to. ``outcome`` is
+    ``open`` while it waits; ``settled_by`` is None where its policy settled it.
     """
 
     tenant: str
@@ -150,6 +151,7 @@ class ConflictSummary(msgspec.Struct, frozen=True):
     op: str
     base: int | None
     server_version: int
+    changes: int
     opened_at: str
     outcome: str
     settled_by: str | None
@@ -178,10 +180,18 @@ class ConflictDesk(Protocol):
     def conflict(self, conflict_id: str, tenant: str | None) -> ConflictCase:
         """Find a conflict. Raises RefusedError if there is none, or several tenants have one of that id."""
 
-    def settle(self, case: ConflictCase, choice: Choice, version: int, merged: bytes | None) -> Settlement:
+    def settle(
+        self,
+        case: ConflictCase,
+        choice: Choice,
+        version: int,
+        merged: bytes | None,
+        changes: int | None = None,
+    ) -> Settlement:
         """Settle a conflict as a supervisor's device does, decided on ``version`` of the record.
 
-        ``merged`` is JSON, for the choice of that name. Raises RefusedError, StoreError.
+        ``merged`` is JSON, for the choice of that name; ``changes`` is how many of the device the decision
+        was made on, None for any. Raises RefusedError, StoreError.
         """
 
 

@@ -14,12 +14,14 @@ import msgspec
 from engine.attachments import attach
 from engine.domains import DomainPolicy
 from engine.errors import SyncError
+from engine.held import size_bytes
 from engine.items import apply_item
 from engine.jobs import Answer, Attach, Change, Job, Outcome, Push, Resolution
 from engine.messages import ItemError, Result
 from engine.quarantine import quarantined
 from engine.resolution import settle_by_person
 from engine.rows import (
+    Conflict,
     ConflictRef,
     EventKey,
     HeldRef,
@@ -118,18 +120,22 @@ def fitting(jobs: list[Job], state: State) -> int:
     largest_bytes = max(
         [len(row.data or b"") + len(row.attachments or b"") for row in state.records.values()], default=0
     )
+    if state.held:
+        largest_bytes += max(map(size_bytes, state.held.values()))
     changes = sum([len(job.items) if isinstance(job, Push) else 1 for job in jobs])
     if changes * largest_bytes < BATCH_TOUCHES_BYTES:  # as nearly always: nothing need be counted
         return len(jobs)
     touched_bytes = 0
     for index, job in enumerate(jobs):
-        touched_bytes += _touched_bytes(job, state.records)
+        touched_bytes += _touched_bytes(job, state.records, state.held)
         if index and touched_bytes > BATCH_TOUCHES_BYTES:
             return index
     return len(jobs)
 
 
-def _touched_bytes(job: Job, records: Mapping[RecordKey, Record]) -> int:
+def _touched_bytes(
+    job: Job, records: Mapping[RecordKey, Record], held: Mapping[HeldRef, Conflict]
+) -> int:
     if isinstance(job, Resolution):
         return 0
     if isinstance(job, Attach):
@@ -140,6 +146,9 @@ def _touched_bytes(job: Job, records: Mapping[RecordKey, Record]) -> int:
         if type(item) is Change:
             record = records.get(RecordKey(job.tenant_id, item.domain, item.id))
             found += len(item.data) + (0 if record is None else record.size_bytes)
+            if held:
+                waiting = held.get(HeldRef(job.tenant_id, job.device_id, item.domain, item.id))
+                found += 0 if waiting is None else size_bytes(waiting)
     return found
 
 
@@ -165,7 +174,7 @@ def _push(push: Push, working: Working, rules: Rules) -> Answer | SyncError:
             working.reused.append((push, kept.age_s))
             return SyncError("idempotency_key_reused", "this key was used for other items")
         return Answer(kept.results, replayed=True)
-    if len(push.items) > 1 and _touched_bytes(push, working.records) > MESSAGE_TOUCHES_BYTES:
+    if len(push.items) > 1 and _touched_bytes(push, working.records, working.held) > MESSAGE_TOUCHES_BYTES:
         return SyncError(
             "too_large", f"items: their records pass {MESSAGE_TOUCHES_BYTES} bytes together: send fewer"
         )

@@ -90,8 +90,8 @@ ERRORS: Final = _table(
         "conflict_stale",
         409,
         False,
-        "The record moved on since the decision was made.",
-        "Decide again on the version and data in the error.",
+        "The record moved on since the decision was made, or its device made another change.",
+        "Decide again on the version and data in the error; list the conflicts again if changes differ.",
     ),
     ErrorKind(
         "conflict_closed",

@@ -89,7 +89,10 @@ class Intake:
             fault = "an object is required" if type(fields) is not dict else value_fault(fields)
             if fault is not None:
                 raise SyncError("invalid_message", f"data: {fault}")
-        decision = _encode([resolve.choice, resolve.version, fields], order="sorted")
+        decided: list[object] = [resolve.choice, resolve.version, fields]
+        if resolve.changes is not None:
+            decided.append(resolve.changes)
+        decision = _encode(decided, order="sorted")
         return Resolution(
             session.tenant.tenant_id,
             session.device_id,
@@ -102,6 +105,7 @@ class Intake:
             fields,
             hashlib.sha256(decision).hexdigest(),
             now_us,
+            resolve.changes,
         )
 
     def _too_many(self, count: int) -> SyncError:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from engine.conflict import Settled, Side, Standing, client_side, settle
 from engine.domains import DomainPolicy
+from engine.held import MAX_CHANGES, changes_of, fold
 from engine.jobs import Change, Push, Refused
 from engine.merge import (
     Fields,
@@ -18,7 +19,7 @@ from engine.merge import (
     versions_of,
 )
 from engine.messages import ItemError, Result
-from engine.rows import Conflict, Event, EventKey, HeldRef, Record, RecordKey
+from engine.rows import Conflict, Event, EventKey, HeldChange, HeldRef, Record, RecordKey
 from engine.rules import Policies, Rules
 from engine.working import Working
 
@@ -44,14 +45,22 @@ def apply_item(
         unchanged = data is None
     else:
         unchanged = data is not None and same_content(data, row.data)
-    if unchanged:
-        return Result(
-            domain=item.domain, id=item.id, status="unchanged", version=row.version, seq=row.seq
-        )
+    if unchanged and not working.held:
+        return _unchanged(item, row)
     meeting = _Meeting(push, item, key, row, server, policy, working, rules)
     if item.base != row.version and not meeting.own_chain():
-        return meeting.conflict()
-    return meeting.write(wanted, data, item.at_us)
+        waiting = meeting.waiting()
+        if waiting is not None:
+            return meeting.join(waiting)
+        if not unchanged:
+            return meeting.conflict()
+    return _unchanged(item, row) if unchanged else meeting.write(wanted, data, item.at_us)
+
+
+def _unchanged(item: Change, row: Record) -> Result:
+    return Result(
+        domain=item.domain, id=item.id, status="unchanged", version=row.version, seq=row.seq
+    )
 
 
 def _append(push: Push, item: Change, working: Working, rules: Rules) -> Result:
@@ -164,6 +173,58 @@ class _Meeting(msgspec.Struct, gc=False):
         self.working.put(self.key, record, push.session_id)
         return Result(domain=item.domain, id=item.id, status="applied", version=version, seq=seq)
 
+    def waiting(self) -> Conflict | None:
+        """Return the conflict that this device has open on the record."""
+        held = self.working.held
+        if not held:
+            return None
+        return held.get(
+            HeldRef(self.push.tenant_id, self.push.device_id, self.item.domain, self.item.id)
+        )
+
+    def join(self, waiting: Conflict) -> Result:
+        """Add the change to the open conflict, whatever it would come to: it belongs behind the others there.
+
+        An atomic message, which opens no conflict, joins none either.
+        """
+        item = self.item
+        held = changes_of(waiting)
+        limit_bytes = self.rules.record_bytes
+        changes = fold(
+            held,
+            HeldChange(item.op, item.base or None, item.at_us, item.sent_at_us, _own_data(item)),
+            limit_bytes,
+        )
+        if changes is None:
+            return _rejected(
+                item,
+                "too_large",
+                f"the changes held in conflict {waiting.conflict_id} would pass {limit_bytes} bytes"
+                f" or {MAX_CHANGES} changes: settle it, then send this one again",
+            )
+        if self.push.atomic:
+            return self._held(UNSET)
+        if changes is not held:
+            self.working.log(
+                msgspec.structs.replace(
+                    waiting, client_changes=changes, client_count=waiting.client_count + 1
+                )
+            )
+        self._log("held", waiting.conflict_id)
+        return self._held(waiting.conflict_id)
+
+    def _held(self, conflict_id: str | UnsetType) -> Result:
+        row = self.row
+        return Result(
+            domain=self.item.domain,
+            id=self.item.id,
+            status="conflict",
+            conflict_id=conflict_id,
+            version=row.version,
+            seq=row.seq,
+            data=_raw(row.data),
+        )
+
     def conflict(self) -> Result:
         """Settle by policy, or hold for a person; an atomic message opens no conflict."""
         item, row, policy = self.item, self.row, self.policy
@@ -177,22 +238,18 @@ class _Meeting(msgspec.Struct, gc=False):
             Side(item.op, item.fields, item.base, item.at_us, item.changed),
         )
         if settled is None:
-            return Result(
-                domain=item.domain,
-                id=item.id,
-                status="conflict",
-                conflict_id=UNSET if self.push.atomic else self._hold(),
-                version=row.version,
-                seq=row.seq,
-                data=_raw(row.data),
-            )
+            if self.push.atomic:
+                return self._held(UNSET)
+            opened = self._logged(self.rules.new_id(), "open")
+            self.working.log(opened)
+            return self._held(opened.conflict_id)
         if settled.winner == "server":
-            self._log(self.rules.new_id(), "server", self.push.now_us)
+            self._log(settled.winner)
             return self._resolved(settled, row)
         written = self.write(settled.fields, _encoded(settled.fields), settled.at_us)
         if written.status == "rejected":
             return written
-        self._log(self.rules.new_id(), settled.winner, self.push.now_us)
+        self._log(settled.winner)
         return self._resolved(settled, self.working.records[self.key])
 
     def _resolved(self, settled: Settled, stands: Record) -> Result:
@@ -207,37 +264,28 @@ class _Meeting(msgspec.Struct, gc=False):
             data=_raw(stands.data),
         )
 
-    def _hold(self) -> str:
-        """Open a conflict, or replace the client's side of the one this device has open."""
-        push, item = self.push, self.item
-        holder = HeldRef(push.tenant_id, push.device_id, item.domain, item.id)
-        waiting = self.working.held.get(holder)
-        if waiting is None:
-            conflict_id = self.rules.new_id()
-            self._log(conflict_id, "open", push.now_us)
-            return conflict_id
-        self._log(waiting.conflict_id, "open", waiting.opened_at_us)
-        return waiting.conflict_id
+    def _log(self, outcome: str, held_in: str | None = None) -> None:
+        self.working.log(self._logged(self.rules.new_id(), outcome, held_in))
 
-    def _log(self, conflict_id: str, outcome: str, opened_at_us: int) -> None:
+    def _logged(self, conflict_id: str, outcome: str, held_in: str | None = None) -> Conflict:
         push, item, row = self.push, self.item, self.row
-        self.working.log(
-            Conflict(
-                tenant_id=push.tenant_id,
-                conflict_id=conflict_id,
-                domain=item.domain,
-                record_id=item.id,
-                device_id=push.device_id,
-                policy=self.policy.policy,
-                outcome=outcome,
-                server_version=row.version,
-                server_data=row.data,
-                client_base=item.base or None,
-                client_op=item.op,
-                client_at_us=item.at_us,
-                client_data=None if item.fields is None else item.data,
-                opened_at_us=opened_at_us,
-            )
+        return Conflict(
+            tenant_id=push.tenant_id,
+            conflict_id=conflict_id,
+            domain=item.domain,
+            record_id=item.id,
+            device_id=push.device_id,
+            policy=self.policy.policy,
+            outcome=outcome,
+            server_version=row.version,
+            server_data=row.data,
+            client_base=item.base or None,
+            client_op=item.op,
+            client_at_us=item.at_us,
+            client_data=_own_data(item),
+            client_sent_at_us=item.sent_at_us,
+            held_in=held_in,
+            opened_at_us=push.now_us,
         )
 
 
@@ -249,6 +297,10 @@ def next_versions(
         return None
     versions = versions_of(row.fields, row.version, row.at_us)
     return advance(versions, before, after, row.version + 1, at_us)
+
+
+def _own_data(item: Change) -> bytes | None:
+    return None if item.fields is None else item.data
 
 
 def _rejected(item: Change | Refused, code: str, message: str) -> Result:

@@ -59,7 +59,10 @@ class Push(msgspec.Struct, frozen=True):
 
 
 class Resolution(msgspec.Struct, frozen=True):
-    """One ``resolve`` message; ``domain`` and ``record_id`` are the conflict's."""
+    """One ``resolve`` message; ``domain`` and ``record_id`` are the conflict's.
+
+    ``changes`` is how many changes of the device the decision was made on, None if it does not say.
+    """
 
     tenant_id: int
     device_id: str
@@ -72,6 +75,7 @@ class Resolution(msgspec.Struct, frozen=True):
     fields: Fields | None
     request_sha256: str
     now_us: int
+    changes: int | None = None
 
 
 class Attach(msgspec.Struct, frozen=True):

@@ -111,13 +111,14 @@ class Conflicts(msgspec.Struct, frozen=True, tag_field="type", tag="conflicts"):
 
 
 class Resolve(msgspec.Struct, frozen=True, tag_field="type", tag="resolve"):
-    """Settle a conflict on the server version that the decision was made on."""
+    """Settle a conflict on the server version, and the count of changes, that the decision was made on."""
 
     id: RequestId
     conflict_id: Name
     choice: Choice
     version: Annotated[int, Meta(ge=1)]
     data: Any = None
+    changes: Annotated[int, Meta(ge=1)] | None = None
 
 
 Request = Hello | Sync | Pull | Subscribe | Unsubscribe | Heartbeat | Conflicts | Resolve
@@ -220,13 +221,17 @@ class ServerSide(msgspec.Struct, frozen=True):
 
 
 class ClientSide(msgspec.Struct, frozen=True):
-    """The change that waits; ``data`` is the record as it would stand if it won."""
+    """What waits; ``data`` is the record as it would stand if it won.
+
+    ``base`` is that of the first change, ``at`` that of the last, ``changes`` how many the device made.
+    """
 
     base: int | None
     at: str
     device_id: str
     data: Raw | None
     op: str
+    changes: int
 
 
 class OpenConflict(msgspec.Struct, frozen=True):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from engine.conflict import client_side
 from engine.errors import SyncError
+from engine.held import applied, changes_of
 from engine.items import next_versions
 from engine.jobs import Outcome, Resolution, Settlement
 from engine.merge import Fields, decode_fields, encode_fields
@@ -30,12 +30,10 @@ def settle_by_person(job: Resolution, working: Working, rules: Rules) -> Outcome
     key = RecordKey(job.tenant_id, conflict.domain, conflict.record_id)
     row = working.records[key]
     if row.version != job.version:
-        return SyncError(
-            "conflict_stale",
-            f"the record is at version {row.version} now",
-            version=row.version,
-            data=None if row.data is None else msgspec.Raw(row.data),
-        )
+        return _stale(f"the record is at version {row.version} now, not {job.version}", row, conflict)
+    if job.changes is not None and job.changes != conflict.client_count:
+        made = conflict.client_count
+        return _stale(f"the device has made {made} changes, not {job.changes}", row, conflict)
     server = None if row.data is None else decode_fields(row.data)
     outcome = _chosen(job, conflict, server)
     data = None if outcome is None else encode_fields(outcome)
@@ -74,7 +72,19 @@ def settle_by_person(job: Resolution, working: Working, rules: Rules) -> Outcome
     return Settlement(conflict.conflict_id, version, seq)
 
 
+def _stale(sentence: str, row: Record, conflict: Conflict) -> SyncError:
+    return SyncError(
+        "conflict_stale",
+        sentence,
+        version=row.version,
+        changes=conflict.client_count,
+        data=None if row.data is None else msgspec.Raw(row.data),
+    )
+
+
 def _settled_before(job: Resolution, conflict: Conflict) -> Outcome:
+    if conflict.held_in is not None:
+        return SyncError("conflict_closed", f"this change is part of the conflict {conflict.held_in}")
     same = conflict.settled_sha256 == job.request_sha256
     if same and conflict.settled_version is not None and conflict.settled_seq is not None:
         return Settlement(conflict.conflict_id, conflict.settled_version, conflict.settled_seq)
@@ -86,5 +96,4 @@ def _chosen(job: Resolution, conflict: Conflict, server: Fields | None) -> Field
         return server
     if job.choice == "merged":
         return job.fields
-    held = None if conflict.client_data is None else decode_fields(conflict.client_data)
-    return client_side(conflict.client_op, held, server)
+    return applied(changes_of(conflict), server)

@@ -9,8 +9,8 @@ from msgspec import UNSET, UnsetType
 
 from engine.administration import ConflictCase
 from engine.codec import JSON
-from engine.conflict import client_side
 from engine.errors import SyncError
+from engine.held import applied, changes_of, op_of
 from engine.instants import to_text
 from engine.intake import Intake, Session
 from engine.jobs import Resolution
@@ -31,8 +31,21 @@ class Standing(msgspec.Struct, frozen=True):
     data: msgspec.Raw | None
 
 
+class Sent(msgspec.Struct, frozen=True):
+    """One change that is held; ``data`` is the put's record or the patch, null for a delete."""
+
+    op: str
+    base: int | None
+    at: str
+    data: msgspec.Raw | None
+
+
 class Wanted(msgspec.Struct, frozen=True):
-    """The device's side: ``sent`` with ``op``, and ``data``, the record as it would stand if it won."""
+    """The device's side. ``data`` is the record as it would stand if it won.
+
+    ``held`` are its changes in order, ``changes`` how many it made. ``op`` is what they come to, ``base`` is
+    of the first, ``at`` of the last; ``sent`` is the data of a change that is held alone.
+    """
 
     device_id: str
     op: str
@@ -40,6 +53,8 @@ class Wanted(msgspec.Struct, frozen=True):
     at: str
     sent: msgspec.Raw | None
     data: msgspec.Raw | None
+    changes: int
+    held: list[Sent]
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -61,7 +76,10 @@ class Settled(msgspec.Struct, frozen=True):
 
 
 class Review(msgspec.Struct, frozen=True):
-    """One conflict. ``server`` is what the change met, ``record`` what stands now and differences are to."""
+    """One conflict. ``server`` is what the change met, ``record`` what stands now and differences are to.
+
+    ``held_in`` is the conflict that the change became part of.
+    """
 
     tenant: str
     conflict_id: str
@@ -75,14 +93,15 @@ class Review(msgspec.Struct, frozen=True):
     client: Wanted
     differences: list[Difference]
     settled: Settled | None
+    held_in: str | None
 
 
 def review(case: ConflictCase) -> Review:
     """Lay a conflict out for a person."""
     conflict, record = case.conflict, case.record
     standing = None if record is None or record.data is None else decode_fields(record.data)
-    sent = None if conflict.client_data is None else decode_fields(conflict.client_data)
-    wanted = client_side(conflict.client_op, sent, standing)
+    held = changes_of(conflict)
+    wanted = applied(held, standing)
     settled = None
     if conflict.settled_at_us is not None:
         assert conflict.settled_by is not None
@@ -109,14 +128,17 @@ def review(case: ConflictCase) -> Review:
         ServerSide(conflict.server_version, _raw(conflict.server_data)),
         Wanted(
             conflict.device_id,
-            conflict.client_op,
-            conflict.client_base,
-            to_text(conflict.client_at_us),
-            _raw(conflict.client_data),
+            op_of(held),
+            held[0].base,
+            to_text(held[-1].at_us),
+            _raw(held[0].data) if len(held) == 1 else None,
             None if wanted is None else _raw(encode_fields(wanted)),
+            conflict.client_count,
+            [Sent(one.op, one.base, to_text(one.at_us), _raw(one.data)) for one in held],
         ),
         differences(standing, wanted),
         settled,
+        conflict.held_in,
     )
 
 
@@ -131,7 +153,13 @@ def differences(server: Fields | None, client: Fields | None) -> list[Difference
 
 
 def decided(
-    case: ConflictCase, choice: Choice, version: int, merged: bytes | None, intake: Intake, now_us: int
+    case: ConflictCase,
+    choice: Choice,
+    version: int,
+    merged: bytes | None,
+    intake: Intake,
+    now_us: int,
+    changes: int | None = None,
 ) -> Resolution:
     """Make the resolution that a supervisor's device would send. Raises SyncError."""
     message: dict[str, object] = {
@@ -140,6 +168,7 @@ def decided(
         "conflict_id": case.conflict.conflict_id,
         "choice": choice,
         "version": version,
+        "changes": changes,
     }
     if merged is not None:
         JSON.check_depth(merged)

@@ -114,11 +114,29 @@ class KeyRow(msgspec.Struct, frozen=True):
     age_s: int = 0
 
 
+class HeldChange(msgspec.Struct, frozen=True):
+    """One change that waits for a person; ``data`` is the put's record or the patch, None for a delete.
+
+    ``base`` is None where the device knew of no record. ``at_us`` is corrected, ``sent_at_us`` as sent.
+    """
+
+    op: Op
+    base: int | None
+    at_us: int
+    sent_at_us: int
+    data: bytes | None
+
+
 class Conflict(msgspec.Struct, frozen=True, kw_only=True):
     """One conflict with both sides, as logged; ``outcome`` is ``open`` while it waits.
 
     ``client_data`` is the item's own data: the whole record for a put, the patch for a patch, None
     for a delete. ``server_data`` is the record it met. ``settled_*`` say how a person decided.
+
+    An item that joins an open conflict has a row of its own too: ``outcome`` is ``held``, ``held_in`` the
+    open one's id. That one then has in ``client_changes`` all that it holds (``engine.held``; None while
+    that is its own item) and in ``client_count`` how many changes it took in, those included that a later
+    put or delete dropped. ``client_sent_at_us`` is None in rows from before it was kept.
     """
 
     tenant_id: int
@@ -134,6 +152,10 @@ class Conflict(msgspec.Struct, frozen=True, kw_only=True):
     client_op: Op
     client_at_us: int
     client_data: bytes | None
+    client_sent_at_us: int | None = None
+    client_changes: tuple[HeldChange, ...] | None = None
+    client_count: int = 1
+    held_in: str | None = None
     opened_at_us: int
     settled_by: str | None = None
     settled_at_us: int | None = None

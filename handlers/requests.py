@@ -7,10 +7,10 @@ from typing import Final
 import msgspec
 from msgspec import UNSET
 
-from engine.conflict import client_side
 from engine.domains import Domain, DomainPolicy
 from engine.errors import SyncError
 from engine.health import Device
+from engine.held import applied, changes_of, op_of, size_bytes
 from engine.instants import to_text
 from engine.intake import Session
 from engine.jobs import Answer, Resolution
@@ -23,7 +23,6 @@ from engine.messages import (
     DomainList,
     Heartbeat,
     HeartbeatAck,
-    Op,
     OpenConflict,
     Resolve,
     ServerSide,
@@ -55,12 +54,12 @@ async def list_conflicts(core: Core, session: Session, request: Conflicts, reque
         session.tenant.tenant_id, device_id, request.after, request.limit + 1
     )
     shown: list[OpenConflict] = []
-    size_bytes = 0
+    taken_bytes = 0
     for held in found[: request.limit]:
         shown.append(_open_conflict(held))
-        size_bytes += len(held.conflict.client_data or b"")
-        size_bytes += len((held.record and held.record.data) or b"")
-        if size_bytes > LIST_BYTES:
+        taken_bytes += size_bytes(held.conflict)
+        taken_bytes += len((held.record and held.record.data) or b"")
+        if taken_bytes > LIST_BYTES:
             break
     after = shown[-1].conflict_id if len(shown) < len(found) else None
     return _encode(ConflictList(request_id or UNSET, shown, after))
@@ -69,9 +68,8 @@ async def list_conflicts(core: Core, session: Session, request: Conflicts, reque
 def _open_conflict(held: HeldConflict) -> OpenConflict:
     conflict, record = held.conflict, held.record
     server = None if record is None else record.data
-    fields = None if conflict.client_data is None else decode_fields(conflict.client_data)
-    standing = None if server is None else decode_fields(server)
-    wanted = client_side(msgspec.convert(conflict.client_op, Op), fields, standing)
+    changes = changes_of(conflict)
+    wanted = applied(changes, None if server is None else decode_fields(server))
     return OpenConflict(
         conflict.conflict_id,
         conflict.domain,
@@ -79,11 +77,12 @@ def _open_conflict(held: HeldConflict) -> OpenConflict:
         conflict.policy,
         ServerSide(0 if record is None else record.version, _raw(server)),
         ClientSide(
-            conflict.client_base,
-            to_text(conflict.client_at_us),
+            changes[0].base,
+            to_text(changes[-1].at_us),
             conflict.device_id,
             _raw(None if wanted is None else encode_fields(wanted)),
-            conflict.client_op,
+            op_of(changes),
+            conflict.client_count,
         ),
         to_text(conflict.opened_at_us),
     )

@@ -28,6 +28,7 @@ from engine.rows import (
 )
 from engine.uploads import UploadRef
 from storage.arrays import joined, numbers, plain, split, texts
+from storage.held import StoredChange
 from storage.kept_keys import RECENT_H, TODAY, older, recent
 from storage.pool import SERVER_MS, ConnectionLostError, Database, Row, Session, Statement
 from storage.writing import finish
@@ -139,6 +140,10 @@ class StoredConflict(msgspec.Struct):
     client_op: str
     client_at_us: int
     client_data: msgspec.Raw
+    client_sent_at_us: int | None
+    client_changes: list[StoredChange] | None
+    client_count: int
+    held_in: str | None
     opened_at_us: int
     settled_by: str | None
     settled_at_us: int | None
@@ -151,6 +156,8 @@ class StoredConflict(msgspec.Struct):
         fields = msgspec.structs.asdict(self)
         for name in ("server_data", "client_data"):
             fields[name] = _bytes(fields[name])
+        if self.client_changes is not None:
+            fields["client_changes"] = tuple([one.change() for one in self.client_changes])
         return Conflict(**fields)
 
 

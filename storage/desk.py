@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 #: One probe of the key for each tenant.
 _OF_TENANT: Final = "(%(tenant)s::text IS NULL OR t.name = %(tenant)s)"
 _SUMMARY: Final = (
-    "SELECT t.name, c.conflict_id, c.domain, c.record_id, c.device_id, c.policy, c.client_op, c.client_base,"
-    " c.server_version, c.opened_at_us, c.outcome, c.settled_by FROM tenants AS t"
+    "SELECT t.name, c.conflict_id, c.domain, c.record_id, c.device_id, c.policy,"
+    " CASE WHEN c.client_changes IS NULL THEN c.client_op"
+    " WHEN c.client_changes->0->>'op' = 'delete' AND json_array_length(c.client_changes) > 1 THEN 'put'"
+    " ELSE c.client_changes->0->>'op' END,"
+    " CASE WHEN c.client_changes IS NULL THEN c.client_base"
+    " ELSE (c.client_changes->0->>'base')::bigint END,"
+    " c.server_version, c.client_count, c.opened_at_us, c.outcome, c.settled_by FROM tenants AS t"
 )
 _CONFLICTS: Final = (
     f"{_SUMMARY} JOIN conflict_resolution_log AS c"
@@ -32,7 +37,7 @@ _CONFLICTS: Final = (
 )
 _SETTLED: Final = (
     f"{_SUMMARY} CROSS JOIN LATERAL (SELECT * FROM conflict_resolution_log"
-    " WHERE tenant_id = t.tenant_id AND outcome <> 'open'"
+    " WHERE tenant_id = t.tenant_id AND outcome NOT IN ('open', 'held')"
     " ORDER BY opened_at_us DESC, conflict_id DESC LIMIT %(limit)s) AS c"
     f" WHERE {_OF_TENANT} ORDER BY t.name, c.opened_at_us DESC, c.conflict_id DESC"
 )

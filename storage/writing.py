@@ -16,6 +16,7 @@ from storage.arrays import (
     texts,
     texts_or_null,
 )
+from storage.held import encode_changes
 from storage.pool import Statement
 
 _COUNTERS: Final = Statement(
@@ -69,6 +70,10 @@ _CONFLICT_COLUMNS: Final = (
     ("client_op", "text"),
     ("client_at_us", "bigint"),
     ("client_data", "json"),
+    ("client_sent_at_us", "bigint"),
+    ("client_changes", "json"),
+    ("client_count", "int"),
+    ("held_in", "text"),
     ("opened_at_us", "bigint"),
     ("settled_by", "text"),
     ("settled_at_us", "bigint"),
@@ -199,7 +204,9 @@ def _keys(keys: list[KeyRow], values: Values) -> None:
 def _conflicts(conflicts: list[Conflict], values: Values) -> None:
     for name, kind in _CONFLICT_COLUMNS:
         column = [getattr(conflict, name) for conflict in conflicts]
-        if kind == "json":
+        if name == "client_changes":
+            column = [None if changes is None else encode_changes(changes).decode() for changes in column]
+        elif kind == "json":
             column = [_text(data) for data in column]
         as_text = kind in ("text", "json")
         values["c_" + name] = texts_or_null(column) if as_text else numbers_or_null(column)

@@ -16,6 +16,9 @@ from typing import Any
 Json = dict[str, Any]
 RecordId = tuple[str, str]
 
+#: So many changes wait in one conflict.
+CHAIN = 128
+
 _MISSING: Any = object()
 _INT_RANGE = range(-(2**63), 2**63)
 
@@ -48,8 +51,23 @@ class Version:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """One change that waits for a person; ``sent_us`` is its ``at`` as it was sent."""
+
+    op: str
+    base: int | None
+    at_us: int
+    sent_us: int
+    data: Json | None
+
+
+@dataclass(frozen=True)
 class Logged:
-    """One conflict with both sides; ``outcome`` is ``open`` while a person has to decide."""
+    """One conflict with both sides; ``outcome`` is ``open`` while a person has to decide.
+
+    What came to an open one later has a row of its own, ``held``, and ``joined`` is the serial number of the
+    open one. ``chain`` is all that waits there in order, ``count`` how many changes it took in.
+    """
 
     domain: str
     record_id: str
@@ -62,7 +80,11 @@ class Logged:
     op: str
     at_us: int
     data: Json | None
+    sent_us: int
     settled: Settled | None = None
+    joined: int | None = None
+    chain: tuple[Waiting, ...] = ()
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -202,6 +224,13 @@ def merge_patch(target: object, patch: object) -> Any:
         else:
             merged[name] = merge_patch(merged.get(name), value)
     return merged
+
+
+def chain_applied(chain: tuple[Waiting, ...], current: Json | None) -> Json | None:
+    """Make all changes of a chain, one after the other."""
+    for one in chain:
+        current = _applied(one.op, one.data, current)
+    return current
 
 
 class World:
@@ -345,10 +374,29 @@ class World:
             raise RejectedError("unknown_base")
         current = history[-1].data if history else None
         client = _applied(op, data, current)
+        by_field = policy.policy == "field_merge"
+        meets = _conflicts(history, device, base or 0, at_us)
+        logged = Logged(
+            domain,
+            item["id"],
+            device,
+            policy.policy,
+            "held",
+            len(history),
+            current,
+            base,
+            op,
+            at_us,
+            data,
+            now_us if at is None else instant_us(at),
+        )
+        if meets and "manual" in {policy.policy, policy.fallback if by_field else None}:
+            serial = self._join(tenant, logged)
+            if serial is not None:
+                return {"status": "conflict", "conflict_id": serial} | _standing(history, data=True)
         if history and same(client, current):
             return {"status": "unchanged"} | _standing(history)
-        by_field = policy.policy == "field_merge"
-        if not _conflicts(history, device, base or 0, at_us):
+        if not meets:
             self._judge(domain, client, current)
             self._write(tenant, item, Version(client, at_us, at_us, device, 0, by_field))
             return {"status": "applied"} | _standing(tenant.records[domain, item["id"]])
@@ -357,23 +405,11 @@ class World:
         outcome = _settle(policy, self.domains[domain], history, change, client)
         if outcome.winner in {"client", "merged"}:
             self._judge(domain, outcome.data, current)
-        logged = Logged(
-            domain,
-            item["id"],
-            device,
-            policy.policy,
-            "open" if outcome is HELD else outcome.winner,
-            len(history),
-            current,
-            base,
-            op,
-            at_us,
-            data,
-        )
         if outcome is HELD:
-            serial = self._hold(tenant, logged)
+            chain = (_waiting(logged),)
+            serial = self._log(tenant, replace(logged, outcome="open", chain=chain))
             return {"status": "conflict", "conflict_id": serial} | _standing(history, data=True)
-        self._log(tenant, logged)
+        self._log(tenant, replace(logged, outcome=outcome.winner))
         if outcome.winner != "server":
             self._write(tenant, item, Version(outcome.data, outcome.at_us, at_us, device, 0, by_field))
         return {
@@ -397,8 +433,7 @@ class World:
                 raise RejectedError("invalid_item")
             if before is not None and status not in _led_to(before, spec.steps):
                 raise RejectedError("invalid_item")
-        text = json.dumps(outcome, ensure_ascii=False, separators=(",", ":"))
-        if len(text.encode()) > self.record_bytes:
+        if len(_compact(outcome)) > self.record_bytes:
             raise RejectedError("too_large")
 
     def _write(self, tenant: Tenant, item: Json, version: Version) -> None:
@@ -411,14 +446,38 @@ class World:
         tenant.conflicts[self._serial] = logged
         return self._serial
 
-    def _hold(self, tenant: Tenant, logged: Logged) -> int:
-        """Queue a held change; a device has one open conflict per record."""
+    def _join(self, tenant: Tenant, logged: Logged) -> int | None:
+        """Add a change to the conflict that its device has open on the record, if it has one."""
         whose = (logged.device, logged.domain, logged.record_id)
-        for serial, known in tenant.conflicts.items():
+        for serial, known in list(tenant.conflicts.items()):
             if known.outcome == "open" and (known.device, known.domain, known.record_id) == whose:
-                tenant.conflicts[serial] = logged
+                change = _waiting(logged)
+                if not again(known.chain, change):
+                    chain = self.chained(known.chain, change)
+                    tenant.conflicts[serial] = replace(known, chain=chain, count=known.count + 1)
+                self._log(tenant, replace(logged, joined=serial))
                 return serial
-        return self._log(tenant, logged)
+        return None
+
+    def chained(self, chain: tuple[Waiting, ...], change: Waiting) -> tuple[Waiting, ...]:
+        """Put changes in the order in which they were made, as far as they still matter, and bound them."""
+        changes = sorted([*chain, change], key=lambda one: one.sent_us)
+        while any(one.op != "patch" for one in changes[1:]):
+            del changes[0]
+        if self._passes(changes):
+            merged: list[Waiting] = []
+            for one in changes:
+                merged.append(one)
+                while len(merged) > 1 and len(both := _as_one(*merged[-2:])) == 1:
+                    merged[-2:] = both
+            changes = merged
+            if self._passes(changes):
+                raise RejectedError("too_large")
+        return tuple(changes)
+
+    def _passes(self, changes: list[Waiting]) -> bool:
+        texts = [_compact(one.data) for one in changes if one.data is not None]
+        return len(changes) > CHAIN or sum(map(len, texts)) > self.record_bytes
 
     # -- resolve ------------------------------------------------------------------------------
 
@@ -431,12 +490,13 @@ class World:
         choice: str,
         version: int,
         data: Json | None,
+        changes: int | None,
         now_us: int,
         policies: Mapping[str, Policy],
     ) -> Json | str:
         """Answer one ``resolve``: the version and seq that it wrote, or an error's code.
 
-        For ``conflict_stale`` it is the record's ``stale_version`` and ``data``.
+        For ``conflict_stale`` it is the record's ``stale_version`` and ``data``, and the count of changes.
         """
         tenant = self.tenant(tenant_id)
         conflict = tenant.conflicts.get(serial)
@@ -445,7 +505,7 @@ class World:
         merged = data if choice == "merged" else None
         if choice == "merged" and not (isinstance(merged, dict) and _storable(merged)):
             return "invalid_message"
-        decision = canonical([choice, version, merged])
+        decision = canonical([choice, version, merged, changes])
         if conflict.outcome != "open":
             settled = conflict.settled
             if settled is None or settled.decision != decision:
@@ -454,12 +514,12 @@ class World:
         key = (conflict.domain, conflict.record_id)
         history = tenant.records[key]
         current = history[-1].data
-        if version != len(history):
-            return {"stale_version": len(history), "data": current}
+        if version != len(history) or changes not in {None, conflict.count}:
+            return {"stale_version": len(history), "data": current, "changes": conflict.count}
         if choice == "server":
             outcome = current
         elif choice == "client":
-            outcome = _applied(conflict.op, conflict.data, current)
+            outcome = chain_applied(conflict.chain, current)
         else:
             outcome = merged
         if choice != "server":
@@ -641,12 +701,66 @@ def _changed_since(history: tuple[Version, ...], base: int, name: str) -> int | 
     return history[known_from - 1].at_us if base < known_from else None
 
 
+# -- chains of changes that wait ----------------------------------------------------------------
+
+
+def _waiting(logged: Logged) -> Waiting:
+    return Waiting(logged.op, logged.base, logged.at_us, logged.sent_us, logged.data)
+
+
+def again(chain: tuple[Waiting, ...], change: Waiting) -> bool:
+    """Whether a change is the very same as the last one that was made until then."""
+    before = [one for one in chain if one.sent_us <= change.sent_us]
+    if not before:
+        return False
+    last = before[-1]
+    names = (last.op, last.base, last.sent_us)
+    return names == (change.op, change.base, change.sent_us) and same(last.data, change.data)
+
+
+def _as_one(first: Waiting, second: Waiting) -> list[Waiting]:
+    """Make one change of two where it does the same to every record; the second is a patch.
+
+    A record that has an object, with a member that neither names, wherever one of them names a field tells
+    whether it does: a patch for both keeps such members in every object that it leaves.
+    """
+    assert second.data is not None
+    if first.op != "patch":
+        return [replace(second, op="put", base=first.base, data=merge_patch(first.data, second.data))]
+    assert first.data is not None
+    both = _laid_over(first.data, second.data)
+    record = _strange(_laid_over(_branches(first.data), _branches(second.data)))
+    if not same(merge_patch(record, both), merge_patch(merge_patch(record, first.data), second.data)):
+        return [first, second]
+    return [replace(second, base=first.base, data=both)]
+
+
+def _laid_over(first: Json, second: Json) -> Json:
+    both = {**first, **second}
+    for name in first.keys() & second.keys():
+        if isinstance(first[name], dict) and isinstance(second[name], dict):
+            both[name] = _laid_over(first[name], second[name])
+    return both
+
+
+def _branches(patch: Json) -> Json:
+    return {name: _branches(value) if isinstance(value, dict) else {} for name, value in patch.items()}
+
+
+def _strange(branches: Json) -> Json:
+    return {"~": 1} | {name: _strange(inner) for name, inner in branches.items()}
+
+
 # -- values -------------------------------------------------------------------------------------
 
 
 def _applied(op: str, data: Json | None, current: Json | None) -> Json | None:
     """Give the client's side: the record as it would stand if this change won."""
     return merge_patch(current, data) if op == "patch" else data
+
+
+def _compact(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _standing(history: tuple[Version, ...], *, data: bool = False) -> Json:

@@ -82,7 +82,10 @@ class Repeat:
 
 @dataclass(frozen=True)
 class ResolveSketch:
-    """One ``resolve`` of the conflict number ``which``; ``behind`` is how stale its version is."""
+    """One ``resolve`` of the conflict number ``which``; ``behind`` is how stale its version is.
+
+    ``more`` is how many changes more than there are it was decided on, None if it does not say.
+    """
 
     which: int
     tenant: int | None
@@ -91,6 +94,7 @@ class ResolveSketch:
     choice: str
     behind: int
     data: Json
+    more: int | None
 
 
 @dataclass(frozen=True)
@@ -216,6 +220,21 @@ def _items(draw: st.DrawFn, domains: st.SearchStrategy[str]) -> ItemSketch:
     )
 
 
+@st.composite
+def _links(draw: st.DrawFn, domain: str) -> ItemSketch:
+    """One of a chain of changes that a device made of one record, all on an old base."""
+    op = draw(st.sampled_from(["patch", "patch", "patch", "patch", "put", "delete"]))
+    data: Json | None = None
+    if op == "patch":
+        names = draw(st.sampled_from(_SUBSETS[domain]))
+        values = st.none() | _scalars | _nested | _nested
+        data = {name: draw(values) for name in names}
+    elif op == "put":
+        data = draw(_data(domain, patch=False))
+    at = draw(st.none() | st.tuples(st.just("start"), st.sampled_from([1, 2, 2, 3, 4])))
+    return ItemSketch(domain, "r1", op, draw(st.sampled_from([None, -1])), at, data, None, None)
+
+
 _tenants = st.sampled_from([1, 1, 1, 1, 2])
 _devices = st.sampled_from(DEVICES)
 _resolves = st.builds(
@@ -227,6 +246,7 @@ _resolves = st.builds(
     choice=st.sampled_from(["client", "server", "merged"]),
     behind=st.sampled_from([0, 0, 0, 0, 0, 1, -1]),
     data=_data("task", patch=False) | _data("form", patch=False) | _data("note", patch=False),
+    more=st.sampled_from([None, None, 0, 0, 0, 1, -1]),
 )
 _repeats = st.builds(
     Repeat, which=st.sampled_from([0, 0, 1, 2, 3, 4]), spoiled=st.sampled_from([False, False, True])
@@ -246,6 +266,15 @@ def _commands(domains: st.SearchStrategy[str]) -> st.SearchStrategy[Command]:
         clock_offset_s=st.sampled_from([0, 0, 0, 2, -2, 3600]),
         items=st.lists(_items(domains), min_size=1, max_size=3),
     )
+    chains = st.builds(
+        SyncSketch,
+        tenant=st.just(1),
+        device=st.sampled_from(["phone", "phone", "tablet"]),
+        key=st.none(),
+        atomic=st.just(False),
+        clock_offset_s=st.sampled_from([0, 0, 2]),
+        items=domains.flatmap(lambda domain: st.lists(_links(domain), min_size=1, max_size=4)),
+    )
     files = st.builds(
         AttachSketch,
         tenant=_tenants,
@@ -256,6 +285,7 @@ def _commands(domains: st.SearchStrategy[str]) -> st.SearchStrategy[Command]:
     )
     turns: list[st.SearchStrategy[Command]] = [
         *[syncs] * 12,
+        *[chains] * 4,
         *[files] * 5,
         _repeats,
         *[_resolves] * 4,

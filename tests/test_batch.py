@@ -13,6 +13,7 @@ from engine.batch import Plan, lookups, plan
 from engine.codec import JSON
 from engine.domains import Domain, DomainPolicy, Domains
 from engine.errors import SyncError
+from engine.held import changes_of
 from engine.intake import Intake, Session
 from engine.jobs import Answer, Job, Push, Resolution, Settlement
 from engine.messages import Choice, Resolve, Sync
@@ -207,7 +208,7 @@ def test_a_conflict_of_a_domain_configured_no_longer_is_refused_with_a_remedy() 
         assert "form" in refused.message
 
 
-def test_a_later_held_change_replaces_the_clients_side_and_keeps_its_place_in_the_queue() -> None:
+def test_a_later_held_change_joins_the_conflict_which_keeps_its_place_in_the_queue() -> None:
     desk = Desk()
     first = _open_conflict(desk)
     desk.now_us += 1_000_000
@@ -219,7 +220,13 @@ def test_a_later_held_change_replaces_the_clients_side_and_keeps_its_place_in_th
     assert [result["conflict_id"] for result in results] == [first.conflict_id] * 2
     assert other[0]["conflict_id"] != first.conflict_id
     now = desk.rows.conflicts[ConflictRef(1, first.conflict_id)]
-    assert (now.client_data, now.server_version, now.opened_at_us) == (b'{"y":4}', 2, NOW_US)
+    assert [one.data for one in changes_of(now)] == [b'{"y":4}']
+    assert (now.client_count, now.client_data, now.opened_at_us) == (3, first.client_data, NOW_US)
+    joined = [row for row in desk.rows.conflicts.values() if row.held_in == first.conflict_id]
+    assert [(row.outcome, row.client_data, row.server_version, row.opened_at_us) for row in joined] == [
+        ("held", b'{"y":3}', 2, NOW_US + 1_000_000),
+        ("held", b'{"y":4}', 2, NOW_US + 1_000_000),
+    ]
 
 
 def test_once_settled_the_next_held_change_opens_a_new_conflict_even_in_the_same_batch() -> None:

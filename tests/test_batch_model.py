@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -15,16 +17,18 @@ from engine.batch import Plan, lookups, plan
 from engine.codec import JSON
 from engine.domains import DomainPolicy
 from engine.errors import SyncError
-from engine.instants import to_text
+from engine.held import applied, changes_of
+from engine.instants import to_text, to_us
 from engine.intake import Intake, Session
-from engine.jobs import Attach, Attached, Job, Outcome, Push, Resolution, Settlement
+from engine.jobs import Answer, Attach, Attached, Job, Outcome, Push, Resolution, Settlement
+from engine.merge import decode_fields
 from engine.messages import Attachment, Resolve, Sync
 from engine.ports import Tenant
 from engine.rows import Conflict, ConflictRef, EventKey, Record, RecordKey
 from engine.rules import Rules
 from engine.uploads import UploadRef
 from tests.memory_store import Memory
-from tests.model import File, Logged, Policy, World, canonical
+from tests.model import File, Logged, Policy, World, canonical, chain_applied
 from tests.strategies import (
     ENGINE_DOMAINS,
     MODEL_DOMAINS,
@@ -80,6 +84,7 @@ class SentResolve:
     choice: str
     version: int
     data: Json | None
+    changes: int | None
 
 
 class Duel:
@@ -97,6 +102,7 @@ class Duel:
         self.syncs: list[SentSync] = []
         self.resolves: list[SentResolve] = []
         self.conflict_ids: dict[int, str] = {}
+        self.told = Told()
         self.uploads: dict[tuple[int, int], tuple[str, str]] = {}
 
     def _policies(self, tenant: int) -> dict[str, DomainPolicy]:
@@ -123,7 +129,9 @@ class Duel:
         self.memory.apply(planned.writes, {job.tenant_id for job in jobs})
         for one, outcome in zip(sent, planned.outcomes, strict=True):
             self._compare_answer(one.expected, outcome)
+            self.told.take(one.job, outcome)
         self._compare_state()
+        self._compare_chains()
         self._nothing_is_lost()
 
     # -- sending ------------------------------------------------------------------------------
@@ -143,15 +151,7 @@ class Duel:
             case RepeatResolve() if self.resolves:
                 again_resolve = self.resolves[-1 - command.which % len(self.resolves)]
                 if command.device is not None:
-                    again_resolve = SentResolve(
-                        again_resolve.tenant,
-                        command.device,
-                        again_resolve.supervisor,
-                        again_resolve.serial,
-                        again_resolve.choice,
-                        again_resolve.version,
-                        again_resolve.data,
-                    )
+                    again_resolve = replace(again_resolve, device=command.device)
                 return self._resolve(again_resolve)
             case AttachSketch():
                 return self._attach(command)
@@ -227,6 +227,7 @@ class Duel:
             sketch.choice,
             max(1, len(history) - sketch.behind),
             sketch.data if sketch.choice == "merged" else None,
+            None if sketch.more is None else max(1, conflict.count + sketch.more),
         )
 
     def _resolve(self, sent: SentResolve) -> Sent | None:
@@ -240,6 +241,7 @@ class Duel:
             sent.choice,
             sent.version,
             sent.data,
+            sent.changes,
             self.now_us,
             self.policies[sent.tenant],
         )
@@ -254,6 +256,7 @@ class Duel:
             "choice": sent.choice,
             "version": sent.version,
             "data": sent.data,
+            "changes": sent.changes,
         }
         request = JSON.decode(json.dumps(frame).encode())
         assert isinstance(request, Resolve)
@@ -311,6 +314,7 @@ class Duel:
             standing = {
                 "stale_version": outcome.details["version"],
                 "data": None if data is None else json.loads(bytes(data)),
+                "changes": outcome.details["changes"],
             }
             assert outcome.code == "conflict_stale", (expected, outcome.message)
             assert canonical(standing) == canonical(expected)
@@ -393,7 +397,10 @@ class Duel:
                     event.device,
                     canonical(event.data),
                 )
-            conflicts += [_logged(tenant_id, logged) for logged in tenant.conflicts.values()]
+            conflicts += [
+                [*_logged(tenant_id, logged), logged.joined and self.conflict_ids[logged.joined]]
+                for logged in tenant.conflicts.values()
+            ]
             quarantine += [
                 [tenant_id, one.device, one.code, canonical(one.item)] for one in tenant.quarantine
             ]
@@ -415,6 +422,18 @@ class Duel:
         ) == sorted(quarantine)
 
 
+    def _compare_chains(self) -> None:
+        """What would stand if the device's side won is all that it changed, one after the other."""
+        for tenant_id, tenant in self.world.tenants.items():
+            for serial, logged in tenant.conflicts.items():
+                if logged.outcome != "open":
+                    continue
+                row = self.memory.conflicts[ConflictRef(tenant_id, self.conflict_ids[serial])]
+                record = self.memory.records[RecordKey(tenant_id, row.domain, row.record_id)]
+                standing = tenant.records[logged.domain, logged.record_id][-1].data
+                wanted = applied(changes_of(row), None if record.data is None else decode_fields(record.data))
+                assert canonical(wanted) == canonical(chain_applied(logged.chain, standing))
+
     def _nothing_is_lost(self) -> None:
         """What stands as attached, or as a duplicate, is in its record's entry, and its bytes are there."""
         for ref, state in self.memory.uploads.items():
@@ -431,6 +450,83 @@ class Duel:
             holder = self.memory.uploads[UploadRef(ref.tenant_id, shown[0])]
             assert holder in {"attached", "lent"}, (ref, state, holder)
             assert state == "duplicate" or shown == [ref.upload_id]
+
+
+class Told:
+    """What devices were told of their changes, to be found again in the tables, once."""
+
+    def __init__(self) -> None:
+        self.versions: defaultdict[RecordKey, list[int]] = defaultdict(list)
+        self.events: Counter[EventKey] = Counter()
+        self.rejected: Counter[Any] = Counter()
+        self.held: Counter[Any] = Counter()
+        self.settled: Counter[Any] = Counter()
+        self.by_person: dict[ConflictRef, int] = {}
+
+    def take(self, job: Job, outcome: Outcome) -> None:
+        """Take in the answer to one message; one that is told again tells nothing new."""
+        if isinstance(outcome, Settlement):
+            assert isinstance(job, Resolution)
+            ref = ConflictRef(job.tenant_id, job.conflict_id)
+            assert self.by_person.setdefault(ref, outcome.version) == outcome.version
+        elif isinstance(outcome, Answer) and not outcome.replayed:
+            assert isinstance(job, Push)
+            sent = json.loads(job.raw_items)
+            for item, result in zip(sent, json.loads(outcome.results), strict=True):
+                self._take(job, item, result)
+
+    def _take(self, push: Push, item: Json, result: Json) -> None:
+        status = result["status"]
+        change = _change_of(push.tenant_id, push.device_id, item) if result["domain"] else ()
+        if status == "rejected":
+            if not push.atomic:
+                self.rejected[push.tenant_id, push.device_id, result["error"]["code"], canonical(item)] += 1
+        elif item["op"] == "append":
+            assert status in {"applied", "unchanged"}
+            if status == "applied":
+                at_us = to_us(datetime.fromisoformat(item["at"]))
+                self.events[EventKey(push.tenant_id, item["domain"], item["id"], at_us)] += 1
+        elif status == "conflict":
+            self.held[change] += not push.atomic
+        else:
+            if status == "resolved":
+                self.settled[*change, result["winner"]] += 1
+            if status == "applied" or result.get("winner") in {"client", "merged"}:
+                key = RecordKey(push.tenant_id, item["domain"], item["id"])
+                self.versions[key].append(result["version"])
+
+    def audit(self, memory: Memory) -> None:
+        """Find every change that was acknowledged: applied, settled with a row, held, or in quarantine."""
+        for ref, version in self.by_person.items():
+            row = memory.conflicts[ref]
+            self.versions[RecordKey(row.tenant_id, row.domain, row.record_id)].append(version)
+        assert {key: sorted(told) for key, told in self.versions.items()} == {
+            key: list(range(1, record.version + 1)) for key, record in memory.records.items()
+        }
+        assert self.events == Counter(memory.events.keys())
+        assert self.rejected == Counter(
+            (row.tenant_id, row.device_id, row.code, _canonical_bytes(row.item)) for row in memory.quarantine
+        )
+        held: Counter[Any] = Counter()
+        settled: Counter[Any] = Counter()
+        for row in memory.conflicts.values():
+            data = _canonical_bytes(row.client_data)
+            change = (row.tenant_id, row.device_id, row.domain, row.record_id, row.client_op, data)
+            if row.outcome == "held":
+                assert row.held_in is not None
+                conflict = memory.conflicts[ConflictRef(row.tenant_id, row.held_in)]
+                assert conflict.outcome == "open" or conflict.settled_by is not None
+            if row.outcome in {"open", "held"} or row.settled_by is not None:
+                held[change] += 1
+            else:
+                settled[*change, row.outcome] += 1
+        assert +self.held == held
+        assert self.settled == settled
+
+
+def _change_of(tenant: int, device: str, item: Json) -> tuple[Any, ...]:
+    data = None if item["op"] == "delete" else item.get("data")
+    return tenant, device, item["domain"], item["id"], item["op"], canonical(data)
 
 
 def _session_of(device: str) -> str:
@@ -468,6 +564,12 @@ def _logged(tenant_id: int, logged: Logged) -> list[Any]:
         logged.op,
         logged.at_us,
         canonical(logged.data),
+        logged.sent_us,
+        logged.count,
+        [
+            [one.op, one.base, one.at_us, one.sent_us, canonical(one.data)]
+            for one in logged.chain
+        ],
         settled and [settled.version, settled.seq, settled.by],
     ]
 
@@ -486,7 +588,14 @@ def _stored_conflict(row: Conflict) -> list[Any]:
         row.client_op,
         row.client_at_us,
         _canonical_bytes(row.client_data),
+        row.client_sent_at_us,
+        row.client_count,
+        [
+            [one.op, one.base, one.at_us, one.sent_at_us, _canonical_bytes(one.data)]
+            for one in (changes_of(row) if row.outcome == "open" or row.settled_by else ())
+        ],
         row.settled_by and [row.settled_version, row.settled_seq, row.settled_by],
+        row.held_in,
     ]
 
 
@@ -507,3 +616,4 @@ def test_the_engine_and_the_model_agree(
     duel = Duel(opening)
     for batch in run:
         duel.batch(batch)
+    duel.told.audit(duel.memory)

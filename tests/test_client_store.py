@@ -216,12 +216,21 @@ def test_a_held_change_is_remembered_beside_the_server_s(store: Store) -> None:
     held = Result(status="conflict", version=4, conflict_id="c", data=Raw(b'{"y":2}'))
     store.settle(sealed(store).key, [held])
     [conflict] = store.conflicts
-    assert conflict == Held("c", "note", "a", 4, b'{"y":2}', b'{"y":2,"x":1}')
+    assert conflict == Held("c", "note", "a", 4, b'{"y":2}', b'{"y":2,"x":1}', 1)
     assert store.record("note", "a") == (4, {"y": 2}, 0)
     store.remember([], [])
     assert store.conflicts == [conflict]
     store.remember([], [conflict])
     assert store.conflicts == []
+
+
+def test_held_changes_of_one_conflict_are_shown_on_top_of_each_other(store: Store) -> None:
+    for data in ({"x": None}, {"x": {"z": 1}}):
+        store.edit("note", "a", "patch", data, 0)
+    held = Result(status="conflict", version=4, conflict_id="c", data=Raw(b'{"x":{"y":2}}'))
+    store.settle(sealed(store).key, [held, held])
+    [conflict] = store.conflicts
+    assert conflict == Held("c", "note", "a", 4, b'{"x":{"y":2}}', b'{"x":{"z":1}}', 2)
 
 
 def test_a_message_that_is_taken_back_is_sent_in_parts_and_the_bad_item_put_aside(store: Store) -> None:

@@ -55,6 +55,7 @@ async def test_a_conflict_is_listed_shown_and_settled(run: Run, serve: Serve, tm
         "op": "put",
         "base": 9,
         "server_version": 1,
+        "changes": 1,
         "outcome": "open",
         "settled_by": None,
     }
@@ -73,7 +74,7 @@ async def test_a_conflict_is_listed_shown_and_settled(run: Run, serve: Serve, tm
         {"field": "c", "client": "x"},
     ]
     text = (await run("show", conflict_id)).out
-    assert f"run.py conflicts resolve {conflict_id} --version 1 --choice" in text
+    assert f"run.py conflicts resolve {conflict_id} --version 1 --changes 1 --choice" in text
     assert ["a", "1", "2"] in [line.split() for line in text.splitlines()]
 
     merged = tmp_path / "merged.json"
@@ -104,7 +105,7 @@ async def test_a_record_that_moved_on_is_looked_at_again(run: Run, serve: Serve)
     phone, conflict_id = await opened(await serve(**NOTE))
     await phone.push(item("put", "note", "n1", data={"a": 5}, base=1))
     stale = await run("resolve", conflict_id, "--choice", "client", "--version", "1")
-    assert "at version 2 now, not 1 any more: look again with `run.py conflicts show" in stale.refusal()
+    assert "at version 2 now, not 1: look again with `run.py conflicts show" in stale.refusal()
     assert await records(phone) == [(2, "phone", {"a": 5})]
     settled = await run("resolve", conflict_id, "--choice", "client")
     assert settled.out == "settled: note n1 is at version 3\n"

@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from docs.generate import pages
-from engine import cursor, depth, intake, messages
+from engine import cursor, depth, held, intake, messages
 from engine.codec import JSON
 from engine.domains import Policy
 from engine.errors import ERRORS
@@ -301,6 +301,7 @@ def test_every_close_code_is_listed_and_no_other() -> None:
         ("open subscriptions", connection.MAX_SUBSCRIPTIONS),
         ("sync and resolve messages", connection.MAX_IN_FLIGHT),
         ("other requests", connection.MAX_READS),
+        ("changes that wait in one conflict", held.MAX_CHANGES),
     ],
 )
 def test_a_limit_is_as_in_the_code(what: str, limit: int) -> None:

@@ -22,6 +22,7 @@ from engine.rows import (
     ConflictRef,
     Event,
     EventKey,
+    HeldChange,
     HeldRef,
     KeyRef,
     KeyRow,
@@ -122,7 +123,17 @@ async def test_what_is_committed_is_found_again(subject: Subject) -> None:
     tombstone = _record(2, data=None, device_id=None, chain_from=2)
     event = Event(1, "voice", ODD, AT_US, AT_US + 1, "phone", msgspec.json.encode({"x": ODD}))
     key = KeyRow(1, "0123456789abcdef" * 2, "ab" * 32, msgspec.json.encode([ODD]))
-    held, deletion = _conflict("c1"), _conflict("c2", record_id="r2", client_op="delete", client_data=None)
+    held = _conflict(
+        "c1",
+        client_sent_at_us=AT_US + 1,
+        client_changes=(
+            HeldChange("delete", None, AT_US, AT_US + 1, None),
+            HeldChange("patch", 2, AT_US + 2, AT_US + 3, msgspec.json.encode({ODD: ODD})),
+        ),
+        client_count=7,
+        held_in=ODD,
+    )
+    deletion = _conflict("c2", record_id="r2", client_op="delete", client_data=None)
     rejected = Quarantined(
         tenant_id=1,
         quarantine_id="q1",

@@ -31,15 +31,18 @@ class Tables:
         }
         self.by_policy: Counter[Any] = Counter()
         self.held: dict[str, str] = {}
+        self.waited: Counter[Any] = Counter()
         self.by_person: dict[Any, list[int]] = defaultdict(list)
         columns = "conflict_id, device_id, domain, record_id, outcome, settled_by, settled_version"
         for held_id, device, domain, name, outcome, person, version in self._rows(
             columns, "conflict_resolution_log"
         ):
-            if person is None and outcome != "open":
+            if outcome not in {"open", "held"} and person is None:
                 self.by_policy[device, domain, name, outcome] += 1
                 continue
-            self.held[held_id] = device
+            self.waited[device, domain, name] += 1
+            if outcome != "held":
+                self.held[held_id] = device
             if version is not None:
                 self.by_person[domain, name].append(version)
         self.quarantined = Counter(self._rows("device_id, domain, record_id", "quarantine"))
@@ -62,6 +65,7 @@ def faults(members: Iterable[Member], tables: Tables) -> Iterator[str]:
     rejected: Counter[Any] = Counter()
     events: Counter[Any] = Counter()
     held: dict[str, str] = {}
+    waited: Counter[Any] = Counter()
     for member in members:
         if member.state() != tables.records:
             yield f"{member.name} holds other records than the server"
@@ -83,10 +87,12 @@ def faults(members: Iterable[Member], tables: Tables) -> Iterator[str]:
             elif outcome == "held":
                 assert result.conflict_id is not None
                 held[result.conflict_id] = member.name
+                waited[member.name, *where] += 1
     yield from _versions(written, tables)
     for what, told, kept in (
         ("conflicts settled by policy", by_policy, tables.by_policy),
         ("conflicts held", held, tables.held),
+        ("changes held", waited, tables.waited),
         ("rejected items", rejected, tables.quarantined),
         ("events", events, tables.events),
     ):

@@ -17,7 +17,7 @@ import msgspec
 from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, WSMsgType, WSServerHandshakeError
 
 from bench.client.edits import Held, Record
-from bench.client.messages import ConflictList, Failed, Heard, payload
+from bench.client.messages import ConflictList, Failed, Heard
 from bench.client.retry import QUIET_S, Backoff, Remedy, remedy
 from bench.client.store import Store
 from bench.client.talk import OnSettled, ProtocolError, Talk
@@ -152,15 +152,18 @@ class Device:
                 conflict_id=held.conflict_id,
                 choice=decision.choice,
                 version=held.version,
+                changes=held.changes,
                 **({} if decision.data is None else {"data": decision.data}),
             )
             if isinstance(answer, Resolved):
                 self.store.drop(held.conflict_id)
                 return True
             assert isinstance(answer, Failed)
-            if answer.code == "conflict_stale" and answer.version is not None:
-                self.store.move(held.conflict_id, answer.version, payload(answer.data))
-                held = held._replace(version=answer.version, server=payload(answer.data))
+            if answer.code == "conflict_stale":
+                listed = {one.conflict_id: one for one in await self.list_conflicts()}
+                if held.conflict_id not in listed:
+                    return False
+                held = listed[held.conflict_id]
             elif answer.code in {"conflict_closed", "not_found"}:
                 self.store.drop(held.conflict_id)
                 return False

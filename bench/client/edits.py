@@ -40,7 +40,10 @@ class Rejected(NamedTuple):
 
 
 class Held(NamedTuple):
-    """An own edit that waits for a person beside the server's record; None stands for a deleted one."""
+    """Own edits that wait for a person beside the server's record; None stands for a deleted one.
+
+    ``client`` is the record as it would stand with all the ``changes`` of them.
+    """
 
     conflict_id: str
     domain: str
@@ -48,6 +51,7 @@ class Held(NamedTuple):
     version: int
     server: bytes | None
     client: bytes | None
+    changes: int
 
 
 class Settled(NamedTuple):

@@ -82,9 +82,10 @@ class ServerSide(msgspec.Struct, frozen=True):
 
 
 class ClientSide(msgspec.Struct, frozen=True):
-    """The change that waits; ``data`` is the record as it would stand if it won."""
+    """What waits; ``data`` is the record as it would stand if it won, ``changes`` how many they are."""
 
     data: Raw
+    changes: int = 1
 
 
 class OpenConflict(msgspec.Struct, frozen=True):
@@ -115,6 +116,7 @@ class Failed(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
     retry_after_ms: int = 0
     version: int | None = None
     data: Raw = _MISSING
+    changes: int | None = None
 
 
 Heard = (

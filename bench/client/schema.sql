@@ -55,12 +55,17 @@ CREATE TABLE IF NOT EXISTS rejected (
     message TEXT NOT NULL
 );
 
--- Own edits that wait on the server for a person. client is the record as it would stand if it won.
-CREATE TABLE IF NOT EXISTS conflicts (
+-- Earlier versions kept them without a count; the server's list brings them back.
+DROP TABLE IF EXISTS conflicts;
+
+-- Own edits that wait on the server for a person. client is the record as it would stand if they won, changes
+-- how many they are.
+CREATE TABLE IF NOT EXISTS held (
     conflict_id TEXT PRIMARY KEY,
     domain TEXT NOT NULL,
     record_id TEXT NOT NULL,
     version INTEGER NOT NULL,
     server BLOB,
-    client BLOB
+    client BLOB,
+    changes INTEGER NOT NULL
 ) WITHOUT ROWID;

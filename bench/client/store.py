@@ -266,9 +266,11 @@ class Store:
             data = result.data if bytes(result.data) else None
         if result.status == "conflict" and result.conflict_id is not None:
             server = None if data is None else payload(data)
-            wanted = after(item, None if server is None else decode_fields(server))
+            waits = self._one("SELECT client, changes FROM held WHERE conflict_id = ?", (result.conflict_id,))
+            client, changes = waits or (server, 0)
+            wanted = after(item, None if client is None else decode_fields(client))
             self._connection.execute(
-                "INSERT OR REPLACE INTO conflicts VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
                     result.conflict_id,
                     item.domain,
@@ -276,6 +278,7 @@ class Store:
                     version,
                     server,
                     None if wanted is None else msgspec.json.encode(wanted),
+                    changes + 1,
                 ),
             )
         if data is None:
@@ -363,17 +366,17 @@ class Store:
     @property
     def conflicts(self) -> list[Held]:
         """Own edits that wait for a person, as last heard."""
-        found = self._connection.execute("SELECT * FROM conflicts ORDER BY conflict_id")
+        found = self._connection.execute("SELECT * FROM held ORDER BY conflict_id")
         return [Held(*row) for row in found]
 
     def remember(self, found: Sequence[OpenConflict], before: Sequence[Held]) -> None:
         """Take over the server's list: what was held ``before`` it was asked for and is not there is over."""
         with self._transaction() as run:
             for held in before:
-                run("DELETE FROM conflicts WHERE conflict_id = ?", (held.conflict_id,))
+                run("DELETE FROM held WHERE conflict_id = ?", (held.conflict_id,))
             for one in found:
                 run(
-                    "INSERT OR REPLACE INTO conflicts VALUES (?, ?, ?, ?, ?, ?)",
+                    "INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?, ?, ?, ?)",
                     (
                         one.conflict_id,
                         one.domain,
@@ -381,18 +384,11 @@ class Store:
                         one.server.version,
                         payload(one.server.data),
                         payload(one.client.data),
+                        one.client.changes,
                     ),
                 )
-
-    def move(self, conflict_id: str, version: int, server: bytes | None) -> None:
-        """Learn that a conflict's record moved on."""
-        with self._transaction() as run:
-            run(
-                "UPDATE conflicts SET version = ?, server = ? WHERE conflict_id = ?",
-                (version, server, conflict_id),
-            )
 
     def drop(self, conflict_id: str) -> None:
         """Forget a conflict that is settled; the feed has the outcome."""
         with self._transaction() as run:
-            run("DELETE FROM conflicts WHERE conflict_id = ?", (conflict_id,))
+            run("DELETE FROM held WHERE conflict_id = ?", (conflict_id,))

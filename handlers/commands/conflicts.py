@@ -57,10 +57,19 @@ def list_(site: Site, *, tenant: str | None, settled: bool, limit: int, json_: b
     else:
         table(
             [
-                (one.conflict_id, one.tenant, one.domain, one.record_id, one.device_id, one.op, one.opened_at)
+                (
+                    one.conflict_id,
+                    one.tenant,
+                    one.domain,
+                    one.record_id,
+                    one.device_id,
+                    one.op,
+                    str(one.changes),
+                    one.opened_at,
+                )
                 for one in found
             ],
-            ("ID", "TENANT", "DOMAIN", "RECORD", "DEVICE", "OP", "SINCE"),
+            ("ID", "TENANT", "DOMAIN", "RECORD", "DEVICE", "OP", "CHANGES", "SINCE"),
         )
 
 
@@ -89,12 +98,15 @@ def _show(shown: Review) -> None:
         kind = "deleted" if record.data is None else f"version {record.version}"
         who = record.device_id or "nobody"
         click.echo(f"server    {shown.domain} {shown.record_id}, {kind}, of {record.at} by {who}")
-    click.echo(f"client    {client.op} of {client.at} by {client.device_id}, on {base}")
+    many = "" if client.changes == 1 else f", {client.changes} changes"
+    click.echo(f"client    {client.op} of {client.at} by {client.device_id}, on {base}{many}")
     if client.data is None:
         click.echo("          would delete the record")
     if shown.settled is not None:
         settled = shown.settled
         click.echo(f"settled   {settled.choice}, version {settled.version}, {settled.at} by {settled.by}")
+    elif shown.held_in is not None:
+        click.echo(f"held      as one change of the conflict {shown.held_in}")
     elif shown.outcome != "open":
         click.echo(f"settled   {shown.outcome}, by its policy")
     click.echo()
@@ -105,7 +117,7 @@ def _show(shown: Review) -> None:
     if shown.outcome == "open" and record is not None:
         click.echo(
             f"\nrun.py conflicts resolve {shown.conflict_id} --version {record.version}"
-            " --choice server|client|merged"
+            f" --changes {client.changes} --choice server|client|merged"
         )
 
 
@@ -133,6 +145,12 @@ def _cell(value: object) -> str:
     metavar="N",
     help="The version that show showed: if another stands by now, nothing is settled. Else whatever stands.",
 )
+@click.option(
+    "--changes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The count of the device's changes that show showed: if there are more now, nothing is settled.",
+)
 @on_site()
 def resolve(
     site: Site,
@@ -142,6 +160,7 @@ def resolve(
     choice: Choice,
     data: BinaryIO | None,
     version: int | None,
+    changes: int | None,
 ) -> None:
     """Settle a conflict. Every choice writes a new version, so that all devices learn of it."""
     if (choice == "merged") is (data is None):
@@ -150,6 +169,6 @@ def resolve(
     with site.conflicts() as desk:
         case = desk.conflict(conflict_id, tenant)
         standing = case.record.version if case.record is not None else 1
-        settled = desk.settle(case, choice, version or standing, merged)
+        settled = desk.settle(case, choice, version or standing, merged, changes)
     conflict = case.conflict
     click.echo(f"settled: {conflict.domain} {conflict.record_id} is at version {settled.version}")

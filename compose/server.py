@@ -183,6 +183,7 @@ class Server:
     async def run(self, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled from outside or told to stop by SIGTERM or SIGINT, then drain.
 
+        SIGUSR1 stops it too: a supervisor has put another process in its place, devices are told ``restart``.
         Tells ``task_status`` the port once devices are let in. Raises StoreError when the database
         does not answer at the start, ClosedDoorError when the port is taken.
         """
@@ -201,7 +202,9 @@ class Server:
         ]
         async with AsyncExitStack() as stack:
             # Until the end: a second signal while draining must not kill what the first asked to finish.
-            signals = stack.enter_context(anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
+            signals = stack.enter_context(
+                anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+            )
             stack.push_async_callback(self._files.close)
             stack.push_async_callback(self._writes.close)
             stack.push_async_callback(self._reads.close)
@@ -218,6 +221,8 @@ class Server:
                 task_status.started(port)
                 async for received in signals:
                     _log.info("draining", signal=received.name)
+                    if received is signal.SIGUSR1:
+                        self._connections.leaves_for = "restart"
                     break
                 # A person's second Ctrl-C ends it at once.
                 asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Collection, Coroutine
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import anyio
 import msgspec
@@ -53,6 +53,8 @@ class Connections:
         self._group: TaskGroup | None = None
         self._refusals: list[tuple[Line, bytes]] = []
         self.draining = False
+        #: What devices are told of a drain: ``restart`` where a new process has taken this one's place.
+        self.leaves_for: Literal["drain", "restart"] = "drain"
 
     def __len__(self) -> int:
         """How many are open."""
@@ -157,7 +159,7 @@ class Connections:
         """Announce a drain: nothing more is taken in, what was accepted is still answered."""
         self.draining = True
         for connection in self._open:
-            connection.announce("drain", _jitter_ms(len(self._open)))
+            connection.announce(self.leaves_for, _jitter_ms(len(self._open)))
 
     async def close_all(self) -> None:
         """Close all at once, each behind its last answer, and cut off who does not confirm in time."""

@@ -44,11 +44,11 @@ class _Worker:
         self.started_s = asyncio.get_running_loop().time()
         self._told_to_stop = False
 
-    def tell_to_stop(self) -> None:
+    def tell_to_stop(self, by: signal.Signals) -> None:
         """Have it drain and end; one that does not let devices in yet just ends."""
         if not self._told_to_stop and self.process.returncode is None:
             self._told_to_stop = True
-            self.process.terminate()
+            self.process.send_signal(by)
 
     async def failure(self) -> str | None:
         """Wait until it lets devices in: None, or a sentence on why it does not."""
@@ -202,12 +202,12 @@ class Supervisor:
                     return
                 self._workers[index] = new
                 group.start_soon(self._look_after, index)
-            await self._stop(old)
+            await self._stop(old, signal.SIGUSR1)  # its devices are told that it starts again
         _log.info("workers_renewed")
 
-    async def _stop(self, worker: _Worker) -> None:
+    async def _stop(self, worker: _Worker, by: signal.Signals = signal.SIGTERM) -> None:
         """Have a worker drain; one that takes too long is killed."""
-        worker.tell_to_stop()
+        worker.tell_to_stop(by)
         try:
             async with asyncio.timeout(self._stop_s):
                 await worker.process.wait()

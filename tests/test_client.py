@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from aiohttp import ClientSession
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestServer
 
 from bench.client.device import Decision, Device, OfflineError, StoppedError
 from bench.client.edits import Held
 from bench.client.lossy import bad_line
 from bench.client.store import Store
+from engine.messages import JSON_SUBPROTOCOL
 from tests.device import day, item
 from tests.services import execute, rows
 from tests.serving import ON_SHARED, Running
@@ -221,6 +223,29 @@ async def test_a_device_that_was_replaced_does_not_fight_for_its_place(
     await shared.device("phone")
     with pytest.raises(StoppedError, match="4409"):
         await running
+
+
+async def test_a_device_whose_line_is_cut_behind_a_goodbye_does_not_fight_for_its_place(
+    make: MakePhone,
+) -> None:
+    calls = 0
+
+    async def replaced(request: web.Request) -> web.WebSocketResponse:
+        nonlocal calls
+        calls += 1
+        socket = web.WebSocketResponse(protocols=(JSON_SUBPROTOCOL,))
+        await socket.prepare(request)
+        await socket.send_json({"type": "goodbye", "reason": "replaced", "retry_after_ms": 0})
+        assert request.transport is not None
+        request.transport.close()
+        return socket
+
+    app = web.Application()
+    app.router.add_get("/v1/sync", replaced)
+    async with TestServer(app) as other:
+        with pytest.raises(StoppedError):
+            await make(url=str(other.make_url("")).rstrip("/")).online()
+    assert calls == 1
 
 
 async def test_an_expired_cursor_is_noticed_and_what_is_gone_goes(shared: Running, make: MakePhone) -> None:

@@ -169,6 +169,26 @@ def test_an_expired_cursor_starts_from_the_beginning(played: Played) -> None:
     assert not played.talk.idle
 
 
+def change(record_id: str, seq: int = 1) -> Json:
+    return {
+        "domain": "task", "id": record_id, "version": 1, "seq": seq, "deleted": False, "at": "", "data": {},
+    }  # fmt: skip
+
+
+def test_a_subscription_that_ends_long_after_it_began_is_begun_again(played: Played) -> None:
+    played.greet()
+    played.page(cursor="c1")
+    played.page(change("kept"), change("gone", 2), cursor="c2")
+    assert played.talk.idle
+    [pull] = played.refuse("subscribe", "cursor_expired", retryable=False)
+    assert (pull["type"], pull["cursor"]) == ("pull", None)
+    [subscribe] = played.page(change("kept"), cursor="n1")
+    assert (subscribe["type"], subscribe["cursor"]) == ("subscribe", "n1")
+    assert [record_id for _, record_id, _, _ in played.store.replica()] == ["kept"]
+    assert played.page(cursor="n2") == []
+    assert played.talk.idle
+
+
 def test_a_feed_that_cannot_be_had_now_is_asked_for_later(played: Played) -> None:
     played.greet()
     played.refuse("pull", "unavailable", retryable=True, retry_after_ms=500)
@@ -238,6 +258,17 @@ def test_an_error_in_place_of_the_welcome_says_when_to_come_back(played: Played)
 )  # fmt: skip
 def test_what_a_close_code_asks_for(code: int | None, expected: str) -> None:
     assert remedy(code) == expected
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("replaced", "stop"), ("revoked", "stop"), ("expired", "token"),
+        ("drain", "again"), ("restart", "again"), ("idle", "again"),
+    ],
+)  # fmt: skip
+def test_what_a_goodbye_asks_for_where_its_close_frame_was_lost(reason: str, expected: str) -> None:
+    assert remedy(None, reason) == remedy(1006, reason) == expected
 
 
 @given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 5000)), max_size=20))

@@ -31,12 +31,13 @@ ACKS = 200
 class Obedient(Editor):
     """A device that comes back as the contract says: when the goodbye told it to, or with backoff.
 
-    ``away_s`` are the times from a lost connection to the next welcome.
+    ``away_s`` are the times from a lost connection to the next welcome, ``reasons`` those of its goodbyes.
     """
 
     def __init__(self, name: str, tenant: str, progress: asyncio.Condition) -> None:
         super().__init__(name, tenant, progress)
         self.away_s: list[float] = []
+        self.reasons: set[str] = set()
         self._told_s: float | None = None
 
     async def work(self, urls: list[str], session: ClientSession) -> None:
@@ -67,6 +68,7 @@ class Obedient(Editor):
     def _take(self, answer: Json, waiting: set[int]) -> None:
         if answer["type"] == "goodbye":
             self._told_s = answer["retry_after_ms"] / 1000
+            self.reasons.add(answer["reason"])
         super()._take(answer, waiting)
 
 
@@ -155,6 +157,9 @@ async def test_workers_are_renewed_under_load_however_often_it_is_asked_for(
         await load.goes_on()
     print(f"\nlongest time away over a renewal: {load.check(dsn):.1f} s")  # noqa: T201
     assert any(editor.away_s for editor in load.editors)
+    reasons = set().union(*(editor.reasons for editor in load.editors))
+    assert "restart" in reasons
+    assert "drain" not in reasons
     assert set(before).isdisjoint({server.pid_of(worker) for worker in (1, 2)})
     assert await server.terminate() == 0
     assert server.told("worker_died") == server.told("worker_killed") == []

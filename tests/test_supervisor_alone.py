@@ -129,7 +129,7 @@ async def test_workers_that_cannot_be_started_at_all_end_everything_with_a_sente
 
 
 async def test_a_new_worker_is_looked_after_while_the_old_one_drains() -> None:
-    deaf = _UP + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: signal.pause()"
+    deaf = _UP + "signal.signal(signal.SIGUSR1, signal.SIG_IGN)\nwhile True: signal.pause()"
     supervised = _supervisor(deaf, workers=1, drain_s=60)
     running = asyncio.create_task(supervised.run())
     await _until(lambda: _up(supervised) == 1)

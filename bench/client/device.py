@@ -245,7 +245,8 @@ class Device:
             retry_after_ms = waits.retry_after_ms
         if talk.refused is not None:
             sentence = talk.refused.message
-        return _Ended(remedy(code), sentence, retry_after_ms, talk.welcome is not None)
+        reason = None if talk.goodbye is None else talk.goodbye.reason
+        return _Ended(remedy(code, reason), sentence, retry_after_ms, talk.welcome is not None)
 
     async def _talked(self, talk: Talk, socket: ClientWebSocketResponse) -> int | None:
         """Pass messages to and fro; gives the close code."""

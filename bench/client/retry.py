@@ -9,18 +9,24 @@ from typing import Final, Literal
 #: quiet for a minute first · stop: nothing that a device can do by itself helps.
 Remedy = Literal["again", "token", "wait", "stop"]
 
+#: What a goodbye asks for where the close frame behind it was lost.
+_BY_REASON: Final[dict[str, Remedy]] = {"replaced": "stop", "revoked": "stop", "expired": "token"}
 _BY_CODE: Final[dict[int, Remedy]] = {4401: "token", 4408: "again", 4429: "wait"}
 
 #: After it the whole of a minute's worth of messages may be sent again.
 QUIET_S: Final = 60.0
 
 
-def remedy(code: int | None) -> Remedy:
+def remedy(code: int | None, reason: str | None = None) -> Remedy:
     """Say what to do after a close with ``code``, None for a connection that was cut.
+
+    ``reason`` is that of the goodbye, if the server said one.
 
     4408 is put right by sending heartbeats, which this client does: that it came nevertheless says that the
     device slept. Two devices that share an id would replace each other (4409) for ever.
     """
+    if reason in _BY_REASON:
+        return _BY_REASON[reason]
     if code is None or not 4400 <= code < 4500:
         return "again"
     return _BY_CODE.get(code, "stop")

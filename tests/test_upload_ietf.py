@@ -236,6 +236,11 @@ async def test_an_end_may_be_asked_for_again(draft: Draft, content: bytes) -> No
     again = await draft.ask("PATCH", path, draft.chunk(len(content), complete=True))
     assert again.status in (200, 201)
     assert draft.completed(again.headers) in ((True, None) if draft.version == 3 else (True,))
+    async with wired(draft.server.url) as wire:
+        chunked = draft.chunk(len(content), complete=True, transfer_encoding="chunked")
+        await wire.begin("PATCH", path, chunked)
+        await wire.send(b"0\r\n\r\n")
+        assert (await wire.answer()).status == again.status
     more = await draft.ask("PATCH", path, draft.chunk(len(content), complete=False), b"more")
     assert more.status == 400
     if draft.version >= 6:

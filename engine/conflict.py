@@ -16,7 +16,8 @@ _MISSING = object()
 class Side(msgspec.Struct, frozen=True):
     """The client's change: ``fields`` is the put's record or the patch, None for a delete.
 
-    ``base`` is 0 where the device knew of no record; ``changed`` names what a put changed.
+    ``base`` is 0 where the device knew of no record; ``changed`` names what a put changed. ``sent_at_us`` is
+    ``at`` as the device sent it, None where it sent none: that comes after all of its own.
     """
 
     op: Op
@@ -24,14 +25,25 @@ class Side(msgspec.Struct, frozen=True):
     base: int
     at_us: int
     changed: tuple[str, ...] | None
+    device_id: str = ""
+    sent_at_us: int | None = None
+
+    def follows(self, own_sent_us: int) -> bool:
+        """Return whether it comes after a change of its own device; a tie does."""
+        return self.sent_at_us is None or self.sent_at_us >= own_sent_us
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """The server's record: ``fields`` is None for a tombstone."""
+    """The server's record: ``fields`` is None for a tombstone.
+
+    ``followed`` says, where the version that stands is the client's own device's, whether the change comes
+    after it; it is None for a version of anybody else.
+    """
 
     fields: Fields | None
     at_us: int
     versions: FieldVersions | None
+    followed: bool | None = None
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -61,10 +73,14 @@ def _whole(policy: Policy, domain: Domain, server: Standing, client: Side) -> Se
         return None
     if policy == "preserve_escalation":
         return _preserve_escalation(domain, server, client)
-    if policy == "client_wins" or (policy == "most_recent_wins" and client.at_us > server.at_us):
+    if policy == "client_wins" or (policy == "most_recent_wins" and _is_later(server, client)):
         wanted = client_side(client.op, client.fields, server.fields)
         return Settled("client", wanted, client.at_us)
     return _server_wins(server)
+
+
+def _is_later(server: Standing, client: Side) -> bool:
+    return client.at_us > server.at_us if server.followed is None else server.followed
 
 
 def _server_wins(server: Standing) -> Settled:
@@ -94,7 +110,7 @@ def _field_merge(
         if same_value(wanted.get(name, _MISSING), server.fields.get(name, _MISSING)):
             continue
         if server.versions.changed_after(name, client.base):
-            owner = _field_winner(fallback, domain, name, server.versions, client.at_us)
+            owner = _field_winner(fallback, domain, name, server.versions, client)
             if owner is None:
                 return None
             if owner == "server":
@@ -110,16 +126,21 @@ def _touched(client: Side) -> Any:
 
 
 def _field_winner(
-    fallback: Policy, domain: Domain, name: str, versions: FieldVersions, at_us: int
+    fallback: Policy, domain: Domain, name: str, versions: FieldVersions, client: Side
 ) -> Winner | None:
+    own_us = versions.own_sent_us(name, client.device_id)
+    if own_us is not None and client.follows(own_us):
+        return "client"
     if fallback == "manual":
         return None
     if fallback == "client_wins":
         return "client"
     if fallback == "preserve_escalation":
         return "server" if name in domain.server_owned else "client"
-    if fallback == "most_recent_wins" and at_us > versions.changed_at_us(name):
-        return "client"
+    if fallback == "most_recent_wins" and own_us is None:
+        own_us = versions.own_since_sent_us(name, client.device_id)
+        later = client.at_us > versions.changed_at_us(name) if own_us is None else client.follows(own_us)
+        return "client" if later else "server"
     return "server"
 
 

@@ -77,6 +77,7 @@ class Intake:
             codec.name,
             now_us,
             _may_be_old(checked, session, now_us),
+            session.clock_offset_us,
         )
 
     def resolution(
@@ -145,6 +146,7 @@ class Intake:
             fields,
             b"" if fields is None else _encode(fields),
             None if item.changed is None else tuple(item.changed),
+            at is not None,
         )
 
     def _fault(self, item: Item) -> tuple[str, str] | None:
@@ -179,11 +181,7 @@ def _may_be_old(checked: list[Change | Refused], session: Session, now_us: int) 
     """
     if not session.clock_known:
         return True
-    sent_us = [
-        change.sent_at_us
-        for change in checked
-        if type(change) is Change and change.sent_at_us != now_us
-    ]
+    sent_us = [change.sent_at_us for change in checked if type(change) is Change and change.dated]
     age_us = now_us - (max(sent_us) + session.clock_offset_us) if sent_us else -1
     return not 0 <= age_us <= _DAY_US
 

@@ -11,6 +11,8 @@ from engine.held import MAX_CHANGES, changes_of, fold
 from engine.jobs import Change, Push, Refused
 from engine.merge import (
     Fields,
+    FieldVersions,
+    Sent,
     advance,
     created,
     decode_fields,
@@ -19,6 +21,7 @@ from engine.merge import (
     versions_of,
 )
 from engine.messages import ItemError, Result
+from engine.own_order import follows, is_own, kept_sent_at_us
 from engine.rows import Conflict, Event, EventKey, HeldChange, HeldRef, Record, RecordKey
 from engine.rules import Policies, Rules
 from engine.working import Working
@@ -108,6 +111,7 @@ def _create(
     if fault is not None:
         return _rejected(item, *fault)
     seq = working.next_seq(push.tenant_id)
+    sent = Sent(push.device_id, kept_sent_at_us(item, None, push.device_id))
     record = Record(
         push.tenant_id,
         item.domain,
@@ -118,7 +122,8 @@ def _create(
         push.device_id,
         1,
         data,
-        created(fields, item.at_us) if policy.policy == "field_merge" else None,
+        created(fields, item.at_us, sent) if policy.policy == "field_merge" else None,
+        sent_at_us=sent.at_us,
     )
     working.put(key, record, push.session_id)
     return Result(domain=item.domain, id=item.id, status="applied", version=1, seq=seq)
@@ -143,10 +148,12 @@ class _Meeting(msgspec.Struct, gc=False):
             item.base < row.version
             and row.device_id == self.push.device_id
             and row.chain_from <= item.base + 1
-            and item.at_us >= row.at_us
+            and follows(item, row)
         )
 
-    def write(self, outcome: Fields | None, data: bytes | None, at_us: int) -> Result:
+    def write(
+        self, outcome: Fields | None, data: bytes | None, at_us: int, *, settled: bool = False
+    ) -> Result:
         """Write the next version, unless the outcome may not be stored."""
         push, item, row = self.push, self.item, self.row
         if outcome is not None:
@@ -156,7 +163,9 @@ class _Meeting(msgspec.Struct, gc=False):
                 return _rejected(item, *fault)
         version = row.version + 1
         seq = self.working.next_seq(push.tenant_id)
-        chained = row.device_id == push.device_id and row.chain_from <= row.version
+        chained = is_own(row, push.device_id)
+        sent = Sent(push.device_id, kept_sent_at_us(item, row, push.device_id, settled=settled))
+        changed = Sent(push.device_id, item.sent_at_us) if item.dated else sent
         record = Record(
             push.tenant_id,
             item.domain,
@@ -167,8 +176,9 @@ class _Meeting(msgspec.Struct, gc=False):
             push.device_id,
             row.chain_from if chained else version,
             data,
-            next_versions(self.policy, row, self.server, outcome, item.at_us),
+            next_versions(self.policy, row, self.server, outcome, item.at_us, changed),
             row.attachments,
+            sent.at_us,
         )
         self.working.put(self.key, record, push.session_id)
         return Result(domain=item.domain, id=item.id, status="applied", version=version, seq=seq)
@@ -230,12 +240,15 @@ class _Meeting(msgspec.Struct, gc=False):
         item, row, policy = self.item, self.row, self.policy
         versions = None
         if policy.policy == "field_merge":
-            versions = versions_of(row.fields, row.version, row.at_us)
+            versions = _known_versions(row)
+        device_id = self.push.device_id
+        sent_at_us = item.sent_at_us if item.dated else None
+        followed = follows(item, row) if is_own(row, device_id) else None
         settled = settle(
             policy,
             self.rules.domains.rules[item.domain].domain,
-            Standing(self.server, row.at_us, versions),
-            Side(item.op, item.fields, item.base, item.at_us, item.changed),
+            Standing(self.server, row.at_us, versions, followed),
+            Side(item.op, item.fields, item.base, item.at_us, item.changed, device_id, sent_at_us),
         )
         if settled is None:
             if self.push.atomic:
@@ -246,7 +259,7 @@ class _Meeting(msgspec.Struct, gc=False):
         if settled.winner == "server":
             self._log(settled.winner)
             return self._resolved(settled, row)
-        written = self.write(settled.fields, _encoded(settled.fields), settled.at_us)
+        written = self.write(settled.fields, _encoded(settled.fields), settled.at_us, settled=True)
         if written.status == "rejected":
             return written
         self._log(settled.winner)
@@ -290,13 +303,33 @@ class _Meeting(msgspec.Struct, gc=False):
 
 
 def next_versions(
-    policy: DomainPolicy, row: Record, before: Fields | None, after: Fields | None, at_us: int
+    policy: DomainPolicy,
+    row: Record,
+    before: Fields | None,
+    after: Fields | None,
+    at_us: int,
+    sent: Sent | None = None,
 ) -> bytes | None:
-    """Return the field versions after a write, None where the domain is not merged by field."""
+    """Return the field versions after a write, None where the domain is not merged by field.
+
+    Args:
+        policy: The domain's.
+        row: The record before.
+        before: Its data, None for a tombstone.
+        after: The data that are written.
+        at_us: When the change was made, corrected.
+        sent: Which device made it, and when by its own clock; None for a person's decision.
+    """
     if policy.policy != "field_merge":
         return None
-    versions = versions_of(row.fields, row.version, row.at_us)
-    return advance(versions, before, after, row.version + 1, at_us)
+    return advance(_known_versions(row), before, after, row.version + 1, at_us, sent)
+
+
+def _known_versions(row: Record) -> FieldVersions:
+    sent = None
+    if row.device_id is not None and row.sent_at_us is not None and is_own(row, row.device_id):
+        sent = Sent(row.device_id, row.sent_at_us)
+    return versions_of(row.fields, row.version, row.at_us, sent)
 
 
 def _own_data(item: Change) -> bytes | None:

@@ -16,7 +16,8 @@ _encode = msgspec.json.encode
 class Change(msgspec.Struct, frozen=True):
     """One item that passed its own checks; ``fields`` is None for a delete alone.
 
-    ``base`` is 0 where the device knew of no record. ``at_us`` is corrected, ``sent_at_us`` as sent.
+    ``base`` is 0 where the device knew of no record. ``at_us`` is corrected, ``sent_at_us`` as sent. One
+    that is not ``dated`` came without ``at``: both are the server's now.
     """
 
     domain: str
@@ -28,6 +29,7 @@ class Change(msgspec.Struct, frozen=True):
     fields: Fields | None
     data: bytes
     changed: tuple[str, ...] | None
+    dated: bool = True
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -43,6 +45,7 @@ class Push(msgspec.Struct, frozen=True):
     """One ``sync`` message. ``raw_items`` are the items as sent, in ``encoding``.
 
     ``may_be_old`` says that it may have been sent for the first time more than a day ago.
+    ``clock_offset_us`` is what the items' ``at`` were corrected by.
     """
 
     tenant_id: int
@@ -56,6 +59,7 @@ class Push(msgspec.Struct, frozen=True):
     encoding: Literal["json", "msgpack"]
     now_us: int
     may_be_old: bool = True
+    clock_offset_us: int = 0
 
 
 class Resolution(msgspec.Struct, frozen=True):

@@ -1,13 +1,13 @@
 """What both sides of a record are: merge patches, equality of contents, versions by field.
 
 No history is kept. A record of a domain that is merged by field carries, per top-level field, the
-version and time of its last change. Of a field without one nothing is known up to version ``since``: on a
-base before that it counts as changed by the server.
+version and time of its last change, and which device made it. Of a field without one nothing is known up to
+version ``since``: on a base before that it counts as changed by the server.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -20,12 +20,25 @@ _encode = msgspec.json.encode
 _decode_any = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-class FieldVersions(msgspec.Struct):
-    """Version and time of each field's last change, as stored beside the record."""
+class Sent(NamedTuple):
+    """Which device made a change, and its ``at`` as the device sent it."""
+
+    device_id: str
+    at_us: int
+
+
+class FieldVersions(msgspec.Struct, omit_defaults=True):
+    """Version and time of each field's last change, as stored beside the record.
+
+    ``writers`` are, by device, the fields that it changed last, with their ``at`` as sent less the corrected
+    one: 0 where its clock is right. ``since_sent`` is who made the version ``since``, if that is known.
+    """
 
     since: int
     since_at_us: int
     changed: dict[str, tuple[int, int]] = {}
+    writers: dict[str, dict[str, int]] = {}
+    since_sent: Sent | None = None
 
     def changed_after(self, field: str, base: int) -> bool:
         """Whether the server changed the field after version ``base``."""
@@ -36,6 +49,18 @@ class FieldVersions(msgspec.Struct):
         """When the field was last changed on the server."""
         entry = self.changed.get(field)
         return self.since_at_us if entry is None else entry[1]
+
+    def own_sent_us(self, field: str, device_id: str) -> int | None:
+        """Return when a device itself sent the field's last change, None where another device made it."""
+        entry = self.changed.get(field)
+        ahead_us = self.writers.get(device_id, {}).get(field)
+        return None if entry is None or ahead_us is None else entry[1] + ahead_us
+
+    def own_since_sent_us(self, field: str, device_id: str) -> int | None:
+        """Return the same for a field of which only the record's last change is known."""
+        if field in self.changed or self.since_sent is None or self.since_sent.device_id != device_id:
+            return None
+        return self.since_sent.at_us
 
 
 _decode_versions = msgspec.json.Decoder(FieldVersions).decode
@@ -92,10 +117,12 @@ def apply_patch(target: Fields, patch: Fields) -> Fields:
     return outcome
 
 
-def versions_of(stored: bytes | None, version: int, at_us: int) -> FieldVersions:
+def versions_of(
+    stored: bytes | None, version: int, at_us: int, sent: Sent | None = None
+) -> FieldVersions:
     """Read the field versions of a record; one that was not tracked starts at its present version."""
     if stored is None:
-        return FieldVersions(since=version, since_at_us=at_us)
+        return FieldVersions(since=version, since_at_us=at_us, since_sent=sent)
     return _decode_versions(stored)
 
 
@@ -105,30 +132,44 @@ def advance(
     after: Fields | None,
     version: int,
     at_us: int,
+    sent: Sent | None = None,
 ) -> bytes:
-    """Note which fields ``version`` changed and give back the text to store."""
+    """Note which fields ``version`` changed and return the text to store; ``sent`` is None for nobody's."""
     old, new = before or {}, after or {}
+    names = [name for name, value in new.items() if name not in old or not same_value(old[name], value)]
+    names += [name for name in old if name not in new]
     changed = versions.changed
-    for name, value in new.items():
-        if name not in old or not same_value(old[name], value):
-            changed[name] = (version, at_us)
-    for name in old:
-        if name not in new:
-            changed[name] = (version, at_us)
+    for name in names:
+        changed[name] = (version, at_us)
+    _note_writer(versions, names, at_us, sent)
     if len(changed) > len(new) + MAX_REMOVED_FIELDS:
         _fold_removed(versions, new)
     return _encode(versions)
 
 
+def _note_writer(versions: FieldVersions, names: list[str], at_us: int, sent: Sent | None) -> None:
+    writers = versions.writers
+    for device_id, own in list(writers.items()):
+        for name in names:
+            own.pop(name, None)
+        if not own:
+            del writers[device_id]
+    if sent is not None and names:
+        writers.setdefault(sent.device_id, {}).update(dict.fromkeys(names, sent.at_us - at_us))
+
+
 def _fold_removed(versions: FieldVersions, present: Fields) -> None:
     removed = [name for name in versions.changed if name not in present]
     removed.sort(key=lambda name: versions.changed[name][0])
-    for name in removed[: len(removed) - MAX_REMOVED_FIELDS]:
+    folded = removed[: len(removed) - MAX_REMOVED_FIELDS]
+    _note_writer(versions, folded, 0, None)
+    for name in folded:
         version, at_us = versions.changed.pop(name)
-        versions.since = max(versions.since, version)
+        if version > versions.since:
+            versions.since, versions.since_sent = version, None
         versions.since_at_us = max(versions.since_at_us, at_us)
 
 
-def created(fields: Fields, at_us: int) -> bytes:
+def created(fields: Fields, at_us: int, sent: Sent | None = None) -> bytes:
     """Field versions of a record's version 1."""
-    return advance(FieldVersions(since=0, since_at_us=at_us), None, fields, 1, at_us)
+    return advance(FieldVersions(since=0, since_at_us=at_us), None, fields, 1, at_us, sent)

@@ -38,6 +38,7 @@ def _row(push: Push, item: msgspec.Raw, result: Result, quarantine_id: str) -> Q
         code=error.code,
         message=error.message,
         at_us=push.now_us,
+        clock_offset_us=push.clock_offset_us,
     )
 
 

@@ -18,15 +18,21 @@ from engine.rows import Lookups, Quarantined, QuarantineRef, State, Writes
 def resent(row: Quarantined, tenant: str, data: bytes | None, intake: Intake, now_us: int) -> Push:
     """Make the push that the device would send, ``data`` (JSON) in place of the item's own if given.
 
-    Its key is the item's, so that what was stored under it is found again. An item without ``at`` is of
-    when it first came. Raises SyncError where the item, or ``data``, is no JSON that could be sent.
+    Its key is the item's, so that what was stored under it is found again. Its ``at`` is corrected as it was
+    when the item first came, and an item without one is of then. Raises SyncError where the item, or
+    ``data``, is no JSON that could be sent.
     """
     item = row.item if data is None else _with_data(row.item, data)
     key = f"quarantine:{row.quarantine_id}".encode()
     frame = b'{"type":"sync","id":"1","key":%b,"items":[%b]}' % (msgspec.json.encode(key.decode()), item)
     sync = JSON.decode(frame)
     assert isinstance(sync, Sync)
-    session = Session(tenant=Tenant(row.tenant_id, tenant), device_id=row.device_id, session_id="")
+    session = Session(
+        tenant=Tenant(row.tenant_id, tenant),
+        device_id=row.device_id,
+        session_id="",
+        clock_offset_us=row.clock_offset_us,
+    )
     push = intake.push(sync, session, row.at_us)
     return msgspec.structs.replace(push, now_us=now_us)
 

@@ -68,7 +68,7 @@ class Record(msgspec.Struct, frozen=True):
     nobody's (a settled conflict) has ``chain_from`` above ``version``. ``fields`` is the JSON of
     the field versions (``engine.merge``), None where the domain was not merged by field.
     ``attachments`` is the JSON array of the record's files, None where there never were any; a tombstone
-    keeps it.
+    keeps it. ``sent_at_us`` is the ``at`` of this version as its device sent it (``engine.own_order``).
     """
 
     tenant_id: int
@@ -82,6 +82,7 @@ class Record(msgspec.Struct, frozen=True):
     data: bytes | None
     fields: bytes | None = None
     attachments: bytes | None = None
+    sent_at_us: int | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -165,7 +166,10 @@ class Conflict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
-    """A rejected item, kept so that an operator can recover it; ``item`` is JSON text."""
+    """A rejected item, kept so that an operator can recover it; ``item`` is JSON text.
+
+    It came at ``at_us``, when the server's clock was ``clock_offset_us`` ahead of the device's.
+    """
 
     tenant_id: int
     quarantine_id: str
@@ -176,6 +180,7 @@ class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
     code: str
     message: str
     at_us: int
+    clock_offset_us: int = 0
 
 
 class Lookups(msgspec.Struct):

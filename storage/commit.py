@@ -69,13 +69,14 @@ _LOCK: Final = Statement(
     "SELECT FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[]) ORDER BY tenant_id FOR UPDATE"
 )
 _COUNTERS: Final = (
-    f"SELECT 0, tenant_id, NULL, NULL, seq, {TODAY}, NULL::bigint, NULL::bigint, NULL, NULL, NULL, NULL"
+    f"SELECT 0, tenant_id, NULL, NULL, seq, {TODAY}, NULL::bigint, NULL::bigint,"
+    " NULL, NULL, NULL, NULL, NULL::bigint"
     " FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[])"
 )
 #: LATERAL with LIMIT fixes the plan: one index probe a row, however the tables are analysed.
 _RECORDS: Final = (
     "SELECT 2, w.t, w.d, w.i, f.version, f.seq, f.at_us, f.chain_from,"
-    " f.data::text, f.fields::text, f.device_id, f.attachments::text"
+    " f.data::text, f.fields::text, f.device_id, f.attachments::text, f.sent_at_us"
     " FROM unnest(%(record_tenants)s::int[], "
     f"{split('record_domains', 'text')}, {split('record_ids', 'text')})"
     " AS w(t, d, i) CROSS JOIN LATERAL (SELECT * FROM records"
@@ -84,28 +85,29 @@ _RECORDS: Final = (
 #: The bounds leave out the days that no event of the batch is of before any of them is opened: with 400
 #: of them 2 ms a batch.
 _EVENTS: Final = (
-    "SELECT 3, w.t, w.d, w.i, w.s, f.at_us, NULL, NULL, f.data::text, NULL, f.device_id, NULL"
+    "SELECT 3, w.t, w.d, w.i, w.s, f.at_us, NULL, NULL, f.data::text, NULL, f.device_id, NULL, NULL"
     " FROM unnest(%(event_tenants)s::int[], %(event_domains)s::text[], %(event_ids)s::text[],"
     " %(event_times)s::bigint[]) AS w(t, d, i, s) CROSS JOIN LATERAL (SELECT * FROM events"
     " WHERE tenant_id = w.t AND domain = w.d AND id = w.i AND sent_at_us = w.s"
     " AND sent_at_us >= %(events_from)s::bigint AND sent_at_us <= %(events_to)s::bigint LIMIT 1) AS f"
 )
 _HELD: Final = (
-    "SELECT 4, w.t, NULL, NULL, NULL, NULL, NULL, NULL, row_to_json(f)::text, NULL, NULL, NULL"
+    "SELECT 4, w.t, NULL, NULL, NULL, NULL, NULL, NULL, row_to_json(f)::text, NULL, NULL, NULL, NULL"
     " FROM unnest(%(held_tenants)s::int[], %(held_devices)s::text[], %(held_domains)s::text[],"
     " %(held_ids)s::text[]) AS w(t, v, d, i) CROSS JOIN LATERAL (SELECT * FROM conflict_resolution_log"
     " WHERE tenant_id = w.t AND device_id = w.v AND domain = w.d AND record_id = w.i"
     " AND outcome = 'open' LIMIT 1) AS f"
 )
 _CONFLICTS: Final = (
-    "SELECT 5, w.t, NULL, NULL, NULL, NULL, NULL, NULL, row_to_json(f)::text, NULL, NULL, NULL"
+    "SELECT 5, w.t, NULL, NULL, NULL, NULL, NULL, NULL, row_to_json(f)::text, NULL, NULL, NULL, NULL"
     " FROM unnest(%(conflict_tenants)s::int[], %(conflict_ids)s::text[]) AS w(t, c)"
     " CROSS JOIN LATERAL (SELECT * FROM conflict_resolution_log"
     " WHERE tenant_id = w.t AND conflict_id = w.c LIMIT 1) AS f"
 )
 #: Locked as well: that a file is cancelled meanwhile needs no tenant's lock.
 _UPLOADS: Final = (
-    "SELECT 6, w.t, replace(w.u::text, '-', ''), f.state, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL"
+    "SELECT 6, w.t, replace(w.u::text, '-', ''), f.state,"
+    " NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL"
     " FROM unnest(%(upload_tenants)s::int[], %(upload_ids)s::uuid[]) AS w(t, u)"
     " CROSS JOIN LATERAL (SELECT state FROM upload_session"
     " WHERE tenant_id = w.t AND upload_id = w.u LIMIT 1 FOR NO KEY UPDATE) AS f"
@@ -114,7 +116,7 @@ _UPLOADS: Final = (
 #: record, one probe an upload.
 _TWINS: Final = (
     "SELECT 7, w.t, replace(w.u::text, '-', ''), replace(f.upload_id::text, '-', ''),"
-    " NULL, NULL, NULL, NULL, f.state, NULL, NULL, NULL"
+    " NULL, NULL, NULL, NULL, f.state, NULL, NULL, NULL, NULL"
     " FROM unnest(%(twin_tenants)s::int[], %(twin_ids)s::uuid[]) AS w(t, u)"
     " CROSS JOIN LATERAL (SELECT domain, record_id, sha256, file_name FROM upload_session"
     " WHERE tenant_id = w.t AND upload_id = w.u LIMIT 1) AS o"
@@ -343,7 +345,8 @@ def _key(state: State, row: Row) -> None:
 
 
 def _record(state: State, row: Row) -> None:
-    _, tenant_id, domain, record_id, version, seq, at_us, chain_from, data, fields, device_id, files = row
+    _, tenant_id, domain, record_id, version, seq, at_us, chain_from, *rest = row
+    data, fields, device_id, files, sent_at_us = rest
     state.records[RecordKey(tenant_id, domain, record_id)] = Record(
         tenant_id,
         domain,
@@ -356,11 +359,12 @@ def _record(state: State, row: Row) -> None:
         None if data is None else data.encode(),
         None if fields is None else fields.encode(),
         None if files is None else files.encode(),
+        sent_at_us,
     )
 
 
 def _event(state: State, row: Row) -> None:
-    _, tenant_id, domain, event_id, sent_at_us, at_us, _, _, data, _, device_id, _ = row
+    _, tenant_id, domain, event_id, sent_at_us, at_us, _, _, data, _, device_id, _, _ = row
     event = Event(tenant_id, domain, event_id, sent_at_us, at_us, device_id, data.encode())
     state.events[EventKey(tenant_id, domain, event_id, sent_at_us)] = event
 

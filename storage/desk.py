@@ -53,9 +53,10 @@ _ITEMS: Final = (
     f" FROM tenants AS t JOIN quarantine AS q ON q.tenant_id = t.tenant_id WHERE {_OF_TENANT}"
     " ORDER BY t.name, q.at_us, q.quarantine_id"
 )
+_ITEM_FIELDS: Final = Quarantined.__struct_fields__
 _ITEM: Final = (
-    "SELECT t.name, q.tenant_id, q.quarantine_id, q.device_id, q.domain, q.record_id, q.item, q.code,"
-    " q.message, q.at_us, q.retried_at FROM tenants AS t JOIN quarantine AS q"
+    f"SELECT t.name, {', '.join(f'q.{name}' for name in _ITEM_FIELDS)}, q.retried_at"
+    " FROM tenants AS t JOIN quarantine AS q"
     f" ON q.tenant_id = t.tenant_id AND q.quarantine_id = %(id)s WHERE {_OF_TENANT} ORDER BY t.name"
 )
 
@@ -111,20 +112,11 @@ class QuarantineReads:
 
     def item(self, quarantine_id: str, tenant: str | None) -> QuarantineCase:
         """Find an item."""
-        name, tenant_id, found_id, device_id, domain, record_id, item, code, message, at_us, retried_at = (
-            _found(self._dsn, _ITEM, quarantine_id, tenant, "item in the quarantine")
+        name, *columns, retried_at = _found(
+            self._dsn, _ITEM, quarantine_id, tenant, "item in the quarantine"
         )
-        row = Quarantined(
-            tenant_id=tenant_id,
-            quarantine_id=found_id,
-            device_id=device_id,
-            domain=domain,
-            record_id=record_id,
-            item=item.encode(),
-            code=code,
-            message=message,
-            at_us=at_us,
-        )
+        named = dict(zip(_ITEM_FIELDS, columns, strict=True))
+        row = Quarantined(**(named | {"item": named["item"].encode()}))
         return QuarantineCase(name, row, retried_at)
 
     def note_retry(self, item: QuarantineRef) -> None:

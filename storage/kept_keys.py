@@ -21,7 +21,8 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 #: LATERAL with LIMIT fixes the plan: one index probe a row and partition, however the tables are analysed.
 _FOUND: Final = (
     "SELECT 1, w.t, w.k::text, encode(f.request_sha256, 'hex'),"
-    " extract(epoch FROM now() - f.created_at)::bigint, NULL, NULL, NULL, f.results::text, NULL, NULL, NULL"
+    " extract(epoch FROM now() - f.created_at)::bigint, NULL, NULL, NULL, f.results::text,"
+    " NULL, NULL, NULL, NULL"
     " FROM unnest(%({0}key_tenants)s::int[], %({0}key_hashes)s::uuid[]) AS w(t, k)"
     " CROSS JOIN LATERAL (SELECT request_sha256, results, created_at FROM sync_idempotency_record"
     " WHERE tenant_id = w.t AND key_hash = w.k{1} LIMIT 1) AS f"

@@ -25,11 +25,12 @@ _COUNTERS: Final = Statement(
 )
 _RECORDS: Final = (
     "INSERT INTO records"
-    " (tenant_id, domain, id, version, seq, at_us, device_id, chain_from, data, fields{1})"
+    " (tenant_id, domain, id, version, seq, at_us, device_id, chain_from, data, fields, sent_at_us{1})"
     f" SELECT * FROM unnest(%({{0}}tenants)s::int[],"
     f" {split('{0}domains', 'text')}, {split('{0}ids', 'text')},"
     " %({0}versions)s::bigint[], %({0}seqs)s::bigint[], %({0}ats)s::bigint[], %({0}devices)s::text[],"
-    f" %({{0}}chains)s::bigint[], {split('{0}data', 'json')}, {split('{0}fields', 'json')}{{2}})"
+    f" %({{0}}chains)s::bigint[], {split('{0}data', 'json')}, {split('{0}fields', 'json')},"
+    " %({0}sents)s::bigint[]{2})"
 )
 #: Speculative insertion costs a third more, so new records are written apart from new versions; the
 #: batch read under its locks which are which.
@@ -37,7 +38,8 @@ _NEW_RECORDS: Final = Statement(_RECORDS.format("n_", "", ""))
 _UPSERT: Final = (
     " ON CONFLICT (tenant_id, domain, id) DO UPDATE SET version = excluded.version,"
     " seq = excluded.seq, at_us = excluded.at_us, device_id = excluded.device_id,"
-    " chain_from = excluded.chain_from, data = excluded.data, fields = excluded.fields"
+    " chain_from = excluded.chain_from, data = excluded.data, fields = excluded.fields,"
+    " sent_at_us = excluded.sent_at_us"
 )
 _NEW_VERSIONS: Final = Statement(_RECORDS.format("v_", "", "") + _UPSERT)
 #: Records that have files are few, and all others are not to pay for them.
@@ -89,10 +91,11 @@ _CONFLICTS: Final = Statement(
 )
 _QUARANTINE: Final = Statement(
     "INSERT INTO quarantine"
-    " (tenant_id, quarantine_id, device_id, domain, record_id, item, code, message, at_us)"
+    " (tenant_id, quarantine_id, device_id, domain, record_id, item, code, message, at_us,"
+    " clock_offset_us)"
     " SELECT * FROM unnest(%(q_tenants)s::int[], %(q_ids)s::text[], %(q_devices)s::text[],"
     " %(q_domains)s::text[], %(q_records)s::text[], %(q_items)s::text[], %(q_codes)s::text[],"
-    " %(q_messages)s::text[], %(q_ats)s::bigint[])"
+    " %(q_messages)s::text[], %(q_ats)s::bigint[], %(q_offsets)s::bigint[])"
 )
 #: What an upload reserved is given back with its bytes. By then its row moves under its tenant's lock alone,
 #: so that what it had reserved before is what the same statement reads.
@@ -192,6 +195,7 @@ def _records(records: list[Record], prefix: str, values: Values) -> None:
     values[prefix + "chains"] = numbers([record.chain_from for record in records])
     values[prefix + "data"] = joined_or_null([record.data for record in records])
     values[prefix + "fields"] = joined_or_null([record.fields for record in records])
+    values[prefix + "sents"] = numbers_or_null([record.sent_at_us for record in records])
 
 
 def _keys(keys: list[KeyRow], values: Values) -> None:
@@ -222,6 +226,7 @@ def _quarantine(rows: list[Quarantined], values: Values) -> None:
     values["q_codes"] = texts([row.code for row in rows])
     values["q_messages"] = texts([row.message for row in rows])
     values["q_ats"] = numbers([row.at_us for row in rows])
+    values["q_offsets"] = numbers([row.clock_offset_us for row in rows])
 
 
 def _text(data: bytes | None) -> str | None:

@@ -38,7 +38,8 @@ class Version:
     """One version of a record: ``data`` is None for a tombstone, ``device`` for nobody's.
 
     ``at_us`` is the record's time; ``change_at_us`` the time of the change that made this version,
-    which a merge may have found older than what it met. ``by_field`` says that the domain was
+    which a merge may have found older than what it met, and ``sent_us`` the same as the device sent it, None
+    for an item without ``at``. ``settled`` says that it won a conflict. ``by_field`` says that the domain was
     merged by field when this version was written.
     """
 
@@ -48,6 +49,8 @@ class Version:
     device: str | None
     seq: int
     by_field: bool
+    sent_us: int | None = None
+    settled: bool = False
 
 
 @dataclass(frozen=True)
@@ -365,7 +368,8 @@ class World:
     ) -> Json:
         domain, op, base = item["domain"], item["op"], item.get("base")
         at = item.get("at")
-        at_us = now_us if at is None else min(instant_us(at) + clock_offset_us, now_us)
+        sent_us = None if at is None else instant_us(at)
+        at_us = now_us if sent_us is None else min(sent_us + clock_offset_us, now_us)
         data = None if op == "delete" else item["data"]
         history = tenant.records.get((domain, item["id"]), ())
         if not history and op == "delete":
@@ -375,7 +379,7 @@ class World:
         current = history[-1].data if history else None
         client = _applied(op, data, current)
         by_field = policy.policy == "field_merge"
-        meets = _conflicts(history, device, base or 0, at_us)
+        meets = _conflicts(history, device, base or 0, sent_us)
         logged = Logged(
             domain,
             item["id"],
@@ -398,10 +402,10 @@ class World:
             return {"status": "unchanged"} | _standing(history)
         if not meets:
             self._judge(domain, client, current)
-            self._write(tenant, item, Version(client, at_us, at_us, device, 0, by_field))
+            self._write(tenant, item, Version(client, at_us, at_us, device, 0, by_field, sent_us))
             return {"status": "applied"} | _standing(tenant.records[domain, item["id"]])
 
-        change = _Change(op, base or 0, at_us, data, item.get("changed"))
+        change = _Change(device, op, base or 0, at_us, sent_us, data, item.get("changed"))
         outcome = _settle(policy, self.domains[domain], history, change, client)
         if outcome.winner in {"client", "merged"}:
             self._judge(domain, outcome.data, current)
@@ -411,7 +415,8 @@ class World:
             return {"status": "conflict", "conflict_id": serial} | _standing(history, data=True)
         self._log(tenant, replace(logged, outcome=outcome.winner))
         if outcome.winner != "server":
-            self._write(tenant, item, Version(outcome.data, outcome.at_us, at_us, device, 0, by_field))
+            version = Version(outcome.data, outcome.at_us, at_us, device, 0, by_field, sent_us, settled=True)
+            self._write(tenant, item, version)
         return {
             "status": "resolved",
             "winner": outcome.winner,
@@ -592,21 +597,46 @@ class World:
 
 @dataclass(frozen=True)
 class _Change:
+    device: str
     op: str
     base: int
     at_us: int
+    sent_us: int | None
     data: Json | None
     changed: list[str] | None
 
 
-def _conflicts(history: tuple[Version, ...], device: str, base: int, at_us: int) -> bool:
+def own_sent_us(history: tuple[Version, ...]) -> int | None:
+    """Say which of a device's own times an item of it is held against, whose version is the last.
+
+    That is the last that it sent a time with, in the unbroken run of its versions; one that won a conflict
+    does not set it back.
+    """
+    run: list[Version] = []
+    for version in reversed(history):
+        if version.device != history[-1].device:
+            break
+        run.append(version)
+    last_us: int | None = None
+    for version in reversed(run):
+        if version.sent_us is not None and not (version.settled and version.sent_us < (last_us or 0)):
+            last_us = version.sent_us
+    return last_us
+
+
+def _follows(sent_us: int | None, own_sent_us: int | None) -> bool:
+    """Whether an item comes after its device's own: it does without a time on either side, and on a tie."""
+    return sent_us is None or own_sent_us is None or sent_us >= own_sent_us
+
+
+def _conflicts(history: tuple[Version, ...], device: str, base: int, sent_us: int | None) -> bool:
     """Whether a change of this device, made on ``base``, conflicts with what the server has."""
     if not history or base == len(history):
         return False
     chain = (
         base < len(history)
         and all(version.device == device for version in history[base:])
-        and at_us >= history[-1].at_us
+        and _follows(sent_us, own_sent_us(history))
     )
     return not chain
 
@@ -621,12 +651,13 @@ def _settle(
     """Settle a conflict by its policy."""
     if policy.policy == "field_merge":
         return _merge_by_field(policy.fallback, spec, history, change, client)
-    return _settle_whole(policy.policy, spec, history[-1], change, client)
+    return _settle_whole(policy.policy, spec, history, change, client)
 
 
 def _settle_whole(
-    policy: str, spec: DomainSpec, server: Version, change: _Change, client: Json | None
+    policy: str, spec: DomainSpec, history: tuple[Version, ...], change: _Change, client: Json | None
 ) -> Outcome:
+    server = history[-1]
     clients = Outcome("client", client, change.at_us)
     servers = Outcome("server", None, 0)
     if policy == "manual":
@@ -636,7 +667,11 @@ def _settle_whole(
     if policy == "client_wins":
         return clients
     if policy == "most_recent_wins":
-        return clients if change.at_us > server.at_us else servers
+        if server.device == change.device:
+            later = _follows(change.sent_us, own_sent_us(history))
+        else:
+            later = change.at_us > server.at_us
+        return clients if later else servers
     assert policy == "preserve_escalation"
     if client is None or server.data is None:
         return servers
@@ -655,19 +690,27 @@ def _merge_by_field(
     server = history[-1]
     names = change.data if change.op == "patch" else change.changed
     if names is None or client is None or server.data is None:
-        return _settle_whole(fallback, spec, server, change, client)
+        return _settle_whole(fallback, spec, history, change, client)
     merged = dict(server.data)
     for name in names:
         ours, theirs = server.data.get(name, _MISSING), client.get(name, _MISSING)
         if same(ours, theirs):
             continue
-        changed_at_us = _changed_since(history, change.base, name)
-        if changed_at_us is None:
+        changed = _changed_since(history, change, name)
+        follows_own = (
+            changed is not None
+            and changed.by_field
+            and changed.own
+            and _follows(change.sent_us, changed.sent_us)
+        )
+        if changed is None or follows_own:
             takes_client = True
         elif fallback == "manual":
             return HELD
+        elif fallback == "most_recent_wins" and changed.own:
+            takes_client = _follows(change.sent_us, changed.sent_us)
         elif fallback == "most_recent_wins":
-            takes_client = change.at_us > changed_at_us
+            takes_client = change.at_us > changed.at_us
         elif fallback == "preserve_escalation":
             takes_client = name not in spec.server_owned
         else:
@@ -686,19 +729,34 @@ def _named_by_side(merged: Json, server: Json, client: Json, at_us: int) -> Outc
     return Outcome("client" if same(merged, client) else "merged", merged, at_us)
 
 
-def _changed_since(history: tuple[Version, ...], base: int, name: str) -> int | None:
+@dataclass(frozen=True)
+class _Changed:
+    """The last change of a field: ``own`` if by the device that asks, then with the time it sent."""
+
+    at_us: int
+    own: bool
+    sent_us: int | None
+    by_field: bool
+
+
+def _changed_since(history: tuple[Version, ...], change: _Change, name: str) -> _Changed | None:
     """Say when the server last changed a field after version ``base``; None if it did not.
 
     Up to the last version that was written while the domain was not merged by field, only the
     record as a whole is known to have changed.
     """
+    base = change.base
     known_from = max((n for n, version in enumerate(history, 1) if not version.by_field), default=0)
     for number in range(len(history), max(base, known_from), -1):
         after = history[number - 1]
         before = history[number - 2].data if number > 1 else None
         if not same((before or {}).get(name, _MISSING), (after.data or {}).get(name, _MISSING)):
-            return after.change_at_us
-    return history[known_from - 1].at_us if base < known_from else None
+            sent_us = own_sent_us(history[:number]) if after.sent_us is None else after.sent_us
+            return _Changed(after.change_at_us, after.device == change.device, sent_us, by_field=True)
+    if base >= known_from:
+        return None
+    last, sent_us = history[known_from - 1], own_sent_us(history[:known_from])
+    return _Changed(last.at_us, last.device == change.device, sent_us, by_field=False)
 
 
 # -- chains of changes that wait ----------------------------------------------------------------

@@ -47,7 +47,7 @@ class ItemSketch:
     """One item; ``base`` and ``at`` are relative and become fixed when the item is sent.
 
     ``base`` is None, or the versions ahead of (or behind) the record's. ``at`` is None, or
-    (anchor, seconds) with anchor ``stored``, ``now`` or ``start``.
+    (anchor, seconds) with anchor ``stored``, ``now``, ``start``, or ``sent``: as the last version's was sent.
     """
 
     domain: str
@@ -189,7 +189,7 @@ def _data(draw: st.DrawFn, domain: str, *, patch: bool) -> Json:
 
 _bases = st.sampled_from([0, -1, -1, -2, -1, 0, -3, 1, None])
 _ats = st.none() | st.tuples(
-    st.sampled_from(["stored", "stored", "stored", "now", "start"]), st.sampled_from([0, 1, -1, 3, -3])
+    st.sampled_from(["stored", "stored", "sent", "sent", "now", "start"]), st.sampled_from([0, 1, -1, 3, -3])
 )
 
 

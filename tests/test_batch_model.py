@@ -18,7 +18,7 @@ from engine.codec import JSON
 from engine.domains import DomainPolicy
 from engine.errors import SyncError
 from engine.held import applied, changes_of
-from engine.instants import to_text, to_us
+from engine.instants import EARLIEST_US, to_text, to_us
 from engine.intake import Intake, Session
 from engine.jobs import Answer, Attach, Attached, Job, Outcome, Push, Resolution, Settlement
 from engine.merge import decode_fields
@@ -28,7 +28,7 @@ from engine.rows import Conflict, ConflictRef, EventKey, Record, RecordKey
 from engine.rules import Rules
 from engine.uploads import UploadRef
 from tests.memory_store import Memory
-from tests.model import File, Logged, Policy, World, canonical, chain_applied
+from tests.model import File, Logged, Policy, World, canonical, chain_applied, own_sent_us
 from tests.strategies import (
     ENGINE_DOMAINS,
     MODEL_DOMAINS,
@@ -173,6 +173,8 @@ class Duel:
             start_us = history[-1].at_us if anchor == "stored" and history else self.now_us
             if anchor == "start":
                 start_us = START_US
+            if anchor == "sent" and history and history[-1].sent_us is not None:
+                start_us = history[-1].sent_us + offset_us
             item["at"] = to_text(start_us + offset_s * _SECOND_US - offset_us)
         if sketch.data is not None:
             item["data"] = sketch.data
@@ -389,6 +391,7 @@ class Duel:
                     top.at_us,
                     top.device,
                     canonical(top.data),
+                    None if top.device is None else own_sent_us(history),
                     [file.upload for file in tenant.files.get((domain, record_id), ())],
                 )
             for (domain, event_id, sent_us), event in tenant.events.items():
@@ -406,7 +409,15 @@ class Duel:
             ]
         memory = self.memory
         assert {
-            key: (row.version, row.seq, row.at_us, _writer(row), _canonical_bytes(row.data), _files(row))
+            key: (
+                row.version,
+                row.seq,
+                row.at_us,
+                _writer(row),
+                _canonical_bytes(row.data),
+                None if row.sent_at_us == EARLIEST_US else row.sent_at_us,
+                _files(row),
+            )
             for key, row in memory.records.items()
         } == expected_records
         assert memory.uploads == uploads

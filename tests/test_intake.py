@@ -351,7 +351,7 @@ def test_instants_read_back_and_stay_in_range(instant: datetime, offset_us: int)
     ("device_says", "ats", "may_be_old"),
     [
         (None, [NOW], True),
-        (NOW, [NOW], True),  # indistinguishable from an item without a time, which tells nothing
+        (NOW, [NOW], False),
         (NOW, [], True),
         (NOW, [None], True),
         (NOW, ["2026-01-02T03:04:04Z"], False),

@@ -120,6 +120,7 @@ async def _commit(subject: Subject, lookups: Lookups, writes: Writes) -> None:
 
 async def test_what_is_committed_is_found_again(subject: Subject) -> None:
     record = _record(1, id=ODD, data=msgspec.json.encode({ODD: [ODD, 1.5, None]}), fields=b'{"a":[1,2]}')
+    record = msgspec.structs.replace(record, sent_at_us=AT_US + 5)
     tombstone = _record(2, data=None, device_id=None, chain_from=2)
     event = Event(1, "voice", ODD, AT_US, AT_US + 1, "phone", msgspec.json.encode({"x": ODD}))
     key = KeyRow(1, "0123456789abcdef" * 2, "ab" * 32, msgspec.json.encode([ODD]))
@@ -144,6 +145,7 @@ async def test_what_is_committed_is_found_again(subject: Subject) -> None:
         code="invalid_item",
         message=ODD + "\x01\x02",
         at_us=AT_US,
+        clock_offset_us=-7,
     )
     writes = Writes({1: 2}, [record, tombstone], [event], [key], [held, deletion], [rejected])
     await _commit(subject, _lookups(1), writes)

@@ -1,0 +1,3 @@
+ALTER TABLE quarantine DROP COLUMN clock_offset_us;
+
+ALTER TABLE records DROP COLUMN sent_at_us;

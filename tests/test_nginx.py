@@ -316,6 +316,16 @@ async def test_an_upload_goes_through_in_pieces_and_keeps_what_came_before_a_cut
         reply = await phone.append(path, offset, content[offset : offset + 400_000])
         assert reply.status == 204, reply
         offset = int(reply.headers["Upload-Offset"])
+    for empty in (b"0\r\n\r\n", b"4\r\nmore\r\n0\r\n\r\n"):  # behind the end
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", cluster.nginx.port, ssl=cluster.trusting, server_hostname="localhost"
+        )
+        chunked = head.replace(f"Content-Length: {len(content)}", "Transfer-Encoding: chunked")
+        chunked = chunked.replace("Upload-Offset: 0", f"Upload-Offset: {len(content)}")
+        writer.write(chunked.encode() + b"\r\n" + empty)
+        status = await reader.readline()
+        writer.transport.abort()
+        assert status.split()[1] == (b"400" if b"more" in empty else b"204")
     tablet = await cluster.uploader("tablet")
     assert await tablet.file(path) == content
     assert (await tablet.head(path)).status == 404

@@ -193,6 +193,16 @@ async def test_a_name_is_what_the_client_says(
     assert encoded({"filename": name}) in reply.headers["Upload-Metadata"].split(",")
 
 
+@pytest.mark.parametrize("filetype", ["text/plain", ""])
+async def test_empty_text_arrives(
+    filetype: str, tus_js: TusJs, shared: Running, phone: Uploader, tmp_path: Path
+) -> None:
+    empty = Photo(shared, tmp_path / "empty", 0)
+    ended = await tus_js.ended(empty.told({"metadata": described(filetype=filetype)}))
+    assert ended["event"] == "success"
+    assert await phone.file(path_of(ended)) == b""
+
+
 @pytest.mark.parametrize(("size_bytes", "status"), [(0, 422), (20 * 1024 * 1024 + 1, 413)])
 async def test_what_is_refused_is_not_tried_again(
     size_bytes: int, status: int, tus_js: TusJs, shared: Running, tmp_path: Path

@@ -127,6 +127,12 @@ async def test_a_byte_that_changes_on_its_way_costs_its_chunk_alone(
     assert await phone.file(path_of(tuspy)) == content
 
 
+async def test_empty_text_arrives(shared: Running, phone: Uploader) -> None:
+    tuspy = of(client(shared), b"", metadata=described(filetype="text/plain"))
+    await asyncio.to_thread(tuspy.upload)
+    assert await phone.file(path_of(tuspy)) == b""
+
+
 async def test_a_refusal_says_why(shared: Running) -> None:
     tuspy = of(client(shared), photo(20 * 1024 * 1024 + 1))
     with pytest.raises(TusCommunicationError) as refused:

@@ -59,7 +59,7 @@ async def product(
     ground: Ground, dsn: str, secret: str, config: Path | None = None, workers: int = 1
 ) -> AsyncIterator[Server]:
     """Run the product on a database of ``ground``. Raises BenchError."""
-    port = 0 if workers == 1 else _free_ports(workers + 1)
+    port = 0 if workers == 1 else free_ports(workers + 1)
     command = [str(ROOT / "run.py"), "serve", "--port", str(port), "--workers", str(workers)]
     if config is not None:
         command += ["--config", str(config)]
@@ -74,7 +74,7 @@ async def product(
         yield server
 
 
-def _free_ports(count: int) -> int:
+def free_ports(count: int) -> int:
     """Find so many ports in a row, and give the first. Raises BenchError."""
     for _ in range(_TRIES):
         first = random.randrange(_PORTS.start, _PORTS.stop - count)

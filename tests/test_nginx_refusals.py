@@ -110,7 +110,7 @@ REFUSED = {
     "a line too long": (_head("GET / HTTP/1.1", f"X: {'x' * 40_000}"), 413, "too_large"),
     "a URL too long": (_head(f"GET /{'x' * 40_000} HTTP/1.1"), 413, "too_large"),
     "a body too long": (_head("POST /v1/sync HTTP/1.1", "Content-Length: 300001"), 413, "too_large"),
-    "no method": (_head("TRACE / HTTP/1.1"), 405, "not_found"),
+    "no method": (_head("TRACE / HTTP/1.1"), 405, "method_not_allowed"),
     "the place of refusals": (_head("GET /.tidemark/refusal HTTP/1.1"), 404, "not_found"),
     "no worker": (_head("POST /v1/sync HTTP/1.1", "Content-Length: 0"), 503, "unavailable"),
     "no worker for an upload": (_head("POST /v1/uploads HTTP/1.1", "Content-Length: 0"), 503, "unavailable"),
@@ -128,10 +128,12 @@ async def test_own_refusals_are_errors_of_the_contract(front: Front) -> None:
     for answer in answers.values():
         kind = ERRORS[answer.message["code"]]
         assert (answer.message["type"], answer.message["retryable"]) == ("error", kind.retryable)
+        assert answer.status == kind.http
         assert answer.headers["Content-Type"] == "application/json"
         assert answer.headers["Cache-Control"] == "no-store"
         assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["X-Request-ID"])
         assert ("Retry-After" in answer.headers) is kind.retryable
+        assert ("Allow" in answer.headers) is (answer.status == 405)
     away = answers["no worker"]
     assert away.message["retry_after_ms"] == 1000 * int(away.headers["Retry-After"])
     assert 4 <= int(away.headers["Retry-After"]) <= 8

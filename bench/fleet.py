@@ -1,0 +1,216 @@
+"""Devices that keep one socket each and come back as the guide says, and others that sync over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from random import Random
+from typing import Final
+
+import jwt
+import msgspec
+from aiohttp import ClientError, ClientSession, ClientTimeout
+
+from bench.client.retry import Backoff
+from bench.wire import CUT_OFF, HandshakeError, Socket, connect, frame
+
+TENANT: Final = "fleet"
+_PUSH_S: Final = (5.0, 15.0)
+_CONNECT_S: Final = 15.0
+_PATIENCE_S: Final = 10.0
+_HTTP_S: Final = 0.5
+
+
+class Way(msgspec.Struct, frozen=True):
+    """How devices reach the server: past nginx, or through it, over TLS."""
+
+    port: int
+    tls: ssl.SSLContext | None = None
+
+    @property
+    def url(self) -> str:
+        """The address for requests over HTTP."""
+        return f"http{'' if self.tls is None else 's'}://localhost:{self.port}"
+
+
+class Signer:
+    """Signs tokens."""
+
+    def __init__(self, secret: str, audience: str) -> None:
+        self._secret = secret
+        self._audience = audience
+
+    def __call__(self, device: str, **more: str) -> str:
+        """Sign a device's token."""
+        claims = {"aud": self._audience, "exp": int(time.time()) + 86_400, "jti": device, "tid": TENANT}
+        return jwt.encode({**claims, "did": device, **more}, self._secret, algorithm="HS256")
+
+
+class _Heard(msgspec.Struct):
+    type: str
+    id: str | None = None
+    retry_after_ms: int = 0
+    results: list[dict[str, object]] = []
+
+
+_decode: Final = msgspec.json.Decoder(_Heard).decode
+
+
+class Member:
+    """A device with a socket. It is live once a push was answered on the connection that is open.
+
+    ``away_s`` are the times from the end of a connection that was live to the next one. ``pushed`` counts the
+    pushes that were answered; each is a version of its one record.
+    """
+
+    def __init__(self, name: str, token: str, way: Way, seed: str) -> None:
+        self.name = name
+        self.pushed = 0
+        self.live = False
+        self.live_at_s = 0.0
+        self.away_s: list[float] = []
+        self.failures: Counter[str] = Counter()
+        self.rejected = 0
+        self._token = token
+        self._way = way
+        self._random = Random(seed)
+        self._backoff = Backoff(self._random.random)
+        self._ended_at_s = 0.0
+        self._retry_after_ms = 0
+        self._answered: asyncio.Future[None] | None = None
+        self._greeted: asyncio.Future[None] | None = None
+
+    async def run(self) -> None:
+        """Be connected until cancelled, as sections 3, 4 and 9 of the guide have it."""
+        while True:
+            self._retry_after_ms = 0
+            await self._connected()
+            self.live = False
+            await asyncio.sleep(self._backoff.failed(self._retry_after_ms))
+
+    async def _connected(self) -> None:
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[int] = loop.create_future()
+        self._greeted = loop.create_future()
+
+        def over(code: int) -> None:
+            if not ended.done():
+                ended.set_result(code)
+
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                way = self._way
+                socket = await connect("localhost", way.port, self._token, self._hear, over, tls=way.tls)
+        except HandshakeError as error:
+            self._retry_after_ms = error.retry_after_s * 1000
+            self.failures[str(error)] += 1
+            return
+        except (OSError, TimeoutError) as error:
+            self.failures[type(error).__name__] += 1
+            return
+        try:
+            await self._talk(socket, ended)
+        finally:
+            socket.close()
+
+    async def _talk(self, socket: Socket, ended: asyncio.Future[int]) -> None:
+        assert self._greeted is not None
+        awaited: asyncio.Future[None] = self._greeted
+        waited: list[asyncio.Future[None] | asyncio.Future[int]]
+        while not ended.done():
+            waited = [awaited, ended]
+            await asyncio.wait(waited, timeout=_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done() or not awaited.done():
+                break
+            if awaited is self._answered:
+                self._came_live()
+                await asyncio.wait([ended], timeout=self._random.uniform(*_PUSH_S))
+                if ended.done():
+                    break
+            self._answered = awaited = asyncio.get_running_loop().create_future()
+            socket.write(frame(self._push()))
+        if self.live:
+            self._ended_at_s = time.monotonic()
+        else:
+            self.failures[str(ended.result() if ended.done() else CUT_OFF)] += 1
+
+    def _push(self) -> bytes:
+        """Write the next push, under the key that it had if it was sent before."""
+        number = self.pushed
+        item = {
+            "domain": "journal",
+            "id": self.name,
+            "op": "put",
+            "base": number or None,
+            "data": {"number": number},
+        }
+        key = f"{self.name}-{number}"
+        return msgspec.json.encode({"type": "sync", "id": key, "key": key, "items": [item]})
+
+    def _came_live(self) -> None:
+        if not self.live:
+            self.live = True
+            self.live_at_s = time.monotonic()
+            if self._ended_at_s:
+                self.away_s.append(self.live_at_s - self._ended_at_s)
+
+    def _hear(self, text: bytes) -> None:
+        heard = _decode(text)
+        match heard.type:
+            case "welcome" if self._greeted is not None and not self._greeted.done():
+                self._greeted.set_result(None)
+            case "synced" if self._answered is not None and not self._answered.done():
+                self.rejected += sum(result["status"] != "applied" for result in heard.results)
+                self.pushed += 1
+                self._backoff.worked()
+                self._answered.set_result(None)
+            case "goodbye" | "error":
+                self._retry_after_ms = max(self._retry_after_ms, heard.retry_after_ms)
+            case _:
+                pass
+
+
+class Other:
+    """A device that syncs over HTTP twice a second; ``errors`` are when and what it was refused with."""
+
+    def __init__(self, name: str, token: str, way: Way) -> None:
+        self.name = name
+        self.answered = 0
+        self.errors: list[tuple[float, str]] = []
+        self._token = token
+        self._way = way
+
+    async def run(self, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Sync until cancelled, or until nothing more is wanted."""
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        timeout = ClientTimeout(total=_PATIENCE_S)
+        async with ClientSession(timeout=timeout, headers=headers) as session:
+            while wanted():
+                verdict = await self._sync(session)
+                if verdict is None:
+                    self.answered += 1
+                else:
+                    self.errors.append((time.monotonic(), verdict))
+                await asyncio.sleep(_HTTP_S)
+
+    async def _sync(self, session: ClientSession) -> str | None:
+        """Send one message, the same until it is answered. Returns what it was refused with."""
+        item = {"domain": "journal", "id": self.name, "op": "put", "data": {"number": self.answered}}
+        item["base"] = self.answered or None  # type: ignore[assignment]
+        body = msgspec.json.encode({"type": "sync", "key": f"{self.name}-{self.answered}", "items": [item]})
+        try:
+            async with session.post(
+                f"{self._way.url}/v1/sync", data=body, ssl=self._way.tls or True
+            ) as response:
+                answer = await response.read()
+                if response.status == 200:
+                    return None
+                with suppress(msgspec.DecodeError):
+                    return f"{response.status} {msgspec.json.decode(answer)['code']}"
+                return str(response.status)
+        except (ClientError, OSError, TimeoutError) as error:
+            return type(error).__name__

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import anyio
-import msgspec
 
 from compose.server import SystemClock
-from engine.administration import ConflictCase, QuarantineCase, RefusedError, Retried
+from engine.administration import ConflictCase, QuarantineCase, Recovered, RefusedError
 from engine.backlog import CommitLimits
 from engine.committer import Committer
 from engine.domains import DomainPolicy, Domains
@@ -20,7 +20,7 @@ from engine.intake import Intake
 from engine.jobs import Answer, Job, Outcome, Settlement
 from engine.messages import Choice
 from engine.ports import Store, StoreError
-from engine.recovery import RecoveryStore, resent
+from engine.recovery import RecoveryStore, decode_results, resent
 from engine.review import decided
 from engine.rows import QuarantineRef, Record
 from engine.rules import Rules
@@ -35,7 +35,6 @@ Moved = Callable[[set[int]], None]
 #: Makes of the store what the job is to be committed to.
 Through = Callable[[Store], Store]
 
-_results: Final = msgspec.json.Decoder(list[Retried])
 _clock: Final = SystemClock()
 
 
@@ -83,32 +82,45 @@ class QuarantineDesk(QuarantineReads):
         self._settings = settings
         self._moved = moved
 
-    def retry(self, case: QuarantineCase, data: bytes | None) -> Retried:
-        """Send an item again through the intake."""
+    def retry(self, case: QuarantineCase, data: bytes | None, *, hold: bool = False) -> Recovered:
+        """Send an item again through the intake, and those behind it."""
         row = case.row
-        item = QuarantineRef(row.tenant_id, row.quarantine_id)
+        rows = [row, *self.behind(row)]
+        items = [QuarantineRef(one.tenant_id, one.quarantine_id) for one in rows]
+        held = {row.domain: DomainPolicy("manual")} if hold and row.domain is not None else {}
+        recovery: list[RecoveryStore] = []
+
+        def through(store: Store) -> Store:
+            recovery.append(RecoveryStore(store, items))
+            return recovery[0]
+
         try:
-            job = resent(row, case.tenant, data, _intake(self._settings), _clock.now_us())
+            job = resent(rows, case.tenant, data, _intake(self._settings), _clock.now_us())
         except SyncError as error:
             raise RefusedError(f"this cannot be sent, correct it with --data: {error.message}") from None
         outcome = asyncio.run(
             _committed(
-                self._dsn,
-                self._settings,
-                case.tenant,
-                job,
-                self._moved,
-                lambda store: RecoveryStore(store, item),
+                self._dsn, self._settings, case.tenant, job, self._moved, through, held
             )
         )
         if isinstance(outcome, SyncError) and outcome.code == "idempotency_key_reused":
             raise RefusedError("another retry stored this item, with other data")
         if not isinstance(outcome, Answer):
             raise _refused(outcome)
-        (result,) = _results.decode(outcome.results)
+        if recovery[0].late:
+            raise RefusedError(
+                "some of these items were recovered at the same time:"
+                " see with `run.py quarantine list` whether this one is left, and try again"
+            )
+        result, *behind = decode_results(outcome.results)
         if result.status == "rejected":
-            self.note_retry(item)
-        return result
+            self.note_retry(items[0])
+        lost = result.status == "resolved" and result.winner == "server"
+        return Recovered(
+            result,
+            {item.quarantine_id: one for item, one in zip(items[1:], behind, strict=True)},
+            self.record(row) if lost else None,
+        )
 
 
 def _intake(settings: Settings) -> Intake:
@@ -129,8 +141,12 @@ async def _committed(
     job: Job,
     moved: Moved,
     through: Through = lambda store: store,
+    policies: Mapping[str, DomainPolicy] = MappingProxyType({}),
 ) -> Outcome:
-    """See one job through; what a server would do with it happens here. Raises StoreError."""
+    """See one job through; what a server would do with it happens here. Raises StoreError.
+
+    ``policies`` take the place of the tenant's, by domain.
+    """
     tenants: set[int] = set()
     database = Database(dsn, 1)
     try:
@@ -138,7 +154,7 @@ async def _committed(
         if found is None or found.tenant.tenant_id != job.tenant_id:
             raise RefusedError(f"there is no tenant {tenant} any more")
         store = through(PostgresStore(database, settings.idempotency.lifetime_h))
-        committer = lone_committer(store, settings, found.own, tenants)
+        committer = lone_committer(store, settings, {**found.own, **policies}, tenants)
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         committer.submit(job, outcome.set_result)
         async with anyio.create_task_group() as group:
@@ -167,6 +183,7 @@ def lone_committer(
         lambda: uuid.uuid4().hex,
         settings.limits.record_bytes,
         settings.limits.answer_data_bytes,
+        settings.records.tombstone_data_h > 0,
     )
     return Committer(
         store,

@@ -118,5 +118,11 @@ def upload_chores(
     settings: Settings, database: Database, blobs: Blobs, committer: Committer, clock: Clock
 ) -> UploadChores:
     """Put together what cleans up."""
-    cleanup = UploadCleanup(PostgresCleanup(database), blobs, committer, settings.uploads.grace_h * 3600)
+    cleanup = UploadCleanup(
+        PostgresCleanup(database),
+        blobs,
+        committer,
+        settings.uploads.grace_h * 3600,
+        settings.records.tombstone_data_h * 3600,
+    )
     return UploadChores(ClusterTurns(PostgresTurns(database), clock), cleanup)

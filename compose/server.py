@@ -122,6 +122,7 @@ class Server:
             lambda: uuid.uuid4().hex,
             limits.record_bytes,
             limits.answer_data_bytes,
+            settings.records.tombstone_data_h > 0,
         )
         committer = Committer(
             PostgresStore(self._writes, settings.idempotency.lifetime_h),

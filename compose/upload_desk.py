@@ -37,6 +37,7 @@ class UploadDesk:
             tidied.expired,
             tidied.freed,
             tidied.forgotten,
+            tidied.emptied,
             swept.orphans,
             swept.orphan_bytes,
             tidied.left + swept.left,

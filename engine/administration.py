@@ -229,6 +229,17 @@ class Retried(msgspec.Struct, frozen=True):
     error: ItemError | None = None
 
 
+class Recovered(msgspec.Struct, frozen=True):
+    """What became of an item, and of those that were rejected because it was, by quarantine_id.
+
+    ``record`` is the server's where that one won against the item, so that this stays.
+    """
+
+    item: Retried
+    behind: dict[str, Retried] = {}
+    record: Record | None = None
+
+
 class QuarantineDesk(Protocol):
     """Where a person recovers what was rejected. An id is of ``tenant``, or of any with None."""
 
@@ -238,11 +249,13 @@ class QuarantineDesk(Protocol):
     def item(self, quarantine_id: str, tenant: str | None) -> QuarantineCase:
         """Find an item. Raises RefusedError if there is none, or several tenants have one of that id."""
 
-    def retry(self, case: QuarantineCase, data: bytes | None) -> Retried:
+    def retry(self, case: QuarantineCase, data: bytes | None, *, hold: bool) -> Recovered:
         """Send an item again as its device did, with other ``data`` (JSON) if given.
 
-        What is not ``rejected`` leaves the quarantine in the transaction that stores it, and whatever is
-        tried at the same time, it is stored once. Raises RefusedError, StoreError.
+        Those behind it, which were rejected because it was, go along, in order and in the same transaction.
+        What is rejected again, or loses to the server's record, stays; with ``hold`` any conflict is held for
+        a person instead. What else becomes of an item takes it out of the quarantine in the transaction that
+        stores it, and whatever is tried at the same time, it is stored once. Raises RefusedError, StoreError.
         """
 
 
@@ -258,12 +271,14 @@ class TenantAbandonment(msgspec.Struct, frozen=True):
 class CleanedUp(msgspec.Struct, frozen=True):
     """What one run came to: uploads that expired, files freed, rows forgotten, bytes that no row wanted.
 
+    ``emptied`` are deleted records whose last data were dropped.
     ``left`` is what could not be removed now; ``abandonment_ratio`` is None where nothing ended.
     """
 
     expired: int
     freed: int
     forgotten: int
+    emptied: int
     orphans: int
     orphan_bytes: int
     left: int

@@ -6,13 +6,13 @@ before it. ``lookups`` says what must be locked and read, ``plan`` decides.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 import msgspec
 
 from engine.attachments import attach
-from engine.domains import DomainPolicy
+from engine.conflict import may_hold
 from engine.errors import SyncError
 from engine.held import size_bytes
 from engine.items import apply_item
@@ -30,6 +30,7 @@ from engine.rows import (
     Lookups,
     Record,
     RecordKey,
+    SetAsideRef,
     State,
     Writes,
 )
@@ -49,23 +50,27 @@ BATCH_TOUCHES_BYTES: Final = 16 << 20
 class Plan(msgspec.Struct, frozen=True):
     """One outcome per job, what to write, and every new version with the session that pushed it.
 
-    ``reused`` are messages under a key of another message, with the age of its answer in seconds.
+    ``reused`` are messages under a key of another message, with the age of its answer in seconds. ``missing``
+    are open conflicts that nobody thought to read; if there are any, the rest is void, and the batch begins
+    again with them.
     """
 
     outcomes: list[Outcome]
     writes: Writes
     changes: list[tuple[Record, str]]
     reused: list[tuple[Push, int]]
+    missing: Collection[HeldRef] = ()
 
 
-def lookups(jobs: list[Job], rules: Rules) -> Lookups:
-    """Say which tenants a batch locks and which rows it reads."""
+def lookups(jobs: list[Job], rules: Rules, also_held: Collection[HeldRef] = ()) -> Lookups:
+    """Say which tenants a batch locks and which rows it reads, ``also_held`` beside what is always read."""
     tenants: set[int] = set()
     keys: dict[KeyRef, None] = {}
     old_keys: list[KeyRef] = []
     records: dict[RecordKey, None] = {}
     events: dict[EventKey, None] = {}
-    held: dict[HeldRef, None] = {}
+    held: dict[HeldRef, None] = dict.fromkeys(also_held)
+    set_aside: dict[SetAsideRef, None] = {}
     conflicts: dict[ConflictRef, None] = {}
     uploads: dict[UploadRef, None] = {}
     twins: dict[UploadRef, None] = {}
@@ -93,6 +98,8 @@ def lookups(jobs: list[Job], rules: Rules) -> Lookups:
                 events[EventKey(tenant_id, item.domain, item.id, item.sent_at_us)] = None
                 continue
             records[RecordKey(tenant_id, item.domain, item.id)] = None
+            if item.op == "patch" and not item.base:
+                set_aside[SetAsideRef(tenant_id, job.device_id, item.domain, item.id)] = None
             if may_hold(policies[item.domain]):
                 held[HeldRef(tenant_id, job.device_id, item.domain, item.id)] = None
     return Lookups(
@@ -105,20 +112,18 @@ def lookups(jobs: list[Job], rules: Rules) -> Lookups:
         list(uploads),
         list(twins),
         old_keys,
-    )
-
-
-def may_hold(policy: DomainPolicy) -> bool:
-    """Whether a policy can leave a conflict to a person."""
-    return policy.policy == "manual" or (
-        policy.policy == "field_merge" and policy.fallback == "manual"
+        list(set_aside),
     )
 
 
 def fitting(jobs: list[Job], state: State) -> int:
     """Say how many of a batch's first jobs may be planned in one go, one at least."""
     largest_bytes = max(
-        [len(row.data or b"") + len(row.attachments or b"") for row in state.records.values()], default=0
+        [
+            len(row.data or row.last_data or b"") + len(row.attachments or b"")
+            for row in state.records.values()
+        ],
+        default=0,
     )
     if state.held:
         largest_bytes += max(map(size_bytes, state.held.values()))
@@ -152,9 +157,14 @@ def _touched_bytes(
     return found
 
 
-def plan(jobs: list[Job], state: State, rules: Rules) -> Plan:
-    """Decide the whole batch. ``state`` is used up: it follows the jobs' effects."""
-    working = Working(state)
+def plan(
+    jobs: list[Job], state: State, rules: Rules, also_held: Collection[HeldRef] = ()
+) -> Plan:
+    """Decide the whole batch. ``state`` is used up: it follows the jobs' effects.
+
+    It holds what ``lookups`` of the same arguments named.
+    """
+    working = Working(state, also_held)
     outcomes: list[Outcome] = []
     for job in jobs:
         if isinstance(job, Resolution):
@@ -163,7 +173,7 @@ def plan(jobs: list[Job], state: State, rules: Rules) -> Plan:
             outcomes.append(attach(job, working))
         else:
             outcomes.append(_push(job, working, rules))
-    return Plan(outcomes, working.writes(), working.changes, working.reused)
+    return Plan(outcomes, working.writes(), working.changes, working.reused, working.missing)
 
 
 def _push(push: Push, working: Working, rules: Rules) -> Answer | SyncError:
@@ -182,11 +192,23 @@ def _push(push: Push, working: Working, rules: Rules) -> Answer | SyncError:
     if push.atomic:
         results = _atomic(push, working, rules, policies)
     else:
-        results = [apply_item(push, item, working, rules, policies) for item in push.items]
+        results = _one_by_one(push, working, rules, policies)
         working.quarantine.extend(quarantined(push, results, rules.new_id))
     encoded = _encode(_bounded(results, rules.answer_data_bytes))
     working.keep(ref, KeyRow(push.tenant_id, push.key_hash, push.request_sha256, encoded))
     return Answer(encoded, replayed=False)
+
+
+def _one_by_one(push: Push, working: Working, rules: Rules, policies: Policies) -> list[Result]:
+    results: list[Result] = []
+    for item in push.items:
+        result = apply_item(push, item, working, rules, policies)
+        if result.status == "rejected" and result.domain is not None and result.id is not None:
+            working.set_aside(
+                SetAsideRef(push.tenant_id, push.device_id, result.domain, result.id)
+            )
+        results.append(result)
+    return results
 
 
 def _atomic(push: Push, working: Working, rules: Rules, policies: Policies) -> list[Result]:

@@ -30,7 +30,7 @@ from engine.ports import (
     StoreUnknownError,
     Transaction,
 )
-from engine.rows import Record
+from engine.rows import HeldRef, Record
 from engine.rules import Rules
 
 Published = Callable[[list[tuple[Record, str]]], None]
@@ -335,17 +335,23 @@ class _Lane:
 
     async def _attempt(self, jobs: list[Job]) -> Plan:
         rules = self._rules.as_of_now({job.tenant_id for job in jobs})
-        transaction: Transaction = await self._store.begin(lookups(jobs, rules))
-        try:
-            fits = fitting(jobs, transaction.state)
-            if fits < len(jobs):
-                raise _TooMuchError(fits)
-            planned = plan(jobs, transaction.state, rules)
-        except BaseException:
+        also_held: set[HeldRef] = set()
+        while True:
+            transaction: Transaction = await self._store.begin(lookups(jobs, rules, also_held))
+            try:
+                fits = fitting(jobs, transaction.state)
+                if fits < len(jobs):
+                    raise _TooMuchError(fits)
+                planned = plan(jobs, transaction.state, rules, also_held)
+            except BaseException:
+                await transaction.rollback()
+                raise
+            if not planned.missing:
+                await transaction.commit(planned.writes)
+                return planned
+            # Begins again, seldom: it is dearer than one more look, and costs other batches nothing.
             await transaction.rollback()
-            raise
-        await transaction.commit(planned.writes)
-        return planned
+            also_held.update(planned.missing)
 
 
 def _answer(waiting: Waiting, outcome: Outcome) -> None:

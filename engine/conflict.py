@@ -34,7 +34,7 @@ class Side(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """The server's record: ``fields`` is None for a tombstone.
+    """The server's record: ``fields`` is None for a tombstone, ``last`` its data before, if they are kept.
 
     ``followed`` says, where the version that stands is the client's own device's, whether the change comes
     after it; it is None for a version of anybody else.
@@ -44,6 +44,7 @@ class Standing(msgspec.Struct, frozen=True):
     at_us: int
     versions: FieldVersions | None
     followed: bool | None = None
+    last: Fields | None = None
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -55,14 +56,28 @@ class Settled(msgspec.Struct, frozen=True):
 
 
 def client_side(op: Op, fields: Fields | None, server: Fields | None) -> Fields | None:
-    """Return the record as it would stand if the change won; None is a tombstone."""
+    """Return the record as it would stand if the change won; None is a tombstone.
+
+    ``server`` is what a patch applies to, None for an empty object.
+    """
     if op == "patch":
         return apply_patch(server or {}, fields or {})
     return None if op == "delete" else fields
 
 
+def may_hold(policy: DomainPolicy) -> bool:
+    """Whether a policy can leave a conflict to a person."""
+    return policy.policy == "manual" or (
+        policy.policy == "field_merge" and policy.fallback == "manual"
+    )
+
+
 def settle(policy: DomainPolicy, domain: Domain, server: Standing, client: Side) -> Settled | None:
-    """Settle a conflict by policy; None holds it for a person."""
+    """Settle a conflict by policy; None holds it for a person.
+
+    A patch that wins over a tombstone whose last data are not known is held, too, whatever the policy: what
+    it left out is nowhere.
+    """
     if policy.policy == "field_merge":
         return _field_merge(policy.fallback, domain, server, client)
     return _whole(policy.policy, domain, server, client)
@@ -74,8 +89,10 @@ def _whole(policy: Policy, domain: Domain, server: Standing, client: Side) -> Se
     if policy == "preserve_escalation":
         return _preserve_escalation(domain, server, client)
     if policy == "client_wins" or (policy == "most_recent_wins" and _is_later(server, client)):
-        wanted = client_side(client.op, client.fields, server.fields)
-        return Settled("client", wanted, client.at_us)
+        standing = server.last if server.fields is None else server.fields
+        if client.op == "patch" and standing is None:
+            return None
+        return Settled("client", client_side(client.op, client.fields, standing), client.at_us)
     return _server_wins(server)
 
 

@@ -235,6 +235,14 @@ ERRORS: Final = _table(
         "Send the whole record with put.",
     ),
     ErrorKind(
+        "creation_rejected",
+        None,
+        False,
+        "A patch without a base of a record that the server does not have, because what the device sent of it"
+        " before was rejected.",
+        "Send the whole record as a put.",
+    ),
+    ErrorKind(
         "batch_aborted",
         None,
         False,

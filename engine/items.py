@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from engine.conflict import Settled, Side, Standing, client_side, settle
+from engine.conflict import Settled, Side, Standing, client_side, may_hold, settle
 from engine.domains import DomainPolicy
 from engine.held import MAX_CHANGES, changes_of, fold
 from engine.jobs import Change, Push, Refused
@@ -22,7 +22,16 @@ from engine.merge import (
 )
 from engine.messages import ItemError, Result
 from engine.own_order import follows, is_own, kept_sent_at_us
-from engine.rows import Conflict, Event, EventKey, HeldChange, HeldRef, Record, RecordKey
+from engine.rows import (
+    Conflict,
+    Event,
+    EventKey,
+    HeldChange,
+    HeldRef,
+    Record,
+    RecordKey,
+    SetAsideRef,
+)
 from engine.rules import Policies, Rules
 from engine.working import Working
 
@@ -104,6 +113,15 @@ def _create(
         return _rejected(
             item, "unknown_base", f"there is no such record, so no version {item.base} to patch"
         )
+    if item.op == "patch" and working.is_set_aside(
+        SetAsideRef(push.tenant_id, push.device_id, item.domain, item.id)
+    ):
+        return _rejected(
+            item,
+            "creation_rejected",
+            "there is no such record, and what this device sent of it before was rejected:"
+            " send the whole record as a put",
+        )
     fields = client_side(item.op, item.fields, None)
     assert fields is not None
     data = item.data if item.op == "put" else encode_fields(fields)
@@ -179,18 +197,22 @@ class _Meeting(msgspec.Struct, gc=False):
             next_versions(self.policy, row, self.server, outcome, item.at_us, changed),
             row.attachments,
             sent.at_us,
+            last_data(self.rules, row, data),
         )
         self.working.put(self.key, record, push.session_id)
         return Result(domain=item.domain, id=item.id, status="applied", version=version, seq=seq)
 
     def waiting(self) -> Conflict | None:
-        """Return the conflict that this device has open on the record."""
+        """Return the conflict that this device has open on the record, where the policy may hold.
+
+        Where it may not, an open conflict is of a tombstone whose last data are gone: only what has to be
+        held joins it, whatever else a batch had read.
+        """
         held = self.working.held
-        if not held:
-            return None
-        return held.get(
-            HeldRef(self.push.tenant_id, self.push.device_id, self.item.domain, self.item.id)
-        )
+        return held.get(self._holder()) if held and may_hold(self.policy) else None
+
+    def _holder(self) -> HeldRef:
+        return HeldRef(self.push.tenant_id, self.push.device_id, self.item.domain, self.item.id)
 
     def join(self, waiting: Conflict) -> Result:
         """Add the change to the open conflict, whatever it would come to: it belongs behind the others there.
@@ -247,10 +269,13 @@ class _Meeting(msgspec.Struct, gc=False):
         settled = settle(
             policy,
             self.rules.domains.rules[item.domain].domain,
-            Standing(self.server, row.at_us, versions, followed),
+            Standing(self.server, row.at_us, versions, followed, self._last()),
             Side(item.op, item.fields, item.base, item.at_us, item.changed, device_id, sent_at_us),
         )
         if settled is None:
+            waiting = None if may_hold(policy) else self.working.open_conflict(self._holder())
+            if waiting is not None:
+                return self.join(waiting)
             if self.push.atomic:
                 return self._held(UNSET)
             opened = self._logged(self.rules.new_id(), "open")
@@ -264,6 +289,11 @@ class _Meeting(msgspec.Struct, gc=False):
             return written
         self._log(settled.winner)
         return self._resolved(settled, self.working.records[self.key])
+
+    def _last(self) -> Fields | None:
+        """A tombstone's last data, decoded only for who needs them."""
+        last = self.row.last_data
+        return None if last is None or self.item.op != "patch" else decode_fields(last)
 
     def _resolved(self, settled: Settled, stands: Record) -> Result:
         return Result(
@@ -334,6 +364,11 @@ def _known_versions(row: Record) -> FieldVersions:
 
 def _own_data(item: Change) -> bytes | None:
     return None if item.fields is None else item.data
+
+
+def last_data(rules: Rules, row: Record, data: bytes | None) -> bytes | None:
+    """Return what to keep of a record's data when ``data`` take their place: nothing unless it is deleted."""
+    return row.patch_base if data is None and rules.tombstone_data else None
 
 
 def _rejected(item: Change | Refused, code: str, message: str) -> Result:

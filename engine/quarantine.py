@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -11,6 +13,9 @@ from engine.codec import JSON, MSGPACK
 from engine.jobs import Push
 from engine.messages import Result
 from engine.rows import Quarantined
+
+#: Control characters and lone surrogates.
+_UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 _decoders = {codec.name: codec.raw_items for codec in (JSON, MSGPACK)}
 
@@ -43,10 +48,11 @@ def _row(push: Push, item: msgspec.Raw, result: Result, quarantine_id: str) -> Q
 
 
 def _printable(name: str | None) -> str | None:
-    """A refused name may hold what the database refuses; the item itself keeps it, escaped."""
-    if name is None:
-        return None
-    return "".join(char if char.isprintable() else "?" for char in name[:255])
+    """A refused name may hold what the database refuses; the item itself keeps it, escaped.
+
+    An id that a record may have stays as it is: later items of the record are looked for by it.
+    """
+    return None if name is None else _UNPRINTABLE.sub("?", name[:255])
 
 
 def _item_text(push: Push, item: bytes) -> bytes:

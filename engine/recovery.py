@@ -1,11 +1,15 @@
-"""A quarantined item is sent again: checked and committed as from its device, stored once or not at all."""
+"""Quarantined items are sent again: checked and committed as from their device, stored once or not at all."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
+from engine.administration import Retried
 from engine.codec import JSON
 from engine.errors import SyncError
 from engine.intake import Intake, Session
@@ -14,14 +18,32 @@ from engine.messages import Sync
 from engine.ports import Store, Tenant, Transaction
 from engine.rows import Lookups, Quarantined, QuarantineRef, State, Writes
 
+#: Read from the answer that a device would get.
+decode_results: Final = msgspec.json.Decoder(list[Retried]).decode
 
-def resent(row: Quarantined, tenant: str, data: bytes | None, intake: Intake, now_us: int) -> Push:
-    """Make the push that the device would send, ``data`` (JSON) in place of the item's own if given.
 
-    Its key is the item's, so that what was stored under it is found again. Its ``at`` is corrected as it was
-    when the item first came, and an item without one is of then. Raises SyncError where the item, or
-    ``data``, is no JSON that could be sent.
+def resent(
+    rows: Sequence[Quarantined], tenant: str, data: bytes | None, intake: Intake, now_us: int
+) -> Push:
+    """Make the push that the device would send, ``data`` (JSON) in place of the first item's own if given.
+
+    Its key is the first item's, so that what was stored under it is found again. The ``at`` of each is
+    corrected as it was when the item first came, and an item without one is of then. Raises SyncError where
+    an item, or ``data``, is no JSON that could be sent.
     """
+    first, *behind = rows
+    pushes = [_resent(first, tenant, data, intake), *[_resent(row, tenant, None, intake) for row in behind]]
+    raw = b"[%b]" % b",".join([push.raw_items[1:-1] for push in pushes])
+    return msgspec.structs.replace(
+        pushes[0],
+        items=[item for push in pushes for item in push.items],
+        raw_items=raw,
+        request_sha256=hashlib.sha256(raw).hexdigest(),
+        now_us=now_us,
+    )
+
+
+def _resent(row: Quarantined, tenant: str, data: bytes | None, intake: Intake) -> Push:
     item = row.item if data is None else _with_data(row.item, data)
     key = f"quarantine:{row.quarantine_id}".encode()
     frame = b'{"type":"sync","id":"1","key":%b,"items":[%b]}' % (msgspec.json.encode(key.decode()), item)
@@ -33,8 +55,7 @@ def resent(row: Quarantined, tenant: str, data: bytes | None, intake: Intake, no
         session_id="",
         clock_offset_us=row.clock_offset_us,
     )
-    push = intake.push(sync, session, row.at_us)
-    return msgspec.structs.replace(push, now_us=now_us)
+    return intake.push(sync, session, row.at_us)
 
 
 def _with_data(item: bytes, data: bytes) -> bytes:
@@ -49,37 +70,60 @@ def _with_data(item: bytes, data: bytes) -> bytes:
     return json.dumps({**sent, "data": given}).encode()
 
 
-class RecoveryStore:
-    """A store (``engine.ports.Store``) for the retry of one item.
+def stays(result: Retried) -> bool:
+    """Whether an item stays in the quarantine: rejected again, or of no effect beside the server's record."""
+    return result.status == "rejected" or (result.status == "resolved" and result.winner == "server")
 
-    What stores the item takes it out of the quarantine in the same transaction. What rejects it again
-    writes nothing: neither the answer under its key, which other data or other rules may yet change,
-    nor a second item in the quarantine.
+
+class RecoveryStore:
+    """A store (``engine.ports.Store``) for one retry: of the first item, and of those behind it.
+
+    What stores an item takes it out of the quarantine in the same transaction. Where the first one stays,
+    nothing is written: neither the answer under its key, which other data or other rules may yet change,
+    nor a second item in the quarantine. One of those behind it stays alone.
     """
 
-    def __init__(self, store: Store, item: QuarantineRef) -> None:
+    def __init__(self, store: Store, items: Sequence[QuarantineRef]) -> None:
         self._store = store
-        self._item = item
+        self._items = items
+        #: Whether some of the items had left the quarantine before, so that nothing was written.
+        self.late = False
 
     async def begin(self, lookups: Lookups) -> Transaction:
-        """Begin as the store does."""
-        return _Recovery(await self._store.begin(lookups), self._item)
+        """Begin as the store does; what is recovered counts as set aside no more."""
+        lookups.recovering = list(self._items)
+        transaction = await self._store.begin(lookups)
+        state = transaction.state
+        ours = {item.quarantine_id for item in self._items}
+        state.set_aside = {ref: first for ref, first in state.set_aside.items() if first not in ours}
+        return _Recovery(transaction, self._items, self)
 
 
 class _Recovery:
     """One open try (``engine.ports.Transaction``)."""
 
-    def __init__(self, transaction: Transaction, item: QuarantineRef) -> None:
+    def __init__(
+        self, transaction: Transaction, items: Sequence[QuarantineRef], store: RecoveryStore
+    ) -> None:
         self._transaction = transaction
-        self._item = item
+        self._items = items
+        self._store = store
         self.state: State = transaction.state
 
     async def commit(self, writes: Writes) -> None:
-        if writes.quarantine:
+        self._store.late = False
+        if not writes.keys:  # stored before, or not judged at all
+            await self._transaction.commit(writes)
+            return
+        results = decode_results(writes.keys[0].results)
+        self._store.late = not self.state.recovering.issuperset(self._items)
+        if self._store.late or stays(results[0]):
             await self._transaction.rollback()
             return
-        if writes.keys:  # else it was stored before, or not judged at all
-            writes.recovered = [self._item]
+        pairs = zip(self._items, results, strict=True)
+        writes.recovered = [item for item, result in pairs if not stays(result)]
+        writes.quarantine = []
+        writes.conflicts = [conflict for conflict in writes.conflicts if conflict.outcome != "server"]
         await self._transaction.commit(writes)
 
     async def rollback(self) -> None:

@@ -6,7 +6,7 @@ import msgspec
 
 from engine.errors import SyncError
 from engine.held import applied, changes_of
-from engine.items import next_versions
+from engine.items import last_data, next_versions
 from engine.jobs import Outcome, Resolution, Settlement
 from engine.merge import Fields, decode_fields, encode_fields
 from engine.rows import Conflict, ConflictRef, Record, RecordKey
@@ -35,7 +35,7 @@ def settle_by_person(job: Resolution, working: Working, rules: Rules) -> Outcome
         made = conflict.client_count
         return _stale(f"the device has made {made} changes, not {job.changes}", row, conflict)
     server = None if row.data is None else decode_fields(row.data)
-    outcome = _chosen(job, conflict, server)
+    outcome = _chosen(job, conflict, row, server)
     data = None if outcome is None else encode_fields(outcome)
     if outcome is not None and data is not None and job.choice != "server":
         fault = rules.fault(conflict.domain, outcome, server, data)
@@ -56,6 +56,7 @@ def settle_by_person(job: Resolution, working: Working, rules: Rules) -> Outcome
         data,
         next_versions(policy, row, server, outcome, job.now_us),
         row.attachments,
+        last_data=last_data(rules, row, data),
     )
     working.put(key, record, "")
     working.log(
@@ -91,9 +92,11 @@ def _settled_before(job: Resolution, conflict: Conflict) -> Outcome:
     return SyncError("conflict_closed", "this conflict is settled already")
 
 
-def _chosen(job: Resolution, conflict: Conflict, server: Fields | None) -> Fields | None:
+def _chosen(
+    job: Resolution, conflict: Conflict, row: Record, server: Fields | None
+) -> Fields | None:
     if job.choice == "server":
         return server
     if job.choice == "merged":
         return job.fields
-    return applied(changes_of(conflict), server)
+    return applied(changes_of(conflict), None if row.patch_base is None else decode_fields(row.patch_base))

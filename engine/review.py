@@ -9,14 +9,16 @@ from msgspec import UNSET, UnsetType
 
 from engine.administration import ConflictCase
 from engine.codec import JSON
+from engine.conflict import client_side
 from engine.errors import SyncError
 from engine.held import applied, changes_of, op_of
-from engine.instants import to_text
+from engine.instants import to_text, to_us
 from engine.intake import Intake, Session
 from engine.jobs import Resolution
 from engine.merge import Fields, decode_fields, encode_fields, same_value
-from engine.messages import Choice, Resolve, ServerSide
+from engine.messages import Choice, Item, Resolve, ServerSide
 from engine.ports import Tenant
+from engine.rows import Quarantined, Record
 
 #: Stands where a device's id does; a version that settles a conflict is nobody's, whatever stands there.
 OPERATOR = "operator"
@@ -65,6 +67,14 @@ class Difference(msgspec.Struct, frozen=True):
     client: object | UnsetType
 
 
+class Sides(msgspec.Struct, frozen=True):
+    """An item in the quarantine beside the record that it loses to."""
+
+    record: Standing
+    client: Wanted
+    differences: list[Difference]
+
+
 class Settled(msgspec.Struct, frozen=True):
     """How a person settled it."""
 
@@ -101,7 +111,8 @@ def review(case: ConflictCase) -> Review:
     conflict, record = case.conflict, case.record
     standing = None if record is None or record.data is None else decode_fields(record.data)
     held = changes_of(conflict)
-    wanted = applied(held, standing)
+    patched = None if record is None or record.patch_base is None else decode_fields(record.patch_base)
+    wanted = applied(held, patched)
     settled = None
     if conflict.settled_at_us is not None:
         assert conflict.settled_by is not None
@@ -124,7 +135,7 @@ def review(case: ConflictCase) -> Review:
         to_text(conflict.opened_at_us),
         None
         if record is None
-        else Standing(record.version, to_text(record.at_us), record.device_id, _raw(record.data)),
+        else _standing(record),
         ServerSide(conflict.server_version, _raw(conflict.server_data)),
         Wanted(
             conflict.device_id,
@@ -140,6 +151,35 @@ def review(case: ConflictCase) -> Review:
         settled,
         conflict.held_in,
     )
+
+
+def sides(row: Quarantined, data: bytes | None, record: Record) -> Sides:
+    """Lay an item out beside a record, with ``data`` in place of its own if given."""
+    item = msgspec.json.decode(row.item, type=Item)
+    sent = None if item.op == "delete" else item.data if data is None else json.loads(data)
+    standing = None if record.data is None else decode_fields(record.data)
+    patched = None if record.patch_base is None else decode_fields(record.patch_base)
+    wanted = client_side(item.op, sent, patched)
+    at = to_text(row.at_us if item.at is None else to_us(item.at))
+    raw = None if sent is None else _raw(encode_fields(sent))
+    return Sides(
+        _standing(record),
+        Wanted(
+            row.device_id,
+            item.op,
+            item.base,
+            at,
+            raw,
+            None if wanted is None else _raw(encode_fields(wanted)),
+            1,
+            [Sent(item.op, item.base, at, raw)],
+        ),
+        differences(standing, wanted),
+    )
+
+
+def _standing(record: Record) -> Standing:
+    return Standing(record.version, to_text(record.at_us), record.device_id, _raw(record.data))
 
 
 def differences(server: Fields | None, client: Fields | None) -> list[Difference]:

@@ -61,6 +61,15 @@ class QuarantineRef(NamedTuple):
     quarantine_id: str
 
 
+class SetAsideRef(NamedTuple):
+    """The rejected items of one device on one record."""
+
+    tenant_id: int
+    device_id: str
+    domain: str
+    id: str
+
+
 class Record(msgspec.Struct, frozen=True):
     """The latest version of a record; ``data`` is None for a tombstone.
 
@@ -69,6 +78,7 @@ class Record(msgspec.Struct, frozen=True):
     the field versions (``engine.merge``), None where the domain was not merged by field.
     ``attachments`` is the JSON array of the record's files, None where there never were any; a tombstone
     keeps it. ``sent_at_us`` is the ``at`` of this version as its device sent it (``engine.own_order``).
+    ``last_data`` is a tombstone's data before it was deleted, None where they are kept no longer.
     """
 
     tenant_id: int
@@ -83,11 +93,17 @@ class Record(msgspec.Struct, frozen=True):
     fields: bytes | None = None
     attachments: bytes | None = None
     sent_at_us: int | None = None
+    last_data: bytes | None = None
 
     @property
     def size_bytes(self) -> int:
         """What a page or a batch handles of it."""
-        return len(self.data or b"") + len(self.attachments or b"")
+        return len(self.data or self.last_data or b"") + len(self.attachments or b"")
+
+    @property
+    def patch_base(self) -> bytes | None:
+        """The data that a conflicting patch applies to: of a tombstone its last ones, if they are kept."""
+        return self.last_data if self.data is None else self.data
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -188,6 +204,7 @@ class Lookups(msgspec.Struct):
 
     ``keys`` are looked for in the last two days, ``old_keys``, which are among them, in older days as well.
     ``twins`` are uploads of which those with the same content and name on the same record are asked.
+    ``recovering`` are quarantined items of which it is asked whether they are there.
     """
 
     tenants: list[int]
@@ -199,12 +216,15 @@ class Lookups(msgspec.Struct):
     uploads: list[UploadRef] = []
     twins: list[UploadRef] = []
     old_keys: list[KeyRef] = []
+    set_aside: list[SetAsideRef] = []
+    recovering: list[QuarantineRef] = []
 
 
 class State(msgspec.Struct):
     """What the store answered to ``Lookups``; what does not exist is missing from the dicts.
 
     ``twins`` are the others, of which there is a file, also of one device; ``uploads`` has their states.
+    ``set_aside`` has the quarantine_id of the first item.
     """
 
     seqs: dict[int, int]
@@ -215,6 +235,8 @@ class State(msgspec.Struct):
     conflicts: dict[ConflictRef, Conflict]
     uploads: dict[UploadRef, UploadState] = {}
     twins: dict[UploadRef, list[UploadRef]] = {}
+    set_aside: dict[SetAsideRef, str] = {}
+    recovering: set[QuarantineRef] = set()
 
 
 class Writes(msgspec.Struct):

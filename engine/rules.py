@@ -17,7 +17,7 @@ class Rules(msgspec.Struct, frozen=True):
 
     ``policies`` gives a tenant's policies by domain from memory; ``new_id`` makes ids of conflicts and
     quarantined items; ``record_bytes`` bounds a stored record or event, ``answer_data_bytes`` the
-    ``data`` in one answer.
+    ``data`` in one answer. ``tombstone_data`` says that the last data of a deleted record are kept.
     """
 
     domains: Domains
@@ -25,6 +25,7 @@ class Rules(msgspec.Struct, frozen=True):
     new_id: Callable[[], str]
     record_bytes: int
     answer_data_bytes: int
+    tombstone_data: bool = True
 
     def as_of_now(self, tenants: Iterable[int]) -> Rules:
         """Hold the policies of some tenants still, so that a batch decides by those it looked up for."""

@@ -116,6 +116,12 @@ class FeedPages(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     page_interval_ms: Annotated[float, Meta(ge=0, le=10_000)]
 
 
+class Records(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long the last data of a deleted record are kept; 0 keeps none."""
+
+    tombstone_data_h: Annotated[float, Meta(ge=0, le=87_600)]
+
+
 class Idempotency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long a message's answer is kept under its key."""
 
@@ -188,6 +194,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     redis: Redis
     commit: Commit
     feed: FeedPages
+    records: Records
     idempotency: Idempotency
     devices: DeviceMemory
     uploads: Uploads

@@ -82,6 +82,7 @@ class UploadChores:
             expired=tidied.expired,
             freed=tidied.freed,
             forgotten=tidied.forgotten,
+            emptied=tidied.emptied,
             left=tidied.left,
             abandonment_ratio=ratio,
         )

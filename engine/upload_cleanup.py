@@ -72,12 +72,13 @@ class Abandonment(msgspec.Struct, frozen=True):
 class Tidied(msgspec.Struct):
     """What came of a run: uploads that expired, files that were freed, and rows that were forgotten.
 
-    ``left`` are files that could not be freed now.
+    ``emptied`` are tombstones whose last data were dropped, ``left`` files that could not be freed now.
     """
 
     expired: int = 0
     freed: int = 0
     forgotten: int = 0
+    emptied: int = 0
     left: int = 0
     abandonment: list[Abandonment] = []
 
@@ -119,6 +120,12 @@ class CleanupStore(Protocol):
     async def forget(self, before_us: int, limit: int) -> int:
         """Delete rows of uploads of which no bytes are left since then, and count them."""
 
+    async def empty(self, before_us: int, limit: int) -> int:
+        """Drop the last data of records that were deleted before an instant, and count them.
+
+        No version and no ``seq`` changes: nobody is told.
+        """
+
     async def states(self, refs: Sequence[UploadRef]) -> dict[UploadRef, State]:
         """Read the states of uploads; those that are not there are missing."""
 
@@ -130,13 +137,16 @@ class CleanupStore(Protocol):
 
 
 class UploadCleanup:
-    """``grace_s`` is how long files of records that are gone are kept."""
+    """``grace_s`` is how long files of records that are gone are kept, ``last_data_s`` their data."""
 
-    def __init__(self, store: CleanupStore, blobs: Blobs, jobs: Jobs, grace_s: float) -> None:
+    def __init__(
+        self, store: CleanupStore, blobs: Blobs, jobs: Jobs, grace_s: float, last_data_s: float
+    ) -> None:
         self._store = store
         self._blobs = blobs
         self._jobs = jobs
         self._grace_us = int(grace_s * 1_000_000)
+        self._last_data_us = int(last_data_s * 1_000_000)
 
     async def tidy(self, now_us: int, keep: Keep) -> Tidied:
         """Go over the rows; ``keep`` is called now and then. Raises StoreError, and what ``keep`` does."""
@@ -146,6 +156,7 @@ class UploadCleanup:
         await self._free("attached", now_us, keep, tidied)
         await self._free("stored", now_us, keep, tidied)
         await self._forget(now_us, keep, tidied)
+        await self._empty(now_us, keep, tidied)
         tidied.abandonment = await patiently(partial(self._store.abandonment, now_us - _DAY_US))
         return tidied
 
@@ -221,6 +232,12 @@ class UploadCleanup:
         before_us = now_us - _REMEMBERED_US
         while forgotten := await patiently(partial(self._store.forget, before_us, PAGE)):
             tidied.forgotten += forgotten
+            await keep()
+
+    async def _empty(self, now_us: int, keep: Keep, tidied: Tidied) -> None:
+        before_us = now_us - self._last_data_us
+        while emptied := await patiently(partial(self._store.empty, before_us, PAGE)):
+            tidied.emptied += emptied
             await keep()
 
     async def _sweep(self, swept: Swept, kept: Kept) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from engine.jobs import Change, Push
@@ -16,6 +17,7 @@ from engine.rows import (
     Quarantined,
     Record,
     RecordKey,
+    SetAsideRef,
     State,
     Writes,
 )
@@ -35,9 +37,13 @@ class Savepoint(NamedTuple):
 
 
 class Working:
-    """Rows by identity, the dirty ones among them, and the tenants' counters."""
+    """Rows by identity, the dirty ones among them, and the tenants' counters.
 
-    def __init__(self, state: State) -> None:
+    ``missing`` are open conflicts that the batch needs and has not read, so that it has to begin again;
+    ``also_held`` are those that it reads for having needed them before.
+    """
+
+    def __init__(self, state: State, also_held: Collection[HeldRef] = ()) -> None:
         self.seqs = state.seqs
         self.keys = state.keys
         self.records = state.records
@@ -47,6 +53,10 @@ class Working:
         self.uploads = state.uploads
         self.twins = state.twins
         self.quarantine: list[Quarantined] = []
+        self.missing: dict[HeldRef, None] = {}
+        self._also_held = also_held
+        self._set_aside: set[SetAsideRef] = set()
+        self._quarantined = state.set_aside
         self.changes: list[tuple[Record, str]] = []
         self.reused: list[tuple[Push, int]] = []
         self._first_seqs = dict(state.seqs)
@@ -86,6 +96,20 @@ class Working:
         """Keep the answer of a message under its key."""
         self.keys[ref] = row
         self._new_keys.append(row)
+
+    def set_aside(self, ref: SetAsideRef) -> None:
+        """Note that an item of a device was rejected, and will be in the quarantine."""
+        self._set_aside.add(ref)
+
+    def is_set_aside(self, ref: SetAsideRef) -> bool:
+        """Whether an earlier item of the device on the record was rejected, in this batch or before."""
+        return ref in self._set_aside or ref in self._quarantined
+
+    def open_conflict(self, holder: HeldRef) -> Conflict | None:
+        """Find the open conflict of a device where the policy had none read."""
+        if holder not in self._also_held:
+            self.missing[holder] = None
+        return self.held.get(holder)
 
     def log(self, conflict: Conflict) -> None:
         """Note a conflict, new or changed; an open one is found again by its device and record."""

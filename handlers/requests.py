@@ -58,7 +58,7 @@ async def list_conflicts(core: Core, session: Session, request: Conflicts, reque
     for held in found[: request.limit]:
         shown.append(_open_conflict(held))
         taken_bytes += size_bytes(held.conflict)
-        taken_bytes += len((held.record and held.record.data) or b"")
+        taken_bytes += len((held.record and held.record.patch_base) or b"")
         if taken_bytes > LIST_BYTES:
             break
     after = shown[-1].conflict_id if len(shown) < len(found) else None
@@ -68,8 +68,9 @@ async def list_conflicts(core: Core, session: Session, request: Conflicts, reque
 def _open_conflict(held: HeldConflict) -> OpenConflict:
     conflict, record = held.conflict, held.record
     server = None if record is None else record.data
+    patched = None if record is None else record.patch_base
     changes = changes_of(conflict)
-    wanted = applied(changes, None if server is None else decode_fields(server))
+    wanted = applied(changes, None if patched is None else decode_fields(patched))
     return OpenConflict(
         conflict.conflict_id,
         conflict.domain,

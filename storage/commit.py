@@ -21,8 +21,10 @@ from engine.rows import (
     KeyRef,
     KeyRow,
     Lookups,
+    QuarantineRef,
     Record,
     RecordKey,
+    SetAsideRef,
     State,
     Writes,
 )
@@ -75,8 +77,9 @@ _COUNTERS: Final = (
 )
 #: LATERAL with LIMIT fixes the plan: one index probe a row, however the tables are analysed.
 _RECORDS: Final = (
-    "SELECT 2, w.t, w.d, w.i, f.version, f.seq, f.at_us, f.chain_from,"
-    " f.data::text, f.fields::text, f.device_id, f.attachments::text, f.sent_at_us"
+    "SELECT CASE WHEN f.data IS NULL THEN 8 ELSE 2 END, w.t, w.d, w.i, f.version, f.seq, f.at_us,"
+    " f.chain_from, coalesce(f.data, f.last_data)::text, f.fields::text, f.device_id, f.attachments::text,"
+    " f.sent_at_us"
     " FROM unnest(%(record_tenants)s::int[], "
     f"{split('record_domains', 'text')}, {split('record_ids', 'text')})"
     " AS w(t, d, i) CROSS JOIN LATERAL (SELECT * FROM records"
@@ -111,6 +114,19 @@ _UPLOADS: Final = (
     " FROM unnest(%(upload_tenants)s::int[], %(upload_ids)s::uuid[]) AS w(t, u)"
     " CROSS JOIN LATERAL (SELECT state FROM upload_session"
     " WHERE tenant_id = w.t AND upload_id = w.u LIMIT 1 FOR NO KEY UPDATE) AS f"
+)
+#: The first of them, so that who recovers it knows that there is none before.
+_SET_ASIDE: Final = (
+    "SELECT 9, w.t, w.d, w.i, NULL, NULL, NULL, NULL, f.quarantine_id, NULL, w.v, NULL, NULL"
+    f" FROM unnest(%(aside_tenants)s::int[], %(aside_devices)s::text[], {split('aside_domains', 'text')},"
+    f" {split('aside_ids', 'text')}) AS w(t, v, d, i) CROSS JOIN LATERAL"
+    " (SELECT quarantine_id FROM quarantine WHERE tenant_id = w.t AND device_id = w.v"
+    " AND domain = w.d AND record_id = w.i ORDER BY place LIMIT 1) AS f"
+)
+_RECOVERING: Final = (
+    "SELECT 10, w.t, w.q, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL"
+    " FROM unnest(%(recovering_tenants)s::int[], %(recovering_ids)s::text[]) AS w(t, q)"
+    " CROSS JOIN LATERAL (SELECT FROM quarantine WHERE tenant_id = w.t AND quarantine_id = w.q LIMIT 1) AS f"
 )
 #: Not locked: a finished upload moves under its tenant's lock alone. OFFSET 0 has them looked for by their
 #: record, one probe an upload.
@@ -210,6 +226,8 @@ class PostgresStore:
             bool(lookups.conflicts),
             bool(lookups.uploads),
             bool(lookups.twins),
+            bool(lookups.set_aside),
+            bool(lookups.recovering),
         )
         values: dict[str, object] = {"tenants": numbers(lookups.tenants)}
         if lookups.keys:
@@ -248,6 +266,7 @@ class PostgresStore:
         if lookups.twins:
             values["twin_tenants"] = numbers([ref.tenant_id for ref in lookups.twins])
             values["twin_ids"] = plain([ref.upload_id for ref in lookups.twins])
+        _quarantined(lookups, values)
         statement = self._statements.get(asked)
         if statement is None:
             statement = self._statements[asked] = self._statement(asked)
@@ -263,6 +282,8 @@ class PostgresStore:
         parts += [_CONFLICTS] if asked.conflicts else []
         parts += [_UPLOADS] if asked.uploads else []
         parts += [_TWINS] if asked.twins else []
+        parts += [_SET_ASIDE] if asked.set_aside else []
+        parts += [_RECOVERING] if asked.recovering else []
         return Statement(" UNION ALL ".join(parts))
 
     def _check_day(self, today: int) -> None:
@@ -286,6 +307,19 @@ class PostgresStore:
         )
 
 
+def _quarantined(lookups: Lookups, values: dict[str, object]) -> None:
+    if lookups.set_aside:
+        tenants, devices, domains, ids = zip(*lookups.set_aside, strict=True)
+        values["aside_tenants"] = numbers(tenants)
+        values["aside_devices"] = texts(devices)
+        values["aside_domains"] = joined(domains)
+        values["aside_ids"] = joined(ids)
+    if lookups.recovering:
+        tenants, ids = zip(*lookups.recovering, strict=True)
+        values["recovering_tenants"] = numbers(tenants)
+        values["recovering_ids"] = texts(ids)
+
+
 class _Asked(msgspec.Struct, frozen=True):
     keys: bool
     old_keys: bool
@@ -295,23 +329,34 @@ class _Asked(msgspec.Struct, frozen=True):
     conflicts: bool
     uploads: bool
     twins: bool
+    set_aside: bool
+    recovering: bool
+
+
+class _State(State):
+    """What was read, and which records are tombstones in the table, whatever the plan makes of them."""
+
+    tombstones: set[RecordKey] = msgspec.field(default_factory=set)
 
 
 class PostgresTransaction:
     """One open batch; its tenants are locked until it has ended."""
 
-    def __init__(self, database: Database, session: Session, state: State) -> None:
+    state: State
+
+    def __init__(self, database: Database, session: Session, state: _State) -> None:
         self._database = database
         self._session = session
         self.state = state
         self._existing = frozenset(state.records)
+        self._tombstones = state.tombstones
 
     async def commit(self, writes: Writes) -> None:
         """Write everything and commit; see the port for what it raises."""
         session = self._session
         clean = False
         try:
-            statements, values = finish(writes, self._existing)
+            statements, values = finish(writes, self._existing, self._tombstones)
             await session.run_prepared("", statements, "; COMMIT" if statements else "COMMIT", values)
             if session.warned():
                 raise StoreUnknownError("the commit may not have reached the standby")
@@ -326,8 +371,8 @@ class PostgresTransaction:
         await self._database.release(self._session, clean=False)
 
 
-def _state(rows: list[Row]) -> State:
-    state = State({}, {}, {}, {}, {}, {})
+def _state(rows: list[Row]) -> _State:
+    state = _State({}, {}, {}, {}, {}, {})
     for row in rows:
         _READ[row[0]](state, row)
     return state
@@ -363,6 +408,15 @@ def _record(state: State, row: Row) -> None:
     )
 
 
+def _tombstone(state: _State, row: Row) -> None:
+    """Its last data stand where those of others do."""
+    _record(state, row)
+    key = RecordKey(row[1], row[2], row[3])
+    record = state.records[key]
+    state.records[key] = msgspec.structs.replace(record, data=None, last_data=record.data)
+    state.tombstones.add(key)
+
+
 def _event(state: State, row: Row) -> None:
     _, tenant_id, domain, event_id, sent_at_us, at_us, _, _, data, _, device_id, _, _ = row
     event = Event(tenant_id, domain, event_id, sent_at_us, at_us, device_id, data.encode())
@@ -389,6 +443,14 @@ def _twin(state: State, row: Row) -> None:
     state.uploads.setdefault(twin, row[8])
 
 
+def _aside(state: State, row: Row) -> None:
+    state.set_aside[SetAsideRef(row[1], row[10], row[2], row[3])] = row[8]
+
+
+def _recovered(state: State, row: Row) -> None:
+    state.recovering.add(QuarantineRef(row[1], row[2]))
+
+
 _READ: Final[dict[int, Any]] = {
     0: _counter,
     1: _key,
@@ -398,4 +460,7 @@ _READ: Final[dict[int, Any]] = {
     5: _conflict,
     6: _upload,
     7: _twin,
+    8: _tombstone,
+    9: _aside,
+    10: _recovered,
 }

@@ -10,7 +10,8 @@ from storage.commit import decode_conflict
 from storage.pool import Database
 
 _OPEN: Final = (
-    "SELECT row_to_json(c)::text, r.version, r.seq, r.at_us, r.device_id, r.chain_from, r.data::text"
+    "SELECT row_to_json(c)::text, r.version, r.seq, r.at_us, r.device_id, r.chain_from, r.data::text,"
+    " r.last_data::text"
     " FROM conflict_resolution_log AS c LEFT JOIN records AS r"
     " ON r.tenant_id = c.tenant_id AND r.domain = c.domain AND r.id = c.record_id"
     " WHERE c.tenant_id = %(tenant)s AND c.outcome = 'open'{device}{after}"
@@ -38,7 +39,7 @@ class PostgresConflicts:
         )
         values = {"tenant": tenant_id, "device": device_id, "after": after, "limit": limit}
         found: list[HeldConflict] = []
-        for text, version, seq, at_us, writer, chain_from, data in await self._database.query(
+        for text, version, seq, at_us, writer, chain_from, data, last_data in await self._database.query(
             statement, values
         ):
             conflict = decode_conflict(text)
@@ -54,6 +55,7 @@ class PostgresConflicts:
                     writer,
                     chain_from,
                     None if data is None else data.encode(),
+                    last_data=None if last_data is None else last_data.encode(),
                 )
             found.append(HeldConflict(conflict, record))
         return found

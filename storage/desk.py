@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.administration import (
@@ -12,7 +13,7 @@ from engine.administration import (
     RefusedError,
 )
 from engine.instants import to_text
-from engine.rows import Quarantined, QuarantineRef, Record
+from engine.rows import Quarantined, QuarantineRef, Record, RecordKey
 from storage.commit import decode_conflict
 from storage.direct import connected
 
@@ -42,8 +43,8 @@ _SETTLED: Final = (
     f" WHERE {_OF_TENANT} ORDER BY t.name, c.opened_at_us DESC, c.conflict_id DESC"
 )
 _CONFLICT: Final = (
-    "SELECT t.name, row_to_json(c)::text, r.version, r.seq, r.at_us, r.device_id, r.chain_from, r.data::text"
-    " FROM tenants AS t JOIN conflict_resolution_log AS c"
+    "SELECT t.name, row_to_json(c)::text, r.version, r.seq, r.at_us, r.device_id, r.chain_from, r.data::text,"
+    " r.last_data::text FROM tenants AS t JOIN conflict_resolution_log AS c"
     " ON c.tenant_id = t.tenant_id AND c.conflict_id = %(id)s LEFT JOIN records AS r"
     " ON r.tenant_id = c.tenant_id AND r.domain = c.domain AND r.id = c.record_id"
     f" WHERE {_OF_TENANT} ORDER BY t.name"
@@ -51,13 +52,26 @@ _CONFLICT: Final = (
 _ITEMS: Final = (
     "SELECT t.name, q.quarantine_id, q.device_id, q.domain, q.record_id, q.code, q.message, q.at_us"
     f" FROM tenants AS t JOIN quarantine AS q ON q.tenant_id = t.tenant_id WHERE {_OF_TENANT}"
-    " ORDER BY t.name, q.at_us, q.quarantine_id"
+    " ORDER BY t.name, q.at_us, q.place"
 )
 _ITEM_FIELDS: Final = Quarantined.__struct_fields__
 _ITEM: Final = (
     f"SELECT t.name, {', '.join(f'q.{name}' for name in _ITEM_FIELDS)}, q.retried_at"
     " FROM tenants AS t JOIN quarantine AS q"
     f" ON q.tenant_id = t.tenant_id AND q.quarantine_id = %(id)s WHERE {_OF_TENANT} ORDER BY t.name"
+)
+
+
+#: Those that were rejected because an earlier item of the device on the record was.
+_BEHIND: Final = (
+    f"SELECT {', '.join(_ITEM_FIELDS)} FROM quarantine AS q WHERE q.tenant_id = %s"
+    " AND q.device_id = %s AND q.domain = %s AND q.record_id = %s AND q.code = 'creation_rejected'"
+    " AND q.place > (SELECT place FROM quarantine WHERE tenant_id = %s AND quarantine_id = %s)"
+    " ORDER BY q.place"
+)
+_RECORD: Final = (
+    "SELECT version, seq, at_us, device_id, chain_from, data::text, last_data::text FROM records"
+    " WHERE tenant_id = %s AND domain = %s AND id = %s"
 )
 
 
@@ -77,24 +91,10 @@ class ConflictReads:
 
     def conflict(self, conflict_id: str, tenant: str | None) -> ConflictCase:
         """Find a conflict, settled or not, with its record as it stands now."""
-        name, text, version, seq, at_us, writer, chain_from, data = _found(
-            self._dsn, _CONFLICT, conflict_id, tenant, "conflict"
-        )
+        name, text, *found = _found(self._dsn, _CONFLICT, conflict_id, tenant, "conflict")
         conflict = decode_conflict(text)
-        if version is None:
-            return ConflictCase(name, conflict, None)
-        record = Record(
-            conflict.tenant_id,
-            conflict.domain,
-            conflict.record_id,
-            version,
-            seq,
-            at_us,
-            writer,
-            chain_from,
-            None if data is None else data.encode(),
-        )
-        return ConflictCase(name, conflict, record)
+        key = RecordKey(conflict.tenant_id, conflict.domain, conflict.record_id)
+        return ConflictCase(name, conflict, None if found[0] is None else _record(key, *found))
 
 
 class QuarantineReads:
@@ -115,9 +115,25 @@ class QuarantineReads:
         name, *columns, retried_at = _found(
             self._dsn, _ITEM, quarantine_id, tenant, "item in the quarantine"
         )
-        named = dict(zip(_ITEM_FIELDS, columns, strict=True))
-        row = Quarantined(**(named | {"item": named["item"].encode()}))
-        return QuarantineCase(name, row, retried_at)
+        return QuarantineCase(name, _quarantined(columns), retried_at)
+
+    def behind(self, row: Quarantined) -> list[Quarantined]:
+        """List the items that were rejected because this one was, in the order in which they came."""
+        if row.code == "creation_rejected":
+            return []
+        values = (row.tenant_id, row.device_id, row.domain, row.record_id, row.tenant_id, row.quarantine_id)
+        with connected(self._dsn) as connection, connection.cursor() as cursor:
+            cursor.execute(_BEHIND, values)
+            return [_quarantined(columns) for columns in cursor.fetchall()]
+
+    def record(self, row: Quarantined) -> Record | None:
+        """Find the record of an item as it stands now."""
+        if row.domain is None or row.record_id is None:
+            return None
+        key = RecordKey(row.tenant_id, row.domain, row.record_id)
+        with connected(self._dsn) as connection, connection.cursor() as cursor:
+            cursor.execute(_RECORD, key)
+            return next((_record(key, *found) for found in cursor.fetchall()), None)
 
     def note_retry(self, item: QuarantineRef) -> None:
         """Note that a retry was rejected just now."""
@@ -130,6 +146,33 @@ class QuarantineReads:
 def _summary(row: tuple[Any, ...]) -> ConflictSummary:
     *named, opened_at_us, outcome, settled_by = row
     return ConflictSummary(*(*named, to_text(opened_at_us), outcome, settled_by))
+
+
+def _quarantined(columns: Iterable[Any]) -> Quarantined:
+    named = dict(zip(_ITEM_FIELDS, columns, strict=True))
+    return Quarantined(**(named | {"item": named["item"].encode()}))
+
+
+def _record(
+    key: RecordKey,
+    version: int,
+    seq: int,
+    at_us: int,
+    writer: str | None,
+    chain_from: int,
+    data: str | None,
+    last_data: str | None,
+) -> Record:
+    return Record(
+        *key,
+        version,
+        seq,
+        at_us,
+        writer,
+        chain_from,
+        None if data is None else data.encode(),
+        last_data=None if last_data is None else last_data.encode(),
+    )
 
 
 def _listed(dsn: str, statement: str, tenant: str | None, **values: int) -> list[tuple[Any, ...]]:

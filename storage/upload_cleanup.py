@@ -78,6 +78,15 @@ _FORGET: Final = (
     " forgotten AS (DELETE FROM upload_session AS u USING old"
     " WHERE u.tenant_id = old.t AND u.upload_id = old.i RETURNING 1) SELECT count(*) FROM forgotten"
 )
+#: Tombstones that a batch has at hand are left for the next run: neither waits for the other in a circle.
+_EMPTY: Final = (
+    "WITH old AS MATERIALIZED (SELECT tenant_id AS t, domain AS d, id AS i FROM records"
+    f" WHERE last_data IS NOT NULL AND last_data_at < {_NOW} ORDER BY last_data_at"
+    " LIMIT %(limit)s::int FOR UPDATE SKIP LOCKED),"
+    " emptied AS (UPDATE records AS r SET last_data = NULL, last_data_at = NULL FROM old"
+    " WHERE r.tenant_id = old.t AND r.domain = old.d AND r.id = old.i RETURNING 1)"
+    " SELECT count(*) FROM emptied"
+)
 _STATES: Final = (
     "SELECT w.t, w.i::text, u.state FROM unnest(%(tenants)s::int[], %(ids)s::uuid[]) AS w(t, i)"
     " CROSS JOIN LATERAL (SELECT state FROM upload_session WHERE tenant_id = w.t AND upload_id = w.i LIMIT 1)"
@@ -141,6 +150,11 @@ class PostgresCleanup:
     async def forget(self, before_us: int, limit: int) -> int:
         """Delete rows, the oldest first."""
         ((count,),) = await self._run(_FORGET, {"now": str(before_us), "limit": str(limit)})
+        return int(count)
+
+    async def empty(self, before_us: int, limit: int) -> int:
+        """Drop last data, the oldest first."""
+        ((count,),) = await self._run(_EMPTY, {"now": str(before_us), "limit": str(limit)})
         return int(count)
 
     async def states(self, refs: Sequence[UploadRef]) -> dict[UploadRef, State]:

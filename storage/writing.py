@@ -26,7 +26,7 @@ _COUNTERS: Final = Statement(
 _RECORDS: Final = (
     "INSERT INTO records"
     " (tenant_id, domain, id, version, seq, at_us, device_id, chain_from, data, fields, sent_at_us{1})"
-    f" SELECT * FROM unnest(%({{0}}tenants)s::int[],"
+    f" SELECT *{{3}} FROM unnest(%({{0}}tenants)s::int[],"
     f" {split('{0}domains', 'text')}, {split('{0}ids', 'text')},"
     " %({0}versions)s::bigint[], %({0}seqs)s::bigint[], %({0}ats)s::bigint[], %({0}devices)s::text[],"
     f" %({{0}}chains)s::bigint[], {split('{0}data', 'json')}, {split('{0}fields', 'json')},"
@@ -34,19 +34,35 @@ _RECORDS: Final = (
 )
 #: Speculative insertion costs a third more, so new records are written apart from new versions; the
 #: batch read under its locks which are which.
-_NEW_RECORDS: Final = Statement(_RECORDS.format("n_", "", ""))
+_NEW_RECORDS: Final = Statement(_RECORDS.format("n_", "", "", ""))
 _UPSERT: Final = (
     " ON CONFLICT (tenant_id, domain, id) DO UPDATE SET version = excluded.version,"
     " seq = excluded.seq, at_us = excluded.at_us, device_id = excluded.device_id,"
     " chain_from = excluded.chain_from, data = excluded.data, fields = excluded.fields,"
     " sent_at_us = excluded.sent_at_us"
 )
-_NEW_VERSIONS: Final = Statement(_RECORDS.format("v_", "", "") + _UPSERT)
+_NEW_VERSIONS: Final = Statement(_RECORDS.format("v_", "", "", "") + _UPSERT)
 #: Records that have files are few, and all others are not to pay for them.
 _WITH_FILES: Final = Statement(
-    _RECORDS.format("f_", ", attachments", f", {split('f_attachments', 'json')}")
+    _RECORDS.format("f_", ", attachments", f", {split('f_attachments', 'json')}", "")
     + _UPSERT
     + ", attachments = excluded.attachments"
+)
+#: Records that are deleted or come back: they alone have last data to write, or to let go of. A tombstone
+#: whose files alone change keeps them as they are: the clean-up may have dropped them since they were read.
+_GONE: Final = Statement(
+    _RECORDS.format(
+        "g_",
+        ", attachments, last_data, last_data_at",
+        f", {split('g_attachments', 'json')}, {split('g_last', 'json')}",
+        ", now()",
+    )
+    + _UPSERT
+    + ", attachments = excluded.attachments"
+    + ", last_data = CASE WHEN records.version = excluded.version THEN records.last_data"
+    " ELSE excluded.last_data END,"
+    " last_data_at = CASE WHEN records.version = excluded.version THEN records.last_data_at"
+    " WHEN excluded.last_data IS NOT NULL THEN excluded.last_data_at END"
 )
 _EVENTS: Final = Statement(
     "INSERT INTO events (tenant_id, domain, id, sent_at_us, at_us, device_id, data)"
@@ -118,8 +134,13 @@ _RECOVERED: Final = Statement(
 Values = dict[str, object]
 
 
-def finish(writes: Writes, existing: Collection[RecordKey]) -> tuple[list[Statement], Values]:
-    """Give the statements and their values; ``existing`` are the records that were read."""
+def finish(
+    writes: Writes, existing: Collection[RecordKey], tombstones: Collection[RecordKey]
+) -> tuple[list[Statement], Values]:
+    """Give the statements and their values.
+
+    ``existing`` are the records that were read, ``tombstones`` those of them that are deleted.
+    """
     statements: list[Statement] = []
     values: Values = {}
     if writes.seqs:
@@ -127,7 +148,7 @@ def finish(writes: Writes, existing: Collection[RecordKey]) -> tuple[list[Statem
         values["tenants"] = numbers(writes.seqs)
         values["seqs"] = numbers(writes.seqs.values())
     if writes.records:
-        _sorted_records(writes.records, existing, statements, values)
+        _sorted_records(writes.records, existing, tombstones, statements, values)
     if writes.events:
         statements.append(_EVENTS)
         events = writes.events
@@ -161,17 +182,24 @@ def finish(writes: Writes, existing: Collection[RecordKey]) -> tuple[list[Statem
 
 
 def _sorted_records(
-    records: list[Record], existing: Collection[RecordKey], statements: list[Statement], values: Values
+    records: list[Record],
+    existing: Collection[RecordKey],
+    tombstones: Collection[RecordKey],
+    statements: list[Statement],
+    values: Values,
 ) -> None:
     new: list[Record] = []
     changed: list[Record] = []
     with_files: list[Record] = []
+    gone: list[Record] = []
     for record in records:
-        if record.attachments is not None:
+        key = (record.tenant_id, record.domain, record.id)
+        if record.data is None or key in tombstones:
+            gone.append(record)
+        elif record.attachments is not None:
             with_files.append(record)
-            continue
-        is_new = (record.tenant_id, record.domain, record.id) not in existing
-        (new if is_new else changed).append(record)
+        else:
+            (changed if key in existing else new).append(record)
     if new:
         statements.append(_NEW_RECORDS)
         _records(new, "n_", values)
@@ -182,6 +210,11 @@ def _sorted_records(
         statements.append(_WITH_FILES)
         _records(with_files, "f_", values)
         values["f_attachments"] = joined_or_null([record.attachments for record in with_files])
+    if gone:
+        statements.append(_GONE)
+        _records(gone, "g_", values)
+        values["g_attachments"] = joined_or_null([record.attachments for record in gone])
+        values["g_last"] = joined_or_null([record.last_data for record in gone])
 
 
 def _records(records: list[Record], prefix: str, values: Values) -> None:

@@ -18,8 +18,10 @@ from engine.rows import (
     KeyRow,
     Lookups,
     Quarantined,
+    QuarantineRef,
     Record,
     RecordKey,
+    SetAsideRef,
     State,
     Writes,
 )
@@ -56,7 +58,15 @@ class Memory:
             {ref: self.conflicts[ref] for ref in wanted.conflicts if ref in self.conflicts},
             {ref: self.uploads[ref] for ref in uploads if ref in self.uploads},
             {ref: found for ref, found in twins.items() if found},
+            {ref: first for ref in wanted.set_aside if (first := self._set_aside(ref)) is not None},
+            {ref for ref in wanted.recovering if any(quarantine_ref(row) == ref for row in self.quarantine)},
         )
+
+    def _set_aside(self, ref: SetAsideRef) -> str | None:
+        for row in self.quarantine:
+            if (row.tenant_id, row.device_id, row.domain, row.record_id) == ref:
+                return row.quarantine_id
+        return None
 
     def _twins(self, ref: UploadRef) -> list[UploadRef]:
         return [
@@ -98,12 +108,18 @@ class Memory:
         self.keys.update(keys)
         self.conflicts.update(conflicts)
         self.quarantine.extend(writes.quarantine)
+        self.quarantine = [row for row in self.quarantine if quarantine_ref(row) not in writes.recovered]
         self.uploads.update(writes.uploads)
 
 
 def held_ref(row: Conflict) -> HeldRef:
     """Say whose open conflict on which record a row is."""
     return HeldRef(row.tenant_id, row.device_id, row.domain, row.record_id)
+
+
+def quarantine_ref(row: Quarantined) -> QuarantineRef:
+    """Name a rejected item."""
+    return QuarantineRef(row.tenant_id, row.quarantine_id)
 
 
 class MemoryTransaction:

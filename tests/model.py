@@ -141,6 +141,7 @@ class Rejected:
 class Tenant:
     """All that the server holds for one tenant. ``conflicts`` are by serial number.
 
+    ``emptied`` says of which version a record was when the last data of its tombstone were dropped.
     ``files`` are those of records, which a tombstone keeps; ``uploads`` are the states of finished uploads,
     ``sent`` what they brought, and for which record.
     """
@@ -154,6 +155,7 @@ class Tenant:
     files: dict[RecordId, tuple[File, ...]] = field(default_factory=dict)
     uploads: dict[str, str] = field(default_factory=dict)
     sent: dict[str, tuple[RecordId, str, str]] = field(default_factory=dict)
+    emptied: dict[RecordId, int] = field(default_factory=dict)
 
     def copy(self) -> Tenant:
         """Copy deeply enough: the values of every collection are immutable."""
@@ -167,6 +169,7 @@ class Tenant:
             dict(self.files),
             dict(self.uploads),
             dict(self.sent),
+            dict(self.emptied),
         )
 
 
@@ -376,6 +379,8 @@ class World:
             return {"status": "unchanged", "version": None, "seq": None}
         if not history and op == "patch" and base is not None:
             raise RejectedError("unknown_base")
+        if not history and op == "patch" and self._set_aside(tenant, device, domain, item["id"]):
+            raise RejectedError("creation_rejected")
         current = history[-1].data if history else None
         client = _applied(op, data, current)
         by_field = policy.policy == "field_merge"
@@ -406,10 +411,18 @@ class World:
             return {"status": "applied"} | _standing(tenant.records[domain, item["id"]])
 
         change = _Change(device, op, base or 0, at_us, sent_us, data, item.get("changed"))
+        revives = op == "patch" and current is None
+        if revives:
+            client = merge_patch(self.last_data(tenant, (domain, item["id"])), data)
         outcome = _settle(policy, self.domains[domain], history, change, client)
+        if revives and outcome.winner == "client" and self.last_data(tenant, (domain, item["id"])) is None:
+            outcome = HELD
         if outcome.winner in {"client", "merged"}:
             self._judge(domain, outcome.data, current)
         if outcome is HELD:
+            serial = self._join(tenant, logged)
+            if serial is not None:
+                return {"status": "conflict", "conflict_id": serial} | _standing(history, data=True)
             chain = (_waiting(logged),)
             serial = self._log(tenant, replace(logged, outcome="open", chain=chain))
             return {"status": "conflict", "conflict_id": serial} | _standing(history, data=True)
@@ -422,6 +435,26 @@ class World:
             "winner": outcome.winner,
             "policy": policy.policy,
         } | _standing(tenant.records[domain, item["id"]], data=True)
+
+    def _set_aside(self, tenant: Tenant, device: str, domain: str, record_id: str) -> bool:
+        """Whether something that this device sent of a record waits in the quarantine."""
+        return any(
+            (one.device, one.domain, one.record_id) == (device, domain, record_id)
+            for one in tenant.quarantine
+        )
+
+    def last_data(self, tenant: Tenant, record: RecordId) -> Json | None:
+        """Give a deleted record as it last was; None where that is kept no longer."""
+        history = tenant.records[record]
+        alive = max(number for number, version in enumerate(history, 1) if version.data is not None)
+        return history[alive - 1].data if tenant.emptied.get(record, 0) <= alive else None
+
+    def empty(self) -> None:
+        """Drop the last data of all records that are deleted now."""
+        for tenant in self.tenants.values():
+            for record, history in tenant.records.items():
+                if history[-1].data is None:
+                    tenant.emptied[record] = len(history)
 
     def _judge(self, domain: str, outcome: Json | None, standing: Json | None) -> None:
         """Judge what would be stored by the rules of its domain and by its size."""
@@ -524,7 +557,10 @@ class World:
         if choice == "server":
             outcome = current
         elif choice == "client":
-            outcome = chain_applied(conflict.chain, current)
+            standing = current
+            if standing is None:  # which a put and a delete do not look at
+                standing = self.last_data(tenant, key)
+            outcome = chain_applied(conflict.chain, standing)
         else:
             outcome = merged
         if choice != "server":

@@ -121,10 +121,14 @@ Command = SyncSketch | Repeat | ResolveSketch | RepeatResolve | AttachSketch
 
 @dataclass(frozen=True)
 class Batch:
-    """Policies to switch first, then the commands of one batch; a step of time before each."""
+    """Policies to switch first, then the commands of one batch; a step of time before each.
+
+    ``empties`` has the last data of tombstones dropped before.
+    """
 
     switch: tuple[int, str, ModelPolicy] | None
     commands: list[tuple[int, Command]]
+    empties: bool = False
 
 
 _scalars = st.sampled_from([1, 1.0, True, 0, False, "a", "b", "ä", 2.5, 2**63 - 1])
@@ -203,7 +207,7 @@ def _items(draw: st.DrawFn, domains: st.SearchStrategy[str]) -> ItemSketch:
             "voice", draw(st.sampled_from(["r1", "r2"])), "append", None, at, fields, None, spoil
         )
     domain = draw(domains)
-    op = draw(st.sampled_from(["put", "patch", "put", "patch", "put", "patch", "delete"]))
+    op = draw(st.sampled_from(["put", "patch", "put", "patch", "put", "patch", "patch", "delete", "delete"]))
     data: Json | None = None if op == "delete" else draw(_data(domain, patch=op == "patch"))
     changed = None
     if op == "put":
@@ -310,5 +314,10 @@ def worlds(draw: st.DrawFn) -> tuple[dict[int, Policies], list[Batch]]:
     opening = {tenant: {domain: draw(model_policies) for domain in RECORD_DOMAINS} for tenant in TENANTS}
     switches = st.none() | st.none() | st.tuples(_tenants, domains, model_policies)
     commands = st.tuples(st.sampled_from([0, 0, 1, 1, 2, 5]), _commands(domains))
-    batches = st.builds(Batch, switch=switches, commands=st.lists(commands, min_size=1, max_size=5))
+    batches = st.builds(
+        Batch,
+        switch=switches,
+        commands=st.lists(commands, min_size=1, max_size=5),
+        empties=st.sampled_from([False, False, False, False, True]),
+    )
     return opening, draw(st.lists(batches, min_size=3, max_size=7))

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine.batch import Plan, lookups, plan
@@ -18,7 +19,7 @@ from engine.intake import Intake, Session
 from engine.jobs import Answer, Job, Push, Resolution, Settlement
 from engine.messages import Choice, Resolve, Sync
 from engine.ports import Tenant
-from engine.rows import Conflict, ConflictRef, EventKey, HeldRef, RecordKey
+from engine.rows import Conflict, ConflictRef, EventKey, HeldRef, RecordKey, SetAsideRef
 from engine.rules import Rules
 from tests.memory_store import Memory
 
@@ -31,6 +32,7 @@ DOMAINS = Domains(
         "task": Domain(policy="server_wins"),
         "form": Domain(policy="manual"),
         "note": Domain(policy="field_merge", fallback="manual"),
+        "visit": Domain(policy="client_wins", required=("place",)),
         "voice": Domain(kind="event"),
     }
 )
@@ -77,6 +79,9 @@ class Desk:
         """Plan one batch and write it."""
         listed = list(jobs)
         planned = plan(listed, self.rows.state(lookups(listed, self.rules)), self.rules)
+        if planned.missing:
+            state = self.rows.state(lookups(listed, self.rules, planned.missing))
+            planned = plan(listed, state, self.rules, planned.missing)
         self.rows.apply(planned.writes, {job.tenant_id for job in jobs})
         return planned
 
@@ -302,3 +307,202 @@ def test_a_message_that_touches_too_much_is_refused_whole(monkeypatch: pytest.Mo
     assert isinstance(outcome, SyncError)
     assert outcome.code == "too_large"
     assert [statuses(one) for one in desk.results(desk.push(*changes[:3], key="heavy"))] == [["applied"] * 3]
+
+
+# -- tombstones ---------------------------------------------------------------------------------
+
+
+def _deleted(desk: Desk, domain: str = "visit") -> RecordKey:
+    """Have another device create a record and delete it."""
+    created, deleted = item(domain, "v", place="hall", n=1), item(domain, "v", 1, "delete")
+    assert statuses(desk.results(desk.push(created, deleted, device="desk"))[0]) == ["applied"] * 2
+    return RecordKey(1, domain, "v")
+
+
+def test_a_record_that_one_batch_makes_and_deletes_keeps_its_last_data() -> None:
+    desk = Desk()
+    key = _deleted(desk)
+    assert (desk.rows.records[key].data, desk.rows.records[key].last_data) == (
+        None,
+        b'{"place":"hall","n":1}',
+    )
+
+
+def test_a_patch_that_brings_a_tombstone_back_leaves_no_last_data() -> None:
+    desk = Desk()
+    key = _deleted(desk)
+    ((result,),) = desk.results(desk.push(item("visit", "v", 1, "patch", n=2)))
+    assert (result["status"], result["winner"], result["version"]) == ("resolved", "client", 3)
+    assert result["data"] == {"place": "hall", "n": 2}
+    assert desk.rows.records[key].last_data is None
+    assert [row.server_data for row in desk.rows.conflicts.values()] == [None]
+
+
+def test_a_patch_on_the_tombstones_version_and_an_own_chain_apply_to_an_empty_object() -> None:
+    desk = Desk()
+    _deleted(desk)
+    based = desk.push(item("visit", "v", 2, "patch", place="gate"))
+    chained = desk.push(item("visit", "v", 1, "patch", place="yard"), device="desk")
+    for push, place in ((based, "gate"), (chained, "yard")):
+        one = Desk()
+        key = _deleted(one)
+        assert statuses(one.results(push)[0]) == ["applied"]
+        assert json.loads(one.rows.records[key].data or b"") == {"place": place}
+
+
+def test_a_patch_on_a_tombstone_without_last_data_is_held_whatever_the_policy() -> None:
+    desk = Desk()
+    key = _deleted(desk)
+    desk.rows.records[key] = msgspec.structs.replace(desk.rows.records[key], last_data=None)
+    jobs: list[Job] = [desk.push(item("visit", "v", 1, "patch", n=2)), desk.push(item("task", "t", x=1))]
+    first = plan(jobs, desk.rows.state(lookups(jobs, desk.rules)), desk.rules)
+    holder = HeldRef(1, "phone", "visit", "v")
+    assert list(first.missing) == [holder]
+    assert holder not in lookups(jobs, desk.rules).held
+    assert holder in lookups(jobs, desk.rules, first.missing).held
+    for answered in (desk.results(*[job for job in jobs if isinstance(job, Push)]),):
+        assert [statuses(results) for results in answered] == [["conflict"], ["applied"]]
+    ((again,),) = desk.results(desk.push(item("visit", "v", 1, "patch", n=3)))
+    (conflict,) = [row for row in desk.rows.conflicts.values() if row.outcome == "open"]
+    assert (again["conflict_id"], again["data"]) == (conflict.conflict_id, None)
+    assert (conflict.policy, conflict.client_count) == ("client_wins", 2)
+    patch = item("visit", "v", 1, "patch", n=4)
+    ((held, whole),) = desk.results(desk.push(patch, item("visit", "v", 1, place="gate")))
+    assert (held["status"], whole["status"], whole["data"]) == ("conflict", "resolved", {"place": "gate"})
+
+
+def test_an_atomic_message_with_a_patch_on_a_tombstone_without_last_data_is_aborted() -> None:
+    desk = Desk()
+    key = _deleted(desk)
+    desk.rows.records[key] = msgspec.structs.replace(desk.rows.records[key], last_data=None)
+    message = desk.push(item("task", "t", x=1), item("visit", "v", 1, "patch", n=2), atomic=True)
+    planned = desk.plan(message)
+    assert not planned.missing
+    assert not desk.rows.conflicts
+    assert RecordKey(1, "task", "t") not in desk.rows.records
+
+
+def test_where_the_server_wins_the_tombstone_stands_with_its_last_data() -> None:
+    desk = Desk()
+    key = _deleted(desk, "task")
+    before = desk.rows.records[key]
+    ((result,),) = desk.results(desk.push(item("task", "v", 1, "patch", n=2)))
+    assert (result["status"], result["winner"], result["data"]) == ("resolved", "server", None)
+    assert desk.rows.records[key] == before
+    assert before.last_data == b'{"place":"hall","n":1}'
+
+
+def test_without_a_time_to_keep_them_no_last_data_are_kept() -> None:
+    desk = Desk()
+    desk.rules = msgspec.structs.replace(desk.rules, tombstone_data=False)
+    key = _deleted(desk)
+    assert desk.rows.records[key].last_data is None
+
+
+def test_a_person_who_chooses_the_patch_gets_it_on_the_last_data() -> None:
+    desk = Desk()
+    key = _deleted(desk, "form")
+    desk.results(desk.push(item("form", "v", 1, "patch", n=2)))
+    (conflict,) = desk.rows.conflicts.values()
+    again = desk.plan(desk.resolution(conflict, "server", 2)).writes.records
+    assert [(row.version, row.data, row.last_data) for row in again] == [(3, None, b'{"place":"hall","n":1}')]
+    desk.results(desk.push(item("form", "v", 1, "patch", n=3)))
+    conflict = max(desk.rows.conflicts.values(), key=lambda one: one.outcome == "open")
+    desk.plan(desk.resolution(conflict, "client", 3))
+    assert json.loads(desk.rows.records[key].data or b"") == {"place": "hall", "n": 3}
+
+
+# -- edits behind a creation that was rejected ----------------------------------------------------
+
+_CREATION = item("visit", "v", n=1)
+_EDIT = item("visit", "v", op="patch", place="gate")
+
+
+def _codes(results: list[Json]) -> list[str]:
+    return [
+        result["error"]["code"] if result["status"] == "rejected" else result["status"]
+        for result in results
+    ]
+
+
+def test_an_edit_behind_a_rejected_creation_is_rejected_with_it() -> None:
+    for messages in ([[_CREATION, _EDIT]], [[_CREATION], [_EDIT]]):
+        desk = Desk()
+        answered = desk.results(*[desk.push(*items) for items in messages])
+        assert [code for results in answered for code in _codes(results)] == [
+            "invalid_item",
+            "creation_rejected",
+        ]
+        assert not desk.rows.records
+        ((late,),) = desk.results(desk.push(_EDIT))
+        assert "send the whole record as a put" in late["error"]["message"]
+        assert [row.code for row in desk.rows.quarantine] == [
+            "invalid_item",
+            "creation_rejected",
+            "creation_rejected",
+        ]
+
+
+def test_an_edit_behind_anything_that_was_rejected_of_its_record_is_rejected() -> None:
+    before = [
+        {"domain": "visit", "id": "v", "op": "put", "data": [1]},
+        item("visit", "v", op="append", place="gate"),
+        item("visit", "v", 3, "patch", place="gate"),
+    ]
+    for rejected in before:
+        (results,) = Desk().results(Desk().push(rejected, _EDIT))
+        assert _codes(results)[1] == "creation_rejected", rejected
+
+
+def test_others_are_not_behind_a_rejected_creation() -> None:
+    desk = Desk()
+    desk.results(desk.push(_CREATION))
+    beside = [
+        desk.push(_EDIT, device="tablet"),
+        desk.push(item("visit", "w", op="patch", place="gate")),
+        desk.push(item("task", "v", op="patch", place="gate")),
+    ]
+    for push in beside:
+        one = Desk()
+        one.rows.quarantine = list(desk.rows.quarantine)
+        assert _codes(one.results(push)[0]) == ["applied"]
+    other = Desk()
+    other.rows.quarantine = [msgspec.structs.replace(row, tenant_id=2) for row in desk.rows.quarantine]
+    assert _codes(other.results(desk.push(_EDIT))[0]) == ["applied"]
+
+
+def test_a_whole_record_ends_what_was_behind_a_rejected_creation() -> None:
+    desk = Desk()
+    whole = item("visit", "v", place="hall")
+    (results,) = desk.results(desk.push(_CREATION, _EDIT, whole, _EDIT))
+    assert _codes(results) == ["invalid_item", "creation_rejected", "applied", "applied"]
+
+
+def test_an_atomic_message_that_was_aborted_holds_no_edit_up() -> None:
+    desk = Desk()
+    aborted, edits = desk.results(desk.push(_CREATION, atomic=True), desk.push(_EDIT))
+    assert (_codes(aborted), _codes(edits)) == (["invalid_item"], ["applied"])
+
+
+def test_an_atomic_message_behind_a_rejected_creation_is_aborted() -> None:
+    desk = Desk()
+    desk.results(desk.push(_CREATION))
+    ((first, second),) = desk.results(desk.push(item("task", "t", x=1), _EDIT, atomic=True))
+    assert _codes([first, second]) == ["batch_aborted", "creation_rejected"]
+    assert [row.code for row in desk.rows.quarantine] == ["invalid_item"]
+
+
+def test_an_id_of_any_script_is_found_behind_its_rejected_creation() -> None:
+    desk = Desk()
+    named = "v\u00a0\u2028ä"
+    desk.results(desk.push(item("visit", named, n=1)))
+    ((edit,),) = desk.results(desk.push(item("visit", named, op="patch", place="gate")))
+    assert _codes([edit]) == ["creation_rejected"]
+
+
+def test_only_a_patch_without_a_base_is_looked_for_in_the_quarantine() -> None:
+    desk = Desk()
+    jobs: list[Job] = [
+        desk.push(_CREATION, item("visit", "v", 1, "patch", n=1), item("visit", "v", op="delete"), _EDIT)
+    ]
+    assert lookups(jobs, desk.rules).set_aside == [SetAsideRef(1, "phone", "visit", "v")]

@@ -24,7 +24,7 @@ from engine.jobs import Answer, Attach, Attached, Job, Outcome, Push, Resolution
 from engine.merge import decode_fields
 from engine.messages import Attachment, Resolve, Sync
 from engine.ports import Tenant
-from engine.rows import Conflict, ConflictRef, EventKey, Record, RecordKey
+from engine.rows import Conflict, ConflictRef, EventKey, HeldRef, Record, RecordKey
 from engine.rules import Rules
 from engine.uploads import UploadRef
 from tests.memory_store import Memory
@@ -116,6 +116,10 @@ class Duel:
         if batch.switch is not None:
             tenant, domain, policy = batch.switch
             self.policies[tenant][domain] = policy
+        if batch.empties:
+            self.world.empty()
+            for key, row in self.memory.records.items():
+                self.memory.records[key] = msgspec.structs.replace(row, last_data=None)
         sent: list[Sent] = []
         for step_s, command in batch.commands:
             self.now_us += step_s * _SECOND_US
@@ -123,7 +127,7 @@ class Duel:
             if one is not None:
                 sent.append(one)
         jobs = [one.job for one in sent]
-        planned = plan(jobs, self.memory.state(lookups(jobs, self.rules)), self.rules)
+        planned = self._planned(jobs)
         assert len(planned.outcomes) == len(jobs)
         self._feed(planned)
         self.memory.apply(planned.writes, {job.tenant_id for job in jobs})
@@ -133,6 +137,17 @@ class Duel:
         self._compare_state()
         self._compare_chains()
         self._nothing_is_lost()
+
+    def _planned(self, jobs: list[Job]) -> Plan:
+        """Plan a batch, again as long as it needs open conflicts that it has not read."""
+        also_held: set[HeldRef] = set()
+        while True:
+            state = self.memory.state(lookups(jobs, self.rules, also_held))
+            planned = plan(jobs, state, self.rules, also_held)
+            if not planned.missing:
+                return planned
+            assert not also_held & set(planned.missing)
+            also_held.update(planned.missing)
 
     # -- sending ------------------------------------------------------------------------------
 
@@ -393,6 +408,9 @@ class Duel:
                     canonical(top.data),
                     None if top.device is None else own_sent_us(history),
                     [file.upload for file in tenant.files.get((domain, record_id), ())],
+                    canonical(
+                        self.world.last_data(tenant, (domain, record_id)) if top.data is None else None
+                    ),
                 )
             for (domain, event_id, sent_us), event in tenant.events.items():
                 expected_events[EventKey(tenant_id, domain, event_id, sent_us)] = (
@@ -417,6 +435,7 @@ class Duel:
                 _canonical_bytes(row.data),
                 None if row.sent_at_us == EARLIEST_US else row.sent_at_us,
                 _files(row),
+                _canonical_bytes(row.last_data),
             )
             for key, row in memory.records.items()
         } == expected_records

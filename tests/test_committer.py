@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from engine.codec import JSON
 from engine.committer import PATIENCE_S, Committer
 from engine.domains import Domain, DomainPolicy, Domains
 from engine.errors import SyncError
+from engine.held import changes_of
 from engine.intake import Intake, Session
 from engine.jobs import Answer, Outcome, Push, Resolution, Settlement
 from engine.messages import Resolve, Sync
@@ -367,6 +369,32 @@ async def test_a_batch_that_touches_too_much_is_parted_in_order(monkeypatch: pyt
         assert one.committer.counters.batches > 4
 
 
+async def test_a_batch_that_needs_an_open_conflict_that_it_has_not_read_begins_again() -> None:
+    async with bench() as one:
+        one.submit("made", put("a", x=1), put("a", 1, x=2) | {"op": "delete"})
+        await one.committer.drain()
+        key = RecordKey(1, "task", "a")
+        rows = one.store.rows
+        rows.records[key] = msgspec.structs.replace(rows.records[key], last_data=None)
+        begun: list[int] = []
+        one.store.on_begin = lambda: begun.append(len(rows.conflicts))
+        patch = put("a", 1, x=3) | {"op": "patch"}
+        one.submit("k1", patch, device="tablet")
+        one.submit("k2", put("b", x=1), device="tablet")
+        one.submit("k3", patch | {"data": {"x": 4}}, device="tablet")
+        await one.committer.drain()
+        assert (one.statuses("k1"), one.statuses("k2"), one.statuses("k3")) == (
+            ["conflict"],
+            ["applied"],
+            ["conflict"],
+        )
+        opened, joined = rows.conflicts.values()
+        assert (opened.outcome, joined.held_in) == ("open", opened.conflict_id)
+        assert [change.data for change in changes_of(opened)] == [b'{"x":3}', b'{"x":4}']
+        assert begun in ([0, 0], [0, 0, 2, 2]), "twice a batch"
+        assert one.committer.counters.retries == 0
+
+
 async def test_drain_waits_for_what_is_in_flight_and_what_is_queued() -> None:
     async with bench() as one:
         await asyncio.wait_for(one.committer.drain(), 10)
@@ -634,7 +662,7 @@ async def test_a_batch_is_decided_by_the_policies_that_it_was_looked_up_for() ->
         await one.committer.drain()
         assert one.statuses("k4") == ["conflict"]
         waiting = [row for row in one.store.rows.conflicts.values() if row.outcome == "open"]
-        assert [row.client_data for row in waiting] == [b'{"x":4}']
+        assert [[change.data for change in changes_of(row)] for row in waiting] == [[b'{"x":4}']]
         assert ConflictRef(1, waiting[0].conflict_id) in one.store.rows.conflicts
 
 

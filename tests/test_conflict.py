@@ -32,10 +32,15 @@ def side(
 
 
 def standing(
-    fields: Json | None = SERVER, *, at_us: int = 100, since: int = 0, **changed: tuple[int, int]
+    fields: Json | None = SERVER,
+    *,
+    at_us: int = 100,
+    since: int = 0,
+    last: Json | None = None,
+    **changed: tuple[int, int],
 ) -> Standing:
     """Make a server's record; ``changed`` gives (version, at_us) of fields."""
-    return Standing(fields, at_us, FieldVersions(since, at_us, dict(changed)))
+    return Standing(fields, at_us, FieldVersions(since, at_us, dict(changed)), last=last)
 
 
 def outcome(
@@ -70,7 +75,35 @@ def test_client_wins_with_a_patch_applied_to_the_servers_record() -> None:
     assert outcome("client_wins", standing(at_us=999), PUT) == ("client", PUT.fields, 100)
     assert outcome("client_wins", standing(at_us=999), PATCH) == ("client", PATCHED, 100)
     assert outcome("client_wins", standing(at_us=999), DELETE) == ("client", None, 100)
-    assert outcome("client_wins", standing(None), PATCH) == ("client", {"title": "client"}, 100)
+
+
+#: Policy and fallback, and whether a later change wins over a tombstone by them.
+OVER_TOMBSTONES: list[tuple[Policy, Fallback, bool]] = [
+    ("client_wins", "manual", True),
+    ("most_recent_wins", "manual", True),
+    ("field_merge", "client_wins", True),
+    ("field_merge", "most_recent_wins", True),
+    ("server_wins", "manual", False),
+    ("preserve_escalation", "manual", False),
+    ("field_merge", "server_wins", False),
+    ("field_merge", "preserve_escalation", False),
+]
+
+
+@pytest.mark.parametrize(("policy", "fallback", "wins"), OVER_TOMBSTONES)
+def test_a_patch_that_wins_over_a_tombstone_applies_to_its_last_data_or_is_held(
+    policy: Policy, fallback: Fallback, wins: bool
+) -> None:
+    for last, client, won in (
+        (SERVER, PATCH, PATCHED),
+        ({}, PATCH, {"title": "client"}),
+        (SERVER, PUT, PUT.fields),
+        (None, PUT, PUT.fields),
+    ):
+        settled = outcome(policy, standing(None, at_us=99, last=last), client, fallback)
+        assert settled == (("client", won, 100) if wins else ("server", None, 99))
+    unknown = outcome(policy, standing(None, at_us=99), PATCH, fallback)
+    assert unknown == (None if wins else ("server", None, 99))
 
 
 @pytest.mark.parametrize(
@@ -234,7 +267,7 @@ _versions = st.builds(
     ),
 )
 _standings = st.builds(
-    Standing, fields=st.none() | _data, at_us=st.integers(0, 5), versions=_versions
+    Standing, fields=st.none() | _data, at_us=st.integers(0, 5), versions=_versions, last=st.none() | _data
 )
 _policies = st.builds(
     DomainPolicy, st.sampled_from(get_args(Policy)), st.sampled_from(get_args(Fallback))
@@ -247,9 +280,11 @@ def test_the_named_winner_is_what_stands(policy: DomainPolicy, server: Standing,
     settled = settle(policy, DOMAIN, server, client)
     assert repr((server, client)) == before, "neither side is changed"
     if settled is None:
-        assert "manual" in (policy.policy, policy.fallback)
+        unknown = client.op == "patch" and server.fields is None and server.last is None
+        assert unknown or "manual" in (policy.policy, policy.fallback)
         return
-    wanted = client_side(client.op, client.fields, server.fields)
+    patched = server.last if server.fields is None else server.fields
+    wanted = client_side(client.op, client.fields, patched)
     if settled.winner == "server":
         assert same_value(settled.fields, server.fields)
         assert settled.at_us == server.at_us

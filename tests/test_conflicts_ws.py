@@ -185,6 +185,37 @@ async def test_a_held_patch_that_wins_is_applied_to_what_stands_now(shared: Runn
     assert (await phone.pull())["changes"][0]["data"] == {"a": 2, "b": 5}
 
 
+async def test_a_held_patch_on_a_tombstone_is_shown_and_settled_on_its_last_data(shared: Running) -> None:
+    phone, tablet = await shared.device("phone"), await shared.device("tablet")
+    await phone.push(note(data={"a": 1, "b": 1}), note(base=1, op="delete"))
+    (held,) = await tablet.push(note(op="patch", base=1, data={"a": 2}))
+    assert (held["status"], held["data"]) == ("conflict", None)
+    (listed,) = (await tablet.ask("conflicts"))["conflicts"]
+    assert (listed["server"], listed["client"]["data"]) == ({"version": 2, "data": None}, {"a": 2, "b": 1})
+    await tablet.told("resolved", "resolve", conflict_id=held["conflict_id"], choice="client", version=2)
+    assert (await phone.pull())["changes"][0]["data"] == {"a": 2, "b": 1}
+
+
+async def test_a_patch_on_a_tombstone_without_last_data_waits_for_a_person(shared: Running) -> None:
+    """Whatever the policy: what the patch leaves out is nowhere."""
+    phone, tablet = await shared.device("phone"), await shared.device("tablet")
+    made = item("put", "journal", "j1", data={"a": 1, "b": 1})
+    await phone.push(made, item("delete", "journal", "j1", base=1))
+    execute(
+        shared.dsn,
+        "UPDATE records SET last_data = NULL WHERE id = 'j1' AND tenant_id ="
+        f" (SELECT tenant_id FROM tenants WHERE name = '{shared.tenant('acme')}')",
+    )
+    patch = item("patch", "journal", "j1", base=1, data={"a": 2})
+    first, second, other = await tablet.push(patch, patch | {"data": {"a": 3}}, note(data={"a": 1}))
+    assert (first["status"], first["version"], first["data"]) == ("conflict", 2, None)
+    assert (second["conflict_id"], other["status"]) == (first["conflict_id"], "applied")
+    (listed,) = (await tablet.ask("conflicts"))["conflicts"]
+    assert (listed["policy"], listed["client"]["data"]) == ("client_wins", {"a": 3})
+    (whole,) = await tablet.push(made)
+    assert (whole["status"], whole["winner"], whole["data"]) == ("resolved", "client", {"a": 1, "b": 1})
+
+
 async def test_a_version_written_by_resolve_is_nobodys(shared: Running) -> None:
     tablet, conflict_id = await opened(shared)
     await tablet.told("resolved", "resolve", conflict_id=conflict_id, choice="client", version=1)

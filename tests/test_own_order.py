@@ -201,7 +201,7 @@ def test_quarantined_item_keeps_its_corrected_at() -> None:
     planned = plan([push], server.rows.state(lookups([push], server.rules)), server.rules)
     (row,) = planned.writes.quarantine
     assert quarantined(push, [], lambda: "") == []
-    again = resent(row, "t", b'{"n":1}', server.intake, NOW_US + 86_400_000_000)
+    again = resent([row], "t", b'{"n":1}', server.intake, NOW_US + 86_400_000_000)
     (change,) = again.items
     assert msgspec.structs.asdict(change)["at_us"] == NOW_US - 9_000_000
     assert msgspec.structs.asdict(change)["sent_at_us"] == NOW_US - 7_200_000_000

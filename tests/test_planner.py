@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from engine.rows import ConflictRef, EventKey, HeldRef, KeyRef, Lookups, RecordKey
+from engine.rows import ConflictRef, EventKey, HeldRef, KeyRef, Lookups, QuarantineRef, RecordKey, SetAsideRef
 from engine.uploads import UploadRef
 from storage.commit import _LOCK, SETTINGS, PostgresStore
 from storage.feed import _ALL, _NEWS, _SOME
@@ -29,6 +29,9 @@ _READ = Lookups(
     [ConflictRef(1, f"c{number}") for number in range(20)],
     [UploadRef(1, f"{number:032x}") for number in range(20)],
     [UploadRef(1, f"{number:032x}") for number in range(20)],
+    [],
+    [SetAsideRef(1, "phone", "task", f"r{number}") for number in range(20)],
+    [QuarantineRef(1, f"q{number}") for number in range(20)],
 )
 
 #: What identifies a row of each table, one of these sets of columns.
@@ -41,6 +44,7 @@ _IDENTITIES: dict[str, list[set[str]]] = {
         {"tenant_id", "conflict_id"},
         {"tenant_id", "device_id", "domain", "record_id"},
     ],
+    "quarantine": [{"tenant_id", "quarantine_id"}, {"tenant_id", "device_id", "domain", "record_id"}],
     "upload_session": [{"tenant_id", "upload_id"}, {"tenant_id", "domain", "record_id"}],
 }
 #: Grows slowly and is analysed after 50 rows: what is planned before does not matter.
@@ -67,6 +71,10 @@ _GROWTH = f"""
     SELECT 1, lpad(to_hex(n), 32, '0')::uuid, 'phone', 'whole', 'a.jpg', 'task', 'r' || n / 4, '', 1, 'aa',
         'attached', now() FROM generate_series(1, {ROWS // 10}) AS n;
 
+    INSERT INTO quarantine (tenant_id, quarantine_id, device_id, domain, record_id, item, code, message,
+        at_us)
+    SELECT 1, 'q' || n, 'phone', 'task', 'r' || n, '', '', '', n FROM generate_series(1, {ROWS // 10}) AS n;
+
     UPDATE tenant_counters SET seq = {ROWS} WHERE tenant_id = 1;
 """
 _UNWATCHED = (
@@ -76,6 +84,7 @@ _UNWATCHED = (
     "sync_idempotency_record_earlier",
     "sync_idempotency_record_later",
     "conflict_resolution_log",
+    "quarantine",
     "upload_session",
 )
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from compose.desk import QuarantineDesk
-from engine.administration import RefusedError, Retried
+from engine.administration import Recovered, RefusedError
 from engine.ports import StoreError, StoreUnknownError
 from engine.rows import Writes
 from engine.settings import Settings
@@ -25,9 +25,11 @@ __all__ = ["command"]
 DOMAINS: Json = {
     "visit": {"policy": "client_wins", "required": ["place"]},
     "survey": {"policy": "manual", "required": ["place"]},
+    "census": {"policy": "server_wins", "required": ["place"]},
 }
 RECORDS = "SELECT domain, id, version, device_id, data::text FROM records ORDER BY 1, 2"
 KEYS = "SELECT count(*)::int FROM sync_idempotency_record"
+LOG = "SELECT count(*)::int FROM conflict_resolution_log"
 LEFT = "SELECT quarantine_id, retried_at IS NOT NULL FROM quarantine"
 
 
@@ -255,7 +257,7 @@ async def test_a_crash_before_the_commit_leaves_everything_as_it_was(
             await asyncio.to_thread(desk.retry, case, GOOD)
     assert rows(server.dsn, LEFT) == [(quarantine_id, False)]
     assert rows(server.dsn, RECORDS) == []
-    assert (await asyncio.to_thread(desk.retry, case, GOOD)).status == "applied"
+    assert (await asyncio.to_thread(desk.retry, case, GOOD)).item.status == "applied"
     assert rows(server.dsn, LEFT) == []
 
 
@@ -277,12 +279,12 @@ async def test_a_commit_whose_answer_is_lost_stored_it_once(
 
     monkeypatch.setattr(PostgresTransaction, "commit", lost)
     if isinstance(failure, StoreUnknownError):  # what is not known is settled at once, by the key
-        assert (await asyncio.to_thread(desk.retry, case, GOOD)).status == "applied"
+        assert (await asyncio.to_thread(desk.retry, case, GOOD)).item.status == "applied"
         assert moved == [{case.row.tenant_id}]
     else:
         with pytest.raises(StoreError, match="run the command again"):
             await asyncio.to_thread(desk.retry, case, GOOD)
-        assert (await asyncio.to_thread(desk.retry, case, GOOD)).version == 1
+        assert (await asyncio.to_thread(desk.retry, case, GOOD)).item.version == 1
     assert rows(server.dsn, LEFT) == []
     assert rows(server.dsn, RECORDS) == [("visit", "v1", 1, "phone", GOOD.decode())]
     with pytest.raises(RefusedError, match="there is no item"):
@@ -311,7 +313,7 @@ async def test_of_two_retries_at_once_one_stores_it(
         asyncio.to_thread(desk.retry, case, other),
         return_exceptions=True,
     )
-    results = [one for one in ended if isinstance(one, Retried)]
+    results = [one.item for one in ended if isinstance(one, Recovered)]
     assert [(one.status, one.version) for one in results] == [("applied", 1)] * (2 if other == GOOD else 1)
     refusals = [str(one) for one in ended if isinstance(one, RefusedError)]
     assert refusals == ([] if other == GOOD else ["another retry stored this item, with other data"])
@@ -319,3 +321,163 @@ async def test_of_two_retries_at_once_one_stores_it(
     ((*_, version, _, data),) = rows(server.dsn, RECORDS)
     assert version == 1
     assert data in (GOOD.decode(), other.decode())
+
+
+# -- what the server's record wins against ---------------------------------------------------------
+
+
+async def test_an_item_that_would_lose_to_the_server_stays_and_both_sides_are_shown(
+    run: Run, server: Running, good: str
+) -> None:
+    quarantine_id = await rejected(server, "census")
+    tablet = await server.device("tablet")
+    await tablet.push(item("put", "census", "v1", data={"place": "hall", "who": "Ann"}, at=day(2)))
+    before = [rows(server.dsn, one) for one in (RECORDS, KEYS, LEFT, LOG)]
+    for _ in range(2):
+        ended = await run("quarantine", "retry", quarantine_id, "--data", good)
+        assert ended.status == 1
+        assert f"server    census v1, version 1, of {day(2)} by tablet" in ended.out
+        assert f"client    put of {day(1)} by phone, on no base" in ended.out
+        assert [line.split() for line in ended.out.splitlines()[3:7]] == [
+            ["FIELD", "SERVER", "NOW", "CLIENT"],
+            ["n", "1"],
+            ["place", '"hall"', '"gate"'],
+            ["who", '"Ann"'],
+        ]
+        assert "by server_wins the server's record wins: nothing was written, and the item stays" in ended.err
+        assert "with --hold" in ended.err
+        assert [rows(server.dsn, one) for one in (RECORDS, KEYS, LEFT, LOG)] == before
+
+    held = await run("quarantine", "retry", quarantine_id, "--data", good, "--hold")
+    assert held.status == 0
+    (conflict,) = json.loads((await run("conflicts", "list", "--json")).out)
+    assert conflict["conflict_id"] in held.out
+    assert rows(server.dsn, LEFT) == []
+    assert rows(server.dsn, RECORDS) == before[0]
+    phone = await server.device("phone")
+    (listed,) = (await phone.ask("conflicts"))["conflicts"]
+    assert listed["client"]["data"] == {"n": 1, "place": "gate"}
+    settled = await run("conflicts", "resolve", conflict["conflict_id"], "--choice", "client")
+    assert settled.status == 0
+    assert [row[2] for row in rows(server.dsn, RECORDS)] == [2]
+
+
+async def test_hold_changes_nothing_where_there_is_no_conflict(run: Run, server: Running, good: str) -> None:
+    quarantine_id = await rejected(server, "census")
+    stored = await run("quarantine", "retry", quarantine_id, "--data", good, "--hold")
+    assert (stored.status, stored.out) == (0, "stored: census v1 is at version 1\n")
+
+
+# -- those behind a rejected creation --------------------------------------------------------------
+
+
+async def behind(server: Running, *edits: Json) -> list[str]:
+    """Have a phone's creation rejected and its later edits with it; gives their ids, in order."""
+    phone = await server.device("phone")
+    (made,) = await phone.push(item("put", "visit", "v1", data={"n": 1}, at=day(1)))
+    assert made["error"]["code"] == "invalid_item"
+    results = await phone.push(*edits)
+    assert {result["error"]["code"] for result in results} == {"creation_rejected"}
+    return [str(one) for (one,) in rows(server.dsn, "SELECT quarantine_id FROM quarantine ORDER BY place")]
+
+
+def edit(hour: int, **data: Any) -> Json:
+    """A later patch, made when the device knew of no version."""
+    return item("patch", "visit", "v1", data=data, at=day(2).replace("T00", f"T{hour:02}"))
+
+
+EDITS = [edit(3, a=1, b={"c": 1}), edit(4, b=None), edit(5, b={"d": 2})]
+
+
+async def test_a_creation_takes_the_edits_behind_it_along_in_order(
+    run: Run, server: Running, good: str
+) -> None:
+    office = await server.device("office")
+    creation, *edits = await behind(server, *EDITS)
+    alone = await run("quarantine", "retry", edits[1])
+    assert "send the whole record as a put (creation_rejected)" in alone.refusal()
+    ended = await run("quarantine", "retry", creation, "--data", good)
+    assert ended.status == 0
+    assert ended.out.splitlines() == [
+        "stored: visit v1 is at version 1",
+        *(
+            f"behind it {one}: stored: visit v1 is at version {number}"
+            for number, one in enumerate(edits, 2)
+        ),
+    ]
+    assert rows(server.dsn, LEFT) == []
+    (change,) = (await office.pull())["changes"]
+    assert (change["version"], change["device_id"]) == (4, "phone")
+    assert change["data"] == {"n": 1, "place": "gate", "a": 1, "b": {"d": 2}}
+    late = await server.device("phone")
+    (result,) = await late.push(edit(6, a=2))
+    assert (result["status"], result["version"]) == ("applied", 5)
+
+
+async def test_edits_stay_with_a_creation_that_is_rejected_again(run: Run, server: Running) -> None:
+    ids = await behind(server, *EDITS)
+    assert "data.place is required" in (await run("quarantine", "retry", ids[0])).refusal()
+    assert [one for one, _ in rows(server.dsn, LEFT + " ORDER BY place")] == ids
+    assert rows(server.dsn, RECORDS) == []
+
+
+async def test_an_edit_behind_a_creation_that_is_rejected_by_itself_stays_alone(
+    run: Run, server: Running, good: str
+) -> None:
+    creation, first, bad, last = await behind(server, EDITS[0], edit(4, place=None), EDITS[2])
+    ended = await run("quarantine", "retry", creation, "--data", good)
+    assert ended.status == 1
+    assert f"behind it {bad}: rejected again: data.place is required" in ended.out
+    assert "1 of those behind it stay in the quarantine" in ended.err
+    assert [one for one, _ in rows(server.dsn, LEFT)] == [bad]
+    assert [row[2] for row in rows(server.dsn, RECORDS)] == [3]
+    assert {first, last}.isdisjoint({bad})
+    assert rows(server.dsn, "SELECT count(*)::int FROM quarantine") == [(1,)]
+
+
+async def test_an_item_that_was_recovered_with_its_creation_is_not_stored_again(
+    server: Running, chosen: Settings
+) -> None:
+    creation, first, *_ = await behind(server, *EDITS)
+    desk = QuarantineDesk(server.dsn, chosen, lambda _: None)
+    late = desk.item(first, None)
+    await asyncio.to_thread(desk.retry, desk.item(creation, None), GOOD)
+    stored = rows(server.dsn, RECORDS)
+    with pytest.raises(RefusedError, match="recovered at the same time"):
+        await asyncio.to_thread(desk.retry, late, None)
+    assert rows(server.dsn, RECORDS) == stored
+
+
+async def test_a_patch_that_was_rejected_itself_is_behind_nothing_when_it_is_corrected(
+    run: Run, server: Running, good: str
+) -> None:
+    phone = await server.device("phone")
+    first, second = await phone.push(
+        item("patch", "visit", "v1", data={"n": 1}), item("patch", "visit", "v1", data={"m": 1})
+    )
+    assert [one["error"]["code"] for one in (first, second)] == ["invalid_item", "creation_rejected"]
+    ((creation,), _) = rows(server.dsn, "SELECT quarantine_id FROM quarantine ORDER BY place")
+    assert (await run("quarantine", "retry", str(creation), "--data", good)).status == 0
+    assert [row[2] for row in rows(server.dsn, RECORDS)] == [2]
+    assert rows(server.dsn, LEFT) == []
+
+
+async def test_a_crash_before_the_commit_leaves_a_creation_and_those_behind_it(
+    server: Running, chosen: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = await behind(server, *EDITS)
+    desk = QuarantineDesk(server.dsn, chosen, lambda _: None)
+    case = desk.item(ids[0], None)
+
+    async def crash(self: PostgresTransaction, writes: Writes) -> None:
+        await self.rollback()
+        raise RuntimeError(str(writes.recovered))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PostgresTransaction, "commit", crash)
+        with pytest.raises(StoreError):
+            await asyncio.to_thread(desk.retry, case, GOOD)
+    assert (len(rows(server.dsn, LEFT)), rows(server.dsn, RECORDS)) == (4, [])
+    recovered = await asyncio.to_thread(desk.retry, case, GOOD)
+    assert [one.version for one in (recovered.item, *recovered.behind.values())] == [1, 2, 3, 4]
+    assert rows(server.dsn, LEFT) == []

@@ -28,6 +28,7 @@ OVER_ALL = {
     ("upload_cleanup.py", "SELECT tenant_id, domain, id FROM records WHERE data IS NULL"): "records end",
     ("upload_cleanup.py", "LEFT JOIN LATERAL (SELECT data IS NOT NULL AS alive"): "and their files with them",
     ("upload_cleanup.py", "DELETE FROM upload_session AS u USING old"): "what ended is forgotten alike",
+    ("upload_cleanup.py", "UPDATE records AS r SET last_data = NULL"): "and their last data",
     ("upload_cleanup.py", "JOIN tenants AS t ON t.tenant_id = u.tenant_id"): "an operator sees all tenants",
     ("devices.py", "FROM sync_device_health WHERE last_sync_at IS NOT NULL"): "a cache is warmed",
 }

@@ -28,8 +28,10 @@ from engine.rows import (
     KeyRow,
     Lookups,
     Quarantined,
+    QuarantineRef,
     Record,
     RecordKey,
+    SetAsideRef,
     Writes,
 )
 from storage.commit import PostgresStore
@@ -121,7 +123,7 @@ async def _commit(subject: Subject, lookups: Lookups, writes: Writes) -> None:
 async def test_what_is_committed_is_found_again(subject: Subject) -> None:
     record = _record(1, id=ODD, data=msgspec.json.encode({ODD: [ODD, 1.5, None]}), fields=b'{"a":[1,2]}')
     record = msgspec.structs.replace(record, sent_at_us=AT_US + 5)
-    tombstone = _record(2, data=None, device_id=None, chain_from=2)
+    tombstone = _record(2, data=None, device_id=None, chain_from=2, last_data=b'{"n":1}')
     event = Event(1, "voice", ODD, AT_US, AT_US + 1, "phone", msgspec.json.encode({"x": ODD}))
     key = KeyRow(1, "0123456789abcdef" * 2, "ab" * 32, msgspec.json.encode([ODD]))
     held = _conflict(
@@ -184,6 +186,64 @@ async def test_a_new_version_takes_the_place_of_the_older(subject: Subject) -> N
         ("r1", 2, 3),
         ("r4", 1, 4),
     ]
+
+
+async def test_last_data_come_and_go_with_a_tombstone_and_are_in_no_page(subject: Subject) -> None:
+    key = RecordKey(1, "task", "r1")
+    alive = _record(1, data=b'{"n":1}')
+    files = b'[{"file_id":"f"}]'
+    steps = [
+        alive,
+        msgspec.structs.replace(alive, version=2, seq=2, data=None, last_data=alive.data),
+        msgspec.structs.replace(alive, version=3, seq=3),
+        msgspec.structs.replace(alive, version=4, seq=4, attachments=files),
+        msgspec.structs.replace(
+            alive, version=5, seq=5, data=None, last_data=alive.data, attachments=files
+        ),
+        msgspec.structs.replace(alive, version=5, seq=5, data=None, last_data=alive.data, attachments=b"[]"),
+        msgspec.structs.replace(alive, version=6, seq=6, attachments=b"[]"),
+        msgspec.structs.replace(alive, version=7, seq=7, data=None, attachments=b"[]"),
+    ]
+    for record in steps:
+        transaction = await subject.store.begin(Lookups([1], [], [key], [], [], []))
+        await transaction.commit(_writes({1: record.seq}, record))
+        transaction = await subject.store.begin(Lookups([1], [], [key], [], [], []))
+        await transaction.rollback()
+        assert transaction.state.records == {key: record}
+        (shown,) = (await subject.feed.page(1, 0, None, 10, 1 << 20)).records
+        assert shown.data == record.data
+
+
+async def test_what_was_set_aside_is_found_by_its_device_and_record(subject: Subject) -> None:
+    rejected = [
+        Quarantined(
+            tenant_id=1,
+            quarantine_id=quarantine_id,
+            device_id="phone",
+            domain="task",
+            record_id=record_id,
+            item=b"{}",
+            code="invalid_item",
+            message="no",
+            at_us=AT_US,
+        )
+        for quarantine_id, record_id in (("q2", ODD), ("q1", ODD), ("q3", None))
+    ]
+    await _commit(subject, _lookups(1, 2), Writes({}, [], [], [], [], rejected))
+    wanted = _lookups(1, 2)
+    found = SetAsideRef(1, "phone", "task", ODD)
+    wanted.set_aside = [
+        found,
+        SetAsideRef(2, "phone", "task", ODD),
+        SetAsideRef(1, "tablet", "task", ODD),
+        SetAsideRef(1, "phone", "form", ODD),
+        SetAsideRef(1, "phone", "task", "r"),
+    ]
+    wanted.recovering = [QuarantineRef(1, "q1"), QuarantineRef(2, "q1"), QuarantineRef(1, "q4")]
+    transaction = await subject.store.begin(wanted)
+    await transaction.rollback()
+    assert transaction.state.set_aside == {found: "q2"}, "the first of them"
+    assert transaction.state.recovering == {QuarantineRef(1, "q1")}
 
 
 async def test_a_conflict_is_replaced_by_its_id(subject: Subject) -> None:

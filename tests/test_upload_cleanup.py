@@ -20,12 +20,13 @@ from storage.blobs import DirectoryBlobs
 from storage.upload_cleanup import PostgresCleanup
 from tests.services import execute, rows
 from tests.test_receiving import Sent
-from tests.tidying import EXPIRE_S, GRACE_S, House, house, keep, now_us, session, text
+from tests.tidying import EXPIRE_S, GRACE_S, LAST_DATA_S, House, house, keep, now_us, session, text
 
 __all__ = ["house"]
 
 EXPIRE_H = EXPIRE_S / 3600
 GRACE_H = GRACE_S / 3600
+LAST_DATA_H = LAST_DATA_S / 3600
 WEEK_H = 7 * 24.0
 
 
@@ -328,7 +329,7 @@ async def test_a_record_that_is_brought_back_while_the_clean_up_runs_keeps_its_f
     file = await house.stored()
     await house.push("delete", 1)
     await house.tidied()
-    cleanup = UploadCleanup(PostgresCleanup(house.database), house.blobs, Reviving(house), GRACE_S)
+    cleanup = UploadCleanup(PostgresCleanup(house.database), house.blobs, Reviving(house), GRACE_S, 0)
     assert (await cleanup.tidy(now_us(GRACE_H + 1), keep)).freed == 0
     assert house.state(file) == "attached"
     assert house.kept() == {("files", file.ref.upload_id)}
@@ -346,7 +347,7 @@ class Refusing:
 
 async def test_what_cannot_be_freed_now_is_left_for_the_next_run(house: House) -> None:
     file = await house.stored("never")
-    cleanup = UploadCleanup(PostgresCleanup(house.database), house.blobs, Refusing(), GRACE_S)
+    cleanup = UploadCleanup(PostgresCleanup(house.database), house.blobs, Refusing(), GRACE_S, 0)
     tidied = await cleanup.tidy(now_us(GRACE_H + 1), keep)
     assert (tidied.freed, tidied.left, house.state(file)) == (0, 1, "stored")
     assert house.kept() == {("files", file.ref.upload_id)}
@@ -428,3 +429,45 @@ async def test_what_became_of_uploads_is_counted_by_tenant(house: House) -> None
     assert [one.ratio for one in tidied.abandonment] == [0.25, 1.0]
     execute(house.dsn, "UPDATE upload_session SET ended_at = ended_at - interval '1 day' WHERE tenant_id = 1")
     assert (await house.tidied()).abandonment == [Abandonment("tenant2", 0, 1)]
+
+
+# -- the last data of deleted records ---------------------------------------------------------
+
+
+async def test_last_data_are_dropped_at_their_time_without_a_new_version(house: House) -> None:
+    for record in ("a", "b"):
+        await house.push("put", None, record=record)
+        await house.push("delete", 1, record=record)
+    await house.push("put", None, record="c")
+    kept = "SELECT id, version, seq, last_data::text, last_data_at IS NULL FROM records ORDER BY id"
+    before = rows(house.dsn, kept)
+    assert [row[3] is None for row in before] == [False, False, True]
+    assert (await house.tidied(LAST_DATA_H - 1)).emptied == 0
+    assert rows(house.dsn, kept) == before
+    heads = rows(house.dsn, "SELECT tenant_id, seq FROM tenant_counters ORDER BY 1")
+    execute(house.dsn, "UPDATE records SET last_data_at = now() + interval '1 h' WHERE id = 'b'")
+    assert (await house.tidied(LAST_DATA_H)).emptied == 1
+    assert rows(house.dsn, kept) == [(*before[0][:3], None, True), *before[1:]]
+    assert (await house.tidied(LAST_DATA_H + 2)).emptied == 1
+    assert rows(house.dsn, "SELECT tenant_id, seq FROM tenant_counters ORDER BY 1") == heads
+
+
+async def test_last_data_that_a_batch_has_at_hand_are_left_for_the_next_run(house: House) -> None:
+    await house.push("put", None)
+    await house.push("delete", 1)
+    async with house.database.session() as session:
+        await session.run("BEGIN; SELECT FROM records FOR UPDATE")
+        assert (await house.tidied(LAST_DATA_H)).emptied == 0
+        await session.run("ROLLBACK")
+    assert (await house.tidied(LAST_DATA_H)).emptied == 1
+
+
+async def test_all_last_data_are_dropped_page_by_page(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload_cleanup, "PAGE", 2)
+    for record in "abcde":
+        await house.push("put", None, record=record)
+        await house.push("delete", 1, record=record)
+    assert (await house.tidied(LAST_DATA_H)).emptied == 5
+    assert (await house.tidied(LAST_DATA_H)).emptied == 0

@@ -120,7 +120,7 @@ async def test_a_bucket_is_swept_as_a_directory_is(house: House, bucket: S3) -> 
             house.dsn,
             f"UPDATE upload_session SET state = 'expired' WHERE upload_id = '{orphan.ref.upload_id}'",
         )
-        cleanup = UploadCleanup(PostgresCleanup(house.database), blobs, house.committer, GRACE_S)
+        cleanup = UploadCleanup(PostgresCleanup(house.database), blobs, house.committer, GRACE_S, 0)
         await blobs.appending(orphan.draft).flush([b"123"])
         assert (await cleanup.sweep(now_us(23), keep)).orphans == 0
         swept = await cleanup.sweep(now_us(25), keep)

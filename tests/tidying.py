@@ -50,6 +50,7 @@ SETTINGS = open_site(None, {}).settings
 DOMAINS = Domains(dict(SETTINGS.domains))
 EXPIRE_S = 3600.0
 GRACE_S = 100 * 3600.0
+LAST_DATA_S = 50 * 3600.0
 HOUR_US = 3_600_000_000
 
 
@@ -92,7 +93,9 @@ class House:
         self.receiving = Receiving(
             self.store, self.blobs, self.holds, finishing, types, clock, turns, limits
         )
-        self.cleanup = UploadCleanup(PostgresCleanup(self.database), self.blobs, self.committer, GRACE_S)
+        self.cleanup = UploadCleanup(
+            PostgresCleanup(self.database), self.blobs, self.committer, GRACE_S, LAST_DATA_S
+        )
         self.chores = UploadChores(ClusterTurns(PostgresTurns(self.database), clock), self.cleanup)
         self._running = [asyncio.create_task(one.run()) for one in (self.receiving, self.committer)]
 

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET
 
 from engine.messages import Choice
-from engine.review import Review, review
+from engine.review import Difference, Review, Standing, Wanted, review
 from handlers.commands.site import Site, as_json, of_tenant, on_site, table
 
 
@@ -90,18 +90,12 @@ def show(site: Site, *, conflict_id: str, tenant: str | None, json_: bool) -> No
 
 def _show(shown: Review) -> None:
     client, record = shown.client, shown.record
-    base = "no base" if client.base is None else f"base {client.base}"
     click.echo(f"conflict  {shown.conflict_id} of {shown.tenant}, opened {shown.opened_at} ({shown.policy})")
     if record is None:
         click.echo(f"record    {shown.domain} {shown.record_id}, erased")
     else:
-        kind = "deleted" if record.data is None else f"version {record.version}"
-        who = record.device_id or "nobody"
-        click.echo(f"server    {shown.domain} {shown.record_id}, {kind}, of {record.at} by {who}")
-    many = "" if client.changes == 1 else f", {client.changes} changes"
-    click.echo(f"client    {client.op} of {client.at} by {client.device_id}, on {base}{many}")
-    if client.data is None:
-        click.echo("          would delete the record")
+        show_server(shown.domain, shown.record_id, record)
+    show_client(client)
     if shown.settled is not None:
         settled = shown.settled
         click.echo(f"settled   {settled.choice}, version {settled.version}, {settled.at} by {settled.by}")
@@ -109,16 +103,36 @@ def _show(shown: Review) -> None:
         click.echo(f"held      as one change of the conflict {shown.held_in}")
     elif shown.outcome != "open":
         click.echo(f"settled   {shown.outcome}, by its policy")
-    click.echo()
-    table(
-        [(one.field, _cell(one.server), _cell(one.client)) for one in shown.differences],
-        ("FIELD", "SERVER NOW", "CLIENT"),
-    )
+    show_differences(shown.differences)
     if shown.outcome == "open" and record is not None:
         click.echo(
             f"\nrun.py conflicts resolve {shown.conflict_id} --version {record.version}"
             f" --changes {client.changes} --choice server|client|merged"
         )
+
+
+def show_server(domain: str, record_id: str, record: Standing) -> None:
+    """Print the server's side."""
+    kind = "deleted" if record.data is None else f"version {record.version}"
+    click.echo(f"server    {domain} {record_id}, {kind}, of {record.at} by {record.device_id or 'nobody'}")
+
+
+def show_client(client: Wanted) -> None:
+    """Print the device's side."""
+    base = "no base" if client.base is None else f"base {client.base}"
+    many = "" if client.changes == 1 else f", {client.changes} changes"
+    click.echo(f"client    {client.op} of {client.at} by {client.device_id}, on {base}{many}")
+    if client.data is None:
+        click.echo("          would delete the record")
+
+
+def show_differences(differences: list[Difference]) -> None:
+    """Print the fields that differ."""
+    click.echo()
+    table(
+        [(one.field, _cell(one.server), _cell(one.client)) for one in differences],
+        ("FIELD", "SERVER NOW", "CLIENT"),
+    )
 
 
 def _cell(value: object) -> str:

@@ -19,8 +19,9 @@ def job() -> None:
 def cleanup(site: Site, *, json_: bool) -> None:
     """Clean up after uploads, and print how many were given up.
 
-    Uploads that expired end, files of records that are gone for longer than uploads.grace_h are freed, and
-    what no upload or record wants any more is removed.
+    Uploads that expired end, files of records that are gone for longer than uploads.grace_h are freed, the
+    last data of records that are deleted for longer than records.tombstone_data_h are dropped, and what no
+    upload or record wants any more is removed.
     """
     with site.upload_jobs() as jobs:
         done = jobs.clean_up()
@@ -44,6 +45,7 @@ def _said(done: CleanedUp) -> str:
         f"uploads expired: {done.expired}",
         f"files freed: {done.freed}",
         f"ended uploads forgotten: {done.forgotten}",
+        f"last data of deleted records dropped: {done.emptied}",
         f"orphans removed: {done.orphans} ({done.orphan_bytes} bytes)",
     ]
     if done.left:

@@ -9,6 +9,9 @@ import msgspec
 
 from engine.administration import QuarantineCase, Retried
 from engine.instants import to_text
+from engine.recovery import stays
+from engine.review import Sides, sides
+from handlers.commands.conflicts import show_client, show_differences, show_server
 from handlers.commands.site import Site, as_json, of_tenant, on_site, table
 
 
@@ -114,28 +117,61 @@ def _shown(case: QuarantineCase) -> _Shown:
     metavar="FILE",
     help="The record's data, a JSON object, in place of the item's own.",
 )
+@click.option(
+    "--hold", is_flag=True, help="Leave a conflict to a person, whatever the policy; see run.py conflicts."
+)
 @on_site()
-def retry(site: Site, *, quarantine_id: str, tenant: str | None, data: BinaryIO | None) -> None:
+def retry(
+    site: Site, *, quarantine_id: str, tenant: str | None, data: BinaryIO | None, hold: bool
+) -> None:
     """Send a rejected item again as its device did: under its id, at its time, by the same rules.
 
-    What is stored leaves the quarantine, once, however often it is tried; what is rejected again stays.
+    Edits of the device that were rejected because this item was go along, in their order. What is stored
+    leaves the quarantine, once, however often it is tried. What is rejected again stays, and so does what
+    the policy would drop in favour of the server's record: then both sides are shown, and nothing is written.
     """
     given = None if data is None else data.read()
     with site.quarantine() as desk:
-        result = desk.retry(desk.item(quarantine_id, tenant), given)
-    click.echo(_said(result))
+        case = desk.item(quarantine_id, tenant)
+        recovered = desk.retry(case, given, hold=hold)
+    item = recovered.item
+    if recovered.record is not None:
+        _show_sides(sides(case.row, given, recovered.record), item)
+    if stays(item):
+        raise click.ClickException(_why(item))
+    click.echo(_said(item))
+    left = 0
+    for behind_id, behind in recovered.behind.items():
+        left += stays(behind)
+        click.echo(f"behind it {behind_id}: {_why(behind) if stays(behind) else _said(behind)}")
+    if left:
+        raise click.ClickException(f"{left} of those behind it stay in the quarantine: retry them one by one")
+
+
+def _show_sides(shown: Sides, item: Retried) -> None:
+    show_server(item.domain or "?", item.id or "?", shown.record)
+    show_client(shown.client)
+    show_differences(shown.differences)
+    click.echo()
+
+
+def _why(result: Retried) -> str:
+    """Say why an item stays."""
+    if result.error is not None:
+        return (
+            f"rejected again: {result.error.message} ({result.error.code});"
+            " it stays: correct it with --data, or the settings that refuse it"
+        )
+    return (
+        f"{result.domain} {result.id} moved on since, and by {result.policy} the server's record wins:"
+        " nothing was written, and the item stays; with --hold it becomes a conflict for a person to settle"
+    )
 
 
 def _said(result: Retried) -> str:
-    """Say what became of an item. Raises ClickException for one that was rejected again."""
+    """Say what became of an item that left."""
     named = f"{result.domain} {result.id}"
     match result.status:
-        case "rejected":
-            assert result.error is not None
-            raise click.ClickException(
-                f"rejected again: {result.error.message} ({result.error.code});"
-                " it stays: correct it with --data, or the settings that refuse it"
-            )
         case "conflict":
             return (
                 f"held: {named} moved on meanwhile:"
@@ -145,6 +181,5 @@ def _said(result: Retried) -> str:
             return f"nothing to store: {named} is as the item has it already"
         case "resolved":
             return f"settled: {named} moved on meanwhile: by {result.policy} the winner is {result.winner}"
-        case "applied":
-            version = "" if result.version is None else f" is at version {result.version}"
-            return f"stored: {named}{version}"
+    version = "" if result.version is None else f" is at version {result.version}"
+    return f"stored: {named}{version}"

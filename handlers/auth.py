@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from engine.errors import SyncError
 from engine.messages import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL
+from handlers.header_fields import Headers, combined, elements
 
 Algorithm = Literal["HS256", "EdDSA", "ES256", "RS256"]
 Role = Literal["device", "supervisor", "operator", "viewer"]
@@ -245,12 +246,12 @@ def _unauthenticated(message: str) -> SyncError:
     return SyncError("unauthenticated", message)
 
 
-def token_of(headers: Mapping[str, str]) -> str:
+def token_of(headers: Headers) -> str:
     """Find the token in the headers of a request. Raises SyncError ``unauthenticated``.
 
     It comes as ``Authorization: Bearer …`` or as the subprotocol ``bearer.…``, never in the URL.
     """
-    scheme, _, token = headers.get("Authorization", "").partition(" ")
+    scheme, _, token = next(iter(headers.getall("Authorization", ())), "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
         return token.strip()
     for offered in offered_subprotocols(headers):
@@ -259,10 +260,9 @@ def token_of(headers: Mapping[str, str]) -> str:
     raise _unauthenticated("a token is required: Authorization: Bearer …")
 
 
-def offered_subprotocols(headers: Mapping[str, str]) -> list[str]:
+def offered_subprotocols(headers: Headers) -> list[str]:
     """List what a client offers as ``Sec-WebSocket-Protocol``, in its order."""
-    offered = headers.get("Sec-WebSocket-Protocol", "")
-    return [name for part in offered.split(",") if (name := part.strip())]
+    return elements(combined(headers, "Sec-WebSocket-Protocol"))
 
 
 def device_claims(claims: Claims) -> tuple[str, str]:

@@ -11,6 +11,8 @@ from functools import partial
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from handlers.header_fields import tokens
+
 
 def guard(server: web.Server, middlewares: Iterable[Middleware]) -> None:
     """Have a server refuse what cannot be met before it looks for a route."""
@@ -28,8 +30,7 @@ def guard(server: web.Server, middlewares: Iterable[Middleware]) -> None:
 
 
 def _is_met(request: web.Request) -> bool:
-    expected = request.headers.get("Expect", "")
-    return not expected or request.version < (1, 1) or expected.lower() == "100-continue"
+    return request.version < (1, 1) or set(tokens(request.headers, "Expect")) <= {"100-continue"}
 
 
 async def _refuse(_: web.Request) -> web.StreamResponse:

@@ -24,6 +24,7 @@ from handlers.caching import VARY
 from handlers.connections import Connections
 from handlers.core import Core
 from handlers.errors import error_body
+from handlers.header_fields import combined
 from handlers.origins import Allowed
 from handlers.ranges import Part, is_known, wanted_part
 from handlers.sessions import heard
@@ -73,11 +74,12 @@ class Files:
         assert file.sha256 is not None
         tag, size_bytes = f'"{file.sha256}"', file.offset_bytes
         headers = _headers(file, tag)
-        if is_known(request.headers.get("If-None-Match"), tag):
+        if is_known(combined(request.headers, "If-None-Match"), tag):
             return web.Response(status=304, headers=headers)
         if request.method == "HEAD":  # of which no range is defined
             return web.Response(headers=headers | _described(file) | {"Content-Length": str(size_bytes)})
-        part = wanted_part(request.headers.get("Range"), request.headers.get("If-Range"), tag, size_bytes)
+        wanted = combined(request.headers, "Range")
+        part = wanted_part(wanted, request.headers.get("If-Range"), tag, size_bytes)
         if part == "unsatisfiable":
             error = SyncError("invalid_message", f"Range: this file has {size_bytes} bytes")
             return web.Response(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
@@ -11,11 +12,20 @@ from aiohttp import web
 
 from engine.admission import TokenBucket
 from engine.errors import SyncError
+from handlers.header_fields import elements
 
 Networks = tuple[IPv4Network | IPv6Network, ...]
 
 #: Whoever knocks a thousand times a second is not to fill the log: the next line says how often.
 _LINES_PER_MINUTE: Final = 60
+
+#: A path of one segment or more (RFC 3986); two slashes at its front would name a host.
+_PREFIX: Final = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+;=:@%-]+)+")
+_DOTS: Final = re.compile(r"/\.{1,2}(?:/|\Z)")
+#: The answer on an upload of a hundred parts names its path a hundred times, and proxies bound its head.
+_MOST_PREFIX_CHARS: Final = 64
+#: Some proxies write the port behind an address.
+_WITH_PORT: Final = re.compile(r"([0-9.]+):[0-9]{1,5}|\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?")
 
 _log = structlog.get_logger()
 
@@ -44,18 +54,26 @@ def client_address(peer: str | None, forwarded_for: Iterable[str], trusted: Netw
     return str(address)
 
 
-def client_scheme(peer: str | None, forwarded_proto: Iterable[str], own: str, trusted: Networks) -> str:
-    """Name the scheme that the client used; a trusted proxy is believed, nobody else is."""
+def stripped_prefix(peer: str | None, forwarded_prefix: Iterable[str], trusted: Networks) -> str:
+    """Return what proxies took off the front of the path, by the values of ``X-Forwarded-Prefix``.
+
+    Trusted proxies are believed, and nobody else. Of several each one took its part, the first in front.
+    """
+    named = elements(",".join(forwarded_prefix))
+    if not named:
+        return ""
     address = _address(peer or "")
     if address is None or not _is_trusted(address, trusted):
-        return own
-    first = ",".join(forwarded_proto).partition(",")[0].strip().lower()
-    return first if first in ("http", "https") else own
+        return ""
+    prefix = "".join([part.rstrip("/") for part in named])
+    is_path = _PREFIX.fullmatch(prefix) and len(prefix) <= _MOST_PREFIX_CHARS
+    return prefix if is_path and not _DOTS.search(prefix) else ""
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
+    with_port = _WITH_PORT.fullmatch(text)
     try:
-        address = ip_address(text)
+        address = ip_address(text if with_port is None else with_port[1] or with_port[2])
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address

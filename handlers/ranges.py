@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from typing import Final, Literal, NamedTuple
 
-_SINGLE: Final = re.compile(r"bytes[ \t]*=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.ASCII | re.IGNORECASE)
+from handlers.header_fields import elements
+
+_SINGLE: Final = re.compile(r"([0-9]*)-([0-9]*)", re.ASCII)
 _ENTITY_TAG: Final = re.compile(r'(?:W/)?("[^"]*")', re.ASCII)
 #: Beyond any file; int() is not to read numbers that are longer.
 _DIGITS: Final = 18
@@ -27,12 +29,16 @@ class Part(NamedTuple):
 
 
 def wanted_part(
-    wanted: str | None, only_if: str | None, entity_tag: str, size_bytes: int
+    wanted: str, only_if: str | None, entity_tag: str, size_bytes: int
 ) -> Part | Literal["whole", "unsatisfiable"]:
-    """Read the headers ``Range`` and ``If-Range``."""
-    if wanted is None or (only_if is not None and only_if.strip() != entity_tag):
+    """Read the headers ``Range``, which is empty where there is none, and ``If-Range``."""
+    unit, _, ranges = wanted.partition("=")
+    named = elements(ranges)
+    if unit.strip(" \t").lower() != "bytes" or len(named) != 1:
         return "whole"
-    single = _SINGLE.fullmatch(wanted.strip())
+    if only_if is not None and only_if.strip(" \t") != entity_tag:
+        return "whole"
+    single = _SINGLE.fullmatch(named[0])
     if single is None or not (single[1] or single[2]):
         return "whole"
     if not single[1]:
@@ -49,11 +55,9 @@ def wanted_part(
     return Part(first_byte, min(last_byte, size_bytes - 1) - first_byte + 1)
 
 
-def is_known(if_none_match: str | None, entity_tag: str) -> bool:
+def is_known(if_none_match: str, entity_tag: str) -> bool:
     """Whether ``If-None-Match`` says that the client has the file."""
-    if if_none_match is None:
-        return False
-    return if_none_match.strip() == "*" or entity_tag in _ENTITY_TAG.findall(if_none_match)
+    return if_none_match.strip(" \t") == "*" or entity_tag in _ENTITY_TAG.findall(if_none_match)
 
 
 def _number(digits: str) -> int:

@@ -21,6 +21,7 @@ from engine.upload_metadata import formatted, parsed
 from engine.uploads import Append, Upload
 from handlers.disposition import file_name
 from handlers.errors import http_status, shown
+from handlers.header_fields import combined
 from handlers.media_type import media_type
 from handlers.upload_body import let_go
 from handlers.upload_edge import UploadEdge, answer, answer_offset, content_length, number, upload_id
@@ -68,15 +69,13 @@ class Resumable:
                 sentence = f"{size_bytes} bytes are said, {length_bytes} are sent"
                 return _problem(version, SyncError("inconsistent_length", sentence))
             size_bytes = length_bytes
-        # In full: not every client of the draft can make an address out of a path.
-        root = self._edge.root(request)
         values = _values(request)
         described = self._edge.described(values)
         body = self._edge.body(request, session)
         upload = await self._edge.receiving.create(
             session, Creation("whole", size_bytes, described, formatted(values))
         )
-        location = f"{root}/{upload.ref.upload_id}"
+        location = f"{self._edge.root(request)}/{upload.ref.upload_id}"
         standing = self._standing(version, upload)
         del standing["Upload-Offset"]  # that of a refusal is another by then
         answer(request, {"Location": location} | standing)
@@ -246,23 +245,25 @@ def _values(request: web.Request) -> dict[str, str]:
     name = file_name(request.headers.get("Content-Disposition", ""))
     if name:
         values["filename"] = name
-    digest = _SHA256.search(request.headers.get("Repr-Digest", ""))
-    values |= parsed(request.headers.get("Upload-Metadata", ""))
+    digest = _sha256(request, "Repr-Digest")
+    values |= parsed(combined(request.headers, "Upload-Metadata"))
     if digest is not None:
-        sha256 = _decoded("Repr-Digest", digest[1]).hex()
+        sha256 = digest.hex()
         if values.setdefault("sha256", sha256).lower() != sha256:
             raise SyncError("malformed", "Repr-Digest: another SHA-256 than that of Upload-Metadata")
     return values
 
 
 def _digest(request: web.Request) -> Checksum | None:
-    found = _SHA256.search(request.headers.get("Content-Digest", ""))
-    return None if found is None else Checksum("sha256", _decoded("Content-Digest", found[1]))
+    digest = _sha256(request, "Content-Digest")
+    return None if digest is None else Checksum("sha256", digest)
 
 
-def _decoded(name: str, coded: str) -> bytes:
+def _sha256(request: web.Request, name: str) -> bytes | None:
+    """Read a digest out of a dictionary; of two members of one name the last counts (RFC 9651, 4.2.2)."""
+    coded = _SHA256.findall(combined(request.headers, name))
     try:
-        return base64.b64decode(coded, validate=True)
+        return base64.b64decode(coded[-1], validate=True) if coded else None
     except ValueError:
         raise SyncError("malformed", f"{name}: sha-256 in base64 is required") from None
 

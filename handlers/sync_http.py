@@ -23,6 +23,7 @@ from engine.submitting import settled
 from handlers.caching import VARY
 from handlers.connections import Connections
 from handlers.core import Core
+from handlers.header_fields import content_coding, prefers_msgpack, takes_gzip
 from handlers.media_type import media_type
 from handlers.origins import Allowed
 from handlers.requests import (
@@ -188,7 +189,7 @@ class SyncHttp:
 def _codec(request: web.Request) -> Codec:
     """Choose the encoding: that of the body, without one that of ``Accept``, JSON by default."""
     if not request.body_exists:
-        return MSGPACK if MSGPACK.content_type in request.headers.get("Accept", "") else JSON
+        return MSGPACK if prefers_msgpack(request.headers) else JSON
     said = media_type(request)
     for codec in (JSON, MSGPACK):
         if said in (codec.content_type, ""):
@@ -201,10 +202,10 @@ def _codec(request: web.Request) -> Codec:
 async def _body(request: web.Request, codec: Codec) -> bytes:
     """Read the body and inflate it, bounded in either form by what a frame may be."""
     body = await request.read()
-    coding = request.headers.get("Content-Encoding", "identity").lower()
+    coding = content_coding(request.headers)
     if coding in _WINDOW_BITS:
         body = _inflated(body, _WINDOW_BITS[coding], request.client_max_size)
-    elif coding != "identity":
+    elif coding:
         raise SyncError("invalid_message", "Content-Encoding: gzip and deflate are what is taken here")
     if not codec.binary and not body.isascii():
         try:
@@ -273,6 +274,6 @@ def _response(request: web.Request, codec: Codec, body: bytes) -> web.Response:
         headers={"Vary": f"{VARY}, Accept, Accept-Encoding"},
         zlib_executor_size=1 << 16,
     )
-    if len(body) >= _COMPRESS_FROM_BYTES and "gzip" in request.headers.get("Accept-Encoding", ""):
+    if len(body) >= _COMPRESS_FROM_BYTES and takes_gzip(request.headers):
         response.enable_compression(web.ContentCoding.gzip)
     return response

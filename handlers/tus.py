@@ -12,9 +12,9 @@ from engine.intake import Session
 from engine.receiving import Checksum, Creation
 from engine.upload_metadata import parsed
 from engine.uploads import Append
+from handlers.header_fields import combined
 from handlers.media_type import media_type
 from handlers.upload_edge import (
-    ROOT,
     UploadEdge,
     answer,
     answer_offset,
@@ -42,7 +42,7 @@ class Tus:
     async def create(self, request: web.Request) -> web.Response:
         """Begin an upload, with its first bytes where they come along, or put parts together."""
         session = await self._session(request)
-        metadata = request.headers.get("Upload-Metadata", "")
+        metadata = combined(request.headers, "Upload-Metadata")
         kind, _, urls = request.headers.get("Upload-Concat", "").partition(";")
         if kind == "final":
             return await self._join(request, session, metadata, urls)
@@ -60,7 +60,8 @@ class Tus:
         creation = Creation("part" if kind == "partial" else "whole", size_bytes, described, metadata)
         body = self._edge.body(request, session)
         upload = await self._edge.receiving.create(session, creation)
-        headers = {"Location": f"{ROOT}/{upload.ref.upload_id}", "Upload-Offset": str(upload.offset_bytes)}
+        location = f"{self._edge.root(request)}/{upload.ref.upload_id}"
+        headers = {"Location": location, "Upload-Offset": str(upload.offset_bytes)}
         answer(request, headers | expiry(upload))
         if brings or upload.unfinished:  # an empty file is whole by its creation
             append = Append(0, length_bytes, size_bytes)
@@ -82,7 +83,8 @@ class Tus:
         described = self._edge.described(parsed(metadata))
         parts = [upload_id(url) for url in urls.split()]
         upload = await self._edge.receiving.join(session, described, metadata, parts)
-        return web.Response(status=201, headers={"Location": f"{ROOT}/{upload.ref.upload_id}"})
+        location = f"{self._edge.root(request)}/{upload.ref.upload_id}"
+        return web.Response(status=201, headers={"Location": location})
 
     async def head(self, request: web.Request) -> web.Response:
         """Say where an upload stands."""
@@ -98,7 +100,8 @@ class Tus:
         if upload.kind == "part":
             headers["Upload-Concat"] = "partial"
         elif upload.kind == "joined":
-            headers["Upload-Concat"] = "final;" + " ".join([f"{ROOT}/{part}" for part in upload.parts])
+            root = self._edge.root(request)
+            headers["Upload-Concat"] = "final;" + " ".join([f"{root}/{part}" for part in upload.parts])
         return web.Response(status=200, headers=headers)
 
     async def patch(self, request: web.Request) -> web.Response:

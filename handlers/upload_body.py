@@ -10,6 +10,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from engine.upload_intake import BodyCutError
+from handlers.header_fields import tokens
 
 #: Whether a client waits for the word that its body would be taken.
 _WAITS: Final = web.RequestKey[bool]("waits_to_be_invited")
@@ -85,8 +86,7 @@ class RequestBody:
 
 async def uninvited(request: web.Request) -> None:
     """Say nothing yet to a client that wants to know whether its body would be taken."""
-    expected = request.headers.get("Expect", "").lower()
-    request[_WAITS] = request.version >= (1, 1) and expected == "100-continue"
+    request[_WAITS] = request.version >= (1, 1) and "100-continue" in tokens(request.headers, "Expect")
 
 
 async def with_end(request: web.Request, response: web.StreamResponse) -> None:

@@ -22,7 +22,8 @@ from engine.upload_metadata import Described, described
 from engine.uploads import Upload
 from handlers.connections import Connections
 from handlers.core import Core
-from handlers.peer import Networks, client_scheme
+from handlers.header_fields import content_coding, tokens
+from handlers.peer import Networks, stripped_prefix
 from handlers.sessions import check_not_revoked, heard
 from handlers.upload_body import RequestBody
 
@@ -31,7 +32,6 @@ ROOT: Final = "/v1/uploads"
 ANSWER: Final = web.RequestKey[dict[str, str]]("answer_headers")
 
 _ID: Final = re.compile(r"[0-9a-f]{32}")
-_HOST: Final = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _DIGITS: Final = re.compile(r"[0-9]+")
 #: More digits than any size that could be.
 _MOST_DIGITS: Final = 18
@@ -55,10 +55,9 @@ class UploadEdge(msgspec.Struct, frozen=True):
 
     def body(self, request: web.Request, session: Session) -> RequestBody:
         """Open the body of a request."""
-        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        if content_coding(request.headers):
             raise SyncError("unsupported_type", "Content-Encoding: uploads are taken as they are")
-        codings = ",".join(request.headers.getall("Transfer-Encoding", ())).strip(" \t").lower()
-        if codings not in ("", "chunked"):
+        if tokens(request.headers, "Transfer-Encoding") not in ([], ["chunked"]):
             raise SyncError("unsupported_type", "Transfer-Encoding: chunked is all that is taken")
 
         def check() -> None:
@@ -67,13 +66,9 @@ class UploadEdge(msgspec.Struct, frozen=True):
         return RequestBody(request, self.idle_s, check)
 
     def root(self, request: web.Request) -> str:
-        """Name where uploads are in full, as this request came here. Raises SyncError ``malformed``."""
-        host = request.headers.get("Host", "")
-        if not _HOST.fullmatch(host):
-            raise SyncError("malformed", "Host: a name or an address, and a port, are required")
-        forwarded = request.headers.getall("X-Forwarded-Proto", ())
-        scheme = client_scheme(request.remote, forwarded, request.scheme, self.trusted)
-        return f"{scheme}://{host}{ROOT}"
+        """Return the path of uploads as the client sees it: host and scheme are its own affair."""
+        forwarded = request.headers.getall("X-Forwarded-Prefix", ())
+        return stripped_prefix(request.remote, forwarded, self.trusted) + ROOT
 
     def described(self, values: Mapping[str, str]) -> Described:
         """Check what an upload says of itself. Raises SyncError."""
@@ -108,7 +103,7 @@ def number(request: web.Request, name: str) -> int | None:
 
 def content_length(request: web.Request) -> int | None:
     """Tell how many bytes a body has, None where only its end tells."""
-    chunked = "chunked" in request.headers.get("Transfer-Encoding", "").lower()
+    chunked = "chunked" in tokens(request.headers, "Transfer-Encoding")
     return None if chunked else request.content_length or 0
 
 

@@ -22,6 +22,7 @@ from handlers.frames import Upgrade
 from handlers.line import CLOSING_S
 from handlers.outbox import Outbox
 from handlers.sessions import admitted
+from handlers.upload_edge import answer
 
 CLOSE_UNAVAILABLE: Final = 4503
 #: Handshakes that are seen to while what was accepted has to wait.
@@ -62,7 +63,11 @@ class SyncSocket:
             compress=core.limits.compress,
             max_msg_size=core.limits.frame_bytes + 1,  # aiohttp refuses this size, the contract the next
         )
-        stream = await socket.prepare(request)
+        try:
+            stream = await socket.prepare(request)
+        except web.HTTPBadRequest as refusal:
+            answer(request, {"Sec-WebSocket-Version": "13"})
+            raise SyncError("malformed", f"no handshake of a WebSocket: {refusal.text}") from None
         transport = request.transport
         if transport is None:
             return socket

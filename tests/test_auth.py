@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import given
 from hypothesis import strategies as st
+from multidict import CIMultiDict
 
 from engine.errors import SyncError
 from handlers.auth import (
@@ -538,7 +539,7 @@ def test_claims_that_no_server_takes_are_not_issued(tenant: str | None, device: 
     ],
 )
 def test_where_the_token_is(headers: dict[str, str], token: str) -> None:
-    assert token_of(headers) == token
+    assert token_of(CIMultiDict(headers)) == token
 
 
 @pytest.mark.parametrize(
@@ -555,13 +556,14 @@ def test_where_the_token_is(headers: dict[str, str], token: str) -> None:
 )
 def test_without_a_token_nobody_is_let_in(headers: dict[str, str]) -> None:
     with pytest.raises(SyncError) as caught:
-        token_of(headers)
+        token_of(CIMultiDict(headers))
     assert caught.value.code == "unauthenticated"
 
 
 def test_offered_subprotocols_keep_their_order() -> None:
-    assert offered_subprotocols({"Sec-WebSocket-Protocol": " a,b , ,c,"}) == ["a", "b", "c"]
-    assert offered_subprotocols({}) == []
+    lines = [("Sec-WebSocket-Protocol", " a,b , ,c,"), ("sec-websocket-protocol", "d")]
+    assert offered_subprotocols(CIMultiDict(lines)) == ["a", "b", "c", "d"]
+    assert offered_subprotocols(CIMultiDict()) == []
 
 
 def test_origins() -> None:

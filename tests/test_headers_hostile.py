@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+
+import msgspec
 import pytest
 
+from tests.device import put
 from tests.serving import ON_SHARED, Running
 from tests.test_upload_ietf import Draft
-from tests.uploading import CHUNK, PNG, TUS, photo, uploader
+from tests.uploading import CHUNK, PNG, TUS, described, encoded, photo, uploader
 from tests.wire import Answer, wired
 
 pytestmark = ON_SHARED
@@ -69,7 +73,7 @@ async def test_a_number_of_zeros_is_zero(name: str, spelling: str, shared: Runni
         assert answer.headers["Upload-Offset"] == "500"
 
 
-@pytest.mark.parametrize("expect", ["\udcff", "200-ok", "100-continue, 200-ok"])
+@pytest.mark.parametrize("expect", ["\udcff", "200-ok", "100-continue, 200-ok", "100-continue;a=b"])
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -116,6 +120,82 @@ async def test_what_has_no_route_is_refused(
     answer = await asked(shared, method, path, expect)
     assert answer.verdict == verdict
     assert [one.status for one in answer.interim] == [100] * len(expect)
+
+
+LONG = msgspec.json.encode({"type": "sync", "key": "k", "items": [put("a1", None, text="x" * 3000)]})
+
+
+@pytest.mark.parametrize(
+    ("lines", "coding"),
+    [
+        ([], None),
+        (["Accept-Encoding: gzip;q=0"], None),
+        (["Accept-Encoding: gzip;q=0.3, identity"], None),
+        (["Accept-Encoding: br, deflate"], None),
+        (["Accept-Encoding: x-GZIP"], "gzip"),
+        (["Accept-Encoding: br", "Accept-Encoding: , gzip;q=0.5"], "gzip"),
+        (["Accept-Encoding: *"], "gzip"),
+    ],
+    ids=str,
+)
+async def test_answer_is_compressed_where_the_client_takes_that(
+    lines: list[str], coding: str | None, shared: Running
+) -> None:
+    await shared.post("/v1/sync", LONG)
+    async with wired(shared.url) as wire:
+        await wire.head("GET", "/v1/changes", shared.headers(), *lines)
+        assert (await wire.answer()).headers.get("Content-Encoding") == coding
+
+
+@pytest.mark.parametrize(
+    ("lines", "kind"),
+    [
+        (["Accept: application/MSGPACK"], "application/msgpack"),
+        (["Accept: text/html", "Accept: application/msgpack;q=0.9"], "application/msgpack"),
+        (["Accept: application/msgpack;q=0"], "application/json"),
+        (["Accept: application/msgpack;q=0.1, application/json"], "application/json"),
+        (["Accept: */*"], "application/json"),
+    ],
+    ids=str,
+)
+async def test_answer_comes_in_what_the_client_takes(lines: list[str], kind: str, shared: Running) -> None:
+    async with wired(shared.url) as wire:
+        await wire.head("GET", "/v1/changes", shared.headers(), *lines)
+        assert (await wire.answer()).headers["Content-Type"] == kind
+
+
+@pytest.mark.parametrize(
+    ("lines", "verdict"),
+    [
+        (["Content-Encoding: GZip"], 200),
+        (["Content-Encoding: x-gzip"], 200),
+        (["Content-Encoding: identity", "Content-Encoding: gzip,"], 200),
+        (["Content-Encoding: gzip", "Content-Encoding: gzip"], 422),
+        (["Content-Encoding: br"], 422),
+    ],
+    ids=str,
+)
+async def test_body_is_unpacked_however_its_coding_is_spelled(
+    lines: list[str], verdict: int, shared: Running
+) -> None:
+    body = gzip.compress(LONG)
+    sized = {"Content-Length": str(len(body)), "Content-Type": "Application/JSON ; charset=utf-8"}
+    async with wired(shared.url) as wire:
+        await wire.head("POST", "/v1/sync", shared.headers() | sized, *lines)
+        await wire.send(body)
+        assert (await wire.answer()).status == verdict
+
+
+async def test_metadata_in_several_lines_is_one(shared: Running) -> None:
+    pairs = encoded(described()).split(",")
+    async with wired(shared.url) as wire:
+        sized = {"Upload-Length": "5", "Content-Length": "0"}
+        metadata = [f"Upload-Metadata: {pair}" for pair in pairs]
+        await wire.head("POST", "/v1/uploads", TUS | shared.headers() | sized, *metadata)
+        begun = await wire.answer()
+        assert begun.status == 201
+        await wire.head("HEAD", begun.headers["Location"], TUS | shared.headers())
+        assert (await wire.answer()).headers["Upload-Metadata"].replace(", ", ",") == ",".join(pairs)
 
 
 async def test_a_sync_that_is_asked_about_first_is_invited(shared: Running) -> None:

@@ -345,5 +345,5 @@ async def test_an_upload_by_the_draft_goes_through_without_the_interim_answer_th
     for _ in range(2):  # the second on connections to the servers that the first left open
         reply = await phone.ask("POST", "/v1/uploads", draft, content)
         assert (reply.status, reply.headers["Upload-Complete"]) == (201, "?1")
-        assert reply.headers["Location"].startswith("https://localhost")
+        assert reply.headers["Location"].startswith("/v1/uploads/")
         assert await phone.file(urlsplit(reply.headers["Location"]).path) == content

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+from urllib.parse import urljoin, urlsplit
 
-from tests.services import rows
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers.peer import networks, stripped_prefix
 from tests.serving import Running, Serve
-from tests.uploading import TUS, described, encoded, file_path, photo, uploader
+from tests.uploading import CHUNK, TUS, described, encoded, file_path, photo, uploader
 from tests.wire import Answer, wired
 
 PAGE = "https://app.example.org"
@@ -81,35 +85,77 @@ async def test_a_page_may_upload(paged: Running) -> None:
     assert (await phone.create(1000, origin=STRANGE)).verdict == (403, "forbidden")
 
 
-@pytest.mark.parametrize(
-    ("trusted", "said", "scheme"),
-    [
-        (["127.0.0.0/8"], "https", "https"),
-        (["127.0.0.0/8"], "https, http", "https"),
-        (["127.0.0.0/8"], "HTTPS", "https"),
-        (["127.0.0.0/8"], "javascript", "http"),
-        (["127.0.0.0/8"], "https://evil.example/?", "http"),
-        (["127.0.0.0/8"], "", "http"),
-        ([], "https", "http"),
-        (["10.0.0.0/8"], "https", "http"),
-    ],
-)
-async def test_a_proxy_alone_is_believed_how_it_was_asked(
-    trusted: list[str], said: str, scheme: str, serve: Serve
+PREFIXES = {
+    "one": (["/sync"], "/sync"),
+    "with a slash behind it": (["/sync/"], "/sync"),
+    "of several segments": (["/a/b-c/d.e~f"], "/a/b-c/d.e~f"),
+    "of two proxies in one line": (["/outer, /inner/"], "/outer/inner"),
+    "of two proxies in two lines": (["/outer", "/inner"], "/outer/inner"),
+    "escaped": (["/%C3%9C"], "/%C3%9C"),
+    "empty": ([""], ""),
+    "the root": (["/"], ""),
+    "a host": (["//evil.example"], ""),
+    "a host behind one proxy": (["/", "/", "//evil.example"], ""),
+    "a URL": (["https://evil.example/a"], ""),
+    "relative": (["sync"], ""),
+    "up": (["/a/../b"], ""),
+    "up at its end": (["/a/.."], ""),
+    "here": (["/./a"], ""),
+    "a query": (["/a?b"], ""),
+    "a blank": (["/a b"], ""),
+    "a backslash": (["/\\\\evil.example"], ""),
+    "bytes": (["/\udcff"], ""),
+    "a letter beyond ASCII": (["/\u00fc"], ""),
+    "long": (["/" + "a" * 64], ""),
+}
+
+
+@pytest.mark.parametrize("name", PREFIXES)
+def test_stripped_prefix_is_a_path_that_a_trusted_proxy_took_off(name: str) -> None:
+    lines, prefix = PREFIXES[name]
+    trusted = networks(["127.0.0.0/8"])
+    assert stripped_prefix("127.0.0.1", lines, trusted) == prefix
+    assert stripped_prefix("203.0.113.7", lines, trusted) == ""
+    assert stripped_prefix(None, lines, trusted) == ""
+    assert stripped_prefix("127.0.0.1", lines, ()) == ""
+
+
+@given(st.lists(st.text(max_size=12), max_size=3))
+def test_stripped_prefix_never_names_a_host(lines: list[str]) -> None:
+    path = stripped_prefix("127.0.0.1", lines, networks(["127.0.0.1"])) + "/v1/uploads/1"
+    address = urlsplit(urljoin("https://own.example/x", path))
+    assert (address.scheme, address.netloc, address.query) == ("https", "own.example", "")
+    assert address.path.endswith("/v1/uploads/1")
+
+
+@pytest.mark.parametrize("trusted", [["127.0.0.0/8"], ["10.0.0.0/8"]])
+async def test_location_is_a_path_behind_the_prefix_that_a_trusted_proxy_strips(
+    trusted: list[str], serve: Serve
 ) -> None:
     server = await serve(server={"trusted_proxies": trusted})
-    answer = await created(server, {"X-Forwarded-Proto": said, "Host": "files.example.org:8443"})
-    assert answer.status == 201
-    assert answer.headers["Location"].startswith(f"{scheme}://files.example.org:8443/v1/uploads/")
-    assert answer.headers["Location"] == answer.interim[0].headers["Location"]
-
-
-async def test_a_host_that_is_none_begins_nothing(server: Running) -> None:
-    for host in ("h\u00f6st", "a\udcff", "a b", "a/b", "a,b", "", "a@b", "a:b", "[::1", "a:1:2", "a\tb"):
-        answer = await created(server, {"Host": host})
-        assert (answer.status, answer.interim) == (400, []), host
-    assert rows(server.dsn, "SELECT count(*) FROM upload_session") == [(0,)]
-    for host in ("localhost", "my_host.example:80", "127.0.0.1:1", "[::1]:8080", "[fe80::1]"):
-        answer = await created(server, {"Host": host})
-        assert answer.status == 201, host
-        assert answer.headers["Location"].startswith(f"http://{host}/v1/uploads/")
+    root = "/field/v1/uploads/" if trusted == ["127.0.0.0/8"] else "/v1/uploads/"
+    said = {
+        "X-Forwarded-Prefix": "/field/",
+        "X-Forwarded-Proto": "https",
+        "X-Forwarded-Host": "evil.example",
+        "Forwarded": "host=evil.example;proto=https",
+        "Host": "files.example.org:8443",
+    }
+    drafted = await created(server, said)
+    assert drafted.status == 201
+    assert drafted.headers["Location"].startswith(root)
+    assert drafted.interim[0].headers["Location"] == drafted.headers["Location"]
+    phone = uploader(server)
+    parts = []
+    for _ in range(2):
+        part = {"Upload-Length": "1", "Upload-Concat": "partial"}
+        begun = await phone.ask("POST", "/v1/uploads", TUS | said | part)
+        parts.append(begun.headers["Location"])
+        path = begun.headers["Location"].removeprefix("/field")
+        await phone.ask("PATCH", path, TUS | {"Upload-Offset": "0", "Content-Type": CHUNK}, b"a")
+    metadata = encoded(described(filetype="text/plain"))
+    joins = {"Upload-Concat": f"final;{' '.join(parts)}", "Upload-Metadata": metadata}
+    joined = await phone.ask("POST", "/v1/uploads", TUS | said | joins)
+    asked = await phone.ask("HEAD", joined.headers["Location"].removeprefix("/field"), TUS | said)
+    assert all(where.startswith(root) for where in [*parts, joined.headers["Location"]])
+    assert asked.headers["Upload-Concat"] == joins["Upload-Concat"]

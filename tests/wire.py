@@ -62,10 +62,14 @@ class Wire:
 
     async def begin(self, method: str, path: str, headers: Mapping[str, str]) -> None:
         """Send the head of a request. Lone surrogates stand for bytes that are no UTF-8."""
+        await self.head(method, path, headers)
+
+    async def head(self, method: str, path: str, headers: Mapping[str, str], *lines: str) -> None:
+        """Send the head of a request, with more lines behind its headers, names that are there among them."""
         self._method = method
-        all_headers = {"Host": self._host, **headers}
-        lines = [f"{method} {path} HTTP/1.1"] + [f"{name}: {value}" for name, value in all_headers.items()]
-        await self.send("\r\n".join([*lines, "", ""]).encode(errors="surrogateescape"))
+        named = [f"{name}: {value}" for name, value in {"Host": self._host, **headers}.items()]
+        head = [f"{method} {path} HTTP/1.1", *named, *lines, "", ""]
+        await self.send("\r\n".join(head).encode(errors="surrogateescape"))
 
     async def send(self, data: bytes) -> None:
         """Send bytes as they are."""
@@ -77,6 +81,11 @@ class Wire:
         await self.begin(method, path, {**headers, "Content-Length": str(len(body))})
         await self.send(body)
         return await self.answer()
+
+    async def exactly(self, count_bytes: int) -> bytes:
+        """Wait for so many bytes."""
+        async with asyncio.timeout(PATIENCE_S):
+            return await self._reader.readexactly(count_bytes)
 
     async def interim(self) -> Interim:
         """Wait for an answer before the answer."""
@@ -140,3 +149,15 @@ async def wired(url: str, tls: ssl.SSLContext | None = None) -> AsyncIterator[Wi
         yield Wire(reader, writer, where.netloc)
     finally:
         writer.close()
+
+
+def frame(opcode: int, payload: bytes, *, masked: bool = True) -> bytes:
+    """Write one frame of a WebSocket; the mask is zero."""
+    bit = 128 if masked else 0
+    if len(payload) < 126:
+        length = bytes([bit | len(payload)])
+    elif len(payload) < 1 << 16:
+        length = bytes([bit | 126]) + struct.pack("!H", len(payload))
+    else:
+        length = bytes([bit | 127]) + struct.pack("!Q", len(payload))
+    return bytes([128 | opcode]) + length + (bytes(4) if masked else b"") + payload

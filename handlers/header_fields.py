@@ -1,0 +1,85 @@
+"""Header fields as RFC 9110 has them: lists over several lines, quality values, any case, blanks. Pure.
+
+Every pattern reads in linear time, whatever a client writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from engine.codec import JSON, MSGPACK
+
+#: A quoted string (RFC 9110, 5.6.4); one without an end goes to the end of the line, so that it is read once.
+_QUOTED: Final = r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)'
+#: What stands between the commas of a list (RFC 9110, 5.6.1).
+_ELEMENT: Final = re.compile(rf'(?:[^,"]++|{_QUOTED})++', re.DOTALL)
+_QUOTES: Final = re.compile(_QUOTED, re.DOTALL)
+#: RFC 9110, 12.4.2.
+_WEIGHT: Final = re.compile(r";[ \t]*+[qQ]=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)[ \t]*+(?:;|\Z)")
+_HAS_WEIGHT: Final = re.compile(r";[ \t]*+[qQ]=")
+#: Names of one coding (RFC 9110, 8.4.1.3).
+_GZIP: Final = ("gzip", "x-gzip")
+
+
+class Headers(Protocol):
+    """The headers of a request."""
+
+    def getall(self, key: str, default: tuple[str, ...], /) -> Sequence[str]:
+        """Return the values of all lines of a name, in their order."""
+
+
+def combined(headers: Headers, name: str) -> str:
+    """Return all lines of a name as one: a list may be cut anywhere between its elements (RFC 9110, 5.3)."""
+    lines = headers.getall(name, ())
+    return lines[0] if len(lines) == 1 else ", ".join(lines)
+
+
+def elements(field: str) -> list[str]:
+    """Split a list, leaving out the elements that are empty."""
+    return [element for found in _ELEMENT.findall(field) if (element := found.strip(" \t"))]
+
+
+def tokens(headers: Headers, name: str) -> list[str]:
+    """Read a list of tokens, in lower case."""
+    return [element.lower() for element in elements(combined(headers, name))]
+
+
+def qualities(field: str) -> dict[str, float]:
+    """Read what a client takes: names in lower case, without parameters, each with its weight, 0 to 1.
+
+    A name whose weight is malformed counts as not named; of one that stands there twice the higher counts.
+    """
+    found: dict[str, float] = {}
+    for element in elements(field):
+        name, _, _ = element.partition(";")
+        parameters = _QUOTES.sub("", element[len(name) :])
+        weight = _WEIGHT.search(parameters)
+        if weight is None and _HAS_WEIGHT.search(parameters):
+            continue
+        name = name.rstrip(" \t").lower()
+        found[name] = max(found.get(name, 0.0), 1.0 if weight is None else float(weight[1]))
+    return found
+
+
+def prefers_msgpack(headers: Headers) -> bool:
+    """Whether ``Accept`` names MessagePack, and JSON not before it."""
+    taken = qualities(combined(headers, "Accept"))
+    named = taken.get(MSGPACK.content_type, 0.0)
+    json = taken.get(JSON.content_type, taken.get("application/*", taken.get("*/*", 0.0)))
+    return 0.0 < named >= json
+
+
+def takes_gzip(headers: Headers) -> bool:
+    """Whether ``Accept-Encoding`` takes gzip, and the body as it is not rather."""
+    taken = qualities(combined(headers, "Accept-Encoding"))
+    named = [taken[name] for name in _GZIP if name in taken]
+    gzip = max(named) if named else taken.get("*", 0.0)
+    return 0.0 < gzip >= taken.get("identity", 0.0)
+
+
+def content_coding(headers: Headers) -> str:
+    """Read how a body is coded: ``gzip``, ``deflate``, what else it is, or empty where it is not."""
+    codings = [coding for coding in tokens(headers, "Content-Encoding") if coding != "identity"]
+    return "gzip" if len(codings) == 1 and codings[0] in _GZIP else ", ".join(codings)

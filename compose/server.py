@@ -174,6 +174,7 @@ class Server:
             traffic=Traffic(),
             tenant_rates=TenantRates(limits.tenant_messages_per_minute),
             refusals=Refusals(networks(server.trusted_proxies)),
+            trusted_proxies=networks(server.trusted_proxies),
             bus=bus,
             uploads=files.receiving.counters,
             upload_chores=files.chores.counters,

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from engine.admission import TokenBucket
+from engine.clocks import DeviceClock
 
 _HOUR_US = 3_600_000_000
 
@@ -71,7 +72,8 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
     not stored, None for nothing. A device that has something to store puts itself into ``changed``.
 
     ``read_at_s`` is when the store was asked, on the monotonic clock, None before; ``settled`` numbers the
-    last moment at which something of it may have been on its way to the store (``engine.devices``).
+    last moment at which something of it may have been on its way to the store (``engine.devices``). ``clock``
+    is None until the device tells what its own shows; it is never stored.
     """
 
     key: DeviceKey
@@ -87,6 +89,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
     seen_at_s: float | None = None
     read_at_s: float | None = None
     settled: int = 0
+    clock: DeviceClock | None = None
 
     @property
     def counts(self) -> Counts:

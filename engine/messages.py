@@ -30,11 +30,15 @@ Status = Literal["applied", "unchanged", "resolved", "conflict", "rejected"]
 
 
 class Hello(msgspec.Struct, frozen=True, tag_field="type", tag="hello"):
-    """A device introduces itself; never answered."""
+    """A device introduces itself; never answered.
+
+    ``server_time`` is the latest that the connection had told it when it read its ``clock``.
+    """
 
     app_version: Name | None = None
     os_version: Name | None = None
     clock: Instant | None = None
+    server_time: Instant | None = None
 
 
 class Sync(msgspec.Struct, frozen=True, tag_field="type", tag="sync"):
@@ -90,7 +94,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag_field="type", tag="heartbeat"):
     """A sign of life with facts of the device.
 
     ``battery`` is 0 to 1. It and ``storage_free_mb`` count as missing when they are negative: with -1 Android
-    and iOS say that they do not know.
+    and iOS say that they do not know. ``clock`` and ``server_time`` are as in ``hello``.
     """
 
     id: RequestId
@@ -100,6 +104,8 @@ class Heartbeat(msgspec.Struct, frozen=True, tag_field="type", tag="heartbeat"):
     storage_free_mb: float | None = None
     app_version: Name | None = None
     os_version: Name | None = None
+    clock: Instant | None = None
+    server_time: Instant | None = None
 
 
 class Conflicts(msgspec.Struct, frozen=True, tag_field="type", tag="conflicts"):

@@ -45,6 +45,7 @@ from handlers.requests import (
     heartbeat,
     list_conflicts,
     resolution,
+    tell_clock,
 )
 
 CLOSE_RATE_IGNORED: Final = 4429
@@ -68,6 +69,7 @@ class Connection(Line):
     """A device's connection."""
 
     __slots__ = (
+        "_asked_at_s",
         "_decode",
         "_device",
         "_held_off_until_s",
@@ -86,8 +88,11 @@ class Connection(Line):
         expires_at_s: int,
         frames: Frames,
         transport: asyncio.Transport,
+        asked_at_s: float,
     ) -> None:
         super().__init__(core, connections, session, expires_at_s, frames, transport)
+        #: When the handshake came, on the monotonic clock: nothing on this connection was sent before.
+        self._asked_at_s = asked_at_s
         self._decode = session.codec.decode
         self._device = core.devices.seen(*self.key, self.heard_at_s)
         self._live: dict[str, Live] = {}
@@ -251,6 +256,7 @@ class Connection(Line):
             case Hello():
                 self._hello(request)
             case Heartbeat():
+                self._hear_clock(request)
                 self.say(heartbeat(self._core, self._device, request, request.id))
             case Pull():
                 self._begin(request.id, partial(self._pull, request))
@@ -267,9 +273,20 @@ class Connection(Line):
         self._device.introduce(
             network_type=None, app_version=request.app_version, os_version=request.os_version
         )
-        if request.clock is not None:
-            self._session.clock_known = True
-            self._session.clock_offset_us = self._core.clock.now_us() - to_us(request.clock)
+        self._hear_clock(request)
+
+    def _hear_clock(self, request: Hello | Heartbeat) -> None:
+        """Learn from a ``clock``: it was read after the upgrade, and after the ``server_time`` beside it."""
+        if request.clock is None:
+            return
+        clock = self._core.clock
+        now_us = clock.now_us()
+        way_us = math.ceil((clock.monotonic_s() - self._asked_at_s) * 1_000_000)
+        if request.server_time is not None:
+            told_us = to_us(request.server_time)
+            if told_us <= now_us:
+                way_us = min(way_us, now_us - told_us)
+        tell_clock(self._device, self._session, request.clock, now_us, way_us)
 
     def _begin(self, request_id: str, work: Work) -> None:
         """Start what asks the store; syncs are not held up by it."""

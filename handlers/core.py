@@ -17,7 +17,7 @@ from engine.receiving import UploadCounters
 from engine.revocations import Revocations
 from engine.upload_chores import ChoreCounters
 from handlers.auth import Verifier
-from handlers.peer import Refusals
+from handlers.peer import Networks, Refusals
 from handlers.traffic import Traffic
 
 
@@ -59,6 +59,7 @@ class Core(msgspec.Struct, frozen=True):
     traffic: Traffic
     bus: Bus
     refusals: Refusals
+    trusted_proxies: Networks
     tenant_rates: TenantRates
     uploads: UploadCounters
     upload_chores: ChoreCounters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
@@ -26,6 +26,9 @@ _DOTS: Final = re.compile(r"/\.{1,2}(?:/|\Z)")
 _MOST_PREFIX_CHARS: Final = 64
 #: Some proxies write the port behind an address.
 _WITH_PORT: Final = re.compile(r"([0-9.]+):[0-9]{1,5}|\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?")
+#: As nginx writes ``$request_time``.
+REQUEST_SECONDS: Final = "X-Tidemark-Request-Seconds"
+_SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
 
 _log = structlog.get_logger()
 
@@ -68,6 +71,20 @@ def stripped_prefix(peer: str | None, forwarded_prefix: Iterable[str], trusted: 
     prefix = "".join([part.rstrip("/") for part in named])
     is_path = _PREFIX.fullmatch(prefix) and len(prefix) <= _MOST_PREFIX_CHARS
     return prefix if is_path and not _DOTS.search(prefix) else ""
+
+
+def request_seconds(peer: str | None, said: Sequence[str], trusted: Networks) -> float:
+    """Return how long a request took to come to the proxy that passed it on; a trusted one is believed.
+
+    Args:
+        peer: Who connected.
+        said: The values of ``X-Tidemark-Request-Seconds``.
+        trusted: The proxies that are believed.
+    """
+    address = _address(peer or "")
+    if len(said) != 1 or address is None or not _is_trusted(address, trusted):
+        return 0.0
+    return float(said[0]) if _SECONDS.fullmatch(said[0]) else 0.0
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Final
 
 import msgspec
 from msgspec import UNSET
 
+from engine.clocks import DeviceClock
 from engine.domains import Domain, DomainPolicy
 from engine.errors import SyncError
 from engine.health import Device
 from engine.held import applied, changes_of, op_of, size_bytes
-from engine.instants import to_text
+from engine.instants import to_text, to_us
 from engine.intake import Session
 from engine.jobs import Answer, Resolution
 from engine.merge import decode_fields, encode_fields
@@ -121,6 +123,22 @@ async def resolution(core: Core, session: Session, request: Resolve) -> Resoluti
     if conflict is None or not (session.supervisor or conflict.device_id == session.device_id):
         raise SyncError("not_found", "there is no such conflict")
     return core.intake.resolution(request, session, conflict, core.clock.now_us())
+
+
+def tell_clock(device: Device, session: Session, clock: datetime, now_us: int, way_us: int) -> None:
+    """Take in what a device's clock shows: what comes later in its session is corrected by it.
+
+    Args:
+        device: Which device.
+        session: Its connection or request.
+        clock: The device's time at the moment of sending.
+        now_us: The server's time, after the whole message has come.
+        way_us: The most that the message may have been under way.
+    """
+    if device.clock is None:
+        device.clock = DeviceClock()
+    session.clock_offset_us = device.clock.heard(to_us(clock), now_us, way_us)
+    session.clock_known = True
 
 
 def heartbeat(core: Core, device: Device, request: Heartbeat, request_id: str | None) -> bytes:

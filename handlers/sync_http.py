@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from engine.codec import JSON, MSGPACK, Codec
 from engine.committer import overloaded
 from engine.errors import SyncError
 from engine.health import Device
-from engine.instants import to_us
 from engine.intake import Session
 from engine.jobs import Answer, Job, Outcome, Settlement
 from engine.messages import Conflicts, Heartbeat, Pull, Request, Resolve, Sync
@@ -26,6 +26,7 @@ from handlers.core import Core
 from handlers.header_fields import content_coding, prefers_msgpack, takes_gzip
 from handlers.media_type import media_type
 from handlers.origins import Allowed
+from handlers.peer import REQUEST_SECONDS, request_seconds
 from handlers.requests import (
     READS_YIELD_S,
     count_answer,
@@ -34,12 +35,15 @@ from handlers.requests import (
     list_conflicts,
     list_domains,
     resolution,
+    tell_clock,
 )
 from handlers.sessions import check_not_revoked, heard
 
 #: Where a request keeps the id of its message, None for none, so that an error repeats it.
 REQUEST_ID: Final = web.RequestKey[str | None]("request_id")
 _COMPRESS_FROM_BYTES: Final = 1024
+#: What a device may need to connect and to send the headers, after it has read its clock.
+_CONNECTING_S: Final = 5.0
 #: How zlib is told of a content coding.
 _WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
 
@@ -79,6 +83,7 @@ class SyncHttp:
 
     async def sync(self, request: web.Request) -> web.Response:
         """Push changes: ``sync`` → ``synced``."""
+        begun_s = self._core.clock.monotonic_s()
         session, device, expires_at_s = await self._admit(request, pushes=True)
         body = await self._body(request, session, expires_at_s)
         core = self._core
@@ -87,8 +92,7 @@ class SyncHttp:
             message = _decode(session.codec, body, Sync)
         request[REQUEST_ID] = message.id
         if message.clock is not None:
-            session.clock_known = True
-            session.clock_offset_us = now_us - to_us(message.clock)
+            tell_clock(device, session, message.clock, now_us, self._way_us(request, begun_s))
         try:
             with self._charging(device):
                 push = core.intake.push(message, session, now_us)
@@ -137,11 +141,15 @@ class SyncHttp:
 
     async def heartbeat(self, request: web.Request) -> web.Response:
         """Take in a sign of life: ``heartbeat`` → ``heartbeat_ack``."""
+        begun_s = self._core.clock.monotonic_s()
         session, device, expires_at_s = await self._admit(request)
         body = await self._body(request, session, expires_at_s)
         with self._charging(device):
             completed = _completed(request, session.codec, body, "heartbeat", {})
             message = _decode(session.codec, completed, Heartbeat)
+        if message.clock is not None:
+            now_us = self._core.clock.now_us()
+            tell_clock(device, session, message.clock, now_us, self._way_us(request, begun_s))
         answer = heartbeat(self._core, device, message, request[REQUEST_ID])
         return _response(request, session.codec, answer)
 
@@ -167,6 +175,16 @@ class SyncHttp:
         if expires_at_s <= self._core.clock.now_us() / 1_000_000:
             raise SyncError("unauthenticated", "the token has expired")
         return body
+
+    def _way_us(self, request: web.Request, begun_s: float) -> int:
+        """Return the most that a request may have been under way, whose headers came at ``begun_s``.
+
+        A proxy asks when it has the whole request, and says how long that took.
+        """
+        core = self._core
+        said = request.headers.getall(REQUEST_SECONDS, ())
+        proxied_s = request_seconds(request.remote, said, core.trusted_proxies)
+        return math.ceil((core.clock.monotonic_s() - begun_s + proxied_s + _CONNECTING_S) * 1_000_000)
 
     @contextmanager
     def _charging(self, device: Device) -> Iterator[None]:

@@ -43,6 +43,7 @@ class SyncSocket:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one connection to its end. Raises SyncError where the handshake is refused."""
         core = self._core
+        asked_at_s = core.clock.monotonic_s()
         try:
             codec = _codec(request)
             self._connections.check_staying()
@@ -72,7 +73,7 @@ class SyncSocket:
         if transport is None:
             return socket
         connection = Connection(
-            core, self._connections, session, expires_at_s, socket.frames, transport
+            core, self._connections, session, expires_at_s, socket.frames, transport, asked_at_s
         )
         over = connection.open(
             Outbox(

@@ -26,12 +26,16 @@ class Played:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.now_s = 100.0
+        self.clock_ahead_us = 0
         self.connect()
 
     def connect(self) -> None:
         """Begin a new connection on the same store."""
-        self.talk = Talk(self.store, lambda: 7_000_000, lambda: self.now_s)
+        self.talk = Talk(self.store, self._clock_us, lambda: self.now_s)
         self.told: list[Json] = []
+
+    def _clock_us(self) -> int:
+        return round((self.now_s - 93) * 1_000_000) + self.clock_ahead_us
 
     def say(self, kind: str, **fields: Any) -> list[Json]:
         """Have the server say something; gives what the device says to it."""
@@ -46,7 +50,7 @@ class Played:
     def greet(self, **limits: int) -> list[Json]:
         """Say welcome."""
         return self.say(
-            "welcome", session="s", server_time="", epoch="e", heartbeat_s=30,
+            "welcome", session="s", server_time="1970-01-01T00:00:09Z", epoch="e", heartbeat_s=30,
             limits=LIMITS | limits, policies={"task": "manual"},
         )  # fmt: skip
 
@@ -86,7 +90,12 @@ def applied(version: int = 1) -> Json:
 
 def test_it_greets_with_its_clock_catches_up_and_then_subscribes(played: Played) -> None:
     hello, pull = played.greet()
-    assert hello == {"type": "hello", "app_version": "reference", "clock": "1970-01-01T00:00:07Z"}
+    assert hello == {
+        "type": "hello",
+        "app_version": "reference",
+        "clock": "1970-01-01T00:00:07Z",
+        "server_time": "1970-01-01T00:00:09Z",
+    }
     assert (pull["type"], pull["cursor"]) == ("pull", None)
     assert played.page(more=True, cursor="c1")[0]["cursor"] == "c1"
     [subscribe] = played.page(cursor="c2")
@@ -94,6 +103,21 @@ def test_it_greets_with_its_clock_catches_up_and_then_subscribes(played: Played)
     assert played.page(cursor="c3") == []
     assert played.store.cursor == "c3"
     assert played.talk.idle
+
+
+def test_device_whose_clock_was_set_says_hello_before_it_pushes(played: Played) -> None:
+    played.greet()
+    played.page()
+    played.talk.heartbeat()
+    played.now_s += 31
+    played.say("heartbeat_ack", id="3", server_time="1970-01-01T00:00:40Z", health_score=100)
+    assert played.talk.wake() == []
+    played.clock_ahead_us = 3_600_000_000
+    played.store.edit("task", "a", "put", {}, 0)
+    hello, pushed = played.heard(played.talk.wake())
+    assert (hello["clock"], hello["server_time"]) == ("1970-01-01T01:00:38Z", "1970-01-01T00:00:40Z")
+    assert pushed["type"] == "sync"
+    assert played.talk.wake() == []
 
 
 def test_pages_of_another_question_do_not_count(played: Played) -> None:

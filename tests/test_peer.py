@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from engine.errors import SyncError
 from handlers import peer as peer_module
-from handlers.peer import Refusals, client_address, networks
+from handlers.peer import Refusals, client_address, networks, request_seconds
 
 LOOPBACK = networks(["127.0.0.1", "::1"])
 
@@ -45,6 +45,25 @@ LOOPBACK = networks(["127.0.0.1", "::1"])
 )
 def test_behind_a_proxy_on_the_same_machine(peer: str | None, forwarded: list[str], client: str) -> None:
     assert client_address(peer, forwarded, LOOPBACK) == client
+
+
+@pytest.mark.parametrize(
+    ("peer", "said", "seconds"),
+    [
+        ("127.0.0.1", ["6.250"], 6.25),
+        ("::ffff:127.0.0.1", ["0.000"], 0.0),
+        ("127.0.0.1", [], 0.0),
+        ("203.0.113.7", ["6.250"], 0.0),
+        ("", ["6.250"], 0.0),
+        (None, ["6.250"], 0.0),
+        ("127.0.0.1", ["6.250", "1.000"], 0.0),
+        *(("127.0.0.1", [said], 0.0) for said in ("", "-1", "nan", "inf", "1e3", "6,2", " 6", "\u0663")),
+    ],
+)
+def test_request_seconds_are_believed_of_a_trusted_proxy_alone(
+    peer: str | None, said: list[str], seconds: float
+) -> None:
+    assert request_seconds(peer, said, LOOPBACK) == seconds
 
 
 def test_without_a_trusted_proxy_nobody_is_believed() -> None:

@@ -163,9 +163,14 @@ def payload(data: Raw) -> bytes | None:
     return None if text == _NULL else text
 
 
-def hello(clock: str) -> bytes:
-    """Introduce the device; ``clock`` is its own time, by which the server corrects every ``at``."""
-    return _encode({"type": "hello", "app_version": "reference", "clock": clock})
+def hello(clock: str, server_time: str) -> bytes:
+    """Introduce the device; ``clock`` is its own time, by which the server corrects every ``at``.
+
+    ``server_time`` is the latest that the server told on this connection: so long at most was this under way.
+    """
+    return _encode(
+        {"type": "hello", "app_version": "reference", "clock": clock, "server_time": server_time}
+    )
 
 
 def sync(request_id: str, key: str, items: Sequence[bytes]) -> bytes:

@@ -21,6 +21,8 @@ from engine.messages import Goodbye, HeartbeatAck, PoliciesChanged, Welcome
 BATCH_ITEMS: Final = 100
 BATCH_BYTES: Final = 64 * 1024
 _RETRY_MS: Final = 1000
+#: The clock was set if it went by so much more or less than time did.
+_CLOCK_SET_US: Final = 1_000_000
 
 #: Codes that say the connection's token does not serve.
 _TOKEN_CODES: Final = frozenset({"unauthenticated", "forbidden"})
@@ -63,6 +65,8 @@ class Talk:
         self._max_items = BATCH_ITEMS
         self._paused_until_s = 0.0
         self._bucket: TokenBucket | None = None
+        self._server_time = ""
+        self._clock_ahead_us = 0
         self.welcome: Welcome | None = None
         self.policies: dict[str, str] = {}
         self.goodbye: Goodbye | None = None
@@ -110,7 +114,7 @@ class Talk:
         """Go on with what waits, unless the server asked for a pause or said that it takes in no more."""
         if self.welcome is None or self.goodbye is not None or self.pause_s is not None:
             return []
-        return [*([self._catch_up()] if self._feed is None else []), *self._push()]
+        return [*self._clock_set(), *([self._catch_up()] if self._feed is None else []), *self._push()]
 
     def _push(self) -> list[bytes]:
         if self._pushing is not None or self.welcome is None:
@@ -142,6 +146,7 @@ class Talk:
     def _alive(self, heard: Heard) -> None:
         if isinstance(heard, HeartbeatAck):
             self.health_score = heard.health_score
+            self._server_time = heard.server_time
 
     def _next_id(self) -> str:
         return str(next(self._numbers))
@@ -160,7 +165,18 @@ class Talk:
     def _greeted(self, welcome: Welcome) -> list[bytes]:
         self.welcome = welcome
         self.policies = welcome.policies
-        return [messages.hello(to_text(self._clock_us())), *self.wake()]
+        self._server_time = welcome.server_time
+        return [self._hello(), *self.wake()]
+
+    def _hello(self) -> bytes:
+        clock_us = self._clock_us()
+        self._clock_ahead_us = clock_us - round(self._monotonic_s() * 1_000_000)
+        return messages.hello(to_text(clock_us), self._server_time)
+
+    def _clock_set(self) -> list[bytes]:
+        """Tell the server, before anything else, that the clock was set: it corrects every ``at`` by it."""
+        ahead_us = self._clock_us() - round(self._monotonic_s() * 1_000_000)
+        return [self._hello()] if abs(ahead_us - self._clock_ahead_us) > _CLOCK_SET_US else []
 
     # -- push --------------------------------------------------------------------------------
 

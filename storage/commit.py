@@ -203,6 +203,7 @@ class PostgresStore:
     async def begin(self, lookups: Lookups) -> PostgresTransaction:
         """Lock the tenants, then read what is asked; see the port for what it raises."""
         session = await self._database.acquire()
+        day = self._day
         try:
             reading, values = self._reading(lookups)
             rows = await session.run_prepared("BEGIN; ", (SETTINGS, _LOCK, reading), "", values)
@@ -210,7 +211,7 @@ class PostgresStore:
             if len(state.seqs) != len(lookups.tenants):
                 await self._create_counters(session, lookups.tenants)
                 raise StoreRetryError("a tenant's counter was missing")
-            self._check_day(rows[0][5])
+            self._check_day(day, rows[0][5])
         except BaseException:
             await self._database.release(session, clean=False)
             raise
@@ -286,17 +287,20 @@ class PostgresStore:
         parts += [_RECOVERING] if asked.recovering else []
         return Statement(" UNION ALL ".join(parts))
 
-    def _check_day(self, today: int) -> None:
-        """Make the statements anew when the database's day has changed. Raises StoreRetryError.
+    def _check_day(self, day: int | None, today: int) -> None:
+        """Make the statements anew when the database's day has changed.
 
-        Those of the day before hold for the next one, too.
+        Args:
+            day: The day that the statement was made for, which holds for the next one, too.
+            today: The database's day, as the statement found it.
+
+        Raises:
+            StoreRetryError: The statement may have passed over kept answers.
         """
-        day = self._day
-        if today == day:
-            return
-        self._day = today
-        self._statements.clear()
-        if day is not None and today != day + 1:
+        if today != self._day:
+            self._day = today
+            self._statements.clear()
+        if day is not None and today not in (day, day + 1):
             raise StoreRetryError("the database's day is another one than before")
 
     async def _create_counters(self, session: Session, tenants: list[int]) -> None:

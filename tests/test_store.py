@@ -450,6 +450,19 @@ async def test_store_begin_reads_again_when_the_databases_day_is_another_one(pos
         assert store._day == today
 
 
+async def test_store_begin_of_two_lanes_on_another_day_reads_again_in_both(postgres: Subject) -> None:
+    """The first to learn of the new day does not vouch for what the second has read."""
+    store = postgres.store
+    assert isinstance(store, PostgresStore)
+    for opened in [await store.begin(_lookups(n)) for n in (1, 2)]:
+        await opened.rollback()  # so that neither waits for a connection below
+    assert store._day is not None
+    store._day -= 30
+    store._statements.clear()
+    begun = await asyncio.gather(*(store.begin(_lookups(n)) for n in (1, 2)), return_exceptions=True)
+    assert [type(one) for one in begun] == [StoreRetryError, StoreRetryError]
+
+
 async def test_session_forgets_prepared_statements_of_past_days(postgres: Subject) -> None:
     database = Database(postgres.dsn, 1)
     try:

@@ -66,6 +66,7 @@ def test_workers_on_several_hosts_are_all_named() -> None:
     servers = ["10.0.0.5:9001", "[fd00::6]:9001", "10.0.0.5:9002", "[fd00::6]:9002"]
     assert re.findall(r"^    server (\S+) max_fails=0;$", site, re.MULTILINE) == servers
     assert "least_conn;" not in site, "a host that vanished has the fewest connections of all"
+    assert "proxy_connect_timeout 500ms;" in site, "a host that vanished refuses nothing"
     assert "least_conn;" in printed("--workers", "2")
     assert "4 workers on 10.0.0.5 and [fd00::6]" in site
 

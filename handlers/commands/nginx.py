@@ -22,7 +22,7 @@ _EVERYWHERE: Final = ("0.0.0.0", "::", "*")  # noqa: S104  # to be told apart, n
 _LAST_PORT: Final = 65_535
 _HTTPS_PORT: Final = 443
 #: Newcomers go to the worker with the fewest connections, also after one was started again. A host that
-#: vanished has the fewest, so that everybody would try its workers first, a second each.
+#: vanished has the fewest, so that everybody would try its workers first, half a second each.
 _ONE_HOST: Final = "    least_conn;"
 _SEVERAL_HOSTS: Final = "    # In turns, for a host that vanished has the fewest connections of all."
 
@@ -197,5 +197,6 @@ def _backends(chosen: Settings, hosts: tuple[str, ...]) -> dict[str, str]:
         "workers": "one worker" if count == 1 else f"{count} workers",
         "hosts": " and ".join(addresses),
         "balance": _ONE_HOST if len(addresses) == 1 else _SEVERAL_HOSTS,
+        "connect_timeout": "2s" if len(addresses) == 1 else "500ms",
         "servers": "\n".join(servers),
     }

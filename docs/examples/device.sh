@@ -17,7 +17,7 @@ new_key() {
 
 push() {
     curl -sS "$TIDEMARK/v1/sync" -H "Authorization: Bearer $1" -H 'Content-Type: application/json' \
-        --data-binary "{\"type\":\"sync\",\"key\":\"$2\",\"items\":$3}"
+        --data-binary "{\"type\":\"sync\",\"key\":\"$2\",\"clock\":\"$(date -u +%FT%TZ)\",\"items\":$3}"
     echo
 }
 

@@ -3,21 +3,29 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PINNED := deploy/requirements-dev.txt
 INSTALLED := $(VENV)/installed
+INSTALLED_SERVER := $(VENV)/installed-server
+# Trials and tests leave the settings of this machine alone, which are of a server that others rely on.
+export TIDEMARK_CONFIG ?= $(CURDIR)/config.toml
 
-.PHONY: run install test test-all lint bench
+.PHONY: run install install-server test test-all lint bench
 
 run: install
 	$(BIN)/python run.py serve
 
 install: $(INSTALLED)
 
-$(INSTALLED): $(PINNED)
+# What serves, and nothing to develop with.
+install-server: $(INSTALLED_SERVER)
+
+$(INSTALLED): deploy/requirements-dev.txt
+$(INSTALLED_SERVER): deploy/requirements.txt
+
+$(INSTALLED) $(INSTALLED_SERVER):
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
 		"Python 3.11 or later is needed: name one as in make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(PINNED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
 # make test TESTS="tests/test_store.py -k page" runs some of them. Each of the processes has servers of its own.

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
+
 import click
 
 from compose.site import open_site, run_worker
@@ -16,11 +19,27 @@ from handlers.commands.nginx import nginx
 from handlers.commands.policy import policy
 from handlers.commands.quarantine import quarantine
 from handlers.commands.serve import serve
+from handlers.commands.settings import settings
 from handlers.commands.tenant import tenant
 from handlers.commands.token import token
 
 
+def _show_version(context: click.Context, _: click.Parameter, asked: bool) -> None:  # noqa: FBT001
+    if asked:
+        project = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text("utf-8"))["project"]
+        click.echo(f"{project['name']} {project['version']}")
+        context.exit()
+
+
 @click.group(epilog="Every command has its own --help with an example.")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 def cli() -> None:
     """Tidemark, the sync engine: devices push, everybody else of the tenant sees it."""
 
@@ -76,6 +95,7 @@ for command in (
     quarantine,
     job,
     doctor,
+    settings,
     bench,
 ):
     cli.add_command(command)

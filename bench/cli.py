@@ -138,7 +138,7 @@ def bench(
     try:
         history = json_file and json_file.with_name(f"{json_file.name}.history.jsonl")
         options = Options(
-            settings=read_settings(config, data_dir),
+            settings=read_settings(config, data_dir, of_system=bool(asked["url"])),
             config=config,
             history=history,
             connections=asked_connections or (CONNECTIONS if scenario == "connections" else _CONNECTIONS),

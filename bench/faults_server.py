@@ -19,7 +19,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from bench.faults_history import History, Logged
 from bench.ground import BenchError, Ground
-from bench.server import LIFTED, ROOT, end
+from bench.server import ROOT, end, variables
 
 WORKERS: Final = 2
 _READY_S: Final = 60.0
@@ -94,19 +94,11 @@ async def workers(
     """Run the product with several workers. Raises BenchError."""
     port = _free_ports(WORKERS + 1)
     command = [str(ROOT / "run.py"), "serve", "--port", str(port), "--workers", str(WORKERS)]
-    variables = {
-        **LIFTED,
-        "TIDEMARK__POSTGRES__DSN": dsn,
-        "TIDEMARK__REDIS__URL": ground.redis_url,
-        "TIDEMARK__AUTH__SECRET": secret,
-        "TIDEMARK__DATA__DIR": str(ground.home),
-    }
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *command,
-        *([] if config is None else ["--config", str(config)]),
         cwd=ROOT,
-        env={**os.environ, **variables},
+        env={**os.environ, **variables(ground, dsn, secret, config)},
         stdout=asyncio.subprocess.PIPE,
         limit=_LINE_BYTES,
     )

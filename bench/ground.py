@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
 
 import msgspec
 
-from engine.settings import Layer, Settings, SettingsError, environment, settings
+from compose.configuration import database_dsn, layers
+from engine.setting_layers import settings
+from engine.settings import Settings
 from storage.direct import connected
 from storage.embedded import embedded
 from storage.migrate import migrate
-
-_DEFAULTS: Final = Path(__file__).parent.parent / "config.toml"
 
 
 class BenchError(Exception):
@@ -60,20 +57,19 @@ def named(dsn: str, database: str) -> str:
     return f"{dsn} dbname={database}"
 
 
-def read_settings(config: Path | None, data_dir: str | None) -> Settings:
-    """Read the settings as ``run.py serve`` with the same options does. Raises SettingsError."""
-    layers = [Layer(path.name, _toml(path)) for path in (_DEFAULTS, *([config] if config else []))]
+def read_settings(config: Path | None, data_dir: str | None, *, of_system: bool = False) -> Settings:
+    """Read the settings as ``run.py serve`` with the same options does.
+
+    Args:
+        config: The file of ``--config``.
+        data_dir: The directory of ``--data-dir``.
+        of_system: Whether the file of this machine counts, which is of a server that runs already.
+
+    Raises:
+        SettingsError: A file cannot be read, or a value is wrong.
+    """
     flags = {} if data_dir is None else {"data": {"dir": data_dir}}
-    return settings([*layers, environment(os.environ), Layer("the command line", flags)])
-
-
-def _toml(path: Path) -> Mapping[str, Any]:
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: {error}") from None
+    return settings(layers(config, flags, of_system=of_system))
 
 
 def secret_of(chosen: Settings) -> str:
@@ -92,9 +88,12 @@ def secret_of(chosen: Settings) -> str:
 
 @contextmanager
 def deployed(chosen: Settings) -> Iterator[str]:
-    """Give the DSN of the database that a server with these settings uses. Raises EmbeddedError."""
-    if chosen.postgres.dsn:
-        yield chosen.postgres.dsn
+    """Give the DSN of the database that a server with these settings uses.
+
+    Raises EmbeddedError, SettingsError.
+    """
+    if dsn := database_dsn(chosen):
+        yield dsn
         return
-    with embedded(Path(chosen.data.dir), redis=False) as services:
+    with embedded(Path(chosen.data.dir), redis=False, make=False) as services:
         yield services.dsn

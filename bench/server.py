@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 
 from bench.ground import BenchError, Ground
+from compose.configuration import DEFAULTS, VARIABLE
 
 ROOT: Final = Path(__file__).parent.parent
 _START_S: Final = 60.0
@@ -61,17 +62,25 @@ async def product(
     """Run the product on a database of ``ground``. Raises BenchError."""
     port = 0 if workers == 1 else free_ports(workers + 1)
     command = [str(ROOT / "run.py"), "serve", "--port", str(port), "--workers", str(workers)]
-    if config is not None:
-        command += ["--config", str(config)]
-    variables = {
+    async with started(command, variables(ground, dsn, secret, config), workers) as server:
+        yield server
+
+
+def variables(ground: Ground, dsn: str, secret: str, config: Path | None) -> dict[str, str]:
+    """Return the environment of a server on ``ground``, whatever services the settings name."""
+    return {
         **LIFTED,
+        # Without one it would take the settings of this machine, which are of another server.
+        VARIABLE: str(config or os.environ.get(VARIABLE) or DEFAULTS),
         "TIDEMARK__POSTGRES__DSN": dsn,
+        "TIDEMARK__POSTGRES__DSN_FILE": "",
         "TIDEMARK__REDIS__URL": ground.redis_url,
+        "TIDEMARK__REDIS__URL_FILE": "",
         "TIDEMARK__AUTH__SECRET": secret,
+        "TIDEMARK__AUTH__SECRET_FILE": "",
+        "TIDEMARK__AUTH__KEY_FILE": "",
         "TIDEMARK__DATA__DIR": str(ground.home),
     }
-    async with started(command, variables, workers) as server:
-        yield server
 
 
 def free_ports(count: int) -> int:

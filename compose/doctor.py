@@ -15,14 +15,17 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+from compose.configuration import bus_url, database_dsn
+from compose.doctor_secrets import secret_findings
 from compose.files import UPLOAD_CONNECTIONS, open_blobs
 from engine.administration import Finding
 from engine.ports import BlobsError
-from engine.settings import Settings
+from engine.setting_layers import Layer
+from engine.settings import Settings, SettingsError
 from handlers.auth import KeySet, UnusableKeyError
 from handlers.commands.site import SiteError
 from storage.checkup import bus_findings, database_findings
-from storage.embedded import embedded
+from storage.embedded import NotMadeError, embedded
 from storage.embedded_account import EmbeddedError
 
 #: Connections that one worker is to have room for; fewer are a matter of taste, very few are not.
@@ -39,12 +42,17 @@ _BUCKET_REMEDY: Final = "see that [s3] leads to it, with keys that may list, get
 _FURTHER_CONNECTIONS: Final = 2
 
 
-def examine(settings: Settings, keys: Callable[[], KeySet]) -> list[Finding]:
-    """Look at settings, services and this machine; in the order in which faults are best mended."""
+def examine(settings: Settings, keys: Callable[[], KeySet], file: Layer | None) -> list[Finding]:
+    """Look at settings, services and this machine; in the order in which faults are best mended.
+
+    ``file`` is the settings file.
+    """
     return [
-        Finding("ok", "settings", f"{len(settings.domains)} domains, {settings.server.workers} workers"),
+        _settings(settings, file),
+        *secret_findings(settings, file),
         _keys(keys),
-        *_services(settings),
+        *_database(settings),
+        *_bus(settings),
         _files(),
         _disk(Path(settings.data.dir)),
         _uploads(settings),
@@ -52,34 +60,65 @@ def examine(settings: Settings, keys: Callable[[], KeySet]) -> list[Finding]:
     ]
 
 
+def _settings(settings: Settings, file: Layer | None) -> Finding:
+    source = "no settings file" if file is None else file.source
+    found = f"{source}; {len(settings.domains)} domains, {settings.server.workers} workers"
+    if file is not None and not Path(settings.data.dir).is_absolute():
+        found += f"; data.dir = {settings.data.dir}, which is another one in each working directory"
+        return Finding("warning", "settings", found, "set data.dir to a path that begins with /")
+    return Finding("ok", "settings", found)
+
+
 def _keys(keys: Callable[[], KeySet]) -> Finding:
     try:
         found = keys()
-    except (UnusableKeyError, SiteError) as error:
+    except SiteError as error:  # the embedded default has none yet
+        return Finding("warning", "keys", str(error), "set the key of tokens in [auth], or start serve once")
+    except UnusableKeyError as error:
         return Finding("fault", "keys", str(error), "set the key of tokens in [auth], or let it be read")
     can_sign = found.default is not None and found.default.private is not None
     return Finding("ok", "keys", "verify and sign tokens" if can_sign else "verify tokens, and sign none")
 
 
-def _services(settings: Settings) -> Iterator[Finding]:
-    dsn, url = settings.postgres.dsn, settings.redis.url
-    if dsn and url:
-        yield from _reached(settings, dsn, url)
-        return
+def _database(settings: Settings) -> Iterator[Finding]:
     try:
-        with embedded(Path(settings.data.dir), postgres=not dsn, redis=not url) as started:
-            yield from _reached(settings, dsn or started.dsn, url or started.redis_url)
+        if dsn := database_dsn(settings):
+            yield from _database_at(settings, dsn, migrates_itself=False)
+        else:
+            with embedded(Path(settings.data.dir), redis=False, make=False) as made:
+                yield from _database_at(settings, made.dsn, migrates_itself=True)
+    except NotMadeError as error:
+        yield Finding("warning", "database", error.found, error.remedy)
+    except SettingsError as error:
+        yield Finding("fault", "database", str(error), "let the account of the server read it")
     except EmbeddedError as error:
-        yield Finding("fault", "embedded", str(error), "mend it, or set postgres.dsn and redis.url")
+        yield Finding("fault", "database", str(error), "put that right, or set postgres.dsn")
 
 
-def _reached(settings: Settings, dsn: str, url: str) -> Iterator[Finding]:
-    workers = settings.server.workers
+def _database_at(settings: Settings, dsn: str, *, migrates_itself: bool) -> Iterator[Finding]:
     each = settings.commit.lanes + settings.postgres.read_connections + UPLOAD_CONNECTIONS
     yield from database_findings(
-        dsn, workers * each + _FURTHER_CONNECTIONS, migrates_itself=not settings.postgres.dsn
+        dsn,
+        settings.server.workers * each + _FURTHER_CONNECTIONS,
+        settings.uploads.tenant_quotas,
+        migrates_itself=migrates_itself,
     )
-    yield from bus_findings(url, alone=workers == 1)
+
+
+def _bus(settings: Settings) -> Iterator[Finding]:
+    alone = settings.server.workers == 1
+    try:
+        if url := bus_url(settings):
+            yield from bus_findings(url, alone=alone)
+        else:
+            with embedded(Path(settings.data.dir), postgres=False, make=False) as made:
+                yield from bus_findings(made.redis_url, alone=alone)
+    except NotMadeError:
+        yield Finding("ok", "redis", "redis.url is not set: serve starts one of its own")
+    except SettingsError as error:
+        yield Finding("fault", "redis", str(error), "let the account of the server read it")
+    except EmbeddedError as error:
+        yield Finding("fault", "redis", str(error), "put that right, or set redis.url")
 
 
 def _files() -> Finding:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import structlog
 
+from compose.configuration import bus_url, database_dsn, layers
 from compose.desk import ConflictDesk, QuarantineDesk
 from compose.doctor import examine
 from compose.server import run_server
@@ -20,7 +20,17 @@ from compose.workers import supervise, work
 from engine.administration import Finding
 from engine.domains import Domains
 from engine.ports import StoreRetryError
-from engine.settings import Layer, Settings, SettingsError, environment, named_policies, settings
+from engine.setting_layers import (
+    COMMAND_LINE,
+    DEFAULT,
+    ENVIRONMENT,
+    InForce,
+    Layer,
+    in_force,
+    named_policies,
+    settings,
+)
+from engine.settings import Settings
 from handlers.auth import KeySet, issue_token
 from handlers.commands.serve import DEMO_TENANT, announce_demo
 from handlers.commands.site import SiteError
@@ -30,16 +40,24 @@ from handlers.server import ClosedDoorError
 from handlers.supervisor import WorkersFailedError
 from storage.bus_news import UnusableUrlError, announce
 from storage.checkup import bus_findings
-from storage.embedded import Services, embedded, embedded_redis_url
+from storage.embedded import NAME_IT, Services, embedded, embedded_redis_url
 from storage.embedded_account import EmbeddedError, account_for, make_data_dir
 from storage.epoch import PostgresEpoch
 from storage.fleet import PostgresFleet
 from storage.migrate import PostgresSchema, migrate, status
 from storage.partitions import maintain
+from storage.places import HIDDEN, dsn_without_secrets, place_of, url_without_secrets
 from storage.policies import PostgresPolicies
 from storage.tenancy import PostgresTenancy
 
-_DEFAULTS: Final = Path(__file__).parent.parent / "config.toml"
+_MADE_SECRET: Final = "auth.secret"  # noqa: S105  # the name of a file
+#: Settings that hold secrets, and what of them may be shown.
+_HIDDEN: Final[Mapping[str, Callable[[str], str]]] = {
+    "auth.secret": lambda _: HIDDEN,
+    "s3.secret_access_key": lambda _: HIDDEN,
+    "postgres.dsn": dsn_without_secrets,
+    "redis.url": url_without_secrets,
+}
 
 _log = structlog.get_logger()
 
@@ -47,47 +65,89 @@ _log = structlog.get_logger()
 class Site:
     """One deployment (``handlers.commands.site.Site``).
 
-    ``chosen_domains`` are those whose policy the operator's settings name.
+    ``sources`` are the layers that the settings were made of.
     """
 
-    def __init__(self, chosen: Settings, chosen_domains: Collection[str] = ()) -> None:
+    def __init__(self, chosen: Settings, sources: Sequence[Layer] = ()) -> None:
         self.settings = chosen
-        self._chosen_domains = chosen_domains
+        self._sources = sources
+        self._chosen_domains = named_policies(sources)
+        others = (DEFAULT, ENVIRONMENT, COMMAND_LINE)
+        self._file = next((layer for layer in sources if layer.source not in others), None)
         self._data_dir = Path(chosen.data.dir)
-        self._embedded = not chosen.postgres.dsn
+        self._embedded = not (chosen.postgres.dsn or chosen.postgres.dsn_file)
+        self._opened_dsn = ""
         self._moved_tenants: set[int] = set()
 
-    def keys(self) -> KeySet:
-        """Read the keys of tokens; the embedded default makes its secret under the data directory."""
-        return key_set(self.settings.auth, self._secret_file if self._embedded else None)
+    @property
+    def settings_file(self) -> str:
+        """The path of the settings file; empty without one."""
+        return "" if self._file is None else self._file.source
 
-    def _secret_file(self) -> Path:
+    def in_force(self) -> list[InForce]:
+        """List every setting with its source."""
+        return [_without_secrets(one) for one in in_force(self._sources)]
+
+    def database(self) -> str:
+        """Name the database that was opened; empty if none was."""
+        if not self._opened_dsn:
+            return ""
+        if self._embedded:
+            return f"the embedded database of {self._data_dir.resolve()}"
+        return place_of(self._opened_dsn)
+
+    def keys(self) -> KeySet:
+        """Read the keys of tokens, with those that ``serve`` made under the data directory."""
+        return key_set(self.settings.auth, self._made_secret if self._embedded else None)
+
+    def _keys_to_serve(self) -> KeySet:
+        """Read the keys of tokens; the embedded default makes its secret under the data directory."""
+        return key_set(self.settings.auth, self._secret_to_make if self._embedded else None)
+
+    def _made_secret(self) -> Path:
+        place = self._data_dir.resolve() / _MADE_SECRET
+        try:
+            place.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise SiteError(f"no key of tokens is set, and there is none at {place}: {NAME_IT}") from None
+        except OSError:
+            pass  # said when it is read
+        return place
+
+    def _secret_to_make(self) -> Path:
         try:
             data_dir = self._data_dir.resolve()
             make_data_dir(data_dir, account_for(data_dir))
         except (EmbeddedError, OSError) as error:
             raise SiteError(str(error)) from None
-        return data_dir / "auth.secret"
+        return data_dir / _MADE_SECRET
 
     @contextmanager
-    def _services(self, *, redis: bool) -> Iterator[Services]:
-        given = Services(self.settings.postgres.dsn, self.settings.redis.url)
-        wanted = redis and not given.redis_url
-        if given.dsn and not wanted:
+    def _services(self) -> Iterator[Services]:
+        """Have PostgreSQL and Redis to serve on; what is not set is made."""
+        given = Services(database_dsn(self.settings), bus_url(self.settings))
+        if given.dsn and given.redis_url:
             yield given
             return
         try:
-            with embedded(self._data_dir, postgres=not given.dsn, redis=wanted) as running_services:
-                yield Services(
-                    given.dsn or running_services.dsn, given.redis_url or running_services.redis_url
-                )
+            with embedded(self._data_dir, postgres=not given.dsn, redis=not given.redis_url) as made:
+                yield Services(given.dsn or made.dsn, given.redis_url or made.redis_url)
         except EmbeddedError as error:
             raise SiteError(str(error)) from None
 
     @contextmanager
     def _database(self) -> Iterator[str]:
-        with self._services(redis=False) as running_services:
-            yield running_services.dsn
+        """Have the database that there is."""
+        self._opened_dsn = database_dsn(self.settings)
+        if self._opened_dsn:
+            yield self._opened_dsn
+            return
+        try:
+            with embedded(self._data_dir, redis=False, make=False) as running_services:
+                self._opened_dsn = running_services.dsn
+                yield self._opened_dsn
+        except EmbeddedError as error:
+            raise SiteError(str(error)) from None
 
     @contextmanager
     def schema(self) -> Iterator[PostgresSchema]:
@@ -97,13 +157,13 @@ class Site:
 
     @contextmanager
     def _administered(self) -> Iterator[str]:
-        """Open a database that the embedded default has set up by now, and tell servers what was done."""
+        """Open a database, migrated where it is the embedded one, and tell servers what was done."""
+        redis_url = bus_url(self.settings)  # what is wrong with it is said before anything is done
         with self._database() as dsn:
             if self._embedded:
                 migrate(dsn, chosen_domains=self._chosen_domains)
             yield dsn
-            redis_url = self.settings.redis.url or embedded_redis_url(self._data_dir)
-            if redis_url:
+            if redis_url := redis_url or embedded_redis_url(self._data_dir):
                 announce(redis_url, dsn, self._moved_tenants)
 
     @contextmanager
@@ -111,6 +171,11 @@ class Site:
         """Open the tenants."""
         with self._administered() as dsn:
             yield PostgresTenancy(dsn)
+
+    def has_tenant(self, name: str) -> bool:
+        """Tell whether there is a tenant of that name."""
+        with self._database() as dsn:
+            return PostgresTenancy(dsn).has(name)
 
     @contextmanager
     def policies(self) -> Iterator[PostgresPolicies]:
@@ -133,6 +198,11 @@ class Site:
     @contextmanager
     def upload_jobs(self) -> Iterator[UploadDesk]:
         """Open what is done for uploads on schedule."""
+        if not (self.settings.s3.bucket or self._data_dir.is_dir()):
+            raise SiteError(
+                f"there is no data directory {self._data_dir.resolve()}, where files are kept: set data.dir"
+                " to the server's, or give --data-dir DIR"
+            )
         with self._administered() as dsn:
             self._refuse_restored(dsn)  # of files that are there since the backup nothing is known
             yield UploadDesk(dsn, self.settings, self._moved)
@@ -143,7 +213,7 @@ class Site:
 
     def examine(self) -> list[Finding]:
         """Look at all that a server needs."""
-        return examine(self.settings, self.keys)
+        return examine(self.settings, self.keys, self._file)
 
     @contextmanager
     def fleet(self) -> Iterator[PostgresFleet]:
@@ -164,7 +234,7 @@ class Site:
         if several and not chosen.server.port:
             raise SiteError("server.port: several workers share a port, so that it has to be named")
         configure(chosen.log)
-        with self._services(redis=True) as running_services:
+        with self._services() as running_services:
             dsn = running_services.dsn
             if self._embedded:
                 migrate(dsn, chosen_domains=self._chosen_domains)
@@ -185,10 +255,10 @@ class Site:
                                 f"several workers meet in Redis, which is away ({finding.found}):"
                                 " start it, or serve with one worker"
                             )
-                    self.keys()  # what is wrong with them is said once, and by this process
+                    self._keys_to_serve()  # what is wrong with them is said once, and by this process
                     supervise(chosen, running_services, lambda: announced(chosen.server.port))
                 else:
-                    run_server(chosen, running_services, self.keys(), announced)
+                    run_server(chosen, running_services, self._keys_to_serve(), announced)
             except UnusableUrlError as error:
                 raise SiteError(f"redis.url: {error}") from None
             except (ClosedDoorError, WorkersFailedError) as error:
@@ -211,13 +281,12 @@ class Site:
 
 
 def open_site(config: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> Site:
-    """Read the settings: config.toml, ``config``, the environment, the command line; the later wins.
+    """Read the settings: config.toml, the settings file, the environment, the command line; the later wins.
 
     Raises SettingsError.
     """
-    files = [_DEFAULTS] if config is None else [_DEFAULTS, config]
-    layers = [*map(_read_layer, files), environment(os.environ), Layer("the command line", flags)]
-    return Site(settings(layers), named_policies(layers))
+    found = layers(config, flags)
+    return Site(settings(found), found)
 
 
 def run_worker() -> None:
@@ -225,10 +294,7 @@ def run_worker() -> None:
     work(sys.stdin.buffer, lambda chosen: Site(chosen).keys())
 
 
-def _read_layer(path: Path) -> Layer:
-    try:
-        return Layer(str(path) if path != _DEFAULTS else path.name, tomllib.loads(path.read_text("utf-8")))
-    except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: {error}") from None
+def _without_secrets(one: InForce) -> InForce:
+    if one.value and one.key in _HIDDEN:
+        return msgspec.structs.replace(one, value=_HIDDEN[one.key](one.value))
+    return one

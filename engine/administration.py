@@ -89,6 +89,12 @@ class Policies(Protocol):
     def set(self, tenant: str, domain: str, policy: DomainPolicy) -> None:
         """Set a tenant's own policy. Raises RefusedError for a tenant or domain that is not, StoreError."""
 
+    def unset(self, tenant: str, domain: str) -> bool:
+        """Give a tenant the default of a domain again; tell whether it had a policy of its own.
+
+        Raises RefusedError if there is no such tenant, or a domain that is neither set nor known; StoreError.
+        """
+
 
 class DeviceSummary(msgspec.Struct, frozen=True, kw_only=True):
     """One device as stored; servers write behind by seconds. ``health_score`` is as of now."""

@@ -28,7 +28,7 @@ def key_set(auth: Auth, generated: Callable[[], Path] | None) -> KeySet:
     if auth.secret:
         return KeySet(secret_key(auth.secret.encode()), by_id)
     if auth.secret_file:
-        return KeySet(secret_key(_read(Path(auth.secret_file))), by_id)
+        return KeySet(secret_key(_read(Path(auth.secret_file), "auth.secret_file: ")), by_id)
     if by_id:
         return KeySet(None, by_id)
     if generated is None:
@@ -39,11 +39,14 @@ def key_set(auth: Auth, generated: Callable[[], Path] | None) -> KeySet:
     return KeySet(secret_key(_generated(generated())), by_id)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, key: str = "") -> bytes:
     try:
         return path.read_bytes().strip()
     except OSError as error:
-        raise UnusableKeyError(f"{path}: {error.strerror}") from None
+        raise UnusableKeyError(
+            f"{key}{path}: {error.strerror}: put the secret there, and let this account read it"
+            " (root:tidemark, mode 0640), or run this as another one (sudo -u tidemark)"
+        ) from None
 
 
 def _generated(path: Path) -> bytes:

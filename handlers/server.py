@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from aiohttp import web
+from aiohttp import web, web_response
 from aiohttp.typedefs import Handler, Middleware
 from anyio import sleep_forever
 
@@ -30,6 +30,8 @@ _BACKLOG = 4096
 _KEEP_ALIVE_S = 75.0
 _SHUTDOWN_S = 2.0
 _MOST_FIELD_BYTES = 32_768
+#: Taken by the library for every answer, also to what it cannot parse: its own names versions.
+web_response.SERVER_SOFTWARE = "Tidemark"  # type: ignore[attr-defined]
 _HTTP_CODES = {404: "not_found", 413: "too_large", 401: "unauthenticated", 403: "forbidden"}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +16,8 @@ from storage.direct import connected
 from storage.health import unfit
 from storage.migrate import status
 from storage.partitions import days_ahead
+from storage.places import place_of
+from storage.rights import quota_findings, rights_finding
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -29,19 +31,33 @@ _ANSWER_S: Final = 3.0
 _APART_REMEDY: Final = "have both hosts' clocks kept by NTP (chrony, systemd-timesyncd)"
 
 
-def database_findings(dsn: str, connections: int, *, migrates_itself: bool) -> Iterator[Finding]:
-    """Look at a database that servers open so many ``connections`` to."""
+def database_findings(
+    dsn: str, connections: int, quotas: Collection[str], *, migrates_itself: bool
+) -> Iterator[Finding]:
+    """Look at a database.
+
+    Args:
+        dsn: Where it is.
+        connections: How many connections servers open to it.
+        quotas: The names of tenants that have a quota of their own.
+        migrates_itself: Whether servers bring its schema up to date.
+    """
     try:
         with connected(dsn) as connection:
-            yield from _fitness(connection)
+            yield from _fitness(connection, place_of(dsn))
+            rights = rights_finding(connection)
+            yield rights
             yield _clock(connection)
             yield _room(connection, connections)
+            if rights.level == "fault":
+                return  # what is looked at from here on needs them
+            yield from quota_findings(connection, quotas)
         yield from _schema(dsn, migrates_itself=migrates_itself)
     except StoreError as error:
         yield Finding("fault", "database", str(error), "see that it runs and that postgres.dsn leads to it")
 
 
-def _fitness(connection: Connection) -> Iterator[Finding]:
+def _fitness(connection: Connection, place: str) -> Iterator[Finding]:
     with connection.cursor() as cursor:
         cursor.execute("SELECT name, setting FROM pg_settings")
         settings: dict[str, str] = dict(cursor.fetchall())
@@ -49,7 +65,8 @@ def _fitness(connection: Connection) -> Iterator[Finding]:
     for found, remedy in faults:
         yield Finding("fault", "database", found, remedy)
     if not faults:
-        yield Finding("ok", "database", f"PostgreSQL {settings['server_version']}, durable, the primary")
+        found = f"PostgreSQL {settings['server_version']} at {place}, durable, the primary"
+        yield Finding("ok", "database", found)
 
 
 def _clock(connection: Connection) -> Finding:

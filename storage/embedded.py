@@ -24,8 +24,22 @@ from storage.embedded_postgres import EmbeddedPostgres
 from storage.embedded_process import lock_file, locked, wait_until
 from storage.embedded_redis import EmbeddedRedis
 
-__all__ = ["EmbeddedError", "Servers", "Services", "embedded", "embedded_redis_url", "servers"]
+__all__ = [
+    "NAME_IT",
+    "EmbeddedError",
+    "NotMadeError",
+    "Servers",
+    "Services",
+    "embedded",
+    "embedded_redis_url",
+    "servers",
+]
 
+#: The remedy where a server was set up elsewhere, or not yet.
+NAME_IT: Final = (
+    "name the server's settings (--config FILE or TIDEMARK_CONFIG) or its --data-dir DIR, or start"
+    " `run.py serve`, which makes one"
+)
 #: Starting may mean recovering a large database.
 _TURN_S: Final = 300.0
 #: A Unix socket's path may have 107 bytes on Linux and 103 elsewhere.
@@ -52,15 +66,38 @@ class Servers(NamedTuple):
     redis: EmbeddedRedis
 
 
-@contextmanager
-def embedded(data_dir: Path, *, postgres: bool = True, redis: bool = True) -> Iterator[Services]:
-    """Use the servers of ``data_dir``, which is created if missing, until the block is left.
+class NotMadeError(EmbeddedError):
+    """There is no embedded server to use, and none is made: ``found`` and ``remedy`` say so apart."""
 
-    A process forked inside the block counts as the same user. Raises EmbeddedError.
+    def __init__(self, found: str, remedy: str) -> None:
+        super().__init__(f"{found}: {remedy}")
+        self.found = found
+        self.remedy = remedy
+
+
+@contextmanager
+def embedded(
+    data_dir: Path, *, postgres: bool = True, redis: bool = True, make: bool = True
+) -> Iterator[Services]:
+    """Use the servers of ``data_dir`` until the block is left.
+
+    A process forked inside the block counts as the same user.
+
+    Args:
+        data_dir: Where they keep their files.
+        postgres: Whether PostgreSQL is wanted.
+        redis: Whether Redis is wanted.
+        make: Whether the directory and the servers' files are made where they are missing.
+
+    Raises:
+        NotMadeError: There is none, and none is to be made.
+        EmbeddedError: The servers cannot be had.
     """
     with ExitStack() as stack:
         with _plainly(data_dir):
             home = data_dir.resolve()
+            if not make:
+                _refuse_missing(home, postgres=postgres)
             account = account_for(home)
             make_data_dir(home, account)
             users = lock_file(home / "users.lock", account)
@@ -74,6 +111,17 @@ def embedded(data_dir: Path, *, postgres: bool = True, redis: bool = True) -> It
                 if redis:
                     running.redis.start()
         yield Services(running.postgres.dsn if postgres else "", running.redis.url if redis else "")
+
+
+def _refuse_missing(home: Path, *, postgres: bool) -> None:
+    """See that a server's files were made in ``home``. Raises NotMadeError, OSError."""
+    try:
+        # Not exists(): a directory that is closed to us may well hold one.
+        (home / ("postgres" if postgres else "redis")).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        unset, what = ("postgres.dsn", "database") if postgres else ("redis.url", "Redis")
+        found = f"{unset} is not set, and there is no embedded {what} in {home}"
+        raise NotMadeError(found, NAME_IT) from None
 
 
 def servers(data_dir: Path) -> Servers:

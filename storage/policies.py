@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from engine.administration import PolicyInForce, RefusedError
 from engine.domains import DomainPolicy
 from storage.direct import connected
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that the driver spells so
 
 
 class PostgresPolicies:
@@ -44,20 +48,43 @@ class PostgresPolicies:
     def set(self, tenant: str, domain: str, policy: DomainPolicy) -> None:
         """Set a tenant's own policy, in one transaction that servers notice by the generation."""
         if domain not in self._defaults:
-            known = ", ".join(sorted(self._defaults))
-            raise RefusedError(f"there is no domain {domain} with conflicts: choose one of {known}")
+            raise self._unknown(domain)
         with connected(self._dsn) as connection, connection, connection.cursor() as cursor:
-            cursor.execute("SELECT tenant_id FROM tenants WHERE name = %s FOR KEY SHARE", (tenant,))
-            found = cursor.fetchall()
-            if not found:
-                raise RefusedError(f"there is no tenant {tenant}")
+            tenant_id = _tenant_id(cursor, tenant)
             cursor.execute(
                 "INSERT INTO tenant_conflict_policy AS p (tenant_id, domain, policy, fallback)"
                 " VALUES (%s, %s, %s, %s) ON CONFLICT (tenant_id, domain) DO UPDATE SET policy ="
                 " excluded.policy, fallback = excluded.fallback, updated_at = now(), updated_by = NULL",
-                (found[0][0], domain, policy.policy, policy.fallback),
+                (tenant_id, domain, policy.policy, policy.fallback),
             )
             cursor.execute("UPDATE cluster_state SET generation = generation + 1")
+
+    def unset(self, tenant: str, domain: str) -> bool:
+        """Take back a tenant's own policy, also of a domain that the settings know no more."""
+        with connected(self._dsn) as connection, connection, connection.cursor() as cursor:
+            cursor.execute(
+                "DELETE FROM tenant_conflict_policy WHERE tenant_id = %s AND domain = %s",
+                (_tenant_id(cursor, tenant), domain),
+            )
+            if cursor.rowcount:
+                cursor.execute("UPDATE cluster_state SET generation = generation + 1")
+                return True
+        if domain not in self._defaults:
+            raise self._unknown(domain)
+        return False
+
+    def _unknown(self, domain: str) -> RefusedError:
+        known = ", ".join(sorted(self._defaults))
+        return RefusedError(f"there is no domain {domain} with conflicts: choose one of {known}")
+
+
+def _tenant_id(cursor: Cursor, name: str) -> int:
+    """Find a tenant and keep it from being removed for as long. Raises RefusedError."""
+    cursor.execute("SELECT tenant_id FROM tenants WHERE name = %s FOR KEY SHARE", (name,))
+    found = cursor.fetchall()
+    if not found:
+        raise RefusedError(f"there is no tenant {name}")
+    return int(found[0][0])
 
 
 def _in_force(tenant: str, domain: str, policy: DomainPolicy, *, own: bool) -> PolicyInForce:

@@ -50,6 +50,12 @@ class PostgresTenancy:
                 _notice(cursor)
             return bool(created)
 
+    def has(self, name: str) -> bool:
+        """Tell whether there is a tenant of that name."""
+        with connected(self._dsn) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT FROM tenants WHERE name = %s", (name,))
+            return bool(cursor.fetchall())
+
     def tenants(self) -> list[TenantSummary]:
         """List tenants by name."""
         with connected(self._dsn) as connection, connection.cursor() as cursor:

@@ -9,6 +9,7 @@ from collections.abc import Generator
 import pytest
 import structlog
 
+from compose.configuration import DEFAULTS, VARIABLE
 from handlers.commands import site
 
 pytest_plugins = [
@@ -30,6 +31,9 @@ def _logs_are_the_tests_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command in this process sets up no logs: loggers keep what they are first used with."""
     monkeypatch.setattr(site, "configure", lambda *_, **__: None)
 
+
+# The settings of this machine are of a server that others rely on: no test, nor what it starts, looks there.
+os.environ[VARIABLE] = str(DEFAULTS)
 
 _CI = os.environ.get("CI") == "true"
 

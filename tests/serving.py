@@ -18,7 +18,8 @@ import pytest_asyncio
 from aiohttp import ClientSession
 
 from compose.server import Server
-from engine.settings import Layer, Settings, settings
+from engine.setting_layers import Layer, settings
+from engine.settings import Settings
 from handlers.auth import KeySet, secret_key
 from storage.embedded import Services
 from tests.device import SECRET, Device, Json, connected, token

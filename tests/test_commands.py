@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from click.testing import CliRunner
 from handlers.auth import KeySet, Verifier, secret_key
 from run import cli
 from storage.migrate import newest_migration
+from storage.tenancy import PostgresTenancy
 from tests.services import execute, rows
 
 _ROOT = Path(__file__).parent.parent
@@ -76,6 +76,8 @@ def run(dsn: str) -> Run:
         "nginx",
         "policy list",
         "policy set",
+        "policy unset",
+        "settings",
         "device list",
         "device show",
         "device revoke",
@@ -150,11 +152,12 @@ def test_names_that_would_not_stand_in_a_url_are_refused(run: Run) -> None:
         assert "NAME" in run("tenant", "add", "--", name).refusal()
 
 
-def test_a_token_stands_alone_on_stdout_and_is_good() -> None:
+def test_a_token_stands_alone_on_stdout_and_is_good(run: Run, dsn: str) -> None:
+    PostgresTenancy(dsn).add("acme")
     verifier = Verifier(KeySet(secret_key(_SECRET.encode()), {}), "tidemark", frozenset(), 0)
 
     def claims(*arguments: str) -> tuple[object, ...]:
-        signed = Ended("token", *arguments)
+        signed = run("token", *arguments)
         assert (signed.status, signed.err) == (0, "")
         found = verifier.verify(signed.out.strip())
         return found.role, found.tenant, found.device_id, found.user
@@ -170,18 +173,20 @@ def test_a_token_stands_alone_on_stdout_and_is_good() -> None:
     assert claims("--viewer", "--tenant", "acme") == ("viewer", "acme", None, None)
 
 
-def test_the_embedded_default_makes_a_secret_of_its_own_and_only_then() -> None:
-    with tempfile.TemporaryDirectory() as home:
-        Path(home).chmod(0o711)  # the embedded servers' account has to pass through it
-        data_dir = Path(home, "data")
-        command = ("token", "--operator", "--data-dir", str(data_dir))
-        assert Ended(*command).status == 0
-        assert not data_dir.exists()
-        signed = [Ended(*command, TIDEMARK__AUTH__SECRET="") for _ in range(2)]
-        secret = (data_dir / "auth.secret").read_bytes().strip()
-        verifier = Verifier(KeySet(secret_key(secret), {}), "tidemark", frozenset(), 0)
-        assert [verifier.verify(ended.out.strip()).role for ended in signed] == ["operator"] * 2
-        assert all(secret.decode() not in ended.out + ended.err for ended in signed)
+def test_token_signed_with_the_secret_that_serve_made_and_none_made_for_it(tmp_path: Path) -> None:
+    command = ("token", "--operator", "--data-dir", str(tmp_path / "data"))
+    signed = Ended(*command)
+    assert (signed.status, signed.err) == (0, "")
+    refused = Ended(*command, TIDEMARK__AUTH__SECRET="").refusal()
+    assert f"no key of tokens is set, and there is none at {tmp_path}/data/auth.secret" in refused
+    assert "--config FILE or TIDEMARK_CONFIG" in refused
+    assert not (tmp_path / "data").exists()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "auth.secret").write_text(f"{_SECRET}\n")
+    signed = Ended(*command, TIDEMARK__AUTH__SECRET="")
+    verifier = Verifier(KeySet(secret_key(_SECRET.encode()), {}), "tidemark", frozenset(), 0)
+    assert verifier.verify(signed.out.strip()).role == "operator"
+    assert _SECRET not in signed.out + signed.err
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import tomllib
@@ -15,9 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import click
 import msgspec
 import pytest
 
+from bench.cli import bench
+from bench.client.simulate import simulate
 from docs.generate import pages
 from engine import cursor, depth, held, intake, messages
 from engine.codec import JSON
@@ -25,6 +29,7 @@ from engine.domains import Policy
 from engine.errors import ERRORS
 from engine.messages import Item, Request, Sync
 from handlers import connection
+from run import cli
 from tests.device import SECRET, Json
 from tests.serving import Serve
 
@@ -49,6 +54,11 @@ def table(text: str, first_heading: str) -> list[list[str]]:
             break
         rows.append([cell.strip().replace("`", "") for cell in line.strip("|").split("|")])
     return rows
+
+
+def fences(text: str) -> list[tuple[str, str]]:
+    """The blocks of a page: their languages, empty where none is named, and their texts."""
+    return [(one[1], one[2]) for one in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
 
 
 # -- pages ------------------------------------------------------------------------------------
@@ -94,6 +104,48 @@ def test_files_settings_and_metrics_that_a_page_names_exist(page: Path) -> None:
             assert key in sections[section], name
         elif name.startswith("tidemark_"):
             assert f'"{name.removesuffix("_total")}"' in probes, name
+
+
+# -- command lines ----------------------------------------------------------------------------
+
+#: How the line of a page calls the program: with the installation's Python, from the checkout.
+_CALL = re.compile(r"(?:^|[\s(])\.venv/bin/python run\.py (.*)")
+
+
+def command_lines(page: Path) -> list[str]:
+    """The calls of the program in a page's blocks, without what the shell does around them."""
+    found = []
+    for _, text in fences(page.read_text("utf-8")):
+        for line in text.replace("\\\n", " ").splitlines():
+            assert not re.search(r"(?<!\.venv/bin/python )\brun\.py ", line), f"no program: {line}"
+            if call := _CALL.search(line.split("  #")[0]):
+                found.append(re.split(r" *(?:[|)&;]|>)", call[1])[0])
+    return found
+
+
+CALLS = [(page, line) for page in PAGES for line in command_lines(page)]
+
+
+@pytest.mark.parametrize(("page", "line"), CALLS, ids=[f"{page.name}: {line}" for page, line in CALLS])
+def test_command_line_of_a_page_is_one_that_the_program_takes(
+    page: Path, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert page.exists()
+    for name in ("merged.json", "corrected.json"):  # that a person would have written
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    arguments = shlex.split(line.replace('"$', '"'))
+    command: click.Command = cli
+    while isinstance(command, click.Group):
+        command = command.commands[arguments.pop(0)]
+    if command.name in ("bench", "simulate"):
+        command = {"bench": bench, "simulate": simulate}[command.name]
+    with command.make_context(command.name, arguments):
+        pass  # and the files that it has opened are closed
+
+
+def test_command_lines_are_found() -> None:
+    assert len(CALLS) > 30
 
 
 # -- dependencies -----------------------------------------------------------------------------
@@ -355,5 +407,6 @@ async def test_the_first_session_goes_as_it_is_written(serve: Serve) -> None:
     assert process.returncode == 0, said.decode()
     printed = said.decode().split("\x1e")
     assert len(printed) == len(expected) + 1
-    for text, pattern in zip(printed, expected, strict=False):
+    for text, shown in zip(printed, expected, strict=False):
+        pattern = shown.replace("the embedded database of …/.data", "…")
         assert re.fullmatch(re.escape(pattern).replace("…", '[^"]*'), text), f"{text}\nis not\n{pattern}"

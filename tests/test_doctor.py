@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,9 @@ from engine.settings import S3
 from storage.embedded import Services
 from storage.health import unfit
 from storage.partitions import maintain
+from storage.tenancy import PostgresTenancy
 from tests.commands import Ended, Run, command
-from tests.services import execute
+from tests.services import execute, rows
 from tests.serving import Serve
 from tests.test_commands import Ended as EndedProcess
 
@@ -54,8 +58,10 @@ async def test_all_is_right(examined: Run, dsn: str) -> None:
     assert ended.status == 0
     assert {one["subject"] for one in findings if one["subject"] not in ("open files", "disk")} == {
         "settings",
+        "secrets",
         "keys",
         "database",
+        "rights",
         "clock",
         "connections",
         "schema",
@@ -142,7 +148,7 @@ async def test_where_files_are_kept_is_looked_at(
     assert (one["level"], one["found"]) == ("ok", f"bucket {bucket.bucket} answers")
     ended = await examined(**in_bucket | {"TIDEMARK__S3__BUCKET": "nowhere"})
     assert (found(ended, "uploads")["level"], ended.status) == ("fault", 1)
-    assert bucket.secret_access_key not in ended.out
+    assert not re.search(rf"\b{bucket.secret_access_key}\b", ended.out)
 
 
 async def test_a_schema_that_is_behind_and_a_restored_database(
@@ -158,6 +164,115 @@ async def test_a_schema_that_is_behind_and_a_restored_database(
     ended = await examined(TIDEMARK__POSTGRES__DSN=empty_dsn)
     assert found(ended, "schema")["remedy"] == "run `run.py migrate`"
     assert ended.status == 1
+
+
+async def test_doctor_nothing_made_yet_said_and_nothing_made(examined: Run, tmp_path: Path) -> None:
+    unset = dict.fromkeys(("TIDEMARK__POSTGRES__DSN", "TIDEMARK__REDIS__URL", "TIDEMARK__AUTH__SECRET"), "")
+    ended = await examined(TIDEMARK__DATA__DIR=str(tmp_path / "data"), **unset)
+    assert ended.status == 0
+    assert "no embedded database in" in found(ended, "database")["found"]
+    assert found(ended, "keys")["level"] == "warning"
+    assert found(ended, "redis")["found"] == "redis.url is not set: serve starts one of its own"
+    assert not (tmp_path / "data").exists()
+
+
+async def test_doctor_files_of_secrets_open_or_unreadable_found(
+    examined: Run, dsn: str, services: Services, tmp_path: Path
+) -> None:
+    files = {"dsn": dsn, "url": services.redis_url, "secret": SECRET}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(0o640)
+    own = tmp_path / "own.toml"
+    own.write_text("[data]\ndir = '/srv'\n[s3]\nsecret_access_key = 'x'\n")
+    own.chmod(0o600)
+    named = {
+        "TIDEMARK_CONFIG": str(own),
+        "TIDEMARK__POSTGRES__DSN": "",
+        "TIDEMARK__POSTGRES__DSN_FILE": str(tmp_path / "dsn"),
+        "TIDEMARK__REDIS__URL": "",
+        "TIDEMARK__REDIS__URL_FILE": str(tmp_path / "url"),
+        "TIDEMARK__AUTH__SECRET": "",
+        "TIDEMARK__AUTH__SECRET_FILE": str(tmp_path / "secret"),
+    }
+    ended = await examined(**named)
+    assert found(ended, "secrets")["found"] == "4 files of secrets, closed to other accounts"
+    assert (found(ended, "settings")["level"], found(ended, "database")["level"]) == ("ok", "ok")
+    for name, mode in (("dsn", 0o644), ("url", 0o660), ("secret", 0o602), ("own.toml", 0o604)):
+        before = (tmp_path / name).stat().st_mode
+        (tmp_path / name).chmod(mode)
+        findings = json.loads((await examined(**named)).out)
+        one = next(one for one in findings if one["subject"] == "secrets")
+        assert one["level"] == "warning"
+        assert one["found"].startswith(f"{tmp_path / name} may be ")
+        assert one["remedy"].startswith(f"chmod 0640 {tmp_path / name}")
+        (tmp_path / name).chmod(before)
+    for name, subject in (("dsn", "database"), ("url", "redis"), ("secret", "keys")):
+        (tmp_path / name).rename(tmp_path / "away")
+        ended = await examined(**named)
+        assert ended.status == 1
+        one = found(ended, subject)
+        assert one["level"] == "fault"
+        assert f"{tmp_path / name}: No such file or directory" in one["found"]
+        (tmp_path / "away").rename(tmp_path / name)
+    assert SECRET not in ended.out
+
+
+async def test_doctor_data_directory_relative_in_a_file_warned(examined: Run, tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text("[server]\nworkers = 1\n")
+    one = found(await examined(TIDEMARK_CONFIG=str(own)), "settings")
+    assert (one["level"], one["remedy"]) == ("warning", "set data.dir to a path that begins with /")
+    assert one["found"].startswith(f"{own}; ")
+
+
+@pytest.fixture
+def role(dsn: str) -> Iterator[str]:
+    """A role that may log in and no more."""
+    name = f"role_{uuid.uuid4().hex}"
+    execute(dsn, f"CREATE ROLE {name} LOGIN")
+    yield name
+    execute(dsn, f"DROP OWNED BY {name} CASCADE", f"DROP ROLE {name}")
+
+
+async def test_doctor_role_without_rights_found_with_remedy(examined: Run, dsn: str, role: str) -> None:
+    (database,) = rows(dsn, "SELECT current_database()")
+    at = {"TIDEMARK__POSTGRES__DSN": dsn.replace("user=tidemark", f"user={role}")}
+    ended = await examined(**at)
+    one = found(ended, "rights")
+    assert (one["level"], ended.status) == ("fault", 1)
+    assert one["found"] == f"the role {role} may create no table in the schema public"
+    assert one["remedy"] == f"as a superuser: ALTER DATABASE {database[0]} OWNER TO {role}"
+    assert found(ended, "redis")["level"] == "ok"
+    execute(dsn, f"GRANT CREATE ON SCHEMA public TO {role}")
+    one = found(await examined(**at), "rights")
+    assert one["level"] == "fault"
+    said = f"the table \\w+ belongs to tidemark, and the role {role} may not change it"
+    assert re.fullmatch(said, one["found"])
+    execute(dsn, f"GRANT tidemark TO {role}")
+    ended = await examined(**at)
+    assert found(ended, "rights")["found"] == f"the role {role} owns its tables and may create more"
+    assert found(ended, "schema")["level"] == "ok"
+
+
+async def test_doctor_quotas_of_unknown_tenants_found(examined: Run, dsn: str) -> None:
+    PostgresTenancy(dsn).add("acme")
+    quotas = {"TIDEMARK__UPLOADS__TENANT_QUOTAS": '{"acme": 1, "acne": 1}'}
+    one = found(await examined(**quotas), "quotas")
+    assert (one["level"], one["found"]) == (
+        "warning",
+        "uploads.tenant_quotas names no tenant that there is: acne",
+    )
+    PostgresTenancy(dsn).add("acne")
+    assert found(await examined(**quotas), "quotas")["level"] == "ok"
+
+
+async def test_doctor_lines_fit_the_terminal(command: Run) -> None:
+    long = {"TIDEMARK__POSTGRES__DSN": f"host=127.0.0.1 port=1 dbname={'x' * 300}"}
+    for columns in (60, 80, 200):
+        ended = await command("doctor", **long, COLUMNS=str(columns))
+        assert max(map(len, ended.out.splitlines())) <= columns
+        assert "to do: see that it runs and that postgres.dsn" in ended.out
 
 
 async def test_a_port_is_free_or_taken_or_a_servers(
@@ -201,6 +316,7 @@ def test_it_starts_services_of_its_own_and_prints_a_table(services: Services) ->
     ended = EndedProcess("doctor", "--data-dir", data_dir, TIDEMARK__SERVER__PORT="0")
     assert (ended.status, ended.err) == (0, "")
     lines = [line.split() for line in ended.out.splitlines()]
-    assert lines[0] == ["LEVEL", "WHAT", "FOUND", "WHAT", "TO", "DO"]
+    assert lines[0] == ["LEVEL", "WHAT", "FOUND,", "AND", "WHAT", "TO", "DO"]
+    assert max(map(len, ended.out.splitlines())) <= 80
     assert ["ok", "database"] in [line[:2] for line in lines]
     assert ["ok", "redis"] in [line[:2] for line in lines]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.errors import SyncError
 from engine.file_types import UNDECLARED, FileTypes
-from engine.settings import settings
+from engine.setting_layers import settings
 from tests.file_heads import DOCX, HEADS, OLE, XLSX, archive
 from tests.test_settings import DEFAULTS
 

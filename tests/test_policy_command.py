@@ -52,6 +52,37 @@ def test_a_policy_is_set_and_listed(run: Run, dsn: str) -> None:
     assert len(text) == 1 + 2 * len(defaults)
 
 
+def test_policy_unset_own_policy_the_default_stands_again(run: Run, dsn: str) -> None:
+    for name in ("acme", "globex"):
+        PostgresTenancy(dsn).add(name)
+        run("policy", "set", "--tenant", name, "--domain", "task", "--policy", "manual")
+    before = rows(dsn, GENERATION)
+    command = ("policy", "unset", "--tenant", "acme", "--domain")
+    assert run(*command, "task").out == (
+        "acme settles task by the default, field_merge, then most_recent_wins\n"
+    )
+    assert rows(dsn, GENERATION) != before
+    assert listed(run) == [("globex", "task", "manual", None, True)]
+    before = rows(dsn, GENERATION)
+    again = run(*command, "task")
+    assert again.out == (
+        "acme has no policy of its own for task: acme settles task by the default, field_merge,"
+        " then most_recent_wins\n"
+    )
+    assert "there is no domain tasks with conflicts" in run(*command, "tasks").refusal()
+    assert "there is no tenant nobody" in run(*command[:3], "nobody", "--domain", "task").refusal()
+    assert rows(dsn, GENERATION) == before
+
+
+def test_policy_unset_domain_gone_from_the_settings_taken_back(run: Run, dsn: str) -> None:
+    PostgresTenancy(dsn).add("acme")
+    known = {"TIDEMARK__DOMAINS__PATROL__POLICY": "manual"}
+    chosen = ("--tenant", "acme", "--domain", "patrol")
+    run("policy", "set", *chosen, "--policy", "client_wins", **known)
+    assert "which the settings do not know" in run("policy", "unset", *chosen).out
+    assert rows(dsn, "SELECT FROM tenant_conflict_policy") == []
+
+
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "an event's domain": (
         ["--domain", "voice", "--policy", "manual"],

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from engine.settings import Layer, Settings, SettingsError, environment, settings
+from engine.setting_layers import Layer, environment, settings
+from engine.settings import Settings, SettingsError
 
 _FILE = Path(__file__).parent.parent / "config.toml"
 DEFAULTS = Layer("config.toml", tomllib.loads(_FILE.read_text("utf-8")))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tomllib
@@ -13,10 +15,20 @@ from pathlib import Path
 
 import pytest
 
+from compose import configuration
+from compose.configuration import bus_url, database_dsn, layers
+from engine.setting_layers import settings
 from handlers.commands.serve import serve
+from handlers.keys import key_set
+from storage.embedded import Services
+from tests.services import rows
+from tests.test_configuration import account, needs_root
+from tests.test_docs import fences
 
 ROOT = Path(__file__).parent.parent
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
+#: The settings file that is installed with the units.
+SAMPLE = tomllib.loads((ROOT / "deploy" / "systemd" / "config.toml").read_text("utf-8"))
 DEFAULTS = tomllib.loads((ROOT / "config.toml").read_text("utf-8"))
 #: Where the units expect the checkout.
 HOME = "/opt/tidemark"
@@ -63,7 +75,10 @@ def test_what_it_starts_is_a_command_that_the_server_takes(path: Path) -> None:
     assert (ROOT / Path(program).relative_to(HOME)).exists()
     assert command == serve.name
     given = serve.make_context("serve", options).params
-    assert given["data_dir"] == f"/var/lib/{service(path, 'StateDirectory')}"
+    # What is no option is a setting, which commands find as well.
+    assert given["config"] == configuration.SYSTEM_FILE
+    assert given["data_dir"] is None
+    assert SAMPLE["data"]["dir"] == f"/var/lib/{service(path, 'StateDirectory')}"
     if "@" in path.name:
         assert (given["port"], given["workers"]) == (8081, 1)
     else:
@@ -85,10 +100,79 @@ def test_both_are_as_narrow() -> None:
         {key: values for key, values in read(path)["Service"].items() if key not in started} for path in UNITS
     )
     assert one == other
-    assert one["User"] == ["tidemark"]
+    assert (one["User"], one["Group"]) == (["tidemark"], ["tidemark"])
+    assert "EnvironmentFile" not in one  # which commands would not see
     assert one["CapabilityBoundingSet"] == [""]
     assert one["ProtectSystem"] == ["strict"]
     assert int(one["LimitNOFILE"][0]) >= 65_536
+
+
+# -- the lines of the docs --------------------------------------------------------------------
+
+_GID = 4321
+#: What a test cannot do to the machine that it runs on.
+_LEFT_OUT = ("make install-server", "useradd ", "systemctl ", "cp ")
+
+
+def _installation(home: Path, dsn: str, redis_url: str) -> str:
+    """The lines of the docs for a tree below ``home``, a group without a name, and services that run."""
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    section = page[page.index("\n## Under systemd\n") : page.index("\n## Tenants\n")]
+    lines = "".join(text for _, text in fences(section)).splitlines()
+    assert [line for line in lines if line.startswith(_LEFT_OUT[:2])] == [
+        "make install-server",
+        "useradd --system --user-group --home-dir /var/lib/tidemark tidemark",
+    ]
+    script = "\n".join(line for line in lines if not line.startswith(_LEFT_OUT))
+    for written, here in (
+        ("-o tidemark ", ""),
+        ("-g tidemark", f"-g {_GID}"),
+        ("postgresql://tidemark:PASSWORD@db.example.org/tidemark", dsn),
+        ("redis://cache.example.org:6379/0", redis_url),
+        ("sudo -u tidemark .venv/bin/python", sys.executable),
+        ("deploy/systemd/config.toml", f"{home}/sample.toml"),
+        ("/etc/", f"{home}/etc/"),
+        ("/var/lib/", f"{home}/lib/"),
+    ):
+        assert written in script, written
+        script = script.replace(written, here)
+    return f"set -e\n{script}\n"
+
+
+@needs_root
+def test_docs_lines_install_a_server_whose_account_reads_its_secrets_and_no_other(
+    dsn: str, services: Services, tmp_path: Path
+) -> None:
+    for path in (tmp_path, *tmp_path.parents[:-2]):
+        path.chmod(0o755)
+    sample = (ROOT / "deploy" / "systemd" / "config.toml").read_text("utf-8")
+    sample = sample.replace('"/etc/', f'"{tmp_path}/etc/').replace('"/var/lib/', f'"{tmp_path}/lib/')
+    (tmp_path / "sample.toml").write_text(sample)
+    installed = tmp_path / "etc" / "tidemark" / "config.toml"
+    for above in ("etc", "lib"):
+        (tmp_path / above).mkdir(mode=0o755)
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("TIDEMARK__")}
+    ended = subprocess.run(
+        ["/bin/sh", "-c", _installation(tmp_path, dsn, services.redis_url)],
+        cwd=ROOT,
+        env={**bare, configuration.VARIABLE: str(installed)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "fault" not in ended.stdout
+    assert rows(dsn, "SELECT name FROM tenants") == [("acme",)]
+    assert ended.stdout.splitlines()[-1].count(".") == 2  # the token
+    with account(_GID):
+        chosen = settings(layers(installed, {}))
+        assert (database_dsn(chosen), bus_url(chosen)) == (dsn, services.redis_url)
+        assert key_set(chosen.auth, None).default is not None
+    for path in installed.parent.iterdir():
+        assert (path.stat().st_uid, path.stat().st_gid) == (0, _GID)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    with account(), pytest.raises(PermissionError):
+        installed.read_bytes()
 
 
 def _analyze() -> str:

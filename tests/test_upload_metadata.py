@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engine.errors import SyncError
 from engine.file_types import UNDECLARED, FileTypes
 from engine.intake import MAX_ID_CHARS
-from engine.settings import settings
+from engine.setting_layers import settings
 from engine.upload_metadata import Described, described, formatted, parsed
 from tests.test_settings import DEFAULTS
 

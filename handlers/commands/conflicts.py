@@ -165,7 +165,7 @@ def _cell(value: object) -> str:
     metavar="N",
     help="The count of the device's changes that show showed: if there are more now, nothing is settled.",
 )
-@on_site()
+@on_site(changes=True)
 def resolve(
     site: Site,
     *,

@@ -82,7 +82,7 @@ def show(site: Site, *, tenant: str, device_id: str, json_: bool) -> None:
 @device.command("revoke", epilog="Example: run.py device revoke --tenant acme phone-7")
 @click.option("--tenant", metavar="T", required=True, help="The device's tenant.")
 @click.argument("device_id", metavar="D", callback=_checked)
-@on_site()
+@on_site(changes=True)
 def revoke(site: Site, *, tenant: str, device_id: str) -> None:
     """Let a device in no more: its connections close within a second, all its tokens are refused.
 

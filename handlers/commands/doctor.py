@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from engine.administration import Finding
 from handlers.commands.site import Site, as_json, on_site, table
 
 
@@ -24,8 +25,13 @@ def doctor(site: Site, *, json_: bool) -> None:
         as_json(findings)
     else:
         table(
-            [(one.level, one.subject, one.found, one.remedy) for one in findings],
-            ("LEVEL", "WHAT", "FOUND", "WHAT TO DO"),
+            [(one.level, one.subject, _said(one)) for one in findings],
+            ("LEVEL", "WHAT", "FOUND, AND WHAT TO DO"),
+            fit=True,
         )
     if any(one.level == "fault" for one in findings):
         raise SystemExit(1)
+
+
+def _said(one: Finding) -> str:
+    return f"{one.found}\nto do: {one.remedy}" if one.remedy else one.found

@@ -17,7 +17,7 @@ def epoch() -> None:
     short_help="Begin a new epoch.",
     epilog="Example: run.py epoch renew",
 )
-@on_site()
+@on_site(changes=True)
 def renew(site: Site) -> None:
     """Begin a new epoch and print it.
 

@@ -15,7 +15,7 @@ def job() -> None:
 
 @job.command("cleanup", epilog="Example: run.py job cleanup --json")
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
-@on_site()
+@on_site(changes=True)
 def cleanup(site: Site, *, json_: bool) -> None:
     """Clean up after uploads, and print how many were given up.
 

@@ -19,7 +19,7 @@ from handlers.commands.site import Site, as_json, on_site, table
 @click.option("--down", is_flag=True, help="Take back the newest one, or all after --to, data and all.")
 @click.option("--status", is_flag=True, help="Change nothing and list the migrations.")
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
-@on_site()
+@on_site(changes=True)
 def migrate(site: Site, *, to: int | None, down: bool, status: bool, json_: bool) -> None:
     """Bring the database's schema up to date. It is safe to run on several hosts at once."""
     if status and (down or to is not None):

@@ -10,9 +10,9 @@ from engine.domains import DomainPolicy, Fallback, Policy
 from handlers.commands.site import Site, as_json, on_site, table
 
 
-@click.group("policy", short_help="List and set conflict policies.")
+@click.group("policy", short_help="List, set and unset conflict policies.")
 def policy() -> None:
-    """List and set how conflicts are settled. Running servers follow within a second."""
+    """List, set and unset how conflicts are settled. Running servers follow within a second."""
 
 
 @policy.command("list", epilog="Example: run.py policy list --tenant acme")
@@ -44,7 +44,7 @@ def list_(site: Site, *, tenant: str | None, json_: bool) -> None:
     type=click.Choice(get_args(Fallback)),
     help="For field_merge: what settles a field that both changed; most_recent_wins by default.",
 )
-@on_site()
+@on_site(changes=True)
 def set_(site: Site, *, tenant: str, domain: str, chosen: Policy, fallback: Fallback | None) -> None:
     """Set a tenant's own policy for a domain; conflicts that are open stay open."""
     if fallback is not None and chosen != "field_merge":
@@ -54,3 +54,20 @@ def set_(site: Site, *, tenant: str, domain: str, chosen: Policy, fallback: Fall
         policies.set(tenant, domain, new)
     behind = f", then {new.fallback}" if chosen == "field_merge" else ""
     click.echo(f"{tenant} settles {domain} by {chosen}{behind}")
+
+
+@policy.command("unset", epilog="Example: run.py policy unset --tenant acme --domain task")
+@click.option("--tenant", metavar="T", required=True, help="The tenant.")
+@click.option("--domain", metavar="D", required=True, help="The domain, one of records.")
+@on_site(changes=True)
+def unset(site: Site, *, tenant: str, domain: str) -> None:
+    """Give a tenant the default policy of a domain again; conflicts that are open stay open."""
+    with site.policies() as policies:
+        done = policies.unset(tenant, domain)
+        default = next((one for one in policies.policies(tenant) if one.domain == domain), None)
+    if default is None:
+        click.echo(f"{tenant} has no policy for {domain} any more, which the settings do not know")
+        return
+    before = "" if done else f"{tenant} has no policy of its own for {domain}: "
+    behind = f", then {default.fallback}" if default.fallback else ""
+    click.echo(f"{before}{tenant} settles {domain} by the default, {default.policy}{behind}")

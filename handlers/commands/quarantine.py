@@ -120,7 +120,7 @@ def _shown(case: QuarantineCase) -> _Shown:
 @click.option(
     "--hold", is_flag=True, help="Leave a conflict to a person, whatever the policy; see run.py conflicts."
 )
-@on_site()
+@on_site(changes=True)
 def retry(
     site: Site, *, quarantine_id: str, tenant: str | None, data: BinaryIO | None, hold: bool
 ) -> None:

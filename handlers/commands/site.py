@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import wraps
 from pathlib import Path
-from typing import Any, Protocol
+from textwrap import wrap
+from typing import Any, Final, Protocol
 
 import click
 import msgspec
@@ -18,16 +20,21 @@ from engine.administration import (
     Fleet,
     Policies,
     QuarantineDesk,
+    RefusedError,
     Schema,
     Tenants,
     UploadJobs,
 )
 from engine.ports import StoreError, StoreUnavailableError
+from engine.setting_layers import InForce
 from engine.settings import Log, Settings, SettingsError
 from handlers.auth import KeySet, UnusableKeyError
 from handlers.logging import configure
 
 Command = Callable[..., None]
+
+#: Of a column that is wrapped: on a narrower terminal its lines are too long, and still words.
+_LEAST_CHARS: Final = 24
 
 
 class SiteError(Exception):
@@ -37,13 +44,26 @@ class SiteError(Exception):
 class Site(Protocol):
     """One deployment as its settings describe it.
 
-    What is opened here works while ``serve`` runs and while it does not: embedded services are started
-    for it and stopped after. Raises SiteError, StoreError.
+    What is opened here works while ``serve`` runs and while it does not: embedded services that were made
+    are started for it and stopped after. Raises SiteError, SettingsError, StoreError.
     """
 
     @property
     def settings(self) -> Settings:
         """All settings."""
+
+    @property
+    def settings_file(self) -> str:
+        """The path of the settings file; empty without one."""
+
+    def in_force(self) -> list[InForce]:
+        """List every setting with its source; secrets are hidden."""
+
+    def database(self) -> str:
+        """Name the database that was opened, without any secret; empty if none was."""
+
+    def has_tenant(self, name: str) -> bool:
+        """Tell whether there is a tenant of that name."""
 
     def keys(self) -> KeySet:
         """Read the keys of tokens. Raises UnusableKeyError, SiteError."""
@@ -86,11 +106,15 @@ class OpenSite(Protocol):
         """Open the site. ``flags`` are settings from the command line, by section. Raises SettingsError."""
 
 
-def on_site(*, serving: bool = False, **flags: tuple[str, str]) -> Callable[[Command], Command]:
+def on_site(
+    *, serving: bool = False, changes: bool = False, **flags: tuple[str, str]
+) -> Callable[[Command], Command]:
     """Give a command --config, --data-dir and its site as first argument; a user's mistake is a sentence.
 
-    ``flags`` maps the command's own options to the settings (section, key) that they override. A
-    ``serving`` command sets up its logs itself, the others warn on stderr.
+    Args:
+        serving: The command sets up its logs itself; the others warn on stderr.
+        changes: The command changes the database, and so names it on stderr, also when it refuses.
+        flags: The command's own options, with the settings (section, key) that they override.
     """
     overrides = {"data_dir": ("data", "dir"), **flags}
 
@@ -99,7 +123,8 @@ def on_site(*, serving: bool = False, **flags: tuple[str, str]) -> Callable[[Com
             "--config",
             type=click.Path(path_type=Path),
             metavar="FILE",
-            help="TOML file of settings that differ from config.toml.",
+            help="TOML file of settings that differ from config.toml."
+            "  [default: $TIDEMARK_CONFIG, else /etc/tidemark/config.toml if there is one]",
         )
         @click.option("--data-dir", metavar="DIR", help="Where embedded services and secrets are kept.")
         @click.pass_context
@@ -114,7 +139,13 @@ def on_site(*, serving: bool = False, **flags: tuple[str, str]) -> Callable[[Com
                     given.setdefault(section, {})[key] = value
             open_site: OpenSite = context.obj
             try:
-                command(open_site(config, given), **options)
+                site = open_site(config, given)
+                try:
+                    command(site, **options)
+                except (RefusedError, click.ClickException):
+                    _name_database(site, changes=changes)
+                    raise
+                _name_database(site, changes=changes)
             except StoreUnavailableError as error:
                 remedy = "see that it runs and that postgres.dsn leads to it; `run.py doctor` looks"
                 raise click.ClickException(f"the database is away ({error}): {remedy}") from None
@@ -126,14 +157,37 @@ def on_site(*, serving: bool = False, **flags: tuple[str, str]) -> Callable[[Com
     return decorate
 
 
+def _name_database(site: Site, *, changes: bool) -> None:
+    """Tell which database was changed, or refused a change, beside what is there for programs."""
+    if changes and (database := site.database()):
+        click.echo(f"database: {database}", err=True)
+
+
 of_tenant = click.option("--tenant", metavar="T", help="Of this tenant alone.")
 
 
-def table(rows: list[tuple[str, ...]], heading: tuple[str, ...]) -> None:
-    """Print rows under their heading, in columns."""
-    widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
-    for row in (heading, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+def table(rows: list[tuple[str, ...]], heading: tuple[str, ...], *, fit: bool = False) -> None:
+    """Print rows under their heading, in columns.
+
+    Args:
+        rows: The cells of each row, which may hold several lines in the last column.
+        heading: The names of the columns.
+        fit: Whether the last column is wrapped, so that no line is wider than the terminal.
+    """
+    *widths, _ = (max(map(len, column)) for column in zip(heading, *rows, strict=True))
+    indent = sum(widths) + 2 * len(widths)
+    room = max(_LEAST_CHARS, shutil.get_terminal_size().columns - indent)
+    for *row, last in (heading, *rows):
+        lines = _wrapped(last, room) if fit else [last]
+        before = "".join(f"{cell.ljust(width)}  " for cell, width in zip(row, widths, strict=True))
+        click.echo((before + lines[0]).rstrip())
+        for line in lines[1:]:
+            click.echo(" " * indent + line)
+
+
+def _wrapped(cell: str, room: int) -> list[str]:
+    lines = [part for line in cell.split("\n") for part in wrap(line, room, break_on_hyphens=False)]
+    return lines or [""]
 
 
 def as_json(rows: object) -> None:

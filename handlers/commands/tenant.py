@@ -26,7 +26,7 @@ def tenant() -> None:
 
 @tenant.command("add", epilog="Example: run.py tenant add acme")
 @click.argument("name", callback=_checked)
-@on_site()
+@on_site(changes=True)
 def add(site: Site, *, name: str) -> None:
     """Add a tenant."""
     with site.tenants() as tenants:
@@ -54,11 +54,12 @@ def list_(site: Site, *, json_: bool) -> None:
 @click.argument("name")
 @click.option("--erase", is_flag=True, help="Erase all its data as well.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@on_site()
+@on_site(changes=True)
 def remove(site: Site, *, name: str, erase: bool, yes: bool) -> None:
     """Remove a tenant. While it has data that takes --erase, and there is no way back."""
-    if erase and not yes:
-        click.confirm(f"Erase everything that {name} ever stored?", abort=True, err=True)
     with site.tenants() as tenants:
+        if erase and not yes:
+            question = f"Erase everything that {name} ever stored in {site.database()}?"
+            click.confirm(question, abort=True, err=True)
         tenants.remove(name, erase=erase)
     click.echo(f"removed {name}")

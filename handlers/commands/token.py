@@ -6,8 +6,9 @@ from typing import Final
 
 import click
 
+from engine.ports import StoreError
 from handlers.auth import Role, issue_token
-from handlers.commands.site import Site, on_site
+from handlers.commands.site import Site, SiteError, on_site
 from handlers.keys import signing_key
 
 _LONGEST_S: Final = 315_360_000
@@ -41,15 +42,22 @@ def token(
     person: Role | None,
     ttl_s: int | None,
 ) -> None:
-    """Sign a token for a device (--tenant and --device) or a person (--operator or --viewer)."""
+    """Sign a token for a device (--tenant and --device) or a person (--operator or --viewer).
+
+    A tenant that the database does not know is refused. Where the database cannot be asked, the token is
+    signed and a line on stderr says so.
+    """
     if person is not None and (device is not None or role is not None):
         raise click.UsageError("--operator and --viewer are people: leave --device and --role out.")
     if person is None and (tenant is None or device is None):
         raise click.UsageError("A device needs --tenant and --device; a person --operator or --viewer.")
+    key = signing_key(site.keys())
+    if tenant is not None:
+        _check_tenant(site, tenant)
     auth = site.settings.auth
     click.echo(
         issue_token(
-            signing_key(site.keys()),
+            key,
             audience=auth.audience,
             ttl_s=ttl_s or auth.token_ttl_s,
             role=person or role or "device",
@@ -58,3 +66,15 @@ def token(
             user=user,
         )
     )
+
+
+def _check_tenant(site: Site, name: str) -> None:
+    """Look whether there is a tenant of that name. Raises SiteError if there is none."""
+    try:
+        found = site.has_tenant(name)
+    except (SiteError, StoreError) as error:
+        click.echo(f"signed without a look whether there is a tenant {name}: {error}", err=True)
+        return
+    if not found:
+        add = f"`run.py tenant add {name}`"
+        raise SiteError(f"there is no tenant {name} in {site.database()}: add it with {add}")

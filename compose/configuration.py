@@ -1,0 +1,118 @@
+"""Where settings are found: the defaults, one settings file, and the files of secrets that they name."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from engine.setting_layers import COMMAND_LINE, DEFAULT, Layer, environment
+from engine.settings import Settings, SettingsError
+
+DEFAULTS: Final = Path(__file__).parent.parent / "config.toml"
+#: The settings of a machine, for whatever command is run on it.
+SYSTEM_FILE: Final = Path("/etc/tidemark/config.toml")
+VARIABLE: Final = "TIDEMARK_CONFIG"
+
+_LET_IN: Final = (
+    "let this account read it (root:tidemark, mode 0640), or run this as another one (sudo -u tidemark)"
+)
+
+
+def layers(
+    config: Path | None, flags: Mapping[str, Mapping[str, Any]], *, of_system: bool = True
+) -> list[Layer]:
+    """Read the defaults, the settings file, the environment and the command line; a later layer wins.
+
+    Args:
+        config: The file of ``--config``.
+        flags: Settings from the command line, by section.
+        of_system: Whether the file of this machine is looked for where none is given.
+
+    Raises:
+        SettingsError: A file cannot be read or is no TOML, or a variable names no setting.
+    """
+    found = [Layer(DEFAULT, _values(DEFAULTS, DEFAULTS.name))]
+    own = _own_layer(config, of_system=of_system)
+    if own is not None:
+        found.append(own)
+    return [*found, environment(os.environ), Layer(COMMAND_LINE, flags)]
+
+
+def _own_layer(config: Path | None, *, of_system: bool) -> Layer | None:
+    """Read the first settings file that is given or exists."""
+    named = os.environ.get(VARIABLE)
+    if config is not None:
+        return _layer(config, str(config))
+    if named:
+        return _layer(Path(named), f"{named} (of {VARIABLE})")
+    if of_system:
+        try:
+            SYSTEM_FILE.stat()  # not exists(): what this account may not look at is no sign of absence
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError:
+            pass  # said better when it is read
+        return _layer(SYSTEM_FILE, str(SYSTEM_FILE))
+    return None
+
+
+def _layer(path: Path, shown: str) -> Layer | None:
+    """Read a settings file; None for the defaults themselves. Raises SettingsError."""
+    try:
+        if path.samefile(DEFAULTS):
+            return None
+        return Layer(str(path), _values(path, shown))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SettingsError(f"{shown}: {error.strerror}: name a file of settings that exists") from None
+    except OSError as error:
+        raise SettingsError(f"{shown}: {error.strerror}: {_remedy(error)}") from None
+
+
+def _values(path: Path, shown: str) -> Mapping[str, Any]:
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{shown}: {error}: correct it, it has to be TOML in UTF-8") from None
+
+
+def _remedy(error: OSError) -> str:
+    return _LET_IN if error.errno in {errno.EACCES, errno.EPERM} else "put that right, or name another file"
+
+
+def database_dsn(chosen: Settings) -> str:
+    """Return the database's DSN, empty for the embedded one. Raises SettingsError."""
+    postgres = chosen.postgres
+    return postgres.dsn or _secret("postgres.dsn_file", postgres.dsn_file)
+
+
+def bus_url(chosen: Settings) -> str:
+    """Return the URL of Redis, empty for the embedded one. Raises SettingsError."""
+    return chosen.redis.url or _secret("redis.url_file", chosen.redis.url_file)
+
+
+def _secret(key: str, file: str) -> str:
+    """Read the file that a key names; without one the secret is empty.
+
+    Raises:
+        SettingsError: The file cannot be read, or does not hold one line.
+    """
+    if not file:
+        return ""
+    try:
+        text = Path(file).read_bytes().decode().strip()
+    except OSError as error:
+        remedy = (
+            f"write it there, or correct {key}"
+            if error.errno in {errno.ENOENT, errno.ENOTDIR}
+            else _remedy(error)
+        )
+        raise SettingsError(f"{key}: {file}: {error.strerror}: {remedy}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{key}: {file}: not a text in UTF-8: write it anew") from None
+    if not text or "\0" in text or "\n" in text:
+        raise SettingsError(f"{key}: {file}: one line that is not empty is wanted: write it there")
+    return text

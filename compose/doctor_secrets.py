@@ -1,0 +1,59 @@
+"""Whether the files that hold secrets are closed to other accounts."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from engine.administration import Finding
+from engine.setting_layers import Layer
+from engine.settings import Settings
+
+_OTHERS_READ: Final = stat.S_IROTH
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+#: Keys whose values are secrets, or may hold one.
+_SECRET_KEYS: Final = (("auth", "secret"), ("postgres", "dsn"), ("redis", "url"), ("s3", "secret_access_key"))
+
+
+def secret_findings(settings: Settings, file: Layer | None) -> Iterator[Finding]:
+    """Look at the modes of all files of secrets; those that cannot be read are found by who needs them.
+
+    Args:
+        settings: All settings.
+        file: The settings file, which may hold secrets itself.
+
+    Yields:
+        One finding for each file that is open to others, or one for all.
+    """
+    closed = 0
+    for path in _files(settings, file):
+        try:
+            mode = path.stat().st_mode
+        except OSError:
+            continue
+        may = "read" if mode & _OTHERS_READ else "written" if mode & _OTHERS_WRITE else ""
+        if may:
+            found = f"{path} may be {may} by other accounts (mode {stat.S_IMODE(mode):04o})"
+            yield Finding("warning", "secrets", found, f"chmod 0640 {path}, with the server's group")
+        else:
+            closed += 1
+    yield Finding("ok", "secrets", f"{closed} files of secrets, closed to other accounts")
+
+
+def _files(settings: Settings, file: Layer | None) -> Iterator[Path]:
+    named = (settings.postgres.dsn_file, settings.redis.url_file, settings.auth.secret_file)
+    yield from map(Path, filter(None, named))
+    if _is_private(settings.auth.key_file):
+        yield Path(settings.auth.key_file)
+    if file is not None and any(file.values.get(section, {}).get(key) for section, key in _SECRET_KEYS):
+        yield Path(file.source)
+    yield Path(settings.data.dir) / "auth.secret"
+
+
+def _is_private(key_file: str) -> bool:
+    try:
+        return bool(key_file) and b"PRIVATE KEY" in Path(key_file).read_bytes()
+    except OSError:
+        return False

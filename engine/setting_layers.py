@@ -1,0 +1,223 @@
+"""Layers of settings: plain values by their source, checked and merged. Nothing is read here.
+
+A later layer wins key by key; domains merge by name, then key by key. The defaults are ``config.toml``,
+the first layer, which has every key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from ipaddress import ip_network
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from engine.domains import Domain
+from engine.settings import Settings, SettingsError
+
+#: The source of the layer that has every key.
+DEFAULT: Final = "the defaults"
+ENVIRONMENT: Final = "environment"
+COMMAND_LINE: Final = "the command line"
+_PREFIX: Final = "TIDEMARK__"
+_DOMAIN_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
+#: Either of two keys says the same.
+_ALTERNATIVES: Final = (
+    (("postgres", "dsn"), ("postgres", "dsn_file")),
+    (("redis", "url"), ("redis", "url_file")),
+)
+
+
+class Layer(NamedTuple):
+    """Values of one source, nested as in TOML; ``source`` is a file's name, as errors show it."""
+
+    source: str
+    values: Mapping[str, Any]
+
+
+class _Given(NamedTuple):
+    """One key of one layer. ``path`` is (section, key) or ("domains", name, key)."""
+
+    path: tuple[str, ...]
+    value: object
+    source: str
+
+    @property
+    def name(self) -> str:
+        """The key as its source spells it."""
+        if self.source == ENVIRONMENT:
+            return _PREFIX + "__".join(self.path).upper()
+        return ".".join(self.path)
+
+    def table(self) -> Iterable[tuple[str, object]]:
+        """Give the keys inside. Raises SettingsError."""
+        if not isinstance(self.value, Mapping):
+            raise self.refused("must be a table")
+        return self.value.items()
+
+    def refused(self, why: str) -> SettingsError:
+        """Make the error that says why."""
+        return SettingsError(f"{self.source}: {self.name}: {why}")
+
+
+_TYPES: Final[dict[str, dict[str, Any]]] = {
+    name: get_type_hints(struct, include_extras=True)
+    for name, struct in get_type_hints(Settings).items()
+    if name != "domains"
+}
+_DOMAIN_TYPES: Final[dict[str, Any]] = get_type_hints(Domain, include_extras=True)
+
+
+def environment(variables: Mapping[str, str]) -> Layer:
+    """Make a layer of ``TIDEMARK__SECTION__KEY`` variables; others are left alone.
+
+    Texts are taken as they are; for a key of another type the value is JSON (``8081``, ``true``,
+    ``["https://a.example"]``). Raises SettingsError.
+    """
+    values: dict[str, Any] = {}
+    for variable, text in sorted(variables.items()):
+        if not variable.startswith(_PREFIX):
+            continue
+        path = tuple(variable.removeprefix(_PREFIX).lower().split("__"))
+        given = _Given(path, text, ENVIRONMENT)
+        if len(path) != (3 if path[0] == "domains" else 2) or path[0] not in ("domains", *_TYPES):
+            raise given.refused("no such setting; use TIDEMARK__SECTION__KEY or TIDEMARK__DOMAINS__NAME__KEY")
+        wanted = _type_of(given)
+        within = values
+        for part in path[:-1]:
+            within = within.setdefault(part, {})
+        within[path[-1]] = text if _is_text(wanted) else _json(given, text)
+    return Layer(ENVIRONMENT, values)
+
+
+class InForce(msgspec.Struct, frozen=True):
+    """One setting: its key as in ``config.toml``, its value, and its source, ``default`` or a layer's."""
+
+    key: str
+    value: Any
+    source: str
+
+
+def settings(layers: Sequence[Layer]) -> Settings:
+    """Check each layer and merge them, later ones winning.
+
+    Raises:
+        SettingsError: A key or a value is wrong, or one does not fit another.
+    """
+    merged = _merged(layers)
+    domains: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        domains.update((name, {}) for name in layer.values.get("domains", ()))
+    sections: dict[str, dict[str, Any]] = {section: {} for section in _TYPES}
+    for path, given in merged.items():
+        within = domains[path[1]] if path[0] == "domains" else sections[path[0]]
+        within[path[-1]] = given.value
+    return msgspec.convert({**sections, "domains": domains}, Settings)
+
+
+def in_force(layers: Sequence[Layer]) -> list[InForce]:
+    """List every setting with its source, in the order of the first layer. Raises SettingsError."""
+    return [
+        InForce(".".join(path), given.value, "default" if given.source == DEFAULT else given.source)
+        for path, given in _merged(layers).items()
+    ]
+
+
+def named_policies(layers: Sequence[Layer]) -> list[str]:
+    """List the domains whose policy a layer above the defaults names."""
+    return sorted(
+        {
+            name
+            for layer in layers[1:]
+            for name, domain in layer.values.get("domains", {}).items()
+            if "policy" in domain
+        }
+    )
+
+
+def _merged(layers: Sequence[Layer]) -> dict[tuple[str, ...], _Given]:
+    """Find for each key the layer that wins. Raises SettingsError."""
+    merged: dict[tuple[str, ...], _Given] = {}
+    for layer in layers:
+        for given in _keys(layer):
+            merged[given.path] = given._replace(value=_checked(given))
+    for section, types in _TYPES.items():
+        for key in types:
+            if (section, key) not in merged:
+                raise SettingsError(f"{layers[0].source}: {section}.{key} is missing")
+    _check_together(merged)
+    _check_networks(merged["server", "trusted_proxies"])
+    return merged
+
+
+def _keys(layer: Layer) -> Iterator[_Given]:
+    """Walk the keys of a layer. Raises SettingsError for what is not where keys stand."""
+    for section, table in layer.values.items():
+        given = _Given((section,), table, layer.source)
+        if section not in _TYPES and section != "domains":
+            raise given.refused(f"there is no such section; known: {', '.join(_TYPES)}, domains")
+        for key, value in given.table():
+            inner = _Given((section, key), value, layer.source)
+            if section != "domains":
+                yield inner
+                continue
+            if not _DOMAIN_NAME.match(key):
+                raise inner.refused("a domain's name is a letter, then up to 63 of a-z, 0-9 and _")
+            for field, innermost in inner.table():
+                yield _Given((section, key, field), innermost, layer.source)
+
+
+def _checked(given: _Given) -> object:
+    wanted = _type_of(given)
+    try:
+        return msgspec.convert(given.value, wanted)
+    except msgspec.ValidationError as error:
+        choices = get_args(wanted) if get_origin(wanted) is Literal else ()
+        why = f"must be one of {', '.join(choices)}" if choices else str(error).replace("`", "")
+        raise given.refused(why[0].lower() + why[1:]) from None
+
+
+def _type_of(given: _Given) -> Any:
+    """Return the type that a key wants. Raises SettingsError for one that does not exist."""
+    types = _DOMAIN_TYPES if given.path[0] == "domains" else _TYPES[given.path[0]]
+    if given.path[-1] not in types:
+        raise given.refused(f"there is no such key; known here: {', '.join(types)}")
+    return types[given.path[-1]]
+
+
+def _is_text(wanted: Any) -> bool:
+    plain = get_args(wanted)[0] if get_origin(wanted) is Annotated else wanted
+    return plain is str or get_origin(plain) is Literal
+
+
+def _json(given: _Given, text: str) -> object:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise given.refused('must be JSON, such as 1, true or ["a"]') from None
+
+
+def _check_together(merged: Mapping[tuple[str, ...], _Given]) -> None:
+    """Hold keys against each other: a value may be fine alone and wrong beside another."""
+    for low_path, high_path in (
+        (("server", "heartbeat_s"), ("server", "idle_s")),
+        (("limits", "record_bytes"), ("limits", "frame_bytes")),
+        (("limits", "frame_bytes"), ("commit", "queue_bytes")),
+    ):
+        low, high = merged[low_path], merged[high_path]
+        if not low.value < high.value:  # type: ignore[operator]  # both were checked as numbers
+            raise high.refused(f"must be above {low.name} of {low.source}, which is {low.value}")
+    for one, other in _ALTERNATIVES:
+        if merged[one].value and merged[other].value:
+            raise merged[other].refused(
+                f"{merged[one].name} of {merged[one].source} is set as well: keep one of them"
+            )
+
+
+def _check_networks(given: _Given) -> None:
+    for text in given.value:  # type: ignore[attr-defined]  # it was checked as a list of texts
+        try:
+            ip_network(text)
+        except ValueError:
+            raise given.refused(f"{text} is neither an address nor a network such as 10.0.0.0/8") from None

@@ -1,0 +1,42 @@
+"""``run.py settings``: what is set, and where."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from engine.setting_layers import COMMAND_LINE, ENVIRONMENT
+from handlers.commands.site import Site, as_json, on_site, table
+
+_WITHOUT_FILE = ("default", ENVIRONMENT, COMMAND_LINE)
+
+
+@click.command(
+    "settings",
+    short_help="Show every setting in force and its source.",
+    epilog="Example: run.py settings --json",
+)
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@on_site()
+def settings(site: Site, *, json_: bool) -> None:
+    """Show every setting in force with its source, and its value as JSON. Secrets are hidden.
+
+    With --json the source of what is set in a file is the file's path.
+    """
+    found = site.in_force()
+    if json_:
+        as_json(found)
+        return
+    click.echo(f"settings file: {site.settings_file or 'none'}\n")
+    table(
+        [
+            (
+                one.key,
+                one.source if one.source in _WITHOUT_FILE else "file",
+                msgspec.json.encode(one.value).decode(),
+            )
+            for one in found
+        ],
+        ("KEY", "SOURCE", "VALUE"),
+        fit=True,
+    )

@@ -1,0 +1,62 @@
+"""Whether the role may do what a server does, and whether settings name tenants that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Final
+
+from engine.administration import Finding
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
+
+_MAY_CREATE: Final = (
+    "SELECT current_user::text, current_database()::text, current_schema()::text,"
+    " coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)"
+)
+#: Tables of a server, not those of others who share its schema. Only their owner adds and drops partitions.
+_OTHERS: Final = (
+    "SELECT c.relname::text, pg_get_userbyid(c.relowner)::text FROM pg_class AS c"
+    " WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p')"
+    " AND (c.relname IN ('tenants', 'cluster_state', '_yoyo_migration')"
+    " OR EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'tenant_id'"
+    " AND NOT a.attisdropped))"
+    " AND NOT pg_has_role(c.relowner, 'USAGE') ORDER BY 1 LIMIT 1"
+)
+_UNKNOWN: Final = "SELECT name FROM unnest(%s::text[]) AS name EXCEPT SELECT name FROM tenants"
+
+
+def rights_finding(connection: Connection) -> Finding:
+    """Look whether the role owns its tables and may make more."""
+    with connection.cursor() as cursor:
+        cursor.execute(_MAY_CREATE)
+        role, database, schema, may_create = cursor.fetchall()[0]
+        if not may_create:
+            where = f"in the schema {schema}" if schema else "in any schema of its search_path"
+            remedy = f"as a superuser: ALTER DATABASE {database} OWNER TO {role}"
+            return Finding("fault", "rights", f"the role {role} may create no table {where}", remedy)
+        cursor.execute(_OTHERS)
+        others = cursor.fetchall()
+    if others:
+        table, owner = others[0]
+        found = f"the table {table} belongs to {owner}, and the role {role} may not change it"
+        remedy = f"connect as {owner}, or as a superuser: ALTER TABLE … OWNER TO {role} for each table"
+        return Finding("fault", "rights", found, remedy)
+    return Finding("ok", "rights", f"the role {role} owns its tables and may create more")
+
+
+def quota_findings(connection: Connection, quotas: Collection[str]) -> Iterator[Finding]:
+    """Look for tenants with a quota of their own that there are not."""
+    if not quotas:
+        return
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('tenants') IS NULL")
+        if cursor.fetchall() == [(True,)]:
+            return
+        cursor.execute(_UNKNOWN, (list(quotas),))
+        unknown = sorted(str(name) for (name,) in cursor.fetchall())
+    if unknown:
+        found = f"uploads.tenant_quotas names no tenant that there is: {', '.join(unknown)}"
+        yield Finding("warning", "quotas", found, "correct the name, or add the tenant")
+    else:
+        yield Finding("ok", "quotas", f"{len(quotas)} tenants have one of their own")

@@ -21,7 +21,7 @@ import psutil
 import pytest
 import redis.asyncio
 
-from storage.embedded import EmbeddedError, Services, embedded, servers
+from storage.embedded import EmbeddedError, NotMadeError, Services, embedded, servers
 from storage.embedded_account import account_for, make_data_dir
 from storage.embedded_binaries import postgres_binaries, redis_binary
 from storage.embedded_process import wait_until
@@ -160,6 +160,28 @@ def test_only_what_is_asked_for_is_started(home: Path) -> None:
     with embedded(home, redis=False) as services:
         assert not services.redis_url
         assert not (home / "sockets" / "redis.sock").exists()
+
+
+def test_embedded_made_before_used_and_stopped_where_none_is_to_be_made(home: Path) -> None:
+    with embedded(home, redis=False, make=False) as services:
+        pid = postgres_pid(home)
+        assert one(services, "1") == 1
+    assert gone(pid)
+
+
+def test_embedded_never_made_refused_and_left_alone(home: Path, place: Path) -> None:
+    for directory in (place / "none", place):
+        for what in ({"redis": False}, {"postgres": False}):
+            with pytest.raises(NotMadeError) as refused, embedded(directory, **what, make=False):
+                pass
+            assert f"in {directory}: name the server's settings" in str(refused.value)
+    assert list(place.iterdir()) == []
+    with embedded(home, redis=False):  # of one server the other is not made either
+        shutil.rmtree(home / "redis")
+        refusal = pytest.raises(NotMadeError, match=r"redis\.url is not set")
+        with refusal, embedded(home, postgres=False, make=False):
+            pass
+        assert not (home / "redis").exists()
 
 
 def test_the_database_is_durable_and_out_of_reach_of_others(home: Path) -> None:

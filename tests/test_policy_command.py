@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 
 from storage.tenancy import PostgresTenancy
+from tests.commands import Run as RunHere
+from tests.commands import command
 from tests.device import day, item
 from tests.services import rows
 from tests.serving import Serve
 from tests.test_commands import Run, run
 
-__all__ = ["run"]
+__all__ = ["command", "run"]
 
+#: The policies that tenants have of their own.
+OWN = "SELECT name, domain FROM tenant_conflict_policy JOIN tenants USING (tenant_id)"
 GENERATION = "SELECT generation FROM cluster_state"
 
 
@@ -52,34 +56,34 @@ def test_a_policy_is_set_and_listed(run: Run, dsn: str) -> None:
     assert len(text) == 1 + 2 * len(defaults)
 
 
-def test_policy_unset_own_policy_the_default_stands_again(run: Run, dsn: str) -> None:
+async def test_policy_unset_own_policy_the_default_stands_again(command: RunHere, dsn: str) -> None:
     for name in ("acme", "globex"):
         PostgresTenancy(dsn).add(name)
-        run("policy", "set", "--tenant", name, "--domain", "task", "--policy", "manual")
+        await command("policy", "set", "--tenant", name, "--domain", "task", "--policy", "manual")
     before = rows(dsn, GENERATION)
-    command = ("policy", "unset", "--tenant", "acme", "--domain")
-    assert run(*command, "task").out == (
+    unset = ("policy", "unset", "--tenant", "acme", "--domain")
+    assert (await command(*unset, "task")).out == (
         "acme settles task by the default, field_merge, then most_recent_wins\n"
     )
     assert rows(dsn, GENERATION) != before
-    assert listed(run) == [("globex", "task", "manual", None, True)]
+    assert rows(dsn, OWN) == [("globex", "task")]
     before = rows(dsn, GENERATION)
-    again = run(*command, "task")
+    again = await command(*unset, "task")
     assert again.out == (
         "acme has no policy of its own for task: acme settles task by the default, field_merge,"
         " then most_recent_wins\n"
     )
-    assert "there is no domain tasks with conflicts" in run(*command, "tasks").refusal()
-    assert "there is no tenant nobody" in run(*command[:3], "nobody", "--domain", "task").refusal()
+    assert "there is no domain tasks with conflicts" in (await command(*unset, "tasks")).refusal()
+    assert "there is no tenant nobody" in (await command(*unset[:3], "nobody", "--domain", "task")).refusal()
     assert rows(dsn, GENERATION) == before
 
 
-def test_policy_unset_domain_gone_from_the_settings_taken_back(run: Run, dsn: str) -> None:
+async def test_policy_unset_domain_gone_from_the_settings_taken_back(command: RunHere, dsn: str) -> None:
     PostgresTenancy(dsn).add("acme")
     known = {"TIDEMARK__DOMAINS__PATROL__POLICY": "manual"}
     chosen = ("--tenant", "acme", "--domain", "patrol")
-    run("policy", "set", *chosen, "--policy", "client_wins", **known)
-    assert "which the settings do not know" in run("policy", "unset", *chosen).out
+    await command("policy", "set", *chosen, "--policy", "client_wins", **known)
+    assert "which the settings do not know" in (await command("policy", "unset", *chosen)).out
     assert rows(dsn, "SELECT FROM tenant_conflict_policy") == []
 
 

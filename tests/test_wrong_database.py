@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +13,7 @@ import psycopg2.extensions
 import pytest
 
 from run import cli
-from storage.embedded import embedded
-from storage.embedded_account import account_for, make_data_dir
+from storage.embedded import Services
 from storage.tenancy import PostgresTenancy
 from tests.commands import Ended, command
 from tests.commands import Run as RunHere
@@ -132,33 +131,18 @@ async def test_cleanup_data_directory_missing_refused(command: RunHere, tmp_path
     assert not (tmp_path / "no").exists()
 
 
-@pytest.fixture
-def data_dir() -> Iterator[Path]:
-    """An embedded database that serve has made and stopped."""
-    with tempfile.TemporaryDirectory(prefix="tidemark-") as home:
-        Path(home).chmod(0o711)  # the servers' account has to pass through it
-        place = Path(home, "data")
-        make_data_dir(place, account_for(place))
-        with embedded(place, redis=False):
-            pass
-        yield place
-
-
-async def test_embedded_database_started_for_a_command_named_and_stopped(
-    command: RunHere, data_dir: Path
-) -> None:
-    at = ("--data-dir", str(data_dir))
-    added = await command("tenant", "add", "acme", *at, **NONE)
-    assert (added.out, added.err) == ("added acme\n", f"database: the embedded database of {data_dir}\n")
-    assert not (data_dir / "sockets").exists()
-    listed = await command("tenant", "list", "--json", *at, **NONE)
-    assert [one["name"] for one in json.loads(listed.out)] == ["acme"]
-    refused = await command("token", "--tenant", "acne", "--device", "d", *at, **NONE, **SECRET)
-    assert refused.refusal() == (
-        f"Error: there is no tenant acne in the embedded database of {data_dir}: add it with"
-        " `run.py tenant add acne`"
-    )
-    assert not (data_dir / "redis").exists()
+async def test_embedded_database_that_is_there_used_and_named(command: RunHere, services: Services) -> None:
+    data_dir = services.dsn.split("host=")[1].split("/sockets")[0]
+    at = ("--data-dir", data_dir)
+    place = f"the embedded database of {data_dir}"
+    name = f"acme-{uuid.uuid4().hex}"
+    added = await command("tenant", "add", name, *at, **NONE)
+    assert (added.out, added.err) == (f"added {name}\n", f"database: {place}\n")
+    assert rows(services.dsn, f"SELECT count(*) FROM tenants WHERE name = '{name}'") == [(1,)]
+    assert (await command("tenant", "remove", name, *at, **NONE)).err == f"database: {place}\n"
+    refused = await command("token", "--tenant", name, "--device", "d", *at, **NONE, **SECRET)
+    said = f"Error: there is no tenant {name} in {place}: add it with `run.py tenant add {name}`"
+    assert refused.refusal() == said
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another account")

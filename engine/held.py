@@ -14,8 +14,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from engine.conflict import client_side
-from engine.merge import Fields, apply_patch, decode_fields, encode_fields, same_content
+from engine.merge import Fields, decode_fields, encode_fields, same_content
 from engine.messages import Op
 from engine.rows import Conflict, HeldChange
 
@@ -54,12 +53,22 @@ def op_of(changes: Changes) -> Op:
     return "put" if first == "delete" and len(changes) > 1 else first
 
 
-def applied(changes: Changes, server: Fields | None) -> Fields | None:
-    """Return the record as it would stand if the changes won; None is a tombstone."""
+def applied(changes: Changes, server: bytes | None) -> Fields | None:
+    """Return the record as it would stand if the changes won; None is a tombstone.
+
+    ``server`` is the record's data as stored. Everything is decoded here, so that each patch is applied in
+    place: a copy of the record for each of 128 patches would take tens of milliseconds.
+    """
+    fields = None if server is None else decode_fields(server)
     for change in changes:
-        fields = None if change.data is None else decode_fields(change.data)
-        server = client_side(change.op, fields, server)
-    return server
+        data = None if change.data is None else decode_fields(change.data)
+        if change.op != "patch":
+            fields = data
+            continue
+        if fields is None:
+            fields = {}
+        _patch(fields, data or {})
+    return fields
 
 
 def fold(held: Changes, change: HeldChange, limit_bytes: int) -> Changes | None:
@@ -94,8 +103,8 @@ def compacted(changes: Changes) -> Changes:
     return tuple([one.change() for one in merged])
 
 
-def composed(first: Fields, second: Fields) -> Fields | None:
-    """Return the one merge patch that does what two do, None if there is none.
+def compose(first: Fields, second: Fields) -> bool:
+    """Make the first merge patch do what both do; False, and nothing is changed, if no patch does that.
 
     Field by field: where one patch alone names a field, its value stands. Where both do, a value of the
     second that is no object replaces whatever the first left, so it stands. An object of the second is
@@ -103,17 +112,41 @@ def composed(first: Fields, second: Fields) -> Fields | None:
     do. If the first removes the field or gives it another value, the outcome is a new object without
     any member that stood there before, and an object in a patch always keeps such members: there is none.
     """
-    both = dict(first)
+    if not _composes(first, second):
+        return False
+    _lay_over(first, second)
+    return True
+
+
+def _composes(first: Fields, second: Fields) -> bool:
     for name, value in second.items():
         if type(value) is dict and name in first:
             before = first[name]
+            if type(before) is not dict or not _composes(before, value):
+                return False
+    return True
+
+
+def _lay_over(first: Fields, second: Fields) -> None:
+    for name, value in second.items():
+        before = first.get(name)
+        if type(value) is dict and type(before) is dict:
+            _lay_over(before, value)
+        else:
+            first[name] = value
+
+
+def _patch(target: Fields, patch: Fields) -> None:
+    for name, value in patch.items():
+        if value is None:
+            target.pop(name, None)
+        elif type(value) is dict:
+            before = target.get(name)
             if type(before) is not dict:
-                return None
-            value = composed(before, value)  # noqa: PLW2901
-            if value is None:
-                return None
-        both[name] = value
-    return both
+                before = target[name] = {}
+            _patch(before, value)
+        else:
+            target[name] = value
 
 
 def _since_last_whole(changes: Changes) -> Changes:
@@ -160,6 +193,9 @@ def _as_one(below: _Merged, above: _Merged) -> _Merged | None:
     assert above.fields is not None
     if below.op == "patch":
         assert below.fields is not None
-        both = composed(below.fields, above.fields)
-        return None if both is None else _Merged("patch", both, below.first, above.last)
-    return _Merged("put", apply_patch(below.fields or {}, above.fields), below.first, above.last)
+        if not compose(below.fields, above.fields):
+            return None
+        return below._replace(last=above.last)
+    fields = {} if below.fields is None else below.fields
+    _patch(fields, above.fields)
+    return _Merged("put", fields, below.first, above.last)

@@ -99,4 +99,4 @@ def _chosen(
         return server
     if job.choice == "merged":
         return job.fields
-    return applied(changes_of(conflict), None if row.patch_base is None else decode_fields(row.patch_base))
+    return applied(changes_of(conflict), row.patch_base)

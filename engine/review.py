@@ -111,8 +111,7 @@ def review(case: ConflictCase) -> Review:
     conflict, record = case.conflict, case.record
     standing = None if record is None or record.data is None else decode_fields(record.data)
     held = changes_of(conflict)
-    patched = None if record is None or record.patch_base is None else decode_fields(record.patch_base)
-    wanted = applied(held, patched)
+    wanted = applied(held, None if record is None else record.patch_base)
     settled = None
     if conflict.settled_at_us is not None:
         assert conflict.settled_by is not None

@@ -16,7 +16,7 @@ from engine.held import applied, changes_of, op_of, size_bytes
 from engine.instants import to_text, to_us
 from engine.intake import Session
 from engine.jobs import Answer, Resolution
-from engine.merge import decode_fields, encode_fields
+from engine.merge import encode_fields
 from engine.messages import (
     ClientSide,
     ConflictList,
@@ -70,9 +70,8 @@ async def list_conflicts(core: Core, session: Session, request: Conflicts, reque
 def _open_conflict(held: HeldConflict) -> OpenConflict:
     conflict, record = held.conflict, held.record
     server = None if record is None else record.data
-    patched = None if record is None else record.patch_base
     changes = changes_of(conflict)
-    wanted = applied(changes, None if patched is None else decode_fields(patched))
+    wanted = applied(changes, None if record is None else record.patch_base)
     return OpenConflict(
         conflict.conflict_id,
         conflict.domain,

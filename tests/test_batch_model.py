@@ -21,7 +21,6 @@ from engine.held import applied, changes_of
 from engine.instants import EARLIEST_US, to_text, to_us
 from engine.intake import Intake, Session
 from engine.jobs import Answer, Attach, Attached, Job, Outcome, Push, Resolution, Settlement
-from engine.merge import decode_fields
 from engine.messages import Attachment, Resolve, Sync
 from engine.ports import Tenant
 from engine.rows import Conflict, ConflictRef, EventKey, HeldRef, Record, RecordKey
@@ -461,7 +460,7 @@ class Duel:
                 row = self.memory.conflicts[ConflictRef(tenant_id, self.conflict_ids[serial])]
                 record = self.memory.records[RecordKey(tenant_id, row.domain, row.record_id)]
                 standing = tenant.records[logged.domain, logged.record_id][-1].data
-                wanted = applied(changes_of(row), None if record.data is None else decode_fields(record.data))
+                wanted = applied(changes_of(row), record.data)
                 assert canonical(wanted) == canonical(chain_applied(logged.chain, standing))
 
     def _nothing_is_lost(self) -> None:

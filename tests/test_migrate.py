@@ -74,6 +74,36 @@ def test_down_to_a_migration_takes_back_all_after_it(dsn: str) -> None:
     assert migrate(dsn, 5) == _ALL[3:5]
 
 
+def test_held_changes_taken_back_leave_the_last_one_and_every_row_of_the_log(dsn: str) -> None:
+    change = '{"op":"%s","base":%s,"at_us":%d,"sent_at_us":%d,"data":%s}'
+    held = ",".join([change % ("put", "4", 5, 4, '{"a":1}'), change % ("patch", "null", 7, 6, '{"b":1.0}')])
+    deleted = change % ("delete", "3", 9, 9, "null")
+    columns = (
+        "tenant_id, conflict_id, domain, record_id, device_id, policy, outcome, server_version, client_op,"
+        " client_at_us, client_data, opened_at_us, client_changes, held_in"
+    )
+    execute(
+        dsn,
+        f"INSERT INTO conflict_resolution_log ({columns}) VALUES"
+        f" (1, 'c1', 'note', 'r1', 'd', 'manual', 'open', 1, 'put', 1, '{{}}', 1, '[{held}]', NULL),"
+        f" (1, 'c2', 'note', 'r2', 'd', 'manual', 'open', 1, 'put', 1, '{{}}', 1, '[{deleted}]', NULL),"
+        " (1, 'c3', 'note', 'r3', 'd', 'manual', 'open', 1, 'put', 1, '{}', 1, NULL, NULL),"
+        " (1, 'c4', 'note', 'r1', 'd', 'manual', 'held', 1, 'put', 5, '{\"a\":1}', 1, NULL, 'c1')",
+    )
+    before = _ALL.index("0018.held_changes")
+    migrate(dsn, before, down=True)
+    kept = "conflict_id, outcome, client_op, client_base, client_at_us, client_data::text"
+    assert rows(dsn, f"SELECT {kept} FROM conflict_resolution_log ORDER BY conflict_id") == [
+        ("c1", "open", "patch", None, 7, '{"b":1.0}'),
+        ("c2", "open", "delete", 3, 9, None),
+        ("c3", "open", "put", None, 1, "{}"),
+        ("c4", "held", "put", None, 5, '{"a":1}'),
+    ]
+    migrate(dsn, before + 1)
+    counts = "SELECT DISTINCT client_count, client_changes::text, held_in FROM conflict_resolution_log"
+    assert rows(dsn, counts) == [(1, None, None)]
+
+
 def test_status_lists_what_is_applied(empty_dsn: str) -> None:
     assert [one.applied_at for one in status(empty_dsn)] == [None] * len(_ALL)
     migrate(empty_dsn, 2)

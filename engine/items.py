@@ -217,16 +217,15 @@ class _Meeting(msgspec.Struct, gc=False):
     def join(self, waiting: Conflict) -> Result:
         """Add the change to the open conflict, whatever it would come to: it belongs behind the others there.
 
-        An atomic message, which opens no conflict, joins none either.
+        An atomic message, which opens no conflict, joins none either. An item without ``at`` comes after
+        all that came before it: the server's clock would be no measure for the device's.
         """
         item = self.item
         held = changes_of(waiting)
+        sent_at_us = item.sent_at_us if item.dated else held[-1].sent_at_us
+        change = HeldChange(item.op, item.base or None, item.at_us, sent_at_us, _own_data(item))
         limit_bytes = self.rules.record_bytes
-        changes = fold(
-            held,
-            HeldChange(item.op, item.base or None, item.at_us, item.sent_at_us, _own_data(item)),
-            limit_bytes,
-        )
+        changes = fold(held, change, limit_bytes)
         if changes is None:
             return _rejected(
                 item,
@@ -242,7 +241,10 @@ class _Meeting(msgspec.Struct, gc=False):
                     waiting, client_changes=changes, client_count=waiting.client_count + 1
                 )
             )
-        self._log("held", waiting.conflict_id)
+        joined = self._logged(self.rules.new_id(), "held")
+        self.working.log(
+            msgspec.structs.replace(joined, client_sent_at_us=sent_at_us, held_in=waiting.conflict_id)
+        )
         return self._held(waiting.conflict_id)
 
     def _held(self, conflict_id: str | UnsetType) -> Result:
@@ -307,10 +309,10 @@ class _Meeting(msgspec.Struct, gc=False):
             data=_raw(stands.data),
         )
 
-    def _log(self, outcome: str, held_in: str | None = None) -> None:
-        self.working.log(self._logged(self.rules.new_id(), outcome, held_in))
+    def _log(self, outcome: str) -> None:
+        self.working.log(self._logged(self.rules.new_id(), outcome))
 
-    def _logged(self, conflict_id: str, outcome: str, held_in: str | None = None) -> Conflict:
+    def _logged(self, conflict_id: str, outcome: str) -> Conflict:
         push, item, row = self.push, self.item, self.row
         return Conflict(
             tenant_id=push.tenant_id,
@@ -326,8 +328,7 @@ class _Meeting(msgspec.Struct, gc=False):
             client_op=item.op,
             client_at_us=item.at_us,
             client_data=_own_data(item),
-            client_sent_at_us=item.sent_at_us,
-            held_in=held_in,
+            client_sent_at_us=kept_sent_at_us(item, None, push.device_id),
             opened_at_us=push.now_us,
         )
 

@@ -20,6 +20,8 @@ RecordId = tuple[str, str]
 CHAIN = 128
 
 _MISSING: Any = object()
+#: Stands for the time of a change that does not say when it was made, where nothing comes before it.
+FIRST_US = (datetime(1, 1, 1, tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 _INT_RANGE = range(-(2**63), 2**63)
 
 
@@ -397,10 +399,10 @@ class World:
             op,
             at_us,
             data,
-            now_us if at is None else instant_us(at),
+            FIRST_US if sent_us is None else sent_us,
         )
         if meets and "manual" in {policy.policy, policy.fallback if by_field else None}:
-            serial = self._join(tenant, logged)
+            serial = self._join(tenant, logged, sent_us)
             if serial is not None:
                 return {"status": "conflict", "conflict_id": serial} | _standing(history, data=True)
         if history and same(client, current):
@@ -420,7 +422,7 @@ class World:
         if outcome.winner in {"client", "merged"}:
             self._judge(domain, outcome.data, current)
         if outcome is HELD:
-            serial = self._join(tenant, logged)
+            serial = self._join(tenant, logged, sent_us)
             if serial is not None:
                 return {"status": "conflict", "conflict_id": serial} | _standing(history, data=True)
             chain = (_waiting(logged),)
@@ -484,11 +486,16 @@ class World:
         tenant.conflicts[self._serial] = logged
         return self._serial
 
-    def _join(self, tenant: Tenant, logged: Logged) -> int | None:
-        """Add a change to the conflict that its device has open on the record, if it has one."""
+    def _join(self, tenant: Tenant, logged: Logged, sent_us: int | None) -> int | None:
+        """Add a change to the conflict that its device has open on the record, if it has one.
+
+        A change that does not say when it was made comes after all that came before it.
+        """
         whose = (logged.device, logged.domain, logged.record_id)
         for serial, known in list(tenant.conflicts.items()):
             if known.outcome == "open" and (known.device, known.domain, known.record_id) == whose:
+                if sent_us is None:
+                    logged = replace(logged, sent_us=known.chain[-1].sent_us)
                 change = _waiting(logged)
                 if not again(known.chain, change):
                     chain = self.chained(known.chain, change)

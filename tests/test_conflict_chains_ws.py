@@ -92,6 +92,17 @@ async def test_earlier_change_that_comes_late_goes_below(shared: Running) -> Non
     assert (client["at"], client["changes"]) == (day(5), 2)
 
 
+async def test_change_without_at_comes_after_those_before_it(shared: Running) -> None:
+    _, tablet = await overtaken(shared, NOTE)
+    undated: list[Json] = [item("patch", NOTE, "r1", base=1, data={"c": number}) for number in (2, 3, 2)]
+    await tablet.push(*undated)
+    assert (await open_conflict(tablet))["client"]["data"] == RECORD | {"c": 2}
+    await tablet.push(item("patch", NOTE, "r1", base=1, at="2199-01-01T00:00:00Z", data={"c": 5}))
+    await tablet.push(undated[1])
+    client = (await open_conflict(tablet))["client"]
+    assert (client["data"], client["changes"]) == (RECORD | {"c": 3}, 5)
+
+
 @pytest.mark.parametrize("domain", [NOTE, BY_FIELD])
 async def test_change_that_equals_the_servers_record_joins_the_open_conflict(
     shared: Running, domain: str

@@ -129,7 +129,8 @@ def _create(
     if fault is not None:
         return _rejected(item, *fault)
     seq = working.next_seq(push.tenant_id)
-    sent = Sent(push.device_id, kept_sent_at_us(item, None, push.device_id))
+    sent_at_us = kept_sent_at_us(item, None, push.device_id)
+    by_field = policy.policy == "field_merge"
     record = Record(
         push.tenant_id,
         item.domain,
@@ -140,8 +141,8 @@ def _create(
         push.device_id,
         1,
         data,
-        created(fields, item.at_us, sent) if policy.policy == "field_merge" else None,
-        sent_at_us=sent.at_us,
+        created(fields, item.at_us, Sent(push.device_id, sent_at_us)) if by_field else None,
+        sent_at_us=sent_at_us,
     )
     working.put(key, record, push.session_id)
     return Result(domain=item.domain, id=item.id, status="applied", version=1, seq=seq)
@@ -182,8 +183,11 @@ class _Meeting(msgspec.Struct, gc=False):
         version = row.version + 1
         seq = self.working.next_seq(push.tenant_id)
         chained = is_own(row, push.device_id)
-        sent = Sent(push.device_id, kept_sent_at_us(item, row, push.device_id, settled=settled))
-        changed = Sent(push.device_id, item.sent_at_us) if item.dated else sent
+        sent_at_us = kept_sent_at_us(item, row, push.device_id, settled=settled)
+        versions = None
+        if self.policy.policy == "field_merge":
+            sent = Sent(push.device_id, item.sent_at_us if item.dated else sent_at_us)
+            versions = next_versions(self.policy, row, self.server, outcome, item.at_us, sent)
         record = Record(
             push.tenant_id,
             item.domain,
@@ -194,9 +198,9 @@ class _Meeting(msgspec.Struct, gc=False):
             push.device_id,
             row.chain_from if chained else version,
             data,
-            next_versions(self.policy, row, self.server, outcome, item.at_us, changed),
+            versions,
             row.attachments,
-            sent.at_us,
+            sent_at_us,
             last_data(self.rules, row, data),
         )
         self.working.put(self.key, record, push.session_id)

@@ -149,13 +149,15 @@ def advance(
 
 def _note_writer(versions: FieldVersions, names: list[str], at_us: int, sent: Sent | None) -> None:
     writers = versions.writers
-    for device_id, own in list(writers.items()):
+    for device_id, own in list(writers.items()) if writers else ():
         for name in names:
             own.pop(name, None)
         if not own:
             del writers[device_id]
     if sent is not None and names:
-        writers.setdefault(sent.device_id, {}).update(dict.fromkeys(names, sent.at_us - at_us))
+        writers[sent.device_id] = own = writers.get(sent.device_id, {})
+        for name in names:
+            own[name] = sent.at_us - at_us
 
 
 def _fold_removed(versions: FieldVersions, present: Fields) -> None:

@@ -35,9 +35,9 @@ def kept_sent_at_us(item: Change, row: Record | None, device_id: str, *, settled
     An item without ``at`` leaves it as it was: the server's clock would be no measure for the device's. What
     won a conflict (``settled``) with a later version of its own device does not set it back.
     """
+    if item.dated and not settled:
+        return item.sent_at_us
     before_us = row.sent_at_us if row is not None and is_own(row, device_id) else None
     if not item.dated:
         return EARLIEST_US if before_us is None else before_us
-    if settled and before_us is not None:
-        return max(before_us, item.sent_at_us)
-    return item.sent_at_us
+    return item.sent_at_us if before_us is None else max(before_us, item.sent_at_us)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
+from handlers.auth import offered_subprotocols, token_of
+from handlers.expectations import _is_met
 from handlers.header_fields import (
     combined,
     content_coding,
@@ -18,6 +21,7 @@ from handlers.header_fields import (
     takes_gzip,
     tokens,
 )
+from handlers.media_type import media_type
 from handlers.ranges import Part, is_known, wanted_part
 
 _TCHAR = "!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -154,6 +158,43 @@ def test_prefers_msgpack(accept: str, msgpack: bool) -> None:
 )
 def test_content_coding(said: list[str], coding: str) -> None:
     assert content_coding(headers("Content-Encoding", said)) == coding
+
+
+_TOKEN68 = st.from_regex(r"[A-Za-z0-9._~+/-]{1,12}={0,2}", fullmatch=True)
+
+
+@given(st.data())
+def test_token_of_a_bearer_in_any_case_and_behind_any_blanks(data: st.DataObject) -> None:
+    token = data.draw(_TOKEN68)
+    said = any_case(data.draw, "bearer") + " " * data.draw(st.integers(1, 3)) + token
+    assert token_of(headers("authorization", [said])) == token
+
+
+@given(st.data())
+def test_token_of_a_list_of_subprotocols_in_any_lines(data: st.DataObject) -> None:
+    token = data.draw(st.text("abcXYZ019._-", min_size=1, max_size=8))
+    others = data.draw(st.lists(TOKEN.filter(lambda name: not name.startswith("bearer.")), max_size=3))
+    said = [*others, f"bearer.{token}"]
+    fields = headers("Sec-WebSocket-Protocol", data.draw(lines(said)))
+    assert token_of(fields) == token
+    assert offered_subprotocols(fields) == said
+
+
+@given(st.data())
+def test_media_type_is_what_stands_before_the_parameters(data: st.DataObject) -> None:
+    kind = f"{data.draw(TOKEN)}/{data.draw(TOKEN)}"
+    parameters = "".join(data.draw(st.lists(PARAMETER, max_size=2)))
+    fields = headers("Content-Type", [kind + parameters])
+    request = make_mocked_request("POST", "/", headers=fields)
+    assert media_type(request) == kind.lower()
+
+
+@given(st.data())
+def test_expectation_is_met_where_all_of_the_list_is_100_continue(data: st.DataObject) -> None:
+    said = data.draw(st.lists(st.just("100-continue") | TOKEN, max_size=3))
+    spelled = data.draw(lines([any_case(data.draw, one) for one in said]))
+    request = make_mocked_request("POST", "/", headers=headers("Expect", spelled))
+    assert _is_met(request) is all(one.lower() == "100-continue" for one in said)
 
 
 # -- what files are asked with ------------------------------------------------------------------

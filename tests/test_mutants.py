@@ -16,7 +16,7 @@ from storage.embedded import Services
 from tests.mutants import MUTANTS, Mutant
 
 _ROOT = Path(__file__).parent.parent
-_COPIED = ("compose", "engine", "handlers", "storage", "tests")
+_COPIED = ("compose", "bench", "engine", "handlers", "storage", "tests")
 _COPIED_FILES = ("run.py", "config.toml", "pyproject.toml")
 _RUN_S = 120.0
 #: How a test says that a promise is broken, in its last lines or inside of an exception group.

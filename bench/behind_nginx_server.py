@@ -14,7 +14,7 @@ import psutil
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from bench.ground import BenchError, Ground
-from bench.server import LIFTED, ROOT, end, free_ports
+from bench.server import ROOT, end, free_ports, variables
 
 _READY_S: Final = 60.0
 _STOP_S: Final = 60.0
@@ -30,14 +30,7 @@ class Serving:
     def __init__(self, ground: Ground, dsn: str, secret: str) -> None:
         self.dsn = dsn
         self.port = free_ports(self.workers + 2)
-        self.environment = {
-            **os.environ,
-            **LIFTED,
-            "TIDEMARK__POSTGRES__DSN": dsn,
-            "TIDEMARK__REDIS__URL": ground.redis_url,
-            "TIDEMARK__AUTH__SECRET": secret,
-            "TIDEMARK__DATA__DIR": str(ground.home),
-        }
+        self.environment = {**os.environ, **variables(ground, dsn, secret, None)}
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
         self._renewed = asyncio.Event()

@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from bench.drive import Target
+from bench.drive import Target, say
 from bench.ground import BenchError, Ground, deployed, secret_of
 from bench.server import Server, product, started
 from engine.settings import Settings
+from storage.places import place_of
 from storage.tenancy import PostgresTenancy
 
 #: Said in the report of a server that runs already.
@@ -95,6 +96,7 @@ def remote(options: Options, url: str) -> Iterator[tuple[Target, str]]:
     if parts.scheme != "http" or parts.hostname is None:
         raise BenchError(f"--url {url}: http://HOST:PORT is required; TLS is the proxy's part")
     with deployed(chosen) as dsn:
+        say(f"database: {place_of(dsn)}")
         add_tenants(dsn, options.tenant_names)
         target = Target(
             host=parts.hostname,

@@ -20,6 +20,7 @@ from bench.server import started
 from bench.stage import Options, add_tenants
 from engine.settings import SettingsError
 from storage.embedded import Services
+from storage.places import place_of
 from tests.device import SECRET
 from tests.services import rows
 from tests.serving import Serve
@@ -116,7 +117,9 @@ async def test_limits_measure_all_three_and_idle_memory(monkeypatch: pytest.Monk
     assert all(row.faultless for row in report.rows)
 
 
-async def test_a_server_that_runs_already_is_measured(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_runs_already_is_measured(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     server = await serve(limits={"messages_per_minute": 1_000_000})
     monkeypatch.setenv("TIDEMARK__POSTGRES__DSN", server.dsn)
     monkeypatch.setenv("TIDEMARK__AUTH__SECRET", SECRET.decode())
@@ -127,6 +130,7 @@ async def test_a_server_that_runs_already_is_measured(serve: Serve, monkeypatch:
     assert row.audit is not None
     assert row.audit.items == row.sent > 0
     assert row.cpu_ms.keys() == {"generator"}
+    assert f"database: {place_of(server.dsn)}\n" in capsys.readouterr().err  # it has new tenants now
 
 
 @pytest.mark.usefixtures("home")

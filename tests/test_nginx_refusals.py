@@ -131,6 +131,7 @@ async def test_own_refusals_are_errors_of_the_contract(front: Front) -> None:
         assert answer.status == kind.http
         assert answer.headers["Content-Type"] == "application/json"
         assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.headers["Server"] == "nginx"  # without its version
         assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["X-Request-ID"])
         assert ("Retry-After" in answer.headers) is kind.retryable
         assert ("Allow" in answer.headers) is (answer.status == 405)
@@ -252,6 +253,7 @@ async def test_redirect_port_sends_plain_http_to_https(tmp_path: Path) -> None:
     ):
         answer = await wire.ask("POST", "/v1/sync?a=1", {"Host": "localhost"}, b"{}")
     assert (answer.status, answer.headers["Location"]) == (308, f"{front.nginx.url}/v1/sync?a=1")
+    assert answer.headers["Server"] == "nginx"
 
 
 async def test_http2_is_spoken_only_if_asked_for(tmp_path: Path) -> None:

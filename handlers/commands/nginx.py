@@ -153,6 +153,7 @@ _REDIRECT: Final = """
 server {{
 {listen}
     server_name {server_name};
+    server_tokens off;
     return 308 https://$host{port}$request_uri;
 }}
 """

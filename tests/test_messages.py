@@ -91,6 +91,7 @@ def test_errors_keep_their_status_and_whether_to_try_again() -> None:
         "invalid_item": (None, False),
         "unknown_domain": (None, False),
         "unknown_base": (None, False),
+        "creation_rejected": (None, False),
         "batch_aborted": (None, False),
     }
     for code, kind in ERRORS.items():

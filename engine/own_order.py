@@ -32,12 +32,15 @@ def follows(item: Change, row: Record) -> bool:
 def kept_sent_at_us(item: Change, row: Record | None, device_id: str, *, settled: bool = False) -> int:
     """Return the time that is kept with a new version, for the order of the device's later changes.
 
-    An item without ``at`` leaves it as it was: the server's clock would be no measure for the device's. What
-    won a conflict (``settled``) with a later version of its own device does not set it back.
+    An item without ``at`` leaves it as it was: the server's clock would be no measure for the device's. On
+    the version that stands it begins anew, as the device's clock may have been set since. What won a
+    conflict (``settled``) with a later version of its own device does not set it back.
     """
     if item.dated and not settled:
         return item.sent_at_us
-    before_us = row.sent_at_us if row is not None and is_own(row, device_id) else None
+    before_us = None
+    if row is not None and item.base != row.version and is_own(row, device_id):
+        before_us = row.sent_at_us
     if not item.dated:
         return EARLIEST_US if before_us is None else before_us
     return item.sent_at_us if before_us is None else max(before_us, item.sent_at_us)

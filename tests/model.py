@@ -41,7 +41,8 @@ class Version:
 
     ``at_us`` is the record's time; ``change_at_us`` the time of the change that made this version,
     which a merge may have found older than what it met, and ``sent_us`` the same as the device sent it, None
-    for an item without ``at``. ``settled`` says that it won a conflict. ``by_field`` says that the domain was
+    for an item without ``at``. ``on_top`` says that it was made on the version before it, ``settled`` that it
+    won a conflict. ``by_field`` says that the domain was
     merged by field when this version was written.
     """
 
@@ -53,6 +54,7 @@ class Version:
     by_field: bool
     sent_us: int | None = None
     settled: bool = False
+    on_top: bool = False
 
 
 @dataclass(frozen=True)
@@ -409,7 +411,9 @@ class World:
             return {"status": "unchanged"} | _standing(history)
         if not meets:
             self._judge(domain, client, current)
-            self._write(tenant, item, Version(client, at_us, at_us, device, 0, by_field, sent_us))
+            on_top = base == len(history)
+            version = Version(client, at_us, at_us, device, 0, by_field, sent_us, on_top=on_top)
+            self._write(tenant, item, version)
             return {"status": "applied"} | _standing(tenant.records[domain, item["id"]])
 
         change = _Change(device, op, base or 0, at_us, sent_us, data, item.get("changed"))
@@ -652,14 +656,16 @@ class _Change:
 def own_sent_us(history: tuple[Version, ...]) -> int | None:
     """Say which of a device's own times an item of it is held against, whose version is the last.
 
-    That is the last that it sent a time with, in the unbroken run of its versions; one that won a conflict
-    does not set it back.
+    That is the last that it sent a time with, in the unbroken run of its versions since it knew the version
+    that stood; one that won a conflict does not set it back.
     """
     run: list[Version] = []
     for version in reversed(history):
         if version.device != history[-1].device:
             break
         run.append(version)
+        if version.on_top:
+            break
     last_us: int | None = None
     for version in reversed(run):
         if version.sent_us is not None and not (version.settled and version.sent_us < (last_us or 0)):

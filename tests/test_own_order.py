@@ -156,6 +156,13 @@ def test_own_edits_without_at_come_after_and_are_no_measure_for_those_with_one()
     assert server.data == {"n": 3}
 
 
+def test_own_edits_without_at_on_the_version_that_stands_begin_anew() -> None:
+    server = Server("server_wins")
+    server.push({"n": 0}, 7200)
+    assert server.push({"n": 1}, None, base=1)["status"] == "applied"
+    assert server.push({"n": 2}, 1, base=1)["status"] == "applied", "the clock was set back before both"
+
+
 def test_own_edits_record_created_without_at_any_later_one_applies() -> None:
     server = Server("server_wins")
     server.push({"n": 0}, None)

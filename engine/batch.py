@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from engine.answers import kept, replayed, told
 from engine.attachments import attach
 from engine.conflict import may_hold
 from engine.errors import SyncError
@@ -178,12 +179,13 @@ def plan(
 
 def _push(push: Push, working: Working, rules: Rules) -> Answer | SyncError:
     ref = KeyRef(push.tenant_id, push.key_hash)
-    kept = working.keys.get(ref)
-    if kept is not None:
-        if kept.request_sha256 != push.request_sha256:
-            working.reused.append((push, kept.age_s))
+    known = working.keys.get(ref)
+    if known is not None:
+        if known.request_sha256 != push.request_sha256:
+            working.reused.append((push, known.age_s))
             return SyncError("idempotency_key_reused", "this key was used for other items")
-        return Answer(kept.results, replayed=True)
+        again = replayed(known.results, push.tenant_id, working.records, rules.answer_data_bytes)
+        return Answer(again, replayed=True)
     if len(push.items) > 1 and _touched_bytes(push, working.records, working.held) > MESSAGE_TOUCHES_BYTES:
         return SyncError(
             "too_large", f"items: their records pass {MESSAGE_TOUCHES_BYTES} bytes together: send fewer"
@@ -194,8 +196,10 @@ def _push(push: Push, working: Working, rules: Rules) -> Answer | SyncError:
     else:
         results = _one_by_one(push, working, rules, policies)
         working.quarantine.extend(quarantined(push, results, rules.new_id))
-    encoded = _encode(_bounded(results, rules.answer_data_bytes))
-    working.keep(ref, KeyRow(push.tenant_id, push.key_hash, push.request_sha256, encoded))
+    results = told(results, rules.answer_data_bytes)
+    encoded = _encode(results)
+    row = kept(results, encoded, rules.kept_data_bytes)
+    working.keep(ref, KeyRow(push.tenant_id, push.key_hash, push.request_sha256, row))
     return Answer(encoded, replayed=False)
 
 
@@ -247,17 +251,3 @@ def _aborted(push: Push, culprit: int, result: Result) -> list[Result]:
         else Result(domain=item.domain, id=item.id, status="rejected", error=error)
         for index, item in enumerate(push.items)
     ]
-
-
-def _bounded(results: list[Result], limit_bytes: int) -> list[Result]:
-    total = 0
-    for index, result in enumerate(results):
-        if isinstance(result.data, msgspec.Raw):
-            total += len(memoryview(result.data))
-            if total > limit_bytes:
-                return results[:index] + [_without_data(later) for later in results[index:]]
-    return results
-
-
-def _without_data(result: Result) -> Result:
-    return msgspec.structs.replace(result, data=msgspec.UNSET)

@@ -17,7 +17,9 @@ from engine.merge import (
     created,
     decode_fields,
     encode_fields,
+    replaced,
     same_content,
+    smallest,
     versions_of,
 )
 from engine.messages import ItemError, Result
@@ -59,7 +61,7 @@ def apply_item(
         unchanged = data is not None and same_content(data, row.data)
     if unchanged and not working.held:
         return _unchanged(item, row)
-    meeting = _Meeting(push, item, key, row, server, policy, working, rules)
+    meeting = _Meeting(push, item, key, row, server, wanted, policy, working, rules)
     if item.base != row.version and not meeting.own_chain():
         waiting = meeting.waiting()
         if waiting is not None:
@@ -149,13 +151,17 @@ def _create(
 
 
 class _Meeting(msgspec.Struct, gc=False):
-    """A change and the record that it meets; ``server`` is the record's data, None for a tombstone."""
+    """A change and the record that it meets.
+
+    ``server`` is the record's data, ``wanted`` what they would be if the change won; None is a tombstone.
+    """
 
     push: Push
     item: Change
     key: RecordKey
     row: Record
     server: Fields | None
+    wanted: Fields | None
     policy: DomainPolicy
     working: Working
     rules: Rules
@@ -245,7 +251,7 @@ class _Meeting(msgspec.Struct, gc=False):
                     waiting, client_changes=changes, client_count=waiting.client_count + 1
                 )
             )
-        joined = self._logged(self.rules.new_id(), "held")
+        joined = self._logged(self.rules.new_id(), "held", self._met())
         self.working.log(
             msgspec.structs.replace(joined, client_sent_at_us=sent_at_us, held_in=waiting.conflict_id)
         )
@@ -284,16 +290,17 @@ class _Meeting(msgspec.Struct, gc=False):
                 return self.join(waiting)
             if self.push.atomic:
                 return self._held(UNSET)
-            opened = self._logged(self.rules.new_id(), "open")
+            opened = self._logged(self.rules.new_id(), "open", self._met())
             self.working.log(opened)
             return self._held(opened.conflict_id)
         if settled.winner == "server":
-            self._log(settled.winner)
+            self.working.log(self._logged(self.rules.new_id(), settled.winner, self._met()))
             return self._resolved(settled, row)
         written = self.write(settled.fields, _encoded(settled.fields), settled.at_us, settled=True)
         if written.status == "rejected":
             return written
-        self._log(settled.winner)
+        overwritten = self._overwritten(settled.fields)
+        self.working.log(self._logged(self.rules.new_id(), settled.winner, overwritten))
         return self._resolved(settled, self.working.records[self.key])
 
     def _last(self) -> Fields | None:
@@ -313,10 +320,23 @@ class _Meeting(msgspec.Struct, gc=False):
             data=_raw(stands.data),
         )
 
-    def _log(self, outcome: str) -> None:
-        self.working.log(self._logged(self.rules.new_id(), outcome))
+    def _met(self) -> bytes | None:
+        """Return what the change would have replaced, as much of it as the log keeps.
 
-    def _logged(self, conflict_id: str, outcome: str) -> Conflict:
+        The record itself still has it. Else a change of 70 bytes could have 250 KiB written, again and again.
+        """
+        data = self._overwritten(self.wanted)
+        limit_bytes = self.rules.kept_data_bytes
+        if data is None or len(data) <= limit_bytes:
+            return data
+        assert self.server is not None
+        return encode_fields(smallest(replaced(self.server, self.wanted or {}), limit_bytes))
+
+    def _overwritten(self, outcome: Fields | None) -> bytes | None:
+        """Return what stands in the record and does not in an outcome, None for a tombstone."""
+        return None if self.server is None else encode_fields(replaced(self.server, outcome or {}))
+
+    def _logged(self, conflict_id: str, outcome: str, server_data: bytes | None) -> Conflict:
         push, item, row = self.push, self.item, self.row
         return Conflict(
             tenant_id=push.tenant_id,
@@ -327,7 +347,7 @@ class _Meeting(msgspec.Struct, gc=False):
             policy=self.policy.policy,
             outcome=outcome,
             server_version=row.version,
-            server_data=row.data,
+            server_data=server_data,
             client_base=item.base or None,
             client_op=item.op,
             client_at_us=item.at_us,

@@ -103,6 +103,36 @@ def _sorted(value: object) -> bytes:
     return _encode(value, order="sorted")
 
 
+def replaced(before: Fields, after: Fields) -> Fields:
+    """Return the members of ``before`` that ``after`` lacks or has otherwise, inside objects alike."""
+    found: Fields = {}
+    for name, value in before.items():
+        if name not in after:
+            found[name] = value
+            continue
+        other = after[name]
+        if type(value) is dict and type(other) is dict:
+            inner = {} if value is other else replaced(value, other)
+            if inner:
+                found[name] = inner
+        elif not same_value(value, other):
+            found[name] = value
+    return found
+
+
+def smallest(fields: Fields, limit_bytes: int) -> Fields:
+    """Return the fields that are within ``limit_bytes`` together as JSON, the smallest first."""
+    room_bytes = limit_bytes
+    sizes = sorted([(len(_encode({name: value})), name) for name, value in fields.items()])
+    found: Fields = {}
+    for size_bytes, name in sizes:
+        room_bytes -= size_bytes
+        if room_bytes < 0:
+            break
+        found[name] = fields[name]
+    return found
+
+
 def apply_patch(target: Fields, patch: Fields) -> Fields:
     """Apply an RFC 7396 merge patch; neither argument is changed."""
     outcome = dict(target)

@@ -86,7 +86,9 @@ class Settled(msgspec.Struct, frozen=True):
 
 
 class Review(msgspec.Struct, frozen=True):
-    """One conflict. ``server`` is what the change met, ``record`` what stands now and differences are to.
+    """One conflict. ``record`` is what stands now, and what the differences are to.
+
+    ``server`` has the fields of the record it met that the change replaced, or would have replaced.
 
     ``held_in`` is the conflict that the change became part of.
     """

@@ -148,7 +148,10 @@ class Conflict(msgspec.Struct, frozen=True, kw_only=True):
     """One conflict with both sides, as logged; ``outcome`` is ``open`` while it waits.
 
     ``client_data`` is the item's own data: the whole record for a put, the patch for a patch, None
-    for a delete. ``server_data`` is the record it met. ``settled_*`` say how a person decided.
+    for a delete. ``server_data`` are the fields of the record it met that it replaced; where the record was
+    left as it was, those that it would have replaced, the smallest of them if they are much
+    (``engine.answers.KEPT_DATA_BYTES``). None is a tombstone; rows of earlier versions have the whole record.
+    ``settled_*`` say how a person decided.
 
     An item that joins an open conflict has a row of its own too: ``outcome`` is ``held``, ``held_in`` the
     open one's id. That one then has in ``client_changes`` all that it holds (``engine.held``; None while

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
+from engine.answers import KEPT_DATA_BYTES
 from engine.domains import DomainPolicy, Domains
 from engine.merge import Fields
 
@@ -18,6 +19,7 @@ class Rules(msgspec.Struct, frozen=True):
     ``policies`` gives a tenant's policies by domain from memory; ``new_id`` makes ids of conflicts and
     quarantined items; ``record_bytes`` bounds a stored record or event, ``answer_data_bytes`` the
     ``data`` in one answer. ``tombstone_data`` says that the last data of a deleted record are kept.
+    ``kept_data_bytes`` is as ``engine.answers.KEPT_DATA_BYTES``.
     """
 
     domains: Domains
@@ -26,6 +28,7 @@ class Rules(msgspec.Struct, frozen=True):
     record_bytes: int
     answer_data_bytes: int
     tombstone_data: bool = True
+    kept_data_bytes: int = KEPT_DATA_BYTES
 
     def as_of_now(self, tenants: Iterable[int]) -> Rules:
         """Hold the policies of some tenants still, so that a batch decides by those it looked up for."""

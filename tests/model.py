@@ -72,6 +72,8 @@ class Waiting:
 class Logged:
     """One conflict with both sides; ``outcome`` is ``open`` while a person has to decide.
 
+    ``server_data`` are the fields of the record that were, or would have been, replaced.
+
     What came to an open one later has a row of its own, ``held``, and ``joined`` is the serial number of the
     open one. ``chain`` is all that waits there in order, ``count`` how many changes it took in.
     """
@@ -244,11 +246,17 @@ def chain_applied(chain: tuple[Waiting, ...], current: Json | None) -> Json | No
 
 
 class World:
-    """The server as the contract describes it. ``record_bytes`` bounds a stored record or event."""
+    """The server as the contract describes it. ``record_bytes`` bounds a stored record or event.
 
-    def __init__(self, domains: Mapping[str, DomainSpec], record_bytes: int) -> None:
+    ``kept_data_bytes`` bounds the data in a kept answer, and in the log those of a record that stands.
+    """
+
+    def __init__(
+        self, domains: Mapping[str, DomainSpec], record_bytes: int, kept_data_bytes: int = 4096
+    ) -> None:
         self.domains = domains
         self.record_bytes = record_bytes
+        self.kept_data_bytes = kept_data_bytes
         self.tenants: dict[int, Tenant] = {}
         self._serial = 0
 
@@ -279,7 +287,7 @@ class World:
         request = json.dumps([atomic, items])
         kept = tenant.keys.get((device, key))
         if kept is not None:
-            return (kept.results, True) if kept.request == request else "idempotency_key_reused"
+            return (self._again(tenant, kept), True) if kept.request == request else "idempotency_key_reused"
         before = tenant.copy()
         results: list[Json] = []
         for item in items:
@@ -291,6 +299,19 @@ class World:
                 break
         tenant.keys[device, key] = Kept(request, results)
         return results, False
+
+    def _again(self, tenant: Tenant, kept: Kept) -> list[Json]:
+        """Tell an answer again: data that were not kept only where the record has that version still."""
+        room = self.kept_data_bytes
+        results: list[Json] = []
+        for result in kept.results:
+            size = len(_compact(result["data"])) if result.get("data") is not None else 0
+            if size <= room:
+                room -= size
+            elif len(tenant.records[result["domain"], result["id"]]) != result["version"]:
+                result = {name: value for name, value in result.items() if name != "data"}  # noqa: PLW2901
+            results.append(result)
+        return results
 
     def _aborted(self, tenant: Tenant, items: list[Json], index: int, failed: Json) -> list[Json]:
         """Answer an atomic message of which nothing was done: the standing is that before it."""
@@ -387,6 +408,7 @@ class World:
             raise RejectedError("creation_rejected")
         current = history[-1].data if history else None
         client = _applied(op, data, current)
+        met = self._shortened(_overwritten(current, client))
         by_field = policy.policy == "field_merge"
         meets = _conflicts(history, device, base or 0, sent_us)
         logged = Logged(
@@ -396,7 +418,7 @@ class World:
             policy.policy,
             "held",
             len(history),
-            current,
+            met,
             base,
             op,
             at_us,
@@ -432,6 +454,8 @@ class World:
             chain = (_waiting(logged),)
             serial = self._log(tenant, replace(logged, outcome="open", chain=chain))
             return {"status": "conflict", "conflict_id": serial} | _standing(history, data=True)
+        if outcome.winner != "server":
+            logged = replace(logged, server_data=_overwritten(current, outcome.data))
         self._log(tenant, replace(logged, outcome=outcome.winner))
         if outcome.winner != "server":
             version = Version(outcome.data, outcome.at_us, at_us, device, 0, by_field, sent_us, settled=True)
@@ -461,6 +485,15 @@ class World:
             for record, history in tenant.records.items():
                 if history[-1].data is None:
                     tenant.emptied[record] = len(history)
+
+    def _shortened(self, fields: Json | None) -> Json | None:
+        """Leave out the largest fields, by their names if they are of one size, as long as it is too much."""
+        if fields is None or len(_compact(fields)) <= self.kept_data_bytes:
+            return fields
+        left = sorted(fields, key=lambda name: (len(_compact({name: fields[name]})), name))
+        while sum(len(_compact({name: fields[name]})) for name in left) > self.kept_data_bytes:
+            left.pop()
+        return {name: fields[name] for name in left}
 
     def _judge(self, domain: str, outcome: Json | None, standing: Json | None) -> None:
         """Judge what would be stored by the rules of its domain and by its size."""
@@ -864,6 +897,22 @@ def _strange(branches: Json) -> Json:
 def _applied(op: str, data: Json | None, current: Json | None) -> Json | None:
     """Give the client's side: the record as it would stand if this change won."""
     return merge_patch(current, data) if op == "patch" else data
+
+
+def _overwritten(before: Json | None, after: Json | None) -> Json | None:
+    """Give what stands in one and not in the other, None for a tombstone."""
+    if before is None:
+        return None
+    found: Json = {}
+    for name, value in before.items():
+        other = (after or {}).get(name, _MISSING)
+        if isinstance(value, dict) and isinstance(other, dict):
+            inner = _overwritten(value, other)
+            if inner:
+                found[name] = inner
+        elif not same(value, other):
+            found[name] = value
+    return found
 
 
 def _compact(value: object) -> bytes:

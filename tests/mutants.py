@@ -85,7 +85,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "kept answers ignored": Mutant(
         "engine/batch.py",
-        (("kept = working.keys.get(ref)", "kept = None"),),
+        (("known = working.keys.get(ref)", "known = None"),),
         (_UNKNOWN_OUTCOME, _COMMITTED),
     ),
     "keys of one device taken for another's": Mutant(

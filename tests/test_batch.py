@@ -41,12 +41,18 @@ DOMAINS = Domains(
 class Desk:
     """Plans batches over rows in memory."""
 
-    def __init__(self, domains: Domains = DOMAINS, answer_data_bytes: int = 1 << 20) -> None:
+    def __init__(
+        self, domains: Domains = DOMAINS, answer_data_bytes: int = 1 << 20, record_bytes: int = 1000
+    ) -> None:
         ids = itertools.count(1)
         self.rows = Memory()
         self.intake = Intake(domains, 500)
         self.rules = Rules(
-            domains, lambda _: domains.default_policies, lambda: f"id-{next(ids)}", 1000, answer_data_bytes
+            domains,
+            lambda _: domains.default_policies,
+            lambda: f"id-{next(ids)}",
+            record_bytes,
+            answer_data_bytes,
         )
         self.now_us = NOW_US
         self._keys = itertools.count(1)
@@ -154,6 +160,89 @@ def test_past_its_bound_an_answer_carries_no_more_data() -> None:
     assert ["data" in result for result in results] == [True, True, False, False]
     assert [result["version"] for result in results] == [1] * 4
     assert desk.results(meeting) == [results], "the kept answer is the answer"
+
+
+LARGE = "x" * 250_000
+
+
+def large_record(desk: Desk, domain: str) -> None:
+    """Have another device store a record of 250 KB."""
+    desk.results(desk.push(item(domain, "a", place="hall", note=LARGE, n=1), device="desk"))
+
+
+def stored_bytes(desk: Desk) -> int:
+    """Add up what the log and the kept answers hold."""
+    rows = desk.rows
+    logged = sum(len(row.server_data or b"") + len(row.client_data or b"") for row in rows.conflicts.values())
+    return logged + sum(len(row.results) for row in rows.keys.values())
+
+
+@pytest.mark.parametrize("domain", ["task", "form", "note", "visit"])
+@pytest.mark.parametrize("change", [{"n": 2}, {"note": None}, {"note": {"a": 1}}])
+def test_conflict_of_a_small_change_with_a_large_record_stores_little(domain: str, change: Json) -> None:
+    desk = Desk(record_bytes=1 << 18)
+    large_record(desk, domain)
+    before_bytes = stored_bytes(desk)
+    for base in range(7, 17):
+        desk.results(desk.push(item(domain, "a", base, "patch", **change), device=f"phone{base}"))
+    overwritten_bytes = len(LARGE) if domain in ("visit", "note") and "note" in change else 0
+    assert stored_bytes(desk) - before_bytes < overwritten_bytes + 10 * 5000
+    assert desk.rows.conflicts
+
+
+def test_log_of_a_change_that_lost_has_the_small_fields_it_met() -> None:
+    desk = Desk(record_bytes=1 << 18)
+    large_record(desk, "task")
+    desk.results(desk.push(item("task", "a", 7, "put", n=2)))
+    assert [row.server_data for row in desk.rows.conflicts.values()] == [b'{"n":1,"place":"hall"}']
+
+
+def test_log_of_a_change_that_won_has_all_that_it_replaced() -> None:
+    desk = Desk(record_bytes=1 << 18)
+    large_record(desk, "visit")
+    desk.results(desk.push(item("visit", "a", 7, "patch", note="short", new=1)))
+    (row,) = desk.rows.conflicts.values()
+    assert row.server_data is not None
+    assert json.loads(row.server_data) == {"note": LARGE}
+
+
+def test_log_inside_objects_has_what_differs() -> None:
+    desk = Desk()
+    desk.results(desk.push(item("visit", "a", place={"hall": 1, "row": 2, "seat": {"n": 1}}), device="desk"))
+    desk.results(desk.push(item("visit", "a", 7, "patch", place={"row": 3, "seat": {"m": 1}})))
+    assert [row.server_data for row in desk.rows.conflicts.values()] == [b'{"place":{"row":2}}']
+
+
+def test_replay_puts_in_again_what_was_not_kept() -> None:
+    desk = Desk(record_bytes=1 << 18)
+    large_record(desk, "task")
+    losing = desk.push(item("task", "a", 7, "patch", n=2), item("task", "a", 8, "patch", n=3), key="k")
+    (results,) = desk.results(losing)
+    assert [len(result["data"]["note"]) for result in results] == [len(LARGE)] * 2
+    assert max(len(row.results) for row in desk.rows.keys.values()) < 1000
+    (again,) = desk.plan(losing).outcomes
+    assert isinstance(again, Answer)
+    assert again.replayed
+    assert json.loads(again.results) == results
+
+
+def test_replay_of_a_record_that_moved_on_comes_without_data() -> None:
+    desk = Desk(record_bytes=1 << 18)
+    large_record(desk, "task")
+    losing = desk.push(item("task", "a", 7, "patch", n=2), key="k")
+    ((told,),) = desk.results(losing)
+    desk.results(desk.push(item("task", "a", 1, "patch", n=4), device="desk"))
+    ((again,),) = desk.results(losing)
+    assert again == {name: value for name, value in told.items() if name != "data"}
+
+
+def test_replay_is_within_the_bound_of_an_answer() -> None:
+    desk = Desk(answer_data_bytes=300_000, record_bytes=1 << 18)
+    large_record(desk, "task")
+    losing = desk.push(*[item("task", "a", base, "patch", n=2) for base in (7, 8, 9)], key="k")
+    (results,) = desk.results(losing)
+    assert ["data" in result for result in results] == [True, False, False]
+    assert desk.results(losing) == [results]
 
 
 def test_a_null_as_data_takes_no_room_in_the_bound() -> None:

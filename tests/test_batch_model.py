@@ -47,6 +47,8 @@ Json = dict[str, Any]
 
 START_US = 1_767_323_045_000_000
 _SECOND_US = 1_000_000
+#: So little that some data are left out.
+KEPT_DATA_BYTES = 60
 
 #: ``HYPOTHESIS_PROFILE=deep`` hunts for minutes.
 MAX_EXAMPLES = 20_000 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 400
@@ -92,10 +94,17 @@ class Duel:
     def __init__(self, opening: dict[int, dict[str, Policy]]) -> None:
         ids = itertools.count(1)
         self.policies = {tenant: dict(by_domain) for tenant, by_domain in opening.items()}
-        self.world = World(MODEL_DOMAINS, RECORD_BYTES)
+        self.world = World(MODEL_DOMAINS, RECORD_BYTES, KEPT_DATA_BYTES)
         self.memory = Memory()
         self.intake = Intake(ENGINE_DOMAINS, 500)
-        self.rules = Rules(ENGINE_DOMAINS, self._policies, lambda: f"id-{next(ids)}", RECORD_BYTES, 1_048_576)
+        self.rules = Rules(
+            ENGINE_DOMAINS,
+            self._policies,
+            lambda: f"id-{next(ids)}",
+            RECORD_BYTES,
+            1_048_576,
+            kept_data_bytes=KEPT_DATA_BYTES,
+        )
         self.now_us = START_US
         self.fresh_keys = itertools.count(1)
         self.syncs: list[SentSync] = []

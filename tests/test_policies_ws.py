@@ -343,6 +343,6 @@ async def test_every_conflict_is_logged_with_both_sides(serve: Serve) -> None:
         " client_base, client_data::text FROM conflict_resolution_log ORDER BY domain",
     ) == [
         ("attendance", "server_wins", "server", "tablet", 1, '{"a":1}', "put", 9, '{"a":2}'),
-        ("journal", "client_wins", "client", "tablet", 1, '{"a":1}', "patch", None, '{"b":2}'),
+        ("journal", "client_wins", "client", "tablet", 1, "{}", "patch", None, '{"b":2}'),
         ("note", "manual", "open", "tablet", 1, '{"a":1}', "delete", None, None),
     ]

@@ -1,0 +1,112 @@
+"""The answer to a push as it is told, as it is kept, and as a replay tells it again.
+
+Pure. A change of 70 bytes may be answered with a record of 250 KiB. Such an answer is told once and kept for
+weeks, so that a kept answer holds little ``data``; a replay takes the rest from the records, as far as they
+still have the version that was told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+from msgspec import UNSET
+
+from engine.messages import Result
+from engine.rows import Record, RecordKey
+
+#: Bytes of ``data`` that one kept answer holds, and those of the server's side in one row of the conflict log
+#: where the record was left as it was.
+KEPT_DATA_BYTES: Final = 4096
+#: The statuses that are told with ``data``, as JSON.
+_WITH_DATA: Final = (b'"resolved"', b'"conflict"')
+
+#: One result, its values not decoded.
+_Kept = dict[str, msgspec.Raw]
+
+_encode = msgspec.json.encode
+_decode = msgspec.json.Decoder(list[_Kept]).decode
+_decode_text = msgspec.json.Decoder(str).decode
+_NULL: Final = msgspec.Raw(b"null")
+_decode_version = msgspec.json.Decoder(int | None).decode
+
+
+def told(results: list[Result], limit_bytes: int) -> list[Result]:
+    """Return the results as they are told: from the one on that passes ``limit_bytes`` of data, without."""
+    total = 0
+    for index, result in enumerate(results):
+        if isinstance(result.data, msgspec.Raw):
+            total += len(memoryview(result.data))
+            if total > limit_bytes:
+                return results[:index] + [_without_data(later) for later in results[index:]]
+    return results
+
+
+def kept(results: list[Result], encoded: bytes, limit_bytes: int) -> bytes:
+    """Return the answer as it is kept.
+
+    Args:
+        results: The results as they are told.
+        encoded: The same as JSON.
+        limit_bytes: So much ``data`` is kept, of the first results for which there is room.
+
+    Returns:
+        ``encoded`` itself where all of it is kept.
+    """
+    if len(encoded) <= limit_bytes:  # as nearly always: nothing need be counted
+        return encoded
+    room_bytes = limit_bytes
+    found: list[Result] = []
+    for result in results:
+        if isinstance(result.data, msgspec.Raw):
+            size_bytes = len(memoryview(result.data))
+            if size_bytes > room_bytes:
+                found.append(_without_data(result))
+                continue
+            room_bytes -= size_bytes
+        found.append(result)
+    return _encode(found)
+
+
+def replayed(
+    encoded: bytes, tenant_id: int, records: Mapping[RecordKey, Record], limit_bytes: int
+) -> bytes:
+    """Return a kept answer as it is told again.
+
+    Args:
+        encoded: The answer as it was kept.
+        tenant_id: Whose it is.
+        records: The records of the message as they stand.
+        limit_bytes: So much ``data`` is told in one answer.
+
+    Returns:
+        The answer with the data that were not kept, of the records that have the same version still.
+    """
+    if not any(status in encoded for status in _WITH_DATA):
+        return encoded
+    results = _decode(encoded)
+    again = [_with_data(result, tenant_id, records) for result in results]
+    if all(new is old for new, old in zip(again, results, strict=True)):
+        return encoded
+    total = 0
+    for result in again:
+        data = result.get("data", _NULL)
+        total += 0 if data == _NULL else len(memoryview(data))
+        if total > limit_bytes:
+            result.pop("data", None)
+    return _encode(again)
+
+
+def _with_data(result: _Kept, tenant_id: int, records: Mapping[RecordKey, Record]) -> _Kept:
+    if "data" in result or bytes(result["status"]) not in _WITH_DATA:
+        return result
+    key = RecordKey(tenant_id, _decode_text(result["domain"]), _decode_text(result["id"]))
+    record = records.get(key)
+    if record is None or record.version != _decode_version(result["version"]):
+        return result
+    return result | {"data": _NULL if record.data is None else msgspec.Raw(record.data)}
+
+
+def _without_data(result: Result) -> Result:
+    return msgspec.structs.replace(result, data=UNSET)

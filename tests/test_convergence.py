@@ -60,6 +60,9 @@ async def test_an_edit_that_is_not_accounted_for_is_found(shared: Running, tmp_p
         unlogged = Tables(shared.dsn, shared.tenant())
         unlogged.by_policy = Counter()
         assert any("settled by policy" in fault for fault in faults(working.members, unlogged))
+        unheld = Tables(shared.dsn, shared.tenant())
+        unheld.waited["one", "note", "a"] += 1
+        assert any("changes held" in fault for fault in faults(working.members, unheld))
         first.made += 1
         tables = Tables(shared.dsn, shared.tenant())
         assert any("made 2 edits and was told of 1" in fault for fault in faults(working.members, tables))

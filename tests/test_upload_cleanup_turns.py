@@ -208,6 +208,7 @@ async def test_the_command_says_what_it_did(house: House, command: Run) -> None:
         "forgotten": 0,
         "orphans": 0,
         "orphan_bytes": 0,
+        "emptied": 0,
         "left": 0,
         "abandonment_ratio": 1 / 3,
         "abandonment": [
@@ -223,6 +224,7 @@ async def test_the_command_says_what_it_did(house: House, command: Run) -> None:
         "files freed: 0",
         "ended uploads forgotten: 0",
         "orphans removed: 0 (0 bytes)",
+        "last data of deleted records dropped: 0",
         "given up of the last day's uploads: 33.3%",
         "",
         "TENANT   FINISHED  ABANDONED  RATE",

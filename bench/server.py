@@ -41,7 +41,8 @@ LIFTED: Final[Mapping[str, str]] = {
 class Server(msgspec.Struct):
     """A server that listens on loopback. ``logged`` counts its events of level warning and above.
 
-    ``workers`` are the processes of several workers by their numbers; worker n listens on ``port`` + n, too.
+    ``pid`` is the worker's where there is one, else the supervisor's. ``workers`` are the processes of
+    several workers by their numbers; worker n listens on ``port`` + n, too.
     """
 
     pid: int
@@ -51,7 +52,7 @@ class Server(msgspec.Struct):
 
     @property
     def ports(self) -> list[int]:
-        """The ports that workers have to themselves; none where there is one process."""
+        """The ports that workers have to themselves; none where there is one worker."""
         return [self.port + worker for worker in sorted(self.workers)]
 
 
@@ -144,8 +145,10 @@ async def _read(
     left = workers
     async for line in lines:
         entry = json.loads(line)
-        if entry["event"] == "worker_started":
+        if entry["event"] == "worker_started" and workers > 1:
             server.workers[entry["worker"]] = entry["pid"]
+        elif entry["event"] == "worker_started":
+            server.pid = entry["pid"]
         if entry["event"] == "listening":
             left -= 1
             if not left:

@@ -67,16 +67,20 @@ def _layer(path: Path, shown: str) -> Layer | None:
             return None
         return Layer(str(path), _values(path, shown))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise SettingsError(f"{shown}: {error.strerror}: name a file of settings that exists") from None
+        raise SettingsError(
+            f"{shown}: {error.strerror}: name a file of settings that exists", file=str(path)
+        ) from None
     except OSError as error:
-        raise SettingsError(f"{shown}: {error.strerror}: {_remedy(error)}") from None
+        raise SettingsError(f"{shown}: {error.strerror}: {_remedy(error)}", file=str(path)) from None
 
 
 def _values(path: Path, shown: str) -> Mapping[str, Any]:
     try:
         return tomllib.loads(path.read_bytes().decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{shown}: {error}: correct it, it has to be TOML in UTF-8") from None
+        raise SettingsError(
+            f"{shown}: {error}: correct it, it has to be TOML in UTF-8", file=str(path)
+        ) from None
 
 
 def _remedy(error: OSError) -> str:
@@ -102,6 +106,10 @@ def _secret(key: str, file: str) -> str:
     """
     if not file:
         return ""
+
+    def refused(why: str) -> SettingsError:
+        return SettingsError(f"{key}: {file}: {why}", file=file, key=key)
+
     try:
         text = Path(file).read_bytes().decode().strip()
     except OSError as error:
@@ -110,9 +118,9 @@ def _secret(key: str, file: str) -> str:
             if error.errno in {errno.ENOENT, errno.ENOTDIR}
             else _remedy(error)
         )
-        raise SettingsError(f"{key}: {file}: {error.strerror}: {remedy}") from None
+        raise refused(f"{error.strerror}: {remedy}") from None
     except UnicodeDecodeError:
-        raise SettingsError(f"{key}: {file}: not a text in UTF-8: write it anew") from None
+        raise refused("not a text in UTF-8: write it anew") from None
     if not text or "\0" in text or "\n" in text:
-        raise SettingsError(f"{key}: {file}: one line that is not empty is wanted: write it there")
+        raise refused("one line that is not empty is wanted: write it there")
     return text

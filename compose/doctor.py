@@ -192,10 +192,10 @@ def _ports(settings: Settings) -> Iterator[Finding]:
         yield Finding("ok", "sharing", "workers can share a port")
     else:
         yield Finding(
-            "ok" if workers == 1 else "fault",
+            "fault",
             "sharing",
-            "this system cannot share a port between workers (SO_REUSEPORT)",
-            "" if workers == 1 else "set server.workers = 1, or serve on Linux",
+            "this system cannot share a port between processes (SO_REUSEPORT)",
+            "serve on Linux",
         )
     if port == 0:
         yield Finding("ok", "port", "any free one")

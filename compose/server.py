@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import resource
 import signal
@@ -72,13 +71,16 @@ class SystemClock:
 
 
 class Server:
-    """One process: the engine, its stores, its edge. ``worker`` is its number among several, from 1."""
+    """One process: the engine, its stores, its edge. ``worker`` counts from 1; 0 has no supervisor."""
 
     def __init__(self, settings: Settings, at: Services, keys: KeySet, worker: int = 0) -> None:
         self._settings = settings
         port, host = settings.server.port, settings.server.host
-        self._own_port = port + worker if worker else None
-        self._siblings = Siblings(worker, settings.server.workers, host, port) if worker else None
+        workers = settings.server.workers
+        several = worker > 0 and workers > 1
+        self._supervised = worker > 0
+        self._own_port = port + worker if several else None
+        self._siblings = Siblings(worker, workers, host, port) if several else None
         self._dsn = dsn = at.dsn
         clock = SystemClock()
         # One connection a lane, so that a batch never waits for a read, and reads never for a batch.
@@ -150,9 +152,7 @@ class Server:
                 device_store,
                 clock,
                 self._connections.__contains__,
-                DeviceLimits(
-                    settings.devices.remembered, settings.devices.ttl_s, settings.devices.flush_s
-                ),
+                DeviceLimits(settings.devices.remembered, settings.devices.ttl_s, settings.devices.flush_s),
                 limits.messages_per_minute,
             ),
             revocations=self._revocations,
@@ -213,7 +213,7 @@ class Server:
             async with running(everything, settings.server.drain_s):
                 host = settings.server.host
                 port, close_doors = await stack.enter_async_context(
-                    listening(app, host, settings.server.port, self._own_port)
+                    listening(app, host, settings.server.port, self._own_port, shared=self._supervised)
                 )
                 # What is there now lives as long as the process: the collector need not look at it again.
                 gc.collect()
@@ -223,13 +223,13 @@ class Server:
                 task_status.started(port)
                 async for received in signals:
                     _log.info("draining", signal=received.name)
-                    if received is signal.SIGUSR1:
+                    renewed = received is signal.SIGUSR1
+                    if renewed:
                         self._connections.leaves_for = "restart"
+                    # The system is to send newcomers to the other workers, where there are any.
+                    if renewed or self._own_port is not None:
+                        await close_doors()
                     break
-                # A person's second Ctrl-C ends it at once.
-                asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
-                if self._own_port is not None:  # the system is to send newcomers to the other workers
-                    await close_doors()
             _log.info("stopped")
 
     async def _renew(self) -> None:

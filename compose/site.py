@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import structlog
 from compose.configuration import bus_url, database_dsn, layers
 from compose.desk import ConflictDesk, QuarantineDesk
 from compose.doctor import examine
-from compose.server import run_server
+from compose.reload import Reading, Reload
 from compose.upload_desk import UploadDesk
 from compose.workers import supervise, work
 from engine.administration import Finding
@@ -38,7 +39,8 @@ from handlers.keys import key_set, signing_key
 from handlers.logging import configure
 from handlers.server import ClosedDoorError
 from handlers.supervisor import WorkersFailedError
-from storage.bus_news import UnusableUrlError, announce
+from storage.bus_news import announce
+from storage.bus_nodes import Nodes
 from storage.checkup import bus_findings
 from storage.embedded import NAME_IT, Services, embedded, embedded_redis_url
 from storage.embedded_account import EmbeddedError, account_for, make_data_dir
@@ -65,12 +67,15 @@ _log = structlog.get_logger()
 class Site:
     """One deployment (``handlers.commands.site.Site``).
 
-    ``sources`` are the layers that the settings were made of.
+    ``sources`` are the layers that the settings were made of, ``reopen`` reads them again.
     """
 
-    def __init__(self, chosen: Settings, sources: Sequence[Layer] = ()) -> None:
+    def __init__(
+        self, chosen: Settings, sources: Sequence[Layer] = (), reopen: Callable[[], Site] | None = None
+    ) -> None:
         self.settings = chosen
         self._sources = sources
+        self._reopen = reopen or (lambda: self)
         self._chosen_domains = named_policies(sources)
         others = (DEFAULT, ENVIRONMENT, COMMAND_LINE)
         self._file = next((layer for layer in sources if layer.source not in others), None)
@@ -233,6 +238,8 @@ class Site:
         several = chosen.server.workers > 1
         if several and not chosen.server.port:
             raise SiteError("server.port: several workers share a port, so that it has to be named")
+        # Until the supervisor listens to it: the settings have just been read, and it would end the start.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         configure(chosen.log)
         with self._services() as running_services:
             dsn = running_services.dsn
@@ -248,21 +255,20 @@ class Site:
                 _log.warning("maintenance_failed", reason=type(error).__name__)
             announced = self._announce if self._embedded else lambda _: None
             try:
-                if several:
-                    for finding in bus_findings(running_services.redis_url, alone=False):
-                        if finding.level == "fault":
-                            raise SiteError(
-                                f"several workers meet in Redis, which is away ({finding.found}):"
-                                " start it, or serve with one worker"
-                            )
-                    self._keys_to_serve()  # what is wrong with them is said once, and by this process
-                    supervise(chosen, running_services, lambda: announced(chosen.server.port))
-                else:
-                    run_server(chosen, running_services, self._keys_to_serve(), announced)
-            except UnusableUrlError as error:
-                raise SiteError(f"redis.url: {error}") from None
+                _check_bus(running_services.redis_url, several=several)
+                self._keys_to_serve()  # what is wrong with them is said once, and by this process
+                reload = Reload(self._reading(), running_services, self._read_again)
+                supervise(chosen, running_services, announced, reload)
             except (ClosedDoorError, WorkersFailedError) as error:
                 raise SiteError(str(error)) from None
+
+    def _reading(self) -> Reading:
+        return Reading(self.settings, in_force(self._sources))
+
+    def _read_again(self) -> Reading:
+        site = self._reopen()
+        site.keys()
+        return site._reading()  # noqa: SLF001  # another one of this class
 
     def _refuse_restored(self, dsn: str) -> None:
         if PostgresEpoch(dsn).restored():
@@ -280,13 +286,26 @@ class Site:
         announce_demo(f"http://{self.settings.server.host}:{port}", token)
 
 
+def _check_bus(url: str, *, several: bool) -> None:
+    try:
+        Nodes(url)
+    except ValueError as error:
+        raise SiteError(f"redis.url: {error}") from None
+    for finding in bus_findings(url, alone=False) if several else ():
+        if finding.level == "fault":
+            raise SiteError(
+                f"several workers meet in Redis, which is away ({finding.found}):"
+                " start it, or serve with one worker"
+            )
+
+
 def open_site(config: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> Site:
     """Read the settings: config.toml, the settings file, the environment, the command line; the later wins.
 
     Raises SettingsError.
     """
     found = layers(config, flags)
-    return Site(settings(found), found)
+    return Site(settings(found), found, lambda: open_site(config, flags))
 
 
 def run_worker() -> None:

@@ -1,4 +1,4 @@
-"""Several processes on one port: what a supervisor tells its workers, and what a worker makes of it."""
+"""Processes on one port: what a supervisor tells its workers, and what a worker makes of it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from compose.server import run_server
 from engine.ports import StoreError
@@ -19,8 +20,8 @@ from engine.settings import Settings
 from handlers.auth import KeySet, UnusableKeyError
 from handlers.commands.site import SiteError
 from handlers.logging import configure
-from handlers.server import ClosedDoorError, check_doors
-from handlers.supervisor import Supervisor
+from handlers.server import ClosedDoorError, reserved
+from handlers.supervisor import Orders, Supervisor
 from storage.bus_news import UnusableUrlError
 from storage.embedded import Services
 
@@ -40,16 +41,40 @@ class Told(msgspec.Struct, frozen=True):
     ready_pipe: int
 
 
-def supervise(settings: Settings, services: Services, started: Callable[[], None]) -> None:
-    """Run ``server.workers`` of them until told to stop. Raises WorkersFailedError, ClosedDoorError."""
+def supervise(
+    settings: Settings,
+    services: Services,
+    started: Callable[[int], None],
+    reread: Callable[[], tuple[Settings, Services] | None],
+) -> None:
+    """Run ``server.workers`` of them until told to stop; ``started`` is told the port that they share.
 
-    def told(worker: int, ready_pipe: int) -> bytes:
-        return msgspec.json.encode(Told(settings, services, worker, ready_pipe))
-
+    ``reread`` gives the settings and services of a renewal, or None if there is to be none. Raises
+    WorkersFailedError, ClosedDoorError, and KeyboardInterrupt if a second Ctrl-C cut the drain short.
+    """
     server = settings.server
-    # Workers share their ports, with those of another supervisor as well: nothing else would notice that one.
-    check_doors(server.host, range(server.port, server.port + server.workers + 1))
-    asyncio.run(Supervisor(server.workers, _COMMAND, told, server.drain_s, started).run())
+    ports = [server.port]
+    if server.workers > 1:
+        ports += range(server.port + 1, server.port + server.workers + 1)
+    with reserved(server.host, ports) as (port, *_):
+
+        def orders(settings: Settings, services: Services) -> Orders:
+            server = replace(settings.server, port=port)
+            told_settings = replace(settings, server=server)
+
+            def told(worker: int, ready_pipe: int) -> bytes:
+                return msgspec.json.encode(Told(told_settings, services, worker, ready_pipe))
+
+            return Orders(told, server.drain_s)
+
+        def orders_again() -> Orders | None:
+            found = reread()
+            return None if found is None else orders(*found)
+
+        first = orders(settings, services)
+        supervisor = Supervisor(server.workers, _COMMAND, first, lambda: started(port), orders_again)
+        if asyncio.run(supervisor.run()):
+            raise KeyboardInterrupt
 
 
 def work(standard_input: BinaryIO, keys_of: Callable[[Settings], KeySet]) -> None:

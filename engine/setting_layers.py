@@ -58,7 +58,7 @@ class _Given(NamedTuple):
 
     def refused(self, why: str) -> SettingsError:
         """Make the error that says why."""
-        return SettingsError(f"{self.source}: {self.name}: {why}")
+        return SettingsError(f"{self.source}: {self.name}: {why}", file=self.source, key=self.name)
 
 
 _TYPES: Final[dict[str, dict[str, Any]]] = {

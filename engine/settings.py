@@ -19,7 +19,12 @@ MediaType = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9.+-]*/[a-z0-9][a-z0-9.
 
 
 class SettingsError(Exception):
-    """Settings that cannot be used; one sentence names the key and the file."""
+    """Settings that cannot be used; one sentence names the key and the file, as ``key`` and ``file`` do."""
+
+    def __init__(self, sentence: str, *, file: str = "", key: str = "") -> None:
+        super().__init__(sentence)
+        self.file = file
+        self.key = key
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import NamedTuple
 
 from aiohttp import web, web_response
@@ -43,9 +43,7 @@ def application(
     of_files: Iterable[web.RouteDef] = (),
 ) -> web.Application:
     """Build the application with all routes; ``siblings`` are the workers of which this process is one."""
-    app = web.Application(
-        middlewares=[uncached, _errors(core)], client_max_size=core.limits.frame_bytes
-    )
+    app = web.Application(middlewares=[uncached, _errors(core)], client_max_size=core.limits.frame_bytes)
     app.on_response_prepare.append(without_context_takeover)
     app.on_response_prepare.append(with_headers)
     app.on_response_prepare.append(with_end)
@@ -102,22 +100,39 @@ class ClosedDoorError(Exception):
         )
 
 
-def check_doors(host: str, ports: Iterable[int]) -> None:
-    """Look whether ports are free, also of those who would share them. Raises ClosedDoorError."""
-    for port in ports:
-        try:
-            found = socket.getaddrinfo(
-                host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-            for family, kind, protocol, _, address in found:
-                with socket.socket(family, kind, protocol) as probe:
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    if family == socket.AF_INET6:
-                        probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                    probe.bind(address)
-        except (OSError, OverflowError) as error:
-            refused = error if isinstance(error, OSError) else OSError(str(error))
-            raise ClosedDoorError(host, port, refused) from None
+@contextmanager
+def reserved(host: str, ports: Iterable[int]) -> Iterator[list[int]]:
+    """Reserve ports for processes that share them (SO_REUSEPORT); gives them, port 0 as the one it became.
+
+    Nobody else can listen there, not even at a moment when no process does. Raises ClosedDoorError where a
+    port is not free, also if its owner would share it.
+    """
+    with ExitStack() as stack:
+        yield [_reserve(host, port, stack) for port in ports]
+
+
+def _reserve(host: str, port: int, stack: ExitStack) -> int:
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, (address, _, *scope) in found:
+            for holds in (False, True):
+                held = stack.enter_context(socket.socket(family, kind, protocol))
+                held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if holds:
+                    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                if family == socket.AF_INET6:
+                    held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                held.bind((address, port, *scope))
+                if holds:
+                    # Needed against connections of the time before alone: with it others could take the port.
+                    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+                    port = int(held.getsockname()[1])
+                else:
+                    held.close()
+    except (OSError, OverflowError) as error:
+        refused = error if isinstance(error, OSError) else OSError(str(error))
+        raise ClosedDoorError(host, port, refused) from None
+    return port
 
 
 class Doors(NamedTuple):
@@ -129,12 +144,12 @@ class Doors(NamedTuple):
 
 @asynccontextmanager
 async def listening(
-    app: web.Application, host: str, port: int, own_port: int | None = None
+    app: web.Application, host: str, port: int, own_port: int | None = None, *, shared: bool = False
 ) -> AsyncIterator[Doors]:
     """Accept connections on a port, which port 0 leaves to the system.
 
-    A worker among several has a port of its own besides; both may be shared with others, such as the worker
-    that takes its place. Raises ClosedDoorError.
+    A worker among several has a port of its own besides; with ``shared`` others may have the same ports, such
+    as the worker that takes its place. Raises ClosedDoorError.
     """
     runner = web.AppRunner(
         app,
@@ -152,9 +167,7 @@ async def listening(
     ports = [port] if own_port is None else [port, own_port]
     try:
         sites = [
-            web.TCPSite(
-                runner, host, one, backlog=_BACKLOG, reuse_address=True, reuse_port=own_port is not None
-            )
+            web.TCPSite(runner, host, one, backlog=_BACKLOG, reuse_address=True, reuse_port=shared)
             for one in ports
         ]
         for site, one in zip(sites, ports, strict=True):

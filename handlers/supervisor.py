@@ -1,9 +1,9 @@
-"""One process per core: starts workers, restarts one that died, and stops or renews them in turn.
+"""Starts workers, one or several, restarts one that died, and stops or renews them in turn.
 
-The supervisor owns processes only, no socket and no state: workers share the port by themselves. Each is told
-what it is on its standard input, which stays open as its line of life: its end tells a worker that nobody
-looks after it any more. Over a pipe a worker says one line: an empty one once it lets devices in, or a
-sentence on why it cannot.
+The supervisor owns processes only and no state: workers share the port by themselves. Each is told what it is
+on its standard input, which stays open as its line of life: its end tells a worker that nobody looks after it
+any more. Over a pipe a worker says one line: an empty one once it lets devices in, or a sentence on why it
+cannot.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final, NamedTuple
 
 import anyio
 import structlog
@@ -34,13 +34,26 @@ class WorkersFailedError(Exception):
     """The workers cannot be started; the text is a sentence on why."""
 
 
-class _Worker:
-    """One worker process. ``said`` is its line on the pipe, empty bytes if it ended without one."""
+class Orders(NamedTuple):
+    """What workers are to do. ``told`` gives what standard input says, for a worker's index and its pipe."""
 
-    def __init__(self, index: int, process: asyncio.subprocess.Process, said: asyncio.Task[bytes]) -> None:
+    told: Callable[[int, int], bytes]
+    drain_s: float
+
+
+class _Worker:
+    """One worker process. ``said`` is its line on the pipe, empty bytes if it ended without one.
+
+    It has ``drain_s`` to drain, and ten seconds more until it is killed.
+    """
+
+    def __init__(
+        self, index: int, process: asyncio.subprocess.Process, said: asyncio.Task[bytes], drain_s: float
+    ) -> None:
         self.index = index
         self.process = process
         self.said = said
+        self.stop_s = drain_s + LAST_WORDS_S
         self.started_s = asyncio.get_running_loop().time()
         self._told_to_stop = False
 
@@ -66,24 +79,24 @@ class _Worker:
 
 
 class Supervisor:
-    """``command`` starts a worker; ``told`` gives what its standard input says, for its index and pipe.
+    """``command`` starts a worker, which ``orders`` tell what it is.
 
-    A worker has ``drain_s`` to drain, and ten seconds more until it is killed. ``started`` is called when
-    all let devices in.
+    ``started`` is called when all let devices in. ``reread`` is called before a renewal: it gives the orders
+    of the new workers, or None, having said why, if there is to be no renewal.
     """
 
     def __init__(
         self,
         workers: int,
         command: Sequence[str],
-        told: Callable[[int, int], bytes],
-        drain_s: float,
+        orders: Orders,
         started: Callable[[], None] = lambda: None,
+        reread: Callable[[], Orders | None] | None = None,
     ) -> None:
         self._command = command
-        self._told = told
-        self._stop_s = drain_s + LAST_WORDS_S
+        self._orders = orders
         self._started = started
+        self._reread = reread or (lambda: orders)
         # Whoever puts a process in a worker's place holds its turn.
         self._turns = {index: asyncio.Lock() for index in range(1, workers + 1)}
         self._workers: dict[int, _Worker] = {}
@@ -91,31 +104,58 @@ class Supervisor:
         self._renewal = asyncio.Event()
         self._failure: str | None = None
 
-    async def run(self) -> None:
+    async def run(self) -> bool:
         """Keep the workers running until told to stop by SIGTERM or SIGINT; SIGHUP renews them one by one.
 
-        Raises WorkersFailedError when one of them does not come up at the start.
+        A terminal that is closed sends SIGHUP too, and stops them. A SIGINT while they drain, as of a second
+        Ctrl-C, kills them.
+
+        Returns:
+            Whether they were killed by such a SIGINT.
+
+        Raises:
+            WorkersFailedError: One of them does not come up at the start.
         """
+        on_terminal = os.isatty(0)
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             try:
                 async with anyio.create_task_group() as group:
                     group.start_soon(self._keep, group.cancel_scope)
                     async for received in signals:
-                        if received is signal.SIGHUP:
+                        if received is signal.SIGHUP and not (on_terminal and not os.isatty(0)):
                             self._renewal.set()
                             continue
                         _log.info("workers_stopping", signal=received.name)
                         group.cancel_scope.cancel()
             finally:
                 with anyio.CancelScope(shield=True):
-                    await asyncio.gather(*map(self._stop, list(self._living)))
+                    interrupted = await self._stop_all(signals)
         if self._failure is not None:
             raise WorkersFailedError(self._failure)
+        return interrupted
+
+    async def _stop_all(self, signals: AsyncIterator[signal.Signals]) -> bool:
+        """Have all workers drain; returns whether a SIGINT cut that short."""
+        interrupted = False
+
+        async def cut_short() -> None:
+            nonlocal interrupted
+            async for received in signals:
+                if received is signal.SIGINT:
+                    interrupted = True
+                    for worker in self._living:
+                        worker.process.kill()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(cut_short)
+            await asyncio.gather(*map(self._stop, list(self._living)))
+            group.cancel_scope.cancel()
+        return interrupted
 
     async def _keep(self, everything: anyio.CancelScope) -> None:
         for index in self._turns:
             try:
-                self._workers[index] = await self._start(index)
+                self._workers[index] = await self._start(index, self._orders)
             except OSError as error:
                 self._failure = f"worker {index} cannot be started: {error.strerror}"
                 everything.cancel()
@@ -134,7 +174,7 @@ class Supervisor:
                 self._renewal.clear()  # asked for again meanwhile, however often: one more after this one
                 await self._renew(group)
 
-    async def _start(self, index: int) -> _Worker:
+    async def _start(self, index: int, orders: Orders) -> _Worker:
         """Start a worker. Raises OSError when the system has nothing left for it."""
         reading, writing = os.pipe()
         pipe = os.fdopen(reading, "rb", 0)
@@ -146,9 +186,9 @@ class Supervisor:
             pipe.close()
             raise
         finally:
-            told = self._told(index, writing)
+            told = orders.told(index, writing)
             os.close(writing)
-        worker = _Worker(index, process, asyncio.create_task(_line(pipe)))
+        worker = _Worker(index, process, asyncio.create_task(_line(pipe)), orders.drain_s)
         self._living.add(worker)
         assert process.stdin is not None
         process.stdin.write(told + b"\n")
@@ -180,18 +220,24 @@ class Supervisor:
         while True:
             await asyncio.sleep(pause_s)
             try:
-                return await self._start(index)
+                return await self._start(index, self._orders)
             except OSError as error:
                 _log.error("worker_not_up", worker=index, reason=error.strerror)
                 pause_s = _LONGEST_PAUSE_S
 
     async def _renew(self, group: TaskGroup) -> None:
-        """Put a new worker in the place of each, the old one going once the new one lets devices in."""
+        """Put a new worker in the place of each, the old one going once the new one lets devices in.
+
+        New orders count once a worker came up with them: until then one that dies is started with the old.
+        """
+        orders = self._reread()
+        if orders is None:
+            return
         for index, turn in self._turns.items():
             async with turn:
                 old = self._workers[index]
                 try:
-                    new = await self._start(index)
+                    new = await self._start(index, orders)
                 except OSError as error:
                     _log.error("renewal_abandoned", worker=index, reason=error.strerror)
                     return
@@ -200,6 +246,7 @@ class Supervisor:
                     _log.error("renewal_abandoned", worker=index, reason=reason)
                     await self._end(new)
                     return
+                self._orders = orders
                 self._workers[index] = new
                 group.start_soon(self._look_after, index)
             await self._stop(old, signal.SIGUSR1)  # its devices are told that it starts again
@@ -209,7 +256,7 @@ class Supervisor:
         """Have a worker drain; one that takes too long is killed."""
         worker.tell_to_stop(by)
         try:
-            async with asyncio.timeout(self._stop_s):
+            async with asyncio.timeout(worker.stop_s):
                 await worker.process.wait()
         except TimeoutError:
             _log.error("worker_killed", worker=worker.index, pid=worker.process.pid)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from tests.device import SECRET, Json
@@ -14,7 +16,7 @@ _ROOT = Path(__file__).parent.parent
 
 
 class ServerProcess:
-    """``run.py serve`` on a database; ``url`` is known once it listens."""
+    """``run.py serve`` with one worker on a database; ``url`` is known once it listens."""
 
     def __init__(self, dsn: str, redis_url: str, home: Path, **environment: str) -> None:
         self._environment = {
@@ -27,6 +29,7 @@ class ServerProcess:
         }
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._worker_pid = 0
         self.port = 0
         self.events: list[str] = []
         self.lines: list[Json] = []
@@ -38,9 +41,8 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
-        assert self._process is not None
-        return self._process.pid
+        """The process id of its worker."""
+        return self._worker_pid
 
     async def start(self) -> None:
         """Start and wait until it listens, on the port of the time before."""
@@ -63,21 +65,29 @@ class ServerProcess:
             event = json.loads(line)
             self.events.append(event["event"])
             self.lines.append(event)
-            if event["event"] == "listening":
+            if event["event"] == "worker_started":
+                self._worker_pid = event["pid"]
+            if event["event"] == "listening" and not listening.done():
                 listening.set_result(event["port"])
         if not listening.done():
             listening.set_exception(RuntimeError("the server ended before it listened"))
+
+    def tell(self, number: signal.Signals) -> None:
+        """Send the supervisor a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
 
     async def kill(self) -> None:
         """Kill it as a power cut would."""
         assert self._process is not None
         self._process.kill()
+        with suppress(ProcessLookupError):
+            os.kill(self._worker_pid, signal.SIGKILL)
         await self.ended()
 
     async def terminate(self) -> int:
         """Ask it to drain; gives its exit status."""
-        assert self._process is not None
-        self._process.terminate()
+        self.tell(signal.SIGTERM)
         return await self.ended()
 
     async def ended(self) -> int:

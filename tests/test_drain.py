@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -43,7 +42,7 @@ class Draining(ServerProcess):
 
     def drain(self) -> None:
         """Tell it to go."""
-        os.kill(self.pid, signal.SIGTERM)
+        self.tell(signal.SIGTERM)
 
     async def status(self, path: str) -> int:
         """Ask a probe."""

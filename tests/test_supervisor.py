@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 from compose.site import open_site
+from handlers.server import ClosedDoorError, reserved
 from run import cli
 from storage.embedded import Services
 from tests.device import Closed, Device, Json, connected, put, token
@@ -145,11 +146,12 @@ async def test_a_worker_that_is_killed_under_load_comes_back(supervise: Supervis
     assert await server.terminate() == 0
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 async def test_workers_are_renewed_under_load_however_often_it_is_asked_for(
-    supervise: Supervise, dsn: str
+    supervise: Supervise, dsn: str, workers: int
 ) -> None:
-    server = await supervise()
-    before = [server.pid_of(worker) for worker in (1, 2)]
+    server = await supervise(workers)
+    before = [server.pid_of(worker) for worker in range(1, workers + 1)]
     async with Load([server.url, server.url]) as load:
         for _ in range(3):
             server.process.send_signal(signal.SIGHUP)
@@ -160,7 +162,7 @@ async def test_workers_are_renewed_under_load_however_often_it_is_asked_for(
     reasons = set().union(*(editor.reasons for editor in load.editors))
     assert "restart" in reasons
     assert "drain" not in reasons
-    assert set(before).isdisjoint({server.pid_of(worker) for worker in (1, 2)})
+    assert set(before).isdisjoint({server.pid_of(worker) for worker in range(1, workers + 1)})
     assert await server.terminate() == 0
     assert server.told("worker_died") == server.told("worker_killed") == []
     assert server.said == ""
@@ -246,9 +248,9 @@ async def _let_in(http: ClientSession, server: Supervised) -> set[int]:
 # -- what keeps several from starting ---------------------------------------------------------
 
 
-def _refusal(dsn: str, port: int, **variables: str) -> str:
+def _refusal(dsn: str, port: int, workers: int = 2, **variables: str) -> str:
     environment = {"TIDEMARK__POSTGRES__DSN": dsn, "TIDEMARK__AUTH__SECRET": "s" * 40, **variables}
-    arguments = ("serve", "--workers", "2", "--port", str(port))
+    arguments = ("serve", "--workers", str(workers), "--port", str(port))
     ended = CliRunner().invoke(cli, arguments, obj=open_site, env=environment, catch_exceptions=False)
     assert ended.exit_code == 1
     return ended.stderr.strip()
@@ -276,3 +278,27 @@ def test_a_taken_port_is_named_also_if_its_owner_would_share_it(
     with socket.create_server(("127.0.0.1", port + 2), reuse_port=shared):
         said = _refusal(dsn, port, TIDEMARK__REDIS__URL=services.redis_url)
     assert said.startswith(f"Error: cannot listen on 127.0.0.1:{port + 2} (Address already in use): ")
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_serve_refuses_a_port_that_another_holds_of_whose_workers_none_listens(
+    dsn: str, services: Services, workers: int
+) -> None:
+    with reserved("127.0.0.1", [0]) as (port,):
+        said = _refusal(dsn, port, workers, TIDEMARK__REDIS__URL=services.redis_url)
+    assert said.startswith(f"Error: cannot listen on 127.0.0.1:{port} (Address already in use): ")
+
+
+def test_a_reserved_port_is_shared_with_those_who_are_to_listen_there() -> None:
+    with reserved("localhost", [0, 0]) as (port, other):
+        assert port != other
+        with socket.create_server(("127.0.0.1", port), reuse_port=True) as first:
+            second = socket.create_server(("127.0.0.1", port), reuse_port=True)
+            first.close()
+            with second, socket.create_connection(("127.0.0.1", port)):
+                second.accept()[0].close()
+        with pytest.raises(ClosedDoorError), reserved("127.0.0.1", [port]):
+            pass
+    with reserved("127.0.0.1", [port]) as (again,):  # connections of the time before stand in nobody's way
+        assert again == port

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from handlers import supervisor
-from handlers.supervisor import Supervisor, WorkersFailedError
+from handlers.supervisor import Orders, Supervisor, WorkersFailedError
 
 _UP = "import os, signal, sys; pipe = int(sys.stdin.readline()); os.write(pipe, b'\\n'); os.close(pipe); "
 _WAIT = "signal.pause()"
@@ -20,7 +20,12 @@ _HANGS = "import signal; signal.pause()"
 
 def _supervisor(program: str, workers: int = 2, drain_s: float = 5.0) -> Supervisor:
     command = (sys.executable, "-S", "-c", program)
-    return Supervisor(workers, command, lambda _, pipe: str(pipe).encode(), drain_s)
+    return Supervisor(workers, command, _orders(drain_s))
+
+
+def _orders(drain_s: float = 5.0, more: str = "") -> Orders:
+    """Orders that tell the pipe, which is all that these programs read, and ``more`` on the same line."""
+    return Orders(lambda _, pipe: f"{pipe}{more}".encode(), drain_s)
 
 
 def _living(supervisor: Supervisor) -> list[int]:
@@ -123,7 +128,7 @@ async def test_a_worker_that_cannot_be_started_just_now_takes_no_other_along(
 
 
 async def test_workers_that_cannot_be_started_at_all_end_everything_with_a_sentence() -> None:
-    supervised = Supervisor(2, ("/nowhere/python",), lambda _, pipe: str(pipe).encode(), 5.0)
+    supervised = Supervisor(2, ("/nowhere/python",), _orders())
     with pytest.raises(WorkersFailedError, match="worker 1 cannot be started: No such file or directory"):
         await supervised.run()
 
@@ -146,3 +151,76 @@ async def test_a_new_worker_is_looked_after_while_the_old_one_drains() -> None:
         os.kill(old, signal.SIGKILL)
         signal.raise_signal(signal.SIGTERM)
         await asyncio.wait_for(running, 30)
+
+
+# -- what SIGHUP reads again, and who else sends it -------------------------------------------
+
+
+def _reordered(orders: Orders | None) -> Supervisor:
+    """One worker, and these orders for its renewal; a worker that is told ``down`` does not come up."""
+    program = (
+        "import os, signal, sys; pipe, *more = sys.stdin.readline().split();"
+        "more and sys.exit(3); os.write(int(pipe), b'\\n'); os.close(int(pipe)); signal.pause()"
+    )
+    return Supervisor(1, (sys.executable, "-S", "-c", program), _orders(), lambda: None, lambda: orders)
+
+
+async def _stopped(running: asyncio.Task[bool]) -> None:
+    signal.raise_signal(signal.SIGTERM)
+    await asyncio.wait_for(running, 30)
+
+
+async def test_supervisor_renews_nothing_if_settings_are_broken() -> None:
+    asked = asyncio.Event()
+    supervised = _reordered(None)
+    supervised._reread = asked.set
+    running = asyncio.create_task(supervised.run())
+    await _until(lambda: _up(supervised) == 1)
+    before = _living(supervised)
+    signal.raise_signal(signal.SIGHUP)
+    await asyncio.wait_for(asked.wait(), 30)
+    assert _living(supervised) == before
+    await _stopped(running)
+
+
+async def test_supervisor_keeps_the_old_orders_if_no_worker_comes_up_with_the_new(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(supervisor._log, "error", lambda event, **_: said.append(event), raising=False)
+    supervised = _reordered(_orders(more=" down"))
+    running = asyncio.create_task(supervised.run())
+    await _until(lambda: _up(supervised) == 1)
+    (old,) = _living(supervised)
+    signal.raise_signal(signal.SIGHUP)
+    await _until(lambda: said == ["renewal_abandoned"])
+    assert _living(supervised) == [old]
+    os.kill(old, signal.SIGKILL)
+    await _until(lambda: old not in _living(supervised) and _up(supervised) == 1)
+    assert said == ["renewal_abandoned", "worker_died"]
+    await _stopped(running)
+
+
+async def test_supervisor_kills_its_workers_on_a_second_interrupt() -> None:
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + _UP
+    supervised = _supervisor(deaf + "\nwhile True: signal.pause()", drain_s=60)
+    running = asyncio.create_task(supervised.run())
+    await _until(lambda: _up(supervised) == 2)
+    signal.raise_signal(signal.SIGINT)
+    await _until(lambda: all(worker._told_to_stop for worker in supervised._living))
+    assert len(_living(supervised)) == 2
+    signal.raise_signal(signal.SIGINT)
+    assert await asyncio.wait_for(running, 30)
+    assert _living(supervised) == []
+
+
+async def test_supervisor_stops_if_its_terminal_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminals = [True]
+    monkeypatch.setattr(os, "isatty", lambda _: terminals[-1])
+    supervised = _supervisor(_UP + _WAIT)
+    running = asyncio.create_task(supervised.run())
+    await _until(lambda: _up(supervised) == 2)
+    terminals.append(False)
+    signal.raise_signal(signal.SIGHUP)
+    await asyncio.wait_for(running, 30)
+    assert _living(supervised) == []

@@ -36,7 +36,10 @@ def _worker_count(_: click.Context, __: click.Parameter, value: str | None) -> i
 @click.option("--workers", callback=_worker_count, metavar="N|auto", help="Processes; auto is one per core.")
 @on_site(serving=True, host=("server", "host"), port=("server", "port"), workers=("server", "workers"))
 def serve(site: Site) -> None:
-    """Serve devices until SIGTERM, which answers what was accepted first, and exits with 0."""
+    """Serve devices until SIGTERM, which answers what was accepted first, and exits with 0.
+
+    SIGHUP reads the settings again and puts new workers in the place of the old ones, which drain.
+    """
     site.serve()
 
 

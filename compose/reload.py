@@ -1,0 +1,101 @@
+"""SIGHUP: the settings are read again, and what of them takes a restart stays and is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+import structlog
+from msgspec.structs import replace
+
+from compose.configuration import bus_url, database_dsn
+from engine.setting_layers import InForce
+from engine.settings import Settings, SettingsError
+from handlers.auth import UnusableKeyError
+from handlers.commands.site import SiteError
+from storage.embedded import Services
+from storage.places import dsn_without_secrets, url_without_secrets
+
+#: What a worker shares with the one whose place it takes, or with the supervisor, whose log is the same.
+_TAKES_RESTART: Final = (
+    ("server", "host"),
+    ("server", "port"),
+    ("server", "workers"),
+    ("data", "dir"),
+    ("log", "format"),
+)
+
+_log = structlog.get_logger()
+
+
+class Reading(NamedTuple):
+    """Settings as they were read; ``values`` are all keys with their values."""
+
+    settings: Settings
+    values: Sequence[InForce]
+
+
+class Reload:
+    """Reads the settings again for new workers.
+
+    Args:
+        reading: The settings of the start.
+        at: Where the services are.
+        read: Reads all settings, and looks whether its keys of tokens can be used. May raise SettingsError,
+            SiteError or UnusableKeyError.
+    """
+
+    def __init__(self, reading: Reading, at: Services, read: Callable[[], Reading]) -> None:
+        self._settings = reading.settings
+        self._values = {one.key: one.value for one in reading.values}
+        self._given = _given(reading.settings)
+        self._at = at
+        self._read = read
+
+    def __call__(self) -> tuple[Settings, Services] | None:
+        """Return the settings and services of new workers; None, saying so in the log, if they are broken."""
+        try:
+            reading = self._read()
+            given = _given(reading.settings)
+        except SettingsError as error:
+            _log.error("settings_not_reloaded", reason=str(error), file=error.file, key=error.key)
+            return None
+        except (SiteError, UnusableKeyError) as error:
+            _log.error("settings_not_reloaded", reason=str(error), file="", key="auth")
+            return None
+        chosen, stays = self._with_what_stays(reading.settings, given)
+        values = {one.key: one.value for one in reading.values}
+        changed = {key for key in values.keys() | self._values if values.get(key) != self._values.get(key)}
+        _log.info("settings_reloaded", changed=sorted(changed.difference(stays)))
+        if stays:
+            _log.warning("settings_take_restart", keys=stays)
+        self._settings, self._values = chosen, values
+        dsn = self._given.dsn if "postgres.dsn" in stays else given.dsn
+        url = self._given.redis_url if "redis.url" in stays else given.redis_url
+        self._given = Services(dsn, url)
+        self._at = Services(dsn or self._at.dsn, url or self._at.redis_url)
+        return chosen, self._at
+
+    def _with_what_stays(self, chosen: Settings, given: Services) -> tuple[Settings, list[str]]:
+        """Put back what takes a restart; returns its keys as well."""
+        old, stays = self._settings, []
+        for section, key in _TAKES_RESTART:
+            new, kept = getattr(chosen, section), getattr(getattr(old, section), key)
+            if getattr(new, key) != kept:
+                stays.append(f"{section}.{key}")
+                chosen = replace(chosen, **{section: replace(new, **{key: kept})})
+        # A password may change; with another database or bus workers would not agree about what there is.
+        if dsn_without_secrets(given.dsn) != dsn_without_secrets(self._given.dsn):
+            stays.append("postgres.dsn")
+            new_postgres = replace(chosen.postgres, dsn=old.postgres.dsn, dsn_file=old.postgres.dsn_file)
+            chosen = replace(chosen, postgres=new_postgres)
+        if url_without_secrets(given.redis_url) != url_without_secrets(self._given.redis_url):
+            stays.append("redis.url")
+            new_redis = replace(chosen.redis, url=old.redis.url, url_file=old.redis.url_file)
+            chosen = replace(chosen, redis=new_redis)
+        return chosen, stays
+
+
+def _given(chosen: Settings) -> Services:
+    """Read where the services of a deployment's own are. Raises SettingsError."""
+    return Services(database_dsn(chosen), bus_url(chosen))

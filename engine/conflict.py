@@ -123,6 +123,8 @@ def _field_merge(
     wanted = client_side(client.op, client.fields, server.fields)
     assert wanted is not None
     outcome = dict(server.fields)
+    if client.op == "put":  # a message has room for 170,000 names of nothing
+        touched = [name for name in dict.fromkeys(touched) if name in wanted or name in outcome]
     for name in touched:
         if same_value(wanted.get(name, _MISSING), server.fields.get(name, _MISSING)):
             continue

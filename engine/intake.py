@@ -16,6 +16,7 @@ from engine.jobs import Change, Push, Refused, Resolution
 from engine.messages import Item, Resolve, Sync
 from engine.ports import Tenant
 from engine.rows import Conflict
+from engine.rules import MAX_FIELDS, too_many_fields
 
 MAX_ID_CHARS: Final = 128
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
@@ -45,9 +46,10 @@ class Session(msgspec.Struct, kw_only=True):
 class Intake:
     """Checks messages against the configured domains and limits."""
 
-    def __init__(self, domains: Domains, max_items: int) -> None:
+    def __init__(self, domains: Domains, max_items: int, max_fields: int = MAX_FIELDS) -> None:
         self._rules = domains.rules
         self._max_items = max_items
+        self._max_fields = max_fields
 
     def push(self, sync: Sync, session: Session, now_us: int) -> Push:
         """Check a ``sync``. Raises SyncError ``invalid_message`` or ``too_large``."""
@@ -169,6 +171,8 @@ class Intake:
         data = item.data
         if type(data) is not dict:
             return "invalid_item", "data: an object is required"
+        if len(data) > self._max_fields and rules.is_record:
+            return too_many_fields(len(data), self._max_fields)
         fault = value_fault(data)
         return None if fault is None else ("invalid_item", f"data: {fault}")
 

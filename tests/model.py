@@ -246,16 +246,22 @@ def chain_applied(chain: tuple[Waiting, ...], current: Json | None) -> Json | No
 
 
 class World:
-    """The server as the contract describes it. ``record_bytes`` bounds a stored record or event.
+    """The server as the contract describes it.
 
+    ``record_bytes`` bounds a stored record or event, ``record_fields`` the top-level fields of a record.
     ``kept_data_bytes`` bounds the data in a kept answer, and in the log those of a record that stands.
     """
 
     def __init__(
-        self, domains: Mapping[str, DomainSpec], record_bytes: int, kept_data_bytes: int = 4096
+        self,
+        domains: Mapping[str, DomainSpec],
+        record_bytes: int,
+        kept_data_bytes: int = 4096,
+        record_fields: int = 1000,
     ) -> None:
         self.domains = domains
         self.record_bytes = record_bytes
+        self.record_fields = record_fields
         self.kept_data_bytes = kept_data_bytes
         self.tenants: dict[int, Tenant] = {}
         self._serial = 0
@@ -369,7 +375,13 @@ class World:
             raise RejectedError("invalid_item")
         if op == "append" and at is None:
             raise RejectedError("invalid_item")
-        if op != "delete" and not (isinstance(data, dict) and _storable(data)):
+        if op == "delete":
+            return
+        if not isinstance(data, dict):
+            raise RejectedError("invalid_item")
+        if self.domains[domain].is_record and len(data) > self.record_fields:
+            raise RejectedError("too_large")
+        if not _storable(data):
             raise RejectedError("invalid_item")
 
     def _append(self, tenant: Tenant, device: str, item: Json, now_us: int, clock_offset_us: int) -> Json:
@@ -510,6 +522,9 @@ class World:
                 raise RejectedError("invalid_item")
             if before is not None and status not in _led_to(before, spec.steps):
                 raise RejectedError("invalid_item")
+        may_have = max(self.record_fields, len(standing or {}))
+        if spec.is_record and len(outcome) > may_have:
+            raise RejectedError("too_large")
         if len(_compact(outcome)) > self.record_bytes:
             raise RejectedError("too_large")
 

@@ -385,6 +385,60 @@ def test_policies_held_still_are_those_of_then() -> None:
     assert rules.policies(1) == {"task": DomainPolicy("client_wins")}
 
 
+def _many(count: int) -> Json:
+    return {f"f{number}": number for number in range(count)}
+
+
+def _codes_of(results: list[Json]) -> list[str | None]:
+    return [result.get("error", {}).get("code") for result in results]
+
+
+def test_fields_of_a_record_past_their_bound_reject_the_item() -> None:
+    desk = Desk(record_bytes=1 << 18)
+    ((fits, above, event),) = desk.results(
+        desk.push(
+            item("task", "a", **_many(1000)),
+            item("task", "b", **_many(1001)),
+            item("voice", "c", op="append", **_many(1001)),
+        )
+    )
+    assert _codes_of([fits, above, event]) == [None, "too_large", None]
+    ((grown, within),) = desk.results(
+        desk.push(item("task", "a", 1, op="patch", more=1), item("task", "a", 1, op="patch", f0=None, more=1))
+    )
+    assert _codes_of([grown, within]) == ["too_large", None]
+    assert "1001 fields, the limit is 1000" in grown["error"]["message"]
+
+
+def test_record_with_more_fields_from_before_changes_while_it_gains_none() -> None:
+    desk = Desk(record_bytes=1 << 18)
+    desk.rules = msgspec.structs.replace(desk.rules, record_fields=2000)
+    desk.intake = Intake(DOMAINS, 500, 2000)
+    desk.results(desk.push(item("note", "a", **_many(1500))))
+    desk.rules = msgspec.structs.replace(desk.rules, record_fields=1000)
+    desk.intake = Intake(DOMAINS, 500)
+    ((changed, grown, whole, less),) = desk.results(
+        desk.push(
+            item("note", "a", 1, op="patch", f0=7),
+            item("note", "a", 2, op="patch", more=1),
+            item("note", "a", 2, **_many(1500)),
+            item("note", "a", 2, op="patch", f1=None),
+        )
+    )
+    assert _codes_of([changed, grown, whole, less]) == [None, "too_large", "too_large", None]
+    (stored,) = desk.rows.records.values()
+    assert (stored.version, len(json.loads(stored.data or b""))) == (3, 1499)
+
+
+def test_names_in_changed_of_fields_that_are_nowhere_change_nothing() -> None:
+    desk = Desk()
+    desk.results(desk.push(item("note", "a", x=1, y=1)))
+    desk.results(desk.push(item("note", "a", 1, op="patch", y=2), device="tablet"))
+    put = {**item("note", "a", 1, x=3, y=1), "changed": [*map(str, range(5000)), "x", "x"]}
+    ((result,),) = desk.results(desk.push(put))
+    assert (result["winner"], result["data"]) == ("merged", {"x": 3, "y": 2})
+
+
 def test_a_message_that_touches_too_much_is_refused_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixty bytes of change may read, log and write a whole record, each of them."""
     monkeypatch.setattr("engine.batch.MESSAGE_TOUCHES_BYTES", 3000)

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from engine.batch import Plan, lookups, plan
 from engine.codec import JSON
@@ -91,12 +92,12 @@ class SentResolve:
 class Duel:
     """The engine and the model, fed with the same messages and compared after every batch."""
 
-    def __init__(self, opening: dict[int, dict[str, Policy]]) -> None:
+    def __init__(self, opening: dict[int, dict[str, Policy]], record_fields: int) -> None:
         ids = itertools.count(1)
         self.policies = {tenant: dict(by_domain) for tenant, by_domain in opening.items()}
-        self.world = World(MODEL_DOMAINS, RECORD_BYTES, KEPT_DATA_BYTES)
+        self.world = World(MODEL_DOMAINS, RECORD_BYTES, KEPT_DATA_BYTES, record_fields)
         self.memory = Memory()
-        self.intake = Intake(ENGINE_DOMAINS, 500)
+        self.intake = Intake(ENGINE_DOMAINS, 500, record_fields)
         self.rules = Rules(
             ENGINE_DOMAINS,
             self._policies,
@@ -104,6 +105,7 @@ class Duel:
             RECORD_BYTES,
             1_048_576,
             kept_data_bytes=KEPT_DATA_BYTES,
+            record_fields=record_fields,
         )
         self.now_us = START_US
         self.fresh_keys = itertools.count(1)
@@ -646,12 +648,12 @@ def _canonical_bytes(data: bytes | None) -> str:
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-@given(world=worlds())
+@given(world=worlds(), record_fields=st.sampled_from([1000, 1000, 1000, 3]))
 def test_the_engine_and_the_model_agree(
-    world: tuple[dict[int, dict[str, Policy]], list[Batch]],
+    world: tuple[dict[int, dict[str, Policy]], list[Batch]], record_fields: int
 ) -> None:
     opening, run = world
-    duel = Duel(opening)
+    duel = Duel(opening, record_fields)
     for batch in run:
         duel.batch(batch)
     duel.told.audit(duel.memory)

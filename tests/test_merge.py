@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from engine.merge import (
     MAX_REMOVED_FIELDS,
     FieldVersions,
+    Sent,
     advance,
     apply_patch,
     created,
@@ -155,6 +156,20 @@ def test_removed_fields_do_not_add_up() -> None:
     assert known.changed_after("keep", 0)
     assert known.changed_after(f"f{count - 1}", 2 * count)
     assert not known.changed_after(f"f{count - 1}", 2 * count + 1)
+
+
+@pytest.mark.parametrize("changes", [1, 2, 30])
+def test_the_last_writer_of_a_field_is_its_only_one(changes: int) -> None:
+    fields: Json = {}
+    stored = created(fields, 0)
+    for number in range(10):
+        before, fields = fields, {**fields, f"f{number}": number}
+        stored = advance(versions(stored), before, fields, number + 2, number, Sent(f"d{number}", number))
+    after = {**fields, **{f"f{number}": -1 for number in range(changes)}}
+    known = versions(advance(versions(stored), fields, after, 20, 20, Sent("d0", 20)))
+    for number in range(10):
+        owners = [device for device, own in known.writers.items() if f"f{number}" in own]
+        assert owners == ["d0" if number < changes else f"d{number}"]
 
 
 _records = st.dictionaries(

@@ -52,6 +52,7 @@ from storage.health import faults
 from storage.migrate import newest_migration
 from storage.partitions import maintain
 from storage.pool import Database, Pooling
+from storage.presence import Presence
 from storage.tenants import PostgresTenants
 
 #: Days change slowly; what a missed run leaves undone, the next does.
@@ -180,6 +181,7 @@ class Server:
             upload_chores=files.chores.counters,
         )
         self._domains = domains
+        self._presence = Presence(self._reads, port)
         self._neighbours = Neighbours(bus, feed, policies, self._connections, files.holds)
 
     async def run(self, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -191,6 +193,7 @@ class Server:
         """
         settings = self._settings
         await self._renew()
+        await self._presence.say()
         await self._core.devices.warm()
         routes = self._files.routes(self._core, self._connections, self._domains)
         app = application(self._core, self._connections, self._faults, self._siblings, routes)
@@ -201,6 +204,7 @@ class Server:
             *others,
             Service("neighbours", self._neighbours.run, self._core.bus.drain),
             Service("maintenance", self._maintain),
+            Service("presence", self._presence.run, self._presence.leave),
         ]
         async with AsyncExitStack() as stack:
             # Until the end: a second signal while draining must not kill what the first asked to finish.

@@ -23,6 +23,7 @@ from yoyo.migrations import Migration, default_migration_table
 
 from engine.administration import MigrationState, RefusedError
 from storage.direct import connected, schema_change
+from storage.presence import GONE_S, present
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -85,7 +86,8 @@ def migrate(
         The ids of the migrations that were applied or taken back, in order.
 
     Raises:
-        RefusedError: There is no such migration, or the schema holds one that this version does not know.
+        RefusedError: There is no such migration, or the schema holds one that this version does not know; it
+            stands past ``to`` without ``down``, or servers use what is to be taken back.
         StoreError: The database is away, or refused a statement.
     """
     known = _known()
@@ -93,9 +95,16 @@ def migrate(
         raise RefusedError(f"there is no migration {to}: they are numbered 1 to {len(known)}")
     done: list[str] = []
     with connected(dsn) as connection:
-        if to is None and down:
-            applied = _applied(connection)
-            to = max((number for number, one in _numbered() if one.id in applied), default=1) - 1
+        applied = _applied(connection)
+        standing = max((number for number, one in _numbered() if one.id in applied), default=0)
+        if down:
+            _refuse_in_use(connection)
+            to = max(standing - 1, 0) if to is None else to
+        elif to is not None and standing > to:
+            raise RefusedError(
+                f"the schema stands at {standing}, past {to}: `run.py migrate --to {to} --down` takes back"
+                " what came after it, data and all"
+            )
         number = len(known) if to is None else to
         while (migration := _step(connection, number, chosen_domains, down=down)) is not None:
             done.append(migration)
@@ -160,6 +169,17 @@ def _step(connection: Connection, to: int, chosen_domains: Collection[str], *, d
         backend.log_migration(migration, direction)
         mark(migration, log=False)
         return str(migration.id)
+
+
+def _refuse_in_use(connection: Connection) -> None:
+    with connection.cursor() as cursor:
+        found = present(cursor)
+    if found:
+        place, silent_s = found[0]
+        raise RefusedError(
+            f"{len(found)} server processes use this database, such as {place}, seen {silent_s:.0f} s ago:"
+            f" stop them first (one that was killed counts for {GONE_S:.0f} s)"
+        )
 
 
 def _refuse_unknown(applied: dict[str, datetime]) -> None:

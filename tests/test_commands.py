@@ -226,7 +226,10 @@ def test_migrate_reports_and_lists(run: Run) -> None:
     newest = newest_migration()
     count = int(newest[:4])
     assert run("migrate").out == f"the schema stands at {count} of {count}\n"
-    assert run("migrate", "--down").out.splitlines() == [
+    unanswered = run("migrate", "--down")
+    assert unanswered.refusal() == "Error: not done: it takes a yes, on a terminal or by --yes"
+    assert f"Take back {newest}, with all data that is kept there, in " in unanswered.err
+    assert run("migrate", "--down", "--yes").out.splitlines() == [
         f"took back {newest}",
         f"the schema stands at {count - 1} of {count}",
     ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg2
@@ -13,8 +15,11 @@ import pytest
 
 from engine.administration import RefusedError
 from engine.ports import StoreError, StoreUnavailableError
+from storage import presence
 from storage.migrate import migrate, newest_migration, status
+from storage.pool import Database
 from tests.services import execute, rows
+from tests.serving import Running
 
 _ROOT = Path(__file__).parent.parent
 _FILES = sorted((_ROOT / "storage/migrations").glob("*.sql"))
@@ -69,7 +74,8 @@ def test_up_down_step_by_step_and_up_again_is_the_same_schema(empty_dsn: str) ->
 def test_down_to_a_migration_takes_back_all_after_it(dsn: str) -> None:
     assert migrate(dsn, 3, down=True) == _ALL[:2:-1]
     assert [one.number for one in status(dsn) if one.applied_at] == [1, 2, 3]
-    assert migrate(dsn, 2) == [], "up never takes back"
+    with pytest.raises(RefusedError, match="stands at 3, past 2"):  # up never takes back
+        migrate(dsn, 2)
     assert migrate(dsn, 5, down=True) == [], "down never applies"
     assert migrate(dsn, 5) == _ALL[3:5]
 
@@ -174,7 +180,7 @@ def test_every_table_that_grows_leads_its_primary_key_with_the_tenant(dsn: str) 
         "SELECT c.relname, (SELECT attname FROM pg_attribute WHERE attrelid = c.oid AND attnum = i.indkey[0])"
         " FROM pg_class AS c LEFT JOIN pg_index AS i ON i.indrelid = c.oid AND i.indisprimary"
         " WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')"
-        " AND c.relname NOT LIKE '%yoyo%' AND c.relname NOT IN ('cluster_state', 'cluster_job')",
+        " AND c.relname NOT LIKE '%yoyo%' AND c.relname NOT IN ('cluster_state', 'cluster_job', 'server_processes')",
     )
     assert ("records", "tenant_id") in found
     assert [table for table, first in found if first != "tenant_id"] == []
@@ -211,3 +217,66 @@ def test_migration_field_merge_keeps_the_policy_of_tenants_that_exist(
     ]
     migrate(empty_dsn, 16, down=True)
     assert rows(empty_dsn, _POLICIES) == [("acme", "task", "manual", None)]
+
+
+# -- a way back is asked for, and not taken from under a server -------------------------------
+
+
+def _process(silent_s: int) -> str:
+    return (
+        "INSERT INTO server_processes VALUES"
+        f" (gen_random_uuid(), 'db9, port 8080, process 7', now() - interval '{silent_s} seconds')"
+    )
+
+
+def test_migrate_down_while_a_process_was_seen_of_late_is_refused(dsn: str) -> None:
+    execute(dsn, _process(silent_s=20))
+    with pytest.raises(RefusedError, match="1 server processes use this database, such as db9, port 8080"):
+        migrate(dsn, down=True)
+    assert status(dsn)[-1].applied_at is not None
+    execute(dsn, "DELETE FROM server_processes", _process(silent_s=31))
+    assert migrate(dsn, down=True) == [_ALL[-1]]
+
+
+def test_migrate_to_a_past_step_without_down_says_how_it_is_taken_back(dsn: str) -> None:
+    with pytest.raises(RefusedError, match=f"stands at {len(_ALL)}, past 2: `run.py migrate --to 2 --down`"):
+        migrate(dsn, 2)
+    assert migrate(dsn, len(_ALL)) == []
+
+
+async def test_server_says_that_it_is_there_until_it_is_drained(server: Running) -> None:
+    with pytest.raises(RefusedError, match=f"port 0, process {os.getpid()}, seen 0 s ago"):
+        migrate(server.dsn, down=True)
+    await server.drained()
+    assert rows(server.dsn, "SELECT FROM server_processes") == []
+
+
+async def test_presence_is_said_again_and_a_failure_once(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(presence, "SAID_S", 0.01)
+    monkeypatch.setattr(presence._log, "warning", lambda event, **_: said.append(event), raising=False)
+    database = Database(dsn, 1)
+    here = presence.Presence(database, 8080)
+    await here.say()
+    execute(dsn, "UPDATE server_processes SET seen_at = 'epoch'")
+    running = asyncio.create_task(here.run())
+    try:
+        await _until(lambda: rows(dsn, "SELECT FROM server_processes WHERE seen_at > 'epoch'") == [()])
+        execute(dsn, "ALTER TABLE server_processes RENAME TO elsewhere")
+        await _until(lambda: said == ["presence_not_stored"])
+        execute(dsn, "ALTER TABLE elsewhere RENAME TO server_processes", "TRUNCATE server_processes")
+        await _until(lambda: rows(dsn, "SELECT FROM server_processes") == [()])
+    finally:
+        running.cancel()
+        await database.close()
+    assert said == ["presence_not_stored"]
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.01)

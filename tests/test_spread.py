@@ -16,7 +16,7 @@ from tests.services import named, rows
 STORAGE = Path(__file__).parent.parent / "storage"
 
 #: Small, the same for every tenant, and so copied to each node: docs/scaling.md.
-REFERENCE = {"tenants", "cluster_state", "cluster_job"}
+REFERENCE = {"tenants", "cluster_state", "cluster_job", "server_processes"}
 
 #: Statements that go over all tenants on purpose, by a part of their text, and why that does no harm.
 OVER_ALL = {

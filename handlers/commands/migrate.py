@@ -7,24 +7,30 @@ from collections.abc import Sequence
 import click
 
 from engine.administration import MigrationState
-from handlers.commands.site import Site, as_json, on_site, table
+from handlers.commands.site import Site, as_json, confirm, on_site, table
 
 
 @click.command(
     "migrate",
     short_help="Bring the database's schema up to date, or back.",
-    epilog="Example: run.py migrate --status",
+    epilog="Examples: run.py migrate --status · run.py migrate --to 20 --down",
 )
 @click.option("--to", type=click.IntRange(min=0), metavar="N", help="Stop at this migration; 0 is none.")
 @click.option("--down", is_flag=True, help="Take back the newest one, or all after --to, data and all.")
 @click.option("--status", is_flag=True, help="Change nothing and list the migrations.")
+@click.option("--yes", is_flag=True, help="Do not ask before --down.")
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @on_site(changes=True)
-def migrate(site: Site, *, to: int | None, down: bool, status: bool, json_: bool) -> None:
-    """Bring the database's schema up to date. It is safe to run on several hosts at once."""
+def migrate(site: Site, *, to: int | None, down: bool, status: bool, yes: bool, json_: bool) -> None:
+    """Bring the database's schema up to date. It is safe to run on several hosts at once.
+
+    --down erases what the migrations brought, and refuses while servers use the database.
+    """
     if status and (down or to is not None):
         raise click.UsageError("--status changes nothing: leave --to and --down out.")
     with site.schema() as schema:
+        if down and not yes:
+            _ask(site, schema.status(), to)
         done = [] if status else schema.migrate(to, down=down)
         states = schema.status()
     if not status:
@@ -33,6 +39,14 @@ def migrate(site: Site, *, to: int | None, down: bool, status: bool, json_: bool
         as_json(states)
     else:
         table([_row(one) for one in states], ("N", "MIGRATION", "APPLIED"))
+
+
+def _ask(site: Site, states: Sequence[MigrationState], to: int | None) -> None:
+    applied = [one for one in states if one.number and one.applied_at is not None]
+    due = applied[-1:] if to is None else [one for one in applied if one.number > to]
+    if due:
+        names = ", ".join(one.name for one in reversed(due))
+        confirm(f"Take back {names}, with all data that is kept there, in {site.database()}?")
 
 
 def _row(state: MigrationState) -> tuple[str, str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import wraps
@@ -164,6 +165,16 @@ def _name_database(site: Site, *, changes: bool) -> None:
 
 
 of_tenant = click.option("--tenant", metavar="T", help="Of this tenant alone.")
+
+
+def confirm(question: str) -> None:
+    """Ask before something that has no way back. Raises ClickException where nobody can answer."""
+    try:
+        click.confirm(question, abort=True, err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise click.ClickException("not done: it takes a yes, on a terminal or by --yes") from None
 
 
 def table(rows: list[tuple[str, ...]], heading: tuple[str, ...], *, fit: bool = False) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from handlers.commands.site import Site, as_json, on_site, table
+from handlers.commands.site import Site, as_json, confirm, on_site, table
 
 #: It stands in tokens, URLs and command lines.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
@@ -60,6 +60,6 @@ def remove(site: Site, *, name: str, erase: bool, yes: bool) -> None:
     with site.tenants() as tenants:
         if erase and not yes:
             question = f"Erase everything that {name} ever stored in {site.database()}?"
-            click.confirm(question, abort=True, err=True)
+            confirm(question)
         tenants.remove(name, erase=erase)
     click.echo(f"removed {name}")

@@ -17,6 +17,7 @@ from storage.health import unfit
 from storage.migrate import status
 from storage.partitions import days_ahead
 from storage.places import place_of
+from storage.remedies import DatabaseFaultError
 from storage.rights import quota_findings, rights_finding
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def database_findings(
                 return  # what is looked at from here on needs them
             yield from quota_findings(connection, quotas)
         yield from _schema(dsn, migrates_itself=migrates_itself)
+    except DatabaseFaultError as fault:
+        yield Finding("fault", "database", fault.found, fault.remedy)
     except StoreError as error:
         yield Finding("fault", "database", str(error), "see that it runs and that postgres.dsn leads to it")
 

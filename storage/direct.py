@@ -13,6 +13,7 @@ import psycopg2
 import psycopg2.errors
 
 from engine.ports import StoreError, StoreRetryError, StoreUnavailableError
+from storage.remedies import fault_of, lock_sentence, said, sentence
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -26,7 +27,11 @@ _SCHEMA_LOCK: Final = 0x7469646D
 
 @contextmanager
 def connected(dsn: str) -> Iterator[Connection]:
-    """Connect to the primary, in autocommit. Raises StoreError in one sentence."""
+    """Connect to the primary, in autocommit.
+
+    Raises:
+        StoreError: In one sentence: a DatabaseFaultError where the remedy is known.
+    """
     try:
         connection = psycopg2.connect(
             dsn,
@@ -38,14 +43,14 @@ def connected(dsn: str) -> Iterator[Connection]:
             keepalives_count=3,
         )
     except psycopg2.Error as error:
-        raise StoreUnavailableError(_sentence(error)) from None
+        raise fault_of(error) or StoreUnavailableError(said(error)) from None
     try:
         connection.autocommit = True
         yield connection
     except psycopg2.errors.LockNotAvailable as error:
-        raise StoreRetryError(_sentence(error)) from None
+        raise StoreRetryError(lock_sentence(connection, error)) from None
     except psycopg2.Error as error:
-        raise StoreError(_sentence(error)) from None
+        raise fault_of(error) or StoreError(sentence(error)) from None
     finally:
         connection.close()
 
@@ -63,8 +68,3 @@ def schema_change(connection: Connection, lock_timeout_ms: int) -> Iterator[Curs
         cursor.execute(f"SET LOCAL lock_timeout = {lock_timeout_ms}")
         yield cursor
 
-
-def _sentence(error: psycopg2.Error) -> str:
-    primary = error.diag.message_primary or str(error)
-    lines = primary.strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -32,6 +32,7 @@ from engine.ports import (
     StoreUnavailableError,
 )
 from storage.hosts import Host, HostOrder, hosts_of
+from storage.remedies import sentence as told
 
 Row = tuple[Any, ...]
 Values = Mapping[str, object]
@@ -198,7 +199,7 @@ class Session:
 
     def _translated(self, error: psycopg2.Error) -> StoreError:
         state = error.pgcode or ""
-        sentence = error.diag.message_primary or str(error).strip()
+        sentence = told(error)
         if self._connection.closed or state[:2] in ("08", "57") or (
             not state and isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
         ):
@@ -215,7 +216,7 @@ class Session:
         if state.startswith(_POISON):
             return StorePoisonError(sentence)
         if state.startswith(_WRONG):
-            return StoreError(f"{sentence} (SQLSTATE {state})")
+            return StoreError(sentence)
         return StoreRetryError(sentence)
 
     def warned(self) -> bool:

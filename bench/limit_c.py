@@ -13,16 +13,17 @@ from collections import deque
 from itertools import count
 from typing import Final
 
-import aiopg
 import msgspec
 import uvloop
 from aiohttp import WSMsgType, web
 
 from bench.bare import Socket, Sync, acknowledgement, decode, serve, upgraded
+from storage.driver import Link, connect
 
 #: Two batches under way keep both PostgreSQL and this process busy.
 CONNECTIONS: Final = 2
 BATCH: Final = 400
+_PATIENCE_S: Final = 60.0
 #: A table that was never analysed is read by scanning it.
 ANALYSE_AFTER: Final = (1_000, 10_000, 50_000, 200_000)
 
@@ -34,10 +35,10 @@ CREATE TABLE records (
     version bigint NOT NULL, seq bigint NOT NULL, data jsonb NOT NULL, PRIMARY KEY (id, tenant, domain));
 CREATE TABLE keys (tenant text COLLATE "C", key text COLLATE "C", PRIMARY KEY (key, tenant));
 ANALYZE records, keys"""
-_VERSIONS: Final = "SELECT id, version FROM records WHERE id = ANY(%s)"
+_VERSIONS: Final = "SELECT id, version FROM records WHERE id = ANY(%(ids)s)"
 _WRITE: Final = """
 WITH rows AS MATERIALIZED (
-    SELECT * FROM jsonb_to_recordset(%s::jsonb)
+    SELECT * FROM jsonb_to_recordset(%(rows)s::jsonb)
     AS r(tenant text, domain text, id text, version bigint, seq bigint, data jsonb, key text)),
 kept AS (INSERT INTO keys SELECT tenant, key FROM rows)
 INSERT INTO records SELECT tenant, domain, id, version, seq, data FROM rows
@@ -77,7 +78,7 @@ class Pipeline:
                 self._work.set()
         return socket
 
-    async def commit(self, cursor: aiopg.Cursor) -> None:
+    async def commit(self, link: Link) -> None:
         """Store batch after batch on one connection."""
         waiting = self._waiting
         while True:
@@ -85,34 +86,34 @@ class Pipeline:
                 self._work.clear()
                 await self._work.wait()
             batch = [waiting.popleft() for _ in range(min(len(waiting), BATCH))]
-            await cursor.execute(_VERSIONS, ([sync.items[0].id for sync, _, _ in batch],))
-            versions: dict[str, int] = dict(await cursor.fetchall())
+            asked = {"ids": [sync.items[0].id for sync, _, _ in batch]}
+            versions: dict[str, int] = dict(await link.run(_VERSIONS, asked, _PATIENCE_S))
             rows = [self._row(sync, tenant, versions) for sync, _, tenant in batch]
-            await cursor.execute(_WRITE, (msgspec.json.encode(rows).decode(),))
+            await link.run(_WRITE, {"rows": msgspec.json.encode(rows).decode()}, _PATIENCE_S)
             for (sync, socket, _), row in zip(batch, rows, strict=True):
                 if not socket.closed:
                     await socket.send_frame(acknowledgement(sync, row.version, row.seq), WSMsgType.TEXT)
-            await self._analyse(cursor, len(batch))
+            await self._analyse(link, len(batch))
 
     def _row(self, sync: Sync, tenant: str, versions: dict[str, int]) -> _Row:
         item = sync.items[0]
         version = versions.get(item.id, 0) + 1
         return _Row(tenant, item.domain, item.id, version, next(self._seq), item.data, sync.key)
 
-    async def _analyse(self, cursor: aiopg.Cursor, rows: int) -> None:
+    async def _analyse(self, link: Link, rows: int) -> None:
         before, self._stored = self._stored, self._stored + rows
         if any(before < stored <= self._stored for stored in ANALYSE_AFTER):
-            await cursor.execute("ANALYZE records, keys")
+            await link.run("ANALYZE records, keys", None, _PATIENCE_S)
 
 
 async def _main(dsn: str) -> None:
     pipeline = Pipeline()
     async with asyncio.TaskGroup() as group:
         for connection in range(CONNECTIONS):
-            cursor = await (await aiopg.connect(dsn, enable_json=False, enable_hstore=False)).cursor()
+            link = await connect(dsn)
             if connection == 0:
-                await cursor.execute(_TABLES)
-            group.create_task(pipeline.commit(cursor))
+                await link.run(_TABLES, None, _PATIENCE_S)
+            group.create_task(pipeline.commit(link))
         await serve(pipeline.sync)
 
 

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import ceil
 from typing import TYPE_CHECKING, Final
 
 import psycopg2
 import psycopg2.errors
 
 from engine.ports import StoreError, StoreRetryError, StoreUnavailableError
+from storage.hosts import order_of
 from storage.remedies import fault_of, lock_sentence, said, sentence
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
     from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
-_CONNECT_S: Final = 5
 #: Whoever changes what tables there are holds this, so that one does at a time over all hosts. It
 #: belongs to the transaction, not to the session, and so works behind transaction pooling as well.
 _SCHEMA_LOCK: Final = 0x7469646D
@@ -32,18 +33,7 @@ def connected(dsn: str) -> Iterator[Connection]:
     Raises:
         StoreError: In one sentence: a DatabaseFaultError where the remedy is known.
     """
-    try:
-        connection = psycopg2.connect(
-            dsn,
-            connect_timeout=_CONNECT_S,
-            application_name="tidemark",
-            target_session_attrs="read-write",
-            keepalives_idle=5,
-            keepalives_interval=2,
-            keepalives_count=3,
-        )
-    except psycopg2.Error as error:
-        raise fault_of(error) or StoreUnavailableError(said(error)) from None
+    connection = _connect(dsn)
     try:
         connection.autocommit = True
         yield connection
@@ -53,6 +43,34 @@ def connected(dsn: str) -> Iterator[Connection]:
         raise fault_of(error) or StoreError(sentence(error)) from None
     finally:
         connection.close()
+
+
+def _connect(dsn: str) -> Connection:
+    """Connect to the first host that is the primary. Raises StoreError."""
+    order = order_of(dsn)
+    refusals: list[StoreError] = []
+    for host in order.now():
+        places = host.places_now(one_of_several=order.several)
+        if not places:
+            refusals.append(StoreUnavailableError(f"no address is known for {host.name}"))
+        for place in order.sorted(places):
+            try:
+                return psycopg2.connect(
+                    place.dsn,
+                    connect_timeout=ceil(place.patience_s),
+                    application_name="tidemark",
+                    target_session_attrs="read-write",
+                    keepalives_idle=5,
+                    keepalives_interval=2,
+                    keepalives_count=3,
+                )
+            except psycopg2.Error as error:
+                order.place_failed(place)
+                refusals.append(fault_of(error) or StoreUnavailableError(said(error)))
+        order.failed(host)
+    if len(refusals) == 1:
+        raise refusals[0]
+    raise StoreUnavailableError("; ".join(map(str, refusals)))
 
 
 @contextmanager

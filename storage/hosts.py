@@ -1,8 +1,7 @@
-"""The hosts that a DSN names, each with a DSN of its own, and which of them to try first.
+"""The hosts that a DSN names, the addresses of each, and which of them to try first.
 
-libpq goes through such a list by itself, and so commands leave it to it (``storage/direct.py``). The
-driver of the event loop cannot: it watches the socket of the first host alone, and waits in vain when
-libpq has gone on to the next (aiopg #647).
+libpq goes through such a list by itself, but begins at its head each time: every connection of every command
+would wait for a first host that is silent.
 """
 
 from __future__ import annotations
@@ -10,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Sequence
-from typing import Final
+from functools import lru_cache
+from typing import Any, Final
 
 import msgspec
 import psycopg2
@@ -22,31 +22,68 @@ from engine.ports import StoreError
 _OF_THE_LIST: Final = ("target_session_attrs", "load_balance_hosts")
 
 
+#: How long a connection may take until it can be used.
+CONNECT_S: Final = 5.0
+#: Where there are others to try: a host that is gone mostly refuses nothing, it is silent.
+CONNECT_ONE_OF_SEVERAL_S: Final = 2.0
+
+
+class Place(msgspec.Struct, frozen=True):
+    """One address of one host. ``name`` is for people, ``patience_s`` how long connecting may take."""
+
+    dsn: str
+    name: str
+    patience_s: float
+
+
 class Host(msgspec.Struct, frozen=True):
     """One host. ``name`` is empty where there is nothing to look up: a socket's path, an address."""
 
     dsn: str
     name: str
+    label: str = ""
 
-    async def addresses(self, patience_s: float) -> list[str]:
-        """Give a DSN for each address that the name stands for, none if it is not known.
+    async def places(self, *, one_of_several: bool) -> list[Place]:
+        """Give a place for each address that the name stands for, none if it is not known.
 
-        Left to libpq, the look-up would hold up the event loop, and the driver hears nothing of the second
-        address, as of the second host.
+        Left to libpq, the look-up would hold up the event loop.
         """
-        if not self.name:
-            return [self.dsn]
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(patience_s):
-                found = await loop.getaddrinfo(self.name, None, type=socket.SOCK_STREAM)
-        except (OSError, TimeoutError):
-            return []
-        return [self.at(str(address[0])) for *_, address in found]
+        found: list[Any] = []
+        if self.name:
+            loop = asyncio.get_running_loop()
+            try:
+                async with asyncio.timeout(_patience_s(one_of_several=one_of_several)):
+                    found = await loop.getaddrinfo(self.name, None, type=socket.SOCK_STREAM)
+            except (OSError, TimeoutError, ValueError):  # a name may be none of the domain name system's
+                return []
+        return self._at(found, one_of_several=one_of_several)
 
-    def at(self, address: str) -> str:
-        """Give the DSN for one of the addresses that the name stands for."""
-        return str(make_dsn(self.dsn, hostaddr=address))
+    def places_now(self, *, one_of_several: bool) -> list[Place]:
+        """Do as ``places`` where no event loop is held up, for as long as the system's resolver takes."""
+        found: list[Any] = []
+        if self.name:
+            try:
+                found = socket.getaddrinfo(self.name, None, type=socket.SOCK_STREAM)
+            except (OSError, ValueError):
+                return []
+        return self._at(found, one_of_several=one_of_several)
+
+    def _at(self, found: list[Any], *, one_of_several: bool) -> list[Place]:
+        if not self.name:
+            return [Place(self.dsn, self.label, _patience_s(one_of_several=one_of_several))]
+        addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+        patience_s = _patience_s(one_of_several=one_of_several or len(addresses) > 1)
+        return [
+            Place(str(make_dsn(self.dsn, hostaddr=address)), self._label_at(address), patience_s)
+            for address in addresses
+        ]
+
+    def _label_at(self, address: str) -> str:
+        return self.label if address == self.name else f"{self.label} ({address})"
+
+
+def _patience_s(*, one_of_several: bool) -> float:
+    return CONNECT_ONE_OF_SEVERAL_S if one_of_several else CONNECT_S
 
 
 def hosts_of(dsn: str) -> list[Host]:
@@ -72,7 +109,9 @@ def hosts_of(dsn: str) -> list[Host]:
         own = {part: values[index] for part, values in parts.items() if values}
         name = own.get("host", "")
         looked_up = bool(name) and name[0] not in "/@" and not own.get("hostaddr")
-        found.append(Host(str(make_dsn(**common, **own)), name if looked_up else ""))
+        label = ":".join(filter(None, (name or own.get("hostaddr", ""), own.get("port", ""))))
+        own_dsn = str(make_dsn(**common, **own))
+        found.append(Host(own_dsn, name if looked_up else "", label or "the default host"))
     return found
 
 
@@ -89,14 +128,19 @@ def _one_each(part: str, values: list[str], count: int) -> list[str]:
 
 
 class HostOrder:
-    """The hosts in the order to try them: whoever failed goes last, so whoever served last comes first."""
+    """The hosts in the order to try them: whoever failed goes last, so whoever served last comes first.
+
+    Threads may share one.
+    """
 
     def __init__(self, hosts: Sequence[Host]) -> None:
         self._hosts = list(hosts)
+        self._failures = 0
+        self._failed_places: dict[str, int] = {}
 
     @property
     def several(self) -> bool:
-        """Whether there is another one to try."""
+        """Whether there is another host to try."""
         return len(self._hosts) > 1
 
     def now(self) -> list[Host]:
@@ -104,6 +148,20 @@ class HostOrder:
         return self._hosts.copy()
 
     def failed(self, host: Host) -> None:
-        """Try the others before this one."""
-        self._hosts.remove(host)
-        self._hosts.append(host)
+        """Try the other hosts before this one."""
+        self._hosts = [*(one for one in self._hosts if one is not host), host]
+
+    def sorted(self, places: list[Place]) -> list[Place]:
+        """Put the places of one host into the order to try them."""
+        return sorted(places, key=lambda place: self._failed_places.get(place.dsn, 0))
+
+    def place_failed(self, place: Place) -> None:
+        """Try the host's other addresses before this one."""
+        self._failures += 1
+        self._failed_places[place.dsn] = self._failures
+
+
+@lru_cache(maxsize=64)
+def order_of(dsn: str) -> HostOrder:
+    """Give the order that this process shares. Raises StoreError for a DSN that breaks libpq's rules."""
+    return HostOrder(hosts_of(dsn))

@@ -1,7 +1,8 @@
-"""Connections to PostgreSQL: the only file that knows the driver (aiopg, psycopg2).
+"""Connections to PostgreSQL, borrowed and given back.
 
 Several statements travel in one string, so that a batch costs two round trips; of them the driver
-gives back the rows of the last. What the driver raises leaves here as a ``StoreError``.
+(``storage/driver.py``) gives back the rows of the last. Whatever the driver raises leaves here as a
+``StoreError``.
 
 Planning a batch's statements afresh costs 0.45 ms, as much as a lone sync needs besides. So each
 connection prepares them on first use. Behind a pooler that hands the server's connections around, a
@@ -13,15 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-import aiopg
-import aiopg.connection
 import psycopg2
 import structlog
 
@@ -31,24 +29,28 @@ from engine.ports import (
     StoreRetryError,
     StoreUnavailableError,
 )
-from storage.hosts import Host, HostOrder, hosts_of
+from storage.driver import Link, Row, Values, connect
+from storage.hosts import Host, Place, order_of
 from storage.remedies import sentence as told
 
-Row = tuple[Any, ...]
-Values = Mapping[str, object]
+__all__ = [
+    "SERVER_MS",
+    "ConnectionLostError",
+    "Database",
+    "NoAnswerError",
+    "Pooling",
+    "Row",
+    "Session",
+    "Statement",
+    "Values",
+]
 
 #: No statement of ours takes this long; what does is given up and its connection dropped.
 STATEMENT_S: Final = 10.0
-#: How often a connection that is waited for is looked at. uvloop does not tell a reader of an error on its
-#: descriptor, such as the reset that follows a server's last words at once.
-_LOOK_S: Final = 0.5
 #: The server gives up first, so that no statement runs on behind a connection that was dropped.
 SERVER_MS: Final = 9000
 #: How long whoever wants a connection waits for one.
 _WAIT_S: Final = 5.0
-_CONNECT_S: Final = 5.0
-#: Where there are others to try: a host that is gone mostly refuses nothing, it is silent.
-_CONNECT_ONE_OF_SEVERAL_S: Final = 2.0
 _KEEPALIVE: Final[dict[str, Any]] = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
@@ -63,6 +65,10 @@ _WRONG = ("42", "0A", "3F")
 
 #: Some statements are others every day (storage/kept_keys.py): those of past days would stay in memory.
 _MAX_PREPARED: Final = 200
+
+#: A timeout of the server, or somebody who had it cancel the statement.
+_CANCELLED: Final = "57014"
+
 #: A prepared statement is missing, or there is one of that name already.
 _NOT_AS_PREPARED: Final = ("26000", "42P05")
 
@@ -81,17 +87,6 @@ class ConnectionLostError(StoreRetryError):
 
 class NoAnswerError(ConnectionLostError):
     """The connection was given up on."""
-
-
-class _AnyDescriptor:
-    """What aiopg asks of a lost connection's descriptor; ``select`` itself knows none from 1024 on."""
-
-    @staticmethod
-    def select(descriptors: list[int], *_: object) -> None:
-        os.fstat(descriptors[0])
-
-
-vars(aiopg.connection)["select"] = _AnyDescriptor
 
 
 class Statement:
@@ -113,27 +108,16 @@ class Statement:
 _PLACEHOLDER: Final = re.compile(r"%\((\w+)\)s")
 
 
-def _cancellations() -> tuple[asyncio.Task[Any], int]:
-    """Count them before the driver waits, which until Python 3.12 forgets one that comes with the answer."""
-    task = asyncio.current_task()
-    assert task is not None
-    return task, task.cancelling()
-
-
 class Session:
     """One connection. Not for two tasks at once."""
 
-    def __init__(
-        self, host: Host, connection: aiopg.Connection, cursor: aiopg.Cursor, pooling: Pooling
-    ) -> None:
+    def __init__(self, host: Host, link: Link, pooling: Pooling) -> None:
         self.host = host
         #: Whether the host is to blame for the end of the connection.
         self.host_failed = False
-        self._connection = connection
-        self._cursor = cursor
+        self._link = link
         self._pooling = pooling
         self._prepared: set[str] = set()
-        self._looking: asyncio.TimerHandle | None = None
 
     async def run_prepared(
         self, opening: str, statements: Sequence[Statement], closing: str, values: Values
@@ -163,19 +147,8 @@ class Session:
 
         Raises ConnectionLostError, StoreRetryError (rolled back by the server), StorePoisonError.
         """
-        task, cancellations = _cancellations()
-        self._look_later()
         try:
-            await self._cursor.execute(statements, values, timeout=STATEMENT_S)
-            if task.cancelling() > cancellations:
-                raise asyncio.CancelledError
-            return await self._cursor.fetchall() if self._cursor.description is not None else []
-        except asyncio.CancelledError:
-            # A statement that the server cancelled reaches us as a cancelled task, too (aiopg #537).
-            if task.cancelling() > cancellations:
-                self.close()
-                raise
-            raise StoreRetryError("the server cancelled the statement") from None
+            return await self._link.run(statements, values, STATEMENT_S)
         except TimeoutError:
             self._lose()
             raise NoAnswerError(f"no answer within {STATEMENT_S:.0f} s") from None
@@ -183,24 +156,16 @@ class Session:
             raise self._translated(error) from None
         except (ValueError, UnicodeError) as error:
             raise StorePoisonError(str(error)) from None
-        finally:
-            if self._looking is not None:
-                self._looking.cancel()
-
-    def _look_later(self) -> None:
-        self._looking = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
-
-    def _look(self) -> None:
-        """Have the driver look for an answer, or an end, that nobody told it of."""
-        connection = self._connection
-        if not connection.closed:
-            connection._ready(connection._weakref)  # noqa: SLF001  # it has no public name
-            self._look_later()
+        except OSError as error:
+            self._lose()
+            raise ConnectionLostError(str(error)) from None
 
     def _translated(self, error: psycopg2.Error) -> StoreError:
         state = error.pgcode or ""
         sentence = told(error)
-        if self._connection.closed or state[:2] in ("08", "57") or (
+        if state == _CANCELLED and not self._link.closed:
+            return StoreRetryError("the server cancelled the statement")
+        if self._link.closed or state[:2] in ("08", "57") or (
             not state and isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
         ):
             self._lose()
@@ -224,13 +189,11 @@ class Session:
 
         In whatever language: nothing below a warning is sent (``client_min_messages``).
         """
-        try:
-            # What came with the last result reaches the notices only when the driver looks once more.
-            self._connection.raw.poll()
-        except psycopg2.Error:
-            self.close()
+        # What came with the last result reaches the notices only when the driver looks once more.
+        self._link.advance()
+        if self._link.closed:
             return True
-        notices = self._connection.notices
+        notices = self._link.notices
         warned = bool(notices)
         notices.clear()
         return warned
@@ -242,12 +205,11 @@ class Session:
     @property
     def closed(self) -> bool:
         """Whether the connection is gone."""
-        return bool(self._connection.closed)
+        return self._link.closed
 
     def close(self) -> None:
         """Cut the connection; the server rolls back what was open."""
-        if not self._connection.closed:
-            self._connection.close()
+        self._link.close()
 
 
 #: Of one round trip alone: several statements in one string are one transaction.
@@ -266,7 +228,7 @@ class Database:
     """
 
     def __init__(self, dsn: str, connections: int, pooling: Pooling | None = None) -> None:
-        self._hosts = HostOrder(hosts_of(dsn))
+        self._order = order_of(dsn)
         self._pooling = pooling or Pooling()
         self._idle: deque[Session] = deque()
         self._free = asyncio.Semaphore(connections)
@@ -334,7 +296,7 @@ class Database:
             if not session.closed:
                 self._idle.append(session)
             elif session.host_failed:
-                self._hosts.failed(session.host)
+                self._order.failed(session.host)
                 self._drop_idle(session.host)
         except BaseException:
             session.close()
@@ -344,50 +306,43 @@ class Database:
 
     async def _connect(self) -> Session:
         """Connect to the first host that is the primary. Raises StoreUnavailableError."""
-        patience_s = _CONNECT_ONE_OF_SEVERAL_S if self._hosts.several else _CONNECT_S
-        refusals = []
-        for host in self._hosts.now():
-            addresses = await host.addresses(patience_s)
-            if not addresses:
+        order = self._order
+        refusals: list[str] = []
+        for host in order.now():
+            places = await host.places(one_of_several=order.several)
+            if not places:
                 refusals.append(f"no address is known for {host.name}")
-            for dsn in addresses:
+            for place in order.sorted(places):
                 try:
-                    return await self._connect_to(host, dsn, patience_s)
+                    return await self._connect_to(host, place)
                 except StoreUnavailableError as error:
+                    order.place_failed(place)
                     refusals.append(str(error))
-            self._hosts.failed(host)
+            order.failed(host)
         raise StoreUnavailableError("; ".join(refusals))
 
-    async def _connect_to(self, host: Host, dsn: str, patience_s: float) -> Session:
-        task, cancellations = _cancellations()
+    async def _connect_to(self, host: Host, place: Place) -> Session:
         try:
-            async with asyncio.timeout(patience_s):
-                connection = await aiopg.connect(
-                    dsn,
-                    timeout=STATEMENT_S,
-                    enable_json=False,
-                    enable_hstore=False,
-                    enable_uuid=False,
-                    application_name="tidemark",
-                    **_KEEPALIVE,
-                )
+            async with asyncio.timeout(place.patience_s):
+                link = await connect(place.dsn, application_name="tidemark", **_KEEPALIVE)
                 try:
-                    cursor = await connection.cursor()
-                    await cursor.execute("SHOW transaction_read_only")
-                    if await cursor.fetchall() != [("off",)]:
-                        raise StoreUnavailableError("the database is read-only: it is not the primary")
-                    if task.cancelling() > cancellations:
-                        raise asyncio.CancelledError
+                    if await link.run("SHOW transaction_read_only", None, STATEMENT_S) != [("off",)]:
+                        raise StoreUnavailableError(
+                            f"the database at {place.name} is read-only: it is not the primary"
+                        )
                 except BaseException:
-                    connection.close()
+                    link.close()
                     raise
-        except asyncio.CancelledError:
-            if task.cancelling() > cancellations:
-                raise
-            raise StoreUnavailableError("the server cancelled the first statement") from None
-        except (psycopg2.Error, TimeoutError, OSError) as error:
-            raise StoreUnavailableError(str(error).strip() or "no answer from the database") from None
-        return Session(host, connection, cursor, self._pooling)
+        except StoreUnavailableError:
+            raise
+        except TimeoutError:
+            raise StoreUnavailableError(
+                f"no answer from {place.name} within {place.patience_s:g} s: see that it runs and that no"
+                " firewall is between"
+            ) from None
+        except Exception as error:  # of whatever kind: the database is away, and that ends nothing
+            raise StoreUnavailableError(f"cannot connect to {place.name}: {_sentence(error)}") from None
+        return Session(host, link, self._pooling)
 
     def _drop_idle(self, host: Host) -> None:
         """Close what else is connected to a host that failed, so that nobody finds out one by one."""
@@ -401,3 +356,8 @@ class Database:
         """Close every idle connection."""
         while self._idle:
             self._idle.popleft().close()
+
+
+def _sentence(error: Exception) -> str:
+    """Put what libpq said, in several lines, into one."""
+    return " ".join(str(error).split()) or type(error).__name__

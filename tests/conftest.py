@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 
 import pytest
 import structlog
+import uvloop
 
 from compose.configuration import DEFAULTS, VARIABLE
 from handlers.commands import site
@@ -24,6 +26,11 @@ pytest_plugins = [
 
 # A server in this process may have its first word to say while a command's output is looked at.
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stdout))
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run tests, and the servers in them, on the event loop of a real server."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(autouse=True)

@@ -63,6 +63,8 @@ class Editor:
                 await asyncio.sleep(0.05)
 
     async def _fill(self, device: Any, waiting: set[int]) -> None:
+        if waiting and any(number not in waiting for number in self._unanswered):
+            return  # one was refused: sent again behind those under way, it would come after them
         for number in self._unanswered:
             if number not in waiting:
                 waiting.add(number)

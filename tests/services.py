@@ -1,4 +1,8 @@
-"""The real services that tests run on: one PostgreSQL and one Redis a session, a fresh database a test."""
+"""The real services that tests run on: one PostgreSQL and one Redis a session, a fresh database a test.
+
+PostgreSQL listens on TCP and asks for a password, as in real installations: the embedded one, on a Unix
+socket, has tests of its own (``tests/test_embedded.py``).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
+from bench.clusters import cluster_in
 from storage.embedded import Services, embedded
 from storage.migrate import migrate
 
@@ -24,10 +29,15 @@ def services() -> Iterator[Services]:
     home = Path(tempfile.mkdtemp(prefix="tidemark-tests-"))
     home.chmod(0o711)  # the servers' account has to pass through it
     try:
-        with embedded(home / "data") as running:
-            yield running
+        with cluster_in(home / "postgres", "tests") as made, embedded(home / "data", postgres=False) as redis:
+            yield Services(made.dsn, redis.redis_url)
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+def data_dir(services: Services) -> Path:
+    """The directory of the tests' embedded servers, where their account may pass."""
+    return Path(services.redis_url.removeprefix("unix://")).parent.parent
 
 
 def named(dsn: str, database: str) -> str:

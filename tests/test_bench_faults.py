@@ -19,12 +19,13 @@ from bench.faults_line import bad_line
 from bench.faults_tables import read_tables
 from bench.faults_work import Worker
 from storage.embedded import Services
+from tests.services import data_dir
 
 
 @pytest.fixture
 def home(services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The benchmark's data directory, where the servers' account may pass; ``services`` keeps it short."""
-    place = Path(services.dsn.split("host=")[1].split()[0]).parent / tmp_path.name
+    place = data_dir(services) / tmp_path.name
     monkeypatch.setenv("TIDEMARK__DATA__DIR", str(place))
     monkeypatch.setattr(faults, "DEVICES", 8)
     monkeypatch.setattr(faults, "PER_S", 10.0)

@@ -22,7 +22,7 @@ from engine.settings import SettingsError
 from storage.embedded import Services
 from storage.places import place_of
 from tests.device import SECRET
-from tests.services import rows
+from tests.services import data_dir, rows
 from tests.serving import Serve
 
 TENANTS = ["acme", "globex", "initech"]
@@ -31,7 +31,7 @@ TENANTS = ["acme", "globex", "initech"]
 @pytest.fixture
 def home(services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The benchmark's data directory, where the servers' account may pass; ``services`` keeps it short."""
-    place = Path(services.dsn.split("host=")[1].split()[0]).parent / tmp_path.name
+    place = data_dir(services) / tmp_path.name
     monkeypatch.setenv("TIDEMARK__DATA__DIR", str(place))
     return place
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from bench.waits import measure
 from storage.embedded import Services
+from tests.services import data_dir
 
 
 async def test_each_wait_is_measured_and_ends(services: Services, tmp_path: Path) -> None:
     # Where the account that runs PostgreSQL may go, and short enough for its socket's path.
-    place = Path(services.dsn.split("host=")[1].split()[0]).parent / tmp_path.name
+    place = data_dir(services) / tmp_path.name
     try:
         found = await measure(None, str(place), 1, 1)
     finally:

@@ -18,13 +18,13 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from bench.clusters import free_port
 from engine.ports import BlobMissingError, BlobsError, BlobsFullError
 from engine.settings import S3
 from engine.uploads import Draft, UploadRef
 from storage.blobs import DirectoryBlobs
 from storage.blobs_s3 import S3Blobs
 from tests.blob_writer import content, opened
-from tests.clusters import free_port
 
 _ROOT = Path(__file__).parent.parent
 A, B, JOINED = (UploadRef(1, letter * 32) for letter in "abc")

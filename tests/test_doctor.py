@@ -21,7 +21,7 @@ from storage.health import unfit
 from storage.partitions import maintain
 from storage.tenancy import PostgresTenancy
 from tests.commands import Ended, Run, command
-from tests.services import execute, rows
+from tests.services import data_dir, execute, rows
 from tests.serving import Serve
 from tests.test_commands import Ended as EndedProcess
 
@@ -312,8 +312,7 @@ def test_a_database_that_could_lose_something_is_unfit() -> None:
 
 def test_it_starts_services_of_its_own_and_prints_a_table(services: Services) -> None:
     """In a process of its own, as a person starts it, beside others on the same directory."""
-    data_dir = services.dsn.split("host=")[1].split("/sockets")[0]
-    ended = EndedProcess("doctor", "--data-dir", data_dir, TIDEMARK__SERVER__PORT="0")
+    ended = EndedProcess("doctor", "--data-dir", str(data_dir(services)), TIDEMARK__SERVER__PORT="0")
     assert (ended.status, ended.err) == (0, "")
     lines = [line.split() for line in ended.out.splitlines()]
     assert lines[0] == ["LEVEL", "WHAT", "FOUND,", "AND", "WHAT", "TO", "DO"]

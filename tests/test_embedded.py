@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-import aiopg
 import psutil
 import pytest
 import redis.asyncio
@@ -25,6 +24,7 @@ from storage.embedded import EmbeddedError, NotMadeError, Services, embedded, se
 from storage.embedded_account import account_for, make_data_dir
 from storage.embedded_binaries import postgres_binaries, redis_binary
 from storage.embedded_process import wait_until
+from storage.pool import Database
 from tests.services import execute, rows
 
 ROOT = Path(__file__).parent.parent
@@ -145,9 +145,9 @@ async def test_both_servers_serve_and_are_stopped_at_the_end(home: Path) -> None
     with embedded(home) as services:
         pids = (postgres_pid(home), redis_pid(home))
         assert one(services, "current_database()") == "tidemark"
-        async with aiopg.connect(services.dsn) as connection, connection.cursor() as cursor:
-            await cursor.execute("SELECT 1")
-            assert await cursor.fetchone() == (1,)
+        database = Database(services.dsn, 1)
+        assert await database.query("SELECT 1") == [(1,)]
+        await database.close()
         assert await ping(services)
     assert all(map(gone, pids))
     assert not (home / "sockets").exists()

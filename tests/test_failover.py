@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
+from bench.clusters import PASSWORD, USER, Cluster, cluster
 from storage.epoch import PostgresEpoch
 from storage.health import faults
 from storage.migrate import migrate, newest_migration
 from storage.pool import Database
-from tests.clusters import USER, Cluster, cluster
 from tests.device import put
 from tests.editors import audit, editors_of, progressed
 from tests.services import execute, rows
@@ -51,7 +51,8 @@ def standby(primary: Cluster) -> Iterator[Cluster]:
 @pytest.fixture
 def dsn(primary: Cluster, standby: Cluster) -> str:
     """Both, the standby first."""
-    return f"postgresql://{USER}@{standby.address},{primary.address}/{USER}?target_session_attrs=read-write"
+    hosts = f"{standby.address},{primary.address}"
+    return f"postgresql://{USER}:{PASSWORD}@{hosts}/{USER}?target_session_attrs=read-write"
 
 
 async def test_a_standby_takes_over_under_load(
@@ -133,7 +134,7 @@ async def test_each_address_of_a_name_is_tried(primary: Cluster, monkeypatch: py
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (at, 0)) for at in ("127.0.0.2", "127.0.0.1")]
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", addresses)
-    database = Database(f"postgresql://{USER}@db.example:{primary.port}/{USER}", 1)
+    database = Database(f"postgresql://{USER}:{PASSWORD}@db.example:{primary.port}/{USER}", 1)
     assert await database.query("SELECT 1") == [(1,)]
     await database.close()
 

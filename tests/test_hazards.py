@@ -109,11 +109,11 @@ async def test_a_statement_that_the_server_cancels_is_no_cancelled_task(dsn: str
 
 
 async def test_a_cancellation_that_comes_with_the_answer_is_heeded(dsn: str) -> None:
-    """The driver waits with what forgets it, before Python 3.12; a committer would go on for ever."""
+    """Were it forgotten, a committer would go on for ever."""
     database = Database(dsn, 1)
     session = await database.acquire()
     running = asyncio.create_task(session.run("SELECT 1"))
-    while (waiter := session._connection._waiter) is None:  # noqa: ASYNC110  # it is a matter of turns
+    while (waiter := session._link._answer) is None:  # noqa: ASYNC110  # it is a matter of turns
         await asyncio.sleep(0)
     while not waiter.done():  # noqa: ASYNC110
         await asyncio.sleep(0)

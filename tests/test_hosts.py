@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,9 +87,12 @@ def test_only_a_name_without_an_address_is_looked_up(dsn: str, names: list[str])
     assert [host.name for host in hosts_of(dsn)] == names
 
 
-def test_a_name_that_was_looked_up_is_still_the_one_that_a_certificate_must_bear() -> None:
+def test_host_name_looked_up_is_the_one_a_certificate_must_bear(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fd00::1", 0, 0, 0))]
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: found)
     (host,) = hosts_of("postgresql://db.example/x?sslmode=verify-full")
-    assert parse_dsn(host.at("fd00::1")) == {
+    (place,) = host.places_now(one_of_several=False)
+    assert parse_dsn(place.dsn) == {
         "host": "db.example",
         "hostaddr": "fd00::1",
         "dbname": "x",

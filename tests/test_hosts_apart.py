@@ -18,13 +18,13 @@ import pytest
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 from click.testing import CliRunner
 
+from bench.clusters import cluster
 from compose.site import open_site
 from run import cli
 from storage.embedded_account import account_for
 from storage.embedded_binaries import redis_binary
 from storage.migrate import migrate
 from storage.tenancy import PostgresTenancy
-from tests.clusters import cluster
 from tests.device import SECRET, Closed, Json, connected, token
 from tests.editors import TENANTS, Editor, audit, editors_of, progressed
 from tests.namespaces import Network, network

@@ -16,10 +16,10 @@ import pytest
 from aiohttp import ClientSession
 from psycopg2.extensions import parse_dsn
 
+from bench.clusters import free_port
 from storage.embedded import Services
 from storage.embedded_account import account_for
 from storage.embedded_process import wait_until
-from tests.clusters import free_port
 from tests.editors import audit, editors_of, progressed
 from tests.processes import ServerProcess
 from tests.services import execute, rows
@@ -45,7 +45,7 @@ def bouncer(dsn: str) -> Iterator[str]:
     own = account.directory(home / "own")
     port = free_port()
     to = parse_dsn(dsn)
-    (own / "users").write_text('"tidemark" "a password"\n')
+    (own / "users").write_text(f'"tidemark" "{to["password"]}"\n')
     chosen = ConfigParser(interpolation=None)
     chosen.read_string(_SHIPPED.read_text())
     chosen["databases"]["tidemark"] = f"host={to['host']} port={to['port']} dbname={to['dbname']}"
@@ -72,7 +72,7 @@ def bouncer(dsn: str) -> Iterator[str]:
                 return probe.connect_ex(("127.0.0.1", port)) == 0
 
         assert wait_until(listens, _PATIENCE_S)
-        yield f"postgresql://tidemark:a%20password@127.0.0.1:{port}/tidemark"
+        yield f"postgresql://tidemark:{to['password']}@127.0.0.1:{port}/tidemark"
     finally:
         process.terminate()
         process.wait()

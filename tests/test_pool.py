@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import signal
 import socket
 import struct
 import threading
@@ -59,7 +60,7 @@ class _Relay(threading.Thread):
     def __init__(self, dsn: str) -> None:
         super().__init__()
         own = parse_dsn(dsn)
-        self._path = f"{own['host']}/.s.PGSQL.{own['port']}"
+        self._address = (own["host"], int(own["port"]))
         self._front = socket.create_server(("127.0.0.1", 0))
         self._told, self._tell = socket.socketpair()
         port = self._front.getsockname()[1]
@@ -70,9 +71,8 @@ class _Relay(threading.Thread):
             self._front,
             self._told,
             self._front.accept()[0] as client,
-            socket.socket(socket.AF_UNIX) as server,
+            socket.create_connection(self._address) as server,
         ):
-            server.connect(self._path)
             other = {client: server, server: client}
             while self._told not in (ready := select.select([*other, self._told], [], [])[0]):
                 for end in ready:
@@ -135,7 +135,7 @@ def _came_to(server: socket.socket) -> int:
 async def test_a_silent_host_is_passed_over_and_then_left_alone(
     dsn: str, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.pool._CONNECT_ONE_OF_SEVERAL_S", 0.3)
+    monkeypatch.setattr("storage.hosts.CONNECT_ONE_OF_SEVERAL_S", 0.3)
     database = Database(_with_another_first(dsn, "127.0.0.1", silent.getsockname()[1]), 2)
     async with database.session() as first, database.session() as second:
         assert await first.run("SELECT 1") == await second.run("SELECT 1") == [(1,)]
@@ -146,7 +146,7 @@ async def test_a_silent_host_is_passed_over_and_then_left_alone(
 async def test_a_host_that_failed_is_tried_last_and_its_other_connections_go(
     dsn: str, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.pool._CONNECT_ONE_OF_SEVERAL_S", 0.3)
+    monkeypatch.setattr("storage.hosts.CONNECT_ONE_OF_SEVERAL_S", 0.3)
     database = Database(_with_another_first(dsn, "127.0.0.1", silent.getsockname()[1]), 2)
     async with database.session() as first, database.session():
         pass
@@ -177,7 +177,18 @@ async def test_every_connection_that_meets_a_pooler_is_tried_again(dsn: str) -> 
     async with database.session() as first, database.session() as second:
         for session in (first, second):
             await session.run(statement.preparation)  # as another client of the pooler would have
-        calls = [session.run_prepared("", [statement], "", {"word": "yes"}) for session in (first, second)]
+        pids = [(await session.run("SELECT pg_backend_pid()"))[0][0] for session in (first, second)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            calls = [
+                asyncio.create_task(session.run_prepared("", [statement], "", {"word": "yes"}))
+                for session in (first, second)
+            ]
+            await asyncio.sleep(0)  # both have asked
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
         refusals = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(refusal) for refusal in refusals] == [StoreRetryError, StoreRetryError]
     async with database.session() as session:

@@ -1,7 +1,9 @@
-"""PostgreSQL servers of a test's own: to kill, to copy and to promote."""
+"""PostgreSQL servers of one's own on TCP, as installations have them: to stop, kill, copy and promote."""
 
 from __future__ import annotations
 
+import os
+import secrets
 import shutil
 import signal
 import socket
@@ -10,18 +12,26 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import psutil
+import psycopg2
 
+from storage.direct import connected
 from storage.embedded_account import Account, account_for
 from storage.embedded_binaries import postgres_binaries
 from storage.embedded_process import wait_until
-from tests.services import execute
 
-USER = "tidemark"
-_PATIENCE_S = 60.0
+USER: Final = "tidemark"
+#: Known to whoever was given the DSN: anybody on this machine can connect to a port.
+PASSWORD: Final = secrets.token_hex(16)
+_PATIENCE_S: Final = 60.0
 #: The line of postmaster.pid that tells how far the server is.
-_STATUS_LINE = 7
+_STATUS_LINE: Final = 7
+_SETTINGS: Final = (
+    *("-c", "jit=off", "-c", "timezone=UTC", "-c", "log_timezone=UTC"),
+    *("-c", "max_wal_size=4GB", "-c", "checkpoint_timeout=15min", "-c", "unix_socket_directories="),
+)
 
 
 class Cluster:
@@ -48,18 +58,31 @@ class Cluster:
 
     def database(self, name: str) -> str:
         """Give the DSN of a database on this server."""
-        return f"postgresql://{USER}@{self.address}/{name}"
+        return f"host={self._host} port={self.port} user={USER} password={PASSWORD} dbname={name}"
 
     def create(self) -> None:
         """Make an empty cluster; for speed it is on disk only once its server is."""
-        self._run(
-            "initdb", "-D", self.data, "-U", USER, "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"
-        )
+        password = self.data.with_name(f"{self.name}.password")
+        descriptor = os.open(password, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            self._account.own(descriptor)
+            os.write(descriptor, PASSWORD.encode())
+            self._run(
+                "initdb",
+                *("-D", self.data, "-U", USER, "-A", "scram-sha-256", "--pwfile", password),
+                # Thousands of rounds would take up a tenth of the tests' time: this password is random.
+                *("--set", "scram_iterations=1"),
+                *("-E", "UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+                "--no-sync",
+            )
+        finally:
+            os.close(descriptor)
+            password.unlink()
 
     def admit(self, addresses: str) -> None:
         """Let whoever comes from there in, which has to be a network of the test's own."""
         with (self.data / "pg_hba.conf").open("a") as rules:
-            rules.write(f"host all all {addresses} trust\n")
+            rules.write(f"host all all {addresses} scram-sha-256\n")
 
     def start(self) -> None:
         """Start it and wait until it lets clients in."""
@@ -68,13 +91,21 @@ class Cluster:
                 [
                     self._binaries / "postgres",
                     *("-D", self.data, "-p", str(self.port)),
-                    *("-c", f"listen_addresses={self._host}", "-c", "unix_socket_directories="),
+                    *("-c", f"listen_addresses={self._host}", *_SETTINGS),
                 ],
                 stdout=log,
                 stderr=log,
+                start_new_session=True,  # an interrupt from the keyboard is not for it
                 **self._account.spawning,
             )
-        assert wait_until(self._ready, _PATIENCE_S), f"{self.name} does not start"
+        if not wait_until(self._ready, _PATIENCE_S):
+            raise TimeoutError(f"{self.name} does not start, see {log.name}")
+
+    @property
+    def pid(self) -> int:
+        """The process of the server that runs."""
+        assert self._process is not None
+        return self._process.pid
 
     def _ready(self) -> bool:
         try:
@@ -89,13 +120,20 @@ class Cluster:
     def copy(self, name: str) -> Cluster:
         """Make a standby that follows this server under its ``name`` once it starts."""
         copy = Cluster(name, self.data.parent, self._account, self._binaries, self._host)
-        source = f"host={self._host} port={self.port} user={USER} application_name={name}"
+        source = (
+            f"host={self._host} port={self.port} user={USER} password={PASSWORD} application_name={name}"
+        )
         self._run("pg_basebackup", "-d", source, "-D", copy.data, "-R", "--checkpoint=fast", "--no-sync")
         return copy
 
     def promote(self) -> None:
         """Make a standby the primary, and wait until it is."""
-        execute(self.dsn, "SELECT pg_promote(true, 60)")
+        connection = psycopg2.connect(self.dsn)  # of one that is no primary yet
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_promote(true, 60)")
+        finally:
+            connection.close()
 
     def kill(self) -> None:
         """Kill it with all its children, as a power cut would."""
@@ -106,12 +144,17 @@ class Cluster:
             self._process.wait()
             self._process = None
 
-    def stop(self) -> None:
-        """End it in whatever way is fastest."""
+    def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
+        """End it in whatever way is fastest; SIGINT is a fast shutdown, as a service manager asks for."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGQUIT)
+            self._process.send_signal(how)
             self._process.wait()
             self._process = None
+
+    def restart(self) -> None:
+        """Do as ``pg_ctl restart``: a fast shutdown, and a start at once."""
+        self.stop(signal.SIGINT)
+        self.start()
 
     def _run(self, program: str, *arguments: str | Path) -> None:
         subprocess.run(
@@ -131,21 +174,30 @@ def cluster(name: str, host: str = "127.0.0.1", admitted: str | None = None) -> 
     home = Path(tempfile.mkdtemp(prefix="tidemark-cluster-"))
     home.chmod(0o711)  # the server's account has to pass through it
     try:
-        account = account_for(home / "clusters")
-        made = Cluster(
-            name, account.directory(home / "clusters"), account, postgres_binaries(home, account, None), host
-        )
-        made.create()
-        if admitted is not None:
-            made.admit(admitted)
-        made.start()
-        try:
-            execute(made.database("postgres"), f"CREATE DATABASE {USER}")
+        with cluster_in(home / "clusters", name, host, admitted) as made:
             yield made
-        finally:
-            made.stop()
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def cluster_in(
+    place: Path, name: str, host: str = "127.0.0.1", admitted: str | None = None
+) -> Iterator[Cluster]:
+    """Do as ``cluster`` in a directory that may be missing, and that is left there."""
+    account = account_for(place)
+    binaries = postgres_binaries(place.parent, account, None)
+    made = Cluster(name, account.directory(place), account, binaries, host)
+    made.create()
+    if admitted is not None:
+        made.admit(admitted)
+    try:
+        made.start()
+        with connected(made.database("postgres")) as connection, connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE {USER}")
+        yield made
+    finally:
+        made.stop()
 
 
 def free_port() -> int:

@@ -181,10 +181,12 @@ class DeviceStore(Protocol):
 class BusState(msgspec.Struct):
     """How the bus is; the counts are since the process started, in messages.
 
-    ``up`` while one's own messages come back, ``round_trip_s`` after how long the last one did;
-    ``garbled`` is what came and was no message, ``losses`` how often the bus went away.
+    ``connecting`` until the first attempt has come to anything, ``up`` while one's own messages come back,
+    ``round_trip_s`` after how long the last one did; ``garbled`` is what came and was no message, ``losses``
+    how often the bus went away.
     """
 
+    connecting: bool = True
     up: bool = False
     round_trip_s: float = 0.0
     published: int = 0

@@ -27,6 +27,10 @@ Faults = Callable[[], Awaitable[list[str]]]
 _NO_BUS: Final = (
     "redis is away: what other processes do is looked up in the database twice a second; check redis.url"
 )
+_CONNECTING: Final = (
+    "redis is being connected to: until then what other processes do is looked up in the database twice a"
+    " second; nothing to do if this goes within seconds"
+)
 
 
 class Probes:
@@ -63,8 +67,10 @@ class Probes:
         faults = ["draining"] if self._connections.draining else await self._faults()
         if faults:
             return web.json_response({"status": "not ready", "faults": faults}, status=503)
-        if not self._core.bus.state.up:
-            return web.json_response({"status": "degraded", "degraded": [_NO_BUS]})
+        bus = self._core.bus.state
+        if not bus.up:
+            sentence = _CONNECTING if bus.connecting else _NO_BUS
+            return web.json_response({"status": "degraded", "degraded": [sentence]})
         return web.json_response({"status": "ready"})
 
     async def metrics(self, request: web.Request) -> web.Response:

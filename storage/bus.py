@@ -46,6 +46,10 @@ _LONGEST_PAUSE_S: Final = 1.0
 _MOVED_TENANTS: Final = 10_000
 _OPENED: Final = 10_000
 
+#: What a connection's end comes as: of the driver and the system, of uvloop for a transport that closed
+#: meanwhile (RuntimeError), of a host's name or a certificate that is none (ValueError).
+_BROKEN: Final = (RedisError, OSError, RuntimeError, ValueError)
+
 _log = structlog.get_logger()
 
 
@@ -137,6 +141,7 @@ class RedisBus:
             try:
                 await self._stay(listener)
             except _BrokenError as error:
+                self.state.connecting = False
                 if self.state.up:
                     pause_s = _FIRST_PAUSE_S
                     self.state.up = False
@@ -162,10 +167,11 @@ class RedisBus:
             channel = channel_of(self._name, epoch)
             way = await self._nodes.way(channel, encode(News(self._sender)), PATIENCE_S)
             await self._use(way, channel, epoch, listener)
-        except* (RedisError, OSError, StoreError, TimeoutError) as errors:
+        except* (*_BROKEN, StoreError, TimeoutError) as errors:
             broken = errors
         if broken is not None:
-            raise _BrokenError(type(_first(broken)).__name__)
+            first = _first(broken)
+            raise _BrokenError(": ".join(filter(None, (type(first).__name__, " ".join(str(first).split())))))
 
     async def _use(self, way: Way, channel: str, epoch: str, listener: BusListener) -> None:
         subscription = way.client.pubsub()
@@ -183,7 +189,7 @@ class RedisBus:
             self._moved.clear()
             self._wanted.clear()
             self._idle.set()
-            with anyio.CancelScope(shield=True), suppress(RedisError, OSError):
+            with anyio.CancelScope(shield=True), suppress(*_BROKEN):
                 await subscription.aclose()  # type: ignore[no-untyped-call]
                 await way.client.connection_pool.disconnect()
 
@@ -247,7 +253,7 @@ class RedisBus:
             _, sent_at_s = self._under_way.popleft()
             self.state.round_trip_s = time.monotonic() - sent_at_s
         if not self.state.up:
-            self.state.up = True
+            self.state.up, self.state.connecting = True, False
             listener.missed()
             if self._complained:
                 _log.info("bus_back")

@@ -14,7 +14,10 @@ _PATIENCE_S = 30.0
 
 
 class RedisNode:
-    """One server; ``settings`` are its command line's, without the dashes. It keeps its files in ``home``."""
+    """One server; ``settings`` are its command line's, without the dashes. It keeps its files in ``home``.
+
+    With ``tls_port`` it speaks TLS alone.
+    """
 
     def __init__(
         self, binary: Path, account: Account, home: Path, host: str, port: int, **settings: str
@@ -23,9 +26,10 @@ class RedisNode:
         self.port = port
         self.address = f"{host}:{port}"
         self._password = settings.get("requirepass")
+        self._authority = settings.get("tls_ca_cert_file")
         told = {
             "bind": host,
-            "port": str(port),
+            "port": "0" if "tls_port" in settings else str(port),
             "dir": str(account.directory(home)),
             "logfile": str(home / "redis.log"),
             "save": "",
@@ -47,7 +51,14 @@ class RedisNode:
 
     def client(self) -> redis.Redis:
         """Talk to it."""
-        return redis.Redis(self.host, self.port, password=self._password, decode_responses=True)
+        return redis.Redis(
+            self.host,
+            self.port,
+            password=self._password,
+            decode_responses=True,
+            ssl=self._authority is not None,
+            ssl_ca_certs=self._authority,
+        )
 
     def _answers(self) -> bool:
         with self.client() as client:

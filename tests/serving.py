@@ -176,14 +176,16 @@ Serve = Callable[..., Awaitable[Running]]
 async def serve(services: Services, dsn: str, tmp_path: Path) -> AsyncIterator[Serve]:
     """Start servers with some settings replaced; all on one database with the tenants acme and globex.
 
-    They meet on the tests' Redis, or on that of ``redis_url``.
+    They meet on the tests' Redis, or on that of ``redis_url``; ``at`` is another way to the database.
     """
     _add_tenants(dsn, "acme", "globex")
     async with AsyncExitStack() as stack:
 
-        async def start(redis_url: str = services.redis_url, **sections: Mapping[str, Any]) -> Running:
+        async def start(
+            redis_url: str = services.redis_url, at: str = dsn, **sections: Mapping[str, Any]
+        ) -> Running:
             sections = {"data": {"dir": str(tmp_path)}} | sections
-            return await _start(Services(dsn, redis_url), stack, sections)
+            return await _start(Services(at, redis_url), stack, sections)
 
         yield start
 

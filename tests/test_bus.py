@@ -91,6 +91,11 @@ class Place:
                 self._news.clear()
                 await self._news.wait()
 
+    @property
+    def ended(self) -> bool:
+        """Whether it left the bus by itself, which it never should."""
+        return self._task.done()
+
     async def close(self) -> None:
         """Leave the bus, as a service ends: a bare cancellation could come while connections are put away."""
         self._scope.cancel()

@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from bench.audit import Audit
+from bench.clusters import Cluster
 from bench.drive import Target, say, token
 from bench.faults_check import Account, check
 from bench.faults_device import Changes, Device, Way
@@ -26,7 +27,7 @@ from bench.faults_line import bad_line
 from bench.faults_server import Workers, workers
 from bench.faults_tables import read_tables
 from bench.faults_work import POLICIES
-from bench.ground import BenchError, Ground, fresh
+from bench.ground import BenchError, Ground, fresh_on_tcp
 from bench.report import Figure, Report, this_machine
 from bench.stage import Options, add_tenants
 from engine.domains import DomainPolicy, Domains
@@ -53,10 +54,10 @@ async def faults(options: Options) -> Report:
     rounds = options.rounds or ROUNDS
     report = Report(scenario="faults", work=_work(rounds, options.seed), machine=this_machine())
     history = History()
-    with fresh(options.settings) as ground:
+    with fresh_on_tcp(options.settings) as (ground, postgres):
         dsn = ground.database("product")
         _prepare(dsn, options)
-        run = _Run(options, ground, dsn, history, report)
+        run = _Run(options, ground, postgres, dsn, history, report)
         try:
             await run.rounds(rounds)
             report.audit = run.judge()
@@ -92,9 +93,18 @@ def order(random: Random, count: int) -> list[str]:
 
 
 class _Run:
-    def __init__(self, options: Options, ground: Ground, dsn: str, history: History, report: Report) -> None:
+    def __init__(
+        self,
+        options: Options,
+        ground: Ground,
+        postgres: Cluster,
+        dsn: str,
+        history: History,
+        report: Report,
+    ) -> None:
         self._options = options
         self._ground = ground
+        self._postgres = postgres
         self._dsn = dsn
         self._history = history
         self._report = report
@@ -126,7 +136,7 @@ class _Run:
             self._devices = self._made(target, ways)
             group = await stack.enter_async_context(asyncio.TaskGroup())
             running = [group.create_task(device.run()) for device in self._devices]
-            site = Site(self._ground.home, self._dsn, server, lines, self._random)
+            site = Site(self._ground.home, self._postgres, self._dsn, server, lines, self._random)
             try:
                 await asyncio.sleep(CALM_S[1])
                 names = order(self._random, count)

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from bench.clusters import Cluster
 from bench.faults_line import Line
 from bench.faults_server import Workers
 from storage.direct import connected
@@ -29,6 +30,7 @@ class Site(msgspec.Struct, frozen=True):
     """What there is to do harm to, and the seeded ``random`` that decides how."""
 
     home: Path
+    postgres: Cluster
     dsn: str
     server: Workers
     lines: list[Line]
@@ -77,10 +79,9 @@ async def end_connections(site: Site) -> None:
 
 async def crash_postgres(site: Site) -> None:
     """Stop PostgreSQL without a checkpoint, as ``pg_ctl -m immediate`` does, and start it again."""
-    postgres = servers(site.home).postgres
-    await asyncio.to_thread(postgres.stop, signal.SIGQUIT)
+    await asyncio.to_thread(site.postgres.stop, signal.SIGQUIT)
     await asyncio.sleep(site.random.uniform(*_AWAY_S))
-    await asyncio.to_thread(postgres.start)
+    await asyncio.to_thread(site.postgres.start)
     await site.server.ready()
 
 

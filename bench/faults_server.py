@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -19,7 +18,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from bench.faults_history import History, Logged
 from bench.ground import BenchError, Ground
-from bench.server import ROOT, end, variables
+from bench.server import ROOT, end, free_ports, variables
 
 WORKERS: Final = 2
 _READY_S: Final = 60.0
@@ -32,8 +31,11 @@ _LINE_BYTES: Final = 1 << 20
 class Workers:
     """A running server. ``logged`` counts its warnings and worse; ``renewals`` the rolling restarts."""
 
-    def __init__(self, process: asyncio.subprocess.Process, port: int, history: History) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, port: int, count: int, history: History
+    ) -> None:
         self._process = process
+        self._count = count
         self._history = history
         self.port = port
         self.logged: Counter[str] = Counter()
@@ -41,11 +43,18 @@ class Workers:
 
     @property
     def own_ports(self) -> list[int]:
-        """The port of each worker alone."""
-        return [self.port + index for index in range(1, WORKERS + 1)]
+        """The port of each worker alone; the one port where there is one process."""
+        if self._count == 1:
+            return [self.port]
+        return [self.port + index for index in range(1, self._count + 1)]
+
+    @property
+    def running(self) -> bool:
+        """Whether the server, or its supervisor, lives."""
+        return self._process.returncode is None
 
     def pids(self) -> list[int]:
-        """Give the workers' processes, oldest first."""
+        """Give the workers' processes, oldest first; a single process is the server itself, and has none."""
         with suppress(psutil.NoSuchProcess):
             found = psutil.Process(self._process.pid).children()
             return [child.pid for child in sorted(found, key=lambda child: child.create_time())]
@@ -89,11 +98,11 @@ async def _is_ready(session: ClientSession, port: int) -> bool:
 
 @asynccontextmanager
 async def workers(
-    ground: Ground, dsn: str, secret: str, config: Path | None, history: History
+    ground: Ground, dsn: str, secret: str, config: Path | None, history: History, count: int = WORKERS
 ) -> AsyncIterator[Workers]:
-    """Run the product with several workers. Raises BenchError."""
-    port = _free_ports(WORKERS + 1)
-    command = [str(ROOT / "run.py"), "serve", "--port", str(port), "--workers", str(WORKERS)]
+    """Run the product with ``count`` workers. Raises BenchError."""
+    port = free_ports(count + 1)
+    command = [str(ROOT / "run.py"), "serve", "--port", str(port), "--workers", str(count)]
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *command,
@@ -102,7 +111,7 @@ async def workers(
         stdout=asyncio.subprocess.PIPE,
         limit=_LINE_BYTES,
     )
-    server = Workers(process, port, history)
+    server = Workers(process, port, count, history)
     reading = asyncio.create_task(server.read())
     try:
         await server.ready()
@@ -112,18 +121,3 @@ async def workers(
     finally:
         await end(process, _STOP_S)  # workers whose supervisor is killed notice, and end
         await reading
-
-
-def _free_ports(count: int) -> int:
-    """Find a port that is free, as those after it are."""
-    while True:
-        with socket.socket() as first:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            if port + count < 65536 and all(_free(port + step) for step in range(1, count)):
-                return port
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as one:
-        return one.connect_ex(("127.0.0.1", port)) != 0

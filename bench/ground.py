@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench.clusters import Cluster, cluster_in
 from compose.configuration import database_dsn, layers
 from engine.setting_layers import settings
 from engine.settings import Settings
@@ -43,11 +44,27 @@ class Ground(msgspec.Struct, frozen=True):
 @contextmanager
 def fresh(chosen: Settings) -> Iterator[Ground]:
     """Start services in a new directory under ``data.dir``. Raises EmbeddedError, StoreError."""
+    with _home(chosen) as home, embedded(home) as services:
+        pid = int((home / "postgres" / "postmaster.pid").read_text().split("\n", 1)[0])
+        yield Ground(home, services.dsn, services.redis_url, pid)
+
+
+@contextmanager
+def fresh_on_tcp(chosen: Settings) -> Iterator[tuple[Ground, Cluster]]:
+    """Start the same with a PostgreSQL on TCP, as real installations have it, that can be stopped."""
+    with (
+        _home(chosen) as home,
+        embedded(home, postgres=False) as services,
+        cluster_in(home / "clusters", "bench") as made,
+    ):
+        yield Ground(home, made.dsn, services.redis_url, made.pid), made
+
+
+@contextmanager
+def _home(chosen: Settings) -> Iterator[Path]:
     home = Path(chosen.data.dir).resolve() / f"bench-{secrets.token_hex(4)}"
     try:
-        with embedded(home) as services:
-            pid = int((home / "postgres" / "postmaster.pid").read_text().split("\n", 1)[0])
-            yield Ground(home, services.dsn, services.redis_url, pid)
+        yield home
     finally:
         shutil.rmtree(home, ignore_errors=True)
 

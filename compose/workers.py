@@ -24,6 +24,7 @@ from handlers.server import ClosedDoorError, reserved
 from handlers.supervisor import Orders, Supervisor
 from storage.bus_news import UnusableUrlError
 from storage.embedded import Services
+from storage.hosts import reordered
 
 _COMMAND: Final = (sys.executable, str(Path(__file__).parent.parent / "run.py"), "worker")
 
@@ -61,9 +62,11 @@ def supervise(
         def orders(settings: Settings, services: Services) -> Orders:
             server = replace(settings.server, port=port)
             told_settings = replace(settings, server=server)
+            # A worker need not find out anew that a host is dead, which takes seconds if it is silent.
+            told_services = replace(services, dsn=reordered(services.dsn))
 
             def told(worker: int, ready_pipe: int) -> bytes:
-                return msgspec.json.encode(Told(told_settings, services, worker, ready_pipe))
+                return msgspec.json.encode(Told(told_settings, told_services, worker, ready_pipe))
 
             return Orders(told, server.drain_s)
 

@@ -20,6 +20,8 @@ from engine.ports import StoreError
 
 #: Of the list as a whole: which of its hosts is the primary is asked by whoever connects.
 _OF_THE_LIST: Final = ("target_session_attrs", "load_balance_hosts")
+#: What each host of a list has of its own.
+_OF_A_HOST: Final = ("host", "hostaddr", "port")
 
 
 #: How long a connection may take until it can be used.
@@ -97,7 +99,7 @@ def hosts_of(dsn: str) -> list[Host]:
         ) from None
     for name in _OF_THE_LIST:
         common.pop(name, None)
-    names, addresses, ports = (_listed(common.pop(part, "")) for part in ("host", "hostaddr", "port"))
+    names, addresses, ports = (_listed(common.pop(part, "")) for part in _OF_A_HOST)
     count = len(addresses or names or [""])
     parts = {
         "host": _one_each("host", names, count),
@@ -165,3 +167,12 @@ class HostOrder:
 def order_of(dsn: str) -> HostOrder:
     """Give the order that this process shares. Raises StoreError for a DSN that breaks libpq's rules."""
     return HostOrder(hosts_of(dsn))
+
+
+def reordered(dsn: str) -> str:
+    """Give the DSN with its hosts in the order to try them, for a process that does not know that yet."""
+    hosts = [parse_dsn(host.dsn) for host in order_of(dsn).now()]
+    if len(hosts) == 1:
+        return dsn
+    named = [part for part in _OF_A_HOST if any(part in host for host in hosts)]
+    return str(make_dsn(dsn, **{part: ",".join(host.get(part, "") for host in hosts) for part in named}))

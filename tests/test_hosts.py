@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from engine.ports import StoreError
-from storage.hosts import HostOrder, hosts_of
+from storage.hosts import HostOrder, hosts_of, order_of, reordered
 
 Parts = dict[str, str]
 
@@ -143,3 +143,14 @@ def test_whoever_failed_longest_ago_is_tried_first(failures: list[int]) -> None:
         host: max((at for at, of in enumerate(failures) if hosts[of] is host), default=-1) for host in hosts
     }
     assert order.now() == sorted(hosts, key=last.__getitem__)
+
+
+@given(st.integers(0, 4))
+def test_dsn_reordered_has_the_same_hosts_behind_each_other(failed: int) -> None:
+    dsn = make_dsn(host="a,b,/c,d,e", port="1,2,,4,5", password="p ,'", target_session_attrs="read-write")
+    order = order_of(dsn)
+    order.failed(order.now()[failed])
+    again = reordered(dsn)
+    assert [host.dsn for host in hosts_of(again)] == [host.dsn for host in order.now()]
+    assert parse_dsn(again)["target_session_attrs"] == "read-write"
+    assert reordered("host=a port=1") == "host=a port=1"

@@ -51,6 +51,26 @@ async def degraded(*servers: Running) -> None:
         assert sentence.startswith("redis is away: ")
 
 
+async def test_ready_redis_silent_at_the_start_says_that_it_connects(
+    serve: Serve, own_redis: OwnRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.bus.PATIENCE_S", 60.0)
+    own_redis.freeze()
+    try:
+        server = await serve(own_redis.url)
+        reply = await server.get("/readyz")
+        assert (reply.status, reply.message["status"]) == (200, "degraded")
+        (sentence,) = reply.message["degraded"]
+        assert sentence.startswith("redis is being connected to: ")
+        await asyncio.to_thread(own_redis.kill)
+        async with asyncio.timeout(20):
+            while not sentence.startswith("redis is away: "):
+                (sentence,) = (await server.get("/readyz")).message["degraded"]
+    finally:
+        await asyncio.to_thread(own_redis.start)
+    await ready(server)
+
+
 async def command(dsn: str, redis_url: str, *arguments: str) -> None:
     """Run a command as an operator does."""
     process = await asyncio.create_subprocess_exec(

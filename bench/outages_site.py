@@ -1,0 +1,399 @@
+"""One deployment whose database goes away and comes back, and the devices that see it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from random import Random
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from aiohttp import ClientSession
+
+from bench.client.device import Device
+from bench.client.edits import Settled
+from bench.client.retry import Backoff
+from bench.client.store import Store
+from bench.clusters import Cluster
+from bench.drive import Target, say, token
+from bench.faults_history import History
+from bench.faults_server import Workers, workers
+from bench.ground import BenchError, fresh_on_tcp
+from bench.stage import add_tenants
+from bench.wire import HandshakeError, Socket, connect, frame
+from engine.settings import Settings
+from storage.direct import connected
+
+TENANT: Final = "acme"
+#: Devices with a socket that is open before, during and after, on each worker.
+_OPEN: Final = 4
+#: Devices that connect in the midst of an outage, and those that work all the time where there is load.
+_COMING: Final = 4
+_WORKING: Final = 12
+_EDITS_PER_S: Final = 2.0
+_PATIENCE_S: Final = 90.0
+_ANSWER_S: Final = 15.0
+_AGAIN_S: Final = 0.05
+_CALM_S: Final = (0.5, 1.5)
+
+RESTART: Final = "restart"
+
+
+class Plan(NamedTuple):
+    """What a site goes through: outages of so many seconds, or ``restart``, in a random order."""
+
+    workers: int
+    loaded: bool
+    outages: list[str]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """What it is, in three words."""
+        return f"{self.workers} worker{'s' * (self.workers > 1)}, {'loaded' if self.loaded else 'idle'}"
+
+
+class Seen(NamedTuple):
+    """One outage. Seconds count from the moment that PostgreSQL let clients in again.
+
+    ``tries`` is how often an open socket had to ask. The slowest device that follows the guide was back
+    after ``back_s``; ``own_wait_s`` of it were its own backoff, or what the server had asked it to wait.
+    ``beyond_s`` is what any took on top of that, at most.
+    """
+
+    outage: str
+    welcomed_s: float
+    synced_s: float
+    tries: int
+    answered_s: float
+    back_s: float
+    own_wait_s: float
+    beyond_s: float
+
+
+class Result(NamedTuple):
+    """What a site went through, and what was wrong with it."""
+
+    plan: Plan
+    seen: list[Seen]
+    acknowledged: int
+    wrong: list[str]
+
+
+class _ToldBackoff(Backoff):
+    """Knows until when its device waits."""
+
+    due_s = 0.0
+
+    def failed(self, retry_after_ms: int = 0) -> float:
+        wait_s = super().failed(retry_after_ms)
+        self.due_s = time.monotonic() + wait_s
+        return wait_s
+
+
+class _Guided(Device):
+    """A device that does as the guide says. ``applied`` are the versions that its edits became."""
+
+    def __init__(self, name: str, home: Path, url: str, signed: str, session: ClientSession) -> None:
+        self.name = name
+        self.edits = 0
+        self.applied: list[int] = []
+        self.odd: list[str] = []
+        random = Random(name)
+        store = Store(home / f"{name}.sqlite", name, domains=["note"], durability="NORMAL")
+        super().__init__(
+            store, url, lambda: signed, session, unit=random.random, on_settled=self._note
+        )
+        self._backoff = self._told = _ToldBackoff(random.random)
+
+    def write(self) -> int:
+        """Edit its record."""
+        self.edits += 1
+        self.edit("task", f"record of {self.name}", "put", {"number": self.edits})
+        return self.edits
+
+    def _note(self, settled: Settled) -> None:
+        result = settled.result
+        if result.status == "applied" and result.version is not None:
+            self.applied.append(result.version)
+        else:
+            self.odd.append(f"{self.name}: edit {settled.edit} became {result.status}")
+
+    @property
+    def answered(self) -> int:
+        """How many of its edits have an outcome."""
+        return len(self.applied) + len(self.odd)
+
+    def own_wait_s(self, now_s: float) -> float:
+        """Give how long it waits by itself."""
+        pause_s = 0.0 if self._talk is None else self._talk.pause_s or 0.0
+        return max(pause_s, self._told.due_s - now_s, 0.0)
+
+
+class _Open:
+    """A socket that is open all the time, and says nothing until it is told to try."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.closed = 0
+        self.acknowledged: list[str] = []
+        self._answer: asyncio.Future[str] | None = None
+        self._welcomed = asyncio.Event()
+        self._number = 0
+
+    async def open(self, port: int, signed: str) -> None:
+        """Connect, and wait for the welcome. Raises HandshakeError, OSError, TimeoutError."""
+        self._welcomed.clear()
+        self._socket: Socket = await connect("127.0.0.1", port, signed, self._heard, self._ended)
+        async with asyncio.timeout(_ANSWER_S):
+            await self._welcomed.wait()
+
+    def _ended(self, _: int) -> None:
+        self.closed += 1
+        self._give("closed")
+
+    def _heard(self, text: bytes) -> None:
+        message = msgspec.json.decode(text)
+        match message["type"]:
+            case "welcome":
+                self._welcomed.set()
+            case "synced":
+                self._give("synced")
+            case "error":
+                self._give(message["code"])
+            case _:
+                pass
+
+    def _give(self, answer: str) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(answer)
+
+    async def sync(self) -> str:
+        """Send an edit that is new; gives the type of the answer, or the error's code."""
+        self._number += 1
+        record_id = f"{self.name}-{self._number}"
+        item = {"domain": "task", "id": record_id, "op": "put", "data": {"number": 1}}
+        self._answer = asyncio.get_running_loop().create_future()
+        key = secrets.token_hex(8)
+        message = {"type": "sync", "id": record_id, "key": key, "items": [item]}
+        self._socket.write(frame(msgspec.json.encode(message)))
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                answer = await self._answer
+        except TimeoutError:
+            return "silence"
+        if answer == "synced":
+            self.acknowledged.append(record_id)
+        return answer
+
+    def close(self) -> None:
+        """Leave."""
+        self._socket.close()
+
+
+class Site:
+    """A running deployment."""
+
+    def __init__(
+        self, plan: Plan, postgres: Cluster, dsn: str, server: Workers, target: Target, session: ClientSession
+    ) -> None:
+        self._plan = plan
+        self._postgres = postgres
+        self._dsn = dsn
+        self._server = server
+        self._target = target
+        self._session = session
+        self._random = Random(plan.seed)
+        self._home = postgres.data.parent.parent / "devices"
+        self._home.mkdir(0o700)
+        self._pids = server.pids()
+        self._open: list[_Open] = []
+        self._fresh: list[_Open] = []
+        self._working: list[_Guided] = []
+        self._coming: list[_Guided] = []
+        self._wrong: list[str] = []
+
+    async def run(self) -> Result:
+        """Go through the plan."""
+        for port in self._server.own_ports:
+            for number in range(_OPEN):
+                one = _Open(f"open-{port}-{number}")
+                await one.open(port, token(self._target, TENANT, one.name))
+                self._open.append(one)
+        if self._plan.loaded:
+            self._working = [self._guided(f"working-{number}") for number in range(_WORKING)]
+        outages = self._plan.outages.copy()
+        self._random.shuffle(outages)
+        seen = []
+        async with AsyncExitStack() as stack:
+            for device in self._working:
+                await stack.enter_async_context(_task(device.run()))
+                await stack.enter_async_context(_task(self._work(device)))
+            for number, outage in enumerate(outages, 1):
+                await asyncio.sleep(self._random.uniform(*_CALM_S))
+                seen.append(await self._outage(number, outage))
+                say(f"{self._plan.name}: outage {number} of {len(outages)}, {outage}: {_said(seen[-1])}")
+        for one in self._open:
+            one.close()
+        acknowledged = self._audit()
+        return Result(self._plan, seen, acknowledged, self._wrong)
+
+    def _guided(self, name: str) -> _Guided:
+        port = self._random.choice(self._server.own_ports)
+        signed = token(self._target, TENANT, name)
+        return _Guided(name, self._home, f"http://127.0.0.1:{port}", signed, self._session)
+
+    async def _work(self, device: _Guided) -> None:
+        while True:
+            await asyncio.sleep(self._random.expovariate(_EDITS_PER_S))
+            device.write()
+
+    async def _outage(self, number: int, outage: str) -> Seen:
+        async with AsyncExitStack() as stack:
+            coming = [self._guided(f"coming-{number}-{index}") for index in range(_COMING)]
+            self._coming += coming
+            if outage == RESTART:
+                for device in coming:
+                    device.write()
+                    await stack.enter_async_context(_task(device.run()))
+                await asyncio.to_thread(self._postgres.restart)
+            else:
+                await asyncio.to_thread(self._postgres.stop, signal.SIGINT)
+                for device in coming:
+                    device.write()
+                    await stack.enter_async_context(_task(device.run()))
+                await asyncio.sleep(float(outage))
+                await asyncio.to_thread(self._postgres.start)
+            there_s = time.monotonic()
+            guided = [*coming, *self._working]
+            due = [(device, device.edits, device.own_wait_s(there_s)) for device in guided]
+            fresh, tried, back = await asyncio.gather(
+                asyncio.gather(*(self._handshake(number, port, there_s) for port in self._server.own_ports)),
+                asyncio.gather(*(self._try(device, there_s) for device in self._open)),
+                asyncio.gather(*(self._back(*one, there_s) for one in due)),
+            )
+        self._look(number, outage)
+        slowest = max(range(len(due)), key=back.__getitem__)
+        return Seen(
+            outage,
+            max(welcomed_s for welcomed_s, _ in fresh),
+            max(synced_s for _, synced_s in fresh),
+            max(tries for tries, _ in tried),
+            max(answered_s for _, answered_s in tried),
+            back[slowest],
+            due[slowest][2],
+            max(back_s - own_s for back_s, (_, _, own_s) in zip(back, due, strict=True)),
+        )
+
+    async def _handshake(self, number: int, port: int, there_s: float) -> tuple[float, float]:
+        """Connect as a device that was never seen, again and again, and sync."""
+        device = _Open(f"fresh-{number}-{port}")
+        signed = token(self._target, TENANT, device.name)
+        while True:
+            try:
+                await device.open(port, signed)
+                break
+            except (HandshakeError, OSError, TimeoutError):
+                await self._again(there_s)
+        welcomed_s = time.monotonic() - there_s
+        _, synced_s = await self._try(device, there_s)
+        device.close()
+        self._fresh.append(device)
+        return welcomed_s, synced_s
+
+    async def _try(self, device: _Open, there_s: float) -> tuple[int, float]:
+        """Sync until that is answered as it should be; gives the tries, and when the last was answered."""
+        tries = 1
+        while await device.sync() != "synced":
+            tries += 1
+            await self._again(there_s)
+        return tries, time.monotonic() - there_s
+
+    async def _back(self, device: _Guided, edits: int, _: float, there_s: float) -> float:
+        """Wait until all that a device had made is answered."""
+        while device.answered < edits:
+            await self._again(there_s)
+        return time.monotonic() - there_s
+
+    async def _again(self, there_s: float) -> None:
+        if time.monotonic() - there_s > _PATIENCE_S:
+            raise BenchError(f"{self._plan.name}: nothing works {_PATIENCE_S:.0f} s after the return")
+        await asyncio.sleep(_AGAIN_S)
+
+    def _look(self, number: int, outage: str) -> None:
+        """Note whatever is not as it was."""
+        if not self._server.running or self._server.pids() != self._pids:
+            self._wrong.append(f"outage {number}, {outage}: a process ended")
+            self._pids = self._server.pids()
+        closed = sum(device.closed for device in self._open)
+        if closed:
+            self._wrong.append(f"outage {number}, {outage}: {closed} open sockets were closed")
+        for event in ("service_failed", "service_ended", "worker_died"):
+            if self._server.logged[event]:
+                self._wrong.append(f"outage {number}, {outage}: the log says {event}")
+
+    def _audit(self) -> int:
+        """Hold what was acknowledged against the tables; gives how much that was."""
+        with connected(self._dsn) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT id, version FROM records")
+            stored: dict[str, int] = dict(cursor.fetchall())
+        acknowledged = 0
+        for device in (*self._working, *self._coming):
+            applied = device.applied
+            acknowledged += len(applied)
+            self._wrong += device.odd
+            if applied != list(range(1, len(applied) + 1)):
+                self._wrong.append(f"{device.name}: acknowledged as {applied}")
+            # What was under way in the end may be stored and not acknowledged.
+            version = stored.get(f"record of {device.name}", 0)
+            if not len(applied) <= version <= device.edits:
+                self._wrong.append(f"{device.name}: {len(applied)} acknowledged, {version} stored")
+            device.store.close()
+        for one in (*self._open, *self._fresh):
+            acknowledged += len(one.acknowledged)
+            for record_id in one.acknowledged:
+                if stored.get(record_id) != 1:
+                    self._wrong.append(f"{record_id}: acknowledged as 1, stored as {stored.get(record_id)}")
+        return acknowledged
+
+
+def _said(seen: Seen) -> str:
+    return (
+        f"welcomed {seen.welcomed_s:.2f} s, synced {seen.synced_s:.2f} s, {seen.tries} tries,"
+        f" back {seen.back_s:.2f} s of {seen.own_wait_s:.2f} s"
+    )
+
+
+@asynccontextmanager
+async def _task(running: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(running)
+    try:
+        yield
+    finally:
+        if not task.done():
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@asynccontextmanager
+async def site(plan: Plan, settings: Settings, config: Path | None) -> AsyncIterator[Site]:
+    """Start a deployment. Raises BenchError, EmbeddedError, StoreError, OSError."""
+    secret = secrets.token_urlsafe(48)
+    async with AsyncExitStack() as stack:
+        ground, postgres = await asyncio.to_thread(stack.enter_context, fresh_on_tcp(settings))
+        dsn = ground.database("product")
+        add_tenants(dsn, [TENANT])
+        server = await stack.enter_async_context(
+            workers(ground, dsn, secret, config, History(), plan.workers)
+        )
+        session = await stack.enter_async_context(ClientSession())
+        target = Target(
+            port=server.port, secret=secret, tenants=[TENANT], audience=settings.auth.audience
+        )
+        yield Site(plan, postgres, dsn, server, target, session)

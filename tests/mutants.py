@@ -162,15 +162,15 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "a cancelled statement taken for a cancelled task": Mutant(
         "storage/pool.py",
-        (('raise StoreRetryError("the server cancelled the statement") from None', "raise"),),
+        (('return StoreRetryError("the server cancelled the statement")', "raise asyncio.CancelledError"),),
         (_HAZARDS + "test_a_statement_that_the_server_cancels_is_no_cancelled_task",),
     ),
     "a cancellation forgotten that comes with an answer": Mutant(
-        "storage/pool.py",
+        "storage/driver.py",
         (
             (
-                "cancellations:\n                raise asyncio.CancelledError\n            return",
-                "cancellations:\n                pass\n            return",
+                "except (asyncio.CancelledError, TimeoutError):\n            self.close()",
+                "except (asyncio.CancelledError, TimeoutError):\n            return []",
             ),
         ),
         (_HAZARDS + "test_a_cancellation_that_comes_with_the_answer_is_heeded",),

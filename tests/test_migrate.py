@@ -165,7 +165,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(dsn: str) -> None:
     with pytest.raises(RefusedError, match=f"there is no migration 99: they are numbered 1 to {len(_ALL)}"):
         migrate(dsn, 99)
     with pytest.raises(StoreUnavailableError) as away:
-        migrate(dsn.replace("/sockets", "/nowhere"))
+        migrate(f"{dsn} host=/nowhere")
     assert "\n" not in str(away.value)
     execute(dsn, "INSERT INTO _yoyo_migration VALUES ('x', '0099.of_a_later_version', now())")
     assert status(dsn)[-1].name == "0099.of_a_later_version"

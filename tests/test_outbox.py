@@ -18,7 +18,8 @@ from aiohttp.http_writer import StreamWriter
 from handlers import outbox as outbox_module
 from handlers.outbox import COMPRESS_FROM_BYTES, Outbox
 
-MAX_BYTES = 100_000
+#: Several times of what a transport takes before it asks for a pause.
+MAX_BYTES = 400_000
 FRAME_BYTES = 10_000
 #: Never used up: nothing in these tests takes this long.
 LONG_S = 60.0

@@ -67,12 +67,11 @@ async def test_there_are_fewer_turns_while_syncs_come(syncs_per_s: float, most: 
 async def test_a_turn_rests_for_longer_the_more_syncs_come(monkeypatch: pytest.MonkeyPatch) -> None:
     rests: list[float] = []
 
-    def call_later(self: object, delay_s: float, callback: Callable[[], None]) -> None:
-        del self
+    def call_later(delay_s: float, callback: Callable[[], None]) -> None:
         rests.append(delay_s)
         callback()
 
-    monkeypatch.setattr(asyncio.BaseEventLoop, "call_later", call_later)
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", call_later)
     for syncs_per_s in (0, 200, 1200, 1_000_000):
         site = Site()
         site.passed(1.0, syncs_per_s)

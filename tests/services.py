@@ -35,6 +35,18 @@ def services() -> Iterator[Services]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def embedded_services() -> Iterator[Services]:
+    """The embedded default, on Unix sockets, as it is for whoever has configured none."""
+    home = Path(tempfile.mkdtemp(prefix="tidemark-tests-"))
+    home.chmod(0o711)
+    try:
+        with embedded(home / "data") as running:
+            yield running
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
 def data_dir(services: Services) -> Path:
     """The directory of the tests' embedded servers, where their account may pass."""
     return Path(services.redis_url.removeprefix("unix://")).parent.parent

@@ -310,9 +310,9 @@ def test_a_database_that_could_lose_something_is_unfit() -> None:
         assert len(unfit({**right, name: value})) == 1, name
 
 
-def test_it_starts_services_of_its_own_and_prints_a_table(services: Services) -> None:
+def test_it_starts_services_of_its_own_and_prints_a_table(embedded_services: Services) -> None:
     """In a process of its own, as a person starts it, beside others on the same directory."""
-    ended = EndedProcess("doctor", "--data-dir", str(data_dir(services)), TIDEMARK__SERVER__PORT="0")
+    ended = EndedProcess("doctor", "--data-dir", str(data_dir(embedded_services)), TIDEMARK__SERVER__PORT="0")
     assert (ended.status, ended.err) == (0, "")
     lines = [line.split() for line in ended.out.splitlines()]
     assert lines[0] == ["LEVEL", "WHAT", "FOUND,", "AND", "WHAT", "TO", "DO"]

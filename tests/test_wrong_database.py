@@ -17,7 +17,7 @@ from storage.embedded import Services
 from storage.tenancy import PostgresTenancy
 from tests.commands import Ended, command
 from tests.commands import Run as RunHere
-from tests.services import execute, rows
+from tests.services import data_dir, execute, rows
 
 __all__ = ["command"]
 
@@ -131,14 +131,15 @@ async def test_cleanup_data_directory_missing_refused(command: RunHere, tmp_path
     assert not (tmp_path / "no").exists()
 
 
-async def test_embedded_database_that_is_there_used_and_named(command: RunHere, services: Services) -> None:
-    data_dir = services.dsn.split("host=")[1].split("/sockets")[0]
-    at = ("--data-dir", data_dir)
-    place = f"the embedded database of {data_dir}"
+async def test_embedded_database_that_is_there_used_and_named(
+    command: RunHere, embedded_services: Services
+) -> None:
+    at = ("--data-dir", str(data_dir(embedded_services)))
+    place = f"the embedded database of {data_dir(embedded_services)}"
     name = f"acme-{uuid.uuid4().hex}"
     added = await command("tenant", "add", name, *at, **NONE)
     assert (added.out, added.err) == (f"added {name}\n", f"database: {place}\n")
-    assert rows(services.dsn, f"SELECT count(*) FROM tenants WHERE name = '{name}'") == [(1,)]
+    assert rows(embedded_services.dsn, f"SELECT count(*) FROM tenants WHERE name = '{name}'") == [(1,)]
     assert (await command("tenant", "remove", name, *at, **NONE)).err == f"database: {place}\n"
     refused = await command("token", "--tenant", name, "--device", "d", *at, **NONE, **SECRET)
     said = f"Error: there is no tenant {name} in {place}: add it with `run.py tenant add {name}`"

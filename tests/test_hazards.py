@@ -112,7 +112,7 @@ async def test_a_cancellation_that_comes_with_the_answer_is_heeded(dsn: str) -> 
     """Were it forgotten, a committer would go on for ever."""
     database = Database(dsn, 1)
     session = await database.acquire()
-    running = asyncio.create_task(session.run("SELECT 1"))
+    running = asyncio.create_task(session.run("SELECT pg_sleep(0.01)"))
     while (waiter := session._link._answer) is None:  # noqa: ASYNC110  # it is a matter of turns
         await asyncio.sleep(0)
     while not waiter.done():  # noqa: ASYNC110

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from psycopg2.extensions import parse_dsn
 
 from engine.settings import S3
 from storage.embedded import Services
@@ -228,9 +229,9 @@ async def test_doctor_data_directory_relative_in_a_file_warned(examined: Run, tm
 
 @pytest.fixture
 def role(dsn: str) -> Iterator[str]:
-    """A role that may log in and no more."""
+    """A role that may log in, with the password of the other one, and no more."""
     name = f"role_{uuid.uuid4().hex}"
-    execute(dsn, f"CREATE ROLE {name} LOGIN")
+    execute(dsn, f"CREATE ROLE {name} LOGIN PASSWORD '{parse_dsn(dsn)['password']}'")
     yield name
     execute(dsn, f"DROP OWNED BY {name} CASCADE", f"DROP ROLE {name}")
 

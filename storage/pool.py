@@ -341,7 +341,8 @@ class Database:
                 " firewall is between"
             ) from None
         except Exception as error:  # of whatever kind: the database is away, and that ends nothing
-            raise StoreUnavailableError(f"cannot connect to {place.name}: {_sentence(error)}") from None
+            said = told(error) if isinstance(error, psycopg2.Error) else str(error) or type(error).__name__
+            raise StoreUnavailableError(f"cannot connect to {place.name}: {said}") from None
         return Session(host, link, self._pooling)
 
     def _drop_idle(self, host: Host) -> None:
@@ -356,8 +357,3 @@ class Database:
         """Close every idle connection."""
         while self._idle:
             self._idle.popleft().close()
-
-
-def _sentence(error: Exception) -> str:
-    """Put what libpq said, in several lines, into one."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -20,7 +20,7 @@ from psycopg2.extensions import make_dsn, parse_dsn
 from structlog.testing import capture_logs
 
 from bench.clusters import PASSWORD, USER, free_port
-from engine.ports import StoreUnavailableError
+from engine.ports import StoreError, StoreUnavailableError
 from storage.checkup import bus_findings
 from storage.direct import connected
 from storage.embedded_account import Account, account_for
@@ -165,7 +165,7 @@ async def test_connect_over_tls_refused_is_unavailable_at_once(
             await refused.query("SELECT 1")
         assert await good.query("SELECT 1") == [(1,)]
         await good.close()
-    with pytest.raises(StoreUnavailableError), connected(make_dsn(bouncer.dsn, **wrong)):
+    with pytest.raises(StoreError), connected(make_dsn(bouncer.dsn, **wrong)):
         pass
 
 

@@ -107,6 +107,8 @@ def _rows(results: Sequence[Result], outages: Sequence[str]) -> Iterator[Sequenc
                 for one in result.seen
                 if one.outage == outage
             ]
+            if not seen:
+                continue
             slowest = max(seen, key=lambda one: one.back_s)
             yield (
                 name,
@@ -135,7 +137,10 @@ def _spread(found_s: list[float]) -> str:
     "--outage", "outages", multiple=True, default=OUTAGES, show_default=True, metavar="S|restart",
     help="Seconds to be away for, or a restart; may be repeated.",
 )  # fmt: skip
-@click.option("--times", default=20, show_default=True, help="How often each kind of outage comes.")
+@click.option(
+    "--times", type=click.IntRange(0), default=20, show_default=True,
+    help="How often each kind of outage comes; 0 for none.",
+)  # fmt: skip
 @click.option(
     "--parts", type=click.IntRange(1), default=2, show_default=True,
     help="Sites of each kind of deployment, which share the times: more take less time and more memory.",

@@ -198,10 +198,30 @@ class Backlog:
             self._free.appendleft(going_on.pop())
         self._free.extend(going_on)
 
-    def take_all(self) -> list[Waiting]:
-        """Take everything that waits, of held tenants, too."""
-        everything = [waiting for queue in self._queues.values() for waiting in queue.jobs]
-        self._queues.clear()
-        self._free.clear()
-        self.messages = self.items = self.size_bytes = 0
-        return everything
+    def take_those_behind(self, batch: list[Waiting], since_s: float) -> list[Waiting]:
+        """Take what was there by then and waits, of held tenants, too, and all of the devices of both.
+
+        Args:
+            batch: Jobs that are not to be stored: what their devices sent later builds on them.
+            since_s: What came later than this, of other devices, goes on waiting.
+        """
+        devices = {(waiting.job.tenant_id, waiting.job.device_id) for waiting in batch}
+        taken: list[Waiting] = []
+        for tenant_id, queue in list(self._queues.items()):
+            kept: deque[Waiting] = deque()
+            for waiting in queue.jobs:
+                device = (tenant_id, waiting.job.device_id)
+                if waiting.since_s > since_s and device not in devices:
+                    kept.append(waiting)
+                    continue
+                devices.add(device)
+                taken.append(waiting)
+                queue.size_bytes -= waiting.size_bytes
+                self.messages -= 1
+                self.items -= waiting.items
+                self.size_bytes -= waiting.size_bytes
+            queue.jobs = kept
+            if not kept:
+                del self._queues[tenant_id]
+        self._free = deque(tenant_id for tenant_id in self._free if tenant_id in self._queues)
+        return taken

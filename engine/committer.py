@@ -234,6 +234,7 @@ class _Lane:
         self._backlog = backlog
         self._counters = counters
         self._away = False
+        self._tried_s = 0.0
 
     async def settle(self, batch: list[Waiting]) -> None:
         """See a batch through; one that cannot be stored is halved until the culprit stands alone."""
@@ -270,9 +271,12 @@ class _Lane:
             )
 
     def _give_up(self, batch: list[Waiting], error: StoreError) -> None:
-        """Refuse a batch and all that waits behind it: a device's later changes build on its earlier ones."""
+        """Refuse a batch and all that waits behind it: a device's later changes build on its earlier ones.
+
+        The database may have come back since it was tried. What other devices sent since then is tried.
+        """
         self._away = True
-        refused = [*batch, *self._backlog.take_all()]
+        refused = [*batch, *self._backlog.take_those_behind(batch, self._tried_s)]
         _log.warning("batch_unavailable", messages=len(refused), reason=type(error).__name__)
         self._counters.failed += len(refused)
         for waiting in refused:
@@ -315,6 +319,7 @@ class _Lane:
         unknown = False
         try:
             while True:
+                self._tried_s = self._clock.monotonic_s()
                 try:
                     planned = await self._attempt(jobs)
                 except (StoreRetryError, StoreUnknownError, StoreUnavailableError) as error:

@@ -521,6 +521,27 @@ async def test_when_patience_ends_all_that_waits_is_refused_and_may_come_again()
         assert one.statuses("k5") == ["applied"]
 
 
+async def test_give_up_what_came_since_the_try_began_is_tried_unless_it_builds_on_what_is_refused() -> None:
+    """The database may have come back since: a device that asks anew is answered at its first try."""
+    async with bench() as one:
+
+        def away() -> None:
+            one.clock.at_s += PATIENCE_S
+            one.submit("k2", put("a", 1, x=2))
+            one.submit("k3", put("b", x=3), device="tablet")
+            one.submit("k4", put("c", x=4), tenant=2)
+            one.store.on_begin = lambda: None
+            one.store.faults.append(Fault(StoreUnavailableError("away"), at="begin"))
+
+        one.store.on_begin = away
+        one.submit("k1", put("a", x=1))
+        await one.committer.drain()
+        assert one.code("k1") == one.code("k2") == "unavailable"
+        assert one.statuses("k3") == one.statuses("k4") == ["applied"]
+        backlog = one.committer._backlog
+        assert (backlog.messages, backlog.items, backlog.size_bytes) == (0, 0, 0)
+
+
 async def test_an_unknown_outcome_that_stays_unknown_is_doubted_and_found_under_its_key() -> None:
     async with bench(Fault(StoreUnknownError("lost"), applied=True)) as one:
         one.store.on_begin = lambda: setattr(one.clock, "at_s", one.clock.at_s + PATIENCE_S)

@@ -216,6 +216,19 @@ async def test_a_patch_on_a_tombstone_without_last_data_waits_for_a_person(share
     assert (whole["status"], whole["winner"], whole["data"]) == ("resolved", "client", {"a": 1, "b": 1})
 
 
+@pytest.mark.asyncio(loop_scope="function")
+async def test_a_server_that_keeps_no_last_data_leaves_a_patch_on_a_tombstone_to_a_person(
+    serve: Serve,
+) -> None:
+    server = await serve(**SHARED, records={"tombstone_data_h": 0})
+    phone, tablet = await server.device("phone"), await server.device("tablet")
+    made = item("put", "journal", "j1", data={"a": 1, "b": 1})
+    await phone.push(made, item("delete", "journal", "j1", base=1))
+    assert rows(server.dsn, "SELECT last_data FROM records") == [(None,)]
+    (result,) = await tablet.push(item("patch", "journal", "j1", base=1, data={"a": 2}))
+    assert (result["status"], result["data"]) == ("conflict", None)
+
+
 async def test_a_version_written_by_resolve_is_nobodys(shared: Running) -> None:
     tablet, conflict_id = await opened(shared)
     await tablet.told("resolved", "resolve", conflict_id=conflict_id, choice="client", version=1)

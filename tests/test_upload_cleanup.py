@@ -17,6 +17,7 @@ from engine.upload_cleanup import Abandonment, Tidied, UploadCleanup
 from engine.upload_store import Creating, Quota
 from engine.uploads import Append, State, Upload, UploadRef
 from storage.blobs import DirectoryBlobs
+from storage.tenancy import PostgresTenancy
 from storage.upload_cleanup import PostgresCleanup
 from tests.services import execute, rows
 from tests.test_receiving import Sent
@@ -471,3 +472,12 @@ async def test_all_last_data_are_dropped_page_by_page(
         await house.push("delete", 1, record=record)
     assert (await house.tidied(LAST_DATA_H)).emptied == 5
     assert (await house.tidied(LAST_DATA_H)).emptied == 0
+
+
+async def test_last_data_go_with_their_erased_tenant(house: House) -> None:
+    for tenant in (1, 2):
+        await house.push("put", None, tenant)
+        await house.push("delete", 1, tenant)
+    await asyncio.to_thread(PostgresTenancy(house.dsn).remove, "tenant1", erase=True)
+    kept = "SELECT tenant_id, last_data::text FROM records WHERE last_data IS NOT NULL"
+    assert rows(house.dsn, kept) == [(2, '{"n":1}')]

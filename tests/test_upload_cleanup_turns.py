@@ -200,15 +200,18 @@ async def test_the_command_says_what_it_did(house: House, command: Run) -> None:
     long_ago = "UPDATE upload_session SET updated_at = now() - interval '31 days' WHERE state = 'stored'"
     execute(house.dsn, long_ago)
     kept = await house.stored("never", tenant=2)
+    await house.push("put", None, record="gone")
+    await house.push("delete", 1, record="gone")
+    execute(house.dsn, "UPDATE records SET last_data_at = now() - interval '31 days' WHERE data IS NULL")
     data = {"TIDEMARK__DATA__DIR": str(house.directory)}
     ended = await cleaned(command, "--json", **data)
     assert msgspec.json.decode(ended.out) == {
         "expired": 1,
         "freed": 1,
         "forgotten": 0,
+        "emptied": 1,
         "orphans": 0,
         "orphan_bytes": 0,
-        "emptied": 0,
         "left": 0,
         "abandonment_ratio": 1 / 3,
         "abandonment": [

@@ -49,7 +49,7 @@ class _Nowhere:
     async def stored(self, receipt: str) -> bool | None:
         raise NotImplementedError
 
-    async def revoked(self) -> set[DeviceKey]:
+    async def revoked(self) -> dict[DeviceKey, int | None]:
         raise NotImplementedError
 
 

@@ -97,7 +97,10 @@ class Policies(Protocol):
 
 
 class DeviceSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One device as stored; servers write behind by seconds. ``health_score`` is as of now."""
+    """One device as stored; servers write behind by seconds. ``health_score`` is as of now.
+
+    ``tokens_from`` is when its last revocation was undone: tokens that were signed before stay refused.
+    """
 
     tenant: str
     device_id: str
@@ -113,6 +116,7 @@ class DeviceSummary(msgspec.Struct, frozen=True, kw_only=True):
     app_version: str | None
     os_version: str | None
     revoked_at: datetime | None
+    tokens_from: datetime | None
 
 
 class Fleet(Protocol):
@@ -128,6 +132,18 @@ class Fleet(Protocol):
         """Let a device in no more, also one that was never seen; tell whether it was let in until now.
 
         Raises RefusedError if there is no such tenant, StoreError.
+        """
+
+    def known(self, tenant: str, device_id: str) -> bool:
+        """Tell whether a device was ever seen, or revoked.
+
+        Raises RefusedError if there is no such tenant, StoreError.
+        """
+
+    def restore(self, tenant: str, device_id: str) -> bool:
+        """Undo a revocation: tokens that are signed from now on count. Tell whether it was revoked.
+
+        Raises RefusedError if there is no such tenant or device, StoreError.
         """
 
 

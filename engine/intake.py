@@ -30,7 +30,7 @@ class Session(msgspec.Struct, kw_only=True):
     """Who speaks on one connection or in one request; all of it comes from the token.
 
     ``clock_offset_us`` is the server's clock less the device's, learned from ``clock``; ``clock_known`` says
-    that this connection or request told one.
+    that this connection or request told one. ``issued_at_s`` is the token's ``iat``, None without one.
     """
 
     tenant: Tenant
@@ -38,6 +38,7 @@ class Session(msgspec.Struct, kw_only=True):
     session_id: str
     supervisor: bool = False
     user: str | None = None
+    issued_at_s: int | None = None
     codec: Codec = JSON
     clock_offset_us: int = 0
     clock_known: bool = False

@@ -174,8 +174,11 @@ class DeviceStore(Protocol):
     async def stored(self, receipt: str) -> bool | None:
         """Say whether an ``add`` of unknown outcome was written, None while it is open. Raises StoreError."""
 
-    async def revoked(self) -> set[DeviceKey]:
-        """List the devices that are let in no more. Raises StoreError."""
+    async def revoked(self) -> dict[DeviceKey, int | None]:
+        """List devices some of whose tokens are refused. None: all; else those signed before this second.
+
+        Raises StoreError.
+        """
 
 
 class BusState(msgspec.Struct):

@@ -5,6 +5,7 @@ A key knows its one algorithm; what a token says of its own algorithm is only ev
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import uuid
@@ -55,6 +56,7 @@ class Claims(msgspec.Struct, frozen=True):
     """A verified token. ``tenant`` and ``device_id`` are always there for devices and supervisors.
 
     ``expires_at_s`` is the token's ``exp`` and the leeway on top: until then it counts, on every way.
+    ``issued_at_s`` is its ``iat``, None where it has none that is a number.
     """
 
     role: Role
@@ -63,6 +65,7 @@ class Claims(msgspec.Struct, frozen=True):
     user: str | None
     expires_at_s: int
     token_id: str
+    issued_at_s: int | None = None
 
 
 def secret_key(secret: bytes) -> Key:
@@ -145,7 +148,7 @@ class Verifier:
     """Checks tokens and origins.
 
     ``leeway_s`` is how far the clock of the host that signs tokens may be off: ``exp`` comes that much later,
-    ``nbf`` that much earlier. ``iat`` decides nothing.
+    ``nbf`` that much earlier. ``iat`` decides nothing here.
     """
 
     def __init__(
@@ -239,7 +242,15 @@ def _claims(payload: dict[str, Any], leeway_s: int) -> Claims:
     token_id = payload["jti"]
     if not isinstance(token_id, str) or not token_id:
         raise _unauthenticated("the token has no jti")
-    return Claims(role, tenant, device_id, user, int(payload["exp"]) + leeway_s, token_id)
+    expires_at_s = int(payload["exp"]) + leeway_s
+    return Claims(role, tenant, device_id, user, expires_at_s, token_id, _seconds(payload.get("iat")))
+
+
+def _seconds(iat: object) -> int | None:
+    """Read when a token was signed. One that does not say it as a number says nothing."""
+    if isinstance(iat, int | float) and not isinstance(iat, bool) and math.isfinite(iat):
+        return int(iat)
+    return None
 
 
 def _unauthenticated(message: str) -> SyncError:
@@ -288,9 +299,11 @@ def issue_token(
     """
     if key.private is None:
         raise UnusableKeyError("this key can verify tokens but not sign them")
+    now_s = int(time.time())
     payload: dict[str, Any] = {
         "aud": audience,
-        "exp": int(time.time()) + ttl_s,
+        "iat": now_s,
+        "exp": now_s + ttl_s,
         "jti": uuid.uuid4().hex,
     }
     named = {"tid": tenant, "did": device_id, "sub": user, "role": role if role != "device" else None}

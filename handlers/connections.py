@@ -93,7 +93,7 @@ class Connections:
         self._open.add(connection)
         if older is not None:
             older.dismiss("replaced", CLOSE_REPLACED, _jitter_ms(0), listening=True)
-        if connection.key in self._revocations:  # since its token was looked at
+        if self._revocations.refuses(connection.key, connection.issued_at_s):  # since its token was looked at
             _revoke(connection)
 
     def opened_elsewhere(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
@@ -126,10 +126,12 @@ class Connections:
                 _revoke(connection)
 
     def revoked(self, keys: Collection[DeviceKey]) -> None:
-        """Send devices away that were just revoked."""
+        """Send devices away of which something else is known now, if their tokens are refused by that."""
         if keys:
             for connection in list(self._open):
-                if connection.key in keys:
+                if connection.key in keys and self._revocations.refuses(
+                    connection.key, connection.issued_at_s
+                ):
                     _revoke(connection)
 
     async def run(self) -> None:

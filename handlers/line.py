@@ -88,6 +88,11 @@ class Line:
 
     # -- its life -----------------------------------------------------------------------------
 
+    @property
+    def issued_at_s(self) -> int | None:
+        """When its token was signed; None if that is not known."""
+        return self._session.issued_at_s
+
     def open(self, outbox: Outbox) -> asyncio.Future[None]:
         """Greet and take in messages from now on; ``end`` is due when what is given back is done."""
         self._outbox = outbox

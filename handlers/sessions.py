@@ -25,16 +25,17 @@ async def admitted(core: Core, request: web.Request, codec: Codec) -> tuple[Sess
     tenant = await core.policies.admit(tenant_name)
     if tenant is None:
         raise SyncError("forbidden", "there is no such tenant")
-    check_not_revoked(core, tenant.tenant_id, device_id)
-    await core.devices.load(tenant.tenant_id, device_id)
     session = Session(
         tenant=tenant,
         device_id=device_id,
         session_id="",
         supervisor=claims.role == "supervisor",
         user=claims.user,
+        issued_at_s=claims.issued_at_s,
         codec=codec,
     )
+    check_not_revoked(core, session)
+    await core.devices.load(tenant.tenant_id, device_id)
     return session, claims.expires_at_s
 
 
@@ -57,7 +58,7 @@ async def heard(
     return session, device, expires_at_s
 
 
-def check_not_revoked(core: Core, tenant_id: int, device_id: str) -> None:
-    """Raise SyncError where a device was revoked."""
-    if (tenant_id, device_id) in core.revocations:
+def check_not_revoked(core: Core, session: Session) -> None:
+    """Raise SyncError where a device was revoked, or was when its token was signed."""
+    if core.revocations.refuses((session.tenant.tenant_id, session.device_id), session.issued_at_s):
         raise SyncError("unauthenticated", "this device was revoked")

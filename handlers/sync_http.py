@@ -171,7 +171,7 @@ class SyncHttp:
     async def _body(self, request: web.Request, session: Session, expires_at_s: int) -> bytes:
         """Read the body, which may be long in coming: whoever was sent away meanwhile is not heard."""
         body = await _body(request, session.codec)
-        check_not_revoked(self._core, session.tenant.tenant_id, session.device_id)
+        check_not_revoked(self._core, session)
         if expires_at_s <= self._core.clock.now_us() / 1_000_000:
             raise SyncError("unauthenticated", "the token has expired")
         return body

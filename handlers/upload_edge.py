@@ -61,7 +61,7 @@ class UploadEdge(msgspec.Struct, frozen=True):
             raise SyncError("unsupported_type", "Transfer-Encoding: chunked is all that is taken")
 
         def check() -> None:
-            check_not_revoked(self.core, session.tenant.tenant_id, session.device_id)
+            check_not_revoked(self.core, session)
 
         return RequestBody(request, self.idle_s, check)
 

@@ -23,7 +23,11 @@ _LATEST: Final = (
     f"SELECT {_COLUMNS} FROM sync_device_health WHERE last_sync_at IS NOT NULL"
     " ORDER BY last_sync_at DESC LIMIT %(limit)s"
 )
-_REVOKED: Final = "SELECT tenant_id, device_id FROM devices WHERE revoked_at IS NOT NULL"
+_REVOKED: Final = (
+    "SELECT tenant_id, device_id,"
+    " CASE WHEN revoked_at IS NULL THEN floor(extract(epoch FROM tokens_from))::bigint END"
+    " FROM devices WHERE revoked_at IS NOT NULL OR tokens_from IS NOT NULL"
+)
 
 #: Of this transaction alone. It gives way before the server looks for a deadlock (1 s), so that nobody
 #: else is taken for its victim, and it has no business waiting: what it writes can wait.
@@ -120,9 +124,10 @@ class PostgresDevices:
         status = rows[0][0]
         return None if status == "in progress" else status == "committed"
 
-    async def revoked(self) -> set[DeviceKey]:
-        """List the devices that are let in no more."""
-        return {DeviceKey(*row) for row in await self._database.query(_REVOKED)}
+    async def revoked(self) -> dict[DeviceKey, int | None]:
+        """List the devices some of whose tokens are refused."""
+        rows = await self._database.query(_REVOKED)
+        return {DeviceKey(tenant_id, device_id): from_s for tenant_id, device_id, from_s in rows}
 
 
 def _adding(changes: list[Health]) -> tuple[list[Statement], dict[str, object]]:

@@ -16,7 +16,7 @@ _DEVICES: Final = (
     "SELECT t.name, d.device_id, d.first_seen_at, greatest(d.last_seen_at, h.last_sync_at), h.last_sync_at,"
     " coalesce(h.total_syncs, 0), coalesce(h.failed_syncs, 0), coalesce(h.sync_duration_us, 0),"
     " coalesce(h.conflicts, 0), h.network_type, coalesce(d.app_version, h.app_version),"
-    " coalesce(d.os_version, h.os_version), d.revoked_at, now()"
+    " coalesce(d.os_version, h.os_version), d.revoked_at, d.tokens_from, now()"
     " FROM tenants AS t JOIN devices AS d USING (tenant_id)"
     " LEFT JOIN sync_device_health AS h USING (tenant_id, device_id)"
     " WHERE {which} ORDER BY t.name, d.device_id"
@@ -44,8 +44,13 @@ class PostgresFleet:
         with connected(self._dsn) as connection:
             found = _read(connection, _ONE, _tenant_id(connection, tenant), device_id)
         if not found:
-            raise RefusedError(f"tenant {tenant} has no device {device_id}: see `run.py device list`")
+            raise RefusedError(_nobody(tenant, device_id))
         return found[0]
+
+    def known(self, tenant: str, device_id: str) -> bool:
+        """Tell whether a device was ever seen, or revoked."""
+        with connected(self._dsn) as connection:
+            return bool(_read(connection, _ONE, _tenant_id(connection, tenant), device_id))
 
     def revoke(self, tenant: str, device_id: str) -> bool:
         """Let a device in no more, also one that was never seen; tell whether it was let in until now."""
@@ -61,6 +66,26 @@ class PostgresFleet:
                 revoked = bool(cursor.fetchall())
                 cursor.execute("UPDATE cluster_state SET generation = generation + 1")
         return revoked
+
+    def restore(self, tenant: str, device_id: str) -> bool:
+        """Let a revoked device in again, with tokens that are signed from now on."""
+        with connected(self._dsn) as connection, connection:
+            tenant_id = _tenant_id(connection, tenant)
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "UPDATE devices SET revoked_at = NULL, tokens_from = now()"
+                    " WHERE tenant_id = %s AND device_id = %s AND revoked_at IS NOT NULL RETURNING 1",
+                    (tenant_id, device_id),
+                )
+                restored = bool(cursor.fetchall())
+                cursor.execute("UPDATE cluster_state SET generation = generation + 1")
+            if not restored and not _read(connection, _ONE, tenant_id, device_id):
+                raise RefusedError(_nobody(tenant, device_id))
+        return restored
+
+
+def _nobody(tenant: str, device_id: str) -> str:
+    return f"tenant {tenant} has no device {device_id}: see `run.py device list`"
 
 
 def _tenant_id(connection: Connection, name: str) -> int:
@@ -86,7 +111,7 @@ def _summary(
     last_sync_at: datetime | None,
     *rest: Any,
 ) -> DeviceSummary:
-    syncs, failed, duration_us, conflicts, network, app, system, revoked_at, now = rest
+    syncs, failed, duration_us, conflicts, network, app, system, revoked_at, tokens_from, now = rest
     counts = Counts(syncs, failed, duration_us, conflicts)
     last_sync_us = None if last_sync_at is None else _us(last_sync_at)
     return DeviceSummary(
@@ -104,6 +129,7 @@ def _summary(
         app_version=app,
         os_version=system,
         revoked_at=revoked_at,
+        tokens_from=tokens_from,
     )
 
 

@@ -81,6 +81,7 @@ def run(dsn: str) -> Run:
         "device list",
         "device show",
         "device revoke",
+        "device restore",
         "job cleanup",
     ],
 )

@@ -98,9 +98,9 @@ class Stored:
             raise StoreUnavailableError("away")
         return self.receipts[receipt]
 
-    async def revoked(self) -> set[DeviceKey]:
+    async def revoked(self) -> dict[DeviceKey, int | None]:
         """Nobody."""
-        return set()
+        return {}
 
 
 class Process:

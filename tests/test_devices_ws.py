@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -13,7 +14,7 @@ from engine.devices import Devices
 from storage.embedded import Services
 from storage.fleet import PostgresFleet
 from tests.device import Device, Json, item, put
-from tests.services import rows
+from tests.services import execute, rows
 from tests.serving import Running, Serve
 from tests.test_close_codes import goodbye
 from tests.test_commands import Ended
@@ -105,6 +106,43 @@ async def test_a_revoked_device_is_sent_away_and_its_tokens_are_refused(
     for device in (other, tablet):
         await device.push(put("a1", None, n=1))
     await refused(await serve(), "phone")
+
+
+async def test_a_restored_device_is_let_in_with_tokens_signed_since(serve: Serve) -> None:
+    server = await serve()
+    now_s = int(time.time())
+    fleet = PostgresFleet(server.dsn)
+    fleet.revoke("acme", "phone")
+    await heard_of_it(server, "phone", "acme")
+    fleet.restore("acme", "phone")
+    headers = server.headers("phone", iat=now_s + 60)
+    async with asyncio.timeout(20):
+        while (await server.get("/v1/changes", headers=headers)).status != 200:  # noqa: ASYNC110  # as below
+            await asyncio.sleep(0.02)
+    await refused(server, "phone")  # without an iat
+    for iat, status in ((now_s - 60, 401), ("text", 401), (now_s + 60.5, 200)):
+        headers = server.headers("phone", iat=iat)
+        assert (await server.get("/v1/changes", headers=headers)).status == status
+    newer = await server.device("phone", iat=now_s + 60)
+    fleet.revoke("acme", "other")  # a list that changes for others sends nobody away
+    await heard_of_it(server, "other", "acme")
+    await newer.push(put("a1", None, n=1))
+
+
+async def test_a_device_that_is_revoked_and_restored_at_once_is_sent_away_with_its_older_token(
+    serve: Serve,
+) -> None:
+    server = await serve()
+    phone = await server.device("phone")
+    execute(  # both come to the server as one change
+        server.dsn,
+        "INSERT INTO devices (tenant_id, device_id, tokens_from)"
+        " SELECT tenant_id, 'phone', now() FROM tenants WHERE name = 'acme'"
+        " ON CONFLICT (tenant_id, device_id) DO UPDATE SET tokens_from = excluded.tokens_from;"
+        " UPDATE cluster_state SET generation = generation + 1",
+    )
+    assert goodbye_of(await told(phone)) == ("revoked", 4403)
+    await refused(server, "phone")
 
 
 async def told(device: Device) -> tuple[list[Json], int | None]:
@@ -219,11 +257,22 @@ async def test_the_commands_show_what_the_server_stored(serve: Serve) -> None:
     assert again.out == "phone of acme was revoked already\n"
     shown = (await command("show", "--tenant", "acme", "phone")).out
     assert "revoked_at" in shown
+    restored = await command("restore", "--tenant", "acme", "phone")
+    assert (restored.status, restored.out) == (0, "phone of acme restored, for tokens signed from now on\n")
+    restored = await command("restore", "--tenant", "acme", "phone")
+    assert restored.out == "phone of acme is not revoked: nothing to restore\n"
+    unseen = await command("revoke", "--tenant", "acme", "phome")
+    assert unseen.refusal() == "Error: not done: it takes a yes, on a terminal or by --yes"
+    assert "No device phome of acme was ever seen" in unseen.err
+    assert len((await command("list")).out.splitlines()) == 3
+    unseen = await command("revoke", "--tenant", "acme", "phome", "--yes")
+    assert unseen.out == "revoked phome of acme\n"
     assert [line.split()[0] for line in shown.splitlines()][:2] == ["FIELD", "tenant"]
     for arguments, sentence in (
         (("show", "--tenant", "acme", "nobody"), "tenant acme has no device nobody"),
         (("list", "--tenant", "nobody"), "there is no tenant nobody"),
         (("revoke", "--tenant", "nobody", "phone"), "there is no tenant nobody"),
+        (("restore", "--tenant", "acme", "nobody"), "tenant acme has no device nobody"),
         (("revoke", "--tenant", "acme", "a/b"), "a device's id is 1 to 255 of"),
     ):
         assert sentence in (await command(*arguments)).refusal()

@@ -22,7 +22,7 @@ REFERENCE = {"tenants", "cluster_state", "cluster_job", "server_processes"}
 OVER_ALL = {
     ("partitions.py", "INSERT INTO § SELECT * FROM moved"): "days are cut for all tenants at once",
     ("migrate.py", "SELECT migration_id, applied_at_utc FROM §"): "the list of migrations has no tenants",
-    ("devices.py", "FROM devices WHERE revoked_at IS NOT NULL"): "a server refuses devices of any tenant",
+    ("devices.py", "FROM devices WHERE revoked_at IS NOT NULL OR tokens_from"): "of any tenant",
     ("waiting.py", "WHERE u.state = 'stored' AND (u.tenant_id"): "files of any tenant may be due",
     ("upload_cleanup.py", "WHERE u.state = 'open' AND (u.tenant_id"): "uploads of any tenant expire",
     ("upload_cleanup.py", "SELECT tenant_id, domain, id FROM records WHERE data IS NULL"): "records end",

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from handlers.auth import DEVICE_ID
-from handlers.commands.site import Site, as_json, of_tenant, on_site, table
+from handlers.commands.site import Site, as_json, confirm, of_tenant, on_site, table
 
 
 def _checked(_: click.Context, __: click.Parameter, device_id: str) -> str:
@@ -18,9 +18,9 @@ def _checked(_: click.Context, __: click.Parameter, device_id: str) -> str:
     return device_id
 
 
-@click.group("device", short_help="List, show and revoke devices.")
+@click.group("device", short_help="List, show, revoke and restore devices.")
 def device() -> None:
-    """List, show and revoke devices. Counts reach the database within seconds."""
+    """List, show, revoke and restore devices. Counts reach the database within seconds."""
 
 
 @device.command("list", epilog="Example: run.py device list --tenant acme")
@@ -82,17 +82,34 @@ def show(site: Site, *, tenant: str, device_id: str, json_: bool) -> None:
 @device.command("revoke", epilog="Example: run.py device revoke --tenant acme phone-7")
 @click.option("--tenant", metavar="T", required=True, help="The device's tenant.")
 @click.argument("device_id", metavar="D", callback=_checked)
+@click.option("--yes", is_flag=True, help="Do not ask about a device that was never seen.")
 @on_site(changes=True)
-def revoke(site: Site, *, tenant: str, device_id: str) -> None:
+def revoke(site: Site, *, tenant: str, device_id: str, yes: bool) -> None:
     """Let a device in no more: its connections close within a second, all its tokens are refused.
 
-    It need not have been seen yet. There is no way back: a device that returns gets a token with an id of
-    its own.
+    An id that was never seen may be a slip: that asks first. `device restore` undoes a revocation.
     """
     with site.fleet() as fleet:
+        if not yes and not fleet.known(tenant, device_id):
+            confirm(f"No device {device_id} of {tenant} was ever seen. Revoke that id all the same?")
         newly = fleet.revoke(tenant, device_id)
     done = f"revoked {device_id} of {tenant}" if newly else f"{device_id} of {tenant} was revoked already"
     click.echo(done)
+
+
+@device.command("restore", epilog="Example: run.py device restore --tenant acme phone-7")
+@click.option("--tenant", metavar="T", required=True, help="The device's tenant.")
+@click.argument("device_id", metavar="D", callback=_checked)
+@on_site(changes=True)
+def restore(site: Site, *, tenant: str, device_id: str) -> None:
+    """Undo a revocation, for tokens that are signed from now on.
+
+    Tokens of before stay refused, and those without an iat. Sign the device a new one.
+    """
+    with site.fleet() as fleet:
+        restored = fleet.restore(tenant, device_id)
+    done = "restored, for tokens signed from now on" if restored else "is not revoked: nothing to restore"
+    click.echo(f"{device_id} of {tenant} {done}")
 
 
 def _minute(at: datetime | None) -> str:

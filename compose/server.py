@@ -27,6 +27,7 @@ from engine.devices import DeviceLimits, Devices
 from engine.domains import Domains
 from engine.feed import Feed, FeedLimits
 from engine.intake import Intake
+from engine.loop_share import LoopShares
 from engine.neighbours import Neighbours
 from engine.policies import PolicyBook
 from engine.ports import StoreError
@@ -38,6 +39,7 @@ from engine.settings import Settings
 from handlers.auth import KeySet, Verifier
 from handlers.connections import Connections
 from handlers.core import Core, EdgeLimits
+from handlers.loop_watch import LoopWatch
 from handlers.peer import Refusals, networks
 from handlers.server import ClosedDoorError, application, listening, services
 from handlers.siblings import Siblings
@@ -179,6 +181,8 @@ class Server:
             bus=bus,
             uploads=files.receiving.counters,
             upload_chores=files.chores.counters,
+            shares=LoopShares(),
+            watch=LoopWatch(clock),
         )
         self._domains = domains
         self._presence = Presence(self._reads, port)

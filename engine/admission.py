@@ -9,6 +9,8 @@ import msgspec
 
 #: From here on a message counts for more than one; those of ordinary devices stay far below.
 LABORIOUS_S: Final = 0.01
+#: So many bytes of a message count for one message more: 1 KB that inflates to 1 MiB counts for 17.
+COUNTED_BYTES: Final = 1 << 16
 #: Until a queue has stood, a worker is taken to store this much in a second.
 _FIRST_BYTES_PER_S: Final = 32e6
 #: Bounds of the wait that may stand: below it nobody notices, above it devices give up waiting.
@@ -42,6 +44,10 @@ class TokenBucket(msgspec.Struct):
             return 0
         self.tokens = tokens
         return max(1, math.ceil((1.0 - tokens) * 60_000 / per_minute))
+
+    def weigh(self, size_bytes: int) -> None:
+        """Take a further token for each ``COUNTED_BYTES`` of a message, as they are once inflated."""
+        self.tokens -= size_bytes // COUNTED_BYTES
 
     def charge(self, spent_s: float) -> None:
         """Take a token for each millisecond that a laborious message kept everybody waiting."""

@@ -13,6 +13,7 @@ import msgspec
 
 from engine.admission import TokenBucket
 from engine.clocks import DeviceClock
+from engine.loop_share import LoopShare
 
 _HOUR_US = 3_600_000_000
 
@@ -73,7 +74,8 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
 
     ``read_at_s`` is when the store was asked, on the monotonic clock, None before; ``settled`` numbers the
     last moment at which something of it may have been on its way to the store (``engine.devices``). ``clock``
-    is None until the device tells what its own shows; it is never stored.
+    is None until the device tells what its own shows; it is never stored. ``share`` is of the loop's time, None
+    until the device took a millisecond of it.
     """
 
     key: DeviceKey
@@ -90,6 +92,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
     read_at_s: float | None = None
     settled: int = 0
     clock: DeviceClock | None = None
+    share: LoopShare | None = None
 
     @property
     def counts(self) -> Counts:

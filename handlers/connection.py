@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from engine.admission import COUNTED_BYTES
 from engine.codec import MalformedError
 from engine.committer import overloaded
 from engine.errors import SyncError
@@ -38,6 +39,7 @@ from handlers.errors import as_sync_error, error_body
 from handlers.frames import Frames
 from handlers.line import CLOSE_BAD_FRAMES, Line, Work
 from handlers.live import Live
+from handlers.loop_watch import HELD_S
 from handlers.requests import (
     READS_YIELD_S,
     count_answer,
@@ -124,16 +126,23 @@ class Connection(Line):
     def hear(self, frame: bytes, now_s: float) -> None:
         """Take in a message and answer it, now or when it is done."""
         core = self._core
+        size_bytes = len(frame)
         core.traffic.messages_in += 1
-        core.traffic.bytes_in += len(frame)
+        core.traffic.bytes_in += size_bytes
+        if core.shares.tenant_id != self.key[0]:
+            core.shares.heard(self.key[0], now_s)
         wait_ms = self._wait_ms(now_s)
+        if size_bytes >= COUNTED_BYTES:
+            self._device.bucket.weigh(size_bytes)
         if (
             wait_ms or now_s < self._held_off_until_s or core.committer.sheds(self.key[0])
         ) and self._turned_away(frame, now_s, wait_ms):
             return
         request_id: str | None = None
         try:
+            core.watch.kind = "malformed"
             request = self._decode(frame)
+            core.watch.kind = request.__struct_config__.tag
             self._malformed = 0
             if not isinstance(request, Hello):
                 request_id = request.id
@@ -157,10 +166,22 @@ class Connection(Line):
 
     def pinged(self, payload: bytes, now_s: float) -> None:
         """Answer a ping, within the rate at which the device may send messages."""
-        if not self._wait_ms(now_s):
+        if self.counted(now_s):
             self._outbox.pong(payload)
-        else:
-            self._rate_is_ignored()
+
+    def counted(self, now_s: float) -> bool:
+        """Count what is no message for one; False if it is past the rate, which ends the connection soon."""
+        if self._closing or not self._wait_ms(now_s):
+            return True
+        self._rate_is_ignored()
+        return False
+
+    def worked(self, spent_s: float, now_s: float) -> float:
+        """Charge work; give the seconds for which the socket is not to be read from."""
+        core = self._core
+        if spent_s > HELD_S:
+            core.watch.held(spent_s, *self.key, core.watch.kind)
+        return core.shares.spend(self.key[0], self._device, spent_s, now_s)
 
     def _turned_away(self, frame: bytes, now_s: float, wait_ms: int) -> bool:
         """Refuse what is too much without decoding it.

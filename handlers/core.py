@@ -10,6 +10,7 @@ from engine.devices import Devices
 from engine.domains import Domains
 from engine.feed import Feed
 from engine.intake import Intake
+from engine.loop_share import LoopShares
 from engine.messages import Limits
 from engine.policies import PolicyBook
 from engine.ports import Bus, Clock, ConflictStore
@@ -17,6 +18,7 @@ from engine.receiving import UploadCounters
 from engine.revocations import Revocations
 from engine.upload_chores import ChoreCounters
 from handlers.auth import Verifier
+from handlers.loop_watch import LoopWatch
 from handlers.peer import Networks, Refusals
 from handlers.traffic import Traffic
 
@@ -63,6 +65,8 @@ class Core(msgspec.Struct, frozen=True):
     tenant_rates: TenantRates
     uploads: UploadCounters
     upload_chores: ChoreCounters
+    shares: LoopShares
+    watch: LoopWatch
 
     def policy_names(self, tenant_id: int) -> dict[str, str]:
         """Map each domain to its policy, as a device is told."""

@@ -1,9 +1,10 @@
 """Frames from aiohttp's parser straight to the connection, in the turn of the loop that received them.
 
 ``WebSocketResponse.receive`` would cost each message a future and a switch of tasks, and each idle
-connection three coroutines. Its handshake and its parser are used as they are; between them stands a
-queue that hands on at once what there is room for, and otherwise waits as aiohttp's own does: bounded,
-with the transport paused. The names of aiohttp that are not public are used in this file alone.
+connection three coroutines. Its handshake and its parser are used as they are. Before the parser stands a
+gate, which hands it one frame at a time: only while there is room for what the frame brings, and in turns
+that are bounded in time. What is left of a read waits in the gate with the transport paused. The names of
+aiohttp that are not public are used in this file and in ``handlers/edge.py`` alone.
 """
 
 from __future__ import annotations
@@ -18,13 +19,18 @@ from aiohttp._websocket.reader import WebSocketDataQueue
 from aiohttp.http import WebSocketReader, WSMessage
 from multidict import CIMultiDict
 
+from engine.ports import Clock
 from handlers.header_fields import combined, tokens
 
 #: What the parser makes of a frame of any kind, texts as bytes.
 Frame = WSMessage | WSMessageTextBytes
 
-#: Bytes that wait before parsing stops; the transport is paused then.
-_WAITING_BYTES: Final = 1 << 16
+#: A turn ends with the frame in which this is over: others wait for it on each of their way's five turns.
+TURN_S: Final = 0.0005
+#: Work is charged in portions of this: to charge each frame of 20 µs by itself would cost a percent of it.
+_PORTION_S: Final = 0.001
+#: So many frames that end no message count for one message.
+FRAGMENTS: Final = 16
 
 
 class Receiver(Protocol):
@@ -37,6 +43,12 @@ class Receiver(Protocol):
     def take(self, message: Frame) -> None:
         """Take in a frame of any kind."""
 
+    def fragmented(self) -> None:
+        """Count ``FRAGMENTS`` frames that ended no message."""
+
+    def worked(self, spent_s: float, now_s: float) -> float:
+        """Charge work on what came; give the seconds for which nothing more is to be read."""
+
     def broken(self, error: WebSocketError) -> None:
         """What came is no WebSocket; nothing comes any more."""
 
@@ -45,21 +57,26 @@ class Receiver(Protocol):
 
 
 class Frames(WebSocketDataQueue):
-    """Where the parser puts frames. They wait until there is a receiver."""
+    """Where the parser puts frames. The gate opens when there is a receiver.
 
-    __slots__ = ("_ended", "_error", "_going_on", "_receiver")
+    ``began_s`` is when work on the frame began that is being taken in, its inflating included, on the
+    monotonic clock.
+    """
+
+    __slots__ = ("_ended", "_error", "began_s", "gate", "receiver")
 
     def __init__(self, protocol: web.RequestHandler) -> None:
-        super().__init__(protocol, _WAITING_BYTES, loop=asyncio.get_running_loop())
-        self._receiver: Receiver | None = None
+        super().__init__(protocol, 0, loop=asyncio.get_running_loop())
+        self.receiver: Receiver | None = None
+        self.gate: Gate
+        self.began_s = 0.0
         self._error: WebSocketError | None = None
         self._ended = False
-        self._going_on = False
 
     def bind(self, receiver: Receiver) -> None:
         """Hand on what came so far and from now on."""
-        self._receiver = receiver
-        self.go_on()
+        self.receiver = receiver
+        self.gate.go_on()
         if self._error is not None:
             receiver.broken(self._error)
         elif self._ended:
@@ -67,111 +84,212 @@ class Frames(WebSocketDataQueue):
 
     def go_on(self) -> None:
         """Hand on what waits, as far as there is room."""
-        receiver = self._receiver
-        if receiver is None or self._going_on:
-            return
-        # Reading may make the parser go on; what it brings then comes after what was read.
-        self._going_on = True
-        while self._buffer and receiver.has_room:
-            reading = self.read()
-            try:
-                reading.send(None)  # never suspends: something is there
-            except StopIteration as read:
-                receiver.take(read.value)
-        self._going_on = False
+        self.gate.go_on()
 
-    def feed_data(self, data: Frame, size: int) -> None:
+    def feed_data(self, data: Frame, size: int) -> None:  # noqa: ARG002  # as the parser calls it
         """Take a frame from the parser."""
-        receiver = self._receiver
-        if receiver is None or self._buffer or self._going_on or not receiver.has_room:
-            super().feed_data(data, size)
-        else:
-            receiver.take(data)
+        receiver = self.receiver
+        assert receiver is not None  # the gate is shut before
+        receiver.take(data)
 
     def set_exception(self, exc: BaseException, *_: object) -> None:
         """Take the parser's failure."""
         if not isinstance(exc, WebSocketError):
             exc = WebSocketError(1002, "not a WebSocket frame")
         self._error = exc
-        if self._receiver is not None:
-            self._receiver.broken(exc)
+        if self.receiver is not None:
+            self.receiver.broken(exc)
 
     def feed_eof(self) -> None:
         """Take the end of the stream."""
         self._ended = True
-        if self._receiver is not None:
-            self._receiver.gone()
+        if self.receiver is not None:
+            self.receiver.gone()
 
 
-class Masked:
-    """Stands before the parser, which takes frames without a mask too, and ends with 1002 at the first one.
+class Gate:
+    """Stands before the parser and hands it frame after frame, in turns of ``TURN_S``.
 
-    A client masks each frame (RFC 6455, 5.1), so that no proxy takes one for a request. It costs a frame less
-    than a microsecond.
+    It ends with 1002 at the first frame without a mask, which the parser would take: a client masks each
+    frame (RFC 6455, 5.1), so that no proxy takes one for a request. Every frame's time is charged to its
+    device, its inflating and whatever the connection makes of it included.
     """
 
-    __slots__ = ("_failed", "_feed", "_frames", "_head", "_left_bytes", "_parser", "_within")
+    __slots__ = (
+        "_between",
+        "_clock_s",
+        "_feed",
+        "_fragments",
+        "_frames",
+        "_left_bytes",
+        "_loop",
+        "_next",
+        "_over",
+        "_parser",
+        "_protocol",
+        "_rest",
+        "_shut",
+        "_spent_s",
+    )
 
-    def __init__(self, parser: WebSocketReader, frames: Frames) -> None:
+    def __init__(
+        self,
+        parser: WebSocketReader,
+        frames: Frames,
+        protocol: web.RequestHandler,
+        clock: Clock,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         self._parser = parser
         self._feed = parser.feed_data
         self._frames = frames
-        self._within = False  # whether the stream stands inside of a frame: one of the next two is set
-        self._head = b""  # of a frame whose length has not come in full
-        self._left_bytes = 0  # of the frame under way, its header apart
-        self._failed = False
+        self._protocol = protocol
+        self._clock_s = clock.monotonic_s
+        self._loop = loop
+        self._rest = b""  # what came and was not fed: nothing, a header that is not whole, or all that waits
+        self._left_bytes = 0  # of the frame under way, whose beginning was fed
+        self._shut = False  # whether reading is paused
+        self._between = True  # whether the next byte begins a frame, and may be fed: none of these is set
+        self._next: asyncio.Handle | None = None  # the next turn, if it is known when
+        self._over = False
+        self._spent_s = 0.0
+        self._fragments = 0
+        frames.gate = self
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
         """Take what came from the client; gives whether it was the last, and what of it nobody took."""
-        # Nearly always a read is one whole frame.
-        if not self._within and len(data) > 5:
+        # Nearly always a read is one whole frame, and a message. No byte of a frame says that it is longer.
+        if self._between and len(data) > 5 and data[0] > 127:
             length = data[1]
-            if length == 254:
-                if len(data) == 8 + (data[2] << 8 | data[3]):
-                    return self._feed(data)
-            elif length < 254 and len(data) == length - 122:
-                return self._feed(data)
-        return self._looked_at(data)
+            if (
+                len(data) == (8 + (data[2] << 8 | data[3]) if length == 254 else length - 122)
+                and length != 255
+                and (receiver := self._frames.receiver) is not None
+                and receiver.has_room
+            ):
+                clock_s = self._clock_s
+                self._frames.began_s = began_s = clock_s()
+                verdict = self._feed(data)
+                now_s = clock_s()
+                self._spent_s += now_s - began_s
+                if self._spent_s > _PORTION_S:
+                    self._charge(receiver, now_s)
+                return verdict
+        if self._rest:
+            data = self._rest + data
+            self._rest = b""
+        if self._shut:
+            self._rest = data
+        elif data:
+            self._turn(data)
+            self._between = not (self._rest or self._left_bytes or self._shut)
+        return self._over, b""
 
-    def _looked_at(self, data: bytes) -> tuple[bool, bytes]:
-        if self._failed:
-            return True, b""
-        seen, at = self._head + data if self._head else data, self._left_bytes
-        end = len(seen)
-        while end - at > 1:
-            length = seen[at + 1] - 128
-            if length < 0:
-                return self._fail(data[: max(0, at - end + len(data))])
-            if length < 126:
-                at += 6 + length
-                continue
-            after = at + (4 if length == 126 else 10)
-            if after > end:
-                break
-            at = after + 4 + int.from_bytes(seen[at + 2 : after], "big")
-        self._head = seen[at:]
-        self._left_bytes = max(0, at - end)
-        self._within = at != end
-        return self._feed(data)
-
-    def _fail(self, before: bytes) -> tuple[bool, bytes]:
-        """Hand on the frames that were masked, and take nothing more."""
-        self._failed = self._within = True
-        ended, _ = self._feed(before)
-        if not ended:
-            self._frames.set_exception(WebSocketError(1002, "a frame that is not masked"))
-        return True, b""
+    def go_on(self) -> None:
+        """Have the next turn soon, unless it is known when."""
+        if self._shut and self._next is None and not self._over:
+            self._next = self._loop.call_soon(self._again)
 
     def feed_eof(self) -> None:
-        """Take the end of the stream."""
+        """Take the end of the stream. What waits is dropped: nobody is there to be told of it."""
+        self._end()
         self._parser.feed_eof()
+
+    def _again(self) -> None:
+        self._next = None
+        self._shut = False
+        rest, self._rest = self._rest, b""
+        if rest:
+            self._turn(rest)
+        self._between = not (self._rest or self._left_bytes or self._shut or self._over)
+        if self._over:
+            self._protocol.close()
+        elif not self._shut:
+            self._protocol.resume_reading()
+
+    def _turn(self, data: bytes) -> None:
+        """Feed frames until the turn is over or there is no room, and keep the rest."""
+        receiver = self._frames.receiver
+        if self._over:
+            return
+        feed, clock_s = self._feed, self._clock_s
+        turn_began_s = now_s = clock_s()
+        at, end, left_bytes = 0, len(data), self._left_bytes
+        waits = False
+        while at < end:
+            size_bytes = left_bytes
+            if not size_bytes:
+                if receiver is None or not receiver.has_room or now_s - turn_began_s >= TURN_S:
+                    waits = True
+                    break
+                if end - at < 2:
+                    break
+                length = data[at + 1] - 128
+                if length < 0:
+                    self._end()
+                    self._frames.set_exception(WebSocketError(1002, "a frame that is not masked"))
+                    return
+                if length < 126:
+                    size_bytes = 6 + length
+                else:
+                    after = at + (4 if length == 126 else 10)
+                    if after > end:
+                        break
+                    size_bytes = after - at + 4 + int.from_bytes(data[at + 2 : after], "big")
+                if data[at] < 128:  # it ends no message
+                    self._fragment(receiver)
+            stop = min(end, at + size_bytes)
+            self._frames.began_s = now_s
+            ended, _ = feed(data[at:stop])
+            if ended or self._over:
+                self._end()
+                return
+            left_bytes = size_bytes - (stop - at)
+            at = stop
+            now_s = clock_s()
+        self._left_bytes = left_bytes
+        self._rest = data[at:]
+        self._spent_s += now_s - turn_began_s
+        if self._spent_s > _PORTION_S and receiver is not None:
+            self._charge(receiver, now_s)
+        if waits and not self._shut:
+            self._shut = True
+            self._protocol.pause_reading()
+            if receiver is not None and receiver.has_room:
+                self._next = self._loop.call_soon(self._again)
+
+    def _charge(self, receiver: Receiver, now_s: float) -> None:
+        """Charge what was worked, and read nothing more for a while where it is too much."""
+        spent_s, self._spent_s = self._spent_s, 0.0
+        wait_s = receiver.worked(spent_s, now_s)
+        if wait_s and not self._over:
+            self._between, self._shut = False, True
+            self._protocol.pause_reading()
+            self._next = self._loop.call_later(wait_s, self._again)
+
+    def _fragment(self, receiver: Receiver) -> None:
+        self._fragments += 1
+        if self._fragments >= FRAGMENTS:
+            self._fragments = 0
+            receiver.fragmented()
+
+    def _end(self) -> None:
+        self._over, self._between = True, False
+        self._rest = b""
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
 
 
 class Upgrade(web.WebSocketResponse[Literal[False]]):
     """aiohttp's handshake, with ``frames`` to read from. ``parser`` has to live as long as they are read."""
 
     frames: Frames
-    parser: Masked
+    parser: Gate
+
+    def __init__(self, clock: Clock, **options: Any) -> None:
+        super().__init__(**options)
+        self._clock = clock
 
     def _handshake(self, request: web.BaseRequest) -> tuple[CIMultiDict[str], str | None, int, bool]:
         # It reads one line of each header, and Upgrade as a whole. Both may be lists (RFC 9110, 7.8).
@@ -187,7 +305,7 @@ class Upgrade(web.WebSocketResponse[Literal[False]]):
         parser = WebSocketReader(
             self.frames, self._max_msg_size, compress=bool(self.compress), decode_text=False
         )
-        self.parser = Masked(parser, self.frames)
+        self.parser = Gate(parser, self.frames, request.protocol, self._clock, asyncio.get_running_loop())
         request.protocol.set_parser(cast(WebSocketReader, self.parser))
         request.protocol.keep_alive(False)
 

@@ -127,12 +127,15 @@ class Line:
     def take(self, message: Frame) -> None:
         """Take in a frame."""
         kind = message.type
+        now_s = self._frames.began_s
         if kind is WSMsgType.TEXT or kind is WSMsgType.BINARY:
-            self.heard_at_s = now_s = self._core.clock.monotonic_s()
+            self.heard_at_s = now_s
             if not self._deaf:
                 self._take_data(kind, message.data, now_s)
         elif kind is WSMsgType.PING:
-            self.pinged(message.data, self._core.clock.monotonic_s())
+            self.pinged(message.data, now_s)
+        elif kind is WSMsgType.PONG:
+            self.counted(now_s)
         elif kind is WSMsgType.CLOSE:
             if not self._closing:
                 self._outbox.close(message.data or CLOSE_NORMAL, "")
@@ -149,12 +152,20 @@ class Line:
             self.hear(frame, now_s)
 
     def hear(self, frame: bytes, now_s: float) -> None:
-        """Take in a message of the right kind and size."""
+        """Take in a message of the right kind and size, whose frame was begun to be read at ``now_s``."""
         raise NotImplementedError
 
     def pinged(self, payload: bytes, now_s: float) -> None:
         """Answer a ping that came at ``now_s``."""
         raise NotImplementedError
+
+    def counted(self, now_s: float) -> bool:
+        """Count something that came for a message; False if it is past the rate."""
+        raise NotImplementedError
+
+    def fragmented(self) -> None:
+        """Count frames that ended no message."""
+        self.counted(self._frames.began_s)
 
     def broken(self, error: WebSocketError) -> None:
         """Close: what came is no WebSocket frame, or too large a one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -103,6 +103,16 @@ class _Scrape(Collector):
         yield _gauge(
             "tidemark_bus_round_trip_seconds", "How long the last message took to come back", bus.round_trip_s
         )
+        watch = self._core.watch
+        yield _histogram(
+            "tidemark_loop_delay_seconds",
+            "By how much the event loop was late, measured 20 times a second",
+            watch.delays,
+            watch.delay_sum_s,
+        )
+        yield _gauge(
+            "tidemark_loop_delay_longest_seconds", "The longest since the last scrape", watch.take_longest_s()
+        )
         yield _gauge("tidemark_connections", "WebSockets that are open", len(self._connections))
         policies, devices = self._core.policies, self._core.devices
         yield _gauge("tidemark_devices_remembered", "Devices in memory", len(devices))
@@ -163,13 +173,18 @@ class _Scrape(Collector):
         for close, count in traffic.closes.items():
             closes.add_metric([str(close)], count)
         yield closes
-        bounds = [str(bound / 1000) for bound in DURATION_BOUNDS_MS] + ["+Inf"]
-        yield HistogramMetricFamily(
+        yield _histogram(
             "tidemark_sync_duration_seconds",
             "From a sync's arrival to its answer",
-            buckets=list(zip(bounds, map(float, accumulate(traffic.sync_durations)), strict=True)),
-            sum_value=traffic.sync_duration_sum_ms / 1000,
+            traffic.sync_durations,
+            traffic.sync_duration_sum_ms / 1000,
         )
+
+
+def _histogram(name: str, text: str, counts: Sequence[int], sum_s: float) -> Metric:
+    bounds = [str(bound / 1000) for bound in DURATION_BOUNDS_MS] + ["+Inf"]
+    buckets = list(zip(bounds, map(float, accumulate(counts)), strict=True))
+    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=sum_s)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

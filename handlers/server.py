@@ -197,4 +197,5 @@ def services(core: Core, connections: Connections) -> list[Service]:
         Service("feed", core.feed.run),
         Service("policies", core.policies.run),
         Service("devices", core.devices.run, core.devices.drain),
+        Service("loop watch", core.watch.run),
     ]

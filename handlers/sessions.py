@@ -50,9 +50,11 @@ async def heard(
     session, expires_at_s = await admitted(core, request, codec)
     connections.check_staying()
     now_s = core.clock.monotonic_s()
-    device = core.devices.seen(session.tenant.tenant_id, session.device_id, now_s)
+    tenant_id = session.tenant.tenant_id
+    core.shares.heard(tenant_id, now_s)
+    device = core.devices.seen(tenant_id, session.device_id, now_s)
     wait_ms = device.bucket.take(core.limits.messages_per_minute, now_s)
-    wait_ms = wait_ms or core.tenant_rates.take(session.tenant.tenant_id, now_s)
+    wait_ms = wait_ms or core.tenant_rates.take(tenant_id, now_s)
     if wait_ms:
         raise SyncError("rate_limited", "too many messages", retry_after_ms=wait_ms)
     return session, device, expires_at_s

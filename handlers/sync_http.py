@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import zlib
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from handlers.caching import VARY
 from handlers.connections import Connections
 from handlers.core import Core
 from handlers.header_fields import content_coding, prefers_msgpack, takes_gzip
+from handlers.loop_watch import HELD_S
 from handlers.media_type import media_type
 from handlers.origins import Allowed
 from handlers.peer import REQUEST_SECONDS, request_seconds
@@ -85,16 +87,16 @@ class SyncHttp:
         """Push changes: ``sync`` → ``synced``."""
         begun_s = self._core.clock.monotonic_s()
         session, device, expires_at_s = await self._admit(request, pushes=True)
-        body = await self._body(request, session, expires_at_s)
+        body = await self._body(request, session, device, expires_at_s)
         core = self._core
         now_us = core.clock.now_us()
-        with self._charging(device):
+        with self._charging(device, request):
             message = _decode(session.codec, body, Sync)
         request[REQUEST_ID] = message.id
         if message.clock is not None:
             tell_clock(device, session, message.clock, now_us, self._way_us(request, begun_s))
         try:
-            with self._charging(device):
+            with self._charging(device, request):
                 push = core.intake.push(message, session, now_us)
             outcome = await self._settled(push)
             if isinstance(outcome, SyncError):
@@ -129,8 +131,8 @@ class SyncHttp:
         """Settle a conflict: ``resolve`` → ``resolved``; the path names the conflict."""
         session, device, expires_at_s = await self._admit(request, pushes=True)
         named = {"conflict_id": request.match_info["conflict_id"]}
-        body = await self._body(request, session, expires_at_s)
-        with self._charging(device):
+        body = await self._body(request, session, device, expires_at_s)
+        with self._charging(device, request):
             completed = _completed(request, session.codec, body, "resolve", named)
             message = _decode(session.codec, completed, Resolve)
         outcome = await self._settled(await resolution(self._core, session, message))
@@ -143,8 +145,8 @@ class SyncHttp:
         """Take in a sign of life: ``heartbeat`` → ``heartbeat_ack``."""
         begun_s = self._core.clock.monotonic_s()
         session, device, expires_at_s = await self._admit(request)
-        body = await self._body(request, session, expires_at_s)
-        with self._charging(device):
+        body = await self._body(request, session, device, expires_at_s)
+        with self._charging(device, request):
             completed = _completed(request, session.codec, body, "heartbeat", {})
             message = _decode(session.codec, completed, Heartbeat)
         if message.clock is not None:
@@ -168,9 +170,21 @@ class SyncHttp:
         core.traffic.messages_in += 1
         return session, device, expires_at_s
 
-    async def _body(self, request: web.Request, session: Session, expires_at_s: int) -> bytes:
-        """Read the body, which may be long in coming: whoever was sent away meanwhile is not heard."""
-        body = await _body(request, session.codec)
+    async def _body(
+        self, request: web.Request, session: Session, device: Device, expires_at_s: int
+    ) -> bytes:
+        """Read the body, which may be long in coming: a device that was sent away since is not heard.
+
+        It counts by its bytes and by the time that it takes, as what comes on a socket does. A device that
+        is over its share of the loop waits here.
+        """
+        body = await request.read()
+        core = self._core
+        if wait_s := core.shares.spend(device.key[0], device, 0.0, core.clock.monotonic_s()):
+            await asyncio.sleep(wait_s)
+        with self._charging(device, request):
+            body = _inflated_text(request, session.codec, body)
+        device.bucket.weigh(len(body))
         check_not_revoked(self._core, session)
         if expires_at_s <= self._core.clock.now_us() / 1_000_000:
             raise SyncError("unauthenticated", "the token has expired")
@@ -187,13 +201,18 @@ class SyncHttp:
         return math.ceil((core.clock.monotonic_s() - begun_s + proxied_s + _CONNECTING_S) * 1_000_000)
 
     @contextmanager
-    def _charging(self, device: Device) -> Iterator[None]:
+    def _charging(self, device: Device, request: web.Request) -> Iterator[None]:
         """Count a laborious message for more than one, also when it is refused."""
-        begun_s = self._core.clock.monotonic_s()
+        core = self._core
+        begun_s = core.clock.monotonic_s()
         try:
             yield
         finally:
-            device.bucket.charge(self._core.clock.monotonic_s() - begun_s)
+            now_s = core.clock.monotonic_s()
+            device.bucket.charge(now_s - begun_s)
+            core.shares.spend(device.key[0], device, now_s - begun_s, now_s)
+            if now_s - begun_s > HELD_S:
+                core.watch.held(now_s - begun_s, *device.key, f"{request.method} {request.path}")
 
     async def _settled(self, job: Job) -> Outcome:
         """Have a job committed, also when the client is gone. Raises SyncError in times of overload."""
@@ -217,9 +236,8 @@ def _codec(request: web.Request) -> Codec:
     )
 
 
-async def _body(request: web.Request, codec: Codec) -> bytes:
-    """Read the body and inflate it, bounded in either form by what a frame may be."""
-    body = await request.read()
+def _inflated_text(request: web.Request, codec: Codec, body: bytes) -> bytes:
+    """Inflate a body, bounded in either form by what a frame may be, and check that it is UTF-8."""
     coding = content_coding(request.headers)
     if coding in _WINDOW_BITS:
         body = _inflated(body, _WINDOW_BITS[coding], request.client_max_size)

@@ -60,6 +60,7 @@ class SyncSocket:
             core.refusals.refused(request, error, core.clock.monotonic_s())
             raise
         socket = Upgrade(
+            core.clock,
             protocols=(codec.subprotocol,),
             compress=core.limits.compress,
             max_msg_size=core.limits.frame_bytes + 1,  # aiohttp refuses this size, the contract the next

@@ -1,0 +1,80 @@
+"""How much of the event loop one device and one tenant may take while others want it. Time is an argument.
+
+Nothing is refused here: the socket of a device that is over its share is not read from for a while, so
+that TCP holds its sender back.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+import msgspec
+
+#: Parts of the loop's time that one device, and all devices of one tenant, may take in the long run.
+DEVICE_PART: Final = 0.1
+TENANT_PART: Final = 0.3
+#: Seconds of work that may come at once: 5,000 edits after a weekend take half of the device's.
+DEVICE_BURST_S: Final = 0.1
+TENANT_BURST_S: Final = 0.3
+#: Others want the loop if one of them was heard within this time.
+WANTED_S: Final = 1.0
+#: The longest that a socket waits at once: a tenant's debt must not stop its small devices for minutes.
+LONGEST_WAIT_S: Final = 0.5
+
+
+class LoopShare(msgspec.Struct):
+    """The seconds of work that are not paid back yet, as of ``at_s``."""
+
+    owed_s: float
+    at_s: float
+
+    def spend(self, spent_s: float, now_s: float, part: float, burst_s: float) -> float:
+        """Add work.
+
+        Returns:
+            The seconds to wait until no more than ``burst_s`` is owed, 0 if that is so now.
+        """
+        owed_s = max(0.0, self.owed_s - (now_s - self.at_s) * part) + spent_s
+        # What is owed is bounded: one message's own long work is not paid for with minutes of silence.
+        self.owed_s = min(owed_s, burst_s + LONGEST_WAIT_S * part)
+        self.at_s = now_s
+        return max(0.0, (self.owed_s - burst_s) / part)
+
+
+class Sharing(Protocol):
+    """A device; ``share`` is None until it took a millisecond of the loop."""
+
+    share: LoopShare | None
+
+
+class LoopShares:
+    """The shares of all tenants of this process, and who was heard last."""
+
+    def __init__(self) -> None:
+        self.tenant_id = 0
+        self._others_heard_at_s = float("-inf")
+        self._tenants: dict[int, LoopShare] = {}
+
+    def heard(self, tenant_id: int, now_s: float) -> None:
+        """Note that a tenant speaks. A caller in a hurry looks first whether it is ``self.tenant_id`` already."""
+        if self.tenant_id not in (0, tenant_id):
+            self._others_heard_at_s = now_s
+        self.tenant_id = tenant_id
+
+    def spend(self, tenant_id: int, device: Sharing, spent_s: float, now_s: float) -> float:
+        """Charge work to a device and its tenant.
+
+        Returns:
+            The seconds for which the device's socket is not to be read from: 0 while it is within its
+            share, and while no other tenant wants the loop.
+        """
+        tenant = self._tenants.get(tenant_id)
+        if tenant is None:
+            tenant = self._tenants[tenant_id] = LoopShare(0.0, now_s)
+        if device.share is None:
+            device.share = LoopShare(0.0, now_s)
+        wait_s = max(
+            device.share.spend(spent_s, now_s, DEVICE_PART, DEVICE_BURST_S),
+            tenant.spend(spent_s, now_s, TENANT_PART, TENANT_BURST_S),
+        )
+        return wait_s if now_s - self._others_heard_at_s < WANTED_S else 0.0

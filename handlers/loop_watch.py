@@ -1,0 +1,69 @@
+"""The watchdog of the event loop: how late it is, and the message that held it."""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left
+from typing import Final
+
+import structlog
+
+from engine.ports import Clock
+from handlers.traffic import DURATION_BOUNDS_MS
+
+#: How often the delay is measured: 20 times a second cost the loop 0.02 % of its time.
+_INTERVAL_S: Final = 0.05
+#: From here on a stretch of the loop is logged: everybody else waited for it.
+HELD_S: Final = 0.1
+
+_log = structlog.get_logger()
+
+
+class LoopWatch:
+    """Measures the loop's delay. ``kind`` is of the message that is being handled, as each handler notes.
+
+    Who handles a message measures it anyway: where it took ``HELD_S``, it says so with ``held``, which knows
+    the culprit exactly. The timer finds what nobody said: it is logged without a device.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._said = False
+        self.kind = ""
+        self.delays = [0] * (len(DURATION_BOUNDS_MS) + 1)
+        self.delay_sum_s = 0.0
+        self.longest_s = 0.0
+
+    def held(self, spent_s: float, tenant_id: int | None, device_id: str | None, kind: str) -> None:
+        """Log a stretch of the loop."""
+        self._said = True
+        _log.warning(
+            "loop_held",
+            tenant_id=tenant_id,
+            device_id=device_id,
+            kind=kind,
+            held_ms=round(spent_s * 1000),
+        )
+
+    def ticked(self, delay_s: float) -> None:
+        """Count by how much the timer was late."""
+        delay_s = max(0.0, delay_s)
+        self.delays[bisect_left(DURATION_BOUNDS_MS, delay_s * 1000)] += 1
+        self.delay_sum_s += delay_s
+        self.longest_s = max(self.longest_s, delay_s)
+        if delay_s > HELD_S and not self._said:
+            self.held(delay_s, None, None, "unknown")
+        self._said = False
+
+    def take_longest_s(self) -> float:
+        """Return the longest delay since this was asked last."""
+        longest_s, self.longest_s = self.longest_s, 0.0
+        return longest_s
+
+    async def run(self) -> None:
+        """Measure until cancelled."""
+        clock = self._clock
+        while True:
+            due_s = clock.monotonic_s() + _INTERVAL_S
+            await asyncio.sleep(_INTERVAL_S)
+            self.ticked(clock.monotonic_s() - due_s)

@@ -1,0 +1,119 @@
+"""Every frame and every inflated byte counts for its device's rate, and a device that held the loop is named."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+
+import msgspec
+import pytest
+from structlog.testing import capture_logs
+
+from engine.admission import COUNTED_BYTES
+from handlers import connection, frames, sync_http
+from handlers.frames import FRAGMENTS
+from handlers.loop_watch import HELD_S, LoopWatch
+from tests.serving import Running, Serve
+from tests.test_frames_masked import HANDSHAKE, PONG, TEXT, closed, shaken
+from tests.wire import frame, wired
+
+pytestmark = pytest.mark.asyncio(loop_scope="function")
+
+RATE = 40
+#: So few that the rate is used up with a handful of frames.
+FEW = {"limits": {"messages_per_minute": RATE}}
+#: What may come past the rate before the connection is closed.
+IGNORED = 100
+EMPTY = b"\x00\x80\0\0\0\0"
+LARGE = msgspec.json.encode({"type": "heartbeat", "id": "1", "more": "a" * (12 * COUNTED_BYTES)})
+
+
+def _deflated(message: bytes) -> bytes:
+    deflate = zlib.compressobj(wbits=-15)
+    body = deflate.compress(message) + deflate.flush(zlib.Z_SYNC_FLUSH)
+    plain = frame(TEXT, body.removesuffix(b"\x00\x00\xff\xff"))
+    return bytes([plain[0] | 0x40]) + plain[1:]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        frame(PONG, b"") * (RATE + IGNORED + 2),
+        b"\x01" + EMPTY[1:] + EMPTY * FRAGMENTS * (RATE + IGNORED + 2),
+    ],
+    ids=["pongs", "empty continuations"],
+)
+async def test_frames_that_are_no_messages_past_the_rate_close_4429(said: bytes, serve: Serve) -> None:
+    server = await serve(**FEW)
+    async with wired(server.url) as wire:
+        assert (await shaken(wire, HANDSHAKE | server.headers())).status == 101
+        await wire.send(said)
+        messages, code = await closed(wire)
+    assert (code, [one["type"] for one in messages]) == (4429, ["welcome"])
+
+
+async def test_frames_that_inflate_count_by_what_they_hold(serve: Serve) -> None:
+    server = await serve(**FEW)
+    sent = _deflated(LARGE)
+    assert len(sent) < 2048
+    async with wired(server.url) as wire:
+        deflate = "Sec-WebSocket-Extensions: permessage-deflate"
+        assert (await shaken(wire, HANDSHAKE | server.headers(), deflate)).status == 101
+        await wire.send(sent * 4 + frame(8, b"\x03\xe8"))
+        messages, _ = await closed(wire)
+    assert [one["type"] for one in messages[1:4]] == ["heartbeat_ack"] * 3
+    assert [one["code"] for one in messages[4:]] == ["rate_limited"]
+
+
+async def test_bodies_that_inflate_count_by_what_they_hold(serve: Serve) -> None:
+    server = await serve(**FEW)
+    said = {"headers": {"Content-Encoding": "gzip"}}
+    statuses = [(await server.post("/v1/heartbeat", gzip.compress(LARGE), **said)).status for _ in range(5)]
+    assert (statuses[0], statuses[-1]) == (200, 429)
+
+
+async def test_a_message_that_held_the_loop_is_logged_with_its_device(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames, "_PORTION_S", 0.0)
+    monkeypatch.setattr(connection, "HELD_S", 0.0)
+    monkeypatch.setattr(sync_http, "HELD_S", 0.0)
+    with capture_logs() as logs:
+        phone = await server.device("phone")
+        await phone.ask("heartbeat")
+        await server.post("/v1/heartbeat", {"id": "1"}, device="tablet")
+    held = [(one["device_id"], one["kind"]) for one in logs if one["event"] == "loop_held"]
+    assert ("phone", "heartbeat") in held
+    assert ("tablet", "POST /v1/heartbeat") in held
+    assert all(one["tenant_id"] for one in logs if one["event"] == "loop_held")
+
+
+async def test_the_delay_of_the_loop_is_a_metric(server: Running) -> None:
+    page = (await server.get("/metrics")).body.decode()
+    assert 'tidemark_loop_delay_seconds_bucket{le="0.1"}' in page
+    assert "tidemark_loop_delay_longest_seconds " in page
+
+
+class _Clock:
+    def now_us(self) -> int:
+        return 0
+
+    def monotonic_s(self) -> float:
+        return 0.0
+
+
+async def test_loop_watch_counts_delays_and_logs_what_nobody_owned_up_to() -> None:
+    watch = LoopWatch(_Clock())
+    with capture_logs() as logs:
+        watch.ticked(0.001)
+        watch.held(0.3, 1, "phone", "sync")
+        watch.ticked(0.3)
+        watch.ticked(HELD_S + 0.1)
+        watch.ticked(-0.01)
+    assert [(one["device_id"], one["kind"], one["held_ms"]) for one in logs] == [
+        ("phone", "sync", 300),
+        (None, "unknown", 200),
+    ]
+    assert sum(watch.delays) == 4
+    assert watch.delay_sum_s == pytest.approx(0.501)
+    assert (watch.take_longest_s(), watch.take_longest_s()) == (0.3, 0.0)

@@ -1,0 +1,87 @@
+"""The share of the loop that a device and a tenant may take, with a clock in hand."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.loop_share import (
+    DEVICE_BURST_S,
+    DEVICE_PART,
+    LONGEST_WAIT_S,
+    TENANT_BURST_S,
+    TENANT_PART,
+    WANTED_S,
+    LoopShare,
+    LoopShares,
+)
+
+
+class _Device(msgspec.Struct):
+    share: LoopShare | None = None
+
+
+def _wanted() -> LoopShares:
+    """Shares of a loop that tenants 1 and 2 want at the time 0."""
+    shares = LoopShares()
+    shares.heard(2, 0.0)
+    shares.heard(1, 0.0)
+    return shares
+
+
+def _taken_s(shares: LoopShares, devices: int, portion_s: float, until_s: float) -> float:
+    """Have devices of tenant 1 work as much as they may; gives the seconds of work."""
+    crew = [_Device() for _ in range(devices)]
+    due_s = [0.0] * devices
+    now_s = taken_s = 0.0
+    while now_s < until_s:
+        index = min(range(devices), key=due_s.__getitem__)
+        now_s = max(now_s, due_s[index]) + portion_s
+        taken_s += portion_s
+        shares.heard(2, now_s)
+        shares.heard(1, now_s)
+        due_s[index] = now_s + shares.spend(1, crew[index], portion_s, now_s)
+    return taken_s
+
+
+@pytest.mark.parametrize("portion_s", [0.001, 0.005, 0.04])
+def test_loop_shares_of_one_greedy_device_is_a_tenth(portion_s: float) -> None:
+    assert _taken_s(_wanted(), 1, portion_s, 100) <= 100 * DEVICE_PART + DEVICE_BURST_S + 2 * portion_s
+
+
+@pytest.mark.parametrize("portion_s", [0.001, 0.005])
+def test_loop_shares_of_ten_greedy_devices_of_one_tenant_is_three_tenths(portion_s: float) -> None:
+    assert _taken_s(_wanted(), 10, portion_s, 20) <= 20 * TENANT_PART + TENANT_BURST_S + 20 * portion_s
+
+
+def test_loop_shares_of_one_tenant_alone_is_everything() -> None:
+    shares = LoopShares()
+    shares.heard(1, 0.0)
+    device = _Device()
+    assert {shares.spend(1, device, 0.01, 0.01 * turn) for turn in range(1, 500)} == {0.0}
+
+
+def test_loop_shares_once_others_are_silent_is_everything_again() -> None:
+    shares = _wanted()
+    device = _Device()
+    assert shares.spend(1, device, DEVICE_BURST_S + 0.01, 0.1) > 0
+    assert shares.spend(1, device, 0.01, WANTED_S) == 0
+
+
+def test_loop_shares_of_a_weekend_of_edits_is_not_held_up() -> None:
+    shares = _wanted()
+    device = _Device()
+    assert {shares.spend(1, device, 0.005, 0.005 * sync) for sync in range(1, 21)} == {0.0}
+
+
+@given(st.lists(st.tuples(st.floats(0, 5), st.floats(0, 5)), max_size=20))
+def test_loop_share_waits_no_longer_than_it_may(said: list[tuple[float, float]]) -> None:
+    share, now_s = LoopShare(0.0, 0.0), 0.0
+    for silence_s, spent_s in said:
+        now_s += silence_s + spent_s
+        wait_s = share.spend(spent_s, now_s, DEVICE_PART, DEVICE_BURST_S)
+        assert 0 <= wait_s <= LONGEST_WAIT_S + 1e-9
+        assert share.spend(0.0, now_s + wait_s, DEVICE_PART, DEVICE_BURST_S) == pytest.approx(0, abs=1e-6)
+        now_s += wait_s

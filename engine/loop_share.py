@@ -56,7 +56,7 @@ class LoopShares:
         self._tenants: dict[int, LoopShare] = {}
 
     def heard(self, tenant_id: int, now_s: float) -> None:
-        """Note that a tenant speaks. A caller in a hurry looks first whether it is ``self.tenant_id`` already."""
+        """Note that a tenant speaks. The hot path calls it only if ``self.tenant_id`` is another."""
         if self.tenant_id not in (0, tenant_id):
             self._others_heard_at_s = now_s
         self.tenant_id = tenant_id

@@ -142,7 +142,7 @@ class Connection(Line):
         try:
             core.watch.kind = "malformed"
             request = self._decode(frame)
-            core.watch.kind = request.__struct_config__.tag
+            core.watch.kind = request.__struct_config__.tag  # type: ignore[assignment]  # a text for messages
             self._malformed = 0
             if not isinstance(request, Hello):
                 request_id = request.id

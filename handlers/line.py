@@ -163,6 +163,10 @@ class Line:
         """Count something that came for a message; False if it is past the rate."""
         raise NotImplementedError
 
+    def worked(self, spent_s: float, now_s: float) -> float:
+        """Charge work on what came; give the seconds for which nothing more is to be read."""
+        raise NotImplementedError
+
     def fragmented(self) -> None:
         """Count frames that ended no message."""
         self.counted(self._frames.began_s)

@@ -20,7 +20,7 @@ SIZES = st.sampled_from([0, 1, 125, 126, 127, 65_535, 65_536, 65_600])
 
 
 class _World:
-    """Parser, receiver, protocol, clock and loop of a gate. ``frame_s`` is what a whole read costs the parser."""
+    """Parser, receiver, protocol, clock and loop of a gate. ``frame_s`` is what a feed costs the parser."""
 
     def __init__(self, frame_s: float = 0.0) -> None:
         self.now_s = 0.0
@@ -35,10 +35,8 @@ class _World:
         self.due: list[tuple[float, Callable[[], None]]] = []
         self.receiver = self
         self.began_s = 0.0
-        everything = cast(Any, self)
-        self.gate = Gate(
-            cast(WebSocketReader, _Parser(self)), everything, cast(web.RequestHandler, self), everything, everything
-        )
+        me = cast(Any, self)
+        self.gate = Gate(cast(WebSocketReader, _Parser(self)), me, cast(web.RequestHandler, self), me, me)
 
     @property
     def taken(self) -> bytes:
@@ -129,7 +127,8 @@ def test_gate_hands_on_all_up_to_the_first_frame_without_a_mask(
             world.turns()
     if good == len(said):
         assert world.failures == []
-        assert not (ended or world.paused)
+        assert not ended
+        assert not world.paused
         assert world.taken == stream
     else:
         assert ended or world.closed

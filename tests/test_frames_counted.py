@@ -1,4 +1,4 @@
-"""Every frame and every inflated byte counts for its device's rate, and a device that held the loop is named."""
+"""Every frame and every inflated byte counts for its device's rate; a device that held the loop is named."""
 
 from __future__ import annotations
 
@@ -59,16 +59,19 @@ async def test_frames_that_inflate_count_by_what_they_hold(serve: Serve) -> None
     async with wired(server.url) as wire:
         deflate = "Sec-WebSocket-Extensions: permessage-deflate"
         assert (await shaken(wire, HANDSHAKE | server.headers(), deflate)).status == 101
-        await wire.send(sent * 4 + frame(8, b"\x03\xe8"))
+        await wire.send(sent * 6 + frame(8, b"\x03\xe8"))
         messages, _ = await closed(wire)
-    assert [one["type"] for one in messages[1:4]] == ["heartbeat_ack"] * 3
-    assert [one["code"] for one in messages[4:]] == ["rate_limited"]
+    types = [one["type"] for one in messages]
+    assert types[:2] == ["welcome", "heartbeat_ack"]
+    assert types.count("heartbeat_ack") <= 4, "a slow machine charges the time of some besides"
+    assert {one["code"] for one in messages if one["type"] == "error"} == {"rate_limited"}
 
 
 async def test_bodies_that_inflate_count_by_what_they_hold(serve: Serve) -> None:
     server = await serve(**FEW)
-    said = {"headers": {"Content-Encoding": "gzip"}}
-    statuses = [(await server.post("/v1/heartbeat", gzip.compress(LARGE), **said)).status for _ in range(5)]
+    coding = {"Content-Encoding": "gzip"}
+    body = gzip.compress(LARGE)
+    statuses = [(await server.post("/v1/heartbeat", body, headers=coding)).status for _ in range(5)]
     assert (statuses[0], statuses[-1]) == (200, 429)
 
 

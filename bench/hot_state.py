@@ -17,7 +17,7 @@ import psutil
 from bench.ground import fresh, read_settings
 from engine.devices import DeviceLimits, Devices
 from engine.health import Counts, DeviceKey, Health
-from engine.ports import StoreError
+from engine.ports import Revoked, StoreError
 from storage.devices import PostgresDevices
 from storage.direct import connected
 from storage.pool import Database
@@ -49,7 +49,7 @@ class _Nowhere:
     async def stored(self, receipt: str) -> bool | None:
         raise NotImplementedError
 
-    async def revoked(self) -> dict[DeviceKey, int | None]:
+    async def revoked(self) -> Revoked:
         raise NotImplementedError
 
 

@@ -243,7 +243,8 @@ class Server:
     async def _renew(self) -> None:
         """Read again what commands change. Raises StoreError."""
         await self._feed.refresh_epoch()
-        self._connections.revoked(await self._revocations.refresh())
+        if await self._revocations.refresh():
+            await self._connections.revoked()
 
     async def _faults(self) -> list[str]:
         return await faults(self._reads, newest_migration())

@@ -177,10 +177,10 @@ class Site:
         with self._administered() as dsn:
             yield PostgresTenancy(dsn)
 
-    def has_tenant(self, name: str) -> bool:
-        """Tell whether there is a tenant of that name."""
+    def tenant_number(self, name: str) -> int | None:
+        """Return the number of a tenant, None if there is none of that name."""
         with self._database() as dsn:
-            return PostgresTenancy(dsn).has(name)
+            return PostgresTenancy(dsn).number(name)
 
     @contextmanager
     def policies(self) -> Iterator[PostgresPolicies]:
@@ -276,11 +276,13 @@ class Site:
 
     def _announce(self, port: int) -> None:
         auth = self.settings.auth
+        number = self.tenant_number(DEMO_TENANT)
         token = issue_token(
             signing_key(self.keys()),
             audience=auth.audience,
             ttl_s=auth.token_ttl_s,
             tenant=DEMO_TENANT,
+            number=number,
             device_id="demo-device",
         )
         announce_demo(f"http://{self.settings.server.host}:{port}", token)

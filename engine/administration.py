@@ -23,9 +23,13 @@ class MigrationState(msgspec.Struct, frozen=True):
 
 
 class TenantSummary(msgspec.Struct, frozen=True):
-    """One tenant. ``changes`` is how many versions of records were ever stored for it."""
+    """One tenant, with the number that its tokens may name.
+
+    ``changes`` is how many versions of records were ever stored for it.
+    """
 
     name: str
+    number: int
     created_at: datetime
     changes: int
 
@@ -53,6 +57,21 @@ class Tenants(Protocol):
 
     def add(self, name: str) -> None:
         """Create a tenant. Raises RefusedError if there is one of that name, StoreError."""
+
+    def number(self, name: str) -> int | None:
+        """Return the number of a tenant, which none had before it and none will have; None without one.
+
+        Raises StoreError.
+        """
+
+    def removed_at(self, name: str) -> datetime | None:
+        """Tell when the last tenant of a name was removed, None if none ever was. Raises StoreError."""
+
+    def revoke_token(self, token_id: str, tenant: str | None) -> bool:
+        """Have tokens with a ``jti`` believed no more, of one tenant or of all; tell whether it is new.
+
+        Raises RefusedError if there is no such tenant, StoreError.
+        """
 
     def tenants(self) -> list[TenantSummary]:
         """List tenants by name. Raises StoreError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from typing import Any, Final
 
@@ -30,7 +31,8 @@ class Session(msgspec.Struct, kw_only=True):
     """Who speaks on one connection or in one request; all of it comes from the token.
 
     ``clock_offset_us`` is the server's clock less the device's, learned from ``clock``; ``clock_known`` says
-    that this connection or request told one. ``issued_at_s`` is the token's ``iat``, None without one.
+    that this connection or request told one. ``issued_at_s`` is the token's ``iat``, None without one;
+    ``expires_at_s`` is when the token is believed no more, by the server's clock in seconds since 1970.
     """
 
     tenant: Tenant
@@ -42,6 +44,8 @@ class Session(msgspec.Struct, kw_only=True):
     codec: Codec = JSON
     clock_offset_us: int = 0
     clock_known: bool = False
+    token_id: str = ""
+    expires_at_s: float = math.inf
 
 
 class Intake:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -116,11 +116,22 @@ class ConflictStore(Protocol):
         """Find one conflict, settled or not."""
 
 
+class Reused(msgspec.Struct, frozen=True):
+    """When the tenant of a used name was made, and when the last tenant of the name was removed before that.
+
+    Both in seconds since 1970, by the database's clock.
+    """
+
+    made_s: int
+    removed_s: int
+
+
 class Tenant(msgspec.Struct, frozen=True):
-    """A customer: the wall that nothing crosses."""
+    """A customer: the wall that nothing crosses. ``reused`` is None for a name that no other tenant had."""
 
     tenant_id: int
     name: str
+    reused: Reused | None = None
 
 
 class TenantPolicies(msgspec.Struct, frozen=True):
@@ -154,6 +165,20 @@ class HealthUnknownError(StoreUnknownError):
         self.receipt = receipt
 
 
+#: Of revoked tokens: stands for every tenant.
+ANY_TENANT: Final = 0
+
+
+class Revoked(msgspec.Struct, frozen=True):
+    """What is refused, each with its tenant_id: devices, and tokens by their ``jti``.
+
+    Of a device None refuses all tokens, a second those that were signed before it.
+    """
+
+    devices: dict[DeviceKey, int | None]
+    tokens: set[tuple[int, str]]
+
+
 class DeviceStore(Protocol):
     """Devices as all processes together know them."""
 
@@ -174,11 +199,8 @@ class DeviceStore(Protocol):
     async def stored(self, receipt: str) -> bool | None:
         """Say whether an ``add`` of unknown outcome was written, None while it is open. Raises StoreError."""
 
-    async def revoked(self) -> dict[DeviceKey, int | None]:
-        """List devices some of whose tokens are refused. None: all; else those signed before this second.
-
-        Raises StoreError.
-        """
+    async def revoked(self) -> Revoked:
+        """List what is refused, in one round trip. Raises StoreError."""
 
 
 class BusState(msgspec.Struct):

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from engine.errors import SyncError
 from engine.messages import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL
+from engine.ports import Tenant
 from handlers.header_fields import Headers, combined, elements
 
 Algorithm = Literal["HS256", "EdDSA", "ES256", "RS256"]
@@ -30,6 +31,10 @@ MIN_RSA_BITS: Final = 2048
 _REMEMBERED_TOKENS: Final = 10_000
 _BEARER_SUBPROTOCOL: Final = "bearer."
 DEVICE_ID = re.compile(r"[A-Za-z0-9_-]{1,255}\Z")
+#: What no text of the database can hold.
+_UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
+#: Seconds beyond which a number is not exact in JSON everywhere: 285 million years.
+_LAST_S: Final = 1 << 53
 _SUBPROTOCOLS = (JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL)
 
 
@@ -56,7 +61,8 @@ class Claims(msgspec.Struct, frozen=True):
     """A verified token. ``tenant`` and ``device_id`` are always there for devices and supervisors.
 
     ``expires_at_s`` is the token's ``exp`` and the leeway on top: until then it counts, on every way.
-    ``issued_at_s`` is its ``iat``, None where it has none that is a number.
+    ``issued_at_s`` is its ``iat``, ``begins_at_s`` its ``nbf`` and ``tenant_number`` our number of the
+    tenant: each None where it has none that is a number.
     """
 
     role: Role
@@ -66,6 +72,8 @@ class Claims(msgspec.Struct, frozen=True):
     expires_at_s: int
     token_id: str
     issued_at_s: int | None = None
+    begins_at_s: int | None = None
+    tenant_number: int | None = None
 
 
 def secret_key(secret: bytes) -> Key:
@@ -148,7 +156,7 @@ class Verifier:
     """Checks tokens and origins.
 
     ``leeway_s`` is how far the clock of the host that signs tokens may be off: ``exp`` comes that much later,
-    ``nbf`` that much earlier. ``iat`` decides nothing here.
+    ``nbf`` that much earlier. ``iat`` decides nothing of a token by itself.
     """
 
     def __init__(
@@ -174,6 +182,25 @@ class Verifier:
             self._verified[token] = claims
         return claims
 
+    def check_tenant(self, claims: Claims, tenant: Tenant) -> None:
+        """Refuse a token that may be of an earlier tenant of the name. Raises SyncError ``unauthenticated``.
+
+        It has to name this tenant's number, or to have been signed after the tenant was made. The leeway for
+        that never reaches back to before the earlier tenant was removed.
+        """
+        reused = tenant.reused
+        if reused is None or claims.tenant_number == tenant.tenant_id:
+            return
+        since_s = max(reused.made_s - self._leeway_s, reused.removed_s)
+        # One that lies ahead is of a wrong clock, and tells nothing.
+        latest_s = time.time() + self._leeway_s
+        said = (claims.issued_at_s, claims.begins_at_s)
+        is_since = any(at_s is not None and since_s <= at_s <= latest_s for at_s in said)
+        if claims.tenant_number is not None or not is_since:
+            raise _unauthenticated(
+                "the name of the tenant was an earlier one's, and the token may be of that: get a new one"
+            )
+
     def _checked(self, token: str) -> Claims:
         try:
             key = self._key(jwt.get_unverified_header(token).get("kid"))
@@ -192,6 +219,7 @@ class Verifier:
                 },
             )
             begins_at_s = 0 if payload.get("nbf") is None else int(payload["nbf"])
+            expires_at_s = int(payload["exp"])
         except jwt.ExpiredSignatureError:
             raise _unauthenticated("the token has expired") from None
         except jwt.InvalidAudienceError:
@@ -200,9 +228,12 @@ class Verifier:
             raise _unauthenticated(f"the token has no {error.claim}") from None
         except (jwt.PyJWTError, TypeError, ValueError, OverflowError, RecursionError):
             raise _unauthenticated("the token is not valid") from None
+        if expires_at_s > _LAST_S:
+            raise _unauthenticated("exp: seconds since 1970 are required")
         ahead_s = begins_at_s - int(time.time())
         if ahead_s > self._leeway_s:
-            raise _unauthenticated(f"the token's nbf is {ahead_s} s ahead of the server's clock")
+            ahead = f"{ahead_s} s ahead" if ahead_s < _LAST_S else "far ahead"
+            raise _unauthenticated(f"the token's nbf is {ahead} of the server's clock")
         return _claims(payload, self._leeway_s)
 
     def _key(self, kid: object) -> Key:
@@ -227,8 +258,8 @@ def _claims(payload: dict[str, Any], leeway_s: int) -> Claims:
             raise _unauthenticated("the token's role is not known")
         role = named
     tenant, device_id, user = payload.get("tid"), payload.get("did"), payload.get("sub")
-    if user is not None and not isinstance(user, str):
-        raise _unauthenticated("sub: a text is required")
+    if user is not None and not (isinstance(user, str) and _UNSTORABLE.search(user) is None):
+        raise _unauthenticated("sub: a text without U+0000 and lone surrogates is required")
     is_person = role in ("operator", "viewer")
     if not (isinstance(tenant, str) and tenant) and not (is_person and tenant is None):
         raise _unauthenticated("the token has no tid")
@@ -243,13 +274,17 @@ def _claims(payload: dict[str, Any], leeway_s: int) -> Claims:
     if not isinstance(token_id, str) or not token_id:
         raise _unauthenticated("the token has no jti")
     expires_at_s = int(payload["exp"]) + leeway_s
-    return Claims(role, tenant, device_id, user, expires_at_s, token_id, _seconds(payload.get("iat")))
+    issued_at_s, begins_at_s = _number(payload.get("iat")), _number(payload.get("nbf"))
+    number = _number(payload.get("tnr"))
+    return Claims(
+        role, tenant, device_id, user, expires_at_s, token_id, issued_at_s, begins_at_s, number
+    )
 
 
-def _seconds(iat: object) -> int | None:
-    """Read when a token was signed. One that does not say it as a number says nothing."""
-    if isinstance(iat, int | float) and not isinstance(iat, bool) and math.isfinite(iat):
-        return int(iat)
+def _number(claim: object) -> int | None:
+    """Read a claim that is to be a number. One that is none says nothing."""
+    if isinstance(claim, int | float) and not isinstance(claim, bool) and math.isfinite(claim):
+        return int(claim)
     return None
 
 
@@ -290,10 +325,11 @@ def issue_token(
     ttl_s: int,
     role: Role = "device",
     tenant: str | None = None,
+    number: int | None = None,
     device_id: str | None = None,
     user: str | None = None,
 ) -> str:
-    """Sign a token.
+    """Sign a token. ``number`` is the tenant's, without which it has only the time to show whose it is.
 
     Raises UnusableKeyError for a key that can only verify, or claims that no server takes.
     """
@@ -306,7 +342,13 @@ def issue_token(
         "exp": now_s + ttl_s,
         "jti": uuid.uuid4().hex,
     }
-    named = {"tid": tenant, "did": device_id, "sub": user, "role": role if role != "device" else None}
+    named = {
+        "tid": tenant,
+        "tnr": number,
+        "did": device_id,
+        "sub": user,
+        "role": role if role != "device" else None,
+    }
     payload.update({name: value for name, value in named.items() if value is not None})
     try:
         _claims(payload, 0)

@@ -87,12 +87,11 @@ class Connection(Line):
         core: Core,
         connections: Connections,
         session: Session,
-        expires_at_s: int,
         frames: Frames,
         transport: asyncio.Transport,
         asked_at_s: float,
     ) -> None:
-        super().__init__(core, connections, session, expires_at_s, frames, transport)
+        super().__init__(core, connections, session, frames, transport)
         #: When the handshake came, on the monotonic clock: nothing on this connection was sent before.
         self._asked_at_s = asked_at_s
         self._decode = session.codec.decode

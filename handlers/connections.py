@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import anyio
@@ -12,7 +12,6 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from engine.errors import SyncError
-from engine.health import DeviceKey
 from engine.messages import PoliciesChanged
 from engine.ports import Clock
 from engine.revocations import Revocations
@@ -93,7 +92,7 @@ class Connections:
         self._open.add(connection)
         if older is not None:
             older.dismiss("replaced", CLOSE_REPLACED, _jitter_ms(0), listening=True)
-        if self._revocations.refuses(connection.key, connection.issued_at_s):  # since its token was looked at
+        if self._refuses(connection):  # since its token was looked at
             _revoke(connection)
 
     def opened_elsewhere(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
@@ -125,14 +124,16 @@ class Connections:
             if connection.key[0] == tenant_id:
                 _revoke(connection)
 
-    def revoked(self, keys: Collection[DeviceKey]) -> None:
-        """Send devices away of which something else is known now, if their tokens are refused by that."""
-        if keys:
-            for connection in list(self._open):
-                if connection.key in keys and self._revocations.refuses(
-                    connection.key, connection.issued_at_s
-                ):
-                    _revoke(connection)
+    async def revoked(self) -> None:
+        """Send devices away whose tokens are refused now."""
+        for visited, connection in enumerate(list(self._open), start=1):
+            if self._refuses(connection):
+                _revoke(connection)
+            if visited % _VISITS_PER_TURN == 0:
+                await asyncio.sleep(0)
+
+    def _refuses(self, connection: Line) -> bool:
+        return self._revocations.refuses(connection.key, connection.token_id, connection.issued_at_s)
 
     async def run(self) -> None:
         """Send away who says nothing or whose token expired, until cancelled."""

@@ -67,7 +67,7 @@ class Files:
     async def give(self, request: web.Request) -> web.StreamResponse:
         """Give a file, a part of it, or to HEAD what there is to know of it."""
         _PAGES.let_read(request, self._core.verifier)
-        session, *_ = await heard(self._core, self._connections, request, JSON)
+        session, _ = await heard(self._core, self._connections, request, JSON)
         file = await self._files.file(session.tenant.tenant_id, request.match_info["file_id"])
         if file is None:
             raise _not_found()

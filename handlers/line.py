@@ -66,7 +66,6 @@ class Line:
         core: Core,
         connections: Connections,
         session: Session,
-        expires_at_s: int,
         frames: Frames,
         transport: asyncio.Transport,
     ) -> None:
@@ -83,7 +82,7 @@ class Line:
         self._deaf = False
         self.key = (session.tenant.tenant_id, session.device_id)
         self.opened_at_us = core.clock.now_us()
-        self.expires_at_s = expires_at_s
+        self.expires_at_s = session.expires_at_s
         self.heard_at_s = self.pinged_at_s = core.clock.monotonic_s()
 
     # -- its life -----------------------------------------------------------------------------
@@ -92,6 +91,11 @@ class Line:
     def issued_at_s(self) -> int | None:
         """When its token was signed; None if that is not known."""
         return self._session.issued_at_s
+
+    @property
+    def token_id(self) -> str:
+        """The ``jti`` of its token."""
+        return self._session.token_id
 
     def open(self, outbox: Outbox) -> asyncio.Future[None]:
         """Greet and take in messages from now on; ``end`` is due when what is given back is done."""

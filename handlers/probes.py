@@ -116,7 +116,9 @@ class _Scrape(Collector):
         yield _gauge("tidemark_connections", "WebSockets that are open", len(self._connections))
         policies, devices = self._core.policies, self._core.devices
         yield _gauge("tidemark_devices_remembered", "Devices in memory", len(devices))
-        yield _gauge("tidemark_devices_revoked", "Devices that are refused", len(self._core.revocations))
+        revocations = self._core.revocations
+        yield _gauge("tidemark_devices_revoked", "Devices that are refused", revocations.devices)
+        yield _gauge("tidemark_tokens_revoked", "Tokens that are refused", revocations.tokens)
         yield _gauge("tidemark_tenants_remembered", "Tenants whose policies are in memory", len(policies))
         yield _gauge(
             "tidemark_queued_messages",

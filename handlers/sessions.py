@@ -13,8 +13,8 @@ from handlers.connections import Connections
 from handlers.core import Core
 
 
-async def admitted(core: Core, request: web.Request, codec: Codec) -> tuple[Session, int]:
-    """Check origin, token and tenant; give the session and the second at which its token expires.
+async def admitted(core: Core, request: web.Request, codec: Codec) -> Session:
+    """Check origin, token and tenant; give the session.
 
     The session has no id, which none but a socket's needs. The device is read by then, if the store answers.
     Raises SyncError ``unauthenticated`` or ``forbidden``, StoreError for a tenant that must be read first.
@@ -25,6 +25,7 @@ async def admitted(core: Core, request: web.Request, codec: Codec) -> tuple[Sess
     tenant = await core.policies.admit(tenant_name)
     if tenant is None:
         raise SyncError("forbidden", "there is no such tenant")
+    core.verifier.check_tenant(claims, tenant)
     session = Session(
         tenant=tenant,
         device_id=device_id,
@@ -33,21 +34,23 @@ async def admitted(core: Core, request: web.Request, codec: Codec) -> tuple[Sess
         user=claims.user,
         issued_at_s=claims.issued_at_s,
         codec=codec,
+        token_id=claims.token_id,
+        expires_at_s=claims.expires_at_s,
     )
-    check_not_revoked(core, session)
+    check_valid(core, session)
     await core.devices.load(tenant.tenant_id, device_id)
-    return session, claims.expires_at_s
+    return session
 
 
 async def heard(
     core: Core, connections: Connections, request: web.Request, codec: Codec
-) -> tuple[Session, Device, int]:
+) -> tuple[Session, Device]:
     """Admit one request over HTTP, which counts for the rates as a message does.
 
-    Gives also the device, and the second at which its token expires. Raises as ``admitted``, and SyncError
-    ``rate_limited`` or, while this process drains, ``unavailable``.
+    Gives also the device. Raises as ``admitted``, and SyncError ``rate_limited`` or, while this process
+    drains, ``unavailable``.
     """
-    session, expires_at_s = await admitted(core, request, codec)
+    session = await admitted(core, request, codec)
     connections.check_staying()
     now_s = core.clock.monotonic_s()
     tenant_id = session.tenant.tenant_id
@@ -57,10 +60,13 @@ async def heard(
     wait_ms = wait_ms or core.tenant_rates.take(tenant_id, now_s)
     if wait_ms:
         raise SyncError("rate_limited", "too many messages", retry_after_ms=wait_ms)
-    return session, device, expires_at_s
+    return session, device
 
 
-def check_not_revoked(core: Core, session: Session) -> None:
-    """Raise SyncError where a device was revoked, or was when its token was signed."""
-    if core.revocations.refuses((session.tenant.tenant_id, session.device_id), session.issued_at_s):
-        raise SyncError("unauthenticated", "this device was revoked")
+def check_valid(core: Core, session: Session) -> None:
+    """Raise SyncError where a device's token is refused, or has expired."""
+    key = session.tenant.tenant_id, session.device_id
+    if core.revocations.refuses(key, session.token_id, session.issued_at_s):
+        raise SyncError("unauthenticated", "this device or its token was revoked")
+    if session.expires_at_s <= core.clock.now_us() / 1_000_000:
+        raise SyncError("unauthenticated", "the token has expired")

@@ -39,7 +39,7 @@ from handlers.requests import (
     resolution,
     tell_clock,
 )
-from handlers.sessions import check_not_revoked, heard
+from handlers.sessions import check_valid, heard
 
 #: Where a request keeps the id of its message, None for none, so that an error repeats it.
 REQUEST_ID: Final = web.RequestKey[str | None]("request_id")
@@ -86,8 +86,8 @@ class SyncHttp:
     async def sync(self, request: web.Request) -> web.Response:
         """Push changes: ``sync`` → ``synced``."""
         begun_s = self._core.clock.monotonic_s()
-        session, device, expires_at_s = await self._admit(request, pushes=True)
-        body = await self._body(request, session, device, expires_at_s)
+        session, device = await self._admit(request, pushes=True)
+        body = await self._body(request, session, device)
         core = self._core
         now_us = core.clock.now_us()
         with self._charging(device, request):
@@ -110,7 +110,7 @@ class SyncHttp:
 
     async def changes(self, request: web.Request) -> web.Response:
         """Read one page of the feed: ``pull`` → ``changes``."""
-        session, *_ = await self._admit(request)
+        session, _ = await self._admit(request)
         message = _from_query(request, "pull", Pull)
         await self._core.committer.lull(READS_YIELD_S)
         body = await self._core.feed.pull(
@@ -120,7 +120,7 @@ class SyncHttp:
 
     async def conflicts(self, request: web.Request) -> web.Response:
         """List open conflicts: ``conflicts`` → ``conflicts``."""
-        session, *_ = await self._admit(request)
+        session, _ = await self._admit(request)
         message = _from_query(request, "conflicts", Conflicts)
         await self._core.committer.lull(READS_YIELD_S)
         return _response(
@@ -129,9 +129,9 @@ class SyncHttp:
 
     async def resolve(self, request: web.Request) -> web.Response:
         """Settle a conflict: ``resolve`` → ``resolved``; the path names the conflict."""
-        session, device, expires_at_s = await self._admit(request, pushes=True)
+        session, device = await self._admit(request, pushes=True)
         named = {"conflict_id": request.match_info["conflict_id"]}
-        body = await self._body(request, session, device, expires_at_s)
+        body = await self._body(request, session, device)
         with self._charging(device, request):
             completed = _completed(request, session.codec, body, "resolve", named)
             message = _decode(session.codec, completed, Resolve)
@@ -144,8 +144,8 @@ class SyncHttp:
     async def heartbeat(self, request: web.Request) -> web.Response:
         """Take in a sign of life: ``heartbeat`` → ``heartbeat_ack``."""
         begun_s = self._core.clock.monotonic_s()
-        session, device, expires_at_s = await self._admit(request)
-        body = await self._body(request, session, device, expires_at_s)
+        session, device = await self._admit(request)
+        body = await self._body(request, session, device)
         with self._charging(device, request):
             completed = _completed(request, session.codec, body, "heartbeat", {})
             message = _decode(session.codec, completed, Heartbeat)
@@ -157,22 +157,20 @@ class SyncHttp:
 
     async def domains(self, request: web.Request) -> web.Response:
         """Give the rules of each domain, as they are for this tenant."""
-        session, *_ = await self._admit(request)
+        session, _ = await self._admit(request)
         return _response(request, session.codec, list_domains(self._core, session))
 
-    async def _admit(self, request: web.Request, *, pushes: bool = False) -> tuple[Session, Device, int]:
-        """Give who asks, its device, and the second at which its token expires."""
+    async def _admit(self, request: web.Request, *, pushes: bool = False) -> tuple[Session, Device]:
+        """Give who asks, and its device."""
         core = self._core
         _PAGES.let_read(request, core.verifier)
-        session, device, expires_at_s = await heard(core, self._connections, request, _codec(request))
+        session, device = await heard(core, self._connections, request, _codec(request))
         if pushes and core.committer.sheds(session.tenant.tenant_id):
             raise overloaded(core.committer.retry_after_ms())
         core.traffic.messages_in += 1
-        return session, device, expires_at_s
+        return session, device
 
-    async def _body(
-        self, request: web.Request, session: Session, device: Device, expires_at_s: int
-    ) -> bytes:
+    async def _body(self, request: web.Request, session: Session, device: Device) -> bytes:
         """Read the body, which may be long in coming: a device that was sent away since is not heard.
 
         It counts by its bytes and by the time that it takes, as what comes on a socket does. A device that
@@ -185,9 +183,7 @@ class SyncHttp:
         with self._charging(device, request):
             body = _inflated_text(request, session.codec, body)
         device.bucket.weigh(len(body))
-        check_not_revoked(self._core, session)
-        if expires_at_s <= self._core.clock.now_us() / 1_000_000:
-            raise SyncError("unauthenticated", "the token has expired")
+        check_valid(self._core, session)
         return body
 
     def _way_us(self, request: web.Request, begun_s: float) -> int:

@@ -24,7 +24,7 @@ from handlers.connections import Connections
 from handlers.core import Core
 from handlers.header_fields import content_coding, tokens
 from handlers.peer import Networks, stripped_prefix
-from handlers.sessions import check_not_revoked, heard
+from handlers.sessions import check_valid, heard
 from handlers.upload_body import RequestBody
 
 ROOT: Final = "/v1/uploads"
@@ -50,7 +50,7 @@ class UploadEdge(msgspec.Struct, frozen=True):
 
     async def session(self, request: web.Request) -> Session:
         """Say who asks. Raises SyncError, StoreError."""
-        session, _, _ = await heard(self.core, self.connections, request, JSON)
+        session, _ = await heard(self.core, self.connections, request, JSON)
         return session
 
     def body(self, request: web.Request, session: Session) -> RequestBody:
@@ -61,7 +61,7 @@ class UploadEdge(msgspec.Struct, frozen=True):
             raise SyncError("unsupported_type", "Transfer-Encoding: chunked is all that is taken")
 
         def check() -> None:
-            check_not_revoked(self.core, session)
+            check_valid(self.core, session)
 
         return RequestBody(request, self.idle_s, check)
 

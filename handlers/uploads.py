@@ -81,6 +81,8 @@ class Uploads:
         _PAGES.let_read(request, self._edge.core.verifier)
         method = request.headers.get("X-HTTP-Method-Override", request.method).upper()
         verb = (self._resumable if _is_draft(request) else self._tus).get(method)
+        if request.method == "HEAD" and method != "HEAD":
+            verb = None  # HEAD changes nothing, and whoever is between may repeat it
         return await (verb or self.other)(request)
 
     async def other(self, request: web.Request) -> web.Response:

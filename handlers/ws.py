@@ -47,7 +47,7 @@ class SyncSocket:
         try:
             codec = _codec(request)
             self._connections.check_staying()
-            session, expires_at_s = await admitted(core, request, codec)
+            session = await admitted(core, request, codec)
             session.session_id = uuid.uuid4().hex
             self._check_pressure()  # not before the token is known to be one: anybody could use the places up
             self._connections.check_staying()  # the goodbye may have been said meanwhile
@@ -73,9 +73,7 @@ class SyncSocket:
         transport = request.transport
         if transport is None:
             return socket
-        connection = Connection(
-            core, self._connections, session, expires_at_s, socket.frames, transport, asked_at_s
-        )
+        connection = Connection(core, self._connections, session, socket.frames, transport, asked_at_s)
         over = connection.open(
             Outbox(
                 transport,

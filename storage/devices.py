@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from engine.health import Counts, DeviceKey, Health
-from engine.ports import HealthUnknownError, StorePoisonError
+from engine.ports import HealthUnknownError, Revoked, StorePoisonError
 from storage.arrays import numbers, numbers_or_null, texts, texts_or_null
 from storage.pool import SERVER_MS, ConnectionLostError, Database, Row, Statement
 
@@ -25,8 +25,9 @@ _LATEST: Final = (
 )
 _REVOKED: Final = (
     "SELECT tenant_id, device_id,"
-    " CASE WHEN revoked_at IS NULL THEN floor(extract(epoch FROM tokens_from))::bigint END"
+    " CASE WHEN revoked_at IS NULL THEN floor(extract(epoch FROM tokens_from))::bigint END, NULL"
     " FROM devices WHERE revoked_at IS NOT NULL OR tokens_from IS NOT NULL"
+    " UNION ALL SELECT tenant_id, NULL, NULL, token_id FROM revoked_tokens"
 )
 
 #: Of this transaction alone. It gives way before the server looks for a deadlock (1 s), so that nobody
@@ -124,10 +125,15 @@ class PostgresDevices:
         status = rows[0][0]
         return None if status == "in progress" else status == "committed"
 
-    async def revoked(self) -> dict[DeviceKey, int | None]:
-        """List the devices some of whose tokens are refused."""
-        rows = await self._database.query(_REVOKED)
-        return {DeviceKey(tenant_id, device_id): from_s for tenant_id, device_id, from_s in rows}
+    async def revoked(self) -> Revoked:
+        """List the devices some of whose tokens are refused, and the tokens that are believed no more."""
+        revoked = Revoked({}, set())
+        for tenant_id, device_id, from_s, token_id in await self._database.query(_REVOKED):
+            if device_id is None:
+                revoked.tokens.add((tenant_id, token_id))
+            else:
+                revoked.devices[DeviceKey(tenant_id, device_id)] = from_s
+        return revoked
 
 
 def _adding(changes: list[Health]) -> tuple[list[Statement], dict[str, object]]:

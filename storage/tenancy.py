@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from engine.administration import RefusedError, TenantSummary
+from engine.ports import ANY_TENANT
 from storage.direct import connected
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 #: Rows erased in one transaction: a long one would keep the tenants' counters from being vacuumed.
 _ERASED_ROWS: Final = 10_000
 #: What belongs to a tenant without being data of it.
-_OWN: Final = ("tenants", "tenant_counters", "tenant_conflict_policy", "tenant_storage")
+_OWN: Final = ("tenants", "tenant_counters", "tenant_conflict_policy", "tenant_storage", "revoked_tokens")
 #: Every table with tenants in it, so that none that is added later is forgotten.
 _TABLES: Final = (
     "SELECT c.relname::text FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid"
@@ -50,17 +52,38 @@ class PostgresTenancy:
                 _notice(cursor)
             return bool(created)
 
-    def has(self, name: str) -> bool:
-        """Tell whether there is a tenant of that name."""
+    def number(self, name: str) -> int | None:
+        """Return the number of a tenant, None if there is none of that name."""
         with connected(self._dsn) as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT FROM tenants WHERE name = %s", (name,))
-            return bool(cursor.fetchall())
+            cursor.execute("SELECT tenant_id FROM tenants WHERE name = %s", (name,))
+            found = cursor.fetchall()
+        return int(found[0][0]) if found else None
+
+    def removed_at(self, name: str) -> datetime | None:
+        """Tell when the last tenant of a name was removed, None if none ever was."""
+        with connected(self._dsn) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT removed_at FROM removed_tenants WHERE name = %s", (name,))
+            found: list[tuple[datetime]] = cursor.fetchall()
+        return found[0][0] if found else None
+
+    def revoke_token(self, token_id: str, tenant: str | None) -> bool:
+        """Have tokens with a ``jti`` believed no more, of one tenant or of all."""
+        with connected(self._dsn) as connection, connection, connection.cursor() as cursor:
+            tenant_id = ANY_TENANT if tenant is None else _tenant_id(connection, tenant)
+            cursor.execute(
+                "INSERT INTO revoked_tokens (tenant_id, token_id) VALUES (%s, %s)"
+                " ON CONFLICT DO NOTHING RETURNING 1",
+                (tenant_id, token_id),
+            )
+            revoked = bool(cursor.fetchall())
+            _notice(cursor)
+        return revoked
 
     def tenants(self) -> list[TenantSummary]:
         """List tenants by name."""
         with connected(self._dsn) as connection, connection.cursor() as cursor:
             cursor.execute(
-                "SELECT name, created_at, coalesce(seq, 0) FROM tenants"
+                "SELECT name, tenant_id, created_at, coalesce(seq, 0) FROM tenants"
                 " LEFT JOIN tenant_counters USING (tenant_id) ORDER BY name"
             )
             return [TenantSummary(*row) for row in cursor.fetchall()]
@@ -83,6 +106,12 @@ class PostgresTenancy:
                     )
                 for table in (*holding, *_OWN[::-1]):
                     cursor.execute(f"DELETE FROM {table} WHERE tenant_id = %s", (tenant_id,))
+                # The clock's time, not the transaction's: a token signed until now may be the old tenant's.
+                cursor.execute(
+                    "INSERT INTO removed_tenants (name, removed_at) VALUES (%s, clock_timestamp())"
+                    " ON CONFLICT (name) DO UPDATE SET removed_at = excluded.removed_at",
+                    (name,),
+                )
                 _notice(cursor)
 
 

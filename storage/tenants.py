@@ -7,12 +7,14 @@ from typing import Final
 import msgspec
 
 from engine.domains import DomainPolicy
-from engine.ports import StoreError, Tenant, TenantPolicies
+from engine.ports import Reused, StoreError, Tenant, TenantPolicies
 from storage.arrays import numbers
 from storage.pool import Database, Row
 
 _TENANTS: Final = (
-    "SELECT t.tenant_id, t.name, p.domain, p.policy, p.fallback FROM tenants AS t"
+    "SELECT t.tenant_id, t.name, floor(extract(epoch FROM t.created_at))::bigint,"
+    " floor(extract(epoch FROM r.removed_at))::bigint, p.domain, p.policy, p.fallback FROM tenants AS t"
+    " LEFT JOIN removed_tenants AS r ON r.name = t.name"
     " LEFT JOIN tenant_conflict_policy AS p ON p.tenant_id = t.tenant_id"
 )
 
@@ -48,10 +50,11 @@ class PostgresTenants:
 
 def _gathered(rows: list[Row]) -> dict[int, TenantPolicies]:
     gathered: dict[int, TenantPolicies] = {}
-    for tenant_id, name, domain, policy, fallback in rows:
+    for tenant_id, name, made_s, removed_s, domain, policy, fallback in rows:
         found = gathered.get(tenant_id)
         if found is None:
-            found = gathered[tenant_id] = TenantPolicies(Tenant(tenant_id, name), {})
+            reused = None if removed_s is None else Reused(made_s, removed_s)
+            found = gathered[tenant_id] = TenantPolicies(Tenant(tenant_id, name, reused), {})
         if domain is not None:
             chosen = {"policy": policy, "fallback": fallback}
             found.own[domain] = msgspec.convert(chosen, DomainPolicy)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from engine.errors import SyncError
+from engine.ports import Reused, Tenant
 from handlers.auth import (
     Claims,
     Key,
@@ -189,7 +190,64 @@ def test_an_expired_token_says_so() -> None:
 
 @pytest.mark.parametrize("iat", [None, 0, 4_000_000_000, "2026-01-02", [1]], ids=str)
 def test_verify_iat_of_any_value_decides_nothing(iat: Any) -> None:
-    assert verifier().verify(signed(payload(iat=iat))).tenant == "acme"
+    claims = verifier().verify(signed(payload(iat=iat)))
+    assert claims.tenant == "acme"
+    verifier().check_tenant(claims, Tenant(1, "acme"))
+
+
+@pytest.mark.parametrize(
+    ("claim", "value"), [("sub", "a\0b"), ("sub", "a\ud800"), ("exp", 10**30), ("exp", 1e300)]
+)
+def test_verify_claims_that_the_database_cannot_hold_are_refused(claim: str, value: Any) -> None:
+    assert refusal(signed(payload(**{claim: value}))).startswith(f"{claim}: ")
+
+
+MADE_S = 1_800_000_000
+#: Number 7 is the present tenant, made 100 s after the earlier one of its name was removed.
+REUSED = Tenant(7, "acme", Reused(MADE_S, MADE_S - 100))
+
+
+@pytest.mark.parametrize(
+    ("of_tenant", "good"),
+    [
+        ({}, False),
+        ({"tnr": 7}, True),
+        ({"tnr": 7, "iat": MADE_S - 900}, True),
+        ({"tnr": 6, "iat": MADE_S + 1}, False),
+        ({"tnr": True, "iat": MADE_S - 900}, False),
+        ({"iat": MADE_S - 31}, False),
+        ({"iat": MADE_S - 30}, True),
+        ({"nbf": MADE_S, "iat": MADE_S - 900}, True),
+        ({"nbf": MADE_S - 900}, False),
+        ({"iat": MADE_S + 1000}, False),  # ahead of the clock: it tells nothing
+        ({"iat": "2027-01-15"}, False),
+    ],
+    ids=str,
+)
+def test_check_tenant_used_name_wants_the_number_or_a_later_signature(
+    monkeypatch: pytest.MonkeyPatch, of_tenant: Json, good: bool
+) -> None:
+    monkeypatch.setattr("handlers.auth.time.time", lambda: MADE_S + 60.0)
+    by = verifier(leeway_s=30)
+    claims = by.verify(signed(payload(exp=MADE_S + 10**9, **of_tenant)))
+    by.check_tenant(claims, Tenant(7, "acme"))  # of a name that no other had, all of them are
+    if good:
+        by.check_tenant(claims, REUSED)
+        return
+    with pytest.raises(SyncError) as caught:
+        by.check_tenant(claims, REUSED)
+    assert caught.value.code == "unauthenticated"
+
+
+def test_check_tenant_leeway_ends_where_the_earlier_tenant_was_removed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("handlers.auth.time.time", lambda: MADE_S + 60.0)
+    by = verifier(leeway_s=30)
+    claims = by.verify(signed(payload(exp=MADE_S + 10**9, iat=MADE_S - 11)))
+    by.check_tenant(claims, Tenant(7, "acme", Reused(MADE_S, MADE_S - 11)))
+    with pytest.raises(SyncError):
+        by.check_tenant(claims, Tenant(7, "acme", Reused(MADE_S, MADE_S - 10)))
 
 
 LEEWAY_S = 30

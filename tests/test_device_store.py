@@ -9,7 +9,7 @@ import pytest
 
 from engine.administration import RefusedError
 from engine.health import Counts, DeviceKey, Health
-from engine.ports import HealthUnknownError, StorePoisonError, StoreRetryError
+from engine.ports import HealthUnknownError, Revoked, StorePoisonError, StoreRetryError
 from storage.devices import PostgresDevices
 from storage.fleet import PostgresFleet
 from storage.migrate import migrate
@@ -208,12 +208,12 @@ async def test_revoked_devices_are_listed_and_stay_revoked(store: PostgresDevice
     generation = "SELECT generation::int FROM cluster_state"
     [(before,)] = rows(tenants, generation)
     await store.add([Health(PHONE, Counts(1), seen=True)])
-    assert await store.revoked() == {}
+    assert await store.revoked() == Revoked({}, set())
     assert fleet.revoke("acme", "phone")
     assert not fleet.revoke("acme", "phone")
     assert fleet.revoke("globex", "never seen")
     await store.add([Health(PHONE, Counts(1), seen=True)])
-    assert await store.revoked() == {PHONE: None, DeviceKey(2, "never seen"): None}
+    assert await store.revoked() == Revoked({PHONE: None, DeviceKey(2, "never seen"): None}, set())
     assert rows(tenants, generation) == [(int(str(before)) + 3,)]
 
 
@@ -226,12 +226,12 @@ async def test_fleet_restore_keeps_older_tokens_refused_until_the_next_revocatio
     assert fleet.known("acme", "phone")
     assert fleet.restore("acme", "phone")
     [(from_s,)] = rows(tenants, "SELECT floor(extract(epoch FROM tokens_from))::bigint FROM devices")
-    assert await store.revoked() == {PHONE: from_s}
+    assert await store.revoked() == Revoked({PHONE: int(str(from_s))}, set())
     shown = fleet.device("acme", "phone")
     assert (shown.revoked_at, shown.tokens_from is None) == (None, False)
     assert not fleet.restore("acme", "phone")
-    assert await store.revoked() == {PHONE: from_s}
+    assert await store.revoked() == Revoked({PHONE: int(str(from_s))}, set())
     with pytest.raises(RefusedError, match="tenant acme has no device tablet"):
         fleet.restore("acme", "tablet")
     fleet.revoke("acme", "phone")
-    assert await store.revoked() == {PHONE: None}
+    assert await store.revoked() == Revoked({PHONE: None}, set())

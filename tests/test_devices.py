@@ -15,6 +15,7 @@ from engine.devices import DeviceLimits, Devices
 from engine.health import Counts, Device, DeviceKey, Health, health_score
 from engine.ports import (
     HealthUnknownError,
+    Revoked,
     StoreError,
     StorePoisonError,
     StoreRetryError,
@@ -98,9 +99,9 @@ class Stored:
             raise StoreUnavailableError("away")
         return self.receipts[receipt]
 
-    async def revoked(self) -> dict[DeviceKey, int | None]:
+    async def revoked(self) -> Revoked:
         """Nobody."""
-        return {}
+        return Revoked({}, set())
 
 
 class Process:

@@ -16,13 +16,14 @@ from tests.services import named, rows
 STORAGE = Path(__file__).parent.parent / "storage"
 
 #: Small, the same for every tenant, and so copied to each node: docs/scaling.md.
-REFERENCE = {"tenants", "cluster_state", "cluster_job", "server_processes"}
+REFERENCE = {"tenants", "removed_tenants", "cluster_state", "cluster_job", "server_processes"}
 
 #: Statements that go over all tenants on purpose, by a part of their text, and why that does no harm.
 OVER_ALL = {
     ("partitions.py", "INSERT INTO § SELECT * FROM moved"): "days are cut for all tenants at once",
     ("migrate.py", "SELECT migration_id, applied_at_utc FROM §"): "the list of migrations has no tenants",
     ("devices.py", "FROM devices WHERE revoked_at IS NOT NULL OR tokens_from"): "of any tenant",
+    ("devices.py", "FROM revoked_tokens"): "and tokens of any",
     ("waiting.py", "WHERE u.state = 'stored' AND (u.tenant_id"): "files of any tenant may be due",
     ("upload_cleanup.py", "WHERE u.state = 'open' AND (u.tenant_id"): "uploads of any tenant expire",
     ("upload_cleanup.py", "SELECT tenant_id, domain, id FROM records WHERE data IS NULL"): "records end",

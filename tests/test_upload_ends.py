@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from urllib.parse import urlsplit
 
 import pytest
@@ -18,6 +19,7 @@ SIZE_BYTES = 20_000
 SENT_BYTES = 5_000
 #: Far less than a body is waited for that was not asked for.
 SOON_S = 5
+HOUR_US = 3_600_000_000
 IDLE = {"idle_s": 1}
 DRAFTS = pytest.mark.parametrize("version", [3, 5, 6, 8])
 WAYS = pytest.mark.parametrize("way", ["drain", "idle"])
@@ -215,3 +217,30 @@ async def test_a_refusal_of_a_body_that_is_there_leaves_the_connection(server: R
             answer = await wire.ask("PATCH", path, headers, b"abc")
             assert answer.verdict == (409, "offset_mismatch")
             assert "Connection" not in answer.headers
+
+
+async def test_a_chunk_whose_token_expires_on_the_way_is_cut_off_and_goes_on_with_another(
+    server: Running, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phone = uploader(server)
+    path = await phone.begun(len(content))
+    async with wired(server.url) as wire:
+        await wire.begin("PATCH", path, chunk(phone, 0, len(content)))
+        assert (await wire.interim()).status == 100
+        with monkeypatch.context() as later:
+            later.setattr("compose.server.SystemClock.now_us", lambda _: time.time_ns() // 1000 + 2 * HOUR_US)
+            await wire.send(content[:1])
+            await wire.send(content[1:2])
+            answer = await wire.answer()
+    assert answer.verdict == (401, "unauthenticated")
+    offset = await phone.offset(path)
+    assert (await phone.append(path, offset, content[offset:])).status == 204
+
+
+@pytest.mark.parametrize("sub", ["a\0b", "a\ud800"], ids=ascii)
+async def test_an_upload_of_a_sub_that_no_database_holds_is_refused_at_once(
+    server: Running, sub: str
+) -> None:
+    headers = TUS | server.headers(sub=sub) | {"Upload-Length": "9", "Upload-Metadata": encoded(described())}
+    async with server.http.post(f"{server.url}/v1/uploads", headers=headers) as answer:
+        assert answer.status == 401

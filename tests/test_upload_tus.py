@@ -232,6 +232,9 @@ async def test_a_method_in_a_header_is_honoured(phone: Uploader, content: bytes)
     reply = await phone.ask("POST", path, headers, content)
     assert (reply.status, reply.headers["Upload-Offset"]) == (204, str(len(content)))
     gone = await phone.begun(len(content))
+    by_head = await phone.ask("HEAD", gone, TUS | {"X-HTTP-Method-Override": "DELETE"})
+    assert (by_head.status, by_head.headers["Allow"]) == (405, "DELETE, HEAD, OPTIONS, PATCH")
+    assert await phone.offset(gone) == 0
     assert (await phone.ask("POST", gone, TUS | {"X-HTTP-Method-Override": "DELETE"})).status == 204
     assert (await phone.head(gone)).status == 410
 

@@ -33,6 +33,8 @@ CHANGING: dict[str, list[str]] = {
     "policy set": ["--tenant", "acme", "--domain", "task", "--policy", "manual"],
     "policy unset": ["--tenant", "acme", "--domain", "task"],
     "device revoke": ["--tenant", "acme", "phone"],
+    "device restore": ["--tenant", "acme", "phone"],
+    "token revoke": ["5f0e6c1d2b3a4f58"],
     "epoch renew": [],
     "conflicts resolve": [SOME_ID, "--choice", "server"],
     "quarantine retry": [SOME_ID],
@@ -58,7 +60,7 @@ def leaves(group: click.Group, *above: str) -> Iterator[str]:
     for name, one in group.commands.items():
         if isinstance(one, click.Group):
             yield from leaves(one, *above, name)
-        else:
+        if not isinstance(one, click.Group) or one.invoke_without_command:
             yield " ".join((*above, name))
 
 

@@ -63,8 +63,8 @@ class Site(Protocol):
     def database(self) -> str:
         """Name the database that was opened, without any secret; empty if none was."""
 
-    def has_tenant(self, name: str) -> bool:
-        """Tell whether there is a tenant of that name."""
+    def tenant_number(self, name: str) -> int | None:
+        """Return the number of a tenant, None if there is none of that name."""
 
     def keys(self) -> KeySet:
         """Read the keys of tokens. Raises UnusableKeyError, SiteError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC
 from typing import Final
 
 import click
@@ -26,12 +27,23 @@ def tenant() -> None:
 
 @tenant.command("add", epilog="Example: run.py tenant add acme")
 @click.argument("name", callback=_checked)
+@click.option("--yes", is_flag=True, help="Do not ask where the name was used before.")
 @on_site(changes=True)
-def add(site: Site, *, name: str) -> None:
-    """Add a tenant."""
+def add(site: Site, *, name: str, yes: bool) -> None:
+    """Add a tenant. A name that an earlier tenant had is asked about, since its tokens are still about."""
     with site.tenants() as tenants:
+        number = tenants.number(name)
+        removed_at = None if number is not None else tenants.removed_at(name)
+        if removed_at is not None:
+            used = f"There was another tenant {name} until {removed_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC."
+            click.echo(f"{used} Tokens that were signed for it are refused.", err=True)
+            if not yes:
+                confirm(f"Add a new tenant of the name {name}?")
         tenants.add(name)
+        number = tenants.number(name)
     click.echo(f"added {name}")
+    if removed_at is not None:
+        click.echo(f'its tokens have to say "tnr": {number}, or an iat or nbf from now on', err=True)
 
 
 @tenant.command("list", epilog="Example: run.py tenant list --json")
@@ -45,8 +57,8 @@ def list_(site: Site, *, json_: bool) -> None:
         as_json(found)
     else:
         table(
-            [(one.name, f"{one.created_at:%Y-%m-%d}", str(one.changes)) for one in found],
-            ("NAME", "SINCE", "CHANGES"),
+            [(one.name, str(one.number), f"{one.created_at:%Y-%m-%d}", str(one.changes)) for one in found],
+            ("NAME", "NUMBER", "SINCE", "CHANGES"),
         )
 
 

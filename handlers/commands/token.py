@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import click
+from click.core import ParameterSource
 
 from engine.ports import StoreError
 from handlers.auth import Role, issue_token
@@ -14,9 +15,16 @@ from handlers.keys import signing_key
 _LONGEST_S: Final = 315_360_000
 
 
-@click.command(
+def _checked_id(_: click.Context, __: click.Parameter, token_id: str) -> str:
+    if not token_id or "\0" in token_id or not token_id.isprintable():
+        raise click.BadParameter("a token's jti is required, a text without control characters.")
+    return token_id
+
+
+@click.group(
     "token",
-    short_help="Sign a token for a device or a person.",
+    invoke_without_command=True,
+    short_help="Sign a token for a device or a person, or revoke one.",
     epilog="Examples: run.py token --tenant acme --device phone-7 · run.py token --operator",
 )
 @click.option("--tenant", metavar="T", help="The tenant; people without one see all of them.")
@@ -44,16 +52,22 @@ def token(
 ) -> None:
     """Sign a token for a device (--tenant and --device) or a person (--operator or --viewer).
 
+    The token says when it was signed, and the number of its tenant, so that it is of no other of that name.
     A tenant that the database does not know is refused. Where the database cannot be asked, the token is
-    signed and a line on stderr says so.
+    signed without the number, and a line on stderr says so.
     """
+    context = click.get_current_context()
+    if context.invoked_subcommand is not None:
+        if any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in context.params):
+            named = context.invoked_subcommand
+            raise click.UsageError(f"Options of {named} stand behind it: run.py token {named} …")
+        return
     if person is not None and (device is not None or role is not None):
         raise click.UsageError("--operator and --viewer are people: leave --device and --role out.")
     if person is None and (tenant is None or device is None):
         raise click.UsageError("A device needs --tenant and --device; a person --operator or --viewer.")
     key = signing_key(site.keys())
-    if tenant is not None:
-        _check_tenant(site, tenant)
+    number = None if tenant is None else _number(site, tenant)
     auth = site.settings.auth
     click.echo(
         issue_token(
@@ -62,19 +76,36 @@ def token(
             ttl_s=ttl_s or auth.token_ttl_s,
             role=person or role or "device",
             tenant=tenant,
+            number=number,
             device_id=device,
             user=user,
         )
     )
 
 
-def _check_tenant(site: Site, name: str) -> None:
-    """Look whether there is a tenant of that name. Raises SiteError if there is none."""
+def _number(site: Site, name: str) -> int | None:
+    """Return a tenant's number, None where the database cannot be asked. Raises SiteError without one."""
     try:
-        found = site.has_tenant(name)
+        number = site.tenant_number(name)
     except (SiteError, StoreError) as error:
         click.echo(f"signed without a look whether there is a tenant {name}: {error}", err=True)
-        return
-    if not found:
+        return None
+    if number is None:
         add = f"`run.py tenant add {name}`"
         raise SiteError(f"there is no tenant {name} in {site.database()}: add it with {add}")
+    return number
+
+
+@token.command("revoke", epilog="Example: run.py token revoke 5f0e6c1d2b3a4f58 --tenant acme")
+@click.argument("token_id", metavar="JTI", callback=_checked_id)
+@click.option("--tenant", metavar="T", help="Of this tenant alone.")
+@on_site(changes=True)
+def revoke(site: Site, *, token_id: str, tenant: str | None) -> None:
+    """Have tokens with this jti believed no more: their connections close within a second.
+
+    Without --tenant those of every tenant, and of people. There is no way back: sign a new token.
+    """
+    with site.tenants() as tenants:
+        newly = tenants.revoke_token(token_id, tenant)
+    of = "" if tenant is None else f" of {tenant}"
+    click.echo(f"revoked token {token_id}{of}" if newly else f"token {token_id}{of} was revoked already")

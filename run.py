@@ -13,6 +13,7 @@ from handlers.commands.conflicts import conflicts
 from handlers.commands.device import device
 from handlers.commands.doctor import doctor
 from handlers.commands.epoch import epoch
+from handlers.commands.export import export
 from handlers.commands.job import job
 from handlers.commands.migrate import migrate
 from handlers.commands.nginx import nginx
@@ -94,6 +95,7 @@ for command in (
     conflicts,
     quarantine,
     job,
+    export,
     doctor,
     settings,
     bench,

@@ -45,6 +45,7 @@ from storage.checkup import bus_findings
 from storage.embedded import NAME_IT, Services, embedded, embedded_redis_url
 from storage.embedded_account import EmbeddedError, account_for, make_data_dir
 from storage.epoch import PostgresEpoch
+from storage.export import PostgresExport
 from storage.fleet import PostgresFleet
 from storage.migrate import PostgresSchema, migrate, status
 from storage.partitions import maintain
@@ -225,6 +226,12 @@ class Site:
         """Open the devices."""
         with self._administered() as dsn:
             yield PostgresFleet(dsn)
+
+    @contextmanager
+    def exports(self) -> Iterator[PostgresExport]:
+        """Open what can be written out of the system."""
+        with self._administered() as dsn:
+            yield PostgresExport(dsn, self.settings.domains)
 
     @contextmanager
     def epoch(self) -> Iterator[PostgresEpoch]:

@@ -37,12 +37,12 @@ class PostgresFleet:
         with connected(self._dsn) as connection:
             if tenant is None:
                 return _read(connection, _ALL)
-            return _read(connection, _OF_TENANT, _tenant_id(connection, tenant))
+            return _read(connection, _OF_TENANT, tenant_id_of(connection, tenant))
 
     def device(self, tenant: str, device_id: str) -> DeviceSummary:
         """Find one device."""
         with connected(self._dsn) as connection:
-            found = _read(connection, _ONE, _tenant_id(connection, tenant), device_id)
+            found = _read(connection, _ONE, tenant_id_of(connection, tenant), device_id)
         if not found:
             raise RefusedError(_nobody(tenant, device_id))
         return found[0]
@@ -50,12 +50,12 @@ class PostgresFleet:
     def known(self, tenant: str, device_id: str) -> bool:
         """Tell whether a device was ever seen, or revoked."""
         with connected(self._dsn) as connection:
-            return bool(_read(connection, _ONE, _tenant_id(connection, tenant), device_id))
+            return bool(_read(connection, _ONE, tenant_id_of(connection, tenant), device_id))
 
     def revoke(self, tenant: str, device_id: str) -> bool:
         """Let a device in no more, also one that was never seen; tell whether it was let in until now."""
         with connected(self._dsn) as connection, connection:
-            tenant_id = _tenant_id(connection, tenant)
+            tenant_id = tenant_id_of(connection, tenant)
             with connection.cursor() as cursor:
                 cursor.execute(
                     "INSERT INTO devices AS d (tenant_id, device_id, revoked_at) VALUES (%s, %s, now())"
@@ -70,7 +70,7 @@ class PostgresFleet:
     def restore(self, tenant: str, device_id: str) -> bool:
         """Let a revoked device in again, with tokens that are signed from now on."""
         with connected(self._dsn) as connection, connection:
-            tenant_id = _tenant_id(connection, tenant)
+            tenant_id = tenant_id_of(connection, tenant)
             with connection.cursor() as cursor:
                 cursor.execute(
                     "UPDATE devices SET revoked_at = NULL, tokens_from = now()"
@@ -88,7 +88,8 @@ def _nobody(tenant: str, device_id: str) -> str:
     return f"tenant {tenant} has no device {device_id}: see `run.py device list`"
 
 
-def _tenant_id(connection: Connection, name: str) -> int:
+def tenant_id_of(connection: Connection, name: str) -> int:
+    """Find a tenant by its name. Raises RefusedError if there is none."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT tenant_id FROM tenants WHERE name = %s", (name,))
         found = cursor.fetchall()

@@ -34,6 +34,9 @@ _MARGIN: Final = timedelta(hours=2)
 _DAY: Final = timedelta(days=1)
 _DAY_US: Final = 86_400_000_000
 _EPOCH: Final = date(1970, 1, 1)
+#: The ends of what a bigint can say.
+_EARLIEST_US: Final = -(1 << 63)
+_LATEST_US: Final = (1 << 63) - 1
 _BOUNDS: Final = re.compile(r"FOR VALUES FROM \('?([^')]+)'?\) TO \('?([^')]+)'?\)\Z")
 
 
@@ -105,6 +108,17 @@ def days_ahead(dsn: str, today: date) -> int:
     with connected(dsn) as connection:
         fronts = [_front(_partitions(connection, series)) for series in (EVENTS, IDEMPOTENCY)]
     return max(0, (min(fronts) - today).days)
+
+
+def event_days(connection: Connection) -> list[tuple[int, int]]:
+    """List the spans that have partitions of events, from the earliest on, in microseconds since 1970."""
+    return sorted(
+        (
+            _EARLIEST_US if one.begins is None else int(_us(one.begins)),
+            _LATEST_US if one.ends is None else int(_us(one.ends)),
+        )
+        for one in _partitions(connection, EVENTS)
+    )
 
 
 def drop_expired(dsn: str, before: datetime) -> list[str]:

@@ -73,6 +73,7 @@ def run(dsn: str) -> Run:
         "quarantine show",
         "quarantine retry",
         "doctor",
+        "export",
         "nginx",
         "policy list",
         "policy set",

@@ -26,6 +26,7 @@ from engine.administration import (
     Tenants,
     UploadJobs,
 )
+from engine.exporting import ExportStore
 from engine.ports import StoreError, StoreUnavailableError
 from engine.setting_layers import InForce
 from engine.settings import Log, Settings, SettingsError
@@ -80,6 +81,9 @@ class Site(Protocol):
 
     def fleet(self) -> AbstractContextManager[Fleet]:
         """Open the devices."""
+
+    def exports(self) -> AbstractContextManager[ExportStore]:
+        """Open what can be written out of the system."""
 
     def epoch(self) -> AbstractContextManager[Epoch]:
         """Open the epoch."""

@@ -1,0 +1,136 @@
+"""``run.py export``: records and events out of the system."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+import click
+
+from engine.exporting import CsvForm, ExportStore, Format, json_line
+from engine.instants import to_us as microseconds
+from handlers.commands.site import Site, SiteError, on_site
+
+
+class _Time(click.ParamType[int]):
+    """A day or an instant, UTC where no zone is named, as microseconds since 1970."""
+
+    name = "time"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            at = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail("a day or an instant such as 2026-01-31 or 2026-01-31T12:00:00Z.", param, ctx)
+        if at.tzinfo is None:
+            at = at.replace(tzinfo=UTC)
+        return microseconds(at)
+
+
+@click.command(
+    "export",
+    short_help="Write a tenant's records or events as JSON lines or CSV.",
+    epilog="Example: run.py export --tenant acme --domain task --format csv --output tasks.csv",
+)
+@click.option("--tenant", metavar="T", required=True, help="The tenant.")
+@click.option("--domain", metavar="D", required=True, help="The domain, of records or of events.")
+@click.option("--from", "from_us", type=_Time(), metavar="TIME", help="Leave out what is older.")
+@click.option("--to", "to_us", type=_Time(), metavar="TIME", help="Leave out what is not older.")
+@click.option("--format", "format_", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="A new file, not stdout.")
+@on_site()
+def export(
+    site: Site,
+    *,
+    tenant: str,
+    domain: str,
+    from_us: int | None,
+    to_us: int | None,
+    format_: Format,
+    output: Path | None,
+) -> None:
+    """Write all records or events of a domain, in the order of their ids, events day by day.
+
+    Of records it is the last version, by the time of which --from and --to go; deleted ones come without data
+    and with `deleted`. Events go by the time that their device sent. In CSV each field of the data is a
+    column. Servers may run: each page is read by itself, and what changes after its page comes as it was.
+    """
+    with site.exports() as store, _opened(output) as file:
+        write = _csv if format_ == "csv" else _jsonl
+        try:
+            for count in write(_lines(store, tenant, domain, from_us, to_us), file):
+                _tell(count)
+            file.flush()
+        except BrokenPipeError:  # of `| head`, who has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        finally:
+            _tell(None)
+
+
+def _lines(
+    store: ExportStore, tenant: str, domain: str, from_us: int | None, to_us: int | None
+) -> Iterator[list[bytes]]:
+    for page in store.pages(tenant, domain, from_us, to_us):
+        yield [json_line(row) for row in page]
+
+
+def _jsonl(pages: Iterator[list[bytes]], file: IO[bytes]) -> Iterator[int]:
+    count = 0
+    for page in pages:
+        file.writelines(page)
+        count += len(page)
+        yield count
+
+
+def _csv(pages: Iterator[list[bytes]], file: IO[bytes]) -> Iterator[int]:
+    """Write CSV, of which the columns are known once all was read: it waits in a file without a name."""
+    form, count = CsvForm(), 0
+    with tempfile.TemporaryFile() as waiting:
+        for page in pages:
+            for line in page:
+                form.note(line)
+            waiting.writelines(page)
+            count += len(page)
+            yield count
+        waiting.seek(0)
+        file.write(form.heading().encode())
+        for text in form.write(waiting):
+            file.write(text.encode())
+
+
+@contextmanager
+def _opened(output: Path | None) -> Iterator[IO[bytes]]:
+    """Give stdout, or a file that has its name once it is whole; it is for its owner alone to read."""
+    if output is None:
+        yield sys.stdout.buffer
+        return
+    unfinished = output.with_name(f"{output.name}.part")
+    try:
+        if output.exists():
+            raise SiteError(f"{output} is there already: remove it, or name another --output")
+        descriptor = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except OSError as error:
+        raise SiteError(f"{unfinished}: {error.strerror}: remove it, or name another --output") from None
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+        unfinished.rename(output)
+    except OSError as error:
+        raise SiteError(f"{output}: {error.strerror}: nothing was kept") from None
+    finally:
+        with suppress(FileNotFoundError):
+            unfinished.unlink()
+
+
+def _tell(count: int | None) -> None:
+    """Say on a terminal how far it is; None ends that."""
+    if sys.stderr.isatty():
+        click.echo("\r" if count is None else f"\r{count:,} rows", nl=count is None, err=True)

@@ -91,7 +91,7 @@ class QuarantineDesk(QuarantineReads):
         recovery: list[RecoveryStore] = []
 
         def through(store: Store) -> Store:
-            recovery.append(RecoveryStore(store, items))
+            recovery.append(RecoveryStore(store, items, [len(one.item) for one in rows]))
             return recovery[0]
 
         try:

@@ -73,7 +73,9 @@ class FileParts:
             clock,
             UploadTurns(lambda: committer.counters.messages, clock),
             UploadLimits(
-                Quota(chosen.tenant_bytes, chosen.files_per_record), chosen.tenant_quotas, expire_s
+                Quota(chosen.tenant_bytes, chosen.files_per_record, chosen.open_per_device),
+                chosen.tenant_quotas,
+                expire_s,
             ),
         )
         self.waiting = WaitingFiles(PostgresWaiting(reads), clock, committer)

@@ -20,6 +20,7 @@ import uvloop
 from anyio.abc import TaskStatus
 
 from compose.files import UPLOAD_CONNECTIONS, FileParts
+from compose.room_watch import RoomWatch
 from engine.admission import TenantRates
 from engine.backlog import CommitLimits
 from engine.committer import Committer
@@ -56,9 +57,12 @@ from storage.partitions import maintain
 from storage.pool import Database, Pooling
 from storage.presence import Presence
 from storage.tenants import PostgresTenants
+from storage.usage import recount
 
 #: Days change slowly; what a missed run leaves undone, the next does.
 _MAINTENANCE_S: Final = 3600.0
+#: After an upgrade, what servers of the version before wrote is counted once they are gone.
+_FIRST_COUNT_S: Final = 600.0
 #: How long a thread that comes back from the disk waits for the interpreter. With the usual 5 ms, four times
 #: a chunk, that is longer than the disk takes.
 _SWITCH_S: Final = 0.0005
@@ -121,6 +125,8 @@ class Server:
             self._connections,
             self._renew,
         )
+        self._room_watch = RoomWatch(self._reads, settings)
+        room = self._room_watch.state
         rules = Rules(
             domains,
             policies.of,
@@ -128,6 +134,8 @@ class Server:
             limits.record_bytes,
             limits.answer_data_bytes,
             settings.records.tombstone_data_h > 0,
+            room.bounds,
+            lambda: room.full,
         )
         committer = Committer(
             PostgresStore(self._writes, settings.idempotency.lifetime_h),
@@ -183,6 +191,7 @@ class Server:
             upload_chores=files.chores.counters,
             shares=LoopShares(),
             watch=LoopWatch(clock),
+            room=room,
         )
         self._domains = domains
         self._presence = Presence(self._reads, port)
@@ -199,6 +208,7 @@ class Server:
         await self._renew()
         await self._presence.say()
         await self._core.devices.warm()
+        await self._room_watch.look()
         routes = self._files.routes(self._core, self._connections, self._domains)
         app = application(self._core, self._connections, self._faults, self._siblings, routes)
         goodbye, *others = services(self._core, self._connections)
@@ -209,6 +219,7 @@ class Server:
             Service("neighbours", self._neighbours.run, self._core.bus.drain),
             Service("maintenance", self._maintain),
             Service("presence", self._presence.run, self._presence.leave),
+            Service("room", self._room_watch.run),
         ]
         async with AsyncExitStack() as stack:
             # Until the end: a second signal while draining must not kill what the first asked to finish.
@@ -251,14 +262,15 @@ class Server:
 
     async def _maintain(self) -> None:
         lifetime_h = self._settings.idempotency.lifetime_h
+        pause_s = _FIRST_COUNT_S
         while True:
-            await anyio.sleep(_MAINTENANCE_S)
-            try:
-                await anyio.to_thread.run_sync(
-                    partial(maintain, self._dsn, lifetime_h), abandon_on_cancel=True
-                )
-            except Exception as error:
-                _log.warning("maintenance_failed", reason=type(error).__name__)
+            await anyio.sleep(pause_s)
+            pause_s = _MAINTENANCE_S
+            for work in (partial(maintain, self._dsn, lifetime_h), partial(recount, self._dsn)):
+                try:
+                    await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+                except Exception as error:
+                    _log.warning("maintenance_failed", reason=type(error).__name__)
 
 
 def run_server(

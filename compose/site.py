@@ -52,6 +52,7 @@ from storage.partitions import maintain
 from storage.places import HIDDEN, dsn_without_secrets, place_of, url_without_secrets
 from storage.policies import PostgresPolicies
 from storage.tenancy import PostgresTenancy
+from storage.usage import PostgresUsage
 
 _MADE_SECRET: Final = "auth.secret"  # noqa: S105  # the name of a file
 #: Settings that hold secrets, and what of them may be shown.
@@ -177,6 +178,12 @@ class Site:
         """Open the tenants."""
         with self._administered() as dsn:
             yield PostgresTenancy(dsn)
+
+    @contextmanager
+    def usage(self) -> Iterator[PostgresUsage]:
+        """Open what tenants hold."""
+        with self._administered() as dsn:
+            yield PostgresUsage(dsn)
 
     def tenant_number(self, name: str) -> int | None:
         """Return the number of a tenant, None if there is none of that name."""

@@ -11,7 +11,7 @@ from engine.domains import DomainPolicy, Fallback, Policy
 from engine.jobs import Settlement
 from engine.messages import Choice, ItemError, Status, Winner
 from engine.ports import StoreError
-from engine.rows import Conflict, Quarantined, Record
+from engine.rows import Conflict, Quarantined, Record, TenantUsage
 
 
 class MigrationState(msgspec.Struct, frozen=True):
@@ -32,6 +32,14 @@ class TenantSummary(msgspec.Struct, frozen=True):
     number: int
     created_at: datetime
     changes: int
+
+
+class TenantHolds(msgspec.Struct, frozen=True):
+    """What one tenant holds; ``file_bytes`` are those of its files and of its uploads that are open."""
+
+    name: str
+    usage: TenantUsage
+    file_bytes: int
 
 
 class RefusedError(StoreError):
@@ -80,6 +88,16 @@ class Tenants(Protocol):
         """Remove a tenant, with all its data if ``erase``.
 
         Raises RefusedError if there is none, or it has data that is not to be erased; StoreError.
+        """
+
+
+class Usage(Protocol):
+    """What tenants hold."""
+
+    def usage(self, tenant: str | None) -> list[TenantHolds]:
+        """List what a tenant holds, or all of them by name.
+
+        Raises RefusedError if there is no such tenant, StoreError.
         """
 
 

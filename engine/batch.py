@@ -7,6 +7,7 @@ before it. ``lookups`` says what must be locked and read, ``plan`` decides.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -21,6 +22,7 @@ from engine.jobs import Answer, Attach, Change, Job, Outcome, Push, Resolution
 from engine.messages import ItemError, Result
 from engine.quarantine import quarantined
 from engine.resolution import settle_by_person
+from engine.room import Behind, Room
 from engine.rows import (
     Conflict,
     ConflictRef,
@@ -36,6 +38,7 @@ from engine.rows import (
     Writes,
 )
 from engine.rules import Policies, Rules
+from engine.tenant_usage import sentence
 from engine.uploads import UploadRef
 from engine.working import Working
 
@@ -53,7 +56,8 @@ class Plan(msgspec.Struct, frozen=True):
 
     ``reused`` are messages under a key of another message, with the age of its answer in seconds. ``missing``
     are open conflicts that nobody thought to read; if there are any, the rest is void, and the batch begins
-    again with them.
+    again with them. ``behind`` is what is kept back after the batch (``engine.room``), ``refused``
+    are the keys of messages that found no room.
     """
 
     outcomes: list[Outcome]
@@ -61,6 +65,8 @@ class Plan(msgspec.Struct, frozen=True):
     changes: list[tuple[Record, str]]
     reused: list[tuple[Push, int]]
     missing: Collection[HeldRef] = ()
+    behind: Behind = MappingProxyType({})
+    refused: Collection[str] = ()
 
 
 def lookups(jobs: list[Job], rules: Rules, also_held: Collection[HeldRef] = ()) -> Lookups:
@@ -159,13 +165,18 @@ def _touched_bytes(
 
 
 def plan(
-    jobs: list[Job], state: State, rules: Rules, also_held: Collection[HeldRef] = ()
+    jobs: list[Job],
+    state: State,
+    rules: Rules,
+    also_held: Collection[HeldRef] = (),
+    behind: Behind = MappingProxyType({}),
 ) -> Plan:
     """Decide the whole batch. ``state`` is used up: it follows the jobs' effects.
 
     It holds what ``lookups`` of the same arguments named.
     """
     working = Working(state, also_held)
+    room = Room(state.usage, rules.bounds, jobs, behind)
     outcomes: list[Outcome] = []
     for job in jobs:
         if isinstance(job, Resolution):
@@ -173,11 +184,19 @@ def plan(
         elif isinstance(job, Attach):
             outcomes.append(attach(job, working))
         else:
-            outcomes.append(_push(job, working, rules))
-    return Plan(outcomes, working.writes(), working.changes, working.reused, working.missing)
+            outcomes.append(_push(job, working, rules, room))
+    return Plan(
+        outcomes,
+        working.writes(),
+        working.changes,
+        working.reused,
+        working.missing,
+        room.behind,
+        room.refused,
+    )
 
 
-def _push(push: Push, working: Working, rules: Rules) -> Answer | SyncError:
+def _push(push: Push, working: Working, rules: Rules, room: Room) -> Answer | SyncError:
     ref = KeyRef(push.tenant_id, push.key_hash)
     known = working.keys.get(ref)
     if known is not None:
@@ -190,15 +209,36 @@ def _push(push: Push, working: Working, rules: Rules) -> Answer | SyncError:
         return SyncError(
             "too_large", f"items: their records pass {MESSAGE_TOUCHES_BYTES} bytes together: send fewer"
         )
+    if room.behind and room.kept_back(push):
+        return room.no_room(push)
+    full = rules.full()
+    if full is not None:
+        return room.no_room(push, full)
+    if push.tenant_id not in room.tight:
+        room.taken(push)
+        return _applied(push, working, rules)
+    before = working.usage[push.tenant_id].copy()
+    checkpoint = working.checkpoint(push)
+    answer = _applied(push, working, rules)
+    bound = room.passed(push, before, working.usage[push.tenant_id])
+    if bound is None:
+        room.taken(push)
+        return answer
+    working.undo(push, checkpoint)
+    return room.no_room(push, sentence(bound))
+
+
+def _applied(push: Push, working: Working, rules: Rules) -> Answer:
     policies = rules.policies(push.tenant_id)
     if push.atomic:
         results = _atomic(push, working, rules, policies)
     else:
         results = _one_by_one(push, working, rules, policies)
-        working.quarantine.extend(quarantined(push, results, rules.new_id))
+        working.put_aside(quarantined(push, results, rules.new_id))
     results = told(results, rules.answer_data_bytes)
     encoded = _encode(results)
     row = kept(results, encoded, rules.kept_data_bytes)
+    ref = KeyRef(push.tenant_id, push.key_hash)
     working.keep(ref, KeyRow(push.tenant_id, push.key_hash, push.request_sha256, row))
     return Answer(encoded, replayed=False)
 
@@ -221,7 +261,7 @@ def _atomic(push: Push, working: Working, rules: Rules, policies: Policies) -> l
     for item in push.items:
         result = apply_item(push, item, working, rules, policies)
         if result.status in ("rejected", "conflict"):
-            working.restore(savepoint)
+            working.restore(push, savepoint)
             if result.status == "conflict":
                 result = _standing(push, result, working)
             return _aborted(push, len(results), result)

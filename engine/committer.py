@@ -18,18 +18,20 @@ import structlog
 
 from engine.backlog import Backlog, CommitLimits, Reply, Waiting
 from engine.batch import Plan, fitting, lookups, plan
-from engine.errors import SyncError, retry_soon_ms
+from engine.errors import SyncError, retry_later_ms, retry_soon_ms
 from engine.jobs import Job, Outcome, Push, Refused
 from engine.ports import (
     Clock,
     Store,
     StoreError,
+    StoreFullError,
     StorePoisonError,
     StoreRetryError,
     StoreUnavailableError,
     StoreUnknownError,
     Transaction,
 )
+from engine.room import KeptBack
 from engine.rows import HeldRef, Record
 from engine.rules import Rules
 
@@ -69,6 +71,7 @@ class Counters(msgspec.Struct):
     poisoned: int = 0
     failed: int = 0
     old_keys_reused: int = 0
+    without_room: int = 0
 
 
 class Committer:
@@ -92,8 +95,9 @@ class Committer:
         self._backlog = Backlog(limits)
         self._spread_from = max(1, limits.batch_items // 2)
         self._waiting: list[asyncio.Future[None]] = []
+        kept_back = KeptBack()
         self._lanes = [
-            _Lane(store, rules, clock, publish, doubt, self._backlog, self.counters)
+            _Lane(store, rules, clock, publish, doubt, self._backlog, self.counters, kept_back)
             for _ in range(lanes)
         ]
         self._clock = clock
@@ -225,7 +229,9 @@ class _Lane:
         doubt: Doubted,
         backlog: Backlog,
         counters: Counters,
+        kept_back: KeptBack,
     ) -> None:
+        self._kept_back = kept_back
         self._store = store
         self._rules = rules
         self._clock = clock
@@ -240,7 +246,7 @@ class _Lane:
         """See a batch through; one that cannot be stored is halved until the culprit stands alone."""
         try:
             planned = await self._commit([waiting.job for waiting in batch])
-        except (StoreRetryError, StoreUnknownError, StoreUnavailableError) as error:
+        except (StoreRetryError, StoreUnknownError, StoreUnavailableError, StoreFullError) as error:
             self._give_up(batch, error)
         except _TooMuchError as error:
             self._backlog.put_back(batch[error.fits :])
@@ -260,6 +266,9 @@ class _Lane:
             for push, age_s in planned.reused:
                 self._note_reuse(push, age_s)
             for waiting, outcome in zip(batch, planned.outcomes, strict=True):
+                if type(outcome) is SyncError and outcome.code == "insufficient_storage":
+                    self._counters.without_room += 1
+                    outcome.details["retry_after_ms"] = retry_later_ms()
                 _answer(waiting, outcome)
 
     def _note_reuse(self, push: Push, age_s: int) -> None:
@@ -279,8 +288,9 @@ class _Lane:
         refused = [*batch, *self._backlog.take_those_behind(batch, self._tried_s)]
         _log.warning("batch_unavailable", messages=len(refused), reason=type(error).__name__)
         self._counters.failed += len(refused)
+        full = isinstance(error, StoreFullError)
         for waiting in refused:
-            _answer(waiting, _unavailable())
+            _answer(waiting, _disk_full() if full else _unavailable())
 
     async def _settle_culprit(self, waiting: Waiting, error: Exception) -> None:
         """What the database refuses is quarantined item by item, so that it blocks no queue."""
@@ -339,7 +349,9 @@ class _Lane:
                 self._doubt({job.tenant_id for job in jobs})
 
     async def _attempt(self, jobs: list[Job]) -> Plan:
-        rules = self._rules.as_of_now({job.tenant_id for job in jobs})
+        tenants = {job.tenant_id for job in jobs}
+        rules = self._rules.as_of_now(tenants)
+        behind = self._kept_back.of(tenants, self._clock.monotonic_s())
         also_held: set[HeldRef] = set()
         while True:
             transaction: Transaction = await self._store.begin(lookups(jobs, rules, also_held))
@@ -347,12 +359,14 @@ class _Lane:
                 fits = fitting(jobs, transaction.state)
                 if fits < len(jobs):
                     raise _TooMuchError(fits)
-                planned = plan(jobs, transaction.state, rules, also_held)
+                planned = plan(jobs, transaction.state, rules, also_held, behind)
             except BaseException:
                 await transaction.rollback()
                 raise
             if not planned.missing:
                 await transaction.commit(planned.writes)
+                now_s = self._clock.monotonic_s()
+                self._kept_back.planned(tenants, planned.behind, planned.refused, now_s)
                 return planned
             # Begins again, seldom: it is dearer than one more look, and costs other batches nothing.
             await transaction.rollback()
@@ -382,6 +396,14 @@ def _refused_whole(push: Push) -> Push | None:
 def overloaded(retry_after_ms: int) -> SyncError:
     """Make the refusal of what is too much."""
     return SyncError("overloaded", "too much is waiting to be stored", retry_after_ms=retry_after_ms)
+
+
+def _disk_full() -> SyncError:
+    return SyncError(
+        "insufficient_storage",
+        "the database's disk is full; send the same message again",
+        retry_after_ms=retry_later_ms(),
+    )
 
 
 def _unavailable() -> SyncError:

@@ -181,8 +181,10 @@ ERRORS: Final = _table(
         "insufficient_storage",
         507,
         True,
-        "The server has no room for more; all that was acknowledged is kept.",
-        "Wait for retry_after_ms, which is a minute or so, ask for the offset, then go on from there.",
+        "The tenant, the device's open uploads or the server have no room for more; nothing of the message"
+        " was accepted, and all that was acknowledged is kept.",
+        "Wait for retry_after_ms, which is a minute or so, then send the very same message; ask for an"
+        " upload's offset before. An operator makes room or raises a bound.",
     ),
     ErrorKind(
         "rate_limited",

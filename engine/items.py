@@ -101,7 +101,7 @@ def _append(push: Push, item: Change, working: Working, rules: Rules) -> Result:
         push.device_id,
         item.data,
     )
-    working.append(key, event)
+    working.append(key, event, push.now_us)
     return Result(domain=item.domain, id=item.id, status="applied")
 
 

@@ -29,6 +29,10 @@ class StorePoisonError(StoreError):
     """PostgreSQL refused a value; nothing was written, and the same batch never succeeds."""
 
 
+class StoreFullError(StoreError):
+    """The database's disk is full; nothing was written, and that lasts until a person makes room."""
+
+
 class StoreUnavailableError(StoreError):
     """No connection to a writable database can be had now; nothing was written."""
 
@@ -41,8 +45,9 @@ class Transaction(Protocol):
     async def commit(self, writes: Writes) -> None:
         """Write everything and commit, in one round trip, durably (synchronous_commit = on).
 
-        Raises StoreRetryError, StoreUnknownError or StorePoisonError. A caller that is cancelled meanwhile
-        does not stop a COMMIT that was sent. Either way the transaction has ended on return.
+        Raises StoreRetryError, StoreUnknownError, StoreFullError or StorePoisonError. A caller that is
+        cancelled meanwhile does not stop a COMMIT that was sent. Either way the transaction has ended on
+        return.
         """
 
     async def rollback(self) -> None:
@@ -57,7 +62,7 @@ class Store(Protocol):
 
         Counters are locked in ascending order of ``lookups.tenants``; reads see a later snapshot than the
         lock's. A missing counter row is created. Keys past their lifetime are not found.
-        Raises StoreRetryError, StoreUnavailableError or StorePoisonError.
+        Raises StoreRetryError, StoreUnavailableError, StoreFullError or StorePoisonError.
         """
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from engine.errors import SyncError, retry_soon_ms
+from engine.errors import SyncError, retry_later_ms, retry_soon_ms
 from engine.file_types import FileTypes
 from engine.finishing import Finishing
 from engine.gathering import Gatherer, patiently
@@ -136,6 +136,12 @@ class Receiving:
             raise SyncError("quota_exceeded", f"the files of this tenant, {most}")
         if made == "record_full":
             raise _record_full(quota)
+        if made == "device_full":
+            raise SyncError(
+                "insufficient_storage",
+                f"this device has {quota.open_per_device} uploads open: finish or cancel some",
+                retry_after_ms=retry_later_ms(),
+            )
         self.counters.created += 1
         return upload
 

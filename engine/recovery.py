@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import compress
 from typing import Final
 
 import msgspec
@@ -16,7 +17,8 @@ from engine.intake import Intake, Session
 from engine.jobs import Push
 from engine.messages import Sync
 from engine.ports import Store, Tenant, Transaction
-from engine.rows import Lookups, Quarantined, QuarantineRef, State, Writes
+from engine.rows import Lookups, Quarantined, QuarantineRef, State, TenantUsage, Writes
+from engine.tenant_usage import conflict_bytes
 
 #: Read from the answer that a device would get.
 decode_results: Final = msgspec.json.Decoder(list[Retried]).decode
@@ -83,9 +85,11 @@ class RecoveryStore:
     nor a second item in the quarantine. One of those behind it stays alone.
     """
 
-    def __init__(self, store: Store, items: Sequence[QuarantineRef]) -> None:
+    def __init__(self, store: Store, items: Sequence[QuarantineRef], sizes: Sequence[int]) -> None:
         self._store = store
         self._items = items
+        #: How many bytes each item counts for in the quarantine.
+        self._sizes = sizes
         #: Whether some of the items had left the quarantine before, so that nothing was written.
         self.late = False
 
@@ -96,17 +100,22 @@ class RecoveryStore:
         state = transaction.state
         ours = {item.quarantine_id for item in self._items}
         state.set_aside = {ref: first for ref, first in state.set_aside.items() if first not in ours}
-        return _Recovery(transaction, self._items, self)
+        return _Recovery(transaction, self._items, self._sizes, self)
 
 
 class _Recovery:
     """One open try (``engine.ports.Transaction``)."""
 
     def __init__(
-        self, transaction: Transaction, items: Sequence[QuarantineRef], store: RecoveryStore
+        self,
+        transaction: Transaction,
+        items: Sequence[QuarantineRef],
+        sizes: Sequence[int],
+        store: RecoveryStore,
     ) -> None:
         self._transaction = transaction
         self._items = items
+        self._sizes = sizes
         self._store = store
         self.state: State = transaction.state
 
@@ -120,9 +129,15 @@ class _Recovery:
         if self._store.late or stays(results[0]):
             await self._transaction.rollback()
             return
-        pairs = zip(self._items, results, strict=True)
-        writes.recovered = [item for item, result in pairs if not stays(result)]
+        leaving = [not stays(result) for result in results]
+        writes.recovered = [item for item, left in zip(self._items, leaving, strict=True) if left]
+        usage = writes.usage.setdefault(self._items[0].tenant_id, TenantUsage())
+        usage.quarantine_rows = -len(writes.recovered)
+        usage.quarantine_bytes = -sum(compress(self._sizes, leaving))
         writes.quarantine = []
+        lost = [conflict for conflict in writes.conflicts if conflict.outcome == "server"]
+        usage.conflict_rows -= len(lost)
+        usage.conflict_bytes -= sum(map(conflict_bytes, lost))
         writes.conflicts = [conflict for conflict in writes.conflicts if conflict.outcome != "server"]
         await self._transaction.commit(writes)
 

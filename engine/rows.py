@@ -202,6 +202,35 @@ class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
     clock_offset_us: int = 0
 
 
+class TenantUsage(msgspec.Struct):
+    """Rows and bytes that a tenant holds, or may hold, or by which that changes.
+
+    ``record_bytes`` are data, last data and field versions. ``conflict_bytes`` are both sides of all
+    conflicts, ``answer_bytes`` those of kept answers. ``future_event_rows`` are events that were dated more
+    than a day ahead when they came; the store counts them anew as time passes.
+    """
+
+    record_rows: int = 0
+    record_bytes: int = 0
+    conflict_rows: int = 0
+    conflict_bytes: int = 0
+    quarantine_rows: int = 0
+    quarantine_bytes: int = 0
+    event_rows: int = 0
+    event_bytes: int = 0
+    answer_rows: int = 0
+    answer_bytes: int = 0
+    future_event_rows: int = 0
+
+    def numbers(self) -> tuple[int, ...]:
+        """Return all numbers in the order of the fields."""
+        return msgspec.structs.astuple(self)
+
+    def copy(self) -> TenantUsage:
+        """Return one of its own."""
+        return TenantUsage(*msgspec.structs.astuple(self))
+
+
 class Lookups(msgspec.Struct):
     """What one batch needs locked and read. ``tenants`` is ascending and without doubles.
 
@@ -227,7 +256,7 @@ class State(msgspec.Struct):
     """What the store answered to ``Lookups``; what does not exist is missing from the dicts.
 
     ``twins`` are the others, of which there is a file, also of one device; ``uploads`` has their states.
-    ``set_aside`` has the quarantine_id of the first item.
+    ``set_aside`` has the quarantine_id of the first item. ``usage`` is what each tenant holds.
     """
 
     seqs: dict[int, int]
@@ -240,13 +269,14 @@ class State(msgspec.Struct):
     twins: dict[UploadRef, list[UploadRef]] = {}
     set_aside: dict[SetAsideRef, str] = {}
     recovering: set[QuarantineRef] = set()
+    usage: dict[int, TenantUsage] = {}
 
 
 class Writes(msgspec.Struct):
     """What one batch writes, at most one row per identity. ``seqs`` are the counters' new values.
 
     ``conflicts`` are inserted or, by (tenant_id, conflict_id), replaced; ``recovered`` leave the quarantine.
-    ``uploads`` are the states that finished uploads move to.
+    ``uploads`` are the states that finished uploads move to. ``usage`` is by how much tenants hold more.
     """
 
     seqs: dict[int, int]
@@ -257,3 +287,4 @@ class Writes(msgspec.Struct):
     quarantine: list[Quarantined]
     recovered: list[QuarantineRef] = []
     uploads: list[tuple[UploadRef, UploadState]] = []
+    usage: dict[int, TenantUsage] = {}

@@ -10,6 +10,7 @@ import msgspec
 from engine.answers import KEPT_DATA_BYTES
 from engine.domains import DomainPolicy, Domains
 from engine.merge import Fields
+from engine.rows import TenantUsage
 
 Policies = Mapping[str, DomainPolicy]
 
@@ -23,6 +24,8 @@ class Rules(msgspec.Struct, frozen=True):
     ``policies`` gives a tenant's policies by domain from memory; ``new_id`` makes ids of conflicts and
     quarantined items; ``record_bytes`` bounds a stored record or event, ``answer_data_bytes`` the
     ``data`` in one answer. ``tombstone_data`` says that the last data of a deleted record are kept.
+    ``bounds`` are what a tenant may hold, None for whatever it wants; ``full`` says in a sentence that nobody
+    is to store more.
     ``kept_data_bytes`` is as ``engine.answers.KEPT_DATA_BYTES``. ``record_fields`` bounds the
     top-level fields of a record; one that has more from before the bound is changed as long as it gains none.
     """
@@ -33,6 +36,8 @@ class Rules(msgspec.Struct, frozen=True):
     record_bytes: int
     answer_data_bytes: int
     tombstone_data: bool = True
+    bounds: TenantUsage | None = None
+    full: Callable[[], str | None] = lambda: None
     kept_data_bytes: int = KEPT_DATA_BYTES
     record_fields: int = MAX_FIELDS
 

@@ -14,6 +14,7 @@ Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 SizeBytes = Annotated[int, Meta(ge=1024, le=1 << 31)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 FileBytes = Annotated[int, Meta(ge=1, le=1 << 40)]
+HeldRows = Annotated[int, Meta(ge=0, le=1 << 60)]
 QuotaBytes = Annotated[int, Meta(ge=0, le=1 << 60)]
 MediaType = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9.+-]*/[a-z0-9][a-z0-9.+-]*$")]
 
@@ -76,6 +77,8 @@ class Postgres(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     dsn: Text
     dsn_file: Text
     read_connections: Annotated[int, Meta(ge=1, le=100)]
+    min_free_bytes: QuotaBytes
+    max_bytes: QuotaBytes
 
     def __repr__(self) -> str:
         """Show no password, wherever this ends up being printed."""
@@ -118,6 +121,22 @@ class Records(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     tombstone_data_h: Annotated[float, Meta(ge=0, le=87_600)]
 
 
+class TenantLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one tenant may hold: rows, and bytes of the JSON in them, as ``engine.rows.TenantUsage``."""
+
+    record_rows: HeldRows
+    record_bytes: QuotaBytes
+    conflict_rows: HeldRows
+    conflict_bytes: QuotaBytes
+    quarantine_rows: HeldRows
+    quarantine_bytes: QuotaBytes
+    event_rows: HeldRows
+    event_bytes: QuotaBytes
+    answer_rows: HeldRows
+    answer_bytes: QuotaBytes
+    future_event_rows: HeldRows
+
+
 class Idempotency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long a message's answer is kept under its key."""
 
@@ -147,6 +166,7 @@ class Uploads(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     tenant_bytes: QuotaBytes
     tenant_quotas: dict[str, QuotaBytes]
     files_per_record: Count
+    open_per_device: Count
     expire_h: Annotated[float, Meta(gt=0, le=8760)]
     grace_h: Annotated[float, Meta(gt=0, le=87_600)]
     idle_s: Seconds
@@ -191,6 +211,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     commit: Commit
     feed: FeedPages
     records: Records
+    tenant_limits: TenantLimits
     idempotency: Idempotency
     devices: DeviceMemory
     uploads: Uploads

@@ -43,15 +43,16 @@ class Advance(msgspec.Struct, frozen=True):
 
 
 class Quota(msgspec.Struct, frozen=True):
-    """How much a tenant may store, and how many files one record may have."""
+    """How much a tenant may store, how many files a record may have, how many a device may have open."""
 
     tenant_bytes: int
     files_per_record: int
+    open_per_device: int
 
 
-#: What became of an upload that was to be kept: there may be no room for the tenant's bytes, or the record's
-#: files.
-Created = Literal["created", "tenant_full", "record_full"]
+#: What became of an upload that was to be kept: there may be no room for the tenant's bytes, the record's
+#: files, or the device's open uploads.
+Created = Literal["created", "tenant_full", "record_full", "device_full"]
 
 
 #: The same of one that is put together of parts, which may have been spent before.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from engine.jobs import Change, Push
 from engine.rows import (
@@ -19,10 +19,14 @@ from engine.rows import (
     RecordKey,
     SetAsideRef,
     State,
+    TenantUsage,
     Writes,
 )
+from engine.tenant_usage import AHEAD_US, conflict_bytes, record_bytes
 from engine.uploads import State as UploadState
 from engine.uploads import UploadRef
+
+_NOTHING: Final = TenantUsage()
 
 
 class Savepoint(NamedTuple):
@@ -34,13 +38,26 @@ class Savepoint(NamedTuple):
     events: list[EventKey]
     conflict_ids: set[ConflictRef]
     changes: int
+    usage: TenantUsage
+
+
+class Checkpoint(NamedTuple):
+    """What any message may touch, as it was before."""
+
+    savepoint: Savepoint
+    held: dict[HeldRef, Conflict]
+    conflicts: dict[ConflictRef, Conflict]
+    logged: dict[ConflictRef, Conflict]
+    quarantine: int
+    set_aside: set[SetAsideRef]
 
 
 class Working:
     """Rows by identity, the dirty ones among them, and the tenants' counters.
 
     ``missing`` are open conflicts that the batch needs and has not read, so that it has to begin again;
-    ``also_held`` are those that it reads for having needed them before.
+    ``also_held`` are those that it reads for having needed them before. ``usage`` is by how much each tenant
+    holds more than before the batch.
     """
 
     def __init__(self, state: State, also_held: Collection[HeldRef] = ()) -> None:
@@ -59,6 +76,7 @@ class Working:
         self._quarantined = state.set_aside
         self.changes: list[tuple[Record, str]] = []
         self.reused: list[tuple[Push, int]] = []
+        self.usage = {tenant_id: TenantUsage() for tenant_id in state.seqs}
         self._first_seqs = dict(state.seqs)
         self._dirty: dict[RecordKey, None] = {}
         self._new_keys: list[KeyRow] = []
@@ -74,12 +92,18 @@ class Working:
 
     def put(self, key: RecordKey, record: Record, session_id: str) -> None:
         """Take in a new version of a record."""
+        usage, before = self.usage[key.tenant_id], self.records.get(key)
+        if before is None:
+            usage.record_rows += 1
+        else:
+            usage.record_bytes -= record_bytes(before)
+        usage.record_bytes += record_bytes(record)
         self.records[key] = record
         self._dirty[key] = None
         self.changes.append((record, session_id))
 
     def amend(self, key: RecordKey, record: Record) -> None:
-        """Take in what nobody need be told of a record."""
+        """Take in which files a record has, of which nobody need be told."""
         self.records[key] = record
         self._dirty[key] = None
 
@@ -87,15 +111,31 @@ class Working:
         """Take in the state that a finished upload comes to."""
         self.uploads[ref] = self._moved[ref] = state
 
-    def append(self, key: EventKey, event: Event) -> None:
+    def append(self, key: EventKey, event: Event, now_us: int) -> None:
         """Take in a new event."""
+        usage = self.usage[key.tenant_id]
+        usage.event_rows += 1
+        usage.event_bytes += len(event.data)
+        if event.sent_at_us > now_us + AHEAD_US:
+            usage.future_event_rows += 1
         self.events[key] = event
         self._new_events[key] = None
 
     def keep(self, ref: KeyRef, row: KeyRow) -> None:
         """Keep the answer of a message under its key."""
+        usage = self.usage[ref.tenant_id]
+        usage.answer_rows += 1
+        usage.answer_bytes += len(row.results)
         self.keys[ref] = row
         self._new_keys.append(row)
+
+    def put_aside(self, rows: list[Quarantined]) -> None:
+        """Take in rejected items."""
+        for row in rows:
+            usage = self.usage[row.tenant_id]
+            usage.quarantine_rows += 1
+            usage.quarantine_bytes += len(row.item)
+        self.quarantine.extend(rows)
 
     def set_aside(self, ref: SetAsideRef) -> None:
         """Note that an item of a device was rejected, and will be in the quarantine."""
@@ -116,6 +156,7 @@ class Working:
         tenant_id = conflict.tenant_id
         ref = ConflictRef(tenant_id, conflict.conflict_id)
         holder = HeldRef(tenant_id, conflict.device_id, conflict.domain, conflict.record_id)
+        self._count(ref, holder, conflict)
         if conflict.outcome == "open":
             self.held[holder] = conflict
             self.conflicts[ref] = conflict
@@ -123,6 +164,17 @@ class Working:
             self.conflicts[ref] = conflict
             self.held.pop(holder, None)
         self._logged[ref] = conflict
+
+    def _count(self, ref: ConflictRef, holder: HeldRef, conflict: Conflict) -> None:
+        usage = self.usage[ref.tenant_id]
+        before = self.held.get(holder)
+        if before is None or before.conflict_id != ref.conflict_id:
+            before = self.conflicts.get(ref)
+        if before is None:
+            usage.conflict_rows += 1
+        else:
+            usage.conflict_bytes -= conflict_bytes(before)
+        usage.conflict_bytes += conflict_bytes(conflict)
 
     def savepoint(self, push: Push) -> Savepoint:
         """Remember all that an atomic message may touch."""
@@ -146,11 +198,35 @@ class Working:
             events,
             set(self._logged),
             len(self.changes),
+            self.usage[push.tenant_id].copy(),
         )
 
-    def restore(self, savepoint: Savepoint) -> None:
+    def checkpoint(self, push: Push) -> Checkpoint:
+        """Remember all that a message may touch. It copies what the batch holds."""
+        return Checkpoint(
+            self.savepoint(push),
+            dict(self.held),
+            dict(self.conflicts),
+            dict(self._logged),
+            len(self.quarantine),
+            set(self._set_aside),
+        )
+
+    def undo(self, push: Push, checkpoint: Checkpoint) -> None:
+        """Undo a message whose answer is kept already, as if it had never come."""
+        self.restore(push, checkpoint.savepoint)
+        self.held = checkpoint.held
+        self.conflicts = checkpoint.conflicts
+        self._logged = checkpoint.logged
+        self._set_aside = checkpoint.set_aside
+        del self.quarantine[checkpoint.quarantine :]
+        row = self._new_keys.pop()
+        del self.keys[KeyRef(row.tenant_id, row.key_hash)]
+
+    def restore(self, push: Push, savepoint: Savepoint) -> None:
         """Undo an atomic message; it never opens a conflict, so only log entries are dropped."""
         del self.changes[savepoint.changes :]
+        self.usage[push.tenant_id] = savepoint.usage.copy()
         for key, record in savepoint.records.items():
             if record is None:
                 self.records.pop(key, None)
@@ -176,4 +252,5 @@ class Working:
             conflicts=list(self._logged.values()),
             quarantine=self.quarantine,
             uploads=list(self._moved.items()),
+            usage={tenant: usage for tenant, usage in self.usage.items() if usage != _NOTHING},
         )

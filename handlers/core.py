@@ -16,6 +16,7 @@ from engine.policies import PolicyBook
 from engine.ports import Bus, Clock, ConflictStore
 from engine.receiving import UploadCounters
 from engine.revocations import Revocations
+from engine.room import RoomState
 from engine.upload_chores import ChoreCounters
 from handlers.auth import Verifier
 from handlers.loop_watch import LoopWatch
@@ -67,6 +68,7 @@ class Core(msgspec.Struct, frozen=True):
     upload_chores: ChoreCounters
     shares: LoopShares
     watch: LoopWatch
+    room: RoomState
 
     def policy_names(self, tenant_id: int) -> dict[str, str]:
         """Map each domain to its policy, as a device is told."""

@@ -8,7 +8,7 @@ import msgspec
 import structlog
 
 from engine.errors import SyncError, retry_later_ms, retry_soon_ms
-from engine.ports import BlobsError, BlobsFullError, StoreError
+from engine.ports import BlobsError, BlobsFullError, StoreError, StoreFullError
 
 _log = structlog.get_logger()
 _encode = msgspec.json.encode
@@ -24,6 +24,9 @@ def as_sync_error(error: Exception, **context: object) -> SyncError:
         return error
     if isinstance(error, StoreError):
         _log.warning("store_failed", reason=type(error).__name__, **context)
+        if isinstance(error, StoreFullError):
+            sentence = "the database's disk is full"
+            return SyncError("insufficient_storage", sentence, retry_after_ms=retry_later_ms())
         return SyncError("unavailable", "the database is away", retry_after_ms=retry_soon_ms())
     if isinstance(error, BlobsError):
         full = isinstance(error, BlobsFullError)

@@ -67,10 +67,12 @@ class Probes:
         faults = ["draining"] if self._connections.draining else await self._faults()
         if faults:
             return web.json_response({"status": "not ready", "faults": faults}, status=503)
-        bus = self._core.bus.state
-        if not bus.up:
-            sentence = _CONNECTING if bus.connecting else _NO_BUS
-            return web.json_response({"status": "degraded", "degraded": [sentence]})
+        bus, room = self._core.bus.state, self._core.room
+        degraded = [] if bus.up else [_CONNECTING if bus.connecting else _NO_BUS]
+        if room.full is not None:
+            degraded.append(room.full)
+        if degraded:
+            return web.json_response({"status": "degraded", "degraded": degraded})
         return web.json_response({"status": "ready"})
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -125,6 +127,17 @@ class _Scrape(Collector):
             "Messages that wait to be stored",
             self._core.committer.queued_messages,
         )
+        room = self._core.room
+        parts = GaugeMetricFamily(
+            "tidemark_tenant_fullest_ratio",
+            "The part of a bound that the fullest tenant holds",
+            labels=["bound"],
+        )
+        for name, part in room.parts().items():
+            parts.add_metric([name], part)
+        yield parts
+        if room.free_bytes is not None:
+            yield _gauge("tidemark_database_free_bytes", "Room on the database's disk", room.free_bytes)
         if chores.abandonment_ratio is not None:
             yield _gauge(
                 "tidemark_upload_abandonment_ratio",
@@ -152,6 +165,7 @@ class _Scrape(Collector):
             ("tidemark_commits_unknown", "Commits of unknown outcome", committed.unknown_outcomes),
             ("tidemark_messages_poisoned", "Messages refused by the database", committed.poisoned),
             ("tidemark_messages_failed", "Messages that could not be stored", committed.failed),
+            ("tidemark_messages_without_room", "Messages refused for a full tenant", committed.without_room),
             ("tidemark_old_keys_reused", "Keys used again after more than a day", committed.old_keys_reused),
             ("tidemark_bus_published", "Messages told to other processes", bus.published),
             ("tidemark_bus_received", "Messages heard, one's own as well", bus.received),

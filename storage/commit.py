@@ -26,8 +26,10 @@ from engine.rows import (
     RecordKey,
     SetAsideRef,
     State,
+    TenantUsage,
     Writes,
 )
+from engine.tenant_usage import NAMES
 from engine.uploads import UploadRef
 from storage.arrays import joined, numbers, plain, split, texts
 from storage.held import StoredChange
@@ -72,7 +74,7 @@ _LOCK: Final = Statement(
 )
 _COUNTERS: Final = (
     f"SELECT 0, tenant_id, NULL, NULL, seq, {TODAY}, NULL::bigint, NULL::bigint,"
-    " NULL, NULL, NULL, NULL, NULL::bigint"
+    f" concat_ws(',', {', '.join(NAMES)}), NULL, NULL, NULL, NULL::bigint"
     " FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[])"
 )
 #: LATERAL with LIMIT fixes the plan: one index probe a row, however the tables are analysed.
@@ -384,6 +386,7 @@ def _state(rows: list[Row]) -> _State:
 
 def _counter(state: State, row: Row) -> None:
     state.seqs[row[1]] = row[4]
+    state.usage[row[1]] = TenantUsage(*map(int, row[8].split(",")))
 
 
 def _key(state: State, row: Row) -> None:

@@ -18,6 +18,7 @@ from psycopg2.errors import LockNotAvailable
 
 from engine.ports import StoreRetryError
 from storage.direct import connected, schema_change
+from storage.usage import answers_of, dropping, take_off
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -128,9 +129,17 @@ def drop_expired(dsn: str, before: datetime) -> list[str]:
     """
     last = (before - _MARGIN).astimezone(UTC).date()
     with connected(dsn) as connection:
-        if _expired(_partitions(connection, IDEMPOTENCY), last):
-            return _patiently(connection, partial(_drop, series=IDEMPOTENCY, last=last))
-    return []
+        if not _expired(_partitions(connection, IDEMPOTENCY), last):
+            return []
+        with dropping(dsn), connection.cursor() as cursor:
+            answers = {
+                name: answers_of(cursor, name)
+                for name in _expired(_partitions(connection, IDEMPOTENCY), last)
+            }
+            gone = _patiently(connection, partial(_drop, series=IDEMPOTENCY, last=last))
+            for name in gone:
+                take_off(cursor, answers.get(name, ()))
+            return gone
 
 
 def _patiently(connection: Connection, change: Callable[[Cursor], list[str]]) -> list[str]:

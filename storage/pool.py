@@ -25,6 +25,7 @@ import structlog
 
 from engine.ports import (
     StoreError,
+    StoreFullError,
     StorePoisonError,
     StoreRetryError,
     StoreUnavailableError,
@@ -60,6 +61,7 @@ _KEEPALIVE: Final[dict[str, Any]] = {
 
 #: SQLSTATE classes that say the value itself is refused, whatever the time.
 _POISON = ("22", "23", "54")
+_DISK_FULL: Final = "53100"
 #: Those that say the statement is wrong here: a schema that is not ours, a right that is missing.
 _WRONG = ("42", "0A", "3F")
 
@@ -178,6 +180,8 @@ class Session:
         if state == "25006":  # the host was demoted: another one is the primary now
             self._lose()
             return StoreRetryError(sentence)
+        if state == _DISK_FULL:
+            return StoreFullError(sentence)
         if state.startswith(_POISON):
             return StorePoisonError(sentence)
         if state.startswith(_WRONG):

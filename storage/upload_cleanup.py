@@ -78,13 +78,19 @@ _FORGET: Final = (
     " forgotten AS (DELETE FROM upload_session AS u USING old"
     " WHERE u.tenant_id = old.t AND u.upload_id = old.i RETURNING 1) SELECT count(*) FROM forgotten"
 )
-#: Tombstones that a batch has at hand are left for the next run: neither waits for the other in a circle.
+#: Tenants that a batch has at hand are left for the next run: neither waits for the other in a circle. No
+#: batch has a tombstone of the others at hand, and one whose last data changed meanwhile has a later time.
 _EMPTY: Final = (
-    "WITH old AS MATERIALIZED (SELECT tenant_id AS t, domain AS d, id AS i FROM records"
-    f" WHERE last_data IS NOT NULL AND last_data_at < {_NOW} ORDER BY last_data_at"
-    " LIMIT %(limit)s::int FOR UPDATE SKIP LOCKED),"
-    " emptied AS (UPDATE records AS r SET last_data = NULL, last_data_at = NULL FROM old"
-    " WHERE r.tenant_id = old.t AND r.domain = old.d AND r.id = old.i RETURNING 1)"
+    "WITH old AS MATERIALIZED (SELECT tenant_id AS t, domain AS d, id AS i,"
+    f" octet_length(last_data::text) AS b FROM records WHERE last_data IS NOT NULL AND last_data_at < {_NOW}"
+    " ORDER BY last_data_at LIMIT %(limit)s::int),"
+    " held AS MATERIALIZED (SELECT tenant_id FROM tenant_counters"
+    " WHERE tenant_id IN (SELECT t FROM old) FOR UPDATE SKIP LOCKED),"
+    " emptied AS (UPDATE records AS r SET last_data = NULL, last_data_at = NULL FROM old, held"
+    " WHERE held.tenant_id = old.t AND r.tenant_id = old.t AND r.domain = old.d AND r.id = old.i"
+    f" AND r.last_data IS NOT NULL AND r.last_data_at < {_NOW} RETURNING old.t, old.b),"
+    " counted AS (UPDATE tenant_counters AS c SET record_bytes = c.record_bytes - w.b"
+    " FROM (SELECT t, sum(b) AS b FROM emptied GROUP BY t) AS w WHERE c.tenant_id = w.t)"
     " SELECT count(*) FROM emptied"
 )
 _STATES: Final = (

@@ -66,8 +66,16 @@ _LOCK: Final = Statement("SELECT FROM tenant_storage WHERE tenant_id = %(tenant)
 _MAKE: Final = Statement(
     f"{_INSERT} WHERE (SELECT count(*) FROM upload_session WHERE tenant_id = %(tenant)s::int"
     " AND domain = %(domain)s::text AND record_id = %(record)s::text"
-    " AND state IN ('open', 'stored', 'attached', 'lent')) < %(files)s::bigint RETURNING 1"
+    " AND state IN ('open', 'stored', 'attached', 'lent')) < %(files)s::bigint"
+    " AND (SELECT count(*) FROM upload_session WHERE tenant_id = %(tenant)s::int"
+    " AND device_id = %(device)s::text AND state = 'open') < %(open)s::bigint RETURNING 1"
 )
+_OPEN: Final = Statement(
+    "SELECT count(*) >= %(open)s::bigint FROM upload_session WHERE tenant_id = %(tenant)s::int"
+    " AND device_id = %(device)s::text AND state = 'open'"
+)
+#: One that is put together of parts takes no more than they did.
+_NO_BOUND: Final = str(2**62)
 _SPEND: Final = Statement(
     "UPDATE upload_session SET joined_into = %(id)s::uuid, reserved_bytes = 0, updated_at = now()"
     " WHERE tenant_id = %(tenant)s::int AND upload_id = ANY(%(spent)s::uuid[]) AND kind = 'part'"
@@ -155,7 +163,7 @@ class PostgresUploads:
 
     async def join(self, upload: Creating, expire_s: float) -> Joined:
         """Keep an upload that is put together, and spend its parts."""
-        values = _inserted(upload, expire_s) | {"spent": plain(upload.upload.parts)}
+        values = _inserted(upload, expire_s) | {"spent": plain(upload.upload.parts), "open": _NO_BOUND}
         joined: Joined = "created"
         with suppress(_UndoneError):
             async with self._transaction() as session:
@@ -267,7 +275,8 @@ async def _created(session: Session, creating: Creating, expire_s: float) -> Cre
     if await session.run_prepared("", (_MAKE,), "", values):
         return "created"
     await session.run_prepared("", (_RETURN,), "", values)
-    return "record_full"
+    ((device_is_full,),) = await session.run_prepared("", (_OPEN,), "", values)
+    return "device_full" if device_is_full else "record_full"
 
 
 def _inserted(creating: Creating, expire_s: float) -> dict[str, object]:
@@ -275,6 +284,7 @@ def _inserted(creating: Creating, expire_s: float) -> dict[str, object]:
     return _named(upload.ref) | {
         "quota": str(quota.tenant_bytes),
         "files": str(quota.files_per_record),
+        "open": str(quota.open_per_device),
         "device": upload.device_id,
         "user": upload.user,
         "kind": upload.kind,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from engine.rows import Conflict, KeyRow, Quarantined, Record, RecordKey, Writes
+from engine.rows import Conflict, KeyRow, Quarantined, Record, RecordKey, TenantUsage, Writes
+from engine.tenant_usage import NAMES
 from storage.arrays import (
     joined,
     joined_or_null,
@@ -20,8 +21,11 @@ from storage.held import encode_changes
 from storage.pool import Statement
 
 _COUNTERS: Final = Statement(
-    "UPDATE tenant_counters AS c SET seq = w.s"
-    " FROM unnest(%(tenants)s::int[], %(seqs)s::bigint[]) AS w(t, s) WHERE c.tenant_id = w.t"
+    "UPDATE tenant_counters AS c SET seq = coalesce(w.s, c.seq), "
+    + ", ".join(f"{name} = c.{name} + w.{name}" for name in NAMES)
+    + " FROM unnest(%(tenants)s::int[], %(seqs)s::bigint[], "
+    + ", ".join(f"%(usage_{name})s::bigint[]" for name in NAMES)
+    + f") AS w(t, s, {', '.join(NAMES)}) WHERE c.tenant_id = w.t"
 )
 _RECORDS: Final = (
     "INSERT INTO records"
@@ -133,6 +137,8 @@ _RECOVERED: Final = Statement(
 
 Values = dict[str, object]
 
+_NOTHING: Final = TenantUsage()
+
 
 def finish(
     writes: Writes, existing: Collection[RecordKey], tombstones: Collection[RecordKey]
@@ -143,10 +149,9 @@ def finish(
     """
     statements: list[Statement] = []
     values: Values = {}
-    if writes.seqs:
+    if writes.seqs or writes.usage:
         statements.append(_COUNTERS)
-        values["tenants"] = numbers(writes.seqs)
-        values["seqs"] = numbers(writes.seqs.values())
+        _counters(writes, values)
     if writes.records:
         _sorted_records(writes.records, existing, tombstones, statements, values)
     if writes.events:
@@ -179,6 +184,17 @@ def finish(
         values["u_ids"] = plain([ref.upload_id for ref, _ in writes.uploads])
         values["u_states"] = plain([state for _, state in writes.uploads])
     return statements, values
+
+
+def _counters(writes: Writes, values: Values) -> None:
+    """Only the tenant's counter row is written, whose page has room: no index has one of these columns."""
+    seqs, usage = writes.seqs, writes.usage
+    tenants = list(seqs.keys() | usage.keys())
+    values["tenants"] = numbers(tenants)
+    values["seqs"] = numbers_or_null([seqs.get(tenant) for tenant in tenants])
+    added = [usage.get(tenant, _NOTHING).numbers() for tenant in tenants]
+    for name, column in zip(NAMES, zip(*added, strict=True), strict=True):
+        values["usage_" + name] = numbers(column)
 
 
 def _sorted_records(

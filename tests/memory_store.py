@@ -23,6 +23,7 @@ from engine.rows import (
     RecordKey,
     SetAsideRef,
     State,
+    TenantUsage,
     Writes,
 )
 from engine.uploads import State as UploadState
@@ -40,6 +41,7 @@ class Memory:
         self.conflicts: dict[ConflictRef, Conflict] = {}
         self.quarantine: list[Quarantined] = []
         self.uploads: dict[UploadRef, UploadState] = {}
+        self.usage: defaultdict[int, TenantUsage] = defaultdict(TenantUsage)
         #: Of what record, name and content they are.
         self.contents: dict[UploadRef, tuple[str, ...]] = {}
 
@@ -60,6 +62,7 @@ class Memory:
             {ref: found for ref, found in twins.items() if found},
             {ref: first for ref in wanted.set_aside if (first := self._set_aside(ref)) is not None},
             {ref for ref in wanted.recovering if any(quarantine_ref(row) == ref for row in self.quarantine)},
+            {tenant: self.usage[tenant].copy() for tenant in wanted.tenants},
         )
 
     def _set_aside(self, ref: SetAsideRef) -> str | None:
@@ -82,7 +85,7 @@ class Memory:
         """Write everything; only for tenants that are locked, once per identity, keys and events new."""
         for rows in (writes.records, writes.events, writes.keys, writes.conflicts, writes.quarantine):
             assert {row.tenant_id for row in rows} <= locked
-        assert set(writes.seqs) <= locked
+        assert set(writes.seqs) | set(writes.usage) <= locked
         assert {ref.tenant_id for ref, _ in writes.uploads} <= locked
         assert {ref for ref, _ in writes.uploads} <= set(self.uploads)
         records = {RecordKey(row.tenant_id, row.domain, row.id): row for row in writes.records}
@@ -110,6 +113,9 @@ class Memory:
         self.quarantine.extend(writes.quarantine)
         self.quarantine = [row for row in self.quarantine if quarantine_ref(row) not in writes.recovered]
         self.uploads.update(writes.uploads)
+        for tenant, more in writes.usage.items():
+            both = zip(self.usage[tenant].numbers(), more.numbers(), strict=True)
+            self.usage[tenant] = TenantUsage(*[held + added for held, added in both])
 
 
 def held_ref(row: Conflict) -> HeldRef:

@@ -24,7 +24,7 @@ from engine.intake import Intake, Session
 from engine.jobs import Answer, Attach, Attached, Job, Outcome, Push, Resolution, Settlement
 from engine.messages import Attachment, Resolve, Sync
 from engine.ports import Tenant
-from engine.rows import Conflict, ConflictRef, EventKey, HeldRef, Record, RecordKey
+from engine.rows import Conflict, ConflictRef, EventKey, HeldRef, Record, RecordKey, TenantUsage
 from engine.rules import Rules
 from engine.uploads import UploadRef
 from tests.memory_store import Memory
@@ -129,6 +129,7 @@ class Duel:
         if batch.empties:
             self.world.empty()
             for key, row in self.memory.records.items():
+                self.memory.usage[key.tenant_id].record_bytes -= len(row.last_data or b"")
                 self.memory.records[key] = msgspec.structs.replace(row, last_data=None)
         sent: list[Sent] = []
         for step_s, command in batch.commands:
@@ -146,6 +147,7 @@ class Duel:
             self.told.take(one.job, outcome)
         self._compare_state()
         self._compare_chains()
+        self._compare_usage()
         self._nothing_is_lost()
 
     def _planned(self, jobs: list[Job]) -> Plan:
@@ -473,6 +475,31 @@ class Duel:
                 standing = tenant.records[logged.domain, logged.record_id][-1].data
                 wanted = applied(changes_of(row), record.data)
                 assert canonical(wanted) == canonical(chain_applied(logged.chain, standing))
+
+    def _compare_usage(self) -> None:
+        """What each tenant is said to hold is what is stored of it."""
+        stored: defaultdict[int, TenantUsage] = defaultdict(TenantUsage)
+        for key, row in self.memory.records.items():
+            stored[key.tenant_id].record_rows += 1
+            texts = (row.data, row.fields, row.last_data)
+            stored[key.tenant_id].record_bytes += sum(len(text) for text in texts if text is not None)
+        for event in self.memory.events.values():
+            stored[event.tenant_id].event_rows += 1
+            stored[event.tenant_id].event_bytes += len(event.data)
+        for ref, kept in self.memory.keys.items():
+            stored[ref.tenant_id].answer_rows += 1
+            stored[ref.tenant_id].answer_bytes += len(kept.results)
+        for conflict in self.memory.conflicts.values():
+            stored[conflict.tenant_id].conflict_rows += 1
+            changes = [change.data for change in conflict.client_changes or ()]
+            sizes = [len(data) for data in (conflict.server_data, conflict.client_data, *changes) if data]
+            stored[conflict.tenant_id].conflict_bytes += sum(sizes)
+        for item in self.memory.quarantine:
+            stored[item.tenant_id].quarantine_rows += 1
+            stored[item.tenant_id].quarantine_bytes += len(item.item)
+        for tenant, usage in self.memory.usage.items():
+            assert usage == stored[tenant]
+        assert stored.keys() <= self.memory.usage.keys()
 
     def _nothing_is_lost(self) -> None:
         """What stands as attached, or as a duplicate, is in its record's entry, and its bytes are there."""

@@ -64,6 +64,7 @@ def run(dsn: str) -> Run:
         "tenant add",
         "tenant list",
         "tenant remove",
+        "tenant usage",
         "token",
         "epoch renew",
         "conflicts list",
@@ -108,6 +109,28 @@ def test_a_tenant_comes_and_goes_and_servers_can_notice(run: Run, dsn: str) -> N
     assert rows(dsn, generation) != added
     assert rows(dsn, "SELECT FROM tenants UNION ALL SELECT FROM tenant_counters") == []
     assert "there is no tenant acme" in run("tenant", "remove", "acme").refusal()
+
+
+def test_tenant_usage_shows_what_is_held_beside_what_may_be(run: Run, dsn: str) -> None:
+    execute(
+        dsn,
+        "INSERT INTO tenants (name) VALUES ('acme'), ('globex')",
+        "INSERT INTO tenant_counters (tenant_id, record_rows) SELECT tenant_id, 25 FROM tenants",
+        "INSERT INTO tenant_storage SELECT tenant_id, 7 FROM tenants",
+    )
+    quotas = '{"acme": 70}'
+    settings = {"TIDEMARK__TENANT_LIMITS__RECORD_ROWS": "100", "TIDEMARK__UPLOADS__TENANT_QUOTAS": quotas}
+    shown = {tuple(line.split()) for line in run("tenant", "usage", "acme", **settings).out.splitlines()}
+    assert {
+        ("acme", "record_rows", "25", "100", "25.0%"),
+        ("acme", "file_bytes", "7", "70", "10.0%"),
+    } <= shown
+    listed = json.loads(run("tenant", "usage", "--json", **settings).out)
+    assert {(one["tenant"], one["bound"]) for one in listed if one["kind"] == "record_rows"} == {
+        ("acme", 100),
+        ("globex", 100),
+    }
+    assert "there is no tenant acne" in run("tenant", "usage", "acne").refusal()
 
 
 def test_a_tenant_with_data_goes_only_when_all_of_it_is_to_be_erased(run: Run, dsn: str) -> None:

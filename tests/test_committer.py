@@ -27,6 +27,7 @@ from engine.jobs import Answer, Outcome, Push, Resolution, Settlement
 from engine.messages import Resolve, Sync
 from engine.ports import (
     StoreError,
+    StoreFullError,
     StorePoisonError,
     StoreRetryError,
     StoreUnavailableError,
@@ -438,6 +439,22 @@ async def test_who_is_cancelled_answers_nobody_falsely() -> None:
 
 
 # -- retries ------------------------------------------------------------------------------------------
+
+
+async def test_full_disk_refuses_for_long_what_was_sent_and_what_waits() -> None:
+    async with bench(Fault(StoreFullError("no space left on device"))) as one:
+        one.store.gate.clear()
+        one.submit("k1", put("a", x=1))
+        await one.store.committing.get()
+        one.submit("k2", put("a", 1, x=2))
+        one.store.gate.set()
+        await one.committer.drain()
+        for _, outcome in one.replies:
+            assert isinstance(outcome, SyncError)
+            assert outcome.code == "insufficient_storage"
+            assert outcome.details["retry_after_ms"] in range(45_000, 90_001)
+        assert len(one.replies) == 2
+        assert not one.store.rows.keys
 
 
 @pytest.mark.parametrize("at", ["begin", "commit"])

@@ -26,7 +26,7 @@ _FILES = sorted((_ROOT / "storage/migrations").glob("*.sql"))
 _ALL = [file.stem for file in _FILES if not file.stem.endswith(".rollback")]
 
 #: These change rows and no table.
-_DATA_ALONE = {"0017.task_field_merge"}
+_DATA_ALONE = {"0017.task_field_merge", "0025.tenant_usage_filled"}
 
 #: Everything in the schema but yoyo's own book, in words.
 _COLUMNS = """
@@ -281,3 +281,33 @@ async def _until(condition: Callable[[], bool]) -> None:
             if condition():
                 return
             await asyncio.sleep(0.01)
+
+
+def test_migration_tenant_usage_fills_what_tenants_hold(empty_dsn: str) -> None:
+    migrate(empty_dsn, 23)
+    ahead_us = "((extract(epoch FROM now()) + 90000) * 1000000)::bigint"
+    execute(
+        empty_dsn,
+        "INSERT INTO tenants (name) VALUES ('acme'), ('globex')",
+        "INSERT INTO tenant_counters SELECT tenant_id, 3 FROM tenants",
+        "INSERT INTO records (tenant_id, domain, id, version, seq, at_us, chain_from, data, fields,"
+        " last_data) VALUES (1, 'task', 'a', 1, 1, 0, 1, '{\"a\":\"\u00e4\"}', '{}', null),"
+        " (1, 'task', 'b', 1, 2, 0, 1, null, null, '{}')",
+        "INSERT INTO events SELECT 1, 'metrics', 'a', at, 0, 'phone', '{\"b\":1}'"
+        f" FROM unnest(ARRAY[0, {ahead_us}]) AS at",
+        "INSERT INTO quarantine (tenant_id, quarantine_id, device_id, item, code, message, at_us)"
+        " VALUES (1, 'q', 'phone', '{\"\u00e4\":1}', 'x', 'y', 0)",
+        "INSERT INTO sync_idempotency_record VALUES (1, gen_random_uuid(), now(), '', '[]')",
+        "INSERT INTO conflict_resolution_log (tenant_id, conflict_id, domain, record_id, device_id, policy,"
+        " outcome, server_version, server_data, client_op, client_at_us, client_data, client_changes,"
+        " opened_at_us)"
+        " VALUES (1, 'c', 'task', 'a', 'phone', 'manual', 'open', 1, '{}', 'delete', 0, null,"
+        " '[{\"data\":{\"a\":1}},{\"data\":null}]', 0)",
+    )
+    migrate(empty_dsn)
+    assert rows(
+        empty_dsn,
+        "SELECT seq::int, record_rows::int, record_bytes::int, conflict_rows::int, conflict_bytes::int,"
+        " quarantine_rows::int, quarantine_bytes::int, event_rows::int, event_bytes::int, answer_rows::int,"
+        " answer_bytes::int, future_event_rows::int, counted_at FROM tenant_counters ORDER BY tenant_id",
+    ) == [(3, 2, 14, 1, 9, 1, 8, 2, 14, 1, 2, 1, None), (3, *[0] * 11, None)]

@@ -86,7 +86,7 @@ class Process:
         store = PostgresUploads(self.database)
         self.holds = Holds(store, self.blobs, wire, clock, EXPIRE_S)
         finishing = Finishing(store, self.blobs, TYPES, NoRecords(), clock)
-        limits = UploadLimits(Quota(10_000_000, 1000), {}, EXPIRE_S)
+        limits = UploadLimits(Quota(10_000_000, 1000, 1000), {}, EXPIRE_S)
         turns = UploadTurns(lambda: 0, clock)
         self.receiving = Receiving(
             store, self.blobs, self.holds, finishing, TYPES, clock, turns, limits

@@ -13,6 +13,7 @@ from engine.ports import (
     FeedStore,
     Page,
     Store,
+    StoreFullError,
     StorePoisonError,
     StoreRetryError,
     Transaction,
@@ -32,6 +33,7 @@ from engine.rows import (
     Record,
     RecordKey,
     SetAsideRef,
+    TenantUsage,
     Writes,
 )
 from storage.commit import PostgresStore
@@ -391,6 +393,33 @@ async def test_what_postgresql_refuses_is_poison_and_writes_nothing(postgres: Su
         await transaction.commit(_writes({1: 2}, _record(1), _record(2, data=b'{"broken":')))
     assert rows(postgres.dsn, "SELECT count(*) FROM records") == [(0,)]
     await _commit(postgres, _lookups(1), _writes({1: 1}, _record(1)))
+
+
+async def test_full_disk_is_told_from_what_passes_by_itself(postgres: Subject) -> None:
+    database = Database(postgres.dsn, 1)
+    try:
+        with pytest.raises(StoreFullError):
+            await database.query("DO $$ BEGIN RAISE SQLSTATE '53100'; END $$")
+        with pytest.raises(StoreRetryError):
+            await database.query("DO $$ BEGIN RAISE SQLSTATE '53200'; END $$")
+    finally:
+        await database.close()
+
+
+async def test_usage_is_added_to_what_a_tenant_holds(subject: Subject) -> None:
+    more = {1: TenantUsage(record_rows=1, record_bytes=7, answer_rows=2), 2: TenantUsage(event_rows=3)}
+    for _ in range(2):
+        writes = _writes()
+        writes.usage = more
+        await _commit(subject, _lookups(1, 2), writes)
+    transaction = await subject.store.begin(_lookups(1, 2, 3))
+    await transaction.rollback()
+    assert transaction.state.usage == {
+        1: TenantUsage(record_rows=2, record_bytes=14, answer_rows=4),
+        2: TenantUsage(event_rows=6),
+        3: TenantUsage(),
+    }
+    assert transaction.state.seqs == {1: 0, 2: 0, 3: 0}
 
 
 async def _found_key(subject: Subject, key: KeyRow, *, old: bool) -> KeyRow | None:

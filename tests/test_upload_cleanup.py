@@ -126,7 +126,7 @@ async def test_parts_expire_with_what_they_were_put_together_to_and_never_before
         offset_bytes=20,
         reserved_bytes=600,
     )
-    assert await house.store.join(Creating(whole, Quota(1 << 30, 100)), EXPIRE_S) == "created"
+    assert await house.store.join(Creating(whole, Quota(1 << 30, 100, 1000)), EXPIRE_S) == "created"
     assert (await house.tidied()).expired == 0
     assert [house.state(one) for one in (whole, *spent)] == ["open"] * 3
     execute(house.dsn, "UPDATE upload_session SET expires_at = now() - interval '1 s' WHERE kind = 'joined'")
@@ -440,6 +440,11 @@ async def test_last_data_are_dropped_at_their_time_without_a_new_version(house: 
         await house.push("put", None, record=record)
         await house.push("delete", 1, record=record)
     await house.push("put", None, record="c")
+    held_bytes = "SELECT record_bytes FROM tenant_counters WHERE tenant_id = 1"
+    stored_bytes = (
+        "SELECT sum(octet_length(concat(data::text, fields::text, last_data::text)))::bigint FROM records"
+    )
+    assert rows(house.dsn, held_bytes) == rows(house.dsn, stored_bytes)
     kept = "SELECT id, version, seq, last_data::text, last_data_at IS NULL FROM records ORDER BY id"
     before = rows(house.dsn, kept)
     assert [row[3] is None for row in before] == [False, False, True]
@@ -450,14 +455,15 @@ async def test_last_data_are_dropped_at_their_time_without_a_new_version(house: 
     assert (await house.tidied(LAST_DATA_H)).emptied == 1
     assert rows(house.dsn, kept) == [(*before[0][:3], None, True), *before[1:]]
     assert (await house.tidied(LAST_DATA_H + 2)).emptied == 1
+    assert rows(house.dsn, held_bytes) == rows(house.dsn, stored_bytes)
     assert rows(house.dsn, "SELECT tenant_id, seq FROM tenant_counters ORDER BY 1") == heads
 
 
-async def test_last_data_that_a_batch_has_at_hand_are_left_for_the_next_run(house: House) -> None:
+async def test_last_data_of_a_tenant_that_a_batch_has_at_hand_are_left_for_the_next_run(house: House) -> None:
     await house.push("put", None)
     await house.push("delete", 1)
     async with house.database.session() as session:
-        await session.run("BEGIN; SELECT FROM records FOR UPDATE")
+        await session.run("BEGIN; SELECT FROM tenant_counters FOR UPDATE")
         assert (await house.tidied(LAST_DATA_H)).emptied == 0
         await session.run("ROLLBACK")
     assert (await house.tidied(LAST_DATA_H)).emptied == 1

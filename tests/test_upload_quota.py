@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.device import item
+from tests.services import rows
 from tests.serving import Serve
 from tests.uploading import described, encoded, photo, uploader
 
@@ -46,3 +47,18 @@ async def test_a_file_counts_while_it_is_there_for_a_duplicate(serve: Serve) -> 
     assert (await phone.create(6001)).verdict == FULL
     await tablet.cancel(second)
     assert (await phone.create(10_000)).status == 201
+
+
+async def test_device_has_so_many_open_uploads_and_others_theirs(serve: Serve) -> None:
+    server = await serve(uploads={"open_per_device": 2})
+    await (await server.device()).push(item("put", "task", "pump-3", data={}))
+    phone = uploader(server)
+    first, _ = await phone.begun(None), await phone.begun(1000)
+    refused = await phone.create(1)
+    assert refused.verdict == (507, "insufficient_storage")
+    assert refused.message["retry_after_ms"] >= 45_000
+    assert rows(server.dsn, "SELECT count(*)::int FROM upload_session") == [(2,)]
+    assert (await uploader(server, "tablet").create(1)).status == 201
+    assert (await phone.cancel(first)).status == 204
+    await phone.uploaded(photo(4000))
+    assert (await phone.create(1)).status == 201

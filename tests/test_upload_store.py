@@ -19,7 +19,7 @@ from storage.tenancy import PostgresTenancy
 from storage.uploads import PostgresUploads
 from tests.services import execute, rows
 
-ROOM = Quota(tenant_bytes=1000, files_per_record=3)
+ROOM = Quota(tenant_bytes=1000, files_per_record=3, open_per_device=1000)
 EXPIRE_S = 60.0
 
 

@@ -89,7 +89,7 @@ class House:
         self.holds = Holds(self.store, self.blobs, Wire([]), clock, EXPIRE_S)
         finishing = Finishing(self.store, self.blobs, types, self.committer, clock)
         turns = UploadTurns(lambda: 0, clock)
-        limits = UploadLimits(Quota(1 << 30, 100), {}, EXPIRE_S)
+        limits = UploadLimits(Quota(1 << 30, 100, 1000), {}, EXPIRE_S)
         self.receiving = Receiving(
             self.store, self.blobs, self.holds, finishing, types, clock, turns, limits
         )

@@ -25,6 +25,7 @@ from engine.administration import (
     Schema,
     Tenants,
     UploadJobs,
+    Usage,
 )
 from engine.exporting import ExportStore
 from engine.ports import StoreError, StoreUnavailableError
@@ -75,6 +76,9 @@ class Site(Protocol):
 
     def tenants(self) -> AbstractContextManager[Tenants]:
         """Open the tenants."""
+
+    def usage(self) -> AbstractContextManager[Usage]:
+        """Open what tenants hold."""
 
     def policies(self) -> AbstractContextManager[Policies]:
         """Open the policies of tenants."""

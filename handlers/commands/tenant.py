@@ -7,6 +7,7 @@ from datetime import UTC
 from typing import Final
 
 import click
+import msgspec
 
 from handlers.commands.site import Site, as_json, confirm, on_site, table
 
@@ -20,9 +21,9 @@ def _checked(_: click.Context, __: click.Parameter, name: str) -> str:
     return name
 
 
-@click.group("tenant", short_help="Add, list and remove tenants.")
+@click.group("tenant", short_help="Add, list and remove tenants, and see what they hold.")
 def tenant() -> None:
-    """Add, list and remove tenants. Running servers notice within a second."""
+    """Add, list and remove tenants, and see what they hold. Running servers notice within a second."""
 
 
 @tenant.command("add", epilog="Example: run.py tenant add acme")
@@ -60,6 +61,53 @@ def list_(site: Site, *, json_: bool) -> None:
             [(one.name, str(one.number), f"{one.created_at:%Y-%m-%d}", str(one.changes)) for one in found],
             ("NAME", "NUMBER", "SINCE", "CHANGES"),
         )
+
+
+@tenant.command("usage", epilog="Example: run.py tenant usage acme")
+@click.argument("name", required=False)
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@on_site()
+def usage(site: Site, *, name: str | None, json_: bool) -> None:
+    """Show what a tenant holds, or all of them, beside what it may.
+
+    That is in the settings, as tenant_limits and uploads.tenant_bytes.
+    """
+    with site.usage() as reads:
+        found = reads.usage(name)
+    settings = site.settings
+    bounds = msgspec.structs.asdict(settings.tenant_limits)
+    rows = []
+    for one in found:
+        held = msgspec.structs.asdict(one.usage)
+        files = settings.uploads.tenant_quotas.get(one.name, settings.uploads.tenant_bytes)
+        for kind, used, bound in (
+            *((kind, held[kind], bounds[kind]) for kind in held),
+            ("file_bytes", one.file_bytes, files),
+        ):
+            rows.append(TenantUse(one.name, kind, used, bound))
+    if json_:
+        as_json(rows)
+        return
+    table(
+        [
+            (one.tenant, one.kind, str(one.used), str(one.bound), f"{_part(one):.1%}")
+            for one in rows
+        ],
+        ("TENANT", "OF", "HOLDS", "MAY HOLD", "USED"),
+    )
+
+
+class TenantUse(msgspec.Struct, frozen=True):
+    """What a tenant holds of one kind, and what it may hold."""
+
+    tenant: str
+    kind: str
+    used: int
+    bound: int
+
+
+def _part(one: TenantUse) -> float:
+    return one.used / one.bound if one.bound else 1.0
 
 
 @tenant.command("remove", epilog="Example: run.py tenant remove acme --erase")

@@ -1,0 +1,107 @@
+"""How much a tenant holds, what a batch adds to it, and what it may hold at most.
+
+Pure. The store keeps a tenant's numbers beside its ``seq``, which every batch locks and writes anyway, so
+that a bound costs no look at the rows. Bytes are those of the JSON that is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from engine.jobs import Job, Push
+from engine.rows import Conflict, Record, TenantUsage
+
+#: What one message may add beyond what it has sent: a record that it merely names is logged where it is
+#: overwritten, and moves where it is deleted (``engine.batch.MESSAGE_TOUCHES_BYTES``).
+_TOUCHED_BYTES: Final = 32 << 20
+#: What one byte that was sent may come to: field versions are 32 bytes for a field of three.
+_SENT_TIMES: Final = 32
+#: What the log and the answer hold of an item, whatever its size.
+_ITEM_BYTES: Final = 16_384
+
+
+#: The names of the numbers, which are those of the store's columns and of the settings.
+NAMES: Final = TenantUsage.__struct_fields__
+
+#: An event is ahead if it is dated so much later than the server's now.
+AHEAD_US: Final = 86_400_000_000
+
+_ADVICE: Final = {
+    "record": "delete some",
+    "conflict": "settle or wait",
+    "quarantine": "retry what was set aside",
+    "event": "wait",
+    "answer": "wait",
+    "future": "set the device's clock right",
+}
+
+
+def record_bytes(record: Record) -> int:
+    """Return what a record counts for."""
+    return len(record.data or b"") + len(record.fields or b"") + len(record.last_data or b"")
+
+
+def conflict_bytes(conflict: Conflict) -> int:
+    """Return what a row of the conflict log counts for."""
+    size_bytes = len(conflict.server_data or b"") + len(conflict.client_data or b"")
+    if conflict.client_changes is not None:
+        size_bytes += sum([len(change.data or b"") for change in conflict.client_changes])
+    return size_bytes
+
+
+def tight(jobs: Sequence[Job], usage: Mapping[int, TenantUsage], bounds: TenantUsage) -> set[int]:
+    """Return the tenants that a batch might carry past a bound; for all others nothing need be held ready."""
+    pushes = [job for job in jobs if type(job) is Push]
+    items = sum([len(push.items) for push in pushes])
+    rows = 2 * items + len(jobs)
+    sent_bytes = sum([len(push.raw_items) for push in pushes])
+    size_bytes = _SENT_TIMES * sent_bytes + _ITEM_BYTES * rows + _TOUCHED_BYTES
+    return {
+        tenant_id
+        for tenant_id, used in usage.items()
+        if used.record_rows + rows > bounds.record_rows
+        or used.record_bytes + size_bytes > bounds.record_bytes
+        or used.conflict_rows + rows > bounds.conflict_rows
+        or used.conflict_bytes + size_bytes > bounds.conflict_bytes
+        or used.quarantine_rows + rows > bounds.quarantine_rows
+        or used.quarantine_bytes + size_bytes > bounds.quarantine_bytes
+        or used.event_rows + rows > bounds.event_rows
+        or used.event_bytes + size_bytes > bounds.event_bytes
+        or used.answer_rows + rows > bounds.answer_rows
+        or used.answer_bytes + size_bytes > bounds.answer_bytes
+        or used.future_event_rows + rows > bounds.future_event_rows
+    }
+
+
+def passed(
+    used: TenantUsage, before: TenantUsage, after: TenantUsage, bounds: TenantUsage, *, deletes: bool
+) -> str | None:
+    """Return the name of a bound that a message passes, None if it passes none.
+
+    Args:
+        used: What the tenant held before the batch.
+        before: What the batch had added before the message.
+        after: The same with the message.
+        bounds: What the tenant may hold.
+        deletes: The message has deletes alone. Of the size of records they may note a little more.
+
+    Returns:
+        A name of ``NAMES`` of which the message takes more, and more than there is.
+    """
+    numbers = zip(
+        NAMES, used.numbers(), before.numbers(), after.numbers(), bounds.numbers(), strict=True
+    )
+    for name, held, first, last, bound in numbers:
+        if last > first and held + last > bound and not (deletes and name == "record_bytes"):
+            return name
+    return None
+
+
+def sentence(name: str) -> str:
+    """Say which bound is passed, and the remedy."""
+    kind = name.split("_", 1)[0]
+    return (
+        f"the tenant holds as much as it may (tenant_limits.{name}):"
+        f" {_ADVICE[kind]}, or have an operator raise it, then send the very same message"
+    )

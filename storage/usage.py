@@ -1,0 +1,194 @@
+"""What tenants hold: read for people, and counted anew from the rows themselves.
+
+Batches add to the columns of ``tenant_counters`` what they write (``engine.tenant_usage``). That is exact as
+long as every writer does so. A server of an earlier version does not, nor does a person with psql, and a day
+of kept answers that is dropped is taken off after it is gone. So each tenant is counted once a week, and soon
+if it never was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from engine.administration import RefusedError, TenantHolds
+from engine.rows import TenantUsage
+from engine.tenant_usage import NAMES
+from storage.direct import connected
+from storage.pool import Database
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
+    from psycopg2.extensions import cursor as Cursor  # noqa: N812
+
+#: One pass takes so long at most, between two tenants; the next goes on with those counted longest ago.
+_BUDGET_S: Final = 60.0
+_AGAIN: Final = "interval '7 days'"
+#: Whoever takes a day of kept answers off what tenants hold has this alone; those who count share it.
+_DROPPING: Final = 0x7469646E
+
+_AHEAD_US: Final = "((extract(epoch FROM now()) + 86400) * 1000000)::bigint"
+
+
+class _Kind(NamedTuple):
+    """What is counted in one snapshot: columns, and the query that gives their values for one tenant."""
+
+    names: tuple[str, ...]
+    query: str
+
+
+_KINDS: Final = (
+    _Kind(
+        ("record_rows", "record_bytes"),
+        "SELECT count(*), coalesce(sum(octet_length(data::text)), 0)"
+        " + coalesce(sum(octet_length(fields::text)), 0) + coalesce(sum(octet_length(last_data::text)), 0)"
+        " FROM records WHERE tenant_id = %(tenant)s",
+    ),
+    _Kind(
+        ("conflict_rows", "conflict_bytes"),
+        "SELECT count(*), coalesce(sum(octet_length(server_data::text)), 0)"
+        " + coalesce(sum(octet_length(client_data::text)), 0)"
+        " + coalesce(sum((SELECT sum(octet_length((change->'data')::text))"
+        " FROM json_array_elements(client_changes) AS change"
+        " WHERE json_typeof(change->'data') <> 'null')), 0)"
+        " FROM conflict_resolution_log WHERE tenant_id = %(tenant)s",
+    ),
+    _Kind(
+        ("quarantine_rows", "quarantine_bytes"),
+        "SELECT count(*), coalesce(sum(octet_length(item)), 0) FROM quarantine WHERE tenant_id = %(tenant)s",
+    ),
+    _Kind(
+        ("event_rows", "event_bytes"),
+        "SELECT count(*), coalesce(sum(octet_length(data::text)), 0) FROM events"
+        " WHERE tenant_id = %(tenant)s",
+    ),
+    _Kind(
+        ("answer_rows", "answer_bytes"),
+        "SELECT count(*), coalesce(sum(octet_length(results::text)), 0) FROM sync_idempotency_record"
+        " WHERE tenant_id = %(tenant)s",
+    ),
+)
+#: The days that are ahead hold nothing else, and all others are left out.
+_FUTURE: Final = _Kind(
+    ("future_event_rows",),
+    f"SELECT count(*) FROM events WHERE tenant_id = %(tenant)s AND sent_at_us > {_AHEAD_US}",
+)
+#: A process that is killed while it counts has its tenant counted again after an hour.
+_DUE: Final = (
+    f"UPDATE tenant_counters SET counted_at = now() - {_AGAIN} + interval '1 hour' WHERE tenant_id ="
+    f" (SELECT tenant_id FROM tenant_counters WHERE coalesce(counted_at < now() - {_AGAIN}, true)"
+    " ORDER BY counted_at NULLS FIRST LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING tenant_id"
+)
+
+
+def recount(dsn: str, budget_s: float = _BUDGET_S) -> int:
+    """Count the tenants that are due, and events that are ahead; return how many tenants were counted.
+
+    Raises StoreError.
+    """
+    until_s = time.monotonic() + budget_s
+    counted = 0
+    with connected(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT tenant_id FROM tenant_counters WHERE future_event_rows <> 0")
+        for (tenant_id,) in cursor.fetchall():
+            _mend(connection, tenant_id, _FUTURE)
+        while time.monotonic() < until_s:
+            cursor.execute(_DUE)
+            due = cursor.fetchall()
+            if not due:
+                break
+            for kind in (*_KINDS, _FUTURE):
+                _mend(connection, due[0][0], kind)
+            cursor.execute("UPDATE tenant_counters SET counted_at = now() WHERE tenant_id = %s", due[0])
+            counted += 1
+    return counted
+
+
+@contextmanager
+def dropping(dsn: str) -> Iterator[None]:
+    """Have nobody count kept answers while a day of them goes and is taken off. Raises StoreError."""
+    with connected(dsn) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("SET LOCAL statement_timeout = 0")
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_DROPPING,))
+        yield
+
+
+def answers_of(cursor: Cursor, partition: str) -> list[tuple[int, int, int]]:
+    """Count a day of kept answers: tenant, rows and bytes."""
+    cursor.execute(
+        f"SELECT tenant_id, count(*), sum(octet_length(results::text))::bigint FROM {partition}"
+        " GROUP BY tenant_id"
+    )
+    return [(int(tenant_id), int(rows), int(size)) for tenant_id, rows, size in cursor.fetchall()]
+
+
+def take_off(cursor: Cursor, answers: Iterable[tuple[int, int, int]]) -> None:
+    """Take kept answers that are gone off what their tenants hold, each in a transaction of its own."""
+    for tenant_id, rows, size_bytes in answers:
+        _add(cursor, tenant_id, {"answer_rows": -rows, "answer_bytes": -size_bytes})
+
+
+class PostgresUsage:
+    """``engine.administration.Usage``."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+
+    def usage(self, tenant: str | None) -> list[TenantHolds]:
+        """List what tenants hold, by name."""
+        columns = ", ".join(f"coalesce(c.{name}, 0)" for name in NAMES)
+        with connected(self._dsn) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                f"SELECT t.name, coalesce(s.reserved_bytes, 0), {columns} FROM tenants AS t"
+                " LEFT JOIN tenant_counters AS c USING (tenant_id)"
+                " LEFT JOIN tenant_storage AS s USING (tenant_id)"
+                " WHERE %(tenant)s::text IS NULL OR t.name = %(tenant)s ORDER BY t.name",
+                {"tenant": tenant},
+            )
+            found = cursor.fetchall()
+        if tenant is not None and not found:
+            raise RefusedError(f"there is no tenant {tenant}")
+        return [TenantHolds(name, TenantUsage(*held), file_bytes) for name, file_bytes, *held in found]
+
+
+async def fullest(database: Database) -> TenantUsage:
+    """Return the most that any tenant holds of each. Raises StoreError."""
+    columns = ", ".join(f"coalesce(max({name}), 0)" for name in NAMES)
+    rows = await database.query(f"SELECT {columns} FROM tenant_counters")
+    return TenantUsage(*rows[0])
+
+
+def _mend(connection: Connection, tenant_id: int, kind: _Kind) -> None:
+    """Add to a tenant's columns what they are off by.
+
+    Columns and rows are read in one snapshot. Batches go on meanwhile, and only ever add to the columns: what
+    they were off by in that snapshot, they are off by still.
+    """
+    values = {"tenant": tenant_id, "dropping": _DROPPING}
+    names = ", ".join(kind.names)
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SET LOCAL statement_timeout = 0")
+        if kind.names[0] == "answer_rows":
+            cursor.execute("SELECT pg_try_advisory_xact_lock_shared(%(dropping)s)", values)
+            if cursor.fetchall() == [(False,)]:
+                return
+        cursor.execute(f"SELECT {names} FROM tenant_counters WHERE tenant_id = %(tenant)s", values)
+        said = cursor.fetchall()
+        if not said:
+            return
+        cursor.execute(kind.query, values)
+        found = cursor.fetchall()
+    named = zip(kind.names, *found, *said, strict=True)
+    off = {name: int(right) - int(wrong) for name, right, wrong in named}
+    if any(off.values()):
+        with connection.cursor() as cursor:
+            _add(cursor, tenant_id, off)
+
+
+def _add(cursor: Cursor, tenant_id: int, more: dict[str, int]) -> None:
+    changes = ", ".join(f"{name} = {name} + %({name})s" for name in more)
+    cursor.execute(
+        f"UPDATE tenant_counters SET {changes} WHERE tenant_id = %(tenant)s", {"tenant": tenant_id, **more}
+    )

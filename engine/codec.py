@@ -11,8 +11,9 @@ from typing import Any, Final, Literal, get_args
 
 import msgspec
 
-from engine.depth import MAX_DEPTH, json_too_deep, msgpack_too_deep
+from engine.depth import json_nesting_fault, msgpack_nesting_fault
 from engine.errors import SyncError
+from engine.floats import json_decoder
 from engine.messages import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL, Item, Request
 
 _ESCAPE = re.compile(
@@ -25,6 +26,7 @@ _HEAD = re.compile(rb'\{"type":"([a-z]{1,16})","id":"([ !#-\[\]-~]{1,64})"[,}]')
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 #: The integers of a double that stand for themselves alone.
 _EXACT = 2**53
+_decode_any = json_decoder().decode
 _TYPES = frozenset(str(kind.__struct_config__.tag) for kind in get_args(Request))
 
 
@@ -46,6 +48,7 @@ class _Numbers(msgspec.Struct):
     """Every field of a request or an item that is an integer: just enough to find a float in its place."""
 
     base: int | float | None = None
+    changes: int | float | None = None
     limit: int | float | None = None
     queue_depth: int | float | None = None
     version: int | float | None = None
@@ -73,7 +76,7 @@ class Codec:
         self.binary: Final = name == "msgpack"
         self.subprotocol: Final = MSGPACK_SUBPROTOCOL if self.binary else JSON_SUBPROTOCOL
         self.content_type: Final = "application/msgpack" if self.binary else "application/json"
-        make = msgspec.msgpack.Decoder if self.binary else msgspec.json.Decoder
+        make: Any = msgspec.msgpack.Decoder if self.binary else json_decoder
         self._request: msgspec.json.Decoder[Request] | msgspec.msgpack.Decoder[Request] = make(Request)
         self._head = make(_Head)
         self._glimpse = make(_Glimpse)
@@ -86,9 +89,10 @@ class Codec:
         self.any = make()
 
     def check_depth(self, frame: bytes) -> None:
-        """Refuse what nests too deep, before anything decodes it. Raises MalformedError."""
-        if msgpack_too_deep(frame) if self.binary else json_too_deep(frame):
-            raise MalformedError(f"nested deeper than {MAX_DEPTH}")
+        """Refuse what nests too deep or too densely, before anything decodes it. Raises MalformedError."""
+        fault = msgpack_nesting_fault(frame) if self.binary else json_nesting_fault(frame)
+        if fault is not None:
+            raise MalformedError(fault)
 
     def decode(self, frame: bytes) -> Request:
         """Decode one message.
@@ -118,12 +122,13 @@ class Codec:
     def item(self, raw: msgspec.Raw) -> Item:
         """Decode one item of a ``sync``. Raises msgspec.DecodeError or UnicodeDecodeError."""
         try:
-            return self._item.decode(raw)
+            item: Item = self._item.decode(raw)
         except msgspec.ValidationError:
             whole = self._with_integers(raw)
             if whole is None:
                 raise
             return msgspec.convert(whole, Item)
+        return item
 
     def _with_integers(self, encoded: bytes | msgspec.Raw) -> dict[str, Any] | None:
         """Decode a request or an item with integers where it has floats such as 4.0 in their place.
@@ -180,7 +185,7 @@ class Codec:
 
     def encode(self, body: bytes) -> bytes:
         """Turn an answer's JSON into this encoding."""
-        return msgspec.msgpack.encode(msgspec.json.decode(body)) if self.binary else body
+        return msgspec.msgpack.encode(_decode_any(body)) if self.binary else body
 
 
 def _is_whole(value: object) -> bool:

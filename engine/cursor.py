@@ -11,6 +11,7 @@ from typing import Final
 from engine.errors import SyncError
 
 MAX_DOMAINS: Final = 100
+MAX_DOMAIN_CHARS: Final = 255
 
 
 class Scope:
@@ -24,8 +25,12 @@ class Scope:
     def __init__(
         self, epoch: str, tenant_id: int, domains: list[str] | None, known: Collection[str] | None = None
     ) -> None:
-        if domains is not None and not 1 <= len(domains) <= MAX_DOMAINS:
-            raise SyncError("invalid_message", f"domains: 1 to {MAX_DOMAINS} names, or null for all")
+        if domains is not None:
+            if not 1 <= len(domains) <= MAX_DOMAINS:
+                raise SyncError("invalid_message", f"domains: 1 to {MAX_DOMAINS} names, or null for all")
+            if any(len(name) > MAX_DOMAIN_CHARS or "\0" in name for name in domains):
+                fault = f"domains: names of at most {MAX_DOMAIN_CHARS} characters, without U+0000"
+                raise SyncError("invalid_message", fault)
         self.domains = None if domains is None else frozenset(domains)
         self.unknown: tuple[str, ...] = ()
         if self.domains is not None and known is not None:

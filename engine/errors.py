@@ -27,7 +27,8 @@ ERRORS: Final = _table(
         "malformed",
         400,
         False,
-        "The frame is not JSON or MessagePack, nests deeper than 32, or holds NaN or Infinity.",
+        "The frame is not JSON or MessagePack, nests deeper than 32, is nearly all empty objects and arrays,"
+        " or holds NaN or Infinity.",
         "Fix the encoder; the same bytes never succeed.",
     ),
     ErrorKind(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -18,9 +18,10 @@ from engine.messages import Item, Resolve, Sync
 from engine.ports import Tenant
 from engine.rows import Conflict
 from engine.rules import MAX_FIELDS, too_many_fields
+from engine.values import value_fault
 
 MAX_ID_CHARS: Final = 128
-_INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
+_INT_MAX: Final = 2**63 - 1
 _DAY_US: Final = 86_400_000_000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -201,36 +202,6 @@ def id_fault(record_id: str) -> str | None:
         return f"1 to {MAX_ID_CHARS} characters are required"
     if not record_id.isprintable() and _CONTROL.search(record_id):
         return "control characters are not allowed"
-    return None
-
-
-def value_fault(data: dict[str, Any]) -> str | None:
-    """Say which rule of values decoded data breaks, if any."""
-    todo: list[Any] = [data]
-    while todo:
-        node = todo.pop()
-        if type(node) is dict:
-            for name in node:
-                if type(name) is not str:
-                    return "names of fields must be strings"
-                if "\0" in name:
-                    return "U+0000 and lone surrogates are not allowed"
-            node = node.values()
-        for value in node:
-            kind = type(value)
-            if kind is str:
-                if "\0" in value:
-                    return "U+0000 and lone surrogates are not allowed"
-            elif kind is int:
-                if not _INT_MIN <= value <= _INT_MAX:
-                    return "integers must be from -2^63 to 2^63-1"
-            elif kind is float:
-                if value - value != 0.0:
-                    return "numbers must be finite"
-            elif kind is dict or kind is list:
-                todo.append(value)
-            elif value is not None and kind is not bool:
-                return "binary and extension values are not allowed"
     return None
 
 

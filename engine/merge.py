@@ -11,13 +11,15 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from engine.floats import json_decoder
+
 #: Entries of removed fields that are kept apart; older ones are folded into ``since``.
 MAX_REMOVED_FIELDS: Final = 32
 
 Fields = dict[str, Any]
 
 _encode = msgspec.json.encode
-_decode_any = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_any = json_decoder(dict[str, Any]).decode
 
 
 class Sent(NamedTuple):
@@ -68,7 +70,8 @@ _decode_versions = msgspec.json.Decoder(FieldVersions).decode
 
 def decode_fields(data: bytes) -> Fields:
     """Read stored record data."""
-    return _decode_any(data)
+    fields: Fields = _decode_any(data)
+    return fields
 
 
 def encode_fields(fields: Fields) -> bytes:

@@ -67,11 +67,11 @@ class Item(msgspec.Struct, frozen=True):
 
 
 class Pull(msgspec.Struct, frozen=True, tag_field="type", tag="pull"):
-    """Ask for one page of the feed."""
+    """Ask for one page of the feed. The names in ``domains`` are checked with the cursor, once counted."""
 
     id: RequestId
     cursor: str | None = None
-    domains: list[Name] | None = None
+    domains: list[str] | None = None
     limit: Annotated[int, Meta(ge=1, le=1000)] = 500
 
 
@@ -80,7 +80,7 @@ class Subscribe(msgspec.Struct, frozen=True, tag_field="type", tag="subscribe"):
 
     id: RequestId
     cursor: str | None = None
-    domains: list[Name] | None = None
+    domains: list[str] | None = None
     limit: Annotated[int, Meta(ge=1, le=1000)] = 500
 
 

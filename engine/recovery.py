@@ -13,6 +13,7 @@ import msgspec
 from engine.administration import Retried
 from engine.codec import JSON
 from engine.errors import SyncError
+from engine.floats import finite
 from engine.intake import Intake, Session
 from engine.jobs import Push
 from engine.messages import Sync
@@ -63,7 +64,7 @@ def _resent(row: Quarantined, tenant: str, data: bytes | None, intake: Intake) -
 def _with_data(item: bytes, data: bytes) -> bytes:
     JSON.check_depth(data)
     try:
-        given = json.loads(data)
+        given = json.loads(data, parse_float=finite)
     except ValueError as error:
         raise SyncError("invalid_message", f"data: not JSON: {error}") from None
     sent = json.loads(item)  # which reads NaN and lone surrogates, and may stand in what is replaced

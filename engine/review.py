@@ -11,6 +11,7 @@ from engine.administration import ConflictCase
 from engine.codec import JSON
 from engine.conflict import client_side
 from engine.errors import SyncError
+from engine.floats import finite, json_decoder
 from engine.held import applied, changes_of, op_of
 from engine.instants import to_text, to_us
 from engine.intake import Intake, Session
@@ -22,6 +23,8 @@ from engine.rows import Quarantined, Record
 
 #: Stands where a device's id does; a version that settles a conflict is nobody's, whatever stands there.
 OPERATOR = "operator"
+
+_decode_item = json_decoder(Item).decode
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -156,7 +159,7 @@ def review(case: ConflictCase) -> Review:
 
 def sides(row: Quarantined, data: bytes | None, record: Record) -> Sides:
     """Lay an item out beside a record, with ``data`` in place of its own if given."""
-    item = msgspec.json.decode(row.item, type=Item)
+    item = _decode_item(row.item)
     sent = None if item.op == "delete" else item.data if data is None else json.loads(data)
     standing = None if record.data is None else decode_fields(record.data)
     patched = None if record.patch_base is None else decode_fields(record.patch_base)
@@ -214,7 +217,7 @@ def decided(
     if merged is not None:
         JSON.check_depth(merged)
         try:
-            message["data"] = json.loads(merged)
+            message["data"] = json.loads(merged, parse_float=finite)
         except ValueError as error:
             raise SyncError("invalid_message", f"data: not JSON: {error}") from None
     resolve = JSON.decode(json.dumps(message).encode())

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_ori
 import msgspec
 
 from engine.domains import Domain
+from engine.floats import json_decoder
 from engine.settings import Settings, SettingsError
 
 #: The source of the layer that has every key.
@@ -193,7 +194,7 @@ def _is_text(wanted: Any) -> bool:
 
 def _json(given: _Given, text: str) -> object:
     try:
-        return msgspec.json.decode(text)
+        return json_decoder().decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise given.refused('must be JSON, such as 1, true or ["a"]') from None
 

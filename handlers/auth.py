@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from engine.errors import SyncError
+from engine.floats import json_decoder
 from engine.messages import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL
 from engine.ports import Tenant
 from handlers.header_fields import Headers, combined, elements
@@ -105,7 +106,7 @@ def pem_key(path: Path) -> Key:
 def jwks_keys(path: Path) -> dict[str, Key]:
     """Read a JWKS file: ``kid`` → key. Raises UnusableKeyError."""
     try:
-        document = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        document = json_decoder(dict[str, Any]).decode(path.read_bytes())
     except OSError as error:
         raise UnusableKeyError(f"{path}: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -149,7 +149,7 @@ async def test_a_decision_that_cannot_be_is_a_sentence(run: Run, serve: Serve, t
         ("merged", "{", "data: not JSON"),
         ("merged", "[" * 40 + "]" * 40, "nested deeper than 32"),
         ("merged", "[]", "data: an object is required"),
-        ("merged", '{"a": 1e400}', "not json"),
+        ("merged", '{"a": 1e400}', "Number out of range"),
         ("merged", '{"a": 18446744073709551616}', "integers must be from"),
     ):
         data = []

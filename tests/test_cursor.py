@@ -60,7 +60,7 @@ def test_names_that_look_alike_are_other_domains(mine: list[str] | None, theirs:
 
 
 def test_no_domains_are_no_scope() -> None:
-    for domains in ([], ["x"] * (MAX_DOMAINS + 1)):
+    for domains in ([], ["x"] * (MAX_DOMAINS + 1), ["x" * 256], ["task", "a\0"]):
         with pytest.raises(SyncError) as caught:
             Scope("e1", 7, domains)
         assert caught.value.code == "invalid_message"

@@ -235,7 +235,7 @@ async def test_a_message_that_keeps_the_worker_busy_counts_for_many(serve: Serve
     assert (await server.post("/v1/sync", sync, "desk")).status == 200
     assert (await server.get("/v1/changes", "desk")).verdict == (429, "rate_limited")
     for number, path in enumerate(("/v1/sync", "/v1/heartbeat", "/v1/conflicts/c/resolution")):
-        wrong = msgspec.msgpack.encode({"battery": 7, "x": [{}] * 400_000})
+        wrong = msgspec.msgpack.encode({"battery": 7, "x": [[1, 2]] * 300_000})
         sender, kind = f"till-{number}", {"Content-Type": "application/msgpack"}
         assert (await server.post(path, wrong, sender, headers=kind)).verdict == (422, "invalid_message")
         assert (await server.get("/v1/changes", sender)).verdict == (429, "rate_limited"), path
@@ -253,7 +253,7 @@ async def test_what_is_refused_for_the_rate_is_not_searched_for_its_depth(
     def looked(_: bytes) -> bool:
         raise AssertionError("a frame of a device that sends too much was looked at twice")
 
-    monkeypatch.setattr(codec, "msgpack_too_deep", looked)
+    monkeypatch.setattr(codec, "msgpack_nesting_fault", looked)
     empties: list[Json] = [{}] * 5000
     named = {"type": "sync", "id": "7", "items": empties} if shown else {"id": "7", "type": empties}
     await phone.send(named)

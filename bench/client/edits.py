@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Raw
 
 from bench.client.messages import Result
+from engine.floats import json_decoder
 from engine.merge import Fields, apply_patch
 from engine.messages import Op
 
@@ -71,8 +72,8 @@ class Item(msgspec.Struct):
     data: Raw = Raw(b"null")
 
 
-decode_item = msgspec.json.Decoder(Item).decode
-decode_fields = msgspec.json.Decoder(dict[str, Any]).decode
+decode_item = json_decoder(Item).decode
+decode_fields = json_decoder(dict[str, Any]).decode
 
 
 def after(item: Item, fields: Fields | None) -> Fields | None:

@@ -11,6 +11,7 @@ from typing import Any, Final, cast, get_args
 import msgspec
 from msgspec import Raw
 
+from engine.floats import json_decoder
 from engine.messages import (
     Goodbye,
     HeartbeatAck,
@@ -139,7 +140,7 @@ class _Kind(msgspec.Struct):
 
 _decode = msgspec.json.Decoder(Heard).decode
 _decode_kind = msgspec.json.Decoder(_Kind).decode
-_decode_any = msgspec.json.Decoder().decode
+_decode_any = json_decoder().decode
 _encode = msgspec.json.Encoder().encode
 _KNOWN: Final = frozenset(kind.__struct_config__.tag for kind in get_args(Heard))
 

@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from engine.administration import QuarantineCase, Retried
+from engine.floats import json_decoder
 from engine.instants import to_text
 from engine.recovery import stays
 from engine.review import Sides, sides
@@ -88,7 +89,7 @@ def _shown(case: QuarantineCase) -> _Shown:
     row = case.row
     item: msgspec.Raw | str = msgspec.Raw(row.item)
     try:
-        msgspec.json.decode(row.item)
+        json_decoder().decode(row.item)
     except (msgspec.DecodeError, UnicodeDecodeError):
         item = row.item.decode()
     return _Shown(

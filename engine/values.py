@@ -1,0 +1,98 @@
+"""Which values a record may hold.
+
+Small objects, of which nearly all records are made, are looked at value by value. Where there are many of a
+kind, as in a record of empty arrays, they are looked at together, which takes a fifth of the time.
+"""
+
+from __future__ import annotations
+
+from array import array
+from itertools import chain
+from math import isfinite
+from typing import Any, Final
+
+_INT_MIN: Final = -(2**63)
+_INT_MAX: Final = 2**63 - 1
+#: From so many values, or containers of one level, on they are looked at together.
+_MANY: Final = 32
+
+_TEXT_FAULT: Final = "U+0000 and lone surrogates are not allowed"
+_NAME_FAULT: Final = "names of fields must be strings"
+_INTEGER_FAULT: Final = "integers must be from -2^63 to 2^63-1"
+_FLOAT_FAULT: Final = "numbers must be finite"
+_TYPE_FAULT: Final = "binary and extension values are not allowed"
+_TYPES: Final = frozenset((str, int, float, bool, type(None), dict, list))
+
+
+def value_fault(data: dict[str, Any]) -> str | None:
+    """Return which rule of values decoded data breaks, None where they break none."""
+    todo: list[Any] = [data]
+    while todo:
+        if len(todo) >= _MANY or len(todo[-1]) >= _MANY:
+            fault, todo = _together(todo)
+        else:
+            fault = _alone(todo.pop(), todo)
+        if fault is not None:
+            return fault
+    return None
+
+
+def _alone(node: Any, todo: list[Any]) -> str | None:
+    """Look at the members of one object or array, and add the containers in it to ``todo``."""
+    if type(node) is dict:
+        for name in node:
+            if type(name) is not str:
+                return _NAME_FAULT
+            if "\0" in name:
+                return _TEXT_FAULT
+        node = node.values()
+    for value in node:
+        kind = type(value)
+        if kind is str:
+            if "\0" in value:
+                return _TEXT_FAULT
+        elif kind is int:
+            if not _INT_MIN <= value <= _INT_MAX:
+                return _INTEGER_FAULT
+        elif kind is float:
+            if value - value != 0.0:
+                return _FLOAT_FAULT
+        elif kind is dict or kind is list:
+            if value:
+                todo.append(value)
+        elif value is not None and kind is not bool:
+            return _TYPE_FAULT
+    return None
+
+
+def _together(nodes: list[Any]) -> tuple[str | None, list[Any]]:
+    """Look at the members of many objects and arrays, and return the fault or the containers in them."""
+    maps: list[Any] = [node for node in nodes if type(node) is dict]
+    try:
+        if "\0" in "".join(chain.from_iterable(maps)):
+            return _TEXT_FAULT, []
+    except TypeError:
+        return _NAME_FAULT, []
+    if maps:
+        nodes = [node.values() if type(node) is dict else node for node in nodes]
+    values = list(chain.from_iterable(nodes))
+    kinds = {*map(type, values)}
+    if not kinds <= _TYPES:
+        return _TYPE_FAULT, []
+    inner: list[Any] = []
+    for kind in kinds:
+        alike: list[Any] = values if len(kinds) == 1 else [value for value in values if type(value) is kind]
+        if kind is str:
+            if "\0" in "".join(alike):
+                return _TEXT_FAULT, []
+        elif kind is int:
+            try:
+                array("q", alike)
+            except OverflowError:
+                return _INTEGER_FAULT, []
+        elif kind is float:
+            if not all(map(isfinite, alike)):
+                return _FLOAT_FAULT, []
+        elif kind is dict or kind is list:
+            inner += filter(None, alike)
+    return None, inner

@@ -25,6 +25,7 @@ from aiohttp.http_exceptions import BadHttpMessage
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from engine.settings import Log
+from handlers.printing import plain
 
 #: Lines that may wait for a slow reader of the log; what is past them is counted and left out.
 _WAITING_LINES: Final = 10_000
@@ -85,6 +86,7 @@ def configure(log: Log, *, worker: int | None = None, descriptor: int = 1) -> Li
     if log.format == "json":
         processors += [_exception_without_text, _as_json]
     else:
+        processors.append(_without_controls)
         processors.append(
             structlog.dev.ConsoleRenderer(
                 colors=os.isatty(descriptor), exception_formatter=structlog.dev.plain_traceback
@@ -132,6 +134,10 @@ class _DroppedLines:
         if dropped:
             event["dropped_lines"] = dropped
         return event
+
+
+def _without_controls(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    return {name: plain(value) if isinstance(value, str) else value for name, value in event.items()}
 
 
 def _exception_without_text(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

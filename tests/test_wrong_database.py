@@ -32,7 +32,7 @@ CHANGING: dict[str, list[str]] = {
     "tenant remove": ["acme"],
     "policy set": ["--tenant", "acme", "--domain", "task", "--policy", "manual"],
     "policy unset": ["--tenant", "acme", "--domain", "task"],
-    "device revoke": ["--tenant", "acme", "phone"],
+    "device revoke": ["--tenant", "acme", "phone", "--yes"],
     "device restore": ["--tenant", "acme", "phone"],
     "token revoke": ["5f0e6c1d2b3a4f58"],
     "epoch renew": [],
@@ -51,6 +51,8 @@ READING: dict[str, list[str]] = {
     "quarantine list": [],
     "quarantine show": [SOME_ID],
 }
+#: How a command is refused that asks for what is not there.
+REFUSED = ("Error: there is no ", "Error: tenant acme has no ")
 #: What opens no database, or one of its own, or has a test below.
 OTHERS = {"serve", "worker", "token", "nginx", "doctor", "settings", "bench", "device simulate"}
 
@@ -84,7 +86,7 @@ async def test_command_that_changes_database_named_on_stderr_alone(
     ended = await command(*name.split(), *CHANGING[name], **at)
     assert ended.err.startswith(named(dsn))
     assert "database: " not in ended.out
-    assert ended.err.removeprefix(named(dsn)) == "" or ended.refusal().startswith("Error: there is no ")
+    assert ended.err.removeprefix(named(dsn)) == "" or ended.refusal().startswith(REFUSED)
 
 
 async def test_command_without_a_database_refused_and_none_made(command: RunHere, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from msgspec import UNSET
 from engine.messages import Choice
 from engine.review import Difference, Review, Standing, Wanted, review
 from handlers.commands.site import Site, as_json, of_tenant, on_site, table
+from handlers.printing import say
 
 
 @click.group("conflicts", short_help="List, show and settle what waits for a person.")
@@ -90,23 +91,24 @@ def show(site: Site, *, conflict_id: str, tenant: str | None, json_: bool) -> No
 
 def _show(shown: Review) -> None:
     client, record = shown.client, shown.record
-    click.echo(f"conflict  {shown.conflict_id} of {shown.tenant}, opened {shown.opened_at} ({shown.policy})")
+    say(f"conflict  {shown.conflict_id} of {shown.tenant}, opened {shown.opened_at} ({shown.policy})")
     if record is None:
-        click.echo(f"record    {shown.domain} {shown.record_id}, erased")
+        say(f"record    {shown.domain} {shown.record_id}, erased")
     else:
         show_server(shown.domain, shown.record_id, record)
     show_client(client)
     if shown.settled is not None:
         settled = shown.settled
-        click.echo(f"settled   {settled.choice}, version {settled.version}, {settled.at} by {settled.by}")
+        say(f"settled   {settled.choice}, version {settled.version}, {settled.at} by {settled.by}")
     elif shown.held_in is not None:
-        click.echo(f"held      as one change of the conflict {shown.held_in}")
+        say(f"held      as one change of the conflict {shown.held_in}")
     elif shown.outcome != "open":
-        click.echo(f"settled   {shown.outcome}, by its policy")
+        say(f"settled   {shown.outcome}, by its policy")
     show_differences(shown.differences)
     if shown.outcome == "open" and record is not None:
-        click.echo(
-            f"\nrun.py conflicts resolve {shown.conflict_id} --version {record.version}"
+        say()
+        say(
+            f"run.py conflicts resolve {shown.conflict_id} --version {record.version}"
             f" --changes {client.changes} --choice server|client|merged"
         )
 
@@ -114,21 +116,21 @@ def _show(shown: Review) -> None:
 def show_server(domain: str, record_id: str, record: Standing) -> None:
     """Print the server's side."""
     kind = "deleted" if record.data is None else f"version {record.version}"
-    click.echo(f"server    {domain} {record_id}, {kind}, of {record.at} by {record.device_id or 'nobody'}")
+    say(f"server    {domain} {record_id}, {kind}, of {record.at} by {record.device_id or 'nobody'}")
 
 
 def show_client(client: Wanted) -> None:
     """Print the device's side."""
     base = "no base" if client.base is None else f"base {client.base}"
     many = "" if client.changes == 1 else f", {client.changes} changes"
-    click.echo(f"client    {client.op} of {client.at} by {client.device_id}, on {base}{many}")
+    say(f"client    {client.op} of {client.at} by {client.device_id}, on {base}{many}")
     if client.data is None:
-        click.echo("          would delete the record")
+        say("          would delete the record")
 
 
 def show_differences(differences: list[Difference]) -> None:
     """Print the fields that differ."""
-    click.echo()
+    say()
     table(
         [(one.field, _cell(one.server), _cell(one.client)) for one in differences],
         ("FIELD", "SERVER NOW", "CLIENT"),
@@ -185,4 +187,4 @@ def resolve(
         standing = case.record.version if case.record is not None else 1
         settled = desk.settle(case, choice, version or standing, merged, changes)
     conflict = case.conflict
-    click.echo(f"settled: {conflict.domain} {conflict.record_id} is at version {settled.version}")
+    say(f"settled: {conflict.domain} {conflict.record_id} is at version {settled.version}")

@@ -10,6 +10,7 @@ import msgspec
 
 from handlers.auth import DEVICE_ID
 from handlers.commands.site import Site, as_json, confirm, of_tenant, on_site, table
+from handlers.printing import say
 
 
 def _checked(_: click.Context, __: click.Parameter, device_id: str) -> str:
@@ -94,7 +95,7 @@ def revoke(site: Site, *, tenant: str, device_id: str, yes: bool) -> None:
             confirm(f"No device {device_id} of {tenant} was ever seen. Revoke that id all the same?")
         newly = fleet.revoke(tenant, device_id)
     done = f"revoked {device_id} of {tenant}" if newly else f"{device_id} of {tenant} was revoked already"
-    click.echo(done)
+    say(done)
 
 
 @device.command("restore", epilog="Example: run.py device restore --tenant acme phone-7")
@@ -109,7 +110,7 @@ def restore(site: Site, *, tenant: str, device_id: str) -> None:
     with site.fleet() as fleet:
         restored = fleet.restore(tenant, device_id)
     done = "restored, for tokens signed from now on" if restored else "is not revoked: nothing to restore"
-    click.echo(f"{device_id} of {tenant} {done}")
+    say(f"{device_id} of {tenant} {done}")
 
 
 def _minute(at: datetime | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from handlers.commands.site import Site, on_site
+from handlers.printing import say
 
 
 @click.group("epoch", short_help="After a restore: make devices pull afresh.")
@@ -25,4 +26,4 @@ def renew(site: Site) -> None:
     are of changes that the restored database may not have.
     """
     with site.epoch() as opened:
-        click.echo(opened.renew())
+        say(opened.renew())

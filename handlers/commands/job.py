@@ -6,6 +6,7 @@ import click
 
 from engine.administration import CleanedUp
 from handlers.commands.site import Site, as_json, on_site, table
+from handlers.printing import say
 
 
 @click.group("job", short_help="Do now what servers do on schedule.")
@@ -28,9 +29,10 @@ def cleanup(site: Site, *, json_: bool) -> None:
     if json_:
         as_json(done)
         return
-    click.echo(_said(done))
+    for line in _said(done):
+        say(line)
     if done.abandonment:
-        click.echo()
+        say()
         table(
             [
                 (one.tenant, str(one.finished), str(one.abandoned), f"{one.ratio:.1%}")
@@ -40,7 +42,7 @@ def cleanup(site: Site, *, json_: bool) -> None:
         )
 
 
-def _said(done: CleanedUp) -> str:
+def _said(done: CleanedUp) -> list[str]:
     lines = [
         f"uploads expired: {done.expired}",
         f"files freed: {done.freed}",
@@ -52,4 +54,4 @@ def _said(done: CleanedUp) -> str:
         lines.append(f"left for the next run: {done.left}")
     if done.abandonment_ratio is not None:
         lines.append(f"given up of the last day's uploads: {done.abandonment_ratio:.1%}")
-    return "\n".join(lines)
+    return lines

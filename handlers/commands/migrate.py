@@ -8,6 +8,7 @@ import click
 
 from engine.administration import MigrationState
 from handlers.commands.site import Site, as_json, confirm, on_site, table
+from handlers.printing import say
 
 
 @click.command(
@@ -60,5 +61,5 @@ def _report(done: Sequence[str], states: Sequence[MigrationState], *, down: bool
         as_json({"taken_back" if down else "applied": done, "standing": standing})
         return
     for name in done:
-        click.echo(f"{'took back' if down else 'applied'} {name}")
-    click.echo(f"the schema stands at {standing} of {max(one.number for one in states)}")
+        say(f"{'took back' if down else 'applied'} {name}")
+    say(f"the schema stands at {standing} of {max(one.number for one in states)}")

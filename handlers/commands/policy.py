@@ -8,6 +8,7 @@ import click
 
 from engine.domains import DomainPolicy, Fallback, Policy
 from handlers.commands.site import Site, as_json, on_site, table
+from handlers.printing import say
 
 
 @click.group("policy", short_help="List, set and unset conflict policies.")
@@ -53,7 +54,7 @@ def set_(site: Site, *, tenant: str, domain: str, chosen: Policy, fallback: Fall
     with site.policies() as policies:
         policies.set(tenant, domain, new)
     behind = f", then {new.fallback}" if chosen == "field_merge" else ""
-    click.echo(f"{tenant} settles {domain} by {chosen}{behind}")
+    say(f"{tenant} settles {domain} by {chosen}{behind}")
 
 
 @policy.command("unset", epilog="Example: run.py policy unset --tenant acme --domain task")
@@ -66,8 +67,8 @@ def unset(site: Site, *, tenant: str, domain: str) -> None:
         done = policies.unset(tenant, domain)
         default = next((one for one in policies.policies(tenant) if one.domain == domain), None)
     if default is None:
-        click.echo(f"{tenant} has no policy for {domain} any more, which the settings do not know")
+        say(f"{tenant} has no policy for {domain} any more, which the settings do not know")
         return
     before = "" if done else f"{tenant} has no policy of its own for {domain}: "
     behind = f", then {default.fallback}" if default.fallback else ""
-    click.echo(f"{before}{tenant} settles {domain} by the default, {default.policy}{behind}")
+    say(f"{before}{tenant} settles {domain} by the default, {default.policy}{behind}")

@@ -14,6 +14,7 @@ from engine.recovery import stays
 from engine.review import Sides, sides
 from handlers.commands.conflicts import show_client, show_differences, show_server
 from handlers.commands.site import Site, as_json, of_tenant, on_site, table
+from handlers.printing import json_text, plain, say
 
 
 @click.group("quarantine", short_help="List, show and retry rejected items.")
@@ -76,13 +77,13 @@ def show(site: Site, *, quarantine_id: str, tenant: str | None, json_: bool) -> 
     if json_:
         as_json(shown)
         return
-    click.echo(f"item      {shown.quarantine_id} of {shown.tenant}, sent by {shown.device_id} at {shown.at}")
-    click.echo(f"rejected  {shown.message} ({shown.code})")
+    say(f"item      {shown.quarantine_id} of {shown.tenant}, sent by {shown.device_id} at {shown.at}")
+    say(f"rejected  {shown.message} ({shown.code})")
     if shown.retried_at is not None:
-        click.echo(f"retried   {shown.retried_at}, and rejected again")
-    click.echo()
+        say(f"retried   {shown.retried_at}, and rejected again")
+    say()
     item = shown.item
-    click.echo(item if isinstance(item, str) else msgspec.json.format(bytes(item)).decode())
+    click.echo(plain(item) if isinstance(item, str) else json_text(bytes(item)))
 
 
 def _shown(case: QuarantineCase) -> _Shown:
@@ -139,12 +140,12 @@ def retry(
     if recovered.record is not None:
         _show_sides(sides(case.row, given, recovered.record), item)
     if stays(item):
-        raise click.ClickException(_why(item))
-    click.echo(_said(item))
+        raise click.ClickException(plain(_why(item)))
+    say(_said(item))
     left = 0
     for behind_id, behind in recovered.behind.items():
         left += stays(behind)
-        click.echo(f"behind it {behind_id}: {_why(behind) if stays(behind) else _said(behind)}")
+        say(f"behind it {behind_id}: {_why(behind) if stays(behind) else _said(behind)}")
     if left:
         raise click.ClickException(f"{left} of those behind it stay in the quarantine: retry them one by one")
 
@@ -153,7 +154,7 @@ def _show_sides(shown: Sides, item: Retried) -> None:
     show_server(item.domain or "?", item.id or "?", shown.record)
     show_client(shown.client)
     show_differences(shown.differences)
-    click.echo()
+    say()
 
 
 def _why(result: Retried) -> str:

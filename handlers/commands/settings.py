@@ -7,6 +7,7 @@ import msgspec
 
 from engine.setting_layers import COMMAND_LINE, ENVIRONMENT
 from handlers.commands.site import Site, as_json, on_site, table
+from handlers.printing import say
 
 _WITHOUT_FILE = ("default", ENVIRONMENT, COMMAND_LINE)
 
@@ -27,7 +28,8 @@ def settings(site: Site, *, json_: bool) -> None:
     if json_:
         as_json(found)
         return
-    click.echo(f"settings file: {site.settings_file or 'none'}\n")
+    say(f"settings file: {site.settings_file or 'none'}")
+    say()
     table(
         [
             (

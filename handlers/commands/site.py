@@ -33,6 +33,7 @@ from engine.setting_layers import InForce
 from engine.settings import Log, Settings, SettingsError
 from handlers.auth import KeySet, UnusableKeyError
 from handlers.logging import configure
+from handlers.printing import json_text, plain, say
 
 Command = Callable[..., None]
 
@@ -157,9 +158,9 @@ def on_site(
                 _name_database(site, changes=changes)
             except StoreUnavailableError as error:
                 remedy = "see that it runs and that postgres.dsn leads to it; `run.py doctor` looks"
-                raise click.ClickException(f"the database is away ({error}): {remedy}") from None
+                raise click.ClickException(plain(f"the database is away ({error}): {remedy}")) from None
             except (SettingsError, SiteError, StoreError, UnusableKeyError) as error:
-                raise click.ClickException(str(error)) from None
+                raise click.ClickException(plain(str(error))) from None
 
         return run
 
@@ -169,7 +170,7 @@ def on_site(
 def _name_database(site: Site, *, changes: bool) -> None:
     """Tell which database was changed, or refused a change, beside what is there for programs."""
     if changes and (database := site.database()):
-        click.echo(f"database: {database}", err=True)
+        say(f"database: {database}", err=True)
 
 
 of_tenant = click.option("--tenant", metavar="T", help="Of this tenant alone.")
@@ -186,13 +187,14 @@ def confirm(question: str) -> None:
 
 
 def table(rows: list[tuple[str, ...]], heading: tuple[str, ...], *, fit: bool = False) -> None:
-    """Print rows under their heading, in columns.
+    """Print rows under their heading, in columns; control characters are escaped.
 
     Args:
-        rows: The cells of each row, which may hold several lines in the last column.
+        rows: The cells of each row, which with ``fit`` may hold several lines in the last column.
         heading: The names of the columns.
         fit: Whether the last column is wrapped, so that no line is wider than the terminal.
     """
+    rows = [(*map(plain, row), last if fit else plain(last)) for *row, last in rows]
     *widths, _ = (max(map(len, column)) for column in zip(heading, *rows, strict=True))
     indent = sum(widths) + 2 * len(widths)
     room = max(_LEAST_CHARS, shutil.get_terminal_size().columns - indent)
@@ -205,10 +207,10 @@ def table(rows: list[tuple[str, ...]], heading: tuple[str, ...], *, fit: bool = 
 
 
 def _wrapped(cell: str, room: int) -> list[str]:
-    lines = [part for line in cell.split("\n") for part in wrap(line, room, break_on_hyphens=False)]
+    lines = [part for line in cell.split("\n") for part in wrap(plain(line), room, break_on_hyphens=False)]
     return lines or [""]
 
 
 def as_json(rows: object) -> None:
     """Print rows as one JSON document."""
-    click.echo(msgspec.json.format(msgspec.json.encode(rows)).decode())
+    click.echo(json_text(msgspec.json.encode(rows)))

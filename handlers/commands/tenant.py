@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from handlers.commands.site import Site, as_json, confirm, on_site, table
+from handlers.printing import say
 
 #: It stands in tokens, URLs and command lines.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
@@ -37,14 +38,14 @@ def add(site: Site, *, name: str, yes: bool) -> None:
         removed_at = None if number is not None else tenants.removed_at(name)
         if removed_at is not None:
             used = f"There was another tenant {name} until {removed_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC."
-            click.echo(f"{used} Tokens that were signed for it are refused.", err=True)
+            say(f"{used} Tokens that were signed for it are refused.", err=True)
             if not yes:
                 confirm(f"Add a new tenant of the name {name}?")
         tenants.add(name)
         number = tenants.number(name)
-    click.echo(f"added {name}")
+    say(f"added {name}")
     if removed_at is not None:
-        click.echo(f'its tokens have to say "tnr": {number}, or an iat or nbf from now on', err=True)
+        say(f'its tokens have to say "tnr": {number}, or an iat or nbf from now on', err=True)
 
 
 @tenant.command("list", epilog="Example: run.py tenant list --json")
@@ -122,4 +123,4 @@ def remove(site: Site, *, name: str, erase: bool, yes: bool) -> None:
             question = f"Erase everything that {name} ever stored in {site.database()}?"
             confirm(question)
         tenants.remove(name, erase=erase)
-    click.echo(f"removed {name}")
+    say(f"removed {name}")

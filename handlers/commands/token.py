@@ -11,6 +11,7 @@ from engine.ports import StoreError
 from handlers.auth import Role, issue_token
 from handlers.commands.site import Site, SiteError, on_site
 from handlers.keys import signing_key
+from handlers.printing import say
 
 _LONGEST_S: Final = 315_360_000
 
@@ -88,7 +89,7 @@ def _number(site: Site, name: str) -> int | None:
     try:
         number = site.tenant_number(name)
     except (SiteError, StoreError) as error:
-        click.echo(f"signed without a look whether there is a tenant {name}: {error}", err=True)
+        say(f"signed without a look whether there is a tenant {name}: {error}", err=True)
         return None
     if number is None:
         add = f"`run.py tenant add {name}`"
@@ -108,4 +109,4 @@ def revoke(site: Site, *, token_id: str, tenant: str | None) -> None:
     with site.tenants() as tenants:
         newly = tenants.revoke_token(token_id, tenant)
     of = "" if tenant is None else f" of {tenant}"
-    click.echo(f"revoked token {token_id}{of}" if newly else f"token {token_id}{of} was revoked already")
+    say(f"revoked token {token_id}{of}" if newly else f"token {token_id}{of} was revoked already")

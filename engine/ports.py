@@ -290,8 +290,15 @@ class WaitingFile(msgspec.Struct, frozen=True):
 class WaitingStore(Protocol):
     """Files that are stored before their records."""
 
-    async def waiting(self, after: Upload | None, limit: int) -> list[WaitingFile]:
-        """List them in some order that stays, behind ``after``, in one round trip. Raises StoreError."""
+    async def tenants(self, after: int, limit: int) -> list[int]:
+        """List tenants that have any, ascending and behind ``after``. Raises StoreError."""
+
+    async def waiting(self, behind: Mapping[int, Upload | None], limit: int) -> list[WaitingFile]:
+        """List some tenants' files, ``limit`` of each, in one round trip.
+
+        They come in an order that stays, those of a tenant behind the one that is given for it. Raises
+        StoreError.
+        """
 
 
 class FileStore(Protocol):

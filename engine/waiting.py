@@ -21,10 +21,14 @@ from engine.submitting import Jobs
 from engine.uploads import Upload, UploadRef
 
 _LOOK_S: Final = 1.0
-#: Files that are looked at in one read; where more wait, the next read goes on behind them.
+#: Files that are looked at in one read, of so many tenants: each has an equal part, so that 20,000 files of
+#: one do not keep another's waiting. Where more wait, the next read goes on behind them.
 LOOKED_AT: Final = 500
-#: Files that are known by their records; those beyond are met by a read.
-_KNOWN: Final = 20_000
+TENANTS: Final = 100
+#: Files of one tenant that are known by their records; those beyond are met by a read.
+_KNOWN: Final = 2000
+#: The same of all tenants.
+_KNOWN_OF_ALL: Final = 50_000
 _log = structlog.get_logger()
 
 
@@ -35,17 +39,19 @@ class WaitingFiles:
         self._store = store
         self._clock = clock
         self._jobs = jobs
-        self._known: dict[RecordKey, list[Upload]] = {}
-        self._count = 0
+        self._known: dict[int, dict[RecordKey, list[Upload]]] = {}
+        self._counts: dict[int, int] = {}
+        self._last: dict[int, Upload] = {}
+        self._last_tenant = 0
+        self._round: set[int] = set()
         self._tried: set[UploadRef] = set()
 
     async def run(self) -> None:
         """Look, until cancelled."""
-        last: Upload | None = None
         away = False
         while True:
             try:
-                last = await self.look(last)
+                await self.look()
                 away = False
             except StoreError as error:
                 if not away:
@@ -53,22 +59,52 @@ class WaitingFiles:
                 away = True
             await asyncio.sleep(_LOOK_S)
 
-    async def look(self, after: Upload | None) -> Upload | None:
-        """Read what waits behind ``after``, attach what is due and give the last one, None for the end.
+    async def look(self) -> None:
+        """Read what waits of the next tenants, behind what was read of them before, and attach what is due.
 
         Raises StoreError.
         """
-        found = await self._store.waiting(after, LOOKED_AT)
-        if after is None:
-            self._known.clear()
-            self._count = 0
+        tenants = await self._store.tenants(self._last_tenant, TENANTS)
+        if tenants:
+            await self._read(tenants)
+            self._round.update(tenants)
+        if len(tenants) == TENANTS:
+            self._last_tenant = tenants[-1]
+            return
+        self._last_tenant = 0
+        for tenant_id in self._known.keys() - self._round:
+            self._forget(tenant_id)
+        self._round.clear()
+
+    async def _read(self, tenants: list[int]) -> None:
+        part = max(1, LOOKED_AT // len(tenants))
+        found = await self._store.waiting({one: self._last.get(one) for one in tenants}, part)
+        counts = dict.fromkeys(tenants, 0)
+        for tenant_id in tenants:
+            if tenant_id not in self._last:
+                self._forget(tenant_id)
         for one in found:
+            tenant_id = one.upload.ref.tenant_id
+            counts[tenant_id] += 1
+            self._last[tenant_id] = one.upload
             if one.due:
                 self._attach(one.upload)
-            elif self._count < _KNOWN:
-                self._known.setdefault(_record_of(one.upload), []).append(one.upload)
-                self._count += 1
-        return found[-1].upload if len(found) == LOOKED_AT else None
+            else:
+                self._know(one.upload)
+        for tenant_id, count in counts.items():
+            if count < part:  # the next read begins anew
+                self._last.pop(tenant_id, None)
+
+    def _know(self, upload: Upload) -> None:
+        tenant_id = upload.ref.tenant_id
+        count = self._counts.get(tenant_id, 0)
+        if count < _KNOWN and sum(self._counts.values()) < _KNOWN_OF_ALL:
+            self._known.setdefault(tenant_id, {}).setdefault(_record_of(upload), []).append(upload)
+            self._counts[tenant_id] = count + 1
+
+    def _forget(self, tenant_id: int) -> None:
+        self._known.pop(tenant_id, None)
+        self._counts.pop(tenant_id, None)
 
     def committed(self, changes: list[tuple[Record, str]]) -> None:
         """Attach what waited for records that were just written."""
@@ -77,7 +113,10 @@ class WaitingFiles:
         for record, _ in changes:
             if record.data is None:
                 continue
-            for upload in self._known.pop(RecordKey(record.tenant_id, record.domain, record.id), ()):
+            known = self._known.get(record.tenant_id)
+            if known is None:
+                continue
+            for upload in known.pop(RecordKey(record.tenant_id, record.domain, record.id), ()):
                 self._attach(upload)
 
     def _attach(self, upload: Upload) -> None:

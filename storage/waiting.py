@@ -1,23 +1,35 @@
-"""Files that were stored before their records, of all tenants."""
+"""Files that were stored before their records."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from engine.ports import WaitingFile
 from engine.uploads import Upload
+from storage.arrays import numbers, plain, texts
 from storage.pool import Database, Statement
 from storage.uploads import COLUMNS, decode_upload
 
 _NOBODY: Final = "0" * 32
+#: From one tenant to the next by the index, however many files each of them has.
+_TENANTS: Final = Statement(
+    "WITH RECURSIVE w AS ((SELECT tenant_id AS t FROM upload_session WHERE state = 'stored'"
+    " AND tenant_id > %(after)s::int ORDER BY tenant_id, domain, record_id LIMIT 1) UNION ALL"
+    " SELECT (SELECT tenant_id FROM upload_session WHERE state = 'stored' AND tenant_id > w.t"
+    " ORDER BY tenant_id, domain, record_id LIMIT 1) FROM w WHERE w.t IS NOT NULL)"
+    " SELECT t FROM w WHERE t IS NOT NULL LIMIT %(limit)s::int"
+)
 #: LATERAL with LIMIT is one probe a file; EXISTS was planned as one read of all records.
 _WAITING: Final = Statement(
-    f"SELECT {COLUMNS.format('u')}, coalesce(r.alive, false) FROM upload_session AS u"
+    f"SELECT {COLUMNS.format('u')}, coalesce(r.alive, false)"
+    " FROM unnest(%(tenants)s::int[], %(domains)s::text[], %(records)s::text[], %(ids)s::uuid[])"
+    " AS w(t, d, r, i) CROSS JOIN LATERAL (SELECT * FROM upload_session WHERE state = 'stored'"
+    " AND tenant_id = w.t AND (domain, record_id, upload_id) > (w.d, w.r, w.i)"
+    " ORDER BY domain, record_id, upload_id LIMIT %(limit)s::int) AS u"
     " LEFT JOIN LATERAL (SELECT data IS NOT NULL AS alive FROM records WHERE tenant_id = u.tenant_id"
     " AND domain = u.domain AND id = u.record_id LIMIT 1) AS r ON true"
-    " WHERE u.state = 'stored' AND (u.tenant_id, u.domain, u.record_id, u.upload_id)"
-    " > (%(tenant)s::int, %(domain)s::text, %(record)s::text, %(id)s::uuid)"
-    " ORDER BY u.tenant_id, u.domain, u.record_id, u.upload_id LIMIT %(limit)s::int"
+    " ORDER BY u.tenant_id, u.domain, u.record_id, u.upload_id"
 )
 
 
@@ -27,13 +39,19 @@ class PostgresWaiting:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def waiting(self, after: Upload | None, limit: int) -> list[WaitingFile]:
-        """List files that wait, by their records."""
+    async def tenants(self, after: int, limit: int) -> list[int]:
+        """List tenants whose files wait."""
+        values = {"after": str(after), "limit": str(limit)}
+        return [row[0] for row in await self._database.query(_TENANTS, values)]
+
+    async def waiting(self, behind: Mapping[int, Upload | None], limit: int) -> list[WaitingFile]:
+        """List files that wait, by tenant and record."""
+        last = behind.values()
         values = {
-            "tenant": "0" if after is None else str(after.ref.tenant_id),
-            "domain": "" if after is None else after.domain,
-            "record": "" if after is None else after.record_id,
-            "id": _NOBODY if after is None else after.ref.upload_id,
+            "tenants": numbers(behind),
+            "domains": texts([(one and one.domain) or "" for one in last]),
+            "records": texts([(one and one.record_id) or "" for one in last]),
+            "ids": plain([_NOBODY if one is None else one.ref.upload_id for one in last]),
             "limit": str(limit),
         }
         return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ from engine.uploads import Upload
 from engine.waiting import WaitingFiles
 from storage.files import PostgresFiles
 from storage.pool import _READING_PREPARED, Database
-from storage.waiting import _WAITING, PostgresWaiting
+from storage.waiting import _TENANTS, _WAITING, PostgresWaiting
 from tests.filing import keep, upload
 from tests.services import execute
 
@@ -74,12 +74,20 @@ class Shelf:
         self.files.append(WaitingFile(one, due))
         return one.ref.upload_id
 
-    async def waiting(self, after: Upload | None, limit: int) -> list[WaitingFile]:
-        """List what waits."""
+    async def tenants(self, after: int, limit: int) -> list[int]:
+        """List tenants."""
         if self.away:
             raise StoreUnavailableError("away")
-        first = 0 if after is None else [one.upload for one in self.files].index(after) + 1
-        return self.files[first : first + limit]
+        return sorted({tenant for one in self.files if (tenant := one.upload.ref.tenant_id) > after})[:limit]
+
+    async def waiting(self, behind: Mapping[int, Upload | None], limit: int) -> list[WaitingFile]:
+        """List what waits."""
+        found = []
+        for tenant, after in behind.items():
+            files = [one for one in self.files if one.upload.ref.tenant_id == tenant]
+            first = 0 if after is None else [one.upload for one in files].index(after) + 1
+            found += files[first : first + limit]
+        return found
 
 
 class Desk:
@@ -104,21 +112,21 @@ def _written(
 async def test_what_is_due_is_attached_at_a_look_and_tried_again_until_it_is(desk: Desk) -> None:
     desk.shelf.put(upload(1))
     due = desk.shelf.put(upload(2), due=True)
-    await desk.waiting.look(None)
-    await desk.waiting.look(None)
+    await desk.waiting.look()
+    await desk.waiting.look()
     (job,) = desk.queue.jobs
     assert job == Attach(1, "phone", "task", "a", due, job.entry, NOW_US)
     assert job.entry is not None
     assert msgspec.json.decode(job.entry)["file_id"] == due
     assert desk.queue.settle() == [due]
-    await desk.waiting.look(None)
+    await desk.waiting.look()
     assert desk.queue.settle() == [due]
 
 
 async def test_a_record_that_is_written_here_has_its_files_at_once(desk: Desk) -> None:
     one, other = desk.shelf.put(upload(1)), desk.shelf.put(upload(2))
     desk.shelf.put(upload(3, record_id="b"))
-    await desk.waiting.look(None)
+    await desk.waiting.look()
     for changes in (_written("c"), _written(tenant_id=2), _written(data=None)):
         desk.waiting.committed(changes)
     assert desk.queue.jobs == []
@@ -129,9 +137,9 @@ async def test_a_record_that_is_written_here_has_its_files_at_once(desk: Desk) -
 async def test_a_queue_that_is_full_is_tried_again_at_the_next_look(desk: Desk) -> None:
     due = desk.shelf.put(upload(1), due=True)
     desk.queue.full = True
-    await desk.waiting.look(None)
+    await desk.waiting.look()
     desk.queue.full = False
-    await desk.waiting.look(None)
+    await desk.waiting.look()
     assert desk.queue.settle() == [due]
 
 
@@ -140,14 +148,39 @@ async def test_many_are_looked_at_in_turns_and_all_are_known(
 ) -> None:
     monkeypatch.setattr(room, "LOOKED_AT", 2)
     named = [desk.shelf.put(upload(number, record_id=f"r{number}")) for number in range(5)]
-    last = None
-    turns = 0
-    while (last := await desk.waiting.look(last)) is not None:
-        turns += 1
-    assert turns == 2
+    for _ in range(3):
+        await desk.waiting.look()
     for number in range(5):
         desk.waiting.committed(_written(f"r{number}"))
     assert desk.queue.settle() == named
+
+
+async def test_files_of_one_tenant_do_not_keep_anothers_waiting(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "LOOKED_AT", 6)
+    monkeypatch.setattr(room, "_KNOWN", 10)
+    for number in range(100):
+        desk.shelf.put(upload(number, record_id=f"r{number}"))
+    due = desk.shelf.put(upload(1, tenant=2), due=True)
+    other = desk.shelf.put(upload(2, tenant=2, record_id="b"))
+    for _ in range(20):
+        await desk.waiting.look()
+        assert desk.queue.settle() == [due]
+    desk.waiting.committed(_written("b", tenant_id=2))
+    assert desk.queue.settle() == [other]
+
+
+async def test_all_tenants_have_their_turn(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "TENANTS", 2)
+    due = [desk.shelf.put(upload(number, tenant=number), due=True) for number in range(1, 6)]
+    seen = []
+    for _ in range(3):
+        await desk.waiting.look()
+        seen += desk.queue.settle()
+    assert seen == due
+    await desk.waiting.look()
+    assert desk.queue.settle() == due[:2]
 
 
 async def test_what_is_known_is_bounded_and_what_waits_no_more_is_forgotten(
@@ -156,12 +189,12 @@ async def test_what_is_known_is_bounded_and_what_waits_no_more_is_forgotten(
     monkeypatch.setattr(room, "_KNOWN", 1)
     one = desk.shelf.put(upload(1))
     desk.shelf.put(upload(2))
-    await desk.waiting.look(None)
+    await desk.waiting.look()
     desk.waiting.committed(_written())
     assert desk.queue.settle() == [one]
-    await desk.waiting.look(None)
+    await desk.waiting.look()
     desk.shelf.files.clear()
-    await desk.waiting.look(None)
+    await desk.waiting.look()
     desk.waiting.committed(_written())
     assert desk.queue.settle() == []
 
@@ -200,7 +233,11 @@ async def test_waiting_files_are_listed_with_whether_their_record_is_there(
     _recorded(dsn, 1, "there", "'{}'")
     _recorded(dsn, 1, "deleted", "NULL")
     store = PostgresWaiting(database)
-    found = await store.waiting(None, 10)
+    assert await store.tenants(0, 10) == [1, 2]
+    assert await store.tenants(0, 1) == [1]
+    assert await store.tenants(1, 10) == [2]
+    assert await store.tenants(2, 10) == []
+    found = await store.waiting({1: None, 2: None}, 10)
     assert found == [
         WaitingFile(upload(3, record_id="deleted"), due=False),
         WaitingFile(upload(1, record_id="there"), due=True),
@@ -208,11 +245,11 @@ async def test_waiting_files_are_listed_with_whether_their_record_is_there(
         WaitingFile(upload(4, tenant=2, record_id="there"), due=False),
     ]
     walked = []
-    last: Upload | None = None
+    last: dict[int, Upload | None] = {1: None, 2: None}
     while page := await store.waiting(last, 1):
         walked += page
-        last = page[-1].upload
-    assert walked == found
+        last |= {one.upload.ref.tenant_id: one.upload for one in page}
+    assert sorted(walked, key=found.index) == found
 
 
 async def test_a_file_is_found_by_its_tenant_alone(database: Database, dsn: str) -> None:
@@ -258,14 +295,25 @@ async def test_what_waits_is_read_by_its_index(database: Database, dsn: str, gro
     """However many files there are, only those that wait are met; on an empty table it is planned alike."""
     if grown:
         execute(dsn, _MANY, "ANALYZE upload_session")
-    values = {"tenant": "1", "domain": "task", "record": "5", "id": "0" * 32, "limit": "500"}
-    async with database.session() as session:
-        opening = "BEGIN; " + _READING_PREPARED
-        await session.run_prepared(opening, (_WAITING,), "", values)
-        await session.run("ROLLBACK")
-        plan = await session.run(f"{opening}EXPLAIN {_WAITING.call}", values)
-        await session.run("ROLLBACK")
-    text = "\n".join(row[0] for row in plan)
-    assert "Index Scan using upload_session_waiting" in text, text
-    assert "Index Cond: (ROW(tenant_id, domain, record_id) >= ROW(" in text, text
-    assert "Seq Scan" not in text, text
+    values = {
+        "tenants": "{1}",
+        "domains": "{task}",
+        "records": "{5}",
+        "ids": f"{{{'0' * 32}}}",
+        "limit": "500",
+        "after": "0",
+    }
+    for statement, condition in (
+        (_WAITING, "Index Cond: ((tenant_id = w.t) AND (ROW(domain, record_id) >= ROW("),
+        (_TENANTS, "tenant_id > "),
+    ):
+        async with database.session() as session:
+            opening = "BEGIN; " + _READING_PREPARED
+            await session.run_prepared(opening, (statement,), "", values)
+            await session.run("ROLLBACK")
+            plan = await session.run(f"{opening}EXPLAIN {statement.call}", values)
+            await session.run("ROLLBACK")
+        text = "\n".join(row[0] for row in plan)
+        assert "upload_session_waiting" in text, text
+        assert condition in text, text
+        assert "Seq Scan" not in text, text

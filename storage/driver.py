@@ -78,6 +78,7 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._answer: asyncio.Future[None] | None = None
         self._give_up_s = 0.0
+        self._looking: asyncio.TimerHandle | None = None
         self._writing = False
         self._watched: int | None = os.dup(raw.fileno())
         self._loop.add_reader(self._watched, self._told)
@@ -104,7 +105,8 @@ class Link:
         loop = self._loop
         answer = self._answer = loop.create_future()
         self._give_up_s = loop.time() + patience_s
-        self._looking = loop.call_later(min(_LOOK_S, patience_s), self._look)
+        if self._looking is None:  # else that of a statement before this one goes on: a timer costs 2 µs
+            self._looking = loop.call_later(min(_LOOK_S, patience_s), self._look)
         try:
             self.advance()
             await answer
@@ -115,7 +117,6 @@ class Link:
             raise
         finally:
             self._answer = None
-            self._looking.cancel()
         return self._cursor.fetchall() if self._cursor.description is not None else []
 
     def advance(self) -> None:
@@ -124,10 +125,10 @@ class Link:
         try:
             state = self._raw.poll()
         except Exception as error:  # of whatever kind: whoever waits has to hear of it
-            if self._raw.closed or not isinstance(error, psycopg2.Error):
-                self.close()
             if answer is not None and not answer.done():
                 answer.set_exception(error)
+            if self._raw.closed or not isinstance(error, psycopg2.Error):
+                self.close()
             return
         if state == POLL_WRITE:
             self._watch_writing()
@@ -144,7 +145,9 @@ class Link:
     def _look(self) -> None:
         """Look for an answer, or an end, that nobody told of."""
         answer, now_s = self._answer, self._loop.time()
-        assert answer is not None
+        self._looking = None
+        if answer is None:
+            return
         self._told()
         if answer.done():
             return
@@ -173,8 +176,11 @@ class Link:
         """Cut the connection; the server rolls back what was open."""
         if self._watched is None:
             return
-        self._unwatch_writing()
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
         if not self._loop.is_closed():
+            self._unwatch_writing()
             self._loop.remove_reader(self._watched)
         os.close(self._watched)
         self._watched = None

@@ -11,6 +11,7 @@ import msgspec
 LABORIOUS_S: Final = 0.01
 #: So many bytes of a message count for one message more: 1 KB that inflates to 1 MiB counts for 17.
 COUNTED_BYTES: Final = 1 << 16
+_MINUTE_S: Final = 60.0
 #: Until a queue has stood, a worker is taken to store this much in a second.
 _FIRST_BYTES_PER_S: Final = 32e6
 #: Bounds of the wait that may stand: below it nobody notices, above it devices give up waiting.
@@ -26,10 +27,15 @@ _LATEST: Final = 0.2
 
 
 class TokenBucket(msgspec.Struct):
-    """``tokens`` as of ``at_s``; a full bucket holds one minute's worth."""
+    """``tokens`` as of ``at_s``; a full bucket holds one minute's worth.
+
+    ``taken`` counts what a device sent in its tenant's ``minute`` (``TenantRates``).
+    """
 
     tokens: float
     at_s: float
+    minute: int = -1
+    taken: int = 0
 
     def take(self, per_minute: int, now_s: float, most: float | None = None) -> int:
         """Take one token of ``most``; return 0, or the milliseconds until there is one."""
@@ -55,19 +61,45 @@ class TokenBucket(msgspec.Struct):
             self.tokens -= spent_s * 1000
 
 
+class _TenantRate(msgspec.Struct):
+    """A tenant's bucket, and how many devices spoke in its minute, which has a number, and in the last."""
+
+    bucket: TokenBucket
+    ends_s: float
+    minute: int = 0
+    devices: int = 0
+    devices_before: int = 0
+
+
 class TenantRates:
-    """A bucket for each tenant, for all of its devices on this process together."""
+    """A bucket for each tenant, for all of its devices on this process together.
+
+    An empty bucket refuses no device that sent less than its equal part in this minute, so that one device
+    takes nothing from the others. So a tenant may get twice its rate while its devices change places.
+    """
 
     def __init__(self, messages_per_minute: int) -> None:
         self._per_minute = messages_per_minute
-        self._buckets: dict[int, TokenBucket] = {}
+        self._tenants: dict[int, _TenantRate] = {}
 
-    def take(self, tenant_id: int, now_s: float) -> int:
-        """Take one token; return 0, or the milliseconds until there is one."""
-        bucket = self._buckets.get(tenant_id)
-        if bucket is None:
-            bucket = self._buckets[tenant_id] = TokenBucket(float(self._per_minute), now_s)
-        return bucket.take(self._per_minute, now_s)
+    def take(self, tenant_id: int, device: TokenBucket, now_s: float) -> int:
+        """Take one token for a device; return 0, or the milliseconds until there is one."""
+        tenant = self._tenants.get(tenant_id)
+        if tenant is None:
+            bucket = TokenBucket(float(self._per_minute), now_s)
+            tenant = self._tenants[tenant_id] = _TenantRate(bucket, now_s + _MINUTE_S)
+        if now_s >= tenant.ends_s:
+            tenant.ends_s = now_s + _MINUTE_S
+            tenant.minute += 1
+            tenant.devices_before, tenant.devices = tenant.devices, 0
+        if device.minute != tenant.minute:
+            device.minute, device.taken = tenant.minute, 0
+            tenant.devices += 1
+        wait_ms = tenant.bucket.take(self._per_minute, now_s)
+        if wait_ms and (device.taken + 1) * max(tenant.devices, tenant.devices_before) > self._per_minute:
+            return wait_ms
+        device.taken += 1
+        return 0
 
 
 class Overload:

@@ -25,6 +25,8 @@ ITEM_BYTES = 1024
 #: holds keeps the loop busy, and whoever sends little would feel it most.
 _PARTS = 2
 _COMPANY_S = 1.0
+#: How long a tenant is taken alone after something laborious: what it sends next is likely to be like it.
+_APART_S = 1.0
 
 
 class CommitLimits(msgspec.Struct, frozen=True):
@@ -43,14 +45,22 @@ class Reply(Protocol):
         """Take the outcome."""
 
 
+class Charge(Protocol):
+    """Whom the time of a job is charged to."""
+
+    def __call__(self, spent_s: float, /) -> None:
+        """Take in how long the loop was busy with the job."""
+
+
 class Waiting(msgspec.Struct, frozen=True, gc=False):
-    """A job and who waits for its outcome, since when (monotonic)."""
+    """A job and who waits for its outcome, since when (monotonic), and who is charged for it."""
 
     job: Job
     reply: Reply
     items: int
     size_bytes: int
     since_s: float
+    charge: Charge | None = None
 
 
 class _Queue(msgspec.Struct):
@@ -64,20 +74,25 @@ class Batch(msgspec.Struct, frozen=True):
     """Jobs taken together.
 
     ``one_sided``: it is large and most of it is of one tenant. ``full``: there was no room for others, or
-    more is not to stand anyway, so that how long it takes tells what the store can do.
+    more is not to stand anyway, so that how long it takes tells what the store can do. ``apart``: it is of a
+    tenant that was set apart.
     """
 
     jobs: list[Waiting]
     size_bytes: int
     one_sided: bool
     full: bool
+    apart: bool = False
 
 
 class Backlog:
     """Jobs by tenant. ``messages``, ``items`` and ``size_bytes`` count what waits, not what was taken."""
 
-    def __init__(self, limits: CommitLimits) -> None:
+    def __init__(self, limits: CommitLimits, apart_at_once: int = 1) -> None:
         self._limits = limits
+        self._apart: dict[int, float] = {}
+        self._apart_at_once = apart_at_once
+        self._apart_held = 0
         self._queues: dict[int, _Queue] = {}
         self._free: deque[int] = deque()
         self._held: set[int] = set()
@@ -88,7 +103,7 @@ class Backlog:
         self.items = 0
         self.size_bytes = 0
 
-    def add(self, job: Job, reply: Reply, now_s: float) -> bool:
+    def add(self, job: Job, reply: Reply, now_s: float, charge: Charge | None = None) -> bool:
         """Take a job in; False, and nothing done, when too much waits."""
         items, size_bytes = 1, JOB_BYTES
         if type(job) is Push:
@@ -107,7 +122,7 @@ class Backlog:
         self.items += items
         self.size_bytes += size_bytes
         queue = self._queue(job.tenant_id)
-        queue.jobs.append(Waiting(job, reply, items, size_bytes, now_s))
+        queue.jobs.append(Waiting(job, reply, items, size_bytes, now_s, charge))
         queue.size_bytes += size_bytes
         return True
 
@@ -121,8 +136,10 @@ class Backlog:
 
     @property
     def ready(self) -> bool:
-        """Whether something waits whose tenant is free."""
-        return bool(self._free)
+        """Whether something waits whose tenant is free, and may be taken now."""
+        if not self._apart or self._apart_held < self._apart_at_once:
+            return bool(self._free)
+        return any(tenant_id not in self._apart for tenant_id in self._free)
 
     @property
     def pressed(self) -> bool:
@@ -137,16 +154,38 @@ class Backlog:
         queue = self._queues.get(tenant_id)
         return queue is not None and queue.size_bytes * len(self._queues) >= most_bytes
 
+    def set_apart(self, tenant_id: int, now_s: float) -> None:
+        """Take what a tenant sends without that of others for a while: something of it was laborious."""
+        self._apart[tenant_id] = now_s + _APART_S
+
+    def _is_apart(self, tenant_id: int, now_s: float) -> bool:
+        until_s = self._apart.get(tenant_id)
+        if until_s is None:
+            return False
+        if until_s > now_s:
+            return True
+        del self._apart[tenant_id]
+        return False
+
     def take(self, now_s: float) -> Batch:
-        """Take a batch, all that one free tenant after another has, and hold them; one job at least."""
+        """Take a batch, all that one free tenant after another has, and hold them; one job at least.
+
+        A tenant that was set apart is taken alone, in its turn.
+        """
         most, most_bytes = self._limits.batch_items, self._limits.batch_bytes
         batch: list[Waiting] = []
         largest = items = size_bytes = 0
         oldest_s = now_s
-        full = False
+        full = apart = False
+        passed: list[int] = []
         share = most // _PARTS if now_s - self._changed_s < _COMPANY_S else most
-        while self._free and not full:
+        while self._free and not full and not apart:
             tenant_id = self._free.popleft()
+            if self._apart and self._is_apart(tenant_id, now_s):
+                if batch or self._apart_held >= self._apart_at_once:
+                    passed.append(tenant_id)
+                    continue
+                apart = True
             queue = self._queues[tenant_id]
             jobs = queue.jobs
             first, before, before_bytes = len(batch), items, size_bytes
@@ -170,14 +209,16 @@ class Backlog:
                 queue.size_bytes -= size_bytes - before_bytes
             else:
                 del self._queues[tenant_id]
+        self._free.extendleft(reversed(passed))
+        self._apart_held += apart
         self.messages -= len(batch)
         self.items -= items
         self.size_bytes -= size_bytes
         self.overload.waited(now_s - oldest_s, now_s, all_taken=not self.messages)
         # Else nothing would be learnt any more once too little may stand to fill a batch.
         full = full or size_bytes >= self.overload.target_bytes
-        one_sided = items * _PARTS * 2 >= most and largest * 2 > items
-        return Batch(batch, size_bytes, one_sided, full)
+        one_sided = apart or (items * _PARTS * 2 >= most and largest * 2 > items)
+        return Batch(batch, size_bytes, one_sided, full, apart)
 
     def put_back(self, batch: list[Waiting]) -> None:
         """Let jobs of held tenants wait again, before all that came later."""
@@ -189,9 +230,10 @@ class Backlog:
             self.items += waiting.items
             self.size_bytes += waiting.size_bytes
 
-    def settled(self, batch: list[Waiting]) -> None:
+    def settled(self, batch: Batch) -> None:
         """Free the tenants of a batch; the last of several, which was cut short, is first the next time."""
-        tenants = list(dict.fromkeys([waiting.job.tenant_id for waiting in batch]))
+        self._apart_held -= batch.apart
+        tenants = list(dict.fromkeys([waiting.job.tenant_id for waiting in batch.jobs]))
         self._held.difference_update(tenants)
         going_on = [tenant_id for tenant_id in tenants if tenant_id in self._queues]
         if len(tenants) > 1 and going_on:

@@ -1,14 +1,14 @@
 """All of a sync's meaning, without I/O: jobs and the rows under their locks → rows to write, answers.
 
 Jobs of many devices and tenants share a batch and apply in order; each sees the effects of those
-before it. ``lookups`` says what must be locked and read, ``plan`` decides.
+before it. ``lookups`` says what must be locked and read, ``steps`` decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Generator
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -16,7 +16,6 @@ from engine.answers import kept, replayed, told
 from engine.attachments import attach
 from engine.conflict import may_hold
 from engine.errors import SyncError
-from engine.held import size_bytes
 from engine.items import apply_item
 from engine.jobs import Answer, Attach, Change, Job, Outcome, Push, Resolution
 from engine.messages import ItemError, Result
@@ -24,7 +23,6 @@ from engine.quarantine import quarantined
 from engine.resolution import settle_by_person
 from engine.room import Behind, Room
 from engine.rows import (
-    Conflict,
     ConflictRef,
     EventKey,
     HeldRef,
@@ -40,6 +38,7 @@ from engine.rows import (
 from engine.rules import Policies, Rules
 from engine.tenant_usage import sentence
 from engine.uploads import UploadRef
+from engine.weighing import touched_bytes
 from engine.working import Working
 
 _encode = msgspec.json.encode
@@ -47,8 +46,6 @@ _encode = msgspec.json.encode
 #: Bytes of records, counted anew for each change of one, that a message may touch. A change of sixty bytes
 #: may read, log and write a whole record, on the event loop and under its tenant's lock.
 MESSAGE_TOUCHES_BYTES: Final = 8 << 20
-#: The same for a batch, unless it is one message.
-BATCH_TOUCHES_BYTES: Final = 16 << 20
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -123,47 +120,6 @@ def lookups(jobs: list[Job], rules: Rules, also_held: Collection[HeldRef] = ()) 
     )
 
 
-def fitting(jobs: list[Job], state: State) -> int:
-    """Say how many of a batch's first jobs may be planned in one go, one at least."""
-    largest_bytes = max(
-        [
-            len(row.data or row.last_data or b"") + len(row.attachments or b"")
-            for row in state.records.values()
-        ],
-        default=0,
-    )
-    if state.held:
-        largest_bytes += max(map(size_bytes, state.held.values()))
-    changes = sum([len(job.items) if isinstance(job, Push) else 1 for job in jobs])
-    if changes * largest_bytes < BATCH_TOUCHES_BYTES:  # as nearly always: nothing need be counted
-        return len(jobs)
-    touched_bytes = 0
-    for index, job in enumerate(jobs):
-        touched_bytes += _touched_bytes(job, state.records, state.held)
-        if index and touched_bytes > BATCH_TOUCHES_BYTES:
-            return index
-    return len(jobs)
-
-
-def _touched_bytes(
-    job: Job, records: Mapping[RecordKey, Record], held: Mapping[HeldRef, Conflict]
-) -> int:
-    if isinstance(job, Resolution):
-        return 0
-    if isinstance(job, Attach):
-        record = records.get(RecordKey(job.tenant_id, job.domain, job.record_id))
-        return len(job.entry or b"") + (0 if record is None else record.size_bytes)
-    found = 0
-    for item in job.items:
-        if type(item) is Change:
-            record = records.get(RecordKey(job.tenant_id, item.domain, item.id))
-            found += len(item.data) + (0 if record is None else record.size_bytes)
-            if held:
-                waiting = held.get(HeldRef(job.tenant_id, job.device_id, item.domain, item.id))
-                found += 0 if waiting is None else size_bytes(waiting)
-    return found
-
-
 def plan(
     jobs: list[Job],
     state: State,
@@ -171,20 +127,42 @@ def plan(
     also_held: Collection[HeldRef] = (),
     behind: Behind = MappingProxyType({}),
 ) -> Plan:
-    """Decide the whole batch. ``state`` is used up: it follows the jobs' effects.
+    """Decide the whole batch at once, as ``steps`` does with pauses."""
+    deciding = steps(jobs, state, rules, also_held, behind)
+    while True:
+        try:
+            next(deciding)
+        except StopIteration as done:
+            decided: Plan = done.value
+            return decided
 
-    It holds what ``lookups`` of the same arguments named.
+
+def steps(
+    jobs: list[Job],
+    state: State,
+    rules: Rules,
+    also_held: Collection[HeldRef] = (),
+    behind: Behind = MappingProxyType({}),
+    items_per_step: int = 32,
+) -> Generator[int, None, Plan]:
+    """Decide the whole batch step by step, an item or some of one job at a time.
+
+    ``state`` is used up: it follows the jobs' effects. It holds what ``lookups`` of the same arguments named.
+
+    Yields:
+        The index of the job that the step was of. The last step of each is said, too.
     """
     working = Working(state, also_held)
     room = Room(state.usage, rules.bounds, jobs, behind)
     outcomes: list[Outcome] = []
-    for job in jobs:
+    for index, job in enumerate(jobs):
         if isinstance(job, Resolution):
             outcomes.append(settle_by_person(job, working, rules))
         elif isinstance(job, Attach):
             outcomes.append(attach(job, working))
         else:
-            outcomes.append(_push(job, working, rules, room))
+            outcomes.append((yield from _push(job, working, rules, room, _Pace(index, items_per_step))))
+        yield index
     return Plan(
         outcomes,
         working.writes(),
@@ -196,7 +174,16 @@ def plan(
     )
 
 
-def _push(push: Push, working: Working, rules: Rules, room: Room) -> Answer | SyncError:
+class _Pace(NamedTuple):
+    """What the steps of a job yield, and how many items one has."""
+
+    job: int
+    items: int
+
+
+def _push(
+    push: Push, working: Working, rules: Rules, room: Room, pace: _Pace
+) -> Generator[int, None, Answer | SyncError]:
     ref = KeyRef(push.tenant_id, push.key_hash)
     known = working.keys.get(ref)
     if known is not None:
@@ -205,7 +192,7 @@ def _push(push: Push, working: Working, rules: Rules, room: Room) -> Answer | Sy
             return SyncError("idempotency_key_reused", "this key was used for other items")
         again = replayed(known.results, push.tenant_id, working.records, rules.answer_data_bytes)
         return Answer(again, replayed=True)
-    if len(push.items) > 1 and _touched_bytes(push, working.records, working.held) > MESSAGE_TOUCHES_BYTES:
+    if len(push.items) > 1 and touched_bytes(push, working.records, working.held) > MESSAGE_TOUCHES_BYTES:
         return SyncError(
             "too_large", f"items: their records pass {MESSAGE_TOUCHES_BYTES} bytes together: send fewer"
         )
@@ -216,10 +203,10 @@ def _push(push: Push, working: Working, rules: Rules, room: Room) -> Answer | Sy
         return room.no_room(push, full)
     if push.tenant_id not in room.tight:
         room.taken(push)
-        return _applied(push, working, rules)
+        return (yield from _applied(push, working, rules, pace))
     before = working.usage[push.tenant_id].copy()
     checkpoint = working.checkpoint(push)
-    answer = _applied(push, working, rules)
+    answer = yield from _applied(push, working, rules, pace)
     bound = room.passed(push, before, working.usage[push.tenant_id])
     if bound is None:
         room.taken(push)
@@ -228,12 +215,14 @@ def _push(push: Push, working: Working, rules: Rules, room: Room) -> Answer | Sy
     return room.no_room(push, sentence(bound))
 
 
-def _applied(push: Push, working: Working, rules: Rules) -> Answer:
+def _applied(
+    push: Push, working: Working, rules: Rules, pace: _Pace
+) -> Generator[int, None, Answer]:
     policies = rules.policies(push.tenant_id)
     if push.atomic:
-        results = _atomic(push, working, rules, policies)
+        results = yield from _atomic(push, working, rules, policies, pace)
     else:
-        results = _one_by_one(push, working, rules, policies)
+        results = yield from _one_by_one(push, working, rules, policies, pace)
         working.put_aside(quarantined(push, results, rules.new_id))
     results = told(results, rules.answer_data_bytes)
     encoded = _encode(results)
@@ -243,7 +232,9 @@ def _applied(push: Push, working: Working, rules: Rules) -> Answer:
     return Answer(encoded, replayed=False)
 
 
-def _one_by_one(push: Push, working: Working, rules: Rules, policies: Policies) -> list[Result]:
+def _one_by_one(
+    push: Push, working: Working, rules: Rules, policies: Policies, pace: _Pace
+) -> Generator[int, None, list[Result]]:
     results: list[Result] = []
     for item in push.items:
         result = apply_item(push, item, working, rules, policies)
@@ -252,10 +243,14 @@ def _one_by_one(push: Push, working: Working, rules: Rules, policies: Policies) 
                 SetAsideRef(push.tenant_id, push.device_id, result.domain, result.id)
             )
         results.append(result)
+        if len(results) % pace.items == 0:
+            yield pace.job
     return results
 
 
-def _atomic(push: Push, working: Working, rules: Rules, policies: Policies) -> list[Result]:
+def _atomic(
+    push: Push, working: Working, rules: Rules, policies: Policies, pace: _Pace
+) -> Generator[int, None, list[Result]]:
     savepoint = working.savepoint(push)
     results: list[Result] = []
     for item in push.items:
@@ -266,6 +261,8 @@ def _atomic(push: Push, working: Working, rules: Rules, policies: Policies) -> l
                 result = _standing(push, result, working)
             return _aborted(push, len(results), result)
         results.append(result)
+        if len(results) % pace.items == 0:
+            yield pace.job
     return results
 
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
 import msgspec
 import structlog
 
-from engine.backlog import Backlog, CommitLimits, Reply, Waiting
-from engine.batch import Plan, fitting, lookups, plan
+from engine.backlog import Backlog, Charge, CommitLimits, Reply, Waiting
+from engine.batch import Plan, lookups, steps
 from engine.errors import SyncError, retry_later_ms, retry_soon_ms
 from engine.jobs import Job, Outcome, Push, Refused
+from engine.planning import MESSAGE_S, TooLongError, planned
 from engine.ports import (
     Clock,
     Store,
@@ -34,6 +35,7 @@ from engine.ports import (
 from engine.room import KeptBack
 from engine.rows import HeldRef, Record
 from engine.rules import Rules
+from engine.weighing import select
 
 Published = Callable[[list[tuple[Record, str]]], None]
 Doubted = Callable[[set[int]], None]
@@ -49,15 +51,22 @@ _HELD_UP_S: Final = 0.05
 #: What devices that are refused are told to wait, at least and at most, before jitter.
 _SHORTEST_RETRY_MS: Final = 200
 _LONGEST_RETRY_MS: Final = 5000
+#: Planning that takes less is not charged: the rate of messages bounds it.
+_CHARGED_FROM_S: Final = 0.001
 _log = structlog.get_logger()
 
 
-class _TooMuchError(Exception):
-    """The records that a batch touches are too large for one; its first ``fits`` jobs are not."""
+class _Settled(msgspec.Struct, frozen=True):
+    """What was committed of a batch: the plan, and the jobs that it is of.
 
-    def __init__(self, fits: int) -> None:
-        super().__init__(fits)
-        self.fits = fits
+    ``spent_s`` are the seconds that planning each took, ``left`` the indexes of those that have to wait,
+    ``apart`` the tenants that are to be planned without others.
+    """
+
+    plan: Plan
+    spent_s: list[float]
+    left: Sequence[int]
+    apart: frozenset[int]
 
 
 class Counters(msgspec.Struct):
@@ -92,7 +101,7 @@ class Committer:
         lanes: int = 1,
     ) -> None:
         self.counters = Counters()
-        self._backlog = Backlog(limits)
+        self._backlog = Backlog(limits, apart_at_once=max(1, lanes - 1))
         self._spread_from = max(1, limits.batch_items // 2)
         self._waiting: list[asyncio.Future[None]] = []
         kept_back = KeptBack()
@@ -109,13 +118,14 @@ class Committer:
         self._calm = asyncio.Event()
         self._calm.set()
 
-    def submit(self, job: Job, reply: Reply) -> None:
+    def submit(self, job: Job, reply: Reply, charge: Charge | None = None) -> None:
         """Queue a job; ``reply`` is called once on the event loop after its batch is durable.
 
+        ``charge`` is called before that with the seconds that planning the job took, if they are worth it.
         Raises SyncError ``overloaded`` when the queue is full: then nothing was accepted. Who asks ``sheds``
         before is refused earlier, and cheaper.
         """
-        if not self._backlog.add(job, reply, self._clock.monotonic_s()):
+        if not self._backlog.add(job, reply, self._clock.monotonic_s(), charge):
             raise overloaded(self.retry_after_ms())
         self._idle.clear()
         self._call_a_lane()
@@ -176,18 +186,20 @@ class Committer:
             self._waited_for.add(lane)
         held_up = asyncio.get_running_loop().call_later(_HELD_UP_S, self._go_on_without, lane)
         self._call_a_lane()
+        left_bytes = 0
         try:
-            await lane.settle(batch.jobs)
+            left_bytes = await lane.settle(batch.jobs)
         finally:
             held_up.cancel()
             self._busy -= 1
             self._waited_for.discard(lane)
-            backlog.settled(batch.jobs)
+            backlog.settled(batch)
             now_s = clock.monotonic_s()
             self.counters.batch_s += now_s - began_s
-            if batch.full:
+            stored_bytes = batch.size_bytes - left_bytes
+            if batch.full and stored_bytes:
                 since_s = max(self._settled_s, began_s)
-                backlog.overload.stored(batch.size_bytes, now_s - began_s, now_s - since_s)
+                backlog.overload.stored(stored_bytes, now_s - began_s, now_s - since_s)
             self._settled_s = now_s
             if not self._calm.is_set() and not backlog.pressed:
                 self._calm.set()
@@ -242,34 +254,65 @@ class _Lane:
         self._away = False
         self._tried_s = 0.0
 
-    async def settle(self, batch: list[Waiting]) -> None:
-        """See a batch through; one that cannot be stored is halved until the culprit stands alone."""
+    async def settle(self, batch: list[Waiting]) -> int:
+        """See a batch through; one that cannot be stored is halved until the culprit stands alone.
+
+        Returns:
+            The bytes of those that have to wait for another batch.
+        """
+        if not batch:
+            return 0
         try:
-            planned = await self._commit([waiting.job for waiting in batch])
+            settled = await self._commit([waiting.job for waiting in batch])
         except (StoreRetryError, StoreUnknownError, StoreUnavailableError, StoreFullError) as error:
             self._give_up(batch, error)
-        except _TooMuchError as error:
-            self._backlog.put_back(batch[error.fits :])
-            await self.settle(batch[: error.fits])
+            return 0
+        except TooLongError as error:
+            return await self._settle_without(batch, error)
         except Exception as error:
-            if len(batch) > 1:
-                middle = len(batch) // 2
-                # Should the store go away meanwhile, the later half is refused in its turn.
-                self._backlog.put_back(batch[middle:])
-                await self.settle(batch[:middle])
-            else:
-                await self._settle_culprit(batch[0], error)
-        else:
+            if len(batch) == 1:
+                return await self._settle_culprit(batch[0], error)
+            middle = len(batch) // 2
+            # Should the store go away meanwhile, the later half is refused in its turn.
+            return self._put_back(batch[middle:]) + await self.settle(batch[:middle])
+        left_bytes = self._put_back([batch[index] for index in settled.left])
+        for tenant_id in settled.apart:
+            self._backlog.set_apart(tenant_id, self._clock.monotonic_s())
+        if settled.left:
+            left = set(settled.left)
+            batch = [waiting for index, waiting in enumerate(batch) if index not in left]
+        if batch:
             self._counters.batches += 1
             self._counters.messages += len(batch)
-            self._publish(planned.changes)
-            for push, age_s in planned.reused:
+            self._publish(settled.plan.changes)
+            for push, age_s in settled.plan.reused:
                 self._note_reuse(push, age_s)
-            for waiting, outcome in zip(batch, planned.outcomes, strict=True):
+            for waiting, outcome, spent_s in zip(batch, settled.plan.outcomes, settled.spent_s, strict=True):
                 if type(outcome) is SyncError and outcome.code == "insufficient_storage":
                     self._counters.without_room += 1
                     outcome.details["retry_after_ms"] = retry_later_ms()
+                _charge(waiting, spent_s)
                 _answer(waiting, outcome)
+        return left_bytes
+
+    def _put_back(self, left: list[Waiting]) -> int:
+        if left:
+            self._backlog.put_back(left)
+        return sum([waiting.size_bytes for waiting in left])
+
+    async def _settle_without(self, batch: list[Waiting], error: TooLongError) -> int:
+        """Refuse a message that takes too long to plan; the others never notice."""
+        waiting = batch[error.index]
+        job = waiting.job
+        self._counters.failed += 1
+        _log.warning("message_too_long", tenant_id=job.tenant_id, device_id=job.device_id)
+        self._backlog.set_apart(job.tenant_id, self._clock.monotonic_s())
+        _charge(waiting, error.spent_s[error.index])
+        _answer(
+            waiting,
+            SyncError("too_large", f"items: applying them takes over {MESSAGE_S:.0f} s: send fewer at once"),
+        )
+        return await self.settle([*batch[: error.index], *batch[error.index + 1 :]])
 
     def _note_reuse(self, push: Push, age_s: int) -> None:
         """Tell of a device that uses keys again: while answers were kept for a day, this was applied."""
@@ -292,7 +335,7 @@ class _Lane:
         for waiting in refused:
             _answer(waiting, _disk_full() if full else _unavailable())
 
-    async def _settle_culprit(self, waiting: Waiting, error: Exception) -> None:
+    async def _settle_culprit(self, waiting: Waiting, error: Exception) -> int:
         """What the database refuses is quarantined item by item, so that it blocks no queue."""
         job = waiting.job
         if isinstance(error, StorePoisonError) and type(job) is Push:
@@ -300,8 +343,7 @@ class _Lane:
             if refused is not None:
                 self._counters.poisoned += 1
                 _log.warning("message_poisoned", tenant_id=job.tenant_id, device_id=job.device_id)
-                await self.settle([msgspec.structs.replace(waiting, job=refused)])
-                return
+                return await self.settle([msgspec.structs.replace(waiting, job=refused)])
         error_id = uuid.uuid4().hex
         self._counters.failed += 1
         _log.error(
@@ -315,8 +357,9 @@ class _Lane:
         _answer(
             waiting, SyncError("internal", "the server failed on this message", error_id=error_id)
         )
+        return 0
 
-    async def _commit(self, jobs: list[Job]) -> Plan:
+    async def _commit(self, jobs: list[Job]) -> _Settled:
         """Run one batch until its outcome is certain.
 
         After a COMMIT of unknown outcome the same batch runs again under its locks: its keys tell what
@@ -331,7 +374,7 @@ class _Lane:
             while True:
                 self._tried_s = self._clock.monotonic_s()
                 try:
-                    planned = await self._attempt(jobs)
+                    settled = await self._attempt(jobs)
                 except (StoreRetryError, StoreUnknownError, StoreUnavailableError) as error:
                     if isinstance(error, StoreUnknownError):
                         self._counters.unknown_outcomes += 1
@@ -341,14 +384,14 @@ class _Lane:
                         raise
                 else:
                     self._away = False
-                    return planned
+                    return settled
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
         finally:
             if unknown:
                 self._doubt({job.tenant_id for job in jobs})
 
-    async def _attempt(self, jobs: list[Job]) -> Plan:
+    async def _attempt(self, jobs: list[Job]) -> _Settled:
         tenants = {job.tenant_id for job in jobs}
         rules = self._rules.as_of_now(tenants)
         behind = self._kept_back.of(tenants, self._clock.monotonic_s())
@@ -356,21 +399,32 @@ class _Lane:
         while True:
             transaction: Transaction = await self._store.begin(lookups(jobs, rules, also_held))
             try:
-                fits = fitting(jobs, transaction.state)
-                if fits < len(jobs):
-                    raise _TooMuchError(fits)
-                planned = plan(jobs, transaction.state, rules, also_held, behind)
+                selected = select(jobs, transaction.state)
+                taken = jobs
+                if selected.left:
+                    left = set(selected.left)
+                    taken = [job for index, job in enumerate(jobs) if index not in left]
+                deciding = steps(taken, transaction.state, rules, also_held, behind, selected.items_per_step)
+                plan, spent_s = await planned(deciding, len(taken), self._clock)
             except BaseException:
                 await transaction.rollback()
                 raise
-            if not planned.missing:
-                await transaction.commit(planned.writes)
-                now_s = self._clock.monotonic_s()
-                self._kept_back.planned(tenants, planned.behind, planned.refused, now_s)
-                return planned
+            if not plan.missing:
+                if taken:
+                    await transaction.commit(plan.writes)
+                    now_s = self._clock.monotonic_s()
+                    self._kept_back.planned(tenants, plan.behind, plan.refused, now_s)
+                else:
+                    await transaction.rollback()
+                return _Settled(plan, spent_s, selected.left, selected.apart)
             # Begins again, seldom: it is dearer than one more look, and costs other batches nothing.
             await transaction.rollback()
-            also_held.update(planned.missing)
+            also_held.update(plan.missing)
+
+
+def _charge(waiting: Waiting, spent_s: float) -> None:
+    if spent_s > _CHARGED_FROM_S and waiting.charge is not None:
+        waiting.charge(spent_s)
 
 
 def _answer(waiting: Waiting, outcome: Outcome) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from engine.backlog import Reply
+from engine.backlog import Charge, Reply
 from engine.errors import SyncError
 from engine.jobs import Job, Outcome
 
@@ -13,11 +13,11 @@ from engine.jobs import Job, Outcome
 class Jobs(Protocol):
     """Who takes jobs in (``engine.committer.Committer``)."""
 
-    def submit(self, job: Job, reply: Reply) -> None:
+    def submit(self, job: Job, reply: Reply, charge: Charge | None = None, /) -> None:
         """Queue a job. Raises SyncError when nothing more is taken in."""
 
 
-async def settled(jobs: Jobs, job: Job) -> Outcome:
+async def settled(jobs: Jobs, job: Job, charge: Charge | None = None) -> Outcome:
     """Have a job committed, and wait for what became of it; one that was not taken in is a SyncError."""
     future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
@@ -26,7 +26,7 @@ async def settled(jobs: Jobs, job: Job) -> Outcome:
             future.set_result(outcome)
 
     try:
-        jobs.submit(job, reply)
+        jobs.submit(job, reply, charge)
     except SyncError as error:
         return error
     return await future

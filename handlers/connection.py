@@ -42,6 +42,7 @@ from handlers.live import Live
 from handlers.loop_watch import HELD_S
 from handlers.requests import (
     READS_YIELD_S,
+    charge_planning,
     count_answer,
     count_error,
     heartbeat,
@@ -74,6 +75,7 @@ class Connection(Line):
         "_asked_at_s",
         "_decode",
         "_device",
+        "_held_off_by_rate",
         "_held_off_until_s",
         "_in_flight",
         "_live",
@@ -101,6 +103,7 @@ class Connection(Line):
         self._reads = 0
         self._malformed = 0
         self._rate_ignored = 0
+        self._held_off_by_rate = False
         self._held_off_until_s = 0.0
 
     @property
@@ -161,7 +164,7 @@ class Connection(Line):
         """Return 0, or how long the device or its tenant is to wait before it sends more."""
         core = self._core
         wait_ms = self._device.bucket.take(core.limits.messages_per_minute, now_s)
-        return wait_ms or core.tenant_rates.take(self.key[0], now_s)
+        return wait_ms or core.tenant_rates.take(self.key[0], self._device.bucket, now_s)
 
     def pinged(self, payload: bytes, now_s: float) -> None:
         """Answer a ping, within the rate at which the device may send messages."""
@@ -195,27 +198,32 @@ class Connection(Line):
             self._limit(wait_ms, None)
             return True
         kind, request_id = head
+        pushes = kind in ("sync", "resolve")
         if wait_ms:
-            self._limit(wait_ms, request_id)
+            self._limit(self._hold_off(now_s, wait_ms) if pushes else wait_ms, request_id)
             return True
-        if kind not in ("sync", "resolve"):
+        if not pushes:
             return False
-        error = overloaded(self._hold_off(now_s))
+        if now_s < self._held_off_until_s and self._held_off_by_rate:
+            error = _rate_limited(self._hold_off(now_s))
+        else:
+            error = overloaded(self._hold_off(now_s))
         self._core.traffic.error(error.code)
         self._connections.refuse_soon(self, error_body(error, request_id))
         return True
 
-    def _hold_off(self, now_s: float) -> int:
-        """Take no more pushes for a while; give its milliseconds."""
+    def _hold_off(self, now_s: float, wait_ms: int = 0) -> int:
+        """Take no more pushes for a while, ``wait_ms`` for the rate; return its milliseconds."""
         if now_s >= self._held_off_until_s:
-            self._held_off_until_s = now_s + self._core.committer.retry_after_ms() / 1000
+            self._held_off_by_rate = wait_ms > 0
+            self._held_off_until_s = now_s + (wait_ms or self._core.committer.retry_after_ms()) / 1000
+        elif wait_ms:
+            self._held_off_until_s = max(self._held_off_until_s, now_s + wait_ms / 1000)
         return math.ceil((self._held_off_until_s - now_s) * 1000)
 
     def _limit(self, wait_ms: int, request_id: str | None) -> None:
-        if self._rate_is_ignored():
-            return
-        error = SyncError("rate_limited", "too many messages", retry_after_ms=wait_ms)
-        self.fail(error, request_id)
+        if not self._rate_is_ignored():
+            self.fail(_rate_limited(wait_ms), request_id)
 
     def _rate_is_ignored(self) -> bool:
         """Count it, and close on who sends on and on."""
@@ -256,10 +264,13 @@ class Connection(Line):
             count_error(core, self._device, error, now_us)
             raise
         try:
-            core.committer.submit(push, partial(self._answer, request.id, now_us))
+            core.committer.submit(push, partial(self._answer, request.id, now_us), self._charge)
         except SyncError:
             raise overloaded(self._hold_off(core.clock.monotonic_s())) from None
         self._in_flight += 1
+
+    def _charge(self, spent_s: float) -> None:
+        charge_planning(self._core, self._device, spent_s)
 
     def _answer(self, request_id: str, started_us: int, outcome: Outcome) -> None:
         self._in_flight -= 1
@@ -366,7 +377,7 @@ class Connection(Line):
 
     async def _resolve(self, request: Resolve) -> None:
         job = await resolution(self._core, self._session, request)
-        self._core.committer.submit(job, partial(self._settled, request.id))
+        self._core.committer.submit(job, partial(self._settled, request.id), self._charge)
         self._in_flight += 1
 
     def _settled(self, request_id: str, outcome: Outcome) -> None:
@@ -376,3 +387,7 @@ class Connection(Line):
             self.say(outcome.frame(request_id))
         elif isinstance(outcome, SyncError):
             self.fail(outcome, request_id)
+
+
+def _rate_limited(wait_ms: int) -> SyncError:
+    return SyncError("rate_limited", "too many messages", retry_after_ms=wait_ms)

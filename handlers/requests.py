@@ -151,6 +151,12 @@ def heartbeat(core: Core, device: Device, request: Heartbeat, request_id: str | 
     return _encode(HeartbeatAck(request_id or UNSET, to_text(now_us), device.health_score(now_us)))
 
 
+def charge_planning(core: Core, device: Device, spent_s: float) -> None:
+    """Charge a device for the time that planning a push of it took."""
+    device.bucket.charge(spent_s)
+    core.shares.spend(device.key[0], device, spent_s, core.clock.monotonic_s())
+
+
 def count_answer(core: Core, device: Device, answer: Answer, started_us: int) -> None:
     """Count a sync that was answered with results."""
     now_us = core.clock.now_us()

@@ -57,7 +57,7 @@ async def heard(
     core.shares.heard(tenant_id, now_s)
     device = core.devices.seen(tenant_id, session.device_id, now_s)
     wait_ms = device.bucket.take(core.limits.messages_per_minute, now_s)
-    wait_ms = wait_ms or core.tenant_rates.take(tenant_id, now_s)
+    wait_ms = wait_ms or core.tenant_rates.take(tenant_id, device.bucket, now_s)
     if wait_ms:
         raise SyncError("rate_limited", "too many messages", retry_after_ms=wait_ms)
     return session, device

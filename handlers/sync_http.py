@@ -7,6 +7,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -31,6 +32,7 @@ from handlers.origins import Allowed
 from handlers.peer import REQUEST_SECONDS, request_seconds
 from handlers.requests import (
     READS_YIELD_S,
+    charge_planning,
     count_answer,
     count_error,
     heartbeat,
@@ -98,7 +100,7 @@ class SyncHttp:
         try:
             with self._charging(device, request):
                 push = core.intake.push(message, session, now_us)
-            outcome = await self._settled(push)
+            outcome = await self._settled(push, device)
             if isinstance(outcome, SyncError):
                 raise outcome
         except SyncError as error:
@@ -135,7 +137,7 @@ class SyncHttp:
         with self._charging(device, request):
             completed = _completed(request, session.codec, body, "resolve", named)
             message = _decode(session.codec, completed, Resolve)
-        outcome = await self._settled(await resolution(self._core, session, message))
+        outcome = await self._settled(await resolution(self._core, session, message), device)
         if isinstance(outcome, SyncError):
             raise outcome
         assert isinstance(outcome, Settlement)
@@ -210,13 +212,13 @@ class SyncHttp:
             if now_s - begun_s > HELD_S:
                 core.watch.held(now_s - begun_s, *device.key, f"{request.method} {request.path}")
 
-    async def _settled(self, job: Job) -> Outcome:
+    async def _settled(self, job: Job, device: Device) -> Outcome:
         """Have a job committed, also when the client is gone. Raises SyncError in times of overload."""
         # A body may have been long in coming, and many may have come at once.
         self._connections.check_staying()
         if self._core.committer.sheds(job.tenant_id):
             raise overloaded(self._core.committer.retry_after_ms())
-        return await settled(self._core.committer, job)
+        return await settled(self._core.committer, job, partial(charge_planning, self._core, device))
 
 
 def _codec(request: web.Request) -> Codec:

@@ -38,8 +38,8 @@ MUTANTS: dict[str, Mutant] = {
         "engine/committer.py",
         (
             (
-                "await transaction.commit(planned.writes)",
-                "self._late = asyncio.create_task(transaction.commit(planned.writes))",
+                "await transaction.commit(plan.writes)",
+                "self._late = asyncio.create_task(transaction.commit(plan.writes))",
             ),
         ),
         (
@@ -122,10 +122,9 @@ MUTANTS: dict[str, Mutant] = {
         "engine/committer.py",
         (
             (
-                "await self.settle(batch[:middle])",
-                "for one in batch: await self._settle_culprit(one, error)",
+                "return self._put_back(batch[middle:]) + await self.settle(batch[:middle])",
+                "return sum([await self._settle_culprit(one, error) for one in batch])",
             ),
-            ("                self._backlog.put_back(batch[middle:])\n", ""),
         ),
         (_COMMITTER + "test_a_message_that_the_database_refuses_stands_alone[7]",),
     ),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.admission import Overload, TenantRates
+from engine.admission import Overload, TenantRates, TokenBucket
 from engine.backlog import Backlog, Batch, CommitLimits
 from engine.codec import JSON, MSGPACK, Codec
 from engine.errors import SyncError
@@ -77,7 +77,7 @@ class Simulation:
     def _work_until(self, now_s: float) -> None:
         while self._in_flight is not None and self._done_s <= now_s:
             batch = self._in_flight
-            self.backlog.settled(batch.jobs)
+            self.backlog.settled(batch)
             self.stored.update(waiting.job.tenant_id for waiting in batch.jobs)
             if batch.full:
                 self.backlog.overload.stored(batch.size_bytes, BATCH_S, BATCH_S)
@@ -169,11 +169,107 @@ def test_a_batch_that_is_nearly_all_of_one_tenant_is_told() -> None:
     assert not backlog.take(9.2).one_sided
 
 
+def bucket() -> TokenBucket:
+    """Make a device's own bucket."""
+    return TokenBucket(1000.0, 0.0)
+
+
 def test_tenants_have_rates_of_their_own() -> None:
-    rates = TenantRates(2)
-    assert [rates.take(1, 0.0), rates.take(1, 0.0), rates.take(2, 0.0)] == [0, 0, 0]
-    assert rates.take(1, 0.0) == 30_000
-    assert rates.take(1, 30.0) == 0
+    rates, phone, other = TenantRates(2), bucket(), bucket()
+    assert [rates.take(1, phone, 0.0), rates.take(1, phone, 0.0), rates.take(2, other, 0.0)] == [0, 0, 0]
+    assert rates.take(1, phone, 0.0) == 30_000
+    assert rates.take(1, phone, 30.0) == 0
+
+
+def test_rate_of_a_tenant_refuses_no_device_its_equal_part() -> None:
+    rates, phone, tablet = TenantRates(10), bucket(), bucket()
+    assert [rates.take(1, phone, 0.0) > 0 for _ in range(12)] == [False] * 10 + [True] * 2
+    assert [rates.take(1, tablet, 0.0) > 0 for _ in range(8)] == [False] * 5 + [True] * 3
+    late = bucket()
+    assert [rates.take(1, late, 0.0) > 0 for _ in range(5)] == [False] * 3 + [True] * 2
+
+
+def test_equal_part_of_a_device_is_of_those_that_spoke_lately() -> None:
+    rates, devices = TenantRates(10), [bucket() for _ in range(5)]
+    for device in devices:
+        assert rates.take(1, device, 0.0) == 0
+    assert [rates.take(1, devices[0], 61.0) > 0 for _ in range(11)] == [False] * 10 + [True]
+    assert [rates.take(1, devices[1], 61.0) > 0 for _ in range(3)] == [False, False, True]
+    # A minute later the others are gone.
+    assert [rates.take(1, devices[0], 122.0) > 0 for _ in range(10)] == [False] * 10
+    assert [rates.take(1, devices[1], 122.0) > 0 for _ in range(6)] == [False] * 5 + [True]
+
+
+@given(
+    sent=st.lists(st.tuples(st.integers(0, 4), st.floats(0.0, 3.0)), max_size=200),
+    per_minute=st.integers(1, 20),
+)
+def test_rate_of_a_tenant_is_passed_by_equal_parts_alone(
+    sent: list[tuple[int, float]], per_minute: int
+) -> None:
+    rates, devices = TenantRates(per_minute), [bucket() for _ in range(5)]
+    at_s, begun_s, let_in = 0.0, 0.0, 0
+    for number, pause_s in sent:
+        at_s += pause_s
+        if at_s - begun_s >= 60.0:
+            begun_s, let_in = at_s, 0
+        let_in += rates.take(1, devices[number], at_s) == 0
+        # A full bucket, what flows into it, and one equal part for each.
+        assert let_in <= per_minute * (2 + (at_s - begun_s) / 60.0) + len(devices)
+
+
+# -- tenants apart ------------------------------------------------------------------------------
+
+
+def filled(backlog: Backlog, *tenants: int) -> None:
+    """Queue a job for each."""
+    for tenant_id in tenants:
+        assert backlog.add(push_of(tenant_id), lambda _: None, 0.0)
+
+
+def taken(batch: Batch) -> list[int]:
+    """Give the tenants of a batch's jobs."""
+    return [waiting.job.tenant_id for waiting in batch.jobs]
+
+
+def test_tenant_apart_is_taken_alone_and_in_its_turn() -> None:
+    backlog = Backlog(LIMITS)
+    filled(backlog, 1, 2, 2, 3)
+    backlog.set_apart(2, 0.0)
+    first = backlog.take(0.0)
+    assert (taken(first), first.apart) == ([1, 3], False)
+    second = backlog.take(0.0)
+    assert (taken(second), second.apart, second.one_sided) == ([2, 2], True, True)
+    backlog.settled(first)
+    backlog.settled(second)
+    filled(backlog, 2, 1)
+    backlog.set_apart(2, 0.5)
+    assert taken(backlog.take(0.5)) == [2]
+
+
+def test_tenant_is_apart_for_a_second() -> None:
+    backlog = Backlog(LIMITS)
+    backlog.set_apart(2, 0.0)
+    filled(backlog, 1, 2, 3)
+    assert taken(backlog.take(1.0)) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_tenants_apart_leave_room_for_others(at_once: int) -> None:
+    backlog = Backlog(LIMITS, at_once)
+    for tenant_id in (1, 2, 3):
+        backlog.set_apart(tenant_id, 0.0)
+    filled(backlog, 1, 2, 3)
+    apart = [backlog.take(0.0) for _ in range(at_once)]
+    assert [taken(batch) for batch in apart] == [[1], [2], [3]][:at_once]
+    assert not backlog.ready
+    filled(backlog, 4)
+    assert backlog.ready
+    assert taken(backlog.take(0.0)) == [4]
+    assert not backlog.ready
+    backlog.settled(apart[0])
+    assert backlog.ready
+    assert taken(backlog.take(0.0)) == [at_once + 1]
 
 
 _TEXTS = st.text(max_size=70) | st.sampled_from(["7", "a" * 64, "a" * 65, 'a"b', "a\\b", ""])

@@ -10,11 +10,12 @@ import pytest
 
 from engine.attachments import entry
 from engine.backlog import Backlog, CommitLimits
-from engine.batch import Plan, fitting, lookups
+from engine.batch import Plan, lookups
 from engine.jobs import Attach, Attached, Outcome
 from engine.pages import encode_change
 from engine.rows import ConflictRef, Record, RecordKey
 from engine.uploads import State, Upload, UploadRef
+from engine.weighing import select
 from tests.filing import upload
 from tests.test_batch import NOW_US, Desk
 
@@ -389,13 +390,15 @@ def test_a_name_is_shown_as_it_is_whatever_it_holds() -> None:
     assert [one["filename"] for one in shown] == [name, "gate 2.jpg"]
 
 
-def test_a_batch_counts_what_the_files_of_its_records_weigh() -> None:
+def test_a_batch_counts_what_the_files_of_its_records_weigh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.weighing.BATCH_US", 1e9)
     desk = FileDesk()
     job = desk.stored(upload(1))
     heavy = Record(*TASK, 1, 1, 0, None, 1, b"{}", None, b'["%s"]' % (b"x" * (4 << 20)))
     desk.rows.records[TASK] = heavy
     jobs = [job] * 8
-    assert fitting(list(jobs), desk.rows.state(lookups(list(jobs), desk.rules))) == 3
+    selected = select(list(jobs), desk.rows.state(lookups(list(jobs), desk.rules)))
+    assert list(selected.left) == [3, 4, 5, 6, 7]
 
 
 def test_a_file_takes_up_room_in_the_queue() -> None:

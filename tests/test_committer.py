@@ -125,10 +125,16 @@ class FaultyStore(MemoryStore):
 class Bench:
     """A committer with all that it is given, and what came of it."""
 
-    def __init__(self, store: FaultyStore, limits: CommitLimits = LIMITS, lanes: int = 1) -> None:
+    def __init__(
+        self,
+        store: FaultyStore,
+        limits: CommitLimits = LIMITS,
+        lanes: int = 1,
+        clock: HandClock | None = None,
+    ) -> None:
         self.ids = itertools.count()
         self.store = store
-        self.clock = HandClock()
+        self.clock = clock or HandClock()
         self.policies = dict.fromkeys(range(1, 10), DOMAINS.default_policies)
         self.published: list[tuple[Record, str]] = []
         self.doubted: list[set[int]] = []
@@ -185,10 +191,14 @@ class Bench:
 
 @asynccontextmanager
 async def bench(
-    *faults: Fault, limits: CommitLimits = LIMITS, lanes: int = 1
+    *faults: Fault,
+    limits: CommitLimits = LIMITS,
+    lanes: int = 1,
+    store: FaultyStore | None = None,
+    clock: HandClock | None = None,
 ) -> AsyncIterator[Bench]:
     """Run a committer."""
-    one = Bench(FaultyStore(*faults), limits, lanes)
+    one = Bench(store or FaultyStore(*faults), limits, lanes, clock)
     task = asyncio.create_task(one.committer.run())
     try:
         yield one
@@ -354,7 +364,7 @@ async def test_the_queue_is_bounded_in_bytes_too() -> None:
 
 
 async def test_a_batch_that_touches_too_much_is_parted_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.batch.BATCH_TOUCHES_BYTES", 5000)
+    monkeypatch.setattr("engine.weighing.BATCH_TOUCHES_BYTES", 5000)
     async with bench() as one:
         one.submit("first", put("a", x="x" * 2000))
         await one.committer.drain()
@@ -729,6 +739,7 @@ _devices = st.lists(st.tuples(st.sampled_from([1, 2, 3]), _edits), min_size=1, m
     devices=_devices,
     turns=st.lists(st.integers(0, 3), max_size=30),
     batch_items=st.integers(1, 6),
+    batch_us=st.sampled_from([10_000.0, 25.0, 5.0]),
     lanes=st.integers(1, 3),
 )
 def test_every_job_is_answered_once_in_order_and_nothing_is_lost_or_done_twice(
@@ -736,10 +747,14 @@ def test_every_job_is_answered_once_in_order_and_nothing_is_lost_or_done_twice(
     devices: list[tuple[int, list[str]]],
     turns: list[int],
     batch_items: int,
+    batch_us: float,
     lanes: int,
 ) -> None:
+    """By ``batch_us`` each message is light, or there is room for two in a batch, or each is laborious."""
     limits = CommitLimits(batch_items, 1 << 20, 1000, 1 << 22)
-    asyncio.run(_storm(faults, devices, turns, limits, lanes))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("engine.weighing.BATCH_US", batch_us)
+        asyncio.run(_storm(faults, devices, turns, limits, lanes))
 
 
 async def _storm(

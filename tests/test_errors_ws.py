@@ -267,7 +267,12 @@ async def test_a_tenants_devices_share_a_rate_that_is_no_other_tenants(serve: Se
     phone, tablet = await server.device(), await server.device("tablet")
     for _ in range(5):
         await phone.ask("heartbeat")
+    assert (await phone.refused("heartbeat"))["code"] == "rate_limited"
+    # Its equal part is refused to no device: half of five, then a third.
+    for _ in range(2):
+        await tablet.ask("heartbeat")
     assert (await tablet.refused("heartbeat"))["code"] == "rate_limited"
+    assert (await server.get("/v1/changes", device="desk")).status == 200
     assert (await server.get("/v1/changes", device="desk")).verdict == (429, "rate_limited")
     await (await server.device(tenant="globex")).ask("heartbeat")
 

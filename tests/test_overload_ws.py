@@ -121,6 +121,27 @@ async def test_what_comes_behind_a_refused_push_is_refused_until_the_device_was_
         assert (await phone.receive())["type"] == "synced"
 
 
+async def test_push_behind_one_refused_for_the_rate_is_refused_until_that_was_to_come_back(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve()
+    phone = await server.device()
+    waits_ms = iter([400])
+    monkeypatch.setattr(admission.TenantRates, "take", lambda *_: next(waits_ms, 0))
+    await phone.send(sync(1))
+    refused = await phone.receive()
+    assert (refused["code"], refused["retry_after_ms"]) == ("rate_limited", 400)
+    await phone.send(sync(2))
+    behind = await phone.receive()
+    assert behind["code"] == "rate_limited", "it would overtake the first"
+    assert 0 < behind["retry_after_ms"] <= 400
+    await phone.ask("heartbeat")
+    await asyncio.sleep(behind["retry_after_ms"] / 1000)
+    for number in (1, 2):
+        await phone.send(sync(number))
+        assert (await phone.receive())["type"] == "synced"
+
+
 async def test_who_meets_a_full_queue_is_told_when_pushes_are_taken_again(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:

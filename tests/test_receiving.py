@@ -44,7 +44,7 @@ EXPIRE_S = 3600.0
 class NoRecords:
     """Takes jobs in for a tenant without records: files wait."""
 
-    def submit(self, job: Job, reply: Reply) -> None:
+    def submit(self, job: Job, reply: Reply, *_: object) -> None:
         """Say so."""
         del job
         reply(Attached("waiting", None))

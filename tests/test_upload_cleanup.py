@@ -314,7 +314,7 @@ class Reviving:
         self._house = house
         self.back = asyncio.Event()
 
-    def submit(self, job: Job, reply: Reply) -> None:
+    def submit(self, job: Job, reply: Reply, *_: object) -> None:
         """Have the record first."""
 
         async def revive() -> None:
@@ -340,7 +340,7 @@ async def test_a_record_that_is_brought_back_while_the_clean_up_runs_keeps_its_f
 class Refusing:
     """Takes no jobs in."""
 
-    def submit(self, job: Job, reply: Reply) -> None:
+    def submit(self, job: Job, reply: Reply, *_: object) -> None:
         """Refuse."""
         del job, reply
         raise SyncError("overloaded", "come back", retry_after_ms=1)

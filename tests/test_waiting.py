@@ -45,7 +45,7 @@ class Queue:
         self.replies: list[Reply] = []
         self.full = False
 
-    def submit(self, job: Job, reply: Reply) -> None:
+    def submit(self, job: Job, reply: Reply, *_: object) -> None:
         """Take a job in."""
         if self.full:
             raise overloaded(100)

@@ -212,8 +212,8 @@ class BusState(msgspec.Struct):
     """How the bus is; the counts are since the process started, in messages.
 
     ``connecting`` until the first attempt has come to anything, ``up`` while one's own messages come back,
-    ``round_trip_s`` after how long the last one did; ``garbled`` is what came and was no message, ``losses``
-    how often the bus went away.
+    ``round_trip_s`` after how long the last one did; ``garbled`` is what came and was no message, ``doubted``
+    what was of no process on this database, or of another time, ``losses`` how often the bus went away.
     """
 
     connecting: bool = True
@@ -222,6 +222,7 @@ class BusState(msgspec.Struct):
     published: int = 0
     received: int = 0
     garbled: int = 0
+    doubted: int = 0
     losses: int = 0
 
 

@@ -170,6 +170,7 @@ class _Scrape(Collector):
             ("tidemark_bus_published", "Messages told to other processes", bus.published),
             ("tidemark_bus_received", "Messages heard, one's own as well", bus.received),
             ("tidemark_bus_garbled", "Messages heard that were none", bus.garbled),
+            ("tidemark_bus_doubted", "Messages not signed rightly, or of another time", bus.doubted),
             ("tidemark_bus_losses", "How often Redis went away", bus.losses),
             ("tidemark_uploads_created", "Uploads begun", uploads.created),
             ("tidemark_uploads_finished", "Uploads that became files", uploads.finished),

@@ -8,6 +8,7 @@ the subscription still work: a connection whose other end is silently gone shows
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 import uuid
@@ -24,6 +25,7 @@ from redis.exceptions import InvalidResponse, RedisError
 from engine.ports import BusListener, BusState, StoreError
 from engine.rows import Record
 from storage.bus_news import (
+    ALL_SIGN,
     IDENTITY,
     News,
     Opened,
@@ -34,6 +36,7 @@ from storage.bus_news import (
     encode,
 )
 from storage.bus_nodes import Nodes, Way
+from storage.bus_signing import BELIEVED_APART_S, signed, unsigned
 from storage.pool import Database
 
 #: How often a message is sent at least, for it to come back.
@@ -49,6 +52,10 @@ _OPENED: Final = 10_000
 #: What a connection's end comes as: of the driver and the system, of uvloop for a transport that closed
 #: meanwhile (RuntimeError), of a host's name or a certificate that is none (ValueError).
 _BROKEN: Final = (RedisError, OSError, RuntimeError, ValueError)
+
+#: Where no message without a signature came for as long, all processes sign.
+QUIET_S: Final = 60.0
+_BELIEVED_APART_US: Final = BELIEVED_APART_S * 1_000_000
 
 _log = structlog.get_logger()
 
@@ -76,6 +83,10 @@ class RedisBus:
         except ValueError as error:
             raise UnusableUrlError(str(error)) from None
         self._name = ""
+        self._key = b""
+        #: Until when messages that are not signed are believed, and since when none came, monotonic.
+        self._unsigned_until_s = 0.0
+        self._all_signed_since_s = math.inf
         self._sender = uuid.uuid4().hex
         self._number = 0
         self._open = False
@@ -162,10 +173,13 @@ class RedisBus:
         broken: BaseExceptionGroup[Exception] | None = None
         try:
             if not self._name:
-                ((self._name, _),) = await self._database.query(IDENTITY)
+                ((self._name, _, key, unsigned_s),) = await self._database.query(IDENTITY)
+                self._key = bytes(key)
+                self._unsigned_until_s = time.monotonic() + unsigned_s
             epoch = self._epoch()
             channel = channel_of(self._name, epoch)
-            way = await self._nodes.way(channel, encode(News(self._sender)), PATIENCE_S)
+            greeting = self._encoded(News(self._sender, _now_us()), channel)
+            way = await self._nodes.way(channel, greeting, PATIENCE_S)
             await self._use(way, channel, epoch, listener)
         except* (*_BROKEN, StoreError, TimeoutError) as errors:
             broken = errors
@@ -181,7 +195,7 @@ class RedisBus:
             self._open = True
             self._under_way.clear()
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._listen(subscription, listener))
+                group.create_task(self._listen(subscription, channel, listener))
                 group.create_task(self._speak(way, channel, epoch))
         finally:
             self._open = False
@@ -201,6 +215,7 @@ class RedisBus:
                 raise EpochChangedError
             await self._publish(way, channel, back=back)
             back = False
+            await self._see_all_sign()
             if not (self._moved or self._opened or self._wanted):
                 self._idle.set()
                 with suppress(TimeoutError):
@@ -216,6 +231,7 @@ class RedisBus:
         self._under_way.append((self._number, time.monotonic()))
         news = News(
             self._sender,
+            _now_us(),
             self._number,
             lost=lost,
             back=back,
@@ -225,22 +241,64 @@ class RedisBus:
         )
         try:
             async with asyncio.timeout(PATIENCE_S):
-                await way.publish(channel, encode(news))
+                await way.publish(channel, self._encoded(news, channel))
         except BaseException:
             self._lost |= lost or bool(moved)
             self._opened = opened | self._opened
             raise
         self.state.published += 1
 
-    async def _listen(self, subscription: PubSub, listener: BusListener) -> None:
+    def _encoded(self, news: News, channel: str) -> bytes:
+        return signed(encode(news), self._key, channel)
+
+    async def _see_all_sign(self) -> None:
+        """End the time in which messages without a signature are believed, once none came for a minute.
+
+        A process of before says something each second. Raises StoreError.
+        """
+        now_s = time.monotonic()
+        if now_s < self._unsigned_until_s and now_s - self._all_signed_since_s >= QUIET_S:
+            await self._database.query(ALL_SIGN)
+            self._unsigned_until_s = now_s
+
+    def _believed(self, message: object, channel: str) -> News | None:
+        """Read a message; None for what is none, is of nobody who has the key, or of another time."""
+        if not isinstance(message, bytes):
+            self.state.garbled += 1
+            return None
+        body, signature = unsigned(message, self._key, channel)
+        now_s, now_us = time.monotonic(), _now_us()
+        may_be_unsigned = signature == "none" and now_s < self._unsigned_until_s
+        if signature != "right" and not may_be_unsigned:
+            self._doubted("its signature")
+            return None
+        news = decode(body)
+        if news is None:
+            self.state.garbled += 1
+        elif may_be_unsigned:
+            self._all_signed_since_s = now_s
+        elif abs(now_us - news.at_us) > _BELIEVED_APART_US:
+            self._doubted("its time")
+            return None
+        if news is not None and any(one.at_us > now_us + _BELIEVED_APART_US for one in news.opened):
+            self._doubted("the time of a connection")
+            return None
+        return news
+
+    def _doubted(self, what: str) -> None:
+        self.state.doubted += 1
+        if self.state.doubted == 1:
+            _log.warning("bus_doubted", what=what)
+
+    async def _listen(self, subscription: PubSub, channel: str, listener: BusListener) -> None:
         async for message in _heard(subscription):
             if message["type"] not in ("message", "smessage"):
                 continue
             self.state.received += 1
-            news = decode(message["data"])
+            news = self._believed(message["data"], channel)
             if news is None:
-                self.state.garbled += 1
-            elif news.sender == self._sender:
+                continue
+            if news.sender == self._sender:
                 self._came_back(news.number, listener)
             else:
                 if news.back:
@@ -254,6 +312,7 @@ class RedisBus:
             self.state.round_trip_s = time.monotonic() - sent_at_s
         if not self.state.up:
             self.state.up, self.state.connecting = True, False
+            self._all_signed_since_s = time.monotonic()
             listener.missed()
             if self._complained:
                 _log.info("bus_back")
@@ -267,6 +326,10 @@ async def _heard(subscription: PubSub) -> AsyncIterator[dict[str, Any]]:
             yield message
     except (LookupError, TypeError, ValueError) as error:
         raise InvalidResponse(str(error)) from None
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
 
 
 def _tell(news: News, listener: BusListener) -> None:

@@ -6,6 +6,7 @@ restored hear those who serve what it was restored from.
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from typing import Annotated, Final, NamedTuple
 
@@ -15,10 +16,18 @@ from redis.exceptions import RedisError
 
 from engine.ports import StoreError
 from storage.bus_nodes import publish_once
+from storage.bus_signing import signed
 from storage.direct import connected
 
-#: Of a database: its name and its epoch.
-IDENTITY: Final = "SELECT current_database()::text, epoch FROM cluster_state"
+#: Of a database: its name and its epoch, the key of its bus, and for how long what is not signed is believed.
+IDENTITY: Final = (
+    "SELECT current_database()::text, epoch, bus_key,"
+    " extract(epoch FROM bus_unsigned_until - now())::float8 FROM cluster_state"
+)
+#: From then on all sign.
+ALL_SIGN: Final = (
+    "UPDATE cluster_state SET bus_unsigned_until = now() WHERE bus_unsigned_until > now() RETURNING 1"
+)
 #: How long a command waits for Redis.
 _ANNOUNCE_S: Final = 0.5
 
@@ -51,10 +60,11 @@ class News(msgspec.Struct, omit_defaults=True, frozen=True):
 
     ``moved`` is how far tenants' feeds have come, by tenant_id; ``lost`` says that more may have happened
     than the sender told, ``back`` that it was away and does not know who connected elsewhere meanwhile.
-    ``wanted`` are uploads that are to be given back.
+    ``wanted`` are uploads that are to be given back. ``at_us`` is when it was sent, by its sender's clock.
     """
 
     sender: str
+    at_us: _Count = 0
     number: _Count = 0
     generation: bool = False
     lost: bool = False
@@ -89,12 +99,13 @@ def announce(url: str, dsn: str, moved: set[int]) -> None:
     with suppress(StoreError, RedisError, OSError, ValueError):
         with connected(dsn) as connection, connection.cursor() as cursor:
             cursor.execute(IDENTITY)
-            channel = channel_of(*cursor.fetchall()[0])
+            name, epoch, key, _ = cursor.fetchall()[0]
+            channel = channel_of(name, epoch)
             seqs: dict[int, int] = {}
             if moved:
                 cursor.execute(
                     "SELECT tenant_id, seq FROM tenant_counters WHERE tenant_id = ANY(%s)", (list(moved),)
                 )
                 seqs = dict(cursor.fetchall())
-        news = News(sender="", generation=True, moved=seqs)
-        publish_once(url, channel, encode(news), _ANNOUNCE_S)
+        news = News(sender="", at_us=time.time_ns() // 1000, generation=True, moved=seqs)
+        publish_once(url, channel, signed(encode(news), bytes(key), channel), _ANNOUNCE_S)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 #: Apart by more, and instants of devices and of rows no longer agree.
 _WARN_APART_S: Final = 1.0
-_FAULT_APART_S: Final = 60.0
+FAULT_APART_S: Final = 60.0
 _LEAST_DAYS_AHEAD: Final = 2
 _ANSWER_S: Final = 3.0
 
@@ -80,7 +80,7 @@ def _clock(connection: Connection) -> Finding:
         middle_s = (before_s + time.time()) / 2
     apart_s = theirs_s - middle_s
     found = f"the database's is {apart_s * 1000:+.0f} ms from this host's"
-    if abs(apart_s) > _FAULT_APART_S:
+    if abs(apart_s) > FAULT_APART_S:
         return Finding("fault", "clock", found, _APART_REMEDY)
     if abs(apart_s) > _WARN_APART_S:
         return Finding("warning", "clock", found, _APART_REMEDY)

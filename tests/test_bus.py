@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -15,7 +16,9 @@ from structlog.testing import capture_logs
 
 from engine.rows import Record
 from storage.bus import RedisBus
-from storage.bus_news import UnusableUrlError, announce, channel_of
+from storage.bus_news import News, Opened, UnusableUrlError, announce, channel_of, decode, encode
+from storage.bus_signing import BELIEVED_APART_S, signed, unsigned
+from storage.checkup import FAULT_APART_S
 from storage.embedded import Services
 from storage.pool import Database
 from storage.tenancy import PostgresTenancy
@@ -200,15 +203,86 @@ GARBAGE = (
 )
 
 
+def bus_of(dsn: str) -> tuple[str, bytes]:
+    """The channel of a database, and the key of its messages."""
+    ((name, key),) = rows(dsn, "SELECT current_database()::text, encode(bus_key, 'hex') FROM cluster_state")
+    return channel_of(str(name), "e"), bytes.fromhex(str(key))
+
+
+def forged(tenant_id: int, at_us: int, sent_at_us: int = 0) -> bytes:
+    """A message that sends the older connection of a phone away."""
+    return encode(News("x", sent_at_us, opened=[Opened(tenant_id, "phone", "s1", at_us)]))
+
+
+async def test_what_is_not_signed_with_the_databases_key_or_of_another_time_is_not_believed(
+    join: Join, own_redis: OwnRedis, dsn: str
+) -> None:
+    one, two = await join(), await join()
+    channel, key = bus_of(dsn)
+    now_us, hour_us = time.time_ns() // 1000, 3_600_000_000
+    lies = [
+        forged(1, now_us, now_us),
+        signed(forged(1, now_us, now_us), bytes(32), channel),
+        signed(forged(1, now_us, now_us), key, "tidemark:other:e"),
+        signed(forged(1, now_us, now_us), key, channel).replace(b"phone", b"other"),
+        signed(forged(1, now_us, now_us - hour_us), key, channel),  # told again, later
+        signed(forged(1, now_us, now_us + hour_us), key, channel),
+        signed(forged(1, now_us + hour_us, now_us), key, channel),
+    ]
+    with capture_logs() as logs:
+        async with redis.asyncio.from_url(own_redis.url) as stranger:
+            for lie in lies:
+                assert await stranger.publish(channel, lie) == 2
+            told = signed(forged(7, now_us, now_us), key, channel)
+            assert await stranger.publish(channel, told) == 2
+        for place in (one, two):
+            await place.hears("opened", 7, "phone", "s1", now_us)
+            assert (place.heard, place.bus.state.doubted) == ([], len(lies))
+    assert [line["event"] for line in logs] == ["bus_doubted"] * 2
+    assert BELIEVED_APART_S > 2 * FAULT_APART_S
+
+
+async def test_what_is_not_signed_is_believed_until_none_came_for_a_while(
+    join: Join, own_redis: OwnRedis, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(dsn, "UPDATE cluster_state SET bus_unsigned_until = now() + interval '1 hour'")
+    one = await join()
+    channel, key = bus_of(dsn)
+    async with redis.asyncio.from_url(own_redis.url) as of_before:
+        await of_before.publish(channel, forged(1, 99))
+        await one.hears("opened", 1, "phone", "s1", 99)
+        later_us = time.time_ns() // 1000 + 3_600_000_000
+        await of_before.publish(channel, forged(1, later_us))
+        monkeypatch.setattr("storage.bus.QUIET_S", 0.0)
+        two = await join()
+        while rows(dsn, "SELECT bus_unsigned_until > now() FROM cluster_state") != [(False,)]:
+            one.bus.committed(changes(1, 1))
+            await two.hears("moved", 1, 1)
+        await of_before.publish(channel, forged(2, 99))
+        await of_before.publish(channel, signed(forged(3, 99, time.time_ns() // 1000), key, channel))
+        await one.hears("opened", 3, "phone", "s1", 99)
+    assert one.heard == []
+    assert one.bus.state.doubted >= 1
+
+
+async def test_a_process_of_before_reads_what_is_signed(dsn: str) -> None:
+    channel, key = bus_of(dsn)
+    body = encode(News("x", 1, 2, moved={1: 2}))
+    assert decode(signed(body, key, channel)) == decode(body)
+    assert unsigned(signed(body, key, channel), key, channel) == (body, "right")
+
+
 async def test_what_is_no_message_is_counted_and_ignored(join: Join, own_redis: OwnRedis, dsn: str) -> None:
     one, two = await join(), await join()
-    ((name,),) = rows(dsn, "SELECT current_database()::text")
+    channel, key = bus_of(dsn)
     async with redis.asyncio.from_url(own_redis.url) as stranger:
         for body in GARBAGE:
-            assert await stranger.publish(channel_of(str(name), "e"), body) == 2
+            told = signed(body, key, channel) if body.endswith(b"}") else body
+            assert await stranger.publish(channel, told) == 2
     one.bus.committed(changes(1, 1))
     await two.hears("moved", 1, 1)
-    assert two.bus.state.garbled == len(GARBAGE)
+    assert two.bus.state.garbled + two.bus.state.doubted == len(GARBAGE)
+    assert two.bus.state.garbled > 0
     assert two.heard == []
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Final
 
 import anyio
@@ -14,6 +13,7 @@ from compose.server import SystemClock
 from engine.administration import ConflictCase, QuarantineCase, Recovered, RefusedError
 from engine.backlog import CommitLimits
 from engine.committer import Committer
+from engine.conflict import holding
 from engine.domains import DomainPolicy, Domains
 from engine.errors import SyncError
 from engine.intake import Intake
@@ -87,7 +87,6 @@ class QuarantineDesk(QuarantineReads):
         row = case.row
         rows = [row, *self.behind(row)]
         items = [QuarantineRef(one.tenant_id, one.quarantine_id) for one in rows]
-        held = {row.domain: DomainPolicy("manual")} if hold and row.domain is not None else {}
         recovery: list[RecoveryStore] = []
 
         def through(store: Store) -> Store:
@@ -98,10 +97,9 @@ class QuarantineDesk(QuarantineReads):
             job = resent(rows, case.tenant, data, _intake(self._settings), _clock.now_us())
         except SyncError as error:
             raise RefusedError(f"this cannot be sent, correct it with --data: {error.message}") from None
+        held = row.domain if hold else None
         outcome = asyncio.run(
-            _committed(
-                self._dsn, self._settings, case.tenant, job, self._moved, through, held
-            )
+            _committed(self._dsn, self._settings, case.tenant, job, self._moved, through, held)
         )
         if isinstance(outcome, SyncError) and outcome.code == "idempotency_key_reused":
             raise RefusedError("another retry stored this item, with other data")
@@ -141,11 +139,11 @@ async def _committed(
     job: Job,
     moved: Moved,
     through: Through = lambda store: store,
-    policies: Mapping[str, DomainPolicy] = MappingProxyType({}),
+    held_domain: str | None = None,
 ) -> Outcome:
     """See one job through; what a server would do with it happens here. Raises StoreError.
 
-    ``policies`` take the place of the tenant's, by domain.
+    A conflict in ``held_domain`` is left to a person.
     """
     tenants: set[int] = set()
     database = Database(dsn, 1)
@@ -154,7 +152,7 @@ async def _committed(
         if found is None or found.tenant.tenant_id != job.tenant_id:
             raise RefusedError(f"there is no tenant {tenant} any more")
         store = through(PostgresStore(database, settings.idempotency.lifetime_h))
-        committer = lone_committer(store, settings, {**found.own, **policies}, tenants)
+        committer = lone_committer(store, settings, found.own, tenants, held_domain)
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         committer.submit(job, outcome.set_result)
         async with anyio.create_task_group() as group:
@@ -169,14 +167,21 @@ async def _committed(
 
 
 def lone_committer(
-    store: Store, settings: Settings, own: Mapping[str, DomainPolicy], moved: set[int]
+    store: Store,
+    settings: Settings,
+    own: Mapping[str, DomainPolicy],
+    moved: set[int],
+    held_domain: str | None = None,
 ) -> Committer:
     """Make a command's own committer; whose feeds it moves is added to ``moved``.
 
-    ``own`` are policies that are set for the tenant, by domain.
+    ``own`` are policies that are set for the tenant, by domain. A conflict in ``held_domain`` is left to a
+    person.
     """
     domains = Domains(dict(settings.domains))
     policies = {**domains.default_policies, **own}
+    if held_domain in policies:
+        policies[held_domain] = holding(policies[held_domain])
     rules = Rules(
         domains,
         lambda _: policies,

@@ -72,6 +72,14 @@ def may_hold(policy: DomainPolicy) -> bool:
     )
 
 
+def holding(policy: DomainPolicy) -> DomainPolicy:
+    """Return the policy under which a person decides what ``policy`` would; what merges by field still does.
+
+    A record that is merged by field goes on being written with its field versions.
+    """
+    return DomainPolicy("field_merge" if policy.policy == "field_merge" else "manual", "manual")
+
+
 def settle(policy: DomainPolicy, domain: Domain, server: Standing, client: Side) -> Settled | None:
     """Settle a conflict by policy; None holds it for a person.
 

@@ -284,9 +284,11 @@ def _claims(payload: dict[str, Any], leeway_s: int) -> Claims:
 
 def _number(claim: object) -> int | None:
     """Read a claim that is to be a number. One that is none says nothing."""
-    if isinstance(claim, int | float) and not isinstance(claim, bool) and math.isfinite(claim):
-        return int(claim)
-    return None
+    if isinstance(claim, bool):
+        return None
+    if isinstance(claim, float):
+        return int(claim) if math.isfinite(claim) else None
+    return claim if isinstance(claim, int) else None
 
 
 def _unauthenticated(message: str) -> SyncError:

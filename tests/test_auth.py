@@ -188,7 +188,7 @@ def test_an_expired_token_says_so() -> None:
     assert refusal(signed(payload(exp=int(time.time()) - 1))) == "the token has expired"
 
 
-@pytest.mark.parametrize("iat", [None, 0, 4_000_000_000, "2026-01-02", [1]], ids=str)
+@pytest.mark.parametrize("iat", [None, 0, 4_000_000_000, 10**400, "2026-01-02", [1]], ids=str)
 def test_verify_iat_of_any_value_decides_nothing(iat: Any) -> None:
     claims = verifier().verify(signed(payload(iat=iat)))
     assert claims.tenant == "acme"

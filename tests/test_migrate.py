@@ -110,6 +110,19 @@ def test_held_changes_taken_back_leave_the_last_one_and_every_row_of_the_log(dsn
     assert rows(dsn, counts) == [(1, None, None)]
 
 
+def test_last_data_made_before_its_migration_is_taken_as_it_is(empty_dsn: str) -> None:
+    operations = (_ROOT / "docs/operations.md").read_text()
+    upgrades = operations[operations.index("## Upgrades") :]
+    statements = upgrades[upgrades.index("```sql") + 6 :].split("```")[0].split(";")
+    migrate(empty_dsn)
+    whole = shape(empty_dsn)
+    migrate(empty_dsn, 19, down=True)
+    for statement in filter(str.strip, statements):
+        execute(empty_dsn, statement)
+    assert migrate(empty_dsn) == _ALL[19:]
+    assert shape(empty_dsn) == whole
+
+
 def test_status_lists_what_is_applied(empty_dsn: str) -> None:
     assert [one.applied_at for one in status(empty_dsn)] == [None] * len(_ALL)
     migrate(empty_dsn, 2)

@@ -26,6 +26,7 @@ DOMAINS: Json = {
     "visit": {"policy": "client_wins", "required": ["place"]},
     "survey": {"policy": "manual", "required": ["place"]},
     "census": {"policy": "server_wins", "required": ["place"]},
+    "audit": {"policy": "field_merge", "required": ["place"]},
 }
 RECORDS = "SELECT domain, id, version, device_id, data::text FROM records ORDER BY 1, 2"
 KEYS = "SELECT count(*)::int FROM sync_idempotency_record"
@@ -366,3 +367,35 @@ async def test_hold_changes_nothing_where_there_is_no_conflict(run: Run, server:
     quarantine_id = await rejected(server, "census")
     stored = await run("quarantine", "retry", quarantine_id, "--data", good, "--hold")
     assert (stored.status, stored.out) == (0, "stored: census v1 is at version 1\n")
+
+
+async def test_hold_where_fields_are_merged_keeps_what_is_known_by_field(
+    run: Run, server: Running, tmp_path: Path
+) -> None:
+    phone, tablet = await server.device("phone"), await server.device("tablet")
+    await phone.push(item("put", "audit", "v1", data={"place": "gate"}, at=day(1)))
+    await phone.push(item("patch", "audit", "v1", base=1, data={"place": None}, at=day(3)))
+    ((quarantine_id, _),) = rows(server.dsn, LEFT)
+    data = tmp_path / "who.json"
+    data.write_text('{"who": "Ann"}')
+    stored = await run("quarantine", "retry", quarantine_id, "--data", str(data), "--hold")
+    assert (stored.status, stored.out) == (0, "stored: audit v1 is at version 2\n")
+    (merged,) = await tablet.push(item("patch", "audit", "v1", base=1, data={"n": 5}, at=day(2)))
+    assert (merged["winner"], merged["data"]) == ("client", {"place": "gate", "who": "Ann", "n": 5})
+
+
+async def test_hold_of_a_field_that_both_changed_opens_a_conflict(
+    run: Run, server: Running, tmp_path: Path
+) -> None:
+    phone, tablet = await server.device("phone"), await server.device("tablet")
+    await phone.push(item("put", "audit", "v1", data={"place": "gate"}, at=day(1)))
+    await tablet.push(item("patch", "audit", "v1", base=1, data={"place": "hall"}, at=day(3)))
+    await phone.push(item("patch", "audit", "v1", base=1, data={"place": "\0"}, at=day(2)))
+    ((quarantine_id, _),) = rows(server.dsn, LEFT)
+    data = tmp_path / "place.json"
+    data.write_text('{"place": "yard"}')
+    assert (await run("quarantine", "retry", quarantine_id, "--data", str(data))).status == 1
+    assert (await run("quarantine", "retry", quarantine_id, "--data", str(data), "--hold")).status == 0
+    (conflict,) = json.loads((await run("conflicts", "list", "--json")).out)
+    assert (conflict["record_id"], conflict["device_id"]) == ("v1", "phone")
+    assert rows(server.dsn, LEFT) == []

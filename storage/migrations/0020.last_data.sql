@@ -1,8 +1,9 @@
 -- What a tombstone's record was when it was deleted, for edits that meet the tombstone and win. In no page, and not
 -- in data_bytes. No other record has them.
-ALTER TABLE records ADD COLUMN last_data json, ADD COLUMN last_data_at timestamptz;
+-- On a large table the operator makes them before, the index CONCURRENTLY (docs/operations.md, "Upgrades").
+ALTER TABLE records ADD COLUMN IF NOT EXISTS last_data json, ADD COLUMN IF NOT EXISTS last_data_at timestamptz;
 
-CREATE INDEX records_last_data ON records (last_data_at) WHERE last_data IS NOT NULL;
+CREATE INDEX IF NOT EXISTS records_last_data ON records (last_data_at) WHERE last_data IS NOT NULL;
 
 -- The order in which items were rejected: those of one message are of the same time.
 ALTER TABLE quarantine ADD COLUMN place bigint GENERATED ALWAYS AS IDENTITY;

@@ -88,13 +88,15 @@ _RECORDS: Final = (
     " WHERE tenant_id = w.t AND domain = w.d AND id = w.i LIMIT 1) AS f"
 )
 #: The bounds leave out the days that no event of the batch is of before any of them is opened: with 400
-#: of them 2 ms a batch.
+#: of them 2 ms a batch. ``events_later`` may be set apart for a while (storage/partitions.py).
 _EVENTS: Final = (
     "SELECT 3, w.t, w.d, w.i, w.s, f.at_us, NULL, NULL, f.data::text, NULL, f.device_id, NULL, NULL"
     " FROM unnest(%(event_tenants)s::int[], %(event_domains)s::text[], %(event_ids)s::text[],"
     " %(event_times)s::bigint[]) AS w(t, d, i, s) CROSS JOIN LATERAL (SELECT * FROM events"
     " WHERE tenant_id = w.t AND domain = w.d AND id = w.i AND sent_at_us = w.s"
-    " AND sent_at_us >= %(events_from)s::bigint AND sent_at_us <= %(events_to)s::bigint LIMIT 1) AS f"
+    " AND sent_at_us >= %(events_from)s::bigint AND sent_at_us <= %(events_to)s::bigint"
+    " UNION ALL SELECT * FROM events_later"
+    " WHERE tenant_id = w.t AND domain = w.d AND id = w.i AND sent_at_us = w.s LIMIT 1) AS f"
 )
 _HELD: Final = (
     "SELECT 4, w.t, NULL, NULL, NULL, NULL, NULL, NULL, row_to_json(f)::text, NULL, NULL, NULL, NULL"

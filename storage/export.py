@@ -27,11 +27,16 @@ _RECORDS: Final = (
     " CROSS JOIN LATERAL (SELECT at_us >= %(from)s AND at_us < %(to)s AS within) AS w"
     " WHERE tenant_id = %(tenant)s AND domain = %(domain)s AND id > %(after)s ORDER BY id LIMIT %(rows)s"
 )
+_OF_PAGE: Final = (
+    "WHERE tenant_id = %(tenant)s AND domain = %(domain)s AND (id, sent_at_us) > (%(after)s, %(sent)s)"
+    " AND sent_at_us >= %(from)s AND sent_at_us < %(to)s"
+)
+#: Events of ``events_later`` are met once, whether it is set apart now (storage/partitions.py) or not.
 _EVENTS: Final = (
-    "SELECT id, sent_at_us, at_us, (extract(epoch FROM received_at) * 1000000)::bigint, device_id, data::text"
-    " FROM events WHERE tenant_id = %(tenant)s AND domain = %(domain)s"
-    " AND (id, sent_at_us) > (%(after)s, %(sent)s)"
-    " AND sent_at_us >= %(from)s AND sent_at_us < %(to)s ORDER BY id, sent_at_us LIMIT %(rows)s"
+    "SELECT DISTINCT ON (id, sent_at_us) id, sent_at_us, at_us,"
+    " (extract(epoch FROM received_at) * 1000000)::bigint, device_id, data::text"
+    f" FROM (SELECT * FROM events {_OF_PAGE} UNION ALL SELECT * FROM events_later {_OF_PAGE}) AS e"
+    " ORDER BY id, sent_at_us LIMIT %(rows)s"
 )
 #: The ends of what a bigint can say.
 _EARLIEST_US: Final = -(1 << 63)

@@ -4,6 +4,12 @@ A table's last partition, ``…_later``, takes everything from its lower bound o
 front while they are ahead, so that it is all but empty then; rows that it holds for them (a device's
 clock runs ahead, or nobody was here for long) are moved in the same transaction. There is no DEFAULT
 partition.
+
+Where ``events_later`` holds many rows, moving them and looking through the rest would keep every writer
+waiting for long. Then it is set apart, with another partition in its place, and moves its rows in small
+transactions. Its new bound is a constraint that was validated, so that it is attached again without a look at
+its rows. Whoever looks for an event looks into it as well (storage/commit.py), so that none is missed
+meanwhile. What was cut short is finished by the next run.
 """
 
 from __future__ import annotations
@@ -31,6 +37,14 @@ _LOCK_TIMEOUT_MS: Final = 500
 _TRIES: Final = 6
 #: A transaction may have begun, and so its created_at be, before a clock or a lock let it write.
 _MARGIN: Final = timedelta(hours=2)
+
+#: Of the last partition so many rows are moved and looked through in one transaction: milliseconds.
+_FEW_ROWS: Final = 10_000
+#: Blocks of 8 KiB that are gone through in one transaction, about 5,000 rows.
+_MOVED_BLOCKS: Final = 64
+#: Stands in for ``events_later`` while that is set apart.
+_INTERIM: Final = "events_interim"
+_BOUND: Final = "events_later_bound"
 
 _DAY: Final = timedelta(days=1)
 _DAY_US: Final = 86_400_000_000
@@ -98,9 +112,15 @@ def ensure_partitions(dsn: str, today: date, days_ahead: int = DAYS_AHEAD) -> li
     made: list[str] = []
     until = today + (days_ahead + 1) * _DAY
     with connected(dsn) as connection:
+        if _is_apart(connection):  # a run was cut short
+            _join(connection)
         for series in (EVENTS, IDEMPOTENCY):
             if _front(_partitions(connection, series)) < until:
-                made += _patiently(connection, partial(_cut, series=series, today=today, until=until))
+                apart = series is EVENTS and _holds_many(connection)
+                cut = _set_apart if apart else _cut
+                made += _patiently(connection, partial(cut, series=series, today=today, until=until))
+                if apart:
+                    _join(connection)
     return made
 
 
@@ -174,6 +194,78 @@ def _cut(cursor: Cursor, series: _Series, today: date, until: date) -> list[str]
         f"ALTER TABLE {table} ATTACH PARTITION {later} FOR VALUES FROM ({series.bound(until)}) TO (MAXVALUE)"
     )
     return [f"{table}_{begins:%Y%m%d}" for begins, _ in spans]
+
+
+def _holds_many(connection: Connection) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT count(*) FROM (SELECT FROM events_later LIMIT {_FEW_ROWS + 1}) AS found")
+        return bool(cursor.fetchall()[0][0] > _FEW_ROWS)
+
+
+def _is_apart(connection: Connection) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT NOT relispartition FROM pg_class WHERE oid = 'events_later'::regclass")
+        return bool(cursor.fetchall()[0][0])
+
+
+def _set_apart(cursor: Cursor, series: _Series, today: date, until: date) -> list[str]:
+    """Cut the days up to ``until``, and have another partition in place of ``events_later``."""
+    spans = list(_spans(_front(_read(cursor, series)), today, until))
+    if not spans:
+        return []
+    ranges = [
+        (f"events_{begins:%Y%m%d}", series.bound(begins), series.bound(ends)) for begins, ends in spans
+    ]
+    ranges.append((_INTERIM, series.bound(until), "MAXVALUE"))
+    for name, _, _ in ranges:
+        cursor.execute(f"CREATE TABLE {name} (LIKE events_later INCLUDING ALL)")
+    cursor.execute("ALTER TABLE events DETACH PARTITION events_later")
+    for name, begins, ends in ranges:
+        cursor.execute(f"ALTER TABLE events ATTACH PARTITION {name} FOR VALUES FROM ({begins}) TO ({ends})")
+    return [name for name, _, _ in ranges[:-1]]
+
+
+def _join(connection: Connection) -> None:
+    """Empty ``events_later`` of what is cut off it, and put it back. Several may do so at once."""
+    until = EVENTS.bound(_front(_partitions(connection, EVENTS)))
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_relation_size('events_later') / current_setting('block_size')::int")
+        blocks = int(cursor.fetchall()[0][0])
+        for first in range(0, blocks, _MOVED_BLOCKS):
+            _move(cursor, first, until)
+        _patiently(connection, partial(_add_bound, until=until))
+        cursor.execute("SET statement_timeout = 0")
+        cursor.execute(f"ALTER TABLE events_later VALIDATE CONSTRAINT {_BOUND}")
+    _patiently(connection, partial(_put_back, until=until))
+
+
+def _move(cursor: Cursor, first: int, until: str) -> None:
+    cursor.execute(
+        f"WITH moved AS (DELETE FROM events_later WHERE ctid >= '({first},0)'"
+        f" AND ctid < '({first + _MOVED_BLOCKS},0)' AND sent_at_us < {until} RETURNING *)"
+        " INSERT INTO events SELECT * FROM moved"
+    )
+
+
+def _add_bound(cursor: Cursor, until: str) -> list[str]:
+    cursor.execute(
+        f"ALTER TABLE events_later DROP CONSTRAINT IF EXISTS {_BOUND},"
+        f" ADD CONSTRAINT {_BOUND} CHECK (sent_at_us >= {until}) NOT VALID"
+    )
+    return []
+
+
+def _put_back(cursor: Cursor, until: str) -> list[str]:
+    cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (_INTERIM,))
+    if cursor.fetchall() == [(True,)]:  # else another process did so by now
+        cursor.execute(f"ALTER TABLE events DETACH PARTITION {_INTERIM}")
+        cursor.execute(
+            f"ALTER TABLE events ATTACH PARTITION events_later FOR VALUES FROM ({until}) TO (MAXVALUE)"
+        )
+        cursor.execute(f"INSERT INTO events SELECT * FROM {_INTERIM}")
+        cursor.execute(f"DROP TABLE {_INTERIM}")
+    cursor.execute(f"ALTER TABLE events_later DROP CONSTRAINT IF EXISTS {_BOUND}")
+    return []
 
 
 def _drop(cursor: Cursor, series: _Series, last: date) -> list[str]:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
 
 from engine.ports import StoreRetryError
+from engine.rows import EventKey, Lookups
+from storage import partitions
+from storage.commit import PostgresStore
 from storage.partitions import drop_expired, ensure_partitions, maintain
+from storage.pool import Database
 from tests.services import execute, rows
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that the driver spells so
 
 _DAY = timedelta(days=1)
 
@@ -73,6 +83,116 @@ def test_days_on_which_nobody_was_here_share_a_partition(dsn: str, today: date) 
     shared, day = f"{today + 2 * _DAY:%Y%m%d}", f"{today + 90 * _DAY:%Y%m%d}"
     assert [name for name in made if name.startswith("events")] == [f"events_{shared}", f"events_{day}"]
     assert _places(dsn, "events") == {shared: 1}
+
+
+@pytest.fixture
+def many(dsn: str, today: date, monkeypatch: pytest.MonkeyPatch) -> list[EventKey]:
+    """Events of the next days and of years ahead, which are many."""
+    monkeypatch.setattr(partitions, "_FEW_ROWS", 10)
+    monkeypatch.setattr(partitions, "_MOVED_BLOCKS", 1)
+    ahead = [n % 9 if n % 2 else 1000 + n for n in range(300)]
+    keys = [EventKey(1, "metrics", str(n), _us(today + days * _DAY)) for n, days in enumerate(ahead)]
+    values = ", ".join(f"(1, 'metrics', '{key.id}', {key.sent_at_us}, 0, 'phone', '{{}}')" for key in keys)
+    execute(
+        dsn,
+        "INSERT INTO tenants (name) VALUES ('acme')",
+        "INSERT INTO tenant_counters SELECT tenant_id FROM tenants",
+        f"INSERT INTO events VALUES {values}",
+    )
+    return keys
+
+
+async def _found(dsn: str, keys: list[EventKey]) -> set[EventKey]:
+    """Look for events as a batch does."""
+    database = Database(dsn, 1)
+    try:
+        transaction = await PostgresStore(database, 24).begin(Lookups([1], [], [], keys, [], []))
+        await transaction.rollback()
+        return set(transaction.state.events)
+    finally:
+        await database.close()
+
+
+def _once_each(dsn: str, keys: list[EventKey], today: date, days: int) -> None:
+    assert rows(dsn, "SELECT count(*)::int FROM events") == [(len(keys),)]
+    places = Counter(
+        (datetime.fromtimestamp(key.sent_at_us / 1e6, UTC).date() - today).days for key in keys
+    )
+    named = {f"{today + n * _DAY:%Y%m%d}": count for n, count in places.items() if n <= days}
+    later = sum(count for n, count in places.items() if n > days)
+    assert _places(dsn, "events") == named | {"later": later}
+    assert rows(dsn, "SELECT FROM pg_constraint WHERE conname = 'events_later_bound'") == []
+
+
+async def test_many_rows_ahead_move_in_small_transactions_and_none_is_missed_meanwhile(
+    dsn: str, today: date, many: list[EventKey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[int] = []
+    late = EventKey(1, "metrics", "late", _us(today + 2000 * _DAY))
+    soon = EventKey(1, "metrics", "soon", _us(today + 2 * _DAY))
+
+    def move(cursor: Cursor, first: int, until: str) -> None:
+        assert asyncio.run(_found(dsn, many)) == set(many)
+        move_really(cursor, first, until)
+        moved.append(cursor.rowcount)
+        if len(moved) == 2:
+            for key in (late, soon):
+                row = f"(1, 'metrics', '{key.id}', {key.sent_at_us}, 0, 'phone', '{{}}')"
+                execute(dsn, f"INSERT INTO events VALUES {row}")
+
+    move_really = partitions._move
+    monkeypatch.setattr(partitions, "_move", move)
+    made = await asyncio.to_thread(ensure_partitions, dsn, today, 4)
+    assert [name for name in made if name.startswith("events")] == [
+        f"events_{today + n * _DAY:%Y%m%d}" for n in range(5)
+    ]
+    assert len(moved) > 2
+    assert max(moved) < 100
+    everything = [*many, late, soon]
+    _once_each(dsn, everything, today, 4)
+    assert await _found(dsn, everything) == set(everything)
+
+
+async def test_cut_that_was_killed_is_finished_by_the_next_run(
+    dsn: str, today: date, many: list[EventKey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    def killed(*_: object, **__: object) -> None:
+        raise KilledError
+
+    for step in ("_move", "_add_bound", "_put_back"):
+        with monkeypatch.context() as patched:
+            patched.setattr(partitions, step, killed)
+            with pytest.raises(KilledError):
+                ensure_partitions(dsn, today, 4)
+        assert await _found(dsn, many) == set(many)
+    ensure_partitions(dsn, today, 4)
+    _once_each(dsn, many, today, 4)
+    ensure_partitions(dsn, today + _DAY, 4)
+    _once_each(dsn, many, today, 5)
+
+
+@pytest.mark.usefixtures("many")
+def test_bound_is_validated_before_the_last_partition_is_attached(
+    dsn: str, today: date, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+
+    def put_back(cursor: Cursor, until: str) -> list[str]:
+        cursor.execute("SELECT convalidated FROM pg_constraint WHERE conname = 'events_later_bound'")
+        seen.extend(cursor.fetchall())
+        cursor.execute("SET LOCAL client_min_messages = debug1")
+        put_back_really(cursor, until)
+        seen.extend(notice for notice in cursor.connection.notices if "implied by existing" in notice)
+        return []
+
+    put_back_really = partitions._put_back
+    monkeypatch.setattr(partitions, "_put_back", put_back)
+    ensure_partitions(dsn, today, 4)
+    assert seen[0] == (True,)
+    assert any("events_later" in str(notice) for notice in seen[1:]), seen
 
 
 def test_a_partition_has_what_its_table_has(dsn: str, today: date) -> None:

@@ -62,7 +62,7 @@ class Seen(NamedTuple):
     """One outage. Seconds count from the moment that PostgreSQL let clients in again.
 
     ``tries`` is how often an open socket had to ask. The slowest device that follows the guide was back
-    after ``back_s``; ``own_wait_s`` of it were its own backoff, or what the server had asked it to wait.
+    after ``back_s``; until ``own_wait_s`` it waited by its own backoff, or as the server had asked it to.
     ``beyond_s`` is what any took on top of that, at most.
     """
 
@@ -271,23 +271,23 @@ class Site:
                 await asyncio.to_thread(self._postgres.start)
             there_s = time.monotonic()
             guided = [*coming, *self._working]
-            due = [(device, device.edits, device.own_wait_s(there_s)) for device in guided]
+            made = [(device, device.edits) for device in guided]
             fresh, tried, back = await asyncio.gather(
                 asyncio.gather(*(self._handshake(number, port, there_s) for port in self._server.own_ports)),
                 asyncio.gather(*(self._try(device, there_s) for device in self._open)),
-                asyncio.gather(*(self._back(*one, there_s) for one in due)),
+                asyncio.gather(*(self._back(*one, there_s) for one in made)),
             )
         self._look(number, outage)
-        slowest = max(range(len(due)), key=back.__getitem__)
+        back_s, own_wait_s = max(back)
         return Seen(
             outage,
             max(welcomed_s for welcomed_s, _ in fresh),
             max(synced_s for _, synced_s in fresh),
             max(tries for tries, _ in tried),
             max(answered_s for _, answered_s in tried),
-            back[slowest],
-            due[slowest][2],
-            max(back_s - own_s for back_s, (_, _, own_s) in zip(back, due, strict=True)),
+            back_s,
+            own_wait_s,
+            max(one_s - own_s for one_s, own_s in back),
         )
 
     async def _handshake(self, number: int, port: int, there_s: float) -> tuple[float, float]:
@@ -314,11 +314,18 @@ class Site:
             await self._again(there_s)
         return tries, time.monotonic() - there_s
 
-    async def _back(self, device: _Guided, edits: int, _: float, there_s: float) -> float:
-        """Wait until all that a device had made is answered."""
+    async def _back(self, device: _Guided, edits: int, there_s: float) -> tuple[float, float]:
+        """Wait until all that a device had made is answered; gives when, and when its own last wait ended.
+
+        A try that began before the return is refused after it, and the wait that it was asked for counts.
+        """
+        due_s = there_s
         while device.answered < edits:
+            now_s = time.monotonic()
+            if wait_s := device.own_wait_s(now_s):
+                due_s = now_s + wait_s
             await self._again(there_s)
-        return time.monotonic() - there_s
+        return time.monotonic() - there_s, due_s - there_s
 
     async def _again(self, there_s: float) -> None:
         if time.monotonic() - there_s > _PATIENCE_S:

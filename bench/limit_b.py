@@ -52,6 +52,7 @@ class Measured(msgspec.Struct, frozen=True):
 class _Clock:
     now_us = staticmethod(lambda: time.time_ns() // 1000)
     monotonic_s = staticmethod(time.monotonic)
+    cpu_s = staticmethod(time.thread_time)
 
 
 class _Jobs:

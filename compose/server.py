@@ -75,6 +75,7 @@ class SystemClock:
 
     now_us = staticmethod(lambda: time.time_ns() // 1000)
     monotonic_s = staticmethod(time.monotonic)
+    cpu_s = staticmethod(time.thread_time)
 
 
 class Server:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -17,7 +17,7 @@ from engine.attachments import attach
 from engine.conflict import may_hold
 from engine.errors import SyncError
 from engine.items import apply_item
-from engine.jobs import Answer, Attach, Change, Job, Outcome, Push, Resolution
+from engine.jobs import Answer, Attach, Change, Job, Outcome, Push, Refused, Resolution
 from engine.messages import ItemError, Result
 from engine.quarantine import quarantined
 from engine.resolution import settle_by_person
@@ -39,7 +39,7 @@ from engine.rules import Policies, Rules
 from engine.tenant_usage import sentence
 from engine.uploads import UploadRef
 from engine.weighing import touched_bytes
-from engine.working import Working
+from engine.working import Savepoint, Working
 
 _encode = msgspec.json.encode
 
@@ -161,7 +161,7 @@ def steps(
         elif isinstance(job, Attach):
             outcomes.append(attach(job, working))
         else:
-            outcomes.append((yield from _push(job, working, rules, room, _Pace(index, items_per_step))))
+            outcomes.append((yield from _push(job, working, rules, room, index, items_per_step)))
         yield index
     return Plan(
         outcomes,
@@ -174,15 +174,8 @@ def steps(
     )
 
 
-class _Pace(NamedTuple):
-    """What the steps of a job yield, and how many items one has."""
-
-    job: int
-    items: int
-
-
 def _push(
-    push: Push, working: Working, rules: Rules, room: Room, pace: _Pace
+    push: Push, working: Working, rules: Rules, room: Room, job: int, items_per_step: int
 ) -> Generator[int, None, Answer | SyncError]:
     ref = KeyRef(push.tenant_id, push.key_hash)
     known = working.keys.get(ref)
@@ -201,69 +194,64 @@ def _push(
     full = rules.full()
     if full is not None:
         return room.no_room(push, full)
-    if push.tenant_id not in room.tight:
-        room.taken(push)
-        return (yield from _applied(push, working, rules, pace))
-    before = working.usage[push.tenant_id].copy()
-    checkpoint = working.checkpoint(push)
-    answer = yield from _applied(push, working, rules, pace)
-    bound = room.passed(push, before, working.usage[push.tenant_id])
-    if bound is None:
-        room.taken(push)
-        return answer
-    working.undo(push, checkpoint)
-    return room.no_room(push, sentence(bound))
+    is_tight = push.tenant_id in room.tight
+    if is_tight:
+        before = working.usage[push.tenant_id].copy()
+        checkpoint = working.checkpoint(push)
+    savepoint = working.savepoint(push) if push.atomic else None
+    policies = rules.policies(push.tenant_id)
+    results: list[Result] = []
+    for first in range(0, len(push.items), items_per_step):
+        if first:
+            yield job
+        some = push.items[first : first + items_per_step]
+        if not _applied(push, some, results, working, rules, policies):
+            assert savepoint is not None
+            results = _aborted(push, results, working, savepoint)
+            break
+    answer = _answered(push, ref, results, working, rules)
+    if is_tight:
+        bound = room.passed(push, before, working.usage[push.tenant_id])
+        if bound is not None:
+            working.undo(push, checkpoint)
+            return room.no_room(push, sentence(bound))
+    room.taken(push)
+    return answer
 
 
 def _applied(
-    push: Push, working: Working, rules: Rules, pace: _Pace
-) -> Generator[int, None, Answer]:
-    policies = rules.policies(push.tenant_id)
-    if push.atomic:
-        results = yield from _atomic(push, working, rules, policies, pace)
-    else:
-        results = yield from _one_by_one(push, working, rules, policies, pace)
+    push: Push,
+    items: list[Change | Refused],
+    results: list[Result],
+    working: Working,
+    rules: Rules,
+    policies: Policies,
+) -> bool:
+    """Apply some items; False once one of an atomic message was rejected or held: its result is the last."""
+    atomic = push.atomic
+    for item in items:
+        result = apply_item(push, item, working, rules, policies)
+        results.append(result)
+        if atomic:
+            if result.status in ("rejected", "conflict"):
+                return False
+        elif result.status == "rejected" and result.domain is not None and result.id is not None:
+            working.set_aside(
+                SetAsideRef(push.tenant_id, push.device_id, result.domain, result.id)
+            )
+    return True
+
+
+def _answered(
+    push: Push, ref: KeyRef, results: list[Result], working: Working, rules: Rules
+) -> Answer:
+    if not push.atomic:
         working.put_aside(quarantined(push, results, rules.new_id))
     results = told(results, rules.answer_data_bytes)
     encoded = _encode(results)
     row = kept(results, encoded, rules.kept_data_bytes)
-    ref = KeyRef(push.tenant_id, push.key_hash)
     working.keep(ref, KeyRow(push.tenant_id, push.key_hash, push.request_sha256, row))
     return Answer(encoded, replayed=False)
-
-
-def _one_by_one(
-    push: Push, working: Working, rules: Rules, policies: Policies, pace: _Pace
-) -> Generator[int, None, list[Result]]:
-    results: list[Result] = []
-    for item in push.items:
-        result = apply_item(push, item, working, rules, policies)
-        if result.status == "rejected" and result.domain is not None and result.id is not None:
-            working.set_aside(
-                SetAsideRef(push.tenant_id, push.device_id, result.domain, result.id)
-            )
-        results.append(result)
-        if len(results) % pace.items == 0:
-            yield pace.job
-    return results
-
-
-def _atomic(
-    push: Push, working: Working, rules: Rules, policies: Policies, pace: _Pace
-) -> Generator[int, None, list[Result]]:
-    savepoint = working.savepoint(push)
-    results: list[Result] = []
-    for item in push.items:
-        result = apply_item(push, item, working, rules, policies)
-        if result.status in ("rejected", "conflict"):
-            working.restore(push, savepoint)
-            if result.status == "conflict":
-                result = _standing(push, result, working)
-            return _aborted(push, len(results), result)
-        results.append(result)
-        if len(results) % pace.items == 0:
-            yield pace.job
-    return results
 
 
 def _standing(push: Push, held: Result, working: Working) -> Result:
@@ -280,10 +268,15 @@ def _standing(push: Push, held: Result, working: Working) -> Result:
     )
 
 
-def _aborted(push: Push, culprit: int, result: Result) -> list[Result]:
-    error = ItemError("batch_aborted", f"item {culprit} of this atomic message was {result.status}")
+def _aborted(push: Push, results: list[Result], working: Working, savepoint: Savepoint) -> list[Result]:
+    """Undo an atomic message whose last result is the culprit's."""
+    working.restore(push, savepoint)
+    culprit, last = len(results) - 1, results[-1]
+    error = ItemError("batch_aborted", f"item {culprit} of this atomic message was {last.status}")
+    if last.status == "conflict":
+        last = _standing(push, last, working)
     return [
-        result
+        last
         if index == culprit
         else Result(domain=item.domain, id=item.id, status="rejected", error=error)
         for index, item in enumerate(push.items)

@@ -22,7 +22,6 @@ from engine.errors import SyncError, retry_later_ms, retry_soon_ms
 from engine.jobs import Job, Outcome, Push, Refused
 from engine.planning import MESSAGE_S, TooLongError, planned
 from engine.ports import (
-    Clock,
     Store,
     StoreError,
     StoreFullError,
@@ -31,6 +30,7 @@ from engine.ports import (
     StoreUnavailableError,
     StoreUnknownError,
     Transaction,
+    WorkClock,
 )
 from engine.room import KeptBack
 from engine.rows import HeldRef, Record
@@ -94,7 +94,7 @@ class Committer:
         self,
         store: Store,
         rules: Rules,
-        clock: Clock,
+        clock: WorkClock,
         publish: Published,
         doubt: Doubted,
         limits: CommitLimits,
@@ -236,7 +236,7 @@ class _Lane:
         self,
         store: Store,
         rules: Rules,
-        clock: Clock,
+        clock: WorkClock,
         publish: Published,
         doubt: Doubted,
         backlog: Backlog,

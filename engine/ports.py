@@ -281,6 +281,13 @@ class Clock(Protocol):
         """Seconds that never go backwards, for durations."""
 
 
+class WorkClock(Clock, Protocol):
+    """The time, and the work of this thread."""
+
+    def cpu_s(self) -> float:
+        """Seconds that the processor worked for this thread: a host that stands still adds none."""
+
+
 class WaitingFile(msgspec.Struct, frozen=True):
     """A stored file that is not in its record's entry yet. ``due`` says that the record is there now."""
 

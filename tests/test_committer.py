@@ -47,10 +47,11 @@ POISON = "poison"
 
 
 class HandClock:
-    """Stands still until it is set forward."""
+    """Stands still until it is set forward; no work was done in ``idle_s`` of it."""
 
     def __init__(self) -> None:
         self.at_s = 0.0
+        self.idle_s = 0.0
 
     def now_us(self) -> int:
         """Microseconds since 1970."""
@@ -59,6 +60,10 @@ class HandClock:
     def monotonic_s(self) -> float:
         """Seconds since the start."""
         return self.at_s
+
+    def cpu_s(self) -> float:
+        """Seconds of work since the start."""
+        return self.at_s - self.idle_s
 
 
 class Fault:

@@ -242,6 +242,21 @@ async def test_a_message_that_keeps_the_worker_busy_counts_for_many(serve: Serve
 
 
 @pytest.mark.asyncio(loop_scope="function")
+async def test_push_that_takes_long_to_apply_counts_for_many(serve: Serve) -> None:
+    server = await serve(limits={"messages_per_minute": 20})
+    phone, desk = await server.device(), await server.device("desk")
+    await phone.sync("large", put("a", None, lists=[[]] * 80_000))
+    patch = {"domain": "task", "id": "a", "op": "patch", "base": 1}
+    few = {"type": "sync", "id": "1", "key": "few", "items": [patch | {"data": {"n": 0}}] * 30}
+    await desk.send(few)
+    assert (await desk.receive())["type"] == "synced"
+    assert (await desk.refused("heartbeat"))["code"] == "rate_limited"
+    body = msgspec.json.encode(few | {"key": "others"})
+    assert (await server.post("/v1/sync", body, "till")).status == 200
+    assert (await server.get("/v1/changes", "till")).verdict == (429, "rate_limited")
+
+
+@pytest.mark.asyncio(loop_scope="function")
 @pytest.mark.parametrize("shown", [True, False])
 async def test_what_is_refused_for_the_rate_is_not_searched_for_its_depth(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, shown: bool

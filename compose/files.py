@@ -19,7 +19,7 @@ from engine.receiving import Receiving, UploadLimits
 from engine.services import Service
 from engine.settings import Settings
 from engine.upload_chores import UploadChores
-from engine.upload_cleanup import UploadCleanup
+from engine.upload_cleanup import KeptFor, UploadCleanup
 from engine.upload_store import Quota
 from engine.upload_turns import UploadTurns
 from engine.waiting import WaitingFiles
@@ -126,5 +126,8 @@ def upload_chores(
         committer,
         settings.uploads.grace_h * 3600,
         settings.records.tombstone_data_h * 3600,
+        KeptFor(
+            settings.retention.conflict_log_d * 86_400.0, settings.retention.quarantine_d * 86_400.0
+        ),
     )
     return UploadChores(ClusterTurns(PostgresTurns(database), clock), cleanup)

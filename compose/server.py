@@ -262,12 +262,12 @@ class Server:
         return await faults(self._reads, newest_migration())
 
     async def _maintain(self) -> None:
-        lifetime_h = self._settings.idempotency.lifetime_h
+        lifetime_h, events_d = self._settings.idempotency.lifetime_h, self._settings.retention.events_d
         pause_s = _FIRST_COUNT_S
         while True:
             await anyio.sleep(pause_s)
             pause_s = _MAINTENANCE_S
-            for work in (partial(maintain, self._dsn, lifetime_h), partial(recount, self._dsn)):
+            for work in (partial(maintain, self._dsn, lifetime_h, events_d), partial(recount, self._dsn)):
                 try:
                     await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
                 except Exception as error:

@@ -264,7 +264,7 @@ class Site:
                 raise SiteError("the schema is not up to date: run `run.py migrate`, then serve again")
             self._refuse_restored(dsn)
             try:
-                maintain(dsn, chosen.idempotency.lifetime_h)
+                maintain(dsn, chosen.idempotency.lifetime_h, chosen.retention.events_d)
             except StoreRetryError as error:  # a dump holds the tables: there are days ahead for a fortnight
                 _log.warning("maintenance_failed", reason=type(error).__name__)
             announced = self._announce if self._embedded else lambda _: None

@@ -14,6 +14,7 @@ from engine.settings import Settings
 from engine.upload_chores import abandonment_ratio
 from engine.upload_cleanup import Swept, Tidied
 from storage.commit import PostgresStore
+from storage.partitions import drop_events
 from storage.pool import Database
 
 
@@ -33,11 +34,15 @@ class UploadDesk:
             raise RefusedError("another process went on with it: this one stood still for too long") from None
         except BlobsError as error:
             raise StoreError(f"the files cannot be looked at now: {error}") from None
+        event_days = drop_events(self._dsn, self._settings.retention.events_d)
         return CleanedUp(
             tidied.expired,
             tidied.freed,
             tidied.forgotten,
             tidied.emptied,
+            tidied.conflicts,
+            tidied.quarantined,
+            event_days,
             swept.orphans,
             swept.orphan_bytes,
             tidied.left + swept.left,

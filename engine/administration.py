@@ -330,7 +330,8 @@ class TenantAbandonment(msgspec.Struct, frozen=True):
 class CleanedUp(msgspec.Struct, frozen=True):
     """What one run came to: uploads that expired, files freed, rows forgotten, bytes that no row wanted.
 
-    ``emptied`` are deleted records whose last data were dropped.
+    ``emptied`` are deleted records whose last data were dropped; ``conflicts``, ``quarantined`` and
+    ``event_days`` are what [retention] keeps no longer.
     ``left`` is what could not be removed now; ``abandonment_ratio`` is None where nothing ended.
     """
 
@@ -338,6 +339,9 @@ class CleanedUp(msgspec.Struct, frozen=True):
     freed: int
     forgotten: int
     emptied: int
+    conflicts: int
+    quarantined: int
+    event_days: int
     orphans: int
     orphan_bytes: int
     left: int

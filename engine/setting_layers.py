@@ -148,6 +148,7 @@ def _merged(layers: Sequence[Layer]) -> dict[tuple[str, ...], _Given]:
             if (section, key) not in merged:
                 raise SettingsError(f"{layers[0].source}: {section}.{key} is missing")
     _check_together(merged)
+    _check_events(merged)
     _check_networks(merged["server", "trusted_proxies"])
     return merged
 
@@ -214,6 +215,15 @@ def _check_together(merged: Mapping[tuple[str, ...], _Given]) -> None:
             raise merged[other].refused(
                 f"{merged[one].name} of {merged[one].source} is set as well: keep one of them"
             )
+
+
+def _check_events(merged: Mapping[tuple[str, ...], _Given]) -> None:
+    """Refuse events that go while their message may come again: they would be stored a second time."""
+    events, lifetime = merged["retention", "events_d"], merged["idempotency", "lifetime_h"]
+    if 0 < events.value * 24 <= lifetime.value:  # type: ignore[operator]  # both were checked as numbers
+        raise events.refused(
+            f"must be 0, or more days than the {lifetime.value} hours of {lifetime.name} of {lifetime.source}"
+        )
 
 
 def _check_networks(given: _Given) -> None:

@@ -13,6 +13,7 @@ Text = Annotated[str, Meta(pattern=r"^[^\x00]*$")]
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 SizeBytes = Annotated[int, Meta(ge=1024, le=1 << 31)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Days = Annotated[int, Meta(ge=0, le=36_500)]
 FileBytes = Annotated[int, Meta(ge=1, le=1 << 40)]
 HeldRows = Annotated[int, Meta(ge=0, le=1 << 60)]
 QuotaBytes = Annotated[int, Meta(ge=0, le=1 << 60)]
@@ -137,6 +138,14 @@ class TenantLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     future_event_rows: HeldRows
 
 
+class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """After how many days what people may look at later is deleted; 0 keeps it."""
+
+    conflict_log_d: Days
+    quarantine_d: Days
+    events_d: Days
+
+
 class Idempotency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long a message's answer is kept under its key."""
 
@@ -212,6 +221,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     feed: FeedPages
     records: Records
     tenant_limits: TenantLimits
+    retention: Retention
     idempotency: Idempotency
     devices: DeviceMemory
     uploads: Uploads

@@ -83,6 +83,8 @@ class UploadChores:
             freed=tidied.freed,
             forgotten=tidied.forgotten,
             emptied=tidied.emptied,
+            conflicts=tidied.conflicts,
+            quarantined=tidied.quarantined,
             left=tidied.left,
             abandonment_ratio=ratio,
         )

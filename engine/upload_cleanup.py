@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import Final, Literal, Protocol, TypeVar
+from typing import Final, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -72,13 +72,16 @@ class Abandonment(msgspec.Struct, frozen=True):
 class Tidied(msgspec.Struct):
     """What came of a run: uploads that expired, files that were freed, and rows that were forgotten.
 
-    ``emptied`` are tombstones whose last data were dropped, ``left`` files that could not be freed now.
+    ``emptied`` are tombstones whose last data were dropped, ``conflicts`` rows of the log of conflicts and
+    ``quarantined`` rejected items that are kept no longer, ``left`` files that could not be freed now.
     """
 
     expired: int = 0
     freed: int = 0
     forgotten: int = 0
     emptied: int = 0
+    conflicts: int = 0
+    quarantined: int = 0
     left: int = 0
     abandonment: list[Abandonment] = []
 
@@ -126,6 +129,15 @@ class CleanupStore(Protocol):
         No version and no ``seq`` changes: nobody is told.
         """
 
+    async def forget_conflicts(self, before_us: int, limit: int) -> int:
+        """Delete what was settled of conflicts before an instant, and count it.
+
+        Those that are open stay, and so do the changes that they hold.
+        """
+
+    async def forget_quarantined(self, before_us: int, limit: int) -> int:
+        """Delete items that were rejected before an instant, and count them."""
+
     async def states(self, refs: Sequence[UploadRef]) -> dict[UploadRef, State]:
         """Read the states of uploads; those that are not there are missing."""
 
@@ -136,17 +148,34 @@ class CleanupStore(Protocol):
         """
 
 
+class KeptFor(NamedTuple):
+    """How long rows are kept that nobody needs but people who look back; 0 keeps them for ever."""
+
+    conflicts_s: float = 0
+    quarantine_s: float = 0
+
+
+_FOR_EVER: Final = KeptFor()
+
+
 class UploadCleanup:
     """``grace_s`` is how long files of records that are gone are kept, ``last_data_s`` their data."""
 
     def __init__(
-        self, store: CleanupStore, blobs: Blobs, jobs: Jobs, grace_s: float, last_data_s: float
+        self,
+        store: CleanupStore,
+        blobs: Blobs,
+        jobs: Jobs,
+        grace_s: float,
+        last_data_s: float,
+        kept_for: KeptFor = _FOR_EVER,
     ) -> None:
         self._store = store
         self._blobs = blobs
         self._jobs = jobs
         self._grace_us = int(grace_s * 1_000_000)
         self._last_data_us = int(last_data_s * 1_000_000)
+        self._kept_for = kept_for
 
     async def tidy(self, now_us: int, keep: Keep) -> Tidied:
         """Go over the rows; ``keep`` is called now and then. Raises StoreError, and what ``keep`` does."""
@@ -155,8 +184,15 @@ class UploadCleanup:
         await self._mark(now_us, keep)
         await self._free("attached", now_us, keep, tidied)
         await self._free("stored", now_us, keep, tidied)
-        await self._forget(now_us, keep, tidied)
-        await self._empty(now_us, keep, tidied)
+        tidied.forgotten = await _page_by_page(self._store.forget, now_us - _REMEMBERED_US, keep)
+        tidied.emptied = await _page_by_page(self._store.empty, now_us - self._last_data_us, keep)
+        conflicts_s, quarantine_s = self._kept_for
+        if conflicts_s:
+            before_us = now_us - int(conflicts_s * 1_000_000)
+            tidied.conflicts = await _page_by_page(self._store.forget_conflicts, before_us, keep)
+        if quarantine_s:
+            before_us = now_us - int(quarantine_s * 1_000_000)
+            tidied.quarantined = await _page_by_page(self._store.forget_quarantined, before_us, keep)
         tidied.abandonment = await patiently(partial(self._store.abandonment, now_us - _DAY_US))
         return tidied
 
@@ -228,18 +264,6 @@ class UploadCleanup:
             if outcome.spare is not None:
                 await drop_file(self._blobs, UploadRef(ref.tenant_id, outcome.spare))
 
-    async def _forget(self, now_us: int, keep: Keep, tidied: Tidied) -> None:
-        before_us = now_us - _REMEMBERED_US
-        while forgotten := await patiently(partial(self._store.forget, before_us, PAGE)):
-            tidied.forgotten += forgotten
-            await keep()
-
-    async def _empty(self, now_us: int, keep: Keep, tidied: Tidied) -> None:
-        before_us = now_us - self._last_data_us
-        while emptied := await patiently(partial(self._store.empty, before_us, PAGE)):
-            tidied.emptied += emptied
-            await keep()
-
     async def _sweep(self, swept: Swept, kept: Kept) -> None:
         dropped = await (drop_file if kept.is_file else drop_draft)(self._blobs, kept.ref)
         if dropped:
@@ -247,6 +271,15 @@ class UploadCleanup:
             swept.orphan_bytes += kept.size_bytes
         else:
             swept.left += 1
+
+
+async def _page_by_page(forget: Callable[[int, int], Awaitable[int]], before_us: int, keep: Keep) -> int:
+    """Have what is older forgotten, a page at a time, and count it."""
+    forgotten = 0
+    while some := await patiently(partial(forget, before_us, PAGE)):
+        forgotten += some
+        await keep()
+    return forgotten
 
 
 def _orphaned(kept: Kept, state: State | None) -> bool:

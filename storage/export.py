@@ -67,6 +67,7 @@ class PostgresExport:
                 first_us, last_us = max(begins_us, day_us), min(ends_us, next_us)
                 if first_us < last_us:
                     yield from _events(connection, values | {"from": first_us, "to": last_us})
+            event_days(connection)  # which would tell that rows were set apart meanwhile
 
 
 def _records(connection: Connection, values: dict[str, Any]) -> Iterator[list[Row]]:

@@ -24,7 +24,7 @@ from psycopg2.errors import LockNotAvailable
 
 from engine.ports import StoreRetryError
 from storage.direct import connected, schema_change
-from storage.usage import answers_of, dropping, take_off
+from storage.usage import Daily, counted, dropping, take_off
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -52,6 +52,20 @@ _EPOCH: Final = date(1970, 1, 1)
 #: The ends of what a bigint can say.
 _EARLIEST_US: Final = -(1 << 63)
 _LATEST_US: Final = (1 << 63) - 1
+#: Events of days that are gone, which came late. In batches: each is a transaction of its own.
+#: Tenants that a batch has at hand are left for the next run.
+_LATE: Final = (
+    "WITH old AS MATERIALIZED (SELECT ctid AS place, tenant_id AS t, octet_length(data::text) AS b"
+    " FROM events_earlier WHERE received_at < %(before)s LIMIT %(rows)s),"
+    " held AS MATERIALIZED (SELECT tenant_id FROM tenant_counters"
+    " WHERE tenant_id IN (SELECT t FROM old) FOR UPDATE SKIP LOCKED),"
+    " gone AS (DELETE FROM events_earlier AS e USING old, held WHERE held.tenant_id = old.t"
+    " AND e.ctid = old.place AND e.tenant_id = old.t RETURNING old.t, old.b),"
+    " counted AS (UPDATE tenant_counters AS c SET event_rows = c.event_rows - w.n,"
+    " event_bytes = c.event_bytes - w.b FROM (SELECT t, count(*) AS n, sum(b) AS b FROM gone GROUP BY t) AS w"
+    " WHERE c.tenant_id = w.t) SELECT count(*) FROM gone"
+)
+_LATE_ROWS: Final = 5000
 _BOUNDS: Final = re.compile(r"FOR VALUES FROM \('?([^')]+)'?\) TO \('?([^')]+)'?\)\Z")
 
 
@@ -92,8 +106,10 @@ EVENTS: Final = _Series("events", "sent_at_us", _us, _of_us)
 IDEMPOTENCY: Final = _Series("sync_idempotency_record", "created_at", _instant, _of_instant)
 
 
-def maintain(dsn: str, lifetime_h: float) -> None:
+def maintain(dsn: str, lifetime_h: float, events_d: int = 0) -> None:
     """Add days ahead and drop answers kept for longer than ``lifetime_h``, by the database's clock.
+
+    Days of events go after ``events_d``, where that is not 0.
 
     Raises StoreRetryError when a table was too busy; nothing is lost by trying again later.
     """
@@ -102,6 +118,7 @@ def maintain(dsn: str, lifetime_h: float) -> None:
         now: datetime = cursor.fetchall()[0][0].astimezone(UTC)
     ensure_partitions(dsn, now.date(), DAYS_AHEAD)
     drop_expired(dsn, now - timedelta(hours=lifetime_h))
+    drop_events(dsn, events_d)
 
 
 def ensure_partitions(dsn: str, today: date, days_ahead: int = DAYS_AHEAD) -> list[str]:
@@ -132,7 +149,12 @@ def days_ahead(dsn: str, today: date) -> int:
 
 
 def event_days(connection: Connection) -> list[tuple[int, int]]:
-    """List the spans that have partitions of events, from the earliest on, in microseconds since 1970."""
+    """List the spans that have partitions of events, from the earliest on, in microseconds since 1970.
+
+    Raises StoreRetryError while ``events_later`` is set apart: a reader of ``events`` misses what is in it.
+    """
+    if _is_apart(connection):
+        raise StoreRetryError("days of events are being moved: try again in a minute")
     return sorted(
         (
             _EARLIEST_US if one.begins is None else int(_us(one.begins)),
@@ -152,14 +174,59 @@ def drop_expired(dsn: str, before: datetime) -> list[str]:
         if not _expired(_partitions(connection, IDEMPOTENCY), last):
             return []
         with dropping(dsn), connection.cursor() as cursor:
-            answers = {
-                name: answers_of(cursor, name)
-                for name in _expired(_partitions(connection, IDEMPOTENCY), last)
-            }
-            gone = _patiently(connection, partial(_drop, series=IDEMPOTENCY, last=last))
-            for name in gone:
-                take_off(cursor, answers.get(name, ()))
-            return gone
+            return _drop_counted(connection, cursor, IDEMPOTENCY, last)
+
+
+def _drop_counted(connection: Connection, cursor: Cursor, series: _Series, last: date) -> list[str]:
+    """Drop days, and take what was in them off what their tenants hold."""
+    kind: Daily = "answer" if series is IDEMPOTENCY else "event"
+    drop = _drop if series is IDEMPOTENCY else _drop_events
+    held = {
+        name: counted(cursor, name, kind) for name in _expired(_partitions(connection, series), last)
+    }
+    gone = _patiently(connection, partial(drop, last=last))
+    for name in gone:
+        take_off(cursor, held.get(name, ()), kind)
+    return gone
+
+
+def drop_events(dsn: str, events_d: int) -> int:
+    """Drop the days of events that ended more than ``events_d`` days ago, 0 being never; count those dropped.
+
+    The first partition, ``events_earlier``, takes their place, so that an event whose device comes back after
+    years is stored still. What it holds goes by when it was received. Raises StoreRetryError, StoreError.
+    """
+    if not events_d:
+        return 0
+    with connected(dsn) as connection:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT now() - %s * interval '1 day'", (events_d,))
+            before: datetime = cursor.fetchall()[0][0].astimezone(UTC)
+        gone: list[str] = []
+        if _expired(_partitions(connection, EVENTS), before.date()):
+            with dropping(dsn), connection.cursor() as cursor:
+                gone = _drop_counted(connection, cursor, EVENTS, before.date())
+        with connection.cursor() as cursor:
+            while True:
+                cursor.execute(_LATE, {"before": before, "rows": _LATE_ROWS})
+                if cursor.fetchall()[0][0] < _LATE_ROWS:
+                    return len(gone)
+
+
+def _drop_events(cursor: Cursor, last: date) -> list[str]:
+    """Drop days, and have the first partition begin where they ended."""
+    partitions = _read(cursor, EVENTS)
+    gone = _expired(partitions, last)
+    if gone:
+        ends = max(one.ends for one in partitions if one.name in gone and one.ends)
+        for name in gone:
+            cursor.execute(f"DROP TABLE {name}")
+        cursor.execute("ALTER TABLE events DETACH PARTITION events_earlier")
+        cursor.execute(
+            "ALTER TABLE events ATTACH PARTITION events_earlier"
+            f" FOR VALUES FROM (MINVALUE) TO ({EVENTS.bound(ends)})"
+        )
+    return gone
 
 
 def _patiently(connection: Connection, change: Callable[[Cursor], list[str]]) -> list[str]:
@@ -268,8 +335,9 @@ def _put_back(cursor: Cursor, until: str) -> list[str]:
     return []
 
 
-def _drop(cursor: Cursor, series: _Series, last: date) -> list[str]:
-    gone = _expired(_read(cursor, series), last)
+def _drop(cursor: Cursor, last: date) -> list[str]:
+    """Drop days of kept answers."""
+    gone = _expired(_read(cursor, IDEMPOTENCY), last)
     for name in gone:
         cursor.execute(f"DROP TABLE {name}")
     return gone

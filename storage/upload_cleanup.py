@@ -93,6 +93,42 @@ _EMPTY: Final = (
     " FROM (SELECT t, sum(b) AS b FROM emptied GROUP BY t) AS w WHERE c.tenant_id = w.t)"
     " SELECT count(*) FROM emptied"
 )
+#: Tenant by tenant, by the index that there is: one of time alone would cost every conflict a write. Tenants
+#: that a batch has at hand are left for the next run, and what goes is taken off what its tenant holds.
+_OLD: Final = (
+    "WITH old AS MATERIALIZED (SELECT f.* FROM tenants AS t CROSS JOIN LATERAL ({found}"
+    " LIMIT %(limit)s::int) AS f LIMIT %(limit)s::int),"
+    " held AS MATERIALIZED (SELECT tenant_id FROM tenant_counters"
+    " WHERE tenant_id IN (SELECT t FROM old) FOR UPDATE SKIP LOCKED),"
+    " gone AS (DELETE FROM {table} AS g USING old, held"
+    " WHERE held.tenant_id = old.t AND g.tenant_id = old.t AND g.{key} = old.i RETURNING old.t, old.b),"
+    " counted AS (UPDATE tenant_counters AS c SET {kind}_rows = c.{kind}_rows - w.n,"
+    " {kind}_bytes = c.{kind}_bytes - w.b"
+    " FROM (SELECT t, count(*) AS n, sum(b) AS b FROM gone GROUP BY t) AS w"
+    " WHERE c.tenant_id = w.t) SELECT count(*) FROM gone"
+)
+#: What a conflict held goes with the conflict. One that was settled of late stays for its time from then on.
+_CONFLICTS: Final = _OLD.format(
+    found="SELECT c.tenant_id AS t, c.conflict_id AS i, coalesce(octet_length(c.server_data::text), 0)"
+    " + coalesce(octet_length(c.client_data::text), 0)"
+    " + coalesce((SELECT sum(octet_length((change->'data')::text))"
+    " FROM json_array_elements(c.client_changes) AS change"
+    " WHERE json_typeof(change->'data') <> 'null'), 0) AS b FROM conflict_resolution_log AS c"
+    " WHERE c.tenant_id = t.tenant_id AND c.opened_at_us < %(now)s::bigint AND c.outcome <> 'open'"
+    " AND coalesce(c.settled_at_us, 0) < %(now)s::bigint AND NOT EXISTS (SELECT FROM conflict_resolution_log"
+    " AS h WHERE h.tenant_id = c.tenant_id AND h.conflict_id = c.held_in"
+    " AND (h.outcome = 'open' OR h.settled_at_us >= %(now)s::bigint)) ORDER BY c.opened_at_us",
+    table="conflict_resolution_log",
+    key="conflict_id",
+    kind="conflict",
+)
+_QUARANTINED: Final = _OLD.format(
+    found="SELECT q.tenant_id AS t, q.quarantine_id AS i, octet_length(q.item) AS b FROM quarantine AS q"
+    " WHERE q.tenant_id = t.tenant_id AND q.at_us > 0 AND q.at_us < %(now)s::bigint ORDER BY q.at_us",
+    table="quarantine",
+    key="quarantine_id",
+    kind="quarantine",
+)
 _STATES: Final = (
     "SELECT w.t, w.i::text, u.state FROM unnest(%(tenants)s::int[], %(ids)s::uuid[]) AS w(t, i)"
     " CROSS JOIN LATERAL (SELECT state FROM upload_session WHERE tenant_id = w.t AND upload_id = w.i LIMIT 1)"
@@ -161,6 +197,16 @@ class PostgresCleanup:
     async def empty(self, before_us: int, limit: int) -> int:
         """Drop last data, the oldest first."""
         ((count,),) = await self._run(_EMPTY, {"now": str(before_us), "limit": str(limit)})
+        return int(count)
+
+    async def forget_conflicts(self, before_us: int, limit: int) -> int:
+        """Delete rows of the log, each tenant's oldest first."""
+        ((count,),) = await self._run(_CONFLICTS, {"now": str(before_us), "limit": str(limit)})
+        return int(count)
+
+    async def forget_quarantined(self, before_us: int, limit: int) -> int:
+        """Delete rejected items, each tenant's oldest first."""
+        ((count,),) = await self._run(_QUARANTINED, {"now": str(before_us), "limit": str(limit)})
         return int(count)
 
     async def states(self, refs: Sequence[UploadRef]) -> dict[UploadRef, State]:

@@ -2,8 +2,8 @@
 
 Batches add to the columns of ``tenant_counters`` what they write (``engine.tenant_usage``). That is exact as
 long as every writer does so. A server of an earlier version does not, nor does a person with psql, and a day
-of kept answers that is dropped is taken off after it is gone. So each tenant is counted once a week, and soon
-if it never was.
+of kept answers or events that is dropped is taken off after it is gone. So each tenant is counted once a
+week, and soon if it never was.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from engine.administration import RefusedError, TenantHolds
 from engine.rows import TenantUsage
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 #: One pass takes so long at most, between two tenants; the next goes on with those counted longest ago.
 _BUDGET_S: Final = 60.0
 _AGAIN: Final = "interval '7 days'"
-#: Whoever takes a day of kept answers off what tenants hold has this alone; those who count share it.
+#: What goes by the day, as its columns begin.
+Daily = Literal["answer", "event"]
+#: Whoever takes a day of these off what tenants hold has this alone; those who count share it.
 _DROPPING: Final = 0x7469646E
 
 _AHEAD_US: Final = "((extract(epoch FROM now()) + 86400) * 1000000)::bigint"
@@ -108,26 +110,27 @@ def recount(dsn: str, budget_s: float = _BUDGET_S) -> int:
 
 @contextmanager
 def dropping(dsn: str) -> Iterator[None]:
-    """Have nobody count kept answers while a day of them goes and is taken off. Raises StoreError."""
+    """Have nobody count what goes by days while one goes and is taken off. Raises StoreError."""
     with connected(dsn) as connection, connection, connection.cursor() as cursor:
         cursor.execute("SET LOCAL statement_timeout = 0")
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_DROPPING,))
         yield
 
 
-def answers_of(cursor: Cursor, partition: str) -> list[tuple[int, int, int]]:
-    """Count a day of kept answers: tenant, rows and bytes."""
+def counted(cursor: Cursor, partition: str, kind: Daily) -> list[tuple[int, int, int]]:
+    """Count a day of kept answers or events: tenant, rows and bytes."""
+    column = "results" if kind == "answer" else "data"
     cursor.execute(
-        f"SELECT tenant_id, count(*), sum(octet_length(results::text))::bigint FROM {partition}"
+        f"SELECT tenant_id, count(*), sum(octet_length({column}::text))::bigint FROM {partition}"
         " GROUP BY tenant_id"
     )
     return [(int(tenant_id), int(rows), int(size)) for tenant_id, rows, size in cursor.fetchall()]
 
 
-def take_off(cursor: Cursor, answers: Iterable[tuple[int, int, int]]) -> None:
-    """Take kept answers that are gone off what their tenants hold, each in a transaction of its own."""
-    for tenant_id, rows, size_bytes in answers:
-        _add(cursor, tenant_id, {"answer_rows": -rows, "answer_bytes": -size_bytes})
+def take_off(cursor: Cursor, gone: Iterable[tuple[int, int, int]], kind: Daily) -> None:
+    """Take answers or events that are gone off what their tenants hold, each in a transaction of its own."""
+    for tenant_id, rows, size_bytes in gone:
+        _add(cursor, tenant_id, {f"{kind}_rows": -rows, f"{kind}_bytes": -size_bytes})
 
 
 class PostgresUsage:
@@ -170,7 +173,7 @@ def _mend(connection: Connection, tenant_id: int, kind: _Kind) -> None:
     names = ", ".join(kind.names)
     with connection, connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SET LOCAL statement_timeout = 0")
-        if kind.names[0] == "answer_rows":
+        if kind.names[0] in ("answer_rows", "event_rows"):
             cursor.execute("SELECT pg_try_advisory_xact_lock_shared(%(dropping)s)", values)
             if cursor.fetchall() == [(False,)]:
                 return

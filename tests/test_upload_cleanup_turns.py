@@ -24,7 +24,7 @@ from tests.commands import Ended, Run, command
 from tests.services import execute, rows
 from tests.serving import Running, Serve
 from tests.stalls import until
-from tests.tidying import House, house, text
+from tests.tidying import House, house, now_us, text
 
 __all__ = ["command", "house"]
 
@@ -193,6 +193,15 @@ async def test_a_run_that_fails_is_said_and_the_next_one_comes(
 # -- the command ------------------------------------------------------------------------------
 
 
+def settled_conflict(at_us: int) -> str:
+    """Write a conflict that its policy settled at once."""
+    return (
+        "INSERT INTO conflict_resolution_log (tenant_id, conflict_id, domain, record_id, device_id, policy,"
+        " outcome, server_version, client_op, client_at_us, opened_at_us)"
+        f" VALUES (1, gen_random_uuid(), 'task', 'a', 'phone', 'server_wins', 'server', 1, 'put', 0, {at_us})"
+    )
+
+
 async def test_the_command_says_what_it_did(house: House, command: Run) -> None:
     await house.sent(await house.begun(), text(50))
     execute(house.dsn, PASSED)
@@ -203,6 +212,7 @@ async def test_the_command_says_what_it_did(house: House, command: Run) -> None:
     await house.push("put", None, record="gone")
     await house.push("delete", 1, record="gone")
     execute(house.dsn, "UPDATE records SET last_data_at = now() - interval '31 days' WHERE data IS NULL")
+    execute(house.dsn, settled_conflict(now_us(-91 * 24)), settled_conflict(now_us(-89 * 24)))
     data = {"TIDEMARK__DATA__DIR": str(house.directory)}
     ended = await cleaned(command, "--json", **data)
     assert msgspec.json.decode(ended.out) == {
@@ -210,6 +220,9 @@ async def test_the_command_says_what_it_did(house: House, command: Run) -> None:
         "freed": 1,
         "forgotten": 0,
         "emptied": 1,
+        "conflicts": 1,
+        "quarantined": 0,
+        "event_days": 0,
         "orphans": 0,
         "orphan_bytes": 0,
         "left": 0,
@@ -227,6 +240,9 @@ async def test_the_command_says_what_it_did(house: House, command: Run) -> None:
         "files freed: 0",
         "ended uploads forgotten: 0",
         "last data of deleted records dropped: 0",
+        "conflicts forgotten: 0",
+        "rejected items forgotten: 0",
+        "days of events dropped: 0",
         "orphans removed: 0 (0 bytes)",
         "given up of the last day's uploads: 33.3%",
         "",

@@ -18,7 +18,7 @@ def job() -> None:
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @on_site(changes=True)
 def cleanup(site: Site, *, json_: bool) -> None:
-    """Clean up after uploads, and print how many were given up.
+    """Clean up after uploads, drop what [retention] keeps no longer, and print how many were given up.
 
     Uploads that expired end, files of records that are gone for longer than uploads.grace_h are freed, the
     last data of records that are deleted for longer than records.tombstone_data_h are dropped, and what no
@@ -48,6 +48,9 @@ def _said(done: CleanedUp) -> list[str]:
         f"files freed: {done.freed}",
         f"ended uploads forgotten: {done.forgotten}",
         f"last data of deleted records dropped: {done.emptied}",
+        f"conflicts forgotten: {done.conflicts}",
+        f"rejected items forgotten: {done.quarantined}",
+        f"days of events dropped: {done.event_days}",
         f"orphans removed: {done.orphans} ({done.orphan_bytes} bytes)",
     ]
     if done.left:

@@ -30,7 +30,7 @@ OVER_ALL = {
     ("upload_cleanup.py", "LEFT JOIN LATERAL (SELECT data IS NOT NULL AS alive"): "and their files with them",
     ("upload_cleanup.py", "DELETE FROM upload_session AS u USING old"): "what ended is forgotten alike",
     ("upload_cleanup.py", "UPDATE records AS r SET last_data = NULL"): "and their last data",
-    ("upload_cleanup.py", "gone AS (DELETE FROM {table} AS g USING old"): "what is kept no longer goes alike",
+    ("upload_cleanup.py", "gone AS (DELETE FROM § AS g USING old"): "what is kept no longer goes alike",
     ("partitions.py", "gone AS (DELETE FROM events_earlier AS e USING old"): "and late events",
     ("upload_cleanup.py", "JOIN tenants AS t ON t.tenant_id = u.tenant_id"): "an operator sees all tenants",
     ("devices.py", "FROM sync_device_health WHERE last_sync_at IS NOT NULL"): "a cache is warmed",

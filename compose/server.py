@@ -138,6 +138,7 @@ class Server:
             room.bounds,
             lambda: room.full,
         )
+        shares = LoopShares()
         committer = Committer(
             PostgresStore(self._writes, settings.idempotency.lifetime_h),
             rules,
@@ -151,6 +152,7 @@ class Server:
                 settings.commit.queue_bytes,
             ),
             settings.commit.lanes,
+            shares.wanted,
         )
         sessions = Database(dsn, UPLOAD_CONNECTIONS, pooling)
         files = self._files = FileParts(settings, sessions, self._reads, committer, bus, clock)
@@ -190,7 +192,7 @@ class Server:
             bus=bus,
             uploads=files.receiving.counters,
             upload_chores=files.chores.counters,
-            shares=LoopShares(),
+            shares=shares,
             watch=LoopWatch(clock),
             room=room,
         )

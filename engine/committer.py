@@ -39,6 +39,7 @@ from engine.weighing import select
 
 Published = Callable[[list[tuple[Record, str]]], None]
 Doubted = Callable[[set[int]], None]
+Wanted = Callable[[float], bool]
 
 #: How long a batch is tried again before its senders are told to come back.
 PATIENCE_S: Final = 10.0
@@ -87,7 +88,7 @@ class Committer:
     """Takes jobs in and has its lanes commit them.
 
     ``publish`` is told what was committed, ``doubt`` the tenants of a batch that may have been committed
-    although what it wrote is not known.
+    although what it wrote is not known. ``wanted`` says whether several tenants want the loop at an instant.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Committer:
         doubt: Doubted,
         limits: CommitLimits,
         lanes: int = 1,
+        wanted: Wanted = lambda _: False,
     ) -> None:
         self.counters = Counters()
         self._backlog = Backlog(limits, apart_at_once=max(1, lanes - 1))
@@ -106,7 +108,7 @@ class Committer:
         self._waiting: list[asyncio.Future[None]] = []
         kept_back = KeptBack()
         self._lanes = [
-            _Lane(store, rules, clock, publish, doubt, self._backlog, self.counters, kept_back)
+            _Lane(store, rules, clock, publish, doubt, self._backlog, self.counters, kept_back, wanted)
             for _ in range(lanes)
         ]
         self._clock = clock
@@ -242,7 +244,9 @@ class _Lane:
         backlog: Backlog,
         counters: Counters,
         kept_back: KeptBack,
+        wanted: Wanted,
     ) -> None:
+        self._wanted = wanted
         self._kept_back = kept_back
         self._store = store
         self._rules = rules
@@ -405,7 +409,8 @@ class _Lane:
                     left = set(selected.left)
                     taken = [job for index, job in enumerate(jobs) if index not in left]
                 deciding = steps(taken, transaction.state, rules, also_held, behind, selected.items_per_step)
-                plan, spent_s = await planned(deciding, len(taken), self._clock)
+                rests = bool(selected.apart) and len(tenants) == 1 and self._wanted(self._clock.monotonic_s())
+                plan, spent_s = await planned(deciding, len(taken), self._clock, rests=rests)
             except BaseException:
                 await transaction.rollback()
                 raise

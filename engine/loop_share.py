@@ -18,8 +18,10 @@ DEVICE_BURST_S: Final = 0.1
 TENANT_BURST_S: Final = 0.3
 #: Others want the loop if one of them was heard within this time.
 WANTED_S: Final = 1.0
-#: The longest that a socket waits at once: a tenant's debt must not stop its small devices for minutes.
+#: The longest that a socket waits at once: a tenant's debt must not stop its small devices for minutes. What
+#: a device owes itself may be more: the longest message takes 0.3 s to plan.
 LONGEST_WAIT_S: Final = 0.5
+DEVICE_LONGEST_WAIT_S: Final = 3.0
 
 
 class LoopShare(msgspec.Struct):
@@ -28,7 +30,9 @@ class LoopShare(msgspec.Struct):
     owed_s: float
     at_s: float
 
-    def spend(self, spent_s: float, now_s: float, part: float, burst_s: float) -> float:
+    def spend(
+        self, spent_s: float, now_s: float, part: float, burst_s: float, longest_s: float = LONGEST_WAIT_S
+    ) -> float:
         """Add work.
 
         Returns:
@@ -36,7 +40,7 @@ class LoopShare(msgspec.Struct):
         """
         owed_s = max(0.0, self.owed_s - (now_s - self.at_s) * part) + spent_s
         # What is owed is bounded: one message's own long work is not paid for with minutes of silence.
-        self.owed_s = min(owed_s, burst_s + LONGEST_WAIT_S * part)
+        self.owed_s = min(owed_s, burst_s + longest_s * part)
         self.at_s = now_s
         return max(0.0, (self.owed_s - burst_s) / part)
 
@@ -74,7 +78,11 @@ class LoopShares:
         if device.share is None:
             device.share = LoopShare(0.0, now_s)
         wait_s = max(
-            device.share.spend(spent_s, now_s, DEVICE_PART, DEVICE_BURST_S),
+            device.share.spend(spent_s, now_s, DEVICE_PART, DEVICE_BURST_S, DEVICE_LONGEST_WAIT_S),
             tenant.spend(spent_s, now_s, TENANT_PART, TENANT_BURST_S),
         )
-        return wait_s if now_s - self._others_heard_at_s < WANTED_S else 0.0
+        return wait_s if self.wanted(now_s) else 0.0
+
+    def wanted(self, now_s: float) -> bool:
+        """Return whether several tenants want the loop."""
+        return now_s - self._others_heard_at_s < WANTED_S

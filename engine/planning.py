@@ -14,6 +14,10 @@ from engine.ports import WorkClock
 
 #: After so long others get the loop, once the item under way is done.
 TURN_S: Final = 0.005
+#: Where others want the loop, what is laborious rests after each turn: it takes three tenths of the loop.
+_REST: Final = 7 / 3
+#: It rests for so long altogether: PostgreSQL ends a transaction that is idle for two seconds.
+_LONGEST_REST_S: Final = 0.7
 #: A message that works longer is refused: no record of it is so large that it could not be parted.
 MESSAGE_S: Final = 1.0
 #: From here on the work of a message is counted, which costs 0.5 µs a step.
@@ -30,7 +34,7 @@ class TooLongError(Exception):
 
 
 async def planned(
-    steps: Generator[int, None, Plan], messages: int, clock: WorkClock
+    steps: Generator[int, None, Plan], messages: int, clock: WorkClock, *, rests: bool = False
 ) -> tuple[Plan, list[float]]:
     """Plan a batch of so many messages.
 
@@ -40,6 +44,7 @@ async def planned(
         clock: Read once after each step. The time is charged, and others get the loop by it. Whether a
             message is too long is told by the processor's time: no device is to lose a message because the
             host stood still or was busy with other things.
+        rests: Others get seven tenths of the loop, not one turn of it.
 
     Returns:
         The plan, and the seconds that each message took.
@@ -48,7 +53,7 @@ async def planned(
         TooLongError: One message took more than ``MESSAGE_S`` of work, and there is more of it.
     """
     spent_s = [0.0] * messages
-    long, worked_s, since_s = -1, 0.0, 0.0
+    long, worked_s, since_s, left_s = -1, 0.0, 0.0, _LONGEST_REST_S
     look = clock.monotonic_s
     began_s = turn_s = look()
     try:
@@ -63,7 +68,9 @@ async def planned(
                     steps.close()
                     raise TooLongError(index, spent_s)
             if now_s - turn_s >= TURN_S:
-                await asyncio.sleep(0)
+                rest_s = min((now_s - turn_s) * _REST, left_s) if rests else 0.0
+                left_s -= rest_s
+                await asyncio.sleep(rest_s)
                 now_s = turn_s = look()
             if index == long:
                 since_s = clock.cpu_s()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from engine import admission
 from engine.backlog import CommitLimits
 from engine.codec import JSON
-from engine.committer import PATIENCE_S, Committer
+from engine.committer import PATIENCE_S, Committer, Wanted
 from engine.domains import Domain, DomainPolicy, Domains
 from engine.errors import SyncError
 from engine.held import changes_of
@@ -136,6 +136,7 @@ class Bench:
         limits: CommitLimits = LIMITS,
         lanes: int = 1,
         clock: HandClock | None = None,
+        wanted: Wanted = lambda _: False,
     ) -> None:
         self.ids = itertools.count()
         self.store = store
@@ -153,6 +154,7 @@ class Bench:
             self.doubted.append,
             limits,
             lanes,
+            wanted,
         )
 
     def session(self, device: str, tenant: int) -> Session:
@@ -201,9 +203,10 @@ async def bench(
     lanes: int = 1,
     store: FaultyStore | None = None,
     clock: HandClock | None = None,
+    wanted: Wanted = lambda _: False,
 ) -> AsyncIterator[Bench]:
     """Run a committer."""
-    one = Bench(store or FaultyStore(*faults), limits, lanes, clock)
+    one = Bench(store or FaultyStore(*faults), limits, lanes, clock, wanted)
     task = asyncio.create_task(one.committer.run())
     try:
         yield one

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine import weighing
+from engine import committer, planning, weighing
 from engine.rows import Lookups
 from tests.memory_store import MemoryTransaction
 from tests.test_committer import Bench, FaultyStore, HandClock, bench, put
@@ -105,6 +105,26 @@ async def test_batch_that_is_laborious_by_its_sum_is_cut_in_order() -> None:
         assert [key for key, _ in one.replies] == ["first", "k0", "k1", "k2", "k3"]
         assert one.version("a") == 4
         assert one.committer.counters.batches == 5
+
+
+@pytest.mark.usefixtures("laborious")
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_laborious_message_rests_where_others_want_the_loop(
+    monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    rests: list[bool] = []
+
+    def spied(*args: Any, **told: Any) -> Any:
+        rests.append(told["rests"])
+        return planning.planned(*args, **told)
+
+    monkeypatch.setattr(committer, "planned", spied)
+    async with bench(wanted=lambda _: wanted) as one:
+        one.submit("light", put("a"))
+        await one.committer.drain()
+        one.submit("laborious", *two("b"))
+        await one.committer.drain()
+        assert rests == [False, wanted]
 
 
 async def test_time_of_planning_is_charged_to_whom_it_was_spent_on() -> None:

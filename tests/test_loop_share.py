@@ -46,7 +46,7 @@ def _taken_s(shares: LoopShares, devices: int, portion_s: float, until_s: float)
     return taken_s
 
 
-@pytest.mark.parametrize("portion_s", [0.001, 0.005, 0.04])
+@pytest.mark.parametrize("portion_s", [0.001, 0.005, 0.04, 0.3])
 def test_loop_shares_of_one_greedy_device_is_a_tenth(portion_s: float) -> None:
     assert _taken_s(_wanted(), 1, portion_s, 100) <= 100 * DEVICE_PART + DEVICE_BURST_S + 2 * portion_s
 

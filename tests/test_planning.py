@@ -68,6 +68,26 @@ async def test_planned_gives_the_loop_back_after_each_turn() -> None:
     assert others.stop() - before == 3
 
 
+async def test_planned_rests_where_others_want_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = HandClock()
+    rested: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        rested.append(seconds)
+        clock.at_s += seconds
+
+    monkeypatch.setattr("engine.planning.asyncio.sleep", sleep)
+    await planned(stepping(clock, *[(0, 0.03)] * 5), 1, clock, rests=True)
+    assert rested == [pytest.approx(0.07)] * 5
+    rested.clear()
+    _, spent_s = await planned(stepping(clock, *[(0, 0.03)] * 20), 1, clock, rests=True)
+    assert sum(rested) == pytest.approx(0.7), "its locks are held"
+    assert spent_s == [pytest.approx(0.6)]
+    rested.clear()
+    await planned(stepping(clock, *[(0, 0.03)] * 5), 1, clock)
+    assert rested == [0.0] * 5
+
+
 async def test_time_of_others_is_not_charged() -> None:
     clock = HandClock()
 

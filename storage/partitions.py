@@ -8,8 +8,9 @@ partition.
 Where ``events_later`` holds many rows, moving them and looking through the rest would keep every writer
 waiting for long. Then it is set apart, with another partition in its place, and moves its rows in small
 transactions. Its new bound is a constraint that was validated, so that it is attached again without a look at
-its rows. Whoever looks for an event looks into it as well (storage/commit.py), so that none is missed
-meanwhile. What was cut short is finished by the next run.
+its rows. Whoever looks for an event that is dated ahead looks into it as well (storage/commit.py), so that
+none is missed meanwhile; so it is never set apart while it may have events of these days. What was cut short
+is finished by the next run.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ _MARGIN: Final = timedelta(hours=2)
 
 #: Of the last partition so many rows are moved and looked through in one transaction: milliseconds.
 _FEW_ROWS: Final = 10_000
+#: The last partition begins so far ahead when it is set apart.
+_APART_AHEAD: Final = timedelta(days=7)
 #: Blocks of 8 KiB that are gone through in one transaction, about 5,000 rows.
 _MOVED_BLOCKS: Final = 64
 #: Stands in for ``events_later`` while that is set apart.
@@ -133,7 +136,7 @@ def ensure_partitions(dsn: str, today: date, days_ahead: int = DAYS_AHEAD) -> li
             _join(connection)
         for series in (EVENTS, IDEMPOTENCY):
             if _front(_partitions(connection, series)) < until:
-                apart = series is EVENTS and _holds_many(connection)
+                apart = series is EVENTS and _is_ahead(connection, today) and _holds_many(connection)
                 cut = _set_apart if apart else _cut
                 made += _patiently(connection, partial(cut, series=series, today=today, until=until))
                 if apart:
@@ -261,6 +264,10 @@ def _cut(cursor: Cursor, series: _Series, today: date, until: date) -> list[str]
         f"ALTER TABLE {table} ATTACH PARTITION {later} FOR VALUES FROM ({series.bound(until)}) TO (MAXVALUE)"
     )
     return [f"{table}_{begins:%Y%m%d}" for begins, _ in spans]
+
+
+def _is_ahead(connection: Connection, today: date) -> bool:
+    return _front(_partitions(connection, EVENTS)) >= today + _APART_AHEAD
 
 
 def _holds_many(connection: Connection) -> bool:

@@ -20,12 +20,14 @@ from storage.arrays import (
 from storage.held import encode_changes
 from storage.pool import Statement
 
+#: Each name with how far it stands before the end of its tenant's numbers.
+_PLACES: Final = tuple(zip(reversed(range(len(NAMES))), NAMES, strict=True))
+#: One array for all of usage, taken apart by place: an array for each name costs 65 µs more a batch.
 _COUNTERS: Final = Statement(
     "UPDATE tenant_counters AS c SET seq = coalesce(w.s, c.seq), "
-    + ", ".join(f"{name} = c.{name} + w.{name}" for name in NAMES)
-    + " FROM unnest(%(tenants)s::int[], %(seqs)s::bigint[], "
-    + ", ".join(f"%(usage_{name})s::bigint[]" for name in NAMES)
-    + f") AS w(t, s, {', '.join(NAMES)}) WHERE c.tenant_id = w.t"
+    + ", ".join(f"{name} = c.{name} + x.u[w.o * {len(NAMES)} - {place}]" for place, name in _PLACES)
+    + " FROM unnest(%(tenants)s::int[], %(seqs)s::bigint[]) WITH ORDINALITY AS w(t, s, o),"
+    " (SELECT %(usage)s::bigint[] AS u OFFSET 0) AS x WHERE c.tenant_id = w.t"
 )
 _RECORDS: Final = (
     "INSERT INTO records"
@@ -192,9 +194,7 @@ def _counters(writes: Writes, values: Values) -> None:
     tenants = list(seqs.keys() | usage.keys())
     values["tenants"] = numbers(tenants)
     values["seqs"] = numbers_or_null([seqs.get(tenant) for tenant in tenants])
-    added = [usage.get(tenant, _NOTHING).numbers() for tenant in tenants]
-    for name, column in zip(NAMES, zip(*added, strict=True), strict=True):
-        values["usage_" + name] = numbers(column)
+    values["usage"] = numbers([number for one in tenants for number in usage.get(one, _NOTHING).numbers()])
 
 
 def _sorted_records(

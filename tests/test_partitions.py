@@ -90,7 +90,8 @@ def many(dsn: str, today: date, monkeypatch: pytest.MonkeyPatch) -> list[EventKe
     """Events of the next days and of years ahead, which are many."""
     monkeypatch.setattr(partitions, "_FEW_ROWS", 10)
     monkeypatch.setattr(partitions, "_MOVED_BLOCKS", 1)
-    ahead = [n % 9 if n % 2 else 1000 + n for n in range(300)]
+    ensure_partitions(dsn, today, 7)
+    ahead = [8 + n % 9 if n % 2 else 1000 + n for n in range(300)]
     keys = [EventKey(1, "metrics", str(n), _us(today + days * _DAY)) for n, days in enumerate(ahead)]
     values = ", ".join(f"(1, 'metrics', '{key.id}', {key.sent_at_us}, 0, 'phone', '{{}}')" for key in keys)
     execute(
@@ -129,7 +130,7 @@ async def test_many_rows_ahead_move_in_small_transactions_and_none_is_missed_mea
 ) -> None:
     moved: list[int] = []
     late = EventKey(1, "metrics", "late", _us(today + 2000 * _DAY))
-    soon = EventKey(1, "metrics", "soon", _us(today + 2 * _DAY))
+    soon = EventKey(1, "metrics", "soon", _us(today + 10 * _DAY))
 
     def move(cursor: Cursor, first: int, until: str) -> None:
         assert asyncio.run(_found(dsn, many)) == set(many)
@@ -142,14 +143,14 @@ async def test_many_rows_ahead_move_in_small_transactions_and_none_is_missed_mea
 
     move_really = partitions._move
     monkeypatch.setattr(partitions, "_move", move)
-    made = await asyncio.to_thread(ensure_partitions, dsn, today, 4)
+    made = await asyncio.to_thread(ensure_partitions, dsn, today, 12)
     assert [name for name in made if name.startswith("events")] == [
-        f"events_{today + n * _DAY:%Y%m%d}" for n in range(5)
+        f"events_{today + n * _DAY:%Y%m%d}" for n in range(8, 13)
     ]
     assert len(moved) > 2
     assert max(moved) < 100
     everything = [*many, late, soon]
-    _once_each(dsn, everything, today, 4)
+    _once_each(dsn, everything, today, 12)
     assert await _found(dsn, everything) == set(everything)
 
 
@@ -166,12 +167,21 @@ async def test_cut_that_was_killed_is_finished_by_the_next_run(
         with monkeypatch.context() as patched:
             patched.setattr(partitions, step, killed)
             with pytest.raises(KilledError):
-                ensure_partitions(dsn, today, 4)
+                ensure_partitions(dsn, today, 12)
         assert await _found(dsn, many) == set(many)
-    ensure_partitions(dsn, today, 4)
-    _once_each(dsn, many, today, 4)
-    ensure_partitions(dsn, today + _DAY, 4)
-    _once_each(dsn, many, today, 5)
+    ensure_partitions(dsn, today, 12)
+    _once_each(dsn, many, today, 12)
+    ensure_partitions(dsn, today + _DAY, 12)
+    _once_each(dsn, many, today, 13)
+
+
+async def test_partition_that_may_have_events_of_these_days_is_not_set_apart(
+    dsn: str, today: date, many: list[EventKey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partitions, "_set_apart", None)
+    ensure_partitions(dsn, today + 2 * _DAY, 8)
+    _once_each(dsn, many, today, 10)
+    assert await _found(dsn, many) == set(many)
 
 
 @pytest.mark.usefixtures("many")
@@ -190,7 +200,7 @@ def test_bound_is_validated_before_the_last_partition_is_attached(
 
     put_back_really = partitions._put_back
     monkeypatch.setattr(partitions, "_put_back", put_back)
-    ensure_partitions(dsn, today, 4)
+    ensure_partitions(dsn, today, 12)
     assert seen[0] == (True,)
     assert any("events_later" in str(notice) for notice in seen[1:]), seen
 

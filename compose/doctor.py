@@ -17,7 +17,7 @@ from typing import Final
 
 from compose.configuration import bus_url, database_dsn
 from compose.doctor_secrets import secret_findings
-from compose.files import UPLOAD_CONNECTIONS, open_blobs
+from compose.files import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, open_blobs
 from engine.administration import Finding
 from engine.ports import BlobsError
 from engine.setting_layers import Layer
@@ -96,7 +96,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
 
 
 def _database_at(settings: Settings, dsn: str, *, migrates_itself: bool) -> Iterator[Finding]:
-    each = settings.commit.lanes + settings.postgres.read_connections + UPLOAD_CONNECTIONS
+    each = settings.commit.lanes + settings.postgres.read_connections + UPLOAD_CONNECTIONS + PROBE_CONNECTIONS
     yield from database_findings(
         dsn,
         settings.server.workers * each + _FURTHER_CONNECTIONS,

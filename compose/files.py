@@ -40,6 +40,8 @@ from storage.waiting import PostgresWaiting
 
 #: Of each process: one for claims, one for offsets, so that neither waits for the other, nor for a read.
 UPLOAD_CONNECTIONS: Final = 2
+#: Of each process, for ``/readyz``.
+PROBE_CONNECTIONS: Final = 1
 
 
 class FileParts:

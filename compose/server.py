@@ -19,7 +19,7 @@ import structlog
 import uvloop
 from anyio.abc import TaskStatus
 
-from compose.files import UPLOAD_CONNECTIONS, FileParts
+from compose.files import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, FileParts
 from compose.room_watch import RoomWatch
 from engine.admission import TenantRates
 from engine.backlog import CommitLimits
@@ -32,6 +32,7 @@ from engine.loop_share import LoopShares
 from engine.neighbours import Neighbours
 from engine.policies import PolicyBook
 from engine.ports import StoreError
+from engine.read_turns import ReadTurns
 from engine.revocations import Revocations
 from engine.rows import Record
 from engine.rules import Rules
@@ -95,6 +96,10 @@ class Server:
         pooling = Pooling()
         self._writes = Database(dsn, settings.commit.lanes, pooling)
         self._reads = Database(dsn, settings.postgres.read_connections, pooling)
+        # Its own, so that a balancer hears of the database's faults and not of what devices read.
+        self._probes = Database(dsn, PROBE_CONNECTIONS, pooling)
+        # Of several connections one is left to what the process itself reads.
+        read_turns = ReadTurns(max(1, settings.postgres.read_connections - 1))
         domains = Domains(dict(settings.domains))
         limits, server = settings.limits, settings.server
         feed = Feed(
@@ -107,6 +112,7 @@ class Server:
                 settings.feed.page_interval_ms / 1000,
             ),
             domains.default_policies.keys(),
+            read_turns,
         )
         device_store = PostgresDevices(self._reads)
         self._revocations = Revocations(device_store)
@@ -171,6 +177,7 @@ class Server:
             ),
             revocations=self._revocations,
             conflicts=PostgresConflicts(self._reads),
+            read_turns=read_turns,
             clock=clock,
             verifier=Verifier(
                 keys, settings.auth.audience, frozenset(server.origins), settings.auth.leeway_s
@@ -232,6 +239,7 @@ class Server:
             stack.push_async_callback(self._files.close)
             stack.push_async_callback(self._writes.close)
             stack.push_async_callback(self._reads.close)
+            stack.push_async_callback(self._probes.close)
             async with running(everything, settings.server.drain_s):
                 host = settings.server.host
                 port, close_doors = await stack.enter_async_context(
@@ -261,7 +269,7 @@ class Server:
             await self._connections.revoked()
 
     async def _faults(self) -> list[str]:
-        return await faults(self._reads, newest_migration())
+        return await faults(self._probes, newest_migration())
 
     async def _maintain(self) -> None:
         lifetime_h, events_d = self._settings.idempotency.lifetime_h, self._settings.retention.events_d

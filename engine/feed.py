@@ -24,6 +24,7 @@ from engine.gaps import Gaps
 from engine.messages import Subscribe
 from engine.paging import live_pages, stored_page
 from engine.ports import Clock, FeedStore, Page, StoreError
+from engine.read_turns import Reader, ReadTurns
 from engine.rows import Record
 from engine.subscription import Sink, Subscription
 from engine.tail import Entry, Tail
@@ -31,8 +32,6 @@ from engine.tail import Entry, Tail
 #: One's own seq n often beats another process's n-1: wait before asking the store.
 GAP_PATIENCE_S: Final = 0.05
 _RETRY_S: Final = 0.5
-#: Reads of the store at once for subscriptions that fell behind.
-_CATCH_UPS: Final = 2
 #: Frames handed out before other work gets its turn on the loop.
 _SENDS_PER_TURN: Final = 100
 #: Tenants whose heads are asked for at once.
@@ -99,9 +98,15 @@ class Feed:
     """
 
     def __init__(
-        self, store: FeedStore, clock: Clock, limits: FeedLimits, domains: Collection[str]
+        self,
+        store: FeedStore,
+        clock: Clock,
+        limits: FeedLimits,
+        domains: Collection[str],
+        turns: ReadTurns,
     ) -> None:
         self._store = store
+        self._turns = turns
         self._clock = clock
         self._limits = limits
         self._domains = domains
@@ -109,7 +114,6 @@ class Feed:
         self._hubs: dict[int, Hub] = {}
         self._due: deque[Hub] = deque()
         self._wake = asyncio.Event()
-        self._reads = asyncio.Semaphore(_CATCH_UPS)
         self._gaps = Gaps(store, limits.page_bytes, self._start)
         self._group: TaskGroup | None = None
 
@@ -134,38 +138,56 @@ class Feed:
                 _fail(subscription, expired())
 
     async def pull(
-        self, tenant_id: int, cursor: str | None, domains: list[str] | None, limit: int
+        self, reader: Reader, cursor: str | None, domains: list[str] | None, limit: int
     ) -> bytes:
         """Return one page body. Raises SyncError for a cursor that does not fit, StoreError."""
-        scope = Scope(self._epoch, tenant_id, domains, self._domains)
-        page = await self._page(tenant_id, scope, scope.seq(cursor), limit)
+        scope = Scope(self._epoch, reader.tenant_id, domains, self._domains)
+        page = await self._page(reader, scope, scope.seq(cursor), limit)
         return stored_page(scope, page, self._limits.page_bytes)[0]
 
-    async def _page(self, tenant_id: int, scope: Scope, after_seq: int, limit: int) -> Page:
+    async def _page(self, reader: Reader, scope: Scope, after_seq: int, limit: int) -> Page:
+        """Read piece by piece, each in a turn of its own, up to a change or the end.
+
+        Domains that hold few records are read without the pieces, which would be all of the feed.
+        """
         domains = None if scope.domains is None else sorted(scope.domains)
-        page = await self._store.page(
-            tenant_id, after_seq, domains, limit, self._limits.page_bytes
-        )
-        if after_seq > page.high_seq:
-            raise expired()
-        return page
+        pieces = 0
+        while True:
+            async with self._turns.turn(reader):
+                page = await self._store.page(
+                    reader.tenant_id, after_seq, domains, limit, self._limits.page_bytes
+                )
+            if after_seq > page.high_seq:
+                raise expired()
+            if page.records or page.read_to is None:
+                return page
+            after_seq = page.read_to
+            pieces += 1
+            if pieces == 1 and domains is not None:
+                async with self._turns.turn(reader):
+                    rare = await self._store.rare(
+                        reader.tenant_id, after_seq, domains, limit, self._limits.page_bytes
+                    )
+                if rare is not None:
+                    return rare
 
     async def subscribe(
-        self, sink: Sink, request: Subscribe, tenant_id: int, session_id: str
+        self, sink: Sink, request: Subscribe, reader: Reader, session_id: str
     ) -> Subscription:
         """Send the first page, even an empty one, then the backlog, then every change.
 
         Raises SyncError for a cursor that does not fit, StoreError; then nothing was sent.
         """
+        tenant_id = reader.tenant_id
         scope = Scope(self._epoch, tenant_id, request.domains, self._domains)
         after_seq = scope.seq(request.cursor)
         hub = self._hubs.get(tenant_id)
         if hub is None:
             hub = self._hubs[tenant_id] = Hub(self, tenant_id, self._limits)
-        subscription = Subscription(hub, sink, scope, request, session_id)
+        subscription = Subscription(hub, sink, scope, request, session_id, reader)
         hub.subscriptions.add(subscription)
         try:
-            page = await self._page(tenant_id, scope, after_seq, request.limit)
+            page = await self._page(reader, scope, after_seq, request.limit)
         except BaseException:
             subscription.end()
             raise
@@ -305,15 +327,17 @@ class Feed:
         """Read the store for a subscription until the tail takes over."""
         while subscription.state == "reading":
             try:
-                async with self._reads:
-                    page = await self._page(
-                        hub.tenant_id, subscription.scope, subscription.position, subscription.limit
-                    )
+                page = await self._page(
+                    subscription.reader, subscription.scope, subscription.position, subscription.limit
+                )
             except StoreError as error:
                 _log.warning("catch_up_delayed", reason=type(error).__name__)
                 await asyncio.sleep(_RETRY_S)
                 continue
             except SyncError as error:
+                if error.code == "overloaded":
+                    await asyncio.sleep(_RETRY_S)
+                    continue
                 _fail(subscription, error)
                 return
             if subscription.state != "reading":

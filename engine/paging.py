@@ -55,5 +55,8 @@ def stored_page(scope: Scope, page: Page, max_bytes: int) -> tuple[bytes, int]:
             seq = page.records[len(changes) - 1].seq
             return page_body(scope, seq, changes, more=True), seq
         changes.append(change)
-    seq = page.records[-1].seq if page.more else page.high_seq
-    return page_body(scope, seq, changes, more=page.more), seq
+    if page.more:
+        seq = page.records[-1].seq
+    else:
+        seq = page.high_seq if page.read_to is None else page.read_to
+    return page_body(scope, seq, changes, more=page.more or page.read_to is not None), seq

@@ -69,12 +69,14 @@ class Store(Protocol):
 class Page(msgspec.Struct, frozen=True):
     """Records ascending by seq, read in one snapshot with the tenant's counter ``high_seq``.
 
-    ``more`` says that records after the last one were left out.
+    ``more`` says that records after the last one were left out. ``read_to`` is the seq of the last row that
+    was looked at, where the read ended there and not at the end of the feed or at ``more``.
     """
 
     records: list[Record]
     high_seq: int
     more: bool
+    read_to: int | None = None
 
 
 class FeedStore(Protocol):
@@ -91,8 +93,17 @@ class FeedStore(Protocol):
     ) -> Page:
         """Read records with seq above ``after_seq``.
 
-        At most ``limit`` and about ``max_bytes`` of data, but one at least if there is any.
+        At most ``limit`` and about ``max_bytes`` of data, but one at least if there is any among the rows
+        looked at. With ``domains`` these are bounded, and ``Page.read_to`` tells where they ended.
         Raises StoreUnavailableError.
+        """
+
+    async def rare(
+        self, tenant_id: int, after_seq: int, domains: list[str], limit: int, max_bytes: int
+    ) -> Page | None:
+        """Read as ``page`` does, to the end of the feed, where all domains together hold few records.
+
+        None where they hold many. Raises StoreError.
         """
 
     async def behind(self, afters: Mapping[int, int], limit: int, max_bytes: int) -> dict[int, Page]:
@@ -109,13 +120,23 @@ class HeldConflict(msgspec.Struct, frozen=True):
     record: Record | None
 
 
+class HeldConflicts(msgspec.Struct, frozen=True):
+    """Some of the queue, in its order; ``more`` says that others follow."""
+
+    found: list[HeldConflict]
+    more: bool
+
+
 class ConflictStore(Protocol):
     """Reads of the conflict queue."""
 
     async def open_conflicts(
-        self, tenant_id: int, device_id: str | None, after: str | None, limit: int
-    ) -> list[HeldConflict]:
-        """List open conflicts of a device (of all with None), oldest first, after a conflict_id."""
+        self, tenant_id: int, device_id: str | None, after: str | None, limit: int, max_bytes: int
+    ) -> HeldConflicts:
+        """List open conflicts of a device (of all with None), oldest first, after a conflict_id.
+
+        At most ``limit``. The last one is that with which their data pass ``max_bytes``.
+        """
 
     async def conflict(self, tenant_id: int, conflict_id: str) -> Conflict | None:
         """Find one conflict, settled or not."""

@@ -8,6 +8,7 @@ from engine.cursor import Scope
 from engine.errors import SyncError
 from engine.messages import Subscribe
 from engine.pages import tail
+from engine.read_turns import Reader
 
 if TYPE_CHECKING:
     from engine.feed import Hub
@@ -33,11 +34,23 @@ class Subscription:
     ``blocked`` waits for ``resume``; ``ended`` gets nothing any more.
     """
 
-    __slots__ = ("_hub", "closing", "limit", "position", "request_id", "scope", "session_id", "sink", "state")
+    __slots__ = (
+        "_hub",
+        "closing",
+        "limit",
+        "position",
+        "reader",
+        "request_id",
+        "scope",
+        "session_id",
+        "sink",
+        "state",
+    )
 
     def __init__(
-        self, hub: Hub, sink: Sink, scope: Scope, request: Subscribe, session_id: str
+        self, hub: Hub, sink: Sink, scope: Scope, request: Subscribe, session_id: str, reader: Reader
     ) -> None:
+        self.reader = reader
         self._hub = hub
         self.closing = tail(request.id)
         self.sink = sink

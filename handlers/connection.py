@@ -33,6 +33,7 @@ from engine.messages import (
     Unsubscribed,
 )
 from engine.pages import with_id
+from engine.read_turns import Reader
 from handlers.connections import Connections
 from handlers.core import Core
 from handlers.errors import as_sync_error, error_body
@@ -336,7 +337,7 @@ class Connection(Line):
     async def _pull(self, request: Pull) -> None:
         await self._core.committer.lull(READS_YIELD_S)
         body = await self._core.feed.pull(
-            self.key[0], request.cursor, request.domains, request.limit
+            Reader(*self.key), request.cursor, request.domains, request.limit
         )
         self.say(with_id(body, request.id))
 
@@ -351,7 +352,7 @@ class Connection(Line):
     async def _open(self, live: Live) -> None:
         try:
             await self._core.committer.lull(READS_YIELD_S)
-            await live.open(self._core.feed, self.key[0], self._session.session_id)
+            await live.open(self._core.feed, Reader(*self.key), self._session.session_id)
         except Exception:
             self.forget(live)
             if not live.ended:

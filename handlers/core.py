@@ -14,6 +14,7 @@ from engine.loop_share import LoopShares
 from engine.messages import Limits
 from engine.policies import PolicyBook
 from engine.ports import Bus, Clock, ConflictStore
+from engine.read_turns import ReadTurns
 from engine.receiving import UploadCounters
 from engine.revocations import Revocations
 from engine.room import RoomState
@@ -64,6 +65,7 @@ class Core(msgspec.Struct, frozen=True):
     refusals: Refusals
     trusted_proxies: Networks
     tenant_rates: TenantRates
+    read_turns: ReadTurns
     uploads: UploadCounters
     upload_chores: ChoreCounters
     shares: LoopShares

@@ -27,6 +27,7 @@ from handlers.errors import error_body
 from handlers.header_fields import combined
 from handlers.origins import Allowed
 from handlers.ranges import Part, is_known, wanted_part
+from handlers.requests import reader_of
 from handlers.sessions import heard
 
 #: A reader that does not take this much meanwhile is cut off, so that nobody keeps a file open for ever.
@@ -68,7 +69,8 @@ class Files:
         """Give a file, a part of it, or to HEAD what there is to know of it."""
         _PAGES.let_read(request, self._core.verifier)
         session, _ = await heard(self._core, self._connections, request, JSON)
-        file = await self._files.file(session.tenant.tenant_id, request.match_info["file_id"])
+        async with self._core.read_turns.turn(reader_of(session)):
+            file = await self._files.file(session.tenant.tenant_id, request.match_info["file_id"])
         if file is None:
             raise _not_found()
         assert file.sha256 is not None

@@ -7,6 +7,7 @@ from typing import Protocol
 from engine.errors import SyncError
 from engine.feed import Feed
 from engine.messages import Subscribe
+from engine.read_turns import Reader
 from engine.subscription import Subscription
 
 
@@ -43,9 +44,9 @@ class Live:
         """The id that every page carries."""
         return self._request.id
 
-    async def open(self, feed: Feed, tenant_id: int, session_id: str) -> None:
+    async def open(self, feed: Feed, reader: Reader, session_id: str) -> None:
         """Begin; the first page comes before this returns. Raises SyncError, StoreError."""
-        subscription = await feed.subscribe(self, self._request, tenant_id, session_id)
+        subscription = await feed.subscribe(self, self._request, reader, session_id)
         if self.ended:
             subscription.end()
         else:

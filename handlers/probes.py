@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Final
@@ -46,6 +47,7 @@ class Probes:
         self._connections = connections
         self._faults = faults
         self._siblings = siblings
+        self._looking: asyncio.Future[list[str]] | None = None
         self._registry = CollectorRegistry(auto_describe=False)
         scrape = _Scrape(core, connections)
         self._registry.register(Labelled(scrape, siblings.worker) if siblings else scrape)
@@ -64,7 +66,7 @@ class Probes:
 
     async def ready(self, _: web.Request) -> web.Response:
         """Say whether devices may be sent here; 503 with the reasons if not."""
-        faults = ["draining"] if self._connections.draining else await self._faults()
+        faults = ["draining"] if self._connections.draining else await self._looked()
         if faults:
             return web.json_response({"status": "not ready", "faults": faults}, status=503)
         bus, room = self._core.bus.state, self._core.room
@@ -74,6 +76,16 @@ class Probes:
         if degraded:
             return web.json_response({"status": "degraded", "degraded": degraded})
         return web.json_response({"status": "ready"})
+
+    async def _looked(self) -> list[str]:
+        """Look once for all who ask while it is looked: anybody may ask, as often as they like."""
+        if self._looking is None:
+            self._looking = asyncio.ensure_future(self._faults())
+            self._looking.add_done_callback(self._has_looked)
+        return await asyncio.shield(self._looking)
+
+    def _has_looked(self, _: asyncio.Future[list[str]]) -> None:
+        self._looking = None
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Give all metrics as text; on a port that workers share, those of all of them."""

@@ -12,7 +12,7 @@ from engine.clocks import DeviceClock
 from engine.domains import Domain, DomainPolicy
 from engine.errors import SyncError
 from engine.health import Device
-from engine.held import applied, changes_of, op_of, size_bytes
+from engine.held import applied, changes_of, op_of
 from engine.instants import to_text, to_us
 from engine.intake import Session
 from engine.jobs import Answer, Resolution
@@ -30,6 +30,7 @@ from engine.messages import (
     ServerSide,
 )
 from engine.ports import HeldConflict
+from engine.read_turns import Reader
 from handlers.core import Core
 
 #: A list of conflicts ends here, one conflict at least.
@@ -49,21 +50,20 @@ class _Status(msgspec.Struct):
 _statuses = msgspec.json.Decoder(list[_Status])
 
 
+def reader_of(session: Session) -> Reader:
+    """Say whose turn a read of a session takes."""
+    return Reader(session.tenant.tenant_id, session.device_id)
+
+
 async def list_conflicts(core: Core, session: Session, request: Conflicts, request_id: str | None) -> bytes:
     """Answer ``conflicts``: a device's own, for a supervisor the tenant's. Raises StoreError."""
     device_id = None if session.supervisor else session.device_id
-    found = await core.conflicts.open_conflicts(
-        session.tenant.tenant_id, device_id, request.after, request.limit + 1
-    )
-    shown: list[OpenConflict] = []
-    taken_bytes = 0
-    for held in found[: request.limit]:
-        shown.append(_open_conflict(held))
-        taken_bytes += size_bytes(held.conflict)
-        taken_bytes += len((held.record and held.record.patch_base) or b"")
-        if taken_bytes > LIST_BYTES:
-            break
-    after = shown[-1].conflict_id if len(shown) < len(found) else None
+    async with core.read_turns.turn(reader_of(session)):
+        listed = await core.conflicts.open_conflicts(
+            session.tenant.tenant_id, device_id, request.after, request.limit, LIST_BYTES
+        )
+    shown = [_open_conflict(held) for held in listed.found]
+    after = shown[-1].conflict_id if listed.more else None
     return _encode(ConflictList(request_id or UNSET, shown, after))
 
 
@@ -118,7 +118,8 @@ def _domain_info(domain: Domain, policy: DomainPolicy | None) -> DomainInfo:
 
 async def resolution(core: Core, session: Session, request: Resolve) -> Resolution:
     """Check a ``resolve`` against its conflict. Raises SyncError, StoreError."""
-    conflict = await core.conflicts.conflict(session.tenant.tenant_id, request.conflict_id)
+    async with core.read_turns.turn(reader_of(session)):
+        conflict = await core.conflicts.conflict(session.tenant.tenant_id, request.conflict_id)
     if conflict is None or not (session.supervisor or conflict.device_id == session.device_id):
         raise SyncError("not_found", "there is no such conflict")
     return core.intake.resolution(request, session, conflict, core.clock.now_us())

@@ -38,6 +38,7 @@ from handlers.requests import (
     heartbeat,
     list_conflicts,
     list_domains,
+    reader_of,
     resolution,
     tell_clock,
 )
@@ -116,7 +117,7 @@ class SyncHttp:
         message = _from_query(request, "pull", Pull)
         await self._core.committer.lull(READS_YIELD_S)
         body = await self._core.feed.pull(
-            session.tenant.tenant_id, message.cursor, message.domains, message.limit
+            reader_of(session), message.cursor, message.domains, message.limit
         )
         return _response(request, session.codec, with_id(body, None))
 

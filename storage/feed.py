@@ -12,22 +12,45 @@ from engine.rows import Record
 from storage.arrays import numbers, texts
 from storage.pool import Database, Row, Statement
 
+#: Rows of other domains that one read passes over: about 5 ms.
+PIECE_ROWS: Final = 5000
 _BYTES: Final = "data_bytes + coalesce(octet_length(attachments::text), 0)"
 #: The inner query reads one record more than asked, which tells whether there are more; the window adds
 #: sizes up without touching the data of what is left out.
 _PAGE: Final = (
-    "WITH wanted AS (SELECT *, sum(size_bytes) OVER (ORDER BY seq) - size_bytes AS bytes_before,"
+    "WITH {few}wanted AS (SELECT *, sum(size_bytes) OVER (ORDER BY seq) - size_bytes AS bytes_before,"
     " row_number() OVER (ORDER BY seq) AS place, count(*) OVER () AS found FROM ("
     "SELECT domain, id, version, seq, at_us, device_id, chain_from, data, attachments,"
-    f" {_BYTES} AS size_bytes FROM records"
-    " WHERE tenant_id = %(tenant)s AND seq > %(after)s{domains} ORDER BY seq LIMIT %(limit)s + 1) AS r)"
+    f" {_BYTES} AS size_bytes FROM {{rows}} ORDER BY seq LIMIT %(limit)s::int + 1) AS r)"
     " SELECT c.seq, w.found, w.domain, w.id, w.version, w.seq, w.at_us, w.device_id, w.chain_from,"
-    " w.data::text, w.attachments::text"
-    " FROM (SELECT coalesce((SELECT seq FROM tenant_counters WHERE tenant_id = %(tenant)s), 0) AS seq) AS c"
-    " LEFT JOIN wanted AS w ON w.place <= %(limit)s AND (w.place = 1 OR w.bytes_before < %(bytes)s)"
+    " w.data::text, w.attachments::text, {read_to}"
+    " FROM (SELECT coalesce((SELECT seq FROM tenant_counters WHERE tenant_id = %(tenant)s::int), 0) AS seq)"
+    " AS c LEFT JOIN wanted AS w"
+    " ON w.place <= %(limit)s::int AND (w.place = 1 OR w.bytes_before < %(bytes)s::bigint)"
     " ORDER BY w.seq"
 )
-_ALL: Final = _PAGE.format(domains="")
+_ROWS: Final = "records WHERE tenant_id = %(tenant)s AND seq > %(after)s"
+_ALL: Final = _PAGE.format(few="", rows=_ROWS, read_to="NULL::bigint")
+#: The rows of all domains are counted off before those wanted are chosen. Where there are as many as one read
+#: may look at, the last of them is found by the index alone.
+_SOME: Final = _PAGE.format(
+    few="",
+    rows=f"(SELECT * FROM {_ROWS} ORDER BY seq LIMIT %(rows)s) AS piece"
+    " WHERE domain = ANY(%(domains)s::text[])",
+    read_to=f"(SELECT seq FROM {_ROWS} ORDER BY seq OFFSET %(rows)s - 1 LIMIT 1)",
+)
+#: Where the domains hold few rows altogether, these are found by the primary key: the plan that is kept knows
+#: no other way. In the place of ``read_to`` stands how many they are, at most one more than few.
+_FEW: Final = Statement(
+    _PAGE.format(
+        few="few AS MATERIALIZED (SELECT seq FROM records WHERE tenant_id = %(tenant)s::int"
+        " AND domain = ANY(%(domains)s::text[]) LIMIT %(rows)s::int + 1), ",
+        rows="(SELECT r.* FROM (SELECT seq FROM few WHERE seq > %(after)s::bigint ORDER BY seq"
+        " LIMIT %(limit)s::int + 1) AS f JOIN records AS r"
+        " ON r.tenant_id = %(tenant)s::int AND r.seq = f.seq AND r.seq > 0) AS found",
+        read_to="(SELECT count(*) FROM few)",
+    )
+)
 #: Several tenants at once. That seq is above 0 is said in so many words: a plan for any parameters could not
 #: take the index of those that are, else.
 _NEWS: Final = Statement(
@@ -44,14 +67,14 @@ _NEWS: Final = Statement(
     " ON r.place <= %(limit)s::int AND (r.place = 1 OR r.bytes_before < %(bytes)s::bigint)"
     " ORDER BY t.tenant_id, r.seq"
 )
-_SOME: Final = _PAGE.format(domains=" AND domain = ANY(%(domains)s::text[])")
 
 
 class PostgresFeed:
     """``engine.ports.FeedStore``, on the primary."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, piece_rows: int = PIECE_ROWS) -> None:
         self._database = database
+        self._piece_rows = piece_rows
 
     async def epoch(self) -> str:
         """Return the database's epoch."""
@@ -79,13 +102,29 @@ class PostgresFeed:
             "bytes": max_bytes,
         }
         if domains is not None:
-            values["domains"] = texts(domains)
+            values |= {"domains": texts(domains), "rows": self._piece_rows}
         rows = await self._database.query(_ALL if domains is None else _SOME, values)
-        high_seq = rows[0][0]
-        if rows[0][1] is None:
-            return Page([], high_seq, more=False)
-        return Page([_record(tenant_id, row) for row in rows], high_seq, more=rows[0][1] > len(rows))
+        page, read_to = _page(tenant_id, rows), rows[0][-1]
+        if page.more or read_to is None or read_to == page.high_seq:
+            return page
+        return Page(page.records, page.high_seq, more=False, read_to=read_to)
 
+    async def rare(
+        self, tenant_id: int, after_seq: int, domains: list[str], limit: int, max_bytes: int
+    ) -> Page | None:
+        """Read a page of domains that hold few records; see the port."""
+        values = {
+            "tenant": str(tenant_id),
+            "after": str(after_seq),
+            "limit": str(limit),
+            "bytes": str(max_bytes),
+            "domains": texts(domains),
+            "rows": str(self._piece_rows),
+        }
+        rows = await self._database.query(_FEW, values)
+        if rows[0][-1] > self._piece_rows:
+            return None
+        return _page(tenant_id, rows)
 
     async def behind(self, afters: Mapping[int, int], limit: int, max_bytes: int) -> dict[int, Page]:
         """Read a page of each tenant; see the port."""
@@ -103,6 +142,12 @@ class PostgresFeed:
             more = bool(records) and found[0][2] > len(records)
             pages[tenant_id] = Page(records, found[0][1], more=more)
         return pages
+
+
+def _page(tenant_id: int, rows: list[Row]) -> Page:
+    high_seq, found = rows[0][:2]
+    records = [] if found is None else [_record(tenant_id, row[:-1]) for row in rows]
+    return Page(records, high_seq, more=bool(records) and found > len(records))
 
 
 def _record(tenant_id: int, row: Row) -> Record:

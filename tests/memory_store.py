@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from itertools import chain
 
-from engine.ports import HeldConflict, Page
+from engine.ports import HeldConflict, HeldConflicts, Page
 from engine.rows import (
     Conflict,
     ConflictRef,
@@ -160,6 +160,9 @@ class MemoryStore:
     def __init__(self, rows: Memory | None = None) -> None:
         self.rows = rows or Memory()
         self.epoch_id = "e1"
+        #: Rows of all domains that one read by domain looks at.
+        self.piece_rows = 1_000_000
+        self.few_rows = 1_000_000
         self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def begin(self, lookups: Lookups) -> MemoryTransaction:
@@ -194,12 +197,15 @@ class MemoryStore:
             (
                 row
                 for row in self.rows.records.values()
-                if row.tenant_id == tenant_id
-                and row.seq > after_seq
-                and (domains is None or row.domain in domains)
+                if row.tenant_id == tenant_id and row.seq > after_seq
             ),
             key=lambda row: row.seq,
         )
+        read_to = None
+        if domains is not None:
+            behind, beyond = behind[: self.piece_rows], behind[self.piece_rows - 1 :]
+            read_to = beyond[0].seq if beyond else None
+            behind = [row for row in behind if row.domain in domains]
         taken: list[Record] = []
         size_bytes = 0
         for row in behind[:limit]:
@@ -207,7 +213,23 @@ class MemoryStore:
                 break
             taken.append(row)
             size_bytes += row.size_bytes
-        return Page(taken, self.rows.seqs.get(tenant_id, 0), more=len(taken) < len(behind))
+        more = len(taken) < len(behind)
+        high_seq = self.rows.seqs.get(tenant_id, 0)
+        read_to = None if more or read_to == high_seq else read_to
+        return Page(taken, high_seq, more=more, read_to=read_to)
+
+    async def rare(
+        self, tenant_id: int, after_seq: int, domains: list[str], limit: int, max_bytes: int
+    ) -> Page | None:
+        """Read as ``page`` where there are few."""
+        await asyncio.sleep(0)
+        own = [row for row in self.rows.records.values() if row.tenant_id == tenant_id]
+        if sum(row.domain in domains for row in own) > min(self.few_rows, self.piece_rows):
+            return None
+        kept, self.piece_rows = self.piece_rows, 1_000_000
+        page = await MemoryStore.page(self, tenant_id, after_seq, domains, limit, max_bytes)
+        self.piece_rows = kept
+        return page
 
     async def behind(self, afters: Mapping[int, int], limit: int, max_bytes: int) -> dict[int, Page]:
         """Read a page of each tenant."""
@@ -217,8 +239,8 @@ class MemoryStore:
         }
 
     async def open_conflicts(
-        self, tenant_id: int, device_id: str | None, after: str | None, limit: int
-    ) -> list[HeldConflict]:
+        self, tenant_id: int, device_id: str | None, after: str | None, limit: int, max_bytes: int
+    ) -> HeldConflicts:
         """List open conflicts, oldest first."""
         await asyncio.sleep(0)
         rows = self.rows
@@ -235,10 +257,16 @@ class MemoryStore:
         if after is not None:
             behind = rows.conflicts.get(ConflictRef(tenant_id, after))
             waiting = [] if behind is None else [row for row in waiting if _place(row) > _place(behind)]
-        return [
-            HeldConflict(row, rows.records.get(RecordKey(tenant_id, row.domain, row.record_id)))
-            for row in waiting[:limit]
-        ]
+        found: list[HeldConflict] = []
+        size_bytes = 0
+        for row in waiting[:limit]:
+            if size_bytes > max_bytes:
+                break
+            record = rows.records.get(RecordKey(tenant_id, row.domain, row.record_id))
+            found.append(HeldConflict(row, record))
+            size_bytes += sum(len(data or b"") for data in (row.client_data, row.server_data))
+            size_bytes += len((record and record.patch_base) or b"")
+        return HeldConflicts(found, len(found) < len(waiting))
 
     async def conflict(self, tenant_id: int, conflict_id: str) -> Conflict | None:
         """Find one conflict, settled or not."""

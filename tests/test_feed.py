@@ -23,6 +23,8 @@ from engine.errors import SyncError
 from engine.feed import Feed, FeedLimits
 from engine.messages import Subscribe
 from engine.ports import Page, StoreUnavailableError
+from engine.read_turns import Reader as Device
+from engine.read_turns import ReadTurns
 from engine.rows import Record, RecordKey
 from engine.subscription import Subscription
 from tests.memory_store import MemoryStore
@@ -176,7 +178,9 @@ class Town:
     ) -> Subscription:
         """Subscribe a reader."""
         request = Subscribe("9", cursor, domains, limit)
-        reader.subscription = await self.feed.subscribe(reader, request, tenant, reader.session_id)
+        reader.subscription = await self.feed.subscribe(
+            reader, request, Device(tenant, "phone"), reader.session_id
+        )
         return reader.subscription
 
     async def subscribed(self, **options: Any) -> Reader:
@@ -202,7 +206,8 @@ class Town:
         """Pull to the end."""
         pages: list[Json] = []
         while not pages or pages[-1]["more"]:
-            pages.append(json.loads(await self.feed.pull(tenant, cursor, domains, limit) + b"}"))
+            body = await self.feed.pull(Device(tenant, "phone"), cursor, domains, limit)
+            pages.append(json.loads(body + b"}"))
             cursor = pages[-1]["cursor"]
         return pages
 
@@ -211,7 +216,7 @@ class Town:
 async def town(limits: FeedLimits = ROOMY) -> AsyncIterator[Town]:
     """Run a feed, with waits that are as short as can be."""
     source = Source()
-    feed = Feed(source, StillClock(), limits, ("task", "ticket"))
+    feed = Feed(source, StillClock(), limits, ("task", "ticket"), ReadTurns(2))
     await feed.refresh_epoch()
     with patch.object(feed_module, "GAP_PATIENCE_S", 0.001), patch.object(feed_module, "_RETRY_S", 0.001):
         task = asyncio.create_task(feed.run())
@@ -251,6 +256,60 @@ async def test_a_pull_shows_each_record_once_at_its_latest() -> None:
         assert page["more"] is False
 
 
+async def test_pull_by_domain_over_a_long_feed_reads_pieces_up_to_a_change() -> None:
+    async with town() as one:
+        one.source.piece_rows, one.source.few_rows = 3, -1
+        for number in range(30):
+            one.source.commit(f"t{number}", {})
+            if number in (10, 11, 29):
+                one.source.commit(f"k{number}", {}, "ticket")
+        pages = await one.pull(None, ["ticket"], 500)
+        assert [change["id"] for page in pages for change in page["changes"]] == ["k10", "k11", "k29"]
+        assert all(page["changes"] for page in pages if page["more"])
+        assert one.source.reads == 11, "33 rows, three at a time"
+        one.source.reads = 0
+        (page,) = await one.pull(pages[-1]["cursor"], ["ticket"], 500)
+        assert (page["changes"], page["more"], one.source.reads) == ([], False, 1)
+        one.source.reads = 0
+        (page,) = await one.pull(None, ["journal"], 500)
+        assert (page["changes"], page["more"], one.source.reads) == ([], False, 11)
+        (page,) = await one.pull(page["cursor"], ["journal"], 500)
+        assert page["more"] is False
+        reader = one.reader()
+        await one.subscribe(reader, None, ["ticket"])
+        await one.until(lambda: len(reader.held) == 3)
+
+
+async def test_pull_of_a_rare_domain_reads_no_further_pieces() -> None:
+    async with town() as one:
+        one.source.piece_rows = 3
+        for number in range(30):
+            one.source.commit(f"t{number}", {})
+        one.source.commit("k", {}, "ticket")
+        for number in range(30):
+            one.source.commit(f"u{number}", {})
+        (page,) = await one.pull(None, ["ticket"], 500)
+        assert [change["id"] for change in page["changes"]] == ["k"]
+        assert (page["more"], one.source.reads) == (False, 1)
+        (page,) = await one.pull(page["cursor"], ["ticket"], 500)
+        assert (page["changes"], page["more"]) == ([], False)
+
+
+async def test_pull_by_domain_gives_the_connection_to_others_between_pieces() -> None:
+    async with town() as one:
+        one.source.piece_rows, one.source.few_rows = 1, -1
+        one.feed._turns = ReadTurns(1)
+        for number in range(20):
+            one.source.commit(f"t{number}", {})
+        one.source.commit("theirs", {}, tenant=2)
+        long = asyncio.create_task(one.feed.pull(Device(1, "phone"), None, ["ticket"], 500))
+        await one.source.news.wait()
+        page = await one.feed.pull(Device(2, "phone"), None, None, 500)
+        assert b"theirs" in page
+        assert not long.done()
+        await long
+
+
 async def test_pages_end_at_their_limits_and_say_that_there_is_more() -> None:
     limits = FeedLimits(page_bytes=4000, tail_changes=10, tail_bytes=10_000, page_interval_s=0.0)
     async with town(limits) as one:
@@ -276,7 +335,7 @@ async def test_a_cursor_that_does_not_fit_is_refused(subscribing: bool) -> None:
             asked = (
                 one.subscribe(one.reader(), cursor, domains, tenant=tenant)
                 if subscribing
-                else one.feed.pull(tenant, cursor, domains, 500)
+                else one.feed.pull(Device(tenant, "phone"), cursor, domains, 500)
             )
             with pytest.raises(SyncError) as caught:
                 await asked

@@ -11,6 +11,7 @@ import pytest
 from engine.ports import (
     ConflictStore,
     FeedStore,
+    HeldConflicts,
     Page,
     Store,
     StoreFullError,
@@ -262,7 +263,7 @@ async def test_a_conflict_is_replaced_by_its_id(subject: Subject) -> None:
     await _commit(subject, _lookups(1), Writes({}, [], [], [], [settled], []))
     assert await subject.conflicts.conflict(1, "c1") == settled
     assert await subject.conflicts.conflict(2, "c1") is None
-    assert await subject.conflicts.open_conflicts(1, None, None, 10) == []
+    assert await subject.conflicts.open_conflicts(1, None, None, 10, 1 << 20) == HeldConflicts([], more=False)
 
 
 async def test_a_rollback_leaves_nothing(subject: Subject) -> None:
@@ -365,17 +366,58 @@ async def test_the_queue_of_conflicts_is_listed_oldest_first(subject: Subject) -
     ]
     await _commit(subject, _lookups(1, 2), Writes({1: 1}, [_record(1)], [], [], open_ones, []))
 
-    async def listed(device_id: str | None, after: str | None, limit: int = 10) -> list[str]:
-        found = await subject.conflicts.open_conflicts(1, device_id, after, limit)
-        return [held.conflict.conflict_id for held in found]
+    async def listed(
+        device_id: str | None, after: str | None, limit: int = 10, max_bytes: int = 1 << 20
+    ) -> list[str]:
+        page = await subject.conflicts.open_conflicts(1, device_id, after, limit, max_bytes)
+        return [held.conflict.conflict_id for held in page.found] + ["..."] * page.more
 
     assert await listed(None, None) == ["b", "a", "c"]
     assert await listed("phone", None) == ["b", "a"]
     assert await listed(None, "b") == ["a", "c"]
-    assert await listed(None, None, 2) == ["b", "a"]
-    held = (await subject.conflicts.open_conflicts(1, None, None, 1))[0]
+    assert await listed(None, None, 2) == ["b", "a", "..."]
+    assert await listed(None, None, 3) == ["b", "a", "c"]
+    assert await listed("phone", None, 2) == ["b", "a"]
+    assert await listed(None, None, max_bytes=1) == ["b", "..."]
+    assert await listed(None, "a", max_bytes=1) == ["c"]
+    assert await listed(None, "nobody's") == []
+    held = (await subject.conflicts.open_conflicts(1, None, None, 1, 1 << 20)).found[0]
     assert held.conflict == open_ones[0]
     assert held.record == _record(1)
+
+
+async def test_page_by_domain_looks_at_a_bounded_number_of_rows(subject: Subject) -> None:
+    records = [_record(seq, domain="form" if seq % 4 == 0 else "task") for seq in range(1, 11)]
+    await _commit(subject, _lookups(1), Writes({1: 10}, records, [], [], [], []))
+    if isinstance(subject.feed, MemoryStore):
+        subject.feed.piece_rows = 5
+        feed: FeedStore = subject.feed
+    else:
+        assert isinstance(subject.feed, PostgresFeed)
+        feed = PostgresFeed(subject.feed._database, 5)
+
+    async def read(after: int, domains: list[str] | None, limit: int = 10) -> object:
+        page = await feed.page(1, after, domains, limit, 1 << 20)
+        return [record.seq for record in page.records], page.high_seq, page.more, page.read_to
+
+    assert await read(0, ["form"]) == ([4], 10, False, 5)
+    assert await read(5, ["form"]) == ([8], 10, False, None)
+    assert await read(10, ["form"]) == ([], 10, False, None)
+    assert await read(6, ["form"]) == ([8], 10, False, None)
+    assert await read(4, ["note"]) == ([], 10, False, 9)
+    assert await read(0, ["task"], 2) == ([1, 2], 10, True, None)
+    assert await read(0, ["task", "form"]) == ([1, 2, 3, 4, 5], 10, False, 5)
+    assert await read(0, None) == ([*range(1, 11)], 10, False, None)
+
+    async def rare(after: int, domains: list[str], limit: int = 10) -> object:
+        page = await feed.rare(1, after, domains, limit, 1 << 20)
+        return page and ([record.seq for record in page.records], page.high_seq, page.more, page.read_to)
+
+    assert await rare(0, ["form"]) == ([4, 8], 10, False, None)
+    assert await rare(0, ["form"], 1) == ([4], 10, True, None)
+    assert await rare(8, ["form"]) == ([], 10, False, None)
+    assert await rare(0, ["note"]) == ([], 10, False, None)
+    assert await rare(0, ["task"]) is None
 
 
 async def test_a_missing_counter_is_created(postgres: Subject) -> None:

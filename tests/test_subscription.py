@@ -6,6 +6,7 @@ from engine.cursor import Scope
 from engine.errors import SyncError
 from engine.feed import Feed, FeedLimits, Hub
 from engine.messages import Subscribe
+from engine.read_turns import Reader, ReadTurns
 from engine.subscription import Subscription
 from tests.memory_store import MemoryStore
 from tests.test_committer import HandClock
@@ -32,9 +33,10 @@ class Sink:
 
 def test_it_stands_where_it_stood_until_its_page_is_taken() -> None:
     limits = FeedLimits(page_bytes=1 << 20, tail_changes=10, tail_bytes=1 << 20, page_interval_s=0.0)
-    hub = Hub(Feed(MemoryStore(), HandClock(), limits, ()), 1, limits)
+    hub = Hub(Feed(MemoryStore(), HandClock(), limits, (), ReadTurns(2)), 1, limits)
     sink = Sink()
-    subscription = Subscription(hub, sink, Scope("e1", 1, None), Subscribe("s"), "session")
+    scope, reader = Scope("e1", 1, None), Reader(1, "phone")
+    subscription = Subscription(hub, sink, scope, Subscribe("s"), "session", reader)
     assert not subscription.send(b'{"page":1', 5)
     assert (subscription.position, subscription.state, sink.taken) == (0, "blocked", [])
     sink.room = 1

@@ -41,6 +41,7 @@ from engine.settings import Settings
 from handlers.auth import KeySet, Verifier
 from handlers.connections import Connections
 from handlers.core import Core, EdgeLimits
+from handlers.edge import DoorLimits, Doors
 from handlers.loop_watch import LoopWatch
 from handlers.peer import Refusals, networks
 from handlers.server import ClosedDoorError, application, listening, services
@@ -191,6 +192,7 @@ class Server:
                 heartbeat_s=server.heartbeat_s,
                 compress=server.compress,
                 write_patience_s=server.write_patience_s,
+                body_s=server.body_s,
             ),
             traffic=Traffic(),
             tenant_rates=TenantRates(limits.tenant_messages_per_minute),
@@ -202,6 +204,15 @@ class Server:
             shares=shares,
             watch=LoopWatch(clock),
             room=room,
+            doors=Doors(
+                DoorLimits(
+                    head_s=server.head_s,
+                    head_bytes=server.head_bytes,
+                    address_connections=server.address_connections,
+                    write_patience_s=server.write_patience_s,
+                    trusted=networks(server.trusted_proxies),
+                )
+            ),
         )
         self._domains = domains
         self._presence = Presence(self._reads, port)
@@ -243,7 +254,14 @@ class Server:
             async with running(everything, settings.server.drain_s):
                 host = settings.server.host
                 port, close_doors = await stack.enter_async_context(
-                    listening(app, host, settings.server.port, self._own_port, shared=self._supervised)
+                    listening(
+                        app,
+                        host,
+                        settings.server.port,
+                        self._own_port,
+                        doors=self._core.doors,
+                        shared=self._supervised,
+                    )
                 )
                 # What is there now lives as long as the process: the collector need not look at it again.
                 gc.collect()

@@ -40,6 +40,10 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     heartbeat_s: Annotated[int, Meta(ge=1, le=3600)]
     outbox_bytes: SizeBytes
     write_patience_s: Seconds
+    head_s: Seconds
+    head_bytes: SizeBytes
+    body_s: Seconds
+    address_connections: Count
     compress: bool
     origins: tuple[str, ...]
     trusted_proxies: tuple[str, ...]

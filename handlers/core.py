@@ -20,6 +20,7 @@ from engine.revocations import Revocations
 from engine.room import RoomState
 from engine.upload_chores import ChoreCounters
 from handlers.auth import Verifier
+from handlers.edge import Doors
 from handlers.loop_watch import LoopWatch
 from handlers.peer import Networks, Refusals
 from handlers.traffic import Traffic
@@ -29,7 +30,7 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of a connection.
 
     ``outbox_bytes`` may wait for a slow reader, who is cut off when it takes nothing for
-    ``write_patience_s``.
+    ``write_patience_s``. A message's body over HTTP has to come within ``body_s``.
     """
 
     frame_bytes: int
@@ -40,6 +41,7 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_s: int
     compress: bool
     write_patience_s: float = 10.0
+    body_s: float = 120.0
 
     def welcome(self) -> Limits:
         """Say those that a device is told."""
@@ -71,6 +73,7 @@ class Core(msgspec.Struct, frozen=True):
     shares: LoopShares
     watch: LoopWatch
     room: RoomState
+    doors: Doors
 
     def policy_names(self, tenant_id: int) -> dict[str, str]:
         """Map each domain to its policy, as a device is told."""

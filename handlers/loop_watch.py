@@ -15,6 +15,8 @@ from handlers.traffic import DURATION_BOUNDS_MS
 _INTERVAL_S: Final = 0.05
 #: From here on a stretch of the loop is logged: everybody else waited for it.
 HELD_S: Final = 0.1
+#: What nobody said may be the machine: it is logged from here on, and counted in the metrics from 1 ms.
+_UNKNOWN_S: Final = 1.0
 
 _log = structlog.get_logger()
 
@@ -51,7 +53,7 @@ class LoopWatch:
         self.delays[bisect_left(DURATION_BOUNDS_MS, delay_s * 1000)] += 1
         self.delay_sum_s += delay_s
         self.longest_s = max(self.longest_s, delay_s)
-        if delay_s > HELD_S and not self._said:
+        if delay_s > _UNKNOWN_S and not self._said:
             self.held(delay_s, None, None, "unknown")
         self._said = False
 

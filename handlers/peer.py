@@ -45,12 +45,12 @@ def client_address(peer: str | None, forwarded_for: Iterable[str], trusted: Netw
     with the peer it is the rightmost address that is not trusted, or the leftmost that can be read.
     None where the peer is unknown.
     """
-    address = _address(peer or "")
+    address = address_of(peer or "")
     if address is None:
         return None
     chain = ",".join(forwarded_for).split(",")
-    while chain and _is_trusted(address, trusted):
-        before = _address(chain.pop().strip())
+    while chain and is_trusted(address, trusted):
+        before = address_of(chain.pop().strip())
         if before is None:
             break
         address = before
@@ -65,8 +65,8 @@ def stripped_prefix(peer: str | None, forwarded_prefix: Iterable[str], trusted: 
     named = elements(",".join(forwarded_prefix))
     if not named:
         return ""
-    address = _address(peer or "")
-    if address is None or not _is_trusted(address, trusted):
+    address = address_of(peer or "")
+    if address is None or not is_trusted(address, trusted):
         return ""
     prefix = "".join([part.rstrip("/") for part in named])
     is_path = _PREFIX.fullmatch(prefix) and len(prefix) <= _MOST_PREFIX_CHARS
@@ -81,13 +81,14 @@ def request_seconds(peer: str | None, said: Sequence[str], trusted: Networks) ->
         said: The values of ``X-Tidemark-Request-Seconds``.
         trusted: The proxies that are believed.
     """
-    address = _address(peer or "")
-    if len(said) != 1 or address is None or not _is_trusted(address, trusted):
+    address = address_of(peer or "")
+    if len(said) != 1 or address is None or not is_trusted(address, trusted):
         return 0.0
     return float(said[0]) if _SECONDS.fullmatch(said[0]) else 0.0
 
 
-def _address(text: str) -> IPv4Address | IPv6Address | None:
+def address_of(text: str) -> IPv4Address | IPv6Address | None:
+    """Read an address, with or without a port; None for what is none."""
     with_port = _WITH_PORT.fullmatch(text)
     try:
         address = ip_address(text if with_port is None else with_port[1] or with_port[2])
@@ -96,7 +97,8 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def _is_trusted(address: IPv4Address | IPv6Address, trusted: Networks) -> bool:
+def is_trusted(address: IPv4Address | IPv6Address, trusted: Networks) -> bool:
+    """Tell whether an address is a trusted proxy's."""
     return any(address in network for network in trusted)
 
 

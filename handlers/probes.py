@@ -156,7 +156,12 @@ class _Scrape(Collector):
                 "The part of the last day's uploads, of all tenants, that was given up",
                 chores.abandonment_ratio,
             )
+        doors = self._core.doors
+        yield _gauge("tidemark_strangers", "Connections that have shown no valid token", doors.strangers)
         for name, text, count in (
+            ("tidemark_strangers_refused", "Connections refused, of addresses with too many", doors.refused),
+            ("tidemark_heads_late", "Connections closed before a request's headers came", doors.late),
+            ("tidemark_answers_unread", "Connections cut for not reading an answer", doors.unread),
             ("tidemark_connections_opened", "WebSockets opened", traffic.connections),
             ("tidemark_handshakes_refused", "Handshakes refused", traffic.refused_handshakes),
             ("tidemark_messages_received", "Messages received", traffic.messages_in),

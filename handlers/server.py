@@ -17,6 +17,7 @@ from engine.services import Service
 from handlers.caching import uncached
 from handlers.connections import Connections
 from handlers.core import Core
+from handlers.edge import Doors, EdgeRunner
 from handlers.errors import as_sync_error, error_body, http_status
 from handlers.expectations import guard
 from handlers.probes import Faults, Probes
@@ -135,7 +136,7 @@ def _reserve(host: str, port: int, stack: ExitStack) -> int:
     return port
 
 
-class Doors(NamedTuple):
+class Listening(NamedTuple):
     """Where devices come in; ``close`` lets nobody in any more, and those who are in stay."""
 
     port: int
@@ -144,15 +145,22 @@ class Doors(NamedTuple):
 
 @asynccontextmanager
 async def listening(
-    app: web.Application, host: str, port: int, own_port: int | None = None, *, shared: bool = False
-) -> AsyncIterator[Doors]:
+    app: web.Application,
+    host: str,
+    port: int,
+    own_port: int | None = None,
+    *,
+    doors: Doors,
+    shared: bool = False,
+) -> AsyncIterator[Listening]:
     """Accept connections on a port, which port 0 leaves to the system.
 
     A worker among several has a port of its own besides; with ``shared`` others may have the same ports, such
     as the worker that takes its place. Raises ClosedDoorError.
     """
-    runner = web.AppRunner(
+    runner = EdgeRunner(
         app,
+        doors,
         access_log=None,
         # A file's name of 10,000 characters is refused in words, not with the connection.
         max_field_size=_MOST_FIELD_BYTES,
@@ -180,7 +188,7 @@ async def listening(
             for site in sites:
                 await site.stop()
 
-        yield Doors(int(runner.addresses[0][1]), close)
+        yield Listening(int(runner.addresses[0][1]), close)
     finally:
         await runner.cleanup()
 

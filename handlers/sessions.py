@@ -11,6 +11,7 @@ from engine.intake import Session
 from handlers.auth import device_claims, token_of
 from handlers.connections import Connections
 from handlers.core import Core
+from handlers.edge import prove
 
 
 async def admitted(core: Core, request: web.Request, codec: Codec) -> Session:
@@ -26,6 +27,7 @@ async def admitted(core: Core, request: web.Request, codec: Codec) -> Session:
     if tenant is None:
         raise SyncError("forbidden", "there is no such tenant")
     core.verifier.check_tenant(claims, tenant)
+    prove(request)
     session = Session(
         tenant=tenant,
         device_id=device_id,

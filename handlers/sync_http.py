@@ -15,7 +15,7 @@ from aiohttp import web
 
 from engine.codec import JSON, MSGPACK, Codec
 from engine.committer import overloaded
-from engine.errors import SyncError
+from engine.errors import SyncError, retry_soon_ms
 from engine.health import Device
 from engine.intake import Session
 from engine.jobs import Answer, Job, Outcome, Settlement
@@ -43,6 +43,7 @@ from handlers.requests import (
     tell_clock,
 )
 from handlers.sessions import check_valid, heard
+from handlers.upload_body import give_up
 
 #: Where a request keeps the id of its message, None for none, so that an error repeats it.
 REQUEST_ID: Final = web.RequestKey[str | None]("request_id")
@@ -179,8 +180,8 @@ class SyncHttp:
         It counts by its bytes and by the time that it takes, as what comes on a socket does. A device that
         is over its share of the loop waits here.
         """
-        body = await request.read()
         core = self._core
+        body = await _read_within(request, core.limits.body_s)
         if wait_s := core.shares.spend(device.key[0], device, 0.0, core.clock.monotonic_s()):
             await asyncio.sleep(wait_s)
         with self._charging(device, request):
@@ -233,6 +234,16 @@ def _codec(request: web.Request) -> Codec:
     raise SyncError(
         "invalid_message", f"Content-Type: {JSON.content_type} or {MSGPACK.content_type} is required"
     )
+
+
+async def _read_within(request: web.Request, most_s: float) -> bytes:
+    try:
+        async with asyncio.timeout(most_s):
+            return await request.read()
+    except TimeoutError:
+        give_up(request)
+        sentence = f"the body did not come within {most_s:g} s: send less at once"
+        raise SyncError("unavailable", sentence, retry_after_ms=retry_soon_ms()) from None
 
 
 def _inflated_text(request: web.Request, codec: Codec, body: bytes) -> bytes:

@@ -101,6 +101,13 @@ async def with_end(request: web.Request, response: web.StreamResponse) -> None:
         request.content.feed_eof()
 
 
+def give_up(request: web.Request) -> None:
+    """Wait no longer for the rest of a body: the connection ends with the answer, which comes at once."""
+    request[_BROKE_OFF] = True
+    request.protocol.close()
+    request.content.feed_eof()
+
+
 def let_go(request: web.Request) -> web.Response:
     """Close a connection without an answer: the one that is returned goes nowhere."""
     request.protocol.force_close()

@@ -112,11 +112,12 @@ async def test_loop_watch_counts_delays_and_logs_what_nobody_owned_up_to() -> No
         watch.held(0.3, 1, "phone", "sync")
         watch.ticked(0.3)
         watch.ticked(HELD_S + 0.1)
+        watch.ticked(1.2)
         watch.ticked(-0.01)
     assert [(one["device_id"], one["kind"], one["held_ms"]) for one in logs] == [
         ("phone", "sync", 300),
-        (None, "unknown", 200),
+        (None, "unknown", 1200),
     ]
-    assert sum(watch.delays) == 4
-    assert watch.delay_sum_s == pytest.approx(0.501)
-    assert (watch.take_longest_s(), watch.take_longest_s()) == (0.3, 0.0)
+    assert sum(watch.delays) == 5
+    assert watch.delay_sum_s == pytest.approx(1.701)
+    assert (watch.take_longest_s(), watch.take_longest_s()) == (1.2, 0.0)

@@ -30,6 +30,7 @@ from engine.feed import Feed, FeedLimits
 from engine.intake import Intake
 from engine.loop_share import LoopShares
 from engine.neighbours import Neighbours
+from engine.open_requests import OpenRequests, RequestLimits
 from engine.policies import PolicyBook
 from engine.ports import StoreError
 from engine.read_turns import ReadTurns
@@ -193,6 +194,7 @@ class Server:
                 compress=server.compress,
                 write_patience_s=server.write_patience_s,
                 body_s=server.body_s,
+                tenant_connections=limits.tenant_connections,
             ),
             traffic=Traffic(),
             tenant_rates=TenantRates(limits.tenant_messages_per_minute),
@@ -204,6 +206,14 @@ class Server:
             shares=shares,
             watch=LoopWatch(clock),
             room=room,
+            open_requests=OpenRequests(
+                RequestLimits(
+                    device_requests=limits.open_requests,
+                    device_bytes=limits.waiting_bytes,
+                    tenant_requests=limits.tenant_open_requests,
+                    tenant_bytes=limits.tenant_waiting_bytes,
+                )
+            ),
             doors=Doors(
                 DoorLimits(
                     head_s=server.head_s,

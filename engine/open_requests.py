@@ -54,7 +54,7 @@ class OpenRequests:
             waiting_bytes = self._bytes[key]
             # One body always fits, whatever the settings say.
             if self._requests[key] >= most or (
-                waiting_bytes and waiting_bytes + ticket.body_bytes > most_bytes
+                waiting_bytes and ticket.body_bytes and waiting_bytes + ticket.body_bytes > most_bytes
             ):
                 raise SyncError(
                     "rate_limited", f"too many open requests of this {who}", retry_after_ms=retry_soon_ms()

@@ -57,6 +57,11 @@ class MessageLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     record_bytes: SizeBytes
     messages_per_minute: Count
     tenant_messages_per_minute: Count
+    open_requests: Count
+    tenant_open_requests: Count
+    waiting_bytes: SizeBytes
+    tenant_waiting_bytes: SizeBytes
+    tenant_connections: Count
     answer_data_bytes: SizeBytes
 
 

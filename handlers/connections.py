@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -48,6 +49,7 @@ class Connections:
         self._idle_s = idle_s
         self._by_device: dict[tuple[int, str], Line] = {}
         self._open: set[Line] = set()
+        self._by_tenant: Counter[int] = Counter()
         self._all_gone = asyncio.Event()
         self._group: TaskGroup | None = None
         self._refusals: list[tuple[Line, bytes]] = []
@@ -62,6 +64,15 @@ class Connections:
     def __contains__(self, key: tuple[int, str]) -> bool:
         """Whether a device is connected."""
         return key in self._by_device
+
+    def count_of(self, tenant_id: int) -> int:
+        """Count a tenant's open connections."""
+        return self._by_tenant[tenant_id]
+
+    def _forget(self, tenant_id: int) -> None:
+        self._by_tenant[tenant_id] -= 1
+        if not self._by_tenant[tenant_id]:
+            del self._by_tenant[tenant_id]
 
     def check_staying(self) -> None:
         """Raise SyncError ``unavailable`` once a drain has begun."""
@@ -90,6 +101,7 @@ class Connections:
         older = self._by_device.get(connection.key)
         self._by_device[connection.key] = connection
         self._open.add(connection)
+        self._by_tenant[connection.key[0]] += 1
         if older is not None:
             older.dismiss("replaced", CLOSE_REPLACED, _jitter_ms(0), listening=True)
         if self._refuses(connection):  # since its token was looked at
@@ -103,7 +115,9 @@ class Connections:
 
     def remove(self, connection: Line) -> None:
         """Forget a connection that is gone."""
-        self._open.discard(connection)
+        if connection in self._open:
+            self._open.remove(connection)
+            self._forget(connection.key[0])
         if self._by_device.get(connection.key) is connection:
             del self._by_device[connection.key]
         if not self._open:

@@ -12,6 +12,7 @@ from engine.feed import Feed
 from engine.intake import Intake
 from engine.loop_share import LoopShares
 from engine.messages import Limits
+from engine.open_requests import OpenRequests
 from engine.policies import PolicyBook
 from engine.ports import Bus, Clock, ConflictStore
 from engine.read_turns import ReadTurns
@@ -42,6 +43,7 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
     compress: bool
     write_patience_s: float = 10.0
     body_s: float = 120.0
+    tenant_connections: int = 50_000
 
     def welcome(self) -> Limits:
         """Say those that a device is told."""
@@ -74,6 +76,7 @@ class Core(msgspec.Struct, frozen=True):
     watch: LoopWatch
     room: RoomState
     doors: Doors
+    open_requests: OpenRequests
 
     def policy_names(self, tenant_id: int) -> dict[str, str]:
         """Map each domain to its policy, as a device is told."""

@@ -21,6 +21,7 @@ from handlers.edge import Doors, EdgeRunner
 from handlers.errors import as_sync_error, error_body, http_status
 from handlers.expectations import guard
 from handlers.probes import Faults, Probes
+from handlers.sessions import TICKET
 from handlers.siblings import Siblings
 from handlers.sync_http import REQUEST_ID, SyncHttp
 from handlers.upload_body import with_end
@@ -61,7 +62,11 @@ def _errors(core: Core) -> Middleware:
         """Answer every failure with the contract's error body."""
         headers = {}
         try:
-            return await handler(request)
+            try:
+                return await handler(request)
+            finally:
+                if ticket := request.get(TICKET):
+                    core.open_requests.leave(ticket)
         except web.HTTPMethodNotAllowed as refusal:
             headers["Allow"] = allowed = ", ".join(sorted(refusal.allowed_methods))
             error = SyncError("method_not_allowed", f"{request.method}: this path takes {allowed}")

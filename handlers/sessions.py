@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from aiohttp import web
 
 from engine.codec import Codec
 from engine.errors import SyncError
 from engine.health import Device
 from engine.intake import Session
+from engine.open_requests import Ticket
 from handlers.auth import device_claims, token_of
 from handlers.connections import Connections
 from handlers.core import Core
@@ -44,13 +47,18 @@ async def admitted(core: Core, request: web.Request, codec: Codec) -> Session:
     return session
 
 
+#: The request as it is counted while it is open; the application lets it go at its end.
+TICKET: Final = web.RequestKey[Ticket]("ticket")
+
+
 async def heard(
-    core: Core, connections: Connections, request: web.Request, codec: Codec
+    core: Core, connections: Connections, request: web.Request, codec: Codec, most_body_bytes: int = 0
 ) -> tuple[Session, Device]:
     """Admit one request over HTTP, which counts for the rates as a message does.
 
-    Gives also the device. Raises as ``admitted``, and SyncError ``rate_limited`` or, while this process
-    drains, ``unavailable``.
+    ``most_body_bytes`` of its body are kept in memory, 0 where it is written as it comes. Gives also the
+    device. Raises as ``admitted``, and SyncError ``rate_limited`` or, while this process drains,
+    ``unavailable``.
     """
     session = await admitted(core, request, codec)
     connections.check_staying()
@@ -62,6 +70,11 @@ async def heard(
     wait_ms = wait_ms or core.tenant_rates.take(tenant_id, device.bucket, now_s)
     if wait_ms:
         raise SyncError("rate_limited", "too many messages", retry_after_ms=wait_ms)
+    length_bytes = request.content_length if request.body_exists else 0
+    body_bytes = most_body_bytes if length_bytes is None else min(length_bytes, most_body_bytes)
+    ticket = Ticket(tenant_id, session.device_id, body_bytes)
+    core.open_requests.enter(ticket)
+    request[TICKET] = ticket
     return session, device
 
 

@@ -168,7 +168,9 @@ class SyncHttp:
         """Give who asks, and its device."""
         core = self._core
         _PAGES.let_read(request, core.verifier)
-        session, device = await heard(core, self._connections, request, _codec(request))
+        session, device = await heard(
+            core, self._connections, request, _codec(request), core.limits.frame_bytes
+        )
         if pushes and core.committer.sheds(session.tenant.tenant_id):
             raise overloaded(core.committer.retry_after_ms())
         core.traffic.messages_in += 1

@@ -11,7 +11,8 @@ from aiohttp import WSMsgType, web
 from engine.admission import TokenBucket
 from engine.codec import JSON, MSGPACK, Codec
 from engine.committer import overloaded
-from engine.errors import SyncError
+from engine.errors import SyncError, retry_later_ms
+from engine.intake import Session
 from engine.ports import StoreError
 from handlers.auth import offered_subprotocols
 from handlers.connection import Connection
@@ -27,6 +28,9 @@ from handlers.upload_edge import answer
 CLOSE_UNAVAILABLE: Final = 4503
 #: Handshakes that are seen to while what was accepted has to wait.
 NEWCOMERS_PER_MINUTE: Final = 3000
+#: A handshake takes the loop a millisecond or so, as this many messages: with 6,000 a minute, 600 may come at
+#: once, and ten a second in the long run.
+_HANDSHAKE_TOKENS: Final = 10
 
 # aiohttp warns of subprotocols that it does not know, in full; one of them may carry the token.
 logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
@@ -49,6 +53,7 @@ class SyncSocket:
             self._connections.check_staying()
             session = await admitted(core, request, codec)
             session.session_id = uuid.uuid4().hex
+            self._check_device(session)
             self._check_pressure()  # not before the token is known to be one: anybody could use the places up
             self._connections.check_staying()  # the goodbye may have been said meanwhile
         except StoreError as error:
@@ -91,6 +96,22 @@ class SyncSocket:
         finally:
             connection.end()
         return socket
+
+    def _check_device(self, session: Session) -> None:
+        """Count a handshake for the device's rate, and bound its tenant's sockets. Raises SyncError."""
+        core, tenant_id = self._core, session.tenant.tenant_id
+        now_s = core.clock.monotonic_s()
+        bucket = core.devices.seen(tenant_id, session.device_id, now_s).bucket
+        wait_ms = bucket.take(core.limits.messages_per_minute, now_s)
+        wait_ms = wait_ms or core.tenant_rates.take(tenant_id, bucket, now_s)
+        if wait_ms:
+            raise SyncError("rate_limited", "too many handshakes", retry_after_ms=wait_ms)
+        bucket.charge_tokens(_HANDSHAKE_TOKENS - 1)
+        comes_back = (tenant_id, session.device_id) in self._connections
+        if not comes_back and self._connections.count_of(tenant_id) >= core.limits.tenant_connections:
+            raise SyncError(
+                "rate_limited", "too many connections of this tenant", retry_after_ms=retry_later_ms()
+            )
 
     def _check_pressure(self) -> None:
         """Let few come back while those who are here have to wait. Raises SyncError ``overloaded``."""

@@ -1,4 +1,4 @@
-"""How many requests over HTTP one device and one tenant may have open, and how much of their bodies may wait."""
+"""How many requests over HTTP a device and a tenant may have open, and how much of their bodies may wait."""
 
 from __future__ import annotations
 

@@ -149,7 +149,8 @@ class EdgeProtocol(RequestHandler):
                 if over:
                     self.close()
             return
-        in_body = self._body is not None and not self._body.is_eof()  # before this, which may be the end of it
+        # Asked before: the body may end with what came.
+        in_body = self._body is not None and not self._body.is_eof()
         super().data_received(data)
         if self._upgraded or self._force_close or self._close:
             return

@@ -21,6 +21,7 @@ from compose.server import Server
 from engine.setting_layers import Layer, settings
 from engine.settings import Settings
 from handlers.auth import KeySet, secret_key
+from handlers.edge import DoorLimits, Doors
 from storage.embedded import Services
 from tests.device import SECRET, Device, Json, connected, token
 from tests.services import database, execute
@@ -53,6 +54,15 @@ def settings_with(**sections: Mapping[str, Any]) -> Settings:
     """The defaults on a free port, with some sections' keys replaced."""
     defaults = Layer("config.toml", tomllib.loads(_DEFAULTS.read_text()))
     return settings([defaults, Layer("test", {"server": {"port": 0}}), Layer("test", sections)])
+
+
+def unbounded() -> Doors:
+    """Doors for a server of a test's own, which refuse nobody."""
+    return Doors(
+        DoorLimits(
+            head_s=60, head_bytes=1 << 20, address_connections=1_000_000, write_patience_s=60, trusted=()
+        )
+    )
 
 
 class Reply(NamedTuple):

@@ -25,6 +25,7 @@ from bench.wire import Socket, frame
 from bench.work import Worker, data_of, key_of, note_of, record_id
 from engine.messages import JSON_SUBPROTOCOL
 from handlers.server import listening
+from tests.serving import unbounded
 
 Json = dict[str, Any]
 
@@ -190,7 +191,7 @@ async def serving(answering: Answering) -> AsyncIterator[int]:
 
     app = web.Application()
     app.router.add_get("/v1/sync", handler)
-    async with listening(app, "127.0.0.1", 0) as (port, _):
+    async with listening(app, "127.0.0.1", 0, doors=unbounded()) as (port, _):
         yield port
 
 
@@ -254,7 +255,7 @@ async def test_a_stall_reaches_every_sync_that_was_due_in_it(said: list[Mark]) -
         outstanding = (await Load(msgspec.structs.replace(one, port=port)).run()).sent
     app = web.Application()
     app.router.add_get("/v1/sync", handler)
-    async with listening(app, "127.0.0.1", 0) as (port, _):
+    async with listening(app, "127.0.0.1", 0, doors=unbounded()) as (port, _):
         outcome = await Load(msgspec.structs.replace(one, port=port)).run()
     latencies = HdrHistogram.decode(outcome.histogram)
     # Nothing was answered before the last was sent, so the first waited for nearly all of the run.
@@ -305,7 +306,7 @@ async def test_refused_handshakes_are_counted_by_reason() -> None:
 
     app = web.Application()
     app.router.add_get("/v1/sync", handler)
-    async with listening(app, "127.0.0.1", 0) as (port, _):
+    async with listening(app, "127.0.0.1", 0, doors=unbounded()) as (port, _):
         outcome = await Load(plan(port)).run()
     nobody = await Load(plan(port)).run()
     assert (outcome.asked, outcome.connected) == (4, 0)

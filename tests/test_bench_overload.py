@@ -21,7 +21,7 @@ from bench.overload_work import OFFLINE, ONLINE, Backlog, Frames
 from engine.messages import JSON_SUBPROTOCOL
 from handlers.server import listening
 from tests.device import SECRET
-from tests.serving import Serve
+from tests.serving import Serve, unbounded
 
 Json = dict[str, Any]
 TWO = Backlog(2, 1)
@@ -81,7 +81,7 @@ async def serving(answering: Answering) -> AsyncIterator[int]:
 
     app = web.Application()
     app.router.add_get("/v1/sync", handler)
-    async with listening(app, "127.0.0.1", 0) as (port, _):
+    async with listening(app, "127.0.0.1", 0, doors=unbounded()) as (port, _):
         yield port
 
 

@@ -17,6 +17,7 @@ from aiohttp.typedefs import Handler
 from bench.wire import CUT_OFF, HandshakeError, Socket, connect, frame
 from engine.messages import JSON_SUBPROTOCOL
 from handlers.server import listening
+from tests.serving import unbounded
 
 
 class Heard:
@@ -39,7 +40,7 @@ class Heard:
 async def serving(handler: Handler) -> AsyncIterator[int]:
     app = web.Application()
     app.router.add_get("/v1/sync", handler)
-    async with listening(app, "127.0.0.1", 0) as (port, _):
+    async with listening(app, "127.0.0.1", 0, doors=unbounded()) as (port, _):
         yield port
 
 

@@ -25,7 +25,11 @@ HEAD = b"POST /v1/sync HTTP/1.1\r\nHost: a\r\n"
 
 def _limits(most: int) -> DoorLimits:
     return DoorLimits(
-        head_s=1, head_bytes=1 << 16, address_connections=most, write_patience_s=1, trusted=networks(["10.0.0.1"])
+        head_s=1,
+        head_bytes=1 << 16,
+        address_connections=most,
+        write_patience_s=1,
+        trusted=networks(["10.0.0.1"]),
     )
 
 

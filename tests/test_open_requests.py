@@ -15,7 +15,8 @@ from tests.wire import wired
 
 
 def _open() -> OpenRequests:
-    return OpenRequests(RequestLimits(device_requests=2, device_bytes=100, tenant_requests=3, tenant_bytes=150))
+    limits = RequestLimits(device_requests=2, device_bytes=100, tenant_requests=3, tenant_bytes=150)
+    return OpenRequests(limits)
 
 
 def _refused(requests: OpenRequests, ticket: Ticket) -> str:

@@ -21,6 +21,11 @@ _ORIGIN: Final = re.compile(r"[A-Za-z0-9_.:/+\[\]-]+\Z")
 _EVERYWHERE: Final = ("0.0.0.0", "::", "*")  # noqa: S104  # to be told apart, not to listen on
 _LAST_PORT: Final = 65_535
 _HTTPS_PORT: Final = 443
+#: Handshakes, and other requests, that one worker takes in a second.
+_HANDSHAKES_PER_S: Final = 500
+_REQUESTS_PER_S: Final = 2000
+#: How long of them may wait in nginx.
+_BURST_S: Final = 5
 #: Newcomers go to the worker with the fewest connections, also after one was started again. A host that
 #: vanished has the fewest, so that everybody would try its workers first, half a second each.
 _ONE_HOST: Final = "    least_conn;"
@@ -196,6 +201,10 @@ def _backends(chosen: Settings, hosts: tuple[str, ...]) -> dict[str, str]:
     servers = [f"    server {address}:{port} max_fails=0;" for port in ports for address in addresses]
     return {
         "workers": "one worker" if count == 1 else f"{count} workers",
+        "handshakes": str(_HANDSHAKES_PER_S * count),
+        "requests": str(_REQUESTS_PER_S * count),
+        "handshakes_burst": str(_HANDSHAKES_PER_S * count * _BURST_S),
+        "requests_burst": str(_REQUESTS_PER_S * count * _BURST_S),
         "hosts": " and ".join(addresses),
         "balance": _ONE_HOST if len(addresses) == 1 else _SEVERAL_HOSTS,
         "connect_timeout": "2s" if len(addresses) == 1 else "500ms",

@@ -55,10 +55,6 @@ class TokenBucket(msgspec.Struct):
         """Take a further token for each ``COUNTED_BYTES`` of a message, as they are once inflated."""
         self.tokens -= size_bytes // COUNTED_BYTES
 
-    def charge_tokens(self, tokens: int) -> None:
-        """Take further tokens, for what is more work than a message."""
-        self.tokens -= tokens
-
     def charge(self, spent_s: float) -> None:
         """Take a token for each millisecond that a laborious message kept everybody waiting."""
         if spent_s > LABORIOUS_S:

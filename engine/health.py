@@ -75,7 +75,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
     ``read_at_s`` is when the store was asked, on the monotonic clock, None before; ``settled`` numbers the
     last moment at which something of it may have been on its way to the store (``engine.devices``). ``clock``
     is None until the device tells what its own shows; it is never stored. ``share`` is of the loop's time,
-    None until the device took a millisecond of it.
+    None until the device took a millisecond of it; ``handshakes`` are those of its sockets, None before.
     """
 
     key: DeviceKey
@@ -93,6 +93,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
     settled: int = 0
     clock: DeviceClock | None = None
     share: LoopShare | None = None
+    handshakes: TokenBucket | None = None
 
     @property
     def counts(self) -> Counts:

@@ -28,9 +28,9 @@ from handlers.upload_edge import answer
 CLOSE_UNAVAILABLE: Final = 4503
 #: Handshakes that are seen to while what was accepted has to wait.
 NEWCOMERS_PER_MINUTE: Final = 3000
-#: A handshake takes the loop a millisecond or so, as this many messages: with 6,000 a minute, 600 may come at
-#: once, and ten a second in the long run.
-_HANDSHAKE_TOKENS: Final = 10
+#: Handshakes of one device, all of which may come at once. Each takes the loop a millisecond or so, and the
+#: socket that it replaces stays for up to two seconds.
+HANDSHAKES_PER_MINUTE: Final = 300
 
 # aiohttp warns of subprotocols that it does not know, in full; one of them may carry the token.
 logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
@@ -98,15 +98,14 @@ class SyncSocket:
         return socket
 
     def _check_device(self, session: Session) -> None:
-        """Count a handshake for the device's rate, and bound its tenant's sockets. Raises SyncError."""
+        """Count a handshake of a device, and bound its tenant's sockets. Raises SyncError."""
         core, tenant_id = self._core, session.tenant.tenant_id
         now_s = core.clock.monotonic_s()
-        bucket = core.devices.seen(tenant_id, session.device_id, now_s).bucket
-        wait_ms = bucket.take(core.limits.messages_per_minute, now_s)
-        wait_ms = wait_ms or core.tenant_rates.take(tenant_id, bucket, now_s)
-        if wait_ms:
+        device = core.devices.seen(tenant_id, session.device_id, now_s)
+        if device.handshakes is None:
+            device.handshakes = TokenBucket(float(HANDSHAKES_PER_MINUTE), now_s)
+        if wait_ms := device.handshakes.take(HANDSHAKES_PER_MINUTE, now_s):
             raise SyncError("rate_limited", "too many handshakes", retry_after_ms=wait_ms)
-        bucket.charge_tokens(_HANDSHAKE_TOKENS - 1)
         comes_back = (tenant_id, session.device_id) in self._connections
         if not comes_back and self._connections.count_of(tenant_id) >= core.limits.tenant_connections:
             raise SyncError(

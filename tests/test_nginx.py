@@ -14,6 +14,7 @@ from aiohttp import WSServerHandshakeError
 from click.testing import CliRunner
 
 from compose.site import open_site
+from handlers.auth import MAX_TOKEN_CHARS
 from handlers.connections import PING_S
 from run import cli
 from tests.device import SECRET, Closed, Device, put, token
@@ -193,9 +194,14 @@ async def test_largest_headers_pass_and_cost_nobody_else(cluster: Cluster) -> No
         status, _ = await cluster.post("other", {"type": "sync", "key": "k", "items": []})
         assert status == 200
     usual = jwt.decode(token("acme", "phone"), options={"verify_signature": False})
-    longest = jwt.encode(usual | {"more": "x" * 24_000}, SECRET, algorithm="HS256")
-    assert 32_000 < len(longest) < 32_768 - len("AuthorizationBearer ")
+    longest, longer = (
+        jwt.encode(usual | {"more": "x" * chars}, SECRET, algorithm="HS256") for chars in (5_950, 24_000)
+    )
+    assert MAX_TOKEN_CHARS - 200 < len(longest) <= MAX_TOKEN_CHARS
     session = await cluster.session()
+    too_long = {"Authorization": f"Bearer {longer}"}
+    async with session.get(f"{cluster.nginx.url}/v1/domains", headers=too_long) as response:
+        assert (response.status, (await response.json())["code"]) == (401, "unauthenticated")
     authorization = {"Authorization": f"Bearer {longest}"}
     cursor = (await (await cluster.device("tablet")).pull(domains=None))["cursor"]
     domains = ",".join(f"{number:a>64}" for number in range(100))

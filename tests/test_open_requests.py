@@ -9,6 +9,7 @@ from aiohttp import WSServerHandshakeError
 
 from engine.errors import SyncError
 from engine.open_requests import OpenRequests, RequestLimits, Ticket
+from handlers import ws
 from tests.serving import Serve
 from tests.stalls import counts
 from tests.wire import wired
@@ -66,8 +67,9 @@ async def test_a_device_with_too_many_open_requests_is_refused_and_others_are_no
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_handshakes_count_for_the_device(serve: Serve) -> None:
-    server = await serve(limits={"messages_per_minute": 25})
+async def test_handshakes_of_a_device_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ws, "HANDSHAKES_PER_MINUTE", 3)
+    server = await serve()
     for _ in range(3):
         await server.device()
     with pytest.raises(WSServerHandshakeError) as refused:

@@ -337,7 +337,7 @@ class _Lane:
         self._counters.failed += len(refused)
         full = isinstance(error, StoreFullError)
         for waiting in refused:
-            _answer(waiting, _disk_full() if full else _unavailable())
+            _answer(waiting, _disk_full() if full else unavailable(retry_soon_ms()))
 
     async def _settle_culprit(self, waiting: Waiting, error: Exception) -> int:
         """What the database refuses is quarantined item by item, so that it blocks no queue."""
@@ -465,7 +465,8 @@ def _disk_full() -> SyncError:
     )
 
 
-def _unavailable() -> SyncError:
+def unavailable(retry_after_ms: int) -> SyncError:
+    """Make the refusal of what cannot be stored now."""
     return SyncError(
-        "unavailable", "the database is away; send the same message again", retry_after_ms=retry_soon_ms()
+        "unavailable", "the database is away; send the same message again", retry_after_ms=retry_after_ms
     )

@@ -15,7 +15,7 @@ import msgspec
 
 from engine.admission import COUNTED_BYTES
 from engine.codec import MalformedError
-from engine.committer import overloaded
+from engine.committer import overloaded, unavailable
 from engine.errors import SyncError
 from engine.instants import to_us
 from engine.intake import Session
@@ -76,7 +76,7 @@ class Connection(Line):
         "_asked_at_s",
         "_decode",
         "_device",
-        "_held_off_by_rate",
+        "_held_off_by",
         "_held_off_until_s",
         "_in_flight",
         "_live",
@@ -104,7 +104,7 @@ class Connection(Line):
         self._reads = 0
         self._malformed = 0
         self._rate_ignored = 0
-        self._held_off_by_rate = False
+        self._held_off_by = "overloaded"
         self._held_off_until_s = 0.0
 
     @property
@@ -201,22 +201,20 @@ class Connection(Line):
         kind, request_id = head
         pushes = kind in ("sync", "resolve")
         if wait_ms:
-            self._limit(self._hold_off(now_s, wait_ms) if pushes else wait_ms, request_id)
+            self._limit(self._hold_off(now_s, wait_ms, "rate_limited") if pushes else wait_ms, request_id)
             return True
         if not pushes:
             return False
-        if now_s < self._held_off_until_s and self._held_off_by_rate:
-            error = _rate_limited(self._hold_off(now_s))
-        else:
-            error = overloaded(self._hold_off(now_s))
+        wait_ms = self._hold_off(now_s)
+        error = _REFUSALS[self._held_off_by](wait_ms)
         self._core.traffic.error(error.code)
         self._connections.refuse_soon(self, error_body(error, request_id))
         return True
 
-    def _hold_off(self, now_s: float, wait_ms: int = 0) -> int:
-        """Take no more pushes for a while, ``wait_ms`` for the rate; return its milliseconds."""
+    def _hold_off(self, now_s: float, wait_ms: int = 0, code: str = "overloaded") -> int:
+        """Take no more pushes for a while, ``wait_ms`` where that is given; return its milliseconds."""
         if now_s >= self._held_off_until_s:
-            self._held_off_by_rate = wait_ms > 0
+            self._held_off_by = code
             self._held_off_until_s = now_s + (wait_ms or self._core.committer.retry_after_ms()) / 1000
         elif wait_ms:
             self._held_off_until_s = max(self._held_off_until_s, now_s + wait_ms / 1000)
@@ -281,7 +279,7 @@ class Connection(Line):
             count_answer(self._core, self._device, outcome, started_us)
         elif isinstance(outcome, SyncError):
             count_error(self._core, self._device, outcome, started_us)
-            self.fail(outcome, request_id)
+            self._put_off(outcome, request_id)
 
     def _other(self, request: Request) -> None:
         match request:
@@ -387,8 +385,20 @@ class Connection(Line):
         if isinstance(outcome, Settlement):
             self.say(outcome.frame(request_id))
         elif isinstance(outcome, SyncError):
-            self.fail(outcome, request_id)
+            self._put_off(outcome, request_id)
+
+    def _put_off(self, error: SyncError, request_id: str) -> None:
+        """Refuse a push that was taken in; what the device sent behind it must not overtake it."""
+        wait_ms = error.details.get("retry_after_ms")
+        now_s = self._core.clock.monotonic_s()
+        if error.code == "unavailable" and isinstance(wait_ms, int) and now_s >= self._held_off_until_s:
+            self._hold_off(now_s, wait_ms, "unavailable")
+        self.fail(error, request_id)
 
 
 def _rate_limited(wait_ms: int) -> SyncError:
     return SyncError("rate_limited", "too many messages", retry_after_ms=wait_ms)
+
+
+#: What a push was refused with, and what is behind it, too.
+_REFUSALS: Final = {"overloaded": overloaded, "rate_limited": _rate_limited, "unavailable": unavailable}

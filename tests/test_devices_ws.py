@@ -13,7 +13,7 @@ from aiohttp import WSServerHandshakeError
 from engine.devices import Devices
 from storage.embedded import Services
 from storage.fleet import PostgresFleet
-from tests.device import Device, Json, item, put
+from tests.device import Device, Json, day, item, put
 from tests.services import execute, rows
 from tests.serving import Running, Serve
 from tests.test_close_codes import goodbye
@@ -86,12 +86,36 @@ async def test_a_sync_that_the_server_puts_off_is_no_failure_of_the_device(
     phone = await server.device("phone")
     items = [put("a1", None, n=1)]
     with outage(services, server.dsn):
-        assert (await phone.refused("sync", key="k", items=items))["code"] == "unavailable"
+        refusal = await phone.refused("sync", key="k", items=items)
+        assert refusal["code"] == "unavailable"
         body: Json = {"type": "sync", "key": "k", "items": items}
         assert (await server.post("/v1/sync", body)).verdict == (503, "unavailable")
         assert (await phone.ask("heartbeat"))["health_score"] == 100
+    await asyncio.sleep(refusal["retry_after_ms"] / 1000)
     await phone.told("synced", "sync", key="k", items=items)
     await stored(server, [(1, 0, 0)])
+
+
+async def test_push_behind_one_that_found_the_database_away_does_not_overtake_it(
+    serve: Serve, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.committer.PATIENCE_S", 0.1)
+    server = await serve(domains={"ticket": {"policy": "most_recent_wins"}})
+    phone = await server.device("phone")
+    await phone.push(item("put", "ticket", "t1", data={"n": 0}, at=day(1)))
+    older, newer = (
+        item("patch", "ticket", "t1", base=1, data={name: 1}, at=day(at)) for name, at in (("b", 2), ("c", 3))
+    )
+    with outage(services, server.dsn):
+        wait_ms = (await phone.refused("sync", key="older", items=[older]))["retry_after_ms"]
+    behind = await phone.refused("sync", key="newer", items=[newer])  # sent before it heard of the refusal
+    assert behind["code"] == "unavailable"
+    assert 0 < behind["retry_after_ms"] <= wait_ms
+    await asyncio.sleep(behind["retry_after_ms"] / 1000)
+    for key, sent in (("older", older), ("newer", newer)):
+        assert [one["status"] for one in await phone.sync(key, sent)] == ["applied"]
+    (change,) = (await phone.pull())["changes"]
+    assert change["data"] == {"n": 0, "b": 1, "c": 1}
 
 
 async def test_a_revoked_device_is_sent_away_and_its_tokens_are_refused(

@@ -32,6 +32,7 @@ from engine.messages import (
 from engine.ports import HeldConflict
 from engine.read_turns import Reader
 from handlers.core import Core
+from handlers.loop_watch import HELD_S
 
 #: A list of conflicts ends here, one conflict at least.
 LIST_BYTES: Final = 1 << 20
@@ -154,6 +155,8 @@ def heartbeat(core: Core, device: Device, request: Heartbeat, request_id: str | 
 
 def charge_planning(core: Core, device: Device, spent_s: float) -> None:
     """Charge a device for the time that planning a push of it took."""
+    if spent_s > HELD_S:
+        core.watch.held(spent_s, *device.key, "planning")
     device.bucket.charge(spent_s)
     core.shares.spend(device.key[0], device, spent_s, core.clock.monotonic_s())
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from types import SimpleNamespace
+from typing import cast
 
 import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from engine.admission import COUNTED_BYTES
+from engine.admission import COUNTED_BYTES, TokenBucket
+from engine.health import Device, DeviceKey
+from engine.loop_share import LoopShares
 from handlers import connection, frames, sync_http
+from handlers.core import Core
 from handlers.frames import FRAGMENTS
 from handlers.loop_watch import HELD_S, LoopWatch
+from handlers.requests import charge_planning
 from tests.serving import Running, Serve
 from tests.test_frames_masked import HANDSHAKE, PONG, TEXT, closed, shaken
 from tests.wire import frame, wired
@@ -89,6 +95,17 @@ async def test_a_message_that_held_the_loop_is_logged_with_its_device(
     assert ("phone", "heartbeat") in held
     assert ("tablet", "POST /v1/heartbeat") in held
     assert all(one["tenant_id"] for one in logs if one["event"] == "loop_held")
+
+
+async def test_a_push_that_was_long_in_planning_is_logged_with_its_device() -> None:
+    device = Device(key=DeviceKey(7, "phone"), bucket=TokenBucket(100.0, 0.0), changed=[])
+    core = SimpleNamespace(watch=LoopWatch(_Clock()), shares=LoopShares(), clock=_Clock())
+    with capture_logs() as logs:
+        for spent_s in (HELD_S, HELD_S + 0.1):
+            charge_planning(cast(Core, core), device, spent_s)
+    assert [(one["tenant_id"], one["device_id"], one["kind"], one["held_ms"]) for one in logs] == [
+        (7, "phone", "planning", 200)
+    ]
 
 
 async def test_the_delay_of_the_loop_is_a_metric(server: Running) -> None:

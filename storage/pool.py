@@ -87,6 +87,10 @@ class ConnectionLostError(StoreRetryError):
     """The connection broke or was given up on; what its last statement did is not known."""
 
 
+class NotPreparedError(StoreRetryError):
+    """A pooler handed out another connection than the one that prepared the statement; nothing was run."""
+
+
 class NoAnswerError(ConnectionLostError):
     """The connection was given up on."""
 
@@ -176,7 +180,7 @@ class Session:
             if not self._pooling.found:  # else what was under way by then fails alike
                 self._pooling.found = True
                 _log.info("pooler_found", sqlstate=state)
-            return StoreRetryError(sentence)
+            return NotPreparedError(sentence)
         if state == "25006":  # the host was demoted: another one is the primary now
             self._lose()
             return StoreRetryError(sentence)
@@ -249,7 +253,7 @@ class Database:
         await self.release(session)
 
     async def query(self, statement: str | Statement, values: Values | None = None) -> list[Row]:
-        """Run one read on a borrowed connection, once more if that one had been lost unnoticed.
+        """Run one read on a borrowed connection, once more if that one had been lost unnoticed or was pooled.
 
         A ``Statement`` is prepared; one that is asked seldom is better planned each time.
 
@@ -263,7 +267,7 @@ class Database:
                     return await session.run_prepared(_READING_PREPARED, (statement,), "", values or {})
             except NoAnswerError:
                 raise
-            except ConnectionLostError:
+            except (ConnectionLostError, NotPreparedError):
                 if attempt == 2:
                     raise
         raise AssertionError

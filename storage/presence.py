@@ -12,7 +12,7 @@ import structlog
 
 from engine.ports import StoreError
 from storage.commit import SETTINGS
-from storage.pool import Database, Statement
+from storage.pool import Database
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that the driver spells so
@@ -22,12 +22,12 @@ SAID_S: Final = 10.0
 #: One that was silent for longer is gone: it missed two words and the time that a commit may take.
 GONE_S: Final = 30.0
 
-_SEEN: Final = Statement(
+_SEEN: Final = (
     "INSERT INTO server_processes (process, place) VALUES (%(process)s::uuid, %(place)s::text)"
     " ON CONFLICT (process) DO UPDATE SET seen_at = now()"
 )
 #: Those that were killed could not do so themselves.
-_LEAVE: Final = Statement(
+_LEAVE: Final = (
     "DELETE FROM server_processes WHERE process = %(process)s::uuid OR seen_at < now() - interval '1 day'"
 )
 _PRESENT: Final = (
@@ -71,9 +71,11 @@ class Presence:
         except StoreError as error:
             _log.warning("presence_not_stored", reason=type(error).__name__)
 
-    async def _run(self, statement: Statement) -> None:
+    async def _run(self, statement: str) -> None:
         async with self._database.session() as session:
-            await session.run_prepared("", (SETTINGS, statement), "", self._values)
+            # Not prepared: behind a pooler the first prepared statement of a process may fail, and nobody tries
+            # this one again.
+            await session.run(f"{SETTINGS.text}; {statement}", self._values)
             session.warned()  # of a silent standby: the next word comes in ten seconds
 
 

@@ -118,13 +118,13 @@ async def test_a_field_is_judged_by_its_own_last_change(shared: Running) -> None
     assert (await phone.pull())["changes"][0]["at"] == day(9)
 
 
-async def test_what_the_device_itself_wrote_since_its_base_counts_as_the_servers(shared: Running) -> None:
+async def test_field_merge_own_later_edit_takes_its_own_field_under_every_fallback(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await phone.push(item("put", "form_server", "r1", data={"a": 1, "b": 1}))
     await tablet.push(item("patch", "form_server", "r1", base=1, data={"a": 2}))
     await phone.push(item("patch", "form_server", "r1", base=2, data={"b": 2}))
     (result,) = await tablet.push(item("patch", "form_server", "r1", base=1, data={"a": 3, "c": 3}))
-    assert (result["winner"], result["data"]) == ("merged", {"a": 2, "b": 2, "c": 3})
+    assert (result["winner"], result["data"]) == ("client", {"a": 3, "b": 2, "c": 3})
 
 
 async def test_escalation_as_the_fallback_goes_by_field(shared: Running) -> None:

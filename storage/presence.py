@@ -73,7 +73,7 @@ class Presence:
 
     async def _run(self, statement: str) -> None:
         async with self._database.session() as session:
-            # Not prepared: behind a pooler the first prepared statement of a process may fail, and nobody tries
+            # Not prepared: behind a pooler a process's first prepared statement may fail, and nobody tries
             # this one again.
             await session.run(f"{SETTINGS.text}; {statement}", self._values)
             session.warned()  # of a silent standby: the next word comes in ten seconds

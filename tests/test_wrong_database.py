@@ -43,6 +43,8 @@ CHANGING: dict[str, list[str]] = {
 #: What only looks.
 READING: dict[str, list[str]] = {
     "tenant list": [],
+    "tenant usage": [],
+    "export": ["--tenant", "acme", "--domain", "task"],
     "policy list": [],
     "device list": [],
     "device show": ["--tenant", "acme", "phone"],

@@ -214,7 +214,8 @@ class Backlog:
         self.messages -= len(batch)
         self.items -= items
         self.size_bytes -= size_bytes
-        self.overload.waited(now_s - oldest_s, now_s, all_taken=not self.messages)
+        if not apart:  # what waits there waits for its own tenant
+            self.overload.waited(now_s - oldest_s, now_s, all_taken=not self.messages)
         # Else nothing would be learnt any more once too little may stand to fill a batch.
         full = full or size_bytes >= self.overload.target_bytes
         one_sided = apart or (items * _PARTS * 2 >= most and largest * 2 > items)

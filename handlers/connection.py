@@ -15,11 +15,12 @@ import msgspec
 
 from engine.admission import COUNTED_BYTES
 from engine.codec import MalformedError
-from engine.committer import overloaded, unavailable
+from engine.committer import overloaded
 from engine.errors import SyncError
 from engine.instants import to_us
 from engine.intake import Session
 from engine.jobs import Answer, Outcome, Settlement
+from engine.lane import unavailable
 from engine.messages import (
     Conflicts,
     Heartbeat,

@@ -35,7 +35,7 @@ class Mutant(NamedTuple):
 
 MUTANTS: dict[str, Mutant] = {
     "acknowledged before the commit": Mutant(
-        "engine/committer.py",
+        "engine/lane.py",
         (
             (
                 "await transaction.commit(plan.writes)",
@@ -104,12 +104,12 @@ MUTANTS: dict[str, Mutant] = {
         (_COMMITTED,),
     ),
     "a failure told where the outcome is unknown": Mutant(
-        "engine/committer.py",
+        "engine/lane.py",
         (("                        unknown = True\n", "                        raise\n"),),
         (_UNKNOWN_OUTCOME, _COMMITTED),
     ),
     "subscribers not told of an unknown outcome": Mutant(
-        "engine/committer.py",
+        "engine/lane.py",
         (("            if unknown:\n", "            if False:\n"),),
         (_UNKNOWN_OUTCOME,),
     ),
@@ -119,7 +119,7 @@ MUTANTS: dict[str, Mutant] = {
         (_STANDBY + "test_a_commit_that_may_not_have_reached_the_standby_is_answered_once_it_has",),
     ),
     "a whole batch refused for one message": Mutant(
-        "engine/committer.py",
+        "engine/lane.py",
         (
             (
                 "return self._put_back(batch[middle:]) + await self.settle(batch[:middle])",

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from engine import admission
 from engine.backlog import CommitLimits
 from engine.codec import JSON
-from engine.committer import PATIENCE_S, Committer, Wanted
+from engine.committer import Committer
 from engine.domains import Domain, DomainPolicy, Domains
 from engine.errors import SyncError
 from engine.held import changes_of
 from engine.intake import Intake, Session
 from engine.jobs import Answer, Outcome, Push, Resolution, Settlement
+from engine.lane import PATIENCE_S, Wanted
 from engine.messages import Resolve, Sync
 from engine.ports import (
     StoreError,

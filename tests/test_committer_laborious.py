@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine import committer, planning, weighing
+from engine import lane, planning, weighing
 from engine.rows import Lookups
 from tests.memory_store import MemoryTransaction
 from tests.test_committer import Bench, FaultyStore, HandClock, bench, put
@@ -118,7 +118,7 @@ async def test_laborious_message_rests_where_others_want_the_loop(
         rests.append(told["rests"])
         return planning.planned(*args, **told)
 
-    monkeypatch.setattr(committer, "planned", spied)
+    monkeypatch.setattr(lane, "planned", spied)
     async with bench(wanted=lambda _: wanted) as one:
         one.submit("light", put("a"))
         await one.committer.drain()

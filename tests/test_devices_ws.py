@@ -81,7 +81,7 @@ async def test_what_fails_is_counted_alike_on_sockets_and_over_http(serve: Serve
 async def test_a_sync_that_the_server_puts_off_is_no_failure_of_the_device(
     serve: Serve, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.committer.PATIENCE_S", 0.1)
+    monkeypatch.setattr("engine.lane.PATIENCE_S", 0.1)
     server = await serve(**QUICK)
     phone = await server.device("phone")
     items = [put("a1", None, n=1)]

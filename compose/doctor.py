@@ -188,6 +188,7 @@ def _disk(data_dir: Path) -> Finding:
 
 def _ports(settings: Settings) -> Iterator[Finding]:
     host, port, workers = settings.server.host, settings.server.port, settings.server.workers
+    probe_port = settings.server.probe_port
     if hasattr(socket, "SO_REUSEPORT"):
         yield Finding("ok", "sharing", "workers can share a port")
     else:
@@ -197,6 +198,8 @@ def _ports(settings: Settings) -> Iterator[Finding]:
             "this system cannot share a port between processes (SO_REUSEPORT)",
             "serve on Linux",
         )
+    if probe_port:
+        yield _port(host, probe_port)
     if port == 0:
         yield Finding("ok", "port", "any free one")
         return
@@ -229,8 +232,8 @@ def _serves(host: str, port: int) -> bool:
     anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # asked, not bound
     asked = http.client.HTTPConnection(anywhere.get(host, host), port, timeout=_ANSWER_S)
     try:
-        asked.request("GET", "/metrics")
-        return b"tidemark_" in asked.getresponse().read()
+        asked.request("GET", "/healthz")
+        return asked.getresponse().getheader("Server") == "Tidemark"
     except (OSError, http.client.HTTPException):
         return False
     finally:

@@ -21,6 +21,7 @@ _TAKES_RESTART: Final = (
     ("server", "host"),
     ("server", "port"),
     ("server", "workers"),
+    ("server", "probe_port"),
     ("data", "dir"),
     ("log", "format"),
 )

@@ -43,9 +43,10 @@ from handlers.auth import KeySet, Verifier
 from handlers.connections import Connections
 from handlers.core import Core, EdgeLimits
 from handlers.edge import DoorLimits, Doors
+from handlers.insiders import Told
 from handlers.loop_watch import LoopWatch
 from handlers.peer import Refusals, networks
-from handlers.server import ClosedDoorError, application, listening, services
+from handlers.server import ClosedDoorError, application, listening, probe_application, services
 from handlers.siblings import Siblings
 from handlers.traffic import Traffic
 from storage.bus import RedisBus
@@ -84,14 +85,19 @@ class SystemClock:
 class Server:
     """One process: the engine, its stores, its edge. ``worker`` counts from 1; 0 has no supervisor."""
 
-    def __init__(self, settings: Settings, at: Services, keys: KeySet, worker: int = 0) -> None:
+    def __init__(
+        self, settings: Settings, at: Services, keys: KeySet, worker: int = 0, secret: str = ""
+    ) -> None:
         self._settings = settings
         port, host = settings.server.port, settings.server.host
         workers = settings.server.workers
         several = worker > 0 and workers > 1
         self._supervised = worker > 0
         self._own_port = port + worker if several else None
-        self._siblings = Siblings(worker, workers, host, port) if several else None
+        self._siblings: Siblings | None = None
+        if several:
+            probe_port = settings.server.probe_port
+            self._siblings = Siblings(worker, workers, host, port, probe_port, secret)
         self._dsn = dsn = at.dsn
         clock = SystemClock()
         # One connection a lane, so that a batch never waits for a read, and reads never for a batch.
@@ -241,7 +247,9 @@ class Server:
         await self._core.devices.warm()
         await self._room_watch.look()
         routes = self._files.routes(self._core, self._connections, self._domains)
-        app = application(self._core, self._connections, self._faults, self._siblings, routes)
+        probe_port = settings.server.probe_port
+        told: Told = "nobody" if probe_port else "insiders"
+        app = application(self._core, self._connections, self._faults, self._siblings, routes, told)
         goodbye, *others = services(self._core, self._connections)
         everything = [
             goodbye,
@@ -273,6 +281,19 @@ class Server:
                         shared=self._supervised,
                     )
                 )
+                if probe_port:
+                    probes = probe_application(
+                        self._core, self._connections, self._faults, self._siblings
+                    )
+                    _, close_probes = await stack.enter_async_context(
+                        listening(
+                            probes,
+                            host,
+                            probe_port,
+                            doors=Doors(self._core.doors.limits),  # full ones elsewhere keep no probe out
+                            shared=self._supervised,
+                        )
+                    )
                 # What is there now lives as long as the process: the collector need not look at it again.
                 gc.collect()
                 gc.freeze()
@@ -287,6 +308,8 @@ class Server:
                     # The system is to send newcomers to the other workers, where there are any.
                     if renewed or self._own_port is not None:
                         await close_doors()
+                        if probe_port:
+                            await close_probes()
                     break
             _log.info("stopped")
 
@@ -318,8 +341,11 @@ def run_server(
     keys: KeySet,
     started: Callable[[int], None] = lambda _: None,
     worker: int = 0,
+    secret: str = "",
 ) -> None:
     """Serve in this process until told to stop; ``started`` is told the port.
+
+    ``worker`` is its number under a supervisor, ``secret`` what the supervisor's workers know each other by.
 
     Raises StoreError and ClosedDoorError as themselves, what else fails in an exception group.
     """
@@ -327,7 +353,7 @@ def run_server(
     sys.setswitchinterval(_SWITCH_S)
 
     async def main() -> None:
-        server = Server(settings, at, keys, worker)
+        server = Server(settings, at, keys, worker, secret)
         async with anyio.create_task_group() as group:
             started(await group.start(server.run))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -290,16 +291,20 @@ class Site:
 
     def _announce(self, port: int) -> None:
         auth = self.settings.auth
-        number = self.tenant_number(DEMO_TENANT)
-        token = issue_token(
-            signing_key(self.keys()),
-            audience=auth.audience,
-            ttl_s=auth.token_ttl_s,
-            tenant=DEMO_TENANT,
-            number=number,
-            device_id="demo-device",
-        )
-        announce_demo(f"http://{self.settings.server.host}:{port}", token)
+
+        def sign() -> str:
+            return issue_token(
+                signing_key(self.keys()),
+                audience=auth.audience,
+                ttl_s=auth.token_ttl_s,
+                tenant=DEMO_TENANT,
+                number=self.tenant_number(DEMO_TENANT),
+                device_id="demo-device",
+            )
+
+        place = shlex.quote(str(self._data_dir.resolve()))
+        command = f"run.py token --tenant {DEMO_TENANT} --device demo-device --data-dir {place}"
+        announce_demo(f"http://{self.settings.server.host}:{port}", sign, command)
 
 
 def _check_bus(url: str, *, several: bool) -> None:

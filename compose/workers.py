@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -33,13 +34,14 @@ class Told(msgspec.Struct, frozen=True):
     """One line of JSON on a worker's standard input. It may hold secrets, which no command line may.
 
     ``ready_pipe`` is the descriptor to write an empty line to once devices are let in, or a sentence on why
-    they are not.
+    they are not. ``secret`` is what workers of one supervisor know each other by.
     """
 
     settings: Settings
     services: Services
     worker: int
     ready_pipe: int
+    secret: str
 
 
 def supervise(
@@ -57,6 +59,9 @@ def supervise(
     ports = [server.port]
     if server.workers > 1:
         ports += range(server.port + 1, server.port + server.workers + 1)
+    if server.probe_port:
+        ports.append(server.probe_port)
+    secret = secrets.token_hex(16)
     with reserved(server.host, ports) as (port, *_):
 
         def orders(settings: Settings, services: Services) -> Orders:
@@ -66,7 +71,7 @@ def supervise(
             told_services = replace(services, dsn=reordered(services.dsn))
 
             def told(worker: int, ready_pipe: int) -> bytes:
-                return msgspec.json.encode(Told(told_settings, told_services, worker, ready_pipe))
+                return msgspec.json.encode(Told(told_settings, told_services, worker, ready_pipe, secret))
 
             return Orders(told, server.drain_s)
 
@@ -102,7 +107,8 @@ def work(standard_input: BinaryIO, keys_of: Callable[[Settings], KeySet]) -> Non
                 pipe.close()
 
         try:
-            run_server(told.settings, told.services, keys_of(told.settings), lambda _: say(""), told.worker)
+            keys = keys_of(told.settings)
+            run_server(told.settings, told.services, keys, lambda _: say(""), told.worker, told.secret)
         except (ClosedDoorError, SiteError, StoreError, UnusableKeyError, UnusableUrlError) as error:
             say(str(error) or type(error).__name__)
             sys.exit(1)

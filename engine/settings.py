@@ -35,6 +35,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     host: Annotated[str, Meta(min_length=1)]
     port: Annotated[int, Meta(ge=0, le=65_535)]
     workers: Annotated[int, Meta(ge=1, le=256)]
+    probe_port: Annotated[int, Meta(ge=0, le=65_535)]
     drain_s: Annotated[float, Meta(ge=0, le=3600)]
     idle_s: Seconds
     heartbeat_s: Annotated[int, Meta(ge=1, le=3600)]

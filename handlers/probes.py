@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from handlers.connections import Connections
 from handlers.core import Core
+from handlers.insiders import Insiders, Told
 from handlers.siblings import Labelled, Merged, Siblings
 from handlers.traffic import DURATION_BOUNDS_MS
 
@@ -37,17 +38,23 @@ _CONNECTING: Final = (
 class Probes:
     """``faults`` lists in sentences what keeps the database from being right, nothing when it is.
 
-    ``siblings`` are the workers of which this process is one.
+    ``siblings`` are the workers of which this process is one, ``told`` who is told more than the status.
     """
 
     def __init__(
-        self, core: Core, connections: Connections, faults: Faults, siblings: Siblings | None = None
+        self,
+        core: Core,
+        connections: Connections,
+        faults: Faults,
+        siblings: Siblings | None = None,
+        told: Told = "insiders",
     ) -> None:
         self._core = core
         self._connections = connections
         self._faults = faults
         self._siblings = siblings
         self._looking: asyncio.Future[list[str]] | None = None
+        self._insiders = Insiders(core, told, "" if siblings is None else siblings.secret)
         self._registry = CollectorRegistry(auto_describe=False)
         scrape = _Scrape(core, connections)
         self._registry.register(Labelled(scrape, siblings.worker) if siblings else scrape)
@@ -64,9 +71,13 @@ class Probes:
         """Say that the process runs."""
         return web.json_response({"status": "ok"})
 
-    async def ready(self, _: web.Request) -> web.Response:
-        """Say whether devices may be sent here; 503 with the reasons if not."""
+    async def ready(self, request: web.Request) -> web.Response:
+        """Say whether devices may be sent here, with 503 if not; the reasons are for insiders."""
         faults = ["draining"] if self._connections.draining else await self._looked()
+        if request not in self._insiders:
+            if faults:
+                return web.json_response({"status": "not ready"}, status=503)
+            return web.json_response({"status": "ready"})
         if faults:
             return web.json_response({"status": "not ready", "faults": faults}, status=503)
         bus, room = self._core.bus.state, self._core.room
@@ -88,7 +99,11 @@ class Probes:
         self._looking = None
 
     async def metrics(self, request: web.Request) -> web.Response:
-        """Give all metrics as text; on a port that workers share, those of all of them."""
+        """Give all metrics as text; on a port that workers share, those of all of them.
+
+        Raises SyncError for who is not to be told.
+        """
+        self._insiders.check(request)
         page = generate_latest(self._registry)
         if self._siblings is not None and self._siblings.asked_together(request):
             pages = await self._siblings.pages()

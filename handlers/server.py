@@ -20,6 +20,7 @@ from handlers.core import Core
 from handlers.edge import Doors, EdgeRunner
 from handlers.errors import as_sync_error, error_body, http_status
 from handlers.expectations import guard
+from handlers.insiders import Told
 from handlers.probes import Faults, Probes
 from handlers.sessions import TICKET
 from handlers.siblings import Siblings
@@ -43,8 +44,18 @@ def application(
     faults: Faults,
     siblings: Siblings | None = None,
     of_files: Iterable[web.RouteDef] = (),
+    told: Told = "insiders",
 ) -> web.Application:
-    """Build the application with all routes; ``siblings`` are the workers of which this process is one."""
+    """Build the application with all routes.
+
+    Args:
+        core: The engine.
+        connections: Those of devices.
+        faults: What keeps the database from being right.
+        siblings: The workers of which this process is one.
+        of_files: The routes of uploads and files.
+        told: Who is told how this process does.
+    """
     app = web.Application(middlewares=[uncached, _errors(core)], client_max_size=core.limits.frame_bytes)
     app.on_response_prepare.append(without_context_takeover)
     app.on_response_prepare.append(with_headers)
@@ -52,7 +63,16 @@ def application(
     app.router.add_get("/v1/sync", SyncSocket(core, connections).handle)
     app.router.add_routes(SyncHttp(core, connections).routes())
     app.router.add_routes(of_files)
-    app.router.add_routes(Probes(core, connections, faults, siblings).routes())
+    app.router.add_routes(Probes(core, connections, faults, siblings, told).routes())
+    return app
+
+
+def probe_application(
+    core: Core, connections: Connections, faults: Faults, siblings: Siblings | None
+) -> web.Application:
+    """Build the application of the port for probes: whoever reaches that is told."""
+    app = web.Application(middlewares=[uncached, _errors(core)])
+    app.router.add_routes(Probes(core, connections, faults, siblings, "all").routes())
     return app
 
 

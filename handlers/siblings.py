@@ -14,6 +14,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from handlers.insiders import WORKER_HEADER
+
 #: A worker that takes longer is left out: a scrape as a whole has ten seconds as a rule.
 PATIENCE_S: Final = 1.0
 #: Where to reach oneself when listening at every address.
@@ -21,13 +23,19 @@ _LOOPBACK: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noq
 
 
 class Siblings:
-    """Workers 1 to ``workers`` on one port, each at ``port`` + its number as well; this one is ``worker``."""
+    """Workers 1 to ``workers`` on one port, each at ``port`` + its number as well; this one is ``worker``.
 
-    def __init__(self, worker: int, workers: int, host: str, port: int) -> None:
+    They share ``probe_port``, too, if there is one, and show each other ``secret``.
+    """
+
+    def __init__(
+        self, worker: int, workers: int, host: str, port: int, probe_port: int = 0, secret: str = ""
+    ) -> None:
         self.worker = worker
+        self.secret = secret
         host = _LOOPBACK.get(host, host)
         authority = f"[{host}]" if ":" in host else host
-        self._port = port
+        self._shared_ports = (port, probe_port)
         self._others = {
             index: f"http://{authority}:{port + index}/metrics"
             for index in range(1, workers + 1)
@@ -37,11 +45,12 @@ class Siblings:
     def asked_together(self, request: web.Request) -> bool:
         """Whether a request came over the shared port, so that it is for all."""
         transport = request.transport
-        return transport is not None and transport.get_extra_info("sockname")[1] == self._port
+        return transport is not None and transport.get_extra_info("sockname")[1] in self._shared_ports
 
     async def pages(self) -> dict[int, str | None]:
         """Ask the others for their metrics as text; None for one that does not answer."""
-        async with ClientSession(timeout=ClientTimeout(total=PATIENCE_S)) as session:
+        headers = {WORKER_HEADER: self.secret}
+        async with ClientSession(timeout=ClientTimeout(total=PATIENCE_S), headers=headers) as session:
             pages = await asyncio.gather(*(_page(session, url) for url in self._others.values()))
         return dict(zip(self._others, pages, strict=True))
 

@@ -33,6 +33,8 @@ from tests.redis_nodes import RedisNode
 _ROOT = Path(__file__).parent.parent
 _PORT = 8080
 _WORKERS = (_PORT + 1, _PORT + 2)
+#: Who asks from another host is told more than a status with an operator's token.
+_OPERATOR = {"Authorization": f"Bearer {token(None, None, role='operator')}"}
 _REDIS_PASSWORD = "known to the hosts"
 DEVICES = 12
 ACKS = 200
@@ -126,7 +128,7 @@ class Hosts:
 
     async def gauge(self, session: ClientSession, url: str, name: str) -> float:
         """Read a metric of a worker."""
-        async with session.get(f"{url}/metrics") as response:
+        async with session.get(f"{url}/metrics", headers=_OPERATOR) as response:
             text = await response.text()
         [value] = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE)
         return float(value)
@@ -134,7 +136,7 @@ class Hosts:
 
 async def _ready(session: ClientSession, url: str) -> bool:
     with suppress(ClientError, TimeoutError, OSError):
-        async with session.get(f"{url}/readyz") as response:
+        async with session.get(f"{url}/readyz", headers=_OPERATOR) as response:
             return response.status == 200 and (await response.json())["status"] == "ready"
     return False
 

@@ -47,7 +47,9 @@ def _steady(page: Page) -> Page:
     return {
         key: value
         for key, value in page.items()
-        if not key[0].startswith(("tidemark_bus_", "tidemark_health_", "tidemark_worker_up"))
+        if not key[0].startswith(
+            ("tidemark_bus_", "tidemark_health_", "tidemark_loop_", "tidemark_worker_up")
+        )
     }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from typing import Final
 
 import click
@@ -43,8 +45,19 @@ def serve(site: Site) -> None:
     site.serve()
 
 
-def announce_demo(url: str, token: str) -> None:
-    """Tell, on stderr, where the server is and one line to try."""
+def announce_demo(url: str, sign: Callable[[], str], command: str) -> None:
+    """Tell, on stderr, where the server is and one line to try.
+
+    The token is for a terminal alone. Elsewhere stderr may be a log that many read, for as long as the token
+    lives, and is told the command that prints one.
+    """
+    if not sys.stderr.isatty():
+        click.echo(
+            f"Tidemark serves at {url}. This prints a device's token of the tenant {DEMO_TENANT}: {command}",
+            err=True,
+        )
+        return
+    token = sign()
     click.echo(
         f"Tidemark serves at {url}. A device's token of the tenant {DEMO_TENANT}:\n\n{token}\n\n"
         f"Try it, then see what a device would see at {url}/v1/changes with the same header:\n\n"

@@ -1,0 +1,78 @@
+"""Who is told how a server does: this machine, operators, and whoever reaches the port for probes."""
+
+from __future__ import annotations
+
+import hmac
+from ipaddress import ip_address
+from typing import Final, Literal
+
+from aiohttp import web
+
+from engine.errors import SyncError
+from engine.ports import ANY_TENANT
+from handlers.auth import token_of
+from handlers.core import Core
+
+#: What shows that a worker of the same supervisor asks.
+WORKER_HEADER: Final = "X-Tidemark-Worker"
+#: Headers of proxies: a request with one of them was passed on, and its peer is not who asks.
+_PASSED_ON: Final = (
+    "Forwarded",
+    "Via",
+    "X-Forwarded-For",
+    "X-Forwarded-Host",
+    "X-Forwarded-Prefix",
+    "X-Forwarded-Proto",
+    "X-Real-IP",
+)
+
+#: All on the port for probes, nobody on the others beside it, and insiders where there is no such port.
+Told = Literal["all", "insiders", "nobody"]
+
+
+class Insiders:
+    """Decides for each request. ``secret`` is of the workers of one supervisor, empty without one."""
+
+    def __init__(self, core: Core, told: Told, secret: str) -> None:
+        self._core = core
+        self._told = told
+        self._secret = secret.encode()
+
+    def check(self, request: web.Request) -> None:
+        """Raise SyncError for a request that is not to be told."""
+        if self._told == "all" or self._is_worker(request):
+            return
+        if self._told == "nobody":
+            raise SyncError("not_found", "this is told at server.probe_port alone")
+        if not _is_local(request):
+            self._check_operator(request)
+
+    def __contains__(self, request: web.Request) -> bool:
+        """Whether a request is to be told."""
+        try:
+            self.check(request)
+        except SyncError:
+            return False
+        return True
+
+    def _is_worker(self, request: web.Request) -> bool:
+        said = request.headers.get(WORKER_HEADER, "").encode(errors="replace")
+        return bool(self._secret) and hmac.compare_digest(said, self._secret)
+
+    def _check_operator(self, request: web.Request) -> None:
+        claims = self._core.verifier.verify(token_of(request.headers))
+        if claims.role != "operator" or claims.tenant is not None:
+            raise SyncError("forbidden", "a token of an operator of all tenants is required")
+        if self._core.revocations.refuses_token(ANY_TENANT, claims.token_id):
+            raise SyncError("unauthenticated", "this token was revoked")
+
+
+def _is_local(request: web.Request) -> bool:
+    """Tell whether a program of this machine asks by itself."""
+    if any(name in request.headers for name in _PASSED_ON):
+        return False
+    try:
+        address = ip_address(request.remote or "")
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

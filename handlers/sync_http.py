@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from aiohttp import web
 
-from engine.codec import JSON, MSGPACK, Codec
+from engine.codec import JSON, MSGPACK, Codec, sentence
 from engine.committer import overloaded
 from engine.errors import SyncError, retry_soon_ms
 from engine.health import Device
@@ -302,6 +302,8 @@ def _completed(
     codec.check_depth(body)
     try:
         fields: Any = codec.any.decode(body)
+    except msgspec.ValidationError as error:  # a number that no record can hold
+        raise SyncError("invalid_message", sentence(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         fields = None
     if not isinstance(fields, dict):

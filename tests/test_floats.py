@@ -22,6 +22,7 @@ from engine.jobs import Refused
 from engine.merge import decode_fields
 from engine.messages import Sync
 from engine.ports import Tenant
+from engine.recovery import _with_data
 from tests.strategies import ENGINE_DOMAINS
 from tests.test_codec import refused
 
@@ -157,3 +158,9 @@ def test_an_infinite_number_is_never_decoded_to_be_encoded_again(digits: str) ->
     assert refused(JSON, b'{"type":"pull","id":"1","limit":7.0,"cursor":%b}' % digits.encode()).code == (
         "invalid_message"
     )
+
+
+@pytest.mark.parametrize("digits", INFINITE)
+def test_quarantine_retry_data_with_an_infinite_number_are_refused(digits: str) -> None:
+    with pytest.raises(SyncError, match="Number out of range"):
+        _with_data(b'{"domain":"task","id":"a","op":"put","data":{}}', b'{"n":[%b]}' % digits.encode())

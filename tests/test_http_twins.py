@@ -343,3 +343,12 @@ async def test_another_kind_of_body_is_refused(shared: Running) -> None:
 async def test_json_with_a_charset_is_json(shared: Running) -> None:
     reply = await shared.post("/v1/sync", sync(), headers={"Content-Type": "application/json; charset=utf-8"})
     assert reply.status == 200
+
+
+@pytest.mark.parametrize("digits", ["1e400", "-1e400", "9" * 400 + ".0"], ids=["above", "below", "digits"])
+async def test_resolution_with_an_infinite_number_is_refused(shared: Running, digits: str) -> None:
+    """The body is decoded and encoded again, and would hold null in the number's place."""
+    body = b'{"choice":"merged","version":1,"data":{"n":%b}}' % digits.encode()
+    reply = await shared.post("/v1/conflicts/c/resolution", body)
+    assert reply.verdict == (422, "invalid_message")
+    assert "Number out of range" in reply.message["message"]

@@ -15,6 +15,11 @@ from engine.floats import json_decoder
 
 #: Entries of removed fields that are kept apart; older ones are folded into ``since``.
 MAX_REMOVED_FIELDS: Final = 32
+#: Characters of their names together. A name may be as long as a record: 32 of them would be read and written
+#: with each change.
+MAX_REMOVED_CHARS: Final = 4096
+#: Versions above this are looked at for long names of removed fields.
+_LARGE_BYTES: Final = 1 << 16
 
 Fields = dict[str, Any]
 
@@ -186,7 +191,11 @@ def advance(
     _note_writer(versions, names, at_us, sent)
     if len(changed) > len(new) + MAX_REMOVED_FIELDS:
         _fold_removed(versions, new)
-    return _encode(versions)
+    stored = _encode(versions)
+    if len(stored) > _LARGE_BYTES:
+        _fold_removed(versions, new)
+        stored = _encode(versions)
+    return stored
 
 
 def _note_writer(versions: FieldVersions, names: list[str], at_us: int, sent: Sent | None) -> None:
@@ -206,7 +215,12 @@ def _note_writer(versions: FieldVersions, names: list[str], at_us: int, sent: Se
 def _fold_removed(versions: FieldVersions, present: Fields) -> None:
     removed = [name for name in versions.changed if name not in present]
     removed.sort(key=lambda name: versions.changed[name][0])
-    folded = removed[: len(removed) - MAX_REMOVED_FIELDS]
+    chars = sum(map(len, removed))
+    count = 0
+    while len(removed) - count > MAX_REMOVED_FIELDS or chars > MAX_REMOVED_CHARS:
+        chars -= len(removed[count])
+        count += 1
+    folded = removed[:count]
     _note_writer(versions, folded, 0, None)
     for name in folded:
         version, at_us = versions.changed.pop(name)

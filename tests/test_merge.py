@@ -158,6 +158,19 @@ def test_removed_fields_do_not_add_up() -> None:
     assert not known.changed_after(f"f{count - 1}", 2 * count + 1)
 
 
+def test_long_names_of_removed_fields_do_not_add_up() -> None:
+    stored = created({"keep": 1}, 0)
+    for number in range(10):
+        added = {"keep": 1, f"{number}" * 50_000: 1}
+        stored = advance(versions(stored), {"keep": 1}, added, 2 * number + 2, number)
+        stored = advance(versions(stored), added, {"keep": 1}, 2 * number + 3, number)
+    known = versions(stored)
+    assert len(stored) < 120_000
+    assert known.changed_after("0" * 50_000, known.since - 1)
+    assert not known.changed_after("keep", 1)
+    assert known.changed_after("keep", 0)
+
+
 @pytest.mark.parametrize("changes", [1, 2, 30])
 def test_the_last_writer_of_a_field_is_its_only_one(changes: int) -> None:
     fields: Json = {}

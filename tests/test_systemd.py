@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tomllib
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -138,21 +140,28 @@ def _installation(home: Path, dsn: str, redis_url: str) -> str:
     return f"set -e\n{script}\n"
 
 
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """Make a directory that other accounts may enter: each process of pytest closes pytest's own."""
+    with TemporaryDirectory(prefix="tidemark-installed-") as made:
+        path = Path(made)
+        path.chmod(0o755)
+        yield path
+
+
 @needs_root
 def test_docs_lines_install_a_server_whose_account_reads_its_secrets_and_no_other(
-    dsn: str, services: Services, tmp_path: Path
+    dsn: str, services: Services, open_path: Path
 ) -> None:
-    for path in (tmp_path, *tmp_path.parents[:-2]):
-        path.chmod(0o755)
     sample = (ROOT / "deploy" / "systemd" / "config.toml").read_text("utf-8")
-    sample = sample.replace('"/etc/', f'"{tmp_path}/etc/').replace('"/var/lib/', f'"{tmp_path}/lib/')
-    (tmp_path / "sample.toml").write_text(sample)
-    installed = tmp_path / "etc" / "tidemark" / "config.toml"
+    sample = sample.replace('"/etc/', f'"{open_path}/etc/').replace('"/var/lib/', f'"{open_path}/lib/')
+    (open_path / "sample.toml").write_text(sample)
+    installed = open_path / "etc" / "tidemark" / "config.toml"
     for above in ("etc", "lib"):
-        (tmp_path / above).mkdir(mode=0o755)
+        (open_path / above).mkdir(mode=0o755)
     bare = {name: value for name, value in os.environ.items() if not name.startswith("TIDEMARK__")}
     ended = subprocess.run(
-        ["/bin/sh", "-c", _installation(tmp_path, dsn, services.redis_url)],
+        ["/bin/sh", "-c", _installation(open_path, dsn, services.redis_url)],
         cwd=ROOT,
         env={**bare, configuration.VARIABLE: str(installed)},
         capture_output=True,

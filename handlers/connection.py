@@ -62,6 +62,8 @@ MAX_RATE_IGNORED: Final = 100
 #: Of what comes in spite of ``rate_limited``, what is longer and hides its id is refused without it.
 MAX_SECOND_LOOK_BYTES: Final = 1024
 MAX_SUBSCRIPTIONS: Final = 32
+#: How long a push that found the database away, and may come again, goes before all others.
+_TURN_S: Final = 2.0
 #: Answers that one connection may wait for; beyond them it is not read from.
 MAX_IN_FLIGHT: Final = 256
 #: Reads of the store that one connection may wait for.
@@ -75,6 +77,7 @@ class Connection(Line):
 
     __slots__ = (
         "_asked_at_s",
+        "_behind_key",
         "_decode",
         "_device",
         "_held_off_by",
@@ -106,6 +109,8 @@ class Connection(Line):
         self._malformed = 0
         self._rate_ignored = 0
         self._held_off_by = "overloaded"
+        #: Of the first push that found the database away and has not come again.
+        self._behind_key: str | None = None
         self._held_off_until_s = 0.0
 
     @property
@@ -257,6 +262,8 @@ class Connection(Line):
         if request.id is None:
             raise SyncError("invalid_message", "id: required on a socket")
         core = self._core
+        if self._behind_key is not None:
+            self._see_whose_turn_it_is(request.key)
         now_us = core.clock.now_us()
         try:
             push = core.intake.push(request, self._session, now_us)
@@ -264,7 +271,7 @@ class Connection(Line):
             count_error(core, self._device, error, now_us)
             raise
         try:
-            core.committer.submit(push, partial(self._answer, request.id, now_us), self._charge)
+            core.committer.submit(push, partial(self._answer, request.id, request.key, now_us), self._charge)
         except SyncError:
             raise overloaded(self._hold_off(core.clock.monotonic_s())) from None
         self._in_flight += 1
@@ -272,7 +279,14 @@ class Connection(Line):
     def _charge(self, spent_s: float) -> None:
         charge_planning(self._core, self._device, spent_s)
 
-    def _answer(self, request_id: str, started_us: int, outcome: Outcome) -> None:
+    def _see_whose_turn_it_is(self, key: str) -> None:
+        """Let what was refused come first, for a while. Raises SyncError ``unavailable``."""
+        left_s = self._held_off_until_s + _TURN_S - self._core.clock.monotonic_s()
+        if key != self._behind_key and left_s > 0:
+            raise unavailable(math.ceil(left_s * 1000))
+        self._behind_key = None
+
+    def _answer(self, request_id: str, key: str, started_us: int, outcome: Outcome) -> None:
         self._in_flight -= 1
         self._frames.go_on()
         if isinstance(outcome, Answer):
@@ -280,6 +294,8 @@ class Connection(Line):
             count_answer(self._core, self._device, outcome, started_us)
         elif isinstance(outcome, SyncError):
             count_error(self._core, self._device, outcome, started_us)
+            if outcome.code == "unavailable" and self._behind_key is None:
+                self._behind_key = key
             self._put_off(outcome, request_id)
 
     def _other(self, request: Request) -> None:

@@ -112,6 +112,7 @@ async def test_push_behind_one_that_found_the_database_away_does_not_overtake_it
     assert behind["code"] == "unavailable"
     assert 0 < behind["retry_after_ms"] <= wait_ms
     await asyncio.sleep(behind["retry_after_ms"] / 1000)
+    assert (await phone.refused("sync", key="newer", items=[newer]))["code"] == "unavailable", "not its turn"
     for key, sent in (("older", older), ("newer", newer)):
         assert [one["status"] for one in await phone.sync(key, sent)] == ["applied"]
     (change,) = (await phone.pull())["changes"]
@@ -323,3 +324,16 @@ async def test_a_scrape_tells_what_is_written_behind(serve: Serve) -> None:
     assert 0 < found["tidemark_health_flush_seconds_total"] < 5
     assert found["tidemark_batch_seconds_total"] > 0
     assert found["tidemark_tenants_remembered"] == 1
+
+
+async def test_push_that_never_comes_again_holds_up_those_behind_it_for_seconds_alone(
+    serve: Serve, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.committer.PATIENCE_S", 0.1)
+    monkeypatch.setattr("handlers.connection._TURN_S", 0.1)
+    server = await serve()
+    phone = await server.device("phone")
+    with outage(services, server.dsn):
+        refusal = await phone.refused("sync", key="given up", items=[put("a1", None, n=1)])
+    await asyncio.sleep(refusal["retry_after_ms"] / 1000 + 0.1)
+    await phone.push(put("a1", None, n=2))

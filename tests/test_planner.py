@@ -138,12 +138,17 @@ async def _batch_is_read_by_identity(session: Session, store: PostgresStore, *, 
 async def _pages_are_read_in_order(session: Session) -> None:
     every: Values = {"tenant": 1, "limit": 500, "bytes": 1 << 20}
     for after in (0, ROWS // 2):
-        for statement, asked in ((_ALL, every), (_SOME, {**every, "domains": "{task,ticket}"})):
+        some: Values = {**every, "domains": "{task,ticket}", "rows": 5000}
+        for statement, asked in ((_ALL, every), (_SOME, some)):
             values = {**asked, "after": after}
             scans = await _explained(session, f"EXPLAIN (FORMAT JSON) {statement}", values)
-            (scan,) = [scan for scan in scans if scan["Relation Name"] == "records"]
-            assert (scan["Node Type"], scan["Index Name"]) == ("Index Scan", "records_by_seq"), scan
-            assert after == 0 or f"(seq > {after})" in scan["Index Cond"], scan
+            # Of several domains also where the piece ends, which the index tells by itself.
+            read = [scan for scan in scans if scan["Relation Name"] == "records"]
+            assert len(read) == (1 if statement is _ALL else 2)
+            for scan in read:
+                assert scan["Node Type"] in ("Index Scan", "Index Only Scan"), scan
+                assert scan["Index Name"] == "records_by_seq", scan
+                assert after == 0 or f"(seq > {after})" in scan["Index Cond"], scan
     news: Values = {"tenants": "{1,2}", "afters": "{0,0}", "limit": "100", "bytes": "100000"}
     opening = "BEGIN; " + _READING_PREPARED
     await session.run_prepared(opening, (_NEWS,), "", news)

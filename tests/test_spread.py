@@ -161,9 +161,12 @@ def _text(node: ast.expr, known: dict[str, str]) -> str | None:
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             sides = _text(left, known), _text(right, known)
             return None if sides == (None, None) else "".join(side or UNKNOWN for side in sides)
-        case ast.Call(func=ast.Attribute(value=value, attr="format")):
+        case ast.Call(func=ast.Attribute(value=value, attr="format"), keywords=given):
             template = _text(value, known)
-            return template and re.sub(r"(?<!\{)\{\w+\}", UNKNOWN, template)
+            put_in = {one.arg: _text(one.value, known) for one in given}
+            return template and re.sub(
+                r"(?<!\{)\{(\w+)\}", lambda place: put_in.get(place[1]) or UNKNOWN, template
+            )
     return None
 
 

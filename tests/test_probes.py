@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -105,10 +106,12 @@ async def test_syncs_are_unavailable_in_a_long_outage_and_may_be_sent_again(
     items = [put("a1", None, n=1)]
     with outage(services, server.dsn):
         for _ in range(2):
-            unavailable(await phone.refused("sync", key="k1", items=items))
+            refused = await phone.refused("sync", key="k1", items=items)
+            unavailable(refused)
         reply = await server.post("/v1/sync", {"type": "sync", "key": "k2", "items": items})
         assert reply.status == 503
         unavailable(reply.message)
+    await asyncio.sleep(refused["retry_after_ms"] / 1000)  # as it was told; sooner it is refused again
     synced = await phone.told("synced", "sync", key="k1", items=items)
     assert (synced["replayed"], synced["results"][0]["status"]) == (False, "applied")
     reply = await server.post("/v1/sync", {"type": "sync", "key": "k2", "items": items})

@@ -32,8 +32,10 @@ class Session(msgspec.Struct, kw_only=True):
     """Who speaks on one connection or in one request; all of it comes from the token.
 
     ``clock_offset_us`` is the server's clock less the device's, learned from ``clock``; ``clock_known`` says
-    that this connection or request told one. ``issued_at_s`` is the token's ``iat``, None without one;
-    ``expires_at_s`` is when the token is believed no more, by the server's clock in seconds since 1970.
+    that this connection or request told one. ``retries_over`` is false on a socket until a message was
+    answered that had not been answered before: what a device sends again comes first. ``issued_at_s`` is the
+    token's ``iat``, None without one; ``expires_at_s`` is when the token is believed no more, by the server's
+    clock in seconds since 1970.
     """
 
     tenant: Tenant
@@ -45,6 +47,7 @@ class Session(msgspec.Struct, kw_only=True):
     codec: Codec = JSON
     clock_offset_us: int = 0
     clock_known: bool = False
+    retries_over: bool = True
     token_id: str = ""
     expires_at_s: float = math.inf
 
@@ -187,9 +190,10 @@ def _may_be_old(checked: list[Change | Refused], session: Session, now_us: int) 
     """Whether a message may have been sent for the first time more than a day ago.
 
     It was not before the time of its newest item, if the device's clock is known. An item without ``at`` is
-    of the server's now, and tells nothing.
+    of the server's now, and tells nothing. Nor does a time by a clock that ran days ahead and was set right
+    since: so the first messages of a socket, which may be retries, count as old whatever they say.
     """
-    if not session.clock_known:
+    if not (session.clock_known and session.retries_over):
         return True
     sent_us = [change.sent_at_us for change in checked if type(change) is Change and change.dated]
     age_us = now_us - (max(sent_us) + session.clock_offset_us) if sent_us else -1

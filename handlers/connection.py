@@ -291,6 +291,8 @@ class Connection(Line):
         self._frames.go_on()
         if isinstance(outcome, Answer):
             self.say(outcome.frame(request_id))
+            if not outcome.replayed:
+                self._session.retries_over = True
             count_answer(self._core, self._device, outcome, started_us)
         elif isinstance(outcome, SyncError):
             count_error(self._core, self._device, outcome, started_us)

@@ -53,6 +53,7 @@ class SyncSocket:
             self._connections.check_staying()
             session = await admitted(core, request, codec)
             session.session_id = uuid.uuid4().hex
+            session.retries_over = False
             self._check_device(session)
             self._check_pressure()  # not before the token is known to be one: anybody could use the places up
             self._connections.check_staying()  # the goodbye may have been said meanwhile

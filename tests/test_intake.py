@@ -373,6 +373,8 @@ def test_push_may_be_old_unless_a_known_clock_dates_its_newest_item(
         who.clock_known = True
         who.clock_offset_us = NOW_US - to_us(datetime.fromisoformat(device_says))
     assert pushed(framed([item(at=at) for at in ats]), who).may_be_old is may_be_old
+    who.retries_over = False
+    assert pushed(framed([item(at=at) for at in ats]), who).may_be_old
 
 
 # -- retries --------------------------------------------------------------------------------------

@@ -222,6 +222,24 @@ async def test_retry_after_a_weekend_is_replayed(server: Running, clock: bool) -
 
 
 @pytest.mark.asyncio(loop_scope="function")
+async def test_retry_of_an_edit_by_a_clock_that_was_days_ahead_and_set_right_is_replayed(
+    server: Running,
+) -> None:
+    """By its ``at`` the message seems to be of this morning, and was sent three and a half days ago."""
+    day_us = 86_400_000_000
+    phone = await server.device()
+    now_us = SystemClock.now_us()
+    await phone.send({"type": "hello", "clock": to_text(now_us + 3 * day_us)})
+    items = [put("a1", None, n=1) | {"at": to_text(now_us - day_us // 2)}]
+    await phone.sync("k", *items)
+    execute(server.dsn, f"{_OLDER} '84 hours'")
+    phone = await server.device()
+    await phone.send({"type": "hello", "clock": to_text(SystemClock.now_us())})
+    retry = await phone.told("synced", "sync", key="k", items=items)
+    assert retry["replayed"] is True
+
+
+@pytest.mark.asyncio(loop_scope="function")
 async def test_key_of_last_week_used_for_another_message_is_refused_counted_and_logged(
     server: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:

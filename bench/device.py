@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections import Counter
+from datetime import UTC, datetime
 from time import perf_counter
 
 import msgspec
@@ -34,6 +35,7 @@ class _Answer(msgspec.Struct, gc=False):
     id: str | None = None
     code: str = ""
     reason: str = ""
+    session: str | None = None
     replayed: bool = False
     results: tuple[_Result, ...] = ()
 
@@ -62,7 +64,17 @@ class Tally:
 class Device:
     """One device and its connection. ``again`` keeps a closed loop going."""
 
-    __slots__ = ("_index", "_name", "_tally", "_under_way", "_worker", "again", "greeted", "socket")
+    __slots__ = (
+        "_index",
+        "_name",
+        "_session",
+        "_tally",
+        "_under_way",
+        "_worker",
+        "again",
+        "greeted",
+        "socket",
+    )
 
     def __init__(self, index: int, name: str, worker: Worker, tally: Tally) -> None:
         self._index = index
@@ -70,6 +82,7 @@ class Device:
         self._worker = worker
         self._tally = tally
         self._under_way: dict[str | None, Sent] = {}
+        self._session: str | None = None
         self.socket: Socket | None = None
         self.again = False
         self.greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -99,6 +112,12 @@ class Device:
         tally.lateness_us.append(int((perf_counter() - due_s) * 1e6))
         self.socket.write(frame(self._worker.message(sent)))
 
+    def introduce(self) -> None:
+        """Say what the clock shows, as the guide has it; rivals name no session, and know no such message."""
+        if self.socket is not None and self._session is not None:
+            clock = datetime.now(UTC).isoformat().encode()
+            self.socket.write(frame(b'{"type":"hello","app_version":"bench","clock":"%b"}' % clock))
+
     def subscribe(self) -> None:
         """Ask for every change; ``greeted`` is done once more when that is answered."""
         if self.socket is not None:
@@ -120,6 +139,7 @@ class Device:
         elif answer.type == "goodbye":
             self._tally.errors[f"goodbye_{answer.reason}"] += 1
         elif answer.type in ("welcome", "changes") and not self.greeted.done():
+            self._session = answer.session or self._session
             self.greeted.set_result(None)
 
     def _synced(self, answer: _Answer, now_s: float) -> None:

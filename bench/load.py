@@ -106,6 +106,7 @@ class Load:
                     deflate=plan.deflate,
                 )
                 await device.greeted
+                device.introduce()
             except HandshakeError as error:
                 refusals[str(error)] += 1
             except OSError as error:  # TimeoutError is one

@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import click
 
+from bench.abuse import abuse
+from bench.abuse_attacks import ATTACKS
 from bench.concurrent import concurrent
 from bench.connections import CONNECTIONS, connections
 from bench.faults import faults
@@ -41,6 +43,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "live": live,
     "connections": connections,
     "uploads": uploads,
+    "abuse": abuse,
 }
 #: What ``all`` stands for; the others take minutes, and tell of several workers only.
 ALL: Final = ("concurrent", "limits", "overload", "uploads", "faults")
@@ -82,7 +85,7 @@ def _worker_count(_: click.Context, __: click.Parameter, value: str | None) -> i
 @click.option(
     "--duration", "duration_s", type=click.FloatRange(1), metavar="S",
     help="Seconds that are measured of each run: 60 of concurrent, 10 of live, connections and of syncs"
-    " beside uploads, else 5.",
+    " beside uploads, 1.5 of each phase of abuse, else 5.",
 )  # fmt: skip
 @click.option(
     "--rounds", type=click.IntRange(1), metavar="N",
@@ -96,6 +99,10 @@ def _worker_count(_: click.Context, __: click.Parameter, value: str | None) -> i
 @click.option(
     "--tenants", type=click.IntRange(1, 1000), default=20, show_default=True, metavar="N",
     help="Tenants that the devices are spread over.",
+)  # fmt: skip
+@click.option(
+    "--attack", type=click.Choice(list(ATTACKS)), metavar="NAME",
+    help=f"The only attack of abuse; one of {', '.join(ATTACKS)}.",
 )  # fmt: skip
 @click.option("--saturate", is_flag=True, help="concurrent as a closed loop: as many syncs as are taken.")
 @click.option(

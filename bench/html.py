@@ -9,7 +9,7 @@ from typing import Any
 
 import pygal
 
-from bench.report import Load, Report, Row, Transfer, Window
+from bench.report import Abuse, Load, Report, Row, Transfer, Window
 from bench.text import text_of
 
 _STYLE = "body{font:15px sans-serif;margin:2em;max-width:75em}pre{overflow-x:auto}svg{width:100%}"
@@ -46,6 +46,9 @@ def _charts(report: Report) -> Iterator[Any]:
         yield _windows(report.windows, report.over_s)
     if report.transfers:
         yield _transfers(report.transfers)
+    if report.abuses:
+        for kind in ("heartbeat", "sync", "pull"):
+            yield _abused(kind, report.abuses)
     others = [load for load in report.loads if load.times is None]
     if others:
         yield _latencies("Latency of the other runs", others)
@@ -127,6 +130,19 @@ def _transfers(transfers: list[Transfer]) -> Any:
     chart.add("uploaded", [transfer.mb_per_s for transfer in transfers])
     chart.add("downloaded and compared", [transfer.download_mb_per_s for transfer in transfers])
     chart.add("server's RSS, MiB", [transfer.rss_peak_mib for transfer in transfers], secondary=True)
+    return chart
+
+
+def _abused(kind: str, abuses: list[Abuse]) -> Any:
+    """Draw bars on a logarithmic axis: before a bound, seconds stand beside milliseconds."""
+    chart = _chart(
+        pygal.Bar, f"p99 of others' {kind}", y_title="ms", logarithmic=True, x_label_rotation=30
+    )
+    attacks = list(dict.fromkeys(abuse.attack for abuse in abuses))
+    chart.x_labels = attacks
+    for phase in dict.fromkeys(abuse.phase for abuse in abuses):
+        by_attack = {one.attack: getattr(one.others, kind).p99_ms for one in abuses if one.phase == phase}
+        chart.add(phase, [by_attack.get(attack) or None for attack in attacks])
     return chart
 
 

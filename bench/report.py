@@ -139,6 +139,44 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     faults: list[str]
 
 
+class Felt(msgspec.Struct, frozen=True, kw_only=True):
+    """What devices of another tenant felt: latencies by kind of message, and refusals by code.
+
+    ``late_p99_ms`` is how late they sent; it is in the latencies.
+    """
+
+    heartbeat: Latency
+    sync: Latency
+    pull: Latency
+    refused: dict[str, int]
+    late_p99_ms: float
+
+
+class Abuse(msgspec.Struct, frozen=True, kw_only=True):
+    """One phase of an attack: others at rest, under attack, or beside the same bytes into a sink.
+
+    ``grown_mib`` is the worker's memory at most above what it had before the phase, ``share`` the part of a
+    core that the worker used, ``stretch_ms`` the longest for which its loop was held; each is None where it
+    could not be read. ``sent_bytes`` went to ``connections`` connections; ``ended`` says how those ended, and
+    ``unprepared`` what was refused before the attack began. ``disk_bytes`` is the database's growth,
+    ``generator`` the part of a core that the attackers used.
+    """
+
+    attack: str
+    phase: Literal["at rest", "one device", "ten devices", "sink"]
+    others: Felt
+    duration_s: float
+    grown_mib: float | None = None
+    share: float | None = None
+    stretch_ms: float | None = None
+    disk_bytes: int = 0
+    sent_bytes: int = 0
+    connections: int = 0
+    ended: dict[str, int] = {}
+    unprepared: dict[str, int] = {}
+    generator: float = 0.0
+
+
 class Figure(msgspec.Struct, frozen=True):
     """One number with its unit, and what it is beside."""
 
@@ -186,6 +224,7 @@ class Report(msgspec.Struct, kw_only=True):
     loads: list[Load] = []
     windows: list[Window] = []
     transfers: list[Transfer] = []
+    abuses: list[Abuse] = []
     began_s: float = 0.0
     over_s: float = 0.0
     audit: Audit | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bench.report import Load, Report, Row, Transfer
+from bench.report import Abuse, Latency, Load, Report, Row, Transfer
 
 _HEADING = (
     "run",
@@ -51,6 +51,22 @@ _TRANSFER_HEADING = (
     "RSS MiB",
 )
 
+_ABUSE_HEADING = (
+    "attack",
+    "phase",
+    "heartbeat p50/p99 ms",
+    "sync p50/p99 ms",
+    "pull p50/p99 ms",
+    "refused",
+    "held ms",
+    "memory MiB",
+    "worker",
+    "attackers",
+    "sent KB",
+    "disk KB",
+    "connections",
+)
+
 
 def text_of(report: Report) -> str:
     """Write the whole report."""
@@ -68,6 +84,9 @@ def _lines(report: Report) -> Iterator[str]:
         yield from table([_LOAD_HEADING, *map(_load_cells, report.loads)])
     if report.transfers:
         yield from table([_TRANSFER_HEADING, *map(_transfer_cells, report.transfers)])
+    if report.abuses:
+        yield from table([_ABUSE_HEADING, *map(_abuse_cells, report.abuses)])
+        yield from filter(None, map(_abuse_counts, report.abuses))
     for row in report.rows:
         yield from _faults(row)
     for transfer in report.transfers:
@@ -162,6 +181,37 @@ def _transfer_cells(transfer: Transfer) -> tuple[str, ...]:
         "-" if transfer.other_cpus is None else f"{transfer.other_cpus:.2f}",
         f"{transfer.rss_peak_mib:.0f}",
     )
+
+
+def _abuse_cells(abuse: Abuse) -> tuple[str, ...]:
+    others = abuse.others
+    return (
+        abuse.attack,
+        abuse.phase,
+        *map(_p50_p99, (others.heartbeat, others.sync, others.pull)),
+        str(sum(others.refused.values())),
+        "-" if abuse.stretch_ms is None else f"{abuse.stretch_ms:.0f}",
+        "-" if abuse.grown_mib is None else f"{abuse.grown_mib:+.1f}",
+        "-" if abuse.share is None else f"{abuse.share:.0%}",
+        f"{abuse.generator:.0%}",
+        f"{abuse.sent_bytes / 1000:,.0f}",
+        f"{abuse.disk_bytes / 1000:+,.0f}",
+        f"{abuse.connections:,}",
+    )
+
+
+def _p50_p99(latency: Latency) -> str:
+    return f"{latency.p50_ms:.1f}/{latency.p99_ms:.1f}"
+
+
+def _abuse_counts(abuse: Abuse) -> str:
+    counts = {
+        "others refused": abuse.others.refused,
+        "attackers' connections": abuse.ended,
+        "not prepared": abuse.unprepared,
+    }
+    said = "; ".join(f"{name}: {_counts(each)}" for name, each in counts.items() if each)
+    return said and f"{abuse.attack}, {abuse.phase}: {said}"
 
 
 def _faults(row: Row) -> Iterator[str]:

@@ -39,10 +39,11 @@ class HandshakeError(Exception):
 
 def frame(text: bytes) -> bytes:
     """Wrap a text message. The mask is zero: legal, and nothing needs to be masked with it."""
-    return _framed(_TEXT, text)
+    return framed(_TEXT, text)
 
 
-def _framed(head: int, payload: bytes) -> bytes:
+def framed(head: int, payload: bytes) -> bytes:
+    """Wrap a frame of any kind, with the first byte that is given."""
     size = len(payload)
     if size < 126:
         return bytes((head, 0x80 | size, 0, 0, 0, 0)) + payload
@@ -143,10 +144,10 @@ class Socket(asyncio.Protocol):
         if head == _TEXT_DEFLATED:
             self._on_text(zlib.decompressobj(-15).decompress(payload + b"\0\0\xff\xff"))
         elif head == _PING:
-            self.write(_framed(_PONG, payload))
+            self.write(framed(_PONG, payload))
         elif head == _CLOSE:
             self.code = int.from_bytes(payload[:2]) if payload else 1005
-            self.write(_framed(_CLOSE, payload[:2]))
+            self.write(framed(_CLOSE, payload[:2]))
             self._transport.close()
         elif head != _PONG:
             self._transport.abort()
@@ -161,7 +162,7 @@ class Socket(asyncio.Protocol):
     def close(self) -> None:
         """Close without waiting for the server's confirmation."""
         if not self._transport.is_closing():
-            self.write(_framed(_CLOSE, (1000).to_bytes(2)))
+            self.write(framed(_CLOSE, (1000).to_bytes(2)))
             self._transport.close()
 
 

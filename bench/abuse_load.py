@@ -1,0 +1,248 @@
+"""The attackers, a process of its own: ``python -m bench.abuse_load`` with an AttackPlan on stdin.
+
+``python -m bench.abuse_load sink`` is a server that only reads, and says its port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from time import perf_counter
+from typing import Final
+
+import msgspec
+import uvloop
+
+from bench.abuse_attacks import ATTACKS, Attack, Attacker
+from bench.wire import HandshakeError, connect, frame
+
+_ANSWER_S: Final = 30.0
+#: How often a message that prepares an attack is sent again where it is to come back later.
+_TRIES: Final = 20
+#: After a connection that could not be opened, so that a server that is gone costs no CPU.
+_AGAIN_S: Final = 0.01
+_READ_BYTES: Final = 65_536
+
+
+class AttackPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of an attack. ``devices`` are pairs of a name and its token.
+
+    With ``bytes_per_s`` the server is a sink, which answers nothing and is sent so much.
+    """
+
+    attack: str
+    host: str
+    port: int
+    devices: list[tuple[str, str]]
+    mark: str
+    duration_s: float
+    bytes_per_s: float | None = None
+
+
+class Prepared(msgspec.Struct, frozen=True, tag_field="event"):
+    """Said before the attack begins; ``refused`` are codes of messages that did not get through."""
+
+    refused: dict[str, int]
+
+
+class Attacked(msgspec.Struct, frozen=True, tag_field="event"):
+    """Said at the end."""
+
+    sent_bytes: int
+    connections: int
+    ended: dict[str, int]
+    cpu_s: float
+
+
+class _Result(msgspec.Struct):
+    status: str = ""
+
+
+class _Answer(msgspec.Struct):
+    type: str
+    code: str = ""
+    retry_after_ms: int | None = None
+    results: list[_Result] = []
+
+
+_decode = msgspec.json.Decoder(_Answer).decode
+
+
+class Storm:
+    """All connections of one run."""
+
+    def __init__(self, plan: AttackPlan) -> None:
+        self._plan = plan
+        self._attack: Attack = ATTACKS[plan.attack]
+        self._attackers = [
+            Attacker(name, token, f"{plan.host}:{plan.port}", f"{plan.mark}-{place}")
+            for place, (name, token) in enumerate(plan.devices)
+        ]
+        self._began_s = 0.0
+        self._sent_bytes = 0
+        self._connections = 0
+        self._ended: Counter[str] = Counter()
+
+    async def prepare(self) -> Prepared:
+        """Send what has to be there before, each message when the one before it is answered."""
+        refused: Counter[str] = Counter()
+        if self._attack.prepared is not None and self._plan.bytes_per_s is None:
+            for attacker in self._attackers:
+                try:
+                    await self._prepare(attacker, refused)
+                except (HandshakeError, OSError) as error:  # TimeoutError is one
+                    refused[str(error) or type(error).__name__] += 1
+        return Prepared(dict(refused))
+
+    async def _prepare(self, attacker: Attacker, refused: Counter[str]) -> None:
+        answers: asyncio.Queue[_Answer] = asyncio.Queue()
+
+        def heard(text: bytes) -> None:
+            answer = _decode(text)
+            if answer.type in ("synced", "error"):
+                answers.put_nowait(answer)
+
+        def ended(code: int) -> None:
+            answers.put_nowait(_Answer("error", f"closed_{code}"))
+
+        assert self._attack.prepared is not None
+        socket = await connect(self._plan.host, self._plan.port, attacker.token, heard, ended)
+        for message in self._attack.prepared(attacker):
+            for _ in range(_TRIES):
+                socket.write(frame(msgspec.json.encode(message)))
+                async with asyncio.timeout(_ANSWER_S):
+                    answer = await answers.get()
+                if answer.retry_after_ms is None:
+                    break
+                await asyncio.sleep(answer.retry_after_ms / 1000)
+            if answer.code:
+                refused[answer.code] += 1
+            refused.update(f"item_{one.status}" for one in answer.results if one.status == "rejected")
+            if answer.code.startswith("closed_"):
+                break
+        socket.close()
+
+    async def rage(self) -> Attacked:
+        """Attack for as long as the plan says."""
+        self._began_s, cpu_s = perf_counter(), time.process_time()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._plan.duration_s), asyncio.TaskGroup() as tasks:
+                for attacker in self._attackers:
+                    for _ in range(self._attack.connections):
+                        tasks.create_task(self._again_and_again(attacker))
+        return Attacked(self._sent_bytes, self._connections, dict(self._ended), time.process_time() - cpu_s)
+
+    async def _again_and_again(self, attacker: Attacker) -> None:
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection(self._plan.host, self._plan.port)
+            except OSError as error:
+                self._ended[error.strerror or type(error).__name__] += 1
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            self._connections += 1
+            try:
+                await self._attack_on(attacker, reader, writer)
+            except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+                self._ended["closed"] += 1
+            finally:
+                writer.transport.abort()
+
+    async def _attack_on(
+        self, attacker: Attacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if self._attack.opening != "nothing" and not await self._opened(attacker, reader, writer):
+            return
+        pouring = asyncio.create_task(self._pour(attacker, writer))
+        tasks = {pouring}
+        if self._attack.reads:
+            tasks.add(asyncio.create_task(_discard(reader)))
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            self._ended["over" if pouring.done() else "closed"] += 1
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _opened(
+        self, attacker: Attacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
+        """Ask for the upgrade; tells whether it was granted, which a sink grants at once."""
+        headers = [
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Protocol: tidemark.v1.json",
+            f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}",
+        ]
+        if self._attack.opening == "deflated":
+            headers.append("Sec-WebSocket-Extensions: permessage-deflate; client_no_context_takeover")
+        await self._send(writer, attacker.request("GET /v1/sync", *headers) + b"\r\n")
+        if self._plan.bytes_per_s is not None:
+            return True
+        answer = await reader.readuntil(b"\r\n\r\n")
+        status = answer.split(b" ", 2)[1].decode("latin-1")
+        if status != "101":
+            self._ended[f"refused_{status}"] += 1
+            await asyncio.sleep(_AGAIN_S)
+        return status == "101"
+
+    async def _pour(self, attacker: Attacker, writer: asyncio.StreamWriter) -> None:
+        async for chunk in self._attack.frames(attacker):
+            await self._send(writer, chunk)
+
+    async def _send(self, writer: asyncio.StreamWriter, chunk: bytes) -> None:
+        writer.write(chunk)
+        await writer.drain()
+        self._sent_bytes += len(chunk)
+        ahead_s = 0.0
+        if self._plan.bytes_per_s is not None:
+            due_s = self._sent_bytes / max(self._plan.bytes_per_s, 1.0)
+            ahead_s = max(0.0, due_s - (perf_counter() - self._began_s))
+        await asyncio.sleep(ahead_s)
+
+
+async def _discard(reader: asyncio.StreamReader) -> None:
+    while await reader.read(_READ_BYTES):
+        pass
+
+
+class _Sink(asyncio.Protocol):
+    """Reads, and keeps nothing."""
+
+
+async def _be_sink() -> None:
+    server = await asyncio.get_running_loop().create_server(_Sink, "127.0.0.1", 0)
+    _say(server.sockets[0].getsockname()[1])
+    await server.serve_forever()
+
+
+async def _run(plan: AttackPlan) -> None:
+    storm = Storm(plan)
+    _say(await storm.prepare())
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.readline)
+    _say(await storm.rage())
+
+
+def _say(message: Prepared | Attacked | int) -> None:
+    with open(1, "wb", closefd=False) as out:
+        out.write(msgspec.json.encode(message) + b"\n")
+
+
+def main() -> None:
+    """Read the plan, attack, say what came of it."""
+    with suppress(KeyboardInterrupt):
+        if sys.argv[1:] == ["sink"]:
+            uvloop.run(_be_sink())
+        else:
+            uvloop.run(_run(msgspec.json.decode(sys.stdin.buffer.readline(), type=AttackPlan)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The scenario ``abuse``: its attacks are what they say, it measures them, and its verdict follows."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from bench.abuse import abuse
+from bench.abuse_attacks import ATTACKS, Attacker
+from bench.abuse_verdict import judge
+from bench.ground import read_settings
+from bench.html import html_of
+from bench.report import Abuse, Felt, Latency, Report, as_json, this_machine
+from bench.stage import Options
+from bench.text import text_of
+from storage.embedded import Services
+from tests.device import SECRET
+from tests.services import data_dir
+from tests.serving import Serve
+
+KINDS = ("heartbeat", "sync", "pull")
+PHASES = ["at rest", "one device", "ten devices", "sink"]
+
+
+def options(**changes: Any) -> Options:
+    usual: dict[str, Any] = {
+        "settings": read_settings(None, None),
+        "config": None,
+        "connections": 1,
+        "rate_per_s": 1.0,
+        "duration_s": 0.2,
+        "tenants": 1,
+        "rounds": None,
+        "saturate": False,
+        "fill_records": 0,
+        "url": None,
+    }
+    return Options(**(usual | changes))
+
+
+def phase(name: Any, ms: float, **changes: Any) -> Abuse:
+    refused = changes.pop("refused", {})
+    felt = Felt(
+        **{kind: Latency(ms, ms, 10 * ms, 10 * ms) for kind in KINDS}, refused=refused, late_p99_ms=0.1
+    )
+    usual: dict[str, Any] = {"grown_mib": 1.0, "stretch_ms": 2.0, "share": 0.1}
+    return Abuse(attack="pongs", phase=name, others=felt, duration_s=1.0, **(usual | changes))
+
+
+def judged(*phases: Abuse) -> Report:
+    report = Report(scenario="abuse", work="w", machine=this_machine(), abuses=list(phases))
+    judge(report)
+    return report
+
+
+def missed(report: Report) -> list[str]:
+    return [bar.name.partition(": ")[2] for bar in report.bars if not bar.met]
+
+
+def test_judge_others_as_at_rest_passes() -> None:
+    report = judged(phase("at rest", 2.0), phase("one device", 4.0), phase("ten devices", 3.0))
+    assert len(report.bars) == 5
+    assert report.passed
+
+
+@pytest.mark.parametrize(
+    ("one", "expected"),
+    [
+        (phase("one device", 4.1), ["others' p50 over that at rest"]),
+        (phase("one device", 11.0), ["others' p50 over that at rest", "others' p99 above that at rest"]),
+        (
+            phase("one device", 2.0, refused={"overloaded": 1}),
+            ["messages of others refused or not answered"],
+        ),
+        (phase("one device", 2.0, stretch_ms=61.0), ["the longest stretch of the loop"]),
+        (phase("one device", 2.0, grown_mib=65.0), ["memory above calm"]),
+    ],
+)
+def test_judge_one_phase_past_a_bar_misses_it(one: Abuse, expected: list[str]) -> None:
+    calm = phase("at rest", 2.0)
+    assert missed(judged(calm, one, phase("ten devices", 2.0))) == expected
+    ten = msgspec.structs.replace(one, phase="ten devices")
+    assert missed(judged(calm, phase("one device", 2.0), ten)) == expected
+    assert missed(judged(calm, phase("one device", 2.0), msgspec.structs.replace(one, phase="sink"))) == []
+
+
+def test_judge_figures_that_could_not_be_read_have_no_bar() -> None:
+    unread = {"grown_mib": None, "stretch_ms": None, "share": None}
+    report = judged(phase("at rest", 2.0), phase("one device", 2.0, **unread))
+    assert len(report.bars) == 3
+    assert "-" in text_of(report)
+
+
+def test_report_of_attacks_stands_in_text_json_and_page() -> None:
+    report = judged(
+        phase("at rest", 2.0),
+        phase("one device", 3.0, sent_bytes=1_500_000, ended={"closed": 7}, refused={"rate_limited": 2}),
+    )
+    text = text_of(report)
+    assert "3.0/30.0" in text
+    assert "pongs, one device: others refused: rate_limited 2; attackers' connections: closed 7" in text
+    (told,) = msgspec.json.decode(as_json([report]))["reports"]
+    assert [one["phase"] for one in told["abuses"]] == ["at rest", "one device"]
+    assert "p99 of others&#x27; sync" in html_of([report]) or "p99 of others' sync" in html_of([report])
+
+
+async def test_attacks_deflated_messages_inflate_to_json_near_the_limit() -> None:
+    for name in ("numbers", "inflating"):
+        frames = ATTACKS[name].frames(Attacker("d", "t", "h", "m"))
+        sent = await anext(frames)
+        size = sent[1] & 0x7F
+        start, size = (6, size) if size < 126 else (8, int.from_bytes(sent[2:4]))
+        text = zlib.decompressobj(-15).decompress(sent[start : start + size] + b"\0\0\xff\xff")
+        assert size < 2000
+        assert 1_000_000 < len(text) < 1_048_576
+        assert json.loads(text)["type"] in ("sync", "heartbeat")
+
+
+@pytest.mark.parametrize("name", ["patches", "tokens"])
+async def test_abuse_one_attack_is_measured_and_judged(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    server = await serve()
+    monkeypatch.setenv("TIDEMARK__POSTGRES__DSN", server.dsn)
+    monkeypatch.setenv("TIDEMARK__AUTH__SECRET", SECRET.decode())
+    report = await abuse(options(url=server.url, attack=name))
+    assert [(one.attack, one.phase) for one in report.abuses] == [(name, phase) for phase in PHASES]
+    rest, one, ten, sink = report.abuses
+    assert all(getattr(each.others, kind).p50_ms for each in report.abuses for kind in KINDS)
+    assert rest.sent_bytes == 0
+    assert min(one.sent_bytes, ten.sent_bytes, sink.sent_bytes) > 0
+    assert [each.unprepared for each in (one, ten)] == [{}, {}]
+    assert {bar.name.partition(":")[0] for bar in report.bars} == {name}
+    assert len(report.bars) == 5
+
+
+@pytest.mark.slow
+async def test_abuse_every_attack_is_measured(services: Services, tmp_path: Path) -> None:
+    settings = read_settings(None, str(data_dir(services) / tmp_path.name))
+    report = await abuse(options(settings=settings, duration_s=0.3))
+    assert list(dict.fromkeys(one.attack for one in report.abuses)) == list(ATTACKS)
+    assert all(one.sent_bytes for one in report.abuses if one.phase in ("one device", "ten devices"))
+    assert len(report.bars) == 5 * len(ATTACKS)

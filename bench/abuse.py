@@ -10,9 +10,11 @@ import asyncio
 import secrets
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from typing import Final, Literal
+from contextlib import AsyncExitStack, asynccontextmanager
+from time import perf_counter
+from typing import Final, Literal, Self
 
 import msgspec
 
@@ -25,7 +27,7 @@ from bench.drive import Target, say, token
 from bench.fill import fill
 from bench.ground import BenchError, Ground, fresh
 from bench.report import Abuse, Report, this_machine
-from bench.server import ROOT, end, started, variables
+from bench.server import ROOT, end, free_ports, started, variables
 from bench.stage import Options, add_tenants, remote
 from engine.domains import DomainPolicy
 from storage.direct import connected
@@ -37,6 +39,9 @@ ONE, TEN = 1, 10
 #: How long others go on at rest before their first phase, so that nothing is done for the first time in it.
 _WARMUP_S: Final = 1.0
 _STOP_S: Final = 5.0
+#: How long a worker may be busy after a phase before it is restarted, or waited for no longer.
+_BUSY_S: Final = 5.0
+_BUSY_REMOTE_S: Final = 30.0
 _OTHERS: Final = "abuse-others"
 
 
@@ -51,20 +56,47 @@ async def abuse(options: Options) -> Report:
     with fresh(options.settings) as ground:
         dsn = ground.database("product")
         secret = secrets.token_urlsafe(48)
-        command = [str(ROOT / "run.py"), "serve", "--port", "0", "--workers", "1"]
-        async with started(command, _as_delivered(ground, dsn, secret, options)) as server:
-            target = Target(
-                port=server.port, secret=secret, tenants=[_OTHERS], audience=options.settings.auth.audience
-            )
-            await _measure(options, names, target, dsn, report)
-            report.logged = dict(server.logged)
+        port = free_ports(1)
+        target = Target(port=port, secret=secret, tenants=[_OTHERS], audience=options.settings.auth.audience)
+        async with _Worker(port, _as_delivered(ground, dsn, secret, options)) as worker:
+            await _measure(options, names, target, dsn, report, worker)
+        report.logged = dict(worker.logged)
     return report
+
+
+class _Worker:
+    """A server of our own, restarted where it is busy with what an attack left."""
+
+    def __init__(self, port: int, environment: Mapping[str, str]) -> None:
+        self._port = port
+        self._environment = environment
+        self._running = AsyncExitStack()
+        self.logged: Counter[str] = Counter()
+
+    async def __aenter__(self) -> Self:
+        await self._start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._running.aclose()
+        self.logged += self._server.logged
+
+    async def renew(self) -> None:
+        """Stop the server and start it anew."""
+        await self._running.aclose()
+        self.logged += self._server.logged
+        await self._start()
+
+    async def _start(self) -> None:
+        command = [str(ROOT / "run.py"), "serve", "--port", str(self._port), "--workers", "1"]
+        self._server = await self._running.enter_async_context(started(command, self._environment))
 
 
 def _as_delivered(ground: Ground, dsn: str, secret: str, options: Options) -> Mapping[str, str]:
     """Return the environment of a server whose limits stand: they are what is measured."""
     given = variables(ground, dsn, secret, options.config)
-    return {name: value for name, value in given.items() if "__LIMITS__" not in name}
+    kept = {name: value for name, value in given.items() if "__LIMITS__" not in name}
+    return {**kept, "TIDEMARK__SERVER__DRAIN_S": "1"}
 
 
 def _work() -> str:
@@ -75,11 +107,18 @@ def _work() -> str:
     )
 
 
-async def _measure(options: Options, names: list[str], target: Target, dsn: str, report: Report) -> None:
+async def _measure(
+    options: Options,
+    names: list[str],
+    target: Target,
+    dsn: str,
+    report: Report,
+    worker: _Worker | None = None,
+) -> None:
     add_tenants(dsn, [_OTHERS])
     gauge = Gauge(target.host, target.port, dsn)
     async with _sink() as sink_port:
-        run = _Abuse(options, target, gauge, sink_port, report)
+        run = _Abuse(options, target, gauge, sink_port, report, worker)
         await run.warm_up()
         for name in names:
             await run.attacked(name, dsn)
@@ -90,8 +129,15 @@ async def _measure(options: Options, names: list[str], target: Target, dsn: str,
 
 class _Abuse:
     def __init__(
-        self, options: Options, target: Target, gauge: Gauge, sink_port: int, report: Report
+        self,
+        options: Options,
+        target: Target,
+        gauge: Gauge,
+        sink_port: int,
+        report: Report,
+        worker: _Worker | None,
     ) -> None:
+        self._worker = worker
         self._duration_s = options.duration_s or DURATION_S
         self._target = target
         self._gauge = gauge
@@ -147,7 +193,6 @@ class _Abuse:
     ) -> Abuse:
         gauge, others = self._gauge, self._others
         prepared, attacked = Prepared({}), Attacked(0, 0, {}, 0.0)
-        await gauge.calm()
         if plan is None:
             disk_bytes, rss_bytes = await self._before()
             async with gauge.watched():
@@ -163,6 +208,10 @@ class _Abuse:
                     attacked = msgspec.json.decode(await _heard(process), type=Attacked)
                     await others.answered()
         stretch_ms = await gauge.stretch_ms()
+        over_s = perf_counter()
+        calm = await gauge.calm(_BUSY_S if self._worker is not None else _BUSY_REMOTE_S)
+        renewed = not calm and self._worker is not None
+        after_s = perf_counter() - over_s
         found = Abuse(
             attack=name,
             phase=phase,
@@ -177,13 +226,18 @@ class _Abuse:
             ended=attacked.ended,
             unprepared=prepared.refused,
             generator=attacked.cpu_s / self._duration_s,
+            after_s=after_s,
+            renewed=renewed,
         )
+        if self._worker is not None and renewed:
+            await self._worker.renew()
+            gauge.look_again()
+            await self.warm_up()
         self._report.abuses.append(found)
         return found
 
     async def _before(self) -> tuple[int, int]:
-        """Let what was before settle, and give how large database and worker are then."""
-        await self._gauge.calm()
+        """Connect others, and return how large database and worker are before the phase."""
         await self._others.connect()
         await self._gauge.stretch_ms()
         return self._gauge.database_bytes(), self._gauge.rss_bytes()

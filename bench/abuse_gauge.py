@@ -46,15 +46,19 @@ class Gauge:
             cursor.execute("SELECT pg_database_size(current_database())")
             return int(cursor.fetchall()[0][0])
 
-    async def calm(self) -> None:
-        """Wait until the worker has nothing to do, half a minute at most: accepted work outlasts attacks."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE_S):
-                used_s = _CALM_S
-                while used_s > _CALM * _CALM_S:
-                    before_s = self._cpu_s()
-                    await asyncio.sleep(_CALM_S)
-                    used_s = self._cpu_s() - before_s
+    def look_again(self) -> None:
+        """Find the worker anew, after a restart."""
+        self._worker = _listener(self._port)
+
+    async def calm(self, patience_s: float) -> bool:
+        """Wait until the worker has nothing to do, as accepted work outlasts attacks; tell whether it has."""
+        give_up_s = perf_counter() + patience_s
+        while perf_counter() < give_up_s:
+            before_s = self._cpu_s()
+            await asyncio.sleep(_CALM_S)
+            if self._cpu_s() - before_s < _CALM * _CALM_S:
+                return True
+        return False
 
     async def stretch_ms(self) -> float | None:
         """Read the longest stretch since the last time; None where the server does not tell."""

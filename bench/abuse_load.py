@@ -101,6 +101,7 @@ class Storm:
 
     async def _prepare(self, attacker: Attacker, refused: Counter[str]) -> None:
         answers: asyncio.Queue[_Answer] = asyncio.Queue()
+        gone: list[int] = []
 
         def heard(text: bytes) -> None:
             answer = _decode(text)
@@ -108,12 +109,17 @@ class Storm:
                 answers.put_nowait(answer)
 
         def ended(code: int) -> None:
-            answers.put_nowait(_Answer("error", f"closed_{code}"))
+            gone.append(code)
+            answers.put_nowait(_Answer("error"))
 
         assert self._attack.prepared is not None
         socket = await connect(self._plan.host, self._plan.port, attacker.token, heard, ended)
         for message in self._attack.prepared(attacker):
+            answer = _Answer("error")
             for _ in range(_TRIES):
+                if gone:
+                    refused[f"closed_{gone[0]}"] += 1
+                    return
                 socket.write(frame(msgspec.json.encode(message)))
                 async with asyncio.timeout(_ANSWER_S):
                     answer = await answers.get()
@@ -123,8 +129,6 @@ class Storm:
             if answer.code:
                 refused[answer.code] += 1
             refused.update(f"item_{one.status}" for one in answer.results if one.status == "rejected")
-            if answer.code.startswith("closed_"):
-                break
         socket.close()
 
     async def rage(self) -> Attacked:

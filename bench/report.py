@@ -159,7 +159,8 @@ class Abuse(msgspec.Struct, frozen=True, kw_only=True):
     core that the worker used, ``stretch_ms`` the longest for which its loop was held; each is None where it
     could not be read. ``sent_bytes`` went to ``connections`` connections; ``ended`` says how those ended, and
     ``unprepared`` what was refused before the attack began. ``disk_bytes`` is the database's growth,
-    ``generator`` the part of a core that the attackers used.
+    ``generator`` the part of a core that the attackers used. ``after_s`` is how long the worker was busy
+    after the last answer to others; ``renewed`` says that it was restarted then, for it was busy too long.
     """
 
     attack: str
@@ -175,6 +176,8 @@ class Abuse(msgspec.Struct, frozen=True, kw_only=True):
     ended: dict[str, int] = {}
     unprepared: dict[str, int] = {}
     generator: float = 0.0
+    after_s: float = 0.0
+    renewed: bool = False
 
 
 class Figure(msgspec.Struct, frozen=True):

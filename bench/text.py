@@ -65,6 +65,7 @@ _ABUSE_HEADING = (
     "sent KB",
     "disk KB",
     "connections",
+    "busy after s",
 )
 
 
@@ -197,6 +198,7 @@ def _abuse_cells(abuse: Abuse) -> tuple[str, ...]:
         f"{abuse.sent_bytes / 1000:,.0f}",
         f"{abuse.disk_bytes / 1000:+,.0f}",
         f"{abuse.connections:,}",
+        f"{abuse.after_s:.1f}{', restarted' if abuse.renewed else ''}",
     )
 
 

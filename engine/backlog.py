@@ -141,10 +141,18 @@ class Backlog:
             return bool(self._free)
         return any(tenant_id not in self._apart for tenant_id in self._free)
 
-    @property
-    def pressed(self) -> bool:
-        """Whether what waits takes longer to be stored than is to stand."""
-        return self.size_bytes > self.overload.target_bytes
+    def presses(self, tenant_id: int) -> bool:
+        """Return whether what waits holds a tenant up: it takes longer to be stored than is to stand.
+
+        Of all others the tenant that has most waiting does not count: that waits behind itself.
+        """
+        target_bytes = self.overload.target_bytes
+        if self.size_bytes <= target_bytes:
+            return False
+        largest_bytes = max(
+            (queue.size_bytes for other, queue in self._queues.items() if other != tenant_id), default=0
+        )
+        return self.size_bytes - largest_bytes > target_bytes
 
     def sheds(self, tenant_id: int) -> bool:
         """Whether a tenant is to send no more: too much waits, and of it no less than its part."""

@@ -59,8 +59,7 @@ class Committer:
         self._settled_s = clock.monotonic_s()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._calm = asyncio.Event()
-        self._calm.set()
+        self._settled = asyncio.Event()
 
     def submit(self, job: Job, reply: Reply, charge: Charge | None = None) -> None:
         """Queue a job; ``reply`` is called once on the event loop after its batch is durable.
@@ -85,18 +84,22 @@ class Committer:
         wait_ms = min(max(wait_ms, _SHORTEST_RETRY_MS), _LONGEST_RETRY_MS)
         return int(wait_ms * random.uniform(0.5, 1.5))
 
-    async def lull(self, longest_s: float) -> None:
-        """Wait until what was accepted is stored soon, but no longer: reads yield, and do not starve."""
-        if self._backlog.pressed:
-            self._calm.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(longest_s):
-                    await self._calm.wait()
+    async def lull(self, tenant_id: int, longest_s: float) -> None:
+        """Wait until what was accepted is stored soon, but no longer: reads yield, and do not starve.
 
-    @property
-    def pressed(self) -> bool:
-        """Whether what was accepted has to wait for longer than it should."""
-        return self._backlog.pressed
+        A tenant's reads do not yield to what one other tenant alone has waiting.
+        """
+        if not self._backlog.presses(tenant_id):
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(longest_s):
+                while self._backlog.presses(tenant_id):
+                    self._settled.clear()
+                    await self._settled.wait()
+
+    def presses(self, tenant_id: int) -> bool:
+        """Return whether what was accepted holds a tenant up for longer than it should."""
+        return self._backlog.presses(tenant_id)
 
     @property
     def queued_messages(self) -> int:
@@ -145,8 +148,7 @@ class Committer:
                 since_s = max(self._settled_s, began_s)
                 backlog.overload.stored(stored_bytes, now_s - began_s, now_s - since_s)
             self._settled_s = now_s
-            if not self._calm.is_set() and not backlog.pressed:
-                self._calm.set()
+            self._settled.set()
 
     def _go_on_without(self, lane: Lane) -> None:
         self._waited_for.discard(lane)

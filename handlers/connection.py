@@ -352,7 +352,7 @@ class Connection(Line):
             self._frames.go_on()
 
     async def _pull(self, request: Pull) -> None:
-        await self._core.committer.lull(READS_YIELD_S)
+        await self._core.committer.lull(self.key[0], READS_YIELD_S)
         body = await self._core.feed.pull(
             Reader(*self.key), request.cursor, request.domains, request.limit
         )
@@ -368,7 +368,7 @@ class Connection(Line):
 
     async def _open(self, live: Live) -> None:
         try:
-            await self._core.committer.lull(READS_YIELD_S)
+            await self._core.committer.lull(self.key[0], READS_YIELD_S)
             await live.open(self._core.feed, Reader(*self.key), self._session.session_id)
         except Exception:
             self.forget(live)
@@ -390,7 +390,7 @@ class Connection(Line):
         self.say(_encode(Unsubscribed(request.id)))
 
     async def _conflicts(self, request: Conflicts) -> None:
-        await self._core.committer.lull(READS_YIELD_S)
+        await self._core.committer.lull(self.key[0], READS_YIELD_S)
         self.say(await list_conflicts(self._core, self._session, request, request.id))
 
     async def _resolve(self, request: Resolve) -> None:

@@ -116,7 +116,7 @@ class SyncHttp:
         """Read one page of the feed: ``pull`` → ``changes``."""
         session, _ = await self._admit(request)
         message = _from_query(request, "pull", Pull)
-        await self._core.committer.lull(READS_YIELD_S)
+        await self._core.committer.lull(reader_of(session).tenant_id, READS_YIELD_S)
         body = await self._core.feed.pull(
             reader_of(session), message.cursor, message.domains, message.limit
         )
@@ -126,7 +126,7 @@ class SyncHttp:
         """List open conflicts: ``conflicts`` → ``conflicts``."""
         session, _ = await self._admit(request)
         message = _from_query(request, "conflicts", Conflicts)
-        await self._core.committer.lull(READS_YIELD_S)
+        await self._core.committer.lull(reader_of(session).tenant_id, READS_YIELD_S)
         return _response(
             request, session.codec, await list_conflicts(self._core, session, message, None)
         )

@@ -55,7 +55,8 @@ class SyncSocket:
             session.session_id = uuid.uuid4().hex
             session.retries_over = False
             self._check_device(session)
-            self._check_pressure()  # not before the token is known to be one: anybody could use the places up
+            # Not before the token is known to be one: anybody could use the places up.
+            self._check_pressure(session.tenant.tenant_id)
             self._connections.check_staying()  # the goodbye may have been said meanwhile
         except StoreError as error:
             return await self._turn_away(request, codec, as_sync_error(error))
@@ -113,10 +114,10 @@ class SyncSocket:
                 "rate_limited", "too many connections of this tenant", retry_after_ms=retry_later_ms()
             )
 
-    def _check_pressure(self) -> None:
+    def _check_pressure(self, tenant_id: int) -> None:
         """Let few come back while those who are here have to wait. Raises SyncError ``overloaded``."""
         committer = self._core.committer
-        if not committer.pressed:
+        if not committer.presses(tenant_id):
             return
         per_minute = NEWCOMERS_PER_MINUTE
         if self._newcomers.take(per_minute, self._core.clock.monotonic_s(), most=per_minute / 60):

@@ -306,16 +306,35 @@ async def test_what_one_batch_cannot_hold_goes_into_a_second_beside_it_tenant_by
 async def test_reads_wait_until_what_was_accepted_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "_FIRST_BYTES_PER_S", 1000.0)
     async with bench() as one:
-        await one.committer.lull(60.0)
+        await one.committer.lull(1, 60.0)
         one.store.gate.clear()
         one.submit("k1", put("a", x=1))
         await one.store.committing.get()
         one.submit("k2", put("b", x=1))
-        assert one.committer.pressed
-        reading = asyncio.create_task(one.committer.lull(60.0))
-        impatient = asyncio.create_task(one.committer.lull(0.0))
+        assert one.committer.presses(1)
+        reading = asyncio.create_task(one.committer.lull(1, 60.0))
+        impatient = asyncio.create_task(one.committer.lull(1, 0.0))
         await impatient
         assert not reading.done()
+        one.store.gate.set()
+        await reading
+        assert one.statuses("k1") == ["applied"]
+
+
+async def test_lull_what_one_other_tenant_has_waiting_holds_up_no_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admission, "_FIRST_BYTES_PER_S", 1000.0)
+    async with bench() as one:
+        one.store.gate.clear()
+        one.submit("k1", put("a", x=1))
+        await one.store.committing.get()
+        one.submit("k2", put("b", x=1))
+        await one.committer.lull(2, 60.0)
+        assert not one.committer.presses(2)
+        one.submit("k3", put("c", x=1), tenant=3)
+        assert one.committer.presses(2)  # that is no longer one tenant's
+        reading = asyncio.create_task(one.committer.lull(2, 60.0))
         one.store.gate.set()
         await reading
         assert one.statuses("k1") == ["applied"]

@@ -80,6 +80,7 @@ def test_a_missed_bar_is_exit_status_1(
     assert ("MISSED  p50" in text) is bool(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("home")
 def test_filled_and_empty_go_by_turns() -> None:
     _, text = run_bench(
@@ -92,6 +93,7 @@ def test_filled_and_empty_go_by_turns() -> None:
     assert "p50, 900 records" in text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("home")
 async def test_limits_measure_all_three_and_idle_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SIZES", (1, 4))
@@ -133,6 +135,7 @@ async def test_a_server_that_runs_already_is_measured(
     assert f"database: {place_of(server.dsn)}\n" in capsys.readouterr().err  # it has new tenants now
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("home")
 async def test_overload_climbs_comes_back_and_has_a_quiet_tenant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overload, "_UNDER_WAY", 8)
@@ -179,6 +182,7 @@ async def test_overload_of_a_server_that_runs_already(
     assert "CPU and memory of a server that was not started here are not measured" in report.remarks
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("home")
 async def test_two_workers_are_measured_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(concurrent, "_REFERENCE_S", 0.2)
@@ -191,6 +195,7 @@ async def test_two_workers_are_measured_each(monkeypatch: pytest.MonkeyPatch) ->
     assert " and 2 workers, closed loop" in report.work
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("home")
 async def test_scaling_goes_by_turns_over_one_two_and_many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "MANY", 3)
@@ -229,6 +234,7 @@ async def test_live_delivers_to_another_worker_and_loses_nothing(monkeypatch: py
     assert figures["delivered, over 2 tenants"] > 2 * dense.syncs_per_s
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("home")
 async def test_connections_are_idle_but_for_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "PUSHERS", 4)
@@ -244,6 +250,7 @@ async def test_connections_are_idle_but_for_heartbeats(monkeypatch: pytest.Monke
     assert figures["connections opened and subscribed"].value > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("home")
 async def test_uploads_take_turns_with_others_and_go_on_beside_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
     if shutil.which("npm") is None:

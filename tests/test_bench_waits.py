@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
 from bench.waits import measure
 from storage.embedded import Services
 from tests.services import data_dir
 
 
+@pytest.mark.slow
 async def test_each_wait_is_measured_and_ends(services: Services, tmp_path: Path) -> None:
     # Where the account that runs PostgreSQL may go, and short enough for its socket's path.
     place = data_dir(services) / tmp_path.name

@@ -153,6 +153,7 @@ class EdgeProtocol(RequestHandler):
         in_body = self._body is not None and not self._body.is_eof()
         super().data_received(data)
         if self._upgraded or self._force_close or self._close:
+            self._head_is_whole()  # of an upgrade, too, which the library does not count among its requests
             return
         if self._request_count != self._heads:
             self._heads = self._request_count

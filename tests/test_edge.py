@@ -135,6 +135,14 @@ async def test_edge_keeps_a_connection_between_requests(serve: Serve) -> None:
         assert (await wire.ask("GET", "/v1/domains", server.headers())).status == 200
 
 
+async def test_edge_keeps_a_socket_whose_upgrade_was_the_first_request(serve: Serve) -> None:
+    server = await serve(server={"port": 0, "head_s": 0.05})
+    phone = await server.device()
+    async with wired(server.url) as idle:
+        await idle.ended()  # its time is over, which began later
+    assert (await phone.ask("heartbeat"))["type"] == "heartbeat_ack"
+
+
 async def test_a_body_of_a_message_that_never_ends_is_given_up(serve: Serve) -> None:
     server = await serve(server={"port": 0, "body_s": 0.05})
     async with wired(server.url) as wire:

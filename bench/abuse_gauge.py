@@ -14,8 +14,8 @@ from storage.direct import connected
 
 _SAMPLE_S: Final = 0.05
 #: Below this part of a core, over that time, a worker counts as having nothing to do.
-_CALM: Final = 0.25
-_CALM_S: Final = 0.3
+_CALM: Final = 0.05
+_CALM_S: Final = 0.75
 _PATIENCE_S: Final = 30.0
 _LONGEST: Final = b"tidemark_loop_delay_longest_seconds "
 

@@ -72,6 +72,8 @@ class LoopShares:
             The seconds for which the device's socket is not to be read from: 0 while it is within its
             share, and while no other tenant wants the loop.
         """
+        if self.tenant_id != tenant_id:  # who sends nothing but pongs is heard here alone
+            self.heard(tenant_id, now_s)
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
             tenant = self._tenants[tenant_id] = LoopShare(0.0, now_s)

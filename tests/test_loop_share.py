@@ -63,6 +63,15 @@ def test_loop_shares_of_one_tenant_alone_is_everything() -> None:
     assert {shares.spend(1, device, 0.01, 0.01 * turn) for turn in range(1, 500)} == {0.0}
 
 
+def test_loop_shares_of_a_device_that_sends_no_message_is_bounded_beside_others() -> None:
+    shares, pongs = LoopShares(), _Device()
+    for now_s in (0.0, 0.1, 0.2):
+        if shares.tenant_id != 2:  # as the hot path does
+            shares.heard(2, now_s)
+        waits_s = shares.spend(1, pongs, 0.5, now_s)
+    assert waits_s > 0.0
+
+
 def test_loop_shares_once_others_are_silent_is_everything_again() -> None:
     shares = _wanted()
     device = _Device()

@@ -181,6 +181,7 @@ class _Abuse:
             host=self._target.host,
             port=self._target.port,
             devices=[(device, token(self._target, tenant, device)) for device in devices],
+            neighbour_token=token(self._target, tenant, f"{mark}-neighbour"),
             mark=mark,
             duration_s=self._duration_s,
         )

@@ -27,6 +27,8 @@ _WRITE_BYTES: Final = 65_536
 #: Just below ``limits.record_bytes`` and ``limits.frame_bytes`` as delivered.
 _RECORD_BYTES: Final = 250_000
 _FRAME_BYTES: Final = 1_000_000
+#: Large conflicts of each device whose lists are asked for.
+_CONFLICTS: Final = 16
 #: Records that the feed has where an attack reads it.
 LONG_FEED: Final = 200_000
 
@@ -48,9 +50,9 @@ class Attacker(NamedTuple):
 class Attack(NamedTuple):
     """One way. ``told`` says it in a few words.
 
-    ``prepared`` are messages that each device sends before, one after the other. ``feed_records`` are written
-    into the tenant's feed before, ``manual`` has its conflicts held for a person. Without ``reads`` nothing
-    of what comes back is read.
+    ``prepared`` are messages that a neighbour of each device sends before, one after the other: a device's
+    changes do not conflict with its own. ``feed_records`` are written into the tenant's feed before,
+    ``manual`` has its conflicts held for a person. Without ``reads`` nothing of what comes back is read.
     """
 
     told: str
@@ -181,11 +183,17 @@ def _asked(count: int, message: Json, *, every_s: float) -> Callable[[Attacker],
 
 
 def _large_conflicts(attacker: Attacker) -> Iterator[Json]:
-    for number in range(16):
+    for number in range(_CONFLICTS):
         record = f"{attacker.mark}-{number}"
         yield _sync(_item(record, "put", None, {"text": "a" * 200_000}))
         yield _sync(_item(record, "patch", 1, {"text": "b" * 200_000}))
-        yield _sync(_item(record, "put", 1, {"text": "c" * 200_000}))
+
+
+async def _listed(attacker: Attacker) -> AsyncIterator[bytes]:
+    for number in range(_CONFLICTS):
+        yield _text(_sync(_item(f"{attacker.mark}-{number}", "put", 1, {"text": "c" * 200_000})))
+    async for chunk in _asked(8, {"type": "conflicts", "limit": 1000}, every_s=0.2)(attacker):
+        yield chunk
 
 
 async def _unread(attacker: Attacker) -> AsyncIterator[bytes]:
@@ -277,7 +285,7 @@ ATTACKS: Final[dict[str, Attack]] = {
     ),
     "conflicts": Attack(
         "lists of large conflicts",
-        _asked(8, {"type": "conflicts", "limit": 1000}, every_s=0.2),
+        _listed,
         prepared=_large_conflicts,
         manual=True,
     ),

@@ -30,8 +30,9 @@ _READ_BYTES: Final = 65_536
 
 
 class AttackPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """One run of an attack. ``devices`` are pairs of a name and its token.
+    """One run of an attack.
 
+    ``devices`` are pairs of a name and its token; ``neighbour_token`` is of one more device, which prepares.
     With ``bytes_per_s`` the server is a sink, which answers nothing and is sent so much.
     """
 
@@ -39,6 +40,7 @@ class AttackPlan(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     port: int
     devices: list[tuple[str, str]]
+    neighbour_token: str
     mark: str
     duration_s: float
     bytes_per_s: float | None = None
@@ -113,7 +115,7 @@ class Storm:
             answers.put_nowait(_Answer("error"))
 
         assert self._attack.prepared is not None
-        socket = await connect(self._plan.host, self._plan.port, attacker.token, heard, ended)
+        socket = await connect(self._plan.host, self._plan.port, self._plan.neighbour_token, heard, ended)
         for message in self._attack.prepared(attacker):
             answer = _Answer("error")
             for _ in range(_TRIES):

@@ -42,7 +42,7 @@ from handlers.server import ClosedDoorError
 from handlers.supervisor import WorkersFailedError
 from storage.bus_news import announce
 from storage.bus_nodes import Nodes
-from storage.checkup import bus_findings
+from storage.checkup import LOGIN_REFUSED, bus_findings
 from storage.embedded import NAME_IT, Services, embedded, embedded_redis_url
 from storage.embedded_account import EmbeddedError, account_for, make_data_dir
 from storage.epoch import PostgresEpoch
@@ -313,6 +313,8 @@ def _check_bus(url: str, *, several: bool) -> None:
     except ValueError as error:
         raise SiteError(f"redis.url: {error}") from None
     for finding in bus_findings(url, alone=False) if several else ():
+        if finding.level == "fault" and finding.found.startswith(LOGIN_REFUSED):
+            raise SiteError(f"{finding.found}: {finding.remedy}")
         if finding.level == "fault":
             raise SiteError(
                 f"several workers meet in Redis, which is away ({finding.found}):"

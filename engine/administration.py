@@ -46,6 +46,13 @@ class RefusedError(StoreError):
     """What was asked cannot be; one sentence says why and what may be."""
 
 
+class NoTenantError(RefusedError):
+    """There is no tenant of that name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no tenant {name}: `run.py tenant list` has the names of all")
+
+
 class Schema(Protocol):
     """The schema, changed by numbered migrations, each with a way back."""
 

@@ -28,6 +28,9 @@ _WARN_APART_S: Final = 1.0
 FAULT_APART_S: Final = 60.0
 _LEAST_DAYS_AHEAD: Final = 2
 _ANSWER_S: Final = 3.0
+#: How a finding on a Redis begins that is there and wants another password.
+LOGIN_REFUSED: Final = "Redis refuses the login"
+_LOGIN_REMEDY: Final = "correct the name and the password in redis.url or in the file of redis.url_file"
 
 _APART_REMEDY: Final = "have both hosts' clocks kept by NTP (chrony, systemd-timesyncd)"
 
@@ -146,16 +149,20 @@ def bus_findings(url: str, *, alone: bool) -> Iterator[Finding]:
     """Look at the Redis between processes; a single one does without."""
     took_ms: list[float] = []
     wrong: list[str] = []
+    login = ""
     try:
         for node in Nodes(url).urls:
             try:
                 took_ms.append(_answered_ms(node))
+            except redis.AuthenticationError as error:
+                login = f"{LOGIN_REFUSED} ({error})"
+                wrong.insert(0, login)
             except redis.RedisError as error:
                 wrong.append(str(error))
     except ValueError as error:
         wrong.append(str(error))
     if wrong:
-        remedy = "see that it runs and that redis.url leads to it"
+        remedy = _LOGIN_REMEDY if login else "see that it runs and that redis.url leads to it"
         if alone:
             remedy += "; a single process serves without, several do not"
         yield Finding("warning" if alone or took_ms else "fault", "redis", wrong[0], remedy)

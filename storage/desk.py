@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from engine.administration import (
     ConflictCase,
     ConflictSummary,
+    NoTenantError,
     QuarantineCase,
     QuarantineSummary,
     RefusedError,
@@ -106,15 +107,12 @@ class QuarantineReads:
     def items(self, tenant: str | None) -> list[QuarantineSummary]:
         """List items by tenant, oldest first."""
         return [
-            QuarantineSummary(*(*row, to_text(at_us)))
-            for *row, at_us in _listed(self._dsn, _ITEMS, tenant)
+            QuarantineSummary(*(*row, to_text(at_us))) for *row, at_us in _listed(self._dsn, _ITEMS, tenant)
         ]
 
     def item(self, quarantine_id: str, tenant: str | None) -> QuarantineCase:
         """Find an item."""
-        name, *columns, retried_at = _found(
-            self._dsn, _ITEM, quarantine_id, tenant, "item in the quarantine"
-        )
+        name, *columns, retried_at = _found(self._dsn, _ITEM, quarantine_id, tenant, "item in the quarantine")
         return QuarantineCase(name, _quarantined(columns), retried_at)
 
     def behind(self, row: Quarantined) -> list[Quarantined]:
@@ -201,4 +199,4 @@ def _check_tenant(cursor: Cursor, tenant: str | None) -> None:
     if tenant is not None:
         cursor.execute("SELECT FROM tenants WHERE name = %s", (tenant,))
         if not cursor.fetchall():
-            raise RefusedError(f"there is no tenant {tenant}")
+            raise NoTenantError(tenant)

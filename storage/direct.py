@@ -52,7 +52,7 @@ def _connect(dsn: str) -> Connection:
     for host in order.now():
         places = host.places_now(one_of_several=order.several)
         if not places:
-            refusals.append(StoreUnavailableError(f"no address is known for {host.name}"))
+            refusals.append(StoreUnavailableError(host.unknown))
         for place in order.sorted(places):
             try:
                 return psycopg2.connect(
@@ -85,4 +85,3 @@ def schema_change(connection: Connection, lock_timeout_ms: int) -> Iterator[Curs
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
         cursor.execute(f"SET LOCAL lock_timeout = {lock_timeout_ms}")
         yield cursor
-

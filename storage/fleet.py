@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from engine.administration import DeviceSummary, RefusedError
+from engine.administration import DeviceSummary, NoTenantError, RefusedError
 from engine.health import Counts, score
 from storage.direct import connected
 
@@ -94,7 +94,7 @@ def tenant_id_of(connection: Connection, name: str) -> int:
         cursor.execute("SELECT tenant_id FROM tenants WHERE name = %s", (name,))
         found = cursor.fetchall()
     if not found:
-        raise RefusedError(f"there is no tenant {name}")
+        raise NoTenantError(name)
     return int(found[0][0])
 
 

@@ -24,6 +24,11 @@ _OF_THE_LIST: Final = ("target_session_attrs", "load_balance_hosts")
 _OF_A_HOST: Final = ("host", "hostaddr", "port")
 
 
+#: What of a URI is taken for the host where the password is not encoded.
+_ENCODE_IT: Final = (
+    "in the URI of postgres.dsn, characters such as @ : / ? # and % of a password are percent-encoded"
+    " (@ is %40, / is %2F)"
+)
 #: How long a connection may take until it can be used.
 CONNECT_S: Final = 5.0
 #: Where there are others to try: a host that is gone mostly refuses nothing, it is silent.
@@ -44,6 +49,14 @@ class Host(msgspec.Struct, frozen=True):
     dsn: str
     name: str
     label: str = ""
+
+    @property
+    def unknown(self) -> str:
+        """The sentence on a name that stands for no address; what may be of a password is not shown."""
+        *_, after = self.name.rpartition("@")
+        if after == self.name:
+            return f"no address is known for {self.name}"
+        return f"no address is known for ***@{after}: {_ENCODE_IT}"
 
     async def places(self, *, one_of_several: bool) -> list[Place]:
         """Give a place for each address that the name stands for, none if it is not known.
@@ -95,11 +108,13 @@ def hosts_of(dsn: str) -> list[Host]:
     except psycopg2.ProgrammingError:
         raise StoreError(
             "postgres.dsn is neither a URI nor libpq's keywords: write it as"
-            " postgresql://user:password@host:port/database"
+            f" postgresql://user:password@host:port/database; {_ENCODE_IT}"
         ) from None
     for name in _OF_THE_LIST:
         common.pop(name, None)
     names, addresses, ports = (_listed(common.pop(part, "")) for part in _OF_A_HOST)
+    if not all(port.isdecimal() for port in ports if port):
+        raise StoreError(f"postgres.dsn names a port that is no number: {_ENCODE_IT}")
     count = len(addresses or names or [""])
     parts = {
         "host": _one_each("host", names, count),

@@ -38,7 +38,12 @@ def dsn_without_secrets(dsn: str) -> str:
         parts = parse_dsn(dsn)
     except psycopg2.ProgrammingError:
         return HIDDEN
-    return str(make_dsn(**parts | {name: HIDDEN for name in _SECRET if name in parts}))
+    hidden: dict[str, str] = {name: HIDDEN for name in _SECRET if name in parts}
+    if "@" in (host := parts.get("host", "")) and not host.startswith(
+        "@"
+    ):  # of a bare password
+        hidden["host"] = f"{HIDDEN}@{host.rpartition('@')[2]}"
+    return str(make_dsn(**parts | hidden))
 
 
 def url_without_secrets(url: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from engine.administration import PolicyInForce, RefusedError
+from engine.administration import NoTenantError, PolicyInForce, RefusedError
 from engine.domains import DomainPolicy
 from storage.direct import connected
 
@@ -33,7 +33,7 @@ class PostgresPolicies:
             )
             read = cursor.fetchall()
         if tenant is not None and not read:
-            raise RefusedError(f"there is no tenant {tenant}")
+            raise NoTenantError(tenant)
         own: dict[str, dict[str, DomainPolicy]] = {}
         for name, domain, policy, fallback in read:
             chosen = own.setdefault(name, {})
@@ -83,7 +83,7 @@ def _tenant_id(cursor: Cursor, name: str) -> int:
     cursor.execute("SELECT tenant_id FROM tenants WHERE name = %s FOR KEY SHARE", (name,))
     found = cursor.fetchall()
     if not found:
-        raise RefusedError(f"there is no tenant {name}")
+        raise NoTenantError(name)
     return int(found[0][0])
 
 

@@ -171,8 +171,10 @@ class Session:
         sentence = told(error)
         if state == _CANCELLED and not self._link.closed:
             return StoreRetryError("the server cancelled the statement")
-        if self._link.closed or state[:2] in ("08", "57") or (
-            not state and isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
+        if (
+            self._link.closed
+            or state[:2] in ("08", "57")
+            or (not state and isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError))
         ):
             self._lose()
             return ConnectionLostError(sentence)
@@ -319,7 +321,7 @@ class Database:
         for host in order.now():
             places = await host.places(one_of_several=order.several)
             if not places:
-                refusals.append(f"no address is known for {host.name}")
+                refusals.append(host.unknown)
             for place in order.sorted(places):
                 try:
                     return await self._connect_to(host, place)

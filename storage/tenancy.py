@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from engine.administration import RefusedError, TenantSummary
+from engine.administration import NoTenantError, RefusedError, TenantSummary
 from engine.ports import ANY_TENANT
 from storage.direct import connected
 
@@ -120,7 +120,7 @@ def _tenant_id(connection: Connection, name: str) -> int:
         cursor.execute("SELECT tenant_id FROM tenants WHERE name = %s", (name,))
         found = cursor.fetchall()
     if not found:
-        raise RefusedError(f"there is no tenant {name}")
+        raise NoTenantError(name)
     return int(found[0][0])
 
 

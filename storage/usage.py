@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from engine.administration import RefusedError, TenantHolds
+from engine.administration import NoTenantError, TenantHolds
 from engine.rows import TenantUsage
 from engine.tenant_usage import NAMES
 from storage.direct import connected
@@ -152,7 +152,7 @@ class PostgresUsage:
             )
             found = cursor.fetchall()
         if tenant is not None and not found:
-            raise RefusedError(f"there is no tenant {tenant}")
+            raise NoTenantError(tenant)
         return [TenantHolds(name, TenantUsage(*held), file_bytes) for name, file_bytes, *held in found]
 
 

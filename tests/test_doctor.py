@@ -14,19 +14,24 @@ from typing import Any
 
 import msgspec
 import pytest
+import redis
 from psycopg2.extensions import parse_dsn
 
+from compose.site import _check_bus
 from engine.settings import S3
+from handlers.commands.site import SiteError
+from storage.checkup import bus_findings
 from storage.embedded import Services
 from storage.health import unfit
 from storage.partitions import maintain
 from storage.tenancy import PostgresTenancy
 from tests.commands import Ended, Run, command
+from tests.own_redis import OwnRedis, _own_redis, own_redis
 from tests.services import data_dir, execute, rows
 from tests.serving import Serve
 from tests.test_commands import Ended as EndedProcess
 
-__all__ = ["command"]
+__all__ = ["_own_redis", "command", "own_redis"]
 
 SECRET = "a secret that nobody needs to know"
 
@@ -320,3 +325,20 @@ def test_it_starts_services_of_its_own_and_prints_a_table(embedded_services: Ser
     assert max(map(len, ended.out.splitlines())) <= 80
     assert ["ok", "database"] in [line[:2] for line in lines]
     assert ["ok", "redis"] in [line[:2] for line in lines]
+
+
+def test_a_redis_that_refuses_the_login_is_told_so_and_not_called_away(own_redis: OwnRedis) -> None:
+    with redis.Redis.from_url(own_redis.url) as client:
+        client.config_set("requirepass", "hidden")
+        client.execute_command("AUTH", "hidden")
+        try:
+            for login in ("", "password=wrong"):
+                url = own_redis.url + ("&" if "?" in own_redis.url else "?") + login
+                (finding,) = bus_findings(url, alone=False)
+                assert finding.found.startswith("Redis refuses the login (")
+                assert "redis.url or in the file of redis.url_file" in finding.remedy
+                with pytest.raises(SiteError, match=r"refuses the login.*redis\.url_file") as refused:
+                    _check_bus(url, several=True)
+                assert "away" not in str(refused.value)
+        finally:
+            client.config_set("requirepass", "")

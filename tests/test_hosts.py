@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from engine.ports import StoreError
+from storage.direct import connected
 from storage.hosts import HostOrder, hosts_of, order_of, reordered
+from storage.places import dsn_without_secrets
 
 Parts = dict[str, str]
 
@@ -154,3 +156,23 @@ def test_dsn_reordered_has_the_same_hosts_behind_each_other(failed: int) -> None
     assert [host.dsn for host in hosts_of(again)] == [host.dsn for host in order.now()]
     assert parse_dsn(again)["target_session_attrs"] == "read-write"
     assert reordered("host=a port=1") == "host=a port=1"
+
+
+@pytest.mark.parametrize(
+    ("dsn", "told"),
+    [
+        ("postgresql://u:p@ssword@db.invalid/x", r"is known for \*\*\*@db.invalid: .*percent-encoded"),
+        ("postgresql://u:pass/word@db.invalid/x", "a port that is no number: .*percent-encoded"),
+        ("postgresql://u:50%@db.invalid/x", "neither a URI nor .*percent-encoded"),
+    ],
+)
+def test_a_password_that_is_not_encoded_is_told_so_and_not_shown(dsn: str, told: str) -> None:
+    with pytest.raises(StoreError, match=told) as refused, connected(dsn):
+        pass
+    assert "p@ss" not in str(refused.value)
+    assert "pass/" not in str(refused.value)
+    assert "ssword" not in dsn_without_secrets(dsn).replace("password", "")
+
+
+def test_a_name_that_is_not_known_has_no_hint_of_a_password() -> None:
+    assert hosts_of("host=nowhere")[0].unknown == "no address is known for nowhere"

@@ -354,3 +354,9 @@ async def test_an_upload_by_the_draft_goes_through_without_the_interim_answer_th
         assert (reply.status, reply.headers["Upload-Complete"]) == (201, "?1")
         assert reply.headers["Location"].startswith("/v1/uploads/")
         assert await phone.file(urlsplit(reply.headers["Location"]).path) == content
+
+
+def test_nginx_site_without_a_name_says_which_to_give() -> None:
+    ended = CliRunner().invoke(cli, ["nginx"], obj=open_site)
+    assert "--server-name NAME" in ended.stderr
+    assert CliRunner().invoke(cli, ["nginx", "--server-name", "localhost"], obj=open_site).stderr == ""

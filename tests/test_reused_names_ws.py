@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import jwt
 import pytest
 
 from engine.ports import ANY_TENANT
@@ -99,8 +100,29 @@ async def test_tenant_add_of_a_used_name_says_so_and_asks(dsn: str, command: Run
     assert (added.status, added.out) == (0, "added acme\n")
     assert f'"tnr": {number}' in added.err
     assert "tenant acme already" in (await command("tenant", "add", "acme")).refusal()
-    assert "Options of revoke stand behind it" in (
-        await command("token", "--tenant", "acme", "revoke", "j")
-    ).refusal()
+    assert (
+        "Options of revoke stand behind it"
+        in (await command("token", "--tenant", "acme", "revoke", "j")).refusal()
+    )
     for jti in ("", "a\x1b[2J"):
         assert "jti is required" in (await command("token", "revoke", "--", jti)).refusal()
+
+
+async def test_token_revoke_of_a_whole_token_reads_its_jti_and_keeps_nothing_else(
+    server: Running, command: Run
+) -> None:
+    phone = await server.device("phone", jti="j7")
+    whole = server.headers("phone", jti="j7")["Authorization"].removeprefix("Bearer ")
+    elsewhere = await command("token", "revoke", whole, "--tenant", "globex")
+    assert "of the tenant acme" in elsewhere.refusal()
+    ended = await command("token", "revoke", f"Bearer {whole}")
+    assert (ended.status, ended.out) == (0, "revoked token j7\n")
+    assert "the jti of that token is j7" in ended.err
+    assert await sent_away(phone) == "revoked"
+    assert rows(server.dsn, "SELECT token_id FROM revoked_tokens") == [("j7",)]
+    nameless = jwt.encode({"tid": "acme"}, "a secret that nobody needs to know", "HS256")
+    for part in (whole[:16], whole[:50], whole.rpartition(".")[0], whole.split(".")[1], nameless):
+        refused = (await command("token", "revoke", part)).refusal()
+        assert "jti" in refused
+        assert part not in refused
+    assert rows(server.dsn, "SELECT count(*)::int FROM revoked_tokens") == [(1,)]

@@ -84,8 +84,9 @@ def test_what_it_starts_is_a_command_that_the_server_takes(path: Path) -> None:
     if "@" in path.name:
         assert (given["port"], given["workers"]) == (8081, 1)
     else:
-        assert given["port"] is None
-        assert given["workers"] >= 1
+        # What doctor and nginx count is what the unit starts.
+        assert (given["port"], given["workers"]) == (None, None)
+        assert SAMPLE["server"]["workers"] >= 1
     assert service(path, "ExecReload") == "/bin/kill -HUP $MAINPID"
 
 
@@ -170,6 +171,7 @@ def test_docs_lines_install_a_server_whose_account_reads_its_secrets_and_no_othe
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "fault" not in ended.stdout
+    assert f", {os.cpu_count()} workers" in ended.stdout
     assert rows(dsn, "SELECT name FROM tenants") == [("acme",)]
     assert ended.stdout.splitlines()[-1].count(".") == 2  # the token
     with account(_GID):

@@ -15,7 +15,7 @@ from handlers.auth import Verifier
 from handlers.keys import key_set
 
 PAGE = (Path(__file__).parent.parent / "docs" / "tokens.md").read_text("utf-8")
-PLACE = "/etc/tidemark/token.secret"
+PLACE = "/etc/tidemark/auth.secret"
 
 #: By language: what runs a program given as text, and what prints the token.
 PROGRAMS = {

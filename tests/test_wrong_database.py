@@ -257,4 +257,5 @@ async def test_database_of_another_schema_left_alone(command: RunHere, dsn: str)
     """A refusal names the database too: it may be the wrong one that was looked into."""
     execute(dsn, "DELETE FROM tenants")
     ended = await command("device", "revoke", "--tenant", "acme", "phone")
-    assert ended.err == f"{named(dsn)}Error: there is no tenant acme\n"
+    said = "there is no tenant acme: `run.py tenant list` has the names of all"
+    assert ended.err == f"{named(dsn)}Error: {said}\n"

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Final
 
 import click
+from click.core import ParameterSource
 
 from engine.settings import Settings
 from handlers.commands.site import Site, SiteError, on_site
+from handlers.printing import say
 
 _TEMPLATE: Final = Path(__file__).parents[2] / "deploy" / "nginx" / "site.conf"
 _BLANK: Final = re.compile(r"@\{(\w+)\}")
@@ -130,6 +132,8 @@ def nginx(
     http2: str | None,
 ) -> None:
     """Print the site that puts nginx in front of as many workers, on this machine or others, with TLS."""
+    if click.get_current_context().get_parameter_source("server_name") is ParameterSource.DEFAULT:
+        say("this site is for localhost alone: name the host that devices use, --server-name NAME", err=True)
     if redirect_port == https_port:
         raise click.UsageError("--redirect-port and --https-port: two different ports are required")
     live = f"/etc/letsencrypt/live/{server_name.removeprefix('*.')}"

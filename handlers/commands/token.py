@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+import base64
+import re
+from typing import Final, NamedTuple
 
 import click
+import jwt
 from click.core import ParameterSource
 
 from engine.ports import StoreError
@@ -16,10 +19,51 @@ from handlers.printing import say
 _LONGEST_S: Final = 315_360_000
 
 
-def _checked_id(_: click.Context, __: click.Parameter, token_id: str) -> str:
-    if not token_id or "\0" in token_id or not token_id.isprintable():
+#: What the head of a token is in base64url, and so is its body: an object of JSON. No random jti is one.
+_OBJECT: Final = re.compile(rb'\{\s*"\w')
+
+
+class _Named(NamedTuple):
+    """A token to revoke. ``tenant`` is that of the whole token which was given; ``read`` where one was."""
+
+    token_id: str
+    tenant: str | None = None
+    read: bool = False
+
+
+def _named(_: click.Context, __: click.Parameter, given: str) -> _Named:
+    """Take a jti, or read it out of a whole token, of which nothing else is told or kept."""
+    bare = given.strip()
+    if bare[:7].lower() == "bearer ":
+        bare = bare[7:].strip()
+    if _OBJECT.match(_decoded(bare.partition(".")[0])):
+        return _read(bare)
+    if not given or "\0" in given or not given.isprintable():
         raise click.BadParameter("a token's jti is required, a text without control characters.")
-    return token_id
+    return _Named(given)
+
+
+def _decoded(part: str) -> bytes:
+    try:
+        return base64.urlsafe_b64decode(part[: len(part) // 4 * 4])
+    except ValueError:
+        return b""
+
+
+def _read(whole: str) -> _Named:
+    try:
+        # Nobody is let in by this: whose signature it is does not matter.
+        claims = jwt.decode(whole, options={"verify_signature": False})
+    except jwt.InvalidTokenError:
+        raise click.BadParameter(
+            "this looks like a part of a token: give its jti, or the whole token, x.y.z."
+        ) from None
+    token_id, tenant = claims.get("jti"), claims.get("tid")
+    if not isinstance(token_id, str) or not token_id or not token_id.isprintable():
+        raise click.BadParameter(
+            "this token has no jti, and no server lets it in: revoke its device, run.py device revoke."
+        )
+    return _Named(token_id, tenant if isinstance(tenant, str) else None, read=True)
 
 
 @click.group(
@@ -98,15 +142,23 @@ def _number(site: Site, name: str) -> int | None:
 
 
 @token.command("revoke", epilog="Example: run.py token revoke 5f0e6c1d2b3a4f58 --tenant acme")
-@click.argument("token_id", metavar="JTI", callback=_checked_id)
+@click.argument("named", metavar="JTI", callback=_named)
 @click.option("--tenant", metavar="T", help="Of this tenant alone.")
 @on_site(changes=True)
-def revoke(site: Site, *, token_id: str, tenant: str | None) -> None:
+def revoke(site: Site, *, named: _Named, tenant: str | None) -> None:
     """Have tokens with this jti believed no more: their connections close within a second.
 
-    Without --tenant those of every tenant, and of people. There is no way back: sign a new token.
+    A whole token in place of its jti will do: the jti is read, and nothing else of it is kept. Without
+    --tenant those of every tenant, and of people. There is no way back: sign a new token.
     """
+    token_id = named.token_id
+    if named.tenant is not None and tenant not in (None, named.tenant):
+        raise click.UsageError(
+            f"This token is of the tenant {named.tenant}: give that, or leave --tenant out."
+        )
     with site.tenants() as tenants:
         newly = tenants.revoke_token(token_id, tenant)
     of = "" if tenant is None else f" of {tenant}"
+    if named.read:
+        say(f"the jti of that token is {token_id}", err=True)
     say(f"revoked token {token_id}{of}" if newly else f"token {token_id}{of} was revoked already")

@@ -118,6 +118,11 @@ def _stored(text: str) -> Callable[[Attacker], Iterator[Json]]:
     return prepared
 
 
+def _incompressible(attacker: Attacker) -> Iterator[Json]:
+    yield _sync(_item(f"{attacker.mark}-r", "put", None, {"n": secrets.token_hex(_RECORD_BYTES // 2)}))
+    yield _sync(_item(f"{attacker.mark}-r", "patch", 1, {"k": -1}))
+
+
 def _patches(count: int) -> Callable[[Attacker], AsyncIterator[bytes]]:
     async def frames(attacker: Attacker) -> AsyncIterator[bytes]:
         number = 0
@@ -290,7 +295,7 @@ ATTACKS: Final[dict[str, Attack]] = {
         manual=True,
     ),
     "patches": Attack(
-        "patches of 70 bytes on a record of 250 KB", _patches(1), prepared=_stored('"aaaaaaa"')
+        "patches of 70 bytes on a record of 250 KB", _patches(1), prepared=_incompressible
     ),
     "uploads": Attack("4,096 empty uploads of unknown length", _empty_uploads, "nothing"),
     "headers": Attack("headers that never end, without a token", _endless_headers, "nothing", 50),

@@ -96,7 +96,11 @@ class QuarantineDesk(QuarantineReads):
         try:
             job = resent(rows, case.tenant, data, _intake(self._settings), _clock.now_us())
         except SyncError as error:
-            raise RefusedError(f"this cannot be sent, correct it with --data: {error.message}") from None
+            drop = f"`run.py quarantine drop {row.quarantine_id}`"
+            raise RefusedError(
+                f"this cannot be sent, correct it with --data: {error.message} (what no data can correct,"
+                f" {drop} gives up)"
+            ) from None
         held = row.domain if hold else None
         outcome = asyncio.run(
             _committed(self._dsn, self._settings, case.tenant, job, self._moved, through, held)
@@ -111,8 +115,12 @@ class QuarantineDesk(QuarantineReads):
                 " see with `run.py quarantine list` whether this one is left, and try again"
             )
         result, *behind = decode_results(outcome.results)
-        if result.status == "rejected":
-            self.note_retry(items[0])
+        if result.error is not None:
+            self.note_retry(items[0], result.error, corrected=data is not None)
+        else:  # else nothing was written, and those behind it wait on
+            for item, one in zip(items[1:], behind, strict=True):
+                if one.error is not None:
+                    self.note_retry(item, one.error, corrected=False)
         lost = result.status == "resolved" and result.winner == "server"
         return Recovered(
             result,

@@ -315,6 +315,12 @@ class QuarantineDesk(Protocol):
     def item(self, quarantine_id: str, tenant: str | None) -> QuarantineCase:
         """Find an item. Raises RefusedError if there is none, or several tenants have one of that id."""
 
+    def behind(self, row: Quarantined) -> list[Quarantined]:
+        """List the items that were rejected because this one was. Raises StoreError."""
+
+    def drop(self, case: QuarantineCase) -> None:
+        """Give an item up, for good. Raises RefusedError if it left the quarantine just now, StoreError."""
+
     def retry(self, case: QuarantineCase, data: bytes | None, *, hold: bool) -> Recovered:
         """Send an item again as its device did, with other ``data`` (JSON) if given.
 

@@ -14,6 +14,7 @@ from engine.administration import (
     RefusedError,
 )
 from engine.instants import to_text
+from engine.messages import ItemError
 from engine.rows import Quarantined, QuarantineRef, Record, RecordKey
 from storage.commit import decode_conflict
 from storage.direct import connected
@@ -69,6 +70,12 @@ _BEHIND: Final = (
     " AND q.device_id = %s AND q.domain = %s AND q.record_id = %s AND q.code = 'creation_rejected'"
     " AND q.place > (SELECT place FROM quarantine WHERE tenant_id = %s AND quarantine_id = %s)"
     " ORDER BY q.place"
+)
+_RETRIED: Final = (
+    "UPDATE quarantine SET retried_at = now(),"
+    " code = CASE WHEN %s AND code = 'creation_rejected' THEN code ELSE %s END,"
+    " message = CASE WHEN %s AND code = 'creation_rejected' THEN message ELSE %s END"
+    " WHERE tenant_id = %s AND quarantine_id = %s"
 )
 _RECORD: Final = (
     "SELECT version, seq, at_us, device_id, chain_from, data::text, last_data::text FROM records"
@@ -133,11 +140,33 @@ class QuarantineReads:
             cursor.execute(_RECORD, key)
             return next((_record(key, *found) for found in cursor.fetchall()), None)
 
-    def note_retry(self, item: QuarantineRef) -> None:
-        """Note that a retry was rejected just now."""
+    def note_retry(self, item: QuarantineRef, error: ItemError, *, corrected: bool) -> None:
+        """Note that a retry was rejected just now, and why.
+
+        That an item waits for another one's retry (``creation_rejected``) stays where ``corrected`` data was
+        at fault, which is not kept.
+        """
+        values = (corrected, error.code, corrected, error.message, *item)
         with connected(self._dsn) as connection, connection.cursor() as cursor:
+            cursor.execute(_RETRIED, values)
+
+    def drop(self, case: QuarantineCase) -> None:
+        """Delete an item. Batches lock the counter first, and so does this: a retry is before or after."""
+        item = (case.row.tenant_id, case.row.quarantine_id)
+        with connected(self._dsn) as connection, connection, connection.cursor() as cursor:
+            cursor.execute("SELECT FROM tenant_counters WHERE tenant_id = %s FOR UPDATE", item[:1])
             cursor.execute(
-                "UPDATE quarantine SET retried_at = now() WHERE tenant_id = %s AND quarantine_id = %s", item
+                "DELETE FROM quarantine WHERE tenant_id = %s AND quarantine_id = %s"
+                " RETURNING octet_length(item)",
+                item,
+            )
+            gone = cursor.fetchall()
+            if not gone:
+                raise RefusedError(f"the item {item[1]} left the quarantine just now: nothing was dropped")
+            cursor.execute(
+                "UPDATE tenant_counters SET quarantine_rows = quarantine_rows - 1,"
+                " quarantine_bytes = quarantine_bytes - %s WHERE tenant_id = %s",
+                (gone[0][0], item[0]),
             )
 
 

@@ -73,6 +73,7 @@ def run(dsn: str) -> Run:
         "quarantine list",
         "quarantine show",
         "quarantine retry",
+        "quarantine drop",
         "doctor",
         "export",
         "nginx",

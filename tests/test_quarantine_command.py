@@ -303,9 +303,7 @@ async def test_an_item_stays_that_was_not_judged_at_all(server: Running, chosen:
 
 
 @pytest.mark.parametrize("other", [GOOD, b'{"place":"hall"}'])
-async def test_of_two_retries_at_once_one_stores_it(
-    server: Running, chosen: Settings, other: bytes
-) -> None:
+async def test_of_two_retries_at_once_one_stores_it(server: Running, chosen: Settings, other: bytes) -> None:
     quarantine_id = await rejected(server)
     desk = QuarantineDesk(server.dsn, chosen, lambda _: None)
     case = desk.item(quarantine_id, None)
@@ -398,4 +396,86 @@ async def test_hold_of_a_field_that_both_changed_opens_a_conflict(
     assert (await run("quarantine", "retry", quarantine_id, "--data", str(data), "--hold")).status == 0
     (conflict,) = json.loads((await run("conflicts", "list", "--json")).out)
     assert (conflict["record_id"], conflict["device_id"]) == ("v1", "phone")
+    assert rows(server.dsn, LEFT) == []
+
+
+# -- what no data corrects, and what is given up -----------------------------------------------------
+
+COUNTED = (
+    "SELECT quarantine_rows::int, quarantine_bytes::int FROM tenant_counters JOIN tenants USING (tenant_id)"
+)
+
+
+@pytest.mark.parametrize(
+    ("sent", "remedy"),
+    [
+        (item("patch", "visit", "v9", base=3, data={"place": "gate"}), "send the whole record as a put"),
+        (
+            item("append", "visit", "v9", data={"place": "gate"}, at=day(1)),
+            "send it anew without",
+        ),
+        (item("nonsense", "visit", "v9", data={"place": "gate"}), "send it anew without"),
+        (item("put", "nowhere", "v9", data={"place": "gate"}), "add the domain to the settings"),
+    ],
+)
+async def test_quarantine_retry_of_what_no_data_corrects_says_so_and_drop_gives_it_up(
+    run: Run, server: Running, good: str, sent: Json, remedy: str
+) -> None:
+    phone = await server.device("phone")
+    await phone.push(sent)
+    ((quarantine_id, _),) = rows(server.dsn, LEFT)
+    refused = (await run("quarantine", "retry", str(quarantine_id), "--data", good)).refusal()
+    assert "no --data corrects that" in refused
+    assert remedy in refused
+    assert f"run.py quarantine drop {quarantine_id}" in refused
+    asked = await run("quarantine", "drop", str(quarantine_id))
+    assert asked.status == 1
+    assert len(rows(server.dsn, LEFT)) == 1
+    dropped = await run("quarantine", "drop", str(quarantine_id), "--yes")
+    assert (dropped.status, dropped.out[:8]) == (0, "dropped ")
+    assert rows(server.dsn, LEFT) == []
+    assert rows(server.dsn, f"{COUNTED} WHERE name = 'acme'") == [(0, 0)]
+    assert "there is no item" in (await run("quarantine", "drop", str(quarantine_id), "--yes")).refusal()
+
+
+async def test_quarantine_drop_of_an_item_that_left_meanwhile_takes_nothing_off(
+    server: Running, chosen: Settings
+) -> None:
+    quarantine_id = await rejected(server)
+    desk = QuarantineDesk(server.dsn, chosen, lambda _: None)
+    case = desk.item(quarantine_id, None)
+    await asyncio.to_thread(desk.retry, case, GOOD)
+    with pytest.raises(RefusedError, match="left the quarantine just now"):
+        desk.drop(case)
+    assert rows(server.dsn, f"{COUNTED} WHERE name = 'acme'") == [(0, 0)]
+
+
+async def test_quarantine_list_and_show_give_the_reason_of_the_last_retry(
+    run: Run, server: Running, tmp_path: Path
+) -> None:
+    quarantine_id = await rejected(server)
+    data = tmp_path / "nul.json"
+    data.write_text('{"place": "\\u0000"}')
+    refused = (await run("quarantine", "retry", quarantine_id, "--data", str(data))).refusal()
+    (summary,) = json.loads((await run("quarantine", "list", "--json")).out)
+    assert summary["message"] in refused
+    assert summary["message"].startswith("data: U+0000")
+    shown = (await run("quarantine", "show", quarantine_id)).out
+    assert f"{summary['message']} (invalid_item)" in shown
+    assert "and rejected again, for that reason" in shown
+
+
+async def test_quarantine_retry_of_an_edit_with_wrong_data_leaves_it_behind_its_creation(
+    run: Run, server: Running, good: str, tmp_path: Path
+) -> None:
+    creation_id = await rejected(server)
+    phone = await server.device("phone")
+    await phone.push(item("patch", "visit", "v1", data={"n": 2}, at=day(2)))
+    ((edit_id,),) = rows(server.dsn, "SELECT quarantine_id FROM quarantine WHERE code = 'creation_rejected'")
+    data = tmp_path / "wrong.json"
+    data.write_text('{"n": "\\u0000"}')
+    assert (await run("quarantine", "retry", str(edit_id), "--data", str(data))).status == 1
+    stored = await run("quarantine", "retry", creation_id, "--data", good)
+    assert stored.status == 0
+    assert f"behind it {edit_id}: stored" in stored.out
     assert rows(server.dsn, LEFT) == []

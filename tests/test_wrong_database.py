@@ -38,6 +38,7 @@ CHANGING: dict[str, list[str]] = {
     "epoch renew": [],
     "conflicts resolve": [SOME_ID, "--choice", "server"],
     "quarantine retry": [SOME_ID],
+    "quarantine drop": [SOME_ID, "--yes"],
     "job cleanup": [],
 }
 #: What only looks.

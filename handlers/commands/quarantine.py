@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import BinaryIO
+import re
+from typing import BinaryIO, Final
 
 import click
 import msgspec
@@ -10,16 +11,20 @@ import msgspec
 from engine.administration import QuarantineCase, Retried
 from engine.floats import json_decoder
 from engine.instants import to_text
+from engine.messages import ItemError
 from engine.recovery import stays
 from engine.review import Sides, sides
 from handlers.commands.conflicts import show_client, show_differences, show_server
-from handlers.commands.site import Site, as_json, of_tenant, on_site, table
+from handlers.commands.site import Site, as_json, confirm, of_tenant, on_site, table
 from handlers.printing import json_text, plain, say
 
+#: How sentences begin on a part of an item that ``--data`` does not replace.
+_NOT_OF_DATA: Final = re.compile(r"(op|id|base|at|changed|domain)\b|an? (op|id|domain)\b|.*required field")
 
-@click.group("quarantine", short_help="List, show and retry rejected items.")
+
+@click.group("quarantine", short_help="List, show, retry and drop rejected items.")
 def quarantine() -> None:
-    """List, show and retry rejected items, so that nothing that was entered is lost."""
+    """List, show, retry and drop rejected items, so that nothing that was entered is lost."""
 
 
 @quarantine.command("list", epilog="Example: run.py quarantine list --tenant acme")
@@ -80,7 +85,7 @@ def show(site: Site, *, quarantine_id: str, tenant: str | None, json_: bool) -> 
     say(f"item      {shown.quarantine_id} of {shown.tenant}, sent by {shown.device_id} at {shown.at}")
     say(f"rejected  {shown.message} ({shown.code})")
     if shown.retried_at is not None:
-        say(f"retried   {shown.retried_at}, and rejected again")
+        say(f"retried   {shown.retried_at}, and rejected again, for that reason")
     say()
     item = shown.item
     click.echo(plain(item) if isinstance(item, str) else json_text(bytes(item)))
@@ -123,9 +128,7 @@ def _shown(case: QuarantineCase) -> _Shown:
     "--hold", is_flag=True, help="Leave a conflict to a person, whatever the policy; see run.py conflicts."
 )
 @on_site(changes=True)
-def retry(
-    site: Site, *, quarantine_id: str, tenant: str | None, data: BinaryIO | None, hold: bool
-) -> None:
+def retry(site: Site, *, quarantine_id: str, tenant: str | None, data: BinaryIO | None, hold: bool) -> None:
     """Send a rejected item again as its device did: under its id, at its time, by the same rules.
 
     Edits of the device that were rejected because this item was go along, in their order. What is stored
@@ -140,12 +143,12 @@ def retry(
     if recovered.record is not None:
         _show_sides(sides(case.row, given, recovered.record), item)
     if stays(item):
-        raise click.ClickException(plain(_why(item)))
+        raise click.ClickException(plain(_why(item, quarantine_id)))
     say(_said(item))
     left = 0
     for behind_id, behind in recovered.behind.items():
         left += stays(behind)
-        say(f"behind it {behind_id}: {_why(behind) if stays(behind) else _said(behind)}")
+        say(f"behind it {behind_id}: {_why(behind, behind_id) if stays(behind) else _said(behind)}")
     if left:
         raise click.ClickException(f"{left} of those behind it stay in the quarantine: retry them one by one")
 
@@ -157,17 +160,53 @@ def _show_sides(shown: Sides, item: Retried) -> None:
     say()
 
 
-def _why(result: Retried) -> str:
+@quarantine.command(
+    "drop", epilog="Example: run.py quarantine drop 4f0c6d2e8b1a4c7f9e3d5a6b7c8d9e0f --tenant acme"
+)
+@click.argument("quarantine_id", metavar="ID")
+@of_tenant
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@on_site(changes=True)
+def drop(site: Site, *, quarantine_id: str, tenant: str | None, yes: bool) -> None:
+    """Give a rejected item up: what was entered is deleted, and there is no way back.
+
+    Edits behind it, which were rejected because it was, stay.
+    """
+    with site.quarantine() as desk:
+        case = desk.item(quarantine_id, tenant)
+        row, behind = case.row, len(desk.behind(case.row))
+        named = plain(f"{row.domain or '?'} {row.record_id or '?'} of {row.device_id}, tenant {case.tenant}")
+        if not yes:
+            confirm(f"Delete the rejected item {quarantine_id} ({named}) for good?")
+        desk.drop(case)
+    say(f"dropped {quarantine_id} ({named})")
+    if behind:
+        say(f"{behind} edits that were rejected because of it stay: see run.py quarantine list")
+
+
+def _why(result: Retried, quarantine_id: str) -> str:
     """Say why an item stays."""
     if result.error is not None:
-        return (
-            f"rejected again: {result.error.message} ({result.error.code});"
-            " it stays: correct it with --data, or the settings that refuse it"
-        )
+        error = result.error
+        return f"rejected again: {error.message} ({error.code}); it stays: {_remedy(error, quarantine_id)}"
     return (
         f"{result.domain} {result.id} moved on since, and by {result.policy} the server's record wins:"
         " nothing was written, and the item stays; with --hold it becomes a conflict for a person to settle"
     )
+
+
+def _remedy(error: ItemError, quarantine_id: str) -> str:
+    drop = f"give this one up with run.py quarantine drop {quarantine_id}"
+    match error.code:
+        case "unknown_domain":
+            return f"no --data corrects that: add the domain to the settings and retry, or {drop}"
+        case "unknown_base":
+            return f"no --data corrects that: have a device send the whole record as a put, and {drop}"
+        case "creation_rejected":
+            return "retry what its device sent of the record before, and this one goes along"
+    if _NOT_OF_DATA.match(error.message):
+        return f"no --data corrects that: have its device send it anew without the mistake, and {drop}"
+    return "correct it with --data, or the settings that refuse it"
 
 
 def _said(result: Retried) -> str:
@@ -176,8 +215,7 @@ def _said(result: Retried) -> str:
     match result.status:
         case "conflict":
             return (
-                f"held: {named} moved on meanwhile:"
-                f" settle it with run.py conflicts show {result.conflict_id}"
+                f"held: {named} moved on meanwhile: settle it with run.py conflicts show {result.conflict_id}"
             )
         case "unchanged":
             return f"nothing to store: {named} is as the item has it already"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import structlog
@@ -49,6 +52,7 @@ class Reload:
     def __init__(self, reading: Reading, at: Services, read: Callable[[], Reading]) -> None:
         self._settings = reading.settings
         self._values = {one.key: one.value for one in reading.values}
+        self._files = _files(reading)
         self._given = _given(reading.settings)
         self._at = at
         self._read = read
@@ -67,10 +71,14 @@ class Reload:
         chosen, stays = self._with_what_stays(reading.settings, given)
         values = {one.key: one.value for one in reading.values}
         changed = {key for key in values.keys() | self._values if values.get(key) != self._values.get(key)}
-        _log.info("settings_reloaded", changed=sorted(changed.difference(stays)))
+        files = _files(reading)
+        changed |= {key for key, content in files.items() if self._files.get(key, content) != content}
+        _log.info(
+            "settings_reloaded", changed=sorted(changed.difference(stays, (f"{key}_file" for key in stays)))
+        )
         if stays:
             _log.warning("settings_take_restart", keys=stays)
-        self._settings, self._values = chosen, values
+        self._settings, self._values, self._files = chosen, values, files
         dsn = self._given.dsn if "postgres.dsn" in stays else given.dsn
         url = self._given.redis_url if "redis.url" in stays else given.redis_url
         self._given = Services(dsn, url)
@@ -95,6 +103,16 @@ class Reload:
             new_redis = replace(chosen.redis, url=old.redis.url, url_file=old.redis.url_file)
             chosen = replace(chosen, redis=new_redis)
         return chosen, stays
+
+
+def _files(reading: Reading) -> dict[str, bytes]:
+    """Return what tells whether a file that a setting names has other content, by the setting's key."""
+    found = {}
+    for one in reading.values:
+        if one.key.endswith("_file") and one.value:
+            with suppress(OSError):  # said where it is needed
+                found[one.key] = sha256(Path(str(one.value)).read_bytes()).digest()
+    return found
 
 
 def _given(chosen: Settings) -> Services:

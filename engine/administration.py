@@ -205,7 +205,8 @@ class ConflictSummary(msgspec.Struct, frozen=True):
     """A conflict without its data; ``base`` is None where the device knew of no record.
 
     ``changes`` is how many changes of the device it took in, ``op`` what they come to. ``outcome`` is
-    ``open`` while it waits; ``settled_by`` is None where its policy settled it.
+    ``open`` while it waits; ``settled_by`` is None where its policy settled it, which it does at once.
+    ``settled_at`` is None while it waits.
     """
 
     tenant: str
@@ -221,6 +222,7 @@ class ConflictSummary(msgspec.Struct, frozen=True):
     opened_at: str
     outcome: str
     settled_by: str | None
+    settled_at: str | None
 
 
 class ConflictCase(msgspec.Struct, frozen=True):

@@ -31,7 +31,8 @@ _SUMMARY: Final = (
     " ELSE c.client_changes->0->>'op' END,"
     " CASE WHEN c.client_changes IS NULL THEN c.client_base"
     " ELSE (c.client_changes->0->>'base')::bigint END,"
-    " c.server_version, c.client_count, c.opened_at_us, c.outcome, c.settled_by FROM tenants AS t"
+    " c.server_version, c.client_count, c.opened_at_us, c.outcome, c.settled_by,"
+    " CASE WHEN c.outcome <> 'open' THEN coalesce(c.settled_at_us, c.opened_at_us) END FROM tenants AS t"
 )
 _CONFLICTS: Final = (
     f"{_SUMMARY} JOIN conflict_resolution_log AS c"
@@ -171,8 +172,9 @@ class QuarantineReads:
 
 
 def _summary(row: tuple[Any, ...]) -> ConflictSummary:
-    *named, opened_at_us, outcome, settled_by = row
-    return ConflictSummary(*(*named, to_text(opened_at_us), outcome, settled_by))
+    *named, opened_at_us, outcome, settled_by, settled_at_us = row
+    settled_at = None if settled_at_us is None else to_text(settled_at_us)
+    return ConflictSummary(*(*named, to_text(opened_at_us), outcome, settled_by, settled_at))
 
 
 def _quarantined(columns: Iterable[Any]) -> Quarantined:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from engine.administration import RefusedError
 from engine.domains import Domain
 from engine.exporting import Row, compact, instant
+from engine.instants import EARLIEST_US
 from storage.direct import connected
 from storage.fleet import tenant_id_of
 from storage.partitions import event_days
@@ -93,7 +94,8 @@ def _record(
         "version": version,
         "seq": seq,
         "at": instant(at_us),
-        "sent_at": instant(sent_at_us),
+        # The earliest there is stands for none: so a device's changes without ``at`` are ordered.
+        "sent_at": None if sent_at_us == EARLIEST_US else instant(sent_at_us),
         "device_id": device_id,
         "deleted": data is None,
         "attachments": compact(attachments or "[]"),

@@ -58,6 +58,7 @@ async def test_a_conflict_is_listed_shown_and_settled(run: Run, serve: Serve, tm
         "changes": 1,
         "outcome": "open",
         "settled_by": None,
+        "settled_at": None,
     }
     shown = json.loads((await run("show", conflict_id, "--json")).out)
     assert shown["record"] == {
@@ -175,6 +176,10 @@ async def test_conflicts_list_settled_shows_who_won_and_by_what(run: Run, serve:
         ("a1", "server", None, "server_wins"),
         ("n1", "client", "operator", "manual"),
     ]
+    assert all(one["settled_at"] == one["opened_at"] for one in found[:2])  # by their policy, at once
+    shown = json.loads((await run("show", conflict_id, "--json")).out)
+    assert found[2]["settled_at"] == shown["settled"]["at"] != found[2]["opened_at"]
+    assert found[2]["settled_at"] in (await run("list", "--settled")).out
     assert (await run("list", "--json")).out == "[]\n"
     printed = (await run("list", "--settled", "--limit", "1")).out.splitlines()
     assert printed[0].split()[:4] == ["ID", "TENANT", "DOMAIN", "RECORD"]

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from engine.administration import RefusedError
 from engine.exporting import CsvForm, Row, compact, json_line
+from engine.instants import EARLIEST_US
 from handlers.commands import export as command_module
 from storage import export as store_module
 from storage.embedded import Services
@@ -172,7 +173,11 @@ async def test_export_of_what_is_not_there_names_what_is(command: Run, filled: s
         (("--tenant", "acme", "--domain", "task", "--from", "monday"), "a day or an instant such as 2026"),
         (
             ("--tenant", "acme", "--domain", "task", "--output", str(tmp_path / "no" / "out")),
-            "No such file or directory",
+            f"there is no directory {tmp_path / 'no'}: make it, or name another --output",
+        ),
+        (
+            ("--tenant", "acme", "--domain", "task", "--from", "2026-02-01", "--to", "2026-01-01"),
+            "--from has to be before --to",
         ),
     ):
         ended = await command("export", *arguments, TIDEMARK__POSTGRES__DSN=filled)
@@ -243,3 +248,17 @@ def test_csv_gives_every_value_of_every_row_back(datas: list[dict[str, object] |
             cell = shown.pop(f"data.{name}")
             assert cell == value if isinstance(value, str) else json.loads(cell) == value
         assert not any(shown.values())
+
+
+@pytest.mark.parametrize(("form", "nothing"), [("jsonl", None), ("csv", "")])
+async def test_export_of_a_change_whose_device_sent_no_time_leaves_sent_at_empty(
+    command: Run, dsn: str, form: str, nothing: str | None
+) -> None:
+    PostgresTenancy(dsn).add("acme")
+    record = _RECORD.format(
+        tenant="tenant_id", domain="task", id="'t1'", seq=1, at_us=0, data="'{}'", source="tenants"
+    )
+    execute(dsn, record, f"UPDATE records SET sent_at_us = {EARLIEST_US}")
+    out = (await command("export", "--tenant", "acme", "--domain", "task", "--format", form)).out
+    row = _lines(out)[0] if form == "jsonl" else next(csv.DictReader(io.StringIO(out)))
+    assert (row["at"], row["sent_at"]) == ("1970-01-01T00:00:00Z", nothing)

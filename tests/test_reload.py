@@ -123,6 +123,27 @@ def test_reload_takes_another_password_but_no_other_database(again: Again, dsn: 
     assert [event for event, _ in again.said][1:] == ([] if taken else ["settings_take_restart"])
 
 
+def test_reload_names_the_key_of_a_file_whose_content_changed_and_of_no_other(
+    again: Again, tmp_path: Path
+) -> None:
+    secret, dsn = tmp_path / "secret", tmp_path / "dsn"
+    secret.write_text("one")
+    dsn.write_text(_DSN + "old")
+    again.path.write_text(f"auth.secret_file = '{secret}'\npostgres.dsn_file = '{dsn}'\n")
+    reloaded = Reload(again.read(), Services(_DSN + "old", "redis://b"), again.read)
+    for content, names in (
+        ({secret: "two"}, ["auth.secret_file"]),
+        ({dsn: _DSN + "new"}, ["postgres.dsn_file"]),
+        ({}, []),
+        ({dsn: _DSN.replace("db1", "db2")}, []),  # which takes a restart
+    ):
+        again.said.clear()
+        for file, text in content.items():
+            file.write_text(text)
+        assert reloaded() is not None
+        assert again.said[0] == ("settings_reloaded", {"changed": names})
+
+
 # -- in a server ------------------------------------------------------------------------------
 
 

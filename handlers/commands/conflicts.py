@@ -21,7 +21,7 @@ def conflicts() -> None:
 
 @conflicts.command("list", epilog="Example: run.py conflicts list --tenant acme --settled")
 @of_tenant
-@click.option("--settled", is_flag=True, help="List what was settled, by a policy or a person, latest first.")
+@click.option("--settled", is_flag=True, help="List what was settled, the latest conflicts first.")
 @click.option(
     "--limit",
     type=click.IntRange(1, 100_000),
@@ -49,7 +49,7 @@ def list_(site: Site, *, tenant: str | None, settled: bool, limit: int, json_: b
                     one.op,
                     one.outcome,
                     one.settled_by or one.policy,
-                    one.opened_at,
+                    one.settled_at or "",
                 )
                 for one in found
             ],

@@ -63,6 +63,8 @@ def export(
     and with `deleted`. Events go by the time that their device sent. In CSV each field of the data is a
     column. Servers may run: each page is read by itself, and what changes after its page comes as it was.
     """
+    if from_us is not None and to_us is not None and from_us >= to_us:
+        raise click.UsageError("--from has to be before --to: nothing is between them.")
     with site.exports() as store, _opened(output) as file:
         write = _csv if format_ == "csv" else _jsonl
         try:
@@ -112,6 +114,8 @@ def _opened(output: Path | None) -> Iterator[IO[bytes]]:
     if output is None:
         yield sys.stdout.buffer
         return
+    if not output.parent.is_dir():
+        raise SiteError(f"there is no directory {output.parent}: make it, or name another --output")
     unfinished = output.with_name(f"{output.name}.part")
     try:
         if output.exists():

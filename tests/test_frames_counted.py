@@ -122,7 +122,10 @@ class _Clock:
         return 0.0
 
 
-async def test_loop_watch_counts_delays_and_logs_what_nobody_owned_up_to() -> None:
+async def test_loop_watch_counts_delays_and_logs_what_nobody_owned_up_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("handlers.loop_watch._UNKNOWN_S", 1.0)
     watch = LoopWatch(_Clock())
     with capture_logs() as logs:
         watch.ticked(0.001)

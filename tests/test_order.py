@@ -168,13 +168,16 @@ async def test_every_reader_is_told_every_change_in_order(serve: Serve, dsn: str
 
 
 async def test_writers_of_the_same_tenants_named_in_any_order_never_deadlock(dsn: str) -> None:
-    """Each batch is of all tenants, every other one names them backwards."""
-    tenants = list(range(1, 9))
+    """Each batch is of all tenants, every other one names them backwards.
+
+    They are so many that two batches which lock them in another order than each other meet.
+    """
+    tenants = list(range(1, 65))
     (name,) = rows(dsn, "SELECT current_database()")[0]
     execute(
         dsn,
         f"ALTER DATABASE {name} SET deadlock_timeout = '10ms'",
-        "INSERT INTO tenants (name) SELECT 't' || n FROM generate_series(1, 8) AS n",
+        "INSERT INTO tenants (name) SELECT 't' || n FROM generate_series(1, 64) AS n",
         "INSERT INTO tenant_counters SELECT tenant_id FROM tenants",
     )
     writers, batches = 4, 25

@@ -84,10 +84,14 @@ def variables(ground: Ground, dsn: str, secret: str, config: Path | None) -> dic
     }
 
 
+#: Not seeded: processes of the tests that start from one seed would all try the same ports at the same time.
+_random: Final = random.SystemRandom()
+
+
 def free_ports(count: int) -> int:
     """Find so many ports in a row, and give the first. Raises BenchError."""
     for _ in range(_TRIES):
-        first = random.randrange(_PORTS.start, _PORTS.stop - count)
+        first = _random.randrange(_PORTS.start, _PORTS.stop - count)
         with ExitStack() as stack, contextlib.suppress(OSError):
             for port in range(first, first + count):
                 stack.enter_context(socket.socket()).bind(("127.0.0.1", port))

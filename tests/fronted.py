@@ -37,7 +37,7 @@ def printed(*arguments: str, **environment: str) -> str:
 def free_ports(count: int) -> int:
     """Find the first of so many ports in a row that nobody listens on, below those the system hands out."""
     while True:
-        first = random.randrange(20_000, 32_000)
+        first = random.SystemRandom().randrange(20_000, 32_000)
         with contextlib.ExitStack() as held:
             try:
                 for port in range(first, first + count):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
+from bench.server import free_ports
 from storage.embedded import Services
 from storage.tenancy import PostgresTenancy
 from tests.device import SECRET, Json
@@ -22,25 +22,12 @@ _ROOT = Path(__file__).parent.parent
 _PATIENCE_S = 60
 
 
-def free_ports(workers: int) -> int:
-    """Find a port that is free together with one above it for each worker."""
-    while True:
-        with ExitStack() as stack:
-            first = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
-            try:
-                for port in range(first + 1, first + workers + 1):
-                    stack.enter_context(socket.create_server(("127.0.0.1", port)))
-            except (OSError, OverflowError):
-                continue
-            return int(first)
-
-
 class Supervised:
     """A supervisor with its workers; ``lines`` is the log of all, ``said`` what is on stderr."""
 
     def __init__(self, workers: int, environment: dict[str, str]) -> None:
         self.workers = workers
-        self.port = free_ports(workers)
+        self.port = free_ports(workers + 1)
         self.lines: list[Json] = []
         self.said = ""
         self._environment = {**os.environ, **environment}

@@ -84,7 +84,7 @@ def _told(node: RedisNode, *command: Any) -> Any:
 def _free_ports() -> list[int]:
     """Find ports for nodes; each talks to the others at a port that is higher by 10,000."""
     while True:
-        first = random.randrange(20_000, 22_000)
+        first = random.SystemRandom().randrange(20_000, 22_000)
         ports = list(range(first, first + _NODES))
         with contextlib.suppress(OSError), contextlib.ExitStack() as held:
             for port in ports:

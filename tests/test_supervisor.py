@@ -14,6 +14,7 @@ from aiohttp import ClientError, ClientSession
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.server import free_ports
 from compose.site import open_site
 from handlers.server import ClosedDoorError, reserved
 from run import cli
@@ -22,7 +23,7 @@ from tests.device import Closed, Device, Json, connected, put, token
 from tests.editors import TENANTS, Editor, audit, progressed
 from tests.services import rows
 from tests.stalls import WAITS_FOR_LOCK, backend, tenants_held
-from tests.supervised import Supervise, Supervised, free_ports
+from tests.supervised import Supervise, Supervised
 
 DEVICES = 20
 #: Acknowledgements to wait for before and after something happens under load.
@@ -264,7 +265,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quiet")
 def test_several_workers_do_not_start_without_redis_or_a_port(dsn: str, services: Services) -> None:
-    away = _refusal(dsn, free_ports(2), TIDEMARK__REDIS__URL="redis://127.0.0.1:1")
+    away = _refusal(dsn, free_ports(3), TIDEMARK__REDIS__URL="redis://127.0.0.1:1")
     assert away.startswith("Error: several workers meet in Redis, which is away")
     assert _refusal(dsn, 0, TIDEMARK__REDIS__URL=services.redis_url).startswith("Error: server.port: ")
 
@@ -274,7 +275,7 @@ def test_several_workers_do_not_start_without_redis_or_a_port(dsn: str, services
 def test_a_taken_port_is_named_also_if_its_owner_would_share_it(
     dsn: str, services: Services, *, shared: bool
 ) -> None:
-    port = free_ports(2)
+    port = free_ports(3)
     with socket.create_server(("127.0.0.1", port + 2), reuse_port=shared):
         said = _refusal(dsn, port, TIDEMARK__REDIS__URL=services.redis_url)
     assert said.startswith(f"Error: cannot listen on 127.0.0.1:{port + 2} (Address already in use): ")

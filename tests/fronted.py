@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
-import random
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -17,6 +15,7 @@ from aiohttp import ClientSession, TCPConnector
 from click.testing import CliRunner
 
 from bench.nginx import Nginx, certify, nginx_program, trusting
+from bench.server import free_ports
 from compose.site import open_site
 from run import cli
 from storage.embedded import Services
@@ -32,19 +31,6 @@ def printed(*arguments: str, **environment: str) -> str:
     assert ended.exit_code == 0
     assert (ended.stderr == "") == ("--server-name" in arguments)  # else it says which is missing
     return ended.stdout
-
-
-def free_ports(count: int) -> int:
-    """Find the first of so many ports in a row that nobody listens on, below those the system hands out."""
-    while True:
-        first = random.SystemRandom().randrange(20_000, 32_000)
-        with contextlib.ExitStack() as held:
-            try:
-                for port in range(first, first + count):
-                    held.enter_context(socket.create_server(("127.0.0.1", port)))
-            except OSError:
-                continue
-            return first
 
 
 def _site(home: Path, port: int, *arguments: str, **environment: str) -> str:

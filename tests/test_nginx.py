@@ -13,12 +13,13 @@ import pytest
 from aiohttp import WSServerHandshakeError
 from click.testing import CliRunner
 
+from bench.server import free_ports
 from compose.site import open_site
 from handlers.auth import MAX_TOKEN_CHARS
 from handlers.connections import PING_S
 from run import cli
 from tests.device import SECRET, Closed, Device, put, token
-from tests.fronted import Cluster, free_ports, nginx_for, printed, sync
+from tests.fronted import Cluster, nginx_for, printed, sync
 from tests.services import rows
 from tests.uploading import CHUNK, TUS, described, encoded, file_path, photo
 

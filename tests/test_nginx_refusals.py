@@ -16,8 +16,9 @@ from multidict import CIMultiDict
 from bench.client.device import Device
 from bench.client.store import Store
 from bench.nginx import Nginx, trusting
+from bench.server import free_ports
 from engine.errors import ERRORS
-from tests.fronted import free_ports, nginx_for, printed
+from tests.fronted import nginx_for, printed
 from tests.wire import Answer, wired
 
 PAGE = "https://app.example.org"

@@ -12,20 +12,16 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final, NamedTuple
 
-import msgspec
 from aiohttp import ClientSession
 
-from bench.client.device import Device
-from bench.client.edits import Settled
-from bench.client.retry import Backoff
-from bench.client.store import Store
 from bench.clusters import Cluster
 from bench.drive import Target, say, token
 from bench.faults_history import History
 from bench.faults_server import Workers, workers
 from bench.ground import BenchError, fresh_on_tcp
+from bench.outages_devices import Guided, OpenDevice
 from bench.stage import add_tenants
-from bench.wire import HandshakeError, Socket, connect, frame
+from bench.wire import HandshakeError
 from engine.settings import Settings
 from storage.direct import connected
 
@@ -37,7 +33,6 @@ _COMING: Final = 4
 _WORKING: Final = 12
 _EDITS_PER_S: Final = 2.0
 _PATIENCE_S: Final = 90.0
-_ANSWER_S: Final = 15.0
 _AGAIN_S: Final = 0.05
 _CALM_S: Final = (0.5, 1.5)
 
@@ -85,117 +80,6 @@ class Result(NamedTuple):
     wrong: list[str]
 
 
-class _ToldBackoff(Backoff):
-    """Knows until when its device waits."""
-
-    due_s = 0.0
-
-    def failed(self, retry_after_ms: int = 0) -> float:
-        wait_s = super().failed(retry_after_ms)
-        self.due_s = time.monotonic() + wait_s
-        return wait_s
-
-
-class _Guided(Device):
-    """A device that does as the guide says. ``applied`` are the versions that its edits became."""
-
-    def __init__(self, name: str, home: Path, url: str, signed: str, session: ClientSession) -> None:
-        self.name = name
-        self.edits = 0
-        self.applied: list[int] = []
-        self.odd: list[str] = []
-        random = Random(name)
-        store = Store(home / f"{name}.sqlite", name, domains=["note"], durability="NORMAL")
-        super().__init__(
-            store, url, lambda: signed, session, unit=random.random, on_settled=self._note
-        )
-        self._backoff = self._told = _ToldBackoff(random.random)
-
-    def write(self) -> int:
-        """Edit its record."""
-        self.edits += 1
-        self.edit("task", f"record of {self.name}", "put", {"number": self.edits})
-        return self.edits
-
-    def _note(self, settled: Settled) -> None:
-        result = settled.result
-        if result.status == "applied" and result.version is not None:
-            self.applied.append(result.version)
-        else:
-            self.odd.append(f"{self.name}: edit {settled.edit} became {result.status}")
-
-    @property
-    def answered(self) -> int:
-        """How many of its edits have an outcome."""
-        return len(self.applied) + len(self.odd)
-
-    def own_wait_s(self, now_s: float) -> float:
-        """Give how long it waits by itself."""
-        pause_s = 0.0 if self._talk is None else self._talk.pause_s or 0.0
-        return max(pause_s, self._told.due_s - now_s, 0.0)
-
-
-class _Open:
-    """A socket that is open all the time, and says nothing until it is told to try."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.closed = 0
-        self.acknowledged: list[str] = []
-        self._answer: asyncio.Future[str] | None = None
-        self._welcomed = asyncio.Event()
-        self._number = 0
-
-    async def open(self, port: int, signed: str) -> None:
-        """Connect, and wait for the welcome. Raises HandshakeError, OSError, TimeoutError."""
-        self._welcomed.clear()
-        self._socket: Socket = await connect("127.0.0.1", port, signed, self._heard, self._ended)
-        async with asyncio.timeout(_ANSWER_S):
-            await self._welcomed.wait()
-
-    def _ended(self, _: int) -> None:
-        self.closed += 1
-        self._give("closed")
-
-    def _heard(self, text: bytes) -> None:
-        message = msgspec.json.decode(text)
-        match message["type"]:
-            case "welcome":
-                self._welcomed.set()
-            case "synced":
-                self._give("synced")
-            case "error":
-                self._give(message["code"])
-            case _:
-                pass
-
-    def _give(self, answer: str) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(answer)
-
-    async def sync(self) -> str:
-        """Send an edit that is new; gives the type of the answer, or the error's code."""
-        self._number += 1
-        record_id = f"{self.name}-{self._number}"
-        item = {"domain": "task", "id": record_id, "op": "put", "data": {"number": 1}}
-        self._answer = asyncio.get_running_loop().create_future()
-        key = secrets.token_hex(8)
-        message = {"type": "sync", "id": record_id, "key": key, "items": [item]}
-        self._socket.write(frame(msgspec.json.encode(message)))
-        try:
-            async with asyncio.timeout(_ANSWER_S):
-                answer = await self._answer
-        except TimeoutError:
-            return "silence"
-        if answer == "synced":
-            self.acknowledged.append(record_id)
-        return answer
-
-    def close(self) -> None:
-        """Leave."""
-        self._socket.close()
-
-
 class Site:
     """A running deployment."""
 
@@ -212,17 +96,17 @@ class Site:
         self._home = postgres.data.parent.parent / "devices"
         self._home.mkdir(0o700)
         self._pids = server.pids()
-        self._open: list[_Open] = []
-        self._fresh: list[_Open] = []
-        self._working: list[_Guided] = []
-        self._coming: list[_Guided] = []
+        self._open: list[OpenDevice] = []
+        self._fresh: list[OpenDevice] = []
+        self._working: list[Guided] = []
+        self._coming: list[Guided] = []
         self._wrong: list[str] = []
 
     async def run(self) -> Result:
         """Go through the plan."""
         for port in self._server.own_ports:
             for number in range(_OPEN):
-                one = _Open(f"open-{port}-{number}")
+                one = OpenDevice(f"open-{port}-{number}")
                 await one.open(port, token(self._target, TENANT, one.name))
                 self._open.append(one)
         if self._plan.loaded:
@@ -243,12 +127,12 @@ class Site:
         acknowledged = self._audit()
         return Result(self._plan, seen, acknowledged, self._wrong)
 
-    def _guided(self, name: str) -> _Guided:
+    def _guided(self, name: str) -> Guided:
         port = self._random.choice(self._server.own_ports)
         signed = token(self._target, TENANT, name)
-        return _Guided(name, self._home, f"http://127.0.0.1:{port}", signed, self._session)
+        return Guided(name, self._home, f"http://127.0.0.1:{port}", signed, self._session)
 
-    async def _work(self, device: _Guided) -> None:
+    async def _work(self, device: Guided) -> None:
         while True:
             await asyncio.sleep(self._random.expovariate(_EDITS_PER_S))
             device.write()
@@ -292,7 +176,7 @@ class Site:
 
     async def _handshake(self, number: int, port: int, there_s: float) -> tuple[float, float]:
         """Connect as a device that was never seen, again and again, and sync."""
-        device = _Open(f"fresh-{number}-{port}")
+        device = OpenDevice(f"fresh-{number}-{port}")
         signed = token(self._target, TENANT, device.name)
         while True:
             try:
@@ -306,7 +190,7 @@ class Site:
         self._fresh.append(device)
         return welcomed_s, synced_s
 
-    async def _try(self, device: _Open, there_s: float) -> tuple[int, float]:
+    async def _try(self, device: OpenDevice, there_s: float) -> tuple[int, float]:
         """Sync until that is answered as it should be; gives the tries, and when the last was answered."""
         tries = 1
         while await device.sync() != "synced":
@@ -314,7 +198,7 @@ class Site:
             await self._again(there_s)
         return tries, time.monotonic() - there_s
 
-    async def _back(self, device: _Guided, edits: int, there_s: float) -> tuple[float, float]:
+    async def _back(self, device: Guided, edits: int, there_s: float) -> tuple[float, float]:
         """Wait until all that a device had made is answered; gives when, and when its own last wait ended.
 
         A try that began before the return is refused after it, and the wait that it was asked for counts.
@@ -400,7 +284,5 @@ async def site(plan: Plan, settings: Settings, config: Path | None) -> AsyncIter
             workers(ground, dsn, secret, config, History(), plan.workers)
         )
         session = await stack.enter_async_context(ClientSession())
-        target = Target(
-            port=server.port, secret=secret, tenants=[TENANT], audience=settings.auth.audience
-        )
+        target = Target(port=server.port, secret=secret, tenants=[TENANT], audience=settings.auth.audience)
         yield Site(plan, postgres, dsn, server, target, session)

@@ -52,10 +52,14 @@ class Sharing(Protocol):
 
 
 class LoopShares:
-    """The shares of all tenants of this process, and who was heard last."""
+    """The shares of all tenants of this process, and who was heard last.
+
+    ``charged_s`` is all work that was charged so far, to anybody; nobody paid for the rest.
+    """
 
     def __init__(self) -> None:
         self.tenant_id = 0
+        self.charged_s = 0.0
         self._others_heard_at_s = float("-inf")
         self._tenants: dict[int, LoopShare] = {}
 
@@ -74,6 +78,7 @@ class LoopShares:
         """
         if self.tenant_id != tenant_id:  # who sends nothing but pongs is heard here alone
             self.heard(tenant_id, now_s)
+        self.charged_s += spent_s
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
             tenant = self._tenants[tenant_id] = LoopShare(0.0, now_s)

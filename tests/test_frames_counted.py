@@ -112,6 +112,7 @@ async def test_the_delay_of_the_loop_is_a_metric(server: Running) -> None:
     page = (await server.get("/metrics")).body.decode()
     assert 'tidemark_loop_delay_seconds_bucket{le="0.1"}' in page
     assert "tidemark_loop_delay_longest_seconds " in page
+    assert "tidemark_loop_charged_seconds_total " in page
 
 
 class _Clock:

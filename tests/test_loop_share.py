@@ -94,3 +94,10 @@ def test_loop_share_waits_no_longer_than_it_may(said: list[tuple[float, float]])
         assert 0 <= wait_s <= LONGEST_WAIT_S + 1e-9
         assert share.spend(0.0, now_s + wait_s, DEVICE_PART, DEVICE_BURST_S) == pytest.approx(0, abs=1e-6)
         now_s += wait_s
+
+
+def test_shares_all_work_is_added_up_whoever_is_charged() -> None:
+    shares = LoopShares()
+    for tenant_id in (1, 2):
+        shares.spend(tenant_id, _Device(), 0.25, 0.0)
+    assert shares.charged_s == 0.5

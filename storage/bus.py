@@ -3,6 +3,9 @@
 Two connections: one is subscribed, one publishes. What is to be told gathers while a message is under way
 and then travels as one. Every message comes back to its sender, which proves that both connections and
 the subscription still work: a connection whose other end is silently gone shows no other sign.
+
+A process that hears no other tells of commits with its ping alone: a message costs it 0.3 ms, there and back,
+and with one for each batch a tenth of its time. Nothing is kept from who comes: it is told at once.
 """
 
 from __future__ import annotations
@@ -43,6 +46,8 @@ from storage.pool import Database
 PING_S: Final = 1.0
 #: How long a connection, an answer or one's own message is waited for.
 PATIENCE_S: Final = 3.0
+#: A process that heard no other for as long is alone: others are heard each ``PING_S``, or were away.
+COMPANY_S: Final = 5.0
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 #: What may wait to be told or be told again: tenants whose feeds moved, and connections.
@@ -90,6 +95,8 @@ class RedisBus:
         self._sender = uuid.uuid4().hex
         self._number = 0
         self._open = False
+        #: Until when others are taken to listen, monotonic.
+        self._company_until_s = 0.0
         self._complained = False
         self._lost = False
         self._moved: dict[int, int] = {}
@@ -120,7 +127,8 @@ class RedisBus:
         if len(moved) > _MOVED_TENANTS:
             moved.clear()
             self._lost = True
-        self._call()
+        if time.monotonic() < self._company_until_s:
+            self._call()
 
     def opened(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
         """Tell that a device is connected here."""
@@ -193,6 +201,7 @@ class RedisBus:
             async with asyncio.timeout(PATIENCE_S):
                 await way.subscribe(subscription, channel)
             self._open = True
+            self._company_until_s = time.monotonic() + COMPANY_S
             self._under_way.clear()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._listen(subscription, channel, listener))
@@ -216,7 +225,7 @@ class RedisBus:
             await self._publish(way, channel, back=back)
             back = False
             await self._see_all_sign()
-            if not (self._moved or self._opened or self._wanted):
+            if not self._wake.is_set():
                 self._idle.set()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(PING_S):
@@ -301,10 +310,19 @@ class RedisBus:
             if news.sender == self._sender:
                 self._came_back(news.number, listener)
             else:
+                if news.sender:  # a command does not listen
+                    self._have_company()
                 if news.back:
                     self._opened = dict(self._recent)
                     self._call()
                 _tell(news, listener)
+
+    def _have_company(self) -> None:
+        """Another process listens: what waited for the ping, as nobody was there, is told now."""
+        now_s = time.monotonic()
+        if now_s >= self._company_until_s and (self._moved or self._lost):
+            self._call()
+        self._company_until_s = now_s + COMPANY_S
 
     def _came_back(self, number: int, listener: BusListener) -> None:
         while self._under_way and self._under_way[0][0] <= number:

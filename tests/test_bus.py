@@ -153,6 +153,41 @@ async def test_what_gathers_travels_as_one(join: Join) -> None:
     assert one.bus.state.published - before <= 2
 
 
+async def test_commits_of_who_hears_nobody_wait_and_are_told_who_comes(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.bus.PING_S", 60.0)
+    monkeypatch.setattr("storage.bus.COMPANY_S", 0.0)
+    one = await join()
+    await one.bus.drain()
+    before = one.bus.state.published
+    for seq in range(1, 101):
+        one.bus.committed(changes(seq % 2, seq))
+        await one.bus.drain()
+    assert one.bus.state.published == before
+    two = await join()
+    await two.hears("moved", 0, 100)
+    await two.hears("moved", 1, 99)
+    assert one.bus.state.published == before + 1
+
+
+async def test_commits_of_who_hears_nobody_are_told_with_the_ping(
+    join: Join, own_redis: OwnRedis, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.bus.PING_S", 0.05)
+    monkeypatch.setattr("storage.bus.COMPANY_S", 0.0)
+    one = await join()
+    channel, _ = bus_of(dsn)
+    async with redis.asyncio.from_url(own_redis.url) as stranger, stranger.pubsub() as subscription:
+        await subscription.subscribe(channel)
+        one.bus.committed(changes(7, 5))
+        async for message in subscription.listen():
+            news = decode(message["data"])
+            if news is not None and news.moved:
+                assert news.moved == {7: 5}
+                break
+
+
 async def test_too_much_to_tell_is_told_as_that(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("storage.bus._MOVED_TENANTS", 10)
     one, two = await join(), await join()

@@ -39,7 +39,8 @@ async def planned(
     """Plan a batch of so many messages.
 
     Args:
-        steps: Of ``engine.batch.steps``; each gives the index of the message that it was of.
+        steps: Of ``engine.batch.steps``; each gives the index of the message that it was of. Messages that
+            are passed over shared the step, and bear equal parts of it: they are small.
         messages: How many there are.
         clock: Read once after each step. The time is charged, and others get the loop by it. Whether a
             message is too long is told by the processor's time: no device is to lose a message because the
@@ -53,14 +54,19 @@ async def planned(
         TooLongError: One message took more than ``MESSAGE_S`` of work, and there is more of it.
     """
     spent_s = [0.0] * messages
-    long, worked_s, since_s, left_s = -1, 0.0, 0.0, _LONGEST_REST_S
+    last, long, worked_s, since_s, left_s = -1, -1, 0.0, 0.0, _LONGEST_REST_S
     look = clock.monotonic_s
     began_s = turn_s = look()
     try:
         while True:
             index = next(steps)
             now_s = look()
-            spent_s[index] += now_s - began_s
+            took_s = now_s - began_s
+            if index - last > 1:
+                took_s /= index - last
+                spent_s[last + 1 : index] = [took_s] * (index - last - 1)
+            last = index
+            spent_s[index] += took_s
             if spent_s[index] > _COUNTED_FROM_S:
                 worked_s = worked_s + clock.cpu_s() - since_s if index == long else 0.0
                 long = index

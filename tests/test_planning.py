@@ -52,6 +52,13 @@ async def test_planned_reads_what_each_message_took() -> None:
     assert spent_s == [0.25, 0.75, 0.125]
 
 
+async def test_planned_shares_a_step_equally_among_its_messages() -> None:
+    clock = HandClock()
+    took = [(2, 0.75), (3, 0.5), (3, 0.25), (5, 0.25)]
+    _, spent_s = await planned(stepping(clock, *took), 6, clock)
+    assert spent_s == [0.25, 0.25, 0.25, 0.75, 0.125, 0.125]
+
+
 async def test_planned_below_a_turn_gives_nothing_back() -> None:
     clock, others = HandClock(), Others()
     await asyncio.sleep(0)
@@ -172,3 +179,22 @@ def test_steps_pause_between_items_and_come_to_the_same(items_per_step: int) -> 
     results = [outcome.results for outcome in decided.outcomes if isinstance(outcome, Answer)]
     assert results == [outcome.results for outcome in again.outcomes if isinstance(outcome, Answer)]
     assert decided.writes == again.writes
+
+
+@pytest.mark.parametrize(
+    ("items_per_step", "paused"),
+    [
+        (1, [0, 1, 2, 3, 3, 3, 4, 5, 6]),
+        (2, [1, 2, 3, 3, 5, 6]),
+        (3, [2, 3, 6]),
+        (32, [2, 3, 6]),
+    ],
+)
+def test_steps_pause_once_for_messages_of_one_item_and_apart_from_others(
+    items_per_step: int, paused: list[int]
+) -> None:
+    desk = Desk()
+    few, many = [item("note", "a", x=1)], [item("note", f"b{number}", x=1) for number in range(3)]
+    jobs: list[Job] = [desk.push(*items) for items in (few, few, few, many, few, few, few)]
+    deciding = steps(jobs, desk.rows.state(lookups(jobs, desk.rules)), desk.rules, (), {}, items_per_step)
+    assert list(deciding) == paused

@@ -25,4 +25,9 @@ def to_text(instant_us: int) -> str:
 
 def corrected_us(sent_us: int, clock_offset_us: int, now_us: int) -> int:
     """Correct a device's instant by its clock offset, never later than the server's now."""
-    return max(EARLIEST_US, min(sent_us + clock_offset_us, now_us))
+    at_us = sent_us + clock_offset_us
+    if at_us > now_us:
+        return now_us
+    if at_us < EARLIEST_US:
+        return EARLIEST_US
+    return at_us

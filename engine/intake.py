@@ -87,7 +87,7 @@ class Intake:
             raw,
             codec.name,
             now_us,
-            _may_be_old(checked, session, now_us),
+            not (session.clock_known and session.retries_over) or _may_be_old(checked, session, now_us),
             session.clock_offset_us,
         )
 
@@ -189,12 +189,10 @@ class Intake:
 def _may_be_old(checked: list[Change | Refused], session: Session, now_us: int) -> bool:
     """Whether a message may have been sent for the first time more than a day ago.
 
-    It was not before the time of its newest item, if the device's clock is known. An item without ``at`` is
+    The device's clock is known, and it was not before the time of the newest item. An item without ``at`` is
     of the server's now, and tells nothing. Nor does a time by a clock that ran days ahead and was set right
     since: so the first messages of a socket, which may be retries, count as old whatever they say.
     """
-    if not (session.clock_known and session.retries_over):
-        return True
     sent_us = [change.sent_at_us for change in checked if type(change) is Change and change.dated]
     age_us = now_us - (max(sent_us) + session.clock_offset_us) if sent_us else -1
     return not 0 <= age_us <= _DAY_US

@@ -26,7 +26,13 @@ _TYPES: Final = frozenset((str, int, float, bool, type(None), dict, list))
 
 def value_fault(data: dict[str, Any]) -> str | None:
     """Return which rule of values decoded data breaks, None where they break none."""
-    todo: list[Any] = [data]
+    todo: list[Any] = []
+    if len(data) < _MANY:
+        fault = _alone(data, todo)
+        if fault is not None:
+            return fault
+    else:
+        todo.append(data)
     while todo:
         if len(todo) >= _MANY or len(todo[-1]) >= _MANY:
             fault, todo = _together(todo)
@@ -40,11 +46,11 @@ def value_fault(data: dict[str, Any]) -> str | None:
 def _alone(node: Any, todo: list[Any]) -> str | None:
     """Look at the members of one object or array, and add the containers in it to ``todo``."""
     if type(node) is dict:
-        for name in node:
-            if type(name) is not str:
-                return _NAME_FAULT
-            if "\0" in name:
+        try:
+            if "\0" in "".join(node):
                 return _TEXT_FAULT
+        except TypeError:
+            return _NAME_FAULT
         node = node.values()
     for value in node:
         kind = type(value)

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from engine.admission import COUNTED_BYTES
+from engine.admission import COUNTED_BYTES, LABORIOUS_S
 from engine.codec import MalformedError
 from engine.committer import overloaded
 from engine.errors import SyncError
@@ -68,6 +68,8 @@ _TURN_S: Final = 2.0
 MAX_IN_FLIGHT: Final = 256
 #: Reads of the store that one connection may wait for.
 MAX_READS: Final = 4
+#: How often it is told that the tenant speaks; whether others want the loop is asked for a second.
+NOTED_S: Final = 0.1
 
 _encode = msgspec.json.encode
 
@@ -83,8 +85,10 @@ class Connection(Line):
         "_held_off_by",
         "_held_off_until_s",
         "_in_flight",
+        "_kind",
         "_live",
         "_malformed",
+        "_noted_until_s",
         "_rate_ignored",
         "_reads",
     )
@@ -108,6 +112,10 @@ class Connection(Line):
         self._reads = 0
         self._malformed = 0
         self._rate_ignored = 0
+        #: Of the latest message, None if it is no message.
+        self._kind: type[msgspec.Struct] | None = None
+        #: Until when it need not be told that the tenant speaks, on the monotonic clock.
+        self._noted_until_s = 0.0
         self._held_off_by = "overloaded"
         #: Of the first push that found the database away and has not come again.
         self._behind_key: str | None = None
@@ -138,7 +146,8 @@ class Connection(Line):
         size_bytes = len(frame)
         core.traffic.messages_in += 1
         core.traffic.bytes_in += size_bytes
-        if core.shares.tenant_id != self.key[0]:
+        if now_s >= self._noted_until_s:
+            self._noted_until_s = now_s + NOTED_S
             core.shares.heard(self.key[0], now_s)
         wait_ms = self._wait_ms(now_s)
         if size_bytes >= COUNTED_BYTES:
@@ -148,24 +157,25 @@ class Connection(Line):
         ) and self._turned_away(frame, now_s, wait_ms):
             return
         request_id: str | None = None
+        self._kind = None
         try:
-            core.watch.kind = "malformed"
             request = self._decode(frame)
-            core.watch.kind = request.__struct_config__.tag  # type: ignore[assignment]  # a text for messages
+            self._kind = type(request)
             self._malformed = 0
+            if type(request) is Sync and not wait_ms:
+                self._rate_ignored = 0
+                request_id = request.id
+                self._sync(request)
+                return
             if not isinstance(request, Hello):
                 request_id = request.id
             if wait_ms:
                 self._limit(wait_ms, request_id)
                 return
             self._rate_ignored = 0
-            if isinstance(request, Sync):
-                self._sync(request)
-            else:
-                self._other(request)
+            self._other(request)
         except Exception as error:
             self._refuse(error, request_id, wait_ms)
-        self._device.bucket.charge(core.clock.monotonic_s() - now_s)
 
     def _wait_ms(self, now_s: float) -> int:
         """Return 0, or how long the device or its tenant is to wait before it sends more."""
@@ -188,8 +198,10 @@ class Connection(Line):
     def worked(self, spent_s: float, now_s: float) -> float:
         """Charge work; give the seconds for which the socket is not to be read from."""
         core = self._core
+        if spent_s > LABORIOUS_S:  # of several frames the last: all before it took less than a turn
+            self._device.bucket.charge(now_s - self._frames.began_s)
         if spent_s > HELD_S:
-            core.watch.held(spent_s, *self.key, core.watch.kind)
+            core.watch.held(spent_s, *self.key, _kind_of(self._kind))
         return core.shares.spend(self.key[0], self._device, spent_s, now_s)
 
     def _turned_away(self, frame: bytes, now_s: float, wait_ms: int) -> bool:
@@ -413,6 +425,10 @@ class Connection(Line):
         if error.code == "unavailable" and isinstance(wait_ms, int) and now_s >= self._held_off_until_s:
             self._hold_off(now_s, wait_ms, "unavailable")
         self.fail(error, request_id)
+
+
+def _kind_of(kind: type[msgspec.Struct] | None) -> str:
+    return "malformed" if kind is None else str(kind.__struct_config__.tag)
 
 
 def _rate_limited(wait_ms: int) -> SyncError:

@@ -22,7 +22,7 @@ _log = structlog.get_logger()
 
 
 class LoopWatch:
-    """Measures the loop's delay. ``kind`` is of the message that is being handled, as each handler notes.
+    """Measures the loop's delay.
 
     Who handles a message measures it anyway: where it took ``HELD_S``, it says so with ``held``, which knows
     the culprit exactly. The timer finds what nobody said: it is logged without a device.
@@ -31,7 +31,6 @@ class LoopWatch:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._said = False
-        self.kind = ""
         self.delays = [0] * (len(DURATION_BOUNDS_MS) + 1)
         self.delay_sum_s = 0.0
         self.longest_s = 0.0

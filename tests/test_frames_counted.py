@@ -97,7 +97,7 @@ async def test_a_message_that_held_the_loop_is_logged_with_its_device(
     assert all(one["tenant_id"] for one in logs if one["event"] == "loop_held")
 
 
-async def test_a_laborious_message_takes_its_milliseconds_from_the_rate_and_quick_ones_before_it_do_not() -> None:
+async def test_a_laborious_message_takes_its_milliseconds_from_the_rate_and_no_quick_one_does() -> None:
     device = Device(key=DeviceKey(7, "phone"), bucket=TokenBucket(100.0, 0.0), changed=[])
     core = SimpleNamespace(watch=LoopWatch(_Clock()), shares=LoopShares())
     line = SimpleNamespace(_core=core, _device=device, key=device.key, _kind=None, _frames=SimpleNamespace())

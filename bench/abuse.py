@@ -1,39 +1,44 @@
 """Scenario ``abuse``: what devices feel while one client of another tenant takes all that it can get.
 
-Each attack of ``bench.abuse_attacks`` has four phases: at rest, with one device, with ten devices
-of one tenant, and while the same bytes go to a process that only reads, which shows what the machine costs.
+Each attack of ``bench.abuse_attacks`` begins on a server that was just started, and has five phases: at rest,
+with one device, with ten devices of one tenant, and while the bytes of each go to a process that only reads,
+which shows what the machine costs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from time import perf_counter
-from typing import Final, Literal, Self
+from typing import Final
 
 import msgspec
 
-from bench.abuse_attacks import ATTACKS
+from bench.abuse_attacks import ATTACKS, PAST_NGINX, Attack
 from bench.abuse_gauge import Gauge
 from bench.abuse_load import Attacked, AttackPlan, Prepared
 from bench.abuse_others import DEVICES, PER_S, Others
+from bench.abuse_photo import photo_s
+from bench.abuse_site import Site, site_at, site_of
 from bench.abuse_verdict import judge
-from bench.drive import Target, say, token
-from bench.fill import fill
-from bench.ground import BenchError, Ground, fresh
-from bench.report import Abuse, Report, this_machine
-from bench.server import ROOT, end, free_ports, started, variables
-from bench.stage import Options, add_tenants, remote
+from bench.drive import say, token
+from bench.ground import BenchError, fresh
+from bench.nginx import trusting
+from bench.report import Abuse, Phase, Report, this_machine
+from bench.server import ROOT, end
+from bench.stage import Options, add_tenants
 from engine.domains import DomainPolicy
-from storage.direct import connected
+from engine.tenant_usage import NAMES
 from storage.policies import PostgresPolicies
+from storage.usage import PostgresUsage
 
-#: Of each phase, of which every attack has four.
+#: Of each phase.
 DURATION_S: Final = 1.5
 ONE, TEN = 1, 10
 #: How long others go on at rest before their first phase, so that nothing is done for the first time in it.
@@ -42,214 +47,234 @@ _STOP_S: Final = 5.0
 #: How long a worker may be busy after a phase before it is restarted, or waited for no longer.
 _BUSY_S: Final = 5.0
 _BUSY_REMOTE_S: Final = 30.0
+#: What a phase takes beside its duration, and an attack beside its phases: the first guess of how long it is.
+_AROUND_S, _START_S = 2.5, 6.0
 _OTHERS: Final = "abuse-others"
+#: Where attackers come from, so that bounds by address are theirs alone.
+_SOURCE: Final = "127.0.0.2"
+
+
+class _Told(msgspec.Struct):
+    abuses: list[Abuse]
+
+
+class _Reports(msgspec.Struct):
+    reports: list[_Told]
 
 
 async def abuse(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
-    names = [options.attack] if options.attack else list(ATTACKS)
-    report = Report(scenario="abuse", work=_work(), machine=this_machine())
-    if options.url is not None:
-        with remote(msgspec.structs.replace(options, tenants=1), options.url) as (target, dsn):
-            await _measure(options, names, target, dsn, report)
-        return report
-    with fresh(options.settings) as ground:
-        dsn = ground.database("product")
-        secret = secrets.token_urlsafe(48)
-        port = free_ports(1)
-        target = Target(port=port, secret=secret, tenants=[_OTHERS], audience=options.settings.auth.audience)
-        async with _Worker(port, _as_delivered(ground, dsn, secret, options)) as worker:
-            await _measure(options, names, target, dsn, report, worker)
-        report.logged = dict(worker.logged)
+    names = list(options.attacks or ATTACKS)
+    if options.through_nginx or options.url is not None:
+        names = [name for name in names if name not in PAST_NGINX]
+    report = Report(scenario="abuse", work=_work(options), machine=this_machine())
+    file = Path(options.before) if options.before else None
+    commit = options.before if file is not None and not file.is_file() else None
+    async with AsyncExitStack() as stack:
+        if options.url is not None:
+            sites = [await stack.enter_async_context(site_at(options, options.url))]
+        else:
+            ground = stack.enter_context(fresh(options.settings))
+            sites = [await stack.enter_async_context(site_of(ground, options, _OTHERS))]
+            if commit is not None:
+                sites.append(await stack.enter_async_context(site_of(ground, options, _OTHERS, commit)))
+        sink_port = await stack.enter_async_context(_sink())
+        await _measure(options, names, sites, sink_port, report)
+    if file is not None and commit is None:
+        report.abuses += measured_before(file, names)
+    judge(report)
+    worker = sites[0].worker
+    report.logged = {} if worker is None else dict(worker.logged)
     return report
 
 
-class _Worker:
-    """A server of our own, restarted where it is busy with what an attack left."""
-
-    def __init__(self, port: int, environment: Mapping[str, str]) -> None:
-        self._port = port
-        self._environment = environment
-        self._running = AsyncExitStack()
-        self.logged: Counter[str] = Counter()
-
-    async def __aenter__(self) -> Self:
-        await self._start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._running.aclose()
-        self.logged += self._server.logged
-
-    async def renew(self) -> None:
-        """Stop the server and start it anew."""
-        await self._running.aclose()
-        self.logged += self._server.logged
-        await self._start()
-
-    async def _start(self) -> None:
-        command = [str(ROOT / "run.py"), "serve", "--port", str(self._port), "--workers", "1"]
-        self._server = await self._running.enter_async_context(started(command, self._environment))
-
-
-def _as_delivered(ground: Ground, dsn: str, secret: str, options: Options) -> Mapping[str, str]:
-    """Return the environment of a server whose limits stand: they are what is measured."""
-    given = variables(ground, dsn, secret, options.config)
-    kept = {name: value for name, value in given.items() if "__LIMITS__" not in name}
-    return {**kept, "TIDEMARK__SERVER__DRAIN_S": "1"}
-
-
-def _work() -> str:
+def _work(options: Options) -> str:
     rates = ", ".join(f"{per_s:g} {kind}s" for kind, per_s in PER_S.items())
     return (
         f"{DEVICES} devices of one tenant with together {rates} a second, an open loop, beside attacks of one"
-        f" device and of {TEN} of another tenant, and beside the same bytes into a process that only reads"
+        f" device and of {TEN} of another tenant{', all through nginx' if options.through_nginx else ''}, and"
+        " beside the same bytes into a process that only reads"
     )
 
 
+def measured_before(file: Path, names: list[str]) -> list[Abuse]:
+    """Take from a report what was measured before. Raises BenchError."""
+    try:
+        told = msgspec.json.decode(file.read_bytes(), type=_Reports)
+    except msgspec.MsgspecError as error:
+        raise BenchError(f"--before {file}: no report of bench --scenario abuse --json: {error}") from None
+    found = [one for each in told.reports for one in each.abuses if one.attack in names and not one.before]
+    return [msgspec.structs.replace(one, before=True) for one in found]
+
+
 async def _measure(
-    options: Options,
-    names: list[str],
-    target: Target,
-    dsn: str,
-    report: Report,
-    worker: _Worker | None = None,
+    options: Options, names: list[str], sites: list[Site], sink_port: int, report: Report
 ) -> None:
-    add_tenants(dsn, [_OTHERS])
-    gauge = Gauge(target.host, target.port, dsn)
-    async with _sink() as sink_port:
-        run = _Abuse(options, target, gauge, sink_port, report, worker)
-        await run.warm_up()
-        for name in names:
-            await run.attacked(name, dsn)
-    judge(report)
-    if not gauge.of_this_host:
-        report.remarks.append("the worker is no process that can be looked at here: no memory and no CPU")
+    for site in sites:
+        add_tenants(site.dsn, [_OTHERS])
+    duration_s = options.duration_s or DURATION_S
+    left_s = [_START_S + (3 if site.before else 5) * (duration_s + _AROUND_S) for site in sites]
+    say(f"{len(names)} attacks, about {len(names) * sum(left_s) / 60:.0f} minutes")
+    began_s = perf_counter()
+    for done, name in enumerate(names):
+        if done:
+            each_s = (perf_counter() - began_s) / done
+            say(f"about {each_s * (len(names) - done) / 60:.0f} minutes are left")
+        for site in sites:
+            say(f"{done + 1} of {len(names)}, {name}{' before' * site.before}: {ATTACKS[name].told}")
+            await _Abuse(options, site, sink_port, report, name).run()
 
 
 class _Abuse:
-    def __init__(
-        self,
-        options: Options,
-        target: Target,
-        gauge: Gauge,
-        sink_port: int,
-        report: Report,
-        worker: _Worker | None,
-    ) -> None:
-        self._worker = worker
-        self._duration_s = options.duration_s or DURATION_S
-        self._target = target
-        self._gauge = gauge
+    """One attack on one site."""
+
+    def __init__(self, options: Options, site: Site, sink_port: int, report: Report, name: str) -> None:
+        self._settings = options.settings
+        self._site = site
         self._sink_port = sink_port
         self._report = report
-        self._others = Others(target, _OTHERS)
+        self._name = name
+        self._attack: Attack = ATTACKS[name]
+        self._tenant = f"abuse-{name}"
+        self._duration_s = options.duration_s or DURATION_S
+        self._others = Others(site.way, _OTHERS, trusting(site.certificate) if site.certificate else None)
 
-    async def warm_up(self) -> None:
+    async def run(self) -> None:
+        """Measure all phases."""
+        attack, site = self._attack, self._site
+        add_tenants(site.dsn, [self._tenant])
+        if attack.manual:
+            held = DomainPolicy("manual")
+            PostgresPolicies(site.dsn, {"task": held}).set(self._tenant, "task", held)
+        if site.worker is not None:
+            await site.worker.renew(attack.bounds)
+        self._gauge = Gauge(site.target.host, site.target.port, site.dsn)
+        await self._warm_up()
+        await self._phase("at rest", None)
+        if attack.seeded is not None and not self._gauge.rows(self._tenant):
+            attack.seeded(site.dsn, self._tenant)
+        one = await self._phase("one device", self._plan(ONE))
+        ten = await self._phase("ten devices", self._plan(TEN))
+        if not site.before:
+            await self._phase("sink of one", self._into_sink(ONE, one))
+            await self._phase("sink of ten", self._into_sink(TEN, ten))
+        if site.worker is not None:
+            await site.worker.stop()
+
+    async def _warm_up(self) -> None:
         """Do everything once that others do."""
         await self._others.connect()
         await self._others.feel(min(_WARMUP_S, self._duration_s))
         await self._others.answered()
+        await self._gauge.calm(_BUSY_S)
 
-    async def attacked(self, name: str, dsn: str) -> None:
-        """Measure all phases of one attack."""
-        attack, tenant = ATTACKS[name], f"abuse-{name}"
-        say(f"{name}: {attack.told}")
-        add_tenants(dsn, [tenant])
-        if attack.manual:
-            PostgresPolicies(dsn, {"task": DomainPolicy("manual")}).set(
-                tenant, "task", DomainPolicy("manual")
-            )
-        if attack.feed_records and not _seq(dsn, tenant):
-            fill(dsn, [tenant], attack.feed_records)
-        await self._phase(name, "at rest", None)
-        await self._phase(name, "one device", self._plan(name, tenant, ONE))
-        ten = await self._phase(name, "ten devices", self._plan(name, tenant, TEN))
-        sink = msgspec.structs.replace(
-            self._plan(name, tenant, TEN),
-            host="127.0.0.1",
-            port=self._sink_port,
-            bytes_per_s=ten.sent_bytes / ten.duration_s,
-        )
-        await self._phase(name, "sink", sink)
-
-    def _plan(self, name: str, tenant: str, count: int) -> AttackPlan:
-        mark = secrets.token_hex(4)
+    def _plan(self, count: int) -> AttackPlan:
+        site = self._site
+        way, mark = site.way, secrets.token_hex(4)
         devices = [f"{mark}-{place}" for place in range(count)]
         return AttackPlan(
-            attack=name,
-            host=self._target.host,
-            port=self._target.port,
-            devices=[(device, token(self._target, tenant, device)) for device in devices],
-            neighbour_token=token(self._target, tenant, f"{mark}-neighbour"),
+            attack=self._name,
+            host=way.host,
+            port=way.port,
+            devices=[(device, token(way, self._tenant, device)) for device in devices],
+            neighbour_token=token(way, self._tenant, f"{mark}-neighbour"),
             mark=mark,
             duration_s=self._duration_s,
+            source=_SOURCE if way.host == "127.0.0.1" else None,
+            certificate=None if site.certificate is None else str(site.certificate),
+            bus=site.bus(_OTHERS, self._others.names) if self._attack.opening == "bus" else None,
         )
 
-    async def _phase(
-        self,
-        name: str,
-        phase: Literal["at rest", "one device", "ten devices", "sink"],
-        plan: AttackPlan | None,
-    ) -> Abuse:
-        gauge, others = self._gauge, self._others
+    def _into_sink(self, count: int, found: Abuse) -> AttackPlan:
+        return msgspec.structs.replace(
+            self._plan(count),
+            host="127.0.0.1",
+            port=self._sink_port,
+            bytes_per_s=found.sent_bytes / found.duration_s,
+            certificate=None,
+        )
+
+    async def _phase(self, phase: Phase, plan: AttackPlan | None) -> Abuse:
+        gauge, others, site = self._gauge, self._others, self._site
         prepared, attacked = Prepared({}), Attacked(0, 0, {}, 0.0)
-        if plan is None:
-            disk_bytes, rss_bytes = await self._before()
+        load = os.getloadavg()[0]
+        async with AsyncExitStack() as stack:
+            process: Process | None = None
+            if plan is not None:
+                process, prepared = await stack.enter_async_context(_attackers(plan))
+            rows = gauge.rows(self._tenant)
+            await others.connect()
+            _, charged_s = await gauge.told()
+            disk_bytes, rss_bytes = gauge.database_bytes(), gauge.rss_bytes()
             async with gauge.watched():
-                await others.feel(self._duration_s)
-                await others.answered()
-        else:
-            async with _attackers(plan) as (process, prepared):
-                disk_bytes, rss_bytes = await self._before()
-                async with gauge.watched():
+                if process is not None:
                     assert process.stdin is not None
                     process.stdin.write(b"\n")
-                    await others.feel(self._duration_s)
+                beside = asyncio.create_task(self._beside(phase))
+                await others.feel(self._duration_s)
+                if process is not None:
                     attacked = msgspec.json.decode(await _heard(process), type=Attacked)
-                    await others.answered()
-        stretch_ms = await gauge.stretch_ms()
+                await others.answered()
+                waited_s = await beside
+        stretch_s, charged_after_s = await gauge.told()
         over_s = perf_counter()
-        calm = await gauge.calm(_BUSY_S if self._worker is not None else _BUSY_REMOTE_S)
-        renewed = not calm and self._worker is not None
+        calm = await gauge.calm(_BUSY_S if site.worker is not None else _BUSY_REMOTE_S)
         after_s = perf_counter() - over_s
+        here = gauge.of_this_host
         found = Abuse(
-            attack=name,
+            attack=self._name,
             phase=phase,
             others=others.felt(),
             duration_s=self._duration_s,
-            grown_mib=(gauge.peak_bytes - rss_bytes) / (1 << 20) if gauge.of_this_host else None,
-            share=gauge.share if gauge.of_this_host else None,
-            stretch_ms=stretch_ms,
+            before=site.before,
+            window_s=gauge.window_s,
+            grown_mib=(gauge.peak_bytes - rss_bytes) / (1 << 20) if here else None,
+            share=gauge.share if here else None,
+            loop=gauge.loop.ran_s if here else None,
+            queued=gauge.loop.queued_s if here else None,
+            charged=None
+            if charged_s is None or charged_after_s is None
+            else (charged_after_s - charged_s) / gauge.window_s,
+            stretch_ms=None if stretch_s is None else stretch_s * 1000,
+            fullest=self._fullest(),
+            photo_s=waited_s,
             disk_bytes=gauge.database_bytes() - disk_bytes,
+            rows=gauge.rows(self._tenant) - rows,
             sent_bytes=attacked.sent_bytes,
             connections=attacked.connections,
             ended=attacked.ended,
             unprepared=prepared.refused,
             generator=attacked.cpu_s / self._duration_s,
             after_s=after_s,
-            renewed=renewed,
+            renewed=not calm and site.worker is not None,
+            load=load,
         )
-        if self._worker is not None and renewed:
-            await self._worker.renew()
-            gauge.look_again()
-            await self.warm_up()
         self._report.abuses.append(found)
+        if not calm and site.worker is not None:
+            say(f"  the worker is still busy after {after_s:.0f} s, and is restarted")
+            await site.worker.renew()
+            gauge.look_again()
+            await self._warm_up()
         return found
 
-    async def _before(self) -> tuple[int, int]:
-        """Connect others, and return how large database and worker are before the phase."""
-        await self._others.connect()
-        await self._gauge.stretch_ms()
-        return self._gauge.database_bytes(), self._gauge.rss_bytes()
+    async def _beside(self, phase: Phase) -> float | None:
+        """Do what belongs to the attack. Returns how long a photo waited, None where there is none."""
+        site = self._site
+        if self._attack.beside == "photo" and not phase.startswith("sink"):
+            return await photo_s(site.target, site.dsn, _OTHERS)
+        if self._attack.beside == "cut" and phase in ("one device", "ten devices"):
+            await site.cut()
+        return None
 
-
-def _seq(dsn: str, tenant: str) -> int:
-    with connected(dsn) as connection, connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT seq FROM tenant_counters JOIN tenants USING (tenant_id) WHERE name = %s", (tenant,)
-        )
-        return int(cursor.fetchall()[0][0])
+    def _fullest(self) -> float | None:
+        """Return the most that the attackers' tenant holds of any bound; a version before may have none."""
+        if self._site.before:
+            return None
+        (holds,) = PostgresUsage(self._site.dsn).usage(self._tenant)
+        limits = self._settings.tenant_limits
+        bounds: dict[str, int] = {name: getattr(limits, name) for name in NAMES} | dict(self._attack.bounds)
+        parts: list[float] = [getattr(holds.usage, name) / bounds[name] for name in NAMES]
+        return max(*parts, holds.file_bytes / self._settings.uploads.tenant_bytes)
 
 
 @asynccontextmanager

@@ -12,13 +12,16 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 from time import perf_counter
 from typing import Final
 
 import msgspec
 import uvloop
 
-from bench.abuse_attacks import ATTACKS, Attack, Attacker
+from bench.abuse_attacks import ATTACKS, Attack
+from bench.abuse_frames import Attacker, Bus
+from bench.nginx import trusting
 from bench.wire import HandshakeError, connect, frame
 
 _ANSWER_S: Final = 30.0
@@ -33,7 +36,8 @@ class AttackPlan(msgspec.Struct, frozen=True, kw_only=True):
     """One run of an attack.
 
     ``devices`` are pairs of a name and its token; ``neighbour_token`` is of one more device, which prepares.
-    With ``bytes_per_s`` the server is a sink, which answers nothing and is sent so much.
+    With ``bytes_per_s`` the server is a sink, which answers nothing and is sent so much. ``source`` is the
+    address that attackers come from, ``certificate`` that of nginx in front of the server.
     """
 
     attack: str
@@ -44,6 +48,9 @@ class AttackPlan(msgspec.Struct, frozen=True, kw_only=True):
     mark: str
     duration_s: float
     bytes_per_s: float | None = None
+    source: str | None = None
+    certificate: str | None = None
+    bus: Bus | None = None
 
 
 class Prepared(msgspec.Struct, frozen=True, tag_field="event"):
@@ -82,9 +89,10 @@ class Storm:
         self._plan = plan
         self._attack: Attack = ATTACKS[plan.attack]
         self._attackers = [
-            Attacker(name, token, f"{plan.host}:{plan.port}", f"{plan.mark}-{place}")
+            Attacker(name, token, f"{plan.host}:{plan.port}", f"{plan.mark}-{place}", plan.bus)
             for place, (name, token) in enumerate(plan.devices)
         ]
+        self._tls = None if plan.certificate is None else trusting(Path(plan.certificate))
         self._began_s = 0.0
         self._sent_bytes = 0
         self._connections = 0
@@ -115,7 +123,10 @@ class Storm:
             answers.put_nowait(_Answer("error"))
 
         assert self._attack.prepared is not None
-        socket = await connect(self._plan.host, self._plan.port, self._plan.neighbour_token, heard, ended)
+        plan = self._plan
+        socket = await connect(
+            *(plan.host, plan.port, plan.neighbour_token, heard, ended), source=plan.source, tls=self._tls
+        )
         for message in self._attack.prepared(attacker):
             answer = _Answer("error")
             for _ in range(_TRIES):
@@ -146,7 +157,7 @@ class Storm:
     async def _again_and_again(self, attacker: Attacker) -> None:
         while True:
             try:
-                reader, writer = await asyncio.open_connection(self._plan.host, self._plan.port)
+                reader, writer = await self._dialled()
             except OSError as error:
                 self._ended[error.strerror or type(error).__name__] += 1
                 await asyncio.sleep(_AGAIN_S)
@@ -159,10 +170,18 @@ class Storm:
             finally:
                 writer.transport.abort()
 
+    async def _dialled(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        plan = self._plan
+        if self._attack.opening == "bus" and plan.bus is not None and plan.bytes_per_s is None:
+            return await asyncio.open_unix_connection(plan.bus.url.removeprefix("unix://"))
+        source = None if plan.source is None else (plan.source, 0)
+        return await asyncio.open_connection(plan.host, plan.port, local_addr=source, ssl=self._tls)
+
     async def _attack_on(
         self, attacker: Attacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        if self._attack.opening != "nothing" and not await self._opened(attacker, reader, writer):
+        upgrades = self._attack.opening in ("socket", "deflated")
+        if upgrades and not await self._opened(attacker, reader, writer):
             return
         pouring = asyncio.create_task(self._pour(attacker, writer))
         tasks = {pouring}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import ssl
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -106,10 +107,11 @@ class _Other:
 class Others:
     """All of them. Between two phases they connect anew, so that nothing of one is answered in the next."""
 
-    def __init__(self, target: Target, tenant: str) -> None:
+    def __init__(self, target: Target, tenant: str, tls: ssl.SSLContext | None = None) -> None:
         self._target = target
-        self._names = [f"other-{place}" for place in range(DEVICES)]
-        self._tokens = [token(target, tenant, name) for name in self._names]
+        self._tls = tls
+        self.names = [f"other-{place}" for place in range(DEVICES)]
+        self._tokens = [token(target, tenant, name) for name in self.names]
         self._devices: list[_Other] = []
         self.took_s: defaultdict[str, list[float]] = defaultdict(list)
         self.refused: Counter[str] = Counter()
@@ -120,11 +122,12 @@ class Others:
         self.took_s.clear()
         self.refused.clear()
         self._late_s.clear()
-        self._devices = [_Other(name, self) for name in self._names]
+        self._devices = [_Other(name, self) for name in self.names]
         for device, signed in zip(self._devices, self._tokens, strict=True):
             try:
                 device.socket = await connect(
-                    self._target.host, self._target.port, signed, device.heard, device.ended
+                    *(self._target.host, self._target.port, signed, device.heard, device.ended),
+                    tls=self._tls,
                 )
             except (HandshakeError, OSError) as error:  # TimeoutError is one
                 self.refused[f"handshake: {error}"] += 1

@@ -25,10 +25,10 @@ from bench.behind_nginx_heads import Head, largest_heads
 from bench.behind_nginx_server import Serving
 from bench.fleet import TENANT, Member, Other, Signer, Way
 from bench.ground import BenchError, Ground, fresh, read_settings
-from bench.nginx import Nginx, certify, nginx_program, trusting
+from bench.nginx import Nginx, certify, nginx_program, printed, trusting
 from bench.server import ROOT
 from bench.stage import add_tenants
-from bench.text import table
+from bench.text_table import table
 from engine.settings import Settings, SettingsError
 from storage.direct import connected
 from storage.embedded import EmbeddedError
@@ -78,15 +78,9 @@ async def _front(serving: Serving, home: Path, secret: str) -> AsyncIterator[Way
         raise BenchError("nginx is not installed: apt-get install nginx-light, or give --only direct")
     certificate = certify(home)
     port = serving.port + serving.workers + 1
-    printing = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(ROOT / "run.py"), "nginx", "--workers", str(serving.workers)),
-        *("--port", str(serving.port), "--address", "127.0.0.1", "--https-port", str(port)),
-        *("--certificate", str(certificate), "--key", str(certificate.with_name("key.pem"))),
-        env=serving.environment | {"TIDEMARK__AUTH__SECRET": secret},
-        stdout=asyncio.subprocess.PIPE,
-    )
-    site, _ = await printing.communicate()
-    nginx = Nginx(program, home, site.decode(), port, connections=8192)
+    environment = serving.environment | {"TIDEMARK__AUTH__SECRET": secret}
+    site = await printed(ROOT, environment, certificate, serving.port, serving.workers, port)
+    nginx = Nginx(program, home, site, port, connections=8192)
     await nginx.start()
     try:
         yield Way(port, trusting(certificate))

@@ -20,7 +20,7 @@ from bench.ground import BenchError, Ground, fresh, read_settings
 from bench.limit_b import Task
 from bench.server import ROOT
 from bench.stage import add_tenants
-from bench.text import table
+from bench.text_table import table
 from bench.work import Sent, Worker, data_of
 from engine.settings import Settings
 from storage.direct import connected

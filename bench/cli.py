@@ -101,9 +101,14 @@ def _worker_count(_: click.Context, __: click.Parameter, value: str | None) -> i
     help="Tenants that the devices are spread over.",
 )  # fmt: skip
 @click.option(
-    "--attack", type=click.Choice(list(ATTACKS)), metavar="NAME",
-    help=f"The only attack of abuse; one of {', '.join(ATTACKS)}.",
+    "--attack", "attacks", type=click.Choice(list(ATTACKS)), multiple=True, metavar="NAME",
+    help=f"An attack of abuse, once for each of several, of {', '.join(ATTACKS)}.  [default: all]",
 )  # fmt: skip
+@click.option(
+    "--before", metavar="COMMIT|FILE",
+    help="abuse beside a server of that commit, or beside what a report of --json has of one.",
+)  # fmt: skip
+@click.option("--through-nginx", is_flag=True, help="abuse with nginx and the site of run.py nginx in front.")
 @click.option("--saturate", is_flag=True, help="concurrent as a closed loop: as many syncs as are taken.")
 @click.option(
     "--fill", "fill_records", type=click.IntRange(0), default=0, metavar="N",
@@ -153,6 +158,8 @@ def bench(
         )
         if options.workers and options.url:
             raise click.UsageError("a server at --url has its workers already: leave --workers out")
+        if options.url and options.through_nginx:
+            raise click.UsageError("--through-nginx starts a server of its own: leave --url out")
         if options.fill_records and (options.saturate or options.url):
             raise click.UsageError(
                 "--fill compares latencies on databases of its own: leave --saturate and --url out"

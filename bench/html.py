@@ -49,6 +49,8 @@ def _charts(report: Report) -> Iterator[Any]:
     if report.abuses:
         for kind in ("heartbeat", "sync", "pull"):
             yield _abused(kind, report.abuses)
+            if any(abuse.before for abuse in report.abuses):
+                yield _compared(kind, report.abuses)
     others = [load for load in report.loads if load.times is None]
     if others:
         yield _latencies("Latency of the other runs", others)
@@ -138,11 +140,31 @@ def _abused(kind: str, abuses: list[Abuse]) -> Any:
     chart = _chart(
         pygal.Bar, f"p99 of others' {kind}", y_title="ms", logarithmic=True, x_label_rotation=30
     )
-    attacks = list(dict.fromkeys(abuse.attack for abuse in abuses))
+    now = [abuse for abuse in abuses if not abuse.before]
+    attacks = list(dict.fromkeys(abuse.attack for abuse in now))
     chart.x_labels = attacks
-    for phase in dict.fromkeys(abuse.phase for abuse in abuses):
-        by_attack = {one.attack: getattr(one.others, kind).p99_ms for one in abuses if one.phase == phase}
+    for phase in dict.fromkeys(abuse.phase for abuse in now):
+        by_attack = {one.attack: getattr(one.others, kind).p99_ms for one in now if one.phase == phase}
         chart.add(phase, [by_attack.get(attack) or None for attack in attacks])
+    return chart
+
+
+def _compared(kind: str, abuses: list[Abuse]) -> Any:
+    """Draw p50 and p99 of the worse of one and ten devices, on the version before and on this one."""
+    title = f"others' {kind} under attack, before and after"
+    chart = _chart(pygal.Bar, title, y_title="ms", logarithmic=True, x_label_rotation=30)
+    attacks = list(dict.fromkeys(abuse.attack for abuse in abuses if abuse.before))
+    chart.x_labels = attacks
+    for percent in ("p50", "p99"):
+        for before in (True, False):
+            worst_ms = dict.fromkeys(attacks, 0.0)
+            for one in abuses:
+                attacked = one.phase in ("one device", "ten devices")
+                if one.before is before and one.attack in worst_ms and attacked:
+                    took_ms = getattr(getattr(one.others, kind), f"{percent}_ms")
+                    worst_ms[one.attack] = max(worst_ms[one.attack], took_ms)
+            name = f"{percent}, {'before' if before else 'after'}"
+            chart.add(name, [worst_ms[attack] or None for attack in attacks])
     return chart
 
 

@@ -8,7 +8,10 @@ import os
 import shutil
 import ssl
 import subprocess
+import sys
+from collections.abc import Mapping
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -27,9 +30,10 @@ def nginx_program() -> str | None:
 
 
 def certify(home: Path) -> Path:
-    """Make a certificate for localhost, and its key beside it as ``key.pem``. Returns its path."""
+    """Make a certificate for localhost and 127.0.0.1, and its key as ``key.pem``. Returns its path."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    names = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
     now = dt.datetime.now(dt.UTC)
     certificate = (
         x509.CertificateBuilder()
@@ -39,7 +43,7 @@ def certify(home: Path) -> Path:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(hours=1))
         .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -55,6 +59,31 @@ def trusting(certificate: Path) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(certificate))
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
+
+
+async def printed(
+    root: Path, environment: Mapping[str, str], certificate: Path, port: int, workers: int, https_port: int
+) -> str:
+    """Have ``run.py nginx`` of the version in ``root`` print a site on 127.0.0.1.
+
+    Args:
+        root: The version's directory.
+        environment: That of its server.
+        certificate: What ``certify`` returned.
+        port: The port that its workers share, or that of one alone.
+        workers: How many it has.
+        https_port: Where devices go.
+    """
+    printing = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(root / "run.py"), "nginx", "--workers", str(workers), "--port", str(port)),
+        *("--address", "127.0.0.1", "--https-port", str(https_port)),
+        *("--certificate", str(certificate), "--key", str(certificate.with_name("key.pem"))),
+        cwd=root,
+        env={**os.environ, **environment},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    site, _ = await printing.communicate()
+    return site.decode()
 
 
 class Nginx:

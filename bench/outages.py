@@ -33,7 +33,7 @@ from bench.faults_history import History
 from bench.faults_server import workers
 from bench.ground import BenchError, fresh_on_tcp, read_settings
 from bench.outages_site import RESTART, Plan, Result, Seen, site
-from bench.text import table
+from bench.text_table import table
 from engine.ports import StoreError
 from engine.settings import Settings, SettingsError
 from storage.embedded import EmbeddedError

@@ -152,25 +152,44 @@ class Felt(msgspec.Struct, frozen=True, kw_only=True):
     late_p99_ms: float
 
 
+Phase = Literal["at rest", "one device", "ten devices", "sink of one", "sink of ten"]
+
+
 class Abuse(msgspec.Struct, frozen=True, kw_only=True):
     """One phase of an attack: others at rest, under attack, or beside the same bytes into a sink.
 
-    ``grown_mib`` is the worker's memory at most above what it had before the phase, ``share`` the part of a
-    core that the worker used, ``stretch_ms`` the longest for which its loop was held; each is None where it
-    could not be read. ``sent_bytes`` went to ``connections`` connections; ``ended`` says how those ended, and
-    ``unprepared`` what was refused before the attack began. ``disk_bytes`` is the database's growth,
-    ``generator`` the part of a core that the attackers used. ``after_s`` is how long the worker was busy
-    after the last answer to others; ``renewed`` says that it was restarted then, for it was busy too long.
+    ``before`` says that it was measured on the version to compare with. ``loop`` is the part of the time
+    that the worker's event loop was on a core, ``queued`` the part that it was ready and had none,
+    ``charged`` the part that the server charged to devices; ``share`` the part of a core that all threads of
+    the worker used. ``window_s`` is how long was looked at, which is until others had their last answer.
+
+    ``grown_mib`` is the worker's memory at most above what it had before the phase, ``stretch_ms`` the
+    longest for which its loop was held. ``fullest`` is the part of a bound that the attackers' tenant holds
+    at most, ``photo_s`` how long a file waited for its record. Each is None where it could not be read.
+
+    ``sent_bytes`` went to ``connections`` connections; ``ended`` says how those ended, and ``unprepared``
+    what was refused before the attack began. ``disk_bytes`` is the database's growth, ``rows`` the growth of
+    the attackers' tenant, ``generator`` the part of a core that the attackers used. ``after_s`` is how long
+    the worker was busy after the last answer to others; ``renewed`` says that it was restarted then, for it
+    was busy too long. ``load`` is the machine's load average before the phase.
     """
 
     attack: str
-    phase: Literal["at rest", "one device", "ten devices", "sink"]
+    phase: Phase
     others: Felt
     duration_s: float
+    before: bool = False
+    window_s: float = 0.0
     grown_mib: float | None = None
     share: float | None = None
+    loop: float | None = None
+    queued: float | None = None
+    charged: float | None = None
     stretch_ms: float | None = None
+    fullest: float | None = None
+    photo_s: float | None = None
     disk_bytes: int = 0
+    rows: int = 0
     sent_bytes: int = 0
     connections: int = 0
     ended: dict[str, int] = {}
@@ -178,6 +197,7 @@ class Abuse(msgspec.Struct, frozen=True, kw_only=True):
     generator: float = 0.0
     after_s: float = 0.0
     renewed: bool = False
+    load: float = 0.0
 
 
 class Figure(msgspec.Struct, frozen=True):
@@ -190,13 +210,14 @@ class Figure(msgspec.Struct, frozen=True):
 
 
 class Bar(msgspec.Struct, frozen=True):
-    """What must hold: ``value`` at most or at least ``limit``."""
+    """What must hold: ``value`` at most or at least ``limit``. ``beside`` is to be read with it."""
 
     name: str
     value: float
     bound: Literal["at most", "at least"]
     limit: float
     unit: str
+    beside: str = ""
 
     @property
     def met(self) -> bool:

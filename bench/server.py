@@ -103,16 +103,22 @@ def free_ports(count: int) -> int:
 
 @asynccontextmanager
 async def started(
-    command: list[str], variables: Mapping[str, str], workers: int = 1, program: str = sys.executable
+    command: list[str],
+    variables: Mapping[str, str],
+    workers: int = 1,
+    program: str = sys.executable,
+    root: Path = ROOT,
 ) -> AsyncIterator[Server]:
     """Run a program that says ``listening`` with its port in a line of JSON, as each worker does.
+
+    ``root`` is where it runs.
 
     Raises BenchError.
     """
     process = await asyncio.create_subprocess_exec(
         program,
         *command,
-        cwd=ROOT,
+        cwd=root,
         env={**os.environ, **variables},
         stdout=asyncio.subprocess.PIPE,
     )

@@ -26,7 +26,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What the command line asks for. ``settings`` and ``config`` are those of ``run.py serve``.
 
     ``workers`` is None where a scenario is to choose. ``seed`` and ``history``, where to write what devices
-    saw, are for ``faults``, ``attack`` for ``abuse``.
+    saw, are for ``faults``, ``attacks``, ``before`` and ``through_nginx`` for ``abuse``.
     """
 
     settings: Settings
@@ -42,7 +42,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 1
     history: Path | None = None
     workers: int | None = None
-    attack: str | None = None
+    attacks: tuple[str, ...] = ()
+    before: str | None = None
+    through_nginx: bool = False
 
     @property
     def tenant_names(self) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from bench.report import Abuse, Latency, Load, Report, Row, Transfer
+from bench.abuse_text import lines as abuse_lines
+from bench.report import Load, Report, Row, Transfer
+from bench.text_table import counts, table
 
 _HEADING = (
     "run",
@@ -51,24 +53,6 @@ _TRANSFER_HEADING = (
     "RSS MiB",
 )
 
-_ABUSE_HEADING = (
-    "attack",
-    "phase",
-    "heartbeat p50/p99 ms",
-    "sync p50/p99 ms",
-    "pull p50/p99 ms",
-    "refused",
-    "held ms",
-    "memory MiB",
-    "worker",
-    "attackers",
-    "sent KB",
-    "disk KB",
-    "connections",
-    "busy after s",
-)
-
-
 def text_of(report: Report) -> str:
     """Write the whole report."""
     return "\n".join(_lines(report)) + "\n"
@@ -86,19 +70,18 @@ def _lines(report: Report) -> Iterator[str]:
     if report.transfers:
         yield from table([_TRANSFER_HEADING, *map(_transfer_cells, report.transfers)])
     if report.abuses:
-        yield from table([_ABUSE_HEADING, *map(_abuse_cells, report.abuses)])
-        yield from filter(None, map(_abuse_counts, report.abuses))
+        yield from abuse_lines(report.abuses)
     for row in report.rows:
         yield from _faults(row)
     for transfer in report.transfers:
         if transfer.retries:
-            yield f"{transfer.name}: sent again: {_counts(transfer.retries)}"
+            yield f"{transfer.name}: sent again: {counts(transfer.retries)}"
         yield from (f"{transfer.name}: {fault}" for fault in transfer.faults)
     if report.audit is not None:
         yield f"audit: {report.audit.items:,} items acknowledged, {report.audit.fault_count} faults"
         yield from (f"audit: {fault}" for fault in report.audit.faults)
     if report.logged:
-        yield f"the server logged: {_counts(report.logged)}"
+        yield f"the server logged: {counts(report.logged)}"
     if report.figures:
         yield ""
         yield from table(
@@ -116,6 +99,7 @@ def _lines(report: Report) -> Iterator[str]:
                     bar.name,
                     f"{_number(bar.value)} {bar.unit}",
                     f"{bar.bound} {bar.limit:g} {bar.unit}",
+                    bar.beside,
                 )
                 for bar in report.bars
             ]
@@ -159,7 +143,7 @@ def _load_cells(load: Load) -> tuple[str, ...]:
         f"{stored.p50_ms:.1f}/{stored.p95_ms:.1f}/{stored.p99_ms:.1f}" if stored.max_ms else "-",
         f"{load.refused_per_s:,.0f}",
         f"{refusal.p50_ms:.1f}/{refusal.p99_ms:.1f}" if refusal.max_ms else "-",
-        _counts(load.refused) if load.refused else "-",
+        counts(load.refused) if load.refused else "-",
         f"{load.waiting:,}",
         f"{load.late_p99_ms:.1f}/{load.lag_p99_ms:.1f}",
         " + ".join(f"{busy:.2f}" for busy in load.cpus.values()) or "-",
@@ -184,57 +168,14 @@ def _transfer_cells(transfer: Transfer) -> tuple[str, ...]:
     )
 
 
-def _abuse_cells(abuse: Abuse) -> tuple[str, ...]:
-    others = abuse.others
-    return (
-        abuse.attack,
-        abuse.phase,
-        *map(_p50_p99, (others.heartbeat, others.sync, others.pull)),
-        str(sum(others.refused.values())),
-        "-" if abuse.stretch_ms is None else f"{abuse.stretch_ms:.0f}",
-        "-" if abuse.grown_mib is None else f"{abuse.grown_mib:+.1f}",
-        "-" if abuse.share is None else f"{abuse.share:.0%}",
-        f"{abuse.generator:.0%}",
-        f"{abuse.sent_bytes / 1000:,.0f}",
-        f"{abuse.disk_bytes / 1000:+,.0f}",
-        f"{abuse.connections:,}",
-        f"{abuse.after_s:.1f}{', restarted' if abuse.renewed else ''}",
-    )
-
-
-def _p50_p99(latency: Latency) -> str:
-    return f"{latency.p50_ms:.1f}/{latency.p99_ms:.1f}"
-
-
-def _abuse_counts(abuse: Abuse) -> str:
-    counts = {
-        "others refused": abuse.others.refused,
-        "attackers' connections": abuse.ended,
-        "not prepared": abuse.unprepared,
-    }
-    said = "; ".join(f"{name}: {_counts(each)}" for name, each in counts.items() if each)
-    return said and f"{abuse.attack}, {abuse.phase}: {said}"
-
-
 def _faults(row: Row) -> Iterator[str]:
     if row.refusals:
-        yield f"{row.name}: handshakes refused: {_counts(row.refusals)}"
+        yield f"{row.name}: handshakes refused: {counts(row.refusals)}"
     if row.errors or row.unanswered:
-        yield f"{row.name}: errors: {_counts(row.errors)}, unanswered: {row.unanswered}"
+        yield f"{row.name}: errors: {counts(row.errors)}, unanswered: {row.unanswered}"
     for fault in row.audit.faults if row.audit is not None else ():
         yield f"{row.name}: audit: {fault}"
 
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
-
-
-def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lay out columns: the first to the left, the others too, two blanks apart."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -43,6 +43,8 @@ from engine.weighing import touched_bytes
 from engine.working import Checkpoint, Savepoint, Working
 
 _encode = msgspec.json.encode
+#: Makes a tuple with names in half the time that its class takes.
+_new = tuple.__new__
 
 #: Bytes of records, counted anew for each change of one, that a message may touch. A change of sixty bytes
 #: may read, log and write a whole record, on the event loop and under its tenant's lock.
@@ -84,11 +86,11 @@ def lookups(jobs: list[Job], rules: Rules, also_held: Collection[HeldRef] = ()) 
     for job in jobs:
         tenant_id = job.tenant_id
         tenants.add(tenant_id)
-        if isinstance(job, Resolution):
+        if type(job) is Resolution:
             conflicts[ConflictRef(tenant_id, job.conflict_id)] = None
             records[RecordKey(tenant_id, job.domain, job.record_id)] = None
             continue
-        if isinstance(job, Attach):
+        if type(job) is Attach:
             uploads[ref := UploadRef(tenant_id, job.upload_id)] = None
             if job.entry is None:
                 twins[ref] = None
@@ -104,7 +106,7 @@ def lookups(jobs: list[Job], rules: Rules, also_held: Collection[HeldRef] = ()) 
             if item.op == "append":
                 events[EventKey(tenant_id, item.domain, item.id, item.sent_at_us)] = None
                 continue
-            records[RecordKey(tenant_id, item.domain, item.id)] = None
+            records[_new(RecordKey, (tenant_id, item.domain, item.id))] = None
             if item.op == "patch" and not item.base:
                 set_aside[SetAsideRef(tenant_id, job.device_id, item.domain, item.id)] = None
             if may_hold(policies[item.domain]):
@@ -207,20 +209,22 @@ class _Undo(NamedTuple):
 
 def _push(push: Push, working: Working, rules: Rules, room: Room) -> Answer | SyncError:
     """Decide a message at once."""
-    outcome = _refused(push, working, rules, room)
+    ref = KeyRef(push.tenant_id, push.key_hash)
+    outcome = _refused(push, ref, working, rules, room)
     if outcome is not None:
         return outcome
     undo = _undo(push, working, room)
     results: list[Result] = []
     plain = _applied(push, push.items, results, working, rules)
-    return _answered(push, results, working, rules, room, undo, plain=plain)
+    return _answered(push, ref, results, working, rules, room, undo, plain=plain)
 
 
 def _long_push(
     push: Push, working: Working, rules: Rules, room: Room, job: int, items_per_step: int
 ) -> Generator[int, None, Answer | SyncError]:
     """Decide a message in steps."""
-    outcome = _refused(push, working, rules, room)
+    ref = KeyRef(push.tenant_id, push.key_hash)
+    outcome = _refused(push, ref, working, rules, room)
     if outcome is not None:
         return outcome
     undo = _undo(push, working, room)
@@ -232,12 +236,13 @@ def _long_push(
         plain &= _applied(push, push.items[first : first + items_per_step], results, working, rules)
         if not plain and _is_aborted(push, results):
             break
-    return _answered(push, results, working, rules, room, undo, plain=plain)
+    return _answered(push, ref, results, working, rules, room, undo, plain=plain)
 
 
-def _refused(push: Push, working: Working, rules: Rules, room: Room) -> Answer | SyncError | None:
+def _refused(
+    push: Push, ref: KeyRef, working: Working, rules: Rules, room: Room
+) -> Answer | SyncError | None:
     """Return the outcome of a message of which nothing is applied, None for all others."""
-    ref = KeyRef(push.tenant_id, push.key_hash)
     known = working.keys.get(ref)
     if known is not None:
         if known.request_sha256 != push.request_sha256:
@@ -303,6 +308,7 @@ def _is_aborted(push: Push, results: list[Result]) -> bool:
 
 def _answered(
     push: Push,
+    ref: KeyRef,
     results: list[Result],
     working: Working,
     rules: Rules,
@@ -322,10 +328,9 @@ def _answered(
         results = told(results, rules.answer_data_bytes)
     encoded = _encode(results)
     row = encoded if plain else kept(results, encoded, rules.kept_data_bytes)
-    tenant_id, key_hash = push.tenant_id, push.key_hash
-    working.keep(KeyRef(tenant_id, key_hash), KeyRow(tenant_id, key_hash, push.request_sha256, row))
+    working.keep(ref, KeyRow(push.tenant_id, push.key_hash, push.request_sha256, row))
     if undo is not None and undo.usage is not None:
-        bound = room.passed(push, undo.usage, working.usage[tenant_id])
+        bound = room.passed(push, undo.usage, working.usage[push.tenant_id])
         if bound is not None:
             assert undo.checkpoint is not None
             working.undo(push, undo.checkpoint)

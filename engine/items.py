@@ -38,6 +38,9 @@ from engine.rows import (
 from engine.rules import Policies, Rules
 from engine.working import Working
 
+#: Makes a tuple with names in half the time that its class takes.
+_new = tuple.__new__
+
 
 def apply_item(
     push: Push, item: Change | Refused, working: Working, rules: Rules, policies: Policies
@@ -48,7 +51,7 @@ def apply_item(
     assert type(item) is Change
     if item.op == "append":
         return _append(push, item, working, rules)
-    key = RecordKey(push.tenant_id, item.domain, item.id)
+    key = _new(RecordKey, (push.tenant_id, item.domain, item.id))
     row = working.records.get(key)
     policy = policies[item.domain]
     if row is None:

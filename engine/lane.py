@@ -138,7 +138,8 @@ class Lane:
                 if type(outcome) is SyncError and outcome.code == "insufficient_storage":
                     self._counters.without_room += 1
                     outcome.details["retry_after_ms"] = retry_later_ms()
-                _charge(waiting, spent_s)
+                if spent_s > _CHARGED_FROM_S:
+                    _charge(waiting, spent_s)
                 _answer(waiting, outcome)
         return left_bytes
 

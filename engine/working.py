@@ -95,9 +95,9 @@ class Working:
         usage, before = self.usage[key.tenant_id], self.records.get(key)
         if before is None:
             usage.record_rows += 1
+            usage.record_bytes += record_bytes(record)
         else:
-            usage.record_bytes -= record_bytes(before)
-        usage.record_bytes += record_bytes(record)
+            usage.record_bytes += record_bytes(record) - record_bytes(before)
         self.records[key] = record
         self._dirty[key] = None
         self.changes.append((record, session_id))

@@ -86,11 +86,11 @@ def lookups(jobs: list[Job], rules: Rules, also_held: Collection[HeldRef] = ()) 
     for job in jobs:
         tenant_id = job.tenant_id
         tenants.add(tenant_id)
-        if type(job) is Resolution:
+        if isinstance(job, Resolution):
             conflicts[ConflictRef(tenant_id, job.conflict_id)] = None
             records[RecordKey(tenant_id, job.domain, job.record_id)] = None
             continue
-        if type(job) is Attach:
+        if isinstance(job, Attach):
             uploads[ref := UploadRef(tenant_id, job.upload_id)] = None
             if job.entry is None:
                 twins[ref] = None

@@ -42,7 +42,7 @@ from engine.settings import Settings
 from handlers.auth import KeySet, Verifier
 from handlers.connections import Connections
 from handlers.core import Core, EdgeLimits
-from handlers.edge import DoorLimits, Doors
+from handlers.doors import DoorLimits, Doors
 from handlers.insiders import Told
 from handlers.loop_watch import LoopWatch
 from handlers.peer import Refusals, networks
@@ -168,6 +168,12 @@ class Server:
             settings.commit.lanes,
             shares.wanted,
         )
+        request_limits = RequestLimits(
+            device_requests=limits.open_requests,
+            device_bytes=limits.waiting_bytes,
+            tenant_requests=limits.tenant_open_requests,
+            tenant_bytes=limits.tenant_waiting_bytes,
+        )
         sessions = Database(dsn, UPLOAD_CONNECTIONS, pooling)
         files = self._files = FileParts(settings, sessions, self._reads, committer, bus, clock)
         self._core = Core(
@@ -212,14 +218,7 @@ class Server:
             shares=shares,
             watch=LoopWatch(clock),
             room=room,
-            open_requests=OpenRequests(
-                RequestLimits(
-                    device_requests=limits.open_requests,
-                    device_bytes=limits.waiting_bytes,
-                    tenant_requests=limits.tenant_open_requests,
-                    tenant_bytes=limits.tenant_waiting_bytes,
-                )
-            ),
+            open_requests=OpenRequests(request_limits),
             doors=Doors(
                 DoorLimits(
                     head_s=server.head_s,
@@ -227,7 +226,8 @@ class Server:
                     address_connections=server.address_connections,
                     write_patience_s=server.write_patience_s,
                     trusted=networks(server.trusted_proxies),
-                )
+                ),
+                OpenRequests(request_limits),
             ),
         )
         self._domains = domains

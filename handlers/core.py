@@ -21,7 +21,7 @@ from engine.revocations import Revocations
 from engine.room import RoomState
 from engine.upload_chores import ChoreCounters
 from handlers.auth import Verifier
-from handlers.edge import Doors
+from handlers.doors import Doors
 from handlers.loop_watch import LoopWatch
 from handlers.peer import Networks, Refusals
 from handlers.traffic import Traffic

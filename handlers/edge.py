@@ -2,102 +2,51 @@
 
 aiohttp's protocol waits 75 s for headers, 8 MB of them, and for ever for a reader of its answers. Names of it
 that are not public are used here and in ``handlers/frames.py`` alone.
+
+The parser keeps a header twice, as bytes and as text, and the library keeps the head of the last request of a
+connection that stays open. So reads are small until a request is admitted (``handlers/reads.py``), what waits
+is counted after each, and a connection with a large head is closed with its answer.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
-import msgspec
 from aiohttp import StreamReader, web, web_protocol
+from aiohttp.http import WebSocketReader
 from aiohttp.web_protocol import RequestHandler
 
 from engine.errors import SyncError, retry_soon_ms
+from engine.open_requests import Ticket
+from handlers.doors import SMALL_HEAD_BYTES, Doors
 from handlers.errors import error_body
-from handlers.peer import Networks, address_of, is_trusted
+from handlers.reads import BoundedReads, drop, keep_as_usual, keep_little
 
 #: Requests that wait on one connection behind the one that is handled; the library keeps 32 heads.
 web_protocol.MAX_MSG_QUEUE_SIZE = 4
 _REASONS: Final = {408: "Request Timeout", 413: "Content Too Large", 503: "Service Unavailable"}
 
 
-class DoorLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of a connection that has shown no valid token.
-
-    Args:
-        head_s: A request's headers have to come within this.
-        head_bytes: All headers of one request, and its first line.
-        address_connections: Of one address; once a connection has shown a valid token it does not count.
-        write_patience_s: Who takes nothing of an answer for this long is cut off.
-        trusted: Proxies, whose connections are many people's and are not counted.
-    """
-
-    head_s: float
-    head_bytes: int
-    address_connections: int
-    write_patience_s: float
-    trusted: Networks
-
-
-class Doors:
-    """Counts connections that have shown no valid token, by address."""
-
-    def __init__(self, limits: DoorLimits) -> None:
-        self.limits = limits
-        self.refused = 0
-        self.late = 0
-        self.unread = 0
-        self._strangers: dict[str, int] = {}
-
-    @property
-    def strangers(self) -> int:
-        """How many connections there are without a valid token, those of proxies apart."""
-        return sum(self._strangers.values())
-
-    def enter(self, peer: str | None) -> str | None:
-        """Count a connection.
-
-        Returns:
-            What ``leave`` is due for, or None for what is not counted.
-
-        Raises:
-            SyncError: ``overloaded``; the address has too many.
-        """
-        address = address_of(peer or "")
-        if address is None or is_trusted(address, self.limits.trusted):
-            return None
-        name = str(address)
-        count = self._strangers.get(name, 0)
-        if count >= self.limits.address_connections:
-            self.refused += 1
-            raise SyncError(
-                "overloaded", "too many connections of this address wait", retry_after_ms=retry_soon_ms()
-            )
-        self._strangers[name] = count + 1
-        return name
-
-    def leave(self, name: str) -> None:
-        """Count a connection no more: it is gone, or has shown a valid token."""
-        left = self._strangers[name] - 1
-        if left:
-            self._strangers[name] = left
-        else:
-            del self._strangers[name]
-
-
 class EdgeProtocol(RequestHandler):
     """aiohttp's protocol, bounded by ``Doors``."""
 
     __slots__ = (
+        "_behind_bytes",
         "_body",
         "_doors",
         "_head_bytes",
         "_head_timer",
         "_heads",
+        "_kept",
+        "_large",
+        "_last",
         "_lost",
+        "_reads",
         "_stranger",
         "_unread_timer",
+        "_waiting_bytes",
     )
 
     def __init__(self, manager: web.Server, doors: Doors, **options: Any) -> None:
@@ -110,12 +59,47 @@ class EdgeProtocol(RequestHandler):
         self._body: StreamReader | None = None  # of the last of them
         self._unread_timer: asyncio.TimerHandle | None = None
         self._lost = False
+        self._reads: BoundedReads | None = None
+        self._behind_bytes = 0  # of what waits behind as many requests as may
+        self._waiting_bytes = 0  # as counted at the doors
+        self._large = False  # whether a whole head may have been more than small
+        self._kept: Ticket | None = None
+        self._last = False  # whether the connection is to end with the next answer
 
     def prove(self) -> None:
         """Take note of a valid token: from here on bounds go by its device and tenant."""
         if self._stranger is not None:
+            waiting_bytes = self._waiting_bytes
+            self._wait(0)
             self._doors.leave(self._stranger)
             self._stranger = None
+            self._wait(waiting_bytes)
+
+    def keep(self, ticket: Ticket) -> None:
+        """Take note that a device's request was admitted.
+
+        The connection counts for its device, and ends with the answer where the device has too many.
+        """
+        kept = self._doors.kept
+        if kept is None or self._kept == ticket:
+            return
+        self._keep_no_more()
+        try:
+            kept.enter(ticket)
+        except SyncError:
+            self._last = True
+        else:
+            self._kept = ticket
+
+    def read_on(self) -> None:
+        """Read the rest of a body at full speed."""
+        if self._reads is not None:
+            self._reads.grow()
+
+    def _keep_no_more(self) -> None:
+        if self._kept is not None and self._doors.kept is not None:
+            self._doors.kept.leave(self._kept)
+            self._kept = None
 
     # -- as the library calls it ----------------------------------------------------------------
 
@@ -130,12 +114,16 @@ class EdgeProtocol(RequestHandler):
             transport.close()
             return
         super().connection_made(transport)
+        self._reads = BoundedReads(self, self._doors.buffers)
+        transport.set_protocol(self._reads)
         self._head_timer = self._loop.call_later(self._doors.limits.head_s, self._head_is_late)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Count it no more."""
         self._lost = True
+        self._forget()
         self.prove()
+        self._keep_no_more()
         _cancel(self._head_timer)
         _cancel(self._unread_timer)
         super().connection_lost(exc)
@@ -149,18 +137,39 @@ class EdgeProtocol(RequestHandler):
                 if over:
                     self.close()
             return
-        # Asked before: the body may end with what came.
-        in_body = self._body is not None and not self._body.is_eof()
+        in_body = self._body is not None and not self._body.is_eof()  # it may end with what came
         super().data_received(data)
         if self._upgraded or self._force_close or self._close:
             self._head_is_whole()  # of an upgrade, too, which the library does not count among its requests
-            return
-        if self._request_count != self._heads:
+        elif self._request_count != self._heads:
             self._heads = self._request_count
             self._body = self._messages[-1][1] if self._messages else None
+            if self._body is not None and not self._body.is_eof():
+                keep_little(self._body)
+            self._large = self._large or self._head_bytes + len(data) > SMALL_HEAD_BYTES
             self._head_is_whole()
+            if self._reads is not None:
+                self._reads.shrink()
         elif not in_body:
             self._count_head(len(data))
+        elif self._reads is not None and self._body is not None and self._body.is_eof():
+            self._reads.shrink()
+        full = len(self._messages) >= self._max_msg_queue_size
+        self._behind_bytes = self._behind_bytes + len(data) if full else 0
+        if self._waiting_bytes != self._head_bytes + self._behind_bytes:
+            self._bound()
+
+    def set_parser(self, parser: WebSocketReader, data_received_cb: Callable[[], None] | None = None) -> None:
+        """Have a socket's frames read as the loop reads best."""
+        super().set_parser(parser, data_received_cb)
+        transport = self.transport
+        if transport is None:
+            return
+        if is_reading := transport.is_reading():
+            transport.pause_reading()  # the loop asks for the protocol when reading begins
+        transport.set_protocol(self)
+        if is_reading:
+            transport.resume_reading()
 
     def pause_writing(self) -> None:
         """Watch whether an answer is read; a socket's outbox does so itself."""
@@ -173,6 +182,12 @@ class EdgeProtocol(RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         """Write the rest of an answer, and watch whether it is read."""
         transport = self.transport
+        if self._last or (self._large and _head_bytes(request) > SMALL_HEAD_BYTES):
+            resp.force_close()
+        self._large = False
+        if not request.content.is_eof():
+            drop(request.content)
+            self.read_on()
         finished = await super().finish_response(request, resp, start_time)
         if transport is not None and self._payload_parser is None and transport.get_write_buffer_size():
             self._watch_reader(transport)
@@ -194,6 +209,25 @@ class EdgeProtocol(RequestHandler):
         _cancel(self._head_timer)
         self._head_timer = None
 
+    def _bound(self) -> None:
+        """Count what waits, and refuse what is more than small where there is too much of it."""
+        before_bytes, waiting_bytes = self._waiting_bytes, self._head_bytes + self._behind_bytes
+        fits = self._wait(waiting_bytes)
+        if not fits and waiting_bytes > max(before_bytes, SMALL_HEAD_BYTES):
+            self._doors.heads_refused += 1
+            sentence = "too many bytes of headers wait here: send them at once, and fewer"
+            self._refuse(503, SyncError("overloaded", sentence, retry_after_ms=retry_soon_ms()))
+
+    def _wait(self, waiting_bytes: int) -> bool:
+        more_bytes, self._waiting_bytes = waiting_bytes - self._waiting_bytes, waiting_bytes
+        return not more_bytes or self._doors.wait(self._stranger, more_bytes)
+
+    def _forget(self) -> None:
+        """Let go of what came: the library lets go of it when the transport is closed, or at a collection."""
+        self._wait(0)
+        self._messages.clear()
+        self._body = None
+
     def _head_is_late(self) -> None:
         self._head_timer = None
         self._doors.late += 1
@@ -211,6 +245,8 @@ class EdgeProtocol(RequestHandler):
             transport.write(_answer(status, error))
             self._watch_reader()
         self.force_close()
+        self._forget()
+        self._parser = None
 
     # -- answers --------------------------------------------------------------------------------
 
@@ -240,6 +276,15 @@ def prove(request: web.Request) -> None:
     """Take note that a request has shown a valid token."""
     if isinstance(request.protocol, EdgeProtocol):
         request.protocol.prove()
+
+
+def keep(request: web.Request, tenant_id: int, device_id: str) -> None:
+    """Count the connection of a request for the device whose it is."""
+    if isinstance(request.protocol, EdgeProtocol):
+        request.protocol.keep(Ticket(tenant_id, device_id, 0))
+        if not request.content.is_eof():
+            keep_as_usual(request.content)
+            request.protocol.read_on()
 
 
 class EdgeRunner(web.AppRunner):
@@ -273,6 +318,10 @@ def _answer(status: int, error: SyncError) -> bytes:
         f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\n{retry}Connection: close\r\n\r\n"
     )
     return head.encode() + body
+
+
+def _head_bytes(request: web.BaseRequest) -> int:
+    return len(request.path_qs) + sum(len(name) + len(value) for name, value in request.raw_headers)
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:

@@ -176,6 +176,7 @@ class _Scrape(Collector):
         for name, text, count in (
             ("tidemark_strangers_refused", "Connections refused, of addresses with too many", doors.refused),
             ("tidemark_heads_late", "Connections closed before a request's headers came", doors.late),
+            ("tidemark_heads_refused", "Connections refused while many headers wait", doors.heads_refused),
             ("tidemark_answers_unread", "Connections cut for not reading an answer", doors.unread),
             ("tidemark_loop_charged_seconds", "Loop time charged to devices", self._core.shares.charged_s),
             ("tidemark_connections_opened", "WebSockets opened", traffic.connections),

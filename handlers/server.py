@@ -17,7 +17,8 @@ from engine.services import Service
 from handlers.caching import uncached
 from handlers.connections import Connections
 from handlers.core import Core
-from handlers.edge import Doors, EdgeRunner
+from handlers.doors import Doors
+from handlers.edge import EdgeRunner
 from handlers.errors import as_sync_error, error_body, http_status
 from handlers.expectations import guard
 from handlers.insiders import Told

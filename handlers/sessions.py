@@ -14,7 +14,7 @@ from engine.open_requests import Ticket
 from handlers.auth import device_claims, token_of
 from handlers.connections import Connections
 from handlers.core import Core
-from handlers.edge import prove
+from handlers.edge import keep, prove
 
 
 async def admitted(core: Core, request: web.Request, codec: Codec) -> Session:
@@ -61,6 +61,7 @@ async def heard(
     ``unavailable``.
     """
     session = await admitted(core, request, codec)
+    keep(request, session.tenant.tenant_id, session.device_id)
     connections.check_staying()
     now_s = core.clock.monotonic_s()
     tenant_id = session.tenant.tenant_id

@@ -21,7 +21,7 @@ from compose.server import Server
 from engine.setting_layers import Layer, settings
 from engine.settings import Settings
 from handlers.auth import KeySet, secret_key
-from handlers.edge import DoorLimits, Doors
+from handlers.doors import DoorLimits, Doors
 from storage.embedded import Services
 from tests.device import SECRET, Device, Json, connected, token
 from tests.services import database, execute

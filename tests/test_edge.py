@@ -11,7 +11,7 @@ import pytest
 
 from engine.errors import SyncError
 from handlers.auth import MAX_TOKEN_CHARS
-from handlers.edge import DoorLimits, Doors
+from handlers.doors import DoorLimits, Doors
 from handlers.peer import networks
 from tests.serving import Running, Serve
 from tests.stalls import counts
@@ -53,7 +53,7 @@ async def test_doors_count_no_proxy() -> None:
 
 
 @asynccontextmanager
-async def _from(address: str, server: Running) -> AsyncIterator[Wire]:
+async def from_address(address: str, server: Running) -> AsyncIterator[Wire]:
     """Connect from an address of this machine."""
     host, port = server.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port), local_addr=(address, 0))
@@ -66,17 +66,17 @@ async def _from(address: str, server: Running) -> AsyncIterator[Wire]:
 async def test_edge_counts_strangers_of_an_address_and_no_devices(serve: Serve) -> None:
     server = await serve(server={"port": 0, "address_connections": 2})
     async with (
-        _from("127.0.0.2", server) as known,
-        _from("127.0.0.2", server) as other,
-        _from("127.0.0.3", server) as elsewhere,
+        from_address("127.0.0.2", server) as known,
+        from_address("127.0.0.2", server) as other,
+        from_address("127.0.0.3", server) as elsewhere,
     ):
         assert (await shaken(known, HANDSHAKE | server.headers())).status == 101
         assert (await other.ask("GET", "/v1/domains", server.headers("tablet"))).status == 200
-        async with _from("127.0.0.2", server) as first, _from("127.0.0.2", server) as second:
+        async with from_address("127.0.0.2", server) as first, from_address("127.0.0.2", server) as second:
             # Answered, and so counted.
             assert (await first.ask("GET", "/healthz", {})).status == 200
             assert (await second.ask("GET", "/v1/domains", {})).status == 401
-            async with _from("127.0.0.2", server) as third:
+            async with from_address("127.0.0.2", server) as third:
                 refused = await third.answer()
                 assert refused.verdict == (503, "overloaded")
                 assert int(refused.headers["Retry-After"]) >= 1

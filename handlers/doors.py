@@ -1,0 +1,110 @@
+"""Who may come in: how many connections without a valid token there are, and how many bytes of heads wait."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from engine.errors import SyncError, retry_soon_ms
+from engine.open_requests import OpenRequests
+from handlers.peer import Networks, address_of, is_trusted
+from handlers.reads import Buffers
+
+#: A head up to this is never refused for the bytes of others' heads, and is kept between requests. Heads of
+#: devices have about 1 KB.
+SMALL_HEAD_BYTES: Final = 4096
+
+
+class DoorLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of a connection that has shown no valid token.
+
+    Args:
+        head_s: A request's headers have to come within this.
+        head_bytes: All headers of one request, and its first line.
+        address_connections: Of one address; once a connection has shown a valid token it does not count.
+        write_patience_s: Who takes nothing of an answer for this long is cut off.
+        trusted: Proxies, whose connections are many people's and are not counted.
+        heads_bytes: Of all connections of the process, in heads that are not whole and requests that wait
+            behind another. Past it only small heads go on. In memory it is twice that.
+        address_heads_bytes: The same of the connections of one address without a valid token.
+    """
+
+    head_s: float
+    head_bytes: int
+    address_connections: int
+    write_patience_s: float
+    trusted: Networks
+    heads_bytes: int = 8 << 20
+    address_heads_bytes: int = 4 << 20
+
+
+class Doors:
+    """Counts connections that have shown no valid token, by address, and the bytes of heads that wait.
+
+    ``kept`` counts connections over HTTP by device and tenant, those between two requests included.
+    """
+
+    def __init__(self, limits: DoorLimits, kept: OpenRequests | None = None) -> None:
+        self.limits = limits
+        self.kept = kept
+        self.buffers = Buffers()
+        self.refused = 0
+        self.late = 0
+        self.unread = 0
+        self.heads_refused = 0
+        self.heads_bytes = 0
+        self._strangers: dict[str, int] = {}
+        self._heads_bytes: dict[str, int] = {}
+
+    @property
+    def strangers(self) -> int:
+        """How many connections there are without a valid token, those of proxies apart."""
+        return sum(self._strangers.values())
+
+    def enter(self, peer: str | None) -> str | None:
+        """Count a connection.
+
+        Returns:
+            What ``leave`` is due for, or None for what is not counted.
+
+        Raises:
+            SyncError: ``overloaded``; the address has too many.
+        """
+        address = address_of(peer or "")
+        if address is None or is_trusted(address, self.limits.trusted):
+            return None
+        name = str(address)
+        count = self._strangers.get(name, 0)
+        if count >= self.limits.address_connections:
+            self.refused += 1
+            raise SyncError(
+                "overloaded", "too many connections of this address wait", retry_after_ms=retry_soon_ms()
+            )
+        self._strangers[name] = count + 1
+        return name
+
+    def leave(self, name: str) -> None:
+        """Count a connection no more: it is gone, or has shown a valid token."""
+        left = self._strangers[name] - 1
+        if left:
+            self._strangers[name] = left
+        else:
+            del self._strangers[name]
+
+    def wait(self, name: str | None, more_bytes: int) -> bool:
+        """Count bytes of heads that wait, or with a negative number count them no more.
+
+        Returns:
+            True if all that waits is within its bounds, of the process and of the address ``name``.
+        """
+        self.heads_bytes += more_bytes
+        of_address = 0
+        if name is not None:
+            of_address = self._heads_bytes.get(name, 0) + more_bytes
+            if of_address:
+                self._heads_bytes[name] = of_address
+            else:
+                self._heads_bytes.pop(name, None)
+        limits = self.limits
+        return self.heads_bytes <= limits.heads_bytes and of_address <= limits.address_heads_bytes

@@ -26,6 +26,7 @@ from bench.abuse_load import Attacked, AttackPlan, Prepared
 from bench.abuse_others import DEVICES, PER_S, Others
 from bench.abuse_photo import photo_s
 from bench.abuse_site import Site, site_at, site_of
+from bench.abuse_text import brief
 from bench.abuse_verdict import judge
 from bench.drive import say, token
 from bench.ground import BenchError, fresh
@@ -250,6 +251,7 @@ class _Abuse:
             load=load,
         )
         self._report.abuses.append(found)
+        say(f"  {brief(found)}")
         if not calm and site.worker is not None:
             say(f"  the worker is still busy after {after_s:.0f} s, and is restarted")
             await site.worker.renew()

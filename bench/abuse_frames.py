@@ -297,8 +297,8 @@ async def future_events(attacker: Attacker) -> AsyncIterator[bytes]:
         for _ in range(20):
             number += 1
             data = {"event_id": str(number), "event_type": "a", "timestamp": at}
-            item = _item(f"{attacker.mark}-{number}", "put", None, data)
-            items.append({**item, "domain": "behavioral", "at": at})
+            named = {"domain": "behavioral", "id": f"{attacker.mark}-{number}"}
+            items.append({**named, "op": "append", "at": at, "data": data})
         yield _text(_sync(*items))
         await asyncio.sleep(0.1)
 

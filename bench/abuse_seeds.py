@@ -19,7 +19,7 @@ INSERT INTO events (tenant_id, domain, id, sent_at_us, at_us, device_id, data)
 SELECT %(tenant)s, 'behavioral', 'ahead-' || n, at_us, at_us, 'seed', '{"event_id":"a","event_type":"b"}'
 FROM generate_series(1, %(rows)s) AS n,
 LATERAL (SELECT ((floor(extract(epoch FROM now()) / 86400) + %(from)s) * 86400000000)::bigint
-+ n::bigint * 86400000000 * %(days)s / %(rows)s AS at_us) AS dated"""
++ n::bigint * %(step_us)s AS at_us) AS dated"""
 
 _EARLY: Final = """
 INSERT INTO upload_session (tenant_id, upload_id, device_id, kind, file_name, content_type, domain, record_id,
@@ -36,7 +36,8 @@ def long_feed(dsn: str, tenant: str) -> None:
 
 def future_events(dsn: str, tenant: str) -> None:
     """Give the tenant events that are dated from a fortnight to a year ahead. Raises StoreError."""
-    _write(dsn, tenant, _FUTURE, {"rows": FUTURE_EVENTS, "from": _FROM_DAY, "days": _DAYS})
+    step_us = _DAYS * 86_400_000_000 // FUTURE_EVENTS
+    _write(dsn, tenant, _FUTURE, {"rows": FUTURE_EVENTS, "from": _FROM_DAY, "step_us": step_us})
 
 
 def early_files(dsn: str, tenant: str) -> None:

@@ -52,6 +52,15 @@ def lines(abuses: list[Abuse]) -> Iterator[str]:
         yield from table([_COMPARED, *compared])
 
 
+def brief(abuse: Abuse) -> str:
+    """Say in a line what others felt in a phase."""
+    felt_ms = ", ".join(f"{kind} {_p50_p99(felt(abuse, kind))}" for kind in KINDS)
+    refused = sum(abuse.others.refused.values())
+    held_ms, load = _whole(abuse.stretch_ms), f"{abuse.load:.1f}"
+    told = f"refused {refused}, held {held_ms} ms, queued {_part(abuse.queued)}, load {load}"
+    return f"{abuse.phase}: {felt_ms} ms, {told}"
+
+
 def _cells(abuse: Abuse) -> tuple[str, ...]:
     others = abuse.others
     return (

@@ -69,7 +69,9 @@ def _of_the_worker(attack: str, rest: Abuse, under: list[Abuse], sinks: list[Abu
     for abuse in under:
         if abuse.loop is not None and rest.loop is not None:
             part, burst_s = _PARTS[abuse.phase]
-            taken = max(0.0, abuse.loop - rest.loop - burst_s / abuse.window_s)
+            # Of the time for which the loop had a core; others' work costs as much under attack as at rest.
+            had = max(1.0 - (abuse.queued or 0.0), 0.01)
+            taken = max(0.0, (abuse.loop - rest.loop) / had - burst_s / abuse.window_s)
             charged = 0.0 if abuse.charged is None else abuse.charged - (rest.charged or 0.0)
             beside = f"charged {100 * charged:.0f} %, burst included"
             name = f"{attack}: the loop's time that {abuse.phase} took"

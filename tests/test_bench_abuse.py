@@ -155,6 +155,10 @@ def test_judge_loop_time_beyond_the_burst_counts() -> None:
         "the loop's time that one device took",
         "the loop's time that ten devices took",
     ]
+    # Of half of the time, in which it had a core, these 0.15 are 30 %, of which 10 may come at once.
+    assert missed(judged(calm, phase("one device", 2.0, loop=0.25, queued=0.5))) == [
+        "the loop's time that one device took"
+    ]
 
 
 def test_judge_a_photo_that_waits_longer_than_at_rest_misses() -> None:

@@ -29,6 +29,7 @@ from engine.domains import Domains
 from engine.feed import Feed, FeedLimits
 from engine.intake import Intake
 from engine.loop_share import LoopShares
+from engine.loop_turns import LoopTurns
 from engine.neighbours import Neighbours
 from engine.open_requests import OpenRequests, RequestLimits
 from engine.policies import PolicyBook
@@ -216,6 +217,7 @@ class Server:
             uploads=files.receiving.counters,
             upload_chores=files.chores.counters,
             shares=shares,
+            turns=LoopTurns(shares, clock),
             watch=LoopWatch(clock),
             room=room,
             open_requests=OpenRequests(request_limits),

@@ -7,11 +7,12 @@ generously than the contract allows (depth, lone surrogates) is checked here.
 from __future__ import annotations
 
 import re
+from collections.abc import Generator
 from typing import Any, Final, Literal, get_args
 
 import msgspec
 
-from engine.depth import json_nesting_fault, msgpack_nesting_fault
+from engine.depth import json_nesting_fault, msgpack_nesting_fault, msgpack_nesting_steps
 from engine.errors import SyncError
 from engine.floats import json_decoder
 from engine.messages import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL, Item, Request
@@ -101,6 +102,24 @@ class Codec:
         the message's id in ``details["id"]`` where it could be read.
         """
         self.check_depth(frame)
+        return self._decoded(frame)
+
+    def decoding(self, frame: bytes) -> Generator[None, None, Request]:
+        """Decode one large message as ``decode`` does, in steps."""
+        yield from self.looking(frame)
+        return self._decoded(frame)
+
+    def looking(self, frame: bytes) -> Generator[None, None, None]:
+        """Do as ``check_depth`` in steps."""
+        if self.binary:
+            fault = yield from msgpack_nesting_steps(frame)
+        else:
+            fault = json_nesting_fault(frame)
+        if fault is not None:
+            raise MalformedError(fault)
+        yield
+
+    def _decoded(self, frame: bytes) -> Request:
         try:
             return self._request.decode(frame)
         except msgspec.ValidationError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Generator
 from typing import Final
 
 import msgspec
@@ -15,10 +16,11 @@ from engine.errors import SyncError
 from engine.instants import corrected_us, to_us
 from engine.jobs import Change, Push, Refused, Resolution
 from engine.messages import Item, Resolve, Sync
+from engine.pieces import PIECE_BYTES, decoded
 from engine.ports import Tenant
 from engine.rows import Conflict
 from engine.rules import MAX_FIELDS, too_many_fields
-from engine.values import value_fault
+from engine.values import value_fault, value_steps
 
 MAX_ID_CHARS: Final = 128
 _INT_MAX: Final = 2**63 - 1
@@ -26,6 +28,7 @@ _DAY_US: Final = 86_400_000_000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 _encode = msgspec.json.encode
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Session(msgspec.Struct, kw_only=True):
@@ -72,24 +75,64 @@ class Intake:
             if len(items) > self._max_items:
                 raise self._too_many(len(items))
             checked = [self._item(item, session, now_us) for item in items]
-        digest = hashlib.sha256(raw)
-        if sync.atomic:
-            digest.update(b"atomic")
-        key = f"{session.device_id}\0{sync.key}".encode()
-        return Push(
-            session.tenant.tenant_id,
-            session.device_id,
-            session.session_id,
-            hashlib.blake2b(key, digest_size=16).hexdigest(),
-            digest.hexdigest(),
-            sync.atomic,
-            checked,
-            raw,
-            codec.name,
-            now_us,
-            not (session.clock_known and session.retries_over) or _may_be_old(checked, session, now_us),
-            session.clock_offset_us,
-        )
+        return _push(sync, session, now_us, raw, checked)
+
+    def pushing(self, sync: Sync, session: Session, now_us: int) -> Generator[None, None, Push]:
+        """Check a large ``sync`` as ``push`` does, in steps of ``PIECE_BYTES`` and of parts of larger items."""
+        raw = bytes(sync.items)
+        checked: list[Change | Refused] = []
+        room_bytes = PIECE_BYTES
+        for index, item in enumerate(self._raws(raw, session.codec)):
+            room_bytes -= len(bytes(item))
+            if room_bytes < 0:
+                room_bytes = PIECE_BYTES
+                yield
+            checked.append((yield from self._large(item, index, session, now_us)))
+        yield
+        return _push(sync, session, now_us, raw, checked)
+
+    def _large(
+        self, raw: msgspec.Raw, index: int, session: Session, now_us: int
+    ) -> Generator[None, None, Change | Refused]:
+        codec = session.codec
+        is_large = len(bytes(raw)) > PIECE_BYTES
+        try:
+            if is_large and not codec.binary:
+                item = yield from _in_pieces(raw)
+            else:
+                item = codec.item(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return _refused(codec, raw, index, error)
+        if not is_large:
+            return self._item(item, session, now_us)
+        yield
+        fault = self._fault(item, values=False)
+        if fault is None and item.op != "delete":
+            fault = _of_data((yield from value_steps(item.data)))
+        if fault is not None:
+            return Refused(item.domain, item.id, *fault)
+        yield
+        return _change(item, session, now_us)
+
+    def _raws(self, raw: bytes, codec: Codec) -> list[msgspec.Raw]:
+        try:
+            raws: list[msgspec.Raw] = codec.raw_items.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise SyncError("invalid_message", "items: an array of objects is required") from None
+        if len(raws) > self._max_items:
+            raise self._too_many(len(raws))
+        return raws
+
+    def _one_by_one(self, raw: bytes, session: Session, now_us: int) -> list[Change | Refused]:
+        """Some item does not decode: find out which, so that only it is refused."""
+        codec = session.codec
+        checked: list[Change | Refused] = []
+        for index, item in enumerate(self._raws(raw, codec)):
+            try:
+                checked.append(self._item(codec.item(item), session, now_us))
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                checked.append(_refused(codec, item, index, error))
+        return checked
 
     def resolution(
         self, resolve: Resolve, session: Session, conflict: Conflict, now_us: int
@@ -123,44 +166,11 @@ class Intake:
     def _too_many(self, count: int) -> SyncError:
         return SyncError("too_large", f"items: {count} of them, the limit is {self._max_items}")
 
-    def _one_by_one(self, raw: bytes, session: Session, now_us: int) -> list[Change | Refused]:
-        """Some item does not decode: find out which, so that only it is refused."""
-        codec = session.codec
-        try:
-            raws = codec.raw_items.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise SyncError("invalid_message", "items: an array of objects is required") from None
-        if len(raws) > self._max_items:
-            raise self._too_many(len(raws))
-        checked: list[Change | Refused] = []
-        for index, item in enumerate(raws):
-            try:
-                checked.append(self._item(codec.item(item), session, now_us))
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                checked.append(_refused(codec, item, index, error))
-        return checked
-
     def _item(self, item: Item, session: Session, now_us: int) -> Change | Refused:
         fault = self._fault(item)
-        if fault is not None:
-            return Refused(item.domain, item.id, *fault)
-        at = item.at
-        sent_at_us = now_us if at is None else to_us(at)
-        fields = None if item.op == "delete" else item.data
-        return Change(
-            item.domain,
-            item.id,
-            item.op,
-            item.base or 0,
-            now_us if at is None else corrected_us(sent_at_us, session.clock_offset_us, now_us),
-            sent_at_us,
-            fields,
-            b"" if fields is None else _encode(fields),
-            None if item.changed is None else tuple(item.changed),
-            at is not None,
-        )
+        return _change(item, session, now_us) if fault is None else Refused(item.domain, item.id, *fault)
 
-    def _fault(self, item: Item) -> tuple[str, str] | None:
+    def _fault(self, item: Item, *, values: bool = True) -> tuple[str, str] | None:
         fault = id_fault(item.id)
         if fault is not None:
             return "invalid_item", f"id: {fault}"
@@ -182,8 +192,62 @@ class Intake:
             return "invalid_item", "data: an object is required"
         if len(data) > self._max_fields and rules.is_record:
             return too_many_fields(len(data), self._max_fields)
-        fault = value_fault(data)
-        return None if fault is None else ("invalid_item", f"data: {fault}")
+        return _of_data(value_fault(data)) if values else None
+
+
+def _in_pieces(raw: msgspec.Raw) -> Generator[None, None, Item]:
+    """Decode a large item of JSON. Raises msgspec.DecodeError, UnicodeDecodeError."""
+    members = _members(raw)
+    data = members.pop("data", None)
+    item = JSON.item(msgspec.Raw(_encode(members)))
+    if data is None:
+        return item
+    return msgspec.structs.replace(item, data=(yield from decoded(bytes(data))))
+
+
+def _of_data(fault: str | None) -> tuple[str, str] | None:
+    return None if fault is None else ("invalid_item", f"data: {fault}")
+
+
+def _change(item: Item, session: Session, now_us: int) -> Change:
+    at = item.at
+    sent_at_us = now_us if at is None else to_us(at)
+    fields = None if item.op == "delete" else item.data
+    return Change(
+        item.domain,
+        item.id,
+        item.op,
+        item.base or 0,
+        now_us if at is None else corrected_us(sent_at_us, session.clock_offset_us, now_us),
+        sent_at_us,
+        fields,
+        b"" if fields is None else _encode(fields),
+        None if item.changed is None else tuple(item.changed),
+        at is not None,
+    )
+
+
+def _push(
+    sync: Sync, session: Session, now_us: int, raw: bytes, checked: list[Change | Refused]
+) -> Push:
+    digest = hashlib.sha256(raw)
+    if sync.atomic:
+        digest.update(b"atomic")
+    key = f"{session.device_id}\0{sync.key}".encode()
+    return Push(
+        session.tenant.tenant_id,
+        session.device_id,
+        session.session_id,
+        hashlib.blake2b(key, digest_size=16).hexdigest(),
+        digest.hexdigest(),
+        sync.atomic,
+        checked,
+        raw,
+        session.codec.name,
+        now_us,
+        not (session.clock_known and session.retries_over) or _may_be_old(checked, session, now_us),
+        session.clock_offset_us,
+    )
 
 
 def _may_be_old(checked: list[Change | Refused], session: Session, now_us: int) -> bool:

@@ -44,6 +44,10 @@ class LoopShare(msgspec.Struct):
         self.at_s = now_s
         return max(0.0, (self.owed_s - burst_s) / part)
 
+    def ready_s(self, part: float, burst_s: float) -> float:
+        """Return when no more than ``burst_s`` is owed, if nothing is spent until then."""
+        return self.at_s + max(0.0, (self.owed_s - burst_s) / part)
+
 
 class Sharing(Protocol):
     """A device; ``share`` is None until it took a millisecond of the loop."""
@@ -89,6 +93,15 @@ class LoopShares:
             tenant.spend(spent_s, now_s, TENANT_PART, TENANT_BURST_S),
         )
         return wait_s if self.wanted(now_s) else 0.0
+
+    def device_ready_s(self, device: Sharing) -> float:
+        """Return when a device is within its own share, if it takes nothing until then."""
+        return float("-inf") if device.share is None else device.share.ready_s(DEVICE_PART, DEVICE_BURST_S)
+
+    def tenant_ready_s(self, tenant_id: int) -> float:
+        """Return when a tenant is within its share, if none of its devices takes anything until then."""
+        tenant = self._tenants.get(tenant_id)
+        return float("-inf") if tenant is None else tenant.ready_s(TENANT_PART, TENANT_BURST_S)
 
     def wanted(self, now_s: float) -> bool:
         """Return whether several tenants want the loop."""

@@ -7,6 +7,7 @@ kind, as in a record of empty arrays, they are looked at together, which takes a
 from __future__ import annotations
 
 from array import array
+from collections.abc import Generator
 from itertools import chain
 from math import isfinite
 from typing import Any, Final
@@ -15,6 +16,9 @@ _INT_MIN: Final = -(2**63)
 _INT_MAX: Final = 2**63 - 1
 #: From so many values, or containers of one level, on they are looked at together.
 _MANY: Final = 32
+
+#: So many containers are looked at in a step.
+_AT_ONCE: Final = 1 << 14
 
 _TEXT_FAULT: Final = "U+0000 and lone surrogates are not allowed"
 _NAME_FAULT: Final = "names of fields must be strings"
@@ -40,6 +44,20 @@ def value_fault(data: dict[str, Any]) -> str | None:
             fault = _alone(todo.pop(), todo)
         if fault is not None:
             return fault
+    return None
+
+
+def value_steps(data: dict[str, Any]) -> Generator[None, None, str | None]:
+    """Do as ``value_fault`` in steps, of about so many containers."""
+    todo: list[Any] = [data]
+    while todo:
+        some, todo = todo[:_AT_ONCE], todo[_AT_ONCE:]
+        fault, inner = _together(some)
+        if fault is not None:
+            return fault
+        todo += inner
+        if len(some) + len(todo) >= _MANY:
+            yield
     return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -19,8 +20,9 @@ from engine.committer import overloaded
 from engine.errors import SyncError
 from engine.instants import to_us
 from engine.intake import Session
-from engine.jobs import Answer, Outcome, Settlement
+from engine.jobs import Answer, Outcome, Push, Settlement
 from engine.lane import unavailable
+from engine.loop_turns import LARGE_BYTES, Steps, Turn
 from engine.messages import (
     Conflicts,
     Heartbeat,
@@ -86,11 +88,13 @@ class Connection(Line):
         "_held_off_until_s",
         "_in_flight",
         "_kind",
+        "_large",
         "_live",
         "_malformed",
         "_noted_until_s",
         "_rate_ignored",
         "_reads",
+        "_spent_s",
     )
 
     def __init__(
@@ -116,6 +120,9 @@ class Connection(Line):
         self._kind: type[msgspec.Struct] | None = None
         #: Until when it need not be told that the tenant speaks, on the monotonic clock.
         self._noted_until_s = 0.0
+        #: Whether a large message is being handled, and the seconds that it took so far.
+        self._large = False
+        self._spent_s = 0.0
         self._held_off_by = "overloaded"
         #: Of the first push that found the database away and has not come again.
         self._behind_key: str | None = None
@@ -124,8 +131,9 @@ class Connection(Line):
     @property
     def has_room(self) -> bool:
         """Whether not too much of what was asked is unanswered or not taken yet."""
-        return self._closing or (
-            self._in_flight < MAX_IN_FLIGHT and self._reads < MAX_READS and not self._outbox.full
+        return not self._large and (
+            self._closing
+            or (self._in_flight < MAX_IN_FLIGHT and self._reads < MAX_READS and not self._outbox.full)
         )
 
     def room(self) -> None:
@@ -156,6 +164,10 @@ class Connection(Line):
             wait_ms or now_s < self._held_off_until_s or core.committer.sheds(self.key[0])
         ) and self._turned_away(frame, now_s, wait_ms):
             return
+        if size_bytes >= LARGE_BYTES:
+            self._large = True
+            core.turns.handle(self.key[0], self._handled(frame, wait_ms), self._step_done)
+            return
         request_id: str | None = None
         self._kind = None
         try:
@@ -177,6 +189,41 @@ class Connection(Line):
         except Exception as error:
             self._refuse(error, request_id, wait_ms)
 
+    def _handled(self, frame: bytes, wait_ms: int) -> Steps:
+        """Handle a large message in steps; nothing behind it is read until it is done."""
+        core = self._core
+        request_id: str | None = None
+        try:
+            if self._deaf:
+                return
+            self._kind = None
+            request = yield from self._session.codec.decoding(frame)
+            self._malformed = 0
+            if not isinstance(request, Hello):
+                request_id = request.id
+            if wait_ms:
+                self._limit(wait_ms, request_id)
+                return
+            self._rate_ignored = 0
+            yield
+            self._kind = type(request)
+            if isinstance(request, Sync):
+                yield from self._sync_in_steps(request)
+            else:
+                self._other(request)
+        except Exception as error:
+            self._refuse(error, request_id, wait_ms)
+        finally:
+            self._large = False
+
+    def _step_done(self, spent_s: float, now_s: float) -> None:
+        self._spent_s += spent_s
+        self._spent(spent_s, now_s)
+        if not self._large:
+            self._device.bucket.charge(self._spent_s)
+            self._spent_s = 0.0
+            self._frames.go_on()
+
     def _wait_ms(self, now_s: float) -> int:
         """Return 0, or how long the device or its tenant is to wait before it sends more."""
         core = self._core
@@ -195,11 +242,18 @@ class Connection(Line):
         self._rate_is_ignored()
         return False
 
+    def turn(self, work: Callable[[], None]) -> Turn:
+        """Have ``work`` called in a turn of its own."""
+        return self._core.turns.take(self.key[0], self._device, work)
+
     def worked(self, spent_s: float, now_s: float) -> float:
-        """Charge work; give the seconds for which the socket is not to be read from."""
-        core = self._core
+        """Charge work; more than 0 if the socket is not to be read from but in a turn."""
         if spent_s > LABORIOUS_S:  # of several frames the last: all before it took less than a turn
             self._device.bucket.charge(now_s - self._frames.began_s)
+        return self._spent(spent_s, now_s)
+
+    def _spent(self, spent_s: float, now_s: float) -> float:
+        core = self._core
         if spent_s > HELD_S:
             core.watch.held(spent_s, *self.key, _kind_of(self._kind))
         return core.shares.spend(self.key[0], self._device, spent_s, now_s)
@@ -271,19 +325,38 @@ class Connection(Line):
         return as_sync_error(error, tenant=tenant, device_id=self._session.device_id)
 
     def _sync(self, request: Sync) -> None:
-        if request.id is None:
-            raise SyncError("invalid_message", "id: required on a socket")
         core = self._core
-        if self._behind_key is not None:
-            self._see_whose_turn_it_is(request.key)
+        request_id = self._sync_id(request)
         now_us = core.clock.now_us()
         try:
             push = core.intake.push(request, self._session, now_us)
         except SyncError as error:
             count_error(core, self._device, error, now_us)
             raise
+        self._submit(push, request_id, request.key, now_us)
+
+    def _sync_in_steps(self, request: Sync) -> Steps:
+        core = self._core
+        request_id = self._sync_id(request)
+        now_us = core.clock.now_us()
         try:
-            core.committer.submit(push, partial(self._answer, request.id, request.key, now_us), self._charge)
+            push = yield from core.intake.pushing(request, self._session, now_us)
+        except SyncError as error:
+            count_error(core, self._device, error, now_us)
+            raise
+        self._submit(push, request_id, request.key, now_us)
+
+    def _sync_id(self, request: Sync) -> str:
+        if request.id is None:
+            raise SyncError("invalid_message", "id: required on a socket")
+        if self._behind_key is not None:
+            self._see_whose_turn_it_is(request.key)
+        return request.id
+
+    def _submit(self, push: Push, request_id: str, key: str, now_us: int) -> None:
+        core = self._core
+        try:
+            core.committer.submit(push, partial(self._answer, request_id, key, now_us), self._charge)
         except SyncError:
             raise overloaded(self._hold_off(core.clock.monotonic_s())) from None
         self._in_flight += 1

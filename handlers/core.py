@@ -11,6 +11,7 @@ from engine.domains import Domains
 from engine.feed import Feed
 from engine.intake import Intake
 from engine.loop_share import LoopShares
+from engine.loop_turns import LoopTurns
 from engine.messages import Limits
 from engine.open_requests import OpenRequests
 from engine.policies import PolicyBook
@@ -73,6 +74,7 @@ class Core(msgspec.Struct, frozen=True):
     uploads: UploadCounters
     upload_chores: ChoreCounters
     shares: LoopShares
+    turns: LoopTurns
     watch: LoopWatch
     room: RoomState
     doors: Doors

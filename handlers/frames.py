@@ -3,13 +3,15 @@
 ``WebSocketResponse.receive`` would cost each message a future and a switch of tasks, and each idle
 connection three coroutines. Its handshake and its parser are used as they are. Before the parser stands a
 gate, which hands it one frame at a time: only while there is room for what the frame brings, and in turns
-that are bounded in time. What is left of a read waits in the gate with the transport paused. The names of
+that are bounded in time. What is left of a read waits in the gate with the transport paused, for a turn
+that one socket of the process has after the other (``engine.loop_turns``). The names of
 aiohttp that are not public are used in this file and in ``handlers/edge.py`` alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Final, Literal, Protocol, cast
 
@@ -19,6 +21,7 @@ from aiohttp._websocket.reader import WebSocketDataQueue
 from aiohttp.http import WebSocketReader, WSMessage
 from multidict import CIMultiDict
 
+from engine.loop_turns import Turn
 from engine.ports import Clock
 from handlers.header_fields import combined, tokens
 
@@ -29,6 +32,8 @@ Frame = WSMessage | WSMessageTextBytes
 TURN_S: Final = 0.0005
 #: Work is charged in portions of this: to charge each frame of 20 µs by itself would cost a percent of it.
 _PORTION_S: Final = 0.001
+#: The first byte of a frame that is deflated, and the last of its message, is so large at least.
+_DEFLATED: Final = 192
 #: So many frames that end no message count for one message.
 FRAGMENTS: Final = 16
 
@@ -46,8 +51,15 @@ class Receiver(Protocol):
     def fragmented(self) -> None:
         """Count ``FRAGMENTS`` frames that ended no message."""
 
+    @property
+    def yields(self) -> bool:
+        """Whether others of its tenant wait for a turn, behind whom many frames or deflated ones are read."""
+
+    def turn(self, work: Callable[[], None]) -> Turn:
+        """Have ``work`` called in a turn of its own (``engine.loop_turns``)."""
+
     def worked(self, spent_s: float, now_s: float) -> float:
-        """Charge work on what came; give the seconds for which nothing more is to be read."""
+        """Charge work on what came; more than 0 if nothing more is to be read but in a turn."""
 
     def broken(self, error: WebSocketError) -> None:
         """What came is no WebSocket; nothing comes any more."""
@@ -122,7 +134,6 @@ class Gate:
         "_fragments",
         "_frames",
         "_left_bytes",
-        "_loop",
         "_next",
         "_over",
         "_parser",
@@ -138,19 +149,17 @@ class Gate:
         frames: Frames,
         protocol: web.RequestHandler,
         clock: Clock,
-        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._parser = parser
         self._feed = parser.feed_data
         self._frames = frames
         self._protocol = protocol
         self._clock_s = clock.monotonic_s
-        self._loop = loop
         self._rest = b""  # what came and was not fed: nothing, a header that is not whole, or all that waits
         self._left_bytes = 0  # of the frame under way, whose beginning was fed
         self._shut = False  # whether reading is paused
         self._between = True  # whether the next byte begins a frame, and may be fed: none of these is set
-        self._next: asyncio.Handle | None = None  # the next turn, if it is known when
+        self._next: Turn | None = None  # that is waited for
         self._over = False
         self._spent_s = 0.0
         self._fragments = 0
@@ -164,6 +173,7 @@ class Gate:
             if (
                 len(data) == (8 + (data[2] << 8 | data[3]) if length == 254 else length - 122)
                 and length != 255
+                and (data[0] < _DEFLATED or not self._yields())
                 and (receiver := self._frames.receiver) is not None
                 and receiver.has_room
             ):
@@ -181,14 +191,15 @@ class Gate:
         if self._shut:
             self._rest = data
         elif data:
-            self._turn(data)
-            self._between = not (self._rest or self._left_bytes or self._shut)
+            self._turn(data, yields=self._yields())
+            self._between = not (self._rest or self._left_bytes or self._over or self._shut)
         return self._over, b""
 
     def go_on(self) -> None:
-        """Have the next turn soon, unless it is known when."""
-        if self._shut and self._next is None and not self._over:
-            self._next = self._loop.call_soon(self._again)
+        """Wait for a turn, unless that is so already."""
+        receiver = self._frames.receiver
+        if self._shut and self._next is None and not self._over and receiver is not None:
+            self._next = receiver.turn(self._again)
 
     def feed_eof(self) -> None:
         """Take the end of the stream. What waits is dropped: nobody is there to be told of it."""
@@ -200,15 +211,19 @@ class Gate:
         self._shut = False
         rest, self._rest = self._rest, b""
         if rest:
-            self._turn(rest)
+            self._turn(rest, yields=False)
         self._between = not (self._rest or self._left_bytes or self._shut or self._over)
         if self._over:
             self._protocol.close()
         elif not self._shut:
             self._protocol.resume_reading()
 
-    def _turn(self, data: bytes) -> None:
-        """Feed frames until the turn is over or there is no room, and keep the rest."""
+    def _yields(self) -> bool:
+        receiver = self._frames.receiver
+        return receiver is not None and receiver.yields
+
+    def _turn(self, data: bytes, *, yields: bool) -> None:
+        """Feed frames until the turn is over or there is no room, and keep the rest; none if it yields."""
         receiver = self._frames.receiver
         if self._over:
             return
@@ -219,7 +234,12 @@ class Gate:
         while at < end:
             size_bytes = left_bytes
             if not size_bytes:
-                if receiver is None or not receiver.has_room or now_s - turn_began_s >= TURN_S:
+                if (
+                    yields
+                    or receiver is None
+                    or not receiver.has_room
+                    or now_s - turn_began_s >= TURN_S
+                ):
                     waits = True
                     break
                 if end - at < 2:
@@ -256,16 +276,15 @@ class Gate:
             self._shut = True
             self._protocol.pause_reading()
             if receiver is not None and receiver.has_room:
-                self._next = self._loop.call_soon(self._again)
+                self._next = receiver.turn(self._again)
 
     def _charge(self, receiver: Receiver, now_s: float) -> None:
         """Charge what was worked, and read nothing more for a while where it is too much."""
         spent_s, self._spent_s = self._spent_s, 0.0
-        wait_s = receiver.worked(spent_s, now_s)
-        if wait_s and not self._over:
+        if receiver.worked(spent_s, now_s) and not self._over:
             self._between, self._shut = False, True
             self._protocol.pause_reading()
-            self._next = self._loop.call_later(wait_s, self._again)
+            self._next = receiver.turn(self._again)
 
     def _fragment(self, receiver: Receiver) -> None:
         self._fragments += 1
@@ -305,7 +324,7 @@ class Upgrade(web.WebSocketResponse[Literal[False]]):
         parser = WebSocketReader(
             self.frames, self._max_msg_size, compress=bool(self.compress), decode_text=False
         )
-        self.parser = Gate(parser, self.frames, request.protocol, self._clock, asyncio.get_running_loop())
+        self.parser = Gate(parser, self.frames, request.protocol, self._clock)
         request.protocol.set_parser(cast(WebSocketReader, self.parser))
         request.protocol.keep_alive(False)
 

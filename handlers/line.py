@@ -12,6 +12,7 @@ from aiohttp import WebSocketError, WSMsgType
 from engine.errors import SyncError
 from engine.instants import to_text
 from engine.intake import Session
+from engine.loop_turns import Turn
 from engine.messages import Goodbye, Welcome
 from handlers.connections import Connections
 from handlers.core import Core
@@ -167,8 +168,17 @@ class Line:
         """Count something that came for a message; False if it is past the rate."""
         raise NotImplementedError
 
+    @property
+    def yields(self) -> bool:
+        """Whether others of its tenant wait for a turn of the loop."""
+        return self._core.turns.waits(self.key[0])
+
+    def turn(self, work: Callable[[], None]) -> Turn:
+        """Have ``work`` called in a turn of its own."""
+        raise NotImplementedError
+
     def worked(self, spent_s: float, now_s: float) -> float:
-        """Charge work on what came; give the seconds for which nothing more is to be read."""
+        """Charge work on what came; more than 0 if nothing more is to be read but in a turn."""
         raise NotImplementedError
 
     def fragmented(self) -> None:

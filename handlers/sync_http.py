@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -19,8 +19,10 @@ from engine.errors import SyncError, retry_soon_ms
 from engine.health import Device
 from engine.intake import Session
 from engine.jobs import Answer, Job, Outcome, Settlement
+from engine.loop_turns import LARGE_BYTES
 from engine.messages import Conflicts, Heartbeat, Pull, Request, Resolve, Sync
 from engine.pages import with_id
+from engine.steps import at_once
 from engine.submitting import settled
 from handlers.caching import VARY
 from handlers.connections import Connections
@@ -59,6 +61,7 @@ _PAGES: Final = Allowed(
     "Allow, Retry-After",
 )
 
+_Result = TypeVar("_Result")
 _Message = TypeVar("_Message", Sync, Pull, Conflicts, Resolve, Heartbeat)
 
 
@@ -94,14 +97,12 @@ class SyncHttp:
         body = await self._body(request, session, device)
         core = self._core
         now_us = core.clock.now_us()
-        with self._charging(device, request):
-            message = _decode(session.codec, body, Sync)
+        message = await self._worked(_decoding(session.codec, body, Sync), body, device, request)
         request[REQUEST_ID] = message.id
         if message.clock is not None:
             tell_clock(device, session, message.clock, now_us, self._way_us(request, begun_s))
         try:
-            with self._charging(device, request):
-                push = core.intake.push(message, session, now_us)
+            push = await self._worked(core.intake.pushing(message, session, now_us), body, device, request)
             outcome = await self._settled(push, device)
             if isinstance(outcome, SyncError):
                 raise outcome
@@ -136,9 +137,8 @@ class SyncHttp:
         session, device = await self._admit(request, pushes=True)
         named = {"conflict_id": request.match_info["conflict_id"]}
         body = await self._body(request, session, device)
-        with self._charging(device, request):
-            completed = _completed(request, session.codec, body, "resolve", named)
-            message = _decode(session.codec, completed, Resolve)
+        steps = _completing(request, session.codec, body, Resolve, named)
+        message = await self._worked(steps, body, device, request)
         outcome = await self._settled(await resolution(self._core, session, message), device)
         if isinstance(outcome, SyncError):
             raise outcome
@@ -150,9 +150,8 @@ class SyncHttp:
         begun_s = self._core.clock.monotonic_s()
         session, device = await self._admit(request)
         body = await self._body(request, session, device)
-        with self._charging(device, request):
-            completed = _completed(request, session.codec, body, "heartbeat", {})
-            message = _decode(session.codec, completed, Heartbeat)
+        steps = _completing(request, session.codec, body, Heartbeat, {})
+        message = await self._worked(steps, body, device, request)
         if message.clock is not None:
             now_us = self._core.clock.now_us()
             tell_clock(device, session, message.clock, now_us, self._way_us(request, begun_s))
@@ -187,7 +186,14 @@ class SyncHttp:
         if wait_s := core.shares.spend(device.key[0], device, 0.0, core.clock.monotonic_s()):
             await asyncio.sleep(wait_s)
         with self._charging(device, request):
-            body = _inflated_text(request, session.codec, body)
+            inflating = _inflating_text(request, session.codec, body)
+            try:
+                next(inflating)
+            except StopIteration as done:
+                return self._whole(done.value, session, device)
+        return self._whole(await self._in_steps(inflating, device, request), session, device)
+
+    def _whole(self, body: bytes, session: Session, device: Device) -> bytes:
         device.bucket.weigh(len(body))
         check_valid(self._core, session)
         return body
@@ -202,6 +208,31 @@ class SyncHttp:
         proxied_s = request_seconds(request.remote, said, core.trusted_proxies)
         return math.ceil((core.clock.monotonic_s() - begun_s + proxied_s + _CONNECTING_S) * 1_000_000)
 
+    async def _worked(
+        self, steps: Generator[None, None, _Result], body: bytes, device: Device, request: web.Request
+    ) -> _Result:
+        """Work on a message: at once, or in turns where its body is large."""
+        if len(body) >= LARGE_BYTES:
+            return await self._in_steps(steps, device, request)
+        with self._charging(device, request):
+            return at_once(steps)
+
+    async def _in_steps(
+        self, steps: Generator[None, None, _Result], device: Device, request: web.Request
+    ) -> _Result:
+        """Have a part of a large message handled in turns of the loop, and charged by the step."""
+        spent_s = 0.0
+
+        def charge(step_s: float, now_s: float) -> None:
+            nonlocal spent_s
+            spent_s += step_s
+            self._charge(device, request, step_s, now_s)
+
+        try:
+            return await self._core.turns.handled(device.key[0], steps, charge)
+        finally:
+            device.bucket.charge(spent_s)
+
     @contextmanager
     def _charging(self, device: Device, request: web.Request) -> Iterator[None]:
         """Count a laborious message for more than one, also when it is refused."""
@@ -212,9 +243,13 @@ class SyncHttp:
         finally:
             now_s = core.clock.monotonic_s()
             device.bucket.charge(now_s - begun_s)
-            core.shares.spend(device.key[0], device, now_s - begun_s, now_s)
-            if now_s - begun_s > HELD_S:
-                core.watch.held(now_s - begun_s, *device.key, f"{request.method} {request.path}")
+            self._charge(device, request, now_s - begun_s, now_s)
+
+    def _charge(self, device: Device, request: web.Request, spent_s: float, now_s: float) -> None:
+        core = self._core
+        core.shares.spend(device.key[0], device, spent_s, now_s)
+        if spent_s > HELD_S:
+            core.watch.held(spent_s, *device.key, f"{request.method} {request.path}")
 
     async def _settled(self, job: Job, device: Device) -> Outcome:
         """Have a job committed, also when the client is gone. Raises SyncError in times of overload."""
@@ -248,11 +283,13 @@ async def _read_within(request: web.Request, most_s: float) -> bytes:
         raise SyncError("unavailable", sentence, retry_after_ms=retry_soon_ms()) from None
 
 
-def _inflated_text(request: web.Request, codec: Codec, body: bytes) -> bytes:
-    """Inflate a body, bounded in either form by what a frame may be, and check that it is UTF-8."""
+def _inflating_text(
+    request: web.Request, codec: Codec, body: bytes
+) -> Generator[None, None, bytes]:
+    """Inflate a body in steps, bounded in either form by what a frame may be, and check that it is UTF-8."""
     coding = content_coding(request.headers)
     if coding in _WINDOW_BITS:
-        body = _inflated(body, _WINDOW_BITS[coding], request.client_max_size)
+        body = yield from _inflating(body, _WINDOW_BITS[coding], request.client_max_size)
     elif coding:
         raise SyncError("invalid_message", "Content-Encoding: gzip and deflate are what is taken here")
     if not codec.binary and not body.isascii():
@@ -263,10 +300,13 @@ def _inflated_text(request: web.Request, codec: Codec, body: bytes) -> bytes:
     return body
 
 
-def _inflated(body: bytes, window_bits: int, most_bytes: int) -> bytes:
+def _inflating(body: bytes, window_bits: int, most_bytes: int) -> Generator[None, None, bytes]:
     inflate = zlib.decompressobj(window_bits)
     try:
-        inflated = inflate.decompress(body, most_bytes + 1)
+        inflated = inflate.decompress(body, LARGE_BYTES)
+        if inflate.unconsumed_tail or not inflate.eof:
+            yield
+            inflated += inflate.decompress(inflate.unconsumed_tail, most_bytes + 1 - len(inflated))
     except zlib.error:
         inflated = b""
     if len(inflated) > most_bytes:
@@ -277,7 +317,14 @@ def _inflated(body: bytes, window_bits: int, most_bytes: int) -> bytes:
 
 
 def _decode(codec: Codec, body: bytes, wanted: type[_Message]) -> _Message:
-    message: Request = codec.decode(body)
+    return _checked(codec.decode(body), wanted)
+
+
+def _decoding(codec: Codec, body: bytes, wanted: type[_Message]) -> Generator[None, None, _Message]:
+    return _checked((yield from codec.decoding(body)), wanted)
+
+
+def _checked(message: Request, wanted: type[_Message]) -> _Message:
     if not isinstance(message, wanted):
         tag = wanted.__struct_config__.tag
         raise SyncError("invalid_message", f"type: {tag} is required here")
@@ -295,11 +342,19 @@ def _from_query(request: web.Request, tag: str, wanted: type[_Message]) -> _Mess
     return _decode(JSON, msgspec.json.encode({**fields, "type": tag, "id": "-"}), wanted)
 
 
+def _completing(
+    request: web.Request, codec: Codec, body: bytes, wanted: type[_Message], named: dict[str, str]
+) -> Generator[None, None, _Message]:
+    """Add to a body what the path says already, so that the body need not repeat it, and decode it."""
+    completed = yield from _completed(request, codec, body, str(wanted.__struct_config__.tag), named)
+    yield
+    return _decode(codec, completed, wanted)
+
+
 def _completed(
     request: web.Request, codec: Codec, body: bytes, tag: str, named: dict[str, str]
-) -> bytes:
-    """Add to a body what the path says already, so that the body need not repeat it."""
-    codec.check_depth(body)
+) -> Generator[None, None, bytes]:
+    yield from codec.looking(body)
     try:
         fields: Any = codec.any.decode(body)
     except msgspec.ValidationError as error:  # a number that no record can hold
@@ -311,6 +366,7 @@ def _completed(
     own_id = fields.get("id")
     request[REQUEST_ID] = own_id if isinstance(own_id, str) else None
     encode = msgspec.msgpack.encode if codec.binary else msgspec.json.encode
+    yield
     try:
         return encode({"type": tag, "id": "-", **fields, **named})
     except (OverflowError, RecursionError, TypeError, ValueError):

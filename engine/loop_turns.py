@@ -1,0 +1,270 @@
+"""Turns of the event loop for what would hold it: one at a time in the process, the loop given back after.
+
+Two lines wait for them, and neither waits for the other. What a well-behaved device sends takes no turn.
+
+- Sockets that brought more than one turn of reading holds, or that are over their share.
+- Large messages, which are decoded and checked in steps. After a long step there is a rest, in which others
+  have the loop: a sync passes it five times, and is not to meet a step each time.
+
+Of several tenants whose share allows it the one is next that was served longest ago.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Generator
+from heapq import heappop, heappush, heapreplace
+from itertools import count
+from typing import Final, Protocol, TypeVar
+
+from engine.loop_share import LoopShares, Sharing
+from engine.ports import Clock
+
+#: A message from this size on is handled in steps: a byte costs 75 ns at most until it is planned, so a
+#: smaller one takes 2.5 ms.
+LARGE_BYTES: Final = 1 << 15
+#: A step that takes longer is followed by a rest.
+LONG_S: Final = 0.005
+#: Of the length of the step: large messages so take three tenths of the loop.
+REST: Final = 7 / 3
+#: Others may fall silent, or speak up, while something waits for its share: it is looked at so often.
+_LOOK_S: Final = 0.25
+_NEVER: Final = float("inf")
+
+_Result = TypeVar("_Result")
+
+Steps = Generator[None, None, None]
+Charge = Callable[[float, float], object]
+
+
+class Handle(Protocol):
+    """A call that is due."""
+
+    def cancel(self) -> None:
+        """Have it not come."""
+
+
+class Loop(Protocol):
+    """The part of an event loop that is used."""
+
+    def call_soon(self, call: Callable[[], None], /) -> Handle:
+        """Call in the next pass."""
+
+    def call_later(self, wait_s: float, call: Callable[[], None], /) -> Handle:
+        """Call after some time."""
+
+
+class Turn:
+    """A turn that a socket waits for."""
+
+    __slots__ = ("_work", "device")
+
+    def __init__(self, device: Sharing, work: Callable[[], None]) -> None:
+        self.device = device
+        self._work: Callable[[], None] | None = work
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self._work is None
+
+    def cancel(self) -> None:
+        """Wait for it no more."""
+        self._work = None
+
+    def run(self) -> None:
+        """Have it."""
+        if self._work is not None:
+            self._work()
+
+
+class LoopTurns:
+    """Gives the turns of one process."""
+
+    def __init__(self, shares: LoopShares, clock: Clock, loop: Loop | None = None) -> None:
+        self._sockets = _Sockets(shares, clock, loop)
+        self._messages = _Messages(shares, clock, loop)
+
+    def waits(self, tenant_id: int) -> bool:
+        """Whether something of a tenant waits, so that what may be laborious of it waits, too."""
+        return self._sockets.waits(tenant_id) or self._messages.waits(tenant_id)
+
+    def take(self, tenant_id: int, device: Sharing, work: Callable[[], None]) -> Turn:
+        """Have ``work`` called in a turn; it charges its time itself."""
+        turn = Turn(device, work)
+        self._sockets.add(tenant_id, turn)
+        return turn
+
+    def handle(self, tenant_id: int, steps: Steps, charge: Charge) -> None:
+        """Have a large message handled.
+
+        Args:
+            tenant_id: Whose it is.
+            steps: The work, one step a turn. It raises nothing.
+            charge: Is told the seconds of each step, and the time at its end.
+        """
+        self._messages.add(tenant_id, steps, charge)
+
+    async def handled(
+        self, tenant_id: int, steps: Generator[None, None, _Result], charge: Charge
+    ) -> _Result:
+        """Handle a message as ``handle`` does, and return what ``steps`` returns. Raises what it raises."""
+        done: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
+        self.handle(tenant_id, _told(steps, done), charge)
+        return await done
+
+
+class _Line:
+    """One line: a call of ``_next`` for each turn, when the first of those who wait is due."""
+
+    def __init__(self, shares: LoopShares, clock: Clock, loop: Loop | None) -> None:
+        self._shares = shares
+        self._clock_s = clock.monotonic_s
+        self._loop = loop
+        self._numbers = count()
+        self._served: dict[int, int] = {}  # of each tenant that waits, which turn it had last
+        self._call: Handle | None = None
+        self._call_at_s = 0.0
+        self._busy = False
+
+    def _ready_s(self, tenant_id: int, now_s: float) -> float:
+        """Return when a tenant that waits may have a turn, ``_NEVER`` if it wants none any more."""
+        raise NotImplementedError
+
+    def _serve(self, tenant_id: int, now_s: float) -> None:
+        """Give a tenant its turn."""
+        raise NotImplementedError
+
+    def _due_s(self, now_s: float) -> float:
+        return min([self._ready_s(tenant_id, now_s) for tenant_id in list(self._served)], default=_NEVER)
+
+    def _added(self, tenant_id: int) -> None:
+        self._served.setdefault(tenant_id, 0)
+        if not self._busy:  # else the turn that is under way looks at its end
+            now_s = self._clock_s()
+            self._call_by(self._ready_s(tenant_id, now_s), now_s)
+
+    def _call_by(self, due_s: float, now_s: float) -> None:
+        if due_s == _NEVER or (self._call is not None and self._call_at_s <= due_s):
+            return
+        if self._call is not None:
+            self._call.cancel()
+        self._call_at_s = due_s = min(due_s, now_s + _LOOK_S)
+        loop = self._loop or asyncio.get_running_loop()
+        # Not in this pass: what came from others since is read before it.
+        self._call = loop.call_later(due_s - now_s, self._run) if due_s > now_s else loop.call_soon(self._run)
+
+    def _run(self) -> None:
+        self._call = None
+        self._busy = True
+        try:
+            self._next(self._clock_s())
+        finally:
+            self._busy = False
+            now_s = self._clock_s()
+            self._call_by(self._due_s(now_s), now_s)
+
+    def _next(self, now_s: float) -> None:
+        due = [
+            (served, tenant_id)
+            for tenant_id, served in list(self._served.items())
+            if self._ready_s(tenant_id, now_s) <= now_s
+        ]
+        if due:
+            _, tenant_id = min(due)
+            self._served[tenant_id] = next(self._numbers) + 1
+            self._serve(tenant_id, now_s)
+
+
+class _Sockets(_Line):
+    """Of each tenant a heap of turns, by when their device's share allows them."""
+
+    def __init__(self, shares: LoopShares, clock: Clock, loop: Loop | None) -> None:
+        super().__init__(shares, clock, loop)
+        self._heaps: dict[int, list[tuple[float, int, Turn]]] = {}
+
+    def waits(self, tenant_id: int) -> bool:
+        return tenant_id in self._heaps
+
+    def add(self, tenant_id: int, turn: Turn) -> None:
+        place = self._shares.device_ready_s(turn.device), next(self._numbers), turn
+        heappush(self._heaps.setdefault(tenant_id, []), place)
+        self._added(tenant_id)
+
+    def _ready_s(self, tenant_id: int, now_s: float) -> float:
+        heap, shares = self._heaps[tenant_id], self._shares
+        wanted = shares.wanted(now_s)
+        while heap:
+            ready_s, number, turn = heap[0]
+            if turn.cancelled:
+                heappop(heap)
+            elif wanted and ready_s < (since_s := shares.device_ready_s(turn.device)):
+                heapreplace(heap, (since_s, number, turn))  # it was charged since it came
+            else:
+                return max(ready_s, shares.tenant_ready_s(tenant_id)) if wanted else now_s
+        self._forget(tenant_id)
+        return _NEVER
+
+    def _serve(self, tenant_id: int, now_s: float) -> None:  # noqa: ARG002
+        heap = self._heaps[tenant_id]
+        _, _, turn = heappop(heap)
+        if not heap:
+            self._forget(tenant_id)
+        turn.run()
+
+    def _forget(self, tenant_id: int) -> None:
+        del self._heaps[tenant_id]
+        del self._served[tenant_id]
+
+
+class _Messages(_Line):
+    """Of each tenant its large messages; one of all of them is under way."""
+
+    def __init__(self, shares: LoopShares, clock: Clock, loop: Loop | None) -> None:
+        super().__init__(shares, clock, loop)
+        self._queues: dict[int, deque[tuple[Steps, Charge]]] = {}
+        self._under_way: int | None = None
+        self._rest_until_s = float("-inf")
+
+    def waits(self, tenant_id: int) -> bool:
+        return tenant_id in self._queues
+
+    def add(self, tenant_id: int, steps: Steps, charge: Charge) -> None:
+        self._queues.setdefault(tenant_id, deque()).append((steps, charge))
+        self._added(tenant_id)
+
+    def _ready_s(self, tenant_id: int, now_s: float) -> float:
+        if self._under_way is not None:
+            return self._rest_until_s if tenant_id == self._under_way else _NEVER
+        if not self._shares.wanted(now_s):
+            return now_s
+        return max(self._rest_until_s, self._shares.tenant_ready_s(tenant_id))
+
+    def _serve(self, tenant_id: int, now_s: float) -> None:
+        queue = self._queues[tenant_id]
+        steps, charge = queue[0]
+        self._under_way = tenant_id
+        over = next(steps, steps) is steps
+        if over:
+            self._under_way = None
+            queue.popleft()
+            if not queue:
+                del self._queues[tenant_id]
+                del self._served[tenant_id]
+        ended_s = self._clock_s()
+        spent_s = ended_s - now_s
+        if spent_s > LONG_S and self._shares.wanted(ended_s):
+            self._rest_until_s = ended_s + spent_s * REST
+        charge(spent_s, ended_s)
+
+
+def _told(steps: Generator[None, None, _Result], done: asyncio.Future[_Result]) -> Steps:
+    try:
+        result = yield from steps
+    except Exception as error:
+        if not done.done():
+            done.set_exception(error)
+    else:
+        if not done.done():
+            done.set_result(result)

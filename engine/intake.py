@@ -78,7 +78,7 @@ class Intake:
         return _push(sync, session, now_us, raw, checked)
 
     def pushing(self, sync: Sync, session: Session, now_us: int) -> Generator[None, None, Push]:
-        """Check a large ``sync`` as ``push`` does, in steps of ``PIECE_BYTES`` and of parts of larger items."""
+        """Check a large ``sync`` as ``push`` does, in steps of ``PIECE_BYTES`` and parts of larger items."""
         raw = bytes(sync.items)
         checked: list[Change | Refused] = []
         room_bytes = PIECE_BYTES

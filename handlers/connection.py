@@ -43,7 +43,6 @@ from handlers.errors import as_sync_error, error_body
 from handlers.frames import Frames
 from handlers.line import CLOSE_BAD_FRAMES, Line, Work
 from handlers.live import Live
-from handlers.loop_watch import HELD_S
 from handlers.requests import (
     READS_YIELD_S,
     charge_planning,
@@ -52,6 +51,7 @@ from handlers.requests import (
     heartbeat,
     list_conflicts,
     resolution,
+    take_share,
     tell_clock,
 )
 
@@ -191,7 +191,6 @@ class Connection(Line):
 
     def _handled(self, frame: bytes, wait_ms: int) -> Steps:
         """Handle a large message in steps; nothing behind it is read until it is done."""
-        core = self._core
         request_id: str | None = None
         try:
             if self._deaf:
@@ -218,7 +217,7 @@ class Connection(Line):
 
     def _step_done(self, spent_s: float, now_s: float) -> None:
         self._spent_s += spent_s
-        self._spent(spent_s, now_s)
+        take_share(self._core, self._device, _kind_of(self._kind), spent_s, now_s)
         if not self._large:
             self._device.bucket.charge(self._spent_s)
             self._spent_s = 0.0
@@ -250,13 +249,7 @@ class Connection(Line):
         """Charge work; more than 0 if the socket is not to be read from but in a turn."""
         if spent_s > LABORIOUS_S:  # of several frames the last: all before it took less than a turn
             self._device.bucket.charge(now_s - self._frames.began_s)
-        return self._spent(spent_s, now_s)
-
-    def _spent(self, spent_s: float, now_s: float) -> float:
-        core = self._core
-        if spent_s > HELD_S:
-            core.watch.held(spent_s, *self.key, _kind_of(self._kind))
-        return core.shares.spend(self.key[0], self._device, spent_s, now_s)
+        return take_share(self._core, self._device, _kind_of(self._kind), spent_s, now_s)
 
     def _turned_away(self, frame: bytes, now_s: float, wait_ms: int) -> bool:
         """Refuse what is too much without decoding it.

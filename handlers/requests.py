@@ -155,10 +155,19 @@ def heartbeat(core: Core, device: Device, request: Heartbeat, request_id: str | 
 
 def charge_planning(core: Core, device: Device, spent_s: float) -> None:
     """Charge a device for the time that planning a push of it took."""
-    if spent_s > HELD_S:
-        core.watch.held(spent_s, *device.key, "planning")
     device.bucket.charge(spent_s)
-    core.shares.spend(device.key[0], device, spent_s, core.clock.monotonic_s())
+    take_share(core, device, "planning", spent_s, core.clock.monotonic_s())
+
+
+def take_share(core: Core, device: Device, kind: str, spent_s: float, now_s: float) -> float:
+    """Take time of the loop from a device's share, and log a stretch that others felt.
+
+    Returns:
+        The seconds until the device and its tenant are within their shares again; 0 if they are.
+    """
+    if spent_s > HELD_S:
+        core.watch.held(spent_s, *device.key, kind)
+    return core.shares.spend(device.key[0], device, spent_s, now_s)
 
 
 def count_answer(core: Core, device: Device, answer: Answer, started_us: int) -> None:

@@ -28,7 +28,6 @@ from handlers.caching import VARY
 from handlers.connections import Connections
 from handlers.core import Core
 from handlers.header_fields import content_coding, prefers_msgpack, takes_gzip
-from handlers.loop_watch import HELD_S
 from handlers.media_type import media_type
 from handlers.origins import Allowed
 from handlers.peer import REQUEST_SECONDS, request_seconds
@@ -42,6 +41,7 @@ from handlers.requests import (
     list_domains,
     reader_of,
     resolution,
+    take_share,
     tell_clock,
 )
 from handlers.sessions import check_valid, heard
@@ -246,10 +246,7 @@ class SyncHttp:
             self._charge(device, request, now_s - begun_s, now_s)
 
     def _charge(self, device: Device, request: web.Request, spent_s: float, now_s: float) -> None:
-        core = self._core
-        core.shares.spend(device.key[0], device, spent_s, now_s)
-        if spent_s > HELD_S:
-            core.watch.held(spent_s, *device.key, f"{request.method} {request.path}")
+        take_share(self._core, device, f"{request.method} {request.path}", spent_s, now_s)
 
     async def _settled(self, job: Job, device: Device) -> Outcome:
         """Have a job committed, also when the client is gone. Raises SyncError in times of overload."""

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from engine.admission import COUNTED_BYTES, TokenBucket
 from engine.health import Device, DeviceKey
 from engine.loop_share import LoopShares
-from handlers import connection, frames, sync_http
+from handlers import connection, frames, requests
 from handlers.core import Core
 from handlers.frames import FRAGMENTS
 from handlers.loop_watch import HELD_S, LoopWatch
@@ -85,8 +85,7 @@ async def test_a_message_that_held_the_loop_is_logged_with_its_device(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frames, "_PORTION_S", 0.0)
-    monkeypatch.setattr(connection, "HELD_S", 0.0)
-    monkeypatch.setattr(sync_http, "HELD_S", 0.0)
+    monkeypatch.setattr(requests, "HELD_S", 0.0)
     with capture_logs() as logs:
         phone = await server.device("phone")
         await phone.ask("heartbeat")

@@ -26,7 +26,7 @@ from handlers.probes import Faults, Probes
 from handlers.sessions import TICKET
 from handlers.siblings import Siblings
 from handlers.sync_http import REQUEST_ID, SyncHttp
-from handlers.upload_body import with_end
+from handlers.upload_body import is_gone, let_go, with_end
 from handlers.upload_edge import with_headers
 from handlers.ws import SyncSocket, without_context_takeover
 
@@ -97,9 +97,9 @@ def _errors(core: Core) -> Middleware:
                 raise
             code = _HTTP_CODES.get(refusal.status, "malformed")
             error, status = SyncError(code, refusal.reason), refusal.status
-        except ConnectionError:
-            raise
         except Exception as failure:
+            if isinstance(failure, ConnectionError) and is_gone(request):
+                return let_go(request)
             error = as_sync_error(failure, path=request.path)
             status = http_status(error)
         core.traffic.error(error.code)

@@ -108,6 +108,11 @@ def give_up(request: web.Request) -> None:
     request.content.feed_eof()
 
 
+def is_gone(request: web.Request) -> bool:
+    """Tell whether the client of a request is gone, or its connection is being closed."""
+    return request.transport is None or request.transport.is_closing()
+
+
 def let_go(request: web.Request) -> web.Response:
     """Close a connection without an answer: the one that is returned goes nowhere."""
     request.protocol.force_close()

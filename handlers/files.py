@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 from urllib.parse import quote
 
@@ -28,7 +29,7 @@ from handlers.header_fields import combined
 from handlers.origins import Allowed
 from handlers.ranges import Part, is_known, wanted_part
 from handlers.requests import reader_of
-from handlers.sessions import heard
+from handlers.sessions import check_valid, heard
 
 #: A reader that does not take this much meanwhile is cut off, so that nobody keeps a file open for ever.
 _WRITTEN_BYTES: Final = 65_536
@@ -98,11 +99,16 @@ class Files:
             response.headers["Content-Range"] = part.content_range(size_bytes)
         response.content_length = part.count_bytes
         with suppress(ConnectionError):  # who is gone is told nothing more
-            await self._stream(request, response, file, part)
+            await self._stream(request, response, file, part, partial(check_valid, self._core, session))
         return response
 
     async def _stream(
-        self, request: web.Request, response: web.StreamResponse, file: Upload, part: Part
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        file: Upload,
+        part: Part,
+        check: Callable[[], None],
     ) -> None:
         blocks = self._blobs.read(file.ref, *part)
         try:
@@ -112,7 +118,7 @@ class Files:
             left_bytes = part.count_bytes
             while first:
                 left_bytes -= len(first)
-                await _write(request, response, first)
+                await _write(request, response, first, check)
                 first = await anext(blocks, b"")
             if left_bytes:
                 raise BlobsError(f"{left_bytes} bytes are missing at its end")
@@ -136,10 +142,16 @@ async def _first(blocks: AsyncIterator[bytes], file: Upload) -> bytes:
         raise SyncError("unavailable", "files cannot be read", retry_after_ms=retry_soon_ms()) from None
 
 
-async def _write(request: web.Request, response: web.StreamResponse, block: bytes) -> None:
-    """Write a block as fast as it is taken."""
+async def _write(
+    request: web.Request, response: web.StreamResponse, block: bytes, check: Callable[[], None]
+) -> None:
+    """Write a block as fast as it is taken, as long as its token counts: with a new one a range goes on."""
     view = memoryview(block)
     for start in range(0, len(view), _WRITTEN_BYTES):
+        try:
+            check()
+        except SyncError:
+            raise _cut(request) from None
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 await response.write(view[start : start + _WRITTEN_BYTES])

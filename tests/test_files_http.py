@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from email.message import Message
@@ -305,6 +306,29 @@ async def test_a_reader_that_takes_nothing_is_cut_off(
         await reader.read()
     assert reader.exception() is not None or reader.at_eof()
     writer.close()
+    assert caplog.records == []
+
+
+async def test_download_whose_token_expires_is_cut_off_and_goes_on_with_another(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = CONTENT * 32  # more than sockets and the server take
+    path = await shelf.put(content)
+    reads = Reads(monkeypatch)
+    reader, writer = await _request(shelf, path)
+    await reader.readuntil(b"\r\n\r\n")
+    with monkeypatch.context() as later:
+        in_two_hours_us = time.time_ns() // 1000 + 7_200_000_000
+        later.setattr("compose.server.SystemClock.now_us", lambda _: in_two_hours_us)
+        got = bytearray()
+        with suppress(ConnectionError):
+            while block := await reader.read(1 << 16):
+                got += block
+        await asyncio.wait_for(reads.over.wait(), 10)
+    writer.close()
+    assert len(got) < len(content)
+    rest = await shelf.server.get(path, headers={"Range": f"bytes={len(got)}-"})
+    assert (rest.status, bytes(got) + rest.body == content) == (206, True)
     assert caplog.records == []
 
 

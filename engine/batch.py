@@ -336,7 +336,7 @@ def _answered(
             working.undo(push, undo.checkpoint)
             return room.no_room(push, sentence(bound))
     room.taken(push)
-    return Answer(encoded, replayed=False)
+    return Answer(encoded, replayed=False, plain=plain)
 
 
 def _standing(push: Push, held: Result, working: Working) -> Result:

@@ -104,18 +104,20 @@ Job = Push | Resolution | Attach
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The answer to a push: ``results`` is the JSON array of its results."""
+    """The answer to a push: ``results`` is the JSON array of its results.
+
+    ``plain`` says that every item was applied or unchanged: then nobody need look for conflicts in it.
+    """
 
     results: bytes
     replayed: bool
+    plain: bool = False
 
     def frame(self, request_id: str | None) -> bytes:
         """Return the whole ``synced`` message as JSON."""
-        head = b'{"type":"synced",'
-        if request_id is not None:
-            head += b'"id":' + _encode(request_id) + b","
-        flag = b"true" if self.replayed else b"false"
-        return head + b'"replayed":' + flag + b',"results":' + self.results + b"}"
+        own_id = b"" if request_id is None else b'"id":%b,' % _encode(request_id)
+        replayed = b"true" if self.replayed else b"false"
+        return b'{"type":"synced",%b"replayed":%b,"results":%b}' % (own_id, replayed, self.results)
 
 
 class Settlement(msgspec.Struct, frozen=True):

@@ -85,7 +85,9 @@ def _is_light(jobs: list[Job], state: State) -> bool:
         return False
     largest_bytes = max(
         [
-            len(row.data or row.last_data or b"") + len(row.attachments or b"") + len(row.fields or b"")
+            len(row.data or row.last_data or b"")
+            + (len(row.attachments) if row.attachments else 0)
+            + (len(row.fields) if row.fields else 0)
             for row in state.records.values()
         ],
         default=0,

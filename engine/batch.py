@@ -37,7 +37,7 @@ from engine.rows import (
     Writes,
 )
 from engine.rules import Rules
-from engine.tenant_usage import sentence
+from engine.tenant_usage import sentence, usage_above
 from engine.uploads import UploadRef
 from engine.weighing import touched_bytes
 from engine.working import Checkpoint, Savepoint, Working
@@ -122,6 +122,7 @@ def lookups(jobs: list[Job], rules: Rules, also_held: Collection[HeldRef] = ()) 
         list(twins),
         old_keys,
         list(set_aside),
+        usage_above=() if rules.bounds is None else usage_above(jobs, rules.bounds),
     )
 
 

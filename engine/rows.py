@@ -237,6 +237,8 @@ class Lookups(msgspec.Struct):
     ``keys`` are looked for in the last two days, ``old_keys``, which are among them, in older days as well.
     ``twins`` are uploads of which those with the same content and name on the same record are asked.
     ``recovering`` are quarantined items of which it is asked whether they are there.
+    ``usage_above`` are numbers in the order of ``TenantUsage``: the usage of a tenant that holds no more than
+    these need not be told; where there are none, that of all is.
     """
 
     tenants: list[int]
@@ -250,13 +252,15 @@ class Lookups(msgspec.Struct):
     old_keys: list[KeyRef] = []
     set_aside: list[SetAsideRef] = []
     recovering: list[QuarantineRef] = []
+    usage_above: tuple[int, ...] = ()
 
 
 class State(msgspec.Struct):
     """What the store answered to ``Lookups``; what does not exist is missing from the dicts.
 
     ``twins`` are the others, of which there is a file, also of one device; ``uploads`` has their states.
-    ``set_aside`` has the quarantine_id of the first item. ``usage`` is what each tenant holds.
+    ``set_aside`` has the quarantine_id of the first item. ``usage`` is what tenants hold, of those
+    that hold more than was asked for.
     """
 
     seqs: dict[int, int]

@@ -20,7 +20,7 @@ def numbers(values: Iterable[int]) -> str:
 
 def numbers_or_null(values: Iterable[int | None]) -> str:
     """Write an array of integers, some of them null."""
-    return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
+    return "{" + ",".join(map(str, values)).replace("None", "NULL") + "}"
 
 
 def plain(values: Iterable[str]) -> str:
@@ -41,6 +41,11 @@ def joined(values: Iterable[str]) -> str:
 def joined_or_null(values: Iterable[bytes | None]) -> str:
     """Join JSON, some of it null. One at least."""
     return _BETWEEN.join([_NULL if value is None else value.decode() for value in values])
+
+
+def joined_texts_or_null(values: Iterable[str | None]) -> str:
+    """Join texts without control characters, some of them null. One at least."""
+    return _BETWEEN.join([_NULL if value is None else value for value in values])
 
 
 def texts(values: Iterable[str]) -> str:

@@ -73,11 +73,13 @@ SETTINGS: Final = settings(synchronous_commit="on")
 _LOCK: Final = Statement(
     "SELECT FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[]) ORDER BY tenant_id FOR UPDATE"
 )
+#: The day is a query of its own, so that it is worked out once and not for each tenant.
 _COUNTERS: Final = (
-    f"SELECT 0, tenant_id, NULL, NULL, seq, {TODAY}, NULL::bigint, NULL::bigint,"
-    f" concat_ws(',', {', '.join(NAMES)}), NULL, NULL, NULL, NULL::bigint"
+    f"SELECT 0, tenant_id, NULL, NULL, seq, (SELECT {TODAY}), NULL::bigint, NULL::bigint,"
+    " {0}, NULL, NULL, NULL, NULL::bigint"
     " FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[])"
 )
+_USAGE: Final = f"concat_ws(',', {', '.join(NAMES)})"
 #: LATERAL with LIMIT fixes the plan: one index probe a row, however the tables are analysed.
 _RECORDS: Final = (
     "SELECT CASE WHEN f.data IS NULL THEN 8 ELSE 2 END, w.t, w.d, w.i, f.version, f.seq, f.at_us,"
@@ -244,6 +246,7 @@ class PostgresStore:
             bool(lookups.twins),
             bool(lookups.set_aside),
             bool(lookups.recovering),
+            lookups.usage_above,
         )
         values: dict[str, object] = {"tenants": numbers(lookups.tenants)}
         if lookups.keys:
@@ -289,7 +292,7 @@ class PostgresStore:
         return statement, values
 
     def _statement(self, asked: _Asked) -> Statement:
-        parts = [_COUNTERS]
+        parts = [_COUNTERS.format(_usage(asked.usage_above))]
         parts += [older(self._lifetime_h)] if asked.old_keys else []
         parts += [recent(self._lifetime_h, self._day)] if asked.keys else []
         parts += [_RECORDS] if asked.records else []
@@ -351,6 +354,15 @@ class _Asked(msgspec.Struct, frozen=True):
     twins: bool
     set_aside: bool
     recovering: bool
+    usage_above: tuple[int, ...]
+
+
+def _usage(above: tuple[int, ...]) -> str:
+    """Make the column that tells what a tenant holds, if it holds more than ``above`` of anything."""
+    if not above:
+        return _USAGE
+    more = " OR ".join([f"{name} > {number}" for name, number in zip(NAMES, above, strict=True)])
+    return f"CASE WHEN {more} THEN {_USAGE} END"
 
 
 class _State(State):
@@ -400,7 +412,8 @@ def _state(rows: list[Row]) -> _State:
 
 def _counter(state: State, row: Row) -> None:
     state.seqs[row[1]] = row[4]
-    state.usage[row[1]] = TenantUsage(*map(int, row[8].split(",")))
+    if row[8] is not None:
+        state.usage[row[1]] = TenantUsage(*map(int, row[8].split(",")))
 
 
 def _key(state: State, row: Row) -> None:
@@ -411,8 +424,21 @@ def _key(state: State, row: Row) -> None:
 
 
 def _record(state: State, row: Row) -> None:
-    _, tenant_id, domain, record_id, version, seq, at_us, chain_from, *rest = row
-    data, fields, device_id, files, sent_at_us = rest
+    (
+        _,
+        tenant_id,
+        domain,
+        record_id,
+        version,
+        seq,
+        at_us,
+        chain_from,
+        data,
+        fields,
+        device_id,
+        files,
+        sent_at_us,
+    ) = row
     state.records[RecordKey(tenant_id, domain, record_id)] = Record(
         tenant_id,
         domain,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from itertools import chain
 from typing import Final
 
 from engine.rows import Conflict, KeyRow, Quarantined, Record, RecordKey, TenantUsage, Writes
@@ -10,6 +11,7 @@ from engine.tenant_usage import NAMES
 from storage.arrays import (
     joined,
     joined_or_null,
+    joined_texts_or_null,
     numbers,
     numbers_or_null,
     plain,
@@ -20,23 +22,33 @@ from storage.arrays import (
 from storage.held import encode_changes
 from storage.pool import Statement
 
-#: Each name with how far it stands before the end of its tenant's numbers.
-_PLACES: Final = tuple(zip(reversed(range(len(NAMES))), NAMES, strict=True))
-#: One array for all of usage, taken apart by place: an array for each name costs 65 µs more a batch.
-_COUNTERS: Final = Statement(
-    "UPDATE tenant_counters AS c SET seq = coalesce(w.s, c.seq), "
-    + ", ".join(f"{name} = c.{name} + x.u[w.o * {len(NAMES)} - {place}]" for place, name in _PLACES)
-    + " FROM unnest(%(tenants)s::int[], %(seqs)s::bigint[]) WITH ORDINALITY AS w(t, s, o),"
-    " (SELECT %(usage)s::bigint[] AS u OFFSET 0) AS x WHERE c.tenant_id = w.t"
-)
+
+def _adding(names: Sequence[str]) -> Statement:
+    """Make the update of the tenants' numbers of some names.
+
+    One array has them all, taken apart by place: an array for each name costs 65 µs more a batch.
+    """
+    places = zip(reversed(range(len(names))), names, strict=True)
+    return Statement(
+        "UPDATE tenant_counters AS c SET seq = coalesce(w.s, c.seq), "
+        + ", ".join(f"{name} = c.{name} + x.u[w.o * {len(names)} - {place}]" for place, name in places)
+        + " FROM unnest(%(tenants)s::int[], %(seqs)s::bigint[]) WITH ORDINALITY AS w(t, s, o),"
+        " (SELECT %(usage)s::bigint[] AS u OFFSET 0) AS x WHERE c.tenant_id = w.t"
+    )
+
+
+_COUNTERS: Final = _adding(NAMES)
+#: Nearly all batches write records and answers alone: with four numbers a tenant, not eleven, the update
+#: costs 7 µs less for one tenant, and 15 for twenty.
+_FEW_COUNTERS: Final = _adding(("record_rows", "record_bytes", "answer_rows", "answer_bytes"))
 _RECORDS: Final = (
     "INSERT INTO records"
     " (tenant_id, domain, id, version, seq, at_us, device_id, chain_from, data, fields, sent_at_us{1})"
     f" SELECT *{{3}} FROM unnest(%({{0}}tenants)s::int[],"
     f" {split('{0}domains', 'text')}, {split('{0}ids', 'text')},"
-    " %({0}versions)s::bigint[], %({0}seqs)s::bigint[], %({0}ats)s::bigint[], %({0}devices)s::text[],"
-    f" %({{0}}chains)s::bigint[], {split('{0}data', 'json')}, {split('{0}fields', 'json')},"
-    " %({0}sents)s::bigint[]{2})"
+    " %({0}versions)s::bigint[], %({0}seqs)s::bigint[], %({0}ats)s::bigint[],"
+    f" {split('{0}devices', 'text')}, %({{0}}chains)s::bigint[],"
+    f" {split('{0}data', 'json')}, {split('{0}fields', 'json')}, %({{0}}sents)s::bigint[]{{2}})"
 )
 #: Speculative insertion costs a third more, so new records are written apart from new versions; the
 #: batch read under its locks which are which.
@@ -77,8 +89,8 @@ _EVENTS: Final = Statement(
 )
 _KEYS: Final = Statement(
     "INSERT INTO sync_idempotency_record (tenant_id, key_hash, request_sha256, results)"
-    " SELECT * FROM unnest(%(k_tenants)s::int[], %(k_hashes)s::uuid[], %(k_requests)s::bytea[],"
-    f" {split('k_results', 'json')})"
+    " SELECT t, k, decode(s, 'hex'), r FROM unnest(%(k_tenants)s::int[], %(k_hashes)s::uuid[],"
+    f" {split('k_requests', 'text')}, {split('k_results', 'json')}) AS w(t, k, s, r)"
 )
 _CONFLICT_COLUMNS: Final = (
     ("tenant_id", "int"),
@@ -140,6 +152,7 @@ _RECOVERED: Final = Statement(
 Values = dict[str, object]
 
 _NOTHING: Final = TenantUsage()
+_NONE: Final = (0,) * 6
 
 
 def finish(
@@ -152,8 +165,7 @@ def finish(
     statements: list[Statement] = []
     values: Values = {}
     if writes.seqs or writes.usage:
-        statements.append(_COUNTERS)
-        _counters(writes, values)
+        statements.append(_counters(writes, values))
     if writes.records:
         _sorted_records(writes.records, existing, tombstones, statements, values)
     if writes.events:
@@ -188,13 +200,18 @@ def finish(
     return statements, values
 
 
-def _counters(writes: Writes, values: Values) -> None:
+def _counters(writes: Writes, values: Values) -> Statement:
     """Only the tenant's counter row is written, whose page has room: no index has one of these columns."""
     seqs, usage = writes.seqs, writes.usage
-    tenants = list(seqs.keys() | usage.keys())
+    tenants = list(usage if seqs.keys() <= usage.keys() else seqs.keys() | usage.keys())
     values["tenants"] = numbers(tenants)
     values["seqs"] = numbers_or_null([seqs.get(tenant) for tenant in tenants])
-    values["usage"] = numbers([number for one in tenants for number in usage.get(one, _NOTHING).numbers()])
+    more = [usage.get(tenant, _NOTHING).numbers() for tenant in tenants]
+    if any(one[2:8] != _NONE or one[10] for one in more):
+        values["usage"] = numbers(chain.from_iterable(more))
+        return _COUNTERS
+    values["usage"] = "{" + ",".join([f"{one[0]},{one[1]},{one[8]},{one[9]}" for one in more]) + "}"
+    return _FEW_COUNTERS
 
 
 def _sorted_records(
@@ -210,12 +227,14 @@ def _sorted_records(
     gone: list[Record] = []
     for record in records:
         key = (record.tenant_id, record.domain, record.id)
-        if record.data is None or key in tombstones:
+        if record.data is None or (tombstones and key in tombstones):
             gone.append(record)
         elif record.attachments is not None:
             with_files.append(record)
+        elif key in existing:
+            changed.append(record)
         else:
-            (changed if key in existing else new).append(record)
+            new.append(record)
     if new:
         statements.append(_NEW_RECORDS)
         _records(new, "n_", values)
@@ -240,7 +259,7 @@ def _records(records: list[Record], prefix: str, values: Values) -> None:
     values[prefix + "versions"] = numbers([record.version for record in records])
     values[prefix + "seqs"] = numbers([record.seq for record in records])
     values[prefix + "ats"] = numbers([record.at_us for record in records])
-    values[prefix + "devices"] = texts_or_null([record.device_id for record in records])
+    values[prefix + "devices"] = joined_texts_or_null([record.device_id for record in records])
     values[prefix + "chains"] = numbers([record.chain_from for record in records])
     values[prefix + "data"] = joined_or_null([record.data for record in records])
     values[prefix + "fields"] = joined_or_null([record.fields for record in records])
@@ -250,7 +269,7 @@ def _records(records: list[Record], prefix: str, values: Values) -> None:
 def _keys(keys: list[KeyRow], values: Values) -> None:
     values["k_tenants"] = numbers([key.tenant_id for key in keys])
     values["k_hashes"] = plain([key.key_hash for key in keys])
-    values["k_requests"] = plain(["\\\\x" + key.request_sha256 for key in keys])
+    values["k_requests"] = joined([key.request_sha256 for key in keys])
     values["k_results"] = joined_or_null([key.results for key in keys])
 
 

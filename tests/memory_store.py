@@ -6,6 +6,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Mapping
 from itertools import chain
+from operator import gt
 
 from engine.ports import HeldConflict, HeldConflicts, Page
 from engine.rows import (
@@ -62,8 +63,12 @@ class Memory:
             {ref: found for ref, found in twins.items() if found},
             {ref: first for ref in wanted.set_aside if (first := self._set_aside(ref)) is not None},
             {ref for ref in wanted.recovering if any(quarantine_ref(row) == ref for row in self.quarantine)},
-            {tenant: self.usage[tenant].copy() for tenant in wanted.tenants},
+            {tenant: self.usage[tenant].copy() for tenant in wanted.tenants if self._is_told(tenant, wanted)},
         )
+
+    def _is_told(self, tenant: int, wanted: Lookups) -> bool:
+        above = wanted.usage_above
+        return not above or any(map(gt, self.usage[tenant].numbers(), above))
 
     def _set_aside(self, ref: SetAsideRef) -> str | None:
         for row in self.quarantine:

@@ -56,7 +56,7 @@ MUTANTS: dict[str, Mutant] = {
         "storage/commit.py",
         (
             (_LOCK_ORDER, " ORDER BY tenant_id"),
-            ("NULL, NULL, seq, {TODAY}", "NULL, NULL, nextval('tenants_tenant_id_seq'), NULL::bigint"),
+            ("NULL, seq, (SELECT {TODAY})", "NULL, nextval('tenants_tenant_id_seq'), NULL::bigint"),
         ),
         (_MANY_WRITERS,),
     ),

@@ -14,7 +14,7 @@ from engine.errors import SyncError
 from engine.jobs import Answer, Push
 from engine.room import MAX_RECORDS, Behind, KeptBack
 from engine.rows import SetAsideRef, TenantUsage
-from engine.tenant_usage import NAMES
+from engine.tenant_usage import NAMES, tight, usage_above
 from tests.test_batch import Desk, item
 
 Json = dict[str, Any]
@@ -45,6 +45,42 @@ def _bound(rows: int, size_bytes: int) -> TenantUsage:
 
 
 _bounds = st.builds(_bound, st.integers(0, 12), st.integers(0, 1500))
+
+
+_half_or_so = st.sampled_from([0, 0.25, 0.5, 0.75, 1, 1.25])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    data=st.data(),
+    messages=st.lists(st.integers(1, 3), min_size=1, max_size=2),
+    bounds=st.builds(_bound, st.integers(0, 40), st.integers(0, 160 << 20)),
+)
+def test_usage_that_need_not_be_told_makes_no_tenant_tight(
+    data: st.DataObject, messages: list[int], bounds: TenantUsage
+) -> None:
+    desk = Desk()
+    jobs = [desk.push(*[item("task", f"{index}")] * count) for index, count in enumerate(messages)]
+    of_bound = st.lists(_half_or_so, min_size=len(NAMES), max_size=len(NAMES))
+    off = st.lists(st.integers(-1, 1), min_size=len(NAMES), max_size=len(NAMES))
+    usage = {
+        tenant: TenantUsage(
+            *[
+                int(bound * part) + one
+                for bound, part, one in zip(
+                    bounds.numbers(), data.draw(of_bound), data.draw(off), strict=True
+                )
+            ]
+        )
+        for tenant in (1, 2, 3)
+    }
+    above = usage_above(jobs, bounds)
+    told = {
+        tenant: held
+        for tenant, held in usage.items()
+        if not above or any(number > most for number, most in zip(held.numbers(), above, strict=True))
+    }
+    assert tight(jobs, told, bounds) == tight(jobs, usage, bounds)
 
 
 def _planned(desk: Desk, bounds: TenantUsage, jobs: list[Push], behind: Behind) -> tuple[list[Any], Behind]:

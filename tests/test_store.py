@@ -37,6 +37,7 @@ from engine.rows import (
     TenantUsage,
     Writes,
 )
+from engine.tenant_usage import NAMES
 from storage.commit import PostgresStore
 from storage.conflicts import PostgresConflicts
 from storage.feed import PostgresFeed
@@ -461,6 +462,33 @@ async def test_usage_is_added_to_what_a_tenant_holds(subject: Subject) -> None:
         2: TenantUsage(event_rows=6),
         3: TenantUsage(),
     }
+    assert transaction.state.seqs == {1: 0, 2: 0, 3: 0}
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_usage_of_whatever_kind_is_added_beside_that_of_others(subject: Subject, name: str) -> None:
+    more = {1: TenantUsage(record_rows=1, answer_bytes=2), 2: TenantUsage(**{name: 7})}
+    writes = _writes()
+    writes.usage = more
+    await _commit(subject, _lookups(1, 2), writes)
+    transaction = await subject.store.begin(_lookups(1, 2))
+    await transaction.rollback()
+    assert transaction.state.usage == more
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_usage_of_a_tenant_is_told_where_it_holds_more_than_was_asked_for(
+    subject: Subject, name: str
+) -> None:
+    more = {1: TenantUsage(**{name: 7}), 2: TenantUsage(**{name: 8})}
+    writes = _writes()
+    writes.usage = more
+    await _commit(subject, _lookups(1, 2), writes)
+    wanted = _lookups(1, 2, 3)
+    wanted.usage_above = tuple([7 if one == name else 0 for one in NAMES])
+    transaction = await subject.store.begin(wanted)
+    await transaction.rollback()
+    assert transaction.state.usage == {2: more[2]}
     assert transaction.state.seqs == {1: 0, 2: 0, 3: 0}
 
 

@@ -16,6 +16,7 @@ from engine.depth import json_nesting_fault, msgpack_nesting_fault, msgpack_nest
 from engine.errors import SyncError
 from engine.floats import json_decoder
 from engine.messages import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL, Item, Request
+from engine.pieces import decoded
 
 _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -201,6 +202,14 @@ class Codec:
         if isinstance(head.id, str) and 1 <= len(head.id) <= 64:
             refusal.details["id"] = head.id
         return refusal
+
+    def encoding(self, body: bytes) -> Generator[None, None, bytes]:
+        """Turn a large answer's JSON into this encoding, in steps."""
+        if not self.binary:
+            return body
+        value = yield from decoded(body)
+        yield
+        return msgspec.msgpack.encode(value)
 
     def encode(self, body: bytes) -> bytes:
         """Turn an answer's JSON into this encoding."""

@@ -3,8 +3,9 @@
 Two lines wait for them, and neither waits for the other. What a well-behaved device sends takes no turn.
 
 - Sockets that brought more than one turn of reading holds, or that are over their share.
-- Large messages, which are decoded and checked in steps. After a long step there is a rest, in which others
-  have the loop: a sync passes it five times, and is not to meet a step each time.
+- Large messages, which are decoded and checked in steps, and large answers, which are encoded so: of each
+  tenant one after the other. After a long step its tenant rests, so that others have the loop: a sync passes
+  it five times, and is not to meet a step each time.
 
 Of several tenants whose share allows it the one is next that was served longest ago.
 """
@@ -26,7 +27,7 @@ from engine.ports import Clock
 LARGE_BYTES: Final = 1 << 15
 #: A step that takes longer is followed by a rest.
 LONG_S: Final = 0.005
-#: Of the length of the step: large messages so take three tenths of the loop.
+#: Of the length of the step: large messages of a tenant so take three tenths of the loop.
 REST: Final = 7 / 3
 #: Others may fall silent, or speak up, while something waits for its share: it is looked at so often.
 _LOOK_S: Final = 0.25
@@ -218,44 +219,56 @@ class _Sockets(_Line):
         del self._served[tenant_id]
 
 
+class _Waiting:
+    """Large messages of one tenant: the first is under way once it had a step."""
+
+    __slots__ = ("is_under_way", "messages", "rest_until_s")
+
+    def __init__(self) -> None:
+        self.messages: deque[tuple[Steps, Charge]] = deque()
+        self.is_under_way = False
+        self.rest_until_s = float("-inf")
+
+
 class _Messages(_Line):
-    """Of each tenant its large messages; one of all of them is under way."""
+    """Of each tenant its large messages, of which one is under way."""
 
     def __init__(self, shares: LoopShares, clock: Clock, loop: Loop | None) -> None:
         super().__init__(shares, clock, loop)
-        self._queues: dict[int, deque[tuple[Steps, Charge]]] = {}
-        self._under_way: int | None = None
-        self._rest_until_s = float("-inf")
+        self._waiting: dict[int, _Waiting] = {}
 
     def waits(self, tenant_id: int) -> bool:
-        return tenant_id in self._queues
+        waiting = self._waiting.get(tenant_id)
+        return waiting is not None and bool(waiting.messages)
 
     def add(self, tenant_id: int, steps: Steps, charge: Charge) -> None:
-        self._queues.setdefault(tenant_id, deque()).append((steps, charge))
+        self._waiting.setdefault(tenant_id, _Waiting()).messages.append((steps, charge))
         self._added(tenant_id)
 
     def _ready_s(self, tenant_id: int, now_s: float) -> float:
-        if self._under_way is not None:
-            return self._rest_until_s if tenant_id == self._under_way else _NEVER
-        if not self._shares.wanted(now_s):
+        waiting, shares = self._waiting[tenant_id], self._shares
+        if not waiting.messages:  # the rest behind the last one
+            if waiting.rest_until_s > now_s:
+                return waiting.rest_until_s
+            del self._waiting[tenant_id]
+            del self._served[tenant_id]
+            return _NEVER
+        if not shares.wanted(now_s):
             return now_s
-        return max(self._rest_until_s, self._shares.tenant_ready_s(tenant_id))
+        if waiting.is_under_way:
+            return waiting.rest_until_s
+        return max(waiting.rest_until_s, shares.tenant_ready_s(tenant_id))
 
     def _serve(self, tenant_id: int, now_s: float) -> None:
-        queue = self._queues[tenant_id]
-        steps, charge = queue[0]
-        self._under_way = tenant_id
-        over = next(steps, steps) is steps
-        if over:
-            self._under_way = None
-            queue.popleft()
-            if not queue:
-                del self._queues[tenant_id]
-                del self._served[tenant_id]
+        waiting = self._waiting[tenant_id]
+        steps, charge = waiting.messages[0]
+        waiting.is_under_way = next(steps, steps) is not steps
+        if not waiting.is_under_way:
+            waiting.messages.popleft()
         ended_s = self._clock_s()
         spent_s = ended_s - now_s
         if spent_s > LONG_S and self._shares.wanted(ended_s):
-            self._rest_until_s = ended_s + spent_s * REST
+            waiting.rest_until_s = ended_s + spent_s * REST
         charge(spent_s, ended_s)
 
 

@@ -434,7 +434,16 @@ class Connection(Line):
         body = await self._core.feed.pull(
             Reader(*self.key), request.cursor, request.domains, request.limit
         )
-        self.say(with_id(body, request.id))
+        await self._answered(with_id(body, request.id))
+
+    async def _answered(self, body: bytes) -> None:
+        """Send what was read; what is large is encoded in steps, where it has to be."""
+        codec, core = self._session.codec, self._core
+        if not codec.binary or len(body) < LARGE_BYTES:
+            self.say(body)
+            return
+        charge = partial(take_share, core, self._device, "answer")
+        self._outbox.put(await core.turns.handled(self.key[0], codec.encoding(body), charge))
 
     def _subscribe(self, request: Subscribe) -> None:
         if request.id in self._live:
@@ -469,7 +478,7 @@ class Connection(Line):
 
     async def _conflicts(self, request: Conflicts) -> None:
         await self._core.committer.lull(self.key[0], READS_YIELD_S)
-        self.say(await list_conflicts(self._core, self._session, request, request.id))
+        await self._answered(await list_conflicts(self._core, self._session, request, request.id))
 
     async def _resolve(self, request: Resolve) -> None:
         job = await resolution(self._core, self._session, request)

@@ -111,26 +111,25 @@ class SyncHttp:
             raise
         assert isinstance(outcome, Answer)
         count_answer(core, device, outcome, now_us)
-        return _response(request, session.codec, outcome.frame(message.id))
+        return await self._response(request, session, device, outcome.frame(message.id))
 
     async def changes(self, request: web.Request) -> web.Response:
         """Read one page of the feed: ``pull`` → ``changes``."""
-        session, _ = await self._admit(request)
+        session, device = await self._admit(request)
         message = _from_query(request, "pull", Pull)
         await self._core.committer.lull(reader_of(session).tenant_id, READS_YIELD_S)
         body = await self._core.feed.pull(
             reader_of(session), message.cursor, message.domains, message.limit
         )
-        return _response(request, session.codec, with_id(body, None))
+        return await self._response(request, session, device, with_id(body, None))
 
     async def conflicts(self, request: web.Request) -> web.Response:
         """List open conflicts: ``conflicts`` → ``conflicts``."""
-        session, _ = await self._admit(request)
+        session, device = await self._admit(request)
         message = _from_query(request, "conflicts", Conflicts)
         await self._core.committer.lull(reader_of(session).tenant_id, READS_YIELD_S)
-        return _response(
-            request, session.codec, await list_conflicts(self._core, session, message, None)
-        )
+        listed = await list_conflicts(self._core, session, message, None)
+        return await self._response(request, session, device, listed)
 
     async def resolve(self, request: web.Request) -> web.Response:
         """Settle a conflict: ``resolve`` → ``resolved``; the path names the conflict."""
@@ -143,7 +142,7 @@ class SyncHttp:
         if isinstance(outcome, SyncError):
             raise outcome
         assert isinstance(outcome, Settlement)
-        return _response(request, session.codec, outcome.frame(request[REQUEST_ID]))
+        return await self._response(request, session, device, outcome.frame(request[REQUEST_ID]))
 
     async def heartbeat(self, request: web.Request) -> web.Response:
         """Take in a sign of life: ``heartbeat`` → ``heartbeat_ack``."""
@@ -156,12 +155,21 @@ class SyncHttp:
             now_us = self._core.clock.now_us()
             tell_clock(device, session, message.clock, now_us, self._way_us(request, begun_s))
         answer = heartbeat(self._core, device, message, request[REQUEST_ID])
-        return _response(request, session.codec, answer)
+        return await self._response(request, session, device, answer)
 
     async def domains(self, request: web.Request) -> web.Response:
         """Give the rules of each domain, as they are for this tenant."""
-        session, _ = await self._admit(request)
-        return _response(request, session.codec, list_domains(self._core, session))
+        session, device = await self._admit(request)
+        return await self._response(request, session, device, list_domains(self._core, session))
+
+    async def _response(
+        self, request: web.Request, session: Session, device: Device, body: bytes
+    ) -> web.Response:
+        """Encode an answer: what is large in turns of the loop."""
+        codec = session.codec
+        if codec.binary:
+            body = await self._worked(codec.encoding(body), body, device, request)
+        return _response(request, codec, body)
 
     async def _admit(self, request: web.Request, *, pushes: bool = False) -> tuple[Session, Device]:
         """Give who asks, and its device."""
@@ -372,7 +380,7 @@ def _completed(
 
 def _response(request: web.Request, codec: Codec, body: bytes) -> web.Response:
     response = web.Response(
-        body=codec.encode(body),
+        body=body,
         content_type=codec.content_type,
         headers={"Vary": f"{VARY}, Accept, Accept-Encoding"},
         zlib_executor_size=1 << 16,

@@ -203,3 +203,38 @@ async def test_large_bodies_take_turns_and_mean_the_same(
     assert (second.status, len(taken)) == (200, 5)
     wrong = await server.post("/v1/sync", {"key": "c", "items": [{}], "more": "x" * LARGE_BYTES})
     assert (wrong.status, json.loads(wrong.body)["code"]) == (422, "invalid_message")
+
+
+@given(tree=_trees)
+def test_answer_encoded_in_steps_is_what_it_is_at_once(tree: Any) -> None:
+    body = json.dumps(tree).encode()
+    for codec in (JSON, MSGPACK):
+        try:
+            wanted = codec.encode(body)
+        except (msgspec.DecodeError, OverflowError):
+            return
+        assert at_once(codec.encoding(body)) == wanted
+
+
+@pytest.mark.asyncio(loop_scope="function")
+@pytest.mark.parametrize("encoding", ["json", "msgpack"])
+async def test_large_answers_of_messagepack_are_encoded_in_turns(
+    encoding: Any, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[bytes] = []
+    encoding_of = Codec.encoding
+
+    def noted(self: Codec, body: bytes) -> Any:
+        encoded.append(body)
+        return encoding_of(self, body)
+
+    monkeypatch.setattr(Codec, "encoding", noted)
+    phone = await server.device("phone", encoding=encoding)
+    await phone.told("synced", "sync", key="a", items=_large("a")["items"])
+    page = await phone.told("changes", "pull", cursor=None)
+    assert page["changes"][0]["data"] == _large("a")["items"][0]["data"]
+    accept = {"Accept": "application/msgpack" if encoding == "msgpack" else "application/json"}
+    reply = await server.get("/v1/changes", headers=accept)
+    decode = msgspec.msgpack.decode if encoding == "msgpack" else msgspec.json.decode
+    assert decode(reply.body)["changes"] == page["changes"]
+    assert len(encoded) == (2 if encoding == "msgpack" else 0)

@@ -172,7 +172,7 @@ def test_loop_turns_that_are_cancelled_do_not_come() -> None:
     assert not world.turns.waits(GREEDY)
 
 
-def test_loop_turns_of_large_messages_are_one_message_at_a_time_and_one_step_a_pass() -> None:
+def test_loop_turns_of_large_messages_of_a_tenant_are_one_after_the_other_and_one_step_a_pass() -> None:
     world = _World()
     world.message(GREEDY, _Device(), "first", 0.001, 0.001, 0.001)
     world.message(GREEDY, _Device(), "second", 0.001, 0.001)
@@ -180,7 +180,7 @@ def test_loop_turns_of_large_messages_are_one_message_at_a_time_and_one_step_a_p
     lengths = []
     while world.step():
         lengths.append(len(world.log))
-    assert world.names == ["first"] * 3 + ["other"] + ["second"] * 2
+    assert world.names == ["first", "other", "first", "first", "second", "second"]
     assert lengths == [1, 2, 3, 4, 5, 6]
 
 
@@ -191,6 +191,25 @@ def test_loop_turns_rest_after_a_long_step_where_others_want_the_loop() -> None:
     times_s = [at_s for _, at_s in world.log]
     rest_s = 0.03 * (1 + REST)
     assert times_s == pytest.approx([0.0, rest_s, 2 * rest_s, 2 * rest_s + LONG_S / 2])
+
+
+def test_loop_turns_of_large_messages_do_not_wait_for_another_tenants_rest() -> None:
+    world = _World()
+    world.message(GREEDY, _Device(), "long", 0.03, 0.03)
+    assert world.step()
+    world.message(OTHER, _Device(), "other", 0.03)
+    world.run()
+    assert world.names == ["long", "other", "long"]
+    assert world.log[1][1] == pytest.approx(0.03)
+
+
+def test_loop_turns_rest_behind_the_last_step_of_a_message_before_the_next() -> None:
+    world = _World()
+    world.message(GREEDY, _Device(), "first", 0.03)
+    assert world.step()
+    world.message(GREEDY, _Device(), "second", 0.03)
+    world.run()
+    assert world.log[1][1] == pytest.approx(0.03 * (1 + REST))
 
 
 def test_loop_turns_of_sockets_do_not_wait_for_messages() -> None:

@@ -32,6 +32,7 @@ from engine.loop_share import LoopShares
 from engine.loop_turns import LoopTurns
 from engine.neighbours import Neighbours
 from engine.open_requests import OpenRequests, RequestLimits
+from engine.partial_messages import PartialMessages
 from engine.policies import PolicyBook
 from engine.ports import StoreError
 from engine.read_turns import ReadTurns
@@ -68,6 +69,8 @@ from storage.usage import recount
 _MAINTENANCE_S: Final = 3600.0
 #: After an upgrade, what servers of the version before wrote is counted once they are gone.
 _FIRST_COUNT_S: Final = 600.0
+#: So many tenants may each have all that one tenant may have of messages that are not whole.
+_TENANTS_WAITING: Final = 2
 #: How long a thread that comes back from the disk waits for the interpreter. With the usual 5 ms, four times
 #: a chunk, that is longer than the disk takes.
 _SWITCH_S: Final = 0.0005
@@ -221,6 +224,9 @@ class Server:
             watch=LoopWatch(clock),
             room=room,
             open_requests=OpenRequests(request_limits),
+            partial_messages=PartialMessages(
+                limits.tenant_waiting_bytes, _TENANTS_WAITING * limits.tenant_waiting_bytes
+            ),
             doors=Doors(
                 DoorLimits(
                     head_s=server.head_s,

@@ -14,6 +14,7 @@ from engine.loop_share import LoopShares
 from engine.loop_turns import LoopTurns
 from engine.messages import Limits
 from engine.open_requests import OpenRequests
+from engine.partial_messages import PartialMessages
 from engine.policies import PolicyBook
 from engine.ports import Bus, Clock, ConflictStore
 from engine.read_turns import ReadTurns
@@ -79,6 +80,7 @@ class Core(msgspec.Struct, frozen=True):
     room: RoomState
     doors: Doors
     open_requests: OpenRequests
+    partial_messages: PartialMessages
 
     def policy_names(self, tenant_id: int) -> dict[str, str]:
         """Map each domain to its policy, as a device is told."""

@@ -34,6 +34,8 @@ TURN_S: Final = 0.0005
 _PORTION_S: Final = 0.001
 #: The first byte of a frame that is deflated, and the last of its message, is so large at least.
 _DEFLATED: Final = 192
+#: Of the first byte: a ping, a pong or the close, which may come between the parts of a message.
+_CONTROL: Final = 8
 #: So many frames that end no message count for one message.
 FRAGMENTS: Final = 16
 
@@ -60,6 +62,9 @@ class Receiver(Protocol):
 
     def worked(self, spent_s: float, now_s: float) -> float:
         """Charge work on what came; more than 0 if nothing more is to be read but in a turn."""
+
+    def held(self, before_bytes: int, after_bytes: int) -> bool:
+        """Count what there is of a message whose rest is to come; False to take nothing more."""
 
     def broken(self, error: WebSocketError) -> None:
         """What came is no WebSocket; nothing comes any more."""
@@ -131,8 +136,10 @@ class Gate:
         "_between",
         "_clock_s",
         "_feed",
+        "_first",
         "_fragments",
         "_frames",
+        "_held_bytes",
         "_left_bytes",
         "_next",
         "_over",
@@ -157,6 +164,8 @@ class Gate:
         self._clock_s = clock.monotonic_s
         self._rest = b""  # what came and was not fed: nothing, a header that is not whole, or all that waits
         self._left_bytes = 0  # of the frame under way, whose beginning was fed
+        self._first = 0  # byte of the frame under way
+        self._held_bytes = 0  # of a message whose rest is to come, as the receiver was told
         self._shut = False  # whether reading is paused
         self._between = True  # whether the next byte begins a frame, and may be fed: none of these is set
         self._next: Turn | None = None  # that is waited for
@@ -192,7 +201,9 @@ class Gate:
             self._rest = data
         elif data:
             self._turn(data, yields=self._yields())
-            self._between = not (self._rest or self._left_bytes or self._over or self._shut)
+            self._between = not (
+                self._rest or self._left_bytes or self._held_bytes or self._over or self._shut
+            )
         return self._over, b""
 
     def go_on(self) -> None:
@@ -212,7 +223,9 @@ class Gate:
         rest, self._rest = self._rest, b""
         if rest:
             self._turn(rest, yields=False)
-        self._between = not (self._rest or self._left_bytes or self._shut or self._over)
+        self._between = not (
+            self._rest or self._left_bytes or self._held_bytes or self._shut or self._over
+        )
         if self._over:
             self._protocol.close()
         elif not self._shut:
@@ -230,6 +243,7 @@ class Gate:
         feed, clock_s = self._feed, self._clock_s
         turn_began_s = now_s = clock_s()
         at, end, left_bytes = 0, len(data), self._left_bytes
+        held_bytes, first = self._held_bytes, self._first
         waits = False
         while at < end:
             size_bytes = left_bytes
@@ -242,21 +256,15 @@ class Gate:
                 ):
                     waits = True
                     break
-                if end - at < 2:
+                size_bytes = _frame_bytes(data, at, end)
+                if not size_bytes:
                     break
-                length = data[at + 1] - 128
-                if length < 0:
+                if size_bytes < 0:
                     self._end()
                     self._frames.set_exception(WebSocketError(1002, "a frame that is not masked"))
                     return
-                if length < 126:
-                    size_bytes = 6 + length
-                else:
-                    after = at + (4 if length == 126 else 10)
-                    if after > end:
-                        break
-                    size_bytes = after - at + 4 + int.from_bytes(data[at + 2 : after], "big")
-                if data[at] < 128:  # it ends no message
+                first = data[at]
+                if first < 128:  # it ends no message
                     self._fragment(receiver)
             stop = min(end, at + size_bytes)
             self._frames.began_s = now_s
@@ -265,10 +273,15 @@ class Gate:
                 self._end()
                 return
             left_bytes = size_bytes - (stop - at)
+            if not first & _CONTROL:
+                held_bytes = 0 if first > 127 and not left_bytes else held_bytes + stop - at
             at = stop
             now_s = clock_s()
         self._left_bytes = left_bytes
+        self._first = first
         self._rest = data[at:]
+        if held_bytes != self._held_bytes and not self._hold(receiver, held_bytes):
+            return
         self._spent_s += now_s - turn_began_s
         if self._spent_s > _PORTION_S and receiver is not None:
             self._charge(receiver, now_s)
@@ -277,6 +290,13 @@ class Gate:
             self._protocol.pause_reading()
             if receiver is not None and receiver.has_room:
                 self._next = receiver.turn(self._again)
+
+    def _hold(self, receiver: Receiver | None, held_bytes: int) -> bool:
+        before_bytes, self._held_bytes = self._held_bytes, held_bytes
+        fits = receiver is None or receiver.held(before_bytes, held_bytes)
+        if not fits:
+            self._end()
+        return fits
 
     def _charge(self, receiver: Receiver, now_s: float) -> None:
         """Charge what was worked, and read nothing more for a while where it is too much."""
@@ -295,9 +315,25 @@ class Gate:
     def _end(self) -> None:
         self._over, self._between = True, False
         self._rest = b""
+        if self._held_bytes and self._frames.receiver is not None:
+            self._frames.receiver.held(self._held_bytes, 0)
+            self._held_bytes = 0
         if self._next is not None:
             self._next.cancel()
             self._next = None
+
+
+def _frame_bytes(data: bytes, at: int, end: int) -> int:
+    """Return the size of the frame that begins there: 0 while its header is not whole, -1 without a mask."""
+    if end - at < 2:
+        return 0
+    length = data[at + 1] - 128
+    if length < 0:
+        return -1
+    if length < 126:
+        return 6 + length
+    after = at + (4 if length == 126 else 10)
+    return 0 if after > end else after - at + 4 + int.from_bytes(data[at + 2 : after], "big")
 
 
 class Upgrade(web.WebSocketResponse[Literal[False]]):

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import msgspec
 from aiohttp import WebSocketError, WSMsgType
 
-from engine.errors import SyncError
+from engine.errors import SyncError, retry_soon_ms
 from engine.instants import to_text
 from engine.intake import Session
 from engine.loop_turns import Turn
@@ -24,6 +24,7 @@ CLOSE_NORMAL: Final = 1000
 CLOSE_NOT_UTF8: Final = 1007
 CLOSE_TOO_LARGE: Final = 1009
 CLOSE_BAD_FRAMES: Final = 4400
+CLOSE_UNAVAILABLE: Final = 4503
 
 #: What a close frame has room for.
 MAX_REASON_BYTES: Final = 120
@@ -184,6 +185,16 @@ class Line:
     def fragmented(self) -> None:
         """Count frames that ended no message."""
         self.counted(self._frames.began_s)
+
+    def held(self, before_bytes: int, after_bytes: int) -> bool:
+        """Count what there is of a message whose rest is to come; close where its tenant has too much."""
+        if self._core.partial_messages.change(self.key[0], before_bytes, after_bytes):
+            return True
+        if not self._closing:
+            sentence = "too many bytes of messages that are not whole wait here"
+            self.fail(SyncError("overloaded", sentence, retry_after_ms=retry_soon_ms()), None)
+            self.close(CLOSE_UNAVAILABLE, "overloaded")
+        return False
 
     def broken(self, error: WebSocketError) -> None:
         """Close: what came is no WebSocket frame, or too large a one."""

@@ -173,7 +173,10 @@ class _Scrape(Collector):
             )
         doors = self._core.doors
         yield _gauge("tidemark_strangers", "Connections that have shown no valid token", doors.strangers)
+        partial = self._core.partial_messages
+        yield _gauge("tidemark_partial_bytes", "Bytes of messages that are not whole", partial.waiting_bytes)
         for name, text, count in (
+            ("tidemark_partial_refused", "Sockets closed for messages that are not whole", partial.refused),
             ("tidemark_strangers_refused", "Connections refused, of addresses with too many", doors.refused),
             ("tidemark_heads_late", "Connections closed before a request's headers came", doors.late),
             ("tidemark_heads_refused", "Connections refused while many headers wait", doors.heads_refused),

@@ -20,12 +20,11 @@ from handlers.connections import Connections
 from handlers.core import Core
 from handlers.errors import as_sync_error, error_body
 from handlers.frames import Upgrade
-from handlers.line import CLOSING_S
+from handlers.line import CLOSE_UNAVAILABLE, CLOSING_S
 from handlers.outbox import Outbox
 from handlers.sessions import admitted
 from handlers.upload_edge import answer
 
-CLOSE_UNAVAILABLE: Final = 4503
 #: Handshakes that are seen to while what was accepted has to wait.
 NEWCOMERS_PER_MINUTE: Final = 3000
 #: Handshakes of one device, all of which may come at once. Each takes the loop a millisecond or so, and the

@@ -32,6 +32,8 @@ class _World:
         self.wait_s = 0.0
         self.charged_s = 0.0
         self.fragments = 0
+        self.held_bytes = 0
+        self.most_held_bytes = 1 << 30
         self.due: list[Callable[[], None]] = []
         self.yields = False
         self.receiver = self
@@ -59,6 +61,11 @@ class _World:
 
     def fragmented(self) -> None:
         self.fragments += 1
+
+    def held(self, before_bytes: int, after_bytes: int) -> bool:
+        assert before_bytes == self.held_bytes
+        self.held_bytes = after_bytes
+        return after_bytes <= self.most_held_bytes
 
     # -- as the protocol --
 
@@ -242,3 +249,38 @@ def test_frames_before_a_receiver_wait_in_the_gate() -> None:
     world.gate.go_on()
     world.turns()
     assert world.fed == [said]
+
+
+def test_gate_tells_what_it_has_of_a_message_whose_rest_is_to_come() -> None:
+    world = _World()
+    begun, ping = frame(TEXT, b"a" * 1000, final=False), frame(9, b"?")
+    world.gate.feed_data(begun[:500])
+    assert world.held_bytes == 500
+    world.gate.feed_data(begun[500:] + ping)
+    assert world.held_bytes == len(begun)
+    world.gate.feed_data(ping)
+    assert world.held_bytes == len(begun)
+    world.gate.feed_data(frame(CONTINUATION, b"a"))  # by itself a whole frame, of which nothing waits
+    assert world.held_bytes == 0
+    world.gate.feed_data(frame(TEXT, b"a" * 1000))
+    assert world.held_bytes == 0
+
+
+def test_gate_takes_nothing_more_once_too_much_waits() -> None:
+    world = _World()
+    world.most_held_bytes = 1500
+    begun = frame(TEXT, b"a" * 1000, final=False)
+    assert world.gate.feed_data(begun) == (False, b"")
+    assert world.gate.feed_data(frame(CONTINUATION, b"a" * 1000, final=False)) == (True, b"")
+    assert world.held_bytes == 0
+    fed = len(world.fed)
+    assert world.gate.feed_data(begun) == (True, b"")
+    assert len(world.fed) == fed
+
+
+def test_gate_that_ends_has_nothing_waiting() -> None:
+    world = _World()
+    world.gate.feed_data(frame(TEXT, b"a" * 1000)[:700])
+    assert world.held_bytes == 700
+    world.gate.feed_eof()
+    assert world.held_bytes == 0

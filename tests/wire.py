@@ -151,8 +151,8 @@ async def wired(url: str, tls: ssl.SSLContext | None = None) -> AsyncIterator[Wi
         writer.close()
 
 
-def frame(opcode: int, payload: bytes, *, masked: bool = True) -> bytes:
-    """Write one frame of a WebSocket; the mask is zero."""
+def frame(opcode: int, payload: bytes, *, masked: bool = True, final: bool = True) -> bytes:
+    """Write one frame of a WebSocket; the mask is zero. One that is not ``final`` ends no message."""
     bit = 128 if masked else 0
     if len(payload) < 126:
         length = bytes([bit | len(payload)])
@@ -160,4 +160,4 @@ def frame(opcode: int, payload: bytes, *, masked: bool = True) -> bytes:
         length = bytes([bit | 126]) + struct.pack("!H", len(payload))
     else:
         length = bytes([bit | 127]) + struct.pack("!Q", len(payload))
-    return bytes([128 | opcode]) + length + (bytes(4) if masked else b"") + payload
+    return bytes([(128 if final else 0) | opcode]) + length + (bytes(4) if masked else b"") + payload

@@ -15,6 +15,7 @@ from aiohttp import WSServerHandshakeError
 
 from engine import admission
 from handlers import ws
+from handlers.line import CLOSE_UNAVAILABLE
 from tests.device import Device, Json, put
 from tests.serving import Running, Serve
 
@@ -201,7 +202,7 @@ async def test_few_come_back_while_others_wait(serve: Serve, monkeypatch: pytest
             assert (error["code"], error["retryable"]) == ("overloaded", True)
             assert error["retry_after_ms"] > 0
             await refused.receive()
-            assert refused.close_code == ws.CLOSE_UNAVAILABLE
+            assert refused.close_code == CLOSE_UNAVAILABLE
     for _ in range(2):
         assert (await phone.receive())["type"] == "synced"
     assert (await (await server.device("tablet")).pull())["type"] == "changes"

@@ -1,9 +1,11 @@
-"""psycopg2's asynchronous mode on the event loop: one connection, one statement at a time.
+"""aiopg's connections on descriptors of our own: one statement at a time, and no wait that is not bounded.
 
 libpq closes its sockets itself: when a host refuses it, and when it begins anew without TLS. The system gives
 the number of a closed descriptor to the next one that is opened. An event loop that watched the number still
 holds what belonged to the closed socket, and uvloop then raises RuntimeError for whatever is to be watched
 under that number next. So the loop watches a duplicate of the descriptor, which is closed here alone.
+
+aiopg keeps the connection, its cursor, and who waits. How it waits is replaced here: docs/adr/0009.
 """
 
 from __future__ import annotations
@@ -11,13 +13,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+import aiopg
 import psycopg2
 from psycopg2.extensions import POLL_OK, POLL_WRITE
-
-if TYPE_CHECKING:
-    from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
+from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
 
 Row = tuple[Any, ...]
 Values = Mapping[str, object]
@@ -32,23 +33,75 @@ async def connect(dsn: str, **parameters: Any) -> Link:
 
     Raises psycopg2.Error, OSError.
     """
-    raw = psycopg2.connect(dsn, async_=True, **parameters)
-    try:
-        # Each turn may be with another socket: without TLS, or after it was refused, libpq opens a new one.
-        while (state := raw.poll()) != POLL_OK:
-            await _event(raw.fileno(), state)
-        return Link(raw)
-    except BaseException:
-        raw.close()
-        raise
+    link = Link(dsn, **parameters)
+    await link
+    return link
 
 
-async def _event(descriptor: int, state: int) -> None:
-    """Wait until libpq can read from its socket, or write to it."""
-    loop = asyncio.get_running_loop()
-    event = loop.create_future()
-    watched = os.dup(descriptor)
-    try:
+class _Duplicated(Connection):
+    """psycopg2's connection with one descriptor all its life: a duplicate of libpq's, which may change."""
+
+    _duplicate: int | None = None
+
+    def fileno(self) -> int:
+        """Return the duplicate, of the socket that libpq has now. Nobody may watch it at that moment."""
+        try:
+            if self._duplicate is None:
+                self._duplicate = os.dup(super().fileno())
+            else:
+                os.dup2(super().fileno(), self._duplicate, inheritable=False)
+        except OSError:  # no descriptor is left; aiopg would leave the connection open
+            self.close()
+            raise
+        return self._duplicate
+
+    def close(self) -> None:
+        """Cut the connection. Nobody may watch the duplicate any more."""
+        super().close()
+        if self._duplicate is not None:
+            os.close(self._duplicate)
+            self._duplicate = None
+
+
+class Link(aiopg.Connection):
+    """One connection. Its end is noticed while nothing is asked, too."""
+
+    #: The number of the duplicate; None once it is closed.
+    _fileno: Any = None
+    _give_up_s = 0.0
+    _looking: asyncio.TimerHandle | None = None
+
+    def __init__(self, dsn: str, **parameters: Any) -> None:
+        super().__init__(
+            dsn,
+            timeout=None,  # type: ignore[arg-type]  # only what is replaced here would use it
+            enable_json=False,
+            enable_hstore=False,
+            enable_uuid=False,
+            connection_factory=_Duplicated,
+            **parameters,
+        )
+
+    async def _connect(self) -> Link:
+        self._loop.remove_reader(self._fileno)
+        self._waiter = None
+        try:
+            # Each turn may be with another socket: to go on without TLS, libpq opens a new one.
+            while (state := self._conn.poll()) != POLL_OK:
+                await self._event(state)
+            self._fileno = self._conn.fileno()
+            self._loop.add_reader(self._fileno, self._ready, self._weakref)
+            self._used = await self.cursor()
+            self._rows = self._used.raw
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    async def _event(self, state: int) -> None:
+        """Wait until libpq can read from its socket, or write to it."""
+        loop, event = self._loop, self._loop.create_future()
+        watched = self._conn.fileno()
         if state == POLL_WRITE:
             loop.add_writer(watched, _set, event)
         else:
@@ -60,38 +113,6 @@ async def _event(descriptor: int, state: int) -> None:
                 loop.remove_writer(watched)
             else:
                 loop.remove_reader(watched)
-    finally:
-        os.close(watched)
-
-
-def _set(event: asyncio.Future[None]) -> None:
-    if not event.done():
-        event.set_result(None)
-
-
-class Link:
-    """One connection. Its end is noticed while nothing is asked, too."""
-
-    def __init__(self, raw: Connection) -> None:
-        self._raw = raw
-        self._cursor = raw.cursor()
-        self._loop = asyncio.get_running_loop()
-        self._answer: asyncio.Future[None] | None = None
-        self._give_up_s = 0.0
-        self._looking: asyncio.TimerHandle | None = None
-        self._writing = False
-        self._watched: int | None = os.dup(raw.fileno())
-        self._loop.add_reader(self._watched, self._told)
-
-    @property
-    def closed(self) -> bool:
-        """Whether the connection is gone."""
-        return self._watched is None
-
-    @property
-    def notices(self) -> list[str]:
-        """What the server remarked, oldest first; the caller empties it."""
-        return self._raw.notices
 
     async def run(self, statements: str, values: Values | None, patience_s: float) -> list[Row]:
         """Run statements in one round trip and return the rows of the last one, none for a command.
@@ -100,92 +121,86 @@ class Link:
         carry it out. Raises psycopg2.Error, TimeoutError, and ValueError for a value that is none of
         PostgreSQL's.
         """
-        assert self._answer is None, "another statement is under way"
-        self._cursor.execute(statements, values)
-        loop = self._loop
-        answer = self._answer = loop.create_future()
-        self._give_up_s = loop.time() + patience_s
+        self._give_up_s = self._loop.time() + patience_s
         if self._looking is None:  # else that of a statement before this one goes on: a timer costs 2 µs
-            self._looking = loop.call_later(min(_LOOK_S, patience_s), self._look)
+            self._looking = self._loop.call_later(min(_LOOK_S, patience_s), self._look)
+        await self._used.execute(statements, values)
+        return self._rows.fetchall() if self._rows.description is not None else []
+
+    async def _poll(self, waiter: asyncio.Future[None], timeout: float) -> None:  # noqa: ARG002, ASYNC109
+        """Wait for the answer. A cancellation is heeded, also if it comes with the answer."""
         try:
             self.advance()
-            await answer
+            await waiter
         except (asyncio.CancelledError, TimeoutError):
             self.close()
-            if answer.done() and not answer.cancelled():
-                answer.exception()  # it came together with the end of its task, and is nobody's
+            if waiter.done() and not waiter.cancelled():
+                waiter.exception()  # it came together with the end of its task, and is nobody's
             raise
         finally:
-            self._answer = None
-        return self._cursor.fetchall() if self._cursor.description is not None else []
+            self._waiter = None
 
-    def advance(self) -> None:
-        """Have libpq take in what has come, and send what it could not send yet."""
-        answer = self._answer
+    def advance(self, *, told: bool = False) -> None:
+        """Have libpq take in what has come, and send what it could not send yet.
+
+        ``told`` is an event, which may have been an error: the loop is made to tell of what comes next.
+        """
+        waiter = self._waiter
         try:
-            state = self._raw.poll()
+            state = self._conn.poll()
+            if (state == POLL_WRITE) != self._writing:
+                self._watch_writing()
+            if state == POLL_OK and waiter is not None and not waiter.done():
+                waiter.set_result(None)
+            elif told:
+                self._loop.remove_reader(self._fileno)
+                self._loop.add_reader(self._fileno, self._ready, self._weakref)
         except Exception as error:  # of whatever kind: whoever waits has to hear of it
-            if answer is not None and not answer.done():
-                answer.set_exception(error)
-            if self._raw.closed or not isinstance(error, psycopg2.Error):
+            if waiter is not None and not waiter.done():
+                waiter.set_exception(error)
+            if self._conn.closed or not isinstance(error, psycopg2.Error):
                 self.close()
-            return
-        if state == POLL_WRITE:
-            self._watch_writing()
-        elif self._writing:
-            self._unwatch_writing()
-        if state == POLL_OK and answer is not None and not answer.done():
-            answer.set_result(None)
 
-    def _told(self) -> None:
-        """Take in what came. While an answer is waited for, ``_look`` sees to it that more is told of."""
-        self.advance()
-        if self._answer is None:
-            self._watch_anew()
+    @staticmethod
+    def _ready(weak_self: Any) -> None:
+        """Act on an event that aiopg had the loop watch for."""
+        self = weak_self()
+        if self is not None:
+            self.advance(told=True)
 
     def _look(self) -> None:
         """Look for an answer, or an end, that nobody told of."""
-        answer, now_s = self._answer, self._loop.time()
+        waiter, now_s = self._waiter, self._loop.time()
         self._looking = None
-        if answer is None:
+        if waiter is None:
             return
-        self.advance()
-        if answer.done():
+        self.advance(told=True)
+        if waiter.done():
             return
-        self._watch_anew()
         if now_s >= self._give_up_s:
-            answer.set_exception(TimeoutError())
+            waiter.set_exception(TimeoutError())
         else:
             self._looking = self._loop.call_later(min(_LOOK_S, self._give_up_s - now_s), self._look)
 
-    def _watch_anew(self) -> None:
-        """Have the loop tell of what comes next, though the last event may have been an error, in 40 µs."""
-        if self._watched is not None:
-            self._loop.remove_reader(self._watched)
-            self._loop.add_reader(self._watched, self._told)
-
     def _watch_writing(self) -> None:
-        if not self._writing and self._watched is not None:
-            self._writing = True
-            self._loop.add_writer(self._watched, self._told)
+        """Have the loop tell when libpq can send on, or no longer."""
+        self._writing = not self._writing
+        if self._writing:
+            self._loop.add_writer(self._fileno, self._ready, self._weakref)
+        else:
+            self._loop.remove_writer(self._fileno)
 
-    def _unwatch_writing(self) -> None:
-        if self._writing and self._watched is not None:
-            self._writing = False
-            self._loop.remove_writer(self._watched)
-
-    def close(self) -> None:
+    def _close(self) -> None:
         """Cut the connection; the server rolls back what was open."""
-        if self._watched is None:
+        if self._fileno is None:  # closed before: the number may be another's
             return
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
-        if not self._loop.is_closed():
-            self._unwatch_writing()
-            self._loop.remove_reader(self._watched)
-        os.close(self._watched)
-        self._watched = None
-        self._raw.close()
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(psycopg2.InterfaceError("the connection was closed"))
+        super()._close()
+        self._fileno = None
+
+
+def _set(event: asyncio.Future[None]) -> None:
+    if not event.done():
+        event.set_result(None)

@@ -113,7 +113,7 @@ async def test_a_cancellation_that_comes_with_the_answer_is_heeded(dsn: str) -> 
     database = Database(dsn, 1)
     session = await database.acquire()
     running = asyncio.create_task(session.run("SELECT pg_sleep(0.01)"))
-    while (waiter := session._link._answer) is None:  # noqa: ASYNC110  # it is a matter of turns
+    while (waiter := session._link._waiter) is None:  # noqa: ASYNC110  # it is a matter of turns
         await asyncio.sleep(0)
     while not waiter.done():  # noqa: ASYNC110
         await asyncio.sleep(0)

@@ -39,7 +39,7 @@ async def connect(dsn: str, **parameters: Any) -> Link:
 
 
 class _Duplicated(Connection):
-    """psycopg2's connection with one descriptor all its life: a duplicate of libpq's, which may change."""
+    """psycopg2's connection, whose descriptor is a duplicate of libpq's under one number all its life."""
 
     _duplicate: int | None = None
 
@@ -50,7 +50,7 @@ class _Duplicated(Connection):
                 self._duplicate = os.dup(super().fileno())
             else:
                 os.dup2(super().fileno(), self._duplicate, inheritable=False)
-        except OSError:  # no descriptor is left; aiopg would leave the connection open
+        except OSError:  # no descriptor is left: aiopg would leave the connection open
             self.close()
             raise
         return self._duplicate
@@ -74,7 +74,7 @@ class Link(aiopg.Connection):
     def __init__(self, dsn: str, **parameters: Any) -> None:
         super().__init__(
             dsn,
-            timeout=None,  # type: ignore[arg-type]  # only what is replaced here would use it
+            timeout=None,  # type: ignore[arg-type]  # it is for aiopg's own ways to wait, which are replaced
             enable_json=False,
             enable_hstore=False,
             enable_uuid=False,
@@ -83,16 +83,16 @@ class Link(aiopg.Connection):
         )
 
     async def _connect(self) -> Link:
+        """Have libpq connect; aiopg awaits the connection by this."""
         self._loop.remove_reader(self._fileno)
         self._waiter = None
         try:
-            # Each turn may be with another socket: to go on without TLS, libpq opens a new one.
+            # Each turn may be with another socket: to begin anew without TLS, libpq opens a new one.
             while (state := self._conn.poll()) != POLL_OK:
                 await self._event(state)
             self._fileno = self._conn.fileno()
             self._loop.add_reader(self._fileno, self._ready, self._weakref)
-            self._used = await self.cursor()
-            self._rows = self._used.raw
+            self._statement = await self.cursor()
         except BaseException:
             self.close()
             raise
@@ -100,19 +100,17 @@ class Link(aiopg.Connection):
 
     async def _event(self, state: int) -> None:
         """Wait until libpq can read from its socket, or write to it."""
-        loop, event = self._loop, self._loop.create_future()
+        loop, event = self._loop, asyncio.Event()
         watched = self._conn.fileno()
         if state == POLL_WRITE:
-            loop.add_writer(watched, _set, event)
+            watch, unwatch = loop.add_writer, loop.remove_writer
         else:
-            loop.add_reader(watched, _set, event)
+            watch, unwatch = loop.add_reader, loop.remove_reader
+        watch(watched, event.set)
         try:
-            await event
+            await event.wait()
         finally:
-            if state == POLL_WRITE:
-                loop.remove_writer(watched)
-            else:
-                loop.remove_reader(watched)
+            unwatch(watched)
 
     async def run(self, statements: str, values: Values | None, patience_s: float) -> list[Row]:
         """Run statements in one round trip and return the rows of the last one, none for a command.
@@ -124,8 +122,9 @@ class Link(aiopg.Connection):
         self._give_up_s = self._loop.time() + patience_s
         if self._looking is None:  # else that of a statement before this one goes on: a timer costs 2 µs
             self._looking = self._loop.call_later(min(_LOOK_S, patience_s), self._look)
-        await self._used.execute(statements, values)
-        return self._rows.fetchall() if self._rows.description is not None else []
+        await self._statement.execute(statements, values)
+        rows = self._statement.raw
+        return rows.fetchall() if rows.description is not None else []
 
     async def _poll(self, waiter: asyncio.Future[None], timeout: float) -> None:  # noqa: ARG002, ASYNC109
         """Wait for the answer. A cancellation is heeded, also if it comes with the answer."""
@@ -149,7 +148,7 @@ class Link(aiopg.Connection):
         try:
             state = self._conn.poll()
             if (state == POLL_WRITE) != self._writing:
-                self._watch_writing()
+                self._watch_writing(on=not self._writing)
             if state == POLL_OK and waiter is not None and not waiter.done():
                 waiter.set_result(None)
             elif told:
@@ -182,10 +181,9 @@ class Link(aiopg.Connection):
         else:
             self._looking = self._loop.call_later(min(_LOOK_S, self._give_up_s - now_s), self._look)
 
-    def _watch_writing(self) -> None:
-        """Have the loop tell when libpq can send on, or no longer."""
-        self._writing = not self._writing
-        if self._writing:
+    def _watch_writing(self, *, on: bool) -> None:
+        self._writing = on
+        if on:
             self._loop.add_writer(self._fileno, self._ready, self._weakref)
         else:
             self._loop.remove_writer(self._fileno)
@@ -199,8 +197,3 @@ class Link(aiopg.Connection):
             self._looking = None
         super()._close()
         self._fileno = None
-
-
-def _set(event: asyncio.Future[None]) -> None:
-    if not event.done():
-        event.set_result(None)

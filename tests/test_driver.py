@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import select
+import resource
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -114,6 +115,22 @@ async def test_run_error_that_is_none_of_psycopg2_reaches_the_caller(
         await link.run("SELECT 1", None, _PATIENCE_S)
     assert link.closed
     await _lost(link)
+
+
+async def test_connect_no_descriptor_is_left_leaves_none_open(dsn: str) -> None:
+    heard, held = _heard(), list(Path("/proc/self/fd").iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    last = os.dup(0)
+    os.close(last)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (last + 1, hard))  # libpq's socket takes the last
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            await _connected(dsn)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    gc.collect()
+    assert list(Path("/proc/self/fd").iterdir()) == held
+    assert heard == []
 
 
 async def test_run_given_up_is_timeout_and_ends_the_connection(dsn: str) -> None:

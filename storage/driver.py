@@ -5,7 +5,8 @@ the number of a closed descriptor to the next one that is opened. An event loop 
 holds what belonged to the closed socket, and uvloop then raises RuntimeError for whatever is to be watched
 under that number next. So the loop watches a duplicate of the descriptor, which is closed here alone.
 
-aiopg keeps the connection, its cursor, and who waits. How it waits is replaced here: docs/adr/0009.
+aiopg keeps the connection, its cursor, and who waits. How it waits is replaced: see
+docs/adr/0009-aiopg-on-own-descriptors.md.
 """
 
 from __future__ import annotations

@@ -117,6 +117,16 @@ async def test_run_error_that_is_none_of_psycopg2_reaches_the_caller(
     await _lost(link)
 
 
+@pytest.mark.parametrize("sslmode", ["disable", "prefer"])
+async def test_connect_loop_watches_a_duplicate_that_libpq_does_not_close(dsn: str, sslmode: str) -> None:
+    link = await connect(dsn, application_name="tidemark", sslmode=sslmode)
+    of_libpq = psycopg2.extensions.connection.fileno(link._conn)
+    assert _watched(link) != of_libpq
+    assert os.path.sameopenfile(_watched(link), of_libpq)
+    assert not os.get_inheritable(_watched(link))
+    link.close()
+
+
 async def test_connect_no_descriptor_is_left_leaves_none_open(dsn: str) -> None:
     heard, held = _heard(), list(Path("/proc/self/fd").iterdir())
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -23,7 +23,7 @@ from storage.pool import Database
 
 _CONNECTIONS = 4
 _QUERIES = 40
-_PATIENCE_S = 60.0
+_PATIENCE_S = 30.0
 _CUTS = ("reset", "hang up", "last words", "half a message", "silence", "refuse")
 #: What the server says of a connection that is established is some 400 bytes.
 _BYTES = (0, 1, 300, 420, 450, 500, 700, 2000, 5000)

@@ -89,7 +89,7 @@ async def test_a_batch_is_durable_whatever_the_database_defaults_to(server: Runn
 
 
 async def test_a_statement_that_the_server_cancels_is_no_cancelled_task(dsn: str) -> None:
-    """aiopg raises the same for both."""
+    """By its own ways aiopg raises the same for both."""
     database = Database(dsn, 1)
     session = await database.acquire()
     running = asyncio.create_task(session.run("SELECT pg_sleep(60)"))

@@ -26,7 +26,7 @@ _TERMINATE = (
 
 
 async def test_a_lost_connection_is_noticed_beside_a_thousand_sockets(dsn: str) -> None:
-    """aiopg asks ``select``, which knows no descriptor from 1024 on."""
+    """By its own ways aiopg asks ``select``, which knows no descriptor from 1024 on."""
     held = [os.dup(0) for _ in range(1100)]
     database = Database(dsn, 1)
     try:

@@ -140,10 +140,10 @@ class Link(aiopg.Connection):
         finally:
             self._waiter = None
 
-    def advance(self, *, told: bool = False) -> None:
+    def advance(self, *, anew: bool = False) -> None:
         """Have libpq take in what has come, and send what it could not send yet.
 
-        ``told`` is an event, which may have been an error: the loop is made to tell of what comes next.
+        ``anew`` has the loop tell of what comes next, though the last event may have been an error, in 40 µs.
         """
         waiter = self._waiter
         try:
@@ -152,7 +152,7 @@ class Link(aiopg.Connection):
                 self._watch_writing(on=not self._writing)
             if state == POLL_OK and waiter is not None and not waiter.done():
                 waiter.set_result(None)
-            elif told:
+            elif anew:
                 self._loop.remove_reader(self._fileno)
                 self._loop.add_reader(self._fileno, self._ready, self._weakref)
         except Exception as error:  # of whatever kind: whoever waits has to hear of it
@@ -163,10 +163,10 @@ class Link(aiopg.Connection):
 
     @staticmethod
     def _ready(weak_self: Any) -> None:
-        """Act on an event that aiopg had the loop watch for."""
+        """Take in what came. While an answer is waited for, ``_look`` sees to it that more is told of."""
         self = weak_self()
         if self is not None:
-            self.advance(told=True)
+            self.advance(anew=self._waiter is None)
 
     def _look(self) -> None:
         """Look for an answer, or an end, that nobody told of."""
@@ -174,7 +174,7 @@ class Link(aiopg.Connection):
         self._looking = None
         if waiter is None:
             return
-        self.advance(told=True)
+        self.advance(anew=True)
         if waiter.done():
             return
         if now_s >= self._give_up_s:

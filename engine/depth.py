@@ -36,6 +36,8 @@ _NOT_MARKS = _NOT_BRACKETS.replace(b'"', b"")
 _TO_SQUARE = bytes.maketrans(b"{}", b"[]")
 #: One up or one down, as signed bytes.
 _STEPS = bytes.maketrans(b"[]", b"\x01\xff")
+#: Frames up to this size nearly always have few brackets.
+_SMALL_BYTES: Final = 4096
 #: Levels taken away together, which is ten times as fast as counting for messages that are not deep.
 _ROUNDS = 6
 
@@ -51,8 +53,15 @@ def _too_dense(containers_bytes: int, frame: bytes) -> bool:
     return containers_bytes > len(frame) + FREE_BYTES
 
 
+def _brackets(frame: bytes) -> int:
+    """Count opening brackets by taking them out: half the price of counting where there are few."""
+    return len(frame) - len(frame.replace(b"{", b"").replace(b"[", b""))
+
+
 def json_nesting_fault(frame: bytes) -> str | None:
     """Say that JSON nests deeper than ``MAX_DEPTH``, or holds too many objects and arrays."""
+    if len(frame) <= _SMALL_BYTES and _brackets(frame) <= MAX_DEPTH:
+        return None
     objects, arrays = frame.count(b"{"), frame.count(b"[")
     if objects + arrays <= MAX_DEPTH:
         return None

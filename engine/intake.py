@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Generator
-from typing import Final
+from collections.abc import Callable, Generator
+from typing import Any, Final
 
 import msgspec
 
@@ -20,12 +20,15 @@ from engine.pieces import PIECE_BYTES, decoded
 from engine.ports import Tenant
 from engine.rows import Conflict
 from engine.rules import MAX_FIELDS, too_many_fields
-from engine.values import value_fault, value_steps
+from engine.values import unescaped_fault, value_fault, value_steps
 
 MAX_ID_CHARS: Final = 128
 _INT_MAX: Final = 2**63 - 1
 _DAY_US: Final = 86_400_000_000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+#: Looks at an item's data: for the fault of a value, None where there is none.
+_Look = Callable[[dict[str, Any]], str | None]
 
 _encode = msgspec.json.encode
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -74,7 +77,8 @@ class Intake:
         else:
             if len(items) > self._max_items:
                 raise self._too_many(len(items))
-            checked = [self._item(item, session, now_us) for item in items]
+            look = value_fault if codec.binary or b"\\" in raw else unescaped_fault
+            checked = [self._item(item, session, now_us, look) for item in items]
         return _push(sync, session, now_us, raw, checked)
 
     def pushing(self, sync: Sync, session: Session, now_us: int) -> Generator[None, None, Push]:
@@ -106,7 +110,7 @@ class Intake:
         if not is_large:
             return self._item(item, session, now_us)
         yield
-        fault = self._fault(item, values=False)
+        fault = self._fault(item, None)
         if fault is None and item.op != "delete":
             fault = _of_data((yield from value_steps(item.data)))
         if fault is not None:
@@ -166,11 +170,13 @@ class Intake:
     def _too_many(self, count: int) -> SyncError:
         return SyncError("too_large", f"items: {count} of them, the limit is {self._max_items}")
 
-    def _item(self, item: Item, session: Session, now_us: int) -> Change | Refused:
-        fault = self._fault(item)
+    def _item(
+        self, item: Item, session: Session, now_us: int, look: _Look = value_fault
+    ) -> Change | Refused:
+        fault = self._fault(item, look)
         return _change(item, session, now_us) if fault is None else Refused(item.domain, item.id, *fault)
 
-    def _fault(self, item: Item, *, values: bool = True) -> tuple[str, str] | None:
+    def _fault(self, item: Item, look: _Look | None) -> tuple[str, str] | None:
         fault = id_fault(item.id)
         if fault is not None:
             return "invalid_item", f"id: {fault}"
@@ -192,7 +198,7 @@ class Intake:
             return "invalid_item", "data: an object is required"
         if len(data) > self._max_fields and rules.is_record:
             return too_many_fields(len(data), self._max_fields)
-        return _of_data(value_fault(data)) if values else None
+        return None if look is None else _of_data(look(data))
 
 
 def _in_pieces(raw: msgspec.Raw) -> Generator[None, None, Item]:

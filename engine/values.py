@@ -28,7 +28,7 @@ _TYPE_FAULT: Final = "binary and extension values are not allowed"
 _TYPES: Final = frozenset((str, int, float, bool, type(None), dict, list))
 
 
-def value_fault(data: dict[str, Any]) -> str | None:
+def value_fault(data: dict[str, Any] | list[Any]) -> str | None:
     """Return which rule of values decoded data breaks, None where they break none."""
     todo: list[Any] = []
     if len(data) < _MANY:
@@ -44,6 +44,25 @@ def value_fault(data: dict[str, Any]) -> str | None:
             fault = _alone(todo.pop(), todo)
         if fault is not None:
             return fault
+    return None
+
+
+def unescaped_fault(data: dict[str, Any]) -> str | None:
+    """Do as ``value_fault`` for data of JSON without a backslash: no text in it can be at fault.
+
+    U+0000 stands in no text but as an escape, and infinity is refused by the decoder (``engine.floats``).
+    """
+    if len(data) >= _MANY:
+        return value_fault(data)
+    for value in data.values():
+        kind = type(value)
+        if kind is int:
+            if not _INT_MIN <= value <= _INT_MAX:
+                return _INTEGER_FAULT
+        elif (kind is dict or kind is list) and value:
+            fault = value_fault(value)
+            if fault is not None:
+                return fault
     return None
 
 

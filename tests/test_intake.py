@@ -26,7 +26,7 @@ from engine.messages import Resolve, Sync
 from engine.ports import Tenant
 from engine.rows import Conflict, Quarantined, State
 from engine.rules import Rules
-from engine.values import value_fault
+from engine.values import unescaped_fault, value_fault
 
 Json = dict[str, Any]
 Pack = Callable[[Any], bytes]
@@ -518,6 +518,37 @@ def _storable(value: Any) -> bool:
 @given(data=st.dictionaries(st.text(max_size=3), _any, max_size=4))
 def test_values_pass_exactly_when_they_can_be_stored(data: Json) -> None:
     assert (value_fault(data) is None) is _storable(data)
+
+
+_unescaped = st.text(st.characters(codec="utf-8", exclude_characters='"\\', min_codepoint=32), max_size=3)
+_of_json = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | _unescaped,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_unescaped, inner, max_size=40),
+    max_leaves=10,
+)
+
+
+@given(data=st.dictionaries(_unescaped, _of_json, max_size=40))
+def test_json_without_a_backslash_passes_exactly_when_it_can_be_stored(data: Json) -> None:
+    sent = msgspec.json.encode([{"domain": "note", "id": "a", "op": "put", "data": data}])
+    assert b"\\" not in sent
+    (item,) = JSON.items.decode(sent)
+    assert (unescaped_fault(item.data) is None) is _storable(data)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"\0", b"x\0y", b"\x1f", b"\xed\xa0\x80", b"\xc0\x80"],
+    ids=["nul", "nul inside", "control", "surrogate", "long nul"],
+)
+def test_json_holds_no_text_at_fault_but_as_an_escape(text: bytes) -> None:
+    for data in (b'{"a":"%b"}', b'{"%b":1}', b'{"a":[{"%b":1}]}'):
+        with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
+            JSON.items.decode(b'[{"domain":"note","id":"a","op":"put","data":' + data % text + b"}]")
 
 
 # -- resolve --------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def lookups(jobs: list[Job], rules: Rules, also_held: Collection[HeldRef] = ()) 
                 twins[ref] = None
             records[RecordKey(tenant_id, job.domain, job.record_id)] = None
             continue
-        keys[key := KeyRef(tenant_id, job.key_hash)] = None
+        keys[key := _new(KeyRef, (tenant_id, job.key_hash))] = None
         if job.may_be_old:
             old_keys.append(key)
         policies = rules.policies(tenant_id)
@@ -210,11 +210,11 @@ class _Undo(NamedTuple):
 
 def _push(push: Push, working: Working, rules: Rules, room: Room) -> Answer | SyncError:
     """Decide a message at once."""
-    ref = KeyRef(push.tenant_id, push.key_hash)
+    ref = _new(KeyRef, (push.tenant_id, push.key_hash))
     outcome = _refused(push, ref, working, rules, room)
     if outcome is not None:
         return outcome
-    undo = _undo(push, working, room)
+    undo = _undo(push, working, room) if push.atomic or push.tenant_id in room.tight else None
     results: list[Result] = []
     plain = _applied(push, push.items, results, working, rules)
     return _answered(push, ref, results, working, rules, room, undo, plain=plain)
@@ -224,11 +224,11 @@ def _long_push(
     push: Push, working: Working, rules: Rules, room: Room, job: int, items_per_step: int
 ) -> Generator[int, None, Answer | SyncError]:
     """Decide a message in steps."""
-    ref = KeyRef(push.tenant_id, push.key_hash)
+    ref = _new(KeyRef, (push.tenant_id, push.key_hash))
     outcome = _refused(push, ref, working, rules, room)
     if outcome is not None:
         return outcome
-    undo = _undo(push, working, room)
+    undo = _undo(push, working, room) if push.atomic or push.tenant_id in room.tight else None
     results: list[Result] = []
     plain = True
     for first in range(0, len(push.items), items_per_step):
@@ -261,11 +261,9 @@ def _refused(
     return None if full is None else room.no_room(push, full)
 
 
-def _undo(push: Push, working: Working, room: Room) -> _Undo | None:
-    """Remember what a message may have to be undone to; nearly always nothing."""
+def _undo(push: Push, working: Working, room: Room) -> _Undo:
+    """Remember what a message may have to be undone to."""
     is_tight = push.tenant_id in room.tight
-    if not (is_tight or push.atomic):
-        return None
     return _Undo(
         working.savepoint(push) if push.atomic else None,
         working.usage[push.tenant_id].copy() if is_tight else None,
@@ -336,7 +334,8 @@ def _answered(
             assert undo.checkpoint is not None
             working.undo(push, undo.checkpoint)
             return room.no_room(push, sentence(bound))
-    room.taken(push)
+    if room.behind:
+        room.taken(push)
     return Answer(encoded, replayed=False, plain=plain)
 
 

@@ -20,6 +20,7 @@ from engine.pieces import PIECE_BYTES, decoded
 from engine.ports import Tenant
 from engine.rows import Conflict
 from engine.rules import MAX_FIELDS, too_many_fields
+from engine.steps import at_once
 from engine.values import unescaped_fault, value_fault, value_steps
 
 MAX_ID_CHARS: Final = 128
@@ -142,10 +143,18 @@ class Intake:
         self, resolve: Resolve, session: Session, conflict: Conflict, now_us: int
     ) -> Resolution:
         """Check a ``resolve`` of a known conflict. Raises SyncError ``invalid_message``."""
+        return at_once(self.resolving(resolve, session, conflict, now_us))
+
+    def resolving(
+        self, resolve: Resolve, session: Session, conflict: Conflict, now_us: int
+    ) -> Generator[None, None, Resolution]:
+        """Check a ``resolve`` as ``resolution`` does, in steps: it may hold a message's worth of data."""
         fields = None
         if resolve.choice == "merged":
             fields = resolve.data
-            fault = "an object is required" if type(fields) is not dict else value_fault(fields)
+            if type(fields) is not dict:
+                raise SyncError("invalid_message", "data: an object is required")
+            fault = yield from value_steps(fields)
             if fault is not None:
                 raise SyncError("invalid_message", f"data: {fault}")
         decided: list[object] = [resolve.choice, resolve.version, fields]

@@ -438,12 +438,16 @@ class Connection(Line):
 
     async def _answered(self, body: bytes) -> None:
         """Send what was read; what is large is encoded in steps, where it has to be."""
-        codec, core = self._session.codec, self._core
+        codec = self._session.codec
         if not codec.binary or len(body) < LARGE_BYTES:
             self.say(body)
             return
-        charge = partial(take_share, core, self._device, "answer")
-        self._outbox.put(await core.turns.handled(self.key[0], codec.encoding(body), charge))
+        encoded = await self._core.turns.handled(self.key[0], codec.encoding(body), self.took)
+        self._outbox.put(encoded)
+
+    def took(self, spent_s: float, now_s: float) -> None:
+        """Charge work on what is said."""
+        take_share(self._core, self._device, "answer", spent_s, now_s)
 
     def _subscribe(self, request: Subscribe) -> None:
         if request.id in self._live:
@@ -481,7 +485,7 @@ class Connection(Line):
         await self._answered(await list_conflicts(self._core, self._session, request, request.id))
 
     async def _resolve(self, request: Resolve) -> None:
-        job = await resolution(self._core, self._session, request)
+        job = await resolution(self._core, self._session, self._device, request)
         self._core.committer.submit(job, partial(self._settled, request.id), self._charge)
         self._in_flight += 1
 

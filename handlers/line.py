@@ -12,7 +12,7 @@ from aiohttp import WebSocketError, WSMsgType
 from engine.errors import SyncError, retry_soon_ms
 from engine.instants import to_text
 from engine.intake import Session
-from engine.loop_turns import Turn
+from engine.loop_turns import LARGE_BYTES, Turn
 from engine.messages import Goodbye, Welcome
 from handlers.connections import Connections
 from handlers.core import Core
@@ -232,7 +232,17 @@ class Line:
 
     def offer(self, body: bytes) -> bool:
         """Send a message, given as JSON, or take nothing when too much waits."""
-        return self._outbox.offer(self._session.codec.encode(body))
+        if len(body) < LARGE_BYTES:
+            return self._outbox.offer(self._session.codec.encode(body))
+        begun_s = self._core.clock.monotonic_s()
+        taken = self._outbox.offer(self._session.codec.encode(body))
+        now_s = self._core.clock.monotonic_s()
+        self.took(now_s - begun_s, now_s)
+        return taken
+
+    def took(self, spent_s: float, now_s: float) -> None:
+        """Charge work on what is said."""
+        raise NotImplementedError
 
     def fail(self, error: SyncError, request_id: str | None) -> None:
         """Send an error."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -117,13 +118,15 @@ def _domain_info(domain: Domain, policy: DomainPolicy | None) -> DomainInfo:
     )
 
 
-async def resolution(core: Core, session: Session, request: Resolve) -> Resolution:
-    """Check a ``resolve`` against its conflict. Raises SyncError, StoreError."""
+async def resolution(core: Core, session: Session, device: Device, request: Resolve) -> Resolution:
+    """Check a ``resolve`` against its conflict, in turns of the loop. Raises SyncError, StoreError."""
     async with core.read_turns.turn(reader_of(session)):
         conflict = await core.conflicts.conflict(session.tenant.tenant_id, request.conflict_id)
     if conflict is None or not (session.supervisor or conflict.device_id == session.device_id):
         raise SyncError("not_found", "there is no such conflict")
-    return core.intake.resolution(request, session, conflict, core.clock.now_us())
+    steps = core.intake.resolving(request, session, conflict, core.clock.now_us())
+    charge = partial(take_share, core, device, "resolve")
+    return await core.turns.handled(session.tenant.tenant_id, steps, charge)
 
 
 def tell_clock(device: Device, session: Session, clock: datetime, now_us: int, way_us: int) -> None:

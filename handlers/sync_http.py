@@ -138,7 +138,7 @@ class SyncHttp:
         body = await self._body(request, session, device)
         steps = _completing(request, session.codec, body, Resolve, named)
         message = await self._worked(steps, body, device, request)
-        outcome = await self._settled(await resolution(self._core, session, message), device)
+        outcome = await self._settled(await resolution(self._core, session, device, message), device)
         if isinstance(outcome, SyncError):
             raise outcome
         assert isinstance(outcome, Settlement)

@@ -16,15 +16,19 @@ from engine.codec import JSON, MSGPACK, Codec, MalformedError
 from engine.domains import Domain, Domains
 from engine.errors import SyncError
 from engine.floats import json_decoder
+from engine.health import Device
 from engine.intake import Intake, Session
 from engine.jobs import Push, Refused
 from engine.loop_turns import LARGE_BYTES, LoopTurns
-from engine.messages import Sync
+from engine.messages import Resolve, Sync
 from engine.pieces import decoded
 from engine.ports import Tenant
 from engine.steps import at_once
 from engine.values import value_fault, value_steps
+from handlers import connection
+from handlers.core import Core
 from tests.serving import Running
+from tests.test_intake import CONFLICT
 
 NOW_US = 1_767_323_045_000_000
 #: So small that a few values make many pieces.
@@ -238,3 +242,30 @@ async def test_large_answers_of_messagepack_are_encoded_in_turns(
     decode = msgspec.msgpack.decode if encoding == "msgpack" else msgspec.json.decode
     assert decode(reply.body)["changes"] == page["changes"]
     assert len(encoded) == (2 if encoding == "msgpack" else 0)
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_large_pages_of_a_subscription_are_charged_to_its_device(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charged: list[tuple[str, str]] = []
+
+    def noted(_: Core, device: Device, kind: str, *__: float) -> float:
+        charged.append((device.key.device_id, kind))
+        return 0.0
+
+    phone = await server.device("phone")
+    await phone.told("changes", "subscribe", cursor=None)
+    other = await server.device("other")
+    monkeypatch.setattr(connection, "take_share", noted)
+    await other.told("synced", "sync", key="a", items=_large("a")["items"])
+    while not (await phone.receive()).get("changes"):
+        pass
+    assert ("phone", "answer") in charged
+
+
+def test_large_data_of_a_resolution_is_checked_in_steps() -> None:
+    intake = Intake(Domains({"task": Domain()}), 5)
+    session = Session(tenant=Tenant(1, "acme"), device_id="phone", session_id="s")
+    request = Resolve(id="1", conflict_id="c", choice="merged", version=1, data={"n": [[1]] * 100})
+    assert len(list(intake.resolving(request, session, CONFLICT, NOW_US))) > 10

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from tests.device import item
 from tests.services import rows
 from tests.serving import Serve
@@ -62,3 +64,12 @@ async def test_device_has_so_many_open_uploads_and_others_theirs(serve: Serve) -
     assert (await phone.cancel(first)).status == 204
     await phone.uploaded(photo(4000))
     assert (await phone.create(1)).status == 201
+
+
+async def test_device_that_creates_over_two_workers_at_once_stays_within_its_bound(serve: Serve) -> None:
+    one, two = [await serve(uploads={"open_per_device": 5}) for _ in range(2)]
+    await (await one.device()).push(item("put", "task", "pump-3", data={}))
+    phones = [uploader(one), uploader(two)]
+    answers = await asyncio.gather(*(phone.create(None) for phone in phones for _ in range(10)))
+    assert sorted(answer.status for answer in answers) == [201] * 5 + [507] * 15
+    assert rows(one.dsn, "SELECT count(*)::int FROM upload_session WHERE state = 'open'") == [(5,)]

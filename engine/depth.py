@@ -85,6 +85,7 @@ def json_nesting_fault(frame: bytes) -> str | None:
 
 
 _NODES = frozenset((dict, list))
+_LISTS, _DICTS = frozenset((list,)), frozenset((dict,))
 _OBJECTS = bytes([*range(0x80, 0x90), 0xDE, 0xDF])
 _CONTAINERS = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
 
@@ -138,10 +139,18 @@ def _value_too_deep(value: Any) -> Generator[None, None, bool]:
     """Look at the containers of one level together. Names of members do not count: only texts are allowed."""
     inner = [value]
     for _ in range(MAX_DEPTH + 1):
-        if _NODES.isdisjoint(map(type, inner)):
+        kinds = {*map(type, inner)}
+        if _NODES.isdisjoint(kinds):
             return False
-        level = [node for node in inner if type(node) in _NODES]
-        inner = list(chain.from_iterable([node if type(node) is list else node.values() for node in level]))
+        if kinds == _LISTS:  # as in many pairs: of these each pass counts
+            inner = list(chain.from_iterable(inner))
+        elif kinds == _DICTS:
+            inner = list(chain.from_iterable(map(dict.values, inner)))
+        else:
+            level = [node for node in inner if type(node) in _NODES]
+            inner = list(
+                chain.from_iterable([node if type(node) is list else node.values() for node in level])
+            )
         if len(inner) > _AT_ONCE:
             yield
     return True

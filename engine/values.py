@@ -110,13 +110,13 @@ def _alone(node: Any, todo: list[Any]) -> str | None:
 
 def _together(nodes: list[Any]) -> tuple[str | None, list[Any]]:
     """Look at the members of many objects and arrays, and return the fault or the containers in them."""
-    maps: list[Any] = [node for node in nodes if type(node) is dict]
-    try:
-        if "\0" in "".join(chain.from_iterable(maps)):
-            return _TEXT_FAULT, []
-    except TypeError:
-        return _NAME_FAULT, []
-    if maps:
+    if dict in {*map(type, nodes)}:
+        maps: list[Any] = [node for node in nodes if type(node) is dict]
+        try:
+            if "\0" in "".join(chain.from_iterable(maps)):
+                return _TEXT_FAULT, []
+        except TypeError:
+            return _NAME_FAULT, []
         nodes = [node.values() if type(node) is dict else node for node in nodes]
     values = list(chain.from_iterable(nodes))
     kinds = {*map(type, values)}

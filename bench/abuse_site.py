@@ -73,8 +73,9 @@ class Site(msgspec.Struct):
 class Worker:
     """A server of our own, started anew for each attack, and where it is busy with what one left."""
 
-    def __init__(self, root: Path, port: int, environment: Mapping[str, str]) -> None:
+    def __init__(self, root: Path, port: int, environment: Mapping[str, str], *, before: bool) -> None:
         self._root = root
+        self._config = root / "config.toml" if before else None
         self._port = port
         self._environment = environment
         self._bounds: Mapping[str, str] = {}
@@ -102,6 +103,8 @@ class Worker:
             }
         command = [str(self._root / "run.py"), "serve", "--port", str(self._port), "--workers", "1"]
         environment = {**self._environment, **self._bounds}
+        if self._config is not None:  # which may know of no bounds
+            environment = known(self._config, environment)
         server = await self._running.enter_async_context(started(command, environment, root=self._root))
         self._running.callback(lambda: self.logged.update(server.logged))
 
@@ -129,9 +132,10 @@ async def site_of(
     environment = {name: value for name, value in given.items() if "__LIMITS__" not in name}
     environment |= {"TIDEMARK__SERVER__DRAIN_S": "1", "TIDEMARK__DATA__DIR": str(home)}
     if commit is not None:
-        environment = known(root / "config.toml", environment)
+        environment = known(root / "config.toml", environment)  # for the site of nginx, too
     async with AsyncExitStack() as stack:
-        worker = await stack.enter_async_context(Worker(root, port, environment))
+        worker = Worker(root, port, environment, before=commit is not None)
+        await stack.enter_async_context(worker)
         site = Site(target, target, dsn, root, commit is not None, redis_url=ground.redis_url, worker=worker)
         if options.through_nginx:
             site.certificate = certify(home)

@@ -12,7 +12,7 @@ import os
 import secrets
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from time import perf_counter
@@ -141,6 +141,7 @@ class _Abuse:
         self._report = report
         self._name = name
         self._attack: Attack = ATTACKS[name]
+        self._cut: Callable[[], Awaitable[None]] | None = None
         self._tenant = f"abuse-{name}"
         self._duration_s = options.duration_s or DURATION_S
         self._others = Others(site.way, _OTHERS, trusting(site.certificate) if site.certificate else None)
@@ -208,6 +209,8 @@ class _Abuse:
             process: Process | None = None
             if plan is not None:
                 process, prepared = await stack.enter_async_context(_attackers(plan))
+            if self._attack.beside == "cut" and phase in ("one device", "ten devices"):
+                self._cut = await stack.enter_async_context(site.cutting())
             rows = gauge.rows(self._tenant)
             await others.connect()
             _, charged_s = await gauge.told()
@@ -269,8 +272,9 @@ class _Abuse:
         site = self._site
         if self._attack.beside == "photo" and not phase.startswith("sink"):
             return await photo_s(site.target, site.dsn, _OTHERS)
-        if self._attack.beside == "cut" and phase in ("one device", "ten devices"):
-            await site.cut()
+        cut, self._cut = self._cut, None
+        if cut is not None:
+            await cut()
         return None
 
     def _fullest(self) -> float | None:

@@ -7,8 +7,9 @@ import secrets
 import subprocess
 import sys
 import tomllib
+from asyncio.subprocess import PIPE
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final, Self
@@ -26,10 +27,11 @@ from storage.direct import connected
 
 #: How long a command of another version may take.
 _COMMAND_S: Final = 60.0
+_STOP_S: Final = 5.0
 _MIGRATE: Final = "import sys; from storage.migrate import migrate; migrate(sys.argv[1])"
 _CUT: Final = (
     "import sys; from datetime import datetime as d, timezone as z;"
-    "from storage.partitions import ensure_partitions;"
+    "from storage.partitions import ensure_partitions; print(flush=True); sys.stdin.readline();"
     "ensure_partitions(sys.argv[1], d.now(z.utc).date(), int(sys.argv[2]))"
 )
 #: Days that a server gives partitions when it starts.
@@ -52,10 +54,29 @@ class Site(msgspec.Struct):
     worker: Worker | None = None
     cuts: int = 0
 
-    async def cut(self) -> None:
-        """Cut the next day off the partitions, as the daily job does. Raises BenchError."""
+    @asynccontextmanager
+    async def cutting(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Give what cuts the next day off the partitions at once, as the daily job does.
+
+        It raises BenchError.
+        """
         self.cuts += 1
-        await _python(self.root, _CUT, self.dsn, str(_DAYS_AHEAD + self.cuts))
+        arguments = _CUT, self.dsn, str(_DAYS_AHEAD + self.cuts)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", *arguments, cwd=self.root, stdin=PIPE, stdout=PIPE
+        )
+        assert process.stdout is not None
+        await process.stdout.readline()
+
+        async def cut() -> None:
+            _, _ = await process.communicate(b"\n")
+            if process.returncode:
+                raise BenchError("the partitions were not cut: the last words of the command are above")
+
+        try:
+            yield cut
+        finally:
+            await end(process, _STOP_S)
 
     def bus(self, tenant: str, devices: list[str]) -> Bus | None:
         """Return what forged messages to devices need, None where Redis is not this site's own."""

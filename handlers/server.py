@@ -89,18 +89,22 @@ def _errors(core: Core) -> Middleware:
                 if ticket := request.get(TICKET):
                     core.open_requests.leave(ticket)
         except web.HTTPMethodNotAllowed as refusal:
+            # A traceback that is kept holds this frame, and that the request, until the next collection: a
+            # thousand of them, each with its headers.
+            refusal.__traceback__ = None
             headers["Allow"] = allowed = ", ".join(sorted(refusal.allowed_methods))
             error = SyncError("method_not_allowed", f"{request.method}: this path takes {allowed}")
             status = refusal.status
         except web.HTTPException as refusal:
             if refusal.status < 400:
                 raise
+            refusal.__traceback__ = None
             code = _HTTP_CODES.get(refusal.status, "malformed")
             error, status = SyncError(code, refusal.reason), refusal.status
         except Exception as failure:
             if isinstance(failure, ConnectionError) and is_gone(request):
                 return let_go(request)
-            error = as_sync_error(failure, path=request.path)
+            error = as_sync_error(failure, path=request.path).with_traceback(None)
             status = http_status(error)
         core.traffic.error(error.code)
         told_id = error.details.pop("id", None)

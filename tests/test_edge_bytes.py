@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 from contextlib import AsyncExitStack
 from typing import Final
 
 import pytest
-from aiohttp import StreamReader
+from aiohttp import StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
 
 from handlers.doors import SMALL_HEAD_BYTES, DoorLimits, Doors
 from handlers.reads import SMALL_READ_BYTES, BoundedReads, Buffers, drop, keep_as_usual, keep_little
 from tests.serving import Running, Serve
 from tests.test_edge import HEAD, from_address
+from tests.test_frames_masked import HANDSHAKE
 from tests.wire import wired
 
 pytestmark = pytest.mark.asyncio(loop_scope="function")
@@ -164,3 +166,22 @@ async def test_body_of_a_request_that_is_not_admitted_pauses_after_one_small_rea
     drop(body)
     body.feed_data(b"a" * (1 << 20))
     assert (protocol.pauses, body.read_nowait(-1)) == ([1], b"")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/v1/sync"), ("GET", "/v1/domains"), ("GET", "/v1/nothing"), ("PUT", "/v1/sync")],
+)
+async def test_refused_request_is_let_go_without_a_collection(
+    method: str, path: str, server: Running
+) -> None:
+    async with wired(server.url) as wire:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(10):
+                assert (await wire.ask(method, path, HANDSHAKE)).status in {401, 404, 405}
+            left = [one for one in gc.get_objects() if isinstance(one, web.Request)]
+        finally:
+            gc.enable()
+    assert len(left) <= 2

@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 from aiohttp import web
 
-from engine.messages import JSON_SUBPROTOCOL
+from engine.wire.messages import JSON_SUBPROTOCOL
 
 _BACKLOG = 4096
 

@@ -18,14 +18,14 @@ import click
 import msgspec
 
 from engine.batch import lookups, plan
-from engine.codec import JSON
 from engine.domains import Domain, DomainPolicy, Domains, Policy
 from engine.intake import Intake, Session
 from engine.jobs import Job
-from engine.messages import Sync
 from engine.ports import Tenant
 from engine.rows import Record, RecordKey, State
 from engine.rules import Rules
+from engine.wire.codec import JSON
+from engine.wire.messages import Sync
 
 JOBS: Final = 500
 ROUNDS: Final = 25

@@ -26,17 +26,17 @@ import click
 import msgspec
 
 from bench.work import Worker
-from engine.codec import JSON, MSGPACK, Codec
 from engine.cursor import Scope
-from engine.depth import MAX_DEPTH
 from engine.domains import Domain, Domains
-from engine.errors import SyncError
 from engine.intake import Intake, Session
 from engine.jobs import Change, Refused, Resolution
 from engine.merge import decode_fields, encode_fields, same_content
-from engine.messages import Pull, Request, Resolve, Sync
 from engine.ports import Tenant
 from engine.rows import Conflict
+from engine.wire.codec import JSON, MSGPACK, Codec
+from engine.wire.errors import SyncError
+from engine.wire.messages import Pull, Request, Resolve, Sync
+from engine.wire.nesting import MAX_DEPTH
 
 #: The sum of a kind's stages may be this many times the bench's record's.
 BAR: Final = 4.0

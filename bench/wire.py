@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable
 from typing import Final, cast
 
-from engine.messages import JSON_SUBPROTOCOL
+from engine.wire.messages import JSON_SUBPROTOCOL
 
 _ACCEPT_SALT: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _DEFLATE: Final = (

@@ -15,16 +15,16 @@ from engine.backlog import CommitLimits
 from engine.committer import Committer
 from engine.conflict import holding
 from engine.domains import DomainPolicy, Domains
-from engine.errors import SyncError
 from engine.intake import Intake
 from engine.jobs import Answer, Job, Outcome, Settlement
-from engine.messages import Choice
 from engine.ports import Store, StoreError
 from engine.recovery import RecoveryStore, decode_results, resent
 from engine.review import decided
 from engine.rows import QuarantineRef, Record
 from engine.rules import Rules
 from engine.settings import Settings
+from engine.wire.errors import SyncError
+from engine.wire.messages import Choice
 from storage.commit import PostgresStore
 from storage.desk import ConflictReads, QuarantineReads
 from storage.pool import Database

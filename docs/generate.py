@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from engine.errors import ERRORS, ErrorKind
+from engine.wire.errors import ERRORS, ErrorKind
 
 DOCS: Final = Path(__file__).parent
 
 _ERRORS_HEAD: Final = """\
 # Errors
 
-Made of the table in `engine/errors.py` by `python -m docs.generate`; to change this page, change the table.
+Made of the table in `engine/wire/errors.py` by `python -m docs.generate`; to change this page, change the
+table.
 
 An error looks as the [wire contract](protocol.md#errors) says: a code that stays, a sentence for a person,
 and whether the very same message may succeed later.

@@ -9,9 +9,9 @@ import msgspec
 
 from engine.domains import DomainPolicy, Fallback, Policy
 from engine.jobs import Settlement
-from engine.messages import Choice, ItemError, Status, Winner
 from engine.ports import StoreError
 from engine.rows import Conflict, Quarantined, Record, TenantUsage
+from engine.wire.messages import Choice, ItemError, Status, Winner
 
 
 class MigrationState(msgspec.Struct, frozen=True):
@@ -285,7 +285,7 @@ class QuarantineCase(msgspec.Struct, frozen=True):
 
 
 class Retried(msgspec.Struct, frozen=True):
-    """What became of an item that was sent again, as ``engine.messages.Result`` tells a device."""
+    """What became of an item that was sent again, as ``engine.wire.messages.Result`` tells a device."""
 
     domain: str | None
     id: str | None

@@ -13,8 +13,8 @@ from typing import Final
 import msgspec
 from msgspec import UNSET
 
-from engine.messages import Result
 from engine.rows import Record, RecordKey
+from engine.wire.messages import Result
 
 #: Bytes of ``data`` that one kept answer holds, and those of the server's side in one row of the conflict log
 #: where the record was left as it was.

@@ -9,11 +9,11 @@ from typing import Final
 
 import msgspec
 
-from engine.instants import to_text
 from engine.jobs import Attach, Attached
-from engine.messages import Attachment
 from engine.rows import Record, RecordKey
 from engine.uploads import FINISHED, State, Upload, UploadRef
+from engine.wire.messages import Attachment
+from engine.wire.timestamps import to_text
 from engine.working import Working
 
 _encode = msgspec.json.encode

@@ -15,10 +15,8 @@ import msgspec
 from engine.answers import kept, replayed, told
 from engine.attachments import attach
 from engine.conflict import may_hold
-from engine.errors import SyncError
 from engine.items import apply_item
 from engine.jobs import Answer, Attach, Change, Job, Outcome, Push, Refused, Resolution
-from engine.messages import ItemError, Result
 from engine.quarantine import quarantined
 from engine.resolution import settle_by_person
 from engine.room import Behind, Room
@@ -40,6 +38,8 @@ from engine.rules import Rules
 from engine.tenant_usage import sentence, usage_above
 from engine.uploads import UploadRef
 from engine.weighing import touched_bytes
+from engine.wire.errors import SyncError
+from engine.wire.messages import ItemError, Result
 from engine.working import Checkpoint, Savepoint, Working
 
 _encode = msgspec.json.encode

@@ -8,7 +8,7 @@ import msgspec
 
 from engine.domains import Domain, DomainPolicy, Policy
 from engine.merge import Fields, FieldVersions, apply_patch, same_value
-from engine.messages import Op, Winner
+from engine.wire.messages import Op, Winner
 
 _MISSING = object()
 

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Collection
 from typing import Final
 
-from engine.errors import SyncError
+from engine.wire.errors import SyncError
 
 MAX_DOMAINS: Final = 100
 MAX_DOMAIN_CHARS: Final = 255

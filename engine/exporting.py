@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
-from engine.instants import to_text
+from engine.wire.timestamps import to_text
 
 Format = Literal["jsonl", "csv"]
 

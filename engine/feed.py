@@ -19,15 +19,15 @@ import structlog
 from anyio.abc import TaskGroup
 
 from engine.cursor import Scope, expired
-from engine.errors import SyncError
 from engine.gaps import Gaps
-from engine.messages import Subscribe
 from engine.paging import live_pages, stored_page
 from engine.ports import Clock, FeedStore, Page, StoreError
 from engine.read_turns import Reader, ReadTurns
 from engine.rows import Record
 from engine.subscription import Sink, Subscription
 from engine.tail import Entry, Tail
+from engine.wire.errors import SyncError
+from engine.wire.messages import Subscribe
 
 #: One's own seq n often beats another process's n-1: wait before asking the store.
 GAP_PATIENCE_S: Final = 0.05

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from engine.errors import SyncError
 from engine.file_content import Found, recognised
 from engine.settings import Uploads
+from engine.wire.errors import SyncError
 
 #: Names that devices, browsers and libraries use, by the one that stands for all of them here.
 _OTHER_NAMES: Final = {

@@ -11,7 +11,6 @@ import msgspec
 import structlog
 
 from engine.attachments import attaching, freeing
-from engine.errors import SyncError
 from engine.file_types import FileTypes
 from engine.gathering import Gatherer, patiently
 from engine.holding import Hold
@@ -21,6 +20,7 @@ from engine.submitting import Jobs, settled
 from engine.unwanted import drop_draft, drop_file
 from engine.upload_store import Stored, UploadStore
 from engine.uploads import Draft, State, Upload, UploadRef
+from engine.wire.errors import SyncError
 
 _log = structlog.get_logger()
 

@@ -17,11 +17,11 @@ from typing import Final
 import msgspec
 import structlog
 
-from engine.errors import SyncError
 from engine.gathering import Gatherer, patiently
 from engine.ports import BlobMissingError, Blobs, Bus, Clock, StoreError
 from engine.upload_store import Advance, Claim, UploadStore
 from engine.uploads import Upload, UploadRef, standing
+from engine.wire.errors import SyncError
 
 #: How long a request elsewhere has to give an upload back, once it is told; then it is taken from it. One
 #: that makes a file of it is all but done.

@@ -10,18 +10,18 @@ from typing import Any, Final
 
 import msgspec
 
-from engine.codec import JSON, Codec, sentence
 from engine.domains import Domains
-from engine.errors import SyncError
-from engine.instants import corrected_us, to_us
 from engine.jobs import Change, Push, Refused, Resolution
-from engine.messages import Item, Resolve, Sync
-from engine.pieces import PIECE_BYTES, decoded
 from engine.ports import Tenant
 from engine.rows import Conflict
 from engine.rules import MAX_FIELDS, too_many_fields
-from engine.steps import at_once
-from engine.values import unescaped_fault, value_fault, value_steps
+from engine.wire.codec import JSON, Codec, sentence
+from engine.wire.errors import SyncError
+from engine.wire.messages import Item, Resolve, Sync
+from engine.wire.pieces import PIECE_BYTES, decoded
+from engine.wire.steps import at_once
+from engine.wire.timestamps import corrected_us, to_us
+from engine.wire.values import unescaped_fault, value_fault, value_steps
 
 MAX_ID_CHARS: Final = 128
 _INT_MAX: Final = 2**63 - 1

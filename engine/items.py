@@ -23,7 +23,6 @@ from engine.merge import (
     smallest,
     versions_of,
 )
-from engine.messages import ItemError, Result
 from engine.own_order import follows, is_own, kept_sent_at_us
 from engine.rows import (
     Conflict,
@@ -36,6 +35,7 @@ from engine.rows import (
     SetAsideRef,
 )
 from engine.rules import Policies, Rules
+from engine.wire.messages import ItemError, Result
 from engine.working import Working
 
 #: Makes a tuple with names in half the time that its class takes.

@@ -6,9 +6,9 @@ from typing import Literal
 
 import msgspec
 
-from engine.errors import SyncError
 from engine.merge import Fields
-from engine.messages import Choice, Op
+from engine.wire.errors import SyncError
+from engine.wire.messages import Choice, Op
 
 _encode = msgspec.json.encode
 

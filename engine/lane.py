@@ -13,7 +13,6 @@ import structlog
 
 from engine.backlog import Backlog, Waiting
 from engine.batch import Plan, lookups, steps
-from engine.errors import SyncError, retry_later_ms, retry_soon_ms
 from engine.jobs import Job, Outcome, Push, Refused
 from engine.planning import MESSAGE_S, TooLongError, planned
 from engine.ports import (
@@ -31,6 +30,7 @@ from engine.room import KeptBack
 from engine.rows import HeldRef, Record
 from engine.rules import Rules
 from engine.weighing import select
+from engine.wire.errors import SyncError, retry_later_ms, retry_soon_ms
 
 Published = Callable[[list[tuple[Record, str]]], None]
 Doubted = Callable[[set[int]], None]

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from engine.floats import json_decoder
+from engine.wire.floats import json_decoder
 
 #: Entries of removed fields that are kept apart; older ones are folded into ``since``.
 MAX_REMOVED_FIELDS: Final = 32

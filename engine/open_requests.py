@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from engine.errors import SyncError, retry_soon_ms
+from engine.wire.errors import SyncError, retry_soon_ms
 
 
 class RequestLimits(msgspec.Struct, frozen=True, kw_only=True):

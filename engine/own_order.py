@@ -6,9 +6,9 @@ the corrected ``at`` orders changes of different devices alone. Those of one dev
 
 from __future__ import annotations
 
-from engine.instants import EARLIEST_US
 from engine.jobs import Change
 from engine.rows import Record
+from engine.wire.timestamps import EARLIEST_US
 
 
 def is_own(row: Record, device_id: str) -> bool:

@@ -12,9 +12,9 @@ from msgspec import UNSET
 
 from engine.attachments import NO_FILES
 from engine.cursor import Scope
-from engine.instants import to_text
-from engine.messages import Change
 from engine.rows import Record
+from engine.wire.messages import Change
+from engine.wire.timestamps import to_text
 
 _encode = msgspec.json.encode
 

@@ -9,10 +9,10 @@ from typing import Final
 
 import msgspec
 
-from engine.codec import JSON, MSGPACK
 from engine.jobs import Push
-from engine.messages import Result
 from engine.rows import Quarantined
+from engine.wire.codec import JSON, MSGPACK
+from engine.wire.messages import Result
 
 #: Control characters and lone surrogates.
 _UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")

@@ -13,7 +13,6 @@ from typing import Final
 
 import msgspec
 
-from engine.errors import SyncError, retry_later_ms, retry_soon_ms
 from engine.file_types import FileTypes
 from engine.finishing import Finishing
 from engine.gathering import Gatherer, patiently
@@ -36,6 +35,7 @@ from engine.uploads import (
     standing,
     upload_complete,
 )
+from engine.wire.errors import SyncError, retry_later_ms, retry_soon_ms
 
 MOST_PARTS: Final = 100
 

@@ -11,15 +11,15 @@ from typing import Final
 import msgspec
 
 from engine.administration import Retried
-from engine.codec import JSON
-from engine.errors import SyncError
-from engine.floats import finite
 from engine.intake import Intake, Session
 from engine.jobs import Push
-from engine.messages import Sync
 from engine.ports import Store, Tenant, Transaction
 from engine.rows import Lookups, Quarantined, QuarantineRef, State, TenantUsage, Writes
 from engine.tenant_usage import conflict_bytes
+from engine.wire.codec import JSON
+from engine.wire.errors import SyncError
+from engine.wire.floats import finite
+from engine.wire.messages import Sync
 
 #: Read from the answer that a device would get.
 decode_results: Final = msgspec.json.Decoder(list[Retried]).decode

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
-from engine.errors import SyncError
 from engine.held import applied, changes_of
 from engine.items import last_data, next_versions
 from engine.jobs import Outcome, Resolution, Settlement
 from engine.merge import Fields, decode_fields, encode_fields
 from engine.rows import Conflict, ConflictRef, Record, RecordKey
 from engine.rules import Rules
+from engine.wire.errors import SyncError
 from engine.working import Working
 
 

@@ -8,18 +8,18 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine.administration import ConflictCase
-from engine.codec import JSON
 from engine.conflict import client_side
-from engine.errors import SyncError
-from engine.floats import finite, json_decoder
 from engine.held import applied, changes_of, op_of
-from engine.instants import to_text, to_us
 from engine.intake import Intake, Session
 from engine.jobs import Resolution
 from engine.merge import Fields, decode_fields, encode_fields, same_value
-from engine.messages import Choice, Item, Resolve, ServerSide
 from engine.ports import Tenant
 from engine.rows import Quarantined, Record
+from engine.wire.codec import JSON
+from engine.wire.errors import SyncError
+from engine.wire.floats import finite, json_decoder
+from engine.wire.messages import Choice, Item, Resolve, ServerSide
+from engine.wire.timestamps import to_text, to_us
 
 #: Stands where a device's id does; a version that settles a conflict is nobody's, whatever stands there.
 OPERATOR = "operator"

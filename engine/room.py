@@ -12,17 +12,17 @@ from typing import Final
 
 import msgspec
 
-from engine.errors import SyncError
 from engine.jobs import Change, Job, Push
 from engine.rows import SetAsideRef, TenantUsage
 from engine.tenant_usage import NAMES, passed, tight
+from engine.wire.errors import SyncError
 
 #: Records that are kept back, with the key of the refused message that is to come first.
 Behind = Mapping[SetAsideRef, str]
 
 #: Records that are kept back for one tenant; beyond them a refused device is kept back whole.
 MAX_RECORDS: Final = 4096
-#: As long as a refused device is told to wait at most (``engine.errors.retry_later_ms``).
+#: As long as a refused device is told to wait at most (``engine.wire.errors.retry_later_ms``).
 _KEPT_BACK_S: Final = 90.0
 
 

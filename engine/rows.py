@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from engine.messages import Op
 from engine.uploads import State as UploadState
 from engine.uploads import UploadRef
+from engine.wire.messages import Op
 
 
 class RecordKey(NamedTuple):

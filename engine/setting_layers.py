@@ -14,8 +14,8 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_ori
 import msgspec
 
 from engine.domains import Domain
-from engine.floats import json_decoder
 from engine.settings import Settings, SettingsError
+from engine.wire.floats import json_decoder
 
 #: The source of the layer that has every key.
 DEFAULT: Final = "the defaults"

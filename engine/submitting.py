@@ -6,8 +6,8 @@ import asyncio
 from typing import Protocol
 
 from engine.backlog import Charge, Reply
-from engine.errors import SyncError
 from engine.jobs import Job, Outcome
+from engine.wire.errors import SyncError
 
 
 class Jobs(Protocol):

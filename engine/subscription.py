@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from engine.cursor import Scope
-from engine.errors import SyncError
-from engine.messages import Subscribe
 from engine.pages import tail
 from engine.read_turns import Reader
+from engine.wire.errors import SyncError
+from engine.wire.messages import Subscribe
 
 if TYPE_CHECKING:
     from engine.feed import Hub

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from engine.errors import SyncError
 from engine.holding import Hold
 from engine.ports import Appending, Clock
 from engine.upload_turns import UploadTurns
 from engine.uploads import Append, Taking
+from engine.wire.errors import SyncError
 
 #: Handed to the disk at a stretch; so much of one request waits at most, and as much is under way.
 _WRITE_BYTES: Final = 262_144

@@ -10,9 +10,9 @@ from typing import Final
 
 import msgspec
 
-from engine.errors import SyncError
 from engine.file_types import FileTypes
 from engine.intake import id_fault
+from engine.wire.errors import SyncError
 
 MAX_NAME_CHARS: Final = 255
 #: It is kept as it was sent, and counts against no quota.

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from engine.errors import SyncError
+from engine.wire.errors import SyncError
 
 #: A ``part`` is a partial upload of tus' concatenation; of parts one is ``joined``.
 Kind = Literal["whole", "part", "joined"]

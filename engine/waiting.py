@@ -13,12 +13,12 @@ from typing import Final
 import structlog
 
 from engine.attachments import attaching
-from engine.errors import SyncError
 from engine.jobs import Outcome
 from engine.ports import Clock, StoreError, WaitingStore
 from engine.rows import Record, RecordKey
 from engine.submitting import Jobs
 from engine.uploads import Upload, UploadRef
+from engine.wire.errors import SyncError
 
 _LOOK_S: Final = 1.0
 #: Files that are looked at in one read, of so many tenants: each has an equal part, so that 20,000 files of

@@ -18,10 +18,10 @@ import msgspec
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from engine.errors import SyncError
-from engine.floats import json_decoder
-from engine.messages import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL
 from engine.ports import Tenant
+from engine.wire.errors import SyncError
+from engine.wire.floats import json_decoder
+from engine.wire.messages import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL
 from handlers.header_fields import Headers, combined, elements
 
 Algorithm = Literal["HS256", "EdDSA", "ES256", "RS256"]

@@ -15,15 +15,16 @@ from typing import Final
 import msgspec
 
 from engine.admission import COUNTED_BYTES, LABORIOUS_S
-from engine.codec import MalformedError
 from engine.committer import overloaded
-from engine.errors import SyncError
-from engine.instants import to_us
 from engine.intake import Session
 from engine.jobs import Answer, Outcome, Push, Settlement
 from engine.lane import unavailable
 from engine.loop_turns import LARGE_BYTES, Steps, Turn
-from engine.messages import (
+from engine.pages import with_id
+from engine.read_turns import Reader
+from engine.wire.codec import MalformedError
+from engine.wire.errors import SyncError
+from engine.wire.messages import (
     Conflicts,
     Heartbeat,
     Hello,
@@ -35,8 +36,7 @@ from engine.messages import (
     Unsubscribe,
     Unsubscribed,
 )
-from engine.pages import with_id
-from engine.read_turns import Reader
+from engine.wire.timestamps import to_us
 from handlers.connections import Connections
 from handlers.core import Core
 from handlers.errors import as_sync_error, error_body

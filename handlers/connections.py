@@ -12,11 +12,11 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
-from engine.errors import SyncError
-from engine.messages import PoliciesChanged
 from engine.ports import Clock
 from engine.revocations import Revocations
 from engine.services import ServiceEndedError
+from engine.wire.errors import SyncError
+from engine.wire.messages import PoliciesChanged
 
 if TYPE_CHECKING:
     from handlers.line import Line

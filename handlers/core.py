@@ -12,7 +12,6 @@ from engine.feed import Feed
 from engine.intake import Intake
 from engine.loop_share import LoopShares
 from engine.loop_turns import LoopTurns
-from engine.messages import Limits
 from engine.open_requests import OpenRequests
 from engine.partial_messages import PartialMessages
 from engine.policies import PolicyBook
@@ -22,6 +21,7 @@ from engine.receiving import UploadCounters
 from engine.revocations import Revocations
 from engine.room import RoomState
 from engine.upload_chores import ChoreCounters
+from engine.wire.messages import Limits
 from handlers.auth import Verifier
 from handlers.doors import Doors
 from handlers.loop_watch import LoopWatch

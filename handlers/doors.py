@@ -6,8 +6,8 @@ from typing import Final
 
 import msgspec
 
-from engine.errors import SyncError, retry_soon_ms
 from engine.open_requests import OpenRequests
+from engine.wire.errors import SyncError, retry_soon_ms
 from handlers.peer import Networks, address_of, is_trusted
 from handlers.reads import Buffers
 

@@ -18,8 +18,8 @@ from aiohttp import StreamReader, web, web_protocol
 from aiohttp.http import WebSocketReader
 from aiohttp.web_protocol import RequestHandler
 
-from engine.errors import SyncError, retry_soon_ms
 from engine.open_requests import Ticket
+from engine.wire.errors import SyncError, retry_soon_ms
 from handlers.doors import SMALL_HEAD_BYTES, Doors
 from handlers.errors import error_body
 from handlers.reads import BoundedReads, drop, keep_as_usual, keep_little

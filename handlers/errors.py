@@ -7,8 +7,8 @@ import uuid
 import msgspec
 import structlog
 
-from engine.errors import SyncError, retry_later_ms, retry_soon_ms
 from engine.ports import BlobsError, BlobsFullError, StoreError, StoreFullError
+from engine.wire.errors import SyncError, retry_later_ms, retry_soon_ms
 
 _log = structlog.get_logger()
 _encode = msgspec.json.encode

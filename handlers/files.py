@@ -17,10 +17,10 @@ from urllib.parse import quote
 import structlog
 from aiohttp import web
 
-from engine.codec import JSON
-from engine.errors import SyncError, retry_soon_ms
 from engine.ports import BlobMissingError, Blobs, BlobsError, FileStore
 from engine.uploads import Upload
+from engine.wire.codec import JSON
+from engine.wire.errors import SyncError, retry_soon_ms
 from handlers.caching import VARY
 from handlers.connections import Connections
 from handlers.core import Core

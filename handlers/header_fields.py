@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from engine.codec import JSON, MSGPACK
+from engine.wire.codec import JSON, MSGPACK
 
 #: A quoted string (RFC 9110, 5.6.4); one without an end goes to the end of the line, so that it is read once.
 _QUOTED: Final = r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)'

@@ -8,8 +8,8 @@ from typing import Final, Literal
 
 from aiohttp import web
 
-from engine.errors import SyncError
 from engine.ports import ANY_TENANT
+from engine.wire.errors import SyncError
 from handlers.auth import token_of
 from handlers.core import Core
 

@@ -9,11 +9,11 @@ from typing import Any, Final, Literal
 import msgspec
 from aiohttp import WebSocketError, WSMsgType
 
-from engine.errors import SyncError, retry_soon_ms
-from engine.instants import to_text
 from engine.intake import Session
 from engine.loop_turns import LARGE_BYTES, Turn
-from engine.messages import Goodbye, Welcome
+from engine.wire.errors import SyncError, retry_soon_ms
+from engine.wire.messages import Goodbye, Welcome
+from engine.wire.timestamps import to_text
 from handlers.connections import Connections
 from handlers.core import Core
 from handlers.errors import error_body

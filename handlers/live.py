@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from engine.errors import SyncError
 from engine.feed import Feed
-from engine.messages import Subscribe
 from engine.read_turns import Reader
 from engine.subscription import Subscription
+from engine.wire.errors import SyncError
+from engine.wire.messages import Subscribe
 
 
 class Listener(Protocol):

@@ -6,7 +6,7 @@ from typing import Final
 
 from aiohttp import web
 
-from engine.errors import SyncError
+from engine.wire.errors import SyncError
 
 _MOST_CHARS: Final = 255
 

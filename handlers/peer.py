@@ -11,7 +11,7 @@ import structlog
 from aiohttp import web
 
 from engine.admission import TokenBucket
-from engine.errors import SyncError
+from engine.wire.errors import SyncError
 from handlers.header_fields import elements
 
 Networks = tuple[IPv4Network | IPv6Network, ...]

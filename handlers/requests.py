@@ -11,14 +11,15 @@ from msgspec import UNSET
 
 from engine.clocks import DeviceClock
 from engine.domains import Domain, DomainPolicy
-from engine.errors import SyncError
 from engine.health import Device
 from engine.held import applied, changes_of, op_of
-from engine.instants import to_text, to_us
 from engine.intake import Session
 from engine.jobs import Answer, Resolution
 from engine.merge import encode_fields
-from engine.messages import (
+from engine.ports import HeldConflict
+from engine.read_turns import Reader
+from engine.wire.errors import SyncError
+from engine.wire.messages import (
     ClientSide,
     ConflictList,
     Conflicts,
@@ -30,8 +31,7 @@ from engine.messages import (
     Resolve,
     ServerSide,
 )
-from engine.ports import HeldConflict
-from engine.read_turns import Reader
+from engine.wire.timestamps import to_text, to_us
 from handlers.core import Core
 from handlers.loop_watch import HELD_S
 

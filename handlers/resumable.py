@@ -14,11 +14,11 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from engine.errors import SyncError
 from engine.intake import Session
 from engine.receiving import Checksum, Creation
 from engine.upload_metadata import formatted, parsed
 from engine.uploads import Append, Upload
+from engine.wire.errors import SyncError
 from handlers.disposition import file_name
 from handlers.errors import http_status, shown
 from handlers.header_fields import combined

@@ -12,8 +12,8 @@ from aiohttp import web, web_response
 from aiohttp.typedefs import Handler, Middleware
 from anyio import sleep_forever
 
-from engine.errors import SyncError
 from engine.services import Service
+from engine.wire.errors import SyncError
 from handlers.caching import uncached
 from handlers.connections import Connections
 from handlers.core import Core

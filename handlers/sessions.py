@@ -6,11 +6,11 @@ from typing import Final
 
 from aiohttp import web
 
-from engine.codec import Codec
-from engine.errors import SyncError
 from engine.health import Device
 from engine.intake import Session
 from engine.open_requests import Ticket
+from engine.wire.codec import Codec
+from engine.wire.errors import SyncError
 from handlers.auth import device_claims, token_of
 from handlers.connections import Connections
 from handlers.core import Core

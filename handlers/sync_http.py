@@ -13,17 +13,17 @@ from typing import Any, Final, TypeVar
 import msgspec
 from aiohttp import web
 
-from engine.codec import JSON, MSGPACK, Codec, sentence
 from engine.committer import overloaded
-from engine.errors import SyncError, retry_soon_ms
 from engine.health import Device
 from engine.intake import Session
 from engine.jobs import Answer, Job, Outcome, Settlement
 from engine.loop_turns import LARGE_BYTES
-from engine.messages import Conflicts, Heartbeat, Pull, Request, Resolve, Sync
 from engine.pages import with_id
-from engine.steps import at_once
 from engine.submitting import settled
+from engine.wire.codec import JSON, MSGPACK, Codec, sentence
+from engine.wire.errors import SyncError, retry_soon_ms
+from engine.wire.messages import Conflicts, Heartbeat, Pull, Request, Resolve, Sync
+from engine.wire.steps import at_once
 from handlers.caching import VARY
 from handlers.connections import Connections
 from handlers.core import Core

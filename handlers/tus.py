@@ -7,11 +7,11 @@ from typing import Final
 
 from aiohttp import web
 
-from engine.errors import SyncError
 from engine.intake import Session
 from engine.receiving import Checksum, Creation
 from engine.upload_metadata import parsed
 from engine.uploads import Append
+from engine.wire.errors import SyncError
 from handlers.header_fields import combined
 from handlers.media_type import media_type
 from handlers.upload_edge import (

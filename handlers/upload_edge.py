@@ -12,14 +12,14 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from engine.codec import JSON
 from engine.domains import Domains
-from engine.errors import SyncError
 from engine.file_types import FileTypes
 from engine.intake import Session
 from engine.receiving import Receiving
 from engine.upload_metadata import Described, described
 from engine.uploads import Upload
+from engine.wire.codec import JSON
+from engine.wire.errors import SyncError
 from handlers.connections import Connections
 from handlers.core import Core
 from handlers.header_fields import content_coding, tokens

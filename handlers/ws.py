@@ -9,11 +9,11 @@ from typing import Final
 from aiohttp import WSMsgType, web
 
 from engine.admission import TokenBucket
-from engine.codec import JSON, MSGPACK, Codec
 from engine.committer import overloaded
-from engine.errors import SyncError, retry_later_ms
 from engine.intake import Session
 from engine.ports import StoreError
+from engine.wire.codec import JSON, MSGPACK, Codec
+from engine.wire.errors import SyncError, retry_later_ms
 from handlers.auth import offered_subprotocols
 from handlers.connection import Connection
 from handlers.connections import Connections

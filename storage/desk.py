@@ -13,9 +13,9 @@ from engine.administration import (
     QuarantineSummary,
     RefusedError,
 )
-from engine.instants import to_text
-from engine.messages import ItemError
 from engine.rows import Quarantined, QuarantineRef, Record, RecordKey
+from engine.wire.messages import ItemError
+from engine.wire.timestamps import to_text
 from storage.commit import decode_conflict
 from storage.direct import connected
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from engine.administration import RefusedError
 from engine.domains import Domain
 from engine.exporting import Row, compact, instant
-from engine.instants import EARLIEST_US
+from engine.wire.timestamps import EARLIEST_US
 from storage.direct import connected
 from storage.fleet import tenant_id_of
 from storage.partitions import event_days

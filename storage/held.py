@@ -6,8 +6,8 @@ from typing import Final
 
 import msgspec
 
-from engine.messages import Op
 from engine.rows import HeldChange
+from engine.wire.messages import Op
 
 _NULL: Final = b"null"
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from engine.admission import Overload, TenantRates, TokenBucket
 from engine.backlog import Backlog, Batch, CommitLimits
-from engine.codec import JSON, MSGPACK, Codec
-from engine.errors import SyncError
 from engine.jobs import Outcome, Push
+from engine.wire.codec import JSON, MSGPACK, Codec
+from engine.wire.errors import SyncError
 
 LIMITS = CommitLimits(batch_items=50, batch_bytes=1 << 22, queue_messages=100_000, queue_bytes=1 << 30)
 BATCH_S = 0.05

@@ -13,7 +13,7 @@ from msgspec import Raw
 from bench.client.device import Device
 from bench.client.messages import Change, Result
 from bench.client.store import Store
-from engine.messages import Attachment
+from engine.wire.messages import Attachment
 from tests.device import put
 from tests.filing import keep, upload
 from tests.serving import Running

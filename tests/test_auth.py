@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from engine.errors import SyncError
 from engine.ports import Reused, Tenant
+from engine.wire.errors import SyncError
 from handlers.auth import (
     Claims,
     Key,

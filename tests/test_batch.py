@@ -11,16 +11,16 @@ import msgspec
 import pytest
 
 from engine.batch import Plan, lookups, plan
-from engine.codec import JSON
 from engine.domains import Domain, DomainPolicy, Domains
-from engine.errors import SyncError
 from engine.held import changes_of
 from engine.intake import Intake, Session
 from engine.jobs import Answer, Job, Push, Resolution, Settlement
-from engine.messages import Choice, Resolve, Sync
 from engine.ports import Tenant
 from engine.rows import Conflict, ConflictRef, EventKey, HeldRef, RecordKey
 from engine.rules import Rules
+from engine.wire.codec import JSON
+from engine.wire.errors import SyncError
+from engine.wire.messages import Choice, Resolve, Sync
 from tests.memory_store import Memory
 
 Json = dict[str, Any]

@@ -15,18 +15,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.batch import Plan, lookups, plan
-from engine.codec import JSON
 from engine.domains import DomainPolicy
-from engine.errors import SyncError
 from engine.held import applied, changes_of
-from engine.instants import EARLIEST_US, to_text, to_us
 from engine.intake import Intake, Session
 from engine.jobs import Answer, Attach, Attached, Job, Outcome, Push, Resolution, Settlement
-from engine.messages import Attachment, Resolve, Sync
 from engine.ports import Tenant
 from engine.rows import Conflict, ConflictRef, EventKey, HeldRef, Record, RecordKey, TenantUsage
 from engine.rules import Rules
 from engine.uploads import UploadRef
+from engine.wire.codec import JSON
+from engine.wire.errors import SyncError
+from engine.wire.messages import Attachment, Resolve, Sync
+from engine.wire.timestamps import EARLIEST_US, to_text, to_us
 from tests.memory_store import Memory
 from tests.model import File, Logged, Policy, World, canonical, chain_applied, own_sent_us
 from tests.strategies import (

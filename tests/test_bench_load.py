@@ -23,7 +23,7 @@ from bench.plan import Mark, Outcome, Plan, Unsure
 from bench.processes import Trees
 from bench.wire import Socket, frame
 from bench.work import Worker, data_of, key_of, note_of, record_id
-from engine.messages import JSON_SUBPROTOCOL
+from engine.wire.messages import JSON_SUBPROTOCOL
 from handlers.server import listening
 from tests.serving import unbounded
 

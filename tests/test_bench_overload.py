@@ -18,7 +18,7 @@ from bench.overload_drive import planned, pour
 from bench.overload_load import OverloadLoad
 from bench.overload_plan import Happened, LoadPlan, Ready, Step
 from bench.overload_work import OFFLINE, ONLINE, Backlog, Frames
-from engine.messages import JSON_SUBPROTOCOL
+from engine.wire.messages import JSON_SUBPROTOCOL
 from handlers.server import listening
 from tests.device import SECRET
 from tests.serving import Serve, unbounded

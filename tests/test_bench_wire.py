@@ -15,7 +15,7 @@ from aiohttp import WSMsgType, web
 from aiohttp.typedefs import Handler
 
 from bench.wire import CUT_OFF, HandshakeError, Socket, connect, frame
-from engine.messages import JSON_SUBPROTOCOL
+from engine.wire.messages import JSON_SUBPROTOCOL
 from handlers.server import listening
 from tests.serving import unbounded
 

@@ -18,7 +18,7 @@ from bench.client.device import Decision, Device, OfflineError, StoppedError
 from bench.client.edits import Held
 from bench.client.lossy import bad_line
 from bench.client.store import Store
-from engine.messages import JSON_SUBPROTOCOL
+from engine.wire.messages import JSON_SUBPROTOCOL
 from tests.device import day, item
 from tests.services import execute, rows
 from tests.serving import ON_SHARED, Running

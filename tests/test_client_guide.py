@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import WSMsgType
 
 from bench.client import retry
-from engine.errors import ERRORS
+from engine.wire.errors import ERRORS
 from tests.serving import ON_SHARED, Running
 
 pytestmark = ON_SHARED

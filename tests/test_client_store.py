@@ -14,7 +14,7 @@ from msgspec import Raw
 from bench.client.edits import Held, Message
 from bench.client.messages import Change, Result
 from bench.client.store import Store, StoreError
-from engine.messages import ItemError
+from engine.wire.messages import ItemError
 
 FRAME = 1 << 20
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engine.codec import JSON, MSGPACK, Codec, MalformedError, _Numbers
-from engine.depth import MAX_DEPTH, json_nesting_fault, msgpack_nesting_fault
-from engine.errors import SyncError
-from engine.messages import Conflicts, Heartbeat, Hello, Item, Pull, Request, Resolve, Subscribe, Sync
+from engine.wire.codec import JSON, MSGPACK, Codec, MalformedError, _Numbers
+from engine.wire.errors import SyncError
+from engine.wire.messages import Conflicts, Heartbeat, Hello, Item, Pull, Request, Resolve, Subscribe, Sync
+from engine.wire.nesting import MAX_DEPTH, json_nesting_fault, msgpack_nesting_fault
 
 #: Bytes of the numbers of MessagePack from 0xca on.
 _SIZES = (4, 8, 1, 2, 4, 8, 1, 2, 4, 8)

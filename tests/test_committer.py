@@ -17,15 +17,12 @@ from hypothesis import strategies as st
 
 from engine import admission
 from engine.backlog import CommitLimits
-from engine.codec import JSON
 from engine.committer import Committer
 from engine.domains import Domain, DomainPolicy, Domains
-from engine.errors import SyncError
 from engine.held import changes_of
 from engine.intake import Intake, Session
 from engine.jobs import Answer, Outcome, Push, Resolution, Settlement
 from engine.lane import PATIENCE_S, Wanted
-from engine.messages import Resolve, Sync
 from engine.ports import (
     StoreError,
     StoreFullError,
@@ -37,6 +34,9 @@ from engine.ports import (
 )
 from engine.rows import ConflictRef, Lookups, Record, RecordKey, Writes
 from engine.rules import Rules
+from engine.wire.codec import JSON
+from engine.wire.errors import SyncError
+from engine.wire.messages import Resolve, Sync
 from tests.memory_store import MemoryStore, MemoryTransaction
 
 Json = dict[str, Any]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from engine.conflict import Side, Standing, client_side, settle
 from engine.domains import Domain, DomainPolicy, Fallback, Policy
 from engine.merge import FieldVersions, same_value
-from engine.messages import Op
+from engine.wire.messages import Op
 
 Json = dict[str, Any]
 

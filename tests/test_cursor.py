@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cursor import MAX_DOMAINS, Scope, expired
-from engine.errors import SyncError
+from engine.wire.errors import SyncError
 
 MINE = Scope("e1", 7, ["task", "ticket"])
 

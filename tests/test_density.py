@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.codec import JSON, MSGPACK, Codec, MalformedError
-from engine.depth import (
+from engine.wire.codec import JSON, MSGPACK, Codec, MalformedError
+from engine.wire.messages import Sync
+from engine.wire.nesting import (
     FREE_BYTES,
     MAX_DEPTH,
     TOO_DEEP,
@@ -20,9 +21,8 @@ from engine.depth import (
     json_nesting_fault,
     msgpack_nesting_fault,
 )
-from engine.messages import Sync
-from engine.steps import at_once
-from engine.values import value_fault
+from engine.wire.steps import at_once
+from engine.wire.values import value_fault
 
 Json = dict[str, Any]
 

@@ -23,11 +23,12 @@ import pytest
 from bench.cli import bench
 from bench.client.simulate import simulate
 from docs.generate import pages
-from engine import cursor, depth, held, intake, messages
-from engine.codec import JSON
+from engine import cursor, held, intake
 from engine.domains import Policy
-from engine.errors import ERRORS
-from engine.messages import Item, Request, Sync
+from engine.wire import messages, nesting
+from engine.wire.codec import JSON
+from engine.wire.errors import ERRORS
+from engine.wire.messages import Item, Request, Sync
 from handlers import connection
 from run import cli
 from tests.device import SECRET, Json
@@ -348,7 +349,7 @@ def test_every_close_code_is_listed_and_no_other() -> None:
     [
         ("messages in a row that are sent in spite of", connection.MAX_RATE_IGNORED),
         ("malformed messages in a row", connection.MAX_MALFORMED),
-        ("nesting", depth.MAX_DEPTH),
+        ("nesting", nesting.MAX_DEPTH),
         ("characters of a record's or event's id", intake.MAX_ID_CHARS),
         ("characters of a key", 128),
         ("names in domains", cursor.MAX_DOMAINS),

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from engine.errors import SyncError
+from engine.wire.errors import SyncError
 from handlers.auth import MAX_TOKEN_CHARS
 from handlers.doors import DoorLimits, Doors
 from handlers.peer import networks

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine import codec
+from engine.wire import codec
 from tests.device import Json, put
 from tests.serving import ON_SHARED, Running, Serve
 

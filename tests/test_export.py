@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from engine.administration import RefusedError
 from engine.exporting import CsvForm, Row, compact, json_line
-from engine.instants import EARLIEST_US
+from engine.wire.timestamps import EARLIEST_US
 from handlers.commands import export as command_module
 from storage import export as store_module
 from storage.embedded import Services

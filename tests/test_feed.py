@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 
 from engine import feed as feed_module
 from engine import gaps
-from engine.errors import SyncError
 from engine.feed import Feed, FeedLimits
-from engine.messages import Subscribe
 from engine.ports import Page, StoreUnavailableError
 from engine.read_turns import Reader as Device
 from engine.read_turns import ReadTurns
 from engine.rows import Record, RecordKey
 from engine.subscription import Subscription
+from engine.wire.errors import SyncError
+from engine.wire.messages import Subscribe
 from tests.memory_store import MemoryStore
 
 Json = dict[str, Any]

@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.codec import JSON, MSGPACK
-from engine.errors import SyncError
-from engine.floats import finite, json_decoder
 from engine.intake import Intake, Session
 from engine.jobs import Refused
 from engine.merge import decode_fields
-from engine.messages import Sync
 from engine.ports import Tenant
 from engine.recovery import _with_data
+from engine.wire.codec import JSON, MSGPACK
+from engine.wire.errors import SyncError
+from engine.wire.floats import finite, json_decoder
+from engine.wire.messages import Sync
 from tests.strategies import ENGINE_DOMAINS
 from tests.test_codec import refused
 
@@ -93,11 +93,11 @@ def test_every_decoder_of_untyped_json_reads_numbers_by_the_hook() -> None:
     assert len(found) > 10
     for where, node, named, known in found:
         if any(one.arg == "float_hook" for one in node.keywords):
-            assert where.startswith("engine/floats.py:"), f"{where}: use engine.floats.json_decoder"
+            assert where.startswith("engine/wire/floats.py:"), f"{where}: use engine.wire.floats.json_decoder"
             continue
-        assert named, f"{where}: untyped JSON is read by engine.floats.json_decoder"
+        assert named, f"{where}: untyped JSON is read by engine.wire.floats.json_decoder"
         kind = eval(named[0], known)  # noqa: S307  # our own source
-        assert not _untyped(kind), f"{where}: {named[0]} holds untyped data, use engine.floats.json_decoder"
+        assert not _untyped(kind), f"{where}: {named[0]} is untyped, use engine.wire.floats.json_decoder"
 
 
 def test_the_decoders_of_the_codec_read_numbers_by_the_hook() -> None:

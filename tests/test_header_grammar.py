@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 import handlers
-from engine.errors import SyncError
+from engine.wire.errors import SyncError
 from handlers.disposition import file_name
 from handlers.errors import error_body
 

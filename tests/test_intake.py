@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 
 from engine import quarantine
 from engine.batch import plan
-from engine.codec import JSON, MSGPACK, Codec
 from engine.domains import Domain, Domains
-from engine.errors import SyncError
-from engine.instants import EARLIEST_US, corrected_us, to_text, to_us
 from engine.intake import Intake, Session
 from engine.jobs import Change, Push, Refused
-from engine.messages import Resolve, Sync
 from engine.ports import Tenant
 from engine.rows import Conflict, Quarantined, State
 from engine.rules import Rules
-from engine.values import unescaped_fault, value_fault
+from engine.wire.codec import JSON, MSGPACK, Codec
+from engine.wire.errors import SyncError
+from engine.wire.messages import Resolve, Sync
+from engine.wire.timestamps import EARLIEST_US, corrected_us, to_text, to_us
+from engine.wire.values import unescaped_fault, value_fault
 
 Json = dict[str, Any]
 Pack = Callable[[Any], bytes]

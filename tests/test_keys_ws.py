@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from compose.server import SystemClock
-from engine.instants import to_text
+from engine.wire.timestamps import to_text
 from tests.device import Device, Json, item, put
 from tests.services import execute
 from tests.serving import ON_SHARED, Running, Serve

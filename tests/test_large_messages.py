@@ -11,20 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import depth, pieces, values
-from engine.codec import JSON, MSGPACK, Codec, MalformedError
 from engine.domains import Domain, Domains
-from engine.errors import SyncError
-from engine.floats import json_decoder
 from engine.health import Device
 from engine.intake import Intake, Session
 from engine.jobs import Push, Refused
 from engine.loop_turns import LARGE_BYTES, LoopTurns
-from engine.messages import Resolve, Sync
-from engine.pieces import decoded
 from engine.ports import Tenant
-from engine.steps import at_once
-from engine.values import value_fault, value_steps
+from engine.wire import nesting, pieces, values
+from engine.wire.codec import JSON, MSGPACK, Codec, MalformedError
+from engine.wire.errors import SyncError
+from engine.wire.floats import json_decoder
+from engine.wire.messages import Resolve, Sync
+from engine.wire.pieces import decoded
+from engine.wire.steps import at_once
+from engine.wire.values import value_fault, value_steps
 from handlers import connection
 from handlers.core import Core
 from tests.serving import Running
@@ -67,7 +67,7 @@ def _many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE_BYTES", SMALL)
     monkeypatch.setattr("engine.intake.PIECE_BYTES", SMALL)
     monkeypatch.setattr(values, "_AT_ONCE", 2)
-    monkeypatch.setattr(depth, "_AT_ONCE", 2)
+    monkeypatch.setattr(nesting, "_AT_ONCE", 2)
 
 
 def _pushed(codec: Codec, frame: bytes, *, in_steps: bool) -> Push | str:
@@ -145,7 +145,7 @@ def test_values_in_steps_have_a_fault_where_they_have_one_at_once(data: dict[str
 def test_nesting_of_much_messagepack_is_looked_at_in_steps(
     message: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(depth, "_AT_ONCE", 500)
+    monkeypatch.setattr(nesting, "_AT_ONCE", 500)
     frame = msgspec.msgpack.encode({"type": "sync", "id": "1", "key": "k", "items": [{"data": message}]})
     assert len(list(_quietly(frame))) > 2
 

@@ -13,13 +13,20 @@ import msgspec
 import pytest
 
 import handlers
-from engine import messages
 from engine.cursor import Scope
-from engine.errors import ERRORS, SyncError
 from engine.jobs import Answer, Settlement
-from engine.messages import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL, PROTOCOL_VERSION, Item, Request, Result
 from engine.pages import encode_change, page_body, with_id
 from engine.rows import Record
+from engine.wire import messages
+from engine.wire.errors import ERRORS, SyncError
+from engine.wire.messages import (
+    JSON_SUBPROTOCOL,
+    MSGPACK_SUBPROTOCOL,
+    PROTOCOL_VERSION,
+    Item,
+    Request,
+    Result,
+)
 from handlers.errors import error_body
 
 #: Of ``wire_schema()``. A field may be added as optional; whatever else changes is a new version of the

@@ -17,7 +17,7 @@ from bench.client.device import Device
 from bench.client.store import Store
 from bench.nginx import Nginx, trusting
 from bench.server import free_ports
-from engine.errors import ERRORS
+from engine.wire.errors import ERRORS
 from tests.fronted import nginx_for, printed
 from tests.wire import Answer, wired
 

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 from aiohttp import WSServerHandshakeError
 
-from engine.errors import SyncError
 from engine.open_requests import OpenRequests, RequestLimits, Ticket
+from engine.wire.errors import SyncError
 from handlers import ws
 from tests.serving import Serve
 from tests.stalls import counts

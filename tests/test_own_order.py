@@ -10,17 +10,17 @@ import msgspec
 import pytest
 
 from engine.batch import lookups, plan
-from engine.codec import JSON
 from engine.domains import Domain, DomainPolicy, Domains, Policy
-from engine.instants import to_text
 from engine.intake import Intake, Session
 from engine.jobs import Answer
-from engine.messages import Sync
 from engine.ports import Tenant
 from engine.quarantine import quarantined
 from engine.recovery import resent
 from engine.rows import RecordKey
 from engine.rules import Rules
+from engine.wire.codec import JSON
+from engine.wire.messages import Sync
+from engine.wire.timestamps import to_text
 from tests.memory_store import Memory
 
 Json = dict[str, Any]

@@ -11,7 +11,7 @@ from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.errors import SyncError
+from engine.wire.errors import SyncError
 from handlers import peer as peer_module
 from handlers.peer import Refusals, client_address, networks, request_seconds
 

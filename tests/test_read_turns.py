@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import read_turns
-from engine.errors import SyncError
 from engine.ports import StoreUnavailableError
 from engine.read_turns import MAX_WAITING, Reader, ReadTurns
+from engine.wire.errors import SyncError
 
 PHONE, TABLET = Reader(1, "phone"), Reader(1, "tablet")
 OTHER = Reader(2, "phone")

@@ -15,7 +15,6 @@ import pytest
 from compose.server import SystemClock
 from compose.site import open_site
 from engine.backlog import Reply
-from engine.errors import SyncError
 from engine.file_types import FileTypes
 from engine.finishing import Finishing
 from engine.holding import Holds
@@ -29,6 +28,7 @@ from engine.upload_metadata import Described
 from engine.upload_store import Quota
 from engine.upload_turns import UploadTurns
 from engine.uploads import Append, Upload, UploadRef
+from engine.wire.errors import SyncError
 from storage.blobs import DirectoryBlobs
 from storage.pool import Database
 from storage.tenancy import PostgresTenancy

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.batch import lookups, plan
-from engine.errors import SyncError
 from engine.jobs import Answer, Push
 from engine.room import MAX_RECORDS, Behind, KeptBack
 from engine.rows import SetAsideRef, TenantUsage
 from engine.tenant_usage import NAMES, tight, usage_above
+from engine.wire.errors import SyncError
 from tests.test_batch import Desk, item
 
 Json = dict[str, Any]

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from engine.messages import JSON_SUBPROTOCOL
+from engine.wire.messages import JSON_SUBPROTOCOL
 from tests.serving import ON_SHARED, Running
 
 pytestmark = ON_SHARED

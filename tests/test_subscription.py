@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from engine.cursor import Scope
-from engine.errors import SyncError
 from engine.feed import Feed, FeedLimits, Hub
-from engine.messages import Subscribe
 from engine.read_turns import Reader, ReadTurns
 from engine.subscription import Subscription
+from engine.wire.errors import SyncError
+from engine.wire.messages import Subscribe
 from tests.memory_store import MemoryStore
 from tests.test_committer import HandClock
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.errors import SyncError
 from engine.file_types import UNDECLARED, FileTypes
 from engine.intake import MAX_ID_CHARS
 from engine.setting_layers import settings
 from engine.upload_metadata import Described, described, formatted, parsed
+from engine.wire.errors import SyncError
 from tests.test_settings import DEFAULTS
 
 TYPES = FileTypes(settings([DEFAULTS]).uploads)

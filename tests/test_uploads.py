@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.errors import SyncError
 from engine.uploads import FINISHED, Append, State, Taking, Upload, UploadRef, appended, joinable, standing
+from engine.wire.errors import SyncError
 
 LARGEST = 12
 NOW_US = 1_000_000

@@ -18,7 +18,6 @@ from compose.desk import lone_committer
 from compose.server import SystemClock
 from compose.site import open_site
 from engine.cluster_turns import ClusterTurns
-from engine.codec import JSON
 from engine.committer import Committer
 from engine.domains import Domains
 from engine.file_types import FileTypes
@@ -26,7 +25,6 @@ from engine.finishing import Finishing
 from engine.holding import Holds
 from engine.intake import Intake, Session
 from engine.jobs import Answer
-from engine.messages import Sync
 from engine.ports import Tenant
 from engine.receiving import Creation, Receiving, UploadLimits
 from engine.submitting import settled
@@ -36,6 +34,8 @@ from engine.upload_metadata import Described
 from engine.upload_store import Quota
 from engine.upload_turns import UploadTurns
 from engine.uploads import Append, Upload
+from engine.wire.codec import JSON
+from engine.wire.messages import Sync
 from storage.blobs import DirectoryBlobs
 from storage.cluster_turns import PostgresTurns
 from storage.commit import PostgresStore

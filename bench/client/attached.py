@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from bench.client.messages import Change
-from engine.messages import Attachment
+from engine.wire.messages import Attachment
 
 _decode = msgspec.json.Decoder(list[Attachment]).decode
 

@@ -22,7 +22,7 @@ from bench.client.retry import QUIET_S, Backoff, Remedy, remedy
 from bench.client.store import Store
 from bench.client.talk import OnSettled, ProtocolError, Talk
 from engine.merge import Fields
-from engine.messages import JSON_SUBPROTOCOL, Attachment, Choice, Op, Resolved
+from engine.wire.messages import JSON_SUBPROTOCOL, Attachment, Choice, Op, Resolved
 
 _CONNECT_S: Final = 15.0
 #: Pings of the WebSocket find a connection that broke without a word; they are no sign of life to the server.

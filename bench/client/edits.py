@@ -8,9 +8,9 @@ import msgspec
 from msgspec import Raw
 
 from bench.client.messages import Result
-from engine.floats import json_decoder
 from engine.merge import Fields, apply_patch
-from engine.messages import Op
+from engine.wire.floats import json_decoder
+from engine.wire.messages import Op
 
 
 class Message(NamedTuple):

@@ -11,8 +11,8 @@ from typing import Any, Final, cast, get_args
 import msgspec
 from msgspec import Raw
 
-from engine.floats import json_decoder
-from engine.messages import (
+from engine.wire.floats import json_decoder
+from engine.wire.messages import (
     Goodbye,
     HeartbeatAck,
     ItemError,

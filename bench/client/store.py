@@ -29,9 +29,9 @@ from bench.client.edits import (
     outcome,
 )
 from bench.client.messages import Change, OpenConflict, Result, payload
-from engine.instants import to_text
 from engine.merge import Fields
-from engine.messages import Attachment, Op
+from engine.wire.messages import Attachment, Op
+from engine.wire.timestamps import to_text
 
 _SCHEMA: Final = (Path(__file__).parent / "schema.sql").read_text("utf-8")
 

@@ -14,8 +14,8 @@ from bench.client.edits import Settled
 from bench.client.messages import Changes, Failed, Heard, Synced
 from bench.client.store import Store
 from engine.admission import TokenBucket
-from engine.instants import to_text
-from engine.messages import Goodbye, HeartbeatAck, PoliciesChanged, Welcome
+from engine.wire.messages import Goodbye, HeartbeatAck, PoliciesChanged, Welcome
+from engine.wire.timestamps import to_text
 
 #: Of one message, beside the server's limits: on a slow line a large one never gets through whole.
 BATCH_ITEMS: Final = 100

@@ -8,8 +8,8 @@ import click
 import msgspec
 from msgspec import UNSET
 
-from engine.messages import Choice
 from engine.review import Difference, Review, Standing, Wanted, review
+from engine.wire.messages import Choice
 from handlers.commands.site import Site, as_json, of_tenant, on_site, table
 from handlers.printing import say
 

@@ -14,7 +14,7 @@ from typing import IO
 import click
 
 from engine.exporting import CsvForm, ExportStore, Format, json_line
-from engine.instants import to_us as microseconds
+from engine.wire.timestamps import to_us as microseconds
 from handlers.commands.site import Site, SiteError, on_site
 
 

@@ -9,11 +9,11 @@ import click
 import msgspec
 
 from engine.administration import QuarantineCase, Retried
-from engine.floats import json_decoder
-from engine.instants import to_text
-from engine.messages import ItemError
 from engine.recovery import stays
 from engine.review import Sides, sides
+from engine.wire.floats import json_decoder
+from engine.wire.messages import ItemError
+from engine.wire.timestamps import to_text
 from handlers.commands.conflicts import show_client, show_differences, show_server
 from handlers.commands.site import Site, as_json, confirm, of_tenant, on_site, table
 from handlers.printing import json_text, plain, say

@@ -50,7 +50,8 @@ def value_fault(data: dict[str, Any] | list[Any]) -> str | None:
 def unescaped_fault(data: dict[str, Any]) -> str | None:
     """Do as ``value_fault`` for data of JSON without a backslash: no text in it can be at fault.
 
-    U+0000 stands in no text but as an escape, and infinity is refused by the decoder (``engine.floats``).
+    U+0000 stands in no text but as an escape, and infinity is refused by the decoder
+    (``engine.wire.floats``).
     """
     if len(data) >= _MANY:
         return value_fault(data)

@@ -12,11 +12,11 @@ from typing import Any, Final, Literal, get_args
 
 import msgspec
 
-from engine.depth import json_nesting_fault, msgpack_nesting_fault, msgpack_nesting_steps
-from engine.errors import SyncError
-from engine.floats import json_decoder
-from engine.messages import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL, Item, Request
-from engine.pieces import decoded
+from engine.wire.errors import SyncError
+from engine.wire.floats import json_decoder
+from engine.wire.messages import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL, Item, Request
+from engine.wire.nesting import json_nesting_fault, msgpack_nesting_fault, msgpack_nesting_steps
+from engine.wire.pieces import decoded
 
 _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"

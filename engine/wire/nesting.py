@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from engine.steps import at_once
+from engine.wire.steps import at_once
 
 MAX_DEPTH: Final = 32
 #: Each array and object costs 0.3 µs until it is stored, also an empty one of one byte in MessagePack. Each

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from engine.floats import json_decoder
+from engine.wire.floats import json_decoder
 
 #: Of a large message so many bytes are decoded and checked at a stretch, where they can be parted.
 PIECE_BYTES: Final = 1 << 16
@@ -24,7 +24,7 @@ _elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def decoded(raw: bytes) -> Generator[None, None, Any]:
-    """Decode JSON as ``engine.floats.json_decoder`` does. Raises msgspec.DecodeError, UnicodeDecodeError."""
+    """Decode JSON as ``floats.json_decoder`` does. Raises msgspec.DecodeError, UnicodeDecodeError."""
     if len(raw) <= PIECE_BYTES:
         return _any(raw)
     raw = raw.strip(b" \t\r\n")

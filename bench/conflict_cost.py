@@ -18,11 +18,11 @@ import click
 import msgspec
 
 from engine.batch import lookups, plan
-from engine.domains import Domain, DomainPolicy, Domains, Policy
 from engine.intake import Intake, Session
 from engine.jobs import Job
+from engine.model.domains import Domain, DomainPolicy, Domains, Policy
+from engine.model.rows import Record, RecordKey, State
 from engine.ports import Tenant
-from engine.rows import Record, RecordKey, State
 from engine.rules import Rules
 from engine.wire.codec import JSON
 from engine.wire.messages import Sync

@@ -30,7 +30,7 @@ from bench.faults_work import POLICIES
 from bench.ground import BenchError, Ground, fresh_on_tcp
 from bench.report import Figure, Report, this_machine
 from bench.stage import Options, add_tenants
-from engine.domains import DomainPolicy, Domains
+from engine.model.domains import DomainPolicy, Domains
 from storage.policies import PostgresPolicies
 
 ROUNDS: Final = 50

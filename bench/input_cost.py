@@ -27,12 +27,12 @@ import msgspec
 
 from bench.work import Worker
 from engine.cursor import Scope
-from engine.domains import Domain, Domains
 from engine.intake import Intake, Session
 from engine.jobs import Change, Refused, Resolution
-from engine.merge import decode_fields, encode_fields, same_content
+from engine.model.domains import Domain, Domains
+from engine.model.merge import decode_fields, encode_fields, same_content
+from engine.model.rows import Conflict
 from engine.ports import Tenant
-from engine.rows import Conflict
 from engine.wire.codec import JSON, MSGPACK, Codec
 from engine.wire.errors import SyncError
 from engine.wire.messages import Pull, Request, Resolve, Sync

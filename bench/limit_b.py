@@ -21,8 +21,8 @@ import uvloop
 from bench.work import DOMAIN, Sent, Worker, data_of, record_id
 from engine.backlog import CommitLimits
 from engine.committer import Committer
-from engine.domains import Domains
 from engine.jobs import Answer, Change, Outcome, Push
+from engine.model.domains import Domains
 from engine.rules import Rules
 from engine.settings import Settings
 from storage.commit import PostgresStore

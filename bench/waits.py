@@ -31,7 +31,7 @@ from bench.faults_history import History
 from bench.faults_server import Workers, workers
 from bench.ground import BenchError, Ground, fresh, read_settings
 from bench.stage import add_tenants
-from engine.domains import DomainPolicy, Domains
+from engine.model.domains import DomainPolicy, Domains
 from storage.embedded import servers
 from storage.policies import PostgresPolicies
 

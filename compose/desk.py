@@ -14,13 +14,13 @@ from engine.administration import ConflictCase, QuarantineCase, Recovered, Refus
 from engine.backlog import CommitLimits
 from engine.committer import Committer
 from engine.conflict import holding
-from engine.domains import DomainPolicy, Domains
 from engine.intake import Intake
 from engine.jobs import Answer, Job, Outcome, Settlement
+from engine.model.domains import DomainPolicy, Domains
+from engine.model.rows import QuarantineRef, Record
 from engine.ports import Store, StoreError
 from engine.recovery import RecoveryStore, decode_results, resent
 from engine.review import decided
-from engine.rows import QuarantineRef, Record
 from engine.rules import Rules
 from engine.settings import Settings
 from engine.wire.errors import SyncError

@@ -10,10 +10,10 @@ from aiohttp import web
 
 from engine.cluster_turns import ClusterTurns
 from engine.committer import Committer
-from engine.domains import Domains
 from engine.file_types import FileTypes
 from engine.finishing import Finishing
 from engine.holding import Holds
+from engine.model.domains import Domains
 from engine.ports import Blobs, Bus, Clock
 from engine.receiving import Receiving, UploadLimits
 from engine.services import Service

@@ -8,9 +8,9 @@ import anyio
 import msgspec
 import structlog
 
+from engine.model.rows import TenantUsage
 from engine.ports import StoreError
 from engine.room import RoomState
-from engine.rows import TenantUsage
 from engine.settings import Settings
 from storage.disk import Disk
 from storage.pool import Database

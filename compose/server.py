@@ -25,11 +25,12 @@ from engine.admission import TenantRates
 from engine.backlog import CommitLimits
 from engine.committer import Committer
 from engine.devices import DeviceLimits, Devices
-from engine.domains import Domains
 from engine.feed import Feed, FeedLimits
 from engine.intake import Intake
 from engine.loop_share import LoopShares
 from engine.loop_turns import LoopTurns
+from engine.model.domains import Domains
+from engine.model.rows import Record
 from engine.neighbours import Neighbours
 from engine.open_requests import OpenRequests, RequestLimits
 from engine.partial_messages import PartialMessages
@@ -37,7 +38,6 @@ from engine.policies import PolicyBook
 from engine.ports import StoreError
 from engine.read_turns import ReadTurns
 from engine.revocations import Revocations
-from engine.rows import Record
 from engine.rules import Rules
 from engine.services import Service, running
 from engine.settings import Settings

@@ -20,7 +20,7 @@ from compose.reload import Reading, Reload
 from compose.upload_desk import UploadDesk
 from compose.workers import supervise, work
 from engine.administration import Finding
-from engine.domains import Domains
+from engine.model.domains import Domains
 from engine.ports import StoreRetryError
 from engine.setting_layers import (
     COMMAND_LINE,

@@ -7,10 +7,10 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from engine.domains import DomainPolicy, Fallback, Policy
 from engine.jobs import Settlement
+from engine.model.domains import DomainPolicy, Fallback, Policy
+from engine.model.rows import Conflict, Quarantined, Record, TenantUsage
 from engine.ports import StoreError
-from engine.rows import Conflict, Quarantined, Record, TenantUsage
 from engine.wire.messages import Choice, ItemError, Status, Winner
 
 

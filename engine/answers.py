@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 from msgspec import UNSET
 
-from engine.rows import Record, RecordKey
+from engine.model.rows import Record, RecordKey
 from engine.wire.messages import Result
 
 #: Bytes of ``data`` that one kept answer holds, and those of the server's side in one row of the conflict log

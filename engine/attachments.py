@@ -10,8 +10,8 @@ from typing import Final
 import msgspec
 
 from engine.jobs import Attach, Attached
-from engine.rows import Record, RecordKey
-from engine.uploads import FINISHED, State, Upload, UploadRef
+from engine.model.rows import Record, RecordKey
+from engine.model.uploads import FINISHED, State, Upload, UploadRef
 from engine.wire.messages import Attachment
 from engine.wire.timestamps import to_text
 from engine.working import Working

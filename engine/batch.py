@@ -17,10 +17,7 @@ from engine.attachments import attach
 from engine.conflict import may_hold
 from engine.items import apply_item
 from engine.jobs import Answer, Attach, Change, Job, Outcome, Push, Refused, Resolution
-from engine.quarantine import quarantined
-from engine.resolution import settle_by_person
-from engine.room import Behind, Room
-from engine.rows import (
+from engine.model.rows import (
     ConflictRef,
     EventKey,
     HeldRef,
@@ -34,9 +31,12 @@ from engine.rows import (
     TenantUsage,
     Writes,
 )
+from engine.model.uploads import UploadRef
+from engine.quarantine import quarantined
+from engine.resolution import settle_by_person
+from engine.room import Behind, Room
 from engine.rules import Rules
 from engine.tenant_usage import sentence, usage_above
-from engine.uploads import UploadRef
 from engine.weighing import touched_bytes
 from engine.wire.errors import SyncError
 from engine.wire.messages import ItemError, Result

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from engine.domains import Domain, DomainPolicy, Policy
-from engine.merge import Fields, FieldVersions, apply_patch, same_value
+from engine.model.domains import Domain, DomainPolicy, Policy
+from engine.model.merge import Fields, FieldVersions, apply_patch, same_value
 from engine.wire.messages import Op, Winner
 
 _MISSING = object()

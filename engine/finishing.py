@@ -15,11 +15,11 @@ from engine.file_types import FileTypes
 from engine.gathering import Gatherer, patiently
 from engine.holding import Hold
 from engine.jobs import Attach, Attached, Outcome
+from engine.model.uploads import Draft, State, Upload, UploadRef
 from engine.ports import Blobs, Clock
 from engine.submitting import Jobs, settled
 from engine.unwanted import drop_draft, drop_file
 from engine.upload_store import Stored, UploadStore
-from engine.uploads import Draft, State, Upload, UploadRef
 from engine.wire.errors import SyncError
 
 _log = structlog.get_logger()

@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from engine.merge import Fields, decode_fields, encode_fields, same_content
-from engine.rows import Conflict, HeldChange
+from engine.model.merge import Fields, decode_fields, encode_fields, same_content
+from engine.model.rows import Conflict, HeldChange
 from engine.wire.messages import Op
 
 #: Each change that comes is compared with every one that is held, and writes the list anew.

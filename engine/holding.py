@@ -18,9 +18,9 @@ import msgspec
 import structlog
 
 from engine.gathering import Gatherer, patiently
+from engine.model.uploads import Upload, UploadRef, standing
 from engine.ports import BlobMissingError, Blobs, Bus, Clock, StoreError
 from engine.upload_store import Advance, Claim, UploadStore
-from engine.uploads import Upload, UploadRef, standing
 from engine.wire.errors import SyncError
 
 #: How long a request elsewhere has to give an upload back, once it is told; then it is taken from it. One

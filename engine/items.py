@@ -6,10 +6,10 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine.conflict import Settled, Side, Standing, client_side, may_hold, settle
-from engine.domains import DomainPolicy
 from engine.held import MAX_CHANGES, changes_of, fold
 from engine.jobs import Change, Push, Refused
-from engine.merge import (
+from engine.model.domains import DomainPolicy
+from engine.model.merge import (
     Fields,
     FieldVersions,
     Sent,
@@ -23,8 +23,7 @@ from engine.merge import (
     smallest,
     versions_of,
 )
-from engine.own_order import follows, is_own, kept_sent_at_us
-from engine.rows import (
+from engine.model.rows import (
     Conflict,
     Event,
     EventKey,
@@ -34,6 +33,7 @@ from engine.rows import (
     RecordKey,
     SetAsideRef,
 )
+from engine.own_order import follows, is_own, kept_sent_at_us
 from engine.rules import Policies, Rules
 from engine.wire.messages import ItemError, Result
 from engine.working import Working

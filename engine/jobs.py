@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from engine.merge import Fields
+from engine.model.merge import Fields
 from engine.wire.errors import SyncError
 from engine.wire.messages import Choice, Op
 

@@ -14,6 +14,7 @@ import structlog
 from engine.backlog import Backlog, Waiting
 from engine.batch import Plan, lookups, steps
 from engine.jobs import Job, Outcome, Push, Refused
+from engine.model.rows import HeldRef, Record
 from engine.planning import MESSAGE_S, TooLongError, planned
 from engine.ports import (
     Store,
@@ -27,7 +28,6 @@ from engine.ports import (
     WorkClock,
 )
 from engine.room import KeptBack
-from engine.rows import HeldRef, Record
 from engine.rules import Rules
 from engine.weighing import select
 from engine.wire.errors import SyncError, retry_later_ms, retry_soon_ms

@@ -13,9 +13,9 @@ from typing import Final, Protocol
 import anyio
 
 from engine.feed import Feed
+from engine.model.uploads import UploadRef
 from engine.policies import PolicyBook
 from engine.ports import Bus, StoreError
-from engine.uploads import UploadRef
 
 #: Between two looks at how far the feeds have come: while the bus is away, and while it works, for what
 #: a process that was killed had no time to tell.

@@ -7,7 +7,7 @@ the corrected ``at`` orders changes of different devices alone. Those of one dev
 from __future__ import annotations
 
 from engine.jobs import Change
-from engine.rows import Record
+from engine.model.rows import Record
 from engine.wire.timestamps import EARLIEST_US
 
 

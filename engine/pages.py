@@ -12,7 +12,7 @@ from msgspec import UNSET
 
 from engine.attachments import NO_FILES
 from engine.cursor import Scope
-from engine.rows import Record
+from engine.model.rows import Record
 from engine.wire.messages import Change
 from engine.wire.timestamps import to_text
 

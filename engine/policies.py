@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
-from engine.domains import DomainPolicy
+from engine.model.domains import DomainPolicy
 from engine.ports import Clock, StoreError, StoreUnavailableError, Tenant, TenantPolicies, TenantStore
 
 POLL_S: Final = 0.5

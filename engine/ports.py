@@ -7,10 +7,10 @@ from typing import Final, Protocol
 
 import msgspec
 
-from engine.domains import DomainPolicy
 from engine.health import DeviceKey, Health
-from engine.rows import Conflict, Lookups, Record, State, Writes
-from engine.uploads import Draft, Upload, UploadRef
+from engine.model.domains import DomainPolicy
+from engine.model.rows import Conflict, Lookups, Record, State, Writes
+from engine.model.uploads import Draft, Upload, UploadRef
 
 
 class StoreError(Exception):

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from engine.jobs import Push
-from engine.rows import Quarantined
+from engine.model.rows import Quarantined
 from engine.wire.codec import JSON, MSGPACK
 from engine.wire.messages import Result
 

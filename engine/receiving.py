@@ -18,12 +18,7 @@ from engine.finishing import Finishing
 from engine.gathering import Gatherer, patiently
 from engine.holding import Hold, Holds, spent, taken_over
 from engine.intake import Session
-from engine.ports import BlobMissingError, Blobs, Clock
-from engine.upload_intake import PROGRESS_S, Body, BodyCutError, UploadIntake
-from engine.upload_metadata import Described
-from engine.upload_store import Created, Creating, Quota, UploadStore
-from engine.upload_turns import UploadTurns
-from engine.uploads import (
+from engine.model.uploads import (
     FINISHED,
     Append,
     Kind,
@@ -35,6 +30,11 @@ from engine.uploads import (
     standing,
     upload_complete,
 )
+from engine.ports import BlobMissingError, Blobs, Clock
+from engine.upload_intake import PROGRESS_S, Body, BodyCutError, UploadIntake
+from engine.upload_metadata import Described
+from engine.upload_store import Created, Creating, Quota, UploadStore
+from engine.upload_turns import UploadTurns
 from engine.wire.errors import SyncError, retry_later_ms, retry_soon_ms
 
 MOST_PARTS: Final = 100

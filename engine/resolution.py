@@ -7,8 +7,8 @@ import msgspec
 from engine.held import applied, changes_of
 from engine.items import last_data, next_versions
 from engine.jobs import Outcome, Resolution, Settlement
-from engine.merge import Fields, decode_fields, encode_fields
-from engine.rows import Conflict, ConflictRef, Record, RecordKey
+from engine.model.merge import Fields, decode_fields, encode_fields
+from engine.model.rows import Conflict, ConflictRef, Record, RecordKey
 from engine.rules import Rules
 from engine.wire.errors import SyncError
 from engine.working import Working

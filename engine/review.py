@@ -12,9 +12,9 @@ from engine.conflict import client_side
 from engine.held import applied, changes_of, op_of
 from engine.intake import Intake, Session
 from engine.jobs import Resolution
-from engine.merge import Fields, decode_fields, encode_fields, same_value
+from engine.model.merge import Fields, decode_fields, encode_fields, same_value
+from engine.model.rows import Quarantined, Record
 from engine.ports import Tenant
-from engine.rows import Quarantined, Record
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
 from engine.wire.floats import finite, json_decoder

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from engine.jobs import Change, Job, Push
-from engine.rows import SetAsideRef, TenantUsage
+from engine.model.rows import SetAsideRef, TenantUsage
 from engine.tenant_usage import NAMES, passed, tight
 from engine.wire.errors import SyncError
 

@@ -8,9 +8,9 @@ from typing import Final
 import msgspec
 
 from engine.answers import KEPT_DATA_BYTES
-from engine.domains import DomainPolicy, Domains
-from engine.merge import Fields
-from engine.rows import TenantUsage
+from engine.model.domains import DomainPolicy, Domains
+from engine.model.merge import Fields
+from engine.model.rows import TenantUsage
 
 Policies = Mapping[str, DomainPolicy]
 

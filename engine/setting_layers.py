@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_ori
 
 import msgspec
 
-from engine.domains import Domain
+from engine.model.domains import Domain
 from engine.settings import Settings, SettingsError
 from engine.wire.floats import json_decoder
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from engine.domains import Domain
+from engine.model.domains import Domain
 
 Text = Annotated[str, Meta(pattern=r"^[^\x00]*$")]
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
@@ -133,7 +133,7 @@ class Records(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class TenantLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one tenant may hold: rows, and bytes of the JSON in them, as ``engine.rows.TenantUsage``."""
+    """What one tenant may hold: rows, and bytes of the JSON in them, as ``engine.model.rows.TenantUsage``."""
 
     record_rows: HeldRows
     record_bytes: QuotaBytes

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Final
 
 from engine.jobs import Job, Push
-from engine.rows import Conflict, Record, TenantUsage
+from engine.model.rows import Conflict, Record, TenantUsage
 
 #: What one message may add beyond what it has sent: a record that it merely names is logged where it is
 #: overwritten, and moves where it is deleted (``engine.batch.MESSAGE_TOUCHES_BYTES``).

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import structlog
 
+from engine.model.uploads import UploadRef
 from engine.ports import Blobs, BlobsError
-from engine.uploads import UploadRef
 
 _log = structlog.get_logger()
 

@@ -15,11 +15,11 @@ import msgspec
 
 from engine.gathering import patiently
 from engine.jobs import Attach, Attached
+from engine.model.rows import RecordKey
+from engine.model.uploads import State, UploadRef
 from engine.ports import Blobs, Kept
-from engine.rows import RecordKey
 from engine.submitting import Jobs, settled
 from engine.unwanted import drop_draft, drop_file
-from engine.uploads import State, UploadRef
 
 #: Looked at in one statement: what more there is waits for the next, and so does nobody else.
 PAGE: Final = 500

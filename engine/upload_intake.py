@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from engine.holding import Hold
+from engine.model.uploads import Append, Taking
 from engine.ports import Appending, Clock
 from engine.upload_turns import UploadTurns
-from engine.uploads import Append, Taking
 from engine.wire.errors import SyncError
 
 #: Handed to the disk at a stretch; so much of one request waits at most, and as much is under way.

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from engine.uploads import State, Upload, UploadRef
+from engine.model.uploads import State, Upload, UploadRef
 
 #: A request keeps an upload for so long without a word; after it others may take the upload over.
 LEASE_S = 30

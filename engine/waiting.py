@@ -14,10 +14,10 @@ import structlog
 
 from engine.attachments import attaching
 from engine.jobs import Outcome
+from engine.model.rows import Record, RecordKey
+from engine.model.uploads import Upload, UploadRef
 from engine.ports import Clock, StoreError, WaitingStore
-from engine.rows import Record, RecordKey
 from engine.submitting import Jobs
-from engine.uploads import Upload, UploadRef
 from engine.wire.errors import SyncError
 
 _LOOK_S: Final = 1.0

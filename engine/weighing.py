@@ -13,7 +13,7 @@ import msgspec
 
 from engine.held import size_bytes
 from engine.jobs import Attach, Change, Job, Push, Resolution
-from engine.rows import Conflict, ConflictRef, HeldRef, Record, RecordKey, State
+from engine.model.rows import Conflict, ConflictRef, HeldRef, Record, RecordKey, State
 
 #: Bytes of records that the changes of a batch may touch, unless it is one message.
 BATCH_TOUCHES_BYTES: Final = 16 << 20

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from engine.jobs import Change, Push
-from engine.rows import (
+from engine.model.rows import (
     Conflict,
     ConflictRef,
     Event,
@@ -22,9 +22,9 @@ from engine.rows import (
     TenantUsage,
     Writes,
 )
+from engine.model.uploads import State as UploadState
+from engine.model.uploads import UploadRef
 from engine.tenant_usage import AHEAD_US, conflict_bytes, record_bytes
-from engine.uploads import State as UploadState
-from engine.uploads import UploadRef
 
 _NOTHING: Final = TenantUsage()
 

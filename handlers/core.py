@@ -7,11 +7,11 @@ import msgspec
 from engine.admission import TenantRates
 from engine.committer import Committer
 from engine.devices import Devices
-from engine.domains import Domains
 from engine.feed import Feed
 from engine.intake import Intake
 from engine.loop_share import LoopShares
 from engine.loop_turns import LoopTurns
+from engine.model.domains import Domains
 from engine.open_requests import OpenRequests
 from engine.partial_messages import PartialMessages
 from engine.policies import PolicyBook

@@ -17,8 +17,8 @@ from urllib.parse import quote
 import structlog
 from aiohttp import web
 
+from engine.model.uploads import Upload
 from engine.ports import BlobMissingError, Blobs, BlobsError, FileStore
-from engine.uploads import Upload
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError, retry_soon_ms
 from handlers.caching import VARY

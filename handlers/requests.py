@@ -10,12 +10,12 @@ import msgspec
 from msgspec import UNSET
 
 from engine.clocks import DeviceClock
-from engine.domains import Domain, DomainPolicy
 from engine.health import Device
 from engine.held import applied, changes_of, op_of
 from engine.intake import Session
 from engine.jobs import Answer, Resolution
-from engine.merge import encode_fields
+from engine.model.domains import Domain, DomainPolicy
+from engine.model.merge import encode_fields
 from engine.ports import HeldConflict
 from engine.read_turns import Reader
 from engine.wire.errors import SyncError

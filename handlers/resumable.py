@@ -15,9 +15,9 @@ import msgspec
 from aiohttp import web
 
 from engine.intake import Session
+from engine.model.uploads import Append, Upload
 from engine.receiving import Checksum, Creation
 from engine.upload_metadata import formatted, parsed
-from engine.uploads import Append, Upload
 from engine.wire.errors import SyncError
 from handlers.disposition import file_name
 from handlers.errors import http_status, shown

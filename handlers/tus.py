@@ -8,9 +8,9 @@ from typing import Final
 from aiohttp import web
 
 from engine.intake import Session
+from engine.model.uploads import Append
 from engine.receiving import Checksum, Creation
 from engine.upload_metadata import parsed
-from engine.uploads import Append
 from engine.wire.errors import SyncError
 from handlers.header_fields import combined
 from handlers.media_type import media_type

@@ -12,12 +12,12 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from engine.domains import Domains
 from engine.file_types import FileTypes
 from engine.intake import Session
+from engine.model.domains import Domains
+from engine.model.uploads import Upload
 from engine.receiving import Receiving
 from engine.upload_metadata import Described, described
-from engine.uploads import Upload
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
 from handlers.connections import Connections

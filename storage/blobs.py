@@ -19,8 +19,8 @@ from typing import Final
 
 import anyio
 
+from engine.model.uploads import Draft, UploadRef
 from engine.ports import BlobsError, Content, Kept
-from engine.uploads import Draft, UploadRef
 from storage.blob_content import ContentReader
 from storage.blob_threads import BlobThreads
 

@@ -19,9 +19,9 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
+from engine.model.uploads import Draft, UploadRef
 from engine.ports import BlobMissingError, BlobsError, BlobsFullError, Content, Kept
 from engine.settings import S3
-from engine.uploads import Draft, UploadRef
 from storage.blob_content import ContentReader
 from storage.blob_threads import BlobThreads
 

@@ -25,8 +25,8 @@ import structlog
 from redis.asyncio.client import PubSub
 from redis.exceptions import InvalidResponse, RedisError
 
+from engine.model.rows import Record
 from engine.ports import BusListener, BusState, StoreError
-from engine.rows import Record
 from storage.bus_news import (
     ALL_SIGN,
     IDENTITY,

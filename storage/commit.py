@@ -12,8 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from engine.ports import StoreRetryError, StoreUnknownError
-from engine.rows import (
+from engine.model.rows import (
     Conflict,
     ConflictRef,
     Event,
@@ -30,8 +29,9 @@ from engine.rows import (
     TenantUsage,
     Writes,
 )
+from engine.model.uploads import UploadRef
+from engine.ports import StoreRetryError, StoreUnknownError
 from engine.tenant_usage import NAMES
-from engine.uploads import UploadRef
 from storage.arrays import joined, numbers, plain, split, texts
 from storage.held import StoredChange
 from storage.kept_keys import RECENT_H, TODAY, older, recent

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from engine.model.rows import Conflict, Record
 from engine.ports import HeldConflict, HeldConflicts
-from engine.rows import Conflict, Record
 from storage.commit import decode_conflict
 from storage.pool import Database
 

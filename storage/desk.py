@@ -13,7 +13,7 @@ from engine.administration import (
     QuarantineSummary,
     RefusedError,
 )
-from engine.rows import Quarantined, QuarantineRef, Record, RecordKey
+from engine.model.rows import Quarantined, QuarantineRef, Record, RecordKey
 from engine.wire.messages import ItemError
 from engine.wire.timestamps import to_text
 from storage.commit import decode_conflict

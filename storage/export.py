@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.administration import RefusedError
-from engine.domains import Domain
 from engine.exporting import Row, compact, instant
+from engine.model.domains import Domain
 from engine.wire.timestamps import EARLIEST_US
 from storage.direct import connected
 from storage.fleet import tenant_id_of

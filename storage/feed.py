@@ -7,8 +7,8 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Final
 
+from engine.model.rows import Record
 from engine.ports import Page, StoreError
-from engine.rows import Record
 from storage.arrays import numbers, texts
 from storage.pool import Database, Row, Statement
 

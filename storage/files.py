@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from engine.uploads import Upload
+from engine.model.uploads import Upload
 from storage.pool import Database, Statement
 from storage.uploads import COLUMNS, decode_upload
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from engine.rows import HeldChange
+from engine.model.rows import HeldChange
 from engine.wire.messages import Op
 
 _NULL: Final = b"null"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine.administration import NoTenantError, PolicyInForce, RefusedError
-from engine.domains import DomainPolicy
+from engine.model.domains import DomainPolicy
 from storage.direct import connected
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from engine.domains import DomainPolicy
+from engine.model.domains import DomainPolicy
 from engine.ports import Reused, StoreError, Tenant, TenantPolicies
 from storage.arrays import numbers
 from storage.pool import Database, Row

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Literal
 
+from engine.model.rows import RecordKey
+from engine.model.uploads import State, UploadRef
 from engine.ports import StoreUnknownError
-from engine.rows import RecordKey
 from engine.upload_cleanup import Abandonment, GoneFile, OpenUpload
-from engine.uploads import State, UploadRef
 from storage.arrays import numbers, plain
 from storage.commit import SETTINGS
 from storage.pool import Database, Row, Values

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
+from engine.model.uploads import State, Upload, UploadRef
 from engine.ports import StoreUnknownError
 from engine.upload_store import LEASE_S, Advance, Claim, Claimed, Created, Creating, Joined, Stored
-from engine.uploads import State, Upload, UploadRef
 from storage.arrays import numbers, numbers_or_null, plain, texts
 from storage.commit import SETTINGS, settings
 from storage.pool import Database, Row, Session, Statement, Values

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from engine.administration import NoTenantError, TenantHolds
-from engine.rows import TenantUsage
+from engine.model.rows import TenantUsage
 from engine.tenant_usage import NAMES
 from storage.direct import connected
 from storage.pool import Database

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from engine.model.uploads import Upload
 from engine.ports import WaitingFile
-from engine.uploads import Upload
 from storage.arrays import numbers, plain, texts
 from storage.pool import Database, Statement
 from storage.uploads import COLUMNS, decode_upload

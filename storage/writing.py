@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from itertools import chain
 from typing import Final
 
-from engine.rows import Conflict, KeyRow, Quarantined, Record, RecordKey, TenantUsage, Writes
+from engine.model.rows import Conflict, KeyRow, Quarantined, Record, RecordKey, TenantUsage, Writes
 from engine.tenant_usage import NAMES
 from storage.arrays import (
     joined,

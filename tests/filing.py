@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from engine.uploads import Draft, Upload, UploadRef
+from engine.model.uploads import Draft, Upload, UploadRef
 from storage.blobs import DirectoryBlobs
 from tests.services import execute
 

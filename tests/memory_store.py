@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from itertools import chain
 from operator import gt
 
-from engine.ports import HeldConflict, HeldConflicts, Page
-from engine.rows import (
+from engine.model.rows import (
     Conflict,
     ConflictRef,
     Event,
@@ -27,8 +26,9 @@ from engine.rows import (
     TenantUsage,
     Writes,
 )
-from engine.uploads import State as UploadState
-from engine.uploads import UploadRef
+from engine.model.uploads import State as UploadState
+from engine.model.uploads import UploadRef
+from engine.ports import HeldConflict, HeldConflicts, Page
 
 
 class Memory:

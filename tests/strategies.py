@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from hypothesis import strategies as st
 
-from engine.domains import Domain, Domains, Fallback, Policy
+from engine.model.domains import Domain, Domains, Fallback, Policy
 from tests.model import DomainSpec
 from tests.model import Policy as ModelPolicy
 

@@ -12,9 +12,9 @@ from engine.attachments import entry
 from engine.backlog import Backlog, CommitLimits
 from engine.batch import Plan, lookups
 from engine.jobs import Attach, Attached, Outcome
+from engine.model.rows import ConflictRef, Record, RecordKey
+from engine.model.uploads import State, Upload, UploadRef
 from engine.pages import encode_change
-from engine.rows import ConflictRef, Record, RecordKey
-from engine.uploads import State, Upload, UploadRef
 from engine.weighing import select
 from tests.filing import upload
 from tests.test_batch import NOW_US, Desk

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.jobs import Attach, Attached
-from engine.uploads import Upload
+from engine.model.uploads import Upload
 from tests.filing import upload
 from tests.test_attach import SAME, TASK, FileDesk
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine import waiting as room
-from engine.uploads import Upload
+from engine.model.uploads import Upload
 from tests.device import Device, put
 from tests.filing import keep, upload
 from tests.services import execute, rows

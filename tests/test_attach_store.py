@@ -11,8 +11,8 @@ import msgspec
 import psycopg2
 import pytest
 
-from engine.rows import Lookups, Record, RecordKey, Writes
-from engine.uploads import UploadRef
+from engine.model.rows import Lookups, Record, RecordKey, Writes
+from engine.model.uploads import UploadRef
 from storage.commit import PostgresStore
 from storage.feed import PostgresFeed
 from storage.pool import Database

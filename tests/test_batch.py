@@ -11,12 +11,12 @@ import msgspec
 import pytest
 
 from engine.batch import Plan, lookups, plan
-from engine.domains import Domain, DomainPolicy, Domains
 from engine.held import changes_of
 from engine.intake import Intake, Session
 from engine.jobs import Answer, Job, Push, Resolution, Settlement
+from engine.model.domains import Domain, DomainPolicy, Domains
+from engine.model.rows import Conflict, ConflictRef, EventKey, HeldRef, RecordKey
 from engine.ports import Tenant
-from engine.rows import Conflict, ConflictRef, EventKey, HeldRef, RecordKey
 from engine.rules import Rules
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError

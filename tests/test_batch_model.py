@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.batch import Plan, lookups, plan
-from engine.domains import DomainPolicy
 from engine.held import applied, changes_of
 from engine.intake import Intake, Session
 from engine.jobs import Answer, Attach, Attached, Job, Outcome, Push, Resolution, Settlement
+from engine.model.domains import DomainPolicy
+from engine.model.rows import Conflict, ConflictRef, EventKey, HeldRef, Record, RecordKey, TenantUsage
+from engine.model.uploads import UploadRef
 from engine.ports import Tenant
-from engine.rows import Conflict, ConflictRef, EventKey, HeldRef, Record, RecordKey, TenantUsage
 from engine.rules import Rules
-from engine.uploads import UploadRef
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
 from engine.wire.messages import Attachment, Resolve, Sync

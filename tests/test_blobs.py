@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from engine.model.uploads import Draft, UploadRef
 from engine.ports import BlobMissingError, Blobs, BlobsError, Kept
 from engine.settings import S3
-from engine.uploads import Draft, UploadRef
 from storage import blobs as directory_blobs
 from storage import blobs_s3
 from storage.blobs import DirectoryBlobs

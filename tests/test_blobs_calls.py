@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from engine.model.uploads import Draft, UploadRef
 from engine.ports import Blobs
-from engine.uploads import Draft, UploadRef
 from storage.blob_threads import BlobThreads
 from storage.blobs import DirectoryBlobs
 from tests.blob_writer import opened

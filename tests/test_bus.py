@@ -14,7 +14,7 @@ import pytest
 import redis.asyncio
 from structlog.testing import capture_logs
 
-from engine.rows import Record
+from engine.model.rows import Record
 from storage.bus import RedisBus
 from storage.bus_news import News, Opened, UnusableUrlError, announce, channel_of, decode, encode
 from storage.bus_signing import BELIEVED_APART_S, signed, unsigned

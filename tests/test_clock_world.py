@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from engine.batch import lookups, plan
 from engine.clocks import DeviceClock
-from engine.domains import Domain, DomainPolicy, Domains, Fallback, Policy
 from engine.intake import Intake, Session
 from engine.jobs import Answer
+from engine.model.domains import Domain, DomainPolicy, Domains, Fallback, Policy
+from engine.model.rows import RecordKey
 from engine.ports import Tenant
-from engine.rows import RecordKey
 from engine.rules import Rules
 from engine.wire.codec import JSON
 from engine.wire.messages import Sync

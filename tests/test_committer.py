@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from engine import admission
 from engine.backlog import CommitLimits
 from engine.committer import Committer
-from engine.domains import Domain, DomainPolicy, Domains
 from engine.held import changes_of
 from engine.intake import Intake, Session
 from engine.jobs import Answer, Outcome, Push, Resolution, Settlement
 from engine.lane import PATIENCE_S, Wanted
+from engine.model.domains import Domain, DomainPolicy, Domains
+from engine.model.rows import ConflictRef, Lookups, Record, RecordKey, Writes
 from engine.ports import (
     StoreError,
     StoreFullError,
@@ -32,7 +33,6 @@ from engine.ports import (
     StoreUnknownError,
     Tenant,
 )
-from engine.rows import ConflictRef, Lookups, Record, RecordKey, Writes
 from engine.rules import Rules
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError

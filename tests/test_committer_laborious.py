@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engine import lane, planning, weighing
-from engine.rows import Lookups
+from engine.model.rows import Lookups
 from tests.memory_store import MemoryTransaction
 from tests.test_committer import Bench, FaultyStore, HandClock, bench, put
 

@@ -6,7 +6,7 @@ import msgspec
 
 from engine.batch import lookups
 from engine.jobs import Job
-from engine.rows import SetAsideRef
+from engine.model.rows import SetAsideRef
 from tests.test_batch import Desk, Json, item
 
 _CREATION = item("visit", "v", n=1)

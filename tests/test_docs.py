@@ -24,7 +24,7 @@ from bench.cli import bench
 from bench.client.simulate import simulate
 from docs.generate import pages
 from engine import cursor, held, intake
-from engine.domains import Policy
+from engine.model.domains import Policy
 from engine.wire import messages, nesting
 from engine.wire.codec import JSON
 from engine.wire.errors import ERRORS

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.domains import Domain, DomainPolicy, DomainRules, Domains
+from engine.model.domains import Domain, DomainPolicy, DomainRules, Domains
 from engine.setting_layers import Layer, settings
 
 STEPS = {"NEW": ("OPEN",), "OPEN": ("DONE", "WAITING"), "WAITING": ("OPEN",), "DONE": ()}

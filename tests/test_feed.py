@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from engine import feed as feed_module
 from engine import gaps
 from engine.feed import Feed, FeedLimits
+from engine.model.rows import Record, RecordKey
 from engine.ports import Page, StoreUnavailableError
 from engine.read_turns import Reader as Device
 from engine.read_turns import ReadTurns
-from engine.rows import Record, RecordKey
 from engine.subscription import Subscription
 from engine.wire.errors import SyncError
 from engine.wire.messages import Subscribe

@@ -19,8 +19,8 @@ import pytest
 import structlog
 from aiohttp import ClientError, ClientTimeout
 
+from engine.model.uploads import Upload, UploadRef
 from engine.ports import BlobsError
-from engine.uploads import Upload, UploadRef
 from handlers import files as room
 from handlers.files import disposition
 from storage.blobs import DirectoryBlobs

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from engine.intake import Intake, Session
 from engine.jobs import Refused
-from engine.merge import decode_fields
+from engine.model.merge import decode_fields
 from engine.ports import Tenant
 from engine.recovery import _with_data
 from engine.wire.codec import JSON, MSGPACK

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from aiohttp import WSMsgType
 
+from engine.model.rows import Lookups, Record, Writes
 from engine.ports import StorePoisonError, StoreRetryError
-from engine.rows import Lookups, Record, Writes
 from storage.commit import PostgresStore
 from storage.embedded import Services
 from storage.partitions import ensure_partitions

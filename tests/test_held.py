@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.held import MAX_CHANGES, Changes, applied, compacted, compose, fold, op_of
-from engine.merge import decode_fields, encode_fields
-from engine.rows import HeldChange
+from engine.model.merge import decode_fields, encode_fields
+from engine.model.rows import HeldChange
 from tests.model import CHAIN, RejectedError, Waiting, World, again, canonical, chain_applied, merge_patch
 
 Json = dict[str, Any]

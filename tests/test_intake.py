@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from engine import quarantine
 from engine.batch import plan
-from engine.domains import Domain, Domains
 from engine.intake import Intake, Session
 from engine.jobs import Change, Push, Refused
+from engine.model.domains import Domain, Domains
+from engine.model.rows import Conflict, Quarantined, State
 from engine.ports import Tenant
-from engine.rows import Conflict, Quarantined, State
 from engine.rules import Rules
 from engine.wire.codec import JSON, MSGPACK, Codec
 from engine.wire.errors import SyncError

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.domains import Domain, Domains
 from engine.health import Device
 from engine.intake import Intake, Session
 from engine.jobs import Push, Refused
 from engine.loop_turns import LARGE_BYTES, LoopTurns
+from engine.model.domains import Domain, Domains
 from engine.ports import Tenant
 from engine.wire import nesting, pieces, values
 from engine.wire.codec import JSON, MSGPACK, Codec, MalformedError

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.merge import (
+from engine.model.merge import (
     MAX_REMOVED_FIELDS,
     FieldVersions,
     Sent,

@@ -15,8 +15,8 @@ import pytest
 import handlers
 from engine.cursor import Scope
 from engine.jobs import Answer, Settlement
+from engine.model.rows import Record
 from engine.pages import encode_change, page_body, with_id
-from engine.rows import Record
 from engine.wire import messages
 from engine.wire.errors import ERRORS, SyncError
 from engine.wire.messages import (

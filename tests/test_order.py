@@ -9,7 +9,7 @@ import asyncio
 import itertools
 from typing import NamedTuple
 
-from engine.rows import Lookups, Record, Writes
+from engine.model.rows import Lookups, Record, Writes
 from storage.commit import PostgresStore
 from storage.pool import Database
 from storage.tenancy import PostgresTenancy

@@ -10,13 +10,13 @@ import msgspec
 import pytest
 
 from engine.batch import lookups, plan
-from engine.domains import Domain, DomainPolicy, Domains, Policy
 from engine.intake import Intake, Session
 from engine.jobs import Answer
+from engine.model.domains import Domain, DomainPolicy, Domains, Policy
+from engine.model.rows import RecordKey
 from engine.ports import Tenant
 from engine.quarantine import quarantined
 from engine.recovery import resent
-from engine.rows import RecordKey
 from engine.rules import Rules
 from engine.wire.codec import JSON
 from engine.wire.messages import Sync

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import psycopg2
 import pytest
 
+from engine.model.rows import EventKey, Lookups
 from engine.ports import StoreRetryError
-from engine.rows import EventKey, Lookups
 from storage import partitions
 from storage.commit import PostgresStore
 from storage.partitions import drop_expired, ensure_partitions, maintain

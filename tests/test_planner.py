@@ -12,8 +12,17 @@ from typing import Any
 
 import pytest
 
-from engine.rows import ConflictRef, EventKey, HeldRef, KeyRef, Lookups, QuarantineRef, RecordKey, SetAsideRef
-from engine.uploads import UploadRef
+from engine.model.rows import (
+    ConflictRef,
+    EventKey,
+    HeldRef,
+    KeyRef,
+    Lookups,
+    QuarantineRef,
+    RecordKey,
+    SetAsideRef,
+)
+from engine.model.uploads import UploadRef
 from storage.commit import _LOCK, SETTINGS, PostgresStore
 from storage.feed import _ALL, _NEWS, _SOME
 from storage.pool import _READING_PREPARED, Database, Session, Values

@@ -10,8 +10,8 @@ import pytest
 
 from engine.batch import Plan, lookups, plan, steps
 from engine.jobs import Answer, Job
+from engine.model.rows import Writes
 from engine.planning import MESSAGE_S, TURN_S, TooLongError, planned
-from engine.rows import Writes
 from tests.test_batch import Desk, item
 from tests.test_committer import HandClock
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from engine.domains import DomainPolicy
+from engine.model.domains import DomainPolicy
 from engine.policies import TTL_S, UNKNOWN_S, PolicyBook
 from engine.ports import StoreUnavailableError, Tenant, TenantPolicies
 from storage.pool import Database

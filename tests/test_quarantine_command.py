@@ -11,8 +11,8 @@ import pytest
 
 from compose.desk import QuarantineDesk
 from engine.administration import Recovered, RefusedError
+from engine.model.rows import Writes
 from engine.ports import StoreError, StoreUnknownError
-from engine.rows import Writes
 from engine.settings import Settings
 from storage.commit import PostgresTransaction
 from tests.commands import Run, command

@@ -20,14 +20,14 @@ from engine.finishing import Finishing
 from engine.holding import Holds
 from engine.intake import Session
 from engine.jobs import Attached, Job
+from engine.model.rows import Record
+from engine.model.uploads import Append, Upload, UploadRef
 from engine.ports import BusListener, BusState, Tenant
 from engine.receiving import Checksum, Creation, Receiving, UploadLimits
-from engine.rows import Record
 from engine.upload_intake import BodyCutError
 from engine.upload_metadata import Described
 from engine.upload_store import Quota
 from engine.upload_turns import UploadTurns
-from engine.uploads import Append, Upload, UploadRef
 from engine.wire.errors import SyncError
 from storage.blobs import DirectoryBlobs
 from storage.pool import Database

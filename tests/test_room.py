@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from engine.batch import lookups, plan
 from engine.jobs import Answer, Push
+from engine.model.rows import SetAsideRef, TenantUsage
 from engine.room import MAX_RECORDS, Behind, KeptBack
-from engine.rows import SetAsideRef, TenantUsage
 from engine.tenant_usage import NAMES, tight, usage_above
 from engine.wire.errors import SyncError
 from tests.test_batch import Desk, item

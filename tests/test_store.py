@@ -8,18 +8,7 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from engine.ports import (
-    ConflictStore,
-    FeedStore,
-    HeldConflicts,
-    Page,
-    Store,
-    StoreFullError,
-    StorePoisonError,
-    StoreRetryError,
-    Transaction,
-)
-from engine.rows import (
+from engine.model.rows import (
     Conflict,
     ConflictRef,
     Event,
@@ -36,6 +25,17 @@ from engine.rows import (
     SetAsideRef,
     TenantUsage,
     Writes,
+)
+from engine.ports import (
+    ConflictStore,
+    FeedStore,
+    HeldConflicts,
+    Page,
+    Store,
+    StoreFullError,
+    StorePoisonError,
+    StoreRetryError,
+    Transaction,
 )
 from engine.tenant_usage import NAMES
 from storage.commit import PostgresStore

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.rows import Record
+from engine.model.rows import Record
 from engine.tail import Tail
 
 

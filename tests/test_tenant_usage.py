@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.rows import TenantUsage
+from engine.model.rows import TenantUsage
 from engine.tenant_usage import NAMES
 from storage.partitions import drop_expired, ensure_partitions
 from storage.usage import recount

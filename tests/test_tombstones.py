@@ -8,7 +8,7 @@ import msgspec
 
 from engine.batch import lookups, plan
 from engine.jobs import Job
-from engine.rows import HeldRef, RecordKey
+from engine.model.rows import HeldRef, RecordKey
 from tests.test_batch import Desk, item, statuses
 
 

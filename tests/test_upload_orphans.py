@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
+from engine.model.uploads import Draft, State, UploadRef
 from engine.ports import Kept
 from engine.settings import S3
 from engine.upload_cleanup import UploadCleanup
-from engine.uploads import Draft, State, UploadRef
 from storage.blobs_s3 import S3Blobs
 from storage.tenancy import PostgresTenancy
 from storage.upload_cleanup import PostgresCleanup

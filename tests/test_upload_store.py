@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.rows import Lookups, Writes
+from engine.model.rows import Lookups, Writes
+from engine.model.uploads import State, Upload, UploadRef
 from engine.upload_store import Advance, Claim, Created, Creating, Quota, Stored
-from engine.uploads import State, Upload, UploadRef
 from storage.commit import PostgresStore
 from storage.pool import Database
 from storage.tenancy import PostgresTenancy

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.uploads import FINISHED, Append, State, Taking, Upload, UploadRef, appended, joinable, standing
+from engine.model.uploads import (
+    FINISHED,
+    Append,
+    State,
+    Taking,
+    Upload,
+    UploadRef,
+    appended,
+    joinable,
+    standing,
+)
 from engine.wire.errors import SyncError
 
 LARGEST = 12

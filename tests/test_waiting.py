@@ -12,9 +12,9 @@ from engine import waiting as room
 from engine.backlog import Reply
 from engine.committer import overloaded
 from engine.jobs import Attach, Attached, Job
+from engine.model.rows import Record
+from engine.model.uploads import Upload
 from engine.ports import StoreUnavailableError, WaitingFile
-from engine.rows import Record
-from engine.uploads import Upload
 from engine.waiting import WaitingFiles
 from storage.files import PostgresFiles
 from storage.pool import _READING_PREPARED, Database

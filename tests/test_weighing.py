@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engine import weighing
 from engine.batch import lookups
 from engine.jobs import Job
-from engine.rows import Record, RecordKey
+from engine.model.rows import Record, RecordKey
 from engine.weighing import BATCH_US, Scale, Selection, content_us, select
 from tests.test_batch import Desk, item
 

@@ -19,12 +19,13 @@ from compose.server import SystemClock
 from compose.site import open_site
 from engine.cluster_turns import ClusterTurns
 from engine.committer import Committer
-from engine.domains import Domains
 from engine.file_types import FileTypes
 from engine.finishing import Finishing
 from engine.holding import Holds
 from engine.intake import Intake, Session
 from engine.jobs import Answer
+from engine.model.domains import Domains
+from engine.model.uploads import Append, Upload
 from engine.ports import Tenant
 from engine.receiving import Creation, Receiving, UploadLimits
 from engine.submitting import settled
@@ -33,7 +34,6 @@ from engine.upload_cleanup import Swept, Tidied, UploadCleanup
 from engine.upload_metadata import Described
 from engine.upload_store import Quota
 from engine.upload_turns import UploadTurns
-from engine.uploads import Append, Upload
 from engine.wire.codec import JSON
 from engine.wire.messages import Sync
 from storage.blobs import DirectoryBlobs

@@ -21,7 +21,7 @@ from bench.client.messages import ConflictList, Failed, Heard
 from bench.client.retry import QUIET_S, Backoff, Remedy, remedy
 from bench.client.store import Store
 from bench.client.talk import OnSettled, ProtocolError, Talk
-from engine.merge import Fields
+from engine.model.merge import Fields
 from engine.wire.messages import JSON_SUBPROTOCOL, Attachment, Choice, Op, Resolved
 
 _CONNECT_S: Final = 15.0

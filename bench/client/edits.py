@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Raw
 
 from bench.client.messages import Result
-from engine.merge import Fields, apply_patch
+from engine.model.merge import Fields, apply_patch
 from engine.wire.floats import json_decoder
 from engine.wire.messages import Op
 

@@ -29,7 +29,7 @@ from bench.client.edits import (
     outcome,
 )
 from bench.client.messages import Change, OpenConflict, Result, payload
-from engine.merge import Fields
+from engine.model.merge import Fields
 from engine.wire.messages import Attachment, Op
 from engine.wire.timestamps import to_text
 

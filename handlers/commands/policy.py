@@ -6,7 +6,7 @@ from typing import get_args
 
 import click
 
-from engine.domains import DomainPolicy, Fallback, Policy
+from engine.model.domains import DomainPolicy, Fallback, Policy
 from handlers.commands.site import Site, as_json, on_site, table
 from handlers.printing import say
 

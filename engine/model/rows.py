@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from engine.uploads import State as UploadState
-from engine.uploads import UploadRef
+from engine.model.uploads import State as UploadState
+from engine.model.uploads import UploadRef
 from engine.wire.messages import Op
 
 
@@ -75,7 +75,7 @@ class Record(msgspec.Struct, frozen=True):
 
     Every version from ``chain_from`` to ``version`` was written by ``device_id``; a version that is
     nobody's (a settled conflict) has ``chain_from`` above ``version``. ``fields`` is the JSON of
-    the field versions (``engine.merge``), None where the domain was not merged by field.
+    the field versions (``engine.model.merge``), None where the domain was not merged by field.
     ``attachments`` is the JSON array of the record's files, None where there never were any; a tombstone
     keeps it. ``sent_at_us`` is the ``at`` of this version as its device sent it (``engine.own_order``).
     ``last_data`` is a tombstone's data before it was deleted, None where they are kept no longer.

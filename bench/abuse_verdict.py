@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from bench.report import Abuse, Bar, Latency, Report
-from engine.loop_share import DEVICE_BURST_S, DEVICE_PART, TENANT_BURST_S, TENANT_PART
+from engine.runtime.loop_share import DEVICE_BURST_S, DEVICE_PART, TENANT_BURST_S, TENANT_PART
 
 #: The longest for which any message may hold a worker's loop.
 STRETCH_MS: Final = 60.0

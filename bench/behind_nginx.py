@@ -29,7 +29,7 @@ from bench.nginx import Nginx, certify, nginx_program, printed, trusting
 from bench.server import ROOT
 from bench.stage import add_tenants
 from bench.text_table import table
-from engine.settings import Settings, SettingsError
+from engine.runtime.settings import Settings, SettingsError
 from storage.direct import connected
 from storage.embedded import EmbeddedError
 

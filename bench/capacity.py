@@ -22,7 +22,7 @@ from bench.server import ROOT
 from bench.stage import add_tenants
 from bench.text_table import table
 from bench.work import Sent, Worker, data_of
-from engine.settings import Settings
+from engine.runtime.settings import Settings
 from storage.direct import connected
 
 DEVICES: Final = (10_000, 1_000_000, 10_000_000)

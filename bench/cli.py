@@ -28,8 +28,8 @@ from bench.scaling import scaling
 from bench.stage import Options
 from bench.text import text_of
 from bench.uploads import uploads
-from engine.ports import StoreError
-from engine.settings import SettingsError
+from engine.runtime.ports import StoreError
+from engine.runtime.settings import SettingsError
 from storage.embedded import EmbeddedError
 
 Scenario = Callable[[Options], Awaitable[Report]]

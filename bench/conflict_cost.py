@@ -22,8 +22,8 @@ from engine.intake import Intake, Session
 from engine.jobs import Job
 from engine.model.domains import Domain, DomainPolicy, Domains, Policy
 from engine.model.rows import Record, RecordKey, State
-from engine.ports import Tenant
 from engine.rules import Rules
+from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON
 from engine.wire.messages import Sync
 

@@ -12,8 +12,8 @@ import msgspec
 
 from bench.clusters import Cluster, cluster_in
 from compose.configuration import database_dsn, layers
-from engine.setting_layers import settings
-from engine.settings import Settings
+from engine.runtime.setting_layers import settings
+from engine.runtime.settings import Settings
 from storage.direct import connected
 from storage.embedded import embedded
 from storage.migrate import migrate

@@ -17,7 +17,7 @@ import psutil
 from bench.ground import fresh, read_settings
 from engine.devices import DeviceLimits, Devices
 from engine.health import Counts, DeviceKey, Health
-from engine.ports import Revoked, StoreError
+from engine.runtime.ports import Revoked, StoreError
 from storage.devices import PostgresDevices
 from storage.direct import connected
 from storage.pool import Database
@@ -35,7 +35,7 @@ class _Clock:
 
 
 class _Nowhere:
-    """``engine.ports.DeviceStore`` that knows every device, as a database would tell it."""
+    """``engine.runtime.ports.DeviceStore`` that knows every device, as a database would tell it."""
 
     async def health(self, keys: list[DeviceKey]) -> list[Health]:
         return [_health(key) for key in keys]

@@ -32,7 +32,7 @@ from engine.jobs import Change, Refused, Resolution
 from engine.model.domains import Domain, Domains
 from engine.model.merge import decode_fields, encode_fields, same_content
 from engine.model.rows import Conflict
-from engine.ports import Tenant
+from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON, MSGPACK, Codec
 from engine.wire.errors import SyncError
 from engine.wire.messages import Pull, Request, Resolve, Sync

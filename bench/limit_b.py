@@ -24,7 +24,7 @@ from engine.committer import Committer
 from engine.jobs import Answer, Change, Outcome, Push
 from engine.model.domains import Domains
 from engine.rules import Rules
-from engine.settings import Settings
+from engine.runtime.settings import Settings
 from storage.commit import PostgresStore
 from storage.pool import Database
 

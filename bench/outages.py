@@ -34,8 +34,8 @@ from bench.faults_server import workers
 from bench.ground import BenchError, fresh_on_tcp, read_settings
 from bench.outages_site import RESTART, Plan, Result, Seen, site
 from bench.text_table import table
-from engine.ports import StoreError
-from engine.settings import Settings, SettingsError
+from engine.runtime.ports import StoreError
+from engine.runtime.settings import Settings, SettingsError
 from storage.embedded import EmbeddedError
 
 OUTAGES: Final = ("1", "5", "15", "60", RESTART)

@@ -22,7 +22,7 @@ from bench.ground import BenchError, fresh_on_tcp
 from bench.outages_devices import Guided, OpenDevice
 from bench.stage import add_tenants
 from bench.wire import HandshakeError
-from engine.settings import Settings
+from engine.runtime.settings import Settings
 from storage.direct import connected
 
 TENANT: Final = "acme"

@@ -14,7 +14,7 @@ import msgspec
 from bench.drive import Target, say
 from bench.ground import BenchError, Ground, deployed, secret_of
 from bench.server import Server, product, started
-from engine.settings import Settings
+from engine.runtime.settings import Settings
 from storage.places import place_of
 from storage.tenancy import PostgresTenancy
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from engine.setting_layers import COMMAND_LINE, DEFAULT, Layer, environment
-from engine.settings import Settings, SettingsError
+from engine.runtime.setting_layers import COMMAND_LINE, DEFAULT, Layer, environment
+from engine.runtime.settings import Settings, SettingsError
 
 DEFAULTS: Final = Path(__file__).parent.parent / "config.toml"
 #: The settings of a machine, for whatever command is run on it.

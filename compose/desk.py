@@ -18,11 +18,11 @@ from engine.intake import Intake
 from engine.jobs import Answer, Job, Outcome, Settlement
 from engine.model.domains import DomainPolicy, Domains
 from engine.model.rows import QuarantineRef, Record
-from engine.ports import Store, StoreError
 from engine.recovery import RecoveryStore, decode_results, resent
 from engine.review import decided
 from engine.rules import Rules
-from engine.settings import Settings
+from engine.runtime.ports import Store, StoreError
+from engine.runtime.settings import Settings
 from engine.wire.errors import SyncError
 from engine.wire.messages import Choice
 from storage.commit import PostgresStore

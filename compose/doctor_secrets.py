@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from engine.administration import Finding
-from engine.setting_layers import Layer
-from engine.settings import Settings
+from engine.runtime.setting_layers import Layer
+from engine.runtime.settings import Settings
 
 _OTHERS_READ: Final = stat.S_IROTH
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH

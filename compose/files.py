@@ -14,10 +14,10 @@ from engine.file_types import FileTypes
 from engine.finishing import Finishing
 from engine.holding import Holds
 from engine.model.domains import Domains
-from engine.ports import Blobs, Bus, Clock
 from engine.receiving import Receiving, UploadLimits
-from engine.services import Service
-from engine.settings import Settings
+from engine.runtime.ports import Blobs, Bus, Clock
+from engine.runtime.services import Service
+from engine.runtime.settings import Settings
 from engine.upload_chores import UploadChores
 from engine.upload_cleanup import KeptFor, UploadCleanup
 from engine.upload_store import Quota

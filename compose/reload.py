@@ -12,8 +12,8 @@ import structlog
 from msgspec.structs import replace
 
 from compose.configuration import bus_url, database_dsn
-from engine.setting_layers import InForce
-from engine.settings import Settings, SettingsError
+from engine.runtime.setting_layers import InForce
+from engine.runtime.settings import Settings, SettingsError
 from handlers.auth import UnusableKeyError
 from handlers.commands.site import SiteError
 from storage.embedded import Services

@@ -9,9 +9,9 @@ import msgspec
 import structlog
 
 from engine.model.rows import TenantUsage
-from engine.ports import StoreError
 from engine.room import RoomState
-from engine.settings import Settings
+from engine.runtime.ports import StoreError
+from engine.runtime.settings import Settings
 from storage.disk import Disk
 from storage.pool import Database
 from storage.usage import fullest

@@ -21,26 +21,26 @@ from anyio.abc import TaskStatus
 
 from compose.files import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, FileParts
 from compose.room_watch import RoomWatch
-from engine.admission import TenantRates
 from engine.backlog import CommitLimits
 from engine.committer import Committer
 from engine.devices import DeviceLimits, Devices
 from engine.feed import Feed, FeedLimits
 from engine.intake import Intake
-from engine.loop_share import LoopShares
-from engine.loop_turns import LoopTurns
 from engine.model.domains import Domains
 from engine.model.rows import Record
 from engine.neighbours import Neighbours
-from engine.open_requests import OpenRequests, RequestLimits
-from engine.partial_messages import PartialMessages
 from engine.policies import PolicyBook
-from engine.ports import StoreError
-from engine.read_turns import ReadTurns
 from engine.revocations import Revocations
 from engine.rules import Rules
-from engine.services import Service, running
-from engine.settings import Settings
+from engine.runtime.loop_share import LoopShares
+from engine.runtime.loop_turns import LoopTurns
+from engine.runtime.open_requests import OpenRequests, RequestLimits
+from engine.runtime.partial_messages import PartialMessages
+from engine.runtime.ports import StoreError
+from engine.runtime.rate_limit import TenantRates
+from engine.runtime.read_limiter import ReadTurns
+from engine.runtime.services import Service, running
+from engine.runtime.settings import Settings
 from handlers.auth import KeySet, Verifier
 from handlers.connections import Connections
 from handlers.core import Core, EdgeLimits
@@ -79,7 +79,7 @@ _log = structlog.get_logger()
 
 
 class SystemClock:
-    """The machine's clock (``engine.ports.Clock``)."""
+    """The machine's clock (``engine.runtime.ports.Clock``)."""
 
     now_us = staticmethod(lambda: time.time_ns() // 1000)
     monotonic_s = staticmethod(time.monotonic)

@@ -8,7 +8,7 @@ import click
 
 from bench.client.simulate import Access
 from compose.site import open_site
-from engine.settings import SettingsError
+from engine.runtime.settings import SettingsError
 from handlers.auth import UnusableKeyError, issue_token
 from handlers.commands.site import SiteError
 from handlers.keys import signing_key

@@ -21,8 +21,8 @@ from compose.upload_desk import UploadDesk
 from compose.workers import supervise, work
 from engine.administration import Finding
 from engine.model.domains import Domains
-from engine.ports import StoreRetryError
-from engine.setting_layers import (
+from engine.runtime.ports import StoreRetryError
+from engine.runtime.setting_layers import (
     COMMAND_LINE,
     DEFAULT,
     ENVIRONMENT,
@@ -32,7 +32,7 @@ from engine.setting_layers import (
     named_policies,
     settings,
 )
-from engine.settings import Settings
+from engine.runtime.settings import Settings
 from handlers.auth import KeySet, issue_token
 from handlers.commands.serve import DEMO_TENANT, announce_demo
 from handlers.commands.site import SiteError

@@ -9,8 +9,8 @@ from compose.files import open_blobs, upload_chores
 from compose.server import SystemClock
 from engine.administration import CleanedUp, RefusedError, TenantAbandonment
 from engine.cluster_turns import LEASE_S, TurnLostError
-from engine.ports import BlobsError, StoreError
-from engine.settings import Settings
+from engine.runtime.ports import BlobsError, StoreError
+from engine.runtime.settings import Settings
 from engine.upload_chores import abandonment_ratio
 from engine.upload_cleanup import Swept, Tidied
 from storage.commit import PostgresStore

@@ -16,8 +16,8 @@ import msgspec
 from msgspec.structs import replace
 
 from compose.server import run_server
-from engine.ports import StoreError
-from engine.settings import Settings
+from engine.runtime.ports import StoreError
+from engine.runtime.settings import Settings
 from handlers.auth import KeySet, UnusableKeyError
 from handlers.commands.site import SiteError
 from handlers.logging import configure

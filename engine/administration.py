@@ -10,7 +10,7 @@ import msgspec
 from engine.jobs import Settlement
 from engine.model.domains import DomainPolicy, Fallback, Policy
 from engine.model.rows import Conflict, Quarantined, Record, TenantUsage
-from engine.ports import StoreError
+from engine.runtime.ports import StoreError
 from engine.wire.messages import Choice, ItemError, Status, Winner
 
 

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 import anyio
 
-from engine.ports import Clock, StoreError
+from engine.runtime.ports import Clock, StoreError
 
 #: A process has its turn for so long without a word.
 LEASE_S: Final = 60

@@ -14,9 +14,9 @@ from typing import Final
 from engine.backlog import Backlog, Charge, CommitLimits, Reply
 from engine.jobs import Job
 from engine.lane import Counters, Doubted, Lane, Published, Wanted
-from engine.ports import Store, WorkClock
 from engine.room import KeptBack
 from engine.rules import Rules
+from engine.runtime.ports import Store, WorkClock
 from engine.wire.errors import SyncError
 
 #: A batch that takes longer may be held up by one tenant; others are not to wait for it.

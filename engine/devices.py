@@ -17,9 +17,9 @@ from typing import Final
 import msgspec
 import structlog
 
-from engine.admission import TokenBucket
 from engine.health import Device, DeviceKey, Health
-from engine.ports import Clock, DeviceStore, HealthUnknownError, StoreError, StorePoisonError
+from engine.runtime.ports import Clock, DeviceStore, HealthUnknownError, StoreError, StorePoisonError
+from engine.runtime.rate_limit import TokenBucket
 
 #: Devices read or written by one statement.
 _ROWS: Final = 1000

@@ -22,8 +22,8 @@ from engine.cursor import Scope, expired
 from engine.gaps import Gaps
 from engine.model.rows import Record
 from engine.paging import live_pages, stored_page
-from engine.ports import Clock, FeedStore, Page, StoreError
-from engine.read_turns import Reader, ReadTurns
+from engine.runtime.ports import Clock, FeedStore, Page, StoreError
+from engine.runtime.read_limiter import Reader, ReadTurns
 from engine.subscription import Sink, Subscription
 from engine.tail import Entry, Tail
 from engine.wire.errors import SyncError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from engine.file_content import Found, recognised
-from engine.settings import Uploads
+from engine.runtime.settings import Uploads
 from engine.wire.errors import SyncError
 
 #: Names that devices, browsers and libraries use, by the one that stands for all of them here.

@@ -12,11 +12,11 @@ import structlog
 
 from engine.attachments import attaching, freeing
 from engine.file_types import FileTypes
-from engine.gathering import Gatherer, patiently
 from engine.holding import Hold
 from engine.jobs import Attach, Attached, Outcome
 from engine.model.uploads import Draft, State, Upload, UploadRef
-from engine.ports import Blobs, Clock
+from engine.runtime.batching import Gatherer, patiently
+from engine.runtime.ports import Blobs, Clock
 from engine.submitting import Jobs, settled
 from engine.unwanted import drop_draft, drop_file
 from engine.upload_store import Stored, UploadStore

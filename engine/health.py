@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from engine.admission import TokenBucket
 from engine.clocks import DeviceClock
-from engine.loop_share import LoopShare
+from engine.runtime.loop_share import LoopShare
+from engine.runtime.rate_limit import TokenBucket
 
 _HOUR_US = 3_600_000_000
 

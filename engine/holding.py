@@ -17,9 +17,9 @@ from typing import Final
 import msgspec
 import structlog
 
-from engine.gathering import Gatherer, patiently
 from engine.model.uploads import Upload, UploadRef, standing
-from engine.ports import BlobMissingError, Blobs, Bus, Clock, StoreError
+from engine.runtime.batching import Gatherer, patiently
+from engine.runtime.ports import BlobMissingError, Blobs, Bus, Clock, StoreError
 from engine.upload_store import Advance, Claim, UploadStore
 from engine.wire.errors import SyncError
 

@@ -13,8 +13,8 @@ import msgspec
 from engine.jobs import Change, Push, Refused, Resolution
 from engine.model.domains import Domains
 from engine.model.rows import Conflict
-from engine.ports import Tenant
 from engine.rules import MAX_FIELDS, too_many_fields
+from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON, Codec, sentence
 from engine.wire.errors import SyncError
 from engine.wire.messages import Item, Resolve, Sync

@@ -16,7 +16,9 @@ from engine.batch import Plan, lookups, steps
 from engine.jobs import Job, Outcome, Push, Refused
 from engine.model.rows import HeldRef, Record
 from engine.planning import MESSAGE_S, TooLongError, planned
-from engine.ports import (
+from engine.room import KeptBack
+from engine.rules import Rules
+from engine.runtime.ports import (
     Store,
     StoreError,
     StoreFullError,
@@ -27,8 +29,6 @@ from engine.ports import (
     Transaction,
     WorkClock,
 )
-from engine.room import KeptBack
-from engine.rules import Rules
 from engine.weighing import select
 from engine.wire.errors import SyncError, retry_later_ms, retry_soon_ms
 

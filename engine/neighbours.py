@@ -15,7 +15,7 @@ import anyio
 from engine.feed import Feed
 from engine.model.uploads import UploadRef
 from engine.policies import PolicyBook
-from engine.ports import Bus, StoreError
+from engine.runtime.ports import Bus, StoreError
 
 #: Between two looks at how far the feeds have come: while the bus is away, and while it works, for what
 #: a process that was killed had no time to tell.
@@ -38,7 +38,7 @@ class UploadHolds(Protocol):
 
 
 class Neighbours:
-    """``engine.ports.BusListener``: hands on what is told, and asks when nothing is."""
+    """``engine.runtime.ports.BusListener``: hands on what is told, and asks when nothing is."""
 
     def __init__(
         self, bus: Bus, feed: Feed, policies: PolicyBook, sockets: Sockets, uploads: UploadHolds

@@ -7,7 +7,7 @@ from typing import Final
 
 from engine.cursor import Scope
 from engine.pages import encode_change, page_body, unknown_domains
-from engine.ports import Page
+from engine.runtime.ports import Page
 from engine.subscription import Subscription
 from engine.tail import Entry
 

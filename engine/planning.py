@@ -10,7 +10,7 @@ from collections.abc import Generator
 from typing import Final
 
 from engine.batch import Plan
-from engine.ports import WorkClock
+from engine.runtime.ports import WorkClock
 
 #: After so long others get the loop, once the item under way is done.
 TURN_S: Final = 0.005

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from engine.model.domains import DomainPolicy
-from engine.ports import Clock, StoreError, StoreUnavailableError, Tenant, TenantPolicies, TenantStore
+from engine.runtime.ports import Clock, StoreError, StoreUnavailableError, Tenant, TenantPolicies, TenantStore
 
 POLL_S: Final = 0.5
 TTL_S: Final = 3600.0

@@ -15,7 +15,6 @@ import msgspec
 
 from engine.file_types import FileTypes
 from engine.finishing import Finishing
-from engine.gathering import Gatherer, patiently
 from engine.holding import Hold, Holds, spent, taken_over
 from engine.intake import Session
 from engine.model.uploads import (
@@ -30,7 +29,8 @@ from engine.model.uploads import (
     standing,
     upload_complete,
 )
-from engine.ports import BlobMissingError, Blobs, Clock
+from engine.runtime.batching import Gatherer, patiently
+from engine.runtime.ports import BlobMissingError, Blobs, Clock
 from engine.upload_intake import PROGRESS_S, Body, BodyCutError, UploadIntake
 from engine.upload_metadata import Described
 from engine.upload_store import Created, Creating, Quota, UploadStore

@@ -14,7 +14,7 @@ from engine.administration import Retried
 from engine.intake import Intake, Session
 from engine.jobs import Push
 from engine.model.rows import Lookups, Quarantined, QuarantineRef, State, TenantUsage, Writes
-from engine.ports import Store, Tenant, Transaction
+from engine.runtime.ports import Store, Tenant, Transaction
 from engine.tenant_usage import conflict_bytes
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
@@ -79,7 +79,7 @@ def stays(result: Retried) -> bool:
 
 
 class RecoveryStore:
-    """A store (``engine.ports.Store``) for one retry: of the first item, and of those behind it.
+    """A store (``engine.runtime.ports.Store``) for one retry: of the first item, and of those behind it.
 
     What stores an item takes it out of the quarantine in the same transaction. Where the first one stays,
     nothing is written: neither the answer under its key, which other data or other rules may yet change,
@@ -105,7 +105,7 @@ class RecoveryStore:
 
 
 class _Recovery:
-    """One open try (``engine.ports.Transaction``)."""
+    """One open try (``engine.runtime.ports.Transaction``)."""
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from engine.intake import Intake, Session
 from engine.jobs import Resolution
 from engine.model.merge import Fields, decode_fields, encode_fields, same_value
 from engine.model.rows import Quarantined, Record
-from engine.ports import Tenant
+from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
 from engine.wire.floats import finite, json_decoder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.health import DeviceKey
-from engine.ports import ANY_TENANT, DeviceStore, Revoked
+from engine.runtime.ports import ANY_TENANT, DeviceStore, Revoked
 
 
 class Revocations:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from engine.cursor import Scope
 from engine.pages import tail
-from engine.read_turns import Reader
+from engine.runtime.read_limiter import Reader
 from engine.wire.errors import SyncError
 from engine.wire.messages import Subscribe
 

@@ -13,11 +13,11 @@ from typing import Final, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from engine.gathering import patiently
 from engine.jobs import Attach, Attached
 from engine.model.rows import RecordKey
 from engine.model.uploads import State, UploadRef
-from engine.ports import Blobs, Kept
+from engine.runtime.batching import patiently
+from engine.runtime.ports import Blobs, Kept
 from engine.submitting import Jobs, settled
 from engine.unwanted import drop_draft, drop_file
 

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from engine.holding import Hold
 from engine.model.uploads import Append, Taking
-from engine.ports import Appending, Clock
+from engine.runtime.ports import Appending, Clock
 from engine.upload_turns import UploadTurns
 from engine.wire.errors import SyncError
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from engine.ports import Clock
+from engine.runtime.ports import Clock
 
 #: Turns at a time: enough to keep a disk and its threads busy, and enough that uploads go on beside syncs.
 ALONE: Final = 48

@@ -16,7 +16,7 @@ from engine.attachments import attaching
 from engine.jobs import Outcome
 from engine.model.rows import Record, RecordKey
 from engine.model.uploads import Upload, UploadRef
-from engine.ports import Clock, StoreError, WaitingStore
+from engine.runtime.ports import Clock, StoreError, WaitingStore
 from engine.submitting import Jobs
 from engine.wire.errors import SyncError
 

@@ -14,14 +14,14 @@ from typing import Final
 
 import msgspec
 
-from engine.admission import COUNTED_BYTES, LABORIOUS_S
 from engine.committer import overloaded
 from engine.intake import Session
 from engine.jobs import Answer, Outcome, Push, Settlement
 from engine.lane import unavailable
-from engine.loop_turns import LARGE_BYTES, Steps, Turn
 from engine.pages import with_id
-from engine.read_turns import Reader
+from engine.runtime.loop_turns import LARGE_BYTES, Steps, Turn
+from engine.runtime.rate_limit import COUNTED_BYTES, LABORIOUS_S
+from engine.runtime.read_limiter import Reader
 from engine.wire.codec import MalformedError
 from engine.wire.errors import SyncError
 from engine.wire.messages import (

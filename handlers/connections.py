@@ -12,9 +12,9 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
-from engine.ports import Clock
 from engine.revocations import Revocations
-from engine.services import ServiceEndedError
+from engine.runtime.ports import Clock
+from engine.runtime.services import ServiceEndedError
 from engine.wire.errors import SyncError
 from engine.wire.messages import PoliciesChanged
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import msgspec
 
-from engine.admission import TenantRates
 from engine.committer import Committer
 from engine.devices import Devices
 from engine.feed import Feed
 from engine.intake import Intake
-from engine.loop_share import LoopShares
-from engine.loop_turns import LoopTurns
 from engine.model.domains import Domains
-from engine.open_requests import OpenRequests
-from engine.partial_messages import PartialMessages
 from engine.policies import PolicyBook
-from engine.ports import Bus, Clock, ConflictStore
-from engine.read_turns import ReadTurns
 from engine.receiving import UploadCounters
 from engine.revocations import Revocations
 from engine.room import RoomState
+from engine.runtime.loop_share import LoopShares
+from engine.runtime.loop_turns import LoopTurns
+from engine.runtime.open_requests import OpenRequests
+from engine.runtime.partial_messages import PartialMessages
+from engine.runtime.ports import Bus, Clock, ConflictStore
+from engine.runtime.rate_limit import TenantRates
+from engine.runtime.read_limiter import ReadTurns
 from engine.upload_chores import ChoreCounters
 from engine.wire.messages import Limits
 from handlers.auth import Verifier

@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from engine.open_requests import OpenRequests
+from engine.runtime.open_requests import OpenRequests
 from engine.wire.errors import SyncError, retry_soon_ms
 from handlers.peer import Networks, address_of, is_trusted
 from handlers.reads import Buffers

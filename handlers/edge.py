@@ -18,7 +18,7 @@ from aiohttp import StreamReader, web, web_protocol
 from aiohttp.http import WebSocketReader
 from aiohttp.web_protocol import RequestHandler
 
-from engine.open_requests import Ticket
+from engine.runtime.open_requests import Ticket
 from engine.wire.errors import SyncError, retry_soon_ms
 from handlers.doors import SMALL_HEAD_BYTES, Doors
 from handlers.errors import error_body

@@ -7,7 +7,7 @@ import uuid
 import msgspec
 import structlog
 
-from engine.ports import BlobsError, BlobsFullError, StoreError, StoreFullError
+from engine.runtime.ports import BlobsError, BlobsFullError, StoreError, StoreFullError
 from engine.wire.errors import SyncError, retry_later_ms, retry_soon_ms
 
 _log = structlog.get_logger()

@@ -4,7 +4,7 @@
 connection three coroutines. Its handshake and its parser are used as they are. Before the parser stands a
 gate, which hands it one frame at a time: only while there is room for what the frame brings, and in turns
 that are bounded in time. What is left of a read waits in the gate with the transport paused, for a turn
-that one socket of the process has after the other (``engine.loop_turns``). The names of
+that one socket of the process has after the other (``engine.runtime.loop_turns``). The names of
 aiohttp that are not public are used in this file and in ``handlers/edge.py`` alone.
 """
 
@@ -21,8 +21,8 @@ from aiohttp._websocket.reader import WebSocketDataQueue
 from aiohttp.http import WebSocketReader, WSMessage
 from multidict import CIMultiDict
 
-from engine.loop_turns import Turn
-from engine.ports import Clock
+from engine.runtime.loop_turns import Turn
+from engine.runtime.ports import Clock
 from handlers.header_fields import combined, tokens
 
 #: What the parser makes of a frame of any kind, texts as bytes.
@@ -58,7 +58,7 @@ class Receiver(Protocol):
         """Whether others of its tenant wait for a turn, behind whom many frames or deflated ones are read."""
 
     def turn(self, work: Callable[[], None]) -> Turn:
-        """Have ``work`` called in a turn of its own (``engine.loop_turns``)."""
+        """Have ``work`` called in a turn of its own (``engine.runtime.loop_turns``)."""
 
     def worked(self, spent_s: float, now_s: float) -> float:
         """Charge work on what came; more than 0 if nothing more is to be read but in a turn."""

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.settings import Auth
+from engine.runtime.settings import Auth
 from handlers.auth import Key, KeySet, UnusableKeyError, jwks_keys, pem_key, secret_key
 
 _SECRET_BYTES = 48

@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import WebSocketError, WSMsgType
 
 from engine.intake import Session
-from engine.loop_turns import LARGE_BYTES, Turn
+from engine.runtime.loop_turns import LARGE_BYTES, Turn
 from engine.wire.errors import SyncError, retry_soon_ms
 from engine.wire.messages import Goodbye, Welcome
 from engine.wire.timestamps import to_text

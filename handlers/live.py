@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from engine.feed import Feed
-from engine.read_turns import Reader
+from engine.runtime.read_limiter import Reader
 from engine.subscription import Subscription
 from engine.wire.errors import SyncError
 from engine.wire.messages import Subscribe

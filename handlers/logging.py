@@ -24,7 +24,7 @@ import structlog
 from aiohttp.http_exceptions import BadHttpMessage
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from engine.settings import Log
+from engine.runtime.settings import Log
 from handlers.printing import plain
 
 #: Lines that may wait for a slow reader of the log; what is past them is counted and left out.

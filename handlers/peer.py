@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from engine.admission import TokenBucket
+from engine.runtime.rate_limit import TokenBucket
 from engine.wire.errors import SyncError
 from handlers.header_fields import elements
 

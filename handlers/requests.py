@@ -16,8 +16,8 @@ from engine.intake import Session
 from engine.jobs import Answer, Resolution
 from engine.model.domains import Domain, DomainPolicy
 from engine.model.merge import encode_fields
-from engine.ports import HeldConflict
-from engine.read_turns import Reader
+from engine.runtime.ports import HeldConflict
+from engine.runtime.read_limiter import Reader
 from engine.wire.errors import SyncError
 from engine.wire.messages import (
     ClientSide,

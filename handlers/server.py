@@ -12,7 +12,7 @@ from aiohttp import web, web_response
 from aiohttp.typedefs import Handler, Middleware
 from anyio import sleep_forever
 
-from engine.services import Service
+from engine.runtime.services import Service
 from engine.wire.errors import SyncError
 from handlers.caching import uncached
 from handlers.connections import Connections

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from engine.health import Device
 from engine.intake import Session
-from engine.open_requests import Ticket
+from engine.runtime.open_requests import Ticket
 from engine.wire.codec import Codec
 from engine.wire.errors import SyncError
 from handlers.auth import device_claims, token_of

@@ -17,8 +17,8 @@ from engine.committer import overloaded
 from engine.health import Device
 from engine.intake import Session
 from engine.jobs import Answer, Job, Outcome, Settlement
-from engine.loop_turns import LARGE_BYTES
 from engine.pages import with_id
+from engine.runtime.loop_turns import LARGE_BYTES
 from engine.submitting import settled
 from engine.wire.codec import JSON, MSGPACK, Codec, sentence
 from engine.wire.errors import SyncError, retry_soon_ms

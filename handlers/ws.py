@@ -8,10 +8,10 @@ from typing import Final
 
 from aiohttp import WSMsgType, web
 
-from engine.admission import TokenBucket
 from engine.committer import overloaded
 from engine.intake import Session
-from engine.ports import StoreError
+from engine.runtime.ports import StoreError
+from engine.runtime.rate_limit import TokenBucket
 from engine.wire.codec import JSON, MSGPACK, Codec
 from engine.wire.errors import SyncError, retry_later_ms
 from handlers.auth import offered_subprotocols

@@ -1,4 +1,4 @@
-"""The bus over Redis pub/sub (``engine.ports.Bus``).
+"""The bus over Redis pub/sub (``engine.runtime.ports.Bus``).
 
 Two connections: one is subscribed, one publishes. What is to be told gathers while a message is under way
 and then travels as one. Every message comes back to its sender, which proves that both connections and
@@ -26,7 +26,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import InvalidResponse, RedisError
 
 from engine.model.rows import Record
-from engine.ports import BusListener, BusState, StoreError
+from engine.runtime.ports import BusListener, BusState, StoreError
 from storage.bus_news import (
     ALL_SIGN,
     IDENTITY,

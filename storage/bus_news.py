@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 from redis.exceptions import RedisError
 
-from engine.ports import StoreError
+from engine.runtime.ports import StoreError
 from storage.bus_nodes import publish_once
 from storage.bus_signing import signed
 from storage.direct import connected

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import redis
 
 from engine.administration import Finding
-from engine.ports import StoreError
+from engine.runtime.ports import StoreError
 from storage.bus_nodes import Nodes
 from storage.direct import connected
 from storage.health import unfit

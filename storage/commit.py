@@ -30,7 +30,7 @@ from engine.model.rows import (
     Writes,
 )
 from engine.model.uploads import UploadRef
-from engine.ports import StoreRetryError, StoreUnknownError
+from engine.runtime.ports import StoreRetryError, StoreUnknownError
 from engine.tenant_usage import NAMES
 from storage.arrays import joined, numbers, plain, split, texts
 from storage.held import StoredChange
@@ -207,7 +207,7 @@ def decode_conflict(text: str) -> Conflict:
 
 
 class PostgresStore:
-    """The seam for writing (``engine.ports.Store``). ``lifetime_h`` is how long a key is found again."""
+    """The seam for writing (``engine.runtime.ports.Store``). ``lifetime_h`` is how long a key is found."""
 
     def __init__(self, database: Database, lifetime_h: float) -> None:
         self._database = database

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from engine.health import Counts, DeviceKey, Health
-from engine.ports import HealthUnknownError, Revoked, StorePoisonError
+from engine.runtime.ports import HealthUnknownError, Revoked, StorePoisonError
 from storage.arrays import numbers, numbers_or_null, texts, texts_or_null
 from storage.pool import SERVER_MS, ConnectionLostError, Database, Row, Statement
 
@@ -83,7 +83,7 @@ _RECEIPT: Final = Statement("SELECT pg_current_xact_id()::text")
 
 
 class PostgresDevices:
-    """``engine.ports.DeviceStore``.
+    """``engine.runtime.ports.DeviceStore``.
 
     The receipt of an ``add`` is its transaction's id, asked for before COMMIT: whatever becomes of the
     connection, the server knows for long which transactions were committed.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import psycopg2
 import psycopg2.errors
 
-from engine.ports import StoreError, StoreRetryError, StoreUnavailableError
+from engine.runtime.ports import StoreError, StoreRetryError, StoreUnavailableError
 from storage.hosts import order_of
 from storage.remedies import fault_of, lock_sentence, said, sentence
 

@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import Final
 
 from engine.model.rows import Record
-from engine.ports import Page, StoreError
+from engine.runtime.ports import Page, StoreError
 from storage.arrays import numbers, texts
 from storage.pool import Database, Row, Statement
 
@@ -70,7 +70,7 @@ _NEWS: Final = Statement(
 
 
 class PostgresFeed:
-    """``engine.ports.FeedStore``, on the primary."""
+    """``engine.runtime.ports.FeedStore``, on the primary."""
 
     def __init__(self, database: Database, piece_rows: int = PIECE_ROWS) -> None:
         self._database = database

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from engine.ports import StoreError
+from engine.runtime.ports import StoreError
 from storage.pool import Database
 
 MIN_SERVER_VERSION: Final = 140002

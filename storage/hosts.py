@@ -16,7 +16,7 @@ import msgspec
 import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from engine.ports import StoreError
+from engine.runtime.ports import StoreError
 
 #: Of the list as a whole: which of its hosts is the primary is asked by whoever connects.
 _OF_THE_LIST: Final = ("target_session_attrs", "load_balance_hosts")

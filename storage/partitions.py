@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from psycopg2.errors import LockNotAvailable
 
-from engine.ports import StoreRetryError
+from engine.runtime.ports import StoreRetryError
 from storage.direct import connected, schema_change
 from storage.usage import Daily, counted, dropping, take_off
 

@@ -8,7 +8,7 @@ from typing import Final
 import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from engine.ports import StoreError
+from engine.runtime.ports import StoreError
 from storage.direct import connected
 
 #: In place of a secret.

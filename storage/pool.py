@@ -23,7 +23,7 @@ from typing import Any, Final
 import psycopg2
 import structlog
 
-from engine.ports import (
+from engine.runtime.ports import (
     StoreError,
     StoreFullError,
     StorePoisonError,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import structlog
 
-from engine.ports import StoreError
+from engine.runtime.ports import StoreError
 from storage.commit import SETTINGS
 from storage.pool import Database
 

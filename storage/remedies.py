@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import psycopg2
 
-from engine.ports import StoreError
+from engine.runtime.ports import StoreError
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so

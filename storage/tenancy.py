@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from engine.administration import NoTenantError, RefusedError, TenantSummary
-from engine.ports import ANY_TENANT
+from engine.runtime.ports import ANY_TENANT
 from storage.direct import connected
 
 if TYPE_CHECKING:

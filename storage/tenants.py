@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from engine.model.domains import DomainPolicy
-from engine.ports import Reused, StoreError, Tenant, TenantPolicies
+from engine.runtime.ports import Reused, StoreError, Tenant, TenantPolicies
 from storage.arrays import numbers
 from storage.pool import Database, Row
 
@@ -20,7 +20,7 @@ _TENANTS: Final = (
 
 
 class PostgresTenants:
-    """``engine.ports.TenantStore``."""
+    """``engine.runtime.ports.TenantStore``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

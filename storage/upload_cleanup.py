@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from engine.model.rows import RecordKey
 from engine.model.uploads import State, UploadRef
-from engine.ports import StoreUnknownError
+from engine.runtime.ports import StoreUnknownError
 from engine.upload_cleanup import Abandonment, GoneFile, OpenUpload
 from storage.arrays import numbers, plain
 from storage.commit import SETTINGS

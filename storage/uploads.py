@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from engine.model.uploads import State, Upload, UploadRef
-from engine.ports import StoreUnknownError
+from engine.runtime.ports import StoreUnknownError
 from engine.upload_store import LEASE_S, Advance, Claim, Claimed, Created, Creating, Joined, Stored
 from storage.arrays import numbers, numbers_or_null, plain, texts
 from storage.commit import SETTINGS, settings

@@ -1,4 +1,4 @@
-"""The stores of ``engine.ports`` in dicts, holding the engine to its duties where it writes."""
+"""The stores of ``engine.runtime.ports`` in dicts, holding the engine to its duties where it writes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from engine.model.rows import (
 )
 from engine.model.uploads import State as UploadState
 from engine.model.uploads import UploadRef
-from engine.ports import HeldConflict, HeldConflicts, Page
+from engine.runtime.ports import HeldConflict, HeldConflicts, Page
 
 
 class Memory:
@@ -134,7 +134,7 @@ def quarantine_ref(row: Quarantined) -> QuarantineRef:
 
 
 class MemoryTransaction:
-    """One open batch (``engine.ports.Transaction``)."""
+    """One open batch (``engine.runtime.ports.Transaction``)."""
 
     def __init__(self, rows: Memory, locks: list[asyncio.Lock], lookups: Lookups) -> None:
         self._rows = rows

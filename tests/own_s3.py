@@ -21,7 +21,7 @@ from aiohttp import ClientSession
 from obstore.store import S3Store
 from yarl import URL
 
-from engine.settings import S3
+from engine.runtime.settings import S3
 from storage.embedded_process import wait_until
 
 _PATIENCE_S = 60.0

@@ -18,8 +18,8 @@ import pytest_asyncio
 from aiohttp import ClientSession
 
 from compose.server import Server
-from engine.setting_layers import Layer, settings
-from engine.settings import Settings
+from engine.runtime.setting_layers import Layer, settings
+from engine.runtime.settings import Settings
 from handlers.auth import KeySet, secret_key
 from handlers.doors import DoorLimits, Doors
 from storage.embedded import Services

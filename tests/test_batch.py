@@ -16,8 +16,8 @@ from engine.intake import Intake, Session
 from engine.jobs import Answer, Job, Push, Resolution, Settlement
 from engine.model.domains import Domain, DomainPolicy, Domains
 from engine.model.rows import Conflict, ConflictRef, EventKey, HeldRef, RecordKey
-from engine.ports import Tenant
 from engine.rules import Rules
+from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
 from engine.wire.messages import Choice, Resolve, Sync

@@ -21,8 +21,8 @@ from engine.jobs import Answer, Attach, Attached, Job, Outcome, Push, Resolution
 from engine.model.domains import DomainPolicy
 from engine.model.rows import Conflict, ConflictRef, EventKey, HeldRef, Record, RecordKey, TenantUsage
 from engine.model.uploads import UploadRef
-from engine.ports import Tenant
 from engine.rules import Rules
+from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
 from engine.wire.messages import Attachment, Resolve, Sync

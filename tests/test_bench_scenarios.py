@@ -18,7 +18,7 @@ from bench.ground import BenchError, read_settings, secret_of
 from bench.report import Bar, Report, this_machine
 from bench.server import started
 from bench.stage import Options, add_tenants
-from engine.settings import SettingsError
+from engine.runtime.settings import SettingsError
 from storage.embedded import Services
 from storage.places import place_of
 from tests.device import SECRET

@@ -23,8 +23,8 @@ from engine.intake import Intake, Session
 from engine.jobs import Answer
 from engine.model.domains import Domain, DomainPolicy, Domains, Fallback, Policy
 from engine.model.rows import RecordKey
-from engine.ports import Tenant
 from engine.rules import Rules
+from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON
 from engine.wire.messages import Sync
 from engine.wire.timestamps import to_text

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine import admission
 from engine.backlog import CommitLimits
 from engine.committer import Committer
 from engine.held import changes_of
@@ -24,7 +23,9 @@ from engine.jobs import Answer, Outcome, Push, Resolution, Settlement
 from engine.lane import PATIENCE_S, Wanted
 from engine.model.domains import Domain, DomainPolicy, Domains
 from engine.model.rows import ConflictRef, Lookups, Record, RecordKey, Writes
-from engine.ports import (
+from engine.rules import Rules
+from engine.runtime import rate_limit
+from engine.runtime.ports import (
     StoreError,
     StoreFullError,
     StorePoisonError,
@@ -33,7 +34,6 @@ from engine.ports import (
     StoreUnknownError,
     Tenant,
 )
-from engine.rules import Rules
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
 from engine.wire.messages import Resolve, Sync
@@ -304,7 +304,7 @@ async def test_what_one_batch_cannot_hold_goes_into_a_second_beside_it_tenant_by
 
 
 async def test_reads_wait_until_what_was_accepted_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission, "_FIRST_BYTES_PER_S", 1000.0)
+    monkeypatch.setattr(rate_limit, "_FIRST_BYTES_PER_S", 1000.0)
     async with bench() as one:
         await one.committer.lull(1, 60.0)
         one.store.gate.clear()
@@ -324,7 +324,7 @@ async def test_reads_wait_until_what_was_accepted_is_stored(monkeypatch: pytest.
 async def test_lull_what_one_other_tenant_has_waiting_holds_up_no_reads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(admission, "_FIRST_BYTES_PER_S", 1000.0)
+    monkeypatch.setattr(rate_limit, "_FIRST_BYTES_PER_S", 1000.0)
     async with bench() as one:
         one.store.gate.clear()
         one.submit("k1", put("a", x=1))

@@ -16,8 +16,8 @@ from bench.server import variables
 from compose import configuration
 from compose.configuration import DEFAULTS, VARIABLE, bus_url, database_dsn, layers
 from compose.site import open_site
-from engine.setting_layers import settings
-from engine.settings import Settings, SettingsError
+from engine.runtime.setting_layers import settings
+from engine.runtime.settings import Settings, SettingsError
 
 ROOT = Path(__file__).parent.parent
 NOBODY = 65_534

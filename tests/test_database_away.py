@@ -24,7 +24,7 @@ from aiohttp import ClientSession
 from psycopg2.extensions import make_dsn
 
 from bench.clusters import Cluster, cluster
-from engine.ports import StoreError, StoreUnavailableError
+from engine.runtime.ports import StoreError, StoreUnavailableError
 from storage.direct import connected
 from storage.embedded import Services
 from storage.migrate import migrate

@@ -9,7 +9,7 @@ import pytest
 
 from engine.administration import RefusedError
 from engine.health import Counts, DeviceKey, Health
-from engine.ports import HealthUnknownError, Revoked, StorePoisonError, StoreRetryError
+from engine.runtime.ports import HealthUnknownError, Revoked, StorePoisonError, StoreRetryError
 from storage.devices import PostgresDevices
 from storage.fleet import PostgresFleet
 from storage.migrate import migrate

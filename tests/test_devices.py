@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.admission import TokenBucket
 from engine.devices import DeviceLimits, Devices
 from engine.health import Counts, Device, DeviceKey, Health, health_score
-from engine.ports import (
+from engine.runtime.ports import (
     HealthUnknownError,
     Revoked,
     StoreError,
@@ -21,6 +20,7 @@ from engine.ports import (
     StoreRetryError,
     StoreUnavailableError,
 )
+from engine.runtime.rate_limit import TokenBucket
 
 HOUR_US = 3_600_000_000
 TTL_S = 300.0
@@ -42,7 +42,7 @@ class Clock:
 
 
 class Stored:
-    """``engine.ports.DeviceStore`` in a dict; ``outcomes`` says how the next calls of ``add`` end."""
+    """``engine.runtime.ports.DeviceStore`` in a dict; ``outcomes`` says how the next calls of ``add`` end."""
 
     def __init__(self) -> None:
         self.rows: dict[DeviceKey, Counts] = {}

@@ -18,7 +18,7 @@ import redis
 from psycopg2.extensions import parse_dsn
 
 from compose.site import _check_bus
-from engine.settings import S3
+from engine.runtime.settings import S3
 from handlers.commands.site import SiteError
 from storage.checkup import bus_findings
 from storage.embedded import Services

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.model.domains import Domain, DomainPolicy, DomainRules, Domains
-from engine.setting_layers import Layer, settings
+from engine.runtime.setting_layers import Layer, settings
 
 STEPS = {"NEW": ("OPEN",), "OPEN": ("DONE", "WAITING"), "WAITING": ("OPEN",), "DONE": ()}
 TICKET = DomainRules("ticket", Domain(required=("title", "site"), status=STEPS))

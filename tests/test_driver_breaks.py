@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from engine.ports import StoreError, StoreRetryError
+from engine.runtime.ports import StoreError, StoreRetryError
 from storage.pool import Database
 
 _CONNECTIONS = 4

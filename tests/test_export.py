@@ -188,7 +188,7 @@ def test_export_pages_are_transactions_of_their_own(filled: str) -> None:
     with pytest.raises(RefusedError):
         next(store_module.PostgresExport(filled, {}).pages("acme", "task", None, None))
     from compose.configuration import layers  # noqa: PLC0415
-    from engine.setting_layers import settings  # noqa: PLC0415
+    from engine.runtime.setting_layers import settings  # noqa: PLC0415
 
     store = store_module.PostgresExport(filled, settings(layers(None, {}, of_system=False)).domains)
     pages = store.pages("acme", "task", None, None)

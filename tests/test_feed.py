@@ -21,9 +21,9 @@ from engine import feed as feed_module
 from engine import gaps
 from engine.feed import Feed, FeedLimits
 from engine.model.rows import Record, RecordKey
-from engine.ports import Page, StoreUnavailableError
-from engine.read_turns import Reader as Device
-from engine.read_turns import ReadTurns
+from engine.runtime.ports import Page, StoreUnavailableError
+from engine.runtime.read_limiter import Reader as Device
+from engine.runtime.read_limiter import ReadTurns
 from engine.subscription import Subscription
 from engine.wire.errors import SyncError
 from engine.wire.messages import Subscribe

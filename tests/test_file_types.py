@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.file_types import UNDECLARED, FileTypes
-from engine.setting_layers import settings
+from engine.runtime.setting_layers import settings
 from engine.wire.errors import SyncError
 from tests.file_heads import DOCX, HEADS, OLE, XLSX, archive
 from tests.test_settings import DEFAULTS

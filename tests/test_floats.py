@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from engine.intake import Intake, Session
 from engine.jobs import Refused
 from engine.model.merge import decode_fields
-from engine.ports import Tenant
 from engine.recovery import _with_data
+from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON, MSGPACK
 from engine.wire.errors import SyncError
 from engine.wire.floats import finite, json_decoder

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from engine.admission import COUNTED_BYTES, TokenBucket
 from engine.health import Device, DeviceKey
-from engine.loop_share import LoopShares
+from engine.runtime.loop_share import LoopShares
+from engine.runtime.rate_limit import COUNTED_BYTES, TokenBucket
 from handlers import connection, frames, requests
 from handlers.core import Core
 from handlers.frames import FRAGMENTS

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from engine.gaps import Gaps, Start
-from engine.ports import Page, StoreUnavailableError
+from engine.runtime.ports import Page, StoreUnavailableError
 from tests.memory_store import MemoryStore
 
 

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from engine.gathering import Gatherer
-from engine.ports import StorePoisonError, StoreRetryError, StoreUnavailableError
+from engine.runtime.batching import Gatherer
+from engine.runtime.ports import StorePoisonError, StoreRetryError, StoreUnavailableError
 
 
 class Oracle:

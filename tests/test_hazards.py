@@ -15,7 +15,7 @@ import pytest
 from aiohttp import WSMsgType
 
 from engine.model.rows import Lookups, Record, Writes
-from engine.ports import StorePoisonError, StoreRetryError
+from engine.runtime.ports import StorePoisonError, StoreRetryError
 from storage.commit import PostgresStore
 from storage.embedded import Services
 from storage.partitions import ensure_partitions

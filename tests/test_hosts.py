@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from engine.ports import StoreError
+from engine.runtime.ports import StoreError
 from storage.direct import connected
 from storage.hosts import HostOrder, hosts_of, order_of, reordered
 from storage.places import dsn_without_secrets

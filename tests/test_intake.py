@@ -20,8 +20,8 @@ from engine.intake import Intake, Session
 from engine.jobs import Change, Push, Refused
 from engine.model.domains import Domain, Domains
 from engine.model.rows import Conflict, Quarantined, State
-from engine.ports import Tenant
 from engine.rules import Rules
+from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON, MSGPACK, Codec
 from engine.wire.errors import SyncError
 from engine.wire.messages import Resolve, Sync

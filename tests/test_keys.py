@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from engine.settings import Auth
+from engine.runtime.settings import Auth
 from handlers.auth import UnusableKeyError, Verifier, issue_token
 from handlers.keys import key_set, signing_key
 

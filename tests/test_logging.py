@@ -18,7 +18,7 @@ _ROOT = Path(__file__).parent.parent
 _SET_UP = """
 import logging, sys, warnings
 import structlog
-from engine.settings import Log
+from engine.runtime.settings import Log
 from handlers.logging import configure
 configure(Log(level="info", format=sys.argv[1]), worker=3)
 log = structlog.get_logger()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.loop_share import (
+from engine.runtime.loop_share import (
     DEVICE_BURST_S,
     DEVICE_PART,
     LONGEST_WAIT_S,

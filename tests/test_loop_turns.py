@@ -10,8 +10,15 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from engine.loop_share import DEVICE_BURST_S, DEVICE_PART, TENANT_BURST_S, TENANT_PART, LoopShare, LoopShares
-from engine.loop_turns import LONG_S, REST, LoopTurns, Steps
+from engine.runtime.loop_share import (
+    DEVICE_BURST_S,
+    DEVICE_PART,
+    TENANT_BURST_S,
+    TENANT_PART,
+    LoopShare,
+    LoopShares,
+)
+from engine.runtime.loop_turns import LONG_S, REST, LoopTurns, Steps
 
 NOBODY, GREEDY, OTHER = 2, 1, 3
 

@@ -14,7 +14,7 @@ import psycopg2
 import pytest
 
 from engine.administration import RefusedError
-from engine.ports import StoreError, StoreUnavailableError
+from engine.runtime.ports import StoreError, StoreUnavailableError
 from storage import presence
 from storage.migrate import migrate, newest_migration, status
 from storage.pool import Database

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from aiohttp import WSServerHandshakeError
 
-from engine.open_requests import OpenRequests, RequestLimits, Ticket
+from engine.runtime.open_requests import OpenRequests, RequestLimits, Ticket
 from engine.wire.errors import SyncError
 from handlers import ws
 from tests.serving import Serve

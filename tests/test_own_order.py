@@ -14,10 +14,10 @@ from engine.intake import Intake, Session
 from engine.jobs import Answer
 from engine.model.domains import Domain, DomainPolicy, Domains, Policy
 from engine.model.rows import RecordKey
-from engine.ports import Tenant
 from engine.quarantine import quarantined
 from engine.recovery import resent
 from engine.rules import Rules
+from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON
 from engine.wire.messages import Sync
 from engine.wire.timestamps import to_text

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from engine.partial_messages import SMALL_BYTES, PartialMessages
+from engine.runtime.partial_messages import SMALL_BYTES, PartialMessages
 from tests.serving import Serve
 from tests.stalls import counts
 from tests.test_frames_masked import HANDSHAKE, closed, shaken

@@ -11,7 +11,7 @@ import psycopg2
 import pytest
 
 from engine.model.rows import EventKey, Lookups
-from engine.ports import StoreRetryError
+from engine.runtime.ports import StoreRetryError
 from storage import partitions
 from storage.commit import PostgresStore
 from storage.partitions import drop_expired, ensure_partitions, maintain

@@ -11,7 +11,7 @@ import pytest
 
 from engine.model.domains import DomainPolicy
 from engine.policies import TTL_S, UNKNOWN_S, PolicyBook
-from engine.ports import StoreUnavailableError, Tenant, TenantPolicies
+from engine.runtime.ports import StoreUnavailableError, Tenant, TenantPolicies
 from storage.pool import Database
 from storage.tenancy import PostgresTenancy
 from storage.tenants import PostgresTenants

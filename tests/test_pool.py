@@ -15,7 +15,7 @@ import pytest
 import uvloop
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from engine.ports import StoreRetryError, StoreUnavailableError
+from engine.runtime.ports import StoreRetryError, StoreUnavailableError
 from storage.pool import ConnectionLostError, Database, NoAnswerError, Statement
 from tests.services import execute
 

@@ -10,8 +10,8 @@ import pytest
 from compose.desk import QuarantineDesk
 from engine.administration import RefusedError
 from engine.model.rows import Writes
-from engine.ports import StoreError
-from engine.settings import Settings
+from engine.runtime.ports import StoreError
+from engine.runtime.settings import Settings
 from storage.commit import PostgresTransaction
 from tests.commands import Run, command
 from tests.device import Json, day, item

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import read_turns
-from engine.ports import StoreUnavailableError
-from engine.read_turns import MAX_WAITING, Reader, ReadTurns
+from engine.runtime import read_limiter
+from engine.runtime.ports import StoreUnavailableError
+from engine.runtime.read_limiter import MAX_WAITING, Reader, ReadTurns
 from engine.wire.errors import SyncError
 
 PHONE, TABLET = Reader(1, "phone"), Reader(1, "tablet")
@@ -149,7 +149,7 @@ async def test_turn_that_does_not_come_in_time_is_unavailable(monkeypatch: pytes
     async with hall(1) as one:
         one.read(PHONE)
         await settled()
-        monkeypatch.setattr(read_turns, "_WAIT_S", 0.0)
+        monkeypatch.setattr(read_limiter, "_WAIT_S", 0.0)
         with pytest.raises(StoreUnavailableError):
             await one.read(OTHER)
         assert one.reading == [PHONE]

@@ -22,8 +22,8 @@ from engine.intake import Session
 from engine.jobs import Attached, Job
 from engine.model.rows import Record
 from engine.model.uploads import Append, Upload, UploadRef
-from engine.ports import BusListener, BusState, Tenant
 from engine.receiving import Checksum, Creation, Receiving, UploadLimits
+from engine.runtime.ports import BusListener, BusState, Tenant
 from engine.upload_intake import BodyCutError
 from engine.upload_metadata import Described
 from engine.upload_store import Quota

@@ -12,8 +12,8 @@ from aiohttp import ClientSession
 from compose import reload
 from compose.configuration import layers
 from compose.reload import Reading, Reload
-from engine.setting_layers import in_force, settings
-from engine.settings import Settings
+from engine.runtime.setting_layers import in_force, settings
+from engine.runtime.settings import Settings
 from storage.embedded import Services
 from tests.device import Json, connected
 from tests.supervised import Supervise

@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from engine.ports import StoreError, StoreRetryError
+from engine.runtime.ports import StoreError, StoreRetryError
 from storage import remedies
 from storage.checkup import database_findings
 from storage.direct import connected

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine import upload_cleanup
-from engine.settings import SettingsError
+from engine.runtime.settings import SettingsError
 from engine.upload_cleanup import KeptFor, UploadCleanup
 from storage.blobs import DirectoryBlobs
 from storage.partitions import drop_events, ensure_partitions, maintain

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from engine.setting_layers import Layer, environment, settings
-from engine.settings import Settings, SettingsError
+from engine.runtime.setting_layers import Layer, environment, settings
+from engine.runtime.settings import Settings, SettingsError
 
 _FILE = Path(__file__).parent.parent / "config.toml"
 DEFAULTS = Layer("config.toml", tomllib.loads(_FILE.read_text("utf-8")))

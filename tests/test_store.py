@@ -1,4 +1,4 @@
-"""The contract of ``engine.ports.Store`` and its readers, for the real store and for the one in memory."""
+"""The contract of ``engine.runtime.ports.Store`` and readers, for the real store and the one in memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from engine.model.rows import (
     TenantUsage,
     Writes,
 )
-from engine.ports import (
+from engine.runtime.ports import (
     ConflictStore,
     FeedStore,
     HeldConflicts,

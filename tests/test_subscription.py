@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.cursor import Scope
 from engine.feed import Feed, FeedLimits, Hub
-from engine.read_turns import Reader, ReadTurns
+from engine.runtime.read_limiter import Reader, ReadTurns
 from engine.subscription import Subscription
 from engine.wire.errors import SyncError
 from engine.wire.messages import Subscribe

@@ -19,7 +19,7 @@ import pytest
 
 from compose import configuration
 from compose.configuration import bus_url, database_dsn, layers
-from engine.setting_layers import settings
+from engine.runtime.setting_layers import settings
 from handlers.commands.serve import serve
 from handlers.keys import key_set
 from storage.embedded import Services

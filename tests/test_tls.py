@@ -20,7 +20,7 @@ from psycopg2.extensions import make_dsn, parse_dsn
 from structlog.testing import capture_logs
 
 from bench.clusters import PASSWORD, USER, free_port
-from engine.ports import StoreError, StoreUnavailableError
+from engine.runtime.ports import StoreError, StoreUnavailableError
 from storage.checkup import bus_findings
 from storage.direct import connected
 from storage.embedded_account import Account, account_for

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.settings import Auth
+from engine.runtime.settings import Auth
 from handlers.auth import Verifier
 from handlers.keys import key_set
 

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from compose.server import SystemClock
 from engine.cluster_turns import ClusterTurns, TurnLostError
-from engine.ports import StoreUnavailableError
+from engine.runtime.ports import StoreUnavailableError
 from engine.upload_chores import UploadChores
 from storage.cluster_turns import PostgresTurns
 from storage.pool import Database

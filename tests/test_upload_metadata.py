@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.file_types import UNDECLARED, FileTypes
 from engine.intake import MAX_ID_CHARS
-from engine.setting_layers import settings
+from engine.runtime.setting_layers import settings
 from engine.upload_metadata import Described, described, formatted, parsed
 from engine.wire.errors import SyncError
 from tests.test_settings import DEFAULTS

@@ -14,7 +14,7 @@ from engine.committer import overloaded
 from engine.jobs import Attach, Attached, Job
 from engine.model.rows import Record
 from engine.model.uploads import Upload
-from engine.ports import StoreUnavailableError, WaitingFile
+from engine.runtime.ports import StoreUnavailableError, WaitingFile
 from engine.waiting import WaitingFiles
 from storage.files import PostgresFiles
 from storage.pool import _READING_PREPARED, Database
@@ -63,7 +63,7 @@ class Queue:
 
 
 class Shelf:
-    """What waits (``engine.ports.WaitingStore``)."""
+    """What waits (``engine.runtime.ports.WaitingStore``)."""
 
     def __init__(self) -> None:
         self.files: list[WaitingFile] = []

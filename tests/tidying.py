@@ -26,8 +26,8 @@ from engine.intake import Intake, Session
 from engine.jobs import Answer
 from engine.model.domains import Domains
 from engine.model.uploads import Append, Upload
-from engine.ports import Tenant
 from engine.receiving import Creation, Receiving, UploadLimits
+from engine.runtime.ports import Tenant
 from engine.submitting import settled
 from engine.upload_chores import UploadChores
 from engine.upload_cleanup import Swept, Tidied, UploadCleanup

@@ -13,7 +13,7 @@ from bench.client import messages
 from bench.client.edits import Settled
 from bench.client.messages import Changes, Failed, Heard, Synced
 from bench.client.store import Store
-from engine.admission import TokenBucket
+from engine.runtime.rate_limit import TokenBucket
 from engine.wire.messages import Goodbye, HeartbeatAck, PoliciesChanged, Welcome
 from engine.wire.timestamps import to_text
 

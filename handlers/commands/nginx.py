@@ -9,7 +9,7 @@ from typing import Final
 import click
 from click.core import ParameterSource
 
-from engine.settings import Settings
+from engine.runtime.settings import Settings
 from handlers.commands.site import Site, SiteError, on_site
 from handlers.printing import say
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import msgspec
 
-from engine.setting_layers import COMMAND_LINE, ENVIRONMENT
+from engine.runtime.setting_layers import COMMAND_LINE, ENVIRONMENT
 from handlers.commands.site import Site, as_json, on_site, table
 from handlers.printing import say
 

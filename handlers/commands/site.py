@@ -28,9 +28,9 @@ from engine.administration import (
     Usage,
 )
 from engine.exporting import ExportStore
-from engine.ports import StoreError, StoreUnavailableError
-from engine.setting_layers import InForce
-from engine.settings import Log, Settings, SettingsError
+from engine.runtime.ports import StoreError, StoreUnavailableError
+from engine.runtime.setting_layers import InForce
+from engine.runtime.settings import Log, Settings, SettingsError
 from handlers.auth import KeySet, UnusableKeyError
 from handlers.logging import configure
 from handlers.printing import json_text, plain, say

@@ -10,7 +10,7 @@ import click
 import jwt
 from click.core import ParameterSource
 
-from engine.ports import StoreError
+from engine.runtime.ports import StoreError
 from handlers.auth import Role, issue_token
 from handlers.commands.site import Site, SiteError, on_site
 from handlers.keys import signing_key

@@ -1,4 +1,4 @@
-"""Settings: all that can be set, as frozen Structs. ``engine.setting_layers`` makes them of their sources."""
+"""Settings: all that can be set, as frozen Structs; ``setting_layers`` makes them of their sources."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, Generic, TypeVar
 
-from engine.ports import StorePoisonError, StoreRetryError, StoreUnavailableError, StoreUnknownError
+from engine.runtime.ports import StorePoisonError, StoreRetryError, StoreUnavailableError, StoreUnknownError
 
 Asked = TypeVar("Asked")
 Given = TypeVar("Given")

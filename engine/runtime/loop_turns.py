@@ -19,8 +19,8 @@ from heapq import heappop, heappush, heapreplace
 from itertools import count
 from typing import Final, Protocol, TypeVar
 
-from engine.loop_share import LoopShares, Sharing
-from engine.ports import Clock
+from engine.runtime.loop_share import LoopShares, Sharing
+from engine.runtime.ports import Clock
 
 #: A message from this size on is handled in steps: a byte costs 75 ns at most until it is planned, so a
 #: smaller one takes 2.5 ms.

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
-from engine.ports import StoreUnavailableError
+from engine.runtime.ports import StoreUnavailableError
 from engine.wire.errors import SyncError
 
 #: Reads of one device that may wait. A socket waits for 4 and is not read from then; a browser asks for the

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_ori
 import msgspec
 
 from engine.model.domains import Domain
-from engine.settings import Settings, SettingsError
+from engine.runtime.settings import Settings, SettingsError
 from engine.wire.floats import json_decoder
 
 #: The source of the layer that has every key.

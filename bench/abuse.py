@@ -35,7 +35,7 @@ from bench.report import Abuse, Bar, Phase, Report, this_machine
 from bench.server import ROOT, end
 from bench.stage import Options, add_tenants
 from engine.model.domains import DomainPolicy
-from engine.tenant_usage import NAMES
+from engine.plan.tenant_usage import NAMES
 from storage.policies import PostgresPolicies
 from storage.usage import PostgresUsage
 

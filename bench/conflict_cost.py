@@ -17,12 +17,12 @@ from typing import Final, get_args
 import click
 import msgspec
 
-from engine.batch import lookups, plan
 from engine.intake import Intake, Session
-from engine.jobs import Job
 from engine.model.domains import Domain, DomainPolicy, Domains, Policy
 from engine.model.rows import Record, RecordKey, State
-from engine.rules import Rules
+from engine.plan.batch import lookups, plan
+from engine.plan.context import Rules
+from engine.plan.jobs import Job
 from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON
 from engine.wire.messages import Sync

@@ -28,10 +28,10 @@ import msgspec
 from bench.work import Worker
 from engine.cursor import Scope
 from engine.intake import Intake, Session
-from engine.jobs import Change, Refused, Resolution
 from engine.model.domains import Domain, Domains
 from engine.model.merge import decode_fields, encode_fields, same_content
 from engine.model.rows import Conflict
+from engine.plan.jobs import Change, Refused, Resolution
 from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON, MSGPACK, Codec
 from engine.wire.errors import SyncError

@@ -21,9 +21,9 @@ import uvloop
 from bench.work import DOMAIN, Sent, Worker, data_of, record_id
 from engine.backlog import CommitLimits
 from engine.committer import Committer
-from engine.jobs import Answer, Change, Outcome, Push
 from engine.model.domains import Domains
-from engine.rules import Rules
+from engine.plan.context import Rules
+from engine.plan.jobs import Answer, Change, Outcome, Push
 from engine.runtime.settings import Settings
 from storage.commit import PostgresStore
 from storage.pool import Database

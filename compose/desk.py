@@ -13,14 +13,14 @@ from compose.server import SystemClock
 from engine.administration import ConflictCase, QuarantineCase, Recovered, RefusedError
 from engine.backlog import CommitLimits
 from engine.committer import Committer
-from engine.conflict import holding
 from engine.intake import Intake
-from engine.jobs import Answer, Job, Outcome, Settlement
 from engine.model.domains import DomainPolicy, Domains
 from engine.model.rows import QuarantineRef, Record
+from engine.plan.conflict import holding
+from engine.plan.context import Rules
+from engine.plan.jobs import Answer, Job, Outcome, Settlement
 from engine.recovery import RecoveryStore, decode_results, resent
 from engine.review import decided
-from engine.rules import Rules
 from engine.runtime.ports import Store, StoreError
 from engine.runtime.settings import Settings
 from engine.wire.errors import SyncError
@@ -54,7 +54,7 @@ class ConflictDesk(ConflictReads):
         merged: bytes | None,
         changes: int | None = None,
     ) -> Settlement:
-        """Settle a conflict by the rules of ``engine.resolution``."""
+        """Settle a conflict by the rules of ``engine.plan.resolve``."""
         show = f"`run.py conflicts show {case.conflict.conflict_id}`"
         if case.record is None:
             raise RefusedError("the record of this conflict was erased: there is nothing left to settle")

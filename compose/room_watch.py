@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from engine.model.rows import TenantUsage
-from engine.room import RoomState
+from engine.plan.room import RoomState
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
 from storage.disk import Disk

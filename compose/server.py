@@ -29,9 +29,9 @@ from engine.intake import Intake
 from engine.model.domains import Domains
 from engine.model.rows import Record
 from engine.neighbours import Neighbours
+from engine.plan.context import Rules
 from engine.policies import PolicyBook
 from engine.revocations import Revocations
-from engine.rules import Rules
 from engine.runtime.loop_share import LoopShares
 from engine.runtime.loop_turns import LoopTurns
 from engine.runtime.open_requests import OpenRequests, RequestLimits

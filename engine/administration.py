@@ -7,9 +7,9 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from engine.jobs import Settlement
 from engine.model.domains import DomainPolicy, Fallback, Policy
 from engine.model.rows import Conflict, Quarantined, Record, TenantUsage
+from engine.plan.jobs import Settlement
 from engine.runtime.ports import StoreError
 from engine.wire.messages import Choice, ItemError, Status, Winner
 

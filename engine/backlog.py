@@ -15,7 +15,7 @@ from typing import Protocol
 
 import msgspec
 
-from engine.jobs import Attach, Job, Outcome, Push
+from engine.plan.jobs import Attach, Job, Outcome, Push
 from engine.runtime.rate_limit import Overload
 
 #: What a job and each of its items cost besides their bytes, so that many tiny ones are bounded too.

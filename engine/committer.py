@@ -12,10 +12,10 @@ from contextlib import suppress
 from typing import Final
 
 from engine.backlog import Backlog, Charge, CommitLimits, Reply
-from engine.jobs import Job
 from engine.lane import Counters, Doubted, Lane, Published, Wanted
-from engine.room import KeptBack
-from engine.rules import Rules
+from engine.plan.context import Rules
+from engine.plan.jobs import Job
+from engine.plan.room import KeptBack
 from engine.runtime.ports import Store, WorkClock
 from engine.wire.errors import SyncError
 

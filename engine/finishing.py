@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import msgspec
 import structlog
 
-from engine.attachments import attaching, freeing
 from engine.file_types import FileTypes
 from engine.holding import Hold
-from engine.jobs import Attach, Attached, Outcome
 from engine.model.uploads import Draft, State, Upload, UploadRef
+from engine.plan.attachments import attaching, freeing
+from engine.plan.jobs import Attach, Attached, Outcome
 from engine.runtime.batching import Gatherer, patiently
 from engine.runtime.ports import Blobs, Clock
 from engine.submitting import Jobs, settled

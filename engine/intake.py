@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import msgspec
 
-from engine.jobs import Change, Push, Refused, Resolution
 from engine.model.domains import Domains
 from engine.model.rows import Conflict
-from engine.rules import MAX_FIELDS, too_many_fields
+from engine.plan.context import MAX_FIELDS, too_many_fields
+from engine.plan.jobs import Change, Push, Refused, Resolution
 from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON, Codec, sentence
 from engine.wire.errors import SyncError

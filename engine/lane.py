@@ -12,12 +12,13 @@ import msgspec
 import structlog
 
 from engine.backlog import Backlog, Waiting
-from engine.batch import Plan, lookups, steps
-from engine.jobs import Job, Outcome, Push, Refused
 from engine.model.rows import HeldRef, Record
+from engine.plan.batch import Plan, lookups, steps
+from engine.plan.context import Rules
+from engine.plan.jobs import Job, Outcome, Push, Refused
+from engine.plan.room import KeptBack
+from engine.plan.weighing import select
 from engine.planning import MESSAGE_S, TooLongError, planned
-from engine.room import KeptBack
-from engine.rules import Rules
 from engine.runtime.ports import (
     Store,
     StoreError,
@@ -29,7 +30,6 @@ from engine.runtime.ports import (
     Transaction,
     WorkClock,
 )
-from engine.weighing import select
 from engine.wire.errors import SyncError, retry_later_ms, retry_soon_ms
 
 Published = Callable[[list[tuple[Record, str]]], None]

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import UNSET
 
-from engine.attachments import NO_FILES
 from engine.cursor import Scope
 from engine.model.rows import Record
+from engine.plan.attachments import NO_FILES
 from engine.wire.messages import Change
 from engine.wire.timestamps import to_text
 

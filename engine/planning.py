@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Generator
 from typing import Final
 
-from engine.batch import Plan
+from engine.plan.batch import Plan
 from engine.runtime.ports import WorkClock
 
 #: After so long others get the loop, once the item under way is done.
@@ -39,7 +39,8 @@ async def planned(
     """Plan a batch of so many messages.
 
     Args:
-        steps: Of ``engine.batch.steps``; each gives the index of the message that it was of. Messages that
+        steps: Of ``engine.plan.batch.steps``; each gives the index of the message that it was of. Messages
+        that
             are passed over shared the step, and bear equal parts of it: they are small.
         messages: How many there are.
         clock: Read once after each step. The time is charged, and others get the loop by it. Whether a

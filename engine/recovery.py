@@ -12,10 +12,10 @@ import msgspec
 
 from engine.administration import Retried
 from engine.intake import Intake, Session
-from engine.jobs import Push
 from engine.model.rows import Lookups, Quarantined, QuarantineRef, State, TenantUsage, Writes
+from engine.plan.jobs import Push
+from engine.plan.tenant_usage import conflict_bytes
 from engine.runtime.ports import Store, Tenant, Transaction
-from engine.tenant_usage import conflict_bytes
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
 from engine.wire.floats import finite

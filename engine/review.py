@@ -8,12 +8,12 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine.administration import ConflictCase
-from engine.conflict import client_side
-from engine.held import applied, changes_of, op_of
 from engine.intake import Intake, Session
-from engine.jobs import Resolution
 from engine.model.merge import Fields, decode_fields, encode_fields, same_value
 from engine.model.rows import Quarantined, Record
+from engine.plan.conflict import client_side
+from engine.plan.held_changes import applied, changes_of, op_of
+from engine.plan.jobs import Resolution
 from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError

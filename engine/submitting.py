@@ -6,7 +6,7 @@ import asyncio
 from typing import Protocol
 
 from engine.backlog import Charge, Reply
-from engine.jobs import Job, Outcome
+from engine.plan.jobs import Job, Outcome
 from engine.wire.errors import SyncError
 
 

@@ -13,9 +13,9 @@ from typing import Final, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from engine.jobs import Attach, Attached
 from engine.model.rows import RecordKey
 from engine.model.uploads import State, UploadRef
+from engine.plan.jobs import Attach, Attached
 from engine.runtime.batching import patiently
 from engine.runtime.ports import Blobs, Kept
 from engine.submitting import Jobs, settled

@@ -12,10 +12,10 @@ from typing import Final
 
 import structlog
 
-from engine.attachments import attaching
-from engine.jobs import Outcome
 from engine.model.rows import Record, RecordKey
 from engine.model.uploads import Upload, UploadRef
+from engine.plan.attachments import attaching
+from engine.plan.jobs import Outcome
 from engine.runtime.ports import Clock, StoreError, WaitingStore
 from engine.submitting import Jobs
 from engine.wire.errors import SyncError

@@ -16,9 +16,9 @@ import msgspec
 
 from engine.committer import overloaded
 from engine.intake import Session
-from engine.jobs import Answer, Outcome, Push, Settlement
 from engine.lane import unavailable
 from engine.pages import with_id
+from engine.plan.jobs import Answer, Outcome, Push, Settlement
 from engine.runtime.loop_turns import LARGE_BYTES, Steps, Turn
 from engine.runtime.rate_limit import COUNTED_BYTES, LABORIOUS_S
 from engine.runtime.read_limiter import Reader

@@ -9,10 +9,10 @@ from engine.devices import Devices
 from engine.feed import Feed
 from engine.intake import Intake
 from engine.model.domains import Domains
+from engine.plan.room import RoomState
 from engine.policies import PolicyBook
 from engine.receiving import UploadCounters
 from engine.revocations import Revocations
-from engine.room import RoomState
 from engine.runtime.loop_share import LoopShares
 from engine.runtime.loop_turns import LoopTurns
 from engine.runtime.open_requests import OpenRequests

@@ -11,11 +11,11 @@ from msgspec import UNSET
 
 from engine.clocks import DeviceClock
 from engine.health import Device
-from engine.held import applied, changes_of, op_of
 from engine.intake import Session
-from engine.jobs import Answer, Resolution
 from engine.model.domains import Domain, DomainPolicy
 from engine.model.merge import encode_fields
+from engine.plan.held_changes import applied, changes_of, op_of
+from engine.plan.jobs import Answer, Resolution
 from engine.runtime.ports import HeldConflict
 from engine.runtime.read_limiter import Reader
 from engine.wire.errors import SyncError

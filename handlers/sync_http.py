@@ -16,8 +16,8 @@ from aiohttp import web
 from engine.committer import overloaded
 from engine.health import Device
 from engine.intake import Session
-from engine.jobs import Answer, Job, Outcome, Settlement
 from engine.pages import with_id
+from engine.plan.jobs import Answer, Job, Outcome, Settlement
 from engine.runtime.loop_turns import LARGE_BYTES
 from engine.submitting import settled
 from engine.wire.codec import JSON, MSGPACK, Codec, sentence

@@ -30,8 +30,8 @@ from engine.model.rows import (
     Writes,
 )
 from engine.model.uploads import UploadRef
+from engine.plan.tenant_usage import NAMES
 from engine.runtime.ports import StoreRetryError, StoreUnknownError
-from engine.tenant_usage import NAMES
 from storage.arrays import joined, numbers, plain, split, texts
 from storage.held import StoredChange
 from storage.kept_keys import RECENT_H, TODAY, older, recent

@@ -1,9 +1,9 @@
 """What tenants hold: read for people, and counted anew from the rows themselves.
 
-Batches add to the columns of ``tenant_counters`` what they write (``engine.tenant_usage``). That is exact as
-long as every writer does so. A server of an earlier version does not, nor does a person with psql, and a day
-of kept answers or events that is dropped is taken off after it is gone. So each tenant is counted once a
-week, and soon if it never was.
+Batches add to the columns of ``tenant_counters`` what they write (``engine.plan.tenant_usage``). That is
+exact as long as every writer does so. A server of an earlier version does not, nor does a person with psql,
+and a day of kept answers or events that is dropped is taken off after it is gone. So each tenant is counted
+once a week, and soon if it never was.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from engine.administration import NoTenantError, TenantHolds
 from engine.model.rows import TenantUsage
-from engine.tenant_usage import NAMES
+from engine.plan.tenant_usage import NAMES
 from storage.direct import connected
 from storage.pool import Database
 

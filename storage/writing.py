@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Final
 
 from engine.model.rows import Conflict, KeyRow, Quarantined, Record, RecordKey, TenantUsage, Writes
-from engine.tenant_usage import NAMES
+from engine.plan.tenant_usage import NAMES
 from storage.arrays import (
     joined,
     joined_or_null,

@@ -84,7 +84,7 @@ MUTANTS: dict[str, Mutant] = {
         (_STORE + "test_what_is_committed_is_found_again[postgres]", _COMMITTED),
     ),
     "kept answers ignored": Mutant(
-        "engine/batch.py",
+        "engine/plan/batch.py",
         (("known = working.keys.get(ref)", "known = None"),),
         (_UNKNOWN_OUTCOME, _COMMITTED),
     ),

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.backlog import Backlog, Batch, CommitLimits
-from engine.jobs import Outcome, Push
+from engine.plan.jobs import Outcome, Push
 from engine.runtime.rate_limit import Overload, TenantRates, TokenBucket
 from engine.wire.codec import JSON, MSGPACK, Codec
 from engine.wire.errors import SyncError

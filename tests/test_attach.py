@@ -8,14 +8,14 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
-from engine.attachments import entry
 from engine.backlog import Backlog, CommitLimits
-from engine.batch import Plan, lookups
-from engine.jobs import Attach, Attached, Outcome
 from engine.model.rows import ConflictRef, Record, RecordKey
 from engine.model.uploads import State, Upload, UploadRef
 from engine.pages import encode_change
-from engine.weighing import select
+from engine.plan.attachments import entry
+from engine.plan.batch import Plan, lookups
+from engine.plan.jobs import Attach, Attached, Outcome
+from engine.plan.weighing import select
 from tests.filing import upload
 from tests.test_batch import NOW_US, Desk
 
@@ -391,7 +391,7 @@ def test_a_name_is_shown_as_it_is_whatever_it_holds() -> None:
 
 
 def test_a_batch_counts_what_the_files_of_its_records_weigh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.weighing.BATCH_US", 1e9)
+    monkeypatch.setattr("engine.plan.weighing.BATCH_US", 1e9)
     desk = FileDesk()
     job = desk.stored(upload(1))
     heavy = Record(*TASK, 1, 1, 0, None, 1, b"{}", None, b'["%s"]' % (b"x" * (4 << 20)))

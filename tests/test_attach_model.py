@@ -6,8 +6,8 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.jobs import Attach, Attached
 from engine.model.uploads import Upload
+from engine.plan.jobs import Attach, Attached
 from tests.filing import upload
 from tests.test_attach import SAME, TASK, FileDesk
 

@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.batch import Plan, lookups, plan
-from engine.held import changes_of
 from engine.intake import Intake, Session
-from engine.jobs import Answer, Job, Push, Resolution, Settlement
 from engine.model.domains import Domain, DomainPolicy, Domains
 from engine.model.rows import Conflict, ConflictRef, EventKey, HeldRef, RecordKey
-from engine.rules import Rules
+from engine.plan.batch import Plan, lookups, plan
+from engine.plan.context import Rules
+from engine.plan.held_changes import changes_of
+from engine.plan.jobs import Answer, Job, Push, Resolution, Settlement
 from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
@@ -441,7 +441,7 @@ def test_names_in_changed_of_fields_that_are_nowhere_change_nothing() -> None:
 
 def test_a_message_that_touches_too_much_is_refused_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixty bytes of change may read, log and write a whole record, each of them."""
-    monkeypatch.setattr("engine.batch.MESSAGE_TOUCHES_BYTES", 3000)
+    monkeypatch.setattr("engine.plan.batch.MESSAGE_TOUCHES_BYTES", 3000)
     desk = Desk()
     desk.results(desk.push(item("task", "a", x="x" * 900)))
     changes = [item("task", "a", version, op="patch", y=version) for version in range(1, 5)]

@@ -1,4 +1,4 @@
-"""``engine.batch.plan`` against the model of the contract, in worlds that Hypothesis draws."""
+"""``engine.plan.batch.plan`` against the model of the contract, in worlds that Hypothesis draws."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.batch import Plan, lookups, plan
-from engine.held import applied, changes_of
 from engine.intake import Intake, Session
-from engine.jobs import Answer, Attach, Attached, Job, Outcome, Push, Resolution, Settlement
 from engine.model.domains import DomainPolicy
 from engine.model.rows import Conflict, ConflictRef, EventKey, HeldRef, Record, RecordKey, TenantUsage
 from engine.model.uploads import UploadRef
-from engine.rules import Rules
+from engine.plan.batch import Plan, lookups, plan
+from engine.plan.context import Rules
+from engine.plan.held_changes import applied, changes_of
+from engine.plan.jobs import Answer, Attach, Attached, Job, Outcome, Push, Resolution, Settlement
 from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError

@@ -17,13 +17,13 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.batch import lookups, plan
 from engine.clocks import DeviceClock
 from engine.intake import Intake, Session
-from engine.jobs import Answer
 from engine.model.domains import Domain, DomainPolicy, Domains, Fallback, Policy
 from engine.model.rows import RecordKey
-from engine.rules import Rules
+from engine.plan.batch import lookups, plan
+from engine.plan.context import Rules
+from engine.plan.jobs import Answer
 from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON
 from engine.wire.messages import Sync

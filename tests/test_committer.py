@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from engine.backlog import CommitLimits
 from engine.committer import Committer
-from engine.held import changes_of
 from engine.intake import Intake, Session
-from engine.jobs import Answer, Outcome, Push, Resolution, Settlement
 from engine.lane import PATIENCE_S, Wanted
 from engine.model.domains import Domain, DomainPolicy, Domains
 from engine.model.rows import ConflictRef, Lookups, Record, RecordKey, Writes
-from engine.rules import Rules
+from engine.plan.context import Rules
+from engine.plan.held_changes import changes_of
+from engine.plan.jobs import Answer, Outcome, Push, Resolution, Settlement
 from engine.runtime import rate_limit
 from engine.runtime.ports import (
     StoreError,
@@ -392,7 +392,7 @@ async def test_the_queue_is_bounded_in_bytes_too() -> None:
 
 
 async def test_a_batch_that_touches_too_much_is_parted_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.weighing.BATCH_TOUCHES_BYTES", 5000)
+    monkeypatch.setattr("engine.plan.weighing.BATCH_TOUCHES_BYTES", 5000)
     async with bench() as one:
         one.submit("first", put("a", x="x" * 2000))
         await one.committer.drain()
@@ -781,7 +781,7 @@ def test_every_job_is_answered_once_in_order_and_nothing_is_lost_or_done_twice(
     """By ``batch_us`` each message is light, or there is room for two in a batch, or each is laborious."""
     limits = CommitLimits(batch_items, 1 << 20, 1000, 1 << 22)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("engine.weighing.BATCH_US", batch_us)
+        patched.setattr("engine.plan.weighing.BATCH_US", batch_us)
         asyncio.run(_storm(faults, devices, turns, limits, lanes))
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from engine import lane, planning, weighing
+from engine import lane, planning
 from engine.model.rows import Lookups
+from engine.plan import weighing
 from tests.memory_store import MemoryTransaction
 from tests.test_committer import Bench, FaultyStore, HandClock, bench, put
 

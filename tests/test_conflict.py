@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.conflict import Side, Standing, client_side, settle
 from engine.model.domains import Domain, DomainPolicy, Fallback, Policy
 from engine.model.merge import FieldVersions, same_value
+from engine.plan.conflict import Side, Standing, client_side, settle
 from engine.wire.messages import Op
 
 Json = dict[str, Any]

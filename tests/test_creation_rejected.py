@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from engine.batch import lookups
-from engine.jobs import Job
 from engine.model.rows import SetAsideRef
+from engine.plan.batch import lookups
+from engine.plan.jobs import Job
 from tests.test_batch import Desk, Json, item
 
 _CREATION = item("visit", "v", n=1)

@@ -23,8 +23,9 @@ import pytest
 from bench.cli import bench
 from bench.client.simulate import simulate
 from docs.generate import pages
-from engine import cursor, held, intake
+from engine import cursor, intake
 from engine.model.domains import Policy
+from engine.plan import held_changes
 from engine.wire import messages, nesting
 from engine.wire.codec import JSON
 from engine.wire.errors import ERRORS
@@ -356,7 +357,7 @@ def test_every_close_code_is_listed_and_no_other() -> None:
         ("open subscriptions", connection.MAX_SUBSCRIPTIONS),
         ("sync and resolve messages", connection.MAX_IN_FLIGHT),
         ("other requests", connection.MAX_READS),
-        ("changes that wait in one conflict", held.MAX_CHANGES),
+        ("changes that wait in one conflict", held_changes.MAX_CHANGES),
     ],
 )
 def test_a_limit_is_as_in_the_code(what: str, limit: int) -> None:

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.intake import Intake, Session
-from engine.jobs import Refused
 from engine.model.merge import decode_fields
+from engine.plan.jobs import Refused
 from engine.recovery import _with_data
 from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON, MSGPACK

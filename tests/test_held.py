@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.held import MAX_CHANGES, Changes, applied, compacted, compose, fold, op_of
 from engine.model.merge import decode_fields, encode_fields
 from engine.model.rows import HeldChange
+from engine.plan.held_changes import MAX_CHANGES, Changes, applied, compacted, compose, fold, op_of
 from tests.model import CHAIN, RejectedError, Waiting, World, again, canonical, chain_applied, merge_patch
 
 Json = dict[str, Any]

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import quarantine
-from engine.batch import plan
 from engine.intake import Intake, Session
-from engine.jobs import Change, Push, Refused
 from engine.model.domains import Domain, Domains
 from engine.model.rows import Conflict, Quarantined, State
-from engine.rules import Rules
+from engine.plan import quarantine
+from engine.plan.batch import plan
+from engine.plan.context import Rules
+from engine.plan.jobs import Change, Push, Refused
 from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON, MSGPACK, Codec
 from engine.wire.errors import SyncError

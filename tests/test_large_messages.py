@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from engine.health import Device
 from engine.intake import Intake, Session
-from engine.jobs import Push, Refused
 from engine.model.domains import Domain, Domains
+from engine.plan.jobs import Push, Refused
 from engine.runtime.loop_turns import LARGE_BYTES, LoopTurns
 from engine.runtime.ports import Tenant
 from engine.wire import nesting, pieces, values

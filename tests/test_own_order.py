@@ -9,14 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.batch import lookups, plan
 from engine.intake import Intake, Session
-from engine.jobs import Answer
 from engine.model.domains import Domain, DomainPolicy, Domains, Policy
 from engine.model.rows import RecordKey
-from engine.quarantine import quarantined
+from engine.plan.batch import lookups, plan
+from engine.plan.context import Rules
+from engine.plan.jobs import Answer
+from engine.plan.quarantine import quarantined
 from engine.recovery import resent
-from engine.rules import Rules
 from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON
 from engine.wire.messages import Sync

@@ -8,9 +8,9 @@ from collections.abc import Generator
 
 import pytest
 
-from engine.batch import Plan, lookups, plan, steps
-from engine.jobs import Answer, Job
 from engine.model.rows import Writes
+from engine.plan.batch import Plan, lookups, plan, steps
+from engine.plan.jobs import Answer, Job
 from engine.planning import MESSAGE_S, TURN_S, TooLongError, planned
 from tests.test_batch import Desk, item
 from tests.test_committer import HandClock

@@ -19,9 +19,9 @@ from engine.file_types import FileTypes
 from engine.finishing import Finishing
 from engine.holding import Holds
 from engine.intake import Session
-from engine.jobs import Attached, Job
 from engine.model.rows import Record
 from engine.model.uploads import Append, Upload, UploadRef
+from engine.plan.jobs import Attached, Job
 from engine.receiving import Checksum, Creation, Receiving, UploadLimits
 from engine.runtime.ports import BusListener, BusState, Tenant
 from engine.upload_intake import BodyCutError

@@ -9,11 +9,11 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.batch import lookups, plan
-from engine.jobs import Answer, Push
 from engine.model.rows import SetAsideRef, TenantUsage
-from engine.room import MAX_RECORDS, Behind, KeptBack
-from engine.tenant_usage import NAMES, tight, usage_above
+from engine.plan.batch import lookups, plan
+from engine.plan.jobs import Answer, Push
+from engine.plan.room import MAX_RECORDS, Behind, KeptBack
+from engine.plan.tenant_usage import NAMES, tight, usage_above
 from engine.wire.errors import SyncError
 from tests.test_batch import Desk, item
 

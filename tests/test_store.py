@@ -26,6 +26,7 @@ from engine.model.rows import (
     TenantUsage,
     Writes,
 )
+from engine.plan.tenant_usage import NAMES
 from engine.runtime.ports import (
     ConflictStore,
     FeedStore,
@@ -37,7 +38,6 @@ from engine.runtime.ports import (
     StoreRetryError,
     Transaction,
 )
-from engine.tenant_usage import NAMES
 from storage.commit import PostgresStore
 from storage.conflicts import PostgresConflicts
 from storage.feed import PostgresFeed

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.model.rows import TenantUsage
-from engine.tenant_usage import NAMES
+from engine.plan.tenant_usage import NAMES
 from storage.partitions import drop_expired, ensure_partitions
 from storage.usage import recount
 from tests.device import Json, item, put

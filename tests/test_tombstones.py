@@ -6,9 +6,9 @@ import json
 
 import msgspec
 
-from engine.batch import lookups, plan
-from engine.jobs import Job
 from engine.model.rows import HeldRef, RecordKey
+from engine.plan.batch import lookups, plan
+from engine.plan.jobs import Job
 from tests.test_batch import Desk, item, statuses
 
 

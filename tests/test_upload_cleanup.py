@@ -10,8 +10,8 @@ import pytest
 
 from engine import upload_cleanup
 from engine.backlog import Reply
-from engine.jobs import Job
 from engine.model.uploads import Append, State, Upload, UploadRef
+from engine.plan.jobs import Job
 from engine.runtime.ports import BlobsError
 from engine.upload_cleanup import Abandonment, Tidied, UploadCleanup
 from engine.upload_store import Creating, Quota

@@ -11,9 +11,9 @@ import pytest
 from engine import waiting as room
 from engine.backlog import Reply
 from engine.committer import overloaded
-from engine.jobs import Attach, Attached, Job
 from engine.model.rows import Record
 from engine.model.uploads import Upload
+from engine.plan.jobs import Attach, Attached, Job
 from engine.runtime.ports import StoreUnavailableError, WaitingFile
 from engine.waiting import WaitingFiles
 from storage.files import PostgresFiles

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import weighing
-from engine.batch import lookups
-from engine.jobs import Job
 from engine.model.rows import Record, RecordKey
-from engine.weighing import BATCH_US, Scale, Selection, content_us, select
+from engine.plan import weighing
+from engine.plan.batch import lookups
+from engine.plan.jobs import Job
+from engine.plan.weighing import BATCH_US, Scale, Selection, content_us, select
 from tests.test_batch import Desk, item
 
 Json = dict[str, Any]

@@ -23,9 +23,9 @@ from engine.file_types import FileTypes
 from engine.finishing import Finishing
 from engine.holding import Holds
 from engine.intake import Intake, Session
-from engine.jobs import Answer
 from engine.model.domains import Domains
 from engine.model.uploads import Append, Upload
+from engine.plan.jobs import Answer
 from engine.receiving import Creation, Receiving, UploadLimits
 from engine.runtime.ports import Tenant
 from engine.submitting import settled

@@ -77,7 +77,7 @@ class Record(msgspec.Struct, frozen=True):
     nobody's (a settled conflict) has ``chain_from`` above ``version``. ``fields`` is the JSON of
     the field versions (``engine.model.merge``), None where the domain was not merged by field.
     ``attachments`` is the JSON array of the record's files, None where there never were any; a tombstone
-    keeps it. ``sent_at_us`` is the ``at`` of this version as its device sent it (``engine.own_order``).
+    keeps it. ``sent_at_us`` is the ``at`` of this version as its device sent it (``engine.plan.own_order``).
     ``last_data`` is a tombstone's data before it was deleted, None where they are kept no longer.
     """
 
@@ -150,13 +150,14 @@ class Conflict(msgspec.Struct, frozen=True, kw_only=True):
     ``client_data`` is the item's own data: the whole record for a put, the patch for a patch, None
     for a delete. ``server_data`` are the fields of the record it met that it replaced; where the record was
     left as it was, those that it would have replaced, the smallest of them if they are much
-    (``engine.answers.KEPT_DATA_BYTES``). None is a tombstone; rows of earlier versions have the whole record.
+    (``engine.plan.answers.KEPT_DATA_BYTES``). None is a tombstone; rows of earlier versions have the whole
+    record.
     ``settled_*`` say how a person decided.
 
     An item that joins an open conflict has a row of its own too: ``outcome`` is ``held``, ``held_in`` the
-    open one's id. That one then has in ``client_changes`` all that it holds (``engine.held``; None while
-    that is its own item) and in ``client_count`` how many changes it took in, those included that a later
-    put or delete dropped. ``client_sent_at_us`` is None in rows from before it was kept.
+    open one's id. That one then has in ``client_changes`` all that it holds (``engine.plan.held_changes``;
+    None while that is its own item) and in ``client_count`` how many changes it took in, those included that
+    a later put or delete dropped. ``client_sent_at_us`` is None in rows from before it was kept.
     """
 
     tenant_id: int

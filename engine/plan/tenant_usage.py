@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
-from engine.jobs import Job, Push
 from engine.model.rows import Conflict, Record, TenantUsage
+from engine.plan.jobs import Job, Push
 
 #: What one message may add beyond what it has sent: a record that it merely names is logged where it is
-#: overwritten, and moves where it is deleted (``engine.batch.MESSAGE_TOUCHES_BYTES``).
+#: overwritten, and moves where it is deleted (``engine.plan.batch.MESSAGE_TOUCHES_BYTES``).
 _TOUCHED_BYTES: Final = 32 << 20
 #: What one byte that was sent may come to: field versions are 32 bytes for a field of three.
 _SENT_TIMES: Final = 32

@@ -5,9 +5,6 @@ from __future__ import annotations
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from engine.conflict import Settled, Side, Standing, client_side, may_hold, settle
-from engine.held import MAX_CHANGES, changes_of, fold
-from engine.jobs import Change, Push, Refused
 from engine.model.domains import DomainPolicy
 from engine.model.merge import (
     Fields,
@@ -33,10 +30,13 @@ from engine.model.rows import (
     RecordKey,
     SetAsideRef,
 )
-from engine.own_order import follows, is_own, kept_sent_at_us
-from engine.rules import Policies, Rules
+from engine.plan.conflict import Settled, Side, Standing, client_side, may_hold, settle
+from engine.plan.context import Policies, Rules
+from engine.plan.held_changes import MAX_CHANGES, changes_of, fold
+from engine.plan.jobs import Change, Push, Refused
+from engine.plan.own_order import follows, is_own, kept_sent_at_us
+from engine.plan.unit_of_work import Working
 from engine.wire.messages import ItemError, Result
-from engine.working import Working
 
 #: Makes a tuple with names in half the time that its class takes.
 _new = tuple.__new__

@@ -7,10 +7,10 @@ from typing import Final
 
 import msgspec
 
-from engine.answers import KEPT_DATA_BYTES
 from engine.model.domains import DomainPolicy, Domains
 from engine.model.merge import Fields
 from engine.model.rows import TenantUsage
+from engine.plan.answers import KEPT_DATA_BYTES
 
 Policies = Mapping[str, DomainPolicy]
 
@@ -26,7 +26,7 @@ class Rules(msgspec.Struct, frozen=True):
     ``data`` in one answer. ``tombstone_data`` says that the last data of a deleted record are kept.
     ``bounds`` are what a tenant may hold, None for whatever it wants; ``full`` says in a sentence that nobody
     is to store more.
-    ``kept_data_bytes`` is as ``engine.answers.KEPT_DATA_BYTES``. ``record_fields`` bounds the
+    ``kept_data_bytes`` is as ``engine.plan.answers.KEPT_DATA_BYTES``. ``record_fields`` bounds the
     top-level fields of a record; one that has more from before the bound is changed as long as it gains none.
     """
 

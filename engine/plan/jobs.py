@@ -85,9 +85,9 @@ class Resolution(msgspec.Struct, frozen=True):
 class Attach(msgspec.Struct, frozen=True):
     """A stored file is to become part of its record's entry in the feed.
 
-    ``entry`` is how it will stand there, in JSON (``engine.attachments``); None frees the upload, and takes
-    the file out if no other stands for it; with ``unless_alive`` only one whose record is deleted, or never
-    came.
+    ``entry`` is how it will stand there, in JSON (``engine.plan.attachments``); None frees the upload, and
+    takes the file out if no other stands for it; with ``unless_alive`` only one whose record is deleted, or
+    never came.
     """
 
     tenant_id: int

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import msgspec
 
-from engine.held import applied, changes_of
-from engine.items import last_data, next_versions
-from engine.jobs import Outcome, Resolution, Settlement
 from engine.model.merge import Fields, decode_fields, encode_fields
 from engine.model.rows import Conflict, ConflictRef, Record, RecordKey
-from engine.rules import Rules
+from engine.plan.apply import last_data, next_versions
+from engine.plan.context import Rules
+from engine.plan.held_changes import applied, changes_of
+from engine.plan.jobs import Outcome, Resolution, Settlement
+from engine.plan.unit_of_work import Working
 from engine.wire.errors import SyncError
-from engine.working import Working
 
 
 def settle_by_person(job: Resolution, working: Working, rules: Rules) -> Outcome:

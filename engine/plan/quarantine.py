@@ -9,8 +9,8 @@ from typing import Final
 
 import msgspec
 
-from engine.jobs import Push
 from engine.model.rows import Quarantined
+from engine.plan.jobs import Push
 from engine.wire.codec import JSON, MSGPACK
 from engine.wire.messages import Result
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final, NamedTuple
 
-from engine.jobs import Change, Push
 from engine.model.rows import (
     Conflict,
     ConflictRef,
@@ -24,7 +23,8 @@ from engine.model.rows import (
 )
 from engine.model.uploads import State as UploadState
 from engine.model.uploads import UploadRef
-from engine.tenant_usage import AHEAD_US, conflict_bytes, record_bytes
+from engine.plan.jobs import Change, Push
+from engine.plan.tenant_usage import AHEAD_US, conflict_bytes, record_bytes
 
 _NOTHING: Final = TenantUsage()
 

@@ -11,9 +11,9 @@ from typing import Final
 
 import msgspec
 
-from engine.held import size_bytes
-from engine.jobs import Attach, Change, Job, Push, Resolution
 from engine.model.rows import Conflict, ConflictRef, HeldRef, Record, RecordKey, State
+from engine.plan.held_changes import size_bytes
+from engine.plan.jobs import Attach, Change, Job, Push, Resolution
 
 #: Bytes of records that the changes of a batch may touch, unless it is one message.
 BATCH_TOUCHES_BYTES: Final = 16 << 20

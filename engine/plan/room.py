@@ -12,9 +12,9 @@ from typing import Final
 
 import msgspec
 
-from engine.jobs import Change, Job, Push
 from engine.model.rows import SetAsideRef, TenantUsage
-from engine.tenant_usage import NAMES, passed, tight
+from engine.plan.jobs import Change, Job, Push
+from engine.plan.tenant_usage import NAMES, passed, tight
 from engine.wire.errors import SyncError
 
 #: Records that are kept back, with the key of the refused message that is to come first.

@@ -6,8 +6,8 @@ the corrected ``at`` orders changes of different devices alone. Those of one dev
 
 from __future__ import annotations
 
-from engine.jobs import Change
 from engine.model.rows import Record
+from engine.plan.jobs import Change
 from engine.wire.timestamps import EARLIEST_US
 
 

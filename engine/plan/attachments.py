@@ -9,12 +9,12 @@ from typing import Final
 
 import msgspec
 
-from engine.jobs import Attach, Attached
 from engine.model.rows import Record, RecordKey
 from engine.model.uploads import FINISHED, State, Upload, UploadRef
+from engine.plan.jobs import Attach, Attached
+from engine.plan.unit_of_work import Working
 from engine.wire.messages import Attachment
 from engine.wire.timestamps import to_text
-from engine.working import Working
 
 _encode = msgspec.json.encode
 #: What stands where there were files once. None would say that there never were any.

@@ -12,11 +12,6 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from engine.answers import kept, replayed, told
-from engine.attachments import attach
-from engine.conflict import may_hold
-from engine.items import apply_item
-from engine.jobs import Answer, Attach, Change, Job, Outcome, Push, Refused, Resolution
 from engine.model.rows import (
     ConflictRef,
     EventKey,
@@ -32,15 +27,20 @@ from engine.model.rows import (
     Writes,
 )
 from engine.model.uploads import UploadRef
-from engine.quarantine import quarantined
-from engine.resolution import settle_by_person
-from engine.room import Behind, Room
-from engine.rules import Rules
-from engine.tenant_usage import sentence, usage_above
-from engine.weighing import touched_bytes
+from engine.plan.answers import kept, replayed, told
+from engine.plan.apply import apply_item
+from engine.plan.attachments import attach
+from engine.plan.conflict import may_hold
+from engine.plan.context import Rules
+from engine.plan.jobs import Answer, Attach, Change, Job, Outcome, Push, Refused, Resolution
+from engine.plan.quarantine import quarantined
+from engine.plan.resolve import settle_by_person
+from engine.plan.room import Behind, Room
+from engine.plan.tenant_usage import sentence, usage_above
+from engine.plan.unit_of_work import Checkpoint, Savepoint, Working
+from engine.plan.weighing import touched_bytes
 from engine.wire.errors import SyncError
 from engine.wire.messages import ItemError, Result
-from engine.working import Checkpoint, Savepoint, Working
 
 _encode = msgspec.json.encode
 #: Makes a tuple with names in half the time that its class takes.
@@ -58,7 +58,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     ``reused`` are messages under a key of another message, with the age of its answer in seconds. ``missing``
     are open conflicts that nobody thought to read; if there are any, the rest is void, and the batch begins
-    again with them. ``behind`` is what is kept back after the batch (``engine.room``), ``refused``
+    again with them. ``behind`` is what is kept back after the batch (``engine.plan.room``), ``refused``
     are the keys of messages that found no room.
     """
 

@@ -17,7 +17,7 @@ from typing import Final, get_args
 import click
 import msgspec
 
-from engine.intake import Intake, Session
+from engine.commit.validation import Intake, Session
 from engine.model.domains import Domain, DomainPolicy, Domains, Policy
 from engine.model.rows import Record, RecordKey, State
 from engine.plan.batch import lookups, plan

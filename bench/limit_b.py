@@ -19,8 +19,8 @@ import msgspec
 import uvloop
 
 from bench.work import DOMAIN, Sent, Worker, data_of, record_id
-from engine.backlog import CommitLimits
-from engine.committer import Committer
+from engine.commit.committer import Committer
+from engine.commit.queue import CommitLimits
 from engine.model.domains import Domains
 from engine.plan.context import Rules
 from engine.plan.jobs import Answer, Change, Outcome, Push

@@ -11,9 +11,9 @@ import anyio
 
 from compose.server import SystemClock
 from engine.administration import ConflictCase, QuarantineCase, Recovered, RefusedError
-from engine.backlog import CommitLimits
-from engine.committer import Committer
-from engine.intake import Intake
+from engine.commit.committer import Committer
+from engine.commit.queue import CommitLimits
+from engine.commit.validation import Intake
 from engine.model.domains import DomainPolicy, Domains
 from engine.model.rows import QuarantineRef, Record
 from engine.plan.conflict import holding

@@ -9,7 +9,7 @@ from typing import Final
 from aiohttp import web
 
 from engine.cluster_turns import ClusterTurns
-from engine.committer import Committer
+from engine.commit.committer import Committer
 from engine.file_types import FileTypes
 from engine.finishing import Finishing
 from engine.holding import Holds

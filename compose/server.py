@@ -21,11 +21,11 @@ from anyio.abc import TaskStatus
 
 from compose.files import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, FileParts
 from compose.room_watch import RoomWatch
-from engine.backlog import CommitLimits
-from engine.committer import Committer
+from engine.commit.committer import Committer
+from engine.commit.queue import CommitLimits
+from engine.commit.validation import Intake
 from engine.devices import DeviceLimits, Devices
 from engine.feed import Feed, FeedLimits
-from engine.intake import Intake
 from engine.model.domains import Domains
 from engine.model.rows import Record
 from engine.neighbours import Neighbours

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import msgspec
 import structlog
 
+from engine.commit.submitting import Jobs, settled
 from engine.file_types import FileTypes
 from engine.holding import Hold
 from engine.model.uploads import Draft, State, Upload, UploadRef
@@ -17,7 +18,6 @@ from engine.plan.attachments import attaching, freeing
 from engine.plan.jobs import Attach, Attached, Outcome
 from engine.runtime.batching import Gatherer, patiently
 from engine.runtime.ports import Blobs, Clock
-from engine.submitting import Jobs, settled
 from engine.unwanted import drop_draft, drop_file
 from engine.upload_store import Stored, UploadStore
 from engine.wire.errors import SyncError

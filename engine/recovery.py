@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from engine.administration import Retried
-from engine.intake import Intake, Session
+from engine.commit.validation import Intake, Session
 from engine.model.rows import Lookups, Quarantined, QuarantineRef, State, TenantUsage, Writes
 from engine.plan.jobs import Push
 from engine.plan.tenant_usage import conflict_bytes

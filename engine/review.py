@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine.administration import ConflictCase
-from engine.intake import Intake, Session
+from engine.commit.validation import Intake, Session
 from engine.model.merge import Fields, decode_fields, encode_fields, same_value
 from engine.model.rows import Quarantined, Record
 from engine.plan.conflict import client_side

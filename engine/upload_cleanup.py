@@ -13,12 +13,12 @@ from typing import Final, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from engine.commit.submitting import Jobs, settled
 from engine.model.rows import RecordKey
 from engine.model.uploads import State, UploadRef
 from engine.plan.jobs import Attach, Attached
 from engine.runtime.batching import patiently
 from engine.runtime.ports import Blobs, Kept
-from engine.submitting import Jobs, settled
 from engine.unwanted import drop_draft, drop_file
 
 #: Looked at in one statement: what more there is waits for the next, and so does nobody else.

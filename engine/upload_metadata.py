@@ -10,8 +10,8 @@ from typing import Final
 
 import msgspec
 
+from engine.commit.validation import id_fault
 from engine.file_types import FileTypes
-from engine.intake import id_fault
 from engine.wire.errors import SyncError
 
 MAX_NAME_CHARS: Final = 255

@@ -12,12 +12,12 @@ from typing import Final
 
 import structlog
 
+from engine.commit.submitting import Jobs
 from engine.model.rows import Record, RecordKey
 from engine.model.uploads import Upload, UploadRef
 from engine.plan.attachments import attaching
 from engine.plan.jobs import Outcome
 from engine.runtime.ports import Clock, StoreError, WaitingStore
-from engine.submitting import Jobs
 from engine.wire.errors import SyncError
 
 _LOOK_S: Final = 1.0

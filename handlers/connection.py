@@ -14,9 +14,9 @@ from typing import Final
 
 import msgspec
 
-from engine.committer import overloaded
-from engine.intake import Session
-from engine.lane import unavailable
+from engine.commit.committer import overloaded
+from engine.commit.lane import unavailable
+from engine.commit.validation import Session
 from engine.pages import with_id
 from engine.plan.jobs import Answer, Outcome, Push, Settlement
 from engine.runtime.loop_turns import LARGE_BYTES, Steps, Turn

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from engine.committer import Committer
+from engine.commit.committer import Committer
+from engine.commit.validation import Intake
 from engine.devices import Devices
 from engine.feed import Feed
-from engine.intake import Intake
 from engine.model.domains import Domains
 from engine.plan.room import RoomState
 from engine.policies import PolicyBook

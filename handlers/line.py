@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import msgspec
 from aiohttp import WebSocketError, WSMsgType
 
-from engine.intake import Session
+from engine.commit.validation import Session
 from engine.runtime.loop_turns import LARGE_BYTES, Turn
 from engine.wire.errors import SyncError, retry_soon_ms
 from engine.wire.messages import Goodbye, Welcome

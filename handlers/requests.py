@@ -10,8 +10,8 @@ import msgspec
 from msgspec import UNSET
 
 from engine.clocks import DeviceClock
+from engine.commit.validation import Session
 from engine.health import Device
-from engine.intake import Session
 from engine.model.domains import Domain, DomainPolicy
 from engine.model.merge import encode_fields
 from engine.plan.held_changes import applied, changes_of, op_of

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from engine.intake import Session
+from engine.commit.validation import Session
 from engine.model.uploads import Append, Upload
 from engine.receiving import Checksum, Creation
 from engine.upload_metadata import formatted, parsed

@@ -13,13 +13,13 @@ from typing import Any, Final, TypeVar
 import msgspec
 from aiohttp import web
 
-from engine.committer import overloaded
+from engine.commit.committer import overloaded
+from engine.commit.submitting import settled
+from engine.commit.validation import Session
 from engine.health import Device
-from engine.intake import Session
 from engine.pages import with_id
 from engine.plan.jobs import Answer, Job, Outcome, Settlement
 from engine.runtime.loop_turns import LARGE_BYTES
-from engine.submitting import settled
 from engine.wire.codec import JSON, MSGPACK, Codec, sentence
 from engine.wire.errors import SyncError, retry_soon_ms
 from engine.wire.messages import Conflicts, Heartbeat, Pull, Request, Resolve, Sync

@@ -7,7 +7,7 @@ from typing import Final
 
 from aiohttp import web
 
-from engine.intake import Session
+from engine.commit.validation import Session
 from engine.model.uploads import Append
 from engine.receiving import Checksum, Creation
 from engine.upload_metadata import parsed

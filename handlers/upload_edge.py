@@ -12,8 +12,8 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
+from engine.commit.validation import Session
 from engine.file_types import FileTypes
-from engine.intake import Session
 from engine.model.domains import Domains
 from engine.model.uploads import Upload
 from engine.receiving import Receiving

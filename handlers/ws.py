@@ -8,8 +8,8 @@ from typing import Final
 
 from aiohttp import WSMsgType, web
 
-from engine.committer import overloaded
-from engine.intake import Session
+from engine.commit.committer import overloaded
+from engine.commit.validation import Session
 from engine.runtime.ports import StoreError
 from engine.runtime.rate_limit import TokenBucket
 from engine.wire.codec import JSON, MSGPACK, Codec

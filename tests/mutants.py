@@ -35,7 +35,7 @@ class Mutant(NamedTuple):
 
 MUTANTS: dict[str, Mutant] = {
     "acknowledged before the commit": Mutant(
-        "engine/lane.py",
+        "engine/commit/lane.py",
         (
             (
                 "await transaction.commit(plan.writes)",
@@ -89,7 +89,7 @@ MUTANTS: dict[str, Mutant] = {
         (_UNKNOWN_OUTCOME, _COMMITTED),
     ),
     "keys of one device taken for another's": Mutant(
-        "engine/intake.py",
+        "engine/commit/validation.py",
         ((r'f"{session.device_id}\0{sync.key}"', 'f"{sync.key}"'),),
         ("tests/test_keys_ws.py::test_a_key_belongs_to_its_device_and_its_tenant",),
     ),
@@ -104,12 +104,12 @@ MUTANTS: dict[str, Mutant] = {
         (_COMMITTED,),
     ),
     "a failure told where the outcome is unknown": Mutant(
-        "engine/lane.py",
+        "engine/commit/lane.py",
         (("                        unknown = True\n", "                        raise\n"),),
         (_UNKNOWN_OUTCOME, _COMMITTED),
     ),
     "subscribers not told of an unknown outcome": Mutant(
-        "engine/lane.py",
+        "engine/commit/lane.py",
         (("            if unknown:\n", "            if False:\n"),),
         (_UNKNOWN_OUTCOME,),
     ),
@@ -119,7 +119,7 @@ MUTANTS: dict[str, Mutant] = {
         (_STANDBY + "test_a_commit_that_may_not_have_reached_the_standby_is_answered_once_it_has",),
     ),
     "a whole batch refused for one message": Mutant(
-        "engine/lane.py",
+        "engine/commit/lane.py",
         (
             (
                 "return self._put_back(batch[middle:]) + await self.settle(batch[:middle])",

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.backlog import Backlog, Batch, CommitLimits
+from engine.commit.queue import Backlog, Batch, CommitLimits
 from engine.plan.jobs import Outcome, Push
 from engine.runtime.rate_limit import Overload, TenantRates, TokenBucket
 from engine.wire.codec import JSON, MSGPACK, Codec

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
-from engine.backlog import Backlog, CommitLimits
+from engine.commit.queue import Backlog, CommitLimits
 from engine.model.rows import ConflictRef, Record, RecordKey
 from engine.model.uploads import State, Upload, UploadRef
 from engine.pages import encode_change

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.intake import Intake, Session
+from engine.commit.validation import Intake, Session
 from engine.model.domains import Domain, DomainPolicy, Domains
 from engine.model.rows import Conflict, ConflictRef, EventKey, HeldRef, RecordKey
 from engine.plan.batch import Plan, lookups, plan

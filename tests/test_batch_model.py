@@ -14,7 +14,7 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.intake import Intake, Session
+from engine.commit.validation import Intake, Session
 from engine.model.domains import DomainPolicy
 from engine.model.rows import Conflict, ConflictRef, EventKey, HeldRef, Record, RecordKey, TenantUsage
 from engine.model.uploads import UploadRef

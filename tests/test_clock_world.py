@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.clocks import DeviceClock
-from engine.intake import Intake, Session
+from engine.commit.validation import Intake, Session
 from engine.model.domains import Domain, DomainPolicy, Domains, Fallback, Policy
 from engine.model.rows import RecordKey
 from engine.plan.batch import lookups, plan

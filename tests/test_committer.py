@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.backlog import CommitLimits
-from engine.committer import Committer
-from engine.intake import Intake, Session
-from engine.lane import PATIENCE_S, Wanted
+from engine.commit.committer import Committer
+from engine.commit.lane import PATIENCE_S, Wanted
+from engine.commit.queue import CommitLimits
+from engine.commit.validation import Intake, Session
 from engine.model.domains import Domain, DomainPolicy, Domains
 from engine.model.rows import ConflictRef, Lookups, Record, RecordKey, Writes
 from engine.plan.context import Rules

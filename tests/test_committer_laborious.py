@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine import lane, planning
+from engine.commit import lane, planning
 from engine.model.rows import Lookups
 from engine.plan import weighing
 from tests.memory_store import MemoryTransaction

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.intake import Intake, Session
+from engine.commit.validation import Intake, Session
 from engine.model.merge import decode_fields
 from engine.plan.jobs import Refused
 from engine.recovery import _with_data

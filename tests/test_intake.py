@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.intake import Intake, Session
+from engine.commit.validation import Intake, Session
 from engine.model.domains import Domain, Domains
 from engine.model.rows import Conflict, Quarantined, State
 from engine.plan import quarantine

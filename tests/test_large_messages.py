@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.commit.validation import Intake, Session
 from engine.health import Device
-from engine.intake import Intake, Session
 from engine.model.domains import Domain, Domains
 from engine.plan.jobs import Push, Refused
 from engine.runtime.loop_turns import LARGE_BYTES, LoopTurns
@@ -65,7 +65,7 @@ _items = st.fixed_dictionaries(
 @pytest.fixture(autouse=True)
 def _many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE_BYTES", SMALL)
-    monkeypatch.setattr("engine.intake.PIECE_BYTES", SMALL)
+    monkeypatch.setattr("engine.commit.validation.PIECE_BYTES", SMALL)
     monkeypatch.setattr(values, "_AT_ONCE", 2)
     monkeypatch.setattr(nesting, "_AT_ONCE", 2)
 

@@ -152,7 +152,7 @@ async def test_who_meets_a_full_queue_is_told_when_pushes_are_taken_again(
     phone = await server.device()
     async with held(server):
         await pressed(phone)
-        monkeypatch.setattr("engine.committer.random.uniform", lambda *_: next(jitters, 1.0))
+        monkeypatch.setattr("engine.commit.committer.random.uniform", lambda *_: next(jitters, 1.0))
         await phone.send(sync(3))
         told_ms = (await phone.receive())["retry_after_ms"]
         await phone.send(sync(4))

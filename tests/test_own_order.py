@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.intake import Intake, Session
+from engine.commit.validation import Intake, Session
 from engine.model.domains import Domain, DomainPolicy, Domains, Policy
 from engine.model.rows import RecordKey
 from engine.plan.batch import lookups, plan

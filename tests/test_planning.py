@@ -8,10 +8,10 @@ from collections.abc import Generator
 
 import pytest
 
+from engine.commit.planning import MESSAGE_S, TURN_S, TooLongError, planned
 from engine.model.rows import Writes
 from engine.plan.batch import Plan, lookups, plan, steps
 from engine.plan.jobs import Answer, Job
-from engine.planning import MESSAGE_S, TURN_S, TooLongError, planned
 from tests.test_batch import Desk, item
 from tests.test_committer import HandClock
 
@@ -83,7 +83,7 @@ async def test_planned_rests_where_others_want_the_loop(monkeypatch: pytest.Monk
         rested.append(seconds)
         clock.at_s += seconds
 
-    monkeypatch.setattr("engine.planning.asyncio.sleep", sleep)
+    monkeypatch.setattr("engine.commit.planning.asyncio.sleep", sleep)
     await planned(stepping(clock, *[(0, 0.03)] * 5), 1, clock, rests=True)
     assert rested == [pytest.approx(0.07)] * 5
     rested.clear()

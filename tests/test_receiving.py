@@ -14,11 +14,11 @@ import pytest
 
 from compose.server import SystemClock
 from compose.site import open_site
-from engine.backlog import Reply
+from engine.commit.queue import Reply
+from engine.commit.validation import Session
 from engine.file_types import FileTypes
 from engine.finishing import Finishing
 from engine.holding import Holds
-from engine.intake import Session
 from engine.model.rows import Record
 from engine.model.uploads import Append, Upload, UploadRef
 from engine.plan.jobs import Attached, Job

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from engine import upload_cleanup
-from engine.backlog import Reply
+from engine.commit.queue import Reply
 from engine.model.uploads import Append, State, Upload, UploadRef
 from engine.plan.jobs import Job
 from engine.runtime.ports import BlobsError

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from engine import waiting as room
-from engine.backlog import Reply
-from engine.committer import overloaded
+from engine.commit.committer import overloaded
+from engine.commit.queue import Reply
 from engine.model.rows import Record
 from engine.model.uploads import Upload
 from engine.plan.jobs import Attach, Attached, Job

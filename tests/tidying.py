@@ -18,17 +18,17 @@ from compose.desk import lone_committer
 from compose.server import SystemClock
 from compose.site import open_site
 from engine.cluster_turns import ClusterTurns
-from engine.committer import Committer
+from engine.commit.committer import Committer
+from engine.commit.submitting import settled
+from engine.commit.validation import Intake, Session
 from engine.file_types import FileTypes
 from engine.finishing import Finishing
 from engine.holding import Holds
-from engine.intake import Intake, Session
 from engine.model.domains import Domains
 from engine.model.uploads import Append, Upload
 from engine.plan.jobs import Answer
 from engine.receiving import Creation, Receiving, UploadLimits
 from engine.runtime.ports import Tenant
-from engine.submitting import settled
 from engine.upload_chores import UploadChores
 from engine.upload_cleanup import Swept, Tidied, UploadCleanup
 from engine.upload_metadata import Described

@@ -1,7 +1,7 @@
 """How long a batch takes to plan, told from its rows before it is, and which of its jobs have to wait.
 
 Pure. The weights are a calibration, not a promise: a batch that takes longer than it weighs gives the loop
-back between its items all the same (``engine.planning``).
+back between its items all the same (``engine.commit.planning``).
 """
 
 from __future__ import annotations

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from engine.backlog import Charge, Reply
+from engine.commit.queue import Charge, Reply
 from engine.plan.jobs import Job, Outcome
 from engine.wire.errors import SyncError
 
 
 class Jobs(Protocol):
-    """Who takes jobs in (``engine.committer.Committer``)."""
+    """Who takes jobs in (``engine.commit.committer.Committer``)."""
 
     def submit(self, job: Job, reply: Reply, charge: Charge | None = None, /) -> None:
         """Queue a job. Raises SyncError when nothing more is taken in."""

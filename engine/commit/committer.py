@@ -11,8 +11,8 @@ import random
 from contextlib import suppress
 from typing import Final
 
-from engine.backlog import Backlog, Charge, CommitLimits, Reply
-from engine.lane import Counters, Doubted, Lane, Published, Wanted
+from engine.commit.lane import Counters, Doubted, Lane, Published, Wanted
+from engine.commit.queue import Backlog, Charge, CommitLimits, Reply
 from engine.plan.context import Rules
 from engine.plan.jobs import Job
 from engine.plan.room import KeptBack

@@ -11,14 +11,14 @@ from typing import Final
 import msgspec
 import structlog
 
-from engine.backlog import Backlog, Waiting
+from engine.commit.planning import MESSAGE_S, TooLongError, planned
+from engine.commit.queue import Backlog, Waiting
 from engine.model.rows import HeldRef, Record
 from engine.plan.batch import Plan, lookups, steps
 from engine.plan.context import Rules
 from engine.plan.jobs import Job, Outcome, Push, Refused
 from engine.plan.room import KeptBack
 from engine.plan.weighing import select
-from engine.planning import MESSAGE_S, TooLongError, planned
 from engine.runtime.ports import (
     Store,
     StoreError,

@@ -27,7 +27,7 @@ import msgspec
 
 from bench.work import Worker
 from engine.commit.validation import Intake, Session
-from engine.cursor import Scope
+from engine.feed.cursor import Scope
 from engine.model.domains import Domain, Domains
 from engine.model.merge import decode_fields, encode_fields, same_content
 from engine.model.rows import Conflict

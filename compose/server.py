@@ -25,7 +25,7 @@ from engine.commit.committer import Committer
 from engine.commit.queue import CommitLimits
 from engine.commit.validation import Intake
 from engine.devices import DeviceLimits, Devices
-from engine.feed import Feed, FeedLimits
+from engine.feed.feed import Feed, FeedLimits
 from engine.model.domains import Domains
 from engine.model.rows import Record
 from engine.neighbours import Neighbours

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 import anyio
 
-from engine.feed import Feed
+from engine.feed.feed import Feed
 from engine.model.uploads import UploadRef
 from engine.policies import PolicyBook
 from engine.runtime.ports import Bus, StoreError

@@ -17,7 +17,7 @@ import msgspec
 from engine.commit.committer import overloaded
 from engine.commit.lane import unavailable
 from engine.commit.validation import Session
-from engine.pages import with_id
+from engine.feed.pages import with_id
 from engine.plan.jobs import Answer, Outcome, Push, Settlement
 from engine.runtime.loop_turns import LARGE_BYTES, Steps, Turn
 from engine.runtime.rate_limit import COUNTED_BYTES, LABORIOUS_S

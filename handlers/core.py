@@ -7,7 +7,7 @@ import msgspec
 from engine.commit.committer import Committer
 from engine.commit.validation import Intake
 from engine.devices import Devices
-from engine.feed import Feed
+from engine.feed.feed import Feed
 from engine.model.domains import Domains
 from engine.plan.room import RoomState
 from engine.policies import PolicyBook

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from engine.feed import Feed
+from engine.feed.feed import Feed
+from engine.feed.subscription import Subscription
 from engine.runtime.read_limiter import Reader
-from engine.subscription import Subscription
 from engine.wire.errors import SyncError
 from engine.wire.messages import Subscribe
 

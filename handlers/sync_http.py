@@ -16,8 +16,8 @@ from aiohttp import web
 from engine.commit.committer import overloaded
 from engine.commit.submitting import settled
 from engine.commit.validation import Session
+from engine.feed.pages import with_id
 from engine.health import Device
-from engine.pages import with_id
 from engine.plan.jobs import Answer, Job, Outcome, Settlement
 from engine.runtime.loop_turns import LARGE_BYTES
 from engine.wire.codec import JSON, MSGPACK, Codec, sentence

@@ -134,7 +134,7 @@ MUTANTS: dict[str, Mutant] = {
         (_HAZARDS + "test_a_value_that_the_database_would_refuse_rejects_its_item_alone",),
     ),
     "a cursor moved before its page was taken": Mutant(
-        "engine/subscription.py",
+        "engine/feed/subscription.py",
         (
             (
                 "        if not self.sink.send(body, self.closing):",
@@ -144,7 +144,7 @@ MUTANTS: dict[str, Mutant] = {
         ("tests/test_subscription.py::test_it_stands_where_it_stood_until_its_page_is_taken",),
     ),
     "a gap passed over": Mutant(
-        "engine/tail.py",
+        "engine/feed/tail.py",
         (
             ("if head is None or record.seq > head + 1:", "if head is None:"),
             ("elif record.seq == head + 1:", "elif record.seq > head:"),

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from engine.commit.queue import Backlog, CommitLimits
+from engine.feed.pages import encode_change
 from engine.model.rows import ConflictRef, Record, RecordKey
 from engine.model.uploads import State, Upload, UploadRef
-from engine.pages import encode_change
 from engine.plan.attachments import entry
 from engine.plan.batch import Plan, lookups
 from engine.plan.jobs import Attach, Attached, Outcome

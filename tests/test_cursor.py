@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cursor import MAX_DOMAINS, Scope, expired
+from engine.feed.cursor import MAX_DOMAINS, Scope, expired
 from engine.wire.errors import SyncError
 
 MINE = Scope("e1", 7, ["task", "ticket"])

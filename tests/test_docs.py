@@ -23,8 +23,8 @@ import pytest
 from bench.cli import bench
 from bench.client.simulate import simulate
 from docs.generate import pages
-from engine import cursor
 from engine.commit import validation
+from engine.feed import cursor
 from engine.model.domains import Policy
 from engine.plan import held_changes
 from engine.wire import messages, nesting

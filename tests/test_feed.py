@@ -17,14 +17,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine import feed as feed_module
-from engine import gaps
-from engine.feed import Feed, FeedLimits
+from engine.feed import feed as feed_module
+from engine.feed import gap_reader
+from engine.feed.feed import Feed, FeedLimits
+from engine.feed.subscription import Subscription
 from engine.model.rows import Record, RecordKey
 from engine.runtime.ports import Page, StoreUnavailableError
 from engine.runtime.read_limiter import Reader as Device
 from engine.runtime.read_limiter import ReadTurns
-from engine.subscription import Subscription
 from engine.wire.errors import SyncError
 from engine.wire.messages import Subscribe
 from tests.memory_store import MemoryStore
@@ -639,7 +639,7 @@ async def test_a_gap_is_closed_also_when_the_store_was_away() -> None:
 async def test_a_gap_too_wide_to_fill_sends_everyone_to_the_store() -> None:
     async with town() as one:
         reader = await one.subscribed(limit=3)
-        with patch.object(gaps, "_CHANGES", 4):
+        with patch.object(gap_reader, "_CHANGES", 4):
             for number in range(9):
                 one.source.commit(f"r{number}", {})
             one.publish(one.source.commit("late", {}))
@@ -809,7 +809,7 @@ def test_once_the_dust_settles_everyone_has_everything(
 ) -> None:
     limits = FeedLimits(page_bytes, tail_changes, 1 << 20, page_interval_s=0.0)
     with (
-        patch.object(gaps, "_CHANGES", heal_changes),
+        patch.object(gap_reader, "_CHANGES", heal_changes),
         patch.object(feed_module, "_SENDS_PER_TURN", 1),
     ):
         asyncio.run(_dust(actions, limits, by_doubt=by_doubt))

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 
-from engine import feed as feed_module
+from engine.feed import feed as feed_module
 from tests.test_feed import Source, town, turns
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from engine.gaps import Gaps, Start
+from engine.feed.gap_reader import Gaps, Start
 from engine.runtime.ports import Page, StoreUnavailableError
 from tests.memory_store import MemoryStore
 

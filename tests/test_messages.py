@@ -13,9 +13,9 @@ import msgspec
 import pytest
 
 import handlers
-from engine.cursor import Scope
+from engine.feed.cursor import Scope
+from engine.feed.pages import encode_change, page_body, with_id
 from engine.model.rows import Record
-from engine.pages import encode_change, page_body, with_id
 from engine.plan.jobs import Answer, Settlement
 from engine.wire import messages
 from engine.wire.errors import ERRORS, SyncError

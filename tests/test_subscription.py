@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from engine.cursor import Scope
-from engine.feed import Feed, FeedLimits, Hub
+from engine.feed.cursor import Scope
+from engine.feed.feed import Feed, FeedLimits, Hub
+from engine.feed.subscription import Subscription
 from engine.runtime.read_limiter import Reader, ReadTurns
-from engine.subscription import Subscription
 from engine.wire.errors import SyncError
 from engine.wire.messages import Subscribe
 from tests.memory_store import MemoryStore

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.feed.tail import Tail
 from engine.model.rows import Record
-from engine.tail import Tail
 
 
 def change(seq: int, record_id: str = "a", *, size: int = 0) -> Record:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from engine.cursor import Scope
-from engine.pages import encode_change, page_body, unknown_domains
+from engine.feed.cursor import Scope
+from engine.feed.pages import encode_change, page_body, unknown_domains
+from engine.feed.subscription import Subscription
+from engine.feed.tail import Entry
 from engine.runtime.ports import Page
-from engine.subscription import Subscription
-from engine.tail import Entry
 
 #: What a page has besides its changes: names, the cursor, an id of 64 characters however they are escaped.
 _ENVELOPE_BYTES: Final = 640

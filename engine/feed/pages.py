@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import UNSET
 
-from engine.cursor import Scope
+from engine.feed.cursor import Scope
 from engine.model.rows import Record
 from engine.plan.attachments import NO_FILES
 from engine.wire.messages import Change

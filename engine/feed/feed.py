@@ -18,14 +18,14 @@ import msgspec
 import structlog
 from anyio.abc import TaskGroup
 
-from engine.cursor import Scope, expired
-from engine.gaps import Gaps
+from engine.feed.cursor import Scope, expired
+from engine.feed.gap_reader import Gaps
+from engine.feed.paging import live_pages, stored_page
+from engine.feed.subscription import Sink, Subscription
+from engine.feed.tail import Entry, Tail
 from engine.model.rows import Record
-from engine.paging import live_pages, stored_page
 from engine.runtime.ports import Clock, FeedStore, Page, StoreError
 from engine.runtime.read_limiter import Reader, ReadTurns
-from engine.subscription import Sink, Subscription
-from engine.tail import Entry, Tail
 from engine.wire.errors import SyncError
 from engine.wire.messages import Subscribe
 

@@ -10,8 +10,8 @@ from collections import deque
 
 import msgspec
 
+from engine.feed.pages import encode_change
 from engine.model.rows import Record
-from engine.pages import encode_change
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):

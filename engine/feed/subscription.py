@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from engine.cursor import Scope
-from engine.pages import tail
+from engine.feed.cursor import Scope
+from engine.feed.pages import tail
 from engine.runtime.read_limiter import Reader
 from engine.wire.errors import SyncError
 from engine.wire.messages import Subscribe
 
 if TYPE_CHECKING:
-    from engine.feed import Hub
+    from engine.feed.feed import Hub
 
 
 class Sink(Protocol):

@@ -15,8 +15,8 @@ import click
 import psutil
 
 from bench.ground import fresh, read_settings
-from engine.devices import DeviceLimits, Devices
-from engine.health import Counts, DeviceKey, Health
+from engine.cache.device_health import Counts, DeviceKey, Health
+from engine.cache.devices import DeviceLimits, Devices
 from engine.runtime.ports import Revoked, StoreError
 from storage.devices import PostgresDevices
 from storage.direct import connected

@@ -21,17 +21,17 @@ from anyio.abc import TaskStatus
 
 from compose.files import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, FileParts
 from compose.room_watch import RoomWatch
+from engine.cache.devices import DeviceLimits, Devices
+from engine.cache.revocations import Revocations
+from engine.cache.tenants import PolicyBook
 from engine.commit.committer import Committer
 from engine.commit.queue import CommitLimits
 from engine.commit.validation import Intake
-from engine.devices import DeviceLimits, Devices
 from engine.feed.feed import Feed, FeedLimits
 from engine.model.domains import Domains
 from engine.model.rows import Record
 from engine.neighbours import Neighbours
 from engine.plan.context import Rules
-from engine.policies import PolicyBook
-from engine.revocations import Revocations
 from engine.runtime.loop_share import LoopShares
 from engine.runtime.loop_turns import LoopTurns
 from engine.runtime.open_requests import OpenRequests, RequestLimits

@@ -12,9 +12,9 @@ from typing import Final, Protocol
 
 import anyio
 
+from engine.cache.tenants import PolicyBook
 from engine.feed.feed import Feed
 from engine.model.uploads import UploadRef
-from engine.policies import PolicyBook
 from engine.runtime.ports import Bus, StoreError
 
 #: Between two looks at how far the feeds have come: while the bus is away, and while it works, for what

@@ -12,7 +12,7 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
-from engine.revocations import Revocations
+from engine.cache.revocations import Revocations
 from engine.runtime.ports import Clock
 from engine.runtime.services import ServiceEndedError
 from engine.wire.errors import SyncError

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import msgspec
 
+from engine.cache.devices import Devices
+from engine.cache.revocations import Revocations
+from engine.cache.tenants import PolicyBook
 from engine.commit.committer import Committer
 from engine.commit.validation import Intake
-from engine.devices import Devices
 from engine.feed.feed import Feed
 from engine.model.domains import Domains
 from engine.plan.room import RoomState
-from engine.policies import PolicyBook
 from engine.receiving import UploadCounters
-from engine.revocations import Revocations
 from engine.runtime.loop_share import LoopShares
 from engine.runtime.loop_turns import LoopTurns
 from engine.runtime.open_requests import OpenRequests

@@ -9,9 +9,9 @@ from typing import Final
 import msgspec
 from msgspec import UNSET
 
-from engine.clocks import DeviceClock
+from engine.cache.device_clock import DeviceClock
+from engine.cache.device_health import Device
 from engine.commit.validation import Session
-from engine.health import Device
 from engine.model.domains import Domain, DomainPolicy
 from engine.model.merge import encode_fields
 from engine.plan.held_changes import applied, changes_of, op_of

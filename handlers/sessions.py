@@ -6,8 +6,8 @@ from typing import Final
 
 from aiohttp import web
 
+from engine.cache.device_health import Device
 from engine.commit.validation import Session
-from engine.health import Device
 from engine.runtime.open_requests import Ticket
 from engine.wire.codec import Codec
 from engine.wire.errors import SyncError

@@ -13,11 +13,11 @@ from typing import Any, Final, TypeVar
 import msgspec
 from aiohttp import web
 
+from engine.cache.device_health import Device
 from engine.commit.committer import overloaded
 from engine.commit.submitting import settled
 from engine.commit.validation import Session
 from engine.feed.pages import with_id
-from engine.health import Device
 from engine.plan.jobs import Answer, Job, Outcome, Settlement
 from engine.runtime.loop_turns import LARGE_BYTES
 from engine.wire.codec import JSON, MSGPACK, Codec, sentence

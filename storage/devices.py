@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from engine.health import Counts, DeviceKey, Health
+from engine.cache.device_health import Counts, DeviceKey, Health
 from engine.runtime.ports import HealthUnknownError, Revoked, StorePoisonError
 from storage.arrays import numbers, numbers_or_null, texts, texts_or_null
 from storage.pool import SERVER_MS, ConnectionLostError, Database, Row, Statement

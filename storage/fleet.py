@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.administration import DeviceSummary, NoTenantError, RefusedError
-from engine.health import Counts, score
+from engine.cache.device_health import Counts, score
 from storage.direct import connected
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.clocks import DeviceClock
+from engine.cache.device_clock import DeviceClock
 from engine.commit.validation import Intake, Session
 from engine.model.domains import Domain, DomainPolicy, Domains, Fallback, Policy
 from engine.model.rows import RecordKey

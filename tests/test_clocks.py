@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.clocks import QUARTER_US, DeviceClock
+from engine.cache.device_clock import QUARTER_US, DeviceClock
 
 SECOND_US = 1_000_000
 HOUR_US = 3600 * SECOND_US

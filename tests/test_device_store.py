@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from engine.administration import RefusedError
-from engine.health import Counts, DeviceKey, Health
+from engine.cache.device_health import Counts, DeviceKey, Health
 from engine.runtime.ports import HealthUnknownError, Revoked, StorePoisonError, StoreRetryError
 from storage.devices import PostgresDevices
 from storage.fleet import PostgresFleet

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.devices import DeviceLimits, Devices
-from engine.health import Counts, Device, DeviceKey, Health, health_score
+from engine.cache.device_health import Counts, Device, DeviceKey, Health, health_score
+from engine.cache.devices import DeviceLimits, Devices
 from engine.runtime.ports import (
     HealthUnknownError,
     Revoked,
@@ -343,7 +343,7 @@ async def test_who_comes_during_a_read_shares_the_next(process: Process, store: 
 async def test_while_the_store_is_away_devices_are_let_in_and_read_later(
     process: Process, store: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.devices._RETRY_S", 0.001)
+    monkeypatch.setattr("engine.cache.devices._RETRY_S", 0.001)
     store.rows[DeviceKey(1, "phone")] = Counts(5, 0, 0, 0)
     store.away = True
     async with process.running():
@@ -454,7 +454,7 @@ async def test_an_entry_that_was_forgotten_under_a_request_is_stored_beside_its_
 async def test_a_drain_tries_again_and_does_not_hang(
     process: Process, store: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.devices._RETRY_S", 0.001)
+    monkeypatch.setattr("engine.cache.devices._RETRY_S", 0.001)
     process.seen("phone").synced(1, 1, 0)
     store.outcomes = ["retry", "unknown and written"]
     await process.devices.drain()

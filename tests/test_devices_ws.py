@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import WSServerHandshakeError
 
-from engine.devices import Devices
+from engine.cache.devices import Devices
 from storage.embedded import Services
 from storage.fleet import PostgresFleet
 from tests.device import Device, Json, day, item, put

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from engine.health import Device, DeviceKey
+from engine.cache.device_health import Device, DeviceKey
 from engine.runtime.loop_share import LoopShares
 from engine.runtime.rate_limit import COUNTED_BYTES, TokenBucket
 from handlers import connection, frames, requests

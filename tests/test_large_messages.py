@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.cache.device_health import Device
 from engine.commit.validation import Intake, Session
-from engine.health import Device
 from engine.model.domains import Domain, Domains
 from engine.plan.jobs import Push, Refused
 from engine.runtime.loop_turns import LARGE_BYTES, LoopTurns

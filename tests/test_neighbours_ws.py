@@ -24,7 +24,7 @@ _ROOT = Path(__file__).parent.parent
 def told_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have nobody look by himself: what is noticed was told."""
     monkeypatch.setattr("engine.neighbours.WORKING_S", 3600.0)
-    monkeypatch.setattr("engine.policies.POLL_S", 3600.0)
+    monkeypatch.setattr("engine.cache.tenants.POLL_S", 3600.0)
 
 
 async def _answered(server: Running, status: str) -> Reply:

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from engine.cache.tenants import TTL_S, UNKNOWN_S, PolicyBook
 from engine.model.domains import DomainPolicy
-from engine.policies import TTL_S, UNKNOWN_S, PolicyBook
 from engine.runtime.ports import StoreUnavailableError, Tenant, TenantPolicies
 from storage.pool import Database
 from storage.tenancy import PostgresTenancy
@@ -120,7 +120,7 @@ async def followed(world: World) -> AsyncIterator[None]:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     """A store with one tenant."""
-    monkeypatch.setattr("engine.policies.POLL_S", 3600.0)
+    monkeypatch.setattr("engine.cache.tenants.POLL_S", 3600.0)
     world = World()
     world.add(1, "acme", task=DomainPolicy("server_wins"))
     return world
@@ -212,7 +212,7 @@ async def test_a_tenant_that_comes_is_known_with_the_generation(world: World) ->
 
 
 async def test_names_that_nobody_has_fill_no_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.policies._UNKNOWN_NAMES", 10)
+    monkeypatch.setattr("engine.cache.tenants._UNKNOWN_NAMES", 10)
     for number in range(95):
         await world.book.admit(f"nobody{number}")
     assert len(world.book._unknown) <= 10

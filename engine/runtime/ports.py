@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from engine.health import DeviceKey, Health
+from engine.cache.device_health import DeviceKey, Health
 from engine.model.domains import DomainPolicy
 from engine.model.rows import Conflict, Lookups, Record, State, Writes
 from engine.model.uploads import Draft, Upload, UploadRef

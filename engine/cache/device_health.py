@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from engine.clocks import DeviceClock
+from engine.cache.device_clock import DeviceClock
 from engine.runtime.loop_share import LoopShare
 from engine.runtime.rate_limit import TokenBucket
 
@@ -73,9 +73,10 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
     not stored, None for nothing. A device that has something to store puts itself into ``changed``.
 
     ``read_at_s`` is when the store was asked, on the monotonic clock, None before; ``settled`` numbers the
-    last moment at which something of it may have been on its way to the store (``engine.devices``). ``clock``
-    is None until the device tells what its own shows; it is never stored. ``share`` is of the loop's time,
-    None until the device took a millisecond of it; ``handshakes`` are those of its sockets, None before.
+    last moment at which something of it may have been on its way to the store (``engine.cache.devices``).
+    ``clock`` is None until the device tells what its own shows; it is never stored. ``share`` is of the
+    loop's time, None until the device took a millisecond of it; ``handshakes`` are those of its sockets, None
+    before.
     """
 
     key: DeviceKey

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.health import DeviceKey
+from engine.cache.device_health import DeviceKey
 from engine.runtime.ports import ANY_TENANT, DeviceStore, Revoked
 
 

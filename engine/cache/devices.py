@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from engine.health import Device, DeviceKey, Health
+from engine.cache.device_health import Device, DeviceKey, Health
 from engine.runtime.ports import Clock, DeviceStore, HealthUnknownError, StoreError, StorePoisonError
 from engine.runtime.rate_limit import TokenBucket
 

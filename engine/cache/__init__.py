@@ -1,0 +1,1 @@
+"""What is kept in memory of tenants and devices, with the store behind it; never the only copy."""

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from engine.cluster_turns import ClusterTurns
 from engine.commit.committer import Committer
-from engine.file_types import FileTypes
+from engine.filetypes.types import FileTypes
 from engine.finishing import Finishing
 from engine.holding import Holds
 from engine.model.domains import Domains

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from engine.commit.submitting import Jobs, settled
-from engine.file_types import FileTypes
+from engine.filetypes.types import FileTypes
 from engine.holding import Hold
 from engine.model.uploads import Draft, State, Upload, UploadRef
 from engine.plan.attachments import attaching, freeing

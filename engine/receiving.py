@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from engine.commit.validation import Session
-from engine.file_types import FileTypes
+from engine.filetypes.types import FileTypes
 from engine.finishing import Finishing
 from engine.holding import Hold, Holds, spent, taken_over
 from engine.model.uploads import (

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from engine.commit.validation import id_fault
-from engine.file_types import FileTypes
+from engine.filetypes.types import FileTypes
 from engine.wire.errors import SyncError
 
 MAX_NAME_CHARS: Final = 255

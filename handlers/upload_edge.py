@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import web
 
 from engine.commit.validation import Session
-from engine.file_types import FileTypes
+from engine.filetypes.types import FileTypes
 from engine.model.domains import Domains
 from engine.model.uploads import Upload
 from engine.receiving import Receiving

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.file_types import UNDECLARED, FileTypes
+from engine.filetypes.types import UNDECLARED, FileTypes
 from engine.runtime.setting_layers import settings
 from engine.wire.errors import SyncError
 from tests.file_heads import DOCX, HEADS, OLE, XLSX, archive

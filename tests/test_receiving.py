@@ -16,7 +16,7 @@ from compose.server import SystemClock
 from compose.site import open_site
 from engine.commit.queue import Reply
 from engine.commit.validation import Session
-from engine.file_types import FileTypes
+from engine.filetypes.types import FileTypes
 from engine.finishing import Finishing
 from engine.holding import Holds
 from engine.model.rows import Record

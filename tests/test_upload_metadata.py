@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.commit.validation import MAX_ID_CHARS
-from engine.file_types import UNDECLARED, FileTypes
+from engine.filetypes.types import UNDECLARED, FileTypes
 from engine.runtime.setting_layers import settings
 from engine.upload_metadata import Described, described, formatted, parsed
 from engine.wire.errors import SyncError

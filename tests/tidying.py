@@ -21,7 +21,7 @@ from engine.cluster_turns import ClusterTurns
 from engine.commit.committer import Committer
 from engine.commit.submitting import settled
 from engine.commit.validation import Intake, Session
-from engine.file_types import FileTypes
+from engine.filetypes.types import FileTypes
 from engine.finishing import Finishing
 from engine.holding import Holds
 from engine.model.domains import Domains

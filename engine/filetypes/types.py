@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from engine.file_content import Found, recognised
+from engine.filetypes.sniff import Found, recognised
 from engine.runtime.settings import Uploads
 from engine.wire.errors import SyncError
 

@@ -9,8 +9,8 @@ from typing import Final
 import msgspec
 import puremagic
 
-from engine.file_audio import is_adts, is_mpeg_audio, without_id3
-from engine.file_containers import ebml, iso_media, ogg, ole, riff, zipped
+from engine.filetypes.audio import is_adts, is_mpeg_audio, without_id3
+from engine.filetypes.containers import ebml, iso_media, ogg, ole, riff, zipped
 
 #: The library's signatures by where they stand and how they begin. Shorter ones turn up by chance, and where
 #: a backslash stands, an escape was taken for what it is written with.

@@ -8,7 +8,7 @@ from typing import Final
 
 from aiohttp import web
 
-from engine.cluster_turns import ClusterTurns
+from engine.cluster.leases import ClusterTurns
 from engine.commit.committer import Committer
 from engine.filetypes.types import FileTypes
 from engine.finishing import Finishing

@@ -24,13 +24,13 @@ from compose.room_watch import RoomWatch
 from engine.cache.devices import DeviceLimits, Devices
 from engine.cache.revocations import Revocations
 from engine.cache.tenants import PolicyBook
+from engine.cluster.listener import Neighbours
 from engine.commit.committer import Committer
 from engine.commit.queue import CommitLimits
 from engine.commit.validation import Intake
 from engine.feed.feed import Feed, FeedLimits
 from engine.model.domains import Domains
 from engine.model.rows import Record
-from engine.neighbours import Neighbours
 from engine.plan.context import Rules
 from engine.runtime.loop_share import LoopShares
 from engine.runtime.loop_turns import LoopTurns

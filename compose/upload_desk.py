@@ -8,7 +8,7 @@ from compose.desk import Moved, lone_committer
 from compose.files import open_blobs, upload_chores
 from compose.server import SystemClock
 from engine.administration import CleanedUp, RefusedError, TenantAbandonment
-from engine.cluster_turns import LEASE_S, TurnLostError
+from engine.cluster.leases import LEASE_S, TurnLostError
 from engine.runtime.ports import BlobsError, StoreError
 from engine.runtime.settings import Settings
 from engine.upload_chores import abandonment_ratio

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from engine.cluster_turns import ClusterTurns
+from engine.cluster.leases import ClusterTurns
 from engine.upload_cleanup import Swept, Tidied, UploadCleanup
 
 #: Rows are gone over often; to go over the bytes is to read the names of all files, for what is a day old.

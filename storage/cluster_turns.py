@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from engine.cluster_turns import LEASE_S
+from engine.cluster.leases import LEASE_S
 from storage.commit import SETTINGS
 from storage.pool import Database, Row, Statement, Values
 
@@ -30,7 +30,7 @@ _REPORT: Final = Statement("SELECT report::text FROM cluster_job WHERE job = %(j
 
 
 class PostgresTurns:
-    """``engine.cluster_turns.TurnStore``."""
+    """``engine.cluster.leases.TurnStore``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

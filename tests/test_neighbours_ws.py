@@ -23,7 +23,7 @@ _ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def told_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have nobody look by himself: what is noticed was told."""
-    monkeypatch.setattr("engine.neighbours.WORKING_S", 3600.0)
+    monkeypatch.setattr("engine.cluster.listener.WORKING_S", 3600.0)
     monkeypatch.setattr("engine.cache.tenants.POLL_S", 3600.0)
 
 
@@ -139,7 +139,7 @@ async def test_a_device_has_one_socket_over_all_servers(serve: Serve) -> None:
 async def test_without_redis_everything_is_found_out_all_the_same(
     serve: Serve, own_redis: OwnRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.neighbours.WORKING_S", 3600.0)
+    monkeypatch.setattr("engine.cluster.listener.WORKING_S", 3600.0)
     one, two = await serve(own_redis.url), await serve(own_redis.url)
     await ready(one, two)
     writer, reader = await one.device("writer"), await two.device("reader")
@@ -162,7 +162,7 @@ async def test_without_redis_everything_is_found_out_all_the_same(
 async def test_what_was_missed_is_looked_up_when_redis_is_back(
     serve: Serve, own_redis: OwnRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.neighbours.AWAY_S", 3600.0)
+    monkeypatch.setattr("engine.cluster.listener.AWAY_S", 3600.0)
     one, two = await serve(own_redis.url), await serve(own_redis.url)
     await ready(one, two)
     writer, reader = await one.device("writer"), await two.device("reader")
@@ -191,7 +191,7 @@ async def test_what_was_missed_is_looked_up_when_redis_is_back(
 async def test_a_server_that_never_reached_redis_serves(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.neighbours.WORKING_S", 3600.0)
+    monkeypatch.setattr("engine.cluster.listener.WORKING_S", 3600.0)
     one, two = await serve("redis://127.0.0.1:1"), await serve("redis://127.0.0.1:1")
     await degraded(one, two)
     writer, reader = await one.device("writer"), await two.device("reader")
@@ -203,7 +203,7 @@ async def test_a_server_that_never_reached_redis_serves(
 async def test_what_a_killed_server_had_no_time_to_tell_is_found_out(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.neighbours.WORKING_S", 0.1)
+    monkeypatch.setattr("engine.cluster.listener.WORKING_S", 0.1)
     monkeypatch.setattr("storage.bus.RedisBus.committed", lambda *_: None)
     one, two = await serve(), await serve()
     await ready(one, two)

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from compose.server import SystemClock
-from engine.cluster_turns import ClusterTurns, TurnLostError
+from engine.cluster.leases import ClusterTurns, TurnLostError
 from engine.runtime.ports import StoreUnavailableError
 from engine.upload_chores import UploadChores
 from storage.cluster_turns import PostgresTurns

@@ -17,7 +17,7 @@ import pytest
 from compose.desk import lone_committer
 from compose.server import SystemClock
 from compose.site import open_site
-from engine.cluster_turns import ClusterTurns
+from engine.cluster.leases import ClusterTurns
 from engine.commit.committer import Committer
 from engine.commit.submitting import settled
 from engine.commit.validation import Intake, Session

@@ -11,18 +11,18 @@ from aiohttp import web
 from engine.cluster.leases import ClusterTurns
 from engine.commit.committer import Committer
 from engine.filetypes.types import FileTypes
-from engine.finishing import Finishing
-from engine.holding import Holds
 from engine.model.domains import Domains
-from engine.receiving import Receiving, UploadLimits
 from engine.runtime.ports import Blobs, Bus, Clock
 from engine.runtime.services import Service
 from engine.runtime.settings import Settings
-from engine.upload_chores import UploadChores
-from engine.upload_cleanup import KeptFor, UploadCleanup
-from engine.upload_store import Quota
-from engine.upload_turns import UploadTurns
-from engine.waiting import WaitingFiles
+from engine.uploads.cleanup import KeptFor, UploadCleanup
+from engine.uploads.cleanup_job import UploadChores
+from engine.uploads.finish import Finishing
+from engine.uploads.locks import Holds
+from engine.uploads.pending_attachments import WaitingFiles
+from engine.uploads.ports import Quota
+from engine.uploads.service import Receiving, UploadLimits
+from engine.uploads.write_limiter import UploadTurns
 from handlers.connections import Connections
 from handlers.core import Core
 from handlers.files import Files

@@ -11,8 +11,8 @@ from engine.administration import CleanedUp, RefusedError, TenantAbandonment
 from engine.cluster.leases import LEASE_S, TurnLostError
 from engine.runtime.ports import BlobsError, StoreError
 from engine.runtime.settings import Settings
-from engine.upload_chores import abandonment_ratio
-from engine.upload_cleanup import Swept, Tidied
+from engine.uploads.cleanup import Swept, Tidied
+from engine.uploads.cleanup_job import abandonment_ratio
 from storage.commit import PostgresStore
 from storage.partitions import drop_events
 from storage.pool import Database

@@ -12,7 +12,6 @@ from engine.commit.validation import Intake
 from engine.feed.feed import Feed
 from engine.model.domains import Domains
 from engine.plan.room import RoomState
-from engine.receiving import UploadCounters
 from engine.runtime.loop_share import LoopShares
 from engine.runtime.loop_turns import LoopTurns
 from engine.runtime.open_requests import OpenRequests
@@ -20,7 +19,8 @@ from engine.runtime.partial_messages import PartialMessages
 from engine.runtime.ports import Bus, Clock, ConflictStore
 from engine.runtime.rate_limit import TenantRates
 from engine.runtime.read_limiter import ReadTurns
-from engine.upload_chores import ChoreCounters
+from engine.uploads.cleanup_job import ChoreCounters
+from engine.uploads.service import UploadCounters
 from engine.wire.messages import Limits
 from handlers.auth import Verifier
 from handlers.doors import Doors

@@ -16,8 +16,8 @@ from aiohttp import web
 
 from engine.commit.validation import Session
 from engine.model.uploads import Append, Upload
-from engine.receiving import Checksum, Creation
-from engine.upload_metadata import formatted, parsed
+from engine.uploads.metadata import formatted, parsed
+from engine.uploads.service import Checksum, Creation
 from engine.wire.errors import SyncError
 from handlers.disposition import file_name
 from handlers.errors import http_status, shown

@@ -9,8 +9,8 @@ from aiohttp import web
 
 from engine.commit.validation import Session
 from engine.model.uploads import Append
-from engine.receiving import Checksum, Creation
-from engine.upload_metadata import parsed
+from engine.uploads.metadata import parsed
+from engine.uploads.service import Checksum, Creation
 from engine.wire.errors import SyncError
 from handlers.header_fields import combined
 from handlers.media_type import media_type

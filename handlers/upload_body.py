@@ -1,4 +1,4 @@
-"""The body of an upload's request, block by block (``engine.upload_intake.Body``)."""
+"""The body of an upload's request, block by block (``engine.uploads.body_writer.Body``)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from engine.upload_intake import BodyCutError
+from engine.uploads.body_writer import BodyCutError
 from handlers.header_fields import tokens
 
 #: Whether a client waits for the word that its body would be taken.

@@ -16,8 +16,8 @@ from engine.commit.validation import Session
 from engine.filetypes.types import FileTypes
 from engine.model.domains import Domains
 from engine.model.uploads import Upload
-from engine.receiving import Receiving
-from engine.upload_metadata import Described, described
+from engine.uploads.metadata import Described, described
+from engine.uploads.service import Receiving
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
 from handlers.connections import Connections

@@ -8,7 +8,7 @@ from typing import Final, Literal
 from engine.model.rows import RecordKey
 from engine.model.uploads import State, UploadRef
 from engine.runtime.ports import StoreUnknownError
-from engine.upload_cleanup import Abandonment, GoneFile, OpenUpload
+from engine.uploads.cleanup import Abandonment, GoneFile, OpenUpload
 from storage.arrays import numbers, plain
 from storage.commit import SETTINGS
 from storage.pool import Database, Row, Values
@@ -144,7 +144,7 @@ _ABANDONMENT: Final = (
 
 
 class PostgresCleanup:
-    """``engine.upload_cleanup.CleanupStore``."""
+    """``engine.uploads.cleanup.CleanupStore``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

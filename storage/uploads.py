@@ -12,7 +12,7 @@ from typing import Final
 
 from engine.model.uploads import State, Upload, UploadRef
 from engine.runtime.ports import StoreUnknownError
-from engine.upload_store import LEASE_S, Advance, Claim, Claimed, Created, Creating, Joined, Stored
+from engine.uploads.ports import LEASE_S, Advance, Claim, Claimed, Created, Creating, Joined, Stored
 from storage.arrays import numbers, numbers_or_null, plain, texts
 from storage.commit import SETTINGS, settings
 from storage.pool import Database, Row, Session, Statement, Values
@@ -146,7 +146,7 @@ _DISCARD: Final = Statement(
 
 
 class PostgresUploads:
-    """``engine.upload_store.UploadStore``."""
+    """``engine.uploads.ports.UploadStore``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

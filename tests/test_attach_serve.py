@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from engine import waiting as room
 from engine.model.uploads import Upload
+from engine.uploads import pending_attachments as room
 from tests.device import Device, put
 from tests.filing import keep, upload
 from tests.services import execute, rows

@@ -17,17 +17,17 @@ from compose.site import open_site
 from engine.commit.queue import Reply
 from engine.commit.validation import Session
 from engine.filetypes.types import FileTypes
-from engine.finishing import Finishing
-from engine.holding import Holds
 from engine.model.rows import Record
 from engine.model.uploads import Append, Upload, UploadRef
 from engine.plan.jobs import Attached, Job
-from engine.receiving import Checksum, Creation, Receiving, UploadLimits
 from engine.runtime.ports import BusListener, BusState, Tenant
-from engine.upload_intake import BodyCutError
-from engine.upload_metadata import Described
-from engine.upload_store import Quota
-from engine.upload_turns import UploadTurns
+from engine.uploads.body_writer import BodyCutError
+from engine.uploads.finish import Finishing
+from engine.uploads.locks import Holds
+from engine.uploads.metadata import Described
+from engine.uploads.ports import Quota
+from engine.uploads.service import Checksum, Creation, Receiving, UploadLimits
+from engine.uploads.write_limiter import UploadTurns
 from engine.wire.errors import SyncError
 from storage.blobs import DirectoryBlobs
 from storage.pool import Database
@@ -363,7 +363,7 @@ async def test_a_device_has_no_more_requests_under_way_than_it_may(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (first, _), _ = site
-    monkeypatch.setattr("engine.holding.MOST_OF_A_DEVICE", 1)
+    monkeypatch.setattr("engine.uploads.locks.MOST_OF_A_DEVICE", 1)
     content = text(8, 100)
     busy, other = [await begun(first, content) for _ in range(2)]
     body = Sent(content[:50], "stalls")
@@ -386,7 +386,7 @@ async def test_what_a_checksum_is_still_to_come_for_is_not_kept_in_memory(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (first, second), _ = site
-    monkeypatch.setattr("engine.upload_intake.PROGRESS_S", 0.0)
+    monkeypatch.setattr("engine.uploads.body_writer.PROGRESS_S", 0.0)
     content = text(9, 100)
     upload = await begun(first, content)
     body = Sent(content[:60], "stalls")

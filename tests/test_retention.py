@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from engine import upload_cleanup
 from engine.runtime.settings import SettingsError
-from engine.upload_cleanup import KeptFor, UploadCleanup
+from engine.uploads import cleanup as upload_cleanup
+from engine.uploads.cleanup import KeptFor, UploadCleanup
 from storage.blobs import DirectoryBlobs
 from storage.partitions import drop_events, ensure_partitions, maintain
 from storage.pool import Database

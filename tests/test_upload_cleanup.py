@@ -8,13 +8,13 @@ import uuid
 import msgspec
 import pytest
 
-from engine import upload_cleanup
 from engine.commit.queue import Reply
 from engine.model.uploads import Append, State, Upload, UploadRef
 from engine.plan.jobs import Job
 from engine.runtime.ports import BlobsError
-from engine.upload_cleanup import Abandonment, Tidied, UploadCleanup
-from engine.upload_store import Creating, Quota
+from engine.uploads import cleanup as upload_cleanup
+from engine.uploads.cleanup import Abandonment, Tidied, UploadCleanup
+from engine.uploads.ports import Creating, Quota
 from engine.wire.errors import SyncError
 from storage.blobs import DirectoryBlobs
 from storage.tenancy import PostgresTenancy

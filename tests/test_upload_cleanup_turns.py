@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from compose.server import SystemClock
 from engine.cluster.leases import ClusterTurns, TurnLostError
 from engine.runtime.ports import StoreUnavailableError
-from engine.upload_chores import UploadChores
+from engine.uploads.cleanup_job import UploadChores
 from storage.cluster_turns import PostgresTurns
 from storage.pool import Database
 from tests.commands import Ended, Run, command
@@ -168,7 +168,7 @@ async def test_a_run_that_fails_is_said_and_the_next_one_comes(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execute(house.dsn, "INSERT INTO cluster_job (job, holder, began_at) VALUES ('uploads', '', 'epoch')")
-    monkeypatch.setattr("engine.upload_chores._LOOK_S", 0.01)
+    monkeypatch.setattr("engine.uploads.cleanup_job._LOOK_S", 0.01)
     done = asyncio.Event()
     failures = [StoreUnavailableError("away"), StoreUnavailableError("away"), RuntimeError("a fault")]
     tidy = house.cleanup.tidy
@@ -315,7 +315,7 @@ async def test_a_server_tells_of_uploads_in_its_metrics(server: Running) -> None
 async def test_servers_clean_up_by_themselves_and_each_tells_how_many_uploads_were_given_up(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.upload_chores._LOOK_S", 0.05)
+    monkeypatch.setattr("engine.uploads.cleanup_job._LOOK_S", 0.05)
     servers = [await serve(), await serve()]
     dsn = servers[0].dsn
     execute(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engine.commit.validation import MAX_ID_CHARS
 from engine.filetypes.types import UNDECLARED, FileTypes
 from engine.runtime.setting_layers import settings
-from engine.upload_metadata import Described, described, formatted, parsed
+from engine.uploads.metadata import Described, described, formatted, parsed
 from engine.wire.errors import SyncError
 from tests.test_settings import DEFAULTS
 

@@ -9,7 +9,7 @@ import pytest
 from engine.model.uploads import Draft, State, UploadRef
 from engine.runtime.ports import Kept
 from engine.runtime.settings import S3
-from engine.upload_cleanup import UploadCleanup
+from engine.uploads.cleanup import UploadCleanup
 from storage.blobs_s3 import S3Blobs
 from storage.tenancy import PostgresTenancy
 from storage.upload_cleanup import PostgresCleanup

@@ -12,7 +12,7 @@ import pytest
 
 from engine.model.rows import Lookups, Writes
 from engine.model.uploads import State, Upload, UploadRef
-from engine.upload_store import Advance, Claim, Created, Creating, Quota, Stored
+from engine.uploads.ports import Advance, Claim, Created, Creating, Quota, Stored
 from storage.commit import PostgresStore
 from storage.pool import Database
 from storage.tenancy import PostgresTenancy

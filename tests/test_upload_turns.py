@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.upload_turns import ALONE, BESIDE_SYNCS, REST_S_PER_SYNC, SYNCS_PER_S, UploadTurns
+from engine.uploads.write_limiter import ALONE, BESIDE_SYNCS, REST_S_PER_SYNC, SYNCS_PER_S, UploadTurns
 
 
 class Site:

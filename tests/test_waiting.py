@@ -8,14 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine import waiting as room
 from engine.commit.committer import overloaded
 from engine.commit.queue import Reply
 from engine.model.rows import Record
 from engine.model.uploads import Upload
 from engine.plan.jobs import Attach, Attached, Job
 from engine.runtime.ports import StoreUnavailableError, WaitingFile
-from engine.waiting import WaitingFiles
+from engine.uploads import pending_attachments as room
+from engine.uploads.pending_attachments import WaitingFiles
 from storage.files import PostgresFiles
 from storage.pool import _READING_PREPARED, Database
 from storage.waiting import _TENANTS, _WAITING, PostgresWaiting

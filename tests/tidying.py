@@ -22,18 +22,18 @@ from engine.commit.committer import Committer
 from engine.commit.submitting import settled
 from engine.commit.validation import Intake, Session
 from engine.filetypes.types import FileTypes
-from engine.finishing import Finishing
-from engine.holding import Holds
 from engine.model.domains import Domains
 from engine.model.uploads import Append, Upload
 from engine.plan.jobs import Answer
-from engine.receiving import Creation, Receiving, UploadLimits
 from engine.runtime.ports import Tenant
-from engine.upload_chores import UploadChores
-from engine.upload_cleanup import Swept, Tidied, UploadCleanup
-from engine.upload_metadata import Described
-from engine.upload_store import Quota
-from engine.upload_turns import UploadTurns
+from engine.uploads.cleanup import Swept, Tidied, UploadCleanup
+from engine.uploads.cleanup_job import UploadChores
+from engine.uploads.finish import Finishing
+from engine.uploads.locks import Holds
+from engine.uploads.metadata import Described
+from engine.uploads.ports import Quota
+from engine.uploads.service import Creation, Receiving, UploadLimits
+from engine.uploads.write_limiter import UploadTurns
 from engine.wire.codec import JSON
 from engine.wire.messages import Sync
 from storage.blobs import DirectoryBlobs

@@ -12,14 +12,14 @@ import structlog
 
 from engine.commit.submitting import Jobs, settled
 from engine.filetypes.types import FileTypes
-from engine.holding import Hold
 from engine.model.uploads import Draft, State, Upload, UploadRef
 from engine.plan.attachments import attaching, freeing
 from engine.plan.jobs import Attach, Attached, Outcome
 from engine.runtime.batching import Gatherer, patiently
 from engine.runtime.ports import Blobs, Clock
-from engine.unwanted import drop_draft, drop_file
-from engine.upload_store import Stored, UploadStore
+from engine.uploads.locks import Hold
+from engine.uploads.ports import Stored, UploadStore
+from engine.uploads.unwanted import drop_draft, drop_file
 from engine.wire.errors import SyncError
 
 _log = structlog.get_logger()

@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from engine.cluster.leases import ClusterTurns
-from engine.upload_cleanup import Swept, Tidied, UploadCleanup
+from engine.uploads.cleanup import Swept, Tidied, UploadCleanup
 
 #: Rows are gone over often; to go over the bytes is to read the names of all files, for what is a day old.
 _TIDY_EVERY_S: Final = 300.0

@@ -15,8 +15,6 @@ import msgspec
 
 from engine.commit.validation import Session
 from engine.filetypes.types import FileTypes
-from engine.finishing import Finishing
-from engine.holding import Hold, Holds, spent, taken_over
 from engine.model.uploads import (
     FINISHED,
     Append,
@@ -31,10 +29,12 @@ from engine.model.uploads import (
 )
 from engine.runtime.batching import Gatherer, patiently
 from engine.runtime.ports import BlobMissingError, Blobs, Clock
-from engine.upload_intake import PROGRESS_S, Body, BodyCutError, UploadIntake
-from engine.upload_metadata import Described
-from engine.upload_store import Created, Creating, Quota, UploadStore
-from engine.upload_turns import UploadTurns
+from engine.uploads.body_writer import PROGRESS_S, Body, BodyCutError, UploadIntake
+from engine.uploads.finish import Finishing
+from engine.uploads.locks import Hold, Holds, spent, taken_over
+from engine.uploads.metadata import Described
+from engine.uploads.ports import Created, Creating, Quota, UploadStore
+from engine.uploads.write_limiter import UploadTurns
 from engine.wire.errors import SyncError, retry_later_ms, retry_soon_ms
 
 MOST_PARTS: Final = 100

@@ -20,7 +20,7 @@ import structlog
 from engine.model.uploads import Upload, UploadRef, standing
 from engine.runtime.batching import Gatherer, patiently
 from engine.runtime.ports import BlobMissingError, Blobs, Bus, Clock, StoreError
-from engine.upload_store import Advance, Claim, UploadStore
+from engine.uploads.ports import Advance, Claim, UploadStore
 from engine.wire.errors import SyncError
 
 #: How long a request elsewhere has to give an upload back, once it is told; then it is taken from it. One

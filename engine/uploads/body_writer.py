@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from engine.holding import Hold
 from engine.model.uploads import Append, Taking
 from engine.runtime.ports import Appending, Clock
-from engine.upload_turns import UploadTurns
+from engine.uploads.locks import Hold
+from engine.uploads.write_limiter import UploadTurns
 from engine.wire.errors import SyncError
 
 #: Handed to the disk at a stretch; so much of one request waits at most, and as much is under way.

@@ -10,17 +10,17 @@ from typing import Final
 import anyio
 
 from compose.server import SystemClock
-from engine.administration import ConflictCase, QuarantineCase, Recovered, RefusedError
 from engine.commit.committer import Committer
 from engine.commit.queue import CommitLimits
 from engine.commit.validation import Intake
 from engine.model.domains import DomainPolicy, Domains
 from engine.model.rows import QuarantineRef, Record
+from engine.operate.conflicts import decided
+from engine.operate.ports import ConflictCase, QuarantineCase, Recovered, RefusedError
+from engine.operate.quarantine_retry import RecoveryStore, decode_results, resent
 from engine.plan.conflict import holding
 from engine.plan.context import Rules
 from engine.plan.jobs import Answer, Job, Outcome, Settlement
-from engine.recovery import RecoveryStore, decode_results, resent
-from engine.review import decided
 from engine.runtime.ports import Store, StoreError
 from engine.runtime.settings import Settings
 from engine.wire.errors import SyncError
@@ -39,7 +39,7 @@ _clock: Final = SystemClock()
 
 
 class ConflictDesk(ConflictReads):
-    """``engine.administration.ConflictDesk``. ``moved`` is called when something was committed."""
+    """``engine.operate.ports.ConflictDesk``. ``moved`` is called when something was committed."""
 
     def __init__(self, dsn: str, settings: Settings, moved: Moved) -> None:
         super().__init__(dsn)
@@ -75,7 +75,7 @@ class ConflictDesk(ConflictReads):
 
 
 class QuarantineDesk(QuarantineReads):
-    """``engine.administration.QuarantineDesk``. ``moved`` is called when something was committed."""
+    """``engine.operate.ports.QuarantineDesk``. ``moved`` is called when something was committed."""
 
     def __init__(self, dsn: str, settings: Settings, moved: Moved) -> None:
         super().__init__(dsn)

@@ -18,7 +18,7 @@ from typing import Final
 from compose.configuration import bus_url, database_dsn
 from compose.doctor_secrets import secret_findings
 from compose.files import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, open_blobs
-from engine.administration import Finding
+from engine.operate.ports import Finding
 from engine.runtime.ports import BlobsError
 from engine.runtime.setting_layers import Layer
 from engine.runtime.settings import Settings, SettingsError

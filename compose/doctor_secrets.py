@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from engine.administration import Finding
+from engine.operate.ports import Finding
 from engine.runtime.setting_layers import Layer
 from engine.runtime.settings import Settings
 

@@ -19,8 +19,8 @@ from compose.doctor import examine
 from compose.reload import Reading, Reload
 from compose.upload_desk import UploadDesk
 from compose.workers import supervise, work
-from engine.administration import Finding
 from engine.model.domains import Domains
+from engine.operate.ports import Finding
 from engine.runtime.ports import StoreRetryError
 from engine.runtime.setting_layers import (
     COMMAND_LINE,

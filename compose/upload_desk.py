@@ -7,8 +7,8 @@ import asyncio
 from compose.desk import Moved, lone_committer
 from compose.files import open_blobs, upload_chores
 from compose.server import SystemClock
-from engine.administration import CleanedUp, RefusedError, TenantAbandonment
 from engine.cluster.leases import LEASE_S, TurnLostError
+from engine.operate.ports import CleanedUp, RefusedError, TenantAbandonment
 from engine.runtime.ports import BlobsError, StoreError
 from engine.runtime.settings import Settings
 from engine.uploads.cleanup import Swept, Tidied
@@ -19,7 +19,7 @@ from storage.pool import Database
 
 
 class UploadDesk:
-    """``engine.administration.UploadJobs``. ``moved`` is called when something was committed."""
+    """``engine.operate.ports.UploadJobs``. ``moved`` is called when something was committed."""
 
     def __init__(self, dsn: str, settings: Settings, moved: Moved) -> None:
         self._dsn = dsn

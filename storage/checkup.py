@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import redis
 
-from engine.administration import Finding
+from engine.operate.ports import Finding
 from engine.runtime.ports import StoreError
 from storage.bus_nodes import Nodes
 from storage.direct import connected

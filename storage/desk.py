@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
-from engine.administration import (
+from engine.model.rows import Quarantined, QuarantineRef, Record, RecordKey
+from engine.operate.ports import (
     ConflictCase,
     ConflictSummary,
     NoTenantError,
@@ -13,7 +14,6 @@ from engine.administration import (
     QuarantineSummary,
     RefusedError,
 )
-from engine.model.rows import Quarantined, QuarantineRef, Record, RecordKey
 from engine.wire.messages import ItemError
 from engine.wire.timestamps import to_text
 from storage.commit import decode_conflict
@@ -85,7 +85,7 @@ _RECORD: Final = (
 
 
 class ConflictReads:
-    """The reads of ``engine.administration.ConflictDesk``."""
+    """The reads of ``engine.operate.ports.ConflictDesk``."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
@@ -107,7 +107,7 @@ class ConflictReads:
 
 
 class QuarantineReads:
-    """The reads of ``engine.administration.QuarantineDesk``."""
+    """The reads of ``engine.operate.ports.QuarantineDesk``."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn

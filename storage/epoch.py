@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from engine.administration import RefusedError
+from engine.operate.ports import RefusedError
 from storage.direct import connected
 
 
 class PostgresEpoch:
-    """``engine.administration.Epoch``."""
+    """``engine.operate.ports.Epoch``."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from engine.administration import RefusedError
-from engine.exporting import Row, compact, instant
 from engine.model.domains import Domain
+from engine.operate.export import Row, compact, instant
+from engine.operate.ports import RefusedError
 from engine.wire.timestamps import EARLIEST_US
 from storage.direct import connected
 from storage.fleet import tenant_id_of
@@ -45,7 +45,7 @@ _LATEST_US: Final = (1 << 63) - 1
 
 
 class PostgresExport:
-    """``engine.exporting.ExportStore``; ``domains`` are those of the settings."""
+    """``engine.operate.export.ExportStore``; ``domains`` are those of the settings."""
 
     def __init__(self, dsn: str, domains: Mapping[str, Domain]) -> None:
         self._dsn = dsn

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from engine.administration import DeviceSummary, NoTenantError, RefusedError
 from engine.cache.device_health import Counts, score
+from engine.operate.ports import DeviceSummary, NoTenantError, RefusedError
 from storage.direct import connected
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _ONE: Final = _DEVICES.format(which="tenant_id = %s AND device_id = %s")
 
 
 class PostgresFleet:
-    """``engine.administration.Fleet``."""
+    """``engine.operate.ports.Fleet``."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn

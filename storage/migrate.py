@@ -21,7 +21,7 @@ from yoyo.backends.core.postgresql import PostgresqlBackend
 from yoyo.connections import parse_uri
 from yoyo.migrations import Migration, default_migration_table
 
-from engine.administration import MigrationState, RefusedError
+from engine.operate.ports import MigrationState, RefusedError
 from storage.direct import connected, schema_change
 from storage.presence import GONE_S, present
 
@@ -120,7 +120,7 @@ def status(dsn: str) -> list[MigrationState]:
 
 
 class PostgresSchema:
-    """``engine.administration.Schema``. ``chosen_domains`` is as for ``migrate``."""
+    """``engine.operate.ports.Schema``. ``chosen_domains`` is as for ``migrate``."""
 
     def __init__(self, dsn: str, chosen_domains: Collection[str]) -> None:
         self._dsn = dsn

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from engine.administration import NoTenantError, PolicyInForce, RefusedError
 from engine.model.domains import DomainPolicy
+from engine.operate.ports import NoTenantError, PolicyInForce, RefusedError
 from storage.direct import connected
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class PostgresPolicies:
-    """``engine.administration.Policies``. ``defaults`` has every record domain."""
+    """``engine.operate.ports.Policies``. ``defaults`` has every record domain."""
 
     def __init__(self, dsn: str, defaults: Mapping[str, DomainPolicy]) -> None:
         self._dsn = dsn

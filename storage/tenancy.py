@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from engine.administration import NoTenantError, RefusedError, TenantSummary
+from engine.operate.ports import NoTenantError, RefusedError, TenantSummary
 from engine.runtime.ports import ANY_TENANT
 from storage.direct import connected
 
@@ -29,7 +29,7 @@ _PARTS: Final = f"{_TABLES} AND c.relkind = 'r' ORDER BY 1"
 
 
 class PostgresTenancy:
-    """``engine.administration.Tenants``."""
+    """``engine.operate.ports.Tenants``."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn

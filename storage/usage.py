@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from engine.administration import NoTenantError, TenantHolds
 from engine.model.rows import TenantUsage
+from engine.operate.ports import NoTenantError, TenantHolds
 from engine.plan.tenant_usage import NAMES
 from storage.direct import connected
 from storage.pool import Database
@@ -134,7 +134,7 @@ def take_off(cursor: Cursor, gone: Iterable[tuple[int, int, int]], kind: Daily) 
 
 
 class PostgresUsage:
-    """``engine.administration.Usage``."""
+    """``engine.operate.ports.Usage``."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn

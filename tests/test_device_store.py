@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from engine.administration import RefusedError
 from engine.cache.device_health import Counts, DeviceKey, Health
+from engine.operate.ports import RefusedError
 from engine.runtime.ports import HealthUnknownError, Revoked, StorePoisonError, StoreRetryError
 from storage.devices import PostgresDevices
 from storage.fleet import PostgresFleet

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.administration import RefusedError
-from engine.exporting import CsvForm, Row, compact, json_line
+from engine.operate.export import CsvForm, Row, compact, json_line
+from engine.operate.ports import RefusedError
 from engine.wire.timestamps import EARLIEST_US
 from handlers.commands import export as command_module
 from storage import export as store_module

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from engine.commit.validation import Intake, Session
 from engine.model.merge import decode_fields
+from engine.operate.quarantine_retry import _with_data
 from engine.plan.jobs import Refused
-from engine.recovery import _with_data
 from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON, MSGPACK
 from engine.wire.errors import SyncError

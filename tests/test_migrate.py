@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from engine.administration import RefusedError
+from engine.operate.ports import RefusedError
 from engine.runtime.ports import StoreError, StoreUnavailableError
 from storage import presence
 from storage.migrate import migrate, newest_migration, status

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from compose.desk import QuarantineDesk
-from engine.administration import RefusedError
 from engine.model.rows import Writes
+from engine.operate.ports import RefusedError
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
 from storage.commit import PostgresTransaction

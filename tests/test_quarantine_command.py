@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from compose.desk import QuarantineDesk
-from engine.administration import Recovered, RefusedError
 from engine.model.rows import Writes
+from engine.operate.ports import Recovered, RefusedError
 from engine.runtime.ports import StoreError, StoreUnknownError
 from engine.runtime.settings import Settings
 from storage.commit import PostgresTransaction

@@ -8,7 +8,7 @@ import click
 import msgspec
 from msgspec import UNSET
 
-from engine.review import Difference, Review, Standing, Wanted, review
+from engine.operate.conflicts import Difference, Review, Standing, Wanted, review
 from engine.wire.messages import Choice
 from handlers.commands.site import Site, as_json, of_tenant, on_site, table
 from handlers.printing import say

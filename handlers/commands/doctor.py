@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from engine.administration import Finding
+from engine.operate.ports import Finding
 from handlers.commands.site import Site, as_json, on_site, table
 
 

@@ -13,7 +13,7 @@ from typing import IO
 
 import click
 
-from engine.exporting import CsvForm, ExportStore, Format, json_line
+from engine.operate.export import CsvForm, ExportStore, Format, json_line
 from engine.wire.timestamps import to_us as microseconds
 from handlers.commands.site import Site, SiteError, on_site
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from engine.administration import CleanedUp
+from engine.operate.ports import CleanedUp
 from handlers.commands.site import Site, as_json, on_site, table
 from handlers.printing import say
 

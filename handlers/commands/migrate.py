@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from engine.administration import MigrationState
+from engine.operate.ports import MigrationState
 from handlers.commands.site import Site, as_json, confirm, on_site, table
 from handlers.printing import say
 

@@ -8,9 +8,9 @@ from typing import BinaryIO, Final
 import click
 import msgspec
 
-from engine.administration import QuarantineCase, Retried
-from engine.recovery import stays
-from engine.review import Sides, sides
+from engine.operate.conflicts import Sides, sides
+from engine.operate.ports import QuarantineCase, Retried
+from engine.operate.quarantine_retry import stays
 from engine.wire.floats import json_decoder
 from engine.wire.messages import ItemError
 from engine.wire.timestamps import to_text

@@ -14,7 +14,8 @@ from typing import Any, Final, Protocol
 import click
 import msgspec
 
-from engine.administration import (
+from engine.operate.export import ExportStore
+from engine.operate.ports import (
     ConflictDesk,
     Epoch,
     Finding,
@@ -27,7 +28,6 @@ from engine.administration import (
     UploadJobs,
     Usage,
 )
-from engine.exporting import ExportStore
 from engine.runtime.ports import StoreError, StoreUnavailableError
 from engine.runtime.setting_layers import InForce
 from engine.runtime.settings import Log, Settings, SettingsError

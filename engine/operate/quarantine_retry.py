@@ -10,9 +10,9 @@ from typing import Final
 
 import msgspec
 
-from engine.administration import Retried
 from engine.commit.validation import Intake, Session
 from engine.model.rows import Lookups, Quarantined, QuarantineRef, State, TenantUsage, Writes
+from engine.operate.ports import Retried
 from engine.plan.jobs import Push
 from engine.plan.tenant_usage import conflict_bytes
 from engine.runtime.ports import Store, Tenant, Transaction

@@ -7,10 +7,10 @@ import json
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from engine.administration import ConflictCase
 from engine.commit.validation import Intake, Session
 from engine.model.merge import Fields, decode_fields, encode_fields, same_value
 from engine.model.rows import Quarantined, Record
+from engine.operate.ports import ConflictCase
 from engine.plan.conflict import client_side
 from engine.plan.held_changes import applied, changes_of, op_of
 from engine.plan.jobs import Resolution

@@ -1,0 +1,1 @@
+"""What people ask of a deployment: conflicts, rejected items, export; no command line and no HTTP."""

@@ -20,10 +20,10 @@ import msgspec
 from engine.commit.validation import Intake, Session
 from engine.model.domains import Domain, DomainPolicy, Domains, Policy
 from engine.model.rows import Record, RecordKey, State
+from engine.model.tenants import Tenant
 from engine.plan.batch import lookups, plan
 from engine.plan.context import Rules
 from engine.plan.jobs import Job
-from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON
 from engine.wire.messages import Sync
 

@@ -17,7 +17,8 @@ import psutil
 from bench.ground import fresh, read_settings
 from engine.cache.device_health import Counts, DeviceKey, Health
 from engine.cache.devices import DeviceLimits, Devices
-from engine.runtime.ports import Revoked, StoreError
+from engine.cache.ports import Revoked
+from engine.runtime.ports import StoreError
 from storage.devices import PostgresDevices
 from storage.direct import connected
 from storage.pool import Database
@@ -35,7 +36,7 @@ class _Clock:
 
 
 class _Nowhere:
-    """``engine.runtime.ports.DeviceStore`` that knows every device, as a database would tell it."""
+    """``engine.cache.ports.DeviceStore`` that knows every device, as a database would tell it."""
 
     async def health(self, keys: list[DeviceKey]) -> list[Health]:
         return [_health(key) for key in keys]

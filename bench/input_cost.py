@@ -31,8 +31,8 @@ from engine.feed.cursor import Scope
 from engine.model.domains import Domain, Domains
 from engine.model.merge import decode_fields, encode_fields, same_content
 from engine.model.rows import Conflict
+from engine.model.tenants import Tenant
 from engine.plan.jobs import Change, Refused, Resolution
-from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON, MSGPACK, Codec
 from engine.wire.errors import SyncError
 from engine.wire.messages import Pull, Request, Resolve, Sync

@@ -11,6 +11,7 @@ import anyio
 
 from compose.server import SystemClock
 from engine.commit.committer import Committer
+from engine.commit.ports import Store
 from engine.commit.queue import CommitLimits
 from engine.commit.validation import Intake
 from engine.model.domains import DomainPolicy, Domains
@@ -21,7 +22,7 @@ from engine.operate.quarantine_retry import RecoveryStore, decode_results, resen
 from engine.plan.conflict import holding
 from engine.plan.context import Rules
 from engine.plan.jobs import Answer, Job, Outcome, Settlement
-from engine.runtime.ports import Store, StoreError
+from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
 from engine.wire.errors import SyncError
 from engine.wire.messages import Choice

@@ -19,9 +19,9 @@ from compose.configuration import bus_url, database_dsn
 from compose.doctor_secrets import secret_findings
 from compose.files import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, open_blobs
 from engine.operate.ports import Finding
-from engine.runtime.ports import BlobsError
 from engine.runtime.setting_layers import Layer
 from engine.runtime.settings import Settings, SettingsError
+from engine.uploads.blobs import BlobsError
 from handlers.auth import KeySet, UnusableKeyError
 from handlers.commands.site import SiteError
 from storage.checkup import bus_findings, database_findings

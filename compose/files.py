@@ -8,13 +8,15 @@ from typing import Final
 
 from aiohttp import web
 
+from engine.cluster.bus import Bus
 from engine.cluster.leases import ClusterTurns
 from engine.commit.committer import Committer
 from engine.filetypes.types import FileTypes
 from engine.model.domains import Domains
-from engine.runtime.ports import Blobs, Bus, Clock
+from engine.runtime.ports import Clock
 from engine.runtime.services import Service
 from engine.runtime.settings import Settings
+from engine.uploads.blobs import Blobs
 from engine.uploads.cleanup import KeptFor, UploadCleanup
 from engine.uploads.cleanup_job import UploadChores
 from engine.uploads.finish import Finishing

@@ -9,8 +9,9 @@ from compose.files import open_blobs, upload_chores
 from compose.server import SystemClock
 from engine.cluster.leases import LEASE_S, TurnLostError
 from engine.operate.ports import CleanedUp, RefusedError, TenantAbandonment
-from engine.runtime.ports import BlobsError, StoreError
+from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
+from engine.uploads.blobs import BlobsError
 from engine.uploads.cleanup import Swept, Tidied
 from engine.uploads.cleanup_job import abandonment_ratio
 from storage.commit import PostgresStore

@@ -18,7 +18,7 @@ import msgspec
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from engine.runtime.ports import Tenant
+from engine.model.tenants import Tenant
 from engine.wire.errors import SyncError
 from engine.wire.floats import json_decoder
 from engine.wire.messages import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL

@@ -7,16 +7,18 @@ import msgspec
 from engine.cache.devices import Devices
 from engine.cache.revocations import Revocations
 from engine.cache.tenants import PolicyBook
+from engine.cluster.bus import Bus
 from engine.commit.committer import Committer
 from engine.commit.validation import Intake
 from engine.feed.feed import Feed
 from engine.model.domains import Domains
+from engine.operate.conflicts import ConflictStore
 from engine.plan.room import RoomState
 from engine.runtime.loop_share import LoopShares
 from engine.runtime.loop_turns import LoopTurns
 from engine.runtime.open_requests import OpenRequests
 from engine.runtime.partial_messages import PartialMessages
-from engine.runtime.ports import Bus, Clock, ConflictStore
+from engine.runtime.ports import Clock
 from engine.runtime.rate_limit import TenantRates
 from engine.runtime.read_limiter import ReadTurns
 from engine.uploads.cleanup_job import ChoreCounters

@@ -7,7 +7,8 @@ import uuid
 import msgspec
 import structlog
 
-from engine.runtime.ports import BlobsError, BlobsFullError, StoreError, StoreFullError
+from engine.runtime.ports import StoreError, StoreFullError
+from engine.uploads.blobs import BlobsError, BlobsFullError
 from engine.wire.errors import SyncError, retry_later_ms, retry_soon_ms
 
 _log = structlog.get_logger()

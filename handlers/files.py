@@ -18,7 +18,7 @@ import structlog
 from aiohttp import web
 
 from engine.model.uploads import Upload
-from engine.runtime.ports import BlobMissingError, Blobs, BlobsError, FileStore
+from engine.uploads.blobs import BlobMissingError, Blobs, BlobsError, FileStore
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError, retry_soon_ms
 from handlers.caching import VARY

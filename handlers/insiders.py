@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from aiohttp import web
 
-from engine.runtime.ports import ANY_TENANT
+from engine.cache.ports import ANY_TENANT
 from engine.wire.errors import SyncError
 from handlers.auth import token_of
 from handlers.core import Core

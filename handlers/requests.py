@@ -14,9 +14,9 @@ from engine.cache.device_health import Device
 from engine.commit.validation import Session
 from engine.model.domains import Domain, DomainPolicy
 from engine.model.merge import encode_fields
+from engine.operate.conflicts import HeldConflict
 from engine.plan.held_changes import applied, changes_of, op_of
 from engine.plan.jobs import Answer, Resolution
-from engine.runtime.ports import HeldConflict
 from engine.runtime.read_limiter import Reader
 from engine.wire.errors import SyncError
 from engine.wire.messages import (

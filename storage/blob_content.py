@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-from engine.runtime.ports import Content
+from engine.uploads.blobs import Content
 
 _HEAD_BYTES: Final = 8192
 

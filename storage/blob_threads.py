@@ -14,7 +14,7 @@ from typing import Final, ParamSpec, TypeVar
 
 import anyio
 
-from engine.runtime.ports import BlobMissingError, BlobsError, BlobsFullError
+from engine.uploads.blobs import BlobMissingError, BlobsError, BlobsFullError
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

@@ -20,7 +20,7 @@ from typing import Final
 import anyio
 
 from engine.model.uploads import Draft, UploadRef
-from engine.runtime.ports import BlobsError, Content, Kept
+from engine.uploads.blobs import BlobsError, Content, Kept
 from storage.blob_content import ContentReader
 from storage.blob_threads import BlobThreads
 
@@ -36,7 +36,7 @@ _WRITING: Final = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class DirectoryBlobs:
-    """``engine.runtime.ports.Blobs`` on a directory, by ``threads`` threads of its own."""
+    """``engine.uploads.blobs.Blobs`` on a directory, by ``threads`` threads of its own."""
 
     def __init__(self, directory: Path, threads: int) -> None:
         self._places = _Places(directory)
@@ -80,7 +80,7 @@ class DirectoryBlobs:
 
 
 class FileAppending:
-    """``engine.runtime.ports.Appending`` on a draft's file, one hop to a thread a call."""
+    """``engine.uploads.blobs.Appending`` on a draft's file, one hop to a thread a call."""
 
     def __init__(self, places: _Places, threads: BlobThreads, draft: Draft, algorithm: str | None) -> None:
         self._places = places

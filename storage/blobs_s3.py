@@ -20,8 +20,8 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from engine.model.uploads import Draft, UploadRef
-from engine.runtime.ports import BlobMissingError, BlobsError, BlobsFullError, Content, Kept
 from engine.runtime.settings import S3
+from engine.uploads.blobs import BlobMissingError, BlobsError, BlobsFullError, Content, Kept
 from storage.blob_content import ContentReader
 from storage.blob_threads import BlobThreads
 
@@ -41,7 +41,7 @@ _FULL: Final = re.compile(r"507 Insufficient Storage|StorageFull|QuotaExceeded")
 
 
 class S3Blobs:
-    """``engine.runtime.ports.Blobs`` on a bucket; ``threads`` are for hashing."""
+    """``engine.uploads.blobs.Blobs`` on a bucket; ``threads`` are for hashing."""
 
     def __init__(self, settings: S3, threads: int) -> None:
         self._threads = BlobThreads(threads)
@@ -175,7 +175,7 @@ class S3Blobs:
 
 
 class ObjectAppending:
-    """``engine.runtime.ports.Appending`` that makes an object of what a flush, or enough of it, gathered."""
+    """``engine.uploads.blobs.Appending`` that makes an object of what a flush, or enough of it, gathered."""
 
     def __init__(self, store: S3Store, threads: BlobThreads, draft: Draft, algorithm: str | None) -> None:
         self._store = store

@@ -1,4 +1,4 @@
-"""The bus over Redis pub/sub (``engine.runtime.ports.Bus``).
+"""The bus over Redis pub/sub (``engine.cluster.bus.Bus``).
 
 Two connections: one is subscribed, one publishes. What is to be told gathers while a message is under way
 and then travels as one. Every message comes back to its sender, which proves that both connections and
@@ -25,8 +25,9 @@ import structlog
 from redis.asyncio.client import PubSub
 from redis.exceptions import InvalidResponse, RedisError
 
+from engine.cluster.bus import BusListener, BusState
 from engine.model.rows import Record
-from engine.runtime.ports import BusListener, BusState, StoreError
+from engine.runtime.ports import StoreError
 from storage.bus_news import (
     ALL_SIGN,
     IDENTITY,

@@ -207,7 +207,7 @@ def decode_conflict(text: str) -> Conflict:
 
 
 class PostgresStore:
-    """The seam for writing (``engine.runtime.ports.Store``). ``lifetime_h`` is how long a key is found."""
+    """The seam for writing (``engine.commit.ports.Store``). ``lifetime_h`` is how long a key is found."""
 
     def __init__(self, database: Database, lifetime_h: float) -> None:
         self._database = database

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from engine.model.rows import Conflict, Record
-from engine.runtime.ports import HeldConflict, HeldConflicts
+from engine.operate.conflicts import HeldConflict, HeldConflicts
 from storage.commit import decode_conflict
 from storage.pool import Database
 
@@ -48,7 +48,7 @@ _AFTER: Final = (
 
 
 class PostgresConflicts:
-    """``engine.runtime.ports.ConflictStore``."""
+    """``engine.operate.conflicts.ConflictStore``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from engine.cache.device_health import Counts, DeviceKey, Health
-from engine.runtime.ports import HealthUnknownError, Revoked, StorePoisonError
+from engine.cache.ports import HealthUnknownError, Revoked
+from engine.runtime.ports import StorePoisonError
 from storage.arrays import numbers, numbers_or_null, texts, texts_or_null
 from storage.pool import SERVER_MS, ConnectionLostError, Database, Row, Statement
 
@@ -83,7 +84,7 @@ _RECEIPT: Final = Statement("SELECT pg_current_xact_id()::text")
 
 
 class PostgresDevices:
-    """``engine.runtime.ports.DeviceStore``.
+    """``engine.cache.ports.DeviceStore``.
 
     The receipt of an ``add`` is its transaction's id, asked for before COMMIT: whatever becomes of the
     connection, the server knows for long which transactions were committed.

@@ -7,8 +7,9 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Final
 
+from engine.feed.ports import Page
 from engine.model.rows import Record
-from engine.runtime.ports import Page, StoreError
+from engine.runtime.ports import StoreError
 from storage.arrays import numbers, texts
 from storage.pool import Database, Row, Statement
 
@@ -70,7 +71,7 @@ _NEWS: Final = Statement(
 
 
 class PostgresFeed:
-    """``engine.runtime.ports.FeedStore``, on the primary."""
+    """``engine.feed.ports.FeedStore``, on the primary."""
 
     def __init__(self, database: Database, piece_rows: int = PIECE_ROWS) -> None:
         self._database = database

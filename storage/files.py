@@ -19,7 +19,7 @@ _FILE: Final = Statement(
 
 
 class PostgresFiles:
-    """``engine.runtime.ports.FileStore``."""
+    """``engine.uploads.blobs.FileStore``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

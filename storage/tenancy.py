@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
+from engine.cache.ports import ANY_TENANT
 from engine.operate.ports import NoTenantError, RefusedError, TenantSummary
-from engine.runtime.ports import ANY_TENANT
 from storage.direct import connected
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import Final
 import msgspec
 
 from engine.model.domains import DomainPolicy
-from engine.runtime.ports import Reused, StoreError, Tenant, TenantPolicies
+from engine.model.tenants import Reused, Tenant, TenantPolicies
+from engine.runtime.ports import StoreError
 from storage.arrays import numbers
 from storage.pool import Database, Row
 
@@ -20,7 +21,7 @@ _TENANTS: Final = (
 
 
 class PostgresTenants:
-    """``engine.runtime.ports.TenantStore``."""
+    """``engine.cache.ports.TenantStore``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

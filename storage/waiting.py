@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from engine.model.uploads import Upload
-from engine.runtime.ports import WaitingFile
+from engine.uploads.blobs import WaitingFile
 from storage.arrays import numbers, plain, texts
 from storage.pool import Database, Statement
 from storage.uploads import COLUMNS, decode_upload
@@ -34,7 +34,7 @@ _WAITING: Final = Statement(
 
 
 class PostgresWaiting:
-    """``engine.runtime.ports.WaitingStore``."""
+    """``engine.uploads.blobs.WaitingStore``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from engine.model.uploads import Draft, UploadRef
-from engine.runtime.ports import Blobs
 from engine.runtime.settings import S3
+from engine.uploads.blobs import Blobs
 from storage.blobs import DirectoryBlobs
 from storage.blobs_s3 import S3Blobs
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from itertools import chain
 from operator import gt
 
+from engine.feed.ports import Page
 from engine.model.rows import (
     Conflict,
     ConflictRef,
@@ -28,7 +29,7 @@ from engine.model.rows import (
 )
 from engine.model.uploads import State as UploadState
 from engine.model.uploads import UploadRef
-from engine.runtime.ports import HeldConflict, HeldConflicts, Page
+from engine.operate.conflicts import HeldConflict, HeldConflicts
 
 
 class Memory:
@@ -134,7 +135,7 @@ def quarantine_ref(row: Quarantined) -> QuarantineRef:
 
 
 class MemoryTransaction:
-    """One open batch (``engine.runtime.ports.Transaction``)."""
+    """One open batch (``engine.commit.ports.Transaction``)."""
 
     def __init__(self, rows: Memory, locks: list[asyncio.Lock], lookups: Lookups) -> None:
         self._rows = rows

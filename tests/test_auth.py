@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from engine.runtime.ports import Reused, Tenant
+from engine.model.tenants import Reused, Tenant
 from engine.wire.errors import SyncError
 from handlers.auth import (
     Claims,

@@ -13,11 +13,11 @@ import pytest
 from engine.commit.validation import Intake, Session
 from engine.model.domains import Domain, DomainPolicy, Domains
 from engine.model.rows import Conflict, ConflictRef, EventKey, HeldRef, RecordKey
+from engine.model.tenants import Tenant
 from engine.plan.batch import Plan, lookups, plan
 from engine.plan.context import Rules
 from engine.plan.held_changes import changes_of
 from engine.plan.jobs import Answer, Job, Push, Resolution, Settlement
-from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
 from engine.wire.messages import Choice, Resolve, Sync

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from engine.commit.validation import Intake, Session
 from engine.model.domains import DomainPolicy
 from engine.model.rows import Conflict, ConflictRef, EventKey, HeldRef, Record, RecordKey, TenantUsage
+from engine.model.tenants import Tenant
 from engine.model.uploads import UploadRef
 from engine.plan.batch import Plan, lookups, plan
 from engine.plan.context import Rules
 from engine.plan.held_changes import applied, changes_of
 from engine.plan.jobs import Answer, Attach, Attached, Job, Outcome, Push, Resolution, Settlement
-from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
 from engine.wire.messages import Attachment, Resolve, Sync

@@ -1,4 +1,4 @@
-"""The contract of ``engine.runtime.ports.Blobs``, for a directory and a bucket of a real object storage."""
+"""The contract of ``engine.uploads.blobs.Blobs``, for a directory and a bucket of a real object storage."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from engine.model.uploads import Draft, UploadRef
-from engine.runtime.ports import BlobMissingError, Blobs, BlobsError, Kept
 from engine.runtime.settings import S3
+from engine.uploads.blobs import BlobMissingError, Blobs, BlobsError, Kept
 from storage import blobs as directory_blobs
 from storage import blobs_s3
 from storage.blobs import DirectoryBlobs

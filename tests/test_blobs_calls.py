@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from engine.model.uploads import Draft, UploadRef
-from engine.runtime.ports import Blobs
+from engine.uploads.blobs import Blobs
 from storage.blob_threads import BlobThreads
 from storage.blobs import DirectoryBlobs
 from tests.blob_writer import opened

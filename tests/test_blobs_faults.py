@@ -20,8 +20,8 @@ from aiohttp import web
 
 from bench.clusters import free_port
 from engine.model.uploads import Draft, UploadRef
-from engine.runtime.ports import BlobMissingError, BlobsError, BlobsFullError
 from engine.runtime.settings import S3
+from engine.uploads.blobs import BlobMissingError, BlobsError, BlobsFullError
 from storage.blobs import DirectoryBlobs
 from storage.blobs_s3 import S3Blobs
 from tests.blob_writer import content, opened

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.model.uploads import Draft, UploadRef
-from engine.runtime.ports import Appending, BlobMissingError, Blobs, BlobsError
 from engine.runtime.settings import S3
+from engine.uploads.blobs import Appending, BlobMissingError, Blobs, BlobsError
 from tests.blob_writer import opened
 
 #: More than a piece of a bucket, in blocks that are told apart.

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from engine.runtime.ports import BlobsFullError
+from engine.uploads.blobs import BlobsFullError
 from handlers.errors import as_sync_error
 from tests.device import put
 from tests.serving import ON_SHARED, Running, Serve

@@ -21,10 +21,10 @@ from engine.cache.device_clock import DeviceClock
 from engine.commit.validation import Intake, Session
 from engine.model.domains import Domain, DomainPolicy, Domains, Fallback, Policy
 from engine.model.rows import RecordKey
+from engine.model.tenants import Tenant
 from engine.plan.batch import lookups, plan
 from engine.plan.context import Rules
 from engine.plan.jobs import Answer
-from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON
 from engine.wire.messages import Sync
 from engine.wire.timestamps import to_text

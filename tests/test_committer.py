@@ -21,6 +21,7 @@ from engine.commit.queue import CommitLimits
 from engine.commit.validation import Intake, Session
 from engine.model.domains import Domain, DomainPolicy, Domains
 from engine.model.rows import ConflictRef, Lookups, Record, RecordKey, Writes
+from engine.model.tenants import Tenant
 from engine.plan.context import Rules
 from engine.plan.held_changes import changes_of
 from engine.plan.jobs import Answer, Outcome, Push, Resolution, Settlement
@@ -32,7 +33,6 @@ from engine.runtime.ports import (
     StoreRetryError,
     StoreUnavailableError,
     StoreUnknownError,
-    Tenant,
 )
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError

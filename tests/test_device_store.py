@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from engine.cache.device_health import Counts, DeviceKey, Health
+from engine.cache.ports import HealthUnknownError, Revoked
 from engine.operate.ports import RefusedError
-from engine.runtime.ports import HealthUnknownError, Revoked, StorePoisonError, StoreRetryError
+from engine.runtime.ports import StorePoisonError, StoreRetryError
 from storage.devices import PostgresDevices
 from storage.fleet import PostgresFleet
 from storage.migrate import migrate

@@ -12,14 +12,8 @@ from hypothesis import strategies as st
 
 from engine.cache.device_health import Counts, Device, DeviceKey, Health, health_score
 from engine.cache.devices import DeviceLimits, Devices
-from engine.runtime.ports import (
-    HealthUnknownError,
-    Revoked,
-    StoreError,
-    StorePoisonError,
-    StoreRetryError,
-    StoreUnavailableError,
-)
+from engine.cache.ports import HealthUnknownError, Revoked
+from engine.runtime.ports import StoreError, StorePoisonError, StoreRetryError, StoreUnavailableError
 from engine.runtime.rate_limit import TokenBucket
 
 HOUR_US = 3_600_000_000
@@ -42,7 +36,7 @@ class Clock:
 
 
 class Stored:
-    """``engine.runtime.ports.DeviceStore`` in a dict; ``outcomes`` says how the next calls of ``add`` end."""
+    """``engine.cache.ports.DeviceStore`` in a dict; ``outcomes`` says how the next calls of ``add`` end."""
 
     def __init__(self) -> None:
         self.rows: dict[DeviceKey, Counts] = {}

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from engine.feed import feed as feed_module
 from engine.feed import gap_reader
 from engine.feed.feed import Feed, FeedLimits
+from engine.feed.ports import Page
 from engine.feed.subscription import Subscription
 from engine.model.rows import Record, RecordKey
-from engine.runtime.ports import Page, StoreUnavailableError
+from engine.runtime.ports import StoreUnavailableError
 from engine.runtime.read_limiter import Reader as Device
 from engine.runtime.read_limiter import ReadTurns
 from engine.wire.errors import SyncError

@@ -20,7 +20,7 @@ import structlog
 from aiohttp import ClientError, ClientTimeout
 
 from engine.model.uploads import Upload, UploadRef
-from engine.runtime.ports import BlobsError
+from engine.uploads.blobs import BlobsError
 from handlers import files as room
 from handlers.files import disposition
 from storage.blobs import DirectoryBlobs

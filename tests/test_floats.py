@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from engine.commit.validation import Intake, Session
 from engine.model.merge import decode_fields
+from engine.model.tenants import Tenant
 from engine.operate.quarantine_retry import _with_data
 from engine.plan.jobs import Refused
-from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON, MSGPACK
 from engine.wire.errors import SyncError
 from engine.wire.floats import finite, json_decoder

@@ -7,7 +7,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from engine.feed.gap_reader import Gaps, Start
-from engine.runtime.ports import Page, StoreUnavailableError
+from engine.feed.ports import Page
+from engine.runtime.ports import StoreUnavailableError
 from tests.memory_store import MemoryStore
 
 

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from engine.commit.validation import Intake, Session
 from engine.model.domains import Domain, Domains
 from engine.model.rows import Conflict, Quarantined, State
+from engine.model.tenants import Tenant
 from engine.plan import quarantine
 from engine.plan.batch import plan
 from engine.plan.context import Rules
 from engine.plan.jobs import Change, Push, Refused
-from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON, MSGPACK, Codec
 from engine.wire.errors import SyncError
 from engine.wire.messages import Resolve, Sync

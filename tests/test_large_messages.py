@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from engine.cache.device_health import Device
 from engine.commit.validation import Intake, Session
 from engine.model.domains import Domain, Domains
+from engine.model.tenants import Tenant
 from engine.plan.jobs import Push, Refused
 from engine.runtime.loop_turns import LARGE_BYTES, LoopTurns
-from engine.runtime.ports import Tenant
 from engine.wire import nesting, pieces, values
 from engine.wire.codec import JSON, MSGPACK, Codec, MalformedError
 from engine.wire.errors import SyncError

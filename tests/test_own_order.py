@@ -12,12 +12,12 @@ import pytest
 from engine.commit.validation import Intake, Session
 from engine.model.domains import Domain, DomainPolicy, Domains, Policy
 from engine.model.rows import RecordKey
+from engine.model.tenants import Tenant
 from engine.operate.quarantine_retry import resent
 from engine.plan.batch import lookups, plan
 from engine.plan.context import Rules
 from engine.plan.jobs import Answer
 from engine.plan.quarantine import quarantined
-from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON
 from engine.wire.messages import Sync
 from engine.wire.timestamps import to_text

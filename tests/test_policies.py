@@ -11,7 +11,8 @@ import pytest
 
 from engine.cache.tenants import TTL_S, UNKNOWN_S, PolicyBook
 from engine.model.domains import DomainPolicy
-from engine.runtime.ports import StoreUnavailableError, Tenant, TenantPolicies
+from engine.model.tenants import Tenant, TenantPolicies
+from engine.runtime.ports import StoreUnavailableError
 from storage.pool import Database
 from storage.tenancy import PostgresTenancy
 from storage.tenants import PostgresTenants

@@ -14,13 +14,14 @@ import pytest
 
 from compose.server import SystemClock
 from compose.site import open_site
+from engine.cluster.bus import BusListener, BusState
 from engine.commit.queue import Reply
 from engine.commit.validation import Session
 from engine.filetypes.types import FileTypes
 from engine.model.rows import Record
+from engine.model.tenants import Tenant
 from engine.model.uploads import Append, Upload, UploadRef
 from engine.plan.jobs import Attached, Job
-from engine.runtime.ports import BusListener, BusState, Tenant
 from engine.uploads.body_writer import BodyCutError
 from engine.uploads.finish import Finishing
 from engine.uploads.locks import Holds

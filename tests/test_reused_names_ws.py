@@ -7,7 +7,7 @@ import time
 import jwt
 import pytest
 
-from engine.runtime.ports import ANY_TENANT
+from engine.cache.ports import ANY_TENANT
 from storage.fleet import PostgresFleet
 from storage.tenancy import PostgresTenancy
 from tests.commands import Run, command

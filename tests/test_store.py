@@ -1,4 +1,4 @@
-"""The contract of ``engine.runtime.ports.Store`` and readers, for the real store and the one in memory."""
+"""The contract of ``engine.commit.ports.Store`` and readers, for the real store and the one in memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
+from engine.commit.ports import Store, Transaction
+from engine.feed.ports import FeedStore, Page
 from engine.model.rows import (
     Conflict,
     ConflictRef,
@@ -26,18 +28,9 @@ from engine.model.rows import (
     TenantUsage,
     Writes,
 )
+from engine.operate.conflicts import ConflictStore, HeldConflicts
 from engine.plan.tenant_usage import NAMES
-from engine.runtime.ports import (
-    ConflictStore,
-    FeedStore,
-    HeldConflicts,
-    Page,
-    Store,
-    StoreFullError,
-    StorePoisonError,
-    StoreRetryError,
-    Transaction,
-)
+from engine.runtime.ports import StoreFullError, StorePoisonError, StoreRetryError
 from storage.commit import PostgresStore
 from storage.conflicts import PostgresConflicts
 from storage.feed import PostgresFeed

@@ -11,8 +11,8 @@ import pytest
 from engine.commit.queue import Reply
 from engine.model.uploads import Append, State, Upload, UploadRef
 from engine.plan.jobs import Job
-from engine.runtime.ports import BlobsError
 from engine.uploads import cleanup as upload_cleanup
+from engine.uploads.blobs import BlobsError
 from engine.uploads.cleanup import Abandonment, Tidied, UploadCleanup
 from engine.uploads.ports import Creating, Quota
 from engine.wire.errors import SyncError

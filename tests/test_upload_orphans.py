@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from engine.model.uploads import Draft, State, UploadRef
-from engine.runtime.ports import Kept
 from engine.runtime.settings import S3
+from engine.uploads.blobs import Kept
 from engine.uploads.cleanup import UploadCleanup
 from storage.blobs_s3 import S3Blobs
 from storage.tenancy import PostgresTenancy

@@ -13,8 +13,9 @@ from engine.commit.queue import Reply
 from engine.model.rows import Record
 from engine.model.uploads import Upload
 from engine.plan.jobs import Attach, Attached, Job
-from engine.runtime.ports import StoreUnavailableError, WaitingFile
+from engine.runtime.ports import StoreUnavailableError
 from engine.uploads import pending_attachments as room
+from engine.uploads.blobs import WaitingFile
 from engine.uploads.pending_attachments import WaitingFiles
 from storage.files import PostgresFiles
 from storage.pool import _READING_PREPARED, Database
@@ -63,7 +64,7 @@ class Queue:
 
 
 class Shelf:
-    """What waits (``engine.runtime.ports.WaitingStore``)."""
+    """What waits (``engine.uploads.blobs.WaitingStore``)."""
 
     def __init__(self) -> None:
         self.files: list[WaitingFile] = []

@@ -23,9 +23,9 @@ from engine.commit.submitting import settled
 from engine.commit.validation import Intake, Session
 from engine.filetypes.types import FileTypes
 from engine.model.domains import Domains
+from engine.model.tenants import Tenant
 from engine.model.uploads import Append, Upload
 from engine.plan.jobs import Answer
-from engine.runtime.ports import Tenant
 from engine.uploads.cleanup import Swept, Tidied, UploadCleanup
 from engine.uploads.cleanup_job import UploadChores
 from engine.uploads.finish import Finishing

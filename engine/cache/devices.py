@@ -18,7 +18,8 @@ import msgspec
 import structlog
 
 from engine.cache.device_health import Device, DeviceKey, Health
-from engine.runtime.ports import Clock, DeviceStore, HealthUnknownError, StoreError, StorePoisonError
+from engine.cache.ports import DeviceStore, HealthUnknownError
+from engine.runtime.ports import Clock, StoreError, StorePoisonError
 from engine.runtime.rate_limit import TokenBucket
 
 #: Devices read or written by one statement.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.cache.device_health import DeviceKey
-from engine.runtime.ports import ANY_TENANT, DeviceStore, Revoked
+from engine.cache.ports import ANY_TENANT, DeviceStore, Revoked
 
 
 class Revocations:

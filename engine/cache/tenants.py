@@ -14,8 +14,10 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
+from engine.cache.ports import TenantStore
 from engine.model.domains import DomainPolicy
-from engine.runtime.ports import Clock, StoreError, StoreUnavailableError, Tenant, TenantPolicies, TenantStore
+from engine.model.tenants import Tenant, TenantPolicies
+from engine.runtime.ports import Clock, StoreError, StoreUnavailableError
 
 POLL_S: Final = 0.5
 TTL_S: Final = 3600.0

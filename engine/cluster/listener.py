@@ -13,9 +13,10 @@ from typing import Final, Protocol
 import anyio
 
 from engine.cache.tenants import PolicyBook
+from engine.cluster.bus import Bus
 from engine.feed.feed import Feed
 from engine.model.uploads import UploadRef
-from engine.runtime.ports import Bus, StoreError
+from engine.runtime.ports import StoreError
 
 #: Between two looks at how far the feeds have come: while the bus is away, and while it works, for what
 #: a process that was killed had no time to tell.
@@ -38,7 +39,7 @@ class UploadHolds(Protocol):
 
 
 class Neighbours:
-    """``engine.runtime.ports.BusListener``: hands on what is told, and asks when nothing is."""
+    """``engine.cluster.bus.BusListener``: hands on what is told, and asks when nothing is."""
 
     def __init__(
         self, bus: Bus, feed: Feed, policies: PolicyBook, sockets: Sockets, uploads: UploadHolds

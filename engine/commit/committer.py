@@ -12,11 +12,12 @@ from contextlib import suppress
 from typing import Final
 
 from engine.commit.lane import Counters, Doubted, Lane, Published, Wanted
+from engine.commit.ports import Store
 from engine.commit.queue import Backlog, Charge, CommitLimits, Reply
 from engine.plan.context import Rules
 from engine.plan.jobs import Job
 from engine.plan.room import KeptBack
-from engine.runtime.ports import Store, WorkClock
+from engine.runtime.ports import WorkClock
 from engine.wire.errors import SyncError
 
 #: A batch that takes longer may be held up by one tenant; others are not to wait for it.

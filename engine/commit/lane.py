@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from engine.commit.planning import MESSAGE_S, TooLongError, planned
+from engine.commit.ports import Store, Transaction
 from engine.commit.queue import Backlog, Waiting
 from engine.model.rows import HeldRef, Record
 from engine.plan.batch import Plan, lookups, steps
@@ -20,14 +21,12 @@ from engine.plan.jobs import Job, Outcome, Push, Refused
 from engine.plan.room import KeptBack
 from engine.plan.weighing import select
 from engine.runtime.ports import (
-    Store,
     StoreError,
     StoreFullError,
     StorePoisonError,
     StoreRetryError,
     StoreUnavailableError,
     StoreUnknownError,
-    Transaction,
     WorkClock,
 )
 from engine.wire.errors import SyncError, retry_later_ms, retry_soon_ms

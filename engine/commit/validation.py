@@ -12,9 +12,9 @@ import msgspec
 
 from engine.model.domains import Domains
 from engine.model.rows import Conflict
+from engine.model.tenants import Tenant
 from engine.plan.context import MAX_FIELDS, too_many_fields
 from engine.plan.jobs import Change, Push, Refused, Resolution
-from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON, Codec, sentence
 from engine.wire.errors import SyncError
 from engine.wire.messages import Item, Resolve, Sync

@@ -21,10 +21,11 @@ from anyio.abc import TaskGroup
 from engine.feed.cursor import Scope, expired
 from engine.feed.gap_reader import Gaps
 from engine.feed.paging import live_pages, stored_page
+from engine.feed.ports import FeedStore, Page
 from engine.feed.subscription import Sink, Subscription
 from engine.feed.tail import Entry, Tail
 from engine.model.rows import Record
-from engine.runtime.ports import Clock, FeedStore, Page, StoreError
+from engine.runtime.ports import Clock, StoreError
 from engine.runtime.read_limiter import Reader, ReadTurns
 from engine.wire.errors import SyncError
 from engine.wire.messages import Subscribe

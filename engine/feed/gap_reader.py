@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple
 
-from engine.runtime.ports import FeedStore, Page
+from engine.feed.ports import FeedStore, Page
 
 #: Tenants of one read. What each may bring is bounded, and so what the read may.
 _TENANTS: Final = 32

@@ -7,9 +7,9 @@ from typing import Final
 
 from engine.feed.cursor import Scope
 from engine.feed.pages import encode_change, page_body, unknown_domains
+from engine.feed.ports import Page
 from engine.feed.subscription import Subscription
 from engine.feed.tail import Entry
-from engine.runtime.ports import Page
 
 #: What a page has besides its changes: names, the cursor, an id of 64 characters however they are escaped.
 _ENVELOPE_BYTES: Final = 640

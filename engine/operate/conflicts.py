@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from typing import Protocol
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine.commit.validation import Intake, Session
 from engine.model.merge import Fields, decode_fields, encode_fields, same_value
-from engine.model.rows import Quarantined, Record
+from engine.model.rows import Conflict, Quarantined, Record
+from engine.model.tenants import Tenant
 from engine.operate.ports import ConflictCase
 from engine.plan.conflict import client_side
 from engine.plan.held_changes import applied, changes_of, op_of
 from engine.plan.jobs import Resolution
-from engine.runtime.ports import Tenant
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
 from engine.wire.floats import finite, json_decoder
@@ -233,3 +234,32 @@ def decided(
 
 def _raw(data: bytes | None) -> msgspec.Raw | None:
     return None if data is None else msgspec.Raw(data)
+
+
+class HeldConflict(msgspec.Struct, frozen=True):
+    """An open conflict beside the record as it stands now (None only if it never existed)."""
+
+    conflict: Conflict
+    record: Record | None
+
+
+class HeldConflicts(msgspec.Struct, frozen=True):
+    """Some of the queue, in its order; ``more`` says that others follow."""
+
+    found: list[HeldConflict]
+    more: bool
+
+
+class ConflictStore(Protocol):
+    """Reads of the conflict queue."""
+
+    async def open_conflicts(
+        self, tenant_id: int, device_id: str | None, after: str | None, limit: int, max_bytes: int
+    ) -> HeldConflicts:
+        """List open conflicts of a device (of all with None), oldest first, after a conflict_id.
+
+        At most ``limit``. The last one is that with which their data pass ``max_bytes``.
+        """
+
+    async def conflict(self, tenant_id: int, conflict_id: str) -> Conflict | None:
+        """Find one conflict, settled or not."""

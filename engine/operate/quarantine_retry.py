@@ -10,12 +10,13 @@ from typing import Final
 
 import msgspec
 
+from engine.commit.ports import Store, Transaction
 from engine.commit.validation import Intake, Session
 from engine.model.rows import Lookups, Quarantined, QuarantineRef, State, TenantUsage, Writes
+from engine.model.tenants import Tenant
 from engine.operate.ports import Retried
 from engine.plan.jobs import Push
 from engine.plan.tenant_usage import conflict_bytes
-from engine.runtime.ports import Store, Tenant, Transaction
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
 from engine.wire.floats import finite
@@ -79,7 +80,7 @@ def stays(result: Retried) -> bool:
 
 
 class RecoveryStore:
-    """A store (``engine.runtime.ports.Store``) for one retry: of the first item, and of those behind it.
+    """A store (``engine.commit.ports.Store``) for one retry: of the first item, and of those behind it.
 
     What stores an item takes it out of the quarantine in the same transaction. Where the first one stays,
     nothing is written: neither the answer under its key, which other data or other rules may yet change,
@@ -105,7 +106,7 @@ class RecoveryStore:
 
 
 class _Recovery:
-    """One open try (``engine.runtime.ports.Transaction``)."""
+    """One open try (``engine.commit.ports.Transaction``)."""
 
     def __init__(
         self,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from engine.model.uploads import Append, Taking
-from engine.runtime.ports import Appending, Clock
+from engine.runtime.ports import Clock
+from engine.uploads.blobs import Appending
 from engine.uploads.locks import Hold
 from engine.uploads.write_limiter import UploadTurns
 from engine.wire.errors import SyncError

@@ -18,7 +18,7 @@ from engine.model.rows import RecordKey
 from engine.model.uploads import State, UploadRef
 from engine.plan.jobs import Attach, Attached
 from engine.runtime.batching import patiently
-from engine.runtime.ports import Blobs, Kept
+from engine.uploads.blobs import Blobs, Kept
 from engine.uploads.unwanted import drop_draft, drop_file
 
 #: Looked at in one statement: what more there is waits for the next, and so does nobody else.

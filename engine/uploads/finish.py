@@ -16,7 +16,8 @@ from engine.model.uploads import Draft, State, Upload, UploadRef
 from engine.plan.attachments import attaching, freeing
 from engine.plan.jobs import Attach, Attached, Outcome
 from engine.runtime.batching import Gatherer, patiently
-from engine.runtime.ports import Blobs, Clock
+from engine.runtime.ports import Clock
+from engine.uploads.blobs import Blobs
 from engine.uploads.locks import Hold
 from engine.uploads.ports import Stored, UploadStore
 from engine.uploads.unwanted import drop_draft, drop_file

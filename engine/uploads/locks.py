@@ -17,9 +17,11 @@ from typing import Final
 import msgspec
 import structlog
 
+from engine.cluster.bus import Bus
 from engine.model.uploads import Upload, UploadRef, standing
 from engine.runtime.batching import Gatherer, patiently
-from engine.runtime.ports import BlobMissingError, Blobs, Bus, Clock, StoreError
+from engine.runtime.ports import Clock, StoreError
+from engine.uploads.blobs import BlobMissingError, Blobs
 from engine.uploads.ports import Advance, Claim, UploadStore
 from engine.wire.errors import SyncError
 

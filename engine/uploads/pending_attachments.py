@@ -17,7 +17,8 @@ from engine.model.rows import Record, RecordKey
 from engine.model.uploads import Upload, UploadRef
 from engine.plan.attachments import attaching
 from engine.plan.jobs import Outcome
-from engine.runtime.ports import Clock, StoreError, WaitingStore
+from engine.runtime.ports import Clock, StoreError
+from engine.uploads.blobs import WaitingStore
 from engine.wire.errors import SyncError
 
 _LOOK_S: Final = 1.0

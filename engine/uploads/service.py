@@ -28,7 +28,8 @@ from engine.model.uploads import (
     upload_complete,
 )
 from engine.runtime.batching import Gatherer, patiently
-from engine.runtime.ports import BlobMissingError, Blobs, Clock
+from engine.runtime.ports import Clock
+from engine.uploads.blobs import BlobMissingError, Blobs
 from engine.uploads.body_writer import PROGRESS_S, Body, BodyCutError, UploadIntake
 from engine.uploads.finish import Finishing
 from engine.uploads.locks import Hold, Holds, spent, taken_over

@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 
 from engine.model.uploads import UploadRef
-from engine.runtime.ports import Blobs, BlobsError
+from engine.uploads.blobs import Blobs, BlobsError
 
 _log = structlog.get_logger()
 

@@ -1,0 +1,36 @@
+"""What the committer needs of the store. The docstrings state the duty of whoever fulfils them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from engine.model.rows import Lookups, State, Writes
+
+
+class Transaction(Protocol):
+    """One open batch: its tenants are locked until ``commit`` or ``rollback`` returns."""
+
+    state: State
+
+    async def commit(self, writes: Writes) -> None:
+        """Write everything and commit, in one round trip, durably (synchronous_commit = on).
+
+        Raises StoreRetryError, StoreUnknownError, StoreFullError or StorePoisonError. A caller that is
+        cancelled meanwhile does not stop a COMMIT that was sent. Either way the transaction has ended on
+        return.
+        """
+
+    async def rollback(self) -> None:
+        """Give the locks back without writing; never raises."""
+
+
+class Store(Protocol):
+    """The one seam for writing."""
+
+    async def begin(self, lookups: Lookups) -> Transaction:
+        """Open a transaction, lock its tenants and read what ``lookups`` names, in one round trip.
+
+        Counters are locked in ascending order of ``lookups.tenants``; reads see a later snapshot than the
+        lock's. A missing counter row is created. Keys past their lifetime are not found.
+        Raises StoreRetryError, StoreUnavailableError, StoreFullError or StorePoisonError.
+        """

@@ -28,7 +28,8 @@ from engine.cluster.listener import Neighbours
 from engine.commit.committer import Committer
 from engine.commit.queue import CommitLimits
 from engine.commit.validation import Intake
-from engine.feed.feed import Feed, FeedLimits
+from engine.feed.feed import Feed
+from engine.feed.hub import FeedLimits
 from engine.model.domains import Domains
 from engine.model.rows import Record
 from engine.plan.context import Rules

@@ -14,8 +14,8 @@ from typing import Final
 
 import msgspec
 
-from engine.commit.committer import overloaded
 from engine.commit.lane import unavailable
+from engine.commit.overload import overloaded
 from engine.commit.validation import Session
 from engine.feed.pages import with_id
 from engine.plan.jobs import Answer, Outcome, Push, Settlement

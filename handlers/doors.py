@@ -7,7 +7,8 @@ from typing import Final
 import msgspec
 
 from engine.runtime.open_requests import OpenRequests
-from engine.wire.errors import SyncError, retry_soon_ms
+from engine.runtime.rate_limit import retry_soon_ms
+from engine.wire.errors import SyncError
 from handlers.peer import Networks, address_of, is_trusted
 from handlers.reads import Buffers
 

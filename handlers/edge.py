@@ -19,7 +19,8 @@ from aiohttp.http import WebSocketReader
 from aiohttp.web_protocol import RequestHandler
 
 from engine.runtime.open_requests import Ticket
-from engine.wire.errors import SyncError, retry_soon_ms
+from engine.runtime.rate_limit import retry_soon_ms
+from engine.wire.errors import SyncError
 from handlers.doors import SMALL_HEAD_BYTES, Doors
 from handlers.errors import error_body
 from handlers.reads import BoundedReads, drop, keep_as_usual, keep_little

@@ -8,8 +8,9 @@ import msgspec
 import structlog
 
 from engine.runtime.ports import StoreError, StoreFullError
+from engine.runtime.rate_limit import retry_later_ms, retry_soon_ms
 from engine.uploads.blobs import BlobsError, BlobsFullError
-from engine.wire.errors import SyncError, retry_later_ms, retry_soon_ms
+from engine.wire.errors import SyncError
 
 _log = structlog.get_logger()
 _encode = msgspec.json.encode

@@ -18,9 +18,10 @@ import structlog
 from aiohttp import web
 
 from engine.model.uploads import Upload
+from engine.runtime.rate_limit import retry_soon_ms
 from engine.uploads.blobs import BlobMissingError, Blobs, BlobsError, FileStore
 from engine.wire.codec import JSON
-from engine.wire.errors import SyncError, retry_soon_ms
+from engine.wire.errors import SyncError
 from handlers.caching import VARY
 from handlers.connections import Connections
 from handlers.core import Core

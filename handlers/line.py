@@ -11,7 +11,8 @@ from aiohttp import WebSocketError, WSMsgType
 
 from engine.commit.validation import Session
 from engine.runtime.loop_turns import LARGE_BYTES, Turn
-from engine.wire.errors import SyncError, retry_soon_ms
+from engine.runtime.rate_limit import retry_soon_ms
+from engine.wire.errors import SyncError
 from engine.wire.messages import Goodbye, Welcome
 from engine.wire.timestamps import to_text
 from handlers.connections import Connections

@@ -14,14 +14,15 @@ import msgspec
 from aiohttp import web
 
 from engine.cache.device_health import Device
-from engine.commit.committer import overloaded
-from engine.commit.submitting import settled
+from engine.commit.committer import settled
+from engine.commit.overload import overloaded
 from engine.commit.validation import Session
 from engine.feed.pages import with_id
 from engine.plan.jobs import Answer, Job, Outcome, Settlement
 from engine.runtime.loop_turns import LARGE_BYTES
+from engine.runtime.rate_limit import retry_soon_ms
 from engine.wire.codec import JSON, MSGPACK, Codec, sentence
-from engine.wire.errors import SyncError, retry_soon_ms
+from engine.wire.errors import SyncError
 from engine.wire.messages import Conflicts, Heartbeat, Pull, Request, Resolve, Sync
 from engine.wire.steps import at_once
 from handlers.caching import VARY

@@ -8,12 +8,12 @@ from typing import Final
 
 from aiohttp import WSMsgType, web
 
-from engine.commit.committer import overloaded
+from engine.commit.overload import overloaded
 from engine.commit.validation import Session
 from engine.runtime.ports import StoreError
-from engine.runtime.rate_limit import TokenBucket
+from engine.runtime.rate_limit import TokenBucket, retry_later_ms
 from engine.wire.codec import JSON, MSGPACK, Codec
-from engine.wire.errors import SyncError, retry_later_ms
+from engine.wire.errors import SyncError
 from handlers.auth import offered_subprotocols
 from handlers.connection import Connection
 from handlers.connections import Connections

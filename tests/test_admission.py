@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.commit.overload import Overload
 from engine.commit.queue import Backlog, Batch, CommitLimits
 from engine.plan.jobs import Outcome, Push
-from engine.runtime.rate_limit import Overload, TenantRates, TokenBucket
+from engine.runtime.rate_limit import TenantRates, TokenBucket
 from engine.wire.codec import JSON, MSGPACK, Codec
 from engine.wire.errors import SyncError
 

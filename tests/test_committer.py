@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.commit import overload
 from engine.commit.committer import Committer
 from engine.commit.lane import PATIENCE_S, Wanted
 from engine.commit.queue import CommitLimits
@@ -25,7 +26,6 @@ from engine.model.tenants import Tenant
 from engine.plan.context import Rules
 from engine.plan.held_changes import changes_of
 from engine.plan.jobs import Answer, Outcome, Push, Resolution, Settlement
-from engine.runtime import rate_limit
 from engine.runtime.ports import (
     StoreError,
     StoreFullError,
@@ -304,7 +304,7 @@ async def test_what_one_batch_cannot_hold_goes_into_a_second_beside_it_tenant_by
 
 
 async def test_reads_wait_until_what_was_accepted_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rate_limit, "_FIRST_BYTES_PER_S", 1000.0)
+    monkeypatch.setattr(overload, "_FIRST_BYTES_PER_S", 1000.0)
     async with bench() as one:
         await one.committer.lull(1, 60.0)
         one.store.gate.clear()
@@ -324,7 +324,7 @@ async def test_reads_wait_until_what_was_accepted_is_stored(monkeypatch: pytest.
 async def test_lull_what_one_other_tenant_has_waiting_holds_up_no_reads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rate_limit, "_FIRST_BYTES_PER_S", 1000.0)
+    monkeypatch.setattr(overload, "_FIRST_BYTES_PER_S", 1000.0)
     async with bench() as one:
         one.store.gate.clear()
         one.submit("k1", put("a", x=1))

@@ -23,11 +23,10 @@ import pytest
 from bench.cli import bench
 from bench.client.simulate import simulate
 from docs.generate import pages
-from engine.commit import validation
 from engine.feed import cursor
 from engine.model.domains import Policy
 from engine.plan import held_changes
-from engine.wire import messages, nesting
+from engine.wire import messages, nesting, values
 from engine.wire.codec import JSON
 from engine.wire.errors import ERRORS
 from engine.wire.messages import Item, Request, Sync
@@ -352,7 +351,7 @@ def test_every_close_code_is_listed_and_no_other() -> None:
         ("messages in a row that are sent in spite of", connection.MAX_RATE_IGNORED),
         ("malformed messages in a row", connection.MAX_MALFORMED),
         ("nesting", nesting.MAX_DEPTH),
-        ("characters of a record's or event's id", validation.MAX_ID_CHARS),
+        ("characters of a record's or event's id", values.MAX_ID_CHARS),
         ("characters of a key", 128),
         ("names in domains", cursor.MAX_DOMAINS),
         ("open subscriptions", connection.MAX_SUBSCRIPTIONS),

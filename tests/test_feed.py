@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from engine.feed import feed as feed_module
 from engine.feed import gap_reader
-from engine.feed.feed import Feed, FeedLimits
+from engine.feed.feed import Feed
+from engine.feed.hub import FeedLimits
 from engine.feed.ports import Page
 from engine.feed.subscription import Subscription
 from engine.model.rows import Record, RecordKey

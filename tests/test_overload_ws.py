@@ -13,6 +13,7 @@ import psycopg2
 import pytest
 from aiohttp import WSServerHandshakeError
 
+from engine.commit import overload
 from engine.runtime import rate_limit
 from handlers import ws
 from handlers.line import CLOSE_UNAVAILABLE
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="function")
 @pytest.fixture(autouse=True)
 def _slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """So little is stored in a second that one waiting message is too much."""
-    monkeypatch.setattr(rate_limit, "_FIRST_BYTES_PER_S", 1000.0)
+    monkeypatch.setattr(overload, "_FIRST_BYTES_PER_S", 1000.0)
 
 
 @asynccontextmanager
@@ -146,7 +147,7 @@ async def test_push_behind_one_refused_for_the_rate_is_refused_until_that_was_to
 async def test_who_meets_a_full_queue_is_told_when_pushes_are_taken_again(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rate_limit, "_FIRST_BYTES_PER_S", 1e9)
+    monkeypatch.setattr(overload, "_FIRST_BYTES_PER_S", 1e9)
     jitters = iter([0.5, 1.5])
     server = await serve(commit={"queue_messages": 1})
     phone = await server.device()

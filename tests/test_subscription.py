@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from engine.feed.cursor import Scope
-from engine.feed.feed import Feed, FeedLimits, Hub
+from engine.feed.feed import Feed
+from engine.feed.hub import FeedLimits, Hub
 from engine.feed.subscription import Subscription
 from engine.runtime.read_limiter import Reader, ReadTurns
 from engine.wire.errors import SyncError

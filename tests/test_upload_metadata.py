@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.commit.validation import MAX_ID_CHARS
 from engine.filetypes.types import UNDECLARED, FileTypes
 from engine.runtime.setting_layers import settings
 from engine.uploads.metadata import Described, described, formatted, parsed
 from engine.wire.errors import SyncError
+from engine.wire.values import MAX_ID_CHARS
 from tests.test_settings import DEFAULTS
 
 TYPES = FileTypes(settings([DEFAULTS]).uploads)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.commit.committer import overloaded
+from engine.commit.overload import overloaded
 from engine.commit.queue import Reply
 from engine.model.rows import Record
 from engine.model.uploads import Upload

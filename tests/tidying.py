@@ -18,8 +18,7 @@ from compose.desk import lone_committer
 from compose.server import SystemClock
 from compose.site import open_site
 from engine.cluster.leases import ClusterTurns
-from engine.commit.committer import Committer
-from engine.commit.submitting import settled
+from engine.commit.committer import Committer, settled
 from engine.commit.validation import Intake, Session
 from engine.filetypes.types import FileTypes
 from engine.model.domains import Domains

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import suppress
-from typing import Final
+from typing import Final, Protocol
 
 from engine.commit.lane import Counters, Doubted, Lane, Published, Wanted
+from engine.commit.overload import overloaded
 from engine.commit.ports import Store
 from engine.commit.queue import Backlog, Charge, CommitLimits, Reply
 from engine.plan.context import Rules
-from engine.plan.jobs import Job
+from engine.plan.jobs import Job, Outcome
 from engine.plan.room import KeptBack
 from engine.runtime.ports import WorkClock
 from engine.wire.errors import SyncError
@@ -178,6 +179,23 @@ class Committer:
         await self._idle.wait()
 
 
-def overloaded(retry_after_ms: int) -> SyncError:
-    """Make the refusal of what is too much."""
-    return SyncError("overloaded", "too much is waiting to be stored", retry_after_ms=retry_after_ms)
+class Jobs(Protocol):
+    """Who takes jobs in (``engine.commit.committer.Committer``)."""
+
+    def submit(self, job: Job, reply: Reply, charge: Charge | None = None, /) -> None:
+        """Queue a job. Raises SyncError when nothing more is taken in."""
+
+
+async def settled(jobs: Jobs, job: Job, charge: Charge | None = None) -> Outcome:
+    """Have a job committed, and wait for what became of it; one that was not taken in is a SyncError."""
+    future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    def reply(outcome: Outcome) -> None:
+        if not future.done():
+            future.set_result(outcome)
+
+    try:
+        jobs.submit(job, reply, charge)
+    except SyncError as error:
+        return error
+    return await future

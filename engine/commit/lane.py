@@ -29,7 +29,8 @@ from engine.runtime.ports import (
     StoreUnknownError,
     WorkClock,
 )
-from engine.wire.errors import SyncError, retry_later_ms, retry_soon_ms
+from engine.runtime.rate_limit import retry_later_ms, retry_soon_ms
+from engine.wire.errors import SyncError
 
 Published = Callable[[list[tuple[Record, str]]], None]
 Doubted = Callable[[set[int]], None]

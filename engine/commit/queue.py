@@ -15,8 +15,8 @@ from typing import Protocol
 
 import msgspec
 
+from engine.commit.overload import Overload
 from engine.plan.jobs import Attach, Job, Outcome, Push
-from engine.runtime.rate_limit import Overload
 
 #: What a job and each of its items cost besides their bytes, so that many tiny ones are bounded too.
 JOB_BYTES = 512

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Callable, Generator
 from typing import Any, Final
 
@@ -21,12 +20,10 @@ from engine.wire.messages import Item, Resolve, Sync
 from engine.wire.pieces import PIECE_BYTES, decoded
 from engine.wire.steps import at_once
 from engine.wire.timestamps import corrected_us, to_us
-from engine.wire.values import unescaped_fault, value_fault, value_steps
+from engine.wire.values import id_fault, unescaped_fault, value_fault, value_steps
 
-MAX_ID_CHARS: Final = 128
 _INT_MAX: Final = 2**63 - 1
 _DAY_US: Final = 86_400_000_000
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 #: Looks at an item's data: for the fault of a value, None where there is none.
 _Look = Callable[[dict[str, Any]], str | None]
@@ -275,15 +272,6 @@ def _may_be_old(checked: list[Change | Refused], session: Session, now_us: int) 
     sent_us = [change.sent_at_us for change in checked if type(change) is Change and change.dated]
     age_us = now_us - (max(sent_us) + session.clock_offset_us) if sent_us else -1
     return not 0 <= age_us <= _DAY_US
-
-
-def id_fault(record_id: str) -> str | None:
-    """Say which rule of ids a record's id breaks, if any."""
-    if not 1 <= len(record_id) <= MAX_ID_CHARS:
-        return f"1 to {MAX_ID_CHARS} characters are required"
-    if not record_id.isprintable() and _CONTROL.search(record_id):
-        return "control characters are not allowed"
-    return None
 
 
 def _refused(codec: Codec, item: msgspec.Raw, index: int, error: Exception) -> Refused:

@@ -14,16 +14,16 @@ from contextlib import suppress
 from typing import Any, Final
 
 import anyio
-import msgspec
 import structlog
 from anyio.abc import TaskGroup
 
 from engine.feed.cursor import Scope, expired
 from engine.feed.gap_reader import Gaps
-from engine.feed.paging import live_pages, stored_page
+from engine.feed.hub import FeedLimits, Hub, live_pages
+from engine.feed.pages import stored_page
 from engine.feed.ports import FeedStore, Page
 from engine.feed.subscription import Sink, Subscription
-from engine.feed.tail import Entry, Tail
+from engine.feed.tail import Entry
 from engine.model.rows import Record
 from engine.runtime.ports import Clock, StoreError
 from engine.runtime.read_limiter import Reader, ReadTurns
@@ -39,46 +39,6 @@ _SENDS_PER_TURN: Final = 100
 _HEADS: Final = 1000
 
 _log = structlog.get_logger()
-
-
-class FeedLimits(msgspec.Struct, frozen=True):
-    """Bounds of a page and of a tenant's tail in memory, and the pause between busy pages."""
-
-    page_bytes: int
-    tail_changes: int
-    tail_bytes: int
-    page_interval_s: float
-
-
-class Hub:
-    """One tenant's tail and subscriptions."""
-
-    def __init__(self, feed: Feed, tenant_id: int, limits: FeedLimits) -> None:
-        self._feed = feed
-        self.tenant_id = tenant_id
-        self.tail = Tail(limits.tail_changes, limits.tail_bytes)
-        self.subscriptions: set[Subscription] = set()
-        self.scheduled = False
-        self.doubtful = False
-        self.told = asyncio.Event()
-        self.healing = False
-        self.sent_at_s = 0.0
-
-    @property
-    def ailing(self) -> bool:
-        """Whether changes that somebody waits for are missing, or may be: the store has to be asked."""
-        missing = self.tail.head is not None and (self.tail.gap or self.doubtful)
-        return missing and bool(self.subscriptions)
-
-    def go_on(self, subscription: Subscription) -> None:
-        """Bring a subscription back to the tail, through the store if need be."""
-        self._feed.go_on(self, subscription)
-
-    def leave(self, subscription: Subscription) -> None:
-        """Forget a subscription."""
-        self.subscriptions.discard(subscription)
-        if not self.subscriptions:
-            self._feed.close(self)
 
 
 class _Slice:

@@ -6,17 +6,20 @@ A body has neither ``id`` nor its closing brace, so one body serves every subscr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 from msgspec import UNSET
 
 from engine.feed.cursor import Scope
-from engine.model.rows import Record
-from engine.plan.attachments import NO_FILES
+from engine.feed.ports import Page
+from engine.model.rows import NO_FILES, Record
 from engine.wire.messages import Change
 from engine.wire.timestamps import to_text
 
 _encode = msgspec.json.encode
+#: What a page has besides its changes: names, the cursor, an id of 64 characters however they are escaped.
+ENVELOPE_BYTES: Final = 640
 
 
 def encode_change(record: Record) -> bytes:
@@ -65,3 +68,24 @@ def with_id(body: bytes, request_id: str | None) -> bytes:
 def tail(request_id: str | None) -> bytes:
     """What closes a body."""
     return b"}" if request_id is None else b',"id":' + _encode(request_id) + b"}"
+
+
+def stored_page(scope: Scope, page: Page, max_bytes: int) -> tuple[bytes, int]:
+    """Put together a page read from the store, and say where its cursor stands.
+
+    The store measures data alone, and in steps of a record; here the page is cut to size.
+    """
+    changes: list[bytes] = []
+    size_bytes = ENVELOPE_BYTES + len(unknown_domains(scope))
+    for record in page.records:
+        change = encode_change(record)
+        size_bytes += len(change) + 1
+        if changes and size_bytes > max_bytes:
+            seq = page.records[len(changes) - 1].seq
+            return page_body(scope, seq, changes, more=True), seq
+        changes.append(change)
+    if page.more:
+        seq = page.records[-1].seq
+    else:
+        seq = page.high_seq if page.read_to is None else page.read_to
+    return page_body(scope, seq, changes, more=page.more or page.read_to is not None), seq

@@ -11,7 +11,7 @@ from engine.wire.errors import SyncError
 from engine.wire.messages import Subscribe
 
 if TYPE_CHECKING:
-    from engine.feed.feed import Hub
+    from engine.feed.hub import Hub
 
 
 class Sink(Protocol):

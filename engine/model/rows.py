@@ -5,13 +5,16 @@ Instants are microseconds since 1970-01-01 UTC (``_us``); ``data`` is compact UT
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from engine.model.uploads import State as UploadState
 from engine.model.uploads import UploadRef
 from engine.wire.messages import Op
+
+#: What stands where there were files once. None would say that there never were any.
+NO_FILES: Final = b"[]"
 
 
 class RecordKey(NamedTuple):

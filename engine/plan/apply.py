@@ -8,9 +8,7 @@ from msgspec import UNSET, UnsetType
 from engine.model.domains import DomainPolicy
 from engine.model.merge import (
     Fields,
-    FieldVersions,
     Sent,
-    advance,
     created,
     decode_fields,
     encode_fields,
@@ -18,7 +16,6 @@ from engine.model.merge import (
     same_content,
     same_value,
     smallest,
-    versions_of,
 )
 from engine.model.rows import (
     Conflict,
@@ -36,6 +33,7 @@ from engine.plan.held_changes import MAX_CHANGES, changes_of, fold
 from engine.plan.jobs import Change, Push, Refused
 from engine.plan.own_order import follows, is_own, kept_sent_at_us
 from engine.plan.unit_of_work import Working
+from engine.plan.versions import known_versions, last_data, next_versions
 from engine.wire.messages import ItemError, Result
 
 #: Makes a tuple with names in half the time that its class takes.
@@ -281,7 +279,7 @@ class _Meeting(msgspec.Struct, gc=False):
         item, row, policy = self.item, self.row, self.policy
         versions = None
         if policy.policy == "field_merge":
-            versions = _known_versions(row)
+            versions = known_versions(row)
         device_id = self.push.device_id
         sent_at_us = item.sent_at_us if item.dated else None
         followed = follows(item, row) if is_own(row, device_id) else None
@@ -364,43 +362,8 @@ class _Meeting(msgspec.Struct, gc=False):
         )
 
 
-def next_versions(
-    policy: DomainPolicy,
-    row: Record,
-    before: Fields | None,
-    after: Fields | None,
-    at_us: int,
-    sent: Sent | None = None,
-) -> bytes | None:
-    """Return the field versions after a write, None where the domain is not merged by field.
-
-    Args:
-        policy: The domain's.
-        row: The record before.
-        before: Its data, None for a tombstone.
-        after: The data that are written.
-        at_us: When the change was made, corrected.
-        sent: Which device made it, and when by its own clock; None for a person's decision.
-    """
-    if policy.policy != "field_merge":
-        return None
-    return advance(_known_versions(row), before, after, row.version + 1, at_us, sent)
-
-
-def _known_versions(row: Record) -> FieldVersions:
-    sent = None
-    if row.device_id is not None and row.sent_at_us is not None and is_own(row, row.device_id):
-        sent = Sent(row.device_id, row.sent_at_us)
-    return versions_of(row.fields, row.version, row.at_us, sent)
-
-
 def _own_data(item: Change) -> bytes | None:
     return None if item.fields is None else item.data
-
-
-def last_data(rules: Rules, row: Record, data: bytes | None) -> bytes | None:
-    """Return what to keep of a record's data when ``data`` take their place: nothing unless it is deleted."""
-    return row.patch_base if data is None and rules.tombstone_data else None
 
 
 def _rejected(item: Change | Refused, code: str, message: str) -> Result:

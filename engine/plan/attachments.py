@@ -5,8 +5,6 @@ A file takes a new ``seq`` and no new version: nobody's edit conflicts with a ph
 
 from __future__ import annotations
 
-from typing import Final
-
 import msgspec
 
 from engine.model.rows import Record, RecordKey
@@ -17,8 +15,6 @@ from engine.wire.messages import Attachment
 from engine.wire.timestamps import to_text
 
 _encode = msgspec.json.encode
-#: What stands where there were files once. None would say that there never were any.
-NO_FILES: Final = b"[]"
 
 
 _decode = msgspec.json.Decoder(list[Attachment]).decode

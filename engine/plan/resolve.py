@@ -6,11 +6,11 @@ import msgspec
 
 from engine.model.merge import Fields, decode_fields, encode_fields
 from engine.model.rows import Conflict, ConflictRef, Record, RecordKey
-from engine.plan.apply import last_data, next_versions
 from engine.plan.context import Rules
 from engine.plan.held_changes import applied, changes_of
 from engine.plan.jobs import Outcome, Resolution, Settlement
 from engine.plan.unit_of_work import Working
+from engine.plan.versions import last_data, next_versions
 from engine.wire.errors import SyncError
 
 

@@ -22,7 +22,7 @@ Behind = Mapping[SetAsideRef, str]
 
 #: Records that are kept back for one tenant; beyond them a refused device is kept back whole.
 MAX_RECORDS: Final = 4096
-#: As long as a refused device is told to wait at most (``engine.wire.errors.retry_later_ms``).
+#: As long as a refused device is told to wait at most (``engine.runtime.rate_limit.retry_later_ms``).
 _KEPT_BACK_S: Final = 90.0
 
 

@@ -7,7 +7,8 @@ from typing import Final
 
 import msgspec
 
-from engine.wire.errors import SyncError, retry_soon_ms
+from engine.runtime.rate_limit import retry_soon_ms
+from engine.wire.errors import SyncError
 
 
 class RequestLimits(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,13 +13,13 @@ from typing import Final, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from engine.commit.submitting import Jobs, settled
+from engine.commit.committer import Jobs, settled
 from engine.model.rows import RecordKey
 from engine.model.uploads import State, UploadRef
 from engine.plan.jobs import Attach, Attached
 from engine.runtime.batching import patiently
 from engine.uploads.blobs import Blobs, Kept
-from engine.uploads.unwanted import drop_draft, drop_file
+from engine.uploads.finish import drop_draft, drop_file
 
 #: Looked at in one statement: what more there is waits for the next, and so does nobody else.
 PAGE: Final = 500

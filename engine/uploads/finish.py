@@ -10,17 +10,16 @@ from collections.abc import Sequence
 import msgspec
 import structlog
 
-from engine.commit.submitting import Jobs, settled
+from engine.commit.committer import Jobs, settled
 from engine.filetypes.types import FileTypes
 from engine.model.uploads import Draft, State, Upload, UploadRef
 from engine.plan.attachments import attaching, freeing
 from engine.plan.jobs import Attach, Attached, Outcome
 from engine.runtime.batching import Gatherer, patiently
 from engine.runtime.ports import Clock
-from engine.uploads.blobs import Blobs
+from engine.uploads.blobs import Blobs, BlobsError
 from engine.uploads.locks import Hold
 from engine.uploads.ports import Stored, UploadStore
-from engine.uploads.unwanted import drop_draft, drop_file
 from engine.wire.errors import SyncError
 
 _log = structlog.get_logger()
@@ -123,3 +122,23 @@ class Finishing:
         if isinstance(outcome, Attached) and outcome.spare is not None:
             await drop_file(self._blobs, UploadRef(job.tenant_id, outcome.spare))
         return outcome
+
+
+async def drop_draft(blobs: Blobs, ref: UploadRef) -> bool:
+    """Remove a draft; False, and a warning in the log, where that has to wait."""
+    try:
+        await blobs.drop_draft(ref)
+    except BlobsError as error:
+        _log.warning("draft_left", tenant_id=ref.tenant_id, upload_id=ref.upload_id, reason=str(error))
+        return False
+    return True
+
+
+async def drop_file(blobs: Blobs, ref: UploadRef) -> bool:
+    """Remove a file; False, and a warning in the log, where that has to wait."""
+    try:
+        await blobs.drop_file(ref)
+    except BlobsError as error:
+        _log.warning("file_left", tenant_id=ref.tenant_id, upload_id=ref.upload_id, reason=str(error))
+        return False
+    return True

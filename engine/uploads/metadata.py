@@ -10,9 +10,9 @@ from typing import Final
 
 import msgspec
 
-from engine.commit.validation import id_fault
 from engine.filetypes.types import FileTypes
 from engine.wire.errors import SyncError
+from engine.wire.values import id_fault
 
 MAX_NAME_CHARS: Final = 255
 #: It is kept as it was sent, and counts against no quota.

@@ -29,6 +29,7 @@ from engine.model.uploads import (
 )
 from engine.runtime.batching import Gatherer, patiently
 from engine.runtime.ports import Clock
+from engine.runtime.rate_limit import retry_later_ms, retry_soon_ms
 from engine.uploads.blobs import BlobMissingError, Blobs
 from engine.uploads.body_writer import PROGRESS_S, Body, BodyCutError, UploadIntake
 from engine.uploads.finish import Finishing
@@ -36,7 +37,7 @@ from engine.uploads.locks import Hold, Holds, spent, taken_over
 from engine.uploads.metadata import Described
 from engine.uploads.ports import Created, Creating, Quota, UploadStore
 from engine.uploads.write_limiter import UploadTurns
-from engine.wire.errors import SyncError, retry_later_ms, retry_soon_ms
+from engine.wire.errors import SyncError
 
 MOST_PARTS: Final = 100
 

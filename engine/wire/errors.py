@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Final
 
 import msgspec
@@ -267,16 +266,3 @@ class SyncError(Exception):
         self.code = code
         self.message = message
         self.details = details
-
-
-def retry_soon_ms() -> int:
-    """Return when to come again after something that is over in a moment, so that not all come at once."""
-    return random.randint(500, 1500)
-
-
-def retry_later_ms() -> int:
-    """Return when to come again after something that a person has to mend, such as a full disk.
-
-    A minute or so: each try costs the device's line a chunk, and a disk does not empty itself in a second.
-    """
-    return random.randint(45_000, 90_000)

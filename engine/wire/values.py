@@ -6,6 +6,7 @@ kind, as in a record of empty arrays, they are looked at together, which takes a
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Generator
 from itertools import chain
@@ -26,6 +27,8 @@ _INTEGER_FAULT: Final = "integers must be from -2^63 to 2^63-1"
 _FLOAT_FAULT: Final = "numbers must be finite"
 _TYPE_FAULT: Final = "binary and extension values are not allowed"
 _TYPES: Final = frozenset((str, int, float, bool, type(None), dict, list))
+MAX_ID_CHARS: Final = 128
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def value_fault(data: dict[str, Any] | list[Any]) -> str | None:
@@ -140,3 +143,12 @@ def _together(nodes: list[Any]) -> tuple[str | None, list[Any]]:
         elif kind is dict or kind is list:
             inner += filter(None, alike)
     return None, inner
+
+
+def id_fault(record_id: str) -> str | None:
+    """Say which rule of ids a record's id breaks, if any."""
+    if not 1 <= len(record_id) <= MAX_ID_CHARS:
+        return f"1 to {MAX_ID_CHARS} characters are required"
+    if not record_id.isprintable() and _CONTROL.search(record_id):
+        return "control characters are not allowed"
+    return None

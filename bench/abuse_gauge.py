@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import psutil
 
 from bench.drive import say
-from storage.direct import connected
+from storage.postgres.blocking import connected
 
 _SAMPLE_S: Final = 0.05
 #: Below this part of a core, over that time, a worker counts as having nothing to do.

@@ -14,7 +14,7 @@ from bench.drive import Target, token
 from bench.ground import BenchError
 from bench.uploads_http import Line, dial
 from bench.uploads_work import DOMAIN, Album
-from storage.direct import connected
+from storage.postgres.blocking import connected
 
 _PHOTO_BYTES: Final = 20_000
 _LOOK_S: Final = 0.02

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from bench.fill import fill
-from storage.direct import connected
+from storage.postgres.blocking import connected
 
 #: Records of a feed that attacks read.
 LONG_FEED: Final = 200_000

@@ -23,15 +23,15 @@ from bench.nginx import Nginx, certify, nginx_program, printed
 from bench.server import ROOT, end, free_ports, started, variables
 from bench.stage import Options, remote
 from compose.configuration import VARIABLE
-from storage.direct import connected
+from storage.postgres.blocking import connected
 
 #: How long a command of another version may take.
 _COMMAND_S: Final = 60.0
 _STOP_S: Final = 5.0
-_MIGRATE: Final = "import sys; from storage.migrate import migrate; migrate(sys.argv[1])"
+_MIGRATE: Final = "import sys; from storage.postgres.migrate import migrate; migrate(sys.argv[1])"
 _CUT: Final = (
     "import sys; from datetime import datetime as d, timezone as z;"
-    "from storage.partitions import ensure_partitions; print(flush=True); sys.stdin.readline();"
+    "from storage.postgres.partitions import ensure_partitions; print(flush=True); sys.stdin.readline();"
     "ensure_partitions(sys.argv[1], d.now(z.utc).date(), int(sys.argv[2]))"
 )
 #: Days that a server gives partitions when it starts.

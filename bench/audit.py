@@ -15,7 +15,7 @@ import msgspec
 
 from bench.drive import Run
 from bench.work import DOMAIN, key_of, note_of, record_id
-from storage.direct import connected
+from storage.postgres.blocking import connected
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that the driver spells so

@@ -30,8 +30,8 @@ from bench.server import ROOT
 from bench.stage import add_tenants
 from bench.text_table import table
 from engine.runtime.settings import Settings, SettingsError
-from storage.direct import connected
 from storage.embedded import EmbeddedError
+from storage.postgres.blocking import connected
 
 Fault = Literal["stop", "kill", "renew"]
 FAULTS: Final[dict[Fault, str]] = {

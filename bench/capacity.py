@@ -23,7 +23,7 @@ from bench.stage import add_tenants
 from bench.text_table import table
 from bench.work import Sent, Worker, data_of
 from engine.runtime.settings import Settings
-from storage.direct import connected
+from storage.postgres.blocking import connected
 
 DEVICES: Final = (10_000, 1_000_000, 10_000_000)
 _MEASURE_S: Final = 4.0

@@ -17,10 +17,10 @@ from typing import Final
 import psutil
 import psycopg2
 
-from storage.direct import connected
 from storage.embedded_account import Account, account_for
 from storage.embedded_binaries import postgres_binaries
 from storage.embedded_process import wait_until
+from storage.postgres.blocking import connected
 
 USER: Final = "tidemark"
 #: Known to whoever was given the DSN: anybody on this machine can connect to a port.

@@ -15,8 +15,8 @@ import msgspec
 from bench.clusters import Cluster
 from bench.faults_line import Line
 from bench.faults_server import Workers
-from storage.direct import connected
 from storage.embedded import servers
+from storage.postgres.blocking import connected
 
 #: A worker that is stopped holds its transaction for up to 2 s; less and more than that.
 _FROZEN_S: Final = (0.5, 4.0)

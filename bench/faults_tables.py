@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from bench.faults_check import Stored, Tables
-from storage.direct import connected
+from storage.postgres.blocking import connected
 
 _decode = msgspec.json.Decoder(dict[str, Any] | None).decode
 

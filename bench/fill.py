@@ -6,7 +6,7 @@ from typing import Final
 
 from bench.drive import say
 from bench.work import DOMAIN, data_of
-from storage.direct import connected
+from storage.postgres.blocking import connected
 
 _CHUNK_RECORDS: Final = 250_000
 #: Ids begin with eight hexadecimal digits that cover their whole range, as those of later runs do.

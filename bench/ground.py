@@ -14,9 +14,9 @@ from bench.clusters import Cluster, cluster_in
 from compose.configuration import database_dsn, layers
 from engine.runtime.setting_layers import settings
 from engine.runtime.settings import Settings
-from storage.direct import connected
 from storage.embedded import embedded
-from storage.migrate import migrate
+from storage.postgres.blocking import connected
+from storage.postgres.migrate import migrate
 
 
 class BenchError(Exception):

@@ -20,8 +20,8 @@ from engine.cache.devices import DeviceLimits, Devices
 from engine.cache.ports import Revoked
 from engine.runtime.ports import StoreError
 from storage.devices import PostgresDevices
-from storage.direct import connected
-from storage.pool import Database
+from storage.postgres.blocking import connected
+from storage.postgres.pool import Database
 
 DEVICES: Final = 100_000
 FLUSHED: Final = (1_000, 10_000)

@@ -26,7 +26,7 @@ from engine.plan.context import Rules
 from engine.plan.jobs import Answer, Change, Outcome, Push
 from engine.runtime.settings import Settings
 from storage.commit import PostgresStore
-from storage.pool import Database
+from storage.postgres.pool import Database
 
 _WARMUP_S: Final = 1.0
 

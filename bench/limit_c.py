@@ -18,7 +18,7 @@ import uvloop
 from aiohttp import WSMsgType, web
 
 from bench.bare import Socket, Sync, acknowledgement, decode, serve, upgraded
-from storage.driver import Link, connect
+from storage.postgres.driver import Link, connect
 
 #: Two batches under way keep both PostgreSQL and this process busy.
 CONNECTIONS: Final = 2

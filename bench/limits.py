@@ -21,7 +21,7 @@ from bench.report import Bar, Figure, Report, row_of, this_machine
 from bench.server import ROOT
 from bench.stage import Options, add_tenants, bare_stage, product_stage
 from bench.work import MIX
-from storage.direct import connected
+from storage.postgres.blocking import connected
 
 SIZES: Final = (1, 100, 1_000)
 TABLE_A: Final = {1: 9_500, 100: 70_000, 1_000: 37_000}

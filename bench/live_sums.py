@@ -12,7 +12,7 @@ from bench.live_plan import Seen
 from bench.live_watch import digest
 from bench.overload_sums import latency_of, percentile
 from bench.report import Latency
-from storage.direct import connected
+from storage.postgres.blocking import connected
 
 
 class Delivered(msgspec.Struct, frozen=True, kw_only=True):

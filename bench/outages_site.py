@@ -23,7 +23,7 @@ from bench.outages_devices import Guided, OpenDevice
 from bench.stage import add_tenants
 from bench.wire import HandshakeError
 from engine.runtime.settings import Settings
-from storage.direct import connected
+from storage.postgres.blocking import connected
 
 TENANT: Final = "acme"
 #: Devices with a socket that is open before, during and after, on each worker.

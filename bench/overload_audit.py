@@ -14,7 +14,7 @@ import msgspec
 from bench.audit import Audit, counters, key_hash
 from bench.overload_drive import Loaded
 from bench.overload_work import key_of
-from storage.direct import connected
+from storage.postgres.blocking import connected
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that the driver spells so

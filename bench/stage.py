@@ -15,7 +15,7 @@ from bench.drive import Target, say
 from bench.ground import BenchError, Ground, deployed, secret_of
 from bench.server import Server, product, started
 from engine.runtime.settings import Settings
-from storage.places import place_of
+from storage.postgres.places import place_of
 from storage.tenancy import PostgresTenancy
 
 #: Said in the report of a server that runs already.

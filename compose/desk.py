@@ -28,7 +28,7 @@ from engine.wire.errors import SyncError
 from engine.wire.messages import Choice
 from storage.commit import PostgresStore
 from storage.desk import ConflictReads, QuarantineReads
-from storage.pool import Database
+from storage.postgres.pool import Database
 from storage.tenants import PostgresTenants
 
 #: Is told the tenants whose feeds moved.

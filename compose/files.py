@@ -35,7 +35,7 @@ from storage.blobs import DirectoryBlobs
 from storage.blobs_s3 import S3Blobs
 from storage.cluster_turns import PostgresTurns
 from storage.files import PostgresFiles
-from storage.pool import Database
+from storage.postgres.pool import Database
 from storage.upload_cleanup import PostgresCleanup
 from storage.uploads import PostgresUploads
 from storage.waiting import PostgresWaiting

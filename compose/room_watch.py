@@ -12,8 +12,8 @@ from engine.model.rows import TenantUsage
 from engine.plan.room import RoomState
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
-from storage.disk import Disk
-from storage.pool import Database
+from storage.postgres.disk import Disk
+from storage.postgres.pool import Database
 from storage.usage import fullest
 
 _LOOK_S: Final = 15.0

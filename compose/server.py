@@ -58,11 +58,11 @@ from storage.conflicts import PostgresConflicts
 from storage.devices import PostgresDevices
 from storage.embedded import Services
 from storage.feed import PostgresFeed
-from storage.health import faults
-from storage.migrate import newest_migration
-from storage.partitions import maintain
-from storage.pool import Database, Pooling
-from storage.presence import Presence
+from storage.postgres.migrate import newest_migration
+from storage.postgres.partitions import maintain
+from storage.postgres.pool import Database, Pooling
+from storage.postgres.presence import Presence
+from storage.postgres.readiness import faults
 from storage.tenants import PostgresTenants
 from storage.usage import recount
 

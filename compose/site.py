@@ -42,16 +42,16 @@ from handlers.server import ClosedDoorError
 from handlers.supervisor import WorkersFailedError
 from storage.bus_news import announce
 from storage.bus_nodes import Nodes
-from storage.checkup import LOGIN_REFUSED, bus_findings
 from storage.embedded import NAME_IT, Services, embedded, embedded_redis_url
 from storage.embedded_account import EmbeddedError, account_for, make_data_dir
-from storage.epoch import PostgresEpoch
 from storage.export import PostgresExport
 from storage.fleet import PostgresFleet
-from storage.migrate import PostgresSchema, migrate, status
-from storage.partitions import maintain
-from storage.places import HIDDEN, dsn_without_secrets, place_of, url_without_secrets
 from storage.policies import PostgresPolicies
+from storage.postgres.checkup import LOGIN_REFUSED, bus_findings
+from storage.postgres.epoch import PostgresEpoch
+from storage.postgres.migrate import PostgresSchema, migrate, status
+from storage.postgres.partitions import maintain
+from storage.postgres.places import HIDDEN, dsn_without_secrets, place_of, url_without_secrets
 from storage.tenancy import PostgresTenancy
 from storage.usage import PostgresUsage
 

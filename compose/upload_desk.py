@@ -15,8 +15,8 @@ from engine.uploads.blobs import BlobsError
 from engine.uploads.cleanup import Swept, Tidied
 from engine.uploads.cleanup_job import abandonment_ratio
 from storage.commit import PostgresStore
-from storage.partitions import drop_events
-from storage.pool import Database
+from storage.postgres.partitions import drop_events
+from storage.postgres.pool import Database
 
 
 class UploadDesk:

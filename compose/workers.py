@@ -25,7 +25,7 @@ from handlers.server import ClosedDoorError, reserved
 from handlers.supervisor import Orders, Supervisor
 from storage.bus_news import UnusableUrlError
 from storage.embedded import Services
-from storage.hosts import reordered
+from storage.postgres.hosts import reordered
 
 _COMMAND: Final = (sys.executable, str(Path(__file__).parent.parent / "run.py"), "worker")
 

@@ -41,7 +41,7 @@ from storage.bus_news import (
 )
 from storage.bus_nodes import Nodes, Way
 from storage.bus_signing import BELIEVED_APART_S, signed, unsigned
-from storage.pool import Database
+from storage.postgres.pool import Database
 
 #: How often a message is sent at least, for it to come back.
 PING_S: Final = 1.0

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from engine.runtime.ports import StoreError
 from storage.bus_nodes import publish_once
 from storage.bus_signing import signed
-from storage.direct import connected
+from storage.postgres.blocking import connected
 
 #: Of a database: its name and its epoch, the key of its bus, and for how long what is not signed is believed.
 IDENTITY: Final = (

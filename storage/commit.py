@@ -32,10 +32,10 @@ from engine.model.rows import (
 from engine.model.uploads import UploadRef
 from engine.plan.tenant_usage import NAMES
 from engine.runtime.ports import StoreRetryError, StoreUnknownError
-from storage.arrays import joined, numbers, plain, split, texts
 from storage.held import StoredChange
 from storage.kept_keys import RECENT_H, TODAY, older, recent
-from storage.pool import SERVER_MS, ConnectionLostError, Database, Row, Session, Statement
+from storage.postgres.arrays import joined, numbers, plain, split, texts
+from storage.postgres.pool import SERVER_MS, ConnectionLostError, Database, Row, Session, Statement
 from storage.writing import finish
 
 #: A stalled holder (stopped process, dead host) frees its tenants after this.
@@ -100,12 +100,13 @@ _EVENTS: Final = (
     " AND sent_at_us >= %(events_from)s::bigint AND sent_at_us <= %(events_to)s::bigint{0} LIMIT 1) AS f"
 )
 #: Where one of the events is days ahead: ``events_later`` may be set apart for a while
-#: (storage/partitions.py). The look costs 3 µs an event.
+#: (storage/postgres/partitions.py). The look costs 3 µs an event.
 _EVENTS_AHEAD: Final = _EVENTS.format(
     " UNION ALL SELECT * FROM events_later"
     " WHERE tenant_id = w.t AND domain = w.d AND id = w.i AND sent_at_us = w.s"
 )
-#: What is set apart is more than a week ahead (storage/partitions.py), whatever the clock of this host.
+#: What is set apart is more than a week ahead (storage/postgres/partitions.py), whatever the clock of this
+# host.
 _AHEAD_US: Final = 86_400_000_000
 #: The order is that of one index alone, which fixes that this one is read: while the table is empty, those by
 #: time look as good, and read all of a tenant. An order by what is compared with = would count for none.

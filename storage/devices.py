@@ -7,8 +7,8 @@ from typing import Final
 from engine.cache.device_health import Counts, DeviceKey, Health
 from engine.cache.ports import HealthUnknownError, Revoked
 from engine.runtime.ports import StorePoisonError
-from storage.arrays import numbers, numbers_or_null, texts, texts_or_null
-from storage.pool import SERVER_MS, ConnectionLostError, Database, Row, Statement
+from storage.postgres.arrays import numbers, numbers_or_null, texts, texts_or_null
+from storage.postgres.pool import SERVER_MS, ConnectionLostError, Database, Row, Statement
 
 _COLUMNS: Final = (
     "tenant_id, device_id, total_syncs, failed_syncs, sync_duration_us, conflicts,"

@@ -9,9 +9,9 @@ from engine.model.domains import Domain
 from engine.operate.export import Row, compact, instant
 from engine.operate.ports import RefusedError
 from engine.wire.timestamps import EARLIEST_US
-from storage.direct import connected
 from storage.fleet import tenant_id_of
-from storage.partitions import event_days
+from storage.postgres.blocking import connected
+from storage.postgres.partitions import event_days
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -32,7 +32,8 @@ _OF_PAGE: Final = (
     "WHERE tenant_id = %(tenant)s AND domain = %(domain)s AND (id, sent_at_us) > (%(after)s, %(sent)s)"
     " AND sent_at_us >= %(from)s AND sent_at_us < %(to)s"
 )
-#: Events of ``events_later`` are met once, whether it is set apart now (storage/partitions.py) or not.
+#: Events of ``events_later`` are met once, whether it is set apart now (storage/postgres/partitions.py) or
+# not.
 _EVENTS: Final = (
     "SELECT DISTINCT ON (id, sent_at_us) id, sent_at_us, at_us,"
     " (extract(epoch FROM received_at) * 1000000)::bigint, device_id, data::text"

@@ -10,8 +10,8 @@ from typing import Final
 from engine.feed.ports import Page
 from engine.model.rows import Record
 from engine.runtime.ports import StoreError
-from storage.arrays import numbers, texts
-from storage.pool import Database, Row, Statement
+from storage.postgres.arrays import numbers, texts
+from storage.postgres.pool import Database, Row, Statement
 
 #: Rows of other domains that one read passes over: about 5 ms.
 PIECE_ROWS: Final = 5000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from engine.model.uploads import Upload
-from storage.pool import Database, Statement
+from storage.postgres.pool import Database, Statement
 from storage.uploads import COLUMNS, decode_upload
 
 _FILE: Final = Statement(

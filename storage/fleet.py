@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engine.cache.device_health import Counts, score
 from engine.operate.ports import DeviceSummary, NoTenantError, RefusedError
-from storage.direct import connected
+from storage.postgres.blocking import connected
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so

@@ -9,7 +9,7 @@ import msgspec
 
 from engine.model.domains import DomainPolicy
 from engine.operate.ports import NoTenantError, PolicyInForce, RefusedError
-from storage.direct import connected
+from storage.postgres.blocking import connected
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that the driver spells so

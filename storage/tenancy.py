@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from engine.cache.ports import ANY_TENANT
 from engine.operate.ports import NoTenantError, RefusedError, TenantSummary
-from storage.direct import connected
+from storage.postgres.blocking import connected
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so

@@ -9,8 +9,8 @@ import msgspec
 from engine.model.domains import DomainPolicy
 from engine.model.tenants import Reused, Tenant, TenantPolicies
 from engine.runtime.ports import StoreError
-from storage.arrays import numbers
-from storage.pool import Database, Row
+from storage.postgres.arrays import numbers
+from storage.postgres.pool import Database, Row
 
 _TENANTS: Final = (
     "SELECT t.tenant_id, t.name, floor(extract(epoch FROM t.created_at))::bigint,"

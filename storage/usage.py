@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from engine.model.rows import TenantUsage
 from engine.operate.ports import NoTenantError, TenantHolds
 from engine.plan.tenant_usage import NAMES
-from storage.direct import connected
-from storage.pool import Database
+from storage.postgres.blocking import connected
+from storage.postgres.pool import Database
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so

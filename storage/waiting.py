@@ -7,8 +7,8 @@ from typing import Final
 
 from engine.model.uploads import Upload
 from engine.uploads.blobs import WaitingFile
-from storage.arrays import numbers, plain, texts
-from storage.pool import Database, Statement
+from storage.postgres.arrays import numbers, plain, texts
+from storage.postgres.pool import Database, Statement
 from storage.uploads import COLUMNS, decode_upload
 
 _NOBODY: Final = "0" * 32

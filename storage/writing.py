@@ -8,7 +8,8 @@ from typing import Final
 
 from engine.model.rows import Conflict, KeyRow, Quarantined, Record, RecordKey, TenantUsage, Writes
 from engine.plan.tenant_usage import NAMES
-from storage.arrays import (
+from storage.held import encode_changes
+from storage.postgres.arrays import (
     joined,
     joined_or_null,
     joined_texts_or_null,
@@ -19,8 +20,7 @@ from storage.arrays import (
     texts,
     texts_or_null,
 )
-from storage.held import encode_changes
-from storage.pool import Statement
+from storage.postgres.pool import Statement
 
 
 def _adding(names: Sequence[str]) -> Statement:

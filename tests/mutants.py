@@ -160,12 +160,12 @@ MUTANTS: dict[str, Mutant] = {
         (_STORE + "test_pages_end_at_limit_and_bytes[postgres]",),
     ),
     "a cancelled statement taken for a cancelled task": Mutant(
-        "storage/pool.py",
+        "storage/postgres/pool.py",
         (('return StoreRetryError("the server cancelled the statement")', "raise asyncio.CancelledError"),),
         (_HAZARDS + "test_a_statement_that_the_server_cancels_is_no_cancelled_task",),
     ),
     "a cancellation forgotten that comes with an answer": Mutant(
-        "storage/driver.py",
+        "storage/postgres/driver.py",
         (
             (
                 "except (asyncio.CancelledError, TimeoutError):\n            self.close()",

@@ -18,7 +18,7 @@ import pytest
 
 from bench.clusters import cluster_in
 from storage.embedded import Services, embedded
-from storage.migrate import migrate
+from storage.postgres.migrate import migrate
 
 _TEMPLATE = "migrated"
 

@@ -15,7 +15,7 @@ from engine.model.rows import Lookups, Record, RecordKey, Writes
 from engine.model.uploads import UploadRef
 from storage.commit import PostgresStore
 from storage.feed import PostgresFeed
-from storage.pool import Database
+from storage.postgres.pool import Database
 from tests.filing import keep, upload
 from tests.services import execute, rows
 

@@ -20,7 +20,7 @@ from bench.server import started
 from bench.stage import Options, add_tenants
 from engine.runtime.settings import SettingsError
 from storage.embedded import Services
-from storage.places import place_of
+from storage.postgres.places import place_of
 from tests.device import SECRET
 from tests.services import data_dir, rows
 from tests.serving import Serve

@@ -18,9 +18,9 @@ from engine.model.rows import Record
 from storage.bus import RedisBus
 from storage.bus_news import News, Opened, UnusableUrlError, announce, channel_of, decode, encode
 from storage.bus_signing import BELIEVED_APART_S, signed, unsigned
-from storage.checkup import FAULT_APART_S
 from storage.embedded import Services
-from storage.pool import Database
+from storage.postgres.checkup import FAULT_APART_S
+from storage.postgres.pool import Database
 from storage.tenancy import PostgresTenancy
 from tests.own_redis import OwnRedis
 from tests.services import database, execute, rows

@@ -20,11 +20,11 @@ from structlog.testing import capture_logs
 
 from storage.bus import RedisBus
 from storage.bus_news import UnusableUrlError, announce, channel_of
-from storage.checkup import bus_findings
 from storage.embedded_account import account_for
 from storage.embedded_binaries import redis_binary
 from storage.embedded_process import wait_until
-from storage.pool import Database
+from storage.postgres.checkup import bus_findings
+from storage.postgres.pool import Database
 from tests.redis_nodes import RedisNode
 from tests.services import rows
 from tests.test_bus import Place, changes

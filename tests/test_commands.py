@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from handlers.auth import KeySet, Verifier, secret_key
 from run import cli
-from storage.migrate import newest_migration
+from storage.postgres.migrate import newest_migration
 from storage.tenancy import PostgresTenancy
 from tests.services import execute, rows
 

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import ClientSession
 
 from storage.embedded import Services, embedded
-from storage.migrate import migrate
+from storage.postgres.migrate import migrate
 from tests.editors import audit, editors_of, progressed
 from tests.processes import ServerProcess
 from tests.services import execute

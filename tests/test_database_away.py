@@ -25,10 +25,10 @@ from psycopg2.extensions import make_dsn
 
 from bench.clusters import Cluster, cluster
 from engine.runtime.ports import StoreError, StoreUnavailableError
-from storage.direct import connected
 from storage.embedded import Services
-from storage.migrate import migrate
-from storage.pool import Database, NoAnswerError
+from storage.postgres.blocking import connected
+from storage.postgres.migrate import migrate
+from storage.postgres.pool import Database, NoAnswerError
 from tests.device import put
 from tests.namespaces import network
 from tests.processes import ServerProcess
@@ -174,7 +174,7 @@ _ENDED = "closed the connection|reset by peer"
 async def test_connect_host_that_fails_is_unavailable(
     does: Does, plain: str, encrypted: str, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.hosts.CONNECT_S", 0.2)
+    monkeypatch.setattr("storage.postgres.hosts.CONNECT_S", 0.2)
     for sslmode, words in (("disable", plain), ("prefer", encrypted), ("require", encrypted)):
         with _host(does) as bad:
             failing = make_dsn(dsn, host="127.0.0.1", port=bad.port, sslmode=sslmode)
@@ -209,7 +209,7 @@ async def test_connect_first_of_several_addresses_is_dead_the_next_serves(
     own: Cluster, does: Does, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was found once is remembered: each later connection begins at the address that served."""
-    monkeypatch.setattr("storage.hosts.CONNECT_ONE_OF_SEVERAL_S", 0.2)
+    monkeypatch.setattr("storage.postgres.hosts.CONNECT_ONE_OF_SEVERAL_S", 0.2)
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (at, 0)) for at in ("127.0.0.2", "127.0.0.1")]
 
     async def addresses(*_: object, **__: object) -> list[Any]:
@@ -230,7 +230,7 @@ def test_command_first_host_is_dead_is_asked_once(
     own: Cluster, does: Does, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A command connects again and again: each would wait for a silent host."""
-    monkeypatch.setattr("storage.hosts.CONNECT_ONE_OF_SEVERAL_S", 1.0)
+    monkeypatch.setattr("storage.postgres.hosts.CONNECT_ONE_OF_SEVERAL_S", 1.0)
     with _host(does) as dead:
         two = make_dsn(own.dsn, host="127.0.0.1,127.0.0.1", port=f"{dead.port},{own.port}")
         for _ in range(ATTEMPTS):
@@ -306,8 +306,8 @@ def _nft(*rule: str) -> None:
 @pytest.mark.slow
 async def test_connection_packets_are_dropped_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A firewall that drops what comes: no answer and no refusal, on old connections and on new ones."""
-    monkeypatch.setattr("storage.pool.STATEMENT_S", 0.5)
-    monkeypatch.setattr("storage.hosts.CONNECT_S", 0.5)
+    monkeypatch.setattr("storage.postgres.pool.STATEMENT_S", 0.5)
+    monkeypatch.setattr("storage.postgres.hosts.CONNECT_S", 0.5)
     with (
         network(1) as net,
         net.inside(),

@@ -13,8 +13,8 @@ from engine.operate.ports import RefusedError
 from engine.runtime.ports import StorePoisonError, StoreRetryError
 from storage.devices import PostgresDevices
 from storage.fleet import PostgresFleet
-from storage.migrate import migrate
-from storage.pool import ConnectionLostError, Database, Row, Session, Values
+from storage.postgres.migrate import migrate
+from storage.postgres.pool import ConnectionLostError, Database, Row, Session, Values
 from tests.services import execute, rows
 
 PHONE, TABLET, OTHER = DeviceKey(1, "phone"), DeviceKey(1, "tablet"), DeviceKey(2, "phone")
@@ -158,7 +158,7 @@ class _Losing(Session):
 async def test_a_receipt_tells_what_became_of_a_commit_of_unknown_outcome(
     store: PostgresDevices, monkeypatch: pytest.MonkeyPatch, *, heard: bool
 ) -> None:
-    monkeypatch.setattr("storage.pool.Session", _Losing)
+    monkeypatch.setattr("storage.postgres.pool.Session", _Losing)
     monkeypatch.setattr(_Losing, "heard", heard)
     with pytest.raises(HealthUnknownError) as unknown:
         await store.add([change(PHONE, 1)])

@@ -20,10 +20,10 @@ from psycopg2.extensions import parse_dsn
 from compose.site import _check_bus
 from engine.runtime.settings import S3
 from handlers.commands.site import SiteError
-from storage.checkup import bus_findings
 from storage.embedded import Services
-from storage.health import unfit
-from storage.partitions import maintain
+from storage.postgres.checkup import bus_findings
+from storage.postgres.partitions import maintain
+from storage.postgres.readiness import unfit
 from storage.tenancy import PostgresTenancy
 from tests.commands import Ended, Run, command
 from tests.own_redis import OwnRedis, _own_redis, own_redis

@@ -17,7 +17,7 @@ import psycopg2.extensions
 import pytest
 from psycopg2.errors import QueryCanceled
 
-from storage.driver import Link, _Duplicated, connect
+from storage.postgres.driver import Link, _Duplicated, connect
 from tests.services import execute
 from tests.stalls import SLEEPS, backend, until
 
@@ -107,7 +107,7 @@ class _FailingDuplicated(_Duplicated, _Failing):
 async def test_run_error_that_is_none_of_psycopg2_reaches_the_caller(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.driver._Duplicated", _FailingDuplicated)
+    monkeypatch.setattr("storage.postgres.driver._Duplicated", _FailingDuplicated)
     link = await _connected(dsn)
     assert await link.run("SELECT 1", None, _PATIENCE_S) == [(1,)]
     monkeypatch.setattr(_Failing, "fails", True)

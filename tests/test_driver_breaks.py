@@ -19,7 +19,7 @@ import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from engine.runtime.ports import StoreError, StoreRetryError
-from storage.pool import Database
+from storage.postgres.pool import Database
 
 _CONNECTIONS = 4
 _QUERIES = 40
@@ -124,8 +124,8 @@ async def _ask(database: Database, random: Random) -> None:
 async def test_query_connections_break_at_any_byte_each_is_answered(
     dsn: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.pool.STATEMENT_S", 0.1)
-    monkeypatch.setattr("storage.hosts.CONNECT_S", 0.1)
+    monkeypatch.setattr("storage.postgres.pool.STATEMENT_S", 0.1)
+    monkeypatch.setattr("storage.postgres.hosts.CONNECT_S", 0.1)
     heard: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context))
     breaking = _Breaking(dsn, seed)

@@ -24,7 +24,7 @@ from storage.embedded import EmbeddedError, NotMadeError, Services, embedded, se
 from storage.embedded_account import account_for, make_data_dir
 from storage.embedded_binaries import postgres_binaries, redis_binary
 from storage.embedded_process import wait_until
-from storage.pool import Database
+from storage.postgres.pool import Database
 from tests.services import execute, rows
 
 ROOT = Path(__file__).parent.parent

@@ -14,10 +14,10 @@ import pytest
 from aiohttp import ClientSession
 
 from bench.clusters import PASSWORD, USER, Cluster, cluster
-from storage.epoch import PostgresEpoch
-from storage.health import faults
-from storage.migrate import migrate, newest_migration
-from storage.pool import Database
+from storage.postgres.epoch import PostgresEpoch
+from storage.postgres.migrate import migrate, newest_migration
+from storage.postgres.pool import Database
+from storage.postgres.readiness import faults
 from tests.device import put
 from tests.editors import audit, editors_of, progressed
 from tests.services import execute, rows

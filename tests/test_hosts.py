@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from engine.runtime.ports import StoreError
-from storage.direct import connected
-from storage.hosts import HostOrder, hosts_of, order_of, reordered
-from storage.places import dsn_without_secrets
+from storage.postgres.blocking import connected
+from storage.postgres.hosts import HostOrder, hosts_of, order_of, reordered
+from storage.postgres.places import dsn_without_secrets
 
 Parts = dict[str, str]
 

@@ -23,7 +23,7 @@ from compose.site import open_site
 from run import cli
 from storage.embedded_account import account_for
 from storage.embedded_binaries import redis_binary
-from storage.migrate import migrate
+from storage.postgres.migrate import migrate
 from storage.tenancy import PostgresTenancy
 from tests.device import SECRET, Closed, Json, connected, token
 from tests.editors import TENANTS, Editor, audit, editors_of, progressed

@@ -15,9 +15,9 @@ import pytest
 
 from engine.operate.ports import RefusedError
 from engine.runtime.ports import StoreError, StoreUnavailableError
-from storage import presence
-from storage.migrate import migrate, newest_migration, status
-from storage.pool import Database
+from storage.postgres import presence
+from storage.postgres.migrate import migrate, newest_migration, status
+from storage.postgres.pool import Database
 from tests.services import execute, rows
 from tests.serving import Running
 
@@ -133,7 +133,7 @@ def test_status_lists_what_is_applied(empty_dsn: str) -> None:
 
 
 def _spawn(dsn: str) -> subprocess.Popen[str]:
-    script = "import sys; from storage.migrate import migrate; print(*migrate(sys.argv[1]))"
+    script = "import sys; from storage.postgres.migrate import migrate; print(*migrate(sys.argv[1]))"
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", script, dsn], cwd=_ROOT, stdout=subprocess.PIPE, text=True
     )

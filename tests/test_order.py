@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from engine.model.rows import Lookups, Record, Writes
 from storage.commit import PostgresStore
-from storage.pool import Database
+from storage.postgres.pool import Database
 from storage.tenancy import PostgresTenancy
 from tests.device import Device, Json, item, put
 from tests.services import execute, rows

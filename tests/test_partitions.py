@@ -12,10 +12,10 @@ import pytest
 
 from engine.model.rows import EventKey, Lookups
 from engine.runtime.ports import StoreRetryError
-from storage import partitions
 from storage.commit import PostgresStore
-from storage.partitions import drop_expired, ensure_partitions, maintain
-from storage.pool import Database
+from storage.postgres import partitions
+from storage.postgres.partitions import drop_expired, ensure_partitions, maintain
+from storage.postgres.pool import Database
 from tests.services import execute, rows
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ def test_maintain_goes_by_the_databases_clock(dsn: str) -> None:
 
 
 def test_a_busy_table_is_left_for_later(dsn: str, today: date, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage.partitions._LOCK_TIMEOUT_MS", 1)
+    monkeypatch.setattr("storage.postgres.partitions._LOCK_TIMEOUT_MS", 1)
     reader = psycopg2.connect(dsn)
     try:
         reader.cursor().execute("SELECT FROM events")

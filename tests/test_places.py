@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.places import dsn_without_secrets, place_of, url_without_secrets
+from storage.postgres.places import dsn_without_secrets, place_of, url_without_secrets
 
 HUSH = "hUsH"
 

@@ -25,7 +25,7 @@ from engine.model.rows import (
 from engine.model.uploads import UploadRef
 from storage.commit import _LOCK, SETTINGS, PostgresStore
 from storage.feed import _ALL, _NEWS, _SOME
-from storage.pool import _READING_PREPARED, Database, Session, Values
+from storage.postgres.pool import _READING_PREPARED, Database, Session, Values
 from tests.services import execute
 
 ROWS = 100_000

@@ -13,7 +13,7 @@ from engine.cache.tenants import TTL_S, UNKNOWN_S, PolicyBook
 from engine.model.domains import DomainPolicy
 from engine.model.tenants import Tenant, TenantPolicies
 from engine.runtime.ports import StoreUnavailableError
-from storage.pool import Database
+from storage.postgres.pool import Database
 from storage.tenancy import PostgresTenancy
 from storage.tenants import PostgresTenants
 from tests.services import execute

@@ -16,7 +16,7 @@ import uvloop
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from engine.runtime.ports import StoreRetryError, StoreUnavailableError
-from storage.pool import ConnectionLostError, Database, NoAnswerError, Statement
+from storage.postgres.pool import ConnectionLostError, Database, NoAnswerError, Statement
 from tests.services import execute
 
 _TERMINATE = (
@@ -135,7 +135,7 @@ def _came_to(server: socket.socket) -> int:
 async def test_a_silent_host_is_passed_over_and_then_left_alone(
     dsn: str, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.hosts.CONNECT_ONE_OF_SEVERAL_S", 0.3)
+    monkeypatch.setattr("storage.postgres.hosts.CONNECT_ONE_OF_SEVERAL_S", 0.3)
     database = Database(_with_another_first(dsn, "127.0.0.1", silent.getsockname()[1]), 2)
     async with database.session() as first, database.session() as second:
         assert await first.run("SELECT 1") == await second.run("SELECT 1") == [(1,)]
@@ -146,7 +146,7 @@ async def test_a_silent_host_is_passed_over_and_then_left_alone(
 async def test_a_host_that_failed_is_tried_last_and_its_other_connections_go(
     dsn: str, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.hosts.CONNECT_ONE_OF_SEVERAL_S", 0.3)
+    monkeypatch.setattr("storage.postgres.hosts.CONNECT_ONE_OF_SEVERAL_S", 0.3)
     database = Database(_with_another_first(dsn, "127.0.0.1", silent.getsockname()[1]), 2)
     async with database.session() as first, database.session():
         pass

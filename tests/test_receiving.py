@@ -31,7 +31,7 @@ from engine.uploads.service import Checksum, Creation, Receiving, UploadLimits
 from engine.uploads.write_limiter import UploadTurns
 from engine.wire.errors import SyncError
 from storage.blobs import DirectoryBlobs
-from storage.pool import Database
+from storage.postgres.pool import Database
 from storage.tenancy import PostgresTenancy
 from storage.uploads import PostgresUploads
 from tests.services import execute

@@ -10,13 +10,13 @@ import psycopg2
 import pytest
 
 from engine.runtime.ports import StoreError, StoreRetryError
-from storage import remedies
-from storage.checkup import database_findings
-from storage.direct import connected
 from storage.embedded import Services
-from storage.migrate import migrate
-from storage.pool import Database
-from storage.remedies import DatabaseFaultError
+from storage.postgres import remedies
+from storage.postgres.blocking import connected
+from storage.postgres.checkup import database_findings
+from storage.postgres.migrate import migrate
+from storage.postgres.pool import Database
+from storage.postgres.remedies import DatabaseFaultError
 from storage.tenancy import PostgresTenancy
 from tests.commands import Run, command
 from tests.services import execute, named

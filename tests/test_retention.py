@@ -13,8 +13,8 @@ from engine.runtime.settings import SettingsError
 from engine.uploads import cleanup as upload_cleanup
 from engine.uploads.cleanup import KeptFor, UploadCleanup
 from storage.blobs import DirectoryBlobs
-from storage.partitions import drop_events, ensure_partitions, maintain
-from storage.pool import Database
+from storage.postgres.partitions import drop_events, ensure_partitions, maintain
+from storage.postgres.pool import Database
 from storage.tenancy import PostgresTenancy
 from storage.upload_cleanup import PostgresCleanup
 from storage.usage import recount

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from storage.embedded import embedded
-from storage.migrate import migrate
+from storage.postgres.migrate import migrate
 from tests.device import put
 from tests.services import execute, rows
 from tests.serving import Serve

@@ -34,7 +34,7 @@ from engine.runtime.ports import StoreFullError, StorePoisonError, StoreRetryErr
 from storage.commit import PostgresStore
 from storage.conflicts import PostgresConflicts
 from storage.feed import PostgresFeed
-from storage.pool import Database, Statement
+from storage.postgres.pool import Database, Statement
 from tests.memory_store import MemoryStore
 from tests.services import execute, rows
 

@@ -21,11 +21,11 @@ from structlog.testing import capture_logs
 
 from bench.clusters import PASSWORD, USER, free_port
 from engine.runtime.ports import StoreError, StoreUnavailableError
-from storage.checkup import bus_findings
-from storage.direct import connected
 from storage.embedded_account import Account, account_for
 from storage.embedded_process import wait_until
-from storage.pool import Database
+from storage.postgres.blocking import connected
+from storage.postgres.checkup import bus_findings
+from storage.postgres.pool import Database
 from tests.certificates import Certificates, certificates
 from tests.device import put
 from tests.redis_nodes import RedisNode
@@ -157,8 +157,8 @@ async def test_connect_over_tls_refused_is_unavailable_at_once(
     bouncer: Bouncer, wrong: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``prefer`` begins anew without TLS, on another socket, which is not to be waited for in vain."""
-    monkeypatch.setattr("storage.hosts.CONNECT_S", _PATIENCE_S)
-    monkeypatch.setattr("storage.driver._LOOK_S", 3600.0)
+    monkeypatch.setattr("storage.postgres.hosts.CONNECT_S", _PATIENCE_S)
+    monkeypatch.setattr("storage.postgres.driver._LOOK_S", 3600.0)
     refused, good = Database(make_dsn(bouncer.dsn, **wrong), 1), Database(bouncer.dsn, 1)
     for _ in range(3):
         with pytest.raises(StoreUnavailableError, match=words):

@@ -19,7 +19,7 @@ from engine.cluster.leases import ClusterTurns, TurnLostError
 from engine.runtime.ports import StoreUnavailableError
 from engine.uploads.cleanup_job import UploadChores
 from storage.cluster_turns import PostgresTurns
-from storage.pool import Database
+from storage.postgres.pool import Database
 from tests.commands import Ended, Run, command
 from tests.services import execute, rows
 from tests.serving import Running, Serve

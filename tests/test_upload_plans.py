@@ -9,7 +9,7 @@ import psycopg2
 import pytest
 
 from storage import files, uploads, waiting
-from storage.pool import Statement
+from storage.postgres.pool import Statement
 
 ASKED = [
     (name, value)

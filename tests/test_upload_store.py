@@ -14,7 +14,7 @@ from engine.model.rows import Lookups, Writes
 from engine.model.uploads import State, Upload, UploadRef
 from engine.uploads.ports import Advance, Claim, Created, Creating, Quota, Stored
 from storage.commit import PostgresStore
-from storage.pool import Database
+from storage.postgres.pool import Database
 from storage.tenancy import PostgresTenancy
 from storage.uploads import PostgresUploads
 from tests.services import execute, rows

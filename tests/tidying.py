@@ -38,7 +38,7 @@ from engine.wire.messages import Sync
 from storage.blobs import DirectoryBlobs
 from storage.cluster_turns import PostgresTurns
 from storage.commit import PostgresStore
-from storage.pool import Database
+from storage.postgres.pool import Database
 from storage.tenancy import PostgresTenancy
 from storage.upload_cleanup import PostgresCleanup
 from storage.uploads import PostgresUploads

@@ -12,7 +12,7 @@ from typing import Any, Final
 from bench.client.crew import Member, State, outcome_of
 from bench.client.edits import decode_item
 from bench.client.messages import canonical
-from storage.direct import connected
+from storage.postgres.blocking import connected
 
 #: What the log calls a conflict that a policy settled, by what the device was told.
 _LOGGED: Final = {"won": "client", "merged": "merged", "superseded": "server"}

@@ -1,6 +1,6 @@
 -- Partitioned by day of the event's own time as sent, which a retry repeats, so that a retry on a
 -- later day meets the same row. Range partitions at both ends catch any time; days are added in
--- front of events_later by storage/partitions.py.
+-- front of events_later by storage/postgres/partitions.py.
 CREATE TABLE events (
     tenant_id integer NOT NULL,
     domain text COLLATE "C" NOT NULL,

@@ -1,5 +1,5 @@
 -- New tenants merge task and work_order by field. Tenants that exist keep what they know, as a policy of
--- their own, unless they have one or the operator's settings name the domain's policy (storage/migrate.py
+-- their own, unless they have one or the operator's settings name the domain's policy (storage/postgres/migrate.py
 -- lists those domains in tidemark.chosen_domains).
 INSERT INTO tenant_conflict_policy (tenant_id, domain, policy, updated_by)
 SELECT tenant_id, domain, 'most_recent_wins', 'migration'

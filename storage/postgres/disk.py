@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from storage.pool import Database
+from storage.postgres.pool import Database
 
 #: Of a database on another host, or in a container, there is no directory of that name here, or not this one.
 _DIRECTORY: Final = (

@@ -9,7 +9,7 @@ import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from engine.runtime.ports import StoreError
-from storage.direct import connected
+from storage.postgres.blocking import connected
 
 #: In place of a secret.
 HIDDEN: Final = "***"

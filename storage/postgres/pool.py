@@ -1,7 +1,7 @@
 """Connections to PostgreSQL, borrowed and given back.
 
 Several statements travel in one string, so that a batch costs two round trips; of them the driver
-(``storage/driver.py``) gives back the rows of the last. Whatever the driver raises leaves here as a
+(``storage/postgres/driver.py``) gives back the rows of the last. Whatever the driver raises leaves here as a
 ``StoreError``.
 
 Planning a batch's statements afresh costs 0.45 ms, as much as a lone sync needs besides. So each
@@ -30,9 +30,9 @@ from engine.runtime.ports import (
     StoreRetryError,
     StoreUnavailableError,
 )
-from storage.driver import Link, Row, Values, connect
-from storage.hosts import Host, Place, order_of
-from storage.remedies import sentence as told
+from storage.postgres.driver import Link, Row, Values, connect
+from storage.postgres.hosts import Host, Place, order_of
+from storage.postgres.remedies import sentence as told
 
 __all__ = [
     "SERVER_MS",

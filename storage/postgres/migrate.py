@@ -22,13 +22,13 @@ from yoyo.connections import parse_uri
 from yoyo.migrations import Migration, default_migration_table
 
 from engine.operate.ports import MigrationState, RefusedError
-from storage.direct import connected, schema_change
-from storage.presence import GONE_S, present
+from storage.postgres.blocking import connected, schema_change
+from storage.postgres.presence import GONE_S, present
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
 
-_FILES: Final = Path(__file__).parent / "migrations"
+_FILES: Final = Path(__file__).parent.parent / "migrations"
 #: A table that is in use for longer stops the migration, not the devices.
 _LOCK_TIMEOUT_MS: Final = 5000
 

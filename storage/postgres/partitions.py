@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from psycopg2.errors import LockNotAvailable
 
 from engine.runtime.ports import StoreRetryError
-from storage.direct import connected, schema_change
+from storage.postgres.blocking import connected, schema_change
 from storage.usage import Daily, counted, dropping, take_off
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ import redis
 from engine.operate.ports import Finding
 from engine.runtime.ports import StoreError
 from storage.bus_nodes import Nodes
-from storage.direct import connected
-from storage.health import unfit
-from storage.migrate import status
-from storage.partitions import days_ahead
-from storage.places import place_of
-from storage.remedies import DatabaseFaultError
-from storage.rights import quota_findings, rights_finding
+from storage.postgres.blocking import connected
+from storage.postgres.migrate import status
+from storage.postgres.partitions import days_ahead
+from storage.postgres.places import place_of
+from storage.postgres.readiness import unfit
+from storage.postgres.remedies import DatabaseFaultError
+from storage.postgres.rights import quota_findings, rights_finding
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so

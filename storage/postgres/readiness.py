@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from engine.runtime.ports import StoreError
-from storage.pool import Database
+from storage.postgres.pool import Database
 
 MIN_SERVER_VERSION: Final = 140002
 _DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")

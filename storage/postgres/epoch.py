@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.operate.ports import RefusedError
-from storage.direct import connected
+from storage.postgres.blocking import connected
 
 
 class PostgresEpoch:

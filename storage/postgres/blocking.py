@@ -1,6 +1,6 @@
 """A plain connection for what runs beside the event loop: migrations, partitions, commands.
 
-Statements may take as long as they need, which those of a server (``storage/pool.py``) may not.
+Statements may take as long as they need, which those of a server (``storage/postgres/pool.py``) may not.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import psycopg2
 import psycopg2.errors
 
 from engine.runtime.ports import StoreError, StoreRetryError, StoreUnavailableError
-from storage.hosts import order_of
-from storage.remedies import fault_of, lock_sentence, said, sentence
+from storage.postgres.hosts import order_of
+from storage.postgres.remedies import fault_of, lock_sentence, said, sentence
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so

@@ -36,8 +36,8 @@ from bench.server import ROOT, end
 from bench.stage import Options, add_tenants
 from engine.model.domains import DomainPolicy
 from engine.plan.tenant_usage import NAMES
-from storage.policies import PostgresPolicies
-from storage.usage import PostgresUsage
+from storage.stores.policies import PostgresPolicies
+from storage.stores.usage import PostgresUsage
 
 #: Of each phase.
 DURATION_S: Final = 1.5

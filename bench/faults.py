@@ -31,7 +31,7 @@ from bench.ground import BenchError, Ground, fresh_on_tcp
 from bench.report import Figure, Report, this_machine
 from bench.stage import Options, add_tenants
 from engine.model.domains import DomainPolicy, Domains
-from storage.policies import PostgresPolicies
+from storage.stores.policies import PostgresPolicies
 
 ROUNDS: Final = 50
 DEVICES: Final = 40

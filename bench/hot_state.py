@@ -19,9 +19,9 @@ from engine.cache.device_health import Counts, DeviceKey, Health
 from engine.cache.devices import DeviceLimits, Devices
 from engine.cache.ports import Revoked
 from engine.runtime.ports import StoreError
-from storage.devices import PostgresDevices
 from storage.postgres.blocking import connected
 from storage.postgres.pool import Database
+from storage.stores.devices import PostgresDevices
 
 DEVICES: Final = 100_000
 FLUSHED: Final = (1_000, 10_000)

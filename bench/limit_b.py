@@ -25,8 +25,8 @@ from engine.model.domains import Domains
 from engine.plan.context import Rules
 from engine.plan.jobs import Answer, Change, Outcome, Push
 from engine.runtime.settings import Settings
-from storage.commit import PostgresStore
 from storage.postgres.pool import Database
+from storage.stores.commit import PostgresStore
 
 _WARMUP_S: Final = 1.0
 

@@ -16,7 +16,7 @@ from bench.ground import BenchError, Ground, deployed, secret_of
 from bench.server import Server, product, started
 from engine.runtime.settings import Settings
 from storage.postgres.places import place_of
-from storage.tenancy import PostgresTenancy
+from storage.stores.tenants import PostgresTenancy
 
 #: Said in the report of a server that runs already.
 NOT_OURS: Final = "CPU and memory of a server that was not started here are not measured"

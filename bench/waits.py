@@ -33,7 +33,7 @@ from bench.ground import BenchError, Ground, fresh, read_settings
 from bench.stage import add_tenants
 from engine.model.domains import DomainPolicy, Domains
 from storage.embedded import servers
-from storage.policies import PostgresPolicies
+from storage.stores.policies import PostgresPolicies
 
 TENANT: Final = "acme"
 _PUSHERS: Final = 8

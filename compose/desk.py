@@ -26,10 +26,10 @@ from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
 from engine.wire.errors import SyncError
 from engine.wire.messages import Choice
-from storage.commit import PostgresStore
-from storage.desk import ConflictReads, QuarantineReads
 from storage.postgres.pool import Database
-from storage.tenants import PostgresTenants
+from storage.stores.admin_reads import ConflictReads, QuarantineReads
+from storage.stores.commit import PostgresStore
+from storage.stores.tenant_reads import PostgresTenants
 
 #: Is told the tenants whose feeds moved.
 Moved = Callable[[set[int]], None]

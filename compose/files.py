@@ -33,12 +33,12 @@ from handlers.upload_edge import UploadEdge
 from handlers.uploads import Uploads
 from storage.blobs import DirectoryBlobs
 from storage.blobs_s3 import S3Blobs
-from storage.cluster_turns import PostgresTurns
-from storage.files import PostgresFiles
 from storage.postgres.pool import Database
-from storage.upload_cleanup import PostgresCleanup
-from storage.uploads import PostgresUploads
-from storage.waiting import PostgresWaiting
+from storage.stores.files import PostgresFiles
+from storage.stores.leases import PostgresTurns
+from storage.stores.upload_cleanup import PostgresCleanup
+from storage.stores.upload_reads import PostgresWaiting
+from storage.stores.uploads import PostgresUploads
 
 #: Of each process: one for claims, one for offsets, so that neither waits for the other, nor for a read.
 UPLOAD_CONNECTIONS: Final = 2

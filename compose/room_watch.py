@@ -14,7 +14,7 @@ from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
 from storage.postgres.disk import Disk
 from storage.postgres.pool import Database
-from storage.usage import fullest
+from storage.stores.usage import fullest
 
 _LOOK_S: Final = 15.0
 

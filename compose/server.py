@@ -53,18 +53,18 @@ from handlers.server import ClosedDoorError, application, listening, probe_appli
 from handlers.siblings import Siblings
 from handlers.traffic import Traffic
 from storage.bus import RedisBus
-from storage.commit import PostgresStore
-from storage.conflicts import PostgresConflicts
-from storage.devices import PostgresDevices
 from storage.embedded import Services
-from storage.feed import PostgresFeed
 from storage.postgres.migrate import newest_migration
 from storage.postgres.partitions import maintain
 from storage.postgres.pool import Database, Pooling
 from storage.postgres.presence import Presence
 from storage.postgres.readiness import faults
-from storage.tenants import PostgresTenants
-from storage.usage import recount
+from storage.stores.commit import PostgresStore
+from storage.stores.conflicts import PostgresConflicts
+from storage.stores.devices import PostgresDevices
+from storage.stores.feed import PostgresFeed
+from storage.stores.tenant_reads import PostgresTenants
+from storage.stores.usage import recount
 
 #: Days change slowly; what a missed run leaves undone, the next does.
 _MAINTENANCE_S: Final = 3600.0

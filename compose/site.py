@@ -44,16 +44,16 @@ from storage.bus_news import announce
 from storage.bus_nodes import Nodes
 from storage.embedded import NAME_IT, Services, embedded, embedded_redis_url
 from storage.embedded_account import EmbeddedError, account_for, make_data_dir
-from storage.export import PostgresExport
-from storage.fleet import PostgresFleet
-from storage.policies import PostgresPolicies
 from storage.postgres.checkup import LOGIN_REFUSED, bus_findings
 from storage.postgres.epoch import PostgresEpoch
 from storage.postgres.migrate import PostgresSchema, migrate, status
 from storage.postgres.partitions import maintain
 from storage.postgres.places import HIDDEN, dsn_without_secrets, place_of, url_without_secrets
-from storage.tenancy import PostgresTenancy
-from storage.usage import PostgresUsage
+from storage.stores.export import PostgresExport
+from storage.stores.fleet import PostgresFleet
+from storage.stores.policies import PostgresPolicies
+from storage.stores.tenants import PostgresTenancy
+from storage.stores.usage import PostgresUsage
 
 _MADE_SECRET: Final = "auth.secret"  # noqa: S105  # the name of a file
 #: Settings that hold secrets, and what of them may be shown.

@@ -14,9 +14,9 @@ from engine.runtime.settings import Settings
 from engine.uploads.blobs import BlobsError
 from engine.uploads.cleanup import Swept, Tidied
 from engine.uploads.cleanup_job import abandonment_ratio
-from storage.commit import PostgresStore
 from storage.postgres.partitions import drop_events
 from storage.postgres.pool import Database
+from storage.stores.commit import PostgresStore
 
 
 class UploadDesk:

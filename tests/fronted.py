@@ -19,7 +19,7 @@ from bench.server import free_ports
 from compose.site import open_site
 from run import cli
 from storage.embedded import Services
-from storage.tenancy import PostgresTenancy
+from storage.stores.tenants import PostgresTenancy
 from tests.device import Device, Json, connected, token
 from tests.processes import ServerProcess
 from tests.uploading import Uploader

@@ -48,12 +48,12 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "acknowledged before it is on disk": Mutant(
-        "storage/commit.py",
+        "storage/stores/commit.py",
         (('                ("synchronous_commit", synchronous_commit),\n', ""),),
         (_HAZARDS + "test_a_batch_is_durable_whatever_the_database_defaults_to",),
     ),
     "a sequence in place of the locked counter": Mutant(
-        "storage/commit.py",
+        "storage/stores/commit.py",
         (
             (_LOCK_ORDER, " ORDER BY tenant_id"),
             ("NULL, seq, (SELECT {TODAY})", "NULL, nextval('tenants_tenant_id_seq'), NULL::bigint"),
@@ -61,12 +61,12 @@ MUTANTS: dict[str, Mutant] = {
         (_MANY_WRITERS,),
     ),
     "counters read without a lock": Mutant(
-        "storage/commit.py",
+        "storage/stores/commit.py",
         ((_LOCK_ORDER, " ORDER BY tenant_id"),),
         (_LOCKED_THEN_READ, _MANY_WRITERS),
     ),
     "rows read in the snapshot from before the lock": Mutant(
-        "storage/commit.py",
+        "storage/stores/commit.py",
         (
             (f'" FROM tenant_counters {_OF_TENANTS}"', f'" FROM ({_LOCK}) AS locked"'),
             ("(SETTINGS, _LOCK, reading)", "(SETTINGS, reading)"),
@@ -74,12 +74,12 @@ MUTANTS: dict[str, Mutant] = {
         (_LOCKED_THEN_READ,),
     ),
     "tenants locked in no order": Mutant(
-        "storage/commit.py",
+        "storage/stores/commit.py",
         ((_LOCK_ORDER, " ORDER BY random() FOR UPDATE"),),
         (_ORDER + "test_writers_of_the_same_tenants_named_in_any_order_never_deadlock",),
     ),
     "keys not looked up": Mutant(
-        "storage/commit.py",
+        "storage/stores/commit.py",
         ((" bool(lookups.keys),", " False,"),),
         (_STORE + "test_what_is_committed_is_found_again[postgres]", _COMMITTED),
     ),
@@ -94,12 +94,12 @@ MUTANTS: dict[str, Mutant] = {
         ("tests/test_keys_ws.py::test_a_key_belongs_to_its_device_and_its_tenant",),
     ),
     "a commit of unknown outcome taken for a success": Mutant(
-        "storage/commit.py",
+        "storage/stores/commit.py",
         (("raise StoreUnknownError(str(error)) from None", "return"),),
         (_ROLLED_BACK,),
     ),
     "a commit of unknown outcome taken for a failure": Mutant(
-        "storage/commit.py",
+        "storage/stores/commit.py",
         (("raise StoreUnknownError(str(error))", "raise StoreRetryError(str(error))"),),
         (_COMMITTED,),
     ),
@@ -114,7 +114,7 @@ MUTANTS: dict[str, Mutant] = {
         (_UNKNOWN_OUTCOME,),
     ),
     "a warning of COMMIT overheard": Mutant(
-        "storage/commit.py",
+        "storage/stores/commit.py",
         (("if session.warned():", "if False:"),),
         (_STANDBY + "test_a_commit_that_may_not_have_reached_the_standby_is_answered_once_it_has",),
     ),
@@ -129,7 +129,7 @@ MUTANTS: dict[str, Mutant] = {
         (_COMMITTER + "test_a_message_that_the_database_refuses_stands_alone[7]",),
     ),
     "quarantine forgotten": Mutant(
-        "storage/writing.py",
+        "storage/stores/commit_writes.py",
         (("    if writes.quarantine:\n", "    if False:\n"),),
         (_HAZARDS + "test_a_value_that_the_database_would_refuse_rejects_its_item_alone",),
     ),
@@ -155,7 +155,7 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "pages of all tenants": Mutant(
-        "storage/feed.py",
+        "storage/stores/feed.py",
         (("WHERE tenant_id = %(tenant)s AND seq > ", "WHERE seq > "),),
         (_STORE + "test_pages_end_at_limit_and_bytes[postgres]",),
     ),
@@ -175,12 +175,12 @@ MUTANTS: dict[str, Mutant] = {
         (_HAZARDS + "test_a_cancellation_that_comes_with_the_answer_is_heeded",),
     ),
     "waiting that tires before a stalled holder is freed": Mutant(
-        "storage/commit.py",
+        "storage/stores/commit.py",
         (("LOCK_WAIT_MS: Final = 3000", "LOCK_WAIT_MS: Final = 300"),),
         (_HAZARDS + "test_a_stopped_server_frees_its_tenants_before_others_tire_of_waiting",),
     ),
     "settings left behind on a connection": Mutant(
-        "storage/commit.py",
+        "storage/stores/commit.py",
         (("'{value}', true)", "'{value}', false)"),),
         (_HAZARDS + "test_the_settings_of_a_batch_end_with_it",),
     ),

@@ -14,7 +14,7 @@ import pytest
 
 from bench.server import free_ports
 from storage.embedded import Services
-from storage.tenancy import PostgresTenancy
+from storage.stores.tenants import PostgresTenancy
 from tests.device import SECRET, Json
 from tests.editors import TENANTS
 

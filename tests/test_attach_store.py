@@ -13,9 +13,9 @@ import pytest
 
 from engine.model.rows import Lookups, Record, RecordKey, Writes
 from engine.model.uploads import UploadRef
-from storage.commit import PostgresStore
-from storage.feed import PostgresFeed
 from storage.postgres.pool import Database
+from storage.stores.commit import PostgresStore
+from storage.stores.feed import PostgresFeed
 from tests.filing import keep, upload
 from tests.services import execute, rows
 

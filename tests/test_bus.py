@@ -21,7 +21,7 @@ from storage.bus_signing import BELIEVED_APART_S, signed, unsigned
 from storage.embedded import Services
 from storage.postgres.checkup import FAULT_APART_S
 from storage.postgres.pool import Database
-from storage.tenancy import PostgresTenancy
+from storage.stores.tenants import PostgresTenancy
 from tests.own_redis import OwnRedis
 from tests.services import database, execute, rows
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from handlers.auth import KeySet, Verifier, secret_key
 from run import cli
 from storage.postgres.migrate import newest_migration
-from storage.tenancy import PostgresTenancy
+from storage.stores.tenants import PostgresTenancy
 from tests.services import execute, rows
 
 _ROOT = Path(__file__).parent.parent

@@ -11,10 +11,10 @@ from engine.cache.device_health import Counts, DeviceKey, Health
 from engine.cache.ports import HealthUnknownError, Revoked
 from engine.operate.ports import RefusedError
 from engine.runtime.ports import StorePoisonError, StoreRetryError
-from storage.devices import PostgresDevices
-from storage.fleet import PostgresFleet
 from storage.postgres.migrate import migrate
 from storage.postgres.pool import ConnectionLostError, Database, Row, Session, Values
+from storage.stores.devices import PostgresDevices
+from storage.stores.fleet import PostgresFleet
 from tests.services import execute, rows
 
 PHONE, TABLET, OTHER = DeviceKey(1, "phone"), DeviceKey(1, "tablet"), DeviceKey(2, "phone")

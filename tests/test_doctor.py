@@ -24,7 +24,7 @@ from storage.embedded import Services
 from storage.postgres.checkup import bus_findings
 from storage.postgres.partitions import maintain
 from storage.postgres.readiness import unfit
-from storage.tenancy import PostgresTenancy
+from storage.stores.tenants import PostgresTenancy
 from tests.commands import Ended, Run, command
 from tests.own_redis import OwnRedis, _own_redis, own_redis
 from tests.services import data_dir, execute, rows

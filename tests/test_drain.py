@@ -12,7 +12,7 @@ import pytest
 from aiohttp import ClientSession
 
 from storage.embedded import Services
-from storage.tenancy import PostgresTenancy
+from storage.stores.tenants import PostgresTenancy
 from tests.device import Closed, Device, Json, connected, put, token
 from tests.processes import ServerProcess
 from tests.services import rows

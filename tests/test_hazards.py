@@ -16,10 +16,10 @@ from aiohttp import WSMsgType
 
 from engine.model.rows import Lookups, Record, Writes
 from engine.runtime.ports import StorePoisonError, StoreRetryError
-from storage.commit import PostgresStore
 from storage.embedded import Services
 from storage.postgres.partitions import ensure_partitions
 from storage.postgres.pool import Database
+from storage.stores.commit import PostgresStore
 from tests.device import Device, Json, connected, day, item, put, token
 from tests.processes import ServerProcess
 from tests.services import execute, rows

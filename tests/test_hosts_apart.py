@@ -24,7 +24,7 @@ from run import cli
 from storage.embedded_account import account_for
 from storage.embedded_binaries import redis_binary
 from storage.postgres.migrate import migrate
-from storage.tenancy import PostgresTenancy
+from storage.stores.tenants import PostgresTenancy
 from tests.device import SECRET, Closed, Json, connected, token
 from tests.editors import TENANTS, Editor, audit, editors_of, progressed
 from tests.namespaces import Network, network

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import ClientSession
 
 from handlers.commands.serve import announce_demo
-from storage.tenancy import PostgresTenancy
+from storage.stores.tenants import PostgresTenancy
 from tests.device import Json, token
 from tests.services import execute
 from tests.serving import Running, Serve

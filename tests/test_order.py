@@ -10,9 +10,9 @@ import itertools
 from typing import NamedTuple
 
 from engine.model.rows import Lookups, Record, Writes
-from storage.commit import PostgresStore
 from storage.postgres.pool import Database
-from storage.tenancy import PostgresTenancy
+from storage.stores.commit import PostgresStore
+from storage.stores.tenants import PostgresTenancy
 from tests.device import Device, Json, item, put
 from tests.services import execute, rows
 from tests.serving import Serve

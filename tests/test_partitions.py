@@ -12,10 +12,10 @@ import pytest
 
 from engine.model.rows import EventKey, Lookups
 from engine.runtime.ports import StoreRetryError
-from storage.commit import PostgresStore
 from storage.postgres import partitions
 from storage.postgres.partitions import drop_expired, ensure_partitions, maintain
 from storage.postgres.pool import Database
+from storage.stores.commit import PostgresStore
 from tests.services import execute, rows
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from engine.model.rows import (
     SetAsideRef,
 )
 from engine.model.uploads import UploadRef
-from storage.commit import _LOCK, SETTINGS, PostgresStore
-from storage.feed import _ALL, _NEWS, _SOME
 from storage.postgres.pool import _READING_PREPARED, Database, Session, Values
+from storage.stores.commit import _LOCK, SETTINGS, PostgresStore
+from storage.stores.feed import _ALL, _NEWS, _SOME
 from tests.services import execute
 
 ROWS = 100_000

@@ -14,8 +14,8 @@ from engine.model.domains import DomainPolicy
 from engine.model.tenants import Tenant, TenantPolicies
 from engine.runtime.ports import StoreUnavailableError
 from storage.postgres.pool import Database
-from storage.tenancy import PostgresTenancy
-from storage.tenants import PostgresTenants
+from storage.stores.tenant_reads import PostgresTenants
+from storage.stores.tenants import PostgresTenancy
 from tests.services import execute
 
 MANUAL = DomainPolicy("manual")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from storage.tenancy import PostgresTenancy
+from storage.stores.tenants import PostgresTenancy
 from tests.commands import Run as RunHere
 from tests.commands import command
 from tests.device import day, item

@@ -12,7 +12,7 @@ from engine.model.rows import Writes
 from engine.operate.ports import RefusedError
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
-from storage.commit import PostgresTransaction
+from storage.stores.commit import PostgresTransaction
 from tests.commands import Run, command
 from tests.device import Json, day, item
 from tests.services import rows

@@ -14,7 +14,7 @@ from engine.model.rows import Writes
 from engine.operate.ports import Recovered, RefusedError
 from engine.runtime.ports import StoreError, StoreUnknownError
 from engine.runtime.settings import Settings
-from storage.commit import PostgresTransaction
+from storage.stores.commit import PostgresTransaction
 from tests.commands import Run, command
 from tests.device import Json, day, item
 from tests.services import execute, rows

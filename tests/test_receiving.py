@@ -32,8 +32,8 @@ from engine.uploads.write_limiter import UploadTurns
 from engine.wire.errors import SyncError
 from storage.blobs import DirectoryBlobs
 from storage.postgres.pool import Database
-from storage.tenancy import PostgresTenancy
-from storage.uploads import PostgresUploads
+from storage.stores.tenants import PostgresTenancy
+from storage.stores.uploads import PostgresUploads
 from tests.services import execute
 
 TYPES = FileTypes(open_site(None, {}).settings.uploads)

@@ -17,7 +17,7 @@ from storage.postgres.checkup import database_findings
 from storage.postgres.migrate import migrate
 from storage.postgres.pool import Database
 from storage.postgres.remedies import DatabaseFaultError
-from storage.tenancy import PostgresTenancy
+from storage.stores.tenants import PostgresTenancy
 from tests.commands import Run, command
 from tests.services import execute, named
 

@@ -15,9 +15,9 @@ from engine.uploads.cleanup import KeptFor, UploadCleanup
 from storage.blobs import DirectoryBlobs
 from storage.postgres.partitions import drop_events, ensure_partitions, maintain
 from storage.postgres.pool import Database
-from storage.tenancy import PostgresTenancy
-from storage.upload_cleanup import PostgresCleanup
-from storage.usage import recount
+from storage.stores.tenants import PostgresTenancy
+from storage.stores.upload_cleanup import PostgresCleanup
+from storage.stores.usage import recount
 from tests.services import execute, rows
 from tests.serving import settings_with
 from tests.test_upload_cleanup import Refusing

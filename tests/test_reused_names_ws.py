@@ -8,8 +8,8 @@ import jwt
 import pytest
 
 from engine.cache.ports import ANY_TENANT
-from storage.fleet import PostgresFleet
-from storage.tenancy import PostgresTenancy
+from storage.stores.fleet import PostgresFleet
+from storage.stores.tenants import PostgresTenancy
 from tests.commands import Run, command
 from tests.device import Closed, Device, put
 from tests.services import rows

@@ -30,7 +30,7 @@ OVER_ALL = {
     ("migrate.py", "SELECT migration_id, applied_at_utc FROM §"): "the list of migrations has no tenants",
     ("devices.py", "FROM devices WHERE revoked_at IS NOT NULL OR tokens_from"): "of any tenant",
     ("devices.py", "FROM revoked_tokens"): "and tokens of any",
-    ("waiting.py", "WITH RECURSIVE w AS"): "files of any tenant may be due",
+    ("upload_reads.py", "WITH RECURSIVE w AS"): "files of any tenant may be due",
     ("upload_cleanup.py", "WHERE u.state = 'open' AND (u.tenant_id"): "uploads of any tenant expire",
     ("upload_cleanup.py", "SELECT tenant_id, domain, id FROM records WHERE data IS NULL"): "records end",
     ("upload_cleanup.py", "LEFT JOIN LATERAL (SELECT data IS NOT NULL AS alive"): "and their files with them",
@@ -244,7 +244,7 @@ def stray(text: str, tables: set[str]) -> list[str]:
     return [one.table for one in found if one not in given or not names_its_tenant(one)]
 
 
-@pytest.mark.parametrize("path", sorted(STORAGE.glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(STORAGE.rglob("*.py")), ids=lambda path: path.name)
 def test_every_statement_on_a_growing_table_names_its_tenant(path: Path, growing: set[str]) -> None:
     for text in texts(path):
         if any(path.name == name and part in text for name, part in OVER_ALL):
@@ -254,11 +254,11 @@ def test_every_statement_on_a_growing_table_names_its_tenant(path: Path, growing
 
 def test_every_exception_is_needed() -> None:
     for name, part in OVER_ALL:
-        assert any(part in text for text in texts(STORAGE / name)), (name, part)
+        assert any(part in text for path in STORAGE.rglob(name) for text in texts(path)), (name, part)
 
 
 def test_statements_are_found_on_every_table_that_the_server_writes(growing: set[str]) -> None:
-    found = {one.table for path in STORAGE.glob("*.py") for text in texts(path) for one in references(text)}
+    found = {one.table for path in STORAGE.rglob("*.py") for text in texts(path) for one in references(text)}
     assert found >= {
         *("tenants", "tenant_counters", "devices", "records", "events", "quarantine"),
         *("sync_idempotency_record", "tenant_conflict_policy", "conflict_resolution_log"),

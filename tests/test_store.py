@@ -31,10 +31,10 @@ from engine.model.rows import (
 from engine.operate.conflicts import ConflictStore, HeldConflicts
 from engine.plan.tenant_usage import NAMES
 from engine.runtime.ports import StoreFullError, StorePoisonError, StoreRetryError
-from storage.commit import PostgresStore
-from storage.conflicts import PostgresConflicts
-from storage.feed import PostgresFeed
 from storage.postgres.pool import Database, Statement
+from storage.stores.commit import PostgresStore
+from storage.stores.conflicts import PostgresConflicts
+from storage.stores.feed import PostgresFeed
 from tests.memory_store import MemoryStore
 from tests.services import execute, rows
 

@@ -11,7 +11,7 @@ import pytest
 from engine.model.rows import TenantUsage
 from engine.plan.tenant_usage import NAMES
 from storage.postgres.partitions import drop_expired, ensure_partitions
-from storage.usage import recount
+from storage.stores.usage import recount
 from tests.device import Json, item, put
 from tests.services import execute, rows
 from tests.serving import Running, Serve

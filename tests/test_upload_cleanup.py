@@ -17,8 +17,8 @@ from engine.uploads.cleanup import Abandonment, Tidied, UploadCleanup
 from engine.uploads.ports import Creating, Quota
 from engine.wire.errors import SyncError
 from storage.blobs import DirectoryBlobs
-from storage.tenancy import PostgresTenancy
-from storage.upload_cleanup import PostgresCleanup
+from storage.stores.tenants import PostgresTenancy
+from storage.stores.upload_cleanup import PostgresCleanup
 from tests.services import execute, rows
 from tests.test_receiving import Sent
 from tests.tidying import EXPIRE_S, GRACE_S, LAST_DATA_S, House, house, keep, now_us, session, text

@@ -18,8 +18,8 @@ from compose.server import SystemClock
 from engine.cluster.leases import ClusterTurns, TurnLostError
 from engine.runtime.ports import StoreUnavailableError
 from engine.uploads.cleanup_job import UploadChores
-from storage.cluster_turns import PostgresTurns
 from storage.postgres.pool import Database
+from storage.stores.leases import PostgresTurns
 from tests.commands import Ended, Run, command
 from tests.services import execute, rows
 from tests.serving import Running, Serve

@@ -11,8 +11,8 @@ from engine.runtime.settings import S3
 from engine.uploads.blobs import Kept
 from engine.uploads.cleanup import UploadCleanup
 from storage.blobs_s3 import S3Blobs
-from storage.tenancy import PostgresTenancy
-from storage.upload_cleanup import PostgresCleanup
+from storage.stores.tenants import PostgresTenancy
+from storage.stores.upload_cleanup import PostgresCleanup
 from tests.services import execute, rows
 from tests.tidying import GRACE_S, House, house, keep, now_us, session, text
 

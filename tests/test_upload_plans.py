@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import psycopg2
 import pytest
 
-from storage import files, uploads, waiting
 from storage.postgres.pool import Statement
+from storage.stores import files, upload_reads, uploads
 
 ASKED = [
     (name, value)
-    for module in (uploads, files, waiting)
+    for module in (uploads, files, upload_reads)
     for name, value in vars(module).items()
     if isinstance(value, Statement) and "upload_session" in value.text
 ]

@@ -13,10 +13,10 @@ import pytest
 from engine.model.rows import Lookups, Writes
 from engine.model.uploads import State, Upload, UploadRef
 from engine.uploads.ports import Advance, Claim, Created, Creating, Quota, Stored
-from storage.commit import PostgresStore
 from storage.postgres.pool import Database
-from storage.tenancy import PostgresTenancy
-from storage.uploads import PostgresUploads
+from storage.stores.commit import PostgresStore
+from storage.stores.tenants import PostgresTenancy
+from storage.stores.uploads import PostgresUploads
 from tests.services import execute, rows
 
 ROOM = Quota(tenant_bytes=1000, files_per_record=3, open_per_device=1000)

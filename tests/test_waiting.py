@@ -17,9 +17,9 @@ from engine.runtime.ports import StoreUnavailableError
 from engine.uploads import pending_attachments as room
 from engine.uploads.blobs import WaitingFile
 from engine.uploads.pending_attachments import WaitingFiles
-from storage.files import PostgresFiles
 from storage.postgres.pool import _READING_PREPARED, Database
-from storage.waiting import _TENANTS, _WAITING, PostgresWaiting
+from storage.stores.files import PostgresFiles
+from storage.stores.upload_reads import _TENANTS, _WAITING, PostgresWaiting
 from tests.filing import keep, upload
 from tests.services import execute
 

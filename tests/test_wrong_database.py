@@ -14,7 +14,7 @@ import pytest
 
 from run import cli
 from storage.embedded import Services
-from storage.tenancy import PostgresTenancy
+from storage.stores.tenants import PostgresTenancy
 from tests.commands import Ended, command
 from tests.commands import Run as RunHere
 from tests.services import data_dir, execute, rows

@@ -36,12 +36,12 @@ from engine.uploads.write_limiter import UploadTurns
 from engine.wire.codec import JSON
 from engine.wire.messages import Sync
 from storage.blobs import DirectoryBlobs
-from storage.cluster_turns import PostgresTurns
-from storage.commit import PostgresStore
 from storage.postgres.pool import Database
-from storage.tenancy import PostgresTenancy
-from storage.upload_cleanup import PostgresCleanup
-from storage.uploads import PostgresUploads
+from storage.stores.commit import PostgresStore
+from storage.stores.leases import PostgresTurns
+from storage.stores.tenants import PostgresTenancy
+from storage.stores.upload_cleanup import PostgresCleanup
+from storage.stores.uploads import PostgresUploads
 from tests.services import rows
 from tests.test_receiving import Sent, Wire
 

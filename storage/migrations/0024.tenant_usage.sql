@@ -1,5 +1,5 @@
 -- What a tenant holds, beside the seq that every batch writes anyway. No index has one of these columns, so that
--- the update stays HOT. counted_at is when the rows themselves were last counted (storage/usage.py).
+-- the update stays HOT. counted_at is when the rows themselves were last counted (storage/stores/usage.py).
 ALTER TABLE tenant_counters
     ADD COLUMN record_rows bigint NOT NULL DEFAULT 0,
     ADD COLUMN record_bytes bigint NOT NULL DEFAULT 0,

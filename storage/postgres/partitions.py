@@ -8,9 +8,9 @@ partition.
 Where ``events_later`` holds many rows, moving them and looking through the rest would keep every writer
 waiting for long. Then it is set apart, with another partition in its place, and moves its rows in small
 transactions. Its new bound is a constraint that was validated, so that it is attached again without a look at
-its rows. Whoever looks for an event that is dated ahead looks into it as well (storage/commit.py), so that
-none is missed meanwhile; so it is never set apart while it may have events of these days. What was cut short
-is finished by the next run.
+its rows. Whoever looks for an event that is dated ahead looks into it as well (storage/stores/commit.py), so
+that none is missed meanwhile; so it is never set apart while it may have events of these days. What was cut
+short is finished by the next run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from psycopg2.errors import LockNotAvailable
 
 from engine.runtime.ports import StoreRetryError
 from storage.postgres.blocking import connected, schema_change
-from storage.usage import Daily, counted, dropping, take_off
+from storage.stores.usage import Daily, counted, dropping, take_off
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so

@@ -65,7 +65,8 @@ _DISK_FULL: Final = "53100"
 #: Those that say the statement is wrong here: a schema that is not ours, a right that is missing.
 _WRONG = ("42", "0A", "3F")
 
-#: Some statements are others every day (storage/kept_keys.py): those of past days would stay in memory.
+#: Some statements are others every day (storage/stores/idempotency_keys.py): those of past days would stay in
+# memory.
 _MAX_PREPARED: Final = 200
 
 #: A timeout of the server, or somebody who had it cancel the statement.

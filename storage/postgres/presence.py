@@ -11,8 +11,8 @@ import anyio
 import structlog
 
 from engine.runtime.ports import StoreError
-from storage.commit import SETTINGS
 from storage.postgres.pool import Database
+from storage.stores.commit import SETTINGS
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that the driver spells so

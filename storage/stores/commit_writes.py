@@ -8,7 +8,6 @@ from typing import Final
 
 from engine.model.rows import Conflict, KeyRow, Quarantined, Record, RecordKey, TenantUsage, Writes
 from engine.plan.tenant_usage import NAMES
-from storage.held import encode_changes
 from storage.postgres.arrays import (
     joined,
     joined_or_null,
@@ -21,6 +20,7 @@ from storage.postgres.arrays import (
     texts_or_null,
 )
 from storage.postgres.pool import Statement
+from storage.stores.held_changes import encode_changes
 
 
 def _adding(names: Sequence[str]) -> Statement:

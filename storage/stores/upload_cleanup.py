@@ -9,9 +9,9 @@ from engine.model.rows import RecordKey
 from engine.model.uploads import State, UploadRef
 from engine.runtime.ports import StoreUnknownError
 from engine.uploads.cleanup import Abandonment, GoneFile, OpenUpload
-from storage.commit import SETTINGS
 from storage.postgres.arrays import numbers, plain
 from storage.postgres.pool import Database, Row, Values
+from storage.stores.commit import SETTINGS
 
 _NOBODY: Final = "0" * 32
 _NOW: Final = "to_timestamp(%(now)s::float8 / 1000000)"

@@ -32,11 +32,11 @@ from engine.model.rows import (
 from engine.model.uploads import UploadRef
 from engine.plan.tenant_usage import NAMES
 from engine.runtime.ports import StoreRetryError, StoreUnknownError
-from storage.held import StoredChange
-from storage.kept_keys import RECENT_H, TODAY, older, recent
 from storage.postgres.arrays import joined, numbers, plain, split, texts
 from storage.postgres.pool import SERVER_MS, ConnectionLostError, Database, Row, Session, Statement
-from storage.writing import finish
+from storage.stores.commit_writes import finish
+from storage.stores.held_changes import StoredChange
+from storage.stores.idempotency_keys import RECENT_H, TODAY, older, recent
 
 #: A stalled holder (stopped process, dead host) frees its tenants after this.
 HOLD_MS: Final = 2000

@@ -9,7 +9,7 @@ from engine.model.uploads import Upload
 from engine.uploads.blobs import WaitingFile
 from storage.postgres.arrays import numbers, plain, texts
 from storage.postgres.pool import Database, Statement
-from storage.uploads import COLUMNS, decode_upload
+from storage.stores.uploads import COLUMNS, decode_upload
 
 _NOBODY: Final = "0" * 32
 #: From one tenant to the next by the index, however many files each of them has.

@@ -6,7 +6,7 @@ from typing import Final
 
 from engine.model.uploads import Upload
 from storage.postgres.pool import Database, Statement
-from storage.uploads import COLUMNS, decode_upload
+from storage.stores.uploads import COLUMNS, decode_upload
 
 _FILE: Final = Statement(
     f"SELECT {COLUMNS.format('u')} FROM upload_session AS u WHERE u.tenant_id = %(tenant)s::int"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from engine.cluster.leases import LEASE_S
-from storage.commit import SETTINGS
 from storage.postgres.pool import Database, Row, Statement, Values
+from storage.stores.commit import SETTINGS
 
 _UNTIL: Final = f"now() + interval '{LEASE_S} seconds'"
 _BEGIN: Final = Statement(

@@ -9,9 +9,9 @@ from engine.model.domains import Domain
 from engine.operate.export import Row, compact, instant
 from engine.operate.ports import RefusedError
 from engine.wire.timestamps import EARLIEST_US
-from storage.fleet import tenant_id_of
 from storage.postgres.blocking import connected
 from storage.postgres.partitions import event_days
+from storage.stores.fleet import tenant_id_of
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so

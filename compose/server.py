@@ -52,7 +52,7 @@ from handlers.peer import Refusals, networks
 from handlers.server import ClosedDoorError, application, listening, probe_application, services
 from handlers.siblings import Siblings
 from handlers.traffic import Traffic
-from storage.bus import RedisBus
+from storage.bus.redis_bus import RedisBus
 from storage.embedded import Services
 from storage.postgres.migrate import newest_migration
 from storage.postgres.partitions import maintain

@@ -40,8 +40,8 @@ from handlers.keys import key_set, signing_key
 from handlers.logging import configure
 from handlers.server import ClosedDoorError
 from handlers.supervisor import WorkersFailedError
-from storage.bus_news import announce
-from storage.bus_nodes import Nodes
+from storage.bus.bus_messages import announce
+from storage.bus.nodes import Nodes
 from storage.embedded import NAME_IT, Services, embedded, embedded_redis_url
 from storage.embedded_account import EmbeddedError, account_for, make_data_dir
 from storage.postgres.checkup import LOGIN_REFUSED, bus_findings

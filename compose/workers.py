@@ -23,7 +23,7 @@ from handlers.commands.site import SiteError
 from handlers.logging import configure
 from handlers.server import ClosedDoorError, reserved
 from handlers.supervisor import Orders, Supervisor
-from storage.bus_news import UnusableUrlError
+from storage.bus.bus_messages import UnusableUrlError
 from storage.embedded import Services
 from storage.postgres.hosts import reordered
 

@@ -15,9 +15,9 @@ import redis.asyncio
 from structlog.testing import capture_logs
 
 from engine.model.rows import Record
-from storage.bus import RedisBus
-from storage.bus_news import News, Opened, UnusableUrlError, announce, channel_of, decode, encode
-from storage.bus_signing import BELIEVED_APART_S, signed, unsigned
+from storage.bus.bus_messages import News, Opened, UnusableUrlError, announce, channel_of, decode, encode
+from storage.bus.redis_bus import RedisBus
+from storage.bus.signing import BELIEVED_APART_S, signed, unsigned
 from storage.embedded import Services
 from storage.postgres.checkup import FAULT_APART_S
 from storage.postgres.pool import Database
@@ -126,8 +126,8 @@ async def join(own_redis: OwnRedis, dsn: str) -> AsyncIterator[Join]:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Notice a silent connection soon."""
-    monkeypatch.setattr("storage.bus.PING_S", 0.05)
-    monkeypatch.setattr("storage.bus.PATIENCE_S", 0.5)
+    monkeypatch.setattr("storage.bus.redis_bus.PING_S", 0.05)
+    monkeypatch.setattr("storage.bus.redis_bus.PATIENCE_S", 0.5)
 
 
 async def test_what_one_tells_the_others_hear_and_it_does_not(join: Join) -> None:
@@ -156,8 +156,8 @@ async def test_what_gathers_travels_as_one(join: Join) -> None:
 async def test_commits_of_who_hears_nobody_wait_and_are_told_who_comes(
     join: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.bus.PING_S", 60.0)
-    monkeypatch.setattr("storage.bus.COMPANY_S", 0.0)
+    monkeypatch.setattr("storage.bus.redis_bus.PING_S", 60.0)
+    monkeypatch.setattr("storage.bus.redis_bus.COMPANY_S", 0.0)
     one = await join()
     await one.bus.drain()
     before = one.bus.state.published
@@ -174,8 +174,8 @@ async def test_commits_of_who_hears_nobody_wait_and_are_told_who_comes(
 async def test_commits_of_who_hears_nobody_are_told_with_the_ping(
     join: Join, own_redis: OwnRedis, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.bus.PING_S", 0.05)
-    monkeypatch.setattr("storage.bus.COMPANY_S", 0.0)
+    monkeypatch.setattr("storage.bus.redis_bus.PING_S", 0.05)
+    monkeypatch.setattr("storage.bus.redis_bus.COMPANY_S", 0.0)
     one = await join()
     channel, _ = bus_of(dsn)
     async with redis.asyncio.from_url(own_redis.url) as stranger, stranger.pubsub() as subscription:
@@ -189,7 +189,7 @@ async def test_commits_of_who_hears_nobody_are_told_with_the_ping(
 
 
 async def test_too_much_to_tell_is_told_as_that(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage.bus._MOVED_TENANTS", 10)
+    monkeypatch.setattr("storage.bus.redis_bus._MOVED_TENANTS", 10)
     one, two = await join(), await join()
     for tenant_id in range(25):
         one.bus.committed(changes(tenant_id, 1))
@@ -288,7 +288,7 @@ async def test_what_is_not_signed_is_believed_until_none_came_for_a_while(
         await one.hears("opened", 1, "phone", "s1", 99)
         later_us = time.time_ns() // 1000 + 3_600_000_000
         await of_before.publish(channel, forged(1, later_us))
-        monkeypatch.setattr("storage.bus.QUIET_S", 0.0)
+        monkeypatch.setattr("storage.bus.redis_bus.QUIET_S", 0.0)
         two = await join()
         while rows(dsn, "SELECT bus_unsigned_until > now() FROM cluster_state") != [(False,)]:
             one.bus.committed(changes(1, 1))
@@ -358,7 +358,7 @@ async def test_what_could_not_be_told_is_looked_up_by_all(join: Join) -> None:
 async def test_who_comes_back_late_is_told_who_connected(
     join: Join, own_redis: OwnRedis, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.bus._OPENED", 2)
+    monkeypatch.setattr("storage.bus.redis_bus._OPENED", 2)
     one = await join()
     for number in range(3):
         one.bus.opened(1, f"d{number}", "s", number)

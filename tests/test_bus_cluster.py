@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from storage.bus import RedisBus
-from storage.bus_news import UnusableUrlError, announce, channel_of
+from storage.bus.bus_messages import UnusableUrlError, announce, channel_of
+from storage.bus.redis_bus import RedisBus
 from storage.embedded_account import account_for
 from storage.embedded_binaries import redis_binary
 from storage.embedded_process import wait_until

@@ -54,7 +54,7 @@ async def degraded(*servers: Running) -> None:
 async def test_ready_redis_silent_at_the_start_says_that_it_connects(
     serve: Serve, own_redis: OwnRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.bus.PATIENCE_S", 60.0)
+    monkeypatch.setattr("storage.bus.redis_bus.PATIENCE_S", 60.0)
     own_redis.freeze()
     try:
         server = await serve(own_redis.url)
@@ -204,7 +204,7 @@ async def test_what_a_killed_server_had_no_time_to_tell_is_found_out(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.cluster.listener.WORKING_S", 0.1)
-    monkeypatch.setattr("storage.bus.RedisBus.committed", lambda *_: None)
+    monkeypatch.setattr("storage.bus.redis_bus.RedisBus.committed", lambda *_: None)
     one, two = await serve(), await serve()
     await ready(one, two)
     writer, reader = await one.device("writer"), await two.device("reader")

@@ -11,7 +11,7 @@ import redis
 
 from engine.operate.ports import Finding
 from engine.runtime.ports import StoreError
-from storage.bus_nodes import Nodes
+from storage.bus.nodes import Nodes
 from storage.postgres.blocking import connected
 from storage.postgres.migrate import status
 from storage.postgres.partitions import days_ahead

@@ -28,7 +28,7 @@ from redis.exceptions import InvalidResponse, RedisError
 from engine.cluster.bus import BusListener, BusState
 from engine.model.rows import Record
 from engine.runtime.ports import StoreError
-from storage.bus_news import (
+from storage.bus.bus_messages import (
     ALL_SIGN,
     IDENTITY,
     News,
@@ -39,8 +39,8 @@ from storage.bus_news import (
     decode,
     encode,
 )
-from storage.bus_nodes import Nodes, Way
-from storage.bus_signing import BELIEVED_APART_S, signed, unsigned
+from storage.bus.nodes import Nodes, Way
+from storage.bus.signing import BELIEVED_APART_S, signed, unsigned
 from storage.postgres.pool import Database
 
 #: How often a message is sent at least, for it to come back.

@@ -15,8 +15,8 @@ from msgspec import Meta
 from redis.exceptions import RedisError
 
 from engine.runtime.ports import StoreError
-from storage.bus_nodes import publish_once
-from storage.bus_signing import signed
+from storage.bus.nodes import publish_once
+from storage.bus.signing import signed
 from storage.postgres.blocking import connected
 
 #: Of a database: its name and its epoch, the key of its bus, and for how long what is not signed is believed.

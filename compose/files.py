@@ -31,8 +31,8 @@ from handlers.files import Files
 from handlers.peer import networks
 from handlers.upload_edge import UploadEdge
 from handlers.uploads import Uploads
-from storage.blobs import DirectoryBlobs
-from storage.blobs_s3 import S3Blobs
+from storage.blobs.directory import DirectoryBlobs
+from storage.blobs.s3 import S3Blobs
 from storage.postgres.pool import Database
 from storage.stores.files import PostgresFiles
 from storage.stores.leases import PostgresTurns

@@ -11,8 +11,8 @@ import msgspec
 from engine.model.uploads import Draft, UploadRef
 from engine.runtime.settings import S3
 from engine.uploads.blobs import Blobs
-from storage.blobs import DirectoryBlobs
-from storage.blobs_s3 import S3Blobs
+from storage.blobs.directory import DirectoryBlobs
+from storage.blobs.s3 import S3Blobs
 
 
 def opened(where: str) -> DirectoryBlobs | S3Blobs:

@@ -7,7 +7,7 @@ import signal
 
 from compose.site import open_site
 from run import cli
-from storage.blobs import DirectoryBlobs
+from storage.blobs.directory import DirectoryBlobs
 
 
 async def _killed(*_: object) -> None:

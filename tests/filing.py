@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from engine.model.uploads import Draft, Upload, UploadRef
-from storage.blobs import DirectoryBlobs
+from storage.blobs.directory import DirectoryBlobs
 from tests.services import execute
 
 

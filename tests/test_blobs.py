@@ -13,10 +13,10 @@ import pytest
 from engine.model.uploads import Draft, UploadRef
 from engine.runtime.settings import S3
 from engine.uploads.blobs import BlobMissingError, Blobs, BlobsError, Kept
-from storage import blobs as directory_blobs
-from storage import blobs_s3
-from storage.blobs import DirectoryBlobs
-from storage.blobs_s3 import S3Blobs
+from storage.blobs import directory as directory_blobs
+from storage.blobs import s3
+from storage.blobs.directory import DirectoryBlobs
+from storage.blobs.s3 import S3Blobs
 
 A, B = UploadRef(1, "a" * 32), UploadRef(1, "ab" * 16)
 #: The same id, at a tenant whose number begins alike.
@@ -263,7 +263,7 @@ async def test_what_is_dropped_is_gone_and_may_be_dropped_again(blobs: Blobs) ->
 async def test_what_is_kept_is_listed_with_when_it_was_written(
     blobs: Blobs, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (directory_blobs, blobs_s3):
+    for module in (directory_blobs, s3):
         monkeypatch.setattr(module, "_LISTED_TOGETHER", together)
     assert await _kept(blobs) == []
     draft = await _draft(blobs, A, b"1234")

@@ -16,8 +16,8 @@ import pytest
 
 from engine.model.uploads import Draft, UploadRef
 from engine.uploads.blobs import Blobs
-from storage.blob_threads import BlobThreads
-from storage.blobs import DirectoryBlobs
+from storage.blobs.directory import DirectoryBlobs
+from storage.blobs.threads import BlobThreads
 from tests.blob_writer import opened
 
 A, B, JOINED = (UploadRef(1, letter * 32) for letter in "abc")

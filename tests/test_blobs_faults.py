@@ -22,8 +22,8 @@ from bench.clusters import free_port
 from engine.model.uploads import Draft, UploadRef
 from engine.runtime.settings import S3
 from engine.uploads.blobs import BlobMissingError, BlobsError, BlobsFullError
-from storage.blobs import DirectoryBlobs
-from storage.blobs_s3 import S3Blobs
+from storage.blobs.directory import DirectoryBlobs
+from storage.blobs.s3 import S3Blobs
 from tests.blob_writer import content, opened
 
 _ROOT = Path(__file__).parent.parent

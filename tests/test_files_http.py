@@ -23,7 +23,7 @@ from engine.model.uploads import Upload, UploadRef
 from engine.uploads.blobs import BlobsError
 from handlers import files as room
 from handlers.files import disposition
-from storage.blobs import DirectoryBlobs
+from storage.blobs.directory import DirectoryBlobs
 from tests.filing import keep, publish, upload
 from tests.serving import Running, Serve
 

@@ -30,7 +30,7 @@ from engine.uploads.ports import Quota
 from engine.uploads.service import Checksum, Creation, Receiving, UploadLimits
 from engine.uploads.write_limiter import UploadTurns
 from engine.wire.errors import SyncError
-from storage.blobs import DirectoryBlobs
+from storage.blobs.directory import DirectoryBlobs
 from storage.postgres.pool import Database
 from storage.stores.tenants import PostgresTenancy
 from storage.stores.uploads import PostgresUploads

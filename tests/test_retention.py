@@ -12,7 +12,7 @@ import pytest
 from engine.runtime.settings import SettingsError
 from engine.uploads import cleanup as upload_cleanup
 from engine.uploads.cleanup import KeptFor, UploadCleanup
-from storage.blobs import DirectoryBlobs
+from storage.blobs.directory import DirectoryBlobs
 from storage.postgres.partitions import drop_events, ensure_partitions, maintain
 from storage.postgres.pool import Database
 from storage.stores.tenants import PostgresTenancy

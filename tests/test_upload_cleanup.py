@@ -16,7 +16,7 @@ from engine.uploads.blobs import BlobsError
 from engine.uploads.cleanup import Abandonment, Tidied, UploadCleanup
 from engine.uploads.ports import Creating, Quota
 from engine.wire.errors import SyncError
-from storage.blobs import DirectoryBlobs
+from storage.blobs.directory import DirectoryBlobs
 from storage.stores.tenants import PostgresTenancy
 from storage.stores.upload_cleanup import PostgresCleanup
 from tests.services import execute, rows

@@ -10,7 +10,7 @@ from engine.model.uploads import Draft, State, UploadRef
 from engine.runtime.settings import S3
 from engine.uploads.blobs import Kept
 from engine.uploads.cleanup import UploadCleanup
-from storage.blobs_s3 import S3Blobs
+from storage.blobs.s3 import S3Blobs
 from storage.stores.tenants import PostgresTenancy
 from storage.stores.upload_cleanup import PostgresCleanup
 from tests.services import execute, rows

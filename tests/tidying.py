@@ -35,7 +35,7 @@ from engine.uploads.service import Creation, Receiving, UploadLimits
 from engine.uploads.write_limiter import UploadTurns
 from engine.wire.codec import JSON
 from engine.wire.messages import Sync
-from storage.blobs import DirectoryBlobs
+from storage.blobs.directory import DirectoryBlobs
 from storage.postgres.pool import Database
 from storage.stores.commit import PostgresStore
 from storage.stores.leases import PostgresTurns

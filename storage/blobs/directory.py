@@ -21,8 +21,8 @@ import anyio
 
 from engine.model.uploads import Draft, UploadRef
 from engine.uploads.blobs import BlobsError, Content, Kept
-from storage.blob_content import ContentReader
-from storage.blob_threads import BlobThreads
+from storage.blobs.content import ContentReader
+from storage.blobs.threads import BlobThreads
 
 #: Read, copied and hashed at a stretch.
 _BLOCK_BYTES: Final = 1_048_576

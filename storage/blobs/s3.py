@@ -22,8 +22,8 @@ from obstore.store import S3Store
 from engine.model.uploads import Draft, UploadRef
 from engine.runtime.settings import S3
 from engine.uploads.blobs import BlobMissingError, BlobsError, BlobsFullError, Content, Kept
-from storage.blob_content import ContentReader
-from storage.blob_threads import BlobThreads
+from storage.blobs.content import ContentReader
+from storage.blobs.threads import BlobThreads
 
 #: Bytes of a request that has not ended gather until there are as many.
 _PIECE_BYTES: Final = 1_048_576

@@ -30,7 +30,7 @@ from bench.server import ROOT
 from bench.stage import add_tenants
 from bench.text_table import table
 from engine.runtime.settings import Settings, SettingsError
-from storage.embedded import EmbeddedError
+from storage.embedded.servers import EmbeddedError
 from storage.postgres.blocking import connected
 
 Fault = Literal["stop", "kill", "renew"]

@@ -30,7 +30,7 @@ from bench.text import text_of
 from bench.uploads import uploads
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import SettingsError
-from storage.embedded import EmbeddedError
+from storage.embedded.servers import EmbeddedError
 
 Scenario = Callable[[Options], Awaitable[Report]]
 

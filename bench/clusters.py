@@ -17,9 +17,9 @@ from typing import Final
 import psutil
 import psycopg2
 
-from storage.embedded_account import Account, account_for
-from storage.embedded_binaries import postgres_binaries
-from storage.embedded_process import wait_until
+from storage.embedded.account import Account, account_for
+from storage.embedded.binaries import postgres_binaries
+from storage.embedded.process import wait_until
 from storage.postgres.blocking import connected
 
 USER: Final = "tidemark"

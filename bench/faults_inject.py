@@ -15,7 +15,7 @@ import msgspec
 from bench.clusters import Cluster
 from bench.faults_line import Line
 from bench.faults_server import Workers
-from storage.embedded import servers
+from storage.embedded.servers import servers
 from storage.postgres.blocking import connected
 
 #: A worker that is stopped holds its transaction for up to 2 s; less and more than that.

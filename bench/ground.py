@@ -14,7 +14,7 @@ from bench.clusters import Cluster, cluster_in
 from compose.configuration import database_dsn, layers
 from engine.runtime.setting_layers import settings
 from engine.runtime.settings import Settings
-from storage.embedded import embedded
+from storage.embedded.servers import embedded
 from storage.postgres.blocking import connected
 from storage.postgres.migrate import migrate
 

@@ -36,7 +36,7 @@ from bench.outages_site import RESTART, Plan, Result, Seen, site
 from bench.text_table import table
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings, SettingsError
-from storage.embedded import EmbeddedError
+from storage.embedded.servers import EmbeddedError
 
 OUTAGES: Final = ("1", "5", "15", "60", RESTART)
 RETURN_S: Final = 2.0

@@ -32,7 +32,7 @@ from bench.faults_server import Workers, workers
 from bench.ground import BenchError, Ground, fresh, read_settings
 from bench.stage import add_tenants
 from engine.model.domains import DomainPolicy, Domains
-from storage.embedded import servers
+from storage.embedded.servers import servers
 from storage.stores.policies import PostgresPolicies
 
 TENANT: Final = "acme"

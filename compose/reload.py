@@ -16,7 +16,7 @@ from engine.runtime.setting_layers import InForce
 from engine.runtime.settings import Settings, SettingsError
 from handlers.auth import UnusableKeyError
 from handlers.commands.site import SiteError
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from storage.postgres.places import dsn_without_secrets, url_without_secrets
 
 #: What a worker shares with the one whose place it takes, or with the supervisor, whose log is the same.

@@ -53,7 +53,7 @@ from handlers.server import ClosedDoorError, application, listening, probe_appli
 from handlers.siblings import Siblings
 from handlers.traffic import Traffic
 from storage.bus.redis_bus import RedisBus
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from storage.postgres.migrate import newest_migration
 from storage.postgres.partitions import maintain
 from storage.postgres.pool import Database, Pooling

@@ -42,8 +42,8 @@ from handlers.server import ClosedDoorError
 from handlers.supervisor import WorkersFailedError
 from storage.bus.bus_messages import announce
 from storage.bus.nodes import Nodes
-from storage.embedded import NAME_IT, Services, embedded, embedded_redis_url
-from storage.embedded_account import EmbeddedError, account_for, make_data_dir
+from storage.embedded.account import EmbeddedError, account_for, make_data_dir
+from storage.embedded.servers import NAME_IT, Services, embedded, embedded_redis_url
 from storage.postgres.checkup import LOGIN_REFUSED, bus_findings
 from storage.postgres.epoch import PostgresEpoch
 from storage.postgres.migrate import PostgresSchema, migrate, status

@@ -24,7 +24,7 @@ from handlers.logging import configure
 from handlers.server import ClosedDoorError, reserved
 from handlers.supervisor import Orders, Supervisor
 from storage.bus.bus_messages import UnusableUrlError
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from storage.postgres.hosts import reordered
 
 _COMMAND: Final = (sys.executable, str(Path(__file__).parent.parent / "run.py"), "worker")

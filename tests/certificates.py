@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from storage.embedded_account import Account
+from storage.embedded.account import Account
 
 _DAY: Final = timedelta(days=1)
 

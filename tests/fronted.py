@@ -18,7 +18,7 @@ from bench.nginx import Nginx, certify, nginx_program, trusting
 from bench.server import free_ports
 from compose.site import open_site
 from run import cli
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from storage.stores.tenants import PostgresTenancy
 from tests.device import Device, Json, connected, token
 from tests.processes import ServerProcess

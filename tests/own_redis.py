@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.embedded import embedded, servers
+from storage.embedded.servers import embedded, servers
 
 
 class OwnRedis:

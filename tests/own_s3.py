@@ -22,7 +22,7 @@ from obstore.store import S3Store
 from yarl import URL
 
 from engine.runtime.settings import S3
-from storage.embedded_process import wait_until
+from storage.embedded.process import wait_until
 
 _PATIENCE_S = 60.0
 _KINDS = ("object", "container", "account", "proxy")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import redis
 
-from storage.embedded_account import Account
-from storage.embedded_process import wait_until
+from storage.embedded.account import Account
+from storage.embedded.process import wait_until
 
 _PATIENCE_S = 30.0
 

@@ -17,7 +17,7 @@ import psycopg2
 import pytest
 
 from bench.clusters import cluster_in
-from storage.embedded import Services, embedded
+from storage.embedded.servers import Services, embedded
 from storage.postgres.migrate import migrate
 
 _TEMPLATE = "migrated"

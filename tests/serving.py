@@ -22,7 +22,7 @@ from engine.runtime.setting_layers import Layer, settings
 from engine.runtime.settings import Settings
 from handlers.auth import KeySet, secret_key
 from handlers.doors import DoorLimits, Doors
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from tests.device import SECRET, Device, Json, connected, token
 from tests.services import database, execute
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench.server import free_ports
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from storage.stores.tenants import PostgresTenancy
 from tests.device import SECRET, Json
 from tests.editors import TENANTS

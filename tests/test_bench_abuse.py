@@ -21,7 +21,7 @@ from bench.report import Abuse, Felt, Latency, Report, as_json, this_machine
 from bench.stage import Options
 from bench.text import text_of
 from compose.configuration import VARIABLE
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from tests.device import SECRET
 from tests.services import data_dir
 from tests.serving import Serve

@@ -18,7 +18,7 @@ from bench.faults_inject import FAULTS, crash_postgres, cut_lines, end_connectio
 from bench.faults_line import bad_line
 from bench.faults_tables import read_tables
 from bench.faults_work import Worker
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from tests.services import data_dir
 
 

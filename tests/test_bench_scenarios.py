@@ -19,7 +19,7 @@ from bench.report import Bar, Report, this_machine
 from bench.server import started
 from bench.stage import Options, add_tenants
 from engine.runtime.settings import SettingsError
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from storage.postgres.places import place_of
 from tests.device import SECRET
 from tests.services import data_dir, rows

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.waits import measure
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from tests.services import data_dir
 
 

@@ -18,7 +18,7 @@ from engine.model.rows import Record
 from storage.bus.bus_messages import News, Opened, UnusableUrlError, announce, channel_of, decode, encode
 from storage.bus.redis_bus import RedisBus
 from storage.bus.signing import BELIEVED_APART_S, signed, unsigned
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from storage.postgres.checkup import FAULT_APART_S
 from storage.postgres.pool import Database
 from storage.stores.tenants import PostgresTenancy

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from tests.commands import Run, command
 from tests.device import Device, day, item
 from tests.services import execute, rows

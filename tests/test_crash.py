@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession
 
-from storage.embedded import Services, embedded
+from storage.embedded.servers import Services, embedded
 from storage.postgres.migrate import migrate
 from tests.editors import audit, editors_of, progressed
 from tests.processes import ServerProcess

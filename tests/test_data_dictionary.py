@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from tests.services import named, rows
 
 _PAGE = (Path(__file__).parent.parent / "docs" / "data-dictionary.md").read_text("utf-8")

@@ -25,7 +25,7 @@ from psycopg2.extensions import make_dsn
 
 from bench.clusters import Cluster, cluster
 from engine.runtime.ports import StoreError, StoreUnavailableError
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from storage.postgres.blocking import connected
 from storage.postgres.migrate import migrate
 from storage.postgres.pool import Database, NoAnswerError

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import WSServerHandshakeError
 
 from engine.cache.devices import Devices
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from storage.stores.fleet import PostgresFleet
 from tests.device import Device, Json, day, item, put
 from tests.services import execute, rows

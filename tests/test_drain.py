@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession
 
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from storage.stores.tenants import PostgresTenancy
 from tests.device import Closed, Device, Json, connected, put, token
 from tests.processes import ServerProcess

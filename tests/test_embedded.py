@@ -20,10 +20,10 @@ import psutil
 import pytest
 import redis.asyncio
 
-from storage.embedded import EmbeddedError, NotMadeError, Services, embedded, servers
-from storage.embedded_account import account_for, make_data_dir
-from storage.embedded_binaries import postgres_binaries, redis_binary
-from storage.embedded_process import wait_until
+from storage.embedded.account import account_for, make_data_dir
+from storage.embedded.binaries import postgres_binaries, redis_binary
+from storage.embedded.process import wait_until
+from storage.embedded.servers import EmbeddedError, NotMadeError, Services, embedded, servers
 from storage.postgres.pool import Database
 from tests.services import execute, rows
 
@@ -115,7 +115,7 @@ async def ping(services: Services) -> bool:
 def another_user(home: Path) -> Iterator[subprocess.Popen[str]]:
     """A process of its own that uses ``home`` until it reads a line, is interrupted or killed."""
     script = (
-        "import signal, sys; from pathlib import Path; from storage.embedded import embedded\n"
+        "import signal, sys; from pathlib import Path; from storage.embedded.servers import embedded\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever it inherited\n"
         "with embedded(Path(sys.argv[1])):\n"
         "    print('in', flush=True)\n"
@@ -303,7 +303,7 @@ def test_no_server_is_started_beside_children_of_a_killed_one(
         try:
             server.kill()
             with monkeypatch.context() as patched:
-                patched.setattr("storage.embedded_postgres._START_S", 0.1)
+                patched.setattr("storage.embedded.postgres._START_S", 0.1)
                 with pytest.raises(EmbeddedError, match="lives but does not serve"):
                     postgres.start()
         finally:

@@ -20,7 +20,7 @@ from engine.operate.export import CsvForm, Row, compact, json_line
 from engine.operate.ports import RefusedError
 from engine.wire.timestamps import EARLIEST_US
 from handlers.commands import export as command_module
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from storage.stores import export as store_module
 from storage.stores.tenants import PostgresTenancy
 from tests.commands import Run, command

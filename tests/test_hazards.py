@@ -16,7 +16,7 @@ from aiohttp import WSMsgType
 
 from engine.model.rows import Lookups, Record, Writes
 from engine.runtime.ports import StorePoisonError, StoreRetryError
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from storage.postgres.partitions import ensure_partitions
 from storage.postgres.pool import Database
 from storage.stores.commit import PostgresStore

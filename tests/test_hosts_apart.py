@@ -21,8 +21,8 @@ from click.testing import CliRunner
 from bench.clusters import cluster
 from compose.site import open_site
 from run import cli
-from storage.embedded_account import account_for
-from storage.embedded_binaries import redis_binary
+from storage.embedded.account import account_for
+from storage.embedded.binaries import redis_binary
 from storage.postgres.migrate import migrate
 from storage.stores.tenants import PostgresTenancy
 from tests.device import SECRET, Closed, Json, connected, token

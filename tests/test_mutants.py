@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from tests.mutants import MUTANTS, Mutant
 
 _ROOT = Path(__file__).parent.parent
@@ -30,7 +30,7 @@ from pathlib import Path
 import pytest
 
 import engine
-from storage.embedded import Services
+from storage.embedded.servers import Services
 
 assert Path(engine.__file__).parent.parent == Path(__file__).parent, "the copy tests itself"
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from tests.device import Device, Json, put
 from tests.own_redis import OwnRedis
 from tests.services import execute

@@ -17,9 +17,9 @@ from aiohttp import ClientSession
 from psycopg2.extensions import parse_dsn
 
 from bench.clusters import free_port
-from storage.embedded import Services
-from storage.embedded_account import account_for
-from storage.embedded_process import wait_until
+from storage.embedded.account import account_for
+from storage.embedded.process import wait_until
+from storage.embedded.servers import Services
 from tests.editors import audit, editors_of, progressed
 from tests.processes import ServerProcess
 from tests.services import execute, rows

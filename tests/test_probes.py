@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from tests.device import Json, put
 from tests.services import execute
 from tests.serving import Running

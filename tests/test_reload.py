@@ -14,7 +14,7 @@ from compose.configuration import layers
 from compose.reload import Reading, Reload
 from engine.runtime.setting_layers import in_force, settings
 from engine.runtime.settings import Settings
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from tests.device import Json, connected
 from tests.supervised import Supervise
 

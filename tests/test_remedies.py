@@ -10,7 +10,7 @@ import psycopg2
 import pytest
 
 from engine.runtime.ports import StoreError, StoreRetryError
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from storage.postgres import remedies
 from storage.postgres.blocking import connected
 from storage.postgres.checkup import database_findings

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from tests.services import named, rows
 
 STORAGE = Path(__file__).parent.parent / "storage"

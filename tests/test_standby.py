@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.embedded import embedded
+from storage.embedded.servers import embedded
 from storage.postgres.migrate import migrate
 from tests.device import put
 from tests.services import execute, rows

@@ -18,7 +18,7 @@ from bench.server import free_ports
 from compose.site import open_site
 from handlers.server import ClosedDoorError, reserved
 from run import cli
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from tests.device import Closed, Device, Json, connected, put, token
 from tests.editors import TENANTS, Editor, audit, progressed
 from tests.services import rows

@@ -21,8 +21,8 @@ from structlog.testing import capture_logs
 
 from bench.clusters import PASSWORD, USER, free_port
 from engine.runtime.ports import StoreError, StoreUnavailableError
-from storage.embedded_account import Account, account_for
-from storage.embedded_process import wait_until
+from storage.embedded.account import Account, account_for
+from storage.embedded.process import wait_until
 from storage.postgres.blocking import connected
 from storage.postgres.checkup import bus_findings
 from storage.postgres.pool import Database

@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import ClientError, ClientSession, TCPConnector
 
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from tests.processes import ServerProcess
 from tests.services import execute
 from tests.supervised import Supervise

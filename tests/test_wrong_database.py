@@ -13,7 +13,7 @@ import psycopg2.extensions
 import pytest
 
 from run import cli
-from storage.embedded import Services
+from storage.embedded.servers import Services
 from storage.stores.tenants import PostgresTenancy
 from tests.commands import Ended, command
 from tests.commands import Run as RunHere

@@ -7,9 +7,9 @@ import socket
 from pathlib import Path
 from typing import Final
 
-from storage.embedded_account import Account
-from storage.embedded_binaries import redis_binary
-from storage.embedded_process import ServerProcess, Traces
+from storage.embedded.account import Account
+from storage.embedded.binaries import redis_binary
+from storage.embedded.process import ServerProcess, Traces
 
 _START_S: Final = 30.0
 _STOP_S: Final = 10.0

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from storage.embedded_account import Account, EmbeddedError, made_whole
+from storage.embedded.account import Account, EmbeddedError, made_whole
 
 _VERSION: Final = re.compile(r"\(PostgreSQL\) (\d+)")
 #: What only programs to be compiled need, a third of the wheel.

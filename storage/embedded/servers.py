@@ -19,10 +19,10 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from storage.embedded_account import Account, EmbeddedError, account_for, make_data_dir
-from storage.embedded_postgres import EmbeddedPostgres
-from storage.embedded_process import lock_file, locked, wait_until
-from storage.embedded_redis import EmbeddedRedis
+from storage.embedded.account import Account, EmbeddedError, account_for, make_data_dir
+from storage.embedded.postgres import EmbeddedPostgres
+from storage.embedded.process import lock_file, locked, wait_until
+from storage.embedded.redis import EmbeddedRedis
 
 __all__ = [
     "NAME_IT",

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 
 import psutil
 
-from storage.embedded_account import Account, EmbeddedError
+from storage.embedded.account import Account, EmbeddedError
 
 _POLL_S: Final = 0.01
 _TELLING: Final = re.compile(r"FATAL|PANIC|ERROR|error:")

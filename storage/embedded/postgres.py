@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from storage.embedded_account import Account, made_whole, sweep
-from storage.embedded_binaries import postgres_binaries
-from storage.embedded_process import ServerProcess, Traces, failed
+from storage.embedded.account import Account, made_whole, sweep
+from storage.embedded.binaries import postgres_binaries
+from storage.embedded.process import ServerProcess, Traces, failed
 
 _DATABASE: Final = "tidemark"
 #: Only a part of the socket's name: nothing listens on a port.

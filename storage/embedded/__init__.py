@@ -1,0 +1,1 @@
+"""PostgreSQL and Redis of its own, where none is configured; nothing of what they hold is known here."""

@@ -29,7 +29,7 @@ from engine.wire.messages import Choice
 from storage.postgres.pool import Database
 from storage.stores.admin_reads import ConflictReads, QuarantineReads
 from storage.stores.commit import PostgresStore
-from storage.stores.tenant_reads import PostgresTenants
+from storage.stores.tenants import PostgresTenants
 
 #: Is told the tenants whose feeds moved.
 Moved = Callable[[set[int]], None]

@@ -24,9 +24,10 @@ from engine.runtime.settings import Settings, SettingsError
 from engine.uploads.blobs import BlobsError
 from handlers.auth import KeySet, UnusableKeyError
 from handlers.commands.site import SiteError
+from storage.bus.checkup import bus_findings
 from storage.embedded.account import EmbeddedError
 from storage.embedded.servers import NotMadeError, embedded
-from storage.postgres.checkup import bus_findings, database_findings
+from storage.postgres.checkup import database_findings
 
 #: Connections that one worker is to have room for; fewer are a matter of taste, very few are not.
 _USUAL_CONNECTIONS: Final = 10_000

@@ -34,10 +34,9 @@ from handlers.uploads import Uploads
 from storage.blobs.directory import DirectoryBlobs
 from storage.blobs.s3 import S3Blobs
 from storage.postgres.pool import Database
-from storage.stores.files import PostgresFiles
 from storage.stores.leases import PostgresTurns
 from storage.stores.upload_cleanup import PostgresCleanup
-from storage.stores.upload_reads import PostgresWaiting
+from storage.stores.upload_reads import PostgresFiles, PostgresWaiting
 from storage.stores.uploads import PostgresUploads
 
 #: Of each process: one for claims, one for offsets, so that neither waits for the other, nor for a read.

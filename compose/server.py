@@ -63,7 +63,7 @@ from storage.stores.commit import PostgresStore
 from storage.stores.conflicts import PostgresConflicts
 from storage.stores.devices import PostgresDevices
 from storage.stores.feed import PostgresFeed
-from storage.stores.tenant_reads import PostgresTenants
+from storage.stores.tenants import PostgresTenants
 from storage.stores.usage import recount
 
 #: Days change slowly; what a missed run leaves undone, the next does.

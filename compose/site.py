@@ -41,16 +41,16 @@ from handlers.logging import configure
 from handlers.server import ClosedDoorError
 from handlers.supervisor import WorkersFailedError
 from storage.bus.bus_messages import announce
+from storage.bus.checkup import LOGIN_REFUSED, bus_findings
 from storage.bus.nodes import Nodes
 from storage.embedded.account import EmbeddedError, account_for, make_data_dir
 from storage.embedded.servers import NAME_IT, Services, embedded, embedded_redis_url
-from storage.postgres.checkup import LOGIN_REFUSED, bus_findings
 from storage.postgres.epoch import PostgresEpoch
 from storage.postgres.migrate import PostgresSchema, migrate, status
 from storage.postgres.partitions import maintain
 from storage.postgres.places import HIDDEN, dsn_without_secrets, place_of, url_without_secrets
+from storage.stores.devices import PostgresFleet
 from storage.stores.export import PostgresExport
-from storage.stores.fleet import PostgresFleet
 from storage.stores.policies import PostgresPolicies
 from storage.stores.tenants import PostgresTenancy
 from storage.stores.usage import PostgresUsage

@@ -48,7 +48,7 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "acknowledged before it is on disk": Mutant(
-        "storage/stores/commit.py",
+        "storage/postgres/transactions.py",
         (('                ("synchronous_commit", synchronous_commit),\n', ""),),
         (_HAZARDS + "test_a_batch_is_durable_whatever_the_database_defaults_to",),
     ),
@@ -175,12 +175,12 @@ MUTANTS: dict[str, Mutant] = {
         (_HAZARDS + "test_a_cancellation_that_comes_with_the_answer_is_heeded",),
     ),
     "waiting that tires before a stalled holder is freed": Mutant(
-        "storage/stores/commit.py",
+        "storage/postgres/transactions.py",
         (("LOCK_WAIT_MS: Final = 3000", "LOCK_WAIT_MS: Final = 300"),),
         (_HAZARDS + "test_a_stopped_server_frees_its_tenants_before_others_tire_of_waiting",),
     ),
     "settings left behind on a connection": Mutant(
-        "storage/stores/commit.py",
+        "storage/postgres/transactions.py",
         (("'{value}', true)", "'{value}', false)"),),
         (_HAZARDS + "test_the_settings_of_a_batch_end_with_it",),
     ),

@@ -19,11 +19,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from storage.bus.bus_messages import UnusableUrlError, announce, channel_of
+from storage.bus.checkup import bus_findings
 from storage.bus.redis_bus import RedisBus
 from storage.embedded.account import account_for
 from storage.embedded.binaries import redis_binary
 from storage.embedded.process import wait_until
-from storage.postgres.checkup import bus_findings
 from storage.postgres.pool import Database
 from tests.redis_nodes import RedisNode
 from tests.services import rows

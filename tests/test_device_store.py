@@ -13,8 +13,7 @@ from engine.operate.ports import RefusedError
 from engine.runtime.ports import StorePoisonError, StoreRetryError
 from storage.postgres.migrate import migrate
 from storage.postgres.pool import ConnectionLostError, Database, Row, Session, Values
-from storage.stores.devices import PostgresDevices
-from storage.stores.fleet import PostgresFleet
+from storage.stores.devices import PostgresDevices, PostgresFleet
 from tests.services import execute, rows
 
 PHONE, TABLET, OTHER = DeviceKey(1, "phone"), DeviceKey(1, "tablet"), DeviceKey(2, "phone")

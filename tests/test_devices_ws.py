@@ -12,7 +12,7 @@ from aiohttp import WSServerHandshakeError
 
 from engine.cache.devices import Devices
 from storage.embedded.servers import Services
-from storage.stores.fleet import PostgresFleet
+from storage.stores.devices import PostgresFleet
 from tests.device import Device, Json, day, item, put
 from tests.services import execute, rows
 from tests.serving import Running, Serve

@@ -20,8 +20,8 @@ from psycopg2.extensions import parse_dsn
 from compose.site import _check_bus
 from engine.runtime.settings import S3
 from handlers.commands.site import SiteError
+from storage.bus.checkup import bus_findings
 from storage.embedded.servers import Services
-from storage.postgres.checkup import bus_findings
 from storage.postgres.partitions import maintain
 from storage.postgres.readiness import unfit
 from storage.stores.tenants import PostgresTenancy

@@ -24,7 +24,8 @@ from engine.model.rows import (
 )
 from engine.model.uploads import UploadRef
 from storage.postgres.pool import _READING_PREPARED, Database, Session, Values
-from storage.stores.commit import _LOCK, SETTINGS, PostgresStore
+from storage.postgres.transactions import SETTINGS
+from storage.stores.commit import _LOCK, PostgresStore
 from storage.stores.feed import _ALL, _NEWS, _SOME
 from tests.services import execute
 

@@ -14,8 +14,7 @@ from engine.model.domains import DomainPolicy
 from engine.model.tenants import Tenant, TenantPolicies
 from engine.runtime.ports import StoreUnavailableError
 from storage.postgres.pool import Database
-from storage.stores.tenant_reads import PostgresTenants
-from storage.stores.tenants import PostgresTenancy
+from storage.stores.tenants import PostgresTenancy, PostgresTenants
 from tests.services import execute
 
 MANUAL = DomainPolicy("manual")

@@ -8,7 +8,7 @@ import jwt
 import pytest
 
 from engine.cache.ports import ANY_TENANT
-from storage.stores.fleet import PostgresFleet
+from storage.stores.devices import PostgresFleet
 from storage.stores.tenants import PostgresTenancy
 from tests.commands import Run, command
 from tests.device import Closed, Device, put

@@ -25,7 +25,7 @@ OVER_ALL = {
     ("partitions.py", "INSERT INTO events SELECT * FROM events_interim"): "and what came meanwhile",
     ("usage.py", "FROM tenant_counters WHERE future_event_rows <> 0"): "few tenants have any",
     ("usage.py", "SELECT § FROM tenant_counters"): "the fullest of all tenants, for operators",
-    ("usage.py", "FROM § GROUP BY tenant_id"): "what a day held is taken off all tenants",
+    ("daily_usage.py", "FROM § GROUP BY tenant_id"): "what a day held is taken off all tenants",
     ("usage.py", "ORDER BY counted_at NULLS FIRST"): "the tenant that was counted longest ago is next",
     ("migrate.py", "SELECT migration_id, applied_at_utc FROM §"): "the list of migrations has no tenants",
     ("devices.py", "FROM devices WHERE revoked_at IS NOT NULL OR tokens_from"): "of any tenant",

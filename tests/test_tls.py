@@ -21,10 +21,10 @@ from structlog.testing import capture_logs
 
 from bench.clusters import PASSWORD, USER, free_port
 from engine.runtime.ports import StoreError, StoreUnavailableError
+from storage.bus.checkup import bus_findings
 from storage.embedded.account import Account, account_for
 from storage.embedded.process import wait_until
 from storage.postgres.blocking import connected
-from storage.postgres.checkup import bus_findings
 from storage.postgres.pool import Database
 from tests.certificates import Certificates, certificates
 from tests.device import put

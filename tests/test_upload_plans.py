@@ -9,11 +9,11 @@ import psycopg2
 import pytest
 
 from storage.postgres.pool import Statement
-from storage.stores import files, upload_reads, uploads
+from storage.stores import upload_reads, uploads
 
 ASKED = [
     (name, value)
-    for module in (uploads, files, upload_reads)
+    for module in (uploads, upload_reads)
     for name, value in vars(module).items()
     if isinstance(value, Statement) and "upload_session" in value.text
 ]

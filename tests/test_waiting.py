@@ -18,8 +18,7 @@ from engine.uploads import pending_attachments as room
 from engine.uploads.blobs import WaitingFile
 from engine.uploads.pending_attachments import WaitingFiles
 from storage.postgres.pool import _READING_PREPARED, Database
-from storage.stores.files import PostgresFiles
-from storage.stores.upload_reads import _TENANTS, _WAITING, PostgresWaiting
+from storage.stores.upload_reads import _TENANTS, _WAITING, PostgresFiles, PostgresWaiting
 from tests.filing import keep, upload
 from tests.services import execute
 

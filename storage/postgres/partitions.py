@@ -25,7 +25,7 @@ from psycopg2.errors import LockNotAvailable
 
 from engine.runtime.ports import StoreRetryError
 from storage.postgres.blocking import connected, schema_change
-from storage.stores.usage import Daily, counted, dropping, take_off
+from storage.postgres.daily_usage import Daily, counted, dropping, take_off
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so

@@ -12,7 +12,7 @@ import structlog
 
 from engine.runtime.ports import StoreError
 from storage.postgres.pool import Database
-from storage.stores.commit import SETTINGS
+from storage.postgres.transactions import SETTINGS
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that the driver spells so

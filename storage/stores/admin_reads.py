@@ -17,7 +17,7 @@ from engine.operate.ports import (
 from engine.wire.messages import ItemError
 from engine.wire.timestamps import to_text
 from storage.postgres.blocking import connected
-from storage.stores.commit import decode_conflict
+from storage.stores.stored_conflict import decode_conflict
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that the driver spells so

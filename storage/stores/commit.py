@@ -8,68 +8,24 @@ its order is the order of commits, without gaps, over all processes.
 from __future__ import annotations
 
 import time
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from engine.model.rows import (
-    Conflict,
-    ConflictRef,
-    Event,
-    EventKey,
-    HeldRef,
-    KeyRef,
-    KeyRow,
     Lookups,
-    QuarantineRef,
-    Record,
-    RecordKey,
-    SetAsideRef,
     State,
-    TenantUsage,
     Writes,
 )
-from engine.model.uploads import UploadRef
 from engine.plan.tenant_usage import NAMES
 from engine.runtime.ports import StoreRetryError, StoreUnknownError
 from storage.postgres.arrays import joined, numbers, plain, split, texts
-from storage.postgres.pool import SERVER_MS, ConnectionLostError, Database, Row, Session, Statement
+from storage.postgres.pool import ConnectionLostError, Database, Session, Statement
+from storage.postgres.transactions import SETTINGS
+from storage.stores.commit_rows import StoredState, state_of
 from storage.stores.commit_writes import finish
-from storage.stores.held_changes import StoredChange
 from storage.stores.idempotency_keys import RECENT_H, TODAY, older, recent
 
-#: A stalled holder (stopped process, dead host) frees its tenants after this.
-HOLD_MS: Final = 2000
-#: Longer than a stalled holder can hold, so that waiting outlasts it.
-LOCK_WAIT_MS: Final = 3000
-
-
-
-def settings(synchronous_commit: str) -> Statement:
-    """Make what is set for one transaction alone.
-
-    Without enable_seqscan = off a plan made while a table was empty would read all of it for ever after;
-    without force_generic_plan a lone sync is planned anew each time, since it looks cheaper than the average;
-    a warning is what COMMIT says of a standby that has not confirmed.
-    """
-    return Statement(
-        "SELECT "
-        + ", ".join(
-            f"set_config('{name}', '{value}', true)"
-            for name, value in (
-                ("idle_in_transaction_session_timeout", HOLD_MS),
-                ("lock_timeout", LOCK_WAIT_MS),
-                ("statement_timeout", SERVER_MS),
-                ("synchronous_commit", synchronous_commit),
-                ("enable_seqscan", "off"),
-                ("plan_cache_mode", "force_generic_plan"),
-                ("client_min_messages", "warning"),
-            )
-        )
-    )
-
-
-SETTINGS: Final = settings(synchronous_commit="on")
 _LOCK: Final = Statement(
     "SELECT FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[]) ORDER BY tenant_id FOR UPDATE"
 )
@@ -158,55 +114,6 @@ _TWINS: Final = (
 )
 
 
-class StoredConflict(msgspec.Struct):
-    """A row of ``conflict_resolution_log`` as JSON; data stay raw, ``null`` where there are none."""
-
-    tenant_id: int
-    conflict_id: str
-    domain: str
-    record_id: str
-    device_id: str
-    policy: str
-    outcome: str
-    server_version: int
-    server_data: msgspec.Raw
-    client_base: int | None
-    client_op: str
-    client_at_us: int
-    client_data: msgspec.Raw
-    client_sent_at_us: int | None
-    client_changes: list[StoredChange] | None
-    client_count: int
-    held_in: str | None
-    opened_at_us: int
-    settled_by: str | None
-    settled_at_us: int | None
-    settled_sha256: str | None
-    settled_version: int | None
-    settled_seq: int | None
-
-    def conflict(self) -> Conflict:
-        """Give it as the engine knows it."""
-        fields = msgspec.structs.asdict(self)
-        for name in ("server_data", "client_data"):
-            fields[name] = _bytes(fields[name])
-        if self.client_changes is not None:
-            fields["client_changes"] = tuple([one.change() for one in self.client_changes])
-        return Conflict(**fields)
-
-
-def _bytes(raw: msgspec.Raw) -> bytes | None:
-    return None if bytes(raw) == b"null" else bytes(raw)
-
-
-_decode_stored = msgspec.json.Decoder(StoredConflict).decode
-
-
-def decode_conflict(text: str) -> Conflict:
-    """Read a row of the log that was written as JSON."""
-    return _decode_stored(text).conflict()
-
-
 class PostgresStore:
     """The seam for writing (``engine.commit.ports.Store``). ``lifetime_h`` is how long a key is found."""
 
@@ -223,7 +130,7 @@ class PostgresStore:
         try:
             reading, values = self._reading(lookups)
             rows = await session.run_prepared("BEGIN; ", (SETTINGS, _LOCK, reading), "", values)
-            state = _state(rows)
+            state = state_of(rows)
             if len(state.seqs) != len(lookups.tenants):
                 await self._create_counters(session, lookups.tenants)
                 raise StoreRetryError("a tenant's counter was missing")
@@ -366,18 +273,12 @@ def _usage(above: tuple[int, ...]) -> str:
     return f"CASE WHEN {more} THEN {_USAGE} END"
 
 
-class _State(State):
-    """What was read, and which records are tombstones in the table, whatever the plan makes of them."""
-
-    tombstones: set[RecordKey] = msgspec.field(default_factory=set)
-
-
 class PostgresTransaction:
     """One open batch; its tenants are locked until it has ended."""
 
     state: State
 
-    def __init__(self, database: Database, session: Session, state: _State) -> None:
+    def __init__(self, database: Database, session: Session, state: StoredState) -> None:
         self._database = database
         self._session = session
         self.state = state
@@ -402,113 +303,3 @@ class PostgresTransaction:
     async def rollback(self) -> None:
         """Give the locks back without writing."""
         await self._database.release(self._session, clean=False)
-
-
-def _state(rows: list[Row]) -> _State:
-    state = _State({}, {}, {}, {}, {}, {})
-    for row in rows:
-        _READ[row[0]](state, row)
-    return state
-
-
-def _counter(state: State, row: Row) -> None:
-    state.seqs[row[1]] = row[4]
-    if row[8] is not None:
-        state.usage[row[1]] = TenantUsage(*map(int, row[8].split(",")))
-
-
-def _key(state: State, row: Row) -> None:
-    ref = KeyRef(row[1], row[2].replace("-", ""))
-    kept = state.keys.get(ref)
-    if kept is None or kept.age_s > row[4]:
-        state.keys[ref] = KeyRow(row[1], ref.key_hash, row[3], row[8].encode(), row[4])
-
-
-def _record(state: State, row: Row) -> None:
-    (
-        _,
-        tenant_id,
-        domain,
-        record_id,
-        version,
-        seq,
-        at_us,
-        chain_from,
-        data,
-        fields,
-        device_id,
-        files,
-        sent_at_us,
-    ) = row
-    state.records[RecordKey(tenant_id, domain, record_id)] = Record(
-        tenant_id,
-        domain,
-        record_id,
-        version,
-        seq,
-        at_us,
-        device_id,
-        chain_from,
-        None if data is None else data.encode(),
-        None if fields is None else fields.encode(),
-        None if files is None else files.encode(),
-        sent_at_us,
-    )
-
-
-def _tombstone(state: _State, row: Row) -> None:
-    """Its last data stand where those of others do."""
-    _record(state, row)
-    key = RecordKey(row[1], row[2], row[3])
-    record = state.records[key]
-    state.records[key] = msgspec.structs.replace(record, data=None, last_data=record.data)
-    state.tombstones.add(key)
-
-
-def _event(state: State, row: Row) -> None:
-    _, tenant_id, domain, event_id, sent_at_us, at_us, _, _, data, _, device_id, _, _ = row
-    event = Event(tenant_id, domain, event_id, sent_at_us, at_us, device_id, data.encode())
-    state.events[EventKey(tenant_id, domain, event_id, sent_at_us)] = event
-
-
-def _held(state: State, row: Row) -> None:
-    held = decode_conflict(row[8])
-    state.held[HeldRef(held.tenant_id, held.device_id, held.domain, held.record_id)] = held
-
-
-def _conflict(state: State, row: Row) -> None:
-    conflict = decode_conflict(row[8])
-    state.conflicts[ConflictRef(conflict.tenant_id, conflict.conflict_id)] = conflict
-
-
-def _upload(state: State, row: Row) -> None:
-    state.uploads[UploadRef(row[1], row[2])] = row[3]
-
-
-def _twin(state: State, row: Row) -> None:
-    twin = UploadRef(row[1], row[3])
-    state.twins.setdefault(UploadRef(row[1], row[2]), []).append(twin)
-    state.uploads.setdefault(twin, row[8])
-
-
-def _aside(state: State, row: Row) -> None:
-    state.set_aside[SetAsideRef(row[1], row[10], row[2], row[3])] = row[8]
-
-
-def _recovered(state: State, row: Row) -> None:
-    state.recovering.add(QuarantineRef(row[1], row[2]))
-
-
-_READ: Final[dict[int, Any]] = {
-    0: _counter,
-    1: _key,
-    2: _record,
-    3: _event,
-    4: _held,
-    5: _conflict,
-    6: _upload,
-    7: _twin,
-    8: _tombstone,
-    9: _aside,
-    10: _recovered,
-}

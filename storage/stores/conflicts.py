@@ -7,7 +7,7 @@ from typing import Final
 from engine.model.rows import Conflict, Record
 from engine.operate.conflicts import HeldConflict, HeldConflicts
 from storage.postgres.pool import Database
-from storage.stores.commit import decode_conflict
+from storage.stores.stored_conflict import decode_conflict
 
 _NEXT: Final = (
     "SELECT opened_at_us, conflict_id FROM conflict_resolution_log AS c"

@@ -11,7 +11,7 @@ from engine.operate.ports import RefusedError
 from engine.wire.timestamps import EARLIEST_US
 from storage.postgres.blocking import connected
 from storage.postgres.partitions import event_days
-from storage.stores.fleet import tenant_id_of
+from storage.stores.devices import tenant_id_of
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so

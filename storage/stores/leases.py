@@ -6,7 +6,7 @@ from typing import Final
 
 from engine.cluster.leases import LEASE_S
 from storage.postgres.pool import Database, Row, Statement, Values
-from storage.stores.commit import SETTINGS
+from storage.postgres.transactions import SETTINGS
 
 _UNTIL: Final = f"now() + interval '{LEASE_S} seconds'"
 _BEGIN: Final = Statement(

@@ -11,7 +11,7 @@ from engine.runtime.ports import StoreUnknownError
 from engine.uploads.cleanup import Abandonment, GoneFile, OpenUpload
 from storage.postgres.arrays import numbers, plain
 from storage.postgres.pool import Database, Row, Values
-from storage.stores.commit import SETTINGS
+from storage.postgres.transactions import SETTINGS
 
 _NOBODY: Final = "0" * 32
 _NOW: Final = "to_timestamp(%(now)s::float8 / 1000000)"

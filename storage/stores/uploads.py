@@ -15,7 +15,7 @@ from engine.runtime.ports import StoreUnknownError
 from engine.uploads.ports import LEASE_S, Advance, Claim, Claimed, Created, Creating, Joined, Stored
 from storage.postgres.arrays import numbers, numbers_or_null, plain, texts
 from storage.postgres.pool import Database, Row, Session, Statement, Values
-from storage.stores.commit import SETTINGS, settings
+from storage.postgres.transactions import SETTINGS, settings
 
 #: Of ``upload_session`` under the name that is put in.
 COLUMNS: Final = (

@@ -9,14 +9,13 @@ once a week, and soon if it never was.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from engine.model.rows import TenantUsage
 from engine.operate.ports import NoTenantError, TenantHolds
 from engine.plan.tenant_usage import NAMES
 from storage.postgres.blocking import connected
+from storage.postgres.daily_usage import DROPPING, add
 from storage.postgres.pool import Database
 
 if TYPE_CHECKING:
@@ -26,10 +25,6 @@ if TYPE_CHECKING:
 #: One pass takes so long at most, between two tenants; the next goes on with those counted longest ago.
 _BUDGET_S: Final = 60.0
 _AGAIN: Final = "interval '7 days'"
-#: What goes by the day, as its columns begin.
-Daily = Literal["answer", "event"]
-#: Whoever takes a day of these off what tenants hold has this alone; those who count share it.
-_DROPPING: Final = 0x7469646E
 
 _AHEAD_US: Final = "((extract(epoch FROM now()) + 86400) * 1000000)::bigint"
 
@@ -108,31 +103,6 @@ def recount(dsn: str, budget_s: float = _BUDGET_S) -> int:
     return counted
 
 
-@contextmanager
-def dropping(dsn: str) -> Iterator[None]:
-    """Have nobody count what goes by days while one goes and is taken off. Raises StoreError."""
-    with connected(dsn) as connection, connection, connection.cursor() as cursor:
-        cursor.execute("SET LOCAL statement_timeout = 0")
-        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_DROPPING,))
-        yield
-
-
-def counted(cursor: Cursor, partition: str, kind: Daily) -> list[tuple[int, int, int]]:
-    """Count a day of kept answers or events: tenant, rows and bytes."""
-    column = "results" if kind == "answer" else "data"
-    cursor.execute(
-        f"SELECT tenant_id, count(*), sum(octet_length({column}::text))::bigint FROM {partition}"
-        " GROUP BY tenant_id"
-    )
-    return [(int(tenant_id), int(rows), int(size)) for tenant_id, rows, size in cursor.fetchall()]
-
-
-def take_off(cursor: Cursor, gone: Iterable[tuple[int, int, int]], kind: Daily) -> None:
-    """Take answers or events that are gone off what their tenants hold, each in a transaction of its own."""
-    for tenant_id, rows, size_bytes in gone:
-        _add(cursor, tenant_id, {f"{kind}_rows": -rows, f"{kind}_bytes": -size_bytes})
-
-
 class PostgresUsage:
     """``engine.operate.ports.Usage``."""
 
@@ -169,7 +139,7 @@ def _mend(connection: Connection, tenant_id: int, kind: _Kind) -> None:
     Columns and rows are read in one snapshot. Batches go on meanwhile, and only ever add to the columns: what
     they were off by in that snapshot, they are off by still.
     """
-    values = {"tenant": tenant_id, "dropping": _DROPPING}
+    values = {"tenant": tenant_id, "dropping": DROPPING}
     names = ", ".join(kind.names)
     with connection, connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SET LOCAL statement_timeout = 0")
@@ -189,7 +159,7 @@ def _mend(connection: Connection, tenant_id: int, kind: _Kind) -> None:
     off = {name: int(right) - int(wrong) for name, right, wrong in named}
     if any(off.values()):
         with connection.cursor() as cursor:
-            _add(cursor, tenant_id, off)
+            add(cursor, tenant_id, off)
 
 
 def _events_are_apart(cursor: Cursor) -> bool:
@@ -197,10 +167,3 @@ def _events_are_apart(cursor: Cursor) -> bool:
     cursor.execute("LOCK TABLE events IN ACCESS SHARE MODE")
     cursor.execute("SELECT NOT relispartition FROM pg_class WHERE oid = 'events_later'::regclass")
     return bool(cursor.fetchall()[0][0])
-
-
-def _add(cursor: Cursor, tenant_id: int, more: dict[str, int]) -> None:
-    changes = ", ".join(f"{name} = {name} + %({name})s" for name in more)
-    cursor.execute(
-        f"UPDATE tenant_counters SET {changes} WHERE tenant_id = %(tenant)s", {"tenant": tenant_id, **more}
-    )

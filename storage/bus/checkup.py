@@ -1,0 +1,50 @@
+"""Whether Redis is fit for a server, as a person is told before they start one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Final
+
+import redis
+
+from engine.operate.ports import Finding
+from storage.bus.nodes import Nodes
+
+_ANSWER_S: Final = 3.0
+#: How a finding on a Redis begins that is there and wants another password.
+LOGIN_REFUSED: Final = "Redis refuses the login"
+_LOGIN_REMEDY: Final = "correct the name and the password in redis.url or in the file of redis.url_file"
+
+
+def bus_findings(url: str, *, alone: bool) -> Iterator[Finding]:
+    """Look at the Redis between processes; a single one does without."""
+    took_ms: list[float] = []
+    wrong: list[str] = []
+    login = ""
+    try:
+        for node in Nodes(url).urls:
+            try:
+                took_ms.append(_answered_ms(node))
+            except redis.AuthenticationError as error:
+                login = f"{LOGIN_REFUSED} ({error})"
+                wrong.insert(0, login)
+            except redis.RedisError as error:
+                wrong.append(str(error))
+    except ValueError as error:
+        wrong.append(str(error))
+    if wrong:
+        remedy = _LOGIN_REMEDY if login else "see that it runs and that redis.url leads to it"
+        if alone:
+            remedy += "; a single process serves without, several do not"
+        yield Finding("warning" if alone or took_ms else "fault", "redis", wrong[0], remedy)
+    else:
+        yield Finding("ok", "redis", f"answers in {max(took_ms):.1f} ms")
+
+
+def _answered_ms(url: str) -> float:
+    with redis.Redis.from_url(url, socket_timeout=_ANSWER_S, socket_connect_timeout=_ANSWER_S) as client:
+        client.ping()
+        began_s = time.monotonic()
+        client.ping()
+        return (time.monotonic() - began_s) * 1000

@@ -88,14 +88,14 @@ class FileParts:
         """List the routes of uploads and files."""
         edge = UploadEdge(
             core,
-            connections,
+            connections.draining,
             self.receiving,
             self._types,
             domains,
             networks(self._settings.server.trusted_proxies),
             self._settings.uploads.idle_s,
         )
-        files = Files(core, connections, PostgresFiles(self._reads), self._blobs)
+        files = Files(core, connections.draining, PostgresFiles(self._reads), self._blobs)
         return [*Uploads(edge).routes(), *files.routes()]
 
     def services(self) -> list[Service]:

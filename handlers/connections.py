@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -15,8 +14,8 @@ from anyio.abc import TaskGroup
 from engine.cache.revocations import Revocations
 from engine.runtime.ports import Clock
 from engine.runtime.services import ServiceEndedError
-from engine.wire.errors import SyncError
 from engine.wire.messages import PoliciesChanged
+from handlers.http.draining import Draining, jitter_ms
 
 if TYPE_CHECKING:
     from handlers.line import Line
@@ -27,8 +26,6 @@ CLOSE_FORBIDDEN: Final = 4403
 CLOSE_IDLE: Final = 4408
 CLOSE_REPLACED: Final = 4409
 
-#: Handshakes that one worker takes easily in a second; those who must come back are spread over time.
-_HANDSHAKES_PER_S: Final = 500
 _SWEEP_S: Final = 0.5
 #: Connections looked at before other work gets its turn on the loop.
 _VISITS_PER_TURN: Final = 500
@@ -53,7 +50,7 @@ class Connections:
         self._all_gone = asyncio.Event()
         self._group: TaskGroup | None = None
         self._refusals: list[tuple[Line, bytes]] = []
-        self.draining = False
+        self.draining = Draining()
         #: What devices are told of a drain: ``restart`` where a new process has taken this one's place.
         self.leaves_for: Literal["drain", "restart"] = "drain"
 
@@ -73,11 +70,6 @@ class Connections:
         self._by_tenant[tenant_id] -= 1
         if not self._by_tenant[tenant_id]:
             del self._by_tenant[tenant_id]
-
-    def check_staying(self) -> None:
-        """Raise SyncError ``unavailable`` once a drain has begun."""
-        if self.draining:
-            raise SyncError("unavailable", "this server is going away", retry_after_ms=_jitter_ms(0))
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run work that belongs to a connection."""
@@ -103,7 +95,7 @@ class Connections:
         self._open.add(connection)
         self._by_tenant[connection.key[0]] += 1
         if older is not None:
-            older.dismiss("replaced", CLOSE_REPLACED, _jitter_ms(0), listening=True)
+            older.dismiss("replaced", CLOSE_REPLACED, jitter_ms(0), listening=True)
         if self._refuses(connection):  # since its token was looked at
             _revoke(connection)
 
@@ -111,7 +103,7 @@ class Connections:
         """Let a device's connection go if its other one, at another process, is the newer."""
         ours = self._by_device.get((tenant_id, device_id))
         if ours is not None and (ours.opened_at_us, ours.session_id) < (at_us, session_id):
-            ours.dismiss("replaced", CLOSE_REPLACED, _jitter_ms(0), listening=True)
+            ours.dismiss("replaced", CLOSE_REPLACED, jitter_ms(0), listening=True)
 
     def remove(self, connection: Line) -> None:
         """Forget a connection that is gone."""
@@ -164,9 +156,9 @@ class Connections:
         for visited, connection in enumerate(list(self._open), start=1):
             now_s = self._clock.monotonic_s()
             if connection.expires_at_s <= self._clock.now_us() / 1_000_000:
-                connection.dismiss("expired", CLOSE_EXPIRED, _jitter_ms(0))
+                connection.dismiss("expired", CLOSE_EXPIRED, jitter_ms(0))
             elif now_s - connection.heard_at_s > self._idle_s:
-                connection.dismiss("idle", CLOSE_IDLE, _jitter_ms(0))
+                connection.dismiss("idle", CLOSE_IDLE, jitter_ms(0))
             elif now_s - max(connection.heard_at_s, connection.pinged_at_s) > PING_S:
                 connection.ping(now_s)
             if visited % _VISITS_PER_TURN == 0:
@@ -174,9 +166,9 @@ class Connections:
 
     async def say_goodbye(self) -> None:
         """Announce a drain: nothing more is taken in, what was accepted is still answered."""
-        self.draining = True
+        self.draining.begun = True
         for connection in self._open:
-            connection.announce(self.leaves_for, _jitter_ms(len(self._open)))
+            connection.announce(self.leaves_for, jitter_ms(len(self._open)))
 
     async def close_all(self) -> None:
         """Close all at once, each behind its last answer, and cut off who does not confirm in time."""
@@ -191,8 +183,4 @@ class Connections:
 
 
 def _revoke(connection: Line) -> None:
-    connection.dismiss("revoked", CLOSE_FORBIDDEN, _jitter_ms(0))
-
-
-def _jitter_ms(others: int) -> int:
-    return random.randint(500, 1500 + others * 1000 // _HANDSHAKES_PER_S)
+    connection.dismiss("revoked", CLOSE_FORBIDDEN, jitter_ms(0))

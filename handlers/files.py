@@ -23,10 +23,10 @@ from engine.uploads.blobs import BlobMissingError, Blobs, BlobsError, FileStore
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
 from handlers.caching import VARY
-from handlers.connections import Connections
 from handlers.core import Core
 from handlers.errors import error_body
 from handlers.header_fields import combined
+from handlers.http.draining import Draining
 from handlers.origins import Allowed
 from handlers.ranges import Part, is_known, wanted_part
 from handlers.requests import reader_of
@@ -52,9 +52,9 @@ _log = structlog.get_logger()
 class Files:
     """The route's handler; raises SyncError where a request is refused."""
 
-    def __init__(self, core: Core, connections: Connections, files: FileStore, blobs: Blobs) -> None:
+    def __init__(self, core: Core, draining: Draining, files: FileStore, blobs: Blobs) -> None:
         self._core = core
-        self._connections = connections
+        self._draining = draining
         self._files = files
         self._blobs = blobs
 
@@ -70,7 +70,7 @@ class Files:
     async def give(self, request: web.Request) -> web.StreamResponse:
         """Give a file, a part of it, or to HEAD what there is to know of it."""
         _PAGES.let_read(request, self._core.verifier)
-        session, _ = await heard(self._core, self._connections, request, JSON)
+        session, _ = await heard(self._core, self._draining, request, JSON)
         async with self._core.read_turns.turn(reader_of(session)):
             file = await self._files.file(session.tenant.tenant_id, request.match_info["file_id"])
         if file is None:

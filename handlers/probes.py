@@ -73,7 +73,7 @@ class Probes:
 
     async def ready(self, request: web.Request) -> web.Response:
         """Say whether devices may be sent here, with 503 if not; the reasons are for insiders."""
-        faults = ["draining"] if self._connections.draining else await self._looked()
+        faults = ["draining"] if self._connections.draining.begun else await self._looked()
         if request not in self._insiders:
             if faults:
                 return web.json_response({"status": "not ready"}, status=503)

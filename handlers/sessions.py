@@ -12,9 +12,9 @@ from engine.runtime.open_requests import Ticket
 from engine.wire.codec import Codec
 from engine.wire.errors import SyncError
 from handlers.auth import device_claims, token_of
-from handlers.connections import Connections
 from handlers.core import Core
 from handlers.edge import keep, prove
+from handlers.http.draining import Draining
 
 
 async def admitted(core: Core, request: web.Request, codec: Codec) -> Session:
@@ -52,7 +52,7 @@ TICKET: Final = web.RequestKey[Ticket]("ticket")
 
 
 async def heard(
-    core: Core, connections: Connections, request: web.Request, codec: Codec, most_body_bytes: int = 0
+    core: Core, draining: Draining, request: web.Request, codec: Codec, most_body_bytes: int = 0
 ) -> tuple[Session, Device]:
     """Admit one request over HTTP, which counts for the rates as a message does.
 
@@ -62,7 +62,7 @@ async def heard(
     """
     session = await admitted(core, request, codec)
     keep(request, session.tenant.tenant_id, session.device_id)
-    connections.check_staying()
+    draining.check_staying()
     now_s = core.clock.monotonic_s()
     tenant_id = session.tenant.tenant_id
     core.shares.heard(tenant_id, now_s)

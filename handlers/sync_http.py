@@ -177,7 +177,7 @@ class SyncHttp:
         core = self._core
         _PAGES.let_read(request, core.verifier)
         session, device = await heard(
-            core, self._connections, request, _codec(request), core.limits.frame_bytes
+            core, self._connections.draining, request, _codec(request), core.limits.frame_bytes
         )
         if pushes and core.committer.sheds(session.tenant.tenant_id):
             raise overloaded(core.committer.retry_after_ms())
@@ -260,7 +260,7 @@ class SyncHttp:
     async def _settled(self, job: Job, device: Device) -> Outcome:
         """Have a job committed, also when the client is gone. Raises SyncError in times of overload."""
         # A body may have been long in coming, and many may have come at once.
-        self._connections.check_staying()
+        self._connections.draining.check_staying()
         if self._core.committer.sheds(job.tenant_id):
             raise overloaded(self._core.committer.retry_after_ms())
         return await settled(self._core.committer, job, partial(charge_planning, self._core, device))

@@ -20,9 +20,9 @@ from engine.uploads.metadata import Described, described
 from engine.uploads.service import Receiving
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
-from handlers.connections import Connections
 from handlers.core import Core
 from handlers.header_fields import content_coding, tokens
+from handlers.http.draining import Draining
 from handlers.peer import Networks, stripped_prefix
 from handlers.sessions import check_valid, heard
 from handlers.upload_body import RequestBody
@@ -41,7 +41,7 @@ class UploadEdge(msgspec.Struct, frozen=True):
     """The parts that handlers of uploads work with."""
 
     core: Core
-    connections: Connections
+    draining: Draining
     receiving: Receiving
     types: FileTypes
     domains: Domains
@@ -50,7 +50,7 @@ class UploadEdge(msgspec.Struct, frozen=True):
 
     async def session(self, request: web.Request) -> Session:
         """Say who asks. Raises SyncError, StoreError."""
-        session, _ = await heard(self.core, self.connections, request, JSON)
+        session, _ = await heard(self.core, self.draining, request, JSON)
         return session
 
     def body(self, request: web.Request, session: Session) -> RequestBody:

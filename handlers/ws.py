@@ -49,14 +49,14 @@ class SyncSocket:
         asked_at_s = core.clock.monotonic_s()
         try:
             codec = _codec(request)
-            self._connections.check_staying()
+            self._connections.draining.check_staying()
             session = await admitted(core, request, codec)
             session.session_id = uuid.uuid4().hex
             session.retries_over = False
             self._check_device(session)
             # Not before the token is known to be one: anybody could use the places up.
             self._check_pressure(session.tenant.tenant_id)
-            self._connections.check_staying()  # the goodbye may have been said meanwhile
+            self._connections.draining.check_staying()  # the goodbye may have been said meanwhile
         except StoreError as error:
             return await self._turn_away(request, codec, as_sync_error(error))
         except SyncError as error:

@@ -1,0 +1,1 @@
+"""What every request meets: who asks, from where, with which headers; no route lives here."""

@@ -22,8 +22,8 @@ from engine.operate.ports import Finding
 from engine.runtime.setting_layers import Layer
 from engine.runtime.settings import Settings, SettingsError
 from engine.uploads.blobs import BlobsError
-from handlers.auth import KeySet, UnusableKeyError
 from handlers.commands.site import SiteError
+from handlers.http.tokens import KeySet, UnusableKeyError
 from storage.bus.checkup import bus_findings
 from storage.embedded.account import EmbeddedError
 from storage.embedded.servers import NotMadeError, embedded

@@ -26,9 +26,9 @@ from engine.uploads.ports import Quota
 from engine.uploads.service import Receiving, UploadLimits
 from engine.uploads.write_limiter import UploadTurns
 from handlers.connections import Connections
-from handlers.core import Core
 from handlers.files import Files
-from handlers.peer import networks
+from handlers.http.client_address import networks
+from handlers.http.context import Core
 from handlers.upload_edge import UploadEdge
 from handlers.uploads import Uploads
 from storage.blobs.directory import DirectoryBlobs

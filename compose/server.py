@@ -42,16 +42,16 @@ from engine.runtime.rate_limit import TenantRates
 from engine.runtime.read_limiter import ReadTurns
 from engine.runtime.services import Service, running
 from engine.runtime.settings import Settings
-from handlers.auth import KeySet, Verifier
 from handlers.connections import Connections
-from handlers.core import Core, EdgeLimits
-from handlers.doors import DoorLimits, Doors
+from handlers.http.client_address import Refusals, networks
+from handlers.http.context import Core, EdgeLimits
+from handlers.http.counters import Traffic
+from handlers.http.loop_watch import LoopWatch
+from handlers.http.stranger_limits import DoorLimits, Doors
+from handlers.http.tokens import KeySet, Verifier
 from handlers.insiders import Told
-from handlers.loop_watch import LoopWatch
-from handlers.peer import Refusals, networks
 from handlers.server import ClosedDoorError, application, listening, probe_application, services
 from handlers.siblings import Siblings
-from handlers.traffic import Traffic
 from storage.bus.redis_bus import RedisBus
 from storage.embedded.servers import Services
 from storage.postgres.migrate import newest_migration

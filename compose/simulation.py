@@ -9,9 +9,9 @@ import click
 from bench.client.simulate import Access
 from compose.site import open_site
 from engine.runtime.settings import SettingsError
-from handlers.auth import UnusableKeyError, issue_token
 from handlers.commands.site import SiteError
-from handlers.keys import signing_key
+from handlers.http.keys import signing_key
+from handlers.http.tokens import UnusableKeyError, issue_token
 
 
 def open_access(config: Path | None, data_dir: str | None) -> Access:

@@ -33,10 +33,10 @@ from engine.runtime.setting_layers import (
     settings,
 )
 from engine.runtime.settings import Settings
-from handlers.auth import KeySet, issue_token
 from handlers.commands.serve import DEMO_TENANT, announce_demo
 from handlers.commands.site import SiteError
-from handlers.keys import key_set, signing_key
+from handlers.http.keys import key_set, signing_key
+from handlers.http.tokens import KeySet, issue_token
 from handlers.logging import configure
 from handlers.server import ClosedDoorError
 from handlers.supervisor import WorkersFailedError

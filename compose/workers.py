@@ -18,8 +18,8 @@ from msgspec.structs import replace
 from compose.server import run_server
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
-from handlers.auth import KeySet, UnusableKeyError
 from handlers.commands.site import SiteError
+from handlers.http.tokens import KeySet, UnusableKeyError
 from handlers.logging import configure
 from handlers.server import ClosedDoorError, reserved
 from handlers.supervisor import Orders, Supervisor

@@ -38,9 +38,9 @@ from engine.wire.messages import (
 )
 from engine.wire.timestamps import to_us
 from handlers.connections import Connections
-from handlers.core import Core
-from handlers.errors import as_sync_error, error_body
 from handlers.frames import Frames
+from handlers.http.context import Core
+from handlers.http.errors import as_sync_error, error_body
 from handlers.line import CLOSE_BAD_FRAMES, Line, Work
 from handlers.live import Live
 from handlers.requests import (

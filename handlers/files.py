@@ -22,15 +22,15 @@ from engine.runtime.rate_limit import retry_soon_ms
 from engine.uploads.blobs import BlobMissingError, Blobs, BlobsError, FileStore
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
-from handlers.caching import VARY
-from handlers.core import Core
-from handlers.errors import error_body
-from handlers.header_fields import combined
+from handlers.http.authenticate import check_valid, heard
+from handlers.http.caching import VARY
+from handlers.http.context import Core
+from handlers.http.cors import Allowed
 from handlers.http.draining import Draining
-from handlers.origins import Allowed
+from handlers.http.errors import error_body
+from handlers.http.headers import combined
 from handlers.ranges import Part, is_known, wanted_part
 from handlers.requests import reader_of
-from handlers.sessions import check_valid, heard
 
 #: A reader that does not take this much meanwhile is cut off, so that nobody keeps a file open for ever.
 _WRITTEN_BYTES: Final = 65_536

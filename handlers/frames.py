@@ -5,7 +5,7 @@ connection three coroutines. Its handshake and its parser are used as they are. 
 gate, which hands it one frame at a time: only while there is room for what the frame brings, and in turns
 that are bounded in time. What is left of a read waits in the gate with the transport paused, for a turn
 that one socket of the process has after the other (``engine.runtime.loop_turns``). The names of
-aiohttp that are not public are used in this file and in ``handlers/edge.py`` alone.
+aiohttp that are not public are used in this file and in ``handlers/http/strangers.py`` alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from multidict import CIMultiDict
 
 from engine.runtime.loop_turns import Turn
 from engine.runtime.ports import Clock
-from handlers.header_fields import combined, tokens
+from handlers.http.headers import combined, tokens
 
 #: What the parser makes of a frame of any kind, texts as bytes.
 Frame = WSMessage | WSMessageTextBytes

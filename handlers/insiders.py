@@ -10,8 +10,8 @@ from aiohttp import web
 
 from engine.cache.ports import ANY_TENANT
 from engine.wire.errors import SyncError
-from handlers.auth import token_of
-from handlers.core import Core
+from handlers.http.context import Core
+from handlers.http.tokens import token_of
 
 #: What shows that a worker of the same supervisor asks.
 WORKER_HEADER: Final = "X-Tidemark-Worker"

@@ -16,9 +16,9 @@ from engine.wire.errors import SyncError
 from engine.wire.messages import Goodbye, Welcome
 from engine.wire.timestamps import to_text
 from handlers.connections import Connections
-from handlers.core import Core
-from handlers.errors import error_body
 from handlers.frames import Frame, Frames
+from handlers.http.context import Core
+from handlers.http.errors import error_body
 from handlers.outbox import Outbox
 
 CLOSE_NORMAL: Final = 1000

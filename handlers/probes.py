@@ -19,10 +19,10 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from handlers.connections import Connections
-from handlers.core import Core
+from handlers.http.context import Core
+from handlers.http.counters import DURATION_BOUNDS_MS
 from handlers.insiders import Insiders, Told
 from handlers.siblings import Labelled, Merged, Siblings
-from handlers.traffic import DURATION_BOUNDS_MS
 
 Faults = Callable[[], Awaitable[list[str]]]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final, Literal, NamedTuple
 
-from handlers.header_fields import elements
+from handlers.http.headers import elements
 
 _SINGLE: Final = re.compile(r"([0-9]*)-([0-9]*)", re.ASCII)
 _ENTITY_TAG: Final = re.compile(r'(?:W/)?("[^"]*")', re.ASCII)

@@ -32,8 +32,8 @@ from engine.wire.messages import (
     ServerSide,
 )
 from engine.wire.timestamps import to_text, to_us
-from handlers.core import Core
-from handlers.loop_watch import HELD_S
+from handlers.http.context import Core
+from handlers.http.loop_watch import HELD_S
 
 #: A list of conflicts ends here, one conflict at least.
 LIST_BYTES: Final = 1 << 20

@@ -19,10 +19,10 @@ from engine.model.uploads import Append, Upload
 from engine.uploads.metadata import formatted, parsed
 from engine.uploads.service import Checksum, Creation
 from engine.wire.errors import SyncError
-from handlers.disposition import file_name
-from handlers.errors import http_status, shown
-from handlers.header_fields import combined
-from handlers.media_type import media_type
+from handlers.http.disposition import file_name
+from handlers.http.errors import http_status, shown
+from handlers.http.headers import combined
+from handlers.http.media_type import media_type
 from handlers.upload_body import let_go
 from handlers.upload_edge import UploadEdge, answer, answer_offset, content_length, number, upload_id
 

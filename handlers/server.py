@@ -14,16 +14,16 @@ from anyio import sleep_forever
 
 from engine.runtime.services import Service
 from engine.wire.errors import SyncError
-from handlers.caching import uncached
 from handlers.connections import Connections
-from handlers.core import Core
-from handlers.doors import Doors
-from handlers.edge import EdgeRunner
-from handlers.errors import as_sync_error, error_body, http_status
-from handlers.expectations import guard
+from handlers.http.authenticate import TICKET
+from handlers.http.caching import uncached
+from handlers.http.context import Core
+from handlers.http.errors import as_sync_error, error_body, http_status
+from handlers.http.expect import guard
+from handlers.http.stranger_limits import Doors
+from handlers.http.strangers import EdgeRunner
 from handlers.insiders import Told
 from handlers.probes import Faults, Probes
-from handlers.sessions import TICKET
 from handlers.siblings import Siblings
 from handlers.sync_http import REQUEST_ID, SyncHttp
 from handlers.upload_body import is_gone, let_go, with_end

@@ -25,13 +25,14 @@ from engine.wire.codec import JSON, MSGPACK, Codec, sentence
 from engine.wire.errors import SyncError
 from engine.wire.messages import Conflicts, Heartbeat, Pull, Request, Resolve, Sync
 from engine.wire.steps import at_once
-from handlers.caching import VARY
 from handlers.connections import Connections
-from handlers.core import Core
-from handlers.header_fields import content_coding, prefers_msgpack, takes_gzip
-from handlers.media_type import media_type
-from handlers.origins import Allowed
-from handlers.peer import REQUEST_SECONDS, request_seconds
+from handlers.http.authenticate import check_valid, heard
+from handlers.http.caching import VARY
+from handlers.http.client_address import REQUEST_SECONDS, request_seconds
+from handlers.http.context import Core
+from handlers.http.cors import Allowed
+from handlers.http.headers import content_coding, prefers_msgpack, takes_gzip
+from handlers.http.media_type import media_type
 from handlers.requests import (
     READS_YIELD_S,
     charge_planning,
@@ -45,7 +46,6 @@ from handlers.requests import (
     take_share,
     tell_clock,
 )
-from handlers.sessions import check_valid, heard
 from handlers.upload_body import give_up
 
 #: Where a request keeps the id of its message, None for none, so that an error repeats it.

@@ -12,8 +12,8 @@ from engine.model.uploads import Append
 from engine.uploads.metadata import parsed
 from engine.uploads.service import Checksum, Creation
 from engine.wire.errors import SyncError
-from handlers.header_fields import combined
-from handlers.media_type import media_type
+from handlers.http.headers import combined
+from handlers.http.media_type import media_type
 from handlers.upload_edge import (
     UploadEdge,
     answer,

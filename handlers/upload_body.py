@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from engine.uploads.body_writer import BodyCutError
-from handlers.header_fields import tokens
+from handlers.http.headers import tokens
 
 #: Whether a client waits for the word that its body would be taken.
 _WAITS: Final = web.RequestKey[bool]("waits_to_be_invited")

@@ -20,11 +20,11 @@ from engine.uploads.metadata import Described, described
 from engine.uploads.service import Receiving
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
-from handlers.core import Core
-from handlers.header_fields import content_coding, tokens
+from handlers.http.authenticate import check_valid, heard
+from handlers.http.client_address import Networks, stripped_prefix
+from handlers.http.context import Core
 from handlers.http.draining import Draining
-from handlers.peer import Networks, stripped_prefix
-from handlers.sessions import check_valid, heard
+from handlers.http.headers import content_coding, tokens
 from handlers.upload_body import RequestBody
 
 ROOT: Final = "/v1/uploads"

@@ -7,7 +7,7 @@ from typing import Final
 
 from aiohttp import web
 
-from handlers.origins import Allowed
+from handlers.http.cors import Allowed
 from handlers.resumable import Resumable, spoken
 from handlers.tus import ALGORITHMS, EXTENSIONS, VERSION, Tus
 from handlers.upload_body import uninvited

@@ -12,8 +12,8 @@ import structlog
 import uvloop
 
 from compose.configuration import DEFAULTS, VARIABLE
-from handlers import loop_watch
 from handlers.commands import site
+from handlers.http import loop_watch
 
 pytest_plugins = [
     "tests.services",

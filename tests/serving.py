@@ -20,8 +20,8 @@ from aiohttp import ClientSession
 from compose.server import Server
 from engine.runtime.setting_layers import Layer, settings
 from engine.runtime.settings import Settings
-from handlers.auth import KeySet, secret_key
-from handlers.doors import DoorLimits, Doors
+from handlers.http.stranger_limits import DoorLimits, Doors
+from handlers.http.tokens import KeySet, secret_key
 from storage.embedded.servers import Services
 from tests.device import SECRET, Device, Json, connected, token
 from tests.services import database, execute

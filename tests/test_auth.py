@@ -21,7 +21,7 @@ from multidict import CIMultiDict
 
 from engine.model.tenants import Reused, Tenant
 from engine.wire.errors import SyncError
-from handlers.auth import (
+from handlers.http.tokens import (
     Claims,
     Key,
     KeySet,
@@ -227,7 +227,7 @@ REUSED = Tenant(7, "acme", Reused(MADE_S, MADE_S - 100))
 def test_check_tenant_used_name_wants_the_number_or_a_later_signature(
     monkeypatch: pytest.MonkeyPatch, of_tenant: Json, good: bool
 ) -> None:
-    monkeypatch.setattr("handlers.auth.time.time", lambda: MADE_S + 60.0)
+    monkeypatch.setattr("handlers.http.tokens.time.time", lambda: MADE_S + 60.0)
     by = verifier(leeway_s=30)
     claims = by.verify(signed(payload(exp=MADE_S + 10**9, **of_tenant)))
     by.check_tenant(claims, Tenant(7, "acme"))  # of a name that no other had, all of them are
@@ -242,7 +242,7 @@ def test_check_tenant_used_name_wants_the_number_or_a_later_signature(
 def test_check_tenant_leeway_ends_where_the_earlier_tenant_was_removed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("handlers.auth.time.time", lambda: MADE_S + 60.0)
+    monkeypatch.setattr("handlers.http.tokens.time.time", lambda: MADE_S + 60.0)
     by = verifier(leeway_s=30)
     claims = by.verify(signed(payload(exp=MADE_S + 10**9, iat=MADE_S - 11)))
     by.check_tenant(claims, Tenant(7, "acme", Reused(MADE_S, MADE_S - 11)))
@@ -264,7 +264,7 @@ def now_s(monkeypatch: pytest.MonkeyPatch) -> int:
             return now.astimezone(tz)
 
     monkeypatch.setattr("jwt.api_jwt.datetime", Stopped)
-    monkeypatch.setattr("handlers.auth.time.time", now.timestamp)
+    monkeypatch.setattr("handlers.http.tokens.time.time", now.timestamp)
     return int(now.timestamp())
 
 
@@ -641,14 +641,14 @@ def test_a_token_that_was_checked_is_believed_until_it_expires_and_no_longer(
     token = signed(payload())
     claims = checks.verify(token)
     assert checks.verify(token) is claims
-    monkeypatch.setattr("handlers.auth.time.time", lambda: claims.expires_at_s - 0.1)
+    monkeypatch.setattr("handlers.http.tokens.time.time", lambda: claims.expires_at_s - 0.1)
     assert checks.verify(token) is claims
-    monkeypatch.setattr("handlers.auth.time.time", lambda: float(claims.expires_at_s))
+    monkeypatch.setattr("handlers.http.tokens.time.time", lambda: float(claims.expires_at_s))
     assert checks.verify(token) is not claims, "it was not checked again"
 
 
 def test_tokens_that_were_checked_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handlers.auth._REMEMBERED_TOKENS", 2)
+    monkeypatch.setattr("handlers.http.tokens._REMEMBERED_TOKENS", 2)
     checks = verifier()
     tokens = [signed(payload(jti=str(number))) for number in range(3)]
     first, *_ = [checks.verify(token) for token in tokens]

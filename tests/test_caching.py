@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import pytest
 
 from engine.uploads.blobs import BlobsFullError
-from handlers.errors import as_sync_error
+from handlers.http.errors import as_sync_error
 from tests.device import put
 from tests.serving import ON_SHARED, Running, Serve
 from tests.uploading import CHUNK, TUS, Uploader, described, encoded, file_path, photo, uploader

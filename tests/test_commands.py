@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from handlers.auth import KeySet, Verifier, secret_key
+from handlers.http.tokens import KeySet, Verifier, secret_key
 from run import cli
 from storage.postgres.migrate import newest_migration
 from storage.stores.tenants import PostgresTenancy

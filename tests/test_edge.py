@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from engine.wire.errors import SyncError
-from handlers.auth import MAX_TOKEN_CHARS
-from handlers.doors import DoorLimits, Doors
-from handlers.peer import networks
+from handlers.http.client_address import networks
+from handlers.http.stranger_limits import DoorLimits, Doors
+from handlers.http.tokens import MAX_TOKEN_CHARS
 from tests.serving import Running, Serve
 from tests.stalls import counts
 from tests.test_frames_masked import HANDSHAKE, shaken

@@ -12,8 +12,15 @@ import pytest
 from aiohttp import StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
 
-from handlers.doors import SMALL_HEAD_BYTES, DoorLimits, Doors
-from handlers.reads import SMALL_READ_BYTES, BoundedReads, Buffers, drop, keep_as_usual, keep_little
+from handlers.http.read_buffers import (
+    SMALL_READ_BYTES,
+    BoundedReads,
+    Buffers,
+    drop,
+    keep_as_usual,
+    keep_little,
+)
+from handlers.http.stranger_limits import SMALL_HEAD_BYTES, DoorLimits, Doors
 from tests.serving import Running, Serve
 from tests.test_edge import HEAD, from_address
 from tests.test_frames_masked import HANDSHAKE

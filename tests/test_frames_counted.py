@@ -15,9 +15,9 @@ from engine.cache.device_health import Device, DeviceKey
 from engine.runtime.loop_share import LoopShares
 from engine.runtime.rate_limit import COUNTED_BYTES, TokenBucket
 from handlers import connection, frames, requests
-from handlers.core import Core
 from handlers.frames import FRAGMENTS
-from handlers.loop_watch import HELD_S, LoopWatch
+from handlers.http.context import Core
+from handlers.http.loop_watch import HELD_S, LoopWatch
 from handlers.requests import charge_planning
 from tests.serving import Running, Serve
 from tests.test_frames_masked import HANDSHAKE, PONG, TEXT, closed, shaken
@@ -135,7 +135,7 @@ class _Clock:
 async def test_loop_watch_counts_delays_and_logs_what_nobody_owned_up_to(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("handlers.loop_watch._UNKNOWN_S", 1.0)
+    monkeypatch.setattr("handlers.http.loop_watch._UNKNOWN_S", 1.0)
     watch = LoopWatch(_Clock())
     with capture_logs() as logs:
         watch.ticked(0.001)

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from handlers.auth import offered_subprotocols, token_of
-from handlers.expectations import _is_met
-from handlers.header_fields import (
+from handlers.http.expect import _is_met
+from handlers.http.headers import (
     combined,
     content_coding,
     elements,
@@ -21,7 +20,8 @@ from handlers.header_fields import (
     takes_gzip,
     tokens,
 )
-from handlers.media_type import media_type
+from handlers.http.media_type import media_type
+from handlers.http.tokens import offered_subprotocols, token_of
 from handlers.ranges import Part, is_known, wanted_part
 
 _TCHAR = "!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"

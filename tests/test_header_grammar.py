@@ -11,11 +11,11 @@ import pytest
 
 import handlers
 from engine.wire.errors import SyncError
-from handlers.disposition import file_name
-from handlers.errors import error_body
+from handlers.http.disposition import file_name
+from handlers.http.errors import error_body
 
 FOLDER = Path(handlers.__path__[0])
-MODULES = sorted(path.name for path in FOLDER.glob("*.py"))
+MODULES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.py"))
 #: Of a request, what reads its ``Content-Type`` or ``Content-Disposition`` with the library's parser.
 _BY_MAIL = {"content_type", "charset", "content_disposition", "text", "json", "post", "multipart"}
 

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from engine.runtime.settings import Auth
-from handlers.auth import UnusableKeyError, Verifier, issue_token
-from handlers.keys import key_set, signing_key
+from handlers.http.keys import key_set, signing_key
+from handlers.http.tokens import UnusableKeyError, Verifier, issue_token
 
 _SECRET = "0123456789abcdef0123456789abcdef"
 

@@ -26,7 +26,7 @@ from engine.wire.pieces import decoded
 from engine.wire.steps import at_once
 from engine.wire.values import value_fault, value_steps
 from handlers import connection
-from handlers.core import Core
+from handlers.http.context import Core
 from tests.serving import Running
 from tests.test_intake import CONFLICT
 

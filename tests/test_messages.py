@@ -27,7 +27,7 @@ from engine.wire.messages import (
     Request,
     Result,
 )
-from handlers.errors import error_body
+from handlers.http.errors import error_body
 
 #: Of ``wire_schema()``. A field may be added as optional; whatever else changes is a new version of the
 #: contract. Whoever means it writes the new hash here, and the change into CHANGELOG.md.
@@ -108,8 +108,8 @@ def test_errors_keep_their_status_and_whether_to_try_again() -> None:
 
 
 def test_close_codes() -> None:
-    names = [room.name for room in pkgutil.iter_modules(handlers.__path__)]
-    rooms = [importlib.import_module(f"handlers.{name}") for name in names]
+    found = pkgutil.walk_packages(handlers.__path__, "handlers.")
+    rooms = [importlib.import_module(room.name) for room in found]
     assert {
         name: code for room in rooms for name, code in vars(room).items() if name.startswith("CLOSE_")
     } == {

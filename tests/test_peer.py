@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.wire.errors import SyncError
-from handlers import peer as peer_module
-from handlers.peer import Refusals, client_address, networks, request_seconds
+from handlers.http import client_address as peer_module
+from handlers.http.client_address import Refusals, client_address, networks, request_seconds
 
 LOOPBACK = networks(["127.0.0.1", "::1"])
 

@@ -21,7 +21,7 @@ from compose import configuration
 from compose.configuration import bus_url, database_dsn, layers
 from engine.runtime.setting_layers import settings
 from handlers.commands.serve import serve
-from handlers.keys import key_set
+from handlers.http.keys import key_set
 from storage.embedded.servers import Services
 from tests.services import rows
 from tests.test_configuration import account, needs_root

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from engine.runtime.settings import Auth
-from handlers.auth import Verifier
-from handlers.keys import key_set
+from handlers.http.keys import key_set
+from handlers.http.tokens import Verifier
 
 PAGE = (Path(__file__).parent.parent / "docs" / "tokens.md").read_text("utf-8")
 PLACE = "/etc/tidemark/auth.secret"

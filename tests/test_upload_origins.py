@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.peer import networks, stripped_prefix
+from handlers.http.client_address import networks, stripped_prefix
 from tests.serving import Running, Serve
 from tests.uploading import CHUNK, TUS, described, encoded, file_path, photo, uploader
 from tests.wire import Answer, wired

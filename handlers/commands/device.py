@@ -8,8 +8,8 @@ from typing import Any
 import click
 import msgspec
 
-from handlers.auth import DEVICE_ID
 from handlers.commands.site import Site, as_json, confirm, of_tenant, on_site, table
+from handlers.http.tokens import DEVICE_ID
 from handlers.printing import say
 
 

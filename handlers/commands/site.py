@@ -31,7 +31,7 @@ from engine.operate.ports import (
 from engine.runtime.ports import StoreError, StoreUnavailableError
 from engine.runtime.setting_layers import InForce
 from engine.runtime.settings import Log, Settings, SettingsError
-from handlers.auth import KeySet, UnusableKeyError
+from handlers.http.tokens import KeySet, UnusableKeyError
 from handlers.logging import configure
 from handlers.printing import json_text, plain, say
 

@@ -11,9 +11,9 @@ import jwt
 from click.core import ParameterSource
 
 from engine.runtime.ports import StoreError
-from handlers.auth import Role, issue_token
 from handlers.commands.site import Site, SiteError, on_site
-from handlers.keys import signing_key
+from handlers.http.keys import signing_key
+from handlers.http.tokens import Role, issue_token
 from handlers.printing import say
 
 _LONGEST_S: Final = 315_360_000

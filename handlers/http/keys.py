@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine.runtime.settings import Auth
-from handlers.auth import Key, KeySet, UnusableKeyError, jwks_keys, pem_key, secret_key
+from handlers.http.tokens import Key, KeySet, UnusableKeyError, jwks_keys, pem_key, secret_key
 
 _SECRET_BYTES = 48
 

@@ -11,7 +11,7 @@ from functools import partial
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from handlers.header_fields import tokens
+from handlers.http.headers import tokens
 
 
 def guard(server: web.Server, middlewares: Iterable[Middleware]) -> None:

@@ -22,7 +22,7 @@ from engine.model.tenants import Tenant
 from engine.wire.errors import SyncError
 from engine.wire.floats import json_decoder
 from engine.wire.messages import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL
-from handlers.header_fields import Headers, combined, elements
+from handlers.http.headers import Headers, combined, elements
 
 Algorithm = Literal["HS256", "EdDSA", "ES256", "RS256"]
 Role = Literal["device", "supervisor", "operator", "viewer"]

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from engine.runtime.rate_limit import TokenBucket
 from engine.wire.errors import SyncError
-from handlers.header_fields import elements
+from handlers.http.headers import elements
 
 Networks = tuple[IPv4Network | IPv6Network, ...]
 

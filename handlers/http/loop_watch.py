@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from engine.runtime.ports import Clock
-from handlers.traffic import DURATION_BOUNDS_MS
+from handlers.http.counters import DURATION_BOUNDS_MS
 
 #: How often the delay is measured: 20 times a second cost the loop 0.02 % of its time.
 _INTERVAL_S: Final = 0.05

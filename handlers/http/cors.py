@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from aiohttp import web
 
-from handlers.auth import Verifier
+from handlers.http.tokens import Verifier
 from handlers.upload_edge import answer
 
 _DAY_S = 86_400

@@ -4,8 +4,9 @@ aiohttp's protocol waits 75 s for headers, 8 MB of them, and for ever for a read
 that are not public are used here and in ``handlers/frames.py`` alone.
 
 The parser keeps a header twice, as bytes and as text, and the library keeps the head of the last request of a
-connection that stays open. So reads are small until a request is admitted (``handlers/reads.py``), what waits
-is counted after each, and a connection with a large head is closed with its answer.
+connection that stays open. So reads are small until a request is admitted
+(``handlers/http/read_buffers.py``), what waits is counted after each, and a connection with a large head is
+closed with its answer.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from aiohttp.web_protocol import RequestHandler
 from engine.runtime.open_requests import Ticket
 from engine.runtime.rate_limit import retry_soon_ms
 from engine.wire.errors import SyncError
-from handlers.doors import SMALL_HEAD_BYTES, Doors
-from handlers.errors import error_body
-from handlers.reads import BoundedReads, drop, keep_as_usual, keep_little
+from handlers.http.errors import error_body
+from handlers.http.read_buffers import BoundedReads, drop, keep_as_usual, keep_little
+from handlers.http.stranger_limits import SMALL_HEAD_BYTES, Doors
 
 #: Requests that wait on one connection behind the one that is handled; the library keeps 32 heads.
 web_protocol.MAX_MSG_QUEUE_SIZE = 4

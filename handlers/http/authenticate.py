@@ -11,10 +11,10 @@ from engine.commit.validation import Session
 from engine.runtime.open_requests import Ticket
 from engine.wire.codec import Codec
 from engine.wire.errors import SyncError
-from handlers.auth import device_claims, token_of
-from handlers.core import Core
-from handlers.edge import keep, prove
+from handlers.http.context import Core
 from handlers.http.draining import Draining
+from handlers.http.strangers import keep, prove
+from handlers.http.tokens import device_claims, token_of
 
 
 async def admitted(core: Core, request: web.Request, codec: Codec) -> Session:

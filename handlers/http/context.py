@@ -24,11 +24,11 @@ from engine.runtime.read_limiter import ReadTurns
 from engine.uploads.cleanup_job import ChoreCounters
 from engine.uploads.service import UploadCounters
 from engine.wire.messages import Limits
-from handlers.auth import Verifier
-from handlers.doors import Doors
-from handlers.loop_watch import LoopWatch
-from handlers.peer import Networks, Refusals
-from handlers.traffic import Traffic
+from handlers.http.client_address import Networks, Refusals
+from handlers.http.counters import Traffic
+from handlers.http.loop_watch import LoopWatch
+from handlers.http.stranger_limits import Doors
+from handlers.http.tokens import Verifier
 
 
 class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,8 +9,8 @@ import msgspec
 from engine.runtime.open_requests import OpenRequests
 from engine.runtime.rate_limit import retry_soon_ms
 from engine.wire.errors import SyncError
-from handlers.peer import Networks, address_of, is_trusted
-from handlers.reads import Buffers
+from handlers.http.client_address import Networks, address_of, is_trusted
+from handlers.http.read_buffers import Buffers
 
 #: A head up to this is never refused for the bytes of others' heads, and is kept between requests. Heads of
 #: devices have about 1 KB.

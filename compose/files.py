@@ -25,10 +25,10 @@ from engine.uploads.pending_attachments import WaitingFiles
 from engine.uploads.ports import Quota
 from engine.uploads.service import Receiving, UploadLimits
 from engine.uploads.write_limiter import UploadTurns
-from handlers.connections import Connections
 from handlers.files import Files
 from handlers.http.client_address import networks
 from handlers.http.context import Core
+from handlers.sync.connections import Connections
 from handlers.upload_edge import UploadEdge
 from handlers.uploads import Uploads
 from storage.blobs.directory import DirectoryBlobs

@@ -42,7 +42,6 @@ from engine.runtime.rate_limit import TenantRates
 from engine.runtime.read_limiter import ReadTurns
 from engine.runtime.services import Service, running
 from engine.runtime.settings import Settings
-from handlers.connections import Connections
 from handlers.http.client_address import Refusals, networks
 from handlers.http.context import Core, EdgeLimits
 from handlers.http.counters import Traffic
@@ -52,6 +51,7 @@ from handlers.http.tokens import KeySet, Verifier
 from handlers.insiders import Told
 from handlers.server import ClosedDoorError, application, listening, probe_application, services
 from handlers.siblings import Siblings
+from handlers.sync.connections import Connections
 from storage.bus.redis_bus import RedisBus
 from storage.embedded.servers import Services
 from storage.postgres.migrate import newest_migration

@@ -30,7 +30,7 @@ from handlers.http.draining import Draining
 from handlers.http.errors import error_body
 from handlers.http.headers import combined
 from handlers.ranges import Part, is_known, wanted_part
-from handlers.requests import reader_of
+from handlers.sync.operations import reader_of
 
 #: A reader that does not take this much meanwhile is cut off, so that nobody keeps a file open for ever.
 _WRITTEN_BYTES: Final = 65_536

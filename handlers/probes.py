@@ -18,11 +18,11 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from handlers.connections import Connections
 from handlers.http.context import Core
 from handlers.http.counters import DURATION_BOUNDS_MS
 from handlers.insiders import Insiders, Told
 from handlers.siblings import Labelled, Merged, Siblings
+from handlers.sync.connections import Connections
 
 Faults = Callable[[], Awaitable[list[str]]]
 

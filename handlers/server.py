@@ -14,7 +14,6 @@ from anyio import sleep_forever
 
 from engine.runtime.services import Service
 from engine.wire.errors import SyncError
-from handlers.connections import Connections
 from handlers.http.authenticate import TICKET
 from handlers.http.caching import uncached
 from handlers.http.context import Core
@@ -25,10 +24,11 @@ from handlers.http.strangers import EdgeRunner
 from handlers.insiders import Told
 from handlers.probes import Faults, Probes
 from handlers.siblings import Siblings
-from handlers.sync_http import REQUEST_ID, SyncHttp
+from handlers.sync.connections import Connections
+from handlers.sync.http_api import REQUEST_ID, SyncHttp
+from handlers.sync.websocket import SyncSocket, without_context_takeover
 from handlers.upload_body import is_gone, let_go, with_end
 from handlers.upload_edge import with_headers
-from handlers.ws import SyncSocket, without_context_takeover
 
 _BACKLOG = 4096
 _KEEP_ALIVE_S = 75.0
@@ -194,7 +194,7 @@ async def listening(
         access_log=None,
         # A file's name of 10,000 characters is refused in words, not with the connection.
         max_field_size=_MOST_FIELD_BYTES,
-        auto_decompress=False,  # bodies are inflated after admission, bounded: handlers/sync_http.py
+        auto_decompress=False,  # bodies are inflated after admission, bounded: handlers/sync/http_api.py
         handle_signals=False,
         keepalive_timeout=_KEEP_ALIVE_S,
         shutdown_timeout=_SHUTDOWN_S,

@@ -30,7 +30,7 @@ from engine.wire import messages, nesting, values
 from engine.wire.codec import JSON
 from engine.wire.errors import ERRORS
 from engine.wire.messages import Item, Request, Sync
-from handlers import connection
+from handlers.sync import connection
 from run import cli
 from tests.device import SECRET, Json
 from tests.serving import Serve
@@ -331,7 +331,7 @@ def test_names_with_a_meaning_are_all_explained() -> None:
 
 
 def test_every_route_is_listed_and_no_other() -> None:
-    text = (ROOT / "handlers" / "sync_http.py").read_text("utf-8")
+    text = (ROOT / "handlers" / "sync" / "http_api.py").read_text("utf-8")
     served = {f"{method.upper()} {path}" for method, path in re.findall(r'web\.(\w+)\("(/.*?)"', text)}
     listed = {row[0].replace("CONFLICT_ID", "{conflict_id}") for row in table(PROTOCOL, "request")}
     assert listed == served

@@ -12,7 +12,7 @@ from aiohttp.http import WebSocketReader
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.frames import FRAGMENTS, TURN_S, Gate
+from handlers.sync.frames import FRAGMENTS, TURN_S, Gate
 from tests.wire import frame
 
 TEXT, BINARY, PONG, CONTINUATION = 1, 2, 10, 0

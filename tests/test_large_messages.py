@@ -25,8 +25,8 @@ from engine.wire.messages import Resolve, Sync
 from engine.wire.pieces import decoded
 from engine.wire.steps import at_once
 from engine.wire.values import value_fault, value_steps
-from handlers import connection
 from handlers.http.context import Core
+from handlers.sync import connection
 from tests.serving import Running
 from tests.test_intake import CONFLICT
 

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from bench.server import free_ports
 from compose.site import open_site
-from handlers.connections import PING_S
 from handlers.http.tokens import MAX_TOKEN_CHARS
+from handlers.sync.connections import PING_S
 from run import cli
 from tests.device import SECRET, Closed, Device, put, token
 from tests.fronted import Cluster, nginx_for, printed, sync

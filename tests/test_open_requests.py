@@ -9,7 +9,7 @@ from aiohttp import WSServerHandshakeError
 
 from engine.runtime.open_requests import OpenRequests, RequestLimits, Ticket
 from engine.wire.errors import SyncError
-from handlers import ws
+from handlers.sync import websocket
 from tests.serving import Serve
 from tests.stalls import counts
 from tests.wire import wired
@@ -68,7 +68,7 @@ async def test_a_device_with_too_many_open_requests_is_refused_and_others_are_no
 
 @pytest.mark.asyncio(loop_scope="function")
 async def test_handshakes_of_a_device_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ws, "HANDSHAKES_PER_MINUTE", 3)
+    monkeypatch.setattr(websocket, "HANDSHAKES_PER_MINUTE", 3)
     server = await serve()
     for _ in range(3):
         await server.device()

@@ -15,8 +15,8 @@ import pytest
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_writer import StreamWriter
 
-from handlers import outbox as outbox_module
-from handlers.outbox import COMPRESS_FROM_BYTES, Outbox
+from handlers.sync import outbox as outbox_module
+from handlers.sync.outbox import COMPRESS_FROM_BYTES, Outbox
 
 #: Several times of what a transport takes before it asks for a pause.
 MAX_BYTES = 400_000

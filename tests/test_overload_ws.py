@@ -15,8 +15,8 @@ from aiohttp import WSServerHandshakeError
 
 from engine.commit import overload
 from engine.runtime import rate_limit
-from handlers import ws
-from handlers.line import CLOSE_UNAVAILABLE
+from handlers.sync import websocket
+from handlers.sync.device_socket import CLOSE_UNAVAILABLE
 from tests.device import Device, Json, put
 from tests.serving import Running, Serve
 
@@ -189,7 +189,7 @@ async def test_reads_give_way_and_do_not_starve(serve: Serve) -> None:
 
 
 async def test_few_come_back_while_others_wait(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ws, "NEWCOMERS_PER_MINUTE", 1)
+    monkeypatch.setattr(websocket, "NEWCOMERS_PER_MINUTE", 1)
     server = await serve()
     phone = await server.device()
     async with held(server):

@@ -1,7 +1,7 @@
 """A connection before it is known whose it is: bounded in time, bytes and number.
 
 aiohttp's protocol waits 75 s for headers, 8 MB of them, and for ever for a reader of its answers. Names of it
-that are not public are used here and in ``handlers/frames.py`` alone.
+that are not public are used here and in ``handlers/sync/frames.py`` alone.
 
 The parser keeps a header twice, as bytes and as text, and the library keeps the head of the last request of a
 connection that stays open. So reads are small until a request is admitted

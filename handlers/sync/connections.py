@@ -18,7 +18,7 @@ from engine.wire.messages import PoliciesChanged
 from handlers.http.draining import Draining, jitter_ms
 
 if TYPE_CHECKING:
-    from handlers.line import Line
+    from handlers.sync.device_socket import Line
 
 CLOSE_RESTARTING: Final = 1012
 CLOSE_EXPIRED: Final = 4401

@@ -37,13 +37,12 @@ from engine.wire.messages import (
     Unsubscribed,
 )
 from engine.wire.timestamps import to_us
-from handlers.connections import Connections
-from handlers.frames import Frames
 from handlers.http.context import Core
 from handlers.http.errors import as_sync_error, error_body
-from handlers.line import CLOSE_BAD_FRAMES, Line, Work
-from handlers.live import Live
-from handlers.requests import (
+from handlers.sync.connections import Connections
+from handlers.sync.device_socket import CLOSE_BAD_FRAMES, Line, Work
+from handlers.sync.frames import Frames
+from handlers.sync.operations import (
     READS_YIELD_S,
     charge_planning,
     count_answer,
@@ -54,6 +53,7 @@ from handlers.requests import (
     take_share,
     tell_clock,
 )
+from handlers.sync.subscription_sink import Live
 
 CLOSE_RATE_IGNORED: Final = 4429
 

@@ -14,15 +14,15 @@ from engine.runtime.ports import StoreError
 from engine.runtime.rate_limit import TokenBucket, retry_later_ms
 from engine.wire.codec import JSON, MSGPACK, Codec
 from engine.wire.errors import SyncError
-from handlers.connection import Connection
-from handlers.connections import Connections
-from handlers.frames import Upgrade
 from handlers.http.authenticate import admitted
 from handlers.http.context import Core
 from handlers.http.errors import as_sync_error, error_body
 from handlers.http.tokens import offered_subprotocols
-from handlers.line import CLOSE_UNAVAILABLE, CLOSING_S
-from handlers.outbox import Outbox
+from handlers.sync.connection import Connection
+from handlers.sync.connections import Connections
+from handlers.sync.device_socket import CLOSE_UNAVAILABLE, CLOSING_S
+from handlers.sync.frames import Upgrade
+from handlers.sync.outbox import Outbox
 from handlers.upload_edge import answer
 
 #: Handshakes that are seen to while what was accepted has to wait.

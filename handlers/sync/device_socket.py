@@ -15,11 +15,11 @@ from engine.runtime.rate_limit import retry_soon_ms
 from engine.wire.errors import SyncError
 from engine.wire.messages import Goodbye, Welcome
 from engine.wire.timestamps import to_text
-from handlers.connections import Connections
-from handlers.frames import Frame, Frames
 from handlers.http.context import Core
 from handlers.http.errors import error_body
-from handlers.outbox import Outbox
+from handlers.sync.connections import Connections
+from handlers.sync.frames import Frame, Frames
+from handlers.sync.outbox import Outbox
 
 CLOSE_NORMAL: Final = 1000
 CLOSE_NOT_UTF8: Final = 1007

@@ -25,7 +25,6 @@ from engine.wire.codec import JSON, MSGPACK, Codec, sentence
 from engine.wire.errors import SyncError
 from engine.wire.messages import Conflicts, Heartbeat, Pull, Request, Resolve, Sync
 from engine.wire.steps import at_once
-from handlers.connections import Connections
 from handlers.http.authenticate import check_valid, heard
 from handlers.http.caching import VARY
 from handlers.http.client_address import REQUEST_SECONDS, request_seconds
@@ -33,7 +32,8 @@ from handlers.http.context import Core
 from handlers.http.cors import Allowed
 from handlers.http.headers import content_coding, prefers_msgpack, takes_gzip
 from handlers.http.media_type import media_type
-from handlers.requests import (
+from handlers.sync.connections import Connections
+from handlers.sync.operations import (
     READS_YIELD_S,
     charge_planning,
     count_answer,

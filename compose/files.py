@@ -25,12 +25,12 @@ from engine.uploads.pending_attachments import WaitingFiles
 from engine.uploads.ports import Quota
 from engine.uploads.service import Receiving, UploadLimits
 from engine.uploads.write_limiter import UploadTurns
-from handlers.files import Files
 from handlers.http.client_address import networks
 from handlers.http.context import Core
 from handlers.sync.connections import Connections
-from handlers.upload_edge import UploadEdge
-from handlers.uploads import Uploads
+from handlers.uploads.common import UploadEdge
+from handlers.uploads.downloads import Files
+from handlers.uploads.routes import Uploads
 from storage.blobs.directory import DirectoryBlobs
 from storage.blobs.s3 import S3Blobs
 from storage.postgres.pool import Database

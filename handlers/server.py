@@ -27,8 +27,8 @@ from handlers.siblings import Siblings
 from handlers.sync.connections import Connections
 from handlers.sync.http_api import REQUEST_ID, SyncHttp
 from handlers.sync.websocket import SyncSocket, without_context_takeover
-from handlers.upload_body import is_gone, let_go, with_end
-from handlers.upload_edge import with_headers
+from handlers.uploads.body import is_gone, let_go, with_end
+from handlers.uploads.common import with_headers
 
 _BACKLOG = 4096
 _KEEP_ALIVE_S = 75.0

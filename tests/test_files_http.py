@@ -21,8 +21,8 @@ from aiohttp import ClientError, ClientTimeout
 
 from engine.model.uploads import Upload, UploadRef
 from engine.uploads.blobs import BlobsError
-from handlers import files as room
-from handlers.files import disposition
+from handlers.uploads import downloads as room
+from handlers.uploads.downloads import disposition
 from storage.blobs.directory import DirectoryBlobs
 from tests.filing import keep, publish, upload
 from tests.serving import Running, Serve

@@ -22,7 +22,7 @@ from handlers.http.headers import (
 )
 from handlers.http.media_type import media_type
 from handlers.http.tokens import offered_subprotocols, token_of
-from handlers.ranges import Part, is_known, wanted_part
+from handlers.uploads.ranges import Part, is_known, wanted_part
 
 _TCHAR = "!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 TOKEN = st.text(_TCHAR, min_size=1, max_size=8)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.ranges import Part, is_known, wanted_part
+from handlers.uploads.ranges import Part, is_known, wanted_part
 
 TAG = '"abc"'
 

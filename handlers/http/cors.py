@@ -7,7 +7,7 @@ from typing import NamedTuple
 from aiohttp import web
 
 from handlers.http.tokens import Verifier
-from handlers.upload_edge import answer
+from handlers.uploads.common import answer
 
 _DAY_S = 86_400
 

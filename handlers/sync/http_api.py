@@ -46,7 +46,7 @@ from handlers.sync.operations import (
     take_share,
     tell_clock,
 )
-from handlers.upload_body import give_up
+from handlers.uploads.body import give_up
 
 #: Where a request keeps the id of its message, None for none, so that an error repeats it.
 REQUEST_ID: Final = web.RequestKey[str | None]("request_id")

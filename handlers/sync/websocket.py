@@ -23,7 +23,7 @@ from handlers.sync.connections import Connections
 from handlers.sync.device_socket import CLOSE_UNAVAILABLE, CLOSING_S
 from handlers.sync.frames import Upgrade
 from handlers.sync.outbox import Outbox
-from handlers.upload_edge import answer
+from handlers.uploads.common import answer
 
 #: Handshakes that are seen to while what was accepted has to wait.
 NEWCOMERS_PER_MINUTE: Final = 3000

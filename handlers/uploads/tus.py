@@ -14,7 +14,7 @@ from engine.uploads.service import Checksum, Creation
 from engine.wire.errors import SyncError
 from handlers.http.headers import combined
 from handlers.http.media_type import media_type
-from handlers.upload_edge import (
+from handlers.uploads.common import (
     UploadEdge,
     answer,
     answer_offset,

@@ -29,8 +29,8 @@ from handlers.http.cors import Allowed
 from handlers.http.draining import Draining
 from handlers.http.errors import error_body
 from handlers.http.headers import combined
-from handlers.ranges import Part, is_known, wanted_part
 from handlers.sync.operations import reader_of
+from handlers.uploads.ranges import Part, is_known, wanted_part
 
 #: A reader that does not take this much meanwhile is cut off, so that nobody keeps a file open for ever.
 _WRITTEN_BYTES: Final = 65_536

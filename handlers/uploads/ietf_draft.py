@@ -23,8 +23,8 @@ from handlers.http.disposition import file_name
 from handlers.http.errors import http_status, shown
 from handlers.http.headers import combined
 from handlers.http.media_type import media_type
-from handlers.upload_body import let_go
-from handlers.upload_edge import UploadEdge, answer, answer_offset, content_length, number, upload_id
+from handlers.uploads.body import let_go
+from handlers.uploads.common import UploadEdge, answer, answer_offset, content_length, number, upload_id
 
 VERSIONS: Final = range(3, 9)
 _VERSION: Final = "Upload-Draft-Interop-Version"

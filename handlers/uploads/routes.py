@@ -8,10 +8,10 @@ from typing import Final
 from aiohttp import web
 
 from handlers.http.cors import Allowed
-from handlers.resumable import Resumable, spoken
-from handlers.tus import ALGORITHMS, EXTENSIONS, VERSION, Tus
-from handlers.upload_body import uninvited
-from handlers.upload_edge import ROOT, UploadEdge
+from handlers.uploads.body import uninvited
+from handlers.uploads.common import ROOT, UploadEdge
+from handlers.uploads.ietf_draft import Resumable, spoken
+from handlers.uploads.tus import ALGORITHMS, EXTENSIONS, VERSION, Tus
 
 Verb = Callable[[web.Request], Awaitable[web.Response]]
 

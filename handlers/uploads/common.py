@@ -25,7 +25,7 @@ from handlers.http.client_address import Networks, stripped_prefix
 from handlers.http.context import Core
 from handlers.http.draining import Draining
 from handlers.http.headers import content_coding, tokens
-from handlers.upload_body import RequestBody
+from handlers.uploads.body import RequestBody
 
 ROOT: Final = "/v1/uploads"
 #: Headers of the answer, whatever it is.

@@ -48,9 +48,9 @@ from handlers.http.counters import Traffic
 from handlers.http.loop_watch import LoopWatch
 from handlers.http.stranger_limits import DoorLimits, Doors
 from handlers.http.tokens import KeySet, Verifier
-from handlers.insiders import Told
+from handlers.operate.insiders import Told
+from handlers.operate.worker_metrics import Siblings
 from handlers.server import ClosedDoorError, application, listening, probe_application, services
-from handlers.siblings import Siblings
 from handlers.sync.connections import Connections
 from storage.bus.redis_bus import RedisBus
 from storage.embedded.servers import Services

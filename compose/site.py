@@ -37,7 +37,7 @@ from handlers.commands.serve import DEMO_TENANT, announce_demo
 from handlers.commands.site import SiteError
 from handlers.http.keys import key_set, signing_key
 from handlers.http.tokens import KeySet, issue_token
-from handlers.logging import configure
+from handlers.operate.logging import configure
 from handlers.server import ClosedDoorError
 from handlers.supervisor import WorkersFailedError
 from storage.bus.bus_messages import announce

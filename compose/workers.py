@@ -20,7 +20,7 @@ from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
 from handlers.commands.site import SiteError
 from handlers.http.tokens import KeySet, UnusableKeyError
-from handlers.logging import configure
+from handlers.operate.logging import configure
 from handlers.server import ClosedDoorError, reserved
 from handlers.supervisor import Orders, Supervisor
 from storage.bus.bus_messages import UnusableUrlError

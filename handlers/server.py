@@ -21,9 +21,9 @@ from handlers.http.errors import as_sync_error, error_body, http_status
 from handlers.http.expect import guard
 from handlers.http.stranger_limits import Doors
 from handlers.http.strangers import EdgeRunner
-from handlers.insiders import Told
-from handlers.probes import Faults, Probes
-from handlers.siblings import Siblings
+from handlers.operate.insiders import Told
+from handlers.operate.probes import Faults, Probes
+from handlers.operate.worker_metrics import Siblings
 from handlers.sync.connections import Connections
 from handlers.sync.http_api import REQUEST_ID, SyncHttp
 from handlers.sync.websocket import SyncSocket, without_context_takeover

@@ -95,7 +95,7 @@ def test_files_settings_and_metrics_that_a_page_names_exist(page: Path) -> None:
     programs = {path.name for room in rooms for path in (ROOT / room).rglob("*.py")}
     programs |= {path.name for path in ROOT.glob("*.py")}
     sections = tomllib.loads((ROOT / "config.toml").read_text("utf-8"))
-    probes = (ROOT / "handlers" / "probes.py").read_text("utf-8")
+    probes = (ROOT / "handlers" / "operate" / "probes.py").read_text("utf-8")
     for name in re.findall(r"`([\w./]+)`", page.read_text("utf-8")):
         section, _, key = name.partition(".")
         if name.startswith(tuple(f"{room}/" for room in rooms)):

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from handlers.logging import LineWriter
+from handlers.operate.logging import LineWriter
 
 _ROOT = Path(__file__).parent.parent
 _SET_UP = """
 import logging, sys, warnings
 import structlog
 from engine.runtime.settings import Log
-from handlers.logging import configure
+from handlers.operate.logging import configure
 configure(Log(level="info", format=sys.argv[1]), worker=3)
 log = structlog.get_logger()
 """

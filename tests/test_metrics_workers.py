@@ -15,7 +15,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricF
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from handlers.siblings import Labelled, Merged
+from handlers.operate.worker_metrics import Labelled, Merged
 from tests.device import connected, put, token
 from tests.serving import Running
 from tests.supervised import Supervise

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compose.site import open_site
-from handlers.printing import json_text, plain
+from handlers.operate.printing import json_text, plain
 from run import cli
 from tests.services import execute
 

@@ -11,7 +11,7 @@ from msgspec import UNSET
 from engine.operate.conflicts import Difference, Review, Standing, Wanted, review
 from engine.wire.messages import Choice
 from handlers.commands.site import Site, as_json, of_tenant, on_site, table
-from handlers.printing import say
+from handlers.operate.printing import say
 
 
 @click.group("conflicts", short_help="List, show and settle what waits for a person.")

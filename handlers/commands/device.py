@@ -10,7 +10,7 @@ import msgspec
 
 from handlers.commands.site import Site, as_json, confirm, of_tenant, on_site, table
 from handlers.http.tokens import DEVICE_ID
-from handlers.printing import say
+from handlers.operate.printing import say
 
 
 def _checked(_: click.Context, __: click.Parameter, device_id: str) -> str:

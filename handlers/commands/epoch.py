@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from handlers.commands.site import Site, on_site
-from handlers.printing import say
+from handlers.operate.printing import say
 
 
 @click.group("epoch", short_help="After a restore: make devices pull afresh.")

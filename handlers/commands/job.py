@@ -6,7 +6,7 @@ import click
 
 from engine.operate.ports import CleanedUp
 from handlers.commands.site import Site, as_json, on_site, table
-from handlers.printing import say
+from handlers.operate.printing import say
 
 
 @click.group("job", short_help="Do now what servers do on schedule.")

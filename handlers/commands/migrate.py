@@ -8,7 +8,7 @@ import click
 
 from engine.operate.ports import MigrationState
 from handlers.commands.site import Site, as_json, confirm, on_site, table
-from handlers.printing import say
+from handlers.operate.printing import say
 
 
 @click.command(

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from engine.runtime.settings import Settings
 from handlers.commands.site import Site, SiteError, on_site
-from handlers.printing import say
+from handlers.operate.printing import say
 
 _TEMPLATE: Final = Path(__file__).parents[2] / "deploy" / "nginx" / "site.conf"
 _BLANK: Final = re.compile(r"@\{(\w+)\}")

@@ -8,7 +8,7 @@ import click
 
 from engine.model.domains import DomainPolicy, Fallback, Policy
 from handlers.commands.site import Site, as_json, on_site, table
-from handlers.printing import say
+from handlers.operate.printing import say
 
 
 @click.group("policy", short_help="List, set and unset conflict policies.")

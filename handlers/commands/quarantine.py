@@ -16,7 +16,7 @@ from engine.wire.messages import ItemError
 from engine.wire.timestamps import to_text
 from handlers.commands.conflicts import show_client, show_differences, show_server
 from handlers.commands.site import Site, as_json, confirm, of_tenant, on_site, table
-from handlers.printing import json_text, plain, say
+from handlers.operate.printing import json_text, plain, say
 
 #: How sentences begin on a part of an item that ``--data`` does not replace.
 _NOT_OF_DATA: Final = re.compile(r"(op|id|base|at|changed|domain)\b|an? (op|id|domain)\b|.*required field")

@@ -32,8 +32,8 @@ from engine.runtime.ports import StoreError, StoreUnavailableError
 from engine.runtime.setting_layers import InForce
 from engine.runtime.settings import Log, Settings, SettingsError
 from handlers.http.tokens import KeySet, UnusableKeyError
-from handlers.logging import configure
-from handlers.printing import json_text, plain, say
+from handlers.operate.logging import configure
+from handlers.operate.printing import json_text, plain, say
 
 Command = Callable[..., None]
 

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from handlers.commands.site import Site, as_json, confirm, on_site, table
-from handlers.printing import say
+from handlers.operate.printing import say
 
 #: It stands in tokens, URLs and command lines.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")

@@ -14,7 +14,7 @@ from engine.runtime.ports import StoreError
 from handlers.commands.site import Site, SiteError, on_site
 from handlers.http.keys import signing_key
 from handlers.http.tokens import Role, issue_token
-from handlers.printing import say
+from handlers.operate.printing import say
 
 _LONGEST_S: Final = 315_360_000
 

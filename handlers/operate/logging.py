@@ -25,7 +25,7 @@ from aiohttp.http_exceptions import BadHttpMessage
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from engine.runtime.settings import Log
-from handlers.printing import plain
+from handlers.operate.printing import plain
 
 #: Lines that may wait for a slow reader of the log; what is past them is counted and left out.
 _WAITING_LINES: Final = 10_000
@@ -34,7 +34,7 @@ _FLUSH_S: Final = 2.0
 _MESSAGE_CHARACTERS: Final = 200
 #: What anybody can bring about, as often as they like: requests that are none, and connections broken off.
 _OF_CLIENTS: Final = (BadHttpMessage, ConnectionResetError)
-_ROOT: Final = f"{Path(__file__).parent.parent}{os.sep}"
+_ROOT: Final = f"{Path(__file__).parents[2]}{os.sep}"
 
 
 class LineWriter:

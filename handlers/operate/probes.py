@@ -20,8 +20,8 @@ from prometheus_client.registry import Collector
 
 from handlers.http.context import Core
 from handlers.http.counters import DURATION_BOUNDS_MS
-from handlers.insiders import Insiders, Told
-from handlers.siblings import Labelled, Merged, Siblings
+from handlers.operate.insiders import Insiders, Told
+from handlers.operate.worker_metrics import Labelled, Merged, Siblings
 from handlers.sync.connections import Connections
 
 Faults = Callable[[], Awaitable[list[str]]]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from compose.site import open_site, run_worker
+from compose.deployment import open_site, run_worker
 from handlers.commands.conflicts import conflicts
 from handlers.commands.device import device
 from handlers.commands.doctor import doctor

@@ -17,12 +17,12 @@ from typing import Final
 
 from compose.configuration import bus_url, database_dsn
 from compose.doctor_secrets import secret_findings
-from compose.files import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, open_blobs
+from compose.uploads import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, open_blobs
 from engine.operate.ports import Finding
 from engine.runtime.setting_layers import Layer
 from engine.runtime.settings import Settings, SettingsError
 from engine.uploads.blobs import BlobsError
-from handlers.commands.site import SiteError
+from handlers.commands.deployment import SiteError
 from handlers.http.tokens import KeySet, UnusableKeyError
 from storage.bus.checkup import bus_findings
 from storage.embedded.account import EmbeddedError

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from compose.configuration import bus_url, database_dsn
 from engine.runtime.setting_layers import InForce
 from engine.runtime.settings import Settings, SettingsError
-from handlers.commands.site import SiteError
+from handlers.commands.deployment import SiteError
 from handlers.http.tokens import UnusableKeyError
 from storage.embedded.servers import Services
 from storage.postgres.places import dsn_without_secrets, url_without_secrets

@@ -19,8 +19,8 @@ import structlog
 import uvloop
 from anyio.abc import TaskStatus
 
-from compose.files import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, FileParts
 from compose.room_watch import RoomWatch
+from compose.uploads import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, FileParts
 from engine.cache.devices import DeviceLimits, Devices
 from engine.cache.revocations import Revocations
 from engine.cache.tenants import PolicyBook

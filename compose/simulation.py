@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from bench.client.simulate import Access
-from compose.site import open_site
+from compose.deployment import open_site
 from engine.runtime.settings import SettingsError
-from handlers.commands.site import SiteError
+from handlers.commands.deployment import SiteError
 from handlers.http.keys import signing_key
 from handlers.http.tokens import UnusableKeyError, issue_token
 

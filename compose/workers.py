@@ -16,13 +16,13 @@ import msgspec
 from msgspec.structs import replace
 
 from compose.server import run_server
+from compose.supervisor import Orders, Supervisor
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
-from handlers.commands.site import SiteError
+from handlers.commands.deployment import SiteError
 from handlers.http.tokens import KeySet, UnusableKeyError
 from handlers.operate.logging import configure
 from handlers.server import ClosedDoorError, reserved
-from handlers.supervisor import Orders, Supervisor
 from storage.bus.bus_messages import UnusableUrlError
 from storage.embedded.servers import Services
 from storage.postgres.hosts import reordered

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from compose.site import open_site
+from compose.deployment import open_site
 from run import cli
 from storage.blobs.directory import DirectoryBlobs
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from click.testing import CliRunner
 
-from compose.site import open_site
+from compose.deployment import open_site
 from run import cli
 
 

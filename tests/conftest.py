@@ -12,7 +12,7 @@ import structlog
 import uvloop
 
 from compose.configuration import DEFAULTS, VARIABLE
-from handlers.commands import site
+from handlers.commands import deployment
 from handlers.http import loop_watch
 
 pytest_plugins = [
@@ -41,7 +41,7 @@ loop_watch._UNKNOWN_S = float("inf")  # type: ignore[misc]  # a constant outside
 @pytest.fixture(autouse=True)
 def _logs_are_the_tests_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command in this process sets up no logs: loggers keep what they are first used with."""
-    monkeypatch.setattr(site, "configure", lambda *_, **__: None)
+    monkeypatch.setattr(deployment, "configure", lambda *_, **__: None)
 
 
 # The settings of this machine are of a server that others rely on: no test, nor what it starts, looks there.

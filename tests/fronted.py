@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from bench.nginx import Nginx, certify, nginx_program, trusting
 from bench.server import free_ports
-from compose.site import open_site
+from compose.deployment import open_site
 from run import cli
 from storage.embedded.servers import Services
 from storage.stores.tenants import PostgresTenancy

@@ -15,7 +15,7 @@ from bench.ground import Ground, read_settings
 from bench.server import variables
 from compose import configuration
 from compose.configuration import DEFAULTS, VARIABLE, bus_url, database_dsn, layers
-from compose.site import open_site
+from compose.deployment import open_site
 from engine.runtime.setting_layers import settings
 from engine.runtime.settings import Settings, SettingsError
 

@@ -91,7 +91,7 @@ def _anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_settings_and_metrics_that_a_page_names_exist(page: Path) -> None:
-    rooms = ("engine", "handlers", "storage", "bench", "tests", "docs")
+    rooms = ("compose", "engine", "handlers", "storage", "bench", "tests", "docs")
     programs = {path.name for room in rooms for path in (ROOT / room).rglob("*.py")}
     programs |= {path.name for path in ROOT.glob("*.py")}
     sections = tomllib.loads((ROOT / "config.toml").read_text("utf-8"))

@@ -17,9 +17,9 @@ import pytest
 import redis
 from psycopg2.extensions import parse_dsn
 
-from compose.site import _check_bus
+from compose.deployment import _check_bus
 from engine.runtime.settings import S3
-from handlers.commands.site import SiteError
+from handlers.commands.deployment import SiteError
 from storage.bus.checkup import bus_findings
 from storage.embedded.servers import Services
 from storage.postgres.partitions import maintain

@@ -19,7 +19,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 from click.testing import CliRunner
 
 from bench.clusters import cluster
-from compose.site import open_site
+from compose.deployment import open_site
 from run import cli
 from storage.embedded.account import account_for
 from storage.embedded.binaries import redis_binary

@@ -14,7 +14,7 @@ from aiohttp import WSServerHandshakeError
 from click.testing import CliRunner
 
 from bench.server import free_ports
-from compose.site import open_site
+from compose.deployment import open_site
 from handlers.http.tokens import MAX_TOKEN_CHARS
 from handlers.sync.connections import PING_S
 from run import cli

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compose.site import open_site
+from compose.deployment import open_site
 from handlers.operate.printing import json_text, plain
 from run import cli
 from tests.services import execute

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from compose.desk import QuarantineDesk
+from compose.admin import QuarantineDesk
 from engine.model.rows import Writes
 from engine.operate.ports import Recovered, RefusedError
 from engine.runtime.ports import StoreError, StoreUnknownError

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from compose.deployment import open_site
 from compose.server import SystemClock
-from compose.site import open_site
 from engine.cluster.bus import BusListener, BusState
 from engine.commit.queue import Reply
 from engine.commit.validation import Session

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.server import free_ports
-from compose.site import open_site
+from compose.deployment import open_site
 from handlers.server import ClosedDoorError, reserved
 from run import cli
 from storage.embedded.servers import Services
@@ -260,7 +260,7 @@ def _refusal(dsn: str, port: int, workers: int = 2, **variables: str) -> str:
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """The logs are the test's own."""
-    monkeypatch.setattr("compose.site.configure", lambda *_, **__: None)
+    monkeypatch.setattr("compose.deployment.configure", lambda *_, **__: None)
 
 
 @pytest.mark.usefixtures("quiet")

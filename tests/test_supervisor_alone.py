@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from handlers import supervisor
-from handlers.supervisor import Orders, Supervisor, WorkersFailedError
+from compose import supervisor
+from compose.supervisor import Orders, Supervisor, WorkersFailedError
 
 _UP = "import os, signal, sys; pipe = int(sys.stdin.readline()); os.write(pipe, b'\\n'); os.close(pipe); "
 _WAIT = "signal.pause()"

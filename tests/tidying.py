@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from compose.desk import lone_committer
+from compose.admin import lone_committer
+from compose.deployment import open_site
 from compose.server import SystemClock
-from compose.site import open_site
 from engine.cluster.leases import ClusterTurns
 from engine.commit.committer import Committer, settled
 from engine.commit.validation import Intake, Session

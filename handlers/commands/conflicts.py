@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from engine.operate.conflicts import Difference, Review, Standing, Wanted, review
 from engine.wire.messages import Choice
-from handlers.commands.site import Site, as_json, of_tenant, on_site, table
+from handlers.commands.deployment import Site, as_json, of_tenant, on_site, table
 from handlers.operate.printing import say
 
 

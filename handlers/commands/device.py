@@ -8,7 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from handlers.commands.site import Site, as_json, confirm, of_tenant, on_site, table
+from handlers.commands.deployment import Site, as_json, confirm, of_tenant, on_site, table
 from handlers.http.tokens import DEVICE_ID
 from handlers.operate.printing import say
 

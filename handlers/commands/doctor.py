@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from engine.operate.ports import Finding
-from handlers.commands.site import Site, as_json, on_site, table
+from handlers.commands.deployment import Site, as_json, on_site, table
 
 
 @click.command(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from handlers.commands.site import Site, on_site
+from handlers.commands.deployment import Site, on_site
 from handlers.operate.printing import say
 
 

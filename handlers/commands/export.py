@@ -15,7 +15,7 @@ import click
 
 from engine.operate.export import CsvForm, ExportStore, Format, json_line
 from engine.wire.timestamps import to_us as microseconds
-from handlers.commands.site import Site, SiteError, on_site
+from handlers.commands.deployment import Site, SiteError, on_site
 
 
 class _Time(click.ParamType[int]):

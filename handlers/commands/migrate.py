@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from engine.operate.ports import MigrationState
-from handlers.commands.site import Site, as_json, confirm, on_site, table
+from handlers.commands.deployment import Site, as_json, confirm, on_site, table
 from handlers.operate.printing import say
 
 

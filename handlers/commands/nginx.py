@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from engine.runtime.settings import Settings
-from handlers.commands.site import Site, SiteError, on_site
+from handlers.commands.deployment import Site, SiteError, on_site
 from handlers.operate.printing import say
 
 _TEMPLATE: Final = Path(__file__).parents[2] / "deploy" / "nginx" / "site.conf"

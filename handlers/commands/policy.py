@@ -7,7 +7,7 @@ from typing import get_args
 import click
 
 from engine.model.domains import DomainPolicy, Fallback, Policy
-from handlers.commands.site import Site, as_json, on_site, table
+from handlers.commands.deployment import Site, as_json, on_site, table
 from handlers.operate.printing import say
 
 

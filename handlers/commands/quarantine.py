@@ -15,7 +15,7 @@ from engine.wire.floats import json_decoder
 from engine.wire.messages import ItemError
 from engine.wire.timestamps import to_text
 from handlers.commands.conflicts import show_client, show_differences, show_server
-from handlers.commands.site import Site, as_json, confirm, of_tenant, on_site, table
+from handlers.commands.deployment import Site, as_json, confirm, of_tenant, on_site, table
 from handlers.operate.printing import json_text, plain, say
 
 #: How sentences begin on a part of an item that ``--data`` does not replace.

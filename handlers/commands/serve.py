@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from handlers.commands.site import Site, on_site
+from handlers.commands.deployment import Site, on_site
 
 DEMO_TENANT: Final = "demo"
 _DEMO_PUSH: Final = (

@@ -6,7 +6,7 @@ import click
 import msgspec
 
 from engine.runtime.setting_layers import COMMAND_LINE, ENVIRONMENT
-from handlers.commands.site import Site, as_json, on_site, table
+from handlers.commands.deployment import Site, as_json, on_site, table
 from handlers.operate.printing import say
 
 _WITHOUT_FILE = ("default", ENVIRONMENT, COMMAND_LINE)

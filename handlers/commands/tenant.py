@@ -9,7 +9,7 @@ from typing import Final
 import click
 import msgspec
 
-from handlers.commands.site import Site, as_json, confirm, on_site, table
+from handlers.commands.deployment import Site, as_json, confirm, on_site, table
 from handlers.operate.printing import say
 
 #: It stands in tokens, URLs and command lines.

@@ -11,7 +11,7 @@ import jwt
 from click.core import ParameterSource
 
 from engine.runtime.ports import StoreError
-from handlers.commands.site import Site, SiteError, on_site
+from handlers.commands.deployment import Site, SiteError, on_site
 from handlers.http.keys import signing_key
 from handlers.http.tokens import Role, issue_token
 from handlers.operate.printing import say

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from compose.desk import Moved, lone_committer
-from compose.files import open_blobs, upload_chores
+from compose.admin import Moved, lone_committer
 from compose.server import SystemClock
+from compose.uploads import open_blobs, upload_chores
 from engine.cluster.leases import LEASE_S, TurnLostError
 from engine.operate.ports import CleanedUp, RefusedError, TenantAbandonment
 from engine.runtime.ports import StoreError

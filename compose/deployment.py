@@ -13,11 +13,12 @@ from typing import Any, Final
 import msgspec
 import structlog
 
+from compose.admin import ConflictDesk, QuarantineDesk
+from compose.cleanup_command import UploadDesk
 from compose.configuration import bus_url, database_dsn, layers
-from compose.desk import ConflictDesk, QuarantineDesk
 from compose.doctor import examine
 from compose.reload import Reading, Reload
-from compose.upload_desk import UploadDesk
+from compose.supervisor import WorkersFailedError
 from compose.workers import supervise, work
 from engine.model.domains import Domains
 from engine.operate.ports import Finding
@@ -33,13 +34,12 @@ from engine.runtime.setting_layers import (
     settings,
 )
 from engine.runtime.settings import Settings
+from handlers.commands.deployment import SiteError
 from handlers.commands.serve import DEMO_TENANT, announce_demo
-from handlers.commands.site import SiteError
 from handlers.http.keys import key_set, signing_key
 from handlers.http.tokens import KeySet, issue_token
 from handlers.operate.logging import configure
 from handlers.server import ClosedDoorError
-from handlers.supervisor import WorkersFailedError
 from storage.bus.bus_messages import announce
 from storage.bus.checkup import LOGIN_REFUSED, bus_findings
 from storage.bus.nodes import Nodes
@@ -68,7 +68,7 @@ _log = structlog.get_logger()
 
 
 class Site:
-    """One deployment (``handlers.commands.site.Site``).
+    """One deployment (``handlers.commands.deployment.Site``).
 
     ``sources`` are the layers that the settings were made of, ``reopen`` reads them again.
     """

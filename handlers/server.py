@@ -19,16 +19,17 @@ from handlers.http.caching import uncached
 from handlers.http.context import Core
 from handlers.http.errors import as_sync_error, error_body, http_status
 from handlers.http.expect import guard
+from handlers.http.response_headers import with_headers
 from handlers.http.stranger_limits import Doors
 from handlers.http.strangers import EdgeRunner
+from handlers.http.unread_body import let_go, with_end
 from handlers.operate.insiders import Told
 from handlers.operate.probes import Faults, Probes
 from handlers.operate.worker_metrics import Siblings
 from handlers.sync.connections import Connections
 from handlers.sync.http_api import REQUEST_ID, SyncHttp
 from handlers.sync.websocket import SyncSocket, without_context_takeover
-from handlers.uploads.body import is_gone, let_go, with_end
-from handlers.uploads.common import with_headers
+from handlers.uploads.body import is_gone
 
 _BACKLOG = 4096
 _KEEP_ALIVE_S = 75.0

@@ -15,12 +15,12 @@ from handlers.http.headers import (
     combined,
     content_coding,
     elements,
+    media_type,
     prefers_msgpack,
     qualities,
     takes_gzip,
     tokens,
 )
-from handlers.http.media_type import media_type
 from handlers.http.tokens import offered_subprotocols, token_of
 from handlers.uploads.ranges import Part, is_known, wanted_part
 

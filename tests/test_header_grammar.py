@@ -11,8 +11,8 @@ import pytest
 
 import handlers
 from engine.wire.errors import SyncError
-from handlers.http.disposition import file_name
 from handlers.http.errors import error_body
+from handlers.http.headers import file_name
 
 FOLDER = Path(handlers.__path__[0])
 MODULES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.py"))

@@ -9,6 +9,7 @@ from aiohttp import web
 from engine.cache.device_health import Device
 from engine.commit.validation import Session
 from engine.runtime.open_requests import Ticket
+from engine.runtime.read_limiter import Reader
 from engine.wire.codec import Codec
 from engine.wire.errors import SyncError
 from handlers.http.context import Core
@@ -86,3 +87,8 @@ def check_valid(core: Core, session: Session) -> None:
         raise SyncError("unauthenticated", "this device or its token was revoked")
     if session.expires_at_s <= core.clock.now_us() / 1_000_000:
         raise SyncError("unauthenticated", "the token has expired")
+
+
+def reader_of(session: Session) -> Reader:
+    """Say whose turn a read of a session takes."""
+    return Reader(session.tenant.tenant_id, session.device_id)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from aiohttp import web
 
+from handlers.http.response_headers import answer
 from handlers.http.tokens import Verifier
-from handlers.uploads.common import answer
 
 _DAY_S = 86_400
 

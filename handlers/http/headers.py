@@ -8,8 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from typing import Final, Protocol
+from urllib.parse import unquote
+
+from aiohttp import web
 
 from engine.wire.codec import JSON, MSGPACK
+from engine.wire.errors import SyncError
 
 #: A quoted string (RFC 9110, 5.6.4); one without an end goes to the end of the line, so that it is read once.
 _QUOTED: Final = r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)'
@@ -21,6 +25,14 @@ _WEIGHT: Final = re.compile(r";[ \t]*+[qQ]=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)[ 
 _HAS_WEIGHT: Final = re.compile(r";[ \t]*+[qQ]=")
 #: Names of one coding (RFC 9110, 8.4.1.3).
 _GZIP: Final = ("gzip", "x-gzip")
+_MOST_CHARS: Final = 255
+_MOST_NAME_CHARS: Final = 4096
+_PARAMETER: Final = re.compile(
+    r';[ \t]*+(?P<key>[^\s;="]++)[ \t]*+=[ \t]*+'
+    r'(?:"(?P<quoted>(?:[^"\\]|\\.)*+)"|(?P<token>[^\s;"]++))[ \t]*+'
+)
+_ESCAPED: Final = re.compile(r"\\(.)")
+_EXTENDED: Final = re.compile(r"utf-8'[^']*+'(.+)", re.IGNORECASE)
 
 
 class Headers(Protocol):
@@ -83,3 +95,41 @@ def content_coding(headers: Headers) -> str:
     """Read how a body is coded: ``gzip``, ``deflate``, what else it is, or empty where it is not."""
     codings = [coding for coding in tokens(headers, "Content-Encoding") if coding != "identity"]
     return "gzip" if len(codings) == 1 and codings[0] in _GZIP else ", ".join(codings)
+
+
+def media_type(request: web.Request) -> str:
+    """Read it in lower case without parameters, empty where none is said. Raises SyncError ``malformed``.
+
+    The library's own ``content_type`` is never asked: it parses by a grammar of mail, for seconds if made to.
+    """
+    header = request.headers.get("Content-Type", "")
+    if len(header) > _MOST_CHARS:
+        raise SyncError("malformed", f"Content-Type: {_MOST_CHARS} characters at most")
+    return header.partition(";")[0].strip(" \t").lower()
+
+
+def file_name(header: str) -> str | None:
+    """Read the name; where it stands there twice, that which may have any character (RFC 6266, 4.3).
+
+    A header that is too long or malformed is as if it named nothing, whatever of it could be read.
+    """
+    if len(header) > _MOST_NAME_CHARS:
+        return None
+    header = header.rstrip("; \t")
+    at = header.find(";") if ";" in header else len(header)
+    values: dict[str, str] = {}
+    while at < len(header):
+        found = _PARAMETER.match(header, at)
+        if found is None:
+            return None
+        quoted, token = found["quoted"], found["token"]
+        value = token if quoted is None else _ESCAPED.sub(r"\1", quoted)
+        values.setdefault(found["key"].lower(), value)
+        at = found.end()
+    extended = _EXTENDED.fullmatch(values.get("filename*", ""))
+    if extended is not None:
+        try:
+            return unquote(extended[1], errors="strict")
+        except UnicodeDecodeError:
+            pass
+    return values.get("filename")

@@ -25,13 +25,13 @@ from engine.wire.codec import JSON, MSGPACK, Codec, sentence
 from engine.wire.errors import SyncError
 from engine.wire.messages import Conflicts, Heartbeat, Pull, Request, Resolve, Sync
 from engine.wire.steps import at_once
-from handlers.http.authenticate import check_valid, heard
+from handlers.http.authenticate import check_valid, heard, reader_of
 from handlers.http.caching import VARY
 from handlers.http.client_address import REQUEST_SECONDS, request_seconds
 from handlers.http.context import Core
 from handlers.http.cors import Allowed
-from handlers.http.headers import content_coding, prefers_msgpack, takes_gzip
-from handlers.http.media_type import media_type
+from handlers.http.headers import content_coding, media_type, prefers_msgpack, takes_gzip
+from handlers.http.unread_body import give_up
 from handlers.sync.connections import Connections
 from handlers.sync.operations import (
     READS_YIELD_S,
@@ -41,12 +41,10 @@ from handlers.sync.operations import (
     heartbeat,
     list_conflicts,
     list_domains,
-    reader_of,
     resolution,
     take_share,
     tell_clock,
 )
-from handlers.uploads.body import give_up
 
 #: Where a request keeps the id of its message, None for none, so that an error repeats it.
 REQUEST_ID: Final = web.RequestKey[str | None]("request_id")

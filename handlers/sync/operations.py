@@ -17,7 +17,6 @@ from engine.model.merge import encode_fields
 from engine.operate.conflicts import HeldConflict
 from engine.plan.held_changes import applied, changes_of, op_of
 from engine.plan.jobs import Answer, Resolution
-from engine.runtime.read_limiter import Reader
 from engine.wire.errors import SyncError
 from engine.wire.messages import (
     ClientSide,
@@ -32,6 +31,7 @@ from engine.wire.messages import (
     ServerSide,
 )
 from engine.wire.timestamps import to_text, to_us
+from handlers.http.authenticate import reader_of
 from handlers.http.context import Core
 from handlers.http.loop_watch import HELD_S
 
@@ -50,11 +50,6 @@ class _Status(msgspec.Struct):
 
 
 _statuses = msgspec.json.Decoder(list[_Status])
-
-
-def reader_of(session: Session) -> Reader:
-    """Say whose turn a read of a session takes."""
-    return Reader(session.tenant.tenant_id, session.device_id)
 
 
 async def list_conflicts(core: Core, session: Session, request: Conflicts, request_id: str | None) -> bytes:

@@ -17,13 +17,13 @@ from engine.wire.errors import SyncError
 from handlers.http.authenticate import admitted
 from handlers.http.context import Core
 from handlers.http.errors import as_sync_error, error_body
+from handlers.http.response_headers import answer
 from handlers.http.tokens import offered_subprotocols
 from handlers.sync.connection import Connection
 from handlers.sync.connections import Connections
 from handlers.sync.device_socket import CLOSE_UNAVAILABLE, CLOSING_S
 from handlers.sync.frames import Upgrade
 from handlers.sync.outbox import Outbox
-from handlers.uploads.common import answer
 
 #: Handshakes that are seen to while what was accepted has to wait.
 NEWCOMERS_PER_MINUTE: Final = 3000

@@ -10,12 +10,8 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from engine.uploads.body_writer import BodyCutError
-from handlers.http.headers import tokens
+from handlers.http.unread_body import BROKE_OFF, WAITS
 
-#: Whether a client waits for the word that its body would be taken.
-_WAITS: Final = web.RequestKey[bool]("waits_to_be_invited")
-#: Whether a body ended before its end, so that nothing can follow it.
-_BROKE_OFF: Final = web.RequestKey[bool]("body_broke_off")
 #: What the wire says before a body that was asked about (RFC 9110, 10.1.1).
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -35,10 +31,10 @@ class RequestBody:
 
     async def next(self, patience_s: float) -> bytes | None:
         """Wait for some bytes; see the port."""
-        if self._request.get(_WAITS):
+        if self._request.get(WAITS):
             self._invite()
         self._check()
-        if self.was_cut or self._request.get(_BROKE_OFF) or self._silent_s >= self._idle_s:
+        if self.was_cut or self._request.get(BROKE_OFF) or self._silent_s >= self._idle_s:
             return self._rest()
         try:
             async with asyncio.timeout(min(patience_s, self._idle_s)) as self._waiting:
@@ -68,14 +64,14 @@ class RequestBody:
 
     def _invite(self) -> None:
         """Ask for the body of a client that wanted to know first whether it would be taken."""
-        self._request[_WAITS] = False
+        self._request[WAITS] = False
         if self._request.transport is not None:
             self._request.transport.write(_CONTINUE)
 
     def _rest(self) -> bytes:
         """Give what had come before the end, and then raise BodyCutError."""
-        if not self._request.get(_BROKE_OFF):
-            self._request[_BROKE_OFF] = True
+        if not self._request.get(BROKE_OFF):
+            self._request[BROKE_OFF] = True
             # The library would keep it for itself once the connection is lost.
             self._content.set_exception(None)  # type: ignore[arg-type]
             block = self._content.read_nowait()
@@ -84,36 +80,6 @@ class RequestBody:
         raise BodyCutError
 
 
-async def uninvited(request: web.Request) -> None:
-    """Say nothing yet to a client that wants to know whether its body would be taken."""
-    request[_WAITS] = request.version >= (1, 1) and "100-continue" in tokens(request.headers, "Expect")
-
-
-async def with_end(request: web.Request, response: web.StreamResponse) -> None:
-    """Let the connection end with an answer that comes before the end of the request."""
-    waits = request.get(_WAITS, False) and not request.content.is_eof()
-    if waits or request.get(_BROKE_OFF):
-        response.force_close()
-        response.headers["Connection"] = "close"
-    if waits:
-        # Whether the body comes, or another request in its place, nobody knows: neither is waited for.
-        request.protocol.close()
-        request.content.feed_eof()
-
-
-def give_up(request: web.Request) -> None:
-    """Wait no longer for the rest of a body: the connection ends with the answer, which comes at once."""
-    request[_BROKE_OFF] = True
-    request.protocol.close()
-    request.content.feed_eof()
-
-
 def is_gone(request: web.Request) -> bool:
     """Tell whether the client of a request is gone, or its connection is being closed."""
     return request.transport is None or request.transport.is_closing()
-
-
-def let_go(request: web.Request) -> web.Response:
-    """Close a connection without an answer: the one that is returned goes nowhere."""
-    request.protocol.force_close()
-    return web.Response(status=503)

@@ -25,11 +25,10 @@ from handlers.http.client_address import Networks, stripped_prefix
 from handlers.http.context import Core
 from handlers.http.draining import Draining
 from handlers.http.headers import content_coding, tokens
+from handlers.http.response_headers import answer
 from handlers.uploads.body import RequestBody
 
 ROOT: Final = "/v1/uploads"
-#: Headers of the answer, whatever it is.
-ANSWER: Final = web.RequestKey[dict[str, str]]("answer_headers")
 
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 _DIGITS: Final = re.compile(r"[0-9]+")
@@ -107,21 +106,10 @@ def content_length(request: web.Request) -> int | None:
     return None if chunked else request.content_length or 0
 
 
-def answer(request: web.Request, headers: Mapping[str, str]) -> None:
-    """Have the answer carry headers, also if it will be a refusal."""
-    request.setdefault(ANSWER, {}).update(headers)
-
-
 def answer_offset(request: web.Request, error: SyncError) -> None:
     """Have a refusal say where the upload stands, if that is known."""
     if "offset" in error.details:
         answer(request, {"Upload-Offset": str(error.details["offset"])})
-
-
-async def with_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Give an answer the headers that were noted for it, and that it has not by itself."""
-    for name, value in request.get(ANSWER, {}).items():
-        response.headers.setdefault(name, value)
 
 
 def expiry(upload: Upload) -> dict[str, str]:

@@ -22,14 +22,13 @@ from engine.runtime.rate_limit import retry_soon_ms
 from engine.uploads.blobs import BlobMissingError, Blobs, BlobsError, FileStore
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
-from handlers.http.authenticate import check_valid, heard
+from handlers.http.authenticate import check_valid, heard, reader_of
 from handlers.http.caching import VARY
 from handlers.http.context import Core
 from handlers.http.cors import Allowed
 from handlers.http.draining import Draining
 from handlers.http.errors import error_body
 from handlers.http.headers import combined
-from handlers.sync.operations import reader_of
 from handlers.uploads.ranges import Part, is_known, wanted_part
 
 #: A reader that does not take this much meanwhile is cut off, so that nobody keeps a file open for ever.

@@ -19,12 +19,11 @@ from engine.model.uploads import Append, Upload
 from engine.uploads.metadata import formatted, parsed
 from engine.uploads.service import Checksum, Creation
 from engine.wire.errors import SyncError
-from handlers.http.disposition import file_name
 from handlers.http.errors import http_status, shown
-from handlers.http.headers import combined
-from handlers.http.media_type import media_type
-from handlers.uploads.body import let_go
-from handlers.uploads.common import UploadEdge, answer, answer_offset, content_length, number, upload_id
+from handlers.http.headers import combined, file_name, media_type
+from handlers.http.response_headers import answer
+from handlers.http.unread_body import let_go
+from handlers.uploads.common import UploadEdge, answer_offset, content_length, number, upload_id
 
 VERSIONS: Final = range(3, 9)
 _VERSION: Final = "Upload-Draft-Interop-Version"

@@ -8,7 +8,7 @@ from typing import Final
 from aiohttp import web
 
 from handlers.http.cors import Allowed
-from handlers.uploads.body import uninvited
+from handlers.http.unread_body import uninvited
 from handlers.uploads.common import ROOT, UploadEdge
 from handlers.uploads.ietf_draft import Resumable, spoken
 from handlers.uploads.tus import ALGORITHMS, EXTENSIONS, VERSION, Tus

@@ -12,17 +12,9 @@ from engine.model.uploads import Append
 from engine.uploads.metadata import parsed
 from engine.uploads.service import Checksum, Creation
 from engine.wire.errors import SyncError
-from handlers.http.headers import combined
-from handlers.http.media_type import media_type
-from handlers.uploads.common import (
-    UploadEdge,
-    answer,
-    answer_offset,
-    content_length,
-    expiry,
-    number,
-    upload_id,
-)
+from handlers.http.headers import combined, media_type
+from handlers.http.response_headers import answer
+from handlers.uploads.common import UploadEdge, answer_offset, content_length, expiry, number, upload_id
 
 VERSION: Final = "1.0.0"
 EXTENSIONS: Final = (

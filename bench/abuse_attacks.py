@@ -24,7 +24,7 @@ from bench.abuse_frames import (
     deflated,
     heartbeat,
 )
-from bench.wire import framed
+from bench.load.websocket_client import framed
 
 #: How a connection begins: with an upgrade, with one that offers permessage-deflate, or with nothing; or it
 #: goes to the server's Redis.

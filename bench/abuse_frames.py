@@ -11,7 +11,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final, NamedTuple
 
-from bench.wire import framed
+from bench.load.websocket_client import framed
 
 Json = dict[str, Any]
 Frames = Callable[["Attacker"], AsyncIterator[bytes]]

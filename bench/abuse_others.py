@@ -13,12 +13,12 @@ from typing import Final
 
 import msgspec
 
-from bench.alarm import Alarm
 from bench.drive import Target, token
+from bench.load.precise_timer import Alarm
+from bench.load.websocket_client import HandshakeError, Socket, connect, frame
+from bench.load.workload import data_of
 from bench.overload_sums import percentile
 from bench.report import Felt, Latency
-from bench.wire import HandshakeError, Socket, connect, frame
-from bench.work import data_of
 
 DEVICES: Final = 5
 #: Messages a second of each kind, over all devices.

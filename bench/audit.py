@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from bench.drive import Run
-from bench.work import DOMAIN, key_of, note_of, record_id
+from bench.load.workload import DOMAIN, key_of, note_of, record_id
 from storage.postgres.blocking import connected
 
 if TYPE_CHECKING:

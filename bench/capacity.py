@@ -18,10 +18,10 @@ import msgspec
 
 from bench.ground import BenchError, Ground, fresh, read_settings
 from bench.limit_b import Task
+from bench.load.workload import Sent, Worker, data_of
 from bench.server import ROOT
 from bench.stage import add_tenants
 from bench.text_table import table
-from bench.work import Sent, Worker, data_of
 from engine.runtime.settings import Settings
 from storage.postgres.blocking import connected
 

@@ -15,9 +15,9 @@ from bench.drive import Target, drive
 from bench.duel import duel, figures, limit_c, remarks
 from bench.fill import fill
 from bench.ground import Ground, fresh
+from bench.load.workload import MIX
 from bench.report import Bar, Figure, Report, Row, median_latency, row_of, this_machine
 from bench.stage import NOT_OURS, Options, Stage, add_tenants, product_stage, remote, serving
-from bench.work import MIX
 
 DURATION_S: Final = 60.0
 _WARMUP_S: Final = 5.0

@@ -14,11 +14,11 @@ from bench.ground import BenchError, fresh
 from bench.live_drive import check_files, watching
 from bench.live_plan import Seen
 from bench.live_sums import tables_of
+from bench.load.workload import MIX
 from bench.overload_sums import percentile
 from bench.processes import Trees
 from bench.report import Bar, Figure, Report, Row, row_of, this_machine
 from bench.stage import Options, Stage, add_tenants, product_stage
-from bench.work import MIX
 
 #: How many there are unless told otherwise.
 CONNECTIONS: Final = 15_000

@@ -13,7 +13,7 @@ import jwt
 import msgspec
 
 from bench.ground import BenchError
-from bench.plan import Mark, Mode, Outcome, Plan
+from bench.load.plan import Mark, Mode, Outcome, Plan
 from bench.processes import Trees, machine_cpu_ms
 from bench.server import ROOT
 
@@ -144,7 +144,7 @@ async def _run(plan: Plan, target: Target) -> tuple[Outcome, Usage | None]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "bench.load",
+        "bench.load.generator",
         cwd=ROOT,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

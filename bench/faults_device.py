@@ -24,7 +24,7 @@ from bench.faults_history import (
     Sent,
 )
 from bench.faults_work import Worker
-from bench.wire import CUT_OFF, HandshakeError, Socket, connect, frame
+from bench.load.websocket_client import CUT_OFF, HandshakeError, Socket, connect, frame
 
 _CONNECT_S: Final = 5.0
 _TICK_S: Final = 0.05

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from bench.drive import say
-from bench.work import DOMAIN, data_of
+from bench.load.workload import DOMAIN, data_of
 from storage.postgres.blocking import connected
 
 _CHUNK_RECORDS: Final = 250_000

@@ -16,7 +16,7 @@ import msgspec
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from bench.client.retry import Backoff
-from bench.wire import CUT_OFF, HandshakeError, Socket, connect, frame
+from bench.load.websocket_client import CUT_OFF, HandshakeError, Socket, connect, frame
 
 TENANT: Final = "fleet"
 _PUSH_S: Final = (5.0, 15.0)

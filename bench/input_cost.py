@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 import click
 import msgspec
 
-from bench.work import Worker
+from bench.load.workload import Worker
 from engine.commit.validation import Intake, Session
 from engine.feed.cursor import Scope
 from engine.model.domains import Domain, Domains

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 import uvloop
 
-from bench.work import DOMAIN, Sent, Worker, data_of, record_id
+from bench.load.workload import DOMAIN, Sent, Worker, data_of, record_id
 from engine.commit.committer import Committer
 from engine.commit.queue import CommitLimits
 from engine.model.domains import Domains

@@ -16,9 +16,9 @@ from bench.drive import Run, Target, drive, say
 from bench.ground import BenchError, fresh
 from bench.live_drive import check_files, watching
 from bench.live_sums import Delivered, delivered, tables_of
+from bench.load.workload import MIX
 from bench.report import Bar, Figure, Report, Row, median_latency, median_of, row_of, this_machine
 from bench.stage import Options, Stage, add_tenants, product_stage
-from bench.work import MIX
 
 DURATION_S: Final = 10.0
 WARMUP_S: Final = 1.5

@@ -21,7 +21,7 @@ import msgspec
 import uvloop
 
 from bench.live_plan import Seen, Watching, WatchPlan
-from bench.wire import HandshakeError, Socket, connect, frame
+from bench.load.websocket_client import HandshakeError, Socket, connect, frame
 
 #: How many connections are being opened at once: each reads the database.
 _OPENING: Final = 50

@@ -16,7 +16,7 @@ from bench.client.device import Device
 from bench.client.edits import Settled
 from bench.client.retry import Backoff
 from bench.client.store import Store
-from bench.wire import Socket, connect, frame
+from bench.load.websocket_client import Socket, connect, frame
 
 _ANSWER_S: Final = 15.0
 

@@ -19,9 +19,9 @@ from bench.drive import Target, say, token
 from bench.faults_history import History
 from bench.faults_server import Workers, workers
 from bench.ground import BenchError, fresh_on_tcp
+from bench.load.websocket_client import HandshakeError
 from bench.outages_devices import Guided, OpenDevice
 from bench.stage import add_tenants
-from bench.wire import HandshakeError
 from engine.runtime.settings import Settings
 from storage.postgres.blocking import connected
 

@@ -21,10 +21,10 @@ from typing import Final
 import msgspec
 import uvloop
 
-from bench.alarm import Alarm
+from bench.load.precise_timer import Alarm
+from bench.load.websocket_client import HandshakeError, Socket, connect
 from bench.overload_plan import Happened, LoadPlan, Ready
 from bench.overload_work import Frames
-from bench.wire import HandshakeError, Socket, connect
 
 #: How many handshakes are under way at once.
 CONNECTING: Final = 100

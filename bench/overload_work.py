@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from bench.wire import frame
+from bench.load.websocket_client import frame
 
 #: Stands where a frame is stamped.
 _MARK: Final = b"########"

@@ -14,7 +14,7 @@ from hdrh.histogram import HdrHistogram
 
 from bench.audit import Audit
 from bench.drive import Run, Usage
-from bench.plan import Outcome, Second
+from bench.load.plan import Outcome, Second
 
 #: Where the percentile curve is read.
 _CURVE: Final = (0.0, 25.0, 50.0, 75.0, 90.0, 95.0, 97.5, 99.0, 99.5, 99.9, 99.95, 99.99, 100.0)

@@ -16,10 +16,10 @@ import msgspec
 from bench.audit import Auditor
 from bench.drive import drive
 from bench.ground import BenchError, fresh
-from bench.plan import Mode
+from bench.load.plan import Mode
+from bench.load.workload import MIX
 from bench.report import Bar, Figure, Report, Row, median_latency, row_of, this_machine
 from bench.stage import Options, Stage, product_stage
-from bench.work import MIX
 
 DURATION_S: Final = 5.0
 WARMUP_S: Final = 1.5

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 import uvloop
 
-from bench.load import histogram
+from bench.load.generator import histogram
 from bench.uploads_check import Checker
 from bench.uploads_device import FailedError, Stored, Uploader
 from bench.uploads_plan import Ready, Sent, Transferred, UploadPlan

@@ -9,7 +9,7 @@ import pytest
 
 from bench.audit import Audit, Auditor
 from bench.drive import Run, Target, drive
-from bench.plan import Acks, Outcome, Plan, Unsure
+from bench.load.plan import Acks, Outcome, Plan, Unsure
 from tests.device import SECRET
 from tests.services import execute
 from tests.serving import Serve

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.capacity import Costs, Stored, Use, need, printed, wire
-from bench.work import data_of
+from bench.load.workload import data_of
 
 STORED = Stored(record_bytes=500.0, key_bytes=250.0, wal_bytes=1000.0)
 

@@ -13,7 +13,7 @@ from bench.live_drive import check_files, sources
 from bench.live_plan import Seen
 from bench.live_sums import Tables, delivered, tables_of
 from bench.live_watch import Pages, Subscriber, digest
-from bench.plan import Acks, Outcome, Plan
+from bench.load.plan import Acks, Outcome, Plan
 from bench.stage import add_tenants
 from tests.services import execute
 

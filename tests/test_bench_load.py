@@ -15,14 +15,14 @@ import pytest
 from aiohttp import WSMsgType, web
 from hdrh.histogram import HdrHistogram
 
-from bench import load
-from bench.alarm import Alarm
-from bench.device import Device, Tally
-from bench.load import Load
-from bench.plan import Mark, Outcome, Plan, Unsure
+from bench.load import generator
+from bench.load.device import Device, Tally
+from bench.load.generator import Load
+from bench.load.plan import Mark, Outcome, Plan, Unsure
+from bench.load.precise_timer import Alarm
+from bench.load.websocket_client import Socket, frame
+from bench.load.workload import Worker, data_of, key_of, note_of, record_id
 from bench.processes import Trees
-from bench.wire import Socket, frame
-from bench.work import Worker, data_of, key_of, note_of, record_id
 from engine.wire.messages import JSON_SUBPROTOCOL
 from handlers.server import listening
 from tests.serving import unbounded
@@ -219,8 +219,8 @@ def applied(text: bytes) -> bytes:
 def said(monkeypatch: pytest.MonkeyPatch) -> list[Mark]:
     """The marks that a run says, which would go to stdout."""
     marks: list[Mark] = []
-    monkeypatch.setattr(load, "_say", marks.append)
-    monkeypatch.setattr(load, "GRACE_S", 0.05)
+    monkeypatch.setattr(generator, "_say", marks.append)
+    monkeypatch.setattr(generator, "GRACE_S", 0.05)
     return marks
 
 
@@ -319,7 +319,7 @@ async def test_it_runs_as_a_process_of_its_own() -> None:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "bench.load",
+            "bench.load.generator",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             cwd=Path(__file__).parent.parent,

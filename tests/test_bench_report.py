@@ -13,8 +13,8 @@ from bench.audit import Audit
 from bench.drive import Run, Usage
 from bench.duel import Turn, figures, remarks
 from bench.html import html_of
-from bench.load import histogram
-from bench.plan import Outcome, Plan, Second
+from bench.load.generator import histogram
+from bench.load.plan import Outcome, Plan, Second
 from bench.report import Bar, Figure, Machine, Report, Row, as_json, median_latency, row_of
 from bench.text import text_of
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from bench.html import html_of
-from bench.load import histogram
+from bench.load.generator import histogram
 from bench.report import Report, Transfer, as_json, row_of, this_machine
 from bench.text import text_of
 from bench.uploads_drive import Spent

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import WSMsgType, web
 from aiohttp.typedefs import Handler
 
-from bench.wire import CUT_OFF, HandshakeError, Socket, connect, frame
+from bench.load.websocket_client import CUT_OFF, HandshakeError, Socket, connect, frame
 from engine.wire.messages import JSON_SUBPROTOCOL
 from handlers.server import listening
 from tests.serving import unbounded

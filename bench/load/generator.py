@@ -1,4 +1,4 @@
-"""The load generator, a process of its own: ``python -m bench.load`` with a Plan on stdin.
+"""The load generator, a process of its own: ``python -m bench.load.generator`` with a Plan on stdin.
 
 Open loop: every send time is fixed before the first message leaves, and latency counts from that time, so
 that a server that stalls cannot hide the waiting (no coordinated omission). Arrivals are Poisson, each on
@@ -22,11 +22,11 @@ import msgspec
 import uvloop
 from hdrh.histogram import HdrHistogram
 
-from bench.alarm import Alarm
-from bench.device import Device, Tally
-from bench.plan import Acks, Mark, Outcome, Plan, Second
-from bench.wire import HandshakeError, connect
-from bench.work import Worker
+from bench.load.device import Device, Tally
+from bench.load.plan import Acks, Mark, Outcome, Plan, Second
+from bench.load.precise_timer import Alarm
+from bench.load.websocket_client import HandshakeError, connect
+from bench.load.workload import Worker
 
 #: How many handshakes are under way at once.
 CONNECTING: Final = 1000

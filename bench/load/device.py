@@ -10,9 +10,9 @@ from time import perf_counter
 
 import msgspec
 
-from bench.plan import Unsure
-from bench.wire import Socket, frame
-from bench.work import DOMAIN, Sent, Worker, record_id
+from bench.load.plan import Unsure
+from bench.load.websocket_client import Socket, frame
+from bench.load.workload import DOMAIN, Sent, Worker, record_id
 
 #: A closed loop goes on after an error, but not faster than this.
 _AFTER_ERROR_S = 0.1

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import psutil
 
-from bench.drive import say
+from bench.harness.drive import say
 from storage.postgres.blocking import connected
 
 _SAMPLE_S: Final = 0.05

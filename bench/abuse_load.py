@@ -21,8 +21,8 @@ import uvloop
 
 from bench.abuse_attacks import ATTACKS, Attack
 from bench.abuse_frames import Attacker, Bus
+from bench.harness.nginx import trusting
 from bench.load.websocket_client import HandshakeError, connect, frame
-from bench.nginx import trusting
 
 _ANSWER_S: Final = 30.0
 #: How often a message that prepares an attack is sent again where it is to come back later.

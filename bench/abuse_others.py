@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from bench.drive import Target, token
+from bench.harness.drive import Target, token
 from bench.load.precise_timer import Alarm
 from bench.load.websocket_client import HandshakeError, Socket, connect, frame
 from bench.load.workload import data_of

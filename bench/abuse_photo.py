@@ -10,8 +10,8 @@ from typing import Final
 
 import msgspec
 
-from bench.drive import Target, token
-from bench.ground import BenchError
+from bench.harness.drive import Target, token
+from bench.harness.environment import BenchError
 from bench.uploads_http import Line, dial
 from bench.uploads_work import DOMAIN, Album
 from storage.postgres.blocking import connected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from bench.fill import fill
+from bench.harness.preload import fill
 from storage.postgres.blocking import connected
 
 #: Records of a feed that attacks read.

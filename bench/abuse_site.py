@@ -17,11 +17,11 @@ from typing import Final, Self
 import msgspec
 
 from bench.abuse_frames import Bus
-from bench.drive import Target
-from bench.ground import BenchError, Ground
-from bench.nginx import Nginx, certify, nginx_program, printed
-from bench.server import ROOT, end, free_ports, started, variables
-from bench.stage import Options, remote
+from bench.harness.drive import Target
+from bench.harness.environment import BenchError, Ground
+from bench.harness.nginx import Nginx, certify, nginx_program, printed
+from bench.harness.server import ROOT, end, free_ports, started, variables
+from bench.harness.stage import Options, remote
 from compose.configuration import VARIABLE
 from storage.postgres.blocking import connected
 

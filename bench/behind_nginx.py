@@ -24,10 +24,10 @@ import msgspec
 from bench.behind_nginx_heads import Head, largest_heads
 from bench.behind_nginx_server import Serving
 from bench.fleet import TENANT, Member, Other, Signer, Way
-from bench.ground import BenchError, Ground, fresh, read_settings
-from bench.nginx import Nginx, certify, nginx_program, printed, trusting
-from bench.server import ROOT
-from bench.stage import add_tenants
+from bench.harness.environment import BenchError, Ground, fresh, read_settings
+from bench.harness.nginx import Nginx, certify, nginx_program, printed, trusting
+from bench.harness.server import ROOT
+from bench.harness.stage import add_tenants
 from bench.text_table import table
 from engine.runtime.settings import Settings, SettingsError
 from storage.embedded.servers import EmbeddedError

@@ -13,8 +13,8 @@ from typing import Final, Self
 import psutil
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
-from bench.ground import BenchError, Ground
-from bench.server import ROOT, end, free_ports, variables
+from bench.harness.environment import BenchError, Ground
+from bench.harness.server import ROOT, end, free_ports, variables
 
 _READY_S: Final = 60.0
 _STOP_S: Final = 60.0

@@ -16,11 +16,11 @@ from typing import Final
 import click
 import msgspec
 
-from bench.ground import BenchError, Ground, fresh, read_settings
+from bench.harness.environment import BenchError, Ground, fresh, read_settings
+from bench.harness.server import ROOT
+from bench.harness.stage import add_tenants
 from bench.limit_b import Task
 from bench.load.workload import Sent, Worker, data_of
-from bench.server import ROOT
-from bench.stage import add_tenants
 from bench.text_table import table
 from engine.runtime.settings import Settings
 from storage.postgres.blocking import connected

@@ -17,7 +17,8 @@ from bench.abuse_attacks import ATTACKS
 from bench.concurrent import concurrent
 from bench.connections import CONNECTIONS, connections
 from bench.faults import faults
-from bench.ground import BenchError, read_settings
+from bench.harness.environment import BenchError, read_settings
+from bench.harness.stage import Options
 from bench.html import html_of
 from bench.limit_tus import check_node
 from bench.limits import limits
@@ -25,7 +26,6 @@ from bench.live import live
 from bench.overload import overload
 from bench.report import Report, as_json
 from bench.scaling import scaling
-from bench.stage import Options
 from bench.text import text_of
 from bench.uploads import uploads
 from engine.runtime.ports import StoreError

@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from bench.audit import Auditor
-from bench.drive import Target, drive
 from bench.duel import duel, figures, limit_c, remarks
-from bench.fill import fill
-from bench.ground import Ground, fresh
+from bench.harness.audit import Auditor
+from bench.harness.drive import Target, drive
+from bench.harness.environment import Ground, fresh
+from bench.harness.preload import fill
+from bench.harness.stage import NOT_OURS, Options, Stage, add_tenants, product_stage, remote, serving
 from bench.load.workload import MIX
 from bench.report import Bar, Figure, Report, Row, median_latency, row_of, this_machine
-from bench.stage import NOT_OURS, Options, Stage, add_tenants, product_stage, remote, serving
 
 DURATION_S: Final = 60.0
 _WARMUP_S: Final = 5.0

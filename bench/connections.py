@@ -8,17 +8,17 @@ from typing import Final
 
 import msgspec
 
-from bench.audit import Auditor
-from bench.drive import drive, say
-from bench.ground import BenchError, fresh
+from bench.harness.audit import Auditor
+from bench.harness.drive import drive, say
+from bench.harness.environment import BenchError, fresh
+from bench.harness.processes import Trees
+from bench.harness.stage import Options, Stage, add_tenants, product_stage
 from bench.live_drive import check_files, watching
 from bench.live_plan import Seen
 from bench.live_sums import tables_of
 from bench.load.workload import MIX
 from bench.overload_sums import percentile
-from bench.processes import Trees
 from bench.report import Bar, Figure, Report, Row, row_of, this_machine
-from bench.stage import Options, Stage, add_tenants, product_stage
 
 #: How many there are unless told otherwise.
 CONNECTIONS: Final = 15_000

@@ -26,9 +26,9 @@ from bench.client.device import Decision
 from bench.client.edits import Held
 from bench.client.habits import DOMAINS
 from bench.client.lossy import bad_line
-from bench.ground import fresh, read_settings
-from bench.server import product
-from bench.stage import add_tenants
+from bench.harness.environment import fresh, read_settings
+from bench.harness.server import product
+from bench.harness.stage import add_tenants
 
 TENANT: Final = "convergence"
 #: One domain for each policy: those as delivered, and two more.

@@ -9,11 +9,11 @@ from typing import Final, Literal
 
 import msgspec
 
-from bench.audit import Auditor
-from bench.drive import Target, drive
-from bench.ground import Ground
+from bench.harness.audit import Auditor
+from bench.harness.drive import Target, drive
+from bench.harness.environment import Ground
+from bench.harness.stage import Options, Stage, bare_stage
 from bench.report import Figure, Row, row_of
-from bench.stage import Options, Stage, bare_stage
 
 WARMUP_S: Final = 1.5
 

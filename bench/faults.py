@@ -16,9 +16,6 @@ from typing import Any, Final
 
 import msgspec
 
-from bench.audit import Audit
-from bench.clusters import Cluster
-from bench.drive import Target, say, token
 from bench.faults_check import Account, check
 from bench.faults_device import Changes, Device, Way
 from bench.faults_history import Answered, Closed, Event, Fault, History, Refused
@@ -27,9 +24,12 @@ from bench.faults_line import bad_line
 from bench.faults_server import Workers, workers
 from bench.faults_tables import read_tables
 from bench.faults_work import POLICIES
-from bench.ground import BenchError, Ground, fresh_on_tcp
+from bench.harness.audit import Audit
+from bench.harness.clusters import Cluster
+from bench.harness.drive import Target, say, token
+from bench.harness.environment import BenchError, Ground, fresh_on_tcp
+from bench.harness.stage import Options, add_tenants
 from bench.report import Figure, Report, this_machine
-from bench.stage import Options, add_tenants
 from engine.model.domains import DomainPolicy, Domains
 from storage.stores.policies import PostgresPolicies
 

@@ -12,9 +12,9 @@ from typing import Final
 
 import msgspec
 
-from bench.clusters import Cluster
 from bench.faults_line import Line
 from bench.faults_server import Workers
+from bench.harness.clusters import Cluster
 from storage.embedded.servers import servers
 from storage.postgres.blocking import connected
 

@@ -17,8 +17,8 @@ import psutil
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from bench.faults_history import History, Logged
-from bench.ground import BenchError, Ground
-from bench.server import ROOT, end, free_ports, variables
+from bench.harness.environment import BenchError, Ground
+from bench.harness.server import ROOT, end, free_ports, variables
 
 WORKERS: Final = 2
 _READY_S: Final = 60.0

@@ -14,7 +14,7 @@ from typing import Final
 import click
 import psutil
 
-from bench.ground import fresh, read_settings
+from bench.harness.environment import fresh, read_settings
 from engine.cache.device_health import Counts, DeviceKey, Health
 from engine.cache.devices import DeviceLimits, Devices
 from engine.cache.ports import Revoked

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from bench.ground import BenchError
-from bench.server import ROOT, Server, started
+from bench.harness.environment import BenchError
+from bench.harness.server import ROOT, Server, started
 
 _SOURCES: Final = ROOT / "bench" / "node"
 _PATIENCE_S: Final = 180.0

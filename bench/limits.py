@@ -13,14 +13,14 @@ from typing import Final
 
 import msgspec
 
-from bench.drive import drive, say
 from bench.duel import WARMUP_S, duel, figures, limit_c, remarks
-from bench.ground import BenchError, Ground, fresh
+from bench.harness.drive import drive, say
+from bench.harness.environment import BenchError, Ground, fresh
+from bench.harness.server import ROOT
+from bench.harness.stage import Options, add_tenants, bare_stage, product_stage
 from bench.limit_b import Measured, Task
 from bench.load.workload import MIX
 from bench.report import Bar, Figure, Report, row_of, this_machine
-from bench.server import ROOT
-from bench.stage import Options, add_tenants, bare_stage, product_stage
 from storage.postgres.blocking import connected
 
 SIZES: Final = (1, 100, 1_000)

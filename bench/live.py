@@ -11,14 +11,14 @@ from typing import Final
 
 import msgspec
 
-from bench.audit import Auditor
-from bench.drive import Run, Target, drive, say
-from bench.ground import BenchError, fresh
+from bench.harness.audit import Auditor
+from bench.harness.drive import Run, Target, drive, say
+from bench.harness.environment import BenchError, fresh
+from bench.harness.stage import Options, Stage, add_tenants, product_stage
 from bench.live_drive import check_files, watching
 from bench.live_sums import Delivered, delivered, tables_of
 from bench.load.workload import MIX
 from bench.report import Bar, Figure, Report, Row, median_latency, median_of, row_of, this_machine
-from bench.stage import Options, Stage, add_tenants, product_stage
 
 DURATION_S: Final = 10.0
 WARMUP_S: Final = 1.5

@@ -12,10 +12,10 @@ from typing import Final
 
 import msgspec
 
-from bench.drive import Target, token
-from bench.ground import BenchError
+from bench.harness.drive import Target, token
+from bench.harness.environment import BenchError
+from bench.harness.server import ROOT
 from bench.live_plan import Seen, Watching, WatchPlan
-from bench.server import ROOT
 
 _LINE_BYTES: Final = 1 << 30
 #: Connections that come from one loopback address: the system gives each of them a port of its own.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from bench.drive import Run
+from bench.harness.drive import Run
 from bench.live_plan import Seen
 from bench.live_watch import digest
 from bench.overload_sums import latency_of, percentile

@@ -28,10 +28,10 @@ from typing import Final
 import click
 from psycopg2.extensions import make_dsn
 
-from bench.drive import say
 from bench.faults_history import History
 from bench.faults_server import workers
-from bench.ground import BenchError, fresh_on_tcp, read_settings
+from bench.harness.drive import say
+from bench.harness.environment import BenchError, fresh_on_tcp, read_settings
 from bench.outages_site import RESTART, Plan, Result, Seen, site
 from bench.text_table import table
 from engine.runtime.ports import StoreError

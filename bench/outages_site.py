@@ -14,14 +14,14 @@ from typing import Any, Final, NamedTuple
 
 from aiohttp import ClientSession
 
-from bench.clusters import Cluster
-from bench.drive import Target, say, token
 from bench.faults_history import History
 from bench.faults_server import Workers, workers
-from bench.ground import BenchError, fresh_on_tcp
+from bench.harness.clusters import Cluster
+from bench.harness.drive import Target, say, token
+from bench.harness.environment import BenchError, fresh_on_tcp
+from bench.harness.stage import add_tenants
 from bench.load.websocket_client import HandshakeError
 from bench.outages_devices import Guided, OpenDevice
-from bench.stage import add_tenants
 from engine.runtime.settings import Settings
 from storage.postgres.blocking import connected
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from bench.drive import Target, say
-from bench.ground import BenchError, fresh
+from bench.harness.drive import Target, say
+from bench.harness.environment import BenchError, fresh
+from bench.harness.stage import NOT_OURS, Options, product_stage, remote
 from bench.overload_audit import OverloadAuditor
 from bench.overload_drive import Loaded, planned, pour
 from bench.overload_plan import Step
@@ -18,7 +19,6 @@ from bench.overload_sums import load_of, windows_of
 from bench.overload_verdict import AFTER, BEFORE, CAPACITY, QUIET_ALONE, QUIET_BESIDE, judge, oddities
 from bench.overload_work import OFFLINE, ONLINE, Backlog
 from bench.report import Report, this_machine
-from bench.stage import NOT_OURS, Options, product_stage, remote
 
 DURATION_S: Final = 5.0
 _WARMUP_S: Final = 1.0

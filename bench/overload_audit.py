@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import msgspec
 
-from bench.audit import Audit, counters, key_hash
+from bench.harness.audit import Audit, counters, key_hash
 from bench.overload_drive import Loaded
 from bench.overload_work import key_of
 from storage.postgres.blocking import connected

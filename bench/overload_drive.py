@@ -15,13 +15,13 @@ from typing import Final
 
 import msgspec
 
-from bench.drive import Target, token
-from bench.ground import BenchError
+from bench.harness.drive import Target, token
+from bench.harness.environment import BenchError
+from bench.harness.processes import Trees, machine_cpu_ms
+from bench.harness.server import ROOT
 from bench.overload_plan import Happened, LoadPlan, Ready, Step
 from bench.overload_sums import Used
 from bench.overload_work import Backlog
-from bench.processes import Trees, machine_cpu_ms
-from bench.server import ROOT
 
 _SAMPLE_S: Final = 0.1
 #: From when a run is told to begin until it does.

@@ -12,8 +12,8 @@ from typing import Final, Literal
 import msgspec
 from hdrh.histogram import HdrHistogram
 
-from bench.audit import Audit
-from bench.drive import Run, Usage
+from bench.harness.audit import Audit
+from bench.harness.drive import Run, Usage
 from bench.load.plan import Outcome, Second
 
 #: Where the percentile curve is read.

@@ -13,13 +13,13 @@ from typing import Final
 
 import msgspec
 
-from bench.audit import Auditor
-from bench.drive import drive
-from bench.ground import BenchError, fresh
+from bench.harness.audit import Auditor
+from bench.harness.drive import drive
+from bench.harness.environment import BenchError, fresh
+from bench.harness.stage import Options, Stage, product_stage
 from bench.load.plan import Mode
 from bench.load.workload import MIX
 from bench.report import Bar, Figure, Report, Row, median_latency, row_of, this_machine
-from bench.stage import Options, Stage, product_stage
 
 DURATION_S: Final = 5.0
 WARMUP_S: Final = 1.5

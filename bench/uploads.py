@@ -14,14 +14,14 @@ from typing import Final
 import msgspec
 import psutil
 
-from bench.audit import Auditor
-from bench.drive import Target, drive, say
-from bench.ground import BenchError, Ground, fresh
+from bench.harness.audit import Auditor
+from bench.harness.drive import Target, drive, say
+from bench.harness.environment import BenchError, Ground, fresh
+from bench.harness.server import Server
+from bench.harness.stage import Options, Stage, add_tenants, bare_stage, product_stage
 from bench.limit_tus import install, limit_tus
 from bench.load.workload import MIX
 from bench.report import Report, Row, Transfer, row_of, this_machine
-from bench.server import Server
-from bench.stage import Options, Stage, add_tenants, bare_stage, product_stage
 from bench.uploads_drive import planned, uploading
 from bench.uploads_verdict import PLAIN, PRODUCT, TUS, Sides, judge, transfer_of
 

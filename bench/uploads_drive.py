@@ -13,10 +13,10 @@ from typing import Final
 import msgspec
 import psutil
 
-from bench.drive import Target, token
-from bench.ground import BenchError
-from bench.processes import Trees, machine_cpu_ms
-from bench.server import ROOT
+from bench.harness.drive import Target, token
+from bench.harness.environment import BenchError
+from bench.harness.processes import Trees, machine_cpu_ms
+from bench.harness.server import ROOT
 from bench.uploads_plan import Ready, Sent, Transferred, UploadPlan
 
 #: How often memory is looked at: uploads take a few seconds.

@@ -26,11 +26,11 @@ from typing import Any, Final
 import msgspec
 from aiohttp import ClientSession, ClientWebSocketResponse
 
-from bench.drive import Target, token
 from bench.faults_history import History
 from bench.faults_server import Workers, workers
-from bench.ground import BenchError, Ground, fresh, read_settings
-from bench.stage import add_tenants
+from bench.harness.drive import Target, token
+from bench.harness.environment import BenchError, Ground, fresh, read_settings
+from bench.harness.stage import add_tenants
 from engine.model.domains import DomainPolicy, Domains
 from storage.embedded.servers import servers
 from storage.stores.policies import PostgresPolicies

@@ -14,8 +14,8 @@ import pytest
 from aiohttp import ClientSession, TCPConnector
 from click.testing import CliRunner
 
-from bench.nginx import Nginx, certify, nginx_program, trusting
-from bench.server import free_ports
+from bench.harness.nginx import Nginx, certify, nginx_program, trusting
+from bench.harness.server import free_ports
 from compose.deployment import open_site
 from run import cli
 from storage.embedded.servers import Services

@@ -16,7 +16,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from bench.clusters import cluster_in
+from bench.harness.clusters import cluster_in
 from storage.embedded.servers import Services, embedded
 from storage.postgres.migrate import migrate
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.server import free_ports
+from bench.harness.server import free_ports
 from storage.embedded.servers import Services
 from storage.stores.tenants import PostgresTenancy
 from tests.device import SECRET, Json

@@ -15,10 +15,10 @@ from bench.abuse_attacks import ATTACKS
 from bench.abuse_frames import Attacker, Bus
 from bench.abuse_site import known
 from bench.abuse_verdict import judge
-from bench.ground import BenchError, read_settings
+from bench.harness.environment import BenchError, read_settings
+from bench.harness.stage import Options
 from bench.html import html_of
 from bench.report import Abuse, Felt, Latency, Report, as_json, this_machine
-from bench.stage import Options
 from bench.text import text_of
 from compose.configuration import VARIABLE
 from storage.embedded.servers import Services

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from bench.audit import Audit, Auditor
-from bench.drive import Run, Target, drive
+from bench.harness.audit import Audit, Auditor
+from bench.harness.drive import Run, Target, drive
 from bench.load.plan import Acks, Outcome, Plan, Unsure
 from tests.device import SECRET
 from tests.services import execute

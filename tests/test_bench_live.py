@@ -7,14 +7,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.drive import Run, spread
-from bench.ground import BenchError
+from bench.harness.drive import Run, spread
+from bench.harness.environment import BenchError
+from bench.harness.stage import add_tenants
 from bench.live_drive import check_files, sources
 from bench.live_plan import Seen
 from bench.live_sums import Tables, delivered, tables_of
 from bench.live_watch import Pages, Subscriber, digest
 from bench.load.plan import Acks, Outcome, Plan
-from bench.stage import add_tenants
 from tests.services import execute
 
 TENANTS = ["acme", "globex"]

@@ -15,6 +15,7 @@ import pytest
 from aiohttp import WSMsgType, web
 from hdrh.histogram import HdrHistogram
 
+from bench.harness.processes import Trees
 from bench.load import generator
 from bench.load.device import Device, Tally
 from bench.load.generator import Load
@@ -22,7 +23,6 @@ from bench.load.plan import Mark, Outcome, Plan, Unsure
 from bench.load.precise_timer import Alarm
 from bench.load.websocket_client import Socket, frame
 from bench.load.workload import Worker, data_of, key_of, note_of, record_id
-from bench.processes import Trees
 from engine.wire.messages import JSON_SUBPROTOCOL
 from handlers.server import listening
 from tests.serving import unbounded

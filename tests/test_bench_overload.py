@@ -12,8 +12,8 @@ import pytest
 from aiohttp import WSMsgType, web
 
 from bench import overload_load
-from bench.drive import Target
-from bench.ground import BenchError
+from bench.harness.drive import Target
+from bench.harness.environment import BenchError
 from bench.overload_drive import planned, pour
 from bench.overload_load import OverloadLoad
 from bench.overload_plan import Happened, LoadPlan, Ready, Step

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from bench import overload_audit
-from bench.audit import key_hash
-from bench.drive import Target
+from bench.harness.audit import key_hash
+from bench.harness.drive import Target
 from bench.overload_audit import OverloadAuditor
 from bench.overload_drive import Loaded, planned, pour
 from bench.overload_plan import Step

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.audit import Audit
-from bench.drive import Run, Usage
 from bench.duel import Turn, figures, remarks
+from bench.harness.audit import Audit
+from bench.harness.drive import Run, Usage
 from bench.html import html_of
 from bench.load.generator import histogram
 from bench.load.plan import Outcome, Plan, Second

@@ -12,12 +12,12 @@ from click.testing import CliRunner
 
 from bench import concurrent, connections, duel, limits, live, overload, scaling, uploads, uploads_verdict
 from bench.cli import SCENARIOS, Scenario, bench
-from bench.drive import Target, drive
-from bench.fill import fill
-from bench.ground import BenchError, read_settings, secret_of
+from bench.harness.drive import Target, drive
+from bench.harness.environment import BenchError, read_settings, secret_of
+from bench.harness.preload import fill
+from bench.harness.server import started
+from bench.harness.stage import Options, add_tenants
 from bench.report import Bar, Report, this_machine
-from bench.server import started
-from bench.stage import Options, add_tenants
 from engine.runtime.settings import SettingsError
 from storage.embedded.servers import Services
 from storage.postgres.places import place_of

@@ -19,9 +19,9 @@ from click.testing import CliRunner
 
 from bench import limit_tus, uploads_check, uploads_device
 from bench.cli import bench
-from bench.drive import Target
-from bench.ground import BenchError
-from bench.server import started
+from bench.harness.drive import Target
+from bench.harness.environment import BenchError
+from bench.harness.server import started
 from bench.uploads_check import Checker
 from bench.uploads_device import FailedError, Stored, Uploader
 from bench.uploads_drive import Spent, planned, uploading

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from bench.clusters import free_port
+from bench.harness.clusters import free_port
 from engine.model.uploads import Draft, UploadRef
 from engine.runtime.settings import S3
 from engine.uploads.blobs import BlobMissingError, BlobsError, BlobsFullError

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.ground import Ground, read_settings
-from bench.server import variables
+from bench.harness.environment import Ground, read_settings
+from bench.harness.server import variables
 from compose import configuration
 from compose.configuration import DEFAULTS, VARIABLE, bus_url, database_dsn, layers
 from compose.deployment import open_site

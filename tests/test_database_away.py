@@ -23,7 +23,7 @@ import pytest
 from aiohttp import ClientSession
 from psycopg2.extensions import make_dsn
 
-from bench.clusters import Cluster, cluster
+from bench.harness.clusters import Cluster, cluster
 from engine.runtime.ports import StoreError, StoreUnavailableError
 from storage.embedded.servers import Services
 from storage.postgres.blocking import connected

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from bench.clusters import PASSWORD, USER, Cluster, cluster
+from bench.harness.clusters import PASSWORD, USER, Cluster, cluster
 from storage.postgres.epoch import PostgresEpoch
 from storage.postgres.migrate import migrate, newest_migration
 from storage.postgres.pool import Database

@@ -18,7 +18,7 @@ import pytest
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 from click.testing import CliRunner
 
-from bench.clusters import cluster
+from bench.harness.clusters import cluster
 from compose.deployment import open_site
 from run import cli
 from storage.embedded.account import account_for

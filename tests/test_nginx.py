@@ -13,7 +13,7 @@ import pytest
 from aiohttp import WSServerHandshakeError
 from click.testing import CliRunner
 
-from bench.server import free_ports
+from bench.harness.server import free_ports
 from compose.deployment import open_site
 from handlers.http.tokens import MAX_TOKEN_CHARS
 from handlers.sync.connections import PING_S

@@ -15,8 +15,8 @@ from multidict import CIMultiDict
 
 from bench.client.device import Device
 from bench.client.store import Store
-from bench.nginx import Nginx, trusting
-from bench.server import free_ports
+from bench.harness.nginx import Nginx, trusting
+from bench.harness.server import free_ports
 from engine.wire.errors import ERRORS
 from tests.fronted import nginx_for, printed
 from tests.wire import Answer, wired

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import ClientSession
 from psycopg2.extensions import parse_dsn
 
-from bench.clusters import free_port
+from bench.harness.clusters import free_port
 from storage.embedded.account import account_for
 from storage.embedded.process import wait_until
 from storage.embedded.servers import Services

@@ -14,7 +14,7 @@ from aiohttp import ClientError, ClientSession
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.server import free_ports
+from bench.harness.server import free_ports
 from compose.deployment import open_site
 from handlers.server import ClosedDoorError, reserved
 from run import cli

@@ -19,7 +19,7 @@ import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 from structlog.testing import capture_logs
 
-from bench.clusters import PASSWORD, USER, free_port
+from bench.harness.clusters import PASSWORD, USER, free_port
 from engine.runtime.ports import StoreError, StoreUnavailableError
 from storage.bus.checkup import bus_findings
 from storage.embedded.account import Account, account_for

@@ -18,10 +18,10 @@ from typing import Final
 
 import msgspec
 
-from bench.ground import BenchError, Ground
+from bench.harness.environment import BenchError, Ground
 from compose.configuration import DEFAULTS, VARIABLE
 
-ROOT: Final = Path(__file__).parent.parent
+ROOT: Final = Path(__file__).parents[2]
 _START_S: Final = 60.0
 _STOP_S: Final = 40.0
 #: Where ports for several workers are looked for: below those that the system gives to clients.

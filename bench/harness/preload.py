@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from bench.drive import say
+from bench.harness.drive import say
 from bench.load.workload import DOMAIN, data_of
 from storage.postgres.blocking import connected
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from bench.drive import Run
+from bench.harness.drive import Run
 from bench.load.workload import DOMAIN, key_of, note_of, record_id
 from storage.postgres.blocking import connected
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench.clusters import Cluster, cluster_in
+from bench.harness.clusters import Cluster, cluster_in
 from compose.configuration import database_dsn, layers
 from engine.runtime.setting_layers import settings
 from engine.runtime.settings import Settings

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from bench.drive import Target, say
-from bench.ground import BenchError, Ground, deployed, secret_of
-from bench.server import Server, product, started
+from bench.harness.drive import Target, say
+from bench.harness.environment import BenchError, Ground, deployed, secret_of
+from bench.harness.server import Server, product, started
 from engine.runtime.settings import Settings
 from storage.postgres.places import place_of
 from storage.stores.tenants import PostgresTenancy

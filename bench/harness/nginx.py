@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-_DEPLOY: Final = Path(__file__).parent.parent / "deploy" / "nginx"
+_DEPLOY: Final = Path(__file__).parents[2] / "deploy" / "nginx"
 _LOOK_S: Final = 0.01
 
 

@@ -12,10 +12,10 @@ from typing import Final
 import jwt
 import msgspec
 
-from bench.ground import BenchError
+from bench.harness.environment import BenchError
+from bench.harness.processes import Trees, machine_cpu_ms
+from bench.harness.server import ROOT
 from bench.load.plan import Mark, Mode, Outcome, Plan
-from bench.processes import Trees, machine_cpu_ms
-from bench.server import ROOT
 
 _SAMPLE_S: Final = 1.0
 _TOKEN_S: Final = 86_400

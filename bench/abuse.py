@@ -26,14 +26,14 @@ from bench.abuse_load import Attacked, AttackPlan, Prepared
 from bench.abuse_others import DEVICES, PER_S, Others
 from bench.abuse_photo import photo_s
 from bench.abuse_site import Site, site_at, site_of
-from bench.abuse_text import brief
 from bench.abuse_verdict import judge
 from bench.harness.drive import say, token
 from bench.harness.environment import BenchError, fresh
 from bench.harness.nginx import trusting
 from bench.harness.server import ROOT, end
 from bench.harness.stage import Options, add_tenants
-from bench.report import Abuse, Bar, Phase, Report, this_machine
+from bench.report.abuse_tables import brief
+from bench.report.results import Abuse, Bar, Phase, Report, this_machine
 from engine.model.domains import DomainPolicy
 from engine.plan.tenant_usage import NAMES
 from storage.stores.policies import PostgresPolicies

@@ -18,7 +18,7 @@ from bench.load.precise_timer import Alarm
 from bench.load.websocket_client import HandshakeError, Socket, connect, frame
 from bench.load.workload import data_of
 from bench.overload_sums import percentile
-from bench.report import Felt, Latency
+from bench.report.results import Felt, Latency
 
 DEVICES: Final = 5
 #: Messages a second of each kind, over all devices.

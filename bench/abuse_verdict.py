@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from bench.report import Abuse, Bar, Latency, Report
+from bench.report.results import Abuse, Bar, Latency, Report
 from engine.runtime.loop_share import DEVICE_BURST_S, DEVICE_PART, TENANT_BURST_S, TENANT_PART
 
 #: The longest for which any message may hold a worker's loop.

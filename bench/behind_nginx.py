@@ -28,7 +28,7 @@ from bench.harness.environment import BenchError, Ground, fresh, read_settings
 from bench.harness.nginx import Nginx, certify, nginx_program, printed, trusting
 from bench.harness.server import ROOT
 from bench.harness.stage import add_tenants
-from bench.text_table import table
+from bench.report.tables import table
 from engine.runtime.settings import Settings, SettingsError
 from storage.embedded.servers import EmbeddedError
 from storage.postgres.blocking import connected

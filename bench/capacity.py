@@ -21,7 +21,7 @@ from bench.harness.server import ROOT
 from bench.harness.stage import add_tenants
 from bench.limit_b import Task
 from bench.load.workload import Sent, Worker, data_of
-from bench.text_table import table
+from bench.report.tables import table
 from engine.runtime.settings import Settings
 from storage.postgres.blocking import connected
 

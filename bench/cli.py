@@ -19,14 +19,14 @@ from bench.connections import CONNECTIONS, connections
 from bench.faults import faults
 from bench.harness.environment import BenchError, read_settings
 from bench.harness.stage import Options
-from bench.html import html_of
 from bench.limit_tus import check_node
 from bench.limits import limits
 from bench.live import live
 from bench.overload import overload
-from bench.report import Report, as_json
+from bench.report.html import html_of
+from bench.report.results import Report, as_json
+from bench.report.text import text_of
 from bench.scaling import scaling
-from bench.text import text_of
 from bench.uploads import uploads
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import SettingsError

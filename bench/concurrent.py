@@ -17,7 +17,7 @@ from bench.harness.environment import Ground, fresh
 from bench.harness.preload import fill
 from bench.harness.stage import NOT_OURS, Options, Stage, add_tenants, product_stage, remote, serving
 from bench.load.workload import MIX
-from bench.report import Bar, Figure, Report, Row, median_latency, row_of, this_machine
+from bench.report.results import Bar, Figure, Report, Row, median_latency, row_of, this_machine
 
 DURATION_S: Final = 60.0
 _WARMUP_S: Final = 5.0

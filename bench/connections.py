@@ -18,7 +18,7 @@ from bench.live_plan import Seen
 from bench.live_sums import tables_of
 from bench.load.workload import MIX
 from bench.overload_sums import percentile
-from bench.report import Bar, Figure, Report, Row, row_of, this_machine
+from bench.report.results import Bar, Figure, Report, Row, row_of, this_machine
 
 #: How many there are unless told otherwise.
 CONNECTIONS: Final = 15_000

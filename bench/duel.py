@@ -13,7 +13,7 @@ from bench.harness.audit import Auditor
 from bench.harness.drive import Target, drive
 from bench.harness.environment import Ground
 from bench.harness.stage import Options, Stage, bare_stage
-from bench.report import Figure, Row, row_of
+from bench.report.results import Figure, Row, row_of
 
 WARMUP_S: Final = 1.5
 

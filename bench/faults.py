@@ -29,7 +29,7 @@ from bench.harness.clusters import Cluster
 from bench.harness.drive import Target, say, token
 from bench.harness.environment import BenchError, Ground, fresh_on_tcp
 from bench.harness.stage import Options, add_tenants
-from bench.report import Figure, Report, this_machine
+from bench.report.results import Figure, Report, this_machine
 from engine.model.domains import DomainPolicy, Domains
 from storage.stores.policies import PostgresPolicies
 

@@ -20,7 +20,7 @@ from bench.harness.server import ROOT
 from bench.harness.stage import Options, add_tenants, bare_stage, product_stage
 from bench.limit_b import Measured, Task
 from bench.load.workload import MIX
-from bench.report import Bar, Figure, Report, row_of, this_machine
+from bench.report.results import Bar, Figure, Report, row_of, this_machine
 from storage.postgres.blocking import connected
 
 SIZES: Final = (1, 100, 1_000)

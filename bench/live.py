@@ -18,7 +18,7 @@ from bench.harness.stage import Options, Stage, add_tenants, product_stage
 from bench.live_drive import check_files, watching
 from bench.live_sums import Delivered, delivered, tables_of
 from bench.load.workload import MIX
-from bench.report import Bar, Figure, Report, Row, median_latency, median_of, row_of, this_machine
+from bench.report.results import Bar, Figure, Report, Row, median_latency, median_of, row_of, this_machine
 
 DURATION_S: Final = 10.0
 WARMUP_S: Final = 1.5

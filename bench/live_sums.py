@@ -11,7 +11,7 @@ from bench.harness.drive import Run
 from bench.live_plan import Seen
 from bench.live_watch import digest
 from bench.overload_sums import latency_of, percentile
-from bench.report import Latency
+from bench.report.results import Latency
 from storage.postgres.blocking import connected
 
 

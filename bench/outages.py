@@ -33,7 +33,7 @@ from bench.faults_server import workers
 from bench.harness.drive import say
 from bench.harness.environment import BenchError, fresh_on_tcp, read_settings
 from bench.outages_site import RESTART, Plan, Result, Seen, site
-from bench.text_table import table
+from bench.report.tables import table
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings, SettingsError
 from storage.embedded.servers import EmbeddedError

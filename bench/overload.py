@@ -18,7 +18,7 @@ from bench.overload_plan import Step
 from bench.overload_sums import load_of, windows_of
 from bench.overload_verdict import AFTER, BEFORE, CAPACITY, QUIET_ALONE, QUIET_BESIDE, judge, oddities
 from bench.overload_work import OFFLINE, ONLINE, Backlog
-from bench.report import Report, this_machine
+from bench.report.results import Report, this_machine
 
 DURATION_S: Final = 5.0
 _WARMUP_S: Final = 1.0

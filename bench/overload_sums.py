@@ -11,7 +11,7 @@ import msgspec
 
 from bench.overload_load import CODES
 from bench.overload_plan import Happened, LoadPlan
-from bench.report import Latency, Load, Window
+from bench.report.results import Latency, Load, Window
 
 _UNANSWERED, _STORED = (CODES.index(name) for name in ("unanswered", "synced"))
 _MIB: Final = 1 << 20

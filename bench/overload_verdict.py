@@ -8,7 +8,7 @@ from typing import Final
 
 from bench.overload_drive import Loaded
 from bench.overload_sums import back_to_normal_s
-from bench.report import OFFERED, Bar, Figure, Load, Report, median_of
+from bench.report.results import OFFERED, Bar, Figure, Load, Report, median_of
 
 CAPACITY: Final = "capacity"
 BEFORE: Final = "normal before"

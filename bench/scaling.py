@@ -19,7 +19,7 @@ from bench.harness.environment import BenchError, fresh
 from bench.harness.stage import Options, Stage, product_stage
 from bench.load.plan import Mode
 from bench.load.workload import MIX
-from bench.report import Bar, Figure, Report, Row, median_latency, row_of, this_machine
+from bench.report.results import Bar, Figure, Report, Row, median_latency, row_of, this_machine
 
 DURATION_S: Final = 5.0
 WARMUP_S: Final = 1.5

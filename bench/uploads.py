@@ -21,7 +21,7 @@ from bench.harness.server import Server
 from bench.harness.stage import Options, Stage, add_tenants, bare_stage, product_stage
 from bench.limit_tus import install, limit_tus
 from bench.load.workload import MIX
-from bench.report import Report, Row, Transfer, row_of, this_machine
+from bench.report.results import Report, Row, Transfer, row_of, this_machine
 from bench.uploads_drive import planned, uploading
 from bench.uploads_verdict import PLAIN, PRODUCT, TUS, Sides, judge, transfer_of
 

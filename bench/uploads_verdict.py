@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Final
 
-from bench.report import Bar, Figure, Report, Row, Transfer, latency_of, median_latency
+from bench.report.results import Bar, Figure, Report, Row, Transfer, latency_of, median_latency
 from bench.uploads_drive import Spent
 from bench.uploads_plan import Transferred
 

@@ -17,9 +17,9 @@ from bench.abuse_site import known
 from bench.abuse_verdict import judge
 from bench.harness.environment import BenchError, read_settings
 from bench.harness.stage import Options
-from bench.html import html_of
-from bench.report import Abuse, Felt, Latency, Report, as_json, this_machine
-from bench.text import text_of
+from bench.report.html import html_of
+from bench.report.results import Abuse, Felt, Latency, Report, as_json, this_machine
+from bench.report.text import text_of
 from compose.configuration import VARIABLE
 from storage.embedded.servers import Services
 from tests.device import SECRET

@@ -12,11 +12,11 @@ import pytest
 from bench.duel import Turn, figures, remarks
 from bench.harness.audit import Audit
 from bench.harness.drive import Run, Usage
-from bench.html import html_of
 from bench.load.generator import histogram
 from bench.load.plan import Outcome, Plan, Second
-from bench.report import Bar, Figure, Machine, Report, Row, as_json, median_latency, row_of
-from bench.text import text_of
+from bench.report.html import html_of
+from bench.report.results import Bar, Figure, Machine, Report, Row, as_json, median_latency, row_of
+from bench.report.text import text_of
 
 MACHINE = Machine(2, "a processor", "Linux 6", "3.11")
 CLEAN = Audit(100, 50, 2, 0, [])

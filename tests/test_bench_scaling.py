@@ -8,8 +8,8 @@ import pytest
 
 from bench import connections, live, scaling
 from bench.live_sums import Delivered
-from bench.report import Latency, Report, Row, this_machine
-from bench.text import text_of
+from bench.report.results import Latency, Report, Row, this_machine
+from bench.report.text import text_of
 from tests.test_bench_live import seen_of
 from tests.test_bench_scenarios import options
 

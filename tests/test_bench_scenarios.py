@@ -17,7 +17,7 @@ from bench.harness.environment import BenchError, read_settings, secret_of
 from bench.harness.preload import fill
 from bench.harness.server import started
 from bench.harness.stage import Options, add_tenants
-from bench.report import Bar, Report, this_machine
+from bench.report.results import Bar, Report, this_machine
 from engine.runtime.settings import SettingsError
 from storage.embedded.servers import Services
 from storage.postgres.places import place_of

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.html import html_of
 from bench.load.generator import histogram
-from bench.report import Report, Transfer, as_json, row_of, this_machine
-from bench.text import text_of
+from bench.report.html import html_of
+from bench.report.results import Report, Transfer, as_json, row_of, this_machine
+from bench.report.text import text_of
 from bench.uploads_drive import Spent
 from bench.uploads_plan import Transferred
 from bench.uploads_verdict import PLAIN, PRODUCT, TUS, Sides, judge, transfer_of

@@ -9,8 +9,8 @@ from typing import Any
 
 import pygal
 
-from bench.report import Abuse, Load, Report, Row, Transfer, Window
-from bench.text import text_of
+from bench.report.results import Abuse, Load, Report, Row, Transfer, Window
+from bench.report.text import text_of
 
 _STYLE = "body{font:15px sans-serif;margin:2em;max-width:75em}pre{overflow-x:auto}svg{width:100%}"
 _MARKS = (50.0, 90.0, 95.0, 99.0, 99.9, 99.99)

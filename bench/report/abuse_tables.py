@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from bench.abuse_verdict import KINDS, felt
-from bench.report import Abuse, Latency, Phase
-from bench.text_table import counts, table
+from bench.report.results import Abuse, Latency, Phase
+from bench.report.tables import counts, table
 
 _HEADING: Final = (
     "attack",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.abuse_text import lines as abuse_lines
-from bench.report import Load, Report, Row, Transfer
-from bench.text_table import counts, table
+from bench.report.abuse_tables import lines as abuse_lines
+from bench.report.results import Load, Report, Row, Transfer
+from bench.report.tables import counts, table
 
 _HEADING = (
     "run",

@@ -16,10 +16,10 @@ from typing import Final
 import click
 import msgspec
 
+from bench.baselines.commit_only import Task
 from bench.harness.environment import BenchError, Ground, fresh, read_settings
 from bench.harness.server import ROOT
 from bench.harness.stage import add_tenants
-from bench.limit_b import Task
 from bench.load.workload import Sent, Worker, data_of
 from bench.report.tables import table
 from engine.runtime.settings import Settings
@@ -188,7 +188,7 @@ def measured(ground: Ground, chosen: Settings) -> Stored:
         cursor.execute("SELECT pg_current_wal_insert_lsn()::text")
         ((begun,),) = cursor.fetchall()
         task = Task(dsn=dsn, tenant_ids=tenant_ids, jobs=[_JOBS], duration_s=_MEASURE_S, settings=chosen)
-        command = [sys.executable, "-m", "bench.limit_b"]
+        command = [sys.executable, "-m", "bench.baselines.commit_only"]
         ended = subprocess.run(
             command, cwd=ROOT, input=msgspec.json.encode(task), stdout=subprocess.PIPE, check=False
         )

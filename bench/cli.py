@@ -14,12 +14,12 @@ import click
 
 from bench.abuse import abuse
 from bench.abuse_attacks import ATTACKS
+from bench.baselines.tus_server import check_node
 from bench.concurrent import concurrent
 from bench.connections import CONNECTIONS, connections
 from bench.faults import faults
 from bench.harness.environment import BenchError, read_settings
 from bench.harness.stage import Options
-from bench.limit_tus import check_node
 from bench.limits import limits
 from bench.live import live
 from bench.overload import overload

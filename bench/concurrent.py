@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from bench.duel import duel, figures, limit_c, remarks
+from bench.baselines.compare import duel, figures, limit_c, remarks
 from bench.harness.audit import Auditor
 from bench.harness.drive import Target, drive
 from bench.harness.environment import Ground, fresh

@@ -13,12 +13,12 @@ from typing import Final
 
 import msgspec
 
-from bench.duel import WARMUP_S, duel, figures, limit_c, remarks
+from bench.baselines.commit_only import Measured, Task
+from bench.baselines.compare import WARMUP_S, duel, figures, limit_c, remarks
 from bench.harness.drive import drive, say
 from bench.harness.environment import BenchError, Ground, fresh
 from bench.harness.server import ROOT
 from bench.harness.stage import Options, add_tenants, bare_stage, product_stage
-from bench.limit_b import Measured, Task
 from bench.load.workload import MIX
 from bench.report.results import Bar, Figure, Report, row_of, this_machine
 from storage.postgres.blocking import connected
@@ -64,7 +64,7 @@ async def limits(options: Options) -> Report:
 
 
 async def _limit_a(ground: Ground, options: Options, duration_s: float, report: Report) -> None:
-    async with bare_stage(ground, options, "bench.limit_a") as target:
+    async with bare_stage(ground, options, "bench.baselines.decode_only") as target:
         for connections in SIZES:
             name = f"a at {connections}"
             run = await drive(name, target, "closed", connections, duration_s, warmup_s=WARMUP_S)
@@ -98,7 +98,7 @@ async def _limit_b(ground: Ground, options: Options, duration_s: float, report: 
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "bench.limit_b",
+        "bench.baselines.commit_only",
         cwd=ROOT,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

@@ -14,12 +14,12 @@ from typing import Final
 import msgspec
 import psutil
 
+from bench.baselines.tus_server import install, limit_tus
 from bench.harness.audit import Auditor
 from bench.harness.drive import Target, drive, say
 from bench.harness.environment import BenchError, Ground, fresh
 from bench.harness.server import Server
 from bench.harness.stage import Options, Stage, add_tenants, bare_stage, product_stage
-from bench.limit_tus import install, limit_tus
 from bench.load.workload import MIX
 from bench.report.results import Report, Row, Transfer, row_of, this_machine
 from bench.uploads_drive import planned, uploading
@@ -92,7 +92,7 @@ class _Uploads:
         sides = Sides()
         files = [str(ground.home / side) for side in (PLAIN, TUS)]
         async with (
-            bare_stage(ground, self._options, "bench.limit_uploads", files[0]) as plain,
+            bare_stage(ground, self._options, "bench.baselines.plain_uploads", files[0]) as plain,
             limit_tus(ground.home / "tus", files[1]) as tus,
         ):
             targets = {PLAIN: plain, PRODUCT: self._target, TUS: _bare(tus, plain)}

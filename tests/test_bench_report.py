@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.duel import Turn, figures, remarks
+from bench.baselines.compare import Turn, figures, remarks
 from bench.harness.audit import Audit
 from bench.harness.drive import Run, Usage
 from bench.load.generator import histogram

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from bench import concurrent, connections, duel, limits, live, overload, scaling, uploads, uploads_verdict
+from bench import concurrent, connections, limits, live, overload, scaling, uploads, uploads_verdict
+from bench.baselines import compare
 from bench.cli import SCENARIOS, Scenario, bench
 from bench.harness.drive import Target, drive
 from bench.harness.environment import BenchError, read_settings, secret_of
@@ -102,7 +103,7 @@ async def test_limits_measure_all_three_and_idle_memory(monkeypatch: pytest.Monk
     monkeypatch.setattr(limits, "IDLE_KIB", 1_000_000.0)
     monkeypatch.setattr(limits, "_IDLE_S", 0.2)
     monkeypatch.setattr(limits, "WARMUP_S", 0.1)
-    monkeypatch.setattr(duel, "WARMUP_S", 0.1)
+    monkeypatch.setattr(compare, "WARMUP_S", 0.1)
     report = await limits.limits(options(rounds=1, duration_s=0.3))
     assert report.passed
     figures = {figure.name: figure.value for figure in report.figures}
@@ -284,7 +285,7 @@ async def test_what_needs_servers_of_its_own_leaves_others_alone(scenario: Scena
 
 
 async def test_a_server_that_answers_nothing_is_an_error() -> None:
-    async with started(["-m", "bench.limit_a"], {}) as server:
+    async with started(["-m", "bench.baselines.decode_only"], {}) as server:
         port = server.port
     target = Target(port=port, secret=SECRET.decode(), tenants=TENANTS)
     with pytest.raises(BenchError, match="0 of 2 connected and nothing was answered: Connection refused"):
@@ -292,7 +293,7 @@ async def test_a_server_that_answers_nothing_is_an_error() -> None:
 
 
 async def test_limit_c_keeps_what_it_acknowledges(empty_dsn: str) -> None:
-    async with started(["-m", "bench.limit_c", empty_dsn], {}) as server:
+    async with started(["-m", "bench.baselines.simplest_pipeline", empty_dsn], {}) as server:
         target = Target(port=server.port, secret=SECRET.decode(), tenants=TENANTS)
         run = await drive("c", target, "closed", 7, 0.5)
     acks = run.outcome.acks
@@ -304,7 +305,7 @@ async def test_limit_c_keeps_what_it_acknowledges(empty_dsn: str) -> None:
 
 
 async def test_limit_a_answers_what_it_is_asked() -> None:
-    async with started(["-m", "bench.limit_a"], {}) as server:
+    async with started(["-m", "bench.baselines.decode_only"], {}) as server:
         target = Target(port=server.port, secret=SECRET.decode(), tenants=TENANTS)
         run = await drive("a", target, "closed", 3, 0.2)
     assert run.outcome.sent == len(run.outcome.acks.seq) > 0

@@ -17,7 +17,8 @@ import pytest
 from aiohttp import web
 from click.testing import CliRunner
 
-from bench import limit_tus, uploads_check, uploads_device
+from bench import uploads_check, uploads_device
+from bench.baselines import tus_server
 from bench.cli import bench
 from bench.harness.drive import Target
 from bench.harness.environment import BenchError
@@ -334,7 +335,7 @@ async def turn(port: int, files: str) -> tuple[Transferred, Spent]:
 
 
 async def test_a_client_of_many_uploads_at_the_plain_server(tmp_path: Path) -> None:
-    async with started(["-m", "bench.limit_uploads", str(tmp_path / "files")], {}) as plain:
+    async with started(["-m", "bench.baselines.plain_uploads", str(tmp_path / "files")], {}) as plain:
         came, spent = await turn(plain.port, "/v1/files")
     assert (came.begun, came.whole, came.chunks, came.sent_bytes) == (5, 5, 15, 5 * FILE_BYTES)
     assert (came.retries, came.fault_count, came.faults) == ({}, 0, [])
@@ -363,8 +364,8 @@ async def test_uploads_go_on_until_told_and_a_record_has_fifty_at_most(server: S
 async def test_the_tus_server_of_node_is_sent_the_same(tmp_path: Path) -> None:
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
-    await limit_tus.install(tmp_path / "tus")
-    async with limit_tus.limit_tus(tmp_path / "tus", str(tmp_path / "files")) as tus:
+    await tus_server.install(tmp_path / "tus")
+    async with tus_server.limit_tus(tmp_path / "tus", str(tmp_path / "files")) as tus:
         came, _ = await turn(tus.port, "/v1/uploads")
     assert (came.begun, came.whole, came.chunks) == (5, 5, 15)
     assert (came.retries, came.faults) == ({}, [])
@@ -381,11 +382,11 @@ async def test_what_is_missing_for_the_tus_server_is_a_sentence(
     npm.write_text("#!/bin/sh\necho no network\nexit 1\n")
     npm.chmod(0o700)
     with pytest.raises(BenchError, match="did not install @tus/server: no network"):
-        await limit_tus.install(tmp_path / "tus")
+        await tus_server.install(tmp_path / "tus")
 
 
 async def test_nobody_to_upload_to_is_an_error() -> None:
-    async with started(["-m", "bench.limit_a"], {}) as server:
+    async with started(["-m", "bench.baselines.decode_only"], {}) as server:
         port = server.port
     with pytest.raises(BenchError, match="ended before it was done"):
         await turn(port, "/v1/files")

@@ -1,7 +1,7 @@
 """Limit (b): the product's group commit alone, without a socket, in a process of its own.
 
-``python -m bench.limit_b`` with a Task on stdin; for each number of jobs in flight it says a Measured as a
-line of JSON.
+``python -m bench.baselines.commit_only`` with a Task on stdin; for each number of jobs in flight it says a
+Measured as a line of JSON.
 """
 
 from __future__ import annotations

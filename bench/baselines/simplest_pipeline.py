@@ -2,7 +2,7 @@
 
 Decode, read the versions in one SELECT, write records and keys in one INSERT, commit, acknowledge. No
 authentication, no policies, no feed, no counters of tenants, no health. The product is measured as a ratio
-of it. A server process of its own: ``python -m bench.limit_c DSN``, on an empty database.
+of it. A server process of its own: ``python -m bench.baselines.simplest_pipeline DSN``, on an empty database.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 import uvloop
 from aiohttp import WSMsgType, web
 
-from bench.bare import Socket, Sync, acknowledgement, decode, serve, upgraded
+from bench.baselines.bare_server import Socket, Sync, acknowledgement, decode, serve, upgraded
 from storage.postgres.driver import Link, connect
 
 #: Two batches under way keep both PostgreSQL and this process busy.

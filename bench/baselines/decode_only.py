@@ -1,6 +1,6 @@
 """Limit (a): a WebSocket that decodes a sync and acknowledges it at once; nothing is stored.
 
-A server process of its own: ``python -m bench.limit_a``.
+A server process of its own: ``python -m bench.baselines.decode_only``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from itertools import count
 import uvloop
 from aiohttp import WSMsgType, web
 
-from bench.bare import acknowledgement, decode, serve, upgraded
+from bench.baselines.bare_server import acknowledgement, decode, serve, upgraded
 
 _seq = count(1)
 

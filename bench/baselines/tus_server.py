@@ -15,7 +15,7 @@ from typing import Final
 from bench.harness.environment import BenchError
 from bench.harness.server import ROOT, Server, started
 
-_SOURCES: Final = ROOT / "bench" / "node"
+_SOURCES: Final = ROOT / "bench" / "baselines" / "node"
 _PATIENCE_S: Final = 180.0
 _INSTALL: Final = ("ci", "--omit=optional", "--ignore-scripts", "--prefer-offline", "--no-audit", "--no-fund")
 

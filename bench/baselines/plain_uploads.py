@@ -1,7 +1,7 @@
 """Limit of uploads: plain aiohttp that writes each body where it belongs and waits for the disk.
 
 No database, no checks beyond the offset, no hash, no tenants; the product's requests and answers. A server
-process of its own: ``python -m bench.limit_uploads DIRECTORY``.
+process of its own: ``python -m bench.baselines.plain_uploads DIRECTORY``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import uvloop
 from aiohttp import web
 
-from bench.bare import listen
+from bench.baselines.bare_server import listen
 
 
 class Uploads:

@@ -35,7 +35,7 @@ class Turn(msgspec.Struct, frozen=True):
 async def limit_c(ground: Ground, options: Options) -> AsyncIterator[Target]:
     """Run (c) on a database of its own. Raises BenchError, StoreError."""
     dsn = ground.database("limit_c", migrated=False)
-    async with bare_stage(ground, options, "bench.limit_c", dsn) as target:
+    async with bare_stage(ground, options, "bench.baselines.simplest_pipeline", dsn) as target:
         yield target
 
 

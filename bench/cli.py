@@ -16,12 +16,12 @@ from bench.abuse import abuse
 from bench.abuse_attacks import ATTACKS
 from bench.baselines.tus_server import check_node
 from bench.concurrent import concurrent
-from bench.connections import CONNECTIONS, connections
 from bench.faults import faults
 from bench.harness.environment import BenchError, read_settings
 from bench.harness.stage import Options
 from bench.limits import limits
-from bench.live import live
+from bench.live.connections import CONNECTIONS, connections
+from bench.live.scenario import live
 from bench.overload import overload
 from bench.report.html import html_of
 from bench.report.results import Report, as_json

@@ -10,10 +10,10 @@ import pytest
 from bench.harness.drive import Run, spread
 from bench.harness.environment import BenchError
 from bench.harness.stage import add_tenants
-from bench.live_drive import check_files, sources
-from bench.live_plan import Seen
-from bench.live_sums import Tables, delivered, tables_of
-from bench.live_watch import Pages, Subscriber, digest
+from bench.live.drive import check_files, sources
+from bench.live.plan import Seen
+from bench.live.subscribers import Pages, Subscriber, digest
+from bench.live.summary import Tables, delivered, tables_of
 from bench.load.plan import Acks, Outcome, Plan
 from tests.services import execute
 
@@ -184,7 +184,7 @@ def test_very_many_connections_come_from_several_addresses() -> None:
 
 
 def test_too_low_a_file_limit_is_one_sentence_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.live_drive.resource.getrlimit", lambda _: (1024, 8000))
+    monkeypatch.setattr("bench.live.drive.resource.getrlimit", lambda _: (1024, 8000))
     check_files(15_000, 3, 2, 400)
     with pytest.raises(BenchError, match=r"open 8,000 files and 15,400 are needed .*ulimit -Hn 15400"):
         check_files(15_000, 3, 1, 400)

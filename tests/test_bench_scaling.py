@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from bench import connections, live, scaling
-from bench.live_sums import Delivered
+from bench import scaling
+from bench.live import connections, scenario
+from bench.live.summary import Delivered
 from bench.report.results import Latency, Report, Row, this_machine
 from bench.report.text import text_of
 from tests.test_bench_live import seen_of
@@ -112,7 +113,7 @@ def lived(
 ) -> Report:
     """Judge a run of live that is as usual but for this."""
     judged = report()
-    live.judge(
+    scenario.judge(
         judged,
         options(connections=1000, rate_per_s=1200.0),
         [row_of()],

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from bench.harness.drive import Run
-from bench.live_plan import Seen
-from bench.live_watch import digest
+from bench.live.plan import Seen
+from bench.live.subscribers import digest
 from bench.overload_sums import latency_of, percentile
 from bench.report.results import Latency
 from storage.postgres.blocking import connected

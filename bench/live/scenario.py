@@ -15,8 +15,8 @@ from bench.harness.audit import Auditor
 from bench.harness.drive import Run, Target, drive, say
 from bench.harness.environment import BenchError, fresh
 from bench.harness.stage import Options, Stage, add_tenants, product_stage
-from bench.live_drive import check_files, watching
-from bench.live_sums import Delivered, delivered, tables_of
+from bench.live.drive import check_files, watching
+from bench.live.summary import Delivered, delivered, tables_of
 from bench.load.workload import MIX
 from bench.report.results import Bar, Figure, Report, Row, median_latency, median_of, row_of, this_machine
 

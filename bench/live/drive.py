@@ -15,7 +15,7 @@ import msgspec
 from bench.harness.drive import Target, token
 from bench.harness.environment import BenchError
 from bench.harness.server import ROOT
-from bench.live_plan import Seen, Watching, WatchPlan
+from bench.live.plan import Seen, Watching, WatchPlan
 
 _LINE_BYTES: Final = 1 << 30
 #: Connections that come from one loopback address: the system gives each of them a port of its own.
@@ -79,7 +79,7 @@ async def watching(
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "bench.live_watch",
+                "bench.live.subscribers",
                 cwd=ROOT,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,

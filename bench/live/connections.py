@@ -13,9 +13,9 @@ from bench.harness.drive import drive, say
 from bench.harness.environment import BenchError, fresh
 from bench.harness.processes import Trees
 from bench.harness.stage import Options, Stage, add_tenants, product_stage
-from bench.live_drive import check_files, watching
-from bench.live_plan import Seen
-from bench.live_sums import tables_of
+from bench.live.drive import check_files, watching
+from bench.live.plan import Seen
+from bench.live.summary import tables_of
 from bench.load.workload import MIX
 from bench.overload_sums import percentile
 from bench.report.results import Bar, Figure, Report, Row, row_of, this_machine

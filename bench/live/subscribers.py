@@ -1,4 +1,4 @@
-"""Subscribers, many in a process of its own: ``python -m bench.live_watch`` with a WatchPlan on stdin.
+"""Subscribers, many in a process of its own: ``python -m bench.live.subscribers`` with a WatchPlan on stdin.
 
 Of a page they read what tells whether anything was lost, and when it came: ids, versions and seqs.
 """
@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 import uvloop
 
-from bench.live_plan import Seen, Watching, WatchPlan
+from bench.live.plan import Seen, Watching, WatchPlan
 from bench.load.websocket_client import HandshakeError, Socket, connect, frame
 
 #: How many connections are being opened at once: each reads the database.

@@ -1,0 +1,1 @@
+"""How soon devices see what others push; the scenarios of subscribers."""

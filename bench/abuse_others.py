@@ -17,7 +17,7 @@ from bench.harness.drive import Target, token
 from bench.load.precise_timer import Alarm
 from bench.load.websocket_client import HandshakeError, Socket, connect, frame
 from bench.load.workload import data_of
-from bench.overload_sums import percentile
+from bench.overload.summary import percentile
 from bench.report.results import Felt, Latency
 
 DEVICES: Final = 5

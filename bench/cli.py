@@ -22,7 +22,7 @@ from bench.harness.stage import Options
 from bench.limits import limits
 from bench.live.connections import CONNECTIONS, connections
 from bench.live.scenario import live
-from bench.overload import overload
+from bench.overload.scenario import overload
 from bench.report.html import html_of
 from bench.report.results import Report, as_json
 from bench.report.text import text_of

@@ -11,13 +11,13 @@ import msgspec
 import pytest
 from aiohttp import WSMsgType, web
 
-from bench import overload_load
 from bench.harness.drive import Target
 from bench.harness.environment import BenchError
-from bench.overload_drive import planned, pour
-from bench.overload_load import OverloadLoad
-from bench.overload_plan import Happened, LoadPlan, Ready, Step
-from bench.overload_work import OFFLINE, ONLINE, Backlog, Frames
+from bench.overload import generator
+from bench.overload.drive import planned, pour
+from bench.overload.generator import OverloadLoad
+from bench.overload.plan import Happened, LoadPlan, Ready, Step
+from bench.overload.workload import OFFLINE, ONLINE, Backlog, Frames
 from engine.wire.messages import JSON_SUBPROTOCOL
 from handlers.server import listening
 from tests.device import SECRET
@@ -137,7 +137,7 @@ async def test_an_open_loop_notes_what_became_of_each_sync() -> None:
 
 
 async def test_the_schedule_is_the_same_whatever_the_server_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overload_load, "GRACE_S", 0.05)
+    monkeypatch.setattr(generator, "GRACE_S", 0.05)
     answered, silent = await poured(applied), await poured(lambda _: [])
     assert (answered.due_us, answered.device) == (silent.due_us, silent.device)
     assert set(silent.code) == {0}
@@ -145,7 +145,7 @@ async def test_the_schedule_is_the_same_whatever_the_server_does(monkeypatch: py
 
 
 async def test_a_closed_loop_keeps_so_many_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overload_load, "GRACE_S", 0.05)
+    monkeypatch.setattr(generator, "GRACE_S", 0.05)
     held: list[Json] = []
 
     def answering(sync: Json) -> list[Json]:

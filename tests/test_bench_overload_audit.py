@@ -5,13 +5,13 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bench import overload_audit
 from bench.harness.audit import key_hash
 from bench.harness.drive import Target
-from bench.overload_audit import OverloadAuditor
-from bench.overload_drive import Loaded, planned, pour
-from bench.overload_plan import Step
-from bench.overload_work import ONLINE, Backlog
+from bench.overload import audit
+from bench.overload.audit import OverloadAuditor
+from bench.overload.drive import Loaded, planned, pour
+from bench.overload.plan import Step
+from bench.overload.workload import ONLINE, Backlog
 from tests.device import SECRET
 from tests.services import execute
 from tests.serving import Serve
@@ -77,7 +77,7 @@ TAMPERINGS = [
 
 
 def test_whatever_is_otherwise_is_named(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overload_audit, "_NAMED", 100)
+    monkeypatch.setattr(audit, "_NAMED", 100)
     auditor, dsn, runs = stored
     run = runs[0]
     prefix = run.plan.prefix

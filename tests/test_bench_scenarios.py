@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from bench import concurrent, limits, overload, scaling, uploads, uploads_verdict
+from bench import concurrent, limits, scaling, uploads, uploads_verdict
 from bench.baselines import compare
 from bench.cli import SCENARIOS, Scenario, bench
 from bench.harness.drive import Target, drive
@@ -20,6 +20,7 @@ from bench.harness.server import started
 from bench.harness.stage import Options, add_tenants
 from bench.live import connections
 from bench.live import scenario as live
+from bench.overload import scenario as overload
 from bench.report.results import Bar, Report, this_machine
 from engine.runtime.settings import SettingsError
 from storage.embedded.servers import Services

@@ -10,7 +10,7 @@ import msgspec
 from bench.harness.drive import Run
 from bench.live.plan import Seen
 from bench.live.subscribers import digest
-from bench.overload_sums import latency_of, percentile
+from bench.overload.summary import latency_of, percentile
 from bench.report.results import Latency
 from storage.postgres.blocking import connected
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 import msgspec
 
 from bench.harness.audit import Audit, counters, key_hash
-from bench.overload_drive import Loaded
-from bench.overload_work import key_of
+from bench.overload.drive import Loaded
+from bench.overload.workload import key_of
 from storage.postgres.blocking import connected
 
 if TYPE_CHECKING:

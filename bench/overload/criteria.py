@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Final
 
-from bench.overload_drive import Loaded
-from bench.overload_sums import back_to_normal_s
+from bench.overload.drive import Loaded
+from bench.overload.summary import back_to_normal_s
 from bench.report.results import OFFERED, Bar, Figure, Load, Report, median_of
 
 CAPACITY: Final = "capacity"

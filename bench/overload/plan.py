@@ -9,7 +9,7 @@ from itertools import accumulate
 
 import msgspec
 
-from bench.overload_work import Backlog
+from bench.overload.workload import Backlog
 
 
 class Step(msgspec.Struct, frozen=True):

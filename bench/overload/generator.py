@@ -1,4 +1,4 @@
-"""The load generator of ``overload``, a process of its own: ``python -m bench.overload_load``.
+"""The load generator of ``overload``, a process of its own: ``python -m bench.overload.generator``.
 
 It only sends, and notes when what came back; summing up is left to who reads it, after the run. Every send
 time is fixed before the first message leaves. A sync that is refused is not sent again.
@@ -23,8 +23,8 @@ import uvloop
 
 from bench.load.precise_timer import Alarm
 from bench.load.websocket_client import HandshakeError, Socket, connect
-from bench.overload_plan import Happened, LoadPlan, Ready
-from bench.overload_work import Frames
+from bench.overload.plan import Happened, LoadPlan, Ready
+from bench.overload.workload import Frames
 
 #: How many handshakes are under way at once.
 CONNECTING: Final = 100

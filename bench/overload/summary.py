@@ -9,8 +9,8 @@ from typing import Final
 
 import msgspec
 
-from bench.overload_load import CODES
-from bench.overload_plan import Happened, LoadPlan
+from bench.overload.generator import CODES
+from bench.overload.plan import Happened, LoadPlan
 from bench.report.results import Latency, Load, Window
 
 _UNANSWERED, _STORED = (CODES.index(name) for name in ("unanswered", "synced"))

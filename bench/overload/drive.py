@@ -19,9 +19,9 @@ from bench.harness.drive import Target, token
 from bench.harness.environment import BenchError
 from bench.harness.processes import Trees, machine_cpu_ms
 from bench.harness.server import ROOT
-from bench.overload_plan import Happened, LoadPlan, Ready, Step
-from bench.overload_sums import Used
-from bench.overload_work import Backlog
+from bench.overload.plan import Happened, LoadPlan, Ready, Step
+from bench.overload.summary import Used
+from bench.overload.workload import Backlog
 
 _SAMPLE_S: Final = 0.1
 #: From when a run is told to begin until it does.
@@ -139,7 +139,7 @@ async def _generator(run: Loaded) -> AsyncIterator[_Generator]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "bench.overload_load",
+        "bench.overload.generator",
         cwd=ROOT,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

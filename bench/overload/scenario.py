@@ -12,12 +12,12 @@ from typing import Final
 from bench.harness.drive import Target, say
 from bench.harness.environment import BenchError, fresh
 from bench.harness.stage import NOT_OURS, Options, product_stage, remote
-from bench.overload_audit import OverloadAuditor
-from bench.overload_drive import Loaded, planned, pour
-from bench.overload_plan import Step
-from bench.overload_sums import load_of, windows_of
-from bench.overload_verdict import AFTER, BEFORE, CAPACITY, QUIET_ALONE, QUIET_BESIDE, judge, oddities
-from bench.overload_work import OFFLINE, ONLINE, Backlog
+from bench.overload.audit import OverloadAuditor
+from bench.overload.criteria import AFTER, BEFORE, CAPACITY, QUIET_ALONE, QUIET_BESIDE, judge, oddities
+from bench.overload.drive import Loaded, planned, pour
+from bench.overload.plan import Step
+from bench.overload.summary import load_of, windows_of
+from bench.overload.workload import OFFLINE, ONLINE, Backlog
 from bench.report.results import Report, this_machine
 
 DURATION_S: Final = 5.0

@@ -16,7 +16,7 @@ from bench.abuse import abuse
 from bench.abuse_attacks import ATTACKS
 from bench.baselines.tus_server import check_node
 from bench.concurrent import concurrent
-from bench.faults import faults
+from bench.faults.scenario import faults
 from bench.harness.environment import BenchError, read_settings
 from bench.harness.stage import Options
 from bench.limits import limits

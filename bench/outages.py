@@ -28,8 +28,8 @@ from typing import Final
 import click
 from psycopg2.extensions import make_dsn
 
-from bench.faults_history import History
-from bench.faults_server import workers
+from bench.faults.history import History
+from bench.faults.server import workers
 from bench.harness.drive import say
 from bench.harness.environment import BenchError, fresh_on_tcp, read_settings
 from bench.outages_site import RESTART, Plan, Result, Seen, site

@@ -14,8 +14,8 @@ from typing import Any, Final, NamedTuple
 
 from aiohttp import ClientSession
 
-from bench.faults_history import History
-from bench.faults_server import Workers, workers
+from bench.faults.history import History
+from bench.faults.server import Workers, workers
 from bench.harness.clusters import Cluster
 from bench.harness.drive import Target, say, token
 from bench.harness.environment import BenchError, fresh_on_tcp

@@ -10,14 +10,14 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from bench import faults, faults_inject
 from bench.cli import bench
-from bench.faults_check import Tables
-from bench.faults_history import Answered, Fault, Paged, decoded
-from bench.faults_inject import FAULTS, crash_postgres, cut_lines, end_connections
-from bench.faults_line import bad_line
-from bench.faults_tables import read_tables
-from bench.faults_work import Worker
+from bench.faults import inject, scenario
+from bench.faults.check import Tables
+from bench.faults.history import Answered, Fault, Paged, decoded
+from bench.faults.inject import FAULTS, crash_postgres, cut_lines, end_connections
+from bench.faults.proxy import bad_line
+from bench.faults.tables import read_tables
+from bench.faults.workload import Worker
 from storage.embedded.servers import Services
 from tests.services import data_dir
 
@@ -27,17 +27,17 @@ def home(services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """The benchmark's data directory, where the servers' account may pass; ``services`` keeps it short."""
     place = data_dir(services) / tmp_path.name
     monkeypatch.setenv("TIDEMARK__DATA__DIR", str(place))
-    monkeypatch.setattr(faults, "DEVICES", 8)
-    monkeypatch.setattr(faults, "PER_S", 10.0)
-    monkeypatch.setattr(faults, "CALM_S", (0.1, 0.2))
-    monkeypatch.setattr(faults_inject, "_AWAY_S", (0.0, 0.1))
-    monkeypatch.setattr(faults_inject, "_CUTTING_S", 0.3)
+    monkeypatch.setattr(scenario, "DEVICES", 8)
+    monkeypatch.setattr(scenario, "PER_S", 10.0)
+    monkeypatch.setattr(scenario, "CALM_S", (0.1, 0.2))
+    monkeypatch.setattr(inject, "_AWAY_S", (0.0, 0.1))
+    monkeypatch.setattr(inject, "_CUTTING_S", 0.3)
     cheap = {
         "cut": cut_lines,
         "end": end_connections,
         "crash": crash_postgres,
     }
-    monkeypatch.setattr(faults, "FAULTS", cheap)
+    monkeypatch.setattr(scenario, "FAULTS", cheap)
     return place
 
 
@@ -75,8 +75,8 @@ def test_what_is_found_is_exit_status_1(tmp_path: Path, monkeypatch: pytest.Monk
         tables.counters["fault-b"] += 1
         return tables
 
-    monkeypatch.setattr(faults, "read_tables", forgetful)
-    monkeypatch.setattr(faults._Run, "rounds", no_rounds)
+    monkeypatch.setattr(scenario, "read_tables", forgetful)
+    monkeypatch.setattr(scenario._Run, "rounds", no_rounds)
     status, text = run_faults(tmp_path, "--rounds", "1")
     assert status == 1, text
     assert "was acknowledged to nobody" in text
@@ -123,6 +123,6 @@ def test_the_seed_decides_what_devices_send() -> None:
 
 
 def test_every_fault_comes_once_before_one_comes_again() -> None:
-    names = faults.order(Random(3), len(FAULTS) * 2)
+    names = scenario.order(Random(3), len(FAULTS) * 2)
     assert sorted(names[: len(FAULTS)]) == sorted(names[len(FAULTS) :]) == sorted(FAULTS)
-    assert names == faults.order(Random(3), len(FAULTS) * 2) != faults.order(Random(4), len(FAULTS) * 2)
+    assert names == scenario.order(Random(3), len(FAULTS) * 2) != scenario.order(Random(4), len(FAULTS) * 2)

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.faults_check import Stored, Tables, check, key_hash
-from bench.faults_history import (
+from bench.faults.check import Stored, Tables, check, key_hash
+from bench.faults.history import (
     Answered,
     Change,
     Event,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.waits import measure
+from bench.faults.waits import measure
 from storage.embedded.servers import Services
 from tests.services import data_dir
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from random import Random
 from typing import Any, Final
 
-from bench.faults_check import MARK
-from bench.faults_history import Item
+from bench.faults.check import MARK
+from bench.faults.history import Item
 
 #: Policies by domain, of every second tenant in turn; what is missing stands as delivered.
 POLICIES: Final[tuple[dict[str, tuple[str, str]], ...]] = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from bench.faults_check import Stored, Tables
+from bench.faults.check import Stored, Tables
 from storage.postgres.blocking import connected
 
 _decode = msgspec.json.Decoder(dict[str, Any] | None).decode

@@ -16,14 +16,14 @@ from typing import Any, Final
 
 import msgspec
 
-from bench.faults_check import Account, check
-from bench.faults_device import Changes, Device, Way
-from bench.faults_history import Answered, Closed, Event, Fault, History, Refused
-from bench.faults_inject import FAULTS, Site
-from bench.faults_line import bad_line
-from bench.faults_server import Workers, workers
-from bench.faults_tables import read_tables
-from bench.faults_work import POLICIES
+from bench.faults.check import Account, check
+from bench.faults.device import Changes, Device, Way
+from bench.faults.history import Answered, Closed, Event, Fault, History, Refused
+from bench.faults.inject import FAULTS, Site
+from bench.faults.proxy import bad_line
+from bench.faults.server import Workers, workers
+from bench.faults.tables import read_tables
+from bench.faults.workload import POLICIES
 from bench.harness.audit import Audit
 from bench.harness.clusters import Cluster
 from bench.harness.drive import Target, say, token

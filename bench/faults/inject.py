@@ -12,8 +12,8 @@ from typing import Final
 
 import msgspec
 
-from bench.faults_line import Line
-from bench.faults_server import Workers
+from bench.faults.proxy import Line
+from bench.faults.server import Workers
 from bench.harness.clusters import Cluster
 from storage.embedded.servers import servers
 from storage.postgres.blocking import connected

@@ -1,7 +1,7 @@
 """How long the others wait: for a tenant that a stopped worker holds, and for a policy to be in force.
 
-``python -m bench.waits`` runs a server with two workers on services of its own. A worker stopped in the
-middle of a transaction holds the tenants in it until PostgreSQL ends its session. A policy is in force in
+``python -m bench.faults.waits`` runs a server with two workers on services of its own. A worker stopped in
+the middle of a transaction holds the tenants in it until PostgreSQL ends its session. A policy is in force in
 every worker once each has polled the number that grows with it; telling them over Redis is only faster.
 """
 
@@ -26,8 +26,8 @@ from typing import Any, Final
 import msgspec
 from aiohttp import ClientSession, ClientWebSocketResponse
 
-from bench.faults_history import History
-from bench.faults_server import Workers, workers
+from bench.faults.history import History
+from bench.faults.server import Workers, workers
 from bench.harness.drive import Target, token
 from bench.harness.environment import BenchError, Ground, fresh, read_settings
 from bench.harness.stage import add_tenants
@@ -169,9 +169,9 @@ def _summed(waits_s: list[float]) -> dict[str, float]:
 def main() -> None:
     """Measure and print as JSON."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench.waits",
+        prog="python -m bench.faults.waits",
         description="How long others wait for a stopped worker, and for a policy.",
-        epilog="Example: python -m bench.waits --times 20",
+        epilog="Example: python -m bench.faults.waits --times 20",
     )
     parser.add_argument("--times", type=int, default=20, help="How often each is tried.")
     parser.add_argument("--seed", type=int, default=1, help="When a worker is stopped.")

@@ -16,7 +16,7 @@ import msgspec
 import psutil
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
-from bench.faults_history import History, Logged
+from bench.faults.history import History, Logged
 from bench.harness.environment import BenchError, Ground
 from bench.harness.server import ROOT, end, free_ports, variables
 

@@ -10,8 +10,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from bench.faults_check import wrote
-from bench.faults_history import (
+from bench.faults.check import wrote
+from bench.faults.history import (
     Answered,
     Change,
     Closed,
@@ -23,7 +23,7 @@ from bench.faults_history import (
     Result,
     Sent,
 )
-from bench.faults_work import Worker
+from bench.faults.workload import Worker
 from bench.load.websocket_client import CUT_OFF, HandshakeError, Socket, connect, frame
 
 _CONNECT_S: Final = 5.0

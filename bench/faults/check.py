@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from bench.faults_history import Answered, Change, Data, Event, Item, Joined, Paged, Refused, Result, Sent
+from bench.faults.history import Answered, Change, Data, Event, Item, Joined, Paged, Refused, Result, Sent
 
 #: What the data of every item names its tenant in.
 MARK: Final = "tenant"

@@ -1,0 +1,1 @@
+"""Faults under load, and the judgement whether anything was lost or came twice."""

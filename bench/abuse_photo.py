@@ -12,8 +12,8 @@ import msgspec
 
 from bench.harness.drive import Target, token
 from bench.harness.environment import BenchError
-from bench.uploads_http import Line, dial
-from bench.uploads_work import DOMAIN, Album
+from bench.uploads.http_client import Line, dial
+from bench.uploads.workload import DOMAIN, Album
 from storage.postgres.blocking import connected
 
 _PHOTO_BYTES: Final = 20_000

@@ -27,7 +27,7 @@ from bench.report.html import html_of
 from bench.report.results import Report, as_json
 from bench.report.text import text_of
 from bench.scaling import scaling
-from bench.uploads import uploads
+from bench.uploads.scenario import uploads
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import SettingsError
 from storage.embedded.servers import EmbeddedError

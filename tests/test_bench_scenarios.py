@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from bench import concurrent, limits, scaling, uploads, uploads_verdict
+from bench import concurrent, limits, scaling
 from bench.baselines import compare
 from bench.cli import SCENARIOS, Scenario, bench
 from bench.harness.drive import Target, drive
@@ -22,6 +22,8 @@ from bench.live import connections
 from bench.live import scenario as live
 from bench.overload import scenario as overload
 from bench.report.results import Bar, Report, this_machine
+from bench.uploads import criteria
+from bench.uploads import scenario as uploads
 from engine.runtime.settings import SettingsError
 from storage.embedded.servers import Services
 from storage.postgres.places import place_of
@@ -263,7 +265,7 @@ async def test_uploads_take_turns_with_others_and_go_on_beside_syncs(monkeypatch
     for name, value in {**sizes, "WARMUP_S": 0.1}.items():
         monkeypatch.setattr(uploads, name, value)
     for name, value in {"PLAIN_RATIO": 0.0, "GROWN_MIB": 1e6, "SYNC_RATIO": 1e6}.items():
-        monkeypatch.setattr(uploads_verdict, name, value)
+        monkeypatch.setattr(criteria, name, value)
     report = await uploads.uploads(options(rounds=1))
     assert [transfer.name for transfer in report.transfers] == [
         *(f"{side}, round 1" for side in ("a", "product", "b")),

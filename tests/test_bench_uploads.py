@@ -17,17 +17,17 @@ import pytest
 from aiohttp import web
 from click.testing import CliRunner
 
-from bench import uploads_check, uploads_device
 from bench.baselines import tus_server
 from bench.cli import bench
 from bench.harness.drive import Target
 from bench.harness.environment import BenchError
 from bench.harness.server import started
-from bench.uploads_check import Checker
-from bench.uploads_device import FailedError, Stored, Uploader
-from bench.uploads_drive import Spent, planned, uploading
-from bench.uploads_plan import Transferred, UploadPlan
-from bench.uploads_work import Album, Picture, record_id
+from bench.uploads import check, device
+from bench.uploads.check import Checker
+from bench.uploads.device import FailedError, Stored, Uploader
+from bench.uploads.drive import Spent, planned, uploading
+from bench.uploads.plan import Transferred, UploadPlan
+from bench.uploads.workload import Album, Picture, record_id
 from tests.device import SECRET
 
 FILE_BYTES, CHUNK_BYTES = 10_000, 4096
@@ -149,8 +149,8 @@ class Server:
 @pytest.fixture
 async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
     """A server on a free port; a client loses no time between tries."""
-    monkeypatch.setattr(uploads_device, "_PAUSE_S", 0.0)
-    monkeypatch.setattr(uploads_check, "_FEED_S", 0.0)
+    monkeypatch.setattr(device, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(check, "_FEED_S", 0.0)
     kept = Server()
     app = web.Application()
     app.router.add_post("/v1/sync", kept.sync)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.uploads_http import Answer, Line
+from bench.uploads.http_client import Answer, Line
 
 
 class Plain:

@@ -12,9 +12,9 @@ from bench.load.generator import histogram
 from bench.report.html import html_of
 from bench.report.results import Report, Transfer, as_json, row_of, this_machine
 from bench.report.text import text_of
-from bench.uploads_drive import Spent
-from bench.uploads_plan import Transferred
-from bench.uploads_verdict import PLAIN, PRODUCT, TUS, Sides, judge, transfer_of
+from bench.uploads.criteria import PLAIN, PRODUCT, TUS, Sides, judge, transfer_of
+from bench.uploads.drive import Spent
+from bench.uploads.plan import Transferred
 from tests.test_bench_report import run_of
 
 

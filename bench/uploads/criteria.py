@@ -7,8 +7,8 @@ from statistics import median
 from typing import Final
 
 from bench.report.results import Bar, Figure, Report, Row, Transfer, latency_of, median_latency
-from bench.uploads_drive import Spent
-from bench.uploads_plan import Transferred
+from bench.uploads.drive import Spent
+from bench.uploads.plan import Transferred
 
 PLAIN: Final = "a"
 PRODUCT: Final = "product"

@@ -11,7 +11,7 @@ import hashlib
 import os
 from typing import Final
 
-from bench.uploads_http import Part
+from bench.uploads.http_client import Part
 
 TYPE: Final = "image/jpeg"
 DOMAIN: Final = "task"

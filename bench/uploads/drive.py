@@ -17,7 +17,7 @@ from bench.harness.drive import Target, token
 from bench.harness.environment import BenchError
 from bench.harness.processes import Trees, machine_cpu_ms
 from bench.harness.server import ROOT
-from bench.uploads_plan import Ready, Sent, Transferred, UploadPlan
+from bench.uploads.plan import Ready, Sent, Transferred, UploadPlan
 
 #: How often memory is looked at: uploads take a few seconds.
 _SAMPLE_S: Final = 0.05
@@ -130,7 +130,7 @@ async def uploading(plan: UploadPlan, target: Target) -> AsyncIterator[Uploading
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "bench.uploads_load",
+        "bench.uploads.generator",
         cwd=ROOT,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

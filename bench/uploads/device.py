@@ -10,9 +10,9 @@ from typing import Final
 
 import msgspec
 
-from bench.uploads_http import Answer, Line, Part, Sink, dial
-from bench.uploads_plan import Transferred, UploadPlan
-from bench.uploads_work import DOMAIN, Picture
+from bench.uploads.http_client import Answer, Line, Part, Sink, dial
+from bench.uploads.plan import Transferred, UploadPlan
+from bench.uploads.workload import DOMAIN, Picture
 
 #: How long an answer may take.
 _ANSWER_S: Final = 60.0

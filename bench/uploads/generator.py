@@ -1,4 +1,4 @@
-"""The client of ``uploads``, a process of its own: ``python -m bench.uploads_load`` with a plan on stdin.
+"""The client of ``uploads``, its own process: ``python -m bench.uploads.generator`` with a plan on stdin.
 
 A closed loop: each uploader sends its next chunk when the last one is acknowledged, as tus clients do.
 """
@@ -18,10 +18,10 @@ import msgspec
 import uvloop
 
 from bench.load.generator import histogram
-from bench.uploads_check import Checker
-from bench.uploads_device import FailedError, Stored, Uploader
-from bench.uploads_plan import Ready, Sent, Transferred, UploadPlan
-from bench.uploads_work import RECORD_FILES, Album, record_id
+from bench.uploads.check import Checker
+from bench.uploads.device import FailedError, Stored, Uploader
+from bench.uploads.plan import Ready, Sent, Transferred, UploadPlan
+from bench.uploads.workload import RECORD_FILES, Album, record_id
 
 _NAMED: Final = 5
 

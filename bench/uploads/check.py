@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import msgspec
 
-from bench.uploads_device import Stored, Uploader
-from bench.uploads_plan import UploadPlan
-from bench.uploads_work import TYPE
+from bench.uploads.device import Stored, Uploader
+from bench.uploads.plan import UploadPlan
+from bench.uploads.workload import TYPE
 
 #: How many devices download at once, each what it uploaded.
 _DOWNLOADS: Final = 8

@@ -22,8 +22,8 @@ from bench.harness.server import Server
 from bench.harness.stage import Options, Stage, add_tenants, bare_stage, product_stage
 from bench.load.workload import MIX
 from bench.report.results import Report, Row, Transfer, row_of, this_machine
-from bench.uploads_drive import planned, uploading
-from bench.uploads_verdict import PLAIN, PRODUCT, TUS, Sides, judge, transfer_of
+from bench.uploads.criteria import PLAIN, PRODUCT, TUS, Sides, judge, transfer_of
+from bench.uploads.drive import planned, uploading
 
 UPLOADERS: Final = 100
 FILE_BYTES: Final = 5_242_880

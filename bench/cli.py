@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import click
 
-from bench.abuse import abuse
-from bench.abuse_attacks import ATTACKS
+from bench.abuse.attacks import ATTACKS
+from bench.abuse.scenario import abuse
 from bench.baselines.tus_server import check_node
 from bench.concurrent import concurrent
 from bench.faults.scenario import faults

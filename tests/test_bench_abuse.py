@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.abuse import abuse, measured_before
-from bench.abuse_attacks import ATTACKS
-from bench.abuse_frames import Attacker, Bus
-from bench.abuse_site import known
-from bench.abuse_verdict import judge
+from bench.abuse.attacks import ATTACKS
+from bench.abuse.criteria import judge
+from bench.abuse.frames import Attacker, Bus
+from bench.abuse.scenario import abuse, measured_before
+from bench.abuse.site import known
 from bench.harness.environment import BenchError, read_settings
 from bench.harness.stage import Options
 from bench.report.html import html_of

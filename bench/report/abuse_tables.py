@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from bench.abuse_verdict import KINDS, felt
+from bench.abuse.criteria import KINDS, felt
 from bench.report.results import Abuse, Latency, Phase
 from bench.report.tables import counts, table
 

@@ -1,6 +1,6 @@
-"""The attackers, a process of its own: ``python -m bench.abuse_load`` with an AttackPlan on stdin.
+"""The attackers, a process of its own: ``python -m bench.abuse.generator`` with an AttackPlan on stdin.
 
-``python -m bench.abuse_load sink`` is a server that only reads, and says its port.
+``python -m bench.abuse.generator sink`` is a server that only reads, and says its port.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Final
 import msgspec
 import uvloop
 
-from bench.abuse_attacks import ATTACKS, Attack
-from bench.abuse_frames import Attacker, Bus
+from bench.abuse.attacks import ATTACKS, Attack
+from bench.abuse.frames import Attacker, Bus
 from bench.harness.nginx import trusting
 from bench.load.websocket_client import HandshakeError, connect, frame
 

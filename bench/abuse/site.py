@@ -16,7 +16,7 @@ from typing import Final, Self
 
 import msgspec
 
-from bench.abuse_frames import Bus
+from bench.abuse.frames import Bus
 from bench.harness.drive import Target
 from bench.harness.environment import BenchError, Ground
 from bench.harness.nginx import Nginx, certify, nginx_program, printed

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, Literal, NamedTuple
 
-from bench import abuse_frames as frames
-from bench import abuse_seeds as seeds
-from bench.abuse_frames import (
+from bench.abuse import frames, seeds
+from bench.abuse.frames import (
     CONTINUATION,
     FRAME_BYTES,
     PING,

@@ -1,6 +1,6 @@
 """Scenario ``abuse``: what devices feel while one client of another tenant takes all that it can get.
 
-Each attack of ``bench.abuse_attacks`` begins on a server that was just started, and has five phases: at rest,
+Each attack of ``bench.abuse.attacks`` begins on a server that was just started, and has five phases: at rest,
 with one device, with ten devices of one tenant, and while the bytes of each go to a process that only reads,
 which shows what the machine costs.
 """
@@ -20,13 +20,13 @@ from typing import Final
 
 import msgspec
 
-from bench.abuse_attacks import ATTACKS, PAST_NGINX, Attack
-from bench.abuse_gauge import Gauge
-from bench.abuse_load import Attacked, AttackPlan, Prepared
-from bench.abuse_others import DEVICES, PER_S, Others
-from bench.abuse_photo import photo_s
-from bench.abuse_site import Site, site_at, site_of
-from bench.abuse_verdict import judge
+from bench.abuse.attacks import ATTACKS, PAST_NGINX, Attack
+from bench.abuse.criteria import judge
+from bench.abuse.gauge import Gauge
+from bench.abuse.generator import Attacked, AttackPlan, Prepared
+from bench.abuse.others import DEVICES, PER_S, Others
+from bench.abuse.photo import photo_s
+from bench.abuse.site import Site, site_at, site_of
 from bench.harness.drive import say, token
 from bench.harness.environment import BenchError, fresh
 from bench.harness.nginx import trusting
@@ -306,7 +306,7 @@ async def _attackers(plan: AttackPlan) -> AsyncIterator[tuple[Process, Prepared]
 @asynccontextmanager
 async def _process(*arguments: str) -> AsyncIterator[Process]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bench.abuse_load", *arguments), cwd=ROOT, stdin=PIPE, stdout=PIPE
+        *(sys.executable, "-m", "bench.abuse.generator", *arguments), cwd=ROOT, stdin=PIPE, stdout=PIPE
     )
     try:
         yield process

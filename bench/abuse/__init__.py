@@ -1,0 +1,1 @@
+"""What other tenants feel while one client takes all that it can get."""

@@ -15,18 +15,18 @@ import click
 from bench.abuse.attacks import ATTACKS
 from bench.abuse.scenario import abuse
 from bench.baselines.tus_server import check_node
-from bench.concurrent import concurrent
 from bench.faults.scenario import faults
 from bench.harness.environment import BenchError, read_settings
 from bench.harness.stage import Options
-from bench.limits import limits
 from bench.live.connections import CONNECTIONS, connections
 from bench.live.scenario import live
 from bench.overload.scenario import overload
 from bench.report.html import html_of
 from bench.report.results import Report, as_json
 from bench.report.text import text_of
-from bench.scaling import scaling
+from bench.scenarios.concurrent import concurrent
+from bench.scenarios.limits import limits
+from bench.scenarios.scaling import scaling
 from bench.uploads.scenario import uploads
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import SettingsError

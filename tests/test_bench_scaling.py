@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from bench import scaling
 from bench.live import connections, scenario
 from bench.live.summary import Delivered
 from bench.report.results import Latency, Report, Row, this_machine
 from bench.report.text import text_of
+from bench.scenarios import scaling
 from tests.test_bench_live import seen_of
 from tests.test_bench_scenarios import options
 

@@ -10,7 +10,6 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from bench import concurrent, limits, scaling
 from bench.baselines import compare
 from bench.cli import SCENARIOS, Scenario, bench
 from bench.harness.drive import Target, drive
@@ -22,6 +21,7 @@ from bench.live import connections
 from bench.live import scenario as live
 from bench.overload import scenario as overload
 from bench.report.results import Bar, Report, this_machine
+from bench.scenarios import concurrent, limits, scaling
 from bench.uploads import criteria
 from bench.uploads import scenario as uploads
 from engine.runtime.settings import SettingsError

@@ -1,0 +1,1 @@
+"""The scenarios of one file each."""

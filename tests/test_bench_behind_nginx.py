@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from bench.behind_nginx import Back, missed
-from bench.behind_nginx_heads import Head
-from bench.fleet import Member, Other, Way
+from bench.tools.behind_nginx import Back, missed
+from bench.tools.behind_nginx_heads import Head
+from bench.tools.fleet import Member, Other, Way
 from tests.services import rows
 from tests.serving import ON_SHARED, Running
 

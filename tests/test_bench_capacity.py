@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.capacity import Costs, Stored, Use, need, printed, wire
 from bench.load.workload import data_of
+from bench.tools.capacity import Costs, Stored, Use, need, printed, wire
 
 STORED = Stored(record_bytes=500.0, key_bytes=250.0, wal_bytes=1000.0)
 

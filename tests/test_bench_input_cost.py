@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.input_cost import kinds, measure
+from bench.tools.input_cost import kinds, measure
 
 #: Kinds that are refused, by encoding; all others are stored.
 REFUSED = {

@@ -18,7 +18,7 @@ from bench.client.crew import Crew, Member, Setting, crew
 from bench.client.habits import DOMAINS
 from bench.client.screen import sheet
 from bench.client.simulate import Access, simulate
-from bench.convergence import Asked, converge
+from bench.tools.convergence import Asked, converge
 from tests.device import token
 from tests.services import execute
 from tests.serving import ON_SHARED, Running

@@ -1,4 +1,4 @@
-"""What a resolved conflict costs the engine: ``python -m bench.conflict_cost``.
+"""What a resolved conflict costs the engine: ``python -m bench.tools.conflict_cost``.
 
 Plans the same batch twice, once on the records' own versions and once on stale ones, so that each change
 meets a conflict that its policy settles. What is planned needs no store: a conflict adds no round trip.
@@ -31,7 +31,7 @@ JOBS: Final = 500
 ROUNDS: Final = 25
 BAR_US: Final = 20.0
 _NOW_US: Final = 1_767_323_045_000_000
-_CONFIG: Final = Path(__file__).parent.parent / "config.toml"
+_CONFIG: Final = Path(__file__).parents[2] / "config.toml"
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from bench.harness.drive import Target, say, token
 from bench.harness.environment import BenchError, fresh_on_tcp
 from bench.harness.stage import add_tenants
 from bench.load.websocket_client import HandshakeError
-from bench.outages_devices import Guided, OpenDevice
+from bench.tools.outages_devices import Guided, OpenDevice
 from engine.runtime.settings import Settings
 from storage.postgres.blocking import connected
 

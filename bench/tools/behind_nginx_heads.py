@@ -12,7 +12,7 @@ from urllib.parse import urljoin, urlsplit
 import msgspec
 from aiohttp import ClientResponse, ClientSession, TCPConnector
 
-from bench.fleet import Other, Signer, Way
+from bench.tools.fleet import Other, Signer, Way
 
 _PARTS: Final = 100
 _METADATA_CHARS: Final = 4096

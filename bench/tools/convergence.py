@@ -1,7 +1,7 @@
 """Do all devices and the server agree in the end, and what became of every edit?
 
 Devices edit the same records while they come and go, with clocks that are off by up to two hours, on a line
-that loses answers. ``python -m bench.convergence --devices 50 --minutes 10 --seed N`` runs it against a
+that loses answers. ``python -m bench.tools.convergence --devices 50 --minutes 10 --seed N`` runs it against a
 server and a database of its own.
 """
 
@@ -150,7 +150,7 @@ async def _run(asked: Asked) -> Report:
             return await converge(asked, dsn, server.port, sign, devices, TENANT)
 
 
-@click.command(epilog="Example: python -m bench.convergence --devices 50 --minutes 10 --seed 7")
+@click.command(epilog="Example: python -m bench.tools.convergence --devices 50 --minutes 10 --seed 7")
 @click.option("--devices", type=click.IntRange(1, 1000), default=50, show_default=True, metavar="N")
 @click.option(
     "--minutes", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, metavar="M"

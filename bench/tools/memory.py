@@ -1,4 +1,4 @@
-"""What devices cost in memory and to write behind: ``python -m bench.hot_state``.
+"""What devices cost in memory and to write behind: ``python -m bench.tools.memory``.
 
 Fills this fresh process with devices as handshakes and syncs leave them, all of them changed, and then
 stores 1,000 and 10,000 changed ones in an embedded PostgreSQL, twice each: new rows, then the same again.

@@ -1,4 +1,4 @@
-"""What becomes of devices while the database is away, and when it comes back: ``python -m bench.outages``.
+"""What becomes of devices while the database is away, and once it is back: ``python -m bench.tools.outages``.
 
 Several deployments side by side, each with a PostgreSQL of its own on TCP, of one and of two workers, idle
 and under load, go through outages of 1, 5, 15 and 60 seconds and restarts. What is judged:
@@ -32,8 +32,8 @@ from bench.faults.history import History
 from bench.faults.server import workers
 from bench.harness.drive import say
 from bench.harness.environment import BenchError, fresh_on_tcp, read_settings
-from bench.outages_site import RESTART, Plan, Result, Seen, site
 from bench.report.tables import table
+from bench.tools.outages_site import RESTART, Plan, Result, Seen, site
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings, SettingsError
 from storage.embedded.servers import EmbeddedError
@@ -131,7 +131,7 @@ def _spread(found_s: list[float]) -> str:
 
 @click.command(
     help=__doc__,
-    epilog="Example: python -m bench.outages --times 2 --outage 1 --outage restart",
+    epilog="Example: python -m bench.tools.outages --times 2 --outage 1 --outage restart",
 )
 @click.option(
     "--outage", "outages", multiple=True, default=OUTAGES, show_default=True, metavar="S|restart",

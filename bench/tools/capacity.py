@@ -1,4 +1,4 @@
-"""What a number of devices needs: ``python -m bench.capacity``.
+"""What a number of devices needs: ``python -m bench.tools.capacity``.
 
 Writes syncs into a database of its own for a few seconds to see what one takes on disk and in the WAL, and
 prints a table for 10 thousand, 1 million and 10 million devices. Costs in CPU and memory are constants

@@ -1,4 +1,4 @@
-"""What a byte of each kind of input costs: ``python -m bench.input_cost``.
+"""What a byte of each kind of input costs: ``python -m bench.tools.input_cost``.
 
 Each kind is one message that holds as much of one thing as fits: slow numbers, empty containers, escapes. It
 goes the way that it goes in a server, in both encodings. Each stage is measured alone, in nanoseconds of one

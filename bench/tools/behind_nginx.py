@@ -1,8 +1,8 @@
 """How fast does a fleet come back behind nginx, and do the largest headers pass?
 
-``python -m bench.behind_nginx`` starts PostgreSQL, Redis, a server of two workers and nginx with the printed
-site. Devices keep a socket each while the server is stopped for a while, killed with all its processes, and
-restarted worker by worker; past nginx the same for comparison.
+``python -m bench.tools.behind_nginx`` starts PostgreSQL, Redis, a server of two workers and nginx with the
+printed site. Devices keep a socket each while the server is stopped for a while, killed with all its
+processes, and restarted worker by worker; past nginx the same for comparison.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Final, Literal
 import click
 import msgspec
 
-from bench.behind_nginx_heads import Head, largest_heads
-from bench.behind_nginx_server import Serving
-from bench.fleet import TENANT, Member, Other, Signer, Way
 from bench.harness.environment import BenchError, Ground, fresh, read_settings
 from bench.harness.nginx import Nginx, certify, nginx_program, printed, trusting
 from bench.harness.server import ROOT
 from bench.harness.stage import add_tenants
 from bench.report.tables import table
+from bench.tools.behind_nginx_heads import Head, largest_heads
+from bench.tools.behind_nginx_server import Serving
+from bench.tools.fleet import TENANT, Member, Other, Signer, Way
 from engine.runtime.settings import Settings, SettingsError
 from storage.embedded.servers import EmbeddedError
 from storage.postgres.blocking import connected
@@ -306,7 +306,7 @@ async def _measured(
     return backs, heads
 
 
-@click.command(epilog="Example: python -m bench.behind_nginx --devices 500 --rounds 3 --outage 10")
+@click.command(epilog="Example: python -m bench.tools.behind_nginx --devices 500 --rounds 3 --outage 10")
 @click.option("--devices", type=click.IntRange(1, 5000), default=500, show_default=True, metavar="N")
 @click.option(
     "--rounds", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Medians count."

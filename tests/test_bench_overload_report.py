@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from bench.overload.criteria import judge, oddities
 from bench.overload.drive import Loaded
 from bench.overload.plan import Happened, LoadPlan, Step
-from bench.overload.summary import Used, back_to_normal_s, load_of, percentile, windows_of
+from bench.overload.summary import Used, back_to_normal_s, load_of, windows_of
 from bench.overload.workload import ONLINE
 from bench.report.html import html_of
 from bench.report.results import Latency, Load, Machine, Report, Window, as_json
+from bench.report.statistics import percentile
 from bench.report.text import text_of
 
 Json = dict[str, Any]

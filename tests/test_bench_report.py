@@ -12,7 +12,7 @@ import pytest
 from bench.baselines.compare import Turn, figures, remarks
 from bench.harness.audit import Audit
 from bench.harness.drive import Run, Usage
-from bench.load.generator import histogram
+from bench.load.histogram import histogram
 from bench.load.plan import Outcome, Plan, Second
 from bench.report.html import html_of
 from bench.report.results import Bar, Figure, Machine, Report, Row, as_json, median_latency, row_of

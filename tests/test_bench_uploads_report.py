@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.load.generator import histogram
+from bench.load.histogram import histogram
 from bench.report.html import html_of
 from bench.report.results import Report, Transfer, as_json, row_of, this_machine
 from bench.report.text import text_of

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from bench.report.results import Abuse, Bar, Latency, Report
+from bench.report.abuse_tables import KINDS, felt
+from bench.report.results import Abuse, Bar, Report
 from engine.runtime.loop_share import DEVICE_BURST_S, DEVICE_PART, TENANT_BURST_S, TENANT_PART
 
 #: The longest for which any message may hold a worker's loop.
@@ -17,7 +18,6 @@ GROWN_MIB: Final = 64.0
 #: By how much longer another's photo may wait for its record than at rest.
 PHOTO_ABOVE_S: Final = 2.0
 
-KINDS: Final = ("heartbeat", "sync", "pull")
 #: What one device and ten may take of the loop in the long run, and the seconds that may come at once.
 _PARTS: Final = {
     "one device": (DEVICE_PART, DEVICE_BURST_S),
@@ -86,9 +86,3 @@ def _ratio(abuses: list[Abuse], rest: Abuse) -> float:
 def _above_ms(abuses: list[Abuse], rest: Abuse) -> float:
     pairs = [(felt(abuse, kind), felt(rest, kind)) for abuse in abuses for kind in KINDS]
     return max(now.p99_ms - calm.p99_ms for now, calm in pairs)
-
-
-def felt(abuse: Abuse, kind: str) -> Latency:
-    """Return the latencies of others' messages of a kind."""
-    latency: Latency = getattr(abuse.others, kind)
-    return latency

@@ -17,8 +17,8 @@ from bench.harness.drive import Target, token
 from bench.load.precise_timer import Alarm
 from bench.load.websocket_client import HandshakeError, Socket, connect, frame
 from bench.load.workload import data_of
-from bench.overload.summary import percentile
 from bench.report.results import Felt, Latency
+from bench.report.statistics import percentile
 
 DEVICES: Final = 5
 #: Messages a second of each kind, over all devices.

@@ -17,8 +17,8 @@ from bench.live.drive import check_files, watching
 from bench.live.plan import Seen
 from bench.live.summary import tables_of
 from bench.load.workload import MIX
-from bench.overload.summary import percentile
 from bench.report.results import Bar, Figure, Report, Row, row_of, this_machine
+from bench.report.statistics import percentile
 
 #: How many there are unless told otherwise.
 CONNECTIONS: Final = 15_000

@@ -10,8 +10,8 @@ import msgspec
 from bench.harness.drive import Run
 from bench.live.plan import Seen
 from bench.live.subscribers import digest
-from bench.overload.summary import latency_of, percentile
 from bench.report.results import Latency
+from bench.report.statistics import latency_of, percentile
 from storage.postgres.blocking import connected
 
 

@@ -20,9 +20,9 @@ from typing import Final
 
 import msgspec
 import uvloop
-from hdrh.histogram import HdrHistogram
 
 from bench.load.device import Device, Tally
+from bench.load.histogram import histogram
 from bench.load.plan import Acks, Mark, Outcome, Plan, Second
 from bench.load.precise_timer import Alarm
 from bench.load.websocket_client import HandshakeError, connect
@@ -36,14 +36,6 @@ SUBSCRIBING: Final = 100
 GRACE_S: Final = 15.0
 _LEAD_S: Final = 0.05
 _LOOK_S: Final = 0.05
-
-
-def histogram(values_us: array[int]) -> HdrHistogram:
-    """Count microseconds, up to ten minutes, with three significant digits."""
-    counts = HdrHistogram(1, 600_000_000, 3)
-    for value_us, count in Counter(values_us).items():
-        counts.record_value(max(value_us, 1), count)
-    return counts
 
 
 class Load:

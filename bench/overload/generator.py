@@ -23,7 +23,7 @@ import uvloop
 
 from bench.load.precise_timer import Alarm
 from bench.load.websocket_client import HandshakeError, Socket, connect
-from bench.overload.plan import Happened, LoadPlan, Ready
+from bench.overload.plan import CODES, Happened, LoadPlan, Ready
 from bench.overload.workload import Frames
 
 #: How many handshakes are under way at once.
@@ -38,8 +38,6 @@ _TICK_S: Final = 0.01
 #: A closed loop goes on after a refusal when it is told to, but not faster than this.
 _AFTER_REFUSAL_S: Final = 0.1
 
-#: What every run knows of: not answered yet, and stored.
-CODES: Final = ("unanswered", "synced")
 _SYNCED: Final = CODES.index("synced")
 
 

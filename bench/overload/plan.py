@@ -6,10 +6,14 @@ It says Ready when it is connected, is then told on one line when to begin, and 
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import Final
 
 import msgspec
 
 from bench.overload.workload import Backlog
+
+#: What every run knows of: not answered yet, and stored.
+CODES: Final = ("unanswered", "synced")
 
 
 class Step(msgspec.Struct, frozen=True):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 
-from bench.overload.generator import CODES
-from bench.overload.plan import Happened, LoadPlan
-from bench.report.results import Latency, Load, Window
+from bench.overload.plan import CODES, Happened, LoadPlan
+from bench.report.results import Load, Window
+from bench.report.statistics import latency_of, percentile
 
 _UNANSWERED, _STORED = (CODES.index(name) for name in ("unanswered", "synced"))
 _MIB: Final = 1 << 20
@@ -29,17 +28,6 @@ class Used(msgspec.Struct, frozen=True):
     cpu_ms: Mapping[str, float]
     machine_cpu_ms: float
     rss_peak_bytes: int
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Take the smallest of ascending values that ``percent`` of them do not exceed; 0 of none."""
-    return values[max(0, math.ceil(len(values) * percent / 100) - 1)] if values else 0.0
-
-
-def latency_of(values_us: list[int]) -> Latency:
-    """Sum up microseconds."""
-    values_us.sort()
-    return Latency(*(percentile(values_us, percent) / 1000 for percent in (50, 95, 99, 100)))
 
 
 def load_of(times: float | None, plan: LoadPlan, place: int, happened: Happened, used: Used | None) -> Load:

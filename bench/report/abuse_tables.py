@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from bench.abuse.criteria import KINDS, felt
 from bench.report.results import Abuse, Latency, Phase
 from bench.report.tables import counts, table
 
@@ -30,6 +29,8 @@ _HEADING: Final = (
     "busy after s",
     "load",
 )
+KINDS: Final = ("heartbeat", "sync", "pull")
+
 _COMPARED: Final = (
     "attack",
     "devices",
@@ -131,3 +132,9 @@ def _counts(abuse: Abuse) -> str:
     if abuse.photo_s is not None:
         said.append(f"a photo was attached after {abuse.photo_s:.2f} s")
     return "; ".join(said) and f"{abuse.attack}, {abuse.phase + ', before' * abuse.before}: {'; '.join(said)}"
+
+
+def felt(abuse: Abuse, kind: str) -> Latency:
+    """Return the latencies of others' messages of a kind."""
+    latency: Latency = getattr(abuse.others, kind)
+    return latency

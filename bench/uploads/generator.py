@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 import uvloop
 
-from bench.load.generator import histogram
+from bench.load.histogram import histogram
 from bench.uploads.check import Checker
 from bench.uploads.device import FailedError, Stored, Uploader
 from bench.uploads.plan import Ready, Sent, Transferred, UploadPlan

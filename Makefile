@@ -28,7 +28,7 @@ $(INSTALLED) $(INSTALLED_SERVER):
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
-# make test TESTS="tests/test_store.py -k page" runs some of them. Each of the processes has servers of its own.
+# make test TESTS="tests/storage/stores/test_commit.py -k page" runs some of them. Each of the processes has servers of its own.
 test: install
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(TESTS)
 

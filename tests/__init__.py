@@ -1,0 +1,1 @@
+"""The tests; their folders are those of the code, and those of what a whole system promises."""

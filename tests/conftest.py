@@ -16,13 +16,13 @@ from handlers.commands import deployment
 from handlers.http import loop_watch
 
 pytest_plugins = [
-    "tests.services",
-    "tests.serving",
-    "tests.fronted",
-    "tests.own_redis",
-    "tests.own_s3",
-    "tests.supervised",
-    "tests.tus_js",
+    "tests.harness.services",
+    "tests.harness.in_process_server",
+    "tests.harness.fronted",
+    "tests.harness.own_redis",
+    "tests.harness.own_s3",
+    "tests.harness.supervised",
+    "tests.harness.tus_js",
 ]
 
 # A server in this process may have its first word to say while a command's output is looked at.

@@ -1,0 +1,128 @@
+"""Scenario ``faults`` small, on a real server of two workers; and what it does to lines and devices."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from random import Random
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from bench.cli import bench
+from bench.faults import inject, scenario
+from bench.faults.check import Tables
+from bench.faults.history import Answered, Fault, Paged, decoded
+from bench.faults.inject import FAULTS, crash_postgres, cut_lines, end_connections
+from bench.faults.proxy import bad_line
+from bench.faults.tables import read_tables
+from bench.faults.workload import Worker
+from storage.embedded.servers import Services
+from tests.harness.services import data_dir
+
+
+@pytest.fixture
+def home(services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The benchmark's data directory, where the servers' account may pass; ``services`` keeps it short."""
+    place = data_dir(services) / tmp_path.name
+    monkeypatch.setenv("TIDEMARK__DATA__DIR", str(place))
+    monkeypatch.setattr(scenario, "DEVICES", 8)
+    monkeypatch.setattr(scenario, "PER_S", 10.0)
+    monkeypatch.setattr(scenario, "CALM_S", (0.1, 0.2))
+    monkeypatch.setattr(inject, "_AWAY_S", (0.0, 0.1))
+    monkeypatch.setattr(inject, "_CUTTING_S", 0.3)
+    cheap = {
+        "cut": cut_lines,
+        "end": end_connections,
+        "crash": crash_postgres,
+    }
+    monkeypatch.setattr(scenario, "FAULTS", cheap)
+    return place
+
+
+def run_faults(tmp_path: Path, *arguments: str) -> tuple[int, str]:
+    options = ("--scenario", "faults", "--json", str(tmp_path / "r.json"), *arguments)
+    result = CliRunner().invoke(bench, options)
+    return result.exit_code, result.output
+
+
+def test_nothing_is_lost_and_the_history_is_written(home: Path, tmp_path: Path) -> None:
+    status, text = run_faults(tmp_path, "--rounds", "3", "--html", str(tmp_path / "r.html"))
+    assert status == 0, text
+    (report,) = msgspec.json.decode((tmp_path / "r.json").read_bytes())["reports"]
+    assert report["audit"]["items"] > 20
+    assert sorted(figure["name"].partition(": ")[2] for figure in report["figures"]) == [
+        "crash",
+        "cut",
+        "end",
+    ]
+    history = decoded((tmp_path / "r.json.history.jsonl").read_bytes())
+    assert [one.phase for one in history if isinstance(one, Fault)] == ["begins", "over", "answered"] * 3
+    assert any(isinstance(event, Answered) for event in history)
+    assert len({one.device for one in history if isinstance(one, Paged) and one.feed == "whole"}) == 8
+    assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.usefixtures("home")
+def test_what_is_found_is_exit_status_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_rounds(*_: object) -> None:
+        pass
+
+    def forgetful(dsn: str, tenants: tuple[str, ...]) -> Tables:
+        tables = read_tables(dsn, tenants)
+        tables.counters["fault-b"] += 1
+        return tables
+
+    monkeypatch.setattr(scenario, "read_tables", forgetful)
+    monkeypatch.setattr(scenario._Run, "rounds", no_rounds)
+    status, text = run_faults(tmp_path, "--rounds", "1")
+    assert status == 1, text
+    assert "was acknowledged to nobody" in text
+
+
+def test_a_server_that_runs_already_is_left_alone(tmp_path: Path) -> None:
+    status, text = run_faults(tmp_path, "--url", "http://127.0.0.1:1")
+    assert status == 1
+    assert "leave --url out" in text
+
+
+async def test_a_line_cuts_in_the_middle() -> None:
+    got = bytearray()
+    ended = asyncio.Event()
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        got.extend(await reader.read())
+        writer.close()
+        await writer.wait_closed()
+        ended.set()
+
+    server = await asyncio.start_server(take, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, bad_line("127.0.0.1", port, Random(1)) as line:
+        line.cutting = 1.0
+        reader, writer = await asyncio.open_connection("127.0.0.1", line.port)
+        writer.write(b"half of this")
+        assert await reader.read() == b""
+        await ended.wait()
+        assert bytes(got) == b"half o"
+        assert line.cuts == 1
+        writer.close()
+        await writer.wait_closed()
+
+
+def test_the_seed_decides_what_devices_send() -> None:
+    def drawn(seed: str) -> list[tuple[object, ...]]:
+        worker = Worker("d", "t", Random(seed))
+        made = [item for _ in range(50) for item in worker.items({("task", "r1"): 3})]
+        return [(item.domain, item.id, item.op, item.base) for item in made]
+
+    assert drawn("1") == drawn("1") != drawn("2")
+    assert {op for _, _, op, _ in drawn("1")} == {"put", "patch", "delete", "append"}
+
+
+def test_every_fault_comes_once_before_one_comes_again() -> None:
+    names = scenario.order(Random(3), len(FAULTS) * 2)
+    assert sorted(names[: len(FAULTS)]) == sorted(names[len(FAULTS) :]) == sorted(FAULTS)
+    assert names == scenario.order(Random(3), len(FAULTS) * 2) != scenario.order(Random(4), len(FAULTS) * 2)

@@ -1,0 +1,190 @@
+"""What subscribers of the benchmark note, and how it is summed up and held against the tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from bench.harness.drive import Run, spread
+from bench.harness.environment import BenchError
+from bench.harness.stage import add_tenants
+from bench.live.drive import check_files, sources
+from bench.live.plan import Seen
+from bench.live.subscribers import Pages, Subscriber, digest
+from bench.live.summary import Tables, delivered, tables_of
+from bench.load.plan import Acks, Outcome, Plan
+from tests.harness.services import execute
+
+TENANTS = ["acme", "globex"]
+BEGAN_US = 5_000_000
+
+
+def page(*changes: tuple[str, int, int]) -> bytes:
+    """Write a page of changes: id, version, seq."""
+    listed = [
+        {"domain": "task", "id": name, "version": version, "seq": seq, "data": {}}
+        for name, version, seq in changes
+    ]
+    return msgspec.json.encode({"type": "changes", "id": "live", "cursor": "c", "changes": listed})
+
+
+@pytest.fixture
+async def pages() -> Pages:
+    """What a process notes."""
+    return Pages()
+
+
+@pytest.fixture
+async def subscriber(pages: Pages) -> Subscriber:
+    """The process's connection 3."""
+    return Subscriber(3, pages)
+
+
+async def test_a_subscriber_knows_versions_of_its_backlog_and_notes_pages_from_the_beginning_on(
+    subscriber: Subscriber, pages: Pages
+) -> None:
+    subscriber.received(page(("a", 1, 1)))
+    pages.begun = True
+    subscriber.received(page(("b", 1, 2), ("a", 2, 3)))
+    subscriber.received(page())
+    assert subscriber.versions == {"a": 2, "b": 1}
+    assert subscriber.seq == 3
+    columns = pages.connection, pages.first_seq, pages.last_seq, pages.changes
+    assert [list(column) for column in columns] == [[3], [2], [3], [2]]
+    assert pages.backwards == 0
+
+
+async def test_a_version_that_goes_backwards_is_counted(subscriber: Subscriber, pages: Pages) -> None:
+    subscriber.received(page(("a", 2, 5)))
+    subscriber.received(page(("a", 1, 6), ("a", 1, 7)))
+    assert pages.backwards == 1
+
+
+async def test_what_is_no_page_is_counted(subscriber: Subscriber, pages: Pages) -> None:
+    subscriber.received(b'{"type":"welcome","heartbeat_s":30}')
+    subscriber.received(b'{"type":"heartbeat_ack","id":"beat","health_score":97}')
+    subscriber.received(b'{"type":"error","code":"cursor_expired"}')
+    subscriber.received(b'{"type":"goodbye","reason":"shutdown"}')
+    subscriber.ended(4409)
+    assert pages.heartbeat_s == 30
+    assert pages.heartbeats_answered == 1
+    assert pages.errors == {"cursor_expired": 1, "shutdown": 1, "closed_4409": 1}
+
+
+def test_a_digest_tells_versions_and_not_their_order() -> None:
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert len({digest(held) for held in ({}, {"a": 1}, {"a": 2}, {"b": 1}, {"a": 1, "b": 1})}) == 5
+
+
+def run_of(*acks: tuple[int, int, int, int]) -> Run:
+    """Make a run of acks: device, seq, when due and when answered in microseconds after the beginning."""
+    columns = [list(column) for column in zip(*acks, strict=True)]
+    device, seq, due_us, answered_us = columns
+    outcome = Outcome(
+        asked=2,
+        connected=2,
+        connect_s=0.0,
+        refusals={},
+        began_s=BEGAN_US / 1e6,
+        duration_s=2.0,
+        acks=Acks(
+            device=device,
+            seq=seq,
+            due_us=[BEGAN_US + at_us for at_us in due_us],
+            answered_us=[BEGAN_US + at_us for at_us in answered_us],
+        ),
+    )
+    plan = Plan(host="h", port=1, devices=["r-0", "r-1"], tokens=["t", "t"], mode="open", duration_s=2.0)
+    return Run("r", plan, TENANTS, outcome, None)
+
+
+def seen_of(*arrived: tuple[int, int, int, int], **changes: Any) -> Seen:
+    """Make what was seen of pages: connection, lowest and highest seq, when after the beginning."""
+    usual: dict[str, Any] = {
+        "connection": [connection for connection, *_ in arrived],
+        "first_seq": [first for _, first, _, _ in arrived],
+        "last_seq": [last for _, _, last, _ in arrived],
+        "changes": [last - first + 1 for _, first, last, _ in arrived],
+        "at_us": [BEGAN_US + at_us for *_, at_us in arrived],
+        "digests": ["A", "G"],
+        "short": [],
+        "backwards": 0,
+        "heartbeats": 0,
+        "heartbeats_answered": 0,
+        "lag_us": [100, 300],
+        "cpus": 0.25,
+        "errors": {},
+    }
+    return Seen(**(usual | changes))
+
+
+TABLES = Tables({"acme": 2, "globex": 1}, {"acme": "A", "globex": "G"})
+
+
+def test_delivery_is_timed_from_acknowledgement_and_from_sending_by_tenant_and_seq() -> None:
+    run = run_of((0, 1, 0, 4_000), (0, 2, 1_000, 6_000), (1, 1, 2_000, 9_000), (1, 2, -500, 10))
+    seen = seen_of((0, 1, 2, 16_000), (1, 1, 2, 8_000), (0, 3, 3, 2_500_000))
+    found = delivered(run, [seen], TENANTS, TABLES)
+    assert found.from_ack.max_ms == 12.0
+    assert found.from_ack.p50_ms == 10.0  # 0, 10, 12: it was there before the acknowledgement, and due before
+    assert found.from_sending.max_ms == 16.0
+    assert found.from_sending.p50_ms == 15.0
+    assert (found.per_s, found.pages_per_s, found.changes_per_page) == (2.0, 1.0, 2.0)
+    assert found.lag_p99_ms == 0.3
+    assert found.faults == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"digests": ["A", "A"]}, "subscriber 1 of globex holds other versions than the tables"),
+        ({"short": [0]}, "subscriber 0 of acme did not get to seq 2"),
+        ({"backwards": 7}, "7 changes came with a lower version than their record had"),
+        ({"errors": {"closed_1006": 2}}, "subscribers were told or cut off: closed_1006 2"),
+    ],
+)
+def test_whoever_lacks_something_is_named(changes: dict[str, Any], fault: str) -> None:
+    found = delivered(run_of((0, 1, 0, 10)), [seen_of((0, 1, 1, 20), **changes)], TENANTS, TABLES)
+    assert found.faults == [fault]
+
+
+def test_tables_are_read_by_tenant(dsn: str) -> None:
+    add_tenants(dsn, ["acme", "globex", "other"])
+    execute(
+        dsn,
+        "INSERT INTO records (tenant_id, domain, id, version, seq, at_us, device_id, chain_from, data)"
+        " SELECT tenant_id, 'task', name || n, n, n + 3, 0, 'd', 1, '{}'"
+        " FROM tenants, generate_series(1, 2) AS n WHERE name <> 'globex'",
+    )
+    found = tables_of(dsn, TENANTS)
+    assert found.seqs == {"acme": 5, "globex": 0}
+    assert found.digests == {"acme": digest({"acme1": 1, "acme2": 2}), "globex": digest({})}
+
+
+@pytest.mark.parametrize(("tenants", "workers"), [(1, 2), (2, 2), (20, 2), (20, 8), (3, 4)])
+def test_connections_are_spread_over_workers_and_so_is_each_tenant(tenants: int, workers: int) -> None:
+    ports = list(range(1, workers + 1))
+    given = spread(ports, 400, tenants)
+    for share in (given, *(given[tenant::tenants] for tenant in range(tenants))):
+        counts = [share.count(port) for port in ports]
+        assert max(counts) - min(counts) <= workers // 2
+    assert spread([], 400, tenants) == []
+
+
+def test_very_many_connections_come_from_several_addresses() -> None:
+    assert sources(10_000) == []
+    assert [sources(25_000)[index] for index in (0, 9_999, 10_000, 24_999)] == [
+        "127.0.0.2",
+        "127.0.0.2",
+        "127.0.0.3",
+        "127.0.0.4",
+    ]
+
+
+def test_too_low_a_file_limit_is_one_sentence_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.live.drive.resource.getrlimit", lambda _: (1024, 8000))
+    check_files(15_000, 3, 2, 400)
+    with pytest.raises(BenchError, match=r"open 8,000 files and 15,400 are needed .*ulimit -Hn 15400"):
+        check_files(15_000, 3, 1, 400)

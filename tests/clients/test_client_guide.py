@@ -1,0 +1,49 @@
+"""The exchanges of the guide for people who write a device, run as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+from aiohttp import WSMsgType
+
+from bench.client import retry
+from engine.wire.errors import ERRORS
+from tests.harness.in_process_server import ON_SHARED, Running
+
+pytestmark = ON_SHARED
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "device-guide.md").read_text("utf-8")
+
+
+async def test_every_exchange_goes_as_it_is_written(shared: Running) -> None:
+    blocks = re.findall(r"^```text\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert len(lines) > 14
+    device = await shared.device("phone")
+    heard = [device.welcome]
+    for line in lines:
+        mark, _, text = line.partition(" ")
+        if mark == ">":
+            await device.send_frame(text.encode(), WSMsgType.TEXT)
+            continue
+        said = heard.pop() if heard else await device.receive()
+        pattern = re.escape(text).replace("…", ".*")
+        assert re.fullmatch(pattern, msgspec.json.encode(said).decode()), f"{said}\nis not\n{text}"
+
+
+async def test_every_error_of_a_message_has_something_to_do() -> None:
+    for code, kind in ERRORS.items():
+        if kind.http is not None and code != "unknown_type":
+            assert f"`{code}`" in GUIDE, code
+
+
+async def test_what_to_do_on_a_close_code_is_what_the_reference_device_does() -> None:
+    rows = re.findall(r"^\| (.*?) \| (.*?) \|$", GUIDE, re.MULTILINE)
+    told = {int(code): what for cell, what in rows for code in re.findall(r"\b\d{4}\b", cell)}
+    words = {"again": "come back", "stop": "stop", "token": "fresh token", "wait": "quiet for a minute"}
+    for code, what in told.items():
+        if code != 1009:
+            assert words[retry.remedy(code)] in what, code
+    assert told.keys() == {1001, 1006, 1009, 1012, 4400, 4401, 4403, 4408, 4409, 4429, 4503}

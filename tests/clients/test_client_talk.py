@@ -1,0 +1,309 @@
+"""What the reference device says and what it makes of the answers, frame by frame, without a socket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.client.retry import Backoff, remedy
+from bench.client.store import Store
+from bench.client.talk import ProtocolError, Talk
+from tests.harness.ws_device import Json
+
+LIMITS = {"frame_bytes": 1 << 20, "items": 500, "record_bytes": 262144, "messages_per_minute": 6000}
+
+
+class Played:
+    """A talk with a server that the test plays; time stands still unless the test moves it."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.now_s = 100.0
+        self.clock_ahead_us = 0
+        self.connect()
+
+    def connect(self) -> None:
+        """Begin a new connection on the same store."""
+        self.talk = Talk(self.store, self._clock_us, lambda: self.now_s)
+        self.told: list[Json] = []
+
+    def _clock_us(self) -> int:
+        return round((self.now_s - 93) * 1_000_000) + self.clock_ahead_us
+
+    def say(self, kind: str, **fields: Any) -> list[Json]:
+        """Have the server say something; gives what the device says to it."""
+        return self.heard(self.talk.hear(msgspec.json.encode({"type": kind, **fields})))
+
+    def heard(self, frames: list[bytes]) -> list[Json]:
+        """Take in what the device says."""
+        said = [json.loads(frame) for frame in frames]
+        self.told += said
+        return said
+
+    def greet(self, **limits: int) -> list[Json]:
+        """Say welcome."""
+        return self.say(
+            "welcome", session="s", server_time="1970-01-01T00:00:09Z", epoch="e", heartbeat_s=30,
+            limits=LIMITS | limits, policies={"task": "manual"},
+        )  # fmt: skip
+
+    def last(self, kind: str) -> Json:
+        """Find the latest message of a type that the device said."""
+        return [said for said in self.told if said["type"] == kind][-1]
+
+    def page(self, *changes: Json, more: bool = False, cursor: str = "c") -> list[Json]:
+        """Answer the latest pull or subscription."""
+        asked = [said for said in self.told if said["type"] in {"pull", "subscribe"}][-1]
+        return self.say("changes", id=asked["id"], cursor=cursor, more=more, changes=changes)
+
+    def synced(self, *results: Json, replayed: bool = False) -> list[Json]:
+        """Answer the latest push."""
+        return self.say("synced", id=self.last("sync")["id"], replayed=replayed, results=results)
+
+    def refuse(self, kind: str, code: str, *, retryable: bool, **fields: Any) -> list[Json]:
+        """Answer the latest request of a type with an error."""
+        request_id = self.last(kind)["id"]
+        return self.say("error", id=request_id, code=code, message="no", retryable=retryable, **fields)
+
+
+@pytest.fixture
+def played(tmp_path: Path) -> Iterator[Played]:
+    store = Store(tmp_path / "phone.sqlite", "phone", durability="NORMAL")
+    yield Played(store)
+    store.close()
+
+
+def kinds(said: list[Json]) -> list[str]:
+    return [message["type"] for message in said]
+
+
+def applied(version: int = 1) -> Json:
+    return {"status": "applied", "domain": "task", "id": "a", "version": version, "seq": version}
+
+
+def test_it_greets_with_its_clock_catches_up_and_then_subscribes(played: Played) -> None:
+    hello, pull = played.greet()
+    assert hello == {
+        "type": "hello",
+        "app_version": "reference",
+        "clock": "1970-01-01T00:00:07Z",
+        "server_time": "1970-01-01T00:00:09Z",
+    }
+    assert (pull["type"], pull["cursor"]) == ("pull", None)
+    assert played.page(more=True, cursor="c1")[0]["cursor"] == "c1"
+    [subscribe] = played.page(cursor="c2")
+    assert (subscribe["type"], subscribe["cursor"]) == ("subscribe", "c2")
+    assert played.page(cursor="c3") == []
+    assert played.store.cursor == "c3"
+    assert played.talk.idle
+
+
+def test_device_whose_clock_was_set_says_hello_before_it_pushes(played: Played) -> None:
+    played.greet()
+    played.page()
+    played.talk.heartbeat()
+    played.now_s += 31
+    played.say("heartbeat_ack", id="3", server_time="1970-01-01T00:00:40Z", health_score=100)
+    assert played.talk.wake() == []
+    played.clock_ahead_us = 3_600_000_000
+    played.store.edit("task", "a", "put", {}, 0)
+    hello, pushed = played.heard(played.talk.wake())
+    assert (hello["clock"], hello["server_time"]) == ("1970-01-01T01:00:38Z", "1970-01-01T00:00:40Z")
+    assert pushed["type"] == "sync"
+    assert played.talk.wake() == []
+
+
+def test_pages_of_another_question_do_not_count(played: Played) -> None:
+    played.greet()
+    assert played.say("changes", id="99", cursor="x", more=False, changes=[]) == []
+    assert played.store.cursor is None
+
+
+def test_one_message_is_under_way_at_a_time_and_the_next_follows_its_answer(played: Played) -> None:
+    played.store.edit("task", "a", "put", {}, 0)
+    assert kinds(played.greet()) == ["hello", "pull", "sync"]
+    played.store.edit("task", "a", "patch", {"x": 1}, 0)
+    assert played.talk.wake() == []
+    [second] = played.synced(applied())
+    assert [item["op"] for item in second["items"]] == ["patch"]
+    assert played.synced(applied(2)) == []
+
+
+def test_without_an_answer_the_next_connection_repeats_the_message(played: Played) -> None:
+    played.store.edit("task", "a", "put", {}, 0)
+    played.greet()
+    first = played.last("sync")
+    played.store.edit("task", "b", "put", {}, 0)
+    played.connect()
+    played.greet()
+    assert played.last("sync") | {"id": ""} == first | {"id": ""}
+
+
+@pytest.mark.parametrize("code", ["rate_limited", "overloaded", "unavailable", "internal"])
+def test_a_retryable_error_is_waited_out_and_the_same_message_sent_again(played: Played, code: str) -> None:
+    played.store.edit("task", "a", "put", {}, 0)
+    played.greet()
+    first = played.last("sync")
+    assert played.refuse("sync", code, retryable=True, retry_after_ms=250) == []
+    assert played.talk.pause_s == 0.25
+    assert played.talk.wake() == []
+    played.now_s += 0.25
+    [again] = played.heard(played.talk.wake())
+    assert again["key"] == first["key"]
+    assert again["items"] == first["items"]
+
+
+def test_a_refused_message_goes_out_in_parts_until_the_bad_item_is_found(played: Played) -> None:
+    for name in "abcd":
+        played.store.edit("task", name, "put", {}, 0)
+    played.greet()
+    sizes = [len(played.last("sync")["items"])]
+    while played.store.waiting:
+        sent = played.last("sync")["items"]
+        bad = any(item["id"] == "b" for item in sent)
+        if bad:
+            played.refuse("sync", "too_large", retryable=False)
+        else:
+            played.synced(*[applied() | {"id": item["id"]} for item in sent])
+        if played.store.waiting:
+            sizes.append(len(played.last("sync")["items"]))
+    assert sizes == [4, 2, 1, 2, 1, 1, 1]
+    assert [json.loads(one.item)["id"] for one in played.store.rejected] == ["b"]
+
+
+def test_a_malformed_message_that_is_not_named_is_the_one_under_way(played: Played) -> None:
+    played.store.edit("task", "a", "put", {}, 0)
+    played.greet()
+    played.say("error", code="malformed", message="no", retryable=False)
+    assert [one.code for one in played.store.rejected] == ["malformed"]
+
+
+def test_an_expired_cursor_starts_from_the_beginning(played: Played) -> None:
+    played.greet()
+    played.page(cursor="old")
+    [pull] = played.refuse("subscribe", "cursor_expired", retryable=False)
+    assert (pull["type"], pull["cursor"]) == ("pull", None)
+    assert not played.talk.idle
+
+
+def change(record_id: str, seq: int = 1) -> Json:
+    return {
+        "domain": "task", "id": record_id, "version": 1, "seq": seq, "deleted": False, "at": "", "data": {},
+    }  # fmt: skip
+
+
+def test_a_subscription_that_ends_long_after_it_began_is_begun_again(played: Played) -> None:
+    played.greet()
+    played.page(cursor="c1")
+    played.page(change("kept"), change("gone", 2), cursor="c2")
+    assert played.talk.idle
+    [pull] = played.refuse("subscribe", "cursor_expired", retryable=False)
+    assert (pull["type"], pull["cursor"]) == ("pull", None)
+    [subscribe] = played.page(change("kept"), cursor="n1")
+    assert (subscribe["type"], subscribe["cursor"]) == ("subscribe", "n1")
+    assert [record_id for _, record_id, _, _ in played.store.replica()] == ["kept"]
+    assert played.page(cursor="n2") == []
+    assert played.talk.idle
+
+
+def test_a_feed_that_cannot_be_had_now_is_asked_for_later(played: Played) -> None:
+    played.greet()
+    played.refuse("pull", "unavailable", retryable=True, retry_after_ms=500)
+    assert played.talk.wake() == []
+    played.now_s += 1
+    assert kinds(played.heard(played.talk.wake())) == ["pull"]
+
+
+def test_a_feed_that_is_refused_for_good_is_an_error(played: Played) -> None:
+    played.greet()
+    with pytest.raises(ProtocolError):
+        played.refuse("pull", "invalid_message", retryable=False)
+
+
+def test_an_outcome_without_data_is_pulled_from_before_the_message(played: Played) -> None:
+    played.greet()
+    played.page(cursor="before")
+    played.page(cursor="before")
+    played.store.edit("task", "a", "patch", {}, 0)
+    played.heard(played.talk.wake())
+    played.page(cursor="after")
+    said = played.synced(applied() | {"status": "resolved", "winner": "server", "version": 5})
+    assert kinds(said) == ["unsubscribe", "pull"]
+    assert said[1]["cursor"] == "before"
+
+
+def test_after_goodbye_nothing_more_is_sent(played: Played) -> None:
+    played.greet()
+    played.say("goodbye", reason="drain", retry_after_ms=1200)
+    played.store.edit("task", "a", "put", {}, 0)
+    assert played.talk.wake() == []
+    assert played.talk.goodbye is not None
+
+
+def test_the_rate_of_the_welcome_is_kept(played: Played) -> None:
+    for name in "abc":
+        played.store.edit("task", name, "put", {}, 0)
+    played.greet(messages_per_minute=2, items=1)
+    assert played.synced(applied())[0]["type"] == "sync"
+    assert played.synced(applied()) == []
+    assert played.talk.pause_s == pytest.approx(30)
+    played.now_s += 31
+    assert kinds(played.heard(played.talk.wake())) == ["sync"]
+
+
+def test_what_it_does_not_know_it_skips(played: Played) -> None:
+    played.greet()
+    assert played.say("weather", sunny=True) == []
+    assert played.say("policies", policies={"task": "client_wins"}, more="") == []
+    assert played.talk.policies == {"task": "client_wins"}
+    with pytest.raises(msgspec.ValidationError):
+        played.say("synced", id="1")
+
+
+def test_an_error_in_place_of_the_welcome_says_when_to_come_back(played: Played) -> None:
+    played.say("error", code="unavailable", message="no", retryable=True, retry_after_ms=900)
+    assert played.talk.refused is not None
+    assert played.talk.refused.retry_after_ms == 900
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (None, "again"), (1001, "again"), (1006, "again"), (1012, "again"), (4503, "again"),
+        (4408, "again"), (4401, "token"), (4429, "wait"), (4400, "stop"), (4403, "stop"), (4409, "stop"),
+    ],
+)  # fmt: skip
+def test_what_a_close_code_asks_for(code: int | None, expected: str) -> None:
+    assert remedy(code) == expected
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("replaced", "stop"), ("revoked", "stop"), ("expired", "token"),
+        ("drain", "again"), ("restart", "again"), ("idle", "again"),
+    ],
+)  # fmt: skip
+def test_what_a_goodbye_asks_for_where_its_close_frame_was_lost(reason: str, expected: str) -> None:
+    assert remedy(None, reason) == remedy(1006, reason) == expected
+
+
+@given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 5000)), max_size=20))
+def test_a_wait_is_what_was_asked_for_and_a_random_part_of_a_growing_bound(
+    failures: list[tuple[float, int]],
+) -> None:
+    draws = iter([unit for unit, _ in failures])
+    backoff = Backoff(lambda: next(draws))
+    for number, (unit, asked_ms) in enumerate(failures):
+        bound_s = min(60.0, 0.5 * 2.0**number)
+        assert backoff.failed(asked_ms) == pytest.approx(asked_ms / 1000 + unit * bound_s)
+    backoff.worked()
+    draws = iter([0.5])
+    assert backoff.failed() == 0.25

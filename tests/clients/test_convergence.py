@@ -1,0 +1,121 @@
+"""Devices with wrong clocks on a line that loses answers agree, and every edit is accounted for."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import msgspec
+from aiohttp import ClientSession
+from click.testing import CliRunner
+
+from bench.client.account import Tables, faults
+from bench.client.crew import Crew, Member, Setting, crew
+from bench.client.habits import DOMAINS
+from bench.client.screen import sheet
+from bench.client.simulate import Access, simulate
+from bench.tools.convergence import Asked, converge
+from tests.harness.in_process_server import ON_SHARED, Running
+from tests.harness.services import execute
+from tests.harness.ws_device import token
+
+pytestmark = ON_SHARED
+
+
+async def test_fifty_devices_converge_and_every_edit_is_accounted_for(
+    shared: Running, tmp_path: Path
+) -> None:
+    seed = random.SystemRandom().randrange(1_000_000)
+    print(f"seed {seed}")  # noqa: T201  # to run it again
+    asked = Asked(devices=50, duration_s=12.0, seed=seed, edits_per_minute=40.0, pool=12)
+    port = int(shared.url.rpartition(":")[2])
+    report = await converge(asked, shared.dsn, port, shared.token, tmp_path, shared.tenant())
+    assert report.faults == []
+    assert report.edits == sum(report.outcomes.values()) > 100
+    assert report.answers_lost > 0
+
+
+async def _worked(working: Crew, name: str) -> None:
+    await working.catch_up(20)
+    for member in working.members:
+        member.device.edit("journal", name, "patch", {member.name: 1})
+        member.made += 1
+    assert await working.converge(20)
+
+
+async def test_an_edit_that_is_not_accounted_for_is_found(shared: Running, tmp_path: Path) -> None:
+    setting = Setting(shared.url, shared.token, tmp_path, 1, DOMAINS, 4, 60.0)
+    async with crew(["one", "two"], setting) as working:
+        await _worked(working, "a")
+        first, second = working.members
+        assert list(faults(working.members, Tables(shared.dsn, shared.tenant()))) == []
+        lost = Tables(shared.dsn, shared.tenant())
+        lost.records["journal", "a"] = 3, lost.records["journal", "a"][1]
+        assert any("stands at version 3" in fault for fault in faults(working.members, lost))
+        assert any("holds other records" in fault for fault in faults(working.members, lost))
+        unlogged = Tables(shared.dsn, shared.tenant())
+        unlogged.by_policy = Counter()
+        assert any("settled by policy" in fault for fault in faults(working.members, unlogged))
+        unheld = Tables(shared.dsn, shared.tenant())
+        unheld.waited["one", "note", "a"] += 1
+        assert any("changes held" in fault for fault in faults(working.members, unheld))
+        first.made += 1
+        tables = Tables(shared.dsn, shared.tenant())
+        assert any("made 2 edits and was told of 1" in fault for fault in faults(working.members, tables))
+        twice = second.settled[0]
+        result = msgspec.structs.replace(twice.result, status="applied", version=2)
+        first.settled.append(twice._replace(edit=99, result=result))
+        assert any("told of [1, 2, 2]" in fault for fault in faults(working.members, tables))
+
+
+async def test_a_replica_that_lags_is_no_agreement(shared: Running, tmp_path: Path) -> None:
+    setting = Setting(shared.url, shared.token, tmp_path, 1, DOMAINS, 4, 60.0)
+    async with crew(["one", "two"], setting) as working:
+        await _worked(working, "a")
+        execute(shared.dsn, f"UPDATE records SET data = '{{}}' WHERE tenant_id = {_tenant(shared)}")
+        assert not await working.converge(0.5)
+
+
+def _tenant(shared: Running) -> str:
+    return f"(SELECT tenant_id FROM tenants WHERE name = '{shared.tenant()}')"
+
+
+
+def _signed(tenant: str) -> Access:
+    return Access("http://127.0.0.1:9", lambda _, device: token(tenant, device))
+
+
+async def test_simulate_shows_a_crew_come_to_agree(shared: Running) -> None:
+    arguments = ["--tenant", "x", "--device", "d", "--devices", "3", "--offline-for", "0.3"]
+    arguments += ["--duration", "0.6"]
+    arguments += ["--edits-per-minute", "600", "--seed", "5", "--url", shared.url, "--json"]
+    status, out, err = await _command(arguments, shared.tenant())
+    summary = msgspec.json.decode(out)
+    assert (status, summary["converged"], summary["waiting"]) == (0, True, 0)
+    assert summary["made"] == sum(summary["outcomes"].values()) > 0
+    assert "of 3 online" in err
+
+
+async def test_simulate_says_what_to_do_when_no_server_answers() -> None:
+    status, out, err = await _command(["--tenant", "x", "--device", "d"], "acme")
+    assert (status, out) == (1, "")
+    assert "start `run.py serve`, or give --url" in err
+
+
+async def _command(arguments: list[str], tenant: str) -> tuple[int, str, str]:
+    run = partial(CliRunner().invoke, simulate, arguments, obj=lambda *_: _signed(tenant))
+    result = await asyncio.to_thread(run)
+    return result.exit_code, result.stdout, result.stderr
+
+
+async def test_a_table_shows_as_many_devices_as_there_is_room_for(tmp_path: Path) -> None:
+    setting = Setting("", str, tmp_path, 1, DOMAINS, 4, 60.0)
+    members = [Member(f"d{number}", setting, cast(ClientSession, None)) for number in range(9)]
+    lines = sheet(members, 6)
+    assert [line.split()[0] for line in lines] == ["DEVICE", "d0", "d1", "d2", "all"]
+    for member in members:
+        member.store.close()

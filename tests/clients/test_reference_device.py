@@ -1,0 +1,333 @@
+"""The reference device on a real server: offline and online, cut off, killed, sent away, in conflict."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestServer
+
+from bench.client.device import Decision, Device, OfflineError, StoppedError
+from bench.client.edits import Held
+from bench.client.lossy import bad_line
+from bench.client.store import Store
+from engine.wire.messages import JSON_SUBPROTOCOL
+from tests.harness.in_process_server import ON_SHARED, Running
+from tests.harness.services import execute, rows
+from tests.harness.ws_device import day, item
+
+pytestmark = ON_SHARED
+
+
+def tenant(running: Running) -> str:
+    """The id of the test's tenant, in SQL."""
+    return f"(SELECT tenant_id FROM tenants WHERE name = '{running.tenant()}')"
+
+
+class Phone:
+    """A device with its file; ``reboot`` leaves nothing but the file."""
+
+    def __init__(self, running: Running, path: Path, session: ClientSession, **options: Any) -> None:
+        self._running = running
+        self._path = path
+        self._session = session
+        self._options = {"url": running.url, "token": lambda: running.token("phone"), **options}
+        self._task: asyncio.Task[None] | None = None
+        self.boot()
+
+    def boot(self, kind: type[Store] = Store) -> None:
+        """Start with what the file holds."""
+        self.store = kind(self._path, "phone", durability="NORMAL")
+        self.device = Device(self.store, session=self._session, unit=lambda: 0.0, **self._options)
+
+    def online(self) -> asyncio.Task[None]:
+        """Connect and stay connected."""
+        self._task = asyncio.create_task(self.device.run())
+        return self._task
+
+    async def offline(self) -> None:
+        """Drop the connection."""
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        self._task = None
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until something that the device hears makes it so."""
+        async with asyncio.timeout(20):
+            while not holds():
+                self.device._heard.clear()
+                await self.device._heard.wait()
+
+    async def settled(self) -> None:
+        """Wait until all is answered; a device that stopped meanwhile fails the test."""
+        assert self._task is not None
+        settled = asyncio.create_task(self.device.settled())
+        try:
+            async with asyncio.timeout(20):
+                await asyncio.wait([settled, self._task], return_when=asyncio.FIRST_COMPLETED)
+            if not settled.done():
+                await self._task
+        finally:
+            settled.cancel()
+
+    async def end(self) -> None:
+        """Leave nothing but the file."""
+        if self._task is not None:
+            await self.offline()
+        self.store.close()
+
+
+MakePhone = Callable[..., Phone]
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def make(shared: Running, tmp_path: Path) -> AsyncIterator[MakePhone]:
+    phones: list[Phone] = []
+
+    async def end() -> None:
+        for phone in phones:
+            await phone.end()
+
+    async with ClientSession() as session:
+
+        def made(running: Running = shared, **options: Any) -> Phone:
+            phones.append(Phone(running, tmp_path / f"{len(phones)}.sqlite", session, **options))
+            return phones[-1]
+
+        yield made
+        await end()
+
+
+async def test_what_was_edited_offline_is_there_for_all_once_online(shared: Running, make: MakePhone) -> None:
+    phone = make()
+    phone.device.edit("task", "a", "put", {"title": "pump", "status": "ASSIGNED"})
+    phone.device.edit("task", "a", "patch", {"status": "INPROGRESS"})
+    phone.device.edit("metrics", "m", "append", {"metric_name": "n", "value": 1, "timestamp": day(1)})
+    phone.online()
+    await phone.settled()
+    assert phone.device.record("task", "a") == (2, {"title": "pump", "status": "INPROGRESS"}, 0)
+    office = await shared.device("office")
+    [change] = (await office.pull())["changes"]
+    assert (change["version"], change["data"]) == (2, {"title": "pump", "status": "INPROGRESS"})
+    await office.push(item("patch", "task", "a", base=2, data={"title": "pump 3"}))
+    await phone.until(lambda: phone.device.record("task", "a").version == 3)
+    assert phone.device.record("task", "a").data == {"title": "pump 3", "status": "INPROGRESS"}
+
+
+async def test_a_wrong_clock_is_corrected(shared: Running, make: MakePhone) -> None:
+    clock = itertools.count(1_000_000_000_000_000, 1000)
+    phone = make(clock_us=lambda: next(clock))
+    phone.device.edit("journal", "a", "put", {})
+    phone.online()
+    await phone.settled()
+    year = "SELECT extract(year FROM to_timestamp(at_us / 1000000))::int, extract(year FROM now())::int"
+    [(stored, present)] = rows(shared.dsn, f"{year} FROM records WHERE tenant_id = " + tenant(shared))
+    assert stored == present
+
+
+async def test_a_lost_answer_is_asked_for_again_and_applied_once(shared: Running, make: MakePhone) -> None:
+    port = int(shared.url.rpartition(":")[2])
+    async with bad_line("127.0.0.1", port, lambda: 0.0, 1.0) as line:
+        phone = make(url=line.url)
+        phone.device.edit("journal", "a", "put", {"n": 1})
+        phone.online()
+        await phone.until(lambda: line.cuts >= 2)
+        line.loss = 0.0
+        await phone.settled()
+        assert phone.device.record("journal", "a") == (1, {"n": 1}, 0)
+        stored = rows(shared.dsn, "SELECT version FROM records WHERE tenant_id = " + tenant(shared))
+        assert stored == [(1,)]
+        await phone.offline()
+
+
+async def test_a_held_change_is_listed_and_settled_by_a_choice(shared: Running, make: MakePhone) -> None:
+    office = await shared.device("office")
+    await office.push(*[item("put", "note", name, data={"by": "office"}) for name in "abcd"])
+    phone = make()
+    for name in "abcd":
+        phone.device.edit("note", name, "put", {"by": "phone"})
+    phone.online()
+    await phone.settled()
+    assert [held.server for held in phone.store.conflicts] == [b'{"by":"office"}'] * 4
+    decided = {
+        "a": Decision("server"),
+        "b": Decision("client"),
+        "c": Decision("merged", {"by": "both"}),
+        "d": None,
+    }
+    assert await phone.device.resolve(lambda held: decided[held.record_id]) == 3
+    assert [held.record_id for held in phone.store.conflicts] == ["d"]
+    await phone.until(lambda: sum(version for _, _, version, _ in phone.store.replica()) == 7)
+    assert [phone.device.record("note", name).data for name in "abc"] == [
+        {"by": "office"}, {"by": "phone"}, {"by": "both"},
+    ]  # fmt: skip
+
+
+async def test_a_decision_on_a_record_that_moved_on_is_asked_for_again(
+    shared: Running, make: MakePhone
+) -> None:
+    office = await shared.device("office")
+    await office.push(item("put", "note", "a", data={"n": 1}))
+    phone = make()
+    phone.device.edit("note", "a", "put", {"n": 2})
+    phone.online()
+    await phone.settled()
+    seen: list[bytes | None] = []
+
+    def choose(held: Held) -> Decision:
+        seen.append(held.server)
+        if len(seen) == 1:
+            execute(
+                shared.dsn,
+                "UPDATE records SET version = 2, seq = 2, data = '{\"n\":9}' WHERE tenant_id = "
+                + tenant(shared),
+                "UPDATE tenant_counters SET seq = 2 WHERE tenant_id = " + tenant(shared),
+            )
+        return Decision("client")
+
+    assert await phone.device.resolve(choose) == 1
+    assert seen == [b'{"n":1}', b'{"n":9}']
+
+
+async def test_what_needs_a_connection_says_so(make: MakePhone) -> None:
+    with pytest.raises(OfflineError):
+        await make().device.list_conflicts()
+
+
+async def test_an_expired_token_is_replaced_and_a_refused_one_twice_is_the_end(
+    shared: Running, make: MakePhone
+) -> None:
+    tokens = iter([shared.token("phone", exp=1), shared.token("phone")])
+    phone = make(token=lambda: next(tokens))
+    phone.online()
+    await phone.settled()
+    stopped = make(token=lambda: shared.token("phone", exp=1))
+    with pytest.raises(StoppedError, match="token"):
+        await stopped.online()
+
+
+async def test_a_device_that_was_replaced_does_not_fight_for_its_place(
+    shared: Running, make: MakePhone
+) -> None:
+    phone = make()
+    running = phone.online()
+    await phone.settled()
+    await shared.device("phone")
+    with pytest.raises(StoppedError, match="4409"):
+        await running
+
+
+async def test_a_device_whose_line_is_cut_behind_a_goodbye_does_not_fight_for_its_place(
+    make: MakePhone,
+) -> None:
+    calls = 0
+
+    async def replaced(request: web.Request) -> web.WebSocketResponse:
+        nonlocal calls
+        calls += 1
+        socket = web.WebSocketResponse(protocols=(JSON_SUBPROTOCOL,))
+        await socket.prepare(request)
+        await socket.send_json({"type": "goodbye", "reason": "replaced", "retry_after_ms": 0})
+        assert request.transport is not None
+        request.transport.close()
+        return socket
+
+    app = web.Application()
+    app.router.add_get("/v1/sync", replaced)
+    async with TestServer(app) as other:
+        with pytest.raises(StoppedError):
+            await make(url=str(other.make_url("")).rstrip("/")).online()
+    assert calls == 1
+
+
+async def test_an_expired_cursor_is_noticed_and_what_is_gone_goes(shared: Running, make: MakePhone) -> None:
+    phone = make()
+    phone.device.edit("journal", "kept", "put", {})
+    phone.device.edit("journal", "lost", "put", {})
+    phone.online()
+    await phone.settled()
+    await phone.offline()
+    execute(
+        shared.dsn,
+        "DELETE FROM records WHERE id = 'lost' AND tenant_id = " + tenant(shared),
+    )
+    office = await shared.device("office")
+    of_others = (await office.pull(domains=["task"]))["cursor"]
+    phone.store.page([], of_others, last=True)
+    phone.online()
+    await phone.settled()
+    assert [name for _, name, _, _ in phone.store.replica()] == ["kept"]
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def dying(steps: Iterator[int], at: int) -> type[Store]:
+    """A store whose process is killed at one step: at a transaction's begin, before or after its commit."""
+
+    class Dying(Store):
+        @contextmanager
+        def _transaction(self) -> Iterator[Any]:
+            _live(steps, at)
+            with super()._transaction() as run:
+                yield run
+                _live(steps, at)
+            _live(steps, at)
+
+    return Dying
+
+
+def _live(steps: Iterator[int], at: int) -> None:
+    if next(steps) == at:
+        raise Killed
+
+
+#: More than a whole life has: the last ones run through undisturbed.
+STEPS = 40
+
+
+async def _worked(phone: Phone, name: str, made: list[int]) -> None:
+    """Two edits, the second on the answer to the first; ``made`` counts those whose call returned."""
+    phone.device.edit("journal", name, "put", {"n": 1})
+    made.append(1)
+    phone.online()
+    await phone.settled()
+    phone.device.edit("journal", name, "patch", {"m": 2})
+    made.append(2)
+    await phone.settled()
+
+
+async def test_a_kill_at_any_step_loses_no_edit_and_applies_none_twice(make: MakePhone) -> None:
+    died = []
+    for at in range(STEPS):
+        phone, name, made = make(), f"r{at}", list[int]()
+        phone.store.close()
+        try:
+            phone.boot(dying(itertools.count(), at))
+            await _worked(phone, name, made)
+        except Killed:
+            died.append(at)
+        await phone.end()
+        phone.boot()
+        shown = phone.device.record("journal", name).data or {}
+        assert "n" in shown or 1 not in made
+        assert "m" in shown or 2 not in made
+        if "n" not in shown:
+            phone.device.edit("journal", name, "put", {"n": 1})
+        if "m" not in shown:
+            phone.device.edit("journal", name, "patch", {"m": 2})
+        phone.online()
+        await phone.settled()
+        assert phone.device.record("journal", name) == (2, {"n": 1, "m": 2}, 0), at
+        await phone.offline()
+    assert died == list(range(len(died)))
+    assert 15 < len(died) < STEPS

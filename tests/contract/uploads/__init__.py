@@ -1,0 +1,1 @@
+"""The wire contract of uploads, request by request, on a whole server."""

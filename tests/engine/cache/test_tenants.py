@@ -1,0 +1,324 @@
+"""The book of tenants: who asks the store, when, and what holds while it is being asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from engine.cache.tenants import TTL_S, UNKNOWN_S, PolicyBook
+from engine.model.domains import DomainPolicy
+from engine.model.tenants import Tenant, TenantPolicies
+from engine.runtime.ports import StoreUnavailableError
+from storage.postgres.pool import Database
+from storage.stores.tenants import PostgresTenancy, PostgresTenants
+from tests.harness.services import execute
+
+MANUAL = DomainPolicy("manual")
+DEFAULTS = {"task": DomainPolicy("most_recent_wins"), "note": MANUAL}
+
+
+class World:
+    """A store of tenants, a clock and a watcher. Reads wait while ``gate`` is closed."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.tenants: dict[int, TenantPolicies] = {}
+        self.number = 0
+        self.away = False
+        self.asked: Counter[str] = Counter()
+        self.told: list[tuple[str, int]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.read = asyncio.Event()
+        self.followed = asyncio.Event()
+        self.book = PolicyBook(self, self, DEFAULTS, self, self.renewed)
+
+    def add(self, tenant_id: int, name: str, **own: DomainPolicy) -> None:
+        """Commit a tenant as it is from now on; it moves the generation."""
+        self.tenants[tenant_id] = TenantPolicies(Tenant(tenant_id, name), own)
+        self.number += 1
+
+    def remove(self, tenant_id: int) -> None:
+        """Remove a tenant; it moves the generation."""
+        del self.tenants[tenant_id]
+        self.number += 1
+
+    async def _asked(self, what: str) -> None:
+        self.asked[what] += 1
+        if self.away:
+            raise StoreUnavailableError("away")
+        self.read.set()
+        await self.gate.wait()
+
+    # -- as the store
+
+    async def find(self, name: str) -> TenantPolicies | None:
+        """Give what stands when the question arrives, however late the answer does."""
+        found = next((one for one in self.tenants.values() if one.tenant.name == name), None)
+        await self._asked(name)
+        return found
+
+    async def reread(self, tenant_ids: list[int]) -> dict[int, TenantPolicies]:
+        """Give those that are left."""
+        await self._asked("reread")
+        return {number: self.tenants[number] for number in tenant_ids if number in self.tenants}
+
+    async def generation(self) -> tuple[int, str]:
+        """Give the number, and let a test know that it was asked for."""
+        if self.away:
+            raise StoreUnavailableError("away")
+        self.followed.set()
+        return self.number, "epoch"
+
+    # -- as the clock
+
+    def now_us(self) -> int:
+        """Nobody asks."""
+        raise AssertionError
+
+    def monotonic_s(self) -> float:
+        """Stand still until a test moves it."""
+        return self.now_s
+
+    # -- as the watcher
+
+    def policies_changed(self, tenant_id: int) -> None:
+        """Note it."""
+        self.told.append(("changed", tenant_id))
+
+    def tenant_removed(self, tenant_id: int) -> None:
+        """Note it."""
+        self.told.append(("removed", tenant_id))
+
+    async def renewed(self) -> None:
+        """Note it."""
+        self.told.append(("renewed", self.number))
+
+    async def follow(self) -> None:
+        """Wait until the generation was asked for twice: what the first time found is settled by then."""
+        for _ in range(2):
+            self.followed.clear()
+            self.book.call()
+            await self.followed.wait()
+
+
+@asynccontextmanager
+async def followed(world: World) -> AsyncIterator[None]:
+    """Run the book, which by itself looks hardly ever."""
+    task = asyncio.create_task(world.book.run())
+    await world.follow()
+    world.told.clear()
+    yield
+    task.cancel()
+    await asyncio.wait({task})
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    """A store with one tenant."""
+    monkeypatch.setattr("engine.cache.tenants.POLL_S", 3600.0)
+    world = World()
+    world.add(1, "acme", task=DomainPolicy("server_wins"))
+    return world
+
+
+async def waiting(world: World, *names: str) -> list[asyncio.Task[Tenant | None]]:
+    """Ask for names at once, the store being slow, until all wait."""
+    world.gate.clear()
+    tasks = [asyncio.create_task(world.book.admit(name)) for name in names]
+    await world.read.wait()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return tasks
+
+
+async def test_a_tenants_own_policies_stand_beside_the_defaults(world: World) -> None:
+    assert world.book.of(1) == DEFAULTS
+    assert await world.book.admit("acme") == Tenant(1, "acme")
+    assert world.book.of(1) == {"task": DomainPolicy("server_wins"), "note": MANUAL}
+    await world.book.admit("acme")
+    assert world.asked == {"acme": 1}
+
+
+async def test_many_who_ask_for_one_name_ask_the_store_once(world: World) -> None:
+    tasks = await waiting(world, *["acme"] * 50, *["nobody"] * 50)
+    world.gate.set()
+    found = await asyncio.gather(*tasks)
+    assert found == [Tenant(1, "acme")] * 50 + [None] * 50
+    assert world.asked == {"acme": 1, "nobody": 1}
+
+
+async def test_different_names_do_not_wait_for_each_other(world: World) -> None:
+    world.add(2, "globex")
+    (slow,) = await waiting(world, "nobody")
+    world.gate.set()
+    world.gate = asyncio.Event()
+    stuck = asyncio.create_task(world.book.admit("globex"))
+    await asyncio.sleep(0)
+    world.gate, held = asyncio.Event(), world.gate
+    world.gate.set()
+    assert await world.book.admit("acme") == Tenant(1, "acme")
+    assert not stuck.done()
+    held.set()
+    assert await stuck == Tenant(2, "globex")
+    assert await slow is None
+
+
+async def test_when_who_asks_for_all_leaves_another_one_asks(world: World) -> None:
+    first, *others = await waiting(world, *["acme"] * 3)
+    first.cancel()
+    await asyncio.wait({first})
+    world.gate.set()
+    assert await asyncio.gather(*others) == [Tenant(1, "acme")] * 2
+    assert world.asked["acme"] == 2
+
+
+async def test_one_who_waits_and_leaves_disturbs_nobody(world: World) -> None:
+    first, second = await waiting(world, *["acme"] * 2)
+    second.cancel()
+    await asyncio.wait({second})
+    world.gate.set()
+    assert await first == Tenant(1, "acme")
+
+
+async def test_a_store_that_is_away_is_asked_once_for_all_who_wait(world: World) -> None:
+    world.away = True
+    tasks = [asyncio.create_task(world.book.admit("acme")) for _ in range(5)]
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(one, StoreUnavailableError) for one in outcomes)
+    world.away = False
+    assert await world.book.admit("acme") == Tenant(1, "acme")
+
+
+async def test_a_name_that_nobody_has_is_asked_for_again_after_a_while(world: World) -> None:
+    for _ in range(3):
+        assert await world.book.admit("globex") is None
+    assert world.asked == {"globex": 1}
+    world.tenants[2] = TenantPolicies(Tenant(2, "globex"), {})  # by hand, without a move
+    world.now_s += UNKNOWN_S
+    assert await world.book.admit("globex") == Tenant(2, "globex")
+
+
+async def test_a_tenant_that_comes_is_known_with_the_generation(world: World) -> None:
+    async with followed(world):
+        assert await world.book.admit("globex") is None
+        world.add(2, "globex")
+        await world.follow()
+        assert await world.book.admit("globex") == Tenant(2, "globex")
+
+
+async def test_names_that_nobody_has_fill_no_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.cache.tenants._UNKNOWN_NAMES", 10)
+    for number in range(95):
+        await world.book.admit(f"nobody{number}")
+    assert len(world.book._unknown) <= 10
+
+
+Overtaken = Callable[[World], None]
+OVERTAKEN: dict[str, tuple[str, Overtaken, DomainPolicy]] = {
+    "a policy": ("acme", lambda world: world.add(1, "acme", task=MANUAL), MANUAL),
+    "a tenant that comes": ("globex", lambda world: world.add(2, "globex"), DEFAULTS["task"]),
+}
+
+
+@pytest.mark.parametrize(("name", "change", "policy"), OVERTAKEN.values(), ids=OVERTAKEN)
+async def test_what_was_read_before_a_move_is_read_again(
+    world: World, name: str, change: Overtaken, policy: DomainPolicy
+) -> None:
+    """An answer of before the change arrives after the generation was followed: nobody would look again."""
+    async with followed(world):
+        (asking,) = await waiting(world, name)
+        change(world)
+        await world.follow()
+        world.gate.set()
+        tenant = await asking
+        assert tenant is not None
+        assert world.book.of(tenant.tenant_id)["task"] == policy
+        assert world.asked[name] == 2
+
+
+async def test_a_move_reads_all_tenants_again_in_few_questions(world: World) -> None:
+    for number in range(2, 1202):
+        world.add(number, f"tenant{number}")
+        await world.book.admit(f"tenant{number}")
+    async with followed(world):
+        world.asked.clear()
+        world.add(700, "tenant700", note=DomainPolicy("client_wins"))
+        world.remove(1100)
+        await world.follow()
+        assert world.asked == {"reread": 3}
+        assert world.told == [("renewed", world.number), ("changed", 700), ("removed", 1100)]
+        assert world.book.of(700)["note"] == DomainPolicy("client_wins")
+        assert await world.book.admit("tenant1100") is None
+        world.asked.clear()
+        await world.follow()
+        assert not world.asked
+
+
+async def test_a_tenant_added_again_under_its_name_is_another_one(world: World) -> None:
+    await world.book.admit("acme")
+    async with followed(world):
+        world.remove(1)
+        world.add(2, "acme")
+        await world.follow()
+        assert world.told[1:] == [("removed", 1)]
+        assert await world.book.admit("acme") == Tenant(2, "acme")
+
+
+async def test_each_tenant_is_read_again_when_its_time_has_passed(world: World) -> None:
+    await world.book.admit("acme")
+    async with followed(world):
+        world.tenants[1] = TenantPolicies(Tenant(1, "acme"), {})  # by hand, without a move
+        world.now_s += TTL_S / 2
+        await world.follow()
+        assert world.told == []
+        world.now_s += TTL_S
+        await world.follow()
+        assert world.told == [("changed", 1)]
+
+
+async def test_what_is_known_stays_in_use_while_the_store_is_away(world: World) -> None:
+    await world.book.admit("acme")
+    async with followed(world):
+        world.away = True
+        world.number += 1
+        world.book.call()
+        assert await world.book.admit("acme") == Tenant(1, "acme")
+        world.away = False
+        world.add(1, "acme")
+        await world.follow()
+        assert world.book.of(1) == DEFAULTS
+
+
+async def test_the_store_gives_each_tenant_its_own_policies(dsn: str) -> None:
+    tenancy = PostgresTenancy(dsn)
+    for name in ("acme", "globex", "initech"):
+        tenancy.add(name)
+    execute(
+        dsn,
+        "INSERT INTO tenant_conflict_policy (tenant_id, domain, policy, fallback)"
+        " SELECT tenant_id, 'task', 'field_merge', 'manual' FROM tenants WHERE name = 'acme'",
+        "INSERT INTO tenant_conflict_policy (tenant_id, domain, policy)"
+        " SELECT tenant_id, domain, 'server_wins' FROM tenants, unnest(ARRAY['task', 'note']) AS domain"
+        " WHERE name = 'globex'",
+    )
+    database = Database(dsn, 1)
+    try:
+        store = PostgresTenants(database)
+        found = {name: await store.find(name) for name in ("acme", "globex", "initech", "nobody")}
+        everybody = [one for one in found.values() if one is not None]
+        assert found.pop("nobody") is None
+        assert [one.own for one in everybody] == [
+            {"task": DomainPolicy("field_merge", "manual")},
+            {"task": DomainPolicy("server_wins"), "note": DomainPolicy("server_wins")},
+            {},
+        ]
+        numbers = [one.tenant.tenant_id for one in everybody]
+        assert await store.reread([*numbers, 999]) == dict(zip(numbers, everybody, strict=True))
+        assert await store.reread([]) == {}
+    finally:
+        await database.close()

@@ -1,0 +1,178 @@
+"""What is laborious to plan: it runs alone, is charged to its device, and is refused past a second."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.commit import lane, planning
+from engine.model.rows import Lookups
+from engine.plan import weighing
+from tests.engine.commit.test_committer import Bench, FaultyStore, HandClock, bench, put
+from tests.harness.memory_store import MemoryTransaction
+
+Json = dict[str, Any]
+
+
+class Ticking(HandClock):
+    """Goes on at each look."""
+
+    def __init__(self, tick_s: float) -> None:
+        super().__init__()
+        self.tick_s = tick_s
+
+    def monotonic_s(self) -> float:
+        """Seconds since the start."""
+        self.at_s += self.tick_s
+        return self.at_s
+
+
+class Locks(FaultyStore):
+    """Keeps which tenants each batch locked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.locked: list[list[int]] = []
+
+    async def begin(self, lookups: Lookups) -> MemoryTransaction:
+        """Begin."""
+        self.locked.append(lookups.tenants)
+        return await super().begin(lookups)
+
+
+@pytest.fixture
+def laborious(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let two items be too much for a batch."""
+    monkeypatch.setattr(weighing, "BATCH_US", 15.0)
+
+
+def two(record_id: str) -> list[Json]:
+    """Make the items of a laborious message."""
+    return [put(record_id), put(record_id, 1, x=1)]
+
+
+async def gathered(one: Bench) -> None:
+    """Have what is submitted next wait for one batch."""
+    one.store.gate.clear()
+    one.submit("first", put("first"), tenant=9)
+    await one.store.committing.get()
+
+
+@pytest.mark.usefixtures("laborious")
+@pytest.mark.parametrize("lanes", [1, 2])
+async def test_laborious_message_is_planned_with_its_own_tenant_locked_alone(lanes: int) -> None:
+    store = Locks()
+    async with bench(lanes=lanes, store=store) as one:
+        await gathered(one)
+        one.submit("laborious", *two("b"), tenant=2)
+        one.submit("light", put("a"), tenant=1)
+        one.submit("behind", put("b", 2, x=2), tenant=2)
+        one.store.gate.set()
+        await one.committer.drain()
+        assert one.statuses("light") == ["applied"]
+        assert one.statuses("laborious") == ["applied", "applied"]
+        assert one.statuses("behind") == ["applied"]
+        assert one.version("b", tenant=2) == 3
+        order = [key for key, _ in one.replies]
+        assert order.index("light") < order.index("laborious") < order.index("behind")
+        # The first batch found out; from then on nobody else's counter is locked with the second tenant's.
+        assert [tenants for tenants in store.locked if 2 in tenants][1:] == [[2], [2]]
+
+
+@pytest.mark.usefixtures("laborious")
+async def test_laborious_messages_of_several_tenants_run_one_after_the_other() -> None:
+    store = Locks()
+    async with bench(lanes=1, store=store) as one:
+        await gathered(one)
+        for tenant in (1, 2, 3):
+            one.submit(f"k{tenant}", *two("b"), tenant=tenant)
+        one.store.gate.set()
+        await one.committer.drain()
+        assert [one.statuses(f"k{tenant}") for tenant in (1, 2, 3)] == [["applied"] * 2] * 3
+        assert store.locked[:2] == [[9], [1, 2, 3]]
+        assert sorted(store.locked[2:]) == [[1], [2], [3]]
+        assert one.committer.counters.messages == 4
+
+
+@pytest.mark.usefixtures("laborious")
+async def test_batch_that_is_laborious_by_its_sum_is_cut_in_order() -> None:
+    async with bench() as one:
+        await gathered(one)
+        for number in range(4):
+            one.submit(f"k{number}", put("a", number or None, x=number))
+        one.store.gate.set()
+        await one.committer.drain()
+        assert [key for key, _ in one.replies] == ["first", "k0", "k1", "k2", "k3"]
+        assert one.version("a") == 4
+        assert one.committer.counters.batches == 5
+
+
+@pytest.mark.usefixtures("laborious")
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_laborious_message_rests_where_others_want_the_loop(
+    monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    rests: list[bool] = []
+
+    def spied(*args: Any, **told: Any) -> Any:
+        rests.append(told["rests"])
+        return planning.planned(*args, **told)
+
+    monkeypatch.setattr(lane, "planned", spied)
+    async with bench(wanted=lambda _: wanted) as one:
+        one.submit("light", put("a"))
+        await one.committer.drain()
+        one.submit("laborious", *two("b"))
+        await one.committer.drain()
+        assert rests == [False, wanted]
+
+
+async def test_time_of_planning_is_charged_to_whom_it_was_spent_on() -> None:
+    clock = Ticking(0.0)
+    async with bench(clock=clock) as one:
+        await gathered(one)
+        charged: dict[str, list[float]] = {"a": [], "b": []}
+        for name, count in (("a", 1), ("b", 64)):
+            items = [put(f"{name}{number}") for number in range(count)]
+            one.committer.submit(one.push(name, *items), lambda _: None, charged[name].append)
+        clock.tick_s = 0.25
+        one.store.gate.set()
+        await one.committer.drain()
+        # A look at the clock after each 32 items.
+        assert charged == {"a": [0.25], "b": [0.5]}
+
+
+async def test_time_below_a_millisecond_is_not_charged() -> None:
+    clock = Ticking(0.0005)
+    async with bench(clock=clock) as one:
+        charged: list[float] = []
+        one.committer.submit(one.push("k", put("a")), lambda _: None, charged.append)
+        await one.committer.drain()
+        assert not charged
+
+
+async def test_message_that_takes_over_a_second_is_too_large_and_its_key_unused() -> None:
+    clock = Ticking(0.0)
+    async with bench(clock=clock) as one:
+        await gathered(one)
+        charged: list[float] = []
+        items = [put(f"r{number}") for number in range(500)]
+        one.submit("before", put("a"))
+        one.committer.submit(
+            one.push("long", *items), lambda outcome: one.replies.append(("long", outcome)), charged.append
+        )
+        one.submit("behind", put("b"))
+        clock.tick_s = 0.1
+        one.store.gate.set()
+        await one.committer.drain()
+        assert one.code("long") == "too_large"
+        assert (one.statuses("before"), one.statuses("behind")) == (["applied"], ["applied"])
+        assert len(charged) == 1
+        assert charged[0] > 1.0
+        assert one.version("r0") == 0
+        clock.tick_s = 0.0
+        one.replies.clear()
+        one.submit("long", *items)
+        await one.committer.drain()
+        assert one.statuses("long") == ["applied"] * 500

@@ -1,0 +1,410 @@
+"""What becomes of a file and its record's entry, in batches that are planned over rows in memory."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import msgspec
+import pytest
+
+from engine.commit.queue import Backlog, CommitLimits
+from engine.feed.pages import encode_change
+from engine.model.rows import ConflictRef, Record, RecordKey
+from engine.model.uploads import State, Upload, UploadRef
+from engine.plan.attachments import entry
+from engine.plan.batch import Plan, lookups
+from engine.plan.jobs import Attach, Attached, Outcome
+from engine.plan.weighing import select
+from tests.engine.plan.test_batch import NOW_US, Desk
+from tests.harness.stored_files import upload
+
+Json = dict[str, Any]
+
+TASK = RecordKey(1, "task", "a")
+
+
+class FileDesk(Desk):
+    """Plans batches in which files arrive."""
+
+    def stored(self, one: Upload, state: State = "stored") -> Attach:
+        """Have a file stored, and make the job that attaches it."""
+        self.rows.uploads[one.ref] = state
+        assert one.domain is not None
+        assert one.record_id is not None
+        assert one.file_name is not None
+        assert one.sha256 is not None
+        self.rows.contents[one.ref] = (one.domain, one.record_id, one.file_name, one.sha256)
+        return Attach(
+            one.ref.tenant_id,
+            one.device_id,
+            one.domain,
+            one.record_id,
+            one.ref.upload_id,
+            entry(one, NOW_US),
+            NOW_US,
+        )
+
+    def freed(self, one: Upload) -> Attach:
+        """Make the job that takes a file out."""
+        return msgspec.structs.replace(self.stored(one, self.rows.uploads[one.ref]), entry=None)
+
+    def with_task(self) -> FileDesk:
+        """Have the record."""
+        self.plan(self.push({"domain": "task", "id": "a", "op": "put", "data": {"n": 1}}))
+        return self
+
+    def files(self, key: RecordKey = TASK) -> list[str]:
+        """Name the files of a record as the feed shows them."""
+        shown = json.loads(encode_change(self.rows.records[key]))
+        assert shown.get("attachments") != []
+        return [one["file_id"] for one in shown.get("attachments", [])]
+
+
+def _outcome(planned: Plan) -> Outcome:
+    (outcome,) = planned.outcomes
+    return outcome
+
+
+def _id(number: int) -> str:
+    return f"{number:032x}"
+
+
+def test_a_file_becomes_part_of_the_entry_as_the_same_version_with_a_new_seq() -> None:
+    desk = FileDesk().with_task()
+    before = desk.rows.records[TASK]
+    planned = desk.plan(desk.stored(upload(1)))
+    assert _outcome(planned) == Attached("attached", 2)
+    ((change, session_id),) = planned.changes
+    assert session_id == "", "its sender hears of it, too"
+    assert change == msgspec.structs.replace(before, seq=2, attachments=change.attachments)
+    assert json.loads(encode_change(change))["attachments"] == [
+        {
+            "file_id": _id(1),
+            "filename": "gate 1.jpg",
+            "filetype": "image/jpeg",
+            "size_bytes": 1001,
+            "sha256": f"{1:064x}",
+            "device_id": "phone",
+            "at": "2026-01-02T03:04:05Z",
+        }
+    ]
+    assert desk.rows.uploads[UploadRef(1, _id(1))] == "attached"
+
+
+def test_a_file_is_nobodys_conflict() -> None:
+    """The version stands, so that an edit made on it applies, and whose the chain of edits is stays known."""
+    desk = FileDesk().with_task()
+    desk.plan(desk.stored(upload(1, device_id="tablet")))
+    planned = desk.plan(
+        desk.push({"domain": "task", "id": "a", "op": "patch", "base": 1, "data": {"n": 2}}, device="desk")
+    )
+    assert json.loads(planned.outcomes[0].results)[0]["status"] == "applied"  # type: ignore[union-attr]
+    assert desk.rows.records[TASK].version == 2
+    assert desk.files() == [_id(1)]
+
+
+def test_a_file_whose_record_is_not_there_waits() -> None:
+    desk = FileDesk()
+    job = desk.stored(upload(1))
+    planned = desk.plan(job)
+    assert _outcome(planned) == Attached("waiting", None)
+    assert not planned.writes.seqs
+    assert not planned.writes.uploads
+    desk.with_task()
+    assert _outcome(desk.plan(job)) == Attached("attached", 2)
+    assert desk.files() == [_id(1)]
+
+
+def test_a_file_and_its_record_in_one_batch() -> None:
+    desk = FileDesk()
+    push = desk.push({"domain": "task", "id": "a", "op": "put", "data": {"n": 1}})
+    planned = desk.plan(push, desk.stored(upload(1)), desk.stored(upload(2)))
+    assert planned.outcomes[1:] == [Attached("attached", 2), Attached("attached", 3)]
+    assert desk.files() == [_id(1), _id(2)]
+    assert len(planned.writes.records) == 1
+
+
+def test_a_file_is_attached_once_however_often_it_is_tried() -> None:
+    desk = FileDesk().with_task()
+    job = desk.stored(upload(1))
+    planned = desk.plan(job, job)
+    assert planned.outcomes == [Attached("attached", 2), Attached("attached", 2)]
+    again = desk.plan(job)
+    assert _outcome(again) == Attached("attached", 2)
+    assert not again.changes
+    assert not again.writes.records
+    assert desk.files() == [_id(1)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "state", "count"),
+    [
+        ({"file_name": "gate 1.jpg", "sha256": f"{1:064x}"}, "duplicate", 1),
+        ({"file_name": "gate 1.jpg"}, "attached", 2),
+        ({"sha256": f"{1:064x}"}, "attached", 2),
+    ],
+)
+def test_only_the_same_content_under_the_same_name_is_a_duplicate(
+    fields: Json, state: str, count: int
+) -> None:
+    desk = FileDesk().with_task()
+    desk.plan(desk.stored(upload(1)))
+    second = upload(2, **fields)
+    job = desk.stored(second)
+    for _ in range(2):
+        outcome = _outcome(desk.plan(job))
+        assert isinstance(outcome, Attached)
+        assert outcome.state == state
+        assert len(desk.files()) == count
+        assert desk.rows.uploads[second.ref] == state
+
+
+SAME: Json = {"file_name": "gate 1.jpg", "sha256": f"{1:064x}"}
+
+
+def _twice(desk: FileDesk) -> tuple[Upload, Upload]:
+    """Have a file sent by two devices."""
+    first, second = upload(1), upload(2, device_id="tablet", **SAME)
+    desk.plan(desk.stored(first))
+    assert _outcome(desk.plan(desk.stored(second))) == Attached("duplicate", None, _id(2))
+    return first, second
+
+
+def test_a_file_stays_while_a_duplicate_of_it_stands() -> None:
+    desk = FileDesk().with_task()
+    first, second = _twice(desk)
+    freed = desk.freed(first)
+    for _ in range(2):
+        planned = desk.plan(freed)
+        assert _outcome(planned) == Attached("freed", None), "its bytes are the duplicate's"
+        assert not planned.changes
+        assert (desk.files(), desk.rows.uploads[first.ref]) == ([_id(1)], "lent")
+    assert _outcome(desk.plan(desk.stored(first, "lent"))) == Attached("freed", None)
+    assert _outcome(desk.plan(desk.stored(second, "duplicate"))) == Attached("duplicate", None, _id(2))
+    assert _outcome(desk.plan(desk.freed(second))) == Attached("freed", 3, _id(1))
+    assert (desk.files(), set(desk.rows.uploads.values())) == ([], {"freed"})
+
+
+def test_a_file_stays_when_its_duplicate_is_freed() -> None:
+    desk = FileDesk().with_task()
+    first, second = _twice(desk)
+    planned = desk.plan(desk.freed(second))
+    assert _outcome(planned) == Attached("freed", None, _id(2))
+    assert not planned.changes
+    assert (desk.files(), desk.rows.uploads[first.ref]) == ([_id(1)], "attached")
+    assert _outcome(desk.plan(desk.freed(first))) == Attached("freed", 3, _id(1))
+
+
+def test_whoever_sends_a_file_again_that_was_lent_has_a_part_in_it() -> None:
+    desk = FileDesk().with_task()
+    first, second = _twice(desk)
+    desk.plan(desk.freed(first))
+    third = upload(3, **SAME)
+    assert _outcome(desk.plan(desk.stored(third))) == Attached("duplicate", None, _id(3))
+    assert _outcome(desk.plan(desk.freed(second))) == Attached("freed", None, _id(2))
+    assert desk.files() == [_id(1)]
+    assert _outcome(desk.plan(desk.freed(third))) == Attached("freed", 3, _id(1))
+    assert desk.files() == []
+
+
+def test_a_file_is_sent_again_and_freed_in_one_batch() -> None:
+    """Each sees what those before it did, whatever the rows said."""
+    desk = FileDesk().with_task()
+    first, second = upload(1), upload(2, **SAME)
+    jobs = [desk.stored(first), desk.stored(second), desk.freed(first), desk.freed(second)]
+    planned = desk.plan(*jobs)
+    assert planned.outcomes == [
+        Attached("attached", 2),
+        Attached("duplicate", None, _id(2)),
+        Attached("freed", None),
+        Attached("freed", 3, _id(1)),
+    ]
+    assert desk.files() == []
+    jobs = [desk.stored(first), desk.freed(first), desk.stored(second)]
+    planned = desk.plan(*jobs)
+    assert planned.outcomes[1:] == [Attached("freed", 5, _id(1)), Attached("attached", 6)], "it has its own"
+    assert desk.files() == [_id(2)]
+
+
+@pytest.mark.parametrize(
+    "other", [{"tenant": 2}, {"record_id": "b"}, {"file_name": "x"}, {"sha256": f"{2:064x}"}]
+)
+def test_no_other_file_keeps_one(other: Json) -> None:
+    desk = FileDesk().with_task()
+    first = upload(1)
+    desk.plan(desk.stored(first))
+    desk.stored(upload(2, **SAME | other), "duplicate")
+    assert _outcome(desk.plan(desk.freed(first))) == Attached("freed", 3, _id(1))
+
+
+def test_a_tombstones_file_goes_with_the_last_that_stands_for_it() -> None:
+    desk = FileDesk().with_task()
+    uploads = _twice(desk)
+    desk.plan(desk.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
+    jobs = [msgspec.structs.replace(desk.freed(one), unless_alive=True) for one in uploads]
+    assert desk.plan(*jobs).outcomes == [Attached("freed", None), Attached("freed", None, _id(1))]
+    assert desk.rows.records[TASK].attachments == b"[]"
+    assert set(desk.rows.uploads.values()) == {"freed"}
+
+
+@pytest.mark.parametrize("state", ["open", "lent", "refused", "cancelled", "expired", "freed", None])
+def test_what_has_no_bytes_is_not_attached(state: State | None) -> None:
+    desk = FileDesk().with_task()
+    one = upload(1)
+    job = desk.stored(one, state or "open")
+    if state is None:
+        del desk.rows.uploads[one.ref]
+    planned = desk.plan(job, msgspec.structs.replace(job, entry=None))
+    assert planned.outcomes == [Attached("freed", None, _id(1) if state == "freed" else None)] * 2
+    assert not planned.writes.records
+    assert not planned.writes.uploads
+
+
+def test_every_later_version_keeps_the_files() -> None:
+    desk = FileDesk().with_task()
+    desk.plan(desk.stored(upload(1)))
+    for item in (
+        {"op": "patch", "base": 1, "data": {"n": 2}},
+        {"op": "put", "base": 2, "data": {"m": 1}},
+        {"op": "delete", "base": 3},
+    ):
+        desk.plan(desk.push({"domain": "task", "id": "a", **item}))
+    tombstone = desk.rows.records[TASK]
+    assert tombstone.attachments is not None
+    assert "attachments" not in json.loads(encode_change(tombstone)), "of a deleted record none are shown"
+    desk.plan(desk.push({"domain": "task", "id": "a", "op": "put", "base": 4, "data": {"n": 3}}))
+    assert desk.rows.records[TASK].version == 5
+    assert desk.files() == [_id(1)]
+
+
+def test_a_decision_keeps_the_files() -> None:
+    desk = FileDesk()
+    form = RecordKey(1, "form", "a")
+    desk.plan(desk.push({"domain": "form", "id": "a", "op": "put", "data": {"n": 1}}))
+    desk.plan(desk.push({"domain": "form", "id": "a", "op": "put", "data": {"n": 2}}, device="tablet"))
+    desk.plan(desk.stored(upload(1, domain="form")))
+    (conflict,) = desk.rows.conflicts.values()
+    assert desk.rows.conflicts[ConflictRef(1, conflict.conflict_id)].outcome == "open"
+    desk.plan(desk.resolution(conflict, "client", 1))
+    assert desk.rows.records[form].version == 2
+    assert desk.files(form) == [_id(1)]
+
+
+def test_a_message_that_is_undone_keeps_the_files() -> None:
+    desk = FileDesk().with_task()
+    desk.plan(
+        desk.stored(upload(1)),
+        desk.push(
+            {"domain": "task", "id": "a", "op": "patch", "base": 1, "data": {"n": 2}},
+            {"domain": "task", "id": "b", "op": "patch", "base": 7, "data": {"n": 2}},
+            atomic=True,
+        ),
+    )
+    assert desk.rows.records[TASK].version == 1
+    assert desk.files() == [_id(1)]
+
+
+def test_a_deleted_record_is_waited_for_until_it_is_brought_back() -> None:
+    desk = FileDesk().with_task()
+    desk.plan(desk.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
+    job = desk.stored(upload(1))
+    assert _outcome(desk.plan(job)) == Attached("waiting", None)
+    desk.plan(desk.push({"domain": "task", "id": "a", "op": "put", "base": 2, "data": {"n": 2}}))
+    assert _outcome(desk.plan(job)) == Attached("attached", 4)
+
+
+def test_a_file_is_taken_out_with_a_change_and_once() -> None:
+    desk = FileDesk().with_task()
+    first, second = upload(1), upload(2)
+    desk.plan(desk.stored(first), desk.stored(second))
+    for one, seq, left in ((first, 4, [_id(2)]), (second, 5, [])):
+        assert _outcome(desk.plan(desk.freed(one))) == Attached("freed", seq, one.ref.upload_id)
+        assert desk.files() == left
+        assert desk.rows.uploads[one.ref] == "freed"
+        again = desk.plan(desk.freed(one))
+        assert _outcome(again) == Attached("freed", None, one.ref.upload_id)
+        assert not again.writes.records
+    assert desk.rows.records[TASK].attachments == b"[]"
+    third = upload(3)
+    desk.plan(desk.stored(third))
+    assert desk.files() == [_id(3)]
+
+
+def test_a_tombstones_file_is_taken_out_without_a_change() -> None:
+    """The feed shows none of it, so that nobody is told; brought back it has what is left."""
+    desk = FileDesk().with_task()
+    first, second = upload(1), upload(2)
+    desk.plan(desk.stored(first), desk.stored(second))
+    desk.plan(desk.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
+    planned = desk.plan(desk.freed(first))
+    assert _outcome(planned) == Attached("freed", None, _id(1))
+    assert not planned.changes
+    assert not planned.writes.seqs
+    assert len(planned.writes.records) == 1
+    desk.plan(desk.push({"domain": "task", "id": "a", "op": "put", "base": 2, "data": {"n": 1}}))
+    assert desk.files() == [_id(2)]
+
+
+def test_a_file_whose_record_never_came_is_freed() -> None:
+    desk = FileDesk()
+    one = upload(1)
+    desk.stored(one)
+    planned = desk.plan(desk.freed(one))
+    assert _outcome(planned) == Attached("freed", None, _id(1))
+    assert not planned.writes.records
+    assert desk.rows.uploads[one.ref] == "freed"
+
+
+@pytest.mark.parametrize(("state", "left"), [("stored", "waiting"), ("attached", "attached")])
+def test_the_clean_up_frees_no_file_of_a_record_that_is_alive(
+    state: State, left: Literal["attached", "waiting"]
+) -> None:
+    """It looked at the record some time before: whether that is deleted is looked at under the lock again."""
+    desk = FileDesk().with_task()
+    one = upload(1)
+    if state == "attached":
+        desk.plan(desk.stored(one))
+    job = msgspec.structs.replace(desk.stored(one, state), entry=None, unless_alive=True)
+    planned = desk.plan(job)
+    assert _outcome(planned) == Attached(left, None)
+    assert not planned.writes.records
+    assert not planned.writes.uploads
+    assert desk.files() == ([_id(1)] if state == "attached" else [])
+    desk.plan(desk.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
+    assert _outcome(desk.plan(job)) == Attached("freed", None, _id(1))
+    assert desk.rows.uploads[one.ref] == "freed"
+
+
+def test_a_file_meets_no_record_of_another_tenant() -> None:
+    desk = FileDesk().with_task()
+    assert _outcome(desk.plan(desk.stored(upload(1, tenant=2)))) == Attached("waiting", None)
+    assert desk.rows.records[TASK].attachments is None
+
+
+def test_a_name_is_shown_as_it_is_whatever_it_holds() -> None:
+    desk = FileDesk().with_task()
+    name = 'a "quote"\\ \x01\x02 ü \U0001f511 ../../etc/passwd\r\n.jpg'
+    desk.plan(desk.stored(upload(1, file_name=name)), desk.stored(upload(2)))
+    shown = json.loads(encode_change(desk.rows.records[TASK]))["attachments"]
+    assert [one["filename"] for one in shown] == [name, "gate 2.jpg"]
+
+
+def test_a_batch_counts_what_the_files_of_its_records_weigh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.plan.weighing.BATCH_US", 1e9)
+    desk = FileDesk()
+    job = desk.stored(upload(1))
+    heavy = Record(*TASK, 1, 1, 0, None, 1, b"{}", None, b'["%s"]' % (b"x" * (4 << 20)))
+    desk.rows.records[TASK] = heavy
+    jobs = [job] * 8
+    selected = select(list(jobs), desk.rows.state(lookups(list(jobs), desk.rules)))
+    assert list(selected.left) == [3, 4, 5, 6, 7]
+
+
+def test_a_file_takes_up_room_in_the_queue() -> None:
+    backlog = Backlog(CommitLimits(10, 1 << 20, 10, 1 << 20))
+    job = FileDesk().stored(upload(1))
+    assert backlog.add(job, lambda _: None, 0.0)
+    assert job.entry is not None
+    assert backlog.size_bytes > len(job.entry)
+    assert backlog.items == 1

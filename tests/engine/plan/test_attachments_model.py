@@ -1,0 +1,78 @@
+"""Files that are sent again and again and taken back by some: none that stands is lost, no other stays."""
+
+from __future__ import annotations
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.model.uploads import Upload
+from engine.plan.jobs import Attach, Attached
+from tests.engine.plan.test_attachments import SAME, TASK, FileDesk
+from tests.harness.stored_files import upload
+
+#: Three of them are one file, the fourth is not.
+UPLOADS = [upload(1), upload(2, **SAME), upload(3, **SAME), upload(4)]
+_batches = st.lists(
+    st.lists(
+        st.tuples(st.sampled_from(["send", "send", "free", "clean"]), st.sampled_from(UPLOADS)), max_size=4
+    ),
+    max_size=8,
+)
+
+
+class Files:
+    """One record with files, and what is known of them by what was answered alone."""
+
+    def __init__(self) -> None:
+        self.desk = FileDesk().with_task()
+        self.standing: set[str] = set()
+        self.removed: set[str] = set()
+
+    def job(self, step: str, one: Upload) -> Attach:
+        """Make a job; a file that is sent twice is an answer that was lost."""
+        job = self.desk.stored(one, self.desk.rows.uploads.get(one.ref, "stored"))
+        return job if step == "send" else msgspec.structs.replace(
+            job, entry=None, unless_alive=step == "clean"
+        )
+
+    def batch(self, steps: list[tuple[str, Upload]]) -> None:
+        """Run a batch and look at all there is."""
+        jobs = [self.job(*step) for step in steps]
+        for job, outcome in zip(jobs, self.desk.plan(*jobs).outcomes, strict=True):
+            assert isinstance(outcome, Attached)
+            if outcome.state == "freed":
+                self.standing.discard(job.upload_id)
+            elif job.entry is not None and outcome.state in ("attached", "duplicate"):
+                self.standing.add(job.upload_id)
+            self.removed |= {outcome.spare} if outcome.spare is not None else set()
+        self.look()
+
+    def look(self) -> None:
+        """Compare what stands with what is there."""
+        entry = self.desk.rows.records[TASK].attachments or b"[]"
+        shown = {one["file_id"]: one["sha256"] for one in msgspec.json.decode(entry)}
+        stands = {one.sha256 for one in UPLOADS if one.ref.upload_id in self.standing}
+        assert sorted(shown.values()) == sorted(filter(None, stands))
+        assert not shown.keys() & self.removed, "the bytes of a file that is there are gone"
+        for ref, state in self.desk.rows.uploads.items():
+            assert (state in ("attached", "lent")) is (ref.upload_id in shown)
+            assert (state in ("attached", "duplicate")) <= (ref.upload_id in self.standing)
+
+    def put(self, op: str) -> None:
+        """Delete the record, or bring it back."""
+        item = {"domain": "task", "id": "a", "op": op, "base": self.desk.rows.records[TASK].version}
+        self.desk.plan(self.desk.push(item if op == "delete" else item | {"data": {}}))
+
+
+@settings(deadline=None)
+@given(batches=_batches, deletes=st.sets(st.integers(0, 7)))
+def test_a_file_is_there_exactly_while_somebody_who_sent_it_has_not_taken_it_back(
+    batches: list[list[tuple[str, Upload]]], deletes: set[int]
+) -> None:
+    files = Files()
+    for number, steps in enumerate(batches):
+        if number in deletes:
+            alive = files.desk.rows.records[TASK].data is not None
+            files.put("delete" if alive else "put")
+        files.batch(steps)

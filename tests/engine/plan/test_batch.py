@@ -1,0 +1,452 @@
+"""Cases of planning that worlds drawn at random rarely meet."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine.commit.validation import Intake, Session
+from engine.model.domains import Domain, DomainPolicy, Domains
+from engine.model.rows import Conflict, ConflictRef, EventKey, HeldRef, RecordKey
+from engine.model.tenants import Tenant
+from engine.plan.batch import Plan, lookups, plan
+from engine.plan.context import Rules
+from engine.plan.held_changes import changes_of
+from engine.plan.jobs import Answer, Job, Push, Resolution, Settlement
+from engine.wire.codec import JSON
+from engine.wire.errors import SyncError
+from engine.wire.messages import Choice, Resolve, Sync
+from tests.harness.memory_store import Memory
+
+Json = dict[str, Any]
+
+NOW_US = 1_767_323_045_000_000
+AT = "2026-01-02T03:04:00Z"
+DOMAINS = Domains(
+    {
+        "task": Domain(policy="server_wins"),
+        "form": Domain(policy="manual"),
+        "note": Domain(policy="field_merge", fallback="manual"),
+        "visit": Domain(policy="client_wins", required=("place",)),
+        "voice": Domain(kind="event"),
+    }
+)
+
+
+class Desk:
+    """Plans batches over rows in memory."""
+
+    def __init__(
+        self, domains: Domains = DOMAINS, answer_data_bytes: int = 1 << 20, record_bytes: int = 1000
+    ) -> None:
+        ids = itertools.count(1)
+        self.rows = Memory()
+        self.intake = Intake(domains, 500)
+        self.rules = Rules(
+            domains,
+            lambda _: domains.default_policies,
+            lambda: f"id-{next(ids)}",
+            record_bytes,
+            answer_data_bytes,
+        )
+        self.now_us = NOW_US
+        self._keys = itertools.count(1)
+
+    def push(
+        self, *items: Json, device: str = "phone", tenant: int = 1, atomic: bool = False, key: str = ""
+    ) -> Push:
+        """Make a job of a sync, under a fresh key by default."""
+        frame = {
+            "type": "sync",
+            "id": "1",
+            "key": key or f"k{next(self._keys)}",
+            "atomic": atomic,
+            "items": items,
+        }
+        request = JSON.decode(json.dumps(frame).encode())
+        assert isinstance(request, Sync)
+        session = Session(tenant=Tenant(tenant, "t"), device_id=device, session_id="s")
+        return self.intake.push(request, session, self.now_us)
+
+    def resolution(
+        self, conflict: Conflict, choice: Choice, version: int, data: Json | None = None
+    ) -> Resolution:
+        """Make a job of a resolve by the conflict's own device."""
+        session = Session(tenant=Tenant(1, "t"), device_id=conflict.device_id, session_id="s")
+        request = Resolve("1", conflict.conflict_id, choice, version, data)
+        return self.intake.resolution(request, session, conflict, self.now_us)
+
+    def plan(self, *jobs: Job) -> Plan:
+        """Plan one batch and write it."""
+        listed = list(jobs)
+        planned = plan(listed, self.rows.state(lookups(listed, self.rules)), self.rules)
+        if planned.missing:
+            state = self.rows.state(lookups(listed, self.rules, planned.missing))
+            planned = plan(listed, state, self.rules, planned.missing)
+        self.rows.apply(planned.writes, {job.tenant_id for job in jobs})
+        return planned
+
+    def results(self, *jobs: Push) -> list[list[Json]]:
+        """Plan one batch and give the results of each of its messages."""
+        found: list[list[Json]] = []
+        for outcome in self.plan(*jobs).outcomes:
+            assert isinstance(outcome, Answer)
+            found.append(json.loads(outcome.results))
+        return found
+
+
+def item(domain: str, record_id: str, /, base: int | None = None, op: str = "put", **data: Any) -> Json:
+    """Make an item."""
+    return {"domain": domain, "id": record_id, "op": op, "base": base, "at": AT, "data": data}
+
+
+def statuses(results: list[Json]) -> list[str]:
+    """Give the statuses of results."""
+    return [result["status"] for result in results]
+
+
+BAD = item("nothing", "x")
+
+
+def test_an_event_of_an_aborted_message_is_as_if_never_sent() -> None:
+    desk = Desk()
+    event = item("voice", "v", op="append", x=1)
+    aborted, again = desk.results(desk.push(event, BAD, atomic=True), desk.push(event))
+    assert [result["error"]["code"] for result in aborted] == ["batch_aborted", "unknown_domain"]
+    assert statuses(again) == ["applied"]
+    assert EventKey(1, "voice", "v", NOW_US - 5_000_000) in desk.rows.events
+
+
+def test_a_record_of_an_aborted_message_is_as_if_never_sent() -> None:
+    desk = Desk()
+    aborted, again = desk.results(
+        desk.push(item("task", "a", x=1), item("task", "a", 1, x=2), BAD, atomic=True),
+        desk.push(item("task", "a", x=3), item("task", "b", x=3)),
+    )
+    assert statuses(aborted) == ["rejected"] * 3
+    assert [(result["version"], result["seq"]) for result in again] == [(1, 1), (1, 2)]
+    assert not desk.rows.quarantine
+
+
+def test_what_an_aborted_message_met_stands_as_before_it() -> None:
+    desk = Desk()
+    desk.results(desk.push(item("form", "f", x=1), device="desk"))
+    ((_, held),) = desk.results(
+        desk.push(item("form", "f", 1, x=2), item("form", "f", 7, x=3), atomic=True)
+    )
+    assert held == {
+        "domain": "form",
+        "id": "f",
+        "status": "conflict",
+        "version": 1,
+        "seq": 1,
+        "data": {"x": 1},
+    }
+    assert not desk.rows.conflicts
+
+
+def test_past_its_bound_an_answer_carries_no_more_data() -> None:
+    desk = Desk(answer_data_bytes=250)
+    everything = [item("task", f"r{number}", x="x" * 92) for number in range(4)]
+    desk.results(desk.push(*everything, device="desk"))
+    meeting = desk.push(*[item("task", f"r{number}", 9, x="other") for number in range(4)], key="k")
+    (results,) = desk.results(meeting)
+    assert statuses(results) == ["resolved"] * 4
+    assert ["data" in result for result in results] == [True, True, False, False]
+    assert [result["version"] for result in results] == [1] * 4
+    assert desk.results(meeting) == [results], "the kept answer is the answer"
+
+
+LARGE = "x" * 250_000
+
+
+def large_record(desk: Desk, domain: str) -> None:
+    """Have another device store a record of 250 KB."""
+    desk.results(desk.push(item(domain, "a", place="hall", note=LARGE, n=1), device="desk"))
+
+
+def stored_bytes(desk: Desk) -> int:
+    """Add up what the log and the kept answers hold."""
+    rows = desk.rows
+    logged = sum(len(row.server_data or b"") + len(row.client_data or b"") for row in rows.conflicts.values())
+    return logged + sum(len(row.results) for row in rows.keys.values())
+
+
+@pytest.mark.parametrize("domain", ["task", "form", "note", "visit"])
+@pytest.mark.parametrize("change", [{"n": 2}, {"note": None}, {"note": {"a": 1}}])
+def test_conflict_of_a_small_change_with_a_large_record_stores_little(domain: str, change: Json) -> None:
+    desk = Desk(record_bytes=1 << 18)
+    large_record(desk, domain)
+    before_bytes = stored_bytes(desk)
+    for base in range(7, 17):
+        desk.results(desk.push(item(domain, "a", base, "patch", **change), device=f"phone{base}"))
+    overwritten_bytes = len(LARGE) if domain in ("visit", "note") and "note" in change else 0
+    assert stored_bytes(desk) - before_bytes < overwritten_bytes + 10 * 5000
+    assert desk.rows.conflicts
+
+
+def test_log_of_a_change_that_lost_has_the_small_fields_it_met() -> None:
+    desk = Desk(record_bytes=1 << 18)
+    large_record(desk, "task")
+    desk.results(desk.push(item("task", "a", 7, "put", n=2)))
+    assert [row.server_data for row in desk.rows.conflicts.values()] == [b'{"n":1,"place":"hall"}']
+
+
+def test_log_of_a_change_that_won_has_all_that_it_replaced() -> None:
+    desk = Desk(record_bytes=1 << 18)
+    large_record(desk, "visit")
+    desk.results(desk.push(item("visit", "a", 7, "patch", note="short", new=1)))
+    (row,) = desk.rows.conflicts.values()
+    assert row.server_data is not None
+    assert json.loads(row.server_data) == {"note": LARGE}
+
+
+def test_log_inside_objects_has_what_differs() -> None:
+    desk = Desk()
+    desk.results(desk.push(item("visit", "a", place={"hall": 1, "row": 2, "seat": {"n": 1}}), device="desk"))
+    desk.results(desk.push(item("visit", "a", 7, "patch", place={"row": 3, "seat": {"m": 1}})))
+    assert [row.server_data for row in desk.rows.conflicts.values()] == [b'{"place":{"row":2}}']
+
+
+def test_replay_puts_in_again_what_was_not_kept() -> None:
+    desk = Desk(record_bytes=1 << 18)
+    large_record(desk, "task")
+    losing = desk.push(item("task", "a", 7, "patch", n=2), item("task", "a", 8, "patch", n=3), key="k")
+    (results,) = desk.results(losing)
+    assert [len(result["data"]["note"]) for result in results] == [len(LARGE)] * 2
+    assert max(len(row.results) for row in desk.rows.keys.values()) < 1000
+    (again,) = desk.plan(losing).outcomes
+    assert isinstance(again, Answer)
+    assert again.replayed
+    assert json.loads(again.results) == results
+
+
+def test_replay_of_a_record_that_moved_on_comes_without_data() -> None:
+    desk = Desk(record_bytes=1 << 18)
+    large_record(desk, "task")
+    losing = desk.push(item("task", "a", 7, "patch", n=2), key="k")
+    ((told,),) = desk.results(losing)
+    desk.results(desk.push(item("task", "a", 1, "patch", n=4), device="desk"))
+    ((again,),) = desk.results(losing)
+    assert again == {name: value for name, value in told.items() if name != "data"}
+
+
+def test_replay_is_within_the_bound_of_an_answer() -> None:
+    desk = Desk(answer_data_bytes=300_000, record_bytes=1 << 18)
+    large_record(desk, "task")
+    losing = desk.push(*[item("task", "a", base, "patch", n=2) for base in (7, 8, 9)], key="k")
+    (results,) = desk.results(losing)
+    assert ["data" in result for result in results] == [True, False, False]
+    assert desk.results(losing) == [results]
+
+
+def test_a_null_as_data_takes_no_room_in_the_bound() -> None:
+    desk = Desk(answer_data_bytes=0)
+    desk.results(desk.push(item("task", "a", x=1), device="desk"))
+    desk.results(desk.push(item("task", "a", 1, op="delete"), device="desk"))
+    ((result,),) = desk.results(desk.push(item("task", "a", 9, x=2)))
+    assert (result["status"], result["data"]) == ("resolved", None)
+
+
+def test_the_limit_of_a_record_is_measured_on_what_would_be_stored() -> None:
+    desk = Desk()
+    fits = "ä" * 496  # with {"x":""} it is 1000 bytes
+    ((put, append),) = desk.results(
+        desk.push(item("task", "a", x=fits), item("voice", "v", op="append", x=fits))
+    )
+    assert (put["status"], append["status"]) == ("applied", "applied")
+    results = desk.results(
+        desk.push(item("task", "b", x=fits + "y"), item("voice", "w", op="append", x=fits + "y")),
+        desk.push(item("task", "a", 1, op="patch", y=1)),
+        desk.push(item("task", "a", 1, op="patch", x=None, y=1)),
+    )
+    codes = [result.get("error", {}).get("code") for result in itertools.chain(*results)]
+    assert codes == ["too_large", "too_large", "too_large", None]
+
+
+def _open_conflict(desk: Desk) -> Conflict:
+    desk.results(desk.push(item("form", "f", x=1), device="desk"))
+    desk.results(desk.push(item("form", "f", 9, y=2)))
+    ((_, conflict),) = desk.rows.conflicts.items()
+    return conflict
+
+
+def test_the_servers_record_may_stand_whatever_the_rules_have_become() -> None:
+    desk = Desk()
+    conflict = _open_conflict(desk)
+    stricter = Desk(Domains({"form": Domain(required=("signature",))}))
+    stricter.rows = desk.rows
+    for choice in ("client", "merged"):
+        (refused,) = stricter.plan(stricter.resolution(conflict, choice, 1, {"z": 3})).outcomes
+        assert isinstance(refused, SyncError)
+        assert (refused.code, refused.message) == ("invalid_message", "data.signature is required")
+    (settled,) = stricter.plan(stricter.resolution(conflict, "server", 1)).outcomes
+    assert settled == Settlement(conflict.conflict_id, 2, 2)
+    assert stricter.rows.records[RecordKey(1, "form", "f")].data == b'{"x":1}'
+
+
+def test_a_conflict_of_a_domain_configured_no_longer_is_refused_with_a_remedy() -> None:
+    desk = Desk()
+    conflict = _open_conflict(desk)
+    without = Desk(Domains({"task": Domain()}))
+    without.rows = desk.rows
+    for choice in ("client", "server", "merged"):
+        (refused,) = without.plan(without.resolution(conflict, choice, 1, {"z": 3})).outcomes
+        assert isinstance(refused, SyncError)
+        assert refused.code == "invalid_message"
+        assert "form" in refused.message
+
+
+def test_a_later_held_change_joins_the_conflict_which_keeps_its_place_in_the_queue() -> None:
+    desk = Desk()
+    first = _open_conflict(desk)
+    desk.now_us += 1_000_000
+    desk.results(desk.push(item("form", "f", 1, x=5), device="desk"))
+    results, other = desk.results(
+        desk.push(item("form", "f", 9, y=3), item("form", "f", 9, y=4)),
+        desk.push(item("form", "f", 9, y=5), device="tablet"),
+    )
+    assert [result["conflict_id"] for result in results] == [first.conflict_id] * 2
+    assert other[0]["conflict_id"] != first.conflict_id
+    now = desk.rows.conflicts[ConflictRef(1, first.conflict_id)]
+    assert [one.data for one in changes_of(now)] == [b'{"y":4}']
+    assert (now.client_count, now.client_data, now.opened_at_us) == (3, first.client_data, NOW_US)
+    joined = [row for row in desk.rows.conflicts.values() if row.held_in == first.conflict_id]
+    assert [(row.outcome, row.client_data, row.server_version, row.opened_at_us) for row in joined] == [
+        ("held", b'{"y":3}', 2, NOW_US + 1_000_000),
+        ("held", b'{"y":4}', 2, NOW_US + 1_000_000),
+    ]
+
+
+def test_once_settled_the_next_held_change_opens_a_new_conflict_even_in_the_same_batch() -> None:
+    desk = Desk()
+    first = _open_conflict(desk)
+    settled, answer = desk.plan(
+        desk.resolution(first, "client", 1), desk.push(item("form", "f", 9, y=3))
+    ).outcomes
+    assert settled == Settlement(first.conflict_id, 2, 2)
+    assert isinstance(answer, Answer)
+    (result,) = json.loads(answer.results)
+    assert result["status"] == "conflict"
+    assert result["conflict_id"] != first.conflict_id
+    assert [row.outcome for row in desk.rows.conflicts.values()] == ["client", "open"]
+
+
+def test_the_same_key_twice_in_one_batch_applies_once() -> None:
+    desk = Desk()
+    message = item("task", "a", x=1)
+    first, again, other = desk.plan(
+        desk.push(message, key="k"),
+        desk.push(message, key="k"),
+        desk.push(message, message, key="k"),
+    ).outcomes
+    assert isinstance(first, Answer)
+    assert again == Answer(first.results, replayed=True)
+    assert isinstance(other, SyncError)
+    assert other.code == "idempotency_key_reused"
+    assert desk.rows.seqs == {1: 1}
+
+
+def test_what_is_looked_up_is_what_may_be_needed() -> None:
+    desk = Desk()
+    events = item("voice", "v", op="append")
+    wanted = lookups(
+        [
+            desk.push(item("task", "a"), item("form", "b"), item("note", "c"), BAD, events, tenant=3),
+            desk.push(item("task", "a"), item("task", "a"), tenant=3),
+            desk.push(tenant=2),
+        ],
+        desk.rules,
+    )
+    assert wanted.tenants == [2, 3]
+    assert wanted.records == [RecordKey(3, domain, name) for domain, name in _names("task a form b note c")]
+    assert wanted.events == [EventKey(3, "voice", "v", NOW_US - 5_000_000)]
+    assert wanted.held == [HeldRef(3, "phone", domain, name) for domain, name in _names("form b note c")]
+    assert len(wanted.keys) == 3
+    assert wanted.conflicts == []
+
+
+def _names(text: str) -> list[tuple[str, str]]:
+    words = text.split()
+    return list(zip(words[::2], words[1::2], strict=True))
+
+
+def test_policies_held_still_are_those_of_then() -> None:
+    now: dict[int, Mapping[str, DomainPolicy]] = {1: {"task": DomainPolicy("manual")}, 2: {}}
+    rules = Rules(DOMAINS, lambda tenant: now[tenant], str, 1, 1)
+    still = rules.as_of_now({1, 2})
+    now[1] = {"task": DomainPolicy("client_wins")}
+    assert still.policies(1) == {"task": DomainPolicy("manual")}
+    assert rules.policies(1) == {"task": DomainPolicy("client_wins")}
+
+
+def _many(count: int) -> Json:
+    return {f"f{number}": number for number in range(count)}
+
+
+def _codes_of(results: list[Json]) -> list[str | None]:
+    return [result.get("error", {}).get("code") for result in results]
+
+
+def test_fields_of_a_record_past_their_bound_reject_the_item() -> None:
+    desk = Desk(record_bytes=1 << 18)
+    ((fits, above, event),) = desk.results(
+        desk.push(
+            item("task", "a", **_many(1000)),
+            item("task", "b", **_many(1001)),
+            item("voice", "c", op="append", **_many(1001)),
+        )
+    )
+    assert _codes_of([fits, above, event]) == [None, "too_large", None]
+    ((grown, within),) = desk.results(
+        desk.push(item("task", "a", 1, op="patch", more=1), item("task", "a", 1, op="patch", f0=None, more=1))
+    )
+    assert _codes_of([grown, within]) == ["too_large", None]
+    assert "1001 fields, the limit is 1000" in grown["error"]["message"]
+
+
+def test_record_with_more_fields_from_before_changes_while_it_gains_none() -> None:
+    desk = Desk(record_bytes=1 << 18)
+    desk.rules = msgspec.structs.replace(desk.rules, record_fields=2000)
+    desk.intake = Intake(DOMAINS, 500, 2000)
+    desk.results(desk.push(item("note", "a", **_many(1500))))
+    desk.rules = msgspec.structs.replace(desk.rules, record_fields=1000)
+    desk.intake = Intake(DOMAINS, 500)
+    ((changed, grown, whole, less),) = desk.results(
+        desk.push(
+            item("note", "a", 1, op="patch", f0=7),
+            item("note", "a", 2, op="patch", more=1),
+            item("note", "a", 2, **_many(1500)),
+            item("note", "a", 2, op="patch", f1=None),
+        )
+    )
+    assert _codes_of([changed, grown, whole, less]) == [None, "too_large", "too_large", None]
+    (stored,) = desk.rows.records.values()
+    assert (stored.version, len(json.loads(stored.data or b""))) == (3, 1499)
+
+
+def test_names_in_changed_of_fields_that_are_nowhere_change_nothing() -> None:
+    desk = Desk()
+    desk.results(desk.push(item("note", "a", x=1, y=1)))
+    desk.results(desk.push(item("note", "a", 1, op="patch", y=2), device="tablet"))
+    put = {**item("note", "a", 1, x=3, y=1), "changed": [*map(str, range(5000)), "x", "x"]}
+    ((result,),) = desk.results(desk.push(put))
+    assert (result["winner"], result["data"]) == ("merged", {"x": 3, "y": 2})
+
+
+def test_a_message_that_touches_too_much_is_refused_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixty bytes of change may read, log and write a whole record, each of them."""
+    monkeypatch.setattr("engine.plan.batch.MESSAGE_TOUCHES_BYTES", 3000)
+    desk = Desk()
+    desk.results(desk.push(item("task", "a", x="x" * 900)))
+    changes = [item("task", "a", version, op="patch", y=version) for version in range(1, 5)]
+    heavy = desk.push(*changes, key="heavy")
+    (outcome,) = desk.plan(heavy).outcomes
+    assert isinstance(outcome, SyncError)
+    assert outcome.code == "too_large"
+    assert [statuses(one) for one in desk.results(desk.push(*changes[:3], key="heavy"))] == [["applied"] * 3]

@@ -1,0 +1,103 @@
+"""Edits behind a creation that was rejected: each would make half a record."""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.model.rows import SetAsideRef
+from engine.plan.batch import lookups
+from engine.plan.jobs import Job
+from tests.engine.plan.test_batch import Desk, Json, item
+
+_CREATION = item("visit", "v", n=1)
+_EDIT = item("visit", "v", op="patch", place="gate")
+
+
+def _codes(results: list[Json]) -> list[str]:
+    return [
+        result["error"]["code"] if result["status"] == "rejected" else result["status"]
+        for result in results
+    ]
+
+
+def test_an_edit_behind_a_rejected_creation_is_rejected_with_it() -> None:
+    for messages in ([[_CREATION, _EDIT]], [[_CREATION], [_EDIT]]):
+        desk = Desk()
+        answered = desk.results(*[desk.push(*items) for items in messages])
+        assert [code for results in answered for code in _codes(results)] == [
+            "invalid_item",
+            "creation_rejected",
+        ]
+        assert not desk.rows.records
+        ((late,),) = desk.results(desk.push(_EDIT))
+        assert "send the whole record as a put" in late["error"]["message"]
+        assert [row.code for row in desk.rows.quarantine] == [
+            "invalid_item",
+            "creation_rejected",
+            "creation_rejected",
+        ]
+
+
+def test_an_edit_behind_anything_that_was_rejected_of_its_record_is_rejected() -> None:
+    before = [
+        {"domain": "visit", "id": "v", "op": "put", "data": [1]},
+        item("visit", "v", op="append", place="gate"),
+        item("visit", "v", 3, "patch", place="gate"),
+    ]
+    for rejected in before:
+        (results,) = Desk().results(Desk().push(rejected, _EDIT))
+        assert _codes(results)[1] == "creation_rejected", rejected
+
+
+def test_others_are_not_behind_a_rejected_creation() -> None:
+    desk = Desk()
+    desk.results(desk.push(_CREATION))
+    beside = [
+        desk.push(_EDIT, device="tablet"),
+        desk.push(item("visit", "w", op="patch", place="gate")),
+        desk.push(item("task", "v", op="patch", place="gate")),
+    ]
+    for push in beside:
+        one = Desk()
+        one.rows.quarantine = list(desk.rows.quarantine)
+        assert _codes(one.results(push)[0]) == ["applied"]
+    other = Desk()
+    other.rows.quarantine = [msgspec.structs.replace(row, tenant_id=2) for row in desk.rows.quarantine]
+    assert _codes(other.results(desk.push(_EDIT))[0]) == ["applied"]
+
+
+def test_a_whole_record_ends_what_was_behind_a_rejected_creation() -> None:
+    desk = Desk()
+    whole = item("visit", "v", place="hall")
+    (results,) = desk.results(desk.push(_CREATION, _EDIT, whole, _EDIT))
+    assert _codes(results) == ["invalid_item", "creation_rejected", "applied", "applied"]
+
+
+def test_an_atomic_message_that_was_aborted_holds_no_edit_up() -> None:
+    desk = Desk()
+    aborted, edits = desk.results(desk.push(_CREATION, atomic=True), desk.push(_EDIT))
+    assert (_codes(aborted), _codes(edits)) == (["invalid_item"], ["applied"])
+
+
+def test_an_atomic_message_behind_a_rejected_creation_is_aborted() -> None:
+    desk = Desk()
+    desk.results(desk.push(_CREATION))
+    ((first, second),) = desk.results(desk.push(item("task", "t", x=1), _EDIT, atomic=True))
+    assert _codes([first, second]) == ["batch_aborted", "creation_rejected"]
+    assert [row.code for row in desk.rows.quarantine] == ["invalid_item"]
+
+
+def test_an_id_of_any_script_is_found_behind_its_rejected_creation() -> None:
+    desk = Desk()
+    named = "v\u00a0\u2028ä"
+    desk.results(desk.push(item("visit", named, n=1)))
+    ((edit,),) = desk.results(desk.push(item("visit", named, op="patch", place="gate")))
+    assert _codes([edit]) == ["creation_rejected"]
+
+
+def test_only_a_patch_without_a_base_is_looked_for_in_the_quarantine() -> None:
+    desk = Desk()
+    jobs: list[Job] = [
+        desk.push(_CREATION, item("visit", "v", 1, "patch", n=1), item("visit", "v", op="delete"), _EDIT)
+    ]
+    assert lookups(jobs, desk.rules).set_aside == [SetAsideRef(1, "phone", "visit", "v")]

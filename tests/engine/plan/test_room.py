@@ -1,0 +1,164 @@
+"""No message takes a tenant past its bounds. One that would do so is as if it had never come."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.model.rows import SetAsideRef, TenantUsage
+from engine.plan.batch import lookups, plan
+from engine.plan.jobs import Answer, Push
+from engine.plan.room import MAX_RECORDS, Behind, KeptBack
+from engine.plan.tenant_usage import NAMES, tight, usage_above
+from engine.wire.errors import SyncError
+from tests.engine.plan.test_batch import Desk, item
+
+Json = dict[str, Any]
+
+_names = st.sampled_from(["a", "b", "c"])
+_domains = st.sampled_from(["task", "form", "note", "visit"])
+_values = st.sampled_from([1, "x" * 40, None])
+_data = st.dictionaries(st.sampled_from(["place", "n", "m"]), _values, max_size=3)
+_items = st.one_of(
+    st.builds(
+        lambda domain, name, base, op, data: item(domain, name, base, op, **data),
+        _domains,
+        _names,
+        st.sampled_from([None, 1, 2, 9]),
+        st.sampled_from(["put", "patch", "delete"]),
+        _data,
+    ),
+    st.builds(lambda name, data: item("voice", name, None, "append", **data), _names, _data),
+    st.just(item("nothing", "a")),
+)
+_messages = st.tuples(
+    st.sampled_from(["phone", "tablet"]), st.booleans(), st.lists(_items, min_size=1, max_size=3)
+)
+
+
+def _bound(rows: int, size_bytes: int) -> TenantUsage:
+    return TenantUsage(*([rows, size_bytes] * len(NAMES))[: len(NAMES)])
+
+
+_bounds = st.builds(_bound, st.integers(0, 12), st.integers(0, 1500))
+
+
+_half_or_so = st.sampled_from([0, 0.25, 0.5, 0.75, 1, 1.25])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    data=st.data(),
+    messages=st.lists(st.integers(1, 3), min_size=1, max_size=2),
+    bounds=st.builds(_bound, st.integers(0, 40), st.integers(0, 160 << 20)),
+)
+def test_usage_that_need_not_be_told_makes_no_tenant_tight(
+    data: st.DataObject, messages: list[int], bounds: TenantUsage
+) -> None:
+    desk = Desk()
+    jobs = [desk.push(*[item("task", f"{index}")] * count) for index, count in enumerate(messages)]
+    of_bound = st.lists(_half_or_so, min_size=len(NAMES), max_size=len(NAMES))
+    off = st.lists(st.integers(-1, 1), min_size=len(NAMES), max_size=len(NAMES))
+    usage = {
+        tenant: TenantUsage(
+            *[
+                int(bound * part) + one
+                for bound, part, one in zip(
+                    bounds.numbers(), data.draw(of_bound), data.draw(off), strict=True
+                )
+            ]
+        )
+        for tenant in (1, 2, 3)
+    }
+    above = usage_above(jobs, bounds)
+    told = {
+        tenant: held
+        for tenant, held in usage.items()
+        if not above or any(number > most for number, most in zip(held.numbers(), above, strict=True))
+    }
+    assert tight(jobs, told, bounds) == tight(jobs, usage, bounds)
+
+
+def _planned(desk: Desk, bounds: TenantUsage, jobs: list[Push], behind: Behind) -> tuple[list[Any], Behind]:
+    rules = msgspec.structs.replace(desk.rules, bounds=bounds)
+    planned = plan(list(jobs), desk.rows.state(lookups(list(jobs), rules)), rules, (), behind)
+    if planned.missing:
+        state = desk.rows.state(lookups(list(jobs), rules, planned.missing))
+        planned = plan(list(jobs), state, rules, planned.missing, behind)
+    desk.rows.apply(planned.writes, {1})
+    return planned.outcomes, planned.behind
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.lists(_messages, min_size=1, max_size=4), max_size=6), _bounds)
+def test_tenant_is_never_past_its_bounds_and_a_refused_message_leaves_nothing(
+    batches: list[list[tuple[str, bool, list[Json]]]], bounds: TenantUsage
+) -> None:
+    desk = Desk()
+    desk.rows.usage[1] = TenantUsage()
+    behind: Behind = {}
+    deleted_bytes = 0
+    for batch in batches:
+        jobs = [desk.push(*items, device=device, atomic=atomic) for device, atomic, items in batch]
+        before = copy.deepcopy(vars(desk.rows))
+        outcomes, behind = _planned(desk, bounds, jobs, behind)
+        deleted_bytes += 200 * sum(one["op"] == "delete" for _, _, items in batch for one in items)
+        usage = desk.rows.usage[1]
+        for name, held, bound in zip(NAMES, usage.numbers(), bounds.numbers(), strict=True):
+            assert held <= bound + (deleted_bytes if name == "record_bytes" else 0), name
+        if not any(isinstance(outcome, Answer) for outcome in outcomes):
+            assert vars(desk.rows) == before
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            refused = isinstance(outcome, SyncError)
+            assert refused is (not any(key.key_hash == job.key_hash for key in desk.rows.keys))
+            assert not refused or outcome.code == "insufficient_storage"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(_messages, min_size=1, max_size=8))
+def test_bounds_that_hold_everything_change_nothing(messages: list[tuple[str, bool, list[Json]]]) -> None:
+    free, bounded = Desk(), Desk()
+    exact = TenantUsage(*[10**12] * 11)
+    tight = TenantUsage(*[10**6] * 11)  # each message is planned as one that may have to be undone
+    for device, atomic, items in messages:
+        answers = []
+        for desk, bounds in ((free, exact), (bounded, tight)):
+            (outcome,), _ = _planned(desk, bounds, [desk.push(*items, device=device, atomic=atomic)], {})
+            assert isinstance(outcome, Answer)
+            answers.append(outcome.results)
+        assert answers[0] == answers[1]
+    assert vars(free.rows) == vars(bounded.rows)
+
+
+def test_refused_device_is_kept_back_whole_where_too_many_records_are() -> None:
+    desk = Desk()
+    behind: Behind = {
+        SetAsideRef(1, "other", "task", str(number)): "their key" for number in range(MAX_RECORDS)
+    }
+    refused = desk.push(item("task", "a", n=1))
+    (outcome,), behind = _planned(desk, TenantUsage(), [refused], behind)
+    assert isinstance(outcome, SyncError)
+    room = TenantUsage(*[10**9] * 11)
+    (later,), behind = _planned(desk, room, [desk.push(item("task", "b", n=1))], behind)
+    (others,), behind = _planned(desk, room, [desk.push(item("task", "b", n=1), device="tablet")], behind)
+    (again,), behind = _planned(desk, room, [refused], behind)
+    assert [type(one) for one in (later, others, again)] == [SyncError, Answer, Answer]
+    assert len(behind) == MAX_RECORDS
+
+
+def test_what_is_kept_back_is_let_go_after_its_time() -> None:
+    kept_back = KeptBack()
+    one, two = SetAsideRef(1, "phone", "task", "a"), SetAsideRef(1, "phone", "task", "b")
+    kept_back.planned([1, 2], {one: "k1"}, ["k1"], 0.0)
+    kept_back.planned([1], {one: "k1", two: "k2"}, ["k2"], 50.0)
+    assert kept_back.of([1], 89.0) == {one: "k1", two: "k2"}
+    assert kept_back.of([1], 91.0) == {two: "k2"}
+    assert kept_back.of([2], 0.0) == {}
+    kept_back.planned([1], {two: "k2"}, ["k2"], 92.0)
+    assert kept_back.of([1], 150.0) == {two: "k2"}, "refused again, its time begins anew"
+    kept_back.planned([1], {}, [], 151.0)
+    assert kept_back.of([1], 151.0) == {}

@@ -1,0 +1,112 @@
+"""What a patch meets on a deleted record: its last data, or a person."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+
+from engine.model.rows import HeldRef, RecordKey
+from engine.plan.batch import lookups, plan
+from engine.plan.jobs import Job
+from tests.engine.plan.test_batch import Desk, item, statuses
+
+
+def _deleted(desk: Desk, domain: str = "visit") -> RecordKey:
+    """Have another device create a record and delete it."""
+    created, deleted = item(domain, "v", place="hall", n=1), item(domain, "v", 1, "delete")
+    assert statuses(desk.results(desk.push(created, deleted, device="desk"))[0]) == ["applied"] * 2
+    return RecordKey(1, domain, "v")
+
+
+def test_a_record_that_one_batch_makes_and_deletes_keeps_its_last_data() -> None:
+    desk = Desk()
+    key = _deleted(desk)
+    assert (desk.rows.records[key].data, desk.rows.records[key].last_data) == (
+        None,
+        b'{"place":"hall","n":1}',
+    )
+
+
+def test_a_patch_that_brings_a_tombstone_back_leaves_no_last_data() -> None:
+    desk = Desk()
+    key = _deleted(desk)
+    ((result,),) = desk.results(desk.push(item("visit", "v", 1, "patch", n=2)))
+    assert (result["status"], result["winner"], result["version"]) == ("resolved", "client", 3)
+    assert result["data"] == {"place": "hall", "n": 2}
+    assert desk.rows.records[key].last_data is None
+    assert [row.server_data for row in desk.rows.conflicts.values()] == [None]
+
+
+def test_a_patch_on_the_tombstones_version_and_an_own_chain_apply_to_an_empty_object() -> None:
+    desk = Desk()
+    _deleted(desk)
+    based = desk.push(item("visit", "v", 2, "patch", place="gate"))
+    chained = desk.push(item("visit", "v", 1, "patch", place="yard"), device="desk")
+    for push, place in ((based, "gate"), (chained, "yard")):
+        one = Desk()
+        key = _deleted(one)
+        assert statuses(one.results(push)[0]) == ["applied"]
+        assert json.loads(one.rows.records[key].data or b"") == {"place": place}
+
+
+def test_a_patch_on_a_tombstone_without_last_data_is_held_whatever_the_policy() -> None:
+    desk = Desk()
+    key = _deleted(desk)
+    desk.rows.records[key] = msgspec.structs.replace(desk.rows.records[key], last_data=None)
+    pushes = [desk.push(item("visit", "v", 1, "patch", n=2)), desk.push(item("task", "t", x=1))]
+    jobs: list[Job] = [*pushes]
+    first = plan(jobs, desk.rows.state(lookups(jobs, desk.rules)), desk.rules)
+    holder = HeldRef(1, "phone", "visit", "v")
+    assert list(first.missing) == [holder]
+    assert holder not in lookups(jobs, desk.rules).held
+    assert holder in lookups(jobs, desk.rules, first.missing).held
+    assert [statuses(results) for results in desk.results(*pushes)] == [["conflict"], ["applied"]]
+    ((again,),) = desk.results(desk.push(item("visit", "v", 1, "patch", n=3)))
+    (conflict,) = [row for row in desk.rows.conflicts.values() if row.outcome == "open"]
+    assert (again["conflict_id"], again["data"]) == (conflict.conflict_id, None)
+    assert (conflict.policy, conflict.client_count) == ("client_wins", 2)
+    patch = item("visit", "v", 1, "patch", n=4)
+    ((held, whole),) = desk.results(desk.push(patch, item("visit", "v", 1, place="gate")))
+    assert (held["status"], whole["status"], whole["data"]) == ("conflict", "resolved", {"place": "gate"})
+
+
+def test_an_atomic_message_with_a_patch_on_a_tombstone_without_last_data_is_aborted() -> None:
+    desk = Desk()
+    key = _deleted(desk)
+    desk.rows.records[key] = msgspec.structs.replace(desk.rows.records[key], last_data=None)
+    message = desk.push(item("task", "t", x=1), item("visit", "v", 1, "patch", n=2), atomic=True)
+    planned = desk.plan(message)
+    assert not planned.missing
+    assert not desk.rows.conflicts
+    assert RecordKey(1, "task", "t") not in desk.rows.records
+
+
+def test_where_the_server_wins_the_tombstone_stands_with_its_last_data() -> None:
+    desk = Desk()
+    key = _deleted(desk, "task")
+    before = desk.rows.records[key]
+    ((result,),) = desk.results(desk.push(item("task", "v", 1, "patch", n=2)))
+    assert (result["status"], result["winner"], result["data"]) == ("resolved", "server", None)
+    assert desk.rows.records[key] == before
+    assert before.last_data == b'{"place":"hall","n":1}'
+
+
+def test_without_a_time_to_keep_them_no_last_data_are_kept() -> None:
+    desk = Desk()
+    desk.rules = msgspec.structs.replace(desk.rules, tombstone_data=False)
+    key = _deleted(desk)
+    assert desk.rows.records[key].last_data is None
+
+
+def test_a_person_who_chooses_the_patch_gets_it_on_the_last_data() -> None:
+    desk = Desk()
+    key = _deleted(desk, "form")
+    desk.results(desk.push(item("form", "v", 1, "patch", n=2)))
+    (conflict,) = desk.rows.conflicts.values()
+    again = desk.plan(desk.resolution(conflict, "server", 2)).writes.records
+    assert [(row.version, row.data, row.last_data) for row in again] == [(3, None, b'{"place":"hall","n":1}')]
+    desk.results(desk.push(item("form", "v", 1, "patch", n=3)))
+    conflict = max(desk.rows.conflicts.values(), key=lambda one: one.outcome == "open")
+    desk.plan(desk.resolution(conflict, "client", 3))
+    assert json.loads(desk.rows.records[key].data or b"") == {"place": "hall", "n": 3}

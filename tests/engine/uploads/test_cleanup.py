@@ -1,0 +1,499 @@
+"""What is left of uploads goes when its time has come, and nothing else: rows, reservations, bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+import msgspec
+import pytest
+
+from engine.commit.queue import Reply
+from engine.model.uploads import Append, State, Upload, UploadRef
+from engine.plan.jobs import Job
+from engine.uploads import cleanup as upload_cleanup
+from engine.uploads.blobs import BlobsError
+from engine.uploads.cleanup import Abandonment, Tidied, UploadCleanup
+from engine.uploads.ports import Creating, Quota
+from engine.wire.errors import SyncError
+from storage.blobs.directory import DirectoryBlobs
+from storage.stores.tenants import PostgresTenancy
+from storage.stores.upload_cleanup import PostgresCleanup
+from tests.engine.uploads.test_service import Sent
+from tests.harness.services import execute, rows
+from tests.harness.upload_stack import (
+    EXPIRE_S,
+    GRACE_S,
+    LAST_DATA_S,
+    House,
+    house,
+    keep,
+    now_us,
+    session,
+    text,
+)
+
+__all__ = ["house"]
+
+EXPIRE_H = EXPIRE_S / 3600
+GRACE_H = GRACE_S / 3600
+LAST_DATA_H = LAST_DATA_S / 3600
+WEEK_H = 7 * 24.0
+
+
+# -- uploads that expired ---------------------------------------------------------------------
+
+
+async def test_an_upload_expires_at_its_time_with_its_bytes_and_what_it_reserved(house: House) -> None:
+    upload = await house.sent(await house.begun(), text(100))
+    other = await house.begun(200, tenant=2)
+    at_us = (await house.store.find(upload.ref)).expires_at_us  # type: ignore[union-attr]  # it is there
+    assert (await house.cleanup.tidy(at_us - 1, keep)).expired == 0
+    assert (house.state(upload), house.reserved()) == ("open", 300)
+    assert house.kept() == {("drafts", upload.ref.upload_id)}
+    later = "UPDATE upload_session SET expires_at = expires_at + interval '1 h' WHERE tenant_id = 2"
+    execute(house.dsn, later)
+    assert (await house.cleanup.tidy(at_us, keep)).expired == 1
+    assert (house.state(upload), house.reserved()) == ("expired", 0)
+    assert (house.state(other), house.reserved(2)) == ("open", 200)
+    assert house.kept() == set()
+    with pytest.raises(SyncError) as gone:
+        await house.receiving.find(session(), upload.ref.upload_id)
+    assert gone.value.code == "upload_gone"
+    assert (await house.tidied(EXPIRE_H * 3)).expired == 1, "the other tenant's"
+    assert house.reserved(2) == 0
+
+
+async def test_an_upload_that_a_request_has_does_not_expire_and_one_whose_request_died_does(
+    house: House,
+) -> None:
+    held, died = await house.begun(), await house.begun()
+    for upload, lease in ((held, "+"), (died, "-")):
+        execute(
+            house.dsn,
+            f"UPDATE upload_session SET holder = 'x', held_until = now() {lease} interval '20 s',"
+            f" expires_at = now() - interval '1 s' WHERE upload_id = '{upload.ref.upload_id}'",
+        )
+    assert (await house.tidied()).expired == 1
+    assert (house.state(held), house.state(died)) == ("open", "expired")
+    assert house.reserved() == 300
+
+
+async def test_an_upload_that_is_being_written_while_its_time_comes_goes_on(house: House) -> None:
+    upload, content = await house.begun(), text()
+    body = Sent(content[:120], "stalls")
+    writing = asyncio.create_task(
+        house.receiving.append(session(), upload.ref.upload_id, Append(0, 300), body)
+    )
+    await body.stalled.wait()
+    execute(house.dsn, "UPDATE upload_session SET expires_at = now() - interval '1 s'")
+    assert (await house.tidied()).expired == 0
+    body.cut()
+    with pytest.raises(SyncError):
+        await writing
+    assert (await house.sent(upload, content[120:])).state == "stored"
+    assert (await house.tidied()).expired == 0
+
+
+async def test_a_request_that_stood_still_for_too_long_finds_its_upload_expired(house: House) -> None:
+    upload, content = await house.begun(), text()
+    body = Sent(content[:120], "stalls")
+    writing = asyncio.create_task(
+        house.receiving.append(session(), upload.ref.upload_id, Append(0, 300), body)
+    )
+    await body.stalled.wait()
+    execute(
+        house.dsn,
+        "UPDATE upload_session SET expires_at = now() - interval '1 s', held_until = now() - interval '1 s'",
+    )
+    assert (await house.tidied()).expired == 1
+    body.cut()
+    with pytest.raises(SyncError) as refused:
+        await writing
+    assert refused.value.code == "locked"
+    assert (house.state(upload), house.reserved()) == ("expired", 0)
+    assert rows(house.dsn, "SELECT offset_bytes FROM upload_session") == [(0,)], "nothing was acknowledged"
+    assert (await house.swept(25)).left == 0
+    assert house.kept() == set(), "what it wrote after all is nobody's"
+
+
+async def test_parts_expire_with_what_they_were_put_together_to_and_never_before(house: House) -> None:
+    spent = [await house.begun(), await house.begun()]
+    alone = await house.begun()
+    for part in (*spent, alone):
+        await house.sent(part, text(10))
+    execute(
+        house.dsn,
+        "UPDATE upload_session SET kind = 'part', size_bytes = 10, expires_at = now() - interval '1 s'"
+        f" WHERE upload_id <> '{alone.ref.upload_id}'",
+    )
+    whole = msgspec.structs.replace(
+        alone,
+        ref=UploadRef(1, uuid.uuid4().hex),
+        kind="joined",
+        parts=tuple(part.ref.upload_id for part in spent),
+        size_bytes=20,
+        offset_bytes=20,
+        reserved_bytes=600,
+    )
+    assert await house.store.join(Creating(whole, Quota(1 << 30, 100, 1000)), EXPIRE_S) == "created"
+    assert (await house.tidied()).expired == 0
+    assert [house.state(one) for one in (whole, *spent)] == ["open"] * 3
+    execute(house.dsn, "UPDATE upload_session SET expires_at = now() - interval '1 s' WHERE kind = 'joined'")
+    tidied = await house.tidied()
+    assert tidied.expired == 3
+    assert tidied.abandonment == [Abandonment("tenant1", 0, 2)], "it counts as its parts"
+    assert [house.state(one) for one in (whole, *spent, alone)] == ["expired"] * 3 + ["open"]
+    assert house.reserved() == 300
+    assert house.kept() == {("drafts", alone.ref.upload_id)}
+
+
+async def test_bytes_that_cannot_be_removed_now_are_removed_by_a_later_run(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = await house.sent(await house.begun(), text(100))
+
+    async def refuse(*_: object) -> None:
+        raise BlobsError("the disk is away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(DirectoryBlobs, "drop_draft", refuse)
+        assert (await house.tidied(EXPIRE_H * 2)).expired == 1
+        house.aged(25)
+        assert (await house.swept()).left == 1
+    assert house.kept() == {("drafts", upload.ref.upload_id)}
+    assert (await house.swept()).orphans == 1
+    assert house.kept() == set()
+
+
+# -- files of records that are gone -----------------------------------------------------------
+
+
+async def test_files_of_a_deleted_record_go_when_the_grace_period_is_over(house: House) -> None:
+    await house.push("put", None)
+    first, other = await house.stored(), await house.stored("b")
+    await house.push("put", None, record="b")
+    assert house.state(first) == "attached"
+    await house.push("delete", 1)
+    assert (await house.tidied()).freed == 0
+    assert (await house.tidied(GRACE_H - 1)).freed == 0
+    assert house.state(first) == "attached"
+    assert (await house.tidied(GRACE_H + 1)).freed == 1
+    assert house.state(first) == "freed"
+    assert house.reserved() == 300, "that of the other"
+    assert ("files", first.ref.upload_id) not in house.kept()
+    assert ("files", other.ref.upload_id) in house.kept()
+    assert rows(house.dsn, "SELECT attachments::text FROM records WHERE id = 'a'") == [("[]",)]
+    await house.push("put", 2)
+    assert rows(house.dsn, "SELECT attachments::text FROM records WHERE id = 'a'") == [("[]",)]
+    assert (await house.tidied(GRACE_H * 3)).left == 0
+
+
+async def test_a_record_that_is_brought_back_keeps_its_files_and_its_time_begins_anew(house: House) -> None:
+    await house.push("put", None)
+    file = await house.stored()
+    await house.push("delete", 1)
+    await house.tidied()
+    assert rows(house.dsn, "SELECT gone_at IS NULL FROM upload_session") == [(False,)]
+    await house.push("put", 2)
+    assert (await house.tidied(GRACE_H * 2)).freed == 0
+    assert rows(house.dsn, "SELECT gone_at IS NULL FROM upload_session") == [(True,)]
+    await house.push("delete", 3)
+    await house.tidied(GRACE_H * 2)
+    assert (await house.tidied(GRACE_H * 3 - 1)).freed == 0
+    assert house.state(file) == "attached"
+    assert (await house.tidied(GRACE_H * 3 + 1)).freed == 1
+
+
+async def test_a_record_that_was_alive_between_two_runs_is_gone_since_its_last_end(house: House) -> None:
+    await house.push("put", None)
+    file = await house.stored()
+    await house.push("delete", 1)
+    await house.tidied(-2 * GRACE_H)  # no run saw that it was back meanwhile
+    assert (await house.tidied()).freed == 0
+    assert house.state(file) == "attached"
+
+
+async def test_a_duplicates_row_goes_with_the_file_in_its_stead(house: House) -> None:
+    await house.push("put", None)
+    content = text()
+    first = await house.sent(await house.begun(), content)
+    twin = await house.sent(await house.begun(), content)
+    assert (house.state(first), house.state(twin)) == ("attached", "duplicate")
+    await house.push("delete", 1)
+    await house.tidied()
+    assert (await house.tidied(GRACE_H + 1)).freed == 2
+    assert (house.state(first), house.state(twin)) == ("freed", "freed")
+    assert house.reserved() == 0
+
+
+async def _twice(house: House) -> tuple[Upload, Upload]:
+    """Have a file sent again, as who lost the answer does."""
+    await house.push("put", None)
+    content = text()
+    return await house.sent(await house.begun(), content), await house.sent(await house.begun(), content)
+
+
+def _shown(house: House) -> tuple[object, ...]:
+    return rows(house.dsn, "SELECT attachments ->> 0, json_array_length(attachments) FROM records")[0]
+
+
+async def test_a_file_stays_with_what_it_reserved_while_a_duplicate_stands(house: House) -> None:
+    first, twin = await _twice(house)
+    shown = _shown(house)
+    await house.receiving.cancel(session(), first.ref.upload_id)
+    with pytest.raises(SyncError) as gone:
+        await house.receiving.find(session(), first.ref.upload_id)
+    assert gone.value.code == "upload_gone"
+    house.aged(48)
+    assert (await house.swept()).orphans == 0
+    assert (await house.tidied(WEEK_H * 3)).forgotten == 0
+    assert (house.state(first), house.state(twin)) == ("lent", "duplicate")
+    assert (house.reserved(), house.kept(), _shown(house)) == (300, {("files", first.ref.upload_id)}, shown)
+    assert (await house.receiving.find(session(), twin.ref.upload_id)).offset_bytes == 300
+    await house.receiving.cancel(session(), twin.ref.upload_id)
+    assert (house.state(first), house.state(twin)) == ("freed", "freed")
+    assert (house.reserved(), house.kept(), _shown(house)) == (0, set(), (None, 0))
+    assert (await house.tidied(WEEK_H + 1)).forgotten == 2
+
+
+async def test_a_file_whose_duplicate_is_freed_stays(house: House) -> None:
+    first, twin = await _twice(house)
+    shown = _shown(house)
+    await house.receiving.cancel(session(), twin.ref.upload_id)
+    assert (house.state(first), house.state(twin)) == ("attached", "freed")
+    assert (house.reserved(), house.kept(), _shown(house)) == (300, {("files", first.ref.upload_id)}, shown)
+
+
+async def test_a_lent_file_goes_with_its_duplicate_when_the_grace_period_is_over(house: House) -> None:
+    first, twin = await _twice(house)
+    await house.receiving.cancel(session(), first.ref.upload_id)
+    await house.push("delete", 1)
+    await house.tidied()
+    assert (await house.tidied(GRACE_H - 1)).freed == 0
+    assert (await house.tidied(GRACE_H + 1)).freed == 1
+    assert (house.state(first), house.state(twin)) == ("freed", "freed")
+    assert (house.reserved(), house.kept(), _shown(house)) == (0, set(), (None, 0))
+
+
+async def test_a_lent_file_that_was_not_removed_with_the_last_is_an_orphan(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, twin = await _twice(house)
+    await house.receiving.cancel(session(), first.ref.upload_id)
+
+    async def refuse(*_: object) -> None:
+        raise BlobsError("the disk is away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(DirectoryBlobs, "drop_file", refuse)
+        await house.receiving.cancel(session(), twin.ref.upload_id)
+    assert house.kept() == {("files", first.ref.upload_id)}
+    house.aged(25)
+    assert (await house.swept()).orphans == 1
+    assert (house.reserved(), house.kept()) == (0, set())
+
+
+async def test_many_who_sent_the_same_take_it_back_at_once(house: House) -> None:
+    """Whichever is the last, all of it goes with it, and nothing before."""
+    await house.push("put", None)
+    content = text()
+    uploads = [await house.sent(await house.begun(), content) for _ in range(12)]
+    for some in (uploads[:11], uploads[11:]):
+        await asyncio.gather(*[house.receiving.cancel(session(), one.ref.upload_id) for one in some])
+        left = {("files", uploads[0].ref.upload_id)} if some[1:] else set()
+        assert (house.kept(), house.reserved()) == (left, 300 if left else 0)
+    assert {house.state(one) for one in uploads} == {"freed"}
+
+
+async def test_a_file_whose_record_never_came_goes_when_the_grace_period_is_over(house: House) -> None:
+    file, mine = await house.stored("never"), await house.stored("never", tenant=2)
+    assert (await house.tidied(GRACE_H - 1)).freed == 0
+    assert (house.state(file), house.state(mine)) == ("stored", "stored")
+    later = "UPDATE upload_session SET updated_at = updated_at + interval '2 h' WHERE tenant_id = 2"
+    execute(house.dsn, later)
+    assert (await house.tidied(GRACE_H + 1)).freed == 1
+    assert (house.state(file), house.state(mine)) == ("freed", "stored")
+    assert house.kept() == {("files", mine.ref.upload_id)}
+
+
+class Reviving:
+    """Takes jobs in for somebody whose record is brought back at that very moment."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self.back = asyncio.Event()
+
+    def submit(self, job: Job, reply: Reply, *_: object) -> None:
+        """Have the record first."""
+
+        async def revive() -> None:
+            await self._house.push("put", 2)
+            self._house.committer.submit(job, reply)
+            self.back.set()
+
+        self._task = asyncio.create_task(revive())
+
+
+async def test_a_record_that_is_brought_back_while_the_clean_up_runs_keeps_its_files(house: House) -> None:
+    await house.push("put", None)
+    file = await house.stored()
+    await house.push("delete", 1)
+    await house.tidied()
+    cleanup = UploadCleanup(PostgresCleanup(house.database), house.blobs, Reviving(house), GRACE_S, 0)
+    assert (await cleanup.tidy(now_us(GRACE_H + 1), keep)).freed == 0
+    assert house.state(file) == "attached"
+    assert house.kept() == {("files", file.ref.upload_id)}
+    assert rows(house.dsn, "SELECT json_array_length(attachments) FROM records") == [(1,)]
+
+
+class Refusing:
+    """Takes no jobs in."""
+
+    def submit(self, job: Job, reply: Reply, *_: object) -> None:
+        """Refuse."""
+        del job, reply
+        raise SyncError("overloaded", "come back", retry_after_ms=1)
+
+
+async def test_what_cannot_be_freed_now_is_left_for_the_next_run(house: House) -> None:
+    file = await house.stored("never")
+    cleanup = UploadCleanup(PostgresCleanup(house.database), house.blobs, Refusing(), GRACE_S, 0)
+    tidied = await cleanup.tidy(now_us(GRACE_H + 1), keep)
+    assert (tidied.freed, tidied.left, house.state(file)) == (0, 1, "stored")
+    assert house.kept() == {("files", file.ref.upload_id)}
+    assert (await house.tidied(GRACE_H + 1)).freed == 1
+
+
+# -- rows that tell of nothing any more -------------------------------------------------------
+
+STATES: tuple[State, ...] = State.__args__  # type: ignore[attr-defined]  # of a Literal
+
+
+async def test_what_came_to_nothing_is_forgotten_after_a_week(house: House) -> None:
+    uploads = {state: await house.begun() for state in STATES}
+    for state, upload in uploads.items():
+        execute(
+            house.dsn,
+            f"UPDATE upload_session SET state = '{state}', expires_at = now() + interval '1 y',"
+            f" created_at = 'epoch', record_id = 'z' WHERE upload_id = '{upload.ref.upload_id}'",
+        )
+    assert (await house.cleanup.tidy(now_us(min(WEEK_H, GRACE_H) - 1), keep)).forgotten == 0
+    assert {state for state, one in uploads.items() if house.state(one) != state} == set()
+    later = "UPDATE upload_session SET updated_at = now() + interval '99 y' WHERE state = 'stored'"
+    execute(house.dsn, later)
+    assert (await house.tidied(WEEK_H + 1)).forgotten == 5
+    left = {state for state, one in uploads.items() if house.state(one) is not None}
+    assert left == {"open", "stored", "attached", "lent", "duplicate"}
+
+
+# -- as a whole -------------------------------------------------------------------------------
+
+
+async def test_much_is_gone_over_page_by_page(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload_cleanup, "PAGE", 2)
+    given_up = [await house.sent(await house.begun(tenant=1 + n % 2), text(9), 1 + n % 2) for n in range(7)]
+    for n in range(5):
+        await house.push("put", None, record=f"r{n}")
+        await house.stored(f"r{n}")
+        await house.push("delete", 1, record=f"r{n}")
+        await house.stored(f"never{n}")
+    await house.tidied()
+    assert rows(house.dsn, "SELECT count(*) FROM upload_session WHERE gone_at IS NOT NULL") == [(5,)]
+    calls = 0
+
+    async def kept() -> None:
+        nonlocal calls
+        calls += 1
+
+    tidied = await house.cleanup.tidy(now_us(GRACE_H + 1), kept)
+    assert (tidied.expired, tidied.freed, tidied.left) == (7, 10, 0)
+    assert (house.reserved(1), house.reserved(2), house.kept()) == (0, 0, set())
+    assert calls > 10, "its turn is kept all along"
+    assert {house.state(one) for one in given_up} == {"expired"}
+    assert (await house.tidied(WEEK_H * 2 + GRACE_H)).forgotten == 17
+
+
+async def test_two_runs_at_once_do_everything_once(house: House) -> None:
+    for n in range(20):
+        await house.sent(await house.begun(tenant=1 + n % 2), text(9), 1 + n % 2)
+        await house.stored("never")
+    runs: list[Tidied] = await asyncio.gather(*[house.tidied(GRACE_H + 1) for _ in range(2)])
+    assert sum(run.expired for run in runs) == 20
+    assert (house.reserved(1), house.reserved(2)) == (0, 0)
+    assert rows(house.dsn, "SELECT state, count(*) FROM upload_session GROUP BY state ORDER BY state") == [
+        ("expired", 20),
+        ("freed", 20),
+    ]
+    assert house.kept() == set()
+
+
+async def test_what_became_of_uploads_is_counted_by_tenant(house: House) -> None:
+    for _ in range(3):
+        await house.stored("never")
+    cancelled = await house.begun()
+    await house.receiving.cancel(session(), cancelled.ref.upload_id)
+    await house.begun()
+    await house.begun(tenant=2)
+    tidied = await house.tidied(EXPIRE_H + 0.5)
+    assert tidied.abandonment == [Abandonment("tenant1", 3, 1), Abandonment("tenant2", 0, 1)]
+    assert [one.ratio for one in tidied.abandonment] == [0.25, 1.0]
+    execute(house.dsn, "UPDATE upload_session SET ended_at = ended_at - interval '1 day' WHERE tenant_id = 1")
+    assert (await house.tidied()).abandonment == [Abandonment("tenant2", 0, 1)]
+
+
+# -- the last data of deleted records ---------------------------------------------------------
+
+
+async def test_last_data_are_dropped_at_their_time_without_a_new_version(house: House) -> None:
+    for record in ("a", "b"):
+        await house.push("put", None, record=record)
+        await house.push("delete", 1, record=record)
+    await house.push("put", None, record="c")
+    held_bytes = "SELECT record_bytes FROM tenant_counters WHERE tenant_id = 1"
+    stored_bytes = (
+        "SELECT sum(octet_length(concat(data::text, fields::text, last_data::text)))::bigint FROM records"
+    )
+    assert rows(house.dsn, held_bytes) == rows(house.dsn, stored_bytes)
+    kept = "SELECT id, version, seq, last_data::text, last_data_at IS NULL FROM records ORDER BY id"
+    before = rows(house.dsn, kept)
+    assert [row[3] is None for row in before] == [False, False, True]
+    assert (await house.tidied(LAST_DATA_H - 1)).emptied == 0
+    assert rows(house.dsn, kept) == before
+    heads = rows(house.dsn, "SELECT tenant_id, seq FROM tenant_counters ORDER BY 1")
+    execute(house.dsn, "UPDATE records SET last_data_at = now() + interval '1 h' WHERE id = 'b'")
+    assert (await house.tidied(LAST_DATA_H)).emptied == 1
+    assert rows(house.dsn, kept) == [(*before[0][:3], None, True), *before[1:]]
+    assert (await house.tidied(LAST_DATA_H + 2)).emptied == 1
+    assert rows(house.dsn, held_bytes) == rows(house.dsn, stored_bytes)
+    assert rows(house.dsn, "SELECT tenant_id, seq FROM tenant_counters ORDER BY 1") == heads
+
+
+async def test_last_data_of_a_tenant_that_a_batch_has_at_hand_are_left_for_the_next_run(house: House) -> None:
+    await house.push("put", None)
+    await house.push("delete", 1)
+    async with house.database.session() as session:
+        await session.run("BEGIN; SELECT FROM tenant_counters FOR UPDATE")
+        assert (await house.tidied(LAST_DATA_H)).emptied == 0
+        await session.run("ROLLBACK")
+    assert (await house.tidied(LAST_DATA_H)).emptied == 1
+
+
+async def test_all_last_data_are_dropped_page_by_page(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload_cleanup, "PAGE", 2)
+    for record in "abcde":
+        await house.push("put", None, record=record)
+        await house.push("delete", 1, record=record)
+    assert (await house.tidied(LAST_DATA_H)).emptied == 5
+    assert (await house.tidied(LAST_DATA_H)).emptied == 0
+
+
+async def test_last_data_go_with_their_erased_tenant(house: House) -> None:
+    for tenant in (1, 2):
+        await house.push("put", None, tenant)
+        await house.push("delete", 1, tenant)
+    await asyncio.to_thread(PostgresTenancy(house.dsn).remove, "tenant1", erase=True)
+    kept = "SELECT tenant_id, last_data::text FROM records WHERE last_data IS NOT NULL"
+    assert rows(house.dsn, kept) == [(2, '{"n":1}')]

@@ -1,0 +1,355 @@
+"""One process cleans up for all, at its time; what one that dies at it leaves, the next one does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
+
+from compose.server import SystemClock
+from engine.cluster.leases import ClusterTurns, TurnLostError
+from engine.runtime.ports import StoreUnavailableError
+from engine.uploads.cleanup_job import UploadChores
+from storage.postgres.pool import Database
+from storage.stores.leases import PostgresTurns
+from tests.harness.commands import Ended, Run, command
+from tests.harness.in_process_server import Running, Serve
+from tests.harness.postgres_stalls import until
+from tests.harness.services import execute, rows
+from tests.harness.upload_stack import House, house, now_us, text
+
+__all__ = ["command", "house"]
+
+PASSED = "UPDATE upload_session SET expires_at = now() - interval '1 s'"
+
+
+async def cleaned(command: Run, *options: str, **variables: str) -> Ended:
+    """Run the command; what it logs is not shown, as it is not to a person."""
+    with capture_logs():
+        return await command("job", "cleanup", *options, **variables)
+
+
+class HandClock(SystemClock):
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.at_s = 0.0
+
+    def monotonic_s(self) -> float:
+        """The time that the test says."""
+        return self.at_s
+
+
+@pytest.fixture
+async def store(dsn: str) -> AsyncIterator[PostgresTurns]:
+    database = Database(dsn, 2)
+    yield PostgresTurns(database)
+    await database.close()
+
+
+# -- turns ------------------------------------------------------------------------------------
+
+
+async def test_of_many_who_ask_at_once_one_has_the_turn(store: PostgresTurns) -> None:
+    for _ in range(3):
+        asked = [store.begin("job", f"h{number}", 0) for number in range(8)]
+        taken = [number for number, now_us in enumerate(await asyncio.gather(*asked)) if now_us]
+        assert len(taken) == 1
+        await store.end("job", f"h{taken[0]}", None)
+
+
+async def test_a_turn_is_taken_when_its_time_has_come(store: PostgresTurns, dsn: str) -> None:
+    assert await store.begin("job", "first", 300)
+    assert await store.begin("other", "first", 300), "each job has turns of its own"
+    assert await store.begin("job", "first", 300), "who asks again, not knowing of the answer, has it"
+    assert await store.begin("job", "second", 0) is None
+    await store.end("job", "first", b'{"n":1}')
+    assert await store.begin("job", "second", 300) is None
+    execute(dsn, "UPDATE cluster_job SET began_at = now() - interval '299 s'")
+    assert await store.begin("job", "second", 300) is None
+    execute(dsn, "UPDATE cluster_job SET began_at = now() - interval '300 s'")
+    assert await store.begin("job", "second", 300)
+    await store.end("job", "first", b'{"n":2}')
+    assert await store.begin("job", "third", 0) is None, "nobody gives another's turn back"
+    assert msgspec.json.decode(await store.report("job") or b"") == {"n": 1}
+    await store.end("job", "second", None)
+    assert msgspec.json.decode(await store.report("job") or b"") == {"n": 1}
+    assert await store.report("never") is None
+
+
+async def test_a_turn_is_kept_by_a_word_now_and_then_and_lost_without(
+    store: PostgresTurns, dsn: str
+) -> None:
+    lapse = "UPDATE cluster_job SET held_until = now() - interval '1 s'"
+    lapsed = "SELECT held_until < now() FROM cluster_job"
+    clock = HandClock()
+    turns = ClusterTurns(store, clock)
+    async with turns.taking("job", 0) as turn:
+        assert turn is not None
+        execute(dsn, lapse)
+        await turn.keep()
+        assert rows(dsn, lapsed) == [(True,)], "a word each time would cost more than the work"
+        clock.at_s = 20.0
+        await turn.keep()
+        assert rows(dsn, lapsed) == [(False,)]
+        execute(dsn, lapse)
+        assert await store.begin("job", "another", 0)
+        clock.at_s = 40.0
+        with pytest.raises(TurnLostError):
+            await turn.keep()
+    assert await store.begin("job", "third", 0) is None, "it is the other's still"
+
+
+async def test_a_turn_that_fails_is_given_back(store: PostgresTurns) -> None:
+    turns = ClusterTurns(store, SystemClock())
+    with pytest.raises(ValueError, match="amiss"):
+        async with turns.taking("job", 0):
+            raise ValueError("something is amiss")
+    assert await store.begin("job", "next", 0)
+
+
+# -- chores -----------------------------------------------------------------------------------
+
+
+async def test_of_two_processes_one_does_it_and_both_know_what_came_of_it(house: House) -> None:
+    other = UploadChores(ClusterTurns(PostgresTurns(house.database), SystemClock()), house.cleanup)
+    for _ in range(3):
+        await house.stored("never")
+    await house.begun()
+    execute(house.dsn, f"{PASSED} WHERE state = 'open'")
+    both = await asyncio.gather(house.chores.tidy(300), other.tidy(300))
+    assert sorted(tidied is None for tidied in both) == [False, True]
+    await house.chores.tidy(300)
+    await other.tidy(300)
+    assert house.chores.counters.abandonment_ratio == other.counters.abandonment_ratio == 0.25
+    assert sorted(one.counters.expired for one in (house.chores, other)) == [0, 1]
+    assert await house.chores.sweep(3600) is not None
+    assert await other.sweep(3600) is None
+
+
+async def test_abandonment_is_said_once_until_it_is_better(house: House) -> None:
+    def given_up(uploads: int) -> None:
+        state = f"CASE WHEN n <= {uploads} THEN 'expired' ELSE 'attached' END"
+        execute(
+            house.dsn,
+            "DELETE FROM upload_session",
+            "INSERT INTO upload_session (tenant_id, upload_id, device_id, kind, metadata, reserved_bytes,"
+            f" state, expires_at, ended_at) SELECT 1, gen_random_uuid(), 'd', 'whole', '', 0, {state}, now(),"
+            " now() FROM generate_series(1, 10) AS n",
+        )
+
+    said = []
+    with capture_logs() as logs:
+        for uploads in (2, 3, 4, 2, 3):
+            given_up(uploads)
+            await house.chores.tidy(0)
+            said.append(sum(line["event"] == "uploads_abandoned" for line in logs))
+            assert logs[-1 if said[-1] == sum(said[-2:-1]) else -2]["event"] == "uploads_cleaned"
+    assert said == [0, 1, 1, 1, 2]
+    assert [line["abandonment_ratio"] for line in logs if line["event"] == "uploads_abandoned"] == [0.3] * 2
+
+
+async def test_nothing_is_said_of_the_ratio_where_nothing_ended(house: House) -> None:
+    with capture_logs() as logs:
+        await house.chores.tidy(0)
+    assert house.chores.counters.abandonment_ratio is None
+    assert [(line["event"], line["abandonment_ratio"]) for line in logs] == [("uploads_cleaned", None)]
+
+
+async def test_a_run_that_fails_is_said_and_the_next_one_comes(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(house.dsn, "INSERT INTO cluster_job (job, holder, began_at) VALUES ('uploads', '', 'epoch')")
+    monkeypatch.setattr("engine.uploads.cleanup_job._LOOK_S", 0.01)
+    done = asyncio.Event()
+    failures = [StoreUnavailableError("away"), StoreUnavailableError("away"), RuntimeError("a fault")]
+    tidy = house.cleanup.tidy
+
+    async def failing(*arguments: object) -> object:
+        if failures:
+            execute(house.dsn, "UPDATE cluster_job SET began_at = 'epoch'")
+            raise failures.pop()
+        done.set()
+        return await tidy(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(house.cleanup, "tidy", failing)
+    with capture_logs() as logs:
+        running = asyncio.create_task(house.chores.run())
+        await asyncio.wait_for(done.wait(), 60)
+        running.cancel()
+        await asyncio.wait([running])
+    told = [line["reason"] for line in logs if line["event"] == "uploads_not_cleaned"]
+    assert told == ["RuntimeError", "StoreUnavailableError"]
+
+
+# -- the command ------------------------------------------------------------------------------
+
+
+def settled_conflict(at_us: int) -> str:
+    """Write a conflict that its policy settled at once."""
+    return (
+        "INSERT INTO conflict_resolution_log (tenant_id, conflict_id, domain, record_id, device_id, policy,"
+        " outcome, server_version, client_op, client_at_us, opened_at_us)"
+        f" VALUES (1, gen_random_uuid(), 'task', 'a', 'phone', 'server_wins', 'server', 1, 'put', 0, {at_us})"
+    )
+
+
+async def test_the_command_says_what_it_did(house: House, command: Run) -> None:
+    await house.sent(await house.begun(), text(50))
+    execute(house.dsn, PASSED)
+    await house.stored("never")
+    long_ago = "UPDATE upload_session SET updated_at = now() - interval '31 days' WHERE state = 'stored'"
+    execute(house.dsn, long_ago)
+    kept = await house.stored("never", tenant=2)
+    await house.push("put", None, record="gone")
+    await house.push("delete", 1, record="gone")
+    execute(house.dsn, "UPDATE records SET last_data_at = now() - interval '31 days' WHERE data IS NULL")
+    execute(house.dsn, settled_conflict(now_us(-91 * 24)), settled_conflict(now_us(-89 * 24)))
+    data = {"TIDEMARK__DATA__DIR": str(house.directory)}
+    ended = await cleaned(command, "--json", **data)
+    assert msgspec.json.decode(ended.out) == {
+        "expired": 1,
+        "freed": 1,
+        "forgotten": 0,
+        "emptied": 1,
+        "conflicts": 1,
+        "quarantined": 0,
+        "event_days": 0,
+        "orphans": 0,
+        "orphan_bytes": 0,
+        "left": 0,
+        "abandonment_ratio": 1 / 3,
+        "abandonment": [
+            {"tenant": "tenant1", "finished": 1, "abandoned": 1, "ratio": 0.5},
+            {"tenant": "tenant2", "finished": 1, "abandoned": 0, "ratio": 0.0},
+        ],
+    }
+    assert house.kept() == {("files", kept.ref.upload_id)}
+    assert house.reserved() == 0
+    ended = await cleaned(command, **data)
+    assert ended.out.splitlines() == [
+        "uploads expired: 0",
+        "files freed: 0",
+        "ended uploads forgotten: 0",
+        "last data of deleted records dropped: 0",
+        "conflicts forgotten: 0",
+        "rejected items forgotten: 0",
+        "days of events dropped: 0",
+        "orphans removed: 0 (0 bytes)",
+        "given up of the last day's uploads: 33.3%",
+        "",
+        "TENANT   FINISHED  ABANDONED  RATE",
+        "tenant1  1         1          50.0%",
+        "tenant2  1         0          0.0%",
+    ]
+
+
+async def test_the_command_refuses_while_another_process_is_at_it_and_on_a_restored_database(
+    command: Run, store: PostgresTurns, dsn: str
+) -> None:
+    assert await store.begin("uploads", "a server", 0)
+    assert "another process is at it" in (await cleaned(command)).refusal()
+    await store.end("uploads", "a server", None)
+    execute(dsn, "UPDATE cluster_state SET system_identifier = 1")
+    assert "run.py epoch renew" in (await cleaned(command)).refusal()
+
+
+@pytest.mark.parametrize("what", ["draft", "file"])
+async def test_a_kill_between_the_commit_and_the_bytes_leaves_them_to_the_next_run(
+    house: House, command: Run, what: str
+) -> None:
+    if what == "draft":
+        await house.sent(await house.begun(), text(50))
+        execute(house.dsn, PASSED)
+    else:
+        await house.push("put", None)
+        await house.stored()
+        await house.push("delete", 1)
+        execute(
+            house.dsn,
+            "UPDATE upload_session SET gone_at = 'epoch'",
+            "UPDATE records SET at_us = 0",
+        )
+    data = {"TIDEMARK__DATA__DIR": str(house.directory)}
+    killed = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.harness.cleanup_killed",
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, "TIDEMARK__POSTGRES__DSN": house.dsn, **data},
+    )
+    assert await killed.wait() == -signal.SIGKILL
+    state = "expired" if what == "draft" else "freed"
+    assert rows(house.dsn, "SELECT DISTINCT state FROM upload_session") == [(state,)]
+    assert house.reserved() == 0
+    assert {place for place, _ in house.kept()} == {f"{what}s"}
+    assert "another process is at it" in (await cleaned(command, **data)).refusal()
+    execute(house.dsn, "UPDATE cluster_job SET held_until = now() - interval '1 s'")
+    house.aged(25)
+    ended = await cleaned(command, "--json", **data)
+    done = msgspec.json.decode(ended.out)
+    assert (done["expired"], done["freed"], done["orphans"]) == (0, 0, 1)
+    assert house.kept() == set()
+    assert house.reserved() == 0
+
+
+async def test_a_server_tells_of_uploads_in_its_metrics(server: Running) -> None:
+    page = (await server.get("/metrics")).body.decode()
+    told = {family.name for family in text_string_to_metric_families(page)}
+    for name in (
+        *("uploads_created", "uploads_finished", "uploads_cancelled", "uploads_expired"),
+        *("upload_chunks", "upload_received_bytes", "upload_files_freed", "upload_orphans_removed"),
+    ):
+        assert f"tidemark_{name}" in told
+    assert "tidemark_upload_abandonment_ratio" not in told, "without data nothing is said"
+
+
+async def test_servers_clean_up_by_themselves_and_each_tells_how_many_uploads_were_given_up(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.uploads.cleanup_job._LOOK_S", 0.05)
+    servers = [await serve(), await serve()]
+    dsn = servers[0].dsn
+    execute(
+        dsn,
+        "INSERT INTO upload_session (tenant_id, upload_id, device_id, kind, metadata, reserved_bytes, state,"
+        " expires_at, ended_at) SELECT 1, gen_random_uuid(), 'd', 'whole', '', 0, state, now(),"
+        " CASE WHEN state <> 'open' THEN now() END"
+        " FROM unnest(ARRAY['attached', 'attached', 'attached', 'open']) AS state",
+        "UPDATE cluster_job SET began_at = 'epoch'",
+    )
+
+    async def told() -> bool:
+        pages = [(await server.get("/metrics")).body.decode() for server in servers]
+        return all("tidemark_upload_abandonment_ratio 0.25" in page for page in pages)
+
+    await until(told)
+    pages = [(await server.get("/metrics")).body.decode() for server in servers]
+    assert sorted("tidemark_uploads_expired_total 1.0" in page for page in pages) == [False, True]
+
+
+async def test_the_command_works_while_a_server_runs_and_others_keep_their_files(
+    server: Running, command: Run, tmp_path: Path
+) -> None:
+    headers = {"Tus-Resumable": "1.0.0", "Content-Type": "application/offset+octet-stream"}
+    about = {"Upload-Metadata": "filename YS50eHQ=,filetype dGV4dC9wbGFpbg==,domain dGFzaw==,record_id YQ=="}
+    for length in (4, 8):
+        sized = {**headers, **about, "Upload-Length": str(length)}
+        assert (await server.post("/v1/uploads", b"text", headers=sized)).status == 201
+    execute(server.dsn, f"{PASSED} WHERE state = 'open'")
+    ended = await cleaned(command, "--json", TIDEMARK__DATA__DIR=str(tmp_path))
+    done = msgspec.json.decode(ended.out)
+    assert (done["expired"], done["freed"], done["abandonment_ratio"]) == (1, 0, 0.5)
+    assert rows(server.dsn, "SELECT state FROM upload_session ORDER BY state") == [("expired",), ("stored",)]
+    page = (await server.get("/metrics")).body.decode()
+    assert "tidemark_uploads_created_total 2.0" in page
+    assert "tidemark_upload_received_bytes_total 8.0" in page
+    assert (await server.get("/readyz")).status == 200

@@ -1,0 +1,131 @@
+"""Bytes that no row wants go once they are a day old, and those that a row wants stay, whatever it says."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from engine.model.uploads import Draft, State, UploadRef
+from engine.runtime.settings import S3
+from engine.uploads.blobs import Kept
+from engine.uploads.cleanup import UploadCleanup
+from storage.blobs.s3 import S3Blobs
+from storage.stores.tenants import PostgresTenancy
+from storage.stores.upload_cleanup import PostgresCleanup
+from tests.harness.services import execute, rows
+from tests.harness.upload_stack import GRACE_S, House, house, keep, now_us, session, text
+
+__all__ = ["house"]
+
+STATES: tuple[State, ...] = State.__args__  # type: ignore[attr-defined]  # of a Literal
+WEEK_H = 7 * 24.0
+
+#: What may be there of an upload in each state: its draft, its file.
+WANTED: dict[State | None, set[str]] = {
+    "open": {"drafts", "files"},
+    "stored": {"files"},
+    "attached": {"files"},
+    "lent": {"files"},
+    "duplicate": set(),
+    "refused": set(),
+    "cancelled": set(),
+    "expired": set(),
+    "joined": set(),
+    "freed": set(),
+    None: set(),
+}
+
+
+async def test_bytes_go_that_no_row_wants_once_they_are_a_day_old(house: House) -> None:
+    assert set(WANTED) == {*STATES, None}
+    wanted = set()
+    for state, places in WANTED.items():
+        upload = await house.begun()
+        ref = upload.ref
+        for place in ("files", "drafts"):
+            await house.blobs.appending(Draft(ref, 0, 0)).flush([b"12345"])
+            if place == "files":
+                await house.blobs.publish([Draft(ref, 0, 5)], ref)
+            if place in places:
+                wanted.add((place, ref.upload_id))
+        change = f"UPDATE upload_session SET state = '{state}'" if state else "DELETE FROM upload_session"
+        execute(house.dsn, f"{change} WHERE upload_id = '{ref.upload_id}'")
+    await house.blobs.appending(Draft(UploadRef(77, "ab" * 16), 3, 0)).flush([b"of a tenant that is no more"])
+    house.aged(23)
+    before = house.kept()
+    assert (await house.swept()).orphans == 0
+    assert house.kept() == before
+    house.aged(25)
+    swept = await house.swept()
+    assert house.kept() == wanted
+    assert (swept.orphans, swept.left) == (len(before - wanted), 0)
+    assert swept.orphan_bytes == 5 * (len(before - wanted) - 1) + 27
+    assert (await house.swept()).orphans == 0
+
+
+async def test_a_file_that_was_made_before_its_row_says_so_is_kept(house: House) -> None:
+    """Its process died in between: the device asks again, and it is finished."""
+    content = text(40)
+    upload = await house.begun(40)
+    await house.blobs.appending(upload.draft).flush([content])
+    await house.blobs.publish([Draft(upload.ref, 0, 40)], upload.ref)
+    execute(house.dsn, "UPDATE upload_session SET offset_bytes = 40")
+    house.aged(48)
+    assert (await house.swept()).orphans == 0
+    assert (await house.receiving.find(session(), upload.ref.upload_id)).state == "stored"
+
+
+async def test_the_bytes_of_an_erased_tenant_go_and_no_other_tenants(house: House) -> None:
+    await house.push("put", None)
+    await house.stored()
+    await house.sent(await house.begun(), text(50))
+    other = await house.stored(tenant=2)
+    with pytest.raises(Exception, match="upload_session"):
+        PostgresTenancy(house.dsn).remove("tenant1", erase=False)
+    await asyncio.to_thread(PostgresTenancy(house.dsn).remove, "tenant1", erase=True)
+    for table in ("upload_session", "tenant_storage"):
+        assert rows(house.dsn, f"SELECT DISTINCT tenant_id FROM {table}") == [(2,)]
+    house.aged(25)
+    assert (await house.swept()).orphans == 2
+    assert house.kept() == {("files", other.ref.upload_id)}
+
+
+async def test_a_tenant_that_has_no_upload_any_more_is_removed_without_erasing(house: House) -> None:
+    upload = await house.begun()
+    await house.receiving.cancel(session(), upload.ref.upload_id)
+    await house.tidied(WEEK_H + 1)
+    await asyncio.to_thread(PostgresTenancy(house.dsn).remove, "tenant1", erase=False)
+    assert rows(house.dsn, "SELECT name FROM tenants") == [("tenant2",)]
+
+
+async def test_a_draft_is_listed_as_one_and_a_file_as_one(house: House) -> None:
+    file = await house.stored("never")
+    draft = await house.sent(await house.begun(), text(7))
+    found: list[Kept] = [one async for some in house.blobs.kept(now_us(1)) for one in some]
+    assert {(one.ref, one.is_file, one.size_bytes) for one in found} == {
+        (file.ref, True, 300),
+        (draft.ref, False, 7),
+    }
+
+
+async def test_a_bucket_is_swept_as_a_directory_is(house: House, bucket: S3) -> None:
+    blobs = S3Blobs(bucket, 2)
+    try:
+        kept, orphan = await house.begun(), await house.begun()
+        await blobs.appending(kept.draft).flush([b"12345"])
+        pieces = await blobs.appending(orphan.draft).flush([b"12345"])
+        await blobs.publish([Draft(orphan.ref, 0, 5, pieces)], UploadRef(1, "ab" * 16))
+        execute(
+            house.dsn,
+            f"UPDATE upload_session SET state = 'expired' WHERE upload_id = '{orphan.ref.upload_id}'",
+        )
+        cleanup = UploadCleanup(PostgresCleanup(house.database), blobs, house.committer, GRACE_S, 0)
+        await blobs.appending(orphan.draft).flush([b"123"])
+        assert (await cleanup.sweep(now_us(23), keep)).orphans == 0
+        swept = await cleanup.sweep(now_us(25), keep)
+        assert (swept.orphans, swept.left) == (2, 0)
+        left = [one.ref async for some in blobs.kept(now_us(25)) for one in some]
+        assert left == [kept.ref]
+    finally:
+        blobs.close()

@@ -1,0 +1,319 @@
+"""Files that were stored before their records: attached once these are there, whoever writes them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine.commit.overload import overloaded
+from engine.commit.queue import Reply
+from engine.model.rows import Record
+from engine.model.uploads import Upload
+from engine.plan.jobs import Attach, Attached, Job
+from engine.runtime.ports import StoreUnavailableError
+from engine.uploads import pending_attachments as room
+from engine.uploads.blobs import WaitingFile
+from engine.uploads.pending_attachments import WaitingFiles
+from storage.postgres.pool import _READING_PREPARED, Database
+from storage.stores.upload_reads import _TENANTS, _WAITING, PostgresFiles, PostgresWaiting
+from tests.harness.services import execute
+from tests.harness.stored_files import keep, upload
+
+NOW_US = 1_767_323_045_000_000
+
+
+class Clock:
+    """A clock that stands."""
+
+    def now_us(self) -> int:
+        """Say the time."""
+        return NOW_US
+
+    def monotonic_s(self) -> float:
+        """Say the time."""
+        return 0.0
+
+
+class Queue:
+    """Takes jobs in, and answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Attach] = []
+        self.replies: list[Reply] = []
+        self.full = False
+
+    def submit(self, job: Job, reply: Reply, *_: object) -> None:
+        """Take a job in."""
+        if self.full:
+            raise overloaded(100)
+        assert isinstance(job, Attach)
+        self.jobs.append(job)
+        self.replies.append(reply)
+
+    def settle(self) -> list[str]:
+        """Answer all, and name the uploads that were to be attached."""
+        for reply in self.replies:
+            reply(Attached("waiting", None))
+        named = [job.upload_id for job in self.jobs]
+        self.jobs, self.replies = [], []
+        return named
+
+
+class Shelf:
+    """What waits (``engine.uploads.blobs.WaitingStore``)."""
+
+    def __init__(self) -> None:
+        self.files: list[WaitingFile] = []
+        self.away = False
+
+    def put(self, one: Upload, *, due: bool = False) -> str:
+        """Have a file wait."""
+        self.files.append(WaitingFile(one, due))
+        return one.ref.upload_id
+
+    async def tenants(self, after: int, limit: int) -> list[int]:
+        """List tenants."""
+        if self.away:
+            raise StoreUnavailableError("away")
+        return sorted({tenant for one in self.files if (tenant := one.upload.ref.tenant_id) > after})[:limit]
+
+    async def waiting(self, behind: Mapping[int, Upload | None], limit: int) -> list[WaitingFile]:
+        """List what waits."""
+        found = []
+        for tenant, after in behind.items():
+            files = [one for one in self.files if one.upload.ref.tenant_id == tenant]
+            first = 0 if after is None else [one.upload for one in files].index(after) + 1
+            found += files[first : first + limit]
+        return found
+
+
+class Desk:
+    """The files that wait, with all that they are told and asked."""
+
+    def __init__(self) -> None:
+        self.shelf, self.queue = Shelf(), Queue()
+        self.waiting = WaitingFiles(self.shelf, Clock(), self.queue)
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def _written(
+    record_id: str = "a", tenant_id: int = 1, data: bytes | None = b"{}"
+) -> list[tuple[Record, str]]:
+    return [(Record(tenant_id, "task", record_id, 1, 1, 0, "phone", 1, data), "s")]
+
+
+async def test_what_is_due_is_attached_at_a_look_and_tried_again_until_it_is(desk: Desk) -> None:
+    desk.shelf.put(upload(1))
+    due = desk.shelf.put(upload(2), due=True)
+    await desk.waiting.look()
+    await desk.waiting.look()
+    (job,) = desk.queue.jobs
+    assert job == Attach(1, "phone", "task", "a", due, job.entry, NOW_US)
+    assert job.entry is not None
+    assert msgspec.json.decode(job.entry)["file_id"] == due
+    assert desk.queue.settle() == [due]
+    await desk.waiting.look()
+    assert desk.queue.settle() == [due]
+
+
+async def test_a_record_that_is_written_here_has_its_files_at_once(desk: Desk) -> None:
+    one, other = desk.shelf.put(upload(1)), desk.shelf.put(upload(2))
+    desk.shelf.put(upload(3, record_id="b"))
+    await desk.waiting.look()
+    for changes in (_written("c"), _written(tenant_id=2), _written(data=None)):
+        desk.waiting.committed(changes)
+    assert desk.queue.jobs == []
+    desk.waiting.committed(_written() * 2)
+    assert desk.queue.settle() == [one, other]
+
+
+async def test_a_queue_that_is_full_is_tried_again_at_the_next_look(desk: Desk) -> None:
+    due = desk.shelf.put(upload(1), due=True)
+    desk.queue.full = True
+    await desk.waiting.look()
+    desk.queue.full = False
+    await desk.waiting.look()
+    assert desk.queue.settle() == [due]
+
+
+async def test_many_are_looked_at_in_turns_and_all_are_known(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "LOOKED_AT", 2)
+    named = [desk.shelf.put(upload(number, record_id=f"r{number}")) for number in range(5)]
+    for _ in range(3):
+        await desk.waiting.look()
+    for number in range(5):
+        desk.waiting.committed(_written(f"r{number}"))
+    assert desk.queue.settle() == named
+
+
+async def test_files_of_one_tenant_do_not_keep_anothers_waiting(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "LOOKED_AT", 6)
+    monkeypatch.setattr(room, "_KNOWN", 10)
+    for number in range(100):
+        desk.shelf.put(upload(number, record_id=f"r{number}"))
+    due = desk.shelf.put(upload(1, tenant=2), due=True)
+    other = desk.shelf.put(upload(2, tenant=2, record_id="b"))
+    for _ in range(20):
+        await desk.waiting.look()
+        assert desk.queue.settle() == [due]
+    desk.waiting.committed(_written("b", tenant_id=2))
+    assert desk.queue.settle() == [other]
+
+
+async def test_all_tenants_have_their_turn(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "TENANTS", 2)
+    due = [desk.shelf.put(upload(number, tenant=number), due=True) for number in range(1, 6)]
+    seen = []
+    for _ in range(3):
+        await desk.waiting.look()
+        seen += desk.queue.settle()
+    assert seen == due
+    await desk.waiting.look()
+    assert desk.queue.settle() == due[:2]
+
+
+async def test_what_is_known_is_bounded_and_what_waits_no_more_is_forgotten(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_KNOWN", 1)
+    one = desk.shelf.put(upload(1))
+    desk.shelf.put(upload(2))
+    await desk.waiting.look()
+    desk.waiting.committed(_written())
+    assert desk.queue.settle() == [one]
+    await desk.waiting.look()
+    desk.shelf.files.clear()
+    await desk.waiting.look()
+    desk.waiting.committed(_written())
+    assert desk.queue.settle() == []
+
+
+# -- in PostgreSQL ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def database(dsn: str) -> AsyncIterator[Database]:
+    execute(dsn, "INSERT INTO tenants (name) VALUES ('one'), ('two')")
+    database = Database(dsn, 2)
+    yield database
+    await database.close()
+
+
+def _recorded(dsn: str, tenant_id: int, record_id: str, data: str) -> None:
+    execute(
+        dsn,
+        "INSERT INTO records (tenant_id, domain, id, version, seq, at_us, chain_from, data)"
+        f" VALUES ({tenant_id}, 'task', '{record_id}', 1, {len(record_id)}, 0, 1, {data})",
+    )
+
+
+async def test_waiting_files_are_listed_with_whether_their_record_is_there(
+    database: Database, dsn: str
+) -> None:
+    states = ["open", "attached", "duplicate", "freed", "cancelled"]
+    keep(
+        dsn,
+        *(upload(9 + number, state=state) for number, state in enumerate(states)),
+        upload(4, tenant=2, record_id="there"),
+        upload(3, record_id="deleted"),
+        upload(2, record_id="there"),
+        upload(1, record_id="there"),
+    )
+    _recorded(dsn, 1, "there", "'{}'")
+    _recorded(dsn, 1, "deleted", "NULL")
+    store = PostgresWaiting(database)
+    assert await store.tenants(0, 10) == [1, 2]
+    assert await store.tenants(0, 1) == [1]
+    assert await store.tenants(1, 10) == [2]
+    assert await store.tenants(2, 10) == []
+    found = await store.waiting({1: None, 2: None}, 10)
+    assert found == [
+        WaitingFile(upload(3, record_id="deleted"), due=False),
+        WaitingFile(upload(1, record_id="there"), due=True),
+        WaitingFile(upload(2, record_id="there"), due=True),
+        WaitingFile(upload(4, tenant=2, record_id="there"), due=False),
+    ]
+    walked = []
+    last: dict[int, Upload | None] = {1: None, 2: None}
+    while page := await store.waiting(last, 1):
+        walked += page
+        last |= {one.upload.ref.tenant_id: one.upload for one in page}
+    assert sorted(walked, key=found.index) == found
+
+
+async def test_a_file_is_found_by_its_tenant_alone(database: Database, dsn: str) -> None:
+    for number, state in enumerate(
+        ("open", "stored", "attached", "lent", "refused", "cancelled", "expired", "joined", "freed")
+    ):
+        keep(dsn, upload(number, state=state))
+        found = await PostgresFiles(database).file(1, upload(number).ref.upload_id)
+        assert (found is not None) is (state in ("stored", "attached", "lent"))
+    assert await PostgresFiles(database).file(2, upload(2).ref.upload_id) is None
+    assert await PostgresFiles(database).file(1, "f" * 32) is None
+
+
+async def test_of_a_duplicate_the_file_in_its_stead_is_found(database: Database, dsn: str) -> None:
+    same: dict[str, Any] = {"file_name": "gate.jpg", "sha256": f"{1:064x}"}
+    keep(
+        dsn,
+        upload(1, state="attached", **same),
+        upload(2, state="duplicate", **same),
+        upload(3, state="attached", **same | {"record_id": "b"}),
+        upload(4, state="attached", **same | {"file_name": "x"}),
+        upload(5, state="attached", tenant=2, **same),
+        upload(6, state="duplicate", **same | {"record_id": "c"}),
+        upload(7, state="lent", **same | {"record_id": "d"}),
+        upload(8, state="duplicate", **same | {"record_id": "d"}),
+    )
+    files = PostgresFiles(database)
+    assert await files.file(1, upload(2).ref.upload_id) == upload(1, state="attached", **same)
+    assert await files.file(1, upload(6).ref.upload_id) is None
+    lent = upload(7, state="lent", **same | {"record_id": "d"})
+    assert await files.file(1, upload(8).ref.upload_id) == lent
+
+
+_MANY = (
+    "INSERT INTO upload_session (tenant_id, upload_id, device_id, kind, domain, record_id, metadata,"
+    " reserved_bytes, state, expires_at) SELECT 1, gen_random_uuid(), 'd', 'whole', 'task', n::text, '', 1,"
+    " CASE WHEN n % 100 = 0 THEN 'stored' ELSE 'attached' END, now() FROM generate_series(1, 20000) AS n"
+)
+
+
+@pytest.mark.parametrize("grown", [False, True])
+async def test_what_waits_is_read_by_its_index(database: Database, dsn: str, grown: bool) -> None:
+    """However many files there are, only those that wait are met; on an empty table it is planned alike."""
+    if grown:
+        execute(dsn, _MANY, "ANALYZE upload_session")
+    values = {
+        "tenants": "{1}",
+        "domains": "{task}",
+        "records": "{5}",
+        "ids": f"{{{'0' * 32}}}",
+        "limit": "500",
+        "after": "0",
+    }
+    for statement, condition in (
+        (_WAITING, "Index Cond: ((tenant_id = w.t) AND (ROW(domain, record_id) >= ROW("),
+        (_TENANTS, "tenant_id > "),
+    ):
+        async with database.session() as session:
+            opening = "BEGIN; " + _READING_PREPARED
+            await session.run_prepared(opening, (statement,), "", values)
+            await session.run("ROLLBACK")
+            plan = await session.run(f"{opening}EXPLAIN {statement.call}", values)
+            await session.run("ROLLBACK")
+        text = "\n".join(row[0] for row in plan)
+        assert "upload_session_waiting" in text, text
+        assert condition in text, text
+        assert "Seq Scan" not in text, text

@@ -1,0 +1,406 @@
+"""Requests on one upload in two processes: what was acknowledged stays, and the file is what was sent."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from compose.deployment import open_site
+from compose.server import SystemClock
+from engine.cluster.bus import BusListener, BusState
+from engine.commit.queue import Reply
+from engine.commit.validation import Session
+from engine.filetypes.types import FileTypes
+from engine.model.rows import Record
+from engine.model.tenants import Tenant
+from engine.model.uploads import Append, Upload, UploadRef
+from engine.plan.jobs import Attached, Job
+from engine.uploads.body_writer import BodyCutError
+from engine.uploads.finish import Finishing
+from engine.uploads.locks import Holds
+from engine.uploads.metadata import Described
+from engine.uploads.ports import Quota
+from engine.uploads.service import Checksum, Creation, Receiving, UploadLimits
+from engine.uploads.write_limiter import UploadTurns
+from engine.wire.errors import SyncError
+from storage.blobs.directory import DirectoryBlobs
+from storage.postgres.pool import Database
+from storage.stores.tenants import PostgresTenancy
+from storage.stores.uploads import PostgresUploads
+from tests.harness.services import execute
+
+TYPES = FileTypes(open_site(None, {}).settings.uploads)
+SESSION = Session(tenant=Tenant(1, "acme"), device_id="d1", session_id="")
+STRANGER = Session(tenant=Tenant(1, "acme"), device_id="d2", session_id="")
+EXPIRE_S = 3600.0
+
+
+class NoRecords:
+    """Takes jobs in for a tenant without records: files wait."""
+
+    def submit(self, job: Job, reply: Reply, *_: object) -> None:
+        """Say so."""
+        del job
+        reply(Attached("waiting", None))
+
+
+class Wire:
+    """A bus between processes that may be down."""
+
+    def __init__(self, processes: list[Process]) -> None:
+        self.state = BusState()
+        self.up = True
+        self._processes = processes
+
+    def committed(self, changes: list[tuple[Record, str]]) -> None:
+        """Nobody here follows feeds."""
+
+    def opened(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
+        """Nobody here has connections."""
+
+    def wanted(self, tenant_id: int, upload_id: str, holder: str) -> None:
+        """Tell all, the one who asks as well: it has nothing to give back."""
+        for process in self._processes if self.up else ():
+            process.holds.wanted(UploadRef(tenant_id, upload_id), holder)
+
+    async def run(self, listener: BusListener) -> None:
+        """Nothing has to run."""
+
+    async def drain(self) -> None:
+        """Nothing waits."""
+
+
+class Process:
+    """One process's part in uploads."""
+
+    def __init__(self, dsn: str, directory: Path, wire: Wire) -> None:
+        clock = SystemClock()
+        self.database = Database(dsn, 2)
+        self.blobs = DirectoryBlobs(directory, 2)
+        store = PostgresUploads(self.database)
+        self.holds = Holds(store, self.blobs, wire, clock, EXPIRE_S)
+        finishing = Finishing(store, self.blobs, TYPES, NoRecords(), clock)
+        limits = UploadLimits(Quota(10_000_000, 1000, 1000), {}, EXPIRE_S)
+        turns = UploadTurns(lambda: 0, clock)
+        self.receiving = Receiving(
+            store, self.blobs, self.holds, finishing, TYPES, clock, turns, limits
+        )
+        self._running = asyncio.create_task(self.receiving.run())
+
+    async def end(self) -> None:
+        """Let go of everything."""
+        self._running.cancel()
+        await asyncio.wait([self._running])
+        await self.database.close()
+        self.blobs.close()
+
+
+class Sent:
+    """A body whose blocks come when the test says so, by default all at once; ``ends`` says how it ends."""
+
+    def __init__(self, content: bytes, ends: str = "whole", block_bytes: int = 7) -> None:
+        self.was_cut = False
+        self.stalled = asyncio.Event()
+        self._blocks = [content[at : at + block_bytes] for at in range(0, len(content), block_bytes)]
+        self._ends = ends
+        self._cut = asyncio.Event()
+
+    async def next(self, patience_s: float) -> bytes | None:
+        """Give the next block, or do as ``ends`` says."""
+        del patience_s
+        if self.was_cut:
+            raise BodyCutError
+        if self._blocks:
+            await asyncio.sleep(0)
+            return self._blocks.pop(0)
+        if self._ends == "whole":
+            return b""
+        if self._ends == "stalls":
+            self.stalled.set()
+            await self._cut.wait()
+        raise BodyCutError
+
+    def cut(self) -> None:
+        """End it."""
+        self.was_cut = True
+        self._cut.set()
+
+
+Site = tuple[list[Process], Wire]
+
+
+@pytest.fixture
+async def site(dsn: str, tmp_path: Path) -> AsyncIterator[Site]:
+    PostgresTenancy(dsn).add("acme")
+    processes: list[Process] = []
+    wire = Wire(processes)
+    processes += [Process(dsn, tmp_path, wire) for _ in range(2)]
+    yield processes, wire
+    for process in processes:
+        await process.end()
+
+
+def text(seed: int, size_bytes: int) -> bytes:
+    return base64.b64encode(random.Random(seed).randbytes(size_bytes))[:size_bytes]
+
+
+async def begun(process: Process, content: bytes, **described: str) -> Upload:
+    fields = {"file_name": "a.txt", "content_type": "text/plain", "domain": "task", "record_id": "r1"}
+    sha256 = described.pop("sha256", hashlib.sha256(content).hexdigest())
+    about = Described(**(fields | described), sha256=sha256)
+    return await process.receiving.create(SESSION, Creation("whole", len(content), about, ""))
+
+
+@contextmanager
+def suppress_refusals() -> Iterator[None]:
+    """Let pass what a client meets on a bad line: it asks for the offset, sooner or later."""
+    try:
+        yield
+    except SyncError as error:
+        if error.code not in {"locked", "unavailable", "checksum_mismatch", "offset_mismatch"}:
+            raise
+
+
+async def read(process: Process, upload: Upload) -> bytes:
+    return b"".join([block async for block in process.blobs.read(upload.ref, 0, upload.offset_bytes)])
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_an_upload_survives_whatever_happens_to_its_requests(site: Site, dsn: str, seed: int) -> None:
+    (first, second), wire = site
+    chance = random.Random(seed)
+    for number in range(6):
+        content = text(seed * 100 + number, chance.randrange(50, 1500))
+        upload = await begun(first, content)
+        named, acknowledged, told = upload.ref.upload_id, 0, 0
+        hanging: list[tuple[asyncio.Task[Upload], Sent]] = []
+        state = "open"
+        while state == "open":
+            process = chance.choice((first, second))
+            wire.up = chance.random() < 0.8
+            move = chance.choice(("ask", "whole", "breaks", "stalls", "bad", "dies"))
+            piece = content[told : told + chance.randrange(1, 400)]
+            body = Sent(piece, {"breaks": "breaks", "stalls": "stalls"}.get(move, "whole"))
+            checksum = Checksum("sha1", hashlib.sha1(piece, usedforsecurity=False).digest())
+            if move == "ask":
+                found = await process.receiving.find(SESSION, named)
+                assert acknowledged <= found.offset_bytes <= len(content)
+                acknowledged = told = found.offset_bytes
+                state = found.state
+            elif move == "dies" and not hanging:  # as a process that was killed when it had the upload
+                execute(
+                    dsn,
+                    "UPDATE upload_session SET holder = 'dead', held_until = now() - interval '1 s'"
+                    f" WHERE upload_id = '{named}' AND held_until IS NULL AND state = 'open'",
+                )
+            elif move == "stalls":
+                task = asyncio.create_task(
+                    process.receiving.append(SESSION, named, Append(told, len(piece) + 1), body)
+                )
+                await asyncio.wait(
+                    [task, asyncio.create_task(body.stalled.wait())], return_when="FIRST_COMPLETED"
+                )
+                hanging.append((task, body))
+            else:
+                given = Checksum("sha1", b"x" * 20) if move == "bad" else chance.choice((None, checksum))
+                with suppress_refusals():
+                    found = await process.receiving.append(
+                        SESSION, named, Append(told, len(piece)), body, given
+                    )
+                    assert found.offset_bytes == told + len(piece)
+                    acknowledged = told = found.offset_bytes
+                    state = found.state
+        for task, body in hanging:
+            body.cut()  # where it was taken over without being told
+            with pytest.raises(SyncError):
+                await task
+        assert state == "stored"
+        found = await second.receiving.find(SESSION, named)
+        assert await read(second, found) == content
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_question_ends_the_request_that_has_the_upload_and_keeps_what_it_brought(
+    site: Site, *, elsewhere: bool, told: bool
+) -> None:
+    (first, second), wire = site
+    wire.up = told
+    content = text(1, 500)
+    upload = await begun(first, content)
+    named = upload.ref.upload_id
+    body = Sent(content[:123], "stalls")
+    task = asyncio.create_task(first.receiving.append(SESSION, named, Append(0, 500), body))
+    await body.stalled.wait()
+    for process in (first, second):
+        with pytest.raises(SyncError) as refused:
+            await process.receiving.append(SESSION, named, Append(0, 500), Sent(content))
+        assert refused.value.code == "locked"
+    with pytest.raises(SyncError) as refused:
+        await second.receiving.find(STRANGER, named)
+    assert refused.value.code == "not_found"
+    assert not task.done(), "a stranger's question ends nothing"
+    asked = second if elsewhere else first
+    found = await asked.receiving.find(SESSION, named)
+    assert found.offset_bytes == (123 if told or not elsewhere else 0)
+    body.cut()  # by now, where nobody told it
+    with pytest.raises(SyncError) as refused:
+        await task
+    assert refused.value.code == "locked"
+    rest = Append(found.offset_bytes, 500 - found.offset_bytes)
+    done = await asked.receiving.append(SESSION, named, rest, Sent(content[found.offset_bytes :]))
+    assert done.state == "stored"
+    assert await read(first, done) == content
+
+
+async def test_who_was_taken_from_without_knowing_writes_to_nothing_that_is_read(site: Site) -> None:
+    (first, second), wire = site
+    wire.up = False
+    content = text(2, 900)
+    upload = await begun(first, content)
+    named = upload.ref.upload_id
+    await first.receiving.append(SESSION, named, Append(0, 300), Sent(content[:300]))
+    late = Sent(b"#" * 300, "stalls")
+    task = asyncio.create_task(first.receiving.append(SESSION, named, Append(300, 600), late))
+    await late.stalled.wait()
+    found = await second.receiving.find(SESSION, named)
+    assert found.offset_bytes == 300
+    await second.receiving.append(SESSION, named, Append(300, 100), Sent(content[300:400]))
+    late.cut()
+    with pytest.raises(SyncError) as refused:
+        await task
+    assert refused.value.code == "locked"
+    done = await second.receiving.append(SESSION, named, Append(400, 500), Sent(content[400:]))
+    assert done.state == "stored"
+    assert await read(first, done) == content
+
+
+async def test_a_file_that_is_not_what_it_was_said_to_be_is_refused_whole(site: Site) -> None:
+    (first, second), _ = site
+    content = text(3, 100)
+    for described, code in (
+        ({"sha256": "0" * 64}, "checksum_mismatch"),
+        ({"content_type": "image/png"}, "unsupported_type"),
+    ):
+        upload = await begun(first, content, **described)
+        with pytest.raises(SyncError) as refused:
+            await first.receiving.append(SESSION, upload.ref.upload_id, Append(0, 100), Sent(content))
+        assert refused.value.code == code
+        with pytest.raises(SyncError) as refused:
+            await second.receiving.find(SESSION, upload.ref.upload_id)
+        assert refused.value.code == "upload_gone"
+
+
+async def test_an_upload_whose_last_request_died_is_finished_by_the_question(site: Site, dsn: str) -> None:
+    (first, second), _ = site
+    content = text(4, 100)
+    upload = await begun(first, content)
+    appending = first.blobs.appending(upload.draft)
+    await appending.flush([content])
+    execute(
+        dsn,
+        "UPDATE upload_session SET offset_bytes = 100, holder = 'dead',"
+        " held_until = now() - interval '1 s'",
+    )
+    found = await second.receiving.find(SESSION, upload.ref.upload_id)
+    assert (found.state, found.offset_bytes) == ("stored", 100)
+    assert await read(first, found) == content
+
+
+async def test_an_upload_that_nobody_went_on_with_is_gone(site: Site, dsn: str) -> None:
+    (first, second), _ = site
+    upload = await begun(first, text(5, 100))
+    execute(dsn, "UPDATE upload_session SET expires_at = 'epoch'")
+    for ask in (
+        second.receiving.append(SESSION, upload.ref.upload_id, Append(0, 100), Sent(text(5, 100))),
+        second.receiving.find(SESSION, upload.ref.upload_id),
+    ):
+        with pytest.raises(SyncError) as refused:
+            await ask
+        assert refused.value.code == "upload_gone"
+
+
+async def test_a_drain_ends_requests_and_keeps_what_they_brought(site: Site) -> None:
+    (first, second), _ = site
+    content = text(6, 400)
+    upload = await begun(first, content)
+    body = Sent(content[:99], "stalls")
+    task = asyncio.create_task(
+        first.receiving.append(SESSION, upload.ref.upload_id, Append(0, 400), body)
+    )
+    await body.stalled.wait()
+    await first.holds.drain()
+    with pytest.raises(SyncError):
+        await task
+    assert (await second.receiving.find(SESSION, upload.ref.upload_id)).offset_bytes == 99
+
+
+async def test_what_a_long_request_brought_is_acknowledged_on_its_way(site: Site) -> None:
+    (first, second), _ = site
+    content = text(7, 3_000_000)
+    upload = await begun(first, content)
+    body = Sent(content[:2_500_000], "stalls", block_bytes=100_000)
+    task = asyncio.create_task(
+        first.receiving.append(SESSION, upload.ref.upload_id, Append(0, len(content)), body)
+    )
+    await body.stalled.wait()
+    found = await PostgresUploads(second.database).find(upload.ref)
+    assert found is not None
+    assert found.held, "the request goes on"
+    assert 2_000_000 <= found.offset_bytes <= 2_500_000
+    body.cut()
+    with pytest.raises(SyncError):
+        await task
+
+
+async def test_a_device_has_no_more_requests_under_way_than_it_may(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first, _), _ = site
+    monkeypatch.setattr("engine.uploads.locks.MOST_OF_A_DEVICE", 1)
+    content = text(8, 100)
+    busy, other = [await begun(first, content) for _ in range(2)]
+    body = Sent(content[:50], "stalls")
+    task = asyncio.create_task(first.receiving.append(SESSION, busy.ref.upload_id, Append(0, 100), body))
+    await body.stalled.wait()
+    asked = (SESSION, other.ref.upload_id, Append(0, 100))
+    with pytest.raises(SyncError) as refused:
+        await first.receiving.append(*asked, Sent(content))
+    assert refused.value.code == "rate_limited"
+    with pytest.raises(SyncError) as refused:
+        await first.receiving.append(STRANGER, *asked[1:], Sent(content))
+    assert refused.value.code == "not_found", "another device is not counted with it"
+    body.cut()
+    with pytest.raises(SyncError):
+        await task
+    assert (await first.receiving.append(*asked, Sent(content))).state == "stored"
+
+
+async def test_what_a_checksum_is_still_to_come_for_is_not_kept_in_memory(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first, second), _ = site
+    monkeypatch.setattr("engine.uploads.body_writer.PROGRESS_S", 0.0)
+    content = text(9, 100)
+    upload = await begun(first, content)
+    body = Sent(content[:60], "stalls")
+    checksum = Checksum("sha1", hashlib.sha1(content, usedforsecurity=False).digest())
+    task = asyncio.create_task(
+        first.receiving.append(SESSION, upload.ref.upload_id, Append(0, 100), body, checksum)
+    )
+    await body.stalled.wait()
+    (draft,) = [one async for some in first.blobs.kept(1 << 62) for one in some]
+    assert draft.size_bytes > 0
+    found = await PostgresUploads(second.database).find(upload.ref)
+    assert found is not None
+    assert found.offset_bytes == 0, "what is not known to be right is not acknowledged"
+    body.cut()
+    with pytest.raises(SyncError):
+        await task

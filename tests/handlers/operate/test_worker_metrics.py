@@ -1,0 +1,138 @@
+"""Metrics of several workers: the same whoever answers on the shared port, one's own on a port of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+
+from aiohttp import ClientSession
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from handlers.operate.worker_metrics import Labelled, Merged
+from tests.harness.in_process_server import Running
+from tests.harness.supervised import Supervise
+from tests.harness.ws_device import connected, put, token
+
+#: Samples by name and labels.
+Page = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def _read(text: str) -> Page:
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    page = {(one.name, frozenset(one.labels.items())): one.value for one in samples}
+    assert len(page) == len(samples), "a sample is there twice"
+    return page
+
+
+async def _scrape(url: str) -> Page:
+    async with ClientSession() as http, http.get(url + "/metrics") as response:
+        assert response.status == 200
+        return _read(await response.text())
+
+
+def _of(page: Page, name: str) -> dict[str, float]:
+    """A metric's values by worker."""
+    return {dict(labels)["worker"]: value for (sample, labels), value in page.items() if sample == name}
+
+
+def _steady(page: Page) -> Page:
+    """Without what moves by itself: the bus and the writing behind."""
+    return {
+        key: value
+        for key, value in page.items()
+        if not key[0].startswith(
+            ("tidemark_bus_", "tidemark_health_", "tidemark_loop_", "tidemark_worker_up")
+        )
+    }
+
+
+async def test_the_shared_port_tells_of_all_workers_whoever_answers(supervise: Supervise) -> None:
+    server = await supervise()
+    async with ClientSession() as http:
+        for worker, pushes in ((1, 3), (2, 5)):
+            async with connected(
+                server.url_of(worker), http, signed=token("acme", f"device-{worker}")
+            ) as device:
+                for number in range(pushes):
+                    await device.push(put(f"{worker}-{number}", None, n=number))
+    own = [await _scrape(server.url_of(worker)) for worker in (1, 2)]
+    for index, page in enumerate(own, start=1):
+        assert {dict(labels)["worker"] for _, labels in page} == {str(index)}
+    for _ in range(8):  # the system chooses who answers
+        page = await _scrape(server.url)
+        assert _of(page, "tidemark_worker_up") == {"1": 1, "2": 1}
+        assert _of(page, "tidemark_messages_received_total") == {"1": 3, "2": 5}
+        assert _of(page, "tidemark_sync_duration_seconds_count") == {"1": 3, "2": 5}
+        assert _steady(page) == _steady(own[0]) | _steady(own[1])
+
+
+async def test_a_worker_that_does_not_answer_is_left_out_and_said_to_be_down(supervise: Supervise) -> None:
+    server = await supervise()
+    stopped = server.pid_of(2)
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(60):
+            page = None
+            while page is None:  # until the one that runs is chosen to answer
+                try:
+                    async with asyncio.timeout(3):
+                        page = await _scrape(server.url)
+                except TimeoutError:
+                    continue
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert _of(page, "tidemark_worker_up") == {"1": 1, "2": 0}
+    assert _of(page, "tidemark_connections").keys() == {"1"}
+
+
+async def test_one_process_alone_has_no_such_label(server: Running) -> None:
+    page = await _scrape(server.url)
+    assert ("tidemark_connections", frozenset()) in page
+    assert not any(name == "tidemark_worker_up" or dict(labels).get("worker") for name, labels in page)
+
+
+class _Worker(Collector):
+    def __init__(self, counts: dict[str, int], buckets: list[int]) -> None:
+        self._counts, self._buckets = counts, buckets
+
+    def collect(self) -> Iterator[Metric]:
+        errors = CounterMetricFamily("errors", "By code", labels=["code"])
+        for code, count in self._counts.items():
+            errors.add_metric([code], count)
+        yield errors
+        bounds = [*map(str, map(float, range(1, len(self._buckets)))), "+Inf"]
+        yield HistogramMetricFamily(
+            "took", "How long", buckets=list(zip(bounds, sorted(self._buckets), strict=True)), sum_value=1.5
+        )
+
+
+@given(
+    st.lists(
+        st.builds(
+            _Worker,
+            st.dictionaries(
+                st.text(st.characters(exclude_categories=["Cs"]), max_size=5), st.integers(0, 1 << 50)
+            ),
+            st.lists(st.integers(0, 1 << 50), min_size=1, max_size=4),
+        ),
+        max_size=4,
+    )
+)
+def test_a_merged_page_is_all_pages_together(workers: list[_Worker]) -> None:
+    pages = [
+        generate_latest(Labelled(worker, number)).decode() for number, worker in enumerate(workers, start=1)
+    ]
+    merged = generate_latest(Merged(pages)).decode()
+    expected: Page = {}
+    for page in pages:
+        expected |= _read(page)
+    assert _read(merged) == expected
+    types = [line for line in merged.splitlines() if line.startswith("# TYPE")]
+    assert len(types) == len(set(types)), "a family is there twice"

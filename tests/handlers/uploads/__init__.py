@@ -1,0 +1,1 @@
+"""Tests of downloads by range."""

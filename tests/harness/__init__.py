@@ -1,0 +1,1 @@
+"""What tests stand on: devices, servers, services, models; no test lives here."""

@@ -1,0 +1,192 @@
+"""Ways to break a promise by a few characters, each with the tests that have to notice."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+_STORE = "tests/storage/stores/test_commit.py::"
+_COMMITTER = "tests/engine/commit/test_committer.py::"
+_ORDER = "tests/system/test_feed_order.py::"
+_HAZARDS = "tests/storage/stores/test_commit_hazards.py::"
+_STANDBY = "tests/storage/stores/test_standby.py::"
+
+_LOCKED_THEN_READ = (
+    _STORE + "test_a_tenant_is_locked_until_the_transaction_ends_and_then_read_afresh[postgres]"
+)
+_MANY_WRITERS = _STORE + "test_many_writers_give_a_feed_without_gaps[postgres]"
+_UNKNOWN_OUTCOME = _COMMITTER + "test_an_unknown_outcome_is_settled_by_running_again[True]"
+_OUTLASTED = _HAZARDS + "test_a_commit_that_outlasts_the_clients_patience_is_settled_by_its_key"
+_COMMITTED, _ROLLED_BACK = _OUTLASTED + "[it commits after all]", _OUTLASTED + "[it rolls back]"
+_OF_TENANTS = "WHERE tenant_id = ANY(%(tenants)s::int[])"
+_LOCK_ORDER = " ORDER BY tenant_id FOR UPDATE"
+_LOCK = f"SELECT * FROM tenant_counters {_OF_TENANTS}{_LOCK_ORDER}"
+
+#: The text of a program, and the text put in its place.
+Change = tuple[str, str]
+
+
+class Mutant(NamedTuple):
+    """One fault: ``changes`` are (old, new) texts of one file, ``red`` the tests that must fail of it."""
+
+    file: str
+    changes: tuple[Change, ...]
+    red: tuple[str, ...]
+
+
+MUTANTS: dict[str, Mutant] = {
+    "acknowledged before the commit": Mutant(
+        "engine/commit/lane.py",
+        (
+            (
+                "await transaction.commit(plan.writes)",
+                "self._late = asyncio.create_task(transaction.commit(plan.writes))",
+            ),
+        ),
+        (
+            _HAZARDS + "test_nothing_is_answered_before_its_commit",
+            _COMMITTER + "test_what_comes_during_a_commit_is_one_batch",
+        ),
+    ),
+    "acknowledged before it is on disk": Mutant(
+        "storage/postgres/transactions.py",
+        (('                ("synchronous_commit", synchronous_commit),\n', ""),),
+        (_HAZARDS + "test_a_batch_is_durable_whatever_the_database_defaults_to",),
+    ),
+    "a sequence in place of the locked counter": Mutant(
+        "storage/stores/commit.py",
+        (
+            (_LOCK_ORDER, " ORDER BY tenant_id"),
+            ("NULL, seq, (SELECT {TODAY})", "NULL, nextval('tenants_tenant_id_seq'), NULL::bigint"),
+        ),
+        (_MANY_WRITERS,),
+    ),
+    "counters read without a lock": Mutant(
+        "storage/stores/commit.py",
+        ((_LOCK_ORDER, " ORDER BY tenant_id"),),
+        (_LOCKED_THEN_READ, _MANY_WRITERS),
+    ),
+    "rows read in the snapshot from before the lock": Mutant(
+        "storage/stores/commit.py",
+        (
+            (f'" FROM tenant_counters {_OF_TENANTS}"', f'" FROM ({_LOCK}) AS locked"'),
+            ("(SETTINGS, _LOCK, reading)", "(SETTINGS, reading)"),
+        ),
+        (_LOCKED_THEN_READ,),
+    ),
+    "tenants locked in no order": Mutant(
+        "storage/stores/commit.py",
+        ((_LOCK_ORDER, " ORDER BY random() FOR UPDATE"),),
+        (_ORDER + "test_writers_of_the_same_tenants_named_in_any_order_never_deadlock",),
+    ),
+    "keys not looked up": Mutant(
+        "storage/stores/commit.py",
+        ((" bool(lookups.keys),", " False,"),),
+        (_STORE + "test_what_is_committed_is_found_again[postgres]", _COMMITTED),
+    ),
+    "kept answers ignored": Mutant(
+        "engine/plan/batch.py",
+        (("known = working.keys.get(ref)", "known = None"),),
+        (_UNKNOWN_OUTCOME, _COMMITTED),
+    ),
+    "keys of one device taken for another's": Mutant(
+        "engine/commit/validation.py",
+        ((r'f"{session.device_id}\0{sync.key}"', 'f"{sync.key}"'),),
+        ("tests/contract/test_idempotency_ws.py::test_a_key_belongs_to_its_device_and_its_tenant",),
+    ),
+    "a commit of unknown outcome taken for a success": Mutant(
+        "storage/stores/commit.py",
+        (("raise StoreUnknownError(str(error)) from None", "return"),),
+        (_ROLLED_BACK,),
+    ),
+    "a commit of unknown outcome taken for a failure": Mutant(
+        "storage/stores/commit.py",
+        (("raise StoreUnknownError(str(error))", "raise StoreRetryError(str(error))"),),
+        (_COMMITTED,),
+    ),
+    "a failure told where the outcome is unknown": Mutant(
+        "engine/commit/lane.py",
+        (("                        unknown = True\n", "                        raise\n"),),
+        (_UNKNOWN_OUTCOME, _COMMITTED),
+    ),
+    "subscribers not told of an unknown outcome": Mutant(
+        "engine/commit/lane.py",
+        (("            if unknown:\n", "            if False:\n"),),
+        (_UNKNOWN_OUTCOME,),
+    ),
+    "a warning of COMMIT overheard": Mutant(
+        "storage/stores/commit.py",
+        (("if session.warned():", "if False:"),),
+        (_STANDBY + "test_a_commit_that_may_not_have_reached_the_standby_is_answered_once_it_has",),
+    ),
+    "a whole batch refused for one message": Mutant(
+        "engine/commit/lane.py",
+        (
+            (
+                "return self._put_back(batch[middle:]) + await self.settle(batch[:middle])",
+                "return sum([await self._settle_culprit(one, error) for one in batch])",
+            ),
+        ),
+        (_COMMITTER + "test_a_message_that_the_database_refuses_stands_alone[7]",),
+    ),
+    "quarantine forgotten": Mutant(
+        "storage/stores/commit_writes.py",
+        (("    if writes.quarantine:\n", "    if False:\n"),),
+        (_HAZARDS + "test_a_value_that_the_database_would_refuse_rejects_its_item_alone",),
+    ),
+    "a cursor moved before its page was taken": Mutant(
+        "engine/feed/subscription.py",
+        (
+            (
+                "        if not self.sink.send(body, self.closing):",
+                "        self.position = position\n        if not self.sink.send(body, self.closing):",
+            ),
+        ),
+        ("tests/engine/feed/test_subscription.py::test_it_stands_where_it_stood_until_its_page_is_taken",),
+    ),
+    "a gap passed over": Mutant(
+        "engine/feed/tail.py",
+        (
+            ("if head is None or record.seq > head + 1:", "if head is None:"),
+            ("elif record.seq == head + 1:", "elif record.seq > head:"),
+        ),
+        (
+            "tests/engine/feed/test_tail.py::test_what_comes_early_waits",
+            _ORDER + "test_every_reader_is_told_every_change_in_order",
+        ),
+    ),
+    "pages of all tenants": Mutant(
+        "storage/stores/feed.py",
+        (("WHERE tenant_id = %(tenant)s AND seq > ", "WHERE seq > "),),
+        (_STORE + "test_pages_end_at_limit_and_bytes[postgres]",),
+    ),
+    "a cancelled statement taken for a cancelled task": Mutant(
+        "storage/postgres/pool.py",
+        (('return StoreRetryError("the server cancelled the statement")', "raise asyncio.CancelledError"),),
+        (_HAZARDS + "test_a_statement_that_the_server_cancels_is_no_cancelled_task",),
+    ),
+    "a cancellation forgotten that comes with an answer": Mutant(
+        "storage/postgres/driver.py",
+        (
+            (
+                "except (asyncio.CancelledError, TimeoutError):\n            self.close()",
+                "except (asyncio.CancelledError, TimeoutError):\n            return []",
+            ),
+        ),
+        (_HAZARDS + "test_a_cancellation_that_comes_with_the_answer_is_heeded",),
+    ),
+    "waiting that tires before a stalled holder is freed": Mutant(
+        "storage/postgres/transactions.py",
+        (("LOCK_WAIT_MS: Final = 3000", "LOCK_WAIT_MS: Final = 300"),),
+        (_HAZARDS + "test_a_stopped_server_frees_its_tenants_before_others_tire_of_waiting",),
+    ),
+    "settings left behind on a connection": Mutant(
+        "storage/postgres/transactions.py",
+        (("'{value}', true)", "'{value}', false)"),),
+        (_HAZARDS + "test_the_settings_of_a_batch_end_with_it",),
+    ),
+    "a drain that waits for no commit": Mutant(
+        "handlers/server.py",
+        (("core.committer.run, core.committer.drain)", "core.committer.run)"),),
+        ("tests/system/test_drain.py::test_a_drain_under_load_loses_nothing",),
+    ),
+}

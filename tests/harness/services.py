@@ -1,0 +1,113 @@
+"""The real services that tests run on: one PostgreSQL and one Redis a session, a fresh database a test.
+
+PostgreSQL listens on TCP and asks for a password, as in real installations: the embedded one, on a Unix
+socket, has tests of its own (``tests/storage/embedded/test_servers.py``).
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from bench.harness.clusters import cluster_in
+from storage.embedded.servers import Services, embedded
+from storage.postgres.migrate import migrate
+
+_TEMPLATE = "migrated"
+
+
+@pytest.fixture(scope="session")
+def services() -> Iterator[Services]:
+    """PostgreSQL and Redis in a directory of their own."""
+    home = Path(tempfile.mkdtemp(prefix="tidemark-tests-"))
+    home.chmod(0o711)  # the servers' account has to pass through it
+    try:
+        with cluster_in(home / "postgres", "tests") as made, embedded(home / "data", postgres=False) as redis:
+            yield Services(made.dsn, redis.redis_url)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def embedded_services() -> Iterator[Services]:
+    """The embedded default, on Unix sockets, as it is for whoever has configured none."""
+    home = Path(tempfile.mkdtemp(prefix="tidemark-tests-"))
+    home.chmod(0o711)
+    try:
+        with embedded(home / "data") as running:
+            yield running
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def data_dir(services: Services) -> Path:
+    """The directory of the tests' embedded servers, where their account may pass."""
+    return Path(services.redis_url.removeprefix("unix://")).parent.parent
+
+
+def named(dsn: str, database: str) -> str:
+    """Return the DSN of another database on the same server."""
+    return dsn.replace("dbname=tidemark", f"dbname={database}")
+
+
+def execute(dsn: str, *statements: str) -> None:
+    """Run statements outside of a transaction."""
+    connection = psycopg2.connect(dsn)
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+    finally:
+        connection.close()
+
+
+def rows(dsn: str, statement: str) -> list[tuple[object, ...]]:
+    """Read rows past the server under test."""
+    connection = psycopg2.connect(dsn)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall()
+    finally:
+        connection.close()
+
+
+@pytest.fixture(scope="session")
+def template(services: Services) -> str:
+    """A migrated database that others are copied from."""
+    execute(services.dsn, f"CREATE DATABASE {_TEMPLATE}")
+    migrate(named(services.dsn, _TEMPLATE))
+    return _TEMPLATE
+
+
+@pytest.fixture
+def empty_dsn(services: Services) -> Iterator[str]:
+    """A database without a schema."""
+    with database(services, "template0") as name:
+        yield name
+
+
+@pytest.fixture
+def dsn(services: Services, template: str) -> Iterator[str]:
+    """A migrated database without a tenant."""
+    with database(services, template) as name:
+        yield name
+
+
+@contextmanager
+def database(services: Services, source: str) -> Iterator[str]:
+    """Give the DSN of a copy of the database ``source``, which is dropped in the end."""
+    name = f"test_{uuid.uuid4().hex}"
+    execute(services.dsn, f"CREATE DATABASE {name} TEMPLATE {source}")
+    try:
+        yield named(services.dsn, name)
+    finally:
+        execute(services.dsn, f"DROP DATABASE {name} WITH (FORCE)")

@@ -1,0 +1,70 @@
+"""tus-js-client, as it is on its registry, in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness.ws_device import Json
+
+_HOME = Path(__file__).parent.parent / "clients" / "node"
+_PATIENCE_S = 60
+
+
+class TusJs:
+    """Runs ``upload.mjs``; its head says what can be told."""
+
+    #: Where programs find the client.
+    home = _HOME
+
+    async def run(self, *uploads: Json) -> list[Json]:
+        """Upload all of these at once; gives what happened, in order."""
+        process = await asyncio.create_subprocess_exec(
+            *("node", str(_HOME / "upload.mjs")),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                told = json.dumps({"uploads": uploads}).encode()
+                out, errors = await process.communicate(told)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert (process.returncode, errors.decode()) == (0, "")
+        return [json.loads(line) for line in out.splitlines()]
+
+    async def ended(self, upload: Json) -> Json:
+        """Upload one file; gives what happened last."""
+        return (await self.run(upload))[-1]
+
+
+def events(happened: list[Json], event: str, **fields: Any) -> list[Json]:
+    """Those of a kind."""
+    return [one for one in happened if one["event"] == event and fields.items() <= one.items()]
+
+
+@pytest.fixture(scope="session")
+def tus_js() -> TusJs:
+    """The client, installed from its lock."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("tus-js-client needs node and npm")
+    installed = _HOME / "node_modules" / ".package-lock.json"
+    lock = _HOME / "package-lock.json"
+    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
+        subprocess.run(
+            [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
+            cwd=_HOME,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+    return TusJs()

@@ -1,0 +1,184 @@
+"""All that a process has for files, on a real database and a directory, with the clean-up in hand."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import random
+import time
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from compose.admin import lone_committer
+from compose.deployment import open_site
+from compose.server import SystemClock
+from engine.cluster.leases import ClusterTurns
+from engine.commit.committer import Committer, settled
+from engine.commit.validation import Intake, Session
+from engine.filetypes.types import FileTypes
+from engine.model.domains import Domains
+from engine.model.tenants import Tenant
+from engine.model.uploads import Append, Upload
+from engine.plan.jobs import Answer
+from engine.uploads.cleanup import Swept, Tidied, UploadCleanup
+from engine.uploads.cleanup_job import UploadChores
+from engine.uploads.finish import Finishing
+from engine.uploads.locks import Holds
+from engine.uploads.metadata import Described
+from engine.uploads.ports import Quota
+from engine.uploads.service import Creation, Receiving, UploadLimits
+from engine.uploads.write_limiter import UploadTurns
+from engine.wire.codec import JSON
+from engine.wire.messages import Sync
+from storage.blobs.directory import DirectoryBlobs
+from storage.postgres.pool import Database
+from storage.stores.commit import PostgresStore
+from storage.stores.leases import PostgresTurns
+from storage.stores.tenants import PostgresTenancy
+from storage.stores.upload_cleanup import PostgresCleanup
+from storage.stores.uploads import PostgresUploads
+from tests.engine.uploads.test_service import Sent, Wire
+from tests.harness.services import rows
+
+SETTINGS = open_site(None, {}).settings
+DOMAINS = Domains(dict(SETTINGS.domains))
+EXPIRE_S = 3600.0
+GRACE_S = 100 * 3600.0
+LAST_DATA_S = 50 * 3600.0
+HOUR_US = 3_600_000_000
+
+
+def session(tenant: int = 1) -> Session:
+    """A device of a tenant."""
+    return Session(tenant=Tenant(tenant, f"tenant{tenant}"), device_id="phone", session_id="")
+
+
+def now_us(hours: float = 0) -> int:
+    """So many hours from now."""
+    return time.time_ns() // 1000 + int(hours * HOUR_US)
+
+
+def text(size_bytes: int = 300) -> bytes:
+    """What is taken for plain text."""
+    return base64.b64encode(random.randbytes(size_bytes))[:size_bytes]
+
+
+async def keep() -> None:
+    """Nobody takes this turn away."""
+
+
+class House:
+    """One process's part."""
+
+    def __init__(self, dsn: str, directory: Path) -> None:
+        self.dsn = dsn
+        self.directory = directory
+        clock = SystemClock()
+        self.database = Database(dsn, 2)
+        self._writes = Database(dsn, 1)
+        self.blobs = DirectoryBlobs(directory / "uploads", 2)
+        self.store = PostgresUploads(self.database)
+        self.committer: Committer = lone_committer(PostgresStore(self._writes, 24), SETTINGS, {}, set())
+        types = FileTypes(SETTINGS.uploads)
+        self.holds = Holds(self.store, self.blobs, Wire([]), clock, EXPIRE_S)
+        finishing = Finishing(self.store, self.blobs, types, self.committer, clock)
+        turns = UploadTurns(lambda: 0, clock)
+        limits = UploadLimits(Quota(1 << 30, 100, 1000), {}, EXPIRE_S)
+        self.receiving = Receiving(
+            self.store, self.blobs, self.holds, finishing, types, clock, turns, limits
+        )
+        self.cleanup = UploadCleanup(
+            PostgresCleanup(self.database), self.blobs, self.committer, GRACE_S, LAST_DATA_S
+        )
+        self.chores = UploadChores(ClusterTurns(PostgresTurns(self.database), clock), self.cleanup)
+        self._running = [asyncio.create_task(one.run()) for one in (self.receiving, self.committer)]
+
+    async def end(self) -> None:
+        """Let go of everything."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.wait(self._running)
+        await self.database.close()
+        await self._writes.close()
+        self.blobs.close()
+
+    async def begun(self, size_bytes: int = 300, record: str = "a", tenant: int = 1) -> Upload:
+        """Begin an upload."""
+        about = Described("a.txt", "text/plain", "task", record, None)
+        return await self.receiving.create(session(tenant), Creation("whole", size_bytes, about, ""))
+
+    async def sent(self, upload: Upload, content: bytes, tenant: int = 1) -> Upload:
+        """Send bytes of it from where it stands."""
+        found = await self.receiving.find(session(tenant), upload.ref.upload_id)
+        return await self.receiving.append(
+            session(tenant), upload.ref.upload_id, Append(found.offset_bytes, len(content)), Sent(content)
+        )
+
+    async def stored(self, record: str = "a", tenant: int = 1) -> Upload:
+        """Have a whole file."""
+        return await self.sent(await self.begun(300, record, tenant), text(), tenant)
+
+    async def push(self, op: str, base: int | None, tenant: int = 1, record: str = "a") -> None:
+        """Change a record."""
+        item: dict[str, object] = {"domain": "task", "id": record, "op": op, "base": base}
+        if op != "delete":
+            item["data"] = {"n": 1}
+        frame = json.dumps({"type": "sync", "id": "1", "key": uuid.uuid4().hex, "items": [item]})
+        sync = JSON.decode(frame.encode())
+        assert isinstance(sync, Sync)
+        job = Intake(DOMAINS, 10).push(sync, session(tenant), now_us())
+        outcome = await settled(self.committer, job)
+        assert isinstance(outcome, Answer)
+        assert json.loads(outcome.results)[0]["status"] == "applied", outcome
+
+    async def tidied(self, hours: float = 0) -> Tidied:
+        """Go over the rows, so many hours from now."""
+        return await self.cleanup.tidy(now_us(hours), keep)
+
+    async def swept(self, hours: float = 0) -> Swept:
+        """Go over the bytes, so many hours from now."""
+        return await self.cleanup.sweep(now_us(hours), keep)
+
+    def state(self, upload: Upload) -> object:
+        """The state of an upload in the database, None for none."""
+        found = rows(
+            self.dsn,
+            f"SELECT state FROM upload_session WHERE tenant_id = {upload.ref.tenant_id}"
+            f" AND upload_id = '{upload.ref.upload_id}'",
+        )
+        return found[0][0] if found else None
+
+    def reserved(self, tenant: int = 1) -> object:
+        """What counts against a tenant's quota."""
+        return rows(self.dsn, f"SELECT reserved_bytes FROM tenant_storage WHERE tenant_id = {tenant}")[0][0]
+
+    def kept(self) -> set[tuple[str, str]]:
+        """What the directory has: drafts and files, by their uploads."""
+        base = self.directory / "uploads"
+        return {
+            (path.relative_to(base).parts[0], path.name.split(".")[0])
+            for path in base.rglob("*")
+            if path.is_file()
+        }
+
+    def aged(self, hours: float) -> None:
+        """Make all that the directory has so much older."""
+        for path in (self.directory / "uploads").rglob("*"):
+            if path.is_file():
+                then = time.time() - hours * 3600
+                os.utime(path, (then, then))
+
+
+@pytest.fixture
+async def house(dsn: str, tmp_path: Path) -> AsyncIterator[House]:
+    """One process, with the tenants 1 and 2."""
+    for name in ("tenant1", "tenant2"):
+        PostgresTenancy(dsn).add(name)
+    house = House(dsn, tmp_path)
+    yield house
+    await house.end()

@@ -1,0 +1,1 @@
+"""Tests of the documentation, the layout and the tests themselves."""

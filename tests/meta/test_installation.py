@@ -1,0 +1,52 @@
+"""What ``make install-server`` installs: all that the program imports, and nothing to develop with."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("bench", "compose", "engine", "handlers", "storage")
+PROGRAM = [ROOT / "run.py", *(path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))]
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """The packages of others that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        match node:
+            case ast.Import(names=names):
+                modules = [one.name for one in names]
+            case ast.ImportFrom(module=str(module), level=0):
+                modules = [module]
+            case _:
+                continue
+        for module in modules:
+            name = module.partition(".")[0]
+            if name not in sys.stdlib_module_names and not (ROOT / name).exists() and name != "run":
+                yield name
+
+
+def test_install_server_installs_what_serves_and_nothing_else() -> None:
+    made = subprocess.run(
+        ["/usr/bin/env", "make", "--dry-run", "install-server", "VENV=/nowhere"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+    assert re.findall(r"-r (\S+)", made) == ["deploy/requirements.txt"]
+    pinned = (ROOT / "deploy" / "requirements.txt").read_text("utf-8")
+    named = set(re.findall(r"^([a-z0-9-]+)==", pinned, re.MULTILINE))
+    distributions = packages_distributions()
+    imported = {name for path in PROGRAM for name in _imported(path)}
+    for name in imported:
+        assert any(one.lower().replace("_", "-") in named for one in distributions[name]), name
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    development = {re.split(r"[<>=\[]", one)[0].lower() for one in project["optional-dependencies"]["dev"]}
+    assert named & development == set()

@@ -1,0 +1,237 @@
+"""Devices in PostgreSQL: counts add up, nobody waits for nobody, and what is revoked stays so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from engine.cache.device_health import Counts, DeviceKey, Health
+from engine.cache.ports import HealthUnknownError, Revoked
+from engine.operate.ports import RefusedError
+from engine.runtime.ports import StorePoisonError, StoreRetryError
+from storage.postgres.migrate import migrate
+from storage.postgres.pool import ConnectionLostError, Database, Row, Session, Values
+from storage.stores.devices import PostgresDevices, PostgresFleet
+from tests.harness.services import execute, rows
+
+PHONE, TABLET, OTHER = DeviceKey(1, "phone"), DeviceKey(1, "tablet"), DeviceKey(2, "phone")
+EMPTY = "SELECT count(*)::int FROM sync_device_health"
+
+
+@pytest.fixture
+def tenants(dsn: str) -> str:
+    """A database with the tenants 1 and 2."""
+    execute(dsn, "INSERT INTO tenants (name) VALUES ('acme'), ('globex')")
+    return dsn
+
+
+@pytest.fixture
+async def store(tenants: str) -> AsyncIterator[PostgresDevices]:
+    database = Database(tenants, 3)
+    yield PostgresDevices(database)
+    await database.close()
+
+
+def change(key: DeviceKey, *counts: int, at_us: int | None = None) -> Health:
+    return Health(key, Counts(*counts), at_us)
+
+
+async def test_counts_are_added_and_the_latest_sync_counts(store: PostgresDevices) -> None:
+    said = Health(PHONE, Counts(2, 1, 3_000, 4), 2_000_001, "4g", "1.0", "14", seen=True)
+    await store.add([said])
+    await store.add([change(PHONE, 1, 0, 500, 1, at_us=1_000_000), change(OTHER, 1)])
+    found = {one.key: one for one in await store.health([OTHER, PHONE, TABLET])}
+    assert found == {
+        PHONE: Health(PHONE, Counts(3, 1, 3_500, 5), 2_000_001, "4g", "1.0", "14"),
+        OTHER: Health(OTHER, Counts(1, 0, 0, 0)),
+    }
+    assert await store.health([]) == []
+    assert [one.key for one in await store.latest(10)] == [PHONE]
+    assert await store.latest(0) == []
+
+
+async def test_what_a_device_says_is_kept_and_when_it_was_first_seen(
+    store: PostgresDevices, tenants: str
+) -> None:
+    await store.add([Health(PHONE, Counts(), None, "4g", "1.0", "14", seen=True)])
+    first = rows(tenants, "SELECT first_seen_at FROM devices")
+    await store.add([Health(PHONE, Counts(), None, None, "1.1", None, seen=True)])
+    await store.add([change(PHONE, 1)])
+    wanted = "SELECT app_version, os_version FROM devices"
+    assert rows(tenants, wanted) == [("1.1", "14")]
+    assert rows(tenants, wanted.replace("devices", "sync_device_health")) == [("1.1", "14")]
+    assert rows(tenants, "SELECT first_seen_at FROM devices") == first
+    assert rows(tenants, "SELECT last_seen_at > first_seen_at FROM devices") == [(True,)]
+
+
+async def test_the_mean_that_operators_know_follows_from_the_sum(
+    store: PostgresDevices, tenants: str
+) -> None:
+    await store.add([change(PHONE, 3, 0, 9_000), change(TABLET)])
+    await store.add([change(PHONE, 1, 0, 1_000), change(TABLET)])
+    means = "SELECT avg_sync_duration_ms FROM sync_device_health ORDER BY device_id"
+    assert rows(tenants, means) == [(2.5,), (None,)]
+    migrate(tenants, 12, down=True)
+    assert rows(tenants, means) == [(2.5,), (None,)]
+    migrate(tenants)
+    assert (await store.health([PHONE]))[0].counts == Counts(4, 0, 10_000, 0)
+
+
+async def test_a_tenant_that_is_no_more_is_skipped(store: PostgresDevices, tenants: str) -> None:
+    execute(tenants, "DELETE FROM tenants WHERE tenant_id = 1")
+    await store.add([Health(PHONE, Counts(1), seen=True), Health(OTHER, Counts(1), seen=True)])
+    for table in ("devices", "sync_device_health"):
+        assert rows(tenants, f"SELECT tenant_id, device_id FROM {table}") == [OTHER]
+
+
+async def test_values_that_the_database_refuses_are_poison_and_nothing_is_written(
+    store: PostgresDevices, tenants: str
+) -> None:
+    with pytest.raises(StorePoisonError):
+        await store.add([change(PHONE, 1), Health(TABLET, Counts(1), network_type="\0", seen=True)])
+    assert rows(tenants, EMPTY) == [(0,)]
+
+
+async def test_processes_that_add_to_the_same_devices_at_once_lose_nothing(tenants: str) -> None:
+    keys = sorted(DeviceKey(1 + number % 2, f"d{number}") for number in range(200))
+    databases = [Database(tenants, 1) for _ in range(3)]
+    try:
+        for _ in range(5):
+            changes = [Health(key, Counts(1, 0, 2, 1), seen=True) for key in keys]
+            await asyncio.gather(*[PostgresDevices(database).add(changes) for database in databases])
+    finally:
+        for database in databases:
+            await database.close()
+    sums = "SELECT min(total_syncs)::int, max(total_syncs)::int, count(*)::int FROM sync_device_health"
+    assert rows(tenants, sums) == [(15, 15, 200)]
+
+
+async def test_who_finds_a_row_locked_gives_way_before_anybody_is_taken_for_a_deadlock(
+    store: PostgresDevices, tenants: str
+) -> None:
+    await store.add([change(PHONE, 1)])
+    database = Database(tenants, 1)
+    try:
+        async with database.session() as session:
+            await session.run("BEGIN; SELECT FROM sync_device_health FOR UPDATE")
+            with pytest.raises(StoreRetryError, match="lock timeout"):
+                await store.add([change(PHONE, 1)])
+            await session.run("ROLLBACK")
+    finally:
+        await database.close()
+    await store.add([change(PHONE, 1)])
+    assert (await store.health([PHONE]))[0].counts.syncs == 2
+
+
+async def test_an_update_leaves_the_indexes_alone(store: PostgresDevices, tenants: str) -> None:
+    hot = (
+        "SELECT sum(n_tup_upd)::int, sum(n_tup_hot_upd)::int FROM pg_stat_user_tables"
+        " WHERE relname IN ('devices', 'sync_device_health')"
+    )
+    for _ in range(3):
+        await store.add([Health(PHONE, Counts(1), 1, "4g", "1.0", "14", seen=True)])
+    await store._database.close()  # statistics are sent when a connection ends
+    while rows(tenants, hot)[0][0] != 4:  # noqa: ASYNC110  # the server tells nobody when
+        await asyncio.sleep(0.01)
+    assert rows(tenants, hot) == [(4, 4)]
+
+
+class _Losing(Session):
+    """A connection that breaks at COMMIT, before or after the server heard of it."""
+
+    heard = True
+
+    async def run(self, statements: str, values: Values | None = None) -> list[Row]:
+        """Run, or break."""
+        if statements != "COMMIT":
+            return await super().run(statements, values)
+        if self.heard:
+            await super().run(statements, values)
+        self.close()
+        raise ConnectionLostError("broken")
+
+
+@pytest.mark.parametrize("heard", [True, False])
+async def test_a_receipt_tells_what_became_of_a_commit_of_unknown_outcome(
+    store: PostgresDevices, monkeypatch: pytest.MonkeyPatch, *, heard: bool
+) -> None:
+    monkeypatch.setattr("storage.postgres.pool.Session", _Losing)
+    monkeypatch.setattr(_Losing, "heard", heard)
+    with pytest.raises(HealthUnknownError) as unknown:
+        await store.add([change(PHONE, 1)])
+    monkeypatch.undo()
+    await store._database.close()
+    while (stored := await store.stored(unknown.value.receipt)) is None:  # noqa: ASYNC110  # as above
+        await asyncio.sleep(0.01)
+    assert stored is heard
+    assert len(await store.health([PHONE])) == heard
+
+
+async def test_a_receipt_of_another_server_was_not_written_here(store: PostgresDevices) -> None:
+    assert await store.stored(str(2**40)) is False
+
+
+async def test_a_transaction_that_goes_on_is_not_decided(store: PostgresDevices, tenants: str) -> None:
+    database = Database(tenants, 1)
+    try:
+        async with database.session() as session:
+            ((receipt,),) = await session.run("BEGIN; SELECT pg_current_xact_id()::text")
+            assert await store.stored(receipt) is None
+            await session.run("ROLLBACK")
+        assert await store.stored(receipt) is False
+    finally:
+        await database.close()
+
+
+async def test_a_device_is_found_by_its_key_however_many_there_are(
+    store: PostgresDevices, tenants: str
+) -> None:
+    execute(
+        tenants,
+        "INSERT INTO sync_device_health (tenant_id, device_id)"
+        " SELECT 1, 'd' || n FROM generate_series(1, 20000) AS n",
+    )
+    reads = "SELECT seq_tup_read::int, idx_tup_fetch::int FROM pg_stat_user_tables"
+    reads += " WHERE relname = 'sync_device_health'"
+    keys = [DeviceKey(1, f"d{number}") for number in range(1, 101)]
+    assert len(await store.health(keys)) == 100
+    await store._database.close()
+    while rows(tenants, reads)[0][1] == 0:  # noqa: ASYNC110  # as above
+        await asyncio.sleep(0.01)
+    assert rows(tenants, reads) == [(0, 100)]
+
+
+async def test_revoked_devices_are_listed_and_stay_revoked(store: PostgresDevices, tenants: str) -> None:
+    fleet = PostgresFleet(tenants)
+    generation = "SELECT generation::int FROM cluster_state"
+    [(before,)] = rows(tenants, generation)
+    await store.add([Health(PHONE, Counts(1), seen=True)])
+    assert await store.revoked() == Revoked({}, set())
+    assert fleet.revoke("acme", "phone")
+    assert not fleet.revoke("acme", "phone")
+    assert fleet.revoke("globex", "never seen")
+    await store.add([Health(PHONE, Counts(1), seen=True)])
+    assert await store.revoked() == Revoked({PHONE: None, DeviceKey(2, "never seen"): None}, set())
+    assert rows(tenants, generation) == [(int(str(before)) + 3,)]
+
+
+async def test_fleet_restore_keeps_older_tokens_refused_until_the_next_revocation(
+    store: PostgresDevices, tenants: str
+) -> None:
+    fleet = PostgresFleet(tenants)
+    assert not fleet.known("acme", "phone")
+    fleet.revoke("acme", "phone")
+    assert fleet.known("acme", "phone")
+    assert fleet.restore("acme", "phone")
+    [(from_s,)] = rows(tenants, "SELECT floor(extract(epoch FROM tokens_from))::bigint FROM devices")
+    assert await store.revoked() == Revoked({PHONE: int(str(from_s))}, set())
+    shown = fleet.device("acme", "phone")
+    assert (shown.revoked_at, shown.tokens_from is None) == (None, False)
+    assert not fleet.restore("acme", "phone")
+    assert await store.revoked() == Revoked({PHONE: int(str(from_s))}, set())
+    with pytest.raises(RefusedError, match="tenant acme has no device tablet"):
+        fleet.restore("acme", "tablet")
+    fleet.revoke("acme", "phone")
+    assert await store.revoked() == Revoked({PHONE: None}, set())

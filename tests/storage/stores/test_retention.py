@@ -1,0 +1,220 @@
+"""What is kept for so long and no longer: the log of conflicts, rejected items, days of events."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from engine.runtime.settings import SettingsError
+from engine.uploads import cleanup as upload_cleanup
+from engine.uploads.cleanup import KeptFor, UploadCleanup
+from storage.blobs.directory import DirectoryBlobs
+from storage.postgres.partitions import drop_events, ensure_partitions, maintain
+from storage.postgres.pool import Database
+from storage.stores.tenants import PostgresTenancy
+from storage.stores.upload_cleanup import PostgresCleanup
+from storage.stores.usage import recount
+from tests.engine.uploads.test_cleanup import Refusing
+from tests.harness.in_process_server import settings_with
+from tests.harness.services import execute, rows
+
+_DAY_S = 86_400
+_DAY_US = _DAY_S * 1_000_000
+#: The time of these tests: later than all that they write.
+_NOW_US = 20_000 * _DAY_US
+
+
+_USUAL = KeptFor(90.0 * _DAY_S, 30.0 * _DAY_S)
+
+
+class Kept:
+    """A database with two tenants, and its clean-up: conflicts for 90 days, rejected items for 30."""
+
+    def __init__(self, dsn: str, database: Database, directory: Path) -> None:
+        self.dsn = dsn
+        self._store = PostgresCleanup(database)
+        self._directory = directory
+
+    async def run(self, kept_for: KeptFor = _USUAL) -> tuple[int, int]:
+        """Clean up, and count conflicts and rejected items that went."""
+        blobs = DirectoryBlobs(self._directory, 1)
+        try:
+            cleanup = UploadCleanup(self._store, blobs, Refusing(), 0, 0, kept_for)
+            tidied = await cleanup.tidy(_NOW_US, _keep)
+        finally:
+            blobs.close()
+        return tidied.conflicts, tidied.quarantined
+
+    def conflict(
+        self,
+        name: str,
+        days_ago: float,
+        outcome: str = "server",
+        *,
+        settled: float | None = None,
+        held_in: str | None = None,
+        tenant: int = 1,
+    ) -> None:
+        """Write a row of the log."""
+        opened_us = _NOW_US - int(days_ago * _DAY_US)
+        settled_us = "NULL" if settled is None else str(_NOW_US - int(settled * _DAY_US))
+        inside = "NULL" if held_in is None else f"'{held_in}'"
+        execute(
+            self.dsn,
+            "INSERT INTO conflict_resolution_log (tenant_id, conflict_id, domain, record_id, device_id,"
+            " policy, outcome, server_version, client_op, client_at_us, opened_at_us, settled_at_us, held_in)"
+            f" VALUES ({tenant}, '{name}', 'task', '{name}', 'phone', 'manual', '{outcome}', 1, 'put', 0,"
+            f" {opened_us}, {settled_us}, {inside})",
+        )
+
+    def rejected(self, name: str, days_ago: float, tenant: int = 1) -> None:
+        """Write a rejected item."""
+        execute(
+            self.dsn,
+            "INSERT INTO quarantine (tenant_id, quarantine_id, device_id, item, code, message, at_us)"
+            f" VALUES ({tenant}, '{name}', 'phone', '', 'invalid', '', {_NOW_US - int(days_ago * _DAY_US)})",
+        )
+
+    def check_counted(self) -> None:
+        """Hold what tenants are said to hold against the rows."""
+        said = "SELECT sum(conflict_rows)::int, sum(conflict_bytes)::int, sum(quarantine_rows)::int"
+        before = rows(self.dsn, f"{said} FROM tenant_counters")
+        execute(self.dsn, "UPDATE tenant_counters SET counted_at = NULL")
+        recount(self.dsn)
+        assert rows(self.dsn, f"{said} FROM tenant_counters") == before
+
+    def left(self) -> set[object]:
+        """The names that are there still."""
+        found = rows(
+            self.dsn,
+            "SELECT conflict_id FROM conflict_resolution_log UNION ALL SELECT quarantine_id FROM quarantine",
+        )
+        return {name for (name,) in found}
+
+
+async def _keep() -> None:
+    """Nobody takes this turn away."""
+
+
+@pytest.fixture
+async def kept(dsn: str, tmp_path: Path) -> AsyncIterator[Kept]:
+    for name in ("acme", "globex"):
+        PostgresTenancy(dsn).add(name)
+    database = Database(dsn, 1)
+    try:
+        yield Kept(dsn, database, tmp_path)
+    finally:
+        await database.close()
+
+
+async def test_conflicts_go_at_their_time_and_open_ones_stay_with_what_they_hold(kept: Kept) -> None:
+    kept.conflict("old", 91)
+    kept.conflict("of another tenant", 91, tenant=2)
+    kept.conflict("young", 89)
+    kept.conflict("open", 400, "open")
+    kept.conflict("held in open", 399, "held", held_in="open")
+    kept.conflict("settled of late", 400, "client", settled=89)
+    kept.conflict("held in settled of late", 399, "held", held_in="settled of late")
+    kept.conflict("settled long ago", 400, "client", settled=91)
+    kept.conflict("held in settled long ago", 399, "held", held_in="settled long ago")
+    kept.rejected("waits", 3000)
+    changes = '[{"data": 1}]'
+    execute(
+        kept.dsn,
+        f"UPDATE conflict_resolution_log SET client_data = '{{}}', client_changes = '{changes}'",
+    )
+    recount(kept.dsn)
+    assert await kept.run(KeptFor(90.0 * _DAY_S)) == (4, 0)
+    kept.check_counted()
+    assert kept.left() == {
+        "young",
+        "open",
+        "held in open",
+        "settled of late",
+        "held in settled of late",
+        "waits",
+    }
+    assert await kept.run(KeptFor(90.0 * _DAY_S)) == (0, 0)
+    assert await kept.run(KeptFor()) == (0, 0)
+
+
+async def test_rejected_items_go_only_where_that_is_set_and_page_by_page(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload_cleanup, "PAGE", 2)
+    for number in range(5):
+        kept.rejected(f"r{number}", 31, tenant=1 + number % 2)
+        kept.conflict(f"c{number}", 91, tenant=1 + number % 2)
+    kept.rejected("young", 29)
+    recount(kept.dsn)
+    assert await kept.run() == (5, 5)
+    kept.check_counted()
+    assert kept.left() == {"young"}
+
+
+def test_by_default_conflicts_are_kept_for_90_days_and_the_rest_for_ever() -> None:
+    kept_for = settings_with().retention
+    assert (kept_for.conflict_log_d, kept_for.quarantine_d, kept_for.events_d) == (90, 0, 0)
+
+
+def test_events_are_not_to_go_while_their_message_may_come_again() -> None:
+    with pytest.raises(SettingsError, match=r"retention.events_d: must be 0, or more days than the 720"):
+        settings_with(retention={"events_d": 30})
+    assert settings_with(retention={"events_d": 31}).retention.events_d == 31
+
+
+# -- days of events ---------------------------------------------------------------------------
+
+
+def _event(dsn: str, sent: datetime, received_days_ago: int = 0) -> None:
+    execute(
+        dsn,
+        "INSERT INTO events (tenant_id, domain, id, sent_at_us, at_us, device_id, data, received_at)"
+        f" VALUES (1, 'metrics', '{uuid.uuid4().hex}', {int(sent.timestamp() * 1_000_000)}, 0, 'phone',"
+        f" '{{}}', now() - interval '{received_days_ago} days')",
+    )
+
+
+def _partitions(dsn: str) -> list[object]:
+    found = rows(dsn, "SELECT relid::regclass::text FROM pg_partition_tree('events') WHERE isleaf ORDER BY 1")
+    return [name for (name,) in found]
+
+
+def test_events_are_dropped_by_whole_days_and_late_ones_find_a_place(dsn: str) -> None:
+    PostgresTenancy(dsn).add("acme")
+    now = datetime.now(UTC)
+    days = [now - timedelta(days=ago) for ago in (45, 44, 41, 39, 1)]
+    # As of a database that was made 45 days ago.
+    first_us = int(days[0].replace(hour=0, minute=0, second=0, microsecond=0).timestamp()) * 1_000_000
+    execute(
+        dsn,
+        "ALTER TABLE events DETACH PARTITION events_earlier;"
+        " ALTER TABLE events DETACH PARTITION events_later;"
+        f" ALTER TABLE events ATTACH PARTITION events_earlier FOR VALUES FROM (MINVALUE) TO ({first_us});"
+        f" ALTER TABLE events ATTACH PARTITION events_later FOR VALUES FROM ({first_us}) TO (MAXVALUE)",
+    )
+    for ago in range(45, -1, -1):  # a day at a time, as time went by
+        ensure_partitions(dsn, (now - timedelta(days=ago)).date(), 0)
+    for sent in days:
+        _event(dsn, sent)
+    before = _partitions(dsn)
+    recount(dsn)
+    assert drop_events(dsn, 0) == 0
+    maintain(dsn, 720)
+    assert set(before) <= set(_partitions(dsn))
+    assert drop_events(dsn, 40) == 5  # of 45 to 41 days ago: that of 40 days ago has not ended for as long
+    assert rows(dsn, "SELECT count(*)::int FROM events") == [(2,)]
+    assert f"events_{now - timedelta(days=41):%Y%m%d}" not in _partitions(dsn)
+    _event(dsn, days[0])  # of a device that was away for long
+    _event(dsn, days[0] - timedelta(days=9999), received_days_ago=41)
+    assert rows(dsn, "SELECT count(*)::int FROM events_earlier") == [(2,)]
+    execute(dsn, "UPDATE tenant_counters SET event_rows = event_rows + 2, event_bytes = event_bytes + 4")
+    assert drop_events(dsn, 40) == 0
+    assert rows(dsn, "SELECT count(*)::int FROM events_earlier") == [(1,)]
+    assert rows(dsn, "SELECT event_rows::int, event_bytes::int FROM tenant_counters") == [(3, 6)]
+    maintain(dsn, 720, 40)
+    assert rows(dsn, "SELECT count(*)::int FROM events") == [(3,)]

@@ -1,0 +1,52 @@
+"""A PostgreSQL that waits for a standby: what may be lost with this host is not acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.embedded.servers import embedded
+from storage.postgres.migrate import migrate
+from tests.harness.in_process_server import Serve
+from tests.harness.postgres_stalls import UNKNOWN, WAITS_FOR_STANDBY, backend, counts
+from tests.harness.services import execute, rows
+from tests.harness.ws_device import put
+
+
+@pytest.fixture
+def dsn() -> Iterator[str]:
+    """A database on a PostgreSQL of its own, whose settings may be changed."""
+    home = Path(tempfile.mkdtemp(prefix="tidemark-standby-"))
+    home.chmod(0o711)  # the server's account has to pass through it
+    try:
+        with embedded(home / "data", redis=False) as services:
+            migrate(services.dsn)
+            yield services.dsn
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+async def test_a_commit_that_may_not_have_reached_the_standby_is_answered_once_it_has(
+    serve: Serve, dsn: str
+) -> None:
+    """A cancelled wait for the standby ends in a mere warning, and the transaction stands here."""
+    server = await serve()
+    phone = await server.device()
+    execute(dsn, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()")
+    items = [put("a1", None, n=1)]
+    pushing = asyncio.create_task(phone.told("synced", "sync", key="k", items=items))
+    for unknown in (1, 2):
+        execute(dsn, f"SELECT pg_cancel_backend({await backend(dsn, WAITS_FOR_STANDBY)})")
+        await counts(server, UNKNOWN, unknown, unless=pushing)
+        assert not pushing.done()
+    await backend(dsn, WAITS_FOR_STANDBY)
+    assert not pushing.done()
+    execute(dsn, "ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()")
+    (result,) = (await pushing)["results"]
+    assert (result["status"], result["version"], result["seq"]) == ("applied", 1, 1)
+    assert rows(dsn, "SELECT id, version, seq FROM records") == [("a1", 1, 1)]

@@ -1,0 +1,300 @@
+"""Sessions of uploads in a real PostgreSQL: who may write, how far, and what it counts."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine.model.rows import Lookups, Writes
+from engine.model.uploads import State, Upload, UploadRef
+from engine.uploads.ports import Advance, Claim, Created, Creating, Quota, Stored
+from storage.postgres.pool import Database
+from storage.stores.commit import PostgresStore
+from storage.stores.tenants import PostgresTenancy
+from storage.stores.uploads import PostgresUploads
+from tests.harness.services import execute, rows
+
+ROOM = Quota(tenant_bytes=1000, files_per_record=3, open_per_device=1000)
+EXPIRE_S = 60.0
+
+
+@pytest.fixture
+async def store(dsn: str) -> AsyncIterator[PostgresUploads]:
+    for name in ("acme", "umbra"):
+        PostgresTenancy(dsn).add(name)
+    database = Database(dsn, 4)
+    yield PostgresUploads(database)
+    await database.close()
+
+
+def new(tenant_id: int = 1, size_bytes: int | None = 100, **changed: Any) -> Upload:
+    upload = Upload(
+        ref=UploadRef(tenant_id, uuid.uuid4().hex),
+        device_id="d1",
+        user=None,
+        kind="whole",
+        file_name='a,"b\\.jpg',
+        content_type="image/jpeg",
+        domain="task",
+        record_id="r1",
+        metadata="filename YQ==",
+        size_bytes=size_bytes,
+        reserved_bytes=size_bytes or 0,
+        wanted_sha256=None,
+    )
+    return msgspec.structs.replace(upload, **changed)
+
+
+def part(size_bytes: int = 100, **changed: Any) -> Upload:
+    nothing: dict[str, Any] = {"file_name": None, "content_type": None, "domain": None, "record_id": None}
+    return new(size_bytes=size_bytes, kind="part", metadata="", **nothing, **changed)
+
+
+def joining(upload: Upload) -> Creating:
+    return Creating(upload, ROOM)
+
+
+async def create(store: PostgresUploads, *uploads: Upload) -> list[Created]:
+    return await store.create([Creating(upload, ROOM) for upload in uploads], EXPIRE_S)
+
+
+async def created(store: PostgresUploads, upload: Upload) -> Upload:
+    assert await create(store, upload) == ["created"]
+    return upload
+
+
+async def held(store: PostgresUploads, upload: Upload, holder: str = "h1") -> None:
+    (claimed,) = await store.claim([Claim(upload.ref, "d1", holder)])
+    assert claimed is not None
+    assert claimed.taken
+
+
+async def stored(store: PostgresUploads, ref: UploadRef, content_type: str = "image/jpeg") -> bool:
+    (done,) = await store.store([Stored(ref, "ab" * 32, content_type)])
+    return done
+
+
+def advance(upload: Upload, offset_bytes: int, holder: str = "h1", *, release: bool = True) -> Advance:
+    return Advance(upload.ref, holder, offset_bytes, None, (), release)
+
+
+def reserved(dsn: str, tenant_id: int = 1) -> int:
+    ((amount,),) = rows(
+        dsn, f"SELECT coalesce(sum(reserved_bytes), 0) FROM tenant_storage WHERE tenant_id = {tenant_id}"
+    )
+    ((summed,),) = rows(
+        dsn,
+        "SELECT coalesce(sum(reserved_bytes), 0) FROM upload_session"
+        f" WHERE tenant_id = {tenant_id} AND state IN ('open', 'stored', 'attached', 'lent')",
+    )
+    assert amount == summed, "the row that quotas are held against is not the sum of what there is"
+    return int(str(amount))
+
+
+async def test_an_upload_is_found_as_it_was_created_and_by_its_tenant_alone(store: PostgresUploads) -> None:
+    upload = await created(store, new())
+    found = await store.find(upload.ref)
+    assert found is not None
+    assert found.created_at_us < found.expires_at_us
+    assert msgspec.structs.replace(found, created_at_us=0, expires_at_us=0) == upload
+    assert await store.find(UploadRef(2, upload.ref.upload_id)) is None
+
+
+async def test_the_quota_holds_when_many_create_at_once(store: PostgresUploads, dsn: str) -> None:
+    asked = [
+        create(store, new(2, record_id=f"a{n}"), new(record_id=f"r{n}"), new(record_id=f"s{n}"))
+        for n in range(10)
+    ]
+    gathered = await asyncio.gather(*asked)
+    assert [first for first, *_ in gathered] == ["created"] * 10
+    outcomes = [outcome for _, *others in gathered for outcome in others]
+    assert outcomes.count("created") == 10
+    assert outcomes.count("tenant_full") == 10
+    assert reserved(dsn) == 1000
+
+
+async def test_a_record_has_no_more_files_than_it_may(store: PostgresUploads, dsn: str) -> None:
+    for _ in range(3):
+        await created(store, new())
+    assert await create(store, new()) == ["record_full"]
+    assert await create(store, new(record_id="r2")) == ["created"]
+    assert reserved(dsn) == 400
+
+
+async def test_one_request_has_an_upload_until_it_gives_it_back(store: PostgresUploads) -> None:
+    upload = await created(store, new())
+    first, second = Claim(upload.ref, "d1", "h1"), Claim(upload.ref, "d1", "h2")
+    (claimed,) = await store.claim([first])
+    assert claimed is not None
+    assert (claimed.taken, claimed.upload.held, claimed.upload.generation) == (True, True, 0)
+    (again,) = await store.claim([first])  # as when the first answer was lost
+    assert again is not None
+    assert again.taken
+    (refused,) = await store.claim([second])
+    assert refused is not None
+    assert (refused.taken, refused.upload.let_lapse, refused.upload.held) == (False, False, True)
+    assert await store.advance([advance(upload, 40, "h2")], EXPIRE_S) == [False]
+    assert await store.advance([advance(upload, 40)], EXPIRE_S) == [True]
+    assert await store.advance([advance(upload, 40)], EXPIRE_S) == [True], "running it again tells the same"
+    (claimed,) = await store.claim([second])
+    assert claimed is not None
+    assert (claimed.taken, claimed.upload.offset_bytes) == (True, 40)
+    assert await store.advance([advance(upload, 50)], EXPIRE_S) == [False]
+
+
+async def test_what_another_device_or_tenant_claims_is_shown_but_not_given(store: PostgresUploads) -> None:
+    upload = await created(store, new())
+    stranger, elsewhere = Claim(upload.ref, "d2", "h1"), Claim(UploadRef(2, upload.ref.upload_id), "d1", "h2")
+    mine = await created(store, new())
+    found = await store.claim([stranger, elsewhere, Claim(mine.ref, "d1", "h3")])
+    assert found[0] is not None
+    assert not found[0].taken
+    assert found[1] is None
+    assert found[2] is not None
+    assert found[2].taken
+
+
+async def test_an_upload_that_was_let_lapse_is_seized_and_its_holder_is_heard_no_more(
+    store: PostgresUploads, dsn: str
+) -> None:
+    upload = await created(store, new())
+    await held(store, upload)
+    execute(dsn, "UPDATE upload_session SET held_until = now() - interval '1 second'")
+    (claimed,) = await store.claim([Claim(upload.ref, "d1", "h2")])
+    assert claimed is not None
+    assert (claimed.taken, claimed.upload.let_lapse) == (False, True)
+    for _ in range(2):  # the second as when the first answer was lost
+        seized = await store.seize(Claim(upload.ref, "d1", "h2"))
+        assert seized is not None
+        assert seized.generation == 1
+    assert await store.advance([advance(upload, 10)], EXPIRE_S) == [False]
+    assert not await store.discard(upload.ref, "h1", "refused")
+    assert await store.seize(Claim(upload.ref, "d2", "h3")) is None
+
+
+async def test_a_stored_upload_gives_back_what_it_did_not_need(store: PostgresUploads, dsn: str) -> None:
+    upload = await created(store, new(size_bytes=None, reserved_bytes=500))
+    await held(store, upload)
+    last = Advance(upload.ref, "h1", 120, 120, ("p1", "p2"), release=False)
+    assert await store.advance([last], EXPIRE_S) == [True]
+    assert reserved(dsn) == 500
+    for _ in range(2):
+        assert await stored(store, upload.ref, "image/png")
+    found = await store.find(upload.ref)
+    assert found is not None
+    assert (found.state, found.sha256, found.content_type) == ("stored", "ab" * 32, "image/png")
+    assert (found.held, found.pieces, found.reserved_bytes) == (False, (), 120)
+    assert reserved(dsn) == 120
+
+
+async def test_parts_are_spent_once_and_what_they_reserved_goes_with_them(
+    store: PostgresUploads, dsn: str
+) -> None:
+    parts = [await created(store, part(n)) for n in (100, 200)]
+    for one in parts:
+        await held(store, one)
+        assert await store.advance([advance(one, one.reserved_bytes)], EXPIRE_S) == [True]
+    ids = tuple(one.ref.upload_id for one in parts)
+    whole = new(size_bytes=300, kind="joined", offset_bytes=300, parts=ids)
+    for _ in range(2):  # the second as when the outcome of the first was not known
+        assert await store.join(joining(whole), EXPIRE_S) == "created"
+    assert reserved(dsn) == 300
+    for spent in (ids, (ids[0], ids[0]), (uuid.uuid4().hex,)):
+        other = new(size_bytes=300, kind="joined", offset_bytes=300, parts=spent)
+        assert await store.join(joining(other), EXPIRE_S) == "spent"
+        assert await store.find(other.ref) is None
+    await held(store, whole)
+    assert await stored(store, whole.ref)
+    for one in parts:
+        found = await store.find(one.ref)
+        assert found is not None
+        assert (found.state, found.joined_into) == ("joined", whole.ref.upload_id)
+    assert reserved(dsn) == 300
+
+
+async def test_an_upload_ends_once_with_its_parts_and_frees_what_it_reserved(
+    store: PostgresUploads, dsn: str
+) -> None:
+    kept = await created(store, new(record_id="r9"))
+    one = await created(store, part())
+    await held(store, one)
+    assert await store.advance([advance(one, 100)], EXPIRE_S) == [True]
+    whole = new(kind="joined", offset_bytes=100, parts=(one.ref.upload_id,))
+    assert await store.join(joining(whole), EXPIRE_S) == "created"
+    (claimed,) = await store.claim([Claim(one.ref, "d1", "h2")])
+    assert claimed is not None
+    assert not claimed.taken, "its bytes are another upload's"
+    assert await store.seize(Claim(one.ref, "d1", "h2")) is None
+    assert not await store.discard(one.ref, None, "cancelled")
+    assert not await store.discard(UploadRef(2, whole.ref.upload_id), None, "cancelled")
+    for _ in range(2):  # the second as when the outcome of the first was not known
+        assert await store.discard(whole.ref, None, "cancelled")
+    assert not await store.discard(whole.ref, None, "expired")
+    states = [found.state for ref in (whole.ref, one.ref) if (found := await store.find(ref))]
+    assert states == ["cancelled", "cancelled"]
+    assert reserved(dsn) == kept.reserved_bytes
+
+
+async def test_a_file_that_leaves_gives_back_what_it_reserved_once(store: PostgresUploads, dsn: str) -> None:
+    uploads = [await created(store, new(size_bytes=size)) for size in (100, 200, 300)]
+    for one in uploads:
+        await held(store, one)
+        assert await store.advance([advance(one, one.reserved_bytes, release=False)], EXPIRE_S) == [True]
+        assert await stored(store, one.ref)
+    database = Database(dsn, 1)
+    commits = PostgresStore(database, 24)
+    first, second, third = (one.ref for one in uploads)
+    moves: list[list[tuple[UploadRef, State]]] = [
+        [(first, "attached"), (second, "duplicate")],
+        [(first, "lent")],
+        [(first, "freed"), (second, "freed")],
+        [(third, "attached")],
+    ]
+    for moved, left_bytes in zip(moves, (400, 400, 300, 300), strict=True):
+        transaction = await commits.begin(Lookups([1], [], [], [], [], []))
+        await transaction.commit(Writes({}, [], [], [], [], [], uploads=moved))
+        assert reserved(dsn) == left_bytes
+    await database.close()
+
+
+async def test_to_keep_an_upload_again_keeps_it_once(store: PostgresUploads, dsn: str) -> None:
+    upload = new()
+    assert await create(store, upload, upload) == ["created", "created"]
+    assert await create(store, upload) == ["created"]
+    assert reserved(dsn) == 100
+
+
+async def test_a_record_has_no_more_files_than_it_may_when_many_come_at_once(
+    store: PostgresUploads, dsn: str
+) -> None:
+    outcomes = await asyncio.gather(*[create(store, new(size_bytes=10)) for _ in range(8)])
+    assert sorted(outcomes) == [["created"]] * 3 + [["record_full"]] * 5
+    one = await created(store, part(10))
+    await held(store, one)
+    assert await store.advance([advance(one, 10)], EXPIRE_S) == [True]
+    whole = new(size_bytes=10, kind="joined", offset_bytes=10, parts=(one.ref.upload_id,))
+    assert await store.join(joining(whole), EXPIRE_S) == "record_full"
+    assert reserved(dsn) == 40
+
+
+async def test_what_comes_late_moves_nothing_back_and_holds_nothing(store: PostgresUploads) -> None:
+    upload = await created(store, new())
+    await held(store, upload)
+    late = advance(upload, 10, release=False)
+    assert await store.advance([advance(upload, 90)], EXPIRE_S) == [True]
+    for one in (late, advance(upload, 90, release=False), advance(upload, 10)):
+        assert await store.advance([one], EXPIRE_S) == [False]
+    found = await store.find(upload.ref)
+    assert found is not None
+    assert (found.offset_bytes, found.held) == (90, False)
+
+
+async def test_of_two_who_want_an_upload_at_once_one_is_given_it(store: PostgresUploads) -> None:
+    upload = await created(store, new())
+    claims = await store.claim([Claim(upload.ref, "d1", "h1"), Claim(upload.ref, "d1", "h2")])
+    assert sorted(claimed.taken for claimed in claims if claimed) == [False, True]

@@ -1,0 +1,1 @@
+"""Whole deployments, whose processes, hosts and disks fail."""

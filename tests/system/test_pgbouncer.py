@@ -1,0 +1,130 @@
+"""Behind a PgBouncer that hands PostgreSQL's connections from one transaction to another's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+from aiohttp import ClientSession
+from psycopg2.extensions import parse_dsn
+
+from bench.harness.clusters import free_port
+from storage.embedded.account import account_for
+from storage.embedded.process import wait_until
+from storage.embedded.servers import Services
+from tests.harness.numbered_edits import audit, editors_of, progressed
+from tests.harness.server_process import ServerProcess
+from tests.harness.services import execute, rows
+
+_SHIPPED = Path(__file__).parents[2] / "deploy" / "pgbouncer" / "pgbouncer.ini"
+_PROGRAM = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+_PATIENCE_S = 30.0
+POOL = 3
+DEVICES = 12
+ACKS = 150
+
+pytestmark = pytest.mark.skipif(
+    _PROGRAM is None, reason="there is no pgbouncer here: install it (apt-get install pgbouncer)"
+)
+
+
+@pytest.fixture
+def bouncer(dsn: str) -> Iterator[str]:
+    """The shipped configuration before the test's database, with too few connections for each to keep one."""
+    home = Path(tempfile.mkdtemp(prefix="tidemark-pgbouncer-"))
+    home.chmod(0o711)
+    account = account_for(home)
+    own = account.directory(home / "own")
+    port = free_port()
+    to = parse_dsn(dsn)
+    (own / "users").write_text(f'"tidemark" "{to["password"]}"\n')
+    chosen = ConfigParser(interpolation=None)
+    chosen.read_string(_SHIPPED.read_text())
+    chosen["databases"]["tidemark"] = f"host={to['host']} port={to['port']} dbname={to['dbname']}"
+    replaced = {
+        "listen_port": str(port),
+        "auth_file": str(own / "users"),
+        "logfile": str(own / "log"),
+        "pidfile": str(own / "pid"),
+        "default_pool_size": str(POOL),
+        "server_round_robin": "1",
+    }
+    chosen.read_dict({"pgbouncer": replaced})
+    with (own / "pgbouncer.ini").open("w") as file:
+        chosen.write(file)
+    assert _PROGRAM is not None
+    process = subprocess.Popen(
+        [_PROGRAM, "--quiet", own / "pgbouncer.ini"], stderr=subprocess.DEVNULL, **account.spawning
+    )
+    try:
+
+        def listens() -> bool:
+            assert process.poll() is None, (own / "log").read_text()
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        assert wait_until(listens, _PATIENCE_S)
+        yield f"postgresql://tidemark:{to['password']}@127.0.0.1:{port}/tidemark"
+    finally:
+        process.terminate()
+        process.wait()
+        shutil.rmtree(home)
+
+
+@pytest.fixture
+async def processes(bouncer: str, services: Services, tmp_path: Path) -> AsyncIterator[list[ServerProcess]]:
+    """Two server processes behind the pooler."""
+    both = [ServerProcess(bouncer, services.redis_url, tmp_path) for _ in range(2)]
+    try:
+        await asyncio.gather(*(process.start() for process in both))
+        yield both
+    finally:
+        for process in both:
+            await process.stop()
+
+
+_BACKENDS = (
+    "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    " AND backend_type = 'client backend'"
+)
+
+
+async def test_processes_share_few_connections_that_are_killed_meanwhile(
+    processes: list[ServerProcess], dsn: str
+) -> None:
+    execute(
+        dsn,
+        "INSERT INTO tenants (name) VALUES ('acme'), ('globex'), ('initech')",
+        "INSERT INTO tenant_counters SELECT tenant_id FROM tenants",
+    )
+    progress = asyncio.Condition()
+    editors = editors_of(DEVICES, progress)
+    seen: set[int] = set()
+    async with ClientSession() as session, asyncio.TaskGroup() as group:
+        for number, editor in enumerate(editors):
+            group.create_task(editor.run(processes[number % 2], session))
+        for _ in range(3):
+            await progressed(editors, progress, ACKS)
+            killed = await asyncio.to_thread(rows, dsn, f"SELECT pid, pg_terminate_backend(pid) {_BACKENDS}")
+            assert 0 < len(killed) <= POOL
+            seen |= {int(str(pid)) for pid, _ in killed}
+        await progressed(editors, progress, ACKS)
+        for editor in editors:
+            editor.stopping = True
+    assert len(seen) > POOL
+    assert [editor.wrong for editor in editors if editor.wrong] == []
+    audit(dsn, editors)
+    for process in processes:
+        assert await process.terminate() == 0
+        assert "message_failed" not in process.events
+    # A process that meets only connections on which its statements happen to be prepared need not notice.
+    found = [process.events.count("pooler_found") for process in processes]
+    assert max(found) == 1

@@ -37,6 +37,7 @@ test-all: install
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile -m "slow or not slow" $(TESTS)
 
 lint: install
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports

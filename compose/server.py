@@ -291,9 +291,7 @@ class Server:
                     )
                 )
                 if probe_port:
-                    probes = probe_application(
-                        self._core, self._connections, self._faults, self._siblings
-                    )
+                    probes = probe_application(self._core, self._connections, self._faults, self._siblings)
                     _, close_probes = await stack.enter_async_context(
                         listening(
                             probes,

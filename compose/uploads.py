@@ -129,8 +129,6 @@ def upload_chores(
         committer,
         settings.uploads.grace_h * 3600,
         settings.records.tombstone_data_h * 3600,
-        KeptFor(
-            settings.retention.conflict_log_d * 86_400.0, settings.retention.quarantine_d * 86_400.0
-        ),
+        KeptFor(settings.retention.conflict_log_d * 86_400.0, settings.retention.quarantine_d * 86_400.0),
     )
     return UploadChores(ClusterTurns(PostgresTurns(database), clock), cleanup)

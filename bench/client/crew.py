@@ -148,8 +148,7 @@ class Member:
     def state(self) -> State:
         """Give all that the device holds of the server."""
         return {
-            (domain, name): (version, canonical(data))
-            for domain, name, version, data in self.store.replica()
+            (domain, name): (version, canonical(data)) for domain, name, version, data in self.store.replica()
         }
 
 

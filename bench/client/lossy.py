@@ -57,9 +57,7 @@ class Line:
 
 
 @asynccontextmanager
-async def bad_line(
-    host: str, port: int, unit: Callable[[], float], loss: float
-) -> AsyncIterator[Line]:
+async def bad_line(host: str, port: int, unit: Callable[[], float], loss: float) -> AsyncIterator[Line]:
     """Listen on loopback and pass everything on to a server."""
     line = Line(host, port, unit, loss)
     tasks: set[asyncio.Task[None]] = set()

@@ -169,9 +169,7 @@ def hello(clock: str, server_time: str) -> bytes:
 
     ``server_time`` is the latest that the server told on this connection: so long at most was this under way.
     """
-    return _encode(
-        {"type": "hello", "app_version": "reference", "clock": clock, "server_time": server_time}
-    )
+    return _encode({"type": "hello", "app_version": "reference", "clock": clock, "server_time": server_time})
 
 
 def sync(request_id: str, key: str, items: Sequence[bytes]) -> bytes:

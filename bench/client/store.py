@@ -301,9 +301,7 @@ class Store:
             self._forget_message(key)
 
     def _reject(self, edit: int, item: bytes, code: str, sentence: str) -> None:
-        self._connection.execute(
-            "INSERT INTO rejected VALUES (?, ?, ?, ?)", (edit, item, code, sentence)
-        )
+        self._connection.execute("INSERT INTO rejected VALUES (?, ?, ?, ?)", (edit, item, code, sentence))
         self._connection.execute("DELETE FROM outbox WHERE edit = ?", (edit,))
 
     def _forget_message(self, key: str) -> None:

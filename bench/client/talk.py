@@ -120,9 +120,7 @@ class Talk:
         if self._pushing is not None or self.welcome is None:
             return []
         limits = self.welcome.limits
-        message = self._store.message(
-            min(self._max_items, limits.items), BATCH_BYTES, limits.frame_bytes
-        )
+        message = self._store.message(min(self._max_items, limits.items), BATCH_BYTES, limits.frame_bytes)
         if message is None:
             return []
         if wait_ms := self._spent():
@@ -223,9 +221,7 @@ class Talk:
             return [self._catch_up()]
         self._feed = self._next_id()
         self.live = True
-        return [
-            messages.asked("subscribe", self._feed, cursor=page.cursor, domains=self._store.domains)
-        ]
+        return [messages.asked("subscribe", self._feed, cursor=page.cursor, domains=self._store.domains)]
 
     # -- what goes wrong ---------------------------------------------------------------------
 

@@ -31,9 +31,7 @@ _LINE_BYTES: Final = 1 << 20
 class Workers:
     """A running server. ``logged`` counts its warnings and worse; ``renewals`` the rolling restarts."""
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, port: int, count: int, history: History
-    ) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, port: int, count: int, history: History) -> None:
         self._process = process
         self._count = count
         self._history = history

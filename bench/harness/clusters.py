@@ -120,9 +120,7 @@ class Cluster:
     def copy(self, name: str) -> Cluster:
         """Make a standby that follows this server under its ``name`` once it starts."""
         copy = Cluster(name, self.data.parent, self._account, self._binaries, self._host)
-        source = (
-            f"host={self._host} port={self.port} user={USER} password={PASSWORD} application_name={name}"
-        )
+        source = f"host={self._host} port={self.port} user={USER} password={PASSWORD} application_name={name}"
         self._run("pg_basebackup", "-d", source, "-D", copy.data, "-R", "--checkpoint=fast", "--no-sync")
         return copy
 

@@ -93,9 +93,7 @@ async def drive(
         port=target.port,
         ports=spread(target.ports, connections, len(tenants)),
         devices=devices,
-        tokens=[
-            token(target, tenants[index % len(tenants)], device) for index, device in enumerate(devices)
-        ],
+        tokens=[token(target, tenants[index % len(tenants)], device) for index, device in enumerate(devices)],
         mode=mode,
         duration_s=duration_s,
         rate_per_s=rate_per_s,

@@ -128,9 +128,7 @@ def _stored(cursor: Cursor, run: Loaded, names: Mapping[int, str]) -> dict[tuple
     return {(names[tenant_id], key): _Stored(*rest) for tenant_id, key, *rest in cursor.fetchall()}
 
 
-def _records(
-    run: Loaded, sent: Mapping[str, _Sync], stored: dict[tuple[str, str], _Stored]
-) -> Iterator[str]:
+def _records(run: Loaded, sent: Mapping[str, _Sync], stored: dict[tuple[str, str], _Stored]) -> Iterator[str]:
     """What was acknowledged is there as it was sent, what was refused is not, nor what was never sent."""
     backlog = run.plan.backlog
     for key, sync in sent.items():

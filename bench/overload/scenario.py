@@ -128,9 +128,7 @@ class _Overload:
         flood = steps(f"flood of {FLOOD:g} times, round {number}", FLOOD * capacity)
         (run,) = await self._pour(self._few(quiet, alone))
         self._note(run, alone[1].name, None)
-        runs = await self._pour(
-            self._few(quiet, beside), self._plan(OFFLINE, flood, tenants=[noisy])
-        )
+        runs = await self._pour(self._few(quiet, beside), self._plan(OFFLINE, flood, tenants=[noisy]))
         for run, name in zip(runs, (beside[1].name, flood[1].name), strict=True):
             self._note(run, name, None)
 

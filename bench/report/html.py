@@ -137,9 +137,7 @@ def _transfers(transfers: list[Transfer]) -> Any:
 
 def _abused(kind: str, abuses: list[Abuse]) -> Any:
     """Draw bars on a logarithmic axis: before a bound, seconds stand beside milliseconds."""
-    chart = _chart(
-        pygal.Bar, f"p99 of others' {kind}", y_title="ms", logarithmic=True, x_label_rotation=30
-    )
+    chart = _chart(pygal.Bar, f"p99 of others' {kind}", y_title="ms", logarithmic=True, x_label_rotation=30)
     now = [abuse for abuse in abuses if not abuse.before]
     attacks = list(dict.fromkeys(abuse.attack for abuse in now))
     chart.x_labels = attacks

@@ -53,6 +53,7 @@ _TRANSFER_HEADING = (
     "RSS MiB",
 )
 
+
 def text_of(report: Report) -> str:
     """Write the whole report."""
     return "\n".join(_lines(report)) + "\n"

@@ -151,13 +151,29 @@ def _others() -> Iterator[tuple[str, object]]:
     yield "300,000 domains", {"type": "pull", "id": "1", "domains": ["a"] * 300_000}
     yield "unknown member", {"type": "heartbeat", "id": "1", "x": [[]] * count}
     yield "unknown members", {"type": "heartbeat", "id": "1"} | {f"{at:x}": 1 for at in range(count // 3)}
-    yield "resolve", {"type": "resolve", "id": "1", "conflict_id": "c", "choice": "merged", "version": 1,
-                      "data": {"n": [[]] * count}}
+    yield (
+        "resolve",
+        {
+            "type": "resolve",
+            "id": "1",
+            "conflict_id": "c",
+            "choice": "merged",
+            "version": 1,
+            "data": {"n": [[]] * count},
+        },
+    )
     yield "faulty items", {"type": "sync", "id": "1", "key": "k", "items": [{}] * 700}
     yield "too many items", {"type": "sync", "id": "1", "key": "k", "items": [{"a": 1}] * count}
     yield "items that are none", {"type": "sync", "id": "1", "key": "k", "items": [1] * count}
-    yield "changed", {"type": "sync", "id": "1", "key": "k", "items": [
-        {"domain": "task", "id": "a", "op": "put", "data": {}, "changed": ["a"] * count}]}
+    yield (
+        "changed",
+        {
+            "type": "sync",
+            "id": "1",
+            "key": "k",
+            "items": [{"domain": "task", "id": "a", "op": "put", "data": {}, "changed": ["a"] * count}],
+        },
+    )
 
 
 def _sync(data: bytes) -> bytes:

@@ -59,9 +59,7 @@ def plans(outages: Sequence[str], times: int, parts: int, seed: int) -> list[Pla
     return [plan for plan in found if plan.outages]
 
 
-async def _outages(
-    chosen: Settings, config: Path | None, planned: Sequence[Plan]
-) -> list[Result]:
+async def _outages(chosen: Settings, config: Path | None, planned: Sequence[Plan]) -> list[Result]:
     async with AsyncExitStack() as stack:
         sites = []
         for plan in planned:

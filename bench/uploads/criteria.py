@@ -117,9 +117,7 @@ def _cpu_ms(turn: Transfer) -> float:
 
 def _ratios(sides: Sides, other: str) -> list[float]:
     """Give what the product does over another side, round by round."""
-    return [
-        our.mb_per_s / their.mb_per_s for our, their in zip(sides[PRODUCT], sides[other], strict=True)
-    ]
+    return [our.mb_per_s / their.mb_per_s for our, their in zip(sides[PRODUCT], sides[other], strict=True)]
 
 
 def _listed(values: Sequence[float], digits: int = 0) -> str:

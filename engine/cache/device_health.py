@@ -116,9 +116,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
         fresh.failed += 1
         fresh.duration_us += duration_us
 
-    def introduce(
-        self, *, network_type: str | None, app_version: str | None, os_version: str | None
-    ) -> None:
+    def introduce(self, *, network_type: str | None, app_version: str | None, os_version: str | None) -> None:
         """Take in what a device says of itself; what it leaves out stays as known."""
         said = (
             _shared(network_type or self.network_type),

@@ -163,9 +163,7 @@ class Committer:
         Though nobody waits for a batch that is nearly all of one tenant, or held up.
         """
         backlog = self._backlog
-        return backlog.ready and (
-            not self._waited_for or backlog.items >= self._spread_from
-        )
+        return backlog.ready and (not self._waited_for or backlog.items >= self._spread_from)
 
     def _call_a_lane(self) -> None:
         """Wake one lane, if one waits and there is enough for it."""

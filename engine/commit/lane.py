@@ -202,9 +202,7 @@ class Lane:
             reason=type(error).__name__,
             exc_info=None if isinstance(error, StoreError) else error,
         )
-        _answer(
-            waiting, SyncError("internal", "the server failed on this message", error_id=error_id)
-        )
+        _answer(waiting, SyncError("internal", "the server failed on this message", error_id=error_id))
         return 0
 
     async def _commit(self, jobs: list[Job]) -> _Settled:
@@ -288,9 +286,7 @@ def _refused_whole(push: Push) -> Push | None:
         return None
     sentence = "the database refused a value of this message"
     items = [
-        item
-        if type(item) is Refused
-        else Refused(item.domain, item.id, "invalid_item", sentence)
+        item if type(item) is Refused else Refused(item.domain, item.id, "invalid_item", sentence)
         for item in push.items
     ]
     return msgspec.structs.replace(push, items=items)

@@ -136,9 +136,7 @@ class Intake:
                 checked.append(_refused(codec, item, index, error))
         return checked
 
-    def resolution(
-        self, resolve: Resolve, session: Session, conflict: Conflict, now_us: int
-    ) -> Resolution:
+    def resolution(self, resolve: Resolve, session: Session, conflict: Conflict, now_us: int) -> Resolution:
         """Check a ``resolve`` of a known conflict. Raises SyncError ``invalid_message``."""
         return at_once(self.resolving(resolve, session, conflict, now_us))
 
@@ -176,9 +174,7 @@ class Intake:
     def _too_many(self, count: int) -> SyncError:
         return SyncError("too_large", f"items: {count} of them, the limit is {self._max_items}")
 
-    def _item(
-        self, item: Item, session: Session, now_us: int, look: _Look = value_fault
-    ) -> Change | Refused:
+    def _item(self, item: Item, session: Session, now_us: int, look: _Look = value_fault) -> Change | Refused:
         fault = self._fault(item, look)
         return _change(item, session, now_us) if fault is None else Refused(item.domain, item.id, *fault)
 
@@ -239,9 +235,7 @@ def _change(item: Item, session: Session, now_us: int) -> Change:
     )
 
 
-def _push(
-    sync: Sync, session: Session, now_us: int, raw: bytes, checked: list[Change | Refused]
-) -> Push:
+def _push(sync: Sync, session: Session, now_us: int, raw: bytes, checked: list[Change | Refused]) -> Push:
     digest = hashlib.sha256(raw)
     if sync.atomic:
         digest.update(b"atomic")

@@ -98,9 +98,7 @@ class Feed:
             for subscription in list(hub.subscriptions):
                 _fail(subscription, expired())
 
-    async def pull(
-        self, reader: Reader, cursor: str | None, domains: list[str] | None, limit: int
-    ) -> bytes:
+    async def pull(self, reader: Reader, cursor: str | None, domains: list[str] | None, limit: int) -> bytes:
         """Return one page body. Raises SyncError for a cursor that does not fit, StoreError."""
         scope = Scope(self._epoch, reader.tenant_id, domains, self._domains)
         page = await self._page(reader, scope, scope.seq(cursor), limit)
@@ -258,9 +256,7 @@ class Feed:
             if sent % _SENDS_PER_TURN == 0:
                 await asyncio.sleep(0)
 
-    def _send_live(
-        self, hub: Hub, head: int, subscription: Subscription, slices: dict[int, _Slice]
-    ) -> None:
+    def _send_live(self, hub: Hub, head: int, subscription: Subscription, slices: dict[int, _Slice]) -> None:
         """Bring one subscription to ``head``, through page bodies shared where possible."""
         position, most_bytes = subscription.position, self._limits.page_bytes
         part = slices.get(position)

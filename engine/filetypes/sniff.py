@@ -23,7 +23,13 @@ for _signature in puremagic.magic_header_array:
 _STARTS: Final = sorted({start for start, _ in _SIGNATURES})
 #: What begins so was looked into by then.
 _LOOKED_INTO: Final = (
-    b"RIFF", b"OggS", b"\x1aE\xdf\xa3", b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"\xff", b"ID3",
+    b"RIFF",
+    b"OggS",
+    b"\x1aE\xdf\xa3",
+    b"PK\x03\x04",
+    b"\xd0\xcf\x11\xe0",
+    b"\xff",
+    b"ID3",
 )
 _BLANK: Final = b"\xef\xbb\xbf \t\r\n\f"
 _SVG = re.compile(rb"<(?:[a-z0-9]+:)?svg[\s>]", re.IGNORECASE)

@@ -14,9 +14,7 @@ Policy = Literal[
     "field_merge",
     "manual",
 ]
-Fallback = Literal[
-    "server_wins", "client_wins", "most_recent_wins", "preserve_escalation", "manual"
-]
+Fallback = Literal["server_wins", "client_wins", "most_recent_wins", "preserve_escalation", "manual"]
 
 DEFAULT_SERVER_OWNED = ("escalation_level", "escalated_at", "escalated_by", "status")
 

@@ -164,9 +164,7 @@ def apply_patch(target: Fields, patch: Fields) -> Fields:
     return outcome
 
 
-def versions_of(
-    stored: bytes | None, version: int, at_us: int, sent: Sent | None = None
-) -> FieldVersions:
+def versions_of(stored: bytes | None, version: int, at_us: int, sent: Sent | None = None) -> FieldVersions:
     """Read the field versions of a record; one that was not tracked starts at its present version."""
     if stored is None:
         return FieldVersions(since=version, since_at_us=at_us, since_sent=sent)

@@ -138,9 +138,7 @@ def review(case: ConflictCase) -> Review:
         conflict.policy,
         conflict.outcome,
         to_text(conflict.opened_at_us),
-        None
-        if record is None
-        else _standing(record),
+        None if record is None else _standing(record),
         ServerSide(conflict.server_version, _raw(conflict.server_data)),
         Wanted(
             conflict.device_id,

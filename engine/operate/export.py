@@ -29,9 +29,7 @@ class Row(msgspec.Struct, frozen=True):
 class ExportStore(Protocol):
     """Reads what a tenant has in a domain."""
 
-    def pages(
-        self, tenant: str, domain: str, from_us: int | None, to_us: int | None
-    ) -> Iterator[list[Row]]:
+    def pages(self, tenant: str, domain: str, from_us: int | None, to_us: int | None) -> Iterator[list[Row]]:
         """Give rows in the order of their keys, each page read in a transaction of its own.
 
         Args:

@@ -26,9 +26,7 @@ from engine.wire.messages import Sync
 decode_results: Final = msgspec.json.Decoder(list[Retried]).decode
 
 
-def resent(
-    rows: Sequence[Quarantined], tenant: str, data: bytes | None, intake: Intake, now_us: int
-) -> Push:
+def resent(rows: Sequence[Quarantined], tenant: str, data: bytes | None, intake: Intake, now_us: int) -> Push:
     """Make the push that the device would send, ``data`` (JSON) in place of the first item's own if given.
 
     Its key is the first item's, so that what was stored under it is found again. The ``at`` of each is

@@ -69,9 +69,7 @@ def kept(results: list[Result], encoded: bytes, limit_bytes: int) -> bytes:
     return _encode(found)
 
 
-def replayed(
-    encoded: bytes, tenant_id: int, records: Mapping[RecordKey, Record], limit_bytes: int
-) -> bytes:
+def replayed(encoded: bytes, tenant_id: int, records: Mapping[RecordKey, Record], limit_bytes: int) -> bytes:
     """Return a kept answer as it is told again.
 
     Args:

@@ -77,9 +77,7 @@ def apply_item(
 
 
 def _unchanged(item: Change, row: Record) -> Result:
-    return Result(
-        domain=item.domain, id=item.id, status="unchanged", version=row.version, seq=row.seq
-    )
+    return Result(domain=item.domain, id=item.id, status="unchanged", version=row.version, seq=row.seq)
 
 
 def _append(push: Push, item: Change, working: Working, rules: Rules) -> Result:
@@ -117,9 +115,7 @@ def _create(
     if item.op == "delete":
         return Result(domain=item.domain, id=item.id, status="unchanged", version=None, seq=None)
     if item.op == "patch" and item.base:
-        return _rejected(
-            item, "unknown_base", f"there is no such record, so no version {item.base} to patch"
-        )
+        return _rejected(item, "unknown_base", f"there is no such record, so no version {item.base} to patch")
     if item.op == "patch" and working.is_set_aside(
         SetAsideRef(push.tenant_id, push.device_id, item.domain, item.id)
     ):
@@ -367,9 +363,7 @@ def _own_data(item: Change) -> bytes | None:
 
 
 def _rejected(item: Change | Refused, code: str, message: str) -> Result:
-    return Result(
-        domain=item.domain, id=item.id, status="rejected", error=ItemError(code, message)
-    )
+    return Result(domain=item.domain, id=item.id, status="rejected", error=ItemError(code, message))
 
 
 def _encoded(fields: Fields | None) -> bytes | None:

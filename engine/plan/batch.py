@@ -295,9 +295,7 @@ def _applied(
             if _is_aborted(push, results):
                 break
         elif result.status == "rejected" and result.domain is not None and result.id is not None:
-            working.set_aside(
-                SetAsideRef(push.tenant_id, push.device_id, result.domain, result.id)
-            )
+            working.set_aside(SetAsideRef(push.tenant_id, push.device_id, result.domain, result.id))
     return plain
 
 
@@ -361,8 +359,6 @@ def _aborted(push: Push, results: list[Result], working: Working, savepoint: Sav
     if last.status == "conflict":
         last = _standing(push, last, working)
     return [
-        last
-        if index == culprit
-        else Result(domain=item.domain, id=item.id, status="rejected", error=error)
+        last if index == culprit else Result(domain=item.domain, id=item.id, status="rejected", error=error)
         for index, item in enumerate(push.items)
     ]

@@ -67,9 +67,7 @@ def client_side(op: Op, fields: Fields | None, server: Fields | None) -> Fields 
 
 def may_hold(policy: DomainPolicy) -> bool:
     """Whether a policy can leave a conflict to a person."""
-    return policy.policy == "manual" or (
-        policy.policy == "field_merge" and policy.fallback == "manual"
-    )
+    return policy.policy == "manual" or (policy.policy == "field_merge" and policy.fallback == "manual")
 
 
 def holding(policy: DomainPolicy) -> DomainPolicy:
@@ -122,9 +120,7 @@ def _preserve_escalation(domain: Domain, server: Standing, client: Side) -> Sett
     return _named(outcome, server, wanted, client.at_us)
 
 
-def _field_merge(
-    fallback: Policy, domain: Domain, server: Standing, client: Side
-) -> Settled | None:
+def _field_merge(fallback: Policy, domain: Domain, server: Standing, client: Side) -> Settled | None:
     touched = _touched(client)
     if touched is None or server.fields is None or server.versions is None:
         return _whole(fallback, domain, server, client)

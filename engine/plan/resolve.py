@@ -92,9 +92,7 @@ def _settled_before(job: Resolution, conflict: Conflict) -> Outcome:
     return SyncError("conflict_closed", "this conflict is settled already")
 
 
-def _chosen(
-    job: Resolution, conflict: Conflict, row: Record, server: Fields | None
-) -> Fields | None:
+def _chosen(job: Resolution, conflict: Conflict, row: Record, server: Fields | None) -> Fields | None:
     if job.choice == "server":
         return server
     if job.choice == "merged":

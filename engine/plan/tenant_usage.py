@@ -121,9 +121,7 @@ def passed(
     Returns:
         A name of ``NAMES`` of which the message takes more, and more than there is.
     """
-    numbers = zip(
-        NAMES, used.numbers(), before.numbers(), after.numbers(), bounds.numbers(), strict=True
-    )
+    numbers = zip(NAMES, used.numbers(), before.numbers(), after.numbers(), bounds.numbers(), strict=True)
     for name, held, first, last, bound in numbers:
         if last > first and held + last > bound and not (deletes and name == "record_bytes"):
             return name

@@ -188,8 +188,7 @@ class Working:
             for item in push.items
             if type(item) is Change
             and item.op == "append"
-            and (key := EventKey(push.tenant_id, item.domain, item.id, item.sent_at_us))
-            not in self.events
+            and (key := EventKey(push.tenant_id, item.domain, item.id, item.sent_at_us)) not in self.events
         ]
         return Savepoint(
             self.seqs[push.tenant_id],

@@ -168,9 +168,7 @@ def _held_us(conflict: Conflict) -> float:
     return sum([1.0 + content_us(change.data) for change in changes])
 
 
-def touched_bytes(
-    job: Job, records: Mapping[RecordKey, Record], held: Mapping[HeldRef, Conflict]
-) -> int:
+def touched_bytes(job: Job, records: Mapping[RecordKey, Record], held: Mapping[HeldRef, Conflict]) -> int:
     """Return the bytes of records that a job reads or writes, counted anew for each change of one."""
     if isinstance(job, Resolution):
         return 0

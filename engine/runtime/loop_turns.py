@@ -107,9 +107,7 @@ class LoopTurns:
         """
         self._messages.add(tenant_id, steps, charge)
 
-    async def handled(
-        self, tenant_id: int, steps: Generator[None, None, _Result], charge: Charge
-    ) -> _Result:
+    async def handled(self, tenant_id: int, steps: Generator[None, None, _Result], charge: Charge) -> _Result:
         """Handle a message as ``handle`` does, and return what ``steps`` returns. Raises what it raises."""
         done: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
         self.handle(tenant_id, _told(steps, done), charge)

@@ -38,8 +38,7 @@ class PartialMessages:
         if more_bytes <= 0 or after_bytes <= SMALL_BYTES:
             return True
         over = of_tenant > self._tenant_bytes or (
-            self.waiting_bytes > self._all_bytes
-            and of_tenant * len(self._of_tenants) >= self.waiting_bytes
+            self.waiting_bytes > self._all_bytes and of_tenant * len(self._of_tenants) >= self.waiting_bytes
         )
         self.refused += over
         return not over

@@ -101,9 +101,7 @@ class UploadChores:
                 return None
             swept = await self._cleanup.sweep(turn.now_us, turn.keep)
         self.counters.orphans += swept.orphans
-        _log.info(
-            "orphans_removed", orphans=swept.orphans, orphan_bytes=swept.orphan_bytes, left=swept.left
-        )
+        _log.info("orphans_removed", orphans=swept.orphans, orphan_bytes=swept.orphan_bytes, left=swept.left)
         return swept
 
     async def _follow(self) -> None:

@@ -28,9 +28,7 @@ _log = structlog.get_logger()
 class Finishing:
     """Makes files of uploads of which every byte has come."""
 
-    def __init__(
-        self, store: UploadStore, blobs: Blobs, types: FileTypes, jobs: Jobs, clock: Clock
-    ) -> None:
+    def __init__(self, store: UploadStore, blobs: Blobs, types: FileTypes, jobs: Jobs, clock: Clock) -> None:
         self._store = store
         self._blobs = blobs
         self._types = types

@@ -90,9 +90,7 @@ class Hold:
 class Holds:
     """The uploads that requests of this process have, and how they come to have them."""
 
-    def __init__(
-        self, store: UploadStore, blobs: Blobs, bus: Bus, clock: Clock, expire_s: float
-    ) -> None:
+    def __init__(self, store: UploadStore, blobs: Blobs, bus: Bus, clock: Clock, expire_s: float) -> None:
         self._store = store
         self._blobs = blobs
         self._bus = bus

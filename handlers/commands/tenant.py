@@ -90,10 +90,7 @@ def usage(site: Site, *, name: str | None, json_: bool) -> None:
         as_json(rows)
         return
     table(
-        [
-            (one.tenant, one.kind, str(one.used), str(one.bound), f"{_part(one):.1%}")
-            for one in rows
-        ],
+        [(one.tenant, one.kind, str(one.used), str(one.bound), f"{_part(one):.1%}") for one in rows],
         ("TENANT", "OF", "HOLDS", "MAY HOLD", "USED"),
     )
 

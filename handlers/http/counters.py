@@ -18,9 +18,7 @@ class Traffic(msgspec.Struct):
     messages_in: int = 0
     bytes_in: int = 0
     sync_duration_sum_ms: float = 0.0
-    sync_durations: list[int] = msgspec.field(
-        default_factory=lambda: [0] * (len(DURATION_BOUNDS_MS) + 1)
-    )
+    sync_durations: list[int] = msgspec.field(default_factory=lambda: [0] * (len(DURATION_BOUNDS_MS) + 1))
     errors: dict[str, int] = msgspec.field(default_factory=dict)
     closes: dict[int, int] = msgspec.field(default_factory=dict)
     slow_readers_cut: int = 0

@@ -162,9 +162,7 @@ class Verifier:
     ``nbf`` that much earlier. ``iat`` decides nothing of a token by itself.
     """
 
-    def __init__(
-        self, keys: KeySet, audience: str, origins: frozenset[str], leeway_s: int
-    ) -> None:
+    def __init__(self, keys: KeySet, audience: str, origins: frozenset[str], leeway_s: int) -> None:
         self._keys = keys
         self._audience = audience
         self._origins = origins
@@ -281,9 +279,7 @@ def _claims(payload: dict[str, Any], leeway_s: int) -> Claims:
     expires_at_s = int(payload["exp"]) + leeway_s
     issued_at_s, begins_at_s = _number(payload.get("iat")), _number(payload.get("nbf"))
     number = _number(payload.get("tnr"))
-    return Claims(
-        role, tenant, device_id, user, expires_at_s, token_id, issued_at_s, begins_at_s, number
-    )
+    return Claims(role, tenant, device_id, user, expires_at_s, token_id, issued_at_s, begins_at_s, number)
 
 
 def _number(claim: object) -> int | None:

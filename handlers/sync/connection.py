@@ -431,9 +431,7 @@ class Connection(Line):
 
     async def _pull(self, request: Pull) -> None:
         await self._core.committer.lull(self.key[0], READS_YIELD_S)
-        body = await self._core.feed.pull(
-            Reader(*self.key), request.cursor, request.domains, request.limit
-        )
+        body = await self._core.feed.pull(Reader(*self.key), request.cursor, request.domains, request.limit)
         await self._answered(with_id(body, request.id))
 
     async def _answered(self, body: bytes) -> None:

@@ -223,9 +223,7 @@ class Gate:
         rest, self._rest = self._rest, b""
         if rest:
             self._turn(rest, yields=False)
-        self._between = not (
-            self._rest or self._left_bytes or self._held_bytes or self._shut or self._over
-        )
+        self._between = not (self._rest or self._left_bytes or self._held_bytes or self._shut or self._over)
         if self._over:
             self._protocol.close()
         elif not self._shut:
@@ -248,12 +246,7 @@ class Gate:
         while at < end:
             size_bytes = left_bytes
             if not size_bytes:
-                if (
-                    yields
-                    or receiver is None
-                    or not receiver.has_room
-                    or now_s - turn_began_s >= TURN_S
-                ):
+                if yields or receiver is None or not receiver.has_room or now_s - turn_began_s >= TURN_S:
                     waits = True
                     break
                 size_bytes = _frame_bytes(data, at, end)

@@ -117,9 +117,7 @@ class SyncHttp:
         session, device = await self._admit(request)
         message = _from_query(request, "pull", Pull)
         await self._core.committer.lull(reader_of(session).tenant_id, READS_YIELD_S)
-        body = await self._core.feed.pull(
-            reader_of(session), message.cursor, message.domains, message.limit
-        )
+        body = await self._core.feed.pull(reader_of(session), message.cursor, message.domains, message.limit)
         return await self._response(request, session, device, with_id(body, None))
 
     async def conflicts(self, request: web.Request) -> web.Response:
@@ -287,9 +285,7 @@ async def _read_within(request: web.Request, most_s: float) -> bytes:
         raise SyncError("unavailable", sentence, retry_after_ms=retry_soon_ms()) from None
 
 
-def _inflating_text(
-    request: web.Request, codec: Codec, body: bytes
-) -> Generator[None, None, bytes]:
+def _inflating_text(request: web.Request, codec: Codec, body: bytes) -> Generator[None, None, bytes]:
     """Inflate a body in steps, bounded in either form by what a frame may be, and check that it is UTF-8."""
     coding = content_coding(request.headers)
     if coding in _WINDOW_BITS:

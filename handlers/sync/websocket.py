@@ -122,9 +122,7 @@ class SyncSocket:
         if self._newcomers.take(per_minute, self._core.clock.monotonic_s(), most=per_minute / 60):
             raise overloaded(committer.retry_after_ms())
 
-    async def _turn_away(
-        self, request: web.Request, codec: Codec, error: SyncError
-    ) -> web.StreamResponse:
+    async def _turn_away(self, request: web.Request, codec: Codec, error: SyncError) -> web.StreamResponse:
         """Say that the server cannot serve now in a way that a browser's client sees, too."""
         socket = web.WebSocketResponse(timeout=CLOSING_S, protocols=(codec.subprotocol,))
         await socket.prepare(request)

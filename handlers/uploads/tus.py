@@ -67,9 +67,7 @@ class Tus:
             answer(request, {"Upload-Offset": str(upload.offset_bytes)} | expiry(upload))
         return web.Response(status=201)
 
-    async def _join(
-        self, request: web.Request, session: Session, metadata: str, urls: str
-    ) -> web.Response:
+    async def _join(self, request: web.Request, session: Session, metadata: str, urls: str) -> web.Response:
         if "Upload-Length" in request.headers:
             raise SyncError("invalid_message", "Upload-Length: that of a final upload is that of its parts")
         described = self._edge.described(parsed(metadata))
@@ -112,9 +110,7 @@ class Tus:
         except SyncError as error:
             answer_offset(request, error)
             raise
-        return web.Response(
-            status=204, headers={"Upload-Offset": str(upload.offset_bytes)} | expiry(upload)
-        )
+        return web.Response(status=204, headers={"Upload-Offset": str(upload.offset_bytes)} | expiry(upload))
 
     async def delete(self, request: web.Request) -> web.Response:
         """Give an upload up, or take its file away."""
@@ -154,5 +150,3 @@ def _checksum(request: web.Request) -> Checksum | None:
 
 def _wrong_type() -> SyncError:
     return SyncError("unsupported_type", f"Content-Type: {_BYTES} is required")
-
-

@@ -184,9 +184,7 @@ def _drop_counted(connection: Connection, cursor: Cursor, series: _Series, last:
     """Drop days, and take what was in them off what their tenants hold."""
     kind: Daily = "answer" if series is IDEMPOTENCY else "event"
     drop = _drop if series is IDEMPOTENCY else _drop_events
-    held = {
-        name: counted(cursor, name, kind) for name in _expired(_partitions(connection, series), last)
-    }
+    held = {name: counted(cursor, name, kind) for name in _expired(_partitions(connection, series), last)}
     gone = _patiently(connection, partial(drop, last=last))
     for name in gone:
         take_off(cursor, held.get(name, ()), kind)
@@ -287,9 +285,7 @@ def _set_apart(cursor: Cursor, series: _Series, today: date, until: date) -> lis
     spans = list(_spans(_front(_read(cursor, series)), today, until))
     if not spans:
         return []
-    ranges = [
-        (f"events_{begins:%Y%m%d}", series.bound(begins), series.bound(ends)) for begins, ends in spans
-    ]
+    ranges = [(f"events_{begins:%Y%m%d}", series.bound(begins), series.bound(ends)) for begins, ends in spans]
     ranges.append((_INTERIM, series.bound(until), "MAXVALUE"))
     for name, _, _ in ranges:
         cursor.execute(f"CREATE TABLE {name} (LIKE events_later INCLUDING ALL)")

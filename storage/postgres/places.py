@@ -39,9 +39,7 @@ def dsn_without_secrets(dsn: str) -> str:
     except psycopg2.ProgrammingError:
         return HIDDEN
     hidden: dict[str, str] = {name: HIDDEN for name in _SECRET if name in parts}
-    if "@" in (host := parts.get("host", "")) and not host.startswith(
-        "@"
-    ):  # of a bare password
+    if "@" in (host := parts.get("host", "")) and not host.startswith("@"):  # of a bare password
         hidden["host"] = f"{HIDDEN}@{host.rpartition('@')[2]}"
     return str(make_dsn(**parts | hidden))
 

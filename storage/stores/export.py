@@ -52,9 +52,7 @@ class PostgresExport:
         self._dsn = dsn
         self._domains = domains
 
-    def pages(
-        self, tenant: str, domain: str, from_us: int | None, to_us: int | None
-    ) -> Iterator[list[Row]]:
+    def pages(self, tenant: str, domain: str, from_us: int | None, to_us: int | None) -> Iterator[list[Row]]:
         """Give rows in the order of their keys; events day by day."""
         if domain not in self._domains:
             raise RefusedError(f"there is no domain {domain}: choose one of {', '.join(self._domains)}")
@@ -111,9 +109,7 @@ def _events(connection: Connection, values: dict[str, Any]) -> Iterator[list[Row
         yield [_event(*row) for row in page]
 
 
-def _event(
-    event_id: str, sent_at_us: int, at_us: int, received_us: int, device_id: str, data: str
-) -> Row:
+def _event(event_id: str, sent_at_us: int, at_us: int, received_us: int, device_id: str, data: str) -> Row:
     fixed = {
         "id": event_id,
         "at": instant(at_us),

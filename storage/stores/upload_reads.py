@@ -63,8 +63,7 @@ class PostgresWaiting:
             "limit": str(limit),
         }
         return [
-            WaitingFile(decode_upload(row), row[-1])
-            for row in await self._database.query(_WAITING, values)
+            WaitingFile(decode_upload(row), row[-1]) for row in await self._database.query(_WAITING, values)
         ]
 
 

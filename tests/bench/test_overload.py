@@ -27,7 +27,6 @@ Json = dict[str, Any]
 TWO = Backlog(2, 1)
 
 
-
 def sync_of(number: int, backlog: Backlog, prefix: str = "0a1b2c3d") -> Json:
     framed = Frames(prefix, backlog).stamped(number)
     return msgspec.json.decode(framed[framed.index(b"{") :], type=Json)
@@ -125,9 +124,7 @@ async def test_an_open_loop_notes_what_became_of_each_sync() -> None:
     assert names == ["overloaded" if number % 3 else "synced" for number in range(count)]
     assert happened.due_us == sorted(happened.due_us)
     assert 0 <= happened.due_us[0] <= happened.due_us[-1] < 300_000
-    for due_us, sent_us, done_us in zip(
-        happened.due_us, happened.sent_us, happened.done_us, strict=True
-    ):
+    for due_us, sent_us, done_us in zip(happened.due_us, happened.sent_us, happened.done_us, strict=True):
         assert due_us <= sent_us <= done_us
     assert happened.seqs == [100 * number + place for number in range(0, count, 3) for place in range(3)]
     assert set(happened.device) == {0, 1}

@@ -19,7 +19,6 @@ from tests.harness.ws_device import SECRET
 TWO = Backlog(2, 1)
 
 
-
 @pytest.fixture
 async def stored(serve: Serve) -> tuple[OverloadAuditor, str, list[Loaded]]:
     """A run on a server that takes four messages of each device and refuses the others."""

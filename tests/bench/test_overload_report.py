@@ -32,7 +32,6 @@ PLAN = LoadPlan(
 )
 
 
-
 def happened_of(*syncs: tuple[int, int, int, int], **changes: Any) -> Happened:
     """Syncs as (due_ms, sent_ms, done_ms, code); the codes are stored, overloaded and rate_limited."""
     due_us, sent_us, done_us = (
@@ -133,7 +132,6 @@ def test_five_milliseconds_more_are_normal_too_and_a_refusal_is_not() -> None:
     assert back_to_normal_s(fine, 0.0, 1.0) == pytest.approx(0.1)
     assert back_to_normal_s([window(0, 6.1), *fine[1:]], 0.0, 1.0) is None
     assert back_to_normal_s([window(0, 6.0, refused=1), *fine[1:]], 0.0, 1.0) is None
-
 
 
 def load(name: str, times: float | None = None, **changes: Any) -> Load:

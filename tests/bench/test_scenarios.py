@@ -172,9 +172,7 @@ async def test_overload_climbs_comes_back_and_has_a_quiet_tenant(monkeypatch: py
     }
 
 
-async def test_overload_of_a_server_that_runs_already(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_overload_of_a_server_that_runs_already(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     server = await serve(limits={"messages_per_minute": 1_000_000})
     monkeypatch.setenv("TIDEMARK__POSTGRES__DSN", server.dsn)
     monkeypatch.setenv("TIDEMARK__AUTH__SECRET", SECRET.decode())

@@ -101,9 +101,7 @@ def test_files_outlive_the_process(store: Store, tmp_path: Path) -> None:
 async def test_a_device_hears_of_the_files_of_its_own_edits(
     server: Running, store: Store, subscribed: bool
 ) -> None:
-    device = Device(
-        store, server.url, lambda: server.token("phone"), server.http, unit=lambda: 0.0
-    )
+    device = Device(store, server.url, lambda: server.token("phone"), server.http, unit=lambda: 0.0)
     if not subscribed:  # it was offline while the file found its record
         await (await server.device("office")).push(put("a", n=1))
     file = upload(1)

@@ -108,9 +108,7 @@ def test_an_item_that_no_frame_takes_is_put_aside_and_holds_nobody_up(store: Sto
     assert [(one.code, json.loads(one.item)["id"]) for one in store.rejected] == [("too_large", "large")]
 
 
-@pytest.mark.parametrize(
-    "value", [float("nan"), 1 << 63, "a\0b", {1: 2}, b"", [[[float("inf")]]]], ids=repr
-)
+@pytest.mark.parametrize("value", [float("nan"), 1 << 63, "a\0b", {1: 2}, b"", [[[float("inf")]]]], ids=repr)
 def test_what_json_cannot_carry_is_refused_before_it_is_kept(store: Store, value: object) -> None:
     with pytest.raises(ValueError, match="data holds"):
         store.edit("task", "a", "put", {"value": value}, 0)

@@ -84,7 +84,6 @@ def _tenant(shared: Running) -> str:
     return f"(SELECT tenant_id FROM tenants WHERE name = '{shared.tenant()}')"
 
 
-
 def _signed(tenant: str) -> Access:
     return Access("http://127.0.0.1:9", lambda _, device: token(tenant, device))
 

@@ -144,9 +144,7 @@ def test_bench_variables_settings_that_name_files_are_of_its_own_services(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = tmp_path / "own.toml"
-    own.write_text(
-        "[postgres]\ndsn_file = '/no'\n[redis]\nurl_file = '/no'\n[auth]\nsecret_file = '/no'\n"
-    )
+    own.write_text("[postgres]\ndsn_file = '/no'\n[redis]\nurl_file = '/no'\n[auth]\nsecret_file = '/no'\n")
     ground = Ground(tmp_path, "", "unix:///redis", 0)
     for name, value in variables(ground, "host=own", "s" * 40, own).items():
         monkeypatch.setenv(name, value)

@@ -172,4 +172,3 @@ async def test_sighup_gives_new_connections_the_new_settings_and_a_broken_file_c
     assert (line["file"], line["key"]) == (str(file), "limits.items")
     assert len(server.told("worker_started")) == 2
     assert await server.terminate() == 0
-

@@ -181,9 +181,7 @@ async def test_both_copies_in_flight_at_once_on_different_processes(serve: Serve
         return (await servers[1].post("/v1/sync", sync, f"d{number}")).message
 
     for turn in range(5):
-        answers = await asyncio.gather(
-            *(send(number, turn) for number in range(8) for send in (push, post))
-        )
+        answers = await asyncio.gather(*(send(number, turn) for number in range(8) for send in (push, post)))
         for one, other in zip(answers[::2], answers[1::2], strict=True):
             assert {one["replayed"], other["replayed"]} == {False, True}
             assert one["results"] == other["results"]

@@ -42,9 +42,7 @@ def certificates(place: Path, account: Account, host: str = "127.0.0.1") -> Cert
         .sign(authority_key, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM
-    key = server_key.private_bytes(
-        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    key = server_key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     made = Certificates(place / "authority.pem", place / "server.pem", place / "server.key")
     contents: Mapping[Path, bytes] = {
         made.authority: authority.public_bytes(pem),
@@ -65,9 +63,7 @@ def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
-def _begun(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
-) -> x509.CertificateBuilder:
+def _begun(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()

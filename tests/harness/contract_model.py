@@ -634,7 +634,6 @@ class World:
         tenant.conflicts[serial] = replace(conflict, outcome=choice, settled=settled)
         return {"version": settled.version, "seq": settled.seq}
 
-
     # -- files --------------------------------------------------------------------------------
 
     def attach(self, tenant_id: int, record: RecordId, file: File) -> str:

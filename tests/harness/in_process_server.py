@@ -44,7 +44,7 @@ SHARED: Json = {
         "form_escalation": {"policy": "field_merge", "fallback": "preserve_escalation"},
         "report": {"policy": "most_recent_wins"},
         "visit": {"policy": "client_wins", "required": ["place"]},
-    }
+    },
 }
 
 _DEFAULTS = Path(__file__).parents[2] / "config.toml"
@@ -112,9 +112,7 @@ class Running:
         """Connect a device."""
         claims = {key: options.pop(key) for key in ("role", "exp", "iat", "jti") if key in options}
         signed = self.token(name, tenant, **claims)
-        return await self._stack.enter_async_context(
-            connected(self.url, self.http, signed=signed, **options)
-        )
+        return await self._stack.enter_async_context(connected(self.url, self.http, signed=signed, **options))
 
     def headers(self, name: str = "phone", tenant: str = "acme", **claims: Any) -> dict[str, str]:
         """The headers of an HTTP request."""

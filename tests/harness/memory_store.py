@@ -107,9 +107,7 @@ class Memory:
             assert len(unique) == len(written), "an identity is written twice"
         assert not events.keys() & self.events.keys()
         assert not keys.keys() & self.keys.keys()
-        open_after = [
-            held_ref(row) for row in (self.conflicts | conflicts).values() if row.outcome == "open"
-        ]
+        open_after = [held_ref(row) for row in (self.conflicts | conflicts).values() if row.outcome == "open"]
         assert len(open_after) == len(set(open_after)), "two open conflicts of a device on a record"
         self.seqs.update(writes.seqs)
         self.records.update(records)
@@ -200,11 +198,7 @@ class MemoryStore:
         """Read records behind ``after_seq``."""
         await asyncio.sleep(0)
         behind = sorted(
-            (
-                row
-                for row in self.rows.records.values()
-                if row.tenant_id == tenant_id and row.seq > after_seq
-            ),
+            (row for row in self.rows.records.values() if row.tenant_id == tenant_id and row.seq > after_seq),
             key=lambda row: row.seq,
         )
         read_to = None
@@ -254,9 +248,7 @@ class MemoryStore:
             (
                 row
                 for row in rows.conflicts.values()
-                if row.tenant_id == tenant_id
-                and row.outcome == "open"
-                and device_id in (None, row.device_id)
+                if row.tenant_id == tenant_id and row.outcome == "open" and device_id in (None, row.device_id)
             ),
             key=_place,
         )

@@ -89,9 +89,7 @@ class House:
         finishing = Finishing(self.store, self.blobs, types, self.committer, clock)
         turns = UploadTurns(lambda: 0, clock)
         limits = UploadLimits(Quota(1 << 30, 100, 1000), {}, EXPIRE_S)
-        self.receiving = Receiving(
-            self.store, self.blobs, self.holds, finishing, types, clock, turns, limits
-        )
+        self.receiving = Receiving(self.store, self.blobs, self.holds, finishing, types, clock, turns, limits)
         self.cleanup = UploadCleanup(
             PostgresCleanup(self.database), self.blobs, self.committer, GRACE_S, LAST_DATA_S
         )

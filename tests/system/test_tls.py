@@ -75,9 +75,7 @@ class Bouncer:
     def __init__(self, to: str, home: Path, account: Account, made: Certificates, sslmode: str) -> None:
         own = parse_dsn(to)
         self.port = free_port()
-        self.dsn = make_dsn(
-            to, port=self.port, sslmode="verify-full", sslrootcert=str(made.authority)
-        )
+        self.dsn = make_dsn(to, port=self.port, sslmode="verify-full", sslrootcert=str(made.authority))
         (home / "users").write_text(f'"{USER}" "{PASSWORD}"\n')
         database = f"host={own['host']} port={own['port']} dbname={own['dbname']}"
         (home / "pgbouncer.ini").write_text(
@@ -127,9 +125,7 @@ def bouncer(dsn: str, home: Path, account: Account, certified: Certificates) -> 
 
 
 @_needs_bouncer
-async def test_server_database_over_tls_restarted_goes_on(
-    bouncer: Bouncer, serve: Serve
-) -> None:
+async def test_server_database_over_tls_restarted_goes_on(bouncer: Bouncer, serve: Serve) -> None:
     server = await serve(at=bouncer.dsn)
     phone = await server.device()
     await phone.sync("k1", put("a1", None, n=1))

@@ -322,9 +322,7 @@ async def test_limits_can_be_asked_for(draft: Draft) -> None:
 
 
 @pytest.mark.parametrize("headers", [{}, {"Expect": "100-continue"}])
-async def test_what_is_refused_is_told_of_no_resumption(
-    headers: dict[str, str], draft: Draft
-) -> None:
+async def test_what_is_refused_is_told_of_no_resumption(headers: dict[str, str], draft: Draft) -> None:
     creation = draft.creation(complete=True, content_length="20971521") | headers
     async with wired(draft.server.url) as wire:
         await wire.begin("POST", "/v1/uploads", creation)

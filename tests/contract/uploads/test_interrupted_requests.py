@@ -122,9 +122,7 @@ async def test_a_creation_by_the_draft_is_left_without_an_answer(
 
 
 @WAYS
-async def test_a_chunk_by_the_draft_is_left_without_an_answer(
-    way: str, serve: Serve, content: bytes
-) -> None:
+async def test_a_chunk_by_the_draft_is_left_without_an_answer(way: str, serve: Serve, content: bytes) -> None:
     server = await serve(uploads=IDLE if way == "idle" else {})
     path = await uploader(server).begun(len(content))
     headers = draft(server, 8, upload_offset="0", content_type="application/partial-upload")

@@ -203,12 +203,17 @@ async def test_nothing_is_asked_for_of_what_is_refused(
     phone: Uploader,
 ) -> None:
     length = str(size_bytes)
-    headers = TUS | phone.authorization | expect | {
-        "Upload-Length": length,
-        "Content-Length": length,
-        "Content-Type": CHUNK,
-        "Upload-Metadata": encoded(metadata),
-    }
+    headers = (
+        TUS
+        | phone.authorization
+        | expect
+        | {
+            "Upload-Length": length,
+            "Content-Length": length,
+            "Content-Type": CHUNK,
+            "Upload-Metadata": encoded(metadata),
+        }
+    )
     async with wired(shared.url) as wire:
         await wire.begin("POST", "/v1/uploads", headers)
         answer = await wire.answer()

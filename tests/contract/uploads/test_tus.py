@@ -113,9 +113,7 @@ async def test_an_open_upload_says_when_it_expires(phone: Uploader) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["sha1", "sha256", "md5"])
-async def test_a_chunk_is_held_against_its_checksum(
-    algorithm: str, phone: Uploader, content: bytes
-) -> None:
+async def test_a_chunk_is_held_against_its_checksum(algorithm: str, phone: Uploader, content: bytes) -> None:
     path = await phone.begun(len(content))
     first, rest = content[:30_000], content[30_000:]
     wrong = await phone.append(path, 0, first, upload_checksum=checksum(rest, algorithm))
@@ -140,12 +138,16 @@ async def test_a_chunk_with_a_checksum_that_breaks_off_leaves_nothing(
     shared: Running, phone: Uploader, content: bytes
 ) -> None:
     path = await phone.begun(len(content))
-    headers = TUS | phone.authorization | {
-        "Upload-Offset": "0",
-        "Content-Type": CHUNK,
-        "Content-Length": str(len(content)),
-        "Upload-Checksum": checksum(content),
-    }
+    headers = (
+        TUS
+        | phone.authorization
+        | {
+            "Upload-Offset": "0",
+            "Content-Type": CHUNK,
+            "Content-Length": str(len(content)),
+            "Upload-Checksum": checksum(content),
+        }
+    )
     async with wired(shared.url) as wire:
         await wire.begin("PATCH", path, headers)
         await wire.send(content[:40_000])
@@ -206,9 +208,7 @@ async def test_parts_become_one_file(phone: Uploader, content: bytes) -> None:
 async def test_parts_may_be_named_by_whole_urls(phone: Uploader, content: bytes) -> None:
     partial = {"upload_concat": "partial", "upload_metadata": None}
     path = await phone.begun(len(content), content, **partial)
-    final = await phone.create(
-        0, upload_length=None, upload_concat=f"final;{phone.url}{path}"
-    )
+    final = await phone.create(0, upload_length=None, upload_concat=f"final;{phone.url}{path}")
     assert final.status == 201
     assert await phone.file(final.headers["Location"]) == content
 

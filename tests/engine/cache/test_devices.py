@@ -181,9 +181,7 @@ def test_the_score_is_made_of_success_silence_and_conflicts(
     conflicts=st.integers(0, 10**9),
     silent_hours=st.floats(0, 1e6),
 )
-def test_the_score_is_from_0_to_100(
-    total: int, share: float, conflicts: int, silent_hours: float
-) -> None:
+def test_the_score_is_from_0_to_100(total: int, share: float, conflicts: int, silent_hours: float) -> None:
     assert 0 <= health_score(total, int(total * share), conflicts, silent_hours) <= 100
 
 
@@ -369,9 +367,7 @@ async def test_who_was_not_read_for_the_time_to_live_is_read_again_in_one(
     assert process.seen("d0").counts == Counts(9, 0, 0, 0)
 
 
-async def test_what_may_be_on_its_way_to_the_store_is_not_read_over(
-    process: Process, store: Stored
-) -> None:
+async def test_what_may_be_on_its_way_to_the_store_is_not_read_over(process: Process, store: Stored) -> None:
     phone = process.seen("phone")
     process.connected.add(phone.key)
     phone.synced(1, 1, 0)

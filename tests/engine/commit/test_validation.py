@@ -492,12 +492,7 @@ def _quarantined(push: Push) -> list[Quarantined]:
 
 
 _any = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text()
-    | st.binary(max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(max_size=3),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=4),
     max_leaves=10,
 )

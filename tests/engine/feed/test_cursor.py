@@ -26,9 +26,7 @@ def refusal(scope: Scope, cursor: str) -> str:
 
 
 @given(scope=_scopes, seq=st.integers(0, 2**63 - 1))
-def test_a_cursor_says_where_it_stands(
-    scope: tuple[str, int, list[str] | None], seq: int
-) -> None:
+def test_a_cursor_says_where_it_stands(scope: tuple[str, int, list[str] | None], seq: int) -> None:
     assert Scope(*scope).seq(Scope(*scope).cursor(seq)) == seq
 
 

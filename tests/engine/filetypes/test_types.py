@@ -308,7 +308,6 @@ def test_a_text_may_begin_as_it_likes(text: bytes) -> None:
     assert judged("text/plain", text) == "text/plain"
 
 
-
 @pytest.mark.parametrize("byte", [0x00, 0x01, 0x08, 0x0E, 0x1F, 0x7F])
 def test_a_text_has_no_control_characters(byte: int) -> None:
     assert UNKNOWN in refusal("text/plain", b"one " + bytes([byte]) + b" two")
@@ -458,5 +457,3 @@ def test_a_group_without_types_counts_for_nothing() -> None:
     types = taking(document_types=(), document_bytes=1 << 40)
     assert types.largest_bytes == UPLOADS.voice_bytes
     assert taking(image_types=(), document_types=(), voice_types=()).largest_bytes == 0
-
-

@@ -32,8 +32,8 @@ class Files:
     def job(self, step: str, one: Upload) -> Attach:
         """Make a job; a file that is sent twice is an answer that was lost."""
         job = self.desk.stored(one, self.desk.rows.uploads.get(one.ref, "stored"))
-        return job if step == "send" else msgspec.structs.replace(
-            job, entry=None, unless_alive=step == "clean"
+        return (
+            job if step == "send" else msgspec.structs.replace(job, entry=None, unless_alive=step == "clean")
         )
 
     def batch(self, steps: list[tuple[str, Upload]]) -> None:

@@ -136,9 +136,7 @@ def test_a_record_of_an_aborted_message_is_as_if_never_sent() -> None:
 def test_what_an_aborted_message_met_stands_as_before_it() -> None:
     desk = Desk()
     desk.results(desk.push(item("form", "f", x=1), device="desk"))
-    ((_, held),) = desk.results(
-        desk.push(item("form", "f", 1, x=2), item("form", "f", 7, x=3), atomic=True)
-    )
+    ((_, held),) = desk.results(desk.push(item("form", "f", 1, x=2), item("form", "f", 7, x=3), atomic=True))
     assert held == {
         "domain": "form",
         "id": "f",

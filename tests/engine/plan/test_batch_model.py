@@ -463,7 +463,6 @@ class Duel:
             [row.tenant_id, row.device_id, row.code, _canonical_bytes(row.item)] for row in memory.quarantine
         ) == sorted(quarantine)
 
-
     def _compare_chains(self) -> None:
         """What would stand if the device's side won is all that it changed, one after the other."""
         for tenant_id, tenant in self.world.tenants.items():
@@ -633,10 +632,7 @@ def _logged(tenant_id: int, logged: Logged) -> list[Any]:
         canonical(logged.data),
         logged.sent_us,
         logged.count,
-        [
-            [one.op, one.base, one.at_us, one.sent_us, canonical(one.data)]
-            for one in logged.chain
-        ],
+        [[one.op, one.base, one.at_us, one.sent_us, canonical(one.data)] for one in logged.chain],
         settled and [settled.version, settled.seq, settled.by],
     ]
 

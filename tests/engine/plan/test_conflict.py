@@ -106,13 +106,9 @@ def test_a_patch_that_wins_over_a_tombstone_applies_to_its_last_data_or_is_held(
     assert unknown == (None if wins else ("server", None, 99))
 
 
-@pytest.mark.parametrize(
-    ("client_at_us", "winner"), [(99, "server"), (100, "server"), (101, "client")]
-)
+@pytest.mark.parametrize(("client_at_us", "winner"), [(99, "server"), (100, "server"), (101, "client")])
 @pytest.mark.parametrize("op", ["put", "delete"])
-def test_the_later_side_wins_and_a_tie_goes_to_the_server(
-    op: Op, client_at_us: int, winner: str
-) -> None:
+def test_the_later_side_wins_and_a_tie_goes_to_the_server(op: Op, client_at_us: int, winner: str) -> None:
     client = side(op, {"title": "client"} if op == "put" else None, at_us=client_at_us)
     settled = outcome("most_recent_wins", standing(at_us=100), client)
     expected = (client.fields, client_at_us) if winner == "client" else (SERVER, 100)
@@ -269,9 +265,7 @@ _versions = st.builds(
 _standings = st.builds(
     Standing, fields=st.none() | _data, at_us=st.integers(0, 5), versions=_versions, last=st.none() | _data
 )
-_policies = st.builds(
-    DomainPolicy, st.sampled_from(get_args(Policy)), st.sampled_from(get_args(Fallback))
-)
+_policies = st.builds(DomainPolicy, st.sampled_from(get_args(Policy)), st.sampled_from(get_args(Fallback)))
 
 
 @given(policy=_policies, server=_standings, client=_sides)

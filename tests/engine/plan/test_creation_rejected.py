@@ -15,8 +15,7 @@ _EDIT = item("visit", "v", op="patch", place="gate")
 
 def _codes(results: list[Json]) -> list[str]:
     return [
-        result["error"]["code"] if result["status"] == "rejected" else result["status"]
-        for result in results
+        result["error"]["code"] if result["status"] == "rejected" else result["status"] for result in results
     ]
 
 

@@ -59,9 +59,7 @@ class Server:
         sync = JSON.decode(json.dumps(frame).encode())
         assert isinstance(sync, Sync)
         offset_us = round(offset_s * SECOND_US)
-        session = Session(
-            tenant=Tenant(1, "t"), device_id=device, session_id="s", clock_offset_us=offset_us
-        )
+        session = Session(tenant=Tenant(1, "t"), device_id=device, session_id="s", clock_offset_us=offset_us)
         job = self.intake.push(sync, session, NOW_US + round(now_s * SECOND_US))
         planned = plan([job], self.rows.state(lookups([job], self.rules)), self.rules)
         self.rows.apply(planned.writes, {1})
@@ -201,9 +199,7 @@ def test_quarantined_item_keeps_its_corrected_at() -> None:
     sync = JSON.decode(b'{"type":"sync","key":"k","items":[%b]}' % sent)
     assert isinstance(sync, Sync)
     offset_us = 7_200_000_000 - 9_000_000
-    session = Session(
-        tenant=Tenant(1, "t"), device_id="phone", session_id="s", clock_offset_us=offset_us
-    )
+    session = Session(tenant=Tenant(1, "t"), device_id="phone", session_id="s", clock_offset_us=offset_us)
     push = server.intake.push(sync, session, NOW_US)
     planned = plan([push], server.rows.state(lookups([push], server.rules)), server.rules)
     (row,) = planned.writes.quarantine

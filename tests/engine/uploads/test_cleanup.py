@@ -479,9 +479,7 @@ async def test_last_data_of_a_tenant_that_a_batch_has_at_hand_are_left_for_the_n
     assert (await house.tidied(LAST_DATA_H)).emptied == 1
 
 
-async def test_all_last_data_are_dropped_page_by_page(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_all_last_data_are_dropped_page_by_page(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload_cleanup, "PAGE", 2)
     for record in "abcde":
         await house.push("put", None, record=record)

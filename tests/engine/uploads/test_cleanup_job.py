@@ -85,9 +85,7 @@ async def test_a_turn_is_taken_when_its_time_has_come(store: PostgresTurns, dsn:
     assert await store.report("never") is None
 
 
-async def test_a_turn_is_kept_by_a_word_now_and_then_and_lost_without(
-    store: PostgresTurns, dsn: str
-) -> None:
+async def test_a_turn_is_kept_by_a_word_now_and_then_and_lost_without(store: PostgresTurns, dsn: str) -> None:
     lapse = "UPDATE cluster_job SET held_until = now() - interval '1 s'"
     lapsed = "SELECT held_until < now() FROM cluster_job"
     clock = HandClock()

@@ -89,9 +89,7 @@ class Process:
         finishing = Finishing(store, self.blobs, TYPES, NoRecords(), clock)
         limits = UploadLimits(Quota(10_000_000, 1000, 1000), {}, EXPIRE_S)
         turns = UploadTurns(lambda: 0, clock)
-        self.receiving = Receiving(
-            store, self.blobs, self.holds, finishing, TYPES, clock, turns, limits
-        )
+        self.receiving = Receiving(store, self.blobs, self.holds, finishing, TYPES, clock, turns, limits)
         self._running = asyncio.create_task(self.receiving.run())
 
     async def end(self) -> None:
@@ -306,8 +304,7 @@ async def test_an_upload_whose_last_request_died_is_finished_by_the_question(sit
     await appending.flush([content])
     execute(
         dsn,
-        "UPDATE upload_session SET offset_bytes = 100, holder = 'dead',"
-        " held_until = now() - interval '1 s'",
+        "UPDATE upload_session SET offset_bytes = 100, holder = 'dead', held_until = now() - interval '1 s'",
     )
     found = await second.receiving.find(SESSION, upload.ref.upload_id)
     assert (found.state, found.offset_bytes) == ("stored", 100)
@@ -332,9 +329,7 @@ async def test_a_drain_ends_requests_and_keeps_what_they_brought(site: Site) -> 
     content = text(6, 400)
     upload = await begun(first, content)
     body = Sent(content[:99], "stalls")
-    task = asyncio.create_task(
-        first.receiving.append(SESSION, upload.ref.upload_id, Append(0, 400), body)
-    )
+    task = asyncio.create_task(first.receiving.append(SESSION, upload.ref.upload_id, Append(0, 400), body))
     await body.stalled.wait()
     await first.holds.drain()
     with pytest.raises(SyncError):

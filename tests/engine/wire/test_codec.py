@@ -427,9 +427,7 @@ def test_pairs_of_surrogates_and_escaped_backslashes_stay() -> None:
 
 @pytest.mark.parametrize("field", ["key", "id"])
 def test_a_lone_surrogate_in_the_envelope_is_refused(field: str) -> None:
-    one, other = (
-        refused(JSON, pack_json(sync([]) | {field: text})) for text in ("\ud800", "\udc00")
-    )
+    one, other = (refused(JSON, pack_json(sync([]) | {field: text})) for text in ("\ud800", "\udc00"))
     for error in (one, other):
         assert error.code == "invalid_message"
         assert error.message == f"{field}: lone surrogates are not allowed"

@@ -51,10 +51,7 @@ async def test_a_creation_takes_the_edits_behind_it_along_in_order(
     assert ended.status == 0
     assert ended.out.splitlines() == [
         "stored: visit v1 is at version 1",
-        *(
-            f"behind it {one}: stored: visit v1 is at version {number}"
-            for number, one in enumerate(edits, 2)
-        ),
+        *(f"behind it {one}: stored: visit v1 is at version {number}" for number, one in enumerate(edits, 2)),
     ]
     assert rows(server.dsn, LEFT) == []
     (change,) = (await office.pull())["changes"]

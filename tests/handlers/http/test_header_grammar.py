@@ -48,7 +48,7 @@ def test_no_module_parses_mail(module: str) -> None:
         ("", None),
         ('form-data; a=b ;\tFileName = "a;\\"b\\".png" ', 'a;"b".png'),
         ("x; filename*=utf-8'de'%C3%9C%20a.png; filename=u.png", "Ü a.png"),
-        ('x; filename="a; filename*=UTF-8\'\'b.png"', "a; filename*=UTF-8''b.png"),
+        ("x; filename=\"a; filename*=UTF-8''b.png\"", "a; filename*=UTF-8''b.png"),
         ("x; filename*=UTF-8''%ff.png; filename=a.png", "a.png"),
         ('x; filename="Ü.png"', "Ü.png"),
     ],

@@ -56,9 +56,7 @@ PRIVATE = generated()
 ASYMMETRIC = pytest.mark.parametrize("algorithm", sorted(PRIVATE))
 
 
-def verifier(
-    key: Key | None = None, by_id: dict[str, Key] | None = None, leeway_s: int = 0
-) -> Verifier:
+def verifier(key: Key | None = None, by_id: dict[str, Key] | None = None, leeway_s: int = 0) -> Verifier:
     """Make a verifier of one key, an HS256 one by default."""
     default = key if key is not None or by_id is not None else secret_key(SECRET)
     origins = frozenset({"https://app.example.org"})
@@ -577,9 +575,7 @@ def test_no_two_tokens_have_the_same_id() -> None:
 @pytest.mark.parametrize(("tenant", "device"), [(None, "d"), ("acme", None), ("acme", "no such id!")])
 def test_claims_that_no_server_takes_are_not_issued(tenant: str | None, device: str | None) -> None:
     with pytest.raises(UnusableKeyError):
-        issue_token(
-            secret_key(SECRET), audience="tidemark", ttl_s=60, tenant=tenant, device_id=device
-        )
+        issue_token(secret_key(SECRET), audience="tidemark", ttl_s=60, tenant=tenant, device_id=device)
 
 
 # -- headers ----------------------------------------------------------------------------------
@@ -628,7 +624,13 @@ def test_origins() -> None:
     by = verifier()
     by.check_origin(None)
     by.check_origin("https://app.example.org")
-    for origin in ("null", "", "http://app.example.org", "https://app.example.org.evil", "https://APP.example.org"):
+    for origin in (
+        "null",
+        "",
+        "http://app.example.org",
+        "https://app.example.org.evil",
+        "https://APP.example.org",
+    ):
         with pytest.raises(SyncError) as caught:
             by.check_origin(origin)
         assert caught.value.code == "forbidden"

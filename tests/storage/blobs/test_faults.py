@@ -237,9 +237,7 @@ async def _answering(status: int, body: str) -> AsyncIterator[S3Blobs]:
     site = web.TCPSite(runner, "127.0.0.1", free_port())
     await site.start()
     blobs = S3Blobs(
-        S3(
-            bucket="any", endpoint=site.name, region="us-east-1", access_key_id="a", secret_access_key="s"
-        ),
+        S3(bucket="any", endpoint=site.name, region="us-east-1", access_key_id="a", secret_access_key="s"),
         threads=1,
     )
     try:

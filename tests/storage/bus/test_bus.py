@@ -441,7 +441,9 @@ async def test_a_command_tells_what_it_changed(join: Join, own_redis: OwnRedis, 
     await one.hears("moved", tenant_id, 12)
 
 
-@pytest.mark.parametrize("url", ["redis://127.0.0.1:1", "unix:///nowhere/redis.sock", "http://x", "redis://x:y"])
+@pytest.mark.parametrize(
+    "url", ["redis://127.0.0.1:1", "unix:///nowhere/redis.sock", "http://x", "redis://x:y"]
+)
 def test_a_command_does_not_mind_that_nobody_can_be_told(url: str, dsn: str, empty_dsn: str) -> None:
     for at in (dsn, empty_dsn):
         announce(url, at, set())

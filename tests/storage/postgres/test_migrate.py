@@ -265,9 +265,7 @@ async def test_server_says_that_it_is_there_until_it_is_drained(server: Running)
     assert rows(server.dsn, "SELECT FROM server_processes") == []
 
 
-async def test_presence_is_said_again_and_a_failure_once(
-    dsn: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_presence_is_said_again_and_a_failure_once(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(presence, "SAID_S", 0.01)
     monkeypatch.setattr(presence._log, "warning", lambda event, **_: said.append(event), raising=False)
@@ -315,7 +313,7 @@ def test_migration_tenant_usage_fills_what_tenants_hold(empty_dsn: str) -> None:
         " outcome, server_version, server_data, client_op, client_at_us, client_data, client_changes,"
         " opened_at_us)"
         " VALUES (1, 'c', 'task', 'a', 'phone', 'manual', 'open', 1, '{}', 'delete', 0, null,"
-        " '[{\"data\":{\"a\":1}},{\"data\":null}]', 0)",
+        ' \'[{"data":{"a":1}},{"data":null}]\', 0)',
     )
     migrate(empty_dsn)
     assert rows(

@@ -116,9 +116,7 @@ async def _found(dsn: str, keys: list[EventKey]) -> set[EventKey]:
 
 def _once_each(dsn: str, keys: list[EventKey], today: date, days: int) -> None:
     assert rows(dsn, "SELECT count(*)::int FROM events") == [(len(keys),)]
-    places = Counter(
-        (datetime.fromtimestamp(key.sent_at_us / 1e6, UTC).date() - today).days for key in keys
-    )
+    places = Counter((datetime.fromtimestamp(key.sent_at_us / 1e6, UTC).date() - today).days for key in keys)
     named = {f"{today + n * _DAY:%Y%m%d}": count for n, count in places.items() if n <= days}
     later = sum(count for n, count in places.items() if n > days)
     assert _places(dsn, "events") == named | {"later": later}

@@ -99,7 +99,11 @@ async def test_twins_are_of_one_record_name_and_content(database: Database, dsn:
     same: dict[str, Any] = {"file_name": "gate.jpg", "sha256": "aa"}
     states = ("open", "stored", "attached", "duplicate", "lent", "cancelled", "freed")
     others: list[dict[str, Any]] = [
-        {"tenant": 2}, {"domain": "note"}, {"record_id": "b"}, {"file_name": "x"}, {"sha256": "bb"},
+        {"tenant": 2},
+        {"domain": "note"},
+        {"record_id": "b"},
+        {"file_name": "x"},
+        {"sha256": "bb"},
     ]
     keep(
         dsn,

@@ -40,7 +40,7 @@ from tests.harness.services import execute, rows
 
 TENANTS = (1, 2, 3)
 AT_US = 1_767_323_045_000_000
-ODD = 'quote " apostrophe \' backslash \\ percent % brace {} comma, 鍵 \U0001f511 NULL'
+ODD = "quote \" apostrophe ' backslash \\ percent % brace {} comma, 鍵 \U0001f511 NULL"
 
 
 class Subject(msgspec.Struct):
@@ -194,9 +194,7 @@ async def test_last_data_come_and_go_with_a_tombstone_and_are_in_no_page(subject
         msgspec.structs.replace(alive, version=2, seq=2, data=None, last_data=alive.data),
         msgspec.structs.replace(alive, version=3, seq=3),
         msgspec.structs.replace(alive, version=4, seq=4, attachments=files),
-        msgspec.structs.replace(
-            alive, version=5, seq=5, data=None, last_data=alive.data, attachments=files
-        ),
+        msgspec.structs.replace(alive, version=5, seq=5, data=None, last_data=alive.data, attachments=files),
         msgspec.structs.replace(alive, version=5, seq=5, data=None, last_data=alive.data, attachments=b"[]"),
         msgspec.structs.replace(alive, version=6, seq=6, attachments=b"[]"),
         msgspec.structs.replace(alive, version=7, seq=7, data=None, attachments=b"[]"),

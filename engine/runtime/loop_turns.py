@@ -7,7 +7,7 @@ Two lines wait for them, and neither waits for the other. What a well-behaved de
   tenant one after the other. After a long step its tenant rests, so that others have the loop: a sync passes
   it five times, and is not to meet a step each time.
 
-Of several tenants whose share allows it the one is next that was served longest ago.
+Tenants whose share allows it have their turns one after the other, in the order in which they came to wait.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ REST: Final = 7 / 3
 #: Others may fall silent, or speak up, while something waits for its share: it is looked at so often.
 _LOOK_S: Final = 0.25
 _NEVER: Final = float("inf")
+_NOW: Final = float("-inf")
 
 _Result = TypeVar("_Result")
 
@@ -115,41 +116,58 @@ class LoopTurns:
 
 
 class _Line:
-    """One line: a call of ``_next`` for each turn, when the first of those who wait is due."""
+    """One line: a call of ``_next`` for each turn, when the first of those who wait is due.
+
+    A tenant that is due stands once in ``_due``, behind those that were due before it. All others wait in
+    ``_later`` by when they are. So a turn costs the same, however many wait.
+    """
 
     def __init__(self, shares: LoopShares, clock: Clock, loop: Loop | None) -> None:
         self._shares = shares
         self._clock_s = clock.monotonic_s
         self._loop = loop
-        self._numbers = count()
-        self._served: dict[int, int] = {}  # of each tenant that waits, which turn it had last
+        self._due: deque[int] = deque()
+        self._later: list[tuple[float, int]] = []
+        #: Where each tenant stands: its time in ``_later``, or ``_NOW`` in ``_due``. Other entries are stale.
+        self._places: dict[int, float] = {}
         self._call: Handle | None = None
         self._call_at_s = 0.0
         self._busy = False
 
     def _ready_s(self, tenant_id: int, now_s: float) -> float:
-        """Return when a tenant that waits may have a turn, ``_NEVER`` if it wants none any more."""
+        """Return when a tenant may have a turn, ``_NEVER`` if it wants none."""
         raise NotImplementedError
 
     def _serve(self, tenant_id: int, now_s: float) -> None:
         """Give a tenant its turn."""
         raise NotImplementedError
 
-    def _due_s(self, now_s: float) -> float:
-        return min([self._ready_s(tenant_id, now_s) for tenant_id in list(self._served)], default=_NEVER)
-
     def _added(self, tenant_id: int) -> None:
-        self._served.setdefault(tenant_id, 0)
+        now_s = self._clock_s()
+        self._place(tenant_id, self._ready_s(tenant_id, now_s), now_s)
         if not self._busy:  # else the turn that is under way looks at its end
-            now_s = self._clock_s()
-            self._call_by(self._ready_s(tenant_id, now_s), now_s)
+            self._call_next(now_s)
 
-    def _call_by(self, due_s: float, now_s: float) -> None:
-        if due_s == _NEVER or (self._call is not None and self._call_at_s <= due_s):
+    def _place(self, tenant_id: int, ready_s: float, now_s: float) -> None:
+        """Let a tenant wait, unless it waits for no longer already."""
+        if ready_s >= self._places.get(tenant_id, _NEVER):
             return
+        if ready_s <= now_s:
+            self._places[tenant_id] = _NOW
+            self._due.append(tenant_id)
+        else:
+            self._places[tenant_id] = ready_s
+            heappush(self._later, (ready_s, tenant_id))
+
+    def _call_next(self, now_s: float) -> None:
+        if not (self._due or self._later):
+            return
+        due_s = now_s if self._due else min(self._later[0][0], now_s + _LOOK_S)
         if self._call is not None:
+            if self._call_at_s <= due_s:
+                return
             self._call.cancel()
-        self._call_at_s = due_s = min(due_s, now_s + _LOOK_S)
+        self._call_at_s = due_s
         loop = self._loop or asyncio.get_running_loop()
         # Not in this pass: what came from others since is read before it.
         self._call = loop.call_later(due_s - now_s, self._run) if due_s > now_s else loop.call_soon(self._run)
@@ -161,19 +179,29 @@ class _Line:
             self._next(self._clock_s())
         finally:
             self._busy = False
-            now_s = self._clock_s()
-            self._call_by(self._due_s(now_s), now_s)
+            self._call_next(self._clock_s())
 
     def _next(self, now_s: float) -> None:
-        due = [
-            (served, tenant_id)
-            for tenant_id, served in list(self._served.items())
-            if self._ready_s(tenant_id, now_s) <= now_s
-        ]
-        if due:
-            _, tenant_id = min(due)
-            self._served[tenant_id] = next(self._numbers) + 1
-            self._serve(tenant_id, now_s)
+        later, due, places = self._later, self._due, self._places
+        wanted = self._shares.wanted(now_s)
+        while later and (later[0][0] <= now_s or not wanted):
+            ready_s, tenant_id = heappop(later)
+            if places.get(tenant_id) == ready_s:
+                places[tenant_id] = _NOW
+                due.append(tenant_id)
+        while due:
+            tenant_id = due.popleft()
+            del places[tenant_id]
+            ready_s = self._ready_s(tenant_id, now_s)
+            if ready_s > now_s:  # it was charged since, or waits for nothing
+                self._place(tenant_id, ready_s, now_s)
+                continue
+            try:
+                self._serve(tenant_id, now_s)
+            finally:
+                now_s = self._clock_s()
+                self._place(tenant_id, self._ready_s(tenant_id, now_s), now_s)
+            return
 
 
 class _Sockets(_Line):
@@ -181,6 +209,7 @@ class _Sockets(_Line):
 
     def __init__(self, shares: LoopShares, clock: Clock, loop: Loop | None) -> None:
         super().__init__(shares, clock, loop)
+        self._numbers = count()
         self._heaps: dict[int, list[tuple[float, int, Turn]]] = {}
 
     def waits(self, tenant_id: int) -> bool:
@@ -192,7 +221,9 @@ class _Sockets(_Line):
         self._added(tenant_id)
 
     def _ready_s(self, tenant_id: int, now_s: float) -> float:
-        heap, shares = self._heaps[tenant_id], self._shares
+        heap, shares = self._heaps.get(tenant_id), self._shares
+        if heap is None:
+            return _NEVER
         wanted = shares.wanted(now_s)
         while heap:
             ready_s, number, turn = heap[0]
@@ -202,19 +233,15 @@ class _Sockets(_Line):
                 heapreplace(heap, (since_s, number, turn))  # it was charged since it came
             else:
                 return max(ready_s, shares.tenant_ready_s(tenant_id)) if wanted else now_s
-        self._forget(tenant_id)
+        del self._heaps[tenant_id]
         return _NEVER
 
     def _serve(self, tenant_id: int, now_s: float) -> None:  # noqa: ARG002
         heap = self._heaps[tenant_id]
         _, _, turn = heappop(heap)
         if not heap:
-            self._forget(tenant_id)
+            del self._heaps[tenant_id]
         turn.run()
-
-    def _forget(self, tenant_id: int) -> None:
-        del self._heaps[tenant_id]
-        del self._served[tenant_id]
 
 
 class _Waiting:
@@ -249,7 +276,6 @@ class _Messages(_Line):
             if waiting.rest_until_s > now_s:
                 return waiting.rest_until_s
             del self._waiting[tenant_id]
-            del self._served[tenant_id]
             return _NEVER
         if not shares.wanted(now_s):
             return now_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Generator
 from functools import partial
 from itertools import pairwise
@@ -133,6 +134,41 @@ def test_loop_turns_of_sockets_go_round_the_tenants() -> None:
     world.socket(OTHER, _Device(), "other")
     world.run()
     assert world.names == ["greedy 0", "other", "greedy 1", "greedy 2"]
+
+
+def test_loop_turns_of_sockets_that_wait_again_and_again_go_round_the_tenants() -> None:
+    world = _World()
+
+    def wait(tenant_id: int, name: str) -> None:
+        def turn() -> None:
+            world.work(name, 0.0)
+            wait(tenant_id, name)
+
+        world.turns.take(tenant_id, _Device(), turn)
+
+    for tenant_id, name in ((1, "one"), (2, "two"), (3, "three a"), (3, "three b")):
+        wait(tenant_id, name)
+    while len(world.log) < 12:
+        assert world.step()
+    assert world.names == ["one", "two", "three a", "one", "two", "three b"] * 2
+
+
+def test_loop_turns_look_at_few_tenants_each_however_many_wait() -> None:
+    world = _World()
+    looks = Counter[str]()
+    ready_s = world.shares.tenant_ready_s
+
+    def counted(tenant_id: int) -> float:
+        looks["tenants"] += 1
+        return ready_s(tenant_id)
+
+    world.shares.tenant_ready_s = counted  # type: ignore[method-assign]  # to count
+    for tenant_id in range(1000):
+        world.socket(tenant_id, _Device(), "socket")
+        world.socket(tenant_id, _Device(), "socket")
+    world.run()
+    assert len(world.log) == 2000
+    assert looks["tenants"] <= 3 * 2000
 
 
 def test_loop_turns_of_a_device_over_its_share_come_when_it_is_paid_and_others_before_it() -> None:

@@ -24,7 +24,11 @@ _elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def decoded(raw: bytes) -> Generator[None, None, Any]:
-    """Decode JSON as ``floats.json_decoder`` does. Raises msgspec.DecodeError, UnicodeDecodeError."""
+    """Decode JSON that msgspec has passed over as a whole, as ``floats.json_decoder`` does.
+
+    Commas too many are not found here, nor is a wrong value whose name comes again. Raises
+    msgspec.DecodeError, UnicodeDecodeError.
+    """
     if len(raw) <= PIECE_BYTES:
         return _any(raw)
     raw = raw.strip(b" \t\r\n")

@@ -303,7 +303,7 @@ def _inflating_text(request: web.Request, codec: Codec, body: bytes) -> Generato
 def _inflating(body: bytes, window_bits: int, most_bytes: int) -> Generator[None, None, bytes]:
     inflate = zlib.decompressobj(window_bits)
     try:
-        inflated = inflate.decompress(body, LARGE_BYTES)
+        inflated = inflate.decompress(body, min(LARGE_BYTES, most_bytes))
         if inflate.unconsumed_tail or not inflate.eof:
             yield
             inflated += inflate.decompress(inflate.unconsumed_tail, most_bytes + 1 - len(inflated))

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.harness.in_process_server import ON_SHARED, Reply, Running
+from tests.harness.in_process_server import ON_SHARED, Reply, Running, Serve
 from tests.harness.ws_device import Json, day, item, put
 
 pytestmark = ON_SHARED
@@ -290,6 +290,13 @@ async def test_a_compressed_request_that_is_wrong(
 ) -> None:
     reply = await shared.post("/v1/sync", body, headers={"Content-Encoding": "gzip"})
     assert reply.verdict == verdict
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_a_compressed_request_past_a_small_limit_is_too_large(serve: Serve) -> None:
+    server = await serve(limits={"frame_bytes": 4096, "record_bytes": 3072})
+    reply = await server.post("/v1/sync", gzip.compress(b" " * 50_000), headers={"Content-Encoding": "gzip"})
+    assert reply.verdict == (413, "too_large")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import asyncio
 from compose.admin import Moved, lone_committer
 from compose.server import SystemClock
 from compose.uploads import open_blobs, upload_chores
-from engine.cluster.leases import LEASE_S, TurnLostError
+from engine.cluster.leases import LEASE_S, LeaseLostError
 from engine.operate.ports import CleanedUp, RefusedError, TenantAbandonment
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
@@ -31,7 +31,7 @@ class UploadDesk:
         """Clean up, also if it was done a moment ago."""
         try:
             tidied, swept = asyncio.run(self._cleaned_up())
-        except TurnLostError:
+        except LeaseLostError:
             raise RefusedError("another process went on with it: this one stood still for too long") from None
         except BlobsError as error:
             raise StoreError(f"the files cannot be looked at now: {error}") from None

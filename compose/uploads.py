@@ -9,7 +9,7 @@ from typing import Final
 from aiohttp import web
 
 from engine.cluster.bus import Bus
-from engine.cluster.leases import ClusterTurns
+from engine.cluster.leases import JobLeases
 from engine.commit.committer import Committer
 from engine.filetypes.types import FileTypes
 from engine.model.domains import Domains
@@ -34,7 +34,7 @@ from handlers.uploads.routes import Uploads
 from storage.blobs.directory import DirectoryBlobs
 from storage.blobs.s3 import S3Blobs
 from storage.postgres.pool import Database
-from storage.stores.leases import PostgresTurns
+from storage.stores.leases import PostgresLeases
 from storage.stores.upload_cleanup import PostgresCleanup
 from storage.stores.upload_reads import PostgresFiles, PostgresWaiting
 from storage.stores.uploads import PostgresUploads
@@ -131,4 +131,4 @@ def upload_chores(
         settings.records.tombstone_data_h * 3600,
         KeptFor(settings.retention.conflict_log_d * 86_400.0, settings.retention.quarantine_d * 86_400.0),
     )
-    return UploadChores(ClusterTurns(PostgresTurns(database), clock), cleanup)
+    return UploadChores(JobLeases(PostgresLeases(database), clock), cleanup)

@@ -1,7 +1,7 @@
-"""What one process does for all of them, on whatever host: whoever's turn it is, by a lease in the store.
+"""Leases of scheduled jobs: of all processes on all hosts, one runs a job at a time.
 
-No promise rests on a turn, only that work is not done twice over: what is done in one harms nobody who does
-the same at once. So a lease that ran out, because its holder was killed or stalled, is simply taken.
+A lease saves double work; no promise rests on it, since a job harms nothing when two processes run it at
+once. So a lease that ran out, because its owner was killed or stalled, is simply taken by another process.
 """
 
 from __future__ import annotations
@@ -15,75 +15,105 @@ import anyio
 
 from engine.runtime.ports import Clock, StoreError
 
-#: A process has its turn for so long without a word.
+#: A lease runs out after this time unless its owner renews it.
 LEASE_S: Final = 60
-_RENEW_S: Final = 15.0
-_GIVE_BACK_S: Final = 2.0
+_RENEW_EVERY_S: Final = 15.0
+_RELEASE_WITHIN_S: Final = 2.0
 
 
-class TurnLostError(Exception):
-    """Another process has the turn by now."""
+class LeaseLostError(Exception):
+    """The lease ran out, and another process took it."""
 
 
-class TurnStore(Protocol):
-    """Turns, by the name of the job. Every method may be run again. All raise StoreError."""
+class LeaseStore(Protocol):
+    """Leases by the name of the job. Every method may be called again, and raises StoreError."""
 
-    async def begin(self, job: str, holder: str, every_s: float) -> int | None:
-        """Give a turn, if nobody has it and the last one began ``every_s`` ago, as the store's time in µs."""
+    async def begin(self, job: str, owner: str, every_s: float) -> int | None:
+        """Take a lease that is free, if the job last began at least ``every_s`` ago.
 
-    async def renew(self, job: str, holder: str) -> bool:
-        """Begin the lease anew; False when the turn is another's."""
+        Returns:
+            The store's time in µs; None if another owner has the lease, or the job is not due.
+        """
 
-    async def end(self, job: str, holder: str, report: bytes | None) -> None:
-        """Give a turn back; ``report`` (JSON) takes the place of the last one, None does not."""
+    async def renew(self, job: str, owner: str) -> bool:
+        """Extend a lease by ``LEASE_S`` from now. Returns False if another owner has it."""
+
+    async def end(self, job: str, owner: str, report: bytes | None) -> None:
+        """Release a lease.
+
+        Args:
+            job: The job's name.
+            owner: The process that has the lease; a release by any other changes nothing.
+            report: The job's result as JSON, which replaces the last one; None keeps the last one.
+        """
 
     async def report(self, job: str) -> bytes | None:
-        """Find what the last turn came to."""
+        """Read the last report of a job, None if there is none."""
 
 
-class Turn:
-    """One's turn. ``now_us`` is the store's time when it began; ``report`` is left for all processes."""
+class JobLease:
+    """A lease that this process has.
 
-    def __init__(self, store: TurnStore, clock: Clock, job: str, holder: str, now_us: int) -> None:
+    ``now_us`` is the store's time when the job began. ``report`` is the result to leave for all processes.
+    """
+
+    def __init__(self, store: LeaseStore, clock: Clock, job: str, owner: str, now_us: int) -> None:
         self.now_us = now_us
         self.report: bytes | None = None
         self._store = store
         self._clock = clock
         self._job = job
-        self._holder = holder
-        self._renew_at_s = clock.monotonic_s() + _RENEW_S
+        self._owner = owner
+        self._renew_at_s = clock.monotonic_s() + _RENEW_EVERY_S
 
-    async def keep(self) -> None:
-        """Keep the turn; to be called now and then. Raises TurnLostError, StoreError."""
+    async def renew(self) -> None:
+        """Renew the lease if it is time; a job calls this after each step.
+
+        Raises:
+            LeaseLostError: Another process has the lease.
+            StoreError: The store failed.
+        """
         if self._clock.monotonic_s() < self._renew_at_s:
             return
-        if not await self._store.renew(self._job, self._holder):
-            raise TurnLostError
-        self._renew_at_s = self._clock.monotonic_s() + _RENEW_S
+        if not await self._store.renew(self._job, self._owner):
+            raise LeaseLostError
+        self._renew_at_s = self._clock.monotonic_s() + _RENEW_EVERY_S
 
 
-class ClusterTurns:
-    """Takes turns for this process."""
+class JobLeases:
+    """Acquires leases for this process."""
 
-    def __init__(self, store: TurnStore, clock: Clock) -> None:
+    def __init__(self, store: LeaseStore, clock: Clock) -> None:
         self._store = store
         self._clock = clock
 
     @asynccontextmanager
-    async def taking(self, job: str, every_s: float) -> AsyncIterator[Turn | None]:
-        """Have a turn, or None while it is another's, or not time yet. Raises StoreError."""
-        holder = uuid.uuid4().hex
-        now_us = await self._store.begin(job, holder, every_s)
+    async def acquire(self, job: str, every_s: float) -> AsyncIterator[JobLease | None]:
+        """Hold a job's lease for the body of ``async with``.
+
+        Args:
+            job: The job's name.
+            every_s: The least time between two beginnings of the job.
+
+        Yields:
+            The lease, or None if another process has it or the job is not due.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        owner = uuid.uuid4().hex
+        now_us = await self._store.begin(job, owner, every_s)
         if now_us is None:
             yield None
             return
-        turn = Turn(self._store, self._clock, job, holder, now_us)
+        lease = JobLease(self._store, self._clock, job, owner, now_us)
         try:
-            yield turn
+            yield lease
         finally:
-            with suppress(StoreError), anyio.move_on_after(_GIVE_BACK_S, shield=True):  # else it runs out
-                await self._store.end(job, holder, turn.report)
+            # If the release fails, the lease runs out.
+            with suppress(StoreError), anyio.move_on_after(_RELEASE_WITHIN_S, shield=True):
+                await self._store.end(job, owner, lease.report)
 
     async def report(self, job: str) -> bytes | None:
-        """Find what the last turn came to, whoever had it. Raises StoreError."""
+        """Read the last report of a job, from any process. Raises StoreError."""
         return await self._store.report(job)

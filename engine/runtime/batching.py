@@ -1,4 +1,4 @@
-"""Many questions as one: what is asked while one round trip is under way goes together in the next."""
+"""Batch many calls into one round trip: calls made while a round trip runs go together in the next one."""
 
 from __future__ import annotations
 
@@ -10,88 +10,104 @@ from typing import Final, Generic, TypeVar
 
 from engine.runtime.ports import StorePoisonError, StoreRetryError, StoreUnavailableError, StoreUnknownError
 
-Asked = TypeVar("Asked")
-Given = TypeVar("Given")
+Request = TypeVar("Request")
+Result = TypeVar("Result")
 
-#: How long a round is tried again before those who wait are told that the store is away.
-PATIENCE_S: Final = 10.0
+#: A batch is tried again for this long before its callers get the store's error.
+RETRY_FOR_S: Final = 10.0
 _FIRST_PAUSE_S: Final = 0.005
 _LONGEST_PAUSE_S: Final = 0.25
 
 
-class Gatherer(Generic[Asked, Given]):
-    """``together`` answers up to ``most`` questions in their order, and may be run again on the same."""
+class Batcher(Generic[Request, Result]):
+    """Collects requests of many tasks and hands them to one call at a time.
+
+    Args:
+        call: Takes up to ``max_batch`` requests and returns their results in the same order. It may be
+            called again with the same requests.
+        max_batch: The largest number of requests in one call.
+    """
 
     def __init__(
-        self, together: Callable[[Sequence[Asked]], Awaitable[list[Given]]], most: int = 200
+        self, call: Callable[[Sequence[Request]], Awaitable[list[Result]]], max_batch: int = 200
     ) -> None:
-        self._together = together
-        self._most = most
-        self._waiting: list[tuple[Asked, asyncio.Future[Given]]] = []
-        self._called = asyncio.Event()
+        self._call = call
+        self._max_batch = max_batch
+        self._queue: list[tuple[Request, asyncio.Future[Result]]] = []
+        self._has_work = asyncio.Event()
         self._ended = False
 
-    async def ask(self, question: Asked) -> Given:
-        """Wait for the answer to one question. Raises StoreError.
+    async def submit(self, request: Request) -> Result:
+        """Wait for the result of one request.
 
-        What was asked is seen through also when nobody waits for it any more.
+        The request is carried out even if its caller is cancelled.
+
+        Raises:
+            StoreError: The store failed for longer than ``RETRY_FOR_S``, or it refuses this request.
         """
         if self._ended:
             raise _ending()
-        answer: asyncio.Future[Given] = asyncio.get_running_loop().create_future()
-        self._waiting.append((question, answer))
-        self._called.set()
-        return await answer
+        result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._queue.append((request, result))
+        self._has_work.set()
+        return await result
 
     async def run(self) -> None:
-        """Answer until cancelled; who asks after that is told so."""
-        taken: list[tuple[Asked, asyncio.Future[Given]]] = []
+        """Carry requests out until cancelled; requests that are left then fail with StoreUnavailableError."""
+        batch: list[tuple[Request, asyncio.Future[Result]]] = []
         try:
             while True:
-                await self._called.wait()
-                taken, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-                if not self._waiting:
-                    self._called.clear()
-                await self._answer(taken)
-                taken = []
+                await self._has_work.wait()
+                batch, self._queue = self._queue[: self._max_batch], self._queue[self._max_batch :]
+                if not self._queue:
+                    self._has_work.clear()
+                await self._run_batch(batch)
+                batch = []
         finally:
             self._ended = True
-            for _, answer in taken + self._waiting:
-                if not answer.done():
-                    answer.set_exception(_ending())
+            for _, result in batch + self._queue:
+                if not result.done():
+                    result.set_exception(_ending())
 
-    async def _answer(self, taken: list[tuple[Asked, asyncio.Future[Given]]]) -> None:
-        """Answer a round. Where the store refuses a value each is asked alone: only the culprit fails."""
+    async def _run_batch(self, batch: list[tuple[Request, asyncio.Future[Result]]]) -> None:
+        """Run a batch. If the store refuses a value, run each request alone, so that only that one fails."""
         try:
-            given = await patiently(partial(self._together, [question for question, _ in taken]))
+            results = await with_retries(partial(self._call, [request for request, _ in batch]))
         except StorePoisonError as error:
-            if len(taken) > 1:
-                for one in taken:
-                    await self._answer([one])
+            if len(batch) > 1:
+                for one in batch:
+                    await self._run_batch([one])
             else:
-                _fail(taken, error)
+                _fail(batch, error)
         except Exception as error:
-            _fail(taken, error)
+            _fail(batch, error)
         else:
-            for (_, answer), one_given in zip(taken, given, strict=True):
-                if not answer.done():
-                    answer.set_result(one_given)
+            for (_, result), value in zip(batch, results, strict=True):
+                if not result.done():
+                    result.set_result(value)
 
 
-def _fail(taken: list[tuple[Asked, asyncio.Future[Given]]], error: Exception) -> None:
-    for _, answer in taken:
-        if not answer.done():
-            answer.set_exception(error)
+def _fail(batch: list[tuple[Request, asyncio.Future[Result]]], error: Exception) -> None:
+    for _, result in batch:
+        if not result.done():
+            result.set_exception(error)
 
 
 def _ending() -> StoreUnavailableError:
     return StoreUnavailableError("this process is ending")
 
 
-async def patiently(call: Callable[[], Awaitable[Given]]) -> Given:
-    """Do something that may be done again, until the store has done it. Raises StoreError."""
+async def with_retries(call: Callable[[], Awaitable[Result]]) -> Result:
+    """Make a repeatable call until the store succeeds, with growing pauses.
+
+    Returns:
+        The result of the first call that succeeds.
+
+    Raises:
+        StoreError: The store was still unavailable after ``RETRY_FOR_S``, or it refuses the values.
+    """
     loop = asyncio.get_running_loop()
-    give_up_s = loop.time() + PATIENCE_S
+    give_up_s = loop.time() + RETRY_FOR_S
     pause_s = _FIRST_PAUSE_S
     while True:
         try:

@@ -17,7 +17,7 @@ from engine.commit.committer import Jobs, settled
 from engine.model.rows import RecordKey
 from engine.model.uploads import State, UploadRef
 from engine.plan.jobs import Attach, Attached
-from engine.runtime.batching import patiently
+from engine.runtime.batching import with_retries
 from engine.uploads.blobs import Blobs, Kept
 from engine.uploads.finish import drop_draft, drop_file
 
@@ -193,14 +193,14 @@ class UploadCleanup:
         if quarantine_s:
             before_us = now_us - int(quarantine_s * 1_000_000)
             tidied.quarantined = await _page_by_page(self._store.forget_quarantined, before_us, keep)
-        tidied.abandonment = await patiently(partial(self._store.abandonment, now_us - _DAY_US))
+        tidied.abandonment = await with_retries(partial(self._store.abandonment, now_us - _DAY_US))
         return tidied
 
     async def sweep(self, now_us: int, keep: Keep) -> Swept:
         """Go over the bytes. Raises BlobsError, StoreError, and what ``keep`` does."""
         swept = Swept()
         async for some in self._blobs.kept(now_us - _ORPHANED_US):
-            states = await patiently(partial(self._store.states, [kept.ref for kept in some]))
+            states = await with_retries(partial(self._store.states, [kept.ref for kept in some]))
             orphans = [kept for kept in some if _orphaned(kept, states.get(kept.ref))]
             await _few(orphans, partial(self._sweep, swept))
             await keep()
@@ -209,13 +209,13 @@ class UploadCleanup:
     async def _expire(self, now_us: int, keep: Keep, tidied: Tidied) -> None:
         after: UploadRef | None = None
         while True:
-            page = await patiently(partial(self._store.opened, after, PAGE, now_us))
+            page = await with_retries(partial(self._store.opened, after, PAGE, now_us))
             due: dict[int, list[str]] = {}
             for one in page:
                 if one.due:
                     due.setdefault(one.ref.tenant_id, []).append(one.ref.upload_id)
             for tenant_id, ids in due.items():
-                ended = await patiently(partial(self._store.expire, tenant_id, ids, now_us))
+                ended = await with_retries(partial(self._store.expire, tenant_id, ids, now_us))
                 tidied.expired += len(ended)
                 await _few(ended, partial(drop_draft, self._blobs))
             await keep()
@@ -225,7 +225,7 @@ class UploadCleanup:
 
     async def _mark(self, now_us: int, keep: Keep) -> None:
         after: RecordKey | None = None
-        while (after := await patiently(partial(self._store.mark, after, PAGE, now_us))) is not None:
+        while (after := await with_retries(partial(self._store.mark, after, PAGE, now_us))) is not None:
             await keep()
 
     async def _free(
@@ -233,10 +233,10 @@ class UploadCleanup:
     ) -> None:
         after: GoneFile | None = None
         while True:
-            page = await patiently(partial(self._store.gone, state, after, PAGE))
+            page = await with_retries(partial(self._store.gone, state, after, PAGE))
             alive = [one.ref for one in page if one.alive]
             if alive and state == "attached":
-                await patiently(partial(self._store.revive, alive))
+                await with_retries(partial(self._store.revive, alive))
             due = [one for one in page if not one.alive and one.since_us <= now_us - self._grace_us]
             await _few(due, partial(self._free_one, now_us, tidied))
             await keep()
@@ -276,7 +276,7 @@ class UploadCleanup:
 async def _page_by_page(forget: Callable[[int, int], Awaitable[int]], before_us: int, keep: Keep) -> int:
     """Have what is older forgotten, a page at a time, and count it."""
     forgotten = 0
-    while some := await patiently(partial(forget, before_us, PAGE)):
+    while some := await with_retries(partial(forget, before_us, PAGE)):
         forgotten += some
         await keep()
     return forgotten

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from engine.cluster.leases import ClusterTurns
+from engine.cluster.leases import JobLeases
 from engine.uploads.cleanup import Swept, Tidied, UploadCleanup
 
 #: Rows are gone over often; to go over the bytes is to read the names of all files, for what is a day old.
@@ -33,22 +33,22 @@ class ChoreCounters(msgspec.Struct):
 
 
 class _Report(msgspec.Struct):
-    """What the last turn leaves for all processes."""
+    """What the last lease leaves for all processes."""
 
     abandonment_ratio: float | None
 
 
 class UploadChores:
-    """Takes this process's turns."""
+    """Takes this process's leases."""
 
-    def __init__(self, turns: ClusterTurns, cleanup: UploadCleanup) -> None:
+    def __init__(self, leases: JobLeases, cleanup: UploadCleanup) -> None:
         self.counters = ChoreCounters()
-        self._turns = turns
+        self._leases = leases
         self._cleanup = cleanup
         self._alarmed = False
 
     async def run(self) -> None:
-        """Take turns until cancelled."""
+        """Take leases until cancelled."""
         told: str | None = None
         while True:
             await asyncio.sleep(_LOOK_S)
@@ -65,15 +65,15 @@ class UploadChores:
     async def tidy(self, every_s: float) -> Tidied | None:
         """Go over the rows, if it is time and nobody else does.
 
-        Raises StoreError, TurnLostError.
+        Raises StoreError, LeaseLostError.
         """
-        async with self._turns.taking(_TIDY, every_s) as turn:
-            if turn is None:
+        async with self._leases.acquire(_TIDY, every_s) as lease:
+            if lease is None:
                 await self._follow()
                 return None
-            tidied = await self._cleanup.tidy(turn.now_us, turn.keep)
+            tidied = await self._cleanup.tidy(lease.now_us, lease.renew)
             ratio = abandonment_ratio(tidied)
-            turn.report = msgspec.json.encode(_Report(ratio))
+            lease.report = msgspec.json.encode(_Report(ratio))
         self.counters.expired += tidied.expired
         self.counters.freed += tidied.freed
         self.counters.abandonment_ratio = ratio
@@ -94,18 +94,18 @@ class UploadChores:
     async def sweep(self, every_s: float) -> Swept | None:
         """Go over the bytes, if it is time and nobody else does.
 
-        Raises StoreError, BlobsError, TurnLostError.
+        Raises StoreError, BlobsError, LeaseLostError.
         """
-        async with self._turns.taking(_SWEEP, every_s) as turn:
-            if turn is None:
+        async with self._leases.acquire(_SWEEP, every_s) as lease:
+            if lease is None:
                 return None
-            swept = await self._cleanup.sweep(turn.now_us, turn.keep)
+            swept = await self._cleanup.sweep(lease.now_us, lease.renew)
         self.counters.orphans += swept.orphans
         _log.info("orphans_removed", orphans=swept.orphans, orphan_bytes=swept.orphan_bytes, left=swept.left)
         return swept
 
     async def _follow(self) -> None:
-        report = await self._turns.report(_TIDY)
+        report = await self._leases.report(_TIDY)
         if report is not None:
             self.counters.abandonment_ratio = msgspec.json.decode(report, type=_Report).abandonment_ratio
 

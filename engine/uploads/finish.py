@@ -15,7 +15,7 @@ from engine.filetypes.types import FileTypes
 from engine.model.uploads import Draft, State, Upload, UploadRef
 from engine.plan.attachments import attaching, freeing
 from engine.plan.jobs import Attach, Attached, Outcome
-from engine.runtime.batching import Gatherer, patiently
+from engine.runtime.batching import Batcher, with_retries
 from engine.runtime.ports import Clock
 from engine.uploads.blobs import Blobs, BlobsError
 from engine.uploads.locks import Hold
@@ -33,7 +33,7 @@ class Finishing:
         self._blobs = blobs
         self._types = types
         self._jobs = jobs
-        self._stored = Gatherer(store.store)
+        self._stored = Batcher(store.store)
         self._clock = clock
 
     async def run(self) -> None:
@@ -58,7 +58,7 @@ class Finishing:
             hold.released = True
             raise
         await self._blobs.publish(drafts, ref)
-        stored = await self._stored.ask(Stored(ref, content.sha256, content_type))
+        stored = await self._stored.submit(Stored(ref, content.sha256, content_type))
         hold.released = True
         if not stored:
             raise SyncError("upload_gone", "this upload has ended")
@@ -91,7 +91,7 @@ class Finishing:
 
     async def discard(self, upload: Upload, holder: str | None, state: State) -> bool:
         """End an open upload, with its parts, and remove its bytes."""
-        ended = await patiently(lambda: self._store.discard(upload.ref, holder, state))
+        ended = await with_retries(lambda: self._store.discard(upload.ref, holder, state))
         if ended:
             await drop_draft(self._blobs, upload.ref)
             for part in upload.parts:

@@ -19,7 +19,7 @@ import structlog
 
 from engine.cluster.bus import Bus
 from engine.model.uploads import Upload, UploadRef, standing
-from engine.runtime.batching import Gatherer, patiently
+from engine.runtime.batching import Batcher, with_retries
 from engine.runtime.ports import Clock, StoreError
 from engine.uploads.blobs import BlobMissingError, Blobs
 from engine.uploads.ports import Advance, Claim, UploadStore
@@ -42,7 +42,7 @@ class Hold:
 
     upload: Upload
 
-    def __init__(self, claim: Claim, advances: Gatherer[Advance, bool]) -> None:
+    def __init__(self, claim: Claim, advances: Batcher[Advance, bool]) -> None:
         self.claim = claim
         #: Whether there is nothing to give back.
         self.released = True
@@ -75,7 +75,7 @@ class Hold:
         upload = self.upload
         all_pieces = (*upload.pieces, *pieces)
         asked = Advance(upload.ref, self.claim.holder, offset_bytes, size_bytes, all_pieces, release)
-        if not await self._advances.ask(asked):
+        if not await self._advances.submit(asked):
             self.released = True
             raise taken_over()
         self.released = release
@@ -95,8 +95,8 @@ class Holds:
         self._blobs = blobs
         self._bus = bus
         self._clock = clock
-        self._claims = Gatherer(store.claim)
-        self._advances: Gatherer[Advance, bool] = Gatherer(partial(store.advance, expire_s=expire_s))
+        self._claims = Batcher(store.claim)
+        self._advances: Batcher[Advance, bool] = Batcher(partial(store.advance, expire_s=expire_s))
         #: By device as well: what another one asks is refused, and is in nobody's way.
         self._here: dict[tuple[UploadRef, str], Hold] = {}
         self._of_device: Counter[tuple[int, str]] = Counter()
@@ -167,7 +167,7 @@ class Holds:
 
     async def _take(self, hold: Hold) -> None:
         claim = hold.claim
-        claimed = await self._claims.ask(claim)
+        claimed = await self._claims.submit(claim)
         if claimed is not None and claimed.taken:
             hold.upload, hold.released = claimed.upload, False
             return
@@ -183,7 +183,7 @@ class Holds:
     async def _seized(self, hold: Hold) -> bool:
         """Take an upload from whoever has it, unless it is open no longer. Raises BlobsError, StoreError."""
         ref = hold.claim.ref
-        upload = await patiently(lambda: self._store.seize(hold.claim))
+        upload = await with_retries(lambda: self._store.seize(hold.claim))
         if upload is None:
             return False
         hold.upload, hold.released = upload, False

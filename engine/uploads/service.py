@@ -27,7 +27,7 @@ from engine.model.uploads import (
     standing,
     upload_complete,
 )
-from engine.runtime.batching import Gatherer, patiently
+from engine.runtime.batching import Batcher, with_retries
 from engine.runtime.ports import Clock
 from engine.runtime.rate_limit import retry_later_ms, retry_soon_ms
 from engine.uploads.blobs import BlobMissingError, Blobs
@@ -101,7 +101,7 @@ class Receiving:
         self._quota = limits.quota
         self._quotas = limits.quotas
         self.expire_s = limits.expire_s
-        self._creations: Gatherer[Creating, Created] = Gatherer(
+        self._creations: Batcher[Creating, Created] = Batcher(
             partial(store.create, expire_s=limits.expire_s), 50
         )
         self._draining = False
@@ -132,7 +132,7 @@ class Receiving:
         reserved_bytes = most_bytes if size_bytes is None else size_bytes
         upload = self._new(session, creation, reserved_bytes)
         quota = self._quota_of(session)
-        made = await self._creations.ask(Creating(upload, quota))
+        made = await self._creations.submit(Creating(upload, quota))
         if made == "tenant_full":
             most = f"unfinished ones included, may have {quota.tenant_bytes} bytes"
             raise SyncError("quota_exceeded", f"the files of this tenant, {most}")
@@ -299,7 +299,7 @@ class Receiving:
                 parts=tuple(parts),
             )
             creating = Creating(upload, self._quota_of(session))
-            made_new = await patiently(lambda: self._store.join(creating, self.expire_s))
+            made_new = await with_retries(lambda: self._store.join(creating, self.expire_s))
             if made_new == "record_full":
                 raise _record_full(creating.quota)
             if made_new == "spent":

@@ -17,7 +17,7 @@ import pytest
 from compose.admin import lone_committer
 from compose.deployment import open_site
 from compose.server import SystemClock
-from engine.cluster.leases import ClusterTurns
+from engine.cluster.leases import JobLeases
 from engine.commit.committer import Committer, settled
 from engine.commit.validation import Intake, Session
 from engine.filetypes.types import FileTypes
@@ -38,7 +38,7 @@ from engine.wire.messages import Sync
 from storage.blobs.directory import DirectoryBlobs
 from storage.postgres.pool import Database
 from storage.stores.commit import PostgresStore
-from storage.stores.leases import PostgresTurns
+from storage.stores.leases import PostgresLeases
 from storage.stores.tenants import PostgresTenancy
 from storage.stores.upload_cleanup import PostgresCleanup
 from storage.stores.uploads import PostgresUploads
@@ -93,7 +93,7 @@ class House:
         self.cleanup = UploadCleanup(
             PostgresCleanup(self.database), self.blobs, self.committer, GRACE_S, LAST_DATA_S
         )
-        self.chores = UploadChores(ClusterTurns(PostgresTurns(self.database), clock), self.cleanup)
+        self.chores = UploadChores(JobLeases(PostgresLeases(self.database), clock), self.cleanup)
         self._running = [asyncio.create_task(one.run()) for one in (self.receiving, self.committer)]
 
     async def end(self) -> None:

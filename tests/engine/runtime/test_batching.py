@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from engine.runtime.batching import Gatherer
+from engine.runtime.batching import Batcher
 from engine.runtime.ports import StorePoisonError, StoreRetryError, StoreUnavailableError
 
 
@@ -36,10 +36,10 @@ class Oracle:
 
 
 @asynccontextmanager
-async def gathering(oracle: Oracle, most: int = 200) -> AsyncIterator[Gatherer[int, int]]:
-    gatherer = Gatherer(oracle, most)
-    running = asyncio.create_task(gatherer.run())
-    yield gatherer
+async def batching(oracle: Oracle, most: int = 200) -> AsyncIterator[Batcher[int, int]]:
+    batcher = Batcher(oracle, most)
+    running = asyncio.create_task(batcher.run())
+    yield batcher
     running.cancel()
     await asyncio.wait([running])
 
@@ -47,10 +47,10 @@ async def gathering(oracle: Oracle, most: int = 200) -> AsyncIterator[Gatherer[i
 async def test_what_is_asked_while_a_round_is_under_way_goes_together() -> None:
     oracle = Oracle()
     oracle.open.clear()
-    async with gathering(oracle, 3) as gatherer:
-        first = asyncio.create_task(gatherer.ask(1))
+    async with batching(oracle, 3) as batcher:
+        first = asyncio.create_task(batcher.submit(1))
         await oracle.asked.wait()
-        others = [asyncio.create_task(gatherer.ask(number)) for number in range(2, 7)]
+        others = [asyncio.create_task(batcher.submit(number)) for number in range(2, 7)]
         await asyncio.sleep(0)
         oracle.open.set()
         assert await asyncio.gather(first, *others) == [2, 4, 6, 8, 10, 12]
@@ -60,14 +60,14 @@ async def test_what_is_asked_while_a_round_is_under_way_goes_together() -> None:
 async def test_a_round_is_asked_again_when_its_outcome_is_not_known() -> None:
     oracle = Oracle()
     oracle.failures = 2
-    async with gathering(oracle) as gatherer:
-        assert await gatherer.ask(4) == 8
+    async with batching(oracle) as batcher:
+        assert await batcher.submit(4) == 8
     assert oracle.rounds == [[4]] * 3
 
 
 async def test_who_asks_what_cannot_be_asked_fails_alone() -> None:
-    async with gathering(Oracle()) as gatherer:
-        asked = [gatherer.ask(number) for number in (1, -1, 2)]
+    async with batching(Oracle()) as batcher:
+        asked = [batcher.submit(number) for number in (1, -1, 2)]
         one, refused, two = await asyncio.gather(*asked, return_exceptions=True)
     assert (one, two) == (2, 4)
     assert isinstance(refused, StorePoisonError)
@@ -76,10 +76,10 @@ async def test_who_asks_what_cannot_be_asked_fails_alone() -> None:
 async def test_nobody_waits_for_an_answer_that_does_not_come() -> None:
     oracle = Oracle()
     oracle.open.clear()
-    async with gathering(oracle, 1) as gatherer:
-        waiting = [asyncio.create_task(gatherer.ask(number)) for number in range(3)]
+    async with batching(oracle, 1) as batcher:
+        waiting = [asyncio.create_task(batcher.submit(number)) for number in range(3)]
         await oracle.asked.wait()
     for failed in await asyncio.gather(*waiting, return_exceptions=True):
         assert isinstance(failed, StoreUnavailableError)
     with pytest.raises(StoreUnavailableError):
-        await gatherer.ask(9)
+        await batcher.submit(9)

@@ -15,11 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from compose.server import SystemClock
-from engine.cluster.leases import ClusterTurns, TurnLostError
+from engine.cluster.leases import JobLeases, LeaseLostError
 from engine.runtime.ports import StoreUnavailableError
 from engine.uploads.cleanup_job import UploadChores
 from storage.postgres.pool import Database
-from storage.stores.leases import PostgresTurns
+from storage.stores.leases import PostgresLeases
 from tests.harness.commands import Ended, Run, command
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.postgres_stalls import until
@@ -49,16 +49,16 @@ class HandClock(SystemClock):
 
 
 @pytest.fixture
-async def store(dsn: str) -> AsyncIterator[PostgresTurns]:
+async def store(dsn: str) -> AsyncIterator[PostgresLeases]:
     database = Database(dsn, 2)
-    yield PostgresTurns(database)
+    yield PostgresLeases(database)
     await database.close()
 
 
-# -- turns ------------------------------------------------------------------------------------
+# -- leases ------------------------------------------------------------------------------------
 
 
-async def test_of_many_who_ask_at_once_one_has_the_turn(store: PostgresTurns) -> None:
+async def test_of_many_who_ask_at_once_one_has_the_turn(store: PostgresLeases) -> None:
     for _ in range(3):
         asked = [store.begin("job", f"h{number}", 0) for number in range(8)]
         taken = [number for number, now_us in enumerate(await asyncio.gather(*asked)) if now_us]
@@ -66,9 +66,9 @@ async def test_of_many_who_ask_at_once_one_has_the_turn(store: PostgresTurns) ->
         await store.end("job", f"h{taken[0]}", None)
 
 
-async def test_a_turn_is_taken_when_its_time_has_come(store: PostgresTurns, dsn: str) -> None:
+async def test_a_turn_is_taken_when_its_time_has_come(store: PostgresLeases, dsn: str) -> None:
     assert await store.begin("job", "first", 300)
-    assert await store.begin("other", "first", 300), "each job has turns of its own"
+    assert await store.begin("other", "first", 300), "each job has leases of its own"
     assert await store.begin("job", "first", 300), "who asks again, not knowing of the answer, has it"
     assert await store.begin("job", "second", 0) is None
     await store.end("job", "first", b'{"n":1}')
@@ -78,38 +78,40 @@ async def test_a_turn_is_taken_when_its_time_has_come(store: PostgresTurns, dsn:
     execute(dsn, "UPDATE cluster_job SET began_at = now() - interval '300 s'")
     assert await store.begin("job", "second", 300)
     await store.end("job", "first", b'{"n":2}')
-    assert await store.begin("job", "third", 0) is None, "nobody gives another's turn back"
+    assert await store.begin("job", "third", 0) is None, "nobody gives another's lease back"
     assert msgspec.json.decode(await store.report("job") or b"") == {"n": 1}
     await store.end("job", "second", None)
     assert msgspec.json.decode(await store.report("job") or b"") == {"n": 1}
     assert await store.report("never") is None
 
 
-async def test_a_turn_is_kept_by_a_word_now_and_then_and_lost_without(store: PostgresTurns, dsn: str) -> None:
+async def test_a_turn_is_kept_by_a_word_now_and_then_and_lost_without(
+    store: PostgresLeases, dsn: str
+) -> None:
     lapse = "UPDATE cluster_job SET held_until = now() - interval '1 s'"
     lapsed = "SELECT held_until < now() FROM cluster_job"
     clock = HandClock()
-    turns = ClusterTurns(store, clock)
-    async with turns.taking("job", 0) as turn:
-        assert turn is not None
+    leases = JobLeases(store, clock)
+    async with leases.acquire("job", 0) as lease:
+        assert lease is not None
         execute(dsn, lapse)
-        await turn.keep()
+        await lease.renew()
         assert rows(dsn, lapsed) == [(True,)], "a word each time would cost more than the work"
         clock.at_s = 20.0
-        await turn.keep()
+        await lease.renew()
         assert rows(dsn, lapsed) == [(False,)]
         execute(dsn, lapse)
         assert await store.begin("job", "another", 0)
         clock.at_s = 40.0
-        with pytest.raises(TurnLostError):
-            await turn.keep()
+        with pytest.raises(LeaseLostError):
+            await lease.renew()
     assert await store.begin("job", "third", 0) is None, "it is the other's still"
 
 
-async def test_a_turn_that_fails_is_given_back(store: PostgresTurns) -> None:
-    turns = ClusterTurns(store, SystemClock())
+async def test_a_turn_that_fails_is_given_back(store: PostgresLeases) -> None:
+    leases = JobLeases(store, SystemClock())
     with pytest.raises(ValueError, match="amiss"):
-        async with turns.taking("job", 0):
+        async with leases.acquire("job", 0):
             raise ValueError("something is amiss")
     assert await store.begin("job", "next", 0)
 
@@ -118,7 +120,7 @@ async def test_a_turn_that_fails_is_given_back(store: PostgresTurns) -> None:
 
 
 async def test_of_two_processes_one_does_it_and_both_know_what_came_of_it(house: House) -> None:
-    other = UploadChores(ClusterTurns(PostgresTurns(house.database), SystemClock()), house.cleanup)
+    other = UploadChores(JobLeases(PostgresLeases(house.database), SystemClock()), house.cleanup)
     for _ in range(3):
         await house.stored("never")
     await house.begun()
@@ -251,13 +253,14 @@ async def test_the_command_says_what_it_did(house: House, command: Run) -> None:
 
 
 async def test_the_command_refuses_while_another_process_is_at_it_and_on_a_restored_database(
-    command: Run, store: PostgresTurns, dsn: str
+    command: Run, store: PostgresLeases, dsn: str, tmp_path: Path
 ) -> None:
+    data = {"TIDEMARK__DATA__DIR": str(tmp_path)}
     assert await store.begin("uploads", "a server", 0)
-    assert "another process is at it" in (await cleaned(command)).refusal()
+    assert "another process is at it" in (await cleaned(command, **data)).refusal()
     await store.end("uploads", "a server", None)
     execute(dsn, "UPDATE cluster_state SET system_identifier = 1")
-    assert "run.py epoch renew" in (await cleaned(command)).refusal()
+    assert "run.py epoch renew" in (await cleaned(command, **data)).refusal()
 
 
 @pytest.mark.parametrize("what", ["draft", "file"])

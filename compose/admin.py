@@ -13,15 +13,15 @@ from compose.server import SystemClock
 from engine.commit.committer import Committer
 from engine.commit.ports import Store
 from engine.commit.queue import CommitLimits
-from engine.commit.validation import Intake
+from engine.commit.validation import MessageValidator
 from engine.model.domains import DomainPolicy, Domains
 from engine.model.rows import QuarantineRef, Record
 from engine.operate.conflicts import decided
 from engine.operate.ports import ConflictCase, QuarantineCase, Recovered, RefusedError
 from engine.operate.quarantine_retry import RecoveryStore, decode_results, resent
 from engine.plan.conflict import holding
-from engine.plan.context import Rules
-from engine.plan.jobs import Answer, Job, Outcome, Settlement
+from engine.plan.context import PlanContext
+from engine.plan.work import Outcome, PushAnswer, ResolveAnswer, Work
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
 from engine.wire.errors import SyncError
@@ -54,7 +54,7 @@ class ConflictDesk(ConflictReads):
         version: int,
         merged: bytes | None,
         changes: int | None = None,
-    ) -> Settlement:
+    ) -> ResolveAnswer:
         """Settle a conflict by the rules of ``engine.plan.resolve``."""
         show = f"`run.py conflicts show {case.conflict.conflict_id}`"
         if case.record is None:
@@ -65,7 +65,7 @@ class ConflictDesk(ConflictReads):
         except SyncError as error:
             raise RefusedError(error.message) from None
         outcome = asyncio.run(_committed(self._dsn, self._settings, case.tenant, job, self._moved))
-        if isinstance(outcome, Settlement):
+        if isinstance(outcome, ResolveAnswer):
             return outcome
         match outcome:
             case SyncError(code="conflict_stale"):
@@ -108,7 +108,7 @@ class QuarantineDesk(QuarantineReads):
         )
         if isinstance(outcome, SyncError) and outcome.code == "idempotency_key_reused":
             raise RefusedError("another retry stored this item, with other data")
-        if not isinstance(outcome, Answer):
+        if not isinstance(outcome, PushAnswer):
             raise _refused(outcome)
         if recovery[0].late:
             raise RefusedError(
@@ -130,8 +130,8 @@ class QuarantineDesk(QuarantineReads):
         )
 
 
-def _intake(settings: Settings) -> Intake:
-    return Intake(Domains(dict(settings.domains)), settings.limits.items)
+def _intake(settings: Settings) -> MessageValidator:
+    return MessageValidator(Domains(dict(settings.domains)), settings.limits.items)
 
 
 def _refused(outcome: Outcome) -> StoreError:
@@ -145,7 +145,7 @@ async def _committed(
     dsn: str,
     settings: Settings,
     tenant: str,
-    job: Job,
+    job: Work,
     moved: Moved,
     through: Through = lambda store: store,
     held_domain: str | None = None,
@@ -191,7 +191,7 @@ def lone_committer(
     policies = {**domains.default_policies, **own}
     if held_domain in policies:
         policies[held_domain] = holding(policies[held_domain])
-    rules = Rules(
+    rules = PlanContext(
         domains,
         lambda _: policies,
         lambda: uuid.uuid4().hex,

@@ -27,12 +27,12 @@ from engine.cache.tenants import PolicyBook
 from engine.cluster.listener import Neighbours
 from engine.commit.committer import Committer
 from engine.commit.queue import CommitLimits
-from engine.commit.validation import Intake
+from engine.commit.validation import MessageValidator
 from engine.feed.feed import Feed
 from engine.feed.hub import FeedLimits
 from engine.model.domains import Domains
 from engine.model.rows import Record
-from engine.plan.context import Rules
+from engine.plan.context import PlanContext
 from engine.runtime.loop_share import LoopShares
 from engine.runtime.loop_turns import LoopTurns
 from engine.runtime.open_requests import OpenRequests, RequestLimits
@@ -147,7 +147,7 @@ class Server:
         )
         self._room_watch = RoomWatch(self._reads, settings)
         room = self._room_watch.state
-        rules = Rules(
+        rules = PlanContext(
             domains,
             policies.of,
             lambda: uuid.uuid4().hex,
@@ -183,7 +183,7 @@ class Server:
         files = self._files = FileParts(settings, sessions, self._reads, committer, bus, clock)
         self._core = Core(
             domains=domains,
-            intake=Intake(domains, limits.items),
+            intake=MessageValidator(domains, limits.items),
             committer=committer,
             feed=feed,
             policies=policies,

@@ -22,8 +22,8 @@ from bench.load.workload import DOMAIN, Sent, Worker, data_of, record_id
 from engine.commit.committer import Committer
 from engine.commit.queue import CommitLimits
 from engine.model.domains import Domains
-from engine.plan.context import Rules
-from engine.plan.jobs import Answer, Change, Outcome, Push
+from engine.plan.context import PlanContext
+from engine.plan.work import Change, Outcome, Push, PushAnswer
 from engine.runtime.settings import Settings
 from storage.postgres.pool import Database
 from storage.stores.commit import PostgresStore
@@ -108,7 +108,7 @@ class _Jobs:
         self._committer.submit(push, lambda outcome: self._answered(index, sent, outcome))
 
     def _answered(self, index: int, sent: Sent, outcome: Outcome) -> None:
-        if not isinstance(outcome, Answer) or b'"status":"applied"' not in outcome.results:
+        if not isinstance(outcome, PushAnswer) or b'"status":"applied"' not in outcome.results:
             sys.exit(f"limit (b) was refused: {outcome}")
         self.done += 1
         self._workers[index].acknowledged(sent.record, sent.base + 1)
@@ -123,7 +123,7 @@ async def _measure(task: Task) -> None:
     database = Database(task.dsn, commit.lanes)
     committer = Committer(
         PostgresStore(database, chosen.idempotency.lifetime_h),
-        Rules(
+        PlanContext(
             domains,
             lambda _: domains.default_policies,
             lambda: uuid.uuid4().hex,

@@ -17,13 +17,13 @@ from typing import Final, get_args
 import click
 import msgspec
 
-from engine.commit.validation import Intake, Session
+from engine.commit.validation import MessageValidator, Session
 from engine.model.domains import Domain, DomainPolicy, Domains, Policy
-from engine.model.rows import Record, RecordKey, State
+from engine.model.rows import Record, RecordKey, Snapshot
 from engine.model.tenants import Tenant
 from engine.plan.batch import lookups, plan
-from engine.plan.context import Rules
-from engine.plan.jobs import Job
+from engine.plan.context import PlanContext
+from engine.plan.work import Work
 from engine.wire.codec import JSON
 from engine.wire.messages import Sync
 
@@ -49,7 +49,7 @@ def main() -> None:
 def _cost_us(domains: Domains, policy: Policy) -> float:
     ids = itertools.count()
     chosen = dict(domains.default_policies, task=DomainPolicy(policy))
-    rules = Rules(domains, lambda _: chosen, lambda: f"{next(ids):032x}", 1 << 18, 1 << 20)
+    rules = PlanContext(domains, lambda _: chosen, lambda: f"{next(ids):032x}", 1 << 18, 1 << 20)
     plain, stale = _jobs(domains, base=3), _jobs(domains, base=2)
     differences: list[float] = []
     for _ in range(ROUNDS):
@@ -58,18 +58,18 @@ def _cost_us(domains: Domains, policy: Policy) -> float:
     return statistics.median(differences)
 
 
-def _planned_s(jobs: list[Job], rules: Rules) -> float:
-    state = State({1: 1000}, {}, {_key(number): _record(number) for number in range(JOBS)}, {}, {}, {})
+def _planned_s(jobs: list[Work], rules: PlanContext) -> float:
+    state = Snapshot({1: 1000}, {}, {_key(number): _record(number) for number in range(JOBS)}, {}, {}, {})
     begun_s = time.perf_counter()
     lookups(jobs, rules)
     plan(jobs, state, rules)
     return time.perf_counter() - begun_s
 
 
-def _jobs(domains: Domains, base: int) -> list[Job]:
-    intake = Intake(domains, JOBS)
+def _jobs(domains: Domains, base: int) -> list[Work]:
+    intake = MessageValidator(domains, JOBS)
     session = Session(tenant=Tenant(1, "acme"), device_id="phone", session_id="s")
-    jobs: list[Job] = []
+    jobs: list[Work] = []
     for number in range(JOBS):
         item = {
             "domain": "task",

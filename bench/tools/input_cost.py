@@ -26,13 +26,13 @@ import click
 import msgspec
 
 from bench.load.workload import Worker
-from engine.commit.validation import Intake, Session
+from engine.commit.validation import MessageValidator, Session
 from engine.feed.cursor import Scope
 from engine.model.domains import Domain, Domains
 from engine.model.merge import decode_fields, encode_fields, same_content
 from engine.model.rows import Conflict
 from engine.model.tenants import Tenant
-from engine.plan.jobs import Change, Refused, Resolution
+from engine.plan.work import Change, RejectedItem, Resolution
 from engine.wire.codec import JSON, MSGPACK, Codec
 from engine.wire.errors import SyncError
 from engine.wire.messages import Pull, Request, Resolve, Sync
@@ -52,7 +52,7 @@ _JSON_ALONE: Final = ("slow numbers", "escapes", "surrogate pairs", "lone surrog
 _STAGES: Final = ("decode", "intake", "read", "compare", "transcode")
 _NOW_US: Final = 1_767_323_045_000_000
 #: The bound of fields is not looked at, so that a record of many costs what it would without.
-_INTAKE: Final = Intake(Domains({"task": Domain()}), 1000, 1 << 20)
+_INTAKE: Final = MessageValidator(Domains({"task": Domain()}), 1000, 1 << 20)
 _CONFLICT: Final = Conflict(
     tenant_id=1,
     conflict_id="c",
@@ -214,7 +214,7 @@ def measure(kind: Kind, rounds: int) -> Cost:
     try:
         for request in requests:
             for taken in _taken(request, codec):
-                if isinstance(taken, Refused):
+                if isinstance(taken, RejectedItem):
                     return Cost(kind, stages, taken.code)
                 records.append(taken.fields or {})
     except SyncError as error:
@@ -229,7 +229,7 @@ def measure(kind: Kind, rounds: int) -> Cost:
     return Cost(kind, stages, "")
 
 
-def _taken(request: Request, codec: Codec) -> Sequence[Change | Refused | Resolution]:
+def _taken(request: Request, codec: Codec) -> Sequence[Change | RejectedItem | Resolution]:
     session = Session(tenant=Tenant(1, "acme"), device_id="phone", session_id="s", codec=codec)
     if isinstance(request, Sync):
         return _INTAKE.push(request, session, _NOW_US).items

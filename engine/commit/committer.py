@@ -11,13 +11,13 @@ import random
 from contextlib import suppress
 from typing import Final, Protocol
 
-from engine.commit.lane import Counters, Doubted, Lane, Published, Wanted
+from engine.commit.lane import Counters, Lane, OnCommitted, OnUnknownOutcome, Wanted
 from engine.commit.overload import overloaded
 from engine.commit.ports import Store
-from engine.commit.queue import Backlog, Charge, CommitLimits, Reply
-from engine.plan.context import Rules
-from engine.plan.jobs import Job, Outcome
+from engine.commit.queue import Charge, CommitLimits, CommitQueue, OnOutcome
+from engine.plan.context import PlanContext
 from engine.plan.room import KeptBack
+from engine.plan.work import Outcome, Work
 from engine.runtime.ports import WorkClock
 from engine.wire.errors import SyncError
 
@@ -38,16 +38,16 @@ class Committer:
     def __init__(
         self,
         store: Store,
-        rules: Rules,
+        rules: PlanContext,
         clock: WorkClock,
-        publish: Published,
-        doubt: Doubted,
+        publish: OnCommitted,
+        doubt: OnUnknownOutcome,
         limits: CommitLimits,
         lanes: int = 1,
         wanted: Wanted = lambda _: False,
     ) -> None:
         self.counters = Counters()
-        self._backlog = Backlog(limits, apart_at_once=max(1, lanes - 1))
+        self._backlog = CommitQueue(limits, apart_at_once=max(1, lanes - 1))
         self._spread_from = max(1, limits.batch_items // 2)
         self._waiting: list[asyncio.Future[None]] = []
         kept_back = KeptBack()
@@ -63,7 +63,7 @@ class Committer:
         self._idle.set()
         self._settled = asyncio.Event()
 
-    def submit(self, job: Job, reply: Reply, charge: Charge | None = None) -> None:
+    def submit(self, job: Work, reply: OnOutcome, charge: Charge | None = None) -> None:
         """Queue a job; ``reply`` is called once on the event loop after its batch is durable.
 
         ``charge`` is called before that with the seconds that planning the job took, if they are worth it.
@@ -177,14 +177,14 @@ class Committer:
         await self._idle.wait()
 
 
-class Jobs(Protocol):
+class WorkQueue(Protocol):
     """Who takes jobs in (``engine.commit.committer.Committer``)."""
 
-    def submit(self, job: Job, reply: Reply, charge: Charge | None = None, /) -> None:
+    def submit(self, job: Work, reply: OnOutcome, charge: Charge | None = None, /) -> None:
         """Queue a job. Raises SyncError when nothing more is taken in."""
 
 
-async def settled(jobs: Jobs, job: Job, charge: Charge | None = None) -> Outcome:
+async def settled(jobs: WorkQueue, job: Work, charge: Charge | None = None) -> Outcome:
     """Have a job committed, and wait for what became of it; one that was not taken in is a SyncError."""
     future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 

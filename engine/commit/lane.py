@@ -13,13 +13,13 @@ import structlog
 
 from engine.commit.planning import MESSAGE_S, TooLongError, planned
 from engine.commit.ports import Store, Transaction
-from engine.commit.queue import Backlog, Waiting
-from engine.model.rows import HeldRef, Record
+from engine.commit.queue import CommitQueue, QueuedWork
+from engine.model.rows import OpenConflictRef, Record
 from engine.plan.batch import Plan, lookups, steps
-from engine.plan.context import Rules
-from engine.plan.jobs import Job, Outcome, Push, Refused
+from engine.plan.context import PlanContext
 from engine.plan.room import KeptBack
 from engine.plan.weighing import select
+from engine.plan.work import Outcome, Push, RejectedItem, Work
 from engine.runtime.ports import (
     StoreError,
     StoreFullError,
@@ -32,12 +32,12 @@ from engine.runtime.ports import (
 from engine.runtime.rate_limit import retry_later_ms, retry_soon_ms
 from engine.wire.errors import SyncError
 
-Published = Callable[[list[tuple[Record, str]]], None]
-Doubted = Callable[[set[int]], None]
+OnCommitted = Callable[[list[tuple[Record, str]]], None]
+OnUnknownOutcome = Callable[[set[int]], None]
 Wanted = Callable[[float], bool]
 
 #: How long a batch is tried again before its senders are told to come back.
-PATIENCE_S: Final = 10.0
+RETRY_FOR_S: Final = 10.0
 _FIRST_PAUSE_S: Final = 0.005
 #: Answers were once kept for so long.
 _OLD_KEY_S: Final = 86_400
@@ -80,11 +80,11 @@ class Lane:
     def __init__(
         self,
         store: Store,
-        rules: Rules,
+        rules: PlanContext,
         clock: WorkClock,
-        publish: Published,
-        doubt: Doubted,
-        backlog: Backlog,
+        publish: OnCommitted,
+        doubt: OnUnknownOutcome,
+        backlog: CommitQueue,
         counters: Counters,
         kept_back: KeptBack,
         wanted: Wanted,
@@ -101,7 +101,7 @@ class Lane:
         self._away = False
         self._tried_s = 0.0
 
-    async def settle(self, batch: list[Waiting]) -> int:
+    async def settle(self, batch: list[QueuedWork]) -> int:
         """See a batch through; one that cannot be stored is halved until the culprit stands alone.
 
         Returns:
@@ -143,12 +143,12 @@ class Lane:
                 _answer(waiting, outcome)
         return left_bytes
 
-    def _put_back(self, left: list[Waiting]) -> int:
+    def _put_back(self, left: list[QueuedWork]) -> int:
         if left:
             self._backlog.put_back(left)
         return sum([waiting.size_bytes for waiting in left])
 
-    async def _settle_without(self, batch: list[Waiting], error: TooLongError) -> int:
+    async def _settle_without(self, batch: list[QueuedWork], error: TooLongError) -> int:
         """Refuse a message that takes too long to plan; the others never notice."""
         waiting = batch[error.index]
         job = waiting.job
@@ -170,7 +170,7 @@ class Lane:
                 "old_key_reused", tenant_id=push.tenant_id, device_id=push.device_id, age_h=age_s // 3600
             )
 
-    def _give_up(self, batch: list[Waiting], error: StoreError) -> None:
+    def _give_up(self, batch: list[QueuedWork], error: StoreError) -> None:
         """Refuse a batch and all that waits behind it: a device's later changes build on its earlier ones.
 
         The database may have come back since it was tried. What other devices sent since then is tried.
@@ -183,7 +183,7 @@ class Lane:
         for waiting in refused:
             _answer(waiting, _disk_full() if full else unavailable(retry_soon_ms()))
 
-    async def _settle_culprit(self, waiting: Waiting, error: Exception) -> int:
+    async def _settle_culprit(self, waiting: QueuedWork, error: Exception) -> int:
         """What the database refuses is quarantined item by item, so that it blocks no queue."""
         job = waiting.job
         if isinstance(error, StorePoisonError) and type(job) is Push:
@@ -205,7 +205,7 @@ class Lane:
         _answer(waiting, SyncError("internal", "the server failed on this message", error_id=error_id))
         return 0
 
-    async def _commit(self, jobs: list[Job]) -> _Settled:
+    async def _commit(self, jobs: list[Work]) -> _Settled:
         """Run one batch until its outcome is certain.
 
         After a COMMIT of unknown outcome the same batch runs again under its locks: its keys tell what
@@ -213,7 +213,7 @@ class Lane:
         out, then raises what the store said last. So a restart or a failover of the database is a
         pause; while a longer outage lasts, each batch tries once.
         """
-        give_up_s = self._clock.monotonic_s() + (0.0 if self._away else PATIENCE_S)
+        give_up_s = self._clock.monotonic_s() + (0.0 if self._away else RETRY_FOR_S)
         pause_s = _FIRST_PAUSE_S
         unknown = False
         try:
@@ -237,11 +237,11 @@ class Lane:
             if unknown:
                 self._doubt({job.tenant_id for job in jobs})
 
-    async def _attempt(self, jobs: list[Job]) -> _Settled:
+    async def _attempt(self, jobs: list[Work]) -> _Settled:
         tenants = {job.tenant_id for job in jobs}
         rules = self._rules.as_of_now(tenants)
         behind = self._kept_back.of(tenants, self._clock.monotonic_s())
-        also_held: set[HeldRef] = set()
+        also_held: set[OpenConflictRef] = set()
         while True:
             transaction: Transaction = await self._store.begin(lookups(jobs, rules, also_held))
             try:
@@ -269,12 +269,12 @@ class Lane:
             also_held.update(plan.missing)
 
 
-def _charge(waiting: Waiting, spent_s: float) -> None:
+def _charge(waiting: QueuedWork, spent_s: float) -> None:
     if spent_s > _CHARGED_FROM_S and waiting.charge is not None:
         waiting.charge(spent_s)
 
 
-def _answer(waiting: Waiting, outcome: Outcome) -> None:
+def _answer(waiting: QueuedWork, outcome: Outcome) -> None:
     try:
         waiting.reply(outcome)
     except Exception:
@@ -282,11 +282,11 @@ def _answer(waiting: Waiting, outcome: Outcome) -> None:
 
 
 def _refused_whole(push: Push) -> Push | None:
-    if all(type(item) is Refused for item in push.items):
+    if all(type(item) is RejectedItem for item in push.items):
         return None
     sentence = "the database refused a value of this message"
     items = [
-        item if type(item) is Refused else Refused(item.domain, item.id, "invalid_item", sentence)
+        item if type(item) is RejectedItem else RejectedItem(item.domain, item.id, "invalid_item", sentence)
         for item in push.items
     ]
     return msgspec.structs.replace(push, items=items)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from engine.model.rows import Lookups, State, Writes
+from engine.model.rows import ReadSet, Snapshot, WriteSet
 
 
 class Transaction(Protocol):
     """One open batch: its tenants are locked until ``commit`` or ``rollback`` returns."""
 
-    state: State
+    state: Snapshot
 
-    async def commit(self, writes: Writes) -> None:
+    async def commit(self, writes: WriteSet) -> None:
         """Write everything and commit, in one round trip, durably (synchronous_commit = on).
 
         Raises StoreRetryError, StoreUnknownError, StoreFullError or StorePoisonError. A caller that is
@@ -27,7 +27,7 @@ class Transaction(Protocol):
 class Store(Protocol):
     """The one seam for writing."""
 
-    async def begin(self, lookups: Lookups) -> Transaction:
+    async def begin(self, lookups: ReadSet) -> Transaction:
         """Open a transaction, lock its tenants and read what ``lookups`` names, in one round trip.
 
         Counters are locked in ascending order of ``lookups.tenants``; reads see a later snapshot than the

@@ -16,7 +16,7 @@ from typing import Protocol
 import msgspec
 
 from engine.commit.overload import Overload
-from engine.plan.jobs import Attach, Job, Outcome, Push
+from engine.plan.work import Attach, Outcome, Push, Work
 
 #: What a job and each of its items cost besides their bytes, so that many tiny ones are bounded too.
 JOB_BYTES = 512
@@ -38,7 +38,7 @@ class CommitLimits(msgspec.Struct, frozen=True):
     queue_bytes: int
 
 
-class Reply(Protocol):
+class OnOutcome(Protocol):
     """Who waits for the outcome; called once."""
 
     def __call__(self, outcome: Outcome, /) -> None:
@@ -52,11 +52,11 @@ class Charge(Protocol):
         """Take in how long the loop was busy with the job."""
 
 
-class Waiting(msgspec.Struct, frozen=True, gc=False):
+class QueuedWork(msgspec.Struct, frozen=True, gc=False):
     """A job and who waits for its outcome, since when (monotonic), and who is charged for it."""
 
-    job: Job
-    reply: Reply
+    job: Work
+    reply: OnOutcome
     items: int
     size_bytes: int
     since_s: float
@@ -66,7 +66,7 @@ class Waiting(msgspec.Struct, frozen=True, gc=False):
 class _Queue(msgspec.Struct):
     """What waits of one tenant."""
 
-    jobs: deque[Waiting]
+    jobs: deque[QueuedWork]
     size_bytes: int = 0
 
 
@@ -78,14 +78,14 @@ class Batch(msgspec.Struct, frozen=True):
     tenant that was set apart.
     """
 
-    jobs: list[Waiting]
+    jobs: list[QueuedWork]
     size_bytes: int
     one_sided: bool
     full: bool
     apart: bool = False
 
 
-class Backlog:
+class CommitQueue:
     """Jobs by tenant. ``messages``, ``items`` and ``size_bytes`` count what waits, not what was taken."""
 
     def __init__(self, limits: CommitLimits, apart_at_once: int = 1) -> None:
@@ -103,7 +103,7 @@ class Backlog:
         self.items = 0
         self.size_bytes = 0
 
-    def add(self, job: Job, reply: Reply, now_s: float, charge: Charge | None = None) -> bool:
+    def add(self, job: Work, reply: OnOutcome, now_s: float, charge: Charge | None = None) -> bool:
         """Take a job in; False, and nothing done, when too much waits."""
         items, size_bytes = 1, JOB_BYTES
         if type(job) is Push:
@@ -122,7 +122,7 @@ class Backlog:
         self.items += items
         self.size_bytes += size_bytes
         queue = self._queue(job.tenant_id)
-        queue.jobs.append(Waiting(job, reply, items, size_bytes, now_s, charge))
+        queue.jobs.append(QueuedWork(job, reply, items, size_bytes, now_s, charge))
         queue.size_bytes += size_bytes
         return True
 
@@ -181,7 +181,7 @@ class Backlog:
         A tenant that was set apart is taken alone, in its turn.
         """
         most, most_bytes = self._limits.batch_items, self._limits.batch_bytes
-        batch: list[Waiting] = []
+        batch: list[QueuedWork] = []
         largest = items = size_bytes = 0
         oldest_s = now_s
         full = apart = False
@@ -229,7 +229,7 @@ class Backlog:
         one_sided = apart or (items * _PARTS * 2 >= most and largest * 2 > items)
         return Batch(batch, size_bytes, one_sided, full, apart)
 
-    def put_back(self, batch: list[Waiting]) -> None:
+    def put_back(self, batch: list[QueuedWork]) -> None:
         """Let jobs of held tenants wait again, before all that came later."""
         for waiting in reversed(batch):
             queue = self._queue(waiting.job.tenant_id)
@@ -249,7 +249,7 @@ class Backlog:
             self._free.appendleft(going_on.pop())
         self._free.extend(going_on)
 
-    def take_those_behind(self, batch: list[Waiting], since_s: float) -> list[Waiting]:
+    def take_those_behind(self, batch: list[QueuedWork], since_s: float) -> list[QueuedWork]:
         """Take what was there by then and waits, of held tenants, too, and all of the devices of both.
 
         Args:
@@ -257,9 +257,9 @@ class Backlog:
             since_s: What came later than this, of other devices, goes on waiting.
         """
         devices = {(waiting.job.tenant_id, waiting.job.device_id) for waiting in batch}
-        taken: list[Waiting] = []
+        taken: list[QueuedWork] = []
         for tenant_id, queue in list(self._queues.items()):
-            kept: deque[Waiting] = deque()
+            kept: deque[QueuedWork] = deque()
             for waiting in queue.jobs:
                 device = (tenant_id, waiting.job.device_id)
                 if waiting.since_s > since_s and device not in devices:

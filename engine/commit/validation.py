@@ -1,4 +1,4 @@
-"""From a decoded message to checked work. A fault of one item becomes a ``Refused`` in its place."""
+"""From a decoded message to checked work. A fault of one item becomes a ``RejectedItem`` in its place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.model.domains import Domains
 from engine.model.rows import Conflict
 from engine.model.tenants import Tenant
 from engine.plan.context import MAX_FIELDS, too_many_fields
-from engine.plan.jobs import Change, Push, Refused, Resolution
+from engine.plan.work import Change, Push, RejectedItem, Resolution
 from engine.wire.codec import JSON, Codec, sentence
 from engine.wire.errors import SyncError
 from engine.wire.messages import Item, Resolve, Sync
@@ -56,7 +56,7 @@ class Session(msgspec.Struct, kw_only=True):
     expires_at_s: float = math.inf
 
 
-class Intake:
+class MessageValidator:
     """Checks messages against the configured domains and limits."""
 
     def __init__(self, domains: Domains, max_items: int, max_fields: int = MAX_FIELDS) -> None:
@@ -82,7 +82,7 @@ class Intake:
     def pushing(self, sync: Sync, session: Session, now_us: int) -> Generator[None, None, Push]:
         """Check a large ``sync`` as ``push`` does, in steps of ``PIECE_BYTES`` and parts of larger items."""
         raw = bytes(sync.items)
-        checked: list[Change | Refused] = []
+        checked: list[Change | RejectedItem] = []
         room_bytes = PIECE_BYTES
         for index, item in enumerate(self._raws(raw, session.codec)):
             room_bytes -= len(bytes(item))
@@ -95,7 +95,7 @@ class Intake:
 
     def _large(
         self, raw: msgspec.Raw, index: int, session: Session, now_us: int
-    ) -> Generator[None, None, Change | Refused]:
+    ) -> Generator[None, None, Change | RejectedItem]:
         codec = session.codec
         is_large = len(bytes(raw)) > PIECE_BYTES
         try:
@@ -112,7 +112,7 @@ class Intake:
         if fault is None and item.op != "delete":
             fault = _of_data((yield from value_steps(item.data)))
         if fault is not None:
-            return Refused(item.domain, item.id, *fault)
+            return RejectedItem(item.domain, item.id, *fault)
         yield
         return _change(item, session, now_us)
 
@@ -125,10 +125,10 @@ class Intake:
             raise self._too_many(len(raws))
         return raws
 
-    def _one_by_one(self, raw: bytes, session: Session, now_us: int) -> list[Change | Refused]:
+    def _one_by_one(self, raw: bytes, session: Session, now_us: int) -> list[Change | RejectedItem]:
         """Some item does not decode: find out which, so that only it is refused."""
         codec = session.codec
-        checked: list[Change | Refused] = []
+        checked: list[Change | RejectedItem] = []
         for index, item in enumerate(self._raws(raw, codec)):
             try:
                 checked.append(self._item(codec.item(item), session, now_us))
@@ -174,9 +174,11 @@ class Intake:
     def _too_many(self, count: int) -> SyncError:
         return SyncError("too_large", f"items: {count} of them, the limit is {self._max_items}")
 
-    def _item(self, item: Item, session: Session, now_us: int, look: _Look = value_fault) -> Change | Refused:
+    def _item(
+        self, item: Item, session: Session, now_us: int, look: _Look = value_fault
+    ) -> Change | RejectedItem:
         fault = self._fault(item, look)
-        return _change(item, session, now_us) if fault is None else Refused(item.domain, item.id, *fault)
+        return _change(item, session, now_us) if fault is None else RejectedItem(item.domain, item.id, *fault)
 
     def _fault(self, item: Item, look: _Look | None) -> tuple[str, str] | None:
         fault = id_fault(item.id)
@@ -235,7 +237,9 @@ def _change(item: Item, session: Session, now_us: int) -> Change:
     )
 
 
-def _push(sync: Sync, session: Session, now_us: int, raw: bytes, checked: list[Change | Refused]) -> Push:
+def _push(
+    sync: Sync, session: Session, now_us: int, raw: bytes, checked: list[Change | RejectedItem]
+) -> Push:
     digest = hashlib.sha256(raw)
     if sync.atomic:
         digest.update(b"atomic")
@@ -256,7 +260,7 @@ def _push(sync: Sync, session: Session, now_us: int, raw: bytes, checked: list[C
     )
 
 
-def _may_be_old(checked: list[Change | Refused], session: Session, now_us: int) -> bool:
+def _may_be_old(checked: list[Change | RejectedItem], session: Session, now_us: int) -> bool:
     """Whether a message may have been sent for the first time more than a day ago.
 
     The device's clock is known, and it was not before the time of the newest item. An item without ``at`` is
@@ -268,7 +272,7 @@ def _may_be_old(checked: list[Change | Refused], session: Session, now_us: int) 
     return not 0 <= age_us <= _DAY_US
 
 
-def _refused(codec: Codec, item: msgspec.Raw, index: int, error: Exception) -> Refused:
+def _refused(codec: Codec, item: msgspec.Raw, index: int, error: Exception) -> RejectedItem:
     """Refuse an item that does not decode. Raises SyncError where it is no object at all."""
     try:
         names = codec.names.decode(item)
@@ -284,4 +288,4 @@ def _refused(codec: Codec, item: msgspec.Raw, index: int, error: Exception) -> R
     what = sentence(error) if isinstance(error, msgspec.ValidationError) else str(error)
     domain = names.domain if names is not None and isinstance(names.domain, str) else None
     item_id = names.id if names is not None and isinstance(names.id, str) else None
-    return Refused(domain, item_id, "invalid_item", what)
+    return RejectedItem(domain, item_id, "invalid_item", what)

@@ -34,14 +34,14 @@ class EventKey(NamedTuple):
     sent_at_us: int
 
 
-class KeyRef(NamedTuple):
+class IdempotencyKey(NamedTuple):
     """An idempotency key: ``key_hash`` is 32 hex digits over device and key."""
 
     tenant_id: int
     key_hash: str
 
 
-class HeldRef(NamedTuple):
+class OpenConflictRef(NamedTuple):
     """The one open conflict that a device may have on a record."""
 
     tenant_id: int
@@ -121,7 +121,7 @@ class Event(msgspec.Struct, frozen=True):
     data: bytes
 
 
-class KeyRow(msgspec.Struct, frozen=True):
+class IdempotencyRecord(msgspec.Struct, frozen=True):
     """The kept answer of one message: ``results`` is the JSON array of its results.
 
     ``age_s`` is how long it was kept when it was read.
@@ -235,7 +235,7 @@ class TenantUsage(msgspec.Struct):
         return TenantUsage(*msgspec.structs.astuple(self))
 
 
-class Lookups(msgspec.Struct):
+class ReadSet(msgspec.Struct):
     """What one batch needs locked and read. ``tenants`` is ascending and without doubles.
 
     ``keys`` are looked for in the last two days, ``old_keys``, which are among them, in older days as well.
@@ -246,21 +246,21 @@ class Lookups(msgspec.Struct):
     """
 
     tenants: list[int]
-    keys: list[KeyRef]
+    keys: list[IdempotencyKey]
     records: list[RecordKey]
     events: list[EventKey]
-    held: list[HeldRef]
+    held: list[OpenConflictRef]
     conflicts: list[ConflictRef]
     uploads: list[UploadRef] = []
     twins: list[UploadRef] = []
-    old_keys: list[KeyRef] = []
+    old_keys: list[IdempotencyKey] = []
     set_aside: list[SetAsideRef] = []
     recovering: list[QuarantineRef] = []
     usage_above: tuple[int, ...] = ()
 
 
-class State(msgspec.Struct):
-    """What the store answered to ``Lookups``; what does not exist is missing from the dicts.
+class Snapshot(msgspec.Struct):
+    """What the store answered to ``ReadSet``; what does not exist is missing from the dicts.
 
     ``twins`` are the others, of which there is a file, also of one device; ``uploads`` has their states.
     ``set_aside`` has the quarantine_id of the first item. ``usage`` is what tenants hold, of those
@@ -268,10 +268,10 @@ class State(msgspec.Struct):
     """
 
     seqs: dict[int, int]
-    keys: dict[KeyRef, KeyRow]
+    keys: dict[IdempotencyKey, IdempotencyRecord]
     records: dict[RecordKey, Record]
     events: dict[EventKey, Event]
-    held: dict[HeldRef, Conflict]
+    held: dict[OpenConflictRef, Conflict]
     conflicts: dict[ConflictRef, Conflict]
     uploads: dict[UploadRef, UploadState] = {}
     twins: dict[UploadRef, list[UploadRef]] = {}
@@ -280,7 +280,7 @@ class State(msgspec.Struct):
     usage: dict[int, TenantUsage] = {}
 
 
-class Writes(msgspec.Struct):
+class WriteSet(msgspec.Struct):
     """What one batch writes, at most one row per identity. ``seqs`` are the counters' new values.
 
     ``conflicts`` are inserted or, by (tenant_id, conflict_id), replaced; ``recovered`` leave the quarantine.
@@ -290,7 +290,7 @@ class Writes(msgspec.Struct):
     seqs: dict[int, int]
     records: list[Record]
     events: list[Event]
-    keys: list[KeyRow]
+    keys: list[IdempotencyRecord]
     conflicts: list[Conflict]
     quarantine: list[Quarantined]
     recovered: list[QuarantineRef] = []

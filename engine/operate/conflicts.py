@@ -8,14 +8,14 @@ from typing import Protocol
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from engine.commit.validation import Intake, Session
+from engine.commit.validation import MessageValidator, Session
 from engine.model.merge import Fields, decode_fields, encode_fields, same_value
 from engine.model.rows import Conflict, Quarantined, Record
 from engine.model.tenants import Tenant
 from engine.operate.ports import ConflictCase
 from engine.plan.conflict import client_side
 from engine.plan.held_changes import applied, changes_of, op_of
-from engine.plan.jobs import Resolution
+from engine.plan.work import Resolution
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
 from engine.wire.floats import finite, json_decoder
@@ -200,7 +200,7 @@ def decided(
     choice: Choice,
     version: int,
     merged: bytes | None,
-    intake: Intake,
+    intake: MessageValidator,
     now_us: int,
     changes: int | None = None,
 ) -> Resolution:

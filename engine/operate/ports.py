@@ -9,7 +9,7 @@ import msgspec
 
 from engine.model.domains import DomainPolicy, Fallback, Policy
 from engine.model.rows import Conflict, Quarantined, Record, TenantUsage
-from engine.plan.jobs import Settlement
+from engine.plan.work import ResolveAnswer
 from engine.runtime.ports import StoreError
 from engine.wire.messages import Choice, ItemError, Status, Winner
 
@@ -255,7 +255,7 @@ class ConflictDesk(Protocol):
         version: int,
         merged: bytes | None,
         changes: int | None = None,
-    ) -> Settlement:
+    ) -> ResolveAnswer:
         """Settle a conflict as a supervisor's device does, decided on ``version`` of the record.
 
         ``merged`` is JSON, for the choice of that name; ``changes`` is how many of the device the decision

@@ -11,12 +11,12 @@ from typing import Final
 import msgspec
 
 from engine.commit.ports import Store, Transaction
-from engine.commit.validation import Intake, Session
-from engine.model.rows import Lookups, Quarantined, QuarantineRef, State, TenantUsage, Writes
+from engine.commit.validation import MessageValidator, Session
+from engine.model.rows import Quarantined, QuarantineRef, ReadSet, Snapshot, TenantUsage, WriteSet
 from engine.model.tenants import Tenant
 from engine.operate.ports import Retried
-from engine.plan.jobs import Push
 from engine.plan.tenant_usage import conflict_bytes
+from engine.plan.work import Push
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
 from engine.wire.floats import finite
@@ -26,7 +26,9 @@ from engine.wire.messages import Sync
 decode_results: Final = msgspec.json.Decoder(list[Retried]).decode
 
 
-def resent(rows: Sequence[Quarantined], tenant: str, data: bytes | None, intake: Intake, now_us: int) -> Push:
+def resent(
+    rows: Sequence[Quarantined], tenant: str, data: bytes | None, intake: MessageValidator, now_us: int
+) -> Push:
     """Make the push that the device would send, ``data`` (JSON) in place of the first item's own if given.
 
     Its key is the first item's, so that what was stored under it is found again. The ``at`` of each is
@@ -45,7 +47,7 @@ def resent(rows: Sequence[Quarantined], tenant: str, data: bytes | None, intake:
     )
 
 
-def _resent(row: Quarantined, tenant: str, data: bytes | None, intake: Intake) -> Push:
+def _resent(row: Quarantined, tenant: str, data: bytes | None, intake: MessageValidator) -> Push:
     item = row.item if data is None else _with_data(row.item, data)
     key = f"quarantine:{row.quarantine_id}".encode()
     frame = b'{"type":"sync","id":"1","key":%b,"items":[%b]}' % (msgspec.json.encode(key.decode()), item)
@@ -93,7 +95,7 @@ class RecoveryStore:
         #: Whether some of the items had left the quarantine before, so that nothing was written.
         self.late = False
 
-    async def begin(self, lookups: Lookups) -> Transaction:
+    async def begin(self, lookups: ReadSet) -> Transaction:
         """Begin as the store does; what is recovered counts as set aside no more."""
         lookups.recovering = list(self._items)
         transaction = await self._store.begin(lookups)
@@ -117,9 +119,9 @@ class _Recovery:
         self._items = items
         self._sizes = sizes
         self._store = store
-        self.state: State = transaction.state
+        self.state: Snapshot = transaction.state
 
-    async def commit(self, writes: Writes) -> None:
+    async def commit(self, writes: WriteSet) -> None:
         self._store.late = False
         if not writes.keys:  # stored before, or not judged at all
             await self._transaction.commit(writes)

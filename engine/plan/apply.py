@@ -22,18 +22,18 @@ from engine.model.rows import (
     Event,
     EventKey,
     HeldChange,
-    HeldRef,
+    OpenConflictRef,
     Record,
     RecordKey,
     SetAsideRef,
 )
-from engine.plan.conflict import Settled, Side, Standing, client_side, may_hold, settle
-from engine.plan.context import Policies, Rules
+from engine.plan.conflict import ClientChange, Decision, ServerRecord, client_side, decide, may_hold
+from engine.plan.context import PlanContext, Policies
 from engine.plan.held_changes import MAX_CHANGES, changes_of, fold
-from engine.plan.jobs import Change, Push, Refused
 from engine.plan.own_order import follows, is_own, kept_sent_at_us
-from engine.plan.unit_of_work import Working
+from engine.plan.unit_of_work import UnitOfWork
 from engine.plan.versions import known_versions, last_data, next_versions
+from engine.plan.work import Change, Push, RejectedItem
 from engine.wire.messages import ItemError, Result
 
 #: Makes a tuple with names in half the time that its class takes.
@@ -41,10 +41,10 @@ _new = tuple.__new__
 
 
 def apply_item(
-    push: Push, item: Change | Refused, working: Working, rules: Rules, policies: Policies
+    push: Push, item: Change | RejectedItem, working: UnitOfWork, rules: PlanContext, policies: Policies
 ) -> Result:
     """Apply one item to the working rows and say what became of it."""
-    if type(item) is Refused:
+    if type(item) is RejectedItem:
         return _rejected(item, item.code, item.message)
     assert type(item) is Change
     if item.op == "append":
@@ -66,7 +66,7 @@ def apply_item(
         )
     if unchanged and not working.held:
         return _unchanged(item, row)
-    meeting = _Meeting(push, item, key, row, server, wanted, policy, working, rules)
+    meeting = _ChangeOnRecord(push, item, key, row, server, wanted, policy, working, rules)
     if item.base != row.version and not meeting.own_chain():
         waiting = meeting.waiting()
         if waiting is not None:
@@ -80,7 +80,7 @@ def _unchanged(item: Change, row: Record) -> Result:
     return Result(domain=item.domain, id=item.id, status="unchanged", version=row.version, seq=row.seq)
 
 
-def _append(push: Push, item: Change, working: Working, rules: Rules) -> Result:
+def _append(push: Push, item: Change, working: UnitOfWork, rules: PlanContext) -> Result:
     assert item.fields is not None
     key = EventKey(push.tenant_id, item.domain, item.id, item.sent_at_us)
     standing = working.events.get(key)
@@ -108,8 +108,8 @@ def _create(
     push: Push,
     item: Change,
     key: RecordKey,
-    working: Working,
-    rules: Rules,
+    working: UnitOfWork,
+    rules: PlanContext,
     policy: DomainPolicy,
 ) -> Result:
     if item.op == "delete":
@@ -151,7 +151,7 @@ def _create(
     return Result(domain=item.domain, id=item.id, status="applied", version=1, seq=seq)
 
 
-class _Meeting(msgspec.Struct, gc=False):
+class _ChangeOnRecord(msgspec.Struct, gc=False):
     """A change and the record that it meets.
 
     ``server`` is the record's data, ``wanted`` what they would be if the change won; None is a tombstone.
@@ -164,8 +164,8 @@ class _Meeting(msgspec.Struct, gc=False):
     server: Fields | None
     wanted: Fields | None
     policy: DomainPolicy
-    working: Working
-    rules: Rules
+    working: UnitOfWork
+    rules: PlanContext
 
     def own_chain(self) -> bool:
         """Whether all versions after the base are this device's own and the item is no late retry."""
@@ -222,8 +222,8 @@ class _Meeting(msgspec.Struct, gc=False):
         held = self.working.held
         return held.get(self._holder()) if held and may_hold(self.policy) else None
 
-    def _holder(self) -> HeldRef:
-        return HeldRef(self.push.tenant_id, self.push.device_id, self.item.domain, self.item.id)
+    def _holder(self) -> OpenConflictRef:
+        return OpenConflictRef(self.push.tenant_id, self.push.device_id, self.item.domain, self.item.id)
 
     def join(self, waiting: Conflict) -> Result:
         """Add the change to the open conflict, whatever it would come to: it belongs behind the others there.
@@ -279,11 +279,11 @@ class _Meeting(msgspec.Struct, gc=False):
         device_id = self.push.device_id
         sent_at_us = item.sent_at_us if item.dated else None
         followed = follows(item, row) if is_own(row, device_id) else None
-        settled = settle(
+        settled = decide(
             policy,
             self.rules.domains.rules[item.domain].domain,
-            Standing(self.server, row.at_us, versions, followed, self._last()),
-            Side(item.op, item.fields, item.base, item.at_us, item.changed, device_id, sent_at_us),
+            ServerRecord(self.server, row.at_us, versions, followed, self._last()),
+            ClientChange(item.op, item.fields, item.base, item.at_us, item.changed, device_id, sent_at_us),
         )
         if settled is None:
             waiting = None if may_hold(policy) else self.working.open_conflict(self._holder())
@@ -309,7 +309,7 @@ class _Meeting(msgspec.Struct, gc=False):
         last = self.row.last_data
         return None if last is None or self.item.op != "patch" else decode_fields(last)
 
-    def _resolved(self, settled: Settled, stands: Record) -> Result:
+    def _resolved(self, settled: Decision, stands: Record) -> Result:
         return Result(
             domain=self.item.domain,
             id=self.item.id,
@@ -362,7 +362,7 @@ def _own_data(item: Change) -> bytes | None:
     return None if item.fields is None else item.data
 
 
-def _rejected(item: Change | Refused, code: str, message: str) -> Result:
+def _rejected(item: Change | RejectedItem, code: str, message: str) -> Result:
     return Result(domain=item.domain, id=item.id, status="rejected", error=ItemError(code, message))
 
 

@@ -9,8 +9,8 @@ import msgspec
 
 from engine.model.rows import Record, RecordKey
 from engine.model.uploads import FINISHED, State, Upload, UploadRef
-from engine.plan.jobs import Attach, Attached
-from engine.plan.unit_of_work import Working
+from engine.plan.unit_of_work import UnitOfWork
+from engine.plan.work import Attach, AttachAnswer
 from engine.wire.messages import Attachment
 from engine.wire.timestamps import to_text
 
@@ -53,42 +53,42 @@ def freeing(upload: Upload, now_us: int) -> Attach:
     )
 
 
-def attach(job: Attach, working: Working) -> Attached:
+def attach(job: Attach, working: UnitOfWork) -> AttachAnswer:
     """Put a file into its record's entry, or take it out; what was done before is not done again."""
     ref = UploadRef(job.tenant_id, job.upload_id)
     key = RecordKey(job.tenant_id, job.domain, job.record_id)
     row = working.records.get(key)
     state = working.uploads.get(ref)
     if state not in FINISHED:
-        return Attached("freed", None, job.upload_id if state == "freed" else None)
+        return AttachAnswer("freed", None, job.upload_id if state == "freed" else None)
     if job.entry is None and job.unless_alive and row is not None and row.data is not None:
         return _left_alone(state)
     if job.entry is None:
         return _freed(ref, key, row, working)
     if state == "duplicate":  # of its own bytes nothing may be left
-        return Attached("duplicate", None, job.upload_id)
+        return AttachAnswer("duplicate", None, job.upload_id)
     files = [] if row is None else _files(row)
     if row is not None and any(file.file_id == job.upload_id for file in files):
-        return Attached("attached", row.seq)
+        return AttachAnswer("attached", row.seq)
     if row is None or row.data is None:
-        return Attached("waiting", None)
+        return AttachAnswer("waiting", None)
     own = msgspec.json.decode(job.entry, type=Attachment)
     if any(file.filename == own.filename and file.sha256 == own.sha256 for file in files):
         working.move(ref, "duplicate")
-        return Attached("duplicate", None, job.upload_id)
+        return AttachAnswer("duplicate", None, job.upload_id)
     standing = row.attachments[:-1] + b"," if row.attachments and files else b"["
     seq = _put(key, row, standing + job.entry + b"]", working)
     working.move(ref, "attached")
-    return Attached("attached", seq)
+    return AttachAnswer("attached", seq)
 
 
-def _left_alone(state: State | None) -> Attached:
+def _left_alone(state: State | None) -> AttachAnswer:
     if state == "stored":
-        return Attached("waiting", None)
-    return Attached("duplicate" if state == "duplicate" else "attached", None)
+        return AttachAnswer("waiting", None)
+    return AttachAnswer("duplicate" if state == "duplicate" else "attached", None)
 
 
-def _freed(ref: UploadRef, key: RecordKey, row: Record | None, working: Working) -> Attached:
+def _freed(ref: UploadRef, key: RecordKey, row: Record | None, working: UnitOfWork) -> AttachAnswer:
     """Free an upload for its device. The file stays while another that was acknowledged stands for it.
 
     Its bytes are those of the first of them, whichever leaves last.
@@ -99,16 +99,16 @@ def _freed(ref: UploadRef, key: RecordKey, row: Record | None, working: Working)
     shared = any(states[one] in ("attached", "duplicate") for one in others)
     if shared and holder == ref:
         working.move(ref, "lent")
-        return Attached("freed", None)
+        return AttachAnswer("freed", None)
     working.move(ref, "freed")
     if shared or holder is None:
-        return Attached("freed", None, ref.upload_id)
+        return AttachAnswer("freed", None, ref.upload_id)
     working.move(holder, "freed")
     seq = None if row is None else _taken_out(holder.upload_id, key, row, working)
-    return Attached("freed", seq, holder.upload_id)
+    return AttachAnswer("freed", seq, holder.upload_id)
 
 
-def _taken_out(upload_id: str, key: RecordKey, row: Record, working: Working) -> int | None:
+def _taken_out(upload_id: str, key: RecordKey, row: Record, working: UnitOfWork) -> int | None:
     """Take a file out; the feed shows none of a tombstone's, so that it need not tell of it."""
     files = _files(row)
     left = [file for file in files if file.file_id != upload_id]
@@ -120,7 +120,7 @@ def _taken_out(upload_id: str, key: RecordKey, row: Record, working: Working) ->
     return None
 
 
-def _put(key: RecordKey, row: Record, attachments: bytes, working: Working) -> int:
+def _put(key: RecordKey, row: Record, attachments: bytes, working: UnitOfWork) -> int:
     seq = working.next_seq(key.tenant_id)
     # For everybody: the device that sent the file learns the rest of the entry by it, too.
     working.put(key, msgspec.structs.replace(row, seq=seq, attachments=attachments), "")

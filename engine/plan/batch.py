@@ -15,30 +15,30 @@ import msgspec
 from engine.model.rows import (
     ConflictRef,
     EventKey,
-    HeldRef,
-    KeyRef,
-    KeyRow,
-    Lookups,
+    IdempotencyKey,
+    IdempotencyRecord,
+    OpenConflictRef,
+    ReadSet,
     Record,
     RecordKey,
     SetAsideRef,
-    State,
+    Snapshot,
     TenantUsage,
-    Writes,
+    WriteSet,
 )
 from engine.model.uploads import UploadRef
 from engine.plan.answers import kept, replayed, told
 from engine.plan.apply import apply_item
 from engine.plan.attachments import attach
 from engine.plan.conflict import may_hold
-from engine.plan.context import Rules
-from engine.plan.jobs import Answer, Attach, Change, Job, Outcome, Push, Refused, Resolution
+from engine.plan.context import PlanContext
 from engine.plan.quarantine import quarantined
-from engine.plan.resolve import settle_by_person
+from engine.plan.resolve import resolve
 from engine.plan.room import Behind, Room
 from engine.plan.tenant_usage import sentence, usage_above
-from engine.plan.unit_of_work import Checkpoint, Savepoint, Working
+from engine.plan.unit_of_work import Checkpoint, Savepoint, UnitOfWork
 from engine.plan.weighing import touched_bytes
+from engine.plan.work import Attach, Change, Outcome, Push, PushAnswer, RejectedItem, Resolution, Work
 from engine.wire.errors import SyncError
 from engine.wire.messages import ItemError, Result
 
@@ -63,22 +63,22 @@ class Plan(msgspec.Struct, frozen=True):
     """
 
     outcomes: list[Outcome]
-    writes: Writes
+    writes: WriteSet
     changes: list[tuple[Record, str]]
     reused: list[tuple[Push, int]]
-    missing: Collection[HeldRef] = ()
+    missing: Collection[OpenConflictRef] = ()
     behind: Behind = MappingProxyType({})
     refused: Collection[str] = ()
 
 
-def lookups(jobs: list[Job], rules: Rules, also_held: Collection[HeldRef] = ()) -> Lookups:
+def lookups(jobs: list[Work], rules: PlanContext, also_held: Collection[OpenConflictRef] = ()) -> ReadSet:
     """Say which tenants a batch locks and which rows it reads, ``also_held`` beside what is always read."""
     tenants: set[int] = set()
-    keys: dict[KeyRef, None] = {}
-    old_keys: list[KeyRef] = []
+    keys: dict[IdempotencyKey, None] = {}
+    old_keys: list[IdempotencyKey] = []
     records: dict[RecordKey, None] = {}
     events: dict[EventKey, None] = {}
-    held: dict[HeldRef, None] = dict.fromkeys(also_held)
+    held: dict[OpenConflictRef, None] = dict.fromkeys(also_held)
     set_aside: dict[SetAsideRef, None] = {}
     conflicts: dict[ConflictRef, None] = {}
     uploads: dict[UploadRef, None] = {}
@@ -96,7 +96,7 @@ def lookups(jobs: list[Job], rules: Rules, also_held: Collection[HeldRef] = ()) 
                 twins[ref] = None
             records[RecordKey(tenant_id, job.domain, job.record_id)] = None
             continue
-        keys[key := _new(KeyRef, (tenant_id, job.key_hash))] = None
+        keys[key := _new(IdempotencyKey, (tenant_id, job.key_hash))] = None
         if job.may_be_old:
             old_keys.append(key)
         policies = rules.policies(tenant_id)
@@ -110,8 +110,8 @@ def lookups(jobs: list[Job], rules: Rules, also_held: Collection[HeldRef] = ()) 
             if item.op == "patch" and not item.base:
                 set_aside[SetAsideRef(tenant_id, job.device_id, item.domain, item.id)] = None
             if may_hold(policies[item.domain]):
-                held[HeldRef(tenant_id, job.device_id, item.domain, item.id)] = None
-    return Lookups(
+                held[OpenConflictRef(tenant_id, job.device_id, item.domain, item.id)] = None
+    return ReadSet(
         sorted(tenants),
         list(keys),
         list(records),
@@ -127,10 +127,10 @@ def lookups(jobs: list[Job], rules: Rules, also_held: Collection[HeldRef] = ()) 
 
 
 def plan(
-    jobs: list[Job],
-    state: State,
-    rules: Rules,
-    also_held: Collection[HeldRef] = (),
+    jobs: list[Work],
+    state: Snapshot,
+    rules: PlanContext,
+    also_held: Collection[OpenConflictRef] = (),
     behind: Behind = MappingProxyType({}),
 ) -> Plan:
     """Decide the whole batch at once, as ``steps`` does with pauses."""
@@ -144,10 +144,10 @@ def plan(
 
 
 def steps(
-    jobs: list[Job],
-    state: State,
-    rules: Rules,
-    also_held: Collection[HeldRef] = (),
+    jobs: list[Work],
+    state: Snapshot,
+    rules: PlanContext,
+    also_held: Collection[OpenConflictRef] = (),
     behind: Behind = MappingProxyType({}),
     items_per_step: int = 32,
 ) -> Generator[int, None, Plan]:
@@ -160,7 +160,7 @@ def steps(
         The index of the job that the step was of: the last of those that shared it, which are all since the
         step before. The last step of each is said, too.
     """
-    working = Working(state, also_held)
+    working = UnitOfWork(state, also_held)
     room = Room(state.usage, rules.bounds, jobs, behind)
     outcomes: list[Outcome] = []
     sharing = 0
@@ -181,7 +181,7 @@ def steps(
             if sharing:
                 yield index - 1
             if isinstance(job, Resolution):
-                outcomes.append(settle_by_person(job, working, rules))
+                outcomes.append(resolve(job, working, rules))
             else:
                 assert isinstance(job, Attach)
                 outcomes.append(attach(job, working))
@@ -208,9 +208,9 @@ class _Undo(NamedTuple):
     checkpoint: Checkpoint | None
 
 
-def _push(push: Push, working: Working, rules: Rules, room: Room) -> Answer | SyncError:
+def _push(push: Push, working: UnitOfWork, rules: PlanContext, room: Room) -> PushAnswer | SyncError:
     """Decide a message at once."""
-    ref = _new(KeyRef, (push.tenant_id, push.key_hash))
+    ref = _new(IdempotencyKey, (push.tenant_id, push.key_hash))
     outcome = _refused(push, ref, working, rules, room)
     if outcome is not None:
         return outcome
@@ -221,10 +221,10 @@ def _push(push: Push, working: Working, rules: Rules, room: Room) -> Answer | Sy
 
 
 def _long_push(
-    push: Push, working: Working, rules: Rules, room: Room, job: int, items_per_step: int
-) -> Generator[int, None, Answer | SyncError]:
+    push: Push, working: UnitOfWork, rules: PlanContext, room: Room, job: int, items_per_step: int
+) -> Generator[int, None, PushAnswer | SyncError]:
     """Decide a message in steps."""
-    ref = _new(KeyRef, (push.tenant_id, push.key_hash))
+    ref = _new(IdempotencyKey, (push.tenant_id, push.key_hash))
     outcome = _refused(push, ref, working, rules, room)
     if outcome is not None:
         return outcome
@@ -241,8 +241,8 @@ def _long_push(
 
 
 def _refused(
-    push: Push, ref: KeyRef, working: Working, rules: Rules, room: Room
-) -> Answer | SyncError | None:
+    push: Push, ref: IdempotencyKey, working: UnitOfWork, rules: PlanContext, room: Room
+) -> PushAnswer | SyncError | None:
     """Return the outcome of a message of which nothing is applied, None for all others."""
     known = working.keys.get(ref)
     if known is not None:
@@ -250,7 +250,7 @@ def _refused(
             working.reused.append((push, known.age_s))
             return SyncError("idempotency_key_reused", "this key was used for other items")
         again = replayed(known.results, push.tenant_id, working.records, rules.answer_data_bytes)
-        return Answer(again, replayed=True)
+        return PushAnswer(again, replayed=True)
     if len(push.items) > 1 and touched_bytes(push, working.records, working.held) > MESSAGE_TOUCHES_BYTES:
         return SyncError(
             "too_large", f"items: their records pass {MESSAGE_TOUCHES_BYTES} bytes together: send fewer"
@@ -261,7 +261,7 @@ def _refused(
     return None if full is None else room.no_room(push, full)
 
 
-def _undo(push: Push, working: Working, room: Room) -> _Undo:
+def _undo(push: Push, working: UnitOfWork, room: Room) -> _Undo:
     """Remember what a message may have to be undone to."""
     is_tight = push.tenant_id in room.tight
     return _Undo(
@@ -273,10 +273,10 @@ def _undo(push: Push, working: Working, room: Room) -> _Undo:
 
 def _applied(
     push: Push,
-    items: list[Change | Refused],
+    items: list[Change | RejectedItem],
     results: list[Result],
-    working: Working,
-    rules: Rules,
+    working: UnitOfWork,
+    rules: PlanContext,
 ) -> bool:
     """Apply some items, of an atomic message up to the first that is rejected or held.
 
@@ -305,15 +305,15 @@ def _is_aborted(push: Push, results: list[Result]) -> bool:
 
 def _answered(
     push: Push,
-    ref: KeyRef,
+    ref: IdempotencyKey,
     results: list[Result],
-    working: Working,
-    rules: Rules,
+    working: UnitOfWork,
+    rules: PlanContext,
     room: Room,
     undo: _Undo | None,
     *,
     plain: bool,
-) -> Answer | SyncError:
+) -> PushAnswer | SyncError:
     """Keep the answer to a message whose items were applied, unless it finds no room."""
     if not plain:
         if _is_aborted(push, results):
@@ -325,7 +325,7 @@ def _answered(
         results = told(results, rules.answer_data_bytes)
     encoded = _encode(results)
     row = encoded if plain else kept(results, encoded, rules.kept_data_bytes)
-    working.keep(ref, KeyRow(push.tenant_id, push.key_hash, push.request_sha256, row))
+    working.keep(ref, IdempotencyRecord(push.tenant_id, push.key_hash, push.request_sha256, row))
     if undo is not None and undo.usage is not None:
         bound = room.passed(push, undo.usage, working.usage[push.tenant_id])
         if bound is not None:
@@ -334,10 +334,10 @@ def _answered(
             return room.no_room(push, sentence(bound))
     if room.behind:
         room.taken(push)
-    return Answer(encoded, replayed=False, plain=plain)
+    return PushAnswer(encoded, replayed=False, plain=plain)
 
 
-def _standing(push: Push, held: Result, working: Working) -> Result:
+def _standing(push: Push, held: Result, working: UnitOfWork) -> Result:
     assert held.domain is not None
     assert held.id is not None
     record = working.records.get(RecordKey(push.tenant_id, held.domain, held.id))
@@ -351,7 +351,7 @@ def _standing(push: Push, held: Result, working: Working) -> Result:
     )
 
 
-def _aborted(push: Push, results: list[Result], working: Working, savepoint: Savepoint) -> list[Result]:
+def _aborted(push: Push, results: list[Result], working: UnitOfWork, savepoint: Savepoint) -> list[Result]:
     """Undo an atomic message whose last result is the culprit's."""
     working.restore(push, savepoint)
     culprit, last = len(results) - 1, results[-1]

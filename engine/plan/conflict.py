@@ -13,7 +13,7 @@ from engine.wire.messages import Op, Winner
 _MISSING = object()
 
 
-class Side(msgspec.Struct, frozen=True):
+class ClientChange(msgspec.Struct, frozen=True):
     """The client's change: ``fields`` is the put's record or the patch, None for a delete.
 
     ``base`` is 0 where the device knew of no record; ``changed`` names what a put changed. ``sent_at_us`` is
@@ -33,7 +33,7 @@ class Side(msgspec.Struct, frozen=True):
         return self.sent_at_us is None or self.sent_at_us >= own_sent_us
 
 
-class Standing(msgspec.Struct, frozen=True):
+class ServerRecord(msgspec.Struct, frozen=True):
     """The server's record: ``fields`` is None for a tombstone, ``last`` its data before, if they are kept.
 
     ``followed`` says, where the version that stands is the client's own device's, whether the change comes
@@ -47,7 +47,7 @@ class Standing(msgspec.Struct, frozen=True):
     last: Fields | None = None
 
 
-class Settled(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True):
     """The outcome. ``fields`` and ``at_us`` are what then stands, None ``fields`` for a tombstone."""
 
     winner: Winner
@@ -78,7 +78,9 @@ def holding(policy: DomainPolicy) -> DomainPolicy:
     return DomainPolicy("field_merge" if policy.policy == "field_merge" else "manual", "manual")
 
 
-def settle(policy: DomainPolicy, domain: Domain, server: Standing, client: Side) -> Settled | None:
+def decide(
+    policy: DomainPolicy, domain: Domain, server: ServerRecord, client: ClientChange
+) -> Decision | None:
     """Settle a conflict by policy; None holds it for a person.
 
     A patch that wins over a tombstone whose last data are not known is held, too, whatever the policy: what
@@ -89,7 +91,7 @@ def settle(policy: DomainPolicy, domain: Domain, server: Standing, client: Side)
     return _whole(policy.policy, domain, server, client)
 
 
-def _whole(policy: Policy, domain: Domain, server: Standing, client: Side) -> Settled | None:
+def _whole(policy: Policy, domain: Domain, server: ServerRecord, client: ClientChange) -> Decision | None:
     if policy == "manual":
         return None
     if policy == "preserve_escalation":
@@ -98,19 +100,19 @@ def _whole(policy: Policy, domain: Domain, server: Standing, client: Side) -> Se
         standing = server.last if server.fields is None else server.fields
         if client.op == "patch" and standing is None:
             return None
-        return Settled("client", client_side(client.op, client.fields, standing), client.at_us)
+        return Decision("client", client_side(client.op, client.fields, standing), client.at_us)
     return _server_wins(server)
 
 
-def _is_later(server: Standing, client: Side) -> bool:
+def _is_later(server: ServerRecord, client: ClientChange) -> bool:
     return client.at_us > server.at_us if server.followed is None else server.followed
 
 
-def _server_wins(server: Standing) -> Settled:
-    return Settled("server", server.fields, server.at_us)
+def _server_wins(server: ServerRecord) -> Decision:
+    return Decision("server", server.fields, server.at_us)
 
 
-def _preserve_escalation(domain: Domain, server: Standing, client: Side) -> Settled:
+def _preserve_escalation(domain: Domain, server: ServerRecord, client: ClientChange) -> Decision:
     wanted = client_side(client.op, client.fields, server.fields)
     if wanted is None or server.fields is None:
         return _server_wins(server)
@@ -120,7 +122,9 @@ def _preserve_escalation(domain: Domain, server: Standing, client: Side) -> Sett
     return _named(outcome, server, wanted, client.at_us)
 
 
-def _field_merge(fallback: Policy, domain: Domain, server: Standing, client: Side) -> Settled | None:
+def _field_merge(
+    fallback: Policy, domain: Domain, server: ServerRecord, client: ClientChange
+) -> Decision | None:
     touched = _touched(client)
     if touched is None or server.fields is None or server.versions is None:
         return _whole(fallback, domain, server, client)
@@ -142,14 +146,14 @@ def _field_merge(fallback: Policy, domain: Domain, server: Standing, client: Sid
     return _named(outcome, server, wanted, max(client.at_us, server.at_us))
 
 
-def _touched(client: Side) -> Any:
+def _touched(client: ClientChange) -> Any:
     if client.op == "patch":
         return client.fields
     return client.changed if client.op == "put" else None
 
 
 def _field_winner(
-    fallback: Policy, domain: Domain, name: str, versions: FieldVersions, client: Side
+    fallback: Policy, domain: Domain, name: str, versions: FieldVersions, client: ClientChange
 ) -> Winner | None:
     own_us = versions.own_sent_us(name, client.device_id)
     if own_us is not None and client.follows(own_us):
@@ -174,7 +178,7 @@ def _take(outcome: Fields, name: str, source: Fields) -> None:
         outcome.pop(name, None)
 
 
-def _named(outcome: Fields, server: Standing, wanted: Fields, at_us: int) -> Settled:
+def _named(outcome: Fields, server: ServerRecord, wanted: Fields, at_us: int) -> Decision:
     if same_value(outcome, server.fields):
         return _server_wins(server)
-    return Settled("client" if same_value(outcome, wanted) else "merged", outcome, at_us)
+    return Decision("client" if same_value(outcome, wanted) else "merged", outcome, at_us)

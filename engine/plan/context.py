@@ -18,7 +18,7 @@ Policies = Mapping[str, DomainPolicy]
 MAX_FIELDS: Final = 1000
 
 
-class Rules(msgspec.Struct, frozen=True):
+class PlanContext(msgspec.Struct, frozen=True):
     """What a plan needs besides jobs and rows.
 
     ``policies`` gives a tenant's policies by domain from memory; ``new_id`` makes ids of conflicts and
@@ -41,7 +41,7 @@ class Rules(msgspec.Struct, frozen=True):
     kept_data_bytes: int = KEPT_DATA_BYTES
     record_fields: int = MAX_FIELDS
 
-    def as_of_now(self, tenants: Iterable[int]) -> Rules:
+    def as_of_now(self, tenants: Iterable[int]) -> PlanContext:
         """Hold the policies of some tenants still, so that a batch decides by those it looked up for."""
         policies = {tenant: self.policies(tenant) for tenant in tenants}
         return msgspec.structs.replace(self, policies=policies.__getitem__)

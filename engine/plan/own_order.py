@@ -7,7 +7,7 @@ the corrected ``at`` orders changes of different devices alone. Those of one dev
 from __future__ import annotations
 
 from engine.model.rows import Record
-from engine.plan.jobs import Change
+from engine.plan.work import Change
 from engine.wire.timestamps import EARLIEST_US
 
 

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from engine.model.rows import Quarantined
-from engine.plan.jobs import Push
+from engine.plan.work import Push
 from engine.wire.codec import JSON, MSGPACK
 from engine.wire.messages import Result
 

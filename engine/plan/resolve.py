@@ -6,15 +6,15 @@ import msgspec
 
 from engine.model.merge import Fields, decode_fields, encode_fields
 from engine.model.rows import Conflict, ConflictRef, Record, RecordKey
-from engine.plan.context import Rules
+from engine.plan.context import PlanContext
 from engine.plan.held_changes import applied, changes_of
-from engine.plan.jobs import Outcome, Resolution, Settlement
-from engine.plan.unit_of_work import Working
+from engine.plan.unit_of_work import UnitOfWork
 from engine.plan.versions import last_data, next_versions
+from engine.plan.work import Outcome, Resolution, ResolveAnswer
 from engine.wire.errors import SyncError
 
 
-def settle_by_person(job: Resolution, working: Working, rules: Rules) -> Outcome:
+def resolve(job: Resolution, working: UnitOfWork, rules: PlanContext) -> Outcome:
     """Write the chosen side, or say why the decision does not hold."""
     conflict = working.conflicts.get(ConflictRef(job.tenant_id, job.conflict_id))
     if conflict is None or not (job.supervisor or conflict.device_id == job.device_id):
@@ -70,7 +70,7 @@ def settle_by_person(job: Resolution, working: Working, rules: Rules) -> Outcome
             settled_seq=seq,
         )
     )
-    return Settlement(conflict.conflict_id, version, seq)
+    return ResolveAnswer(conflict.conflict_id, version, seq)
 
 
 def _stale(sentence: str, row: Record, conflict: Conflict) -> SyncError:
@@ -88,7 +88,7 @@ def _settled_before(job: Resolution, conflict: Conflict) -> Outcome:
         return SyncError("conflict_closed", f"this change is part of the conflict {conflict.held_in}")
     same = conflict.settled_sha256 == job.request_sha256
     if same and conflict.settled_version is not None and conflict.settled_seq is not None:
-        return Settlement(conflict.conflict_id, conflict.settled_version, conflict.settled_seq)
+        return ResolveAnswer(conflict.conflict_id, conflict.settled_version, conflict.settled_seq)
     return SyncError("conflict_closed", "this conflict is settled already")
 
 

@@ -13,8 +13,8 @@ from typing import Final
 import msgspec
 
 from engine.model.rows import SetAsideRef, TenantUsage
-from engine.plan.jobs import Change, Job, Push
 from engine.plan.tenant_usage import NAMES, passed, tight
+from engine.plan.work import Change, Push, Work
 from engine.wire.errors import SyncError
 
 #: Records that are kept back, with the key of the refused message that is to come first.
@@ -56,7 +56,7 @@ class Room:
         self,
         usage: Mapping[int, TenantUsage],
         bounds: TenantUsage | None,
-        jobs: list[Job],
+        jobs: list[Work],
         behind: Behind,
     ) -> None:
         self._usage = usage

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Final
 
 from engine.model.rows import Conflict, Record, TenantUsage
-from engine.plan.jobs import Job, Push
+from engine.plan.work import Push, Work
 
 #: What one message may add beyond what it has sent: a record that it merely names is logged where it is
 #: overwritten, and moves where it is deleted (``engine.plan.batch.MESSAGE_TOUCHES_BYTES``).
@@ -52,7 +52,7 @@ def conflict_bytes(conflict: Conflict) -> int:
     return size_bytes
 
 
-def usage_above(jobs: Sequence[Job], bounds: TenantUsage) -> tuple[int, ...]:
+def usage_above(jobs: Sequence[Work], bounds: TenantUsage) -> tuple[int, ...]:
     """Return how much a tenant holds at least before its usage matters to a batch.
 
     Reading and checking it costs a batch 3 µs a tenant. Hardly a tenant holds half of what it may.
@@ -76,7 +76,7 @@ def _halves(bounds: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
     return halves, min(halves[0::2]), min(halves[1::2])
 
 
-def _most_added(jobs: Sequence[Job]) -> tuple[int, int]:
+def _most_added(jobs: Sequence[Work]) -> tuple[int, int]:
     """Return the rows and the bytes that a batch adds at most, whatever of."""
     pushes = [job for job in jobs if type(job) is Push]
     rows = 2 * sum([len(push.items) for push in pushes]) + len(jobs)
@@ -84,7 +84,7 @@ def _most_added(jobs: Sequence[Job]) -> tuple[int, int]:
     return rows, _SENT_TIMES * sent_bytes + _ITEM_BYTES * rows + _TOUCHED_BYTES
 
 
-def tight(jobs: Sequence[Job], usage: Mapping[int, TenantUsage], bounds: TenantUsage) -> set[int]:
+def tight(jobs: Sequence[Work], usage: Mapping[int, TenantUsage], bounds: TenantUsage) -> set[int]:
     """Return the tenants that a batch might carry past a bound; for all others nothing need be held ready."""
     if not usage:
         return set()

@@ -10,21 +10,21 @@ from engine.model.rows import (
     ConflictRef,
     Event,
     EventKey,
-    HeldRef,
-    KeyRef,
-    KeyRow,
+    IdempotencyKey,
+    IdempotencyRecord,
+    OpenConflictRef,
     Quarantined,
     Record,
     RecordKey,
     SetAsideRef,
-    State,
+    Snapshot,
     TenantUsage,
-    Writes,
+    WriteSet,
 )
 from engine.model.uploads import State as UploadState
 from engine.model.uploads import UploadRef
-from engine.plan.jobs import Change, Push
 from engine.plan.tenant_usage import AHEAD_US, conflict_bytes, record_bytes
+from engine.plan.work import Change, Push
 
 _NOTHING: Final = TenantUsage()
 
@@ -45,14 +45,14 @@ class Checkpoint(NamedTuple):
     """What any message may touch, as it was before."""
 
     savepoint: Savepoint
-    held: dict[HeldRef, Conflict]
+    held: dict[OpenConflictRef, Conflict]
     conflicts: dict[ConflictRef, Conflict]
     logged: dict[ConflictRef, Conflict]
     quarantine: int
     set_aside: set[SetAsideRef]
 
 
-class Working:
+class UnitOfWork:
     """Rows by identity, the dirty ones among them, and the tenants' counters.
 
     ``missing`` are open conflicts that the batch needs and has not read, so that it has to begin again;
@@ -60,7 +60,7 @@ class Working:
     holds more than before the batch.
     """
 
-    def __init__(self, state: State, also_held: Collection[HeldRef] = ()) -> None:
+    def __init__(self, state: Snapshot, also_held: Collection[OpenConflictRef] = ()) -> None:
         self.seqs = state.seqs
         self.keys = state.keys
         self.records = state.records
@@ -70,7 +70,7 @@ class Working:
         self.uploads = state.uploads
         self.twins = state.twins
         self.quarantine: list[Quarantined] = []
-        self.missing: dict[HeldRef, None] = {}
+        self.missing: dict[OpenConflictRef, None] = {}
         self._also_held = also_held
         self._set_aside: set[SetAsideRef] = set()
         self._quarantined = state.set_aside
@@ -79,7 +79,7 @@ class Working:
         self.usage = {tenant_id: TenantUsage() for tenant_id in state.seqs}
         self._first_seqs = dict(state.seqs)
         self._dirty: dict[RecordKey, None] = {}
-        self._new_keys: list[KeyRow] = []
+        self._new_keys: list[IdempotencyRecord] = []
         self._new_events: dict[EventKey, None] = {}
         self._logged: dict[ConflictRef, Conflict] = {}
         self._moved: dict[UploadRef, UploadState] = {}
@@ -121,7 +121,7 @@ class Working:
         self.events[key] = event
         self._new_events[key] = None
 
-    def keep(self, ref: KeyRef, row: KeyRow) -> None:
+    def keep(self, ref: IdempotencyKey, row: IdempotencyRecord) -> None:
         """Keep the answer of a message under its key."""
         usage = self.usage[ref.tenant_id]
         usage.answer_rows += 1
@@ -145,7 +145,7 @@ class Working:
         """Whether an earlier item of the device on the record was rejected, in this batch or before."""
         return ref in self._set_aside or ref in self._quarantined
 
-    def open_conflict(self, holder: HeldRef) -> Conflict | None:
+    def open_conflict(self, holder: OpenConflictRef) -> Conflict | None:
         """Find the open conflict of a device where the policy had none read."""
         if holder not in self._also_held:
             self.missing[holder] = None
@@ -155,7 +155,7 @@ class Working:
         """Note a conflict, new or changed; an open one is found again by its device and record."""
         tenant_id = conflict.tenant_id
         ref = ConflictRef(tenant_id, conflict.conflict_id)
-        holder = HeldRef(tenant_id, conflict.device_id, conflict.domain, conflict.record_id)
+        holder = OpenConflictRef(tenant_id, conflict.device_id, conflict.domain, conflict.record_id)
         self._count(ref, holder, conflict)
         if conflict.outcome == "open":
             self.held[holder] = conflict
@@ -165,7 +165,7 @@ class Working:
             self.held.pop(holder, None)
         self._logged[ref] = conflict
 
-    def _count(self, ref: ConflictRef, holder: HeldRef, conflict: Conflict) -> None:
+    def _count(self, ref: ConflictRef, holder: OpenConflictRef, conflict: Conflict) -> None:
         usage = self.usage[ref.tenant_id]
         before = self.held.get(holder)
         if before is None or before.conflict_id != ref.conflict_id:
@@ -220,7 +220,7 @@ class Working:
         self._set_aside = checkpoint.set_aside
         del self.quarantine[checkpoint.quarantine :]
         row = self._new_keys.pop()
-        del self.keys[KeyRef(row.tenant_id, row.key_hash)]
+        del self.keys[IdempotencyKey(row.tenant_id, row.key_hash)]
 
     def restore(self, push: Push, savepoint: Savepoint) -> None:
         """Undo an atomic message; it never opens a conflict, so only log entries are dropped."""
@@ -240,10 +240,10 @@ class Working:
         for ref in set(self._logged) - savepoint.conflict_ids:
             del self._logged[ref]
 
-    def writes(self) -> Writes:
+    def writes(self) -> WriteSet:
         """Collect the rows to write, each identity once."""
         first = self._first_seqs
-        return Writes(
+        return WriteSet(
             seqs={tenant: seq for tenant, seq in self.seqs.items() if seq != first[tenant]},
             records=[self.records[key] for key in self._dirty],
             events=[self.events[key] for key in self._new_events],

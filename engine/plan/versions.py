@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.model.domains import DomainPolicy
 from engine.model.merge import Fields, FieldVersions, Sent, advance, versions_of
 from engine.model.rows import Record
-from engine.plan.context import Rules
+from engine.plan.context import PlanContext
 from engine.plan.own_order import is_own
 
 
@@ -40,6 +40,6 @@ def known_versions(row: Record) -> FieldVersions:
     return versions_of(row.fields, row.version, row.at_us, sent)
 
 
-def last_data(rules: Rules, row: Record, data: bytes | None) -> bytes | None:
+def last_data(rules: PlanContext, row: Record, data: bytes | None) -> bytes | None:
     """Return what to keep of a record's data when ``data`` take their place: nothing unless it is deleted."""
     return row.patch_base if data is None and rules.tombstone_data else None

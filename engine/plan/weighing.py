@@ -11,9 +11,9 @@ from typing import Final
 
 import msgspec
 
-from engine.model.rows import Conflict, ConflictRef, HeldRef, Record, RecordKey, State
+from engine.model.rows import Conflict, ConflictRef, OpenConflictRef, Record, RecordKey, Snapshot
 from engine.plan.held_changes import size_bytes
-from engine.plan.jobs import Attach, Change, Job, Push, Resolution
+from engine.plan.work import Attach, Change, Push, Resolution, Work
 
 #: Bytes of records that the changes of a batch may touch, unless it is one message.
 BATCH_TOUCHES_BYTES: Final = 16 << 20
@@ -49,7 +49,7 @@ class Selection(msgspec.Struct, frozen=True):
 _LIGHT: Final = Selection(items_per_step=_SMALL_ITEMS_PER_STEP)
 
 
-def select(jobs: list[Job], state: State) -> Selection:
+def select(jobs: list[Work], state: Snapshot) -> Selection:
     """Select the jobs of a batch that are planned together: one at least, unless all have to be apart.
 
     The order of each tenant's jobs stays: once one of them is left, those behind it are.
@@ -80,7 +80,7 @@ def select(jobs: list[Job], state: State) -> Selection:
     return Selection(left, frozenset(apart))
 
 
-def _is_light(jobs: list[Job], state: State) -> bool:
+def _is_light(jobs: list[Work], state: Snapshot) -> bool:
     if state.held or state.conflicts:
         return False
     largest_bytes = max(
@@ -112,13 +112,13 @@ def _is_light(jobs: list[Job], state: State) -> bool:
 class Scale:
     """Weighs jobs against the rows of their batch; a record is looked into once."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: Snapshot) -> None:
         self._records = state.records
         self._held = state.held
         self._conflicts = state.conflicts
         self._weights: dict[RecordKey, float] = {}
 
-    def weigh(self, job: Job) -> tuple[float, int]:
+    def weigh(self, job: Work) -> tuple[float, int]:
         """Return the microseconds that planning a job takes, and the bytes of records that it touches."""
         if isinstance(job, Push):
             weight_us = sum([self._change_us(job, item) for item in job.items if type(item) is Change])
@@ -135,7 +135,7 @@ class Scale:
     def _change_us(self, push: Push, item: Change) -> float:
         weight_us = content_us(item.data) + self._record_us(RecordKey(push.tenant_id, item.domain, item.id))
         if self._held:
-            held = self._held.get(HeldRef(push.tenant_id, push.device_id, item.domain, item.id))
+            held = self._held.get(OpenConflictRef(push.tenant_id, push.device_id, item.domain, item.id))
             if held is not None:
                 weight_us += _held_us(held)
         return weight_us
@@ -168,7 +168,9 @@ def _held_us(conflict: Conflict) -> float:
     return sum([1.0 + content_us(change.data) for change in changes])
 
 
-def touched_bytes(job: Job, records: Mapping[RecordKey, Record], held: Mapping[HeldRef, Conflict]) -> int:
+def touched_bytes(
+    job: Work, records: Mapping[RecordKey, Record], held: Mapping[OpenConflictRef, Conflict]
+) -> int:
     """Return the bytes of records that a job reads or writes, counted anew for each change of one."""
     if isinstance(job, Resolution):
         return 0
@@ -181,6 +183,6 @@ def touched_bytes(job: Job, records: Mapping[RecordKey, Record], held: Mapping[H
             record = records.get(RecordKey(job.tenant_id, item.domain, item.id))
             found += len(item.data) + (0 if record is None else record.size_bytes)
             if held:
-                waiting = held.get(HeldRef(job.tenant_id, job.device_id, item.domain, item.id))
+                waiting = held.get(OpenConflictRef(job.tenant_id, job.device_id, item.domain, item.id))
                 found += 0 if waiting is None else size_bytes(waiting)
     return found

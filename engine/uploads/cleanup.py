@@ -13,10 +13,10 @@ from typing import Final, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from engine.commit.committer import Jobs, settled
+from engine.commit.committer import WorkQueue, settled
 from engine.model.rows import RecordKey
 from engine.model.uploads import State, UploadRef
-from engine.plan.jobs import Attach, Attached
+from engine.plan.work import Attach, AttachAnswer
 from engine.runtime.batching import with_retries
 from engine.uploads.blobs import Blobs, Kept
 from engine.uploads.finish import drop_draft, drop_file
@@ -165,7 +165,7 @@ class UploadCleanup:
         self,
         store: CleanupStore,
         blobs: Blobs,
-        jobs: Jobs,
+        jobs: WorkQueue,
         grace_s: float,
         last_data_s: float,
         kept_for: KeptFor = _FOR_EVER,
@@ -257,7 +257,7 @@ class UploadCleanup:
             unless_alive=True,
         )
         outcome = await settled(self._jobs, job)
-        if not isinstance(outcome, Attached):
+        if not isinstance(outcome, AttachAnswer):
             tidied.left += 1
         elif outcome.state == "freed":
             tidied.freed += 1

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import msgspec
 import structlog
 
-from engine.commit.committer import Jobs, settled
+from engine.commit.committer import WorkQueue, settled
 from engine.filetypes.types import FileTypes
 from engine.model.uploads import Draft, State, Upload, UploadRef
 from engine.plan.attachments import attaching, freeing
-from engine.plan.jobs import Attach, Attached, Outcome
+from engine.plan.work import Attach, AttachAnswer, Outcome
 from engine.runtime.batching import Batcher, with_retries
 from engine.runtime.ports import Clock
 from engine.uploads.blobs import Blobs, BlobsError
@@ -28,7 +28,9 @@ _log = structlog.get_logger()
 class Finishing:
     """Makes files of uploads of which every byte has come."""
 
-    def __init__(self, store: UploadStore, blobs: Blobs, types: FileTypes, jobs: Jobs, clock: Clock) -> None:
+    def __init__(
+        self, store: UploadStore, blobs: Blobs, types: FileTypes, jobs: WorkQueue, clock: Clock
+    ) -> None:
         self._store = store
         self._blobs = blobs
         self._types = types
@@ -104,7 +106,7 @@ class Finishing:
         So does one for which there is no time now: it is looked for until it is done.
         """
         outcome = await self._settled(attaching(upload, self._clock.now_us()))
-        if not isinstance(outcome, Attached) or outcome.state in ("waiting", "freed"):
+        if not isinstance(outcome, AttachAnswer) or outcome.state in ("waiting", "freed"):
             return upload
         return msgspec.structs.replace(upload, state=outcome.state)
 
@@ -117,7 +119,7 @@ class Finishing:
     async def _settled(self, job: Attach) -> Outcome:
         """Have it committed what becomes of a file, and remove the bytes that nobody wants after it."""
         outcome = await settled(self._jobs, job)
-        if isinstance(outcome, Attached) and outcome.spare is not None:
+        if isinstance(outcome, AttachAnswer) and outcome.spare is not None:
             await drop_file(self._blobs, UploadRef(job.tenant_id, outcome.spare))
         return outcome
 

@@ -12,11 +12,11 @@ from typing import Final
 
 import structlog
 
-from engine.commit.committer import Jobs
+from engine.commit.committer import WorkQueue
 from engine.model.rows import Record, RecordKey
 from engine.model.uploads import Upload, UploadRef
 from engine.plan.attachments import attaching
-from engine.plan.jobs import Outcome
+from engine.plan.work import Outcome
 from engine.runtime.ports import Clock, StoreError
 from engine.uploads.blobs import WaitingStore
 from engine.wire.errors import SyncError
@@ -36,7 +36,7 @@ _log = structlog.get_logger()
 class WaitingFiles:
     """The files that wait, by their records, as of the last reads."""
 
-    def __init__(self, store: WaitingStore, clock: Clock, jobs: Jobs) -> None:
+    def __init__(self, store: WaitingStore, clock: Clock, jobs: WorkQueue) -> None:
         self._store = store
         self._clock = clock
         self._jobs = jobs

@@ -9,7 +9,7 @@ from engine.cache.revocations import Revocations
 from engine.cache.tenants import PolicyBook
 from engine.cluster.bus import Bus
 from engine.commit.committer import Committer
-from engine.commit.validation import Intake
+from engine.commit.validation import MessageValidator
 from engine.feed.feed import Feed
 from engine.model.domains import Domains
 from engine.operate.conflicts import ConflictStore
@@ -58,7 +58,7 @@ class Core(msgspec.Struct, frozen=True):
     """The engine as the handlers see it."""
 
     domains: Domains
-    intake: Intake
+    intake: MessageValidator
     committer: Committer
     feed: Feed
     policies: PolicyBook

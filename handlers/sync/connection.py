@@ -18,7 +18,7 @@ from engine.commit.lane import unavailable
 from engine.commit.overload import overloaded
 from engine.commit.validation import Session
 from engine.feed.pages import with_id
-from engine.plan.jobs import Answer, Outcome, Push, Settlement
+from engine.plan.work import Outcome, Push, PushAnswer, ResolveAnswer
 from engine.runtime.loop_turns import LARGE_BYTES, Steps, Turn
 from engine.runtime.rate_limit import COUNTED_BYTES, LABORIOUS_S
 from engine.runtime.read_limiter import Reader
@@ -367,7 +367,7 @@ class Connection(Line):
     def _answer(self, request_id: str, key: str, started_us: int, outcome: Outcome) -> None:
         self._in_flight -= 1
         self._frames.go_on()
-        if isinstance(outcome, Answer):
+        if isinstance(outcome, PushAnswer):
             self.say(outcome.frame(request_id))
             if not outcome.replayed:
                 self._session.retries_over = True
@@ -490,7 +490,7 @@ class Connection(Line):
     def _settled(self, request_id: str, outcome: Outcome) -> None:
         self._in_flight -= 1
         self._frames.go_on()
-        if isinstance(outcome, Settlement):
+        if isinstance(outcome, ResolveAnswer):
             self.say(outcome.frame(request_id))
         elif isinstance(outcome, SyncError):
             self._put_off(outcome, request_id)

@@ -18,7 +18,7 @@ from engine.commit.committer import settled
 from engine.commit.overload import overloaded
 from engine.commit.validation import Session
 from engine.feed.pages import with_id
-from engine.plan.jobs import Answer, Job, Outcome, Settlement
+from engine.plan.work import Outcome, PushAnswer, ResolveAnswer, Work
 from engine.runtime.loop_turns import LARGE_BYTES
 from engine.runtime.rate_limit import retry_soon_ms
 from engine.wire.codec import JSON, MSGPACK, Codec, sentence
@@ -108,7 +108,7 @@ class SyncHttp:
         except SyncError as error:
             count_error(core, device, error, now_us)
             raise
-        assert isinstance(outcome, Answer)
+        assert isinstance(outcome, PushAnswer)
         count_answer(core, device, outcome, now_us)
         return await self._response(request, session, device, outcome.frame(message.id))
 
@@ -138,7 +138,7 @@ class SyncHttp:
         outcome = await self._settled(await resolution(self._core, session, device, message), device)
         if isinstance(outcome, SyncError):
             raise outcome
-        assert isinstance(outcome, Settlement)
+        assert isinstance(outcome, ResolveAnswer)
         return await self._response(request, session, device, outcome.frame(request[REQUEST_ID]))
 
     async def heartbeat(self, request: web.Request) -> web.Response:
@@ -253,7 +253,7 @@ class SyncHttp:
     def _charge(self, device: Device, request: web.Request, spent_s: float, now_s: float) -> None:
         take_share(self._core, device, f"{request.method} {request.path}", spent_s, now_s)
 
-    async def _settled(self, job: Job, device: Device) -> Outcome:
+    async def _settled(self, job: Work, device: Device) -> Outcome:
         """Have a job committed, also when the client is gone. Raises SyncError in times of overload."""
         # A body may have been long in coming, and many may have come at once.
         self._connections.draining.check_staying()

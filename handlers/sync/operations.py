@@ -16,7 +16,7 @@ from engine.model.domains import Domain, DomainPolicy
 from engine.model.merge import encode_fields
 from engine.operate.conflicts import HeldConflict
 from engine.plan.held_changes import applied, changes_of, op_of
-from engine.plan.jobs import Answer, Resolution
+from engine.plan.work import PushAnswer, Resolution
 from engine.wire.errors import SyncError
 from engine.wire.messages import (
     ClientSide,
@@ -168,7 +168,7 @@ def take_share(core: Core, device: Device, kind: str, spent_s: float, now_s: flo
     return core.shares.spend(device.key[0], device, spent_s, now_s)
 
 
-def count_answer(core: Core, device: Device, answer: Answer, started_us: int) -> None:
+def count_answer(core: Core, device: Device, answer: PushAnswer, started_us: int) -> None:
     """Count a sync that was answered with results."""
     now_us = core.clock.now_us()
     duration_us = now_us - started_us

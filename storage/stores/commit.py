@@ -13,9 +13,9 @@ from typing import Final
 import msgspec
 
 from engine.model.rows import (
-    Lookups,
-    State,
-    Writes,
+    ReadSet,
+    Snapshot,
+    WriteSet,
 )
 from engine.plan.tenant_usage import NAMES
 from engine.runtime.ports import StoreRetryError, StoreUnknownError
@@ -123,7 +123,7 @@ class PostgresStore:
         self._day: int | None = None
         self._statements: dict[_Asked, Statement] = {}
 
-    async def begin(self, lookups: Lookups) -> PostgresTransaction:
+    async def begin(self, lookups: ReadSet) -> PostgresTransaction:
         """Lock the tenants, then read what is asked; see the port for what it raises."""
         session = await self._database.acquire()
         day = self._day
@@ -140,7 +140,7 @@ class PostgresStore:
             raise
         return PostgresTransaction(self._database, session, state)
 
-    def _reading(self, lookups: Lookups) -> tuple[Statement, dict[str, object]]:
+    def _reading(self, lookups: ReadSet) -> tuple[Statement, dict[str, object]]:
         ahead_us = time.time() * 1_000_000 + _AHEAD_US
         asked = _Asked(
             bool(lookups.keys),
@@ -237,7 +237,7 @@ class PostgresStore:
         )
 
 
-def _quarantined(lookups: Lookups, values: dict[str, object]) -> None:
+def _quarantined(lookups: ReadSet, values: dict[str, object]) -> None:
     if lookups.set_aside:
         tenants, devices, domains, ids = zip(*lookups.set_aside, strict=True)
         values["aside_tenants"] = numbers(tenants)
@@ -276,7 +276,7 @@ def _usage(above: tuple[int, ...]) -> str:
 class PostgresTransaction:
     """One open batch; its tenants are locked until it has ended."""
 
-    state: State
+    state: Snapshot
 
     def __init__(self, database: Database, session: Session, state: StoredState) -> None:
         self._database = database
@@ -285,7 +285,7 @@ class PostgresTransaction:
         self._existing = frozenset(state.records)
         self._tombstones = state.tombstones
 
-    async def commit(self, writes: Writes) -> None:
+    async def commit(self, writes: WriteSet) -> None:
         """Write everything and commit; see the port for what it raises."""
         session = self._session
         clean = False

@@ -10,14 +10,14 @@ from engine.model.rows import (
     ConflictRef,
     Event,
     EventKey,
-    HeldRef,
-    KeyRef,
-    KeyRow,
+    IdempotencyKey,
+    IdempotencyRecord,
+    OpenConflictRef,
     QuarantineRef,
     Record,
     RecordKey,
     SetAsideRef,
-    State,
+    Snapshot,
     TenantUsage,
 )
 from engine.model.uploads import UploadRef
@@ -25,7 +25,7 @@ from storage.postgres.pool import Row
 from storage.stores.stored_conflict import decode_conflict
 
 
-class StoredState(State):
+class StoredState(Snapshot):
     """What was read, and which records are tombstones in the table, whatever the plan makes of them."""
 
     tombstones: set[RecordKey] = msgspec.field(default_factory=set)
@@ -39,20 +39,20 @@ def state_of(rows: list[Row]) -> StoredState:
     return state
 
 
-def _counter(state: State, row: Row) -> None:
+def _counter(state: Snapshot, row: Row) -> None:
     state.seqs[row[1]] = row[4]
     if row[8] is not None:
         state.usage[row[1]] = TenantUsage(*map(int, row[8].split(",")))
 
 
-def _key(state: State, row: Row) -> None:
-    ref = KeyRef(row[1], row[2].replace("-", ""))
+def _key(state: Snapshot, row: Row) -> None:
+    ref = IdempotencyKey(row[1], row[2].replace("-", ""))
     kept = state.keys.get(ref)
     if kept is None or kept.age_s > row[4]:
-        state.keys[ref] = KeyRow(row[1], ref.key_hash, row[3], row[8].encode(), row[4])
+        state.keys[ref] = IdempotencyRecord(row[1], ref.key_hash, row[3], row[8].encode(), row[4])
 
 
-def _record(state: State, row: Row) -> None:
+def _record(state: Snapshot, row: Row) -> None:
     (
         _,
         tenant_id,
@@ -93,37 +93,37 @@ def _tombstone(state: StoredState, row: Row) -> None:
     state.tombstones.add(key)
 
 
-def _event(state: State, row: Row) -> None:
+def _event(state: Snapshot, row: Row) -> None:
     _, tenant_id, domain, event_id, sent_at_us, at_us, _, _, data, _, device_id, _, _ = row
     event = Event(tenant_id, domain, event_id, sent_at_us, at_us, device_id, data.encode())
     state.events[EventKey(tenant_id, domain, event_id, sent_at_us)] = event
 
 
-def _held(state: State, row: Row) -> None:
+def _held(state: Snapshot, row: Row) -> None:
     held = decode_conflict(row[8])
-    state.held[HeldRef(held.tenant_id, held.device_id, held.domain, held.record_id)] = held
+    state.held[OpenConflictRef(held.tenant_id, held.device_id, held.domain, held.record_id)] = held
 
 
-def _conflict(state: State, row: Row) -> None:
+def _conflict(state: Snapshot, row: Row) -> None:
     conflict = decode_conflict(row[8])
     state.conflicts[ConflictRef(conflict.tenant_id, conflict.conflict_id)] = conflict
 
 
-def _upload(state: State, row: Row) -> None:
+def _upload(state: Snapshot, row: Row) -> None:
     state.uploads[UploadRef(row[1], row[2])] = row[3]
 
 
-def _twin(state: State, row: Row) -> None:
+def _twin(state: Snapshot, row: Row) -> None:
     twin = UploadRef(row[1], row[3])
     state.twins.setdefault(UploadRef(row[1], row[2]), []).append(twin)
     state.uploads.setdefault(twin, row[8])
 
 
-def _aside(state: State, row: Row) -> None:
+def _aside(state: Snapshot, row: Row) -> None:
     state.set_aside[SetAsideRef(row[1], row[10], row[2], row[3])] = row[8]
 
 
-def _recovered(state: State, row: Row) -> None:
+def _recovered(state: Snapshot, row: Row) -> None:
     state.recovering.add(QuarantineRef(row[1], row[2]))
 
 

@@ -6,7 +6,15 @@ from collections.abc import Collection, Sequence
 from itertools import chain
 from typing import Final
 
-from engine.model.rows import Conflict, KeyRow, Quarantined, Record, RecordKey, TenantUsage, Writes
+from engine.model.rows import (
+    Conflict,
+    IdempotencyRecord,
+    Quarantined,
+    Record,
+    RecordKey,
+    TenantUsage,
+    WriteSet,
+)
 from engine.plan.tenant_usage import NAMES
 from storage.postgres.arrays import (
     joined,
@@ -156,7 +164,7 @@ _NONE: Final = (0,) * 6
 
 
 def finish(
-    writes: Writes, existing: Collection[RecordKey], tombstones: Collection[RecordKey]
+    writes: WriteSet, existing: Collection[RecordKey], tombstones: Collection[RecordKey]
 ) -> tuple[list[Statement], Values]:
     """Give the statements and their values.
 
@@ -200,7 +208,7 @@ def finish(
     return statements, values
 
 
-def _counters(writes: Writes, values: Values) -> Statement:
+def _counters(writes: WriteSet, values: Values) -> Statement:
     """Only the tenant's counter row is written, whose page has room: no index has one of these columns."""
     seqs, usage = writes.seqs, writes.usage
     tenants = list(usage if seqs.keys() <= usage.keys() else seqs.keys() | usage.keys())
@@ -266,7 +274,7 @@ def _records(records: list[Record], prefix: str, values: Values) -> None:
     values[prefix + "sents"] = numbers_or_null([record.sent_at_us for record in records])
 
 
-def _keys(keys: list[KeyRow], values: Values) -> None:
+def _keys(keys: list[IdempotencyRecord], values: Values) -> None:
     values["k_tenants"] = numbers([key.tenant_id for key in keys])
     values["k_hashes"] = plain([key.key_hash for key in keys])
     values["k_requests"] = joined([key.request_sha256 for key in keys])

@@ -14,18 +14,18 @@ from engine.model.rows import (
     ConflictRef,
     Event,
     EventKey,
-    HeldRef,
-    KeyRef,
-    KeyRow,
-    Lookups,
+    IdempotencyKey,
+    IdempotencyRecord,
+    OpenConflictRef,
     Quarantined,
     QuarantineRef,
+    ReadSet,
     Record,
     RecordKey,
     SetAsideRef,
-    State,
+    Snapshot,
     TenantUsage,
-    Writes,
+    WriteSet,
 )
 from engine.model.uploads import State as UploadState
 from engine.model.uploads import UploadRef
@@ -37,7 +37,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.seqs: dict[int, int] = {}
-        self.keys: dict[KeyRef, KeyRow] = {}
+        self.keys: dict[IdempotencyKey, IdempotencyRecord] = {}
         self.records: dict[RecordKey, Record] = {}
         self.events: dict[EventKey, Event] = {}
         self.conflicts: dict[ConflictRef, Conflict] = {}
@@ -47,13 +47,13 @@ class Memory:
         #: Of what record, name and content they are.
         self.contents: dict[UploadRef, tuple[str, ...]] = {}
 
-    def state(self, wanted: Lookups) -> State:
+    def state(self, wanted: ReadSet) -> Snapshot:
         """Answer what is asked, and nothing else."""
         assert wanted.tenants == sorted(set(wanted.tenants))
         held = {held_ref(row): row for row in self.conflicts.values() if row.outcome == "open"}
         twins = {ref: self._twins(ref) for ref in wanted.twins}
         uploads = {*wanted.uploads, *chain.from_iterable(twins.values())}
-        return State(
+        return Snapshot(
             {tenant: self.seqs.get(tenant, 0) for tenant in wanted.tenants},
             {ref: self.keys[ref] for ref in wanted.keys if ref in self.keys},
             {key: self.records[key] for key in wanted.records if key in self.records},
@@ -67,7 +67,7 @@ class Memory:
             {tenant: self.usage[tenant].copy() for tenant in wanted.tenants if self._is_told(tenant, wanted)},
         )
 
-    def _is_told(self, tenant: int, wanted: Lookups) -> bool:
+    def _is_told(self, tenant: int, wanted: ReadSet) -> bool:
         above = wanted.usage_above
         return not above or any(map(gt, self.usage[tenant].numbers(), above))
 
@@ -87,7 +87,7 @@ class Memory:
             and self.uploads[one] in ("stored", "attached", "duplicate", "lent")
         ]
 
-    def apply(self, writes: Writes, locked: set[int]) -> None:
+    def apply(self, writes: WriteSet, locked: set[int]) -> None:
         """Write everything; only for tenants that are locked, once per identity, keys and events new."""
         for rows in (writes.records, writes.events, writes.keys, writes.conflicts, writes.quarantine):
             assert {row.tenant_id for row in rows} <= locked
@@ -96,7 +96,7 @@ class Memory:
         assert {ref for ref, _ in writes.uploads} <= set(self.uploads)
         records = {RecordKey(row.tenant_id, row.domain, row.id): row for row in writes.records}
         events = {EventKey(row.tenant_id, row.domain, row.id, row.sent_at_us): row for row in writes.events}
-        keys = {KeyRef(row.tenant_id, row.key_hash): row for row in writes.keys}
+        keys = {IdempotencyKey(row.tenant_id, row.key_hash): row for row in writes.keys}
         conflicts = {ConflictRef(row.tenant_id, row.conflict_id): row for row in writes.conflicts}
         for unique, written in (
             (records, writes.records),
@@ -122,9 +122,9 @@ class Memory:
             self.usage[tenant] = TenantUsage(*[held + added for held, added in both])
 
 
-def held_ref(row: Conflict) -> HeldRef:
+def held_ref(row: Conflict) -> OpenConflictRef:
     """Say whose open conflict on which record a row is."""
-    return HeldRef(row.tenant_id, row.device_id, row.domain, row.record_id)
+    return OpenConflictRef(row.tenant_id, row.device_id, row.domain, row.record_id)
 
 
 def quarantine_ref(row: Quarantined) -> QuarantineRef:
@@ -135,13 +135,13 @@ def quarantine_ref(row: Quarantined) -> QuarantineRef:
 class MemoryTransaction:
     """One open batch (``engine.commit.ports.Transaction``)."""
 
-    def __init__(self, rows: Memory, locks: list[asyncio.Lock], lookups: Lookups) -> None:
+    def __init__(self, rows: Memory, locks: list[asyncio.Lock], lookups: ReadSet) -> None:
         self._rows = rows
         self._locks = locks
         self._tenants = set(lookups.tenants)
         self.state = rows.state(lookups)
 
-    async def commit(self, writes: Writes) -> None:
+    async def commit(self, writes: WriteSet) -> None:
         """Write everything; the transaction has ended either way."""
         try:
             await asyncio.sleep(0)
@@ -169,7 +169,7 @@ class MemoryStore:
         self.few_rows = 1_000_000
         self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def begin(self, lookups: Lookups) -> MemoryTransaction:
+    async def begin(self, lookups: ReadSet) -> MemoryTransaction:
         """Lock the tenants in ascending order, then read."""
         locks: list[asyncio.Lock] = []
         try:

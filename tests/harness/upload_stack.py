@@ -19,12 +19,12 @@ from compose.deployment import open_site
 from compose.server import SystemClock
 from engine.cluster.leases import JobLeases
 from engine.commit.committer import Committer, settled
-from engine.commit.validation import Intake, Session
+from engine.commit.validation import MessageValidator, Session
 from engine.filetypes.types import FileTypes
 from engine.model.domains import Domains
 from engine.model.tenants import Tenant
 from engine.model.uploads import Append, Upload
-from engine.plan.jobs import Answer
+from engine.plan.work import PushAnswer
 from engine.uploads.cleanup import Swept, Tidied, UploadCleanup
 from engine.uploads.cleanup_job import UploadChores
 from engine.uploads.finish import Finishing
@@ -129,9 +129,9 @@ class House:
         frame = json.dumps({"type": "sync", "id": "1", "key": uuid.uuid4().hex, "items": [item]})
         sync = JSON.decode(frame.encode())
         assert isinstance(sync, Sync)
-        job = Intake(DOMAINS, 10).push(sync, session(tenant), now_us())
+        job = MessageValidator(DOMAINS, 10).push(sync, session(tenant), now_us())
         outcome = await settled(self.committer, job)
-        assert isinstance(outcome, Answer)
+        assert isinstance(outcome, PushAnswer)
         assert json.loads(outcome.results)[0]["status"] == "applied", outcome
 
     async def tidied(self, hours: float = 0) -> Tidied:

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 from typing import NamedTuple
 
-from engine.model.rows import Lookups, Record, Writes
+from engine.model.rows import ReadSet, Record, WriteSet
 from storage.postgres.pool import Database
 from storage.stores.commit import PostgresStore
 from storage.stores.tenants import PostgresTenancy
@@ -187,13 +187,13 @@ async def test_writers_of_the_same_tenants_named_in_any_order_never_deadlock(dsn
     async def write(number: int) -> None:
         for turn in range(batches):
             named = tenants if (number + turn) % 2 else tenants[::-1]
-            transaction = await store.begin(Lookups(named, [], [], [], [], []))
+            transaction = await store.begin(ReadSet(named, [], [], [], [], []))
             seqs = {tenant: seq + 1 for tenant, seq in transaction.state.seqs.items()}
             records = [
                 Record(tenant, "task", f"r{number}-{turn}", 1, seq, 0, None, 1, b"{}")
                 for tenant, seq in seqs.items()
             ]
-            await transaction.commit(Writes(seqs, records, [], [], [], []))
+            await transaction.commit(WriteSet(seqs, records, [], [], [], []))
 
     try:
         async with asyncio.TaskGroup() as group:

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 
 from engine.commit import overload
 from engine.commit.committer import Committer
-from engine.commit.lane import PATIENCE_S, Wanted
+from engine.commit.lane import RETRY_FOR_S, Wanted
 from engine.commit.queue import CommitLimits
-from engine.commit.validation import Intake, Session
+from engine.commit.validation import MessageValidator, Session
 from engine.model.domains import Domain, DomainPolicy, Domains
-from engine.model.rows import ConflictRef, Lookups, Record, RecordKey, Writes
+from engine.model.rows import ConflictRef, ReadSet, Record, RecordKey, WriteSet
 from engine.model.tenants import Tenant
-from engine.plan.context import Rules
+from engine.plan.context import PlanContext
 from engine.plan.held_changes import changes_of
-from engine.plan.jobs import Answer, Outcome, Push, Resolution, Settlement
+from engine.plan.work import Outcome, Push, PushAnswer, Resolution, ResolveAnswer
 from engine.runtime.ports import (
     StoreError,
     StoreFullError,
@@ -81,7 +81,7 @@ class Transaction(MemoryTransaction):
 
     store: FaultyStore
 
-    async def commit(self, writes: Writes) -> None:
+    async def commit(self, writes: WriteSet) -> None:
         """Commit, or do what the next fault says."""
         store = self.store
         store.committing.put_nowait(len(writes.keys))
@@ -115,7 +115,7 @@ class FaultyStore(MemoryStore):
         """Take the next fault, if it is of this place."""
         return self.faults.pop(0) if self.faults and self.faults[0].at == at else None
 
-    async def begin(self, lookups: Lookups) -> MemoryTransaction:
+    async def begin(self, lookups: ReadSet) -> MemoryTransaction:
         """Begin, or do what the next fault says."""
         self.on_begin()
         fault = self.fault("begin")
@@ -146,10 +146,10 @@ class Bench:
         self.published: list[tuple[Record, str]] = []
         self.doubted: list[set[int]] = []
         self.replies: list[tuple[str, Outcome]] = []
-        self.intake = Intake(DOMAINS, 500)
+        self.intake = MessageValidator(DOMAINS, 500)
         self.committer = Committer(
             store,
-            Rules(DOMAINS, self.policies.__getitem__, lambda: f"id-{next(self.ids)}", 10_000, 1 << 20),
+            PlanContext(DOMAINS, self.policies.__getitem__, lambda: f"id-{next(self.ids)}", 10_000, 1 << 20),
             self.clock,
             self.published.extend,
             self.doubted.append,
@@ -182,7 +182,7 @@ class Bench:
     def statuses(self, key: str) -> list[str]:
         """Give the statuses of the one answer to a sync."""
         ((_, outcome),) = [reply for reply in self.replies if reply[0] == key]
-        assert isinstance(outcome, Answer), outcome
+        assert isinstance(outcome, PushAnswer), outcome
         return [result["status"] for result in json.loads(outcome.results)]
 
     def code(self, key: str) -> str:
@@ -536,7 +536,7 @@ async def test_a_resolve_of_unknown_outcome_repeats_its_answer() -> None:
         one.store.faults.append(Fault(StoreUnknownError("lost"), applied=True))
         one.submit_job("r1", job)
         await one.committer.drain()
-        assert one.replies[-1] == ("r1", Settlement(ref.conflict_id, 2, 2))
+        assert one.replies[-1] == ("r1", ResolveAnswer(ref.conflict_id, 2, 2))
         assert one.version("f", domain="form") == 2
 
 
@@ -548,7 +548,7 @@ async def test_when_patience_ends_all_that_waits_is_refused_and_may_come_again()
         def away() -> None:
             nonlocal attempts
             attempts += 1
-            one.clock.at_s += PATIENCE_S / 3
+            one.clock.at_s += RETRY_FOR_S / 3
             one.store.faults.insert(0, Fault(StoreUnavailableError("away"), at="begin"))
 
         one.store.on_begin = away
@@ -581,7 +581,7 @@ async def test_give_up_what_came_since_the_try_began_is_tried_unless_it_builds_o
     async with bench() as one:
 
         def away() -> None:
-            one.clock.at_s += PATIENCE_S
+            one.clock.at_s += RETRY_FOR_S
             one.submit("k2", put("a", 1, x=2))
             one.submit("k3", put("b", x=3), device="tablet")
             one.submit("k4", put("c", x=4), tenant=2)
@@ -599,7 +599,7 @@ async def test_give_up_what_came_since_the_try_began_is_tried_unless_it_builds_o
 
 async def test_an_unknown_outcome_that_stays_unknown_is_doubted_and_found_under_its_key() -> None:
     async with bench(Fault(StoreUnknownError("lost"), applied=True)) as one:
-        one.store.on_begin = lambda: setattr(one.clock, "at_s", one.clock.at_s + PATIENCE_S)
+        one.store.on_begin = lambda: setattr(one.clock, "at_s", one.clock.at_s + RETRY_FOR_S)
         one.submit("k1", put("a", x=1))
         await one.committer.drain()
         assert one.code("k1") == "unavailable"
@@ -608,7 +608,7 @@ async def test_an_unknown_outcome_that_stays_unknown_is_doubted_and_found_under_
         one.submit("k1", put("a", x=1))
         await one.committer.drain()
         again = one.replies[-1][1]
-        assert isinstance(again, Answer)
+        assert isinstance(again, PushAnswer)
         assert again.replayed
         assert one.version("a") == 1
 
@@ -644,8 +644,8 @@ async def test_a_poisoned_message_keeps_its_answer() -> None:
             one.submit("k1", put("a", x=POISON))
             await one.committer.drain()
         first, again = (outcome for _, outcome in one.replies)
-        assert isinstance(first, Answer)
-        assert again == Answer(first.results, replayed=True)
+        assert isinstance(first, PushAnswer)
+        assert again == PushAnswer(first.results, replayed=True)
         assert len(one.store.rows.quarantine) == 1
 
 

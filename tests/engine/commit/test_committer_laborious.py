@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engine.commit import lane, planning
-from engine.model.rows import Lookups
+from engine.model.rows import ReadSet
 from engine.plan import weighing
 from tests.engine.commit.test_committer import Bench, FaultyStore, HandClock, bench, put
 from tests.harness.memory_store import MemoryTransaction
@@ -35,7 +35,7 @@ class Locks(FaultyStore):
         super().__init__()
         self.locked: list[list[int]] = []
 
-    async def begin(self, lookups: Lookups) -> MemoryTransaction:
+    async def begin(self, lookups: ReadSet) -> MemoryTransaction:
         """Begin."""
         self.locked.append(lookups.tenants)
         return await super().begin(lookups)

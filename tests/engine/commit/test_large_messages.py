@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cache.device_health import Device
-from engine.commit.validation import Intake, Session
+from engine.commit.validation import MessageValidator, Session
 from engine.model.domains import Domain, Domains
 from engine.model.tenants import Tenant
-from engine.plan.jobs import Push, Refused
+from engine.plan.work import Push, RejectedItem
 from engine.runtime.loop_turns import LARGE_BYTES, LoopTurns
 from engine.wire import nesting, pieces, values
 from engine.wire.codec import JSON, MSGPACK, Codec, MalformedError
@@ -71,7 +71,7 @@ def _many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _pushed(codec: Codec, frame: bytes, *, in_steps: bool) -> Push | str:
-    intake = Intake(Domains({"task": Domain()}), 5)
+    intake = MessageValidator(Domains({"task": Domain()}), 5)
     session = Session(tenant=Tenant(1, "acme"), device_id="phone", session_id="s", codec=codec)
     try:
         if in_steps:
@@ -88,7 +88,7 @@ def _pushed(codec: Codec, frame: bytes, *, in_steps: bool) -> Push | str:
 def _without_sentences(push: Push | str) -> Any:
     if isinstance(push, str):
         return push
-    items = [(one.domain, one.id, one.code) if isinstance(one, Refused) else one for one in push.items]
+    items = [(one.domain, one.id, one.code) if isinstance(one, RejectedItem) else one for one in push.items]
     return msgspec.structs.replace(push, items=items)
 
 
@@ -265,7 +265,7 @@ async def test_large_pages_of_a_subscription_are_charged_to_its_device(
 
 
 def test_large_data_of_a_resolution_is_checked_in_steps() -> None:
-    intake = Intake(Domains({"task": Domain()}), 5)
+    intake = MessageValidator(Domains({"task": Domain()}), 5)
     session = Session(tenant=Tenant(1, "acme"), device_id="phone", session_id="s")
     request = Resolve(id="1", conflict_id="c", choice="merged", version=1, data={"n": [[1]] * 100})
     assert len(list(intake.resolving(request, session, CONFLICT, NOW_US))) > 10

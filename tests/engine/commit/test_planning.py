@@ -9,13 +9,13 @@ from collections.abc import Generator
 import pytest
 
 from engine.commit.planning import MESSAGE_S, TURN_S, TooLongError, planned
-from engine.model.rows import Writes
+from engine.model.rows import WriteSet
 from engine.plan.batch import Plan, lookups, plan, steps
-from engine.plan.jobs import Answer, Job
+from engine.plan.work import PushAnswer, Work
 from tests.engine.commit.test_committer import HandClock
 from tests.engine.plan.test_batch import Desk, item
 
-PLAN = Plan([], Writes({}, [], [], [], [], []), [], [])
+PLAN = Plan([], WriteSet({}, [], [], [], [], []), [], [])
 
 
 def stepping(clock: HandClock, *took: tuple[int, float]) -> Generator[int, None, Plan]:
@@ -153,7 +153,7 @@ async def test_work_of_others_refuses_nobody() -> None:
     working.cancel()
 
 
-def _batch(desk: Desk) -> list[Job]:
+def _batch(desk: Desk) -> list[Work]:
     return [
         desk.push(*[item("note", f"a{number}", x=number) for number in range(7)]),
         desk.push(*[item("note", f"b{number}", x=number) for number in range(3)], atomic=True),
@@ -176,8 +176,8 @@ def test_steps_pause_between_items_and_come_to_the_same(items_per_step: int) -> 
             break
     assert seen == [0] * math.ceil(7 / items_per_step) + [1] * math.ceil(3 / items_per_step) + [2]
     again = plan(_batch(whole), whole.rows.state(lookups(jobs, whole.rules)), whole.rules)
-    results = [outcome.results for outcome in decided.outcomes if isinstance(outcome, Answer)]
-    assert results == [outcome.results for outcome in again.outcomes if isinstance(outcome, Answer)]
+    results = [outcome.results for outcome in decided.outcomes if isinstance(outcome, PushAnswer)]
+    assert results == [outcome.results for outcome in again.outcomes if isinstance(outcome, PushAnswer)]
     assert decided.writes == again.writes
 
 
@@ -195,6 +195,6 @@ def test_steps_pause_once_for_messages_of_one_item_and_apart_from_others(
 ) -> None:
     desk = Desk()
     few, many = [item("note", "a", x=1)], [item("note", f"b{number}", x=1) for number in range(3)]
-    jobs: list[Job] = [desk.push(*items) for items in (few, few, few, many, few, few, few)]
+    jobs: list[Work] = [desk.push(*items) for items in (few, few, few, many, few, few, few)]
     deciding = steps(jobs, desk.rows.state(lookups(jobs, desk.rules)), desk.rules, (), {}, items_per_step)
     assert list(deciding) == paused

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.commit.overload import Overload
-from engine.commit.queue import Backlog, Batch, CommitLimits
-from engine.plan.jobs import Outcome, Push
+from engine.commit.queue import Batch, CommitLimits, CommitQueue
+from engine.plan.work import Outcome, Push
 from engine.runtime.rate_limit import TenantRates, TokenBucket
 from engine.wire.codec import JSON, MSGPACK, Codec
 from engine.wire.errors import SyncError
@@ -34,7 +34,7 @@ class Simulation:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.backlog = Backlog(LIMITS)
+        self.backlog = CommitQueue(LIMITS)
         self.now_s = 0.0
         self.stored: Counter[int] = Counter()
         self.refused: Counter[int] = Counter()
@@ -151,7 +151,7 @@ def test_a_store_that_is_slower_than_thought_is_found_out() -> None:
 
 
 def test_a_batch_that_is_nearly_all_of_one_tenant_is_told() -> None:
-    backlog = Backlog(LIMITS)
+    backlog = CommitQueue(LIMITS)
     reply = Simulation(0).reply
     for tenant_id in (1, 1, 1, 2):
         backlog.add(push_of(tenant_id), reply, 0.0)
@@ -222,7 +222,7 @@ def test_rate_of_a_tenant_is_passed_by_equal_parts_alone(
 # -- tenants apart ------------------------------------------------------------------------------
 
 
-def filled(backlog: Backlog, *tenants: int) -> None:
+def filled(backlog: CommitQueue, *tenants: int) -> None:
     """Queue a job for each."""
     for tenant_id in tenants:
         assert backlog.add(push_of(tenant_id), lambda _: None, 0.0)
@@ -234,7 +234,7 @@ def taken(batch: Batch) -> list[int]:
 
 
 def test_tenant_apart_is_taken_alone_and_in_its_turn() -> None:
-    backlog = Backlog(LIMITS)
+    backlog = CommitQueue(LIMITS)
     filled(backlog, 1, 2, 2, 3)
     backlog.set_apart(2, 0.0)
     first = backlog.take(0.0)
@@ -249,7 +249,7 @@ def test_tenant_apart_is_taken_alone_and_in_its_turn() -> None:
 
 
 def test_tenant_is_apart_for_a_second() -> None:
-    backlog = Backlog(LIMITS)
+    backlog = CommitQueue(LIMITS)
     backlog.set_apart(2, 0.0)
     filled(backlog, 1, 2, 3)
     assert taken(backlog.take(1.0)) == [1, 2, 3]
@@ -257,7 +257,7 @@ def test_tenant_is_apart_for_a_second() -> None:
 
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_tenants_apart_leave_room_for_others(at_once: int) -> None:
-    backlog = Backlog(LIMITS, at_once)
+    backlog = CommitQueue(LIMITS, at_once)
     for tenant_id in (1, 2, 3):
         backlog.set_apart(tenant_id, 0.0)
     filled(backlog, 1, 2, 3)

@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.commit.validation import Intake, Session
+from engine.commit.validation import MessageValidator, Session
 from engine.model.domains import Domain, Domains
-from engine.model.rows import Conflict, Quarantined, State
+from engine.model.rows import Conflict, Quarantined, Snapshot
 from engine.model.tenants import Tenant
 from engine.plan import quarantine
 from engine.plan.batch import plan
-from engine.plan.context import Rules
-from engine.plan.jobs import Change, Push, Refused
+from engine.plan.context import PlanContext
+from engine.plan.work import Change, Push, RejectedItem
 from engine.wire.codec import JSON, MSGPACK, Codec
 from engine.wire.errors import SyncError
 from engine.wire.messages import Resolve, Sync
@@ -33,7 +33,7 @@ Pack = Callable[[Any], bytes]
 
 DOMAINS = Domains({"task": Domain(), "voice": Domain(kind="event")})
 MAX_ITEMS = 5
-INTAKE = Intake(DOMAINS, MAX_ITEMS)
+INTAKE = MessageValidator(DOMAINS, MAX_ITEMS)
 NOW_US = 1_767_323_045_000_000
 NOW = "2026-01-02T03:04:05Z"
 SECOND_US = 1_000_000
@@ -75,7 +75,7 @@ def item(**fields: Any) -> Json:
     return {name: value for name, value in whole.items() if value is not ...}
 
 
-def only(frame: bytes, who: Session | None = None) -> Change | Refused:
+def only(frame: bytes, who: Session | None = None) -> Change | RejectedItem:
     """Check a sync of one item and give that item."""
     (one,) = pushed(frame, who).items
     return one
@@ -145,7 +145,7 @@ def test_a_faulty_item_is_refused_alone(
     before, faulty, behind = pushed(frame, session(codec)).items
     assert isinstance(before, Change)
     assert isinstance(behind, Change)
-    assert isinstance(faulty, Refused)
+    assert isinstance(faulty, RejectedItem)
     assert faulty.code == code
     assert faulty.message.startswith(message)
     assert "\0" not in faulty.message
@@ -171,7 +171,7 @@ def test_values_that_only_json_can_write(data: bytes, message: str) -> None:
     frame = framed([item(), item(data={"X": 1})]).replace(b'{"X": 1}', data)
     good, faulty = pushed(frame).items
     assert isinstance(good, Change)
-    assert isinstance(faulty, Refused)
+    assert isinstance(faulty, RejectedItem)
     assert faulty.message.startswith(message)
     assert (faulty.domain, faulty.id) == ("task", "a")
 
@@ -199,7 +199,7 @@ def test_values_that_only_message_pack_can_write(data: bytes) -> None:
     push = pushed(frame, session(MSGPACK))
     assert isinstance(push.items[0], Change)
     faulty = push.items[1]
-    assert isinstance(faulty, Refused)
+    assert isinstance(faulty, RejectedItem)
     assert (faulty.domain, faulty.id, faulty.code) == ("task", "b", "invalid_item")
 
 
@@ -207,7 +207,7 @@ def test_an_item_that_cannot_be_read_at_all_has_no_names() -> None:
     frame = b"\x84\xa4type\xa4sync\xa2id\xa11\xa3key\xa1k\xa5items\x91"
     frame += b"\x83\xa6domain\xa4task\xa2id\xa3\xed\xa0\x80\xa2op\xa6delete"
     refused = only(frame, session(MSGPACK))
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, RejectedItem)
     assert (refused.domain, refused.id, refused.code) == (None, None, "invalid_item")
 
 
@@ -484,8 +484,8 @@ def test_the_items_are_decoded_once_however_many_are_rejected(
 def _quarantined(push: Push) -> list[Quarantined]:
     """Let a batch of this message alone quarantine what it rejects."""
     ids = itertools.count()
-    rules = Rules(DOMAINS, lambda _: DOMAINS.default_policies, lambda: f"q{next(ids)}", 1000, 1000)
-    return plan([push], State({1: 0}, {}, {}, {}, {}, {}), rules).writes.quarantine
+    rules = PlanContext(DOMAINS, lambda _: DOMAINS.default_policies, lambda: f"q{next(ids)}", 1000, 1000)
+    return plan([push], Snapshot({1: 0}, {}, {}, {}, {}, {}), rules).writes.quarantine
 
 
 # -- values ---------------------------------------------------------------------------------------

@@ -8,14 +8,14 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
-from engine.commit.queue import Backlog, CommitLimits
+from engine.commit.queue import CommitLimits, CommitQueue
 from engine.feed.pages import encode_change
 from engine.model.rows import ConflictRef, Record, RecordKey
 from engine.model.uploads import State, Upload, UploadRef
 from engine.plan.attachments import entry
 from engine.plan.batch import Plan, lookups
-from engine.plan.jobs import Attach, Attached, Outcome
 from engine.plan.weighing import select
+from engine.plan.work import Attach, AttachAnswer, Outcome
 from tests.engine.plan.test_batch import NOW_US, Desk
 from tests.harness.stored_files import upload
 
@@ -74,7 +74,7 @@ def test_a_file_becomes_part_of_the_entry_as_the_same_version_with_a_new_seq() -
     desk = FileDesk().with_task()
     before = desk.rows.records[TASK]
     planned = desk.plan(desk.stored(upload(1)))
-    assert _outcome(planned) == Attached("attached", 2)
+    assert _outcome(planned) == AttachAnswer("attached", 2)
     ((change, session_id),) = planned.changes
     assert session_id == "", "its sender hears of it, too"
     assert change == msgspec.structs.replace(before, seq=2, attachments=change.attachments)
@@ -108,11 +108,11 @@ def test_a_file_whose_record_is_not_there_waits() -> None:
     desk = FileDesk()
     job = desk.stored(upload(1))
     planned = desk.plan(job)
-    assert _outcome(planned) == Attached("waiting", None)
+    assert _outcome(planned) == AttachAnswer("waiting", None)
     assert not planned.writes.seqs
     assert not planned.writes.uploads
     desk.with_task()
-    assert _outcome(desk.plan(job)) == Attached("attached", 2)
+    assert _outcome(desk.plan(job)) == AttachAnswer("attached", 2)
     assert desk.files() == [_id(1)]
 
 
@@ -120,7 +120,7 @@ def test_a_file_and_its_record_in_one_batch() -> None:
     desk = FileDesk()
     push = desk.push({"domain": "task", "id": "a", "op": "put", "data": {"n": 1}})
     planned = desk.plan(push, desk.stored(upload(1)), desk.stored(upload(2)))
-    assert planned.outcomes[1:] == [Attached("attached", 2), Attached("attached", 3)]
+    assert planned.outcomes[1:] == [AttachAnswer("attached", 2), AttachAnswer("attached", 3)]
     assert desk.files() == [_id(1), _id(2)]
     assert len(planned.writes.records) == 1
 
@@ -129,9 +129,9 @@ def test_a_file_is_attached_once_however_often_it_is_tried() -> None:
     desk = FileDesk().with_task()
     job = desk.stored(upload(1))
     planned = desk.plan(job, job)
-    assert planned.outcomes == [Attached("attached", 2), Attached("attached", 2)]
+    assert planned.outcomes == [AttachAnswer("attached", 2), AttachAnswer("attached", 2)]
     again = desk.plan(job)
-    assert _outcome(again) == Attached("attached", 2)
+    assert _outcome(again) == AttachAnswer("attached", 2)
     assert not again.changes
     assert not again.writes.records
     assert desk.files() == [_id(1)]
@@ -154,7 +154,7 @@ def test_only_the_same_content_under_the_same_name_is_a_duplicate(
     job = desk.stored(second)
     for _ in range(2):
         outcome = _outcome(desk.plan(job))
-        assert isinstance(outcome, Attached)
+        assert isinstance(outcome, AttachAnswer)
         assert outcome.state == state
         assert len(desk.files()) == count
         assert desk.rows.uploads[second.ref] == state
@@ -167,7 +167,7 @@ def _twice(desk: FileDesk) -> tuple[Upload, Upload]:
     """Have a file sent by two devices."""
     first, second = upload(1), upload(2, device_id="tablet", **SAME)
     desk.plan(desk.stored(first))
-    assert _outcome(desk.plan(desk.stored(second))) == Attached("duplicate", None, _id(2))
+    assert _outcome(desk.plan(desk.stored(second))) == AttachAnswer("duplicate", None, _id(2))
     return first, second
 
 
@@ -177,12 +177,12 @@ def test_a_file_stays_while_a_duplicate_of_it_stands() -> None:
     freed = desk.freed(first)
     for _ in range(2):
         planned = desk.plan(freed)
-        assert _outcome(planned) == Attached("freed", None), "its bytes are the duplicate's"
+        assert _outcome(planned) == AttachAnswer("freed", None), "its bytes are the duplicate's"
         assert not planned.changes
         assert (desk.files(), desk.rows.uploads[first.ref]) == ([_id(1)], "lent")
-    assert _outcome(desk.plan(desk.stored(first, "lent"))) == Attached("freed", None)
-    assert _outcome(desk.plan(desk.stored(second, "duplicate"))) == Attached("duplicate", None, _id(2))
-    assert _outcome(desk.plan(desk.freed(second))) == Attached("freed", 3, _id(1))
+    assert _outcome(desk.plan(desk.stored(first, "lent"))) == AttachAnswer("freed", None)
+    assert _outcome(desk.plan(desk.stored(second, "duplicate"))) == AttachAnswer("duplicate", None, _id(2))
+    assert _outcome(desk.plan(desk.freed(second))) == AttachAnswer("freed", 3, _id(1))
     assert (desk.files(), set(desk.rows.uploads.values())) == ([], {"freed"})
 
 
@@ -190,10 +190,10 @@ def test_a_file_stays_when_its_duplicate_is_freed() -> None:
     desk = FileDesk().with_task()
     first, second = _twice(desk)
     planned = desk.plan(desk.freed(second))
-    assert _outcome(planned) == Attached("freed", None, _id(2))
+    assert _outcome(planned) == AttachAnswer("freed", None, _id(2))
     assert not planned.changes
     assert (desk.files(), desk.rows.uploads[first.ref]) == ([_id(1)], "attached")
-    assert _outcome(desk.plan(desk.freed(first))) == Attached("freed", 3, _id(1))
+    assert _outcome(desk.plan(desk.freed(first))) == AttachAnswer("freed", 3, _id(1))
 
 
 def test_whoever_sends_a_file_again_that_was_lent_has_a_part_in_it() -> None:
@@ -201,10 +201,10 @@ def test_whoever_sends_a_file_again_that_was_lent_has_a_part_in_it() -> None:
     first, second = _twice(desk)
     desk.plan(desk.freed(first))
     third = upload(3, **SAME)
-    assert _outcome(desk.plan(desk.stored(third))) == Attached("duplicate", None, _id(3))
-    assert _outcome(desk.plan(desk.freed(second))) == Attached("freed", None, _id(2))
+    assert _outcome(desk.plan(desk.stored(third))) == AttachAnswer("duplicate", None, _id(3))
+    assert _outcome(desk.plan(desk.freed(second))) == AttachAnswer("freed", None, _id(2))
     assert desk.files() == [_id(1)]
-    assert _outcome(desk.plan(desk.freed(third))) == Attached("freed", 3, _id(1))
+    assert _outcome(desk.plan(desk.freed(third))) == AttachAnswer("freed", 3, _id(1))
     assert desk.files() == []
 
 
@@ -215,15 +215,17 @@ def test_a_file_is_sent_again_and_freed_in_one_batch() -> None:
     jobs = [desk.stored(first), desk.stored(second), desk.freed(first), desk.freed(second)]
     planned = desk.plan(*jobs)
     assert planned.outcomes == [
-        Attached("attached", 2),
-        Attached("duplicate", None, _id(2)),
-        Attached("freed", None),
-        Attached("freed", 3, _id(1)),
+        AttachAnswer("attached", 2),
+        AttachAnswer("duplicate", None, _id(2)),
+        AttachAnswer("freed", None),
+        AttachAnswer("freed", 3, _id(1)),
     ]
     assert desk.files() == []
     jobs = [desk.stored(first), desk.freed(first), desk.stored(second)]
     planned = desk.plan(*jobs)
-    assert planned.outcomes[1:] == [Attached("freed", 5, _id(1)), Attached("attached", 6)], "it has its own"
+    assert planned.outcomes[1:] == [AttachAnswer("freed", 5, _id(1)), AttachAnswer("attached", 6)], (
+        "it has its own"
+    )
     assert desk.files() == [_id(2)]
 
 
@@ -235,7 +237,7 @@ def test_no_other_file_keeps_one(other: Json) -> None:
     first = upload(1)
     desk.plan(desk.stored(first))
     desk.stored(upload(2, **SAME | other), "duplicate")
-    assert _outcome(desk.plan(desk.freed(first))) == Attached("freed", 3, _id(1))
+    assert _outcome(desk.plan(desk.freed(first))) == AttachAnswer("freed", 3, _id(1))
 
 
 def test_a_tombstones_file_goes_with_the_last_that_stands_for_it() -> None:
@@ -243,7 +245,7 @@ def test_a_tombstones_file_goes_with_the_last_that_stands_for_it() -> None:
     uploads = _twice(desk)
     desk.plan(desk.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
     jobs = [msgspec.structs.replace(desk.freed(one), unless_alive=True) for one in uploads]
-    assert desk.plan(*jobs).outcomes == [Attached("freed", None), Attached("freed", None, _id(1))]
+    assert desk.plan(*jobs).outcomes == [AttachAnswer("freed", None), AttachAnswer("freed", None, _id(1))]
     assert desk.rows.records[TASK].attachments == b"[]"
     assert set(desk.rows.uploads.values()) == {"freed"}
 
@@ -256,7 +258,7 @@ def test_what_has_no_bytes_is_not_attached(state: State | None) -> None:
     if state is None:
         del desk.rows.uploads[one.ref]
     planned = desk.plan(job, msgspec.structs.replace(job, entry=None))
-    assert planned.outcomes == [Attached("freed", None, _id(1) if state == "freed" else None)] * 2
+    assert planned.outcomes == [AttachAnswer("freed", None, _id(1) if state == "freed" else None)] * 2
     assert not planned.writes.records
     assert not planned.writes.uploads
 
@@ -309,9 +311,9 @@ def test_a_deleted_record_is_waited_for_until_it_is_brought_back() -> None:
     desk = FileDesk().with_task()
     desk.plan(desk.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
     job = desk.stored(upload(1))
-    assert _outcome(desk.plan(job)) == Attached("waiting", None)
+    assert _outcome(desk.plan(job)) == AttachAnswer("waiting", None)
     desk.plan(desk.push({"domain": "task", "id": "a", "op": "put", "base": 2, "data": {"n": 2}}))
-    assert _outcome(desk.plan(job)) == Attached("attached", 4)
+    assert _outcome(desk.plan(job)) == AttachAnswer("attached", 4)
 
 
 def test_a_file_is_taken_out_with_a_change_and_once() -> None:
@@ -319,11 +321,11 @@ def test_a_file_is_taken_out_with_a_change_and_once() -> None:
     first, second = upload(1), upload(2)
     desk.plan(desk.stored(first), desk.stored(second))
     for one, seq, left in ((first, 4, [_id(2)]), (second, 5, [])):
-        assert _outcome(desk.plan(desk.freed(one))) == Attached("freed", seq, one.ref.upload_id)
+        assert _outcome(desk.plan(desk.freed(one))) == AttachAnswer("freed", seq, one.ref.upload_id)
         assert desk.files() == left
         assert desk.rows.uploads[one.ref] == "freed"
         again = desk.plan(desk.freed(one))
-        assert _outcome(again) == Attached("freed", None, one.ref.upload_id)
+        assert _outcome(again) == AttachAnswer("freed", None, one.ref.upload_id)
         assert not again.writes.records
     assert desk.rows.records[TASK].attachments == b"[]"
     third = upload(3)
@@ -338,7 +340,7 @@ def test_a_tombstones_file_is_taken_out_without_a_change() -> None:
     desk.plan(desk.stored(first), desk.stored(second))
     desk.plan(desk.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
     planned = desk.plan(desk.freed(first))
-    assert _outcome(planned) == Attached("freed", None, _id(1))
+    assert _outcome(planned) == AttachAnswer("freed", None, _id(1))
     assert not planned.changes
     assert not planned.writes.seqs
     assert len(planned.writes.records) == 1
@@ -351,7 +353,7 @@ def test_a_file_whose_record_never_came_is_freed() -> None:
     one = upload(1)
     desk.stored(one)
     planned = desk.plan(desk.freed(one))
-    assert _outcome(planned) == Attached("freed", None, _id(1))
+    assert _outcome(planned) == AttachAnswer("freed", None, _id(1))
     assert not planned.writes.records
     assert desk.rows.uploads[one.ref] == "freed"
 
@@ -367,18 +369,18 @@ def test_the_clean_up_frees_no_file_of_a_record_that_is_alive(
         desk.plan(desk.stored(one))
     job = msgspec.structs.replace(desk.stored(one, state), entry=None, unless_alive=True)
     planned = desk.plan(job)
-    assert _outcome(planned) == Attached(left, None)
+    assert _outcome(planned) == AttachAnswer(left, None)
     assert not planned.writes.records
     assert not planned.writes.uploads
     assert desk.files() == ([_id(1)] if state == "attached" else [])
     desk.plan(desk.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
-    assert _outcome(desk.plan(job)) == Attached("freed", None, _id(1))
+    assert _outcome(desk.plan(job)) == AttachAnswer("freed", None, _id(1))
     assert desk.rows.uploads[one.ref] == "freed"
 
 
 def test_a_file_meets_no_record_of_another_tenant() -> None:
     desk = FileDesk().with_task()
-    assert _outcome(desk.plan(desk.stored(upload(1, tenant=2)))) == Attached("waiting", None)
+    assert _outcome(desk.plan(desk.stored(upload(1, tenant=2)))) == AttachAnswer("waiting", None)
     assert desk.rows.records[TASK].attachments is None
 
 
@@ -402,7 +404,7 @@ def test_a_batch_counts_what_the_files_of_its_records_weigh(monkeypatch: pytest.
 
 
 def test_a_file_takes_up_room_in_the_queue() -> None:
-    backlog = Backlog(CommitLimits(10, 1 << 20, 10, 1 << 20))
+    backlog = CommitQueue(CommitLimits(10, 1 << 20, 10, 1 << 20))
     job = FileDesk().stored(upload(1))
     assert backlog.add(job, lambda _: None, 0.0)
     assert job.entry is not None

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.model.uploads import Upload
-from engine.plan.jobs import Attach, Attached
+from engine.plan.work import Attach, AttachAnswer
 from tests.engine.plan.test_attachments import SAME, TASK, FileDesk
 from tests.harness.stored_files import upload
 
@@ -40,7 +40,7 @@ class Files:
         """Run a batch and look at all there is."""
         jobs = [self.job(*step) for step in steps]
         for job, outcome in zip(jobs, self.desk.plan(*jobs).outcomes, strict=True):
-            assert isinstance(outcome, Attached)
+            assert isinstance(outcome, AttachAnswer)
             if outcome.state == "freed":
                 self.standing.discard(job.upload_id)
             elif job.entry is not None and outcome.state in ("attached", "duplicate"):

@@ -10,14 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.commit.validation import Intake, Session
+from engine.commit.validation import MessageValidator, Session
 from engine.model.domains import Domain, DomainPolicy, Domains
-from engine.model.rows import Conflict, ConflictRef, EventKey, HeldRef, RecordKey
+from engine.model.rows import Conflict, ConflictRef, EventKey, OpenConflictRef, RecordKey
 from engine.model.tenants import Tenant
 from engine.plan.batch import Plan, lookups, plan
-from engine.plan.context import Rules
+from engine.plan.context import PlanContext
 from engine.plan.held_changes import changes_of
-from engine.plan.jobs import Answer, Job, Push, Resolution, Settlement
+from engine.plan.work import Push, PushAnswer, Resolution, ResolveAnswer, Work
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
 from engine.wire.messages import Choice, Resolve, Sync
@@ -46,8 +46,8 @@ class Desk:
     ) -> None:
         ids = itertools.count(1)
         self.rows = Memory()
-        self.intake = Intake(domains, 500)
-        self.rules = Rules(
+        self.intake = MessageValidator(domains, 500)
+        self.rules = PlanContext(
             domains,
             lambda _: domains.default_policies,
             lambda: f"id-{next(ids)}",
@@ -81,7 +81,7 @@ class Desk:
         request = Resolve("1", conflict.conflict_id, choice, version, data)
         return self.intake.resolution(request, session, conflict, self.now_us)
 
-    def plan(self, *jobs: Job) -> Plan:
+    def plan(self, *jobs: Work) -> Plan:
         """Plan one batch and write it."""
         listed = list(jobs)
         planned = plan(listed, self.rows.state(lookups(listed, self.rules)), self.rules)
@@ -95,7 +95,7 @@ class Desk:
         """Plan one batch and give the results of each of its messages."""
         found: list[list[Json]] = []
         for outcome in self.plan(*jobs).outcomes:
-            assert isinstance(outcome, Answer)
+            assert isinstance(outcome, PushAnswer)
             found.append(json.loads(outcome.results))
         return found
 
@@ -219,7 +219,7 @@ def test_replay_puts_in_again_what_was_not_kept() -> None:
     assert [len(result["data"]["note"]) for result in results] == [len(LARGE)] * 2
     assert max(len(row.results) for row in desk.rows.keys.values()) < 1000
     (again,) = desk.plan(losing).outcomes
-    assert isinstance(again, Answer)
+    assert isinstance(again, PushAnswer)
     assert again.replayed
     assert json.loads(again.results) == results
 
@@ -284,7 +284,7 @@ def test_the_servers_record_may_stand_whatever_the_rules_have_become() -> None:
         assert isinstance(refused, SyncError)
         assert (refused.code, refused.message) == ("invalid_message", "data.signature is required")
     (settled,) = stricter.plan(stricter.resolution(conflict, "server", 1)).outcomes
-    assert settled == Settlement(conflict.conflict_id, 2, 2)
+    assert settled == ResolveAnswer(conflict.conflict_id, 2, 2)
     assert stricter.rows.records[RecordKey(1, "form", "f")].data == b'{"x":1}'
 
 
@@ -327,8 +327,8 @@ def test_once_settled_the_next_held_change_opens_a_new_conflict_even_in_the_same
     settled, answer = desk.plan(
         desk.resolution(first, "client", 1), desk.push(item("form", "f", 9, y=3))
     ).outcomes
-    assert settled == Settlement(first.conflict_id, 2, 2)
-    assert isinstance(answer, Answer)
+    assert settled == ResolveAnswer(first.conflict_id, 2, 2)
+    assert isinstance(answer, PushAnswer)
     (result,) = json.loads(answer.results)
     assert result["status"] == "conflict"
     assert result["conflict_id"] != first.conflict_id
@@ -343,8 +343,8 @@ def test_the_same_key_twice_in_one_batch_applies_once() -> None:
         desk.push(message, key="k"),
         desk.push(message, message, key="k"),
     ).outcomes
-    assert isinstance(first, Answer)
-    assert again == Answer(first.results, replayed=True)
+    assert isinstance(first, PushAnswer)
+    assert again == PushAnswer(first.results, replayed=True)
     assert isinstance(other, SyncError)
     assert other.code == "idempotency_key_reused"
     assert desk.rows.seqs == {1: 1}
@@ -364,7 +364,9 @@ def test_what_is_looked_up_is_what_may_be_needed() -> None:
     assert wanted.tenants == [2, 3]
     assert wanted.records == [RecordKey(3, domain, name) for domain, name in _names("task a form b note c")]
     assert wanted.events == [EventKey(3, "voice", "v", NOW_US - 5_000_000)]
-    assert wanted.held == [HeldRef(3, "phone", domain, name) for domain, name in _names("form b note c")]
+    assert wanted.held == [
+        OpenConflictRef(3, "phone", domain, name) for domain, name in _names("form b note c")
+    ]
     assert len(wanted.keys) == 3
     assert wanted.conflicts == []
 
@@ -376,7 +378,7 @@ def _names(text: str) -> list[tuple[str, str]]:
 
 def test_policies_held_still_are_those_of_then() -> None:
     now: dict[int, Mapping[str, DomainPolicy]] = {1: {"task": DomainPolicy("manual")}, 2: {}}
-    rules = Rules(DOMAINS, lambda tenant: now[tenant], str, 1, 1)
+    rules = PlanContext(DOMAINS, lambda tenant: now[tenant], str, 1, 1)
     still = rules.as_of_now({1, 2})
     now[1] = {"task": DomainPolicy("client_wins")}
     assert still.policies(1) == {"task": DomainPolicy("manual")}
@@ -411,10 +413,10 @@ def test_fields_of_a_record_past_their_bound_reject_the_item() -> None:
 def test_record_with_more_fields_from_before_changes_while_it_gains_none() -> None:
     desk = Desk(record_bytes=1 << 18)
     desk.rules = msgspec.structs.replace(desk.rules, record_fields=2000)
-    desk.intake = Intake(DOMAINS, 500, 2000)
+    desk.intake = MessageValidator(DOMAINS, 500, 2000)
     desk.results(desk.push(item("note", "a", **_many(1500))))
     desk.rules = msgspec.structs.replace(desk.rules, record_fields=1000)
-    desk.intake = Intake(DOMAINS, 500)
+    desk.intake = MessageValidator(DOMAINS, 500)
     ((changed, grown, whole, less),) = desk.results(
         desk.push(
             item("note", "a", 1, op="patch", f0=7),

@@ -14,15 +14,15 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.commit.validation import Intake, Session
+from engine.commit.validation import MessageValidator, Session
 from engine.model.domains import DomainPolicy
-from engine.model.rows import Conflict, ConflictRef, EventKey, HeldRef, Record, RecordKey, TenantUsage
+from engine.model.rows import Conflict, ConflictRef, EventKey, OpenConflictRef, Record, RecordKey, TenantUsage
 from engine.model.tenants import Tenant
 from engine.model.uploads import UploadRef
 from engine.plan.batch import Plan, lookups, plan
-from engine.plan.context import Rules
+from engine.plan.context import PlanContext
 from engine.plan.held_changes import applied, changes_of
-from engine.plan.jobs import Answer, Attach, Attached, Job, Outcome, Push, Resolution, Settlement
+from engine.plan.work import Attach, AttachAnswer, Outcome, Push, PushAnswer, Resolution, ResolveAnswer, Work
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
 from engine.wire.messages import Attachment, Resolve, Sync
@@ -59,7 +59,7 @@ MAX_EXAMPLES = 20_000 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 400
 class Sent:
     """A message on its way to the engine, beside what the model answered."""
 
-    job: Job
+    job: Work
     expected: Any
 
 
@@ -97,8 +97,8 @@ class Duel:
         self.policies = {tenant: dict(by_domain) for tenant, by_domain in opening.items()}
         self.world = World(MODEL_DOMAINS, RECORD_BYTES, KEPT_DATA_BYTES, record_fields)
         self.memory = Memory()
-        self.intake = Intake(ENGINE_DOMAINS, 500, record_fields)
-        self.rules = Rules(
+        self.intake = MessageValidator(ENGINE_DOMAINS, 500, record_fields)
+        self.rules = PlanContext(
             ENGINE_DOMAINS,
             self._policies,
             lambda: f"id-{next(ids)}",
@@ -150,9 +150,9 @@ class Duel:
         self._compare_usage()
         self._nothing_is_lost()
 
-    def _planned(self, jobs: list[Job]) -> Plan:
+    def _planned(self, jobs: list[Work]) -> Plan:
         """Plan a batch, again as long as it needs open conflicts that it has not read."""
-        also_held: set[HeldRef] = set()
+        also_held: set[OpenConflictRef] = set()
         while True:
             state = self.memory.state(lookups(jobs, self.rules, also_held))
             planned = plan(jobs, state, self.rules, also_held)
@@ -333,7 +333,7 @@ class Duel:
     # -- comparing ----------------------------------------------------------------------------
 
     def _compare_answer(self, expected: Any, outcome: Outcome) -> None:
-        if isinstance(outcome, Attached):
+        if isinstance(outcome, AttachAnswer):
             assert outcome.state == expected
         elif isinstance(expected, str):
             assert isinstance(outcome, SyncError), (expected, outcome)
@@ -347,7 +347,7 @@ class Duel:
             }
             assert outcome.code == "conflict_stale", (expected, outcome.message)
             assert canonical(standing) == canonical(expected)
-        elif isinstance(outcome, Settlement):
+        elif isinstance(outcome, ResolveAnswer):
             assert {"version": outcome.version, "seq": outcome.seq} == expected
         else:
             results, replayed = expected
@@ -529,13 +529,13 @@ class Told:
         self.settled: Counter[Any] = Counter()
         self.by_person: dict[ConflictRef, int] = {}
 
-    def take(self, job: Job, outcome: Outcome) -> None:
+    def take(self, job: Work, outcome: Outcome) -> None:
         """Take in the answer to one message; one that is told again tells nothing new."""
-        if isinstance(outcome, Settlement):
+        if isinstance(outcome, ResolveAnswer):
             assert isinstance(job, Resolution)
             ref = ConflictRef(job.tenant_id, job.conflict_id)
             assert self.by_person.setdefault(ref, outcome.version) == outcome.version
-        elif isinstance(outcome, Answer) and not outcome.replayed:
+        elif isinstance(outcome, PushAnswer) and not outcome.replayed:
             assert isinstance(job, Push)
             sent = json.loads(job.raw_items)
             for item, result in zip(sent, json.loads(outcome.results), strict=True):

@@ -18,13 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.cache.device_clock import DeviceClock
-from engine.commit.validation import Intake, Session
+from engine.commit.validation import MessageValidator, Session
 from engine.model.domains import Domain, DomainPolicy, Domains, Fallback, Policy
 from engine.model.rows import RecordKey
 from engine.model.tenants import Tenant
 from engine.plan.batch import lookups, plan
-from engine.plan.context import Rules
-from engine.plan.jobs import Answer
+from engine.plan.context import PlanContext
+from engine.plan.work import PushAnswer
 from engine.wire.codec import JSON
 from engine.wire.messages import Sync
 from engine.wire.timestamps import to_text
@@ -110,8 +110,10 @@ class World:
         domains = Domains({"task": Domain(policy="manual", server_owned=())})
         self.policy = policy
         self.rows = Memory()
-        self.intake = Intake(domains, 500)
-        self.rules = Rules(domains, lambda _: {"task": policy}, lambda: f"id-{next(ids)}", 10_000, 1 << 20)
+        self.intake = MessageValidator(domains, 500)
+        self.rules = PlanContext(
+            domains, lambda _: {"task": policy}, lambda: f"id-{next(ids)}", 10_000, 1 << 20
+        )
         self.now_us = START_US
         self.phones = {name: Phone(off_us) for name, off_us in behind.items()}
         self.clocks: dict[tuple[int, str], DeviceClock] = {}
@@ -175,7 +177,7 @@ class World:
         planned = plan([job], self.rows.state(lookups([job], self.rules)), self.rules)
         self.rows.apply(planned.writes, {1})
         (answer,) = planned.outcomes
-        assert isinstance(answer, Answer)
+        assert isinstance(answer, PushAnswer)
         (result,) = json.loads(answer.results)
         self._lost_nothing(device, item, result)
         after = self._data()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine.model.domains import Domain, DomainPolicy, Fallback, Policy
 from engine.model.merge import FieldVersions, same_value
-from engine.plan.conflict import Side, Standing, client_side, settle
+from engine.plan.conflict import ClientChange, ServerRecord, client_side, decide
 from engine.wire.messages import Op
 
 Json = dict[str, Any]
@@ -26,9 +26,9 @@ def side(
     base: int = 1,
     at_us: int = 100,
     changed: tuple[str, ...] | None = None,
-) -> Side:
+) -> ClientChange:
     """Make a client's change."""
-    return Side(op, fields, base, at_us, changed)
+    return ClientChange(op, fields, base, at_us, changed)
 
 
 def standing(
@@ -38,16 +38,16 @@ def standing(
     since: int = 0,
     last: Json | None = None,
     **changed: tuple[int, int],
-) -> Standing:
+) -> ServerRecord:
     """Make a server's record; ``changed`` gives (version, at_us) of fields."""
-    return Standing(fields, at_us, FieldVersions(since, at_us, dict(changed)), last=last)
+    return ServerRecord(fields, at_us, FieldVersions(since, at_us, dict(changed)), last=last)
 
 
 def outcome(
-    policy: Policy, server: Standing, client: Side, fallback: Fallback = "most_recent_wins"
+    policy: Policy, server: ServerRecord, client: ClientChange, fallback: Fallback = "most_recent_wins"
 ) -> tuple[str, Json | None, int] | None:
     """Settle, and give (winner, record, time), or None where it is held."""
-    settled = settle(DomainPolicy(policy, fallback), DOMAIN, server, client)
+    settled = decide(DomainPolicy(policy, fallback), DOMAIN, server, client)
     return None if settled is None else (settled.winner, settled.fields, settled.at_us)
 
 
@@ -61,13 +61,13 @@ PATCHED = {"status": "OPEN", "level": 2, "title": "client"}
 
 
 @pytest.mark.parametrize("client", [PUT, PATCH, DELETE])
-def test_server_wins(client: Side) -> None:
+def test_server_wins(client: ClientChange) -> None:
     assert outcome("server_wins", standing(), client) == ("server", SERVER, 100)
     assert outcome("server_wins", standing(None), client) == ("server", None, 100)
 
 
 @pytest.mark.parametrize("client", [PUT, PATCH, DELETE])
-def test_manual_holds(client: Side) -> None:
+def test_manual_holds(client: ClientChange) -> None:
     assert outcome("manual", standing(), client) is None
 
 
@@ -221,7 +221,7 @@ def test_a_clash_falls_to_the_fallback_field_by_field(fallback: Fallback, expect
 )
 @pytest.mark.parametrize("fallback", get_args(Fallback))
 def test_what_cannot_be_merged_falls_whole_to_the_fallback(
-    server: Json | None, client: Side, fallback: Fallback
+    server: Json | None, client: ClientChange, fallback: Fallback
 ) -> None:
     for at_us in (1, 500):
         there = standing(server, at_us=at_us)
@@ -240,14 +240,14 @@ def test_a_put_that_names_its_changes_is_no_merge_with_a_tombstone() -> None:
 _values = st.none() | st.booleans() | st.sampled_from([0, 1, 1.0, "a", {"x": 1}, {"x": None}, [1]])
 _data = st.dictionaries(st.sampled_from(["status", "level", "a", "b"]), _values)
 _sides = st.builds(
-    Side,
+    ClientChange,
     op=st.sampled_from(["put", "patch"]),
     fields=_data,
     base=st.integers(0, 4),
     at_us=st.integers(0, 5),
     changed=st.none() | st.lists(st.sampled_from(["status", "a", "c"]), max_size=3).map(tuple),
 ) | st.builds(
-    Side,
+    ClientChange,
     op=st.just("delete"),
     fields=st.none(),
     base=st.integers(0, 4),
@@ -263,15 +263,21 @@ _versions = st.builds(
     ),
 )
 _standings = st.builds(
-    Standing, fields=st.none() | _data, at_us=st.integers(0, 5), versions=_versions, last=st.none() | _data
+    ServerRecord,
+    fields=st.none() | _data,
+    at_us=st.integers(0, 5),
+    versions=_versions,
+    last=st.none() | _data,
 )
 _policies = st.builds(DomainPolicy, st.sampled_from(get_args(Policy)), st.sampled_from(get_args(Fallback)))
 
 
 @given(policy=_policies, server=_standings, client=_sides)
-def test_the_named_winner_is_what_stands(policy: DomainPolicy, server: Standing, client: Side) -> None:
+def test_the_named_winner_is_what_stands(
+    policy: DomainPolicy, server: ServerRecord, client: ClientChange
+) -> None:
     before = repr((server, client))
-    settled = settle(policy, DOMAIN, server, client)
+    settled = decide(policy, DOMAIN, server, client)
     assert repr((server, client)) == before, "neither side is changed"
     if settled is None:
         unknown = client.op == "patch" and server.fields is None and server.last is None

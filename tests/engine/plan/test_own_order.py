@@ -9,15 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.commit.validation import Intake, Session
+from engine.commit.validation import MessageValidator, Session
 from engine.model.domains import Domain, DomainPolicy, Domains, Policy
 from engine.model.rows import RecordKey
 from engine.model.tenants import Tenant
 from engine.operate.quarantine_retry import resent
 from engine.plan.batch import lookups, plan
-from engine.plan.context import Rules
-from engine.plan.jobs import Answer
+from engine.plan.context import PlanContext
 from engine.plan.quarantine import quarantined
+from engine.plan.work import PushAnswer
 from engine.wire.codec import JSON
 from engine.wire.messages import Sync
 from engine.wire.timestamps import to_text
@@ -38,8 +38,10 @@ class Server:
         chosen = msgspec.convert({"policy": policy, "fallback": fallback}, DomainPolicy)
         domains = Domains({"task": Domain(policy="manual")})
         self.rows = Memory()
-        self.intake = Intake(domains, 500)
-        self.rules = Rules(domains, lambda _: {"task": chosen}, lambda: f"id-{next(ids)}", 1000, 1 << 20)
+        self.intake = MessageValidator(domains, 500)
+        self.rules = PlanContext(
+            domains, lambda _: {"task": chosen}, lambda: f"id-{next(ids)}", 1000, 1 << 20
+        )
 
     def push(
         self,
@@ -64,7 +66,7 @@ class Server:
         planned = plan([job], self.rows.state(lookups([job], self.rules)), self.rules)
         self.rows.apply(planned.writes, {1})
         (answer,) = planned.outcomes
-        assert isinstance(answer, Answer)
+        assert isinstance(answer, PushAnswer)
         (result,) = json.loads(answer.results)
         assert isinstance(result, dict)
         return result

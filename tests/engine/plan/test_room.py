@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from engine.model.rows import SetAsideRef, TenantUsage
 from engine.plan.batch import lookups, plan
-from engine.plan.jobs import Answer, Push
 from engine.plan.room import MAX_RECORDS, Behind, KeptBack
 from engine.plan.tenant_usage import NAMES, tight, usage_above
+from engine.plan.work import Push, PushAnswer
 from engine.wire.errors import SyncError
 from tests.engine.plan.test_batch import Desk, item
 
@@ -110,7 +110,7 @@ def test_tenant_is_never_past_its_bounds_and_a_refused_message_leaves_nothing(
         usage = desk.rows.usage[1]
         for name, held, bound in zip(NAMES, usage.numbers(), bounds.numbers(), strict=True):
             assert held <= bound + (deleted_bytes if name == "record_bytes" else 0), name
-        if not any(isinstance(outcome, Answer) for outcome in outcomes):
+        if not any(isinstance(outcome, PushAnswer) for outcome in outcomes):
             assert vars(desk.rows) == before
         for job, outcome in zip(jobs, outcomes, strict=True):
             refused = isinstance(outcome, SyncError)
@@ -128,7 +128,7 @@ def test_bounds_that_hold_everything_change_nothing(messages: list[tuple[str, bo
         answers = []
         for desk, bounds in ((free, exact), (bounded, tight)):
             (outcome,), _ = _planned(desk, bounds, [desk.push(*items, device=device, atomic=atomic)], {})
-            assert isinstance(outcome, Answer)
+            assert isinstance(outcome, PushAnswer)
             answers.append(outcome.results)
         assert answers[0] == answers[1]
     assert vars(free.rows) == vars(bounded.rows)
@@ -146,7 +146,7 @@ def test_refused_device_is_kept_back_whole_where_too_many_records_are() -> None:
     (later,), behind = _planned(desk, room, [desk.push(item("task", "b", n=1))], behind)
     (others,), behind = _planned(desk, room, [desk.push(item("task", "b", n=1), device="tablet")], behind)
     (again,), behind = _planned(desk, room, [refused], behind)
-    assert [type(one) for one in (later, others, again)] == [SyncError, Answer, Answer]
+    assert [type(one) for one in (later, others, again)] == [SyncError, PushAnswer, PushAnswer]
     assert len(behind) == MAX_RECORDS
 
 

@@ -6,9 +6,9 @@ import json
 
 import msgspec
 
-from engine.model.rows import HeldRef, RecordKey
+from engine.model.rows import OpenConflictRef, RecordKey
 from engine.plan.batch import lookups, plan
-from engine.plan.jobs import Job
+from engine.plan.work import Work
 from tests.engine.plan.test_batch import Desk, item, statuses
 
 
@@ -55,9 +55,9 @@ def test_a_patch_on_a_tombstone_without_last_data_is_held_whatever_the_policy() 
     key = _deleted(desk)
     desk.rows.records[key] = msgspec.structs.replace(desk.rows.records[key], last_data=None)
     pushes = [desk.push(item("visit", "v", 1, "patch", n=2)), desk.push(item("task", "t", x=1))]
-    jobs: list[Job] = [*pushes]
+    jobs: list[Work] = [*pushes]
     first = plan(jobs, desk.rows.state(lookups(jobs, desk.rules)), desk.rules)
-    holder = HeldRef(1, "phone", "visit", "v")
+    holder = OpenConflictRef(1, "phone", "visit", "v")
     assert list(first.missing) == [holder]
     assert holder not in lookups(jobs, desk.rules).held
     assert holder in lookups(jobs, desk.rules, first.missing).held

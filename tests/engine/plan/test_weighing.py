@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from engine.model.rows import Record, RecordKey
 from engine.plan import weighing
 from engine.plan.batch import lookups
-from engine.plan.jobs import Job
 from engine.plan.weighing import BATCH_US, Scale, Selection, content_us, select
+from engine.plan.work import Work
 from tests.engine.plan.test_batch import Desk, item
 
 Json = dict[str, Any]
@@ -29,12 +29,12 @@ def stored(desk: Desk, tenant: int, record_id: str, lists: int) -> None:
     desk.rows.records[key] = Record(tenant, "note", record_id, 1, 1, 0, "other", 1, data)
 
 
-def selected(desk: Desk, *jobs: Job) -> Selection:
+def selected(desk: Desk, *jobs: Work) -> Selection:
     """Select of a batch."""
     return select(list(jobs), desk.rows.state(lookups(list(jobs), desk.rules)))
 
 
-def patch(desk: Desk, tenant: int, record_id: str, times: int = 1) -> Job:
+def patch(desk: Desk, tenant: int, record_id: str, times: int = 1) -> Work:
     """Make a push that changes a record so many times."""
     return desk.push(*[item("note", record_id, 1, op="patch", n=1)] * times, tenant=tenant)
 
@@ -130,7 +130,7 @@ def test_selection_keeps_the_order_of_each_tenant(drawn: list[tuple[int, str]]) 
         stored(desk, tenant, "big", LABORIOUS)
         stored(desk, tenant, "half", HALF)
         stored(desk, tenant, "a", ORDINARY)
-    jobs: list[Job] = [patch(desk, tenant, record_id) for tenant, record_id in drawn]
+    jobs: list[Work] = [patch(desk, tenant, record_id) for tenant, record_id in drawn]
     found = selected(desk, *jobs)
     taken = [index for index in range(len(jobs)) if index not in found.left]
     for tenant in (1, 2, 3):

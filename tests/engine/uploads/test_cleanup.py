@@ -8,9 +8,9 @@ import uuid
 import msgspec
 import pytest
 
-from engine.commit.queue import Reply
+from engine.commit.queue import OnOutcome
 from engine.model.uploads import Append, State, Upload, UploadRef
-from engine.plan.jobs import Job
+from engine.plan.work import Work
 from engine.uploads import cleanup as upload_cleanup
 from engine.uploads.blobs import BlobsError
 from engine.uploads.cleanup import Abandonment, Tidied, UploadCleanup
@@ -324,7 +324,7 @@ class Reviving:
         self._house = house
         self.back = asyncio.Event()
 
-    def submit(self, job: Job, reply: Reply, *_: object) -> None:
+    def submit(self, job: Work, reply: OnOutcome, *_: object) -> None:
         """Have the record first."""
 
         async def revive() -> None:
@@ -350,7 +350,7 @@ async def test_a_record_that_is_brought_back_while_the_clean_up_runs_keeps_its_f
 class Refusing:
     """Takes no jobs in."""
 
-    def submit(self, job: Job, reply: Reply, *_: object) -> None:
+    def submit(self, job: Work, reply: OnOutcome, *_: object) -> None:
         """Refuse."""
         del job, reply
         raise SyncError("overloaded", "come back", retry_after_ms=1)

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from engine.commit.overload import overloaded
-from engine.commit.queue import Reply
+from engine.commit.queue import OnOutcome
 from engine.model.rows import Record
 from engine.model.uploads import Upload
-from engine.plan.jobs import Attach, Attached, Job
+from engine.plan.work import Attach, AttachAnswer, Work
 from engine.runtime.ports import StoreUnavailableError
 from engine.uploads import pending_attachments as room
 from engine.uploads.blobs import WaitingFile
@@ -42,10 +42,10 @@ class Queue:
 
     def __init__(self) -> None:
         self.jobs: list[Attach] = []
-        self.replies: list[Reply] = []
+        self.replies: list[OnOutcome] = []
         self.full = False
 
-    def submit(self, job: Job, reply: Reply, *_: object) -> None:
+    def submit(self, job: Work, reply: OnOutcome, *_: object) -> None:
         """Take a job in."""
         if self.full:
             raise overloaded(100)
@@ -56,7 +56,7 @@ class Queue:
     def settle(self) -> list[str]:
         """Answer all, and name the uploads that were to be attached."""
         for reply in self.replies:
-            reply(Attached("waiting", None))
+            reply(AttachAnswer("waiting", None))
         named = [job.upload_id for job in self.jobs]
         self.jobs, self.replies = [], []
         return named

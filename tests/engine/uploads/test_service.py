@@ -15,13 +15,13 @@ import pytest
 from compose.deployment import open_site
 from compose.server import SystemClock
 from engine.cluster.bus import BusListener, BusState
-from engine.commit.queue import Reply
+from engine.commit.queue import OnOutcome
 from engine.commit.validation import Session
 from engine.filetypes.types import FileTypes
 from engine.model.rows import Record
 from engine.model.tenants import Tenant
 from engine.model.uploads import Append, Upload, UploadRef
-from engine.plan.jobs import Attached, Job
+from engine.plan.work import AttachAnswer, Work
 from engine.uploads.body_writer import BodyCutError
 from engine.uploads.finish import Finishing
 from engine.uploads.locks import Holds
@@ -45,10 +45,10 @@ EXPIRE_S = 3600.0
 class NoRecords:
     """Takes jobs in for a tenant without records: files wait."""
 
-    def submit(self, job: Job, reply: Reply, *_: object) -> None:
+    def submit(self, job: Work, reply: OnOutcome, *_: object) -> None:
         """Say so."""
         del job
-        reply(Attached("waiting", None))
+        reply(AttachAnswer("waiting", None))
 
 
 class Wire:

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.commit.validation import Intake, Session
+from engine.commit.validation import MessageValidator, Session
 from engine.model.merge import decode_fields
 from engine.model.tenants import Tenant
 from engine.operate.quarantine_retry import _with_data
-from engine.plan.jobs import Refused
+from engine.plan.work import RejectedItem
 from engine.wire.codec import JSON, MSGPACK
 from engine.wire.errors import SyncError
 from engine.wire.floats import finite, json_decoder
@@ -114,7 +114,7 @@ def push(item: str) -> Any:
     request = JSON.decode(b'{"type":"sync","id":"1","key":"k","items":[%b]}' % item.encode())
     assert isinstance(request, Sync)
     session = Session(tenant=Tenant(1, "acme"), device_id="phone", session_id="s")
-    (checked,) = Intake(ENGINE_DOMAINS, 500).push(request, session, NOW_US).items
+    (checked,) = MessageValidator(ENGINE_DOMAINS, 500).push(request, session, NOW_US).items
     return checked
 
 
@@ -132,7 +132,7 @@ def push(item: str) -> Any:
 )
 def test_intake_an_infinite_number_refuses_its_item_wherever_it_stands(item: str, digits: str) -> None:
     checked = push(item.replace("%s", digits))
-    assert isinstance(checked, Refused)
+    assert isinstance(checked, RejectedItem)
     assert checked.code == "invalid_item"
     assert "Number out of range" in checked.message or "4.0" in item
 

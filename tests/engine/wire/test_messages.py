@@ -16,7 +16,7 @@ import handlers
 from engine.feed.cursor import Scope
 from engine.feed.pages import encode_change, page_body, with_id
 from engine.model.rows import Record
-from engine.plan.jobs import Answer, Settlement
+from engine.plan.work import PushAnswer, ResolveAnswer
 from engine.wire import messages
 from engine.wire.errors import ERRORS, SyncError
 from engine.wire.messages import (
@@ -130,15 +130,15 @@ def test_close_codes() -> None:
 @pytest.mark.parametrize("request_id", [None, "7", 'quote " and ü'])
 def test_frames_that_are_put_together_by_hand_are_json(request_id: str | None) -> None:
     own_id = {} if request_id is None else {"id": request_id}
-    answer = Answer(b'[{"domain":"task"}]', replayed=True).frame(request_id)
+    answer = PushAnswer(b'[{"domain":"task"}]', replayed=True).frame(request_id)
     assert json.loads(answer) == {
         "type": "synced",
         **own_id,
         "replayed": True,
         "results": [{"domain": "task"}],
     }
-    assert json.loads(Answer(b"[]", replayed=False).frame(request_id))["replayed"] is False
-    assert json.loads(Settlement("c", 5, 99).frame(request_id)) == {
+    assert json.loads(PushAnswer(b"[]", replayed=False).frame(request_id))["replayed"] is False
+    assert json.loads(ResolveAnswer("c", 5, 99).frame(request_id)) == {
         "type": "resolved",
         **own_id,
         "conflict_id": "c",

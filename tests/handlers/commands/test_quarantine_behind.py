@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from compose.admin import QuarantineDesk
-from engine.model.rows import Writes
+from engine.model.rows import WriteSet
 from engine.operate.ports import RefusedError
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
@@ -117,7 +117,7 @@ async def test_a_crash_before_the_commit_leaves_a_creation_and_those_behind_it(
     desk = QuarantineDesk(server.dsn, chosen, lambda _: None)
     case = desk.item(ids[0], None)
 
-    async def crash(self: PostgresTransaction, writes: Writes) -> None:
+    async def crash(self: PostgresTransaction, writes: WriteSet) -> None:
         await self.rollback()
         raise RuntimeError(str(writes.recovered))
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from compose.admin import QuarantineDesk
-from engine.model.rows import Writes
+from engine.model.rows import WriteSet
 from engine.operate.ports import Recovered, RefusedError
 from engine.runtime.ports import StoreError, StoreUnknownError
 from engine.runtime.settings import Settings
@@ -248,7 +248,7 @@ async def test_a_crash_before_the_commit_leaves_everything_as_it_was(
     desk = QuarantineDesk(server.dsn, chosen, lambda _: None)
     case = desk.item(quarantine_id, None)
 
-    async def crash(self: PostgresTransaction, writes: Writes) -> None:
+    async def crash(self: PostgresTransaction, writes: WriteSet) -> None:
         await self.rollback()
         raise RuntimeError(str(writes.recovered))
 
@@ -273,7 +273,7 @@ async def test_a_commit_whose_answer_is_lost_stored_it_once(
     commit = PostgresTransaction.commit
     failures = [failure]
 
-    async def lost(self: PostgresTransaction, writes: Writes) -> None:
+    async def lost(self: PostgresTransaction, writes: WriteSet) -> None:
         await commit(self, writes)
         if failures:
             raise failures.pop()

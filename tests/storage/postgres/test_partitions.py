@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import psycopg2
 import pytest
 
-from engine.model.rows import EventKey, Lookups
+from engine.model.rows import EventKey, ReadSet
 from engine.runtime.ports import StoreRetryError
 from storage.postgres import partitions
 from storage.postgres.partitions import drop_expired, ensure_partitions, maintain
@@ -107,7 +107,7 @@ async def _found(dsn: str, keys: list[EventKey]) -> set[EventKey]:
     """Look for events as a batch does."""
     database = Database(dsn, 1)
     try:
-        transaction = await PostgresStore(database, 24).begin(Lookups([1], [], [], keys, [], []))
+        transaction = await PostgresStore(database, 24).begin(ReadSet([1], [], [], keys, [], []))
         await transaction.rollback()
         return set(transaction.state.events)
     finally:

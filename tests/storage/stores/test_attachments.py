@@ -11,7 +11,7 @@ import msgspec
 import psycopg2
 import pytest
 
-from engine.model.rows import Lookups, Record, RecordKey, Writes
+from engine.model.rows import ReadSet, Record, RecordKey, WriteSet
 from engine.model.uploads import UploadRef
 from storage.postgres.pool import Database
 from storage.stores.commit import PostgresStore
@@ -49,8 +49,8 @@ def _record(seq: int, **fields: object) -> Record:
 
 async def _commit(database: Database, *records: Record, seq: int) -> None:
     keys = [RecordKey(row.tenant_id, row.domain, row.id) for row in records]
-    transaction = await PostgresStore(database, 24).begin(Lookups([1], [], keys, [], [], []))
-    await transaction.commit(Writes({1: seq}, list(records), [], [], [], []))
+    transaction = await PostgresStore(database, 24).begin(ReadSet([1], [], keys, [], [], []))
+    await transaction.commit(WriteSet({1: seq}, list(records), [], [], [], []))
 
 
 async def test_files_are_kept_with_records_new_and_old_and_read_everywhere(database: Database) -> None:
@@ -62,7 +62,7 @@ async def test_files_are_kept_with_records_new_and_old_and_read_everywhere(datab
     ]
     await _commit(database, *changed, seq=6)
     keys = [RecordKey(1, "task", name) for name in ("r1", "r2", "r3")]
-    transaction = await PostgresStore(database, 24).begin(Lookups([1], [], keys, [], [], []))
+    transaction = await PostgresStore(database, 24).begin(ReadSet([1], [], keys, [], [], []))
     await transaction.rollback()
     assert transaction.state.records == dict(zip(keys, changed, strict=True))
     feed = PostgresFeed(database)
@@ -85,10 +85,10 @@ async def test_a_page_ends_where_files_fill_it(database: Database) -> None:
 async def test_an_uploads_state_is_read_and_moves_with_the_batch(database: Database, dsn: str) -> None:
     store = PostgresStore(database, 24)
     asked = [ONE, TWO, UploadRef(2, ONE.upload_id)]
-    wanted = Lookups([1, 2], [], [], [], [], [], asked)
+    wanted = ReadSet([1, 2], [], [], [], [], [], asked)
     transaction = await store.begin(wanted)
     assert transaction.state.uploads == {ONE: "stored"}
-    await transaction.commit(Writes({}, [], [], [], [], [], uploads=[(ONE, "attached")]))
+    await transaction.commit(WriteSet({}, [], [], [], [], [], uploads=[(ONE, "attached")]))
     assert rows(dsn, "SELECT state, updated_at > created_at FROM upload_session") == [("attached", True)]
     transaction = await store.begin(wanted)
     await transaction.rollback()
@@ -111,7 +111,7 @@ async def test_twins_are_of_one_record_name_and_content(database: Database, dsn:
         *(upload(20 + number, state="attached", **same | other) for number, other in enumerate(others)),
     )
     asked, lone = UploadRef(1, f"{12:032x}"), UploadRef(1, f"{23:032x}")
-    wanted = Lookups([1, 2], [], [], [], [], [], [asked], [asked, lone, UploadRef(2, asked.upload_id)])
+    wanted = ReadSet([1, 2], [], [], [], [], [], [asked], [asked, lone, UploadRef(2, asked.upload_id)])
     transaction = await PostgresStore(database, 24).begin(wanted)
     await transaction.rollback()
     twins = {UploadRef(1, f"{number:032x}"): states[number - 10] for number in (11, 13, 14)}
@@ -123,7 +123,7 @@ async def test_twins_are_of_one_record_name_and_content(database: Database, dsn:
 
 async def test_nobody_moves_an_upload_that_a_batch_decides_on(database: Database, dsn: str) -> None:
     """What is cancelled needs no tenant's lock, so that the row itself has to be held."""
-    transaction = await PostgresStore(database, 24).begin(Lookups([1], [], [], [], [], [], [ONE]))
+    transaction = await PostgresStore(database, 24).begin(ReadSet([1], [], [], [], [], [], [ONE]))
     cancel = "SELECT FROM upload_session FOR UPDATE NOWAIT"
     with pytest.raises(psycopg2.errors.LockNotAvailable):
         await asyncio.to_thread(execute, dsn, cancel)

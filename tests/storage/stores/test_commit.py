@@ -16,17 +16,17 @@ from engine.model.rows import (
     Event,
     EventKey,
     HeldChange,
-    HeldRef,
-    KeyRef,
-    KeyRow,
-    Lookups,
+    IdempotencyKey,
+    IdempotencyRecord,
+    OpenConflictRef,
     Quarantined,
     QuarantineRef,
+    ReadSet,
     Record,
     RecordKey,
     SetAsideRef,
     TenantUsage,
-    Writes,
+    WriteSet,
 )
 from engine.operate.conflicts import ConflictStore, HeldConflicts
 from engine.plan.tenant_usage import NAMES
@@ -79,12 +79,12 @@ def subject(request: pytest.FixtureRequest) -> Subject:
     return found
 
 
-def _lookups(*tenants: int) -> Lookups:
-    return Lookups(sorted(tenants), [], [], [], [], [])
+def _lookups(*tenants: int) -> ReadSet:
+    return ReadSet(sorted(tenants), [], [], [], [], [])
 
 
-def _writes(seqs: dict[int, int] | None = None, *records: Record) -> Writes:
-    return Writes(seqs or {}, list(records), [], [], [], [])
+def _writes(seqs: dict[int, int] | None = None, *records: Record) -> WriteSet:
+    return WriteSet(seqs or {}, list(records), [], [], [], [])
 
 
 def _record(seq: int, tenant_id: int = 1, **fields: object) -> Record:
@@ -112,7 +112,7 @@ def _conflict(conflict_id: str, **fields: object) -> Conflict:
     return msgspec.structs.replace(conflict, **fields)
 
 
-async def _commit(subject: Subject, lookups: Lookups, writes: Writes) -> None:
+async def _commit(subject: Subject, lookups: ReadSet, writes: WriteSet) -> None:
     transaction = await subject.store.begin(lookups)
     await transaction.commit(writes)
 
@@ -122,7 +122,7 @@ async def test_what_is_committed_is_found_again(subject: Subject) -> None:
     record = msgspec.structs.replace(record, sent_at_us=AT_US + 5)
     tombstone = _record(2, data=None, device_id=None, chain_from=2, last_data=b'{"n":1}')
     event = Event(1, "voice", ODD, AT_US, AT_US + 1, "phone", msgspec.json.encode({"x": ODD}))
-    key = KeyRow(1, "0123456789abcdef" * 2, "ab" * 32, msgspec.json.encode([ODD]))
+    key = IdempotencyRecord(1, "0123456789abcdef" * 2, "ab" * 32, msgspec.json.encode([ODD]))
     held = _conflict(
         "c1",
         client_sent_at_us=AT_US + 1,
@@ -146,36 +146,36 @@ async def test_what_is_committed_is_found_again(subject: Subject) -> None:
         at_us=AT_US,
         clock_offset_us=-7,
     )
-    writes = Writes({1: 2}, [record, tombstone], [event], [key], [held, deletion], [rejected])
+    writes = WriteSet({1: 2}, [record, tombstone], [event], [key], [held, deletion], [rejected])
     await _commit(subject, _lookups(1), writes)
 
     transaction = await subject.store.begin(
-        Lookups(
+        ReadSet(
             [1, 2],
-            [KeyRef(1, key.key_hash), KeyRef(2, key.key_hash)],
+            [IdempotencyKey(1, key.key_hash), IdempotencyKey(2, key.key_hash)],
             [RecordKey(1, "task", ODD), RecordKey(1, "task", "r2"), RecordKey(2, "task", ODD)],
             [EventKey(1, "voice", ODD, AT_US), EventKey(1, "voice", ODD, AT_US + 1)],
-            [HeldRef(1, "phone", "task", "r1"), HeldRef(1, "tablet", "task", "r1")],
+            [OpenConflictRef(1, "phone", "task", "r1"), OpenConflictRef(1, "tablet", "task", "r1")],
             [ConflictRef(1, "c2"), ConflictRef(2, "c2")],
         )
     )
     state = transaction.state
     await transaction.rollback()
     assert state.seqs == {1: 2, 2: 0}
-    assert state.keys == {KeyRef(1, key.key_hash): key}
+    assert state.keys == {IdempotencyKey(1, key.key_hash): key}
     assert state.records == {
         RecordKey(1, "task", ODD): record,
         RecordKey(1, "task", "r2"): tombstone,
     }
     assert state.events == {EventKey(1, "voice", ODD, AT_US): event}
-    assert state.held == {HeldRef(1, "phone", "task", "r1"): held}
+    assert state.held == {OpenConflictRef(1, "phone", "task", "r1"): held}
     assert state.conflicts == {ConflictRef(1, "c2"): deletion}
 
 
 async def test_a_new_version_takes_the_place_of_the_older(subject: Subject) -> None:
     await _commit(subject, _lookups(1), _writes({1: 2}, _record(1), _record(2)))
     newer = _record(3, id="r1", version=2, data=b'{"n":3}', device_id="tablet")
-    transaction = await subject.store.begin(Lookups([1], [], [RecordKey(1, "task", "r1")], [], [], []))
+    transaction = await subject.store.begin(ReadSet([1], [], [RecordKey(1, "task", "r1")], [], [], []))
     await transaction.commit(_writes({1: 4}, newer, _record(4)))
     page = await subject.feed.page(1, 0, None, 10, 1 << 20)
     assert [(record.id, record.version, record.seq) for record in page.records] == [
@@ -200,9 +200,9 @@ async def test_last_data_come_and_go_with_a_tombstone_and_are_in_no_page(subject
         msgspec.structs.replace(alive, version=7, seq=7, data=None, attachments=b"[]"),
     ]
     for record in steps:
-        transaction = await subject.store.begin(Lookups([1], [], [key], [], [], []))
+        transaction = await subject.store.begin(ReadSet([1], [], [key], [], [], []))
         await transaction.commit(_writes({1: record.seq}, record))
-        transaction = await subject.store.begin(Lookups([1], [], [key], [], [], []))
+        transaction = await subject.store.begin(ReadSet([1], [], [key], [], [], []))
         await transaction.rollback()
         assert transaction.state.records == {key: record}
         (shown,) = (await subject.feed.page(1, 0, None, 10, 1 << 20)).records
@@ -224,7 +224,7 @@ async def test_what_was_set_aside_is_found_by_its_device_and_record(subject: Sub
         )
         for quarantine_id, record_id in (("q2", ODD), ("q1", ODD), ("q3", None))
     ]
-    await _commit(subject, _lookups(1, 2), Writes({}, [], [], [], [], rejected))
+    await _commit(subject, _lookups(1, 2), WriteSet({}, [], [], [], [], rejected))
     wanted = _lookups(1, 2)
     found = SetAsideRef(1, "phone", "task", ODD)
     wanted.set_aside = [
@@ -242,7 +242,7 @@ async def test_what_was_set_aside_is_found_by_its_device_and_record(subject: Sub
 
 
 async def test_a_conflict_is_replaced_by_its_id(subject: Subject) -> None:
-    await _commit(subject, _lookups(1), Writes({}, [], [], [], [_conflict("c1")], []))
+    await _commit(subject, _lookups(1), WriteSet({}, [], [], [], [_conflict("c1")], []))
     settled = _conflict(
         "c1",
         outcome="server",
@@ -252,7 +252,7 @@ async def test_a_conflict_is_replaced_by_its_id(subject: Subject) -> None:
         settled_version=4,
         settled_seq=7,
     )
-    await _commit(subject, _lookups(1), Writes({}, [], [], [], [settled], []))
+    await _commit(subject, _lookups(1), WriteSet({}, [], [], [], [settled], []))
     assert await subject.conflicts.conflict(1, "c1") == settled
     assert await subject.conflicts.conflict(2, "c1") is None
     assert await subject.conflicts.open_conflicts(1, None, None, 10, 1 << 20) == HeldConflicts([], more=False)
@@ -267,7 +267,7 @@ async def test_a_rollback_leaves_nothing(subject: Subject) -> None:
 async def test_a_tenant_is_locked_until_the_transaction_ends_and_then_read_afresh(subject: Subject) -> None:
     """Whoever waited for the lock sees what its holder committed, not what stood before the wait."""
     first = await subject.store.begin(_lookups(1, 2))
-    wanted = Lookups([2, 3], [], [RecordKey(2, "task", "r1")], [], [], [])
+    wanted = ReadSet([2, 3], [], [RecordKey(2, "task", "r1")], [], [], [])
     waiting: asyncio.Task[Transaction] = asyncio.create_task(subject.store.begin(wanted))
     done, _ = await asyncio.wait({waiting}, timeout=0.1)
     assert not done
@@ -356,7 +356,7 @@ async def test_the_queue_of_conflicts_is_listed_oldest_first(subject: Subject) -
         _conflict("c", opened_at_us=AT_US + 2, record_id="r3", device_id="tablet"),
         _conflict("d", opened_at_us=AT_US, record_id="r4", tenant_id=2),
     ]
-    await _commit(subject, _lookups(1, 2), Writes({1: 1}, [_record(1)], [], [], open_ones, []))
+    await _commit(subject, _lookups(1, 2), WriteSet({1: 1}, [_record(1)], [], [], open_ones, []))
 
     async def listed(
         device_id: str | None, after: str | None, limit: int = 10, max_bytes: int = 1 << 20
@@ -380,7 +380,7 @@ async def test_the_queue_of_conflicts_is_listed_oldest_first(subject: Subject) -
 
 async def test_page_by_domain_looks_at_a_bounded_number_of_rows(subject: Subject) -> None:
     records = [_record(seq, domain="form" if seq % 4 == 0 else "task") for seq in range(1, 11)]
-    await _commit(subject, _lookups(1), Writes({1: 10}, records, [], [], [], []))
+    await _commit(subject, _lookups(1), WriteSet({1: 10}, records, [], [], [], []))
     if isinstance(subject.feed, MemoryStore):
         subject.feed.piece_rows = 5
         feed: FeedStore = subject.feed
@@ -483,17 +483,17 @@ async def test_usage_of_a_tenant_is_told_where_it_holds_more_than_was_asked_for(
     assert transaction.state.seqs == {1: 0, 2: 0, 3: 0}
 
 
-async def _found_key(subject: Subject, key: KeyRow, *, old: bool) -> KeyRow | None:
-    ref = KeyRef(1, key.key_hash)
-    wanted = Lookups([1], [ref], [], [], [], [], old_keys=[ref] if old else [])
+async def _found_key(subject: Subject, key: IdempotencyRecord, *, old: bool) -> IdempotencyRecord | None:
+    ref = IdempotencyKey(1, key.key_hash)
+    wanted = ReadSet([1], [ref], [], [], [], [], old_keys=[ref] if old else [])
     transaction = await subject.store.begin(wanted)
     await transaction.rollback()
     return transaction.state.keys.get(ref)
 
 
 async def test_kept_answer_older_than_two_days_is_found_where_it_may_be_met(postgres: Subject) -> None:
-    key = KeyRow(1, "0123456789abcdef" * 2, "ab" * 32, b"[]")
-    await _commit(postgres, _lookups(1), Writes({}, [], [], [key], [], []))
+    key = IdempotencyRecord(1, "0123456789abcdef" * 2, "ab" * 32, b"[]")
+    await _commit(postgres, _lookups(1), WriteSet({}, [], [], [key], [], []))
     for age_h, found_at_once, found_as_old in (
         (0, True, True),
         (47, True, True),
@@ -512,8 +512,8 @@ async def test_kept_answer_older_than_two_days_is_found_where_it_may_be_met(post
 
 async def test_kept_answer_of_a_key_used_twice_is_the_younger(postgres: Subject) -> None:
     for age_h in (400, 300, 0):
-        key = KeyRow(1, "0123456789abcdef" * 2, "ab" * 32, f"[{age_h}]".encode(), age_h * 3600)
-        await _commit(postgres, _lookups(1), Writes({}, [], [], [key], [], []))
+        key = IdempotencyRecord(1, "0123456789abcdef" * 2, "ab" * 32, f"[{age_h}]".encode(), age_h * 3600)
+        await _commit(postgres, _lookups(1), WriteSet({}, [], [], [key], [], []))
         execute(
             postgres.dsn,
             "UPDATE sync_idempotency_record SET created_at = created_at"
@@ -526,8 +526,8 @@ async def test_store_begin_reads_again_when_the_databases_day_is_another_one(pos
     """Statements name days: those of another day would pass over answers."""
     store = postgres.store
     assert isinstance(store, PostgresStore)
-    key = KeyRow(1, "0123456789abcdef" * 2, "ab" * 32, b"[]")
-    await _commit(postgres, _lookups(1), Writes({}, [], [], [key], [], []))
+    key = IdempotencyRecord(1, "0123456789abcdef" * 2, "ab" * 32, b"[]")
+    await _commit(postgres, _lookups(1), WriteSet({}, [], [], [key], [], []))
     today = store._day
     assert today is not None
     for day, again in ((today - 1, False), (today, False), (today - 30, True), (today + 1, True)):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from aiohttp import WSMsgType
 
-from engine.model.rows import Lookups, Record, Writes
+from engine.model.rows import ReadSet, Record, WriteSet
 from engine.runtime.ports import StorePoisonError, StoreRetryError
 from storage.embedded.servers import Services
 from storage.postgres.partitions import ensure_partitions
@@ -257,7 +257,7 @@ async def test_the_settings_of_a_batch_end_with_it(dsn: str) -> None:
     execute(dsn, "INSERT INTO tenants (name) VALUES ('acme')", "INSERT INTO tenant_counters VALUES (1)")
     database = Database(dsn, 1)
     store = PostgresStore(database, 24)
-    wanted = Lookups([1], [], [], [], [], [])
+    wanted = ReadSet([1], [], [], [], [], [])
 
     async def settings() -> list[tuple[object, ...]]:
         return await database.query("SELECT name, setting FROM pg_settings ORDER BY name")
@@ -265,13 +265,13 @@ async def test_the_settings_of_a_batch_end_with_it(dsn: str) -> None:
     before = await settings()
     transaction = await store.begin(wanted)
     assert transaction.state.seqs == {1: 0}
-    await transaction.commit(Writes({}, [], [], [], [], []))
+    await transaction.commit(WriteSet({}, [], [], [], [], []))
     assert await settings() == before
     await (await store.begin(wanted)).rollback()
     assert await settings() == before
     refused = Record(1, "task", "a1", 1, 1, 0, None, 1, b"{")
     with pytest.raises(StorePoisonError):
-        await (await store.begin(wanted)).commit(Writes({1: 1}, [refused], [], [], [], []))
+        await (await store.begin(wanted)).commit(WriteSet({1: 1}, [refused], [], [], [], []))
     assert await settings() == before
     await database.close()
 

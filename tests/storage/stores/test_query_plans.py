@@ -15,10 +15,10 @@ import pytest
 from engine.model.rows import (
     ConflictRef,
     EventKey,
-    HeldRef,
-    KeyRef,
-    Lookups,
+    IdempotencyKey,
+    OpenConflictRef,
     QuarantineRef,
+    ReadSet,
     RecordKey,
     SetAsideRef,
 )
@@ -31,12 +31,12 @@ from tests.harness.services import execute
 
 ROWS = 100_000
 
-_READ = Lookups(
+_READ = ReadSet(
     [1, 2],
-    [KeyRef(1, f"{number:032x}") for number in range(20)],
+    [IdempotencyKey(1, f"{number:032x}") for number in range(20)],
     [RecordKey(1, "task", f"r{number}") for number in range(20)],
     [EventKey(1, "voice", f"e{number}", number) for number in range(20)],
-    [HeldRef(1, "phone", "task", f"r{number}") for number in range(20)],
+    [OpenConflictRef(1, "phone", "task", f"r{number}") for number in range(20)],
     [ConflictRef(1, f"c{number}") for number in range(20)],
     [UploadRef(1, f"{number:032x}") for number in range(20)],
     [UploadRef(1, f"{number:032x}") for number in range(20)],

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.model.rows import Lookups, Writes
+from engine.model.rows import ReadSet, WriteSet
 from engine.model.uploads import State, Upload, UploadRef
 from engine.uploads.ports import Advance, Claim, Created, Creating, Quota, Stored
 from storage.postgres.pool import Database
@@ -256,8 +256,8 @@ async def test_a_file_that_leaves_gives_back_what_it_reserved_once(store: Postgr
         [(third, "attached")],
     ]
     for moved, left_bytes in zip(moves, (400, 400, 300, 300), strict=True):
-        transaction = await commits.begin(Lookups([1], [], [], [], [], []))
-        await transaction.commit(Writes({}, [], [], [], [], [], uploads=moved))
+        transaction = await commits.begin(ReadSet([1], [], [], [], [], []))
+        await transaction.commit(WriteSet({}, [], [], [], [], [], uploads=moved))
         assert reserved(dsn) == left_bytes
     await database.close()
 

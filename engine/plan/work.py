@@ -32,7 +32,7 @@ class Change(msgspec.Struct, frozen=True):
     dated: bool = True
 
 
-class Refused(msgspec.Struct, frozen=True):
+class RejectedItem(msgspec.Struct, frozen=True):
     """One item that failed its own checks."""
 
     domain: str | None
@@ -54,7 +54,7 @@ class Push(msgspec.Struct, frozen=True):
     key_hash: str
     request_sha256: str
     atomic: bool
-    items: list[Change | Refused]
+    items: list[Change | RejectedItem]
     raw_items: bytes
     encoding: Literal["json", "msgpack"]
     now_us: int
@@ -100,10 +100,10 @@ class Attach(msgspec.Struct, frozen=True):
     unless_alive: bool = False
 
 
-Job = Push | Resolution | Attach
+Work = Push | Resolution | Attach
 
 
-class Answer(msgspec.Struct, frozen=True):
+class PushAnswer(msgspec.Struct, frozen=True):
     """The answer to a push: ``results`` is the JSON array of its results.
 
     ``plain`` says that every item was applied or unchanged: then nobody need look for conflicts in it.
@@ -120,7 +120,7 @@ class Answer(msgspec.Struct, frozen=True):
         return b'{"type":"synced",%b"replayed":%b,"results":%b}' % (own_id, replayed, self.results)
 
 
-class Settlement(msgspec.Struct, frozen=True):
+class ResolveAnswer(msgspec.Struct, frozen=True):
     """The answer to a resolve: the version that it wrote."""
 
     conflict_id: str
@@ -135,7 +135,7 @@ class Settlement(msgspec.Struct, frozen=True):
         return head + _encode(self)[1:]
 
 
-class Attached(msgspec.Struct, frozen=True):
+class AttachAnswer(msgspec.Struct, frozen=True):
     """What became of a file: ``waiting`` for a record that is not there, ``freed`` for its device at least.
 
     ``seq`` is that of the record's entry where the file is in it or was just taken out. ``spare`` is the
@@ -147,4 +147,4 @@ class Attached(msgspec.Struct, frozen=True):
     spare: str | None = None
 
 
-Outcome = Answer | Settlement | Attached | SyncError
+Outcome = PushAnswer | ResolveAnswer | AttachAnswer | SyncError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from compose.deployment import open_site, run_worker
+from compose.deployment import open_deployment, run_worker
 from handlers.commands.conflicts import conflicts
 from handlers.commands.device import device
 from handlers.commands.doctor import doctor
@@ -104,4 +104,4 @@ for command in (
 
 
 if __name__ == "__main__":
-    cli(obj=open_site)
+    cli(obj=open_deployment)

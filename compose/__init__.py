@@ -1,1 +1,1 @@
-"""Puts the parts together: settings in, a running server or an open site out."""
+"""Puts the parts together: settings in, a running server or an open deployment out."""

@@ -16,9 +16,9 @@ from engine.commit.queue import CommitLimits
 from engine.commit.validation import MessageValidator
 from engine.model.domains import DomainPolicy, Domains
 from engine.model.rows import QuarantineRef, Record
-from engine.operate.conflicts import decided
+from engine.operate.conflicts import as_resolution
 from engine.operate.ports import ConflictCase, QuarantineCase, Recovered, RefusedError
-from engine.operate.quarantine_retry import RecoveryStore, decode_results, resent
+from engine.operate.quarantine_retry import RetryStore, decode_results, retry_push
 from engine.plan.conflict import holding
 from engine.plan.context import PlanContext
 from engine.plan.work import Outcome, PushAnswer, ResolveAnswer, Work
@@ -39,8 +39,8 @@ Through = Callable[[Store], Store]
 _clock: Final = SystemClock()
 
 
-class ConflictDesk(ConflictReads):
-    """``engine.operate.ports.ConflictDesk``. ``moved`` is called when something was committed."""
+class ConflictAdmin(ConflictReads):
+    """``engine.operate.ports.ConflictAdmin``. ``moved`` is called when something was committed."""
 
     def __init__(self, dsn: str, settings: Settings, moved: Moved) -> None:
         super().__init__(dsn)
@@ -61,7 +61,7 @@ class ConflictDesk(ConflictReads):
             raise RefusedError("the record of this conflict was erased: there is nothing left to settle")
         try:
             intake = _intake(self._settings)
-            job = decided(case, choice, version, merged, intake, _clock.now_us(), changes)
+            job = as_resolution(case, choice, version, merged, intake, _clock.now_us(), changes)
         except SyncError as error:
             raise RefusedError(error.message) from None
         outcome = asyncio.run(_committed(self._dsn, self._settings, case.tenant, job, self._moved))
@@ -75,8 +75,8 @@ class ConflictDesk(ConflictReads):
         raise _refused(outcome)
 
 
-class QuarantineDesk(QuarantineReads):
-    """``engine.operate.ports.QuarantineDesk``. ``moved`` is called when something was committed."""
+class QuarantineAdmin(QuarantineReads):
+    """``engine.operate.ports.QuarantineAdmin``. ``moved`` is called when something was committed."""
 
     def __init__(self, dsn: str, settings: Settings, moved: Moved) -> None:
         super().__init__(dsn)
@@ -88,14 +88,14 @@ class QuarantineDesk(QuarantineReads):
         row = case.row
         rows = [row, *self.behind(row)]
         items = [QuarantineRef(one.tenant_id, one.quarantine_id) for one in rows]
-        recovery: list[RecoveryStore] = []
+        recovery: list[RetryStore] = []
 
         def through(store: Store) -> Store:
-            recovery.append(RecoveryStore(store, items, [len(one.item) for one in rows]))
+            recovery.append(RetryStore(store, items, [len(one.item) for one in rows]))
             return recovery[0]
 
         try:
-            job = resent(rows, case.tenant, data, _intake(self._settings), _clock.now_us())
+            job = retry_push(rows, case.tenant, data, _intake(self._settings), _clock.now_us())
         except SyncError as error:
             drop = f"`run.py quarantine drop {row.quarantine_id}`"
             raise RefusedError(

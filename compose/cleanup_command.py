@@ -19,8 +19,8 @@ from storage.postgres.pool import Database
 from storage.stores.commit import PostgresStore
 
 
-class UploadDesk:
-    """``engine.operate.ports.UploadJobs``. ``moved`` is called when something was committed."""
+class CleanupAdmin:
+    """``engine.operate.ports.CleanupJobs``. ``moved`` is called when something was committed."""
 
     def __init__(self, dsn: str, settings: Settings, moved: Moved) -> None:
         self._dsn = dsn

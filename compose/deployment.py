@@ -13,15 +13,15 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from compose.admin import ConflictDesk, QuarantineDesk
-from compose.cleanup_command import UploadDesk
+from compose.admin import ConflictAdmin, QuarantineAdmin
+from compose.cleanup_command import CleanupAdmin
 from compose.configuration import bus_url, database_dsn, layers
 from compose.doctor import examine
 from compose.reload import Reading, Reload
 from compose.supervisor import WorkersFailedError
 from compose.workers import supervise, work
 from engine.model.domains import Domains
-from engine.operate.ports import Finding
+from engine.operate.ports import CheckResult
 from engine.runtime.ports import StoreRetryError
 from engine.runtime.setting_layers import (
     COMMAND_LINE,
@@ -34,7 +34,7 @@ from engine.runtime.setting_layers import (
     settings,
 )
 from engine.runtime.settings import Settings
-from handlers.commands.deployment import SiteError
+from handlers.commands.deployment import DeploymentError
 from handlers.commands.serve import DEMO_TENANT, announce_demo
 from handlers.http.keys import key_set, signing_key
 from handlers.http.tokens import KeySet, issue_token
@@ -46,10 +46,10 @@ from storage.bus.nodes import Nodes
 from storage.embedded.account import EmbeddedError, account_for, make_data_dir
 from storage.embedded.servers import NAME_IT, Services, embedded, embedded_redis_url
 from storage.postgres.epoch import PostgresEpoch
-from storage.postgres.migrate import PostgresSchema, migrate, status
+from storage.postgres.migrate import PostgresSchemaAdmin, migrate, status
 from storage.postgres.partitions import maintain
 from storage.postgres.places import HIDDEN, dsn_without_secrets, place_of, url_without_secrets
-from storage.stores.devices import PostgresFleet
+from storage.stores.devices import PostgresDeviceAdmin
 from storage.stores.export import PostgresExport
 from storage.stores.policies import PostgresPolicies
 from storage.stores.tenants import PostgresTenancy
@@ -67,14 +67,14 @@ _HIDDEN: Final[Mapping[str, Callable[[str], str]]] = {
 _log = structlog.get_logger()
 
 
-class Site:
-    """One deployment (``handlers.commands.deployment.Site``).
+class Deployment:
+    """One deployment (``handlers.commands.deployment.Deployment``).
 
     ``sources`` are the layers that the settings were made of, ``reopen`` reads them again.
     """
 
     def __init__(
-        self, chosen: Settings, sources: Sequence[Layer] = (), reopen: Callable[[], Site] | None = None
+        self, chosen: Settings, sources: Sequence[Layer] = (), reopen: Callable[[], Deployment] | None = None
     ) -> None:
         self.settings = chosen
         self._sources = sources
@@ -117,7 +117,9 @@ class Site:
         try:
             place.stat()
         except (FileNotFoundError, NotADirectoryError):
-            raise SiteError(f"no key of tokens is set, and there is none at {place}: {NAME_IT}") from None
+            raise DeploymentError(
+                f"no key of tokens is set, and there is none at {place}: {NAME_IT}"
+            ) from None
         except OSError:
             pass  # said when it is read
         return place
@@ -127,7 +129,7 @@ class Site:
             data_dir = self._data_dir.resolve()
             make_data_dir(data_dir, account_for(data_dir))
         except (EmbeddedError, OSError) as error:
-            raise SiteError(str(error)) from None
+            raise DeploymentError(str(error)) from None
         return data_dir / _MADE_SECRET
 
     @contextmanager
@@ -141,7 +143,7 @@ class Site:
             with embedded(self._data_dir, postgres=not given.dsn, redis=not given.redis_url) as made:
                 yield Services(given.dsn or made.dsn, given.redis_url or made.redis_url)
         except EmbeddedError as error:
-            raise SiteError(str(error)) from None
+            raise DeploymentError(str(error)) from None
 
     @contextmanager
     def _database(self) -> Iterator[str]:
@@ -155,13 +157,13 @@ class Site:
                 self._opened_dsn = running_services.dsn
                 yield self._opened_dsn
         except EmbeddedError as error:
-            raise SiteError(str(error)) from None
+            raise DeploymentError(str(error)) from None
 
     @contextmanager
-    def schema(self) -> Iterator[PostgresSchema]:
+    def schema(self) -> Iterator[PostgresSchemaAdmin]:
         """Open the schema."""
         with self._database() as dsn:
-            yield PostgresSchema(dsn, self._chosen_domains)
+            yield PostgresSchemaAdmin(dsn, self._chosen_domains)
 
     @contextmanager
     def _administered(self) -> Iterator[str]:
@@ -198,42 +200,42 @@ class Site:
             yield PostgresPolicies(dsn, Domains(self.settings.domains).default_policies)
 
     @contextmanager
-    def conflicts(self) -> Iterator[ConflictDesk]:
+    def conflicts(self) -> Iterator[ConflictAdmin]:
         """Open the conflicts that wait for a person."""
         with self._administered() as dsn:
-            yield ConflictDesk(dsn, self.settings, self._moved)
+            yield ConflictAdmin(dsn, self.settings, self._moved)
 
     @contextmanager
-    def quarantine(self) -> Iterator[QuarantineDesk]:
+    def quarantine(self) -> Iterator[QuarantineAdmin]:
         """Open the items that were rejected."""
         with self._administered() as dsn:
-            yield QuarantineDesk(dsn, self.settings, self._moved)
+            yield QuarantineAdmin(dsn, self.settings, self._moved)
 
     @contextmanager
-    def upload_jobs(self) -> Iterator[UploadDesk]:
+    def upload_jobs(self) -> Iterator[CleanupAdmin]:
         """Open what is done for uploads on schedule."""
         if not (self.settings.s3.bucket or self._data_dir.is_dir()):
-            raise SiteError(
+            raise DeploymentError(
                 f"there is no data directory {self._data_dir.resolve()}, where files are kept: set data.dir"
                 " to the server's, or give --data-dir DIR"
             )
         with self._administered() as dsn:
             self._refuse_restored(dsn)  # of files that are there since the backup nothing is known
-            yield UploadDesk(dsn, self.settings, self._moved)
+            yield CleanupAdmin(dsn, self.settings, self._moved)
 
     def _moved(self, tenants: set[int]) -> None:
         """Note of which tenants a command committed changes."""
         self._moved_tenants |= tenants
 
-    def examine(self) -> list[Finding]:
+    def examine(self) -> list[CheckResult]:
         """Look at all that a server needs."""
         return examine(self.settings, self.keys, self._file)
 
     @contextmanager
-    def fleet(self) -> Iterator[PostgresFleet]:
+    def devices(self) -> Iterator[PostgresDeviceAdmin]:
         """Open the devices."""
         with self._administered() as dsn:
-            yield PostgresFleet(dsn)
+            yield PostgresDeviceAdmin(dsn)
 
     @contextmanager
     def exports(self) -> Iterator[PostgresExport]:
@@ -252,7 +254,7 @@ class Site:
         chosen = self.settings
         several = chosen.server.workers > 1
         if several and not chosen.server.port:
-            raise SiteError("server.port: several workers share a port, so that it has to be named")
+            raise DeploymentError("server.port: several workers share a port, so that it has to be named")
         # Until the supervisor listens to it: the settings have just been read, and it would end the start.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         configure(chosen.log)
@@ -262,7 +264,7 @@ class Site:
                 migrate(dsn, chosen_domains=self._chosen_domains)
                 PostgresTenancy(dsn).ensure(DEMO_TENANT)
             elif any(one.applied_at is None for one in status(dsn)):
-                raise SiteError("the schema is not up to date: run `run.py migrate`, then serve again")
+                raise DeploymentError("the schema is not up to date: run `run.py migrate`, then serve again")
             self._refuse_restored(dsn)
             try:
                 maintain(dsn, chosen.idempotency.lifetime_h, chosen.retention.events_d)
@@ -275,19 +277,19 @@ class Site:
                 reload = Reload(self._reading(), running_services, self._read_again)
                 supervise(chosen, running_services, announced, reload)
             except (ClosedDoorError, WorkersFailedError) as error:
-                raise SiteError(str(error)) from None
+                raise DeploymentError(str(error)) from None
 
     def _reading(self) -> Reading:
         return Reading(self.settings, in_force(self._sources))
 
     def _read_again(self) -> Reading:
-        site = self._reopen()
-        site.keys()
-        return site._reading()  # noqa: SLF001  # another one of this class
+        deployment = self._reopen()
+        deployment.keys()
+        return deployment._reading()  # noqa: SLF001  # another one of this class
 
     def _refuse_restored(self, dsn: str) -> None:
         if PostgresEpoch(dsn).restored():
-            raise SiteError("this database was restored: run `run.py epoch renew`, then try again")
+            raise DeploymentError("this database was restored: run `run.py epoch renew`, then try again")
 
     def _announce(self, port: int) -> None:
         auth = self.settings.auth
@@ -311,29 +313,29 @@ def _check_bus(url: str, *, several: bool) -> None:
     try:
         Nodes(url)
     except ValueError as error:
-        raise SiteError(f"redis.url: {error}") from None
+        raise DeploymentError(f"redis.url: {error}") from None
     for finding in bus_findings(url, alone=False) if several else ():
         if finding.level == "fault" and finding.found.startswith(LOGIN_REFUSED):
-            raise SiteError(f"{finding.found}: {finding.remedy}")
+            raise DeploymentError(f"{finding.found}: {finding.remedy}")
         if finding.level == "fault":
-            raise SiteError(
+            raise DeploymentError(
                 f"several workers meet in Redis, which is away ({finding.found}):"
                 " start it, or serve with one worker"
             )
 
 
-def open_site(config: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> Site:
+def open_deployment(config: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> Deployment:
     """Read the settings: config.toml, the settings file, the environment, the command line; the later wins.
 
     Raises SettingsError.
     """
     found = layers(config, flags)
-    return Site(settings(found), found, lambda: open_site(config, flags))
+    return Deployment(settings(found), found, lambda: open_deployment(config, flags))
 
 
 def run_worker() -> None:
     """Be one worker of a supervisor, which says on standard input what that is."""
-    work(sys.stdin.buffer, lambda chosen: Site(chosen).keys())
+    work(sys.stdin.buffer, lambda chosen: Deployment(chosen).keys())
 
 
 def _without_secrets(one: InForce) -> InForce:

@@ -18,11 +18,11 @@ from typing import Final
 from compose.configuration import bus_url, database_dsn
 from compose.doctor_secrets import secret_findings
 from compose.uploads import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, open_blobs
-from engine.operate.ports import Finding
+from engine.operate.ports import CheckResult
 from engine.runtime.setting_layers import Layer
 from engine.runtime.settings import Settings, SettingsError
 from engine.uploads.blobs import BlobsError
-from handlers.commands.deployment import SiteError
+from handlers.commands.deployment import DeploymentError
 from handlers.http.tokens import KeySet, UnusableKeyError
 from storage.bus.checkup import bus_findings
 from storage.embedded.account import EmbeddedError
@@ -43,7 +43,7 @@ _BUCKET_REMEDY: Final = "see that [s3] leads to it, with keys that may list, get
 _FURTHER_CONNECTIONS: Final = 2
 
 
-def examine(settings: Settings, keys: Callable[[], KeySet], file: Layer | None) -> list[Finding]:
+def examine(settings: Settings, keys: Callable[[], KeySet], file: Layer | None) -> list[CheckResult]:
     """Look at settings, services and this machine; in the order in which faults are best mended.
 
     ``file`` is the settings file.
@@ -61,27 +61,29 @@ def examine(settings: Settings, keys: Callable[[], KeySet], file: Layer | None) 
     ]
 
 
-def _settings(settings: Settings, file: Layer | None) -> Finding:
+def _settings(settings: Settings, file: Layer | None) -> CheckResult:
     source = "no settings file" if file is None else file.source
     found = f"{source}; {len(settings.domains)} domains, {settings.server.workers} workers"
     if file is not None and not Path(settings.data.dir).is_absolute():
         found += f"; data.dir = {settings.data.dir}, which is another one in each working directory"
-        return Finding("warning", "settings", found, "set data.dir to a path that begins with /")
-    return Finding("ok", "settings", found)
+        return CheckResult("warning", "settings", found, "set data.dir to a path that begins with /")
+    return CheckResult("ok", "settings", found)
 
 
-def _keys(keys: Callable[[], KeySet]) -> Finding:
+def _keys(keys: Callable[[], KeySet]) -> CheckResult:
     try:
         found = keys()
-    except SiteError as error:  # the embedded default has none yet
-        return Finding("warning", "keys", str(error), "set the key of tokens in [auth], or start serve once")
+    except DeploymentError as error:  # the embedded default has none yet
+        return CheckResult(
+            "warning", "keys", str(error), "set the key of tokens in [auth], or start serve once"
+        )
     except UnusableKeyError as error:
-        return Finding("fault", "keys", str(error), "set the key of tokens in [auth], or let it be read")
+        return CheckResult("fault", "keys", str(error), "set the key of tokens in [auth], or let it be read")
     can_sign = found.default is not None and found.default.private is not None
-    return Finding("ok", "keys", "verify and sign tokens" if can_sign else "verify tokens, and sign none")
+    return CheckResult("ok", "keys", "verify and sign tokens" if can_sign else "verify tokens, and sign none")
 
 
-def _database(settings: Settings) -> Iterator[Finding]:
+def _database(settings: Settings) -> Iterator[CheckResult]:
     try:
         if dsn := database_dsn(settings):
             yield from _database_at(settings, dsn, migrates_itself=False)
@@ -89,14 +91,14 @@ def _database(settings: Settings) -> Iterator[Finding]:
             with embedded(Path(settings.data.dir), redis=False, make=False) as made:
                 yield from _database_at(settings, made.dsn, migrates_itself=True)
     except NotMadeError as error:
-        yield Finding("warning", "database", error.found, error.remedy)
+        yield CheckResult("warning", "database", error.found, error.remedy)
     except SettingsError as error:
-        yield Finding("fault", "database", str(error), "let the account of the server read it")
+        yield CheckResult("fault", "database", str(error), "let the account of the server read it")
     except EmbeddedError as error:
-        yield Finding("fault", "database", str(error), "put that right, or set postgres.dsn")
+        yield CheckResult("fault", "database", str(error), "put that right, or set postgres.dsn")
 
 
-def _database_at(settings: Settings, dsn: str, *, migrates_itself: bool) -> Iterator[Finding]:
+def _database_at(settings: Settings, dsn: str, *, migrates_itself: bool) -> Iterator[CheckResult]:
     each = settings.commit.lanes + settings.postgres.read_connections + UPLOAD_CONNECTIONS + PROBE_CONNECTIONS
     yield from database_findings(
         dsn,
@@ -106,7 +108,7 @@ def _database_at(settings: Settings, dsn: str, *, migrates_itself: bool) -> Iter
     )
 
 
-def _bus(settings: Settings) -> Iterator[Finding]:
+def _bus(settings: Settings) -> Iterator[CheckResult]:
     alone = settings.server.workers == 1
     try:
         if url := bus_url(settings):
@@ -115,43 +117,45 @@ def _bus(settings: Settings) -> Iterator[Finding]:
             with embedded(Path(settings.data.dir), postgres=False, make=False) as made:
                 yield from bus_findings(made.redis_url, alone=alone)
     except NotMadeError:
-        yield Finding("ok", "redis", "redis.url is not set: serve starts one of its own")
+        yield CheckResult("ok", "redis", "redis.url is not set: serve starts one of its own")
     except SettingsError as error:
-        yield Finding("fault", "redis", str(error), "let the account of the server read it")
+        yield CheckResult("fault", "redis", str(error), "let the account of the server read it")
     except EmbeddedError as error:
-        yield Finding("fault", "redis", str(error), "put that right, or set redis.url")
+        yield CheckResult("fault", "redis", str(error), "put that right, or set redis.url")
 
 
-def _files() -> Finding:
+def _files() -> CheckResult:
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)  # serve raises the soft one to it
     if limit == resource.RLIM_INFINITY:
-        return Finding("ok", "open files", "as many as wanted")
+        return CheckResult("ok", "open files", "as many as wanted")
     room = max(0, limit - _OWN_FILES)
     found = f"{limit} open files: {room} connections of devices in each worker"
     remedy = "raise the hard limit of open files (LimitNOFILE of systemd, ulimit -Hn, --ulimit nofile)"
     if room < _LEAST_CONNECTIONS:
-        return Finding("fault", "open files", found, remedy)
+        return CheckResult("fault", "open files", found, remedy)
     if room < _USUAL_CONNECTIONS:
-        return Finding("warning", "open files", found, remedy)
-    return Finding("ok", "open files", found)
+        return CheckResult("warning", "open files", found, remedy)
+    return CheckResult("ok", "open files", found)
 
 
-def _uploads(settings: Settings) -> Finding:
+def _uploads(settings: Settings) -> CheckResult:
     """Look at where files are kept, which may be a disk of its own."""
     if settings.s3.bucket:
         return asyncio.run(_bucket(settings))
     place = _there(Path(settings.data.dir) / "uploads")
     if not os.access(place, os.W_OK | os.X_OK):
         remedy = "let the account of the server write there, or choose another --data-dir"
-        return Finding("fault", "uploads", f"{place} cannot be written to", remedy)
+        return CheckResult("fault", "uploads", f"{place} cannot be written to", remedy)
     free_bytes = shutil.disk_usage(place).free
     found = f"{free_bytes / (1 << 30):.1f} GiB free for files at {place}"
     if free_bytes < _LEAST_FREE_BYTES:
-        return Finding("warning", "uploads", found, "free some: uploads are refused when there is no room")
-    return Finding("ok", "uploads", found)
+        return CheckResult(
+            "warning", "uploads", found, "free some: uploads are refused when there is no room"
+        )
+    return CheckResult("ok", "uploads", found)
 
 
-async def _bucket(settings: Settings) -> Finding:
+async def _bucket(settings: Settings) -> CheckResult:
     name = settings.s3.bucket
     blobs = open_blobs(settings)
     try:
@@ -159,12 +163,12 @@ async def _bucket(settings: Settings) -> Finding:
             async for _ in blobs.kept(time.time_ns() // 1000):
                 break
     except TimeoutError:
-        return Finding("fault", "uploads", f"bucket {name} does not answer", _BUCKET_REMEDY)
+        return CheckResult("fault", "uploads", f"bucket {name} does not answer", _BUCKET_REMEDY)
     except BlobsError as error:
-        return Finding("fault", "uploads", f"bucket {name}: {str(error).splitlines()[0]}", _BUCKET_REMEDY)
+        return CheckResult("fault", "uploads", f"bucket {name}: {str(error).splitlines()[0]}", _BUCKET_REMEDY)
     finally:
         blobs.close()
-    return Finding("ok", "uploads", f"bucket {name} answers")
+    return CheckResult("ok", "uploads", f"bucket {name} answers")
 
 
 def _there(place: Path) -> Path:
@@ -175,25 +179,25 @@ def _there(place: Path) -> Path:
     return place
 
 
-def _disk(data_dir: Path) -> Finding:
+def _disk(data_dir: Path) -> CheckResult:
     place = _there(data_dir)
     usage = shutil.disk_usage(place)
     found = f"{usage.free / (1 << 30):.1f} GiB of {usage.total / (1 << 30):.1f} GiB free at {place}"
     remedy = "free some, or choose another --data-dir"
     if usage.free < _LEAST_FREE_BYTES:
-        return Finding("fault", "disk", found, remedy)
+        return CheckResult("fault", "disk", found, remedy)
     if usage.free < _USUAL_FREE_BYTES:
-        return Finding("warning", "disk", found, remedy)
-    return Finding("ok", "disk", found)
+        return CheckResult("warning", "disk", found, remedy)
+    return CheckResult("ok", "disk", found)
 
 
-def _ports(settings: Settings) -> Iterator[Finding]:
+def _ports(settings: Settings) -> Iterator[CheckResult]:
     host, port, workers = settings.server.host, settings.server.port, settings.server.workers
     probe_port = settings.server.probe_port
     if hasattr(socket, "SO_REUSEPORT"):
-        yield Finding("ok", "sharing", "workers can share a port")
+        yield CheckResult("ok", "sharing", "workers can share a port")
     else:
-        yield Finding(
+        yield CheckResult(
             "fault",
             "sharing",
             "this system cannot share a port between processes (SO_REUSEPORT)",
@@ -202,7 +206,7 @@ def _ports(settings: Settings) -> Iterator[Finding]:
     if probe_port:
         yield _port(host, probe_port)
     if port == 0:
-        yield Finding("ok", "port", "any free one")
+        yield CheckResult("ok", "port", "any free one")
         return
     yield _port(host, port)
     if workers > 1:
@@ -210,7 +214,7 @@ def _ports(settings: Settings) -> Iterator[Finding]:
             yield _port(host, own)
 
 
-def _port(host: str, port: int) -> Finding:
+def _port(host: str, port: int) -> CheckResult:
     where = f"{host} port {port}"
     try:
         family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -219,13 +223,13 @@ def _port(host: str, port: int) -> Finding:
             listener.bind(address)
     except OSError as error:
         if error.errno == errno.EADDRINUSE and _serves(host, port):
-            return Finding("ok", "port", f"a server answers at {where}")
+            return CheckResult("ok", "port", f"a server answers at {where}")
         if error.errno == errno.EADDRINUSE:
             remedy = "end the program that holds it, or choose another server.port"
         else:
             remedy = "choose a server.host of this machine and a server.port that may be used"
-        return Finding("fault", "port", f"{where}: {error.strerror}", remedy)
-    return Finding("ok", "port", f"{where} is free")
+        return CheckResult("fault", "port", f"{where}: {error.strerror}", remedy)
+    return CheckResult("ok", "port", f"{where} is free")
 
 
 def _serves(host: str, port: int) -> bool:

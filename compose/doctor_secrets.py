@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from engine.operate.ports import Finding
+from engine.operate.ports import CheckResult
 from engine.runtime.setting_layers import Layer
 from engine.runtime.settings import Settings
 
@@ -17,7 +17,7 @@ _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _SECRET_KEYS: Final = (("auth", "secret"), ("postgres", "dsn"), ("redis", "url"), ("s3", "secret_access_key"))
 
 
-def secret_findings(settings: Settings, file: Layer | None) -> Iterator[Finding]:
+def secret_findings(settings: Settings, file: Layer | None) -> Iterator[CheckResult]:
     """Look at the modes of all files of secrets; those that cannot be read are found by who needs them.
 
     Args:
@@ -36,10 +36,10 @@ def secret_findings(settings: Settings, file: Layer | None) -> Iterator[Finding]
         may = "read" if mode & _OTHERS_READ else "written" if mode & _OTHERS_WRITE else ""
         if may:
             found = f"{path} may be {may} by other accounts (mode {stat.S_IMODE(mode):04o})"
-            yield Finding("warning", "secrets", found, f"chmod 0640 {path}, with the server's group")
+            yield CheckResult("warning", "secrets", found, f"chmod 0640 {path}, with the server's group")
         else:
             closed += 1
-    yield Finding("ok", "secrets", f"{closed} files of secrets, closed to other accounts")
+    yield CheckResult("ok", "secrets", f"{closed} files of secrets, closed to other accounts")
 
 
 def _files(settings: Settings, file: Layer | None) -> Iterator[Path]:

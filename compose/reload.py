@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from compose.configuration import bus_url, database_dsn
 from engine.runtime.setting_layers import InForce
 from engine.runtime.settings import Settings, SettingsError
-from handlers.commands.deployment import SiteError
+from handlers.commands.deployment import DeploymentError
 from handlers.http.tokens import UnusableKeyError
 from storage.embedded.servers import Services
 from storage.postgres.places import dsn_without_secrets, url_without_secrets
@@ -46,7 +46,7 @@ class Reload:
         reading: The settings of the start.
         at: Where the services are.
         read: Reads all settings, and looks whether its keys of tokens can be used. May raise SettingsError,
-            SiteError or UnusableKeyError.
+            DeploymentError or UnusableKeyError.
     """
 
     def __init__(self, reading: Reading, at: Services, read: Callable[[], Reading]) -> None:
@@ -65,7 +65,7 @@ class Reload:
         except SettingsError as error:
             _log.error("settings_not_reloaded", reason=str(error), file=error.file, key=error.key)
             return None
-        except (SiteError, UnusableKeyError) as error:
+        except (DeploymentError, UnusableKeyError) as error:
             _log.error("settings_not_reloaded", reason=str(error), file="", key="auth")
             return None
         chosen, stays = self._with_what_stays(reading.settings, given)

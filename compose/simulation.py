@@ -1,4 +1,4 @@
-"""What simulated devices need of a site: where its server is, and tokens that it takes."""
+"""What simulated devices need of a deployment: where its server is, and tokens that it takes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from bench.client.simulate import Access
-from compose.deployment import open_site
+from compose.deployment import open_deployment
 from engine.runtime.settings import SettingsError
-from handlers.commands.deployment import SiteError
+from handlers.commands.deployment import DeploymentError
 from handlers.http.keys import signing_key
 from handlers.http.tokens import UnusableKeyError, issue_token
 
@@ -17,11 +17,11 @@ from handlers.http.tokens import UnusableKeyError, issue_token
 def open_access(config: Path | None, data_dir: str | None) -> Access:
     """Read the settings and the key of tokens. Raises ClickException."""
     try:
-        site = open_site(config, {} if data_dir is None else {"data": {"dir": data_dir}})
-        key = signing_key(site.keys())
-    except (SettingsError, SiteError, UnusableKeyError) as error:
+        deployment = open_deployment(config, {} if data_dir is None else {"data": {"dir": data_dir}})
+        key = signing_key(deployment.keys())
+    except (SettingsError, DeploymentError, UnusableKeyError) as error:
         raise click.ClickException(str(error)) from None
-    server, auth = site.settings.server, site.settings.auth
+    server, auth = deployment.settings.server, deployment.settings.auth
     everywhere = server.host in {"0.0.0.0", "::"}  # noqa: S104  # compared, not listened on
     host = "127.0.0.1" if everywhere else server.host
 

@@ -19,7 +19,7 @@ from compose.server import run_server
 from compose.supervisor import Orders, Supervisor
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
-from handlers.commands.deployment import SiteError
+from handlers.commands.deployment import DeploymentError
 from handlers.http.tokens import KeySet, UnusableKeyError
 from handlers.operate.logging import configure
 from handlers.server import ClosedDoorError, reserved
@@ -109,6 +109,6 @@ def work(standard_input: BinaryIO, keys_of: Callable[[Settings], KeySet]) -> Non
         try:
             keys = keys_of(told.settings)
             run_server(told.settings, told.services, keys, lambda _: say(""), told.worker, told.secret)
-        except (ClosedDoorError, SiteError, StoreError, UnusableKeyError, UnusableUrlError) as error:
+        except (ClosedDoorError, DeploymentError, StoreError, UnusableKeyError, UnusableUrlError) as error:
             say(str(error) or type(error).__name__)
             sys.exit(1)

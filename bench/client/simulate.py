@@ -140,7 +140,7 @@ def _text(summary: Summary) -> str:
 @click.option("--data-dir", metavar="DIR", help="Where embedded services and secrets are kept.")
 @click.pass_obj
 def simulate(
-    open_site: Open,
+    open_deployment: Open,
     /,
     *,
     tenant: str,
@@ -155,7 +155,7 @@ def simulate(
     They catch up, go offline and edit, come back, go on editing, and then have to agree with the server; the
     exit status is 1 if they do not. Their files go in the end; what they wrote stays on the server.
     """
-    access = open_site(asked["config"], asked["data_dir"])
+    access = open_deployment(asked["config"], asked["data_dir"])
     with tempfile.TemporaryDirectory(prefix="tidemark-devices-") as home:
         setting = Setting(
             url=(asked["url"] or access.url).rstrip("/"),

@@ -195,7 +195,7 @@ def differences(server: Fields | None, client: Fields | None) -> list[Difference
     ]
 
 
-def decided(
+def as_resolution(
     case: ConflictCase,
     choice: Choice,
     version: int,

@@ -53,7 +53,7 @@ class NoTenantError(RefusedError):
         super().__init__(f"there is no tenant {name}: `run.py tenant list` has the names of all")
 
 
-class Schema(Protocol):
+class SchemaAdmin(Protocol):
     """The schema, changed by numbered migrations, each with a way back."""
 
     def migrate(self, to: int | None, *, down: bool) -> list[str]:
@@ -163,7 +163,7 @@ class DeviceSummary(msgspec.Struct, frozen=True, kw_only=True):
     tokens_from: datetime | None
 
 
-class Fleet(Protocol):
+class DeviceAdmin(Protocol):
     """The devices of all tenants; servers notice within a second when one is revoked."""
 
     def devices(self, tenant: str | None) -> list[DeviceSummary]:
@@ -233,7 +233,7 @@ class ConflictCase(msgspec.Struct, frozen=True):
     record: Record | None
 
 
-class ConflictDesk(Protocol):
+class ConflictAdmin(Protocol):
     """Where a person settles what policies leave open. An id is of ``tenant``, or of any with None."""
 
     def conflicts(self, tenant: str | None) -> list[ConflictSummary]:
@@ -308,7 +308,7 @@ class Recovered(msgspec.Struct, frozen=True):
     record: Record | None = None
 
 
-class QuarantineDesk(Protocol):
+class QuarantineAdmin(Protocol):
     """Where a person recovers what was rejected. An id is of ``tenant``, or of any with None."""
 
     def items(self, tenant: str | None) -> list[QuarantineSummary]:
@@ -364,14 +364,14 @@ class CleanedUp(msgspec.Struct, frozen=True):
     abandonment: list[TenantAbandonment]
 
 
-class UploadJobs(Protocol):
+class CleanupJobs(Protocol):
     """What servers do for uploads on schedule."""
 
     def clean_up(self) -> CleanedUp:
         """Clean up now. Raises RefusedError while another process does, StoreError."""
 
 
-class Finding(msgspec.Struct, frozen=True):
+class CheckResult(msgspec.Struct, frozen=True):
     """What was looked at and found; ``remedy`` says what to do, and is empty where all is right."""
 
     level: Literal["ok", "warning", "fault"]

@@ -26,7 +26,7 @@ from engine.wire.messages import Sync
 decode_results: Final = msgspec.json.Decoder(list[Retried]).decode
 
 
-def resent(
+def retry_push(
     rows: Sequence[Quarantined], tenant: str, data: bytes | None, intake: MessageValidator, now_us: int
 ) -> Push:
     """Make the push that the device would send, ``data`` (JSON) in place of the first item's own if given.
@@ -36,7 +36,10 @@ def resent(
     an item, or ``data``, is no JSON that could be sent.
     """
     first, *behind = rows
-    pushes = [_resent(first, tenant, data, intake), *[_resent(row, tenant, None, intake) for row in behind]]
+    pushes = [
+        _item_push(first, tenant, data, intake),
+        *[_item_push(row, tenant, None, intake) for row in behind],
+    ]
     raw = b"[%b]" % b",".join([push.raw_items[1:-1] for push in pushes])
     return msgspec.structs.replace(
         pushes[0],
@@ -47,7 +50,7 @@ def resent(
     )
 
 
-def _resent(row: Quarantined, tenant: str, data: bytes | None, intake: MessageValidator) -> Push:
+def _item_push(row: Quarantined, tenant: str, data: bytes | None, intake: MessageValidator) -> Push:
     item = row.item if data is None else _with_data(row.item, data)
     key = f"quarantine:{row.quarantine_id}".encode()
     frame = b'{"type":"sync","id":"1","key":%b,"items":[%b]}' % (msgspec.json.encode(key.decode()), item)
@@ -79,7 +82,7 @@ def stays(result: Retried) -> bool:
     return result.status == "rejected" or (result.status == "resolved" and result.winner == "server")
 
 
-class RecoveryStore:
+class RetryStore:
     """A store (``engine.commit.ports.Store``) for one retry: of the first item, and of those behind it.
 
     What stores an item takes it out of the quarantine in the same transaction. Where the first one stays,
@@ -113,7 +116,7 @@ class _Recovery:
         transaction: Transaction,
         items: Sequence[QuarantineRef],
         sizes: Sequence[int],
-        store: RecoveryStore,
+        store: RetryStore,
     ) -> None:
         self._transaction = transaction
         self._items = items

@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from engine.operate.conflicts import Difference, Review, Standing, Wanted, review
 from engine.wire.messages import Choice
-from handlers.commands.deployment import Site, as_json, of_tenant, on_site, table
+from handlers.commands.deployment import Deployment, as_json, of_tenant, table, with_deployment
 from handlers.operate.printing import say
 
 
@@ -30,11 +30,11 @@ def conflicts() -> None:
     help="With --settled: the most conflicts of each tenant.",
 )
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
-@on_site()
-def list_(site: Site, *, tenant: str | None, settled: bool, limit: int, json_: bool) -> None:
+@with_deployment()
+def list_(deployment: Deployment, *, tenant: str | None, settled: bool, limit: int, json_: bool) -> None:
     """List open conflicts by tenant, oldest first; with --settled those that wait for nobody."""
-    with site.conflicts() as desk:
-        found = desk.settled(tenant, limit) if settled else desk.conflicts(tenant)
+    with deployment.conflicts() as admin:
+        found = admin.settled(tenant, limit) if settled else admin.conflicts(tenant)
     if json_:
         as_json(found)
     elif settled:
@@ -78,11 +78,11 @@ def list_(site: Site, *, tenant: str | None, settled: bool, limit: int, json_: b
 @click.argument("conflict_id", metavar="ID")
 @of_tenant
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
-@on_site()
-def show(site: Site, *, conflict_id: str, tenant: str | None, json_: bool) -> None:
+@with_deployment()
+def show(deployment: Deployment, *, conflict_id: str, tenant: str | None, json_: bool) -> None:
     """Show both sides of a conflict, the record as it stands now, and the fields that differ."""
-    with site.conflicts() as desk:
-        shown = review(desk.conflict(conflict_id, tenant))
+    with deployment.conflicts() as admin:
+        shown = review(admin.conflict(conflict_id, tenant))
     if json_:
         as_json(shown)
     else:
@@ -167,9 +167,9 @@ def _cell(value: object) -> str:
     metavar="N",
     help="The count of the device's changes that show showed: if there are more now, nothing is settled.",
 )
-@on_site(changes=True)
+@with_deployment(changes=True)
 def resolve(
-    site: Site,
+    deployment: Deployment,
     *,
     conflict_id: str,
     tenant: str | None,
@@ -182,9 +182,9 @@ def resolve(
     if (choice == "merged") is (data is None):
         raise click.UsageError("--choice merged needs --data FILE, and no other choice takes it.")
     merged = None if data is None else data.read()
-    with site.conflicts() as desk:
-        case = desk.conflict(conflict_id, tenant)
+    with deployment.conflicts() as admin:
+        case = admin.conflict(conflict_id, tenant)
         standing = case.record.version if case.record is not None else 1
-        settled = desk.settle(case, choice, version or standing, merged, changes)
+        settled = admin.settle(case, choice, version or standing, merged, changes)
     conflict = case.conflict
     say(f"settled: {conflict.domain} {conflict.record_id} is at version {settled.version}")

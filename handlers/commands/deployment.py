@@ -16,16 +16,16 @@ import msgspec
 
 from engine.operate.export import ExportStore
 from engine.operate.ports import (
-    ConflictDesk,
+    CheckResult,
+    CleanupJobs,
+    ConflictAdmin,
+    DeviceAdmin,
     Epoch,
-    Finding,
-    Fleet,
     Policies,
-    QuarantineDesk,
+    QuarantineAdmin,
     RefusedError,
-    Schema,
+    SchemaAdmin,
     Tenants,
-    UploadJobs,
     Usage,
 )
 from engine.runtime.ports import StoreError, StoreUnavailableError
@@ -41,15 +41,15 @@ Command = Callable[..., None]
 _LEAST_CHARS: Final = 24
 
 
-class SiteError(Exception):
+class DeploymentError(Exception):
     """What a command needs cannot be had; one sentence names the remedy."""
 
 
-class Site(Protocol):
+class Deployment(Protocol):
     """One deployment as its settings describe it.
 
     What is opened here works while ``serve`` runs and while it does not: embedded services that were made
-    are started for it and stopped after. Raises SiteError, SettingsError, StoreError.
+    are started for it and stopped after. Raises DeploymentError, SettingsError, StoreError.
     """
 
     @property
@@ -70,9 +70,9 @@ class Site(Protocol):
         """Return the number of a tenant, None if there is none of that name."""
 
     def keys(self) -> KeySet:
-        """Read the keys of tokens. Raises UnusableKeyError, SiteError."""
+        """Read the keys of tokens. Raises UnusableKeyError, DeploymentError."""
 
-    def schema(self) -> AbstractContextManager[Schema]:
+    def schema(self) -> AbstractContextManager[SchemaAdmin]:
         """Open the schema."""
 
     def tenants(self) -> AbstractContextManager[Tenants]:
@@ -84,7 +84,7 @@ class Site(Protocol):
     def policies(self) -> AbstractContextManager[Policies]:
         """Open the policies of tenants."""
 
-    def fleet(self) -> AbstractContextManager[Fleet]:
+    def devices(self) -> AbstractContextManager[DeviceAdmin]:
         """Open the devices."""
 
     def exports(self) -> AbstractContextManager[ExportStore]:
@@ -93,33 +93,43 @@ class Site(Protocol):
     def epoch(self) -> AbstractContextManager[Epoch]:
         """Open the epoch."""
 
-    def conflicts(self) -> AbstractContextManager[ConflictDesk]:
+    def conflicts(self) -> AbstractContextManager[ConflictAdmin]:
         """Open the conflicts that wait for a person."""
 
-    def quarantine(self) -> AbstractContextManager[QuarantineDesk]:
+    def quarantine(self) -> AbstractContextManager[QuarantineAdmin]:
         """Open the items that were rejected."""
 
-    def upload_jobs(self) -> AbstractContextManager[UploadJobs]:
+    def upload_jobs(self) -> AbstractContextManager[CleanupJobs]:
         """Open what is done for uploads on schedule."""
 
-    def examine(self) -> list[Finding]:
+    def examine(self) -> list[CheckResult]:
         """Look at all that a server needs; what is wrong is a finding, not an error."""
 
     def serve(self) -> None:
         """Serve until told to stop."""
 
 
-class OpenSite(Protocol):
+class OpenDeployment(Protocol):
     """Reads the settings; the ``obj`` of click's context."""
 
-    def __call__(self, config: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> Site:
-        """Open the site. ``flags`` are settings from the command line, by section. Raises SettingsError."""
+    def __call__(self, config: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> Deployment:
+        """Open the deployment.
+
+        Args:
+            config: The settings file; None for the default one.
+            flags: Settings from the command line, by section.
+
+        Raises:
+            SettingsError: The settings cannot be read, or are wrong.
+        """
 
 
-def on_site(
+def with_deployment(
     *, serving: bool = False, changes: bool = False, **flags: tuple[str, str]
 ) -> Callable[[Command], Command]:
-    """Give a command --config, --data-dir and its site as first argument; a user's mistake is a sentence.
+    """Give a command --config, --data-dir and, as its first argument, the deployment.
+
+    An error of the user or of the store is printed as one sentence.
 
     Args:
         serving: The command sets up its logs itself; the others warn on stderr.
@@ -147,19 +157,19 @@ def on_site(
                 value = options.pop(option)
                 if value is not None:
                     given.setdefault(section, {})[key] = value
-            open_site: OpenSite = context.obj
+            open_deployment: OpenDeployment = context.obj
             try:
-                site = open_site(config, given)
+                deployment = open_deployment(config, given)
                 try:
-                    command(site, **options)
+                    command(deployment, **options)
                 except (RefusedError, click.ClickException):
-                    _name_database(site, changes=changes)
+                    _name_database(deployment, changes=changes)
                     raise
-                _name_database(site, changes=changes)
+                _name_database(deployment, changes=changes)
             except StoreUnavailableError as error:
                 remedy = "see that it runs and that postgres.dsn leads to it; `run.py doctor` looks"
                 raise click.ClickException(plain(f"the database is away ({error}): {remedy}")) from None
-            except (SettingsError, SiteError, StoreError, UnusableKeyError) as error:
+            except (SettingsError, DeploymentError, StoreError, UnusableKeyError) as error:
                 raise click.ClickException(plain(str(error))) from None
 
         return run
@@ -167,9 +177,9 @@ def on_site(
     return decorate
 
 
-def _name_database(site: Site, *, changes: bool) -> None:
+def _name_database(deployment: Deployment, *, changes: bool) -> None:
     """Tell which database was changed, or refused a change, beside what is there for programs."""
-    if changes and (database := site.database()):
+    if changes and (database := deployment.database()):
         say(f"database: {database}", err=True)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from handlers.commands.deployment import Site, as_json, confirm, of_tenant, on_site, table
+from handlers.commands.deployment import Deployment, as_json, confirm, of_tenant, table, with_deployment
 from handlers.http.tokens import DEVICE_ID
 from handlers.operate.printing import say
 
@@ -27,11 +27,11 @@ def device() -> None:
 @device.command("list", epilog="Example: run.py device list --tenant acme")
 @of_tenant
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
-@on_site()
-def list_(site: Site, *, tenant: str | None, json_: bool) -> None:
+@with_deployment()
+def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> None:
     """List devices, with their health score as of now."""
-    with site.fleet() as fleet:
-        found = fleet.devices(tenant)
+    with deployment.devices() as devices:
+        found = devices.devices(tenant)
     if json_:
         as_json(found)
     else:
@@ -68,11 +68,11 @@ def list_(site: Site, *, tenant: str | None, json_: bool) -> None:
 @click.option("--tenant", metavar="T", required=True, help="The device's tenant.")
 @click.argument("device_id", metavar="D")
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
-@on_site()
-def show(site: Site, *, tenant: str, device_id: str, json_: bool) -> None:
+@with_deployment()
+def show(deployment: Deployment, *, tenant: str, device_id: str, json_: bool) -> None:
     """Show all that is known of a device."""
-    with site.fleet() as fleet:
-        found = fleet.device(tenant, device_id)
+    with deployment.devices() as devices:
+        found = devices.device(tenant, device_id)
     if json_:
         as_json(found)
     else:
@@ -84,16 +84,16 @@ def show(site: Site, *, tenant: str, device_id: str, json_: bool) -> None:
 @click.option("--tenant", metavar="T", required=True, help="The device's tenant.")
 @click.argument("device_id", metavar="D", callback=_checked)
 @click.option("--yes", is_flag=True, help="Do not ask about a device that was never seen.")
-@on_site(changes=True)
-def revoke(site: Site, *, tenant: str, device_id: str, yes: bool) -> None:
+@with_deployment(changes=True)
+def revoke(deployment: Deployment, *, tenant: str, device_id: str, yes: bool) -> None:
     """Let a device in no more: its connections close within a second, all its tokens are refused.
 
     An id that was never seen may be a slip: that asks first. `device restore` undoes a revocation.
     """
-    with site.fleet() as fleet:
-        if not yes and not fleet.known(tenant, device_id):
+    with deployment.devices() as devices:
+        if not yes and not devices.known(tenant, device_id):
             confirm(f"No device {device_id} of {tenant} was ever seen. Revoke that id all the same?")
-        newly = fleet.revoke(tenant, device_id)
+        newly = devices.revoke(tenant, device_id)
     done = f"revoked {device_id} of {tenant}" if newly else f"{device_id} of {tenant} was revoked already"
     say(done)
 
@@ -101,14 +101,14 @@ def revoke(site: Site, *, tenant: str, device_id: str, yes: bool) -> None:
 @device.command("restore", epilog="Example: run.py device restore --tenant acme phone-7")
 @click.option("--tenant", metavar="T", required=True, help="The device's tenant.")
 @click.argument("device_id", metavar="D", callback=_checked)
-@on_site(changes=True)
-def restore(site: Site, *, tenant: str, device_id: str) -> None:
+@with_deployment(changes=True)
+def restore(deployment: Deployment, *, tenant: str, device_id: str) -> None:
     """Undo a revocation, for tokens that are signed from now on.
 
     Tokens of before stay refused, and those without an iat. Sign the device a new one.
     """
-    with site.fleet() as fleet:
-        restored = fleet.restore(tenant, device_id)
+    with deployment.devices() as devices:
+        restored = devices.restore(tenant, device_id)
     done = "restored, for tokens signed from now on" if restored else "is not revoked: nothing to restore"
     say(f"{device_id} of {tenant} {done}")
 

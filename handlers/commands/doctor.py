@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from engine.operate.ports import Finding
-from handlers.commands.deployment import Site, as_json, on_site, table
+from engine.operate.ports import CheckResult
+from handlers.commands.deployment import Deployment, as_json, table, with_deployment
 
 
 @click.command(
@@ -14,13 +14,13 @@ from handlers.commands.deployment import Site, as_json, on_site, table
     epilog="Example: run.py doctor --json",
 )
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
-@on_site()
-def doctor(site: Site, *, json_: bool) -> None:
+@with_deployment()
+def doctor(deployment: Deployment, *, json_: bool) -> None:
     """Check settings, database, Redis, clock and this machine's limits; each line says what to do.
 
     The exit status is 1 if anything is a fault, and 0 otherwise, warnings or none.
     """
-    findings = site.examine()
+    findings = deployment.examine()
     if json_:
         as_json(findings)
     else:
@@ -33,5 +33,5 @@ def doctor(site: Site, *, json_: bool) -> None:
         raise SystemExit(1)
 
 
-def _said(one: Finding) -> str:
+def _said(one: CheckResult) -> str:
     return f"{one.found}\nto do: {one.remedy}" if one.remedy else one.found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from handlers.commands.deployment import Site, on_site
+from handlers.commands.deployment import Deployment, with_deployment
 from handlers.operate.printing import say
 
 
@@ -18,12 +18,12 @@ def epoch() -> None:
     short_help="Begin a new epoch.",
     epilog="Example: run.py epoch renew",
 )
-@on_site(changes=True)
-def renew(site: Site) -> None:
+@with_deployment(changes=True)
+def renew(deployment: Deployment) -> None:
     """Begin a new epoch and print it.
 
     After the database was restored from a backup, run it once before devices are let in: their cursors
     are of changes that the restored database may not have.
     """
-    with site.epoch() as opened:
+    with deployment.epoch() as opened:
         say(opened.renew())

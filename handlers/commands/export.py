@@ -15,7 +15,7 @@ import click
 
 from engine.operate.export import CsvForm, ExportStore, Format, json_line
 from engine.wire.timestamps import to_us as microseconds
-from handlers.commands.deployment import Site, SiteError, on_site
+from handlers.commands.deployment import Deployment, DeploymentError, with_deployment
 
 
 class _Time(click.ParamType[int]):
@@ -46,9 +46,9 @@ class _Time(click.ParamType[int]):
 @click.option("--to", "to_us", type=_Time(), metavar="TIME", help="Leave out what is not older.")
 @click.option("--format", "format_", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="A new file, not stdout.")
-@on_site()
+@with_deployment()
 def export(
-    site: Site,
+    deployment: Deployment,
     *,
     tenant: str,
     domain: str,
@@ -65,7 +65,7 @@ def export(
     """
     if from_us is not None and to_us is not None and from_us >= to_us:
         raise click.UsageError("--from has to be before --to: nothing is between them.")
-    with site.exports() as store, _opened(output) as file:
+    with deployment.exports() as store, _opened(output) as file:
         write = _csv if format_ == "csv" else _jsonl
         try:
             for count in write(_lines(store, tenant, domain, from_us, to_us), file):
@@ -115,20 +115,22 @@ def _opened(output: Path | None) -> Iterator[IO[bytes]]:
         yield sys.stdout.buffer
         return
     if not output.parent.is_dir():
-        raise SiteError(f"there is no directory {output.parent}: make it, or name another --output")
+        raise DeploymentError(f"there is no directory {output.parent}: make it, or name another --output")
     unfinished = output.with_name(f"{output.name}.part")
     try:
         if output.exists():
-            raise SiteError(f"{output} is there already: remove it, or name another --output")
+            raise DeploymentError(f"{output} is there already: remove it, or name another --output")
         descriptor = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     except OSError as error:
-        raise SiteError(f"{unfinished}: {error.strerror}: remove it, or name another --output") from None
+        raise DeploymentError(
+            f"{unfinished}: {error.strerror}: remove it, or name another --output"
+        ) from None
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
         unfinished.rename(output)
     except OSError as error:
-        raise SiteError(f"{output}: {error.strerror}: nothing was kept") from None
+        raise DeploymentError(f"{output}: {error.strerror}: nothing was kept") from None
     finally:
         with suppress(FileNotFoundError):
             unfinished.unlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from engine.operate.ports import CleanedUp
-from handlers.commands.deployment import Site, as_json, on_site, table
+from handlers.commands.deployment import Deployment, as_json, table, with_deployment
 from handlers.operate.printing import say
 
 
@@ -16,15 +16,15 @@ def job() -> None:
 
 @job.command("cleanup", epilog="Example: run.py job cleanup --json")
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
-@on_site(changes=True)
-def cleanup(site: Site, *, json_: bool) -> None:
+@with_deployment(changes=True)
+def cleanup(deployment: Deployment, *, json_: bool) -> None:
     """Clean up after uploads, drop what [retention] keeps no longer, and print how many were given up.
 
     Uploads that expired end, files of records that are gone for longer than uploads.grace_h are freed, the
     last data of records that are deleted for longer than records.tombstone_data_h are dropped, and what no
     upload or record wants any more is removed.
     """
-    with site.upload_jobs() as jobs:
+    with deployment.upload_jobs() as jobs:
         done = jobs.clean_up()
     if json_:
         as_json(done)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from engine.operate.ports import MigrationState
-from handlers.commands.deployment import Site, as_json, confirm, on_site, table
+from handlers.commands.deployment import Deployment, as_json, confirm, table, with_deployment
 from handlers.operate.printing import say
 
 
@@ -21,17 +21,19 @@ from handlers.operate.printing import say
 @click.option("--status", is_flag=True, help="Change nothing and list the migrations.")
 @click.option("--yes", is_flag=True, help="Do not ask before --down.")
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
-@on_site(changes=True)
-def migrate(site: Site, *, to: int | None, down: bool, status: bool, yes: bool, json_: bool) -> None:
+@with_deployment(changes=True)
+def migrate(
+    deployment: Deployment, *, to: int | None, down: bool, status: bool, yes: bool, json_: bool
+) -> None:
     """Bring the database's schema up to date. It is safe to run on several hosts at once.
 
     --down erases what the migrations brought, and refuses while servers use the database.
     """
     if status and (down or to is not None):
         raise click.UsageError("--status changes nothing: leave --to and --down out.")
-    with site.schema() as schema:
+    with deployment.schema() as schema:
         if down and not yes:
-            _ask(site, schema.status(), to)
+            _ask(deployment, schema.status(), to)
         done = [] if status else schema.migrate(to, down=down)
         states = schema.status()
     if not status:
@@ -42,12 +44,12 @@ def migrate(site: Site, *, to: int | None, down: bool, status: bool, yes: bool, 
         table([_row(one) for one in states], ("N", "MIGRATION", "APPLIED"))
 
 
-def _ask(site: Site, states: Sequence[MigrationState], to: int | None) -> None:
+def _ask(deployment: Deployment, states: Sequence[MigrationState], to: int | None) -> None:
     applied = [one for one in states if one.number and one.applied_at is not None]
     due = applied[-1:] if to is None else [one for one in applied if one.number > to]
     if due:
         names = ", ".join(one.name for one in reversed(due))
-        confirm(f"Take back {names}, with all data that is kept there, in {site.database()}?")
+        confirm(f"Take back {names}, with all data that is kept there, in {deployment.database()}?")
 
 
 def _row(state: MigrationState) -> tuple[str, str, str]:

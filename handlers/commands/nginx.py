@@ -10,10 +10,10 @@ import click
 from click.core import ParameterSource
 
 from engine.runtime.settings import Settings
-from handlers.commands.deployment import Site, SiteError, on_site
+from handlers.commands.deployment import Deployment, DeploymentError, with_deployment
 from handlers.operate.printing import say
 
-_TEMPLATE: Final = Path(__file__).parents[2] / "deploy" / "nginx" / "site.conf"
+_TEMPLATE: Final = Path(__file__).parents[2] / "deploy" / "nginx" / "deployment.conf"
 _BLANK: Final = re.compile(r"@\{(\w+)\}")
 #: What nginx takes as one plain word; a name may begin with a wildcard.
 _NAME: Final = re.compile(r"(\*\.)?[A-Za-z0-9_.-]+\Z")
@@ -118,9 +118,9 @@ Examples:
     help="Offer HTTP/2 too: by `listen … http2`, which every nginx takes and those from 1.25.1 on warn of,"
     " or by `http2 on`, which needs 1.25.1. WebSockets stay on HTTP/1.1.",
 )
-@on_site(workers=("server", "workers"), port=("server", "port"))
+@with_deployment(workers=("server", "workers"), port=("server", "port"))
 def nginx(
-    site: Site,
+    deployment: Deployment,
     *,
     hosts: tuple[str, ...],
     server_name: str,
@@ -139,12 +139,12 @@ def nginx(
     live = f"/etc/letsencrypt/live/{server_name.removeprefix('*.')}"
     port = "" if https_port == _HTTPS_PORT else f":{https_port}"
     values = {
-        **_backends(site.settings, hosts),
+        **_backends(deployment.settings, hosts),
         "server_name": server_name,
         "certificate": certificate or f"{live}/fullchain.pem",
         "key": key or f"{live}/privkey.pem",
-        "frame_bytes": str(site.settings.limits.frame_bytes),
-        "origins": "".join(f'    "{one}" "{one}";\n' for one in _origins(site.settings)),
+        "frame_bytes": str(deployment.settings.limits.frame_bytes),
+        "origins": "".join(f'    "{one}" "{one}";\n' for one in _origins(deployment.settings)),
         "listen": _listening(addresses, https_port, " ssl http2" if http2 == "listen" else " ssl")
         + ("\n    http2 on;" if http2 == "on" else ""),
         "host_header": f"$host{port}",
@@ -179,20 +179,22 @@ def _in_brackets(host: str) -> str:
 
 
 def _origins(chosen: Settings) -> list[str]:
-    """List the origins whose pages may read what nginx refuses. Raises SiteError."""
+    """List the origins whose pages may read what nginx refuses. Raises DeploymentError."""
     for origin in chosen.server.origins:
         if not _ORIGIN.match(origin):
-            raise SiteError(f"server.origins: {origin!r} is no origin; correct it, then print the site again")
+            raise DeploymentError(
+                f"server.origins: {origin!r} is no origin; correct it, then print the site again"
+            )
     return list(chosen.server.origins)
 
 
 def _backends(chosen: Settings, hosts: tuple[str, ...]) -> dict[str, str]:
-    """Describe the workers. Raises SiteError where nginx could not know their ports."""
+    """Describe the workers. Raises DeploymentError where nginx could not know their ports."""
     server = chosen.server
     if server.port == 0:
-        raise SiteError("with server.port = 0 the system chooses the port: set one, or give --port")
+        raise DeploymentError("with server.port = 0 the system chooses the port: set one, or give --port")
     if server.port + server.workers > _LAST_PORT:
-        raise SiteError(
+        raise DeploymentError(
             f"the last worker would listen on port {server.port + server.workers}: choose a lower server.port"
         )
     here = "127.0.0.1" if server.host in _EVERYWHERE else server.host

@@ -7,7 +7,7 @@ from typing import get_args
 import click
 
 from engine.model.domains import DomainPolicy, Fallback, Policy
-from handlers.commands.deployment import Site, as_json, on_site, table
+from handlers.commands.deployment import Deployment, as_json, table, with_deployment
 from handlers.operate.printing import say
 
 
@@ -19,10 +19,10 @@ def policy() -> None:
 @policy.command("list", epilog="Example: run.py policy list --tenant acme")
 @click.option("--tenant", metavar="T", help="Only of this tenant.")
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
-@on_site()
-def list_(site: Site, *, tenant: str | None, json_: bool) -> None:
+@with_deployment()
+def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> None:
     """List the policy in force for each tenant and domain, and whether it is the tenant's own."""
-    with site.policies() as policies:
+    with deployment.policies() as policies:
         found = policies.policies(tenant)
     if json_:
         as_json(found)
@@ -45,13 +45,15 @@ def list_(site: Site, *, tenant: str | None, json_: bool) -> None:
     type=click.Choice(get_args(Fallback)),
     help="For field_merge: what settles a field that both changed; most_recent_wins by default.",
 )
-@on_site(changes=True)
-def set_(site: Site, *, tenant: str, domain: str, chosen: Policy, fallback: Fallback | None) -> None:
+@with_deployment(changes=True)
+def set_(
+    deployment: Deployment, *, tenant: str, domain: str, chosen: Policy, fallback: Fallback | None
+) -> None:
     """Set a tenant's own policy for a domain; conflicts that are open stay open."""
     if fallback is not None and chosen != "field_merge":
         raise click.UsageError("--fallback is for field_merge: leave it out.")
     new = DomainPolicy(chosen) if fallback is None else DomainPolicy(chosen, fallback)
-    with site.policies() as policies:
+    with deployment.policies() as policies:
         policies.set(tenant, domain, new)
     behind = f", then {new.fallback}" if chosen == "field_merge" else ""
     say(f"{tenant} settles {domain} by {chosen}{behind}")
@@ -60,10 +62,10 @@ def set_(site: Site, *, tenant: str, domain: str, chosen: Policy, fallback: Fall
 @policy.command("unset", epilog="Example: run.py policy unset --tenant acme --domain task")
 @click.option("--tenant", metavar="T", required=True, help="The tenant.")
 @click.option("--domain", metavar="D", required=True, help="The domain, one of records.")
-@on_site(changes=True)
-def unset(site: Site, *, tenant: str, domain: str) -> None:
+@with_deployment(changes=True)
+def unset(deployment: Deployment, *, tenant: str, domain: str) -> None:
     """Give a tenant the default policy of a domain again; conflicts that are open stay open."""
-    with site.policies() as policies:
+    with deployment.policies() as policies:
         done = policies.unset(tenant, domain)
         default = next((one for one in policies.policies(tenant) if one.domain == domain), None)
     if default is None:

@@ -15,7 +15,7 @@ from engine.wire.floats import json_decoder
 from engine.wire.messages import ItemError
 from engine.wire.timestamps import to_text
 from handlers.commands.conflicts import show_client, show_differences, show_server
-from handlers.commands.deployment import Site, as_json, confirm, of_tenant, on_site, table
+from handlers.commands.deployment import Deployment, as_json, confirm, of_tenant, table, with_deployment
 from handlers.operate.printing import json_text, plain, say
 
 #: How sentences begin on a part of an item that ``--data`` does not replace.
@@ -30,11 +30,11 @@ def quarantine() -> None:
 @quarantine.command("list", epilog="Example: run.py quarantine list --tenant acme")
 @of_tenant
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
-@on_site()
-def list_(site: Site, *, tenant: str | None, json_: bool) -> None:
+@with_deployment()
+def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> None:
     """List rejected items by tenant, oldest first."""
-    with site.quarantine() as desk:
-        found = desk.items(tenant)
+    with deployment.quarantine() as admin:
+        found = admin.items(tenant)
     if json_:
         as_json(found)
     else:
@@ -74,11 +74,11 @@ class _Shown(msgspec.Struct):
 @click.argument("quarantine_id", metavar="ID")
 @of_tenant
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
-@on_site()
-def show(site: Site, *, quarantine_id: str, tenant: str | None, json_: bool) -> None:
+@with_deployment()
+def show(deployment: Deployment, *, quarantine_id: str, tenant: str | None, json_: bool) -> None:
     """Show a rejected item as it was sent, and why it was rejected."""
-    with site.quarantine() as desk:
-        shown = _shown(desk.item(quarantine_id, tenant))
+    with deployment.quarantine() as admin:
+        shown = _shown(admin.item(quarantine_id, tenant))
     if json_:
         as_json(shown)
         return
@@ -127,8 +127,10 @@ def _shown(case: QuarantineCase) -> _Shown:
 @click.option(
     "--hold", is_flag=True, help="Leave a conflict to a person, whatever the policy; see run.py conflicts."
 )
-@on_site(changes=True)
-def retry(site: Site, *, quarantine_id: str, tenant: str | None, data: BinaryIO | None, hold: bool) -> None:
+@with_deployment(changes=True)
+def retry(
+    deployment: Deployment, *, quarantine_id: str, tenant: str | None, data: BinaryIO | None, hold: bool
+) -> None:
     """Send a rejected item again as its device did: under its id, at its time, by the same rules.
 
     Edits of the device that were rejected because this item was go along, in their order. What is stored
@@ -136,9 +138,9 @@ def retry(site: Site, *, quarantine_id: str, tenant: str | None, data: BinaryIO 
     the policy would drop in favour of the server's record: then both sides are shown, and nothing is written.
     """
     given = None if data is None else data.read()
-    with site.quarantine() as desk:
-        case = desk.item(quarantine_id, tenant)
-        recovered = desk.retry(case, given, hold=hold)
+    with deployment.quarantine() as admin:
+        case = admin.item(quarantine_id, tenant)
+        recovered = admin.retry(case, given, hold=hold)
     item = recovered.item
     if recovered.record is not None:
         _show_sides(sides(case.row, given, recovered.record), item)
@@ -166,19 +168,19 @@ def _show_sides(shown: Sides, item: Retried) -> None:
 @click.argument("quarantine_id", metavar="ID")
 @of_tenant
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@on_site(changes=True)
-def drop(site: Site, *, quarantine_id: str, tenant: str | None, yes: bool) -> None:
+@with_deployment(changes=True)
+def drop(deployment: Deployment, *, quarantine_id: str, tenant: str | None, yes: bool) -> None:
     """Give a rejected item up: what was entered is deleted, and there is no way back.
 
     Edits behind it, which were rejected because it was, stay.
     """
-    with site.quarantine() as desk:
-        case = desk.item(quarantine_id, tenant)
-        row, behind = case.row, len(desk.behind(case.row))
+    with deployment.quarantine() as admin:
+        case = admin.item(quarantine_id, tenant)
+        row, behind = case.row, len(admin.behind(case.row))
         named = plain(f"{row.domain or '?'} {row.record_id or '?'} of {row.device_id}, tenant {case.tenant}")
         if not yes:
             confirm(f"Delete the rejected item {quarantine_id} ({named}) for good?")
-        desk.drop(case)
+        admin.drop(case)
     say(f"dropped {quarantine_id} ({named})")
     if behind:
         say(f"{behind} edits that were rejected because of it stay: see run.py quarantine list")

@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from handlers.commands.deployment import Site, on_site
+from handlers.commands.deployment import Deployment, with_deployment
 
 DEMO_TENANT: Final = "demo"
 _DEMO_PUSH: Final = (
@@ -36,13 +36,15 @@ def _worker_count(_: click.Context, __: click.Parameter, value: str | None) -> i
 @click.option("--host", metavar="H", help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), metavar="P", help="Port that all workers share.")
 @click.option("--workers", callback=_worker_count, metavar="N|auto", help="Processes; auto is one per core.")
-@on_site(serving=True, host=("server", "host"), port=("server", "port"), workers=("server", "workers"))
-def serve(site: Site) -> None:
+@with_deployment(
+    serving=True, host=("server", "host"), port=("server", "port"), workers=("server", "workers")
+)
+def serve(deployment: Deployment) -> None:
     """Serve devices until SIGTERM, which answers what was accepted first, and exits with 0.
 
     SIGHUP reads the settings again and puts new workers in the place of the old ones, which drain.
     """
-    site.serve()
+    deployment.serve()
 
 
 def announce_demo(url: str, sign: Callable[[], str], command: str) -> None:

@@ -6,7 +6,7 @@ import click
 import msgspec
 
 from engine.runtime.setting_layers import COMMAND_LINE, ENVIRONMENT
-from handlers.commands.deployment import Site, as_json, on_site, table
+from handlers.commands.deployment import Deployment, as_json, table, with_deployment
 from handlers.operate.printing import say
 
 _WITHOUT_FILE = ("default", ENVIRONMENT, COMMAND_LINE)
@@ -18,17 +18,17 @@ _WITHOUT_FILE = ("default", ENVIRONMENT, COMMAND_LINE)
     epilog="Example: run.py settings --json",
 )
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
-@on_site()
-def settings(site: Site, *, json_: bool) -> None:
+@with_deployment()
+def settings(deployment: Deployment, *, json_: bool) -> None:
     """Show every setting in force with its source, and its value as JSON. Secrets are hidden.
 
     With --json the source of what is set in a file is the file's path.
     """
-    found = site.in_force()
+    found = deployment.in_force()
     if json_:
         as_json(found)
         return
-    say(f"settings file: {site.settings_file or 'none'}")
+    say(f"settings file: {deployment.settings_file or 'none'}")
     say()
     table(
         [

@@ -9,7 +9,7 @@ from typing import Final
 import click
 import msgspec
 
-from handlers.commands.deployment import Site, as_json, confirm, on_site, table
+from handlers.commands.deployment import Deployment, as_json, confirm, table, with_deployment
 from handlers.operate.printing import say
 
 #: It stands in tokens, URLs and command lines.
@@ -30,10 +30,10 @@ def tenant() -> None:
 @tenant.command("add", epilog="Example: run.py tenant add acme")
 @click.argument("name", callback=_checked)
 @click.option("--yes", is_flag=True, help="Do not ask where the name was used before.")
-@on_site(changes=True)
-def add(site: Site, *, name: str, yes: bool) -> None:
+@with_deployment(changes=True)
+def add(deployment: Deployment, *, name: str, yes: bool) -> None:
     """Add a tenant. A name that an earlier tenant had is asked about, since its tokens are still about."""
-    with site.tenants() as tenants:
+    with deployment.tenants() as tenants:
         number = tenants.number(name)
         removed_at = None if number is not None else tenants.removed_at(name)
         if removed_at is not None:
@@ -50,10 +50,10 @@ def add(site: Site, *, name: str, yes: bool) -> None:
 
 @tenant.command("list", epilog="Example: run.py tenant list --json")
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
-@on_site()
-def list_(site: Site, *, json_: bool) -> None:
+@with_deployment()
+def list_(deployment: Deployment, *, json_: bool) -> None:
     """List tenants by name."""
-    with site.tenants() as tenants:
+    with deployment.tenants() as tenants:
         found = tenants.tenants()
     if json_:
         as_json(found)
@@ -67,15 +67,15 @@ def list_(site: Site, *, json_: bool) -> None:
 @tenant.command("usage", epilog="Example: run.py tenant usage acme")
 @click.argument("name", required=False)
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
-@on_site()
-def usage(site: Site, *, name: str | None, json_: bool) -> None:
+@with_deployment()
+def usage(deployment: Deployment, *, name: str | None, json_: bool) -> None:
     """Show what a tenant holds, or all of them, beside what it may.
 
     That is in the settings, as tenant_limits and uploads.tenant_bytes.
     """
-    with site.usage() as reads:
+    with deployment.usage() as reads:
         found = reads.usage(name)
-    settings = site.settings
+    settings = deployment.settings
     bounds = msgspec.structs.asdict(settings.tenant_limits)
     rows = []
     for one in found:
@@ -112,12 +112,12 @@ def _part(one: TenantUse) -> float:
 @click.argument("name")
 @click.option("--erase", is_flag=True, help="Erase all its data as well.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@on_site(changes=True)
-def remove(site: Site, *, name: str, erase: bool, yes: bool) -> None:
+@with_deployment(changes=True)
+def remove(deployment: Deployment, *, name: str, erase: bool, yes: bool) -> None:
     """Remove a tenant. While it has data that takes --erase, and there is no way back."""
-    with site.tenants() as tenants:
+    with deployment.tenants() as tenants:
         if erase and not yes:
-            question = f"Erase everything that {name} ever stored in {site.database()}?"
+            question = f"Erase everything that {name} ever stored in {deployment.database()}?"
             confirm(question)
         tenants.remove(name, erase=erase)
     say(f"removed {name}")

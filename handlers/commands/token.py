@@ -11,7 +11,7 @@ import jwt
 from click.core import ParameterSource
 
 from engine.runtime.ports import StoreError
-from handlers.commands.deployment import Site, SiteError, on_site
+from handlers.commands.deployment import Deployment, DeploymentError, with_deployment
 from handlers.http.keys import signing_key
 from handlers.http.tokens import Role, issue_token
 from handlers.operate.printing import say
@@ -84,9 +84,9 @@ def _read(whole: str) -> _Named:
     metavar="N",
     help="Seconds until it expires; auth.token_ttl_s by default.",
 )
-@on_site()
+@with_deployment()
 def token(
-    site: Site,
+    deployment: Deployment,
     *,
     tenant: str | None,
     device: str | None,
@@ -111,9 +111,9 @@ def token(
         raise click.UsageError("--operator and --viewer are people: leave --device and --role out.")
     if person is None and (tenant is None or device is None):
         raise click.UsageError("A device needs --tenant and --device; a person --operator or --viewer.")
-    key = signing_key(site.keys())
-    number = None if tenant is None else _number(site, tenant)
-    auth = site.settings.auth
+    key = signing_key(deployment.keys())
+    number = None if tenant is None else _number(deployment, tenant)
+    auth = deployment.settings.auth
     click.echo(
         issue_token(
             key,
@@ -128,24 +128,27 @@ def token(
     )
 
 
-def _number(site: Site, name: str) -> int | None:
-    """Return a tenant's number, None where the database cannot be asked. Raises SiteError without one."""
+def _number(deployment: Deployment, name: str) -> int | None:
+    """Return a tenant's number, None where the database cannot be asked.
+
+    Raises DeploymentError if there is no such tenant.
+    """
     try:
-        number = site.tenant_number(name)
-    except (SiteError, StoreError) as error:
+        number = deployment.tenant_number(name)
+    except (DeploymentError, StoreError) as error:
         say(f"signed without a look whether there is a tenant {name}: {error}", err=True)
         return None
     if number is None:
         add = f"`run.py tenant add {name}`"
-        raise SiteError(f"there is no tenant {name} in {site.database()}: add it with {add}")
+        raise DeploymentError(f"there is no tenant {name} in {deployment.database()}: add it with {add}")
     return number
 
 
 @token.command("revoke", epilog="Example: run.py token revoke 5f0e6c1d2b3a4f58 --tenant acme")
 @click.argument("named", metavar="JTI", callback=_named)
 @click.option("--tenant", metavar="T", help="Of this tenant alone.")
-@on_site(changes=True)
-def revoke(site: Site, *, named: _Named, tenant: str | None) -> None:
+@with_deployment(changes=True)
+def revoke(deployment: Deployment, *, named: _Named, tenant: str | None) -> None:
     """Have tokens with this jti believed no more: their connections close within a second.
 
     A whole token in place of its jti will do: the jti is read, and nothing else of it is kept. Without
@@ -156,7 +159,7 @@ def revoke(site: Site, *, named: _Named, tenant: str | None) -> None:
         raise click.UsageError(
             f"This token is of the tenant {named.tenant}: give that, or leave --tenant out."
         )
-    with site.tenants() as tenants:
+    with deployment.tenants() as tenants:
         newly = tenants.revoke_token(token_id, tenant)
     of = "" if tenant is None else f" of {tenant}"
     if named.read:

@@ -8,7 +8,7 @@ from typing import Final
 
 import redis
 
-from engine.operate.ports import Finding
+from engine.operate.ports import CheckResult
 from storage.bus.nodes import Nodes
 
 _ANSWER_S: Final = 3.0
@@ -17,7 +17,7 @@ LOGIN_REFUSED: Final = "Redis refuses the login"
 _LOGIN_REMEDY: Final = "correct the name and the password in redis.url or in the file of redis.url_file"
 
 
-def bus_findings(url: str, *, alone: bool) -> Iterator[Finding]:
+def bus_findings(url: str, *, alone: bool) -> Iterator[CheckResult]:
     """Look at the Redis between processes; a single one does without."""
     took_ms: list[float] = []
     wrong: list[str] = []
@@ -37,9 +37,9 @@ def bus_findings(url: str, *, alone: bool) -> Iterator[Finding]:
         remedy = _LOGIN_REMEDY if login else "see that it runs and that redis.url leads to it"
         if alone:
             remedy += "; a single process serves without, several do not"
-        yield Finding("warning" if alone or took_ms else "fault", "redis", wrong[0], remedy)
+        yield CheckResult("warning" if alone or took_ms else "fault", "redis", wrong[0], remedy)
     else:
-        yield Finding("ok", "redis", f"answers in {max(took_ms):.1f} ms")
+        yield CheckResult("ok", "redis", f"answers in {max(took_ms):.1f} ms")
 
 
 def _answered_ms(url: str) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from engine.operate.ports import Finding
+from engine.operate.ports import CheckResult
 from engine.runtime.ports import StoreError
 from storage.postgres.blocking import connected
 from storage.postgres.migrate import status
@@ -30,7 +30,7 @@ _APART_REMEDY: Final = "have both hosts' clocks kept by NTP (chrony, systemd-tim
 
 def database_findings(
     dsn: str, connections: int, quotas: Collection[str], *, migrates_itself: bool
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     """Look at a database.
 
     Args:
@@ -51,24 +51,26 @@ def database_findings(
             yield from quota_findings(connection, quotas)
         yield from _schema(dsn, migrates_itself=migrates_itself)
     except DatabaseFaultError as fault:
-        yield Finding("fault", "database", fault.found, fault.remedy)
+        yield CheckResult("fault", "database", fault.found, fault.remedy)
     except StoreError as error:
-        yield Finding("fault", "database", str(error), "see that it runs and that postgres.dsn leads to it")
+        yield CheckResult(
+            "fault", "database", str(error), "see that it runs and that postgres.dsn leads to it"
+        )
 
 
-def _fitness(connection: Connection, place: str) -> Iterator[Finding]:
+def _fitness(connection: Connection, place: str) -> Iterator[CheckResult]:
     with connection.cursor() as cursor:
         cursor.execute("SELECT name, setting FROM pg_settings")
         settings: dict[str, str] = dict(cursor.fetchall())
     faults = unfit(settings)
     for found, remedy in faults:
-        yield Finding("fault", "database", found, remedy)
+        yield CheckResult("fault", "database", found, remedy)
     if not faults:
         found = f"PostgreSQL {settings['server_version']} at {place}, durable, the primary"
-        yield Finding("ok", "database", found)
+        yield CheckResult("ok", "database", found)
 
 
-def _clock(connection: Connection) -> Finding:
+def _clock(connection: Connection) -> CheckResult:
     with connection.cursor() as cursor:
         before_s = time.time()
         cursor.execute("SELECT extract(epoch FROM clock_timestamp())::float8")
@@ -77,13 +79,13 @@ def _clock(connection: Connection) -> Finding:
     apart_s = theirs_s - middle_s
     found = f"the database's is {apart_s * 1000:+.0f} ms from this host's"
     if abs(apart_s) > FAULT_APART_S:
-        return Finding("fault", "clock", found, _APART_REMEDY)
+        return CheckResult("fault", "clock", found, _APART_REMEDY)
     if abs(apart_s) > _WARN_APART_S:
-        return Finding("warning", "clock", found, _APART_REMEDY)
-    return Finding("ok", "clock", found)
+        return CheckResult("warning", "clock", found, _APART_REMEDY)
+    return CheckResult("ok", "clock", found)
 
 
-def _room(connection: Connection, wanted: int) -> Finding:
+def _room(connection: Connection, wanted: int) -> CheckResult:
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT sum(setting::int) FILTER (WHERE name = 'max_connections')"
@@ -102,21 +104,21 @@ def _room(connection: Connection, wanted: int) -> Finding:
         " or put a pooler between"
     )
     if wanted > limit:
-        return Finding("fault", "connections", found, remedy)
+        return CheckResult("fault", "connections", found, remedy)
     if wanted + others > limit:
-        return Finding("warning", "connections", found, remedy)
-    return Finding("ok", "connections", found)
+        return CheckResult("warning", "connections", found, remedy)
+    return CheckResult("ok", "connections", found)
 
 
-def _schema(dsn: str, *, migrates_itself: bool) -> Iterator[Finding]:
+def _schema(dsn: str, *, migrates_itself: bool) -> Iterator[CheckResult]:
     states = status(dsn)
     missing = [one.name for one in states if one.applied_at is None]
     if missing and migrates_itself:
-        yield Finding("ok", "schema", f"{len(missing)} migrations are to come: serve applies them")
+        yield CheckResult("ok", "schema", f"{len(missing)} migrations are to come: serve applies them")
     elif missing:
-        yield Finding("fault", "schema", f"{missing[0]} is not applied", "run `run.py migrate`")
+        yield CheckResult("fault", "schema", f"{missing[0]} is not applied", "run `run.py migrate`")
     else:
-        yield Finding("ok", "schema", f"all {len(states)} migrations are applied")
+        yield CheckResult("ok", "schema", f"all {len(states)} migrations are applied")
     if missing:
         return
     with connected(dsn) as connection, connection.cursor() as cursor:
@@ -126,13 +128,13 @@ def _schema(dsn: str, *, migrates_itself: bool) -> Iterator[Finding]:
         )
         restored: list[tuple[Any, ...]] = cursor.fetchall()
     if restored == [(False,)]:
-        yield Finding("ok", "epoch", "of this cluster")
+        yield CheckResult("ok", "epoch", "of this cluster")
     else:
-        yield Finding("fault", "epoch", "this database was restored", "run `run.py epoch renew`")
+        yield CheckResult("fault", "epoch", "this database was restored", "run `run.py epoch renew`")
     days = days_ahead(dsn, datetime.now(UTC).date())
     found = f"{days} days from today on have theirs"
     if days < _LEAST_DAYS_AHEAD:
         remedy = "let a server run: it adds them at its start and hourly; its log says if it cannot"
-        yield Finding("warning", "partitions", found, remedy)
+        yield CheckResult("warning", "partitions", found, remedy)
     else:
-        yield Finding("ok", "partitions", found)
+        yield CheckResult("ok", "partitions", found)

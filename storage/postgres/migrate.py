@@ -119,8 +119,8 @@ def status(dsn: str) -> list[MigrationState]:
     return states + [MigrationState(0, name, at) for name, at in sorted(applied.items())]
 
 
-class PostgresSchema:
-    """``engine.operate.ports.Schema``. ``chosen_domains`` is as for ``migrate``."""
+class PostgresSchemaAdmin:
+    """``engine.operate.ports.SchemaAdmin``. ``chosen_domains`` is as for ``migrate``."""
 
     def __init__(self, dsn: str, chosen_domains: Collection[str]) -> None:
         self._dsn = dsn

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Final
 
-from engine.operate.ports import Finding
+from engine.operate.ports import CheckResult
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -26,7 +26,7 @@ _OTHERS: Final = (
 _UNKNOWN: Final = "SELECT name FROM unnest(%s::text[]) AS name EXCEPT SELECT name FROM tenants"
 
 
-def rights_finding(connection: Connection) -> Finding:
+def rights_finding(connection: Connection) -> CheckResult:
     """Look whether the role owns its tables and may make more."""
     with connection.cursor() as cursor:
         cursor.execute(_MAY_CREATE)
@@ -34,18 +34,18 @@ def rights_finding(connection: Connection) -> Finding:
         if not may_create:
             where = f"in the schema {schema}" if schema else "in any schema of its search_path"
             remedy = f"as a superuser: ALTER DATABASE {database} OWNER TO {role}"
-            return Finding("fault", "rights", f"the role {role} may create no table {where}", remedy)
+            return CheckResult("fault", "rights", f"the role {role} may create no table {where}", remedy)
         cursor.execute(_OTHERS)
         others = cursor.fetchall()
     if others:
         table, owner = others[0]
         found = f"the table {table} belongs to {owner}, and the role {role} may not change it"
         remedy = f"connect as {owner}, or as a superuser: ALTER TABLE … OWNER TO {role} for each table"
-        return Finding("fault", "rights", found, remedy)
-    return Finding("ok", "rights", f"the role {role} owns its tables and may create more")
+        return CheckResult("fault", "rights", found, remedy)
+    return CheckResult("ok", "rights", f"the role {role} owns its tables and may create more")
 
 
-def quota_findings(connection: Connection, quotas: Collection[str]) -> Iterator[Finding]:
+def quota_findings(connection: Connection, quotas: Collection[str]) -> Iterator[CheckResult]:
     """Look for tenants with a quota of their own that there are not."""
     if not quotas:
         return
@@ -57,6 +57,6 @@ def quota_findings(connection: Connection, quotas: Collection[str]) -> Iterator[
         unknown = sorted(str(name) for (name,) in cursor.fetchall())
     if unknown:
         found = f"uploads.tenant_quotas names no tenant that there is: {', '.join(unknown)}"
-        yield Finding("warning", "quotas", found, "correct the name, or add the tenant")
+        yield CheckResult("warning", "quotas", found, "correct the name, or add the tenant")
     else:
-        yield Finding("ok", "quotas", f"{len(quotas)} tenants have one of their own")
+        yield CheckResult("ok", "quotas", f"{len(quotas)} tenants have one of their own")

@@ -85,7 +85,7 @@ _RECORD: Final = (
 
 
 class ConflictReads:
-    """The reads of ``engine.operate.ports.ConflictDesk``."""
+    """The reads of ``engine.operate.ports.ConflictAdmin``."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
@@ -107,7 +107,7 @@ class ConflictReads:
 
 
 class QuarantineReads:
-    """The reads of ``engine.operate.ports.QuarantineDesk``."""
+    """The reads of ``engine.operate.ports.QuarantineAdmin``."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn

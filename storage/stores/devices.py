@@ -191,8 +191,8 @@ def _health(row: Row) -> Health:
     )
 
 
-class PostgresFleet:
-    """``engine.operate.ports.Fleet``."""
+class PostgresDeviceAdmin:
+    """``engine.operate.ports.DeviceAdmin``."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn

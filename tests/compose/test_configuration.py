@@ -15,7 +15,7 @@ from bench.harness.environment import Ground, read_settings
 from bench.harness.server import variables
 from compose import configuration
 from compose.configuration import DEFAULTS, VARIABLE, bus_url, database_dsn, layers
-from compose.deployment import open_site
+from compose.deployment import open_deployment
 from engine.runtime.setting_layers import settings
 from engine.runtime.settings import Settings, SettingsError
 
@@ -89,7 +89,7 @@ def test_layers_defaults_given_count_as_no_file(system: Path, monkeypatch: pytes
     put(system, 1001)
     monkeypatch.setenv(VARIABLE, str(DEFAULTS))
     assert read().server.port == 8080
-    assert open_site(None, {}).settings_file == ""
+    assert open_deployment(None, {}).settings_file == ""
 
 
 def test_layers_given_file_missing_refused_beside_system_file(
@@ -148,9 +148,9 @@ def test_bench_variables_settings_that_name_files_are_of_its_own_services(
     ground = Ground(tmp_path, "", "unix:///redis", 0)
     for name, value in variables(ground, "host=own", "s" * 40, own).items():
         monkeypatch.setenv(name, value)
-    site = open_site(None, {})
-    assert (database_dsn(site.settings), bus_url(site.settings)) == ("host=own", "unix:///redis")
-    assert site.keys().default is not None
+    deployment = open_deployment(None, {})
+    assert (database_dsn(deployment.settings), bus_url(deployment.settings)) == ("host=own", "unix:///redis")
+    assert deployment.keys().default is not None
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -8,7 +8,7 @@ import jwt
 import pytest
 
 from engine.cache.ports import ANY_TENANT
-from storage.stores.devices import PostgresFleet
+from storage.stores.devices import PostgresDeviceAdmin
 from storage.stores.tenants import PostgresTenancy
 from tests.harness.commands import Run, command
 from tests.harness.in_process_server import Running
@@ -33,7 +33,7 @@ async def sent_away(device: Device) -> str:
 async def test_tenant_of_a_used_name_tokens_of_the_earlier_one_are_refused(server: Running) -> None:
     tenancy = PostgresTenancy(server.dsn)
     [(old,)] = rows(server.dsn, "SELECT tenant_id FROM tenants WHERE name = 'acme'")
-    fleet, hour_ago_s = PostgresFleet(server.dsn), int(time.time()) - 3600
+    fleet, hour_ago_s = PostgresDeviceAdmin(server.dsn), int(time.time()) - 3600
     phone = await server.device()
     await phone.push(put("a1", None, n=1))
     fleet.revoke("acme", "lost")

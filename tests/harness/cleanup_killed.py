@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from compose.deployment import open_site
+from compose.deployment import open_deployment
 from run import cli
 from storage.blobs.directory import DirectoryBlobs
 
@@ -17,4 +17,4 @@ async def _killed(*_: object) -> None:
 if __name__ == "__main__":
     for name in ("drop_draft", "drop_file"):
         setattr(DirectoryBlobs, name, _killed)
-    cli(["job", "cleanup"], obj=open_site)
+    cli(["job", "cleanup"], obj=open_deployment)

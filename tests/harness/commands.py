@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from click.testing import CliRunner
 
-from compose.deployment import open_site
+from compose.deployment import open_deployment
 from run import cli
 
 
@@ -37,7 +37,7 @@ def command(dsn: str) -> Run:
     async def run(*arguments: str, **variables: str) -> Ended:
         environment = {"TIDEMARK__POSTGRES__DSN": dsn, **variables}
         ended = await asyncio.to_thread(
-            CliRunner().invoke, cli, arguments, obj=open_site, env=environment, catch_exceptions=False
+            CliRunner().invoke, cli, arguments, obj=open_deployment, env=environment, catch_exceptions=False
         )
         return Ended(ended.exit_code, ended.stdout, ended.stderr)
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from bench.harness.nginx import Nginx, certify, nginx_program, trusting
 from bench.harness.server import free_ports
-from compose.deployment import open_site
+from compose.deployment import open_deployment
 from run import cli
 from storage.embedded.servers import Services
 from storage.stores.tenants import PostgresTenancy
@@ -27,7 +27,7 @@ from tests.harness.ws_device import Device, Json, connected, token
 
 def printed(*arguments: str, **environment: str) -> str:
     """What ``run.py nginx`` prints."""
-    ended = CliRunner().invoke(cli, ["nginx", *arguments], obj=open_site, env=environment)
+    ended = CliRunner().invoke(cli, ["nginx", *arguments], obj=open_deployment, env=environment)
     assert ended.exit_code == 0
     assert (ended.stderr == "") == ("--server-name" in arguments)  # else it says which is missing
     return ended.stdout

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from compose.admin import lone_committer
-from compose.deployment import open_site
+from compose.deployment import open_deployment
 from compose.server import SystemClock
 from engine.cluster.leases import JobLeases
 from engine.commit.committer import Committer, settled
@@ -45,7 +45,7 @@ from storage.stores.uploads import PostgresUploads
 from tests.engine.uploads.test_service import Sent, Wire
 from tests.harness.services import rows
 
-SETTINGS = open_site(None, {}).settings
+SETTINGS = open_deployment(None, {}).settings
 DOMAINS = Domains(dict(SETTINGS.domains))
 EXPIRE_S = 3600.0
 GRACE_S = 100 * 3600.0

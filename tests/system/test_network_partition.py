@@ -19,7 +19,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 from click.testing import CliRunner
 
 from bench.harness.clusters import cluster
-from compose.deployment import open_site
+from compose.deployment import open_deployment
 from run import cli
 from storage.embedded.account import account_for
 from storage.embedded.binaries import redis_binary
@@ -84,7 +84,7 @@ class Hosts:
         named = [part for address in self.net.addresses.values() for part in ("--host", address)]
         ports = ("--workers", str(len(_WORKERS)), "--port", str(_PORT))
         where = ("--address", self.net.address, "--https-port", "80")
-        site = CliRunner().invoke(cli, ["nginx", *named, *ports, *where], obj=open_site).stdout
+        site = CliRunner().invoke(cli, ["nginx", *named, *ports, *where], obj=open_deployment).stdout
         assert re.findall(r"^    server (\S+) max_fails=0;$", site, re.MULTILINE) == [
             f"{address}:{port}" for port in _WORKERS for address in self.net.addresses.values()
         ]

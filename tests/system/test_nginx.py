@@ -14,7 +14,7 @@ from aiohttp import WSServerHandshakeError
 from click.testing import CliRunner
 
 from bench.harness.server import free_ports
-from compose.deployment import open_site
+from compose.deployment import open_deployment
 from handlers.http.tokens import MAX_TOKEN_CHARS
 from handlers.sync.connections import PING_S
 from run import cli
@@ -33,7 +33,7 @@ def refused(*arguments: str) -> str:
 
 def refused_with(*arguments: str, **environment: str) -> str:
     """The same, under an environment."""
-    ended = CliRunner().invoke(cli, ["nginx", *arguments], obj=open_site, env=environment)
+    ended = CliRunner().invoke(cli, ["nginx", *arguments], obj=open_deployment, env=environment)
     assert (ended.exit_code != 0, ended.stdout) == (True, "")
     return ended.stderr.strip().splitlines()[-1]
 
@@ -358,6 +358,6 @@ async def test_an_upload_by_the_draft_goes_through_without_the_interim_answer_th
 
 
 def test_nginx_site_without_a_name_says_which_to_give() -> None:
-    ended = CliRunner().invoke(cli, ["nginx"], obj=open_site)
+    ended = CliRunner().invoke(cli, ["nginx"], obj=open_deployment)
     assert "--server-name NAME" in ended.stderr
-    assert CliRunner().invoke(cli, ["nginx", "--server-name", "localhost"], obj=open_site).stderr == ""
+    assert CliRunner().invoke(cli, ["nginx", "--server-name", "localhost"], obj=open_deployment).stderr == ""

@@ -13,7 +13,7 @@ from engine.commit.validation import MessageValidator, Session
 from engine.model.domains import Domain, DomainPolicy, Domains, Policy
 from engine.model.rows import RecordKey
 from engine.model.tenants import Tenant
-from engine.operate.quarantine_retry import resent
+from engine.operate.quarantine_retry import retry_push
 from engine.plan.batch import lookups, plan
 from engine.plan.context import PlanContext
 from engine.plan.quarantine import quarantined
@@ -206,7 +206,7 @@ def test_quarantined_item_keeps_its_corrected_at() -> None:
     planned = plan([push], server.rows.state(lookups([push], server.rules)), server.rules)
     (row,) = planned.writes.quarantine
     assert quarantined(push, [], lambda: "") == []
-    again = resent([row], "t", b'{"n":1}', server.intake, NOW_US + 86_400_000_000)
+    again = retry_push([row], "t", b'{"n":1}', server.intake, NOW_US + 86_400_000_000)
     (change,) = again.items
     assert msgspec.structs.asdict(change)["at_us"] == NOW_US - 9_000_000
     assert msgspec.structs.asdict(change)["sent_at_us"] == NOW_US - 7_200_000_000

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from compose.deployment import open_site
+from compose.deployment import open_deployment
 from compose.server import SystemClock
 from engine.cluster.bus import BusListener, BusState
 from engine.commit.queue import OnOutcome
@@ -36,7 +36,7 @@ from storage.stores.tenants import PostgresTenancy
 from storage.stores.uploads import PostgresUploads
 from tests.harness.services import execute
 
-TYPES = FileTypes(open_site(None, {}).settings.uploads)
+TYPES = FileTypes(open_deployment(None, {}).settings.uploads)
 SESSION = Session(tenant=Tenant(1, "acme"), device_id="d1", session_id="")
 STRANGER = Session(tenant=Tenant(1, "acme"), device_id="d2", session_id="")
 EXPIRE_S = 3600.0

@@ -19,7 +19,7 @@ from psycopg2.extensions import parse_dsn
 
 from compose.deployment import _check_bus
 from engine.runtime.settings import S3
-from handlers.commands.deployment import SiteError
+from handlers.commands.deployment import DeploymentError
 from storage.bus.checkup import bus_findings
 from storage.embedded.servers import Services
 from storage.postgres.partitions import maintain
@@ -337,7 +337,7 @@ def test_a_redis_that_refuses_the_login_is_told_so_and_not_called_away(own_redis
                 (finding,) = bus_findings(url, alone=False)
                 assert finding.found.startswith("Redis refuses the login (")
                 assert "redis.url or in the file of redis.url_file" in finding.remedy
-                with pytest.raises(SiteError, match=r"refuses the login.*redis\.url_file") as refused:
+                with pytest.raises(DeploymentError, match=r"refuses the login.*redis\.url_file") as refused:
                     _check_bus(url, several=True)
                 assert "away" not in str(refused.value)
         finally:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from compose.admin import QuarantineDesk
+from compose.admin import QuarantineAdmin
 from engine.model.rows import WriteSet
 from engine.operate.ports import RefusedError
 from engine.runtime.ports import StoreError
@@ -87,7 +87,7 @@ async def test_an_item_that_was_recovered_with_its_creation_is_not_stored_again(
     server: Running, chosen: Settings
 ) -> None:
     creation, first, *_ = await behind(server, *EDITS)
-    desk = QuarantineDesk(server.dsn, chosen, lambda _: None)
+    desk = QuarantineAdmin(server.dsn, chosen, lambda _: None)
     late = desk.item(first, None)
     await asyncio.to_thread(desk.retry, desk.item(creation, None), GOOD)
     stored = rows(server.dsn, RECORDS)
@@ -114,7 +114,7 @@ async def test_a_crash_before_the_commit_leaves_a_creation_and_those_behind_it(
     server: Running, chosen: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = await behind(server, *EDITS)
-    desk = QuarantineDesk(server.dsn, chosen, lambda _: None)
+    desk = QuarantineAdmin(server.dsn, chosen, lambda _: None)
     case = desk.item(ids[0], None)
 
     async def crash(self: PostgresTransaction, writes: WriteSet) -> None:

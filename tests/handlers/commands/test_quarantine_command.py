@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from compose.admin import QuarantineDesk
+from compose.admin import QuarantineAdmin
 from engine.model.rows import WriteSet
 from engine.operate.ports import Recovered, RefusedError
 from engine.runtime.ports import StoreError, StoreUnknownError
@@ -245,7 +245,7 @@ async def test_a_crash_before_the_commit_leaves_everything_as_it_was(
     server: Running, chosen: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quarantine_id = await rejected(server)
-    desk = QuarantineDesk(server.dsn, chosen, lambda _: None)
+    desk = QuarantineAdmin(server.dsn, chosen, lambda _: None)
     case = desk.item(quarantine_id, None)
 
     async def crash(self: PostgresTransaction, writes: WriteSet) -> None:
@@ -268,7 +268,7 @@ async def test_a_commit_whose_answer_is_lost_stored_it_once(
 ) -> None:
     quarantine_id = await rejected(server)
     moved: list[set[int]] = []
-    desk = QuarantineDesk(server.dsn, chosen, moved.append)
+    desk = QuarantineAdmin(server.dsn, chosen, moved.append)
     case = desk.item(quarantine_id, None)
     commit = PostgresTransaction.commit
     failures = [failure]
@@ -296,7 +296,7 @@ async def test_an_item_stays_that_was_not_judged_at_all(server: Running, chosen:
     quarantine_id = await rejected(server)
     phone = await server.device("phone")
     await phone.sync(f"quarantine:{quarantine_id}", item("put", "task", "t1", data={}))
-    desk = QuarantineDesk(server.dsn, chosen, lambda _: None)
+    desk = QuarantineAdmin(server.dsn, chosen, lambda _: None)
     with pytest.raises(RefusedError):
         await asyncio.to_thread(desk.retry, desk.item(quarantine_id, None), GOOD)
     assert rows(server.dsn, LEFT) == [(quarantine_id, False)]
@@ -305,7 +305,7 @@ async def test_an_item_stays_that_was_not_judged_at_all(server: Running, chosen:
 @pytest.mark.parametrize("other", [GOOD, b'{"place":"hall"}'])
 async def test_of_two_retries_at_once_one_stores_it(server: Running, chosen: Settings, other: bytes) -> None:
     quarantine_id = await rejected(server)
-    desk = QuarantineDesk(server.dsn, chosen, lambda _: None)
+    desk = QuarantineAdmin(server.dsn, chosen, lambda _: None)
     case = desk.item(quarantine_id, None)
     ended = await asyncio.gather(
         asyncio.to_thread(desk.retry, case, GOOD),
@@ -442,7 +442,7 @@ async def test_quarantine_drop_of_an_item_that_left_meanwhile_takes_nothing_off(
     server: Running, chosen: Settings
 ) -> None:
     quarantine_id = await rejected(server)
-    desk = QuarantineDesk(server.dsn, chosen, lambda _: None)
+    desk = QuarantineAdmin(server.dsn, chosen, lambda _: None)
     case = desk.item(quarantine_id, None)
     await asyncio.to_thread(desk.retry, case, GOOD)
     with pytest.raises(RefusedError, match="left the quarantine just now"):

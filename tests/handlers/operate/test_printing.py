@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compose.deployment import open_site
+from compose.deployment import open_deployment
 from handlers.operate.printing import json_text, plain
 from run import cli
 from tests.harness.services import execute
@@ -67,7 +67,7 @@ def test_commands_show_what_devices_sent_escaped(dsn: str) -> None:
     ):
         for more in ("", " --json"):
             shown = CliRunner().invoke(
-                cli, (arguments + more).split(), obj=open_site, env={"TIDEMARK__POSTGRES__DSN": dsn}
+                cli, (arguments + more).split(), obj=open_deployment, env={"TIDEMARK__POSTGRES__DSN": dsn}
             )
             assert shown.exit_code == 0, shown.stderr
             assert not ACTIVE.search(shown.stdout), arguments + more
@@ -80,7 +80,7 @@ def test_commands_refuse_in_sentences_that_do_nothing(dsn: str) -> None:
     refused = CliRunner().invoke(
         cli,
         ["device", "list", "--tenant", HOSTILE],
-        obj=open_site,
+        obj=open_deployment,
         env={"TIDEMARK__POSTGRES__DSN": dsn},
     )
     assert refused.exit_code == 1

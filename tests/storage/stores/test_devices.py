@@ -13,7 +13,7 @@ from engine.operate.ports import RefusedError
 from engine.runtime.ports import StorePoisonError, StoreRetryError
 from storage.postgres.migrate import migrate
 from storage.postgres.pool import ConnectionLostError, Database, Row, Session, Values
-from storage.stores.devices import PostgresDevices, PostgresFleet
+from storage.stores.devices import PostgresDeviceAdmin, PostgresDevices
 from tests.harness.services import execute, rows
 
 PHONE, TABLET, OTHER = DeviceKey(1, "phone"), DeviceKey(1, "tablet"), DeviceKey(2, "phone")
@@ -204,7 +204,7 @@ async def test_a_device_is_found_by_its_key_however_many_there_are(
 
 
 async def test_revoked_devices_are_listed_and_stay_revoked(store: PostgresDevices, tenants: str) -> None:
-    fleet = PostgresFleet(tenants)
+    fleet = PostgresDeviceAdmin(tenants)
     generation = "SELECT generation::int FROM cluster_state"
     [(before,)] = rows(tenants, generation)
     await store.add([Health(PHONE, Counts(1), seen=True)])
@@ -220,7 +220,7 @@ async def test_revoked_devices_are_listed_and_stay_revoked(store: PostgresDevice
 async def test_fleet_restore_keeps_older_tokens_refused_until_the_next_revocation(
     store: PostgresDevices, tenants: str
 ) -> None:
-    fleet = PostgresFleet(tenants)
+    fleet = PostgresDeviceAdmin(tenants)
     assert not fleet.known("acme", "phone")
     fleet.revoke("acme", "phone")
     assert fleet.known("acme", "phone")

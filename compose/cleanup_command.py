@@ -6,13 +6,13 @@ import asyncio
 
 from compose.admin import Moved, lone_committer
 from compose.server import SystemClock
-from compose.uploads import open_blobs, upload_chores
+from compose.uploads import cleanup_job, open_blobs
 from engine.cluster.leases import LEASE_S, LeaseLostError
 from engine.operate.ports import CleanedUp, RefusedError, TenantAbandonment
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
 from engine.uploads.blobs import BlobsError
-from engine.uploads.cleanup import Swept, Tidied
+from engine.uploads.cleanup import OrphansRemoved, RowsCleaned
 from engine.uploads.cleanup_job import abandonment_ratio
 from storage.postgres.partitions import drop_events
 from storage.postgres.pool import Database
@@ -54,18 +54,18 @@ class CleanupAdmin:
             ],
         )
 
-    async def _cleaned_up(self) -> tuple[Tidied, Swept]:
+    async def _cleaned_up(self) -> tuple[RowsCleaned, OrphansRemoved]:
         settings = self._settings
         database, writes = Database(self._dsn, 1), Database(self._dsn, 1)
         blobs = open_blobs(settings)
         tenants: set[int] = set()
         store = PostgresStore(writes, settings.idempotency.lifetime_h)
         committer = lone_committer(store, settings, {}, tenants)
-        chores = upload_chores(settings, database, blobs, committer, SystemClock())
+        job = cleanup_job(settings, database, blobs, committer, SystemClock())
         committing = asyncio.create_task(committer.run())
         try:
-            tidied = await chores.tidy(0)
-            swept = None if tidied is None else await chores.sweep(0)
+            tidied = await job.expire_and_free(0)
+            swept = None if tidied is None else await job.remove_orphans(0)
         finally:
             committing.cancel()
             await asyncio.wait([committing])

@@ -160,7 +160,7 @@ async def _bucket(settings: Settings) -> CheckResult:
     blobs = open_blobs(settings)
     try:
         async with asyncio.timeout(_BUCKET_S):
-            async for _ in blobs.kept(time.time_ns() // 1000):
+            async for _ in blobs.list_stored(time.time_ns() // 1000):
                 break
     except TimeoutError:
         return CheckResult("fault", "uploads", f"bucket {name} does not answer", _BUCKET_REMEDY)

@@ -219,7 +219,7 @@ class Server:
             trusted_proxies=networks(server.trusted_proxies),
             bus=bus,
             uploads=files.receiving.counters,
-            upload_chores=files.chores.counters,
+            cleanup_job=files.cleanup_job.counters,
             shares=shares,
             turns=LoopTurns(shares, clock),
             watch=LoopWatch(clock),

@@ -18,17 +18,17 @@ from engine.runtime.services import Service
 from engine.runtime.settings import Settings
 from engine.uploads.blobs import Blobs
 from engine.uploads.cleanup import KeptFor, UploadCleanup
-from engine.uploads.cleanup_job import UploadChores
-from engine.uploads.finish import Finishing
-from engine.uploads.locks import Holds
-from engine.uploads.pending_attachments import WaitingFiles
+from engine.uploads.cleanup_job import CleanupJob
+from engine.uploads.finish import UploadFinisher
+from engine.uploads.locks import UploadLocks
+from engine.uploads.pending_attachments import PendingAttachments
 from engine.uploads.ports import Quota
-from engine.uploads.service import Receiving, UploadLimits
-from engine.uploads.write_limiter import UploadTurns
+from engine.uploads.service import UploadLimits, UploadService
+from engine.uploads.write_limiter import WriteLimiter
 from handlers.http.client_address import networks
 from handlers.http.context import Core
 from handlers.sync.connections import Connections
-from handlers.uploads.common import UploadEdge
+from handlers.uploads.common import UploadContext
 from handlers.uploads.downloads import Files
 from handlers.uploads.routes import Uploads
 from storage.blobs.directory import DirectoryBlobs
@@ -36,7 +36,7 @@ from storage.blobs.s3 import S3Blobs
 from storage.postgres.pool import Database
 from storage.stores.leases import PostgresLeases
 from storage.stores.upload_cleanup import PostgresCleanup
-from storage.stores.upload_reads import PostgresFiles, PostgresWaiting
+from storage.stores.upload_reads import PostgresFiles, PostgresPending
 from storage.stores.uploads import PostgresUploads
 
 #: Of each process: one for claims, one for offsets, so that neither waits for the other, nor for a read.
@@ -65,28 +65,28 @@ class FileParts:
         self._types = FileTypes(chosen)
         self._blobs = open_blobs(settings)
         store = PostgresUploads(self._database)
-        finishing = Finishing(store, self._blobs, self._types, committer, clock)
-        self.holds = Holds(store, self._blobs, bus, clock, expire_s)
-        self.receiving = Receiving(
+        finishing = UploadFinisher(store, self._blobs, self._types, committer, clock)
+        self.holds = UploadLocks(store, self._blobs, bus, clock, expire_s)
+        self.receiving = UploadService(
             store,
             self._blobs,
             self.holds,
             finishing,
             self._types,
             clock,
-            UploadTurns(lambda: committer.counters.messages, clock),
+            WriteLimiter(lambda: committer.counters.messages, clock),
             UploadLimits(
                 Quota(chosen.tenant_bytes, chosen.files_per_record, chosen.open_per_device),
                 chosen.tenant_quotas,
                 expire_s,
             ),
         )
-        self.waiting = WaitingFiles(PostgresWaiting(reads), clock, committer)
-        self.chores = upload_chores(settings, self._database, self._blobs, committer, clock)
+        self.waiting = PendingAttachments(PostgresPending(reads), clock, committer)
+        self.cleanup_job = cleanup_job(settings, self._database, self._blobs, committer, clock)
 
     def routes(self, core: Core, connections: Connections, domains: Domains) -> Iterable[web.RouteDef]:
         """List the routes of uploads and files."""
-        edge = UploadEdge(
+        edge = UploadContext(
             core,
             connections.draining,
             self.receiving,
@@ -103,7 +103,7 @@ class FileParts:
         return [
             Service("uploads", self.receiving.run, self.receiving.drain),
             Service("waiting", self.waiting.run),
-            Service("upload_chores", self.chores.run),
+            Service("upload_cleanup", self.cleanup_job.run),
         ]
 
     async def close(self) -> None:
@@ -119,9 +119,9 @@ def open_blobs(settings: Settings) -> DirectoryBlobs | S3Blobs:
     return DirectoryBlobs(Path(settings.data.dir) / "uploads", settings.uploads.write_threads)
 
 
-def upload_chores(
+def cleanup_job(
     settings: Settings, database: Database, blobs: Blobs, committer: Committer, clock: Clock
-) -> UploadChores:
+) -> CleanupJob:
     """Put together what cleans up."""
     cleanup = UploadCleanup(
         PostgresCleanup(database),
@@ -131,4 +131,4 @@ def upload_chores(
         settings.records.tombstone_data_h * 3600,
         KeptFor(settings.retention.conflict_log_d * 86_400.0, settings.retention.quarantine_d * 86_400.0),
     )
-    return UploadChores(JobLeases(PostgresLeases(database), clock), cleanup)
+    return CleanupJob(JobLeases(PostgresLeases(database), clock), cleanup)

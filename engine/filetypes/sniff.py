@@ -57,7 +57,7 @@ class Found(msgspec.Struct, frozen=True):
 _UNKNOWN: Final = Found((), "of no known type")
 
 
-def recognised(head: bytes, *, whole: bool) -> Found:
+def sniff(head: bytes, *, whole: bool) -> Found:
     """Say what content is by its first bytes; ``whole`` says that there are no others."""
     if whole and not head:
         return Found(_TEXT, "empty")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from engine.filetypes.sniff import Found, recognised
+from engine.filetypes.sniff import Found, sniff
 from engine.runtime.settings import Uploads
 from engine.wire.errors import SyncError
 
@@ -76,7 +76,7 @@ class FileTypes:
         if not _may_be_empty(content_type):
             raise SyncError("invalid_message", _empty(content_type))
 
-    def judged(self, declared: str, head: bytes, size_bytes: int) -> str:
+    def detected_type(self, declared: str, head: bytes, size_bytes: int) -> str:
         """Return the type that a file is by its first bytes: the declared one, or another of its class.
 
         If no type was declared, it is the likeliest one, provided that the content can be of one class only.
@@ -87,7 +87,7 @@ class FileTypes:
         declared = self.listed(declared)
         if size_bytes == 0 and not _may_be_empty(declared):
             raise SyncError("unsupported_type", _empty(declared))
-        found = recognised(head, whole=len(head) == size_bytes)
+        found = sniff(head, whole=len(head) == size_bytes)
         if declared not in self._groups:
             return self._undeclared(found, size_bytes)
         names = [_one_name(media_type) for media_type in found.types]

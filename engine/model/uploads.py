@@ -52,9 +52,9 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
     tenant's quota, and what the offset never passes. ``metadata`` is the ``Upload-Metadata`` as it was sent.
     ``file_name``, ``content_type``, ``domain`` and ``record_id`` are None of a part alone. ``content_type``
     is ``file_types.UNDECLARED`` of an open upload whose content is to tell its type.
-    ``wanted_sha256`` and ``sha256`` are hex digits: what the client says of the whole file, and what it is.
-    ``held`` says that a request is under way, ``holder`` which, or which was the last; ``let_lapse`` that it
-    said nothing for so long that it is dead.
+    ``expected_sha256`` and ``sha256`` are hex digits: what the client says of the whole file, and what it is.
+    ``held`` says that a request is under way, ``holder`` which, or which was the last; ``lock_expired``
+    that it said nothing for so long that it is dead.
     """
 
     ref: UploadRef
@@ -70,13 +70,13 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
     reserved_bytes: int
     offset_bytes: int = 0
     parts: tuple[str, ...] = ()
-    joined_into: str | None = None
+    final_id: str | None = None
     pieces: tuple[str, ...] = ()
     generation: int = 0
     holder: str | None = None
     held: bool = False
-    let_lapse: bool = False
-    wanted_sha256: str | None = None
+    lock_expired: bool = False
+    expected_sha256: str | None = None
     sha256: str | None = None
     state: State = "open"
     created_at_us: int = 0
@@ -93,13 +93,13 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
         return self.offset_bytes == self.size_bytes
 
     @property
-    def unfinished(self) -> bool:
+    def ready_to_finish(self) -> bool:
         """Whether every byte has come, and no file was made of them yet."""
         return self.complete and self.state == "open" and self.kind != "part"
 
     def expired(self, now_us: int) -> bool:
         """Whether nothing came for so long that it is given up."""
-        return self.state == "open" and (not self.held or self.let_lapse) and self.expires_at_us <= now_us
+        return self.state == "open" and (not self.held or self.lock_expired) and self.expires_at_us <= now_us
 
 
 class Append(msgspec.Struct, frozen=True):
@@ -115,7 +115,7 @@ class Append(msgspec.Struct, frozen=True):
     completes: bool = False
 
 
-class Taking(msgspec.Struct, frozen=True):
+class AppendPlan(msgspec.Struct, frozen=True):
     """Take ``most_bytes`` at most; ``size_bytes`` is the size of the whole, None until it is known."""
 
     most_bytes: int
@@ -127,7 +127,7 @@ class Taking(msgspec.Struct, frozen=True):
         return self.most_bytes == 0 and self.size_bytes is not None
 
 
-def standing(upload: Upload | None, device_id: str, now_us: int) -> Upload:
+def visible_to(upload: Upload | None, device_id: str, now_us: int) -> Upload:
     """Give an upload to the device that it is of, while there is something of it.
 
     Raises SyncError ``not_found`` for another device's, ``upload_gone`` for one that came to nothing.
@@ -145,11 +145,11 @@ def standing(upload: Upload | None, device_id: str, now_us: int) -> Upload:
     return upload
 
 
-def appended(upload: Upload, request: Append) -> Taking:
+def plan_append(upload: Upload, request: Append) -> AppendPlan:
     """Decide on a request that brings bytes to an upload that stands.
 
     A request without bytes is taken also where every byte has come. If only the end of a body tells its
-    length, the caller has to see that it is empty (``Taking.complete``).
+    length, the caller has to see that it is empty (``AppendPlan.complete``).
 
     Raises SyncError ``offset_mismatch`` (with ``offset``), ``too_large``, ``inconsistent_length``,
     ``upload_complete``.
@@ -179,7 +179,7 @@ def appended(upload: Upload, request: Append) -> Taking:
     most_bytes = bound_bytes - upload.offset_bytes
     if request.length_bytes is not None and request.length_bytes > most_bytes:
         raise SyncError("too_large", f"{request.length_bytes} bytes: no more than {most_bytes} are to come")
-    return Taking(most_bytes, size_bytes)
+    return AppendPlan(most_bytes, size_bytes)
 
 
 def upload_complete() -> SyncError:
@@ -187,7 +187,7 @@ def upload_complete() -> SyncError:
     return SyncError("upload_complete", "every byte of this upload has come")
 
 
-def joinable(parts: Sequence[Upload], most_bytes: int) -> int:
+def concatenated_bytes(parts: Sequence[Upload], most_bytes: int) -> int:
     """Add up the parts of an upload that is put together. Raises SyncError."""
     for part in parts:
         if part.kind != "part":

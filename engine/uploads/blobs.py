@@ -10,20 +10,20 @@ import msgspec
 from engine.model.uploads import Draft, Upload, UploadRef
 
 
-class WaitingFile(msgspec.Struct, frozen=True):
+class PendingFile(msgspec.Struct, frozen=True):
     """A stored file that is not in its record's entry yet. ``due`` says that the record is there now."""
 
     upload: Upload
     due: bool
 
 
-class WaitingStore(Protocol):
+class PendingStore(Protocol):
     """Files that are stored before their records."""
 
     async def tenants(self, after: int, limit: int) -> list[int]:
         """List tenants that have any, ascending and behind ``after``. Raises StoreError."""
 
-    async def waiting(self, behind: Mapping[int, Upload | None], limit: int) -> list[WaitingFile]:
+    async def waiting(self, behind: Mapping[int, Upload | None], limit: int) -> list[PendingFile]:
         """List some tenants' files, ``limit`` of each, in one round trip.
 
         They come in an order that stays, those of a tenant behind the one that is given for it. Raises
@@ -60,7 +60,7 @@ class Content(msgspec.Struct, frozen=True):
     head: bytes
 
 
-class Appending(Protocol):
+class DraftWriter(Protocol):
     """Bytes on their way behind a draft, by one request. Not for two tasks at once."""
 
     async def write(self, blocks: Sequence[bytes]) -> None:
@@ -87,10 +87,10 @@ class Blobs(Protocol):
     event loop busy.
     """
 
-    def appending(self, draft: Draft, algorithm: str | None = None) -> Appending:
+    def open_draft(self, draft: Draft, algorithm: str | None = None) -> DraftWriter:
         """Append behind a draft; ``algorithm`` (``hashlib``'s name) is of ``digest``."""
 
-    async def renew(self, draft: Draft, generation: int) -> None:
+    async def fork_draft(self, draft: Draft, generation: int) -> None:
         """Make what is acknowledged of a draft that of a later generation.
 
         Whoever still writes to the earlier one writes to nothing that is read. Raises BlobsError.
@@ -108,17 +108,17 @@ class Blobs(Protocol):
     def read(self, file: UploadRef, first_byte: int, count_bytes: int) -> AsyncIterator[bytes]:
         """Read part of a file, in blocks. Raises BlobMissingError, BlobsError."""
 
-    async def drop_draft(self, ref: UploadRef) -> None:
+    async def delete_draft(self, ref: UploadRef) -> None:
         """Remove a draft in all its generations, if there is one. Raises BlobsError."""
 
-    async def drop_file(self, file: UploadRef) -> None:
+    async def delete_file(self, file: UploadRef) -> None:
         """Remove a file, if there is one. Raises BlobsError."""
 
-    def kept(self, before_us: int) -> AsyncIterator[list[Kept]]:
+    def list_stored(self, before_us: int) -> AsyncIterator[list[StoredBlob]]:
         """List drafts and files that were last written before an instant, some at a time."""
 
 
-class Kept(msgspec.Struct, frozen=True):
+class StoredBlob(msgspec.Struct, frozen=True):
     """Something that takes room: a draft, or a file."""
 
     ref: UploadRef

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from engine.model.uploads import Append, Taking
+from engine.model.uploads import Append, AppendPlan
 from engine.runtime.ports import Clock
-from engine.uploads.blobs import Appending
-from engine.uploads.locks import Hold
-from engine.uploads.write_limiter import UploadTurns
+from engine.uploads.blobs import DraftWriter
+from engine.uploads.locks import UploadLock
+from engine.uploads.write_limiter import WriteLimiter
 from engine.wire.errors import SyncError
 
 #: Handed to the disk at a stretch; so much of one request waits at most, and as much is under way.
@@ -41,23 +41,23 @@ class Body(Protocol):
         """Have ``next`` raise BodyCutError."""
 
 
-class UploadIntake:
+class BodyWriter:
     """The bytes of one request on their way to the disk: one write is under way while the next gathers."""
 
     def __init__(
         self,
-        hold: Hold,
-        taking: Taking,
+        hold: UploadLock,
+        plan: AppendPlan,
         request: Append,
-        appending: Appending,
+        writer: DraftWriter,
         body: Body,
         clock: Clock,
-        turns: UploadTurns,
+        turns: WriteLimiter,
         *,
         progress: bool,
     ) -> None:
         self._hold = hold
-        self._appending = appending
+        self._writer = writer
         self._body = body
         self._clock = clock
         self._turns = turns
@@ -66,19 +66,19 @@ class UploadIntake:
         self._waiting_bytes = 0
         #: Where the request ends, if it says so, and where it has to end in any case.
         self._ends_there = request.length_bytes is not None
-        most_bytes = taking.most_bytes if request.length_bytes is None else request.length_bytes
+        most_bytes = plan.most_bytes if request.length_bytes is None else request.length_bytes
         self._most_offset_bytes = hold.upload.offset_bytes + most_bytes
         self._writing: asyncio.Task[None] | None = None
         self.offset_bytes = hold.upload.offset_bytes
 
     async def flush(self) -> tuple[str, ...]:
         """Have all that came durable, in a turn. Gives the names of pieces. Raises BlobsError."""
-        async with self._turns.turn():
-            return await self._appending.flush(self._left())
+        async with self._turns.slot():
+            return await self._writer.flush(self._left())
 
     async def run(self) -> bool:
         """Take everything in; True says that it broke off. Raises SyncError, BlobsError, StoreError."""
-        next_word_s = self._clock.monotonic_s() + PROGRESS_S
+        next_progress_s = self._clock.monotonic_s() + PROGRESS_S
         try:
             while True:
                 try:
@@ -91,14 +91,14 @@ class UploadIntake:
                     await self._add(block)
                     if self._ends_there and self.offset_bytes == self._most_offset_bytes:
                         return False
-                said_bytes = self._hold.upload.offset_bytes
-                if self._clock.monotonic_s() >= next_word_s or (
+                acknowledged_bytes = self._hold.upload.offset_bytes
+                if self._clock.monotonic_s() >= next_progress_s or (
                     self._progress
-                    and self.offset_bytes - said_bytes >= _PROGRESS_BYTES
+                    and self.offset_bytes - acknowledged_bytes >= _PROGRESS_BYTES
                     and self.offset_bytes < self._most_offset_bytes
                 ):
                     await self._acknowledge()
-                    next_word_s = self._clock.monotonic_s() + PROGRESS_S
+                    next_progress_s = self._clock.monotonic_s() + PROGRESS_S
         finally:
             await self._written()
 
@@ -114,8 +114,8 @@ class UploadIntake:
             self._writing = asyncio.create_task(self._write(self._left()))
 
     async def _write(self, blocks: list[bytes]) -> None:
-        async with self._turns.turn():
-            await self._appending.write(blocks)
+        async with self._turns.slot():
+            await self._writer.write(blocks)
 
     async def _acknowledge(self) -> None:
         """Have what came kept, should this process be killed; with a checksum only the lease is renewed."""

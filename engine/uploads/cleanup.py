@@ -18,8 +18,8 @@ from engine.model.rows import RecordKey
 from engine.model.uploads import State, UploadRef
 from engine.plan.work import Attach, AttachAnswer
 from engine.runtime.batching import with_retries
-from engine.uploads.blobs import Blobs, Kept
-from engine.uploads.finish import drop_draft, drop_file
+from engine.uploads.blobs import Blobs, StoredBlob
+from engine.uploads.finish import delete_draft, delete_file
 
 #: Looked at in one statement: what more there is waits for the next, and so does nobody else.
 PAGE: Final = 500
@@ -69,7 +69,7 @@ class Abandonment(msgspec.Struct, frozen=True):
         return self.abandoned / (self.finished + self.abandoned)
 
 
-class Tidied(msgspec.Struct):
+class RowsCleaned(msgspec.Struct):
     """What came of a run: uploads that expired, files that were freed, and rows that were forgotten.
 
     ``emptied`` are tombstones whose last data were dropped, ``conflicts`` rows of the log of conflicts and
@@ -86,7 +86,7 @@ class Tidied(msgspec.Struct):
     abandonment: list[Abandonment] = []
 
 
-class Swept(msgspec.Struct):
+class OrphansRemoved(msgspec.Struct):
     """What came of a look at all bytes that are kept; ``left`` is what could not be removed now."""
 
     orphans: int = 0
@@ -177,9 +177,9 @@ class UploadCleanup:
         self._last_data_us = int(last_data_s * 1_000_000)
         self._kept_for = kept_for
 
-    async def tidy(self, now_us: int, keep: Keep) -> Tidied:
+    async def expire_and_free(self, now_us: int, keep: Keep) -> RowsCleaned:
         """Go over the rows; ``keep`` is called now and then. Raises StoreError, and what ``keep`` does."""
-        tidied = Tidied()
+        tidied = RowsCleaned()
         await self._expire(now_us, keep, tidied)
         await self._mark(now_us, keep)
         await self._free("attached", now_us, keep, tidied)
@@ -196,17 +196,17 @@ class UploadCleanup:
         tidied.abandonment = await with_retries(partial(self._store.abandonment, now_us - _DAY_US))
         return tidied
 
-    async def sweep(self, now_us: int, keep: Keep) -> Swept:
+    async def remove_orphans(self, now_us: int, keep: Keep) -> OrphansRemoved:
         """Go over the bytes. Raises BlobsError, StoreError, and what ``keep`` does."""
-        swept = Swept()
-        async for some in self._blobs.kept(now_us - _ORPHANED_US):
+        swept = OrphansRemoved()
+        async for some in self._blobs.list_stored(now_us - _ORPHANED_US):
             states = await with_retries(partial(self._store.states, [kept.ref for kept in some]))
             orphans = [kept for kept in some if _orphaned(kept, states.get(kept.ref))]
             await _few(orphans, partial(self._sweep, swept))
             await keep()
         return swept
 
-    async def _expire(self, now_us: int, keep: Keep, tidied: Tidied) -> None:
+    async def _expire(self, now_us: int, keep: Keep, tidied: RowsCleaned) -> None:
         after: UploadRef | None = None
         while True:
             page = await with_retries(partial(self._store.opened, after, PAGE, now_us))
@@ -217,7 +217,7 @@ class UploadCleanup:
             for tenant_id, ids in due.items():
                 ended = await with_retries(partial(self._store.expire, tenant_id, ids, now_us))
                 tidied.expired += len(ended)
-                await _few(ended, partial(drop_draft, self._blobs))
+                await _few(ended, partial(delete_draft, self._blobs))
             await keep()
             if len(page) < PAGE:
                 return
@@ -229,7 +229,7 @@ class UploadCleanup:
             await keep()
 
     async def _free(
-        self, state: Literal["attached", "stored"], now_us: int, keep: Keep, tidied: Tidied
+        self, state: Literal["attached", "stored"], now_us: int, keep: Keep, tidied: RowsCleaned
     ) -> None:
         after: GoneFile | None = None
         while True:
@@ -244,7 +244,7 @@ class UploadCleanup:
                 return
             after = page[-1]
 
-    async def _free_one(self, now_us: int, tidied: Tidied, file: GoneFile) -> None:
+    async def _free_one(self, now_us: int, tidied: RowsCleaned, file: GoneFile) -> None:
         ref = file.ref
         job = Attach(
             ref.tenant_id,
@@ -262,10 +262,10 @@ class UploadCleanup:
         elif outcome.state == "freed":
             tidied.freed += 1
             if outcome.spare is not None:
-                await drop_file(self._blobs, UploadRef(ref.tenant_id, outcome.spare))
+                await delete_file(self._blobs, UploadRef(ref.tenant_id, outcome.spare))
 
-    async def _sweep(self, swept: Swept, kept: Kept) -> None:
-        dropped = await (drop_file if kept.is_file else drop_draft)(self._blobs, kept.ref)
+    async def _sweep(self, swept: OrphansRemoved, kept: StoredBlob) -> None:
+        dropped = await (delete_file if kept.is_file else delete_draft)(self._blobs, kept.ref)
         if dropped:
             swept.orphans += 1
             swept.orphan_bytes += kept.size_bytes
@@ -282,7 +282,7 @@ async def _page_by_page(forget: Callable[[int, int], Awaitable[int]], before_us:
     return forgotten
 
 
-def _orphaned(kept: Kept, state: State | None) -> bool:
+def _orphaned(kept: StoredBlob, state: State | None) -> bool:
     """Whether no row wants these bytes. An open upload may have a file: its last step is still to come."""
     if kept.is_file:
         return state not in ("open", "stored", "attached", "lent")

@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from engine.cluster.leases import JobLeases
-from engine.uploads.cleanup import Swept, Tidied, UploadCleanup
+from engine.uploads.cleanup import OrphansRemoved, RowsCleaned, UploadCleanup
 
 #: Rows are gone over often; to go over the bytes is to read the names of all files, for what is a day old.
 _TIDY_EVERY_S: Final = 300.0
@@ -23,7 +23,7 @@ _MOST_ABANDONED: Final = 0.2
 _log = structlog.get_logger()
 
 
-class ChoreCounters(msgspec.Struct):
+class CleanupCounters(msgspec.Struct):
     """What this process removed since it started; ``abandonment_ratio`` is of all, None without data."""
 
     expired: int = 0
@@ -38,11 +38,11 @@ class _Report(msgspec.Struct):
     abandonment_ratio: float | None
 
 
-class UploadChores:
+class CleanupJob:
     """Takes this process's leases."""
 
     def __init__(self, leases: JobLeases, cleanup: UploadCleanup) -> None:
-        self.counters = ChoreCounters()
+        self.counters = CleanupCounters()
         self._leases = leases
         self._cleanup = cleanup
         self._alarmed = False
@@ -53,8 +53,8 @@ class UploadChores:
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
-                await self.tidy(_TIDY_EVERY_S)
-                await self.sweep(_SWEEP_EVERY_S)
+                await self.expire_and_free(_TIDY_EVERY_S)
+                await self.remove_orphans(_SWEEP_EVERY_S)
                 told = None
             except Exception as error:  # what is left now is found later, and serving goes on
                 reason = type(error).__name__
@@ -62,7 +62,7 @@ class UploadChores:
                     _log.warning("uploads_not_cleaned", reason=reason)
                 told = reason
 
-    async def tidy(self, every_s: float) -> Tidied | None:
+    async def expire_and_free(self, every_s: float) -> RowsCleaned | None:
         """Go over the rows, if it is time and nobody else does.
 
         Raises StoreError, LeaseLostError.
@@ -71,7 +71,7 @@ class UploadChores:
             if lease is None:
                 await self._follow()
                 return None
-            tidied = await self._cleanup.tidy(lease.now_us, lease.renew)
+            tidied = await self._cleanup.expire_and_free(lease.now_us, lease.renew)
             ratio = abandonment_ratio(tidied)
             lease.report = msgspec.json.encode(_Report(ratio))
         self.counters.expired += tidied.expired
@@ -91,7 +91,7 @@ class UploadChores:
         self._alarm(ratio)
         return tidied
 
-    async def sweep(self, every_s: float) -> Swept | None:
+    async def remove_orphans(self, every_s: float) -> OrphansRemoved | None:
         """Go over the bytes, if it is time and nobody else does.
 
         Raises StoreError, BlobsError, LeaseLostError.
@@ -99,7 +99,7 @@ class UploadChores:
         async with self._leases.acquire(_SWEEP, every_s) as lease:
             if lease is None:
                 return None
-            swept = await self._cleanup.sweep(lease.now_us, lease.renew)
+            swept = await self._cleanup.remove_orphans(lease.now_us, lease.renew)
         self.counters.orphans += swept.orphans
         _log.info("orphans_removed", orphans=swept.orphans, orphan_bytes=swept.orphan_bytes, left=swept.left)
         return swept
@@ -117,7 +117,7 @@ class UploadChores:
         self._alarmed = abandoned
 
 
-def abandonment_ratio(tidied: Tidied) -> float | None:
+def abandonment_ratio(tidied: RowsCleaned) -> float | None:
     """Add up all tenants; None where nothing ended."""
     abandoned = sum([one.abandoned for one in tidied.abandonment])
     ended = sum([one.finished + one.abandoned for one in tidied.abandonment])

@@ -18,14 +18,14 @@ from engine.plan.work import Attach, AttachAnswer, Outcome
 from engine.runtime.batching import Batcher, with_retries
 from engine.runtime.ports import Clock
 from engine.uploads.blobs import Blobs, BlobsError
-from engine.uploads.locks import Hold
+from engine.uploads.locks import UploadLock
 from engine.uploads.ports import Stored, UploadStore
 from engine.wire.errors import SyncError
 
 _log = structlog.get_logger()
 
 
-class Finishing:
+class UploadFinisher:
     """Makes files of uploads of which every byte has come."""
 
     def __init__(
@@ -42,7 +42,7 @@ class Finishing:
         """Tell the store of files until cancelled."""
         await self._stored.run()
 
-    async def finish(self, hold: Hold) -> Upload:
+    async def finish(self, hold: UploadLock) -> Upload:
         """Make a file of an upload that is held, and give it back.
 
         Raises SyncError ``checksum_mismatch``, ``unsupported_type`` or ``too_large`` for one that came to
@@ -53,7 +53,7 @@ class Finishing:
         drafts = await self._drafts(upload)
         content = await self._blobs.inspect(drafts, ref)
         try:
-            content_type = self._judged(upload, content.sha256, content.head)
+            content_type = self._detected_type(upload, content.sha256, content.head)
         except SyncError as error:
             _log.info("upload_refused", tenant_id=ref.tenant_id, upload_id=ref.upload_id, code=error.code)
             await self.discard(upload, hold.claim.holder, "refused")
@@ -72,7 +72,7 @@ class Finishing:
             size_bytes=upload.offset_bytes,
         )
         for part in upload.parts:
-            await drop_draft(self._blobs, UploadRef(ref.tenant_id, part))
+            await delete_draft(self._blobs, UploadRef(ref.tenant_id, part))
         file = {"state": "stored", "sha256": content.sha256, "content_type": content_type}
         return await self.attach(msgspec.structs.replace(upload, held=False, pieces=(), **file))
 
@@ -83,21 +83,21 @@ class Finishing:
         parts = [await self._store.find(UploadRef(tenant_id, part)) for part in upload.parts]
         return [part.draft for part in parts if part is not None]
 
-    def _judged(self, upload: Upload, sha256: str, head: bytes) -> str:
-        if upload.wanted_sha256 not in (None, sha256):
+    def _detected_type(self, upload: Upload, sha256: str, head: bytes) -> str:
+        if upload.expected_sha256 not in (None, sha256):
             raise SyncError(
-                "checksum_mismatch", f"the file's SHA-256 is {sha256}, not {upload.wanted_sha256}"
+                "checksum_mismatch", f"the file's SHA-256 is {sha256}, not {upload.expected_sha256}"
             )
         assert upload.content_type is not None
-        return self._types.judged(upload.content_type, head, upload.offset_bytes)
+        return self._types.detected_type(upload.content_type, head, upload.offset_bytes)
 
     async def discard(self, upload: Upload, holder: str | None, state: State) -> bool:
         """End an open upload, with its parts, and remove its bytes."""
         ended = await with_retries(lambda: self._store.discard(upload.ref, holder, state))
         if ended:
-            await drop_draft(self._blobs, upload.ref)
+            await delete_draft(self._blobs, upload.ref)
             for part in upload.parts:
-                await drop_draft(self._blobs, UploadRef(upload.ref.tenant_id, part))
+                await delete_draft(self._blobs, UploadRef(upload.ref.tenant_id, part))
         return ended
 
     async def attach(self, upload: Upload) -> Upload:
@@ -120,24 +120,24 @@ class Finishing:
         """Have it committed what becomes of a file, and remove the bytes that nobody wants after it."""
         outcome = await settled(self._jobs, job)
         if isinstance(outcome, AttachAnswer) and outcome.spare is not None:
-            await drop_file(self._blobs, UploadRef(job.tenant_id, outcome.spare))
+            await delete_file(self._blobs, UploadRef(job.tenant_id, outcome.spare))
         return outcome
 
 
-async def drop_draft(blobs: Blobs, ref: UploadRef) -> bool:
+async def delete_draft(blobs: Blobs, ref: UploadRef) -> bool:
     """Remove a draft; False, and a warning in the log, where that has to wait."""
     try:
-        await blobs.drop_draft(ref)
+        await blobs.delete_draft(ref)
     except BlobsError as error:
         _log.warning("draft_left", tenant_id=ref.tenant_id, upload_id=ref.upload_id, reason=str(error))
         return False
     return True
 
 
-async def drop_file(blobs: Blobs, ref: UploadRef) -> bool:
+async def delete_file(blobs: Blobs, ref: UploadRef) -> bool:
     """Remove a file; False, and a warning in the log, where that has to wait."""
     try:
-        await blobs.drop_file(ref)
+        await blobs.delete_file(ref)
     except BlobsError as error:
         _log.warning("file_left", tenant_id=ref.tenant_id, upload_id=ref.upload_id, reason=str(error))
         return False

@@ -18,11 +18,11 @@ import msgspec
 import structlog
 
 from engine.cluster.bus import Bus
-from engine.model.uploads import Upload, UploadRef, standing
+from engine.model.uploads import Upload, UploadRef, visible_to
 from engine.runtime.batching import Batcher, with_retries
 from engine.runtime.ports import Clock, StoreError
 from engine.uploads.blobs import BlobMissingError, Blobs
-from engine.uploads.ports import Advance, Claim, UploadStore
+from engine.uploads.ports import Claim, OffsetUpdate, UploadStore
 from engine.wire.errors import SyncError
 
 #: How long a request elsewhere has to give an upload back, once it is told; then it is taken from it. One
@@ -37,12 +37,12 @@ _BUSY_RETRY_MS: Final = 1000
 _log = structlog.get_logger()
 
 
-class Hold:
+class UploadLock:
     """One request's hold of an upload; ``upload`` is what is acknowledged by now, once it was taken."""
 
     upload: Upload
 
-    def __init__(self, claim: Claim, advances: Batcher[Advance, bool]) -> None:
+    def __init__(self, claim: Claim, advances: Batcher[OffsetUpdate, bool]) -> None:
         self.claim = claim
         #: Whether there is nothing to give back.
         self.released = True
@@ -51,7 +51,7 @@ class Hold:
         self._cut: Callable[[], None] | None = None
         self._wanted = False
 
-    def when_wanted(self, cut: Callable[[], None]) -> None:
+    def on_release_requested(self, cut: Callable[[], None]) -> None:
         """Say what brings the request to its end."""
         self._cut = cut
         if self._wanted:
@@ -74,7 +74,7 @@ class Hold:
         """Acknowledge what is durable. Raises SyncError ``locked`` when another request took over."""
         upload = self.upload
         all_pieces = (*upload.pieces, *pieces)
-        asked = Advance(upload.ref, self.claim.holder, offset_bytes, size_bytes, all_pieces, release)
+        asked = OffsetUpdate(upload.ref, self.claim.holder, offset_bytes, size_bytes, all_pieces, release)
         if not await self._advances.submit(asked):
             self.released = True
             raise taken_over()
@@ -87,7 +87,7 @@ class Hold:
         )
 
 
-class Holds:
+class UploadLocks:
     """The uploads that requests of this process have, and how they come to have them."""
 
     def __init__(self, store: UploadStore, blobs: Blobs, bus: Bus, clock: Clock, expire_s: float) -> None:
@@ -96,9 +96,9 @@ class Holds:
         self._bus = bus
         self._clock = clock
         self._claims = Batcher(store.claim)
-        self._advances: Batcher[Advance, bool] = Batcher(partial(store.advance, expire_s=expire_s))
+        self._advances: Batcher[OffsetUpdate, bool] = Batcher(partial(store.advance, expire_s=expire_s))
         #: By device as well: what another one asks is refused, and is in nobody's way.
-        self._here: dict[tuple[UploadRef, str], Hold] = {}
+        self._here: dict[tuple[UploadRef, str], UploadLock] = {}
         self._of_device: Counter[tuple[int, str]] = Counter()
         self._name = uuid.uuid4().hex
         self._count = 0
@@ -125,7 +125,7 @@ class Holds:
                 hold.want()
 
     @asynccontextmanager
-    async def holding(self, ref: UploadRef, device_id: str) -> AsyncIterator[Hold]:
+    async def acquire(self, ref: UploadRef, device_id: str) -> AsyncIterator[UploadLock]:
         """Have an upload to oneself, and give it back. One that is open no longer is only shown.
 
         Raises SyncError ``locked``, ``not_found``, ``upload_gone``.
@@ -140,7 +140,7 @@ class Holds:
                         await hold.advance(hold.upload.offset_bytes, release=True)
 
     @contextmanager
-    def _alone(self, ref: UploadRef, device_id: str) -> Iterator[Hold]:
+    def _alone(self, ref: UploadRef, device_id: str) -> Iterator[UploadLock]:
         """Be the one request of this process that wants an upload."""
         place = (ref, device_id)
         if place in self._here:
@@ -154,7 +154,7 @@ class Holds:
             )
         self._of_device[device] += 1
         self._count += 1
-        hold = Hold(Claim(ref, device_id, f"{self._name}-{self._count}"), self._advances)
+        hold = UploadLock(Claim(ref, device_id, f"{self._name}-{self._count}"), self._advances)
         self._here[place] = hold
         try:
             yield hold
@@ -165,32 +165,34 @@ class Holds:
                 del self._of_device[device]
             hold.ended.set()
 
-    async def _take(self, hold: Hold) -> None:
+    async def _take(self, hold: UploadLock) -> None:
         claim = hold.claim
         claimed = await self._claims.submit(claim)
         if claimed is not None and claimed.taken:
             hold.upload, hold.released = claimed.upload, False
             return
-        upload = standing(None if claimed is None else claimed.upload, claim.device_id, self._clock.now_us())
-        if upload.joined_into is not None:
-            raise spent()
-        if upload.let_lapse and await self._seized(hold):
+        upload = visible_to(
+            None if claimed is None else claimed.upload, claim.device_id, self._clock.now_us()
+        )
+        if upload.final_id is not None:
+            raise part_used()
+        if upload.lock_expired and await self._stolen(hold):
             return
         if upload.state == "open":
             raise _locked()
         hold.upload = upload
 
-    async def _seized(self, hold: Hold) -> bool:
+    async def _stolen(self, hold: UploadLock) -> bool:
         """Take an upload from whoever has it, unless it is open no longer. Raises BlobsError, StoreError."""
         ref = hold.claim.ref
-        upload = await with_retries(lambda: self._store.seize(hold.claim))
+        upload = await with_retries(lambda: self._store.steal(hold.claim))
         if upload is None:
             return False
         hold.upload, hold.released = upload, False
         before = msgspec.structs.replace(upload.draft, generation=upload.generation - 1)
         with suppress(BlobMissingError):  # it is a file by now, and taken for one when it is finished
-            await self._blobs.renew(before, upload.generation)
-        _log.info("upload_seized", tenant_id=ref.tenant_id, upload_id=ref.upload_id)
+            await self._blobs.fork_draft(before, upload.generation)
+        _log.info("upload_lock_stolen", tenant_id=ref.tenant_id, upload_id=ref.upload_id)
         return True
 
     async def freed(self, ref: UploadRef, device_id: str) -> Upload:
@@ -209,7 +211,7 @@ class Holds:
         return upload
 
     async def _found(self, ref: UploadRef, device_id: str) -> Upload:
-        return standing(await self._store.find(ref), device_id, self._clock.now_us())
+        return visible_to(await self._store.find(ref), device_id, self._clock.now_us())
 
     async def _given_back(self, upload: Upload) -> Upload:
         """Have a request elsewhere give an upload back, or take it."""
@@ -217,7 +219,7 @@ class Holds:
         assert upload.holder is not None
         self._bus.wanted(ref.tenant_id, ref.upload_id, upload.holder)
         began_s = self._clock.monotonic_s()
-        while not upload.let_lapse:
+        while not upload.lock_expired:
             if self._clock.monotonic_s() >= began_s + (_FINISH_S if upload.complete else _GIVE_BACK_S):
                 break
             await asyncio.sleep(_LOOK_S)
@@ -225,7 +227,7 @@ class Holds:
             if not upload.held:
                 return upload
         with self._alone(ref, device_id) as hold:
-            if not await self._seized(hold):
+            if not await self._stolen(hold):
                 return await self._found(ref, device_id)
             await hold.advance(hold.upload.offset_bytes, release=True)
             return msgspec.structs.replace(hold.upload, held=False)
@@ -240,6 +242,6 @@ def _locked() -> SyncError:
     return SyncError("locked", "another request is under way on this upload")
 
 
-def spent() -> SyncError:
+def part_used() -> SyncError:
     """Make the refusal of what would change a part whose bytes are another upload's."""
     return SyncError("forbidden", "this part was put together with others")

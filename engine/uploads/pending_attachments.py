@@ -18,7 +18,7 @@ from engine.model.uploads import Upload, UploadRef
 from engine.plan.attachments import attaching
 from engine.plan.work import Outcome
 from engine.runtime.ports import Clock, StoreError
-from engine.uploads.blobs import WaitingStore
+from engine.uploads.blobs import PendingStore
 from engine.wire.errors import SyncError
 
 _LOOK_S: Final = 1.0
@@ -33,10 +33,10 @@ _KNOWN_OF_ALL: Final = 50_000
 _log = structlog.get_logger()
 
 
-class WaitingFiles:
+class PendingAttachments:
     """The files that wait, by their records, as of the last reads."""
 
-    def __init__(self, store: WaitingStore, clock: Clock, jobs: WorkQueue) -> None:
+    def __init__(self, store: PendingStore, clock: Clock, jobs: WorkQueue) -> None:
         self._store = store
         self._clock = clock
         self._jobs = jobs

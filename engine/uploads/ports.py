@@ -31,7 +31,7 @@ class Claimed(msgspec.Struct, frozen=True):
     taken: bool
 
 
-class Advance(msgspec.Struct, frozen=True):
+class OffsetUpdate(msgspec.Struct, frozen=True):
     """What a holder has made durable: the new offset and pieces. ``release`` gives the upload back."""
 
     ref: UploadRef
@@ -59,7 +59,7 @@ Created = Literal["created", "tenant_full", "record_full", "device_full"]
 Joined = Literal["created", "record_full", "spent"]
 
 
-class Creating(msgspec.Struct, frozen=True):
+class NewUpload(msgspec.Struct, frozen=True):
     """An upload to be kept, within a quota."""
 
     upload: Upload
@@ -80,10 +80,10 @@ class UploadStore(Protocol):
     All but claims are durable on return: after a crash nobody has an upload.
     """
 
-    async def create(self, uploads: Sequence[Creating], expire_s: float) -> list[Created]:
+    async def create(self, uploads: Sequence[NewUpload], expire_s: float) -> list[Created]:
         """Keep new uploads and reserve their bytes, those for which there is room."""
 
-    async def join(self, upload: Creating, expire_s: float) -> Joined:
+    async def concatenate(self, upload: NewUpload, expire_s: float) -> Joined:
         """Keep a new upload that is put together of parts, which are spent by it, all of them or none.
 
         What the parts reserved becomes its own. ``spent`` when one of them is not open, spent by now, or
@@ -96,10 +96,10 @@ class UploadStore(Protocol):
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed | None]:
         """Give uploads to those who want them, while nobody has them; None for one that is not there."""
 
-    async def seize(self, claim: Claim) -> Upload | None:
+    async def steal(self, claim: Claim) -> Upload | None:
         """Take an upload from whoever has it, if it is still open; its generation is a later one then."""
 
-    async def advance(self, advances: Sequence[Advance], expire_s: float) -> list[bool]:
+    async def advance(self, advances: Sequence[OffsetUpdate], expire_s: float) -> list[bool]:
         """Move offsets; False for one whose holder is its holder no longer, and nothing was done."""
 
     async def store(self, stored: Sequence[Stored]) -> list[bool]:

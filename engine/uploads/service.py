@@ -18,25 +18,25 @@ from engine.filetypes.types import FileTypes
 from engine.model.uploads import (
     FINISHED,
     Append,
+    AppendPlan,
     Kind,
-    Taking,
     Upload,
     UploadRef,
-    appended,
-    joinable,
-    standing,
+    concatenated_bytes,
+    plan_append,
     upload_complete,
+    visible_to,
 )
 from engine.runtime.batching import Batcher, with_retries
 from engine.runtime.ports import Clock
 from engine.runtime.rate_limit import retry_later_ms, retry_soon_ms
 from engine.uploads.blobs import BlobMissingError, Blobs
-from engine.uploads.body_writer import PROGRESS_S, Body, BodyCutError, UploadIntake
-from engine.uploads.finish import Finishing
-from engine.uploads.locks import Hold, Holds, spent, taken_over
+from engine.uploads.body_writer import PROGRESS_S, Body, BodyCutError, BodyWriter
+from engine.uploads.finish import UploadFinisher
+from engine.uploads.locks import UploadLock, UploadLocks, part_used, taken_over
 from engine.uploads.metadata import Described
-from engine.uploads.ports import Created, Creating, Quota, UploadStore
-from engine.uploads.write_limiter import UploadTurns
+from engine.uploads.ports import Created, NewUpload, Quota, UploadStore
+from engine.uploads.write_limiter import WriteLimiter
 from engine.wire.errors import SyncError
 
 MOST_PARTS: Final = 100
@@ -76,18 +76,18 @@ class UploadCounters(msgspec.Struct):
     received_bytes: int = 0
 
 
-class Receiving:
+class UploadService:
     """Serves the requests of one process."""
 
     def __init__(
         self,
         store: UploadStore,
         blobs: Blobs,
-        holds: Holds,
-        finishing: Finishing,
+        holds: UploadLocks,
+        finishing: UploadFinisher,
         types: FileTypes,
         clock: Clock,
-        turns: UploadTurns,
+        turns: WriteLimiter,
         limits: UploadLimits,
     ) -> None:
         self.counters = UploadCounters()
@@ -101,7 +101,7 @@ class Receiving:
         self._quota = limits.quota
         self._quotas = limits.quotas
         self.expire_s = limits.expire_s
-        self._creations: Batcher[Creating, Created] = Batcher(
+        self._creations: Batcher[NewUpload, Created] = Batcher(
             partial(store.create, expire_s=limits.expire_s), 50
         )
         self._draining = False
@@ -132,7 +132,7 @@ class Receiving:
         reserved_bytes = most_bytes if size_bytes is None else size_bytes
         upload = self._new(session, creation, reserved_bytes)
         quota = self._quota_of(session)
-        made = await self._creations.submit(Creating(upload, quota))
+        made = await self._creations.submit(NewUpload(upload, quota))
         if made == "tenant_full":
             most = f"unfinished ones included, may have {quota.tenant_bytes} bytes"
             raise SyncError("quota_exceeded", f"the files of this tenant, {most}")
@@ -171,7 +171,7 @@ class Receiving:
             metadata=creation.metadata,
             size_bytes=creation.size_bytes,
             reserved_bytes=reserved_bytes,
-            wanted_sha256=None if described is None else described.sha256,
+            expected_sha256=None if described is None else described.sha256,
             created_at_us=now_us,
             expires_at_us=now_us + int(self.expire_s * 1_000_000),
         )
@@ -184,23 +184,23 @@ class Receiving:
         Raises SyncError, BlobsError, StoreError.
         """
         ref = UploadRef(session.tenant.tenant_id, upload_id)
-        async with self._holds.holding(ref, session.device_id) as hold:
-            taking = appended(hold.upload, request)
-            hold.when_wanted(body.cut)
-            if taking.complete and request.length_bytes is None:
+        async with self._holds.acquire(ref, session.device_id) as hold:
+            plan = plan_append(hold.upload, request)
+            hold.on_release_requested(body.cut)
+            if plan.complete and request.length_bytes is None:
                 await self._see_end(hold, body)
             if not hold.released:
                 try:
-                    await self._take_in(hold, taking, request, body, checksum)
+                    await self._take_in(hold, plan, request, body, checksum)
                 except BlobMissingError:
                     # Taken over, and a file by now; else something is amiss that has to be said.
                     await hold.advance(hold.upload.offset_bytes)
                     raise
-            if hold.upload.unfinished:
+            if hold.upload.ready_to_finish:
                 return await self._finished(hold)
             return self._renewed(hold.upload)
 
-    async def _see_end(self, hold: Hold, body: Body) -> None:
+    async def _see_end(self, hold: UploadLock, body: Body) -> None:
         """Read a chunked body to its end, which has to come before any byte.
 
         Clients send an empty one after the last byte, and Java's waits for 100 before it ends it. Raises
@@ -216,25 +216,25 @@ class Receiving:
             raise upload_complete()
 
     async def _take_in(
-        self, hold: Hold, taking: Taking, request: Append, body: Body, checksum: Checksum | None
+        self, hold: UploadLock, plan: AppendPlan, request: Append, body: Body, checksum: Checksum | None
     ) -> None:
         algorithm = None if checksum is None else checksum.algorithm
-        appending = self._blobs.appending(hold.upload.draft, algorithm)
-        intake = UploadIntake(
-            hold, taking, request, appending, body, self._clock, self._turns, progress=checksum is None
+        writer = self._blobs.open_draft(hold.upload.draft, algorithm)
+        intake = BodyWriter(
+            hold, plan, request, writer, body, self._clock, self._turns, progress=checksum is None
         )
         try:
             cut = await intake.run()
             if cut and checksum is not None:
                 raise self._broken_off(hold, body)
             pieces = await intake.flush()
-            if checksum is not None and appending.digest() != checksum.digest:
+            if checksum is not None and writer.digest() != checksum.digest:
                 raise SyncError(
                     "checksum_mismatch", "the bytes are not what Upload-Checksum says: send them again"
                 )
         finally:
-            await appending.close()
-        size_bytes = taking.size_bytes
+            await writer.close()
+        size_bytes = plan.size_bytes
         if request.completes and size_bytes is None and not cut:
             size_bytes = intake.offset_bytes
         whole = intake.offset_bytes == size_bytes and hold.upload.kind != "part"
@@ -244,7 +244,7 @@ class Receiving:
         if cut and not whole:
             raise self._broken_off(hold, body)
 
-    def _broken_off(self, hold: Hold, body: Body) -> SyncError:
+    def _broken_off(self, hold: UploadLock, body: Body) -> SyncError:
         """Say that an upload goes on later, or with another request; and from where."""
         if body.was_cut and not self._draining:
             error = taken_over()
@@ -254,7 +254,7 @@ class Receiving:
         error.details["offset"] = hold.upload.offset_bytes
         return error
 
-    async def _finished(self, hold: Hold) -> Upload:
+    async def _finished(self, hold: UploadLock) -> Upload:
         upload = await self._finishing.finish(hold)
         self.counters.finished += 1
         return upload
@@ -266,17 +266,17 @@ class Receiving:
     async def find(self, session: Session, upload_id: str) -> Upload:
         """Say where an upload stands; a request that is under way on it ends.
 
-        Raises SyncError ``not_found``, ``upload_gone``; what ``Finishing.finish`` raises of one whose last
-        request ended before that was done.
+        Raises SyncError ``not_found``, ``upload_gone``; what ``UploadFinisher.finish`` raises of one whose
+        last request ended before that was done.
         """
         ref = UploadRef(session.tenant.tenant_id, upload_id)
         upload = await self._holds.freed(ref, session.device_id)
-        if not upload.unfinished:
+        if not upload.ready_to_finish:
             return upload
-        async with self._holds.holding(ref, session.device_id) as hold:
-            return await self._finished(hold) if hold.upload.unfinished else hold.upload
+        async with self._holds.acquire(ref, session.device_id) as hold:
+            return await self._finished(hold) if hold.upload.ready_to_finish else hold.upload
 
-    async def join(
+    async def concatenate(
         self, session: Session, described: Described, metadata: str, parts: Sequence[str]
     ) -> Upload:
         """Make one file of parts. Asked again, because the answer was lost, it gives what was made of them.
@@ -286,10 +286,10 @@ class Receiving:
         if not 1 <= len(parts) <= MOST_PARTS:
             raise SyncError("invalid_message", f"Upload-Concat: 1 to {MOST_PARTS} partial uploads")
         found = [await self._part(session, part) for part in parts]
-        made_of_them = {part.joined_into for part in found}
+        made_of_them = {part.final_id for part in found}
         joined = made_of_them.pop() if len(made_of_them) == 1 else None
         if joined is None:
-            size_bytes = joinable(found, self._most_bytes(described))
+            size_bytes = concatenated_bytes(found, self._most_bytes(described))
             if size_bytes == 0:
                 self._types.check_empty(described.content_type)
             creation = Creation("joined", size_bytes, described, metadata)
@@ -298,8 +298,8 @@ class Receiving:
                 offset_bytes=size_bytes,
                 parts=tuple(parts),
             )
-            creating = Creating(upload, self._quota_of(session))
-            made_new = await with_retries(lambda: self._store.join(creating, self.expire_s))
+            creating = NewUpload(upload, self._quota_of(session))
+            made_new = await with_retries(lambda: self._store.concatenate(creating, self.expire_s))
             if made_new == "record_full":
                 raise _record_full(creating.quota)
             if made_new == "spent":
@@ -313,10 +313,10 @@ class Receiving:
 
     async def _part(self, session: Session, part: str) -> Upload:
         found = await self._store.find(UploadRef(session.tenant.tenant_id, part))
-        if found is not None and found.joined_into is not None and found.device_id == session.device_id:
+        if found is not None and found.final_id is not None and found.device_id == session.device_id:
             return found
         try:
-            return standing(found, session.device_id, self._clock.now_us())
+            return visible_to(found, session.device_id, self._clock.now_us())
         except SyncError as error:
             raise SyncError(error.code, f"Upload-Concat: {part}: {error.message}") from None
 
@@ -324,8 +324,8 @@ class Receiving:
         """Give an upload up, or take its file away again. Raises SyncError."""
         ref = UploadRef(session.tenant.tenant_id, upload_id)
         upload = await self._holds.freed(ref, session.device_id)
-        if upload.joined_into is not None:
-            raise spent()
+        if upload.final_id is not None:
+            raise part_used()
         if upload.state in FINISHED:
             await self._finishing.free(upload)
         elif not await self._finishing.discard(upload, None, "cancelled"):

@@ -26,7 +26,7 @@ _LONGEST_REST_S: Final = 0.1
 _LOOK_S: Final = 0.1
 
 
-class UploadTurns:
+class WriteLimiter:
     """``committed`` gives how many messages were committed so far."""
 
     def __init__(self, committed: Callable[[], int], clock: Clock) -> None:
@@ -40,7 +40,7 @@ class UploadTurns:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def slot(self) -> AsyncIterator[None]:
         """Have a turn; who came first has it first."""
         if self._waiting or self._taken >= self._limit():
             called = asyncio.get_running_loop().create_future()

@@ -21,7 +21,7 @@ from engine.runtime.partial_messages import PartialMessages
 from engine.runtime.ports import Clock
 from engine.runtime.rate_limit import TenantRates
 from engine.runtime.read_limiter import ReadTurns
-from engine.uploads.cleanup_job import ChoreCounters
+from engine.uploads.cleanup_job import CleanupCounters
 from engine.uploads.service import UploadCounters
 from engine.wire.messages import Limits
 from handlers.http.client_address import Networks, Refusals
@@ -75,7 +75,7 @@ class Core(msgspec.Struct, frozen=True):
     tenant_rates: TenantRates
     read_turns: ReadTurns
     uploads: UploadCounters
-    upload_chores: ChoreCounters
+    cleanup_job: CleanupCounters
     shares: LoopShares
     turns: LoopTurns
     watch: LoopWatch

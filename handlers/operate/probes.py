@@ -127,7 +127,7 @@ class _Scrape(Collector):
         """Read every count once."""
         traffic, committed = self._core.traffic, self._core.committer.counters
         bus = self._core.bus.state
-        uploads, chores = self._core.uploads, self._core.upload_chores
+        uploads, cleanup = self._core.uploads, self._core.cleanup_job
         yield _gauge("tidemark_bus_up", "Whether Redis carries messages between processes", bus.up)
         yield _gauge(
             "tidemark_bus_round_trip_seconds", "How long the last message took to come back", bus.round_trip_s
@@ -165,11 +165,11 @@ class _Scrape(Collector):
         yield parts
         if room.free_bytes is not None:
             yield _gauge("tidemark_database_free_bytes", "Room on the database's disk", room.free_bytes)
-        if chores.abandonment_ratio is not None:
+        if cleanup.abandonment_ratio is not None:
             yield _gauge(
                 "tidemark_upload_abandonment_ratio",
                 "The part of the last day's uploads, of all tenants, that was given up",
-                chores.abandonment_ratio,
+                cleanup.abandonment_ratio,
             )
         doors = self._core.doors
         yield _gauge("tidemark_strangers", "Connections that have shown no valid token", doors.strangers)
@@ -212,11 +212,11 @@ class _Scrape(Collector):
             ("tidemark_uploads_created", "Uploads begun", uploads.created),
             ("tidemark_uploads_finished", "Uploads that became files", uploads.finished),
             ("tidemark_uploads_cancelled", "Uploads and files that devices took back", uploads.cancelled),
-            ("tidemark_uploads_expired", "Uploads given up, as the clean-up found them", chores.expired),
+            ("tidemark_uploads_expired", "Uploads given up, as the clean-up found them", cleanup.expired),
             ("tidemark_upload_chunks", "Requests that brought bytes of uploads", uploads.chunks),
             ("tidemark_upload_received_bytes", "Bytes of uploads that were kept", uploads.received_bytes),
-            ("tidemark_upload_files_freed", "Files removed after their records", chores.freed),
-            ("tidemark_upload_orphans_removed", "Drafts and files that no row wanted", chores.orphans),
+            ("tidemark_upload_files_freed", "Files removed after their records", cleanup.freed),
+            ("tidemark_upload_orphans_removed", "Drafts and files that no row wanted", cleanup.orphans),
         ):
             yield CounterMetricFamily(name, text, value=count)
         errors = CounterMetricFamily("tidemark_errors", "Errors sent, by code", labels=["code"])

@@ -17,7 +17,7 @@ from engine.filetypes.types import FileTypes
 from engine.model.domains import Domains
 from engine.model.uploads import Upload
 from engine.uploads.metadata import Described, described
-from engine.uploads.service import Receiving
+from engine.uploads.service import UploadService
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
 from handlers.http.authenticate import check_valid, heard
@@ -36,12 +36,12 @@ _DIGITS: Final = re.compile(r"[0-9]+")
 _MOST_DIGITS: Final = 18
 
 
-class UploadEdge(msgspec.Struct, frozen=True):
+class UploadContext(msgspec.Struct, frozen=True):
     """The parts that handlers of uploads work with."""
 
     core: Core
     draining: Draining
-    receiving: Receiving
+    receiving: UploadService
     types: FileTypes
     domains: Domains
     trusted: Networks

@@ -23,7 +23,7 @@ from handlers.http.errors import http_status, shown
 from handlers.http.headers import combined, file_name, media_type
 from handlers.http.response_headers import answer
 from handlers.http.unread_body import let_go
-from handlers.uploads.common import UploadEdge, answer_offset, content_length, number, upload_id
+from handlers.uploads.common import UploadContext, answer_offset, content_length, number, upload_id
 
 VERSIONS: Final = range(3, 9)
 _VERSION: Final = "Upload-Draft-Interop-Version"
@@ -43,15 +43,15 @@ _PROBLEM_TYPES: Final = "https://iana.org/assignments/http-problem-types#"
 _FINAL: Final = ("checksum_mismatch", "unsupported_type")
 
 
-def spoken(request: web.Request) -> bool:
+def is_draft_request(request: web.Request) -> bool:
     """Whether a request is one of these."""
     return any(name in request.headers for name in (_VERSION, _COMPLETE, _INCOMPLETE))
 
 
-class Resumable:
+class IetfDraft:
     """The verbs; each raises SyncError where a request is refused."""
 
-    def __init__(self, edge: UploadEdge) -> None:
+    def __init__(self, edge: UploadContext) -> None:
         self._edge = edge
 
     async def create(self, request: web.Request) -> web.Response:
@@ -81,7 +81,7 @@ class Resumable:
         if version in VERSIONS:
             limits = self._limits(version, upload)
             await _interim(request, {_VERSION: str(version), "Location": location} | limits)
-        if completes or request.can_read_body or upload.unfinished:
+        if completes or request.can_read_body or upload.ready_to_finish:
             append = Append(0, length_bytes, size_bytes, completes)
             appended = self._edge.receiving.append(
                 session, upload.ref.upload_id, append, body, _digest(request)

@@ -9,8 +9,8 @@ from aiohttp import web
 
 from handlers.http.cors import Allowed
 from handlers.http.unread_body import uninvited
-from handlers.uploads.common import ROOT, UploadEdge
-from handlers.uploads.ietf_draft import Resumable, spoken
+from handlers.uploads.common import ROOT, UploadContext
+from handlers.uploads.ietf_draft import IetfDraft, is_draft_request
 from handlers.uploads.tus import ALGORITHMS, EXTENSIONS, VERSION, Tus
 
 Verb = Callable[[web.Request], Awaitable[web.Response]]
@@ -31,9 +31,9 @@ _PAGES: Final = Allowed(
 class Uploads:
     """The routes' handlers."""
 
-    def __init__(self, edge: UploadEdge) -> None:
+    def __init__(self, edge: UploadContext) -> None:
         self._edge = edge
-        tus, resumable = Tus(edge), Resumable(edge)
+        tus, resumable = Tus(edge), IetfDraft(edge)
         self._tus: dict[str, Verb] = {"HEAD": tus.head, "PATCH": tus.patch, "DELETE": tus.delete}
         self._resumable: dict[str, Verb] = {
             "HEAD": resumable.head,
@@ -57,7 +57,7 @@ class Uploads:
         ]
 
     async def options(self, request: web.Request) -> web.Response:
-        """Say what is spoken here; to whoever asks, as nothing of it is of a tenant."""
+        """Say what is is_draft_request here; to whoever asks, as nothing of it is of a tenant."""
         _PAGES.let_read(request, self._edge.core.verifier)
         most_bytes = self._edge.types.largest_bytes
         headers = {
@@ -92,4 +92,4 @@ class Uploads:
 
 
 def _is_draft(request: web.Request) -> bool:
-    return "Tus-Resumable" not in request.headers and spoken(request)
+    return "Tus-Resumable" not in request.headers and is_draft_request(request)

@@ -14,7 +14,7 @@ from engine.uploads.service import Checksum, Creation
 from engine.wire.errors import SyncError
 from handlers.http.headers import combined, media_type
 from handlers.http.response_headers import answer
-from handlers.uploads.common import UploadEdge, answer_offset, content_length, expiry, number, upload_id
+from handlers.uploads.common import UploadContext, answer_offset, content_length, expiry, number, upload_id
 
 VERSION: Final = "1.0.0"
 EXTENSIONS: Final = (
@@ -28,7 +28,7 @@ _BYTES: Final = "application/offset+octet-stream"
 class Tus:
     """The verbs; each raises SyncError where a request is refused."""
 
-    def __init__(self, edge: UploadEdge) -> None:
+    def __init__(self, edge: UploadContext) -> None:
         self._edge = edge
 
     async def create(self, request: web.Request) -> web.Response:
@@ -55,7 +55,7 @@ class Tus:
         location = f"{self._edge.root(request)}/{upload.ref.upload_id}"
         headers = {"Location": location, "Upload-Offset": str(upload.offset_bytes)}
         answer(request, headers | expiry(upload))
-        if brings or upload.unfinished:  # an empty file is whole by its creation
+        if brings or upload.ready_to_finish:  # an empty file is whole by its creation
             append = Append(0, length_bytes, size_bytes)
             try:
                 upload = await self._edge.receiving.append(
@@ -72,7 +72,7 @@ class Tus:
             raise SyncError("invalid_message", "Upload-Length: that of a final upload is that of its parts")
         described = self._edge.described(parsed(metadata))
         parts = [upload_id(url) for url in urls.split()]
-        upload = await self._edge.receiving.join(session, described, metadata, parts)
+        upload = await self._edge.receiving.concatenate(session, described, metadata, parts)
         location = f"{self._edge.root(request)}/{upload.ref.upload_id}"
         return web.Response(status=201, headers={"Location": location})
 

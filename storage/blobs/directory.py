@@ -20,7 +20,7 @@ from typing import Final
 import anyio
 
 from engine.model.uploads import Draft, UploadRef
-from engine.uploads.blobs import BlobsError, Content, Kept
+from engine.uploads.blobs import BlobsError, Content, StoredBlob
 from storage.blobs.content import ContentReader
 from storage.blobs.threads import BlobThreads
 
@@ -46,11 +46,11 @@ class DirectoryBlobs:
         """Let the threads go."""
         self._threads.close()
 
-    def appending(self, draft: Draft, algorithm: str | None = None) -> FileAppending:
+    def open_draft(self, draft: Draft, algorithm: str | None = None) -> FileDraftWriter:
         """Append behind a draft."""
-        return FileAppending(self._places, self._threads, draft, algorithm)
+        return FileDraftWriter(self._places, self._threads, draft, algorithm)
 
-    async def renew(self, draft: Draft, generation: int) -> None:
+    async def fork_draft(self, draft: Draft, generation: int) -> None:
         """Copy what is acknowledged to a later generation."""
         await self._threads.run(_renew, self._places, draft, generation)
 
@@ -66,21 +66,21 @@ class DirectoryBlobs:
         """Read part of a file."""
         return self._threads.each(_read(self._places.file(file), first_byte, count_bytes, _READ_BYTES))
 
-    async def drop_draft(self, ref: UploadRef) -> None:
+    async def delete_draft(self, ref: UploadRef) -> None:
         """Remove a draft in all its generations."""
         await self._threads.run(_drop_draft, self._places, ref)
 
-    async def drop_file(self, file: UploadRef) -> None:
+    async def delete_file(self, file: UploadRef) -> None:
         """Remove a file."""
         await self._threads.run(self._places.file(file).unlink, missing_ok=True)
 
-    def kept(self, before_us: int) -> AsyncIterator[list[Kept]]:
+    def list_stored(self, before_us: int) -> AsyncIterator[list[StoredBlob]]:
         """List drafts, among them copies that were never finished, and files."""
         return self._threads.each(_kept(self._places, before_us))
 
 
-class FileAppending:
-    """``engine.uploads.blobs.Appending`` on a draft's file, one hop to a thread a call."""
+class FileDraftWriter:
+    """``engine.uploads.blobs.DraftWriter`` on a draft's file, one hop to a thread a call."""
 
     def __init__(self, places: _Places, threads: BlobThreads, draft: Draft, algorithm: str | None) -> None:
         self._places = places
@@ -366,13 +366,13 @@ def _drop_draft(places: _Places, ref: UploadRef) -> None:
             Path(entry.path).unlink(missing_ok=True)
 
 
-def _kept(places: _Places, before_us: int) -> Generator[list[Kept], None, None]:
+def _kept(places: _Places, before_us: int) -> Generator[list[StoredBlob], None, None]:
     found = _kept_each(places, before_us)
     while some := list(islice(found, _LISTED_TOGETHER)):
         yield some
 
 
-def _kept_each(places: _Places, before_us: int) -> Iterator[Kept]:
+def _kept_each(places: _Places, before_us: int) -> Iterator[StoredBlob]:
     for tenant in _entries(places.drafts):
         yield from _kept_in(tenant, int(tenant.name), before_us, is_file=False)
     for tenant in _entries(places.files):
@@ -380,7 +380,9 @@ def _kept_each(places: _Places, before_us: int) -> Iterator[Kept]:
             yield from _kept_in(shelf, int(tenant.name), before_us, is_file=True)
 
 
-def _kept_in(place: os.DirEntry[str], tenant_id: int, before_us: int, *, is_file: bool) -> Iterator[Kept]:
+def _kept_in(
+    place: os.DirEntry[str], tenant_id: int, before_us: int, *, is_file: bool
+) -> Iterator[StoredBlob]:
     for entry in _entries(place):
         name = _NAME.fullmatch(entry.name)
         if name is None:
@@ -388,7 +390,7 @@ def _kept_in(place: os.DirEntry[str], tenant_id: int, before_us: int, *, is_file
         with suppress(FileNotFoundError):  # it may have been published or dropped meanwhile
             found = entry.stat(follow_symlinks=False)
             if found.st_mtime_ns < before_us * 1000:
-                yield Kept(UploadRef(tenant_id, name[1]), is_file, found.st_size)
+                yield StoredBlob(UploadRef(tenant_id, name[1]), is_file, found.st_size)
 
 
 def _entries(directory: Path | os.DirEntry[str]) -> Iterator[os.DirEntry[str]]:

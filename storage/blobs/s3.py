@@ -21,7 +21,7 @@ from obstore.store import S3Store
 
 from engine.model.uploads import Draft, UploadRef
 from engine.runtime.settings import S3
-from engine.uploads.blobs import BlobMissingError, BlobsError, BlobsFullError, Content, Kept
+from engine.uploads.blobs import BlobMissingError, BlobsError, BlobsFullError, Content, StoredBlob
 from storage.blobs.content import ContentReader
 from storage.blobs.threads import BlobThreads
 
@@ -61,11 +61,11 @@ class S3Blobs:
         """Let the threads go."""
         self._threads.close()
 
-    def appending(self, draft: Draft, algorithm: str | None = None) -> ObjectAppending:
+    def open_draft(self, draft: Draft, algorithm: str | None = None) -> ObjectDraftWriter:
         """Append behind a draft."""
-        return ObjectAppending(self._store, self._threads, draft, algorithm)
+        return ObjectDraftWriter(self._store, self._threads, draft, algorithm)
 
-    async def renew(self, draft: Draft, generation: int) -> None:
+    async def fork_draft(self, draft: Draft, generation: int) -> None:
         """Do nothing: what an earlier generation still writes gets names that no row holds."""
 
     async def inspect(self, drafts: Sequence[Draft], file: UploadRef) -> Content:
@@ -93,7 +93,7 @@ class S3Blobs:
             except FileNotFoundError:  # of a piece: it was published by now
                 await obstore.head_async(self._store, _file(file))
         if len(drafts) == 1:
-            await self.drop_draft(drafts[0].ref)
+            await self.delete_draft(drafts[0].ref)
 
     async def read(self, file: UploadRef, first_byte: int, count_bytes: int) -> AsyncIterator[bytes]:
         """Read part of a file, each block by a request of its own."""
@@ -101,21 +101,21 @@ class S3Blobs:
             async for block in self._blocks(file, first_byte, count_bytes):
                 yield block
 
-    async def drop_draft(self, ref: UploadRef) -> None:
+    async def delete_draft(self, ref: UploadRef) -> None:
         """Remove all pieces of a draft, also those that no row names."""
         with _told():
             async for found in obstore.list(self._store, _draft(ref), chunk_size=_LISTED_TOGETHER):
                 await obstore.delete_async(self._store, [one["path"] for one in found])
 
-    async def drop_file(self, file: UploadRef) -> None:
+    async def delete_file(self, file: UploadRef) -> None:
         """Remove a file."""
         with _told():
             await obstore.delete_async(self._store, _file(file))
 
-    async def kept(self, before_us: int) -> AsyncIterator[list[Kept]]:
+    async def list_stored(self, before_us: int) -> AsyncIterator[list[StoredBlob]]:
         """List drafts, each with all of its pieces, and files."""
         before = datetime.fromtimestamp(before_us / 1_000_000, UTC)
-        some: list[Kept] = []
+        some: list[StoredBlob] = []
         with _told():
             async for kept, written_at in self._kept():
                 if written_at < before:
@@ -126,20 +126,23 @@ class S3Blobs:
         if some:
             yield some
 
-    async def _kept(self) -> AsyncIterator[tuple[Kept, datetime]]:
+    async def _kept(self) -> AsyncIterator[tuple[StoredBlob, datetime]]:
         """Add up the objects of each draft, which follow one another in a list."""
-        last: tuple[Kept, datetime] | None = None
+        last: tuple[StoredBlob, datetime] | None = None
         for prefix in ("drafts", "files"):
             async for found in obstore.list(self._store, prefix, chunk_size=_LISTED_TOGETHER):
                 for one in found:
                     name = _NAME.fullmatch(one["path"])
                     if name is None:
                         continue
-                    kept = Kept(UploadRef(int(name[1]), name[2]), prefix == "files", one["size"])
+                    kept = StoredBlob(UploadRef(int(name[1]), name[2]), prefix == "files", one["size"])
                     written_at = one["last_modified"]
                     if last is not None and not kept.is_file and last[0].ref == kept.ref:
                         size_bytes = last[0].size_bytes + kept.size_bytes
-                        last = Kept(kept.ref, is_file=False, size_bytes=size_bytes), max(last[1], written_at)
+                        last = (
+                            StoredBlob(kept.ref, is_file=False, size_bytes=size_bytes),
+                            max(last[1], written_at),
+                        )
                         continue
                     if last is not None:
                         yield last
@@ -174,8 +177,8 @@ class S3Blobs:
             yield block
 
 
-class ObjectAppending:
-    """``engine.uploads.blobs.Appending`` that makes an object of what a flush, or enough of it, gathered."""
+class ObjectDraftWriter:
+    """``engine.uploads.blobs.DraftWriter`` in memory; a flush, or enough bytes, make an object."""
 
     def __init__(self, store: S3Store, threads: BlobThreads, draft: Draft, algorithm: str | None) -> None:
         self._store = store

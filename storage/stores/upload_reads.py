@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from engine.model.uploads import Upload
-from engine.uploads.blobs import WaitingFile
+from engine.uploads.blobs import PendingFile
 from storage.postgres.arrays import numbers, plain, texts
 from storage.postgres.pool import Database, Statement
 from storage.stores.uploads import COLUMNS, decode_upload
@@ -41,8 +41,8 @@ _FILE: Final = Statement(
 )
 
 
-class PostgresWaiting:
-    """``engine.uploads.blobs.WaitingStore``."""
+class PostgresPending:
+    """``engine.uploads.blobs.PendingStore``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -52,7 +52,7 @@ class PostgresWaiting:
         values = {"after": str(after), "limit": str(limit)}
         return [row[0] for row in await self._database.query(_TENANTS, values)]
 
-    async def waiting(self, behind: Mapping[int, Upload | None], limit: int) -> list[WaitingFile]:
+    async def waiting(self, behind: Mapping[int, Upload | None], limit: int) -> list[PendingFile]:
         """List files that wait, by tenant and record."""
         last = behind.values()
         values = {
@@ -63,7 +63,7 @@ class PostgresWaiting:
             "limit": str(limit),
         }
         return [
-            WaitingFile(decode_upload(row), row[-1]) for row in await self._database.query(_WAITING, values)
+            PendingFile(decode_upload(row), row[-1]) for row in await self._database.query(_WAITING, values)
         ]
 
 

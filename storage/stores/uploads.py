@@ -12,7 +12,7 @@ from typing import Final
 
 from engine.model.uploads import State, Upload, UploadRef
 from engine.runtime.ports import StoreUnknownError
-from engine.uploads.ports import LEASE_S, Advance, Claim, Claimed, Created, Creating, Joined, Stored
+from engine.uploads.ports import LEASE_S, Claim, Claimed, Created, Joined, NewUpload, OffsetUpdate, Stored
 from storage.postgres.arrays import numbers, numbers_or_null, plain, texts
 from storage.postgres.pool import Database, Row, Session, Statement, Values
 from storage.postgres.transactions import SETTINGS, settings
@@ -151,7 +151,7 @@ class PostgresUploads:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, uploads: Sequence[Creating], expire_s: float) -> list[Created]:
+    async def create(self, uploads: Sequence[NewUpload], expire_s: float) -> list[Created]:
         """Keep new uploads, those for which there is room."""
         # In ascending order, as every process does: each locks what its tenant has reserved.
         order = sorted(range(len(uploads)), key=lambda index: uploads[index].upload.ref.tenant_id)
@@ -161,7 +161,7 @@ class PostgresUploads:
                 outcomes[index] = await _created(session, uploads[index], expire_s)
         return [outcomes[index] for index in range(len(uploads))]
 
-    async def join(self, upload: Creating, expire_s: float) -> Joined:
+    async def concatenate(self, upload: NewUpload, expire_s: float) -> Joined:
         """Keep an upload that is put together, and spend its parts."""
         values = _inserted(upload, expire_s) | {"spent": plain(upload.upload.parts), "open": _NO_BOUND}
         joined: Joined = "created"
@@ -200,13 +200,13 @@ class PostgresUploads:
             for upload in [found.get(one.ref)]
         ]
 
-    async def seize(self, claim: Claim) -> Upload | None:
+    async def steal(self, claim: Claim) -> Upload | None:
         """Take an upload from whoever has it."""
         values = _named(claim.ref) | {"device": claim.device_id, "holder": claim.holder}
         rows = await self._run(_SEIZE, values)
         return decode_upload(rows[0]) if rows else None
 
-    async def advance(self, advances: Sequence[Advance], expire_s: float) -> list[bool]:
+    async def advance(self, advances: Sequence[OffsetUpdate], expire_s: float) -> list[bool]:
         """Move offsets."""
         asked, advances = advances, list({one.ref: one for one in advances}.values())
         values = {
@@ -265,7 +265,7 @@ def _named(ref: UploadRef) -> dict[str, object]:
     return {"tenant": str(ref.tenant_id), "id": ref.upload_id}
 
 
-async def _created(session: Session, creating: Creating, expire_s: float) -> Created:
+async def _created(session: Session, creating: NewUpload, expire_s: float) -> Created:
     values = _inserted(creating, expire_s)
     ((mine, reserved),) = await session.run_prepared("", (_RESERVE,), "", values)
     if mine:
@@ -279,7 +279,7 @@ async def _created(session: Session, creating: Creating, expire_s: float) -> Cre
     return "device_full" if device_is_full else "record_full"
 
 
-def _inserted(creating: Creating, expire_s: float) -> dict[str, object]:
+def _inserted(creating: NewUpload, expire_s: float) -> dict[str, object]:
     upload, quota = creating.upload, creating.quota
     return _named(upload.ref) | {
         "quota": str(quota.tenant_bytes),
@@ -297,7 +297,7 @@ def _inserted(creating: Creating, expire_s: float) -> dict[str, object]:
         "size": None if upload.size_bytes is None else str(upload.size_bytes),
         "reserved": str(upload.reserved_bytes),
         "offset": str(upload.offset_bytes),
-        "wanted": upload.wanted_sha256,
+        "wanted": upload.expected_sha256,
         "expire": str(expire_s),
     }
 
@@ -318,13 +318,13 @@ def decode_upload(row: Row) -> Upload:
         reserved_bytes=row[11],
         offset_bytes=row[12],
         parts=_names(row[13]),
-        joined_into=None if row[14] is None else row[14].replace("-", ""),
+        final_id=None if row[14] is None else row[14].replace("-", ""),
         pieces=_names(row[15]),
         generation=row[16],
         holder=row[17],
         held=row[18],
-        let_lapse=row[19],
-        wanted_sha256=row[20],
+        lock_expired=row[19],
+        expected_sha256=row[20],
         sha256=row[21],
         state=row[22],
         created_at_us=row[23],

@@ -31,11 +31,11 @@ def content(upload_id: str, first_byte: int, count_bytes: int) -> bytes:
 async def _write(blobs: Blobs, upload_id: str, block_bytes: int) -> None:
     draft = Draft(UploadRef(1, upload_id), 0, 0)
     while True:
-        appending = blobs.appending(draft)
-        await appending.write([content(upload_id, draft.size_bytes, block_bytes)])
+        writer = blobs.open_draft(draft)
+        await writer.write([content(upload_id, draft.size_bytes, block_bytes)])
         end_bytes = draft.size_bytes + block_bytes
-        pieces = draft.pieces + await appending.flush([content(upload_id, end_bytes, block_bytes)])
-        await appending.close()
+        pieces = draft.pieces + await writer.flush([content(upload_id, end_bytes, block_bytes)])
+        await writer.close()
         draft = Draft(draft.ref, 0, end_bytes + block_bytes, pieces)
         sys.stdout.write(msgspec.json.encode(draft).decode() + "\n")
         sys.stdout.flush()

@@ -15,6 +15,6 @@ async def _killed(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    for name in ("drop_draft", "drop_file"):
+    for name in ("delete_draft", "delete_file"):
         setattr(DirectoryBlobs, name, _killed)
     cli(["job", "cleanup"], obj=open_deployment)

@@ -53,7 +53,7 @@ async def publish(data_dir: Path, content: bytes, one: Upload) -> Upload:
     """Put a file's bytes where a server of ``data_dir`` finds them, and give the upload that fits them."""
     blobs = DirectoryBlobs(data_dir / "uploads", 1)
     try:
-        appending = blobs.appending(Draft(one.ref, 0, 0))
+        appending = blobs.open_draft(Draft(one.ref, 0, 0))
         await appending.flush([content])
         await blobs.publish([Draft(one.ref, 0, len(content))], one.ref)
     finally:

@@ -25,14 +25,14 @@ from engine.model.domains import Domains
 from engine.model.tenants import Tenant
 from engine.model.uploads import Append, Upload
 from engine.plan.work import PushAnswer
-from engine.uploads.cleanup import Swept, Tidied, UploadCleanup
-from engine.uploads.cleanup_job import UploadChores
-from engine.uploads.finish import Finishing
-from engine.uploads.locks import Holds
+from engine.uploads.cleanup import OrphansRemoved, RowsCleaned, UploadCleanup
+from engine.uploads.cleanup_job import CleanupJob
+from engine.uploads.finish import UploadFinisher
+from engine.uploads.locks import UploadLocks
 from engine.uploads.metadata import Described
 from engine.uploads.ports import Quota
-from engine.uploads.service import Creation, Receiving, UploadLimits
-from engine.uploads.write_limiter import UploadTurns
+from engine.uploads.service import Creation, UploadLimits, UploadService
+from engine.uploads.write_limiter import WriteLimiter
 from engine.wire.codec import JSON
 from engine.wire.messages import Sync
 from storage.blobs.directory import DirectoryBlobs
@@ -85,15 +85,17 @@ class House:
         self.store = PostgresUploads(self.database)
         self.committer: Committer = lone_committer(PostgresStore(self._writes, 24), SETTINGS, {}, set())
         types = FileTypes(SETTINGS.uploads)
-        self.holds = Holds(self.store, self.blobs, Wire([]), clock, EXPIRE_S)
-        finishing = Finishing(self.store, self.blobs, types, self.committer, clock)
-        turns = UploadTurns(lambda: 0, clock)
+        self.holds = UploadLocks(self.store, self.blobs, Wire([]), clock, EXPIRE_S)
+        finishing = UploadFinisher(self.store, self.blobs, types, self.committer, clock)
+        turns = WriteLimiter(lambda: 0, clock)
         limits = UploadLimits(Quota(1 << 30, 100, 1000), {}, EXPIRE_S)
-        self.receiving = Receiving(self.store, self.blobs, self.holds, finishing, types, clock, turns, limits)
+        self.receiving = UploadService(
+            self.store, self.blobs, self.holds, finishing, types, clock, turns, limits
+        )
         self.cleanup = UploadCleanup(
             PostgresCleanup(self.database), self.blobs, self.committer, GRACE_S, LAST_DATA_S
         )
-        self.chores = UploadChores(JobLeases(PostgresLeases(self.database), clock), self.cleanup)
+        self.cleanup_job = CleanupJob(JobLeases(PostgresLeases(self.database), clock), self.cleanup)
         self._running = [asyncio.create_task(one.run()) for one in (self.receiving, self.committer)]
 
     async def end(self) -> None:
@@ -134,13 +136,13 @@ class House:
         assert isinstance(outcome, PushAnswer)
         assert json.loads(outcome.results)[0]["status"] == "applied", outcome
 
-    async def tidied(self, hours: float = 0) -> Tidied:
+    async def tidied(self, hours: float = 0) -> RowsCleaned:
         """Go over the rows, so many hours from now."""
-        return await self.cleanup.tidy(now_us(hours), keep)
+        return await self.cleanup.expire_and_free(now_us(hours), keep)
 
-    async def swept(self, hours: float = 0) -> Swept:
+    async def swept(self, hours: float = 0) -> OrphansRemoved:
         """Go over the bytes, so many hours from now."""
-        return await self.cleanup.sweep(now_us(hours), keep)
+        return await self.cleanup.remove_orphans(now_us(hours), keep)
 
     def state(self, upload: Upload) -> object:
         """The state of an upload in the database, None for none."""
@@ -155,7 +157,7 @@ class House:
         """What counts against a tenant's quota."""
         return rows(self.dsn, f"SELECT reserved_bytes FROM tenant_storage WHERE tenant_id = {tenant}")[0][0]
 
-    def kept(self) -> set[tuple[str, str]]:
+    def stored_blobs(self) -> set[tuple[str, str]]:
         """What the directory has: drafts and files, by their uploads."""
         base = self.directory / "uploads"
         return {

@@ -1,4 +1,4 @@
-"""Types of files: what content is judged to be beside what it was said to be, and how large it may be."""
+"""Types of files: which type content is found to have, against the declared one, and its largest size."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def taking(**changed: Any) -> FileTypes:
     return FileTypes(msgspec.structs.replace(UPLOADS, **changed))
 
 
-def judged(declared: str, head: bytes, types: FileTypes = TYPES) -> str:
+def detected_type(declared: str, head: bytes, types: FileTypes = TYPES) -> str:
     """Judge the head of a file that goes on behind it."""
-    return types.judged(declared, head, len(head) + 1_000_000)
+    return types.detected_type(declared, head, len(head) + 1_000_000)
 
 
 def refusal(declared: str, head: bytes, types: FileTypes = TYPES) -> str:
     """Give the sentence with which content is refused."""
     with pytest.raises(SyncError) as refused:
-        judged(declared, head, types)
+        detected_type(declared, head, types)
     assert refused.value.code == "unsupported_type"
     return refused.value.message
 
@@ -74,7 +74,7 @@ def test_every_default_type_has_content_here() -> None:
 
 @pytest.mark.parametrize(("declared", "head"), [(one, head) for one in CONTENT for head in CONTENT[one]])
 def test_content_of_its_type_is_taken(declared: str, head: str) -> None:
-    assert judged(declared, HEADS[head]) == declared
+    assert detected_type(declared, HEADS[head]) == declared
 
 
 @pytest.mark.parametrize(("declared", "head"), [(one, CONTENT[one][0]) for one in CONTENT])
@@ -105,7 +105,7 @@ def test_content_of_another_group_is_refused(declared: str, head: str) -> None:
 def test_another_type_of_the_group_takes_the_place_of_what_was_said(
     declared: str, head: str, found: str
 ) -> None:
-    assert judged(declared, HEADS[head]) == found
+    assert detected_type(declared, HEADS[head]) == found
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_what_is_not_listed_is_refused_whatever_it_was_said_to_be(head: bytes, f
 def test_empty_file_is_a_text_or_refused_as_empty(declared: str) -> None:
     if declared.startswith("text/"):
         TYPES.check_empty(declared)
-        assert TYPES.judged(declared, b"", 0) == declared
+        assert TYPES.detected_type(declared, b"", 0) == declared
         return
     for ask, code in ((TYPES.check_empty, "invalid_message"), (empty, "unsupported_type")):
         with pytest.raises(SyncError, match="the file is empty, which only a text can be") as refused:
@@ -154,14 +154,14 @@ def test_empty_file_is_a_text_or_refused_as_empty(declared: str) -> None:
 
 
 def empty(declared: str) -> str:
-    return TYPES.judged(declared, b"", 0)
+    return TYPES.detected_type(declared, b"", 0)
 
 
 def test_empty_file_of_undeclared_type_is_plain_text() -> None:
     TYPES.check_empty(UNDECLARED)
     assert empty(UNDECLARED) == empty("") == "text/plain"
     with pytest.raises(SyncError, match="the content is empty; taken are image/jpeg"):
-        taking(document_types=()).judged(UNDECLARED, b"", 0)
+        taking(document_types=()).detected_type(UNDECLARED, b"", 0)
 
 
 #: One sentence in the encodings that machines and programs still write by default.
@@ -195,10 +195,12 @@ WRITTEN = {
 def test_text_in_any_encoding_is_taken(declared: str, encoding: str) -> None:
     text = WRITTEN[encoding]
     expected = "text/plain" if declared == UNDECLARED else declared
-    assert TYPES.judged(declared, text, len(text)) == expected
+    assert TYPES.detected_type(declared, text, len(text)) == expected
     if b"\x1a" not in text:
         long = text * (8192 // len(text) + 1)
-        assert TYPES.judged(declared, long[:8192], len(long) + 8192) == expected, "cut within a character"
+        assert TYPES.detected_type(declared, long[:8192], len(long) + 8192) == expected, (
+            "cut within a character"
+        )
 
 
 @pytest.mark.parametrize(
@@ -217,7 +219,7 @@ def test_text_in_any_encoding_is_taken(declared: str, encoding: str) -> None:
 def test_utf16_is_looked_into_as_other_text_is(encoding: str, text: str, found: str) -> None:
     content = text.encode(encoding, "surrogatepass")
     with pytest.raises(SyncError, match=re.escape(f"the content is {found}, not text/plain")):
-        TYPES.judged("text/plain", content, len(content))
+        TYPES.detected_type("text/plain", content, len(content))
 
 
 #: Content that is a listed type for sure, with the likeliest of those that it may be.
@@ -236,7 +238,7 @@ SOUND_OR_VIDEO = ("isom", "mp42", "3gp", "webm")
 @pytest.mark.parametrize("said", ["", UNDECLARED, "binary/octet-stream"])
 def test_undeclared_type_is_that_of_the_content_where_its_class_is_clear(said: str, head: str) -> None:
     assert TYPES.listed(said) == UNDECLARED
-    assert judged(said, HEADS[head]) == CLEAR[head]
+    assert detected_type(said, HEADS[head]) == CLEAR[head]
 
 
 @pytest.mark.parametrize("head", SOUND_OR_VIDEO)
@@ -255,17 +257,17 @@ def test_undeclared_type_that_is_not_listed_is_refused_with_those_that_are(head:
 def test_undeclared_type_takes_the_limit_of_its_class_once_that_is_known() -> None:
     types = taking(image_bytes=3_000, document_bytes=5_000, voice_bytes=4_000)
     assert types.most_bytes(UNDECLARED) == 5_000
-    assert types.judged(UNDECLARED, HEADS["pdf"], 5_000) == "application/pdf"
+    assert types.detected_type(UNDECLARED, HEADS["pdf"], 5_000) == "application/pdf"
     for head, most in (("png", 3_000), ("flac", 4_000)):
-        assert types.judged(UNDECLARED, HEADS[head], most)
+        assert types.detected_type(UNDECLARED, HEADS[head], most)
         with pytest.raises(SyncError, match=f"{most + 1} bytes: an? .* has {most} at most") as refused:
-            types.judged(UNDECLARED, HEADS[head], most + 1)
+            types.detected_type(UNDECLARED, HEADS[head], most + 1)
         assert refused.value.code == "too_large"
 
 
 def test_undeclared_type_of_an_operators_listing_is_clear() -> None:
     types = taking(voice_types=(*UPLOADS.voice_types, "video/mp4", "video/3gpp"))
-    assert judged("", HEADS["isom"], types) == "audio/mp4"
+    assert detected_type("", HEADS["isom"], types) == "audio/mp4"
     assert "say in filetype" in refusal("", HEADS["webm"], types)
     listed = taking(document_types=(*UPLOADS.document_types, UNDECLARED))
     assert listed.listed(UNDECLARED) == UNDECLARED
@@ -282,14 +284,14 @@ def test_undeclared_type_of_an_operators_listing_is_clear() -> None:
     ],
 )
 def test_a_container_whose_head_does_not_tell_is_what_it_was_said_to_be(head: bytes, declared: str) -> None:
-    assert judged(declared, head) == declared
+    assert detected_type(declared, head) == declared
 
 
 def test_names_of_streams_tell_word_from_excel() -> None:
     word, excel = (OLE + bytes(2000) + name.encode("utf-16-le") for name in ("WordDocument", "Workbook\0"))
     for declared in ("application/msword", "application/vnd.ms-excel"):
-        assert judged(declared, word) == "application/msword"
-        assert judged(declared, excel) == "application/vnd.ms-excel"
+        assert detected_type(declared, word) == "application/msword"
+        assert detected_type(declared, excel) == "application/vnd.ms-excel"
 
 
 @pytest.mark.parametrize(
@@ -305,7 +307,7 @@ def test_names_of_streams_tell_word_from_excel() -> None:
     ],
 )
 def test_a_text_may_begin_as_it_likes(text: bytes) -> None:
-    assert judged("text/plain", text) == "text/plain"
+    assert detected_type("text/plain", text) == "text/plain"
 
 
 @pytest.mark.parametrize("byte", [0x00, 0x01, 0x08, 0x0E, 0x1F, 0x7F])
@@ -315,12 +317,12 @@ def test_a_text_has_no_control_characters(byte: int) -> None:
 
 def test_a_tag_in_front_of_sound_is_looked_behind() -> None:
     tag = b"ID3\x04\x00\x00\x00\x00\x01\x05" + bytes(133)
-    assert judged("audio/mpeg", tag + HEADS["aac"]) == "audio/aac"
+    assert detected_type("audio/mpeg", tag + HEADS["aac"]) == "audio/aac"
     assert refusal("audio/mpeg", tag + b"anything else") == f"the content is {UNKNOWN}, not audio/mpeg"
     longer = b"ID3\x04\x00\x00\x00\x00\x7f\x7f" + bytes(100)
-    assert judged("audio/mpeg", longer) == "audio/mpeg"
+    assert detected_type("audio/mpeg", longer) == "audio/mpeg"
     with pytest.raises(SyncError):
-        TYPES.judged("audio/mpeg", longer, len(longer))
+        TYPES.detected_type("audio/mpeg", longer, len(longer))
     assert UNKNOWN in refusal("audio/mpeg", b"ID3\x04\x00\x00\x00\x00\x00\x80" + bytes(9))
 
 
@@ -338,7 +340,7 @@ def test_a_tag_in_front_of_sound_is_looked_behind() -> None:
 )
 def test_a_frame_of_mpeg_audio_ends_where_its_header_says(header: str, frame_bytes: int) -> None:
     frame = bytes.fromhex(header) + bytes(frame_bytes - 4)
-    assert judged("audio/mpeg", frame * 2) == "audio/mpeg"
+    assert detected_type("audio/mpeg", frame * 2) == "audio/mpeg"
     assert UNKNOWN in refusal("audio/mpeg", frame + b"\0" + frame)
     assert UNKNOWN in refusal("audio/mpeg", frame[:-1] + frame)
 
@@ -349,8 +351,8 @@ def test_a_frame_of_mpeg_audio_has_no_value_that_is_kept_back(header: str) -> No
 
 
 def test_a_picture_in_heif_is_known_by_any_of_its_brands() -> None:
-    assert judged("image/png", HEADS["heif"]) == "image/heif"
-    assert judged("image/png", HEADS["heif"].replace(b"miaf", b"heic")) == "image/heic"
+    assert detected_type("image/png", HEADS["heif"]) == "image/heif"
+    assert detected_type("image/png", HEADS["heif"].replace(b"miaf", b"heic")) == "image/heic"
 
 
 @pytest.mark.parametrize(
@@ -361,7 +363,7 @@ def test_sound_in_frames_has_a_second_one(declared: str, head: str, second_at: i
     assert broken[second_at] == 0xFF
     broken[second_at] = 0xFE
     assert UNKNOWN in refusal(declared, bytes(broken))
-    assert judged(declared, HEADS[head][:second_at]) == declared
+    assert detected_type(declared, HEADS[head][:second_at]) == declared
 
 
 def test_a_picture_goes_on_behind_its_first_segment() -> None:
@@ -373,7 +375,7 @@ def test_a_picture_goes_on_behind_its_first_segment() -> None:
 def test_random_bytes_are_no_image(head: bytes, declared: str) -> None:
     for size_bytes in (len(head), len(head) + 1):
         with pytest.raises(SyncError, match=f"not {declared}"):
-            TYPES.judged(declared, head, size_bytes)
+            TYPES.detected_type(declared, head, size_bytes)
 
 
 @given(st.sampled_from(IMAGES), st.integers(0, 3), st.integers(1, 255))
@@ -390,7 +392,7 @@ def test_an_image_whose_beginning_is_broken_is_none(declared: str, at: int, flip
 def test_content_is_judged_or_refused_whatever_follows(tail: bytes, head: str, declared: str) -> None:
     for cut in range(1, 40, 3):
         try:
-            outcome = judged(declared, HEADS[head][:cut] + tail)
+            outcome = detected_type(declared, HEADS[head][:cut] + tail)
         except SyncError as refused:
             outcome = refused.code
         assert outcome in {*CONTENT, "unsupported_type"}
@@ -410,15 +412,15 @@ def test_content_is_judged_or_refused_whatever_follows(tail: bytes, head: str, d
 def test_a_type_has_names_that_are_in_use(said: str, listed: str) -> None:
     assert TYPES.listed(said) == listed
     assert TYPES.most_bytes(said) == TYPES.most_bytes(listed)
-    assert judged(said, HEADS[CONTENT[listed][0]]) == listed
+    assert detected_type(said, HEADS[CONTENT[listed][0]]) == listed
 
 
 def test_a_type_is_called_what_the_settings_call_it() -> None:
     types = taking(voice_types=("audio/x-wav", "audio/wave", "audio/x-m4a"))
     assert types.listed("audio/wave") == "audio/wave"
     assert types.listed("audio/wav") == "audio/x-wav"
-    assert judged("audio/wav", HEADS["wav"], types) == "audio/x-wav"
-    assert judged("audio/wav", HEADS["m4a"], types) == "audio/x-m4a"
+    assert detected_type("audio/wav", HEADS["wav"], types) == "audio/x-wav"
+    assert detected_type("audio/wav", HEADS["m4a"], types) == "audio/x-m4a"
 
 
 @pytest.mark.parametrize(
@@ -431,14 +433,14 @@ def test_a_type_is_called_what_the_settings_call_it() -> None:
 )
 def test_types_that_an_operator_adds_are_known_as_well(declared: str, head: bytes) -> None:
     types = taking(image_types=(*UPLOADS.image_types, declared))
-    assert judged(declared, head, types) == declared
-    assert judged("image/png", head, types) == declared
+    assert detected_type(declared, head, types) == declared
+    assert detected_type("image/png", head, types) == declared
     assert declared in refusal("image/png", head)
 
 
 @pytest.mark.parametrize("said", ["*/*", "application/zip", "video/mp4", "image/*", "x" * 1000])
 def test_a_type_that_is_not_listed_is_refused_with_those_that_are(said: str) -> None:
-    for ask in (TYPES.listed, TYPES.most_bytes, lambda one: judged(one, HEADS["png"])):
+    for ask in (TYPES.listed, TYPES.most_bytes, lambda one: detected_type(one, HEADS["png"])):
         with pytest.raises(SyncError) as refused:
             ask(said)
         assert refused.value.code == "unsupported_type"

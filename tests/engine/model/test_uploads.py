@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from engine.model.uploads import (
     FINISHED,
     Append,
+    AppendPlan,
     State,
-    Taking,
     Upload,
     UploadRef,
-    appended,
-    joinable,
-    standing,
+    concatenated_bytes,
+    plan_append,
+    visible_to,
 )
 from engine.wire.errors import SyncError
 
@@ -89,14 +89,14 @@ def test_requests_take_an_upload_where_a_string_of_bytes_would_go(
         refusal = model.refusal(request)
         if refusal is not None:
             with pytest.raises(SyncError) as refused:
-                appended(kept, request)
+                plan_append(kept, request)
             assert refused.value.code == refusal
             continue
-        taking = appended(kept, request)
-        came = min(arrived, taking.most_bytes, request.length_bytes or arrived)
+        plan = plan_append(kept, request)
+        came = min(arrived, plan.most_bytes, request.length_bytes or arrived)
         model.content += b"x" * came
         kept = msgspec.structs.replace(
-            kept, offset_bytes=kept.offset_bytes + came, size_bytes=taking.size_bytes
+            kept, offset_bytes=kept.offset_bytes + came, size_bytes=plan.size_bytes
         )
         assert (kept.offset_bytes, kept.size_bytes) == (len(model.content), model.size)
         assert kept.offset_bytes <= room, "never more than was let in"
@@ -110,16 +110,16 @@ def test_only_its_device_meets_an_upload_and_only_while_there_is_something_of_it
 ) -> None:
     kept = upload(state=state)
     if device == "d1" and state in {"open", "joined"} | FINISHED:
-        assert standing(kept, device, NOW_US) is kept
+        assert visible_to(kept, device, NOW_US) is kept
         return
     with pytest.raises(SyncError) as refused:
-        standing(kept, device, NOW_US)
+        visible_to(kept, device, NOW_US)
     assert refused.value.code == ("upload_gone" if device == "d1" else "not_found")
 
 
 def test_what_was_never_there_is_not_found() -> None:
     with pytest.raises(SyncError) as refused:
-        standing(None, "d1", NOW_US)
+        visible_to(None, "d1", NOW_US)
     assert refused.value.code == "not_found"
 
 
@@ -136,49 +136,49 @@ def test_an_upload_expires_while_nobody_has_it(state: State, held: bool, late_us
     kept = upload(state=state, held=held)
     if gone:
         with pytest.raises(SyncError, match="expired"):
-            standing(kept, "d1", NOW_US + late_us)
+            visible_to(kept, "d1", NOW_US + late_us)
     else:
-        assert standing(kept, "d1", NOW_US + late_us) is kept
+        assert visible_to(kept, "d1", NOW_US + late_us) is kept
 
 
 @pytest.mark.parametrize("state", sorted({*FINISHED, "joined"}))
 def test_a_finished_upload_takes_nothing_but_the_question_whether_it_is_finished(state: State) -> None:
     done = upload(state=state, offset_bytes=10)
     for length_bytes in (0, None):
-        taking = appended(done, Append(10, length_bytes))
-        assert (taking, taking.complete) == (Taking(0, 10), True)
+        plan = plan_append(done, Append(10, length_bytes))
+        assert (plan, plan.complete) == (AppendPlan(0, 10), True)
     with pytest.raises(SyncError) as refused:
-        appended(done, Append(10, 1))
+        plan_append(done, Append(10, 1))
     assert refused.value.code == "upload_complete"
 
 
 def test_taking_of_unknown_size_without_room_is_not_complete() -> None:
-    assert not appended(upload(size_bytes=None, offset_bytes=10), Append(10)).complete
+    assert not plan_append(upload(size_bytes=None, offset_bytes=10), Append(10)).complete
 
 
 def test_what_is_put_together_takes_no_bytes() -> None:
     with pytest.raises(SyncError) as refused:
-        appended(upload(kind="joined"), Append(0, 1))
+        plan_append(upload(kind="joined"), Append(0, 1))
     assert refused.value.code == "forbidden"
 
 
 def test_a_finished_upload_is_never_taken_for_an_unfinished_one() -> None:
-    assert upload(offset_bytes=10).unfinished
-    assert not upload(offset_bytes=9).unfinished
-    assert not upload(offset_bytes=10, kind="part").unfinished
-    assert not upload(offset_bytes=10, state="stored").unfinished
+    assert upload(offset_bytes=10).ready_to_finish
+    assert not upload(offset_bytes=9).ready_to_finish
+    assert not upload(offset_bytes=10, kind="part").ready_to_finish
+    assert not upload(offset_bytes=10, state="stored").ready_to_finish
 
 
 def test_parts_are_put_together_when_all_of_them_are_complete_and_fit() -> None:
     def part(size: int, offset: int) -> Upload:
         return upload(kind="part", size_bytes=size, offset_bytes=offset)
 
-    assert joinable([part(4, 4), part(5, 5)], 9) == 9
+    assert concatenated_bytes([part(4, 4), part(5, 5)], 9) == 9
     for parts, most_bytes, code in (
         ([part(4, 4), part(5, 5)], 8, "too_large"),
         ([part(4, 4), part(5, 4)], 9, "invalid_message"),
         ([part(4, 4), upload(offset_bytes=10)], 99, "invalid_message"),
     ):
         with pytest.raises(SyncError) as refused:
-            joinable(parts, most_bytes)
+            concatenated_bytes(parts, most_bytes)
         assert refused.value.code == code

@@ -13,8 +13,8 @@ from engine.model.uploads import Append, State, Upload, UploadRef
 from engine.plan.work import Work
 from engine.uploads import cleanup as upload_cleanup
 from engine.uploads.blobs import BlobsError
-from engine.uploads.cleanup import Abandonment, Tidied, UploadCleanup
-from engine.uploads.ports import Creating, Quota
+from engine.uploads.cleanup import Abandonment, RowsCleaned, UploadCleanup
+from engine.uploads.ports import NewUpload, Quota
 from engine.wire.errors import SyncError
 from storage.blobs.directory import DirectoryBlobs
 from storage.stores.tenants import PostgresTenancy
@@ -48,15 +48,15 @@ async def test_an_upload_expires_at_its_time_with_its_bytes_and_what_it_reserved
     upload = await house.sent(await house.begun(), text(100))
     other = await house.begun(200, tenant=2)
     at_us = (await house.store.find(upload.ref)).expires_at_us  # type: ignore[union-attr]  # it is there
-    assert (await house.cleanup.tidy(at_us - 1, keep)).expired == 0
+    assert (await house.cleanup.expire_and_free(at_us - 1, keep)).expired == 0
     assert (house.state(upload), house.reserved()) == ("open", 300)
-    assert house.kept() == {("drafts", upload.ref.upload_id)}
+    assert house.stored_blobs() == {("drafts", upload.ref.upload_id)}
     later = "UPDATE upload_session SET expires_at = expires_at + interval '1 h' WHERE tenant_id = 2"
     execute(house.dsn, later)
-    assert (await house.cleanup.tidy(at_us, keep)).expired == 1
+    assert (await house.cleanup.expire_and_free(at_us, keep)).expired == 1
     assert (house.state(upload), house.reserved()) == ("expired", 0)
     assert (house.state(other), house.reserved(2)) == ("open", 200)
-    assert house.kept() == set()
+    assert house.stored_blobs() == set()
     with pytest.raises(SyncError) as gone:
         await house.receiving.find(session(), upload.ref.upload_id)
     assert gone.value.code == "upload_gone"
@@ -114,7 +114,7 @@ async def test_a_request_that_stood_still_for_too_long_finds_its_upload_expired(
     assert (house.state(upload), house.reserved()) == ("expired", 0)
     assert rows(house.dsn, "SELECT offset_bytes FROM upload_session") == [(0,)], "nothing was acknowledged"
     assert (await house.swept(25)).left == 0
-    assert house.kept() == set(), "what it wrote after all is nobody's"
+    assert house.stored_blobs() == set(), "what it wrote after all is nobody's"
 
 
 async def test_parts_expire_with_what_they_were_put_together_to_and_never_before(house: House) -> None:
@@ -136,7 +136,7 @@ async def test_parts_expire_with_what_they_were_put_together_to_and_never_before
         offset_bytes=20,
         reserved_bytes=600,
     )
-    assert await house.store.join(Creating(whole, Quota(1 << 30, 100, 1000)), EXPIRE_S) == "created"
+    assert await house.store.concatenate(NewUpload(whole, Quota(1 << 30, 100, 1000)), EXPIRE_S) == "created"
     assert (await house.tidied()).expired == 0
     assert [house.state(one) for one in (whole, *spent)] == ["open"] * 3
     execute(house.dsn, "UPDATE upload_session SET expires_at = now() - interval '1 s' WHERE kind = 'joined'")
@@ -145,7 +145,7 @@ async def test_parts_expire_with_what_they_were_put_together_to_and_never_before
     assert tidied.abandonment == [Abandonment("tenant1", 0, 2)], "it counts as its parts"
     assert [house.state(one) for one in (whole, *spent, alone)] == ["expired"] * 3 + ["open"]
     assert house.reserved() == 300
-    assert house.kept() == {("drafts", alone.ref.upload_id)}
+    assert house.stored_blobs() == {("drafts", alone.ref.upload_id)}
 
 
 async def test_bytes_that_cannot_be_removed_now_are_removed_by_a_later_run(
@@ -157,13 +157,13 @@ async def test_bytes_that_cannot_be_removed_now_are_removed_by_a_later_run(
         raise BlobsError("the disk is away")
 
     with monkeypatch.context() as broken:
-        broken.setattr(DirectoryBlobs, "drop_draft", refuse)
+        broken.setattr(DirectoryBlobs, "delete_draft", refuse)
         assert (await house.tidied(EXPIRE_H * 2)).expired == 1
         house.aged(25)
         assert (await house.swept()).left == 1
-    assert house.kept() == {("drafts", upload.ref.upload_id)}
+    assert house.stored_blobs() == {("drafts", upload.ref.upload_id)}
     assert (await house.swept()).orphans == 1
-    assert house.kept() == set()
+    assert house.stored_blobs() == set()
 
 
 # -- files of records that are gone -----------------------------------------------------------
@@ -181,8 +181,8 @@ async def test_files_of_a_deleted_record_go_when_the_grace_period_is_over(house:
     assert (await house.tidied(GRACE_H + 1)).freed == 1
     assert house.state(first) == "freed"
     assert house.reserved() == 300, "that of the other"
-    assert ("files", first.ref.upload_id) not in house.kept()
-    assert ("files", other.ref.upload_id) in house.kept()
+    assert ("files", first.ref.upload_id) not in house.stored_blobs()
+    assert ("files", other.ref.upload_id) in house.stored_blobs()
     assert rows(house.dsn, "SELECT attachments::text FROM records WHERE id = 'a'") == [("[]",)]
     await house.push("put", 2)
     assert rows(house.dsn, "SELECT attachments::text FROM records WHERE id = 'a'") == [("[]",)]
@@ -249,11 +249,15 @@ async def test_a_file_stays_with_what_it_reserved_while_a_duplicate_stands(house
     assert (await house.swept()).orphans == 0
     assert (await house.tidied(WEEK_H * 3)).forgotten == 0
     assert (house.state(first), house.state(twin)) == ("lent", "duplicate")
-    assert (house.reserved(), house.kept(), _shown(house)) == (300, {("files", first.ref.upload_id)}, shown)
+    assert (house.reserved(), house.stored_blobs(), _shown(house)) == (
+        300,
+        {("files", first.ref.upload_id)},
+        shown,
+    )
     assert (await house.receiving.find(session(), twin.ref.upload_id)).offset_bytes == 300
     await house.receiving.cancel(session(), twin.ref.upload_id)
     assert (house.state(first), house.state(twin)) == ("freed", "freed")
-    assert (house.reserved(), house.kept(), _shown(house)) == (0, set(), (None, 0))
+    assert (house.reserved(), house.stored_blobs(), _shown(house)) == (0, set(), (None, 0))
     assert (await house.tidied(WEEK_H + 1)).forgotten == 2
 
 
@@ -262,7 +266,11 @@ async def test_a_file_whose_duplicate_is_freed_stays(house: House) -> None:
     shown = _shown(house)
     await house.receiving.cancel(session(), twin.ref.upload_id)
     assert (house.state(first), house.state(twin)) == ("attached", "freed")
-    assert (house.reserved(), house.kept(), _shown(house)) == (300, {("files", first.ref.upload_id)}, shown)
+    assert (house.reserved(), house.stored_blobs(), _shown(house)) == (
+        300,
+        {("files", first.ref.upload_id)},
+        shown,
+    )
 
 
 async def test_a_lent_file_goes_with_its_duplicate_when_the_grace_period_is_over(house: House) -> None:
@@ -273,7 +281,7 @@ async def test_a_lent_file_goes_with_its_duplicate_when_the_grace_period_is_over
     assert (await house.tidied(GRACE_H - 1)).freed == 0
     assert (await house.tidied(GRACE_H + 1)).freed == 1
     assert (house.state(first), house.state(twin)) == ("freed", "freed")
-    assert (house.reserved(), house.kept(), _shown(house)) == (0, set(), (None, 0))
+    assert (house.reserved(), house.stored_blobs(), _shown(house)) == (0, set(), (None, 0))
 
 
 async def test_a_lent_file_that_was_not_removed_with_the_last_is_an_orphan(
@@ -286,12 +294,12 @@ async def test_a_lent_file_that_was_not_removed_with_the_last_is_an_orphan(
         raise BlobsError("the disk is away")
 
     with monkeypatch.context() as broken:
-        broken.setattr(DirectoryBlobs, "drop_file", refuse)
+        broken.setattr(DirectoryBlobs, "delete_file", refuse)
         await house.receiving.cancel(session(), twin.ref.upload_id)
-    assert house.kept() == {("files", first.ref.upload_id)}
+    assert house.stored_blobs() == {("files", first.ref.upload_id)}
     house.aged(25)
     assert (await house.swept()).orphans == 1
-    assert (house.reserved(), house.kept()) == (0, set())
+    assert (house.reserved(), house.stored_blobs()) == (0, set())
 
 
 async def test_many_who_sent_the_same_take_it_back_at_once(house: House) -> None:
@@ -302,7 +310,7 @@ async def test_many_who_sent_the_same_take_it_back_at_once(house: House) -> None
     for some in (uploads[:11], uploads[11:]):
         await asyncio.gather(*[house.receiving.cancel(session(), one.ref.upload_id) for one in some])
         left = {("files", uploads[0].ref.upload_id)} if some[1:] else set()
-        assert (house.kept(), house.reserved()) == (left, 300 if left else 0)
+        assert (house.stored_blobs(), house.reserved()) == (left, 300 if left else 0)
     assert {house.state(one) for one in uploads} == {"freed"}
 
 
@@ -314,7 +322,7 @@ async def test_a_file_whose_record_never_came_goes_when_the_grace_period_is_over
     execute(house.dsn, later)
     assert (await house.tidied(GRACE_H + 1)).freed == 1
     assert (house.state(file), house.state(mine)) == ("freed", "stored")
-    assert house.kept() == {("files", mine.ref.upload_id)}
+    assert house.stored_blobs() == {("files", mine.ref.upload_id)}
 
 
 class Reviving:
@@ -341,9 +349,9 @@ async def test_a_record_that_is_brought_back_while_the_clean_up_runs_keeps_its_f
     await house.push("delete", 1)
     await house.tidied()
     cleanup = UploadCleanup(PostgresCleanup(house.database), house.blobs, Reviving(house), GRACE_S, 0)
-    assert (await cleanup.tidy(now_us(GRACE_H + 1), keep)).freed == 0
+    assert (await cleanup.expire_and_free(now_us(GRACE_H + 1), keep)).freed == 0
     assert house.state(file) == "attached"
-    assert house.kept() == {("files", file.ref.upload_id)}
+    assert house.stored_blobs() == {("files", file.ref.upload_id)}
     assert rows(house.dsn, "SELECT json_array_length(attachments) FROM records") == [(1,)]
 
 
@@ -359,9 +367,9 @@ class Refusing:
 async def test_what_cannot_be_freed_now_is_left_for_the_next_run(house: House) -> None:
     file = await house.stored("never")
     cleanup = UploadCleanup(PostgresCleanup(house.database), house.blobs, Refusing(), GRACE_S, 0)
-    tidied = await cleanup.tidy(now_us(GRACE_H + 1), keep)
+    tidied = await cleanup.expire_and_free(now_us(GRACE_H + 1), keep)
     assert (tidied.freed, tidied.left, house.state(file)) == (0, 1, "stored")
-    assert house.kept() == {("files", file.ref.upload_id)}
+    assert house.stored_blobs() == {("files", file.ref.upload_id)}
     assert (await house.tidied(GRACE_H + 1)).freed == 1
 
 
@@ -378,7 +386,7 @@ async def test_what_came_to_nothing_is_forgotten_after_a_week(house: House) -> N
             f"UPDATE upload_session SET state = '{state}', expires_at = now() + interval '1 y',"
             f" created_at = 'epoch', record_id = 'z' WHERE upload_id = '{upload.ref.upload_id}'",
         )
-    assert (await house.cleanup.tidy(now_us(min(WEEK_H, GRACE_H) - 1), keep)).forgotten == 0
+    assert (await house.cleanup.expire_and_free(now_us(min(WEEK_H, GRACE_H) - 1), keep)).forgotten == 0
     assert {state for state, one in uploads.items() if house.state(one) != state} == set()
     later = "UPDATE upload_session SET updated_at = now() + interval '99 y' WHERE state = 'stored'"
     execute(house.dsn, later)
@@ -406,9 +414,9 @@ async def test_much_is_gone_over_page_by_page(house: House, monkeypatch: pytest.
         nonlocal calls
         calls += 1
 
-    tidied = await house.cleanup.tidy(now_us(GRACE_H + 1), kept)
+    tidied = await house.cleanup.expire_and_free(now_us(GRACE_H + 1), kept)
     assert (tidied.expired, tidied.freed, tidied.left) == (7, 10, 0)
-    assert (house.reserved(1), house.reserved(2), house.kept()) == (0, 0, set())
+    assert (house.reserved(1), house.reserved(2), house.stored_blobs()) == (0, 0, set())
     assert calls > 10, "its turn is kept all along"
     assert {house.state(one) for one in given_up} == {"expired"}
     assert (await house.tidied(WEEK_H * 2 + GRACE_H)).forgotten == 17
@@ -418,14 +426,14 @@ async def test_two_runs_at_once_do_everything_once(house: House) -> None:
     for n in range(20):
         await house.sent(await house.begun(tenant=1 + n % 2), text(9), 1 + n % 2)
         await house.stored("never")
-    runs: list[Tidied] = await asyncio.gather(*[house.tidied(GRACE_H + 1) for _ in range(2)])
+    runs: list[RowsCleaned] = await asyncio.gather(*[house.tidied(GRACE_H + 1) for _ in range(2)])
     assert sum(run.expired for run in runs) == 20
     assert (house.reserved(1), house.reserved(2)) == (0, 0)
     assert rows(house.dsn, "SELECT state, count(*) FROM upload_session GROUP BY state ORDER BY state") == [
         ("expired", 20),
         ("freed", 20),
     ]
-    assert house.kept() == set()
+    assert house.stored_blobs() == set()
 
 
 async def test_what_became_of_uploads_is_counted_by_tenant(house: House) -> None:

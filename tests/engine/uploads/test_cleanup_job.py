@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from compose.server import SystemClock
 from engine.cluster.leases import JobLeases, LeaseLostError
 from engine.runtime.ports import StoreUnavailableError
-from engine.uploads.cleanup_job import UploadChores
+from engine.uploads.cleanup_job import CleanupJob
 from storage.postgres.pool import Database
 from storage.stores.leases import PostgresLeases
 from tests.harness.commands import Ended, Run, command
@@ -116,23 +116,23 @@ async def test_a_turn_that_fails_is_given_back(store: PostgresLeases) -> None:
     assert await store.begin("job", "next", 0)
 
 
-# -- chores -----------------------------------------------------------------------------------
+# -- the job ---------------------------------------------------------------------------------
 
 
 async def test_of_two_processes_one_does_it_and_both_know_what_came_of_it(house: House) -> None:
-    other = UploadChores(JobLeases(PostgresLeases(house.database), SystemClock()), house.cleanup)
+    other = CleanupJob(JobLeases(PostgresLeases(house.database), SystemClock()), house.cleanup)
     for _ in range(3):
         await house.stored("never")
     await house.begun()
     execute(house.dsn, f"{PASSED} WHERE state = 'open'")
-    both = await asyncio.gather(house.chores.tidy(300), other.tidy(300))
+    both = await asyncio.gather(house.cleanup_job.expire_and_free(300), other.expire_and_free(300))
     assert sorted(tidied is None for tidied in both) == [False, True]
-    await house.chores.tidy(300)
-    await other.tidy(300)
-    assert house.chores.counters.abandonment_ratio == other.counters.abandonment_ratio == 0.25
-    assert sorted(one.counters.expired for one in (house.chores, other)) == [0, 1]
-    assert await house.chores.sweep(3600) is not None
-    assert await other.sweep(3600) is None
+    await house.cleanup_job.expire_and_free(300)
+    await other.expire_and_free(300)
+    assert house.cleanup_job.counters.abandonment_ratio == other.counters.abandonment_ratio == 0.25
+    assert sorted(one.counters.expired for one in (house.cleanup_job, other)) == [0, 1]
+    assert await house.cleanup_job.remove_orphans(3600) is not None
+    assert await other.remove_orphans(3600) is None
 
 
 async def test_abandonment_is_said_once_until_it_is_better(house: House) -> None:
@@ -150,7 +150,7 @@ async def test_abandonment_is_said_once_until_it_is_better(house: House) -> None
     with capture_logs() as logs:
         for uploads in (2, 3, 4, 2, 3):
             given_up(uploads)
-            await house.chores.tidy(0)
+            await house.cleanup_job.expire_and_free(0)
             said.append(sum(line["event"] == "uploads_abandoned" for line in logs))
             assert logs[-1 if said[-1] == sum(said[-2:-1]) else -2]["event"] == "uploads_cleaned"
     assert said == [0, 1, 1, 1, 2]
@@ -159,8 +159,8 @@ async def test_abandonment_is_said_once_until_it_is_better(house: House) -> None
 
 async def test_nothing_is_said_of_the_ratio_where_nothing_ended(house: House) -> None:
     with capture_logs() as logs:
-        await house.chores.tidy(0)
-    assert house.chores.counters.abandonment_ratio is None
+        await house.cleanup_job.expire_and_free(0)
+    assert house.cleanup_job.counters.abandonment_ratio is None
     assert [(line["event"], line["abandonment_ratio"]) for line in logs] == [("uploads_cleaned", None)]
 
 
@@ -171,18 +171,18 @@ async def test_a_run_that_fails_is_said_and_the_next_one_comes(
     monkeypatch.setattr("engine.uploads.cleanup_job._LOOK_S", 0.01)
     done = asyncio.Event()
     failures = [StoreUnavailableError("away"), StoreUnavailableError("away"), RuntimeError("a fault")]
-    tidy = house.cleanup.tidy
+    clean = house.cleanup.expire_and_free
 
     async def failing(*arguments: object) -> object:
         if failures:
             execute(house.dsn, "UPDATE cluster_job SET began_at = 'epoch'")
             raise failures.pop()
         done.set()
-        return await tidy(*arguments)  # type: ignore[arg-type]
+        return await clean(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(house.cleanup, "tidy", failing)
+    monkeypatch.setattr(house.cleanup, "expire_and_free", failing)
     with capture_logs() as logs:
-        running = asyncio.create_task(house.chores.run())
+        running = asyncio.create_task(house.cleanup_job.run())
         await asyncio.wait_for(done.wait(), 60)
         running.cancel()
         await asyncio.wait([running])
@@ -232,7 +232,7 @@ async def test_the_command_says_what_it_did(house: House, command: Run) -> None:
             {"tenant": "tenant2", "finished": 1, "abandoned": 0, "ratio": 0.0},
         ],
     }
-    assert house.kept() == {("files", kept.ref.upload_id)}
+    assert house.stored_blobs() == {("files", kept.ref.upload_id)}
     assert house.reserved() == 0
     ended = await cleaned(command, **data)
     assert ended.out.splitlines() == [
@@ -291,14 +291,14 @@ async def test_a_kill_between_the_commit_and_the_bytes_leaves_them_to_the_next_r
     state = "expired" if what == "draft" else "freed"
     assert rows(house.dsn, "SELECT DISTINCT state FROM upload_session") == [(state,)]
     assert house.reserved() == 0
-    assert {place for place, _ in house.kept()} == {f"{what}s"}
+    assert {place for place, _ in house.stored_blobs()} == {f"{what}s"}
     assert "another process is at it" in (await cleaned(command, **data)).refusal()
     execute(house.dsn, "UPDATE cluster_job SET held_until = now() - interval '1 s'")
     house.aged(25)
     ended = await cleaned(command, "--json", **data)
     done = msgspec.json.decode(ended.out)
     assert (done["expired"], done["freed"], done["orphans"]) == (0, 0, 1)
-    assert house.kept() == set()
+    assert house.stored_blobs() == set()
     assert house.reserved() == 0
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from engine.model.uploads import Draft, State, UploadRef
 from engine.runtime.settings import S3
-from engine.uploads.blobs import Kept
+from engine.uploads.blobs import StoredBlob
 from engine.uploads.cleanup import UploadCleanup
 from storage.blobs.s3 import S3Blobs
 from storage.stores.tenants import PostgresTenancy
@@ -44,21 +44,23 @@ async def test_bytes_go_that_no_row_wants_once_they_are_a_day_old(house: House) 
         upload = await house.begun()
         ref = upload.ref
         for place in ("files", "drafts"):
-            await house.blobs.appending(Draft(ref, 0, 0)).flush([b"12345"])
+            await house.blobs.open_draft(Draft(ref, 0, 0)).flush([b"12345"])
             if place == "files":
                 await house.blobs.publish([Draft(ref, 0, 5)], ref)
             if place in places:
                 wanted.add((place, ref.upload_id))
         change = f"UPDATE upload_session SET state = '{state}'" if state else "DELETE FROM upload_session"
         execute(house.dsn, f"{change} WHERE upload_id = '{ref.upload_id}'")
-    await house.blobs.appending(Draft(UploadRef(77, "ab" * 16), 3, 0)).flush([b"of a tenant that is no more"])
+    await house.blobs.open_draft(Draft(UploadRef(77, "ab" * 16), 3, 0)).flush(
+        [b"of a tenant that is no more"]
+    )
     house.aged(23)
-    before = house.kept()
+    before = house.stored_blobs()
     assert (await house.swept()).orphans == 0
-    assert house.kept() == before
+    assert house.stored_blobs() == before
     house.aged(25)
     swept = await house.swept()
-    assert house.kept() == wanted
+    assert house.stored_blobs() == wanted
     assert (swept.orphans, swept.left) == (len(before - wanted), 0)
     assert swept.orphan_bytes == 5 * (len(before - wanted) - 1) + 27
     assert (await house.swept()).orphans == 0
@@ -68,7 +70,7 @@ async def test_a_file_that_was_made_before_its_row_says_so_is_kept(house: House)
     """Its process died in between: the device asks again, and it is finished."""
     content = text(40)
     upload = await house.begun(40)
-    await house.blobs.appending(upload.draft).flush([content])
+    await house.blobs.open_draft(upload.draft).flush([content])
     await house.blobs.publish([Draft(upload.ref, 0, 40)], upload.ref)
     execute(house.dsn, "UPDATE upload_session SET offset_bytes = 40")
     house.aged(48)
@@ -88,7 +90,7 @@ async def test_the_bytes_of_an_erased_tenant_go_and_no_other_tenants(house: Hous
         assert rows(house.dsn, f"SELECT DISTINCT tenant_id FROM {table}") == [(2,)]
     house.aged(25)
     assert (await house.swept()).orphans == 2
-    assert house.kept() == {("files", other.ref.upload_id)}
+    assert house.stored_blobs() == {("files", other.ref.upload_id)}
 
 
 async def test_a_tenant_that_has_no_upload_any_more_is_removed_without_erasing(house: House) -> None:
@@ -102,7 +104,7 @@ async def test_a_tenant_that_has_no_upload_any_more_is_removed_without_erasing(h
 async def test_a_draft_is_listed_as_one_and_a_file_as_one(house: House) -> None:
     file = await house.stored("never")
     draft = await house.sent(await house.begun(), text(7))
-    found: list[Kept] = [one async for some in house.blobs.kept(now_us(1)) for one in some]
+    found: list[StoredBlob] = [one async for some in house.blobs.list_stored(now_us(1)) for one in some]
     assert {(one.ref, one.is_file, one.size_bytes) for one in found} == {
         (file.ref, True, 300),
         (draft.ref, False, 7),
@@ -113,19 +115,19 @@ async def test_a_bucket_is_swept_as_a_directory_is(house: House, bucket: S3) -> 
     blobs = S3Blobs(bucket, 2)
     try:
         kept, orphan = await house.begun(), await house.begun()
-        await blobs.appending(kept.draft).flush([b"12345"])
-        pieces = await blobs.appending(orphan.draft).flush([b"12345"])
+        await blobs.open_draft(kept.draft).flush([b"12345"])
+        pieces = await blobs.open_draft(orphan.draft).flush([b"12345"])
         await blobs.publish([Draft(orphan.ref, 0, 5, pieces)], UploadRef(1, "ab" * 16))
         execute(
             house.dsn,
             f"UPDATE upload_session SET state = 'expired' WHERE upload_id = '{orphan.ref.upload_id}'",
         )
         cleanup = UploadCleanup(PostgresCleanup(house.database), blobs, house.committer, GRACE_S, 0)
-        await blobs.appending(orphan.draft).flush([b"123"])
-        assert (await cleanup.sweep(now_us(23), keep)).orphans == 0
-        swept = await cleanup.sweep(now_us(25), keep)
+        await blobs.open_draft(orphan.draft).flush([b"123"])
+        assert (await cleanup.remove_orphans(now_us(23), keep)).orphans == 0
+        swept = await cleanup.remove_orphans(now_us(25), keep)
         assert (swept.orphans, swept.left) == (2, 0)
-        left = [one.ref async for some in blobs.kept(now_us(25)) for one in some]
+        left = [one.ref async for some in blobs.list_stored(now_us(25)) for one in some]
         assert left == [kept.ref]
     finally:
         blobs.close()

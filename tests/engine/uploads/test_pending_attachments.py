@@ -15,10 +15,10 @@ from engine.model.uploads import Upload
 from engine.plan.work import Attach, AttachAnswer, Work
 from engine.runtime.ports import StoreUnavailableError
 from engine.uploads import pending_attachments as room
-from engine.uploads.blobs import WaitingFile
-from engine.uploads.pending_attachments import WaitingFiles
+from engine.uploads.blobs import PendingFile
+from engine.uploads.pending_attachments import PendingAttachments
 from storage.postgres.pool import _READING_PREPARED, Database
-from storage.stores.upload_reads import _TENANTS, _WAITING, PostgresFiles, PostgresWaiting
+from storage.stores.upload_reads import _TENANTS, _WAITING, PostgresFiles, PostgresPending
 from tests.harness.services import execute
 from tests.harness.stored_files import keep, upload
 
@@ -63,15 +63,15 @@ class Queue:
 
 
 class Shelf:
-    """What waits (``engine.uploads.blobs.WaitingStore``)."""
+    """What waits (``engine.uploads.blobs.PendingStore``)."""
 
     def __init__(self) -> None:
-        self.files: list[WaitingFile] = []
+        self.files: list[PendingFile] = []
         self.away = False
 
     def put(self, one: Upload, *, due: bool = False) -> str:
         """Have a file wait."""
-        self.files.append(WaitingFile(one, due))
+        self.files.append(PendingFile(one, due))
         return one.ref.upload_id
 
     async def tenants(self, after: int, limit: int) -> list[int]:
@@ -80,7 +80,7 @@ class Shelf:
             raise StoreUnavailableError("away")
         return sorted({tenant for one in self.files if (tenant := one.upload.ref.tenant_id) > after})[:limit]
 
-    async def waiting(self, behind: Mapping[int, Upload | None], limit: int) -> list[WaitingFile]:
+    async def waiting(self, behind: Mapping[int, Upload | None], limit: int) -> list[PendingFile]:
         """List what waits."""
         found = []
         for tenant, after in behind.items():
@@ -95,7 +95,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.shelf, self.queue = Shelf(), Queue()
-        self.waiting = WaitingFiles(self.shelf, Clock(), self.queue)
+        self.waiting = PendingAttachments(self.shelf, Clock(), self.queue)
 
 
 @pytest.fixture
@@ -232,17 +232,17 @@ async def test_waiting_files_are_listed_with_whether_their_record_is_there(
     )
     _recorded(dsn, 1, "there", "'{}'")
     _recorded(dsn, 1, "deleted", "NULL")
-    store = PostgresWaiting(database)
+    store = PostgresPending(database)
     assert await store.tenants(0, 10) == [1, 2]
     assert await store.tenants(0, 1) == [1]
     assert await store.tenants(1, 10) == [2]
     assert await store.tenants(2, 10) == []
     found = await store.waiting({1: None, 2: None}, 10)
     assert found == [
-        WaitingFile(upload(3, record_id="deleted"), due=False),
-        WaitingFile(upload(1, record_id="there"), due=True),
-        WaitingFile(upload(2, record_id="there"), due=True),
-        WaitingFile(upload(4, tenant=2, record_id="there"), due=False),
+        PendingFile(upload(3, record_id="deleted"), due=False),
+        PendingFile(upload(1, record_id="there"), due=True),
+        PendingFile(upload(2, record_id="there"), due=True),
+        PendingFile(upload(4, tenant=2, record_id="there"), due=False),
     ]
     walked = []
     last: dict[int, Upload | None] = {1: None, 2: None}

@@ -23,12 +23,12 @@ from engine.model.tenants import Tenant
 from engine.model.uploads import Append, Upload, UploadRef
 from engine.plan.work import AttachAnswer, Work
 from engine.uploads.body_writer import BodyCutError
-from engine.uploads.finish import Finishing
-from engine.uploads.locks import Holds
+from engine.uploads.finish import UploadFinisher
+from engine.uploads.locks import UploadLocks
 from engine.uploads.metadata import Described
 from engine.uploads.ports import Quota
-from engine.uploads.service import Checksum, Creation, Receiving, UploadLimits
-from engine.uploads.write_limiter import UploadTurns
+from engine.uploads.service import Checksum, Creation, UploadLimits, UploadService
+from engine.uploads.write_limiter import WriteLimiter
 from engine.wire.errors import SyncError
 from storage.blobs.directory import DirectoryBlobs
 from storage.postgres.pool import Database
@@ -85,11 +85,11 @@ class Process:
         self.database = Database(dsn, 2)
         self.blobs = DirectoryBlobs(directory, 2)
         store = PostgresUploads(self.database)
-        self.holds = Holds(store, self.blobs, wire, clock, EXPIRE_S)
-        finishing = Finishing(store, self.blobs, TYPES, NoRecords(), clock)
+        self.holds = UploadLocks(store, self.blobs, wire, clock, EXPIRE_S)
+        finishing = UploadFinisher(store, self.blobs, TYPES, NoRecords(), clock)
         limits = UploadLimits(Quota(10_000_000, 1000, 1000), {}, EXPIRE_S)
-        turns = UploadTurns(lambda: 0, clock)
-        self.receiving = Receiving(store, self.blobs, self.holds, finishing, TYPES, clock, turns, limits)
+        turns = WriteLimiter(lambda: 0, clock)
+        self.receiving = UploadService(store, self.blobs, self.holds, finishing, TYPES, clock, turns, limits)
         self._running = asyncio.create_task(self.receiving.run())
 
     async def end(self) -> None:
@@ -300,7 +300,7 @@ async def test_an_upload_whose_last_request_died_is_finished_by_the_question(sit
     (first, second), _ = site
     content = text(4, 100)
     upload = await begun(first, content)
-    appending = first.blobs.appending(upload.draft)
+    appending = first.blobs.open_draft(upload.draft)
     await appending.flush([content])
     execute(
         dsn,
@@ -391,7 +391,7 @@ async def test_what_a_checksum_is_still_to_come_for_is_not_kept_in_memory(
         first.receiving.append(SESSION, upload.ref.upload_id, Append(0, 100), body, checksum)
     )
     await body.stalled.wait()
-    (draft,) = [one async for some in first.blobs.kept(1 << 62) for one in some]
+    (draft,) = [one async for some in first.blobs.list_stored(1 << 62) for one in some]
     assert draft.size_bytes > 0
     found = await PostgresUploads(second.database).find(upload.ref)
     assert found is not None

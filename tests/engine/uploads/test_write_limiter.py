@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.uploads.write_limiter import ALONE, BESIDE_SYNCS, REST_S_PER_SYNC, SYNCS_PER_S, UploadTurns
+from engine.uploads.write_limiter import ALONE, BESIDE_SYNCS, REST_S_PER_SYNC, SYNCS_PER_S, WriteLimiter
 
 
 class Site:
@@ -19,7 +19,7 @@ class Site:
     def __init__(self) -> None:
         self.time_s = 0.0
         self.syncs = 0
-        self.turns = UploadTurns(lambda: self.syncs, self)
+        self.turns = WriteLimiter(lambda: self.syncs, self)
 
     def now_us(self) -> int:
         """Nobody asks."""
@@ -41,7 +41,7 @@ async def served(site: Site, asked: int) -> tuple[list[int], list[asyncio.Task[N
     leave = asyncio.Event()
 
     async def one(number: int) -> None:
-        async with site.turns.turn():
+        async with site.turns.slot():
             having.append(number)
             await leave.wait()
 
@@ -75,7 +75,7 @@ async def test_a_turn_rests_for_longer_the_more_syncs_come(monkeypatch: pytest.M
     for syncs_per_s in (0, 200, 1200, 1_000_000):
         site = Site()
         site.passed(1.0, syncs_per_s)
-        async with site.turns.turn():
+        async with site.turns.slot():
             pass
     assert rests == [200 * REST_S_PER_SYNC, 1200 * REST_S_PER_SYNC, 0.1]
 
@@ -84,7 +84,7 @@ async def test_turns_come_back_when_no_more_syncs_come() -> None:
     site = Site()
     site.passed(1.0, 1000)
     async with AsyncExitStack() as first:
-        await first.enter_async_context(site.turns.turn())
+        await first.enter_async_context(site.turns.slot())
         having, tasks, leave = await served(site, ALONE)
         assert len(having) == BESIDE_SYNCS - 1
         site.passed(1.0, 0)

@@ -12,7 +12,7 @@ import pytest
 
 from engine.model.uploads import Draft, UploadRef
 from engine.runtime.settings import S3
-from engine.uploads.blobs import BlobMissingError, Blobs, BlobsError, Kept
+from engine.uploads.blobs import BlobMissingError, Blobs, BlobsError, StoredBlob
 from storage.blobs import directory as directory_blobs
 from storage.blobs import s3
 from storage.blobs.directory import DirectoryBlobs
@@ -49,9 +49,9 @@ def blobs(request: pytest.FixtureRequest) -> Blobs:
 
 async def _appended(blobs: Blobs, draft: Draft, *blocks: bytes) -> Draft:
     """Append and acknowledge."""
-    appending = blobs.appending(draft)
-    pieces = await appending.flush(blocks)
-    await appending.close()
+    writer = blobs.open_draft(draft)
+    pieces = await writer.flush(blocks)
+    await writer.close()
     size_bytes = draft.size_bytes + sum(map(len, blocks))
     return Draft(draft.ref, draft.generation, size_bytes, draft.pieces + pieces)
 
@@ -64,8 +64,8 @@ async def _read(blobs: Blobs, file: UploadRef, first_byte: int, count_bytes: int
     return b"".join([block async for block in blobs.read(file, first_byte, count_bytes)])
 
 
-async def _kept(blobs: Blobs, before_us: int = EVER_US) -> list[Kept]:
-    return [kept async for some in blobs.kept(before_us) for kept in some]
+async def _kept(blobs: Blobs, before_us: int = EVER_US) -> list[StoredBlob]:
+    return [kept async for some in blobs.list_stored(before_us) for kept in some]
 
 
 async def _holds(blobs: Blobs, drafts: list[Draft], expected: bytes, file: UploadRef = A) -> None:
@@ -75,14 +75,14 @@ async def _holds(blobs: Blobs, drafts: list[Draft], expected: bytes, file: Uploa
 
 async def test_what_was_flushed_is_found_in_order(blobs: Blobs) -> None:
     draft = Draft(A, 0, 0)
-    appending = blobs.appending(draft)
-    await appending.write([b"one ", b"", b"two "])
-    await appending.write([LARGE])
-    await appending.write([LARGE[:300_000]])
-    pieces = await appending.flush([b"three"])
-    pieces += await appending.flush([b" four"])
-    pieces += await appending.flush()
-    await appending.close()
+    writer = blobs.open_draft(draft)
+    await writer.write([b"one ", b"", b"two "])
+    await writer.write([LARGE])
+    await writer.write([LARGE[:300_000]])
+    pieces = await writer.flush([b"three"])
+    pieces += await writer.flush([b" four"])
+    pieces += await writer.flush()
+    await writer.close()
     expected = b"one two " + LARGE + LARGE[:300_000] + b"three four"
     draft = await _appended(blobs, Draft(A, 0, len(expected), pieces), *[b"%d" % n for n in range(2000)])
     await _holds(blobs, [draft], expected + b"".join(b"%d" % n for n in range(2000)))
@@ -91,19 +91,19 @@ async def test_what_was_flushed_is_found_in_order(blobs: Blobs) -> None:
 @pytest.mark.parametrize("algorithm", ["sha1", "sha256", "md5"])
 async def test_what_came_is_hashed_as_it_comes(blobs: Blobs, algorithm: str) -> None:
     draft = await _draft(blobs, A, b"of an earlier request")
-    appending = blobs.appending(draft, algorithm)
-    await appending.write([b"a", LARGE])
-    await appending.flush([b"b"])
-    await appending.flush([b"c", b"d"])
-    await appending.close()
+    writer = blobs.open_draft(draft, algorithm)
+    await writer.write([b"a", LARGE])
+    await writer.flush([b"b"])
+    await writer.flush([b"c", b"d"])
+    await writer.close()
     expected = hashlib.new(algorithm, b"a" + LARGE + b"bcd", usedforsecurity=False)
-    assert appending.digest() == expected.digest()
+    assert writer.digest() == expected.digest()
 
 
 async def test_nobody_reads_what_was_not_acknowledged(blobs: Blobs) -> None:
     draft = await _draft(blobs, A, b"acknowledged, ")
     await _appended(blobs, draft, b"a whole chunk whose answer was never given" * 9)
-    cut = blobs.appending(draft)
+    cut = blobs.open_draft(draft)
     await cut.write([b"cut"])
     await cut.close()
     await _holds(blobs, [draft], b"acknowledged, ")
@@ -117,10 +117,10 @@ async def test_nobody_reads_what_was_not_acknowledged(blobs: Blobs) -> None:
 
 async def test_who_writes_to_an_earlier_generation_writes_to_nothing(blobs: Blobs) -> None:
     draft = await _draft(blobs, A, b"before, ")
-    late = blobs.appending(draft)
+    late = blobs.open_draft(draft)
     await late.write([b"la"])
-    later = blobs.appending(draft)
-    await blobs.renew(draft, 1)
+    later = blobs.open_draft(draft)
+    await blobs.fork_draft(draft, 1)
     renewed = await _appended(blobs, Draft(A, 1, draft.size_bytes, draft.pieces), b"after")
     await late.flush([b"te" * 40])
     await late.close()
@@ -128,8 +128,8 @@ async def test_who_writes_to_an_earlier_generation_writes_to_nothing(blobs: Blob
     await later.close()
     await _holds(blobs, [renewed], b"before, after")
     # Who renews once more, not knowing that it was done, undoes nothing.
-    await blobs.renew(draft, 1)
-    await blobs.renew(renewed, 4)
+    await blobs.fork_draft(draft, 1)
+    await blobs.fork_draft(renewed, 4)
     last = Draft(A, 4, renewed.size_bytes, renewed.pieces)
     await _appended(blobs, renewed, b"of the one before")
     last = await _appended(blobs, last, b", last")
@@ -141,7 +141,7 @@ async def test_who_writes_to_an_earlier_generation_writes_to_nothing(blobs: Blob
 async def test_a_generation_whose_claimant_died_before_renewing_has_the_bytes(blobs: Blobs, end: str) -> None:
     draft = await _draft(blobs, A, b"kept")
     claimed = Draft(A, 2, draft.size_bytes, draft.pieces)
-    late = blobs.appending(draft)
+    late = blobs.open_draft(draft)
     if end == "append":
         claimed = await _appended(blobs, claimed, b" on")
     if end == "publish":
@@ -157,7 +157,7 @@ async def test_a_generation_whose_claimant_died_before_renewing_has_the_bytes(bl
 
 async def test_one_draft_becomes_a_file_and_leaves_nothing(blobs: Blobs) -> None:
     draft = await _draft(blobs, A, b"head ", LARGE)
-    await blobs.renew(draft, 1)
+    await blobs.fork_draft(draft, 1)
     draft = await _appended(blobs, Draft(A, 1, draft.size_bytes, draft.pieces), b" tail")
     for _ in range(2):
         await blobs.publish([draft], A)
@@ -166,7 +166,7 @@ async def test_one_draft_becomes_a_file_and_leaves_nothing(blobs: Blobs) -> None
     assert await _read(blobs, A, 5, len(LARGE)) == LARGE
     assert await _read(blobs, A, draft.size_bytes - 4, 4) == b"tail"
     assert await _read(blobs, A, 0, 0) == b""
-    assert await _kept(blobs) == [Kept(A, is_file=True, size_bytes=draft.size_bytes)]
+    assert await _kept(blobs) == [StoredBlob(A, is_file=True, size_bytes=draft.size_bytes)]
 
 
 async def test_several_drafts_become_a_file_and_stay(blobs: Blobs) -> None:
@@ -178,14 +178,14 @@ async def test_several_drafts_become_a_file_and_stay(blobs: Blobs) -> None:
         await _holds(blobs, [second, nothing, first], b"second" + LARGE, joined)
     assert await _read(blobs, joined, 0, 6 + len(LARGE)) == b"second" + LARGE
     assert {kept.ref for kept in await _kept(blobs) if not kept.is_file} == {A, B}
-    await blobs.drop_draft(A)
+    await blobs.delete_draft(A)
     await _holds(blobs, [second, nothing, first], b"second" + LARGE, joined)
 
 
 async def test_an_upload_of_no_bytes_becomes_a_file(blobs: Blobs) -> None:
-    appending = blobs.appending(Draft(B, 0, 0))
-    assert await appending.flush() == ()
-    await appending.close()
+    writer = blobs.open_draft(Draft(B, 0, 0))
+    assert await writer.flush() == ()
+    await writer.close()
     for ref in (A, B):
         for _ in range(2):
             await blobs.publish([Draft(ref, 0, 0)], ref)
@@ -219,7 +219,7 @@ async def test_no_file_is_made_of_bytes_that_are_not_there(blobs: Blobs) -> None
             await blobs.publish(drafts, joined)
         with pytest.raises(BlobsError):
             await blobs.inspect(drafts, joined)
-    await blobs.drop_draft(B)
+    await blobs.delete_draft(B)
     with pytest.raises(BlobMissingError):
         await blobs.publish([first, second], joined)
     with pytest.raises(BlobMissingError):
@@ -234,13 +234,13 @@ async def test_tenants_and_uploads_never_meet(blobs: Blobs) -> None:
     drafts = {ref: await _draft(blobs, ref, repr(ref).encode()) for ref in refs}
     for ref, draft in drafts.items():
         await _holds(blobs, [draft], repr(ref).encode(), ref)
-    await blobs.drop_draft(A)
+    await blobs.delete_draft(A)
     await blobs.publish([drafts[B]], B)
     with pytest.raises(BlobMissingError):
         await _read(blobs, UploadRef(STRANGER.tenant_id, B.upload_id), 0, 1)
     for ref in refs[2:]:
         await blobs.publish([drafts[ref]], ref)
-    await blobs.drop_file(STRANGER)
+    await blobs.delete_file(STRANGER)
     for ref in (B, refs[-1]):
         assert await _read(blobs, ref, 0, drafts[ref].size_bytes) == repr(ref).encode()
     assert {kept.ref for kept in await _kept(blobs)} == {B, refs[-1]}
@@ -248,11 +248,11 @@ async def test_tenants_and_uploads_never_meet(blobs: Blobs) -> None:
 
 async def test_what_is_dropped_is_gone_and_may_be_dropped_again(blobs: Blobs) -> None:
     draft = await _draft(blobs, A, b"one")
-    await blobs.renew(draft, 1)
+    await blobs.fork_draft(draft, 1)
     await blobs.publish([await _draft(blobs, B, b"two")], B)
     for _ in range(2):
-        await blobs.drop_draft(A)
-        await blobs.drop_file(B)
+        await blobs.delete_draft(A)
+        await blobs.delete_file(B)
     assert await _kept(blobs) == []
     for generation in (0, 1):
         with pytest.raises(BlobMissingError):
@@ -271,24 +271,24 @@ async def test_what_is_kept_is_listed_with_when_it_was_written(
     await _draft(blobs, STRANGER, b"123")
     await blobs.publish([await _draft(blobs, B, b"12")], B)
     assert await _kept(blobs, 1_577_836_800_000_000) == []
-    lists = [some async for some in blobs.kept(EVER_US)]
+    lists = [some async for some in blobs.list_stored(EVER_US)]
     assert all(0 < len(some) <= together for some in lists)
     assert sorted([kept for some in lists for kept in some], key=lambda kept: kept.size_bytes) == [
-        Kept(B, is_file=True, size_bytes=2),
-        Kept(STRANGER, is_file=False, size_bytes=3),
-        Kept(A, is_file=False, size_bytes=8),
+        StoredBlob(B, is_file=True, size_bytes=2),
+        StoredBlob(STRANGER, is_file=False, size_bytes=3),
+        StoredBlob(A, is_file=False, size_bytes=8),
     ]
 
 
 async def test_an_interrupted_request_leaves_what_was_acknowledged(blobs: Blobs) -> None:
     draft = await _draft(blobs, A, b"kept, ")
     for _ in range(5):
-        appending = blobs.appending(draft, "sha256")
-        flushing = asyncio.create_task(appending.flush([LARGE]))
+        writer = blobs.open_draft(draft, "sha256")
+        flushing = asyncio.create_task(writer.flush([LARGE]))
         await asyncio.sleep(0)
         flushing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await flushing
-        await appending.close()
+        await writer.close()
     draft = await _appended(blobs, draft, b"gone on with")
     await _holds(blobs, [draft], b"kept, gone on with")

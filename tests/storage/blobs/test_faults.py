@@ -39,11 +39,11 @@ def directory(tmp_path: Path) -> Iterator[DirectoryBlobs]:
 
 
 async def _appended(blobs: DirectoryBlobs | S3Blobs, draft: Draft, *blocks: bytes) -> Draft:
-    appending = blobs.appending(draft)
+    writer = blobs.open_draft(draft)
     try:
-        pieces = await appending.flush(blocks)
+        pieces = await writer.flush(blocks)
     finally:
-        await appending.close()
+        await writer.close()
     size_bytes = draft.size_bytes + sum(map(len, blocks))
     return Draft(draft.ref, draft.generation, size_bytes, draft.pieces + pieces)
 
@@ -100,23 +100,23 @@ async def test_without_room_nothing_is_lost_and_none_is_taken(small: DirectoryBl
         await small.publish([first, second], JOINED)
     with pytest.raises(BlobMissingError):
         await small.inspect([Draft(JOINED, 0, 1)], JOINED)
-    kept = [one async for some in small.kept(4_102_444_800_000_000) for one in some]
+    kept = [one async for some in small.list_stored(4_102_444_800_000_000) for one in some]
     assert sorted(one.size_bytes for one in kept) == [600 * KIB, 600 * KIB]
     await _holds(small, first, b"a" * 600 * KIB)
     await _holds(small, second, b"b" * 600 * KIB)
-    await small.drop_draft(B)
+    await small.delete_draft(B)
     first = await _appended(small, first, b"c" * 300 * KIB)
     await small.publish([first], A)
     await _holds(small, first, b"a" * 600 * KIB + b"c" * 300 * KIB)
 
 
 async def test_what_came_before_a_write_that_found_no_room_may_be_flushed(small: DirectoryBlobs) -> None:
-    appending = small.appending(Draft(A, 0, 0))
-    await appending.write([b"a" * 200 * KIB])
+    writer = small.open_draft(Draft(A, 0, 0))
+    await writer.write([b"a" * 200 * KIB])
     with pytest.raises(BlobsFullError):
-        await appending.write([b"x" * 700 * KIB, b"x" * 700 * KIB])
-    await appending.flush([b"b" * 200 * KIB])
-    await appending.close()
+        await writer.write([b"x" * 700 * KIB, b"x" * 700 * KIB])
+    await writer.flush([b"b" * 200 * KIB])
+    await writer.close()
     await _holds(small, Draft(A, 0, 400 * KIB), b"a" * 200 * KIB + b"b" * 200 * KIB)
 
 
@@ -124,8 +124,8 @@ async def test_what_a_disk_could_not_keep_is_never_said_to_be_durable(
     directory: DirectoryBlobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draft = await _appended(directory, Draft(A, 0, 0), b"kept, ")
-    appending = directory.appending(draft)
-    await appending.write([b"lost"])
+    writer = directory.open_draft(draft)
+    await writer.write([b"lost"])
 
     def fail(_: int) -> None:
         raise OSError(5, "of the test")
@@ -133,17 +133,17 @@ async def test_what_a_disk_could_not_keep_is_never_said_to_be_durable(
     with monkeypatch.context() as failing:
         failing.setattr(os, "fdatasync", fail)
         with pytest.raises(BlobsError, match="of the test"):
-            await appending.flush()
+            await writer.flush()
     # The system would say yes to a second try: it has forgotten what it failed to write.
     with pytest.raises(BlobsError):
-        await appending.flush()
-    await appending.close()
+        await writer.flush()
+    await writer.close()
     await _holds(directory, await _appended(directory, draft, b"again"), b"kept, again")
 
 
 async def test_a_request_that_has_ended_writes_no_more(directory: DirectoryBlobs) -> None:
     draft = await _appended(directory, Draft(A, 0, 0), b"kept, ")
-    ended = directory.appending(draft)
+    ended = directory.open_draft(draft)
     under_way = asyncio.create_task(ended.write([b"x" * KIB * KIB]))
     await asyncio.sleep(0)
     late = asyncio.create_task(ended.write([b"y" * KIB]))
@@ -179,12 +179,12 @@ async def test_a_request_ends_when_what_it_writes_is_written(
     directory: DirectoryBlobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = _Held(monkeypatch)
-    appending = directory.appending(Draft(A, 0, 0))
-    writing = asyncio.create_task(appending.write([b"of the first"]))
+    writer = directory.open_draft(Draft(A, 0, 0))
+    writing = asyncio.create_task(writer.write([b"of the first"]))
     await asyncio.to_thread(held.began.wait)
-    closing = asyncio.create_task(appending.close())
+    closing = asyncio.create_task(writer.close())
     await asyncio.sleep(0)
-    others = [directory.appending(Draft(B, generation, 0)) for generation in range(8)]
+    others = [directory.open_draft(Draft(B, generation, 0)) for generation in range(8)]
     ended = closing.done()
     await held.let_go()
     await asyncio.gather(closing, writing, *[other.flush([b"of another"]) for other in others])
@@ -196,15 +196,15 @@ async def test_of_a_write_that_was_given_up_nothing_counts(
     directory: DirectoryBlobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = _Held(monkeypatch)
-    appending = directory.appending(Draft(A, 0, 0))
-    given_up = asyncio.create_task(appending.write([b"given up"]))
+    writer = directory.open_draft(Draft(A, 0, 0))
+    given_up = asyncio.create_task(writer.write([b"given up"]))
     await asyncio.to_thread(held.began.wait)
     given_up.cancel()
     await held.let_go()
     with pytest.raises(asyncio.CancelledError):
         await given_up
-    await appending.flush([b"kept"])
-    await appending.close()
+    await writer.flush([b"kept"])
+    await writer.close()
     await _holds(directory, Draft(A, 0, 4), b"kept")
 
 
@@ -259,11 +259,11 @@ async def _answering(status: int, body: str) -> AsyncIterator[S3Blobs]:
 )
 async def test_what_a_bucket_refuses_is_told(status: int, code: str, error: type[BlobsError]) -> None:
     async with _answering(status, f"<Error><Code>{code}</Code></Error>") as blobs:
-        appending = blobs.appending(Draft(A, 0, 0))
+        writer = blobs.open_draft(Draft(A, 0, 0))
         with pytest.raises(BlobsError) as told:
-            await appending.flush([b"1"])
+            await writer.flush([b"1"])
         assert type(told.value) is error
-        await appending.close()
+        await writer.close()
         with pytest.raises(BlobsError) as told:
             await blobs.inspect([Draft(A, 0, 1, ("piece",))], A)
         assert type(told.value) is error
@@ -274,7 +274,11 @@ async def test_a_bucket_that_nobody_serves_is_an_error(bucket: S3) -> None:
     absent = msgspec.structs.replace(bucket, bucket="nobody-made-this")
     for settings in (away, absent):
         blobs = S3Blobs(settings, threads=1)
-        for work in (_appended(blobs, Draft(A, 0, 0), b"1"), blobs.drop_draft(A), anext(blobs.read(A, 0, 1))):
+        for work in (
+            _appended(blobs, Draft(A, 0, 0), b"1"),
+            blobs.delete_draft(A),
+            anext(blobs.read(A, 0, 1)),
+        ):
             with pytest.raises(BlobsError) as told:
                 await work
             assert type(told.value) is BlobsError

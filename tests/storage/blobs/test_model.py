@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from engine.model.uploads import Draft, UploadRef
 from engine.runtime.settings import S3
-from engine.uploads.blobs import Appending, BlobMissingError, Blobs, BlobsError
+from engine.uploads.blobs import BlobMissingError, Blobs, BlobsError, DraftWriter
 from tests.harness.blob_writer import opened
 
 #: More than a piece of a bucket, in blocks that are told apart.
@@ -67,7 +67,7 @@ class World:
         self._drafts = {ref: Draft(ref, 0, 0) for ref in self._refs}
         self._expected = dict.fromkeys(self._refs, b"")
         self._files: dict[UploadRef, bytes] = {}
-        self._left: list[tuple[Draft, Appending]] = []
+        self._left: list[tuple[Draft, DraftWriter]] = []
 
     async def play(self, steps: list[Step]) -> None:
         """Take the steps, and look at everything after each."""
@@ -76,8 +76,8 @@ class World:
                 await self._take(step)
                 await self._look(self._processes[1 - step.process])
         finally:
-            for _, appending in self._left:
-                await appending.close()
+            for _, writer in self._left:
+                await writer.close()
             for process in self._processes:
                 process.close()
 
@@ -97,12 +97,12 @@ class World:
             await blobs.publish([draft], ref)
             self._files[ref] = self._expected[ref]
         elif step.what == "drop":
-            await blobs.drop_draft(ref)
+            await blobs.delete_draft(ref)
             self._claim(draft, draft.generation + 1, 0)
             self._expected[ref] = b""
         else:
             if step.what == "renew":
-                await blobs.renew(draft, draft.generation + 1)
+                await blobs.fork_draft(draft, draft.generation + 1)
             self._claim(draft, draft.generation + 1, draft.size_bytes)
 
     def _claim(self, draft: Draft, generation: int, size_bytes: int) -> None:
@@ -110,28 +110,28 @@ class World:
         self._drafts[draft.ref] = Draft(draft.ref, generation, size_bytes, pieces)
 
     async def _append(self, blobs: Blobs, draft: Draft, step: Step) -> None:
-        appending = blobs.appending(draft, "sha256")
+        writer = blobs.open_draft(draft, "sha256")
         for block in step.blocks[:-1]:
-            await appending.write([block, b""])
+            await writer.write([block, b""])
         if step.stays:
             # Its upload is taken from it, as from every request that does not end.
-            self._left.append((draft, appending))
+            self._left.append((draft, writer))
             self._claim(draft, draft.generation + 1, draft.size_bytes)
             return
-        pieces = await appending.flush(step.blocks[-1:])
-        await appending.close()
+        pieces = await writer.flush(step.blocks[-1:])
+        await writer.close()
         came = b"".join(step.blocks)
-        assert appending.digest() == hashlib.sha256(came).digest()
+        assert writer.digest() == hashlib.sha256(came).digest()
         if step.answered:
             size_bytes = draft.size_bytes + len(came)
             self._drafts[draft.ref] = Draft(draft.ref, draft.generation, size_bytes, draft.pieces + pieces)
             self._expected[draft.ref] += came
 
     async def _late(self, blocks: tuple[bytes, ...]) -> None:
-        for _, appending in self._left:
+        for _, writer in self._left:
             with suppress(BlobsError):
-                await appending.write(blocks)
-                await appending.flush(blocks)
+                await writer.write(blocks)
+                await writer.flush(blocks)
 
     async def _join(self, blobs: Blobs) -> None:
         drafts = [self._drafts[ref] for ref in reversed(self._refs) if ref not in self._files]

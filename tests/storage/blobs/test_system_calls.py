@@ -28,24 +28,24 @@ async def _everything(blobs: Blobs) -> None:
     """Call each method once at least."""
     drafts = []
     for ref in (A, B):
-        appending = blobs.appending(Draft(ref, 0, 0), "sha256")
-        await appending.write([BLOCK, BLOCK])
-        pieces = await appending.flush([BLOCK])
-        pieces += await appending.flush([BLOCK])
-        await appending.write([BLOCK])
-        await appending.close()
+        writer = blobs.open_draft(Draft(ref, 0, 0), "sha256")
+        await writer.write([BLOCK, BLOCK])
+        pieces = await writer.flush([BLOCK])
+        pieces += await writer.flush([BLOCK])
+        await writer.write([BLOCK])
+        await writer.close()
         drafts.append(Draft(ref, 0, 4 * len(BLOCK), pieces))
-    await blobs.renew(drafts[0], 1)
+    await blobs.fork_draft(drafts[0], 1)
     drafts[0] = msgspec.structs.replace(drafts[0], generation=1)
     await blobs.inspect(drafts, JOINED)
     await blobs.publish(drafts, JOINED)
     await blobs.publish(drafts[:1], A)
     async for _ in blobs.read(JOINED, 5, 7 * len(BLOCK)):
         pass
-    async for _ in blobs.kept(4_102_444_800_000_000):
+    async for _ in blobs.list_stored(4_102_444_800_000_000):
         pass
-    await blobs.drop_draft(B)
-    await blobs.drop_file(JOINED)
+    await blobs.delete_draft(B)
+    await blobs.delete_file(JOINED)
 
 
 async def test_the_event_loop_neither_touches_a_file_nor_hashes(blob_place: str) -> None:
@@ -138,16 +138,16 @@ async def test_a_power_cut_takes_nothing_that_was_acknowledged(disk: _Disk, tmp_
     for ref in (A, B):
         draft = Draft(ref, 0, 0)
         for _ in range(2):
-            appending = blobs.appending(draft)
-            await appending.write([BLOCK])
+            writer = blobs.open_draft(draft)
+            await writer.write([BLOCK])
             assert disk.contents
             with durable():
-                await appending.flush([BLOCK])
-            await appending.close()
+                await writer.flush([BLOCK])
+            await writer.close()
             draft = Draft(ref, 0, draft.size_bytes + 2 * len(BLOCK))
         drafts.append(draft)
     with durable():
-        await blobs.renew(drafts[0], 1)
+        await blobs.fork_draft(drafts[0], 1)
     drafts[0] = msgspec.structs.replace(drafts[0], generation=1)
     with durable():
         await blobs.publish(drafts, JOINED)

@@ -44,7 +44,7 @@ class Kept:
         blobs = DirectoryBlobs(self._directory, 1)
         try:
             cleanup = UploadCleanup(self._store, blobs, Refusing(), 0, 0, kept_for)
-            tidied = await cleanup.tidy(_NOW_US, _keep)
+            tidied = await cleanup.expire_and_free(_NOW_US, _keep)
         finally:
             blobs.close()
         return tidied.conflicts, tidied.quarantined

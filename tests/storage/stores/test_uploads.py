@@ -12,7 +12,7 @@ import pytest
 
 from engine.model.rows import ReadSet, WriteSet
 from engine.model.uploads import State, Upload, UploadRef
-from engine.uploads.ports import Advance, Claim, Created, Creating, Quota, Stored
+from engine.uploads.ports import Claim, Created, NewUpload, OffsetUpdate, Quota, Stored
 from storage.postgres.pool import Database
 from storage.stores.commit import PostgresStore
 from storage.stores.tenants import PostgresTenancy
@@ -45,7 +45,7 @@ def new(tenant_id: int = 1, size_bytes: int | None = 100, **changed: Any) -> Upl
         metadata="filename YQ==",
         size_bytes=size_bytes,
         reserved_bytes=size_bytes or 0,
-        wanted_sha256=None,
+        expected_sha256=None,
     )
     return msgspec.structs.replace(upload, **changed)
 
@@ -55,12 +55,12 @@ def part(size_bytes: int = 100, **changed: Any) -> Upload:
     return new(size_bytes=size_bytes, kind="part", metadata="", **nothing, **changed)
 
 
-def joining(upload: Upload) -> Creating:
-    return Creating(upload, ROOM)
+def joining(upload: Upload) -> NewUpload:
+    return NewUpload(upload, ROOM)
 
 
 async def create(store: PostgresUploads, *uploads: Upload) -> list[Created]:
-    return await store.create([Creating(upload, ROOM) for upload in uploads], EXPIRE_S)
+    return await store.create([NewUpload(upload, ROOM) for upload in uploads], EXPIRE_S)
 
 
 async def created(store: PostgresUploads, upload: Upload) -> Upload:
@@ -79,8 +79,8 @@ async def stored(store: PostgresUploads, ref: UploadRef, content_type: str = "im
     return done
 
 
-def advance(upload: Upload, offset_bytes: int, holder: str = "h1", *, release: bool = True) -> Advance:
-    return Advance(upload.ref, holder, offset_bytes, None, (), release)
+def advance(upload: Upload, offset_bytes: int, holder: str = "h1", *, release: bool = True) -> OffsetUpdate:
+    return OffsetUpdate(upload.ref, holder, offset_bytes, None, (), release)
 
 
 def reserved(dsn: str, tenant_id: int = 1) -> int:
@@ -137,7 +137,7 @@ async def test_one_request_has_an_upload_until_it_gives_it_back(store: PostgresU
     assert again.taken
     (refused,) = await store.claim([second])
     assert refused is not None
-    assert (refused.taken, refused.upload.let_lapse, refused.upload.held) == (False, False, True)
+    assert (refused.taken, refused.upload.lock_expired, refused.upload.held) == (False, False, True)
     assert await store.advance([advance(upload, 40, "h2")], EXPIRE_S) == [False]
     assert await store.advance([advance(upload, 40)], EXPIRE_S) == [True]
     assert await store.advance([advance(upload, 40)], EXPIRE_S) == [True], "running it again tells the same"
@@ -167,20 +167,20 @@ async def test_an_upload_that_was_let_lapse_is_seized_and_its_holder_is_heard_no
     execute(dsn, "UPDATE upload_session SET held_until = now() - interval '1 second'")
     (claimed,) = await store.claim([Claim(upload.ref, "d1", "h2")])
     assert claimed is not None
-    assert (claimed.taken, claimed.upload.let_lapse) == (False, True)
+    assert (claimed.taken, claimed.upload.lock_expired) == (False, True)
     for _ in range(2):  # the second as when the first answer was lost
-        seized = await store.seize(Claim(upload.ref, "d1", "h2"))
+        seized = await store.steal(Claim(upload.ref, "d1", "h2"))
         assert seized is not None
         assert seized.generation == 1
     assert await store.advance([advance(upload, 10)], EXPIRE_S) == [False]
     assert not await store.discard(upload.ref, "h1", "refused")
-    assert await store.seize(Claim(upload.ref, "d2", "h3")) is None
+    assert await store.steal(Claim(upload.ref, "d2", "h3")) is None
 
 
 async def test_a_stored_upload_gives_back_what_it_did_not_need(store: PostgresUploads, dsn: str) -> None:
     upload = await created(store, new(size_bytes=None, reserved_bytes=500))
     await held(store, upload)
-    last = Advance(upload.ref, "h1", 120, 120, ("p1", "p2"), release=False)
+    last = OffsetUpdate(upload.ref, "h1", 120, 120, ("p1", "p2"), release=False)
     assert await store.advance([last], EXPIRE_S) == [True]
     assert reserved(dsn) == 500
     for _ in range(2):
@@ -202,18 +202,18 @@ async def test_parts_are_spent_once_and_what_they_reserved_goes_with_them(
     ids = tuple(one.ref.upload_id for one in parts)
     whole = new(size_bytes=300, kind="joined", offset_bytes=300, parts=ids)
     for _ in range(2):  # the second as when the outcome of the first was not known
-        assert await store.join(joining(whole), EXPIRE_S) == "created"
+        assert await store.concatenate(joining(whole), EXPIRE_S) == "created"
     assert reserved(dsn) == 300
     for spent in (ids, (ids[0], ids[0]), (uuid.uuid4().hex,)):
         other = new(size_bytes=300, kind="joined", offset_bytes=300, parts=spent)
-        assert await store.join(joining(other), EXPIRE_S) == "spent"
+        assert await store.concatenate(joining(other), EXPIRE_S) == "spent"
         assert await store.find(other.ref) is None
     await held(store, whole)
     assert await stored(store, whole.ref)
     for one in parts:
         found = await store.find(one.ref)
         assert found is not None
-        assert (found.state, found.joined_into) == ("joined", whole.ref.upload_id)
+        assert (found.state, found.final_id) == ("joined", whole.ref.upload_id)
     assert reserved(dsn) == 300
 
 
@@ -225,11 +225,11 @@ async def test_an_upload_ends_once_with_its_parts_and_frees_what_it_reserved(
     await held(store, one)
     assert await store.advance([advance(one, 100)], EXPIRE_S) == [True]
     whole = new(kind="joined", offset_bytes=100, parts=(one.ref.upload_id,))
-    assert await store.join(joining(whole), EXPIRE_S) == "created"
+    assert await store.concatenate(joining(whole), EXPIRE_S) == "created"
     (claimed,) = await store.claim([Claim(one.ref, "d1", "h2")])
     assert claimed is not None
     assert not claimed.taken, "its bytes are another upload's"
-    assert await store.seize(Claim(one.ref, "d1", "h2")) is None
+    assert await store.steal(Claim(one.ref, "d1", "h2")) is None
     assert not await store.discard(one.ref, None, "cancelled")
     assert not await store.discard(UploadRef(2, whole.ref.upload_id), None, "cancelled")
     for _ in range(2):  # the second as when the outcome of the first was not known
@@ -278,7 +278,7 @@ async def test_a_record_has_no_more_files_than_it_may_when_many_come_at_once(
     await held(store, one)
     assert await store.advance([advance(one, 10)], EXPIRE_S) == [True]
     whole = new(size_bytes=10, kind="joined", offset_bytes=10, parts=(one.ref.upload_id,))
-    assert await store.join(joining(whole), EXPIRE_S) == "record_full"
+    assert await store.concatenate(joining(whole), EXPIRE_S) == "record_full"
     assert reserved(dsn) == 40
 
 

@@ -129,7 +129,11 @@ class Server:
         )
         device_store = PostgresDevices(self._reads)
         self._revocations = Revocations(device_store)
-        self._connections = Connections(clock, server.idle_s, self._revocations)
+
+        def policy_names(tenant_id: int) -> dict[str, str]:
+            return {name: policy.policy for name, policy in policies.of(tenant_id).items()}
+
+        self._connections = Connections(clock, server.idle_s, self._revocations, policy_names)
         self._feed = feed
         bus = RedisBus(at.redis_url, self._reads, lambda: feed.epoch)
 

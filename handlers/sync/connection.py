@@ -1,4 +1,4 @@
-"""One device's connection: what its messages mean, and their answers.
+"""One device's connection: handles its messages and answers them, and says how fast it is read.
 
 A ``sync`` goes from its frame to the committer without a task or a future, and its answer comes back as a
 call.
@@ -6,24 +6,16 @@ call.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 import msgspec
 
-from engine.commit.lane import unavailable
-from engine.commit.overload import overloaded
-from engine.commit.validation import Session
-from engine.feed.pages import with_id
-from engine.plan.work import Outcome, Push, PushAnswer, ResolveAnswer
 from engine.runtime.loop_turns import LARGE_BYTES, Steps, Turn
 from engine.runtime.rate_limit import COUNTED_BYTES, LABORIOUS_S
-from engine.runtime.read_limiter import Reader
+from engine.wire.close_codes import CloseCode
 from engine.wire.codec import MalformedError
-from engine.wire.errors import SyncError
 from engine.wire.messages import (
     Conflicts,
     Heartbeat,
@@ -34,139 +26,168 @@ from engine.wire.messages import (
     Subscribe,
     Sync,
     Unsubscribe,
-    Unsubscribed,
+    Welcome,
 )
-from engine.wire.timestamps import to_us
+from engine.wire.timestamps import to_text, to_us
 from handlers.http.context import Core
 from handlers.http.errors import as_sync_error, error_body
 from handlers.sync.connections import Connections
-from handlers.sync.device_socket import CLOSE_BAD_FRAMES, Line, Work
-from handlers.sync.frames import Frames
-from handlers.sync.operations import (
-    READS_YIELD_S,
-    charge_planning,
-    count_answer,
-    count_error,
-    heartbeat,
-    list_conflicts,
-    resolution,
-    take_share,
-    tell_clock,
-)
-from handlers.sync.subscription_sink import Live
-
-CLOSE_RATE_IGNORED: Final = 4429
+from handlers.sync.device_socket import DeviceSocket
+from handlers.sync.operations import heartbeat, take_share, tell_clock
+from handlers.sync.push_hold import PushHold, rate_limited
+from handlers.sync.pushes import Pushes
+from handlers.sync.reads import Reads
 
 #: Malformed messages in a row that end a connection.
 MAX_MALFORMED: Final = 10
 #: Messages in a row sent in spite of ``rate_limited`` that end a connection.
 MAX_RATE_IGNORED: Final = 100
-#: Of what comes in spite of ``rate_limited``, what is longer and hides its id is refused without it.
+#: A message past the rate that is longer, and hides its id, is refused without the id.
 MAX_SECOND_LOOK_BYTES: Final = 1024
-MAX_SUBSCRIPTIONS: Final = 32
-#: How long a push that found the database away, and may come again, goes before all others.
-_TURN_S: Final = 2.0
-#: Answers that one connection may wait for; beyond them it is not read from.
+#: A connection is not read while so many of its pushes and resolutions are not answered.
 MAX_IN_FLIGHT: Final = 256
-#: Reads of the store that one connection may wait for.
+#: A connection is not read while so many of its reads are not answered.
 MAX_READS: Final = 4
-#: How often it is told that the tenant speaks; whether others want the loop is asked for a second.
+#: The loop's shares are told at most this often that a tenant is active: they look at a whole second.
 NOTED_S: Final = 0.1
 
 _encode = msgspec.json.encode
 
 
-class Connection(Line):
-    """A device's connection."""
+class Connection:
+    """Handles the messages of one device.
+
+    Args:
+        core: The engine.
+        connections: All connections of the process; sends refusals in groups.
+        socket: The device's socket.
+        asked_at_s: When the handshake came, on the monotonic clock: nothing on this connection was sent
+            before.
+    """
 
     __slots__ = (
         "_asked_at_s",
-        "_behind_key",
+        "_connections",
+        "_core",
         "_decode",
         "_device",
-        "_held_off_by",
-        "_held_off_until_s",
-        "_in_flight",
+        "_hold",
         "_kind",
         "_large",
-        "_live",
         "_malformed",
         "_noted_until_s",
+        "_pushes",
         "_rate_ignored",
         "_reads",
+        "_session",
+        "_socket",
         "_spent_s",
+        "_tenant_id",
     )
 
-    def __init__(
-        self,
-        core: Core,
-        connections: Connections,
-        session: Session,
-        frames: Frames,
-        transport: asyncio.Transport,
-        asked_at_s: float,
-    ) -> None:
-        super().__init__(core, connections, session, frames, transport)
-        #: When the handshake came, on the monotonic clock: nothing on this connection was sent before.
+    def __init__(self, core: Core, connections: Connections, socket: DeviceSocket, asked_at_s: float) -> None:
+        session = socket.session
+        self._core = core
+        self._connections = connections
+        self._socket = socket
+        self._session = session
         self._asked_at_s = asked_at_s
         self._decode = session.codec.decode
-        self._device = core.devices.seen(*self.key, self.heard_at_s)
-        self._live: dict[str, Live] = {}
-        self._in_flight = 0
-        self._reads = 0
+        self._tenant_id = session.tenant.tenant_id
+        self._device = core.devices.seen(*socket.key, socket.heard_at_s)
+        self._hold = PushHold()
+        self._pushes = Pushes(core, socket, self._device, self._hold)
+        self._reads = Reads(core, socket, self._device, self._pushes.submit_resolution, self.charge_answer)
         self._malformed = 0
         self._rate_ignored = 0
         #: Of the latest message, None if it is no message.
         self._kind: type[msgspec.Struct] | None = None
-        #: Until when it need not be told that the tenant speaks, on the monotonic clock.
+        #: The loop's shares know until then that the tenant is active, on the monotonic clock.
         self._noted_until_s = 0.0
         #: Whether a large message is being handled, and the seconds that it took so far.
         self._large = False
         self._spent_s = 0.0
-        self._held_off_by = "overloaded"
-        #: Of the first push that found the database away and has not come again.
-        self._behind_key: str | None = None
-        self._held_off_until_s = 0.0
+
+    def welcome(self) -> None:
+        """Send the first message."""
+        core = self._core
+        self._socket.say(
+            _encode(
+                Welcome(
+                    self._session.session_id,
+                    to_text(core.clock.now_us()),
+                    core.feed.epoch,
+                    core.limits.heartbeat_s,
+                    core.limits.welcome(),
+                    core.policy_names(self._tenant_id),
+                    core.domains.events,
+                )
+            )
+        )
+
+    def end(self) -> None:
+        """Release everything."""
+        self._socket.end()
+        self._reads.end()
+
+    # -- as the pacer of frames ---------------------------------------------------------------
 
     @property
     def has_room(self) -> bool:
-        """Whether not too much of what was asked is unanswered or not taken yet."""
+        """True if few enough requests are unanswered, and the device reads its answers.
+
+        At the end everything is read that the device sent.
+        """
+        socket = self._socket
         return not self._large and (
-            self._closing
-            or (self._in_flight < MAX_IN_FLIGHT and self._reads < MAX_READS and not self._outbox.full)
+            socket.closing
+            or (
+                self._pushes.in_flight < MAX_IN_FLIGHT
+                and self._reads.count < MAX_READS
+                and not socket.outbox.full
+            )
         )
 
-    def room(self) -> None:
-        """Go on reading and let the subscriptions go on that had to wait."""
-        super().room()
-        for live in list(self._live.values()):
-            live.resume()
+    @property
+    def yields(self) -> bool:
+        """True if others of its tenant wait for a turn of the loop."""
+        return self._core.turns.waits(self._tenant_id)
 
-    def end(self) -> None:
-        """Let everything go."""
-        super().end()
-        for live in self._live.values():
-            live.end()
+    def turn(self, work: Callable[[], None]) -> Turn:
+        """Have ``work`` called in a turn of its own."""
+        return self._core.turns.take(self._tenant_id, self._device, work)
 
-    def hear(self, frame: bytes, now_s: float) -> None:
-        """Take in a message and answer it, now or when it is done."""
+    def charge(self, spent_s: float, now_s: float) -> float:
+        """Charge work on frames. Returns more than 0 if the next read has to wait for a turn."""
+        if spent_s > LABORIOUS_S:  # of several frames the last: all before it took less than a turn
+            self._device.bucket.charge(now_s - self._socket.frames.began_s)
+        return take_share(self._core, self._device, _kind_of(self._kind), spent_s, now_s)
+
+    def count_fragments(self) -> None:
+        """Count frames that ended no message as one message."""
+        self._count(self._socket.frames.began_s)
+
+    # -- as the owner of the socket -----------------------------------------------------------
+
+    def on_message(self, frame: bytes, now_s: float) -> None:
+        """Handle a message; its answer follows at once or when it is done."""
         core = self._core
         size_bytes = len(frame)
         core.traffic.messages_in += 1
         core.traffic.bytes_in += size_bytes
         if now_s >= self._noted_until_s:
             self._noted_until_s = now_s + NOTED_S
-            core.shares.heard(self.key[0], now_s)
+            core.shares.heard(self._tenant_id, now_s)
         wait_ms = self._wait_ms(now_s)
         if size_bytes >= COUNTED_BYTES:
             self._device.bucket.weigh(size_bytes)
         if (
-            wait_ms or now_s < self._held_off_until_s or core.committer.sheds(self.key[0])
-        ) and self._turned_away(frame, now_s, wait_ms):
+            wait_ms or now_s < self._hold.until_s or core.committer.sheds(self._tenant_id)
+        ) and self._refused_undecoded(frame, now_s, wait_ms):
             return
         if size_bytes >= LARGE_BYTES:
             self._large = True
-            core.turns.handle(self.key[0], self._handled(frame, wait_ms), self._step_done)
+            core.turns.handle(self._tenant_id, self._handle_in_steps(frame, wait_ms), self._step_done)
             return
         request_id: str | None = None
         self._kind = None
@@ -177,7 +198,7 @@ class Connection(Line):
             if type(request) is Sync and not wait_ms:
                 self._rate_ignored = 0
                 request_id = request.id
-                self._sync(request)
+                self._pushes.push(request)
                 return
             if not isinstance(request, Hello):
                 request_id = request.id
@@ -189,11 +210,30 @@ class Connection(Line):
         except Exception as error:
             self._refuse(error, request_id, wait_ms)
 
-    def _handled(self, frame: bytes, wait_ms: int) -> Steps:
-        """Handle a large message in steps; nothing behind it is read until it is done."""
+    def on_ping(self, payload: bytes, now_s: float) -> None:
+        """Answer a ping, within the rate at which the device may send messages."""
+        if self._count(now_s):
+            self._socket.pong(payload)
+
+    def on_pong(self, now_s: float) -> None:
+        """Count a pong as a message."""
+        self._count(now_s)
+
+    def on_writable(self) -> None:
+        """Let subscriptions go on that waited for room."""
+        self._reads.resume()
+
+    def charge_answer(self, spent_s: float, now_s: float) -> None:
+        """Charge work on a large answer."""
+        take_share(self._core, self._device, "answer", spent_s, now_s)
+
+    # -- large messages -----------------------------------------------------------------------
+
+    def _handle_in_steps(self, frame: bytes, wait_ms: int) -> Steps:
+        """Handle a large message in steps; nothing after it is read until it is done."""
         request_id: str | None = None
         try:
-            if self._deaf:
+            if self._socket.ignoring:
                 return
             self._kind = None
             request = yield from self._session.codec.decoding(frame)
@@ -207,7 +247,7 @@ class Connection(Line):
             yield
             self._kind = type(request)
             if isinstance(request, Sync):
-                yield from self._sync_in_steps(request)
+                yield from self._pushes.push_in_steps(request)
             else:
                 self._other(request)
         except Exception as error:
@@ -221,42 +261,25 @@ class Connection(Line):
         if not self._large:
             self._device.bucket.charge(self._spent_s)
             self._spent_s = 0.0
-            self._frames.go_on()
+            self._socket.frames.go_on()
+
+    # -- rates and refusals -------------------------------------------------------------------
 
     def _wait_ms(self, now_s: float) -> int:
-        """Return 0, or how long the device or its tenant is to wait before it sends more."""
+        """Return 0, or how long the device or its tenant has to wait before it sends more."""
         core = self._core
         wait_ms = self._device.bucket.take(core.limits.messages_per_minute, now_s)
-        return wait_ms or core.tenant_rates.take(self.key[0], self._device.bucket, now_s)
+        return wait_ms or core.tenant_rates.take(self._tenant_id, self._device.bucket, now_s)
 
-    def pinged(self, payload: bytes, now_s: float) -> None:
-        """Answer a ping, within the rate at which the device may send messages."""
-        if self.counted(now_s):
-            self._outbox.pong(payload)
-
-    def counted(self, now_s: float) -> bool:
-        """Count what is no message for one; False if it is past the rate, which ends the connection soon."""
-        if self._closing or not self._wait_ms(now_s):
+    def _count(self, now_s: float) -> bool:
+        """Count something as a message. Returns False past the rate, which soon ends the connection."""
+        if self._socket.closing or not self._wait_ms(now_s):
             return True
         self._rate_is_ignored()
         return False
 
-    def turn(self, work: Callable[[], None]) -> Turn:
-        """Have ``work`` called in a turn of its own."""
-        return self._core.turns.take(self.key[0], self._device, work)
-
-    def worked(self, spent_s: float, now_s: float) -> float:
-        """Charge work; more than 0 if the socket is not to be read from but in a turn."""
-        if spent_s > LABORIOUS_S:  # of several frames the last: all before it took less than a turn
-            self._device.bucket.charge(now_s - self._frames.began_s)
-        return take_share(self._core, self._device, _kind_of(self._kind), spent_s, now_s)
-
-    def _turned_away(self, frame: bytes, now_s: float, wait_ms: int) -> bool:
-        """Refuse what is too much without decoding it.
-
-        After a refused push those behind it are refused, too, until the device was to come back: the later
-        changes of a device build on its earlier ones.
-        """
+    def _refused_undecoded(self, frame: bytes, now_s: float, wait_ms: int) -> bool:
+        """Refuse a message without decoding it. Returns False if it has to be decoded."""
         head = self._session.codec.glance(frame)
         if head is None:
             if not wait_ms or len(frame) <= MAX_SECOND_LOOK_BYTES:
@@ -264,145 +287,77 @@ class Connection(Line):
             self._limit(wait_ms, None)
             return True
         kind, request_id = head
-        pushes = kind in ("sync", "resolve")
+        is_push = kind in ("sync", "resolve")
         if wait_ms:
-            self._limit(self._hold_off(now_s, wait_ms, "rate_limited") if pushes else wait_ms, request_id)
+            if is_push:
+                wait_ms = self._hold.extend(now_s, wait_ms, "rate_limited")
+            self._limit(wait_ms, request_id)
             return True
-        if not pushes:
+        if not is_push:
             return False
-        wait_ms = self._hold_off(now_s)
-        error = _REFUSALS[self._held_off_by](wait_ms)
+        if now_s >= self._hold.until_s:
+            self._hold.begin(now_s, self._core.committer.retry_after_ms(), "overloaded")
+        error = self._hold.refusal(now_s)
         self._core.traffic.error(error.code)
-        self._connections.refuse_soon(self, error_body(error, request_id))
+        self._connections.refuse_soon(self._socket, error_body(error, request_id))
         return True
-
-    def _hold_off(self, now_s: float, wait_ms: int = 0, code: str = "overloaded") -> int:
-        """Take no more pushes for a while, ``wait_ms`` where that is given; return its milliseconds."""
-        if now_s >= self._held_off_until_s:
-            self._held_off_by = code
-            self._held_off_until_s = now_s + (wait_ms or self._core.committer.retry_after_ms()) / 1000
-        elif wait_ms:
-            self._held_off_until_s = max(self._held_off_until_s, now_s + wait_ms / 1000)
-        return math.ceil((self._held_off_until_s - now_s) * 1000)
 
     def _limit(self, wait_ms: int, request_id: str | None) -> None:
         if not self._rate_is_ignored():
-            self.fail(_rate_limited(wait_ms), request_id)
+            self._socket.fail(rate_limited(wait_ms), request_id)
 
     def _rate_is_ignored(self) -> bool:
-        """Count it, and close on who sends on and on."""
+        """Count it; close the connection of a device that sends on and on."""
         self._rate_ignored += 1
         if self._rate_ignored <= MAX_RATE_IGNORED:
             return False
-        self.close(CLOSE_RATE_IGNORED, "the rate limit was ignored")
+        self._socket.close(CloseCode.RATE_IGNORED, "the rate limit was ignored")
         return True
 
     def _refuse(self, error: Exception, request_id: str | None, wait_ms: int) -> None:
-        told = self._told(error)
+        session = self._session
+        told = as_sync_error(error, tenant=session.tenant.name, device_id=session.device_id)
         own_id = told.details.pop("id", request_id)
         request_id = own_id if isinstance(own_id, str) else None
         if isinstance(told, MalformedError):
-            self.fail(told, None)
+            self._socket.fail(told, None)
             self._malformed += 1
             if self._malformed >= MAX_MALFORMED:
-                self.close(CLOSE_BAD_FRAMES, "too many malformed messages in a row")
+                self._socket.close(CloseCode.BAD_FRAMES, "too many malformed messages in a row")
             return
         self._malformed = 0
         if wait_ms:
             self._limit(wait_ms, request_id)
         else:
-            self.fail(told, request_id)
+            self._socket.fail(told, request_id)
 
-    def _told(self, error: Exception) -> SyncError:
-        tenant = self._session.tenant.name
-        return as_sync_error(error, tenant=tenant, device_id=self._session.device_id)
-
-    def _sync(self, request: Sync) -> None:
-        core = self._core
-        request_id = self._sync_id(request)
-        now_us = core.clock.now_us()
-        try:
-            push = core.intake.push(request, self._session, now_us)
-        except SyncError as error:
-            count_error(core, self._device, error, now_us)
-            raise
-        self._submit(push, request_id, request.key, now_us)
-
-    def _sync_in_steps(self, request: Sync) -> Steps:
-        core = self._core
-        request_id = self._sync_id(request)
-        now_us = core.clock.now_us()
-        try:
-            push = yield from core.intake.pushing(request, self._session, now_us)
-        except SyncError as error:
-            count_error(core, self._device, error, now_us)
-            raise
-        self._submit(push, request_id, request.key, now_us)
-
-    def _sync_id(self, request: Sync) -> str:
-        if request.id is None:
-            raise SyncError("invalid_message", "id: required on a socket")
-        if self._behind_key is not None:
-            self._see_whose_turn_it_is(request.key)
-        return request.id
-
-    def _submit(self, push: Push, request_id: str, key: str, now_us: int) -> None:
-        core = self._core
-        try:
-            core.committer.submit(push, partial(self._answer, request_id, key, now_us), self._charge)
-        except SyncError:
-            raise overloaded(self._hold_off(core.clock.monotonic_s())) from None
-        self._in_flight += 1
-
-    def _charge(self, spent_s: float) -> None:
-        charge_planning(self._core, self._device, spent_s)
-
-    def _see_whose_turn_it_is(self, key: str) -> None:
-        """Let what was refused come first, for a while. Raises SyncError ``unavailable``."""
-        left_s = self._held_off_until_s + _TURN_S - self._core.clock.monotonic_s()
-        if key != self._behind_key and left_s > 0:
-            raise unavailable(math.ceil(left_s * 1000))
-        self._behind_key = None
-
-    def _answer(self, request_id: str, key: str, started_us: int, outcome: Outcome) -> None:
-        self._in_flight -= 1
-        self._frames.go_on()
-        if isinstance(outcome, PushAnswer):
-            self.say(outcome.frame(request_id))
-            if not outcome.replayed:
-                self._session.retries_over = True
-            count_answer(self._core, self._device, outcome, started_us)
-        elif isinstance(outcome, SyncError):
-            count_error(self._core, self._device, outcome, started_us)
-            if outcome.code == "unavailable" and self._behind_key is None:
-                self._behind_key = key
-            self._put_off(outcome, request_id)
+    # -- other messages -----------------------------------------------------------------------
 
     def _other(self, request: Request) -> None:
         match request:
             case Hello():
                 self._hello(request)
             case Heartbeat():
-                self._hear_clock(request)
-                self.say(heartbeat(self._core, self._device, request, request.id))
+                self._set_clock(request)
+                self._socket.say(heartbeat(self._core, self._device, request, request.id))
             case Pull():
-                self._begin(request.id, partial(self._pull, request))
+                self._reads.pull(request)
             case Subscribe():
-                self._subscribe(request)
+                self._reads.subscribe(request)
             case Unsubscribe():
-                self._unsubscribe(request)
+                self._reads.unsubscribe(request)
             case Conflicts():
-                self._begin(request.id, partial(self._conflicts, request))
+                self._reads.conflicts(request)
             case Resolve():
-                self._begin(request.id, partial(self._resolve, request))
+                self._reads.resolve(request)
 
     def _hello(self, request: Hello) -> None:
         self._device.introduce(
             network_type=None, app_version=request.app_version, os_version=request.os_version
         )
-        self._hear_clock(request)
+        self._set_clock(request)
 
-    def _hear_clock(self, request: Hello | Heartbeat) -> None:
+    def _set_clock(self, request: Hello | Heartbeat) -> None:
         """Learn from a ``clock``: it was read after the upgrade, and after the ``server_time`` beside it."""
         if request.clock is None:
             return
@@ -415,102 +370,6 @@ class Connection(Line):
                 way_us = min(way_us, now_us - told_us)
         tell_clock(self._device, self._session, request.clock, now_us, way_us)
 
-    def _begin(self, request_id: str, work: Work) -> None:
-        """Start what asks the store; syncs are not held up by it."""
-        self.start(partial(self._work, request_id, work))
-        self._reads += 1
-
-    async def _work(self, request_id: str, work: Work) -> None:
-        try:
-            await work()
-        except Exception as error:
-            self.fail(self._told(error), request_id)
-        finally:
-            self._reads -= 1
-            self._frames.go_on()
-
-    async def _pull(self, request: Pull) -> None:
-        await self._core.committer.lull(self.key[0], READS_YIELD_S)
-        body = await self._core.feed.pull(Reader(*self.key), request.cursor, request.domains, request.limit)
-        await self._answered(with_id(body, request.id))
-
-    async def _answered(self, body: bytes) -> None:
-        """Send what was read; what is large is encoded in steps, where it has to be."""
-        codec = self._session.codec
-        if not codec.binary or len(body) < LARGE_BYTES:
-            self.say(body)
-            return
-        encoded = await self._core.turns.handled(self.key[0], codec.encoding(body), self.took)
-        self._outbox.put(encoded)
-
-    def took(self, spent_s: float, now_s: float) -> None:
-        """Charge work on what is said."""
-        take_share(self._core, self._device, "answer", spent_s, now_s)
-
-    def _subscribe(self, request: Subscribe) -> None:
-        if request.id in self._live:
-            raise SyncError("invalid_message", "id: a subscription of this id is open")
-        if len(self._live) >= MAX_SUBSCRIPTIONS:
-            raise SyncError("too_large", f"subscriptions: the limit is {MAX_SUBSCRIPTIONS}")
-        live = self._live[request.id] = Live(self, request)
-        self._begin(request.id, partial(self._open, live))
-
-    async def _open(self, live: Live) -> None:
-        try:
-            await self._core.committer.lull(self.key[0], READS_YIELD_S)
-            await live.open(self._core.feed, Reader(*self.key), self._session.session_id)
-        except Exception:
-            self.forget(live)
-            if not live.ended:
-                raise
-        if self._closing:
-            live.end()
-
-    def forget(self, live: Live) -> None:
-        """Free the id of a subscription that is over."""
-        if self._live.get(live.request_id) is live:
-            del self._live[live.request_id]
-
-    def _unsubscribe(self, request: Unsubscribe) -> None:
-        live = self._live.pop(request.id, None)
-        if live is None:
-            raise SyncError("not_found", "there is no subscription of this id")
-        live.end()
-        self.say(_encode(Unsubscribed(request.id)))
-
-    async def _conflicts(self, request: Conflicts) -> None:
-        await self._core.committer.lull(self.key[0], READS_YIELD_S)
-        await self._answered(await list_conflicts(self._core, self._session, request, request.id))
-
-    async def _resolve(self, request: Resolve) -> None:
-        job = await resolution(self._core, self._session, self._device, request)
-        self._core.committer.submit(job, partial(self._settled, request.id), self._charge)
-        self._in_flight += 1
-
-    def _settled(self, request_id: str, outcome: Outcome) -> None:
-        self._in_flight -= 1
-        self._frames.go_on()
-        if isinstance(outcome, ResolveAnswer):
-            self.say(outcome.frame(request_id))
-        elif isinstance(outcome, SyncError):
-            self._put_off(outcome, request_id)
-
-    def _put_off(self, error: SyncError, request_id: str) -> None:
-        """Refuse a push that was taken in; what the device sent behind it must not overtake it."""
-        wait_ms = error.details.get("retry_after_ms")
-        now_s = self._core.clock.monotonic_s()
-        if error.code == "unavailable" and isinstance(wait_ms, int) and now_s >= self._held_off_until_s:
-            self._hold_off(now_s, wait_ms, "unavailable")
-        self.fail(error, request_id)
-
 
 def _kind_of(kind: type[msgspec.Struct] | None) -> str:
     return "malformed" if kind is None else str(kind.__struct_config__.tag)
-
-
-def _rate_limited(wait_ms: int) -> SyncError:
-    return SyncError("rate_limited", "too many messages", retry_after_ms=wait_ms)
-
-
-#: What a push was refused with, and what is behind it, too.
-_REFUSALS: Final = {"overloaded": overloaded, "rate_limited": _rate_limited, "unavailable": unavailable}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final, Literal
+from collections.abc import Callable
+from typing import Final, Literal
 
 import anyio
 import msgspec
@@ -14,52 +14,59 @@ from anyio.abc import TaskGroup
 from engine.cache.revocations import Revocations
 from engine.runtime.ports import Clock
 from engine.runtime.services import ServiceEndedError
+from engine.wire.close_codes import CloseCode
 from engine.wire.messages import PoliciesChanged
 from handlers.http.draining import Draining, jitter_ms
-
-if TYPE_CHECKING:
-    from handlers.sync.device_socket import Line
-
-CLOSE_RESTARTING: Final = 1012
-CLOSE_EXPIRED: Final = 4401
-CLOSE_FORBIDDEN: Final = 4403
-CLOSE_IDLE: Final = 4408
-CLOSE_REPLACED: Final = 4409
+from handlers.sync.device_socket import DeviceSocket, TaskBody
 
 _SWEEP_S: Final = 0.5
 #: Connections looked at before other work gets its turn on the loop.
 _VISITS_PER_TURN: Final = 500
-#: Refusals are sent together: each write by itself wakes whoever waits for it, which costs half of a refusal.
+#: Refusals are sent together: each write by itself wakes its reader, which costs half of a refusal.
 _REFUSALS_S: Final = 0.005
 #: A ping keeps proxies, which give up after 60 s, from closing a quiet connection.
 PING_S: Final = 25.0
-#: How long a drain waits for clients to confirm the close.
+#: A drain waits this long for clients to confirm the close.
 _CLOSING_S: Final = 2.0
 
 
 class Connections:
-    """Connections by (tenant_id, device_id), and the task group of all their slow work."""
+    """Sockets by (tenant_id, device_id), and the task group of all their slow work.
 
-    def __init__(self, clock: Clock, idle_s: float, revocations: Revocations) -> None:
+    Args:
+        clock: The clocks.
+        idle_s: A device that sent nothing for this long is sent away.
+        revocations: Devices and tokens that are refused.
+        policy_names: Maps each domain to the name of a tenant's policy.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        idle_s: float,
+        revocations: Revocations,
+        policy_names: Callable[[int], dict[str, str]],
+    ) -> None:
         self._clock = clock
         self._revocations = revocations
         self._idle_s = idle_s
-        self._by_device: dict[tuple[int, str], Line] = {}
-        self._open: set[Line] = set()
+        self._policy_names = policy_names
+        self._by_device: dict[tuple[int, str], DeviceSocket] = {}
+        self._open: set[DeviceSocket] = set()
         self._by_tenant: Counter[int] = Counter()
         self._all_gone = asyncio.Event()
         self._group: TaskGroup | None = None
-        self._refusals: list[tuple[Line, bytes]] = []
+        self._refusals: list[tuple[DeviceSocket, bytes]] = []
         self.draining = Draining()
-        #: What devices are told of a drain: ``restart`` where a new process has taken this one's place.
+        #: The reason that a drain gives to devices: ``restart`` if a new process has taken this one's place.
         self.leaves_for: Literal["drain", "restart"] = "drain"
 
     def __len__(self) -> int:
-        """How many are open."""
+        """Count the open connections."""
         return len(self._open)
 
     def __contains__(self, key: tuple[int, str]) -> bool:
-        """Whether a device is connected."""
+        """Return whether a device is connected."""
         return key in self._by_device
 
     def count_of(self, tenant_id: int) -> int:
@@ -71,78 +78,79 @@ class Connections:
         if not self._by_tenant[tenant_id]:
             del self._by_tenant[tenant_id]
 
-    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def start(self, work: TaskBody) -> None:
         """Run work that belongs to a connection."""
         if self._group is None:
             raise ServiceEndedError("connections")
         self._group.start_soon(work)
 
-    def refuse_soon(self, connection: Line, body: bytes) -> None:
-        """Send a refusal, given as JSON, with those of other connections."""
+    def refuse_soon(self, socket: DeviceSocket, body: bytes) -> None:
+        """Send a refusal, given as JSON, together with those of other connections."""
         if not self._refusals:
             asyncio.get_running_loop().call_later(_REFUSALS_S, self._say_refusals)
-        self._refusals.append((connection, body))
+        self._refusals.append((socket, body))
 
     def _say_refusals(self) -> None:
         refusals, self._refusals = self._refusals, []
-        for connection, body in refusals:
-            connection.say(body)
+        for socket, body in refusals:
+            socket.say(body)
 
-    def add(self, connection: Line) -> None:
-        """Take a connection in; an older one of the same device goes."""
-        older = self._by_device.get(connection.key)
-        self._by_device[connection.key] = connection
-        self._open.add(connection)
-        self._by_tenant[connection.key[0]] += 1
+    def add(self, socket: DeviceSocket) -> None:
+        """Add a connection; an older one of the same device is dismissed."""
+        older = self._by_device.get(socket.key)
+        self._by_device[socket.key] = socket
+        self._open.add(socket)
+        self._by_tenant[socket.key[0]] += 1
         if older is not None:
-            older.dismiss("replaced", CLOSE_REPLACED, jitter_ms(0), listening=True)
-        if self._refuses(connection):  # since its token was looked at
-            _revoke(connection)
+            older.dismiss("replaced", jitter_ms(0), listening=True)
+        if self._refuses(socket):  # revoked since its token was verified
+            _revoke(socket)
 
     def opened_elsewhere(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
-        """Let a device's connection go if its other one, at another process, is the newer."""
+        """Dismiss a device's connection if its other one, at another process, is newer."""
         ours = self._by_device.get((tenant_id, device_id))
-        if ours is not None and (ours.opened_at_us, ours.session_id) < (at_us, session_id):
-            ours.dismiss("replaced", CLOSE_REPLACED, jitter_ms(0), listening=True)
+        if ours is not None and (ours.opened_at_us, ours.session.session_id) < (at_us, session_id):
+            ours.dismiss("replaced", jitter_ms(0), listening=True)
 
-    def remove(self, connection: Line) -> None:
-        """Forget a connection that is gone."""
-        if connection in self._open:
-            self._open.remove(connection)
-            self._forget(connection.key[0])
-        if self._by_device.get(connection.key) is connection:
-            del self._by_device[connection.key]
+    def remove(self, socket: DeviceSocket) -> None:
+        """Forget a connection that has ended."""
+        if socket in self._open:
+            self._open.remove(socket)
+            self._forget(socket.key[0])
+        if self._by_device.get(socket.key) is socket:
+            del self._by_device[socket.key]
         if not self._open:
             self._all_gone.set()
 
     def policies_changed(self, tenant_id: int) -> None:
-        """Tell a tenant's devices their policies."""
-        told: bytes | None = None
-        for connection in self._open:
-            if connection.key[0] == tenant_id:
-                if told is None:
-                    told = msgspec.json.encode(PoliciesChanged(connection.policy_names()))
-                connection.say(told)
+        """Send a tenant's devices their policies."""
+        message: bytes | None = None
+        for socket in self._open:
+            if socket.key[0] == tenant_id:
+                if message is None:
+                    message = msgspec.json.encode(PoliciesChanged(self._policy_names(tenant_id)))
+                socket.say(message)
 
     def tenant_removed(self, tenant_id: int) -> None:
-        """Send a tenant's devices away."""
-        for connection in list(self._open):
-            if connection.key[0] == tenant_id:
-                _revoke(connection)
+        """Dismiss a tenant's devices."""
+        for socket in list(self._open):
+            if socket.key[0] == tenant_id:
+                _revoke(socket)
 
     async def revoked(self) -> None:
-        """Send devices away whose tokens are refused now."""
-        for visited, connection in enumerate(list(self._open), start=1):
-            if self._refuses(connection):
-                _revoke(connection)
+        """Dismiss devices whose tokens are refused now."""
+        for visited, socket in enumerate(list(self._open), start=1):
+            if self._refuses(socket):
+                _revoke(socket)
             if visited % _VISITS_PER_TURN == 0:
                 await asyncio.sleep(0)
 
-    def _refuses(self, connection: Line) -> bool:
-        return self._revocations.refuses(connection.key, connection.token_id, connection.issued_at_s)
+    def _refuses(self, socket: DeviceSocket) -> bool:
+        session = socket.session
+        return self._revocations.refuses(socket.key, session.token_id, session.issued_at_s)
 
     async def run(self) -> None:
-        """Send away who says nothing or whose token expired, until cancelled."""
+        """Dismiss devices that are silent or whose token expired, until cancelled."""
         async with anyio.create_task_group() as group:
             self._group = group
             try:
@@ -153,34 +161,34 @@ class Connections:
                 self._group = None
 
     async def _sweep(self) -> None:
-        for visited, connection in enumerate(list(self._open), start=1):
+        for visited, socket in enumerate(list(self._open), start=1):
             now_s = self._clock.monotonic_s()
-            if connection.expires_at_s <= self._clock.now_us() / 1_000_000:
-                connection.dismiss("expired", CLOSE_EXPIRED, jitter_ms(0))
-            elif now_s - connection.heard_at_s > self._idle_s:
-                connection.dismiss("idle", CLOSE_IDLE, jitter_ms(0))
-            elif now_s - max(connection.heard_at_s, connection.pinged_at_s) > PING_S:
-                connection.ping(now_s)
+            if socket.session.expires_at_s <= self._clock.now_us() / 1_000_000:
+                socket.dismiss("expired", jitter_ms(0))
+            elif now_s - socket.heard_at_s > self._idle_s:
+                socket.dismiss("idle", jitter_ms(0))
+            elif now_s - max(socket.heard_at_s, socket.pinged_at_s) > PING_S:
+                socket.ping(now_s)
             if visited % _VISITS_PER_TURN == 0:
                 await asyncio.sleep(0)
 
     async def say_goodbye(self) -> None:
-        """Announce a drain: nothing more is taken in, what was accepted is still answered."""
+        """Announce a drain: new messages are dropped, accepted ones are still answered."""
         self.draining.begun = True
-        for connection in self._open:
-            connection.announce(self.leaves_for, jitter_ms(len(self._open)))
+        for socket in self._open:
+            socket.announce(self.leaves_for, jitter_ms(len(self._open)))
 
     async def close_all(self) -> None:
-        """Close all at once, each behind its last answer, and cut off who does not confirm in time."""
-        for connection in list(self._open):
-            connection.close(CLOSE_RESTARTING, "restarting")
+        """Close all at once, each after its last answer; cut off clients that do not confirm in time."""
+        for socket in list(self._open):
+            socket.close(CloseCode.RESTARTING, "restarting")
         if self._open:
             self._all_gone.clear()
             with anyio.move_on_after(_CLOSING_S):
                 await self._all_gone.wait()
-        for connection in list(self._open):
-            connection.abort()
+        for socket in list(self._open):
+            socket.abort()
 
 
-def _revoke(connection: Line) -> None:
-    connection.dismiss("revoked", CLOSE_FORBIDDEN, jitter_ms(0))
+def _revoke(socket: DeviceSocket) -> None:
+    socket.dismiss("revoked", jitter_ms(0))

@@ -1,284 +1,264 @@
-"""The line to one device: frames in as calls, frames out through its outbox, until either side closes."""
+"""The WebSocket of one device: frames come in as calls, messages go out through an outbox.
+
+It knows the wire's framing and how a connection ends, not the meaning of a message: that is the business of
+its owner, the ``Connection``.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, Literal
+from typing import Any, Final, Protocol
 
 import msgspec
 from aiohttp import WebSocketError, WSMsgType
 
 from engine.commit.validation import Session
-from engine.runtime.loop_turns import LARGE_BYTES, Turn
+from engine.runtime.loop_turns import LARGE_BYTES
+from engine.runtime.partial_messages import PartialMessages
+from engine.runtime.ports import Clock
 from engine.runtime.rate_limit import retry_soon_ms
+from engine.wire.close_codes import GOODBYES, CloseCode, GoodbyeReason
 from engine.wire.errors import SyncError
-from engine.wire.messages import Goodbye, Welcome
-from engine.wire.timestamps import to_text
-from handlers.http.context import Core
+from engine.wire.messages import Goodbye
+from handlers.http.counters import Traffic
 from handlers.http.errors import error_body
-from handlers.sync.connections import Connections
-from handlers.sync.frames import Frame, Frames
+from handlers.sync.frames import Frame, Frames, Pacer
 from handlers.sync.outbox import Outbox
 
-CLOSE_NORMAL: Final = 1000
-CLOSE_NOT_UTF8: Final = 1007
-CLOSE_TOO_LARGE: Final = 1009
-CLOSE_BAD_FRAMES: Final = 4400
-CLOSE_UNAVAILABLE: Final = 4503
-
-#: What a close frame has room for.
+#: A close frame has room for 123 bytes of reason (RFC 6455, 5.5).
 MAX_REASON_BYTES: Final = 120
-#: How long a client has to confirm a close.
+#: A client has this long to confirm a close.
 CLOSING_S: Final = 2.0
 
-Work = Callable[[], Coroutine[Any, Any, None]]
-GoodbyeReason = Literal["drain", "restart", "replaced", "revoked", "expired", "idle"]
+TaskBody = Callable[[], Coroutine[Any, Any, None]]
 
 _encode = msgspec.json.encode
 
 
-class Line:
-    """What ``Connection`` talks through, and is dismissed through by ``Connections``.
+class SocketOwner(Pacer, Protocol):
+    """Handles the messages of a socket, and says how fast it is read. None of this may raise."""
 
-    ``heard_at_s`` is when it last sent a message, ``pinged_at_s`` when it was last pinged, on the
-    monotonic clock, ``opened_at_us`` on the other one.
+    def on_message(self, frame: bytes, now_s: float) -> None:
+        """Handle a message of the right type and size; work on its frame began at ``now_s``."""
+
+    def on_ping(self, payload: bytes, now_s: float) -> None:
+        """Handle a ping that came at ``now_s``."""
+
+    def on_pong(self, now_s: float) -> None:
+        """Handle a pong that came at ``now_s``."""
+
+    def on_writable(self) -> None:
+        """Go on: the outbox has room again."""
+
+    def charge_answer(self, spent_s: float, now_s: float) -> None:
+        """Charge the device for the encoding of a large message to it."""
+
+
+class DeviceSocket:
+    """Sends messages to one device, and is dismissed by ``Connections``.
+
+    Attributes:
+        session: The session that the handshake made.
+        key: (tenant_id, device_id).
+        opened_at_us: When it was opened, on the wall clock.
+        heard_at_s: When the device sent its last message, on the monotonic clock.
+        pinged_at_s: When the device was last pinged, on the monotonic clock.
+        closing: True once the close frame was sent, or the connection is gone.
+        ignoring: True if messages that still come are dropped.
+        over: Done when the connection has ended.
     """
 
     __slots__ = (
-        "_closing",
-        "_connections",
-        "_core",
-        "_deaf",
-        "_frames",
-        "_gone",
+        "_clock",
+        "_codec",
+        "_data_type",
+        "_frame_bytes",
         "_loop",
-        "_outbox",
-        "_session",
+        "_owner",
+        "_partial_messages",
+        "_start",
+        "_traffic",
         "_transport",
-        "_wanted",
-        "expires_at_s",
+        "closing",
+        "frames",
         "heard_at_s",
+        "ignoring",
         "key",
         "opened_at_us",
+        "outbox",
+        "over",
         "pinged_at_s",
+        "session",
     )
 
     def __init__(
         self,
-        core: Core,
-        connections: Connections,
         session: Session,
         frames: Frames,
         transport: asyncio.Transport,
+        *,
+        clock: Clock,
+        traffic: Traffic,
+        partial_messages: PartialMessages,
+        frame_bytes: int,
+        start: Callable[[TaskBody], None],
     ) -> None:
-        self._core = core
-        self._connections = connections
-        self._session = session
-        self._frames = frames
-        self._transport = transport
-        self._loop = asyncio.get_running_loop()
-        self._gone: asyncio.Future[None] = self._loop.create_future()
-        self._wanted = WSMsgType.BINARY if session.codec.binary else WSMsgType.TEXT
-        self._outbox: Outbox
-        self._closing = False
-        self._deaf = False
+        self.session = session
         self.key = (session.tenant.tenant_id, session.device_id)
-        self.opened_at_us = core.clock.now_us()
-        self.expires_at_s = session.expires_at_s
-        self.heard_at_s = self.pinged_at_s = core.clock.monotonic_s()
+        self.frames = frames
+        self.outbox: Outbox
+        self.opened_at_us = clock.now_us()
+        self.heard_at_s = self.pinged_at_s = clock.monotonic_s()
+        self.closing = False
+        self.ignoring = False
+        self._loop = asyncio.get_running_loop()
+        self.over: asyncio.Future[None] = self._loop.create_future()
+        self._owner: SocketOwner
+        self._codec = session.codec
+        self._data_type = WSMsgType.BINARY if session.codec.binary else WSMsgType.TEXT
+        self._transport = transport
+        self._clock = clock
+        self._traffic = traffic
+        self._partial_messages = partial_messages
+        self._frame_bytes = frame_bytes
+        self._start = start
 
     # -- its life -----------------------------------------------------------------------------
 
-    @property
-    def issued_at_s(self) -> int | None:
-        """When its token was signed; None if that is not known."""
-        return self._session.issued_at_s
+    def open(self, outbox: Outbox, owner: SocketOwner) -> None:
+        """Begin to send; nothing is received before ``read``."""
+        self.outbox = outbox
+        self._owner = owner
+        self._traffic.connections += 1
 
-    @property
-    def token_id(self) -> str:
-        """The ``jti`` of its token."""
-        return self._session.token_id
-
-    def open(self, outbox: Outbox) -> asyncio.Future[None]:
-        """Greet and take in messages from now on; ``end`` is due when what is given back is done."""
-        self._outbox = outbox
-        self._core.traffic.connections += 1
-        self.say(self._welcome())
-        self._connections.add(self)
-        self._core.bus.opened(*self.key, self.session_id, self.opened_at_us)
-        self._frames.bind(self)
-        return self._gone
+    def read(self) -> None:
+        """Begin to receive, until ``over`` is done."""
+        self.frames.bind(self, self._owner)
 
     def end(self) -> None:
-        """Let everything go."""
-        self._closing = self._deaf = True
-        self._outbox.end()
-        self._connections.remove(self)
+        """Release everything; called once ``over`` is done or the handler was cancelled."""
+        self.closing = self.ignoring = True
+        self.outbox.end()
         if self._transport.get_write_buffer_size():
             self._loop.call_later(CLOSING_S, self._transport.abort)
         self._transport.close()
 
-    @property
-    def session_id(self) -> str:
-        """What its welcome named."""
-        return self._session.session_id
-
     # -- as the receiver of frames ------------------------------------------------------------
 
-    @property
-    def has_room(self) -> bool:
-        """Whether the device has taken most of what it was told; at the end all that it sent is taken."""
-        return self._closing or not self._outbox.full
-
-    def take(self, message: Frame) -> None:
-        """Take in a frame."""
+    def on_frame(self, message: Frame) -> None:
+        """Handle a frame of any type."""
         kind = message.type
-        now_s = self._frames.began_s
+        now_s = self.frames.began_s
         if kind is WSMsgType.TEXT or kind is WSMsgType.BINARY:
             self.heard_at_s = now_s
-            if not self._deaf:
-                self._take_data(kind, message.data, now_s)
+            if not self.ignoring:
+                self._on_data(kind, message.data, now_s)
         elif kind is WSMsgType.PING:
-            self.pinged(message.data, now_s)
+            self._owner.on_ping(message.data, now_s)
         elif kind is WSMsgType.PONG:
-            self.counted(now_s)
+            self._owner.on_pong(now_s)
         elif kind is WSMsgType.CLOSE:
-            if not self._closing:
-                self._outbox.close(message.data or CLOSE_NORMAL, "")
-            self.gone()
+            if not self.closing:
+                self.outbox.close(message.data or CloseCode.NORMAL, "")
+            self.on_end()
 
-    def _take_data(self, kind: WSMsgType, frame: bytes, now_s: float) -> None:
-        if kind is not self._wanted:
-            self.close(CLOSE_BAD_FRAMES, "a frame of the wrong kind")
-        elif len(frame) > self._core.limits.frame_bytes:
-            self.close(CLOSE_TOO_LARGE, "the message is too large")
+    def _on_data(self, kind: WSMsgType, frame: bytes, now_s: float) -> None:
+        if kind is not self._data_type:
+            self.close(CloseCode.BAD_FRAMES, "a frame of the wrong kind")
+        elif len(frame) > self._frame_bytes:
+            self.close(CloseCode.TOO_LARGE, "the message is too large")
         elif kind is WSMsgType.TEXT and not _is_utf8(frame):
-            self.close(CLOSE_NOT_UTF8, "not UTF-8")
+            self.close(CloseCode.NOT_UTF8, "not UTF-8")
         else:
-            self.hear(frame, now_s)
+            self._owner.on_message(frame, now_s)
 
-    def hear(self, frame: bytes, now_s: float) -> None:
-        """Take in a message of the right kind and size, whose frame was begun to be read at ``now_s``."""
-        raise NotImplementedError
+    def on_partial(self, before_bytes: int, after_bytes: int) -> bool:
+        """Count the bytes of an incomplete message; close if the tenant has too many of them.
 
-    def pinged(self, payload: bytes, now_s: float) -> None:
-        """Answer a ping that came at ``now_s``."""
-        raise NotImplementedError
-
-    def counted(self, now_s: float) -> bool:
-        """Count something that came for a message; False if it is past the rate."""
-        raise NotImplementedError
-
-    @property
-    def yields(self) -> bool:
-        """Whether others of its tenant wait for a turn of the loop."""
-        return self._core.turns.waits(self.key[0])
-
-    def turn(self, work: Callable[[], None]) -> Turn:
-        """Have ``work`` called in a turn of its own."""
-        raise NotImplementedError
-
-    def worked(self, spent_s: float, now_s: float) -> float:
-        """Charge work on what came; more than 0 if nothing more is to be read but in a turn."""
-        raise NotImplementedError
-
-    def fragmented(self) -> None:
-        """Count frames that ended no message."""
-        self.counted(self._frames.began_s)
-
-    def held(self, before_bytes: int, after_bytes: int) -> bool:
-        """Count what there is of a message whose rest is to come; close where its tenant has too much."""
-        if self._core.partial_messages.change(self.key[0], before_bytes, after_bytes):
+        Returns:
+            False if nothing more is to be read.
+        """
+        if self._partial_messages.change(self.key[0], before_bytes, after_bytes):
             return True
-        if not self._closing:
+        if not self.closing:
             sentence = "too many bytes of messages that are not whole wait here"
             self.fail(SyncError("overloaded", sentence, retry_after_ms=retry_soon_ms()), None)
-            self.close(CLOSE_UNAVAILABLE, "overloaded")
+            self.close(CloseCode.UNAVAILABLE, "overloaded")
         return False
 
-    def broken(self, error: WebSocketError) -> None:
-        """Close: what came is no WebSocket frame, or too large a one."""
+    def on_protocol_error(self, error: WebSocketError) -> None:
+        """Close: the device sent something that is no WebSocket frame, or too large a one."""
         self.close(error.code, str(error)[:MAX_REASON_BYTES])
-        self.gone()
+        self.on_end()
 
-    def gone(self) -> None:
-        """The connection is over."""
-        if not self._gone.done():
-            self._gone.set_result(None)
+    def on_end(self) -> None:
+        """Note that the connection is over."""
+        if not self.over.done():
+            self.over.set_result(None)
 
-    def _welcome(self) -> bytes:
-        core = self._core
-        return _encode(
-            Welcome(
-                self._session.session_id,
-                to_text(core.clock.now_us()),
-                core.feed.epoch,
-                core.limits.heartbeat_s,
-                core.limits.welcome(),
-                self.policy_names(),
-                core.domains.events,
-            )
-        )
-
-    def policy_names(self) -> dict[str, str]:
-        """Map each domain to the policy of this connection's tenant."""
-        return self._core.policy_names(self.key[0])
-
-    # -- saying -------------------------------------------------------------------------------
+    # -- sending ------------------------------------------------------------------------------
 
     def say(self, body: bytes) -> None:
         """Send a message, given as JSON."""
-        self._outbox.put(self._session.codec.encode(body))
+        self.outbox.put(self._codec.encode(body))
+
+    def say_encoded(self, message: bytes) -> None:
+        """Send a message that is in the encoding of the device already."""
+        self.outbox.put(message)
 
     def offer(self, body: bytes) -> bool:
-        """Send a message, given as JSON, or take nothing when too much waits."""
+        """Send a message, given as JSON, or return False if too much waits in the outbox."""
         if len(body) < LARGE_BYTES:
-            return self._outbox.offer(self._session.codec.encode(body))
-        begun_s = self._core.clock.monotonic_s()
-        taken = self._outbox.offer(self._session.codec.encode(body))
-        now_s = self._core.clock.monotonic_s()
-        self.took(now_s - begun_s, now_s)
+            return self.outbox.offer(self._codec.encode(body))
+        begun_s = self._clock.monotonic_s()
+        taken = self.outbox.offer(self._codec.encode(body))
+        now_s = self._clock.monotonic_s()
+        self._owner.charge_answer(now_s - begun_s, now_s)
         return taken
 
-    def took(self, spent_s: float, now_s: float) -> None:
-        """Charge work on what is said."""
-        raise NotImplementedError
+    def pong(self, payload: bytes) -> None:
+        """Answer a ping."""
+        self.outbox.pong(payload)
 
     def fail(self, error: SyncError, request_id: str | None) -> None:
-        """Send an error."""
-        self._core.traffic.error(error.code)
+        """Send an error; without an ``id`` if ``request_id`` is None."""
+        self._traffic.error(error.code)
         self.say(error_body(error, request_id))
 
     def announce(self, reason: GoodbyeReason, retry_after_ms: int) -> None:
-        """Say goodbye and take in nothing more; what was accepted is still answered."""
-        if not self._closing:
-            self._deaf = True
+        """Send a goodbye and drop messages that come later; accepted ones are still answered."""
+        if not self.closing:
+            self.ignoring = True
             self.say(_encode(Goodbye(reason, retry_after_ms)))
 
-    def dismiss(
-        self, reason: GoodbyeReason, code: int, retry_after_ms: int, *, listening: bool = False
-    ) -> None:
-        """Say goodbye and close; ``listening`` still takes in what the device sent before it knew."""
-        if not self._closing:
+    def dismiss(self, reason: GoodbyeReason, retry_after_ms: int, *, listening: bool = False) -> None:
+        """Send a goodbye and close.
+
+        Args:
+            reason: It decides the close code.
+            retry_after_ms: When the device may come back, if the reason lets it.
+            listening: Whether messages are still handled that the device sent before it read the goodbye.
+        """
+        if not self.closing:
             self.say(_encode(Goodbye(reason, retry_after_ms)))
-            self.close(code, reason, listening=listening)
+            self.close(GOODBYES[reason], reason, listening=listening)
 
     def close(self, code: int, reason: str, *, listening: bool = False) -> None:
-        """Send the close frame behind what waits, and give the client a while to confirm it."""
-        if self._closing:
+        """Send the close frame after everything that waits, and give the client ``CLOSING_S`` to confirm."""
+        if self.closing:
             return
-        self._closing = True
-        self._deaf = not listening
-        self._core.traffic.closed(code)
-        self._outbox.close(code, reason)
+        self.closing = True
+        self.ignoring = not listening
+        self._traffic.closed(code)
+        self.outbox.close(code, reason)
         self._loop.call_later(CLOSING_S, self._transport.abort)
-        self._frames.go_on()
+        self.frames.go_on()
 
     def ping(self, now_s: float) -> None:
-        """Send something, so that whoever is between does not take the connection for dead."""
+        """Send a ping, so that no proxy takes a quiet connection for dead."""
         self.pinged_at_s = now_s
-        self._outbox.ping()
+        self.outbox.ping()
 
     def abort(self) -> None:
         """Cut the connection off."""
@@ -286,17 +266,18 @@ class Line:
 
     # -- as the owner of its outbox -----------------------------------------------------------
 
-    def start(self, work: Work) -> None:
-        """Run work beside reading."""
-        self._connections.start(work)
+    def start(self, work: TaskBody) -> None:
+        """Run work in a task beside reading."""
+        self._start(work)
 
-    def room(self) -> None:
-        """Go on reading."""
-        self._frames.go_on()
+    def on_writable(self) -> None:
+        """Go on reading, and let the owner go on sending."""
+        self.frames.go_on()
+        self._owner.on_writable()
 
-    def stuck(self) -> None:
-        """Count a reader that was cut off."""
-        self._core.traffic.slow_readers_cut += 1
+    def on_reader_cut(self) -> None:
+        """Count a client that was cut off because it did not read."""
+        self._traffic.slow_readers_cut += 1
 
 
 def _is_utf8(frame: bytes) -> bool:

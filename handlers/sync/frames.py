@@ -23,6 +23,7 @@ from multidict import CIMultiDict
 
 from engine.runtime.loop_turns import Turn
 from engine.runtime.ports import Clock
+from engine.wire.close_codes import CloseCode
 from handlers.http.headers import combined, tokens
 
 #: What the parser makes of a frame of any kind, texts as bytes.
@@ -40,88 +41,93 @@ _CONTROL: Final = 8
 FRAGMENTS: Final = 16
 
 
-class Receiver(Protocol):
-    """The connection that frames are for. None of this may raise."""
+class FrameSink(Protocol):
+    """Receives the frames. None of this may raise."""
+
+    def on_frame(self, message: Frame) -> None:
+        """Handle a frame of any type."""
+
+    def on_partial(self, before_bytes: int, after_bytes: int) -> bool:
+        """Count the bytes of an incomplete message. Returns False if nothing more is to be read."""
+
+    def on_protocol_error(self, error: WebSocketError) -> None:
+        """Handle the end: the device sent something that is no WebSocket frame."""
+
+    def on_end(self) -> None:
+        """Handle the end: the other side is gone."""
+
+
+class Pacer(Protocol):
+    """Says how fast frames are read, and is charged for them. None of this may raise."""
 
     @property
     def has_room(self) -> bool:
-        """Whether it takes more now; ``Frames.go_on`` is due when it does again."""
-
-    def take(self, message: Frame) -> None:
-        """Take in a frame of any kind."""
-
-    def fragmented(self) -> None:
-        """Count ``FRAGMENTS`` frames that ended no message."""
+        """True if more may be read now. Once it is true again, ``Frames.go_on`` has to be called."""
 
     @property
     def yields(self) -> bool:
-        """Whether others of its tenant wait for a turn, behind whom many frames or deflated ones are read."""
+        """True if others of its tenant wait for a turn: several frames, or deflated ones, queue behind."""
 
     def turn(self, work: Callable[[], None]) -> Turn:
         """Have ``work`` called in a turn of its own (``engine.runtime.loop_turns``)."""
 
-    def worked(self, spent_s: float, now_s: float) -> float:
-        """Charge work on what came; more than 0 if nothing more is to be read but in a turn."""
+    def charge(self, spent_s: float, now_s: float) -> float:
+        """Charge work on frames. Returns more than 0 if the next read has to wait for a turn."""
 
-    def held(self, before_bytes: int, after_bytes: int) -> bool:
-        """Count what there is of a message whose rest is to come; False to take nothing more."""
-
-    def broken(self, error: WebSocketError) -> None:
-        """What came is no WebSocket; nothing comes any more."""
-
-    def gone(self) -> None:
-        """The other side is gone."""
+    def count_fragments(self) -> None:
+        """Count ``FRAGMENTS`` frames that ended no message."""
 
 
 class Frames(WebSocketDataQueue):
-    """Where the parser puts frames. The gate opens when there is a receiver.
+    """Receives frames from the parser. The gate opens once there is a sink.
 
-    ``began_s`` is when work on the frame began that is being taken in, its inflating included, on the
-    monotonic clock.
+    Attributes:
+        began_s: When work on the present frame began, its inflating included, on the monotonic clock.
     """
 
-    __slots__ = ("_ended", "_error", "began_s", "gate", "receiver")
+    __slots__ = ("_ended", "_error", "began_s", "gate", "pacer", "sink")
 
     def __init__(self, protocol: web.RequestHandler) -> None:
         super().__init__(protocol, 0, loop=asyncio.get_running_loop())
-        self.receiver: Receiver | None = None
+        self.sink: FrameSink | None = None
+        self.pacer: Pacer | None = None
         self.gate: Gate
         self.began_s = 0.0
         self._error: WebSocketError | None = None
         self._ended = False
 
-    def bind(self, receiver: Receiver) -> None:
-        """Hand on what came so far and from now on."""
-        self.receiver = receiver
+    def bind(self, sink: FrameSink, pacer: Pacer) -> None:
+        """Pass on the frames that came so far, and those that come from now on."""
+        self.sink, self.pacer = sink, pacer
         self.gate.go_on()
         if self._error is not None:
-            receiver.broken(self._error)
+            sink.on_protocol_error(self._error)
         elif self._ended:
-            receiver.gone()
+            sink.on_end()
 
     def go_on(self) -> None:
-        """Hand on what waits, as far as there is room."""
+        """Pass on the frames that wait, while there is room."""
         self.gate.go_on()
 
     def feed_data(self, data: Frame, size: int) -> None:  # noqa: ARG002  # as the parser calls it
-        """Take a frame from the parser."""
-        receiver = self.receiver
-        assert receiver is not None  # the gate is shut before
-        receiver.take(data)
+        """Receive a frame from the parser."""
+        sink = self.sink
+        assert sink is not None  # the gate is shut before
+        sink.on_frame(data)
 
     def set_exception(self, exc: BaseException, *_: object) -> None:
-        """Take the parser's failure."""
+        """Receive the parser's failure."""
         if not isinstance(exc, WebSocketError):
-            exc = WebSocketError(1002, "not a WebSocket frame")
+            exc = WebSocketError(CloseCode.PROTOCOL_ERROR, "not a WebSocket frame")
         self._error = exc
-        if self.receiver is not None:
-            self.receiver.broken(exc)
+        if self.sink is not None:
+            self.sink.on_protocol_error(exc)
 
     def feed_eof(self) -> None:
-        """Take the end of the stream."""
+        """Receive the end of the stream."""
         self._ended = True
-        if self.receiver is not None:
-            self.receiver.gone()
+        if self.sink is not None:
+            self.sink.on_end()
 
 
 class Gate:
@@ -165,7 +171,7 @@ class Gate:
         self._rest = b""  # what came and was not fed: nothing, a header that is not whole, or all that waits
         self._left_bytes = 0  # of the frame under way, whose beginning was fed
         self._first = 0  # byte of the frame under way
-        self._held_bytes = 0  # of a message whose rest is to come, as the receiver was told
+        self._held_bytes = 0  # of a message whose rest is to come, as the sink was told
         self._shut = False  # whether reading is paused
         self._between = True  # whether the next byte begins a frame, and may be fed: none of these is set
         self._next: Turn | None = None  # that is waited for
@@ -183,8 +189,8 @@ class Gate:
                 len(data) == (8 + (data[2] << 8 | data[3]) if length == 254 else length - 122)
                 and length != 255
                 and (data[0] < _DEFLATED or not self._yields())
-                and (receiver := self._frames.receiver) is not None
-                and receiver.has_room
+                and (pacer := self._frames.pacer) is not None
+                and pacer.has_room
             ):
                 clock_s = self._clock_s
                 self._frames.began_s = began_s = clock_s()
@@ -192,7 +198,7 @@ class Gate:
                 now_s = clock_s()
                 self._spent_s += now_s - began_s
                 if self._spent_s > _PORTION_S:
-                    self._charge(receiver, now_s)
+                    self._charge(pacer, now_s)
                 return verdict
         if self._rest:
             data = self._rest + data
@@ -208,9 +214,9 @@ class Gate:
 
     def go_on(self) -> None:
         """Wait for a turn, unless that is so already."""
-        receiver = self._frames.receiver
-        if self._shut and self._next is None and not self._over and receiver is not None:
-            self._next = receiver.turn(self._again)
+        pacer = self._frames.pacer
+        if self._shut and self._next is None and not self._over and pacer is not None:
+            self._next = pacer.turn(self._again)
 
     def feed_eof(self) -> None:
         """Take the end of the stream. What waits is dropped: nobody is there to be told of it."""
@@ -230,12 +236,12 @@ class Gate:
             self._protocol.resume_reading()
 
     def _yields(self) -> bool:
-        receiver = self._frames.receiver
-        return receiver is not None and receiver.yields
+        pacer = self._frames.pacer
+        return pacer is not None and pacer.yields
 
     def _turn(self, data: bytes, *, yields: bool) -> None:
         """Feed frames until the turn is over or there is no room, and keep the rest; none if it yields."""
-        receiver = self._frames.receiver
+        pacer = self._frames.pacer
         if self._over:
             return
         feed, clock_s = self._feed, self._clock_s
@@ -246,7 +252,7 @@ class Gate:
         while at < end:
             size_bytes = left_bytes
             if not size_bytes:
-                if yields or receiver is None or not receiver.has_room or now_s - turn_began_s >= TURN_S:
+                if yields or pacer is None or not pacer.has_room or now_s - turn_began_s >= TURN_S:
                     waits = True
                     break
                 size_bytes = _frame_bytes(data, at, end)
@@ -254,11 +260,13 @@ class Gate:
                     break
                 if size_bytes < 0:
                     self._end()
-                    self._frames.set_exception(WebSocketError(1002, "a frame that is not masked"))
+                    self._frames.set_exception(
+                        WebSocketError(CloseCode.PROTOCOL_ERROR, "a frame that is not masked")
+                    )
                     return
                 first = data[at]
                 if first < 128:  # it ends no message
-                    self._fragment(receiver)
+                    self._fragment(pacer)
             stop = min(end, at + size_bytes)
             self._frames.began_s = now_s
             ended, _ = feed(data[at:stop])
@@ -273,43 +281,44 @@ class Gate:
         self._left_bytes = left_bytes
         self._first = first
         self._rest = data[at:]
-        if held_bytes != self._held_bytes and not self._hold(receiver, held_bytes):
+        if held_bytes != self._held_bytes and not self._hold(held_bytes):
             return
         self._spent_s += now_s - turn_began_s
-        if self._spent_s > _PORTION_S and receiver is not None:
-            self._charge(receiver, now_s)
+        if self._spent_s > _PORTION_S and pacer is not None:
+            self._charge(pacer, now_s)
         if waits and not self._shut:
             self._shut = True
             self._protocol.pause_reading()
-            if receiver is not None and receiver.has_room:
-                self._next = receiver.turn(self._again)
+            if pacer is not None and pacer.has_room:
+                self._next = pacer.turn(self._again)
 
-    def _hold(self, receiver: Receiver | None, held_bytes: int) -> bool:
+    def _hold(self, held_bytes: int) -> bool:
         before_bytes, self._held_bytes = self._held_bytes, held_bytes
-        fits = receiver is None or receiver.held(before_bytes, held_bytes)
+        sink = self._frames.sink
+        fits = sink is None or sink.on_partial(before_bytes, held_bytes)
         if not fits:
             self._end()
         return fits
 
-    def _charge(self, receiver: Receiver, now_s: float) -> None:
+    def _charge(self, pacer: Pacer, now_s: float) -> None:
         """Charge what was worked, and read nothing more for a while where it is too much."""
         spent_s, self._spent_s = self._spent_s, 0.0
-        if receiver.worked(spent_s, now_s) and not self._over:
+        if pacer.charge(spent_s, now_s) and not self._over:
             self._between, self._shut = False, True
             self._protocol.pause_reading()
-            self._next = receiver.turn(self._again)
+            self._next = pacer.turn(self._again)
 
-    def _fragment(self, receiver: Receiver) -> None:
+    def _fragment(self, pacer: Pacer) -> None:
         self._fragments += 1
         if self._fragments >= FRAGMENTS:
             self._fragments = 0
-            receiver.fragmented()
+            pacer.count_fragments()
 
     def _end(self) -> None:
         self._over, self._between = True, False
         self._rest = b""
-        if self._held_bytes and self._frames.receiver is not None:
-            self._frames.receiver.held(self._held_bytes, 0)
+        if self._held_bytes and self._frames.sink is not None:
+            self._frames.sink.on_partial(self._held_bytes, 0)
             self._held_bytes = 0
         if self._next is not None:
             self._next.cancel()

@@ -44,11 +44,11 @@ class Owner(Protocol):
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run ``work`` in a task that somebody waits for."""
 
-    def room(self) -> None:
-        """There is room again, or nobody is there to read any more."""
+    def on_writable(self) -> None:
+        """Go on: there is room again, or nobody reads any more."""
 
-    def stuck(self) -> None:
-        """The reader took nothing for too long or is too far behind; the transport is aborted."""
+    def on_reader_cut(self) -> None:
+        """Note that the reader took nothing for too long or was too far behind; the transport is aborted."""
 
 
 class Outbox:
@@ -120,7 +120,7 @@ class Outbox:
             self._send(_head_long(first, 127, size_bytes) + payload)
 
     def offer(self, payload: bytes) -> bool:
-        """Send a message, or give False and take nothing when too much waits; ``Owner.room`` follows."""
+        """Send a message, or return False if too much waits; then ``Owner.on_writable`` follows."""
         if self._frames and self.queued_bytes + len(payload) > self._max_bytes:
             self._refused = True
             return False
@@ -167,7 +167,7 @@ class Outbox:
     def _cut(self) -> None:
         self._transport.abort()
         self.end()
-        self._owner.stuck()
+        self._owner.on_reader_cut()
 
     async def _drain(self) -> None:
         """Write what waits as the reader takes it."""
@@ -182,7 +182,7 @@ class Outbox:
             self.end()
         finally:
             self._draining = False
-        self._owner.room()
+        self._owner.on_writable()
 
     async def _taken(self) -> None:
         """Wait until the transport wants more: as long as it takes, while the reader takes anything at all.
@@ -212,7 +212,7 @@ class Outbox:
             transport.write(frame)
         if self._refused and self.queued_bytes * 2 < self._max_bytes:
             self._refused = False
-            self._owner.room()
+            self._owner.on_writable()
 
 
 def _compressor(window_bits: int) -> zlib._Compress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from engine.feed.feed import Feed
@@ -11,30 +12,36 @@ from engine.wire.errors import SyncError
 from engine.wire.messages import Subscribe
 
 
-class Listener(Protocol):
-    """The connection that pages go to."""
+class Sender(Protocol):
+    """The socket that pages are sent to."""
 
     def say(self, body: bytes) -> None:
-        """Send a message whatever waits already."""
+        """Send a message, even if too much waits already."""
 
     def offer(self, body: bytes) -> bool:
-        """Send a message, or take nothing when too much waits."""
+        """Send a message, or return False if too much waits."""
 
     def fail(self, error: SyncError, request_id: str | None) -> None:
         """Send an error."""
 
-    def forget(self, live: Live) -> None:
-        """Free the id of a subscription that is over."""
 
+class SubscriptionSink:
+    """A subscription from its request on; it can end before the feed has opened it.
 
-class Live:
-    """A subscription from the request on; it can end before the feed has opened it."""
+    Args:
+        socket: Where pages are sent.
+        request: The request; every page carries its id.
+        forget: Is called when the feed ends the subscription, so that its id is free again.
+    """
 
-    __slots__ = ("_first", "_listener", "_request", "_subscription", "ended")
+    __slots__ = ("_first", "_forget", "_request", "_socket", "_subscription", "ended")
 
-    def __init__(self, listener: Listener, request: Subscribe) -> None:
-        self._listener = listener
+    def __init__(
+        self, socket: Sender, request: Subscribe, forget: Callable[[SubscriptionSink], None]
+    ) -> None:
+        self._socket = socket
         self._request = request
+        self._forget = forget
         self._subscription: Subscription | None = None
         self._first = True
         self.ended = False
@@ -45,7 +52,7 @@ class Live:
         return self._request.id
 
     async def open(self, feed: Feed, reader: Reader, session_id: str) -> None:
-        """Begin; the first page comes before this returns. Raises SyncError, StoreError."""
+        """Open the subscription; the first page is sent before this returns. Raises SyncError, StoreError."""
         subscription = await feed.subscribe(self, self._request, reader, session_id)
         if self.ended:
             subscription.end()
@@ -53,29 +60,29 @@ class Live:
             self._subscription = subscription
 
     def send(self, body: bytes, tail: bytes) -> bool:
-        """Pass a page on. The first answers the request, so that it is always taken."""
+        """Pass a page on. The first page answers the request, so it is always accepted."""
         if self.ended:
             return True
         if self._first:
             self._first = False
-            self._listener.say(body + tail)
+            self._socket.say(body + tail)
             return True
-        return self._listener.offer(body + tail)
+        return self._socket.offer(body + tail)
 
     def fail(self, request_id: str, error: SyncError) -> None:
         """Pass on why the subscription ended."""
         if not self.ended:
             self.ended = True
-            self._listener.forget(self)
-            self._listener.fail(error, request_id)
+            self._forget(self)
+            self._socket.fail(error, request_id)
 
     def resume(self) -> None:
-        """There is room for pages again."""
+        """Go on sending pages: the socket has room again."""
         if self._subscription is not None:
             self._subscription.resume()
 
     def end(self) -> None:
-        """Pass on no page any more."""
+        """Send no more pages."""
         self.ended = True
         if self._subscription is not None:
             self._subscription.end()

@@ -12,6 +12,7 @@ from engine.commit.overload import overloaded
 from engine.commit.validation import Session
 from engine.runtime.ports import StoreError
 from engine.runtime.rate_limit import TokenBucket, retry_later_ms
+from engine.wire.close_codes import CloseCode
 from engine.wire.codec import JSON, MSGPACK, Codec
 from engine.wire.errors import SyncError
 from handlers.http.authenticate import admitted
@@ -21,7 +22,7 @@ from handlers.http.response_headers import answer
 from handlers.http.tokens import offered_subprotocols
 from handlers.sync.connection import Connection
 from handlers.sync.connections import Connections
-from handlers.sync.device_socket import CLOSE_UNAVAILABLE, CLOSING_S
+from handlers.sync.device_socket import CLOSING_S, DeviceSocket
 from handlers.sync.frames import Upgrade
 from handlers.sync.outbox import Outbox
 
@@ -55,13 +56,13 @@ class SyncSocket:
             session.retries_over = False
             self._check_device(session)
             # Not before the token is known to be one: anybody could use the places up.
-            self._check_pressure(session.tenant.tenant_id)
+            self._check_overload(session.tenant.tenant_id)
             self._connections.draining.check_staying()  # the goodbye may have been said meanwhile
         except StoreError as error:
-            return await self._turn_away(request, codec, as_sync_error(error))
+            return await self._refuse_on_socket(request, codec, as_sync_error(error))
         except SyncError as error:
             if error.code in ("unavailable", "overloaded"):
-                return await self._turn_away(request, codec, error)
+                return await self._refuse_on_socket(request, codec, error)
             core.traffic.refused_handshakes += 1
             core.refusals.refused(request, error, core.clock.monotonic_s())
             raise
@@ -79,24 +80,42 @@ class SyncSocket:
         transport = request.transport
         if transport is None:
             return socket
-        connection = Connection(core, self._connections, session, socket.frames, transport, asked_at_s)
-        over = connection.open(
-            Outbox(
-                transport,
-                stream,
-                request.protocol,
-                connection,
-                binary=codec.binary,
-                deflate_bits=int(socket.compress),
-                max_bytes=core.limits.outbox_bytes,
-                patience_s=core.limits.write_patience_s,
-            )
+        device_socket = DeviceSocket(
+            session,
+            socket.frames,
+            transport,
+            clock=core.clock,
+            traffic=core.traffic,
+            partial_messages=core.partial_messages,
+            frame_bytes=core.limits.frame_bytes,
+            start=self._connections.start,
         )
+        outbox = Outbox(
+            transport,
+            stream,
+            request.protocol,
+            device_socket,
+            binary=codec.binary,
+            deflate_bits=int(socket.compress),
+            max_bytes=core.limits.outbox_bytes,
+            patience_s=core.limits.write_patience_s,
+        )
+        await self._serve(device_socket, outbox, asked_at_s)
+        return socket
+
+    async def _serve(self, socket: DeviceSocket, outbox: Outbox, asked_at_s: float) -> None:
+        """Serve an open connection to its end."""
+        connection = Connection(self._core, self._connections, socket, asked_at_s)
+        socket.open(outbox, connection)
         try:
-            await over
+            connection.welcome()
+            self._connections.add(socket)
+            self._core.bus.opened(*socket.key, socket.session.session_id, socket.opened_at_us)
+            socket.read()
+            await socket.over
         finally:
             connection.end()
-        return socket
+            self._connections.remove(socket)
 
     def _check_device(self, session: Session) -> None:
         """Count a handshake of a device, and bound its tenant's sockets. Raises SyncError."""
@@ -113,7 +132,7 @@ class SyncSocket:
                 "rate_limited", "too many connections of this tenant", retry_after_ms=retry_later_ms()
             )
 
-    def _check_pressure(self, tenant_id: int) -> None:
+    def _check_overload(self, tenant_id: int) -> None:
         """Let few come back while those who are here have to wait. Raises SyncError ``overloaded``."""
         committer = self._core.committer
         if not committer.presses(tenant_id):
@@ -122,14 +141,16 @@ class SyncSocket:
         if self._newcomers.take(per_minute, self._core.clock.monotonic_s(), most=per_minute / 60):
             raise overloaded(committer.retry_after_ms())
 
-    async def _turn_away(self, request: web.Request, codec: Codec, error: SyncError) -> web.StreamResponse:
+    async def _refuse_on_socket(
+        self, request: web.Request, codec: Codec, error: SyncError
+    ) -> web.StreamResponse:
         """Say that the server cannot serve now in a way that a browser's client sees, too."""
         socket = web.WebSocketResponse(timeout=CLOSING_S, protocols=(codec.subprotocol,))
         await socket.prepare(request)
         opcode = WSMsgType.BINARY if codec.binary else WSMsgType.TEXT
         await socket.send_frame(codec.encode(error_body(error, None)), opcode)
-        await socket.close(code=CLOSE_UNAVAILABLE, message=error.code.encode())
-        self._core.traffic.closed(CLOSE_UNAVAILABLE)
+        await socket.close(code=CloseCode.UNAVAILABLE, message=error.code.encode())
+        self._core.traffic.closed(CloseCode.UNAVAILABLE)
         return socket
 
 

@@ -15,8 +15,8 @@ from aiohttp import WSServerHandshakeError
 
 from engine.commit import overload
 from engine.runtime import rate_limit
+from engine.wire.close_codes import CloseCode
 from handlers.sync import websocket
-from handlers.sync.device_socket import CLOSE_UNAVAILABLE
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.ws_device import Device, Json, put
 
@@ -203,7 +203,7 @@ async def test_few_come_back_while_others_wait(serve: Serve, monkeypatch: pytest
             assert (error["code"], error["retryable"]) == ("overloaded", True)
             assert error["retry_after_ms"] > 0
             await refused.receive()
-            assert refused.close_code == CLOSE_UNAVAILABLE
+            assert refused.close_code == CloseCode.UNAVAILABLE
     for _ in range(2):
         assert (await phone.receive())["type"] == "synced"
     assert (await (await server.device("tablet")).pull())["type"] == "changes"

@@ -27,10 +27,11 @@ from engine.feed import cursor
 from engine.model.domains import Policy
 from engine.plan import held_changes
 from engine.wire import messages, nesting, values
+from engine.wire.close_codes import GOODBYES, CloseCode
 from engine.wire.codec import JSON
 from engine.wire.errors import ERRORS
 from engine.wire.messages import Item, Request, Sync
-from handlers.sync import connection
+from handlers.sync import connection, reads
 from run import cli
 from tests.harness.in_process_server import Serve
 from tests.harness.ws_device import SECRET, Json
@@ -337,12 +338,25 @@ def test_every_route_is_listed_and_no_other() -> None:
     assert listed == served
 
 
-def test_every_close_code_is_listed_and_no_other() -> None:
-    text = "".join(path.read_text("utf-8") for path in CODE)
-    sent = {int(code) for code in re.findall(r"^CLOSE_\w+: Final = (\d{4})$", text, re.MULTILINE)}
-    sent |= {int(code) for code in re.findall(r"WebSocketError\((\d{4})", text)}
-    listed = {int(row[0]) for row in table(PROTOCOL, "close code")}
-    assert listed == sent - {1000}  # the answer to a client's own close
+def test_close_codes_of_the_protocol_are_those_of_the_table() -> None:
+    listed = [tuple(row) for row in table(PROTOCOL, "close code")]
+    assert listed == [
+        (str(int(one)), one.meaning.replace("`", ""), "yes" if one.reconnects else "no")
+        for one in CloseCode
+        if one is not CloseCode.NORMAL
+    ]
+
+
+def test_goodbyes_of_the_protocol_close_with_the_code_of_the_table() -> None:
+    rows = table(PROTOCOL, "reason")
+    listed = {reason: int(closes[:4]) for reasons, closes in rows for reason in reasons.split(", ")}
+    assert listed == GOODBYES
+
+
+def test_close_codes_are_sent_from_the_table_alone() -> None:
+    for path in CODE:
+        sent = re.findall(r"(?:WebSocketError|\.close)\((\d{4})", path.read_text("utf-8"))
+        assert not sent, f"{path}: take it from engine/wire/close_codes.py"
 
 
 @pytest.mark.parametrize(
@@ -354,7 +368,7 @@ def test_every_close_code_is_listed_and_no_other() -> None:
         ("characters of a record's or event's id", values.MAX_ID_CHARS),
         ("characters of a key", 128),
         ("names in domains", cursor.MAX_DOMAINS),
-        ("open subscriptions", connection.MAX_SUBSCRIPTIONS),
+        ("open subscriptions", reads.MAX_SUBSCRIPTIONS),
         ("sync and resolve messages", connection.MAX_IN_FLIGHT),
         ("other requests", connection.MAX_READS),
         ("changes that wait in one conflict", held_changes.MAX_CHANGES),

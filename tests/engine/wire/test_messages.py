@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import json
-import pkgutil
 from typing import Any
 
 import msgspec
 import pytest
 
-import handlers
 from engine.feed.cursor import Scope
 from engine.feed.pages import encode_change, page_body, with_id
 from engine.model.rows import Record
 from engine.plan.work import PushAnswer, ResolveAnswer
 from engine.wire import messages
+from engine.wire.close_codes import CloseCode
 from engine.wire.errors import ERRORS, SyncError
 from engine.wire.messages import (
     JSON_SUBPROTOCOL,
@@ -107,23 +105,20 @@ def test_errors_keep_their_status_and_whether_to_try_again() -> None:
         assert kind.remedy.endswith(".")
 
 
-def test_close_codes() -> None:
-    found = pkgutil.walk_packages(handlers.__path__, "handlers.")
-    rooms = [importlib.import_module(room.name) for room in found]
-    assert {
-        name: code for room in rooms for name, code in vars(room).items() if name.startswith("CLOSE_")
-    } == {
-        "CLOSE_NORMAL": 1000,
-        "CLOSE_NOT_UTF8": 1007,
-        "CLOSE_TOO_LARGE": 1009,
-        "CLOSE_RESTARTING": 1012,
-        "CLOSE_BAD_FRAMES": 4400,
-        "CLOSE_EXPIRED": 4401,
-        "CLOSE_FORBIDDEN": 4403,
-        "CLOSE_IDLE": 4408,
-        "CLOSE_REPLACED": 4409,
-        "CLOSE_RATE_IGNORED": 4429,
-        "CLOSE_UNAVAILABLE": 4503,
+def test_close_codes_and_whether_a_device_reconnects_are_as_pinned() -> None:
+    assert {one.name: (int(one), one.reconnects) for one in CloseCode} == {
+        "NORMAL": (1000, True),
+        "PROTOCOL_ERROR": (1002, True),
+        "NOT_UTF8": (1007, True),
+        "TOO_LARGE": (1009, True),
+        "RESTARTING": (1012, True),
+        "BAD_FRAMES": (4400, False),
+        "EXPIRED": (4401, False),
+        "FORBIDDEN": (4403, False),
+        "IDLE": (4408, False),
+        "REPLACED": (4409, False),
+        "RATE_IGNORED": (4429, False),
+        "UNAVAILABLE": (4503, True),
     }
 
 

@@ -20,7 +20,7 @@ SIZES = st.sampled_from([0, 1, 125, 126, 127, 65_535, 65_536, 65_600])
 
 
 class _World:
-    """Parser, receiver, protocol, clock and loop of a gate. ``frame_s`` is what a feed costs the parser."""
+    """Parser, sink, pacer, protocol, clock and loop of a gate. A feed costs the parser ``frame_s``."""
 
     def __init__(self, frame_s: float = 0.0) -> None:
         self.now_s = 0.0
@@ -36,7 +36,7 @@ class _World:
         self.most_held_bytes = 1 << 30
         self.due: list[Callable[[], None]] = []
         self.yields = False
-        self.receiver = self
+        self.sink = self.pacer = self
         self.began_s = 0.0
         me = cast(Any, self)
         self.gate = Gate(cast(WebSocketReader, _Parser(self)), me, cast(web.RequestHandler, self), me)
@@ -45,12 +45,12 @@ class _World:
     def taken(self) -> bytes:
         return b"".join(self.fed)
 
-    # -- as the frames and the receiver --
+    # -- as the frames, their sink and their pacer --
 
     def set_exception(self, failure: WebSocketError) -> None:
         self.failures.append(failure)
 
-    def worked(self, spent_s: float, now_s: float) -> float:
+    def charge(self, spent_s: float, now_s: float) -> float:
         assert now_s == self.now_s
         self.charged_s += spent_s
         return self.wait_s
@@ -59,10 +59,10 @@ class _World:
         self.due.append(work)
         return _Turn()
 
-    def fragmented(self) -> None:
+    def count_fragments(self) -> None:
         self.fragments += 1
 
-    def held(self, before_bytes: int, after_bytes: int) -> bool:
+    def on_partial(self, before_bytes: int, after_bytes: int) -> bool:
         assert before_bytes == self.held_bytes
         self.held_bytes = after_bytes
         return after_bytes <= self.most_held_bytes
@@ -241,11 +241,11 @@ def test_gate_at_the_end_of_the_stream_drops_what_waits() -> None:
 
 def test_frames_before_a_receiver_wait_in_the_gate() -> None:
     world = _World()
-    world.receiver = None  # type: ignore[assignment]
+    world.pacer = None  # type: ignore[assignment]
     said = frame(TEXT, b"1")
     world.gate.feed_data(said)
     assert (world.fed, world.paused) == ([], True)
-    world.receiver = world
+    world.pacer = world
     world.gate.go_on()
     world.turns()
     assert world.fed == [said]

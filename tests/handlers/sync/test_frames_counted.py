@@ -99,10 +99,11 @@ async def test_a_message_that_held_the_loop_is_logged_with_its_device(
 async def test_a_laborious_message_takes_its_milliseconds_from_the_rate_and_no_quick_one_does() -> None:
     device = Device(key=DeviceKey(7, "phone"), bucket=TokenBucket(100.0, 0.0), changed=[])
     core = SimpleNamespace(watch=LoopWatch(_Clock()), shares=LoopShares())
-    line = SimpleNamespace(_core=core, _device=device, key=device.key, _kind=None, _frames=SimpleNamespace())
+    socket = SimpleNamespace(frames=SimpleNamespace())
+    line = SimpleNamespace(_core=core, _device=device, _kind=None, _socket=socket)
     for began_s, spent_s, tokens in ((9.995, 0.0115, 100.0), (9.96, 0.041, 60.0)):
-        line._frames.began_s = began_s
-        connection.Connection.worked(cast(connection.Connection, line), spent_s, 10.0)
+        socket.frames.began_s = began_s
+        connection.Connection.charge(cast(connection.Connection, line), spent_s, 10.0)
         assert device.bucket.tokens == pytest.approx(tokens)
 
 

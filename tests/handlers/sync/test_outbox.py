@@ -40,11 +40,11 @@ class Owner:
         """Run work."""
         self.tasks.append(asyncio.create_task(work()))
 
-    def room(self) -> None:
+    def on_writable(self) -> None:
         """Note that there is room."""
         self.rooms.put_nowait(self.outbox.queued_bytes)
 
-    def stuck(self) -> None:
+    def on_reader_cut(self) -> None:
         """Note that the reader was cut off."""
         assert not self.was_stuck.is_set()
         self.was_stuck.set()

@@ -38,7 +38,7 @@ from tests.harness.ws_device import SECRET, Json
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("compose", "engine", "handlers", "storage")
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 CODE = [
     ROOT / "run.py",
     *(path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))),

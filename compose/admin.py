@@ -61,10 +61,10 @@ class ConflictAdmin(ConflictReads):
             raise RefusedError("the record of this conflict was erased: there is nothing left to settle")
         try:
             intake = _intake(self._settings)
-            job = as_resolution(case, choice, version, merged, intake, _clock.now_us(), changes)
+            work = as_resolution(case, choice, version, merged, intake, _clock.now_us(), changes)
         except SyncError as error:
             raise RefusedError(error.message) from None
-        outcome = asyncio.run(_committed(self._dsn, self._settings, case.tenant, job, self._moved))
+        outcome = asyncio.run(_committed(self._dsn, self._settings, case.tenant, work, self._moved))
         if isinstance(outcome, ResolveAnswer):
             return outcome
         match outcome:
@@ -95,7 +95,7 @@ class QuarantineAdmin(QuarantineReads):
             return recovery[0]
 
         try:
-            job = retry_push(rows, case.tenant, data, _intake(self._settings), _clock.now_us())
+            work = retry_push(rows, case.tenant, data, _intake(self._settings), _clock.now_us())
         except SyncError as error:
             drop = f"`run.py quarantine drop {row.quarantine_id}`"
             raise RefusedError(
@@ -104,7 +104,7 @@ class QuarantineAdmin(QuarantineReads):
             ) from None
         held = row.domain if hold else None
         outcome = asyncio.run(
-            _committed(self._dsn, self._settings, case.tenant, job, self._moved, through, held)
+            _committed(self._dsn, self._settings, case.tenant, work, self._moved, through, held)
         )
         if isinstance(outcome, SyncError) and outcome.code == "idempotency_key_reused":
             raise RefusedError("another retry stored this item, with other data")
@@ -145,7 +145,7 @@ async def _committed(
     dsn: str,
     settings: Settings,
     tenant: str,
-    job: Work,
+    work: Work,
     moved: Moved,
     through: Through = lambda store: store,
     held_domain: str | None = None,
@@ -158,12 +158,12 @@ async def _committed(
     database = Database(dsn, 1)
     try:
         found = await PostgresTenants(database).find(tenant)
-        if found is None or found.tenant.tenant_id != job.tenant_id:
+        if found is None or found.tenant.tenant_id != work.tenant_id:
             raise RefusedError(f"there is no tenant {tenant} any more")
         store = through(PostgresStore(database, settings.idempotency.lifetime_h))
         committer = lone_committer(store, settings, found.own, tenants, held_domain)
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        committer.submit(job, outcome.set_result)
+        committer.submit(work, outcome.set_result)
         async with anyio.create_task_group() as group:
             group.start_soon(committer.run)
             answered = await outcome
@@ -191,7 +191,7 @@ def lone_committer(
     policies = {**domains.default_policies, **own}
     if held_domain in policies:
         policies[held_domain] = holding(policies[held_domain])
-    rules = PlanContext(
+    context = PlanContext(
         domains,
         lambda _: policies,
         lambda: uuid.uuid4().hex,
@@ -201,7 +201,7 @@ def lone_committer(
     )
     return Committer(
         store,
-        rules,
+        context,
         _clock,
         lambda changes: moved.update(_tenants(changes)),
         moved.update,

@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from engine.model.rows import TenantUsage
-from engine.plan.room import RoomState
+from engine.plan.capacity import CapacityState
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
 from storage.postgres.disk import Disk
@@ -26,7 +26,7 @@ class RoomWatch:
 
     def __init__(self, database: Database, settings: Settings) -> None:
         bounds = TenantUsage(**msgspec.structs.asdict(settings.tenant_limits))
-        self.state = RoomState(bounds, TenantUsage())
+        self.state = CapacityState(bounds, TenantUsage())
         self._database = database
         self._disk = Disk(database, settings.postgres.min_free_bytes, settings.postgres.max_bytes)
 

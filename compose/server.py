@@ -151,7 +151,7 @@ class Server:
         )
         self._room_watch = RoomWatch(self._reads, settings)
         room = self._room_watch.state
-        rules = PlanContext(
+        context = PlanContext(
             domains,
             policies.of,
             lambda: uuid.uuid4().hex,
@@ -164,7 +164,7 @@ class Server:
         shares = LoopShares()
         committer = Committer(
             PostgresStore(self._writes, settings.idempotency.lifetime_h),
-            rules,
+            context,
             clock,
             committed,
             feed.doubt,

@@ -21,7 +21,7 @@ from engine.commit.validation import MessageValidator, Session
 from engine.model.domains import Domain, DomainPolicy, Domains, Policy
 from engine.model.rows import Record, RecordKey, Snapshot
 from engine.model.tenants import Tenant
-from engine.plan.batch import lookups, plan
+from engine.plan.batch import plan, read_set
 from engine.plan.context import PlanContext
 from engine.plan.work import Work
 from engine.wire.codec import JSON
@@ -49,27 +49,27 @@ def main() -> None:
 def _cost_us(domains: Domains, policy: Policy) -> float:
     ids = itertools.count()
     chosen = dict(domains.default_policies, task=DomainPolicy(policy))
-    rules = PlanContext(domains, lambda _: chosen, lambda: f"{next(ids):032x}", 1 << 18, 1 << 20)
+    context = PlanContext(domains, lambda _: chosen, lambda: f"{next(ids):032x}", 1 << 18, 1 << 20)
     plain, stale = _jobs(domains, base=3), _jobs(domains, base=2)
     differences: list[float] = []
     for _ in range(ROUNDS):
-        without = _planned_s(plain, rules)
-        differences.append((_planned_s(stale, rules) - without) / JOBS * 1e6)
+        without = _planned_s(plain, context)
+        differences.append((_planned_s(stale, context) - without) / JOBS * 1e6)
     return statistics.median(differences)
 
 
-def _planned_s(jobs: list[Work], rules: PlanContext) -> float:
+def _planned_s(batch: list[Work], context: PlanContext) -> float:
     state = Snapshot({1: 1000}, {}, {_key(number): _record(number) for number in range(JOBS)}, {}, {}, {})
     begun_s = time.perf_counter()
-    lookups(jobs, rules)
-    plan(jobs, state, rules)
+    read_set(batch, context)
+    plan(batch, state, context)
     return time.perf_counter() - begun_s
 
 
 def _jobs(domains: Domains, base: int) -> list[Work]:
     intake = MessageValidator(domains, JOBS)
     session = Session(tenant=Tenant(1, "acme"), device_id="phone", session_id="s")
-    jobs: list[Work] = []
+    batch: list[Work] = []
     for number in range(JOBS):
         item = {
             "domain": "task",
@@ -82,8 +82,8 @@ def _jobs(domains: Domains, base: int) -> list[Work]:
         frame = {"type": "sync", "id": "1", "key": f"key-{number}", "items": [item]}
         sync = JSON.decode(json.dumps(frame).encode())
         assert isinstance(sync, Sync)
-        jobs.append(intake.push(sync, session, _NOW_US))
-    return jobs
+        batch.append(intake.push(sync, session, _NOW_US))
+    return batch
 
 
 def _key(number: int) -> RecordKey:

@@ -15,8 +15,8 @@ from engine.commit.lane import Counters, Lane, OnCommitted, OnUnknownOutcome, Wa
 from engine.commit.overload import overloaded
 from engine.commit.ports import Store
 from engine.commit.queue import Charge, CommitLimits, CommitQueue, OnOutcome
+from engine.plan.capacity import BlockedRecords
 from engine.plan.context import PlanContext
-from engine.plan.room import KeptBack
 from engine.plan.work import Outcome, Work
 from engine.runtime.ports import WorkClock
 from engine.wire.errors import SyncError
@@ -29,84 +29,107 @@ _LONGEST_RETRY_MS: Final = 5000
 
 
 class Committer:
-    """Takes jobs in and has its lanes commit them.
+    """Queues work and commits it in batches, one batch per lane at a time.
 
-    ``publish`` is told what was committed, ``doubt`` the tenants of a batch that may have been committed
-    although what it wrote is not known. ``wanted`` says whether several tenants want the loop at an instant.
+    Args:
+        store: The transactions.
+        context: What plans need besides work and rows.
+        clock: The time.
+        on_committed: Called with the new versions of each committed batch.
+        outcome_unknown: Called with the tenants of a batch that may have been committed, when the versions
+            it wrote are not known.
+        limits: Bounds of a batch and of the queue.
+        lanes: The most batches in flight at once.
+        wanted: Returns whether several tenants want the event loop at an instant.
     """
 
     def __init__(
         self,
         store: Store,
-        rules: PlanContext,
+        context: PlanContext,
         clock: WorkClock,
-        publish: OnCommitted,
-        doubt: OnUnknownOutcome,
+        on_committed: OnCommitted,
+        outcome_unknown: OnUnknownOutcome,
         limits: CommitLimits,
         lanes: int = 1,
         wanted: Wanted = lambda _: False,
     ) -> None:
         self.counters = Counters()
-        self._backlog = CommitQueue(limits, apart_at_once=max(1, lanes - 1))
+        self._queue = CommitQueue(limits, apart_at_once=max(1, lanes - 1))
         self._spread_from = max(1, limits.batch_items // 2)
-        self._waiting: list[asyncio.Future[None]] = []
-        kept_back = KeptBack()
+        self._idle_lanes: list[asyncio.Future[None]] = []
+        blocked_records = BlockedRecords()
         self._lanes = [
-            Lane(store, rules, clock, publish, doubt, self._backlog, self.counters, kept_back, wanted)
+            Lane(
+                store,
+                context,
+                clock,
+                on_committed,
+                outcome_unknown,
+                self._queue,
+                self.counters,
+                blocked_records,
+                wanted,
+            )
             for _ in range(lanes)
         ]
         self._clock = clock
         self._busy = 0
-        self._waited_for: set[Lane] = set()
+        self._blocking_lanes: set[Lane] = set()
         self._settled_s = clock.monotonic_s()
         self._idle = asyncio.Event()
         self._idle.set()
         self._settled = asyncio.Event()
 
-    def submit(self, job: Work, reply: OnOutcome, charge: Charge | None = None) -> None:
-        """Queue a job; ``reply`` is called once on the event loop after its batch is durable.
+    def submit(self, work: Work, reply: OnOutcome, charge: Charge | None = None) -> None:
+        """Queue work.
 
-        ``charge`` is called before that with the seconds that planning the job took, if they are worth it.
-        Raises SyncError ``overloaded`` when the queue is full: then nothing was accepted. Who asks ``sheds``
-        before is refused earlier, and cheaper.
+        Args:
+            work: The message to commit.
+            reply: Called once, on the event loop, after the batch is durable.
+            charge: Called before ``reply`` with the seconds that planning took, if they are worth charging.
+
+        Raises:
+            SyncError: ``overloaded``: the queue is full and nothing was accepted. ``should_shed`` tells the
+                same earlier and at less cost, before the message is decoded.
         """
-        if not self._backlog.add(job, reply, self._clock.monotonic_s(), charge):
+        if not self._queue.add(work, reply, self._clock.monotonic_s(), charge):
             raise overloaded(self.retry_after_ms())
         self._idle.clear()
-        self._call_a_lane()
+        self._wake_lane()
 
-    def sheds(self, tenant_id: int) -> bool:
+    def should_shed(self, tenant_id: int) -> bool:
         """Whether a tenant's syncs are to be refused for now, before anybody decodes them."""
-        return self._backlog.sheds(tenant_id)
+        return self._queue.should_shed(tenant_id)
 
     def retry_after_ms(self) -> int:
         """Return when to come again: once what waits is stored, jittered so that not all come at once."""
-        backlog = self._backlog
-        wait_ms = 1000 * backlog.overload.wait_s(backlog.size_bytes)
+        queue = self._queue
+        wait_ms = 1000 * queue.overload.wait_s(queue.size_bytes)
         wait_ms = min(max(wait_ms, _SHORTEST_RETRY_MS), _LONGEST_RETRY_MS)
         return int(wait_ms * random.uniform(0.5, 1.5))
 
-    async def lull(self, tenant_id: int, longest_s: float) -> None:
+    async def yield_to_writes(self, tenant_id: int, longest_s: float) -> None:
         """Wait until what was accepted is stored soon, but no longer: reads yield, and do not starve.
 
         A tenant's reads do not yield to what one other tenant alone has waiting.
         """
-        if not self._backlog.presses(tenant_id):
+        if not self._queue.over_target(tenant_id):
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(longest_s):
-                while self._backlog.presses(tenant_id):
+                while self._queue.over_target(tenant_id):
                     self._settled.clear()
                     await self._settled.wait()
 
-    def presses(self, tenant_id: int) -> bool:
+    def over_target(self, tenant_id: int) -> bool:
         """Return whether what was accepted holds a tenant up for longer than it should."""
-        return self._backlog.presses(tenant_id)
+        return self._queue.over_target(tenant_id)
 
     @property
     def queued_messages(self) -> int:
         """How many jobs wait."""
-        return self._backlog.messages
+        return self._queue.messages
 
     async def run(self) -> None:
         """Commit until cancelled."""
@@ -115,46 +138,46 @@ class Committer:
                 group.create_task(self._run(lane))
 
     async def _run(self, lane: Lane) -> None:
-        backlog = self._backlog
+        queue = self._queue
         while True:
             if not self._worth_a_batch:
-                if not self._busy and not backlog.messages:
+                if not self._busy and not queue.messages:
                     self._idle.set()
                 called = asyncio.get_running_loop().create_future()
-                self._waiting.append(called)
+                self._idle_lanes.append(called)
                 await called
                 continue
-            await self._see_through(lane)
+            await self._run_batch(lane)
 
-    async def _see_through(self, lane: Lane) -> None:
-        backlog, clock = self._backlog, self._clock
+    async def _run_batch(self, lane: Lane) -> None:
+        queue, clock = self._queue, self._clock
         began_s = clock.monotonic_s()
-        batch = backlog.take(began_s)
+        batch = queue.take(began_s)
         self._busy += 1
-        if not batch.one_sided:
-            self._waited_for.add(lane)
-        held_up = asyncio.get_running_loop().call_later(_HELD_UP_S, self._go_on_without, lane)
-        self._call_a_lane()
+        if not batch.dominated_by_one_tenant:
+            self._blocking_lanes.add(lane)
+        held_up = asyncio.get_running_loop().call_later(_HELD_UP_S, self._stop_waiting_for, lane)
+        self._wake_lane()
         left_bytes = 0
         try:
-            left_bytes = await lane.settle(batch.jobs)
+            left_bytes = await lane.run(batch.jobs)
         finally:
             held_up.cancel()
             self._busy -= 1
-            self._waited_for.discard(lane)
-            backlog.settled(batch)
+            self._blocking_lanes.discard(lane)
+            queue.release_tenants(batch)
             now_s = clock.monotonic_s()
             self.counters.batch_s += now_s - began_s
             stored_bytes = batch.size_bytes - left_bytes
-            if batch.full and stored_bytes:
+            if batch.reached_limit and stored_bytes:
                 since_s = max(self._settled_s, began_s)
-                backlog.overload.stored(stored_bytes, now_s - began_s, now_s - since_s)
+                queue.overload.record_batch(stored_bytes, now_s - began_s, now_s - since_s)
             self._settled_s = now_s
             self._settled.set()
 
-    def _go_on_without(self, lane: Lane) -> None:
-        self._waited_for.discard(lane)
-        self._call_a_lane()
+    def _stop_waiting_for(self, lane: Lane) -> None:
+        self._blocking_lanes.discard(lane)
+        self._wake_lane()
 
     @property
     def _worth_a_batch(self) -> bool:
@@ -162,13 +185,13 @@ class Committer:
 
         Though nobody waits for a batch that is nearly all of one tenant, or held up.
         """
-        backlog = self._backlog
-        return backlog.ready and (not self._waited_for or backlog.items >= self._spread_from)
+        queue = self._queue
+        return queue.ready and (not self._blocking_lanes or queue.items >= self._spread_from)
 
-    def _call_a_lane(self) -> None:
+    def _wake_lane(self) -> None:
         """Wake one lane, if one waits and there is enough for it."""
-        if self._waiting and self._worth_a_batch:
-            called = self._waiting.pop()
+        if self._idle_lanes and self._worth_a_batch:
+            called = self._idle_lanes.pop()
             if not called.done():
                 called.set_result(None)
 
@@ -180,11 +203,11 @@ class Committer:
 class WorkQueue(Protocol):
     """Who takes jobs in (``engine.commit.committer.Committer``)."""
 
-    def submit(self, job: Work, reply: OnOutcome, charge: Charge | None = None, /) -> None:
+    def submit(self, work: Work, reply: OnOutcome, charge: Charge | None = None, /) -> None:
         """Queue a job. Raises SyncError when nothing more is taken in."""
 
 
-async def settled(jobs: WorkQueue, job: Work, charge: Charge | None = None) -> Outcome:
+async def settled(jobs: WorkQueue, work: Work, charge: Charge | None = None) -> Outcome:
     """Have a job committed, and wait for what became of it; one that was not taken in is a SyncError."""
     future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
@@ -193,7 +216,7 @@ async def settled(jobs: WorkQueue, job: Work, charge: Charge | None = None) -> O
             future.set_result(outcome)
 
     try:
-        jobs.submit(job, reply, charge)
+        jobs.submit(work, reply, charge)
     except SyncError as error:
         return error
     return await future

@@ -15,9 +15,9 @@ from engine.commit.planning import MESSAGE_S, TooLongError, planned
 from engine.commit.ports import Store, Transaction
 from engine.commit.queue import CommitQueue, QueuedWork
 from engine.model.rows import OpenConflictRef, Record
-from engine.plan.batch import Plan, lookups, steps
+from engine.plan.batch import Plan, read_set, steps
+from engine.plan.capacity import BlockedRecords
 from engine.plan.context import PlanContext
-from engine.plan.room import KeptBack
 from engine.plan.weighing import select
 from engine.plan.work import Outcome, Push, RejectedItem, Work
 from engine.runtime.ports import (
@@ -71,7 +71,7 @@ class Counters(msgspec.Struct):
     poisoned: int = 0
     failed: int = 0
     old_keys_reused: int = 0
-    without_room: int = 0
+    refused_at_limit: int = 0
 
 
 class Lane:
@@ -80,28 +80,28 @@ class Lane:
     def __init__(
         self,
         store: Store,
-        rules: PlanContext,
+        context: PlanContext,
         clock: WorkClock,
-        publish: OnCommitted,
-        doubt: OnUnknownOutcome,
-        backlog: CommitQueue,
+        on_committed: OnCommitted,
+        outcome_unknown: OnUnknownOutcome,
+        queue: CommitQueue,
         counters: Counters,
-        kept_back: KeptBack,
+        blocked_records: BlockedRecords,
         wanted: Wanted,
     ) -> None:
         self._wanted = wanted
-        self._kept_back = kept_back
+        self._blocked_records = blocked_records
         self._store = store
-        self._rules = rules
+        self._context = context
         self._clock = clock
-        self._publish = publish
-        self._doubt = doubt
-        self._backlog = backlog
+        self._on_committed = on_committed
+        self._outcome_unknown = outcome_unknown
+        self._queue = queue
         self._counters = counters
         self._away = False
         self._tried_s = 0.0
 
-    async def settle(self, batch: list[QueuedWork]) -> int:
+    async def run(self, batch: list[QueuedWork]) -> int:
         """See a batch through; one that cannot be stored is halved until the culprit stands alone.
 
         Returns:
@@ -110,57 +110,57 @@ class Lane:
         if not batch:
             return 0
         try:
-            settled = await self._commit([waiting.job for waiting in batch])
+            settled = await self._commit([waiting.work for waiting in batch])
         except (StoreRetryError, StoreUnknownError, StoreUnavailableError, StoreFullError) as error:
-            self._give_up(batch, error)
+            self._fail_everything(batch, error)
             return 0
         except TooLongError as error:
-            return await self._settle_without(batch, error)
+            return await self._run_without(batch, error)
         except Exception as error:
             if len(batch) == 1:
-                return await self._settle_culprit(batch[0], error)
+                return await self._fail_alone(batch[0], error)
             middle = len(batch) // 2
             # Should the store go away meanwhile, the later half is refused in its turn.
-            return self._put_back(batch[middle:]) + await self.settle(batch[:middle])
-        left_bytes = self._put_back([batch[index] for index in settled.left])
+            return self._requeue(batch[middle:]) + await self.run(batch[:middle])
+        left_bytes = self._requeue([batch[index] for index in settled.left])
         for tenant_id in settled.apart:
-            self._backlog.set_apart(tenant_id, self._clock.monotonic_s())
+            self._queue.isolate(tenant_id, self._clock.monotonic_s())
         if settled.left:
             left = set(settled.left)
             batch = [waiting for index, waiting in enumerate(batch) if index not in left]
         if batch:
             self._counters.batches += 1
             self._counters.messages += len(batch)
-            self._publish(settled.plan.changes)
+            self._on_committed(settled.plan.changes)
             for push, age_s in settled.plan.reused:
                 self._note_reuse(push, age_s)
             for waiting, outcome, spent_s in zip(batch, settled.plan.outcomes, settled.spent_s, strict=True):
                 if type(outcome) is SyncError and outcome.code == "insufficient_storage":
-                    self._counters.without_room += 1
+                    self._counters.refused_at_limit += 1
                     outcome.details["retry_after_ms"] = retry_later_ms()
                 if spent_s > _CHARGED_FROM_S:
                     _charge(waiting, spent_s)
                 _answer(waiting, outcome)
         return left_bytes
 
-    def _put_back(self, left: list[QueuedWork]) -> int:
+    def _requeue(self, left: list[QueuedWork]) -> int:
         if left:
-            self._backlog.put_back(left)
+            self._queue.requeue(left)
         return sum([waiting.size_bytes for waiting in left])
 
-    async def _settle_without(self, batch: list[QueuedWork], error: TooLongError) -> int:
+    async def _run_without(self, batch: list[QueuedWork], error: TooLongError) -> int:
         """Refuse a message that takes too long to plan; the others never notice."""
         waiting = batch[error.index]
-        job = waiting.job
+        work = waiting.work
         self._counters.failed += 1
-        _log.warning("message_too_long", tenant_id=job.tenant_id, device_id=job.device_id)
-        self._backlog.set_apart(job.tenant_id, self._clock.monotonic_s())
+        _log.warning("message_too_long", tenant_id=work.tenant_id, device_id=work.device_id)
+        self._queue.isolate(work.tenant_id, self._clock.monotonic_s())
         _charge(waiting, error.spent_s[error.index])
         _answer(
             waiting,
             SyncError("too_large", f"items: applying them takes over {MESSAGE_S:.0f} s: send fewer at once"),
         )
-        return await self.settle([*batch[: error.index], *batch[error.index + 1 :]])
+        return await self.run([*batch[: error.index], *batch[error.index + 1 :]])
 
     def _note_reuse(self, push: Push, age_s: int) -> None:
         """Tell of a device that uses keys again: while answers were kept for a day, this was applied."""
@@ -170,35 +170,35 @@ class Lane:
                 "old_key_reused", tenant_id=push.tenant_id, device_id=push.device_id, age_h=age_s // 3600
             )
 
-    def _give_up(self, batch: list[QueuedWork], error: StoreError) -> None:
+    def _fail_everything(self, batch: list[QueuedWork], error: StoreError) -> None:
         """Refuse a batch and all that waits behind it: a device's later changes build on its earlier ones.
 
         The database may have come back since it was tried. What other devices sent since then is tried.
         """
         self._away = True
-        refused = [*batch, *self._backlog.take_those_behind(batch, self._tried_s)]
+        refused = [*batch, *self._queue.drain_older(batch, self._tried_s)]
         _log.warning("batch_unavailable", messages=len(refused), reason=type(error).__name__)
         self._counters.failed += len(refused)
         full = isinstance(error, StoreFullError)
         for waiting in refused:
             _answer(waiting, _disk_full() if full else unavailable(retry_soon_ms()))
 
-    async def _settle_culprit(self, waiting: QueuedWork, error: Exception) -> int:
+    async def _fail_alone(self, waiting: QueuedWork, error: Exception) -> int:
         """What the database refuses is quarantined item by item, so that it blocks no queue."""
-        job = waiting.job
-        if isinstance(error, StorePoisonError) and type(job) is Push:
-            refused = _refused_whole(job)
+        work = waiting.work
+        if isinstance(error, StorePoisonError) and type(work) is Push:
+            refused = _refused_whole(work)
             if refused is not None:
                 self._counters.poisoned += 1
-                _log.warning("message_poisoned", tenant_id=job.tenant_id, device_id=job.device_id)
-                return await self.settle([msgspec.structs.replace(waiting, job=refused)])
+                _log.warning("message_poisoned", tenant_id=work.tenant_id, device_id=work.device_id)
+                return await self.run([msgspec.structs.replace(waiting, work=refused)])
         error_id = uuid.uuid4().hex
         self._counters.failed += 1
         _log.error(
             "message_failed",
             error_id=error_id,
-            tenant_id=job.tenant_id,
-            device_id=job.device_id,
+            tenant_id=work.tenant_id,
+            device_id=work.device_id,
             reason=type(error).__name__,
             exc_info=None if isinstance(error, StoreError) else error,
         )
@@ -235,38 +235,40 @@ class Lane:
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
         finally:
             if unknown:
-                self._doubt({job.tenant_id for job in jobs})
+                self._outcome_unknown({work.tenant_id for work in jobs})
 
     async def _attempt(self, jobs: list[Work]) -> _Settled:
-        tenants = {job.tenant_id for job in jobs}
-        rules = self._rules.as_of_now(tenants)
-        behind = self._kept_back.of(tenants, self._clock.monotonic_s())
-        also_held: set[OpenConflictRef] = set()
+        tenants = {work.tenant_id for work in jobs}
+        context = self._context.as_of_now(tenants)
+        blocked = self._blocked_records.of(tenants, self._clock.monotonic_s())
+        extra_conflicts: set[OpenConflictRef] = set()
         while True:
-            transaction: Transaction = await self._store.begin(lookups(jobs, rules, also_held))
+            transaction: Transaction = await self._store.begin(read_set(jobs, context, extra_conflicts))
             try:
-                selected = select(jobs, transaction.state)
+                selected = select(jobs, transaction.snapshot)
                 taken = jobs
                 if selected.left:
                     left = set(selected.left)
-                    taken = [job for index, job in enumerate(jobs) if index not in left]
-                deciding = steps(taken, transaction.state, rules, also_held, behind, selected.items_per_step)
+                    taken = [work for index, work in enumerate(jobs) if index not in left]
+                deciding = steps(
+                    taken, transaction.snapshot, context, extra_conflicts, blocked, selected.items_per_step
+                )
                 rests = bool(selected.apart) and len(tenants) == 1 and self._wanted(self._clock.monotonic_s())
                 plan, spent_s = await planned(deciding, len(taken), self._clock, rests=rests)
             except BaseException:
                 await transaction.rollback()
                 raise
-            if not plan.missing:
+            if not plan.unread_conflicts:
                 if taken:
                     await transaction.commit(plan.writes)
                     now_s = self._clock.monotonic_s()
-                    self._kept_back.planned(tenants, plan.behind, plan.refused, now_s)
+                    self._blocked_records.update(tenants, plan.blocked, plan.refused, now_s)
                 else:
                     await transaction.rollback()
                 return _Settled(plan, spent_s, selected.left, selected.apart)
             # Begins again, seldom: it is dearer than one more look, and costs other batches nothing.
             await transaction.rollback()
-            also_held.update(plan.missing)
+            extra_conflicts.update(plan.unread_conflicts)
 
 
 def _charge(waiting: QueuedWork, spent_s: float) -> None:
@@ -278,7 +280,7 @@ def _answer(waiting: QueuedWork, outcome: Outcome) -> None:
     try:
         waiting.reply(outcome)
     except Exception:
-        _log.exception("reply_failed", tenant_id=waiting.job.tenant_id)
+        _log.exception("reply_failed", tenant_id=waiting.work.tenant_id)
 
 
 def _refused_whole(push: Push) -> Push | None:

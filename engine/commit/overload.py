@@ -25,7 +25,7 @@ class Overload:
 
     A burst may queue up. A wait above ``target_s``, twice what a batch takes, for all of an interval is no
     burst: from then on the queue is held at the target, until it was well below for as long. CoDel drops
-    what waits; here nothing accepted is ever dropped, so arrivals are refused: ``most_bytes`` may wait,
+    what waits; here nothing accepted is ever dropped, so arrivals are refused: ``admit_bytes`` may wait,
     ``target_bytes`` may stand.
     """
 
@@ -45,7 +45,7 @@ class Overload:
         """Return how long it takes to store so much."""
         return waiting_bytes * self._s_per_byte
 
-    def stored(self, size_bytes: int, batch_s: float, since_last_s: float) -> None:
+    def record_batch(self, size_bytes: int, batch_s: float, since_last_s: float) -> None:
         """Learn from a batch that was full; small ones say little of what the store can do.
 
         ``batch_s`` is how long it took, ``since_last_s`` since the store was done with the one before it.
@@ -54,7 +54,7 @@ class Overload:
         self._s_per_byte += _LATEST * (max(since_last_s, 0.001) / size_bytes - self._s_per_byte)
         self._bound()
 
-    def waited(self, longest_s: float, now_s: float, *, all_taken: bool) -> None:
+    def record_wait(self, longest_s: float, now_s: float, *, all_taken: bool) -> None:
         """Take in how long the oldest of a batch had waited when it was taken.
 
         That it was not for long says nothing of the others, unless all that waited was taken.
@@ -75,7 +75,7 @@ class Overload:
         self.target_s = min(max(2 * self._batch_s, _SHORTEST_TARGET_S), _LONGEST_TARGET_S)
         burst_s = self.target_s if self.shedding else max(self.target_s, _BURST_S)
         self.target_bytes = int(self.target_s / self._s_per_byte)
-        self.most_bytes = int(burst_s / self._s_per_byte)
+        self.admit_bytes = int(burst_s / self._s_per_byte)
 
 
 def overloaded(retry_after_ms: int) -> SyncError:

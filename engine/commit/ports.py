@@ -10,7 +10,7 @@ from engine.model.rows import ReadSet, Snapshot, WriteSet
 class Transaction(Protocol):
     """One open batch: its tenants are locked until ``commit`` or ``rollback`` returns."""
 
-    state: Snapshot
+    snapshot: Snapshot
 
     async def commit(self, writes: WriteSet) -> None:
         """Write everything and commit, in one round trip, durably (synchronous_commit = on).
@@ -27,10 +27,10 @@ class Transaction(Protocol):
 class Store(Protocol):
     """The one seam for writing."""
 
-    async def begin(self, lookups: ReadSet) -> Transaction:
-        """Open a transaction, lock its tenants and read what ``lookups`` names, in one round trip.
+    async def begin(self, read_set: ReadSet) -> Transaction:
+        """Open a transaction, lock its tenants and read what ``read_set`` names, in one round trip.
 
-        Counters are locked in ascending order of ``lookups.tenants``; reads see a later snapshot than the
+        Counters are locked in ascending order of ``read_set.tenants``; reads see a later snapshot than the
         lock's. A missing counter row is created. Keys past their lifetime are not found.
         Raises StoreRetryError, StoreUnavailableError, StoreFullError or StorePoisonError.
         """

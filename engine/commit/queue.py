@@ -19,14 +19,14 @@ from engine.commit.overload import Overload
 from engine.plan.work import Attach, Outcome, Push, Work
 
 #: What a job and each of its items cost besides their bytes, so that many tiny ones are bounded too.
-JOB_BYTES = 512
+WORK_BYTES = 512
 ITEM_BYTES = 1024
 #: One tenant gets one of so many parts of a batch, while others were heard for as long as this: what a batch
 #: holds keeps the loop busy, and whoever sends little would feel it most.
-_PARTS = 2
-_COMPANY_S = 1.0
+_TENANT_SHARE = 2
+_OTHERS_SEEN_WITHIN_S = 1.0
 #: How long a tenant is taken alone after something laborious: what it sends next is likely to be like it.
-_APART_S = 1.0
+_ISOLATE_FOR_S = 1.0
 
 
 class CommitLimits(msgspec.Struct, frozen=True):
@@ -55,7 +55,7 @@ class Charge(Protocol):
 class QueuedWork(msgspec.Struct, frozen=True, gc=False):
     """A job and who waits for its outcome, since when (monotonic), and who is charged for it."""
 
-    job: Work
+    work: Work
     reply: OnOutcome
     items: int
     size_bytes: int
@@ -71,17 +71,17 @@ class _Queue(msgspec.Struct):
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """Jobs taken together.
+    """Work that was taken from the queue together.
 
-    ``one_sided``: it is large and most of it is of one tenant. ``full``: there was no room for others, or
-    more is not to stand anyway, so that how long it takes tells what the store can do. ``apart``: it is of a
-    tenant that was set apart.
+    ``dominated_by_one_tenant``: the batch is large and most of it is of one tenant. ``reached_limit``: the
+    batch is as large as a batch may be or as the queue should get, so its duration tells what the store can
+    do. ``apart``: the batch has one tenant only, which is isolated.
     """
 
     jobs: list[QueuedWork]
     size_bytes: int
-    one_sided: bool
-    full: bool
+    dominated_by_one_tenant: bool
+    reached_limit: bool
     apart: bool = False
 
 
@@ -97,32 +97,32 @@ class CommitQueue:
         self._free: deque[int] = deque()
         self._held: set[int] = set()
         self._latest_tenant: int | None = None
-        self._changed_s = -_COMPANY_S
+        self._changed_s = -_OTHERS_SEEN_WITHIN_S
         self.overload = Overload()
         self.messages = 0
         self.items = 0
         self.size_bytes = 0
 
-    def add(self, job: Work, reply: OnOutcome, now_s: float, charge: Charge | None = None) -> bool:
+    def add(self, work: Work, reply: OnOutcome, now_s: float, charge: Charge | None = None) -> bool:
         """Take a job in; False, and nothing done, when too much waits."""
-        items, size_bytes = 1, JOB_BYTES
-        if type(job) is Push:
-            items = len(job.items) or 1
-            size_bytes += len(job.raw_items) + ITEM_BYTES * len(job.items)
-        elif type(job) is Attach:
-            size_bytes += len(job.entry or b"") + ITEM_BYTES
+        items, size_bytes = 1, WORK_BYTES
+        if type(work) is Push:
+            items = len(work.items) or 1
+            size_bytes += len(work.raw_items) + ITEM_BYTES * len(work.items)
+        elif type(work) is Attach:
+            size_bytes += len(work.entry or b"") + ITEM_BYTES
         limits = self._limits
         if self.messages >= limits.queue_messages or self.size_bytes + size_bytes > limits.queue_bytes:
             return False
-        if job.tenant_id != self._latest_tenant:
+        if work.tenant_id != self._latest_tenant:
             if self._latest_tenant is not None:
                 self._changed_s = now_s
-            self._latest_tenant = job.tenant_id
+            self._latest_tenant = work.tenant_id
         self.messages += 1
         self.items += items
         self.size_bytes += size_bytes
-        queue = self._queue(job.tenant_id)
-        queue.jobs.append(QueuedWork(job, reply, items, size_bytes, now_s, charge))
+        queue = self._queue(work.tenant_id)
+        queue.jobs.append(QueuedWork(work, reply, items, size_bytes, now_s, charge))
         queue.size_bytes += size_bytes
         return True
 
@@ -141,7 +141,7 @@ class CommitQueue:
             return bool(self._free)
         return any(tenant_id not in self._apart for tenant_id in self._free)
 
-    def presses(self, tenant_id: int) -> bool:
+    def over_target(self, tenant_id: int) -> bool:
         """Return whether what waits holds a tenant up: it takes longer to be stored than is to stand.
 
         Of all others the tenant that has most waiting does not count: that waits behind itself.
@@ -154,17 +154,17 @@ class CommitQueue:
         )
         return self.size_bytes - largest_bytes > target_bytes
 
-    def sheds(self, tenant_id: int) -> bool:
+    def should_shed(self, tenant_id: int) -> bool:
         """Whether a tenant is to send no more: too much waits, and of it no less than its part."""
-        most_bytes = self.overload.most_bytes
+        most_bytes = self.overload.admit_bytes
         if self.size_bytes <= most_bytes:
             return False
         queue = self._queues.get(tenant_id)
         return queue is not None and queue.size_bytes * len(self._queues) >= most_bytes
 
-    def set_apart(self, tenant_id: int, now_s: float) -> None:
+    def isolate(self, tenant_id: int, now_s: float) -> None:
         """Take what a tenant sends without that of others for a while: something of it was laborious."""
-        self._apart[tenant_id] = now_s + _APART_S
+        self._apart[tenant_id] = now_s + _ISOLATE_FOR_S
 
     def _is_apart(self, tenant_id: int, now_s: float) -> bool:
         until_s = self._apart.get(tenant_id)
@@ -186,7 +186,7 @@ class CommitQueue:
         oldest_s = now_s
         full = apart = False
         passed: list[int] = []
-        share = most // _PARTS if now_s - self._changed_s < _COMPANY_S else most
+        share = most // _TENANT_SHARE if now_s - self._changed_s < _OTHERS_SEEN_WITHIN_S else most
         while self._free and not full and not apart:
             tenant_id = self._free.popleft()
             if self._apart and self._is_apart(tenant_id, now_s):
@@ -223,45 +223,45 @@ class CommitQueue:
         self.items -= items
         self.size_bytes -= size_bytes
         if not apart:  # what waits there waits for its own tenant
-            self.overload.waited(now_s - oldest_s, now_s, all_taken=not self.messages)
+            self.overload.record_wait(now_s - oldest_s, now_s, all_taken=not self.messages)
         # Else nothing would be learnt any more once too little may stand to fill a batch.
         full = full or size_bytes >= self.overload.target_bytes
-        one_sided = apart or (items * _PARTS * 2 >= most and largest * 2 > items)
-        return Batch(batch, size_bytes, one_sided, full, apart)
+        dominated_by_one_tenant = apart or (items * _TENANT_SHARE * 2 >= most and largest * 2 > items)
+        return Batch(batch, size_bytes, dominated_by_one_tenant, full, apart)
 
-    def put_back(self, batch: list[QueuedWork]) -> None:
+    def requeue(self, batch: list[QueuedWork]) -> None:
         """Let jobs of held tenants wait again, before all that came later."""
         for waiting in reversed(batch):
-            queue = self._queue(waiting.job.tenant_id)
+            queue = self._queue(waiting.work.tenant_id)
             queue.jobs.appendleft(waiting)
             queue.size_bytes += waiting.size_bytes
             self.messages += 1
             self.items += waiting.items
             self.size_bytes += waiting.size_bytes
 
-    def settled(self, batch: Batch) -> None:
+    def release_tenants(self, batch: Batch) -> None:
         """Free the tenants of a batch; the last of several, which was cut short, is first the next time."""
         self._apart_held -= batch.apart
-        tenants = list(dict.fromkeys([waiting.job.tenant_id for waiting in batch.jobs]))
+        tenants = list(dict.fromkeys([waiting.work.tenant_id for waiting in batch.jobs]))
         self._held.difference_update(tenants)
         going_on = [tenant_id for tenant_id in tenants if tenant_id in self._queues]
         if len(tenants) > 1 and going_on:
             self._free.appendleft(going_on.pop())
         self._free.extend(going_on)
 
-    def take_those_behind(self, batch: list[QueuedWork], since_s: float) -> list[QueuedWork]:
+    def drain_older(self, batch: list[QueuedWork], since_s: float) -> list[QueuedWork]:
         """Take what was there by then and waits, of held tenants, too, and all of the devices of both.
 
         Args:
             batch: Jobs that are not to be stored: what their devices sent later builds on them.
             since_s: What came later than this, of other devices, goes on waiting.
         """
-        devices = {(waiting.job.tenant_id, waiting.job.device_id) for waiting in batch}
+        devices = {(waiting.work.tenant_id, waiting.work.device_id) for waiting in batch}
         taken: list[QueuedWork] = []
         for tenant_id, queue in list(self._queues.items()):
             kept: deque[QueuedWork] = deque()
             for waiting in queue.jobs:
-                device = (tenant_id, waiting.job.device_id)
+                device = (tenant_id, waiting.work.device_id)
                 if waiting.since_s > since_s and device not in devices:
                     kept.append(waiting)
                     continue

@@ -17,8 +17,8 @@ from engine.plan.work import Change, Push, RejectedItem, Resolution
 from engine.wire.codec import JSON, Codec, sentence
 from engine.wire.errors import SyncError
 from engine.wire.messages import Item, Resolve, Sync
-from engine.wire.pieces import PIECE_BYTES, decoded
-from engine.wire.steps import at_once
+from engine.wire.pieces import PIECE_BYTES, decode_in_pieces
+from engine.wire.steps import run_steps
 from engine.wire.timestamps import corrected_us, to_us
 from engine.wire.values import id_fault, unescaped_fault, value_fault, value_steps
 
@@ -79,7 +79,7 @@ class MessageValidator:
             checked = [self._item(item, session, now_us, look) for item in items]
         return _push(sync, session, now_us, raw, checked)
 
-    def pushing(self, sync: Sync, session: Session, now_us: int) -> Generator[None, None, Push]:
+    def push_steps(self, sync: Sync, session: Session, now_us: int) -> Generator[None, None, Push]:
         """Check a large ``sync`` as ``push`` does, in steps of ``PIECE_BYTES`` and parts of larger items."""
         raw = bytes(sync.items)
         checked: list[Change | RejectedItem] = []
@@ -138,9 +138,9 @@ class MessageValidator:
 
     def resolution(self, resolve: Resolve, session: Session, conflict: Conflict, now_us: int) -> Resolution:
         """Check a ``resolve`` of a known conflict. Raises SyncError ``invalid_message``."""
-        return at_once(self.resolving(resolve, session, conflict, now_us))
+        return run_steps(self.resolution_steps(resolve, session, conflict, now_us))
 
-    def resolving(
+    def resolution_steps(
         self, resolve: Resolve, session: Session, conflict: Conflict, now_us: int
     ) -> Generator[None, None, Resolution]:
         """Check a ``resolve`` as ``resolution`` does, in steps: it may hold a message's worth of data."""
@@ -212,7 +212,7 @@ def _in_pieces(raw: msgspec.Raw) -> Generator[None, None, Item]:
     item = JSON.item(msgspec.Raw(_encode(members)))
     if data is None:
         return item
-    return msgspec.structs.replace(item, data=(yield from decoded(bytes(data))))
+    return msgspec.structs.replace(item, data=(yield from decode_in_pieces(bytes(data))))
 
 
 def _of_data(fault: str | None) -> tuple[str, str] | None:

@@ -64,7 +64,7 @@ class QuarantineRef(NamedTuple):
     quarantine_id: str
 
 
-class SetAsideRef(NamedTuple):
+class DeviceRecordKey(NamedTuple):
     """The rejected items of one device on one record."""
 
     tenant_id: int
@@ -239,7 +239,7 @@ class ReadSet(msgspec.Struct):
     """What one batch needs locked and read. ``tenants`` is ascending and without doubles.
 
     ``keys`` are looked for in the last two days, ``old_keys``, which are among them, in older days as well.
-    ``twins`` are uploads of which those with the same content and name on the same record are asked.
+    ``duplicates`` are uploads of which those with the same content and name on the same record are asked.
     ``recovering`` are quarantined items of which it is asked whether they are there.
     ``usage_above`` are numbers in the order of ``TenantUsage``: the usage of a tenant that holds no more than
     these need not be told; where there are none, that of all is.
@@ -249,12 +249,12 @@ class ReadSet(msgspec.Struct):
     keys: list[IdempotencyKey]
     records: list[RecordKey]
     events: list[EventKey]
-    held: list[OpenConflictRef]
+    open_conflicts: list[OpenConflictRef]
     conflicts: list[ConflictRef]
     uploads: list[UploadRef] = []
-    twins: list[UploadRef] = []
+    duplicates: list[UploadRef] = []
     old_keys: list[IdempotencyKey] = []
-    set_aside: list[SetAsideRef] = []
+    rejected_before: list[DeviceRecordKey] = []
     recovering: list[QuarantineRef] = []
     usage_above: tuple[int, ...] = ()
 
@@ -262,8 +262,8 @@ class ReadSet(msgspec.Struct):
 class Snapshot(msgspec.Struct):
     """What the store answered to ``ReadSet``; what does not exist is missing from the dicts.
 
-    ``twins`` are the others, of which there is a file, also of one device; ``uploads`` has their states.
-    ``set_aside`` has the quarantine_id of the first item. ``usage`` is what tenants hold, of those
+    ``duplicates`` are the others, of which there is a file, also of one device; ``uploads`` has their states.
+    ``rejected_before`` has the quarantine_id of the first item. ``usage`` is what tenants hold, of those
     that hold more than was asked for.
     """
 
@@ -271,11 +271,11 @@ class Snapshot(msgspec.Struct):
     keys: dict[IdempotencyKey, IdempotencyRecord]
     records: dict[RecordKey, Record]
     events: dict[EventKey, Event]
-    held: dict[OpenConflictRef, Conflict]
+    open_conflicts: dict[OpenConflictRef, Conflict]
     conflicts: dict[ConflictRef, Conflict]
     uploads: dict[UploadRef, UploadState] = {}
-    twins: dict[UploadRef, list[UploadRef]] = {}
-    set_aside: dict[SetAsideRef, str] = {}
+    duplicates: dict[UploadRef, list[UploadRef]] = {}
+    rejected_before: dict[DeviceRecordKey, str] = {}
     recovering: set[QuarantineRef] = set()
     usage: dict[int, TenantUsage] = {}
 

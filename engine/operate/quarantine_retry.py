@@ -98,13 +98,15 @@ class RetryStore:
         #: Whether some of the items had left the quarantine before, so that nothing was written.
         self.late = False
 
-    async def begin(self, lookups: ReadSet) -> Transaction:
+    async def begin(self, read_set: ReadSet) -> Transaction:
         """Begin as the store does; what is recovered counts as set aside no more."""
-        lookups.recovering = list(self._items)
-        transaction = await self._store.begin(lookups)
-        state = transaction.state
+        read_set.recovering = list(self._items)
+        transaction = await self._store.begin(read_set)
+        snapshot = transaction.snapshot
         ours = {item.quarantine_id for item in self._items}
-        state.set_aside = {ref: first for ref, first in state.set_aside.items() if first not in ours}
+        snapshot.rejected_before = {
+            ref: first for ref, first in snapshot.rejected_before.items() if first not in ours
+        }
         return _Recovery(transaction, self._items, self._sizes, self)
 
 
@@ -122,7 +124,7 @@ class _Recovery:
         self._items = items
         self._sizes = sizes
         self._store = store
-        self.state: Snapshot = transaction.state
+        self.snapshot: Snapshot = transaction.snapshot
 
     async def commit(self, writes: WriteSet) -> None:
         self._store.late = False
@@ -130,7 +132,7 @@ class _Recovery:
             await self._transaction.commit(writes)
             return
         results = decode_results(writes.keys[0].results)
-        self._store.late = not self.state.recovering.issuperset(self._items)
+        self._store.late = not self.snapshot.recovering.issuperset(self._items)
         if self._store.late or stays(results[0]):
             await self._transaction.rollback()
             return

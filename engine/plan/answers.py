@@ -32,7 +32,7 @@ _NULL: Final = msgspec.Raw(b"null")
 _decode_version = msgspec.json.Decoder(int | None).decode
 
 
-def told(results: list[Result], limit_bytes: int) -> list[Result]:
+def limit_sent_data(results: list[Result], limit_bytes: int) -> list[Result]:
     """Return the results as they are told: from the one on that passes ``limit_bytes`` of data, without."""
     total = 0
     for index, result in enumerate(results):
@@ -43,7 +43,7 @@ def told(results: list[Result], limit_bytes: int) -> list[Result]:
     return results
 
 
-def kept(results: list[Result], encoded: bytes, limit_bytes: int) -> bytes:
+def limit_kept_data(results: list[Result], encoded: bytes, limit_bytes: int) -> bytes:
     """Return the answer as it is kept.
 
     Args:
@@ -69,7 +69,9 @@ def kept(results: list[Result], encoded: bytes, limit_bytes: int) -> bytes:
     return _encode(found)
 
 
-def replayed(encoded: bytes, tenant_id: int, records: Mapping[RecordKey, Record], limit_bytes: int) -> bytes:
+def restore_data(
+    encoded: bytes, tenant_id: int, records: Mapping[RecordKey, Record], limit_bytes: int
+) -> bytes:
     """Return a kept answer as it is told again.
 
     Args:

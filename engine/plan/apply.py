@@ -19,13 +19,13 @@ from engine.model.merge import (
 )
 from engine.model.rows import (
     Conflict,
+    DeviceRecordKey,
     Event,
     EventKey,
     HeldChange,
     OpenConflictRef,
     Record,
     RecordKey,
-    SetAsideRef,
 )
 from engine.plan.conflict import ClientChange, Decision, ServerRecord, client_side, decide, may_hold
 from engine.plan.context import PlanContext, Policies
@@ -41,19 +41,19 @@ _new = tuple.__new__
 
 
 def apply_item(
-    push: Push, item: Change | RejectedItem, working: UnitOfWork, rules: PlanContext, policies: Policies
+    push: Push, item: Change | RejectedItem, unit: UnitOfWork, context: PlanContext, policies: Policies
 ) -> Result:
-    """Apply one item to the working rows and say what became of it."""
+    """Apply one item to the unit rows and say what became of it."""
     if type(item) is RejectedItem:
         return _rejected(item, item.code, item.message)
     assert type(item) is Change
     if item.op == "append":
-        return _append(push, item, working, rules)
+        return _append(push, item, unit, context)
     key = _new(RecordKey, (push.tenant_id, item.domain, item.id))
-    row = working.records.get(key)
+    row = unit.records.get(key)
     policy = policies[item.domain]
     if row is None:
-        return _create(push, item, key, working, rules, policy)
+        return _create(push, item, key, unit, context, policy)
     server = None if row.data is None else decode_fields(row.data)
     wanted = client_side(item.op, item.fields, server)
     data = item.data if item.op == "put" else _encoded(wanted)
@@ -64,9 +64,9 @@ def apply_item(
         unchanged = data is not None and (
             data == row.data or (len(data) == len(row.data) and same_value(wanted, server))
         )
-    if unchanged and not working.held:
+    if unchanged and not unit.open_conflicts:
         return _unchanged(item, row)
-    meeting = _ChangeOnRecord(push, item, key, row, server, wanted, policy, working, rules)
+    meeting = _ChangeOnRecord(push, item, key, row, server, wanted, policy, unit, context)
     if item.base != row.version and not meeting.own_chain():
         waiting = meeting.waiting()
         if waiting is not None:
@@ -80,15 +80,15 @@ def _unchanged(item: Change, row: Record) -> Result:
     return Result(domain=item.domain, id=item.id, status="unchanged", version=row.version, seq=row.seq)
 
 
-def _append(push: Push, item: Change, working: UnitOfWork, rules: PlanContext) -> Result:
+def _append(push: Push, item: Change, unit: UnitOfWork, context: PlanContext) -> Result:
     assert item.fields is not None
     key = EventKey(push.tenant_id, item.domain, item.id, item.sent_at_us)
-    standing = working.events.get(key)
+    standing = unit.events.get(key)
     if standing is not None:
         if same_content(item.data, standing.data):
             return Result(domain=item.domain, id=item.id, status="unchanged")
         return _rejected(item, "invalid_item", "an event of this id and at exists with other data")
-    fault = rules.fault(item.domain, item.fields, None, item.data)
+    fault = context.violation(item.domain, item.fields, None, item.data)
     if fault is not None:
         return _rejected(item, *fault)
     event = Event(
@@ -100,7 +100,7 @@ def _append(push: Push, item: Change, working: UnitOfWork, rules: PlanContext) -
         push.device_id,
         item.data,
     )
-    working.append(key, event, push.now_us)
+    unit.append(key, event, push.now_us)
     return Result(domain=item.domain, id=item.id, status="applied")
 
 
@@ -108,16 +108,16 @@ def _create(
     push: Push,
     item: Change,
     key: RecordKey,
-    working: UnitOfWork,
-    rules: PlanContext,
+    unit: UnitOfWork,
+    context: PlanContext,
     policy: DomainPolicy,
 ) -> Result:
     if item.op == "delete":
         return Result(domain=item.domain, id=item.id, status="unchanged", version=None, seq=None)
     if item.op == "patch" and item.base:
         return _rejected(item, "unknown_base", f"there is no such record, so no version {item.base} to patch")
-    if item.op == "patch" and working.is_set_aside(
-        SetAsideRef(push.tenant_id, push.device_id, item.domain, item.id)
+    if item.op == "patch" and unit.was_rejected(
+        DeviceRecordKey(push.tenant_id, push.device_id, item.domain, item.id)
     ):
         return _rejected(
             item,
@@ -128,10 +128,10 @@ def _create(
     fields = client_side(item.op, item.fields, None)
     assert fields is not None
     data = item.data if item.op == "put" else encode_fields(fields)
-    fault = rules.fault(item.domain, fields, None, data)
+    fault = context.violation(item.domain, fields, None, data)
     if fault is not None:
         return _rejected(item, *fault)
-    seq = working.next_seq(push.tenant_id)
+    seq = unit.next_seq(push.tenant_id)
     sent_at_us = kept_sent_at_us(item, None, push.device_id)
     by_field = policy.policy == "field_merge"
     record = Record(
@@ -147,7 +147,7 @@ def _create(
         created(fields, item.at_us, Sent(push.device_id, sent_at_us)) if by_field else None,
         sent_at_us=sent_at_us,
     )
-    working.put(key, record, push.session_id)
+    unit.put(key, record, push.session_id)
     return Result(domain=item.domain, id=item.id, status="applied", version=1, seq=seq)
 
 
@@ -164,8 +164,8 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
     server: Fields | None
     wanted: Fields | None
     policy: DomainPolicy
-    working: UnitOfWork
-    rules: PlanContext
+    unit: UnitOfWork
+    context: PlanContext
 
     def own_chain(self) -> bool:
         """Whether all versions after the base are this device's own and the item is no late retry."""
@@ -184,11 +184,11 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
         push, item, row = self.push, self.item, self.row
         if outcome is not None:
             assert data is not None
-            fault = self.rules.fault(item.domain, outcome, self.server, data)
+            fault = self.context.violation(item.domain, outcome, self.server, data)
             if fault is not None:
                 return _rejected(item, *fault)
         version = row.version + 1
-        seq = self.working.next_seq(push.tenant_id)
+        seq = self.unit.next_seq(push.tenant_id)
         chained = is_own(row, push.device_id)
         sent_at_us = kept_sent_at_us(item, row, push.device_id, settled=settled)
         versions = None
@@ -208,9 +208,9 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
             versions,
             row.attachments,
             sent_at_us,
-            last_data(self.rules, row, data),
+            last_data(self.context, row, data),
         )
-        self.working.put(self.key, record, push.session_id)
+        self.unit.put(self.key, record, push.session_id)
         return Result(domain=item.domain, id=item.id, status="applied", version=version, seq=seq)
 
     def waiting(self) -> Conflict | None:
@@ -219,7 +219,7 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
         Where it may not, an open conflict is of a tombstone whose last data are gone: only what has to be
         held joins it, whatever else a batch had read.
         """
-        held = self.working.held
+        held = self.unit.open_conflicts
         return held.get(self._holder()) if held and may_hold(self.policy) else None
 
     def _holder(self) -> OpenConflictRef:
@@ -235,7 +235,7 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
         held = changes_of(waiting)
         sent_at_us = item.sent_at_us if item.dated else held[-1].sent_at_us
         change = HeldChange(item.op, item.base or None, item.at_us, sent_at_us, _own_data(item))
-        limit_bytes = self.rules.record_bytes
+        limit_bytes = self.context.record_bytes
         changes = fold(held, change, limit_bytes)
         if changes is None:
             return _rejected(
@@ -247,13 +247,13 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
         if self.push.atomic:
             return self._held(UNSET)
         if changes is not held:
-            self.working.log(
+            self.unit.log_conflict(
                 msgspec.structs.replace(
                     waiting, client_changes=changes, client_count=waiting.client_count + 1
                 )
             )
-        joined = self._logged(self.rules.new_id(), "held", self._met())
-        self.working.log(
+        joined = self._logged(self.context.new_id(), "held", self._met())
+        self.unit.log_conflict(
             msgspec.structs.replace(joined, client_sent_at_us=sent_at_us, held_in=waiting.conflict_id)
         )
         return self._held(waiting.conflict_id)
@@ -281,28 +281,28 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
         followed = follows(item, row) if is_own(row, device_id) else None
         settled = decide(
             policy,
-            self.rules.domains.rules[item.domain].domain,
+            self.context.domains.rules[item.domain].domain,
             ServerRecord(self.server, row.at_us, versions, followed, self._last()),
             ClientChange(item.op, item.fields, item.base, item.at_us, item.changed, device_id, sent_at_us),
         )
         if settled is None:
-            waiting = None if may_hold(policy) else self.working.open_conflict(self._holder())
+            waiting = None if may_hold(policy) else self.unit.find_open_conflict(self._holder())
             if waiting is not None:
                 return self.join(waiting)
             if self.push.atomic:
                 return self._held(UNSET)
-            opened = self._logged(self.rules.new_id(), "open", self._met())
-            self.working.log(opened)
+            opened = self._logged(self.context.new_id(), "open", self._met())
+            self.unit.log_conflict(opened)
             return self._held(opened.conflict_id)
         if settled.winner == "server":
-            self.working.log(self._logged(self.rules.new_id(), settled.winner, self._met()))
+            self.unit.log_conflict(self._logged(self.context.new_id(), settled.winner, self._met()))
             return self._resolved(settled, row)
         written = self.write(settled.fields, _encoded(settled.fields), settled.at_us, settled=True)
         if written.status == "rejected":
             return written
         overwritten = self._overwritten(settled.fields)
-        self.working.log(self._logged(self.rules.new_id(), settled.winner, overwritten))
-        return self._resolved(settled, self.working.records[self.key])
+        self.unit.log_conflict(self._logged(self.context.new_id(), settled.winner, overwritten))
+        return self._resolved(settled, self.unit.records[self.key])
 
     def _last(self) -> Fields | None:
         """A tombstone's last data, decoded only for who needs them."""
@@ -327,7 +327,7 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
         The record itself still has it. Else a change of 70 bytes could have 250 KiB written, again and again.
         """
         data = self._overwritten(self.wanted)
-        limit_bytes = self.rules.kept_data_bytes
+        limit_bytes = self.context.kept_data_bytes
         if data is None or len(data) <= limit_bytes:
             return data
         assert self.server is not None

@@ -53,32 +53,32 @@ def freeing(upload: Upload, now_us: int) -> Attach:
     )
 
 
-def attach(job: Attach, working: UnitOfWork) -> AttachAnswer:
+def attach(work: Attach, unit: UnitOfWork) -> AttachAnswer:
     """Put a file into its record's entry, or take it out; what was done before is not done again."""
-    ref = UploadRef(job.tenant_id, job.upload_id)
-    key = RecordKey(job.tenant_id, job.domain, job.record_id)
-    row = working.records.get(key)
-    state = working.uploads.get(ref)
+    ref = UploadRef(work.tenant_id, work.upload_id)
+    key = RecordKey(work.tenant_id, work.domain, work.record_id)
+    row = unit.records.get(key)
+    state = unit.uploads.get(ref)
     if state not in FINISHED:
-        return AttachAnswer("freed", None, job.upload_id if state == "freed" else None)
-    if job.entry is None and job.unless_alive and row is not None and row.data is not None:
+        return AttachAnswer("freed", None, work.upload_id if state == "freed" else None)
+    if work.entry is None and work.only_if_deleted and row is not None and row.data is not None:
         return _left_alone(state)
-    if job.entry is None:
-        return _freed(ref, key, row, working)
+    if work.entry is None:
+        return _freed(ref, key, row, unit)
     if state == "duplicate":  # of its own bytes nothing may be left
-        return AttachAnswer("duplicate", None, job.upload_id)
+        return AttachAnswer("duplicate", None, work.upload_id)
     files = [] if row is None else _files(row)
-    if row is not None and any(file.file_id == job.upload_id for file in files):
+    if row is not None and any(file.file_id == work.upload_id for file in files):
         return AttachAnswer("attached", row.seq)
     if row is None or row.data is None:
         return AttachAnswer("waiting", None)
-    own = msgspec.json.decode(job.entry, type=Attachment)
+    own = msgspec.json.decode(work.entry, type=Attachment)
     if any(file.filename == own.filename and file.sha256 == own.sha256 for file in files):
-        working.move(ref, "duplicate")
-        return AttachAnswer("duplicate", None, job.upload_id)
+        unit.set_upload_state(ref, "duplicate")
+        return AttachAnswer("duplicate", None, work.upload_id)
     standing = row.attachments[:-1] + b"," if row.attachments and files else b"["
-    seq = _put(key, row, standing + job.entry + b"]", working)
-    working.move(ref, "attached")
+    seq = _put(key, row, standing + work.entry + b"]", unit)
+    unit.set_upload_state(ref, "attached")
     return AttachAnswer("attached", seq)
 
 
@@ -88,42 +88,42 @@ def _left_alone(state: State | None) -> AttachAnswer:
     return AttachAnswer("duplicate" if state == "duplicate" else "attached", None)
 
 
-def _freed(ref: UploadRef, key: RecordKey, row: Record | None, working: UnitOfWork) -> AttachAnswer:
+def _freed(ref: UploadRef, key: RecordKey, row: Record | None, unit: UnitOfWork) -> AttachAnswer:
     """Free an upload for its device. The file stays while another that was acknowledged stands for it.
 
     Its bytes are those of the first of them, whichever leaves last.
     """
-    states = working.uploads
-    others = working.twins.get(ref, ())
+    states = unit.uploads
+    others = unit.duplicates.get(ref, ())
     holder = next((one for one in (ref, *others) if states[one] in ("attached", "lent")), None)
     shared = any(states[one] in ("attached", "duplicate") for one in others)
     if shared and holder == ref:
-        working.move(ref, "lent")
+        unit.set_upload_state(ref, "lent")
         return AttachAnswer("freed", None)
-    working.move(ref, "freed")
+    unit.set_upload_state(ref, "freed")
     if shared or holder is None:
         return AttachAnswer("freed", None, ref.upload_id)
-    working.move(holder, "freed")
-    seq = None if row is None else _taken_out(holder.upload_id, key, row, working)
+    unit.set_upload_state(holder, "freed")
+    seq = None if row is None else _taken_out(holder.upload_id, key, row, unit)
     return AttachAnswer("freed", seq, holder.upload_id)
 
 
-def _taken_out(upload_id: str, key: RecordKey, row: Record, working: UnitOfWork) -> int | None:
+def _taken_out(upload_id: str, key: RecordKey, row: Record, unit: UnitOfWork) -> int | None:
     """Take a file out; the feed shows none of a tombstone's, so that it need not tell of it."""
     files = _files(row)
     left = [file for file in files if file.file_id != upload_id]
     if len(left) == len(files):
         return None
     if row.data is not None:
-        return _put(key, row, _encode(left), working)
-    working.amend(key, msgspec.structs.replace(row, attachments=_encode(left)))
+        return _put(key, row, _encode(left), unit)
+    unit.put_silently(key, msgspec.structs.replace(row, attachments=_encode(left)))
     return None
 
 
-def _put(key: RecordKey, row: Record, attachments: bytes, working: UnitOfWork) -> int:
-    seq = working.next_seq(key.tenant_id)
+def _put(key: RecordKey, row: Record, attachments: bytes, unit: UnitOfWork) -> int:
+    seq = unit.next_seq(key.tenant_id)
     # For everybody: the device that sent the file learns the rest of the entry by it, too.
-    working.put(key, msgspec.structs.replace(row, seq=seq, attachments=attachments), "")
+    unit.put(key, msgspec.structs.replace(row, seq=seq, attachments=attachments), "")
     return seq
 
 

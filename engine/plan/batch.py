@@ -1,7 +1,7 @@
 """All of a sync's meaning, without I/O: jobs and the rows under their locks → rows to write, answers.
 
 Jobs of many devices and tenants share a batch and apply in order; each sees the effects of those
-before it. ``lookups`` says what must be locked and read, ``steps`` decides.
+before it. ``read_set`` says what must be locked and read, ``steps`` decides.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import msgspec
 
 from engine.model.rows import (
     ConflictRef,
+    DeviceRecordKey,
     EventKey,
     IdempotencyKey,
     IdempotencyRecord,
@@ -21,20 +22,19 @@ from engine.model.rows import (
     ReadSet,
     Record,
     RecordKey,
-    SetAsideRef,
     Snapshot,
     TenantUsage,
     WriteSet,
 )
 from engine.model.uploads import UploadRef
-from engine.plan.answers import kept, replayed, told
+from engine.plan.answers import limit_kept_data, limit_sent_data, restore_data
 from engine.plan.apply import apply_item
 from engine.plan.attachments import attach
+from engine.plan.capacity import Blocked, Capacity
 from engine.plan.conflict import may_hold
 from engine.plan.context import PlanContext
 from engine.plan.quarantine import quarantined
 from engine.plan.resolve import resolve
-from engine.plan.room import Behind, Room
 from engine.plan.tenant_usage import sentence, usage_above
 from engine.plan.unit_of_work import Checkpoint, Savepoint, UnitOfWork
 from engine.plan.weighing import touched_bytes
@@ -58,7 +58,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     ``reused`` are messages under a key of another message, with the age of its answer in seconds. ``missing``
     are open conflicts that nobody thought to read; if there are any, the rest is void, and the batch begins
-    again with them. ``behind`` is what is kept back after the batch (``engine.plan.room``), ``refused``
+    again with them. ``behind`` is what is kept back after the batch (``engine.plan.capacity``), ``refused``
     are the keys of messages that found no room.
     """
 
@@ -66,41 +66,49 @@ class Plan(msgspec.Struct, frozen=True):
     writes: WriteSet
     changes: list[tuple[Record, str]]
     reused: list[tuple[Push, int]]
-    missing: Collection[OpenConflictRef] = ()
-    behind: Behind = MappingProxyType({})
+    unread_conflicts: Collection[OpenConflictRef] = ()
+    blocked: Blocked = MappingProxyType({})
     refused: Collection[str] = ()
 
 
-def lookups(jobs: list[Work], rules: PlanContext, also_held: Collection[OpenConflictRef] = ()) -> ReadSet:
-    """Say which tenants a batch locks and which rows it reads, ``also_held`` beside what is always read."""
+def read_set(
+    batch: list[Work], context: PlanContext, extra_conflicts: Collection[OpenConflictRef] = ()
+) -> ReadSet:
+    """Return the tenants that a batch locks and the rows that it reads.
+
+    Args:
+        batch: The work, in order.
+        context: Policies and limits.
+        extra_conflicts: Open conflicts to read in addition (``Plan.unread_conflicts`` of a first try).
+    """
     tenants: set[int] = set()
     keys: dict[IdempotencyKey, None] = {}
     old_keys: list[IdempotencyKey] = []
     records: dict[RecordKey, None] = {}
     events: dict[EventKey, None] = {}
-    held: dict[OpenConflictRef, None] = dict.fromkeys(also_held)
-    set_aside: dict[SetAsideRef, None] = {}
+    held: dict[OpenConflictRef, None] = dict.fromkeys(extra_conflicts)
+    rejected_before: dict[DeviceRecordKey, None] = {}
     conflicts: dict[ConflictRef, None] = {}
     uploads: dict[UploadRef, None] = {}
-    twins: dict[UploadRef, None] = {}
-    for job in jobs:
-        tenant_id = job.tenant_id
+    duplicates: dict[UploadRef, None] = {}
+    for work in batch:
+        tenant_id = work.tenant_id
         tenants.add(tenant_id)
-        if isinstance(job, Resolution):
-            conflicts[ConflictRef(tenant_id, job.conflict_id)] = None
-            records[RecordKey(tenant_id, job.domain, job.record_id)] = None
+        if isinstance(work, Resolution):
+            conflicts[ConflictRef(tenant_id, work.conflict_id)] = None
+            records[RecordKey(tenant_id, work.domain, work.record_id)] = None
             continue
-        if isinstance(job, Attach):
-            uploads[ref := UploadRef(tenant_id, job.upload_id)] = None
-            if job.entry is None:
-                twins[ref] = None
-            records[RecordKey(tenant_id, job.domain, job.record_id)] = None
+        if isinstance(work, Attach):
+            uploads[ref := UploadRef(tenant_id, work.upload_id)] = None
+            if work.entry is None:
+                duplicates[ref] = None
+            records[RecordKey(tenant_id, work.domain, work.record_id)] = None
             continue
-        keys[key := _new(IdempotencyKey, (tenant_id, job.key_hash))] = None
-        if job.may_be_old:
+        keys[key := _new(IdempotencyKey, (tenant_id, work.key_hash))] = None
+        if work.may_be_old:
             old_keys.append(key)
-        policies = rules.policies(tenant_id)
-        for item in job.items:
+        policies = context.policies(tenant_id)
+        for item in work.items:
             if type(item) is not Change:
                 continue
             if item.op == "append":
@@ -108,9 +116,9 @@ def lookups(jobs: list[Work], rules: PlanContext, also_held: Collection[OpenConf
                 continue
             records[_new(RecordKey, (tenant_id, item.domain, item.id))] = None
             if item.op == "patch" and not item.base:
-                set_aside[SetAsideRef(tenant_id, job.device_id, item.domain, item.id)] = None
+                rejected_before[DeviceRecordKey(tenant_id, work.device_id, item.domain, item.id)] = None
             if may_hold(policies[item.domain]):
-                held[OpenConflictRef(tenant_id, job.device_id, item.domain, item.id)] = None
+                held[OpenConflictRef(tenant_id, work.device_id, item.domain, item.id)] = None
     return ReadSet(
         sorted(tenants),
         list(keys),
@@ -119,22 +127,22 @@ def lookups(jobs: list[Work], rules: PlanContext, also_held: Collection[OpenConf
         list(held),
         list(conflicts),
         list(uploads),
-        list(twins),
+        list(duplicates),
         old_keys,
-        list(set_aside),
-        usage_above=() if rules.bounds is None else usage_above(jobs, rules.bounds),
+        list(rejected_before),
+        usage_above=() if context.bounds is None else usage_above(batch, context.bounds),
     )
 
 
 def plan(
-    jobs: list[Work],
-    state: Snapshot,
-    rules: PlanContext,
-    also_held: Collection[OpenConflictRef] = (),
-    behind: Behind = MappingProxyType({}),
+    batch: list[Work],
+    snapshot: Snapshot,
+    context: PlanContext,
+    extra_conflicts: Collection[OpenConflictRef] = (),
+    blocked: Blocked = MappingProxyType({}),
 ) -> Plan:
     """Decide the whole batch at once, as ``steps`` does with pauses."""
-    deciding = steps(jobs, state, rules, also_held, behind)
+    deciding = steps(batch, snapshot, context, extra_conflicts, blocked)
     while True:
         try:
             next(deciding)
@@ -144,59 +152,66 @@ def plan(
 
 
 def steps(
-    jobs: list[Work],
-    state: Snapshot,
-    rules: PlanContext,
-    also_held: Collection[OpenConflictRef] = (),
-    behind: Behind = MappingProxyType({}),
+    batch: list[Work],
+    snapshot: Snapshot,
+    context: PlanContext,
+    extra_conflicts: Collection[OpenConflictRef] = (),
+    blocked: Blocked = MappingProxyType({}),
     items_per_step: int = 32,
 ) -> Generator[int, None, Plan]:
     """Decide the whole batch step by step, an item or some of one job at a time.
 
-    ``state`` is used up: it follows the jobs' effects. It holds what ``lookups`` of the same arguments named.
     Messages of one item each share a step of ``items_per_step``: a pause costs 0.5 µs.
 
+    Args:
+        batch: The work, in order.
+        snapshot: The rows that ``read_set`` of the same arguments named. It is changed by the plan.
+        context: Policies and limits.
+        extra_conflicts: As for ``read_set``.
+        blocked: The records that are blocked before the batch.
+        items_per_step: The most items that are planned between two pauses.
+
     Yields:
-        The index of the job that the step was of: the last of those that shared it, which are all since the
-        step before. The last step of each is said, too.
+        After each step, also the last one, the index of the message that the step belonged to. If several
+        messages shared the step, this is the last of them, and they are all messages since the step before.
     """
-    working = UnitOfWork(state, also_held)
-    room = Room(state.usage, rules.bounds, jobs, behind)
+    unit = UnitOfWork(snapshot, extra_conflicts)
+    capacity = Capacity(snapshot.usage, context.bounds, batch, blocked)
     outcomes: list[Outcome] = []
     sharing = 0
-    for index, job in enumerate(jobs):
-        if type(job) is Push:
-            items = len(job.items)
+    for index, work in enumerate(batch):
+        if type(work) is Push:
+            items = len(work.items)
             if items == 1 and sharing < items_per_step - 1:
                 sharing += 1
-                outcomes.append(_push(job, working, rules, room))
+                outcomes.append(_push(work, unit, context, capacity))
                 continue
             if sharing and items > 1:
                 yield index - 1
             if items <= items_per_step:
-                outcomes.append(_push(job, working, rules, room))
+                outcomes.append(_push(work, unit, context, capacity))
             else:
-                outcomes.append((yield from _long_push(job, working, rules, room, index, items_per_step)))
+                outcomes.append((yield from _long_push(work, unit, context, capacity, index, items_per_step)))
         else:
             if sharing:
                 yield index - 1
-            if isinstance(job, Resolution):
-                outcomes.append(resolve(job, working, rules))
+            if isinstance(work, Resolution):
+                outcomes.append(resolve(work, unit, context))
             else:
-                assert isinstance(job, Attach)
-                outcomes.append(attach(job, working))
+                assert isinstance(work, Attach)
+                outcomes.append(attach(work, unit))
         sharing = 0
         yield index
     if sharing:
-        yield len(jobs) - 1
+        yield len(batch) - 1
     return Plan(
         outcomes,
-        working.writes(),
-        working.changes,
-        working.reused,
-        working.missing,
-        room.behind,
-        room.refused,
+        unit.writes(),
+        unit.changes,
+        unit.reused,
+        unit.unread_conflicts,
+        capacity.blocked,
+        capacity.refused,
     )
 
 
@@ -208,66 +223,66 @@ class _Undo(NamedTuple):
     checkpoint: Checkpoint | None
 
 
-def _push(push: Push, working: UnitOfWork, rules: PlanContext, room: Room) -> PushAnswer | SyncError:
+def _push(push: Push, unit: UnitOfWork, context: PlanContext, capacity: Capacity) -> PushAnswer | SyncError:
     """Decide a message at once."""
     ref = _new(IdempotencyKey, (push.tenant_id, push.key_hash))
-    outcome = _refused(push, ref, working, rules, room)
+    outcome = _refused(push, ref, unit, context, capacity)
     if outcome is not None:
         return outcome
-    undo = _undo(push, working, room) if push.atomic or push.tenant_id in room.tight else None
+    undo = _undo(push, unit, capacity) if push.atomic or push.tenant_id in capacity.near_limit else None
     results: list[Result] = []
-    plain = _applied(push, push.items, results, working, rules)
-    return _answered(push, ref, results, working, rules, room, undo, plain=plain)
+    plain = _applied(push, push.items, results, unit, context)
+    return _answered(push, ref, results, unit, context, capacity, undo, plain=plain)
 
 
 def _long_push(
-    push: Push, working: UnitOfWork, rules: PlanContext, room: Room, job: int, items_per_step: int
+    push: Push, unit: UnitOfWork, context: PlanContext, capacity: Capacity, work: int, items_per_step: int
 ) -> Generator[int, None, PushAnswer | SyncError]:
     """Decide a message in steps."""
     ref = _new(IdempotencyKey, (push.tenant_id, push.key_hash))
-    outcome = _refused(push, ref, working, rules, room)
+    outcome = _refused(push, ref, unit, context, capacity)
     if outcome is not None:
         return outcome
-    undo = _undo(push, working, room) if push.atomic or push.tenant_id in room.tight else None
+    undo = _undo(push, unit, capacity) if push.atomic or push.tenant_id in capacity.near_limit else None
     results: list[Result] = []
     plain = True
     for first in range(0, len(push.items), items_per_step):
         if first:
-            yield job
-        plain &= _applied(push, push.items[first : first + items_per_step], results, working, rules)
+            yield work
+        plain &= _applied(push, push.items[first : first + items_per_step], results, unit, context)
         if not plain and _is_aborted(push, results):
             break
-    return _answered(push, ref, results, working, rules, room, undo, plain=plain)
+    return _answered(push, ref, results, unit, context, capacity, undo, plain=plain)
 
 
 def _refused(
-    push: Push, ref: IdempotencyKey, working: UnitOfWork, rules: PlanContext, room: Room
+    push: Push, ref: IdempotencyKey, unit: UnitOfWork, context: PlanContext, capacity: Capacity
 ) -> PushAnswer | SyncError | None:
     """Return the outcome of a message of which nothing is applied, None for all others."""
-    known = working.keys.get(ref)
+    known = unit.keys.get(ref)
     if known is not None:
         if known.request_sha256 != push.request_sha256:
-            working.reused.append((push, known.age_s))
+            unit.reused.append((push, known.age_s))
             return SyncError("idempotency_key_reused", "this key was used for other items")
-        again = replayed(known.results, push.tenant_id, working.records, rules.answer_data_bytes)
+        again = restore_data(known.results, push.tenant_id, unit.records, context.answer_data_bytes)
         return PushAnswer(again, replayed=True)
-    if len(push.items) > 1 and touched_bytes(push, working.records, working.held) > MESSAGE_TOUCHES_BYTES:
+    if len(push.items) > 1 and touched_bytes(push, unit.records, unit.open_conflicts) > MESSAGE_TOUCHES_BYTES:
         return SyncError(
             "too_large", f"items: their records pass {MESSAGE_TOUCHES_BYTES} bytes together: send fewer"
         )
-    if room.behind and room.kept_back(push):
-        return room.no_room(push)
-    full = rules.full()
-    return None if full is None else room.no_room(push, full)
+    if capacity.blocked and capacity.is_blocked(push):
+        return capacity.refuse(push)
+    full = context.full()
+    return None if full is None else capacity.refuse(push, full)
 
 
-def _undo(push: Push, working: UnitOfWork, room: Room) -> _Undo:
+def _undo(push: Push, unit: UnitOfWork, capacity: Capacity) -> _Undo:
     """Remember what a message may have to be undone to."""
-    is_tight = push.tenant_id in room.tight
+    is_tight = push.tenant_id in capacity.near_limit
     return _Undo(
-        working.savepoint(push) if push.atomic else None,
-        working.usage[push.tenant_id].copy() if is_tight else None,
-        working.checkpoint(push) if is_tight else None,
+        unit.savepoint(push) if push.atomic else None,
+        unit.usage[push.tenant_id].copy() if is_tight else None,
+        unit.checkpoint(push) if is_tight else None,
     )
 
 
@@ -275,18 +290,18 @@ def _applied(
     push: Push,
     items: list[Change | RejectedItem],
     results: list[Result],
-    working: UnitOfWork,
-    rules: PlanContext,
+    unit: UnitOfWork,
+    context: PlanContext,
 ) -> bool:
     """Apply some items, of an atomic message up to the first that is rejected or held.
 
     Returns:
         Whether all of them were applied or unchanged: then nothing is to be kept of them but the results.
     """
-    policies = rules.policies(push.tenant_id)
+    policies = context.policies(push.tenant_id)
     plain = True
     for item in items:
-        result = apply_item(push, item, working, rules, policies)
+        result = apply_item(push, item, unit, context, policies)
         results.append(result)
         if result.status in _PLAIN:
             continue
@@ -295,7 +310,7 @@ def _applied(
             if _is_aborted(push, results):
                 break
         elif result.status == "rejected" and result.domain is not None and result.id is not None:
-            working.set_aside(SetAsideRef(push.tenant_id, push.device_id, result.domain, result.id))
+            unit.note_rejected(DeviceRecordKey(push.tenant_id, push.device_id, result.domain, result.id))
     return plain
 
 
@@ -307,9 +322,9 @@ def _answered(
     push: Push,
     ref: IdempotencyKey,
     results: list[Result],
-    working: UnitOfWork,
-    rules: PlanContext,
-    room: Room,
+    unit: UnitOfWork,
+    context: PlanContext,
+    capacity: Capacity,
     undo: _Undo | None,
     *,
     plain: bool,
@@ -319,28 +334,28 @@ def _answered(
         if _is_aborted(push, results):
             assert undo is not None
             assert undo.savepoint is not None
-            results = _aborted(push, results, working, undo.savepoint)
+            results = _aborted(push, results, unit, undo.savepoint)
         if not push.atomic:
-            working.put_aside(quarantined(push, results, rules.new_id))
-        results = told(results, rules.answer_data_bytes)
+            unit.add_quarantined(quarantined(push, results, context.new_id))
+        results = limit_sent_data(results, context.answer_data_bytes)
     encoded = _encode(results)
-    row = encoded if plain else kept(results, encoded, rules.kept_data_bytes)
-    working.keep(ref, IdempotencyRecord(push.tenant_id, push.key_hash, push.request_sha256, row))
+    row = encoded if plain else limit_kept_data(results, encoded, context.kept_data_bytes)
+    unit.put_answer(ref, IdempotencyRecord(push.tenant_id, push.key_hash, push.request_sha256, row))
     if undo is not None and undo.usage is not None:
-        bound = room.passed(push, undo.usage, working.usage[push.tenant_id])
+        bound = capacity.exceeded(push, undo.usage, unit.usage[push.tenant_id])
         if bound is not None:
             assert undo.checkpoint is not None
-            working.undo(push, undo.checkpoint)
-            return room.no_room(push, sentence(bound))
-    if room.behind:
-        room.taken(push)
+            unit.undo(push, undo.checkpoint)
+            return capacity.refuse(push, sentence(bound))
+    if capacity.blocked:
+        capacity.unblock(push)
     return PushAnswer(encoded, replayed=False, plain=plain)
 
 
-def _standing(push: Push, held: Result, working: UnitOfWork) -> Result:
+def _standing(push: Push, held: Result, unit: UnitOfWork) -> Result:
     assert held.domain is not None
     assert held.id is not None
-    record = working.records.get(RecordKey(push.tenant_id, held.domain, held.id))
+    record = unit.records.get(RecordKey(push.tenant_id, held.domain, held.id))
     return Result(
         domain=held.domain,
         id=held.id,
@@ -351,13 +366,13 @@ def _standing(push: Push, held: Result, working: UnitOfWork) -> Result:
     )
 
 
-def _aborted(push: Push, results: list[Result], working: UnitOfWork, savepoint: Savepoint) -> list[Result]:
+def _aborted(push: Push, results: list[Result], unit: UnitOfWork, savepoint: Savepoint) -> list[Result]:
     """Undo an atomic message whose last result is the culprit's."""
-    working.restore(push, savepoint)
+    unit.restore(push, savepoint)
     culprit, last = len(results) - 1, results[-1]
     error = ItemError("batch_aborted", f"item {culprit} of this atomic message was {last.status}")
     if last.status == "conflict":
-        last = _standing(push, last, working)
+        last = _standing(push, last, unit)
     return [
         last if index == culprit else Result(domain=item.domain, id=item.id, status="rejected", error=error)
         for index, item in enumerate(push.items)

@@ -46,7 +46,7 @@ class PlanContext(msgspec.Struct, frozen=True):
         policies = {tenant: self.policies(tenant) for tenant in tenants}
         return msgspec.structs.replace(self, policies=policies.__getitem__)
 
-    def fault(
+    def violation(
         self, domain: str, outcome: Fields, standing: Fields | None, data: bytes
     ) -> tuple[str, str] | None:
         """Return (code, sentence) for an outcome that may not be stored, ``data`` being its JSON."""

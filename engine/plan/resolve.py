@@ -14,58 +14,58 @@ from engine.plan.work import Outcome, Resolution, ResolveAnswer
 from engine.wire.errors import SyncError
 
 
-def resolve(job: Resolution, working: UnitOfWork, rules: PlanContext) -> Outcome:
+def resolve(work: Resolution, unit: UnitOfWork, context: PlanContext) -> Outcome:
     """Write the chosen side, or say why the decision does not hold."""
-    conflict = working.conflicts.get(ConflictRef(job.tenant_id, job.conflict_id))
-    if conflict is None or not (job.supervisor or conflict.device_id == job.device_id):
+    conflict = unit.conflicts.get(ConflictRef(work.tenant_id, work.conflict_id))
+    if conflict is None or not (work.supervisor or conflict.device_id == work.device_id):
         return SyncError("not_found", "there is no such conflict")
     if conflict.outcome != "open":
-        return _settled_before(job, conflict)
-    policy = rules.policies(job.tenant_id).get(conflict.domain)
+        return _settled_before(work, conflict)
+    policy = context.policies(work.tenant_id).get(conflict.domain)
     if policy is None:
         return SyncError(
             "invalid_message",
             f"domain {conflict.domain} is configured no longer; configure it again to settle this conflict",
         )
-    key = RecordKey(job.tenant_id, conflict.domain, conflict.record_id)
-    row = working.records[key]
-    if row.version != job.version:
-        return _stale(f"the record is at version {row.version} now, not {job.version}", row, conflict)
-    if job.changes is not None and job.changes != conflict.client_count:
+    key = RecordKey(work.tenant_id, conflict.domain, conflict.record_id)
+    row = unit.records[key]
+    if row.version != work.version:
+        return _stale(f"the record is at version {row.version} now, not {work.version}", row, conflict)
+    if work.changes is not None and work.changes != conflict.client_count:
         made = conflict.client_count
-        return _stale(f"the device has made {made} changes, not {job.changes}", row, conflict)
+        return _stale(f"the device has made {made} changes, not {work.changes}", row, conflict)
     server = None if row.data is None else decode_fields(row.data)
-    outcome = _chosen(job, conflict, row, server)
+    outcome = _chosen(work, conflict, row, server)
     data = None if outcome is None else encode_fields(outcome)
-    if outcome is not None and data is not None and job.choice != "server":
-        fault = rules.fault(conflict.domain, outcome, server, data)
+    if outcome is not None and data is not None and work.choice != "server":
+        fault = context.violation(conflict.domain, outcome, server, data)
         if fault is not None:
             code, sentence = fault
             return SyncError("too_large" if code == "too_large" else "invalid_message", sentence)
     version = row.version + 1
-    seq = working.next_seq(job.tenant_id)
+    seq = unit.next_seq(work.tenant_id)
     record = Record(
-        job.tenant_id,
+        work.tenant_id,
         conflict.domain,
         conflict.record_id,
         version,
         seq,
-        job.now_us,
-        job.device_id,
+        work.now_us,
+        work.device_id,
         version + 1,
         data,
-        next_versions(policy, row, server, outcome, job.now_us),
+        next_versions(policy, row, server, outcome, work.now_us),
         row.attachments,
-        last_data=last_data(rules, row, data),
+        last_data=last_data(context, row, data),
     )
-    working.put(key, record, "")
-    working.log(
+    unit.put(key, record, "")
+    unit.log_conflict(
         msgspec.structs.replace(
             conflict,
-            outcome=job.choice,
-            settled_by=job.device_id,
-            settled_at_us=job.now_us,
-            settled_sha256=job.request_sha256,
+            outcome=work.choice,
+            settled_by=work.device_id,
+            settled_at_us=work.now_us,
+            settled_sha256=work.request_sha256,
             settled_version=version,
             settled_seq=seq,
         )
@@ -83,18 +83,18 @@ def _stale(sentence: str, row: Record, conflict: Conflict) -> SyncError:
     )
 
 
-def _settled_before(job: Resolution, conflict: Conflict) -> Outcome:
+def _settled_before(work: Resolution, conflict: Conflict) -> Outcome:
     if conflict.held_in is not None:
         return SyncError("conflict_closed", f"this change is part of the conflict {conflict.held_in}")
-    same = conflict.settled_sha256 == job.request_sha256
+    same = conflict.settled_sha256 == work.request_sha256
     if same and conflict.settled_version is not None and conflict.settled_seq is not None:
         return ResolveAnswer(conflict.conflict_id, conflict.settled_version, conflict.settled_seq)
     return SyncError("conflict_closed", "this conflict is settled already")
 
 
-def _chosen(job: Resolution, conflict: Conflict, row: Record, server: Fields | None) -> Fields | None:
-    if job.choice == "server":
+def _chosen(work: Resolution, conflict: Conflict, row: Record, server: Fields | None) -> Fields | None:
+    if work.choice == "server":
         return server
-    if job.choice == "merged":
-        return job.fields
+    if work.choice == "merged":
+        return work.fields
     return applied(changes_of(conflict), row.patch_base)

@@ -52,19 +52,19 @@ def conflict_bytes(conflict: Conflict) -> int:
     return size_bytes
 
 
-def usage_above(jobs: Sequence[Work], bounds: TenantUsage) -> tuple[int, ...]:
+def usage_above(batch: Sequence[Work], bounds: TenantUsage) -> tuple[int, ...]:
     """Return how much a tenant holds at least before its usage matters to a batch.
 
     Reading and checking it costs a batch 3 µs a tenant. Hardly a tenant holds half of what it may.
 
     Args:
-        jobs: The batch.
+        batch: The work.
         bounds: What a tenant may hold.
 
     Returns:
         Half of each bound, in the order of ``NAMES``; nothing where the batch might add the other half.
     """
-    rows, size_bytes = _most_added(jobs)
+    rows, size_bytes = _most_added(batch)
     halves, least_rows, least_bytes = _halves(bounds.numbers())
     return halves if rows <= least_rows and size_bytes <= least_bytes else ()
 
@@ -76,19 +76,19 @@ def _halves(bounds: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
     return halves, min(halves[0::2]), min(halves[1::2])
 
 
-def _most_added(jobs: Sequence[Work]) -> tuple[int, int]:
+def _most_added(batch: Sequence[Work]) -> tuple[int, int]:
     """Return the rows and the bytes that a batch adds at most, whatever of."""
-    pushes = [job for job in jobs if type(job) is Push]
-    rows = 2 * sum([len(push.items) for push in pushes]) + len(jobs)
+    pushes = [work for work in batch if type(work) is Push]
+    rows = 2 * sum([len(push.items) for push in pushes]) + len(batch)
     sent_bytes = sum([len(push.raw_items) for push in pushes])
     return rows, _SENT_TIMES * sent_bytes + _ITEM_BYTES * rows + _TOUCHED_BYTES
 
 
-def tight(jobs: Sequence[Work], usage: Mapping[int, TenantUsage], bounds: TenantUsage) -> set[int]:
+def near_limit(batch: Sequence[Work], usage: Mapping[int, TenantUsage], bounds: TenantUsage) -> set[int]:
     """Return the tenants that a batch might carry past a bound; for all others nothing need be held ready."""
     if not usage:
         return set()
-    rows, size_bytes = _most_added(jobs)
+    rows, size_bytes = _most_added(batch)
     return {
         tenant_id
         for tenant_id, used in usage.items()
@@ -106,7 +106,7 @@ def tight(jobs: Sequence[Work], usage: Mapping[int, TenantUsage], bounds: Tenant
     }
 
 
-def passed(
+def exceeded(
     used: TenantUsage, before: TenantUsage, after: TenantUsage, bounds: TenantUsage, *, deletes: bool
 ) -> str | None:
     """Return the name of a bound that a message passes, None if it passes none.

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from engine.model.rows import (
     Conflict,
     ConflictRef,
+    DeviceRecordKey,
     Event,
     EventKey,
     IdempotencyKey,
@@ -16,7 +17,6 @@ from engine.model.rows import (
     Quarantined,
     Record,
     RecordKey,
-    SetAsideRef,
     Snapshot,
     TenantUsage,
     WriteSet,
@@ -45,44 +45,43 @@ class Checkpoint(NamedTuple):
     """What any message may touch, as it was before."""
 
     savepoint: Savepoint
-    held: dict[OpenConflictRef, Conflict]
+    open_conflicts: dict[OpenConflictRef, Conflict]
     conflicts: dict[ConflictRef, Conflict]
     logged: dict[ConflictRef, Conflict]
     quarantine: int
-    set_aside: set[SetAsideRef]
+    rejected_now: set[DeviceRecordKey]
 
 
 class UnitOfWork:
     """Rows by identity, the dirty ones among them, and the tenants' counters.
 
-    ``missing`` are open conflicts that the batch needs and has not read, so that it has to begin again;
-    ``also_held`` are those that it reads for having needed them before. ``usage`` is by how much each tenant
-    holds more than before the batch.
+    ``unread_conflicts`` are open conflicts that the batch needs and has not read: it has to begin again with
+    them as ``extra_conflicts``. ``usage`` is how much each tenant holds more than before the batch.
     """
 
-    def __init__(self, state: Snapshot, also_held: Collection[OpenConflictRef] = ()) -> None:
-        self.seqs = state.seqs
-        self.keys = state.keys
-        self.records = state.records
-        self.events = state.events
-        self.held = state.held
-        self.conflicts = state.conflicts
-        self.uploads = state.uploads
-        self.twins = state.twins
+    def __init__(self, snapshot: Snapshot, extra_conflicts: Collection[OpenConflictRef] = ()) -> None:
+        self.seqs = snapshot.seqs
+        self.keys = snapshot.keys
+        self.records = snapshot.records
+        self.events = snapshot.events
+        self.open_conflicts = snapshot.open_conflicts
+        self.conflicts = snapshot.conflicts
+        self.uploads = snapshot.uploads
+        self.duplicates = snapshot.duplicates
         self.quarantine: list[Quarantined] = []
-        self.missing: dict[OpenConflictRef, None] = {}
-        self._also_held = also_held
-        self._set_aside: set[SetAsideRef] = set()
-        self._quarantined = state.set_aside
+        self.unread_conflicts: dict[OpenConflictRef, None] = {}
+        self._also_held = extra_conflicts
+        self._rejected_now: set[DeviceRecordKey] = set()
+        self._rejected_before = snapshot.rejected_before
         self.changes: list[tuple[Record, str]] = []
         self.reused: list[tuple[Push, int]] = []
-        self.usage = {tenant_id: TenantUsage() for tenant_id in state.seqs}
-        self._first_seqs = dict(state.seqs)
+        self.usage = {tenant_id: TenantUsage() for tenant_id in snapshot.seqs}
+        self._first_seqs = dict(snapshot.seqs)
         self._dirty: dict[RecordKey, None] = {}
         self._new_keys: list[IdempotencyRecord] = []
         self._new_events: dict[EventKey, None] = {}
         self._logged: dict[ConflictRef, Conflict] = {}
-        self._moved: dict[UploadRef, UploadState] = {}
+        self._upload_states: dict[UploadRef, UploadState] = {}
 
     def next_seq(self, tenant_id: int) -> int:
         """Take the tenant's next change number."""
@@ -102,14 +101,14 @@ class UnitOfWork:
         self._dirty[key] = None
         self.changes.append((record, session_id))
 
-    def amend(self, key: RecordKey, record: Record) -> None:
+    def put_silently(self, key: RecordKey, record: Record) -> None:
         """Take in which files a record has, of which nobody need be told."""
         self.records[key] = record
         self._dirty[key] = None
 
-    def move(self, ref: UploadRef, state: UploadState) -> None:
+    def set_upload_state(self, ref: UploadRef, state: UploadState) -> None:
         """Take in the state that a finished upload comes to."""
-        self.uploads[ref] = self._moved[ref] = state
+        self.uploads[ref] = self._upload_states[ref] = state
 
     def append(self, key: EventKey, event: Event, now_us: int) -> None:
         """Take in a new event."""
@@ -121,7 +120,7 @@ class UnitOfWork:
         self.events[key] = event
         self._new_events[key] = None
 
-    def keep(self, ref: IdempotencyKey, row: IdempotencyRecord) -> None:
+    def put_answer(self, ref: IdempotencyKey, row: IdempotencyRecord) -> None:
         """Keep the answer of a message under its key."""
         usage = self.usage[ref.tenant_id]
         usage.answer_rows += 1
@@ -129,7 +128,7 @@ class UnitOfWork:
         self.keys[ref] = row
         self._new_keys.append(row)
 
-    def put_aside(self, rows: list[Quarantined]) -> None:
+    def add_quarantined(self, rows: list[Quarantined]) -> None:
         """Take in rejected items."""
         for row in rows:
             usage = self.usage[row.tenant_id]
@@ -137,37 +136,37 @@ class UnitOfWork:
             usage.quarantine_bytes += len(row.item)
         self.quarantine.extend(rows)
 
-    def set_aside(self, ref: SetAsideRef) -> None:
+    def note_rejected(self, ref: DeviceRecordKey) -> None:
         """Note that an item of a device was rejected, and will be in the quarantine."""
-        self._set_aside.add(ref)
+        self._rejected_now.add(ref)
 
-    def is_set_aside(self, ref: SetAsideRef) -> bool:
+    def was_rejected(self, ref: DeviceRecordKey) -> bool:
         """Whether an earlier item of the device on the record was rejected, in this batch or before."""
-        return ref in self._set_aside or ref in self._quarantined
+        return ref in self._rejected_now or ref in self._rejected_before
 
-    def open_conflict(self, holder: OpenConflictRef) -> Conflict | None:
+    def find_open_conflict(self, holder: OpenConflictRef) -> Conflict | None:
         """Find the open conflict of a device where the policy had none read."""
         if holder not in self._also_held:
-            self.missing[holder] = None
-        return self.held.get(holder)
+            self.unread_conflicts[holder] = None
+        return self.open_conflicts.get(holder)
 
-    def log(self, conflict: Conflict) -> None:
+    def log_conflict(self, conflict: Conflict) -> None:
         """Note a conflict, new or changed; an open one is found again by its device and record."""
         tenant_id = conflict.tenant_id
         ref = ConflictRef(tenant_id, conflict.conflict_id)
         holder = OpenConflictRef(tenant_id, conflict.device_id, conflict.domain, conflict.record_id)
         self._count(ref, holder, conflict)
         if conflict.outcome == "open":
-            self.held[holder] = conflict
+            self.open_conflicts[holder] = conflict
             self.conflicts[ref] = conflict
         elif ref in self.conflicts:
             self.conflicts[ref] = conflict
-            self.held.pop(holder, None)
+            self.open_conflicts.pop(holder, None)
         self._logged[ref] = conflict
 
     def _count(self, ref: ConflictRef, holder: OpenConflictRef, conflict: Conflict) -> None:
         usage = self.usage[ref.tenant_id]
-        before = self.held.get(holder)
+        before = self.open_conflicts.get(holder)
         if before is None or before.conflict_id != ref.conflict_id:
             before = self.conflicts.get(ref)
         if before is None:
@@ -204,20 +203,20 @@ class UnitOfWork:
         """Remember all that a message may touch. It copies what the batch holds."""
         return Checkpoint(
             self.savepoint(push),
-            dict(self.held),
+            dict(self.open_conflicts),
             dict(self.conflicts),
             dict(self._logged),
             len(self.quarantine),
-            set(self._set_aside),
+            set(self._rejected_now),
         )
 
     def undo(self, push: Push, checkpoint: Checkpoint) -> None:
         """Undo a message whose answer is kept already, as if it had never come."""
         self.restore(push, checkpoint.savepoint)
-        self.held = checkpoint.held
+        self.open_conflicts = checkpoint.open_conflicts
         self.conflicts = checkpoint.conflicts
         self._logged = checkpoint.logged
-        self._set_aside = checkpoint.set_aside
+        self._rejected_now = checkpoint.rejected_now
         del self.quarantine[checkpoint.quarantine :]
         row = self._new_keys.pop()
         del self.keys[IdempotencyKey(row.tenant_id, row.key_hash)]
@@ -250,6 +249,6 @@ class UnitOfWork:
             keys=self._new_keys,
             conflicts=list(self._logged.values()),
             quarantine=self.quarantine,
-            uploads=list(self._moved.items()),
+            uploads=list(self._upload_states.items()),
             usage={tenant: usage for tenant, usage in self.usage.items() if usage != _NOTHING},
         )

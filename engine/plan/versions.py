@@ -40,6 +40,6 @@ def known_versions(row: Record) -> FieldVersions:
     return versions_of(row.fields, row.version, row.at_us, sent)
 
 
-def last_data(rules: PlanContext, row: Record, data: bytes | None) -> bytes | None:
+def last_data(context: PlanContext, row: Record, data: bytes | None) -> bytes | None:
     """Return what to keep of a record's data when ``data`` take their place: nothing unless it is deleted."""
-    return row.patch_base if data is None and rules.tombstone_data else None
+    return row.patch_base if data is None and context.tombstone_data else None

@@ -49,22 +49,22 @@ class Selection(msgspec.Struct, frozen=True):
 _LIGHT: Final = Selection(items_per_step=_SMALL_ITEMS_PER_STEP)
 
 
-def select(jobs: list[Work], state: Snapshot) -> Selection:
+def select(batch: list[Work], snapshot: Snapshot) -> Selection:
     """Select the jobs of a batch that are planned together: one at least, unless all have to be apart.
 
     The order of each tenant's jobs stays: once one of them is left, those behind it are.
     """
-    if _is_light(jobs, state):  # as nearly always: nothing need be weighed
+    if _is_light(batch, snapshot):  # as nearly always: nothing need be weighed
         return _LIGHT
-    scale = Scale(state)
-    alone = len({job.tenant_id for job in jobs}) == 1
+    scale = Scale(snapshot)
+    alone = len({work.tenant_id for work in batch}) == 1
     left: list[int] = []
     apart: set[int] = set()
     full: set[int] = set()
     sum_us, sum_bytes, taken = 0.0, 0, 0
-    for index, job in enumerate(jobs):
-        weight_us, touched_bytes = scale.weigh(job)
-        tenant_id = job.tenant_id
+    for index, work in enumerate(batch):
+        weight_us, touched_bytes = scale.weigh(work)
+        tenant_id = work.tenant_id
         if weight_us > BATCH_US:
             apart.add(tenant_id)
         sum_us += weight_us
@@ -80,24 +80,24 @@ def select(jobs: list[Work], state: Snapshot) -> Selection:
     return Selection(left, frozenset(apart))
 
 
-def _is_light(jobs: list[Work], state: Snapshot) -> bool:
-    if state.held or state.conflicts:
+def _is_light(batch: list[Work], snapshot: Snapshot) -> bool:
+    if snapshot.open_conflicts or snapshot.conflicts:
         return False
     largest_bytes = max(
         [
             len(row.data or row.last_data or b"")
             + (len(row.attachments) if row.attachments else 0)
             + (len(row.fields) if row.fields else 0)
-            for row in state.records.values()
+            for row in snapshot.records.values()
         ],
         default=0,
     )
     if largest_bytes > _SMALL_BYTES:
         return False
     items = sent_bytes = 0
-    for job in jobs:
-        if type(job) is Push:
-            count, raw_bytes = len(job.items), len(job.raw_items)
+    for work in batch:
+        if type(work) is Push:
+            count, raw_bytes = len(work.items), len(work.raw_items)
             if raw_bytes > 2 * _SMALL_BYTES * count:
                 return False
             items += count
@@ -112,25 +112,25 @@ def _is_light(jobs: list[Work], state: Snapshot) -> bool:
 class Scale:
     """Weighs jobs against the rows of their batch; a record is looked into once."""
 
-    def __init__(self, state: Snapshot) -> None:
-        self._records = state.records
-        self._held = state.held
-        self._conflicts = state.conflicts
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._records = snapshot.records
+        self._held = snapshot.open_conflicts
+        self._conflicts = snapshot.conflicts
         self._weights: dict[RecordKey, float] = {}
 
-    def weigh(self, job: Work) -> tuple[float, int]:
+    def weigh(self, work: Work) -> tuple[float, int]:
         """Return the microseconds that planning a job takes, and the bytes of records that it touches."""
-        if isinstance(job, Push):
-            weight_us = sum([self._change_us(job, item) for item in job.items if type(item) is Change])
-            weight_us += _ITEM_US * len(job.items)
-        elif isinstance(job, Resolution):
-            weight_us = _ITEM_US + self._record_us(RecordKey(job.tenant_id, job.domain, job.record_id))
-            conflict = self._conflicts.get(ConflictRef(job.tenant_id, job.conflict_id))
+        if isinstance(work, Push):
+            weight_us = sum([self._change_us(work, item) for item in work.items if type(item) is Change])
+            weight_us += _ITEM_US * len(work.items)
+        elif isinstance(work, Resolution):
+            weight_us = _ITEM_US + self._record_us(RecordKey(work.tenant_id, work.domain, work.record_id))
+            conflict = self._conflicts.get(ConflictRef(work.tenant_id, work.conflict_id))
             weight_us += 0.0 if conflict is None else _held_us(conflict)
         else:
-            row = self._records.get(RecordKey(job.tenant_id, job.domain, job.record_id))
+            row = self._records.get(RecordKey(work.tenant_id, work.domain, work.record_id))
             weight_us = _ITEM_US + (0.0 if row is None else content_us(row.attachments))
-        return weight_us, touched_bytes(job, self._records, self._held)
+        return weight_us, touched_bytes(work, self._records, self._held)
 
     def _change_us(self, push: Push, item: Change) -> float:
         weight_us = content_us(item.data) + self._record_us(RecordKey(push.tenant_id, item.domain, item.id))
@@ -169,20 +169,20 @@ def _held_us(conflict: Conflict) -> float:
 
 
 def touched_bytes(
-    job: Work, records: Mapping[RecordKey, Record], held: Mapping[OpenConflictRef, Conflict]
+    work: Work, records: Mapping[RecordKey, Record], held: Mapping[OpenConflictRef, Conflict]
 ) -> int:
     """Return the bytes of records that a job reads or writes, counted anew for each change of one."""
-    if isinstance(job, Resolution):
+    if isinstance(work, Resolution):
         return 0
-    if isinstance(job, Attach):
-        record = records.get(RecordKey(job.tenant_id, job.domain, job.record_id))
-        return len(job.entry or b"") + (0 if record is None else record.size_bytes)
+    if isinstance(work, Attach):
+        record = records.get(RecordKey(work.tenant_id, work.domain, work.record_id))
+        return len(work.entry or b"") + (0 if record is None else record.size_bytes)
     found = 0
-    for item in job.items:
+    for item in work.items:
         if type(item) is Change:
-            record = records.get(RecordKey(job.tenant_id, item.domain, item.id))
+            record = records.get(RecordKey(work.tenant_id, item.domain, item.id))
             found += len(item.data) + (0 if record is None else record.size_bytes)
             if held:
-                waiting = held.get(OpenConflictRef(job.tenant_id, job.device_id, item.domain, item.id))
+                waiting = held.get(OpenConflictRef(work.tenant_id, work.device_id, item.domain, item.id))
                 found += 0 if waiting is None else size_bytes(waiting)
     return found

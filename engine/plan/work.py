@@ -83,11 +83,11 @@ class Resolution(msgspec.Struct, frozen=True):
 
 
 class Attach(msgspec.Struct, frozen=True):
-    """A stored file is to become part of its record's entry in the feed.
+    """Add a stored file to its record's entry in the feed, or free it.
 
-    ``entry`` is how it will stand there, in JSON (``engine.plan.attachments``); None frees the upload, and
-    takes the file out if no other stands for it; with ``unless_alive`` only one whose record is deleted, or
-    never came.
+    ``entry`` is the file's entry there, in JSON (``engine.plan.attachments``). None frees the upload, and
+    removes the file from the entry unless a duplicate of it is left. ``only_if_deleted`` frees it only if its
+    record is deleted or never came.
     """
 
     tenant_id: int
@@ -97,7 +97,7 @@ class Attach(msgspec.Struct, frozen=True):
     upload_id: str
     entry: bytes | None
     now_us: int
-    unless_alive: bool = False
+    only_if_deleted: bool = False
 
 
 Work = Push | Resolution | Attach
@@ -138,13 +138,13 @@ class ResolveAnswer(msgspec.Struct, frozen=True):
 class AttachAnswer(msgspec.Struct, frozen=True):
     """What became of a file: ``waiting`` for a record that is not there, ``freed`` for its device at least.
 
-    ``seq`` is that of the record's entry where the file is in it or was just taken out. ``spare`` is the
+    ``seq`` is that of the record's entry where the file is in it or was just taken out. ``deletable`` is the
     file, by its id, whose bytes nobody wants after this.
     """
 
     state: Literal["attached", "duplicate", "waiting", "freed"]
     seq: int | None
-    spare: str | None = None
+    deletable: str | None = None
 
 
 Outcome = PushAnswer | ResolveAnswer | AttachAnswer | SyncError

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 #: From here on a message counts for more than one; those of ordinary devices stay far below.
-LABORIOUS_S: Final = 0.01
+EXPENSIVE_S: Final = 0.01
 #: So many bytes of a message count for one message more: 1 KB that inflates to 1 MiB counts for 17.
 COUNTED_BYTES: Final = 1 << 16
 _MINUTE_S: Final = 60.0
@@ -46,7 +46,7 @@ class TokenBucket(msgspec.Struct):
 
     def charge(self, spent_s: float) -> None:
         """Take a token for each millisecond that a laborious message kept everybody waiting."""
-        if spent_s > LABORIOUS_S:
+        if spent_s > EXPENSIVE_S:
             self.tokens -= spent_s * 1000
 
 

@@ -165,14 +165,14 @@ class UploadCleanup:
         self,
         store: CleanupStore,
         blobs: Blobs,
-        jobs: WorkQueue,
+        work_queue: WorkQueue,
         grace_s: float,
         last_data_s: float,
         kept_for: KeptFor = _FOR_EVER,
     ) -> None:
         self._store = store
         self._blobs = blobs
-        self._jobs = jobs
+        self._work_queue = work_queue
         self._grace_us = int(grace_s * 1_000_000)
         self._last_data_us = int(last_data_s * 1_000_000)
         self._kept_for = kept_for
@@ -246,7 +246,7 @@ class UploadCleanup:
 
     async def _free_one(self, now_us: int, tidied: RowsCleaned, file: GoneFile) -> None:
         ref = file.ref
-        job = Attach(
+        work = Attach(
             ref.tenant_id,
             file.device_id,
             file.domain,
@@ -254,15 +254,15 @@ class UploadCleanup:
             ref.upload_id,
             None,
             now_us,
-            unless_alive=True,
+            only_if_deleted=True,
         )
-        outcome = await settled(self._jobs, job)
+        outcome = await settled(self._work_queue, work)
         if not isinstance(outcome, AttachAnswer):
             tidied.left += 1
         elif outcome.state == "freed":
             tidied.freed += 1
-            if outcome.spare is not None:
-                await delete_file(self._blobs, UploadRef(ref.tenant_id, outcome.spare))
+            if outcome.deletable is not None:
+                await delete_file(self._blobs, UploadRef(ref.tenant_id, outcome.deletable))
 
     async def _sweep(self, swept: OrphansRemoved, kept: StoredBlob) -> None:
         dropped = await (delete_file if kept.is_file else delete_draft)(self._blobs, kept.ref)

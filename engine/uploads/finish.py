@@ -29,12 +29,12 @@ class UploadFinisher:
     """Makes files of uploads of which every byte has come."""
 
     def __init__(
-        self, store: UploadStore, blobs: Blobs, types: FileTypes, jobs: WorkQueue, clock: Clock
+        self, store: UploadStore, blobs: Blobs, types: FileTypes, work_queue: WorkQueue, clock: Clock
     ) -> None:
         self._store = store
         self._blobs = blobs
         self._types = types
-        self._jobs = jobs
+        self._work_queue = work_queue
         self._stored = Batcher(store.store)
         self._clock = clock
 
@@ -116,11 +116,11 @@ class UploadFinisher:
         if isinstance(outcome, SyncError):
             raise outcome
 
-    async def _settled(self, job: Attach) -> Outcome:
+    async def _settled(self, work: Attach) -> Outcome:
         """Have it committed what becomes of a file, and remove the bytes that nobody wants after it."""
-        outcome = await settled(self._jobs, job)
-        if isinstance(outcome, AttachAnswer) and outcome.spare is not None:
-            await delete_file(self._blobs, UploadRef(job.tenant_id, outcome.spare))
+        outcome = await settled(self._work_queue, work)
+        if isinstance(outcome, AttachAnswer) and outcome.deletable is not None:
+            await delete_file(self._blobs, UploadRef(work.tenant_id, outcome.deletable))
         return outcome
 
 

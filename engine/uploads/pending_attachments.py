@@ -36,10 +36,10 @@ _log = structlog.get_logger()
 class PendingAttachments:
     """The files that wait, by their records, as of the last reads."""
 
-    def __init__(self, store: PendingStore, clock: Clock, jobs: WorkQueue) -> None:
+    def __init__(self, store: PendingStore, clock: Clock, work_queue: WorkQueue) -> None:
         self._store = store
         self._clock = clock
-        self._jobs = jobs
+        self._work_queue = work_queue
         self._known: dict[int, dict[RecordKey, list[Upload]]] = {}
         self._counts: dict[int, int] = {}
         self._last: dict[int, Upload] = {}
@@ -123,10 +123,10 @@ class PendingAttachments:
     def _attach(self, upload: Upload) -> None:
         if upload.ref in self._tried:
             return
-        job = attaching(upload, self._clock.now_us())
+        work = attaching(upload, self._clock.now_us())
         self._tried.add(upload.ref)
         try:
-            self._jobs.submit(job, partial(self._settled, upload.ref))
+            self._work_queue.submit(work, partial(self._settled, upload.ref))
         except SyncError:  # the next look tries again
             self._tried.discard(upload.ref)
 

@@ -16,7 +16,7 @@ from engine.wire.errors import SyncError
 from engine.wire.floats import json_decoder
 from engine.wire.messages import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL, Item, Request
 from engine.wire.nesting import json_nesting_fault, msgpack_nesting_fault, msgpack_nesting_steps
-from engine.wire.pieces import decoded
+from engine.wire.pieces import decode_in_pieces
 
 _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -105,12 +105,12 @@ class Codec:
         self.check_depth(frame)
         return self._decoded(frame)
 
-    def decoding(self, frame: bytes) -> Generator[None, None, Request]:
+    def decode_steps(self, frame: bytes) -> Generator[None, None, Request]:
         """Decode one large message as ``decode`` does, in steps."""
-        yield from self.looking(frame)
+        yield from self.check_depth_steps(frame)
         return self._decoded(frame)
 
-    def looking(self, frame: bytes) -> Generator[None, None, None]:
+    def check_depth_steps(self, frame: bytes) -> Generator[None, None, None]:
         """Do as ``check_depth`` in steps."""
         if self.binary:
             fault = yield from msgpack_nesting_steps(frame)
@@ -164,7 +164,7 @@ class Codec:
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
             return None
 
-    def glance(self, frame: bytes) -> tuple[str, str] | None:
+    def peek(self, frame: bytes) -> tuple[str, str] | None:
         """Read the type and id of a request and nothing else; None where that is not to be had so cheaply.
 
         The depth is not looked at: that may cost a hundred times as much, and nothing here is built.
@@ -203,11 +203,11 @@ class Codec:
             refusal.details["id"] = head.id
         return refusal
 
-    def encoding(self, body: bytes) -> Generator[None, None, bytes]:
+    def encode_steps(self, body: bytes) -> Generator[None, None, bytes]:
         """Turn a large answer's JSON into this encoding, in steps."""
         if not self.binary:
             return body
-        value = yield from decoded(body)
+        value = yield from decode_in_pieces(body)
         yield
         return msgspec.msgpack.encode(value)
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from engine.wire.steps import at_once
+from engine.wire.steps import run_steps
 
 MAX_DEPTH: Final = 32
 #: Each array and object costs 0.3 µs until it is stored, also an empty one of one byte in MessagePack. Each
@@ -116,7 +116,7 @@ _decode = msgspec.msgpack.Decoder().decode
 
 def msgpack_nesting_fault(frame: bytes) -> str | None:
     """Say that MessagePack nests deeper than ``MAX_DEPTH``, or holds too many objects and arrays."""
-    return at_once(msgpack_nesting_steps(frame))
+    return run_steps(msgpack_nesting_steps(frame))
 
 
 def msgpack_nesting_steps(frame: bytes) -> Generator[None, None, str | None]:

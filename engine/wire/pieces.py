@@ -23,7 +23,7 @@ _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-def decoded(raw: bytes) -> Generator[None, None, Any]:
+def decode_in_pieces(raw: bytes) -> Generator[None, None, Any]:
     """Decode JSON that msgspec has passed over as a whole, as ``floats.json_decoder`` does.
 
     Commas too many are not found here, nor is a wrong value whose name comes again. Raises
@@ -55,7 +55,7 @@ def _each(raws: list[msgspec.Raw]) -> Generator[None, None, list[Any]]:
         if room_bytes < 0:
             room_bytes = PIECE_BYTES
             yield
-        values.append((yield from decoded(text)))
+        values.append((yield from decode_in_pieces(text)))
     return values
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 _Result = TypeVar("_Result")
 
 
-def at_once(steps: Generator[object, None, _Result]) -> _Result:
+def run_steps(steps: Generator[object, None, _Result]) -> _Result:
     """Do all steps at a stretch, and return what they come to."""
     while True:
         try:

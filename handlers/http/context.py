@@ -13,7 +13,7 @@ from engine.commit.validation import MessageValidator
 from engine.feed.feed import Feed
 from engine.model.domains import Domains
 from engine.operate.conflicts import ConflictStore
-from engine.plan.room import RoomState
+from engine.plan.capacity import CapacityState
 from engine.runtime.loop_share import LoopShares
 from engine.runtime.loop_turns import LoopTurns
 from engine.runtime.open_requests import OpenRequests
@@ -79,7 +79,7 @@ class Core(msgspec.Struct, frozen=True):
     shares: LoopShares
     turns: LoopTurns
     watch: LoopWatch
-    room: RoomState
+    room: CapacityState
     doors: Doors
     open_requests: OpenRequests
     partial_messages: PartialMessages

@@ -202,7 +202,11 @@ class _Scrape(Collector):
             ("tidemark_commits_unknown", "Commits of unknown outcome", committed.unknown_outcomes),
             ("tidemark_messages_poisoned", "Messages refused by the database", committed.poisoned),
             ("tidemark_messages_failed", "Messages that could not be stored", committed.failed),
-            ("tidemark_messages_without_room", "Messages refused for a full tenant", committed.without_room),
+            (
+                "tidemark_messages_without_room",
+                "Messages refused for a full tenant",
+                committed.refused_at_limit,
+            ),
             ("tidemark_old_keys_reused", "Keys used again after more than a day", committed.old_keys_reused),
             ("tidemark_bus_published", "Messages told to other processes", bus.published),
             ("tidemark_bus_received", "Messages heard, one's own as well", bus.received),

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from engine.runtime.loop_turns import LARGE_BYTES, Steps, Turn
-from engine.runtime.rate_limit import COUNTED_BYTES, LABORIOUS_S
+from engine.runtime.rate_limit import COUNTED_BYTES, EXPENSIVE_S
 from engine.wire.close_codes import CloseCode
 from engine.wire.codec import MalformedError
 from engine.wire.messages import (
@@ -159,7 +159,7 @@ class Connection:
 
     def charge(self, spent_s: float, now_s: float) -> float:
         """Charge work on frames. Returns more than 0 if the next read has to wait for a turn."""
-        if spent_s > LABORIOUS_S:  # of several frames the last: all before it took less than a turn
+        if spent_s > EXPENSIVE_S:  # of several frames the last: all before it took less than a turn
             self._device.bucket.charge(now_s - self._socket.frames.began_s)
         return take_share(self._core, self._device, _kind_of(self._kind), spent_s, now_s)
 
@@ -182,7 +182,7 @@ class Connection:
         if size_bytes >= COUNTED_BYTES:
             self._device.bucket.weigh(size_bytes)
         if (
-            wait_ms or now_s < self._hold.until_s or core.committer.sheds(self._tenant_id)
+            wait_ms or now_s < self._hold.until_s or core.committer.should_shed(self._tenant_id)
         ) and self._refused_undecoded(frame, now_s, wait_ms):
             return
         if size_bytes >= LARGE_BYTES:
@@ -236,7 +236,7 @@ class Connection:
             if self._socket.ignoring:
                 return
             self._kind = None
-            request = yield from self._session.codec.decoding(frame)
+            request = yield from self._session.codec.decode_steps(frame)
             self._malformed = 0
             if not isinstance(request, Hello):
                 request_id = request.id
@@ -280,7 +280,7 @@ class Connection:
 
     def _refused_undecoded(self, frame: bytes, now_s: float, wait_ms: int) -> bool:
         """Refuse a message without decoding it. Returns False if it has to be decoded."""
-        head = self._session.codec.glance(frame)
+        head = self._session.codec.peek(frame)
         if head is None:
             if not wait_ms or len(frame) <= MAX_SECOND_LOOK_BYTES:
                 return False

@@ -24,7 +24,7 @@ from engine.runtime.rate_limit import retry_soon_ms
 from engine.wire.codec import JSON, MSGPACK, Codec, sentence
 from engine.wire.errors import SyncError
 from engine.wire.messages import Conflicts, Heartbeat, Pull, Request, Resolve, Sync
-from engine.wire.steps import at_once
+from engine.wire.steps import run_steps
 from handlers.http.authenticate import check_valid, heard, reader_of
 from handlers.http.caching import VARY
 from handlers.http.client_address import REQUEST_SECONDS, request_seconds
@@ -101,7 +101,7 @@ class SyncHttp:
         if message.clock is not None:
             tell_clock(device, session, message.clock, now_us, self._way_us(request, begun_s))
         try:
-            push = await self._worked(core.intake.pushing(message, session, now_us), body, device, request)
+            push = await self._worked(core.intake.push_steps(message, session, now_us), body, device, request)
             outcome = await self._settled(push, device)
             if isinstance(outcome, SyncError):
                 raise outcome
@@ -116,7 +116,7 @@ class SyncHttp:
         """Read one page of the feed: ``pull`` → ``changes``."""
         session, device = await self._admit(request)
         message = _from_query(request, "pull", Pull)
-        await self._core.committer.lull(reader_of(session).tenant_id, READS_YIELD_S)
+        await self._core.committer.yield_to_writes(reader_of(session).tenant_id, READS_YIELD_S)
         body = await self._core.feed.pull(reader_of(session), message.cursor, message.domains, message.limit)
         return await self._response(request, session, device, with_id(body, None))
 
@@ -124,7 +124,7 @@ class SyncHttp:
         """List open conflicts: ``conflicts`` → ``conflicts``."""
         session, device = await self._admit(request)
         message = _from_query(request, "conflicts", Conflicts)
-        await self._core.committer.lull(reader_of(session).tenant_id, READS_YIELD_S)
+        await self._core.committer.yield_to_writes(reader_of(session).tenant_id, READS_YIELD_S)
         listed = await list_conflicts(self._core, session, message, None)
         return await self._response(request, session, device, listed)
 
@@ -165,7 +165,7 @@ class SyncHttp:
         """Encode an answer: what is large in turns of the loop."""
         codec = session.codec
         if codec.binary:
-            body = await self._worked(codec.encoding(body), body, device, request)
+            body = await self._worked(codec.encode_steps(body), body, device, request)
         return _response(request, codec, body)
 
     async def _admit(self, request: web.Request, *, pushes: bool = False) -> tuple[Session, Device]:
@@ -175,7 +175,7 @@ class SyncHttp:
         session, device = await heard(
             core, self._connections.draining, request, _codec(request), core.limits.frame_bytes
         )
-        if pushes and core.committer.sheds(session.tenant.tenant_id):
+        if pushes and core.committer.should_shed(session.tenant.tenant_id):
             raise overloaded(core.committer.retry_after_ms())
         core.traffic.messages_in += 1
         return session, device
@@ -220,7 +220,7 @@ class SyncHttp:
         if len(body) >= LARGE_BYTES:
             return await self._in_steps(steps, device, request)
         with self._charging(device, request):
-            return at_once(steps)
+            return run_steps(steps)
 
     async def _in_steps(
         self, steps: Generator[None, None, _Result], device: Device, request: web.Request
@@ -253,13 +253,13 @@ class SyncHttp:
     def _charge(self, device: Device, request: web.Request, spent_s: float, now_s: float) -> None:
         take_share(self._core, device, f"{request.method} {request.path}", spent_s, now_s)
 
-    async def _settled(self, job: Work, device: Device) -> Outcome:
+    async def _settled(self, work: Work, device: Device) -> Outcome:
         """Have a job committed, also when the client is gone. Raises SyncError in times of overload."""
         # A body may have been long in coming, and many may have come at once.
         self._connections.draining.check_staying()
-        if self._core.committer.sheds(job.tenant_id):
+        if self._core.committer.should_shed(work.tenant_id):
             raise overloaded(self._core.committer.retry_after_ms())
-        return await settled(self._core.committer, job, partial(charge_planning, self._core, device))
+        return await settled(self._core.committer, work, partial(charge_planning, self._core, device))
 
 
 def _codec(request: web.Request) -> Codec:
@@ -321,7 +321,7 @@ def _decode(codec: Codec, body: bytes, wanted: type[_Message]) -> _Message:
 
 
 def _decoding(codec: Codec, body: bytes, wanted: type[_Message]) -> Generator[None, None, _Message]:
-    return _checked((yield from codec.decoding(body)), wanted)
+    return _checked((yield from codec.decode_steps(body)), wanted)
 
 
 def _checked(message: Request, wanted: type[_Message]) -> _Message:
@@ -354,7 +354,7 @@ def _completing(
 def _completed(
     request: web.Request, codec: Codec, body: bytes, tag: str, named: dict[str, str]
 ) -> Generator[None, None, bytes]:
-    yield from codec.looking(body)
+    yield from codec.check_depth_steps(body)
     try:
         fields: Any = codec.any.decode(body)
     except msgspec.ValidationError as error:  # a number that no record can hold

@@ -119,7 +119,7 @@ async def resolution(core: Core, session: Session, device: Device, request: Reso
         conflict = await core.conflicts.conflict(session.tenant.tenant_id, request.conflict_id)
     if conflict is None or not (session.supervisor or conflict.device_id == session.device_id):
         raise SyncError("not_found", "there is no such conflict")
-    steps = core.intake.resolving(request, session, conflict, core.clock.now_us())
+    steps = core.intake.resolution_steps(request, session, conflict, core.clock.now_us())
     charge = partial(take_share, core, device, "resolve")
     return await core.turns.handled(session.tenant.tenant_id, steps, charge)
 

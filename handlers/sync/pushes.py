@@ -54,7 +54,7 @@ class Pushes:
         request_id = self._checked_id(request)
         now_us = core.clock.now_us()
         try:
-            push = yield from core.intake.pushing(request, self._session, now_us)
+            push = yield from core.intake.push_steps(request, self._session, now_us)
         except SyncError as error:
             count_error(core, self._device, error, now_us)
             raise

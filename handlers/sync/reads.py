@@ -134,7 +134,7 @@ class Reads:
             sink.end()
 
     async def _yield_to_writes(self) -> None:
-        await self._core.committer.lull(self._reader.tenant_id, READS_YIELD_S)
+        await self._core.committer.yield_to_writes(self._reader.tenant_id, READS_YIELD_S)
 
     async def _answer(self, body: bytes) -> None:
         """Send an answer; a large one is encoded in steps where its encoding is not JSON."""
@@ -142,7 +142,7 @@ class Reads:
         if not codec.binary or len(body) < LARGE_BYTES:
             self._socket.say(body)
             return
-        steps = codec.encoding(body)
+        steps = codec.encode_steps(body)
         self._socket.say_encoded(await self._core.turns.handled(self._reader.tenant_id, steps, self._charge))
 
     def _forget(self, sink: SubscriptionSink) -> None:

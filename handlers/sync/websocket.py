@@ -135,7 +135,7 @@ class SyncSocket:
     def _check_overload(self, tenant_id: int) -> None:
         """Let few come back while those who are here have to wait. Raises SyncError ``overloaded``."""
         committer = self._core.committer
-        if not committer.presses(tenant_id):
+        if not committer.over_target(tenant_id):
             return
         per_minute = NEWCOMERS_PER_MINUTE
         if self._newcomers.take(per_minute, self._core.clock.monotonic_s(), most=per_minute / 60):

@@ -22,7 +22,7 @@ from engine.runtime.ports import StoreRetryError, StoreUnknownError
 from storage.postgres.arrays import joined, numbers, plain, split, texts
 from storage.postgres.pool import ConnectionLostError, Database, Session, Statement
 from storage.postgres.transactions import SETTINGS
-from storage.stores.commit_rows import StoredState, state_of
+from storage.stores.commit_rows import StoredSnapshot, snapshot_of
 from storage.stores.commit_writes import finish
 from storage.stores.idempotency_keys import RECENT_H, TODAY, older, recent
 
@@ -102,10 +102,10 @@ _RECOVERING: Final = (
 )
 #: Not locked: a finished upload moves under its tenant's lock alone. OFFSET 0 has them looked for by their
 #: record, one probe an upload.
-_TWINS: Final = (
+_DUPLICATES: Final = (
     "SELECT 7, w.t, replace(w.u::text, '-', ''), replace(f.upload_id::text, '-', ''),"
     " NULL, NULL, NULL, NULL, f.state, NULL, NULL, NULL, NULL"
-    " FROM unnest(%(twin_tenants)s::int[], %(twin_ids)s::uuid[]) AS w(t, u)"
+    " FROM unnest(%(duplicate_tenants)s::int[], %(duplicate_ids)s::uuid[]) AS w(t, u)"
     " CROSS JOIN LATERAL (SELECT domain, record_id, sha256, file_name FROM upload_session"
     " WHERE tenant_id = w.t AND upload_id = w.u LIMIT 1) AS o"
     " CROSS JOIN LATERAL (SELECT upload_id, state FROM upload_session WHERE tenant_id = w.t"
@@ -123,77 +123,77 @@ class PostgresStore:
         self._day: int | None = None
         self._statements: dict[_Asked, Statement] = {}
 
-    async def begin(self, lookups: ReadSet) -> PostgresTransaction:
+    async def begin(self, read_set: ReadSet) -> PostgresTransaction:
         """Lock the tenants, then read what is asked; see the port for what it raises."""
         session = await self._database.acquire()
         day = self._day
         try:
-            reading, values = self._reading(lookups)
+            reading, values = self._reading(read_set)
             rows = await session.run_prepared("BEGIN; ", (SETTINGS, _LOCK, reading), "", values)
-            state = state_of(rows)
-            if len(state.seqs) != len(lookups.tenants):
-                await self._create_counters(session, lookups.tenants)
+            snapshot = snapshot_of(rows)
+            if len(snapshot.seqs) != len(read_set.tenants):
+                await self._create_counters(session, read_set.tenants)
                 raise StoreRetryError("a tenant's counter was missing")
             self._check_day(day, rows[0][5])
         except BaseException:
             await self._database.release(session, clean=False)
             raise
-        return PostgresTransaction(self._database, session, state)
+        return PostgresTransaction(self._database, session, snapshot)
 
-    def _reading(self, lookups: ReadSet) -> tuple[Statement, dict[str, object]]:
+    def _reading(self, read_set: ReadSet) -> tuple[Statement, dict[str, object]]:
         ahead_us = time.time() * 1_000_000 + _AHEAD_US
         asked = _Asked(
-            bool(lookups.keys),
-            bool(lookups.old_keys) and self._lifetime_h > RECENT_H,
-            bool(lookups.records),
-            bool(lookups.events),
-            any(key.sent_at_us > ahead_us for key in lookups.events),
-            bool(lookups.held),
-            bool(lookups.conflicts),
-            bool(lookups.uploads),
-            bool(lookups.twins),
-            bool(lookups.set_aside),
-            bool(lookups.recovering),
-            lookups.usage_above,
+            bool(read_set.keys),
+            bool(read_set.old_keys) and self._lifetime_h > RECENT_H,
+            bool(read_set.records),
+            bool(read_set.events),
+            any(key.sent_at_us > ahead_us for key in read_set.events),
+            bool(read_set.open_conflicts),
+            bool(read_set.conflicts),
+            bool(read_set.uploads),
+            bool(read_set.duplicates),
+            bool(read_set.rejected_before),
+            bool(read_set.recovering),
+            read_set.usage_above,
         )
-        values: dict[str, object] = {"tenants": numbers(lookups.tenants)}
-        if lookups.keys:
-            tenants, hashes = zip(*lookups.keys, strict=True)
+        values: dict[str, object] = {"tenants": numbers(read_set.tenants)}
+        if read_set.keys:
+            tenants, hashes = zip(*read_set.keys, strict=True)
             values["key_tenants"] = numbers(tenants)
             values["key_hashes"] = plain(hashes)
         if asked.old_keys:
-            tenants, hashes = zip(*lookups.old_keys, strict=True)
+            tenants, hashes = zip(*read_set.old_keys, strict=True)
             values["old_key_tenants"] = numbers(tenants)
             values["old_key_hashes"] = plain(hashes)
-        if lookups.records:
-            tenants, domains, ids = zip(*lookups.records, strict=True)
+        if read_set.records:
+            tenants, domains, ids = zip(*read_set.records, strict=True)
             values["record_tenants"] = numbers(tenants)
             values["record_domains"] = joined(domains)
             values["record_ids"] = joined(ids)
-        if lookups.events:
-            tenants, domains, ids, times = zip(*lookups.events, strict=True)
+        if read_set.events:
+            tenants, domains, ids, times = zip(*read_set.events, strict=True)
             values["event_tenants"] = numbers(tenants)
             values["event_domains"] = texts(domains)
             values["event_ids"] = texts(ids)
             values["event_times"] = numbers(times)
             values["events_from"], values["events_to"] = str(min(times)), str(max(times))
-        if lookups.held:
-            tenants, devices, domains, ids = zip(*lookups.held, strict=True)
+        if read_set.open_conflicts:
+            tenants, devices, domains, ids = zip(*read_set.open_conflicts, strict=True)
             values["held_tenants"] = numbers(tenants)
             values["held_devices"] = texts(devices)
             values["held_domains"] = texts(domains)
             values["held_ids"] = texts(ids)
-        if lookups.conflicts:
-            tenants, ids = zip(*lookups.conflicts, strict=True)
+        if read_set.conflicts:
+            tenants, ids = zip(*read_set.conflicts, strict=True)
             values["conflict_tenants"] = numbers(tenants)
             values["conflict_ids"] = texts(ids)
-        if lookups.uploads:
-            values["upload_tenants"] = numbers([ref.tenant_id for ref in lookups.uploads])
-            values["upload_ids"] = plain([ref.upload_id for ref in lookups.uploads])
-        if lookups.twins:
-            values["twin_tenants"] = numbers([ref.tenant_id for ref in lookups.twins])
-            values["twin_ids"] = plain([ref.upload_id for ref in lookups.twins])
-        _quarantined(lookups, values)
+        if read_set.uploads:
+            values["upload_tenants"] = numbers([ref.tenant_id for ref in read_set.uploads])
+            values["upload_ids"] = plain([ref.upload_id for ref in read_set.uploads])
+        if read_set.duplicates:
+            values["duplicate_tenants"] = numbers([ref.tenant_id for ref in read_set.duplicates])
+            values["duplicate_ids"] = plain([ref.upload_id for ref in read_set.duplicates])
+        _quarantined(read_set, values)
         statement = self._statements.get(asked)
         if statement is None:
             statement = self._statements[asked] = self._statement(asked)
@@ -205,11 +205,11 @@ class PostgresStore:
         parts += [recent(self._lifetime_h, self._day)] if asked.keys else []
         parts += [_RECORDS] if asked.records else []
         parts += [_EVENTS_AHEAD if asked.ahead else _EVENTS.format("")] if asked.events else []
-        parts += [_HELD] if asked.held else []
+        parts += [_HELD] if asked.open_conflicts else []
         parts += [_CONFLICTS] if asked.conflicts else []
         parts += [_UPLOADS] if asked.uploads else []
-        parts += [_TWINS] if asked.twins else []
-        parts += [_SET_ASIDE] if asked.set_aside else []
+        parts += [_DUPLICATES] if asked.duplicates else []
+        parts += [_SET_ASIDE] if asked.rejected_before else []
         parts += [_RECOVERING] if asked.recovering else []
         return Statement(" UNION ALL ".join(parts))
 
@@ -237,15 +237,15 @@ class PostgresStore:
         )
 
 
-def _quarantined(lookups: ReadSet, values: dict[str, object]) -> None:
-    if lookups.set_aside:
-        tenants, devices, domains, ids = zip(*lookups.set_aside, strict=True)
+def _quarantined(read_set: ReadSet, values: dict[str, object]) -> None:
+    if read_set.rejected_before:
+        tenants, devices, domains, ids = zip(*read_set.rejected_before, strict=True)
         values["aside_tenants"] = numbers(tenants)
         values["aside_devices"] = texts(devices)
         values["aside_domains"] = joined(domains)
         values["aside_ids"] = joined(ids)
-    if lookups.recovering:
-        tenants, ids = zip(*lookups.recovering, strict=True)
+    if read_set.recovering:
+        tenants, ids = zip(*read_set.recovering, strict=True)
         values["recovering_tenants"] = numbers(tenants)
         values["recovering_ids"] = texts(ids)
 
@@ -256,11 +256,11 @@ class _Asked(msgspec.Struct, frozen=True):
     records: bool
     events: bool
     ahead: bool
-    held: bool
+    open_conflicts: bool
     conflicts: bool
     uploads: bool
-    twins: bool
-    set_aside: bool
+    duplicates: bool
+    rejected_before: bool
     recovering: bool
     usage_above: tuple[int, ...]
 
@@ -276,14 +276,14 @@ def _usage(above: tuple[int, ...]) -> str:
 class PostgresTransaction:
     """One open batch; its tenants are locked until it has ended."""
 
-    state: Snapshot
+    snapshot: Snapshot
 
-    def __init__(self, database: Database, session: Session, state: StoredState) -> None:
+    def __init__(self, database: Database, session: Session, snapshot: StoredSnapshot) -> None:
         self._database = database
         self._session = session
-        self.state = state
-        self._existing = frozenset(state.records)
-        self._tombstones = state.tombstones
+        self.snapshot = snapshot
+        self._existing = frozenset(snapshot.records)
+        self._tombstones = snapshot.tombstones
 
     async def commit(self, writes: WriteSet) -> None:
         """Write everything and commit; see the port for what it raises."""

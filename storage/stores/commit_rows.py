@@ -8,6 +8,7 @@ import msgspec
 
 from engine.model.rows import (
     ConflictRef,
+    DeviceRecordKey,
     Event,
     EventKey,
     IdempotencyKey,
@@ -16,7 +17,6 @@ from engine.model.rows import (
     QuarantineRef,
     Record,
     RecordKey,
-    SetAsideRef,
     Snapshot,
     TenantUsage,
 )
@@ -25,34 +25,34 @@ from storage.postgres.pool import Row
 from storage.stores.stored_conflict import decode_conflict
 
 
-class StoredState(Snapshot):
+class StoredSnapshot(Snapshot):
     """What was read, and which records are tombstones in the table, whatever the plan makes of them."""
 
     tombstones: set[RecordKey] = msgspec.field(default_factory=set)
 
 
-def state_of(rows: list[Row]) -> StoredState:
+def snapshot_of(rows: list[Row]) -> StoredSnapshot:
     """Make a state of the rows that were read."""
-    state = StoredState({}, {}, {}, {}, {}, {})
+    snapshot = StoredSnapshot({}, {}, {}, {}, {}, {})
     for row in rows:
-        _READ[row[0]](state, row)
-    return state
+        _READ[row[0]](snapshot, row)
+    return snapshot
 
 
-def _counter(state: Snapshot, row: Row) -> None:
-    state.seqs[row[1]] = row[4]
+def _counter(snapshot: Snapshot, row: Row) -> None:
+    snapshot.seqs[row[1]] = row[4]
     if row[8] is not None:
-        state.usage[row[1]] = TenantUsage(*map(int, row[8].split(",")))
+        snapshot.usage[row[1]] = TenantUsage(*map(int, row[8].split(",")))
 
 
-def _key(state: Snapshot, row: Row) -> None:
+def _key(snapshot: Snapshot, row: Row) -> None:
     ref = IdempotencyKey(row[1], row[2].replace("-", ""))
-    kept = state.keys.get(ref)
+    kept = snapshot.keys.get(ref)
     if kept is None or kept.age_s > row[4]:
-        state.keys[ref] = IdempotencyRecord(row[1], ref.key_hash, row[3], row[8].encode(), row[4])
+        snapshot.keys[ref] = IdempotencyRecord(row[1], ref.key_hash, row[3], row[8].encode(), row[4])
 
 
-def _record(state: Snapshot, row: Row) -> None:
+def _record(snapshot: Snapshot, row: Row) -> None:
     (
         _,
         tenant_id,
@@ -68,7 +68,7 @@ def _record(state: Snapshot, row: Row) -> None:
         files,
         sent_at_us,
     ) = row
-    state.records[RecordKey(tenant_id, domain, record_id)] = Record(
+    snapshot.records[RecordKey(tenant_id, domain, record_id)] = Record(
         tenant_id,
         domain,
         record_id,
@@ -84,47 +84,49 @@ def _record(state: Snapshot, row: Row) -> None:
     )
 
 
-def _tombstone(state: StoredState, row: Row) -> None:
+def _tombstone(snapshot: StoredSnapshot, row: Row) -> None:
     """Its last data stand where those of others do."""
-    _record(state, row)
+    _record(snapshot, row)
     key = RecordKey(row[1], row[2], row[3])
-    record = state.records[key]
-    state.records[key] = msgspec.structs.replace(record, data=None, last_data=record.data)
-    state.tombstones.add(key)
+    record = snapshot.records[key]
+    snapshot.records[key] = msgspec.structs.replace(record, data=None, last_data=record.data)
+    snapshot.tombstones.add(key)
 
 
-def _event(state: Snapshot, row: Row) -> None:
+def _event(snapshot: Snapshot, row: Row) -> None:
     _, tenant_id, domain, event_id, sent_at_us, at_us, _, _, data, _, device_id, _, _ = row
     event = Event(tenant_id, domain, event_id, sent_at_us, at_us, device_id, data.encode())
-    state.events[EventKey(tenant_id, domain, event_id, sent_at_us)] = event
+    snapshot.events[EventKey(tenant_id, domain, event_id, sent_at_us)] = event
 
 
-def _held(state: Snapshot, row: Row) -> None:
+def _held(snapshot: Snapshot, row: Row) -> None:
     held = decode_conflict(row[8])
-    state.held[OpenConflictRef(held.tenant_id, held.device_id, held.domain, held.record_id)] = held
+    snapshot.open_conflicts[OpenConflictRef(held.tenant_id, held.device_id, held.domain, held.record_id)] = (
+        held
+    )
 
 
-def _conflict(state: Snapshot, row: Row) -> None:
+def _conflict(snapshot: Snapshot, row: Row) -> None:
     conflict = decode_conflict(row[8])
-    state.conflicts[ConflictRef(conflict.tenant_id, conflict.conflict_id)] = conflict
+    snapshot.conflicts[ConflictRef(conflict.tenant_id, conflict.conflict_id)] = conflict
 
 
-def _upload(state: Snapshot, row: Row) -> None:
-    state.uploads[UploadRef(row[1], row[2])] = row[3]
+def _upload(snapshot: Snapshot, row: Row) -> None:
+    snapshot.uploads[UploadRef(row[1], row[2])] = row[3]
 
 
-def _twin(state: Snapshot, row: Row) -> None:
+def _twin(snapshot: Snapshot, row: Row) -> None:
     twin = UploadRef(row[1], row[3])
-    state.twins.setdefault(UploadRef(row[1], row[2]), []).append(twin)
-    state.uploads.setdefault(twin, row[8])
+    snapshot.duplicates.setdefault(UploadRef(row[1], row[2]), []).append(twin)
+    snapshot.uploads.setdefault(twin, row[8])
 
 
-def _aside(state: Snapshot, row: Row) -> None:
-    state.set_aside[SetAsideRef(row[1], row[10], row[2], row[3])] = row[8]
+def _aside(snapshot: Snapshot, row: Row) -> None:
+    snapshot.rejected_before[DeviceRecordKey(row[1], row[10], row[2], row[3])] = row[8]
 
 
-def _recovered(state: Snapshot, row: Row) -> None:
-    state.recovering.add(QuarantineRef(row[1], row[2]))
+def _recovered(snapshot: Snapshot, row: Row) -> None:
+    snapshot.recovering.add(QuarantineRef(row[1], row[2]))
 
 
 _READ: Final[dict[int, Any]] = {

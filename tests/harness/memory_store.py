@@ -12,6 +12,7 @@ from engine.feed.ports import Page
 from engine.model.rows import (
     Conflict,
     ConflictRef,
+    DeviceRecordKey,
     Event,
     EventKey,
     IdempotencyKey,
@@ -22,7 +23,6 @@ from engine.model.rows import (
     ReadSet,
     Record,
     RecordKey,
-    SetAsideRef,
     Snapshot,
     TenantUsage,
     WriteSet,
@@ -33,7 +33,7 @@ from engine.operate.conflicts import HeldConflict, HeldConflicts
 
 
 class Memory:
-    """All rows: answers lookups and applies writes."""
+    """All rows: answers read_set and applies writes."""
 
     def __init__(self) -> None:
         self.seqs: dict[int, int] = {}
@@ -47,22 +47,22 @@ class Memory:
         #: Of what record, name and content they are.
         self.contents: dict[UploadRef, tuple[str, ...]] = {}
 
-    def state(self, wanted: ReadSet) -> Snapshot:
+    def snapshot(self, wanted: ReadSet) -> Snapshot:
         """Answer what is asked, and nothing else."""
         assert wanted.tenants == sorted(set(wanted.tenants))
         held = {held_ref(row): row for row in self.conflicts.values() if row.outcome == "open"}
-        twins = {ref: self._twins(ref) for ref in wanted.twins}
-        uploads = {*wanted.uploads, *chain.from_iterable(twins.values())}
+        duplicates = {ref: self._duplicates(ref) for ref in wanted.duplicates}
+        uploads = {*wanted.uploads, *chain.from_iterable(duplicates.values())}
         return Snapshot(
             {tenant: self.seqs.get(tenant, 0) for tenant in wanted.tenants},
             {ref: self.keys[ref] for ref in wanted.keys if ref in self.keys},
             {key: self.records[key] for key in wanted.records if key in self.records},
             {key: self.events[key] for key in wanted.events if key in self.events},
-            {ref: held[ref] for ref in wanted.held if ref in held},
+            {ref: held[ref] for ref in wanted.open_conflicts if ref in held},
             {ref: self.conflicts[ref] for ref in wanted.conflicts if ref in self.conflicts},
             {ref: self.uploads[ref] for ref in uploads if ref in self.uploads},
-            {ref: found for ref, found in twins.items() if found},
-            {ref: first for ref in wanted.set_aside if (first := self._set_aside(ref)) is not None},
+            {ref: found for ref, found in duplicates.items() if found},
+            {ref: first for ref in wanted.rejected_before if (first := self._set_aside(ref)) is not None},
             {ref for ref in wanted.recovering if any(quarantine_ref(row) == ref for row in self.quarantine)},
             {tenant: self.usage[tenant].copy() for tenant in wanted.tenants if self._is_told(tenant, wanted)},
         )
@@ -71,13 +71,13 @@ class Memory:
         above = wanted.usage_above
         return not above or any(map(gt, self.usage[tenant].numbers(), above))
 
-    def _set_aside(self, ref: SetAsideRef) -> str | None:
+    def _set_aside(self, ref: DeviceRecordKey) -> str | None:
         for row in self.quarantine:
             if (row.tenant_id, row.device_id, row.domain, row.record_id) == ref:
                 return row.quarantine_id
         return None
 
-    def _twins(self, ref: UploadRef) -> list[UploadRef]:
+    def _duplicates(self, ref: UploadRef) -> list[UploadRef]:
         return [
             one
             for one, content in self.contents.items()
@@ -135,11 +135,11 @@ def quarantine_ref(row: Quarantined) -> QuarantineRef:
 class MemoryTransaction:
     """One open batch (``engine.commit.ports.Transaction``)."""
 
-    def __init__(self, rows: Memory, locks: list[asyncio.Lock], lookups: ReadSet) -> None:
+    def __init__(self, rows: Memory, locks: list[asyncio.Lock], read_set: ReadSet) -> None:
         self._rows = rows
         self._locks = locks
-        self._tenants = set(lookups.tenants)
-        self.state = rows.state(lookups)
+        self._tenants = set(read_set.tenants)
+        self.snapshot = rows.snapshot(read_set)
 
     async def commit(self, writes: WriteSet) -> None:
         """Write everything; the transaction has ended either way."""
@@ -169,15 +169,15 @@ class MemoryStore:
         self.few_rows = 1_000_000
         self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def begin(self, lookups: ReadSet) -> MemoryTransaction:
+    async def begin(self, read_set: ReadSet) -> MemoryTransaction:
         """Lock the tenants in ascending order, then read."""
         locks: list[asyncio.Lock] = []
         try:
-            for tenant in lookups.tenants:
+            for tenant in read_set.tenants:
                 await self._locks[tenant].acquire()
                 locks.append(self._locks[tenant])
             await asyncio.sleep(0)
-            return MemoryTransaction(self.rows, locks, lookups)
+            return MemoryTransaction(self.rows, locks, read_set)
         except BaseException:
             for lock in locks:
                 lock.release()

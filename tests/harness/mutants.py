@@ -80,12 +80,12 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "keys not looked up": Mutant(
         "storage/stores/commit.py",
-        ((" bool(lookups.keys),", " False,"),),
+        ((" bool(read_set.keys),", " False,"),),
         (_STORE + "test_what_is_committed_is_found_again[postgres]", _COMMITTED),
     ),
     "kept answers ignored": Mutant(
         "engine/plan/batch.py",
-        (("known = working.keys.get(ref)", "known = None"),),
+        (("known = unit.keys.get(ref)", "known = None"),),
         (_UNKNOWN_OUTCOME, _COMMITTED),
     ),
     "keys of one device taken for another's": Mutant(
@@ -122,8 +122,8 @@ MUTANTS: dict[str, Mutant] = {
         "engine/commit/lane.py",
         (
             (
-                "return self._put_back(batch[middle:]) + await self.settle(batch[:middle])",
-                "return sum([await self._settle_culprit(one, error) for one in batch])",
+                "return self._requeue(batch[middle:]) + await self.run(batch[:middle])",
+                "return sum([await self._fail_alone(one, error) for one in batch])",
             ),
         ),
         (_COMMITTER + "test_a_message_that_the_database_refuses_stands_alone[7]",),

@@ -131,8 +131,8 @@ class House:
         frame = json.dumps({"type": "sync", "id": "1", "key": uuid.uuid4().hex, "items": [item]})
         sync = JSON.decode(frame.encode())
         assert isinstance(sync, Sync)
-        job = MessageValidator(DOMAINS, 10).push(sync, session(tenant), now_us())
-        outcome = await settled(self.committer, job)
+        work = MessageValidator(DOMAINS, 10).push(sync, session(tenant), now_us())
+        outcome = await settled(self.committer, work)
         assert isinstance(outcome, PushAnswer)
         assert json.loads(outcome.results)[0]["status"] == "applied", outcome
 

@@ -188,7 +188,7 @@ async def test_writers_of_the_same_tenants_named_in_any_order_never_deadlock(dsn
         for turn in range(batches):
             named = tenants if (number + turn) % 2 else tenants[::-1]
             transaction = await store.begin(ReadSet(named, [], [], [], [], []))
-            seqs = {tenant: seq + 1 for tenant, seq in transaction.state.seqs.items()}
+            seqs = {tenant: seq + 1 for tenant, seq in transaction.snapshot.seqs.items()}
             records = [
                 Record(tenant, "task", f"r{number}-{turn}", 1, seq, 0, None, 1, b"{}")
                 for tenant, seq in seqs.items()

@@ -115,13 +115,13 @@ class FaultyStore(MemoryStore):
         """Take the next fault, if it is of this place."""
         return self.faults.pop(0) if self.faults and self.faults[0].at == at else None
 
-    async def begin(self, lookups: ReadSet) -> MemoryTransaction:
+    async def begin(self, read_set: ReadSet) -> MemoryTransaction:
         """Begin, or do what the next fault says."""
         self.on_begin()
         fault = self.fault("begin")
         if fault is not None:
             raise fault.error
-        begun = await super().begin(lookups)
+        begun = await super().begin(read_set)
         begun.__class__ = Transaction
         assert isinstance(begun, Transaction)
         begun.store = self
@@ -175,9 +175,9 @@ class Bench:
         """Queue a sync; its outcome comes to ``replies``."""
         self.submit_job(key, self.push(key, *items, device=device, tenant=tenant))
 
-    def submit_job(self, key: str, job: Push | Resolution) -> None:
+    def submit_job(self, key: str, work: Push | Resolution) -> None:
         """Queue a job."""
-        self.committer.submit(job, lambda outcome: self.replies.append((key, outcome)))
+        self.committer.submit(work, lambda outcome: self.replies.append((key, outcome)))
 
     def statuses(self, key: str) -> list[str]:
         """Give the statuses of the one answer to a sync."""
@@ -277,8 +277,8 @@ async def test_batches_are_bounded_in_messages_and_bytes() -> None:
 async def test_a_result_is_published_before_it_is_answered() -> None:
     async with bench() as one:
         seen: list[int] = []
-        job = one.push("k1", put("a", x=1))
-        one.committer.submit(job, lambda _: seen.append(len(one.published)))
+        work = one.push("k1", put("a", x=1))
+        one.committer.submit(work, lambda _: seen.append(len(one.published)))
         await one.committer.drain()
         assert seen == [1]
 
@@ -306,14 +306,14 @@ async def test_what_one_batch_cannot_hold_goes_into_a_second_beside_it_tenant_by
 async def test_reads_wait_until_what_was_accepted_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overload, "_FIRST_BYTES_PER_S", 1000.0)
     async with bench() as one:
-        await one.committer.lull(1, 60.0)
+        await one.committer.yield_to_writes(1, 60.0)
         one.store.gate.clear()
         one.submit("k1", put("a", x=1))
         await one.store.committing.get()
         one.submit("k2", put("b", x=1))
-        assert one.committer.presses(1)
-        reading = asyncio.create_task(one.committer.lull(1, 60.0))
-        impatient = asyncio.create_task(one.committer.lull(1, 0.0))
+        assert one.committer.over_target(1)
+        reading = asyncio.create_task(one.committer.yield_to_writes(1, 60.0))
+        impatient = asyncio.create_task(one.committer.yield_to_writes(1, 0.0))
         await impatient
         assert not reading.done()
         one.store.gate.set()
@@ -330,11 +330,11 @@ async def test_lull_what_one_other_tenant_has_waiting_holds_up_no_reads(
         one.submit("k1", put("a", x=1))
         await one.store.committing.get()
         one.submit("k2", put("b", x=1))
-        await one.committer.lull(2, 60.0)
-        assert not one.committer.presses(2)
+        await one.committer.yield_to_writes(2, 60.0)
+        assert not one.committer.over_target(2)
         one.submit("k3", put("c", x=1), tenant=3)
-        assert one.committer.presses(2)  # that is no longer one tenant's
-        reading = asyncio.create_task(one.committer.lull(2, 60.0))
+        assert one.committer.over_target(2)  # that is no longer one tenant's
+        reading = asyncio.create_task(one.committer.yield_to_writes(2, 60.0))
         one.store.gate.set()
         await reading
         assert one.statuses("k1") == ["applied"]
@@ -530,11 +530,11 @@ async def test_a_resolve_of_unknown_outcome_repeats_its_answer() -> None:
         await one.committer.drain()
         assert one.statuses("k2") == ["conflict"]
         ((ref, row),) = one.store.rows.conflicts.items()
-        job = one.intake.resolution(
+        work = one.intake.resolution(
             Resolve("1", ref.conflict_id, "client", 1), one.session("phone", 1), row, NOW_US
         )
         one.store.faults.append(Fault(StoreUnknownError("lost"), applied=True))
-        one.submit_job("r1", job)
+        one.submit_job("r1", work)
         await one.committer.drain()
         assert one.replies[-1] == ("r1", ResolveAnswer(ref.conflict_id, 2, 2))
         assert one.version("f", domain="form") == 2
@@ -593,8 +593,8 @@ async def test_give_up_what_came_since_the_try_began_is_tried_unless_it_builds_o
         await one.committer.drain()
         assert one.code("k1") == one.code("k2") == "unavailable"
         assert one.statuses("k3") == one.statuses("k4") == ["applied"]
-        backlog = one.committer._backlog
-        assert (backlog.messages, backlog.items, backlog.size_bytes) == (0, 0, 0)
+        queue = one.committer._queue
+        assert (queue.messages, queue.items, queue.size_bytes) == (0, 0, 0)
 
 
 async def test_an_unknown_outcome_that_stays_unknown_is_doubted_and_found_under_its_key() -> None:

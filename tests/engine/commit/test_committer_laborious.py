@@ -35,10 +35,10 @@ class Locks(FaultyStore):
         super().__init__()
         self.locked: list[list[int]] = []
 
-    async def begin(self, lookups: ReadSet) -> MemoryTransaction:
+    async def begin(self, read_set: ReadSet) -> MemoryTransaction:
         """Begin."""
-        self.locked.append(lookups.tenants)
-        return await super().begin(lookups)
+        self.locked.append(read_set.tenants)
+        return await super().begin(read_set)
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from engine.wire.codec import JSON, MSGPACK, Codec, MalformedError
 from engine.wire.errors import SyncError
 from engine.wire.floats import json_decoder
 from engine.wire.messages import Resolve, Sync
-from engine.wire.pieces import decoded
-from engine.wire.steps import at_once
+from engine.wire.pieces import decode_in_pieces
+from engine.wire.steps import run_steps
 from engine.wire.values import value_fault, value_steps
 from handlers.http.context import Core
 from handlers.sync import connection
@@ -75,9 +75,9 @@ def _pushed(codec: Codec, frame: bytes, *, in_steps: bool) -> Push | str:
     session = Session(tenant=Tenant(1, "acme"), device_id="phone", session_id="s", codec=codec)
     try:
         if in_steps:
-            request = at_once(codec.decoding(frame))
+            request = run_steps(codec.decode_steps(frame))
             assert isinstance(request, Sync)
-            return at_once(intake.pushing(request, session, NOW_US))
+            return run_steps(intake.push_steps(request, session, NOW_US))
         request = codec.decode(frame)
         assert isinstance(request, Sync)
         return intake.push(request, session, NOW_US)
@@ -118,27 +118,27 @@ def test_json_decoded_in_pieces_is_what_it_is_at_once(tree: Any, *, pretty: bool
         wanted = json_decoder().decode(raw)
     except msgspec.DecodeError:
         with pytest.raises(msgspec.DecodeError):
-            at_once(decoded(raw))
+            run_steps(decode_in_pieces(raw))
     else:
-        assert repr(at_once(decoded(raw))) == repr(wanted)
+        assert repr(run_steps(decode_in_pieces(raw))) == repr(wanted)
 
 
 @pytest.mark.parametrize("tail", [b"1e400]", b"[1e400]]", b'"a",1e400]'])
 def test_json_decoded_in_pieces_has_no_infinity(tail: bytes) -> None:
     with pytest.raises(msgspec.DecodeError, match="out of range"):
-        at_once(decoded(b"[" + b"1," * 100 + tail))
+        run_steps(decode_in_pieces(b"[" + b"1," * 100 + tail))
 
 
 @pytest.mark.parametrize(
     "tree", ["1e308," * 100 + "0", '"a",' + "1e308," * 100 + "0", "[" + "1e308," * 100 + "0]"]
 )
 def test_json_of_many_numbers_is_decoded_in_steps(tree: str) -> None:
-    assert len(list(decoded(f'{{"n":[{tree}]}}'.encode()))) > 100 * len("1e308,") / SMALL / 2
+    assert len(list(decode_in_pieces(f'{{"n":[{tree}]}}'.encode()))) > 100 * len("1e308,") / SMALL / 2
 
 
 @given(st.dictionaries(st.text(max_size=4), _trees, max_size=6))
 def test_values_in_steps_have_a_fault_where_they_have_one_at_once(data: dict[str, Any]) -> None:
-    assert (at_once(value_steps(data)) is None) == (value_fault(data) is None)
+    assert (run_steps(value_steps(data)) is None) == (value_fault(data) is None)
 
 
 @pytest.mark.parametrize("message", [{"n": [[1]] * 5000}, {"n": [[]] * 5000}])
@@ -152,7 +152,7 @@ def test_nesting_of_much_messagepack_is_looked_at_in_steps(
 
 def _quietly(frame: bytes) -> Any:
     try:
-        yield from MSGPACK.decoding(frame)
+        yield from MSGPACK.decode_steps(frame)
     except MalformedError:
         return
 
@@ -217,7 +217,7 @@ def test_answer_encoded_in_steps_is_what_it_is_at_once(tree: Any) -> None:
             wanted = codec.encode(body)
         except (msgspec.DecodeError, OverflowError):
             return
-        assert at_once(codec.encoding(body)) == wanted
+        assert run_steps(codec.encode_steps(body)) == wanted
 
 
 @pytest.mark.asyncio(loop_scope="function")
@@ -226,13 +226,13 @@ async def test_large_answers_of_messagepack_are_encoded_in_turns(
     encoding: Any, server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[bytes] = []
-    encoding_of = Codec.encoding
+    encoding_of = Codec.encode_steps
 
     def noted(self: Codec, body: bytes) -> Any:
         encoded.append(body)
         return encoding_of(self, body)
 
-    monkeypatch.setattr(Codec, "encoding", noted)
+    monkeypatch.setattr(Codec, "encode_steps", noted)
     phone = await server.device("phone", encoding=encoding)
     await phone.told("synced", "sync", key="a", items=_large("a")["items"])
     page = await phone.told("changes", "pull", cursor=None)
@@ -268,4 +268,4 @@ def test_large_data_of_a_resolution_is_checked_in_steps() -> None:
     intake = MessageValidator(Domains({"task": Domain()}), 5)
     session = Session(tenant=Tenant(1, "acme"), device_id="phone", session_id="s")
     request = Resolve(id="1", conflict_id="c", choice="merged", version=1, data={"n": [[1]] * 100})
-    assert len(list(intake.resolving(request, session, CONFLICT, NOW_US))) > 10
+    assert len(list(intake.resolution_steps(request, session, CONFLICT, NOW_US))) > 10

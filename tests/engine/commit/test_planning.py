@@ -10,7 +10,7 @@ import pytest
 
 from engine.commit.planning import MESSAGE_S, TURN_S, TooLongError, planned
 from engine.model.rows import WriteSet
-from engine.plan.batch import Plan, lookups, plan, steps
+from engine.plan.batch import Plan, plan, read_set, steps
 from engine.plan.work import PushAnswer, Work
 from tests.engine.commit.test_committer import HandClock
 from tests.engine.plan.test_batch import Desk, item
@@ -164,9 +164,9 @@ def _batch(desk: Desk) -> list[Work]:
 @pytest.mark.parametrize("items_per_step", [1, 3, 32])
 def test_steps_pause_between_items_and_come_to_the_same(items_per_step: int) -> None:
     desk, whole = Desk(), Desk()
-    jobs = _batch(desk)
-    state = desk.rows.state(lookups(jobs, desk.rules))
-    deciding = steps(jobs, state, desk.rules, (), {}, items_per_step)
+    batch = _batch(desk)
+    state = desk.rows.snapshot(read_set(batch, desk.context))
+    deciding = steps(batch, state, desk.context, (), {}, items_per_step)
     seen: list[int] = []
     while True:
         try:
@@ -175,7 +175,7 @@ def test_steps_pause_between_items_and_come_to_the_same(items_per_step: int) -> 
             decided: Plan = done.value
             break
     assert seen == [0] * math.ceil(7 / items_per_step) + [1] * math.ceil(3 / items_per_step) + [2]
-    again = plan(_batch(whole), whole.rows.state(lookups(jobs, whole.rules)), whole.rules)
+    again = plan(_batch(whole), whole.rows.snapshot(read_set(batch, whole.context)), whole.context)
     results = [outcome.results for outcome in decided.outcomes if isinstance(outcome, PushAnswer)]
     assert results == [outcome.results for outcome in again.outcomes if isinstance(outcome, PushAnswer)]
     assert decided.writes == again.writes
@@ -195,6 +195,8 @@ def test_steps_pause_once_for_messages_of_one_item_and_apart_from_others(
 ) -> None:
     desk = Desk()
     few, many = [item("note", "a", x=1)], [item("note", f"b{number}", x=1) for number in range(3)]
-    jobs: list[Work] = [desk.push(*items) for items in (few, few, few, many, few, few, few)]
-    deciding = steps(jobs, desk.rows.state(lookups(jobs, desk.rules)), desk.rules, (), {}, items_per_step)
+    batch: list[Work] = [desk.push(*items) for items in (few, few, few, many, few, few, few)]
+    deciding = steps(
+        batch, desk.rows.snapshot(read_set(batch, desk.context)), desk.context, (), {}, items_per_step
+    )
     assert list(deciding) == paused

@@ -34,7 +34,7 @@ class Simulation:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.backlog = CommitQueue(LIMITS)
+        self.queue = CommitQueue(LIMITS)
         self.now_s = 0.0
         self.stored: Counter[int] = Counter()
         self.refused: Counter[int] = Counter()
@@ -60,28 +60,28 @@ class Simulation:
         )
         for at_s, tenant_id in arrivals:
             self._work_until(at_s)
-            if self.backlog.sheds(tenant_id):
+            if self.queue.should_shed(tenant_id):
                 self.refused[tenant_id] += 1
             else:
-                assert self.backlog.add(push_of(tenant_id), self.reply, at_s)
+                assert self.queue.add(push_of(tenant_id), self.reply, at_s)
             self._begin(at_s)
-            self.most_waiting = max(self.most_waiting, self.backlog.messages)
+            self.most_waiting = max(self.most_waiting, self.queue.messages)
         self._work_until(end_s)
         self.now_s = end_s
 
     def _begin(self, now_s: float) -> None:
-        if self._in_flight is None and self.backlog.ready:
-            self._in_flight = self.backlog.take(now_s)
+        if self._in_flight is None and self.queue.ready:
+            self._in_flight = self.queue.take(now_s)
             self._done_s = now_s + BATCH_S
             self.waits_s += [now_s - waiting.since_s for waiting in self._in_flight.jobs]
 
     def _work_until(self, now_s: float) -> None:
         while self._in_flight is not None and self._done_s <= now_s:
             batch = self._in_flight
-            self.backlog.settled(batch)
-            self.stored.update(waiting.job.tenant_id for waiting in batch.jobs)
-            if batch.full:
-                self.backlog.overload.stored(batch.size_bytes, BATCH_S, BATCH_S)
+            self.queue.release_tenants(batch)
+            self.stored.update(waiting.work.tenant_id for waiting in batch.jobs)
+            if batch.reached_limit:
+                self.queue.overload.record_batch(batch.size_bytes, BATCH_S, BATCH_S)
             self._in_flight = None
             self._begin(self._done_s)
 
@@ -92,7 +92,7 @@ def test_whatever_comes_as_much_is_stored_as_can_be_and_what_waits_is_bounded(ti
     for _ in range(2):
         simulation.run(5, dict.fromkeys(range(1, 6), CAPACITY_PER_S * times / 5))
     assert simulation.stored.total() >= 0.95 * CAPACITY_PER_S * 5
-    assert simulation.backlog.overload.shedding
+    assert simulation.queue.overload.shedding
     assert max(simulation.waits_s) <= 6 * BATCH_S, "the target is twice what a batch takes"
 
 
@@ -100,7 +100,7 @@ def test_below_capacity_nothing_is_refused() -> None:
     simulation = Simulation(3)
     simulation.run(10, dict.fromkeys(range(1, 6), CAPACITY_PER_S * 0.16))
     assert not simulation.refused
-    assert not simulation.backlog.overload.shedding
+    assert not simulation.queue.overload.shedding
 
 
 def test_a_burst_may_queue_up_where_the_same_for_long_may_not() -> None:
@@ -126,7 +126,7 @@ def test_after_an_overload_everything_is_as_before() -> None:
     simulation.run(2, {1: CAPACITY_PER_S * 0.5})
     simulation.run(2, {1: CAPACITY_PER_S * 0.5})
     assert not simulation.refused
-    assert not simulation.backlog.overload.shedding
+    assert not simulation.queue.overload.shedding
     assert max(simulation.waits_s) <= 2 * BATCH_S
 
 
@@ -135,7 +135,7 @@ def test_a_pause_of_the_store_is_not_held_against_it_for_good() -> None:
     load = dict.fromkeys(range(1, 6), CAPACITY_PER_S * 2 / 5)
     simulation.run(5, load)
     full_bytes = LIMITS.batch_items * 20_512
-    simulation.backlog.overload.stored(full_bytes, 10.0, 10.0)  # one that was tried again and again
+    simulation.queue.overload.record_batch(full_bytes, 10.0, 10.0)  # one that was tried again and again
     simulation.run(5, load)
     simulation.run(5, load)
     assert simulation.stored.total() >= 0.95 * CAPACITY_PER_S * 5
@@ -145,29 +145,31 @@ def test_a_store_that_is_slower_than_thought_is_found_out() -> None:
     overload = Overload()
     assert overload.wait_s(10_000) < 0.001
     for _ in range(20):
-        overload.stored(10_000, 0.2, 0.2)
+        overload.record_batch(10_000, 0.2, 0.2)
     assert overload.wait_s(10_000) == pytest.approx(0.2, rel=0.7)
     assert overload.target_s == pytest.approx(0.4, rel=0.05)
 
 
 def test_a_batch_that_is_nearly_all_of_one_tenant_is_told() -> None:
-    backlog = CommitQueue(LIMITS)
+    queue = CommitQueue(LIMITS)
     reply = Simulation(0).reply
     for tenant_id in (1, 1, 1, 2):
-        backlog.add(push_of(tenant_id), reply, 0.0)
-    assert not backlog.take(0.0).one_sided, "small ones are over soon"
+        queue.add(push_of(tenant_id), reply, 0.0)
+    assert not queue.take(0.0).dominated_by_one_tenant, "small ones are over soon"
     for _ in range(60):
-        backlog.add(push_of(3), reply, 5.0)
-    batch = backlog.take(9.0)
-    assert (batch.one_sided, batch.full, len(batch.jobs)) == (True, True, 50)
+        queue.add(push_of(3), reply, 5.0)
+    batch = queue.take(9.0)
+    assert (batch.dominated_by_one_tenant, batch.reached_limit, len(batch.jobs)) == (True, True, 50)
     for _ in range(60):
-        backlog.add(push_of(7), reply, 9.0)
-    batch = backlog.take(9.1)
-    assert (batch.one_sided, batch.full, len(batch.jobs)) == (True, False, 25), "others are about"
+        queue.add(push_of(7), reply, 9.0)
+    batch = queue.take(9.1)
+    assert (batch.dominated_by_one_tenant, batch.reached_limit, len(batch.jobs)) == (True, False, 25), (
+        "others are about"
+    )
     for tenant_id in (4, 5, 6):
         for _ in range(20):
-            backlog.add(push_of(tenant_id), reply, 9.2)
-    assert not backlog.take(9.2).one_sided
+            queue.add(push_of(tenant_id), reply, 9.2)
+    assert not queue.take(9.2).dominated_by_one_tenant
 
 
 def bucket() -> TokenBucket:
@@ -222,55 +224,55 @@ def test_rate_of_a_tenant_is_passed_by_equal_parts_alone(
 # -- tenants apart ------------------------------------------------------------------------------
 
 
-def filled(backlog: CommitQueue, *tenants: int) -> None:
+def filled(queue: CommitQueue, *tenants: int) -> None:
     """Queue a job for each."""
     for tenant_id in tenants:
-        assert backlog.add(push_of(tenant_id), lambda _: None, 0.0)
+        assert queue.add(push_of(tenant_id), lambda _: None, 0.0)
 
 
 def taken(batch: Batch) -> list[int]:
     """Give the tenants of a batch's jobs."""
-    return [waiting.job.tenant_id for waiting in batch.jobs]
+    return [waiting.work.tenant_id for waiting in batch.jobs]
 
 
 def test_tenant_apart_is_taken_alone_and_in_its_turn() -> None:
-    backlog = CommitQueue(LIMITS)
-    filled(backlog, 1, 2, 2, 3)
-    backlog.set_apart(2, 0.0)
-    first = backlog.take(0.0)
+    queue = CommitQueue(LIMITS)
+    filled(queue, 1, 2, 2, 3)
+    queue.isolate(2, 0.0)
+    first = queue.take(0.0)
     assert (taken(first), first.apart) == ([1, 3], False)
-    second = backlog.take(0.0)
-    assert (taken(second), second.apart, second.one_sided) == ([2, 2], True, True)
-    backlog.settled(first)
-    backlog.settled(second)
-    filled(backlog, 2, 1)
-    backlog.set_apart(2, 0.5)
-    assert taken(backlog.take(0.5)) == [2]
+    second = queue.take(0.0)
+    assert (taken(second), second.apart, second.dominated_by_one_tenant) == ([2, 2], True, True)
+    queue.release_tenants(first)
+    queue.release_tenants(second)
+    filled(queue, 2, 1)
+    queue.isolate(2, 0.5)
+    assert taken(queue.take(0.5)) == [2]
 
 
 def test_tenant_is_apart_for_a_second() -> None:
-    backlog = CommitQueue(LIMITS)
-    backlog.set_apart(2, 0.0)
-    filled(backlog, 1, 2, 3)
-    assert taken(backlog.take(1.0)) == [1, 2, 3]
+    queue = CommitQueue(LIMITS)
+    queue.isolate(2, 0.0)
+    filled(queue, 1, 2, 3)
+    assert taken(queue.take(1.0)) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_tenants_apart_leave_room_for_others(at_once: int) -> None:
-    backlog = CommitQueue(LIMITS, at_once)
+    queue = CommitQueue(LIMITS, at_once)
     for tenant_id in (1, 2, 3):
-        backlog.set_apart(tenant_id, 0.0)
-    filled(backlog, 1, 2, 3)
-    apart = [backlog.take(0.0) for _ in range(at_once)]
+        queue.isolate(tenant_id, 0.0)
+    filled(queue, 1, 2, 3)
+    apart = [queue.take(0.0) for _ in range(at_once)]
     assert [taken(batch) for batch in apart] == [[1], [2], [3]][:at_once]
-    assert not backlog.ready
-    filled(backlog, 4)
-    assert backlog.ready
-    assert taken(backlog.take(0.0)) == [4]
-    assert not backlog.ready
-    backlog.settled(apart[0])
-    assert backlog.ready
-    assert taken(backlog.take(0.0)) == [at_once + 1]
+    assert not queue.ready
+    filled(queue, 4)
+    assert queue.ready
+    assert taken(queue.take(0.0)) == [4]
+    assert not queue.ready
+    queue.release_tenants(apart[0])
+    assert queue.ready
+    assert taken(queue.take(0.0)) == [at_once + 1]
 
 
 _TEXTS = st.text(max_size=70) | st.sampled_from(["7", "a" * 64, "a" * 65, 'a"b', "a\\b", ""])
@@ -292,7 +294,7 @@ def test_a_glance_sees_what_decoding_would(
         frame = msgspec.msgpack.encode(message)
     else:
         frame = json.dumps(message, separators=(", ", ": ") if spaced else (",", ":")).encode()
-    seen = codec.glance(frame)
+    seen = codec.peek(frame)
     refused_id, request = None, None
     try:
         request = codec.decode(frame)
@@ -307,5 +309,5 @@ def test_a_glance_sees_what_decoding_would(
 
 def test_a_glance_at_nonsense_sees_nothing() -> None:
     for frame in (b"", b"[1]", b"\xff", b'{"type":"sync"', b"[" * 1000, b'{"id":"1"}'):
-        assert JSON.glance(frame) is None
-        assert MSGPACK.glance(frame) is None
+        assert JSON.peek(frame) is None
+        assert MSGPACK.peek(frame) is None

@@ -484,8 +484,8 @@ def test_the_items_are_decoded_once_however_many_are_rejected(
 def _quarantined(push: Push) -> list[Quarantined]:
     """Let a batch of this message alone quarantine what it rejects."""
     ids = itertools.count()
-    rules = PlanContext(DOMAINS, lambda _: DOMAINS.default_policies, lambda: f"q{next(ids)}", 1000, 1000)
-    return plan([push], Snapshot({1: 0}, {}, {}, {}, {}, {}), rules).writes.quarantine
+    context = PlanContext(DOMAINS, lambda _: DOMAINS.default_policies, lambda: f"q{next(ids)}", 1000, 1000)
+    return plan([push], Snapshot({1: 0}, {}, {}, {}, {}, {}), context).writes.quarantine
 
 
 # -- values ---------------------------------------------------------------------------------------

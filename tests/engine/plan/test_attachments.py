@@ -13,7 +13,7 @@ from engine.feed.pages import encode_change
 from engine.model.rows import ConflictRef, Record, RecordKey
 from engine.model.uploads import State, Upload, UploadRef
 from engine.plan.attachments import entry
-from engine.plan.batch import Plan, lookups
+from engine.plan.batch import Plan, read_set
 from engine.plan.weighing import select
 from engine.plan.work import Attach, AttachAnswer, Outcome
 from tests.engine.plan.test_batch import NOW_US, Desk
@@ -106,13 +106,13 @@ def test_a_file_is_nobodys_conflict() -> None:
 
 def test_a_file_whose_record_is_not_there_waits() -> None:
     desk = FileDesk()
-    job = desk.stored(upload(1))
-    planned = desk.plan(job)
+    work = desk.stored(upload(1))
+    planned = desk.plan(work)
     assert _outcome(planned) == AttachAnswer("waiting", None)
     assert not planned.writes.seqs
     assert not planned.writes.uploads
     desk.with_task()
-    assert _outcome(desk.plan(job)) == AttachAnswer("attached", 2)
+    assert _outcome(desk.plan(work)) == AttachAnswer("attached", 2)
     assert desk.files() == [_id(1)]
 
 
@@ -127,10 +127,10 @@ def test_a_file_and_its_record_in_one_batch() -> None:
 
 def test_a_file_is_attached_once_however_often_it_is_tried() -> None:
     desk = FileDesk().with_task()
-    job = desk.stored(upload(1))
-    planned = desk.plan(job, job)
+    work = desk.stored(upload(1))
+    planned = desk.plan(work, work)
     assert planned.outcomes == [AttachAnswer("attached", 2), AttachAnswer("attached", 2)]
-    again = desk.plan(job)
+    again = desk.plan(work)
     assert _outcome(again) == AttachAnswer("attached", 2)
     assert not again.changes
     assert not again.writes.records
@@ -151,9 +151,9 @@ def test_only_the_same_content_under_the_same_name_is_a_duplicate(
     desk = FileDesk().with_task()
     desk.plan(desk.stored(upload(1)))
     second = upload(2, **fields)
-    job = desk.stored(second)
+    work = desk.stored(second)
     for _ in range(2):
-        outcome = _outcome(desk.plan(job))
+        outcome = _outcome(desk.plan(work))
         assert isinstance(outcome, AttachAnswer)
         assert outcome.state == state
         assert len(desk.files()) == count
@@ -212,8 +212,8 @@ def test_a_file_is_sent_again_and_freed_in_one_batch() -> None:
     """Each sees what those before it did, whatever the rows said."""
     desk = FileDesk().with_task()
     first, second = upload(1), upload(2, **SAME)
-    jobs = [desk.stored(first), desk.stored(second), desk.freed(first), desk.freed(second)]
-    planned = desk.plan(*jobs)
+    batch = [desk.stored(first), desk.stored(second), desk.freed(first), desk.freed(second)]
+    planned = desk.plan(*batch)
     assert planned.outcomes == [
         AttachAnswer("attached", 2),
         AttachAnswer("duplicate", None, _id(2)),
@@ -221,8 +221,8 @@ def test_a_file_is_sent_again_and_freed_in_one_batch() -> None:
         AttachAnswer("freed", 3, _id(1)),
     ]
     assert desk.files() == []
-    jobs = [desk.stored(first), desk.freed(first), desk.stored(second)]
-    planned = desk.plan(*jobs)
+    batch = [desk.stored(first), desk.freed(first), desk.stored(second)]
+    planned = desk.plan(*batch)
     assert planned.outcomes[1:] == [AttachAnswer("freed", 5, _id(1)), AttachAnswer("attached", 6)], (
         "it has its own"
     )
@@ -244,8 +244,8 @@ def test_a_tombstones_file_goes_with_the_last_that_stands_for_it() -> None:
     desk = FileDesk().with_task()
     uploads = _twice(desk)
     desk.plan(desk.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
-    jobs = [msgspec.structs.replace(desk.freed(one), unless_alive=True) for one in uploads]
-    assert desk.plan(*jobs).outcomes == [AttachAnswer("freed", None), AttachAnswer("freed", None, _id(1))]
+    batch = [msgspec.structs.replace(desk.freed(one), only_if_deleted=True) for one in uploads]
+    assert desk.plan(*batch).outcomes == [AttachAnswer("freed", None), AttachAnswer("freed", None, _id(1))]
     assert desk.rows.records[TASK].attachments == b"[]"
     assert set(desk.rows.uploads.values()) == {"freed"}
 
@@ -254,10 +254,10 @@ def test_a_tombstones_file_goes_with_the_last_that_stands_for_it() -> None:
 def test_what_has_no_bytes_is_not_attached(state: State | None) -> None:
     desk = FileDesk().with_task()
     one = upload(1)
-    job = desk.stored(one, state or "open")
+    work = desk.stored(one, state or "open")
     if state is None:
         del desk.rows.uploads[one.ref]
-    planned = desk.plan(job, msgspec.structs.replace(job, entry=None))
+    planned = desk.plan(work, msgspec.structs.replace(work, entry=None))
     assert planned.outcomes == [AttachAnswer("freed", None, _id(1) if state == "freed" else None)] * 2
     assert not planned.writes.records
     assert not planned.writes.uploads
@@ -310,10 +310,10 @@ def test_a_message_that_is_undone_keeps_the_files() -> None:
 def test_a_deleted_record_is_waited_for_until_it_is_brought_back() -> None:
     desk = FileDesk().with_task()
     desk.plan(desk.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
-    job = desk.stored(upload(1))
-    assert _outcome(desk.plan(job)) == AttachAnswer("waiting", None)
+    work = desk.stored(upload(1))
+    assert _outcome(desk.plan(work)) == AttachAnswer("waiting", None)
     desk.plan(desk.push({"domain": "task", "id": "a", "op": "put", "base": 2, "data": {"n": 2}}))
-    assert _outcome(desk.plan(job)) == AttachAnswer("attached", 4)
+    assert _outcome(desk.plan(work)) == AttachAnswer("attached", 4)
 
 
 def test_a_file_is_taken_out_with_a_change_and_once() -> None:
@@ -367,14 +367,14 @@ def test_the_clean_up_frees_no_file_of_a_record_that_is_alive(
     one = upload(1)
     if state == "attached":
         desk.plan(desk.stored(one))
-    job = msgspec.structs.replace(desk.stored(one, state), entry=None, unless_alive=True)
-    planned = desk.plan(job)
+    work = msgspec.structs.replace(desk.stored(one, state), entry=None, only_if_deleted=True)
+    planned = desk.plan(work)
     assert _outcome(planned) == AttachAnswer(left, None)
     assert not planned.writes.records
     assert not planned.writes.uploads
     assert desk.files() == ([_id(1)] if state == "attached" else [])
     desk.plan(desk.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
-    assert _outcome(desk.plan(job)) == AttachAnswer("freed", None, _id(1))
+    assert _outcome(desk.plan(work)) == AttachAnswer("freed", None, _id(1))
     assert desk.rows.uploads[one.ref] == "freed"
 
 
@@ -395,18 +395,18 @@ def test_a_name_is_shown_as_it_is_whatever_it_holds() -> None:
 def test_a_batch_counts_what_the_files_of_its_records_weigh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.plan.weighing.BATCH_US", 1e9)
     desk = FileDesk()
-    job = desk.stored(upload(1))
+    work = desk.stored(upload(1))
     heavy = Record(*TASK, 1, 1, 0, None, 1, b"{}", None, b'["%s"]' % (b"x" * (4 << 20)))
     desk.rows.records[TASK] = heavy
-    jobs = [job] * 8
-    selected = select(list(jobs), desk.rows.state(lookups(list(jobs), desk.rules)))
+    batch = [work] * 8
+    selected = select(list(batch), desk.rows.snapshot(read_set(list(batch), desk.context)))
     assert list(selected.left) == [3, 4, 5, 6, 7]
 
 
 def test_a_file_takes_up_room_in_the_queue() -> None:
     backlog = CommitQueue(CommitLimits(10, 1 << 20, 10, 1 << 20))
-    job = FileDesk().stored(upload(1))
-    assert backlog.add(job, lambda _: None, 0.0)
-    assert job.entry is not None
-    assert backlog.size_bytes > len(job.entry)
+    work = FileDesk().stored(upload(1))
+    assert backlog.add(work, lambda _: None, 0.0)
+    assert work.entry is not None
+    assert backlog.size_bytes > len(work.entry)
     assert backlog.items == 1

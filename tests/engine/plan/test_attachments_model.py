@@ -29,23 +29,25 @@ class Files:
         self.standing: set[str] = set()
         self.removed: set[str] = set()
 
-    def job(self, step: str, one: Upload) -> Attach:
+    def work(self, step: str, one: Upload) -> Attach:
         """Make a job; a file that is sent twice is an answer that was lost."""
-        job = self.desk.stored(one, self.desk.rows.uploads.get(one.ref, "stored"))
+        work = self.desk.stored(one, self.desk.rows.uploads.get(one.ref, "stored"))
         return (
-            job if step == "send" else msgspec.structs.replace(job, entry=None, unless_alive=step == "clean")
+            work
+            if step == "send"
+            else msgspec.structs.replace(work, entry=None, only_if_deleted=step == "clean")
         )
 
     def batch(self, steps: list[tuple[str, Upload]]) -> None:
         """Run a batch and look at all there is."""
-        jobs = [self.job(*step) for step in steps]
-        for job, outcome in zip(jobs, self.desk.plan(*jobs).outcomes, strict=True):
+        batch = [self.work(*step) for step in steps]
+        for work, outcome in zip(batch, self.desk.plan(*batch).outcomes, strict=True):
             assert isinstance(outcome, AttachAnswer)
             if outcome.state == "freed":
-                self.standing.discard(job.upload_id)
-            elif job.entry is not None and outcome.state in ("attached", "duplicate"):
-                self.standing.add(job.upload_id)
-            self.removed |= {outcome.spare} if outcome.spare is not None else set()
+                self.standing.discard(work.upload_id)
+            elif work.entry is not None and outcome.state in ("attached", "duplicate"):
+                self.standing.add(work.upload_id)
+            self.removed |= {outcome.deletable} if outcome.deletable is not None else set()
         self.look()
 
     def look(self) -> None:

@@ -14,7 +14,7 @@ from engine.commit.validation import MessageValidator, Session
 from engine.model.domains import Domain, DomainPolicy, Domains
 from engine.model.rows import Conflict, ConflictRef, EventKey, OpenConflictRef, RecordKey
 from engine.model.tenants import Tenant
-from engine.plan.batch import Plan, lookups, plan
+from engine.plan.batch import Plan, plan, read_set
 from engine.plan.context import PlanContext
 from engine.plan.held_changes import changes_of
 from engine.plan.work import Push, PushAnswer, Resolution, ResolveAnswer, Work
@@ -47,7 +47,7 @@ class Desk:
         ids = itertools.count(1)
         self.rows = Memory()
         self.intake = MessageValidator(domains, 500)
-        self.rules = PlanContext(
+        self.context = PlanContext(
             domains,
             lambda _: domains.default_policies,
             lambda: f"id-{next(ids)}",
@@ -81,20 +81,20 @@ class Desk:
         request = Resolve("1", conflict.conflict_id, choice, version, data)
         return self.intake.resolution(request, session, conflict, self.now_us)
 
-    def plan(self, *jobs: Work) -> Plan:
+    def plan(self, *batch: Work) -> Plan:
         """Plan one batch and write it."""
-        listed = list(jobs)
-        planned = plan(listed, self.rows.state(lookups(listed, self.rules)), self.rules)
-        if planned.missing:
-            state = self.rows.state(lookups(listed, self.rules, planned.missing))
-            planned = plan(listed, state, self.rules, planned.missing)
-        self.rows.apply(planned.writes, {job.tenant_id for job in jobs})
+        listed = list(batch)
+        planned = plan(listed, self.rows.snapshot(read_set(listed, self.context)), self.context)
+        if planned.unread_conflicts:
+            state = self.rows.snapshot(read_set(listed, self.context, planned.unread_conflicts))
+            planned = plan(listed, state, self.context, planned.unread_conflicts)
+        self.rows.apply(planned.writes, {work.tenant_id for work in batch})
         return planned
 
-    def results(self, *jobs: Push) -> list[list[Json]]:
+    def results(self, *batch: Push) -> list[list[Json]]:
         """Plan one batch and give the results of each of its messages."""
         found: list[list[Json]] = []
-        for outcome in self.plan(*jobs).outcomes:
+        for outcome in self.plan(*batch).outcomes:
             assert isinstance(outcome, PushAnswer)
             found.append(json.loads(outcome.results))
         return found
@@ -353,18 +353,18 @@ def test_the_same_key_twice_in_one_batch_applies_once() -> None:
 def test_what_is_looked_up_is_what_may_be_needed() -> None:
     desk = Desk()
     events = item("voice", "v", op="append")
-    wanted = lookups(
+    wanted = read_set(
         [
             desk.push(item("task", "a"), item("form", "b"), item("note", "c"), BAD, events, tenant=3),
             desk.push(item("task", "a"), item("task", "a"), tenant=3),
             desk.push(tenant=2),
         ],
-        desk.rules,
+        desk.context,
     )
     assert wanted.tenants == [2, 3]
     assert wanted.records == [RecordKey(3, domain, name) for domain, name in _names("task a form b note c")]
     assert wanted.events == [EventKey(3, "voice", "v", NOW_US - 5_000_000)]
-    assert wanted.held == [
+    assert wanted.open_conflicts == [
         OpenConflictRef(3, "phone", domain, name) for domain, name in _names("form b note c")
     ]
     assert len(wanted.keys) == 3
@@ -378,11 +378,11 @@ def _names(text: str) -> list[tuple[str, str]]:
 
 def test_policies_held_still_are_those_of_then() -> None:
     now: dict[int, Mapping[str, DomainPolicy]] = {1: {"task": DomainPolicy("manual")}, 2: {}}
-    rules = PlanContext(DOMAINS, lambda tenant: now[tenant], str, 1, 1)
-    still = rules.as_of_now({1, 2})
+    context = PlanContext(DOMAINS, lambda tenant: now[tenant], str, 1, 1)
+    still = context.as_of_now({1, 2})
     now[1] = {"task": DomainPolicy("client_wins")}
     assert still.policies(1) == {"task": DomainPolicy("manual")}
-    assert rules.policies(1) == {"task": DomainPolicy("client_wins")}
+    assert context.policies(1) == {"task": DomainPolicy("client_wins")}
 
 
 def _many(count: int) -> Json:
@@ -412,10 +412,10 @@ def test_fields_of_a_record_past_their_bound_reject_the_item() -> None:
 
 def test_record_with_more_fields_from_before_changes_while_it_gains_none() -> None:
     desk = Desk(record_bytes=1 << 18)
-    desk.rules = msgspec.structs.replace(desk.rules, record_fields=2000)
+    desk.context = msgspec.structs.replace(desk.context, record_fields=2000)
     desk.intake = MessageValidator(DOMAINS, 500, 2000)
     desk.results(desk.push(item("note", "a", **_many(1500))))
-    desk.rules = msgspec.structs.replace(desk.rules, record_fields=1000)
+    desk.context = msgspec.structs.replace(desk.context, record_fields=1000)
     desk.intake = MessageValidator(DOMAINS, 500)
     ((changed, grown, whole, less),) = desk.results(
         desk.push(

@@ -19,7 +19,7 @@ from engine.model.domains import DomainPolicy
 from engine.model.rows import Conflict, ConflictRef, EventKey, OpenConflictRef, Record, RecordKey, TenantUsage
 from engine.model.tenants import Tenant
 from engine.model.uploads import UploadRef
-from engine.plan.batch import Plan, lookups, plan
+from engine.plan.batch import Plan, plan, read_set
 from engine.plan.context import PlanContext
 from engine.plan.held_changes import applied, changes_of
 from engine.plan.work import Attach, AttachAnswer, Outcome, Push, PushAnswer, Resolution, ResolveAnswer, Work
@@ -59,7 +59,7 @@ MAX_EXAMPLES = 20_000 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 400
 class Sent:
     """A message on its way to the engine, beside what the model answered."""
 
-    job: Work
+    work: Work
     expected: Any
 
 
@@ -98,7 +98,7 @@ class Duel:
         self.world = World(MODEL_DOMAINS, RECORD_BYTES, KEPT_DATA_BYTES, record_fields)
         self.memory = Memory()
         self.intake = MessageValidator(ENGINE_DOMAINS, 500, record_fields)
-        self.rules = PlanContext(
+        self.context = PlanContext(
             ENGINE_DOMAINS,
             self._policies,
             lambda: f"id-{next(ids)}",
@@ -137,29 +137,29 @@ class Duel:
             one = self._send(command)
             if one is not None:
                 sent.append(one)
-        jobs = [one.job for one in sent]
-        planned = self._planned(jobs)
-        assert len(planned.outcomes) == len(jobs)
+        works = [one.work for one in sent]
+        planned = self._planned(works)
+        assert len(planned.outcomes) == len(works)
         self._feed(planned)
-        self.memory.apply(planned.writes, {job.tenant_id for job in jobs})
+        self.memory.apply(planned.writes, {work.tenant_id for work in works})
         for one, outcome in zip(sent, planned.outcomes, strict=True):
             self._compare_answer(one.expected, outcome)
-            self.told.take(one.job, outcome)
+            self.told.take(one.work, outcome)
         self._compare_state()
         self._compare_chains()
         self._compare_usage()
         self._nothing_is_lost()
 
-    def _planned(self, jobs: list[Work]) -> Plan:
+    def _planned(self, batch: list[Work]) -> Plan:
         """Plan a batch, again as long as it needs open conflicts that it has not read."""
-        also_held: set[OpenConflictRef] = set()
+        extra_conflicts: set[OpenConflictRef] = set()
         while True:
-            state = self.memory.state(lookups(jobs, self.rules, also_held))
-            planned = plan(jobs, state, self.rules, also_held)
-            if not planned.missing:
+            state = self.memory.snapshot(read_set(batch, self.context, extra_conflicts))
+            planned = plan(batch, state, self.context, extra_conflicts)
+            if not planned.unread_conflicts:
                 return planned
-            assert not also_held & set(planned.missing)
-            also_held.update(planned.missing)
+            assert not extra_conflicts & set(planned.unread_conflicts)
+            extra_conflicts.update(planned.unread_conflicts)
 
     # -- sending ------------------------------------------------------------------------------
 
@@ -221,8 +221,8 @@ class Duel:
         request = JSON.decode(json.dumps(frame).encode())
         assert isinstance(request, Sync)
         session = self._session(sent.tenant, sent.device, clock_offset_us=sent.clock_offset_us)
-        job = self.intake.push(request, session, self.now_us)
-        assert isinstance(job, Push)
+        work = self.intake.push(request, session, self.now_us)
+        assert isinstance(work, Push)
         expected = self.world.sync(
             sent.tenant,
             sent.device,
@@ -233,7 +233,7 @@ class Duel:
             sent.clock_offset_us,
             self.policies[sent.tenant],
         )
-        return Sent(job, expected)
+        return Sent(work, expected)
 
     def _sketched_resolve(self, sketch: ResolveSketch) -> SentResolve | None:
         """Pick a conflict that the device has been told of, if there is any; open ones first."""
@@ -290,9 +290,9 @@ class Duel:
         request = JSON.decode(json.dumps(frame).encode())
         assert isinstance(request, Resolve)
         session = self._session(sent.tenant, sent.device, supervisor=sent.supervisor)
-        job = self.intake.resolution(request, session, row, self.now_us)
-        assert isinstance(job, Resolution)
-        return Sent(job, expected)
+        work = self.intake.resolution(request, session, row, self.now_us)
+        assert isinstance(work, Resolution)
+        return Sent(work, expected)
 
     def _attach(self, sketch: AttachSketch) -> Sent:
         """A file is of one record for ever; of six two are sent again, some share a name or content."""
@@ -307,7 +307,7 @@ class Duel:
             self.memory.uploads[ref] = "stored"
             self.memory.contents[ref] = (*record, file.name, file.content)
         shown = Attachment(file.upload, file.name, "image/png", number, file.content, "phone", "")
-        job = Attach(
+        work = Attach(
             sketch.tenant,
             "phone",
             *record,
@@ -316,8 +316,8 @@ class Duel:
             self.now_us,
         )
         if sketch.out:
-            return Sent(job, self.world.free(sketch.tenant, record, file.upload))
-        return Sent(job, self.world.attach(sketch.tenant, record, file))
+            return Sent(work, self.world.free(sketch.tenant, record, file.upload))
+        return Sent(work, self.world.attach(sketch.tenant, record, file))
 
     def _session(
         self, tenant: int, device: str, *, supervisor: bool = False, clock_offset_us: int = 0
@@ -529,17 +529,17 @@ class Told:
         self.settled: Counter[Any] = Counter()
         self.by_person: dict[ConflictRef, int] = {}
 
-    def take(self, job: Work, outcome: Outcome) -> None:
+    def take(self, work: Work, outcome: Outcome) -> None:
         """Take in the answer to one message; one that is told again tells nothing new."""
         if isinstance(outcome, ResolveAnswer):
-            assert isinstance(job, Resolution)
-            ref = ConflictRef(job.tenant_id, job.conflict_id)
+            assert isinstance(work, Resolution)
+            ref = ConflictRef(work.tenant_id, work.conflict_id)
             assert self.by_person.setdefault(ref, outcome.version) == outcome.version
         elif isinstance(outcome, PushAnswer) and not outcome.replayed:
-            assert isinstance(job, Push)
-            sent = json.loads(job.raw_items)
+            assert isinstance(work, Push)
+            sent = json.loads(work.raw_items)
             for item, result in zip(sent, json.loads(outcome.results), strict=True):
-                self._take(job, item, result)
+                self._take(work, item, result)
 
     def _take(self, push: Push, item: Json, result: Json) -> None:
         status = result["status"]

@@ -22,7 +22,7 @@ from engine.commit.validation import MessageValidator, Session
 from engine.model.domains import Domain, DomainPolicy, Domains, Fallback, Policy
 from engine.model.rows import RecordKey
 from engine.model.tenants import Tenant
-from engine.plan.batch import lookups, plan
+from engine.plan.batch import plan, read_set
 from engine.plan.context import PlanContext
 from engine.plan.work import PushAnswer
 from engine.wire.codec import JSON
@@ -111,7 +111,7 @@ class World:
         self.policy = policy
         self.rows = Memory()
         self.intake = MessageValidator(domains, 500)
-        self.rules = PlanContext(
+        self.context = PlanContext(
             domains, lambda _: {"task": policy}, lambda: f"id-{next(ids)}", 10_000, 1 << 20
         )
         self.now_us = START_US
@@ -172,9 +172,9 @@ class World:
         sync = JSON.decode(json.dumps(frame).encode())
         assert isinstance(sync, Sync)
         session = Session(tenant=Tenant(1, "t"), device_id=device, session_id="s", clock_offset_us=offset_us)
-        job = self.intake.push(sync, session, self.now_us)
+        work = self.intake.push(sync, session, self.now_us)
         before = self._data()
-        planned = plan([job], self.rows.state(lookups([job], self.rules)), self.rules)
+        planned = plan([work], self.rows.snapshot(read_set([work], self.context)), self.context)
         self.rows.apply(planned.writes, {1})
         (answer,) = planned.outcomes
         assert isinstance(answer, PushAnswer)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from engine.model.rows import SetAsideRef
-from engine.plan.batch import lookups
+from engine.model.rows import DeviceRecordKey
+from engine.plan.batch import read_set
 from engine.plan.work import Work
 from tests.engine.plan.test_batch import Desk, Json, item
 
@@ -96,7 +96,7 @@ def test_an_id_of_any_script_is_found_behind_its_rejected_creation() -> None:
 
 def test_only_a_patch_without_a_base_is_looked_for_in_the_quarantine() -> None:
     desk = Desk()
-    jobs: list[Work] = [
+    batch: list[Work] = [
         desk.push(_CREATION, item("visit", "v", 1, "patch", n=1), item("visit", "v", op="delete"), _EDIT)
     ]
-    assert lookups(jobs, desk.rules).set_aside == [SetAsideRef(1, "phone", "visit", "v")]
+    assert read_set(batch, desk.context).rejected_before == [DeviceRecordKey(1, "phone", "visit", "v")]

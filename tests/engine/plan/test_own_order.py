@@ -14,7 +14,7 @@ from engine.model.domains import Domain, DomainPolicy, Domains, Policy
 from engine.model.rows import RecordKey
 from engine.model.tenants import Tenant
 from engine.operate.quarantine_retry import retry_push
-from engine.plan.batch import lookups, plan
+from engine.plan.batch import plan, read_set
 from engine.plan.context import PlanContext
 from engine.plan.quarantine import quarantined
 from engine.plan.work import PushAnswer
@@ -39,7 +39,7 @@ class Server:
         domains = Domains({"task": Domain(policy="manual")})
         self.rows = Memory()
         self.intake = MessageValidator(domains, 500)
-        self.rules = PlanContext(
+        self.context = PlanContext(
             domains, lambda _: {"task": chosen}, lambda: f"id-{next(ids)}", 1000, 1 << 20
         )
 
@@ -62,8 +62,8 @@ class Server:
         assert isinstance(sync, Sync)
         offset_us = round(offset_s * SECOND_US)
         session = Session(tenant=Tenant(1, "t"), device_id=device, session_id="s", clock_offset_us=offset_us)
-        job = self.intake.push(sync, session, NOW_US + round(now_s * SECOND_US))
-        planned = plan([job], self.rows.state(lookups([job], self.rules)), self.rules)
+        work = self.intake.push(sync, session, NOW_US + round(now_s * SECOND_US))
+        planned = plan([work], self.rows.snapshot(read_set([work], self.context)), self.context)
         self.rows.apply(planned.writes, {1})
         (answer,) = planned.outcomes
         assert isinstance(answer, PushAnswer)
@@ -203,7 +203,7 @@ def test_quarantined_item_keeps_its_corrected_at() -> None:
     offset_us = 7_200_000_000 - 9_000_000
     session = Session(tenant=Tenant(1, "t"), device_id="phone", session_id="s", clock_offset_us=offset_us)
     push = server.intake.push(sync, session, NOW_US)
-    planned = plan([push], server.rows.state(lookups([push], server.rules)), server.rules)
+    planned = plan([push], server.rows.snapshot(read_set([push], server.context)), server.context)
     (row,) = planned.writes.quarantine
     assert quarantined(push, [], lambda: "") == []
     again = retry_push([row], "t", b'{"n":1}', server.intake, NOW_US + 86_400_000_000)

@@ -9,10 +9,10 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.model.rows import SetAsideRef, TenantUsage
-from engine.plan.batch import lookups, plan
-from engine.plan.room import MAX_RECORDS, Behind, KeptBack
-from engine.plan.tenant_usage import NAMES, tight, usage_above
+from engine.model.rows import DeviceRecordKey, TenantUsage
+from engine.plan.batch import plan, read_set
+from engine.plan.capacity import MAX_BLOCKED_RECORDS, Blocked, BlockedRecords
+from engine.plan.tenant_usage import NAMES, near_limit, usage_above
 from engine.plan.work import Push, PushAnswer
 from engine.wire.errors import SyncError
 from tests.engine.plan.test_batch import Desk, item
@@ -60,7 +60,7 @@ def test_usage_that_need_not_be_told_makes_no_tenant_tight(
     data: st.DataObject, messages: list[int], bounds: TenantUsage
 ) -> None:
     desk = Desk()
-    jobs = [desk.push(*[item("task", f"{index}")] * count) for index, count in enumerate(messages)]
+    batch = [desk.push(*[item("task", f"{index}")] * count) for index, count in enumerate(messages)]
     of_bound = st.lists(_half_or_so, min_size=len(NAMES), max_size=len(NAMES))
     off = st.lists(st.integers(-1, 1), min_size=len(NAMES), max_size=len(NAMES))
     usage = {
@@ -74,23 +74,25 @@ def test_usage_that_need_not_be_told_makes_no_tenant_tight(
         )
         for tenant in (1, 2, 3)
     }
-    above = usage_above(jobs, bounds)
+    above = usage_above(batch, bounds)
     told = {
         tenant: held
         for tenant, held in usage.items()
         if not above or any(number > most for number, most in zip(held.numbers(), above, strict=True))
     }
-    assert tight(jobs, told, bounds) == tight(jobs, usage, bounds)
+    assert near_limit(batch, told, bounds) == near_limit(batch, usage, bounds)
 
 
-def _planned(desk: Desk, bounds: TenantUsage, jobs: list[Push], behind: Behind) -> tuple[list[Any], Behind]:
-    rules = msgspec.structs.replace(desk.rules, bounds=bounds)
-    planned = plan(list(jobs), desk.rows.state(lookups(list(jobs), rules)), rules, (), behind)
-    if planned.missing:
-        state = desk.rows.state(lookups(list(jobs), rules, planned.missing))
-        planned = plan(list(jobs), state, rules, planned.missing, behind)
+def _planned(
+    desk: Desk, bounds: TenantUsage, batch: list[Push], blocked: Blocked
+) -> tuple[list[Any], Blocked]:
+    context = msgspec.structs.replace(desk.context, bounds=bounds)
+    planned = plan(list(batch), desk.rows.snapshot(read_set(list(batch), context)), context, (), blocked)
+    if planned.unread_conflicts:
+        state = desk.rows.snapshot(read_set(list(batch), context, planned.unread_conflicts))
+        planned = plan(list(batch), state, context, planned.unread_conflicts, blocked)
     desk.rows.apply(planned.writes, {1})
-    return planned.outcomes, planned.behind
+    return planned.outcomes, planned.blocked
 
 
 @settings(max_examples=300, deadline=None)
@@ -100,21 +102,21 @@ def test_tenant_is_never_past_its_bounds_and_a_refused_message_leaves_nothing(
 ) -> None:
     desk = Desk()
     desk.rows.usage[1] = TenantUsage()
-    behind: Behind = {}
+    blocked: Blocked = {}
     deleted_bytes = 0
-    for batch in batches:
-        jobs = [desk.push(*items, device=device, atomic=atomic) for device, atomic, items in batch]
+    for messages in batches:
+        batch = [desk.push(*items, device=device, atomic=atomic) for device, atomic, items in messages]
         before = copy.deepcopy(vars(desk.rows))
-        outcomes, behind = _planned(desk, bounds, jobs, behind)
-        deleted_bytes += 200 * sum(one["op"] == "delete" for _, _, items in batch for one in items)
+        outcomes, blocked = _planned(desk, bounds, batch, blocked)
+        deleted_bytes += 200 * sum(one["op"] == "delete" for _, _, items in messages for one in items)
         usage = desk.rows.usage[1]
         for name, held, bound in zip(NAMES, usage.numbers(), bounds.numbers(), strict=True):
             assert held <= bound + (deleted_bytes if name == "record_bytes" else 0), name
         if not any(isinstance(outcome, PushAnswer) for outcome in outcomes):
             assert vars(desk.rows) == before
-        for job, outcome in zip(jobs, outcomes, strict=True):
+        for work, outcome in zip(batch, outcomes, strict=True):
             refused = isinstance(outcome, SyncError)
-            assert refused is (not any(key.key_hash == job.key_hash for key in desk.rows.keys))
+            assert refused is (not any(key.key_hash == work.key_hash for key in desk.rows.keys))
             assert not refused or outcome.code == "insufficient_storage"
 
 
@@ -123,10 +125,10 @@ def test_tenant_is_never_past_its_bounds_and_a_refused_message_leaves_nothing(
 def test_bounds_that_hold_everything_change_nothing(messages: list[tuple[str, bool, list[Json]]]) -> None:
     free, bounded = Desk(), Desk()
     exact = TenantUsage(*[10**12] * 11)
-    tight = TenantUsage(*[10**6] * 11)  # each message is planned as one that may have to be undone
+    near_limit = TenantUsage(*[10**6] * 11)  # each message is planned as one that may have to be undone
     for device, atomic, items in messages:
         answers = []
-        for desk, bounds in ((free, exact), (bounded, tight)):
+        for desk, bounds in ((free, exact), (bounded, near_limit)):
             (outcome,), _ = _planned(desk, bounds, [desk.push(*items, device=device, atomic=atomic)], {})
             assert isinstance(outcome, PushAnswer)
             answers.append(outcome.results)
@@ -136,29 +138,29 @@ def test_bounds_that_hold_everything_change_nothing(messages: list[tuple[str, bo
 
 def test_refused_device_is_kept_back_whole_where_too_many_records_are() -> None:
     desk = Desk()
-    behind: Behind = {
-        SetAsideRef(1, "other", "task", str(number)): "their key" for number in range(MAX_RECORDS)
+    blocked: Blocked = {
+        DeviceRecordKey(1, "other", "task", str(number)): "their key" for number in range(MAX_BLOCKED_RECORDS)
     }
     refused = desk.push(item("task", "a", n=1))
-    (outcome,), behind = _planned(desk, TenantUsage(), [refused], behind)
+    (outcome,), blocked = _planned(desk, TenantUsage(), [refused], blocked)
     assert isinstance(outcome, SyncError)
     room = TenantUsage(*[10**9] * 11)
-    (later,), behind = _planned(desk, room, [desk.push(item("task", "b", n=1))], behind)
-    (others,), behind = _planned(desk, room, [desk.push(item("task", "b", n=1), device="tablet")], behind)
-    (again,), behind = _planned(desk, room, [refused], behind)
+    (later,), blocked = _planned(desk, room, [desk.push(item("task", "b", n=1))], blocked)
+    (others,), blocked = _planned(desk, room, [desk.push(item("task", "b", n=1), device="tablet")], blocked)
+    (again,), blocked = _planned(desk, room, [refused], blocked)
     assert [type(one) for one in (later, others, again)] == [SyncError, PushAnswer, PushAnswer]
-    assert len(behind) == MAX_RECORDS
+    assert len(blocked) == MAX_BLOCKED_RECORDS
 
 
 def test_what_is_kept_back_is_let_go_after_its_time() -> None:
-    kept_back = KeptBack()
-    one, two = SetAsideRef(1, "phone", "task", "a"), SetAsideRef(1, "phone", "task", "b")
-    kept_back.planned([1, 2], {one: "k1"}, ["k1"], 0.0)
-    kept_back.planned([1], {one: "k1", two: "k2"}, ["k2"], 50.0)
-    assert kept_back.of([1], 89.0) == {one: "k1", two: "k2"}
-    assert kept_back.of([1], 91.0) == {two: "k2"}
-    assert kept_back.of([2], 0.0) == {}
-    kept_back.planned([1], {two: "k2"}, ["k2"], 92.0)
-    assert kept_back.of([1], 150.0) == {two: "k2"}, "refused again, its time begins anew"
-    kept_back.planned([1], {}, [], 151.0)
-    assert kept_back.of([1], 151.0) == {}
+    blocked_records = BlockedRecords()
+    one, two = DeviceRecordKey(1, "phone", "task", "a"), DeviceRecordKey(1, "phone", "task", "b")
+    blocked_records.update([1, 2], {one: "k1"}, ["k1"], 0.0)
+    blocked_records.update([1], {one: "k1", two: "k2"}, ["k2"], 50.0)
+    assert blocked_records.of([1], 89.0) == {one: "k1", two: "k2"}
+    assert blocked_records.of([1], 91.0) == {two: "k2"}
+    assert blocked_records.of([2], 0.0) == {}
+    blocked_records.update([1], {two: "k2"}, ["k2"], 92.0)
+    assert blocked_records.of([1], 150.0) == {two: "k2"}, "refused again, its time begins anew"
+    blocked_records.update([1], {}, [], 151.0)
+    assert blocked_records.of([1], 151.0) == {}

@@ -7,7 +7,7 @@ import json
 import msgspec
 
 from engine.model.rows import OpenConflictRef, RecordKey
-from engine.plan.batch import lookups, plan
+from engine.plan.batch import plan, read_set
 from engine.plan.work import Work
 from tests.engine.plan.test_batch import Desk, item, statuses
 
@@ -55,12 +55,12 @@ def test_a_patch_on_a_tombstone_without_last_data_is_held_whatever_the_policy() 
     key = _deleted(desk)
     desk.rows.records[key] = msgspec.structs.replace(desk.rows.records[key], last_data=None)
     pushes = [desk.push(item("visit", "v", 1, "patch", n=2)), desk.push(item("task", "t", x=1))]
-    jobs: list[Work] = [*pushes]
-    first = plan(jobs, desk.rows.state(lookups(jobs, desk.rules)), desk.rules)
+    batch: list[Work] = [*pushes]
+    first = plan(batch, desk.rows.snapshot(read_set(batch, desk.context)), desk.context)
     holder = OpenConflictRef(1, "phone", "visit", "v")
-    assert list(first.missing) == [holder]
-    assert holder not in lookups(jobs, desk.rules).held
-    assert holder in lookups(jobs, desk.rules, first.missing).held
+    assert list(first.unread_conflicts) == [holder]
+    assert holder not in read_set(batch, desk.context).open_conflicts
+    assert holder in read_set(batch, desk.context, first.unread_conflicts).open_conflicts
     assert [statuses(results) for results in desk.results(*pushes)] == [["conflict"], ["applied"]]
     ((again,),) = desk.results(desk.push(item("visit", "v", 1, "patch", n=3)))
     (conflict,) = [row for row in desk.rows.conflicts.values() if row.outcome == "open"]
@@ -77,7 +77,7 @@ def test_an_atomic_message_with_a_patch_on_a_tombstone_without_last_data_is_abor
     desk.rows.records[key] = msgspec.structs.replace(desk.rows.records[key], last_data=None)
     message = desk.push(item("task", "t", x=1), item("visit", "v", 1, "patch", n=2), atomic=True)
     planned = desk.plan(message)
-    assert not planned.missing
+    assert not planned.unread_conflicts
     assert not desk.rows.conflicts
     assert RecordKey(1, "task", "t") not in desk.rows.records
 
@@ -94,7 +94,7 @@ def test_where_the_server_wins_the_tombstone_stands_with_its_last_data() -> None
 
 def test_without_a_time_to_keep_them_no_last_data_are_kept() -> None:
     desk = Desk()
-    desk.rules = msgspec.structs.replace(desk.rules, tombstone_data=False)
+    desk.context = msgspec.structs.replace(desk.context, tombstone_data=False)
     key = _deleted(desk)
     assert desk.rows.records[key].last_data is None
 

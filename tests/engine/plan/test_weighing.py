@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.model.rows import Record, RecordKey
 from engine.plan import weighing
-from engine.plan.batch import lookups
+from engine.plan.batch import read_set
 from engine.plan.weighing import BATCH_US, Scale, Selection, content_us, select
 from engine.plan.work import Work
 from tests.engine.plan.test_batch import Desk, item
@@ -29,9 +29,9 @@ def stored(desk: Desk, tenant: int, record_id: str, lists: int) -> None:
     desk.rows.records[key] = Record(tenant, "note", record_id, 1, 1, 0, "other", 1, data)
 
 
-def selected(desk: Desk, *jobs: Work) -> Selection:
+def selected(desk: Desk, *batch: Work) -> Selection:
     """Select of a batch."""
-    return select(list(jobs), desk.rows.state(lookups(list(jobs), desk.rules)))
+    return select(list(batch), desk.rows.snapshot(read_set(list(batch), desk.context)))
 
 
 def patch(desk: Desk, tenant: int, record_id: str, times: int = 1) -> Work:
@@ -43,8 +43,8 @@ def test_batch_of_ordinary_changes_is_planned_whole() -> None:
     desk = Desk()
     for number in range(100):
         stored(desk, 1 + number % 3, f"r{number}", ORDINARY)
-    jobs = [patch(desk, 1 + number % 3, f"r{number}") for number in range(100)]
-    assert selected(desk, *jobs) == Selection(items_per_step=32)
+    batch = [patch(desk, 1 + number % 3, f"r{number}") for number in range(100)]
+    assert selected(desk, *batch) == Selection(items_per_step=32)
 
 
 def test_batch_of_small_records_is_not_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,8 +62,8 @@ def test_laborious_message_waits_for_a_batch_of_its_own() -> None:
     desk = Desk()
     stored(desk, 2, "big", LABORIOUS)
     stored(desk, 1, "a", ORDINARY)
-    jobs = [patch(desk, 1, "a"), patch(desk, 2, "a"), patch(desk, 2, "big"), patch(desk, 2, "a")]
-    found = selected(desk, *jobs, patch(desk, 1, "a"), patch(desk, 3, "a"))
+    batch = [patch(desk, 1, "a"), patch(desk, 2, "a"), patch(desk, 2, "big"), patch(desk, 2, "a")]
+    found = selected(desk, *batch, patch(desk, 1, "a"), patch(desk, 3, "a"))
     assert (list(found.left), set(found.apart), found.items_per_step) == ([2, 3], {2}, 1)
 
 
@@ -87,8 +87,8 @@ def test_batch_that_is_laborious_by_its_sum_is_cut() -> None:
     desk = Desk()
     stored(desk, 1, "half", HALF)
     stored(desk, 2, "half", HALF)
-    jobs = [patch(desk, 1, "half"), patch(desk, 2, "half"), patch(desk, 3, "a"), patch(desk, 2, "b")]
-    found = selected(desk, *jobs)
+    batch = [patch(desk, 1, "half"), patch(desk, 2, "half"), patch(desk, 3, "a"), patch(desk, 2, "b")]
+    found = selected(desk, *batch)
     assert (list(found.left), found.apart) == ([1, 3], frozenset())
 
 
@@ -112,9 +112,9 @@ def test_held_changes_and_files_weigh() -> None:
     desk.results(desk.push(item("form", "a", x=1)))
     desk.results(desk.push(item("form", "a", x=2), device="tablet"))
     desk.results(desk.push(item("form", "a", 1, op="patch", x=[[]] * 80_000), device="tablet"))
-    jobs = [desk.push(item("form", "a", 1, op="patch", n=1), device="tablet")]
-    state = desk.rows.state(lookups(list(jobs), desk.rules))
-    weight_us, touched = Scale(state).weigh(jobs[0])
+    batch = [desk.push(item("form", "a", 1, op="patch", n=1), device="tablet")]
+    state = desk.rows.snapshot(read_set(list(batch), desk.context))
+    weight_us, touched = Scale(state).weigh(batch[0])
     assert weight_us > BATCH_US / 3
     assert touched > 240_000
 
@@ -130,9 +130,9 @@ def test_selection_keeps_the_order_of_each_tenant(drawn: list[tuple[int, str]]) 
         stored(desk, tenant, "big", LABORIOUS)
         stored(desk, tenant, "half", HALF)
         stored(desk, tenant, "a", ORDINARY)
-    jobs: list[Work] = [patch(desk, tenant, record_id) for tenant, record_id in drawn]
-    found = selected(desk, *jobs)
-    taken = [index for index in range(len(jobs)) if index not in found.left]
+    batch: list[Work] = [patch(desk, tenant, record_id) for tenant, record_id in drawn]
+    found = selected(desk, *batch)
+    taken = [index for index in range(len(batch)) if index not in found.left]
     for tenant in (1, 2, 3):
         mine = [index for index, (owner, _) in enumerate(drawn) if owner == tenant]
         assert [index for index in mine if index in taken] == mine[: sum(index in taken for index in mine)]

@@ -332,12 +332,12 @@ class Reviving:
         self._house = house
         self.back = asyncio.Event()
 
-    def submit(self, job: Work, reply: OnOutcome, *_: object) -> None:
+    def submit(self, work: Work, reply: OnOutcome, *_: object) -> None:
         """Have the record first."""
 
         async def revive() -> None:
             await self._house.push("put", 2)
-            self._house.committer.submit(job, reply)
+            self._house.committer.submit(work, reply)
             self.back.set()
 
         self._task = asyncio.create_task(revive())
@@ -358,9 +358,9 @@ async def test_a_record_that_is_brought_back_while_the_clean_up_runs_keeps_its_f
 class Refusing:
     """Takes no jobs in."""
 
-    def submit(self, job: Work, reply: OnOutcome, *_: object) -> None:
+    def submit(self, work: Work, reply: OnOutcome, *_: object) -> None:
         """Refuse."""
-        del job, reply
+        del work, reply
         raise SyncError("overloaded", "come back", retry_after_ms=1)
 
 

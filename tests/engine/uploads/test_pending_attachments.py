@@ -45,19 +45,19 @@ class Queue:
         self.replies: list[OnOutcome] = []
         self.full = False
 
-    def submit(self, job: Work, reply: OnOutcome, *_: object) -> None:
+    def submit(self, work: Work, reply: OnOutcome, *_: object) -> None:
         """Take a job in."""
         if self.full:
             raise overloaded(100)
-        assert isinstance(job, Attach)
-        self.jobs.append(job)
+        assert isinstance(work, Attach)
+        self.jobs.append(work)
         self.replies.append(reply)
 
     def settle(self) -> list[str]:
         """Answer all, and name the uploads that were to be attached."""
         for reply in self.replies:
             reply(AttachAnswer("waiting", None))
-        named = [job.upload_id for job in self.jobs]
+        named = [work.upload_id for work in self.jobs]
         self.jobs, self.replies = [], []
         return named
 
@@ -114,10 +114,10 @@ async def test_what_is_due_is_attached_at_a_look_and_tried_again_until_it_is(des
     due = desk.shelf.put(upload(2), due=True)
     await desk.waiting.look()
     await desk.waiting.look()
-    (job,) = desk.queue.jobs
-    assert job == Attach(1, "phone", "task", "a", due, job.entry, NOW_US)
-    assert job.entry is not None
-    assert msgspec.json.decode(job.entry)["file_id"] == due
+    (work,) = desk.queue.jobs
+    assert work == Attach(1, "phone", "task", "a", due, work.entry, NOW_US)
+    assert work.entry is not None
+    assert msgspec.json.decode(work.entry)["file_id"] == due
     assert desk.queue.settle() == [due]
     await desk.waiting.look()
     assert desk.queue.settle() == [due]

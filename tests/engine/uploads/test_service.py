@@ -45,9 +45,9 @@ EXPIRE_S = 3600.0
 class NoRecords:
     """Takes jobs in for a tenant without records: files wait."""
 
-    def submit(self, job: Work, reply: OnOutcome, *_: object) -> None:
+    def submit(self, work: Work, reply: OnOutcome, *_: object) -> None:
         """Say so."""
-        del job
+        del work
         reply(AttachAnswer("waiting", None))
 
 

@@ -21,7 +21,7 @@ from engine.wire.nesting import (
     json_nesting_fault,
     msgpack_nesting_fault,
 )
-from engine.wire.steps import at_once
+from engine.wire.steps import run_steps
 from engine.wire.values import value_fault
 
 Json = dict[str, Any]
@@ -116,7 +116,7 @@ def test_depth_is_told_alike_by_values_by_bytes_and_in_json(
     wanted = TOO_DEEP if _depth(padded) > MAX_DEPTH else None
     packed = msgspec.msgpack.encode(padded)
     assert msgpack_nesting_fault(packed) == wanted
-    assert at_once(_fault_of_bytes(packed)) == wanted
+    assert run_steps(_fault_of_bytes(packed)) == wanted
     # What does not decode is told from its bytes: as deep as before, with a text that is not UTF-8 besides.
     assert msgpack_nesting_fault(b"\x92\xa1\xff" + msgspec.msgpack.encode(tree)) == (
         TOO_DEEP if _depth([tree]) > MAX_DEPTH else None

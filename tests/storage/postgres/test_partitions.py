@@ -109,7 +109,7 @@ async def _found(dsn: str, keys: list[EventKey]) -> set[EventKey]:
     try:
         transaction = await PostgresStore(database, 24).begin(ReadSet([1], [], [], keys, [], []))
         await transaction.rollback()
-        return set(transaction.state.events)
+        return set(transaction.snapshot.events)
     finally:
         await database.close()
 

@@ -64,7 +64,7 @@ async def test_files_are_kept_with_records_new_and_old_and_read_everywhere(datab
     keys = [RecordKey(1, "task", name) for name in ("r1", "r2", "r3")]
     transaction = await PostgresStore(database, 24).begin(ReadSet([1], [], keys, [], [], []))
     await transaction.rollback()
-    assert transaction.state.records == dict(zip(keys, changed, strict=True))
+    assert transaction.snapshot.records == dict(zip(keys, changed, strict=True))
     feed = PostgresFeed(database)
     shown = [msgspec.structs.replace(one, fields=None) for one in changed]
     assert (await feed.page(1, 0, None, 10, 1 << 20)).records == shown
@@ -87,12 +87,12 @@ async def test_an_uploads_state_is_read_and_moves_with_the_batch(database: Datab
     asked = [ONE, TWO, UploadRef(2, ONE.upload_id)]
     wanted = ReadSet([1, 2], [], [], [], [], [], asked)
     transaction = await store.begin(wanted)
-    assert transaction.state.uploads == {ONE: "stored"}
+    assert transaction.snapshot.uploads == {ONE: "stored"}
     await transaction.commit(WriteSet({}, [], [], [], [], [], uploads=[(ONE, "attached")]))
     assert rows(dsn, "SELECT state, updated_at > created_at FROM upload_session") == [("attached", True)]
     transaction = await store.begin(wanted)
     await transaction.rollback()
-    assert transaction.state.uploads == {ONE: "attached"}
+    assert transaction.snapshot.uploads == {ONE: "attached"}
 
 
 async def test_twins_are_of_one_record_name_and_content(database: Database, dsn: str) -> None:
@@ -114,11 +114,11 @@ async def test_twins_are_of_one_record_name_and_content(database: Database, dsn:
     wanted = ReadSet([1, 2], [], [], [], [], [], [asked], [asked, lone, UploadRef(2, asked.upload_id)])
     transaction = await PostgresStore(database, 24).begin(wanted)
     await transaction.rollback()
-    twins = {UploadRef(1, f"{number:032x}"): states[number - 10] for number in (11, 13, 14)}
-    found = transaction.state.twins
+    duplicates = {UploadRef(1, f"{number:032x}"): states[number - 10] for number in (11, 13, 14)}
+    found = transaction.snapshot.duplicates
     assert found.keys() == {asked}
-    assert set(found[asked]) == twins.keys()
-    assert transaction.state.uploads == twins | {asked: "attached"}
+    assert set(found[asked]) == duplicates.keys()
+    assert transaction.snapshot.uploads == duplicates | {asked: "attached"}
 
 
 async def test_nobody_moves_an_upload_that_a_batch_decides_on(database: Database, dsn: str) -> None:

@@ -13,6 +13,7 @@ from engine.feed.ports import FeedStore, Page
 from engine.model.rows import (
     Conflict,
     ConflictRef,
+    DeviceRecordKey,
     Event,
     EventKey,
     HeldChange,
@@ -24,7 +25,6 @@ from engine.model.rows import (
     ReadSet,
     Record,
     RecordKey,
-    SetAsideRef,
     TenantUsage,
     WriteSet,
 )
@@ -112,8 +112,8 @@ def _conflict(conflict_id: str, **fields: object) -> Conflict:
     return msgspec.structs.replace(conflict, **fields)
 
 
-async def _commit(subject: Subject, lookups: ReadSet, writes: WriteSet) -> None:
-    transaction = await subject.store.begin(lookups)
+async def _commit(subject: Subject, read_set: ReadSet, writes: WriteSet) -> None:
+    transaction = await subject.store.begin(read_set)
     await transaction.commit(writes)
 
 
@@ -159,17 +159,17 @@ async def test_what_is_committed_is_found_again(subject: Subject) -> None:
             [ConflictRef(1, "c2"), ConflictRef(2, "c2")],
         )
     )
-    state = transaction.state
+    snapshot = transaction.snapshot
     await transaction.rollback()
-    assert state.seqs == {1: 2, 2: 0}
-    assert state.keys == {IdempotencyKey(1, key.key_hash): key}
-    assert state.records == {
+    assert snapshot.seqs == {1: 2, 2: 0}
+    assert snapshot.keys == {IdempotencyKey(1, key.key_hash): key}
+    assert snapshot.records == {
         RecordKey(1, "task", ODD): record,
         RecordKey(1, "task", "r2"): tombstone,
     }
-    assert state.events == {EventKey(1, "voice", ODD, AT_US): event}
-    assert state.held == {OpenConflictRef(1, "phone", "task", "r1"): held}
-    assert state.conflicts == {ConflictRef(1, "c2"): deletion}
+    assert snapshot.events == {EventKey(1, "voice", ODD, AT_US): event}
+    assert snapshot.open_conflicts == {OpenConflictRef(1, "phone", "task", "r1"): held}
+    assert snapshot.conflicts == {ConflictRef(1, "c2"): deletion}
 
 
 async def test_a_new_version_takes_the_place_of_the_older(subject: Subject) -> None:
@@ -204,7 +204,7 @@ async def test_last_data_come_and_go_with_a_tombstone_and_are_in_no_page(subject
         await transaction.commit(_writes({1: record.seq}, record))
         transaction = await subject.store.begin(ReadSet([1], [], [key], [], [], []))
         await transaction.rollback()
-        assert transaction.state.records == {key: record}
+        assert transaction.snapshot.records == {key: record}
         (shown,) = (await subject.feed.page(1, 0, None, 10, 1 << 20)).records
         assert shown.data == record.data
 
@@ -226,19 +226,19 @@ async def test_what_was_set_aside_is_found_by_its_device_and_record(subject: Sub
     ]
     await _commit(subject, _lookups(1, 2), WriteSet({}, [], [], [], [], rejected))
     wanted = _lookups(1, 2)
-    found = SetAsideRef(1, "phone", "task", ODD)
-    wanted.set_aside = [
+    found = DeviceRecordKey(1, "phone", "task", ODD)
+    wanted.rejected_before = [
         found,
-        SetAsideRef(2, "phone", "task", ODD),
-        SetAsideRef(1, "tablet", "task", ODD),
-        SetAsideRef(1, "phone", "form", ODD),
-        SetAsideRef(1, "phone", "task", "r"),
+        DeviceRecordKey(2, "phone", "task", ODD),
+        DeviceRecordKey(1, "tablet", "task", ODD),
+        DeviceRecordKey(1, "phone", "form", ODD),
+        DeviceRecordKey(1, "phone", "task", "r"),
     ]
     wanted.recovering = [QuarantineRef(1, "q1"), QuarantineRef(2, "q1"), QuarantineRef(1, "q4")]
     transaction = await subject.store.begin(wanted)
     await transaction.rollback()
-    assert transaction.state.set_aside == {found: "q2"}, "the first of them"
-    assert transaction.state.recovering == {QuarantineRef(1, "q1")}
+    assert transaction.snapshot.rejected_before == {found: "q2"}, "the first of them"
+    assert transaction.snapshot.recovering == {QuarantineRef(1, "q1")}
 
 
 async def test_a_conflict_is_replaced_by_its_id(subject: Subject) -> None:
@@ -273,8 +273,8 @@ async def test_a_tenant_is_locked_until_the_transaction_ends_and_then_read_afres
     assert not done
     await first.commit(_writes({2: 1}, _record(1, 2)))
     second = await waiting
-    assert second.state.seqs == {2: 1, 3: 0}
-    assert second.state.records == {RecordKey(2, "task", "r1"): _record(1, 2)}
+    assert second.snapshot.seqs == {2: 1, 3: 0}
+    assert second.snapshot.records == {RecordKey(2, "task", "r1"): _record(1, 2)}
     await second.rollback()
 
 
@@ -292,7 +292,7 @@ async def test_many_writers_give_a_feed_without_gaps(subject: Subject) -> None:
     async def write(count: int) -> None:
         for _ in range(count):
             transaction = await subject.store.begin(_lookups(1, 2))
-            seq = transaction.state.seqs[1] + 1
+            seq = transaction.snapshot.seqs[1] + 1
             await transaction.commit(_writes({1: seq}, _record(seq)))
 
     async def read() -> None:
@@ -417,7 +417,7 @@ async def test_a_missing_counter_is_created(postgres: Subject) -> None:
     with pytest.raises(StoreRetryError):
         await postgres.store.begin(_lookups(1, 2))
     transaction = await postgres.store.begin(_lookups(1, 2))
-    assert transaction.state.seqs == {1: 0, 2: 0}
+    assert transaction.snapshot.seqs == {1: 0, 2: 0}
     await transaction.rollback()
 
 
@@ -448,12 +448,12 @@ async def test_usage_is_added_to_what_a_tenant_holds(subject: Subject) -> None:
         await _commit(subject, _lookups(1, 2), writes)
     transaction = await subject.store.begin(_lookups(1, 2, 3))
     await transaction.rollback()
-    assert transaction.state.usage == {
+    assert transaction.snapshot.usage == {
         1: TenantUsage(record_rows=2, record_bytes=14, answer_rows=4),
         2: TenantUsage(event_rows=6),
         3: TenantUsage(),
     }
-    assert transaction.state.seqs == {1: 0, 2: 0, 3: 0}
+    assert transaction.snapshot.seqs == {1: 0, 2: 0, 3: 0}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -464,7 +464,7 @@ async def test_usage_of_whatever_kind_is_added_beside_that_of_others(subject: Su
     await _commit(subject, _lookups(1, 2), writes)
     transaction = await subject.store.begin(_lookups(1, 2))
     await transaction.rollback()
-    assert transaction.state.usage == more
+    assert transaction.snapshot.usage == more
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -479,8 +479,8 @@ async def test_usage_of_a_tenant_is_told_where_it_holds_more_than_was_asked_for(
     wanted.usage_above = tuple([7 if one == name else 0 for one in NAMES])
     transaction = await subject.store.begin(wanted)
     await transaction.rollback()
-    assert transaction.state.usage == {2: more[2]}
-    assert transaction.state.seqs == {1: 0, 2: 0, 3: 0}
+    assert transaction.snapshot.usage == {2: more[2]}
+    assert transaction.snapshot.seqs == {1: 0, 2: 0, 3: 0}
 
 
 async def _found_key(subject: Subject, key: IdempotencyRecord, *, old: bool) -> IdempotencyRecord | None:
@@ -488,7 +488,7 @@ async def _found_key(subject: Subject, key: IdempotencyRecord, *, old: bool) -> 
     wanted = ReadSet([1], [ref], [], [], [], [], old_keys=[ref] if old else [])
     transaction = await subject.store.begin(wanted)
     await transaction.rollback()
-    return transaction.state.keys.get(ref)
+    return transaction.snapshot.keys.get(ref)
 
 
 async def test_kept_answer_older_than_two_days_is_found_where_it_may_be_met(postgres: Subject) -> None:
@@ -583,7 +583,7 @@ async def test_a_terminated_backend_is_retried_or_unknown(postgres: Subject) -> 
             break
         except StoreRetryError:
             continue
-    assert transaction.state.seqs == {1: 1}
+    assert transaction.snapshot.seqs == {1: 1}
     await transaction.rollback()
 
 

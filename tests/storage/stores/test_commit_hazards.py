@@ -264,7 +264,7 @@ async def test_the_settings_of_a_batch_end_with_it(dsn: str) -> None:
 
     before = await settings()
     transaction = await store.begin(wanted)
-    assert transaction.state.seqs == {1: 0}
+    assert transaction.snapshot.seqs == {1: 0}
     await transaction.commit(WriteSet({}, [], [], [], [], []))
     assert await settings() == before
     await (await store.begin(wanted)).rollback()

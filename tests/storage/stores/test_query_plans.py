@@ -14,13 +14,13 @@ import pytest
 
 from engine.model.rows import (
     ConflictRef,
+    DeviceRecordKey,
     EventKey,
     IdempotencyKey,
     OpenConflictRef,
     QuarantineRef,
     ReadSet,
     RecordKey,
-    SetAsideRef,
 )
 from engine.model.uploads import UploadRef
 from storage.postgres.pool import _READING_PREPARED, Database, Session, Values
@@ -41,7 +41,7 @@ _READ = ReadSet(
     [UploadRef(1, f"{number:032x}") for number in range(20)],
     [UploadRef(1, f"{number:032x}") for number in range(20)],
     [],
-    [SetAsideRef(1, "phone", "task", f"r{number}") for number in range(20)],
+    [DeviceRecordKey(1, "phone", "task", f"r{number}") for number in range(20)],
     [QuarantineRef(1, f"q{number}") for number in range(20)],
 )
 

@@ -19,6 +19,7 @@ import structlog
 
 from engine.cache.device_health import Device, DeviceKey, Health
 from engine.cache.ports import DeviceStore, HealthUnknownError
+from engine.runtime.metrics import Metric, counter, gauge
 from engine.runtime.ports import Clock, StoreError, StorePoisonError
 from engine.runtime.rate_limit import TokenBucket
 
@@ -65,6 +66,17 @@ class DeviceCounters(msgspec.Struct):
     flush_s: float = 0.0
     flush_failures: int = 0
 
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the counts."""
+        yield from (
+            counter("tidemark_device_hits", "Syncs of devices in memory", self.hits),
+            counter("tidemark_device_misses", "Syncs of devices not read yet", self.misses),
+            counter("tidemark_device_reads", "Devices read when they connected", self.reads),
+            counter("tidemark_health_flush_rows", "Rows of health written behind", self.flush_rows),
+            counter("tidemark_health_flush_seconds", "Time that writing behind took", self.flush_s),
+            counter("tidemark_health_flush_failures", "Flushes that failed", self.flush_failures),
+        )
+
 
 class Devices:
     """Devices by tenant and id. ``connected`` tells whether one has a connection here, and so stays."""
@@ -98,6 +110,11 @@ class Devices:
     def __len__(self) -> int:
         """How many devices are remembered."""
         return len(self._devices)
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the counts of reads and flushes, and how many devices are in memory."""
+        yield gauge("tidemark_devices_remembered", "Devices in memory", len(self))
+        yield from self.counters.metrics()
 
     # -- for those who serve a device -----------------------------------------------------------
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from engine.cache.device_health import DeviceKey
 from engine.cache.ports import ANY_TENANT, DeviceStore, Revoked
+from engine.runtime.metrics import Metric, gauge
 
 
 class Revocations:
@@ -25,6 +28,11 @@ class Revocations:
     def tokens(self) -> int:
         """How many tokens are revoked."""
         return len(self._revoked.tokens)
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield how much is refused."""
+        yield gauge("tidemark_devices_revoked", "Devices that are refused", self.devices)
+        yield gauge("tidemark_tokens_revoked", "Tokens that are refused", self.tokens)
 
     def refuses(self, key: tuple[int, str], token_id: str, issued_at_s: int | None) -> bool:
         """Tell whether a token is refused that a device shows.

@@ -7,7 +7,7 @@ its time to live has passed. What was read stays usable while the store is away.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -17,6 +17,7 @@ import structlog
 from engine.cache.ports import TenantStore
 from engine.model.domains import DomainPolicy
 from engine.model.tenants import Tenant, TenantPolicies
+from engine.runtime.metrics import Metric, counter, gauge
 from engine.runtime.ports import Clock, StoreError, StoreUnavailableError
 
 POLL_S: Final = 0.5
@@ -79,6 +80,12 @@ class PolicyBook:
     def __len__(self) -> int:
         """How many tenants are known."""
         return len(self._known)
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the counts of reads, and how many tenants are in memory."""
+        yield gauge("tidemark_tenants_remembered", "Tenants whose policies are in memory", len(self))
+        yield counter("tidemark_policy_hits", "Reads of policies answered from memory", self.hits)
+        yield counter("tidemark_policy_misses", "Reads of policies that asked the database", self.misses)
 
     def of(self, tenant_id: int) -> Mapping[str, DomainPolicy]:
         """Return the policies of a tenant that was admitted."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import msgspec
 
 from engine.model.rows import Record
+from engine.runtime.metrics import Metric, counter, gauge
 
 
 class BusState(msgspec.Struct):
@@ -25,6 +27,19 @@ class BusState(msgspec.Struct):
     garbled: int = 0
     doubted: int = 0
     losses: int = 0
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the state and the counts."""
+        text = "How long the last message took to come back"
+        yield from (
+            gauge("tidemark_bus_up", "Whether Redis carries messages between processes", self.up),
+            gauge("tidemark_bus_round_trip_seconds", text, self.round_trip_s),
+            counter("tidemark_bus_published", "Messages told to other processes", self.published),
+            counter("tidemark_bus_received", "Messages received, one's own as well", self.received),
+            counter("tidemark_bus_garbled", "Messages received that were none", self.garbled),
+            counter("tidemark_bus_doubted", "Messages not signed rightly, or of another time", self.doubted),
+            counter("tidemark_bus_losses", "How often Redis went away", self.losses),
+        )
 
 
 class BusListener(Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -18,6 +19,7 @@ from engine.commit.queue import Charge, CommitLimits, CommitQueue, OnOutcome
 from engine.plan.capacity import BlockedRecords
 from engine.plan.context import PlanContext
 from engine.plan.work import Outcome, Work
+from engine.runtime.metrics import Metric, gauge
 from engine.runtime.ports import WorkClock
 from engine.wire.errors import SyncError
 
@@ -125,6 +127,11 @@ class Committer:
     def over_target(self, tenant_id: int) -> bool:
         """Return whether what was accepted holds a tenant up for longer than it should."""
         return self._queue.over_target(tenant_id)
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the counts of batches, and how much waits."""
+        yield from self.counters.metrics()
+        yield gauge("tidemark_queued_messages", "Messages that wait to be stored", self.queued_messages)
 
     @property
     def queued_messages(self) -> int:

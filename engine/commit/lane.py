@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -20,6 +20,7 @@ from engine.plan.capacity import BlockedRecords
 from engine.plan.context import PlanContext
 from engine.plan.weighing import select
 from engine.plan.work import Outcome, Push, RejectedItem, Work
+from engine.runtime.metrics import Metric, counter
 from engine.runtime.ports import (
     StoreError,
     StoreFullError,
@@ -72,6 +73,24 @@ class Counters(msgspec.Struct):
     failed: int = 0
     old_keys_reused: int = 0
     refused_at_limit: int = 0
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the counts."""
+        yield from (
+            counter("tidemark_batches", "Batches committed", self.batches),
+            counter("tidemark_batch_seconds", "Time that batches took, added up", self.batch_s),
+            counter("tidemark_batch_messages", "Messages in committed batches", self.messages),
+            counter("tidemark_batch_retries", "Batches tried again", self.retries),
+            counter("tidemark_commits_unknown", "Commits of unknown outcome", self.unknown_outcomes),
+            counter("tidemark_messages_poisoned", "Messages refused by the database", self.poisoned),
+            counter("tidemark_messages_failed", "Messages that could not be stored", self.failed),
+            counter(
+                "tidemark_messages_without_room", "Messages refused for a full tenant", self.refused_at_limit
+            ),
+            counter(
+                "tidemark_old_keys_reused", "Keys used again after more than a day", self.old_keys_reused
+            ),
+        )
 
 
 class Lane:

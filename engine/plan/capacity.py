@@ -7,7 +7,7 @@ again. The same message passes, by its key. What it sends of other records goes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import msgspec
@@ -15,6 +15,7 @@ import msgspec
 from engine.model.rows import DeviceRecordKey, TenantUsage
 from engine.plan.tenant_usage import NAMES, exceeded, near_limit
 from engine.plan.work import Change, Push, Work
+from engine.runtime.metrics import Metric, Value, gauge
 from engine.wire.errors import SyncError
 
 #: Records that are kept back, with the key of the refused message that is to come first.
@@ -43,6 +44,13 @@ class CapacityState(msgspec.Struct):
         """Return what part of each bound the fullest tenant holds; of a bound of 0, 1."""
         numbers = zip(NAMES, self.fullest.numbers(), self.bounds.numbers(), strict=True)
         return {name: held / bound if bound else 1.0 for name, held, bound in numbers}
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield how full the fullest tenant and the disk are."""
+        text = "The part of a bound that the fullest tenant holds"
+        yield Value("gauge", "tidemark_tenant_fullest_ratio", text, self.parts(), "bound")
+        if self.free_bytes is not None:
+            yield gauge("tidemark_database_free_bytes", "Room on the database's disk", self.free_bytes)
 
 
 class Capacity:

@@ -6,9 +6,12 @@ that TCP holds its sender back.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 import msgspec
+
+from engine.runtime.metrics import Metric, counter
 
 #: Parts of the loop's time that one device, and all devices of one tenant, may take in the long run.
 DEVICE_PART: Final = 0.1
@@ -66,6 +69,10 @@ class LoopShares:
         self.charged_s = 0.0
         self._others_heard_at_s = float("-inf")
         self._tenants: dict[int, LoopShare] = {}
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the work that was charged."""
+        yield counter("tidemark_loop_charged_seconds", "Loop time charged to devices", self.charged_s)
 
     def heard(self, tenant_id: int, now_s: float) -> None:
         """Note that a tenant speaks. The hot path calls it only if ``self.tenant_id`` is another."""

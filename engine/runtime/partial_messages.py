@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Final
+
+from engine.runtime.metrics import Metric, counter, gauge
 
 #: A message is never refused before so much of it is there. Those of devices are seldom larger.
 SMALL_BYTES: Final = 65_536
@@ -23,6 +26,11 @@ class PartialMessages:
         self._of_tenants: Counter[int] = Counter()
         self.waiting_bytes = 0
         self.refused = 0
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield what waits, and what was refused."""
+        yield gauge("tidemark_partial_bytes", "Bytes of incomplete messages", self.waiting_bytes)
+        yield counter("tidemark_partial_refused", "Sockets closed for incomplete messages", self.refused)
 
     def change(self, tenant_id: int, before_bytes: int, after_bytes: int) -> bool:
         """Count what waits on one socket.

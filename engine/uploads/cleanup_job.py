@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 import structlog
 
 from engine.cluster.leases import JobLeases
+from engine.runtime.metrics import Metric, counter, gauge
 from engine.uploads.cleanup import OrphansRemoved, RowsCleaned, UploadCleanup
 
 #: Rows are gone over often; to go over the bytes is to read the names of all files, for what is a day old.
@@ -30,6 +32,17 @@ class CleanupCounters(msgspec.Struct):
     freed: int = 0
     orphans: int = 0
     abandonment_ratio: float | None = None
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the counts, and the ratio if it is known."""
+        yield counter(
+            "tidemark_uploads_expired", "Uploads given up, as the clean-up found them", self.expired
+        )
+        yield counter("tidemark_upload_files_freed", "Files removed after their records", self.freed)
+        yield counter("tidemark_upload_orphans_removed", "Drafts and files without a row", self.orphans)
+        if self.abandonment_ratio is not None:
+            text = "The part of the last day's uploads, of all tenants, that was given up"
+            yield gauge("tidemark_upload_abandonment_ratio", text, self.abandonment_ratio)
 
 
 class _Report(msgspec.Struct):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Final
 
@@ -28,6 +28,7 @@ from engine.model.uploads import (
     visible_to,
 )
 from engine.runtime.batching import Batcher, with_retries
+from engine.runtime.metrics import Metric, counter
 from engine.runtime.ports import Clock
 from engine.runtime.rate_limit import retry_later_ms, retry_soon_ms
 from engine.uploads.blobs import BlobMissingError, Blobs
@@ -74,6 +75,16 @@ class UploadCounters(msgspec.Struct):
     cancelled: int = 0
     chunks: int = 0
     received_bytes: int = 0
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the counts."""
+        yield from (
+            counter("tidemark_uploads_created", "Uploads begun", self.created),
+            counter("tidemark_uploads_finished", "Uploads that became files", self.finished),
+            counter("tidemark_uploads_cancelled", "Uploads and files that devices took back", self.cancelled),
+            counter("tidemark_upload_chunks", "Requests that brought bytes of uploads", self.chunks),
+            counter("tidemark_upload_received_bytes", "Bytes of uploads that were kept", self.received_bytes),
+        )
 
 
 class UploadService:

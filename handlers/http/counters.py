@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import Final
+from collections.abc import Iterator
 
 import msgspec
 
-DURATION_BOUNDS_MS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+from engine.runtime.metrics import DURATION_BOUNDS_MS, Histogram, Metric, Value, counter
 
 
 class Traffic(msgspec.Struct):
@@ -22,6 +22,25 @@ class Traffic(msgspec.Struct):
     errors: dict[str, int] = msgspec.field(default_factory=dict)
     closes: dict[int, int] = msgspec.field(default_factory=dict)
     slow_readers_cut: int = 0
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the counts."""
+        yield from (
+            counter("tidemark_connections_opened", "WebSockets opened", self.connections),
+            counter("tidemark_handshakes_refused", "Handshakes refused", self.refused_handshakes),
+            counter("tidemark_messages_received", "Messages received", self.messages_in),
+            counter("tidemark_received_bytes", "Bytes of WebSocket messages received", self.bytes_in),
+            counter("tidemark_slow_readers_cut", "Connections cut for not reading", self.slow_readers_cut),
+            Value("counter", "tidemark_errors", "Errors sent, by code", self.errors, "code"),
+        )
+        closes = {str(code): count for code, count in self.closes.items()}
+        yield Value("counter", "tidemark_closes", "Connections closed, by code", closes, "code")
+        yield Histogram(
+            "tidemark_sync_duration_seconds",
+            "From a sync's arrival to its answer",
+            self.sync_durations,
+            self.sync_duration_sum_ms / 1000,
+        )
 
     def sync_answered(self, duration_us: int) -> None:
         """Count a sync that was answered with results."""

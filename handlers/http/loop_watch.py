@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
+from collections.abc import Iterator
 from typing import Final
 
 import structlog
 
+from engine.runtime.metrics import DURATION_BOUNDS_MS, Histogram, Metric, gauge
 from engine.runtime.ports import Clock
-from handlers.http.counters import DURATION_BOUNDS_MS
 
 #: How often the delay is measured: 20 times a second cost the loop 0.02 % of its time.
 _INTERVAL_S: Final = 0.05
@@ -34,6 +35,13 @@ class LoopWatch:
         self.delays = [0] * (len(DURATION_BOUNDS_MS) + 1)
         self.delay_sum_s = 0.0
         self.longest_s = 0.0
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the delays."""
+        text = "By how much the event loop was late, measured 20 times a second"
+        yield Histogram("tidemark_loop_delay_seconds", text, self.delays, self.delay_sum_s)
+        longest_s = self.take_longest_s()
+        yield gauge("tidemark_loop_delay_longest_seconds", "The longest since the last scrape", longest_s)
 
     def held(self, spent_s: float, tenant_id: int | None, device_id: str | None, kind: str) -> None:
         """Log a stretch of the loop."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 
+from engine.runtime.metrics import Metric, counter, gauge
 from engine.runtime.open_requests import OpenRequests
 from engine.runtime.rate_limit import retry_soon_ms
 from engine.wire.errors import SyncError
@@ -62,6 +64,20 @@ class Doors:
     def strangers(self) -> int:
         """How many connections there are without a valid token, those of proxies apart."""
         return sum(self._strangers.values())
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the counts."""
+        yield from (
+            gauge("tidemark_strangers", "Connections that have shown no valid token", self.strangers),
+            counter(
+                "tidemark_strangers_refused", "Connections refused, of addresses with too many", self.refused
+            ),
+            counter("tidemark_heads_late", "Connections closed before a request's headers came", self.late),
+            counter(
+                "tidemark_heads_refused", "Connections refused while many headers wait", self.heads_refused
+            ),
+            counter("tidemark_answers_unread", "Connections cut for not reading an answer", self.unread),
+        )
 
     def enter(self, peer: str | None) -> str | None:
         """Count a connection.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, Literal
 
 import anyio
@@ -12,6 +12,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from engine.cache.revocations import Revocations
+from engine.runtime.metrics import Metric, gauge
 from engine.runtime.ports import Clock
 from engine.runtime.services import ServiceEndedError
 from engine.wire.close_codes import CloseCode
@@ -68,6 +69,10 @@ class Connections:
     def __contains__(self, key: tuple[int, str]) -> bool:
         """Return whether a device is connected."""
         return key in self._by_device
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield how many are open."""
+        yield gauge("tidemark_connections", "WebSockets that are open", len(self))
 
     def count_of(self, tenant_id: int) -> int:
         """Count a tenant's open connections."""

@@ -96,7 +96,7 @@ def test_files_settings_and_metrics_that_a_page_names_exist(page: Path) -> None:
     programs = {path.name for room in rooms for path in (ROOT / room).rglob("*.py")}
     programs |= {path.name for path in ROOT.glob("*.py")}
     sections = tomllib.loads((ROOT / "config.toml").read_text("utf-8"))
-    probes = (ROOT / "handlers" / "operate" / "probes.py").read_text("utf-8")
+    code = "".join(path.read_text("utf-8") for path in CODE)
     for name in re.findall(r"`([\w./]+)`", page.read_text("utf-8")):
         section, _, key = name.partition(".")
         if name.startswith(tuple(f"{room}/" for room in rooms)):
@@ -106,7 +106,7 @@ def test_files_settings_and_metrics_that_a_page_names_exist(page: Path) -> None:
         elif section in sections and key:
             assert key in sections[section], name
         elif name.startswith("tidemark_"):
-            assert f'"{name.removesuffix("_total")}"' in probes, name
+            assert f'"{name.removesuffix("_total")}"' in code, name
 
 
 # -- command lines ----------------------------------------------------------------------------

@@ -81,7 +81,7 @@ async def test_what_fails_is_counted_alike_on_sockets_and_over_http(serve: Serve
 async def test_a_sync_that_the_server_puts_off_is_no_failure_of_the_device(
     serve: Serve, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.commit.lane.PATIENCE_S", 0.1)
+    monkeypatch.setattr("engine.commit.lane.RETRY_FOR_S", 0.1)
     server = await serve(**QUICK)
     phone = await server.device("phone")
     items = [put("a1", None, n=1)]
@@ -99,7 +99,7 @@ async def test_a_sync_that_the_server_puts_off_is_no_failure_of_the_device(
 async def test_push_behind_one_that_found_the_database_away_does_not_overtake_it(
     serve: Serve, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.commit.lane.PATIENCE_S", 0.1)
+    monkeypatch.setattr("engine.commit.lane.RETRY_FOR_S", 0.1)
     server = await serve(domains={"ticket": {"policy": "most_recent_wins"}})
     phone = await server.device("phone")
     await phone.push(item("put", "ticket", "t1", data={"n": 0}, at=day(1)))
@@ -329,7 +329,7 @@ async def test_a_scrape_tells_what_is_written_behind(serve: Serve) -> None:
 async def test_push_that_never_comes_again_holds_up_those_behind_it_for_seconds_alone(
     serve: Serve, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.commit.lane.PATIENCE_S", 0.1)
+    monkeypatch.setattr("engine.commit.lane.RETRY_FOR_S", 0.1)
     monkeypatch.setattr("handlers.sync.push_hold.FIRST_FOR_S", 0.1)
     server = await serve()
     phone = await server.device("phone")

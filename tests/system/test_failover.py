@@ -73,7 +73,7 @@ async def test_a_standby_takes_over_under_load(
         await progressed(editors, progress, ACKS)
         assert (await server.get("/readyz")).status == 200
 
-        monkeypatch.setattr("engine.commit.lane.PATIENCE_S", 0.5)
+        monkeypatch.setattr("engine.commit.lane.RETRY_FOR_S", 0.5)
         await asyncio.to_thread(standby.kill)
         async with asyncio.timeout(60), progress:
             while not any("unavailable" in editor.refused for editor in editors):

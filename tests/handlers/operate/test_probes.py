@@ -101,7 +101,7 @@ async def test_a_short_outage_is_a_pause_for_syncs_and_reads_may_be_asked_again(
 async def test_syncs_are_unavailable_in_a_long_outage_and_may_be_sent_again(
     server: Running, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.commit.lane.PATIENCE_S", 0.2)
+    monkeypatch.setattr("engine.commit.lane.RETRY_FOR_S", 0.2)
     phone = await server.device()
     items = [put("a1", None, n=1)]
     with outage(services, server.dsn):

@@ -104,8 +104,8 @@ class Connection:
         self._kind: type[msgspec.Struct] | None = None
         #: The loop's shares know until then that the tenant is active, on the monotonic clock.
         self._noted_until_s = 0.0
-        #: Whether a large message is being handled, and the seconds that it took so far.
-        self._large = False
+        #: The handling of a large message, None between two, and the seconds that it took so far.
+        self._large: Steps | None = None
         self._spent_s = 0.0
 
     def welcome(self) -> None:
@@ -129,6 +129,8 @@ class Connection:
         """Release everything."""
         self._socket.end()
         self._reads.end()
+        if self._large is not None:
+            self._large.close()  # it waits for turns, and would keep the message until it has them
 
     # -- as the pacer of frames ---------------------------------------------------------------
 
@@ -139,7 +141,7 @@ class Connection:
         At the end everything is read that the device sent.
         """
         socket = self._socket
-        return not self._large and (
+        return self._large is None and (
             socket.closing
             or (
                 self._pushes.in_flight < MAX_IN_FLIGHT
@@ -186,8 +188,8 @@ class Connection:
         ) and self._refused_undecoded(frame, now_s, wait_ms):
             return
         if size_bytes >= LARGE_BYTES:
-            self._large = True
-            core.turns.handle(self._tenant_id, self._handle_in_steps(frame, wait_ms), self._step_done)
+            self._large = self._handle_in_steps(frame, wait_ms)
+            core.turns.handle(self._tenant_id, self._large, self._step_done)
             return
         request_id: str | None = None
         self._kind = None
@@ -253,12 +255,12 @@ class Connection:
         except Exception as error:
             self._refuse(error, request_id, wait_ms)
         finally:
-            self._large = False
+            self._large = None
 
     def _step_done(self, spent_s: float, now_s: float) -> None:
         self._spent_s += spent_s
         take_share(self._core, self._device, _kind_of(self._kind), spent_s, now_s)
-        if not self._large:
+        if self._large is None:
             self._device.bucket.charge(self._spent_s)
             self._spent_s = 0.0
             self._socket.frames.go_on()

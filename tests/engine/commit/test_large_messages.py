@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from typing import Any
@@ -184,6 +185,32 @@ async def test_what_comes_behind_a_large_message_is_handled_after_it(
     await phone.send({"type": "sync", "id": "c", "key": "c", "items": [1] * LARGE_BYTES})
     refused = await phone.receive()
     assert (refused["id"], refused["code"], len(taken)) == ("c", "too_large", 2)
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_large_message_whose_socket_is_gone_is_let_go(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = asyncio.get_running_loop().create_future()
+    monkeypatch.setattr(LoopTurns, "handle", lambda _, __, steps, ___: waiting.set_result(steps))
+    ended, end = asyncio.Event(), connection.Connection.end
+
+    def noted(self: connection.Connection) -> None:
+        end(self)
+        ended.set()
+
+    monkeypatch.setattr(connection.Connection, "end", noted)
+    phone = await server.device("phone")
+    await phone.send(_large("a"))
+    steps = await waiting
+    assert steps.gi_frame is not None
+    line = phone.socket._response.connection
+    assert line is not None
+    assert line.transport is not None
+    line.transport.abort()
+    async with asyncio.timeout(30):
+        await ended.wait()
+    assert steps.gi_frame is None
 
 
 @pytest.mark.asyncio(loop_scope="function")

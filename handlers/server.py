@@ -6,10 +6,11 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aiohttp import web, web_response
 from aiohttp.typedefs import Handler, Middleware
+from aiohttp.web_protocol import RequestHandler
 from anyio import sleep_forever
 
 from engine.runtime.services import Service
@@ -21,7 +22,7 @@ from handlers.http.errors import as_sync_error, error_body, http_status
 from handlers.http.expect import guard
 from handlers.http.response_headers import with_headers
 from handlers.http.stranger_limits import Doors
-from handlers.http.strangers import EdgeRunner
+from handlers.http.strangers import EdgeProtocol
 from handlers.http.unread_body import let_go, with_end
 from handlers.operate.insiders import Told
 from handlers.operate.probes import Faults, Probes
@@ -116,6 +117,27 @@ def _errors(core: Core) -> Middleware:
         return web.Response(body=body, status=status, content_type="application/json", headers=headers)
 
     return errors
+
+
+class EdgeRunner(web.AppRunner):
+    """Runs an application behind ``Doors``."""
+
+    __slots__ = ("_doors",)
+
+    def __init__(self, app: web.Application, doors: Doors, **options: Any) -> None:
+        super().__init__(app, **options)
+        self._doors = doors
+
+    async def _make_server(self) -> web.Server:
+        server = await super()._make_server()
+        doors = self._doors
+
+        class EdgeServer(type(server)):  # type: ignore[misc]  # that of the library, whichever it is
+            def __call__(self) -> RequestHandler:
+                return EdgeProtocol(self, doors, loop=self._loop, **self._kwargs)
+
+        server.__class__ = EdgeServer
+        return server
 
 
 class ClosedDoorError(Exception):

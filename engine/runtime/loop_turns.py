@@ -85,6 +85,8 @@ class LoopTurns:
     """Gives the turns of one process."""
 
     def __init__(self, shares: LoopShares, clock: Clock, loop: Loop | None = None) -> None:
+        self._shares = shares
+        self._clock = clock
         self._sockets = _Sockets(shares, clock, loop)
         self._messages = _Messages(shares, clock, loop)
 
@@ -97,6 +99,19 @@ class LoopTurns:
         turn = Turn(device, work)
         self._sockets.add(tenant_id, turn)
         return turn
+
+    async def within_share(self, tenant_id: int, device: Sharing) -> None:
+        """Wait until a device and its tenant are within their shares, while other tenants want the loop."""
+        shares, now_s = self._shares, self._clock.monotonic_s()
+        ready_s = max(shares.device_ready_s(device), shares.tenant_ready_s(tenant_id))
+        if ready_s <= now_s or not shares.wanted(now_s):
+            return
+        came = asyncio.Event()
+        turn = self.take(tenant_id, device, came.set)
+        try:
+            await came.wait()
+        finally:
+            turn.cancel()
 
     def handle(self, tenant_id: int, steps: Steps, charge: Charge) -> None:
         """Have a large message handled.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from aiohttp import web
@@ -14,7 +15,8 @@ from engine.wire.codec import Codec
 from engine.wire.errors import SyncError
 from handlers.http.context import Core
 from handlers.http.draining import Draining
-from handlers.http.strangers import keep, prove
+from handlers.http.metering import take_share
+from handlers.http.strangers import keep, pay, prove
 from handlers.http.tokens import device_claims, token_of
 
 
@@ -63,11 +65,11 @@ async def heard(
     """
     session = await admitted(core, request, codec)
     keep(request, session.tenant.tenant_id, session.device_id)
+    device = paying(core, session, request)
     draining.check_staying()
     now_s = core.clock.monotonic_s()
     tenant_id = session.tenant.tenant_id
     core.shares.heard(tenant_id, now_s)
-    device = core.devices.seen(tenant_id, session.device_id, now_s)
     wait_ms = device.bucket.take(core.limits.messages_per_minute, now_s)
     wait_ms = wait_ms or core.tenant_rates.take(tenant_id, device.bucket, now_s)
     if wait_ms:
@@ -77,7 +79,16 @@ async def heard(
     ticket = Ticket(tenant_id, session.device_id, body_bytes)
     core.open_requests.enter(ticket)
     request[TICKET] = ticket
+    await core.turns.within_share(tenant_id, device)
     return session, device
+
+
+def paying(core: Core, session: Session, request: web.Request) -> Device:
+    """Charge a request's time, its head and its answer included, to its device; give that."""
+    tenant_id = session.tenant.tenant_id
+    device = core.devices.seen(tenant_id, session.device_id, core.clock.monotonic_s())
+    pay(request, partial(take_share, core, device, f"{request.method} {request.path}"))
+    return device
 
 
 def check_valid(core: Core, session: Session) -> None:

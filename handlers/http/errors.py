@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from typing import Final
 
 import msgspec
 import structlog
@@ -63,3 +64,20 @@ def shown(message: str) -> str:
 def http_status(error: SyncError) -> int:
     """Return the HTTP status that fits a code."""
     return error.kind.http or 422
+
+
+#: What is said to who is refused before there is a request to answer.
+_REASONS: Final = {408: "Request Timeout", 413: "Content Too Large", 503: "Service Unavailable"}
+
+
+def early_answer(status: int, error: SyncError) -> bytes:
+    """Write the whole answer, with which the connection ends."""
+    body = error_body(error, None)
+    retry = ""
+    if isinstance(wait_ms := error.details.get("retry_after_ms"), int):
+        retry = f"Retry-After: {-(-wait_ms // 1000)}\r\n"
+    head = (
+        f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\n{retry}Connection: close\r\n\r\n"
+    )
+    return head.encode() + body

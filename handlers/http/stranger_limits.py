@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 from engine.runtime.metrics import Metric, counter, gauge
 from engine.runtime.open_requests import OpenRequests
 from engine.runtime.rate_limit import retry_soon_ms
+from engine.runtime.stranger_turns import StrangerTurns
 from engine.wire.errors import SyncError
 from handlers.http.client_address import Networks, address_of, is_trusted
 from handlers.http.read_buffers import Buffers
@@ -45,10 +47,18 @@ class DoorLimits(msgspec.Struct, frozen=True, kw_only=True):
 class Doors:
     """Counts connections that have shown no valid token, by address, and the bytes of heads that wait.
 
-    ``kept`` counts connections over HTTP by device and tenant, those between two requests included.
+    ``kept`` counts connections over HTTP by device and tenant, those between two requests included. ``turns``
+    are those of connections without a valid token; ``clock_s`` is a monotonic clock.
     """
 
-    def __init__(self, limits: DoorLimits, kept: OpenRequests | None = None) -> None:
+    def __init__(
+        self,
+        limits: DoorLimits,
+        kept: OpenRequests | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock_s = clock_s
+        self.turns = StrangerTurns(clock_s)
         self.limits = limits
         self.kept = kept
         self.buffers = Buffers()
@@ -77,6 +87,9 @@ class Doors:
                 "tidemark_heads_refused", "Connections refused while many headers wait", self.heads_refused
             ),
             counter("tidemark_answers_unread", "Connections cut for not reading an answer", self.unread),
+            counter(
+                "tidemark_strangers_seconds", "Loop time that came to no valid token", self.turns.charged_s
+            ),
         )
 
     def enter(self, peer: str | None) -> str | None:

@@ -12,8 +12,8 @@ closed with its answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from aiohttp import StreamReader, web, web_protocol
 from aiohttp.http import WebSocketReader
@@ -21,22 +21,26 @@ from aiohttp.web_protocol import RequestHandler
 
 from engine.runtime.open_requests import Ticket
 from engine.runtime.rate_limit import retry_soon_ms
+from engine.runtime.stranger_turns import Waiting
 from engine.wire.errors import SyncError
-from handlers.http.errors import error_body
+from handlers.http.errors import early_answer
+from handlers.http.metering import Bill, Payer, metered
 from handlers.http.read_buffers import BoundedReads, drop, keep_as_usual, keep_little
 from handlers.http.stranger_limits import SMALL_HEAD_BYTES, Doors
 
 #: Requests that wait on one connection behind the one that is handled; the library keeps 32 heads.
 web_protocol.MAX_MSG_QUEUE_SIZE = 4
-_REASONS: Final = {408: "Request Timeout", 413: "Content Too Large", 503: "Service Unavailable"}
 
 
 class EdgeProtocol(RequestHandler):
     """aiohttp's protocol, bounded by ``Doors``."""
 
     __slots__ = (
+        "_began",
         "_behind_bytes",
+        "_bill",
         "_body",
+        "_clock_s",
         "_doors",
         "_head_bytes",
         "_head_timer",
@@ -45,16 +49,25 @@ class EdgeProtocol(RequestHandler):
         "_large",
         "_last",
         "_lost",
+        "_made_s",
+        "_next",
         "_reads",
+        "_rest",
         "_stranger",
         "_unread_timer",
         "_waiting_bytes",
     )
 
     def __init__(self, manager: web.Server, doors: Doors, **options: Any) -> None:
+        self._clock_s = doors.clock_s
+        began_s = doors.clock_s()
         super().__init__(manager, **options)
         self._doors = doors
-        self._stranger: str | None = None
+        self._bill = Bill(doors.turns, doors.clock_s)
+        self._stranger: str | None = None  # its address, until a valid token was shown
+        self._began = False  # whether the library knows of the connection
+        self._next: Waiting | None = None  # the turn that is waited for
+        self._rest = b""  # what came before it
         self._head_bytes = 0  # of a head that is not whole
         self._head_timer: asyncio.TimerHandle | None = None
         self._heads = 0  # that were whole
@@ -67,6 +80,7 @@ class EdgeProtocol(RequestHandler):
         self._large = False  # whether a whole head may have been more than small
         self._kept: Ticket | None = None
         self._last = False  # whether the connection is to end with the next answer
+        self._made_s = doors.clock_s() - began_s
 
     def prove(self) -> None:
         """Take note of a valid token: from here on bounds go by its device and tenant."""
@@ -75,6 +89,7 @@ class EdgeProtocol(RequestHandler):
             self._wait(0)
             self._doors.leave(self._stranger)
             self._stranger = None
+            self._bill.stranger = False
             self._wait(waiting_bytes)
 
     def keep(self, ticket: Ticket) -> None:
@@ -92,6 +107,10 @@ class EdgeProtocol(RequestHandler):
             self._last = True
         else:
             self._kept = ticket
+
+    def pay(self, payer: Payer) -> None:
+        """Have a device pay for the request that is handled, its head and its answer included."""
+        self._bill.pay(payer)
 
     def read_on(self) -> None:
         """Read the rest of a body at full speed."""
@@ -112,23 +131,30 @@ class EdgeProtocol(RequestHandler):
             self._stranger = self._doors.enter(peer[0] if isinstance(peer, tuple) else None)
         except SyncError as error:
             self._force_close = True
-            transport.write(_answer(503, error))  # type: ignore[attr-defined]  # it is a socket's
+            transport.write(early_answer(503, error))  # type: ignore[attr-defined]  # it is a socket's
             transport.close()
             return
-        super().connection_made(transport)
+        self._bill.begin(self._stranger)
+        self.transport = transport  # type: ignore[assignment]  # the same
         self._reads = BoundedReads(self, self._doors.buffers)
         transport.set_protocol(self._reads)
         self._head_timer = self._loop.call_later(self._doors.limits.head_s, self._head_is_late)
+        if not self._waits():
+            self._begin()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Count it no more."""
         self._lost = True
         self._forget()
+        self._bill.settle()
         self.prove()
         self._keep_no_more()
         _cancel(self._head_timer)
         _cancel(self._unread_timer)
-        super().connection_lost(exc)
+        if self._began:
+            super().connection_lost(exc)
+        else:
+            self.transport = None
 
     def data_received(self, data: bytes) -> None:
         """Take what came: frames go straight on, heads are counted until they are whole."""
@@ -139,6 +165,15 @@ class EdgeProtocol(RequestHandler):
                 if over:
                     self.close()
             return
+        if data and (self._next is not None or self._waits()):
+            self._rest += data
+            self._pause_transport_reading()
+            self._bound()
+            return
+        self._take_in(data)
+
+    def _take_in(self, data: bytes) -> None:
+        began_s = self._clock_s()
         in_body = self._body is not None and not self._body.is_eof()  # it may end with what came
         super().data_received(data)
         if self._upgraded or self._force_close or self._close:
@@ -158,8 +193,10 @@ class EdgeProtocol(RequestHandler):
             self._reads.shrink()
         full = len(self._messages) >= self._max_msg_queue_size
         self._behind_bytes = self._behind_bytes + len(data) if full else 0
-        if self._waiting_bytes != self._head_bytes + self._behind_bytes:
-            self._bound()
+        self._bound()
+        self._bill.worked(self._clock_s() - began_s)
+        if self._head_bytes:  # nobody else is known to pay for a head that is not whole
+            self._bill.settle()
 
     def set_parser(self, parser: WebSocketReader, data_received_cb: Callable[[], None] | None = None) -> None:
         """Have a socket's frames read as the loop reads best."""
@@ -179,6 +216,19 @@ class EdgeProtocol(RequestHandler):
         if self._payload_parser is None:
             self._watch_reader()
 
+    async def _handle_request(
+        self,
+        request: web.BaseRequest,
+        start_time: float | None,
+        request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+    ) -> tuple[web.StreamResponse, bool]:
+        """Handle a request; its time is charged to its device, or to the address that showed no token."""
+        handling = super()._handle_request(request, start_time, request_handler)
+        try:
+            return await metered(handling, self._clock_s, self._bill.worked)
+        finally:
+            self._bill.over()
+
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
@@ -194,6 +244,37 @@ class EdgeProtocol(RequestHandler):
         if transport is not None and self._payload_parser is None and transport.get_write_buffer_size():
             self._watch_reader(transport)
         return finished
+
+    # -- turns ----------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        assert self.transport is not None
+        began_s = self._clock_s()
+        self._began = True
+        super().connection_made(self.transport)
+        self._bill.worked(self._clock_s() - began_s + self._made_s)
+
+    def _waits(self) -> bool:
+        """Return whether the connection has to wait for a turn, which is asked for then."""
+        waits = self._bill.waits()
+        if waits and self._stranger is not None:
+            self._next = self._doors.turns.take(self._stranger, self._go_on)
+        return waits
+
+    def _go_on(self) -> None:
+        """Have the turn that was waited for."""
+        self._next = None
+        if not self._began:
+            self._begin()
+        data, self._rest = self._rest, b""
+        if data:
+            self._take_in(data)
+            if not self._reading_paused and not self._buffer_paused:
+                self._resume_transport_reading()
+
+    def _resume_transport_reading(self) -> None:
+        if self._next is None:
+            super()._resume_transport_reading()
 
     # -- heads ----------------------------------------------------------------------------------
 
@@ -213,7 +294,10 @@ class EdgeProtocol(RequestHandler):
 
     def _bound(self) -> None:
         """Count what waits, and refuse what is more than small where there is too much of it."""
-        before_bytes, waiting_bytes = self._waiting_bytes, self._head_bytes + self._behind_bytes
+        before_bytes = self._waiting_bytes
+        waiting_bytes = self._head_bytes + self._behind_bytes + len(self._rest)
+        if waiting_bytes == before_bytes:
+            return
         fits = self._wait(waiting_bytes)
         if not fits and waiting_bytes > max(before_bytes, SMALL_HEAD_BYTES):
             self._doors.heads_refused += 1
@@ -229,6 +313,10 @@ class EdgeProtocol(RequestHandler):
         self._wait(0)
         self._messages.clear()
         self._body = None
+        self._rest = b""
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
 
     def _head_is_late(self) -> None:
         self._head_timer = None
@@ -244,7 +332,7 @@ class EdgeProtocol(RequestHandler):
         self._head_is_whole()
         transport = self.transport
         if transport is not None and not self._request_in_progress and not self._messages:
-            transport.write(_answer(status, error))
+            transport.write(early_answer(status, error))
             self._watch_reader()
         self.force_close()
         self._forget()
@@ -280,6 +368,12 @@ def prove(request: web.Request) -> None:
         request.protocol.prove()
 
 
+def pay(request: web.Request, payer: Payer) -> None:
+    """Have a device pay for the time of a request."""
+    if isinstance(request.protocol, EdgeProtocol):
+        request.protocol.pay(payer)
+
+
 def keep(request: web.Request, tenant_id: int, device_id: str) -> None:
     """Count the connection of a request for the device whose it is."""
     if isinstance(request.protocol, EdgeProtocol):
@@ -287,39 +381,6 @@ def keep(request: web.Request, tenant_id: int, device_id: str) -> None:
         if not request.content.is_eof():
             keep_as_usual(request.content)
             request.protocol.read_on()
-
-
-class EdgeRunner(web.AppRunner):
-    """Runs an application behind ``Doors``."""
-
-    __slots__ = ("_doors",)
-
-    def __init__(self, app: web.Application, doors: Doors, **options: Any) -> None:
-        super().__init__(app, **options)
-        self._doors = doors
-
-    async def _make_server(self) -> web.Server:
-        server = await super()._make_server()
-        doors = self._doors
-
-        class EdgeServer(type(server)):  # type: ignore[misc]  # that of the library, whichever it is
-            def __call__(self) -> RequestHandler:
-                return EdgeProtocol(self, doors, loop=self._loop, **self._kwargs)
-
-        server.__class__ = EdgeServer
-        return server
-
-
-def _answer(status: int, error: SyncError) -> bytes:
-    body = error_body(error, None)
-    retry = ""
-    if isinstance(wait_ms := error.details.get("retry_after_ms"), int):
-        retry = f"Retry-After: {-(-wait_ms // 1000)}\r\n"
-    head = (
-        f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\n{retry}Connection: close\r\n\r\n"
-    )
-    return head.encode() + body
 
 
 def _head_bytes(request: web.BaseRequest) -> int:

@@ -31,9 +31,10 @@ from engine.wire.messages import (
 from engine.wire.timestamps import to_text, to_us
 from handlers.http.context import Core
 from handlers.http.errors import as_sync_error, error_body
+from handlers.http.metering import take_share
 from handlers.sync.connections import Connections
 from handlers.sync.device_socket import DeviceSocket
-from handlers.sync.operations import heartbeat, take_share, tell_clock
+from handlers.sync.operations import heartbeat, tell_clock
 from handlers.sync.push_hold import PushHold, rate_limited
 from handlers.sync.pushes import Pushes
 from handlers.sync.reads import Reads

@@ -31,6 +31,7 @@ from handlers.http.client_address import REQUEST_SECONDS, request_seconds
 from handlers.http.context import Core
 from handlers.http.cors import Allowed
 from handlers.http.headers import content_coding, media_type, prefers_msgpack, takes_gzip
+from handlers.http.metering import take_share
 from handlers.http.unread_body import give_up
 from handlers.sync.connections import Connections
 from handlers.sync.operations import (
@@ -42,7 +43,6 @@ from handlers.sync.operations import (
     list_conflicts,
     list_domains,
     resolution,
-    take_share,
     tell_clock,
 )
 
@@ -183,14 +183,12 @@ class SyncHttp:
     async def _body(self, request: web.Request, session: Session, device: Device) -> bytes:
         """Read the body, which may be long in coming: a device that was sent away since is not heard.
 
-        It counts by its bytes and by the time that it takes, as what comes on a socket does. A device that
-        is over its share of the loop waits here.
+        It counts by its bytes and by the time that it takes, as what comes on a socket does.
         """
         core = self._core
         body = await _read_within(request, core.limits.body_s)
-        if wait_s := core.shares.spend(device.key[0], device, 0.0, core.clock.monotonic_s()):
-            await asyncio.sleep(wait_s)
-        with self._charging(device, request):
+        await core.turns.within_share(device.key[0], device)
+        with self._charging(device):
             inflating = _inflating_text(request, session.codec, body)
             try:
                 next(inflating)
@@ -219,7 +217,7 @@ class SyncHttp:
         """Work on a message: at once, or in turns where its body is large."""
         if len(body) >= LARGE_BYTES:
             return await self._in_steps(steps, device, request)
-        with self._charging(device, request):
+        with self._charging(device):
             return run_steps(steps)
 
     async def _in_steps(
@@ -239,16 +237,17 @@ class SyncHttp:
             device.bucket.charge(spent_s)
 
     @contextmanager
-    def _charging(self, device: Device, request: web.Request) -> Iterator[None]:
-        """Count a laborious message for more than one, also when it is refused."""
-        core = self._core
-        begun_s = core.clock.monotonic_s()
+    def _charging(self, device: Device) -> Iterator[None]:
+        """Count a laborious message for more than one, also when it is refused.
+
+        Its share of the loop is charged with all that its request costs (``handlers/metering.py``).
+        """
+        clock_s = self._core.clock.monotonic_s
+        begun_s = clock_s()
         try:
             yield
         finally:
-            now_s = core.clock.monotonic_s()
-            device.bucket.charge(now_s - begun_s)
-            self._charge(device, request, now_s - begun_s, now_s)
+            device.bucket.charge(clock_s() - begun_s)
 
     def _charge(self, device: Device, request: web.Request, spent_s: float, now_s: float) -> None:
         take_share(self._core, device, f"{request.method} {request.path}", spent_s, now_s)

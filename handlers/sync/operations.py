@@ -33,7 +33,7 @@ from engine.wire.messages import (
 from engine.wire.timestamps import to_text, to_us
 from handlers.http.authenticate import reader_of
 from handlers.http.context import Core
-from handlers.http.loop_watch import HELD_S
+from handlers.http.metering import take_share
 
 #: A list of conflicts ends here, one conflict at least.
 LIST_BYTES: Final = 1 << 20
@@ -155,17 +155,6 @@ def charge_planning(core: Core, device: Device, spent_s: float) -> None:
     """Charge a device for the time that planning a push of it took."""
     device.bucket.charge(spent_s)
     take_share(core, device, "planning", spent_s, core.clock.monotonic_s())
-
-
-def take_share(core: Core, device: Device, kind: str, spent_s: float, now_s: float) -> float:
-    """Take time of the loop from a device's share, and log a stretch that others felt.
-
-    Returns:
-        The seconds until the device and its tenant are within their shares again; 0 if they are.
-    """
-    if spent_s > HELD_S:
-        core.watch.held(spent_s, *device.key, kind)
-    return core.shares.spend(device.key[0], device, spent_s, now_s)
 
 
 def count_answer(core: Core, device: Device, answer: PushAnswer, started_us: int) -> None:

@@ -8,6 +8,7 @@ from typing import Final
 
 from aiohttp import WSMsgType, web
 
+from engine.cache.device_health import Device
 from engine.commit.overload import overloaded
 from engine.commit.validation import Session
 from engine.runtime.ports import StoreError
@@ -15,7 +16,7 @@ from engine.runtime.rate_limit import TokenBucket, retry_later_ms
 from engine.wire.close_codes import CloseCode
 from engine.wire.codec import JSON, MSGPACK, Codec
 from engine.wire.errors import SyncError
-from handlers.http.authenticate import admitted
+from handlers.http.authenticate import admitted, paying
 from handlers.http.context import Core
 from handlers.http.errors import as_sync_error, error_body
 from handlers.http.response_headers import answer
@@ -54,7 +55,10 @@ class SyncSocket:
             session = await admitted(core, request, codec)
             session.session_id = uuid.uuid4().hex
             session.retries_over = False
-            self._check_device(session)
+            device = paying(core, session, request)
+            # Before it is counted: who is over its share comes back no faster than that allows.
+            await core.turns.within_share(session.tenant.tenant_id, device)
+            self._check_device(session, device)
             # Not before the token is known to be one: anybody could use the places up.
             self._check_overload(session.tenant.tenant_id)
             self._connections.draining.check_staying()  # the goodbye may have been said meanwhile
@@ -117,11 +121,10 @@ class SyncSocket:
             connection.end()
             self._connections.remove(socket)
 
-    def _check_device(self, session: Session) -> None:
+    def _check_device(self, session: Session, device: Device) -> None:
         """Count a handshake of a device, and bound its tenant's sockets. Raises SyncError."""
         core, tenant_id = self._core, session.tenant.tenant_id
         now_s = core.clock.monotonic_s()
-        device = core.devices.seen(tenant_id, session.device_id, now_s)
         if device.handshakes is None:
             device.handshakes = TokenBucket(float(HANDSHAKES_PER_MINUTE), now_s)
         if wait_ms := device.handshakes.take(HANDSHAKES_PER_MINUTE, now_s):

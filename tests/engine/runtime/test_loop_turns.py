@@ -304,3 +304,37 @@ async def test_loop_turns_return_and_raise_what_the_steps_do() -> None:
         await turns.handled(1, steps(ValueError("no")), charge)
     await asyncio.sleep(0)
     assert len(charged) == 4
+
+
+async def test_request_of_a_device_over_its_share_waits_until_that_is_paid() -> None:
+    world = _World()
+    device = _Device()
+    world.shares.spend(GREEDY, device, DEVICE_BURST_S + 0.05, 0.0)
+    waiting = asyncio.create_task(world.turns.within_share(GREEDY, device))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await world.turns.within_share(OTHER, _Device())
+    world.run()
+    await waiting
+    assert world.now_s == pytest.approx(0.05 / DEVICE_PART)
+
+
+async def test_request_that_is_given_up_takes_no_turn() -> None:
+    world = _World()
+    device = _Device()
+    world.shares.spend(GREEDY, device, DEVICE_BURST_S + 0.05, 0.0)
+    waiting = asyncio.create_task(world.turns.within_share(GREEDY, device))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    world.run()
+    assert not world.turns.waits(GREEDY)
+
+
+async def test_nobody_waits_for_a_share_that_no_other_tenant_wants() -> None:
+    world = _World(alone=True)
+    device = _Device()
+    world.shares.spend(GREEDY, device, 10.0, 0.0)
+    await world.turns.within_share(GREEDY, device)
+    assert world.calls == []

@@ -14,9 +14,10 @@ from structlog.testing import capture_logs
 from engine.cache.device_health import Device, DeviceKey
 from engine.runtime.loop_share import LoopShares
 from engine.runtime.rate_limit import COUNTED_BYTES, TokenBucket
+from handlers.http import metering
 from handlers.http.context import Core
 from handlers.http.loop_watch import HELD_S, LoopWatch
-from handlers.sync import connection, frames, operations
+from handlers.sync import connection, frames
 from handlers.sync.frames import FRAGMENTS
 from handlers.sync.operations import charge_planning
 from tests.contract.test_frames_masked import HANDSHAKE, PONG, TEXT, closed, shaken
@@ -85,7 +86,7 @@ async def test_a_message_that_held_the_loop_is_logged_with_its_device(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frames, "_PORTION_S", 0.0)
-    monkeypatch.setattr(operations, "HELD_S", 0.0)
+    monkeypatch.setattr(metering, "HELD_S", 0.0)
     with capture_logs() as logs:
         phone = await server.device("phone")
         await phone.ask("heartbeat")

@@ -13,7 +13,7 @@ from engine.runtime.settings import Settings
 from handlers.commands.deployment import Deployment, DeploymentError, with_deployment
 from handlers.operate.printing import say
 
-_TEMPLATE: Final = Path(__file__).parents[2] / "deploy" / "nginx" / "deployment.conf"
+_TEMPLATE: Final = Path(__file__).parents[2] / "deploy" / "nginx" / "site.conf"
 _BLANK: Final = re.compile(r"@\{(\w+)\}")
 #: What nginx takes as one plain word; a name may begin with a wildcard.
 _NAME: Final = re.compile(r"(\*\.)?[A-Za-z0-9_.-]+\Z")

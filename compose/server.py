@@ -54,9 +54,10 @@ from handlers.server import ClosedDoorError, application, listening, probe_appli
 from handlers.sync.connections import Connections
 from storage.bus.redis_bus import RedisBus
 from storage.embedded.servers import Services
+from storage.postgres.connection import PoolerDetection
 from storage.postgres.migrate import newest_migration
 from storage.postgres.partitions import maintain
-from storage.postgres.pool import Database, Pooling
+from storage.postgres.pool import Database
 from storage.postgres.presence import Presence
 from storage.postgres.readiness import faults
 from storage.stores.commit import PostgresStore
@@ -106,11 +107,11 @@ class Server:
         self._dsn = dsn = at.dsn
         clock = SystemClock()
         # One connection a lane, so that a batch never waits for a read, and reads never for a batch.
-        pooling = Pooling()
-        self._writes = Database(dsn, settings.commit.lanes, pooling)
-        self._reads = Database(dsn, settings.postgres.read_connections, pooling)
+        pooler = PoolerDetection()
+        self._writes = Database(dsn, settings.commit.lanes, pooler)
+        self._reads = Database(dsn, settings.postgres.read_connections, pooler)
         # Its own, so that a balancer hears of the database's faults and not of what devices read.
-        self._probes = Database(dsn, PROBE_CONNECTIONS, pooling)
+        self._probes = Database(dsn, PROBE_CONNECTIONS, pooler)
         # Of several connections one is left to what the process itself reads.
         read_turns = ReadTurns(max(1, settings.postgres.read_connections - 1))
         domains = Domains(dict(settings.domains))
@@ -183,7 +184,7 @@ class Server:
             tenant_requests=limits.tenant_open_requests,
             tenant_bytes=limits.tenant_waiting_bytes,
         )
-        sessions = Database(dsn, UPLOAD_CONNECTIONS, pooling)
+        sessions = Database(dsn, UPLOAD_CONNECTIONS, pooler)
         files = self._files = FileParts(settings, sessions, self._reads, committer, bus, clock)
         self._core = Core(
             domains=domains,

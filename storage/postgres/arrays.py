@@ -13,47 +13,47 @@ _BETWEEN: Final = "\x01"
 _NULL: Final = "\x02"
 
 
-def numbers(values: Iterable[int]) -> str:
+def int_array(values: Iterable[int]) -> str:
     """Write an array of integers."""
     return "{" + ",".join(map(str, values)) + "}"
 
 
-def numbers_or_null(values: Iterable[int | None]) -> str:
+def int_array_or_null(values: Iterable[int | None]) -> str:
     """Write an array of integers, some of them null."""
     return "{" + ",".join(map(str, values)).replace("None", "NULL") + "}"
 
 
-def plain(values: Iterable[str]) -> str:
+def hex_array(values: Iterable[str]) -> str:
     """Write an array of texts that need no escape: hex digits, names of ours."""
     return '{"' + '","'.join(values) + '"}' if (values := list(values)) else "{}"
 
 
-def split(name: str, kind: str) -> str:
+def split_sql(name: str, kind: str) -> str:
     """Write the SQL that takes the value ``name`` apart again, as an array of ``kind``."""
     return f"string_to_array(%({name})s, E'\\x01', E'\\x02')::{kind}[]"
 
 
-def joined(values: Iterable[str]) -> str:
+def control_joined(values: Iterable[str]) -> str:
     """Join texts without control characters: compact JSON, ids that were checked. One at least."""
     return _BETWEEN.join(values)
 
 
-def joined_or_null(values: Iterable[bytes | None]) -> str:
+def control_joined_or_null(values: Iterable[bytes | None]) -> str:
     """Join JSON, some of it null. One at least."""
     return _BETWEEN.join([_NULL if value is None else value.decode() for value in values])
 
 
-def joined_texts_or_null(values: Iterable[str | None]) -> str:
+def control_joined_texts_or_null(values: Iterable[str | None]) -> str:
     """Join texts without control characters, some of them null. One at least."""
     return _BETWEEN.join([_NULL if value is None else value for value in values])
 
 
-def texts(values: Iterable[str]) -> str:
+def text_array(values: Iterable[str]) -> str:
     """Write an array of any texts."""
     return "{" + ",".join([_quoted(value) for value in values]) + "}"
 
 
-def texts_or_null(values: Iterable[str | None]) -> str:
+def text_array_or_null(values: Iterable[str | None]) -> str:
     """Write an array of any texts, some of them null."""
     return "{" + ",".join(["NULL" if value is None else _quoted(value) for value in values]) + "}"
 

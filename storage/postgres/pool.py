@@ -1,56 +1,32 @@
-"""Connections to PostgreSQL, borrowed and given back.
-
-Several statements travel in one string, so that a batch costs two round trips; of them the driver
-(``storage/postgres/driver.py``) gives back the rows of the last. Whatever the driver raises leaves here as a
-``StoreError``.
-
-Planning a batch's statements afresh costs 0.45 ms, as much as a lone sync needs besides. So each
-connection prepares them on first use. Behind a pooler that hands the server's connections around, a
-prepared statement may be missing or exist already: the first such error, before anything was written,
-switches this process to plain statements.
-"""
+"""A bounded number of connections to PostgreSQL, borrowed and given back."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import re
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import psycopg2
-import structlog
 
-from engine.runtime.ports import (
-    StoreError,
-    StoreFullError,
-    StorePoisonError,
-    StoreRetryError,
-    StoreUnavailableError,
+from engine.runtime.ports import StoreError, StoreUnavailableError, StoreUnknownError
+from storage.postgres.connection import (
+    STATEMENT_S,
+    ConnectionLostError,
+    NoAnswerError,
+    NotPreparedError,
+    PooledConnection,
+    PoolerDetection,
+    Statement,
 )
-from storage.postgres.driver import Link, Row, Values, connect
+from storage.postgres.driver import Row, Values, connect
 from storage.postgres.hosts import Host, Place, order_of
+from storage.postgres.remedies import fault_of, read_only, said
 from storage.postgres.remedies import sentence as told
+from storage.postgres.transactions import SERVER_LIMITS, StatementLimits, Transaction
 
-__all__ = [
-    "SERVER_MS",
-    "ConnectionLostError",
-    "Database",
-    "NoAnswerError",
-    "Pooling",
-    "Row",
-    "Session",
-    "Statement",
-    "Values",
-]
-
-#: No statement of ours takes this long; what does is given up and its connection dropped.
-STATEMENT_S: Final = 10.0
-#: The server gives up first, so that no statement runs on behind a connection that was dropped.
-SERVER_MS: Final = 9000
-#: How long whoever wants a connection waits for one.
+#: How long a caller waits for a connection to become free.
 _WAIT_S: Final = 5.0
 _KEEPALIVE: Final[dict[str, Any]] = {
     "keepalives_idle": 5,
@@ -59,215 +35,123 @@ _KEEPALIVE: Final[dict[str, Any]] = {
     "tcp_user_timeout": 10_000,
 }
 
-#: SQLSTATE classes that say the value itself is refused, whatever the time.
-_POISON = ("22", "23", "54")
-_DISK_FULL: Final = "53100"
-#: Those that say the statement is wrong here: a schema that is not ours, a right that is missing.
-_WRONG = ("42", "0A", "3F")
 
-#: Some statements are others every day (storage/stores/idempotency_keys.py): those of past days would stay in
-# memory.
-_MAX_PREPARED: Final = 200
+class CannotConnectError(StoreUnavailableError):
+    """No host let this process in. ``causes`` are the refusals as a person at the command line reads them."""
 
-#: A timeout of the server, or somebody who had it cancel the statement.
-_CANCELLED: Final = "57014"
-
-#: A prepared statement is missing, or there is one of that name already.
-_NOT_AS_PREPARED: Final = ("26000", "42P05")
-
-_log = structlog.get_logger()
-
-
-class Pooling:
-    """Whether a pooler between us and the server hands connections around."""
-
-    found = False
-
-
-class ConnectionLostError(StoreRetryError):
-    """The connection broke or was given up on; what its last statement did is not known."""
-
-
-class NotPreparedError(StoreRetryError):
-    """A pooler handed out another connection than the one that prepared the statement; nothing was run."""
-
-
-class NoAnswerError(ConnectionLostError):
-    """The connection was given up on."""
-
-
-class Statement:
-    """One statement with named values (``%(name)s``), which may be prepared."""
-
-    __slots__ = ("call", "name", "preparation", "text")
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        names = list(dict.fromkeys(_PLACEHOLDER.findall(text)))
-        body = _PLACEHOLDER.sub(lambda match: f"${names.index(match[1]) + 1}::text", text)
-        # The name tells the text, so that another version of this server can't have meant another.
-        self.name = "tidemark_" + hashlib.blake2b(body.encode(), digest_size=12).hexdigest()
-        self.preparation = f"PREPARE {self.name} AS {body}; ".replace("%", "%%")
-        values = ", ".join(f"%({name})s" for name in names)
-        self.call = f"EXECUTE {self.name}" + (f" ({values})" if names else "")
-
-
-_PLACEHOLDER: Final = re.compile(r"%\((\w+)\)s")
-
-
-class Session:
-    """One connection. Not for two tasks at once."""
-
-    def __init__(self, host: Host, link: Link, pooling: Pooling) -> None:
-        self.host = host
-        #: Whether the host is to blame for the end of the connection.
-        self.host_failed = False
-        self._link = link
-        self._pooling = pooling
-        self._prepared: set[str] = set()
-
-    async def run_prepared(
-        self, opening: str, statements: Sequence[Statement], closing: str, values: Values
-    ) -> list[Row]:
-        """Run ``opening``, the statements, then ``closing`` in one round trip, as ``run`` does."""
-        if self._pooling.found:
-            texts = [statement.text for statement in statements]
-            return await self.run(opening + "; ".join(texts) + closing, values)
-        calls, forgetting = "; ".join([statement.call for statement in statements]), ""
-        new = [statement for statement in statements if statement.name not in self._prepared]
-        if new and len(self._prepared) >= _MAX_PREPARED:
-            new, forgetting = list(statements), "DEALLOCATE ALL; "
-            self._prepared.clear()
-        if not new:
-            return await self.run(opening + calls + closing, values)
-        preparations = forgetting + "".join([statement.preparation for statement in new])
-        try:
-            rows = await self.run(preparations + opening + calls + closing, values)
-        except BaseException:
-            self.close()  # which of them were prepared is not known
-            raise
-        self._prepared.update([statement.name for statement in new])
-        return rows
-
-    async def run(self, statements: str, values: Values | None = None) -> list[Row]:
-        """Run statements in one round trip and return the rows of the last one, none for a command.
-
-        Raises ConnectionLostError, StoreRetryError (rolled back by the server), StorePoisonError.
-        """
-        try:
-            return await self._link.run(statements, values, STATEMENT_S)
-        except TimeoutError:
-            self._lose()
-            raise NoAnswerError(f"no answer within {STATEMENT_S:.0f} s") from None
-        except psycopg2.Error as error:
-            raise self._translated(error) from None
-        except (ValueError, UnicodeError) as error:
-            raise StorePoisonError(str(error)) from None
-        except OSError as error:
-            self._lose()
-            raise ConnectionLostError(str(error)) from None
-
-    def _translated(self, error: psycopg2.Error) -> StoreError:
-        state = error.pgcode or ""
-        sentence = told(error)
-        if state == _CANCELLED and not self._link.closed:
-            return StoreRetryError("the server cancelled the statement")
-        if (
-            self._link.closed
-            or state[:2] in ("08", "57")
-            or (not state and isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError))
-        ):
-            self._lose()
-            return ConnectionLostError(sentence)
-        if state in _NOT_AS_PREPARED:
-            if not self._pooling.found:  # else what was under way by then fails alike
-                self._pooling.found = True
-                _log.info("pooler_found", sqlstate=state)
-            return NotPreparedError(sentence)
-        if state == "25006":  # the host was demoted: another one is the primary now
-            self._lose()
-            return StoreRetryError(sentence)
-        if state == _DISK_FULL:
-            return StoreFullError(sentence)
-        if state.startswith(_POISON):
-            return StorePoisonError(sentence)
-        if state.startswith(_WRONG):
-            return StoreError(sentence)
-        return StoreRetryError(sentence)
-
-    def warned(self) -> bool:
-        """Tell whether the server warned since this was last asked, as COMMIT does of a silent standby.
-
-        In whatever language: nothing below a warning is sent (``client_min_messages``).
-        """
-        # What came with the last result reaches the notices only when the driver looks once more.
-        self._link.advance()
-        if self._link.closed:
-            return True
-        notices = self._link.notices
-        warned = bool(notices)
-        notices.clear()
-        return warned
-
-    def _lose(self) -> None:
-        self.host_failed = True
-        self.close()
-
-    @property
-    def closed(self) -> bool:
-        """Whether the connection is gone."""
-        return self._link.closed
-
-    def close(self) -> None:
-        """Cut the connection; the server rolls back what was open."""
-        self._link.close()
-
-
-#: Of one round trip alone: several statements in one string are one transaction.
-_READING: Final = f"SET LOCAL statement_timeout = {SERVER_MS}; "
-#: A plan that is kept must suit a table that was empty when it was made, and is not weighed anew each time.
-_READING_PREPARED: Final = (
-    _READING + "SET LOCAL enable_seqscan = off; SET LOCAL plan_cache_mode = force_generic_plan; "
-)
+    def __init__(self, sentences: list[str], causes: list[StoreError]) -> None:
+        super().__init__("; ".join(sentences))
+        self.causes = causes
 
 
 class Database:
     """A bounded number of connections to the primary, opened when first needed and again when lost.
 
-    Of several hosts in ``dsn`` those that serve no writes are passed over. ``pooling`` is shared with others
-    of this process, so that a pooler is found once. Raises StoreError for a DSN that cannot be read.
+    Args:
+        dsn: The database. Of several hosts those that take no writes are passed over.
+        connections: How many connections there are at most.
+        pooler: Shared with the other databases of this process, so that a pooler is detected once.
+        limits: How long statements may take.
+
+    Raises:
+        StoreError: The DSN cannot be read.
     """
 
-    def __init__(self, dsn: str, connections: int, pooling: Pooling | None = None) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        connections: int,
+        pooler: PoolerDetection | None = None,
+        limits: StatementLimits = SERVER_LIMITS,
+    ) -> None:
         self._order = order_of(dsn)
-        self._pooling = pooling or Pooling()
-        self._idle: deque[Session] = deque()
+        self._pooler = pooler or PoolerDetection()
+        self._limits = limits
+        self._idle: deque[PooledConnection] = deque()
         self._free = asyncio.Semaphore(connections)
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[Session]:
-        """Borrow a connection for a moment. Raises StoreUnavailableError."""
-        session = await self.acquire()
+    async def connection(self) -> AsyncIterator[PooledConnection]:
+        """Borrow a connection. Raises StoreUnavailableError."""
+        connection = await self.acquire()
         try:
-            yield session
+            yield connection
         except BaseException:
-            await self.release(session, clean=False)
+            await self.release(connection, clean=False)
             raise
-        await self.release(session)
+        await self.release(connection)
+
+    async def begin(self, settings: Statement | None = None) -> Transaction:
+        """Take a connection for a transaction, which the caller has to commit or roll back.
+
+        Args:
+            settings: What is set for it; None is the default of this database.
+
+        Raises:
+            StoreUnavailableError: There is no connection.
+        """
+        return Transaction(await self.acquire(), settings or self._limits.write, self.release)
+
+    @asynccontextmanager
+    async def transaction(self, settings: Statement | None = None) -> AsyncIterator[Transaction]:
+        """Run the block as one transaction: committed at its end, rolled back if it raises.
+
+        Raises:
+            StoreUnknownError: The outcome of the commit is not known.
+            StoreError: Nothing was written.
+        """
+        transaction = await self.begin(settings)
+        try:
+            yield transaction
+        except BaseException:
+            await transaction.rollback()
+            raise
+        await transaction.commit()
+
+    async def execute(
+        self, statement: str | Statement, values: Values | None = None, settings: Statement | None = None
+    ) -> list[Row]:
+        """Run one statement as a transaction of its own, in one round trip.
+
+        Args:
+            statement: A ``Statement`` is prepared, a text is planned each time.
+            values: Its values by name.
+            settings: What is set for the transaction; None is the default of this database.
+
+        Returns:
+            The rows of the statement.
+
+        Raises:
+            StoreUnknownError: The outcome is not known, or the commit may not have reached the standby.
+            StoreError: Nothing was written.
+        """
+        settings = settings or self._limits.write
+        try:
+            async with self.connection() as connection:
+                if isinstance(statement, str):
+                    rows = await connection.run(f"{settings.text}; {statement}", values)
+                else:
+                    rows = await connection.run_prepared("", (settings, statement), "", values or {})
+                connection.confirm_commit()
+                return rows
+        except ConnectionLostError as error:
+            raise StoreUnknownError(str(error)) from None
 
     async def query(self, statement: str | Statement, values: Values | None = None) -> list[Row]:
-        """Run one read on a borrowed connection, once more if that one had been lost unnoticed or was pooled.
+        """Run one read, a second time if the connection had been lost unnoticed or was pooled.
 
-        A ``Statement`` is prepared; one that is asked seldom is better planned each time.
+        A ``Statement`` is prepared. One that is seldom asked is better a text, which is planned each time.
 
-        Raises StoreError.
+        Raises:
+            StoreError: The database is away, or refused the statement.
         """
         for attempt in (1, 2):
             try:
-                async with self.session() as session:
+                async with self.connection() as connection:
                     if isinstance(statement, str):
-                        return await session.run(_READING + statement, values)
-                    return await session.run_prepared(_READING_PREPARED, (statement,), "", values or {})
+                        return await connection.run(self._limits.read + statement, values)
+                    read = self._limits.read_prepared
+                    return await connection.run_prepared(read, (statement,), "", values or {})
             except NoAnswerError:
                 raise
             except (ConnectionLostError, NotPreparedError):
@@ -275,7 +159,7 @@ class Database:
                     raise
         raise AssertionError
 
-    async def acquire(self) -> Session:
+    async def acquire(self) -> PooledConnection:
         """Take a connection; ``release`` must follow. Raises StoreUnavailableError."""
         if self._free.locked():
             try:
@@ -287,81 +171,83 @@ class Database:
             await self._free.acquire()
         try:
             while self._idle:
-                session = self._idle.pop()
-                if not session.closed:
-                    return session
+                connection = self._idle.pop()
+                if not connection.closed:
+                    return connection
             return await self._connect()
         except BaseException:
             self._free.release()
             raise
 
-    async def release(self, session: Session, *, clean: bool = True) -> None:
+    async def release(self, connection: PooledConnection, *, clean: bool = True) -> None:
         """Give a connection back; one that is not ``clean`` is rolled back first."""
         try:
-            if not clean and not session.closed:
-                try:
-                    await session.run("ROLLBACK")
-                    session.warned()  # of a transaction that had ended; the next COMMIT is not to blame
-                except StoreError:
-                    session.close()
-            if not session.closed:
-                self._idle.append(session)
-            elif session.host_failed:
-                self._order.failed(session.host)
-                self._drop_idle(session.host)
+            if not clean and not connection.closed:
+                await connection.roll_back()
+            if not connection.closed:
+                self._idle.append(connection)
+            elif connection.host_failed:
+                self._order.failed(connection.host)
+                self._drop_idle(connection.host)
         except BaseException:
-            session.close()
+            connection.close()
             raise
         finally:
             self._free.release()
 
-    async def _connect(self) -> Session:
-        """Connect to the first host that is the primary. Raises StoreUnavailableError."""
+    async def _connect(self) -> PooledConnection:
+        """Connect to the first host that is the primary. Raises CannotConnectError."""
         order = self._order
-        refusals: list[str] = []
+        sentences: list[str] = []
+        causes: list[StoreError] = []
         for host in order.now():
             places = await host.places(one_of_several=order.several)
             if not places:
-                refusals.append(host.unknown)
+                sentences.append(host.unknown)
+                causes.append(StoreUnavailableError(host.unknown))
             for place in order.sorted(places):
                 try:
                     return await self._connect_to(host, place)
-                except StoreUnavailableError as error:
+                except CannotConnectError as error:
                     order.place_failed(place)
-                    refusals.append(str(error))
+                    sentences.append(str(error))
+                    causes += error.causes
             order.failed(host)
-        raise StoreUnavailableError("; ".join(refusals))
+        raise CannotConnectError(sentences, causes)
 
-    async def _connect_to(self, host: Host, place: Place) -> Session:
+    async def _connect_to(self, host: Host, place: Place) -> PooledConnection:
         try:
             async with asyncio.timeout(place.patience_s):
                 link = await connect(place.dsn, application_name="tidemark", **_KEEPALIVE)
                 try:
                     if await link.run("SHOW transaction_read_only", None, STATEMENT_S) != [("off",)]:
-                        raise StoreUnavailableError(
-                            f"the database at {place.name} is read-only: it is not the primary"
-                        )
+                        found = f"the database at {place.name} is read-only"
+                        raise CannotConnectError([f"{found}: it is not the primary"], [read_only(found)])
                 except BaseException:
                     link.close()
                     raise
-        except StoreUnavailableError:
+        except CannotConnectError:
             raise
         except TimeoutError:
-            raise StoreUnavailableError(
+            sentence = (
                 f"no answer from {place.name} within {place.patience_s:g} s: see that it runs and that no"
                 " firewall is between"
-            ) from None
+            )
+            raise CannotConnectError([sentence], [StoreUnavailableError(sentence)]) from None
+        except psycopg2.Error as error:
+            cause = fault_of(error) or StoreUnavailableError(said(error))
+            raise CannotConnectError([f"cannot connect to {place.name}: {told(error)}"], [cause]) from None
         except Exception as error:  # of whatever kind: the database is away, and that ends nothing
-            said = told(error) if isinstance(error, psycopg2.Error) else str(error) or type(error).__name__
-            raise StoreUnavailableError(f"cannot connect to {place.name}: {said}") from None
-        return Session(host, link, self._pooling)
+            sentence = f"cannot connect to {place.name}: {str(error) or type(error).__name__}"
+            raise CannotConnectError([sentence], [StoreUnavailableError(sentence)]) from None
+        return PooledConnection(host, link, self._pooler, bounded=self._limits.bounded)
 
     def _drop_idle(self, host: Host) -> None:
         """Close what else is connected to a host that failed, so that nobody finds out one by one."""
-        kept = [session for session in self._idle if session.host is not host]
-        for session in self._idle:
-            if session.host is host:
-                session.close()
+        kept = [connection for connection in self._idle if connection.host is not host]
+        for connection in self._idle:
+            if connection.host is host:
+                connection.close()
         self._idle = deque(kept)
 
     async def close(self) -> None:

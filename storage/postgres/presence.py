@@ -12,7 +12,7 @@ import structlog
 
 from engine.runtime.ports import StoreError
 from storage.postgres.pool import Database
-from storage.postgres.transactions import SETTINGS
+from storage.postgres.transactions import LOCAL_SETTINGS
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that the driver spells so
@@ -72,11 +72,9 @@ class Presence:
             _log.warning("presence_not_stored", reason=type(error).__name__)
 
     async def _run(self, statement: str) -> None:
-        async with self._database.session() as session:
-            # Not prepared: behind a pooler a process's first prepared statement may fail, and nobody tries
-            # this one again.
-            await session.run(f"{SETTINGS.text}; {statement}", self._values)
-            session.warned()  # of a silent standby: the next word comes in ten seconds
+        # Not prepared: behind a pooler the first prepared statement of a process may fail, and this one is
+        # not repeated. No wait for a standby: the next word comes in ten seconds.
+        await self._database.execute(statement, self._values, LOCAL_SETTINGS)
 
 
 def present(cursor: Cursor) -> list[tuple[str, float]]:

@@ -96,6 +96,11 @@ def fault_of(error: psycopg2.Error) -> DatabaseFaultError | None:
     return None if remedy is None else DatabaseFaultError(found, remedy)
 
 
+def read_only(found: str) -> DatabaseFaultError:
+    """Return the fault of a host that takes no writes."""
+    return DatabaseFaultError(found, _REMEDIES["25006"])
+
+
 def said(error: psycopg2.Error) -> str:
     """Return the first line of what PostgreSQL, or the driver, said."""
     lines = (error.diag.message_primary or str(error)).strip().splitlines()

@@ -1,39 +1,161 @@
-"""What is set for one transaction alone, so that no setting of the database or of a pooler matters."""
+"""The one seam for transactions: begin, settings, commit, and a commit of unknown outcome.
+
+Settings are made for each transaction alone, so that no setting of the database, of its role or of a pooler
+matters.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Awaitable, Sequence
+from typing import Final, NamedTuple, Protocol
 
-from storage.postgres.pool import SERVER_MS, Statement
+from engine.runtime.ports import StoreUnknownError
+from storage.postgres.connection import ConnectionLostError, PooledConnection, Statement
+from storage.postgres.driver import Row, Values
 
-#: A stalled holder (stopped process, dead host) frees its tenants after this.
+#: A server ends a statement after this, before ``connection.STATEMENT_S`` drops its connection. Otherwise the
+#: statement would run on without anybody to wait for it.
+SERVER_MS: Final = 9000
+#: A holder that stands still (stopped process, dead host) gives its tenants free after this.
 HOLD_MS: Final = 2000
-#: Longer than a stalled holder can hold, so that waiting outlasts it.
+#: Longer than ``HOLD_MS``, so that a waiting transaction outlasts a holder that stands still.
 LOCK_WAIT_MS: Final = 3000
 
 
-def settings(synchronous_commit: str) -> Statement:
-    """Make what is set for one transaction alone.
-
-    Without enable_seqscan = off a plan made while a table was empty would read all of it for ever after;
-    without force_generic_plan a lone sync is planned anew each time, since it looks cheaper than the average;
-    a warning is what COMMIT says of a standby that has not confirmed.
-    """
+def set_for_transaction(**values: str | int) -> Statement:
+    """Return the statement that makes settings for one transaction alone."""
     return Statement(
-        "SELECT "
-        + ", ".join(
-            f"set_config('{name}', '{value}', true)"
-            for name, value in (
-                ("idle_in_transaction_session_timeout", HOLD_MS),
-                ("lock_timeout", LOCK_WAIT_MS),
-                ("statement_timeout", SERVER_MS),
-                ("synchronous_commit", synchronous_commit),
-                ("enable_seqscan", "off"),
-                ("plan_cache_mode", "force_generic_plan"),
-                ("client_min_messages", "warning"),
-            )
-        )
+        "SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in values.items())
     )
 
 
-SETTINGS: Final = settings(synchronous_commit="on")
+def transaction_settings(synchronous_commit: str) -> Statement:
+    """Return the settings of a server's transaction.
+
+    - ``enable_seqscan = off``: a plan made while a table was empty would go on reading all of it.
+    - ``force_generic_plan``: a lone sync would be planned again each time, since a plan for its values looks
+      cheaper than the average.
+    - ``client_min_messages = warning``: a warning is how COMMIT reports a standby that has not confirmed.
+    """
+    return set_for_transaction(
+        idle_in_transaction_session_timeout=HOLD_MS,
+        lock_timeout=LOCK_WAIT_MS,
+        statement_timeout=SERVER_MS,
+        synchronous_commit=synchronous_commit,
+        enable_seqscan="off",
+        plan_cache_mode="force_generic_plan",
+        client_min_messages="warning",
+    )
+
+
+SETTINGS: Final = transaction_settings(synchronous_commit="on")
+#: For rows that may be lost together with the primary: COMMIT waits for its disk, and for no standby.
+LOCAL_SETTINGS: Final = transaction_settings(synchronous_commit="local")
+
+#: Several statements in one string are one transaction, so that SET LOCAL holds for one round trip.
+READ: Final = f"SET LOCAL statement_timeout = {SERVER_MS}; "
+#: A plan that is kept must suit a table that was empty when it was made, and is not weighed again each time.
+READ_PREPARED: Final = (
+    READ + "SET LOCAL enable_seqscan = off; SET LOCAL plan_cache_mode = force_generic_plan; "
+)
+
+
+class StatementLimits(NamedTuple):
+    """How long statements may take, and what is set for them.
+
+    ``read`` and ``read_prepared`` stand before a read, ``write`` at the begin of a transaction. ``bounded``
+    says whether a statement is given up after ``connection.STATEMENT_S``.
+    """
+
+    bounded: bool
+    read: str
+    read_prepared: str
+    write: Statement
+
+
+SERVER_LIMITS: Final = StatementLimits(bounded=True, read=READ, read_prepared=READ_PREPARED, write=SETTINGS)
+#: A command may take as long as its role allows. If it is stopped within a transaction, it still gives the
+#: tenants free that devices wait for.
+COMMAND_LIMITS: Final = StatementLimits(
+    bounded=False,
+    read="",
+    read_prepared="",
+    write=set_for_transaction(
+        idle_in_transaction_session_timeout=HOLD_MS, synchronous_commit="on", client_min_messages="warning"
+    ),
+)
+
+
+class _Release(Protocol):
+    def __call__(self, connection: PooledConnection, *, clean: bool) -> Awaitable[None]: ...
+
+
+class Transaction:
+    """One transaction. It begins with its first statements, in their round trip.
+
+    ``commit`` or ``rollback`` has to follow, and gives the connection back. Two tasks must not use it at the
+    same time.
+
+    Args:
+        connection: The borrowed connection.
+        settings: What is set for this transaction.
+        release: Gives the connection back; with ``clean=False`` it is rolled back first.
+    """
+
+    __slots__ = ("_begun", "_connection", "_ended", "_release", "_settings")
+
+    def __init__(self, connection: PooledConnection, settings: Statement, release: _Release) -> None:
+        self._connection = connection
+        self._settings = settings
+        self._release = release
+        self._begun = False
+        self._ended = False
+
+    async def run(self, statements: Sequence[Statement], values: Values) -> list[Row]:
+        """Run statements in one round trip and return the rows of the last one.
+
+        Raises:
+            StoreError: As ``PooledConnection.run``.
+        """
+        if self._begun:
+            return await self._connection.run_prepared("", statements, "", values)
+        self._begun = True
+        return await self._connection.run_prepared("BEGIN; ", (self._settings, *statements), "", values)
+
+    async def query(self, statement: str, values: Values | None = None) -> list[Row]:
+        """Run a statement that is planned each time, and return its rows.
+
+        Raises:
+            StoreError: As ``PooledConnection.run``.
+        """
+        begin = "" if self._begun else f"BEGIN; {self._settings.text}; "
+        self._begun = True
+        return await self._connection.run(begin + statement, values)
+
+    async def commit(self, statements: Sequence[Statement] = (), values: Values | None = None) -> None:
+        """Run the last statements of a transaction that has begun, and commit, in one round trip.
+
+        Raises:
+            StoreUnknownError: The outcome is not known, or the commit may not have reached the standby.
+            StoreError: As ``PooledConnection.run``; nothing was written.
+        """
+        clean = False
+        try:
+            if self._begun:
+                closing = "; COMMIT" if statements else "COMMIT"
+                await self._connection.run_prepared("", statements, closing, values or {})
+                self._connection.confirm_commit()
+            clean = True
+        except ConnectionLostError as error:
+            raise StoreUnknownError(str(error)) from None
+        finally:
+            await self._end(clean=clean)
+
+    async def rollback(self) -> None:
+        """End without writing. After ``commit`` it does nothing."""
+        if not self._ended:
+            await self._end(clean=not self._begun)
+
+    async def _end(self, *, clean: bool) -> None:
+        self._ended = True
+        await self._release(self._connection, clean=clean)

@@ -18,10 +18,11 @@ from engine.model.rows import (
     WriteSet,
 )
 from engine.plan.tenant_usage import NAMES
-from engine.runtime.ports import StoreRetryError, StoreUnknownError
-from storage.postgres.arrays import joined, numbers, plain, split, texts
-from storage.postgres.pool import ConnectionLostError, Database, Session, Statement
-from storage.postgres.transactions import SETTINGS
+from engine.runtime.ports import StoreRetryError
+from storage.postgres.arrays import control_joined, hex_array, int_array, split_sql, text_array
+from storage.postgres.connection import Statement
+from storage.postgres.pool import Database
+from storage.postgres.transactions import Transaction
 from storage.stores.commit_rows import StoredSnapshot, snapshot_of
 from storage.stores.commit_writes import finish
 from storage.stores.idempotency_keys import RECENT_H, TODAY, older, recent
@@ -42,7 +43,7 @@ _RECORDS: Final = (
     " f.chain_from, coalesce(f.data, f.last_data)::text, f.fields::text, f.device_id, f.attachments::text,"
     " f.sent_at_us"
     " FROM unnest(%(record_tenants)s::int[], "
-    f"{split('record_domains', 'text')}, {split('record_ids', 'text')})"
+    f"{split_sql('record_domains', 'text')}, {split_sql('record_ids', 'text')})"
     " AS w(t, d, i) CROSS JOIN LATERAL (SELECT * FROM records"
     " WHERE tenant_id = w.t AND domain = w.d AND id = w.i LIMIT 1) AS f"
 )
@@ -90,8 +91,8 @@ _UPLOADS: Final = (
 #: The first of them, so that who recovers it knows that there is none before.
 _SET_ASIDE: Final = (
     "SELECT 9, w.t, w.d, w.i, NULL, NULL, NULL, NULL, f.quarantine_id, NULL, w.v, NULL, NULL"
-    f" FROM unnest(%(aside_tenants)s::int[], %(aside_devices)s::text[], {split('aside_domains', 'text')},"
-    f" {split('aside_ids', 'text')}) AS w(t, v, d, i) CROSS JOIN LATERAL"
+    f" FROM unnest(%(aside_tenants)s::int[], %(aside_devices)s::text[], {split_sql('aside_domains', 'text')},"
+    f" {split_sql('aside_ids', 'text')}) AS w(t, v, d, i) CROSS JOIN LATERAL"
     " (SELECT quarantine_id FROM quarantine WHERE tenant_id = w.t AND device_id = w.v"
     " AND domain = w.d AND record_id = w.i ORDER BY place LIMIT 1) AS f"
 )
@@ -125,20 +126,21 @@ class PostgresStore:
 
     async def begin(self, read_set: ReadSet) -> PostgresTransaction:
         """Lock the tenants, then read what is asked; see the port for what it raises."""
-        session = await self._database.acquire()
+        transaction = await self._database.begin()
         day = self._day
         try:
             reading, values = self._reading(read_set)
-            rows = await session.run_prepared("BEGIN; ", (SETTINGS, _LOCK, reading), "", values)
+            rows = await transaction.run((_LOCK, reading), values)
             snapshot = snapshot_of(rows)
             if len(snapshot.seqs) != len(read_set.tenants):
-                await self._create_counters(session, read_set.tenants)
+                await transaction.rollback()
+                await self._create_counters(read_set.tenants)
                 raise StoreRetryError("a tenant's counter was missing")
             self._check_day(day, rows[0][5])
         except BaseException:
-            await self._database.release(session, clean=False)
+            await transaction.rollback()
             raise
-        return PostgresTransaction(self._database, session, snapshot)
+        return PostgresTransaction(transaction, snapshot)
 
     def _reading(self, read_set: ReadSet) -> tuple[Statement, dict[str, object]]:
         ahead_us = time.time() * 1_000_000 + _AHEAD_US
@@ -156,43 +158,43 @@ class PostgresStore:
             bool(read_set.recovering),
             read_set.usage_above,
         )
-        values: dict[str, object] = {"tenants": numbers(read_set.tenants)}
+        values: dict[str, object] = {"tenants": int_array(read_set.tenants)}
         if read_set.keys:
             tenants, hashes = zip(*read_set.keys, strict=True)
-            values["key_tenants"] = numbers(tenants)
-            values["key_hashes"] = plain(hashes)
+            values["key_tenants"] = int_array(tenants)
+            values["key_hashes"] = hex_array(hashes)
         if asked.old_keys:
             tenants, hashes = zip(*read_set.old_keys, strict=True)
-            values["old_key_tenants"] = numbers(tenants)
-            values["old_key_hashes"] = plain(hashes)
+            values["old_key_tenants"] = int_array(tenants)
+            values["old_key_hashes"] = hex_array(hashes)
         if read_set.records:
             tenants, domains, ids = zip(*read_set.records, strict=True)
-            values["record_tenants"] = numbers(tenants)
-            values["record_domains"] = joined(domains)
-            values["record_ids"] = joined(ids)
+            values["record_tenants"] = int_array(tenants)
+            values["record_domains"] = control_joined(domains)
+            values["record_ids"] = control_joined(ids)
         if read_set.events:
             tenants, domains, ids, times = zip(*read_set.events, strict=True)
-            values["event_tenants"] = numbers(tenants)
-            values["event_domains"] = texts(domains)
-            values["event_ids"] = texts(ids)
-            values["event_times"] = numbers(times)
+            values["event_tenants"] = int_array(tenants)
+            values["event_domains"] = text_array(domains)
+            values["event_ids"] = text_array(ids)
+            values["event_times"] = int_array(times)
             values["events_from"], values["events_to"] = str(min(times)), str(max(times))
         if read_set.open_conflicts:
             tenants, devices, domains, ids = zip(*read_set.open_conflicts, strict=True)
-            values["held_tenants"] = numbers(tenants)
-            values["held_devices"] = texts(devices)
-            values["held_domains"] = texts(domains)
-            values["held_ids"] = texts(ids)
+            values["held_tenants"] = int_array(tenants)
+            values["held_devices"] = text_array(devices)
+            values["held_domains"] = text_array(domains)
+            values["held_ids"] = text_array(ids)
         if read_set.conflicts:
             tenants, ids = zip(*read_set.conflicts, strict=True)
-            values["conflict_tenants"] = numbers(tenants)
-            values["conflict_ids"] = texts(ids)
+            values["conflict_tenants"] = int_array(tenants)
+            values["conflict_ids"] = text_array(ids)
         if read_set.uploads:
-            values["upload_tenants"] = numbers([ref.tenant_id for ref in read_set.uploads])
-            values["upload_ids"] = plain([ref.upload_id for ref in read_set.uploads])
+            values["upload_tenants"] = int_array([ref.tenant_id for ref in read_set.uploads])
+            values["upload_ids"] = hex_array([ref.upload_id for ref in read_set.uploads])
         if read_set.duplicates:
-            values["duplicate_tenants"] = numbers([ref.tenant_id for ref in read_set.duplicates])
-            values["duplicate_ids"] = plain([ref.upload_id for ref in read_set.duplicates])
+            values["duplicate_tenants"] = int_array([ref.tenant_id for ref in read_set.duplicates])
+            values["duplicate_ids"] = hex_array([ref.upload_id for ref in read_set.duplicates])
         _quarantined(read_set, values)
         statement = self._statements.get(asked)
         if statement is None:
@@ -229,25 +231,25 @@ class PostgresStore:
         if day is not None and today not in (day, day + 1):
             raise StoreRetryError("the database's day is another one than before")
 
-    async def _create_counters(self, session: Session, tenants: list[int]) -> None:
-        await session.run(
-            "ROLLBACK; INSERT INTO tenant_counters (tenant_id)"
+    async def _create_counters(self, tenants: list[int]) -> None:
+        await self._database.execute(
+            "INSERT INTO tenant_counters (tenant_id)"
             " SELECT unnest(%(tenants)s::int[]) ORDER BY 1 ON CONFLICT DO NOTHING",
-            {"tenants": numbers(tenants)},
+            {"tenants": int_array(tenants)},
         )
 
 
 def _quarantined(read_set: ReadSet, values: dict[str, object]) -> None:
     if read_set.rejected_before:
         tenants, devices, domains, ids = zip(*read_set.rejected_before, strict=True)
-        values["aside_tenants"] = numbers(tenants)
-        values["aside_devices"] = texts(devices)
-        values["aside_domains"] = joined(domains)
-        values["aside_ids"] = joined(ids)
+        values["aside_tenants"] = int_array(tenants)
+        values["aside_devices"] = text_array(devices)
+        values["aside_domains"] = control_joined(domains)
+        values["aside_ids"] = control_joined(ids)
     if read_set.recovering:
         tenants, ids = zip(*read_set.recovering, strict=True)
-        values["recovering_tenants"] = numbers(tenants)
-        values["recovering_ids"] = texts(ids)
+        values["recovering_tenants"] = int_array(tenants)
+        values["recovering_ids"] = text_array(ids)
 
 
 class _Asked(msgspec.Struct, frozen=True):
@@ -278,28 +280,21 @@ class PostgresTransaction:
 
     snapshot: Snapshot
 
-    def __init__(self, database: Database, session: Session, snapshot: StoredSnapshot) -> None:
-        self._database = database
-        self._session = session
+    def __init__(self, transaction: Transaction, snapshot: StoredSnapshot) -> None:
+        self._transaction = transaction
         self.snapshot = snapshot
         self._existing = frozenset(snapshot.records)
         self._tombstones = snapshot.tombstones
 
     async def commit(self, writes: WriteSet) -> None:
         """Write everything and commit; see the port for what it raises."""
-        session = self._session
-        clean = False
         try:
             statements, values = finish(writes, self._existing, self._tombstones)
-            await session.run_prepared("", statements, "; COMMIT" if statements else "COMMIT", values)
-            if session.warned():
-                raise StoreUnknownError("the commit may not have reached the standby")
-            clean = True
-        except ConnectionLostError as error:
-            raise StoreUnknownError(str(error)) from None
-        finally:
-            await self._database.release(session, clean=clean)
+        except BaseException:
+            await self._transaction.rollback()
+            raise
+        await self._transaction.commit(statements, values)
 
     async def rollback(self) -> None:
         """Give the locks back without writing."""
-        await self._database.release(self._session, clean=False)
+        await self._transaction.rollback()

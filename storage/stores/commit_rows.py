@@ -21,7 +21,7 @@ from engine.model.rows import (
     TenantUsage,
 )
 from engine.model.uploads import UploadRef
-from storage.postgres.pool import Row
+from storage.postgres.driver import Row
 from storage.stores.stored_conflict import decode_conflict
 
 

@@ -17,17 +17,17 @@ from engine.model.rows import (
 )
 from engine.plan.tenant_usage import NAMES
 from storage.postgres.arrays import (
-    joined,
-    joined_or_null,
-    joined_texts_or_null,
-    numbers,
-    numbers_or_null,
-    plain,
-    split,
-    texts,
-    texts_or_null,
+    control_joined,
+    control_joined_or_null,
+    control_joined_texts_or_null,
+    hex_array,
+    int_array,
+    int_array_or_null,
+    split_sql,
+    text_array,
+    text_array_or_null,
 )
-from storage.postgres.pool import Statement
+from storage.postgres.connection import Statement
 from storage.stores.held_changes import encode_changes
 
 
@@ -53,10 +53,10 @@ _RECORDS: Final = (
     "INSERT INTO records"
     " (tenant_id, domain, id, version, seq, at_us, device_id, chain_from, data, fields, sent_at_us{1})"
     f" SELECT *{{3}} FROM unnest(%({{0}}tenants)s::int[],"
-    f" {split('{0}domains', 'text')}, {split('{0}ids', 'text')},"
+    f" {split_sql('{0}domains', 'text')}, {split_sql('{0}ids', 'text')},"
     " %({0}versions)s::bigint[], %({0}seqs)s::bigint[], %({0}ats)s::bigint[],"
-    f" {split('{0}devices', 'text')}, %({{0}}chains)s::bigint[],"
-    f" {split('{0}data', 'json')}, {split('{0}fields', 'json')}, %({{0}}sents)s::bigint[]{{2}})"
+    f" {split_sql('{0}devices', 'text')}, %({{0}}chains)s::bigint[],"
+    f" {split_sql('{0}data', 'json')}, {split_sql('{0}fields', 'json')}, %({{0}}sents)s::bigint[]{{2}})"
 )
 #: Speculative insertion costs a third more, so new records are written apart from new versions; the
 #: batch read under its locks which are which.
@@ -70,7 +70,7 @@ _UPSERT: Final = (
 _NEW_VERSIONS: Final = Statement(_RECORDS.format("v_", "", "", "") + _UPSERT)
 #: Records that have files are few, and all others are not to pay for them.
 _WITH_FILES: Final = Statement(
-    _RECORDS.format("f_", ", attachments", f", {split('f_attachments', 'json')}", "")
+    _RECORDS.format("f_", ", attachments", f", {split_sql('f_attachments', 'json')}", "")
     + _UPSERT
     + ", attachments = excluded.attachments"
 )
@@ -80,7 +80,7 @@ _GONE: Final = Statement(
     _RECORDS.format(
         "g_",
         ", attachments, last_data, last_data_at",
-        f", {split('g_attachments', 'json')}, {split('g_last', 'json')}",
+        f", {split_sql('g_attachments', 'json')}, {split_sql('g_last', 'json')}",
         ", now()",
     )
     + _UPSERT
@@ -92,13 +92,14 @@ _GONE: Final = Statement(
 )
 _EVENTS: Final = Statement(
     "INSERT INTO events (tenant_id, domain, id, sent_at_us, at_us, device_id, data)"
-    f" SELECT * FROM unnest(%(e_tenants)s::int[], {split('e_domains', 'text')}, {split('e_ids', 'text')},"
-    f" %(e_sent)s::bigint[], %(e_ats)s::bigint[], {split('e_devices', 'text')}, {split('e_data', 'json')})"
+    f" SELECT * FROM unnest(%(e_tenants)s::int[], {split_sql('e_domains', 'text')},"
+    f" {split_sql('e_ids', 'text')}, %(e_sent)s::bigint[], %(e_ats)s::bigint[],"
+    f" {split_sql('e_devices', 'text')}, {split_sql('e_data', 'json')})"
 )
 _KEYS: Final = Statement(
     "INSERT INTO sync_idempotency_record (tenant_id, key_hash, request_sha256, results)"
     " SELECT t, k, decode(s, 'hex'), r FROM unnest(%(k_tenants)s::int[], %(k_hashes)s::uuid[],"
-    f" {split('k_requests', 'text')}, {split('k_results', 'json')}) AS w(t, k, s, r)"
+    f" {split_sql('k_requests', 'text')}, {split_sql('k_results', 'json')}) AS w(t, k, s, r)"
 )
 _CONFLICT_COLUMNS: Final = (
     ("tenant_id", "int"),
@@ -179,13 +180,13 @@ def finish(
     if writes.events:
         statements.append(_EVENTS)
         events = writes.events
-        values["e_tenants"] = numbers([event.tenant_id for event in events])
-        values["e_domains"] = joined([event.domain for event in events])
-        values["e_ids"] = joined([event.id for event in events])
-        values["e_sent"] = numbers([event.sent_at_us for event in events])
-        values["e_ats"] = numbers([event.at_us for event in events])
-        values["e_devices"] = joined([event.device_id for event in events])
-        values["e_data"] = joined_or_null([event.data for event in events])
+        values["e_tenants"] = int_array([event.tenant_id for event in events])
+        values["e_domains"] = control_joined([event.domain for event in events])
+        values["e_ids"] = control_joined([event.id for event in events])
+        values["e_sent"] = int_array([event.sent_at_us for event in events])
+        values["e_ats"] = int_array([event.at_us for event in events])
+        values["e_devices"] = control_joined([event.device_id for event in events])
+        values["e_data"] = control_joined_or_null([event.data for event in events])
     if writes.keys:
         statements.append(_KEYS)
         _keys(writes.keys, values)
@@ -198,13 +199,13 @@ def finish(
     if writes.recovered:
         statements.append(_RECOVERED)
         tenants, ids = zip(*writes.recovered, strict=True)
-        values["x_tenants"] = numbers(tenants)
-        values["x_ids"] = texts(ids)
+        values["x_tenants"] = int_array(tenants)
+        values["x_ids"] = text_array(ids)
     if writes.uploads:
         statements.append(_UPLOADS)
-        values["u_tenants"] = numbers([ref.tenant_id for ref, _ in writes.uploads])
-        values["u_ids"] = plain([ref.upload_id for ref, _ in writes.uploads])
-        values["u_states"] = plain([state for _, state in writes.uploads])
+        values["u_tenants"] = int_array([ref.tenant_id for ref, _ in writes.uploads])
+        values["u_ids"] = hex_array([ref.upload_id for ref, _ in writes.uploads])
+        values["u_states"] = hex_array([state for _, state in writes.uploads])
     return statements, values
 
 
@@ -212,11 +213,11 @@ def _counters(writes: WriteSet, values: Values) -> Statement:
     """Only the tenant's counter row is written, whose page has room: no index has one of these columns."""
     seqs, usage = writes.seqs, writes.usage
     tenants = list(usage if seqs.keys() <= usage.keys() else seqs.keys() | usage.keys())
-    values["tenants"] = numbers(tenants)
-    values["seqs"] = numbers_or_null([seqs.get(tenant) for tenant in tenants])
+    values["tenants"] = int_array(tenants)
+    values["seqs"] = int_array_or_null([seqs.get(tenant) for tenant in tenants])
     more = [usage.get(tenant, _NOTHING).numbers() for tenant in tenants]
     if any(one[2:8] != _NONE or one[10] for one in more):
-        values["usage"] = numbers(chain.from_iterable(more))
+        values["usage"] = int_array(chain.from_iterable(more))
         return _COUNTERS
     values["usage"] = "{" + ",".join([f"{one[0]},{one[1]},{one[8]},{one[9]}" for one in more]) + "}"
     return _FEW_COUNTERS
@@ -252,33 +253,33 @@ def _sorted_records(
     if with_files:
         statements.append(_WITH_FILES)
         _records(with_files, "f_", values)
-        values["f_attachments"] = joined_or_null([record.attachments for record in with_files])
+        values["f_attachments"] = control_joined_or_null([record.attachments for record in with_files])
     if gone:
         statements.append(_GONE)
         _records(gone, "g_", values)
-        values["g_attachments"] = joined_or_null([record.attachments for record in gone])
-        values["g_last"] = joined_or_null([record.last_data for record in gone])
+        values["g_attachments"] = control_joined_or_null([record.attachments for record in gone])
+        values["g_last"] = control_joined_or_null([record.last_data for record in gone])
 
 
 def _records(records: list[Record], prefix: str, values: Values) -> None:
-    values[prefix + "tenants"] = numbers([record.tenant_id for record in records])
-    values[prefix + "domains"] = joined([record.domain for record in records])
-    values[prefix + "ids"] = joined([record.id for record in records])
-    values[prefix + "versions"] = numbers([record.version for record in records])
-    values[prefix + "seqs"] = numbers([record.seq for record in records])
-    values[prefix + "ats"] = numbers([record.at_us for record in records])
-    values[prefix + "devices"] = joined_texts_or_null([record.device_id for record in records])
-    values[prefix + "chains"] = numbers([record.chain_from for record in records])
-    values[prefix + "data"] = joined_or_null([record.data for record in records])
-    values[prefix + "fields"] = joined_or_null([record.fields for record in records])
-    values[prefix + "sents"] = numbers_or_null([record.sent_at_us for record in records])
+    values[prefix + "tenants"] = int_array([record.tenant_id for record in records])
+    values[prefix + "domains"] = control_joined([record.domain for record in records])
+    values[prefix + "ids"] = control_joined([record.id for record in records])
+    values[prefix + "versions"] = int_array([record.version for record in records])
+    values[prefix + "seqs"] = int_array([record.seq for record in records])
+    values[prefix + "ats"] = int_array([record.at_us for record in records])
+    values[prefix + "devices"] = control_joined_texts_or_null([record.device_id for record in records])
+    values[prefix + "chains"] = int_array([record.chain_from for record in records])
+    values[prefix + "data"] = control_joined_or_null([record.data for record in records])
+    values[prefix + "fields"] = control_joined_or_null([record.fields for record in records])
+    values[prefix + "sents"] = int_array_or_null([record.sent_at_us for record in records])
 
 
 def _keys(keys: list[IdempotencyRecord], values: Values) -> None:
-    values["k_tenants"] = numbers([key.tenant_id for key in keys])
-    values["k_hashes"] = plain([key.key_hash for key in keys])
-    values["k_requests"] = joined([key.request_sha256 for key in keys])
-    values["k_results"] = joined_or_null([key.results for key in keys])
+    values["k_tenants"] = int_array([key.tenant_id for key in keys])
+    values["k_hashes"] = hex_array([key.key_hash for key in keys])
+    values["k_requests"] = control_joined([key.request_sha256 for key in keys])
+    values["k_results"] = control_joined_or_null([key.results for key in keys])
 
 
 def _conflicts(conflicts: list[Conflict], values: Values) -> None:
@@ -289,20 +290,20 @@ def _conflicts(conflicts: list[Conflict], values: Values) -> None:
         elif kind == "json":
             column = [_text(data) for data in column]
         as_text = kind in ("text", "json")
-        values["c_" + name] = texts_or_null(column) if as_text else numbers_or_null(column)
+        values["c_" + name] = text_array_or_null(column) if as_text else int_array_or_null(column)
 
 
 def _quarantine(rows: list[Quarantined], values: Values) -> None:
-    values["q_tenants"] = numbers([row.tenant_id for row in rows])
-    values["q_ids"] = texts([row.quarantine_id for row in rows])
-    values["q_devices"] = texts([row.device_id for row in rows])
-    values["q_domains"] = texts_or_null([row.domain for row in rows])
-    values["q_records"] = texts_or_null([row.record_id for row in rows])
-    values["q_items"] = texts([row.item.decode() for row in rows])
-    values["q_codes"] = texts([row.code for row in rows])
-    values["q_messages"] = texts([row.message for row in rows])
-    values["q_ats"] = numbers([row.at_us for row in rows])
-    values["q_offsets"] = numbers([row.clock_offset_us for row in rows])
+    values["q_tenants"] = int_array([row.tenant_id for row in rows])
+    values["q_ids"] = text_array([row.quarantine_id for row in rows])
+    values["q_devices"] = text_array([row.device_id for row in rows])
+    values["q_domains"] = text_array_or_null([row.domain for row in rows])
+    values["q_records"] = text_array_or_null([row.record_id for row in rows])
+    values["q_items"] = text_array([row.item.decode() for row in rows])
+    values["q_codes"] = text_array([row.code for row in rows])
+    values["q_messages"] = text_array([row.message for row in rows])
+    values["q_ats"] = int_array([row.at_us for row in rows])
+    values["q_offsets"] = int_array([row.clock_offset_us for row in rows])
 
 
 def _text(data: bytes | None) -> str | None:

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 from engine.cache.device_health import Counts, DeviceKey, Health, score
 from engine.cache.ports import HealthUnknownError, Revoked
 from engine.operate.ports import DeviceSummary, NoTenantError, RefusedError
-from engine.runtime.ports import StorePoisonError
-from storage.postgres.arrays import numbers, numbers_or_null, texts, texts_or_null
+from engine.runtime.ports import StorePoisonError, StoreUnknownError
+from storage.postgres.arrays import int_array, int_array_or_null, text_array, text_array_or_null
 from storage.postgres.blocking import connected
-from storage.postgres.pool import SERVER_MS, ConnectionLostError, Database, Row, Statement
+from storage.postgres.connection import Statement
+from storage.postgres.driver import Row
+from storage.postgres.pool import Database
+from storage.postgres.transactions import HOLD_MS, SERVER_MS, set_for_transaction
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -38,18 +41,13 @@ _REVOKED: Final = (
     " UNION ALL SELECT tenant_id, NULL, NULL, token_id FROM revoked_tokens"
 )
 
-#: Of this transaction alone. It gives way before the server looks for a deadlock (1 s), so that nobody
-#: else is taken for its victim, and it has no business waiting: what it writes can wait.
-_SETTINGS: Final = Statement(
-    "SELECT "
-    + ", ".join(
-        f"set_config('{name}', '{value}', true)"
-        for name, value in (
-            ("idle_in_transaction_session_timeout", 2000),
-            ("lock_timeout", 500),
-            ("statement_timeout", SERVER_MS),
-        )
-    )
+#: Counts can wait: their transaction gives up a lock before PostgreSQL looks for a deadlock (after 1 s), so
+#: that no other transaction is chosen as the victim.
+_SETTINGS: Final = set_for_transaction(
+    idle_in_transaction_session_timeout=HOLD_MS,
+    lock_timeout=500,
+    statement_timeout=SERVER_MS,
+    client_min_messages="warning",
 )
 #: In ascending order of keys, as every process does, so that no two wait for each other.
 _SEEN: Final = Statement(
@@ -117,7 +115,9 @@ class PostgresDevices:
         if not keys:
             return []
         tenants, devices = zip(*keys, strict=True)
-        rows = await self._database.query(_READ, {"tenants": numbers(tenants), "devices": texts(devices)})
+        rows = await self._database.query(
+            _READ, {"tenants": int_array(tenants), "devices": text_array(devices)}
+        )
         return [_health(row) for row in rows]
 
     async def latest(self, limit: int) -> list[Health]:
@@ -127,12 +127,12 @@ class PostgresDevices:
     async def add(self, changes: list[Health]) -> None:
         """Add to the stored counts; see the port for what it raises."""
         statements, values = _adding(changes)
-        async with self._database.session() as session:
-            ((receipt,),) = await session.run_prepared("BEGIN; ", statements, "", values)
-            try:
-                await session.run("COMMIT")
-            except ConnectionLostError:
-                raise HealthUnknownError(receipt) from None
+        receipt = ""
+        try:
+            async with self._database.transaction(_SETTINGS) as transaction:
+                ((receipt,),) = await transaction.run(statements, values)
+        except StoreUnknownError:
+            raise HealthUnknownError(receipt) from None
 
     async def stored(self, receipt: str) -> bool | None:
         """Say what became of a transaction."""
@@ -158,25 +158,25 @@ class PostgresDevices:
 
 def _adding(changes: list[Health]) -> tuple[list[Statement], dict[str, object]]:
     values: dict[str, object] = {
-        "tenants": numbers(one.key.tenant_id for one in changes),
-        "devices": texts(one.key.device_id for one in changes),
-        "syncs": numbers(one.counts.syncs for one in changes),
-        "failed": numbers(one.counts.failed for one in changes),
-        "durations": numbers(one.counts.duration_us for one in changes),
-        "conflicts": numbers(one.counts.conflicts for one in changes),
-        "latest": numbers_or_null(one.last_sync_at_us for one in changes),
-        "networks": texts_or_null(one.network_type for one in changes),
-        "apps": texts_or_null(one.app_version for one in changes),
-        "systems": texts_or_null(one.os_version for one in changes),
+        "tenants": int_array(one.key.tenant_id for one in changes),
+        "devices": text_array(one.key.device_id for one in changes),
+        "syncs": int_array(one.counts.syncs for one in changes),
+        "failed": int_array(one.counts.failed for one in changes),
+        "durations": int_array(one.counts.duration_us for one in changes),
+        "conflicts": int_array(one.counts.conflicts for one in changes),
+        "latest": int_array_or_null(one.last_sync_at_us for one in changes),
+        "networks": text_array_or_null(one.network_type for one in changes),
+        "apps": text_array_or_null(one.app_version for one in changes),
+        "systems": text_array_or_null(one.os_version for one in changes),
     }
     seen = [one for one in changes if one.seen]
     if not seen:
-        return [_SETTINGS, _ADD, _RECEIPT], values
-    values["seen_tenants"] = numbers(one.key.tenant_id for one in seen)
-    values["seen_devices"] = texts(one.key.device_id for one in seen)
-    values["seen_apps"] = texts_or_null(one.app_version for one in seen)
-    values["seen_systems"] = texts_or_null(one.os_version for one in seen)
-    return [_SETTINGS, _SEEN, _ADD, _RECEIPT], values
+        return [_ADD, _RECEIPT], values
+    values["seen_tenants"] = int_array(one.key.tenant_id for one in seen)
+    values["seen_devices"] = text_array(one.key.device_id for one in seen)
+    values["seen_apps"] = text_array_or_null(one.app_version for one in seen)
+    values["seen_systems"] = text_array_or_null(one.os_version for one in seen)
+    return [_SEEN, _ADD, _RECEIPT], values
 
 
 def _health(row: Row) -> Health:

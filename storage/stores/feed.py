@@ -10,8 +10,10 @@ from typing import Final
 from engine.feed.ports import Page
 from engine.model.rows import Record
 from engine.runtime.ports import StoreError
-from storage.postgres.arrays import numbers, texts
-from storage.postgres.pool import Database, Row, Statement
+from storage.postgres.arrays import int_array, text_array
+from storage.postgres.connection import Statement
+from storage.postgres.driver import Row
+from storage.postgres.pool import Database
 
 #: Rows of other domains that one read passes over: about 5 ms.
 PIECE_ROWS: Final = 5000
@@ -88,7 +90,7 @@ class PostgresFeed:
         """Return how far tenants' feeds have come."""
         rows = await self._database.query(
             "SELECT tenant_id, seq FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[])",
-            {"tenants": numbers(tenant_ids)},
+            {"tenants": int_array(tenant_ids)},
         )
         return dict(rows)
 
@@ -103,7 +105,7 @@ class PostgresFeed:
             "bytes": max_bytes,
         }
         if domains is not None:
-            values |= {"domains": texts(domains), "rows": self._piece_rows}
+            values |= {"domains": text_array(domains), "rows": self._piece_rows}
         rows = await self._database.query(_ALL if domains is None else _SOME, values)
         page, read_to = _page(tenant_id, rows), rows[0][-1]
         if page.more or read_to is None or read_to == page.high_seq:
@@ -119,7 +121,7 @@ class PostgresFeed:
             "after": str(after_seq),
             "limit": str(limit),
             "bytes": str(max_bytes),
-            "domains": texts(domains),
+            "domains": text_array(domains),
             "rows": str(self._piece_rows),
         }
         rows = await self._database.query(_FEW, values)
@@ -130,8 +132,8 @@ class PostgresFeed:
     async def behind(self, afters: Mapping[int, int], limit: int, max_bytes: int) -> dict[int, Page]:
         """Read a page of each tenant; see the port."""
         values = {
-            "tenants": numbers(afters),
-            "afters": numbers(afters.values()),
+            "tenants": int_array(afters),
+            "afters": int_array(afters.values()),
             "limit": str(limit),
             "bytes": str(max_bytes),
         }

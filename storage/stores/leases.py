@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from engine.cluster.leases import LEASE_S
-from storage.postgres.pool import Database, Row, Statement, Values
-from storage.postgres.transactions import SETTINGS
+from storage.postgres.connection import Statement
+from storage.postgres.driver import Row, Values
+from storage.postgres.pool import Database
+from storage.postgres.transactions import LOCAL_SETTINGS
 
 _UNTIL: Final = f"now() + interval '{LEASE_S} seconds'"
 _BEGIN: Final = Statement(
@@ -55,7 +57,5 @@ class PostgresLeases:
         return rows[0][0].encode() if rows and rows[0][0] is not None else None
 
     async def _run(self, statement: Statement, values: Values) -> list[Row]:
-        async with self._database.session() as session:
-            rows = await session.run_prepared("", (SETTINGS, statement), "", values)
-            session.warned()  # that the standby is silent: a lease may be lost with its primary
-            return rows
+        # No wait for a standby: a lease that is lost with its primary only runs out.
+        return await self._database.execute(statement, values, LOCAL_SETTINGS)

@@ -12,9 +12,10 @@ from engine.model.domains import DomainPolicy
 from engine.model.tenants import Reused, Tenant, TenantPolicies
 from engine.operate.ports import NoTenantError, RefusedError, TenantSummary
 from engine.runtime.ports import StoreError
-from storage.postgres.arrays import numbers
+from storage.postgres.arrays import int_array
 from storage.postgres.blocking import connected
-from storage.postgres.pool import Database, Row
+from storage.postgres.driver import Row
+from storage.postgres.pool import Database
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -180,7 +181,7 @@ class PostgresTenants:
 
     async def reread(self, tenant_ids: list[int]) -> dict[int, TenantPolicies]:
         """Read tenants that are known."""
-        wanted = {"tenants": numbers(tenant_ids)}
+        wanted = {"tenants": int_array(tenant_ids)}
         return _gathered(
             await self._database.query(f"{_TENANTS} WHERE t.tenant_id = ANY(%(tenants)s::int[])", wanted)
         )

@@ -7,11 +7,10 @@ from typing import Final, Literal
 
 from engine.model.rows import RecordKey
 from engine.model.uploads import State, UploadRef
-from engine.runtime.ports import StoreUnknownError
 from engine.uploads.cleanup import Abandonment, GoneFile, OpenUpload
-from storage.postgres.arrays import numbers, plain
-from storage.postgres.pool import Database, Row, Values
-from storage.postgres.transactions import SETTINGS
+from storage.postgres.arrays import hex_array, int_array
+from storage.postgres.driver import Row, Values
+from storage.postgres.pool import Database
 
 _NOBODY: Final = "0" * 32
 _NOW: Final = "to_timestamp(%(now)s::float8 / 1000000)"
@@ -156,7 +155,7 @@ class PostgresCleanup:
 
     async def expire(self, tenant_id: int, upload_ids: Sequence[str], now_us: int) -> list[UploadRef]:
         """End uploads that are due."""
-        values = {"tenant": str(tenant_id), "ids": plain(upload_ids), "now": str(now_us)}
+        values = {"tenant": str(tenant_id), "ids": hex_array(upload_ids), "now": str(now_us)}
         return [UploadRef(tenant_id, row[0].replace("-", "")) for row in await self._run(_EXPIRE, values)]
 
     async def mark(self, after: RecordKey | None, limit: int, now_us: int) -> RecordKey | None:
@@ -218,12 +217,8 @@ class PostgresCleanup:
         return [Abandonment(*row) for row in await self._run(_ABANDONMENT, {"now": str(since_us)})]
 
     async def _run(self, statement: str, values: Values) -> list[Row]:
-        """Run one statement as a transaction of its own, planned for what the tables have become by now."""
-        async with self._database.session() as session:
-            rows = await session.run(f"{SETTINGS.text}; {statement}", values)
-            if session.warned():
-                raise StoreUnknownError("the commit may not have reached the standby")
-            return rows
+        """Run one statement as a transaction of its own. It is planned each time, since the tables grow."""
+        return await self._database.execute(statement, values)
 
 
 def _ref(row: Row) -> UploadRef:
@@ -239,6 +234,6 @@ def _behind(after: UploadRef | None) -> dict[str, object]:
 
 def _named(refs: Sequence[UploadRef]) -> dict[str, object]:
     return {
-        "tenants": numbers(ref.tenant_id for ref in refs),
-        "ids": plain(ref.upload_id for ref in refs),
+        "tenants": int_array(ref.tenant_id for ref in refs),
+        "ids": hex_array(ref.upload_id for ref in refs),
     }

@@ -7,8 +7,9 @@ from typing import Final
 
 from engine.model.uploads import Upload
 from engine.uploads.blobs import PendingFile
-from storage.postgres.arrays import numbers, plain, texts
-from storage.postgres.pool import Database, Statement
+from storage.postgres.arrays import hex_array, int_array, text_array
+from storage.postgres.connection import Statement
+from storage.postgres.pool import Database
 from storage.stores.uploads import COLUMNS, decode_upload
 
 _NOBODY: Final = "0" * 32
@@ -56,10 +57,10 @@ class PostgresPending:
         """List files that wait, by tenant and record."""
         last = behind.values()
         values = {
-            "tenants": numbers(behind),
-            "domains": texts([(one and one.domain) or "" for one in last]),
-            "records": texts([(one and one.record_id) or "" for one in last]),
-            "ids": plain([_NOBODY if one is None else one.ref.upload_id for one in last]),
+            "tenants": int_array(behind),
+            "domains": text_array([(one and one.domain) or "" for one in last]),
+            "records": text_array([(one and one.record_id) or "" for one in last]),
+            "ids": hex_array([_NOBODY if one is None else one.ref.upload_id for one in last]),
             "limit": str(limit),
         }
         return [

@@ -6,16 +6,17 @@ what became of the first run, is recognized by it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from engine.model.uploads import State, Upload, UploadRef
-from engine.runtime.ports import StoreUnknownError
 from engine.uploads.ports import LEASE_S, Claim, Claimed, Created, Joined, NewUpload, OffsetUpdate, Stored
-from storage.postgres.arrays import numbers, numbers_or_null, plain, texts
-from storage.postgres.pool import Database, Row, Session, Statement, Values
-from storage.postgres.transactions import SETTINGS, settings
+from storage.postgres.arrays import hex_array, int_array, int_array_or_null, text_array
+from storage.postgres.connection import Statement
+from storage.postgres.driver import Row
+from storage.postgres.pool import Database
+from storage.postgres.transactions import Transaction, transaction_settings
 
 #: Of ``upload_session`` under the name that is put in.
 COLUMNS: Final = (
@@ -30,7 +31,7 @@ COLUMNS: Final = (
 
 
 #: Of claims: after a crash nobody has an upload that was claimed just before it.
-_SETTINGS_OF_CLAIMS: Final = settings(synchronous_commit="off")
+_CLAIM_SETTINGS: Final = transaction_settings(synchronous_commit="off")
 _FIND: Final = Statement(
     f"SELECT {COLUMNS.format('u')} FROM upload_session AS u"
     " WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid"
@@ -156,24 +157,24 @@ class PostgresUploads:
         # In ascending order, as every process does: each locks what its tenant has reserved.
         order = sorted(range(len(uploads)), key=lambda index: uploads[index].upload.ref.tenant_id)
         outcomes: dict[int, Created] = {}
-        async with self._transaction() as session:
+        async with self._database.transaction() as transaction:
             for index in order:
-                outcomes[index] = await _created(session, uploads[index], expire_s)
+                outcomes[index] = await _created(transaction, uploads[index], expire_s)
         return [outcomes[index] for index in range(len(uploads))]
 
     async def concatenate(self, upload: NewUpload, expire_s: float) -> Joined:
         """Keep an upload that is put together, and spend its parts."""
-        values = _inserted(upload, expire_s) | {"spent": plain(upload.upload.parts), "open": _NO_BOUND}
+        values = _inserted(upload, expire_s) | {"spent": hex_array(upload.upload.parts), "open": _NO_BOUND}
         joined: Joined = "created"
         with suppress(_UndoneError):
-            async with self._transaction() as session:
-                await session.run_prepared("", (_LOCK,), "", values)
-                if await session.run_prepared("", (_FIND,), "", values):
+            async with self._database.transaction() as transaction:
+                await transaction.run((_LOCK,), values)
+                if await transaction.run((_FIND,), values):
                     return "created"
-                if not await session.run_prepared("", (_MAKE,), "", values):
+                if not await transaction.run((_MAKE,), values):
                     joined = "record_full"
                     raise _UndoneError
-                spent = await session.run_prepared("", (_SPEND,), "", values)
+                spent = await transaction.run((_SPEND,), values)
                 if len(spent) != len(upload.upload.parts):
                     joined = "spent"
                     raise _UndoneError
@@ -187,12 +188,12 @@ class PostgresUploads:
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed | None]:
         """Give uploads to those who want them, if nobody has them."""
         values = {
-            "tenants": numbers(one.ref.tenant_id for one in claims),
-            "ids": plain(one.ref.upload_id for one in claims),
-            "devices": texts(one.device_id for one in claims),
-            "holders": plain(one.holder for one in claims),
+            "tenants": int_array(one.ref.tenant_id for one in claims),
+            "ids": hex_array(one.ref.upload_id for one in claims),
+            "devices": text_array(one.device_id for one in claims),
+            "holders": hex_array(one.holder for one in claims),
         }
-        rows = await self._run(_CLAIM, values, _SETTINGS_OF_CLAIMS)
+        rows = await self._database.execute(_CLAIM, values, _CLAIM_SETTINGS)
         found = {upload.ref: upload for upload in map(decode_upload, rows)}
         return [
             None if upload is None else Claimed(upload, upload.held and upload.holder == one.holder)
@@ -203,79 +204,58 @@ class PostgresUploads:
     async def steal(self, claim: Claim) -> Upload | None:
         """Take an upload from whoever has it."""
         values = _named(claim.ref) | {"device": claim.device_id, "holder": claim.holder}
-        rows = await self._run(_SEIZE, values)
+        rows = await self._database.execute(_SEIZE, values)
         return decode_upload(rows[0]) if rows else None
 
     async def advance(self, advances: Sequence[OffsetUpdate], expire_s: float) -> list[bool]:
         """Move offsets."""
         asked, advances = advances, list({one.ref: one for one in advances}.values())
         values = {
-            "tenants": numbers(one.ref.tenant_id for one in advances),
-            "ids": plain(one.ref.upload_id for one in advances),
-            "holders": plain(one.holder for one in advances),
-            "offsets": numbers(one.offset_bytes for one in advances),
-            "sizes": numbers_or_null(one.size_bytes for one in advances),
-            "pieces": texts(",".join(one.pieces) for one in advances),
-            "releases": plain("true" if one.release else "false" for one in advances),
+            "tenants": int_array(one.ref.tenant_id for one in advances),
+            "ids": hex_array(one.ref.upload_id for one in advances),
+            "holders": hex_array(one.holder for one in advances),
+            "offsets": int_array(one.offset_bytes for one in advances),
+            "sizes": int_array_or_null(one.size_bytes for one in advances),
+            "pieces": text_array(",".join(one.pieces) for one in advances),
+            "releases": hex_array("true" if one.release else "false" for one in advances),
             "expire": str(expire_s),
         }
-        moved = {(row[0], row[1].replace("-", "")) for row in await self._run(_ADVANCE, values)}
+        moved = {(row[0], row[1].replace("-", "")) for row in await self._database.execute(_ADVANCE, values)}
         return [(one.ref.tenant_id, one.ref.upload_id) in moved for one in asked]
 
     async def store(self, stored: Sequence[Stored]) -> list[bool]:
         """Note that uploads are files."""
         done = {}
-        async with self._transaction() as session:
+        async with self._database.transaction() as transaction:
             for one in sorted(stored, key=lambda one: one.ref.tenant_id):
                 values = _named(one.ref) | {"sha256": one.sha256, "type": one.content_type}
-                done[one.ref] = bool(await session.run_prepared("", (_STORE,), "", values))
+                done[one.ref] = bool(await transaction.run((_STORE,), values))
         return [done[one.ref] for one in stored]
 
     async def discard(self, ref: UploadRef, holder: str | None, state: State) -> bool:
         """End an open upload and free what it reserved."""
-        return bool(await self._run(_DISCARD, _named(ref) | {"holder": holder, "state": state}))
-
-    async def _run(self, statement: Statement, values: Values, settings: Statement = SETTINGS) -> list[Row]:
-        """Run one statement as a transaction of its own."""
-        async with self._database.session() as session:
-            rows = await session.run_prepared("", (settings, statement), "", values)
-            _check(session)
-            return rows
-
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[Session]:
-        """Run statements as one transaction, which waits for the disk once."""
-        async with self._database.session() as session:
-            await session.run_prepared("BEGIN; ", (SETTINGS,), "", {})
-            yield session
-            await session.run("COMMIT")
-            _check(session)
+        return bool(await self._database.execute(_DISCARD, _named(ref) | {"holder": holder, "state": state}))
 
 
 class _UndoneError(Exception):
     """A transaction is given up."""
 
 
-def _check(session: Session) -> None:
-    if session.warned():
-        raise StoreUnknownError("the commit may not have reached the standby")
-
-
 def _named(ref: UploadRef) -> dict[str, object]:
     return {"tenant": str(ref.tenant_id), "id": ref.upload_id}
 
 
-async def _created(session: Session, creating: NewUpload, expire_s: float) -> Created:
+async def _created(transaction: Transaction, creating: NewUpload, expire_s: float) -> Created:
     values = _inserted(creating, expire_s)
-    ((mine, reserved),) = await session.run_prepared("", (_RESERVE,), "", values)
+    ((mine, reserved),) = await transaction.run((_RESERVE,), values)
     if mine:
         return "created"
     if not reserved:
         return "tenant_full"
-    if await session.run_prepared("", (_MAKE,), "", values):
+    if await transaction.run((_MAKE,), values):
         return "created"
-    await session.run_prepared("", (_RETURN,), "", values)
-    ((device_is_full,),) = await session.run_prepared("", (_OPEN,), "", values)
+    await transaction.run((_RETURN,), values)
+    ((device_is_full,),) = await transaction.run((_OPEN,), values)
     return "device_full" if device_is_full else "record_full"
 
 

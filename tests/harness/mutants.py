@@ -49,7 +49,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "acknowledged before it is on disk": Mutant(
         "storage/postgres/transactions.py",
-        (('                ("synchronous_commit", synchronous_commit),\n', ""),),
+        (("        synchronous_commit=synchronous_commit,\n", ""),),
         (_HAZARDS + "test_a_batch_is_durable_whatever_the_database_defaults_to",),
     ),
     "a sequence in place of the locked counter": Mutant(
@@ -69,7 +69,7 @@ MUTANTS: dict[str, Mutant] = {
         "storage/stores/commit.py",
         (
             (f'" FROM tenant_counters {_OF_TENANTS}"', f'" FROM ({_LOCK}) AS locked"'),
-            ("(SETTINGS, _LOCK, reading)", "(SETTINGS, reading)"),
+            ("((_LOCK, reading), values)", "((reading,), values)"),
         ),
         (_LOCKED_THEN_READ,),
     ),
@@ -94,13 +94,13 @@ MUTANTS: dict[str, Mutant] = {
         ("tests/contract/test_idempotency_ws.py::test_a_key_belongs_to_its_device_and_its_tenant",),
     ),
     "a commit of unknown outcome taken for a success": Mutant(
-        "storage/stores/commit.py",
+        "storage/postgres/transactions.py",
         (("raise StoreUnknownError(str(error)) from None", "return"),),
         (_ROLLED_BACK,),
     ),
     "a commit of unknown outcome taken for a failure": Mutant(
-        "storage/stores/commit.py",
-        (("raise StoreUnknownError(str(error))", "raise StoreRetryError(str(error))"),),
+        "storage/postgres/transactions.py",
+        (("            raise StoreUnknownError(str(error)) from None", "            raise"),),
         (_COMMITTED,),
     ),
     "a failure told where the outcome is unknown": Mutant(
@@ -114,8 +114,8 @@ MUTANTS: dict[str, Mutant] = {
         (_UNKNOWN_OUTCOME,),
     ),
     "a warning of COMMIT overheard": Mutant(
-        "storage/stores/commit.py",
-        (("if session.warned():", "if False:"),),
+        "storage/postgres/connection.py",
+        (("if self._take_warnings():", "if False:"),),
         (_STANDBY + "test_a_commit_that_may_not_have_reached_the_standby_is_answered_once_it_has",),
     ),
     "a whole batch refused for one message": Mutant(
@@ -160,8 +160,13 @@ MUTANTS: dict[str, Mutant] = {
         (_STORE + "test_pages_end_at_limit_and_bytes[postgres]",),
     ),
     "a cancelled statement taken for a cancelled task": Mutant(
-        "storage/postgres/pool.py",
-        (('return StoreRetryError("the server cancelled the statement")', "raise asyncio.CancelledError"),),
+        "storage/postgres/connection.py",
+        (
+            (
+                "closed:\n            return StoreRetryError(sentence)",
+                'closed:\n            raise __import__("asyncio").CancelledError',
+            ),
+        ),
         (_HAZARDS + "test_a_statement_that_the_server_cancels_is_no_cancelled_task",),
     ),
     "a cancellation forgotten that comes with an answer": Mutant(

@@ -27,8 +27,9 @@ from bench.harness.clusters import Cluster, cluster
 from engine.runtime.ports import StoreError, StoreUnavailableError
 from storage.embedded.servers import Services
 from storage.postgres.blocking import connected
+from storage.postgres.connection import NoAnswerError
 from storage.postgres.migrate import migrate
-from storage.postgres.pool import Database, NoAnswerError
+from storage.postgres.pool import Database
 from tests.harness.in_process_server import Serve
 from tests.harness.network_hosts import network
 from tests.harness.server_process import ServerProcess
@@ -306,7 +307,7 @@ def _nft(*rule: str) -> None:
 @pytest.mark.slow
 async def test_connection_packets_are_dropped_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A firewall that drops what comes: no answer and no refusal, on old connections and on new ones."""
-    monkeypatch.setattr("storage.postgres.pool.STATEMENT_S", 0.5)
+    monkeypatch.setattr("storage.postgres.connection.STATEMENT_S", 0.5)
     monkeypatch.setattr("storage.postgres.hosts.CONNECT_S", 0.5)
     with (
         network(1) as net,

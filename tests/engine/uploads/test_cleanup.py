@@ -480,7 +480,7 @@ async def test_last_data_are_dropped_at_their_time_without_a_new_version(house: 
 async def test_last_data_of_a_tenant_that_a_batch_has_at_hand_are_left_for_the_next_run(house: House) -> None:
     await house.push("put", None)
     await house.push("delete", 1)
-    async with house.database.session() as session:
+    async with house.database.connection() as session:
         await session.run("BEGIN; SELECT FROM tenant_counters FOR UPDATE")
         assert (await house.tidied(LAST_DATA_H)).emptied == 0
         await session.run("ROLLBACK")

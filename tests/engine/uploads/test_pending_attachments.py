@@ -17,7 +17,8 @@ from engine.runtime.ports import StoreUnavailableError
 from engine.uploads import pending_attachments as room
 from engine.uploads.blobs import PendingFile
 from engine.uploads.pending_attachments import PendingAttachments
-from storage.postgres.pool import _READING_PREPARED, Database
+from storage.postgres.pool import Database
+from storage.postgres.transactions import READ_PREPARED
 from storage.stores.upload_reads import _TENANTS, _WAITING, PostgresFiles, PostgresPending
 from tests.harness.services import execute
 from tests.harness.stored_files import keep, upload
@@ -307,8 +308,8 @@ async def test_what_waits_is_read_by_its_index(database: Database, dsn: str, gro
         (_WAITING, "Index Cond: ((tenant_id = w.t) AND (ROW(domain, record_id) >= ROW("),
         (_TENANTS, "tenant_id > "),
     ):
-        async with database.session() as session:
-            opening = "BEGIN; " + _READING_PREPARED
+        async with database.connection() as session:
+            opening = "BEGIN; " + READ_PREPARED
             await session.run_prepared(opening, (statement,), "", values)
             await session.run("ROLLBACK")
             plan = await session.run(f"{opening}EXPLAIN {statement.call}", values)

@@ -124,7 +124,7 @@ async def _ask(database: Database, random: Random) -> None:
 async def test_query_connections_break_at_any_byte_each_is_answered(
     dsn: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.postgres.pool.STATEMENT_S", 0.1)
+    monkeypatch.setattr("storage.postgres.connection.STATEMENT_S", 0.1)
     monkeypatch.setattr("storage.postgres.hosts.CONNECT_S", 0.1)
     heard: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context))

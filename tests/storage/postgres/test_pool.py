@@ -16,7 +16,8 @@ import uvloop
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from engine.runtime.ports import StoreRetryError, StoreUnavailableError
-from storage.postgres.pool import ConnectionLostError, Database, NoAnswerError, Statement
+from storage.postgres.connection import ConnectionLostError, NoAnswerError, Statement
+from storage.postgres.pool import Database
 from tests.harness.services import execute
 
 _TERMINATE = (
@@ -31,9 +32,9 @@ async def test_a_lost_connection_is_noticed_beside_a_thousand_sockets(dsn: str) 
     database = Database(dsn, 1)
     try:
         with pytest.raises(ConnectionLostError):
-            async with database.session() as session:
+            async with database.connection() as session:
                 await session.run(f"{_TERMINATE.replace('pid <> pg_backend_pid()', 'true')}")
-        async with database.session() as session:
+        async with database.connection() as session:
             await session.run("SELECT 1")
         execute(dsn, _TERMINATE)
         assert await database.query("SELECT 1") == [(1,)]
@@ -137,7 +138,7 @@ async def test_a_silent_host_is_passed_over_and_then_left_alone(
 ) -> None:
     monkeypatch.setattr("storage.postgres.hosts.CONNECT_ONE_OF_SEVERAL_S", 0.3)
     database = Database(_with_another_first(dsn, "127.0.0.1", silent.getsockname()[1]), 2)
-    async with database.session() as first, database.session() as second:
+    async with database.connection() as first, database.connection() as second:
         assert await first.run("SELECT 1") == await second.run("SELECT 1") == [(1,)]
     assert _came_to(silent) == 1
     await database.close()
@@ -148,11 +149,11 @@ async def test_a_host_that_failed_is_tried_last_and_its_other_connections_go(
 ) -> None:
     monkeypatch.setattr("storage.postgres.hosts.CONNECT_ONE_OF_SEVERAL_S", 0.3)
     database = Database(_with_another_first(dsn, "127.0.0.1", silent.getsockname()[1]), 2)
-    async with database.session() as first, database.session():
+    async with database.connection() as first, database.connection():
         pass
     assert _came_to(silent) == 1
     with pytest.raises(StoreRetryError, match="read-only"):
-        async with database.session() as session:
+        async with database.connection() as session:
             await session.run("SET LOCAL transaction_read_only = on; CREATE TABLE t ()")
     assert first.closed
     assert await database.query("SELECT 1") == [(1,)]
@@ -174,7 +175,7 @@ async def test_every_connection_that_meets_a_pooler_is_tried_again(dsn: str) -> 
     """Several may be at it at once: the second is no more to blame than the first."""
     database = Database(dsn, 2)
     statement = Statement("SELECT %(word)s")
-    async with database.session() as first, database.session() as second:
+    async with database.connection() as first, database.connection() as second:
         for session in (first, second):
             await session.run(statement.preparation)  # as another client of the pooler would have
         pids = [(await session.run("SELECT pg_backend_pid()"))[0][0] for session in (first, second)]
@@ -191,7 +192,7 @@ async def test_every_connection_that_meets_a_pooler_is_tried_again(dsn: str) -> 
                 os.kill(pid, signal.SIGCONT)
         refusals = await asyncio.gather(*calls, return_exceptions=True)
     assert [isinstance(refusal, StoreRetryError) for refusal in refusals] == [True, True]
-    async with database.session() as session:
+    async with database.connection() as session:
         assert await session.run_prepared("", [statement], "", {"word": "yes"}) == [("yes",)]
     await database.close()
 
@@ -200,6 +201,6 @@ async def test_the_server_ends_a_read_before_the_client_gives_up(dsn: str) -> No
     database = Database(dsn, 1)
     asked = "SELECT setting FROM pg_settings WHERE name = 'statement_timeout'"
     assert await database.query(asked) == [("9000",)]
-    async with database.session() as session:
+    async with database.connection() as session:
         assert await session.run("SHOW statement_timeout") == [("0",)]
     await database.close()

@@ -31,7 +31,8 @@ from engine.model.rows import (
 from engine.operate.conflicts import ConflictStore, HeldConflicts
 from engine.plan.tenant_usage import NAMES
 from engine.runtime.ports import StoreFullError, StorePoisonError, StoreRetryError
-from storage.postgres.pool import Database, Statement
+from storage.postgres.connection import Statement
+from storage.postgres.pool import Database
 from storage.stores.commit import PostgresStore
 from storage.stores.conflicts import PostgresConflicts
 from storage.stores.feed import PostgresFeed
@@ -591,7 +592,7 @@ async def test_prepared_statements_give_way_to_a_pooler(postgres: Subject) -> No
     """A pooler hands out a connection on which nothing, or something of the same name, is prepared."""
     await _commit(postgres, _lookups(1), _writes({1: 1}, _record(1)))
     transaction = await postgres.store.begin(_lookups(1))
-    session = transaction._session  # type: ignore[attr-defined]
+    session = transaction._transaction._connection  # type: ignore[attr-defined]
     await transaction.rollback()
     await session.run("DEALLOCATE ALL")
     with pytest.raises(StoreRetryError):

@@ -176,7 +176,7 @@ async def test_a_commit_that_outlasts_the_clients_patience_is_settled_by_its_key
 ) -> None:
     phone, tablet = await server.device("phone"), await server.device("tablet")
     await tablet.ask("subscribe")
-    monkeypatch.setattr("storage.postgres.pool.STATEMENT_S", 0.5)
+    monkeypatch.setattr("storage.postgres.connection.STATEMENT_S", 0.5)
     with commits_held(server.dsn) as gate:
         pushing = _pushing(phone, "k", put("a1", None, n=1))
         pid = await backend(server.dsn, SLEEPS)

@@ -11,8 +11,10 @@ from engine.cache.device_health import Counts, DeviceKey, Health
 from engine.cache.ports import HealthUnknownError, Revoked
 from engine.operate.ports import RefusedError
 from engine.runtime.ports import StorePoisonError, StoreRetryError
+from storage.postgres.connection import ConnectionLostError, PooledConnection
+from storage.postgres.driver import Row, Values
 from storage.postgres.migrate import migrate
-from storage.postgres.pool import ConnectionLostError, Database, Row, Session, Values
+from storage.postgres.pool import Database
 from storage.stores.devices import PostgresDeviceAdmin, PostgresDevices
 from tests.harness.services import execute, rows
 
@@ -114,7 +116,7 @@ async def test_who_finds_a_row_locked_gives_way_before_anybody_is_taken_for_a_de
     await store.add([change(PHONE, 1)])
     database = Database(tenants, 1)
     try:
-        async with database.session() as session:
+        async with database.connection() as session:
             await session.run("BEGIN; SELECT FROM sync_device_health FOR UPDATE")
             with pytest.raises(StoreRetryError, match="lock timeout"):
                 await store.add([change(PHONE, 1)])
@@ -138,7 +140,7 @@ async def test_an_update_leaves_the_indexes_alone(store: PostgresDevices, tenant
     assert rows(tenants, hot) == [(4, 4)]
 
 
-class _Losing(Session):
+class _Losing(PooledConnection):
     """A connection that breaks at COMMIT, before or after the server heard of it."""
 
     heard = True
@@ -157,7 +159,7 @@ class _Losing(Session):
 async def test_a_receipt_tells_what_became_of_a_commit_of_unknown_outcome(
     store: PostgresDevices, monkeypatch: pytest.MonkeyPatch, *, heard: bool
 ) -> None:
-    monkeypatch.setattr("storage.postgres.pool.Session", _Losing)
+    monkeypatch.setattr("storage.postgres.pool.PooledConnection", _Losing)
     monkeypatch.setattr(_Losing, "heard", heard)
     with pytest.raises(HealthUnknownError) as unknown:
         await store.add([change(PHONE, 1)])
@@ -176,7 +178,7 @@ async def test_a_receipt_of_another_server_was_not_written_here(store: PostgresD
 async def test_a_transaction_that_goes_on_is_not_decided(store: PostgresDevices, tenants: str) -> None:
     database = Database(tenants, 1)
     try:
-        async with database.session() as session:
+        async with database.connection() as session:
             ((receipt,),) = await session.run("BEGIN; SELECT pg_current_xact_id()::text")
             assert await store.stored(receipt) is None
             await session.run("ROLLBACK")

@@ -23,8 +23,10 @@ from engine.model.rows import (
     RecordKey,
 )
 from engine.model.uploads import UploadRef
-from storage.postgres.pool import _READING_PREPARED, Database, Session, Values
-from storage.postgres.transactions import SETTINGS
+from storage.postgres.connection import PooledConnection
+from storage.postgres.driver import Values
+from storage.postgres.pool import Database
+from storage.postgres.transactions import READ_PREPARED, SETTINGS
 from storage.stores.commit import _LOCK, PostgresStore
 from storage.stores.feed import _ALL, _NEWS, _SOME
 from tests.harness.services import execute
@@ -111,7 +113,7 @@ def tenants(dsn: str) -> str:
     return dsn
 
 
-async def _explained(session: Session, statement: str, values: Values) -> list[Node]:
+async def _explained(session: PooledConnection, statement: str, values: Values) -> list[Node]:
     """The nodes of a plan that read a table."""
     ((explained,),) = await session.run(statement, values)
     await session.run("ROLLBACK")
@@ -125,7 +127,7 @@ def _scans(node: Node) -> Iterator[Node]:
         yield from _scans(part)
 
 
-async def _batch_is_read_by_identity(session: Session, store: PostgresStore) -> None:
+async def _batch_is_read_by_identity(session: PooledConnection, store: PostgresStore) -> None:
     reading, values = store._reading(_READ)
     await session.run_prepared("BEGIN; ", (SETTINGS, _LOCK, reading), "", values)
     await session.run("ROLLBACK")
@@ -143,7 +145,7 @@ async def _batch_is_read_by_identity(session: Session, store: PostgresStore) -> 
     assert found == set(_IDENTITIES)
 
 
-async def _pages_are_read_in_order(session: Session) -> None:
+async def _pages_are_read_in_order(session: PooledConnection) -> None:
     every: Values = {"tenant": 1, "limit": 500, "bytes": 1 << 20}
     for after in (0, ROWS // 2):
         some: Values = {**every, "domains": "{task,ticket}", "rows": 5000}
@@ -158,7 +160,7 @@ async def _pages_are_read_in_order(session: Session) -> None:
                 assert scan["Index Name"] == "records_by_seq", scan
                 assert after == 0 or f"(seq > {after})" in scan["Index Cond"], scan
     news: Values = {"tenants": "{1,2}", "afters": "{0,0}", "limit": "100", "bytes": "100000"}
-    opening = "BEGIN; " + _READING_PREPARED
+    opening = "BEGIN; " + READ_PREPARED
     await session.run_prepared(opening, (_NEWS,), "", news)
     await session.run("ROLLBACK")
     scans = await _explained(session, f"{opening}EXPLAIN (FORMAT JSON) {_NEWS.call}", news)
@@ -175,7 +177,7 @@ async def test_a_batch_is_read_by_index_on_empty_tables_and_after_growth(
         database = Database(tenants, 3)
         stack.push_async_callback(database.close)
         store = PostgresStore(database, 24)
-        early, grown, analysed = [await stack.enter_async_context(database.session()) for _ in range(3)]
+        early, grown, analysed = [await stack.enter_async_context(database.connection()) for _ in range(3)]
         if analysed_while_empty:
             execute(tenants, "ANALYZE")
         await _batch_is_read_by_identity(early, store)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import psycopg2
 import pytest
 
-from storage.postgres.pool import Statement
+from storage.postgres.connection import Statement
 from storage.stores import upload_reads, uploads
 
 ASKED = [

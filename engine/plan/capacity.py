@@ -7,6 +7,7 @@ again. The same message passes, by its key. What it sends of other records goes 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
@@ -72,6 +73,7 @@ class Capacity:
         self.near_limit = set() if bounds is None else near_limit(batch, usage, bounds)
         self.blocked = blocked
         self.refused: set[str] = set()
+        self._own: _Own | None = None
 
     def is_blocked(self, push: Push) -> bool:
         """Return whether a message comes blocked another that was refused."""
@@ -93,10 +95,12 @@ class Capacity:
         Returns:
             The error that its device is told.
         """
+        own = self._owned()
         device, *refs = _refs(push)
-        if len(self.blocked) + len(refs) > MAX_BLOCKED_RECORDS:
+        if own.records[push.tenant_id] + len(refs) > MAX_BLOCKED_RECORDS:
             refs = [device]
-        self.blocked = dict.fromkeys(refs, push.key_hash) | dict(self.blocked)
+        for ref in refs:
+            own.add(ref, push.key_hash)
         if reason is None:
             return SyncError(
                 "insufficient_storage", "a message before this one found no room: send that one first"
@@ -105,9 +109,42 @@ class Capacity:
         return SyncError("insufficient_storage", reason)
 
     def unblock(self, push: Push) -> None:
-        """Let go what was kept back blocked a message."""
+        """Let go what a message has blocked."""
         if self.blocked:
-            self.blocked = {ref: key for ref, key in self.blocked.items() if key != push.key_hash}
+            self._owned().drop(push.key_hash)
+
+    def _owned(self) -> _Own:
+        """Return what is blocked, to be changed: it is gone through once a batch, not once a message."""
+        if self._own is None:
+            self._own = _Own(self.blocked)
+            self.blocked = self._own.blocked
+        return self._own
+
+
+class _Own:
+    """What is blocked in one batch, also by the message that is to come first, and counted by tenant."""
+
+    __slots__ = ("_of_keys", "blocked", "records")
+
+    def __init__(self, blocked: Blocked) -> None:
+        self.blocked: dict[DeviceRecordKey, str] = {}
+        self.records: Counter[int] = Counter()
+        self._of_keys: dict[str, list[DeviceRecordKey]] = {}
+        for ref, key in blocked.items():
+            self.add(ref, key)
+
+    def add(self, ref: DeviceRecordKey, key: str) -> None:
+        """Block a record, unless an earlier message does."""
+        if ref not in self.blocked:
+            self.blocked[ref] = key
+            self.records[ref.tenant_id] += 1
+            self._of_keys.setdefault(key, []).append(ref)
+
+    def drop(self, key: str) -> None:
+        """Let go what one message blocks."""
+        for ref in self._of_keys.pop(key, ()):
+            del self.blocked[ref]
+            self.records[ref.tenant_id] -= 1
 
 
 def _refs(push: Push) -> list[DeviceRecordKey]:
@@ -145,12 +182,14 @@ class BlockedRecords:
         if not blocked and not self._behind:
             return
         anew = set(refused)
+        of_tenants: dict[int, list[tuple[DeviceRecordKey, str]]] = {}
+        for ref, key in blocked.items():
+            of_tenants.setdefault(ref.tenant_id, []).append((ref, key))
         for tenant_id in tenants:
             before = self._behind.pop(tenant_id, {})
             left = {
                 ref: (key, now_s + _BLOCKED_FOR_S if key in anew or ref not in before else before[ref][1])
-                for ref, key in blocked.items()
-                if ref.tenant_id == tenant_id
+                for ref, key in of_tenants.get(tenant_id, ())
             }
             if left:
                 self._behind[tenant_id] = left

@@ -164,3 +164,44 @@ def test_what_is_kept_back_is_let_go_after_its_time() -> None:
     assert blocked_records.of([1], 150.0) == {two: "k2"}, "refused again, its time begins anew"
     blocked_records.update([1], {}, [], 151.0)
     assert blocked_records.of([1], 151.0) == {}
+
+
+class _Key(str):
+    """The key of a message, which counts how often it is compared with another."""
+
+    __slots__ = ()
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        _Key.compared += 1
+        return str.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        _Key.compared += 1
+        return str.__ne__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_messages_of_others_do_not_go_through_what_is_blocked() -> None:
+    desk = Desk()
+    blocked: Blocked = {
+        DeviceRecordKey(2, "other", "task", str(number)): _Key("theirs") for number in range(100)
+    }
+    batch = [desk.push(item("task", f"{number}", n=1)) for number in range(50)]
+    _Key.compared = 0
+    outcomes, blocked = _planned(desk, TenantUsage(*[10**9] * 11), batch, blocked)
+    assert {type(outcome) for outcome in outcomes} == {PushAnswer}
+    assert len(blocked) == 100
+    assert _Key.compared <= 300, "once a batch, not once a message"
+
+
+def test_records_blocked_for_one_tenant_do_not_block_a_device_of_another() -> None:
+    desk = Desk()
+    blocked: Blocked = {
+        DeviceRecordKey(2, "other", "task", str(number)): "theirs" for number in range(MAX_BLOCKED_RECORDS)
+    }
+    (outcome,), blocked = _planned(desk, TenantUsage(), [desk.push(item("task", "a", n=1))], blocked)
+    assert isinstance(outcome, SyncError)
+    (later,), _ = _planned(desk, TenantUsage(*[10**9] * 11), [desk.push(item("task", "b", n=1))], blocked)
+    assert isinstance(later, PushAnswer)

@@ -1,4 +1,4 @@
-"""How many bytes of messages wait for their rest on the WebSockets of a process."""
+"""How many bytes of messages wait on the WebSockets of a process, for their rest or for their turn."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ SMALL_BYTES: Final = 65_536
 class PartialMessages:
     """Counts them by tenant. Of one socket, ``limits.frame_bytes`` is the bound, and a device has one socket.
 
+    A large message counts until it is handled (``engine.runtime.loop_turns``): else what came whole from many
+    sockets would wait there without a bound.
+
     Args:
         tenant_bytes: Of all sockets of a tenant.
         all_bytes: Of all sockets. Past it no tenant is refused that has less than its equal part.
@@ -29,8 +32,8 @@ class PartialMessages:
 
     def metrics(self) -> Iterator[Metric]:
         """Yield what waits, and what was refused."""
-        yield gauge("tidemark_partial_bytes", "Bytes of incomplete messages", self.waiting_bytes)
-        yield counter("tidemark_partial_refused", "Sockets closed for incomplete messages", self.refused)
+        yield gauge("tidemark_partial_bytes", "Bytes of incomplete or waiting messages", self.waiting_bytes)
+        yield counter("tidemark_partial_refused", "Sockets closed for too many of these bytes", self.refused)
 
     def change(self, tenant_id: int, before_bytes: int, after_bytes: int) -> bool:
         """Count what waits on one socket.

@@ -52,7 +52,7 @@ class CloseCode(IntEnum):
     RATE_IGNORED = 4429, "the rate limit was ignored", "stays away"
     UNAVAILABLE = (
         4503,
-        "the server cannot serve now; or the tenant has too many incomplete messages; an `error` precedes it",
+        "the server cannot serve now; or the tenant has too many messages waiting; an `error` precedes it",
         "reconnects",
     )
 

@@ -75,6 +75,7 @@ class Connection:
         "_hold",
         "_kind",
         "_large",
+        "_large_bytes",
         "_malformed",
         "_noted_until_s",
         "_pushes",
@@ -107,6 +108,7 @@ class Connection:
         self._noted_until_s = 0.0
         #: The handling of a large message, None between two, and the seconds that it took so far.
         self._large: Steps | None = None
+        self._large_bytes = 0
         self._spent_s = 0.0
 
     def welcome(self) -> None:
@@ -132,6 +134,7 @@ class Connection:
         self._reads.end()
         if self._large is not None:
             self._large.close()  # it waits for turns, and would keep the message until it has them
+            self._large_is_over()  # one that never had a turn does not say so
 
     # -- as the pacer of frames ---------------------------------------------------------------
 
@@ -189,8 +192,11 @@ class Connection:
         ) and self._refused_undecoded(frame, now_s, wait_ms):
             return
         if size_bytes >= LARGE_BYTES:
-            self._large = self._handle_in_steps(frame, wait_ms)
-            core.turns.handle(self._tenant_id, self._large, self._step_done)
+            if self._socket.on_partial(0, size_bytes):
+                self._large, self._large_bytes = self._handle_in_steps(frame, wait_ms), size_bytes
+                core.turns.handle(self._tenant_id, self._large, self._step_done)
+            else:
+                self._socket.on_partial(size_bytes, 0)
             return
         request_id: str | None = None
         self._kind = None
@@ -256,7 +262,13 @@ class Connection:
         except Exception as error:
             self._refuse(error, request_id, wait_ms)
         finally:
-            self._large = None
+            self._large_is_over()
+
+    def _large_is_over(self) -> None:
+        """Read on, and count the message no more."""
+        self._large = None
+        size_bytes, self._large_bytes = self._large_bytes, 0
+        self._socket.on_partial(size_bytes, 0)
 
     def _step_done(self, spent_s: float, now_s: float) -> None:
         self._spent_s += spent_s

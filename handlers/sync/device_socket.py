@@ -174,7 +174,7 @@ class DeviceSocket:
             self._owner.on_message(frame, now_s)
 
     def on_partial(self, before_bytes: int, after_bytes: int) -> bool:
-        """Count the bytes of an incomplete message; close if the tenant has too many of them.
+        """Count the bytes of a message that is incomplete or waits; close if the tenant has too many of them.
 
         Returns:
             False if nothing more is to be read.
@@ -182,7 +182,7 @@ class DeviceSocket:
         if self._partial_messages.change(self.key[0], before_bytes, after_bytes):
             return True
         if not self.closing:
-            sentence = "too many bytes of messages that are not whole wait here"
+            sentence = "too many bytes of messages wait here, incomplete or not handled yet"
             self.fail(SyncError("overloaded", sentence, retry_after_ms=retry_soon_ms()), None)
             self.close(CloseCode.UNAVAILABLE, "overloaded")
         return False

@@ -268,6 +268,9 @@ class Gate:
                 if first < 128:  # it ends no message
                     self._fragment(pacer)
             stop = min(end, at + size_bytes)
+            if self._held_bytes and first > 127 and not first & _CONTROL and stop - at == size_bytes:
+                held_bytes = 0  # the message is whole now, and counts as that
+                self._hold(0)
             self._frames.began_s = now_s
             ended, _ = feed(data[at:stop])
             if ended or self._over:

@@ -102,6 +102,7 @@ class SyncHttp:
             tell_clock(device, session, message.clock, now_us, self._way_us(request, begun_s))
         try:
             push = await self._worked(core.intake.push_steps(message, session, now_us), body, device, request)
+            check_valid(core, session)  # a large message may have waited long for its turns
             outcome = await self._settled(push, device)
             if isinstance(outcome, SyncError):
                 raise outcome
@@ -135,7 +136,9 @@ class SyncHttp:
         body = await self._body(request, session, device)
         steps = _completing(request, session.codec, body, Resolve, named)
         message = await self._worked(steps, body, device, request)
-        outcome = await self._settled(await resolution(self._core, session, device, message), device)
+        job = await resolution(self._core, session, device, message)
+        check_valid(self._core, session)
+        outcome = await self._settled(job, device)
         if isinstance(outcome, SyncError):
             raise outcome
         assert isinstance(outcome, ResolveAnswer)

@@ -58,6 +58,10 @@ class Pushes:
         except SyncError as error:
             count_error(core, self._device, error, now_us)
             raise
+        if self._socket.ignoring:  # since it began: the device sends it again
+            return
+        if self._hold.first_key is not None:  # a push before it was refused since
+            self._hold.check_turn(request.key, core.clock.monotonic_s())
         self._submit(push, request_id, request.key, now_us)
 
     def submit_resolution(self, job: Resolution, request_id: str) -> None:

@@ -1,4 +1,4 @@
-"""Messages whose rest is to come: their bytes are bounded by tenant and process."""
+"""Messages that wait for their rest or their turn: their bytes are bounded by tenant and process."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from bench.report.abuse_tables import KINDS, felt
 from bench.report.results import Abuse, Bar, Report
+from bench.report.tables import KINDS, felt
 from engine.runtime.loop_share import DEVICE_BURST_S, DEVICE_PART, TENANT_BURST_S, TENANT_PART
 
 #: The longest for which any message may hold a worker's loop.

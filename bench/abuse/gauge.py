@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import psutil
 
-from bench.harness.drive import say
+from bench.harness.child import progress
 from storage.postgres.blocking import connected
 
 _SAMPLE_S: Final = 0.05
@@ -99,7 +99,7 @@ class Gauge:
                 return True
             if perf_counter() - told_s > _TELL_S:
                 told_s = perf_counter()
-                say(f"  the worker has been busy for {told_s - began_s:.0f} s with what the attack left")
+                progress(f"  the worker has been busy for {told_s - began_s:.0f} s with what the attack left")
         return False
 
     def _queries(self) -> int:

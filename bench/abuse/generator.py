@@ -1,6 +1,6 @@
 """The attackers, a process of its own: ``python -m bench.abuse.generator`` with an AttackPlan on stdin.
 
-``python -m bench.abuse.generator sink`` is a server that only reads, and says its port.
+Without a plan, null, it is a server that only reads, and writes its port.
 """
 
 from __future__ import annotations
@@ -8,20 +8,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-import sys
 import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
-from typing import Final
+from typing import Final, Optional
 
 import msgspec
-import uvloop
 
 from bench.abuse.attacks import ATTACKS, Attack
 from bench.abuse.frames import Attacker, Bus
 from bench.harness.nginx import trusting
+from bench.load.child_process import Lines, main, say
 from bench.load.websocket_client import HandshakeError, connect, frame
 
 _ANSWER_S: Final = 30.0
@@ -53,14 +52,14 @@ class AttackPlan(msgspec.Struct, frozen=True, kw_only=True):
     bus: Bus | None = None
 
 
-class Prepared(msgspec.Struct, frozen=True, tag_field="event"):
-    """Said before the attack begins; ``refused`` are codes of messages that did not get through."""
+class Prepared(msgspec.Struct, frozen=True):
+    """Written before the attack begins; ``refused`` are codes of messages that did not get through."""
 
     refused: dict[str, int]
 
 
-class Attacked(msgspec.Struct, frozen=True, tag_field="event"):
-    """Said at the end."""
+class Attacked(msgspec.Struct, frozen=True):
+    """Written at the end."""
 
     sent_bytes: int
     connections: int
@@ -244,30 +243,19 @@ class _Sink(asyncio.Protocol):
 
 async def _be_sink() -> None:
     server = await asyncio.get_running_loop().create_server(_Sink, "127.0.0.1", 0)
-    _say(server.sockets[0].getsockname()[1])
+    say(server.sockets[0].getsockname()[1])
     await server.serve_forever()
 
 
-async def _run(plan: AttackPlan) -> None:
+async def _run(plan: AttackPlan | None, lines: Lines) -> None:
+    if plan is None:
+        await _be_sink()
+        return
     storm = Storm(plan)
-    _say(await storm.prepare())
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.readline)
-    _say(await storm.rage())
-
-
-def _say(message: Prepared | Attacked | int) -> None:
-    with open(1, "wb", closefd=False) as out:
-        out.write(msgspec.json.encode(message) + b"\n")
-
-
-def main() -> None:
-    """Read the plan, attack, say what came of it."""
-    with suppress(KeyboardInterrupt):
-        if sys.argv[1:] == ["sink"]:
-            uvloop.run(_be_sink())
-        else:
-            uvloop.run(_run(msgspec.json.decode(sys.stdin.buffer.readline(), type=AttackPlan)))
+    say(await storm.prepare())
+    if await lines.next():
+        say(await storm.rage())
 
 
 if __name__ == "__main__":
-    main()
+    main(Optional[AttackPlan], _run)  # type: ignore[arg-type]  # noqa: UP045  # a type, not an annotation

@@ -6,19 +6,18 @@ import asyncio
 import secrets
 import ssl
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from contextlib import suppress
 from time import perf_counter
 from typing import Final
 
 import msgspec
 
-from bench.harness.drive import Target, token
-from bench.load.precise_timer import Alarm
+from bench.harness.load_run import Target
+from bench.load.precise_timer import PreciseTimer
 from bench.load.websocket_client import HandshakeError, Socket, connect, frame
 from bench.load.workload import data_of
-from bench.report.results import Felt, Latency
-from bench.report.statistics import percentile
+from bench.report.results import Felt
+from bench.report.statistics import latency_of
 
 DEVICES: Final = 5
 #: Messages a second of each kind, over all devices.
@@ -86,7 +85,7 @@ class _Other:
         elif answer.type == "goodbye":
             self._others.refused["goodbye"] += 1
         elif kind:
-            self._others.took_s[kind].append(now_s - due_s)
+            self._others.took_us[kind].append(round((now_s - due_s) * 1e6))
             if any(result.status != "applied" for result in answer.results):
                 self._others.refused["item"] += 1
             self._cursor = answer.cursor or self._cursor
@@ -111,17 +110,17 @@ class Others:
         self._target = target
         self._tls = tls
         self.names = [f"other-{place}" for place in range(DEVICES)]
-        self._tokens = [token(target, tenant, name) for name in self.names]
+        self._tokens = [target.token(tenant, name) for name in self.names]
         self._devices: list[_Other] = []
-        self.took_s: defaultdict[str, list[float]] = defaultdict(list)
+        self.took_us: defaultdict[str, list[int]] = defaultdict(list)
         self.refused: Counter[str] = Counter()
-        self._late_s: list[float] = []
+        self._late_us: list[int] = []
 
     async def connect(self) -> None:
         """Open all sockets anew."""
-        self.took_s.clear()
+        self.took_us.clear()
         self.refused.clear()
-        self._late_s.clear()
+        self._late_us.clear()
         self._devices = [_Other(name, self) for name in self.names]
         for device, signed in zip(self._devices, self._tokens, strict=True):
             try:
@@ -146,14 +145,14 @@ class Others:
         def send() -> None:
             while due and due[-1][0] <= perf_counter() - start_s:
                 at_s, kind, place = due.pop()
-                self._late_s.append(perf_counter() - start_s - at_s)
+                self._late_us.append(round((perf_counter() - start_s - at_s) * 1e6))
                 self._devices[place % DEVICES].send(kind, start_s + at_s)
             if due:
                 alarm.set(start_s + due[-1][0])
             elif not over.done():
                 over.set_result(None)
 
-        alarm = Alarm(send)
+        alarm = PreciseTimer(send)
         try:
             send()
             await over
@@ -171,20 +170,13 @@ class Others:
         for device in self._devices:
             for kind, due_s in device.waiting:
                 self.refused["unanswered"] += 1
-                self.took_s[kind].append(now_s - due_s)
+                self.took_us[kind].append(round((now_s - due_s) * 1e6))
             device.close()
 
     def felt(self) -> Felt:
         """Sum up the last phase."""
         return Felt(
-            **{kind: _latency(self.took_s[kind]) for kind in PER_S},
+            **{kind: latency_of(self.took_us[kind]) for kind in PER_S},
             refused=dict(self.refused),
-            late_p99_ms=_latency(self._late_s).p99_ms,
+            late_p99_ms=latency_of(self._late_us).p99_ms,
         )
-
-
-def _latency(took_s: Sequence[float]) -> Latency:
-    if not took_s:
-        return Latency(0.0, 0.0, 0.0, 0.0)
-    ordered = sorted(round(one_s * 1e6) for one_s in took_s)
-    return Latency(*(percentile(ordered, percent) / 1000 for percent in (50, 95, 99, 100)))

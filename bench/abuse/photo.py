@@ -10,8 +10,8 @@ from typing import Final
 
 import msgspec
 
-from bench.harness.drive import Target, token
 from bench.harness.environment import BenchError
+from bench.harness.load_run import Target
 from bench.uploads.http_client import Line, dial
 from bench.uploads.workload import DOMAIN, Album
 from storage.postgres.blocking import connected
@@ -30,7 +30,7 @@ async def photo_s(target: Target, dsn: str, tenant: str) -> float:
     mark = secrets.token_hex(6)
     picture = Album(mark, 1, _PHOTO_BYTES).picture(0, 0)
     head = (
-        f"Host: {target.host}:{target.port}\r\nAuthorization: Bearer {token(target, tenant, f'photo-{mark}')}"
+        f"Host: {target.host}:{target.port}\r\nAuthorization: Bearer {target.token(tenant, f'photo-{mark}')}"
         "\r\nTus-Resumable: 1.0.0\r\n"
     )
     line = await dial(target.host, target.port)

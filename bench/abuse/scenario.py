@@ -10,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from time import perf_counter
 from typing import Final
@@ -27,13 +25,12 @@ from bench.abuse.generator import Attacked, AttackPlan, Prepared
 from bench.abuse.others import DEVICES, PER_S, Others
 from bench.abuse.photo import photo_s
 from bench.abuse.site import Site, site_at, site_of
-from bench.harness.drive import say, token
+from bench.harness.child import Child, child, progress
 from bench.harness.environment import BenchError, fresh
 from bench.harness.nginx import trusting
-from bench.harness.server import ROOT, end
 from bench.harness.stage import Options, add_tenants
-from bench.report.abuse_tables import brief
-from bench.report.results import Abuse, Bar, Phase, Report, this_machine
+from bench.report.results import Abuse, Bar, Phase, Report
+from bench.report.tables import brief
 from engine.model.domains import DomainPolicy
 from engine.plan.tenant_usage import NAMES
 from storage.stores.policies import PostgresPolicies
@@ -44,7 +41,6 @@ DURATION_S: Final = 1.5
 ONE, TEN = 1, 10
 #: How long others go on at rest before their first phase, so that nothing is done for the first time in it.
 _WARMUP_S: Final = 1.0
-_STOP_S: Final = 5.0
 #: How long a worker may be busy after a phase before it is restarted, or waited for no longer.
 _BUSY_S: Final = 5.0
 _BUSY_REMOTE_S: Final = 30.0
@@ -68,18 +64,19 @@ async def abuse(options: Options) -> Report:
     names = list(options.attacks or ATTACKS)
     if options.through_nginx or options.url is not None:
         names = [name for name in names if name not in PAST_NGINX]
-    report = Report(scenario="abuse", work=_work(options), machine=this_machine())
+    report = Report(scenario="abuse", work=_work(options))
     file = Path(options.before) if options.before else None
     commit = options.before if file is not None and not file.is_file() else None
     async with AsyncExitStack() as stack:
         if options.url is not None:
             sites = [await stack.enter_async_context(site_at(options, options.url))]
         else:
-            ground = stack.enter_context(fresh(options.settings))
-            sites = [await stack.enter_async_context(site_of(ground, options, _OTHERS))]
+            environment = stack.enter_context(fresh(options.settings))
+            sites = [await stack.enter_async_context(site_of(environment, options, _OTHERS))]
             if commit is not None:
-                sites.append(await stack.enter_async_context(site_of(ground, options, _OTHERS, commit)))
-        sink_port = await stack.enter_async_context(_sink())
+                sites.append(await stack.enter_async_context(site_of(environment, options, _OTHERS, commit)))
+        sink = await stack.enter_async_context(child("the sink", "bench.abuse.generator", None))
+        sink_port = await sink.read(int)
         await _measure(options, names, sites, sink_port, report)
     if file is not None and commit is None:
         report.abuses += measured_before(file, names)
@@ -115,14 +112,14 @@ async def _measure(
         add_tenants(site.dsn, [_OTHERS])
     duration_s = options.duration_s or DURATION_S
     left_s = [_START_S + (3 if site.before else 5) * (duration_s + _AROUND_S) for site in sites]
-    say(f"{len(names)} attacks, about {len(names) * sum(left_s) / 60:.0f} minutes")
+    progress(f"{len(names)} attacks, about {len(names) * sum(left_s) / 60:.0f} minutes")
     began_s = perf_counter()
     for done, name in enumerate(names):
         if done:
             each_s = (perf_counter() - began_s) / done
-            say(f"about {each_s * (len(names) - done) / 60:.0f} minutes are left")
+            progress(f"about {each_s * (len(names) - done) / 60:.0f} minutes are left")
         for site in sites:
-            say(f"{done + 1} of {len(names)}, {name}{' before' * site.before}: {ATTACKS[name].told}")
+            progress(f"{done + 1} of {len(names)}, {name}{' before' * site.before}: {ATTACKS[name].told}")
             try:
                 await _Abuse(options, site, sink_port, report, name).run()
             except BenchError as error:  # what was measured before it took minutes, and is reported
@@ -183,8 +180,8 @@ class _Abuse:
             attack=self._name,
             host=way.host,
             port=way.port,
-            devices=[(device, token(way, self._tenant, device)) for device in devices],
-            neighbour_token=token(way, self._tenant, f"{mark}-neighbour"),
+            devices=[(device, way.token(self._tenant, device)) for device in devices],
+            neighbour_token=way.token(self._tenant, f"{mark}-neighbour"),
             mark=mark,
             duration_s=self._duration_s,
             source=_SOURCE if way.host == "127.0.0.1" else None,
@@ -206,9 +203,10 @@ class _Abuse:
         prepared, attacked = Prepared({}), Attacked(0, 0, {}, 0.0)
         load = os.getloadavg()[0]
         async with AsyncExitStack() as stack:
-            process: Process | None = None
+            attackers: Child | None = None
             if plan is not None:
-                process, prepared = await stack.enter_async_context(_attackers(plan))
+                attackers = await stack.enter_async_context(child("attackers", "bench.abuse.generator", plan))
+                prepared = await attackers.read(Prepared)
             if self._attack.beside == "cut" and phase in ("one device", "ten devices"):
                 self._cut = await stack.enter_async_context(site.cutting())
             rows = gauge.rows(self._tenant)
@@ -216,13 +214,12 @@ class _Abuse:
             _, charged_s = await gauge.told()
             disk_bytes, rss_bytes = gauge.database_bytes(), gauge.rss_bytes()
             async with gauge.watched():
-                if process is not None:
-                    assert process.stdin is not None
-                    process.stdin.write(b"\n")
+                if attackers is not None:
+                    attackers.tell()
                 beside = asyncio.create_task(self._beside(phase))
                 await others.feel(self._duration_s)
-                if process is not None:
-                    attacked = msgspec.json.decode(await _heard(process), type=Attacked)
+                if attackers is not None:
+                    attacked = await attackers.read(Attacked)
                 await others.answered()
                 waited_s = await beside
         stretch_s, charged_after_s = await gauge.told()
@@ -259,9 +256,9 @@ class _Abuse:
             load=load,
         )
         self._report.abuses.append(found)
-        say(f"  {brief(found)}")
+        progress(f"  {brief(found)}")
         if not calm and site.worker is not None:
-            say(f"  the worker is still busy after {after_s:.0f} s, and is restarted")
+            progress(f"  the worker is still busy after {after_s:.0f} s, and is restarted")
             await site.worker.renew()
             gauge.look_again()
             await self._warm_up()
@@ -286,37 +283,3 @@ class _Abuse:
         bounds: dict[str, int] = {name: getattr(limits, name) for name in NAMES} | dict(self._attack.bounds)
         parts: list[float] = [getattr(holds.usage, name) / bounds[name] for name in NAMES]
         return max(*parts, holds.file_bytes / self._settings.uploads.tenant_bytes)
-
-
-@asynccontextmanager
-async def _sink() -> AsyncIterator[int]:
-    async with _process("sink") as process:
-        assert process.stdout is not None
-        yield int(await process.stdout.readline())
-
-
-@asynccontextmanager
-async def _attackers(plan: AttackPlan) -> AsyncIterator[tuple[Process, Prepared]]:
-    async with _process() as process:
-        assert process.stdin is not None
-        process.stdin.write(msgspec.json.encode(plan) + b"\n")
-        yield process, msgspec.json.decode(await _heard(process), type=Prepared)
-
-
-@asynccontextmanager
-async def _process(*arguments: str) -> AsyncIterator[Process]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bench.abuse.generator", *arguments), cwd=ROOT, stdin=PIPE, stdout=PIPE
-    )
-    try:
-        yield process
-    finally:
-        await end(process, _STOP_S)
-
-
-async def _heard(process: Process) -> bytes:
-    assert process.stdout is not None
-    line = await process.stdout.readline()
-    if not line:
-        raise BenchError("the attackers' process ended before it was done: its last words are above")
-    return line

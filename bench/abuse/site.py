@@ -17,10 +17,11 @@ from typing import Final, Self
 import msgspec
 
 from bench.abuse.frames import Bus
-from bench.harness.drive import Target
-from bench.harness.environment import BenchError, Ground
+from bench.harness.child import ROOT
+from bench.harness.environment import BenchError, Environment
+from bench.harness.load_run import Target
 from bench.harness.nginx import Nginx, certify, nginx_program, printed
-from bench.harness.server import ROOT, end, free_ports, started, variables
+from bench.harness.server import end, free_ports, started, variables
 from bench.harness.stage import Options, remote
 from compose.configuration import VARIABLE
 from storage.postgres.blocking import connected
@@ -132,36 +133,38 @@ class Worker:
 
 @asynccontextmanager
 async def site_of(
-    ground: Ground, options: Options, tenant: str, commit: str | None = None
+    environment: Environment, options: Options, tenant: str, commit: str | None = None
 ) -> AsyncIterator[Site]:
     """Have what a server of this version, or of that at ``commit``, needs to be started.
 
     Raises BenchError, StoreError.
     """
     name = "product" if commit is None else "before"
-    home = ground.home / name
+    home = environment.home / name
     home.mkdir()
     root = ROOT if commit is None else await asyncio.to_thread(_checked_out, commit, home / "tree")
-    dsn = ground.database(name, migrated=commit is None)
+    dsn = environment.database(name, migrated=commit is None)
     if commit is not None:
         await _python(root, _MIGRATE, dsn)
     secret = secrets.token_urlsafe(48)
     port = free_ports(2)
     target = Target(port=port, secret=secret, tenants=[tenant], audience=options.settings.auth.audience)
-    given = variables(ground, dsn, secret, options.config)
+    given = variables(environment, dsn, secret, options.config)
     # The limits of a server as it is delivered are part of what is measured.
-    environment = {name: value for name, value in given.items() if "__LIMITS__" not in name}
-    environment |= {"TIDEMARK__SERVER__DRAIN_S": "1", "TIDEMARK__DATA__DIR": str(home)}
+    chosen = {name: value for name, value in given.items() if "__LIMITS__" not in name}
+    chosen |= {"TIDEMARK__SERVER__DRAIN_S": "1", "TIDEMARK__DATA__DIR": str(home)}
     if commit is not None:
-        environment = known(root / "config.toml", environment)  # for the site of nginx, too
+        chosen = known(root / "config.toml", chosen)  # for the site of nginx, too
     async with AsyncExitStack() as stack:
-        worker = Worker(root, port, environment, before=commit is not None)
+        worker = Worker(root, port, chosen, before=commit is not None)
         await stack.enter_async_context(worker)
-        site = Site(target, target, dsn, root, commit is not None, redis_url=ground.redis_url, worker=worker)
+        site = Site(
+            target, target, dsn, root, commit is not None, redis_url=environment.redis_url, worker=worker
+        )
         if options.through_nginx:
             site.certificate = certify(home)
             site.way = msgspec.structs.replace(target, port=port + 1)
-            nginx = _nginx(root, environment, site.certificate, target, port + 1)
+            nginx = _nginx(root, chosen, site.certificate, target, port + 1)
             await stack.enter_async_context(nginx)
         yield site
 

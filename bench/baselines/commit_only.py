@@ -1,7 +1,7 @@
 """Limit (b): the product's group commit alone, without a socket, in a process of its own.
 
-``python -m bench.baselines.commit_only`` with a Task on stdin; for each number of jobs in flight it says a
-Measured as a line of JSON.
+``python -m bench.baselines.commit_only`` with a Task on stdin; for each number of syncs in flight it
+writes a Measured as a line of JSON.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from time import perf_counter
 from typing import Final
 
 import msgspec
-import uvloop
 
-from bench.load.workload import DOMAIN, Sent, Worker, data_of, record_id
+from bench.load.child_process import Lines, main, say
+from bench.load.workload import DOMAIN, Chosen, Worker, data_of, record_id
 from engine.commit.committer import Committer
 from engine.commit.queue import CommitLimits
 from engine.model.domains import Domains
@@ -32,19 +32,19 @@ _WARMUP_S: Final = 1.0
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure: a migrated database, ids of its tenants, numbers of jobs in flight."""
+    """What to measure: a migrated database, ids of its tenants, numbers of syncs in flight."""
 
     dsn: str
     tenant_ids: list[int]
-    jobs: list[int]
+    in_flight: list[int]
     duration_s: float
     settings: Settings
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """What came of one number of jobs."""
+    """What came of one number of syncs in flight."""
 
-    jobs: int
+    in_flight: int
     per_s: float
     batch_messages: float
 
@@ -55,15 +55,18 @@ class _Clock:
     cpu_s = staticmethod(time.thread_time)
 
 
-class _Jobs:
-    """Keeps a number of jobs in flight: each is a device that pushes again as soon as it is answered."""
+class _Devices:
+    """Keeps a number of syncs in flight: each is of a device that pushes again as soon as it is answered."""
 
-    def __init__(self, committer: Committer, tenant_ids: list[int], jobs: int) -> None:
+    def __init__(self, committer: Committer, tenant_ids: list[int], in_flight: int) -> None:
         self._committer = committer
         self._hashes = count(uuid.uuid4().int)
         name = uuid.uuid4().hex[:8]
-        self._devices = [(f"{name}-{index}", tenant_ids[index % len(tenant_ids)]) for index in range(jobs)]
-        self._workers = [Worker(device, random.random) for device, _ in self._devices]
+        self._devices = [
+            (f"{name}-{index}", tenant_ids[index % len(tenant_ids)]) for index in range(in_flight)
+        ]
+        self._workers = [Worker(random.random) for _ in self._devices]
+        self._numbers = count()
         self._stopping = False
         self.done = 0
 
@@ -78,8 +81,8 @@ class _Jobs:
 
     def _push(self, index: int) -> None:
         device, tenant_id = self._devices[index]
-        sent = self._workers[index].next(0.0)
-        data = data_of(sent.record, sent.number)
+        sent = self._workers[index].next()
+        data = data_of(sent.record, next(self._numbers))
         now_us = _Clock.now_us()
         change = Change(
             domain=DOMAIN,
@@ -107,7 +110,7 @@ class _Jobs:
         )
         self._committer.submit(push, lambda outcome: self._answered(index, sent, outcome))
 
-    def _answered(self, index: int, sent: Sent, outcome: Outcome) -> None:
+    def _answered(self, index: int, sent: Chosen, outcome: Outcome) -> None:
         if not isinstance(outcome, PushAnswer) or b'"status":"applied"' not in outcome.results:
             sys.exit(f"limit (b) was refused: {outcome}")
         self.done += 1
@@ -116,7 +119,7 @@ class _Jobs:
             self._push(index)
 
 
-async def _measure(task: Task) -> None:
+async def _measure(task: Task, _: Lines) -> None:
     chosen = task.settings
     domains = Domains(dict(chosen.domains))
     limits, commit = chosen.limits, chosen.commit
@@ -137,8 +140,8 @@ async def _measure(task: Task) -> None:
         commit.lanes,
     )
     running = asyncio.create_task(committer.run())
-    for jobs in task.jobs:
-        flying = _Jobs(committer, task.tenant_ids, jobs)
+    for in_flight in task.in_flight:
+        flying = _Devices(committer, task.tenant_ids, in_flight)
         flying.start()
         await asyncio.sleep(_WARMUP_S)
         began_s, done, batches = perf_counter(), flying.done, committer.counters.batches
@@ -148,11 +151,10 @@ async def _measure(task: Task) -> None:
         batch_messages = done / max(1, committer.counters.batches - batches)
         flying.stop()
         await committer.drain()
-        with open(1, "wb", closefd=False) as out:  # noqa: ASYNC230  # a line into a pipe
-            out.write(msgspec.json.encode(Measured(jobs, per_s, batch_messages)) + b"\n")
+        say(Measured(in_flight, per_s, batch_messages))
     running.cancel()
     await database.close()
 
 
 if __name__ == "__main__":
-    uvloop.run(_measure(msgspec.json.decode(sys.stdin.buffer.read(), type=Task)))
+    main(Task, _measure)

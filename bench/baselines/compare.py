@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from statistics import median
 from typing import Final, Literal
@@ -10,10 +10,12 @@ from typing import Final, Literal
 import msgspec
 
 from bench.harness.audit import Auditor
-from bench.harness.drive import Target, drive
-from bench.harness.environment import Ground
+from bench.harness.environment import Environment
+from bench.harness.load_run import Target, run_tasks
 from bench.harness.stage import Options, Stage, bare_stage
-from bench.report.results import Figure, Row, row_of
+from bench.report.results import Figure, Row
+from bench.report.statistics import listed
+from bench.report.summary import row_of
 
 WARMUP_S: Final = 1.5
 
@@ -32,10 +34,10 @@ class Turn(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def limit_c(ground: Ground, options: Options) -> AsyncIterator[Target]:
+async def limit_c(environment: Environment, options: Options) -> AsyncIterator[Target]:
     """Run (c) on a database of its own. Raises BenchError, StoreError."""
-    dsn = ground.database("limit_c", migrated=False)
-    async with bare_stage(ground, options, "bench.baselines.simplest_pipeline", dsn) as target:
+    dsn = environment.database("limit_c", migrated=False)
+    async with bare_stage(environment, options, "bench.baselines.simplest_pipeline", dsn) as target:
         yield target
 
 
@@ -51,9 +53,9 @@ async def duel(
                 name = f"{side} at {connections}, round {number}"
                 target = rival if side == "c" else stage.target
                 auditor = Auditor(stage.dsn) if side == "product" else None
-                run = await drive(name, target, "closed", connections, duration_s, warmup_s=WARMUP_S)
-                found = None if auditor is None else auditor.audit(run)
-                turns.append(Turn(side, connections, row_of(run, found)))
+                run = await run_tasks(name, target, "closed", connections, duration_s, warmup_s=WARMUP_S)
+                audit = None if auditor is None else auditor.audit(run)
+                turns.append(Turn(side, connections, row_of(run, audit)))
     return turns
 
 
@@ -61,53 +63,41 @@ def figures(turns: Sequence[Turn]) -> list[Figure]:
     """Sum up a duel: both sides' medians, and the median of the product's ratios of (c), round by round."""
     found: list[Figure] = []
     for connections in dict.fromkeys(turn.connections for turn in turns):
-        rivals, ours = _rates(turns, "c", connections), _rates(turns, "product", connections)
+        rivals, ours = (_values(turns, side, connections, _rate) for side in ("c", "product"))
         ratios = [our / rival for our, rival in zip(ours, rivals, strict=True)]
-        rival = median(rivals)
-        table = TABLE_C.get(connections)
-        beside = f"{rival / table:.2f} of {table:,}/s" if table else ""
-        cpu = _cpu_ms(turns, "product", connections), _cpu_ms(turns, "c", connections)
+        their_ms, our_ms = (median(_values(turns, side, connections, _cpu)) for side in ("c", "product"))
+        expected = TABLE_C.get(connections)
+        beside = f"{median(rivals) / expected:.2f} of {expected:,}/s" if expected else ""
+        costs = f"server and PostgreSQL: {their_ms:.3f} ms over {our_ms:.3f} ms"
         found += [
-            Figure(f"(c) simplest durable pipeline at {connections}", rival, "syncs/s", beside),
+            Figure(f"(c) simplest durable pipeline at {connections}", median(rivals), "syncs/s", beside),
             Figure(f"product at {connections}", median(ours), "syncs/s"),
-            Figure(
-                f"product as a ratio of (c) at {connections}",
-                median(ratios),
-                "",
-                f"by rounds: {', '.join(f'{ratio:.2f}' for ratio in ratios)}",
-            ),
-            Figure(
-                f"CPU of a sync, (c) over product, at {connections}",
-                cpu[1] / cpu[0],
-                "",
-                f"server and PostgreSQL: {cpu[1]:.3f} ms over {cpu[0]:.3f} ms",
-            ),
+            Figure(f"product as a ratio of (c) at {connections}", median(ratios), "", listed(ratios)),
+            Figure(f"CPU of a sync, (c) over product, at {connections}", their_ms / our_ms, "", costs),
         ]
     return found
 
 
 def remarks(turns: Sequence[Turn]) -> list[str]:
-    """Say where (c) itself was too slow to be a measure."""
-    said: list[str] = []
-    for connections, table in TABLE_C.items():
-        rates = _rates(turns, "c", connections)
-        if rates and median(rates) < FAIR * table:
-            said.append(
-                f"(c) itself reached {median(rates):,.0f} syncs/s at {connections}, below {FAIR}"
-                f" of {table:,}: this machine was busy or is slow, and only the ratio tells of the product"
-            )
-    return said
+    """Name the numbers of connections where (c) itself was too slow to be a measure."""
+    rates = {connections: _values(turns, "c", connections, _rate) for connections in TABLE_C}
+    return [
+        f"(c) itself reached {median(found):,.0f} syncs/s at {connections}, below {FAIR}"
+        f" of {TABLE_C[connections]:,}: this machine was busy or is slow, and only the ratio tells of the"
+        " product"
+        for connections, found in rates.items()
+        if found and median(found) < FAIR * TABLE_C[connections]
+    ]
 
 
-def _cpu_ms(turns: Sequence[Turn], side: str, connections: int) -> float:
-    """Median of what the server and PostgreSQL use for a sync; less moved by other work than the rate is."""
-    return median(
-        turn.row.cpu_ms["server"] + turn.row.cpu_ms["postgres"]
-        for turn in turns
-        if turn.side == side and turn.connections == connections
-    )
+def _values(turns: Sequence[Turn], side: str, connections: int, value: Callable[[Row], float]) -> list[float]:
+    return [value(turn.row) for turn in turns if turn.side == side and turn.connections == connections]
 
 
-def _rates(turns: Sequence[Turn], side: str, connections: int) -> list[float]:
-    """Give a side's rate of each round."""
-    return [turn.row.syncs_per_s for turn in turns if turn.side == side and turn.connections == connections]
+def _rate(row: Row) -> float:
+    return row.stored_per_s
+
+
+def _cpu(row: Row) -> float:
+    """CPU of server and PostgreSQL for a sync, which other work on the machine moves less than the rate."""
+    return row.cpu_ms["server"] + row.cpu_ms["postgres"]

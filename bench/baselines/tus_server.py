@@ -12,8 +12,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from bench.harness.child import ROOT
 from bench.harness.environment import BenchError
-from bench.harness.server import ROOT, Server, started
+from bench.harness.server import Server, started
 
 _SOURCES: Final = ROOT / "bench" / "baselines" / "node"
 _PATIENCE_S: Final = 180.0

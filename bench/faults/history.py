@@ -1,4 +1,4 @@
-"""What happened in a run with faults, as the devices saw it: the ground that the checker judges on.
+"""What happened in a run with faults, as the devices saw it: the environment that the checker judges on.
 
 Times are seconds since the run began.
 """

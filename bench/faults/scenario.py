@@ -25,11 +25,12 @@ from bench.faults.server import Workers, workers
 from bench.faults.tables import read_tables
 from bench.faults.workload import POLICIES
 from bench.harness.audit import Audit
+from bench.harness.child import progress
 from bench.harness.clusters import Cluster
-from bench.harness.drive import Target, say, token
-from bench.harness.environment import BenchError, Ground, fresh_on_tcp
+from bench.harness.environment import BenchError, Environment, fresh_on_tcp
+from bench.harness.load_run import Target
 from bench.harness.stage import Options, add_tenants
-from bench.report.results import Figure, Report, this_machine
+from bench.report.results import Figure, Report
 from engine.model.domains import DomainPolicy, Domains
 from storage.stores.policies import PostgresPolicies
 
@@ -52,12 +53,12 @@ async def faults(options: Options) -> Report:
     if options.url is not None:
         raise BenchError("faults kills the services it runs on: leave --url out, it starts its own")
     rounds = options.rounds or ROUNDS
-    report = Report(scenario="faults", work=_work(rounds, options.seed), machine=this_machine())
+    report = Report(scenario="faults", work=_work(rounds, options.seed))
     history = History()
-    with fresh_on_tcp(options.settings) as (ground, postgres):
-        dsn = ground.database("product")
+    with fresh_on_tcp(options.settings) as (environment, postgres):
+        dsn = environment.database("product")
         _prepare(dsn, options)
-        run = _Run(options, ground, postgres, dsn, history, report)
+        run = _Run(options, environment, postgres, dsn, history, report)
         try:
             await run.rounds(rounds)
             report.audit = run.judge()
@@ -96,14 +97,14 @@ class _Run:
     def __init__(
         self,
         options: Options,
-        ground: Ground,
+        environment: Environment,
         postgres: Cluster,
         dsn: str,
         history: History,
         report: Report,
     ) -> None:
         self._options = options
-        self._ground = ground
+        self._ground = environment
         self._postgres = postgres
         self._dsn = dsn
         self._history = history
@@ -156,7 +157,7 @@ class _Run:
             name, tenant = f"device-{index:02}", TENANTS[index % len(TENANTS)]
             way = ways[index % len(ways)]
             seed = f"{self._options.seed} {name}"
-            device = Device(name, tenant, token(target, tenant, name), way, self._history, changes, seed)
+            device = Device(name, tenant, target.token(tenant, name), way, self._history, changes, seed)
             device.per_s = PER_S
             devices.append(device)
         return devices
@@ -186,7 +187,7 @@ class _Run:
             f"the fault took {over_s - began_s:.1f} s",
         )
         self._report.figures.append(figure)
-        say(f"{figure.name}: {figure.beside}, {figure.value:.2f} {figure.unit}")
+        progress(f"{figure.name}: {figure.beside}, {figure.value:.2f} {figure.unit}")
         await asyncio.sleep(self._random.uniform(*CALM_S))
 
     def _mark(self, number: int, name: str, phase: str) -> None:
@@ -208,14 +209,14 @@ class _Run:
             behind = [one.name for one in self._devices if one.versions != stands[one.tenant]]
             names = ", ".join(behind)
             self._found.append(f"not up to date {PATIENCE_S:.0f} s after the last answer: {names}")
-        say(f"all queues empty and all devices up to date after {time.monotonic() - began_s:.2f} s")
+        progress(f"all queues empty and all devices up to date after {time.monotonic() - began_s:.2f} s")
         for device in self._devices:
             device.pull_whole()
         await _within(lambda: all(device.pulled.is_set() for device in self._devices))
 
     def judge(self) -> Audit:
         """Hold the history against the tables."""
-        say("check")
+        progress("check")
         tables = read_tables(self._dsn, TENANTS)
         events = self._history.events
         account = Account(events)

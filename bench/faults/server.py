@@ -17,8 +17,9 @@ import psutil
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from bench.faults.history import History, Logged
-from bench.harness.environment import BenchError, Ground
-from bench.harness.server import ROOT, end, free_ports, variables
+from bench.harness.child import ROOT
+from bench.harness.environment import BenchError, Environment
+from bench.harness.server import end, free_ports, variables
 
 WORKERS: Final = 2
 _READY_S: Final = 60.0
@@ -96,7 +97,12 @@ async def _is_ready(session: ClientSession, port: int) -> bool:
 
 @asynccontextmanager
 async def workers(
-    ground: Ground, dsn: str, secret: str, config: Path | None, history: History, count: int = WORKERS
+    environment: Environment,
+    dsn: str,
+    secret: str,
+    config: Path | None,
+    history: History,
+    count: int = WORKERS,
 ) -> AsyncIterator[Workers]:
     """Run the product with ``count`` workers. Raises BenchError."""
     port = free_ports(count + 1)
@@ -105,7 +111,7 @@ async def workers(
         sys.executable,
         *command,
         cwd=ROOT,
-        env={**os.environ, **variables(ground, dsn, secret, config)},
+        env={**os.environ, **variables(environment, dsn, secret, config)},
         stdout=asyncio.subprocess.PIPE,
         limit=_LINE_BYTES,
     )

@@ -28,8 +28,8 @@ from aiohttp import ClientSession, ClientWebSocketResponse
 
 from bench.faults.history import History
 from bench.faults.server import Workers, workers
-from bench.harness.drive import Target, token
-from bench.harness.environment import BenchError, Ground, fresh, read_settings
+from bench.harness.environment import BenchError, Environment, fresh, read_settings
+from bench.harness.load_run import Target
 from bench.harness.stage import add_tenants
 from engine.model.domains import DomainPolicy, Domains
 from storage.embedded.servers import servers
@@ -79,7 +79,7 @@ class _Stage:
     @asynccontextmanager
     async def device(self, name: str, worker: int) -> AsyncIterator[_Device]:
         """Connect a device to a worker, from 0."""
-        signed = token(self._target, TENANT, name)
+        signed = self._target.token(TENANT, name)
         url = f"http://127.0.0.1:{self.server.own_ports[worker]}/v1/sync"
         async with self._session.ws_connect(url, headers={"Authorization": f"Bearer {signed}"}) as socket:
             await socket.receive_json()
@@ -125,10 +125,10 @@ async def changed(stage: _Stage, policies: PostgresPolicies, policy: str) -> flo
 
 
 async def changed_without_redis(
-    stage: _Stage, policies: PostgresPolicies, policy: str, ground: Ground
+    stage: _Stage, policies: PostgresPolicies, policy: str, environment: Environment
 ) -> float:
     """Do the same while Redis is away, and bring it back then."""
-    redis = servers(ground.home).redis
+    redis = servers(environment.home).redis
     await asyncio.to_thread(redis.stop, signal.SIGKILL)
     try:
         return await changed(stage, policies, policy)
@@ -139,19 +139,19 @@ async def changed_without_redis(
 async def measure(config: Path | None, data_dir: str | None, times: int, seed: int) -> dict[str, Any]:
     """Measure both. Raises BenchError, EmbeddedError, StoreError."""
     settings = read_settings(config, data_dir)
-    with fresh(settings) as ground:
-        dsn = ground.database("product")
+    with fresh(settings) as environment:
+        dsn = environment.database("product")
         add_tenants(dsn, [TENANT])
         policies = PostgresPolicies(dsn, Domains(settings.domains).default_policies)
         secret = secrets.token_urlsafe(48)
-        async with workers(ground, dsn, secret, config, History()) as server, ClientSession() as session:
+        async with workers(environment, dsn, secret, config, History()) as server, ClientSession() as session:
             target = Target(
                 port=server.port, secret=secret, tenants=[TENANT], audience=settings.auth.audience
             )
             stage = _Stage(server, target, session)
             polled_s = [await changed(stage, policies, _POLICIES[turn % 2]) for turn in range(times)]
             away_s = [
-                await changed_without_redis(stage, policies, _POLICIES[turn % 2], ground)
+                await changed_without_redis(stage, policies, _POLICIES[turn % 2], environment)
                 for turn in range(times, times + max(1, times // 4))
             ]
             held_s = await held(stage, times, Random(seed))

@@ -1,4 +1,4 @@
-"""After a run: does PostgreSQL hold what was acknowledged, each item exactly once?
+"""After runs: is everything that was acknowledged stored once, and nothing that was refused?
 
 Read past the server, from its tables (``storage/migrations``).
 """
@@ -6,21 +6,49 @@ Read past the server, from its tables (``storage/migrations``).
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import msgspec
 
-from bench.harness.drive import Run
-from bench.load.workload import DOMAIN, key_of, note_of, record_id
+from bench.harness.load_run import Run
+from bench.load.workload import DOMAIN, Backlog, key_of, note_of, record_id
 from storage.postgres.blocking import connected
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that the driver spells so
 
-_NAMED = 10
+#: How many faults an audit names.
+_NAMED: Final = 10
+#: A sync with this answer may be stored nevertheless, as may one without an answer.
+_DOUBTFUL: Final = frozenset({"unanswered", "unavailable", "internal"})
+
+_TASKS: Final = (
+    "SELECT tenant_id, id, version, seq, device_id, data ->> 'note' FROM records"
+    f" WHERE tenant_id = ANY(%(ids)s) AND domain = '{DOMAIN}' AND id LIKE %(prefix)s"
+)
+#: One row for the records of a sync: their seqs by id, and how many are not as they were sent.
+_BACKLOGS: Final = (
+    "SELECT tenant_id, left(id, 16), array_agg(seq ORDER BY id), min(device_id), max(device_id),"
+    " count(*) FILTER (WHERE version <> CASE WHEN substr(id, 18)::int < %(changes)s THEN 2 ELSE 1 END"
+    "  OR data ->> 'note' IS DISTINCT FROM"
+    "   substr(id, 9) || CASE version WHEN 1 THEN ' made' ELSE ' changed' END)"
+    f" FROM records WHERE tenant_id = ANY(%(ids)s) AND domain = '{DOMAIN}' AND id LIKE %(prefix)s"
+    " GROUP BY 1, 2"
+)
+_KEYS: Final = (
+    "SELECT key_hash::text, results::text FROM sync_idempotency_record"
+    " WHERE tenant_id = %s AND created_at >= %s"
+)
+_COUNTERS: Final = (
+    "SELECT tenant_id, c.seq, coalesce(sum(version), 0)"
+    " FROM tenant_counters AS c LEFT JOIN records AS r USING (tenant_id)"
+    " WHERE tenant_id = ANY(%s) GROUP BY tenant_id, c.seq"
+)
+
+Fate = Literal["stored", "refused", "doubtful"]
 
 
 class Audit(msgspec.Struct, frozen=True):
@@ -33,21 +61,36 @@ class Audit(msgspec.Struct, frozen=True):
     faults: list[str]
 
 
-class _Ack(NamedTuple):
+class Sync(NamedTuple):
+    """A sync that was sent. ``seqs`` and ``versions`` are those of its items if it was acknowledged.
+
+    ``record`` is the number of its task, -1 for a backlog.
+    """
+
     number: int
-    version: int
-    seq: int
+    tenant: str
+    device: str
+    fate: Fate
+    record: int
+    versions: list[int]
+    seqs: list[int]
 
 
-class _Stored(NamedTuple):
+class _Task(NamedTuple):
     version: int
     seq: int
     device: str
     note: str | None
 
 
+class _Backlog(NamedTuple):
+    seqs: list[int]
+    first_device: str
+    last_device: str
+    wrong: int
+
+
 class _Result(msgspec.Struct):
-    id: str
     version: int | None = None
     seq: int | None = None
 
@@ -56,7 +99,7 @@ _decode_results = msgspec.json.Decoder(list[_Result]).decode
 
 
 class Auditor:
-    """Looks at one database, from before a run until after it. Raises StoreError."""
+    """Reads one database, from before the first run until after the last. Raises StoreError."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
@@ -64,125 +107,155 @@ class Auditor:
             cursor.execute("SELECT now()::text")
             ((self._since,),) = cursor.fetchall()
 
-    def audit(self, run: Run) -> Audit:
-        """Hold every acknowledged item of a run that began after this was made against the database."""
-        acks = run.outcome.acks
-        tables = _Tables(self._dsn, self._since, run)
-        faults = [*_records(run, tables), *_keys(run, tables), *_tenants(run, tables)]
-        return Audit(
-            len(acks.device), len(tables.records), len(tables.counters), len(faults), faults[:_NAMED]
-        )
+    def audit(self, *runs: Run) -> Audit:
+        """Compare all that was sent in runs that began after this was made with the database."""
+        sent = {key: sync for run in runs for key, sync in syncs_of(run).items()}
+        tenants = sorted({tenant for run in runs for tenant in run.tenants})
+        faults: list[str] = []
+        records = 0
+        with connected(self._dsn) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT tenant_id, name FROM tenants WHERE name = ANY(%s)", (tenants,))
+            names: dict[int, str] = dict(cursor.fetchall())
+            for run in runs:
+                count, found = (_tasks if run.plan.backlog is None else _backlogs)(cursor, run, names)
+                records += count
+                faults += found
+            faults += self._keys(cursor, names, sent)
+            cursor.execute(_COUNTERS, (list(names),))
+            counters = {
+                names[tenant_id]: (seq, int(versions)) for tenant_id, seq, versions in cursor.fetchall()
+            }
+        faults += _tenants(counters, sent)
+        items = sum(len(run.outcome.seqs) for run in runs)
+        return Audit(items, records, len(names), len(faults), faults[:_NAMED])
+
+    def _keys(self, cursor: Cursor, names: Mapping[int, str], sent: Mapping[str, Sync]) -> Iterator[str]:
+        """Each acknowledged sync is kept once under its key, with the answer that was given."""
+        by_tenant: dict[str, list[tuple[str, Sync]]] = defaultdict(list)
+        for key, sync in sent.items():
+            by_tenant[sync.tenant].append((key, sync))
+        for tenant_id, name in names.items():
+            cursor.execute(_KEYS, (tenant_id, self._since))
+            kept: dict[str, list[str]] = defaultdict(list)
+            for hashed, results in cursor.fetchall():
+                kept[hashed.replace("-", "")].append(results)
+            for key, sync in by_tenant[name]:
+                yield from _key(f"{name}/{key}", sync, kept.get(key_hash(sync.device, key), []))
 
 
-class _Tables:
-    """What the database holds of a run. Records by (tenant, id), answers by (tenant, key hash)."""
-
-    def __init__(self, dsn: str, since: str, run: Run) -> None:
-        prefix = run.plan.devices[0].split("-")[0] + "-"
-        self.records: dict[tuple[str, str], _Stored] = {}
-        self.answers: dict[tuple[str, str], list[bytes]] = defaultdict(list)
-        with connected(dsn) as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT name, tenant_id FROM tenants WHERE name = ANY(%s)", (list(run.tenants),))
-            names = {tenant_id: name for name, tenant_id in cursor.fetchall()}
-            ids = list(names)
-            cursor.execute(
-                "SELECT tenant_id, id, version, seq, device_id, data ->> 'note' FROM records"
-                " WHERE tenant_id = ANY(%s) AND domain = %s AND id LIKE %s",
-                (ids, DOMAIN, prefix + "%"),
-            )
-            for tenant_id, item_id, *rest in cursor.fetchall():
-                self.records[names[tenant_id], item_id] = _Stored(*rest)
-            cursor.execute(
-                "SELECT tenant_id, key_hash::text, results::text FROM sync_idempotency_record"
-                " WHERE tenant_id = ANY(%s) AND created_at >= %s",
-                (ids, since),
-            )
-            for tenant_id, key_hash, results in cursor.fetchall():
-                self.answers[names[tenant_id], key_hash.replace("-", "")].append(results.encode())
-            self.counters = counters(cursor, names)
-
-
-def counters(cursor: Cursor, names: Mapping[int, str]) -> dict[str, tuple[int, int]]:
-    """Read the counters of tenants and how many versions their records count, both by the tenants' names."""
-    cursor.execute(
-        "SELECT tenant_id, c.seq, coalesce(sum(version), 0)"
-        " FROM tenant_counters AS c LEFT JOIN records AS r USING (tenant_id)"
-        " WHERE tenant_id = ANY(%s) GROUP BY tenant_id, c.seq",
-        (list(names),),
-    )
-    return {names[tenant_id]: (seq, int(versions)) for tenant_id, seq, versions in cursor.fetchall()}
-
-
-def _records(run: Run, tables: _Tables) -> Iterator[str]:
-    """Each record is there once, at the version of its last acknowledged write or of one not answered."""
-    acks, devices = run.outcome.acks, run.plan.devices
-    written: dict[tuple[int, int], list[_Ack]] = defaultdict(list)
-    for device, number, record, version, seq in zip(
-        acks.device, acks.number, acks.record, acks.version, acks.seq, strict=True
+def syncs_of(run: Run) -> dict[str, Sync]:
+    """Return the syncs that left, by their keys."""
+    outcome, plan = run.outcome, run.plan
+    seqs = iter(outcome.seqs)
+    found: dict[str, Sync] = {}
+    for number, (device, sent_us, code) in enumerate(
+        zip(outcome.device, outcome.sent_us, run.codes, strict=True)
     ):
-        written[device, record].append(_Ack(number, version, seq))
-    unsure = Counter((item.device, item.record) for item in run.outcome.unsure)
-    known: set[tuple[str, str]] = set()
-    for (device, record), history in written.items():
-        identity = (run.tenant_of(device), record_id(devices[device], record))
-        known.add(identity)
-        stored = tables.records.get(identity)
-        history.sort(key=lambda ack: ack.version)
-        last = history[-1]
-        where = f"{identity[0]}/{identity[1]}"
-        if [ack.version for ack in history] != list(range(1, len(history) + 1)):
-            yield f"{where}: acknowledged versions are {[ack.version for ack in history]}"
-        if any(later.seq <= earlier.seq for earlier, later in pairwise(history)):
-            yield f"{where}: a later version has no later seq"
-        if stored is None:
-            yield f"{where}: acknowledged at version {last.version} and not there"
-        elif not last.version <= stored.version <= last.version + unsure[device, record]:
-            yield f"{where}: acknowledged at version {last.version}, there at {stored.version}"
-        elif stored.version == last.version and stored != (
-            last.version,
-            last.seq,
-            devices[device],
-            note_of(last.number),
-        ):
-            yield f"{where}: acknowledged as {last} of {devices[device]}, there as {stored}"
-    known |= {(run.tenant_of(device), record_id(devices[device], record)) for device, record in unsure}
-    for tenant, item_id in tables.records.keys() - known:
-        yield f"{tenant}/{item_id}: there and never sent"
+        if sent_us < 0:
+            continue
+        # What a server applied otherwise than it was asked to is no refusal: it may stand.
+        refused = code not in _DOUBTFUL and not code.startswith(("item_", "wrong_", "answered_"))
+        fate: Fate = "stored" if code == "synced" else "refused" if refused else "doubtful"
+        record, versions = -1, plan.backlog.versions if plan.backlog is not None else []
+        if plan.backlog is None:
+            record, versions = outcome.record[number], [outcome.base[number] + 1]
+        own = [next(seqs) for _ in versions] if fate == "stored" else []
+        sync = Sync(number, run.tenant_of(device), plan.devices[device], fate, record, versions, own)
+        found[key_of(plan.prefix, number)] = sync
+    return found
 
 
-def _keys(run: Run, tables: _Tables) -> Iterator[str]:
-    """Each acknowledged message is kept once under its key, with the answer that was given."""
-    acks, devices = run.outcome.acks, run.plan.devices
-    for device, number, record, version, seq in zip(
-        acks.device, acks.number, acks.record, acks.version, acks.seq, strict=True
-    ):
-        name, key = devices[device], key_of(devices[device], number)
-        kept = tables.answers.get((run.tenant_of(device), key_hash(name, key)), [])
-        if len(kept) != 1:
-            yield f"{run.tenant_of(device)}: key {key} is kept {len(kept)} times"
-        elif _decode_results(kept[0]) != [_Result(record_id(name, record), version, seq)]:
-            yield f"{run.tenant_of(device)}: key {key} is kept with another answer"
-    for item in run.outcome.unsure:
-        name = devices[item.device]
-        key = key_of(name, item.number)
-        if len(tables.answers.get((run.tenant_of(item.device), key_hash(name, key)), [])) > 1:
-            yield f"{run.tenant_of(item.device)}: key {key}, not acknowledged, is kept twice"
+def _tasks(cursor: Cursor, run: Run, names: Mapping[int, str]) -> tuple[int, list[str]]:
+    """Each task is there once, at the version of its last acknowledged write or of a doubtful one."""
+    cursor.execute(_TASKS, {"ids": list(names), "prefix": run.plan.prefix + "-%"})
+    stored = {(names[tenant_id], name): _Task(*rest) for tenant_id, name, *rest in cursor.fetchall()}
+    count = len(stored)
+    written: dict[tuple[str, str], list[Sync]] = defaultdict(list)
+    for sync in syncs_of(run).values():
+        written[sync.tenant, record_id(sync.device, sync.record)].append(sync)
+    faults = [
+        fault
+        for where, history in written.items()
+        for fault in _task("/".join(where), history, stored.pop(where, None))
+    ]
+    return count, faults + [f"{tenant}/{name}: there and never sent" for tenant, name in stored]
 
 
-def _tenants(run: Run, tables: _Tables) -> Iterator[str]:
-    """A tenant's counter counts its versions, and each took a seq of its own.
+def _task(where: str, history: Sequence[Sync], stored: _Task | None) -> Iterator[str]:
+    acknowledged = sorted((one.versions[0], one.seqs[0], one) for one in history if one.fate == "stored")
+    doubtful = sum(one.fate == "doubtful" for one in history)
+    versions = [version for version, _, _ in acknowledged]
+    if versions != list(range(1, len(versions) + 1)):
+        yield f"{where}: acknowledged versions are {versions}"
+    if any(later[1] <= earlier[1] for earlier, later in pairwise(acknowledged)):
+        yield f"{where}: a later version has no later seq"
+    last = versions[-1] if versions else 0
+    if stored is None:
+        if versions:
+            yield f"{where}: acknowledged at version {last} and not there"
+    elif not last <= stored.version <= last + doubtful:
+        yield f"{where}: acknowledged at version {last}, there at {stored.version}"
+    elif versions and stored.version == last:
+        version, seq, sync = acknowledged[-1]
+        expected = _Task(version, seq, sync.device, note_of(sync.number))
+        if stored != expected:
+            yield f"{where}: acknowledged as {expected}, there as {stored}"
 
-    Of two records with one seq the table's own constraint keeps it free.
+
+def _backlogs(cursor: Cursor, run: Run, names: Mapping[int, str]) -> tuple[int, list[str]]:
+    """Each backlog is there whole or not at all, as it was sent; what was refused is not there."""
+    backlog, prefix = run.plan.backlog, run.plan.prefix
+    assert backlog is not None
+    parameters = {"ids": list(names), "prefix": prefix + "%", "changes": backlog.changes}
+    cursor.execute(_BACKLOGS, parameters)
+    stored = {(names[tenant_id], key): _Backlog(*rest) for tenant_id, key, *rest in cursor.fetchall()}
+    count = sum(len(one.seqs) for one in stored.values())
+    faults = [
+        f"{sync.tenant}/{key}: {fault}"
+        for key, sync in syncs_of(run).items()
+        for fault in _whole(backlog, sync, stored.pop((sync.tenant, key), None))
+    ]
+    return count, faults + [f"{tenant}/{key}: there and never sent" for tenant, key in stored]
+
+
+def _whole(backlog: Backlog, sync: Sync, there: _Backlog | None) -> Iterator[str]:
+    if there is None:
+        if sync.fate == "stored":
+            yield "acknowledged and not there"
+    elif sync.fate == "refused":
+        yield "refused and there"
+    elif there.wrong or len(there.seqs) != backlog.new_records:
+        yield "there otherwise than it was sent"
+    elif not there.first_device == there.last_device == sync.device:
+        yield f"sent by {sync.device}, there as of {there.first_device}"
+    elif sync.fate == "stored" and there.seqs != backlog.final_seqs(sync.seqs):
+        yield "there with other seqs than were acknowledged"
+
+
+def _key(where: str, sync: Sync, kept: Sequence[str]) -> Iterator[str]:
+    expected = list(zip(sync.versions, sync.seqs, strict=False))
+    if sync.fate == "refused" and kept:
+        yield f"{where}: refused and its key is kept"
+    elif len(kept) > 1 or (sync.fate == "stored" and not kept):
+        yield f"{where}: its key is kept {len(kept)} times"
+    elif sync.fate == "stored" and [(one.version, one.seq) for one in _decode_results(kept[0])] != expected:
+        yield f"{where}: its key is kept with another answer"
+
+
+def _tenants(counters: Mapping[str, tuple[int, int]], sent: Mapping[str, Sync]) -> Iterator[str]:
+    """A tenant's counter counts its versions, and no seq was given twice.
+
+    The table's own constraint keeps two records from one seq.
     """
     seqs: dict[str, list[int]] = defaultdict(list)
-    for device, seq in zip(run.outcome.acks.device, run.outcome.acks.seq, strict=True):
-        seqs[run.tenant_of(device)].append(seq)
-    for tenant in run.tenants:
-        counter, versions = tables.counters.get(tenant, (0, 0))
-        acknowledged = seqs[tenant]
-        if len(set(acknowledged)) != len(acknowledged):
+    for sync in sent.values():
+        seqs[sync.tenant] += sync.seqs
+    for tenant in sorted(counters.keys() | seqs.keys()):
+        counter, versions = counters.get(tenant, (0, 0))
+        given = seqs[tenant]
+        if len(set(given)) != len(given):
             yield f"{tenant}: a seq was acknowledged twice"
-        if acknowledged and not 1 <= min(acknowledged) <= max(acknowledged) <= counter:
+        if given and not 1 <= min(given) <= max(given) <= counter:
             yield f"{tenant}: a seq was acknowledged that the counter ({counter}) has not reached"
         if counter != versions:
             yield f"{tenant}: the counter stands at {counter}, the records count {versions} versions"

@@ -23,7 +23,7 @@ class BenchError(Exception):
     """The benchmark cannot go on; one sentence says why and names the remedy."""
 
 
-class Ground(msgspec.Struct, frozen=True):
+class Environment(msgspec.Struct, frozen=True):
     """Fresh services: nobody else uses them. ``home`` is removed with them."""
 
     home: Path
@@ -42,22 +42,22 @@ class Ground(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def fresh(chosen: Settings) -> Iterator[Ground]:
+def fresh(chosen: Settings) -> Iterator[Environment]:
     """Start services in a new directory under ``data.dir``. Raises EmbeddedError, StoreError."""
     with _home(chosen) as home, embedded(home) as services:
         pid = int((home / "postgres" / "postmaster.pid").read_text().split("\n", 1)[0])
-        yield Ground(home, services.dsn, services.redis_url, pid)
+        yield Environment(home, services.dsn, services.redis_url, pid)
 
 
 @contextmanager
-def fresh_on_tcp(chosen: Settings) -> Iterator[tuple[Ground, Cluster]]:
+def fresh_on_tcp(chosen: Settings) -> Iterator[tuple[Environment, Cluster]]:
     """Start the same with a PostgreSQL on TCP, as real installations have it, that can be stopped."""
     with (
         _home(chosen) as home,
         embedded(home, postgres=False) as services,
         cluster_in(home / "clusters", "bench") as made,
     ):
-        yield Ground(home, made.dsn, services.redis_url, made.pid), made
+        yield Environment(home, made.dsn, services.redis_url, made.pid), made
 
 
 @contextmanager

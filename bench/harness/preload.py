@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from bench.harness.drive import say
+from bench.harness.child import progress
 from bench.load.workload import DOMAIN, data_of
 from storage.postgres.blocking import connected
 
@@ -24,7 +24,7 @@ def fill(dsn: str, tenants: list[str], records: int) -> None:
     each = max(1, records // len(tenants))
     with connected(dsn) as connection, connection.cursor() as cursor:
         for done, name in enumerate(tenants):
-            say(f"filling: {done * each:,} of {each * len(tenants):,} records")
+            progress(f"filling: {done * each:,} of {each * len(tenants):,} records")
             cursor.execute("SELECT tenant_id FROM tenants WHERE name = %s", (name,))
             ((tenant_id,),) = cursor.fetchall()
             for first in range(1, each + 1, _CHUNK_RECORDS):
@@ -40,6 +40,6 @@ def fill(dsn: str, tenants: list[str], records: int) -> None:
                     },
                 )
             cursor.execute("UPDATE tenant_counters SET seq = %s WHERE tenant_id = %s", (each, tenant_id))
-        say("filling: vacuum and checkpoint")
+        progress("filling: vacuum and checkpoint")
         cursor.execute("VACUUM (ANALYZE) records")
         cursor.execute("CHECKPOINT")

@@ -9,7 +9,7 @@ import psutil
 
 
 class Trees:
-    """Process trees by the name of their root's purpose; a tree inside another one is not counted there."""
+    """Process trees by a name of their root; a tree inside another one does not count there."""
 
     def __init__(self, roots: Mapping[str, int]) -> None:
         self._roots = {name: psutil.Process(pid) for name, pid in roots.items()}

@@ -18,10 +18,10 @@ from typing import Final
 
 import msgspec
 
-from bench.harness.environment import BenchError, Ground
+from bench.harness.child import ROOT
+from bench.harness.environment import BenchError, Environment
 from compose.configuration import DEFAULTS, VARIABLE
 
-ROOT: Final = Path(__file__).parents[2]
 _START_S: Final = 60.0
 _STOP_S: Final = 40.0
 #: Where ports for several workers are looked for: below those that the system gives to clients.
@@ -58,29 +58,29 @@ class Server(msgspec.Struct):
 
 @asynccontextmanager
 async def product(
-    ground: Ground, dsn: str, secret: str, config: Path | None = None, workers: int = 1
+    environment: Environment, dsn: str, secret: str, config: Path | None = None, workers: int = 1
 ) -> AsyncIterator[Server]:
-    """Run the product on a database of ``ground``. Raises BenchError."""
+    """Run the product on a database of ``environment``. Raises BenchError."""
     port = 0 if workers == 1 else free_ports(workers + 1)
     command = [str(ROOT / "run.py"), "serve", "--port", str(port), "--workers", str(workers)]
-    async with started(command, variables(ground, dsn, secret, config), workers) as server:
+    async with started(command, variables(environment, dsn, secret, config), workers) as server:
         yield server
 
 
-def variables(ground: Ground, dsn: str, secret: str, config: Path | None) -> dict[str, str]:
-    """Return the environment of a server on ``ground``, whatever services the settings name."""
+def variables(environment: Environment, dsn: str, secret: str, config: Path | None) -> dict[str, str]:
+    """Return the environment of a server on ``environment``, whatever services the settings name."""
     return {
         **LIFTED,
         # Without one it would take the settings of this machine, which are of another server.
         VARIABLE: str(config or os.environ.get(VARIABLE) or DEFAULTS),
         "TIDEMARK__POSTGRES__DSN": dsn,
         "TIDEMARK__POSTGRES__DSN_FILE": "",
-        "TIDEMARK__REDIS__URL": ground.redis_url,
+        "TIDEMARK__REDIS__URL": environment.redis_url,
         "TIDEMARK__REDIS__URL_FILE": "",
         "TIDEMARK__AUTH__SECRET": secret,
         "TIDEMARK__AUTH__SECRET_FILE": "",
         "TIDEMARK__AUTH__KEY_FILE": "",
-        "TIDEMARK__DATA__DIR": str(ground.home),
+        "TIDEMARK__DATA__DIR": str(environment.home),
     }
 
 

@@ -11,10 +11,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from bench.harness.drive import Target, say
-from bench.harness.environment import BenchError, Ground, deployed, secret_of
+from bench.harness.child import progress
+from bench.harness.environment import BenchError, Environment, deployed, secret_of
+from bench.harness.load_run import Target
 from bench.harness.server import Server, product, started
 from engine.runtime.settings import Settings
+from storage.postgres.blocking import connected
 from storage.postgres.places import place_of
 from storage.stores.tenants import PostgresTenancy
 
@@ -62,21 +64,23 @@ class Stage(msgspec.Struct, frozen=True):
 
 @asynccontextmanager
 async def product_stage(
-    ground: Ground, options: Options, database: str, workers: int = 1
+    environment: Environment, options: Options, database: str, workers: int = 1
 ) -> AsyncIterator[Stage]:
     """Run the product on a fresh database that has its tenants. Raises BenchError, StoreError."""
-    dsn = ground.database(database)
+    dsn = environment.database(database)
     add_tenants(dsn, options.tenant_names)
-    async with serving(ground, options, dsn, workers) as stage:
+    async with serving(environment, options, dsn, workers) as stage:
         yield stage
 
 
 @asynccontextmanager
-async def serving(ground: Ground, options: Options, dsn: str, workers: int = 1) -> AsyncIterator[Stage]:
+async def serving(
+    environment: Environment, options: Options, dsn: str, workers: int = 1
+) -> AsyncIterator[Stage]:
     """Run the product on a database that is ready. Raises BenchError."""
     secret = secrets.token_urlsafe(48)
-    async with product(ground, dsn, secret, options.config, workers) as server:
-        watched = {"server": server.pid, "postgres": ground.postgres_pid}
+    async with product(environment, dsn, secret, options.config, workers) as server:
+        watched = {"server": server.pid, "postgres": environment.postgres_pid}
         target = Target(
             port=server.port,
             secret=secret,
@@ -99,7 +103,7 @@ def remote(options: Options, url: str) -> Iterator[tuple[Target, str]]:
     if parts.scheme != "http" or parts.hostname is None:
         raise BenchError(f"--url {url}: http://HOST:PORT is required; TLS is the proxy's part")
     with deployed(chosen) as dsn:
-        say(f"database: {place_of(dsn)}")
+        progress(f"database: {place_of(dsn)}")
         add_tenants(dsn, options.tenant_names)
         target = Target(
             host=parts.hostname,
@@ -112,10 +116,12 @@ def remote(options: Options, url: str) -> Iterator[tuple[Target, str]]:
 
 
 @asynccontextmanager
-async def bare_stage(ground: Ground, options: Options, module: str, *arguments: str) -> AsyncIterator[Target]:
+async def bare_stage(
+    environment: Environment, options: Options, module: str, *arguments: str
+) -> AsyncIterator[Target]:
     """Run one of the bare servers. Raises BenchError."""
     async with started(["-m", module, *arguments], {}) as server:
-        watched = {"server": server.pid, "postgres": ground.postgres_pid}
+        watched = {"server": server.pid, "postgres": environment.postgres_pid}
         yield Target(
             port=server.port, secret=secrets.token_urlsafe(48), tenants=options.tenant_names, watched=watched
         )
@@ -126,3 +132,10 @@ def add_tenants(dsn: str, names: list[str]) -> None:
     tenancy = PostgresTenancy(dsn)
     for name in names:
         tenancy.ensure(name)
+
+
+def tenant_ids(dsn: str) -> list[int]:
+    """Read the ids of all tenants. Raises StoreError."""
+    with connected(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT tenant_id FROM tenants ORDER BY tenant_id")
+        return [tenant_id for (tenant_id,) in cursor.fetchall()]

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import Final
 
-import msgspec
-
 from bench.harness.audit import Auditor
-from bench.harness.drive import drive, say
+from bench.harness.child import progress
 from bench.harness.environment import BenchError, fresh
+from bench.harness.load_run import run_tasks
 from bench.harness.processes import Trees
 from bench.harness.stage import Options, Stage, add_tenants, product_stage
-from bench.live.drive import check_files, watching
-from bench.live.plan import Seen
+from bench.live.subscribers import Seen
 from bench.live.summary import tables_of
+from bench.live.watching import check_files, watching
 from bench.load.workload import MIX
-from bench.report.results import Bar, Figure, Report, Row, row_of, this_machine
+from bench.report.results import Bar, Figure, Report, Row, lost_bar
 from bench.report.statistics import percentile
+from bench.report.summary import row_of
 
 #: How many there are unless told otherwise.
 CONNECTIONS: Final = 15_000
@@ -42,9 +42,9 @@ async def connections(options: Options) -> Report:
         raise BenchError("connections are counted against a server's memory: leave --url out")
     workers = options.workers or WORKERS
     check_files(options.connections, _PROCESSES, workers, _OWN_FILES)
-    report = Report(scenario="connections", work=_work(options, workers), machine=this_machine())
-    with fresh(options.settings) as ground:
-        async with product_stage(ground, options, "product", workers) as stage:
+    report = Report(scenario="connections", work=_work(options, workers))
+    with fresh(options.settings) as environment:
+        async with product_stage(environment, options, "product", workers) as stage:
             await _measure(options, stage, report)
             report.logged = dict(stage.server.logged)
     return report
@@ -54,7 +54,7 @@ def _work(options: Options, workers: int) -> str:
     return (
         f"{options.connections:,} subscribed connections over {options.tenants} tenants and {workers}"
         f" workers, idle but for heartbeats as often as the server asks; beside them {SYNCS_PER_S:g}"
-        f" syncs/s of {PUSHERS} devices, an open loop; one item a sync, a task of about 200 bytes, {MIX}"
+        f" syncs/s of {PUSHERS} devices, an open loop; {MIX}"
     )
 
 
@@ -64,22 +64,17 @@ async def _measure(options: Options, stage: Stage, report: Report) -> None:
     add_tenants(stage.dsn, idle)
     trees = Trees({"server": stage.server.pid})
     before_bytes = trees.rss_bytes("server")
-    say(f"{count:,} connections")
+    progress(f"{count:,} connections")
     began_s = perf_counter()
     async with watching(target, idle, count, _PROCESSES, heartbeats=True) as watchers:
         opened_s = perf_counter() - began_s
         grown_kib = (trees.rss_bytes("server") - before_bytes) / 1024 / count
         watchers.begin()
-        watched = {f"subscribers {place}": pid for place, pid in enumerate(watchers.pids, 1)}
         duration_s = options.duration_s or DURATION_S
         auditor = Auditor(stage.dsn)
-        run = await drive(
-            "syncs beside them",
-            msgspec.structs.replace(target, watched={**target.watched, **watched}),
-            "open",
-            PUSHERS,
-            duration_s,
-            rate_per_s=SYNCS_PER_S,
+        run = await run_tasks(
+            *("syncs beside them", watchers.watched(target), "open", PUSHERS, duration_s),
+            per_s=SYNCS_PER_S,
             warmup_s=min(WARMUP_S, duration_s),
         )
         row = row_of(run, auditor.audit(run))
@@ -110,11 +105,10 @@ def judge(report: Report, row: Row, seen: Sequence[Seen], grown_kib: float) -> N
         ),
     ]
     cut_off = sum(sum(part.errors.values()) for part in seen)
-    lost = sum(row.errors.values()) + row.unanswered
     report.bars += [
         Bar("connections cut off or told of an error", cut_off, "at most", 0, ""),
         Bar("heartbeats not answered", sent - answered, "at most", 0, ""),
-        Bar("syncs refused or not answered", lost, "at most", 0, ""),
+        lost_bar([row]),
         Bar("p95 of a sync", row.latency.p95_ms, "at most", P95_MS, "ms"),
         Bar("an idle subscribed connection", grown_kib, "at most", IDLE_KIB, "KiB"),
     ]

@@ -12,13 +12,16 @@ from typing import Final
 import msgspec
 
 from bench.harness.audit import Auditor
-from bench.harness.drive import Run, Target, drive, say
+from bench.harness.child import progress
 from bench.harness.environment import BenchError, fresh
+from bench.harness.load_run import Run, Target, run_tasks
 from bench.harness.stage import Options, Stage, add_tenants, product_stage
-from bench.live.drive import check_files, watching
 from bench.live.summary import Delivered, delivered, tables_of
+from bench.live.watching import check_files, watching
 from bench.load.workload import MIX
-from bench.report.results import Bar, Figure, Report, Row, median_latency, median_of, row_of, this_machine
+from bench.report.results import Bar, Figure, Report, Row, lost_bar, median_latency
+from bench.report.statistics import median_of
+from bench.report.summary import row_of
 
 DURATION_S: Final = 10.0
 WARMUP_S: Final = 1.5
@@ -48,9 +51,9 @@ async def live(options: Options) -> Report:
         raise BenchError("live needs to know the workers' own ports: leave --url out")
     workers = options.workers or WORKERS
     check_files(options.connections, _PROCESSES, max(1, workers - 1), _OWN_FILES)
-    report = Report(scenario="live", work=_work(options, workers), machine=this_machine())
-    with fresh(options.settings) as ground:
-        async with product_stage(ground, options, "product", workers) as stage:
+    report = Report(scenario="live", work=_work(options, workers))
+    with fresh(options.settings) as environment:
+        async with product_stage(environment, options, "product", workers) as stage:
             await _Live(options, stage, report).run()
             report.logged = dict(stage.server.logged)
     if workers == 1:
@@ -62,7 +65,7 @@ def _work(options: Options, workers: int) -> str:
     return (
         f"{options.connections:,} subscribers over {WIDE} tenants and then over {DENSE}, beside an open loop"
         f" of {options.rate_per_s:g} syncs/s of {PUSHERS} other devices; {workers} workers, those who push on"
-        f" the first one and subscribers on the others; one item a sync, a task of about 200 bytes, {MIX}"
+        f" the first one and subscribers on the others; {MIX}"
     )
 
 
@@ -103,13 +106,9 @@ class _Live:
     async def _push(self, name: str, target: Target) -> tuple[Run, Row]:
         duration_s = self._options.duration_s or DURATION_S
         auditor = Auditor(self._stage.dsn)
-        run = await drive(
-            name,
-            target,
-            "open",
-            PUSHERS,
-            duration_s,
-            rate_per_s=self._options.rate_per_s,
+        run = await run_tasks(
+            *(name, target, "open", PUSHERS, duration_s),
+            per_s=self._options.rate_per_s,
             warmup_s=min(WARMUP_S, duration_s),
         )
         row = row_of(run, auditor.audit(run))
@@ -119,13 +118,10 @@ class _Live:
     async def _watched(self, name: str, count: int) -> tuple[Row, Delivered]:
         tenants, target = self._tenants(count)
         elsewhere = msgspec.structs.replace(target, ports=self._stage.target.ports[1:])
-        say(f"{name}: subscribe")
+        progress(f"{name}: subscribe")
         async with watching(elsewhere, tenants, self._options.connections, _PROCESSES) as watchers:
-            watched = {f"subscribers {place}": pid for place, pid in enumerate(watchers.pids, 1)}
             watchers.begin()
-            run, row = await self._push(
-                name, msgspec.structs.replace(target, watched={**target.watched, **watched})
-            )
+            run, row = await self._push(name, watchers.watched(target))
             tables = tables_of(self._stage.dsn, tenants)
             seen = await watchers.finish([tables.seqs[tenant] for tenant in watchers.tenants])
         return row, delivered(run, seen, watchers.tenants, tables)
@@ -151,10 +147,9 @@ def judge(
         Figure(f"p95 of a sync with subscribers over {DENSE} tenants", dense_row.latency.p95_ms, "ms"),
     ]
     rows = [*alone, *beside, dense_row]
-    lost = sum(sum(row.errors.values()) + row.unanswered for row in rows)
     faults = [fault for one in (*seen, dense) for fault in one.faults]
     report.bars += [
-        Bar("syncs refused or not answered", lost, "at most", 0, ""),
+        lost_bar(rows),
         Bar("p95 from acknowledgement to subscriber", from_ack.p95_ms, "at most", FROM_ACK_P95_MS, "ms"),
         Bar(
             "p95 of a sync with subscribers, over without",

@@ -8,20 +8,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
-import os
-import resource
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Final
 
 import msgspec
-import uvloop
 
-from bench.live.plan import Seen, Watching, WatchPlan
-from bench.load.websocket_client import HandshakeError, Socket, connect, frame
+from bench.load.child_process import Lines, main, say
+from bench.load.websocket_client import Socket, frame, try_connect
 
 #: How many connections are being opened at once: each reads the database.
 _OPENING: Final = 50
@@ -34,6 +31,51 @@ _TICK_S: Final = 0.01
 
 _SUBSCRIBE: Final = frame(b'{"type":"subscribe","id":"live","cursor":null,"domains":null}')
 _HEARTBEAT: Final = frame(b'{"type":"heartbeat","id":"beat","queue_depth":0,"battery":0.8,"network":"4g"}')
+
+
+class WatchPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Connection n goes to ``ports[n]`` with ``tokens[n]``, from ``sources[n]`` where there are any.
+
+    With ``heartbeats`` each sends as many as the server asks for, spread evenly.
+    """
+
+    host: str
+    ports: list[int]
+    tokens: list[str]
+    sources: list[str]
+    heartbeats: bool
+
+
+class Watching(msgspec.Struct, frozen=True):
+    """How many are subscribed and have their first page, and why others are not. Written once."""
+
+    subscribed: int
+    refusals: dict[str, int]
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """What came after the beginning, written last.
+
+    The lists of pages go together: whose it was, its lowest and highest seq, how many changes, and when it
+    was there in microseconds on the clock that processes share. ``digests`` tell a connection's records with
+    their versions, all that ever came. ``short`` did not reach the seq that they were told to wait for;
+    ``backwards`` counts changes with a lower version than the last one of the record. ``lag_us`` is how late
+    timers went off, ``cpus`` how many CPUs this process kept busy.
+    """
+
+    connection: list[int]
+    first_seq: list[int]
+    last_seq: list[int]
+    changes: list[int]
+    at_us: list[int]
+    digests: list[str]
+    short: list[int]
+    backwards: int
+    heartbeats: int
+    heartbeats_answered: int
+    lag_us: list[int]
+    cpus: float
+    errors: dict[str, int]
 
 
 class _Change(msgspec.Struct, gc=False):
@@ -150,28 +192,24 @@ class Watch:
     async def _subscribe(self, one: Subscriber, turns: asyncio.Semaphore, refusals: Counter[str]) -> bool:
         plan, index = self._plan, one.index
         async with turns:
+            socket = await try_connect(
+                refusals,
+                *(plan.host, plan.ports[index], plan.tokens[index], one.received, one.ended),
+                source=plan.sources[index] if plan.sources else None,
+            )
+            if socket is None:
+                return False
+            one.socket = socket
             try:
-                socket = await connect(
-                    plan.host,
-                    plan.ports[index],
-                    plan.tokens[index],
-                    one.received,
-                    one.ended,
-                    source=plan.sources[index] if plan.sources else None,
-                )
-                one.socket = socket
                 async with asyncio.timeout(_FIRST_PAGE_S):
                     await one.greeted
                     one.greeted = asyncio.get_running_loop().create_future()
                     socket.write(_SUBSCRIBE)
                     await one.greeted
-            except HandshakeError as error:
-                refusals[str(error)] += 1
-            except OSError as error:  # TimeoutError is one
-                refusals[error.strerror or type(error).__name__] += 1
-            else:
-                return one.socket is not None
-        return False
+            except TimeoutError:
+                refusals["TimeoutError"] += 1
+                return False
+        return one.socket is not None
 
     def begin(self) -> None:
         """Note from now on what comes, and send heartbeats."""
@@ -240,31 +278,14 @@ def _behind(one: Subscriber, seq: int) -> bool:
     return one.seq < seq
 
 
-def _say(message: Watching | Seen) -> None:
-    # Not sys.stdout: under PYTHONUNBUFFERED it is the bare file, which may write the first part alone.
-    with open(1, "wb", closefd=False) as out:
-        out.write(msgspec.json.encode(message) + b"\n")
-
-
-async def _run(plan: WatchPlan, told: Callable[[], bytes]) -> None:
+async def _run(plan: WatchPlan, lines: Lines) -> None:
     watch = Watch(plan)
-    _say(await watch.subscribe())
-    loop = asyncio.get_running_loop()
-    if await loop.run_in_executor(None, told):
+    say(await watch.subscribe())
+    if await lines.next():
         watch.begin()
-        if line := await loop.run_in_executor(None, told):
-            _say(await watch.finish(msgspec.json.decode(line, type=list[int])))
-
-
-def main() -> None:
-    """Read the plan, subscribe, begin when told, and end when told which seqs there are."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    # Without read-ahead, which would take what it is told later.
-    with os.fdopen(os.dup(0), "rb") as lines:
-        plan = msgspec.json.decode(lines.readline(), type=WatchPlan)
-        uvloop.run(_run(plan, lines.readline))
+        if line := await lines.next():
+            say(await watch.finish(msgspec.json.decode(line, type=list[int])))
 
 
 if __name__ == "__main__":
-    main()
+    main(WatchPlan, _run)

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from bench.harness.drive import Run
-from bench.live.plan import Seen
-from bench.live.subscribers import digest
-from bench.report.results import Latency
-from bench.report.statistics import latency_of, percentile
+from bench.harness.audit import syncs_of
+from bench.harness.load_run import Run
+from bench.live.subscribers import Seen, digest
+from bench.report.statistics import Latency, latency_of, percentile
 from storage.postgres.blocking import connected
 
 
@@ -61,15 +60,15 @@ def tables_of(dsn: str, tenants: Sequence[str]) -> Tables:
 
 def delivered(run: Run, seen: Sequence[Seen], tenants: Sequence[str], tables: Tables) -> Delivered:
     """Sum up a run and what its subscribers saw; subscriber n is of ``tenants[n]``."""
-    outcome = run.outcome
-    begin_us = int(outcome.began_s * 1e6)
-    end_us = begin_us + int(outcome.duration_s * 1e6)
+    outcome, started_us = run.outcome, int(run.began_s * 1e6)
+    first_us, last_us = run.plan.bounds_us[-1]
+    begin_us, end_us = started_us + first_us, started_us + last_us
+    duration_s = run.plan.steps[-1].duration_s
     acks: defaultdict[str, dict[int, tuple[int, int]]] = defaultdict(dict)
-    for device, seq, due_us, answered_us in zip(
-        outcome.acks.device, outcome.acks.seq, outcome.acks.due_us, outcome.acks.answered_us, strict=True
-    ):
-        if begin_us <= due_us < end_us:
-            acks[run.tenant_of(device)][seq] = due_us, answered_us
+    for sync in syncs_of(run).values():
+        due_us, done_us = outcome.due_us[sync.number], outcome.done_us[sync.number]
+        if first_us <= due_us < last_us:
+            acks[sync.tenant].update(dict.fromkeys(sync.seqs, (started_us + due_us, started_us + done_us)))
     from_ack_us: list[int] = []
     from_sending_us: list[int] = []
     changes = pages = 0
@@ -89,8 +88,8 @@ def delivered(run: Run, seen: Sequence[Seen], tenants: Sequence[str], tables: Ta
     return Delivered(
         from_ack=latency_of(from_ack_us),
         from_sending=latency_of(from_sending_us),
-        per_s=changes / outcome.duration_s,
-        pages_per_s=pages / outcome.duration_s,
+        per_s=changes / duration_s,
+        pages_per_s=pages / duration_s,
         cpus=sum(part.cpus for part in seen),
         lag_p99_ms=percentile(lag_us, 99) / 1000,
         faults=list(_faults(seen, tenants, tables)),

@@ -1,8 +1,9 @@
 """The load generator, a process of its own: ``python -m bench.load.generator`` with a Plan on stdin.
 
-Open loop: every send time is fixed before the first message leaves, and latency counts from that time, so
-that a server that stalls cannot hide the waiting (no coordinated omission). Arrivals are Poisson, each on
-a connection drawn at random.
+It sends and notes when which answer came; summing up is left to the reader of its Outcome. All send times of
+an open loop are fixed before the first message leaves, and latency counts from them, so that a server that
+stalls cannot hide the waiting (no coordinated omission). Arrivals are Poisson, each on a connection drawn at
+random. A sync that is refused is not sent again.
 """
 
 from __future__ import annotations
@@ -10,223 +11,274 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
-import resource
-import sys
-import time
 from array import array
-from collections import Counter, defaultdict
+from collections import Counter
+from datetime import UTC, datetime
+from functools import partial
 from time import perf_counter
 from typing import Final
 
 import msgspec
-import uvloop
 
-from bench.load.device import Device, Tally
-from bench.load.histogram import histogram
-from bench.load.plan import Acks, Mark, Outcome, Plan, Second
-from bench.load.precise_timer import Alarm
-from bench.load.websocket_client import HandshakeError, connect
-from bench.load.workload import Worker
+from bench.load.child_process import Lines, main, say
+from bench.load.plan import CODES, Outcome, Plan, Ready
+from bench.load.precise_timer import PreciseTimer
+from bench.load.websocket_client import Socket, frame, try_connect
+from bench.load.workload import Answer, Backlogs, Tasks, Work
 
 #: How many handshakes are under way at once.
 CONNECTING: Final = 1000
 #: How many subscriptions are being opened at once: each reads the database.
 SUBSCRIBING: Final = 100
-#: How long the answers may take that are missing at the end.
-GRACE_S: Final = 15.0
-_LEAD_S: Final = 0.05
-_LOOK_S: Final = 0.05
+#: How long answers may take that are missing at the end.
+GRACE_S: Final = 60.0
+_LOOK_S: Final = 0.02
+#: After so many sends in a row incoming messages are read first.
+_BURST: Final = 32
+#: How often the generator measures how late its own loop is.
+_TICK_S: Final = 0.01
+#: A closed loop goes on after a refusal as soon as it is told to, but not faster than this.
+_AFTER_REFUSAL_S: Final = 0.1
+
+_SUBSCRIBE: Final = frame(b'{"type":"subscribe","id":"live","cursor":null,"domains":null}')
 
 
-class Load:
+class Generator:
     """One run from the first handshake to the last answer."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._random = random.Random(plan.seed)
-        self._tally = Tally()
-        self._devices = [
-            Device(index, name, Worker(name, self._random.random), self._tally)
-            for index, name in enumerate(plan.devices)
-        ]
-        self._cpu_s = 0.0
+        self._tasks = Tasks(plan.prefix, plan.devices, self._random.random)
+        self._work: Work = self._tasks if plan.backlog is None else Backlogs(plan.prefix, plan.backlog)
+        self._decode = self._work.decode
+        self._sockets: list[Socket | None] = [None] * len(plan.devices)
+        self._greeted: list[asyncio.Future[None]] = []
+        self._sessions = bytearray(len(plan.devices))
+        self._start_s = 0.0
+        self._waiting = 0
+        self._again = False
+        self._ended: Counter[str] = Counter()
+        self._codes = {name: place for place, name in enumerate(CODES)}
+        self._device = array("l")
+        self._due_us = array("q")
+        self._sent_us = array("q")
+        self._done_us = array("q")
+        self._code = array("h")
+        self._seqs: dict[int, list[int]] = {}
+        self._lag_us = array("q")
 
-    async def run(self) -> Outcome:
-        """Do what the plan says."""
-        plan = self._plan
-        refusals: Counter[str] = Counter()
+    async def connect(self) -> Ready:
+        """Open the connections, and subscribe on each if the plan is an idle one."""
         began_s = perf_counter()
+        refusals: Counter[str] = Counter()
         handshakes = asyncio.Semaphore(CONNECTING)
-        await asyncio.gather(
-            *(self._connect(index, handshakes, refusals) for index in range(len(self._devices)))
-        )
-        connected = sum(device.socket is not None for device in self._devices)
-        outcome = Outcome(
-            asked=len(self._devices),
-            connected=connected,
-            connect_s=perf_counter() - began_s,
-            refusals=dict(refusals),
-        )
-        if connected:
-            gc.collect()
-            gc.freeze()
-            gc.disable()
-            match plan.mode:
-                case "open":
-                    start_s = await self._open()
-                case "closed":
-                    start_s = await self._closed()
-                case "idle":
-                    start_s = await self._idle()
-            await self._last_answers()
-            self._sum_up(outcome, start_s)
-        for device in self._devices:
-            if device.socket is not None:
-                device.socket.close()
-        return outcome
+        loop = asyncio.get_running_loop()
+        self._greeted = [loop.create_future() for _ in self._sockets]
+        everyone = range(len(self._sockets))
+        await asyncio.gather(*(self._connect(index, handshakes, refusals) for index in everyone))
+        connect_s = perf_counter() - began_s
+        if self._plan.loop == "idle":
+            subscribing = asyncio.Semaphore(SUBSCRIBING)
+            await asyncio.gather(*(self._subscribe(index, subscribing) for index in everyone))
+        return Ready(sum(socket is not None for socket in self._sockets), connect_s, dict(refusals))
 
     async def _connect(self, index: int, handshakes: asyncio.Semaphore, refusals: Counter[str]) -> None:
-        plan, device = self._plan, self._devices[index]
+        plan = self._plan
         async with handshakes:
-            try:
-                device.socket = await connect(
-                    plan.host,
-                    plan.ports[index] if plan.ports else plan.port,
-                    plan.tokens[index],
-                    device.received,
-                    device.ended,
-                    deflate=plan.deflate,
-                )
-                await device.greeted
-                device.introduce()
-            except HandshakeError as error:
-                refusals[str(error)] += 1
-            except OSError as error:  # TimeoutError is one
-                refusals[error.strerror or type(error).__name__] += 1
+            socket = await try_connect(
+                refusals,
+                *(plan.host, plan.ports[index], plan.tokens[index]),
+                partial(self._received, index),
+                partial(self._lost, index),
+                deflate=plan.deflate,
+            )
+            if socket is not None:
+                self._sockets[index] = socket
+                await self._greeted[index]
+                # As the guide asks for; the bare servers name no session and know no such message.
+                if self._sessions[index]:
+                    clock = datetime.now(UTC).isoformat().encode()
+                    socket.write(frame(b'{"type":"hello","app_version":"bench","clock":"%b"}' % clock))
 
-    async def _open(self) -> float:
-        plan, draw = self._plan, self._random
-        due: list[tuple[float, Device]] = []
-        at_s = -plan.warmup_s
-        while (at_s := at_s + draw.expovariate(plan.rate_per_s)) < plan.duration_s:
-            due.append((at_s, self._devices[int(draw.random() * len(self._devices))]))
-        due.reverse()
-        start_s = perf_counter() + _LEAD_S + plan.warmup_s
-        sent_all = asyncio.get_running_loop().create_future()
+    async def _subscribe(self, index: int, subscribing: asyncio.Semaphore) -> None:
+        async with subscribing:
+            socket = self._sockets[index]
+            if socket is not None:
+                self._greeted[index] = asyncio.get_running_loop().create_future()
+                socket.write(_SUBSCRIBE)
+                await self._greeted[index]
+
+    async def run(self, start_s: float) -> Outcome:
+        """Do what the plan says from a time of ``perf_counter`` on."""
+        self._start_s = start_s
+        end_s = start_s + self._plan.bounds_us[-1][1] / 1e6
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        ticking = asyncio.create_task(self._tick(end_s))
+        match self._plan.loop:
+            case "open":
+                await self._open()
+            case "closed":
+                await self._closed(end_s)
+            case "idle":
+                pass
+        await ticking
+        give_up_s = perf_counter() + GRACE_S
+        # An event would have to be set or cleared with every message.
+        while self._waiting and perf_counter() < give_up_s:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_S)
+        outcome = self._outcome()
+        for socket in self._sockets:
+            if socket is not None:
+                socket.close()
+        return outcome
+
+    def _now_us(self) -> int:
+        """Return the time of the run; timers may go off a little early, but then the run has begun."""
+        return max(0, int((perf_counter() - self._start_s) * 1e6))
+
+    async def _tick(self, end_s: float) -> None:
+        """Note how late the loop is: it sends and reads as late as that."""
+        at_s = self._start_s
+        while at_s < end_s:
+            await asyncio.sleep(at_s - perf_counter())
+            now_s = perf_counter()
+            self._lag_us.append(int((now_s - at_s) * 1e6))
+            at_s = max(at_s, now_s) + _TICK_S
+
+    async def _open(self) -> None:
+        due = self._schedule()
+        sent_all: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def send() -> None:
-            while due and due[-1][0] <= perf_counter() - start_s:
-                at_s, device = due.pop()
-                device.send(start_s + at_s)
+            left = _BURST
+            now_us = self._now_us()
+            while due and due[-1][0] <= now_us and left:
+                self._send(*due.pop())
+                left -= 1
             if due:
-                alarm.set(start_s + due[-1][0])
+                timer.set(self._start_s + due[-1][0] / 1e6)
             else:
                 sent_all.set_result(None)
 
-        alarm = Alarm(send)
+        timer = PreciseTimer(send)
         send()
-        await self._measure(start_s)
         await sent_all
-        alarm.close()
-        return start_s
+        timer.close()
 
-    async def _closed(self) -> float:
-        start_s = perf_counter() + self._plan.warmup_s
-        for device in self._devices:
-            device.again = True
-            device.send(perf_counter())
-        await self._measure(start_s)
-        for device in self._devices:
-            device.again = False
-        return start_s
+    def _schedule(self) -> list[tuple[int, int]]:
+        """Fix when each sync leaves and on which connection, the last first."""
+        draw, connections = self._random, len(self._sockets)
+        due: list[tuple[int, int]] = []
+        for step, (begin_us, end_us) in zip(self._plan.steps, self._plan.bounds_us, strict=True):
+            at_us = float(begin_us)
+            while step.per_s and (at_us := at_us + draw.expovariate(step.per_s) * 1e6) < end_us:
+                due.append((int(at_us), int(draw.random() * connections)))
+        due.reverse()
+        return due
 
-    async def _idle(self) -> float:
-        turns = asyncio.Semaphore(SUBSCRIBING)
-        await asyncio.gather(*(self._subscribe(device, turns) for device in self._devices))
-        start_s = perf_counter()
-        await self._measure(start_s)
-        return start_s
+    async def _closed(self, end_s: float) -> None:
+        await asyncio.sleep(self._start_s - perf_counter())
+        self._again = True
+        for index in range(len(self._sockets)):
+            for _ in range(self._plan.under_way):
+                self._resume(index)
+        await asyncio.sleep(end_s - perf_counter())
+        self._again = False
 
-    async def _subscribe(self, device: Device, turns: asyncio.Semaphore) -> None:
-        async with turns:
-            device.subscribe()
-            await device.greeted
+    def _resume(self, index: int) -> None:
+        if self._again and self._sockets[index] is not None:
+            self._send(self._now_us(), index)
 
-    async def _measure(self, start_s: float) -> None:
-        """Wait for the measured phase to begin and to end, and say both."""
-        await asyncio.sleep(start_s - perf_counter())
-        _say(Mark("begins"))
-        self._cpu_s = time.process_time()
-        await asyncio.sleep(start_s + self._plan.duration_s - perf_counter())
-        self._cpu_s = time.process_time() - self._cpu_s
-        _say(Mark("ends"))
+    def _send(self, due_us: int, index: int) -> None:
+        number = len(self._due_us)
+        self._device.append(index)
+        self._due_us.append(due_us)
+        self._done_us.append(-1)
+        self._code.append(0)
+        socket = self._sockets[index]
+        if socket is None:
+            self._sent_us.append(-1)
+            self._work.skip()
+            return
+        self._sent_us.append(self._now_us())
+        socket.write(self._work.frame(index, number))
+        self._waiting += 1
 
-    async def _last_answers(self) -> None:
-        give_up_s = perf_counter() + GRACE_S
-        # An event would have to be looked after with every message.
-        while any(device.under_way for device in self._devices) and perf_counter() < give_up_s:  # noqa: ASYNC110
-            await asyncio.sleep(_LOOK_S)
+    def _received(self, index: int, text: bytes) -> None:
+        now_us = self._now_us()
+        try:
+            answer = self._decode(text)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            self._ended["not_understood"] += 1
+            return
+        if answer.type in ("welcome", "changes"):
+            self._sessions[index] |= answer.session is not None
+            self._end_greeting(index)
+        elif answer.type == "goodbye":
+            self._ended[f"goodbye_{answer.reason}"] += 1
+        elif answer.id is None or not answer.id.isdecimal():
+            self._ended[answer.code or answer.type] += 1
+            self._end_greeting(index)
+        else:
+            self._answered(index, int(answer.id), answer, now_us)
 
-    def _sum_up(self, outcome: Outcome, start_s: float) -> None:
-        plan, tally = self._plan, self._tally
-        end_s = start_s + plan.duration_s
-        measured = array("Q")
-        seconds: defaultdict[int, list[int]] = defaultdict(list)
-        for due_s, latency_us in zip(tally.due_s, tally.latency_us, strict=True):
-            if start_s <= due_s < end_s:
-                measured.append(latency_us)
-                seconds[int(due_s - start_s)].append(latency_us)
-        outcome.sent = tally.sent
-        outcome.answered = len(measured)
-        outcome.completed = sum(start_s <= answered_s < end_s for answered_s in tally.answered_s)
-        outcome.new_records = sum(version == 1 for version in tally.ack_version)
-        outcome.errors = dict(tally.errors)
-        outcome.unanswered = sum(device.under_way for device in self._devices)
-        for device in self._devices:
-            device.give_up()
-        outcome.unsure = tally.unsure
-        outcome.began_s = start_s
-        outcome.duration_s = plan.duration_s
-        outcome.histogram = histogram(measured).encode().decode()
-        outcome.lateness = histogram(tally.lateness_us).encode().decode()
-        outcome.seconds = [_second(seconds[index]) for index in range(int(plan.duration_s))]
-        outcome.cpu_ms = self._cpu_s * 1000
-        outcome.acks = Acks(
-            tally.ack_device.tolist(),
-            tally.ack_number.tolist(),
-            tally.ack_record.tolist(),
-            tally.ack_version.tolist(),
-            tally.ack_seq.tolist(),
-            [int(due_s * 1e6) for due_s in tally.due_s],
-            [int(answered_s * 1e6) for answered_s in tally.answered_s],
+    def _end_greeting(self, index: int) -> None:
+        if not self._greeted[index].done():
+            self._greeted[index].set_result(None)
+
+    def _answered(self, index: int, number: int, answer: Answer, now_us: int) -> None:
+        if number >= len(self._code) or self._code[number] or self._device[number] != index:
+            self._ended["answer_to_nothing"] += 1
+            return
+        code = answer.code
+        if answer.type == "synced":
+            code = "item_replayed" if answer.replayed else self._work.verdict(index, number, answer.results)
+            if code == "synced":
+                self._seqs[number] = [result.seq or 0 for result in answer.results]
+        self._waiting -= 1
+        self._done_us[number] = now_us
+        self._code[number] = self._codes.setdefault(code, len(self._codes))
+        if self._again:
+            if code == "synced":
+                self._resume(index)
+            else:
+                after_s = max(_AFTER_REFUSAL_S, (answer.retry_after_ms or 0) / 1000)
+                asyncio.get_running_loop().call_later(after_s, self._resume, index)
+
+    def _lost(self, index: int, code: int) -> None:
+        self._sockets[index] = None
+        self._ended[f"closed_{code}"] += 1
+        self._end_greeting(index)
+        for number, device in enumerate(self._device):
+            if device == index and not self._code[number] and self._sent_us[number] >= 0:
+                self._waiting -= 1
+
+    def _outcome(self) -> Outcome:
+        return Outcome(
+            device=self._device.tolist(),
+            due_us=self._due_us.tolist(),
+            sent_us=self._sent_us.tolist(),
+            done_us=self._done_us.tolist(),
+            code=self._code.tolist(),
+            codes=list(self._codes),
+            record=self._tasks.record.tolist(),
+            base=self._tasks.base.tolist(),
+            seqs=[seq for number in sorted(self._seqs) for seq in self._seqs[number]],
+            lag_us=self._lag_us.tolist(),
+            ended=dict(self._ended),
         )
 
 
-def _second(latencies_us: list[int]) -> Second:
-    if not latencies_us:
-        return Second(0, 0.0, 0.0)
-    latencies_us.sort()
-    count = len(latencies_us)
-    return Second(count, latencies_us[count // 2] / 1000, latencies_us[count * 99 // 100] / 1000)
-
-
-def _say(message: Mark | Outcome) -> None:
-    # Not sys.stdout: under PYTHONUNBUFFERED it is the bare file, which may write the first part alone.
-    with open(1, "wb", closefd=False) as out:
-        out.write(msgspec.json.encode(message) + b"\n")
-
-
-async def _run(plan: Plan) -> Outcome:
-    return await Load(plan).run()
-
-
-def main() -> None:
-    """Read the plan, run it, say what came of it."""
-    plan = msgspec.json.decode(sys.stdin.buffer.read(), type=Plan)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    _say(uvloop.run(_run(plan)))
+async def _run(plan: Plan, lines: Lines) -> None:
+    generator = Generator(plan)
+    say(await generator.connect())
+    if line := await lines.next():
+        say(await generator.run(float(line)))
+        await lines.next()  # until the parent has read how much CPU this process used
 
 
 if __name__ == "__main__":
-    main()
+    main(Plan, _run)

@@ -1,99 +1,84 @@
-"""What the load generator is told on stdin and what it says on stdout, as lines of JSON."""
+"""What the load generator reads from stdin and writes to stdout, as lines of JSON.
+
+It writes Ready when all devices are connected, reads the time to begin at, and writes Outcome at the end.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from itertools import accumulate
+from typing import Final, Literal
 
 import msgspec
 
-Mode = Literal["open", "closed", "idle"]
+from bench.load.workload import Backlog
+
+Loop = Literal["open", "closed", "idle"]
+
+#: The codes that every run knows: a sync without an answer, and one that was stored.
+CODES: Final = ("unanswered", "synced")
+
+
+class Step(msgspec.Struct, frozen=True):
+    """A stretch of time at one rate over all connections."""
+
+    name: str
+    per_s: float
+    duration_s: float
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """One run. Connection n is device n with token n; ``devices`` are their names, which no other run uses.
+    """One run. Connection n is device n with token n, on port n.
 
-    ``ports`` are those of the connections, where they go to several; else all go to ``port``.
-    ``open`` sends ``rate_per_s`` syncs over all connections at times fixed beforehand, ``closed`` keeps one
-    sync under way on each connection, ``idle`` subscribes and waits.
+    ``open`` sends each step's syncs at times that are fixed beforehand. ``closed`` keeps ``under_way`` syncs
+    under way on each connection for as long as all steps take. ``idle`` subscribes and waits. A sync is one
+    task, or ``backlog``. ``prefix`` is eight characters that no other run has.
     """
 
     host: str
-    port: int
-    ports: list[int] = []
+    ports: list[int]
+    prefix: str
     devices: list[str]
     tokens: list[str]
-    mode: Mode
-    duration_s: float
-    rate_per_s: float = 0.0
-    warmup_s: float = 0.0
-    seed: int = 1
+    steps: list[Step]
+    loop: Loop = "open"
+    backlog: Backlog | None = None
+    under_way: int = 1
     deflate: bool = False
+    seed: int = 1
+
+    @property
+    def bounds_us(self) -> list[tuple[int, int]]:
+        """When each step begins and ends, in microseconds of the run."""
+        ends = [round(end_s * 1e6) for end_s in accumulate(step.duration_s for step in self.steps)]
+        return list(zip([0, *ends], ends, strict=False))
 
 
-class Acks(msgspec.Struct):
-    """Every acknowledged item of a run, one entry in each list; ``number`` is its sync's on its device.
+class Ready(msgspec.Struct, frozen=True):
+    """How many devices are connected, and how many were refused, by reason."""
 
-    ``due_us`` and ``answered_us`` are microseconds on the clock that processes share: when its sync was to be
-    sent, and when its acknowledgement was there.
-    """
-
-    device: list[int] = []
-    number: list[int] = []
-    record: list[int] = []
-    version: list[int] = []
-    seq: list[int] = []
-    due_us: list[int] = []
-    answered_us: list[int] = []
-
-
-class Unsure(msgspec.Struct, frozen=True):
-    """An item that was sent and not acknowledged."""
-
-    device: int
-    number: int
-    record: int
-
-
-class Mark(msgspec.Struct, frozen=True, tag_field="event"):
-    """Said when the measured phase begins and when it ends, so that CPU time is read at both."""
-
-    phase: Literal["begins", "ends"]
-
-
-class Second(msgspec.Struct, frozen=True):
-    """One second of the measured phase, by intended time."""
-
-    answered: int
-    p50_ms: float
-    p99_ms: float
-
-
-class Outcome(msgspec.Struct, kw_only=True, tag_field="event"):
-    """What came of a run, said last.
-
-    ``began_s`` is when the measured phase began, on the clock that processes share.
-    ``answered`` and ``histogram`` (microseconds, base64 as HDR encodes it) count the syncs whose intended
-    time lies in the measured phase; ``completed`` counts the answers that arrived within it. ``lateness`` is
-    the histogram of how long after its intended time a sync was sent; ``cpu_ms`` is the generator's own in
-    the measured phase. All else counts the warm-up, too. ``unanswered`` had no answer at the end; ``unsure``
-    are these and what was refused: they may have been stored or not.
-    """
-
-    asked: int
     connected: int
     connect_s: float
     refusals: dict[str, int]
-    sent: int = 0
-    answered: int = 0
-    completed: int = 0
-    new_records: int = 0
-    errors: dict[str, int] = {}
-    unanswered: int = 0
-    began_s: float = 0.0
-    duration_s: float = 0.0
-    histogram: str = ""
-    lateness: str = ""
-    seconds: list[Second] = []
-    cpu_ms: float = 0.0
-    acks: Acks = msgspec.field(default_factory=Acks)
-    unsure: list[Unsure] = []
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """What came of a run. Entry n of the first five lists is sync n's; times are microseconds of the run.
+
+    ``device`` is the place of its connection in the plan. ``due_us`` is when it was meant to leave and
+    ``sent_us`` when it left, -1 if its connection was gone. ``code`` is the place in ``codes`` of its answer,
+    0 without one; ``done_us`` is when the answer came, else -1. ``record`` and ``base`` are those of a task.
+    ``seqs`` has the seqs of all items of all stored syncs, sync after sync. ``lag_us`` is how late timers of
+    the generator were. ``ended`` counts closed connections, goodbyes and answers that belong to no sync.
+    """
+
+    device: list[int]
+    due_us: list[int]
+    sent_us: list[int]
+    done_us: list[int]
+    code: list[int]
+    codes: list[str] = msgspec.field(default_factory=lambda: list(CODES))
+    record: list[int] = []
+    base: list[int] = []
+    seqs: list[int] = []
+    lag_us: list[int] = []
+    ended: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""An alarm that goes off to the tenth of a millisecond, where uvloop's timers have a grain of a whole one.
+"""A timer to the tenth of a millisecond, since uvloop's have a grain of a whole one.
 
 Half a millisecond of lateness is a quarter of the latency that is to be measured.
 """
@@ -28,11 +28,11 @@ class _Time(ctypes.Structure):
     )
 
 
-class Alarm:
-    """Calls ``ring`` once at the time that was last set."""
+class PreciseTimer:
+    """Calls ``on_due`` once at the time that was last set."""
 
-    def __init__(self, ring: Callable[[], None]) -> None:
-        self._ring = ring
+    def __init__(self, on_due: Callable[[], None]) -> None:
+        self._on_due = on_due
         self._loop = asyncio.get_running_loop()
         self._timer: int | None = None
         if sys.platform == "linux":
@@ -40,24 +40,24 @@ class Alarm:
             self._timer = self._libc.timerfd_create(_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
             if self._timer < 0:
                 raise OSError(ctypes.get_errno(), "timerfd_create")
-            self._loop.add_reader(self._timer, self._went_off, self._timer)
+            self._loop.add_reader(self._timer, self._expired, self._timer)
 
     def set(self, at_s: float) -> None:
-        """Ring at a time of ``perf_counter``; at once if it has passed."""
+        """Go off at a time of ``perf_counter``, at once if it has passed."""
         if self._timer is None:
-            self._loop.call_later(max(at_s - perf_counter(), _GRAIN_S), self._ring)
+            self._loop.call_later(max(at_s - perf_counter(), _GRAIN_S), self._on_due)
             return
         whole_s = int(at_s)
         when = _Time(0, 0, whole_s, int((at_s - whole_s) * 1e9) or 1)
         if self._libc.timerfd_settime(self._timer, _ABSOLUTE, ctypes.byref(when), None):
             raise OSError(ctypes.get_errno(), "timerfd_settime")
 
-    def _went_off(self, timer: int) -> None:
+    def _expired(self, timer: int) -> None:
         os.read(timer, 8)
-        self._ring()
+        self._on_due()
 
     def close(self) -> None:
-        """Ring no more."""
+        """Never go off again."""
         if self._timer is not None:
             self._loop.remove_reader(self._timer)
             os.close(self._timer)

@@ -12,8 +12,9 @@ import hashlib
 import os
 import ssl
 import zlib
+from collections import Counter
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from engine.wire.messages import JSON_SUBPROTOCOL
 
@@ -200,3 +201,16 @@ async def connect(
             transport.abort()
             raise
     return socket
+
+
+async def try_connect(
+    refusals: Counter[str], host: str, port: int, token: str, on_text: OnText, on_end: OnEnd, **options: Any
+) -> Socket | None:
+    """Do as ``connect``, but count a failure in ``refusals`` by its reason and return None then."""
+    try:
+        return await connect(host, port, token, on_text, on_end, **options)
+    except HandshakeError as error:
+        refusals[str(error)] += 1
+    except OSError as error:  # TimeoutError is one
+        refusals[error.strerror or type(error).__name__] += 1
+    return None

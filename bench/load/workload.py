@@ -1,18 +1,24 @@
-"""What one device does in a run: one item a sync, a new task or an update of one of its own.
+"""What a device sends: one task in a sync, or all that it did offline.
 
-Messages are made by filling in templates, so that making one costs a microsecond.
+Messages are templates that are filled in, since a generator shares its machine with the server: a task costs
+a microsecond, and a backlog is only stamped with the number of its sync.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+
+from bench.load.websocket_client import frame
 
 DOMAIN: Final = "task"
-#: Every second sync of a device updates a task that it made earlier; the others make a new one.
-MIX: Final = "half new records, half updates of the device's own"
+#: Every second sync of a device updates a task that it made before; the others make a new one.
+MIX: Final = "one item a sync, a task of about 200 bytes, half new records, half updates of the device's own"
 
 #: 200 bytes of data once filled in; no update repeats its record's content, which would be ``unchanged``.
 _DATA: Final = (
@@ -20,71 +26,146 @@ _DATA: Final = (
     b'"assignee":"guard-0137","due":"2026-03-01T16:00:00Z","lat":48.13743,"lon":11.57549,"note":"round %d"}'
 )
 _SYNC: Final = (
-    b'{"type":"sync","id":"%d","key":"%b-%d","items":[{"domain":"task","id":"%b-%d","op":"put",'
+    b'{"type":"sync","id":"%d","key":"%b","items":[{"domain":"task","id":"%b-%d","op":"put",'
     b'"base":%b,"at":"%b.%03dZ","data":' + _DATA + b"}]}"
 )
 
 
-class Sent(NamedTuple):
-    """One sync under way. ``number`` is its key's and its id's, ``record`` its record's; ``base`` from 0."""
+class Result(msgspec.Struct, gc=False):
+    """What became of one item."""
 
-    number: int
+    status: str
+    version: int | None = None
+    seq: int | None = None
+
+
+class TaskResult(Result, gc=False):
+    """A result with the record that it names."""
+
+    domain: str | None = None
+    id: str | None = None
+
+
+class Answer(msgspec.Struct, gc=False):
+    """Any message of the server, as far as a generator reads it."""
+
+    type: str
+    id: str | None = None
+    code: str = ""
+    reason: str = ""
+    session: str | None = None
+    retry_after_ms: int | None = None
+    replayed: bool = False
+    results: tuple[Result, ...] = ()
+
+
+class _TaskAnswer(Answer, gc=False):
+    results: tuple[TaskResult, ...] = ()
+
+
+class Work(Protocol):
+    """Makes the syncs of a run, numbered from 0 over all devices, and judges their answers."""
+
+    def decode(self, text: bytes, /) -> Answer:
+        """Read a message of the server."""
+        ...
+
+    def frame(self, device: int, number: int) -> bytes:
+        """Write sync ``number`` of the run, which the device at that place sends now."""
+        ...
+
+    def skip(self) -> None:
+        """Count a sync that is not sent since its connection is gone."""
+        ...
+
+    def verdict(self, device: int, number: int, results: Sequence[Result]) -> str:
+        """Return ``synced`` for results that are as asked for, else what they are counted as."""
+        ...
+
+
+# -- one task in a sync ------------------------------------------------------------------------
+
+
+class Chosen(NamedTuple):
+    """A task to write; ``base`` is the version that the device knows, 0 for a new one."""
+
     record: int
     base: int
-    due_s: float
 
 
 class Worker:
-    """The device's own knowledge: which tasks it made and at which version they stand.
+    """The tasks that one device made, with their versions. ``unit`` draws from [0, 1)."""
 
-    ``unit`` draws from [0, 1).
-    """
+    __slots__ = ("_free", "_made", "_sent", "_unit")
 
-    __slots__ = ("_free", "_made", "_name", "_sent", "_unit")
-
-    def __init__(self, name: str, unit: Callable[[], float]) -> None:
-        self._name = name.encode()
+    def __init__(self, unit: Callable[[], float]) -> None:
         self._unit = unit
         self._free: list[tuple[int, int]] = []
         self._made = 0
         self._sent = 0
 
-    def next(self, due_s: float) -> Sent:
-        """Choose the next sync. A record under way is left alone, so that no device conflicts with itself."""
+    def next(self) -> Chosen:
+        """Choose the next task. One under way is left alone, so that no device conflicts with itself."""
         number = self._sent
         self._sent += 1
         free = self._free
         if number % 2 and free:
-            chosen = int(self._unit() * len(free))
-            free[chosen], free[-1] = free[-1], free[chosen]
-            record, base = free.pop()
-        else:
-            record, base = self._made, 0
-            self._made += 1
-        return Sent(number, record, base, due_s)
-
-    def message(self, sent: Sent) -> bytes:
-        """Write a sync as it goes out now."""
-        number, record, base, _ = sent
-        name = self._name
-        known = b"%d" % base if base else b"null"
-        now_ms = time.time_ns() // 1_000_000
-        second, millis = _second(now_ms // 1000), now_ms % 1000
-        return _SYNC % (number, name, number, name, record, known, second, millis, record, number)
+            place = int(self._unit() * len(free))
+            free[place], free[-1] = free[-1], free[place]
+            return Chosen(*free.pop())
+        self._made += 1
+        return Chosen(self._made - 1, 0)
 
     def acknowledged(self, record: int, version: int) -> None:
-        """Know a record at its new version."""
+        """Know a task at its new version."""
         self._free.append((record, version))
 
 
-def data_of(record: int, number: int) -> bytes:
-    """Write the data that a sync puts."""
-    return _DATA % (record, number)
+class Tasks:
+    """The work of a run in which each sync has one task."""
+
+    decode = staticmethod(msgspec.json.Decoder(_TaskAnswer).decode)
+
+    def __init__(self, prefix: str, devices: Sequence[str], unit: Callable[[], float]) -> None:
+        self._prefix = prefix
+        self._names = [name.encode() for name in devices]
+        self._workers = [Worker(unit) for _ in devices]
+        self.record = array("l")
+        self.base = array("l")
+
+    def frame(self, device: int, number: int) -> bytes:
+        """Write the next task of a device."""
+        record, base = self._workers[device].next()
+        self.record.append(record)
+        self.base.append(base)
+        return frame(message(self._names[device], self._prefix, number, record, base))
+
+    def skip(self) -> None:
+        """Count a sync that is not sent."""
+        self.record.append(-1)
+        self.base.append(0)
+
+    def verdict(self, device: int, number: int, results: Sequence[Result]) -> str:
+        """Compare the result with what was asked for, and know the task at its new version."""
+        (result,) = results if len(results) == 1 else (TaskResult("missing"),)
+        if result.status != "applied":
+            return f"item_{result.status}"
+        assert isinstance(result, TaskResult)
+        record, version = self.record[number], self.base[number] + 1
+        expected = (DOMAIN, f"{self._names[device].decode()}-{record}", version)
+        if (result.domain, result.id, result.version) != expected or result.seq is None:
+            return "wrong_result"
+        self._workers[device].acknowledged(record, version)
+        return "synced"
 
 
-def note_of(number: int) -> str:
-    """Give what the data of a device's sync says in ``note``."""
-    return f"round {number}"
+def message(device: bytes, prefix: str, number: int, record: int, base: int) -> bytes:
+    """Write the sync of one task as it goes out now."""
+    known = b"%d" % base if base else b"null"
+    now_ms = time.time_ns() // 1_000_000
+    at, millis = _second(now_ms // 1000), now_ms % 1000
+    key = key_of(prefix, number).encode()
+    return _SYNC % (number, key, device, record, known, at, millis, record, number)
 
 
 @lru_cache(maxsize=2)
@@ -92,11 +173,97 @@ def _second(now_s: int) -> bytes:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now_s)).encode()
 
 
-def key_of(device: str, number: int) -> str:
-    """Name the idempotency key of a device's sync."""
-    return f"{device}-{number}"
+def data_of(record: int, number: int) -> bytes:
+    """Write the data that a sync puts into a task."""
+    return _DATA % (record, number)
+
+
+def note_of(number: int) -> str:
+    """Return the ``note`` in the data of sync ``number``."""
+    return f"round {number}"
+
+
+def key_of(prefix: str, number: int) -> str:
+    """Return the idempotency key of a sync."""
+    return f"{prefix}{number:08}"
 
 
 def record_id(device: str, record: int) -> str:
-    """Name a device's record."""
+    """Return the id of a device's task."""
     return f"{device}-{record}"
+
+
+# -- all that a device did offline in one sync --------------------------------------------------
+
+#: Stands where a frame is stamped with its number, eight digits.
+_MARK: Final = "########"
+_AT: Final = "2026-03-01T08:%02d:00Z"
+
+
+class Backlog(msgspec.Struct, frozen=True):
+    """New tasks and then changes of the first of them, all in one sync, about 220 bytes an item."""
+
+    new_records: int
+    changes: int
+
+    @property
+    def items(self) -> int:
+        """How many items a sync has."""
+        return self.new_records + self.changes
+
+    @property
+    def versions(self) -> list[int]:
+        """The versions that its items are acknowledged at."""
+        return [1] * self.new_records + [2] * self.changes
+
+    def final_seqs(self, seqs: Sequence[int]) -> list[int]:
+        """Return the seq of each record after the sync, of the seqs of its items."""
+        return [*seqs[self.new_records :], *seqs[self.changes : self.new_records]]
+
+
+#: A device that was away for an hour or two.
+OFFLINE: Final = Backlog(24, 6)
+#: A device that is online.
+ONLINE: Final = Backlog(1, 0)
+
+
+class Backlogs:
+    """The work of a run in which each sync has a backlog of its own records."""
+
+    decode = staticmethod(msgspec.json.Decoder(Answer).decode)
+
+    def __init__(self, prefix: str, backlog: Backlog) -> None:
+        self._versions = backlog.versions
+        items = [_item(prefix, record, base=None) for record in range(backlog.new_records)]
+        items += [_item(prefix, record, base=1) for record in range(backlog.changes)]
+        text = f'{{"type":"sync","id":"{_MARK}","key":"{prefix}{_MARK}","items":[{",".join(items)}]}}'
+        self._frame = frame(text.encode())
+        self._mark = _MARK.encode()
+
+    def frame(self, device: int, number: int) -> bytes:  # noqa: ARG002  # all devices send the same
+        """Stamp the frame with its number."""
+        return self._frame.replace(self._mark, b"%08d" % number)
+
+    def skip(self) -> None:
+        """Count nothing: a number is all that a sync is."""
+
+    def verdict(self, device: int, number: int, results: Sequence[Result]) -> str:  # noqa: ARG002
+        """Compare versions and statuses with those of a backlog that was stored whole."""
+        whole = [result.version for result in results] == self._versions and all(
+            result.status == "applied" and result.seq is not None for result in results
+        )
+        return "synced" if whole else "answered_otherwise"
+
+
+def _item(prefix: str, record: int, base: int | None) -> str:
+    status, what, minute = (
+        ("ASSIGNED", "made", record) if base is None else ("INPROGRESS", "changed", 30 + record)
+    )
+    data = (
+        f'{{"title":"Check pump {record}","status":"{status}","site":"plant-042",'
+        f'"assignee":"guard-0137","lat":48.13743,"lon":11.57549,"note":"{_MARK}-{record:02} {what}"}}'
+    )
+    return (
+        f'{{"domain":"task","id":"{prefix}{_MARK}-{record:02}","op":"put",'
+        f'"base":{"null" if base is None else base},"at":"{_AT % minute}","data":{data}}}'
+    )

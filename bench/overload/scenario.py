@@ -1,24 +1,24 @@
 """Scenario ``overload``: more than the server can take, and whether it stays useful.
 
-Many devices come back at once and send what they did offline, a batch of changes in one sync each. How many
-such syncs a second are stored at most is measured first; then up to ten times as many are offered.
+Many devices come back at once and send what they did offline, a batch of changes in one sync each. First the
+capacity is measured, the most such syncs a second that are stored; then up to ten times as many are offered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
-from bench.harness.drive import Target, say
+from bench.harness.audit import Auditor
+from bench.harness.child import progress
 from bench.harness.environment import BenchError, fresh
+from bench.harness.load_run import Run, Target, planned, run_load
 from bench.harness.stage import NOT_OURS, Options, product_stage, remote
-from bench.overload.audit import OverloadAuditor
+from bench.load.plan import Step
+from bench.load.workload import OFFLINE, ONLINE
 from bench.overload.criteria import AFTER, BEFORE, CAPACITY, QUIET_ALONE, QUIET_BESIDE, judge, oddities
-from bench.overload.drive import Loaded, planned, pour
-from bench.overload.plan import Step
-from bench.overload.summary import load_of, windows_of
-from bench.overload.workload import OFFLINE, ONLINE, Backlog
-from bench.report.results import Report, this_machine
+from bench.overload.summary import windows_of
+from bench.report.results import Report
+from bench.report.summary import row_of
 
 DURATION_S: Final = 5.0
 _WARMUP_S: Final = 1.0
@@ -40,14 +40,14 @@ async def overload(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
     if options.tenants < 2:
         raise BenchError("a quiet tenant beside a flooding one takes two: give --tenants 2 at least")
-    report = Report(scenario="overload", work=_work(options), machine=this_machine())
+    report = Report(scenario="overload", work=_work(options))
     if options.url is not None:
         with remote(options, options.url) as (target, dsn):
             await _Overload(options, target, report).run(dsn)
         report.remarks.append(NOT_OURS)
         return report
-    with fresh(options.settings) as ground:
-        async with product_stage(ground, options, "product") as stage:
+    with fresh(options.settings) as environment:
+        async with product_stage(environment, options, "product") as stage:
             await _Overload(options, stage.target, report).run(stage.dsn)
             report.logged = dict(stage.server.logged)
     return report
@@ -68,90 +68,80 @@ class _Overload:
         self._report = report
         self._duration_s = options.duration_s or DURATION_S
         self._warmup_s = min(_WARMUP_S, self._duration_s)
-        self._runs: list[Loaded] = []
+        self._runs: list[Run] = []
 
     async def run(self, dsn: str) -> None:
         """Measure all of it, audit, judge."""
-        auditor = OverloadAuditor(dsn)
+        auditor = Auditor(dsn)
         capacity = await self._capacity(CAPACITY)
         for times in LADDER:
-            await self._rung(times, capacity)
+            await self._load(self._all(f"{times:g} times", times * capacity), times=times)
         await self._top(capacity)
         for number in range(1, (self._options.rounds or _QUIET_ROUNDS) + 1):
             await self._quiet(capacity, number)
         await self._capacity(f"{CAPACITY} again")
-        say("audit")
-        self._report.audit = auditor.audit(self._runs)
+        progress("audit")
+        self._report.audit = auditor.audit(*self._runs)
         judge(self._report)
 
     async def _capacity(self, name: str) -> float:
-        """Keep every connection busy; gives what is stored a second."""
-        connections = self._options.connections
-        steps = [Step("warm-up", 0.0, self._warmup_s), Step(name, 0.0, self._duration_s)]
-        run = self._plan(OFFLINE, steps, pipelined=max(1, _UNDER_WAY // connections))
-        (run,) = await self._pour(run)
-        self._note(run, name, None)
-        return self._report.loads[-1].stored_per_s
-
-    async def _rung(self, times: float, capacity: float) -> None:
-        name, per_s = f"{times:g} times", times * capacity
-        steps = [Step("warm-up", per_s, self._warmup_s), Step(name, per_s, self._duration_s)]
-        (run,) = await self._pour(self._plan(OFFLINE, steps))
-        self._note(run, name, times)
+        """Keep every connection busy. Returns the syncs that are stored a second."""
+        under_way = max(1, _UNDER_WAY // self._options.connections)
+        await self._load(self._all(name, 0.0, loop="closed", under_way=under_way))
+        return self._report.rows[-1].stored_per_s
 
     async def _top(self, capacity: float) -> None:
-        """Offer the most, between two stretches of what is normal."""
-        name, normal_per_s = f"{TOP:g} times", _NORMAL * capacity
+        """Offer the most, between two stretches of a normal load."""
+        normal_per_s = _NORMAL * capacity
         steps = [
             Step("warm-up", normal_per_s, self._warmup_s),
             Step(BEFORE, normal_per_s, self._duration_s),
-            Step(name, TOP * capacity, self._duration_s),
+            Step(f"{TOP:g} times", TOP * capacity, self._duration_s),
             Step(AFTER, normal_per_s, max(self._duration_s, _AFTER_S)),
         ]
-        (run,) = await self._pour(self._plan(OFFLINE, steps))
-        self._note(run, BEFORE, None)
-        self._note(run, name, TOP)
-        self._note(run, AFTER, None)
-        self._report.windows = windows_of(run.happened)
+        (run,) = await self._run(self._planned(steps))
+        for place, times in ((1, None), (2, TOP), (3, None)):
+            self._report.rows.append(row_of(run, place=place, times=times))
+        self._report.windows = windows_of(run.outcome)
         self._report.began_s, self._report.over_s = (bound / 1e6 for bound in run.plan.bounds_us[2])
 
     async def _quiet(self, capacity: float, number: int) -> None:
         """Let a few devices of one tenant sync now and then, alone and beside another tenant's flood."""
         quiet, noisy = self._target.tenants[:2]
-        seconds = 2 * self._duration_s
 
-        def steps(name: str, per_s: float) -> list[Step]:
-            return [Step("warm-up", per_s, self._warmup_s), Step(name, per_s, seconds)]
+        def few(name: str) -> Run:
+            steps = self._steps(f"{name}, round {number}", QUIET_PER_S, 2)
+            return planned(self._target, QUIET_DEVICES, steps, [quiet], backlog=ONLINE, seed=number)
 
-        alone = steps(f"{QUIET_ALONE}, round {number}", QUIET_PER_S)
-        beside = steps(f"{QUIET_BESIDE}, round {number}", QUIET_PER_S)
-        flood = steps(f"flood of {FLOOD:g} times, round {number}", FLOOD * capacity)
-        (run,) = await self._pour(self._few(quiet, alone))
-        self._note(run, alone[1].name, None)
-        runs = await self._pour(self._few(quiet, beside), self._plan(OFFLINE, flood, tenants=[noisy]))
-        for run, name in zip(runs, (beside[1].name, flood[1].name), strict=True):
-            self._note(run, name, None)
+        await self._load(few(QUIET_ALONE))
+        flood = self._steps(f"flood of {FLOOD:g} times, round {number}", FLOOD * capacity, 2)
+        await self._load(few(QUIET_BESIDE), self._planned(flood, tenants=[noisy]))
 
-    def _few(self, tenant: str, steps: list[Step]) -> Loaded:
-        return planned(self._target, [tenant], QUIET_DEVICES, ONLINE, steps)
+    def _steps(self, name: str, per_s: float, times_as_long: int = 1) -> list[Step]:
+        measured = Step(name, per_s, times_as_long * self._duration_s)
+        return [Step("warm-up", per_s, self._warmup_s), measured]
 
-    def _plan(
-        self, backlog: Backlog, steps: list[Step], *, tenants: Sequence[str] | None = None, pipelined: int = 0
-    ) -> Loaded:
-        chosen = self._target.tenants if tenants is None else tenants
-        return planned(self._target, chosen, self._options.connections, backlog, steps, pipelined=pipelined)
+    def _all(self, name: str, per_s: float, **more: Any) -> Run:
+        return self._planned(self._steps(name, per_s), **more)
 
-    async def _pour(self, *runs: Loaded) -> list[Loaded]:
-        last = runs[-1].plan.steps
-        say(f"{last[-1].name}: {sum(step.duration_s for step in last):.0f} s")
-        done = await pour(self._target, *runs)
-        self._runs += done
+    def _planned(self, steps: list[Step], **more: Any) -> Run:
+        seed = len(self._runs) + 100
+        return planned(self._target, self._options.connections, steps, backlog=OFFLINE, seed=seed, **more)
+
+    async def _load(self, *runs: Run, times: float | None = None) -> None:
+        for run in await self._run(*runs):
+            self._report.rows.append(row_of(run, times=times))
+
+    async def _run(self, *runs: Run) -> list[Run]:
+        steps = runs[-1].plan.steps
+        progress(f"{steps[-1].name}: {sum(step.duration_s for step in steps):.0f} s")
+        done = await run_load(self._target, *runs)
         for run in done:
+            if run.ready.connected < len(run.plan.devices):
+                reasons = ", ".join(run.ready.refusals) or "silence"
+                raise BenchError(
+                    f"{run.ready.connected} of {len(run.plan.devices)} devices connected: {reasons}"
+                )
             self._report.remarks += oddities(run)
+        self._runs += done
         return done
-
-    def _note(self, run: Loaded, name: str, times: float | None) -> None:
-        """Put one step of a run into the report."""
-        place = next(place for place, step in enumerate(run.plan.steps) if step.name == name)
-        used = None if run.used is None else run.used[place]
-        self._report.loads.append(load_of(times, run.plan, place, run.happened, used))

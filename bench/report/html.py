@@ -9,7 +9,7 @@ from typing import Any
 
 import pygal
 
-from bench.report.results import Abuse, Load, Report, Row, Transfer, Window
+from bench.report.results import Abuse, Report, Row, Transfer, Window
 from bench.report.text import text_of
 
 _STYLE = "body{font:15px sans-serif;margin:2em;max-width:75em}pre{overflow-x:auto}svg{width:100%}"
@@ -31,17 +31,15 @@ def _section(report: Report) -> str:
 
 
 def _charts(report: Report) -> Iterator[Any]:
-    rows = [row for row in report.rows if row.answered]
-    if rows:
-        yield _percentiles(rows)
-    for row in rows:
-        if row.loop == "open":
-            yield _timeline(row)
-    ladder = [load for load in report.loads if load.times is not None]
+    ladder = [row for row in report.rows if row.times is not None]
+    rows = [row for row in report.rows if row.answered and row.times is None]
     if ladder:
         yield _rates(ladder)
         yield _latencies("Latency over load", ladder)
         yield _memory(ladder)
+    elif rows:
+        yield _percentiles(rows)
+        yield from (_timeline(row) for row in rows if row.loop == "open")
     if report.windows:
         yield _windows(report.windows, report.over_s)
     if report.transfers:
@@ -51,9 +49,8 @@ def _charts(report: Report) -> Iterator[Any]:
             yield _abused(kind, report.abuses)
             if any(abuse.before for abuse in report.abuses):
                 yield _compared(kind, report.abuses)
-    others = [load for load in report.loads if load.times is None]
-    if others:
-        yield _latencies("Latency of the other runs", others)
+    if ladder and rows:
+        yield _latencies("Latency of the other runs", rows)
 
 
 def _percentiles(rows: list[Row]) -> Any:
@@ -82,7 +79,7 @@ def _timeline(row: Row) -> Any:
     return chart
 
 
-def _rates(ladder: list[Load]) -> Any:
+def _rates(ladder: list[Row]) -> Any:
     chart = _chart(pygal.Line, "Syncs a second over load", x_title="times capacity", y_title="1/s")
     chart.x_labels = [_label(load) for load in ladder]
     chart.add("wanted", [load.wanted_per_s for load in ladder])
@@ -92,26 +89,26 @@ def _rates(ladder: list[Load]) -> Any:
     return chart
 
 
-def _latencies(title: str, loads: list[Load]) -> Any:
+def _latencies(title: str, loads: list[Row]) -> Any:
     """Draw bars on a logarithmic axis: an overloaded server's are far apart."""
     chart = _chart(pygal.Bar, title, y_title="ms", logarithmic=True, x_label_rotation=30)
     chart.x_labels = [load.name if load.times is None else _label(load) for load in loads]
-    chart.add("stored, p50", [load.stored.p50_ms or None for load in loads])
-    chart.add("stored, p99", [load.stored.p99_ms or None for load in loads])
+    chart.add("stored, p50", [load.latency.p50_ms or None for load in loads])
+    chart.add("stored, p99", [load.latency.p99_ms or None for load in loads])
     chart.add("refused, p50", [load.refusal.p50_ms or None for load in loads])
     chart.add("refused, p99", [load.refusal.p99_ms or None for load in loads])
     chart.add("generator's lag, p99", [load.lag_p99_ms or None for load in loads])
     return chart
 
 
-def _memory(ladder: list[Load]) -> Any:
+def _memory(ladder: list[Row]) -> Any:
     chart = _chart(pygal.Bar, "Server's peak of memory over load", x_title="times capacity", y_title="MiB")
     chart.x_labels = [_label(load) for load in ladder]
     chart.add("RSS", [load.rss_peak_mib for load in ladder])
     return chart
 
 
-def _label(load: Load) -> str:
+def _label(load: Row) -> str:
     return f"{load.times:g}" if load.offered else f"{load.times:g} (not measured)"
 
 

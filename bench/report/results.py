@@ -1,4 +1,4 @@
-"""What a benchmark found: one structure, printed as text, written as JSON."""
+"""What a benchmark found: one structure, printed as text, written as JSON or drawn as a page."""
 
 from __future__ import annotations
 
@@ -6,102 +6,88 @@ import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Final, Literal
 
 import msgspec
-from hdrh.histogram import HdrHistogram
 
 from bench.harness.audit import Audit
-from bench.harness.drive import Run, Usage
-from bench.load.plan import Outcome, Second
+from bench.load.plan import Loop
+from bench.report.statistics import Latency, median_of
 
-#: Where the percentile curve is read.
-_CURVE: Final = (0.0, 25.0, 50.0, 75.0, 90.0, 95.0, 97.5, 99.0, 99.5, 99.9, 99.95, 99.99, 100.0)
-_MIB: Final = 1 << 20
+#: Below this part of the wanted rate a load counts as not offered.
+OFFERED: Final = 0.95
+#: Above this many CPUs busy with something else, latencies and rates suffer from it.
+_BUSY_CPUS: Final = 0.2
 
 
-class Latency(msgspec.Struct, frozen=True):
-    """Milliseconds from the intended time of sending to the answer."""
+class Second(msgspec.Struct, frozen=True):
+    """One second of a step, by intended time."""
 
+    answered: int
     p50_ms: float
-    p95_ms: float
     p99_ms: float
-    max_ms: float
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One run. CPU is milliseconds a sync by process tree; ``late_*`` is how late syncs were sent.
+    """One step of a run. Rates are syncs a second, of what happened in the step.
 
-    ``worker_cpu_ms`` is each worker's part of the server's, also by all syncs of the run.
+    ``latency`` is that of the syncs that were due in it and stored, ``refusal`` that of the refused ones,
+    both from when they were due. ``times`` is the load over capacity. ``waiting`` syncs had no answer at its
+    end. ``late_*`` is how late syncs left and ``lag_p99_ms`` how late the generator's own timers were: it may
+    have read answers as late. ``cpus`` is how many CPUs each process tree kept busy, ``cpu_ms`` the same in
+    milliseconds a stored sync, ``worker_cpu_ms`` each worker's part of the server's; ``frame_us`` is the
+    generator's CPU time a sync sent. ``other_cpus`` were busy with something else.
 
-    ``other_cpus`` is how many CPUs were busy with something else, on average.
+    ``sent``, ``errors``, ``unanswered`` and ``new_records`` count the whole run.
     """
 
     name: str
-    loop: Literal["open", "closed", "idle"]
+    loop: Loop
     asked: int
     connected: int
     connect_s: float
     refusals: dict[str, int]
-    syncs_per_s: float
-    latency: Latency
-    late_p50_ms: float
-    late_p99_ms: float
-    sent: int
-    answered: int
-    unanswered: int
-    errors: dict[str, int]
-    new_records: int
-    cpu_ms: dict[str, float]
-    other_cpus: float | None
-    rss_peak_mib: float | None
-    audit: Audit | None
-    curve: list[tuple[float, float]]
-    seconds: list[Second]
+    times: float | None = None
+    wanted_per_s: float = 0.0
+    offered_per_s: float = 0.0
+    stored_per_s: float = 0.0
+    refused_per_s: float = 0.0
+    refused: dict[str, int] = {}
+    latency: Latency = Latency()
+    refusal: Latency = Latency()
+    waiting: int = 0
+    late_p50_ms: float = 0.0
+    late_p99_ms: float = 0.0
+    lag_p99_ms: float = 0.0
+    frame_us: float = 0.0
+    sent: int = 0
+    answered: int = 0
+    unanswered: int = 0
+    errors: dict[str, int] = {}
+    new_records: int = 0
+    cpus: dict[str, float] = {}
+    cpu_ms: dict[str, float] = {}
     worker_cpu_ms: list[float] = []
-
-    @property
-    def faultless(self) -> bool:
-        """Whether every sync was acknowledged, and what was acknowledged is stored."""
-        return not (self.errors or self.unanswered or (self.audit is not None and self.audit.fault_count))
-
-
-#: Below this part of the wanted rate a load counts as not offered.
-OFFERED: Final = 0.95
-
-
-class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """One load that was offered for a while. Rates are syncs a second, ``times`` is the load over capacity.
-
-    Latencies are of the syncs that were due in that time, the stored ones' and the refused ones', from when
-    they were due; rates count what happened in it. ``waiting`` is how many were unanswered at its end.
-    ``late_p99_ms`` is how late syncs left and ``lag_p99_ms`` how late the generator's own timers were: by so
-    much it may have been late with reading, too. ``cpus`` is how many CPUs each process tree kept busy,
-    ``frame_us`` the generator's CPU time by syncs sent.
-    """
-
-    name: str
-    times: float | None
-    wanted_per_s: float
-    offered_per_s: float
-    stored_per_s: float
-    refused_per_s: float
-    refused: dict[str, int]
-    stored: Latency
-    refusal: Latency
-    waiting: int
-    late_p99_ms: float
-    lag_p99_ms: float
-    frame_us: float
-    cpus: dict[str, float]
-    other_cpus: float | None
-    rss_peak_mib: float | None
+    other_cpus: float | None = None
+    rss_peak_mib: float | None = None
+    audit: Audit | None = None
+    curve: list[tuple[float, float]] = []
+    seconds: list[Second] = []
 
     @property
     def offered(self) -> bool:
         """Whether it really was the load that was wanted."""
         return self.offered_per_s >= OFFERED * self.wanted_per_s
+
+    @property
+    def lost(self) -> int:
+        """How many syncs of the run were refused or not answered, errors besides them included."""
+        return sum(self.errors.values()) + self.unanswered
+
+    @property
+    def faultless(self) -> bool:
+        """Whether every sync was acknowledged, and everything acknowledged is stored."""
+        return not (self.lost or (self.audit is not None and self.audit.fault_count))
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -119,8 +105,7 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
 
     ``whole`` of the ``begun`` uploads were acknowledged chunk by chunk, downloaded and found to be as they
     were sent. ``chunk`` is how long a chunk took from the first byte to its acknowledgement, ``retries`` are
-    requests that were sent again, by reason. ``cpus`` is how many CPUs each process tree kept busy;
-    ``other_cpus`` is None beside syncs, whose rows have it.
+    requests that were sent again, by reason. ``other_cpus`` is None beside syncs, whose rows have it.
     """
 
     name: str
@@ -140,7 +125,7 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Felt(msgspec.Struct, frozen=True, kw_only=True):
-    """What devices of another tenant felt: latencies by kind of message, and refusals by code.
+    """Latencies of another tenant's devices by kind of message, and their refusals by code.
 
     ``late_p99_ms`` is how late they sent; it is in the latencies.
     """
@@ -161,7 +146,7 @@ class Abuse(msgspec.Struct, frozen=True, kw_only=True):
     ``before`` says that it was measured on the version to compare with. ``loop`` is the part of the time
     that the worker's event loop was on a core, ``queued`` the part that it was ready and had none,
     ``charged`` the part that the server charged to devices; ``share`` the part of a core that all threads of
-    the worker used. ``window_s`` is how long was looked at, which is until others had their last answer.
+    the worker used. ``window_s`` is the time until others had their last answer.
 
     ``grown_mib`` is the worker's memory at most above what it had before the phase, ``stretch_ms`` the
     longest for which its loop was held. ``fullest`` is the part of a bound that the attackers' tenant holds
@@ -201,7 +186,7 @@ class Abuse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Figure(msgspec.Struct, frozen=True):
-    """One number with its unit, and what it is beside."""
+    """One number with its unit, and what to read beside it."""
 
     name: str
     value: float
@@ -234,18 +219,25 @@ class Machine(msgspec.Struct, frozen=True):
     python: str
 
 
-#: Above this many CPUs busy with something else, latencies and rates suffer from it.
-_BUSY_CPUS: Final = 0.2
+def this_machine() -> Machine:
+    """Look at the machine."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    system = f"{platform.system()} {platform.release()}"
+    return Machine(os.cpu_count() or 1, models[0] if models else cpu, system, platform.python_version())
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """One scenario's report. ``windows`` are the run's whose highest load is ``began_s`` to ``over_s``."""
+    """One scenario's report. ``windows`` are of the run whose highest load is ``began_s`` to ``over_s``."""
 
     scenario: str
     work: str
-    machine: Machine
+    machine: Machine = msgspec.field(default_factory=this_machine)
     rows: list[Row] = []
-    loads: list[Load] = []
     windows: list[Window] = []
     transfers: list[Transfer] = []
     abuses: list[Abuse] = []
@@ -259,13 +251,12 @@ class Report(msgspec.Struct, kw_only=True):
 
     @property
     def notes(self) -> list[str]:
-        """The remarks, and where the machine was not ours alone."""
-        seen = [row.other_cpus for row in self.rows] + [load.other_cpus for load in self.loads]
-        seen += [transfer.other_cpus for transfer in self.transfers]
-        others = [cpus for cpus in seen if cpus is not None]
+        """The remarks, and a note where other programs kept the machine busy."""
+        found = [row.other_cpus for row in self.rows] + [one.other_cpus for one in self.transfers]
+        others = [cpus for cpus in found if cpus is not None]
         if not others or max(others) <= _BUSY_CPUS:
             return self.remarks
-        most = f"something else kept up to {max(others):.1f} of {self.machine.cpus} CPUs busy meanwhile"
+        most = f"something else kept up to {max(others):.1f} of {self.machine.cpus} CPUs busy"
         return [*self.remarks, f"{most}: figures are worse than this machine's alone"]
 
     @property
@@ -275,6 +266,21 @@ class Report(msgspec.Struct, kw_only=True):
         return all(bar.met for bar in self.bars) and not any(audit.fault_count for audit in audits)
 
 
+def lost_bar(rows: Sequence[Row]) -> Bar:
+    """Make the bar that no sync may be refused or stay without an answer."""
+    return Bar("syncs refused or not answered", sum(row.lost for row in rows), "at most", 0, "")
+
+
+def connected_bar(rows: Sequence[Row], name: str = "connected") -> Bar:
+    """Make the bar that every device has to connect."""
+    return Bar(name, 100 * min(row.connected / row.asked for row in rows), "at least", 100, "%")
+
+
+def median_latency(rows: Sequence[Row]) -> Latency:
+    """Return the median of each percentile over rounds of the same run."""
+    return median_of([row.latency for row in rows])
+
+
 def as_json(reports: Sequence[Report]) -> bytes:
     """Encode reports with their verdicts: ``{"passed", "reports"}``."""
     whole = {
@@ -282,7 +288,7 @@ def as_json(reports: Sequence[Report]) -> bytes:
         "reports": [
             {
                 **msgspec.structs.asdict(report),
-                "loads": [{**msgspec.structs.asdict(load), "offered": load.offered} for load in report.loads],
+                "rows": [{**msgspec.structs.asdict(row), "offered": row.offered} for row in report.rows],
                 "bars": [{**msgspec.structs.asdict(bar), "met": bar.met} for bar in report.bars],
                 "remarks": report.notes,
                 "passed": report.passed,
@@ -291,85 +297,3 @@ def as_json(reports: Sequence[Report]) -> bytes:
         ],
     }
     return msgspec.json.format(msgspec.json.encode(whole)) + b"\n"
-
-
-def row_of(run: Run, audit: Audit | None) -> Row:
-    """Sum up a run."""
-    outcome, usage = run.outcome, run.usage
-    latencies, lateness = (_histogram(text) for text in (outcome.histogram, outcome.lateness))
-    cpu_ms = {"generator": outcome.cpu_ms, **(usage.cpu_ms if usage is not None else {})}
-    return Row(
-        name=run.name,
-        loop=run.plan.mode,
-        asked=outcome.asked,
-        connected=outcome.connected,
-        connect_s=outcome.connect_s,
-        refusals=outcome.refusals,
-        syncs_per_s=outcome.completed / outcome.duration_s if outcome.duration_s else 0.0,
-        latency=latency_of(outcome.histogram),
-        late_p50_ms=_ms(lateness, 50),
-        late_p99_ms=_ms(lateness, 99),
-        sent=outcome.sent,
-        answered=outcome.answered,
-        unanswered=outcome.unanswered,
-        errors=outcome.errors,
-        new_records=outcome.new_records,
-        cpu_ms={tree: spent / outcome.completed for tree, spent in cpu_ms.items()}
-        if outcome.completed
-        else {},
-        other_cpus=None if usage is None else _other_cpus(outcome, usage),
-        rss_peak_mib=None if usage is None else usage.rss_peak_bytes / _MIB,
-        audit=audit,
-        curve=[(percentile, _ms(latencies, percentile)) for percentile in _CURVE],
-        seconds=outcome.seconds,
-        worker_cpu_ms=[spent / outcome.completed for spent in usage.worker_cpu_ms]
-        if usage is not None and outcome.completed
-        else [],
-    )
-
-
-def _other_cpus(outcome: Outcome, usage: Usage) -> float:
-    others_ms = usage.machine_cpu_ms - outcome.cpu_ms - sum(usage.cpu_ms.values())
-    return max(0.0, others_ms) / 1000 / outcome.duration_s
-
-
-def latency_of(encoded: str) -> Latency:
-    """Read the percentiles of a histogram of microseconds; zeros where nothing was counted."""
-    counted = _histogram(encoded)
-    return Latency(*(_ms(counted, percentile) for percentile in (50, 95, 99, 100)))
-
-
-def _histogram(encoded: str) -> HdrHistogram | None:
-    return HdrHistogram.decode(encoded) if encoded else None
-
-
-def _ms(histogram: HdrHistogram | None, percentile: float) -> float:
-    return 0.0 if histogram is None else histogram.get_value_at_percentile(percentile) / 1000
-
-
-def median_latency(rows: Sequence[Row]) -> Latency:
-    """Take the median of each percentile over rounds of the same run."""
-    return median_of([row.latency for row in rows])
-
-
-def median_of(latencies: Sequence[Latency]) -> Latency:
-    """Take the median of each percentile."""
-    return Latency(
-        *(median(getattr(latency, field) for latency in latencies) for field in Latency.__struct_fields__)
-    )
-
-
-def this_machine() -> Machine:
-    """Look at what we run on."""
-    cpu = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return Machine(
-        os.cpu_count() or 1,
-        models[0] if models else cpu,
-        f"{platform.system()} {platform.release()}",
-        platform.python_version(),
-    )

@@ -6,18 +6,18 @@ same load goes by turns to an empty database and to one that holds many records.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
 from bench.baselines.compare import duel, figures, limit_c, remarks
 from bench.harness.audit import Auditor
-from bench.harness.drive import Target, drive
-from bench.harness.environment import Ground, fresh
+from bench.harness.environment import Environment, fresh
+from bench.harness.load_run import Target, run_tasks
 from bench.harness.preload import fill
-from bench.harness.stage import NOT_OURS, Options, Stage, add_tenants, product_stage, remote, serving
+from bench.harness.stage import NOT_OURS, Options, add_tenants, product_stage, remote, serving
 from bench.load.workload import MIX
-from bench.report.results import Bar, Figure, Report, Row, median_latency, row_of, this_machine
+from bench.report.results import Bar, Figure, Report, Row, connected_bar, lost_bar, median_latency
+from bench.report.summary import row_of
 
 DURATION_S: Final = 60.0
 _WARMUP_S: Final = 5.0
@@ -32,15 +32,12 @@ FILLED_RATIO: Final = 1.3
 
 async def concurrent(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
-    report = Report(scenario="concurrent", work=_work(options), machine=this_machine())
+    report = Report(scenario="concurrent", work=_work(options))
     if options.url is not None:
         await _remote(options, report)
         return report
-    with fresh(options.settings) as ground:
-        if options.fill_records:
-            await _filled(ground, options, report)
-        else:
-            await _own(ground, options, report)
+    with fresh(options.settings) as environment:
+        await (_filled if options.fill_records else _own)(environment, options, report)
     return report
 
 
@@ -51,10 +48,7 @@ def _work(options: Options) -> str:
         else f"open loop, {options.rate_per_s:g} syncs/s, Poisson arrivals on connections drawn at random"
     )
     workers = f" and {options.workers} workers" if options.workers else ""
-    return (
-        f"{options.connections:,} connections over {options.tenants} tenants{workers}, {loop};"
-        f" one item a sync, a task of about 200 bytes, {MIX}"
-    )
+    return f"{options.connections:,} connections over {options.tenants} tenants{workers}, {loop}; {MIX}"
 
 
 async def _remote(options: Options, report: Report) -> None:
@@ -67,9 +61,12 @@ async def _remote(options: Options, report: Report) -> None:
     report.remarks.append(NOT_OURS)
 
 
-async def _own(ground: Ground, options: Options, report: Report) -> None:
+async def _own(environment: Environment, options: Options, report: Report) -> None:
     workers = options.workers or 1
-    async with product_stage(ground, options, "product", workers) as stage, limit_c(ground, options) as rival:
+    async with (
+        product_stage(environment, options, "product", workers) as stage,
+        limit_c(environment, options) as rival,
+    ):
         for number in range(1, (options.rounds or 1) + 1):
             report.rows.append(await _round(f"round {number}", stage.target, stage.dsn, options))
         report.bars = _bars(report.rows, options)
@@ -80,61 +77,46 @@ async def _own(ground: Ground, options: Options, report: Report) -> None:
         report.logged = dict(stage.server.logged)
 
 
-async def _filled(ground: Ground, options: Options, report: Report) -> None:
-    dsns = {name: ground.database(name) for name in ("empty", "filled")}
+async def _filled(environment: Environment, options: Options, report: Report) -> None:
+    dsns = {name: environment.database(name) for name in ("empty", "filled")}
     for dsn in dsns.values():
         add_tenants(dsn, options.tenant_names)
     fill(dsns["filled"], options.tenant_names, options.fill_records)
     rows: dict[str, list[Row]] = {"empty": [], "filled": []}
     workers = options.workers or 1
     async with (
-        serving(ground, options, dsns["empty"], workers) as empty,
-        serving(ground, options, dsns["filled"], workers) as full,
+        serving(environment, options, dsns["empty"], workers) as empty,
+        serving(environment, options, dsns["filled"], workers) as full,
     ):
-        stages: list[tuple[str, Stage]] = [("empty", empty), ("filled", full)]
+        stages = [("empty", empty), ("filled", full)]
         for number in range(1, (options.rounds or _FILL_ROUNDS) + 1):
             for name, stage in stages if number % 2 else reversed(stages):
                 row = await _round(f"{name}, round {number}", stage.target, stage.dsn, options)
                 rows[name].append(row)
                 report.rows.append(row)
         report.logged = dict(empty.server.logged + full.server.logged)
-    report.bars = [*_bars(rows["empty"], options), *_ratios(rows["empty"], rows["filled"], options, report)]
-
-
-def _ratios(empty: list[Row], filled: list[Row], options: Options, report: Report) -> list[Bar]:
-    bars: list[Bar] = []
+    report.bars = _bars(rows["empty"], options)
     for name in ("p50", "p95"):
-        before, after = (getattr(median_latency(rows), f"{name}_ms") for rows in (empty, filled))
+        before, after = (getattr(median_latency(rows[side]), f"{name}_ms") for side in rows)
         report.figures.append(Figure(f"{name}, empty database", before, "ms"))
         report.figures.append(Figure(f"{name}, {options.fill_records:,} records", after, "ms"))
-        bars.append(Bar(f"{name} filled over {name} empty", after / before, "at most", FILLED_RATIO, "times"))
-    return bars
+        bar = Bar(f"{name} filled over {name} empty", after / before, "at most", FILLED_RATIO, "times")
+        report.bars.append(bar)
 
 
 async def _round(name: str, target: Target, dsn: str, options: Options) -> Row:
     duration_s = options.duration_s or DURATION_S
     auditor = Auditor(dsn)
-    run = await drive(
-        name,
-        target,
-        "closed" if options.saturate else "open",
-        options.connections,
-        duration_s,
-        rate_per_s=options.rate_per_s,
+    run = await run_tasks(
+        *(name, target, "closed" if options.saturate else "open", options.connections, duration_s),
+        per_s=options.rate_per_s,
         warmup_s=min(_WARMUP_S, duration_s),
     )
     return row_of(run, auditor.audit(run))
 
 
 def _bars(rows: Sequence[Row], options: Options) -> list[Bar]:
-    connected = 100 * min(row.connected / row.asked for row in rows)
-    lost = sum((Counter(row.errors) for row in rows), Counter[str]()).total() + sum(
-        row.unanswered for row in rows
-    )
-    bars = [
-        Bar("connected", connected, "at least", 100, "%"),
-        Bar("syncs refused or not answered", lost, "at most", 0, ""),
-    ]
+    bars = [connected_bar(rows), lost_bar(rows)]
     if options.saturate:
         return bars
     latency = median_latency(rows)

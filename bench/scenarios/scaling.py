@@ -1,7 +1,7 @@
 """Scenario ``scaling``: what several workers give on one machine, and what they cost.
 
 All servers run at the same time on databases of their own in one PostgreSQL, and are loaded by turns, so that
-a machine that gets slower meanwhile is slower for all of them.
+a machine that gets slower is slower for all of them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Final
 import msgspec
 
 from bench.harness.audit import Auditor
-from bench.harness.drive import drive
 from bench.harness.environment import BenchError, fresh
+from bench.harness.load_run import run_tasks
 from bench.harness.stage import Options, Stage, product_stage
-from bench.load.plan import Mode
+from bench.load.plan import Loop
 from bench.load.workload import MIX
-from bench.report.results import Bar, Figure, Report, Row, median_latency, row_of, this_machine
+from bench.report.results import Bar, Figure, Report, Row, connected_bar, lost_bar, median_latency
+from bench.report.summary import row_of
 
 DURATION_S: Final = 5.0
 WARMUP_S: Final = 1.5
@@ -48,7 +49,7 @@ class Turn(msgspec.Struct, frozen=True):
 
     name: str
     workers: int
-    mode: Mode
+    loop: Loop
     hot: bool = False
 
 
@@ -66,13 +67,13 @@ async def scaling(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
     if options.url is not None or options.workers is not None:
         raise BenchError("scaling starts servers of one, two and more workers: leave --url and --workers out")
-    report = Report(scenario="scaling", work=_work(options), machine=this_machine())
+    report = Report(scenario="scaling", work=_work(options))
     rows: dict[str, list[Row]] = {turn.name: [] for turn in TURNS}
-    with fresh(options.settings) as ground:
+    with fresh(options.settings) as environment:
         async with AsyncExitStack() as stack:
             stages = {
                 workers: await stack.enter_async_context(
-                    product_stage(ground, options, f"workers_{workers}", workers)
+                    product_stage(environment, options, f"workers_{workers}", workers)
                 )
                 for workers in (1, 2, MANY)
             }
@@ -91,8 +92,7 @@ async def scaling(options: Options) -> Report:
 def _work(options: Options) -> str:
     return (
         f"{options.connections:,} connections over {options.tenants} tenants, spread evenly over the workers;"
-        f" closed loops, and open ones of {options.rate_per_s:g} syncs/s; one item a sync, a task of about"
-        f" 200 bytes, {MIX}"
+        f" closed loops, and open ones of {options.rate_per_s:g} syncs/s; {MIX}"
     )
 
 
@@ -102,13 +102,9 @@ async def _run(turn: Turn, number: int, stage: Stage, options: Options) -> Row:
         target = msgspec.structs.replace(target, tenants=target.tenants[:1])
     auditor = Auditor(stage.dsn)
     duration_s = options.duration_s or DURATION_S
-    run = await drive(
-        f"{turn.name}, round {number}",
-        target,
-        turn.mode,
-        options.connections,
-        duration_s,
-        rate_per_s=options.rate_per_s,
+    run = await run_tasks(
+        *(f"{turn.name}, round {number}", target, turn.loop, options.connections, duration_s),
+        per_s=options.rate_per_s,
         warmup_s=min(WARMUP_S, duration_s),
     )
     return row_of(run, auditor.audit(run))
@@ -116,7 +112,7 @@ async def _run(turn: Turn, number: int, stage: Stage, options: Options) -> Row:
 
 def judge(report: Report, rows: Mapping[str, Sequence[Row]], rate_per_s: float) -> None:
     """Add figures, bars and remarks to a report, of the rows by the turns' names."""
-    rates = {name: median(row.syncs_per_s for row in of_turn) for name, of_turn in rows.items()}
+    rates = {name: median(row.stored_per_s for row in of_turn) for name, of_turn in rows.items()}
     for name in (_SATURATED_1, _SATURATED_2, _HOT, _CONVOY):
         report.figures.append(Figure(name, rates[name], "syncs/s", _costs(rows[name])))
     p95_ms = {name: median_latency(rows[name]).p95_ms for name in (_OPEN_1, _OPEN_2)}
@@ -125,10 +121,9 @@ def judge(report: Report, rows: Mapping[str, Sequence[Row]], rate_per_s: float) 
         for name in p95_ms
     ]
     every = [row for of_turn in rows.values() for row in of_turn]
-    lost = sum(sum(row.errors.values()) + row.unanswered for row in every)
     report.bars += [
-        Bar("connected", 100 * min(row.connected / row.asked for row in every), "at least", 100, "%"),
-        Bar("syncs refused or not answered", lost, "at most", 0, ""),
+        connected_bar(every),
+        lost_bar(every),
         *(
             Bar(what, rates[name] / rates[other], "at least", ratio, "times")
             for what, name, other, ratio in (
@@ -143,7 +138,7 @@ def judge(report: Report, rows: Mapping[str, Sequence[Row]], rate_per_s: float) 
 
 
 def cost_ms(rows: Sequence[Row], tree: str) -> float:
-    """Give the median of what a sync takes of a process tree's CPU, in milliseconds."""
+    """Return the median CPU time of a sync in a process tree, in milliseconds."""
     return median(row.cpu_ms[tree] for row in rows)
 
 

@@ -21,9 +21,9 @@ from typing import Final, Literal
 import click
 import msgspec
 
-from bench.harness.environment import BenchError, Ground, fresh, read_settings
+from bench.harness.child import ROOT
+from bench.harness.environment import BenchError, Environment, fresh, read_settings
 from bench.harness.nginx import Nginx, certify, nginx_program, printed, trusting
-from bench.harness.server import ROOT
 from bench.harness.stage import add_tenants
 from bench.report.tables import table
 from bench.tools.behind_nginx_heads import Head, largest_heads
@@ -264,10 +264,10 @@ def missed(rows: list[Back], heads: list[Head]) -> list[str]:
 async def _run(asked: Asked, chosen: Settings, ways: list[Literal["nginx", "direct"]]) -> list[str]:
     secret = secrets.token_urlsafe(48)
     sign = Signer(secret, chosen.auth.audience)
-    with fresh(chosen) as ground:
-        dsn = ground.database("behind_nginx")
+    with fresh(chosen) as environment:
+        dsn = environment.database("behind_nginx")
         add_tenants(dsn, [TENANT])
-        backs, heads = await _measured(asked, ground, dsn, secret, sign, ways)
+        backs, heads = await _measured(asked, environment, dsn, secret, sign, ways)
     rows = _medians(backs)
     for line in table([_HEADING, *(_cells(row, asked) for row in rows)]):
         click.echo(line)
@@ -283,15 +283,20 @@ async def _run(asked: Asked, chosen: Settings, ways: list[Literal["nginx", "dire
 
 
 async def _measured(
-    asked: Asked, ground: Ground, dsn: str, secret: str, sign: Signer, ways: list[Literal["nginx", "direct"]]
+    asked: Asked,
+    environment: Environment,
+    dsn: str,
+    secret: str,
+    sign: Signer,
+    ways: list[Literal["nginx", "direct"]],
 ) -> tuple[list[Back], list[Head]]:
     backs: list[Back] = []
     heads: list[Head] = []
     async with AsyncExitStack() as stack:
-        serving = await stack.enter_async_context(Serving(ground, dsn, secret))
+        serving = await stack.enter_async_context(Serving(environment, dsn, secret))
         found: dict[str, Way] = {"direct": Way(serving.port)}
         if "nginx" in ways:
-            home = ground.home / "nginx"
+            home = environment.home / "nginx"
             home.mkdir()
             front = _front(serving, home, secret)
             found["nginx"] = await stack.enter_async_context(front)

@@ -13,8 +13,9 @@ from typing import Final, Self
 import psutil
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
-from bench.harness.environment import BenchError, Ground
-from bench.harness.server import ROOT, end, free_ports, variables
+from bench.harness.child import ROOT
+from bench.harness.environment import BenchError, Environment
+from bench.harness.server import end, free_ports, variables
 
 _READY_S: Final = 60.0
 _STOP_S: Final = 60.0
@@ -27,10 +28,10 @@ class Serving:
 
     workers: Final = 2
 
-    def __init__(self, ground: Ground, dsn: str, secret: str) -> None:
+    def __init__(self, environment: Environment, dsn: str, secret: str) -> None:
         self.dsn = dsn
         self.port = free_ports(self.workers + 2)
-        self.environment = {**os.environ, **variables(ground, dsn, secret, None)}
+        self.environment = {**os.environ, **variables(environment, dsn, secret, None)}
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
         self._renewed = asyncio.Event()

@@ -17,17 +17,17 @@ import click
 import msgspec
 
 from bench.baselines.commit_only import Task
-from bench.harness.environment import BenchError, Ground, fresh, read_settings
-from bench.harness.server import ROOT
-from bench.harness.stage import add_tenants
-from bench.load.workload import Sent, Worker, data_of
+from bench.harness.child import ROOT
+from bench.harness.environment import BenchError, Environment, fresh, read_settings
+from bench.harness.stage import add_tenants, tenant_ids
+from bench.load.workload import data_of, message
 from bench.report.tables import table
 from engine.runtime.settings import Settings
 from storage.postgres.blocking import connected
 
 DEVICES: Final = (10_000, 1_000_000, 10_000_000)
 _MEASURE_S: Final = 4.0
-_JOBS: Final = 200
+_IN_FLIGHT: Final = 200
 _TENANTS: Final = 20
 
 
@@ -172,26 +172,28 @@ def _number(value: float) -> str:
 
 def wire() -> Costs:
     """Fill in how long messages are: a sync with its answer, and a change as a follower gets it."""
-    worker = Worker("f9a3c1d2-17", lambda: 0.0)
-    sync = len(worker.message(Sent(1200, 600, 3, 0.0))) + 150  # its answer
+    sync = len(message(b"f9a3c1d2-17", "f9a3c1d2", 1200, 600, 3)) + 150  # its answer
     return Costs(sync_bytes=sync, delivery_bytes=len(data_of(600, 1200)) + 220)
 
 
-def measured(ground: Ground, chosen: Settings) -> Stored:
+def measured(environment: Environment, chosen: Settings) -> Stored:
     """Push for a few seconds through the group commit and see what became of it. Raises BenchError."""
-    dsn = ground.database("capacity")
+    dsn = environment.database("capacity")
     add_tenants(dsn, [f"tenant-{number}" for number in range(_TENANTS)])
+    task = Task(
+        dsn=dsn,
+        tenant_ids=tenant_ids(dsn),
+        in_flight=[_IN_FLIGHT],
+        duration_s=_MEASURE_S,
+        settings=chosen,
+    )
     with connected(dsn) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT tenant_id FROM tenants ORDER BY tenant_id")
-        tenant_ids = [tenant_id for (tenant_id,) in cursor.fetchall()]
         cursor.execute("CHECKPOINT")
         cursor.execute("SELECT pg_current_wal_insert_lsn()::text")
         ((begun,),) = cursor.fetchall()
-        task = Task(dsn=dsn, tenant_ids=tenant_ids, jobs=[_JOBS], duration_s=_MEASURE_S, settings=chosen)
         command = [sys.executable, "-m", "bench.baselines.commit_only"]
-        ended = subprocess.run(
-            command, cwd=ROOT, input=msgspec.json.encode(task), stdout=subprocess.PIPE, check=False
-        )
+        plan = msgspec.json.encode(task) + b"\n"
+        ended = subprocess.run(command, cwd=ROOT, input=plan, stdout=subprocess.PIPE, check=False)
         if ended.returncode:
             raise BenchError("the group commit ended before it was measured: its last words are above")
         cursor.execute(
@@ -210,8 +212,8 @@ def measured(ground: Ground, chosen: Settings) -> Stored:
 def main(data_dir: str | None) -> None:
     """Measure, and print the table."""
     chosen = read_settings(None, data_dir)
-    with fresh(chosen) as ground:
-        stored = measured(ground, chosen)
+    with fresh(chosen) as environment:
+        stored = measured(environment, chosen)
     for line in printed(Use(), wire(), stored):
         click.echo(line)
 

@@ -133,20 +133,20 @@ async def _settle_some(working: Crew, random: Random) -> int:
 
 async def _run(asked: Asked) -> Report:
     chosen = read_settings(None, None)
-    with fresh(chosen) as ground:
-        dsn = ground.database("convergence")
+    with fresh(chosen) as environment:
+        dsn = environment.database("convergence")
         add_tenants(dsn, [TENANT])
         secret = secrets.token_urlsafe(48)
-        config = ground.home / "domains.toml"
+        config = environment.home / "domains.toml"
         config.write_text(POLICIES, "utf-8")
-        devices = ground.home / "devices"
+        devices = environment.home / "devices"
         devices.mkdir()
 
         def sign(device: str) -> str:
             claims = {"aud": chosen.auth.audience, "exp": int(time.time()) + 86_400, "jti": device}
             return jwt.encode({**claims, "tid": TENANT, "did": device}, secret, algorithm="HS256")
 
-        async with product(ground, dsn, secret, config) as server:
+        async with product(environment, dsn, secret, config) as server:
             return await converge(asked, dsn, server.port, sign, devices, TENANT)
 
 

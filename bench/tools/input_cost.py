@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 import click
 import msgspec
 
-from bench.load.workload import Worker
+from bench.load.workload import message
 from engine.commit.validation import MessageValidator, Session
 from engine.feed.cursor import Scope
 from engine.model.domains import Domain, Domains
@@ -105,9 +105,9 @@ def kinds() -> Iterator[Kind]:
                     continue
                 frame = msgspec.msgpack.encode(msgspec.json.decode(frame))
             yield Kind(name, codec, [frame])
-        for name, message in _others():
+        for name, other in _others():
             encode = msgspec.msgpack.encode if codec is MSGPACK else msgspec.json.encode
-            yield Kind(name, codec, [encode(message)])
+            yield Kind(name, codec, [encode(other)])
     numbers = _message({"n": [1e308] * (_RECORD_BYTES // 9)})
     yield Kind("slow numbers", MSGPACK, [msgspec.msgpack.encode(numbers)])
 
@@ -188,8 +188,7 @@ def _message(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bench(codec: Codec) -> list[bytes]:
-    worker = Worker("device-0001", lambda: 0.0)
-    frames = [worker.message(worker.next(0.0)) for _ in range(_MESSAGES)]
+    frames = [message(b"device-0001", "0a1b2c3d", number, number, 0) for number in range(_MESSAGES)]
     if codec is JSON:
         return frames
     return [msgspec.msgpack.encode(msgspec.json.decode(frame)) for frame in frames]

@@ -60,8 +60,8 @@ def main(data_dir: str | None) -> None:
     """Print bytes a device and seconds a flush; exit with 1 when a device is over the bar."""
     each_bytes = asyncio.run(_bytes_each())
     click.echo(f"{DEVICES} devices: {each_bytes:.0f} bytes each, at most {BAR_BYTES}")
-    with fresh(read_settings(None, data_dir)) as ground:
-        dsn = ground.database("hot_state")
+    with fresh(read_settings(None, data_dir)) as environment:
+        dsn = environment.database("hot_state")
         with connected(dsn) as connection, connection.cursor() as cursor:
             cursor.execute(f"INSERT INTO tenants (name) SELECT 't' || generate_series(1, {_TENANTS})")
         asyncio.run(_flushes(dsn))

@@ -30,7 +30,7 @@ from psycopg2.extensions import make_dsn
 
 from bench.faults.history import History
 from bench.faults.server import workers
-from bench.harness.drive import say
+from bench.harness.child import progress
 from bench.harness.environment import BenchError, fresh_on_tcp, read_settings
 from bench.report.tables import table
 from bench.tools.outages_site import RESTART, Plan, Result, Seen, site
@@ -63,21 +63,21 @@ async def _outages(chosen: Settings, config: Path | None, planned: Sequence[Plan
     async with AsyncExitStack() as stack:
         sites = []
         for plan in planned:
-            say(f"{plan.name}: starts")
+            progress(f"{plan.name}: starts")
             sites.append(await stack.enter_async_context(site(plan, chosen, config)))
         return list(await asyncio.gather(*(one.run() for one in sites)))
 
 
 async def _ready_s(chosen: Settings, config: Path | None, count: int, *, silent: bool) -> float:
     """Start a server whose first host is dead; gives the seconds until each worker is ready."""
-    with fresh_on_tcp(chosen) as (ground, postgres), socket.create_server(("127.0.0.1", 0)) as dead:
+    with fresh_on_tcp(chosen) as (environment, postgres), socket.create_server(("127.0.0.1", 0)) as dead:
         port = dead.getsockname()[1]
         if not silent:
             dead.close()
         ports = f"{port},{postgres.port}"
-        dsn = make_dsn(ground.database("product"), host="127.0.0.1,127.0.0.1", port=ports)
+        dsn = make_dsn(environment.database("product"), host="127.0.0.1,127.0.0.1", port=ports)
         began_s = time.monotonic()
-        async with workers(ground, dsn, secrets.token_urlsafe(48), config, History(), count):
+        async with workers(environment, dsn, secrets.token_urlsafe(48), config, History(), count):
             return time.monotonic() - began_s
 
 

@@ -16,9 +16,10 @@ from aiohttp import ClientSession
 
 from bench.faults.history import History
 from bench.faults.server import Workers, workers
+from bench.harness.child import progress
 from bench.harness.clusters import Cluster
-from bench.harness.drive import Target, say, token
 from bench.harness.environment import BenchError, fresh_on_tcp
+from bench.harness.load_run import Target
 from bench.harness.stage import add_tenants
 from bench.load.websocket_client import HandshakeError
 from bench.tools.outages_devices import Guided, OpenDevice
@@ -107,7 +108,7 @@ class Site:
         for port in self._server.own_ports:
             for number in range(_OPEN):
                 one = OpenDevice(f"open-{port}-{number}")
-                await one.open(port, token(self._target, TENANT, one.name))
+                await one.open(port, self._target.token(TENANT, one.name))
                 self._open.append(one)
         if self._plan.loaded:
             self._working = [self._guided(f"working-{number}") for number in range(_WORKING)]
@@ -121,7 +122,7 @@ class Site:
             for number, outage in enumerate(outages, 1):
                 await asyncio.sleep(self._random.uniform(*_CALM_S))
                 seen.append(await self._outage(number, outage))
-                say(f"{self._plan.name}: outage {number} of {len(outages)}, {outage}: {_said(seen[-1])}")
+                progress(f"{self._plan.name}: outage {number} of {len(outages)}, {outage}: {_said(seen[-1])}")
         for one in self._open:
             one.close()
         acknowledged = self._audit()
@@ -129,7 +130,7 @@ class Site:
 
     def _guided(self, name: str) -> Guided:
         port = self._random.choice(self._server.own_ports)
-        signed = token(self._target, TENANT, name)
+        signed = self._target.token(TENANT, name)
         return Guided(name, self._home, f"http://127.0.0.1:{port}", signed, self._session)
 
     async def _work(self, device: Guided) -> None:
@@ -177,7 +178,7 @@ class Site:
     async def _handshake(self, number: int, port: int, there_s: float) -> tuple[float, float]:
         """Connect as a device that was never seen, again and again, and sync."""
         device = OpenDevice(f"fresh-{number}-{port}")
-        signed = token(self._target, TENANT, device.name)
+        signed = self._target.token(TENANT, device.name)
         while True:
             try:
                 await device.open(port, signed)
@@ -277,11 +278,11 @@ async def site(plan: Plan, settings: Settings, config: Path | None) -> AsyncIter
     """Start a deployment. Raises BenchError, EmbeddedError, StoreError, OSError."""
     secret = secrets.token_urlsafe(48)
     async with AsyncExitStack() as stack:
-        ground, postgres = await asyncio.to_thread(stack.enter_context, fresh_on_tcp(settings))
-        dsn = ground.database("product")
+        environment, postgres = await asyncio.to_thread(stack.enter_context, fresh_on_tcp(settings))
+        dsn = environment.database("product")
         add_tenants(dsn, [TENANT])
         server = await stack.enter_async_context(
-            workers(ground, dsn, secret, config, History(), plan.workers)
+            workers(environment, dsn, secret, config, History(), plan.workers)
         )
         session = await stack.enter_async_context(ClientSession())
         target = Target(port=server.port, secret=secret, tenants=[TENANT], audience=settings.auth.audience)

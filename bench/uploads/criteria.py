@@ -1,4 +1,4 @@
-"""What the figures of ``uploads`` are held against."""
+"""The figures and bars of ``uploads``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Final
 
-from bench.report.results import Bar, Figure, Report, Row, Transfer, latency_of, median_latency
-from bench.uploads.drive import Spent
+from bench.harness.meter import Usage
+from bench.report.results import Bar, Figure, Report, Row, Transfer, lost_bar, median_latency
+from bench.report.statistics import latency_of, listed
+from bench.report.summary import MIB
 from bench.uploads.plan import Transferred
 
 PLAIN: Final = "a"
@@ -20,10 +22,9 @@ PLAIN_RATIO: Final = 0.7
 GROWN_MIB: Final = 100.0
 #: How much slower a sync may get beside uploads.
 SYNC_RATIO: Final = 2.0
-_MIB: Final = 1 << 20
 
 
-def transfer_of(name: str, came: Transferred, spent: Spent, *, others: bool = True) -> Transfer:
+def transfer_of(name: str, came: Transferred, spent: Usage, *, others: bool = True) -> Transfer:
     """Sum up a run; ``others`` says whether what else was busy is to be known."""
     elapsed_s = came.elapsed_s
     cpus = {tree: used_ms / 1000 / elapsed_s for tree, used_ms in spent.cpu_ms.items()}
@@ -41,7 +42,7 @@ def transfer_of(name: str, came: Transferred, spent: Spent, *, others: bool = Tr
         retries=came.retries,
         cpus=cpus,
         other_cpus=max(0.0, busy - sum(cpus.values())) if others else None,
-        rss_peak_mib=spent.rss_peak_bytes / _MIB,
+        rss_peak_mib=(spent.rss_peak_bytes or 0) / MIB,
         fault_count=came.fault_count,
         faults=came.faults,
     )
@@ -71,16 +72,16 @@ def judge(
         rates = [turn.mb_per_s for turn in sides[side]]
         costs = [_cpu_ms(turn) for turn in sides[side]]
         report.figures += [
-            Figure(what, median(rates), "MB/s", _listed(rates)),
-            Figure(f"CPU of a MB, {side}", median(costs), "ms", _listed(costs, 1)),
+            Figure(what, median(rates), "MB/s", listed(rates, 0)),
+            Figure(f"CPU of a MB, {side}", median(costs), "ms", listed(costs, 1)),
         ]
     over_plain, over_tus = _ratios(sides, PLAIN), _ratios(sides, TUS)
     ours = [*sides[PRODUCT], *goes_on]
     peak_mib = max(turn.rss_peak_mib for turn in sides[PRODUCT])
     without, with_uploads = median_latency(alone), median_latency(beside)
     report.figures += [
-        Figure("product as a ratio of (a)", median(over_plain), "", _listed(over_plain, 2)),
-        Figure("product as a ratio of (b)", median(over_tus), "", _listed(over_tus, 2)),
+        Figure("product as a ratio of (a)", median(over_plain), "", listed(over_plain)),
+        Figure("product as a ratio of (b)", median(over_tus), "", listed(over_tus)),
         Figure("server when idle", idle_mib, "MiB", f"{peak_mib:.0f} MiB at most over uploads"),
         Figure("p95 of a sync without uploads", without.p95_ms, "ms"),
         Figure(
@@ -91,7 +92,6 @@ def judge(
         ),
     ]
     rows = [*alone, *beside]
-    lost = sum(sum(row.errors.values()) + row.unanswered for row in rows)
     whole = 100 * sum(turn.whole for turn in ours) / sum(turn.begun for turn in ours)
     report.bars += [
         Bar("uploads whole, every chunk and file verified", whole, "at least", 100, "%"),
@@ -99,7 +99,7 @@ def judge(
         Bar("product over (a), by rounds", median(over_plain), "at least", PLAIN_RATIO, "times"),
         Bar("product over (b), by rounds", median(over_tus), "at least", 1, "times"),
         Bar("memory over uploads, more than idle", peak_mib - idle_mib, "at most", GROWN_MIB, "MiB"),
-        Bar("syncs refused or not answered", lost, "at most", 0, ""),
+        lost_bar(rows),
         Bar(
             "p95 of a sync beside uploads, over without",
             with_uploads.p95_ms / without.p95_ms,
@@ -118,7 +118,3 @@ def _cpu_ms(turn: Transfer) -> float:
 def _ratios(sides: Sides, other: str) -> list[float]:
     """Give what the product does over another side, round by round."""
     return [our.mb_per_s / their.mb_per_s for our, their in zip(sides[PRODUCT], sides[other], strict=True)]
-
-
-def _listed(values: Sequence[float], digits: int = 0) -> str:
-    return f"by rounds: {', '.join(f'{value:.{digits}f}' for value in values)}"

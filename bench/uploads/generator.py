@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import sys
 import time
 from array import array
 from collections import Counter
 from time import perf_counter
 from typing import Final
 
-import msgspec
-import uvloop
-
-from bench.load.histogram import histogram
+from bench.load.child_process import Lines, main, say
 from bench.uploads.check import Checker
 from bench.uploads.device import FailedError, Stored, Uploader
 from bench.uploads.plan import Ready, Sent, Transferred, UploadPlan
@@ -29,7 +25,7 @@ _NAMED: Final = 5
 class Run:
     """All uploaders from the first connection to the last comparison."""
 
-    def __init__(self, plan: UploadPlan, lines: asyncio.StreamReader) -> None:
+    def __init__(self, plan: UploadPlan, lines: Lines) -> None:
         self._plan = plan
         self._lines = lines
         self._transferred = Transferred()
@@ -45,8 +41,8 @@ class Run:
     async def run(self) -> Transferred:
         """Do what the plan says. Raises OSError where nobody is reached."""
         await asyncio.gather(*(self._prepare(uploader) for uploader in self._uploaders))
-        _say(Ready())
-        await self._lines.readline()
+        say(Ready())
+        await self._lines.next()
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -57,8 +53,8 @@ class Run:
         self._transferred.cpu_ms = 1000 * (time.process_time() - cpu_s)
         if ending is not None:
             ending.cancel()
-        _say(Sent())
-        await self._lines.readline()
+        say(Sent())
+        await self._lines.next()
         began_s = perf_counter()
         checker = Checker(self._plan, self._uploaders)
         self._transferred.whole = await checker.check(self._stored)
@@ -75,7 +71,7 @@ class Run:
             await uploader.make_record(record_id(self._plan.prefix, uploader.number, 0))
 
     async def _end(self) -> None:
-        await self._lines.readline()
+        await self._lines.next()
         self._ending = True
 
     async def _work(self, uploader: Uploader) -> None:
@@ -94,27 +90,14 @@ class Run:
     def _sum_up(self, faults: list[str]) -> None:
         transferred = self._transferred
         transferred.retries = dict(sum((one.retries for one in self._uploaders), Counter[str]()))
-        transferred.chunk_us = histogram(self._chunk_us).encode().decode()
+        transferred.chunk_us = self._chunk_us.tolist()
         transferred.fault_count = len(faults)
         transferred.faults = faults[:_NAMED]
 
 
-def _say(message: Ready | Sent | Transferred) -> None:
-    with open(1, "wb", closefd=False) as out:
-        out.write(msgspec.json.encode(message) + b"\n")
-
-
-async def _run() -> Transferred:
-    lines = asyncio.StreamReader(limit=1 << 24)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    plan = msgspec.json.decode(await lines.readline(), type=UploadPlan)
-    return await Run(plan, lines).run()
-
-
-def main() -> None:
-    """Read the plan, run it, say what came of it."""
-    _say(uvloop.run(_run()))
+async def _run(plan: UploadPlan, lines: Lines) -> None:
+    say(await Run(plan, lines).run())
 
 
 if __name__ == "__main__":
-    main()
+    main(UploadPlan, _run)

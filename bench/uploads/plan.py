@@ -28,22 +28,22 @@ class UploadPlan(msgspec.Struct, frozen=True, kw_only=True):
     goes_on: bool = False
 
 
-class Ready(msgspec.Struct, frozen=True, tag_field="event"):
+class Ready(msgspec.Struct, frozen=True):
     """Said once everybody is connected and their records are there."""
 
 
-class Sent(msgspec.Struct, frozen=True, tag_field="event"):
+class Sent(msgspec.Struct, frozen=True):
     """Said when the last upload is done; downloads begin when this is answered by an empty line."""
 
 
-class Transferred(msgspec.Struct, kw_only=True, tag_field="event"):
+class Transferred(msgspec.Struct, kw_only=True):
     """What came of a run.
 
     ``begun`` uploads were begun and ``whole`` of them were acknowledged to the last byte, downloaded and
     found to be what was sent (and in their record's feed entry, where there are records). ``chunks`` were
     acknowledged with the offset that they had to be. ``retries`` counts what was sent again after a
-    connection was lost or an answer was no success. ``chunk_us`` is the histogram of how long a chunk took,
-    as HDR encodes it, ``cpu_ms`` the client's own CPU time while it uploaded. ``faults`` are the first few
+    connection was lost or an answer was no success. ``chunk_us`` is how long each chunk took,
+    ``cpu_ms`` the client's own CPU time while it uploaded. ``faults`` are the first few
     sentences about what did not go as it had to.
     """
 
@@ -53,7 +53,7 @@ class Transferred(msgspec.Struct, kw_only=True, tag_field="event"):
     sent_bytes: int = 0
     elapsed_s: float = 0.0
     retries: dict[str, int] = {}
-    chunk_us: str = ""
+    chunk_us: list[int] = []
     cpu_ms: float = 0.0
     download_s: float = 0.0
     fault_count: int = 0

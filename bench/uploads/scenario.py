@@ -16,12 +16,14 @@ import psutil
 
 from bench.baselines.tus_server import install, limit_tus
 from bench.harness.audit import Auditor
-from bench.harness.drive import Target, drive, say
-from bench.harness.environment import BenchError, Ground, fresh
+from bench.harness.child import progress
+from bench.harness.environment import BenchError, Environment, fresh
+from bench.harness.load_run import Target, run_tasks
 from bench.harness.server import Server
 from bench.harness.stage import Options, Stage, add_tenants, bare_stage, product_stage
 from bench.load.workload import MIX
-from bench.report.results import Report, Row, Transfer, row_of, this_machine
+from bench.report.results import Report, Row, Transfer
+from bench.report.summary import row_of
 from bench.uploads.criteria import PLAIN, PRODUCT, TUS, Sides, judge, transfer_of
 from bench.uploads.drive import planned, uploading
 
@@ -43,12 +45,12 @@ async def uploads(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
     if options.url is not None or options.workers is not None:
         raise BenchError("uploads are measured on a server of its own: leave --url and --workers out")
-    report = Report(scenario="uploads", work=_work(options), machine=this_machine())
-    with fresh(options.settings) as ground:
-        say("install @tus/server")
-        await install(ground.home / "tus")
-        async with product_stage(ground, options, "product") as stage:
-            await _Uploads(options, stage, report).run(ground)
+    report = Report(scenario="uploads", work=_work(options))
+    with fresh(options.settings) as environment:
+        progress("install @tus/server")
+        await install(environment.home / "tus")
+        async with product_stage(environment, options, "product") as stage:
+            await _Uploads(options, stage, report).run(environment)
             report.logged = dict(stage.server.logged)
     return report
 
@@ -58,7 +60,7 @@ def _work(options: Options) -> str:
         f"{UPLOADERS} uploads at once of {FILE_BYTES:,} bytes in chunks of {CHUNK_BYTES:,}, each uploader"
         f" sending the next when the last is acknowledged; then {options.rate_per_s:g} syncs/s over"
         f" {options.connections:,} connections, an open loop, alone and beside uploads that go on;"
-        f" one item a sync, a task of about 200 bytes, {MIX}"
+        f" {MIX}"
     )
 
 
@@ -70,10 +72,10 @@ class _Uploads:
         self._rounds = options.rounds or _ROUNDS
         add_tenants(stage.dsn, [_TENANT])
 
-    async def run(self, ground: Ground) -> None:
+    async def run(self, environment: Environment) -> None:
         """Measure all of it and judge."""
         idle_mib = psutil.Process(self._stage.server.pid).memory_info().rss / (1 << 20)
-        sides = await self._turns(ground)
+        sides = await self._turns(environment)
         alone: list[Row] = []
         beside: list[Row] = []
         goes_on: list[Transfer] = []
@@ -87,13 +89,13 @@ class _Uploads:
                     alone.append(await self._sync(f"syncs alone, round {number}", self._stage.target))
         judge(self._report, sides, idle_mib, alone, beside, goes_on)
 
-    async def _turns(self, ground: Ground) -> Sides:
+    async def _turns(self, environment: Environment) -> Sides:
         """Let the three take turns; who does not wait for the disk has it to itself at the end of its own."""
         sides = Sides()
-        files = [str(ground.home / side) for side in (PLAIN, TUS)]
+        files = [str(environment.home / side) for side in (PLAIN, TUS)]
         async with (
-            bare_stage(ground, self._options, "bench.baselines.plain_uploads", files[0]) as plain,
-            limit_tus(ground.home / "tus", files[1]) as tus,
+            bare_stage(environment, self._options, "bench.baselines.plain_uploads", files[0]) as plain,
+            limit_tus(environment.home / "tus", files[1]) as tus,
         ):
             targets = {PLAIN: plain, PRODUCT: self._target, TUS: _bare(tus, plain)}
             for number in range(self._rounds + 1):
@@ -111,7 +113,7 @@ class _Uploads:
         return msgspec.structs.replace(self._stage.target, tenants=[_TENANT])
 
     async def _turn(self, name: str, side: str, target: Target, file_bytes: int) -> Transfer:
-        say(name)
+        progress(name)
         plan = planned(
             target, UPLOADERS, file_bytes, CHUNK_BYTES, files=_FILES[side], records=side == PRODUCT
         )
@@ -123,13 +125,9 @@ class _Uploads:
     async def _sync(self, name: str, target: Target) -> Row:
         duration_s = self._options.duration_s or DURATION_S
         auditor = Auditor(self._stage.dsn)
-        run = await drive(
-            name,
-            target,
-            "open",
-            self._options.connections,
-            duration_s,
-            rate_per_s=self._options.rate_per_s,
+        run = await run_tasks(
+            *(name, target, "open", self._options.connections, duration_s),
+            per_s=self._options.rate_per_s,
             warmup_s=min(WARMUP_S, duration_s),
         )
         row = row_of(run, auditor.audit(run))

@@ -18,7 +18,8 @@ from bench.abuse.site import known
 from bench.harness.environment import BenchError, read_settings
 from bench.harness.stage import Options
 from bench.report.html import html_of
-from bench.report.results import Abuse, Felt, Latency, Report, as_json, this_machine
+from bench.report.results import Abuse, Felt, Report, as_json
+from bench.report.statistics import Latency
 from bench.report.text import text_of
 from compose.configuration import VARIABLE
 from storage.embedded.servers import Services
@@ -56,7 +57,7 @@ def phase(name: Any, ms: float, **changes: Any) -> Abuse:
 
 
 def judged(*phases: Abuse) -> Report:
-    report = Report(scenario="abuse", work="w", machine=this_machine(), abuses=list(phases))
+    report = Report(scenario="abuse", work="w", abuses=list(phases))
     judge(report)
     return report
 

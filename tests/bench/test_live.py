@@ -7,14 +7,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.harness.drive import Run, spread
 from bench.harness.environment import BenchError
+from bench.harness.load_run import Run, spread
 from bench.harness.stage import add_tenants
-from bench.live.drive import check_files, sources
-from bench.live.plan import Seen
-from bench.live.subscribers import Pages, Subscriber, digest
+from bench.live.subscribers import Pages, Seen, Subscriber, digest
 from bench.live.summary import Tables, delivered, tables_of
-from bench.load.plan import Acks, Outcome, Plan
+from bench.live.watching import check_files, sources
+from bench.load.plan import Outcome, Plan, Ready, Step
 from tests.harness.services import execute
 
 TENANTS = ["acme", "globex"]
@@ -80,24 +79,27 @@ def test_a_digest_tells_versions_and_not_their_order() -> None:
 
 def run_of(*acks: tuple[int, int, int, int]) -> Run:
     """Make a run of acks: device, seq, when due and when answered in microseconds after the beginning."""
-    columns = [list(column) for column in zip(*acks, strict=True)]
-    device, seq, due_us, answered_us = columns
+    device, seq, due_us, answered_us = ([*column] for column in zip(*acks, strict=True))
+    count = len(acks)
     outcome = Outcome(
-        asked=2,
-        connected=2,
-        connect_s=0.0,
-        refusals={},
-        began_s=BEGAN_US / 1e6,
-        duration_s=2.0,
-        acks=Acks(
-            device=device,
-            seq=seq,
-            due_us=[BEGAN_US + at_us for at_us in due_us],
-            answered_us=[BEGAN_US + at_us for at_us in answered_us],
-        ),
+        device=device,
+        due_us=due_us,
+        sent_us=[0] * count,
+        done_us=answered_us,
+        code=[1] * count,
+        record=list(range(count)),
+        base=[0] * count,
+        seqs=seq,
     )
-    plan = Plan(host="h", port=1, devices=["r-0", "r-1"], tokens=["t", "t"], mode="open", duration_s=2.0)
-    return Run("r", plan, TENANTS, outcome, None)
+    plan = Plan(
+        host="h",
+        ports=[1, 1],
+        prefix="0a1b2c3d",
+        devices=["r-0", "r-1"],
+        tokens=["t", "t"],
+        steps=[Step("r", 1.0, 2.0)],
+    )
+    return Run(plan, TENANTS, Ready(2, 0.0, {}), outcome, began_s=BEGAN_US / 1e6)
 
 
 def seen_of(*arrived: tuple[int, int, int, int], **changes: Any) -> Seen:
@@ -184,7 +186,7 @@ def test_very_many_connections_come_from_several_addresses() -> None:
 
 
 def test_too_low_a_file_limit_is_one_sentence_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.live.drive.resource.getrlimit", lambda _: (1024, 8000))
+    monkeypatch.setattr("bench.live.watching.resource.getrlimit", lambda _: (1024, 8000))
     check_files(15_000, 3, 2, 400)
     with pytest.raises(BenchError, match=r"open 8,000 files and 15,400 are needed .*ulimit -Hn 15400"):
         check_files(15_000, 3, 1, 400)

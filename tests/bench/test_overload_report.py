@@ -1,7 +1,8 @@
-"""What the scenario ``overload`` makes of what happened: sums, verdict, report."""
+"""What the scenario ``overload`` makes of what outcome: sums, verdict, report."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -9,21 +10,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.harness.load_run import Run
+from bench.harness.meter import Usage
+from bench.load.plan import Outcome, Plan, Ready, Step
+from bench.load.workload import ONLINE
 from bench.overload.criteria import judge, oddities
-from bench.overload.drive import Loaded
-from bench.overload.plan import Happened, LoadPlan, Step
-from bench.overload.summary import Used, back_to_normal_s, load_of, windows_of
-from bench.overload.workload import ONLINE
+from bench.overload.summary import back_to_normal_s, windows_of
 from bench.report.html import html_of
-from bench.report.results import Latency, Load, Machine, Report, Window, as_json
-from bench.report.statistics import percentile
+from bench.report.results import Report, Row, Window, as_json
+from bench.report.statistics import Latency, percentile
+from bench.report.summary import row_of
 from bench.report.text import text_of
 
 Json = dict[str, Any]
 
-PLAN = LoadPlan(
+PLAN = Plan(
     host="h",
-    port=1,
+    ports=[1],
     prefix="0a1b2c3d",
     devices=["0a1b2c3d-0"],
     tokens=["t"],
@@ -32,7 +35,7 @@ PLAN = LoadPlan(
 )
 
 
-def happened_of(*syncs: tuple[int, int, int, int], **changes: Any) -> Happened:
+def outcome_of(*syncs: tuple[int, int, int, int], **changes: Any) -> Outcome:
     """Syncs as (due_ms, sent_ms, done_ms, code); the codes are stored, overloaded and rate_limited."""
     due_us, sent_us, done_us = (
         [sync[place] * 1000 if sync[place] >= 0 else -1 for sync in syncs] for place in range(3)
@@ -48,13 +51,15 @@ def happened_of(*syncs: tuple[int, int, int, int], **changes: Any) -> Happened:
         "lag_us": [1000, 3000],
         "ended": {},
     }
-    return Happened(**(usual | changes))
+    return Outcome(**(usual | changes))
+
+
+def run_of(outcome: Outcome, usage: Sequence[Usage] = ()) -> Run:
+    return Run(PLAN, ["acme"], Ready(1, 0.0, {}), outcome, usage)
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1), st.integers(1, 100))
-def test_a_percentile_is_the_smallest_value_that_so_many_do_not_exceed(
-    values: list[int], percent: int
-) -> None:
+def test_percentile_is_the_smallest_value_that_so_many_do_not_exceed(values: list[int], percent: int) -> None:
     def not_above(limit: int) -> int:
         return sum(value <= limit for value in values)
 
@@ -62,9 +67,9 @@ def test_a_percentile_is_the_smallest_value_that_so_many_do_not_exceed(
     assert percentile(sorted(values), percent) == min(enough)
 
 
-def test_a_step_is_summed_up() -> None:
+def test_row_sums_up_one_step() -> None:
     """The second step of two: 100 to 300 ms."""
-    happened = happened_of(
+    outcome = outcome_of(
         (50, 50, 150, 1),  # of the first step, stored in the second
         (100, 102, 110, 1),
         (150, 160, 350, 1),  # answered after its end
@@ -74,15 +79,15 @@ def test_a_step_is_summed_up() -> None:
         (290, 310, 320, 1),  # sent too late
         (295, -1, -1, 0),  # its connection was gone
     )
-    used = Used({"generator": 20.0, "server": 100.0}, 180.0, 3 << 20)
-    load = load_of(2.0, PLAN, 1, happened, used)
+    usage = Usage({"generator": 20.0, "server": 100.0}, 180.0, 1 << 20, 2 << 20, 3 << 20)
+    load = row_of(run_of(outcome, [usage, usage]), times=2.0)
     assert (load.name, load.times) == ("b", 2.0)
     assert load.wanted_per_s == 7 / 0.2
     assert load.offered_per_s == 5 / 0.2
     assert load.stored_per_s == 2 / 0.2
     assert load.refused_per_s == 2 / 0.2
     assert load.refused == {"overloaded": 1, "rate_limited": 1}
-    assert load.stored == Latency(30.0, 200.0, 200.0, 200.0)
+    assert load.latency == Latency(30.0, 200.0, 200.0, 200.0)
     assert load.refusal == Latency(10.0, 20.0, 20.0, 20.0)
     assert load.waiting == 2
     assert (load.late_p99_ms, load.lag_p99_ms) == (20.0, 3.0)
@@ -93,17 +98,17 @@ def test_a_step_is_summed_up() -> None:
     assert not load.offered
 
 
-def test_a_step_in_which_nothing_happened_is_summed_up() -> None:
-    load = load_of(None, PLAN, 0, happened_of(), None)
-    assert (load.offered_per_s, load.stored.max_ms, load.frame_us, load.rss_peak_mib) == (0, 0, 0, None)
+def test_row_of_an_empty_step_is_zeros() -> None:
+    load = row_of(run_of(outcome_of()), place=0)
+    assert (load.offered_per_s, load.latency.max_ms, load.frame_us, load.rss_peak_mib) == (0, 0, 0, None)
     assert load.offered
 
 
-def test_windows_are_by_when_a_sync_was_due() -> None:
-    happened = happened_of(
+def test_windows_are_by_due_time() -> None:
+    outcome = outcome_of(
         *((10, 10, 20, 1), (99, 99, 400, 1), (50, 50, 60, 2), (310, 310, -1, 0), (320, -1, -1, 0))
     )
-    assert windows_of(happened) == [Window(0.0, 2, 1, 0, 301.0), Window(0.3, 0, 0, 1, None)]
+    assert windows_of(outcome) == [Window(0.0, 2, 1, 0, 301.0), Window(0.3, 0, 0, 1, None)]
 
 
 def window(tenth: int, p95_ms: float, refused: int = 0) -> Window:
@@ -121,27 +126,33 @@ def window(tenth: int, p95_ms: float, refused: int = 0) -> Window:
         ([15.1, 15.0, 15.0, 15.0], 0.2),
     ],
 )
-def test_it_is_normal_again_after_windows_in_a_row(p95s_ms: list[float], expected_s: float | None) -> None:
+def test_back_to_normal_takes_windows_in_a_row(p95s_ms: list[float], expected_s: float | None) -> None:
     windows = [window(0, 1.0), window(1, 1.0), *(window(2 + n, p95) for n, p95 in enumerate(p95s_ms))]
     found = back_to_normal_s(windows, 0.2, 10.0)
     assert found == (None if expected_s is None else pytest.approx(expected_s))
 
 
-def test_five_milliseconds_more_are_normal_too_and_a_refusal_is_not() -> None:
+def test_back_to_normal_five_ms_more_are_normal_and_a_refusal_is_not() -> None:
     fine = [window(n, 6.0) for n in range(3)]
     assert back_to_normal_s(fine, 0.0, 1.0) == pytest.approx(0.1)
     assert back_to_normal_s([window(0, 6.1), *fine[1:]], 0.0, 1.0) is None
     assert back_to_normal_s([window(0, 6.0, refused=1), *fine[1:]], 0.0, 1.0) is None
 
 
-def load(name: str, times: float | None = None, **changes: Any) -> Load:
+def load(name: str, times: float | None = None, **changes: Any) -> Row:
     usual: Json = {
         "wanted_per_s": 100.0,
         "offered_per_s": 100.0,
         "stored_per_s": 100.0,
         "refused_per_s": 0.0,
         "refused": {},
-        "stored": Latency(1.0, 2.0, 3.0, 4.0),
+        "latency": Latency(1.0, 2.0, 3.0, 4.0),
+        "loop": "open",
+        "asked": 1,
+        "connected": 1,
+        "connect_s": 0.1,
+        "refusals": {},
+        "answered": 1,
         "refusal": Latency(0.0, 0.0, 0.0, 0.0),
         "waiting": 0,
         "late_p99_ms": 0.5,
@@ -151,11 +162,11 @@ def load(name: str, times: float | None = None, **changes: Any) -> Load:
         "other_cpus": 0.0,
         "rss_peak_mib": 100.0,
     }
-    return Load(name=name, times=times, **(usual | changes))
+    return Row(name=name, times=times, **(usual | changes))
 
 
-def report_of(top: Load, *quiet: Load) -> Report:
-    beside = quiet or (load("quiet beside, round 1", stored=Latency(1.0, 2.0, 5.0, 6.0)),)
+def report_of(top: Row, *quiet: Row) -> Report:
+    beside = quiet or (load("quiet beside, round 1", latency=Latency(1.0, 2.0, 5.0, 6.0)),)
     loads = [
         load("capacity"),
         load("1 times", 1.0),
@@ -165,12 +176,10 @@ def report_of(top: Load, *quiet: Load) -> Report:
         load("capacity again", stored_per_s=90.0),
     ]
     windows = [window(n, 10.0) for n in range(10)]
-    machine = Machine(2, "a processor", "Linux 6", "3.11")
     return Report(
         scenario="overload",
         work="the work",
-        machine=machine,
-        loads=loads,
+        rows=loads,
         windows=windows,
         began_s=0.2,
         over_s=0.4,
@@ -188,7 +197,7 @@ OVER = {
 }
 
 
-def test_all_bars_are_met_or_missed() -> None:
+def test_judge_overload_meets_all_bars() -> None:
     report = report_of(load("10 times", 10.0, **OVER))
     judge(report)
     assert [(bar.name, round(bar.value, 3), bar.met) for bar in report.bars] == [
@@ -208,13 +217,13 @@ def test_all_bars_are_met_or_missed() -> None:
 
 
 @pytest.mark.parametrize(("stored_per_s", "said"), [(109.0, 0), (111.0, 1)])
-def test_a_capacity_that_was_taken_too_low_is_named(stored_per_s: float, said: int) -> None:
+def test_judge_capacity_taken_too_low_is_named(stored_per_s: float, said: int) -> None:
     report = report_of(load("10 times", 10.0, **(OVER | {"stored_per_s": stored_per_s})))
     judge(report)
     assert ["capacity was taken too low" in remark for remark in report.remarks] == [True] * said
 
 
-def test_a_load_that_was_not_offered_is_not_judged() -> None:
+def test_judge_load_that_was_not_offered_has_no_bar() -> None:
     report = report_of(load("10 times", 10.0, **(OVER | {"offered_per_s": 900.0})))
     judge(report)
     assert [bar.name for bar in report.bars if not bar.met] == ["of each load at least offered"]
@@ -222,14 +231,14 @@ def test_a_load_that_was_not_offered_is_not_judged() -> None:
     assert "900 of 1,000 syncs/s were really offered" in report.remarks[0]
     assert "900 (not measured)" in text_of(report)
     (whole,) = msgspec.json.decode(as_json([report]))["reports"]
-    assert [one["offered"] for one in whole["loads"]] == [True, True, False, True, True, True]
+    assert [one["offered"] for one in whole["rows"]] == [True, True, False, True, True, True]
 
 
-def test_a_server_that_collapses_misses_its_bars() -> None:
+def test_judge_server_that_collapses_misses_its_bars() -> None:
     nothing = Latency(0.0, 0.0, 0.0, 0.0)
     report = report_of(
         load("10 times", 10.0, **(OVER | {"stored_per_s": 0.0, "refused_per_s": 0.0, "refusal": nothing})),
-        load("quiet beside, round 1", refused={"overloaded": 3}, stored=nothing),
+        load("quiet beside, round 1", refused={"overloaded": 3}, latency=nothing),
     )
     report.windows = [window(0, 1.0), *(window(n, 900.0) for n in range(1, 10))]
     judge(report)
@@ -244,15 +253,15 @@ def test_a_server_that_collapses_misses_its_bars() -> None:
     ]
 
 
-def test_what_was_neither_stored_nor_refused_is_said() -> None:
-    happened = happened_of((1, 1, -1, 0), (2, -1, -1, 0), (3, 3, 4, 1), ended={"closed_4429": 2})
-    assert oddities(Loaded(PLAN, ["acme"], happened, None)) == [
+def test_oddities_name_silence_and_closed_connections() -> None:
+    outcome = outcome_of((1, 1, -1, 0), (2, -1, -1, 0), (3, 3, 4, 1), ended={"closed_4429": 2})
+    assert oddities(run_of(outcome)) == [
         "run of b: 1 syncs were never answered",
         "run of b: said without being asked: closed_4429 2",
     ]
 
 
-def test_the_report_shows_each_load_and_draws_them() -> None:
+def test_report_shows_each_load_and_draws_it() -> None:
     report = report_of(load("10 times", 10.0, **OVER))
     judge(report)
     text = text_of(report)

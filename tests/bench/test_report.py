@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -11,11 +11,12 @@ import pytest
 
 from bench.baselines.compare import Turn, figures, remarks
 from bench.harness.audit import Audit
-from bench.harness.drive import Run, Usage
-from bench.load.histogram import histogram
-from bench.load.plan import Outcome, Plan, Second
+from bench.harness.load_run import Run
+from bench.harness.meter import Usage
+from bench.load.plan import Loop, Outcome, Plan, Ready, Step
 from bench.report.html import html_of
-from bench.report.results import Bar, Figure, Machine, Report, Row, as_json, median_latency, row_of
+from bench.report.results import Bar, Machine, Report, Row, as_json, median_latency
+from bench.report.summary import row_of
 from bench.report.text import text_of
 
 MACHINE = Machine(2, "a processor", "Linux 6", "3.11")
@@ -23,37 +24,50 @@ CLEAN = Audit(100, 50, 2, 0, [])
 FAULTY = Audit(100, 50, 2, 1, ["acme/x: acknowledged at version 1 and not there"])
 
 
-def encoded(*milliseconds: int) -> str:
-    return str(histogram(array("Q", [ms * 1000 for ms in milliseconds])).encode().decode())
-
-
-def run_of(name: str = "round 1", mode: Any = "open", machine_ms: float = 0.0, **changes: Any) -> Run:
-    plan = Plan(host="h", port=1, devices=["r-0"], tokens=["t"], mode=mode, duration_s=2.0)
+def run_of(
+    name: str = "round 1",
+    loop: Loop = "open",
+    machine_ms: float = 0.0,
+    latencies_ms: Sequence[float] = range(1, 101),
+    codes: Sequence[str] = (),
+    **changes: Any,
+) -> Run:
+    """Make a run of two seconds with a sync for each latency, and one for each code of a refusal."""
+    plan = Plan(
+        host="h",
+        ports=[1],
+        prefix="0a1b2c3d",
+        devices=["r-0"],
+        tokens=["t"],
+        loop=loop,
+        steps=[Step("warm-up", 1.0, 1.0), Step(name, 50.0, 2.0)],
+    )
+    stored, refused = len(latencies_ms), len(codes)
+    names = ["unanswered", "synced", *dict.fromkeys(one for one in codes if one != "unanswered")]
     usual: dict[str, Any] = {
-        "asked": 1,
-        "connected": 1,
-        "connect_s": 0.1,
-        "refusals": {},
-        "sent": 120,
-        "answered": 100,
-        "completed": 100,
-        "duration_s": 2.0,
-        "histogram": encoded(*range(1, 101)),
-        "lateness": encoded(1),
-        "seconds": [Second(50, 1.0, 2.0)] * 2,
-        "cpu_ms": 10.0,
+        "device": [0] * (stored + refused),
+        "due_us": [1_000_000] * (stored + refused),
+        "sent_us": [1_001_000] * (stored + refused),
+        "done_us": [1_000_000 + int(ms * 1000) for ms in latencies_ms]
+        + [-1 if code == "unanswered" else 1_002_000 for code in codes],
+        "code": [1] * stored + [names.index(code) for code in codes],
+        "codes": names,
+        "base": [0] * stored,
     }
-    usage = Usage({"server": 20.0, "postgres": 30.0}, machine_ms, 1 << 20, 2 << 20, 3 << 20)
-    return Run(name, plan, ["acme"], Outcome(**(usual | changes)), usage)
+    usage = Usage(
+        *({"generator": 10.0, "server": 20.0, "postgres": 30.0}, machine_ms, 1 << 20, 2 << 20, 3 << 20)
+    )
+    ready = Ready(1, 0.1, changes.pop("refusals", {}))
+    return Run(plan, ["acme"], ready, Outcome(**(usual | changes)), [usage, usage])
 
 
 def report(*rows: Row, **fields: Any) -> Report:
     return Report(scenario="concurrent", work="the work", machine=MACHINE, rows=list(rows), **fields)
 
 
-def test_a_run_is_summed_up() -> None:
+def test_row_sums_up_a_run() -> None:
     row = row_of(run_of(), CLEAN)
-    assert row.syncs_per_s == 50
+    assert row.stored_per_s == 50
     assert row.latency.p50_ms == pytest.approx(50, rel=0.001)
     assert row.latency.p95_ms == pytest.approx(95, rel=0.001)
     assert row.latency.p99_ms == pytest.approx(99, rel=0.001)
@@ -62,8 +76,8 @@ def test_a_run_is_summed_up() -> None:
     assert row.rss_peak_mib == 3
 
 
-def test_medians_are_taken_over_rounds() -> None:
-    rows = [row_of(run_of(histogram=encoded(ms)), None) for ms in (9, 2, 4)]
+def test_median_latency_is_over_rounds() -> None:
+    rows = [row_of(run_of(latencies_ms=[ms])) for ms in (9, 2, 4)]
     assert median_latency(rows).p50_ms == pytest.approx(4, rel=0.001)
 
 
@@ -76,28 +90,29 @@ def test_medians_are_taken_over_rounds() -> None:
         (Bar("b", 99.9, "at least", 100.0, "%"), False),
     ],
 )
-def test_a_bar_is_met_or_missed(bar: Bar, met: bool) -> None:
+def test_bar_is_met_or_missed(bar: Bar, met: bool) -> None:
     assert bar.met is met
     assert report(bars=[bar]).passed is met
     assert ("MISSED" in text_of(report(bars=[bar]))) is not met
 
 
-def test_a_fault_of_the_audit_fails_the_report() -> None:
+def test_report_fault_of_an_audit_fails_it() -> None:
     assert report(row_of(run_of(), CLEAN)).passed
     faulty = report(row_of(run_of(), CLEAN), row_of(run_of(), FAULTY))
     assert not faulty.passed
     assert FAULTY.faults[0] in text_of(faulty)
 
 
-def test_the_text_names_errors_refusals_and_what_was_logged() -> None:
-    row = row_of(run_of(errors={"overloaded": 3}, unanswered=2, refusals={"HTTP/1.1 401": 4}), None)
+def test_text_names_errors_refusals_and_log_events() -> None:
+    codes = ["overloaded"] * 3 + ["unanswered"] * 2
+    row = row_of(run_of(codes=codes, refusals={"HTTP/1.1 401": 4}))
     text = text_of(report(row, logged={"batch_unavailable": 5}))
     assert "errors: overloaded 3, unanswered: 2" in text
     assert "handshakes refused: HTTP/1.1 401 4" in text
     assert "the server logged: batch_unavailable 5" in text
 
 
-def test_a_busy_machine_is_named() -> None:
+def test_report_busy_machine_is_named() -> None:
     """Of two seconds and 60 ms of our own, others took half a second, or a tenth of one."""
     busy = report(row_of(run_of(machine_ms=1060.0), None))
     assert busy.rows[0].other_cpus == pytest.approx(0.5)
@@ -105,7 +120,7 @@ def test_a_busy_machine_is_named() -> None:
     assert "something else" not in text_of(report(row_of(run_of(machine_ms=160.0), None)))
 
 
-def test_json_carries_the_verdicts() -> None:
+def test_json_has_the_verdicts() -> None:
     bars = [Bar("b", 2.0, "at most", 1.0, "ms")]
     whole = msgspec.json.decode(as_json([report(row_of(run_of(), CLEAN), bars=bars), report()]))
     assert whole["passed"] is False
@@ -114,9 +129,9 @@ def test_json_carries_the_verdicts() -> None:
     assert whole["reports"][0]["rows"][0]["latency"]["p50_ms"] == pytest.approx(50, rel=0.001)
 
 
-def test_the_page_has_its_charts_inside_and_loads_nothing() -> None:
+def test_page_has_its_charts_inside_and_loads_nothing() -> None:
     page = html_of(
-        [report(row_of(run_of("open < round"), CLEAN)), report(row_of(run_of(mode="closed"), None))]
+        [report(row_of(run_of("open < round"), CLEAN)), report(row_of(run_of(loop="closed"), None))]
     )
     assert page.count("<svg") == 3  # percentiles of both, a time line of the open loop
     assert "open &lt; round" in page
@@ -125,15 +140,15 @@ def test_the_page_has_its_charts_inside_and_loads_nothing() -> None:
     assert not re.search(r"@import|url\((?!#)", page)
 
 
-def test_a_row_without_answers_draws_no_chart() -> None:
-    silent = row_of(run_of(mode="idle", answered=0, completed=0, histogram="", lateness=""), None)
+def test_page_row_without_answers_draws_no_chart() -> None:
+    silent = row_of(run_of(loop="idle", latencies_ms=()), None)
     assert silent.cpu_ms == {}
     assert "<svg" not in html_of([report(silent)])
 
 
 def turns(rival: float, ours: float, connections: int = 100) -> list[Turn]:
     def turn(side: Any, per_s: float) -> Turn:
-        run = run_of(mode="closed", completed=round(per_s * 2))
+        run = run_of(loop="closed", latencies_ms=[1] * round(per_s * 2))
         return Turn(side, connections, row_of(run, None))
 
     return [
@@ -143,7 +158,7 @@ def turns(rival: float, ours: float, connections: int = 100) -> list[Turn]:
     ]
 
 
-def test_the_product_is_a_ratio_of_the_simplest_pipeline() -> None:
+def test_figures_product_is_a_ratio_of_the_simplest_pipeline() -> None:
     found = {figure.name: figure for figure in figures(turns(20_000, 8_000))}
     ratio = found["product as a ratio of (c) at 100"]
     assert ratio.value == pytest.approx(0.5)
@@ -153,11 +168,5 @@ def test_the_product_is_a_ratio_of_the_simplest_pipeline() -> None:
 
 
 @pytest.mark.parametrize(("rival", "said"), [(15_560, 1), (15_580, 0)])
-def test_a_rival_below_its_table_is_named(rival: float, said: int) -> None:
+def test_remarks_rival_below_its_table_is_named(rival: float, said: int) -> None:
     assert len(remarks(turns(rival, 1_000))) == said
-
-
-def test_figures_and_bars_are_readable() -> None:
-    text = text_of(report(figures=[Figure("f", 18_097.4, "syncs/s"), Figure("g", 0.6516, "")]))
-    assert "18,097 syncs/s" in text
-    assert "0.652" in text

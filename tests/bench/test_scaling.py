@@ -8,7 +8,8 @@ import pytest
 
 from bench.live import connections, scenario
 from bench.live.summary import Delivered
-from bench.report.results import Latency, Report, Row, this_machine
+from bench.report.results import Report, Row
+from bench.report.statistics import Latency
 from bench.report.text import text_of
 from bench.scenarios import scaling
 from tests.bench.test_live import seen_of
@@ -24,7 +25,7 @@ def row_of(**changes: Any) -> Row:
         "connected": 10,
         "connect_s": 0.1,
         "refusals": {},
-        "syncs_per_s": 1000.0,
+        "stored_per_s": 1000.0,
         "latency": latency(4.0),
         "late_p50_ms": 0.0,
         "late_p99_ms": 0.0,
@@ -51,7 +52,7 @@ def latency(p95_ms: float) -> Latency:
 
 def report() -> Report:
     """Make a report with nothing in it."""
-    return Report(scenario="s", work="", machine=this_machine())
+    return Report(scenario="s", work="")
 
 
 def missed(judged: Report) -> list[str]:
@@ -82,9 +83,9 @@ def test_equal_workers_meet_every_bar_of_scaling() -> None:
 @pytest.mark.parametrize(
     ("place", "changes", "bar"),
     [
-        (1, {"syncs_per_s": 990.0}, "2 workers over 1, saturated"),
-        (2, {"syncs_per_s": 790.0}, "one tenant on 2 workers, over many tenants"),
-        (3, {"syncs_per_s": 690.0}, "8 workers over 2, saturated"),
+        (1, {"stored_per_s": 990.0}, "2 workers over 1, saturated"),
+        (2, {"stored_per_s": 790.0}, "one tenant on 2 workers, over many tenants"),
+        (3, {"stored_per_s": 690.0}, "8 workers over 2, saturated"),
         (5, {"latency": latency(4.5)}, "p95 of 2 workers, over 1"),
         (0, {"unanswered": 1}, "syncs refused or not answered"),
         (4, {"connected": 9}, "connected"),

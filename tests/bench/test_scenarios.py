@@ -12,15 +12,17 @@ from click.testing import CliRunner
 
 from bench.baselines import compare
 from bench.cli import SCENARIOS, Scenario, bench
-from bench.harness.drive import Target, drive
+from bench.harness.audit import syncs_of
 from bench.harness.environment import BenchError, read_settings, secret_of
+from bench.harness.load_run import Target, run_tasks
 from bench.harness.preload import fill
 from bench.harness.server import started
 from bench.harness.stage import Options, add_tenants
 from bench.live import connections
 from bench.live import scenario as live
 from bench.overload import scenario as overload
-from bench.report.results import Bar, Report, this_machine
+from bench.report.results import Bar, Report
+from bench.report.summary import row_of
 from bench.scenarios import concurrent, limits, scaling
 from bench.uploads import criteria
 from bench.uploads import scenario as uploads
@@ -78,7 +80,7 @@ def test_a_missed_bar_is_exit_status_1(
 ) -> None:
     async def scenario(_: Options) -> Report:
         bars = [Bar("p50", 2.0, "at most", limit_ms, "ms")]
-        return Report(scenario="concurrent", work="", machine=this_machine(), bars=bars)
+        return Report(scenario="concurrent", work="", bars=bars)
 
     monkeypatch.setitem(SCENARIOS, "concurrent", scenario)
     status, text = run_bench("--scenario", "concurrent")
@@ -148,7 +150,7 @@ async def test_overload_climbs_comes_back_and_has_a_quiet_tenant(monkeypatch: py
     monkeypatch.setattr(overload, "_WARMUP_S", 0.1)
     monkeypatch.setattr(overload, "_AFTER_S", 0.3)
     report = await overload.overload(options(connections=8, duration_s=0.25, rounds=1))
-    assert [(load.name, load.times) for load in report.loads] == [
+    assert [(row.name, row.times) for row in report.rows] == [
         ("capacity", None),
         ("0.5 times", 0.5),
         ("1 times", 1.0),
@@ -163,8 +165,8 @@ async def test_overload_climbs_comes_back_and_has_a_quiet_tenant(monkeypatch: py
     assert report.audit is not None
     assert report.audit.faults == []
     assert report.audit.items > 0
-    assert all(load.rss_peak_mib for load in report.loads)
-    assert all({"generator", "server", "postgres"} <= load.cpus.keys() for load in report.loads)
+    assert all(row.rss_peak_mib for row in report.rows)
+    assert all({"generator", "server", "postgres"} <= row.cpus.keys() for row in report.rows)
     assert 0 < report.began_s < report.over_s < report.windows[-1].at_s
     assert {bar.name for bar in report.bars} >= {
         "of each load at least offered",
@@ -182,7 +184,7 @@ async def test_overload_of_a_server_that_runs_already(serve: Serve, monkeypatch:
     report = await overload.overload(options(connections=4, duration_s=0.2, rounds=1, url=server.url))
     assert report.audit is not None
     assert report.audit.faults == []
-    assert {load.rss_peak_mib for load in report.loads} == {None}
+    assert {row.rss_peak_mib for row in report.rows} == {None}
     assert "CPU and memory of a server that was not started here are not measured" in report.remarks
 
 
@@ -235,7 +237,7 @@ async def test_live_delivers_to_another_worker_and_loses_nothing(monkeypatch: py
     assert figures["p95 from acknowledgement to subscriber, over 4 tenants"] > 0
     assert figures["delivered, over 4 tenants"] > 0
     # Each of four subscribers of a tenant gets all of it.
-    assert figures["delivered, over 2 tenants"] > 2 * dense.syncs_per_s
+    assert figures["delivered, over 2 tenants"] > 2 * dense.stored_per_s
 
 
 @pytest.mark.slow
@@ -291,28 +293,28 @@ async def test_a_server_that_answers_nothing_is_an_error() -> None:
     async with started(["-m", "bench.baselines.decode_only"], {}) as server:
         port = server.port
     target = Target(port=port, secret=SECRET.decode(), tenants=TENANTS)
-    with pytest.raises(BenchError, match="0 of 2 connected and nothing was answered: Connection refused"):
-        await drive("nobody", target, "closed", 2, 0.1)
+    with pytest.raises(BenchError, match="0 of 2 devices connected: Connection refused"):
+        await run_tasks("nobody", target, "closed", 2, 0.1)
 
 
 async def test_limit_c_keeps_what_it_acknowledges(empty_dsn: str) -> None:
     async with started(["-m", "bench.baselines.simplest_pipeline", empty_dsn], {}) as server:
         target = Target(port=server.port, secret=SECRET.decode(), tenants=TENANTS)
-        run = await drive("c", target, "closed", 7, 0.5)
-    acks = run.outcome.acks
-    assert not run.outcome.errors
+        run = await run_tasks("c", target, "closed", 7, 0.5)
+    stored = [sync for sync in syncs_of(run).values() if sync.fate == "stored"]
+    assert row_of(run).lost == 0
     (records,) = rows(empty_dsn, "SELECT count(*), sum(version) FROM records")
-    assert records == (len({*zip(acks.device, acks.record, strict=True)}), len(acks.seq))
-    assert rows(empty_dsn, "SELECT count(*) FROM keys") == [(len(acks.seq),)]
-    assert len(set(acks.seq)) == len(acks.seq) > 0
+    assert records == (len({(sync.device, sync.record) for sync in stored}), len(stored))
+    assert rows(empty_dsn, "SELECT count(*) FROM keys") == [(len(stored),)]
+    assert len({*run.outcome.seqs}) == len(stored) > 0
 
 
 async def test_limit_a_answers_what_it_is_asked() -> None:
     async with started(["-m", "bench.baselines.decode_only"], {}) as server:
         target = Target(port=server.port, secret=SECRET.decode(), tenants=TENANTS)
-        run = await drive("a", target, "closed", 3, 0.2)
-    assert run.outcome.sent == len(run.outcome.acks.seq) > 0
-    assert not run.outcome.errors
+        run = await run_tasks("a", target, "closed", 3, 0.2)
+    assert len(run.outcome.seqs) == len(run.outcome.due_us) > 0
+    assert row_of(run).lost == 0
 
 
 def test_filling_keeps_what_the_audit_counts_on(dsn: str) -> None:

@@ -19,13 +19,14 @@ from click.testing import CliRunner
 
 from bench.baselines import tus_server
 from bench.cli import bench
-from bench.harness.drive import Target
 from bench.harness.environment import BenchError
+from bench.harness.load_run import Target
+from bench.harness.meter import Usage
 from bench.harness.server import started
 from bench.uploads import check, device
 from bench.uploads.check import Checker
 from bench.uploads.device import FailedError, Stored, Uploader
-from bench.uploads.drive import Spent, planned, uploading
+from bench.uploads.drive import planned, uploading
 from bench.uploads.plan import Transferred, UploadPlan
 from bench.uploads.workload import Album, Picture, record_id
 from tests.harness.ws_device import SECRET
@@ -325,7 +326,7 @@ def target_of(port: int) -> Target:
     return Target(port=port, secret=SECRET.decode(), tenants=["acme"], watched={"server": os.getpid()})
 
 
-async def turn(port: int, files: str) -> tuple[Transferred, Spent]:
+async def turn(port: int, files: str) -> tuple[Transferred, Usage]:
     target = target_of(port)
     plan = planned(target, 5, FILE_BYTES, CHUNK_BYTES, files=files, records=False)
     async with uploading(plan, target) as uploaders:
@@ -340,7 +341,7 @@ async def test_a_client_of_many_uploads_at_the_plain_server(tmp_path: Path) -> N
     assert (came.begun, came.whole, came.chunks, came.sent_bytes) == (5, 5, 15, 5 * FILE_BYTES)
     assert (came.retries, came.fault_count, came.faults) == ({}, 0, [])
     assert came.elapsed_s > 0
-    assert spent.rss_peak_bytes > 0
+    assert spent.rss_peak_bytes
     assert {path.stat().st_size for path in (tmp_path / "files").iterdir()} == {FILE_BYTES}
 
 

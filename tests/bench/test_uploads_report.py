@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from array import array
 from typing import Any
 
 import msgspec
 import pytest
 
-from bench.load.histogram import histogram
+from bench.harness.meter import Usage
 from bench.report.html import html_of
-from bench.report.results import Report, Transfer, as_json, row_of, this_machine
+from bench.report.results import Report, Transfer, as_json
+from bench.report.summary import row_of
 from bench.report.text import text_of
 from bench.uploads.criteria import PLAIN, PRODUCT, TUS, Sides, judge, transfer_of
-from bench.uploads.drive import Spent
 from bench.uploads.plan import Transferred
 from tests.bench.test_report import run_of
 
@@ -27,10 +26,10 @@ def transfer(name: str, mb_per_s: float = 100.0, **changes: Any) -> Transfer:
         "elapsed_s": 2.0,
         "download_s": 1.0,
         "cpu_ms": 400.0,
-        "chunk_us": histogram(array("Q", [1000, 2000, 3000])).encode().decode(),
+        "chunk_us": [1000, 2000, 3000],
     }
     peak_mib = changes.pop("peak_mib", 150)
-    spent = Spent({"server": 1800.0}, 3000.0, peak_mib << 20)
+    spent = Usage({"server": 1800.0}, 3000.0, 0, 0, peak_mib << 20)
     return transfer_of(name, Transferred(**(usual | changes)), spent)
 
 
@@ -50,16 +49,12 @@ def judged(ours: list[Transfer], beside_ms: int = 15, goes_on: Transfer | None =
     sides[PRODUCT] = ours
     sides[TUS] = [transfer("b", rate) for rate in (50.0, 60.0, 70.0)]
     on = goes_on or transfer("on", 40.0)
-    report = Report(scenario="uploads", work="the work", machine=this_machine())
+    report = Report(scenario="uploads", work="the work")
     report.transfers = [*sides[PLAIN], *ours, *sides[TUS], on]
-    alone = [row_of(run_of(histogram=_of(10)), None)]
-    beside = [row_of(run_of(histogram=_of(beside_ms)), None)]
+    alone = [row_of(run_of(latencies_ms=[10]))]
+    beside = [row_of(run_of(latencies_ms=[beside_ms]))]
     judge(report, sides, 60.0, alone, beside, [on])
     return report
-
-
-def _of(milliseconds: int) -> str:
-    return str(histogram(array("Q", [milliseconds * 1000])).encode().decode())
 
 
 def ours(*rates: float, **changes: Any) -> list[Transfer]:

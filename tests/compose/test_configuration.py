@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.harness.environment import Ground, read_settings
+from bench.harness.environment import Environment, read_settings
 from bench.harness.server import variables
 from compose import configuration
 from compose.configuration import DEFAULTS, VARIABLE, bus_url, database_dsn, layers
@@ -135,7 +135,7 @@ def test_read_settings_own_server_never_looks_into_etc(system: Path, tmp_path: P
     assert read_settings(None, None).server.port == 8080
     assert read_settings(None, None, of_system=True).server.port == 1001
     own = put(tmp_path / "own.toml", 1002)
-    ground = Ground(tmp_path, "", "unix:///redis", 0)
+    ground = Environment(tmp_path, "", "unix:///redis", 0)
     assert variables(ground, "host=own", "s" * 40, None)[VARIABLE] == str(DEFAULTS)
     assert variables(ground, "host=own", "s" * 40, own)[VARIABLE] == str(own)
 
@@ -145,7 +145,7 @@ def test_bench_variables_settings_that_name_files_are_of_its_own_services(
 ) -> None:
     own = tmp_path / "own.toml"
     own.write_text("[postgres]\ndsn_file = '/no'\n[redis]\nurl_file = '/no'\n[auth]\nsecret_file = '/no'\n")
-    ground = Ground(tmp_path, "", "unix:///redis", 0)
+    ground = Environment(tmp_path, "", "unix:///redis", 0)
     for name, value in variables(ground, "host=own", "s" * 40, own).items():
         monkeypatch.setenv(name, value)
     deployment = open_deployment(None, {})

@@ -1,0 +1,46 @@
+"""The main of each process of the benchmark: a plan and further lines on stdin, lines of JSON on stdout."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+from collections.abc import Awaitable, Callable
+from typing import BinaryIO, TypeVar
+
+import msgspec
+import uvloop
+
+Plan = TypeVar("Plan")
+
+
+def say(message: object) -> None:
+    """Write one line of JSON to the parent."""
+    # Not sys.stdout: under PYTHONUNBUFFERED it is the bare file, which may write the first part alone.
+    with open(1, "wb", closefd=False) as out:
+        out.write(msgspec.json.encode(message) + b"\n")
+
+
+class Lines:
+    """The lines that the parent writes after the plan."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    async def next(self) -> bytes:
+        """Return the next line, empty once the parent has closed the pipe."""
+        return await asyncio.get_running_loop().run_in_executor(None, self._file.readline)
+
+
+def main(plan_type: type[Plan], run: Callable[[Plan, Lines], Awaitable[None]]) -> None:
+    """Read the plan and run it, with as many open files as this account may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # Without read-ahead, which would take lines that come later.
+    with os.fdopen(os.dup(0), "rb") as file:
+        plan = msgspec.json.decode(file.readline(), type=plan_type)
+        uvloop.run(_awaited(run(plan, Lines(file))))
+
+
+async def _awaited(running: Awaitable[None]) -> None:
+    await running

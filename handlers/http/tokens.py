@@ -197,8 +197,9 @@ class Verifier:
         since_s = max(reused.made_s - self._leeway_s, reused.removed_s)
         # One that lies ahead is of a wrong clock, and tells nothing.
         latest_s = time.time() + self._leeway_s
-        said = (claims.issued_at_s, claims.begins_at_s)
-        is_since = any(at_s is not None and since_s <= at_s <= latest_s for at_s in said)
+        # One that was signed ahead of its time, for the earlier tenant, begins after the new one was made.
+        signed_s = claims.begins_at_s if claims.issued_at_s is None else claims.issued_at_s
+        is_since = signed_s is not None and since_s <= signed_s <= latest_s
         if claims.tenant_number is not None or not is_since:
             raise _unauthenticated(
                 "the name of the tenant was an earlier one's, and the token may be of that: get a new one"

@@ -215,7 +215,8 @@ REUSED = Tenant(7, "acme", Reused(MADE_S, MADE_S - 100))
         ({"tnr": True, "iat": MADE_S - 900}, False),
         ({"iat": MADE_S - 31}, False),
         ({"iat": MADE_S - 30}, True),
-        ({"nbf": MADE_S, "iat": MADE_S - 900}, True),
+        ({"nbf": MADE_S}, True),
+        ({"nbf": MADE_S, "iat": MADE_S - 900}, False),  # signed ahead of its time, for the earlier tenant
         ({"nbf": MADE_S - 900}, False),
         ({"iat": MADE_S + 1000}, False),  # ahead of the clock: it tells nothing
         ({"iat": "2027-01-15"}, False),

@@ -8,8 +8,12 @@ from typing import Final
 import click
 import msgspec
 
-#: C0 and C1, line feeds of all kinds, marks and overrides of direction, and what no encoding takes.
-_CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+#: C0 and C1, line feeds of all kinds, marks and overrides of direction, what nobody sees, so that two ids
+#: would look the same (the joiners U+200C and U+200D are left: scripts need them), and what no encoding takes.
+_CONTROLS: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
 
 
 def plain(text: str) -> str:
@@ -30,4 +34,5 @@ def json_text(document: bytes) -> str:
 
 
 def _escaped(found: re.Match[str]) -> str:
-    return f"\\u{ord(found[0]):04x}"
+    units = found[0].encode("utf-16-be", "surrogatepass")
+    return "".join([f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2)])

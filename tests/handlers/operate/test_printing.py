@@ -14,9 +14,11 @@ from handlers.operate.printing import json_text, plain
 from run import cli
 from tests.harness.services import execute
 
-HOSTILE = "\x1b[2J\x07a\nb\r\x85\x9b31m\u202eevil\u2066\u200f\u2028"
+HOSTILE = "\x1b[2J\x07a\nb\r\x85\x9b31m\u202eevil\u2066\u200f\u2028\u200b\ufeff\U000e0041"
 #: What no line that is printed may hold.
-ACTIVE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+ACTIVE = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\U000e0041]"
+)
 
 _TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -32,6 +34,7 @@ def test_plain_any_text_becomes_one_line_that_does_nothing(text: str) -> None:
 def test_plain_ordinary_text_stays_as_it_is() -> None:
     assert plain("Grüße, 東京 👩\u200d🔧 \\n") == "Grüße, 東京 👩\u200d🔧 \\n"
     assert plain(HOSTILE).startswith("\\u001b[2J\\u0007a\\u000ab\\u000d")
+    assert plain("phone\u200b-\U000e0041") == "phone\\u200b-\\udb40\\udc41", "as JSON writes it"
 
 
 @given(st.recursive(_TEXTS, lambda inner: st.dictionaries(_TEXTS, inner)))

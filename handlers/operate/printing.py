@@ -9,7 +9,7 @@ import click
 import msgspec
 
 #: C0 and C1, line feeds of all kinds, marks and overrides of direction, what nobody sees, so that two ids
-#: would look the same (the joiners U+200C and U+200D are left: scripts need them), and what no encoding takes.
+#: would look the same (the joiners U+200C and U+200D stay: scripts need them), and what no encoding takes.
 _CONTROLS: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f]"

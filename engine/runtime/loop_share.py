@@ -75,7 +75,7 @@ class LoopShares:
         yield counter("tidemark_loop_charged_seconds", "Loop time charged to devices", self.charged_s)
 
     def heard(self, tenant_id: int, now_s: float) -> None:
-        """Note that a tenant speaks. The hot path calls it only if ``self.tenant_id`` is another."""
+        """Note that a tenant speaks. A socket calls it ten times a second at most."""
         if self.tenant_id not in (0, tenant_id):
             self._others_heard_at_s = now_s
         self.tenant_id = tenant_id

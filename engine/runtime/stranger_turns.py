@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from heapq import heappop, heappush
 from typing import Final
 
 from engine.runtime.loop_share import DEVICE_BURST_S, DEVICE_LONGEST_WAIT_S, DEVICE_PART, LoopShare
@@ -48,6 +49,9 @@ class Waiting:
 class StrangerTurns:
     """Gives turns to connections without a valid token, to one address after the other.
 
+    An address that waits stands once in ``_due`` or, while it owes too much, in ``_later`` by when it is due.
+    So a turn costs the same, however many addresses wait.
+
     ``charged_s`` is all work that was charged so far, to any address.
     """
 
@@ -55,7 +59,9 @@ class StrangerTurns:
         self._clock_s = clock_s
         self._loop = loop
         self._shares: dict[str, LoopShare] = {}
-        self._waiting: dict[str, deque[Waiting]] = {}  # the address first that was served longest ago
+        self._waiting: dict[str, deque[Waiting]] = {}
+        self._due: deque[str] = deque()
+        self._later: list[tuple[float, str]] = []
         self._spent_s = 0.0  # in this pass of the loop
         self._passing = False
         self._call: Handle | None = None
@@ -72,7 +78,12 @@ class StrangerTurns:
     def take(self, address: str, work: Callable[[], None]) -> Waiting:
         """Have ``work`` called in a turn. It says with ``worked`` what it took."""
         waiting = Waiting(work)
-        self._waiting.setdefault(address, deque()).append(waiting)
+        queue = self._waiting.get(address)
+        if queue is None:
+            self._waiting[address] = deque((waiting,))
+            self._due.append(address)
+        else:
+            queue.append(waiting)
         self._call_when_due()
         return waiting
 
@@ -109,7 +120,7 @@ class StrangerTurns:
         if not self._waiting:
             return
         now_s = self._clock_s()
-        due_s = max(now_s, min([self._due_s(address) for address in self._waiting]))
+        due_s = now_s if self._due else max(now_s, self._later[0][0])
         if self._call is not None:
             if self._call_at_s <= due_s:
                 return
@@ -126,17 +137,27 @@ class StrangerTurns:
         self._call = None
         try:
             while self._spent_s <= PASS_S and (address := self._next()) is not None:
-                waiting = self._waiting.pop(address)
-                one = waiting.popleft()
-                if waiting:
-                    self._waiting[address] = waiting  # behind the others
+                queue = self._waiting[address]
+                one = queue.popleft()
+                if queue:
+                    self._due.append(address)
+                else:
+                    del self._waiting[address]
                 one.run()
         finally:
             self._call_when_due()
 
     def _next(self) -> str | None:
         now_s = self._clock_s()
-        return next((address for address in self._waiting if self._due_s(address) <= now_s), None)
+        while self._later and self._later[0][0] <= now_s:
+            self._due.append(heappop(self._later)[1])
+        while self._due:
+            address = self._due.popleft()
+            due_s = self._due_s(address)
+            if due_s <= now_s:
+                return address
+            heappush(self._later, (due_s, address))
+        return None
 
 
 def _ready_s(share: LoopShare) -> float:

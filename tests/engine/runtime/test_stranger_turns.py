@@ -127,3 +127,21 @@ def test_addresses_that_have_paid_are_forgotten() -> None:
         world.now_s += 1.0
         world.turns.charge(f"2001:db8::{number:x}", 0.001)
     assert len(world.turns._shares) <= 1025
+
+
+def test_stranger_turns_look_at_few_addresses_each_however_many_wait() -> None:
+    looks = 0
+
+    class Counted(StrangerTurns):
+        def _due_s(self, address: str) -> float:
+            nonlocal looks
+            looks += 1
+            return super()._due_s(address)
+
+    world = _World()
+    world.turns = Counted(lambda: world.now_s, world)
+    for number in range(1000):
+        world.turns.take(f"{number}", partial(world.work, f"{number}", PASS_S / 8))
+    world.run()
+    assert [address for address, _, _ in world.log] == [f"{number}" for number in range(1000)]
+    assert looks <= 2 * 1000

@@ -100,15 +100,25 @@ class ReadTurns:
             reader, _ = devices.popitem(last=False)
             if devices:
                 self._next[tenant_id] = devices  # behind the others
-            waiting = self._waiting[reader]
+            told = self._first(reader)
+            if told is not None:
+                self._begin(reader)
+                told.set_result(None)
+
+    def _first(self, reader: Reader) -> asyncio.Future[None] | None:
+        """Take the first that waits of a device. One that was cancelled, and has not run since, does not."""
+        waiting = self._waiting[reader]
+        told = waiting.popleft()
+        while told.cancelled() and waiting:
             told = waiting.popleft()
-            if not waiting:
-                del self._waiting[reader]
-            self._begin(reader)
-            told.set_result(None)
+        if not waiting:
+            del self._waiting[reader]
+        return None if told.cancelled() else told
 
     def _forget(self, reader: Reader, told: asyncio.Future[None]) -> None:
-        waiting = self._waiting[reader]
+        waiting = self._waiting.get(reader)
+        if waiting is None or told not in waiting:  # it was passed over
+            return
         waiting.remove(told)
         if waiting:
             return

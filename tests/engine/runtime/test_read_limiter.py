@@ -199,3 +199,26 @@ def test_turns_are_never_more_than_there_are_and_none_is_lost(
             assert len(one.reading) == at_once or not wanting, "nobody waits while there is a turn for them"
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("more", [0, 1])
+async def test_turn_given_while_who_waits_is_cancelled_goes_to_the_next(more: int) -> None:
+    turns = ReadTurns(1)
+    go = asyncio.Event()
+
+    async def read(reader: Reader) -> None:
+        async with turns.turn(reader):
+            await go.wait()
+
+    async def started(*readers: Reader) -> list[asyncio.Task[None]]:
+        tasks = [asyncio.create_task(read(reader)) for reader in readers]
+        await asyncio.sleep(0)
+        return tasks
+
+    reading, cancelled, *others = await started(PHONE, OTHER, *[OTHER] * more, TABLET)
+    go.set()  # the turn ends in the pass of the loop in which the next one is cancelled
+    cancelled.cancel()
+    async with asyncio.timeout(30):
+        await asyncio.gather(reading, *others)
+        await read(TABLET)
+    assert cancelled.cancelled()

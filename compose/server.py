@@ -19,6 +19,7 @@ import structlog
 import uvloop
 from anyio.abc import TaskStatus
 
+from compose.edge import Edge, Engine
 from compose.room_watch import RoomWatch
 from compose.uploads import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, FileParts
 from engine.cache.devices import DeviceLimits, Devices
@@ -27,30 +28,20 @@ from engine.cache.tenants import PolicyBook
 from engine.cluster.listener import Neighbours
 from engine.commit.committer import Committer
 from engine.commit.queue import CommitLimits
-from engine.commit.validation import MessageValidator
 from engine.feed.feed import Feed
 from engine.feed.hub import FeedLimits
 from engine.model.domains import Domains
 from engine.model.rows import Record
 from engine.plan.context import PlanContext
 from engine.runtime.loop_share import LoopShares
-from engine.runtime.loop_turns import LoopTurns
-from engine.runtime.open_requests import OpenRequests, RequestLimits
-from engine.runtime.partial_messages import PartialMessages
 from engine.runtime.ports import StoreError
-from engine.runtime.rate_limit import TenantRates
 from engine.runtime.read_limiter import ReadTurns
 from engine.runtime.services import Service, running
 from engine.runtime.settings import Settings
-from handlers.http.client_address import Refusals, networks
-from handlers.http.context import Core, EdgeLimits
-from handlers.http.counters import Traffic
-from handlers.http.loop_watch import LoopWatch
-from handlers.http.stranger_limits import DoorLimits, Doors
-from handlers.http.tokens import KeySet, Verifier
-from handlers.operate.insiders import Told
-from handlers.operate.worker_metrics import Siblings
-from handlers.server import ClosedDoorError, application, listening, probe_application, services
+from handlers.http.stranger_limits import Doors
+from handlers.http.tokens import KeySet
+from handlers.operate.worker_metrics import WorkerMetrics
+from handlers.server import ClosedDoorError, listening
 from handlers.sync.connections import Connections
 from storage.bus.redis_bus import RedisBus
 from storage.embedded.servers import Services
@@ -71,8 +62,6 @@ from storage.stores.usage import recount
 _MAINTENANCE_S: Final = 3600.0
 #: After an upgrade, what servers of the version before wrote is counted once they are gone.
 _FIRST_COUNT_S: Final = 600.0
-#: So many tenants may each have all that one tenant may have of messages that are not whole.
-_TENANTS_WAITING: Final = 2
 #: How long a thread that comes back from the disk waits for the interpreter. With the usual 5 ms, four times
 #: a chunk, that is longer than the disk takes.
 _SWITCH_S: Final = 0.0005
@@ -96,14 +85,14 @@ class Server:
     ) -> None:
         self._settings = settings
         port, host = settings.server.port, settings.server.host
-        workers = settings.server.workers
-        several = worker > 0 and workers > 1
+        count = settings.server.workers
+        several = worker > 0 and count > 1
         self._supervised = worker > 0
         self._own_port = port + worker if several else None
-        self._siblings: Siblings | None = None
+        workers: WorkerMetrics | None = None
         if several:
             probe_port = settings.server.probe_port
-            self._siblings = Siblings(worker, workers, host, port, probe_port, secret)
+            workers = WorkerMetrics(worker, count, host, port, probe_port, secret)
         self._dsn = dsn = at.dsn
         clock = SystemClock()
         # One connection a lane, so that a batch never waits for a read, and reads never for a batch.
@@ -178,73 +167,38 @@ class Server:
             settings.commit.lanes,
             shares.wanted,
         )
-        request_limits = RequestLimits(
-            device_requests=limits.open_requests,
-            device_bytes=limits.waiting_bytes,
-            tenant_requests=limits.tenant_open_requests,
-            tenant_bytes=limits.tenant_waiting_bytes,
-        )
         sessions = Database(dsn, UPLOAD_CONNECTIONS, pooler)
         files = self._files = FileParts(settings, sessions, self._reads, committer, bus, clock)
-        self._core = Core(
-            domains=domains,
-            intake=MessageValidator(domains, limits.items),
-            committer=committer,
-            feed=feed,
-            policies=policies,
-            devices=Devices(
-                device_store,
-                clock,
-                self._connections.__contains__,
-                DeviceLimits(settings.devices.remembered, settings.devices.ttl_s, settings.devices.flush_s),
-                limits.messages_per_minute,
-            ),
-            revocations=self._revocations,
-            conflicts=PostgresConflicts(self._reads),
-            read_turns=read_turns,
-            clock=clock,
-            verifier=Verifier(
-                keys, settings.auth.audience, frozenset(server.origins), settings.auth.leeway_s
-            ),
-            limits=EdgeLimits(
-                frame_bytes=limits.frame_bytes,
-                items=limits.items,
-                record_bytes=limits.record_bytes,
-                messages_per_minute=limits.messages_per_minute,
-                outbox_bytes=server.outbox_bytes,
-                heartbeat_s=server.heartbeat_s,
-                compress=server.compress,
-                write_patience_s=server.write_patience_s,
-                body_s=server.body_s,
-                tenant_connections=limits.tenant_connections,
-            ),
-            traffic=Traffic(),
-            tenant_rates=TenantRates(limits.tenant_messages_per_minute),
-            refusals=Refusals(networks(server.trusted_proxies)),
-            trusted_proxies=networks(server.trusted_proxies),
-            bus=bus,
-            uploads=files.receiving.counters,
-            cleanup_job=files.cleanup_job.counters,
-            shares=shares,
-            turns=LoopTurns(shares, clock),
-            watch=LoopWatch(clock),
-            room=room,
-            open_requests=OpenRequests(request_limits),
-            partial_messages=PartialMessages(
-                limits.tenant_waiting_bytes, _TENANTS_WAITING * limits.tenant_waiting_bytes
-            ),
-            doors=Doors(
-                DoorLimits(
-                    head_s=server.head_s,
-                    head_bytes=server.head_bytes,
-                    address_connections=server.address_connections,
-                    write_patience_s=server.write_patience_s,
-                    trusted=networks(server.trusted_proxies),
-                ),
-                OpenRequests(request_limits),
-            ),
+        self._devices = Devices(
+            device_store,
+            clock,
+            self._connections.__contains__,
+            DeviceLimits(settings.devices.remembered, settings.devices.ttl_s, settings.devices.flush_s),
+            limits.messages_per_minute,
         )
-        self._domains = domains
+        self._bus = bus
+        self._edge = Edge(
+            settings,
+            keys,
+            Engine(
+                clock=clock,
+                domains=domains,
+                committer=committer,
+                feed=feed,
+                tenants=policies,
+                devices=self._devices,
+                revocations=self._revocations,
+                conflicts=PostgresConflicts(self._reads),
+                read_turns=read_turns,
+                shares=shares,
+                bus=bus,
+                capacity=room,
+                files=files,
+            ),
+            self._connections,
+            self._problems,
+            workers,
+        )
         self._presence = Presence(self._reads, port)
         self._neighbours = Neighbours(bus, feed, policies, self._connections, files.holds)
 
@@ -258,18 +212,16 @@ class Server:
         settings = self._settings
         await self._renew()
         await self._presence.say()
-        await self._core.devices.warm()
+        await self._devices.warm()
         await self._room_watch.look()
-        routes = self._files.routes(self._core, self._connections, self._domains)
         probe_port = settings.server.probe_port
-        told: Told = "nobody" if probe_port else "insiders"
-        app = application(self._core, self._connections, self._faults, self._siblings, routes, told)
-        goodbye, *others = services(self._core, self._connections)
+        app = self._edge.application()
+        goodbye, *others = self._edge.services()
         everything = [
             goodbye,
             *self._files.services(),
             *others,
-            Service("neighbours", self._neighbours.run, self._core.bus.drain),
+            Service("neighbours", self._neighbours.run, self._bus.drain),
             Service("maintenance", self._maintain),
             Service("presence", self._presence.run, self._presence.leave),
             Service("room", self._room_watch.run),
@@ -291,18 +243,17 @@ class Server:
                         host,
                         settings.server.port,
                         self._own_port,
-                        doors=self._core.doors,
+                        doors=self._edge.doors,
                         shared=self._supervised,
                     )
                 )
                 if probe_port:
-                    probes = probe_application(self._core, self._connections, self._faults, self._siblings)
                     _, close_probes = await stack.enter_async_context(
                         listening(
-                            probes,
+                            self._edge.probe_application(),
                             host,
                             probe_port,
-                            doors=Doors(self._core.doors.limits),  # full ones elsewhere keep no probe out
+                            doors=Doors(self._edge.doors.limits),  # full ones elsewhere keep no probe out
                             shared=self._supervised,
                         )
                     )
@@ -331,7 +282,7 @@ class Server:
         if await self._revocations.refresh():
             await self._connections.revoked()
 
-    async def _faults(self) -> list[str]:
+    async def _problems(self) -> list[str]:
         return await faults(self._probes, newest_migration())
 
     async def _maintain(self) -> None:

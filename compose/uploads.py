@@ -14,6 +14,7 @@ from engine.commit.committer import Committer
 from engine.filetypes.types import FileTypes
 from engine.model.domains import Domains
 from engine.runtime.ports import Clock
+from engine.runtime.read_limiter import ReadTurns
 from engine.runtime.services import Service
 from engine.runtime.settings import Settings
 from engine.uploads.blobs import Blobs
@@ -25,9 +26,9 @@ from engine.uploads.pending_attachments import PendingAttachments
 from engine.uploads.ports import Quota
 from engine.uploads.service import UploadLimits, UploadService
 from engine.uploads.write_limiter import WriteLimiter
+from handlers.http.authenticate import RequestGate
 from handlers.http.client_address import networks
-from handlers.http.context import Core
-from handlers.sync.connections import Connections
+from handlers.http.counters import Traffic
 from handlers.uploads.common import UploadContext
 from handlers.uploads.downloads import Files
 from handlers.uploads.routes import Uploads
@@ -84,18 +85,20 @@ class FileParts:
         self.waiting = PendingAttachments(PostgresPending(reads), clock, committer)
         self.cleanup_job = cleanup_job(settings, self._database, self._blobs, committer, clock)
 
-    def routes(self, core: Core, connections: Connections, domains: Domains) -> Iterable[web.RouteDef]:
+    def routes(
+        self, gate: RequestGate, traffic: Traffic, read_turns: ReadTurns, domains: Domains
+    ) -> Iterable[web.RouteDef]:
         """List the routes of uploads and files."""
         edge = UploadContext(
-            core,
-            connections.draining,
+            gate,
+            traffic,
             self.receiving,
             self._types,
             domains,
             networks(self._settings.server.trusted_proxies),
             self._settings.uploads.idle_s,
         )
-        files = Files(core, connections.draining, PostgresFiles(self._reads), self._blobs)
+        files = Files(gate, read_turns, PostgresFiles(self._reads), self._blobs)
         return [*Uploads(edge).routes(), *files.routes()]
 
     def services(self) -> list[Service]:

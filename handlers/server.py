@@ -13,23 +13,26 @@ from aiohttp.typedefs import Handler, Middleware
 from aiohttp.web_protocol import RequestHandler
 from anyio import sleep_forever
 
+from engine.cache.devices import Devices
+from engine.cache.tenants import PolicyBook
+from engine.commit.committer import Committer
+from engine.feed.feed import Feed
+from engine.runtime.open_requests import OpenRequests
 from engine.runtime.services import Service
 from engine.wire.errors import SyncError
 from handlers.http.authenticate import TICKET
 from handlers.http.caching import uncached
-from handlers.http.context import Core
+from handlers.http.counters import Traffic
 from handlers.http.errors import as_sync_error, error_body, http_status
 from handlers.http.expect import guard
+from handlers.http.loop_watch import LoopWatch
 from handlers.http.response_headers import with_headers
 from handlers.http.stranger_limits import Doors
 from handlers.http.strangers import EdgeProtocol
 from handlers.http.unread_body import let_go, with_end
-from handlers.operate.insiders import Told
-from handlers.operate.probes import Faults, Probes
-from handlers.operate.worker_metrics import Siblings
 from handlers.sync.connections import Connections
-from handlers.sync.http_api import REQUEST_ID, SyncHttp
-from handlers.sync.websocket import SyncSocket, without_context_takeover
+from handlers.sync.http_api import REQUEST_ID
+from handlers.sync.websocket import without_context_takeover
 from handlers.uploads.body import is_gone
 
 _BACKLOG = 4096
@@ -42,44 +45,28 @@ _HTTP_CODES = {404: "not_found", 413: "too_large", 401: "unauthenticated", 403: 
 
 
 def application(
-    core: Core,
-    connections: Connections,
-    faults: Faults,
-    siblings: Siblings | None = None,
-    of_files: Iterable[web.RouteDef] = (),
-    told: Told = "insiders",
+    routes: Iterable[web.RouteDef],
+    traffic: Traffic,
+    open_requests: OpenRequests | None = None,
+    body_bytes: int = 1 << 20,
 ) -> web.Application:
-    """Build the application with all routes.
+    """Build an application.
 
     Args:
-        core: The engine.
-        connections: Those of devices.
-        faults: What keeps the database from being right.
-        siblings: The workers of which this process is one.
-        of_files: The routes of uploads and files.
-        told: Who is told how this process does.
+        routes: All its routes.
+        traffic: Counts the errors that are sent.
+        open_requests: Counts requests while they are open.
+        body_bytes: The largest body of a message.
     """
-    app = web.Application(middlewares=[uncached, _errors(core)], client_max_size=core.limits.frame_bytes)
+    app = web.Application(middlewares=[uncached, _errors(traffic, open_requests)], client_max_size=body_bytes)
     app.on_response_prepare.append(without_context_takeover)
     app.on_response_prepare.append(with_headers)
     app.on_response_prepare.append(with_end)
-    app.router.add_get("/v1/sync", SyncSocket(core, connections).handle)
-    app.router.add_routes(SyncHttp(core, connections).routes())
-    app.router.add_routes(of_files)
-    app.router.add_routes(Probes(core, connections, faults, siblings, told).routes())
+    app.router.add_routes(routes)
     return app
 
 
-def probe_application(
-    core: Core, connections: Connections, faults: Faults, siblings: Siblings | None
-) -> web.Application:
-    """Build the application of the port for probes: whoever reaches that is told."""
-    app = web.Application(middlewares=[uncached, _errors(core)])
-    app.router.add_routes(Probes(core, connections, faults, siblings, "all").routes())
-    return app
-
-
-def _errors(core: Core) -> Middleware:
+def _errors(traffic: Traffic, open_requests: OpenRequests | None) -> Middleware:
     @web.middleware
     async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer every failure with the contract's error body."""
@@ -88,8 +75,8 @@ def _errors(core: Core) -> Middleware:
             try:
                 return await handler(request)
             finally:
-                if ticket := request.get(TICKET):
-                    core.open_requests.leave(ticket)
+                if open_requests is not None and (ticket := request.get(TICKET)):
+                    open_requests.leave(ticket)
         except web.HTTPMethodNotAllowed as refusal:
             # A traceback that is kept holds this frame, and that the request, until the next collection: a
             # thousand of them, each with its headers.
@@ -108,7 +95,7 @@ def _errors(core: Core) -> Middleware:
                 return let_go(request)
             error = as_sync_error(failure, path=request.path).with_traceback(None)
             status = http_status(error)
-        core.traffic.error(error.code)
+        traffic.error(error.code)
         told_id = error.details.pop("id", None)
         request_id = request.get(REQUEST_ID, told_id)
         body = error_body(error, request_id if isinstance(request_id, str) else None)
@@ -246,17 +233,25 @@ async def listening(
         await runner.cleanup()
 
 
-def services(core: Core, connections: Connections) -> list[Service]:
+def services(
+    *,
+    connections: Connections,
+    committer: Committer,
+    feed: Feed,
+    tenants: PolicyBook,
+    devices: Devices,
+    watch: LoopWatch,
+) -> list[Service]:
     """List what has to run, in the order in which it is drained.
 
-    Goodbye first, then all that was accepted is committed and answered, then the connections close.
+    The goodbye comes first; then all accepted work is committed and answered; then the connections close.
     """
     return [
         Service("goodbye", sleep_forever, connections.say_goodbye),
-        Service("committer", core.committer.run, core.committer.drain),
+        Service("committer", committer.run, committer.drain),
         Service("connections", connections.run, connections.close_all),
-        Service("feed", core.feed.run),
-        Service("policies", core.policies.run),
-        Service("devices", core.devices.run, core.devices.drain),
-        Service("loop watch", core.watch.run),
+        Service("feed", feed.run),
+        Service("policies", tenants.run),
+        Service("devices", devices.run, devices.drain),
+        Service("loop watch", watch.run),
     ]

@@ -1,105 +1,141 @@
-"""Who asks: from the headers of a request to a session, for sockets and HTTP alike."""
+"""From the headers of a request to a session, for sockets and HTTP alike."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Final
 
+import msgspec
 from aiohttp import web
 
 from engine.cache.device_health import Device
+from engine.cache.devices import Devices
+from engine.cache.revocations import Revocations
+from engine.cache.tenants import PolicyBook
+from engine.commit.admission import Admission, Kind
 from engine.commit.validation import Session
-from engine.runtime.open_requests import Ticket
+from engine.runtime.open_requests import OpenRequests, Ticket
 from engine.runtime.read_limiter import Reader
 from engine.wire.codec import Codec
 from engine.wire.errors import SyncError
-from handlers.http.context import Core
 from handlers.http.draining import Draining
-from handlers.http.metering import take_share
+from handlers.http.loop_charges import LoopCharges
 from handlers.http.strangers import keep, pay, prove
-from handlers.http.tokens import device_claims, token_of
+from handlers.http.tokens import Verifier, device_claims, token_of
 
-
-async def admitted(core: Core, request: web.Request, codec: Codec) -> Session:
-    """Check origin, token and tenant; give the session.
-
-    The session has no id, which none but a socket's needs. The device is read by then, if the store answers.
-    Raises SyncError ``unauthenticated`` or ``forbidden``, StoreError for a tenant that must be read first.
-    """
-    core.verifier.check_origin(request.headers.get("Origin"))
-    claims = core.verifier.verify(token_of(request.headers))
-    tenant_name, device_id = device_claims(claims)
-    tenant = await core.policies.admit(tenant_name)
-    if tenant is None:
-        raise SyncError("forbidden", "there is no such tenant")
-    core.verifier.check_tenant(claims, tenant)
-    prove(request)
-    session = Session(
-        tenant=tenant,
-        device_id=device_id,
-        session_id="",
-        supervisor=claims.role == "supervisor",
-        user=claims.user,
-        issued_at_s=claims.issued_at_s,
-        codec=codec,
-        token_id=claims.token_id,
-        expires_at_s=claims.expires_at_s,
-    )
-    check_valid(core, session)
-    await core.devices.load(tenant.tenant_id, device_id)
-    return session
-
-
-#: The request as it is counted while it is open; the application lets it go at its end.
+#: The request as it is counted while it is open; the application ends the count with the request.
 TICKET: Final = web.RequestKey[Ticket]("ticket")
 
 
-async def heard(
-    core: Core, draining: Draining, request: web.Request, codec: Codec, most_body_bytes: int = 0
-) -> tuple[Session, Device]:
-    """Admit one request over HTTP, which counts for the rates as a message does.
+class Authenticator(msgspec.Struct, frozen=True):
+    """Makes sessions of tokens."""
 
-    ``most_body_bytes`` of its body are kept in memory, 0 where it is written as it comes. Gives also the
-    device. Raises as ``admitted``, and SyncError ``rate_limited`` or, while this process drains,
-    ``unavailable``.
-    """
-    session = await admitted(core, request, codec)
-    keep(request, session.tenant.tenant_id, session.device_id)
-    device = paying(core, session, request)
-    draining.check_staying()
-    now_s = core.clock.monotonic_s()
-    tenant_id = session.tenant.tenant_id
-    core.shares.heard(tenant_id, now_s)
-    wait_ms = device.bucket.take(core.limits.messages_per_minute, now_s)
-    wait_ms = wait_ms or core.tenant_rates.take(tenant_id, device.bucket, now_s)
-    if wait_ms:
-        raise SyncError("rate_limited", "too many messages", retry_after_ms=wait_ms)
-    length_bytes = request.content_length if request.body_exists else 0
-    body_bytes = most_body_bytes if length_bytes is None else min(length_bytes, most_body_bytes)
-    ticket = Ticket(tenant_id, session.device_id, body_bytes)
-    core.open_requests.enter(ticket)
-    request[TICKET] = ticket
-    await core.turns.within_share(tenant_id, device)
-    return session, device
+    verifier: Verifier
+    tenants: PolicyBook
+    devices: Devices
+    revocations: Revocations
+    loop: LoopCharges
+
+    async def authenticate(self, request: web.Request, codec: Codec) -> Session:
+        """Check origin, token and tenant.
+
+        Args:
+            request: The request, or the handshake of a socket.
+            codec: The encoding of its messages.
+
+        Returns:
+            A session without an id, which only a socket needs. The device has been read from the store, if
+            the store answers.
+
+        Raises:
+            SyncError: ``unauthenticated`` or ``forbidden``.
+            StoreError: The tenant has to be read first, and the store is away.
+        """
+        verifier = self.verifier
+        verifier.check_origin(request.headers.get("Origin"))
+        claims = verifier.verify(token_of(request.headers))
+        tenant_name, device_id = device_claims(claims)
+        tenant = await self.tenants.admit(tenant_name)
+        if tenant is None:
+            raise SyncError("forbidden", "there is no such tenant")
+        verifier.check_tenant(claims, tenant)
+        prove(request)
+        session = Session(
+            tenant=tenant,
+            device_id=device_id,
+            session_id="",
+            supervisor=claims.role == "supervisor",
+            user=claims.user,
+            issued_at_s=claims.issued_at_s,
+            codec=codec,
+            token_id=claims.token_id,
+            expires_at_s=claims.expires_at_s,
+        )
+        self.check_valid(session)
+        await self.devices.load(tenant.tenant_id, device_id)
+        return session
+
+    def check_valid(self, session: Session) -> None:
+        """Raise SyncError ``unauthenticated`` if a session's token was revoked or has expired."""
+        key = session.tenant.tenant_id, session.device_id
+        if self.revocations.refuses(key, session.token_id, session.issued_at_s):
+            raise SyncError("unauthenticated", "this device or its token was revoked")
+        if session.expires_at_s <= self.loop.clock.now_us() / 1_000_000:
+            raise SyncError("unauthenticated", "the token has expired")
+
+    def charged_device(self, session: Session, request: web.Request) -> Device:
+        """Return the device of a request, which from now on is charged for all of it.
+
+        That includes its head and its answer.
+        """
+        loop = self.loop
+        device = self.devices.seen(session.tenant.tenant_id, session.device_id, loop.clock.monotonic_s())
+        pay(request, partial(loop.charge, device, f"{request.method} {request.path}"))
+        return device
 
 
-def paying(core: Core, session: Session, request: web.Request) -> Device:
-    """Charge a request's time, its head and its answer included, to its device; give that."""
-    tenant_id = session.tenant.tenant_id
-    device = core.devices.seen(tenant_id, session.device_id, core.clock.monotonic_s())
-    pay(request, partial(take_share, core, device, f"{request.method} {request.path}"))
-    return device
+class RequestGate(msgspec.Struct, frozen=True):
+    """Lets requests over HTTP in: authenticated, within the rates, and counted while they are open."""
 
+    authenticator: Authenticator
+    draining: Draining
+    admission: Admission
+    open_requests: OpenRequests
 
-def check_valid(core: Core, session: Session) -> None:
-    """Raise SyncError where a device's token is refused, or has expired."""
-    key = session.tenant.tenant_id, session.device_id
-    if core.revocations.refuses(key, session.token_id, session.issued_at_s):
-        raise SyncError("unauthenticated", "this device or its token was revoked")
-    if session.expires_at_s <= core.clock.now_us() / 1_000_000:
-        raise SyncError("unauthenticated", "the token has expired")
+    async def authenticate_request(
+        self, request: web.Request, codec: Codec, kind: Kind, most_body_bytes: int = 0
+    ) -> tuple[Session, Device]:
+        """Let a request in; it counts for the rates as a message does.
+
+        Args:
+            request: The request.
+            codec: The encoding of its message.
+            kind: What it is to the admission.
+            most_body_bytes: How much of its body is kept in memory; 0 if it is written as it comes.
+
+        Raises:
+            SyncError: As ``authenticate``; ``rate_limited``, ``overloaded``, or ``unavailable`` while this
+                process drains.
+            StoreError: As ``authenticate``.
+        """
+        session = await self.authenticator.authenticate(request, codec)
+        tenant_id, device_id = session.tenant.tenant_id, session.device_id
+        device = self.authenticator.charged_device(session, request)
+        keep(request, tenant_id, device_id)
+        self.draining.check_staying()
+        loop = self.authenticator.loop
+        now_s = loop.clock.monotonic_s()
+        loop.shares.heard(tenant_id, now_s)
+        self.admission.check(kind, tenant_id, device, now_s)
+        length_bytes = request.content_length if request.body_exists else 0
+        body_bytes = most_body_bytes if length_bytes is None else min(length_bytes, most_body_bytes)
+        ticket = Ticket(tenant_id, device_id, body_bytes)
+        self.open_requests.enter(ticket)
+        request[TICKET] = ticket
+        await loop.turns.within_share(tenant_id, device)
+        return session, device
 
 
 def reader_of(session: Session) -> Reader:
-    """Say whose turn a read of a session takes."""
+    """Return whose turn a read of a session takes."""
     return Reader(session.tenant.tenant_id, session.device_id)

@@ -6,26 +6,12 @@ from collections.abc import Callable, Coroutine, Generator
 from types import coroutine
 from typing import Any, TypeVar
 
-from engine.cache.device_health import Device
 from engine.runtime.stranger_turns import StrangerTurns
-from handlers.http.context import Core
-from handlers.http.loop_watch import HELD_S
 
 #: Is told the seconds of work on a request, and the time.
 Payer = Callable[[float, float], object]
 
 _Result = TypeVar("_Result")
-
-
-def take_share(core: Core, device: Device, kind: str, spent_s: float, now_s: float) -> float:
-    """Take time of the loop from a device's share, and log a stretch that others felt.
-
-    Returns:
-        The seconds until the device and its tenant are within their shares again; 0 if they are.
-    """
-    if spent_s > HELD_S:
-        core.watch.held(spent_s, *device.key, kind)
-    return core.shares.spend(device.key[0], device, spent_s, now_s)
 
 
 @coroutine

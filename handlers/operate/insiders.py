@@ -9,9 +9,9 @@ from typing import Final, Literal
 from aiohttp import web
 
 from engine.cache.ports import ANY_TENANT
+from engine.cache.revocations import Revocations
 from engine.wire.errors import SyncError
-from handlers.http.context import Core
-from handlers.http.tokens import token_of
+from handlers.http.tokens import Verifier, token_of
 
 #: What shows that a worker of the same supervisor asks.
 WORKER_HEADER: Final = "X-Tidemark-Worker"
@@ -33,8 +33,9 @@ Told = Literal["all", "insiders", "nobody"]
 class Insiders:
     """Decides for each request. ``secret`` is of the workers of one supervisor, empty without one."""
 
-    def __init__(self, core: Core, told: Told, secret: str) -> None:
-        self._core = core
+    def __init__(self, verifier: Verifier, revocations: Revocations, told: Told, secret: str) -> None:
+        self._verifier = verifier
+        self._revocations = revocations
         self._told = told
         self._secret = secret.encode()
 
@@ -60,10 +61,10 @@ class Insiders:
         return bool(self._secret) and hmac.compare_digest(said, self._secret)
 
     def _check_operator(self, request: web.Request) -> None:
-        claims = self._core.verifier.verify(token_of(request.headers))
+        claims = self._verifier.verify(token_of(request.headers))
         if claims.role != "operator" or claims.tenant is not None:
             raise SyncError("forbidden", "a token of an operator of all tenants is required")
-        if self._core.revocations.refuses_token(ANY_TENANT, claims.token_id):
+        if self._revocations.refuses_token(ANY_TENANT, claims.token_id):
             raise SyncError("unauthenticated", "this token was revoked")
 
 

@@ -18,13 +18,14 @@ from prometheus_client.metrics_core import (
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
+from engine.cluster.bus import Bus
+from engine.plan.capacity import CapacityState
 from engine.runtime.metrics import DURATION_BOUNDS_MS, Histogram, MetricSource, Value
-from handlers.http.context import Core
-from handlers.operate.insiders import Insiders, Told
-from handlers.operate.worker_metrics import Labelled, Merged, Siblings
-from handlers.sync.connections import Connections
+from handlers.http.draining import Draining
+from handlers.operate.insiders import Insiders
+from handlers.operate.worker_metrics import Labelled, Merged, WorkerMetrics
 
-Faults = Callable[[], Awaitable[list[str]]]
+ReadinessProblems = Callable[[], Awaitable[list[str]]]
 
 _NO_BUS: Final = (
     "redis is away: what other processes do is looked up in the database twice a second; check redis.url"
@@ -36,45 +37,38 @@ _CONNECTING: Final = (
 
 
 class Probes:
-    """``faults`` lists in sentences what keeps the database from being right, nothing when it is.
+    """Answers probes and scrapes.
 
-    ``siblings`` are the workers of which this process is one, ``told`` who is told more than the status.
+    Args:
+        insiders: Decides which requests are told more than the status.
+        draining: Whether this process goes away.
+        problems: Lists in sentences what keeps the database from being ready; nothing if it is ready.
+        bus: The bus between processes.
+        capacity: The room that is left for records.
+        sources: The components that yield metrics.
+        workers: The workers of which this process is one; None if it is alone.
     """
 
     def __init__(
         self,
-        core: Core,
-        connections: Connections,
-        faults: Faults,
-        siblings: Siblings | None = None,
-        told: Told = "insiders",
+        insiders: Insiders,
+        draining: Draining,
+        problems: ReadinessProblems,
+        bus: Bus,
+        capacity: CapacityState,
+        sources: Sequence[MetricSource],
+        workers: WorkerMetrics | None = None,
     ) -> None:
-        self._core = core
-        self._connections = connections
-        self._faults = faults
-        self._siblings = siblings
+        self._insiders = insiders
+        self._draining = draining
+        self._problems = problems
+        self._bus = bus
+        self._capacity = capacity
+        self._workers = workers
         self._looking: asyncio.Future[list[str]] | None = None
-        self._insiders = Insiders(core, told, "" if siblings is None else siblings.secret)
         self._registry = CollectorRegistry(auto_describe=False)
-        scrape = _Scrape(
-            [
-                core.bus.state,
-                core.watch,
-                connections,
-                core.devices,
-                core.revocations,
-                core.policies,
-                core.committer,
-                core.room,
-                core.doors,
-                core.partial_messages,
-                core.shares,
-                core.traffic,
-                core.uploads,
-                core.cleanup_job,
-            ]
-        )
-        self._registry.register(Labelled(scrape, siblings.worker) if siblings else scrape)
+        scrape = _Scrape(sources)
+        self._registry.register(Labelled(scrape, workers.worker) if workers else scrape)
 
     def routes(self) -> list[web.RouteDef]:
         """List the routes."""
@@ -90,17 +84,17 @@ class Probes:
 
     async def ready(self, request: web.Request) -> web.Response:
         """Say whether devices may be sent here, with 503 if not; the reasons are for insiders."""
-        faults = ["draining"] if self._connections.draining.begun else await self._looked()
+        faults = ["draining"] if self._draining.begun else await self._looked()
         if request not in self._insiders:
             if faults:
                 return web.json_response({"status": "not ready"}, status=503)
             return web.json_response({"status": "ready"})
         if faults:
             return web.json_response({"status": "not ready", "faults": faults}, status=503)
-        bus, room = self._core.bus.state, self._core.room
+        bus, capacity = self._bus.state, self._capacity
         degraded = [] if bus.up else [_CONNECTING if bus.connecting else _NO_BUS]
-        if room.full is not None:
-            degraded.append(room.full)
+        if capacity.full is not None:
+            degraded.append(capacity.full)
         if degraded:
             return web.json_response({"status": "degraded", "degraded": degraded})
         return web.json_response({"status": "ready"})
@@ -108,7 +102,7 @@ class Probes:
     async def _looked(self) -> list[str]:
         """Look once for all who ask while it is looked: anybody may ask, as often as they like."""
         if self._looking is None:
-            self._looking = asyncio.ensure_future(self._faults())
+            self._looking = asyncio.ensure_future(self._problems())
             self._looking.add_done_callback(self._has_looked)
         return await asyncio.shield(self._looking)
 
@@ -122,9 +116,9 @@ class Probes:
         """
         self._insiders.check(request)
         page = generate_latest(self._registry)
-        if self._siblings is not None and self._siblings.asked_together(request):
-            pages = await self._siblings.pages()
-            pages[self._siblings.worker] = page.decode()
+        if self._workers is not None and self._workers.asked_together(request):
+            pages = await self._workers.pages()
+            pages[self._workers.worker] = page.decode()
             up = GaugeMetricFamily("tidemark_worker_up", "Whether a worker answers", labels=["worker"])
             for worker in sorted(pages):
                 up.add_metric([str(worker)], pages[worker] is not None)

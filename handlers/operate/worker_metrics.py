@@ -22,7 +22,7 @@ PATIENCE_S: Final = 1.0
 _LOOPBACK: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # reached, not bound
 
 
-class Siblings:
+class WorkerMetrics:
     """Workers 1 to ``workers`` on one port, each at ``port`` + its number as well; this one is ``worker``.
 
     They share ``probe_port``, too, if there is one, and show each other ``secret``.

@@ -12,6 +12,8 @@ from typing import Final
 
 import msgspec
 
+from engine.cache.device_health import Device
+from engine.commit.admission import ACCEPT, Admission, Overloaded, RateLimited, Verdict
 from engine.runtime.loop_turns import LARGE_BYTES, Steps, Turn
 from engine.runtime.rate_limit import COUNTED_BYTES, EXPENSIVE_S
 from engine.wire.close_codes import CloseCode
@@ -26,16 +28,13 @@ from engine.wire.messages import (
     Subscribe,
     Sync,
     Unsubscribe,
-    Welcome,
 )
-from engine.wire.timestamps import to_text, to_us
-from handlers.http.context import Core
-from handlers.http.errors import as_sync_error, error_body
-from handlers.http.metering import take_share
+from engine.wire.timestamps import to_us
+from handlers.http.errors import as_sync_error
+from handlers.http.loop_charges import LoopCharges
 from handlers.sync.connections import Connections
 from handlers.sync.device_socket import DeviceSocket
-from handlers.sync.operations import heartbeat, tell_clock
-from handlers.sync.push_hold import PushHold, rate_limited
+from handlers.sync.operations import Operations, tell_clock
 from handlers.sync.pushes import Pushes
 from handlers.sync.reads import Reads
 
@@ -52,32 +51,37 @@ MAX_READS: Final = 4
 #: The loop's shares are told at most this often that a tenant is active: they look at a whole second.
 NOTED_S: Final = 0.1
 
-_encode = msgspec.json.encode
-
 
 class Connection:
     """Handles the messages of one device.
 
     Args:
-        core: The engine.
-        connections: All connections of the process; sends refusals in groups.
         socket: The device's socket.
+        device: The device.
+        pushes: Its pushes.
+        reads: Its reads and subscriptions.
+        connections: All connections of the process; they send refusals in groups.
+        admission: Decides whether a message is accepted.
+        loop: Is charged for the time that messages take.
+        operations: Answers heartbeats.
         asked_at_s: When the handshake came, on the monotonic clock: nothing on this connection was sent
             before.
     """
 
     __slots__ = (
+        "_admission",
         "_asked_at_s",
         "_connections",
-        "_core",
         "_decode",
         "_device",
         "_hold",
         "_kind",
         "_large",
         "_large_bytes",
+        "_loop",
         "_malformed",
         "_noted_until_s",
+        "_operations",
         "_pushes",
         "_rate_ignored",
         "_reads",
@@ -87,19 +91,33 @@ class Connection:
         "_tenant_id",
     )
 
-    def __init__(self, core: Core, connections: Connections, socket: DeviceSocket, asked_at_s: float) -> None:
+    def __init__(
+        self,
+        socket: DeviceSocket,
+        device: Device,
+        pushes: Pushes,
+        reads: Reads,
+        *,
+        connections: Connections,
+        admission: Admission,
+        loop: LoopCharges,
+        operations: Operations,
+        asked_at_s: float,
+    ) -> None:
         session = socket.session
-        self._core = core
-        self._connections = connections
         self._socket = socket
         self._session = session
+        self._device = device
+        self._pushes = pushes
+        self._hold = pushes.hold
+        self._reads = reads
+        self._connections = connections
+        self._admission = admission
+        self._loop = loop
+        self._operations = operations
         self._asked_at_s = asked_at_s
         self._decode = session.codec.decode
         self._tenant_id = session.tenant.tenant_id
-        self._device = core.devices.seen(*socket.key, socket.heard_at_s)
-        self._hold = PushHold()
-        self._pushes = Pushes(core, socket, self._device, self._hold)
-        self._reads = Reads(core, socket, self._device, self._pushes.submit_resolution, self.charge_answer)
         self._malformed = 0
         self._rate_ignored = 0
         #: Of the latest message, None if it is no message.
@@ -110,23 +128,6 @@ class Connection:
         self._large: Steps | None = None
         self._large_bytes = 0
         self._spent_s = 0.0
-
-    def welcome(self) -> None:
-        """Send the first message."""
-        core = self._core
-        self._socket.say(
-            _encode(
-                Welcome(
-                    self._session.session_id,
-                    to_text(core.clock.now_us()),
-                    core.feed.epoch,
-                    core.limits.heartbeat_s,
-                    core.limits.welcome(),
-                    core.policy_names(self._tenant_id),
-                    core.domains.events,
-                )
-            )
-        )
 
     def end(self) -> None:
         """Release everything."""
@@ -157,17 +158,17 @@ class Connection:
     @property
     def yields(self) -> bool:
         """True if others of its tenant wait for a turn of the loop."""
-        return self._core.turns.waits(self._tenant_id)
+        return self._loop.turns.waits(self._tenant_id)
 
     def turn(self, work: Callable[[], None]) -> Turn:
         """Have ``work`` called in a turn of its own."""
-        return self._core.turns.take(self._tenant_id, self._device, work)
+        return self._loop.turns.take(self._tenant_id, self._device, work)
 
     def charge(self, spent_s: float, now_s: float) -> float:
         """Charge work on frames. Returns more than 0 if the next read has to wait for a turn."""
         if spent_s > EXPENSIVE_S:  # of several frames the last: all before it took less than a turn
             self._device.bucket.charge(now_s - self._socket.frames.began_s)
-        return take_share(self._core, self._device, _kind_of(self._kind), spent_s, now_s)
+        return self._loop.charge(self._device, _kind_of(self._kind), spent_s, now_s)
 
     def count_fragments(self) -> None:
         """Count frames that ended no message as one message."""
@@ -177,24 +178,22 @@ class Connection:
 
     def on_message(self, frame: bytes, now_s: float) -> None:
         """Handle a message; its answer follows at once or when it is done."""
-        core = self._core
         size_bytes = len(frame)
-        core.traffic.messages_in += 1
-        core.traffic.bytes_in += size_bytes
         if now_s >= self._noted_until_s:
             self._noted_until_s = now_s + NOTED_S
-            core.shares.heard(self._tenant_id, now_s)
-        wait_ms = self._wait_ms(now_s)
+            self._loop.shares.heard(self._tenant_id, now_s)
+        verdict = self._admission.admit("message", self._tenant_id, self._device, now_s)
         if size_bytes >= COUNTED_BYTES:
             self._device.bucket.weigh(size_bytes)
-        if (
-            wait_ms or now_s < self._hold.until_s or core.committer.should_shed(self._tenant_id)
-        ) and self._refused_undecoded(frame, now_s, wait_ms):
-            return
+        limited: RateLimited | None = None
+        if verdict is not ACCEPT or now_s < self._hold.until_s:
+            if self._refused_undecoded(frame, now_s, verdict):
+                return
+            limited = verdict if isinstance(verdict, RateLimited) else None
         if size_bytes >= LARGE_BYTES:
             if self._socket.on_partial(0, size_bytes):
-                self._large, self._large_bytes = self._handle_in_steps(frame, wait_ms), size_bytes
-                core.turns.handle(self._tenant_id, self._large, self._step_done)
+                self._large, self._large_bytes = self._handle_in_steps(frame, limited), size_bytes
+                self._loop.turns.handle(self._tenant_id, self._large, self._step_done)
             else:
                 self._socket.on_partial(size_bytes, 0)
             return
@@ -204,20 +203,20 @@ class Connection:
             request = self._decode(frame)
             self._kind = type(request)
             self._malformed = 0
-            if type(request) is Sync and not wait_ms:
+            if type(request) is Sync and limited is None:
                 self._rate_ignored = 0
                 request_id = request.id
                 self._pushes.push(request)
                 return
             if not isinstance(request, Hello):
                 request_id = request.id
-            if wait_ms:
-                self._limit(wait_ms, request_id)
+            if limited is not None:
+                self._limit(limited, request_id)
                 return
             self._rate_ignored = 0
             self._other(request)
         except Exception as error:
-            self._refuse(error, request_id, wait_ms)
+            self._refuse(error, request_id, limited)
 
     def on_ping(self, payload: bytes, now_s: float) -> None:
         """Answer a ping, within the rate at which the device may send messages."""
@@ -234,11 +233,11 @@ class Connection:
 
     def charge_answer(self, spent_s: float, now_s: float) -> None:
         """Charge work on a large answer."""
-        take_share(self._core, self._device, "answer", spent_s, now_s)
+        self._loop.charge(self._device, "answer", spent_s, now_s)
 
     # -- large messages -----------------------------------------------------------------------
 
-    def _handle_in_steps(self, frame: bytes, wait_ms: int) -> Steps:
+    def _handle_in_steps(self, frame: bytes, limited: RateLimited | None) -> Steps:
         """Handle a large message in steps; nothing after it is read until it is done."""
         request_id: str | None = None
         try:
@@ -249,8 +248,8 @@ class Connection:
             self._malformed = 0
             if not isinstance(request, Hello):
                 request_id = request.id
-            if wait_ms:
-                self._limit(wait_ms, request_id)
+            if limited is not None:
+                self._limit(limited, request_id)
                 return
             self._rate_ignored = 0
             yield
@@ -260,7 +259,7 @@ class Connection:
             else:
                 self._other(request)
         except Exception as error:
-            self._refuse(error, request_id, wait_ms)
+            self._refuse(error, request_id, limited)
         finally:
             self._large_is_over()
 
@@ -272,7 +271,7 @@ class Connection:
 
     def _step_done(self, spent_s: float, now_s: float) -> None:
         self._spent_s += spent_s
-        take_share(self._core, self._device, _kind_of(self._kind), spent_s, now_s)
+        self._loop.charge(self._device, _kind_of(self._kind), spent_s, now_s)
         if self._large is None:
             self._device.bucket.charge(self._spent_s)
             self._spent_s = 0.0
@@ -280,46 +279,42 @@ class Connection:
 
     # -- rates and refusals -------------------------------------------------------------------
 
-    def _wait_ms(self, now_s: float) -> int:
-        """Return 0, or how long the device or its tenant has to wait before it sends more."""
-        core = self._core
-        wait_ms = self._device.bucket.take(core.limits.messages_per_minute, now_s)
-        return wait_ms or core.tenant_rates.take(self._tenant_id, self._device.bucket, now_s)
-
     def _count(self, now_s: float) -> bool:
         """Count something as a message. Returns False past the rate, which soon ends the connection."""
-        if self._socket.closing or not self._wait_ms(now_s):
+        if (
+            self._socket.closing
+            or self._admission.admit("control", self._tenant_id, self._device, now_s) is ACCEPT
+        ):
             return True
         self._rate_is_ignored()
         return False
 
-    def _refused_undecoded(self, frame: bytes, now_s: float, wait_ms: int) -> bool:
+    def _refused_undecoded(self, frame: bytes, now_s: float, verdict: Verdict) -> bool:
         """Refuse a message without decoding it. Returns False if it has to be decoded."""
+        limited = verdict if isinstance(verdict, RateLimited) else None
         head = self._session.codec.peek(frame)
         if head is None:
-            if not wait_ms or len(frame) <= MAX_SECOND_LOOK_BYTES:
+            if limited is None or len(frame) <= MAX_SECOND_LOOK_BYTES:
                 return False
-            self._limit(wait_ms, None)
+            self._limit(limited, None)
             return True
         kind, request_id = head
         is_push = kind in ("sync", "resolve")
-        if wait_ms:
+        if limited is not None:
             if is_push:
-                wait_ms = self._hold.extend(now_s, wait_ms, "rate_limited")
-            self._limit(wait_ms, request_id)
+                limited = RateLimited(self._hold.extend(now_s, limited.wait_ms, "rate_limited"))
+            self._limit(limited, request_id)
             return True
         if not is_push:
             return False
-        if now_s >= self._hold.until_s:
-            self._hold.begin(now_s, self._core.committer.retry_after_ms(), "overloaded")
-        error = self._hold.refusal(now_s)
-        self._core.traffic.error(error.code)
-        self._connections.refuse_soon(self._socket, error_body(error, request_id))
+        if isinstance(verdict, Overloaded):
+            self._hold.begin(now_s, verdict.wait_ms, "overloaded")
+        self._connections.refuse_soon(self._socket, self._hold.refusal(now_s), request_id)
         return True
 
-    def _limit(self, wait_ms: int, request_id: str | None) -> None:
+    def _limit(self, limited: RateLimited, request_id: str | None) -> None:
         if not self._rate_is_ignored():
-            self._socket.fail(rate_limited(wait_ms), request_id)
+            self._socket.fail(limited.error(), request_id)
 
     def _rate_is_ignored(self) -> bool:
         """Count it; close the connection of a device that sends on and on."""
@@ -329,7 +324,7 @@ class Connection:
         self._socket.close(CloseCode.RATE_IGNORED, "the rate limit was ignored")
         return True
 
-    def _refuse(self, error: Exception, request_id: str | None, wait_ms: int) -> None:
+    def _refuse(self, error: Exception, request_id: str | None, limited: RateLimited | None) -> None:
         session = self._session
         told = as_sync_error(error, tenant=session.tenant.name, device_id=session.device_id)
         own_id = told.details.pop("id", request_id)
@@ -341,8 +336,8 @@ class Connection:
                 self._socket.close(CloseCode.BAD_FRAMES, "too many malformed messages in a row")
             return
         self._malformed = 0
-        if wait_ms:
-            self._limit(wait_ms, request_id)
+        if limited is not None:
+            self._limit(limited, request_id)
         else:
             self._socket.fail(told, request_id)
 
@@ -354,7 +349,7 @@ class Connection:
                 self._hello(request)
             case Heartbeat():
                 self._set_clock(request)
-                self._socket.say(heartbeat(self._core, self._device, request, request.id))
+                self._socket.say(self._operations.heartbeat(self._device, request, request.id))
             case Pull():
                 self._reads.pull(request)
             case Subscribe():
@@ -376,7 +371,7 @@ class Connection:
         """Learn from a ``clock``: it was read after the upgrade, and after the ``server_time`` beside it."""
         if request.clock is None:
             return
-        clock = self._core.clock
+        clock = self._loop.clock
         now_us = clock.now_us()
         way_us = math.ceil((clock.monotonic_s() - self._asked_at_s) * 1_000_000)
         if request.server_time is not None:

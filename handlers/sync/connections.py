@@ -16,6 +16,7 @@ from engine.runtime.metrics import Metric, gauge
 from engine.runtime.ports import Clock
 from engine.runtime.services import ServiceEndedError
 from engine.wire.close_codes import CloseCode
+from engine.wire.errors import SyncError
 from engine.wire.messages import PoliciesChanged
 from handlers.http.draining import Draining, jitter_ms
 from handlers.sync.device_socket import DeviceSocket, TaskBody
@@ -57,7 +58,7 @@ class Connections:
         self._by_tenant: Counter[int] = Counter()
         self._all_gone = asyncio.Event()
         self._group: TaskGroup | None = None
-        self._refusals: list[tuple[DeviceSocket, bytes]] = []
+        self._refusals: list[tuple[DeviceSocket, SyncError, str | None]] = []
         self.draining = Draining()
         #: The reason that a drain gives to devices: ``restart`` if a new process has taken this one's place.
         self.leaves_for: Literal["drain", "restart"] = "drain"
@@ -89,16 +90,16 @@ class Connections:
             raise ServiceEndedError("connections")
         self._group.start_soon(work)
 
-    def refuse_soon(self, socket: DeviceSocket, body: bytes) -> None:
-        """Send a refusal, given as JSON, together with those of other connections."""
+    def refuse_soon(self, socket: DeviceSocket, error: SyncError, request_id: str | None) -> None:
+        """Send a refusal together with those of other connections."""
         if not self._refusals:
             asyncio.get_running_loop().call_later(_REFUSALS_S, self._say_refusals)
-        self._refusals.append((socket, body))
+        self._refusals.append((socket, error, request_id))
 
     def _say_refusals(self) -> None:
         refusals, self._refusals = self._refusals, []
-        for socket, body in refusals:
-            socket.say(body)
+        for socket, error, request_id in refusals:
+            socket.fail(error, request_id)
 
     def add(self, socket: DeviceSocket) -> None:
         """Add a connection; an older one of the same device is dismissed."""

@@ -171,6 +171,8 @@ class DeviceSocket:
         elif kind is WSMsgType.TEXT and not _is_utf8(frame):
             self.close(CloseCode.NOT_UTF8, "not UTF-8")
         else:
+            self._traffic.messages_in += 1
+            self._traffic.bytes_in += len(frame)
             self._owner.on_message(frame, now_s)
 
     def on_partial(self, before_bytes: int, after_bytes: int) -> bool:

@@ -14,9 +14,9 @@ import msgspec
 from aiohttp import web
 
 from engine.cache.device_health import Device
-from engine.commit.committer import settled
-from engine.commit.overload import overloaded
-from engine.commit.validation import Session
+from engine.commit.admission import Admission, Kind
+from engine.commit.committer import Committer, settled
+from engine.commit.validation import MessageValidator, Session
 from engine.feed.pages import with_id
 from engine.plan.work import Outcome, PushAnswer, ResolveAnswer, Work
 from engine.runtime.loop_turns import LARGE_BYTES
@@ -25,26 +25,17 @@ from engine.wire.codec import JSON, MSGPACK, Codec, sentence
 from engine.wire.errors import SyncError
 from engine.wire.messages import Conflicts, Heartbeat, Pull, Request, Resolve, Sync
 from engine.wire.steps import run_steps
-from handlers.http.authenticate import check_valid, heard, reader_of
+from handlers.http.authenticate import RequestGate
 from handlers.http.caching import VARY
-from handlers.http.client_address import REQUEST_SECONDS, request_seconds
-from handlers.http.context import Core
+from handlers.http.client_address import REQUEST_SECONDS, Networks, request_seconds
 from handlers.http.cors import Allowed
+from handlers.http.counters import Traffic
 from handlers.http.headers import content_coding, media_type, prefers_msgpack, takes_gzip
-from handlers.http.metering import take_share
+from handlers.http.limits import EdgeLimits
+from handlers.http.loop_charges import LoopCharges
 from handlers.http.unread_body import give_up
-from handlers.sync.connections import Connections
-from handlers.sync.operations import (
-    READS_YIELD_S,
-    charge_planning,
-    count_answer,
-    count_error,
-    heartbeat,
-    list_conflicts,
-    list_domains,
-    resolution,
-    tell_clock,
-)
+from handlers.sync.operations import Operations, tell_clock
+from handlers.sync.push_counts import PushCounts
 
 #: Where a request keeps the id of its message, None for none, so that an error repeats it.
 REQUEST_ID: Final = web.RequestKey[str | None]("request_id")
@@ -64,12 +55,19 @@ _Result = TypeVar("_Result")
 _Message = TypeVar("_Message", Sync, Pull, Conflicts, Resolve, Heartbeat)
 
 
-class SyncHttp:
-    """The routes' handlers; each raises SyncError where a request is refused."""
+class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
+    """The routes' handlers; each raises SyncError if a request is refused."""
 
-    def __init__(self, core: Core, connections: Connections) -> None:
-        self._core = core
-        self._connections = connections
+    gate: RequestGate
+    admission: Admission
+    operations: Operations
+    validator: MessageValidator
+    committer: Committer
+    counts: PushCounts
+    loop: LoopCharges
+    traffic: Traffic
+    limits: EdgeLimits
+    trusted_proxies: Networks
 
     def routes(self) -> list[web.RouteDef]:
         """List the routes; browsers ask for leave on each of them."""
@@ -86,59 +84,57 @@ class SyncHttp:
 
     async def options(self, request: web.Request) -> web.Response:
         """Say what a page of another origin may send; no token is needed, as nothing of it is a tenant's."""
-        _PAGES.let_read(request, self._core.verifier)
+        _PAGES.let_read(request, self.gate.authenticator.verifier)
         return web.Response(status=204, headers=_PAGES.preflight(request))
 
     async def sync(self, request: web.Request) -> web.Response:
         """Push changes: ``sync`` → ``synced``."""
-        begun_s = self._core.clock.monotonic_s()
-        session, device = await self._admit(request, pushes=True)
+        begun_s = self.loop.clock.monotonic_s()
+        session, device = await self._admit(request, "push")
         body = await self._body(request, session, device)
-        core = self._core
-        now_us = core.clock.now_us()
+        now_us = self.loop.clock.now_us()
         message = await self._worked(_decoding(session.codec, body, Sync), body, device, request)
         request[REQUEST_ID] = message.id
         if message.clock is not None:
             tell_clock(device, session, message.clock, now_us, self._way_us(request, begun_s))
         try:
-            push = await self._worked(core.intake.push_steps(message, session, now_us), body, device, request)
-            check_valid(core, session)  # a large message may have waited long for its turns
+            steps = self.validator.push_steps(message, session, now_us)
+            push = await self._worked(steps, body, device, request)
+            self.gate.authenticator.check_valid(session)  # a large message may have waited long for its turns
             outcome = await self._settled(push, device)
             if isinstance(outcome, SyncError):
                 raise outcome
         except SyncError as error:
-            count_error(core, device, error, now_us)
+            self.counts.failed(device, error, now_us)
             raise
         assert isinstance(outcome, PushAnswer)
-        count_answer(core, device, outcome, now_us)
+        self.counts.answered(device, outcome, now_us)
         return await self._response(request, session, device, outcome.frame(message.id))
 
     async def changes(self, request: web.Request) -> web.Response:
         """Read one page of the feed: ``pull`` → ``changes``."""
-        session, device = await self._admit(request)
+        session, device = await self._admit(request, "request")
         message = _from_query(request, "pull", Pull)
-        await self._core.committer.yield_to_writes(reader_of(session).tenant_id, READS_YIELD_S)
-        body = await self._core.feed.pull(reader_of(session), message.cursor, message.domains, message.limit)
+        body = await self.operations.pull(session, message)
         return await self._response(request, session, device, with_id(body, None))
 
     async def conflicts(self, request: web.Request) -> web.Response:
         """List open conflicts: ``conflicts`` → ``conflicts``."""
-        session, device = await self._admit(request)
+        session, device = await self._admit(request, "request")
         message = _from_query(request, "conflicts", Conflicts)
-        await self._core.committer.yield_to_writes(reader_of(session).tenant_id, READS_YIELD_S)
-        listed = await list_conflicts(self._core, session, message, None)
+        listed = await self.operations.list_conflicts(session, message, None)
         return await self._response(request, session, device, listed)
 
     async def resolve(self, request: web.Request) -> web.Response:
         """Settle a conflict: ``resolve`` → ``resolved``; the path names the conflict."""
-        session, device = await self._admit(request, pushes=True)
+        session, device = await self._admit(request, "push")
         named = {"conflict_id": request.match_info["conflict_id"]}
         body = await self._body(request, session, device)
         steps = _completing(request, session.codec, body, Resolve, named)
         message = await self._worked(steps, body, device, request)
-        job = await resolution(self._core, session, device, message)
-        check_valid(self._core, session)
-        outcome = await self._settled(job, device)
+        resolution = await self.operations.resolution(session, device, message)
+        self.gate.authenticator.check_valid(session)
+        outcome = await self._settled(resolution, device)
         if isinstance(outcome, SyncError):
             raise outcome
         assert isinstance(outcome, ResolveAnswer)
@@ -146,21 +142,21 @@ class SyncHttp:
 
     async def heartbeat(self, request: web.Request) -> web.Response:
         """Take in a sign of life: ``heartbeat`` → ``heartbeat_ack``."""
-        begun_s = self._core.clock.monotonic_s()
-        session, device = await self._admit(request)
+        begun_s = self.loop.clock.monotonic_s()
+        session, device = await self._admit(request, "request")
         body = await self._body(request, session, device)
         steps = _completing(request, session.codec, body, Heartbeat, {})
         message = await self._worked(steps, body, device, request)
         if message.clock is not None:
-            now_us = self._core.clock.now_us()
+            now_us = self.loop.clock.now_us()
             tell_clock(device, session, message.clock, now_us, self._way_us(request, begun_s))
-        answer = heartbeat(self._core, device, message, request[REQUEST_ID])
+        answer = self.operations.heartbeat(device, message, request[REQUEST_ID])
         return await self._response(request, session, device, answer)
 
     async def domains(self, request: web.Request) -> web.Response:
         """Give the rules of each domain, as they are for this tenant."""
-        session, device = await self._admit(request)
-        return await self._response(request, session, device, list_domains(self._core, session))
+        session, device = await self._admit(request, "request")
+        return await self._response(request, session, device, self.operations.list_domains(session))
 
     async def _response(
         self, request: web.Request, session: Session, device: Device, body: bytes
@@ -171,26 +167,22 @@ class SyncHttp:
             body = await self._worked(codec.encode_steps(body), body, device, request)
         return _response(request, codec, body)
 
-    async def _admit(self, request: web.Request, *, pushes: bool = False) -> tuple[Session, Device]:
-        """Give who asks, and its device."""
-        core = self._core
-        _PAGES.let_read(request, core.verifier)
-        session, device = await heard(
-            core, self._connections.draining, request, _codec(request), core.limits.frame_bytes
+    async def _admit(self, request: web.Request, kind: Kind) -> tuple[Session, Device]:
+        """Return the session of a request, and its device."""
+        _PAGES.let_read(request, self.gate.authenticator.verifier)
+        admitted = await self.gate.authenticate_request(
+            request, _codec(request), kind, self.limits.frame_bytes
         )
-        if pushes and core.committer.should_shed(session.tenant.tenant_id):
-            raise overloaded(core.committer.retry_after_ms())
-        core.traffic.messages_in += 1
-        return session, device
+        self.traffic.messages_in += 1
+        return admitted
 
     async def _body(self, request: web.Request, session: Session, device: Device) -> bytes:
         """Read the body, which may be long in coming: a device that was sent away since is not heard.
 
         It counts by its bytes and by the time that it takes, as what comes on a socket does.
         """
-        core = self._core
-        body = await _read_within(request, core.limits.body_s)
-        await core.turns.within_share(device.key[0], device)
+        body = await _read_within(request, self.limits.body_s)
+        await self.loop.turns.within_share(device.key[0], device)
         with self._charging(device):
             inflating = _inflating_text(request, session.codec, body)
             try:
@@ -201,7 +193,7 @@ class SyncHttp:
 
     def _whole(self, body: bytes, session: Session, device: Device) -> bytes:
         device.bucket.weigh(len(body))
-        check_valid(self._core, session)
+        self.gate.authenticator.check_valid(session)
         return body
 
     def _way_us(self, request: web.Request, begun_s: float) -> int:
@@ -209,10 +201,9 @@ class SyncHttp:
 
         A proxy asks when it has the whole request, and says how long that took.
         """
-        core = self._core
         said = request.headers.getall(REQUEST_SECONDS, ())
-        proxied_s = request_seconds(request.remote, said, core.trusted_proxies)
-        return math.ceil((core.clock.monotonic_s() - begun_s + proxied_s + _CONNECTING_S) * 1_000_000)
+        proxied_s = request_seconds(request.remote, said, self.trusted_proxies)
+        return math.ceil((self.loop.clock.monotonic_s() - begun_s + proxied_s + _CONNECTING_S) * 1_000_000)
 
     async def _worked(
         self, steps: Generator[None, None, _Result], body: bytes, device: Device, request: web.Request
@@ -235,7 +226,7 @@ class SyncHttp:
             self._charge(device, request, step_s, now_s)
 
         try:
-            return await self._core.turns.handled(device.key[0], steps, charge)
+            return await self.loop.turns.handled(device.key[0], steps, charge)
         finally:
             device.bucket.charge(spent_s)
 
@@ -245,7 +236,7 @@ class SyncHttp:
 
         Its share of the loop is charged with all that its request costs (``handlers/metering.py``).
         """
-        clock_s = self._core.clock.monotonic_s
+        clock_s = self.loop.clock.monotonic_s
         begun_s = clock_s()
         try:
             yield
@@ -253,15 +244,14 @@ class SyncHttp:
             device.bucket.charge(clock_s() - begun_s)
 
     def _charge(self, device: Device, request: web.Request, spent_s: float, now_s: float) -> None:
-        take_share(self._core, device, f"{request.method} {request.path}", spent_s, now_s)
+        self.loop.charge(device, f"{request.method} {request.path}", spent_s, now_s)
 
     async def _settled(self, work: Work, device: Device) -> Outcome:
         """Have a job committed, also when the client is gone. Raises SyncError in times of overload."""
         # A body may have been long in coming, and many may have come at once.
-        self._connections.draining.check_staying()
-        if self._core.committer.should_shed(work.tenant_id):
-            raise overloaded(self._core.committer.retry_after_ms())
-        return await settled(self._core.committer, work, partial(charge_planning, self._core, device))
+        self.gate.draining.check_staying()
+        self.admission.check("body", work.tenant_id, device, self.loop.clock.monotonic_s())
+        return await settled(self.committer, work, partial(self.loop.charge_planning, device))
 
 
 def _codec(request: web.Request) -> Codec:

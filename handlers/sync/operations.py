@@ -1,4 +1,4 @@
-"""What sockets and HTTP answer alike: conflicts, their resolution, heartbeats."""
+"""The operations that sockets and HTTP share: the welcome, pulls, conflicts, domains, heartbeats, clocks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from msgspec import UNSET
 
 from engine.cache.device_clock import DeviceClock
 from engine.cache.device_health import Device
-from engine.commit.validation import Session
-from engine.model.domains import Domain, DomainPolicy
+from engine.cache.tenants import PolicyBook
+from engine.commit.committer import Committer
+from engine.commit.validation import MessageValidator, Session
+from engine.feed.feed import Feed
+from engine.model.domains import Domain, DomainPolicy, Domains
 from engine.model.merge import encode_fields
-from engine.operate.conflicts import HeldConflict
+from engine.operate.conflicts import ConflictStore, HeldConflict
 from engine.plan.held_changes import applied, changes_of, op_of
-from engine.plan.work import PushAnswer, Resolution
+from engine.plan.work import Resolution
+from engine.runtime.ports import Clock
+from engine.runtime.read_limiter import ReadTurns
 from engine.wire.errors import SyncError
 from engine.wire.messages import (
     ClientSide,
@@ -27,41 +32,105 @@ from engine.wire.messages import (
     Heartbeat,
     HeartbeatAck,
     OpenConflict,
+    Pull,
     Resolve,
     ServerSide,
+    Welcome,
 )
 from engine.wire.timestamps import to_text, to_us
 from handlers.http.authenticate import reader_of
-from handlers.http.context import Core
-from handlers.http.metering import take_share
+from handlers.http.limits import EdgeLimits
+from handlers.http.loop_charges import LoopCharges
 
-#: A list of conflicts ends here, one conflict at least.
+#: A list of conflicts ends after this many bytes, but not before its first conflict.
 LIST_BYTES: Final = 1 << 20
-#: Errors with which the server takes in nothing from anybody just now: no failure of the device's.
-_REFUSALS: Final = frozenset({"rate_limited", "overloaded", "unavailable"})
-#: How long a read gives way to pushes that were accepted.
+#: A read lets accepted pushes go first for this long at most.
 READS_YIELD_S: Final = 1.0
 
 _encode = msgspec.json.encode
 
 
-class _Status(msgspec.Struct):
-    status: str
+class Operations(msgspec.Struct, frozen=True, kw_only=True):
+    """Answers requests for sessions, whichever way they came."""
 
+    domains: Domains
+    validator: MessageValidator
+    committer: Committer
+    feed: Feed
+    tenants: PolicyBook
+    conflicts: ConflictStore
+    read_turns: ReadTurns
+    loop: LoopCharges
+    clock: Clock
+    limits: EdgeLimits
 
-_statuses = msgspec.json.Decoder(list[_Status])
+    def policy_names(self, tenant_id: int) -> dict[str, str]:
+        """Map each domain to the name of a tenant's policy."""
+        return {name: policy.policy for name, policy in self.tenants.of(tenant_id).items()}
 
-
-async def list_conflicts(core: Core, session: Session, request: Conflicts, request_id: str | None) -> bytes:
-    """Answer ``conflicts``: a device's own, for a supervisor the tenant's. Raises StoreError."""
-    device_id = None if session.supervisor else session.device_id
-    async with core.read_turns.turn(reader_of(session)):
-        listed = await core.conflicts.open_conflicts(
-            session.tenant.tenant_id, device_id, request.after, request.limit, LIST_BYTES
+    def welcome(self, session: Session) -> bytes:
+        """Return the first message of a socket."""
+        return _encode(
+            Welcome(
+                session.session_id,
+                to_text(self.clock.now_us()),
+                self.feed.epoch,
+                self.limits.heartbeat_s,
+                self.limits.welcome(),
+                self.policy_names(session.tenant.tenant_id),
+                self.domains.events,
+            )
         )
-    shown = [_open_conflict(held) for held in listed.found]
-    after = shown[-1].conflict_id if listed.more else None
-    return _encode(ConflictList(request_id or UNSET, shown, after))
+
+    async def yield_to_writes(self, session: Session) -> None:
+        """Let accepted pushes go first, for ``READS_YIELD_S`` at most."""
+        await self.committer.yield_to_writes(session.tenant.tenant_id, READS_YIELD_S)
+
+    async def pull(self, session: Session, request: Pull) -> bytes:
+        """Return one page of the feed, without an ``id``. Raises SyncError, StoreError."""
+        await self.yield_to_writes(session)
+        return await self.feed.pull(reader_of(session), request.cursor, request.domains, request.limit)
+
+    async def list_conflicts(self, session: Session, request: Conflicts, request_id: str | None) -> bytes:
+        """Return the open conflicts of a device, for a supervisor those of the tenant. Raises StoreError."""
+        await self.yield_to_writes(session)
+        device_id = None if session.supervisor else session.device_id
+        async with self.read_turns.turn(reader_of(session)):
+            listed = await self.conflicts.open_conflicts(
+                session.tenant.tenant_id, device_id, request.after, request.limit, LIST_BYTES
+            )
+        shown = [_open_conflict(held) for held in listed.found]
+        after = shown[-1].conflict_id if listed.more else None
+        return _encode(ConflictList(request_id or UNSET, shown, after))
+
+    async def resolution(self, session: Session, device: Device, request: Resolve) -> Resolution:
+        """Check a ``resolve`` against its conflict, in turns of the loop. Raises SyncError, StoreError."""
+        tenant_id = session.tenant.tenant_id
+        async with self.read_turns.turn(reader_of(session)):
+            conflict = await self.conflicts.conflict(tenant_id, request.conflict_id)
+        if conflict is None or not (session.supervisor or conflict.device_id == session.device_id):
+            raise SyncError("not_found", "there is no such conflict")
+        steps = self.validator.resolution_steps(request, session, conflict, self.clock.now_us())
+        charge = partial(self.loop.charge, device, "resolve")
+        return await self.loop.turns.handled(tenant_id, steps, charge)
+
+    def list_domains(self, session: Session) -> bytes:
+        """Return the rules of each domain, so that a device can refuse an item before it sends it."""
+        policies = self.tenants.of(session.tenant.tenant_id)
+        rules = self.domains.rules.items()
+        return _encode(
+            DomainList({name: _domain_info(one.domain, policies.get(name)) for name, one in rules})
+        )
+
+    def heartbeat(self, device: Device, request: Heartbeat, request_id: str | None) -> bytes:
+        """Store the state of a device, and return the answer."""
+        device.introduce(
+            network_type=request.network,
+            app_version=request.app_version,
+            os_version=request.os_version,
+        )
+        now_us = self.clock.now_us()
+        return _encode(HeartbeatAck(request_id or UNSET, to_text(now_us), device.health_score(now_us)))
 
 
 def _open_conflict(held: HeldConflict) -> OpenConflict:
@@ -91,13 +160,6 @@ def _raw(data: bytes | None) -> msgspec.Raw | None:
     return None if data is None else msgspec.Raw(data)
 
 
-def list_domains(core: Core, session: Session) -> bytes:
-    """Answer which rules each domain has, so that a device can refuse an item before it sends it."""
-    policies = core.policies.of(session.tenant.tenant_id)
-    rules = core.domains.rules.items()
-    return _encode(DomainList({name: _domain_info(one.domain, policies.get(name)) for name, one in rules}))
-
-
 def _domain_info(domain: Domain, policy: DomainPolicy | None) -> DomainInfo:
     required = list(domain.required)
     status = {value: list(steps) for value, steps in domain.status.items()}
@@ -111,17 +173,6 @@ def _domain_info(domain: Domain, policy: DomainPolicy | None) -> DomainInfo:
         fallback=policy.fallback,
         server_owned=list(domain.server_owned),
     )
-
-
-async def resolution(core: Core, session: Session, device: Device, request: Resolve) -> Resolution:
-    """Check a ``resolve`` against its conflict, in turns of the loop. Raises SyncError, StoreError."""
-    async with core.read_turns.turn(reader_of(session)):
-        conflict = await core.conflicts.conflict(session.tenant.tenant_id, request.conflict_id)
-    if conflict is None or not (session.supervisor or conflict.device_id == session.device_id):
-        raise SyncError("not_found", "there is no such conflict")
-    steps = core.intake.resolution_steps(request, session, conflict, core.clock.now_us())
-    charge = partial(take_share, core, device, "resolve")
-    return await core.turns.handled(session.tenant.tenant_id, steps, charge)
 
 
 def tell_clock(device: Device, session: Session, clock: datetime, now_us: int, way_us: int) -> None:
@@ -138,44 +189,3 @@ def tell_clock(device: Device, session: Session, clock: datetime, now_us: int, w
         device.clock = DeviceClock()
     session.clock_offset_us = device.clock.heard(to_us(clock), now_us, way_us)
     session.clock_known = True
-
-
-def heartbeat(core: Core, device: Device, request: Heartbeat, request_id: str | None) -> bytes:
-    """Take in a heartbeat and answer it."""
-    device.introduce(
-        network_type=request.network,
-        app_version=request.app_version,
-        os_version=request.os_version,
-    )
-    now_us = core.clock.now_us()
-    return _encode(HeartbeatAck(request_id or UNSET, to_text(now_us), device.health_score(now_us)))
-
-
-def charge_planning(core: Core, device: Device, spent_s: float) -> None:
-    """Charge a device for the time that planning a push of it took."""
-    device.bucket.charge(spent_s)
-    take_share(core, device, "planning", spent_s, core.clock.monotonic_s())
-
-
-def count_answer(core: Core, device: Device, answer: PushAnswer, started_us: int) -> None:
-    """Count a sync that was answered with results."""
-    now_us = core.clock.now_us()
-    duration_us = now_us - started_us
-    conflicts = 0 if answer.plain or answer.replayed else count_conflicts(answer.results)
-    device.synced(now_us, duration_us, conflicts)
-    core.devices.used(device)
-    core.traffic.sync_answered(duration_us)
-
-
-def count_error(core: Core, device: Device, error: SyncError, started_us: int) -> None:
-    """Count a sync that was answered with an error, if it failed and was not merely put off."""
-    if error.code not in _REFUSALS:
-        device.failed(core.clock.now_us() - started_us)
-        core.devices.used(device)
-
-
-def count_conflicts(results: bytes) -> int:
-    """Count the items that met a conflict. The search tells of most answers that there is none."""
-    if b'"status":"resolved"' not in results and b'"status":"conflict"' not in results:
-        return 0
-    return sum(one.status in ("resolved", "conflict") for one in _statuses.decode(results))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Final, Literal
 
+from engine.commit.admission import RateLimited
 from engine.commit.lane import unavailable
 from engine.commit.overload import overloaded
 from engine.wire.errors import SyncError
@@ -81,9 +82,8 @@ class PushHold:
         return math.ceil((self.until_s - now_s) * 1000)
 
 
-def rate_limited(wait_ms: int) -> SyncError:
-    """Return the refusal of a message past the rate."""
-    return SyncError("rate_limited", "too many messages", retry_after_ms=wait_ms)
+def _rate_limited(wait_ms: int) -> SyncError:
+    return RateLimited(wait_ms).error()
 
 
-_REFUSALS: Final = {"overloaded": overloaded, "rate_limited": rate_limited, "unavailable": unavailable}
+_REFUSALS: Final = {"overloaded": overloaded, "rate_limited": _rate_limited, "unavailable": unavailable}

@@ -18,10 +18,9 @@ from engine.runtime.loop_turns import LARGE_BYTES
 from engine.runtime.read_limiter import Reader
 from engine.wire.errors import SyncError
 from engine.wire.messages import Conflicts, Pull, Resolve, Subscribe, Unsubscribe, Unsubscribed
-from handlers.http.context import Core
 from handlers.http.errors import as_sync_error
 from handlers.sync.device_socket import DeviceSocket, TaskBody
-from handlers.sync.operations import READS_YIELD_S, list_conflicts, resolution
+from handlers.sync.operations import Operations
 from handlers.sync.subscription_sink import SubscriptionSink
 
 MAX_SUBSCRIPTIONS: Final = 32
@@ -36,21 +35,29 @@ class Reads:
         count: Reads that are not answered yet.
     """
 
-    __slots__ = ("_charge", "_core", "_device", "_reader", "_socket", "_submit", "_subscriptions", "count")
+    __slots__ = (
+        "_charge",
+        "_device",
+        "_operations",
+        "_reader",
+        "_socket",
+        "_submit",
+        "_subscriptions",
+        "count",
+    )
 
     def __init__(
         self,
-        core: Core,
         socket: DeviceSocket,
         device: Device,
+        operations: Operations,
         submit: Callable[[Resolution, str], None],
-        charge: Callable[[float, float], object],
     ) -> None:
-        self._core = core
+        self._operations = operations
         self._socket = socket
         self._device = device
         self._submit = submit
-        self._charge = charge
+        self._charge = partial(operations.loop.charge, device, "answer")
         self._reader = Reader(*socket.key)
         self._subscriptions: dict[str, SubscriptionSink] = {}
         self.count = 0
@@ -110,31 +117,28 @@ class Reads:
             self._socket.frames.go_on()
 
     async def _pull(self, request: Pull) -> None:
-        await self._yield_to_writes()
-        body = await self._core.feed.pull(self._reader, request.cursor, request.domains, request.limit)
+        body = await self._operations.pull(self._socket.session, request)
         await self._answer(with_id(body, request.id))
 
     async def _conflicts(self, request: Conflicts) -> None:
-        await self._yield_to_writes()
-        await self._answer(await list_conflicts(self._core, self._socket.session, request, request.id))
+        session = self._socket.session
+        await self._answer(await self._operations.list_conflicts(session, request, request.id))
 
     async def _resolve(self, request: Resolve) -> None:
-        job = await resolution(self._core, self._socket.session, self._device, request)
+        job = await self._operations.resolution(self._socket.session, self._device, request)
         self._submit(job, request.id)
 
     async def _open(self, sink: SubscriptionSink) -> None:
         try:
-            await self._yield_to_writes()
-            await sink.open(self._core.feed, self._reader, self._socket.session.session_id)
+            session = self._socket.session
+            await self._operations.yield_to_writes(session)
+            await sink.open(self._operations.feed, self._reader, session.session_id)
         except Exception:
             self._forget(sink)
             if not sink.ended:
                 raise
         if self._socket.closing:
             sink.end()
-
-    async def _yield_to_writes(self) -> None:
-        await self._core.committer.yield_to_writes(self._reader.tenant_id, READS_YIELD_S)
 
     async def _answer(self, body: bytes) -> None:
         """Send an answer; a large one is encoded in steps where its encoding is not JSON."""
@@ -143,7 +147,8 @@ class Reads:
             self._socket.say(body)
             return
         steps = codec.encode_steps(body)
-        self._socket.say_encoded(await self._core.turns.handled(self._reader.tenant_id, steps, self._charge))
+        turns = self._operations.loop.turns
+        self._socket.say_encoded(await turns.handled(self._reader.tenant_id, steps, self._charge))
 
     def _forget(self, sink: SubscriptionSink) -> None:
         """Free the id of a subscription that is over."""

@@ -4,77 +4,89 @@ from __future__ import annotations
 
 import logging
 import uuid
-from typing import Final
 
+import msgspec
 from aiohttp import WSMsgType, web
 
 from engine.cache.device_health import Device
-from engine.commit.overload import overloaded
-from engine.commit.validation import Session
+from engine.cluster.bus import Bus
+from engine.commit.admission import Admission
+from engine.commit.committer import Committer
+from engine.commit.validation import MessageValidator
+from engine.runtime.partial_messages import PartialMessages
 from engine.runtime.ports import StoreError
-from engine.runtime.rate_limit import TokenBucket, retry_later_ms
 from engine.wire.close_codes import CloseCode
 from engine.wire.codec import JSON, MSGPACK, Codec
 from engine.wire.errors import SyncError
-from handlers.http.authenticate import admitted, paying
-from handlers.http.context import Core
+from handlers.http.authenticate import Authenticator
+from handlers.http.client_address import Refusals
+from handlers.http.counters import Traffic
 from handlers.http.errors import as_sync_error, error_body
+from handlers.http.limits import EdgeLimits
+from handlers.http.loop_charges import LoopCharges
 from handlers.http.response_headers import answer
 from handlers.http.tokens import offered_subprotocols
 from handlers.sync.connection import Connection
 from handlers.sync.connections import Connections
 from handlers.sync.device_socket import CLOSING_S, DeviceSocket
 from handlers.sync.frames import Upgrade
+from handlers.sync.operations import Operations
 from handlers.sync.outbox import Outbox
-
-#: Handshakes that are seen to while what was accepted has to wait.
-NEWCOMERS_PER_MINUTE: Final = 3000
-#: Handshakes of one device, all of which may come at once. Each takes the loop a millisecond or so, and the
-#: socket that it replaces stays for up to two seconds.
-HANDSHAKES_PER_MINUTE: Final = 300
+from handlers.sync.push_counts import PushCounts
+from handlers.sync.pushes import Pushes
+from handlers.sync.reads import Reads
 
 # aiohttp warns of subprotocols that it does not know, in full; one of them may carry the token.
 logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
 
 
-class SyncSocket:
+class SyncSocket(msgspec.Struct, frozen=True, kw_only=True):
     """The route's handler."""
 
-    def __init__(self, core: Core, connections: Connections) -> None:
-        self._core = core
-        self._connections = connections
-        self._newcomers = TokenBucket(0.0, core.clock.monotonic_s())
+    authenticator: Authenticator
+    admission: Admission
+    connections: Connections
+    operations: Operations
+    validator: MessageValidator
+    committer: Committer
+    counts: PushCounts
+    loop: LoopCharges
+    bus: Bus
+    traffic: Traffic
+    partial_messages: PartialMessages
+    limits: EdgeLimits
+    refusals: Refusals
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Serve one connection to its end. Raises SyncError where the handshake is refused."""
-        core = self._core
-        asked_at_s = core.clock.monotonic_s()
+        """Serve one connection to its end. Raises SyncError if the handshake is refused."""
+        clock, limits = self.loop.clock, self.limits
+        asked_at_s = clock.monotonic_s()
         try:
             codec = _codec(request)
-            self._connections.draining.check_staying()
-            session = await admitted(core, request, codec)
+            self.connections.draining.check_staying()
+            session = await self.authenticator.authenticate(request, codec)
             session.session_id = uuid.uuid4().hex
             session.retries_over = False
-            device = paying(core, session, request)
+            device = self.authenticator.charged_device(session, request)
             # Before it is counted: who is over its share comes back no faster than that allows.
-            await core.turns.within_share(session.tenant.tenant_id, device)
-            self._check_device(session, device)
-            # Not before the token is known to be one: anybody could use the places up.
-            self._check_overload(session.tenant.tenant_id)
-            self._connections.draining.check_staying()  # the goodbye may have been said meanwhile
+            tenant_id = session.tenant.tenant_id
+            await self.loop.turns.within_share(tenant_id, device)
+            # Only after the token was verified: else anybody could use the places up.
+            self.admission.check("handshake", tenant_id, device, clock.monotonic_s())
+            self.connections.draining.check_staying()  # a drain may have begun since
         except StoreError as error:
             return await self._refuse_on_socket(request, codec, as_sync_error(error))
         except SyncError as error:
             if error.code in ("unavailable", "overloaded"):
                 return await self._refuse_on_socket(request, codec, error)
-            core.traffic.refused_handshakes += 1
-            core.refusals.refused(request, error, core.clock.monotonic_s())
+            self.traffic.refused_handshakes += 1
+            self.refusals.refused(request, error, clock.monotonic_s())
             raise
         socket = Upgrade(
-            core.clock,
+            clock,
             protocols=(codec.subprotocol,),
-            compress=core.limits.compress,
-            max_msg_size=core.limits.frame_bytes + 1,  # aiohttp refuses this size, the contract the next
+            compress=limits.compress,
+            max_msg_size=limits.frame_bytes + 1,  # aiohttp refuses this size, the contract the next
         )
         try:
             stream = await socket.prepare(request)
@@ -88,11 +100,11 @@ class SyncSocket:
             session,
             socket.frames,
             transport,
-            clock=core.clock,
-            traffic=core.traffic,
-            partial_messages=core.partial_messages,
-            frame_bytes=core.limits.frame_bytes,
-            start=self._connections.start,
+            clock=clock,
+            traffic=self.traffic,
+            partial_messages=self.partial_messages,
+            frame_bytes=limits.frame_bytes,
+            start=self.connections.start,
         )
         outbox = Outbox(
             transport,
@@ -101,48 +113,43 @@ class SyncSocket:
             device_socket,
             binary=codec.binary,
             deflate_bits=int(socket.compress),
-            max_bytes=core.limits.outbox_bytes,
-            patience_s=core.limits.write_patience_s,
+            max_bytes=limits.outbox_bytes,
+            patience_s=limits.write_patience_s,
         )
-        await self._serve(device_socket, outbox, asked_at_s)
-        return socket
-
-    async def _serve(self, socket: DeviceSocket, outbox: Outbox, asked_at_s: float) -> None:
-        """Serve an open connection to its end."""
-        connection = Connection(self._core, self._connections, socket, asked_at_s)
-        socket.open(outbox, connection)
+        connection = self._connection(device_socket, device, asked_at_s)
+        device_socket.open(outbox, connection)
         try:
-            connection.welcome()
-            self._connections.add(socket)
-            self._core.bus.opened(*socket.key, socket.session.session_id, socket.opened_at_us)
-            socket.read()
-            await socket.over
+            device_socket.say(self.operations.welcome(session))
+            self.connections.add(device_socket)
+            self.bus.opened(*device_socket.key, session.session_id, device_socket.opened_at_us)
+            device_socket.read()
+            await device_socket.over
         finally:
             connection.end()
-            self._connections.remove(socket)
+            self.connections.remove(device_socket)
+        return socket
 
-    def _check_device(self, session: Session, device: Device) -> None:
-        """Count a handshake of a device, and bound its tenant's sockets. Raises SyncError."""
-        core, tenant_id = self._core, session.tenant.tenant_id
-        now_s = core.clock.monotonic_s()
-        if device.handshakes is None:
-            device.handshakes = TokenBucket(float(HANDSHAKES_PER_MINUTE), now_s)
-        if wait_ms := device.handshakes.take(HANDSHAKES_PER_MINUTE, now_s):
-            raise SyncError("rate_limited", "too many handshakes", retry_after_ms=wait_ms)
-        comes_back = (tenant_id, session.device_id) in self._connections
-        if not comes_back and self._connections.count_of(tenant_id) >= core.limits.tenant_connections:
-            raise SyncError(
-                "rate_limited", "too many connections of this tenant", retry_after_ms=retry_later_ms()
-            )
-
-    def _check_overload(self, tenant_id: int) -> None:
-        """Let few come back while those who are here have to wait. Raises SyncError ``overloaded``."""
-        committer = self._core.committer
-        if not committer.over_target(tenant_id):
-            return
-        per_minute = NEWCOMERS_PER_MINUTE
-        if self._newcomers.take(per_minute, self._core.clock.monotonic_s(), most=per_minute / 60):
-            raise overloaded(committer.retry_after_ms())
+    def _connection(self, socket: DeviceSocket, device: Device, asked_at_s: float) -> Connection:
+        pushes = Pushes(
+            socket,
+            device,
+            validator=self.validator,
+            committer=self.committer,
+            counts=self.counts,
+            loop=self.loop,
+            clock=self.loop.clock,
+        )
+        return Connection(
+            socket,
+            device,
+            pushes,
+            Reads(socket, device, self.operations, pushes.submit_resolution),
+            connections=self.connections,
+            admission=self.admission,
+            loop=self.loop,
+            operations=self.operations,
+            asked_at_s=asked_at_s,
+        )
 
     async def _refuse_on_socket(
         self, request: web.Request, codec: Codec, error: SyncError
@@ -153,7 +160,7 @@ class SyncSocket:
         opcode = WSMsgType.BINARY if codec.binary else WSMsgType.TEXT
         await socket.send_frame(codec.encode(error_body(error, None)), opcode)
         await socket.close(code=CloseCode.UNAVAILABLE, message=error.code.encode())
-        self._core.traffic.closed(CloseCode.UNAVAILABLE)
+        self.traffic.closed(CloseCode.UNAVAILABLE)
         return socket
 
 

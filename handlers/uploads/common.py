@@ -20,12 +20,12 @@ from engine.uploads.metadata import Described, described
 from engine.uploads.service import UploadService
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
-from handlers.http.authenticate import check_valid, heard
+from handlers.http.authenticate import RequestGate
 from handlers.http.client_address import Networks, stripped_prefix
-from handlers.http.context import Core
-from handlers.http.draining import Draining
+from handlers.http.counters import Traffic
 from handlers.http.headers import content_coding, tokens
 from handlers.http.response_headers import answer
+from handlers.http.tokens import Verifier
 from handlers.uploads.body import RequestBody
 
 ROOT: Final = "/v1/uploads"
@@ -39,17 +39,22 @@ _MOST_DIGITS: Final = 18
 class UploadContext(msgspec.Struct, frozen=True):
     """The parts that handlers of uploads work with."""
 
-    core: Core
-    draining: Draining
+    gate: RequestGate
+    traffic: Traffic
     receiving: UploadService
     types: FileTypes
     domains: Domains
     trusted: Networks
     idle_s: float
 
+    @property
+    def verifier(self) -> Verifier:
+        """Checks tokens and origins."""
+        return self.gate.authenticator.verifier
+
     async def session(self, request: web.Request) -> Session:
         """Say who asks. Raises SyncError, StoreError."""
-        session, _ = await heard(self.core, self.draining, request, JSON)
+        session, _ = await self.gate.authenticate_request(request, JSON, "upload")
         return session
 
     def body(self, request: web.Request, session: Session) -> RequestBody:
@@ -60,7 +65,7 @@ class UploadContext(msgspec.Struct, frozen=True):
             raise SyncError("unsupported_type", "Transfer-Encoding: chunked is all that is taken")
 
         def check() -> None:
-            check_valid(self.core, session)
+            self.gate.authenticator.check_valid(session)
 
         return RequestBody(request, self.idle_s, check)
 

@@ -19,14 +19,13 @@ from aiohttp import web
 
 from engine.model.uploads import Upload
 from engine.runtime.rate_limit import retry_soon_ms
+from engine.runtime.read_limiter import ReadTurns
 from engine.uploads.blobs import BlobMissingError, Blobs, BlobsError, FileStore
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
-from handlers.http.authenticate import check_valid, heard, reader_of
+from handlers.http.authenticate import RequestGate, reader_of
 from handlers.http.caching import VARY
-from handlers.http.context import Core
 from handlers.http.cors import Allowed
-from handlers.http.draining import Draining
 from handlers.http.errors import error_body
 from handlers.http.headers import combined
 from handlers.uploads.ranges import Part, is_known, wanted_part
@@ -51,9 +50,10 @@ _log = structlog.get_logger()
 class Files:
     """The route's handler; raises SyncError where a request is refused."""
 
-    def __init__(self, core: Core, draining: Draining, files: FileStore, blobs: Blobs) -> None:
-        self._core = core
-        self._draining = draining
+    def __init__(self, gate: RequestGate, read_turns: ReadTurns, files: FileStore, blobs: Blobs) -> None:
+        self._gate = gate
+        self._authenticator = gate.authenticator
+        self._read_turns = read_turns
         self._files = files
         self._blobs = blobs
 
@@ -63,14 +63,14 @@ class Files:
 
     async def options(self, request: web.Request) -> web.Response:
         """Say what a page may ask for; to whoever asks, as nothing of it is of a tenant."""
-        _PAGES.let_read(request, self._core.verifier)
+        _PAGES.let_read(request, self._authenticator.verifier)
         return web.Response(status=204, headers={"Allow": _PAGES.methods} | _PAGES.preflight(request))
 
     async def give(self, request: web.Request) -> web.StreamResponse:
         """Give a file, a part of it, or to HEAD what there is to know of it."""
-        _PAGES.let_read(request, self._core.verifier)
-        session, _ = await heard(self._core, self._draining, request, JSON)
-        async with self._core.read_turns.turn(reader_of(session)):
+        _PAGES.let_read(request, self._authenticator.verifier)
+        session, _ = await self._gate.authenticate_request(request, JSON, "upload")
+        async with self._read_turns.turn(reader_of(session)):
             file = await self._files.file(session.tenant.tenant_id, request.match_info["file_id"])
         if file is None:
             raise _not_found()
@@ -99,7 +99,9 @@ class Files:
             response.headers["Content-Range"] = part.content_range(size_bytes)
         response.content_length = part.count_bytes
         with suppress(ConnectionError):  # who is gone is told nothing more
-            await self._stream(request, response, file, part, partial(check_valid, self._core, session))
+            await self._stream(
+                request, response, file, part, partial(self._authenticator.check_valid, session)
+            )
         return response
 
     async def _stream(

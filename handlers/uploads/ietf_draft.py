@@ -162,12 +162,12 @@ class IetfDraft:
         answer(request, _told(version, complete=error.code in _FINAL))
         answer_offset(request, error)
         response = _problem(version, error, number(request, "Upload-Offset"))
-        self._edge.core.traffic.error(error.code)
+        self._edge.traffic.error(error.code)
         return response
 
     def _later(self, request: web.Request) -> web.Response:
         """Have a client go on later: after a lost connection it does, after an answer it would not."""
-        self._edge.core.traffic.error("unavailable")
+        self._edge.traffic.error("unavailable")
         return let_go(request)
 
     async def _resuming(self, request: web.Request) -> Session | None:

@@ -58,7 +58,7 @@ class Uploads:
 
     async def options(self, request: web.Request) -> web.Response:
         """Say what is is_draft_request here; to whoever asks, as nothing of it is of a tenant."""
-        _PAGES.let_read(request, self._edge.core.verifier)
+        _PAGES.let_read(request, self._edge.verifier)
         most_bytes = self._edge.types.largest_bytes
         headers = {
             "Tus-Resumable": VERSION,
@@ -72,13 +72,13 @@ class Uploads:
 
     async def create(self, request: web.Request) -> web.Response:
         """Begin an upload."""
-        _PAGES.let_read(request, self._edge.core.verifier)
+        _PAGES.let_read(request, self._edge.verifier)
         by_tus, by_draft = self._create
         return await (by_draft if _is_draft(request) else by_tus)(request)
 
     async def one(self, request: web.Request) -> web.Response:
         """Ask for an upload's offset, bring bytes to it, or give it up."""
-        _PAGES.let_read(request, self._edge.core.verifier)
+        _PAGES.let_read(request, self._edge.verifier)
         method = request.headers.get("X-HTTP-Method-Override", request.method).upper()
         verb = (self._resumable if _is_draft(request) else self._tus).get(method)
         if request.method == "HEAD" and method != "HEAD":

@@ -13,10 +13,9 @@ import psycopg2
 import pytest
 from aiohttp import WSServerHandshakeError
 
-from engine.commit import overload
+from engine.commit import admission, overload
 from engine.runtime import rate_limit
 from engine.wire.close_codes import CloseCode
-from handlers.sync import websocket
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.ws_device import Device, Json, put
 
@@ -189,7 +188,7 @@ async def test_reads_give_way_and_do_not_starve(serve: Serve) -> None:
 
 
 async def test_few_come_back_while_others_wait(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(websocket, "NEWCOMERS_PER_MINUTE", 1)
+    monkeypatch.setattr(admission, "NEWCOMERS_PER_MINUTE", 1)
     server = await serve()
     phone = await server.device()
     async with held(server):

@@ -26,7 +26,7 @@ from engine.wire.messages import Resolve, Sync
 from engine.wire.pieces import decode_in_pieces
 from engine.wire.steps import run_steps
 from engine.wire.values import value_fault, value_steps
-from handlers.http.context import Core
+from handlers.http.loop_charges import LoopCharges
 from handlers.sync import connection
 from tests.engine.commit.test_validation import CONFLICT
 from tests.harness.in_process_server import Running
@@ -277,14 +277,14 @@ async def test_large_pages_of_a_subscription_are_charged_to_its_device(
 ) -> None:
     charged: list[tuple[str, str]] = []
 
-    def noted(_: Core, device: Device, kind: str, *__: float) -> float:
+    def noted(_: LoopCharges, device: Device, kind: str, *__: float) -> float:
         charged.append((device.key.device_id, kind))
         return 0.0
 
     phone = await server.device("phone")
     await phone.told("changes", "subscribe", cursor=None)
     other = await server.device("other")
-    monkeypatch.setattr(connection, "take_share", noted)
+    monkeypatch.setattr(LoopCharges, "charge", noted)
     await other.told("synced", "sync", key="a", items=_large("a")["items"])
     while not (await phone.receive()).get("changes"):
         pass

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 from aiohttp import WSServerHandshakeError
 
+from engine.commit import admission
 from engine.runtime.open_requests import OpenRequests, RequestLimits, Ticket
 from engine.wire.errors import SyncError
-from handlers.sync import websocket
 from tests.harness.in_process_server import Serve
 from tests.harness.postgres_stalls import counts
 from tests.harness.raw_http import wired
@@ -68,7 +68,7 @@ async def test_a_device_with_too_many_open_requests_is_refused_and_others_are_no
 
 @pytest.mark.asyncio(loop_scope="function")
 async def test_handshakes_of_a_device_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(websocket, "HANDSHAKES_PER_MINUTE", 3)
+    monkeypatch.setattr(admission, "HANDSHAKES_PER_MINUTE", 3)
     server = await serve()
     for _ in range(3):
         await server.device()

@@ -13,13 +13,13 @@ from structlog.testing import capture_logs
 
 from engine.cache.device_health import Device, DeviceKey
 from engine.runtime.loop_share import LoopShares
+from engine.runtime.loop_turns import LoopTurns
 from engine.runtime.rate_limit import COUNTED_BYTES, TokenBucket
-from handlers.http import metering
-from handlers.http.context import Core
+from handlers.http import loop_charges
+from handlers.http.loop_charges import LoopCharges
 from handlers.http.loop_watch import HELD_S, LoopWatch
 from handlers.sync import connection, frames
 from handlers.sync.frames import FRAGMENTS
-from handlers.sync.operations import charge_planning
 from tests.contract.test_frames_masked import HANDSHAKE, PONG, TEXT, closed, shaken
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.raw_http import frame, wired
@@ -86,7 +86,7 @@ async def test_a_message_that_held_the_loop_is_logged_with_its_device(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frames, "_PORTION_S", 0.0)
-    monkeypatch.setattr(metering, "HELD_S", 0.0)
+    monkeypatch.setattr(loop_charges, "HELD_S", 0.0)
     with capture_logs() as logs:
         phone = await server.device("phone")
         await phone.ask("heartbeat")
@@ -99,9 +99,8 @@ async def test_a_message_that_held_the_loop_is_logged_with_its_device(
 
 async def test_a_laborious_message_takes_its_milliseconds_from_the_rate_and_no_quick_one_does() -> None:
     device = Device(key=DeviceKey(7, "phone"), bucket=TokenBucket(100.0, 0.0), changed=[])
-    core = SimpleNamespace(watch=LoopWatch(_Clock()), shares=LoopShares())
     socket = SimpleNamespace(frames=SimpleNamespace())
-    line = SimpleNamespace(_core=core, _device=device, _kind=None, _socket=socket)
+    line = SimpleNamespace(_loop=_charges(), _device=device, _kind=None, _socket=socket)
     for began_s, spent_s, tokens in ((9.995, 0.0115, 100.0), (9.96, 0.041, 60.0)):
         socket.frames.began_s = began_s
         connection.Connection.charge(cast(connection.Connection, line), spent_s, 10.0)
@@ -110,13 +109,17 @@ async def test_a_laborious_message_takes_its_milliseconds_from_the_rate_and_no_q
 
 async def test_a_push_that_was_long_in_planning_is_logged_with_its_device() -> None:
     device = Device(key=DeviceKey(7, "phone"), bucket=TokenBucket(100.0, 0.0), changed=[])
-    core = SimpleNamespace(watch=LoopWatch(_Clock()), shares=LoopShares(), clock=_Clock())
     with capture_logs() as logs:
         for spent_s in (HELD_S, HELD_S + 0.1):
-            charge_planning(cast(Core, core), device, spent_s)
+            _charges().charge_planning(device, spent_s)
     assert [(one["tenant_id"], one["device_id"], one["kind"], one["held_ms"]) for one in logs] == [
         (7, "phone", "planning", 200)
     ]
+
+
+def _charges() -> LoopCharges:
+    shares, clock = LoopShares(), _Clock()
+    return LoopCharges(shares, LoopTurns(shares, clock), LoopWatch(clock), clock)
 
 
 async def test_the_delay_of_the_loop_is_a_metric(server: Running) -> None:

@@ -1,0 +1,41 @@
+"""Charges devices for the time of the event loop that their messages take."""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.cache.device_health import Device
+from engine.runtime.loop_share import LoopShares
+from engine.runtime.loop_turns import LoopTurns
+from engine.runtime.ports import Clock
+from handlers.http.loop_watch import HELD_S, LoopWatch
+
+
+class LoopCharges(msgspec.Struct, frozen=True):
+    """The shares and turns of the loop, and the log of work that held it."""
+
+    shares: LoopShares
+    turns: LoopTurns
+    watch: LoopWatch
+    clock: Clock
+
+    def charge(self, device: Device, kind: str, spent_s: float, now_s: float) -> float:
+        """Charge a device for work, and log work that others felt.
+
+        Args:
+            device: The device that caused the work.
+            kind: A word for the log: the type of the message, or the request.
+            spent_s: How long the loop was busy with it.
+            now_s: The monotonic clock.
+
+        Returns:
+            The seconds until the device and its tenant are within their shares again; 0 if they are.
+        """
+        if spent_s > HELD_S:
+            self.watch.held(spent_s, *device.key, kind)
+        return self.shares.spend(device.key[0], device, spent_s, now_s)
+
+    def charge_planning(self, device: Device, spent_s: float) -> None:
+        """Charge a device for the planning of a push."""
+        device.bucket.charge(spent_s)
+        self.charge(device, "planning", spent_s, self.clock.monotonic_s())

@@ -79,7 +79,7 @@ class PushHold:
         self.first_key = None
 
     def _left_ms(self, now_s: float) -> int:
-        return math.ceil((self.until_s - now_s) * 1000)
+        return math.ceil(round((self.until_s - now_s) * 1000, 3))  # 400 ms are not 400.0000001
 
 
 def _rate_limited(wait_ms: int) -> SyncError:

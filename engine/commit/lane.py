@@ -1,9 +1,7 @@
-"""One batch in flight: from its jobs to their answers, whatever the store does until then."""
+"""One batch in flight: from queued work to its answers, whatever the store does."""
 
 from __future__ import annotations
 
-import asyncio
-import random
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
@@ -11,15 +9,17 @@ from typing import Final
 import msgspec
 import structlog
 
-from engine.commit.planning import MESSAGE_S, TooLongError, planned
+from engine.commit.planning import MESSAGE_S, TooLongError, run_plan
 from engine.commit.ports import Store, Transaction
 from engine.commit.queue import CommitQueue, QueuedWork
 from engine.model.rows import OpenConflictRef, Record
 from engine.plan.batch import Plan, read_set, steps
 from engine.plan.capacity import BlockedRecords
 from engine.plan.context import PlanContext
+from engine.plan.kinds import KINDS
 from engine.plan.weighing import select
-from engine.plan.work import Outcome, Push, RejectedItem, Work
+from engine.plan.work import Outcome, Push, Work
+from engine.runtime.backoff import Backoff
 from engine.runtime.metrics import Metric, counter
 from engine.runtime.ports import (
     StoreError,
@@ -33,36 +33,38 @@ from engine.runtime.ports import (
 from engine.runtime.rate_limit import retry_later_ms, retry_soon_ms
 from engine.wire.errors import SyncError
 
+#: Called with the new versions of a committed batch, each with the session that pushed it.
 OnCommitted = Callable[[list[tuple[Record, str]]], None]
+#: Called with the tenants of a batch whose COMMIT may have succeeded although the store did not say so.
 OnUnknownOutcome = Callable[[set[int]], None]
-Wanted = Callable[[float], bool]
+#: Returns whether several tenants want the event loop at an instant of the monotonic clock.
+IsContended = Callable[[float], bool]
 
-#: How long a batch is tried again before its senders are told to come back.
+#: A batch is tried again for this long before its devices are told to come back later.
 RETRY_FOR_S: Final = 10.0
-_FIRST_PAUSE_S: Final = 0.005
-#: Answers were once kept for so long.
+#: A key whose answer is older than a day is counted when it is used for another message: releases that kept
+#: answers for one day accepted such a message.
 _OLD_KEY_S: Final = 86_400
-_LONGEST_PAUSE_S: Final = 0.25
-#: Planning that takes less is not charged: the rate of messages bounds it.
+#: Planning that takes less is not charged, because the rate of messages already bounds it.
 _CHARGED_FROM_S: Final = 0.001
 _log = structlog.get_logger()
 
 
-class _Settled(msgspec.Struct, frozen=True):
-    """What was committed of a batch: the plan, and the jobs that it is of.
+class _Committed(msgspec.Struct, frozen=True):
+    """The plan that was committed.
 
-    ``spent_s`` are the seconds that planning each took, ``left`` the indexes of those that have to wait,
-    ``apart`` the tenants that are to be planned without others.
+    ``spent_s`` are the seconds that planning each message took. ``deferred`` are the indexes of the messages
+    that were left for another batch. ``isolated`` are the tenants to be planned without others.
     """
 
     plan: Plan
     spent_s: list[float]
-    left: Sequence[int]
-    apart: frozenset[int]
+    deferred: Sequence[int]
+    isolated: frozenset[int]
 
 
 class Counters(msgspec.Struct):
-    """What the committer did since it started. ``batch_s`` is the time that batches took, added up."""
+    """What the committer did since it started. ``batch_s`` is the sum of the durations of all batches."""
 
     batches: int = 0
     batch_s: float = 0.0
@@ -75,7 +77,7 @@ class Counters(msgspec.Struct):
     refused_at_limit: int = 0
 
     def metrics(self) -> Iterator[Metric]:
-        """Yield the counts."""
+        """Yield the counters."""
         yield from (
             counter("tidemark_batches", "Batches committed", self.batches),
             counter("tidemark_batch_seconds", "Time that batches took, added up", self.batch_s),
@@ -94,7 +96,7 @@ class Counters(msgspec.Struct):
 
 
 class Lane:
-    """Commits one batch after the other, as ``Committer`` hands them on."""
+    """Commits one batch after another. ``Committer`` hands the batches on."""
 
     def __init__(
         self,
@@ -106,9 +108,10 @@ class Lane:
         queue: CommitQueue,
         counters: Counters,
         blocked_records: BlockedRecords,
-        wanted: Wanted,
+        is_contended: IsContended,
     ) -> None:
-        self._wanted = wanted
+        """Make a lane. The arguments are those of ``Committer``, and what its lanes share."""
+        self._is_contended = is_contended
         self._blocked_records = blocked_records
         self._store = store
         self._context = context
@@ -117,19 +120,21 @@ class Lane:
         self._outcome_unknown = outcome_unknown
         self._queue = queue
         self._counters = counters
-        self._away = False
-        self._tried_s = 0.0
+        self._store_is_away = False
+        self._tried_at_s = 0.0
 
     async def run(self, batch: list[QueuedWork]) -> int:
-        """See a batch through; one that cannot be stored is halved until the culprit stands alone.
+        """Commit a batch and answer its devices.
+
+        A batch that cannot be stored is halved until the message at fault stands alone.
 
         Returns:
-            The bytes of those that have to wait for another batch.
+            The bytes of the messages that were put back into the queue.
         """
         if not batch:
             return 0
         try:
-            settled = await self._commit([waiting.work for waiting in batch])
+            committed = await self._commit([queued.work for queued in batch])
         except (StoreRetryError, StoreUnknownError, StoreUnavailableError, StoreFullError) as error:
             self._fail_everything(batch, error)
             return 0
@@ -139,50 +144,54 @@ class Lane:
             if len(batch) == 1:
                 return await self._fail_alone(batch[0], error)
             middle = len(batch) // 2
-            # Should the store go away meanwhile, the later half is refused in its turn.
+            # If the store goes away during the first half, the second half is refused in its own batch.
             return self._requeue(batch[middle:]) + await self.run(batch[:middle])
-        left_bytes = self._requeue([batch[index] for index in settled.left])
-        for tenant_id in settled.apart:
+        deferred_bytes = self._requeue([batch[index] for index in committed.deferred])
+        for tenant_id in committed.isolated:
             self._queue.isolate(tenant_id, self._clock.monotonic_s())
-        if settled.left:
-            left = set(settled.left)
-            batch = [waiting for index, waiting in enumerate(batch) if index not in left]
+        if committed.deferred:
+            deferred = set(committed.deferred)
+            batch = [queued for index, queued in enumerate(batch) if index not in deferred]
         if batch:
-            self._counters.batches += 1
-            self._counters.messages += len(batch)
-            self._on_committed(settled.plan.changes)
-            for push, age_s in settled.plan.reused:
-                self._note_reuse(push, age_s)
-            for waiting, outcome, spent_s in zip(batch, settled.plan.outcomes, settled.spent_s, strict=True):
-                if type(outcome) is SyncError and outcome.code == "insufficient_storage":
-                    self._counters.refused_at_limit += 1
-                    outcome.details["retry_after_ms"] = retry_later_ms()
-                if spent_s > _CHARGED_FROM_S:
-                    _charge(waiting, spent_s)
-                _answer(waiting, outcome)
-        return left_bytes
+            self._answer_all(batch, committed)
+        return deferred_bytes
 
-    def _requeue(self, left: list[QueuedWork]) -> int:
-        if left:
-            self._queue.requeue(left)
-        return sum([waiting.size_bytes for waiting in left])
+    def _answer_all(self, batch: list[QueuedWork], committed: _Committed) -> None:
+        plan = committed.plan
+        self._counters.batches += 1
+        self._counters.messages += len(batch)
+        self._on_committed(plan.changes)
+        for push, age_s in plan.reused_keys:
+            self._note_reuse(push, age_s)
+        for queued, outcome, spent_s in zip(batch, plan.outcomes, committed.spent_s, strict=True):
+            if type(outcome) is SyncError and outcome.code == "insufficient_storage":
+                self._counters.refused_at_limit += 1
+                outcome.details["retry_after_ms"] = retry_later_ms()
+            if spent_s > _CHARGED_FROM_S:
+                _charge(queued, spent_s)
+            _answer(queued, outcome)
+
+    def _requeue(self, batch: list[QueuedWork]) -> int:
+        if batch:
+            self._queue.requeue(batch)
+        return sum([queued.size_bytes for queued in batch])
 
     async def _run_without(self, batch: list[QueuedWork], error: TooLongError) -> int:
-        """Refuse a message that takes too long to plan; the others never notice."""
-        waiting = batch[error.index]
-        work = waiting.work
+        """Refuse a message that takes too long to plan, and commit the others."""
+        queued = batch[error.index]
+        work = queued.work
         self._counters.failed += 1
         _log.warning("message_too_long", tenant_id=work.tenant_id, device_id=work.device_id)
         self._queue.isolate(work.tenant_id, self._clock.monotonic_s())
-        _charge(waiting, error.spent_s[error.index])
+        _charge(queued, error.spent_s[error.index])
         _answer(
-            waiting,
+            queued,
             SyncError("too_large", f"items: applying them takes over {MESSAGE_S:.0f} s: send fewer at once"),
         )
         return await self.run([*batch[: error.index], *batch[error.index + 1 :]])
 
     def _note_reuse(self, push: Push, age_s: int) -> None:
-        """Tell of a device that uses keys again: while answers were kept for a day, this was applied."""
+        """Log a device that uses old keys for new messages (``_OLD_KEY_S``)."""
         if age_s > _OLD_KEY_S:
             self._counters.old_keys_reused += 1
             _log.warning(
@@ -190,27 +199,33 @@ class Lane:
             )
 
     def _fail_everything(self, batch: list[QueuedWork], error: StoreError) -> None:
-        """Refuse a batch and all that waits behind it: a device's later changes build on its earlier ones.
+        """Refuse a batch and everything that was queued before its last try.
 
-        The database may have come back since it was tried. What other devices sent since then is tried.
+        Later changes of a device build on its earlier ones, so those of the same devices are refused too.
+        What other devices sent after the last try is kept: the database may have come back since.
         """
-        self._away = True
-        refused = [*batch, *self._queue.drain_older(batch, self._tried_s)]
+        self._store_is_away = True
+        refused = [*batch, *self._queue.drain_older(batch, self._tried_at_s)]
         _log.warning("batch_unavailable", messages=len(refused), reason=type(error).__name__)
         self._counters.failed += len(refused)
-        full = isinstance(error, StoreFullError)
-        for waiting in refused:
-            _answer(waiting, _disk_full() if full else unavailable(retry_soon_ms()))
+        is_full = isinstance(error, StoreFullError)
+        for queued in refused:
+            _answer(queued, _disk_full() if is_full else unavailable(retry_soon_ms()))
 
-    async def _fail_alone(self, waiting: QueuedWork, error: Exception) -> int:
-        """What the database refuses is quarantined item by item, so that it blocks no queue."""
-        work = waiting.work
-        if isinstance(error, StorePoisonError) and type(work) is Push:
-            refused = _refused_whole(work)
-            if refused is not None:
+    async def _fail_alone(self, queued: QueuedWork, error: Exception) -> int:
+        """Quarantine the items of a message that the database refuses, so that it does not block its queue.
+
+        A message of a kind that has no items, or that fails for another reason, is refused as ``internal``.
+        """
+        work = queued.work
+        if isinstance(error, StorePoisonError):
+            rejected = KINDS[type(work)].with_items_rejected(
+                work, "the database refused a value of this message"
+            )
+            if rejected is not None:
                 self._counters.poisoned += 1
                 _log.warning("message_poisoned", tenant_id=work.tenant_id, device_id=work.device_id)
-                return await self.run([msgspec.structs.replace(waiting, work=refused)])
+                return await self.run([msgspec.structs.replace(queued, work=rejected)])
         error_id = uuid.uuid4().hex
         self._counters.failed += 1
         _log.error(
@@ -221,25 +236,28 @@ class Lane:
             reason=type(error).__name__,
             exc_info=None if isinstance(error, StoreError) else error,
         )
-        _answer(waiting, SyncError("internal", "the server failed on this message", error_id=error_id))
+        _answer(queued, SyncError("internal", "the server failed on this message", error_id=error_id))
         return 0
 
-    async def _commit(self, jobs: list[Work]) -> _Settled:
+    async def _commit(self, batch: list[Work]) -> _Committed:
         """Run one batch until its outcome is certain.
 
-        After a COMMIT of unknown outcome the same batch runs again under its locks: its keys tell what
-        became of it, though not which versions it wrote, hence the doubt. Retries until patience runs
-        out, then raises what the store said last. So a restart or a failover of the database is a
-        pause; while a longer outage lasts, each batch tries once.
+        After a COMMIT of unknown outcome the same batch runs again under its locks. Its keys then tell
+        whether it was committed, but not which versions it wrote: ``outcome_unknown`` is called. A restart or
+        a failover of the database is a pause of at most ``RETRY_FOR_S``. While a longer outage lasts, each
+        batch is tried once.
+
+        Raises:
+            StoreError: What the store said at the last try.
         """
-        give_up_s = self._clock.monotonic_s() + (0.0 if self._away else RETRY_FOR_S)
-        pause_s = _FIRST_PAUSE_S
+        give_up_s = self._clock.monotonic_s() + (0.0 if self._store_is_away else RETRY_FOR_S)
+        backoff = Backoff()
         unknown = False
         try:
             while True:
-                self._tried_s = self._clock.monotonic_s()
+                self._tried_at_s = self._clock.monotonic_s()
                 try:
-                    settled = await self._attempt(jobs)
+                    committed = await self._attempt(batch)
                 except (StoreRetryError, StoreUnknownError, StoreUnavailableError) as error:
                     if isinstance(error, StoreUnknownError):
                         self._counters.unknown_outcomes += 1
@@ -248,32 +266,35 @@ class Lane:
                     if self._clock.monotonic_s() >= give_up_s:
                         raise
                 else:
-                    self._away = False
-                    return settled
-                await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
-                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                    self._store_is_away = False
+                    return committed
+                await backoff.pause()
         finally:
             if unknown:
-                self._outcome_unknown({work.tenant_id for work in jobs})
+                self._outcome_unknown({work.tenant_id for work in batch})
 
-    async def _attempt(self, jobs: list[Work]) -> _Settled:
-        tenants = {work.tenant_id for work in jobs}
+    async def _attempt(self, batch: list[Work]) -> _Committed:
+        tenants = {work.tenant_id for work in batch}
         context = self._context.as_of_now(tenants)
         blocked = self._blocked_records.of(tenants, self._clock.monotonic_s())
         extra_conflicts: set[OpenConflictRef] = set()
         while True:
-            transaction: Transaction = await self._store.begin(read_set(jobs, context, extra_conflicts))
+            transaction: Transaction = await self._store.begin(read_set(batch, context, extra_conflicts))
             try:
-                selected = select(jobs, transaction.snapshot)
-                taken = jobs
-                if selected.left:
-                    left = set(selected.left)
-                    taken = [work for index, work in enumerate(jobs) if index not in left]
-                deciding = steps(
+                selected = select(batch, transaction.snapshot)
+                taken = batch
+                if selected.deferred:
+                    deferred = set(selected.deferred)
+                    taken = [work for index, work in enumerate(batch) if index not in deferred]
+                planning = steps(
                     taken, transaction.snapshot, context, extra_conflicts, blocked, selected.items_per_step
                 )
-                rests = bool(selected.apart) and len(tenants) == 1 and self._wanted(self._clock.monotonic_s())
-                plan, spent_s = await planned(deciding, len(taken), self._clock, rests=rests)
+                rests = (
+                    bool(selected.isolated)
+                    and len(tenants) == 1
+                    and self._is_contended(self._clock.monotonic_s())
+                )
+                plan, spent_s = await run_plan(planning, len(taken), self._clock, rests=rests)
             except BaseException:
                 await transaction.rollback()
                 raise
@@ -281,36 +302,26 @@ class Lane:
                 if taken:
                     await transaction.commit(plan.writes)
                     now_s = self._clock.monotonic_s()
-                    self._blocked_records.update(tenants, plan.blocked, plan.refused, now_s)
+                    self._blocked_records.update(tenants, plan.blocked, plan.refused_keys, now_s)
                 else:
                     await transaction.rollback()
-                return _Settled(plan, spent_s, selected.left, selected.apart)
-            # Begins again, seldom: it is dearer than one more look, and costs other batches nothing.
+                return _Committed(plan, spent_s, selected.deferred, selected.isolated)
+            # Run again with the conflicts that were not read. This is rare: it costs more than reading them
+            # within the same transaction would, but other batches pay nothing.
             await transaction.rollback()
             extra_conflicts.update(plan.unread_conflicts)
 
 
-def _charge(waiting: QueuedWork, spent_s: float) -> None:
-    if spent_s > _CHARGED_FROM_S and waiting.charge is not None:
-        waiting.charge(spent_s)
+def _charge(queued: QueuedWork, spent_s: float) -> None:
+    if spent_s > _CHARGED_FROM_S and queued.charge is not None:
+        queued.charge(spent_s)
 
 
-def _answer(waiting: QueuedWork, outcome: Outcome) -> None:
+def _answer(queued: QueuedWork, outcome: Outcome) -> None:
     try:
-        waiting.reply(outcome)
+        queued.reply(outcome)
     except Exception:
-        _log.exception("reply_failed", tenant_id=waiting.work.tenant_id)
-
-
-def _refused_whole(push: Push) -> Push | None:
-    if all(type(item) is RejectedItem for item in push.items):
-        return None
-    sentence = "the database refused a value of this message"
-    items = [
-        item if type(item) is RejectedItem else RejectedItem(item.domain, item.id, "invalid_item", sentence)
-        for item in push.items
-    ]
-    return msgspec.structs.replace(push, items=items)
+        _log.exception("reply_failed", tenant_id=queued.work.tenant_id)
 
 
 def _disk_full() -> SyncError:
@@ -322,7 +333,7 @@ def _disk_full() -> SyncError:
 
 
 def unavailable(retry_after_ms: int) -> SyncError:
-    """Make the refusal of what cannot be stored now."""
+    """Return the refusal of a message that cannot be stored now."""
     return SyncError(
         "unavailable", "the database is away; send the same message again", retry_after_ms=retry_after_ms
     )

@@ -1,6 +1,7 @@
-"""A batch is planned in steps: the loop is given back between them, and its messages' times are read.
+"""Runs a plan in steps: between steps others get the event loop, and each message is timed.
 
-Nothing of a batch is seen by others before it is committed, so that it may pause. Its tenants stay locked.
+A plan may pause because nobody sees a batch before its commit. The tenants of the batch stay locked
+meanwhile.
 """
 
 from __future__ import annotations
@@ -12,20 +13,24 @@ from typing import Final
 from engine.plan.batch import Plan
 from engine.runtime.ports import WorkClock
 
-#: After so long others get the loop, once the item under way is done.
-TURN_S: Final = 0.005
-#: Where others want the loop, what is laborious rests after each turn: it takes three tenths of the loop.
+#: The event loop is given to others after this long, once the current item is done.
+TIME_SLICE_S: Final = 0.005
+#: The pause after each slice of an expensive plan, as a multiple of the slice: the plan gets three tenths of
+#: the event loop while others want it.
 _REST: Final = 7 / 3
-#: It rests for so long altogether: PostgreSQL ends a transaction that is idle for two seconds.
+#: The longest sum of pauses of a plan: PostgreSQL ends a transaction that is idle for two seconds.
 _LONGEST_REST_S: Final = 0.7
-#: A message that works longer is refused: no record of it is so large that it could not be parted.
+#: A message that takes more work is refused. No record is so large that such a message could not be split.
 MESSAGE_S: Final = 1.0
-#: From here on the work of a message is counted, which costs 0.5 µs a step.
+#: The work of a message is measured from here on, because that costs 0.5 µs a step.
 _COUNTED_FROM_S: Final = 0.1
 
 
 class TooLongError(Exception):
-    """A message takes too long to plan: which of the batch, and what each took until then."""
+    """A message takes too long to plan.
+
+    ``index`` is its place in the batch, ``spent_s`` the seconds that planning each message took so far.
+    """
 
     def __init__(self, index: int, spent_s: list[float]) -> None:
         super().__init__(index)
@@ -33,31 +38,30 @@ class TooLongError(Exception):
         self.spent_s = spent_s
 
 
-async def planned(
+async def run_plan(
     steps: Generator[int, None, Plan], messages: int, clock: WorkClock, *, rests: bool = False
 ) -> tuple[Plan, list[float]]:
-    """Plan a batch of so many messages.
+    """Plan a batch.
 
     Args:
-        steps: Of ``engine.plan.batch.steps``; each gives the index of the message that it was of. Messages
-        that
-            are passed over shared the step, and bear equal parts of it: they are small.
-        messages: How many there are.
-        clock: Read once after each step. The time is charged, and others get the loop by it. Whether a
-            message is too long is told by the processor's time: no device is to lose a message because the
-            host stood still or was busy with other things.
-        rests: Others get seven tenths of the loop, not one turn of it.
+        steps: ``engine.plan.batch.steps``. It yields the index of the message that a step belonged to. The
+            messages since the step before shared the step, and bear equal parts of its time: they are small.
+        messages: The number of messages in the batch.
+        clock: Read once after each step, to charge the time and to give the event loop to others. Whether a
+            message is too long is judged by processor time: no device loses a message because the host stood
+            still or was busy with something else.
+        rests: Give others seven tenths of the event loop, not only one pass of it.
 
     Returns:
         The plan, and the seconds that each message took.
 
     Raises:
-        TooLongError: One message took more than ``MESSAGE_S`` of work, and there is more of it.
+        TooLongError: A message took more than ``MESSAGE_S`` of work and is not done.
     """
     spent_s = [0.0] * messages
     last, long, worked_s, since_s, left_s = -1, -1, 0.0, 0.0, _LONGEST_REST_S
     look = clock.monotonic_s
-    began_s = turn_s = look()
+    began_s = slice_s = look()
     try:
         while True:
             index = next(steps)
@@ -74,11 +78,11 @@ async def planned(
                 if worked_s > MESSAGE_S:
                     steps.close()
                     raise TooLongError(index, spent_s)
-            if now_s - turn_s >= TURN_S:
-                rest_s = min((now_s - turn_s) * _REST, left_s) if rests else 0.0
+            if now_s - slice_s >= TIME_SLICE_S:
+                rest_s = min((now_s - slice_s) * _REST, left_s) if rests else 0.0
                 left_s -= rest_s
                 await asyncio.sleep(rest_s)
-                now_s = turn_s = look()
+                now_s = slice_s = look()
             if index == long:
                 since_s = clock.cpu_s()
             began_s = now_s

@@ -1,11 +1,11 @@
-"""What waits to be stored: a queue per tenant, taken from in turns, so that nobody waits behind all of one.
+"""The queue of work to commit: one queue per tenant, served in turns, so that no tenant waits behind another.
 
-A tenant whose jobs are in a batch is held until that batch is settled, which keeps what one device sends
-in the order sent. A batch takes every tenant that is free, so that a second one forms beside it only when
-there is more to do than one batch may hold, or when the first is nearly all of one tenant.
+A tenant whose work is in a batch is not served again until that batch has ended. This keeps the messages of
+one device in the order sent. A batch takes work of every tenant that is free. So a second batch forms beside
+it only when there is more work than one batch may hold, or when the first is nearly all of one tenant.
 
-When more comes than can be stored, arrivals are refused, those of the tenants that have most waiting; what
-was taken in stays.
+When more arrives than can be stored, new messages are refused, those of the tenants with the most queued
+first. What was accepted stays in the queue.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from typing import Protocol
 import msgspec
 
 from engine.commit.overload import Overload
-from engine.plan.work import Attach, Outcome, Push, Work
+from engine.plan.kinds import KINDS
+from engine.plan.work import Outcome, Work
 
-#: What a job and each of its items cost besides their bytes, so that many tiny ones are bounded too.
+#: What a message and each of its items count for besides their bytes, so that many tiny ones are bounded too.
 WORK_BYTES = 512
 ITEM_BYTES = 1024
-#: One tenant gets one of so many parts of a batch, while others were heard for as long as this: what a batch
-#: holds keeps the loop busy, and whoever sends little would feel it most.
-_TENANT_SHARE = 2
+#: One tenant gets this share of a batch while others were seen lately: a batch keeps the event loop busy, and
+#: the tenants that send little would feel it most.
+_TENANT_SHARE = 0.5
 _OTHERS_SEEN_WITHIN_S = 1.0
-#: How long a tenant is taken alone after something laborious: what it sends next is likely to be like it.
+#: A tenant is isolated for this long after an expensive message: its next messages are likely to be
+#: expensive.
 _ISOLATE_FOR_S = 1.0
 
 
 class CommitLimits(msgspec.Struct, frozen=True):
-    """Bounds of a batch and of all that waits. What a batch holds keeps the loop busy at a stretch."""
+    """Bounds of a batch and of the queue. A batch keeps the event loop busy in one go."""
 
     batch_items: int
     batch_bytes: int
@@ -39,21 +41,21 @@ class CommitLimits(msgspec.Struct, frozen=True):
 
 
 class OnOutcome(Protocol):
-    """Who waits for the outcome; called once."""
+    """Called once with the outcome of queued work."""
 
     def __call__(self, outcome: Outcome, /) -> None:
         """Take the outcome."""
 
 
 class Charge(Protocol):
-    """Whom the time of a job is charged to."""
+    """Charges the time of a message to its device."""
 
     def __call__(self, spent_s: float, /) -> None:
-        """Take in how long the loop was busy with the job."""
+        """Charge the seconds for which the event loop was busy with the message."""
 
 
 class QueuedWork(msgspec.Struct, frozen=True, gc=False):
-    """A job and who waits for its outcome, since when (monotonic), and who is charged for it."""
+    """Work in the queue. ``since_s`` is the monotonic time at which it came."""
 
     work: Work
     reply: OnOutcome
@@ -63,10 +65,10 @@ class QueuedWork(msgspec.Struct, frozen=True, gc=False):
     charge: Charge | None = None
 
 
-class _Queue(msgspec.Struct):
-    """What waits of one tenant."""
+class _TenantQueue(msgspec.Struct):
+    """The queue of one tenant."""
 
-    jobs: deque[QueuedWork]
+    queued: deque[QueuedWork]
     size_bytes: int = 0
 
 
@@ -75,76 +77,83 @@ class Batch(msgspec.Struct, frozen=True):
 
     ``dominated_by_one_tenant``: the batch is large and most of it is of one tenant. ``reached_limit``: the
     batch is as large as a batch may be or as the queue should get, so its duration tells what the store can
-    do. ``apart``: the batch has one tenant only, which is isolated.
+    do. ``isolated``: the batch is of one isolated tenant.
     """
 
-    jobs: list[QueuedWork]
+    queued: list[QueuedWork]
     size_bytes: int
     dominated_by_one_tenant: bool
     reached_limit: bool
-    apart: bool = False
+    isolated: bool = False
 
 
 class CommitQueue:
-    """Jobs by tenant. ``messages``, ``items`` and ``size_bytes`` count what waits, not what was taken."""
+    """Work by tenant. ``messages``, ``items`` and ``size_bytes`` do not count what is in a batch."""
 
-    def __init__(self, limits: CommitLimits, apart_at_once: int = 1) -> None:
+    def __init__(self, limits: CommitLimits, max_isolated_batches: int = 1) -> None:
+        """Make an empty queue.
+
+        Args:
+            limits: Bounds of a batch and of the queue.
+            max_isolated_batches: The most batches of isolated tenants in flight at once.
+        """
         self._limits = limits
-        self._apart: dict[int, float] = {}
-        self._apart_at_once = apart_at_once
-        self._apart_held = 0
-        self._queues: dict[int, _Queue] = {}
-        self._free: deque[int] = deque()
-        self._held: set[int] = set()
+        self._max_isolated_batches = max_isolated_batches
+        self._isolated_batches = 0
+        self._isolated_until_s: dict[int, float] = {}
+        self._queues: dict[int, _TenantQueue] = {}
+        self._free_tenants: deque[int] = deque()
+        self._in_flight: set[int] = set()
         self._latest_tenant: int | None = None
-        self._changed_s = -_OTHERS_SEEN_WITHIN_S
+        self._tenant_changed_at_s = -_OTHERS_SEEN_WITHIN_S
         self.overload = Overload()
         self.messages = 0
         self.items = 0
         self.size_bytes = 0
 
     def add(self, work: Work, reply: OnOutcome, now_s: float, charge: Charge | None = None) -> bool:
-        """Take a job in; False, and nothing done, when too much waits."""
-        items, size_bytes = 1, WORK_BYTES
-        if type(work) is Push:
-            items = len(work.items) or 1
-            size_bytes += len(work.raw_items) + ITEM_BYTES * len(work.items)
-        elif type(work) is Attach:
-            size_bytes += len(work.entry or b"") + ITEM_BYTES
+        """Queue work.
+
+        Returns:
+            False if the queue is full. Then nothing was done.
+        """
+        item_count, sent_bytes = KINDS[type(work)].size(work)
+        size_bytes = WORK_BYTES + sent_bytes + ITEM_BYTES * item_count
         limits = self._limits
         if self.messages >= limits.queue_messages or self.size_bytes + size_bytes > limits.queue_bytes:
             return False
         if work.tenant_id != self._latest_tenant:
             if self._latest_tenant is not None:
-                self._changed_s = now_s
+                self._tenant_changed_at_s = now_s
             self._latest_tenant = work.tenant_id
+        items = item_count or 1
         self.messages += 1
         self.items += items
         self.size_bytes += size_bytes
-        queue = self._queue(work.tenant_id)
-        queue.jobs.append(QueuedWork(work, reply, items, size_bytes, now_s, charge))
+        queue = self._queue_of(work.tenant_id)
+        queue.queued.append(QueuedWork(work, reply, items, size_bytes, now_s, charge))
         queue.size_bytes += size_bytes
         return True
 
-    def _queue(self, tenant_id: int) -> _Queue:
+    def _queue_of(self, tenant_id: int) -> _TenantQueue:
         queue = self._queues.get(tenant_id)
         if queue is None:
-            queue = self._queues[tenant_id] = _Queue(deque())
-            if tenant_id not in self._held:
-                self._free.append(tenant_id)
+            queue = self._queues[tenant_id] = _TenantQueue(deque())
+            if tenant_id not in self._in_flight:
+                self._free_tenants.append(tenant_id)
         return queue
 
     @property
     def ready(self) -> bool:
-        """Whether something waits whose tenant is free, and may be taken now."""
-        if not self._apart or self._apart_held < self._apart_at_once:
-            return bool(self._free)
-        return any(tenant_id not in self._apart for tenant_id in self._free)
+        """Whether a batch can be taken now: work is queued of a tenant that is free."""
+        if not self._isolated_until_s or self._isolated_batches < self._max_isolated_batches:
+            return bool(self._free_tenants)
+        return any(tenant_id not in self._isolated_until_s for tenant_id in self._free_tenants)
 
     def over_target(self, tenant_id: int) -> bool:
-        """Return whether what waits holds a tenant up: it takes longer to be stored than is to stand.
+        """Return whether the queue delays a tenant: storing it takes longer than the target.
 
-        Of all others the tenant that has most waiting does not count: that waits behind itself.
+        The queue of the one other tenant with the most queued does not count: it delays that tenant alone.
         """
         target_bytes = self.overload.target_bytes
         if self.size_bytes <= target_bytes:
@@ -155,124 +164,137 @@ class CommitQueue:
         return self.size_bytes - largest_bytes > target_bytes
 
     def should_shed(self, tenant_id: int) -> bool:
-        """Whether a tenant is to send no more: too much waits, and of it no less than its part."""
-        most_bytes = self.overload.admit_bytes
-        if self.size_bytes <= most_bytes:
+        """Return True if the queue is over its limit and this tenant holds at least its fair share of it."""
+        admit_bytes = self.overload.admit_bytes
+        if self.size_bytes <= admit_bytes:
             return False
         queue = self._queues.get(tenant_id)
-        return queue is not None and queue.size_bytes * len(self._queues) >= most_bytes
+        return queue is not None and queue.size_bytes * len(self._queues) >= admit_bytes
 
     def isolate(self, tenant_id: int, now_s: float) -> None:
-        """Take what a tenant sends without that of others for a while: something of it was laborious."""
-        self._apart[tenant_id] = now_s + _ISOLATE_FOR_S
+        """Take a tenant's work in batches of its own for a while, because a message of it was expensive."""
+        self._isolated_until_s[tenant_id] = now_s + _ISOLATE_FOR_S
 
-    def _is_apart(self, tenant_id: int, now_s: float) -> bool:
-        until_s = self._apart.get(tenant_id)
+    def _is_isolated(self, tenant_id: int, now_s: float) -> bool:
+        until_s = self._isolated_until_s.get(tenant_id)
         if until_s is None:
             return False
         if until_s > now_s:
             return True
-        del self._apart[tenant_id]
+        del self._isolated_until_s[tenant_id]
         return False
 
     def take(self, now_s: float) -> Batch:
-        """Take a batch, all that one free tenant after another has, and hold them; one job at least.
+        """Take a batch of one message at least: the work of one free tenant after another.
 
-        A tenant that was set apart is taken alone, in its turn.
+        The tenants of the batch are not free until ``release_tenants``. An isolated tenant is taken alone,
+        when its turn comes.
         """
-        most, most_bytes = self._limits.batch_items, self._limits.batch_bytes
+        max_items, max_bytes = self._limits.batch_items, self._limits.batch_bytes
         batch: list[QueuedWork] = []
         largest = items = size_bytes = 0
         oldest_s = now_s
-        full = apart = False
-        passed: list[int] = []
-        share = most // _TENANT_SHARE if now_s - self._changed_s < _OTHERS_SEEN_WITHIN_S else most
-        while self._free and not full and not apart:
-            tenant_id = self._free.popleft()
-            if self._apart and self._is_apart(tenant_id, now_s):
-                if batch or self._apart_held >= self._apart_at_once:
-                    passed.append(tenant_id)
+        is_full = isolated = False
+        passed_over: list[int] = []
+        has_others = now_s - self._tenant_changed_at_s < _OTHERS_SEEN_WITHIN_S
+        share_items = int(max_items * _TENANT_SHARE) if has_others else max_items
+        while self._free_tenants and not is_full and not isolated:
+            tenant_id = self._free_tenants.popleft()
+            if self._isolated_until_s and self._is_isolated(tenant_id, now_s):
+                if batch or self._isolated_batches >= self._max_isolated_batches:
+                    passed_over.append(tenant_id)
                     continue
-                apart = True
+                isolated = True
             queue = self._queues[tenant_id]
-            jobs = queue.jobs
-            first, before, before_bytes = len(batch), items, size_bytes
-            while jobs:
-                waiting = jobs[0]
-                if batch and (items + waiting.items > most or size_bytes + waiting.size_bytes > most_bytes):
-                    full = True
+            first, items_before, bytes_before = len(batch), items, size_bytes
+            while queue.queued:
+                queued = queue.queued[0]
+                if batch and (items + queued.items > max_items or size_bytes + queued.size_bytes > max_bytes):
+                    is_full = True
                     break
-                if items > before and items - before + waiting.items > share:
+                if items > items_before and items - items_before + queued.items > share_items:
                     break
-                batch.append(jobs.popleft())
-                items += waiting.items
-                size_bytes += waiting.size_bytes
-            if len(batch) == first:  # it is first the next time
-                self._free.appendleft(tenant_id)
+                batch.append(queue.queued.popleft())
+                items += queued.items
+                size_bytes += queued.size_bytes
+            if len(batch) == first:  # this tenant is the first of the next batch
+                self._free_tenants.appendleft(tenant_id)
                 break
             oldest_s = min(oldest_s, batch[first].since_s)
-            largest = max(largest, items - before)
-            self._held.add(tenant_id)
-            if jobs:
-                queue.size_bytes -= size_bytes - before_bytes
+            largest = max(largest, items - items_before)
+            self._in_flight.add(tenant_id)
+            if queue.queued:
+                queue.size_bytes -= size_bytes - bytes_before
             else:
                 del self._queues[tenant_id]
-        self._free.extendleft(reversed(passed))
-        self._apart_held += apart
+        self._free_tenants.extendleft(reversed(passed_over))
+        self._isolated_batches += isolated
         self.messages -= len(batch)
         self.items -= items
         self.size_bytes -= size_bytes
-        if not apart:  # what waits there waits for its own tenant
+        if not isolated:  # the work of an isolated tenant waits for its own tenant, not for the store
             self.overload.record_wait(now_s - oldest_s, now_s, all_taken=not self.messages)
-        # Else nothing would be learnt any more once too little may stand to fill a batch.
-        full = full or size_bytes >= self.overload.target_bytes
-        dominated_by_one_tenant = apart or (items * _TENANT_SHARE * 2 >= most and largest * 2 > items)
-        return Batch(batch, size_bytes, dominated_by_one_tenant, full, apart)
+        # A batch of the target's size counts too: once the target is below a full batch, no batch is ever
+        # full, and nothing more would be learned.
+        reached_limit = is_full or size_bytes >= self.overload.target_bytes
+        is_large = items * 2 >= max_items * _TENANT_SHARE
+        return Batch(
+            batch, size_bytes, isolated or (is_large and largest * 2 > items), reached_limit, isolated
+        )
 
     def requeue(self, batch: list[QueuedWork]) -> None:
-        """Let jobs of held tenants wait again, before all that came later."""
-        for waiting in reversed(batch):
-            queue = self._queue(waiting.work.tenant_id)
-            queue.jobs.appendleft(waiting)
-            queue.size_bytes += waiting.size_bytes
+        """Put work of tenants in flight back, in front of everything that came later."""
+        for queued in reversed(batch):
+            queue = self._queue_of(queued.work.tenant_id)
+            queue.queued.appendleft(queued)
+            queue.size_bytes += queued.size_bytes
             self.messages += 1
-            self.items += waiting.items
-            self.size_bytes += waiting.size_bytes
+            self.items += queued.items
+            self.size_bytes += queued.size_bytes
 
     def release_tenants(self, batch: Batch) -> None:
-        """Free the tenants of a batch; the last of several, which was cut short, is first the next time."""
-        self._apart_held -= batch.apart
-        tenants = list(dict.fromkeys([waiting.work.tenant_id for waiting in batch.jobs]))
-        self._held.difference_update(tenants)
-        going_on = [tenant_id for tenant_id in tenants if tenant_id in self._queues]
-        if len(tenants) > 1 and going_on:
-            self._free.appendleft(going_on.pop())
-        self._free.extend(going_on)
+        """Free the tenants of a batch that has ended.
+
+        The last of several tenants, whose work the batch cut short, is the first of the next batch.
+        """
+        self._isolated_batches -= batch.isolated
+        tenants = list(dict.fromkeys([queued.work.tenant_id for queued in batch.queued]))
+        self._in_flight.difference_update(tenants)
+        with_more = [tenant_id for tenant_id in tenants if tenant_id in self._queues]
+        if len(tenants) > 1 and with_more:
+            self._free_tenants.appendleft(with_more.pop())
+        self._free_tenants.extend(with_more)
 
     def drain_older(self, batch: list[QueuedWork], since_s: float) -> list[QueuedWork]:
-        """Take what was there by then and waits, of held tenants, too, and all of the devices of both.
+        """Take all work that came until ``since_s``, and all later work of the same devices.
+
+        This includes tenants in flight. Later changes of a device build on its earlier ones, so they must not
+        be stored without them.
 
         Args:
-            batch: Jobs that are not to be stored: what their devices sent later builds on them.
-            since_s: What came later than this, of other devices, goes on waiting.
+            batch: Work that will not be stored. All queued work of its devices is taken, too.
+            since_s: A monotonic time. Later work of other devices stays in the queue.
+
+        Returns:
+            What was taken.
         """
-        devices = {(waiting.work.tenant_id, waiting.work.device_id) for waiting in batch}
+        devices = {(queued.work.tenant_id, queued.work.device_id) for queued in batch}
         taken: list[QueuedWork] = []
         for tenant_id, queue in list(self._queues.items()):
             kept: deque[QueuedWork] = deque()
-            for waiting in queue.jobs:
-                device = (tenant_id, waiting.work.device_id)
-                if waiting.since_s > since_s and device not in devices:
-                    kept.append(waiting)
+            for queued in queue.queued:
+                device = (tenant_id, queued.work.device_id)
+                if queued.since_s > since_s and device not in devices:
+                    kept.append(queued)
                     continue
                 devices.add(device)
-                taken.append(waiting)
-                queue.size_bytes -= waiting.size_bytes
+                taken.append(queued)
+                queue.size_bytes -= queued.size_bytes
                 self.messages -= 1
-                self.items -= waiting.items
-                self.size_bytes -= waiting.size_bytes
-            queue.jobs = kept
+                self.items -= queued.items
+                self.size_bytes -= queued.size_bytes
+            queue.queued = kept
             if not kept:
                 del self._queues[tenant_id]
-        self._free = deque(tenant_id for tenant_id in self._free if tenant_id in self._queues)
+        self._free_tenants = deque(tenant_id for tenant_id in self._free_tenants if tenant_id in self._queues)
         return taken

@@ -9,6 +9,8 @@ import msgspec
 
 from engine.model.rows import Record, RecordKey
 from engine.model.uploads import FINISHED, State, Upload, UploadRef
+from engine.plan.context import PlanContext
+from engine.plan.reads import Reads
 from engine.plan.unit_of_work import UnitOfWork
 from engine.plan.work import Attach, AttachAnswer
 from engine.wire.messages import Attachment
@@ -51,6 +53,14 @@ def freeing(upload: Upload, now_us: int) -> Attach:
     return Attach(
         ref.tenant_id, upload.device_id, upload.domain, upload.record_id, ref.upload_id, None, now_us
     )
+
+
+def attach_reads(work: Attach, _: PlanContext, reads: Reads) -> None:
+    """Add the rows that a file's job reads: the upload, its record, and its duplicates if it is freed."""
+    reads.uploads[ref := UploadRef(work.tenant_id, work.upload_id)] = None
+    if work.entry is None:
+        reads.duplicates[ref] = None
+    reads.records[RecordKey(work.tenant_id, work.domain, work.record_id)] = None
 
 
 def attach(work: Attach, unit: UnitOfWork) -> AttachAnswer:

@@ -1,8 +1,8 @@
-"""Whether a full tenant's messages find room, and what is kept back blocked one that found none.
+"""Whether the messages of a tenant near its limits fit, and which records a refused message blocks.
 
-The later changes of a device build on its earlier ones. So what a device sends of the records of a refused
-message is refused as well, until that message was taken in or the time has passed after which it was to come
-again. The same message passes, by its key. What it sends of other records goes on.
+Later changes of a device build on its earlier ones. So after a message is refused, what the same device sends
+of the same records is refused too, until that message was accepted, or until the time at which it should have
+come again is over. The refused message itself passes, by its key. Changes of other records are not affected.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from engine.plan.work import Change, Push, Work
 from engine.runtime.metrics import Metric, Value, gauge
 from engine.wire.errors import SyncError
 
-#: Records that are kept back, with the key of the refused message that is to come first.
+#: Blocked records, with the key of the refused message that has to come first.
 Blocked = Mapping[DeviceRecordKey, str]
 
-#: Records that are kept back for one tenant; beyond them a refused device is kept back whole.
+#: The most blocked records of one tenant. Beyond them a refused device is blocked for all of its records.
 MAX_BLOCKED_RECORDS: Final = 4096
-#: As long as a refused device is told to wait at most (``engine.runtime.rate_limit.retry_later_ms``).
+#: The longest time that a refused device is told to wait (``engine.runtime.rate_limit.retry_later_ms``).
 _BLOCKED_FOR_S: Final = 90.0
 
 
 class CapacityState(msgspec.Struct):
-    """What a process knows of the room that is left.
+    """What a process knows of the space that is left.
 
-    ``fullest`` is the most that any tenant holds of each, to be held against ``bounds``. ``full`` says in a
-    sentence that the database's disk has no room for anybody, None while it has; ``free_bytes`` is what is
-    left there, None where it cannot be told.
+    ``fullest`` is the most that any tenant holds of each number in ``bounds``. ``full`` is the reason why the
+    database has no space for anybody, None if it has. ``free_bytes`` is the space on its disk, None if it is
+    not known.
     """
 
     bounds: TenantUsage
@@ -42,7 +42,7 @@ class CapacityState(msgspec.Struct):
     free_bytes: int | None = None
 
     def parts(self) -> dict[str, float]:
-        """Return what part of each bound the fullest tenant holds; of a bound of 0, 1."""
+        """Return the share of each bound that the fullest tenant holds; 1 for a bound of 0."""
         numbers = zip(NAMES, self.fullest.numbers(), self.bounds.numbers(), strict=True)
         return {name: held / bound if bound else 1.0 for name, held, bound in numbers}
 
@@ -55,10 +55,10 @@ class CapacityState(msgspec.Struct):
 
 
 class Capacity:
-    """What tenants have room for, while a batch is planned.
+    """The limits of tenants while a batch is planned.
 
-    ``tight`` are the tenants that may have none. ``blocked`` is what is kept back, as of the messages until
-    now, and ``refused`` are the keys of those that found no room.
+    ``near_limit`` are the tenants that the batch might carry past a bound. ``blocked`` are the records that
+    are blocked after the messages so far, ``refused`` the keys of the messages that were refused.
     """
 
     def __init__(
@@ -68,39 +68,53 @@ class Capacity:
         batch: list[Work],
         blocked: Blocked,
     ) -> None:
+        """Make the capacity of a batch.
+
+        Args:
+            usage: What tenants hold (``Snapshot.usage``).
+            bounds: What a tenant may hold. None for no limits.
+            batch: The work to plan.
+            blocked: The records that are blocked before the batch.
+        """
         self._usage = usage
         self._bounds = bounds
         self.near_limit = set() if bounds is None else near_limit(batch, usage, bounds)
         self.blocked = blocked
         self.refused: set[str] = set()
-        self._own: _Own | None = None
+        self._own: _BlockedNow | None = None
 
     def is_blocked(self, push: Push) -> bool:
-        """Return whether a message comes blocked another that was refused."""
-        return any(self.blocked.get(ref, push.key_hash) != push.key_hash for ref in _refs(push))
+        """Return whether a push changes records that another refused message blocks."""
+        return any(self.blocked.get(key, push.key_hash) != push.key_hash for key in _keys(push))
 
     def exceeded(self, push: Push, before: TenantUsage, after: TenantUsage) -> str | None:
-        """Return the bound that a message passes, if any, of what the batch adds before and after it."""
+        """Return the name of the bound that a push exceeds, None if it exceeds none.
+
+        Args:
+            push: The message.
+            before: What the batch had added before it.
+            after: The same with the message.
+        """
         assert self._bounds is not None
         deletes = all(type(item) is Change and item.op == "delete" for item in push.items)
         return exceeded(self._usage[push.tenant_id], before, after, self._bounds, deletes=deletes)
 
     def refuse(self, push: Push, reason: str | None = None) -> SyncError:
-        """Refuse a message, and keep back what comes blocked it.
+        """Refuse a push and block its records.
 
         Args:
             push: The message.
-            reason: The sentence that its device is told, None if it comes blocked another that was refused.
+            reason: The sentence for its device. None if the push is blocked by an earlier refused message.
 
         Returns:
-            The error that its device is told.
+            The error for its device.
         """
-        own = self._owned()
-        device, *refs = _refs(push)
-        if own.records[push.tenant_id] + len(refs) > MAX_BLOCKED_RECORDS:
-            refs = [device]
-        for ref in refs:
-            own.add(ref, push.key_hash)
+        own = self._own_blocked()
+        device, *records = _keys(push)
+        if own.records[push.tenant_id] + len(records) > MAX_BLOCKED_RECORDS:
+            records = [device]
+        for key in records:
+            own.add(key, push.key_hash)
         if reason is None:
             return SyncError(
                 "insufficient_storage", "a message before this one found no room: send that one first"
@@ -109,46 +123,46 @@ class Capacity:
         return SyncError("insufficient_storage", reason)
 
     def unblock(self, push: Push) -> None:
-        """Let go what a message has blocked."""
+        """Free the records that a push blocked, now that it was accepted."""
         if self.blocked:
-            self._owned().drop(push.key_hash)
+            self._own_blocked().drop(push.key_hash)
 
-    def _owned(self) -> _Own:
-        """Return what is blocked, to be changed: it is gone through once a batch, not once a message."""
+    def _own_blocked(self) -> _BlockedNow:
+        """Return a copy of what is blocked, to be changed. It is made once a batch, not once a message."""
         if self._own is None:
-            self._own = _Own(self.blocked)
+            self._own = _BlockedNow(self.blocked)
             self.blocked = self._own.blocked
         return self._own
 
 
-class _Own:
-    """What is blocked in one batch, also by the message that is to come first, and counted by tenant."""
+class _BlockedNow:
+    """The records that are blocked during a batch, also by the refused message, and counted by tenant."""
 
-    __slots__ = ("_of_keys", "blocked", "records")
+    __slots__ = ("_by_message", "blocked", "records")
 
     def __init__(self, blocked: Blocked) -> None:
         self.blocked: dict[DeviceRecordKey, str] = {}
         self.records: Counter[int] = Counter()
-        self._of_keys: dict[str, list[DeviceRecordKey]] = {}
-        for ref, key in blocked.items():
-            self.add(ref, key)
+        self._by_message: dict[str, list[DeviceRecordKey]] = {}
+        for key, message in blocked.items():
+            self.add(key, message)
 
-    def add(self, ref: DeviceRecordKey, key: str) -> None:
-        """Block a record, unless an earlier message does."""
-        if ref not in self.blocked:
-            self.blocked[ref] = key
-            self.records[ref.tenant_id] += 1
-            self._of_keys.setdefault(key, []).append(ref)
+    def add(self, key: DeviceRecordKey, message: str) -> None:
+        """Block a record, unless an earlier message blocks it."""
+        if key not in self.blocked:
+            self.blocked[key] = message
+            self.records[key.tenant_id] += 1
+            self._by_message.setdefault(message, []).append(key)
 
-    def drop(self, key: str) -> None:
-        """Let go what one message blocks."""
-        for ref in self._of_keys.pop(key, ()):
-            del self.blocked[ref]
-            self.records[ref.tenant_id] -= 1
+    def drop(self, message: str) -> None:
+        """Unblock the records of one message."""
+        for key in self._by_message.pop(message, ()):
+            del self.blocked[key]
+            self.records[key.tenant_id] -= 1
 
 
-def _refs(push: Push) -> list[DeviceRecordKey]:
-    """Return what stands for all that a push's device sends, and blocked it the records of the push."""
+def _keys(push: Push) -> list[DeviceRecordKey]:
+    """Return a key for all records of a push's device, then one for each record of the push."""
     tenant_id, device_id = push.tenant_id, push.device_id
     return [
         DeviceRecordKey(tenant_id, device_id, "", ""),
@@ -161,35 +175,44 @@ def _refs(push: Push) -> list[DeviceRecordKey]:
 
 
 class BlockedRecords:
-    """What is kept back from batch to batch, by tenant. Instants are monotonic seconds."""
+    """The blocked records from batch to batch, by tenant. Instants are monotonic seconds."""
 
     def __init__(self) -> None:
-        self._behind: dict[int, dict[DeviceRecordKey, tuple[str, float]]] = {}
+        self._by_tenant: dict[int, dict[DeviceRecordKey, tuple[str, float]]] = {}
 
     def of(self, tenants: Iterable[int], now_s: float) -> Blocked:
-        """Return what is kept back of some tenants."""
-        if not self._behind:
+        """Return the blocked records of some tenants."""
+        if not self._by_tenant:
             return {}
         return {
-            ref: key
+            key: refused
             for tenant_id in tenants
-            for ref, (key, until_s) in self._behind.get(tenant_id, {}).items()
+            for key, (refused, until_s) in self._by_tenant.get(tenant_id, {}).items()
             if until_s > now_s
         }
 
     def update(self, tenants: Iterable[int], blocked: Blocked, refused: Iterable[str], now_s: float) -> None:
-        """Take in what is kept back of some tenants after a batch, and which of it was refused in it."""
-        if not blocked and not self._behind:
+        """Take over what is blocked after a batch.
+
+        Args:
+            tenants: The tenants of the batch.
+            blocked: Their blocked records after it.
+            refused: The keys of the messages that were refused in it: their time starts again.
+            now_s: The time.
+        """
+        if not blocked and not self._by_tenant:
             return
-        anew = set(refused)
+        refused_now = set(refused)
         of_tenants: dict[int, list[tuple[DeviceRecordKey, str]]] = {}
-        for ref, key in blocked.items():
-            of_tenants.setdefault(ref.tenant_id, []).append((ref, key))
+        for key, message in blocked.items():
+            of_tenants.setdefault(key.tenant_id, []).append((key, message))
         for tenant_id in tenants:
-            before = self._behind.pop(tenant_id, {})
+            before = self._by_tenant.pop(tenant_id, {})
             left = {
-                ref: (key, now_s + _BLOCKED_FOR_S if key in anew or ref not in before else before[ref][1])
-                for ref, key in of_tenants.get(tenant_id, ())
+                key: (message, before[key][1])
+                if key in before and message not in refused_now
+                else (message, now_s + _BLOCKED_FOR_S)
+                for key, message in of_tenants.get(tenant_id, ())
             }
             if left:
-                self._behind[tenant_id] = left
+                self._by_tenant[tenant_id] = left

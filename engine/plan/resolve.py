@@ -1,4 +1,4 @@
-"""A person settles a conflict: the decision becomes a new version that is nobody's."""
+"""A person settles a conflict: the decision becomes a new version that counts as no device's own."""
 
 from __future__ import annotations
 
@@ -8,14 +8,26 @@ from engine.model.merge import Fields, decode_fields, encode_fields
 from engine.model.rows import Conflict, ConflictRef, Record, RecordKey
 from engine.plan.context import PlanContext
 from engine.plan.held_changes import applied, changes_of
+from engine.plan.reads import Reads
 from engine.plan.unit_of_work import UnitOfWork
 from engine.plan.versions import last_data, next_versions
 from engine.plan.work import Outcome, Resolution, ResolveAnswer
 from engine.wire.errors import SyncError
 
 
+def resolution_reads(work: Resolution, _: PlanContext, reads: Reads) -> None:
+    """Add the rows that a resolution reads: the conflict and its record."""
+    reads.conflicts[ConflictRef(work.tenant_id, work.conflict_id)] = None
+    reads.records[RecordKey(work.tenant_id, work.domain, work.record_id)] = None
+
+
 def resolve(work: Resolution, unit: UnitOfWork, context: PlanContext) -> Outcome:
-    """Write the chosen side, or say why the decision does not hold."""
+    """Write the chosen side as a new version and close the conflict.
+
+    Returns:
+        A ResolveAnswer, also for the same decision again. Otherwise a SyncError: ``not_found``,
+        ``conflict_closed``, ``conflict_stale``, ``invalid_message`` or ``too_large``.
+    """
     conflict = unit.conflicts.get(ConflictRef(work.tenant_id, work.conflict_id))
     if conflict is None or not (work.supervisor or conflict.device_id == work.device_id):
         return SyncError("not_found", "there is no such conflict")

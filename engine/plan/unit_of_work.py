@@ -74,7 +74,7 @@ class UnitOfWork:
         self._rejected_now: set[DeviceRecordKey] = set()
         self._rejected_before = snapshot.rejected_before
         self.changes: list[tuple[Record, str]] = []
-        self.reused: list[tuple[Push, int]] = []
+        self.reused_keys: list[tuple[Push, int]] = []
         self.usage = {tenant_id: TenantUsage() for tenant_id in snapshot.seqs}
         self._first_seqs = dict(snapshot.seqs)
         self._dirty: dict[RecordKey, None] = {}

@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from engine.commit.committer import WorkQueue, settled
+from engine.commit.ports import WorkQueue
 from engine.model.rows import RecordKey
 from engine.model.uploads import State, UploadRef
 from engine.plan.work import Attach, AttachAnswer
@@ -256,7 +256,7 @@ class UploadCleanup:
             now_us,
             only_if_deleted=True,
         )
-        outcome = await settled(self._work_queue, work)
+        outcome = await self._work_queue.commit(work)
         if not isinstance(outcome, AttachAnswer):
             tidied.left += 1
         elif outcome.state == "freed":

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import msgspec
 import structlog
 
-from engine.commit.committer import WorkQueue, settled
+from engine.commit.ports import WorkQueue
 from engine.filetypes.types import FileTypes
 from engine.model.uploads import Draft, State, Upload, UploadRef
 from engine.plan.attachments import attaching, freeing
@@ -118,7 +118,7 @@ class UploadFinisher:
 
     async def _settled(self, work: Attach) -> Outcome:
         """Have it committed what becomes of a file, and remove the bytes that nobody wants after it."""
-        outcome = await settled(self._work_queue, work)
+        outcome = await self._work_queue.commit(work)
         if isinstance(outcome, AttachAnswer) and outcome.deletable is not None:
             await delete_file(self._blobs, UploadRef(work.tenant_id, outcome.deletable))
         return outcome

@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from engine.commit.committer import WorkQueue
+from engine.commit.ports import WorkQueue
 from engine.model.rows import Record, RecordKey
 from engine.model.uploads import Upload, UploadRef
 from engine.plan.attachments import attaching

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from engine.cache.device_health import Device
 from engine.commit.admission import Admission, Kind
-from engine.commit.committer import Committer, settled
+from engine.commit.committer import Committer
 from engine.commit.validation import MessageValidator, Session
 from engine.feed.pages import with_id
 from engine.plan.work import Outcome, PushAnswer, ResolveAnswer, Work
@@ -251,7 +251,7 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
         # A body may have been long in coming, and many may have come at once.
         self.gate.draining.check_staying()
         self.admission.check("body", work.tenant_id, device, self.loop.clock.monotonic_s())
-        return await settled(self.committer, work, partial(self.loop.charge_planning, device))
+        return await self.committer.commit(work, partial(self.loop.charge_planning, device))
 
 
 def _codec(request: web.Request) -> Codec:

@@ -84,7 +84,7 @@ MUTANTS: dict[str, Mutant] = {
         (_STORE + "test_what_is_committed_is_found_again[postgres]", _COMMITTED),
     ),
     "kept answers ignored": Mutant(
-        "engine/plan/batch.py",
+        "engine/plan/push.py",
         (("known = unit.keys.get(ref)", "known = None"),),
         (_UNKNOWN_OUTCOME, _COMMITTED),
     ),

@@ -18,7 +18,7 @@ from compose.admin import lone_committer
 from compose.deployment import open_deployment
 from compose.server import SystemClock
 from engine.cluster.leases import JobLeases
-from engine.commit.committer import Committer, settled
+from engine.commit.committer import Committer
 from engine.commit.validation import MessageValidator, Session
 from engine.filetypes.types import FileTypes
 from engine.model.domains import Domains
@@ -132,7 +132,7 @@ class House:
         sync = JSON.decode(frame.encode())
         assert isinstance(sync, Sync)
         work = MessageValidator(DOMAINS, 10).push(sync, session(tenant), now_us())
-        outcome = await settled(self.committer, work)
+        outcome = await self.committer.commit(work)
         assert isinstance(outcome, PushAnswer)
         assert json.loads(outcome.results)[0]["status"] == "applied", outcome
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from engine.commit import overload
 from engine.commit.committer import Committer
-from engine.commit.lane import RETRY_FOR_S, Wanted
+from engine.commit.lane import RETRY_FOR_S, IsContended
 from engine.commit.queue import CommitLimits
 from engine.commit.validation import MessageValidator, Session
 from engine.model.domains import Domain, DomainPolicy, Domains
@@ -137,7 +137,7 @@ class Bench:
         limits: CommitLimits = LIMITS,
         lanes: int = 1,
         clock: HandClock | None = None,
-        wanted: Wanted = lambda _: False,
+        is_contended: IsContended = lambda _: False,
     ) -> None:
         self.ids = itertools.count()
         self.store = store
@@ -155,7 +155,7 @@ class Bench:
             self.doubted.append,
             limits,
             lanes,
-            wanted,
+            is_contended,
         )
 
     def session(self, device: str, tenant: int) -> Session:
@@ -204,10 +204,10 @@ async def bench(
     lanes: int = 1,
     store: FaultyStore | None = None,
     clock: HandClock | None = None,
-    wanted: Wanted = lambda _: False,
+    is_contended: IsContended = lambda _: False,
 ) -> AsyncIterator[Bench]:
     """Run a committer."""
-    one = Bench(store or FaultyStore(*faults), limits, lanes, clock, wanted)
+    one = Bench(store or FaultyStore(*faults), limits, lanes, clock, is_contended)
     task = asyncio.create_task(one.committer.run())
     try:
         yield one

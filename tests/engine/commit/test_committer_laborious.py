@@ -117,10 +117,10 @@ async def test_laborious_message_rests_where_others_want_the_loop(
 
     def spied(*args: Any, **told: Any) -> Any:
         rests.append(told["rests"])
-        return planning.planned(*args, **told)
+        return planning.run_plan(*args, **told)
 
-    monkeypatch.setattr(lane, "planned", spied)
-    async with bench(wanted=lambda _: wanted) as one:
+    monkeypatch.setattr(lane, "run_plan", spied)
+    async with bench(is_contended=lambda _: wanted) as one:
         one.submit("light", put("a"))
         await one.committer.drain()
         one.submit("laborious", *two("b"))

@@ -8,7 +8,7 @@ from collections.abc import Generator
 
 import pytest
 
-from engine.commit.planning import MESSAGE_S, TURN_S, TooLongError, planned
+from engine.commit.planning import MESSAGE_S, TIME_SLICE_S, TooLongError, run_plan
 from engine.model.rows import WriteSet
 from engine.plan.batch import Plan, plan, read_set, steps
 from engine.plan.work import PushAnswer, Work
@@ -47,7 +47,7 @@ class Others:
 async def test_planned_reads_what_each_message_took() -> None:
     clock = HandClock()
     took = [(0, 0.25), (1, 0.5), (1, 0.25), (2, 0.0), (2, 0.125)]
-    done, spent_s = await planned(stepping(clock, *took), 3, clock)
+    done, spent_s = await run_plan(stepping(clock, *took), 3, clock)
     assert done is PLAN
     assert spent_s == [0.25, 0.75, 0.125]
 
@@ -55,7 +55,7 @@ async def test_planned_reads_what_each_message_took() -> None:
 async def test_planned_shares_a_step_equally_among_its_messages() -> None:
     clock = HandClock()
     took = [(2, 0.75), (3, 0.5), (3, 0.25), (5, 0.25)]
-    _, spent_s = await planned(stepping(clock, *took), 6, clock)
+    _, spent_s = await run_plan(stepping(clock, *took), 6, clock)
     assert spent_s == [0.25, 0.25, 0.25, 0.75, 0.125, 0.125]
 
 
@@ -63,7 +63,7 @@ async def test_planned_below_a_turn_gives_nothing_back() -> None:
     clock, others = HandClock(), Others()
     await asyncio.sleep(0)
     before = others.turns
-    await planned(stepping(clock, *[(0, TURN_S * 0.3)] * 3), 1, clock)
+    await run_plan(stepping(clock, *[(0, TIME_SLICE_S * 0.3)] * 3), 1, clock)
     assert others.stop() == before
 
 
@@ -71,7 +71,7 @@ async def test_planned_gives_the_loop_back_after_each_turn() -> None:
     clock, others = HandClock(), Others()
     await asyncio.sleep(0)
     before = others.turns
-    await planned(stepping(clock, *[(0, TURN_S * 0.3)] * 12), 1, clock)
+    await run_plan(stepping(clock, *[(0, TIME_SLICE_S * 0.3)] * 12), 1, clock)
     assert others.stop() - before == 3
 
 
@@ -84,14 +84,14 @@ async def test_planned_rests_where_others_want_the_loop(monkeypatch: pytest.Monk
         clock.at_s += seconds
 
     monkeypatch.setattr("engine.commit.planning.asyncio.sleep", sleep)
-    await planned(stepping(clock, *[(0, 0.03)] * 5), 1, clock, rests=True)
+    await run_plan(stepping(clock, *[(0, 0.03)] * 5), 1, clock, rests=True)
     assert rested == [pytest.approx(0.07)] * 5
     rested.clear()
-    _, spent_s = await planned(stepping(clock, *[(0, 0.03)] * 20), 1, clock, rests=True)
+    _, spent_s = await run_plan(stepping(clock, *[(0, 0.03)] * 20), 1, clock, rests=True)
     assert sum(rested) == pytest.approx(0.7), "its locks are held"
     assert spent_s == [pytest.approx(0.6)]
     rested.clear()
-    await planned(stepping(clock, *[(0, 0.03)] * 5), 1, clock)
+    await run_plan(stepping(clock, *[(0, 0.03)] * 5), 1, clock)
     assert rested == [0.0] * 5
 
 
@@ -104,7 +104,7 @@ async def test_time_of_others_is_not_charged() -> None:
 
     working = asyncio.create_task(other())
     await asyncio.sleep(0)
-    _, spent_s = await planned(stepping(clock, (0, 0.25), (0, 0.25)), 1, clock)
+    _, spent_s = await run_plan(stepping(clock, (0, 0.25), (0, 0.25)), 1, clock)
     await working
     assert spent_s == [0.5]
 
@@ -113,7 +113,7 @@ async def test_message_past_a_second_is_named() -> None:
     clock = HandClock()
     deciding = stepping(clock, (0, 0.0625), *[(1, 0.0625)] * 100)
     with pytest.raises(TooLongError) as raised:
-        await planned(deciding, 3, clock)
+        await run_plan(deciding, 3, clock)
     assert raised.value.index == 1
     assert MESSAGE_S < raised.value.spent_s[1] < MESSAGE_S + 0.25
     assert raised.value.spent_s[::2] == [0.0625, 0.0]
@@ -123,7 +123,7 @@ async def test_message_past_a_second_is_named() -> None:
 
 async def test_seconds_of_several_messages_refuse_none() -> None:
     clock = HandClock()
-    await planned(stepping(clock, *[(index // 9, 0.1) for index in range(90)]), 10, clock)
+    await run_plan(stepping(clock, *[(index // 9, 0.1) for index in range(90)]), 10, clock)
 
 
 async def test_host_that_stands_still_refuses_nobody() -> None:
@@ -136,7 +136,7 @@ async def test_host_that_stands_still_refuses_nobody() -> None:
             yield 0
         return PLAN
 
-    _, spent_s = await planned(slowly(), 1, clock)
+    _, spent_s = await run_plan(slowly(), 1, clock)
     assert spent_s == [7.5]
 
 
@@ -149,7 +149,7 @@ async def test_work_of_others_refuses_nobody() -> None:
             clock.at_s += 5.0
 
     working = asyncio.create_task(other())
-    await planned(stepping(clock, *[(0, 0.125)] * 8), 1, clock)
+    await run_plan(stepping(clock, *[(0, 0.125)] * 8), 1, clock)
     working.cancel()
 
 

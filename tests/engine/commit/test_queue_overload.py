@@ -73,13 +73,13 @@ class Simulation:
         if self._in_flight is None and self.queue.ready:
             self._in_flight = self.queue.take(now_s)
             self._done_s = now_s + BATCH_S
-            self.waits_s += [now_s - waiting.since_s for waiting in self._in_flight.jobs]
+            self.waits_s += [now_s - waiting.since_s for waiting in self._in_flight.queued]
 
     def _work_until(self, now_s: float) -> None:
         while self._in_flight is not None and self._done_s <= now_s:
             batch = self._in_flight
             self.queue.release_tenants(batch)
-            self.stored.update(waiting.work.tenant_id for waiting in batch.jobs)
+            self.stored.update(waiting.work.tenant_id for waiting in batch.queued)
             if batch.reached_limit:
                 self.queue.overload.record_batch(batch.size_bytes, BATCH_S, BATCH_S)
             self._in_flight = None
@@ -159,11 +159,11 @@ def test_a_batch_that_is_nearly_all_of_one_tenant_is_told() -> None:
     for _ in range(60):
         queue.add(push_of(3), reply, 5.0)
     batch = queue.take(9.0)
-    assert (batch.dominated_by_one_tenant, batch.reached_limit, len(batch.jobs)) == (True, True, 50)
+    assert (batch.dominated_by_one_tenant, batch.reached_limit, len(batch.queued)) == (True, True, 50)
     for _ in range(60):
         queue.add(push_of(7), reply, 9.0)
     batch = queue.take(9.1)
-    assert (batch.dominated_by_one_tenant, batch.reached_limit, len(batch.jobs)) == (True, False, 25), (
+    assert (batch.dominated_by_one_tenant, batch.reached_limit, len(batch.queued)) == (True, False, 25), (
         "others are about"
     )
     for tenant_id in (4, 5, 6):
@@ -232,7 +232,7 @@ def filled(queue: CommitQueue, *tenants: int) -> None:
 
 def taken(batch: Batch) -> list[int]:
     """Give the tenants of a batch's jobs."""
-    return [waiting.work.tenant_id for waiting in batch.jobs]
+    return [waiting.work.tenant_id for waiting in batch.queued]
 
 
 def test_tenant_apart_is_taken_alone_and_in_its_turn() -> None:
@@ -240,9 +240,9 @@ def test_tenant_apart_is_taken_alone_and_in_its_turn() -> None:
     filled(queue, 1, 2, 2, 3)
     queue.isolate(2, 0.0)
     first = queue.take(0.0)
-    assert (taken(first), first.apart) == ([1, 3], False)
+    assert (taken(first), first.isolated) == ([1, 3], False)
     second = queue.take(0.0)
-    assert (taken(second), second.apart, second.dominated_by_one_tenant) == ([2, 2], True, True)
+    assert (taken(second), second.isolated, second.dominated_by_one_tenant) == ([2, 2], True, True)
     queue.release_tenants(first)
     queue.release_tenants(second)
     filled(queue, 2, 1)

@@ -400,7 +400,7 @@ def test_a_batch_counts_what_the_files_of_its_records_weigh(monkeypatch: pytest.
     desk.rows.records[TASK] = heavy
     batch = [work] * 8
     selected = select(list(batch), desk.rows.snapshot(read_set(list(batch), desk.context)))
-    assert list(selected.left) == [3, 4, 5, 6, 7]
+    assert list(selected.deferred) == [3, 4, 5, 6, 7]
 
 
 def test_a_file_takes_up_room_in_the_queue() -> None:

@@ -441,7 +441,7 @@ def test_names_in_changed_of_fields_that_are_nowhere_change_nothing() -> None:
 
 def test_a_message_that_touches_too_much_is_refused_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixty bytes of change may read, log and write a whole record, each of them."""
-    monkeypatch.setattr("engine.plan.batch.MESSAGE_TOUCHES_BYTES", 3000)
+    monkeypatch.setattr("engine.plan.push.MESSAGE_TOUCHES_BYTES", 3000)
     desk = Desk()
     desk.results(desk.push(item("task", "a", x="x" * 900)))
     changes = [item("task", "a", version, op="patch", y=version) for version in range(1, 5)]

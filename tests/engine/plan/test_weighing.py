@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.model.rows import Record, RecordKey
-from engine.plan import weighing
+from engine.plan import costs
 from engine.plan.batch import read_set
-from engine.plan.weighing import BATCH_US, Scale, Selection, content_us, select
+from engine.plan.costs import Costs, content_us
+from engine.plan.kinds import KINDS
+from engine.plan.weighing import BATCH_US, Selection, select
 from engine.plan.work import Work
 from tests.engine.plan.test_batch import Desk, item
 
@@ -54,7 +56,7 @@ def test_batch_of_small_records_is_not_looked_into(monkeypatch: pytest.MonkeyPat
     def looked(*_: object) -> float:
         raise AssertionError("each look costs what it may save")
 
-    monkeypatch.setattr(weighing, "content_us", looked)
+    monkeypatch.setattr(costs, "content_us", looked)
     selected(desk, *[patch(desk, 1, "a") for _ in range(100)])
 
 
@@ -64,14 +66,14 @@ def test_laborious_message_waits_for_a_batch_of_its_own() -> None:
     stored(desk, 1, "a", ORDINARY)
     batch = [patch(desk, 1, "a"), patch(desk, 2, "a"), patch(desk, 2, "big"), patch(desk, 2, "a")]
     found = selected(desk, *batch, patch(desk, 1, "a"), patch(desk, 3, "a"))
-    assert (list(found.left), set(found.apart), found.items_per_step) == ([2, 3], {2}, 1)
+    assert (list(found.deferred), set(found.isolated), found.items_per_step) == ([2, 3], {2}, 1)
 
 
 def test_laborious_message_of_a_tenant_alone_is_planned_and_what_is_behind_it_waits() -> None:
     desk = Desk()
     stored(desk, 2, "big", LABORIOUS)
     found = selected(desk, patch(desk, 2, "big"), patch(desk, 2, "big"), patch(desk, 2, "a"))
-    assert (list(found.left), set(found.apart)) == ([1, 2], {2})
+    assert (list(found.deferred), set(found.isolated)) == ([1, 2], {2})
     assert selected(desk, patch(desk, 2, "big")) == Selection([], frozenset({2}))
 
 
@@ -80,7 +82,7 @@ def test_laborious_messages_of_several_tenants_all_wait() -> None:
     for tenant in (1, 2):
         stored(desk, tenant, "big", LABORIOUS)
     found = selected(desk, patch(desk, 1, "big"), patch(desk, 2, "big"))
-    assert (list(found.left), set(found.apart)) == ([0, 1], {1, 2})
+    assert (list(found.deferred), set(found.isolated)) == ([0, 1], {1, 2})
 
 
 def test_batch_that_is_laborious_by_its_sum_is_cut() -> None:
@@ -89,7 +91,7 @@ def test_batch_that_is_laborious_by_its_sum_is_cut() -> None:
     stored(desk, 2, "half", HALF)
     batch = [patch(desk, 1, "half"), patch(desk, 2, "half"), patch(desk, 3, "a"), patch(desk, 2, "b")]
     found = selected(desk, *batch)
-    assert (list(found.left), found.apart) == ([1, 3], frozenset())
+    assert (list(found.deferred), found.isolated) == ([1, 3], frozenset())
 
 
 @pytest.mark.parametrize(
@@ -113,10 +115,10 @@ def test_held_changes_and_files_weigh() -> None:
     desk.results(desk.push(item("form", "a", x=2), device="tablet"))
     desk.results(desk.push(item("form", "a", 1, op="patch", x=[[]] * 80_000), device="tablet"))
     batch = [desk.push(item("form", "a", 1, op="patch", n=1), device="tablet")]
-    state = desk.rows.snapshot(read_set(list(batch), desk.context))
-    weight_us, touched = Scale(state).weigh(batch[0])
-    assert weight_us > BATCH_US / 3
-    assert touched > 240_000
+    costs = Costs(desk.rows.snapshot(read_set(list(batch), desk.context)))
+    kind = KINDS[type(batch[0])]
+    assert kind.cost_us(batch[0], costs) > BATCH_US / 3
+    assert kind.touched_bytes(batch[0], costs) > 240_000
 
 
 @given(
@@ -132,12 +134,12 @@ def test_selection_keeps_the_order_of_each_tenant(drawn: list[tuple[int, str]]) 
         stored(desk, tenant, "a", ORDINARY)
     batch: list[Work] = [patch(desk, tenant, record_id) for tenant, record_id in drawn]
     found = selected(desk, *batch)
-    taken = [index for index in range(len(batch)) if index not in found.left]
+    taken = [index for index in range(len(batch)) if index not in found.deferred]
     for tenant in (1, 2, 3):
         mine = [index for index, (owner, _) in enumerate(drawn) if owner == tenant]
         assert [index for index in mine if index in taken] == mine[: sum(index in taken for index in mine)]
     laborious = {tenant for tenant, record_id in drawn if record_id == "big"}
-    assert found.apart == laborious
+    assert found.isolated == laborious
     if not taken:
         assert laborious == {tenant for tenant, _ in drawn}
         assert len(laborious) > 1

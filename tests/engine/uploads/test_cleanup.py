@@ -8,6 +8,7 @@ import uuid
 import msgspec
 import pytest
 
+from engine.commit.ports import WorkQueue
 from engine.commit.queue import OnOutcome
 from engine.model.uploads import Append, State, Upload, UploadRef
 from engine.plan.work import Work
@@ -325,7 +326,7 @@ async def test_a_file_whose_record_never_came_goes_when_the_grace_period_is_over
     assert house.stored_blobs() == {("files", mine.ref.upload_id)}
 
 
-class Reviving:
+class Reviving(WorkQueue):
     """Takes jobs in for somebody whose record is brought back at that very moment."""
 
     def __init__(self, house: House) -> None:
@@ -355,7 +356,7 @@ async def test_a_record_that_is_brought_back_while_the_clean_up_runs_keeps_its_f
     assert rows(house.dsn, "SELECT json_array_length(attachments) FROM records") == [(1,)]
 
 
-class Refusing:
+class Refusing(WorkQueue):
     """Takes no jobs in."""
 
     def submit(self, work: Work, reply: OnOutcome, *_: object) -> None:

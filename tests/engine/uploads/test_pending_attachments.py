@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from engine.commit.overload import overloaded
+from engine.commit.ports import WorkQueue
 from engine.commit.queue import OnOutcome
 from engine.model.rows import Record
 from engine.model.uploads import Upload
@@ -38,7 +39,7 @@ class Clock:
         return 0.0
 
 
-class Queue:
+class Queue(WorkQueue):
     """Takes jobs in, and answers when it is told to."""
 
     def __init__(self) -> None:

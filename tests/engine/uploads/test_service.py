@@ -15,6 +15,7 @@ import pytest
 from compose.deployment import open_deployment
 from compose.server import SystemClock
 from engine.cluster.bus import BusListener, BusState
+from engine.commit.ports import WorkQueue
 from engine.commit.queue import OnOutcome
 from engine.commit.validation import Session
 from engine.filetypes.types import FileTypes
@@ -42,7 +43,7 @@ STRANGER = Session(tenant=Tenant(1, "acme"), device_id="d2", session_id="")
 EXPIRE_S = 3600.0
 
 
-class NoRecords:
+class NoRecords(WorkQueue):
     """Takes jobs in for a tenant without records: files wait."""
 
     def submit(self, work: Work, reply: OnOutcome, *_: object) -> None:

@@ -231,7 +231,7 @@ async def test_a_stopped_server_frees_its_tenants_before_others_tire_of_waiting(
 async def test_a_deadlock_is_run_again(serve: Serve, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody locks tenants in another order than every server does, and the server is the victim."""
     # However slow this machine is: else another lane takes one of the two that are to be one batch.
-    monkeypatch.setattr("engine.commit.committer._HELD_UP_S", 60.0)
+    monkeypatch.setattr("engine.commit.committer._BLOCKING_FOR_S", 60.0)
     execute(dsn, f"ALTER DATABASE {_database(dsn)} SET deadlock_timeout = '1s'")
     server = await serve()
     acme, again = await server.device("phone"), await server.device("tablet")

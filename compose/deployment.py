@@ -39,7 +39,7 @@ from handlers.commands.serve import DEMO_TENANT, announce_demo
 from handlers.http.keys import key_set, signing_key
 from handlers.http.tokens import KeySet, issue_token
 from handlers.operate.logging import configure
-from handlers.server import ClosedDoorError
+from handlers.server import ListenError
 from storage.bus.bus_messages import announce
 from storage.bus.checkup import LOGIN_REFUSED, bus_findings
 from storage.bus.nodes import Nodes
@@ -276,7 +276,7 @@ class Deployment:
                 self._keys_to_serve()  # what is wrong with them is said once, and by this process
                 reload = Reload(self._reading(), running_services, self._read_again)
                 supervise(chosen, running_services, announced, reload)
-            except (ClosedDoorError, WorkersFailedError) as error:
+            except (ListenError, WorkersFailedError) as error:
                 raise DeploymentError(str(error)) from None
 
     def _reading(self) -> Reading:

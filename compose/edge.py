@@ -29,14 +29,14 @@ from engine.runtime.read_limiter import ReadTurns
 from engine.runtime.services import Service
 from engine.runtime.settings import Settings
 from handlers.http.authenticate import Authenticator, RequestGate
-from handlers.http.client_address import Refusals, networks
+from handlers.http.client_address import RefusedHandshakeLog, networks
 from handlers.http.counters import Traffic
 from handlers.http.limits import EdgeLimits
 from handlers.http.loop_charges import LoopCharges
 from handlers.http.loop_watch import LoopWatch
-from handlers.http.stranger_limits import DoorLimits, Doors
 from handlers.http.tokens import KeySet, Verifier
-from handlers.operate.insiders import Insiders, Told
+from handlers.http.unauthenticated import UnauthenticatedConnections, UnauthenticatedLimits
+from handlers.operate.probe_access import Audience, ProbeAccess
 from handlers.operate.probes import Probes, ReadinessProblems
 from handlers.operate.worker_metrics import WorkerMetrics
 from handlers.server import application, services
@@ -113,8 +113,8 @@ class Edge:
             tenant_requests=limits.tenant_open_requests,
             tenant_bytes=limits.tenant_waiting_bytes,
         )
-        self.doors = Doors(
-            DoorLimits(
+        self.unauthenticated = UnauthenticatedConnections(
+            UnauthenticatedLimits(
                 head_s=server.head_s,
                 head_bytes=server.head_bytes,
                 address_connections=server.address_connections,
@@ -174,7 +174,7 @@ class Edge:
             traffic=self._traffic,
             partial_messages=self._partial_messages,
             limits=limits,
-            refusals=Refusals(self._trusted),
+            refused_handshakes=RefusedHandshakeLog(self._trusted),
         )
         http = SyncHttp(
             gate=gate,
@@ -192,7 +192,7 @@ class Edge:
             web.get("/v1/sync", socket.handle),
             *http.routes(),
             *engine.files.routes(gate, self._traffic, engine.read_turns, engine.domains),
-            *self._probes("nobody" if self._probe_port else "insiders").routes(),
+            *self._probes("nobody" if self._probe_port else "operators").routes(),
         ]
         return application(routes, self._traffic, self._open_requests, limits.frame_bytes)
 
@@ -212,12 +212,12 @@ class Edge:
             watch=self._watch,
         )
 
-    def _probes(self, told: Told) -> Probes:
+    def _probes(self, audience: Audience) -> Probes:
         engine, workers = self._engine, self._workers
         secret = "" if workers is None else workers.secret
         verifier = self._gate.authenticator.verifier
         return Probes(
-            Insiders(verifier, engine.revocations, told, secret),
+            ProbeAccess(verifier, engine.revocations, audience, secret),
             self._connections.draining,
             self._problems,
             engine.bus,
@@ -231,7 +231,7 @@ class Edge:
                 engine.tenants,
                 engine.committer,
                 engine.capacity,
-                self.doors,
+                self.unauthenticated,
                 self._partial_messages,
                 engine.shares,
                 self._traffic,

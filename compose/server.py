@@ -38,10 +38,10 @@ from engine.runtime.ports import StoreError
 from engine.runtime.read_limiter import ReadTurns
 from engine.runtime.services import Service, running
 from engine.runtime.settings import Settings
-from handlers.http.stranger_limits import Doors
 from handlers.http.tokens import KeySet
+from handlers.http.unauthenticated import UnauthenticatedConnections
 from handlers.operate.worker_metrics import WorkerMetrics
-from handlers.server import ClosedDoorError, listening
+from handlers.server import ListenError, listening
 from handlers.sync.connections import Connections
 from storage.bus.redis_bus import RedisBus
 from storage.embedded.servers import Services
@@ -207,7 +207,7 @@ class Server:
 
         SIGUSR1 stops it too: a supervisor has put another process in its place, devices are told ``restart``.
         Tells ``task_status`` the port once devices are let in. Raises StoreError when the database
-        does not answer at the start, ClosedDoorError when the port is taken.
+        does not answer at the start, ListenError when the port is taken.
         """
         settings = self._settings
         await self._renew()
@@ -237,13 +237,13 @@ class Server:
             stack.push_async_callback(self._probes.close)
             async with running(everything, settings.server.drain_s):
                 host = settings.server.host
-                port, close_doors = await stack.enter_async_context(
+                port, stop_listening = await stack.enter_async_context(
                     listening(
                         app,
                         host,
                         settings.server.port,
                         self._own_port,
-                        doors=self._edge.doors,
+                        unauthenticated=self._edge.unauthenticated,
                         shared=self._supervised,
                     )
                 )
@@ -253,7 +253,8 @@ class Server:
                             self._edge.probe_application(),
                             host,
                             probe_port,
-                            doors=Doors(self._edge.doors.limits),  # full ones elsewhere keep no probe out
+                            # Its own: too many connections elsewhere must not keep a probe out.
+                            unauthenticated=UnauthenticatedConnections(self._edge.unauthenticated.limits),
                             shared=self._supervised,
                         )
                     )
@@ -270,7 +271,7 @@ class Server:
                         self._connections.leaves_for = "restart"
                     # The system is to send newcomers to the other workers, where there are any.
                     if renewed or self._own_port is not None:
-                        await close_doors()
+                        await stop_listening()
                         if probe_port:
                             await close_probes()
                     break
@@ -310,7 +311,7 @@ def run_server(
 
     ``worker`` is its number under a supervisor, ``secret`` what the supervisor's workers know each other by.
 
-    Raises StoreError and ClosedDoorError as themselves, what else fails in an exception group.
+    Raises StoreError and ListenError as themselves, what else fails in an exception group.
     """
     _raise_file_limit()
     sys.setswitchinterval(_SWITCH_S)
@@ -324,7 +325,7 @@ def run_server(
         uvloop.run(main())
     except ExceptionGroup as failed:
         match list(_causes(failed)):
-            case [(StoreError() | ClosedDoorError()) as sole]:
+            case [(StoreError() | ListenError()) as sole]:
                 raise sole from None
         raise
 

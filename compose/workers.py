@@ -22,7 +22,7 @@ from engine.runtime.settings import Settings
 from handlers.commands.deployment import DeploymentError
 from handlers.http.tokens import KeySet, UnusableKeyError
 from handlers.operate.logging import configure
-from handlers.server import ClosedDoorError, reserved
+from handlers.server import ListenError, reserved
 from storage.bus.bus_messages import UnusableUrlError
 from storage.embedded.servers import Services
 from storage.postgres.hosts import reordered
@@ -53,7 +53,7 @@ def supervise(
     """Run ``server.workers`` of them until told to stop; ``started`` is told the port that they share.
 
     ``reread`` gives the settings and services of a renewal, or None if there is to be none. Raises
-    WorkersFailedError, ClosedDoorError, and KeyboardInterrupt if a second Ctrl-C cut the drain short.
+    WorkersFailedError, ListenError, and KeyboardInterrupt if a second Ctrl-C cut the drain short.
     """
     server = settings.server
     ports = [server.port]
@@ -109,6 +109,6 @@ def work(standard_input: BinaryIO, keys_of: Callable[[Settings], KeySet]) -> Non
         try:
             keys = keys_of(told.settings)
             run_server(told.settings, told.services, keys, lambda _: say(""), told.worker, told.secret)
-        except (ClosedDoorError, DeploymentError, StoreError, UnusableKeyError, UnusableUrlError) as error:
+        except (ListenError, DeploymentError, StoreError, UnusableKeyError, UnusableUrlError) as error:
             say(str(error) or type(error).__name__)
             sys.exit(1)

@@ -23,13 +23,13 @@ from engine.wire.errors import SyncError
 from handlers.http.authenticate import TICKET
 from handlers.http.caching import uncached
 from handlers.http.counters import Traffic
+from handlers.http.edge_protocol import EdgeProtocol
 from handlers.http.errors import as_sync_error, error_body, http_status
 from handlers.http.expect import guard
 from handlers.http.loop_watch import LoopWatch
 from handlers.http.response_headers import with_headers
-from handlers.http.stranger_limits import Doors
-from handlers.http.strangers import EdgeProtocol
-from handlers.http.unread_body import let_go, with_end
+from handlers.http.unauthenticated import UnauthenticatedConnections
+from handlers.http.unread_body import close_without_answer, with_end
 from handlers.sync.connections import Connections
 from handlers.sync.http_api import REQUEST_ID
 from handlers.sync.websocket import without_context_takeover
@@ -92,7 +92,7 @@ def _errors(traffic: Traffic, open_requests: OpenRequests | None) -> Middleware:
             error, status = SyncError(code, refusal.reason), refusal.status
         except Exception as failure:
             if isinstance(failure, ConnectionError) and is_gone(request):
-                return let_go(request)
+                return close_without_answer(request)
             error = as_sync_error(failure, path=request.path).with_traceback(None)
             status = http_status(error)
         traffic.error(error.code)
@@ -107,27 +107,29 @@ def _errors(traffic: Traffic, open_requests: OpenRequests | None) -> Middleware:
 
 
 class EdgeRunner(web.AppRunner):
-    """Runs an application behind ``Doors``."""
+    """Runs an application behind ``UnauthenticatedConnections``."""
 
-    __slots__ = ("_doors",)
+    __slots__ = ("_unauthenticated",)
 
-    def __init__(self, app: web.Application, doors: Doors, **options: Any) -> None:
+    def __init__(
+        self, app: web.Application, unauthenticated: UnauthenticatedConnections, **options: Any
+    ) -> None:
         super().__init__(app, **options)
-        self._doors = doors
+        self._unauthenticated = unauthenticated
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
-        doors = self._doors
+        unauthenticated = self._unauthenticated
 
         class EdgeServer(type(server)):  # type: ignore[misc]  # that of the library, whichever it is
             def __call__(self) -> RequestHandler:
-                return EdgeProtocol(self, doors, loop=self._loop, **self._kwargs)
+                return EdgeProtocol(self, unauthenticated, loop=self._loop, **self._kwargs)
 
         server.__class__ = EdgeServer
         return server
 
 
-class ClosedDoorError(Exception):
+class ListenError(Exception):
     """An address cannot be listened on; one sentence names the remedy."""
 
     def __init__(self, host: str, port: int, error: OSError) -> None:
@@ -145,7 +147,7 @@ class ClosedDoorError(Exception):
 def reserved(host: str, ports: Iterable[int]) -> Iterator[list[int]]:
     """Reserve ports for processes that share them (SO_REUSEPORT); gives them, port 0 as the one it became.
 
-    Nobody else can listen there, not even at a moment when no process does. Raises ClosedDoorError where a
+    Nobody else can listen there, not even at a moment when no process does. Raises ListenError where a
     port is not free, also if its owner would share it.
     """
     with ExitStack() as stack:
@@ -172,11 +174,11 @@ def _reserve(host: str, port: int, stack: ExitStack) -> int:
                     held.close()
     except (OSError, OverflowError) as error:
         refused = error if isinstance(error, OSError) else OSError(str(error))
-        raise ClosedDoorError(host, port, refused) from None
+        raise ListenError(host, port, refused) from None
     return port
 
 
-class Listening(NamedTuple):
+class Listener(NamedTuple):
     """Where devices come in; ``close`` lets nobody in any more, and those who are in stay."""
 
     port: int
@@ -190,17 +192,17 @@ async def listening(
     port: int,
     own_port: int | None = None,
     *,
-    doors: Doors,
+    unauthenticated: UnauthenticatedConnections,
     shared: bool = False,
-) -> AsyncIterator[Listening]:
+) -> AsyncIterator[Listener]:
     """Accept connections on a port, which port 0 leaves to the system.
 
     A worker among several has a port of its own besides; with ``shared`` others may have the same ports, such
-    as the worker that takes its place. Raises ClosedDoorError.
+    as the worker that takes its place. Raises ListenError.
     """
     runner = EdgeRunner(
         app,
-        doors,
+        unauthenticated,
         access_log=None,
         # A file's name of 10,000 characters is refused in words, not with the connection.
         max_field_size=_MOST_FIELD_BYTES,
@@ -222,13 +224,13 @@ async def listening(
             try:
                 await site.start()
             except OSError as error:
-                raise ClosedDoorError(host, one, error) from None
+                raise ListenError(host, one, error) from None
 
         async def close() -> None:
             for site in sites:
                 await site.stop()
 
-        yield Listening(int(runner.addresses[0][1]), close)
+        yield Listener(int(runner.addresses[0][1]), close)
     finally:
         await runner.cleanup()
 

@@ -19,8 +19,8 @@ from engine.runtime.read_limiter import Reader
 from engine.wire.codec import Codec
 from engine.wire.errors import SyncError
 from handlers.http.draining import Draining
+from handlers.http.edge_protocol import keep, pay, prove
 from handlers.http.loop_charges import LoopCharges
-from handlers.http.strangers import keep, pay, prove
 from handlers.http.tokens import Verifier, device_claims, token_of
 
 #: The request as it is counted while it is open; the application ends the count with the request.

@@ -102,7 +102,7 @@ def is_trusted(address: IPv4Address | IPv6Address, trusted: Networks) -> bool:
     return any(address in network for network in trusted)
 
 
-class Refusals:
+class RefusedHandshakeLog:
     """Logs handshakes that are refused, a line a second in the long run."""
 
     def __init__(self, trusted: Networks) -> None:
@@ -110,7 +110,7 @@ class Refusals:
         self._lines = TokenBucket(float(_LINES_PER_MINUTE), 0.0)
         self._unlogged = 0
 
-    def refused(self, request: web.Request, error: SyncError, now_s: float) -> None:
+    def log(self, request: web.Request, error: SyncError, now_s: float) -> None:
         """Log that ``error`` was the answer; ``now_s`` is the monotonic time."""
         if self._lines.take(_LINES_PER_MINUTE, now_s):
             self._unlogged += 1

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from aiohttp import web
 
-from handlers.http.response_headers import answer
+from handlers.http.response_headers import add_headers
 from handlers.http.tokens import Verifier
 
 _DAY_S = 86_400
 
 
-class Allowed(NamedTuple):
+class CorsPolicy(NamedTuple):
     """What pages of origins on the allow list may do with a resource: lists with commas between."""
 
     methods: str
@@ -24,7 +24,7 @@ class Allowed(NamedTuple):
         origin = request.headers.get("Origin")
         if origin is not None:
             verifier.check_origin(origin)
-            answer(
+            add_headers(
                 request,
                 {
                     "Access-Control-Allow-Origin": origin,

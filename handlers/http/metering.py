@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Generator
 from types import coroutine
 from typing import Any, TypeVar
 
-from engine.runtime.stranger_turns import StrangerTurns
+from engine.runtime.unauthenticated_turns import UnauthenticatedTurns
 
 #: Is told the seconds of work on a request, and the time.
 Payer = Callable[[float, float], object]
@@ -57,29 +57,29 @@ class Bill:
     no valid token, the ``address`` pays for; that of a proxy, which is None, pays for nothing.
     """
 
-    __slots__ = ("_clock_s", "_payer", "_spent_s", "_turns", "address", "stranger")
+    __slots__ = ("_clock_s", "_payer", "_spent_s", "_turns", "address", "unauthenticated")
 
-    def __init__(self, turns: StrangerTurns, clock_s: Callable[[], float]) -> None:
+    def __init__(self, turns: UnauthenticatedTurns, clock_s: Callable[[], float]) -> None:
         self._turns = turns
         self._clock_s = clock_s
         self._payer: Payer | None = None
         self._spent_s = 0.0
         self.address: str | None = None
-        self.stranger = True
+        self.unauthenticated = True
 
     def begin(self, address: str | None) -> None:
         """Note where the connection came from."""
         self.address = address
-        self.stranger = address is not None
+        self.unauthenticated = address is not None
 
     def waits(self) -> bool:
         """Return whether nothing is to be done for the connection but in a turn."""
-        return self.stranger and self.address is not None and self._turns.waits(self.address)
+        return self.unauthenticated and self.address is not None and self._turns.waits(self.address)
 
     def worked(self, spent_s: float) -> None:
         """Count work."""
         self._spent_s += spent_s
-        if self.stranger:
+        if self.unauthenticated:
             self._turns.worked(spent_s)
         elif self._payer is not None:  # a socket's handler waits until it is closed
             self.settle()

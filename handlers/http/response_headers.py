@@ -11,7 +11,7 @@ from aiohttp import web
 ANSWER: Final = web.RequestKey[dict[str, str]]("answer_headers")
 
 
-def answer(request: web.Request, headers: Mapping[str, str]) -> None:
+def add_headers(request: web.Request, headers: Mapping[str, str]) -> None:
     """Have the answer carry headers, also if it will be a refusal."""
     request.setdefault(ANSWER, {}).update(headers)
 

@@ -1,4 +1,4 @@
-"""Who is at the door: JSON Web Tokens, their keys, and the origins of browsers.
+"""Authentication: JSON Web Tokens, their keys, and the origins of browsers.
 
 A key knows its one algorithm; what a token says of its own algorithm is only ever compared with it.
 """

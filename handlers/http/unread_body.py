@@ -38,7 +38,7 @@ def give_up(request: web.Request) -> None:
     request.content.feed_eof()
 
 
-def let_go(request: web.Request) -> web.Response:
+def close_without_answer(request: web.Request) -> web.Response:
     """Close a connection without an answer: the one that is returned goes nowhere."""
     request.protocol.force_close()
     return web.Response(status=503)

@@ -22,7 +22,7 @@ from engine.cluster.bus import Bus
 from engine.plan.capacity import CapacityState
 from engine.runtime.metrics import DURATION_BOUNDS_MS, Histogram, MetricSource, Value
 from handlers.http.draining import Draining
-from handlers.operate.insiders import Insiders
+from handlers.operate.probe_access import ProbeAccess
 from handlers.operate.worker_metrics import Labelled, Merged, WorkerMetrics
 
 ReadinessProblems = Callable[[], Awaitable[list[str]]]
@@ -40,7 +40,7 @@ class Probes:
     """Answers probes and scrapes.
 
     Args:
-        insiders: Decides which requests are told more than the status.
+        access: Decides which requests are told more than the status.
         draining: Whether this process goes away.
         problems: Lists in sentences what keeps the database from being ready; nothing if it is ready.
         bus: The bus between processes.
@@ -51,7 +51,7 @@ class Probes:
 
     def __init__(
         self,
-        insiders: Insiders,
+        access: ProbeAccess,
         draining: Draining,
         problems: ReadinessProblems,
         bus: Bus,
@@ -59,7 +59,7 @@ class Probes:
         sources: Sequence[MetricSource],
         workers: WorkerMetrics | None = None,
     ) -> None:
-        self._insiders = insiders
+        self._access = access
         self._draining = draining
         self._problems = problems
         self._bus = bus
@@ -83,9 +83,9 @@ class Probes:
         return web.json_response({"status": "ok"})
 
     async def ready(self, request: web.Request) -> web.Response:
-        """Say whether devices may be sent here, with 503 if not; the reasons are for insiders."""
+        """Say whether devices may be sent here, with 503 if not; the reasons are for operators."""
         faults = ["draining"] if self._draining.begun else await self._looked()
-        if request not in self._insiders:
+        if request not in self._access:
             if faults:
                 return web.json_response({"status": "not ready"}, status=503)
             return web.json_response({"status": "ready"})
@@ -114,7 +114,7 @@ class Probes:
 
         Raises SyncError for who is not to be told.
         """
-        self._insiders.check(request)
+        self._access.check(request)
         page = generate_latest(self._registry)
         if self._workers is not None and self._workers.asked_together(request):
             pages = await self._workers.pages()

@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from handlers.operate.insiders import WORKER_HEADER
+from handlers.operate.probe_access import WORKER_HEADER
 
 #: A worker that takes longer is left out: a scrape as a whole has ten seconds as a rule.
 PATIENCE_S: Final = 1.0

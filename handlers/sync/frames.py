@@ -5,7 +5,7 @@ connection three coroutines. Its handshake and its parser are used as they are. 
 gate, which hands it one frame at a time: only while there is room for what the frame brings, and in turns
 that are bounded in time. What is left of a read waits in the gate with the transport paused, for a turn
 that one socket of the process has after the other (``engine.runtime.loop_turns``). The names of
-aiohttp that are not public are used in this file and in ``handlers/http/strangers.py`` alone.
+aiohttp that are not public are used in this file and in ``handlers/http/edge_protocol.py`` alone.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from engine.wire.steps import run_steps
 from handlers.http.authenticate import RequestGate
 from handlers.http.caching import VARY
 from handlers.http.client_address import REQUEST_SECONDS, Networks, request_seconds
-from handlers.http.cors import Allowed
+from handlers.http.cors import CorsPolicy
 from handlers.http.counters import Traffic
 from handlers.http.headers import content_coding, media_type, prefers_msgpack, takes_gzip
 from handlers.http.limits import EdgeLimits
@@ -45,7 +45,7 @@ _CONNECTING_S: Final = 5.0
 #: How zlib is told of a content coding.
 _WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
 
-_PAGES: Final = Allowed(
+_CORS: Final = CorsPolicy(
     "GET, HEAD, OPTIONS, POST",
     "Authorization, Content-Encoding, Content-Type, X-Request-ID, X-Requested-With",
     "Allow, Retry-After",
@@ -84,8 +84,8 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
 
     async def options(self, request: web.Request) -> web.Response:
         """Say what a page of another origin may send; no token is needed, as nothing of it is a tenant's."""
-        _PAGES.let_read(request, self.gate.authenticator.verifier)
-        return web.Response(status=204, headers=_PAGES.preflight(request))
+        _CORS.let_read(request, self.gate.authenticator.verifier)
+        return web.Response(status=204, headers=_CORS.preflight(request))
 
     async def sync(self, request: web.Request) -> web.Response:
         """Push changes: ``sync`` → ``synced``."""
@@ -169,7 +169,7 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
 
     async def _admit(self, request: web.Request, kind: Kind) -> tuple[Session, Device]:
         """Return the session of a request, and its device."""
-        _PAGES.let_read(request, self.gate.authenticator.verifier)
+        _CORS.let_read(request, self.gate.authenticator.verifier)
         admitted = await self.gate.authenticate_request(
             request, _codec(request), kind, self.limits.frame_bytes
         )

@@ -18,8 +18,8 @@ from engine.wire.errors import SyncError
 from engine.wire.messages import Sync
 from handlers.http.loop_charges import LoopCharges
 from handlers.sync.device_socket import DeviceSocket
+from handlers.sync.push_backoff import PushBackoff
 from handlers.sync.push_counts import PushCounts
-from handlers.sync.push_hold import PushHold
 
 
 class Pushes:
@@ -62,7 +62,7 @@ class Pushes:
         self._counts = counts
         self._loop = loop
         self._clock = clock
-        self.hold = PushHold()
+        self.hold = PushBackoff()
         self.in_flight = 0
 
     def push(self, request: Sync) -> None:

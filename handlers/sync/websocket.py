@@ -19,12 +19,12 @@ from engine.wire.close_codes import CloseCode
 from engine.wire.codec import JSON, MSGPACK, Codec
 from engine.wire.errors import SyncError
 from handlers.http.authenticate import Authenticator
-from handlers.http.client_address import Refusals
+from handlers.http.client_address import RefusedHandshakeLog
 from handlers.http.counters import Traffic
 from handlers.http.errors import as_sync_error, error_body
 from handlers.http.limits import EdgeLimits
 from handlers.http.loop_charges import LoopCharges
-from handlers.http.response_headers import answer
+from handlers.http.response_headers import add_headers
 from handlers.http.tokens import offered_subprotocols
 from handlers.sync.connection import Connection
 from handlers.sync.connections import Connections
@@ -55,7 +55,7 @@ class SyncSocket(msgspec.Struct, frozen=True, kw_only=True):
     traffic: Traffic
     partial_messages: PartialMessages
     limits: EdgeLimits
-    refusals: Refusals
+    refused_handshakes: RefusedHandshakeLog
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one connection to its end. Raises SyncError if the handshake is refused."""
@@ -80,7 +80,7 @@ class SyncSocket(msgspec.Struct, frozen=True, kw_only=True):
             if error.code in ("unavailable", "overloaded"):
                 return await self._refuse_on_socket(request, codec, error)
             self.traffic.refused_handshakes += 1
-            self.refusals.refused(request, error, clock.monotonic_s())
+            self.refused_handshakes.log(request, error, clock.monotonic_s())
             raise
         socket = Upgrade(
             clock,
@@ -91,7 +91,7 @@ class SyncSocket(msgspec.Struct, frozen=True, kw_only=True):
         try:
             stream = await socket.prepare(request)
         except web.HTTPBadRequest as refusal:
-            answer(request, {"Sec-WebSocket-Version": "13"})
+            add_headers(request, {"Sec-WebSocket-Version": "13"})
             raise SyncError("malformed", f"no handshake of a WebSocket: {refusal.text}") from None
         transport = request.transport
         if transport is None:

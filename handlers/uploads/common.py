@@ -24,7 +24,7 @@ from handlers.http.authenticate import RequestGate
 from handlers.http.client_address import Networks, stripped_prefix
 from handlers.http.counters import Traffic
 from handlers.http.headers import content_coding, tokens
-from handlers.http.response_headers import answer
+from handlers.http.response_headers import add_headers
 from handlers.http.tokens import Verifier
 from handlers.uploads.body import RequestBody
 
@@ -114,7 +114,7 @@ def content_length(request: web.Request) -> int | None:
 def answer_offset(request: web.Request, error: SyncError) -> None:
     """Have a refusal say where the upload stands, if that is known."""
     if "offset" in error.details:
-        answer(request, {"Upload-Offset": str(error.details["offset"])})
+        add_headers(request, {"Upload-Offset": str(error.details["offset"])})
 
 
 def expiry(upload: Upload) -> dict[str, str]:

@@ -25,7 +25,7 @@ from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
 from handlers.http.authenticate import RequestGate, reader_of
 from handlers.http.caching import VARY
-from handlers.http.cors import Allowed
+from handlers.http.cors import CorsPolicy
 from handlers.http.errors import error_body
 from handlers.http.headers import combined
 from handlers.uploads.ranges import Part, is_known, wanted_part
@@ -38,7 +38,7 @@ _PLAIN: Final = "!#$&+-.^_`|~"
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9 ()+,.=@_-]")
 _YEAR_S: Final = 31_536_000
 _ONE: Final = "/v1/files/{file_id:[0-9a-f]{32}}"
-_PAGES: Final = Allowed(
+_CORS: Final = CorsPolicy(
     "GET, HEAD, OPTIONS",
     "Authorization, If-None-Match, If-Range, Range, X-Request-ID, X-Requested-With",
     "Accept-Ranges, Allow, Content-Disposition, Content-Length, Content-Range, ETag, Repr-Digest,"
@@ -63,12 +63,12 @@ class Files:
 
     async def options(self, request: web.Request) -> web.Response:
         """Say what a page may ask for; to whoever asks, as nothing of it is of a tenant."""
-        _PAGES.let_read(request, self._authenticator.verifier)
-        return web.Response(status=204, headers={"Allow": _PAGES.methods} | _PAGES.preflight(request))
+        _CORS.let_read(request, self._authenticator.verifier)
+        return web.Response(status=204, headers={"Allow": _CORS.methods} | _CORS.preflight(request))
 
     async def give(self, request: web.Request) -> web.StreamResponse:
         """Give a file, a part of it, or to HEAD what there is to know of it."""
-        _PAGES.let_read(request, self._authenticator.verifier)
+        _CORS.let_read(request, self._authenticator.verifier)
         session, _ = await self._gate.authenticate_request(request, JSON, "upload")
         async with self._read_turns.turn(reader_of(session)):
             file = await self._files.file(session.tenant.tenant_id, request.match_info["file_id"])

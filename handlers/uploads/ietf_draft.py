@@ -21,8 +21,8 @@ from engine.uploads.service import Checksum, Creation
 from engine.wire.errors import SyncError
 from handlers.http.errors import http_status, shown
 from handlers.http.headers import combined, file_name, media_type
-from handlers.http.response_headers import answer
-from handlers.http.unread_body import let_go
+from handlers.http.response_headers import add_headers
+from handlers.http.unread_body import close_without_answer
 from handlers.uploads.common import UploadContext, answer_offset, content_length, number, upload_id
 
 VERSIONS: Final = range(3, 9)
@@ -77,7 +77,7 @@ class IetfDraft:
         location = f"{self._edge.root(request)}/{upload.ref.upload_id}"
         standing = self._standing(version, upload)
         del standing["Upload-Offset"]  # that of a refusal is another by then
-        answer(request, {"Location": location} | standing)
+        add_headers(request, {"Location": location} | standing)
         if version in VERSIONS:
             limits = self._limits(version, upload)
             await _interim(request, {_VERSION: str(version), "Location": location} | limits)
@@ -159,7 +159,7 @@ class IetfDraft:
         """Answer a refusal of an upload that is there. Raises it where the draft has no words of its own."""
         if error.code == "unavailable":
             return self._later(request)
-        answer(request, _told(version, complete=error.code in _FINAL))
+        add_headers(request, _told(version, complete=error.code in _FINAL))
         answer_offset(request, error)
         response = _problem(version, error, number(request, "Upload-Offset"))
         self._edge.traffic.error(error.code)
@@ -168,7 +168,7 @@ class IetfDraft:
     def _later(self, request: web.Request) -> web.Response:
         """Have a client go on later: after a lost connection it does, after an answer it would not."""
         self._edge.traffic.error("unavailable")
-        return let_go(request)
+        return close_without_answer(request)
 
     async def _resuming(self, request: web.Request) -> Session | None:
         """Say who goes on with an upload, None while this process drains. Raises SyncError, StoreError."""
@@ -207,7 +207,7 @@ def _version(request: web.Request) -> int:
     version = int(text) if text.isascii() and text.isdigit() and len(text) < 3 else _NEWEST
     version = version if version in VERSIONS else _NEWEST
     if version in VERSIONS:
-        answer(request, {_VERSION: str(version)})
+        add_headers(request, {_VERSION: str(version)})
     return version
 
 

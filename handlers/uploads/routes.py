@@ -7,7 +7,7 @@ from typing import Final
 
 from aiohttp import web
 
-from handlers.http.cors import Allowed
+from handlers.http.cors import CorsPolicy
 from handlers.http.unread_body import uninvited
 from handlers.uploads.common import ROOT, UploadContext
 from handlers.uploads.ietf_draft import IetfDraft, is_draft_request
@@ -16,7 +16,7 @@ from handlers.uploads.tus import ALGORITHMS, EXTENSIONS, VERSION, Tus
 Verb = Callable[[web.Request], Awaitable[web.Response]]
 
 _ONE: Final = ROOT + "/{upload_id}"
-_PAGES: Final = Allowed(
+_CORS: Final = CorsPolicy(
     "POST, HEAD, PATCH, DELETE, OPTIONS",
     "Authorization, Content-Digest, Content-Disposition, Content-Type, Repr-Digest, Tus-Resumable,"
     " Upload-Checksum, Upload-Complete, Upload-Concat, Upload-Defer-Length, Upload-Draft-Interop-Version,"
@@ -58,7 +58,7 @@ class Uploads:
 
     async def options(self, request: web.Request) -> web.Response:
         """Say what is is_draft_request here; to whoever asks, as nothing of it is of a tenant."""
-        _PAGES.let_read(request, self._edge.verifier)
+        _CORS.let_read(request, self._edge.verifier)
         most_bytes = self._edge.types.largest_bytes
         headers = {
             "Tus-Resumable": VERSION,
@@ -68,17 +68,17 @@ class Uploads:
             "Tus-Checksum-Algorithm": ",".join(ALGORITHMS),
             "Upload-Limit": f"max-size={most_bytes}",
         }
-        return web.Response(status=204, headers=headers | _PAGES.preflight(request))
+        return web.Response(status=204, headers=headers | _CORS.preflight(request))
 
     async def create(self, request: web.Request) -> web.Response:
         """Begin an upload."""
-        _PAGES.let_read(request, self._edge.verifier)
+        _CORS.let_read(request, self._edge.verifier)
         by_tus, by_draft = self._create
         return await (by_draft if _is_draft(request) else by_tus)(request)
 
     async def one(self, request: web.Request) -> web.Response:
         """Ask for an upload's offset, bring bytes to it, or give it up."""
-        _PAGES.let_read(request, self._edge.verifier)
+        _CORS.let_read(request, self._edge.verifier)
         method = request.headers.get("X-HTTP-Method-Override", request.method).upper()
         verb = (self._resumable if _is_draft(request) else self._tus).get(method)
         if request.method == "HEAD" and method != "HEAD":

@@ -13,7 +13,7 @@ from engine.uploads.metadata import parsed
 from engine.uploads.service import Checksum, Creation
 from engine.wire.errors import SyncError
 from handlers.http.headers import combined, media_type
-from handlers.http.response_headers import answer
+from handlers.http.response_headers import add_headers
 from handlers.uploads.common import UploadContext, answer_offset, content_length, expiry, number, upload_id
 
 VERSION: Final = "1.0.0"
@@ -54,7 +54,7 @@ class Tus:
         upload = await self._edge.receiving.create(session, creation)
         location = f"{self._edge.root(request)}/{upload.ref.upload_id}"
         headers = {"Location": location, "Upload-Offset": str(upload.offset_bytes)}
-        answer(request, headers | expiry(upload))
+        add_headers(request, headers | expiry(upload))
         if brings or upload.ready_to_finish:  # an empty file is whole by its creation
             append = Append(0, length_bytes, size_bytes)
             try:
@@ -64,7 +64,7 @@ class Tus:
             except SyncError as error:
                 answer_offset(request, error)
                 raise
-            answer(request, {"Upload-Offset": str(upload.offset_bytes)} | expiry(upload))
+            add_headers(request, {"Upload-Offset": str(upload.offset_bytes)} | expiry(upload))
         return web.Response(status=201)
 
     async def _join(self, request: web.Request, session: Session, metadata: str, urls: str) -> web.Response:
@@ -119,9 +119,9 @@ class Tus:
         return web.Response(status=204)
 
     async def _session(self, request: web.Request) -> Session:
-        answer(request, {"Tus-Resumable": VERSION})
+        add_headers(request, {"Tus-Resumable": VERSION})
         if request.headers.get("Tus-Resumable") != VERSION:
-            answer(request, {"Tus-Version": VERSION})
+            add_headers(request, {"Tus-Version": VERSION})
             raise SyncError("unsupported_version", f"Tus-Resumable: {VERSION} is required")
         return await self._edge.session(request)
 

@@ -141,7 +141,7 @@ async def serving(answering: Answering) -> AsyncIterator[int]:
 
     app = web.Application()
     app.router.add_get("/v1/sync", handler)
-    async with listening(app, "127.0.0.1", 0, doors=unbounded()) as (port, _):
+    async with listening(app, "127.0.0.1", 0, unauthenticated=unbounded()) as (port, _):
         yield port
 
 
@@ -332,7 +332,7 @@ async def test_generator_refused_handshakes_are_counted_by_reason() -> None:
 
     app = web.Application()
     app.router.add_get("/v1/sync", handler)
-    async with listening(app, "127.0.0.1", 0, doors=unbounded()) as (port, _):
+    async with listening(app, "127.0.0.1", 0, unauthenticated=unbounded()) as (port, _):
         ready = await Generator(plan_of(port)).connect()
     nobody = await Generator(plan_of(port)).connect()
     assert (ready.connected, ready.refusals) == (0, {"HTTP/1.1 503 Service Unavailable": 2})

@@ -40,7 +40,7 @@ class Heard:
 async def serving(handler: Handler) -> AsyncIterator[int]:
     app = web.Application()
     app.router.add_get("/v1/sync", handler)
-    async with listening(app, "127.0.0.1", 0, doors=unbounded()) as (port, _):
+    async with listening(app, "127.0.0.1", 0, unauthenticated=unbounded()) as (port, _):
         yield port
 
 

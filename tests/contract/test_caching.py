@@ -18,7 +18,7 @@ pytestmark = ON_SHARED
 
 NOBODY: Final = "0" * 32
 DRAFT: Final = {"Upload-Draft-Interop-Version": "8", "Upload-Complete": "?1"}
-OF_PAGES: Final = {"Access-Control-Request-Method": "GET"}
+OF_CORS: Final = {"Access-Control-Request-Method": "GET"}
 
 
 class Asked(NamedTuple):
@@ -49,8 +49,8 @@ ASKED: Final = [
     Asked("GET", f"/v1/files/{NOBODY}", 404),
     Asked("HEAD", f"/v1/files/{NOBODY}", 404),
     Asked("DELETE", f"/v1/files/{NOBODY}", 405),
-    Asked("OPTIONS", f"/v1/files/{NOBODY}", 204, OF_PAGES),
-    Asked("OPTIONS", "/v1/uploads", 204, OF_PAGES),
+    Asked("OPTIONS", f"/v1/files/{NOBODY}", 204, OF_CORS),
+    Asked("OPTIONS", "/v1/uploads", 204, OF_CORS),
     Asked("POST", "/v1/uploads", 412),
     Asked("POST", "/v1/uploads", 422, TUS),
     Asked("GET", "/v1/uploads", 405),

@@ -330,7 +330,7 @@ async def test_push_that_never_comes_again_holds_up_those_behind_it_for_seconds_
     serve: Serve, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.commit.lane.RETRY_FOR_S", 0.1)
-    monkeypatch.setattr("handlers.sync.push_hold.FIRST_FOR_S", 0.1)
+    monkeypatch.setattr("handlers.sync.push_backoff.FIRST_FOR_S", 0.1)
     server = await serve()
     phone = await server.device("phone")
     with outage(services, server.dsn):

@@ -20,8 +20,8 @@ from aiohttp import ClientSession
 from compose.server import Server
 from engine.runtime.setting_layers import Layer, settings
 from engine.runtime.settings import Settings
-from handlers.http.stranger_limits import DoorLimits, Doors
 from handlers.http.tokens import KeySet, secret_key
+from handlers.http.unauthenticated import UnauthenticatedConnections, UnauthenticatedLimits
 from storage.embedded.servers import Services
 from tests.harness.services import database, execute
 from tests.harness.ws_device import SECRET, Device, Json, connected, token
@@ -56,10 +56,10 @@ def settings_with(**sections: Mapping[str, Any]) -> Settings:
     return settings([defaults, Layer("test", {"server": {"port": 0}}), Layer("test", sections)])
 
 
-def unbounded() -> Doors:
-    """Doors for a server of a test's own, which refuse nobody."""
-    return Doors(
-        DoorLimits(
+def unbounded() -> UnauthenticatedConnections:
+    """UnauthenticatedConnections for a server of a test's own, which refuse nobody."""
+    return UnauthenticatedConnections(
+        UnauthenticatedLimits(
             head_s=60, head_bytes=1 << 20, address_connections=1_000_000, write_patience_s=60, trusted=()
         )
     )

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.harness.server import free_ports
 from compose.deployment import open_deployment
-from handlers.server import ClosedDoorError, reserved
+from handlers.server import ListenError, reserved
 from run import cli
 from storage.embedded.servers import Services
 from tests.harness.numbered_edits import TENANTS, Editor, audit, progressed
@@ -299,7 +299,7 @@ def test_a_reserved_port_is_shared_with_those_who_are_to_listen_there() -> None:
             first.close()
             with second, socket.create_connection(("127.0.0.1", port)):
                 second.accept()[0].close()
-        with pytest.raises(ClosedDoorError), reserved("127.0.0.1", [port]):
+        with pytest.raises(ListenError), reserved("127.0.0.1", [port]):
             pass
     with reserved("127.0.0.1", [port]) as (again,):  # connections of the time before stand in nobody's way
         assert again == port

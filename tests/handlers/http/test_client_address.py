@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from engine.wire.errors import SyncError
 from handlers.http import client_address as peer_module
-from handlers.http.client_address import Refusals, client_address, networks, request_seconds
+from handlers.http.client_address import RefusedHandshakeLog, client_address, networks, request_seconds
 
 LOOPBACK = networks(["127.0.0.1", "::1"])
 
@@ -122,10 +122,10 @@ class _Log:
 def test_refusals_are_logged_a_line_a_second_in_the_long_run(monkeypatch: pytest.MonkeyPatch) -> None:
     log = _Log()
     monkeypatch.setattr(peer_module, "_log", log)
-    refusals = Refusals(LOOPBACK)
+    refusals = RefusedHandshakeLog(LOOPBACK)
     request, error = _request("203.0.113.7"), SyncError("unauthenticated", "the token has expired")
     for now_s in (*[1000.0] * 100, 1001.0, 1001.5, 1002.0):
-        refusals.refused(request, error, now_s)
+        refusals.log(request, error, now_s)
     lines = log.lines
     assert len(lines) == 62
     assert {line["event"] for line in lines} == {"handshake_refused"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.runtime.stranger_turns import StrangerTurns
+from engine.runtime.unauthenticated_turns import UnauthenticatedTurns
 from handlers.http.metering import Bill, metered
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.raw_http import wired
@@ -86,7 +86,7 @@ async def test_metered_work_is_cancelled_with_its_task() -> None:
     assert ended.is_set()
 
 
-class _Turns(StrangerTurns):
+class _Turns(UnauthenticatedTurns):
     """Those of a loop that has no other pass."""
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ def test_bill_of_a_request_is_its_device_s_from_its_head_on() -> None:
 
     bill.worked(0.25)
     bill.pay(pay)
-    bill.stranger = False
+    bill.unauthenticated = False
     bill.worked(0.5)
     bill.over()
     bill.worked(0.0005)  # the next head, of whomever

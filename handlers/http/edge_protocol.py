@@ -21,27 +21,27 @@ from aiohttp.web_protocol import RequestHandler
 
 from engine.runtime.open_requests import Ticket
 from engine.runtime.rate_limit import retry_soon_ms
-from engine.runtime.stranger_turns import Waiting
+from engine.runtime.unauthenticated_turns import Waiting
 from engine.wire.errors import SyncError
 from handlers.http.errors import early_answer
 from handlers.http.metering import Bill, Payer, metered
 from handlers.http.read_buffers import BoundedReads, drop, keep_as_usual, keep_little
-from handlers.http.stranger_limits import SMALL_HEAD_BYTES, Doors
+from handlers.http.unauthenticated import SMALL_HEAD_BYTES, UnauthenticatedConnections
 
 #: Requests that wait on one connection behind the one that is handled; the library keeps 32 heads.
 web_protocol.MAX_MSG_QUEUE_SIZE = 4
 
 
 class EdgeProtocol(RequestHandler):
-    """aiohttp's protocol, bounded by ``Doors``."""
+    """aiohttp's protocol, bounded by ``UnauthenticatedConnections``."""
 
     __slots__ = (
+        "_address",
         "_began",
         "_behind_bytes",
         "_bill",
         "_body",
         "_clock_s",
-        "_doors",
         "_head_bytes",
         "_head_timer",
         "_heads",
@@ -53,18 +53,20 @@ class EdgeProtocol(RequestHandler):
         "_next",
         "_reads",
         "_rest",
-        "_stranger",
+        "_unauthenticated",
         "_unread_timer",
         "_waiting_bytes",
     )
 
-    def __init__(self, manager: web.Server, doors: Doors, **options: Any) -> None:
-        self._clock_s = doors.clock_s
-        began_s = doors.clock_s()
+    def __init__(
+        self, manager: web.Server, unauthenticated: UnauthenticatedConnections, **options: Any
+    ) -> None:
+        self._clock_s = unauthenticated.clock_s
+        began_s = unauthenticated.clock_s()
         super().__init__(manager, **options)
-        self._doors = doors
-        self._bill = Bill(doors.turns, doors.clock_s)
-        self._stranger: str | None = None  # its address, until a valid token was shown
+        self._unauthenticated = unauthenticated
+        self._bill = Bill(unauthenticated.turns, unauthenticated.clock_s)
+        self._address: str | None = None  # its address, until a valid token was shown
         self._began = False  # whether the library knows of the connection
         self._next: Waiting | None = None  # the turn that is waited for
         self._rest = b""  # what came before it
@@ -76,20 +78,20 @@ class EdgeProtocol(RequestHandler):
         self._lost = False
         self._reads: BoundedReads | None = None
         self._behind_bytes = 0  # of what waits behind as many requests as may
-        self._waiting_bytes = 0  # as counted at the doors
+        self._waiting_bytes = 0  # as it was counted
         self._large = False  # whether a whole head may have been more than small
         self._kept: Ticket | None = None
         self._last = False  # whether the connection is to end with the next answer
-        self._made_s = doors.clock_s() - began_s
+        self._made_s = unauthenticated.clock_s() - began_s
 
     def prove(self) -> None:
         """Take note of a valid token: from here on bounds go by its device and tenant."""
-        if self._stranger is not None:
+        if self._address is not None:
             waiting_bytes = self._waiting_bytes
             self._wait(0)
-            self._doors.leave(self._stranger)
-            self._stranger = None
-            self._bill.stranger = False
+            self._unauthenticated.leave(self._address)
+            self._address = None
+            self._bill.unauthenticated = False
             self._wait(waiting_bytes)
 
     def keep(self, ticket: Ticket) -> None:
@@ -97,7 +99,7 @@ class EdgeProtocol(RequestHandler):
 
         The connection counts for its device, and ends with the answer where the device has too many.
         """
-        kept = self._doors.kept
+        kept = self._unauthenticated.kept
         if kept is None or self._kept == ticket:
             return
         self._keep_no_more()
@@ -118,8 +120,8 @@ class EdgeProtocol(RequestHandler):
             self._reads.grow()
 
     def _keep_no_more(self) -> None:
-        if self._kept is not None and self._doors.kept is not None:
-            self._doors.kept.leave(self._kept)
+        if self._kept is not None and self._unauthenticated.kept is not None:
+            self._unauthenticated.kept.leave(self._kept)
             self._kept = None
 
     # -- as the library calls it ----------------------------------------------------------------
@@ -128,17 +130,17 @@ class EdgeProtocol(RequestHandler):
         """Count a connection, or refuse it."""
         peer = transport.get_extra_info("peername")
         try:
-            self._stranger = self._doors.enter(peer[0] if isinstance(peer, tuple) else None)
+            self._address = self._unauthenticated.enter(peer[0] if isinstance(peer, tuple) else None)
         except SyncError as error:
             self._force_close = True
             transport.write(early_answer(503, error))  # type: ignore[attr-defined]  # it is a socket's
             transport.close()
             return
-        self._bill.begin(self._stranger)
+        self._bill.begin(self._address)
         self.transport = transport  # type: ignore[assignment]  # the same
-        self._reads = BoundedReads(self, self._doors.buffers)
+        self._reads = BoundedReads(self, self._unauthenticated.buffers)
         transport.set_protocol(self._reads)
-        self._head_timer = self._loop.call_later(self._doors.limits.head_s, self._head_is_late)
+        self._head_timer = self._loop.call_later(self._unauthenticated.limits.head_s, self._head_is_late)
         if not self._waits():
             self._begin()
 
@@ -257,8 +259,8 @@ class EdgeProtocol(RequestHandler):
     def _waits(self) -> bool:
         """Return whether the connection has to wait for a turn, which is asked for then."""
         waits = self._bill.waits()
-        if waits and self._stranger is not None:
-            self._next = self._doors.turns.take(self._stranger, self._go_on)
+        if waits and self._address is not None:
+            self._next = self._unauthenticated.turns.take(self._address, self._go_on)
         return waits
 
     def _go_on(self) -> None:
@@ -280,7 +282,7 @@ class EdgeProtocol(RequestHandler):
 
     def _count_head(self, size_bytes: int) -> None:
         self._head_bytes += size_bytes
-        limits = self._doors.limits
+        limits = self._unauthenticated.limits
         if self._head_bytes > limits.head_bytes:
             sentence = f"the headers: the limit is {limits.head_bytes} bytes for all of them"
             self._refuse(413, SyncError("too_large", sentence))
@@ -300,13 +302,13 @@ class EdgeProtocol(RequestHandler):
             return
         fits = self._wait(waiting_bytes)
         if not fits and waiting_bytes > max(before_bytes, SMALL_HEAD_BYTES):
-            self._doors.heads_refused += 1
+            self._unauthenticated.heads_refused += 1
             sentence = "too many bytes of headers wait here: send them at once, and fewer"
             self._refuse(503, SyncError("overloaded", sentence, retry_after_ms=retry_soon_ms()))
 
     def _wait(self, waiting_bytes: int) -> bool:
         more_bytes, self._waiting_bytes = waiting_bytes - self._waiting_bytes, waiting_bytes
-        return not more_bytes or self._doors.wait(self._stranger, more_bytes)
+        return not more_bytes or self._unauthenticated.wait(self._address, more_bytes)
 
     def _forget(self) -> None:
         """Let go of what came: the library lets go of it when the transport is closed, or at a collection."""
@@ -320,11 +322,11 @@ class EdgeProtocol(RequestHandler):
 
     def _head_is_late(self) -> None:
         self._head_timer = None
-        self._doors.late += 1
+        self._unauthenticated.late += 1
         if not self._head_bytes:
             self.force_close()
             return
-        sentence = f"the headers did not come within {self._doors.limits.head_s:g} s"
+        sentence = f"the headers did not come within {self._unauthenticated.limits.head_s:g} s"
         self._refuse(408, SyncError("unavailable", sentence, retry_after_ms=retry_soon_ms()))
 
     def _refuse(self, status: int, error: SyncError) -> None:
@@ -346,7 +348,7 @@ class EdgeProtocol(RequestHandler):
             return
         _cancel(self._unread_timer)
         self._unread_timer = self._loop.call_later(
-            self._doors.limits.write_patience_s,
+            self._unauthenticated.limits.write_patience_s,
             self._look_at_reader,
             transport,
             transport.get_write_buffer_size(),
@@ -356,7 +358,7 @@ class EdgeProtocol(RequestHandler):
         self._unread_timer = None
         waiting_bytes = transport.get_write_buffer_size()
         if waiting_bytes and waiting_bytes >= before_bytes:
-            self._doors.unread += 1
+            self._unauthenticated.unread += 1
             transport.abort()
         elif waiting_bytes:
             self._watch_reader(transport)

@@ -11,8 +11,8 @@ import pytest
 
 from engine.wire.errors import SyncError
 from handlers.http.client_address import networks
-from handlers.http.stranger_limits import DoorLimits, Doors
 from handlers.http.tokens import MAX_TOKEN_CHARS
+from handlers.http.unauthenticated import UnauthenticatedConnections, UnauthenticatedLimits
 from tests.contract.test_frames_masked import HANDSHAKE, shaken
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.postgres_stalls import counts
@@ -23,8 +23,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="function")
 HEAD = b"POST /v1/sync HTTP/1.1\r\nHost: a\r\n"
 
 
-def _limits(most: int) -> DoorLimits:
-    return DoorLimits(
+def _limits(most: int) -> UnauthenticatedLimits:
+    return UnauthenticatedLimits(
         head_s=1,
         head_bytes=1 << 16,
         address_connections=most,
@@ -34,22 +34,26 @@ def _limits(most: int) -> DoorLimits:
 
 
 async def test_doors_of_an_address_with_too_many_refuse_one_more_until_one_is_gone() -> None:
-    doors = Doors(_limits(2))
-    first = doors.enter("192.0.2.1")
-    assert first == doors.enter("::ffff:192.0.2.1")
+    unauthenticated = UnauthenticatedConnections(_limits(2))
+    first = unauthenticated.enter("192.0.2.1")
+    assert first == unauthenticated.enter("::ffff:192.0.2.1")
     with pytest.raises(SyncError) as refused:
-        doors.enter("192.0.2.1")
-    assert (refused.value.code, refused.value.kind.retryable, doors.refused) == ("overloaded", True, 1)
-    doors.enter("192.0.2.2")
-    doors.leave(first or "")
-    doors.enter("192.0.2.1")
-    assert doors.strangers == 3
+        unauthenticated.enter("192.0.2.1")
+    assert (refused.value.code, refused.value.kind.retryable, unauthenticated.refused) == (
+        "overloaded",
+        True,
+        1,
+    )
+    unauthenticated.enter("192.0.2.2")
+    unauthenticated.leave(first or "")
+    unauthenticated.enter("192.0.2.1")
+    assert unauthenticated.count == 3
 
 
 async def test_doors_count_no_proxy() -> None:
-    doors = Doors(_limits(1))
-    assert [doors.enter("10.0.0.1") for _ in range(3)] == [None] * 3
-    assert doors.strangers == 0
+    unauthenticated = UnauthenticatedConnections(_limits(1))
+    assert [unauthenticated.enter("10.0.0.1") for _ in range(3)] == [None] * 3
+    assert unauthenticated.count == 0
 
 
 @asynccontextmanager

@@ -17,10 +17,10 @@ from engine.wire.errors import SyncError
 #: A push that found the database away, and may come again, goes before all others for this long.
 FIRST_FOR_S: Final = 2.0
 
-HoldCode = Literal["overloaded", "rate_limited", "unavailable"]
+BackoffCode = Literal["overloaded", "rate_limited", "unavailable"]
 
 
-class PushHold:
+class PushBackoff:
     """The hold of one connection.
 
     Attributes:
@@ -31,18 +31,18 @@ class PushHold:
     __slots__ = ("_code", "first_key", "until_s")
 
     def __init__(self) -> None:
-        self._code: HoldCode = "overloaded"
+        self._code: BackoffCode = "overloaded"
         self.until_s = 0.0
         self.first_key: str | None = None
 
-    def begin(self, now_s: float, wait_ms: int, code: HoldCode) -> int:
+    def begin(self, now_s: float, wait_ms: int, code: BackoffCode) -> int:
         """Refuse pushes for ``wait_ms``, unless they are refused already. Returns the milliseconds left."""
         if now_s >= self.until_s:
             self._code = code
             self.until_s = now_s + wait_ms / 1000
         return self._left_ms(now_s)
 
-    def extend(self, now_s: float, wait_ms: int, code: HoldCode) -> int:
+    def extend(self, now_s: float, wait_ms: int, code: BackoffCode) -> int:
         """Refuse pushes for ``wait_ms`` at least. Returns the milliseconds left."""
         self.begin(now_s, wait_ms, code)
         self.until_s = max(self.until_s, now_s + wait_ms / 1000)

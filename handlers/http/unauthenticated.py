@@ -11,7 +11,7 @@ import msgspec
 from engine.runtime.metrics import Metric, counter, gauge
 from engine.runtime.open_requests import OpenRequests
 from engine.runtime.rate_limit import retry_soon_ms
-from engine.runtime.stranger_turns import StrangerTurns
+from engine.runtime.unauthenticated_turns import UnauthenticatedTurns
 from engine.wire.errors import SyncError
 from handlers.http.client_address import Networks, address_of, is_trusted
 from handlers.http.read_buffers import Buffers
@@ -21,7 +21,7 @@ from handlers.http.read_buffers import Buffers
 SMALL_HEAD_BYTES: Final = 4096
 
 
-class DoorLimits(msgspec.Struct, frozen=True, kw_only=True):
+class UnauthenticatedLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of a connection that has shown no valid token.
 
     Args:
@@ -44,7 +44,7 @@ class DoorLimits(msgspec.Struct, frozen=True, kw_only=True):
     address_heads_bytes: int = 4 << 20
 
 
-class Doors:
+class UnauthenticatedConnections:
     """Counts connections that have shown no valid token, by address, and the bytes of heads that wait.
 
     ``kept`` counts connections over HTTP by device and tenant, those between two requests included. ``turns``
@@ -53,12 +53,12 @@ class Doors:
 
     def __init__(
         self,
-        limits: DoorLimits,
+        limits: UnauthenticatedLimits,
         kept: OpenRequests | None = None,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock_s = clock_s
-        self.turns = StrangerTurns(clock_s)
+        self.turns = UnauthenticatedTurns(clock_s)
         self.limits = limits
         self.kept = kept
         self.buffers = Buffers()
@@ -67,20 +67,26 @@ class Doors:
         self.unread = 0
         self.heads_refused = 0
         self.heads_bytes = 0
-        self._strangers: dict[str, int] = {}
+        self._by_address: dict[str, int] = {}
         self._heads_bytes: dict[str, int] = {}
 
     @property
-    def strangers(self) -> int:
-        """How many connections there are without a valid token, those of proxies apart."""
-        return sum(self._strangers.values())
+    def count(self) -> int:
+        """The connections without a valid token, without those of proxies."""
+        return sum(self._by_address.values())
 
     def metrics(self) -> Iterator[Metric]:
         """Yield the counts."""
         yield from (
-            gauge("tidemark_strangers", "Connections that have shown no valid token", self.strangers),
+            gauge(
+                "tidemark_unauthenticated_connections",
+                "Connections that have shown no valid token",
+                self.count,
+            ),
             counter(
-                "tidemark_strangers_refused", "Connections refused, of addresses with too many", self.refused
+                "tidemark_unauthenticated_refused",
+                "Connections refused, of addresses with too many",
+                self.refused,
             ),
             counter("tidemark_heads_late", "Connections closed before a request's headers came", self.late),
             counter(
@@ -88,7 +94,9 @@ class Doors:
             ),
             counter("tidemark_answers_unread", "Connections cut for not reading an answer", self.unread),
             counter(
-                "tidemark_strangers_seconds", "Loop time that came to no valid token", self.turns.charged_s
+                "tidemark_unauthenticated_seconds",
+                "Loop time that came to no valid token",
+                self.turns.charged_s,
             ),
         )
 
@@ -105,22 +113,22 @@ class Doors:
         if address is None or is_trusted(address, self.limits.trusted):
             return None
         name = str(address)
-        count = self._strangers.get(name, 0)
+        count = self._by_address.get(name, 0)
         if count >= self.limits.address_connections:
             self.refused += 1
             raise SyncError(
                 "overloaded", "too many connections of this address wait", retry_after_ms=retry_soon_ms()
             )
-        self._strangers[name] = count + 1
+        self._by_address[name] = count + 1
         return name
 
     def leave(self, name: str) -> None:
         """Count a connection no more: it is gone, or has shown a valid token."""
-        left = self._strangers[name] - 1
+        left = self._by_address[name] - 1
         if left:
-            self._strangers[name] = left
+            self._by_address[name] = left
         else:
-            del self._strangers[name]
+            del self._by_address[name]
 
     def wait(self, name: str | None, more_bytes: int) -> bool:
         """Count bytes of heads that wait, or with a negative number count them no more.

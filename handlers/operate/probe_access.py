@@ -1,4 +1,4 @@
-"""Who is told how a server does: this machine, operators, and whoever reaches the port for probes."""
+"""Who may read metrics and reasons: this machine, operators, and everybody on the port for probes."""
 
 from __future__ import annotations
 
@@ -26,24 +26,25 @@ _PASSED_ON: Final = (
     "X-Real-IP",
 )
 
-#: All on the port for probes, nobody on the others beside it, and insiders where there is no such port.
-Told = Literal["all", "insiders", "nobody"]
+#: ``all`` on the port for probes; ``nobody`` on other ports beside it; else ``operators``, that is
+#: operators of all tenants, programs of this machine, and the other workers.
+Audience = Literal["all", "operators", "nobody"]
 
 
-class Insiders:
+class ProbeAccess:
     """Decides for each request. ``secret`` is of the workers of one supervisor, empty without one."""
 
-    def __init__(self, verifier: Verifier, revocations: Revocations, told: Told, secret: str) -> None:
+    def __init__(self, verifier: Verifier, revocations: Revocations, audience: Audience, secret: str) -> None:
         self._verifier = verifier
         self._revocations = revocations
-        self._told = told
+        self._audience = audience
         self._secret = secret.encode()
 
     def check(self, request: web.Request) -> None:
         """Raise SyncError for a request that is not to be told."""
-        if self._told == "all" or self._is_worker(request):
+        if self._audience == "all" or self._is_worker(request):
             return
-        if self._told == "nobody":
+        if self._audience == "nobody":
             raise SyncError("not_found", "this is told at server.probe_port alone")
         if not _is_local(request):
             self._check_operator(request)

@@ -1,8 +1,8 @@
 """Turns of the event loop for connections that have shown no valid token: a bounded part of each pass.
 
-The time of a connection is charged to its device as soon as that is known, so an address pays only for what
-came to nothing: heads without an end, refused ones, connections without a word. An address over its share
-waits, as do all strangers once a pass of the loop has served ``PASS_S`` of them. Nothing is refused here.
+The time of a connection is charged to its device as soon as the device is known. An address pays only for the
+rest: heads that never end, refused heads, connections that send nothing. An address over its share waits. All
+unauthenticated connections wait once a pass of the loop has spent ``PASS_S`` on them. None is refused here.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Final
 from engine.runtime.loop_share import DEVICE_BURST_S, DEVICE_LONGEST_WAIT_S, DEVICE_PART, LoopShare
 from engine.runtime.loop_turns import Handle, Loop
 
-#: Strangers' work in one pass of the loop. A handshake takes a millisecond: 10,000 phones that come back
-#: are seen to as fast as without turns, as a pass in which nothing else is done begins at once.
+#: Work on unauthenticated connections in one pass of the loop. A handshake takes a millisecond. 10,000 phones
+#: that come back are served as fast as without turns: after a pass without other work comes the next at once.
 PASS_S: Final = 0.002
 #: Of addresses that owe something, so many are remembered before those that paid are looked for.
 _REMEMBERED: Final = 1024
@@ -46,7 +46,7 @@ class Waiting:
             self._work()
 
 
-class StrangerTurns:
+class UnauthenticatedTurns:
     """Gives turns to connections without a valid token, to one address after the other.
 
     An address that waits stands once in ``_due`` or, while it owes too much, in ``_later`` by when it is due.
@@ -88,7 +88,7 @@ class StrangerTurns:
         return waiting
 
     def worked(self, spent_s: float) -> None:
-        """Count work on a stranger in this pass."""
+        """Count work in this pass of the loop."""
         self._spent_s += spent_s
         if not self._passing:
             self._passing = True

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from engine.runtime.loop_share import DEVICE_BURST_S, DEVICE_PART
-from engine.runtime.stranger_turns import PASS_S, StrangerTurns
+from engine.runtime.unauthenticated_turns import PASS_S, UnauthenticatedTurns
 
 FLOOD, HONEST = "192.0.2.1", "192.0.2.2"
 
@@ -30,7 +30,7 @@ class _World:
         self.number = 0
         self.calls: list[_Call] = []
         self.log: list[tuple[str, int, float]] = []
-        self.turns = StrangerTurns(lambda: self.now_s, self)
+        self.turns = UnauthenticatedTurns(lambda: self.now_s, self)
 
     def call_soon(self, call: Callable[[], None]) -> _Call:
         return self.call_later(0.0, call)
@@ -62,7 +62,7 @@ class _World:
             self.turns.charge(address, spent_s)
 
     def come(self, address: str, spent_s: float, *, is_device: bool = False) -> None:
-        """Do something for a stranger, in a turn where it has to wait."""
+        """Do something for a connection, in a turn where it has to wait."""
         work = partial(self.work, address, spent_s, is_device=is_device)
         if self.turns.waits(address):
             self.turns.take(address, work)
@@ -132,7 +132,7 @@ def test_addresses_that_have_paid_are_forgotten() -> None:
 def test_stranger_turns_look_at_few_addresses_each_however_many_wait() -> None:
     looks = 0
 
-    class Counted(StrangerTurns):
+    class Counted(UnauthenticatedTurns):
         def _due_s(self, address: str) -> float:
             nonlocal looks
             looks += 1

@@ -20,9 +20,9 @@ from handlers.http.read_buffers import (
     keep_as_usual,
     keep_little,
 )
-from handlers.http.stranger_limits import SMALL_HEAD_BYTES, DoorLimits, Doors
+from handlers.http.unauthenticated import SMALL_HEAD_BYTES, UnauthenticatedConnections, UnauthenticatedLimits
 from tests.contract.test_frames_masked import HANDSHAKE
-from tests.handlers.http.test_strangers import HEAD, from_address
+from tests.handlers.http.test_edge_protocol import HEAD, from_address
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.raw_http import wired
 
@@ -32,9 +32,9 @@ _LARGE: Final = HEAD + b"X: " + b"a" * 30_000 + b"\r\nY: " + b"a" * 30_000
 _SMALL: Final = HEAD + b"X: " + b"a" * (SMALL_HEAD_BYTES - len(HEAD) - 100)
 
 
-def _doors(of_all: int, of_address: int) -> Doors:
-    return Doors(
-        DoorLimits(
+def _unauthenticated(of_all: int, of_address: int) -> UnauthenticatedConnections:
+    return UnauthenticatedConnections(
+        UnauthenticatedLimits(
             head_s=1,
             head_bytes=1 << 16,
             address_connections=10,
@@ -47,26 +47,26 @@ def _doors(of_all: int, of_address: int) -> Doors:
 
 
 async def test_doors_bytes_of_one_address_are_bounded_apart_from_others() -> None:
-    doors = _doors(100, 50)
-    assert doors.wait("a", 50)
-    assert not doors.wait("a", 1)
-    assert doors.wait("b", 49)
-    assert doors.wait("a", -51)
-    assert doors.heads_bytes == 49
-    assert doors.wait("a", 50)
+    unauthenticated = _unauthenticated(100, 50)
+    assert unauthenticated.wait("a", 50)
+    assert not unauthenticated.wait("a", 1)
+    assert unauthenticated.wait("b", 49)
+    assert unauthenticated.wait("a", -51)
+    assert unauthenticated.heads_bytes == 49
+    assert unauthenticated.wait("a", 50)
 
 
 async def test_doors_bytes_of_all_connections_are_bounded_those_of_proxies_too() -> None:
-    doors = _doors(100, 50)
-    assert doors.wait(None, 100)
-    assert not doors.wait("a", 1)
-    assert not doors.wait(None, 1)
-    assert doors.wait(None, -2)
+    unauthenticated = _unauthenticated(100, 50)
+    assert unauthenticated.wait(None, 100)
+    assert not unauthenticated.wait("a", 1)
+    assert not unauthenticated.wait(None, 1)
+    assert unauthenticated.wait(None, -2)
 
 
 async def test_edge_heads_of_an_address_that_never_end_leave_room_for_small_ones(serve: Serve) -> None:
     server = await serve()
-    most = DoorLimits.__struct_defaults__[-1] // len(_LARGE)
+    most = UnauthenticatedLimits.__struct_defaults__[-1] // len(_LARGE)
     async with AsyncExitStack() as stack:
         wires = [await stack.enter_async_context(from_address("127.0.0.2", server)) for _ in range(most + 1)]
         for wire in wires:

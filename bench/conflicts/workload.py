@@ -13,7 +13,7 @@ MADE_S, CHANGED_S = 3600, 7200
 _APART_S: Final = 3600
 
 _OPS: Final[tuple[Literal["patch", "put", "put all", "delete"], ...]] = ("patch", "put", "put all", "delete")
-#: Kind of item; later than the other change; on the same field; on a tombstone, which no delete conflicts with.
+#: Kind of item; later than the other change; on the same field; on a tombstone, which no delete meets.
 VARIANTS: Final = tuple(
     variant
     for variant in product(_OPS, (False, True), (False, True), (False, True))

@@ -90,14 +90,14 @@ _AHEAD_US: Final = 86_400_000_000
 #: look as good, and would read all rows of a tenant. ORDER BY a column that is compared with = has no effect,
 #: so the record is compared with >= and <=.
 _OPEN_CONFLICTS: Final = (
-    select(OpenConflictRow, conflict="row_to_json(f)::text")
+    select(OpenConflictRow, tenant_id="w.t", conflict="row_to_json(f)::text")
     + " FROM unnest(%(open_tenants)s::int[], %(open_devices)s::text[], %(open_domains)s::text[],"
     " %(open_ids)s::text[]) AS w(t, v, d, i) CROSS JOIN LATERAL (SELECT * FROM conflict_resolution_log"
     " WHERE tenant_id = w.t AND device_id = w.v AND domain = w.d"
     " AND record_id >= w.i AND record_id <= w.i AND outcome = 'open' ORDER BY record_id LIMIT 1) AS f"
 )
 _CONFLICTS: Final = (
-    select(ConflictRow, conflict="row_to_json(f)::text")
+    select(ConflictRow, tenant_id="w.t", conflict="row_to_json(f)::text")
     + " FROM unnest(%(conflict_tenants)s::int[], %(conflict_ids)s::text[]) AS w(t, c)"
     " CROSS JOIN LATERAL (SELECT * FROM conflict_resolution_log"
     " WHERE tenant_id = w.t AND conflict_id >= w.c AND conflict_id <= w.c ORDER BY conflict_id LIMIT 1) AS f"

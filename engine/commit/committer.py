@@ -77,6 +77,7 @@ class Committer(WorkQueue):
             for _ in range(lanes)
         ]
         self._clock = clock
+        self._waking: asyncio.TimerHandle | None = None
         self._batches_in_flight = 0
         self._blocking_lanes: set[Lane] = set()
         self._last_batch_ended_s = clock.monotonic_s()
@@ -161,6 +162,9 @@ class Committer(WorkQueue):
         queue, clock = self._queue, self._clock
         began_s = clock.monotonic_s()
         batch = queue.take(began_s)
+        self._wake_resting()
+        if not batch.queued:
+            return
         self._batches_in_flight += 1
         if not batch.dominated_by_one_tenant:
             self._blocking_lanes.add(lane)
@@ -182,6 +186,20 @@ class Committer(WorkQueue):
                 queue.overload.record_batch(stored_bytes, now_s - began_s, now_s - since_s)
             self._last_batch_ended_s = now_s
             self._batch_ended.set()
+
+    def _wake_resting(self) -> None:
+        """Free the tenants whose devices have rested, now and when the next ones have."""
+        if self._waking is not None:
+            self._waking.cancel()
+            self._waking = None
+        now_s = self._clock.monotonic_s()
+        due_s = self._queue.wake(now_s)
+        if due_s is not None:
+            self._waking = asyncio.get_running_loop().call_later(due_s - now_s, self._on_rested)
+
+    def _on_rested(self) -> None:
+        self._wake_resting()
+        self._wake_lane()
 
     def _stop_waiting_for(self, lane: Lane) -> None:
         self._blocking_lanes.discard(lane)

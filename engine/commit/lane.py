@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -11,15 +12,17 @@ import structlog
 
 from engine.commit.planning import MESSAGE_S, TooLongError, run_plan
 from engine.commit.ports import Store, Transaction
-from engine.commit.queue import CommitQueue, QueuedWork
-from engine.model.rows import OpenConflictRef, Record
+from engine.commit.queue import ITEM_BYTES, CommitQueue, QueuedWork
+from engine.model.rows import OpenConflictRef, Record, Snapshot
 from engine.plan.batch import Plan, read_set, steps
 from engine.plan.capacity import BlockedRecords
 from engine.plan.context import PlanContext
+from engine.plan.costs import Costs
 from engine.plan.kinds import KINDS
 from engine.plan.weighing import select
 from engine.plan.work import Outcome, Push, Work
 from engine.runtime.backoff import Backoff
+from engine.runtime.metered import metered
 from engine.runtime.metrics import Metric, counter
 from engine.runtime.ports import (
     StoreError,
@@ -53,8 +56,9 @@ _log = structlog.get_logger()
 class _Committed(msgspec.Struct, frozen=True):
     """The plan that was committed.
 
-    ``spent_s`` are the seconds that planning each message took. ``deferred`` are the indexes of the messages
-    that were left for another batch. ``isolated`` are the tenants to be planned without others.
+    ``spent_s`` are the seconds of the loop that each message took and nobody was charged for yet.
+    ``deferred`` are the indexes of the messages that were left for another batch. ``isolated`` are the
+    tenants to be planned without others.
     """
 
     plan: Plan
@@ -134,7 +138,7 @@ class Lane:
         if not batch:
             return 0
         try:
-            committed = await self._commit([queued.work for queued in batch])
+            committed = await self._commit(batch)
         except (StoreRetryError, StoreUnknownError, StoreUnavailableError, StoreFullError) as error:
             self._fail_everything(batch, error)
             return 0
@@ -168,7 +172,7 @@ class Lane:
                 self._counters.refused_at_limit += 1
                 outcome.details["retry_after_ms"] = retry_later_ms()
             if spent_s > _CHARGED_FROM_S:
-                _charge(queued, spent_s)
+                self._charge(queued, spent_s)
             _answer(queued, outcome)
 
     def _requeue(self, batch: list[QueuedWork]) -> int:
@@ -183,7 +187,7 @@ class Lane:
         self._counters.failed += 1
         _log.warning("message_too_long", tenant_id=work.tenant_id, device_id=work.device_id)
         self._queue.isolate(work.tenant_id, self._clock.monotonic_s())
-        _charge(queued, error.spent_s[error.index])
+        self._charge(queued, error.spent_s[error.index])
         _answer(
             queued,
             SyncError("too_large", f"items: applying them takes over {MESSAGE_S:.0f} s: send fewer at once"),
@@ -239,7 +243,18 @@ class Lane:
         _answer(queued, SyncError("internal", "the server failed on this message", error_id=error_id))
         return 0
 
-    async def _commit(self, batch: list[Work]) -> _Committed:
+    def _charge(self, queued: QueuedWork, spent_s: float) -> None:
+        """Charge a device, and have it rest if it is over its share."""
+        if spent_s > _CHARGED_FROM_S and queued.charge is not None:
+            rest_s = queued.charge(spent_s)
+            if rest_s:
+                work = queued.work
+                self._queue.rest(work.tenant_id, work.device_id, self._clock.monotonic_s() + rest_s)
+
+    def _charge_slice(self, batch: list[QueuedWork], index: int, spent_s: float) -> None:
+        self._charge(batch[index], spent_s)
+
+    async def _commit(self, batch: list[QueuedWork]) -> _Committed:
         """Run one batch until its outcome is certain.
 
         After a COMMIT of unknown outcome the same batch runs again under its locks. Its keys then tell
@@ -271,21 +286,31 @@ class Lane:
                 await backoff.pause()
         finally:
             if unknown:
-                self._outcome_unknown({work.tenant_id for work in batch})
+                self._outcome_unknown({queued.work.tenant_id for queued in batch})
 
-    async def _attempt(self, batch: list[Work]) -> _Committed:
-        tenants = {work.tenant_id for work in batch}
+    async def _attempt(self, batch: list[QueuedWork]) -> _Committed:
+        everything = [queued.work for queued in batch]
+        tenants = {work.tenant_id for work in everything}
         context = self._context.as_of_now(tenants)
         blocked = self._blocked_records.of(tenants, self._clock.monotonic_s())
         extra_conflicts: set[OpenConflictRef] = set()
+        rows_s = 0.0  # the loop's time for rows, before the plan and after it
+
+        def took(spent_s: float) -> None:
+            nonlocal rows_s
+            rows_s += spent_s
+
+        clock_s = self._clock.monotonic_s
         while True:
-            transaction: Transaction = await self._store.begin(read_set(batch, context, extra_conflicts))
+            reads = read_set(everything, context, extra_conflicts)
+            transaction: Transaction = await metered(self._store.begin(reads), clock_s, took)
             try:
-                selected = select(batch, transaction.snapshot)
-                taken = batch
+                selected = select(everything, transaction.snapshot)
+                taken, payers = everything, batch
                 if selected.deferred:
                     deferred = set(selected.deferred)
-                    taken = [work for index, work in enumerate(batch) if index not in deferred]
+                    payers = [queued for index, queued in enumerate(batch) if index not in deferred]
+                    taken = [queued.work for queued in payers]
                 planning = steps(
                     taken, transaction.snapshot, context, extra_conflicts, blocked, selected.items_per_step
                 )
@@ -294,13 +319,16 @@ class Lane:
                     and len(tenants) == 1
                     and self._is_contended(self._clock.monotonic_s())
                 )
-                plan, spent_s = await run_plan(planning, len(taken), self._clock, rests=rests)
+                charge = partial(self._charge_slice, payers)
+                plan, spent_s = await run_plan(planning, len(taken), self._clock, charge, rests=rests)
             except BaseException:
                 await transaction.rollback()
                 raise
             if not plan.unread_conflicts:
                 if taken:
-                    await transaction.commit(plan.writes)
+                    await metered(transaction.commit(plan.writes), clock_s, took)
+                    if rows_s > _CHARGED_FROM_S and not selected.is_light:
+                        _share_out(rows_s, taken, transaction.snapshot, spent_s)
                     now_s = self._clock.monotonic_s()
                     self._blocked_records.update(tenants, plan.blocked, plan.refused_keys, now_s)
                 else:
@@ -312,9 +340,13 @@ class Lane:
             extra_conflicts.update(plan.unread_conflicts)
 
 
-def _charge(queued: QueuedWork, spent_s: float) -> None:
-    if spent_s > _CHARGED_FROM_S and queued.charge is not None:
-        queued.charge(spent_s)
+def _share_out(rows_s: float, batch: list[Work], snapshot: Snapshot, spent_s: list[float]) -> None:
+    """Add the time of a batch's rows to that of its messages, by the bytes that each reads and writes."""
+    costs = Costs(snapshot)
+    touched = [ITEM_BYTES + KINDS[type(work)].touched_bytes(work, costs) for work in batch]
+    byte_s = rows_s / sum(touched)
+    for index, size_bytes in enumerate(touched):
+        spent_s[index] += byte_s * size_bytes
 
 
 def _answer(queued: QueuedWork, outcome: Outcome) -> None:

@@ -7,7 +7,7 @@ meanwhile.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Final
 
 from engine.plan.batch import Plan
@@ -29,7 +29,8 @@ _COUNTED_FROM_S: Final = 0.1
 class TooLongError(Exception):
     """A message takes too long to plan.
 
-    ``index`` is its place in the batch, ``spent_s`` the seconds that planning each message took so far.
+    ``index`` is its place in the batch, ``spent_s`` the seconds of each message that nobody was
+    charged for yet.
     """
 
     def __init__(self, index: int, spent_s: list[float]) -> None:
@@ -39,7 +40,12 @@ class TooLongError(Exception):
 
 
 async def run_plan(
-    steps: Generator[int, None, Plan], messages: int, clock: WorkClock, *, rests: bool = False
+    steps: Generator[int, None, Plan],
+    messages: int,
+    clock: WorkClock,
+    charge: Callable[[int, float], None] | None = None,
+    *,
+    rests: bool = False,
 ) -> tuple[Plan, list[float]]:
     """Plan a batch.
 
@@ -50,15 +56,18 @@ async def run_plan(
         clock: Read once after each step, to charge the time and to give the event loop to others. Whether a
             message is too long is judged by processor time: no device loses a message because the host stood
             still or was busy with something else.
+        charge: Called at the end of each time slice with the index of the message under way and the seconds
+            that it took since the last call.
         rests: Give others seven tenths of the event loop, not only one pass of it.
 
     Returns:
-        The plan, and the seconds that each message took.
+        The plan, and the seconds of each message that ``charge`` was not told of.
 
     Raises:
         TooLongError: A message took more than ``MESSAGE_S`` of work and is not done.
     """
     spent_s = [0.0] * messages
+    charged_s: dict[int, float] = {}
     last, long, worked_s, since_s, left_s = -1, -1, 0.0, 0.0, _LONGEST_REST_S
     look = clock.monotonic_s
     began_s = slice_s = look()
@@ -77,8 +86,12 @@ async def run_plan(
                 long = index
                 if worked_s > MESSAGE_S:
                     steps.close()
+                    _subtract(spent_s, charged_s)
                     raise TooLongError(index, spent_s)
             if now_s - slice_s >= TIME_SLICE_S:
+                if charge is not None:
+                    charge(index, spent_s[index] - charged_s.get(index, 0.0))
+                    charged_s[index] = spent_s[index]
                 rest_s = min((now_s - slice_s) * _REST, left_s) if rests else 0.0
                 left_s -= rest_s
                 await asyncio.sleep(rest_s)
@@ -87,4 +100,10 @@ async def run_plan(
                 since_s = clock.cpu_s()
             began_s = now_s
     except StopIteration as done:
+        _subtract(spent_s, charged_s)
         return done.value, spent_s
+
+
+def _subtract(spent_s: list[float], charged_s: dict[int, float]) -> None:
+    for index, seconds in charged_s.items():
+        spent_s[index] -= seconds

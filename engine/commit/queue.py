@@ -4,6 +4,9 @@ A tenant whose work is in a batch is not served again until that batch has ended
 one device in the order sent. A batch takes work of every tenant that is free. So a second batch forms beside
 it only when there is more work than one batch may hold, or when the first is nearly all of one tenant.
 
+A device that owes time of the event loop rests: its accepted work waits until it is within its share again,
+and the work of its tenant's other devices does not wait behind it.
+
 When more arrives than can be stored, new messages are refused, those of the tenants with the most queued
 first. What was accepted stays in the queue.
 """
@@ -50,8 +53,12 @@ class OnOutcome(Protocol):
 class Charge(Protocol):
     """Charges the time of a message to its device."""
 
-    def __call__(self, spent_s: float, /) -> None:
-        """Charge the seconds for which the event loop was busy with the message."""
+    def __call__(self, spent_s: float, /) -> float | None:
+        """Charge the seconds for which the event loop was busy with the message.
+
+        Returns:
+            The seconds for which nothing more of the device is to be committed.
+        """
 
 
 class QueuedWork(msgspec.Struct, frozen=True, gc=False):
@@ -104,6 +111,10 @@ class CommitQueue:
         self._queues: dict[int, _TenantQueue] = {}
         self._free_tenants: deque[int] = deque()
         self._in_flight: set[int] = set()
+        #: Until when each device of a tenant rests. Most tenants have none.
+        self._resting_devices: dict[int, dict[str, float]] = {}
+        #: Tenants with work of resting devices only, and until when.
+        self._resting: dict[int, float] = {}
         self._latest_tenant: int | None = None
         self._tenant_changed_at_s = -_OTHERS_SEEN_WITHIN_S
         self.overload = Overload()
@@ -133,6 +144,8 @@ class CommitQueue:
         queue = self._queue_of(work.tenant_id)
         queue.queued.append(QueuedWork(work, reply, items, size_bytes, now_s, charge))
         queue.size_bytes += size_bytes
+        if self._resting and self._resting.pop(work.tenant_id, None) is not None:
+            self._free_tenants.append(work.tenant_id)
         return True
 
     def _queue_of(self, tenant_id: int) -> _TenantQueue:
@@ -154,14 +167,21 @@ class CommitQueue:
         """Return whether the queue delays a tenant: storing it takes longer than the target.
 
         The queue of the one other tenant with the most queued does not count: it delays that tenant alone.
+        The same holds for tenants whose devices rest.
         """
         target_bytes = self.overload.target_bytes
         if self.size_bytes <= target_bytes:
             return False
+        resting_bytes = sum([self._queues[other].size_bytes for other in self._resting if other != tenant_id])
         largest_bytes = max(
-            (queue.size_bytes for other, queue in self._queues.items() if other != tenant_id), default=0
+            (
+                queue.size_bytes
+                for other, queue in self._queues.items()
+                if other != tenant_id and other not in self._resting
+            ),
+            default=0,
         )
-        return self.size_bytes - largest_bytes > target_bytes
+        return self.size_bytes - resting_bytes - largest_bytes > target_bytes
 
     def should_shed(self, tenant_id: int) -> bool:
         """Return True if the queue is over its limit and this tenant holds at least its fair share of it."""
@@ -175,6 +195,42 @@ class CommitQueue:
         """Take a tenant's work in batches of its own for a while, because a message of it was expensive."""
         self._isolated_until_s[tenant_id] = now_s + _ISOLATE_FOR_S
 
+    def rest(self, tenant_id: int, device_id: str, until_s: float) -> None:
+        """Commit nothing more of a device until a time, and isolate its tenant for a while after it."""
+        devices = self._resting_devices.setdefault(tenant_id, {})
+        devices[device_id] = max(until_s, devices.get(device_id, until_s))
+        self.isolate(tenant_id, max(devices.values()))
+
+    def wake(self, now_s: float) -> float | None:
+        """Free the tenants whose devices have rested.
+
+        Returns:
+            When the next one may be freed, None if no tenant rests.
+        """
+        for tenant_id, until_s in list(self._resting.items()):
+            if until_s <= now_s:
+                del self._resting[tenant_id]
+                self._free_tenants.append(tenant_id)
+        return min(self._resting.values(), default=None)
+
+    def _set_aside(self, tenant_id: int, queue: _TenantQueue, now_s: float) -> deque[QueuedWork] | None:
+        """Take the work of resting devices out of a tenant's queue. Note how long all of the queue rests."""
+        devices = {
+            device_id: until_s
+            for device_id, until_s in self._resting_devices.get(tenant_id, {}).items()
+            if until_s > now_s
+        }
+        if not devices:
+            self._resting_devices.pop(tenant_id, None)
+            return None
+        self._resting_devices[tenant_id] = devices
+        aside = deque([queued for queued in queue.queued if queued.work.device_id in devices])
+        if len(aside) == len(queue.queued):
+            self._resting[tenant_id] = min([devices[queued.work.device_id] for queued in aside])
+        elif aside:
+            queue.queued = deque([one for one in queue.queued if one.work.device_id not in devices])
+        return aside
+
     def _is_isolated(self, tenant_id: int, now_s: float) -> bool:
         until_s = self._isolated_until_s.get(tenant_id)
         if until_s is None:
@@ -185,7 +241,9 @@ class CommitQueue:
         return False
 
     def take(self, now_s: float) -> Batch:
-        """Take a batch of one message at least: the work of one free tenant after another.
+        """Take a batch: the work of one free tenant after another.
+
+        The batch has one message at least, unless all queued work of free tenants is of resting devices.
 
         The tenants of the batch are not free until ``release_tenants``. An isolated tenant is taken alone,
         when its turn comes.
@@ -200,12 +258,15 @@ class CommitQueue:
         share_items = int(max_items * _TENANT_SHARE) if has_others else max_items
         while self._free_tenants and not is_full and not isolated:
             tenant_id = self._free_tenants.popleft()
-            if self._isolated_until_s and self._is_isolated(tenant_id, now_s):
-                if batch or self._isolated_batches >= self._max_isolated_batches:
-                    passed_over.append(tenant_id)
-                    continue
-                isolated = True
+            alone = bool(self._isolated_until_s) and self._is_isolated(tenant_id, now_s)
+            if alone and (batch or self._isolated_batches >= self._max_isolated_batches):
+                passed_over.append(tenant_id)
+                continue
             queue = self._queues[tenant_id]
+            aside = self._set_aside(tenant_id, queue, now_s) if self._resting_devices else None
+            if tenant_id in self._resting:
+                continue
+            isolated = alone
             first, items_before, bytes_before = len(batch), items, size_bytes
             while queue.queued:
                 queued = queue.queued[0]
@@ -217,6 +278,8 @@ class CommitQueue:
                 batch.append(queue.queued.popleft())
                 items += queued.items
                 size_bytes += queued.size_bytes
+            if aside:
+                queue.queued = aside + queue.queued
             if len(batch) == first:  # this tenant is the first of the next batch
                 self._free_tenants.appendleft(tenant_id)
                 break
@@ -229,10 +292,8 @@ class CommitQueue:
                 del self._queues[tenant_id]
         self._free_tenants.extendleft(reversed(passed_over))
         self._isolated_batches += isolated
-        self.messages -= len(batch)
-        self.items -= items
-        self.size_bytes -= size_bytes
-        if not isolated:  # the work of an isolated tenant waits for its own tenant, not for the store
+        self._count_out(len(batch), items, size_bytes)
+        if batch and not isolated:  # work of an isolated tenant waits for its tenant, not for the store
             self.overload.record_wait(now_s - oldest_s, now_s, all_taken=not self.messages)
         # A batch of the target's size counts too: once the target is below a full batch, no batch is ever
         # full, and nothing more would be learned.
@@ -241,6 +302,11 @@ class CommitQueue:
         return Batch(
             batch, size_bytes, isolated or (is_large and largest * 2 > items), reached_limit, isolated
         )
+
+    def _count_out(self, messages: int, items: int, size_bytes: int) -> None:
+        self.messages -= messages
+        self.items -= items
+        self.size_bytes -= size_bytes
 
     def requeue(self, batch: list[QueuedWork]) -> None:
         """Put work of tenants in flight back, in front of everything that came later."""
@@ -297,4 +363,5 @@ class CommitQueue:
             if not kept:
                 del self._queues[tenant_id]
         self._free_tenants = deque(tenant_id for tenant_id in self._free_tenants if tenant_id in self._queues)
+        self._resting = {one: until_s for one, until_s in self._resting.items() if one in self._queues}
         return taken

@@ -26,17 +26,19 @@ _LIGHT_ITEMS_PER_STEP: Final = 32
 class Selection(msgspec.Struct, frozen=True):
     """The messages of a batch that are planned now.
 
-    ``deferred`` are the indexes of the messages that wait for the next batch. ``isolated`` are tenants with a
-    message that is expensive by itself. Their messages are planned without those of others, so that no other
-    tenant is locked meanwhile. ``items_per_step`` is how many items may be planned before the clock is read.
+    ``is_light``: the time of its rows is not worth charging. ``deferred`` are the indexes of the messages
+    that wait for the next batch. ``isolated`` are tenants with a message that is expensive by itself. Their
+    messages are planned without those of others, so that no other tenant is locked meanwhile.
+    ``items_per_step`` is how many items may be planned before the clock is read.
     """
 
+    is_light: bool = False
     deferred: Sequence[int] = ()
     isolated: frozenset[int] = frozenset()
     items_per_step: int = 1
 
 
-_LIGHT: Final = Selection(items_per_step=_LIGHT_ITEMS_PER_STEP)
+_LIGHT: Final = Selection(is_light=True, items_per_step=_LIGHT_ITEMS_PER_STEP)
 
 
 def select(batch: list[Work], snapshot: Snapshot) -> Selection:
@@ -71,7 +73,7 @@ def select(batch: list[Work], snapshot: Snapshot) -> Selection:
             sum_bytes -= touched_bytes
         else:
             taken += 1
-    return Selection(deferred, frozenset(isolated))
+    return Selection(deferred=deferred, isolated=frozenset(isolated))
 
 
 def _is_light(batch: list[Work], snapshot: Snapshot) -> bool:

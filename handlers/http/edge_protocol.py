@@ -19,12 +19,13 @@ from aiohttp import StreamReader, web, web_protocol
 from aiohttp.http import WebSocketReader
 from aiohttp.web_protocol import RequestHandler
 
+from engine.runtime.metered import metered
 from engine.runtime.open_requests import Ticket
 from engine.runtime.rate_limit import retry_soon_ms
 from engine.runtime.unauthenticated_turns import Waiting
 from engine.wire.errors import SyncError
 from handlers.http.errors import early_answer
-from handlers.http.metering import Bill, Payer, metered
+from handlers.http.metering import Bill, Payer
 from handlers.http.read_buffers import BoundedReads, drop, keep_as_usual, keep_little
 from handlers.http.unauthenticated import SMALL_HEAD_BYTES, UnauthenticatedConnections
 

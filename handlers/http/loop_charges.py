@@ -35,7 +35,11 @@ class LoopCharges(msgspec.Struct, frozen=True):
             self.watch.held(spent_s, *device.key, kind)
         return self.shares.spend(device.key[0], device, spent_s, now_s)
 
-    def charge_planning(self, device: Device, spent_s: float) -> None:
-        """Charge a device for the planning of a push."""
+    def charge_planning(self, device: Device, spent_s: float) -> float:
+        """Charge a device for the planning of a push.
+
+        Returns:
+            The seconds for which nothing more of the device is to be committed.
+        """
         device.bucket.charge(spent_s)
-        self.charge(device, "planning", spent_s, self.clock.monotonic_s())
+        return self.charge(device, "planning", spent_s, self.clock.monotonic_s())

@@ -2,8 +2,8 @@
 
 The loop reads up to 256 KB from each connection that has something, before any request of those is looked at:
 500 connections that began a body together took 128 MB. Here a connection without an admitted request reads
-16 KB at a time, for one more call a read (0.4 µs). The rest of a body whose request is answered already is
-dropped. An open WebSocket is read as the loop does it.
+16 KB at a time, for two more calls and a copy: 0.3 µs for a read of 300 bytes, 0.5 µs for 16 KB. The rest of
+a body whose request is answered already is dropped. An open WebSocket is read as the loop does it.
 """
 
 from __future__ import annotations

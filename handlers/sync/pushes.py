@@ -111,8 +111,8 @@ class Pushes:
             raise overloaded(self.hold.begin(self._clock.monotonic_s(), wait_ms, "overloaded")) from None
         self.in_flight += 1
 
-    def _charge(self, spent_s: float) -> None:
-        self._loop.charge_planning(self._device, spent_s)
+    def _charge(self, spent_s: float) -> float:
+        return self._loop.charge_planning(self._device, spent_s)
 
     def _on_stored(self, request_id: str, key: str, started_us: int, outcome: Outcome) -> None:
         self.in_flight -= 1

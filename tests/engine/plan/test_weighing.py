@@ -46,7 +46,7 @@ def test_batch_of_ordinary_changes_is_planned_whole() -> None:
     for number in range(100):
         stored(desk, 1 + number % 3, f"r{number}", ORDINARY)
     batch = [patch(desk, 1 + number % 3, f"r{number}") for number in range(100)]
-    assert selected(desk, *batch) == Selection(items_per_step=32)
+    assert selected(desk, *batch) == Selection(is_light=True, items_per_step=32)
 
 
 def test_batch_of_small_records_is_not_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +74,7 @@ def test_laborious_message_of_a_tenant_alone_is_planned_and_what_is_behind_it_wa
     stored(desk, 2, "big", LABORIOUS)
     found = selected(desk, patch(desk, 2, "big"), patch(desk, 2, "big"), patch(desk, 2, "a"))
     assert (list(found.deferred), set(found.isolated)) == ([1, 2], {2})
-    assert selected(desk, patch(desk, 2, "big")) == Selection([], frozenset({2}))
+    assert selected(desk, patch(desk, 2, "big")) == Selection(deferred=[], isolated=frozenset({2}))
 
 
 def test_laborious_messages_of_several_tenants_all_wait() -> None:

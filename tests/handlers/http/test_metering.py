@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from engine.runtime.metered import metered
 from engine.runtime.unauthenticated_turns import UnauthenticatedTurns
-from handlers.http.metering import Bill, metered
+from handlers.http.metering import Bill
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.raw_http import wired
 

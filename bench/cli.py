@@ -15,6 +15,7 @@ import click
 from bench.abuse.attacks import ATTACKS
 from bench.abuse.scenario import abuse
 from bench.baselines.tus_server import check_node
+from bench.conflicts.scenario import conflicts
 from bench.faults.scenario import faults
 from bench.harness.environment import BenchError, read_settings
 from bench.harness.stage import Options
@@ -25,6 +26,7 @@ from bench.report.html import html_of
 from bench.report.results import Report, as_json
 from bench.report.text import text_of
 from bench.scenarios.concurrent import concurrent
+from bench.scenarios.high_volume import high_volume
 from bench.scenarios.limits import limits
 from bench.scenarios.scaling import scaling
 from bench.uploads.scenario import uploads
@@ -44,6 +46,8 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "connections": connections,
     "uploads": uploads,
     "abuse": abuse,
+    "conflicts": conflicts,
+    "high_volume": high_volume,
 }
 #: What ``all`` stands for; the others take minutes, and tell of several workers only.
 ALL: Final = ("concurrent", "limits", "overload", "uploads", "faults")

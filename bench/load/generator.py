@@ -173,6 +173,11 @@ class Generator:
         draw, connections = self._random, len(self._sockets)
         due: list[tuple[int, int]] = []
         for step, (begin_us, end_us) in zip(self._plan.steps, self._plan.bounds_us, strict=True):
+            if self._plan.even:
+                count = round(step.per_s * step.duration_s)
+                times = [begin_us + place * (end_us - begin_us) / count for place in range(count)]
+                due += [(int(at_us), place % connections) for place, at_us in enumerate(times)]
+                continue
             at_us = float(begin_us)
             while step.per_s and (at_us := at_us + draw.expovariate(step.per_s) * 1e6) < end_us:
                 due.append((int(at_us), int(draw.random() * connections)))

@@ -29,7 +29,8 @@ class Step(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """One run. Connection n is device n with token n, on port n.
 
-    ``open`` sends each step's syncs at times that are fixed beforehand. ``closed`` keeps ``under_way`` syncs
+    ``open`` sends each step's syncs at times that are fixed beforehand, by
+    chance or at ``even`` intervals. ``closed`` keeps ``under_way`` syncs
     under way on each connection for as long as all steps take. ``idle`` subscribes and waits. A sync is one
     task, or ``backlog``. ``prefix`` is eight characters that no other run has.
     """
@@ -43,6 +44,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     loop: Loop = "open"
     backlog: Backlog | None = None
     under_way: int = 1
+    even: bool = False
     deflate: bool = False
     seed: int = 1
 

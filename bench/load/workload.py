@@ -257,7 +257,7 @@ class Backlogs:
 
 def _item(prefix: str, record: int, base: int | None) -> str:
     status, what, minute = (
-        ("ASSIGNED", "made", record) if base is None else ("INPROGRESS", "changed", 30 + record)
+        ("ASSIGNED", "made", record % 30) if base is None else ("INPROGRESS", "changed", 30 + record % 30)
     )
     data = (
         f'{{"title":"Check pump {record}","status":"{status}","site":"plant-042",'

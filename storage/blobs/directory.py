@@ -24,10 +24,8 @@ from engine.uploads.blobs import BlobsError, Content, StoredBlob
 from storage.blobs.content import ContentReader
 from storage.blobs.threads import BlobThreads
 
-#: Read, copied and hashed at a stretch.
-_BLOCK_BYTES: Final = 1_048_576
-#: One block of a reader, of whom there may be many.
-_READ_BYTES: Final = 65_536
+_BLOCK_BYTES: Final = 1_048_576  # read, copied and hashed at a stretch
+_READ_BYTES: Final = 65_536  # one block of a reader, of whom there may be many
 _LISTED_TOGETHER: Final = 1000
 _REMEMBERED: Final = 50_000
 _MOST_BLOCKS: Final = os.sysconf("SC_IOV_MAX")

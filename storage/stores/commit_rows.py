@@ -1,8 +1,14 @@
-"""The rows that a batch reads, and the state that is made of them."""
+"""The kinds of row that a batch reads in one statement, by name, and the snapshot that is made of them.
+
+The statement is a UNION ALL, so all kinds share its columns: the kind's number, then those of ``RecordRow``.
+``select`` puts each field of a kind into a column of its type and pads the rest with NULL.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any, Final, NamedTuple, get_type_hints
 
 import msgspec
 
@@ -20,39 +26,154 @@ from engine.model.rows import (
     Snapshot,
     TenantUsage,
 )
-from engine.model.uploads import UploadRef
+from engine.model.uploads import State, UploadRef
 from storage.postgres.driver import Row
 from storage.stores.stored_conflict import decode_conflict
 
 
 class StoredSnapshot(Snapshot):
-    """What was read, and which records are tombstones in the table, whatever the plan makes of them."""
+    """A snapshot, and what the store itself needs to know of it.
+
+    ``tombstones`` are the records that are tombstones in the table, whatever the plan makes of them. ``day``
+    is the database's day, as days since 1970-01-01 UTC.
+    """
 
     tombstones: set[RecordKey] = msgspec.field(default_factory=set)
+    day: int = 0
+
+
+class CounterRow(NamedTuple):
+    """A tenant's counter. ``usage`` is what it holds, comma-separated, None if that was not asked."""
+
+    tenant_id: int
+    seq: int
+    day: int
+    usage: str | None
+
+
+class AnswerRow(NamedTuple):
+    """The kept answer of a message. ``key_hash`` is written as a UUID."""
+
+    tenant_id: int
+    key_hash: str
+    request_sha256: str
+    age_s: int
+    results: str
+
+
+class RecordRow(NamedTuple):
+    """A record. ``data`` are a tombstone's last data.
+
+    It has every column of the statement in its order, so that a row of the statement is one: records are
+    nearly all that is read, and to make another tuple of each would cost 0.3 µs.
+    """
+
+    number: int
+    tenant_id: int
+    domain: str
+    id: str
+    version: int
+    seq: int
+    at_us: int
+    chain_from: int
+    data: str | None
+    fields: str | None
+    device_id: str | None
+    attachments: str | None
+    sent_at_us: int | None
+
+
+class TombstoneRow(RecordRow):
+    """A tombstone: the same columns as a record, under a number of its own."""
+
+
+class EventRow(NamedTuple):
+    """An event."""
+
+    tenant_id: int
+    domain: str
+    id: str
+    sent_at_us: int
+    at_us: int
+    device_id: str
+    data: str
+
+
+class OpenConflictRow(NamedTuple):
+    """An open conflict that was asked by device and record. ``conflict`` is its row as JSON."""
+
+    tenant_id: int
+    conflict: str
+
+
+class ConflictRow(NamedTuple):
+    """A conflict that was asked by its id. ``conflict`` is its row as JSON."""
+
+    tenant_id: int
+    conflict: str
+
+
+class UploadRow(NamedTuple):
+    """The state of an upload."""
+
+    tenant_id: int
+    upload_id: str
+    state: State
+
+
+class DuplicateRow(NamedTuple):
+    """An upload with the same content and name on the same record as the one that was asked."""
+
+    tenant_id: int
+    upload_id: str
+    duplicate_id: str
+    state: State
+
+
+class RejectedRow(NamedTuple):
+    """The first quarantined item of a device on a record."""
+
+    tenant_id: int
+    device_id: str
+    domain: str
+    id: str
+    quarantine_id: str
+
+
+class QuarantineRow(NamedTuple):
+    """A quarantined item that is there."""
+
+    tenant_id: int
+    quarantine_id: str
 
 
 def snapshot_of(rows: list[Row]) -> StoredSnapshot:
-    """Make a state of the rows that were read."""
+    """Make a snapshot of the rows that were read."""
     snapshot = StoredSnapshot({}, {}, {}, {}, {}, {})
     for row in rows:
-        _READ[row[0]](snapshot, row)
+        fields_of, take = _READERS[row[0]]
+        take(snapshot, row if fields_of is None else fields_of(row))
     return snapshot
 
 
-def _counter(snapshot: Snapshot, row: Row) -> None:
-    snapshot.seqs[row[1]] = row[4]
-    if row[8] is not None:
-        snapshot.usage[row[1]] = TenantUsage(*map(int, row[8].split(",")))
+def _take_counter(snapshot: StoredSnapshot, row: CounterRow) -> None:
+    tenant_id, seq, snapshot.day, usage = row
+    snapshot.seqs[tenant_id] = seq
+    if usage is not None:
+        snapshot.usage[tenant_id] = TenantUsage(*map(int, usage.split(",")))
 
 
-def _key(snapshot: Snapshot, row: Row) -> None:
-    ref = IdempotencyKey(row[1], row[2].replace("-", ""))
-    kept = snapshot.keys.get(ref)
-    if kept is None or kept.age_s > row[4]:
-        snapshot.keys[ref] = IdempotencyRecord(row[1], ref.key_hash, row[3], row[8].encode(), row[4])
+def _take_answer(snapshot: StoredSnapshot, row: AnswerRow) -> None:
+    tenant_id, key_hash, request_sha256, age_s, results = row
+    key = IdempotencyKey(tenant_id, key_hash.replace("-", ""))
+    known = snapshot.keys.get(key)
+    if known is None or known.age_s > age_s:
+        snapshot.keys[key] = IdempotencyRecord(
+            tenant_id, key.key_hash, request_sha256, results.encode(), age_s
+        )
 
 
-def _record(snapshot: Snapshot, row: Row) -> None:
+def _take_record(snapshot: StoredSnapshot, row: RecordRow) -> None:
     (
         _,
         tenant_id,
@@ -84,61 +205,112 @@ def _record(snapshot: Snapshot, row: Row) -> None:
     )
 
 
-def _tombstone(snapshot: StoredSnapshot, row: Row) -> None:
-    """Its last data stand where those of others do."""
-    _record(snapshot, row)
+def _take_tombstone(snapshot: StoredSnapshot, row: TombstoneRow) -> None:
+    _take_record(snapshot, row)
     key = RecordKey(row[1], row[2], row[3])
     record = snapshot.records[key]
     snapshot.records[key] = msgspec.structs.replace(record, data=None, last_data=record.data)
     snapshot.tombstones.add(key)
 
 
-def _event(snapshot: Snapshot, row: Row) -> None:
-    _, tenant_id, domain, event_id, sent_at_us, at_us, _, _, data, _, device_id, _, _ = row
+def _take_event(snapshot: StoredSnapshot, row: EventRow) -> None:
+    tenant_id, domain, event_id, sent_at_us, at_us, device_id, data = row
     event = Event(tenant_id, domain, event_id, sent_at_us, at_us, device_id, data.encode())
     snapshot.events[EventKey(tenant_id, domain, event_id, sent_at_us)] = event
 
 
-def _held(snapshot: Snapshot, row: Row) -> None:
-    held = decode_conflict(row[8])
-    snapshot.open_conflicts[OpenConflictRef(held.tenant_id, held.device_id, held.domain, held.record_id)] = (
-        held
-    )
+def _take_open_conflict(snapshot: StoredSnapshot, row: OpenConflictRow) -> None:
+    found = decode_conflict(row.conflict)
+    ref = OpenConflictRef(found.tenant_id, found.device_id, found.domain, found.record_id)
+    snapshot.open_conflicts[ref] = found
 
 
-def _conflict(snapshot: Snapshot, row: Row) -> None:
-    conflict = decode_conflict(row[8])
-    snapshot.conflicts[ConflictRef(conflict.tenant_id, conflict.conflict_id)] = conflict
+def _take_conflict(snapshot: StoredSnapshot, row: ConflictRow) -> None:
+    found = decode_conflict(row.conflict)
+    snapshot.conflicts[ConflictRef(found.tenant_id, found.conflict_id)] = found
 
 
-def _upload(snapshot: Snapshot, row: Row) -> None:
-    snapshot.uploads[UploadRef(row[1], row[2])] = row[3]
+def _take_upload(snapshot: StoredSnapshot, row: UploadRow) -> None:
+    snapshot.uploads[UploadRef(row.tenant_id, row.upload_id)] = row.state
 
 
-def _twin(snapshot: Snapshot, row: Row) -> None:
-    twin = UploadRef(row[1], row[3])
-    snapshot.duplicates.setdefault(UploadRef(row[1], row[2]), []).append(twin)
-    snapshot.uploads.setdefault(twin, row[8])
+def _take_duplicate(snapshot: StoredSnapshot, row: DuplicateRow) -> None:
+    duplicate = UploadRef(row.tenant_id, row.duplicate_id)
+    snapshot.duplicates.setdefault(UploadRef(row.tenant_id, row.upload_id), []).append(duplicate)
+    snapshot.uploads.setdefault(duplicate, row.state)
 
 
-def _aside(snapshot: Snapshot, row: Row) -> None:
-    snapshot.rejected_before[DeviceRecordKey(row[1], row[10], row[2], row[3])] = row[8]
+def _take_rejected(snapshot: StoredSnapshot, row: RejectedRow) -> None:
+    key = DeviceRecordKey(row.tenant_id, row.device_id, row.domain, row.id)
+    snapshot.rejected_before[key] = row.quarantine_id
 
 
-def _recovered(snapshot: Snapshot, row: Row) -> None:
-    snapshot.recovering.add(QuarantineRef(row[1], row[2]))
+def _take_quarantined(snapshot: StoredSnapshot, row: QuarantineRow) -> None:
+    snapshot.recovering.add(QuarantineRef(row.tenant_id, row.quarantine_id))
 
 
-_READ: Final[dict[int, Any]] = {
-    0: _counter,
-    1: _key,
-    2: _record,
-    3: _event,
-    4: _held,
-    5: _conflict,
-    6: _upload,
-    7: _twin,
-    8: _tombstone,
-    9: _aside,
-    10: _recovered,
-}
+#: Every kind, in the order of their numbers, and how a row of it enters the snapshot.
+_KINDS: Final[tuple[tuple[type[Any], Callable[[StoredSnapshot, Any], None]], ...]] = (
+    (CounterRow, _take_counter),
+    (AnswerRow, _take_answer),
+    (RecordRow, _take_record),
+    (TombstoneRow, _take_tombstone),
+    (EventRow, _take_event),
+    (OpenConflictRow, _take_open_conflict),
+    (ConflictRow, _take_conflict),
+    (UploadRow, _take_upload),
+    (DuplicateRow, _take_duplicate),
+    (RejectedRow, _take_rejected),
+    (QuarantineRow, _take_quarantined),
+)
+_NUMBERS: Final = {kind: number for number, (kind, _) in enumerate(_KINDS)}
+
+
+def select(kind: type[Any], **expressions: str) -> str:
+    """Return the SELECT list of one kind, without its FROM.
+
+    Args:
+        kind: The kind of row.
+        **expressions: The SQL expression of each field, and ``number`` if it is not the same for all rows.
+    """
+    by_column = {0: expressions.pop("number", str(_NUMBERS[kind]))}
+    columns = _columns(kind)
+    assert set(expressions) == set(columns), f"{kind.__name__} has other fields"
+    by_column |= {columns[name]: expression for name, expression in expressions.items()}
+    types = enumerate(["bigint", *_TYPES])
+    return "SELECT " + ", ".join([by_column.get(column, f"NULL::{name}") for column, name in types])
+
+
+def number_of(kind: type[Any]) -> int:
+    """Return the number of a kind, for a SELECT that has rows of several."""
+    return _NUMBERS[kind]
+
+
+def _types(kind: type[Any]) -> dict[str, str]:
+    """Return the SQL type of each field of a kind but the number."""
+    hints = get_type_hints(kind)
+    names = [name for name in kind._fields if name != "number"]
+    return {name: "bigint" if hints[name] in (int, int | None) else "text" for name in names}
+
+
+_TYPES: Final = tuple(_types(RecordRow).values())
+
+
+def _columns(kind: type[Any]) -> dict[str, int]:
+    """Return the column of each field: the next free one of its type."""
+    free = {
+        wanted: iter([column for column, name in enumerate(_TYPES, 1) if name == wanted])
+        for wanted in ("text", "bigint")
+    }
+    return {name: next(free[wanted]) for name, wanted in _types(kind).items()}
+
+
+def _fields_of(kind: type[Any]) -> Callable[[Row], Any] | None:
+    """Return what makes a kind's fields of a row of the statement, None if the row has them as they are."""
+    if issubclass(kind, RecordRow):
+        return None
+    take = itemgetter(*_columns(kind).values())
+    return lambda row: kind._make(take(row))
+
+
+_READERS: Final = {number: (_fields_of(kind), take) for number, (kind, take) in enumerate(_KINDS)}

@@ -8,6 +8,9 @@ _STORE = "tests/storage/stores/test_commit.py::"
 _COMMITTER = "tests/engine/commit/test_committer.py::"
 _ORDER = "tests/system/test_feed_order.py::"
 _HAZARDS = "tests/storage/stores/test_commit_hazards.py::"
+_ADMISSION = "tests/engine/commit/test_admission.py::"
+_CONNECTION = "tests/handlers/sync/test_connection.py::"
+_BACKOFF = "tests/handlers/sync/test_push_backoff.py::"
 _STANDBY = "tests/storage/stores/test_standby.py::"
 
 _LOCKED_THEN_READ = (
@@ -53,33 +56,33 @@ MUTANTS: dict[str, Mutant] = {
         (_HAZARDS + "test_a_batch_is_durable_whatever_the_database_defaults_to",),
     ),
     "a sequence in place of the locked counter": Mutant(
-        "storage/stores/commit.py",
+        "storage/stores/commit_reads.py",
         (
             (_LOCK_ORDER, " ORDER BY tenant_id"),
-            ("NULL, seq, (SELECT {TODAY})", "NULL, nextval('tenants_tenant_id_seq'), NULL::bigint"),
+            ('seq="seq", day', "seq=\"nextval('tenants_tenant_id_seq')\", day"),
         ),
         (_MANY_WRITERS,),
     ),
     "counters read without a lock": Mutant(
-        "storage/stores/commit.py",
+        "storage/stores/commit_reads.py",
         ((_LOCK_ORDER, " ORDER BY tenant_id"),),
         (_LOCKED_THEN_READ, _MANY_WRITERS),
     ),
     "rows read in the snapshot from before the lock": Mutant(
-        "storage/stores/commit.py",
+        "storage/stores/commit_reads.py",
         (
+            (_LOCK_ORDER, ""),
             (f'" FROM tenant_counters {_OF_TENANTS}"', f'" FROM ({_LOCK}) AS locked"'),
-            ("((_LOCK, reading), values)", "((reading,), values)"),
         ),
         (_LOCKED_THEN_READ,),
     ),
     "tenants locked in no order": Mutant(
-        "storage/stores/commit.py",
+        "storage/stores/commit_reads.py",
         ((_LOCK_ORDER, " ORDER BY random() FOR UPDATE"),),
         (_ORDER + "test_writers_of_the_same_tenants_named_in_any_order_never_deadlock",),
     ),
     "keys not looked up": Mutant(
-        "storage/stores/commit.py",
+        "storage/stores/commit_reads.py",
         ((" bool(read_set.keys),", " False,"),),
         (_STORE + "test_what_is_committed_is_found_again[postgres]", _COMMITTED),
     ),
@@ -191,7 +194,46 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "a drain that waits for no commit": Mutant(
         "handlers/server.py",
-        (("core.committer.run, core.committer.drain)", "core.committer.run)"),),
+        ((" committer.run, committer.drain)", " committer.run)"),),
         ("tests/system/test_drain.py::test_a_drain_under_load_loses_nothing",),
+    ),
+    "a body that takes a second token": Mutant(
+        "engine/commit/admission.py",
+        (('        if kind != "body":\n', "        if kind:\n"),),
+        (_ADMISSION + "test_admission_of_a_body_takes_no_second_token",),
+    ),
+    "an overload that refuses reads, too": Mutant(
+        "engine/commit/admission.py",
+        (("if kind in _PUSHES and self._load", "if self._load"),),
+        (_ADMISSION + "test_admission_under_overload_refuses_pushes_and_nothing_else",),
+    ),
+    "a full tenant whose own devices cannot come back": Mutant(
+        "engine/commit/admission.py",
+        (("if not comes_back and self", "if self"),),
+        (_ADMISSION + "test_admission_handshake_of_a_full_tenant_is_refused_unless_the_device_comes_back",),
+    ),
+    "a push that overtakes a refused one": Mutant(
+        "handlers/sync/connection.py",
+        (("if verdict is not ACCEPT or now_s < self._hold.until_s:", "if verdict is not ACCEPT:"),),
+        (
+            _CONNECTION + "test_connection_push_behind_one_past_the_rate_is_refused_until_that_may_come_back",
+            _CONNECTION + "test_connection_push_that_finds_the_queue_full_holds_back_those_behind_it",
+        ),
+    ),
+    "a message that overtakes a large one": Mutant(
+        "handlers/sync/connection.py",
+        (("return self._large is None and (", "return ("),),
+        (
+            _CONNECTION
+            + "test_connection_large_message_is_handled_in_steps_and_nothing_is_read_before_its_end",
+        ),
+    ),
+    "a push that takes the place of the one refused in an outage": Mutant(
+        "handlers/sync/push_backoff.py",
+        (("if key != self.first_key and left_s > 0:", "if left_s < 0:"),),
+        (
+            _CONNECTION + "test_connection_push_refused_in_an_outage_comes_again_before_all_others",
+            _BACKOFF + "test_push_backoff_after_an_outage_lets_the_first_refused_key_come_first",
+        ),
     ),
 }

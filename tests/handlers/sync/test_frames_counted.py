@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from types import SimpleNamespace
-from typing import cast
 
 import msgspec
 import pytest
@@ -18,7 +16,7 @@ from engine.runtime.rate_limit import COUNTED_BYTES, TokenBucket
 from handlers.http import loop_charges
 from handlers.http.loop_charges import LoopCharges
 from handlers.http.loop_watch import HELD_S, LoopWatch
-from handlers.sync import connection, frames
+from handlers.sync import frames
 from handlers.sync.frames import FRAGMENTS
 from tests.contract.test_frames_masked import HANDSHAKE, PONG, TEXT, closed, shaken
 from tests.harness.in_process_server import Running, Serve
@@ -95,16 +93,6 @@ async def test_a_message_that_held_the_loop_is_logged_with_its_device(
     assert ("phone", "heartbeat") in held
     assert ("tablet", "POST /v1/heartbeat") in held
     assert all(one["tenant_id"] for one in logs if one["event"] == "loop_held")
-
-
-async def test_a_laborious_message_takes_its_milliseconds_from_the_rate_and_no_quick_one_does() -> None:
-    device = Device(key=DeviceKey(7, "phone"), bucket=TokenBucket(100.0, 0.0), changed=[])
-    socket = SimpleNamespace(frames=SimpleNamespace())
-    line = SimpleNamespace(_loop=_charges(), _device=device, _kind=None, _socket=socket)
-    for began_s, spent_s, tokens in ((9.995, 0.0115, 100.0), (9.96, 0.041, 60.0)):
-        socket.frames.began_s = began_s
-        connection.Connection.charge(cast(connection.Connection, line), spent_s, 10.0)
-        assert device.bucket.tokens == pytest.approx(tokens)
 
 
 async def test_a_push_that_was_long_in_planning_is_logged_with_its_device() -> None:

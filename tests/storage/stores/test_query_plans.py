@@ -27,7 +27,8 @@ from storage.postgres.connection import PooledConnection
 from storage.postgres.driver import Values
 from storage.postgres.pool import Database
 from storage.postgres.transactions import READ_PREPARED, SETTINGS
-from storage.stores.commit import _LOCK, PostgresStore
+from storage.stores import commit_reads
+from storage.stores.commit_reads import LOCK, kinds_of
 from storage.stores.feed import _ALL, _NEWS, _SOME
 from tests.harness.services import execute
 
@@ -127,13 +128,14 @@ def _scans(node: Node) -> Iterator[Node]:
         yield from _scans(part)
 
 
-async def _batch_is_read_by_identity(session: PooledConnection, store: PostgresStore) -> None:
-    reading, values = store._reading(_READ)
-    await session.run_prepared("BEGIN; ", (SETTINGS, _LOCK, reading), "", values)
+async def _batch_is_read_by_identity(session: PooledConnection) -> None:
+    kinds = kinds_of(_READ, 24)
+    reading, values = commit_reads.reading(kinds, 24, None), commit_reads.values_of(_READ, kinds)
+    await session.run_prepared("BEGIN; ", (SETTINGS, LOCK, reading), "", values)
     await session.run("ROLLBACK")
     explained = f"BEGIN; {SETTINGS.call}; EXPLAIN (FORMAT JSON) "
     scans = await _explained(session, explained + reading.call, values)
-    scans += await _explained(session, explained + _LOCK.call, values)
+    scans += await _explained(session, explained + LOCK.call, values)
     found: set[str] = set()
     for scan in scans:
         table = next(name for name in _IDENTITIES if scan["Relation Name"].startswith(name))
@@ -176,15 +178,14 @@ async def test_a_batch_is_read_by_index_on_empty_tables_and_after_growth(
     async with AsyncExitStack() as stack:
         database = Database(tenants, 3)
         stack.push_async_callback(database.close)
-        store = PostgresStore(database, 24)
         early, grown, analysed = [await stack.enter_async_context(database.connection()) for _ in range(3)]
         if analysed_while_empty:
             execute(tenants, "ANALYZE")
-        await _batch_is_read_by_identity(early, store)
+        await _batch_is_read_by_identity(early)
         execute(tenants, _GROWTH)
         for session in (early, grown):
-            await _batch_is_read_by_identity(session, store)
+            await _batch_is_read_by_identity(session)
         execute(tenants, "ANALYZE")
         for session in (early, grown, analysed):
-            await _batch_is_read_by_identity(session, store)
+            await _batch_is_read_by_identity(session)
             await _pages_are_read_in_order(session)

@@ -1,0 +1,107 @@
+"""A device on one socket that asks and waits for the answer, for whatever needs few messages."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import ssl
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from bench.load.websocket_client import Socket, connect, frame
+
+Message = dict[str, Any]
+_ANSWER_S: Final = 30.0
+_CLOSED: Final[Message] = {"type": "error", "code": "closed"}
+
+
+def _ignore(_: Message) -> None:
+    """Ignore a message."""
+
+
+class SimpleDevice:
+    """A device. ``on_message`` is called with every message of the server that answers no question.
+
+    ``ended`` has the close code once the connection is over, and then every question is answered by an error
+    of the code ``closed``.
+    """
+
+    def __init__(self, on_message: Callable[[Message], None] = _ignore) -> None:
+        self._on_message = on_message
+        self._numbers = itertools.count(1)
+        self._asked: dict[str, asyncio.Future[Message]] = {}
+        self._socket: Socket | None = None
+        self.welcomed: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self.ended: int | None = None
+
+    async def open(
+        self,
+        host: str,
+        port: int,
+        token: str,
+        *,
+        source: str | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> Message:
+        """Connect and wait for the welcome, which is returned.
+
+        Raises:
+            HandshakeError: The server refused the connection.
+            OSError: There is no server, or it is silent.
+        """
+        self._socket = await connect(host, port, token, self._received, self._lost, source=source, tls=tls)
+        async with asyncio.timeout(_ANSWER_S):
+            return await self.welcomed
+
+    async def ask(self, kind: str, **fields: Any) -> Message:
+        """Send a message of a type and wait for its answer. Raises TimeoutError."""
+        request_id = fields.setdefault("id", str(next(self._numbers)))
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        if self._socket is None or self.ended is not None:
+            return _CLOSED
+        self._asked[request_id] = answer
+        self._socket.write(frame(msgspec.json.encode({"type": kind, **fields})))
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                return await answer
+        finally:
+            del self._asked[request_id]
+
+    async def sync(self, key: str, *items: Message) -> Message:
+        """Push items under a key, again and again while the server asks to come back."""
+        while True:
+            answer = await self.ask("sync", key=key, items=items)
+            if not answer.get("retry_after_ms"):
+                return answer
+            await asyncio.sleep(answer["retry_after_ms"] / 1000)
+
+    def close(self) -> None:
+        """Leave."""
+        if self._socket is not None:
+            self._socket.close()
+
+    def _received(self, text: bytes) -> None:
+        message: Message = msgspec.json.decode(text)
+        waiting = self._asked.get(message.get("id") or "")
+        if message["type"] == "welcome":
+            self.welcomed.set_result(message)
+        elif waiting is not None and not waiting.done():
+            waiting.set_result(message)
+        else:
+            self._on_message(message)
+
+    def _lost(self, code: int) -> None:
+        self.ended = code
+        for waiting in (*self._asked.values(), self.welcomed):
+            if not waiting.done():
+                waiting.set_result(_CLOSED)
+
+
+def statuses(answer: Message) -> Counter[str]:
+    """Count the statuses of an answer to ``sync``; its error code where it was refused."""
+    if answer["type"] != "synced":
+        return Counter([answer["code"]])
+    return Counter(result["status"] for result in answer["results"])

@@ -27,27 +27,36 @@ from engine.runtime.settings import Settings
 from engine.wire.errors import SyncError
 from engine.wire.messages import Choice
 from storage.postgres.pool import Database
-from storage.stores.admin_reads import ConflictReads, QuarantineReads
 from storage.stores.commit import PostgresStore
+from storage.stores.conflicts import PostgresConflicts
+from storage.stores.quarantine import PostgresQuarantine
 from storage.stores.tenants import PostgresTenants
 
-#: Is told the tenants whose feeds moved.
-Moved = Callable[[set[int]], None]
-#: Makes of the store what the job is to be committed to.
-Through = Callable[[Store], Store]
+#: Is called with the tenants whose feeds a command advanced.
+OnCommitted = Callable[[set[int]], None]
+#: Returns the store that the work is committed to, made of the one that is given.
+WrapStore = Callable[[Store], Store]
 
 _clock: Final = SystemClock()
 
 
-class ConflictAdmin(ConflictReads):
-    """``engine.operate.ports.ConflictAdmin``. ``moved`` is called when something was committed."""
+class ConflictAdmin(PostgresConflicts):
+    """``engine.operate.ports.ConflictAdmin``.
 
-    def __init__(self, dsn: str, settings: Settings, moved: Moved) -> None:
-        super().__init__(dsn)
+    Args:
+        database: Where reads are made.
+        dsn: The same database, for a committer.
+        settings: Those of a server.
+        on_committed: Called when something was committed.
+    """
+
+    def __init__(self, database: Database, dsn: str, settings: Settings, on_committed: OnCommitted) -> None:
+        super().__init__(database)
+        self._dsn = dsn
         self._settings = settings
-        self._moved = moved
+        self._on_committed = on_committed
 
-    def settle(
+    async def settle(
         self,
         case: ConflictCase,
         choice: Choice,
@@ -64,7 +73,7 @@ class ConflictAdmin(ConflictReads):
             work = as_resolution(case, choice, version, merged, intake, _clock.now_us(), changes)
         except SyncError as error:
             raise RefusedError(error.message) from None
-        outcome = asyncio.run(_committed(self._dsn, self._settings, case.tenant, work, self._moved))
+        outcome = await _commit(self._dsn, self._settings, case.tenant, work, self._on_committed)
         if isinstance(outcome, ResolveAnswer):
             return outcome
         match outcome:
@@ -75,18 +84,26 @@ class ConflictAdmin(ConflictReads):
         raise _refused(outcome)
 
 
-class QuarantineAdmin(QuarantineReads):
-    """``engine.operate.ports.QuarantineAdmin``. ``moved`` is called when something was committed."""
+class QuarantineAdmin(PostgresQuarantine):
+    """``engine.operate.ports.QuarantineAdmin``.
 
-    def __init__(self, dsn: str, settings: Settings, moved: Moved) -> None:
-        super().__init__(dsn)
+    Args:
+        database: Where reads are made.
+        dsn: The same database, for a committer.
+        settings: Those of a server.
+        on_committed: Called when something was committed.
+    """
+
+    def __init__(self, database: Database, dsn: str, settings: Settings, on_committed: OnCommitted) -> None:
+        super().__init__(database)
+        self._dsn = dsn
         self._settings = settings
-        self._moved = moved
+        self._on_committed = on_committed
 
-    def retry(self, case: QuarantineCase, data: bytes | None, *, hold: bool = False) -> Recovered:
+    async def retry(self, case: QuarantineCase, data: bytes | None, *, hold: bool = False) -> Recovered:
         """Send an item again through the intake, and those behind it."""
         row = case.row
-        rows = [row, *self.behind(row)]
+        rows = [row, *await self.behind(row)]
         items = [QuarantineRef(one.tenant_id, one.quarantine_id) for one in rows]
         recovery: list[RetryStore] = []
 
@@ -103,8 +120,8 @@ class QuarantineAdmin(QuarantineReads):
                 f" {drop} gives up)"
             ) from None
         held = row.domain if hold else None
-        outcome = asyncio.run(
-            _committed(self._dsn, self._settings, case.tenant, work, self._moved, through, held)
+        outcome = await _commit(
+            self._dsn, self._settings, case.tenant, work, self._on_committed, through, held
         )
         if isinstance(outcome, SyncError) and outcome.code == "idempotency_key_reused":
             raise RefusedError("another retry stored this item, with other data")
@@ -117,16 +134,16 @@ class QuarantineAdmin(QuarantineReads):
             )
         result, *behind = decode_results(outcome.results)
         if result.error is not None:
-            self.note_retry(items[0], result.error, corrected=data is not None)
+            await self.note_retry(items[0], result.error, corrected=data is not None)
         else:  # else nothing was written, and those behind it wait on
             for item, one in zip(items[1:], behind, strict=True):
                 if one.error is not None:
-                    self.note_retry(item, one.error, corrected=False)
+                    await self.note_retry(item, one.error, corrected=False)
         lost = result.status == "resolved" and result.winner == "server"
         return Recovered(
             result,
             {item.quarantine_id: one for item, one in zip(items[1:], behind, strict=True)},
-            self.record(row) if lost else None,
+            await self.record(row) if lost else None,
         )
 
 
@@ -141,13 +158,13 @@ def _refused(outcome: Outcome) -> StoreError:
     return RefusedError(outcome.message)
 
 
-async def _committed(
+async def _commit(
     dsn: str,
     settings: Settings,
     tenant: str,
     work: Work,
-    moved: Moved,
-    through: Through = lambda store: store,
+    on_committed: OnCommitted,
+    wrap: WrapStore = lambda store: store,
     held_domain: str | None = None,
 ) -> Outcome:
     """See one job through; what a server would do with it happens here. Raises StoreError.
@@ -160,8 +177,8 @@ async def _committed(
         found = await PostgresTenants(database).find(tenant)
         if found is None or found.tenant.tenant_id != work.tenant_id:
             raise RefusedError(f"there is no tenant {tenant} any more")
-        store = through(PostgresStore(database, settings.idempotency.lifetime_h))
-        committer = lone_committer(store, settings, found.own, tenants, held_domain)
+        store = wrap(PostgresStore(database, settings.idempotency.lifetime_h))
+        committer = command_committer(store, settings, found.own, tenants, held_domain)
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         committer.submit(work, outcome.set_result)
         async with anyio.create_task_group() as group:
@@ -171,11 +188,11 @@ async def _committed(
     finally:
         await database.close()
     if tenants:
-        moved(tenants)
+        on_committed(tenants)
     return answered
 
 
-def lone_committer(
+def command_committer(
     store: Store,
     settings: Settings,
     own: Mapping[str, DomainPolicy],

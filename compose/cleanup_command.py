@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from compose.admin import Moved, lone_committer
+from compose.admin import OnCommitted, command_committer
 from compose.server import SystemClock
 from compose.uploads import cleanup_job, open_blobs
 from engine.cluster.leases import LEASE_S, LeaseLostError
@@ -20,22 +20,22 @@ from storage.stores.commit import PostgresStore
 
 
 class CleanupAdmin:
-    """``engine.operate.ports.CleanupJobs``. ``moved`` is called when something was committed."""
+    """``engine.operate.ports.CleanupAdmin``. ``on_committed`` is called when something was committed."""
 
-    def __init__(self, dsn: str, settings: Settings, moved: Moved) -> None:
+    def __init__(self, dsn: str, settings: Settings, on_committed: OnCommitted) -> None:
         self._dsn = dsn
         self._settings = settings
-        self._moved = moved
+        self._on_committed = on_committed
 
-    def clean_up(self) -> CleanedUp:
+    async def clean_up(self) -> CleanedUp:
         """Clean up, also if it was done a moment ago."""
         try:
-            tidied, swept = asyncio.run(self._cleaned_up())
+            tidied, swept = await self._cleaned_up()
         except LeaseLostError:
             raise RefusedError("another process went on with it: this one stood still for too long") from None
         except BlobsError as error:
             raise StoreError(f"the files cannot be looked at now: {error}") from None
-        event_days = drop_events(self._dsn, self._settings.retention.events_d)
+        event_days = await asyncio.to_thread(drop_events, self._dsn, self._settings.retention.events_d)
         return CleanedUp(
             tidied.expired,
             tidied.freed,
@@ -60,7 +60,7 @@ class CleanupAdmin:
         blobs = open_blobs(settings)
         tenants: set[int] = set()
         store = PostgresStore(writes, settings.idempotency.lifetime_h)
-        committer = lone_committer(store, settings, {}, tenants)
+        committer = command_committer(store, settings, {}, tenants)
         job = cleanup_job(settings, database, blobs, committer, SystemClock())
         committing = asyncio.create_task(committer.run())
         try:
@@ -73,7 +73,7 @@ class CleanupAdmin:
             await writes.close()
             blobs.close()
             if tenants:
-                self._moved(tenants)
+                self._on_committed(tenants)
         if tidied is None or swept is None:
             raise RefusedError(
                 f"another process is at it: try again when it is done, {LEASE_S} s from now if it was killed"

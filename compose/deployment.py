@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ from engine.runtime.setting_layers import (
     settings,
 )
 from engine.runtime.settings import Settings
-from handlers.commands.deployment import DeploymentError
+from handlers.commands.deployment import DeploymentError, run_async
 from handlers.commands.serve import DEMO_TENANT, announce_demo
 from handlers.http.keys import key_set, signing_key
 from handlers.http.tokens import KeySet, issue_token
@@ -45,14 +46,16 @@ from storage.bus.checkup import LOGIN_REFUSED, bus_findings
 from storage.bus.nodes import Nodes
 from storage.embedded.account import EmbeddedError, account_for, make_data_dir
 from storage.embedded.servers import NAME_IT, Services, embedded, embedded_redis_url
+from storage.postgres.commands import command_database
 from storage.postgres.epoch import PostgresEpoch
 from storage.postgres.migrate import PostgresSchemaAdmin, migrate, status
 from storage.postgres.partitions import maintain
 from storage.postgres.places import HIDDEN, dsn_without_secrets, place_of, url_without_secrets
-from storage.stores.devices import PostgresDeviceAdmin
+from storage.postgres.pool import Database
+from storage.stores.devices import PostgresDevices
 from storage.stores.export import PostgresExport
 from storage.stores.policies import PostgresPolicies
-from storage.stores.tenants import PostgresTenancy
+from storage.stores.tenants import PostgresTenants
 from storage.stores.usage import PostgresUsage
 
 _MADE_SECRET: Final = "auth.secret"  # noqa: S105  # the name of a file
@@ -165,83 +168,83 @@ class Deployment:
         with self._database() as dsn:
             yield PostgresSchemaAdmin(dsn, self._chosen_domains)
 
-    @contextmanager
-    def _administered(self) -> Iterator[str]:
-        """Open a database, migrated where it is the embedded one, and tell servers what was done."""
+    @asynccontextmanager
+    async def _administered(self) -> AsyncIterator[tuple[Database, str]]:
+        """Open the database, migrated where it is the embedded one, and tell servers what was done."""
         redis_url = bus_url(self.settings)  # what is wrong with it is said before anything is done
         with self._database() as dsn:
             if self._embedded:
                 migrate(dsn, chosen_domains=self._chosen_domains)
-            yield dsn
+            async with command_database(dsn) as database:
+                yield database, dsn
             if redis_url := redis_url or embedded_redis_url(self._data_dir):
                 announce(redis_url, dsn, self._moved_tenants)
 
-    @contextmanager
-    def tenants(self) -> Iterator[PostgresTenancy]:
+    @asynccontextmanager
+    async def tenants(self) -> AsyncIterator[PostgresTenants]:
         """Open the tenants."""
-        with self._administered() as dsn:
-            yield PostgresTenancy(dsn)
+        async with self._administered() as (database, _):
+            yield PostgresTenants(database)
 
-    @contextmanager
-    def usage(self) -> Iterator[PostgresUsage]:
+    @asynccontextmanager
+    async def usage(self) -> AsyncIterator[PostgresUsage]:
         """Open what tenants hold."""
-        with self._administered() as dsn:
-            yield PostgresUsage(dsn)
+        async with self._administered() as (database, _):
+            yield PostgresUsage(database)
 
-    def tenant_number(self, name: str) -> int | None:
+    async def tenant_number(self, name: str) -> int | None:
         """Return the number of a tenant, None if there is none of that name."""
         with self._database() as dsn:
-            return PostgresTenancy(dsn).number(name)
+            async with command_database(dsn) as database:
+                return await PostgresTenants(database).number(name)
 
-    @contextmanager
-    def policies(self) -> Iterator[PostgresPolicies]:
+    @asynccontextmanager
+    async def policies(self) -> AsyncIterator[PostgresPolicies]:
         """Open the policies of tenants."""
-        with self._administered() as dsn:
-            yield PostgresPolicies(dsn, Domains(self.settings.domains).default_policies)
+        async with self._administered() as (database, _):
+            yield PostgresPolicies(database, Domains(self.settings.domains).default_policies)
 
-    @contextmanager
-    def conflicts(self) -> Iterator[ConflictAdmin]:
+    @asynccontextmanager
+    async def conflicts(self) -> AsyncIterator[ConflictAdmin]:
         """Open the conflicts that wait for a person."""
-        with self._administered() as dsn:
-            yield ConflictAdmin(dsn, self.settings, self._moved)
+        async with self._administered() as (database, dsn):
+            yield ConflictAdmin(database, dsn, self.settings, self._moved_tenants.update)
 
-    @contextmanager
-    def quarantine(self) -> Iterator[QuarantineAdmin]:
+    @asynccontextmanager
+    async def quarantine(self) -> AsyncIterator[QuarantineAdmin]:
         """Open the items that were rejected."""
-        with self._administered() as dsn:
-            yield QuarantineAdmin(dsn, self.settings, self._moved)
+        async with self._administered() as (database, dsn):
+            yield QuarantineAdmin(database, dsn, self.settings, self._moved_tenants.update)
 
-    @contextmanager
-    def upload_jobs(self) -> Iterator[CleanupAdmin]:
+    @asynccontextmanager
+    async def upload_jobs(self) -> AsyncIterator[CleanupAdmin]:
         """Open what is done for uploads on schedule."""
         if not (self.settings.s3.bucket or self._data_dir.is_dir()):
             raise DeploymentError(
                 f"there is no data directory {self._data_dir.resolve()}, where files are kept: set data.dir"
                 " to the server's, or give --data-dir DIR"
             )
-        with self._administered() as dsn:
-            self._refuse_restored(dsn)  # of files that are there since the backup nothing is known
-            yield CleanupAdmin(dsn, self.settings, self._moved)
-
-    def _moved(self, tenants: set[int]) -> None:
-        """Note of which tenants a command committed changes."""
-        self._moved_tenants |= tenants
+        async with self._administered() as (_, dsn):
+            self._refuse_restored(
+                dsn
+            )  # a restored database does not list the files that came after the backup
+            yield CleanupAdmin(dsn, self.settings, self._moved_tenants.update)
 
     def examine(self) -> list[CheckResult]:
         """Look at all that a server needs."""
         return examine(self.settings, self.keys, self._file)
 
-    @contextmanager
-    def devices(self) -> Iterator[PostgresDeviceAdmin]:
+    @asynccontextmanager
+    async def devices(self) -> AsyncIterator[PostgresDevices]:
         """Open the devices."""
-        with self._administered() as dsn:
-            yield PostgresDeviceAdmin(dsn)
+        async with self._administered() as (database, _):
+            yield PostgresDevices(database)
 
-    @contextmanager
-    def exports(self) -> Iterator[PostgresExport]:
+    @asynccontextmanager
+    async def exports(self) -> AsyncIterator[PostgresExport]:
         """Open what can be written out of the system."""
-        with self._administered() as dsn:
-            yield PostgresExport(dsn, self.settings.domains)
+        async with self._administered() as (database, _):
+            yield PostgresExport(database, self.settings.domains)
 
     @contextmanager
     def epoch(self) -> Iterator[PostgresEpoch]:
@@ -260,9 +263,10 @@ class Deployment:
         configure(chosen.log)
         with self._services() as running_services:
             dsn = running_services.dsn
+            demo_number = None
             if self._embedded:
                 migrate(dsn, chosen_domains=self._chosen_domains)
-                PostgresTenancy(dsn).ensure(DEMO_TENANT)
+                demo_number = run_async(_ensure_demo_tenant(dsn))
             elif any(one.applied_at is None for one in status(dsn)):
                 raise DeploymentError("the schema is not up to date: run `run.py migrate`, then serve again")
             self._refuse_restored(dsn)
@@ -270,7 +274,7 @@ class Deployment:
                 maintain(dsn, chosen.idempotency.lifetime_h, chosen.retention.events_d)
             except StoreRetryError as error:  # a dump holds the tables: there are days ahead for a fortnight
                 _log.warning("maintenance_failed", reason=type(error).__name__)
-            announced = self._announce if self._embedded else lambda _: None
+            announced = partial(self._announce, demo_number) if self._embedded else lambda _: None
             try:
                 _check_bus(running_services.redis_url, several=several)
                 self._keys_to_serve()  # what is wrong with them is said once, and by this process
@@ -291,7 +295,7 @@ class Deployment:
         if PostgresEpoch(dsn).restored():
             raise DeploymentError("this database was restored: run `run.py epoch renew`, then try again")
 
-    def _announce(self, port: int) -> None:
+    def _announce(self, demo_number: int | None, port: int) -> None:
         auth = self.settings.auth
 
         def sign() -> str:
@@ -300,13 +304,20 @@ class Deployment:
                 audience=auth.audience,
                 ttl_s=auth.token_ttl_s,
                 tenant=DEMO_TENANT,
-                number=self.tenant_number(DEMO_TENANT),
+                number=demo_number,
                 device_id="demo-device",
             )
 
         place = shlex.quote(str(self._data_dir.resolve()))
         command = f"run.py token --tenant {DEMO_TENANT} --device demo-device --data-dir {place}"
         announce_demo(f"http://{self.settings.server.host}:{port}", sign, command)
+
+
+async def _ensure_demo_tenant(dsn: str) -> int | None:
+    async with command_database(dsn) as database:
+        tenants = PostgresTenants(database)
+        await tenants.ensure(DEMO_TENANT)
+        return await tenants.number(DEMO_TENANT)
 
 
 def _check_bus(url: str, *, several: bool) -> None:

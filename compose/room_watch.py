@@ -14,7 +14,7 @@ from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
 from storage.postgres.disk import Disk
 from storage.postgres.pool import Database
-from storage.stores.usage import fullest
+from storage.stores.usage import PostgresUsage
 
 _LOOK_S: Final = 15.0
 
@@ -27,7 +27,7 @@ class RoomWatch:
     def __init__(self, database: Database, settings: Settings) -> None:
         bounds = TenantUsage(**msgspec.structs.asdict(settings.tenant_limits))
         self.state = CapacityState(bounds, TenantUsage())
-        self._database = database
+        self._usage = PostgresUsage(database)
         self._disk = Disk(database, settings.postgres.min_free_bytes, settings.postgres.max_bytes)
 
     async def run(self) -> None:
@@ -40,7 +40,7 @@ class RoomWatch:
         """Look once. What cannot be read stays as it was."""
         state = self.state
         try:
-            state.fullest = await fullest(self._database)
+            state.fullest = await self._usage.fullest()
             state.free_bytes, full = await self._disk.look()
         except StoreError as error:
             _log.warning("room_unread", reason=type(error).__name__)

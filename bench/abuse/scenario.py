@@ -25,6 +25,7 @@ from bench.abuse.generator import Attacked, AttackPlan, Prepared
 from bench.abuse.others import DEVICES, PER_S, Others
 from bench.abuse.photo import photo_s
 from bench.abuse.site import Site, site_at, site_of
+from bench.harness.administer import administer
 from bench.harness.child import Child, child, progress
 from bench.harness.environment import BenchError, fresh
 from bench.harness.nginx import trusting
@@ -33,6 +34,7 @@ from bench.report.results import Abuse, Bar, Phase, Report
 from bench.report.tables import brief
 from engine.model.domains import DomainPolicy
 from engine.plan.tenant_usage import NAMES
+from storage.postgres.commands import command_database
 from storage.stores.policies import PostgresPolicies
 from storage.stores.usage import PostgresUsage
 
@@ -149,7 +151,8 @@ class _Abuse:
         add_tenants(site.dsn, [self._tenant])
         if attack.manual:
             held = DomainPolicy("manual")
-            PostgresPolicies(site.dsn, {"task": held}).set(self._tenant, "task", held)
+            async with command_database(site.dsn) as database:
+                await PostgresPolicies(database, {"task": held}).set(self._tenant, "task", held)
         if site.worker is not None:
             await site.worker.renew(attack.bounds)
         self._gauge = Gauge(site.target.host, site.target.port, site.dsn)
@@ -278,7 +281,7 @@ class _Abuse:
         """Return the most that the attackers' tenant holds of any bound; a version before may have none."""
         if self._site.before:
             return None
-        (holds,) = PostgresUsage(self._site.dsn).usage(self._tenant)
+        (holds,) = administer(self._site.dsn, lambda database: PostgresUsage(database).usage(self._tenant))
         limits = self._settings.tenant_limits
         bounds: dict[str, int] = {name: getattr(limits, name) for name in NAMES} | dict(self._attack.bounds)
         parts: list[float] = [getattr(holds.usage, name) / bounds[name] for name in NAMES]

@@ -23,6 +23,7 @@ from bench.report.results import Bar, Figure, Report
 from bench.report.statistics import latency_of
 from engine.model.domains import DomainPolicy
 from storage.postgres.blocking import connected
+from storage.postgres.commands import command_database
 from storage.stores.policies import PostgresPolicies
 
 SIZES: Final = (500, 50_000)
@@ -99,7 +100,8 @@ class _Run:
         """Make the records, have them conflict, settle some by hand and read the table."""
         add_tenants(self._stage.dsn, [self._tenant])
         chosen = DomainPolicy(self._policy)
-        PostgresPolicies(self._stage.dsn, {"task": chosen}).set(self._tenant, "task", chosen)
+        async with command_database(self._stage.dsn) as database:
+            await PostgresPolicies(database, {"task": chosen}).set(self._tenant, "task", chosen)
         office = await self._opened("office")
         await self._made(office, "make", lambda case: Item("put", MADE_S, case.made), None)
         await self._made(office, "change", _change, 1)

@@ -24,6 +24,7 @@ from bench.faults.proxy import bad_line
 from bench.faults.server import Workers, workers
 from bench.faults.tables import read_tables
 from bench.faults.workload import POLICIES
+from bench.harness.administer import administer
 from bench.harness.audit import Audit
 from bench.harness.child import progress
 from bench.harness.clusters import Cluster
@@ -32,6 +33,7 @@ from bench.harness.load_run import Target
 from bench.harness.stage import Options, add_tenants
 from bench.report.results import Figure, Report
 from engine.model.domains import DomainPolicy, Domains
+from storage.postgres.pool import Database
 from storage.stores.policies import PostgresPolicies
 
 ROUNDS: Final = 50
@@ -78,11 +80,15 @@ def _work(rounds: int, seed: int) -> str:
 
 def _prepare(dsn: str, options: Options) -> None:
     add_tenants(dsn, list(TENANTS))
-    policies = PostgresPolicies(dsn, Domains(options.settings.domains).default_policies)
-    for index, tenant in enumerate(TENANTS):
-        for domain, (policy, fallback) in POLICIES[index % len(POLICIES)].items():
-            chosen = {"policy": policy, "fallback": fallback}
-            policies.set(tenant, domain, msgspec.convert(chosen, DomainPolicy))
+
+    async def choose(database: Database) -> None:
+        policies = PostgresPolicies(database, Domains(options.settings.domains).default_policies)
+        for index, tenant in enumerate(TENANTS):
+            for domain, (policy, fallback) in POLICIES[index % len(POLICIES)].items():
+                chosen = {"policy": policy, "fallback": fallback}
+                await policies.set(tenant, domain, msgspec.convert(chosen, DomainPolicy))
+
+    administer(dsn, choose)
 
 
 def order(random: Random, count: int) -> list[str]:

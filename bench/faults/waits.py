@@ -33,6 +33,7 @@ from bench.harness.load_run import Target
 from bench.harness.stage import add_tenants
 from engine.model.domains import DomainPolicy, Domains
 from storage.embedded.servers import servers
+from storage.postgres.commands import command_database
 from storage.stores.policies import PostgresPolicies
 
 TENANT: Final = "acme"
@@ -118,7 +119,7 @@ async def changed(stage: _Stage, policies: PostgresPolicies, policy: str) -> flo
     """Set a policy, telling no worker; give the seconds until devices of both are told."""
     async with stage.device("one", 0) as one, stage.device("two", 1) as two:
         chosen = msgspec.convert({"policy": policy}, DomainPolicy)
-        await asyncio.to_thread(policies.set, TENANT, "task", chosen)
+        await policies.set(TENANT, "task", chosen)
         begun_s = time.monotonic()
         async with asyncio.timeout(_TOLD_S):
             return max(await asyncio.gather(one.hears(policy), two.hears(policy))) - begun_s
@@ -142,9 +143,13 @@ async def measure(config: Path | None, data_dir: str | None, times: int, seed: i
     with fresh(settings) as environment:
         dsn = environment.database("product")
         add_tenants(dsn, [TENANT])
-        policies = PostgresPolicies(dsn, Domains(settings.domains).default_policies)
         secret = secrets.token_urlsafe(48)
-        async with workers(environment, dsn, secret, config, History()) as server, ClientSession() as session:
+        async with (
+            command_database(dsn) as database,
+            workers(environment, dsn, secret, config, History()) as server,
+            ClientSession() as session,
+        ):
+            policies = PostgresPolicies(database, Domains(settings.domains).default_policies)
             target = Target(
                 port=server.port, secret=secret, tenants=[TENANT], audience=settings.auth.audience
             )

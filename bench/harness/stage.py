@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from bench.harness.administer import administer
 from bench.harness.child import progress
 from bench.harness.environment import BenchError, Environment, deployed, secret_of
 from bench.harness.load_run import Target
@@ -18,7 +19,8 @@ from bench.harness.server import Server, product, started
 from engine.runtime.settings import Settings
 from storage.postgres.blocking import connected
 from storage.postgres.places import place_of
-from storage.stores.tenants import PostgresTenancy
+from storage.postgres.pool import Database
+from storage.stores.tenants import PostgresTenants
 
 #: Said in the report of a server that runs already.
 NOT_OURS: Final = "CPU and memory of a server that was not started here are not measured"
@@ -129,9 +131,12 @@ async def bare_stage(
 
 def add_tenants(dsn: str, names: list[str]) -> None:
     """Create the tenants that are not there. Raises StoreError."""
-    tenancy = PostgresTenancy(dsn)
-    for name in names:
-        tenancy.ensure(name)
+
+    async def add(database: Database) -> None:
+        for name in names:
+            await PostgresTenants(database).ensure(name)
+
+    administer(dsn, add)
 
 
 def tenant_ids(dsn: str) -> list[int]:

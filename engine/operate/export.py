@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -29,7 +29,9 @@ class Row(msgspec.Struct, frozen=True):
 class ExportStore(Protocol):
     """Reads what a tenant has in a domain."""
 
-    def pages(self, tenant: str, domain: str, from_us: int | None, to_us: int | None) -> Iterator[list[Row]]:
+    def pages(
+        self, tenant: str, domain: str, from_us: int | None, to_us: int | None
+    ) -> AsyncIterator[list[Row]]:
         """Give rows in the order of their keys, each page read in a transaction of its own.
 
         Args:

@@ -67,41 +67,41 @@ class SchemaAdmin(Protocol):
         """List the migrations in order. Raises StoreError."""
 
 
-class Tenants(Protocol):
+class TenantAdmin(Protocol):
     """The tenants; servers notice within a second when one comes or goes."""
 
-    def add(self, name: str) -> None:
+    async def add(self, name: str) -> None:
         """Create a tenant. Raises RefusedError if there is one of that name, StoreError."""
 
-    def number(self, name: str) -> int | None:
+    async def number(self, name: str) -> int | None:
         """Return the number of a tenant, which none had before it and none will have; None without one.
 
         Raises StoreError.
         """
 
-    def removed_at(self, name: str) -> datetime | None:
+    async def removed_at(self, name: str) -> datetime | None:
         """Tell when the last tenant of a name was removed, None if none ever was. Raises StoreError."""
 
-    def revoke_token(self, token_id: str, tenant: str | None) -> bool:
+    async def revoke_token(self, token_id: str, tenant: str | None) -> bool:
         """Have tokens with a ``jti`` believed no more, of one tenant or of all; tell whether it is new.
 
         Raises RefusedError if there is no such tenant, StoreError.
         """
 
-    def tenants(self) -> list[TenantSummary]:
+    async def tenants(self) -> list[TenantSummary]:
         """List tenants by name. Raises StoreError."""
 
-    def remove(self, name: str, *, erase: bool) -> None:
+    async def remove(self, name: str, *, erase: bool) -> None:
         """Remove a tenant, with all its data if ``erase``.
 
         Raises RefusedError if there is none, or it has data that is not to be erased; StoreError.
         """
 
 
-class Usage(Protocol):
+class UsageAdmin(Protocol):
     """What tenants hold."""
 
-    def usage(self, tenant: str | None) -> list[TenantHolds]:
+    async def usage(self, tenant: str | None) -> list[TenantHolds]:
         """List what a tenant holds, or all of them by name.
 
         Raises RefusedError if there is no such tenant, StoreError.
@@ -121,19 +121,19 @@ class PolicyInForce(msgspec.Struct, frozen=True):
     own: bool
 
 
-class Policies(Protocol):
+class PolicyAdmin(Protocol):
     """The policies of tenants; servers follow within a second."""
 
-    def policies(self, tenant: str | None) -> list[PolicyInForce]:
+    async def policies(self, tenant: str | None) -> list[PolicyInForce]:
         """List what is in force, of one tenant or of all, by tenant and domain.
 
         Raises RefusedError if there is no such tenant, StoreError.
         """
 
-    def set(self, tenant: str, domain: str, policy: DomainPolicy) -> None:
+    async def set(self, tenant: str, domain: str, policy: DomainPolicy) -> None:
         """Set a tenant's own policy. Raises RefusedError for a tenant or domain that is not, StoreError."""
 
-    def unset(self, tenant: str, domain: str) -> bool:
+    async def unset(self, tenant: str, domain: str) -> bool:
         """Give a tenant the default of a domain again; tell whether it had a policy of its own.
 
         Raises RefusedError if there is no such tenant, or a domain that is neither set nor known; StoreError.
@@ -166,32 +166,32 @@ class DeviceSummary(msgspec.Struct, frozen=True, kw_only=True):
 class DeviceAdmin(Protocol):
     """The devices of all tenants; servers notice within a second when one is revoked."""
 
-    def devices(self, tenant: str | None) -> list[DeviceSummary]:
+    async def devices(self, tenant: str | None) -> list[DeviceSummary]:
         """List devices, of one tenant or of all, by tenant and id. Raises RefusedError, StoreError."""
 
-    def device(self, tenant: str, device_id: str) -> DeviceSummary:
+    async def device(self, tenant: str, device_id: str) -> DeviceSummary:
         """Find one device. Raises RefusedError if there is no such tenant or device, StoreError."""
 
-    def revoke(self, tenant: str, device_id: str) -> bool:
+    async def revoke(self, tenant: str, device_id: str) -> bool:
         """Let a device in no more, also one that was never seen; tell whether it was let in until now.
 
         Raises RefusedError if there is no such tenant, StoreError.
         """
 
-    def known(self, tenant: str, device_id: str) -> bool:
+    async def known(self, tenant: str, device_id: str) -> bool:
         """Tell whether a device was ever seen, or revoked.
 
         Raises RefusedError if there is no such tenant, StoreError.
         """
 
-    def restore(self, tenant: str, device_id: str) -> bool:
+    async def restore(self, tenant: str, device_id: str) -> bool:
         """Undo a revocation: tokens that are signed from now on count. Tell whether it was revoked.
 
         Raises RefusedError if there is no such tenant or device, StoreError.
         """
 
 
-class Epoch(Protocol):
+class EpochAdmin(Protocol):
     """What cursors carry, so that devices notice a restore."""
 
     def restored(self) -> bool:
@@ -236,19 +236,19 @@ class ConflictCase(msgspec.Struct, frozen=True):
 class ConflictAdmin(Protocol):
     """Where a person settles what policies leave open. An id is of ``tenant``, or of any with None."""
 
-    def conflicts(self, tenant: str | None) -> list[ConflictSummary]:
+    async def list_open(self, tenant: str | None) -> list[ConflictSummary]:
         """List open conflicts by tenant, oldest first. Raises RefusedError if there is no such tenant."""
 
-    def settled(self, tenant: str | None, limit: int) -> list[ConflictSummary]:
+    async def list_settled(self, tenant: str | None, limit: int) -> list[ConflictSummary]:
         """List settled conflicts by tenant, latest first, ``limit`` of each tenant at most.
 
         Raises RefusedError if there is no such tenant.
         """
 
-    def conflict(self, conflict_id: str, tenant: str | None) -> ConflictCase:
+    async def find(self, conflict_id: str, tenant: str | None) -> ConflictCase:
         """Find a conflict. Raises RefusedError if there is none, or several tenants have one of that id."""
 
-    def settle(
+    async def settle(
         self,
         case: ConflictCase,
         choice: Choice,
@@ -311,19 +311,19 @@ class Recovered(msgspec.Struct, frozen=True):
 class QuarantineAdmin(Protocol):
     """Where a person recovers what was rejected. An id is of ``tenant``, or of any with None."""
 
-    def items(self, tenant: str | None) -> list[QuarantineSummary]:
+    async def items(self, tenant: str | None) -> list[QuarantineSummary]:
         """List items by tenant, oldest first. Raises RefusedError if there is no such tenant."""
 
-    def item(self, quarantine_id: str, tenant: str | None) -> QuarantineCase:
+    async def find(self, quarantine_id: str, tenant: str | None) -> QuarantineCase:
         """Find an item. Raises RefusedError if there is none, or several tenants have one of that id."""
 
-    def behind(self, row: Quarantined) -> list[Quarantined]:
+    async def behind(self, row: Quarantined) -> list[Quarantined]:
         """List the items that were rejected because this one was. Raises StoreError."""
 
-    def drop(self, case: QuarantineCase) -> None:
+    async def drop(self, case: QuarantineCase) -> None:
         """Give an item up, for good. Raises RefusedError if it left the quarantine just now, StoreError."""
 
-    def retry(self, case: QuarantineCase, data: bytes | None, *, hold: bool) -> Recovered:
+    async def retry(self, case: QuarantineCase, data: bytes | None, *, hold: bool) -> Recovered:
         """Send an item again as its device did, with other ``data`` (JSON) if given.
 
         Those behind it, which were rejected because it was, go along, in order and in the same transaction.
@@ -364,10 +364,10 @@ class CleanedUp(msgspec.Struct, frozen=True):
     abandonment: list[TenantAbandonment]
 
 
-class CleanupJobs(Protocol):
+class CleanupAdmin(Protocol):
     """What servers do for uploads on schedule."""
 
-    def clean_up(self) -> CleanedUp:
+    async def clean_up(self) -> CleanedUp:
         """Clean up now. Raises RefusedError while another process does, StoreError."""
 
 

@@ -8,7 +8,7 @@ import click
 import msgspec
 from msgspec import UNSET
 
-from engine.operate.conflicts import Difference, Review, Standing, Wanted, review
+from engine.operate.conflict_view import ClientView, ConflictView, Difference, RecordView, conflict_view
 from engine.wire.messages import Choice
 from handlers.commands.deployment import Deployment, as_json, of_tenant, table, with_deployment
 from handlers.operate.printing import say
@@ -31,10 +31,12 @@ def conflicts() -> None:
 )
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment()
-def list_(deployment: Deployment, *, tenant: str | None, settled: bool, limit: int, json_: bool) -> None:
+async def list_(
+    deployment: Deployment, *, tenant: str | None, settled: bool, limit: int, json_: bool
+) -> None:
     """List open conflicts by tenant, oldest first; with --settled those that wait for nobody."""
-    with deployment.conflicts() as admin:
-        found = admin.settled(tenant, limit) if settled else admin.conflicts(tenant)
+    async with deployment.conflicts() as admin:
+        found = await admin.list_settled(tenant, limit) if settled else await admin.list_open(tenant)
     if json_:
         as_json(found)
     elif settled:
@@ -79,17 +81,17 @@ def list_(deployment: Deployment, *, tenant: str | None, settled: bool, limit: i
 @of_tenant
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment()
-def show(deployment: Deployment, *, conflict_id: str, tenant: str | None, json_: bool) -> None:
+async def show(deployment: Deployment, *, conflict_id: str, tenant: str | None, json_: bool) -> None:
     """Show both sides of a conflict, the record as it stands now, and the fields that differ."""
-    with deployment.conflicts() as admin:
-        shown = review(admin.conflict(conflict_id, tenant))
+    async with deployment.conflicts() as admin:
+        shown = conflict_view(await admin.find(conflict_id, tenant))
     if json_:
         as_json(shown)
     else:
         _show(shown)
 
 
-def _show(shown: Review) -> None:
+def _show(shown: ConflictView) -> None:
     client, record = shown.client, shown.record
     say(f"conflict  {shown.conflict_id} of {shown.tenant}, opened {shown.opened_at} ({shown.policy})")
     if record is None:
@@ -113,13 +115,13 @@ def _show(shown: Review) -> None:
         )
 
 
-def show_server(domain: str, record_id: str, record: Standing) -> None:
+def show_server(domain: str, record_id: str, record: RecordView) -> None:
     """Print the server's side."""
     kind = "deleted" if record.data is None else f"version {record.version}"
     say(f"server    {domain} {record_id}, {kind}, of {record.at} by {record.device_id or 'nobody'}")
 
 
-def show_client(client: Wanted) -> None:
+def show_client(client: ClientView) -> None:
     """Print the device's side."""
     base = "no base" if client.base is None else f"base {client.base}"
     many = "" if client.changes == 1 else f", {client.changes} changes"
@@ -168,7 +170,7 @@ def _cell(value: object) -> str:
     help="The count of the device's changes that show showed: if there are more now, nothing is settled.",
 )
 @with_deployment(changes=True)
-def resolve(
+async def resolve(
     deployment: Deployment,
     *,
     conflict_id: str,
@@ -182,9 +184,9 @@ def resolve(
     if (choice == "merged") is (data is None):
         raise click.UsageError("--choice merged needs --data FILE, and no other choice takes it.")
     merged = None if data is None else data.read()
-    with deployment.conflicts() as admin:
-        case = admin.conflict(conflict_id, tenant)
+    async with deployment.conflicts() as admin:
+        case = await admin.find(conflict_id, tenant)
         standing = case.record.version if case.record is not None else 1
-        settled = admin.settle(case, choice, version or standing, merged, changes)
+        settled = await admin.settle(case, choice, version or standing, merged, changes)
     conflict = case.conflict
     say(f"settled: {conflict.domain} {conflict.record_id} is at version {settled.version}")

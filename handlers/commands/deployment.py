@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import wraps
 from pathlib import Path
 from textwrap import wrap
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import click
 import msgspec
@@ -17,16 +18,16 @@ import msgspec
 from engine.operate.export import ExportStore
 from engine.operate.ports import (
     CheckResult,
-    CleanupJobs,
+    CleanupAdmin,
     ConflictAdmin,
     DeviceAdmin,
-    Epoch,
-    Policies,
+    EpochAdmin,
+    PolicyAdmin,
     QuarantineAdmin,
     RefusedError,
     SchemaAdmin,
-    Tenants,
-    Usage,
+    TenantAdmin,
+    UsageAdmin,
 )
 from engine.runtime.ports import StoreError, StoreUnavailableError
 from engine.runtime.setting_layers import InForce
@@ -35,7 +36,10 @@ from handlers.http.tokens import KeySet, UnusableKeyError
 from handlers.operate.logging import configure
 from handlers.operate.printing import json_text, plain, say
 
-Command = Callable[..., None]
+#: One that awaits returns a coroutine.
+Command = Callable[..., Coroutine[Any, Any, None] | None]
+
+Result = TypeVar("Result")
 
 #: Of a column that is wrapped: on a narrower terminal its lines are too long, and still words.
 _LEAST_CHARS: Final = 24
@@ -66,7 +70,7 @@ class Deployment(Protocol):
     def database(self) -> str:
         """Name the database that was opened, without any secret; empty if none was."""
 
-    def tenant_number(self, name: str) -> int | None:
+    async def tenant_number(self, name: str) -> int | None:
         """Return the number of a tenant, None if there is none of that name."""
 
     def keys(self) -> KeySet:
@@ -75,31 +79,31 @@ class Deployment(Protocol):
     def schema(self) -> AbstractContextManager[SchemaAdmin]:
         """Open the schema."""
 
-    def tenants(self) -> AbstractContextManager[Tenants]:
+    def tenants(self) -> AbstractAsyncContextManager[TenantAdmin]:
         """Open the tenants."""
 
-    def usage(self) -> AbstractContextManager[Usage]:
+    def usage(self) -> AbstractAsyncContextManager[UsageAdmin]:
         """Open what tenants hold."""
 
-    def policies(self) -> AbstractContextManager[Policies]:
+    def policies(self) -> AbstractAsyncContextManager[PolicyAdmin]:
         """Open the policies of tenants."""
 
-    def devices(self) -> AbstractContextManager[DeviceAdmin]:
+    def devices(self) -> AbstractAsyncContextManager[DeviceAdmin]:
         """Open the devices."""
 
-    def exports(self) -> AbstractContextManager[ExportStore]:
+    def exports(self) -> AbstractAsyncContextManager[ExportStore]:
         """Open what can be written out of the system."""
 
-    def epoch(self) -> AbstractContextManager[Epoch]:
+    def epoch(self) -> AbstractContextManager[EpochAdmin]:
         """Open the epoch."""
 
-    def conflicts(self) -> AbstractContextManager[ConflictAdmin]:
+    def conflicts(self) -> AbstractAsyncContextManager[ConflictAdmin]:
         """Open the conflicts that wait for a person."""
 
-    def quarantine(self) -> AbstractContextManager[QuarantineAdmin]:
+    def quarantine(self) -> AbstractAsyncContextManager[QuarantineAdmin]:
         """Open the items that were rejected."""
 
-    def upload_jobs(self) -> AbstractContextManager[CleanupJobs]:
+    def upload_jobs(self) -> AbstractAsyncContextManager[CleanupAdmin]:
         """Open what is done for uploads on schedule."""
 
     def examine(self) -> list[CheckResult]:
@@ -161,7 +165,9 @@ def with_deployment(
             try:
                 deployment = open_deployment(config, given)
                 try:
-                    command(deployment, **options)
+                    running = command(deployment, **options)
+                    if running is not None:
+                        run_async(running)
                 except (RefusedError, click.ClickException):
                     _name_database(deployment, changes=changes)
                     raise
@@ -175,6 +181,16 @@ def with_deployment(
         return run
 
     return decorate
+
+
+def run_async(call: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine of a command; all commands enter an event loop here.
+
+    ``asyncio.run`` would turn the first Ctrl-C into a cancellation, which a question on the terminal does not
+    notice. Here KeyboardInterrupt is raised where the command is, and what it opened is closed.
+    """
+    with asyncio.Runner() as runner:
+        return runner.get_loop().run_until_complete(call)
 
 
 def _name_database(deployment: Deployment, *, changes: bool) -> None:

@@ -28,10 +28,10 @@ def device() -> None:
 @of_tenant
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment()
-def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> None:
+async def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> None:
     """List devices, with their health score as of now."""
-    with deployment.devices() as devices:
-        found = devices.devices(tenant)
+    async with deployment.devices() as devices:
+        found = await devices.devices(tenant)
     if json_:
         as_json(found)
     else:
@@ -69,10 +69,10 @@ def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> None:
 @click.argument("device_id", metavar="D")
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment()
-def show(deployment: Deployment, *, tenant: str, device_id: str, json_: bool) -> None:
+async def show(deployment: Deployment, *, tenant: str, device_id: str, json_: bool) -> None:
     """Show all that is known of a device."""
-    with deployment.devices() as devices:
-        found = devices.device(tenant, device_id)
+    async with deployment.devices() as devices:
+        found = await devices.device(tenant, device_id)
     if json_:
         as_json(found)
     else:
@@ -85,15 +85,15 @@ def show(deployment: Deployment, *, tenant: str, device_id: str, json_: bool) ->
 @click.argument("device_id", metavar="D", callback=_checked)
 @click.option("--yes", is_flag=True, help="Do not ask about a device that was never seen.")
 @with_deployment(changes=True)
-def revoke(deployment: Deployment, *, tenant: str, device_id: str, yes: bool) -> None:
+async def revoke(deployment: Deployment, *, tenant: str, device_id: str, yes: bool) -> None:
     """Let a device in no more: its connections close within a second, all its tokens are refused.
 
     An id that was never seen may be a slip: that asks first. `device restore` undoes a revocation.
     """
-    with deployment.devices() as devices:
-        if not yes and not devices.known(tenant, device_id):
+    async with deployment.devices() as devices:
+        if not yes and not await devices.known(tenant, device_id):
             confirm(f"No device {device_id} of {tenant} was ever seen. Revoke that id all the same?")
-        newly = devices.revoke(tenant, device_id)
+        newly = await devices.revoke(tenant, device_id)
     done = f"revoked {device_id} of {tenant}" if newly else f"{device_id} of {tenant} was revoked already"
     say(done)
 
@@ -102,13 +102,13 @@ def revoke(deployment: Deployment, *, tenant: str, device_id: str, yes: bool) ->
 @click.option("--tenant", metavar="T", required=True, help="The device's tenant.")
 @click.argument("device_id", metavar="D", callback=_checked)
 @with_deployment(changes=True)
-def restore(deployment: Deployment, *, tenant: str, device_id: str) -> None:
+async def restore(deployment: Deployment, *, tenant: str, device_id: str) -> None:
     """Undo a revocation, for tokens that are signed from now on.
 
     Tokens of before stay refused, and those without an iat. Sign the device a new one.
     """
-    with deployment.devices() as devices:
-        restored = devices.restore(tenant, device_id)
+    async with deployment.devices() as devices:
+        restored = await devices.restore(tenant, device_id)
     done = "restored, for tokens signed from now on" if restored else "is not revoked: nothing to restore"
     say(f"{device_id} of {tenant} {done}")
 

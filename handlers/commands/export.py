@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import IO
 
 import click
 
-from engine.operate.export import CsvForm, ExportStore, Format, json_line
+from engine.operate.export import CsvForm, Format, Row, json_line
 from engine.wire.timestamps import to_us as microseconds
 from handlers.commands.deployment import Deployment, DeploymentError, with_deployment
 
@@ -47,7 +47,7 @@ class _Time(click.ParamType[int]):
 @click.option("--format", "format_", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="A new file, not stdout.")
 @with_deployment()
-def export(
+async def export(
     deployment: Deployment,
     *,
     tenant: str,
@@ -65,38 +65,41 @@ def export(
     """
     if from_us is not None and to_us is not None and from_us >= to_us:
         raise click.UsageError("--from has to be before --to: nothing is between them.")
-    with deployment.exports() as store, _opened(output) as file:
-        write = _csv if format_ == "csv" else _jsonl
-        try:
-            for count in write(_lines(store, tenant, domain, from_us, to_us), file):
-                _tell(count)
-            file.flush()
-        except BrokenPipeError:  # of `| head`, who has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        finally:
-            _tell(None)
+    async with deployment.exports() as store:
+        with _opened(output) as file:
+            await _write(store.pages(tenant, domain, from_us, to_us), format_, file)
 
 
-def _lines(
-    store: ExportStore, tenant: str, domain: str, from_us: int | None, to_us: int | None
-) -> Iterator[list[bytes]]:
-    for page in store.pages(tenant, domain, from_us, to_us):
+async def _write(pages: AsyncIterator[list[Row]], format_: Format, file: IO[bytes]) -> None:
+    write = _csv if format_ == "csv" else _jsonl
+    try:
+        async for count in write(_lines(pages), file):
+            _tell(count)
+        file.flush()
+    except BrokenPipeError:  # the reader closed the pipe, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        _tell(None)
+
+
+async def _lines(pages: AsyncIterator[list[Row]]) -> AsyncIterator[list[bytes]]:
+    async for page in pages:
         yield [json_line(row) for row in page]
 
 
-def _jsonl(pages: Iterator[list[bytes]], file: IO[bytes]) -> Iterator[int]:
+async def _jsonl(pages: AsyncIterator[list[bytes]], file: IO[bytes]) -> AsyncIterator[int]:
     count = 0
-    for page in pages:
+    async for page in pages:
         file.writelines(page)
         count += len(page)
         yield count
 
 
-def _csv(pages: Iterator[list[bytes]], file: IO[bytes]) -> Iterator[int]:
+async def _csv(pages: AsyncIterator[list[bytes]], file: IO[bytes]) -> AsyncIterator[int]:
     """Write CSV, of which the columns are known once all was read: it waits in a file without a name."""
     form, count = CsvForm(), 0
     with tempfile.TemporaryFile() as waiting:
-        for page in pages:
+        async for page in pages:
             for line in page:
                 form.note(line)
             waiting.writelines(page)

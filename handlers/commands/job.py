@@ -17,15 +17,15 @@ def job() -> None:
 @job.command("cleanup", epilog="Example: run.py job cleanup --json")
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment(changes=True)
-def cleanup(deployment: Deployment, *, json_: bool) -> None:
+async def cleanup(deployment: Deployment, *, json_: bool) -> None:
     """Clean up after uploads, drop what [retention] keeps no longer, and print how many were given up.
 
     Uploads that expired end, files of records that are gone for longer than uploads.grace_h are freed, the
     last data of records that are deleted for longer than records.tombstone_data_h are dropped, and what no
     upload or record wants any more is removed.
     """
-    with deployment.upload_jobs() as jobs:
-        done = jobs.clean_up()
+    async with deployment.upload_jobs() as jobs:
+        done = await jobs.clean_up()
     if json_:
         as_json(done)
         return

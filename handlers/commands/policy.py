@@ -20,10 +20,10 @@ def policy() -> None:
 @click.option("--tenant", metavar="T", help="Only of this tenant.")
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment()
-def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> None:
+async def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> None:
     """List the policy in force for each tenant and domain, and whether it is the tenant's own."""
-    with deployment.policies() as policies:
-        found = policies.policies(tenant)
+    async with deployment.policies() as policies:
+        found = await policies.policies(tenant)
     if json_:
         as_json(found)
     else:
@@ -46,15 +46,15 @@ def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> None:
     help="For field_merge: what settles a field that both changed; most_recent_wins by default.",
 )
 @with_deployment(changes=True)
-def set_(
+async def set_(
     deployment: Deployment, *, tenant: str, domain: str, chosen: Policy, fallback: Fallback | None
 ) -> None:
     """Set a tenant's own policy for a domain; conflicts that are open stay open."""
     if fallback is not None and chosen != "field_merge":
         raise click.UsageError("--fallback is for field_merge: leave it out.")
     new = DomainPolicy(chosen) if fallback is None else DomainPolicy(chosen, fallback)
-    with deployment.policies() as policies:
-        policies.set(tenant, domain, new)
+    async with deployment.policies() as policies:
+        await policies.set(tenant, domain, new)
     behind = f", then {new.fallback}" if chosen == "field_merge" else ""
     say(f"{tenant} settles {domain} by {chosen}{behind}")
 
@@ -63,11 +63,11 @@ def set_(
 @click.option("--tenant", metavar="T", required=True, help="The tenant.")
 @click.option("--domain", metavar="D", required=True, help="The domain, one of records.")
 @with_deployment(changes=True)
-def unset(deployment: Deployment, *, tenant: str, domain: str) -> None:
+async def unset(deployment: Deployment, *, tenant: str, domain: str) -> None:
     """Give a tenant the default policy of a domain again; conflicts that are open stay open."""
-    with deployment.policies() as policies:
-        done = policies.unset(tenant, domain)
-        default = next((one for one in policies.policies(tenant) if one.domain == domain), None)
+    async with deployment.policies() as policies:
+        done = await policies.unset(tenant, domain)
+        default = next((one for one in await policies.policies(tenant) if one.domain == domain), None)
     if default is None:
         say(f"{tenant} has no policy for {domain} any more, which the settings do not know")
         return

@@ -8,7 +8,7 @@ from typing import BinaryIO, Final
 import click
 import msgspec
 
-from engine.operate.conflicts import Sides, sides
+from engine.operate.conflict_view import RetryView, retry_view
 from engine.operate.ports import QuarantineCase, Retried
 from engine.operate.quarantine_retry import stays
 from engine.wire.floats import json_decoder
@@ -31,10 +31,10 @@ def quarantine() -> None:
 @of_tenant
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment()
-def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> None:
+async def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> None:
     """List rejected items by tenant, oldest first."""
-    with deployment.quarantine() as admin:
-        found = admin.items(tenant)
+    async with deployment.quarantine() as admin:
+        found = await admin.items(tenant)
     if json_:
         as_json(found)
     else:
@@ -75,10 +75,10 @@ class _Shown(msgspec.Struct):
 @of_tenant
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment()
-def show(deployment: Deployment, *, quarantine_id: str, tenant: str | None, json_: bool) -> None:
+async def show(deployment: Deployment, *, quarantine_id: str, tenant: str | None, json_: bool) -> None:
     """Show a rejected item as it was sent, and why it was rejected."""
-    with deployment.quarantine() as admin:
-        shown = _shown(admin.item(quarantine_id, tenant))
+    async with deployment.quarantine() as admin:
+        shown = _shown(await admin.find(quarantine_id, tenant))
     if json_:
         as_json(shown)
         return
@@ -128,7 +128,7 @@ def _shown(case: QuarantineCase) -> _Shown:
     "--hold", is_flag=True, help="Leave a conflict to a person, whatever the policy; see run.py conflicts."
 )
 @with_deployment(changes=True)
-def retry(
+async def retry(
     deployment: Deployment, *, quarantine_id: str, tenant: str | None, data: BinaryIO | None, hold: bool
 ) -> None:
     """Send a rejected item again as its device did: under its id, at its time, by the same rules.
@@ -138,12 +138,12 @@ def retry(
     the policy would drop in favour of the server's record: then both sides are shown, and nothing is written.
     """
     given = None if data is None else data.read()
-    with deployment.quarantine() as admin:
-        case = admin.item(quarantine_id, tenant)
-        recovered = admin.retry(case, given, hold=hold)
+    async with deployment.quarantine() as admin:
+        case = await admin.find(quarantine_id, tenant)
+        recovered = await admin.retry(case, given, hold=hold)
     item = recovered.item
     if recovered.record is not None:
-        _show_sides(sides(case.row, given, recovered.record), item)
+        _show_retry(retry_view(case.row, given, recovered.record), item)
     if stays(item):
         raise click.ClickException(plain(_why(item, quarantine_id)))
     say(_said(item))
@@ -155,7 +155,7 @@ def retry(
         raise click.ClickException(f"{left} of those behind it stay in the quarantine: retry them one by one")
 
 
-def _show_sides(shown: Sides, item: Retried) -> None:
+def _show_retry(shown: RetryView, item: Retried) -> None:
     show_server(item.domain or "?", item.id or "?", shown.record)
     show_client(shown.client)
     show_differences(shown.differences)
@@ -169,18 +169,18 @@ def _show_sides(shown: Sides, item: Retried) -> None:
 @of_tenant
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @with_deployment(changes=True)
-def drop(deployment: Deployment, *, quarantine_id: str, tenant: str | None, yes: bool) -> None:
+async def drop(deployment: Deployment, *, quarantine_id: str, tenant: str | None, yes: bool) -> None:
     """Give a rejected item up: what was entered is deleted, and there is no way back.
 
     Edits behind it, which were rejected because it was, stay.
     """
-    with deployment.quarantine() as admin:
-        case = admin.item(quarantine_id, tenant)
-        row, behind = case.row, len(admin.behind(case.row))
+    async with deployment.quarantine() as admin:
+        case = await admin.find(quarantine_id, tenant)
+        row, behind = case.row, len(await admin.behind(case.row))
         named = plain(f"{row.domain or '?'} {row.record_id or '?'} of {row.device_id}, tenant {case.tenant}")
         if not yes:
             confirm(f"Delete the rejected item {quarantine_id} ({named}) for good?")
-        admin.drop(case)
+        await admin.drop(case)
     say(f"dropped {quarantine_id} ({named})")
     if behind:
         say(f"{behind} edits that were rejected because of it stay: see run.py quarantine list")

@@ -31,18 +31,18 @@ def tenant() -> None:
 @click.argument("name", callback=_checked)
 @click.option("--yes", is_flag=True, help="Do not ask where the name was used before.")
 @with_deployment(changes=True)
-def add(deployment: Deployment, *, name: str, yes: bool) -> None:
+async def add(deployment: Deployment, *, name: str, yes: bool) -> None:
     """Add a tenant. A name that an earlier tenant had is asked about, since its tokens are still about."""
-    with deployment.tenants() as tenants:
-        number = tenants.number(name)
-        removed_at = None if number is not None else tenants.removed_at(name)
+    async with deployment.tenants() as tenants:
+        number = await tenants.number(name)
+        removed_at = None if number is not None else await tenants.removed_at(name)
         if removed_at is not None:
             used = f"There was another tenant {name} until {removed_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC."
             say(f"{used} Tokens that were signed for it are refused.", err=True)
             if not yes:
                 confirm(f"Add a new tenant of the name {name}?")
-        tenants.add(name)
-        number = tenants.number(name)
+        await tenants.add(name)
+        number = await tenants.number(name)
     say(f"added {name}")
     if removed_at is not None:
         say(f'its tokens have to say "tnr": {number}, or an iat or nbf from now on', err=True)
@@ -51,10 +51,10 @@ def add(deployment: Deployment, *, name: str, yes: bool) -> None:
 @tenant.command("list", epilog="Example: run.py tenant list --json")
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment()
-def list_(deployment: Deployment, *, json_: bool) -> None:
+async def list_(deployment: Deployment, *, json_: bool) -> None:
     """List tenants by name."""
-    with deployment.tenants() as tenants:
-        found = tenants.tenants()
+    async with deployment.tenants() as tenants:
+        found = await tenants.tenants()
     if json_:
         as_json(found)
     else:
@@ -68,13 +68,13 @@ def list_(deployment: Deployment, *, json_: bool) -> None:
 @click.argument("name", required=False)
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment()
-def usage(deployment: Deployment, *, name: str | None, json_: bool) -> None:
+async def usage(deployment: Deployment, *, name: str | None, json_: bool) -> None:
     """Show what a tenant holds, or all of them, beside what it may.
 
     That is in the settings, as tenant_limits and uploads.tenant_bytes.
     """
-    with deployment.usage() as reads:
-        found = reads.usage(name)
+    async with deployment.usage() as reads:
+        found = await reads.usage(name)
     settings = deployment.settings
     bounds = msgspec.structs.asdict(settings.tenant_limits)
     rows = []
@@ -113,11 +113,11 @@ def _part(one: TenantUse) -> float:
 @click.option("--erase", is_flag=True, help="Erase all its data as well.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @with_deployment(changes=True)
-def remove(deployment: Deployment, *, name: str, erase: bool, yes: bool) -> None:
+async def remove(deployment: Deployment, *, name: str, erase: bool, yes: bool) -> None:
     """Remove a tenant. While it has data that takes --erase, and there is no way back."""
-    with deployment.tenants() as tenants:
+    async with deployment.tenants() as tenants:
         if erase and not yes:
             question = f"Erase everything that {name} ever stored in {deployment.database()}?"
             confirm(question)
-        tenants.remove(name, erase=erase)
+        await tenants.remove(name, erase=erase)
     say(f"removed {name}")

@@ -85,7 +85,7 @@ def _read(whole: str) -> _Named:
     help="Seconds until it expires; auth.token_ttl_s by default.",
 )
 @with_deployment()
-def token(
+async def token(
     deployment: Deployment,
     *,
     tenant: str | None,
@@ -112,7 +112,7 @@ def token(
     if person is None and (tenant is None or device is None):
         raise click.UsageError("A device needs --tenant and --device; a person --operator or --viewer.")
     key = signing_key(deployment.keys())
-    number = None if tenant is None else _number(deployment, tenant)
+    number = None if tenant is None else await _number(deployment, tenant)
     auth = deployment.settings.auth
     click.echo(
         issue_token(
@@ -128,13 +128,13 @@ def token(
     )
 
 
-def _number(deployment: Deployment, name: str) -> int | None:
+async def _number(deployment: Deployment, name: str) -> int | None:
     """Return a tenant's number, None where the database cannot be asked.
 
     Raises DeploymentError if there is no such tenant.
     """
     try:
-        number = deployment.tenant_number(name)
+        number = await deployment.tenant_number(name)
     except (DeploymentError, StoreError) as error:
         say(f"signed without a look whether there is a tenant {name}: {error}", err=True)
         return None
@@ -148,7 +148,7 @@ def _number(deployment: Deployment, name: str) -> int | None:
 @click.argument("named", metavar="JTI", callback=_named)
 @click.option("--tenant", metavar="T", help="Of this tenant alone.")
 @with_deployment(changes=True)
-def revoke(deployment: Deployment, *, named: _Named, tenant: str | None) -> None:
+async def revoke(deployment: Deployment, *, named: _Named, tenant: str | None) -> None:
     """Have tokens with this jti believed no more: their connections close within a second.
 
     A whole token in place of its jti will do: the jti is read, and nothing else of it is kept. Without
@@ -159,8 +159,8 @@ def revoke(deployment: Deployment, *, named: _Named, tenant: str | None) -> None
         raise click.UsageError(
             f"This token is of the tenant {named.tenant}: give that, or leave --tenant out."
         )
-    with deployment.tenants() as tenants:
-        newly = tenants.revoke_token(token_id, tenant)
+    async with deployment.tenants() as tenants:
+        newly = await tenants.revoke_token(token_id, tenant)
     of = "" if tenant is None else f" of {tenant}"
     if named.read:
         say(f"the jti of that token is {token_id}", err=True)

@@ -16,25 +16,21 @@ from engine.commit.committer import Committer
 from engine.commit.validation import MessageValidator, Session
 from engine.feed.feed import Feed
 from engine.model.domains import Domain, DomainPolicy, Domains
-from engine.model.merge import encode_fields
-from engine.operate.conflicts import ConflictStore, HeldConflict
-from engine.plan.held_changes import applied, changes_of, op_of
+from engine.operate.conflict_view import open_conflict
+from engine.operate.conflicts import ConflictStore
 from engine.plan.work import Resolution
 from engine.runtime.ports import Clock
 from engine.runtime.read_limiter import ReadTurns
 from engine.wire.errors import SyncError
 from engine.wire.messages import (
-    ClientSide,
     ConflictList,
     Conflicts,
     DomainInfo,
     DomainList,
     Heartbeat,
     HeartbeatAck,
-    OpenConflict,
     Pull,
     Resolve,
-    ServerSide,
     Welcome,
 )
 from engine.wire.timestamps import to_text, to_us
@@ -99,7 +95,7 @@ class Operations(msgspec.Struct, frozen=True, kw_only=True):
             listed = await self.conflicts.open_conflicts(
                 session.tenant.tenant_id, device_id, request.after, request.limit, LIST_BYTES
             )
-        shown = [_open_conflict(held) for held in listed.found]
+        shown = [open_conflict(one.conflict, one.record) for one in listed.found]
         after = shown[-1].conflict_id if listed.more else None
         return _encode(ConflictList(request_id or UNSET, shown, after))
 
@@ -131,33 +127,6 @@ class Operations(msgspec.Struct, frozen=True, kw_only=True):
         )
         now_us = self.clock.now_us()
         return _encode(HeartbeatAck(request_id or UNSET, to_text(now_us), device.health_score(now_us)))
-
-
-def _open_conflict(held: HeldConflict) -> OpenConflict:
-    conflict, record = held.conflict, held.record
-    server = None if record is None else record.data
-    changes = changes_of(conflict)
-    wanted = applied(changes, None if record is None else record.patch_base)
-    return OpenConflict(
-        conflict.conflict_id,
-        conflict.domain,
-        conflict.record_id,
-        conflict.policy,
-        ServerSide(0 if record is None else record.version, _raw(server)),
-        ClientSide(
-            changes[0].base,
-            to_text(changes[-1].at_us),
-            conflict.device_id,
-            _raw(None if wanted is None else encode_fields(wanted)),
-            op_of(changes),
-            conflict.client_count,
-        ),
-        to_text(conflict.opened_at_us),
-    )
-
-
-def _raw(data: bytes | None) -> msgspec.Raw | None:
-    return None if data is None else msgspec.Raw(data)
 
 
 def _domain_info(domain: Domain, policy: DomainPolicy | None) -> DomainInfo:

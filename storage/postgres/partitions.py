@@ -26,6 +26,8 @@ from psycopg2.errors import LockNotAvailable
 from engine.runtime.ports import StoreRetryError
 from storage.postgres.blocking import connected, schema_change
 from storage.postgres.daily_usage import Daily, counted, dropping, take_off
+from storage.postgres.driver import Row
+from storage.postgres.pool import Database
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -70,6 +72,17 @@ _LATE: Final = (
 )
 _LATE_ROWS: Final = 5000
 _BOUNDS: Final = re.compile(r"FOR VALUES FROM \('?([^')]+)'?\) TO \('?([^')]+)'?\)\Z")
+
+
+#: Whether ``events_later`` is set apart.
+_APART: Final = "SELECT NOT relispartition FROM pg_class WHERE oid = 'events_later'::regclass"
+#: The bounds of partitions, written in UTC whatever the settings of the role.
+_PARTITIONS_OF: Final = (
+    "SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO';"
+    " SELECT part.relname::text, pg_get_expr(part.relpartbound, part.oid) FROM pg_inherits"
+    " JOIN pg_class AS part ON part.oid = inhrelid WHERE inhparent = %(table)s::regclass"
+    " ORDER BY part.relname"
+)
 
 
 class _Series(NamedTuple):
@@ -151,19 +164,20 @@ def days_ahead(dsn: str, today: date) -> int:
     return max(0, (min(fronts) - today).days)
 
 
-def event_days(connection: Connection) -> list[tuple[int, int]]:
+async def event_days(database: Database) -> list[tuple[int, int]]:
     """List the spans that have partitions of events, from the earliest on, in microseconds since 1970.
 
     Raises StoreRetryError while ``events_later`` is set apart: a reader of ``events`` misses what is in it.
     """
-    if _is_apart(connection):
+    if await database.query(_APART) == [(True,)]:
         raise StoreRetryError("days of events are being moved: try again in a minute")
+    found = _parsed(await database.query(_PARTITIONS_OF, {"table": EVENTS.table}), EVENTS)
     return sorted(
         (
             _EARLIEST_US if one.begins is None else int(_us(one.begins)),
             _LATEST_US if one.ends is None else int(_us(one.ends)),
         )
-        for one in _partitions(connection, EVENTS)
+        for one in found
     )
 
 
@@ -276,7 +290,7 @@ def _holds_many(connection: Connection) -> bool:
 
 def _is_apart(connection: Connection) -> bool:
     with connection.cursor() as cursor:
-        cursor.execute("SELECT NOT relispartition FROM pg_class WHERE oid = 'events_later'::regclass")
+        cursor.execute(_APART)
         return bool(cursor.fetchall()[0][0])
 
 
@@ -366,14 +380,13 @@ def _partitions(connection: Connection, series: _Series) -> list[_Partition]:
 
 
 def _read(cursor: Cursor, series: _Series) -> list[_Partition]:
-    cursor.execute("SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'")
-    cursor.execute(
-        "SELECT part.relname, pg_get_expr(part.relpartbound, part.oid) FROM pg_inherits"
-        " JOIN pg_class AS part ON part.oid = inhrelid WHERE inhparent = %s::regclass ORDER BY part.relname",
-        (series.table,),
-    )
+    cursor.execute(_PARTITIONS_OF, {"table": series.table})
+    return _parsed(cursor.fetchall(), series)
+
+
+def _parsed(rows: list[tuple[str, str]] | list[Row], series: _Series) -> list[_Partition]:
     partitions = []
-    for name, text in cursor.fetchall():
+    for name, text in rows:
         bounds = _BOUNDS.match(text)
         if bounds is not None:
             low, high = bounds.groups()

@@ -235,8 +235,9 @@ class Database:
             )
             raise CannotConnectError([sentence], [StoreUnavailableError(sentence)]) from None
         except psycopg2.Error as error:
-            cause = fault_of(error) or StoreUnavailableError(said(error))
-            raise CannotConnectError([f"cannot connect to {place.name}: {told(error)}"], [cause]) from None
+            found = f"cannot connect to {place.name}"
+            cause = fault_of(error) or StoreUnavailableError(f"{found}: {said(error)}")
+            raise CannotConnectError([f"{found}: {told(error)}"], [cause]) from None
         except Exception as error:  # of whatever kind: the database is away, and that ends nothing
             sentence = f"cannot connect to {place.name}: {str(error) or type(error).__name__}"
             raise CannotConnectError([sentence], [StoreUnavailableError(sentence)]) from None

@@ -1,12 +1,17 @@
-"""Reads of the conflict queue."""
+"""Conflicts: a page of a device's, and all that a person sees of them at the command line."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from engine.model.rows import Conflict, Record
-from engine.operate.conflicts import HeldConflict, HeldConflicts
+from engine.model.rows import Conflict, RecordKey
+from engine.operate.conflicts import ConflictPage, ConflictWithRecord
+from engine.operate.ports import ConflictCase, ConflictSummary
+from engine.wire.timestamps import to_text
+from storage.postgres.driver import Row
 from storage.postgres.pool import Database
+from storage.stores.admin_reads import OF_TENANT, find_one, list_of_tenant
+from storage.stores.record_rows import RECORD_COLUMNS, record_of
 from storage.stores.stored_conflict import decode_conflict
 
 _NEXT: Final = (
@@ -46,16 +51,44 @@ _AFTER: Final = (
     " WHERE tenant_id = %(tenant)s AND conflict_id = %(after)s)"
 )
 
+_SUMMARY: Final = (
+    "SELECT t.name, c.conflict_id, c.domain, c.record_id, c.device_id, c.policy,"
+    " CASE WHEN c.client_changes IS NULL THEN c.client_op"
+    " WHEN c.client_changes->0->>'op' = 'delete' AND json_array_length(c.client_changes) > 1 THEN 'put'"
+    " ELSE c.client_changes->0->>'op' END,"
+    " CASE WHEN c.client_changes IS NULL THEN c.client_base"
+    " ELSE (c.client_changes->0->>'base')::bigint END,"
+    " c.server_version, c.client_count, c.opened_at_us, c.outcome, c.settled_by,"
+    " CASE WHEN c.outcome <> 'open' THEN coalesce(c.settled_at_us, c.opened_at_us) END FROM tenants AS t"
+)
+_OPEN_OF_TENANTS: Final = (
+    f"{_SUMMARY} JOIN conflict_resolution_log AS c"
+    f" ON c.tenant_id = t.tenant_id AND c.outcome = 'open' WHERE {OF_TENANT}"
+    " ORDER BY t.name, c.opened_at_us, c.conflict_id"
+)
+_SETTLED: Final = (
+    f"{_SUMMARY} CROSS JOIN LATERAL (SELECT * FROM conflict_resolution_log"
+    " WHERE tenant_id = t.tenant_id AND outcome NOT IN ('open', 'held')"
+    " ORDER BY opened_at_us DESC, conflict_id DESC LIMIT %(limit)s) AS c"
+    f" WHERE {OF_TENANT} ORDER BY t.name, c.opened_at_us DESC, c.conflict_id DESC"
+)
+_CONFLICT: Final = (
+    f"SELECT t.name, row_to_json(c)::text, {RECORD_COLUMNS} FROM tenants AS t"
+    " JOIN conflict_resolution_log AS c ON c.tenant_id = t.tenant_id AND c.conflict_id = %(id)s"
+    " LEFT JOIN records AS r ON r.tenant_id = c.tenant_id AND r.domain = c.domain AND r.id = c.record_id"
+    f" WHERE {OF_TENANT} ORDER BY t.name"
+)
+
 
 class PostgresConflicts:
-    """``engine.operate.conflicts.ConflictStore``."""
+    """``engine.operate.conflicts.ConflictStore``, and the reads of ``engine.operate.ports.ConflictAdmin``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def open_conflicts(
         self, tenant_id: int, device_id: str | None, after: str | None, limit: int, max_bytes: int
-    ) -> HeldConflicts:
+    ) -> ConflictPage:
         """List open conflicts, oldest first; one that was settled in between still marks a place."""
         statement = _OPEN.format(
             device="" if device_id is None else _DEVICE, after="" if after is None else _AFTER
@@ -67,26 +100,13 @@ class PostgresConflicts:
             "limit": limit,
             "bytes": max_bytes,
         }
-        found: list[HeldConflict] = []
+        found: list[ConflictWithRecord] = []
         rows = await self._database.query(statement, values)
-        for text, version, seq, at_us, writer, chain_from, data, last_data, _ in rows:
+        for text, *columns, _ in rows:
             conflict = decode_conflict(text)
-            record = None
-            if version is not None:
-                record = Record(
-                    tenant_id,
-                    conflict.domain,
-                    conflict.record_id,
-                    version,
-                    seq,
-                    at_us,
-                    writer,
-                    chain_from,
-                    None if data is None else data.encode(),
-                    last_data=None if last_data is None else last_data.encode(),
-                )
-            found.append(HeldConflict(conflict, record))
-        return HeldConflicts(found, bool(rows) and rows[-1][-1])
+            key = RecordKey(tenant_id, conflict.domain, conflict.record_id)
+            found.append(ConflictWithRecord(conflict, record_of(key, columns)))
+        return ConflictPage(found, bool(rows) and rows[-1][-1])
 
     async def conflict(self, tenant_id: int, conflict_id: str) -> Conflict | None:
         """Find one conflict, settled or not."""
@@ -96,3 +116,26 @@ class PostgresConflicts:
             {"tenant": tenant_id, "conflict": conflict_id},
         )
         return decode_conflict(rows[0][0]) if rows else None
+
+    async def list_open(self, tenant: str | None) -> list[ConflictSummary]:
+        """List open conflicts by tenant, oldest first."""
+        rows = await list_of_tenant(self._database, _OPEN_OF_TENANTS, tenant)
+        return [_summary(row) for row in rows]
+
+    async def list_settled(self, tenant: str | None, limit: int) -> list[ConflictSummary]:
+        """List settled conflicts by tenant, latest first."""
+        rows = await list_of_tenant(self._database, _SETTLED, tenant, limit=limit)
+        return [_summary(row) for row in rows]
+
+    async def find(self, conflict_id: str, tenant: str | None) -> ConflictCase:
+        """Find a conflict, settled or not, with its record as it stands now."""
+        name, text, *columns = await find_one(self._database, _CONFLICT, conflict_id, tenant, "conflict")
+        conflict = decode_conflict(text)
+        key = RecordKey(conflict.tenant_id, conflict.domain, conflict.record_id)
+        return ConflictCase(name, conflict, record_of(key, columns))
+
+
+def _summary(row: Row) -> ConflictSummary:
+    *named, opened_at_us, outcome, settled_by, settled_at_us = row
+    settled_at = None if settled_at_us is None else to_text(settled_at_us)
+    return ConflictSummary(*(*named, to_text(opened_at_us), outcome, settled_by, settled_at))

@@ -1,24 +1,20 @@
-"""Devices as all processes together know them: read and added to many at once."""
+"""Devices: their health for servers, many at once, and their list and revocations for commands."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from engine.cache.device_health import Counts, DeviceKey, Health, score
 from engine.cache.ports import HealthUnknownError, Revoked
-from engine.operate.ports import DeviceSummary, NoTenantError, RefusedError
+from engine.operate.ports import DeviceSummary, RefusedError
 from engine.runtime.ports import StorePoisonError, StoreUnknownError
 from storage.postgres.arrays import int_array, int_array_or_null, text_array, text_array_or_null
-from storage.postgres.blocking import connected
 from storage.postgres.connection import Statement
-from storage.postgres.driver import Row
+from storage.postgres.driver import Row, Values
 from storage.postgres.pool import Database
 from storage.postgres.transactions import HOLD_MS, SERVER_MS, set_for_transaction
-
-if TYPE_CHECKING:
-    from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
-
+from storage.stores.tenant_rows import advance_generation, tenant_id_of
 
 _COLUMNS: Final = (
     "tenant_id, device_id, total_syncs, failed_syncs, sync_duration_us, conflicts,"
@@ -96,12 +92,12 @@ _DEVICES: Final = (
     " WHERE {which} ORDER BY t.name, d.device_id"
 )
 _ALL: Final = _DEVICES.format(which="true")
-_OF_TENANT: Final = _DEVICES.format(which="tenant_id = %s")
-_ONE: Final = _DEVICES.format(which="tenant_id = %s AND device_id = %s")
+_OF_TENANT: Final = _DEVICES.format(which="tenant_id = %(tenant)s")
+_ONE: Final = _DEVICES.format(which="tenant_id = %(tenant)s AND device_id = %(device)s")
 
 
 class PostgresDevices:
-    """``engine.cache.ports.DeviceStore``.
+    """``engine.cache.ports.DeviceStore`` and ``engine.operate.ports.DeviceAdmin``.
 
     The receipt of an ``add`` is its transaction's id, asked for before COMMIT: whatever becomes of the
     connection, the server knows for long which transactions were committed.
@@ -155,6 +151,57 @@ class PostgresDevices:
                 revoked.devices[DeviceKey(tenant_id, device_id)] = from_s
         return revoked
 
+    async def devices(self, tenant: str | None) -> list[DeviceSummary]:
+        """List devices by tenant and id."""
+        if tenant is None:
+            return await self._summaries(_ALL, {})
+        return await self._summaries(_OF_TENANT, {"tenant": await tenant_id_of(self._database, tenant)})
+
+    async def device(self, tenant: str, device_id: str) -> DeviceSummary:
+        """Find one device."""
+        found = await self._find(tenant, device_id)
+        if not found:
+            raise RefusedError(_nobody(tenant, device_id))
+        return found[0]
+
+    async def known(self, tenant: str, device_id: str) -> bool:
+        """Return whether a device was ever seen, or revoked."""
+        return bool(await self._find(tenant, device_id))
+
+    async def revoke(self, tenant: str, device_id: str) -> bool:
+        """Refuse a device from now on, also one that was never seen; return whether it was let in before."""
+        async with self._database.transaction() as transaction:
+            revoked = await transaction.query(
+                "INSERT INTO devices AS d (tenant_id, device_id, revoked_at)"
+                " VALUES (%(tenant)s, %(device)s, now())"
+                " ON CONFLICT (tenant_id, device_id) DO UPDATE SET revoked_at = now()"
+                " WHERE d.revoked_at IS NULL RETURNING 1",
+                {"tenant": await tenant_id_of(transaction, tenant), "device": device_id},
+            )
+            await advance_generation(transaction)
+        return bool(revoked)
+
+    async def restore(self, tenant: str, device_id: str) -> bool:
+        """Let a revoked device in again, with tokens that are signed from now on."""
+        async with self._database.transaction() as transaction:
+            key = {"tenant": await tenant_id_of(transaction, tenant), "device": device_id}
+            restored = await transaction.query(
+                "UPDATE devices SET revoked_at = NULL, tokens_from = now() WHERE tenant_id = %(tenant)s"
+                " AND device_id = %(device)s AND revoked_at IS NOT NULL RETURNING 1",
+                key,
+            )
+            if not restored and not await transaction.query(_ONE, key):
+                raise RefusedError(_nobody(tenant, device_id))
+            await advance_generation(transaction)
+        return bool(restored)
+
+    async def _find(self, tenant: str, device_id: str) -> list[DeviceSummary]:
+        tenant_id = await tenant_id_of(self._database, tenant)
+        return await self._summaries(_ONE, {"tenant": tenant_id, "device": device_id})
+
+    async def _summaries(self, statement: str, values: Values) -> list[DeviceSummary]:
+        return [_summary(*row) for row in await self._database.query(statement, values)]
+
 
 def _adding(changes: list[Health]) -> tuple[list[Statement], dict[str, object]]:
     values: dict[str, object] = {
@@ -191,82 +238,8 @@ def _health(row: Row) -> Health:
     )
 
 
-class PostgresDeviceAdmin:
-    """``engine.operate.ports.DeviceAdmin``."""
-
-    def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
-
-    def devices(self, tenant: str | None) -> list[DeviceSummary]:
-        """List devices by tenant and id."""
-        with connected(self._dsn) as connection:
-            if tenant is None:
-                return _read(connection, _ALL)
-            return _read(connection, _OF_TENANT, tenant_id_of(connection, tenant))
-
-    def device(self, tenant: str, device_id: str) -> DeviceSummary:
-        """Find one device."""
-        with connected(self._dsn) as connection:
-            found = _read(connection, _ONE, tenant_id_of(connection, tenant), device_id)
-        if not found:
-            raise RefusedError(_nobody(tenant, device_id))
-        return found[0]
-
-    def known(self, tenant: str, device_id: str) -> bool:
-        """Tell whether a device was ever seen, or revoked."""
-        with connected(self._dsn) as connection:
-            return bool(_read(connection, _ONE, tenant_id_of(connection, tenant), device_id))
-
-    def revoke(self, tenant: str, device_id: str) -> bool:
-        """Let a device in no more, also one that was never seen; tell whether it was let in until now."""
-        with connected(self._dsn) as connection, connection:
-            tenant_id = tenant_id_of(connection, tenant)
-            with connection.cursor() as cursor:
-                cursor.execute(
-                    "INSERT INTO devices AS d (tenant_id, device_id, revoked_at) VALUES (%s, %s, now())"
-                    " ON CONFLICT (tenant_id, device_id) DO UPDATE SET revoked_at = now()"
-                    " WHERE d.revoked_at IS NULL RETURNING 1",
-                    (tenant_id, device_id),
-                )
-                revoked = bool(cursor.fetchall())
-                cursor.execute("UPDATE cluster_state SET generation = generation + 1")
-        return revoked
-
-    def restore(self, tenant: str, device_id: str) -> bool:
-        """Let a revoked device in again, with tokens that are signed from now on."""
-        with connected(self._dsn) as connection, connection:
-            tenant_id = tenant_id_of(connection, tenant)
-            with connection.cursor() as cursor:
-                cursor.execute(
-                    "UPDATE devices SET revoked_at = NULL, tokens_from = now()"
-                    " WHERE tenant_id = %s AND device_id = %s AND revoked_at IS NOT NULL RETURNING 1",
-                    (tenant_id, device_id),
-                )
-                restored = bool(cursor.fetchall())
-                cursor.execute("UPDATE cluster_state SET generation = generation + 1")
-            if not restored and not _read(connection, _ONE, tenant_id, device_id):
-                raise RefusedError(_nobody(tenant, device_id))
-        return restored
-
-
 def _nobody(tenant: str, device_id: str) -> str:
     return f"tenant {tenant} has no device {device_id}: see `run.py device list`"
-
-
-def tenant_id_of(connection: Connection, name: str) -> int:
-    """Find a tenant by its name. Raises RefusedError if there is none."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT tenant_id FROM tenants WHERE name = %s", (name,))
-        found = cursor.fetchall()
-    if not found:
-        raise NoTenantError(name)
-    return int(found[0][0])
-
-
-def _read(connection: Connection, statement: str, *values: object) -> list[DeviceSummary]:
-    with connection.cursor() as cursor:
-        cursor.execute(statement, values)
-        return [_summary(*row) for row in cursor.fetchall()]
 
 
 def _summary(

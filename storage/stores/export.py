@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
 
 from engine.model.domains import Domain
 from engine.operate.export import Row, compact, instant
 from engine.operate.ports import RefusedError
 from engine.wire.timestamps import EARLIEST_US
-from storage.postgres.blocking import connected
+from storage.postgres import driver
 from storage.postgres.partitions import event_days
-from storage.stores.devices import tenant_id_of
-
-if TYPE_CHECKING:
-    from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
+from storage.postgres.pool import Database
+from storage.stores.tenant_rows import tenant_id_of
 
 #: What a page may take in memory, judged by the one before, and how many rows it has at first and at most.
 _PAGE_BYTES: Final = 8 << 20
@@ -48,31 +46,35 @@ _LATEST_US: Final = (1 << 63) - 1
 class PostgresExport:
     """``engine.operate.export.ExportStore``; ``domains`` are those of the settings."""
 
-    def __init__(self, dsn: str, domains: Mapping[str, Domain]) -> None:
-        self._dsn = dsn
+    def __init__(self, database: Database, domains: Mapping[str, Domain]) -> None:
+        self._database = database
         self._domains = domains
 
-    def pages(self, tenant: str, domain: str, from_us: int | None, to_us: int | None) -> Iterator[list[Row]]:
+    async def pages(
+        self, tenant: str, domain: str, from_us: int | None, to_us: int | None
+    ) -> AsyncIterator[list[Row]]:
         """Give rows in the order of their keys; events day by day."""
         if domain not in self._domains:
             raise RefusedError(f"there is no domain {domain}: choose one of {', '.join(self._domains)}")
         begins_us = _EARLIEST_US if from_us is None else from_us
         ends_us = _LATEST_US if to_us is None else to_us
-        with connected(self._dsn) as connection:
-            values = {"tenant": tenant_id_of(connection, tenant), "domain": domain}
-            if self._domains[domain].kind == "record":
-                yield from _records(connection, values | {"from": begins_us, "to": ends_us})
-                return
-            for day_us, next_us in event_days(connection):
-                first_us, last_us = max(begins_us, day_us), min(ends_us, next_us)
-                if first_us < last_us:
-                    yield from _events(connection, values | {"from": first_us, "to": last_us})
-            event_days(connection)  # which would tell that rows were set apart meanwhile
+        database = self._database
+        values = {"tenant": await tenant_id_of(database, tenant), "domain": domain}
+        if self._domains[domain].kind == "record":
+            async for page in _records(database, values | {"from": begins_us, "to": ends_us}):
+                yield page
+            return
+        for day_us, next_us in await event_days(database):
+            first_us, last_us = max(begins_us, day_us), min(ends_us, next_us)
+            if first_us < last_us:
+                async for page in _events(database, values | {"from": first_us, "to": last_us}):
+                    yield page
+        await event_days(database)  # raises if rows were set apart while pages were read
 
 
-def _records(connection: Connection, values: dict[str, Any]) -> Iterator[list[Row]]:
+async def _records(database: Database, values: dict[str, Any]) -> AsyncIterator[list[Row]]:
     values = values | {"after": ""}
-    for page in _paged(connection, _RECORDS, values):
+    async for page in _paged(database, _RECORDS, values):
         values["after"] = page[-1][0]
         yield [_record(*row) for row in page if row[1]]
 
@@ -102,9 +104,9 @@ def _record(
     return Row(fixed, None if data is None else compact(data))
 
 
-def _events(connection: Connection, values: dict[str, Any]) -> Iterator[list[Row]]:
+async def _events(database: Database, values: dict[str, Any]) -> AsyncIterator[list[Row]]:
     values = values | {"after": "", "sent": _EARLIEST_US}
-    for page in _paged(connection, _EVENTS, values):
+    async for page in _paged(database, _EVENTS, values):
         values["after"], values["sent"] = page[-1][:2]
         yield [_event(*row) for row in page]
 
@@ -120,13 +122,13 @@ def _event(event_id: str, sent_at_us: int, at_us: int, received_us: int, device_
     return Row(fixed, compact(data))
 
 
-def _paged(connection: Connection, statement: str, values: dict[str, Any]) -> Iterator[list[tuple[Any, ...]]]:
-    """Run a statement until it gives nothing more; the taker of a page sets where the next begins."""
+async def _paged(
+    database: Database, statement: str, values: dict[str, Any]
+) -> AsyncIterator[list[driver.Row]]:
+    """Run a statement until it returns nothing more. The caller sets in ``values`` where a page begins."""
     rows = _FIRST_ROWS
     while True:
-        with connection.cursor() as cursor:
-            cursor.execute(statement, values | {"rows": rows})
-            page = cursor.fetchall()
+        page = await database.query(statement, values | {"rows": rows})
         if page:
             yield page
         if len(page) < rows:

@@ -1,25 +1,21 @@
-"""Tenants added and removed, each in one transaction that servers notice by the generation."""
+"""Tenants: read by servers, listed, added and removed by commands."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
 from engine.cache.ports import ANY_TENANT
 from engine.model.domains import DomainPolicy
 from engine.model.tenants import Reused, Tenant, TenantPolicies
-from engine.operate.ports import NoTenantError, RefusedError, TenantSummary
+from engine.operate.ports import RefusedError, TenantSummary
 from engine.runtime.ports import StoreError
 from storage.postgres.arrays import int_array
-from storage.postgres.blocking import connected
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
-
-if TYPE_CHECKING:
-    from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
-    from psycopg2.extensions import cursor as Cursor  # noqa: N812
+from storage.stores.tenant_rows import Reader, advance_generation, tenant_id_of
 
 #: Rows erased in one transaction: a long one would keep the tenants' counters from being vacuumed.
 _ERASED_ROWS: Final = 10_000
@@ -29,7 +25,7 @@ _OWN: Final = ("tenants", "tenant_counters", "tenant_conflict_policy", "tenant_s
 _TABLES: Final = (
     "SELECT c.relname::text FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid"
     " WHERE c.relnamespace = current_schema()::regnamespace"
-    " AND a.attname = 'tenant_id' AND NOT a.attisdropped AND c.relname <> ALL(%s)"
+    " AND a.attname = 'tenant_id' AND NOT a.attisdropped AND c.relname <> ALL(%(own)s)"
 )
 _WHOLE: Final = f"{_TABLES} AND c.relkind IN ('r', 'p') AND NOT c.relispartition ORDER BY 1"
 #: A row's ctid is of its partition.
@@ -42,132 +38,11 @@ _TENANTS: Final = (
 )
 
 
-class PostgresTenancy:
-    """``engine.operate.ports.Tenants``."""
-
-    def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
-
-    def add(self, name: str) -> None:
-        """Create a tenant and its counter."""
-        if not self.ensure(name):
-            raise RefusedError(f"there is a tenant {name} already")
-
-    def ensure(self, name: str) -> bool:
-        """Create a tenant unless there is one of that name; tell whether it was created."""
-        with connected(self._dsn) as connection, connection, connection.cursor() as cursor:
-            cursor.execute(
-                "INSERT INTO tenants (name) VALUES (%s) ON CONFLICT (name) DO NOTHING RETURNING tenant_id",
-                (name,),
-            )
-            created = cursor.fetchall()
-            if created:
-                cursor.execute("INSERT INTO tenant_counters (tenant_id) VALUES (%s)", created[0])
-                _notice(cursor)
-            return bool(created)
-
-    def number(self, name: str) -> int | None:
-        """Return the number of a tenant, None if there is none of that name."""
-        with connected(self._dsn) as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT tenant_id FROM tenants WHERE name = %s", (name,))
-            found = cursor.fetchall()
-        return int(found[0][0]) if found else None
-
-    def removed_at(self, name: str) -> datetime | None:
-        """Tell when the last tenant of a name was removed, None if none ever was."""
-        with connected(self._dsn) as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT removed_at FROM removed_tenants WHERE name = %s", (name,))
-            found: list[tuple[datetime]] = cursor.fetchall()
-        return found[0][0] if found else None
-
-    def revoke_token(self, token_id: str, tenant: str | None) -> bool:
-        """Have tokens with a ``jti`` believed no more, of one tenant or of all."""
-        with connected(self._dsn) as connection, connection, connection.cursor() as cursor:
-            tenant_id = ANY_TENANT if tenant is None else _tenant_id(connection, tenant)
-            cursor.execute(
-                "INSERT INTO revoked_tokens (tenant_id, token_id) VALUES (%s, %s)"
-                " ON CONFLICT DO NOTHING RETURNING 1",
-                (tenant_id, token_id),
-            )
-            revoked = bool(cursor.fetchall())
-            _notice(cursor)
-        return revoked
-
-    def tenants(self) -> list[TenantSummary]:
-        """List tenants by name."""
-        with connected(self._dsn) as connection, connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT name, tenant_id, created_at, coalesce(seq, 0) FROM tenants"
-                " LEFT JOIN tenant_counters USING (tenant_id) ORDER BY name"
-            )
-            return [TenantSummary(*row) for row in cursor.fetchall()]
-
-    def remove(self, name: str, *, erase: bool) -> None:
-        """Remove a tenant; its data go in small transactions first, so that no other tenant waits."""
-        with connected(self._dsn) as connection:
-            if erase:
-                _erase(connection, _tenant_id(connection, name))
-            with connection, connection.cursor() as cursor:
-                # Looked up again: an older tenant of that name may be gone by now. Batches lock the
-                # counter first, whatever else they lock.
-                tenant_id = _tenant_id(connection, name)
-                cursor.execute("SELECT FROM tenant_counters WHERE tenant_id = %s FOR UPDATE", (tenant_id,))
-                cursor.execute("SELECT FROM tenants WHERE tenant_id = %s FOR UPDATE", (tenant_id,))
-                holding = [table for table in _tables(cursor, _WHOLE) if _holds(cursor, table, tenant_id)]
-                if holding and not erase:
-                    raise RefusedError(
-                        f"tenant {name} has data in {', '.join(holding)}: add --erase to erase all of it"
-                    )
-                for table in (*holding, *_OWN[::-1]):
-                    cursor.execute(f"DELETE FROM {table} WHERE tenant_id = %s", (tenant_id,))
-                # The clock's time, not the transaction's: a token signed until now may be the old tenant's.
-                cursor.execute(
-                    "INSERT INTO removed_tenants (name, removed_at) VALUES (%s, clock_timestamp())"
-                    " ON CONFLICT (name) DO UPDATE SET removed_at = excluded.removed_at",
-                    (name,),
-                )
-                _notice(cursor)
-
-
-def _tenant_id(connection: Connection, name: str) -> int:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT tenant_id FROM tenants WHERE name = %s", (name,))
-        found = cursor.fetchall()
-    if not found:
-        raise NoTenantError(name)
-    return int(found[0][0])
-
-
-def _tables(cursor: Cursor, which: str) -> list[str]:
-    cursor.execute(which, (list(_OWN),))
-    return [str(name) for (name,) in cursor.fetchall()]
-
-
-def _holds(cursor: Cursor, table: str, tenant_id: int) -> bool:
-    cursor.execute(f"SELECT EXISTS (SELECT FROM {table} WHERE tenant_id = %s)", (tenant_id,))
-    return cursor.fetchall() == [(True,)]
-
-
-def _erase(connection: Connection, tenant_id: int) -> None:
-    with connection.cursor() as cursor:
-        for table in _tables(cursor, _PARTS):
-            rows = _ERASED_ROWS
-            while rows == _ERASED_ROWS:
-                cursor.execute(
-                    f"DELETE FROM {table} WHERE tenant_id = %s AND ctid = ANY (ARRAY("
-                    f"SELECT ctid FROM {table} WHERE tenant_id = %s LIMIT {_ERASED_ROWS}))",
-                    (tenant_id, tenant_id),
-                )
-                rows = cursor.rowcount
-
-
-def _notice(cursor: Cursor) -> None:
-    """Have every server read its tenants and policies again."""
-    cursor.execute("UPDATE cluster_state SET generation = generation + 1")
-
-
 class PostgresTenants:
-    """``engine.cache.ports.TenantStore``."""
+    """``engine.cache.ports.TenantStore`` and ``engine.operate.ports.TenantAdmin``.
+
+    Each change is one transaction that advances the generation, by which servers notice it.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -193,6 +68,107 @@ class PostgresTenants:
             raise StoreError("cluster_state has no row")
         generation, epoch = rows[0]
         return int(generation), str(epoch)
+
+    async def add(self, name: str) -> None:
+        """Create a tenant and its counter."""
+        if not await self.ensure(name):
+            raise RefusedError(f"there is a tenant {name} already")
+
+    async def ensure(self, name: str) -> bool:
+        """Create a tenant unless there is one of that name; return whether it was created."""
+        async with self._database.transaction() as transaction:
+            created = await transaction.query(
+                "INSERT INTO tenants (name) VALUES (%(name)s) ON CONFLICT (name) DO NOTHING"
+                " RETURNING tenant_id",
+                {"name": name},
+            )
+            if created:
+                counter = "INSERT INTO tenant_counters (tenant_id) VALUES (%(tenant)s)"
+                await transaction.query(counter, {"tenant": created[0][0]})
+                await advance_generation(transaction)
+        return bool(created)
+
+    async def number(self, name: str) -> int | None:
+        """Return the number of a tenant, None if there is none of that name."""
+        found = await self._database.query(
+            "SELECT tenant_id FROM tenants WHERE name = %(name)s", {"name": name}
+        )
+        return int(found[0][0]) if found else None
+
+    async def removed_at(self, name: str) -> datetime | None:
+        """Return when the last tenant of a name was removed, None if none ever was."""
+        found: list[tuple[datetime]] = await self._database.query(
+            "SELECT removed_at FROM removed_tenants WHERE name = %(name)s", {"name": name}
+        )
+        return found[0][0] if found else None
+
+    async def revoke_token(self, token_id: str, tenant: str | None) -> bool:
+        """Refuse tokens with a ``jti`` from now on, of one tenant or of all."""
+        async with self._database.transaction() as transaction:
+            tenant_id = ANY_TENANT if tenant is None else await tenant_id_of(transaction, tenant)
+            revoked = await transaction.query(
+                "INSERT INTO revoked_tokens (tenant_id, token_id) VALUES (%(tenant)s, %(token)s)"
+                " ON CONFLICT DO NOTHING RETURNING 1",
+                {"tenant": tenant_id, "token": token_id},
+            )
+            await advance_generation(transaction)
+        return bool(revoked)
+
+    async def tenants(self) -> list[TenantSummary]:
+        """List tenants by name."""
+        rows = await self._database.query(
+            "SELECT name, tenant_id, created_at, coalesce(seq, 0) FROM tenants"
+            " LEFT JOIN tenant_counters USING (tenant_id) ORDER BY name"
+        )
+        return [TenantSummary(*row) for row in rows]
+
+    async def remove(self, name: str, *, erase: bool) -> None:
+        """Remove a tenant. Its data go in small transactions first, so that no other tenant waits."""
+        if erase:
+            await self._erase(await tenant_id_of(self._database, name))
+        async with self._database.transaction() as transaction:
+            # Looked up again: since the first look another command may have removed it and added a new one.
+            # Batches lock the counter before any other row, and so does this.
+            tenant_id = await tenant_id_of(transaction, name)
+            tenant = {"tenant": tenant_id}
+            for table in ("tenant_counters", "tenants"):
+                await transaction.query(
+                    f"SELECT FROM {table} WHERE tenant_id = %(tenant)s FOR UPDATE", tenant
+                )
+            holding = [
+                table
+                for table in await _tables(transaction, _WHOLE)
+                if await transaction.query(
+                    f"SELECT 1 FROM {table} WHERE tenant_id = %(tenant)s LIMIT 1", tenant
+                )
+            ]
+            if holding and not erase:
+                raise RefusedError(
+                    f"tenant {name} has data in {', '.join(holding)}: add --erase to erase all of it"
+                )
+            for table in (*holding, *_OWN[::-1]):
+                await transaction.query(f"DELETE FROM {table} WHERE tenant_id = %(tenant)s", tenant)
+            # The time of the clock, not of the transaction: a token signed until now may be of this tenant.
+            await transaction.query(
+                "INSERT INTO removed_tenants (name, removed_at) VALUES (%(name)s, clock_timestamp())"
+                " ON CONFLICT (name) DO UPDATE SET removed_at = excluded.removed_at",
+                {"name": name},
+            )
+            await advance_generation(transaction)
+
+    async def _erase(self, tenant_id: int) -> None:
+        for table in await _tables(self._database, _PARTS):
+            erase = (
+                f"WITH erased AS (DELETE FROM {table} WHERE tenant_id = %(tenant)s AND ctid = ANY (ARRAY("
+                f"SELECT ctid FROM {table} WHERE tenant_id = %(tenant)s LIMIT {_ERASED_ROWS})) RETURNING 1)"
+                " SELECT count(*) FROM erased"
+            )
+            while await self._database.execute(erase, {"tenant": tenant_id}) == [(_ERASED_ROWS,)]:
+                pass
+
+
+async def _tables(reader: Reader, which: str) -> list[str]:
+    return [str(name) for (name,) in await reader.query(which, {"own": list(_OWN)})]
 
 
 def _gathered(rows: list[Row]) -> dict[int, TenantPolicies]:

@@ -104,33 +104,30 @@ def recount(dsn: str, budget_s: float = _BUDGET_S) -> int:
 
 
 class PostgresUsage:
-    """``engine.operate.ports.Usage``."""
+    """``engine.operate.ports.UsageAdmin``, and what servers ask."""
 
-    def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    def usage(self, tenant: str | None) -> list[TenantHolds]:
+    async def usage(self, tenant: str | None) -> list[TenantHolds]:
         """List what tenants hold, by name."""
         columns = ", ".join(f"coalesce(c.{name}, 0)" for name in NAMES)
-        with connected(self._dsn) as connection, connection.cursor() as cursor:
-            cursor.execute(
-                f"SELECT t.name, coalesce(s.reserved_bytes, 0), {columns} FROM tenants AS t"
-                " LEFT JOIN tenant_counters AS c USING (tenant_id)"
-                " LEFT JOIN tenant_storage AS s USING (tenant_id)"
-                " WHERE %(tenant)s::text IS NULL OR t.name = %(tenant)s ORDER BY t.name",
-                {"tenant": tenant},
-            )
-            found = cursor.fetchall()
+        found = await self._database.query(
+            f"SELECT t.name, coalesce(s.reserved_bytes, 0), {columns} FROM tenants AS t"
+            " LEFT JOIN tenant_counters AS c USING (tenant_id)"
+            " LEFT JOIN tenant_storage AS s USING (tenant_id)"
+            " WHERE %(tenant)s::text IS NULL OR t.name = %(tenant)s ORDER BY t.name",
+            {"tenant": tenant},
+        )
         if tenant is not None and not found:
             raise NoTenantError(tenant)
         return [TenantHolds(name, TenantUsage(*held), file_bytes) for name, file_bytes, *held in found]
 
-
-async def fullest(database: Database) -> TenantUsage:
-    """Return the most that any tenant holds of each. Raises StoreError."""
-    columns = ", ".join(f"coalesce(max({name}), 0)" for name in NAMES)
-    rows = await database.query(f"SELECT {columns} FROM tenant_counters")
-    return TenantUsage(*rows[0])
+    async def fullest(self) -> TenantUsage:
+        """Return the most that any tenant holds of each. Raises StoreError."""
+        columns = ", ".join(f"coalesce(max({name}), 0)" for name in NAMES)
+        rows = await self._database.query(f"SELECT {columns} FROM tenant_counters")
+        return TenantUsage(*rows[0])
 
 
 def _mend(connection: Connection, tenant_id: int, kind: _Kind) -> None:

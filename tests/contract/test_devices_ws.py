@@ -12,10 +12,10 @@ from aiohttp import WSServerHandshakeError
 
 from engine.cache.devices import Devices
 from storage.embedded.servers import Services
-from storage.stores.devices import PostgresDeviceAdmin
 from tests.contract.test_close_codes import goodbye
 from tests.handlers.commands.test_commands import Ended
 from tests.handlers.operate.test_probes import outage
+from tests.harness.admin import restore_device, revoke_device
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.services import execute, rows
 from tests.harness.ws_device import Device, Json, day, item, put
@@ -125,7 +125,7 @@ async def test_a_revoked_device_is_sent_away_and_its_tokens_are_refused(
     server = await serve()
     phone, other = await server.device("phone"), await server.device("phone", "globex")
     tablet = await server.device("tablet")
-    assert PostgresDeviceAdmin(server.dsn).revoke("acme", "phone")
+    assert revoke_device(server.dsn, "acme", "phone")
     assert goodbye_of(await told(phone)) == ("revoked", 4403)
     await refused(server, "phone")
     for device in (other, tablet):
@@ -136,10 +136,9 @@ async def test_a_revoked_device_is_sent_away_and_its_tokens_are_refused(
 async def test_a_restored_device_is_let_in_with_tokens_signed_since(serve: Serve) -> None:
     server = await serve()
     now_s = int(time.time())
-    fleet = PostgresDeviceAdmin(server.dsn)
-    fleet.revoke("acme", "phone")
+    revoke_device(server.dsn, "acme", "phone")
     await heard_of_it(server, "phone", "acme")
-    fleet.restore("acme", "phone")
+    restore_device(server.dsn, "acme", "phone")
     headers = server.headers("phone", iat=now_s + 60)
     async with asyncio.timeout(20):
         while (await server.get("/v1/changes", headers=headers)).status != 200:  # noqa: ASYNC110  # as below
@@ -149,7 +148,7 @@ async def test_a_restored_device_is_let_in_with_tokens_signed_since(serve: Serve
         headers = server.headers("phone", iat=iat)
         assert (await server.get("/v1/changes", headers=headers)).status == status
     newer = await server.device("phone", iat=now_s + 60)
-    fleet.revoke("acme", "other")  # a list that changes for others sends nobody away
+    revoke_device(server.dsn, "acme", "other")  # a list that changes for others sends nobody away
     await heard_of_it(server, "other", "acme")
     await newer.push(put("a1", None, n=1))
 
@@ -200,7 +199,7 @@ async def heard_of_it(server: Running, name: str, tenant: str) -> None:
 
 async def test_a_device_that_was_never_seen_can_be_revoked(serve: Serve) -> None:
     server = await serve()
-    PostgresDeviceAdmin(server.dsn).revoke("globex", "lost")
+    revoke_device(server.dsn, "globex", "lost")
     await heard_of_it(server, "lost", "globex")
     await refused(server, "lost", "globex")
     await server.device("lost", "acme")
@@ -223,7 +222,7 @@ async def test_a_handshake_that_was_under_way_is_sent_away_as_well(
     monkeypatch.setattr(Devices, "load", held)
     connecting = asyncio.create_task(server.device("phone"))
     await looked.wait()
-    PostgresDeviceAdmin(server.dsn).revoke("acme", "phone")
+    revoke_device(server.dsn, "acme", "phone")
     await heard_of_it(server, "phone", "acme")
     go.set()
     assert goodbye_of(await told(await connecting)) == ("revoked", 4403)
@@ -243,7 +242,7 @@ async def test_a_body_that_is_long_in_coming_outlives_no_revocation(serve: Serve
     async with asyncio.timeout(10):
         while "tidemark_messages_received_total 1.0" not in (await server.get("/metrics")).body.decode():  # noqa: ASYNC110  # a scrape tells nobody
             await asyncio.sleep(0.02)
-    PostgresDeviceAdmin(server.dsn).revoke("acme", "phone")
+    revoke_device(server.dsn, "acme", "phone")
     await heard_of_it(server, "phone", "acme")
     go.set()
     async with await sending as response:

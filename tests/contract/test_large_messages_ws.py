@@ -15,8 +15,8 @@ from engine.commit.validation import MessageValidator
 from engine.plan.work import Push
 from engine.runtime.loop_turns import LARGE_BYTES
 from engine.runtime.partial_messages import SMALL_BYTES
-from storage.stores.devices import PostgresDeviceAdmin
 from tests.contract.test_frames_masked import HANDSHAKE, closed, shaken
+from tests.harness.admin import revoke_device
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.postgres_stalls import counts
 from tests.harness.raw_http import frame, wired
@@ -88,7 +88,7 @@ async def test_large_message_of_a_device_that_is_revoked_while_it_is_checked_is_
     await phone.send(_sync("a", LARGE_BYTES))
     await held.begun.wait()
     other = asyncio.create_task(server.post("/v1/sync", _sync("b", LARGE_BYTES)))
-    PostgresDeviceAdmin(server.dsn).revoke("acme", "phone")
+    revoke_device(server.dsn, "acme", "phone")
     assert (await phone.receive())["reason"] == "revoked"
     held.is_over = True
     assert (await other).verdict == (401, "unauthenticated")

@@ -19,7 +19,7 @@ from bench.harness.server import free_ports
 from compose.deployment import open_deployment
 from run import cli
 from storage.embedded.servers import Services
-from storage.stores.tenants import PostgresTenancy
+from tests.harness.admin import ensure_tenant
 from tests.harness.server_process import ServerProcess
 from tests.harness.tus_uploader import Uploader
 from tests.harness.ws_device import Device, Json, connected, token
@@ -93,7 +93,7 @@ class Cluster:
 @pytest.fixture
 async def cluster(dsn: str, services: Services, tmp_path: Path) -> AsyncIterator[Cluster]:
     """Two servers that nginx has just been started in front of."""
-    PostgresTenancy(dsn).ensure("acme")
+    ensure_tenant(dsn, "acme")
     port = free_ports(3)
     nginx = nginx_for(tmp_path, port, "--workers", "2")
     async with AsyncExitStack() as stack:

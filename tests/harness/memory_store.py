@@ -29,7 +29,7 @@ from engine.model.rows import (
 )
 from engine.model.uploads import State as UploadState
 from engine.model.uploads import UploadRef
-from engine.operate.conflicts import HeldConflict, HeldConflicts
+from engine.operate.conflicts import ConflictPage, ConflictWithRecord
 
 
 class Memory:
@@ -240,7 +240,7 @@ class MemoryStore:
 
     async def open_conflicts(
         self, tenant_id: int, device_id: str | None, after: str | None, limit: int, max_bytes: int
-    ) -> HeldConflicts:
+    ) -> ConflictPage:
         """List open conflicts, oldest first."""
         await asyncio.sleep(0)
         rows = self.rows
@@ -255,16 +255,16 @@ class MemoryStore:
         if after is not None:
             behind = rows.conflicts.get(ConflictRef(tenant_id, after))
             waiting = [] if behind is None else [row for row in waiting if _place(row) > _place(behind)]
-        found: list[HeldConflict] = []
+        found: list[ConflictWithRecord] = []
         size_bytes = 0
         for row in waiting[:limit]:
             if size_bytes > max_bytes:
                 break
             record = rows.records.get(RecordKey(tenant_id, row.domain, row.record_id))
-            found.append(HeldConflict(row, record))
+            found.append(ConflictWithRecord(row, record))
             size_bytes += sum(len(data or b"") for data in (row.client_data, row.server_data))
             size_bytes += len((record and record.patch_base) or b"")
-        return HeldConflicts(found, len(found) < len(waiting))
+        return ConflictPage(found, len(found) < len(waiting))
 
     async def conflict(self, tenant_id: int, conflict_id: str) -> Conflict | None:
         """Find one conflict, settled or not."""

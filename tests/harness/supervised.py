@@ -14,7 +14,7 @@ import pytest
 
 from bench.harness.server import free_ports
 from storage.embedded.servers import Services
-from storage.stores.tenants import PostgresTenancy
+from tests.harness.admin import ensure_tenant
 from tests.harness.numbered_edits import TENANTS
 from tests.harness.ws_device import SECRET, Json
 
@@ -103,7 +103,7 @@ Supervise = Callable[..., Awaitable[Supervised]]
 async def supervise(dsn: str, services: Services, tmp_path: Path) -> AsyncIterator[Supervise]:
     """Start so many workers on the tests' services, with some of the environment set."""
     for tenant in TENANTS:
-        PostgresTenancy(dsn).ensure(tenant)
+        ensure_tenant(dsn, tenant)
     async with AsyncExitStack() as stack:
 
         async def start(workers: int = 2, **environment: str) -> Supervised:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from compose.admin import lone_committer
+from compose.admin import command_committer
 from compose.deployment import open_deployment
 from compose.server import SystemClock
 from engine.cluster.leases import JobLeases
@@ -39,10 +39,10 @@ from storage.blobs.directory import DirectoryBlobs
 from storage.postgres.pool import Database
 from storage.stores.commit import PostgresStore
 from storage.stores.leases import PostgresLeases
-from storage.stores.tenants import PostgresTenancy
 from storage.stores.upload_cleanup import PostgresCleanup
 from storage.stores.uploads import PostgresUploads
 from tests.engine.uploads.test_service import Sent, Wire
+from tests.harness.admin import add_tenants
 from tests.harness.services import rows
 
 SETTINGS = open_deployment(None, {}).settings
@@ -83,7 +83,7 @@ class House:
         self._writes = Database(dsn, 1)
         self.blobs = DirectoryBlobs(directory / "uploads", 2)
         self.store = PostgresUploads(self.database)
-        self.committer: Committer = lone_committer(PostgresStore(self._writes, 24), SETTINGS, {}, set())
+        self.committer: Committer = command_committer(PostgresStore(self._writes, 24), SETTINGS, {}, set())
         types = FileTypes(SETTINGS.uploads)
         self.holds = UploadLocks(self.store, self.blobs, Wire([]), clock, EXPIRE_S)
         finishing = UploadFinisher(self.store, self.blobs, types, self.committer, clock)
@@ -178,7 +178,7 @@ class House:
 async def house(dsn: str, tmp_path: Path) -> AsyncIterator[House]:
     """One process, with the tenants 1 and 2."""
     for name in ("tenant1", "tenant2"):
-        PostgresTenancy(dsn).add(name)
+        add_tenants(dsn, name)
     house = House(dsn, tmp_path)
     yield house
     await house.end()

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import ClientSession
 
 from storage.embedded.servers import Services
-from storage.stores.tenants import PostgresTenancy
+from tests.harness.admin import ensure_tenant
 from tests.harness.postgres_stalls import QUEUED, WAITS_FOR_LOCK, backend, counts, tenants_held
 from tests.harness.server_process import ServerProcess
 from tests.harness.services import rows
@@ -57,7 +57,7 @@ Serve = Callable[..., Awaitable[Draining]]
 async def serve(dsn: str, services: Services, tmp_path: Path) -> AsyncIterator[Serve]:
     """Start a server with some of its environment set."""
     for tenant in ("acme", "elsewhere"):
-        PostgresTenancy(dsn).ensure(tenant)
+        ensure_tenant(dsn, tenant)
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(ClientSession())
 

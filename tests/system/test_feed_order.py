@@ -12,7 +12,7 @@ from typing import NamedTuple
 from engine.model.rows import ReadSet, Record, WriteSet
 from storage.postgres.pool import Database
 from storage.stores.commit import PostgresStore
-from storage.stores.tenants import PostgresTenancy
+from tests.harness.admin import ensure_tenant
 from tests.harness.in_process_server import Serve
 from tests.harness.postgres_stalls import deadlocks
 from tests.harness.services import execute, rows
@@ -127,7 +127,7 @@ async def _follow(device: Device, reader: Reader, last_seq: asyncio.Future[int])
 
 
 async def test_every_reader_is_told_every_change_in_order(serve: Serve, dsn: str) -> None:
-    PostgresTenancy(dsn).ensure("initech")
+    ensure_tenant(dsn, "initech")
     servers = list(enumerate([await serve() for _ in range(SERVERS)]))
     truths = {tenant: Truth() for tenant in TENANTS}
     pullers = {(tenant, number): Reader(tenant) for tenant in TENANTS for number, _ in servers}

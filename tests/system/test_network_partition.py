@@ -24,7 +24,7 @@ from run import cli
 from storage.embedded.account import account_for
 from storage.embedded.binaries import redis_binary
 from storage.postgres.migrate import migrate
-from storage.stores.tenants import PostgresTenancy
+from tests.harness.admin import ensure_tenant
 from tests.harness.network_hosts import Network, network
 from tests.harness.numbered_edits import TENANTS, Editor, audit, editors_of, progressed
 from tests.harness.redis_nodes import RedisNode
@@ -152,7 +152,7 @@ def hosts() -> Iterator[Hosts]:
             database = stack.enter_context(cluster("db", net.address, net.everybody))
             migrate(database.dsn)
             for tenant in TENANTS:
-                PostgresTenancy(database.dsn).ensure(tenant)
+                ensure_tenant(database.dsn, tenant)
             account = account_for(home / "redis")
             binary = redis_binary(home, account)
             node = RedisNode(binary, account, home / "redis", net.address, 6379, requirepass=_REDIS_PASSWORD)

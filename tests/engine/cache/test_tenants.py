@@ -14,7 +14,8 @@ from engine.model.domains import DomainPolicy
 from engine.model.tenants import Tenant, TenantPolicies
 from engine.runtime.ports import StoreUnavailableError
 from storage.postgres.pool import Database
-from storage.stores.tenants import PostgresTenancy, PostgresTenants
+from storage.stores.tenants import PostgresTenants
+from tests.harness.admin import add_tenants
 from tests.harness.services import execute
 
 MANUAL = DomainPolicy("manual")
@@ -295,9 +296,7 @@ async def test_what_is_known_stays_in_use_while_the_store_is_away(world: World) 
 
 
 async def test_the_store_gives_each_tenant_its_own_policies(dsn: str) -> None:
-    tenancy = PostgresTenancy(dsn)
-    for name in ("acme", "globex", "initech"):
-        tenancy.add(name)
+    add_tenants(dsn, "acme", "globex", "initech")
     execute(
         dsn,
         "INSERT INTO tenant_conflict_policy (tenant_id, domain, policy, fallback)"

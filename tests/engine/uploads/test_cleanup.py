@@ -18,9 +18,9 @@ from engine.uploads.cleanup import Abandonment, RowsCleaned, UploadCleanup
 from engine.uploads.ports import NewUpload, Quota
 from engine.wire.errors import SyncError
 from storage.blobs.directory import DirectoryBlobs
-from storage.stores.tenants import PostgresTenancy
 from storage.stores.upload_cleanup import PostgresCleanup
 from tests.engine.uploads.test_service import Sent
+from tests.harness.admin import remove_tenant
 from tests.harness.services import execute, rows
 from tests.harness.upload_stack import (
     EXPIRE_S,
@@ -501,6 +501,6 @@ async def test_last_data_go_with_their_erased_tenant(house: House) -> None:
     for tenant in (1, 2):
         await house.push("put", None, tenant)
         await house.push("delete", 1, tenant)
-    await asyncio.to_thread(PostgresTenancy(house.dsn).remove, "tenant1", erase=True)
+    remove_tenant(house.dsn, "tenant1", erase=True)
     kept = "SELECT tenant_id, last_data::text FROM records WHERE last_data IS NOT NULL"
     assert rows(house.dsn, kept) == [(2, '{"n":1}')]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from engine.model.uploads import Draft, State, UploadRef
@@ -11,8 +9,8 @@ from engine.runtime.settings import S3
 from engine.uploads.blobs import StoredBlob
 from engine.uploads.cleanup import UploadCleanup
 from storage.blobs.s3 import S3Blobs
-from storage.stores.tenants import PostgresTenancy
 from storage.stores.upload_cleanup import PostgresCleanup
+from tests.harness.admin import remove_tenant
 from tests.harness.services import execute, rows
 from tests.harness.upload_stack import GRACE_S, House, house, keep, now_us, session, text
 
@@ -84,8 +82,8 @@ async def test_the_bytes_of_an_erased_tenant_go_and_no_other_tenants(house: Hous
     await house.sent(await house.begun(), text(50))
     other = await house.stored(tenant=2)
     with pytest.raises(Exception, match="upload_session"):
-        PostgresTenancy(house.dsn).remove("tenant1", erase=False)
-    await asyncio.to_thread(PostgresTenancy(house.dsn).remove, "tenant1", erase=True)
+        remove_tenant(house.dsn, "tenant1", erase=False)
+    remove_tenant(house.dsn, "tenant1", erase=True)
     for table in ("upload_session", "tenant_storage"):
         assert rows(house.dsn, f"SELECT DISTINCT tenant_id FROM {table}") == [(2,)]
     house.aged(25)
@@ -97,7 +95,7 @@ async def test_a_tenant_that_has_no_upload_any_more_is_removed_without_erasing(h
     upload = await house.begun()
     await house.receiving.cancel(session(), upload.ref.upload_id)
     await house.tidied(WEEK_H + 1)
-    await asyncio.to_thread(PostgresTenancy(house.dsn).remove, "tenant1", erase=False)
+    remove_tenant(house.dsn, "tenant1", erase=False)
     assert rows(house.dsn, "SELECT name FROM tenants") == [("tenant2",)]
 
 

@@ -33,8 +33,8 @@ from engine.uploads.write_limiter import WriteLimiter
 from engine.wire.errors import SyncError
 from storage.blobs.directory import DirectoryBlobs
 from storage.postgres.pool import Database
-from storage.stores.tenants import PostgresTenancy
 from storage.stores.uploads import PostgresUploads
+from tests.harness.admin import add_tenants
 from tests.harness.services import execute
 
 TYPES = FileTypes(open_deployment(None, {}).settings.uploads)
@@ -137,7 +137,7 @@ Site = tuple[list[Process], Wire]
 
 @pytest.fixture
 async def site(dsn: str, tmp_path: Path) -> AsyncIterator[Site]:
-    PostgresTenancy(dsn).add("acme")
+    add_tenants(dsn, "acme")
     processes: list[Process] = []
     wire = Wire(processes)
     processes += [Process(dsn, tmp_path, wire) for _ in range(2)]

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from handlers.http.tokens import KeySet, Verifier, secret_key
 from run import cli
 from storage.postgres.migrate import newest_migration
-from storage.stores.tenants import PostgresTenancy
+from tests.harness.admin import add_tenants
 from tests.harness.services import execute, rows
 
 _ROOT = Path(__file__).parents[3]
@@ -179,7 +179,7 @@ def test_names_that_would_not_stand_in_a_url_are_refused(run: Run) -> None:
 
 
 def test_a_token_stands_alone_on_stdout_and_is_good(run: Run, dsn: str) -> None:
-    PostgresTenancy(dsn).add("acme")
+    add_tenants(dsn, "acme")
     verifier = Verifier(KeySet(secret_key(_SECRET.encode()), {}), "tidemark", frozenset(), 0)
 
     def claims(*arguments: str) -> tuple[object, ...]:
@@ -282,6 +282,6 @@ def test_a_bus_that_cannot_be_is_a_sentence(run: Run, tmp_path: Path) -> None:
 def test_a_database_that_is_away_is_a_sentence(run: Run) -> None:
     away = "host=127.0.0.1 port=1 dbname=none password=hush"
     refused = run("tenant", "list", TIDEMARK__POSTGRES__DSN=away).refusal()
-    assert "connection to server" in refused
+    assert "cannot connect to 127.0.0.1:1: " in refused
     assert "postgres.dsn" in refused
     assert "hush" not in refused

@@ -24,8 +24,8 @@ from storage.bus.checkup import bus_findings
 from storage.embedded.servers import Services
 from storage.postgres.partitions import maintain
 from storage.postgres.readiness import unfit
-from storage.stores.tenants import PostgresTenancy
 from tests.handlers.commands.test_commands import Ended as EndedProcess
+from tests.harness.admin import add_tenants
 from tests.harness.commands import Ended, Run, command
 from tests.harness.in_process_server import Serve
 from tests.harness.own_redis import OwnRedis, _own_redis, own_redis
@@ -262,14 +262,14 @@ async def test_doctor_role_without_rights_found_with_remedy(examined: Run, dsn: 
 
 
 async def test_doctor_quotas_of_unknown_tenants_found(examined: Run, dsn: str) -> None:
-    PostgresTenancy(dsn).add("acme")
+    add_tenants(dsn, "acme")
     quotas = {"TIDEMARK__UPLOADS__TENANT_QUOTAS": '{"acme": 1, "acne": 1}'}
     one = found(await examined(**quotas), "quotas")
     assert (one["level"], one["found"]) == (
         "warning",
         "uploads.tenant_quotas names no tenant that there is: acne",
     )
-    PostgresTenancy(dsn).add("acne")
+    add_tenants(dsn, "acne")
     assert found(await examined(**quotas), "quotas")["level"] == "ok"
 
 

@@ -21,8 +21,9 @@ from engine.operate.ports import RefusedError
 from engine.wire.timestamps import EARLIEST_US
 from handlers.commands import export as command_module
 from storage.embedded.servers import Services
+from storage.postgres.commands import command_database
 from storage.stores import export as store_module
-from storage.stores.tenants import PostgresTenancy
+from tests.harness.admin import add_tenants
 from tests.harness.commands import Run, command
 from tests.harness.services import database, execute, rows
 
@@ -40,8 +41,7 @@ _DAY_US = 86_400_000_000
 def filled(services: Services, template: str) -> Iterator[str]:
     """A database with 2,500 tasks of acme, one of globex, and events over three days. Only to be read."""
     with database(services, template) as dsn:
-        PostgresTenancy(dsn).add("acme")
-        PostgresTenancy(dsn).add("globex")
+        add_tenants(dsn, "acme", "globex")
         many = _RECORD.format(
             tenant=1,
             domain="task",
@@ -184,18 +184,20 @@ async def test_export_of_what_is_not_there_names_what_is(command: Run, filled: s
         assert sentence in ended.refusal()
 
 
-def test_export_pages_are_transactions_of_their_own(filled: str) -> None:
-    with pytest.raises(RefusedError):
-        next(store_module.PostgresExport(filled, {}).pages("acme", "task", None, None))
+async def test_export_pages_are_transactions_of_their_own(filled: str) -> None:
     from compose.configuration import layers  # noqa: PLC0415
     from engine.runtime.setting_layers import settings  # noqa: PLC0415
 
-    store = store_module.PostgresExport(filled, settings(layers(None, {}, of_system=False)).domains)
-    pages = store.pages("acme", "task", None, None)
-    assert len(next(pages)) == 200
-    idle = "SELECT state FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    assert rows(filled, idle) == [("idle",)]
-    assert sum(map(len, pages)) == 2300
+    async with command_database(filled) as opened:
+        with pytest.raises(RefusedError):
+            await anext(store_module.PostgresExport(opened, {}).pages("acme", "task", None, None))
+        domains = settings(layers(None, {}, of_system=False)).domains
+        pages = store_module.PostgresExport(opened, domains).pages("acme", "task", None, None)
+        assert len(await anext(pages)) == 200
+        idle = "SELECT state FROM pg_stat_activity"
+        idle += " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        assert rows(filled, idle) == [("idle",)]
+        assert sum([len(page) async for page in pages]) == 2300
 
 
 @pytest.mark.parametrize(("behind", "count"), [("", 2500), (" | head -n 1", 1)])
@@ -254,7 +256,7 @@ def test_csv_gives_every_value_of_every_row_back(datas: list[dict[str, object] |
 async def test_export_of_a_change_whose_device_sent_no_time_leaves_sent_at_empty(
     command: Run, dsn: str, form: str, nothing: str | None
 ) -> None:
-    PostgresTenancy(dsn).add("acme")
+    add_tenants(dsn, "acme")
     record = _RECORD.format(
         tenant="tenant_id", domain="task", id="'t1'", seq=1, at_us=0, data="'{}'", source="tenants"
     )

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from storage.stores.tenants import PostgresTenancy
 from tests.handlers.commands.test_commands import Run, run
+from tests.harness.admin import add_tenants
 from tests.harness.commands import Run as RunHere
 from tests.harness.commands import command
 from tests.harness.in_process_server import Serve
@@ -30,7 +30,7 @@ def listed(run: Run, *arguments: str) -> list[tuple[Any, ...]]:
 
 def test_a_policy_is_set_and_listed(run: Run, dsn: str) -> None:
     for name in ("acme", "globex"):
-        PostgresTenancy(dsn).add(name)
+        add_tenants(dsn, name)
     defaults = json.loads(run("policy", "list", "--tenant", "acme", "--json").out)
     assert [(one["domain"], one["policy"], one["fallback"], one["own"]) for one in defaults] == [
         ("attendance", "server_wins", None, False),
@@ -58,7 +58,7 @@ def test_a_policy_is_set_and_listed(run: Run, dsn: str) -> None:
 
 async def test_policy_unset_own_policy_the_default_stands_again(command: RunHere, dsn: str) -> None:
     for name in ("acme", "globex"):
-        PostgresTenancy(dsn).add(name)
+        add_tenants(dsn, name)
         await command("policy", "set", "--tenant", name, "--domain", "task", "--policy", "manual")
     before = rows(dsn, GENERATION)
     unset = ("policy", "unset", "--tenant", "acme", "--domain")
@@ -79,7 +79,7 @@ async def test_policy_unset_own_policy_the_default_stands_again(command: RunHere
 
 
 async def test_policy_unset_domain_gone_from_the_settings_taken_back(command: RunHere, dsn: str) -> None:
-    PostgresTenancy(dsn).add("acme")
+    add_tenants(dsn, "acme")
     known = {"TIDEMARK__DOMAINS__PATROL__POLICY": "manual"}
     chosen = ("--tenant", "acme", "--domain", "patrol")
     await command("policy", "set", *chosen, "--policy", "client_wins", **known)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -12,6 +12,8 @@ from engine.model.rows import WriteSet
 from engine.operate.ports import RefusedError
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
+from storage.postgres.commands import command_database
+from storage.postgres.pool import Database
 from storage.stores.commit import PostgresTransaction
 from tests.handlers.commands.test_quarantine_command import GOOD, LEFT, RECORDS, chosen, good, run, server
 from tests.harness.commands import Run, command
@@ -20,6 +22,13 @@ from tests.harness.services import rows
 from tests.harness.ws_device import Json, day, item
 
 __all__ = ["chosen", "command", "good", "run", "server"]
+
+
+@pytest.fixture
+async def opened(server: Running) -> AsyncIterator[Database]:
+    """The database of the server, as a command opens it."""
+    async with command_database(server.dsn) as opened:
+        yield opened
 
 
 async def behind(server: Running, *edits: Json) -> list[str]:
@@ -84,15 +93,15 @@ async def test_an_edit_behind_a_creation_that_is_rejected_by_itself_stays_alone(
 
 
 async def test_an_item_that_was_recovered_with_its_creation_is_not_stored_again(
-    server: Running, chosen: Settings
+    server: Running, opened: Database, chosen: Settings
 ) -> None:
     creation, first, *_ = await behind(server, *EDITS)
-    desk = QuarantineAdmin(server.dsn, chosen, lambda _: None)
-    late = desk.item(first, None)
-    await asyncio.to_thread(desk.retry, desk.item(creation, None), GOOD)
+    admin = QuarantineAdmin(opened, server.dsn, chosen, lambda _: None)
+    late = await admin.find(first, None)
+    await admin.retry(await admin.find(creation, None), GOOD)
     stored = rows(server.dsn, RECORDS)
     with pytest.raises(RefusedError, match="recovered at the same time"):
-        await asyncio.to_thread(desk.retry, late, None)
+        await admin.retry(late, None)
     assert rows(server.dsn, RECORDS) == stored
 
 
@@ -111,11 +120,11 @@ async def test_a_patch_that_was_rejected_itself_is_behind_nothing_when_it_is_cor
 
 
 async def test_a_crash_before_the_commit_leaves_a_creation_and_those_behind_it(
-    server: Running, chosen: Settings, monkeypatch: pytest.MonkeyPatch
+    server: Running, opened: Database, chosen: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = await behind(server, *EDITS)
-    desk = QuarantineAdmin(server.dsn, chosen, lambda _: None)
-    case = desk.item(ids[0], None)
+    admin = QuarantineAdmin(opened, server.dsn, chosen, lambda _: None)
+    case = await admin.find(ids[0], None)
 
     async def crash(self: PostgresTransaction, writes: WriteSet) -> None:
         await self.rollback()
@@ -124,8 +133,8 @@ async def test_a_crash_before_the_commit_leaves_a_creation_and_those_behind_it(
     with monkeypatch.context() as patch:
         patch.setattr(PostgresTransaction, "commit", crash)
         with pytest.raises(StoreError):
-            await asyncio.to_thread(desk.retry, case, GOOD)
+            await admin.retry(case, GOOD)
     assert (len(rows(server.dsn, LEFT)), rows(server.dsn, RECORDS)) == (4, [])
-    recovered = await asyncio.to_thread(desk.retry, case, GOOD)
+    recovered = await admin.retry(case, GOOD)
     assert [one.version for one in (recovered.item, *recovered.behind.values())] == [1, 2, 3, 4]
     assert rows(server.dsn, LEFT) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from engine.model.rows import WriteSet
 from engine.operate.ports import Recovered, RefusedError
 from engine.runtime.ports import StoreError, StoreUnknownError
 from engine.runtime.settings import Settings
+from storage.postgres.commands import command_database
+from storage.postgres.pool import Database
 from storage.stores.commit import PostgresTransaction
 from tests.harness.commands import Run, command
 from tests.harness.in_process_server import Running, Serve, settings_with
@@ -32,6 +35,13 @@ RECORDS = "SELECT domain, id, version, device_id, data::text FROM records ORDER 
 KEYS = "SELECT count(*)::int FROM sync_idempotency_record"
 LOG = "SELECT count(*)::int FROM conflict_resolution_log"
 LEFT = "SELECT quarantine_id, retried_at IS NOT NULL FROM quarantine"
+
+
+@pytest.fixture
+async def opened(server: Running) -> AsyncIterator[Database]:
+    """The database of the server, as a command opens it."""
+    async with command_database(server.dsn) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -242,11 +252,11 @@ GOOD = b'{"place":"gate"}'
 
 
 async def test_a_crash_before_the_commit_leaves_everything_as_it_was(
-    server: Running, chosen: Settings, monkeypatch: pytest.MonkeyPatch
+    server: Running, opened: Database, chosen: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quarantine_id = await rejected(server)
-    desk = QuarantineAdmin(server.dsn, chosen, lambda _: None)
-    case = desk.item(quarantine_id, None)
+    admin = QuarantineAdmin(opened, server.dsn, chosen, lambda _: None)
+    case = await admin.find(quarantine_id, None)
 
     async def crash(self: PostgresTransaction, writes: WriteSet) -> None:
         await self.rollback()
@@ -255,21 +265,21 @@ async def test_a_crash_before_the_commit_leaves_everything_as_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(PostgresTransaction, "commit", crash)
         with pytest.raises(StoreError, match="run the command again"):
-            await asyncio.to_thread(desk.retry, case, GOOD)
+            await admin.retry(case, GOOD)
     assert rows(server.dsn, LEFT) == [(quarantine_id, False)]
     assert rows(server.dsn, RECORDS) == []
-    assert (await asyncio.to_thread(desk.retry, case, GOOD)).item.status == "applied"
+    assert (await admin.retry(case, GOOD)).item.status == "applied"
     assert rows(server.dsn, LEFT) == []
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("killed"), StoreUnknownError("lost")])
 async def test_a_commit_whose_answer_is_lost_stored_it_once(
-    server: Running, chosen: Settings, monkeypatch: pytest.MonkeyPatch, failure: Exception
+    server: Running, opened: Database, chosen: Settings, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     quarantine_id = await rejected(server)
     moved: list[set[int]] = []
-    desk = QuarantineAdmin(server.dsn, chosen, moved.append)
-    case = desk.item(quarantine_id, None)
+    admin = QuarantineAdmin(opened, server.dsn, chosen, moved.append)
+    case = await admin.find(quarantine_id, None)
     commit = PostgresTransaction.commit
     failures = [failure]
 
@@ -280,36 +290,40 @@ async def test_a_commit_whose_answer_is_lost_stored_it_once(
 
     monkeypatch.setattr(PostgresTransaction, "commit", lost)
     if isinstance(failure, StoreUnknownError):  # what is not known is settled at once, by the key
-        assert (await asyncio.to_thread(desk.retry, case, GOOD)).item.status == "applied"
+        assert (await admin.retry(case, GOOD)).item.status == "applied"
         assert moved == [{case.row.tenant_id}]
     else:
         with pytest.raises(StoreError, match="run the command again"):
-            await asyncio.to_thread(desk.retry, case, GOOD)
-        assert (await asyncio.to_thread(desk.retry, case, GOOD)).item.version == 1
+            await admin.retry(case, GOOD)
+        assert (await admin.retry(case, GOOD)).item.version == 1
     assert rows(server.dsn, LEFT) == []
     assert rows(server.dsn, RECORDS) == [("visit", "v1", 1, "phone", GOOD.decode())]
     with pytest.raises(RefusedError, match="there is no item"):
-        desk.item(quarantine_id, None)
+        await admin.find(quarantine_id, None)
 
 
-async def test_an_item_stays_that_was_not_judged_at_all(server: Running, chosen: Settings) -> None:
+async def test_an_item_stays_that_was_not_judged_at_all(
+    server: Running, opened: Database, chosen: Settings
+) -> None:
     quarantine_id = await rejected(server)
     phone = await server.device("phone")
     await phone.sync(f"quarantine:{quarantine_id}", item("put", "task", "t1", data={}))
-    desk = QuarantineAdmin(server.dsn, chosen, lambda _: None)
+    admin = QuarantineAdmin(opened, server.dsn, chosen, lambda _: None)
     with pytest.raises(RefusedError):
-        await asyncio.to_thread(desk.retry, desk.item(quarantine_id, None), GOOD)
+        await admin.retry(await admin.find(quarantine_id, None), GOOD)
     assert rows(server.dsn, LEFT) == [(quarantine_id, False)]
 
 
 @pytest.mark.parametrize("other", [GOOD, b'{"place":"hall"}'])
-async def test_of_two_retries_at_once_one_stores_it(server: Running, chosen: Settings, other: bytes) -> None:
+async def test_of_two_retries_at_once_one_stores_it(
+    server: Running, opened: Database, chosen: Settings, other: bytes
+) -> None:
     quarantine_id = await rejected(server)
-    desk = QuarantineAdmin(server.dsn, chosen, lambda _: None)
-    case = desk.item(quarantine_id, None)
+    admin = QuarantineAdmin(opened, server.dsn, chosen, lambda _: None)
+    case = await admin.find(quarantine_id, None)
     ended = await asyncio.gather(
-        asyncio.to_thread(desk.retry, case, GOOD),
-        asyncio.to_thread(desk.retry, case, other),
+        admin.retry(case, GOOD),
+        admin.retry(case, other),
         return_exceptions=True,
     )
     results = [one.item for one in ended if isinstance(one, Recovered)]
@@ -439,14 +453,14 @@ async def test_quarantine_retry_of_what_no_data_corrects_says_so_and_drop_gives_
 
 
 async def test_quarantine_drop_of_an_item_that_left_meanwhile_takes_nothing_off(
-    server: Running, chosen: Settings
+    server: Running, opened: Database, chosen: Settings
 ) -> None:
     quarantine_id = await rejected(server)
-    desk = QuarantineAdmin(server.dsn, chosen, lambda _: None)
-    case = desk.item(quarantine_id, None)
-    await asyncio.to_thread(desk.retry, case, GOOD)
+    admin = QuarantineAdmin(opened, server.dsn, chosen, lambda _: None)
+    case = await admin.find(quarantine_id, None)
+    await admin.retry(case, GOOD)
     with pytest.raises(RefusedError, match="left the quarantine just now"):
-        desk.drop(case)
+        await admin.drop(case)
     assert rows(server.dsn, f"{COUNTED} WHERE name = 'acme'") == [(0, 0)]
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from run import cli
 from storage.embedded.servers import Services
-from storage.stores.tenants import PostgresTenancy
+from tests.harness.admin import add_tenants
 from tests.harness.commands import Ended, command
 from tests.harness.commands import Run as RunHere
 from tests.harness.services import data_dir, execute, rows
@@ -84,7 +84,7 @@ def test_commands_every_one_is_known_to_change_or_to_look() -> None:
 async def test_command_that_changes_database_named_on_stderr_alone(
     command: RunHere, dsn: str, tmp_path: Path, name: str
 ) -> None:
-    PostgresTenancy(dsn).add("acme")
+    add_tenants(dsn, "acme")
     at = {"TIDEMARK__DATA__DIR": str(tmp_path)}
     ended = await command(*name.split(), *CHANGING[name], **at)
     assert ended.err.startswith(named(dsn))
@@ -125,7 +125,7 @@ async def test_command_dsn_file_that_database_is_used(command: RunHere, dsn: str
 
 
 async def test_erase_asks_with_the_name_of_the_database(command: RunHere, dsn: str) -> None:
-    PostgresTenancy(dsn).add("acme")
+    add_tenants(dsn, "acme")
     ended = await command("tenant", "remove", "acme", "--erase")
     place = named(dsn).removeprefix("database: ").strip()
     assert f"Erase everything that acme ever stored in {place}?" in ended.err
@@ -184,7 +184,7 @@ async def test_token_tenant_unknown_refused(command: RunHere, dsn: str, argument
     assert ended.refusal() == (
         f"Error: there is no tenant acme in {place}: add it with `run.py tenant add acme`"
     )
-    PostgresTenancy(dsn).add("acme")
+    add_tenants(dsn, "acme")
     known = await command("token", "--tenant", "acme", *arguments, **SECRET)
     assert token(known)
     assert known.err == ""

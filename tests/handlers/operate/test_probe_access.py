@@ -9,7 +9,7 @@ import pytest
 from aiohttp import ClientSession
 
 from handlers.commands.serve import announce_demo
-from storage.stores.tenants import PostgresTenancy
+from tests.harness.admin import revoke_token
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.services import execute
 from tests.harness.supervised import Supervise
@@ -69,7 +69,7 @@ async def test_metrics_are_for_this_machine_and_operators_of_all_tenants(server:
         assert await verdict(bearer(refused)) == (403, "forbidden")
     assert await verdict({"X-Tidemark-Worker": ""}) == (401, "unauthenticated")
     assert await verdict(operator) == (200, "")
-    PostgresTenancy(server.dsn).revoke_token("o1", None)
+    revoke_token(server.dsn, "o1", None)
     while await verdict(operator) == (200, ""):
         pass
     assert await verdict(operator) == (401, "unauthenticated")

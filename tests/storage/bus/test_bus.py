@@ -21,7 +21,7 @@ from storage.bus.signing import BELIEVED_APART_S, signed, unsigned
 from storage.embedded.servers import Services
 from storage.postgres.checkup import FAULT_APART_S
 from storage.postgres.pool import Database
-from storage.stores.tenants import PostgresTenancy
+from tests.harness.admin import add_tenants
 from tests.harness.own_redis import OwnRedis
 from tests.harness.services import database, execute, rows
 
@@ -432,7 +432,7 @@ async def test_messages_that_do_not_come_back_are_noticed(
 
 
 async def test_a_command_tells_what_it_changed(join: Join, own_redis: OwnRedis, dsn: str) -> None:
-    PostgresTenancy(dsn).add("acme")
+    add_tenants(dsn, "acme")
     execute(dsn, "UPDATE tenant_counters SET seq = 12")
     ((tenant_id, epoch),) = rows(dsn, "SELECT tenant_id, epoch FROM tenants, cluster_state")
     one = await join(epoch=str(epoch))

@@ -17,7 +17,7 @@ from storage.postgres.checkup import database_findings
 from storage.postgres.migrate import migrate
 from storage.postgres.pool import Database
 from storage.postgres.remedies import DatabaseFaultError
-from storage.stores.tenants import PostgresTenancy
+from tests.harness.admin import add_tenants
 from tests.harness.commands import Run, command
 from tests.harness.services import execute, named
 
@@ -151,7 +151,7 @@ def test_docs_recipe_makes_a_role_that_can_do_all_and_a_database_that_others_do_
         execute(services.dsn, *lines)
         made = _as(named(services.dsn, name), name, "a password of your own")
         migrate(made)
-        PostgresTenancy(made).add("acme")
+        add_tenants(made, "acme")
         levels = {one.subject: one.level for one in database_findings(made, 1, (), migrates_itself=False)}
         assert levels["rights"] == levels["schema"] == levels["database"] == "ok"
         assert "has to own the database" in _fault(_as(named(services.dsn, name), role)).remedy

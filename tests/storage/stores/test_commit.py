@@ -28,7 +28,7 @@ from engine.model.rows import (
     TenantUsage,
     WriteSet,
 )
-from engine.operate.conflicts import ConflictStore, HeldConflicts
+from engine.operate.conflicts import ConflictPage, ConflictStore
 from engine.plan.tenant_usage import NAMES
 from engine.runtime.ports import StoreFullError, StorePoisonError, StoreRetryError
 from storage.postgres.connection import Statement
@@ -256,7 +256,7 @@ async def test_a_conflict_is_replaced_by_its_id(subject: Subject) -> None:
     await _commit(subject, _lookups(1), WriteSet({}, [], [], [], [settled], []))
     assert await subject.conflicts.conflict(1, "c1") == settled
     assert await subject.conflicts.conflict(2, "c1") is None
-    assert await subject.conflicts.open_conflicts(1, None, None, 10, 1 << 20) == HeldConflicts([], more=False)
+    assert await subject.conflicts.open_conflicts(1, None, None, 10, 1 << 20) == ConflictPage([], more=False)
 
 
 async def test_a_rollback_leaves_nothing(subject: Subject) -> None:

@@ -15,7 +15,7 @@ from storage.postgres.connection import ConnectionLostError, PooledConnection
 from storage.postgres.driver import Row, Values
 from storage.postgres.migrate import migrate
 from storage.postgres.pool import Database
-from storage.stores.devices import PostgresDeviceAdmin, PostgresDevices
+from storage.stores.devices import PostgresDevices
 from tests.harness.services import execute, rows
 
 PHONE, TABLET, OTHER = DeviceKey(1, "phone"), DeviceKey(1, "tablet"), DeviceKey(2, "phone")
@@ -206,14 +206,13 @@ async def test_a_device_is_found_by_its_key_however_many_there_are(
 
 
 async def test_revoked_devices_are_listed_and_stay_revoked(store: PostgresDevices, tenants: str) -> None:
-    fleet = PostgresDeviceAdmin(tenants)
     generation = "SELECT generation::int FROM cluster_state"
     [(before,)] = rows(tenants, generation)
     await store.add([Health(PHONE, Counts(1), seen=True)])
     assert await store.revoked() == Revoked({}, set())
-    assert fleet.revoke("acme", "phone")
-    assert not fleet.revoke("acme", "phone")
-    assert fleet.revoke("globex", "never seen")
+    assert await store.revoke("acme", "phone")
+    assert not await store.revoke("acme", "phone")
+    assert await store.revoke("globex", "never seen")
     await store.add([Health(PHONE, Counts(1), seen=True)])
     assert await store.revoked() == Revoked({PHONE: None, DeviceKey(2, "never seen"): None}, set())
     assert rows(tenants, generation) == [(int(str(before)) + 3,)]
@@ -222,18 +221,17 @@ async def test_revoked_devices_are_listed_and_stay_revoked(store: PostgresDevice
 async def test_fleet_restore_keeps_older_tokens_refused_until_the_next_revocation(
     store: PostgresDevices, tenants: str
 ) -> None:
-    fleet = PostgresDeviceAdmin(tenants)
-    assert not fleet.known("acme", "phone")
-    fleet.revoke("acme", "phone")
-    assert fleet.known("acme", "phone")
-    assert fleet.restore("acme", "phone")
+    assert not await store.known("acme", "phone")
+    await store.revoke("acme", "phone")
+    assert await store.known("acme", "phone")
+    assert await store.restore("acme", "phone")
     [(from_s,)] = rows(tenants, "SELECT floor(extract(epoch FROM tokens_from))::bigint FROM devices")
     assert await store.revoked() == Revoked({PHONE: int(str(from_s))}, set())
-    shown = fleet.device("acme", "phone")
+    shown = await store.device("acme", "phone")
     assert (shown.revoked_at, shown.tokens_from is None) == (None, False)
-    assert not fleet.restore("acme", "phone")
+    assert not await store.restore("acme", "phone")
     assert await store.revoked() == Revoked({PHONE: int(str(from_s))}, set())
     with pytest.raises(RefusedError, match="tenant acme has no device tablet"):
-        fleet.restore("acme", "tablet")
-    fleet.revoke("acme", "phone")
+        await store.restore("acme", "tablet")
+    await store.revoke("acme", "phone")
     assert await store.revoked() == Revoked({PHONE: None}, set())

@@ -15,10 +15,10 @@ from engine.uploads.cleanup import KeptFor, UploadCleanup
 from storage.blobs.directory import DirectoryBlobs
 from storage.postgres.partitions import drop_events, ensure_partitions, maintain
 from storage.postgres.pool import Database
-from storage.stores.tenants import PostgresTenancy
 from storage.stores.upload_cleanup import PostgresCleanup
 from storage.stores.usage import recount
 from tests.engine.uploads.test_cleanup import Refusing
+from tests.harness.admin import add_tenants
 from tests.harness.in_process_server import settings_with
 from tests.harness.services import execute, rows
 
@@ -103,7 +103,7 @@ async def _keep() -> None:
 @pytest.fixture
 async def kept(dsn: str, tmp_path: Path) -> AsyncIterator[Kept]:
     for name in ("acme", "globex"):
-        PostgresTenancy(dsn).add(name)
+        add_tenants(dsn, name)
     database = Database(dsn, 1)
     try:
         yield Kept(dsn, database, tmp_path)
@@ -185,7 +185,7 @@ def _partitions(dsn: str) -> list[object]:
 
 
 def test_events_are_dropped_by_whole_days_and_late_ones_find_a_place(dsn: str) -> None:
-    PostgresTenancy(dsn).add("acme")
+    add_tenants(dsn, "acme")
     now = datetime.now(UTC)
     days = [now - timedelta(days=ago) for ago in (45, 44, 41, 39, 1)]
     # As of a database that was made 45 days ago.

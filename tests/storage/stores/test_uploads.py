@@ -15,8 +15,8 @@ from engine.model.uploads import State, Upload, UploadRef
 from engine.uploads.ports import Claim, Created, NewUpload, OffsetUpdate, Quota, Stored
 from storage.postgres.pool import Database
 from storage.stores.commit import PostgresStore
-from storage.stores.tenants import PostgresTenancy
 from storage.stores.uploads import PostgresUploads
+from tests.harness.admin import add_tenants
 from tests.harness.services import execute, rows
 
 ROOM = Quota(tenant_bytes=1000, files_per_record=3, open_per_device=1000)
@@ -26,7 +26,7 @@ EXPIRE_S = 60.0
 @pytest.fixture
 async def store(dsn: str) -> AsyncIterator[PostgresUploads]:
     for name in ("acme", "umbra"):
-        PostgresTenancy(dsn).add(name)
+        add_tenants(dsn, name)
     database = Database(dsn, 4)
     yield PostgresUploads(database)
     await database.close()

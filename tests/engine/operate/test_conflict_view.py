@@ -9,7 +9,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.operate.conflicts import differences
+from engine.operate.conflict_view import differences
 
 VALUES = st.sampled_from(
     [0, 1, 1.0, True, None, "", "1", [], [1], [True], {}, {"a": 1, "b": 2}, {"b": 2, "a": 1}]

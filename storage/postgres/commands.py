@@ -1,0 +1,32 @@
+"""The database of one command: no pool to speak of, and no limit on how long a statement takes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from engine.runtime.ports import StoreUnavailableError
+from storage.postgres.connection import PoolerDetection
+from storage.postgres.pool import CannotConnectError, Database
+from storage.postgres.transactions import COMMAND_LIMITS
+
+
+@asynccontextmanager
+async def command_database(dsn: str) -> AsyncIterator[Database]:
+    """Open a database for one command.
+
+    Nothing is prepared: a statement runs once, and behind a pooler its preparation could get lost.
+
+    Raises:
+        DatabaseFaultError: The database refused the connection, with the remedy.
+        StoreUnavailableError: The database is away.
+    """
+    database = Database(dsn, 1, PoolerDetection(found=True), COMMAND_LIMITS)
+    try:
+        yield database
+    except CannotConnectError as error:
+        if len(error.causes) == 1:
+            raise error.causes[0] from None
+        raise StoreUnavailableError("; ".join(map(str, error.causes))) from None
+    finally:
+        await database.close()

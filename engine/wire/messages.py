@@ -158,6 +158,37 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     error: ItemError | UnsetType = UNSET
 
 
+class Synced(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="synced"):
+    """Answer to ``sync``: one result per item, in order. ``replayed`` is true for a message sent before.
+
+    It is encoded by ``engine.plan.work.PushAnswer.frame``, without decoding the results.
+    """
+
+    id: str | UnsetType = UNSET
+    replayed: bool
+    results: list[Result]
+
+
+class Error(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="error"):
+    """A message was refused as a whole. ``code`` and ``retryable`` are of ``engine.wire.errors.ERRORS``.
+
+    ``version``, ``changes`` and ``data`` are the server's record and the count of the device's changes, for
+    ``conflict_stale``. ``offset`` is where an upload stands, for ``offset_mismatch``. ``error_id`` is in the
+    server's log, for ``internal``. It is encoded by ``handlers.http.errors.error_body``.
+    """
+
+    id: str | UnsetType = UNSET
+    code: str
+    message: str
+    retryable: bool
+    retry_after_ms: int | UnsetType = UNSET
+    version: int | UnsetType = UNSET
+    changes: int | UnsetType = UNSET
+    data: Raw | None | UnsetType = UNSET
+    offset: int | UnsetType = UNSET
+    error_id: str | UnsetType = UNSET
+
+
 class Limits(msgspec.Struct, frozen=True):
     """Bounds that the server holds a device to."""
 
@@ -209,6 +240,20 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     device_id: str | None
     data: Raw | None
     attachments: Raw | UnsetType = UNSET
+
+
+class Changes(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="changes"):
+    """A page of the feed, in answer to ``pull`` and ``subscribe``. ``more``: another page follows now.
+
+    ``unknown_domains`` are the domains of the request that hold no records. A page is encoded by
+    ``engine.feed.pages.page_body``, from changes that are encoded once for all who get them.
+    """
+
+    id: str | UnsetType = UNSET
+    cursor: str
+    more: bool
+    changes: list[Change]
+    unknown_domains: list[str] | UnsetType = UNSET
 
 
 class HeartbeatAck(msgspec.Struct, frozen=True, tag_field="type", tag="heartbeat_ack"):

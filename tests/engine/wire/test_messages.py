@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import json
-from typing import Any
+import re
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import pytest
+from msgspec import UNSET, Raw, UnsetType
 
 from engine.feed.cursor import Scope
 from engine.feed.pages import encode_change, page_body, with_id
@@ -21,15 +26,20 @@ from engine.wire.messages import (
     JSON_SUBPROTOCOL,
     MSGPACK_SUBPROTOCOL,
     PROTOCOL_VERSION,
+    Changes,
+    Error,
     Item,
+    ItemError,
     Request,
+    Resolved,
     Result,
+    Synced,
 )
 from handlers.http.errors import error_body
 
 #: Of ``wire_schema()``. A field may be added as optional; whatever else changes is a new version of the
 #: contract. Whoever means it writes the new hash here, and the change into CHANGELOG.md.
-WIRE_SCHEMA_SHA256 = "a4f0e1ff44be2a4b07f44919ba6603625a0457768545b42f238ad0f715c5bab2"
+WIRE_SCHEMA_SHA256 = "69e3785996c49992c1a7836c5c676335f339826c0440a5f83761e2fef46259fc"
 
 
 def _without_words(value: Any) -> Any:
@@ -150,6 +160,77 @@ def test_frames_that_are_put_together_by_hand_are_json(request_id: str | None) -
         "version": 7,
         "data": {"a": 1},
     }
+
+
+def _decodable(hint: Any) -> Any:
+    """Return a type with any value in place of ``Raw``, which msgspec does not decode beside other types."""
+    if hint is Raw:
+        return Any
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        hints = get_type_hints(hint, include_extras=True)
+        fields: list[Any] = []
+        for one in msgspec.structs.fields(hint):
+            kind = _decodable(hints[one.name])
+            is_optional = UnsetType in get_args(hints[one.name])
+            fields.append((one.name, kind, UNSET) if is_optional else (one.name, kind))
+        config = hint.__struct_config__
+        return msgspec.defstruct(
+            hint.__name__,
+            fields,
+            kw_only=True,
+            tag_field=config.tag_field,
+            tag=config.tag,
+            forbid_unknown_fields=True,
+        )
+    if get_origin(hint) is list:
+        return list[_decodable(get_args(hint)[0])]  # type: ignore[misc]  # it is made here
+    if get_origin(hint) is UnionType:
+        return Union[tuple(_decodable(part) for part in get_args(hint))]  # noqa: UP007  # of parts made here
+    return hint
+
+
+@pytest.mark.parametrize("request_id", [None, "7"])
+def test_fast_encoders_answers_are_those_of_the_declared_structs(request_id: str | None) -> None:
+    error = ItemError("invalid_item", "data: an object is required")
+    results = [
+        Result(domain="task", id="a", status="applied", version=1, seq=2),
+        Result(domain=None, id=None, status="rejected", error=error),
+        Result(domain="task", id="b", status="conflict", version=3, seq=4, conflict_id="c", data=Raw(b"{}")),
+    ]
+    scope = Scope("e1", 1, ["task", "gone"], ["task"])
+    record = Record(1, "task", "a", 4, 91, 0, "phone", 4, b'{"a":1}', attachments=b'[{"file_id":"f"}]')
+    frames: list[tuple[bytes, type[msgspec.Struct]]] = [
+        (PushAnswer(msgspec.json.encode(results), replayed=False).frame(request_id), Synced),
+        (ResolveAnswer("c", 5, 99).frame(request_id), Resolved),
+        (with_id(page_body(scope, 92, [encode_change(record)], more=True), request_id), Changes),
+    ]
+    for code, details in (
+        ("conflict_stale", {"version": 7, "changes": 2, "data": Raw(b'{"a":1}')}),
+        ("offset_mismatch", {"offset": 5}),
+        ("internal", {"error_id": "e"}),
+        ("overloaded", {"retry_after_ms": 200}),
+    ):
+        frames.append((error_body(SyncError(code, "why", **details), request_id), Error))
+    for frame, kind in frames:
+        msgspec.json.decode(frame, type=_decodable(kind))
+        assert json.loads(frame).get("id") == request_id
+
+
+def test_error_details_are_fields_of_the_declared_error() -> None:
+    """Details become fields of the message, so one that is not declared would be no part of the contract."""
+    root = Path(messages.__file__).parents[2]
+    for path in [*(root / "engine").rglob("*.py"), *(root / "handlers").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "SyncError":
+                named = {keyword.arg for keyword in node.keywords if keyword.arg is not None}
+                assert named <= set(Error.__struct_fields__), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("kind", [Synced, Error, Changes], ids=lambda kind: kind.__name__)
+def test_protocol_page_names_every_field_of_an_answer(kind: type[msgspec.Struct]) -> None:
+    page = (Path(messages.__file__).parents[2] / "docs" / "protocol.md").read_text()
+    for name in kind.__struct_fields__:
+        assert re.search(rf'[`"]{name}[`"]', page), name
 
 
 @pytest.mark.parametrize("request_id", [None, "9", 'quote " and ü'])

@@ -19,13 +19,13 @@ from engine.feed.feed import Feed
 from engine.model.domains import Domains
 from engine.operate.conflicts import ConflictStore
 from engine.plan.capacity import CapacityState
+from engine.runtime.loop_scheduler import LoopScheduler
 from engine.runtime.loop_share import LoopShares
-from engine.runtime.loop_turns import LoopTurns
 from engine.runtime.open_requests import OpenRequests, RequestLimits
 from engine.runtime.partial_messages import PartialMessages
 from engine.runtime.ports import Clock
 from engine.runtime.rate_limit import TenantRates
-from engine.runtime.read_limiter import ReadTurns
+from engine.runtime.read_limiter import ReadLimiter
 from engine.runtime.services import Service
 from engine.runtime.settings import Settings
 from handlers.http.authenticate import Authenticator, RequestGate
@@ -61,7 +61,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     devices: Devices
     revocations: Revocations
     conflicts: ConflictStore
-    read_turns: ReadTurns
+    read_limiter: ReadLimiter
     shares: LoopShares
     bus: Bus
     capacity: CapacityState
@@ -129,7 +129,7 @@ class Edge:
         )
         clock = engine.clock
         self._watch = LoopWatch(clock)
-        self._loop = LoopCharges(engine.shares, LoopTurns(engine.shares, clock), self._watch, clock)
+        self._loop = LoopCharges(engine.shares, LoopScheduler(engine.shares, clock), self._watch, clock)
         verifier = Verifier(keys, settings.auth.audience, frozenset(server.origins), settings.auth.leeway_s)
         authenticator = Authenticator(
             verifier, engine.tenants, engine.devices, engine.revocations, self._loop
@@ -155,7 +155,7 @@ class Edge:
             feed=engine.feed,
             tenants=engine.tenants,
             conflicts=engine.conflicts,
-            read_turns=engine.read_turns,
+            read_limiter=engine.read_limiter,
             loop=self._loop,
             clock=engine.clock,
             limits=limits,
@@ -191,7 +191,7 @@ class Edge:
         routes = [
             web.get("/v1/sync", socket.handle),
             *http.routes(),
-            *engine.files.routes(gate, self._traffic, engine.read_turns, engine.domains),
+            *engine.files.routes(gate, self._traffic, engine.read_limiter, engine.domains),
             *self._probes("nobody" if self._probe_port else "operators").routes(),
         ]
         return application(routes, self._traffic, self._open_requests, limits.frame_bytes)

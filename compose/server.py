@@ -35,7 +35,7 @@ from engine.model.rows import Record
 from engine.plan.context import PlanContext
 from engine.runtime.loop_share import LoopShares
 from engine.runtime.ports import StoreError
-from engine.runtime.read_limiter import ReadTurns
+from engine.runtime.read_limiter import ReadLimiter
 from engine.runtime.services import Service, running
 from engine.runtime.settings import Settings
 from handlers.http.tokens import KeySet
@@ -102,7 +102,7 @@ class Server:
         # Its own, so that a balancer hears of the database's faults and not of what devices read.
         self._probes = Database(dsn, PROBE_CONNECTIONS, pooler)
         # Of several connections one is left to what the process itself reads.
-        read_turns = ReadTurns(max(1, settings.postgres.read_connections - 1))
+        read_limiter = ReadLimiter(max(1, settings.postgres.read_connections - 1))
         domains = Domains(dict(settings.domains))
         limits, server = settings.limits, settings.server
         feed = Feed(
@@ -115,7 +115,7 @@ class Server:
                 settings.feed.page_interval_ms / 1000,
             ),
             domains.default_policies.keys(),
-            read_turns,
+            read_limiter,
         )
         device_store = PostgresDevices(self._reads)
         self._revocations = Revocations(device_store)
@@ -189,7 +189,7 @@ class Server:
                 devices=self._devices,
                 revocations=self._revocations,
                 conflicts=PostgresConflicts(self._reads),
-                read_turns=read_turns,
+                read_limiter=read_limiter,
                 shares=shares,
                 bus=bus,
                 capacity=room,

@@ -14,7 +14,7 @@ from engine.commit.committer import Committer
 from engine.filetypes.types import FileTypes
 from engine.model.domains import Domains
 from engine.runtime.ports import Clock
-from engine.runtime.read_limiter import ReadTurns
+from engine.runtime.read_limiter import ReadLimiter
 from engine.runtime.services import Service
 from engine.runtime.settings import Settings
 from engine.uploads.blobs import Blobs
@@ -86,7 +86,7 @@ class FileParts:
         self.cleanup_job = cleanup_job(settings, self._database, self._blobs, committer, clock)
 
     def routes(
-        self, gate: RequestGate, traffic: Traffic, read_turns: ReadTurns, domains: Domains
+        self, gate: RequestGate, traffic: Traffic, read_limiter: ReadLimiter, domains: Domains
     ) -> Iterable[web.RouteDef]:
         """List the routes of uploads and files."""
         edge = UploadContext(
@@ -98,7 +98,7 @@ class FileParts:
             networks(self._settings.server.trusted_proxies),
             self._settings.uploads.idle_s,
         )
-        files = Files(gate, read_turns, PostgresFiles(self._reads), self._blobs)
+        files = Files(gate, read_limiter, PostgresFiles(self._reads), self._blobs)
         return [*Uploads(edge).routes(), *files.routes()]
 
     def services(self) -> list[Service]:

@@ -26,7 +26,7 @@ from engine.feed.subscription import Sink, Subscription
 from engine.feed.tail import Entry
 from engine.model.rows import Record
 from engine.runtime.ports import Clock, StoreError
-from engine.runtime.read_limiter import Reader, ReadTurns
+from engine.runtime.read_limiter import Reader, ReadLimiter
 from engine.wire.errors import SyncError
 from engine.wire.messages import Subscribe
 
@@ -64,7 +64,7 @@ class Feed:
         clock: Clock,
         limits: FeedLimits,
         domains: Collection[str],
-        turns: ReadTurns,
+        turns: ReadLimiter,
     ) -> None:
         self._store = store
         self._turns = turns
@@ -112,7 +112,7 @@ class Feed:
         domains = None if scope.domains is None else sorted(scope.domains)
         pieces = 0
         while True:
-            async with self._turns.turn(reader):
+            async with self._turns.slot(reader):
                 page = await self._store.page(
                     reader.tenant_id, after_seq, domains, limit, self._limits.page_bytes
                 )
@@ -123,7 +123,7 @@ class Feed:
             after_seq = page.read_to
             pieces += 1
             if pieces == 1 and domains is not None:
-                async with self._turns.turn(reader):
+                async with self._turns.slot(reader):
                     rare = await self._store.rare(
                         reader.tenant_id, after_seq, domains, limit, self._limits.page_bytes
                     )

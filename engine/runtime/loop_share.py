@@ -74,7 +74,7 @@ class LoopShares:
         """Yield the work that was charged."""
         yield counter("tidemark_loop_charged_seconds", "Loop time charged to devices", self.charged_s)
 
-    def heard(self, tenant_id: int, now_s: float) -> None:
+    def note_active(self, tenant_id: int, now_s: float) -> None:
         """Note that a tenant speaks. A socket calls it ten times a second at most."""
         if self.tenant_id not in (0, tenant_id):
             self._others_heard_at_s = now_s
@@ -88,7 +88,7 @@ class LoopShares:
             share, and while no other tenant wants the loop.
         """
         if self.tenant_id != tenant_id:  # who sends nothing but pongs is heard here alone
-            self.heard(tenant_id, now_s)
+            self.note_active(tenant_id, now_s)
         self.charged_s += spent_s
         tenant = self._tenants.get(tenant_id)
         if tenant is None:

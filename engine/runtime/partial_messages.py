@@ -15,8 +15,8 @@ SMALL_BYTES: Final = 65_536
 class PartialMessages:
     """Counts them by tenant. Of one socket, ``limits.frame_bytes`` is the bound, and a device has one socket.
 
-    A large message counts until it is handled (``engine.runtime.loop_turns``): else what came whole from many
-    sockets would wait there without a bound.
+    A large message counts until it is handled (``engine.runtime.loop_scheduler``). Without that, messages of
+    many sockets would wait there without a bound.
 
     Args:
         tenant_bytes: Of all sockets of a tenant.

@@ -30,7 +30,7 @@ class Reader(NamedTuple):
     device_id: str
 
 
-class ReadTurns:
+class ReadLimiter:
     """At most ``at_once`` turns under way; the process's own reads take none."""
 
     def __init__(self, at_once: int) -> None:
@@ -41,7 +41,7 @@ class ReadTurns:
         self._next: OrderedDict[int, OrderedDict[Reader, None]] = OrderedDict()
 
     @asynccontextmanager
-    async def turn(self, reader: Reader) -> AsyncIterator[None]:
+    async def slot(self, reader: Reader) -> AsyncIterator[None]:
         """Wait for a turn and have it.
 
         Raises:

@@ -125,14 +125,14 @@ class RequestGate(msgspec.Struct, frozen=True):
         self.draining.check_staying()
         loop = self.authenticator.loop
         now_s = loop.clock.monotonic_s()
-        loop.shares.heard(tenant_id, now_s)
+        loop.shares.note_active(tenant_id, now_s)
         self.admission.check(kind, tenant_id, device, now_s)
         length_bytes = request.content_length if request.body_exists else 0
         body_bytes = most_body_bytes if length_bytes is None else min(length_bytes, most_body_bytes)
         ticket = Ticket(tenant_id, device_id, body_bytes)
         self.open_requests.enter(ticket)
         request[TICKET] = ticket
-        await loop.turns.within_share(tenant_id, device)
+        await loop.scheduler.within_share(tenant_id, device)
         return session, device
 
 

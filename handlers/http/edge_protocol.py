@@ -22,7 +22,7 @@ from aiohttp.web_protocol import RequestHandler
 from engine.runtime.metered import metered
 from engine.runtime.open_requests import Ticket
 from engine.runtime.rate_limit import retry_soon_ms
-from engine.runtime.unauthenticated_turns import Waiting
+from engine.runtime.unauthenticated_scheduler import Waiting
 from engine.wire.errors import SyncError
 from handlers.http.errors import early_answer
 from handlers.http.metering import Bill, Payer
@@ -66,7 +66,7 @@ class EdgeProtocol(RequestHandler):
         began_s = unauthenticated.clock_s()
         super().__init__(manager, **options)
         self._unauthenticated = unauthenticated
-        self._bill = Bill(unauthenticated.turns, unauthenticated.clock_s)
+        self._bill = Bill(unauthenticated.scheduler, unauthenticated.clock_s)
         self._address: str | None = None  # its address, until a valid token was shown
         self._began = False  # whether the library knows of the connection
         self._next: Waiting | None = None  # the turn that is waited for
@@ -248,7 +248,7 @@ class EdgeProtocol(RequestHandler):
             self._watch_reader(transport)
         return finished
 
-    # -- turns ----------------------------------------------------------------------------------
+    # -- waiting ---------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         assert self.transport is not None
@@ -261,7 +261,7 @@ class EdgeProtocol(RequestHandler):
         """Return whether the connection has to wait for a turn, which is asked for then."""
         waits = self._bill.waits()
         if waits and self._address is not None:
-            self._next = self._unauthenticated.turns.take(self._address, self._go_on)
+            self._next = self._unauthenticated.scheduler.take(self._address, self._go_on)
         return waits
 
     def _go_on(self) -> None:

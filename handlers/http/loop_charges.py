@@ -5,17 +5,17 @@ from __future__ import annotations
 import msgspec
 
 from engine.cache.device_health import Device
+from engine.runtime.loop_scheduler import LoopScheduler
 from engine.runtime.loop_share import LoopShares
-from engine.runtime.loop_turns import LoopTurns
 from engine.runtime.ports import Clock
 from handlers.http.loop_watch import HELD_S, LoopWatch
 
 
 class LoopCharges(msgspec.Struct, frozen=True):
-    """The shares and turns of the loop, and the log of work that held it."""
+    """The shares and slots of the loop, and the log of work that held it."""
 
     shares: LoopShares
-    turns: LoopTurns
+    scheduler: LoopScheduler
     watch: LoopWatch
     clock: Clock
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engine.runtime.unauthenticated_turns import UnauthenticatedTurns
+from engine.runtime.unauthenticated_scheduler import UnauthenticatedScheduler
 
 #: Is told the seconds of work on a request, and the time.
 Payer = Callable[[float, float], object]
@@ -17,10 +17,10 @@ class Bill:
     no valid token, the ``address`` pays for; that of a proxy, which is None, pays for nothing.
     """
 
-    __slots__ = ("_clock_s", "_payer", "_spent_s", "_turns", "address", "unauthenticated")
+    __slots__ = ("_clock_s", "_payer", "_scheduler", "_spent_s", "address", "unauthenticated")
 
-    def __init__(self, turns: UnauthenticatedTurns, clock_s: Callable[[], float]) -> None:
-        self._turns = turns
+    def __init__(self, scheduler: UnauthenticatedScheduler, clock_s: Callable[[], float]) -> None:
+        self._scheduler = scheduler
         self._clock_s = clock_s
         self._payer: Payer | None = None
         self._spent_s = 0.0
@@ -34,13 +34,13 @@ class Bill:
 
     def waits(self) -> bool:
         """Return whether nothing is to be done for the connection but in a turn."""
-        return self.unauthenticated and self.address is not None and self._turns.waits(self.address)
+        return self.unauthenticated and self.address is not None and self._scheduler.waits(self.address)
 
     def worked(self, spent_s: float) -> None:
         """Count work."""
         self._spent_s += spent_s
         if self.unauthenticated:
-            self._turns.worked(spent_s)
+            self._scheduler.worked(spent_s)
         elif self._payer is not None:  # a socket's handler waits until it is closed
             self.settle()
 
@@ -62,4 +62,4 @@ class Bill:
         if self._payer is not None:
             self._payer(spent_s, self._clock_s())
         elif self.address is not None:
-            self._turns.charge(self.address, spent_s)
+            self._scheduler.charge(self.address, spent_s)

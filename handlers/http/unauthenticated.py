@@ -11,7 +11,7 @@ import msgspec
 from engine.runtime.metrics import Metric, counter, gauge
 from engine.runtime.open_requests import OpenRequests
 from engine.runtime.rate_limit import retry_soon_ms
-from engine.runtime.unauthenticated_turns import UnauthenticatedTurns
+from engine.runtime.unauthenticated_scheduler import UnauthenticatedScheduler
 from engine.wire.errors import SyncError
 from handlers.http.client_address import Networks, address_of, is_trusted
 from handlers.http.read_buffers import Buffers
@@ -58,7 +58,7 @@ class UnauthenticatedConnections:
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock_s = clock_s
-        self.turns = UnauthenticatedTurns(clock_s)
+        self.scheduler = UnauthenticatedScheduler(clock_s)
         self.limits = limits
         self.kept = kept
         self.buffers = Buffers()
@@ -96,7 +96,7 @@ class UnauthenticatedConnections:
             counter(
                 "tidemark_unauthenticated_seconds",
                 "Loop time that came to no valid token",
-                self.turns.charged_s,
+                self.scheduler.charged_s,
             ),
         )
 

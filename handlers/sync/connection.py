@@ -14,7 +14,7 @@ import msgspec
 
 from engine.cache.device_health import Device
 from engine.commit.admission import ACCEPT, Admission, Overloaded, RateLimited, Verdict
-from engine.runtime.loop_turns import LARGE_BYTES, Steps, Turn
+from engine.runtime.loop_scheduler import LARGE_BYTES, Slot, Steps
 from engine.runtime.rate_limit import COUNTED_BYTES, EXPENSIVE_S
 from engine.wire.close_codes import CloseCode
 from engine.wire.codec import MalformedError
@@ -158,11 +158,11 @@ class Connection:
     @property
     def yields(self) -> bool:
         """True if others of its tenant wait for a turn of the loop."""
-        return self._loop.turns.waits(self._tenant_id)
+        return self._loop.scheduler.waits(self._tenant_id)
 
-    def turn(self, work: Callable[[], None]) -> Turn:
+    def slot(self, work: Callable[[], None]) -> Slot:
         """Have ``work`` called in a turn of its own."""
-        return self._loop.turns.take(self._tenant_id, self._device, work)
+        return self._loop.scheduler.take(self._tenant_id, self._device, work)
 
     def charge(self, spent_s: float, now_s: float) -> float:
         """Charge work on frames. Returns more than 0 if the next read has to wait for a turn."""
@@ -181,7 +181,7 @@ class Connection:
         size_bytes = len(frame)
         if now_s >= self._noted_until_s:
             self._noted_until_s = now_s + NOTED_S
-            self._loop.shares.heard(self._tenant_id, now_s)
+            self._loop.shares.note_active(self._tenant_id, now_s)
         verdict = self._admission.admit("message", self._tenant_id, self._device, now_s)
         if size_bytes >= COUNTED_BYTES:
             self._device.bucket.weigh(size_bytes)
@@ -193,7 +193,7 @@ class Connection:
         if size_bytes >= LARGE_BYTES:
             if self._socket.on_partial(0, size_bytes):
                 self._large, self._large_bytes = self._handle_in_steps(frame, limited), size_bytes
-                self._loop.turns.handle(self._tenant_id, self._large, self._step_done)
+                self._loop.scheduler.handle(self._tenant_id, self._large, self._step_done)
             else:
                 self._socket.on_partial(size_bytes, 0)
             return

@@ -14,7 +14,7 @@ import msgspec
 from aiohttp import WebSocketError, WSMsgType
 
 from engine.commit.validation import Session
-from engine.runtime.loop_turns import LARGE_BYTES
+from engine.runtime.loop_scheduler import LARGE_BYTES
 from engine.runtime.partial_messages import PartialMessages
 from engine.runtime.ports import Clock
 from engine.runtime.rate_limit import retry_soon_ms

@@ -4,7 +4,7 @@
 connection three coroutines. Its handshake and its parser are used as they are. Before the parser stands a
 gate, which hands it one frame at a time: only while there is room for what the frame brings, and in turns
 that are bounded in time. What is left of a read waits in the gate with the transport paused, for a turn
-that one socket of the process has after the other (``engine.runtime.loop_turns``). The names of
+that one socket of the process has after the other (``engine.runtime.loop_scheduler``). The names of
 aiohttp that are not public are used in this file and in ``handlers/http/edge_protocol.py`` alone.
 """
 
@@ -21,7 +21,7 @@ from aiohttp._websocket.reader import WebSocketDataQueue
 from aiohttp.http import WebSocketReader, WSMessage
 from multidict import CIMultiDict
 
-from engine.runtime.loop_turns import Turn
+from engine.runtime.loop_scheduler import Slot
 from engine.runtime.ports import Clock
 from engine.wire.close_codes import CloseCode
 from handlers.http.headers import combined, tokens
@@ -68,8 +68,8 @@ class Pacer(Protocol):
     def yields(self) -> bool:
         """True if others of its tenant wait for a turn: several frames, or deflated ones, queue behind."""
 
-    def turn(self, work: Callable[[], None]) -> Turn:
-        """Have ``work`` called in a turn of its own (``engine.runtime.loop_turns``)."""
+    def slot(self, work: Callable[[], None]) -> Slot:
+        """Have ``work`` called in a turn of its own (``engine.runtime.loop_scheduler``)."""
 
     def charge(self, spent_s: float, now_s: float) -> float:
         """Charge work on frames. Returns more than 0 if the next read has to wait for a turn."""
@@ -174,7 +174,7 @@ class Gate:
         self._held_bytes = 0  # of a message whose rest is to come, as the sink was told
         self._shut = False  # whether reading is paused
         self._between = True  # whether the next byte begins a frame, and may be fed: none of these is set
-        self._next: Turn | None = None  # that is waited for
+        self._next: Slot | None = None  # that is waited for
         self._over = False
         self._spent_s = 0.0
         self._fragments = 0
@@ -216,7 +216,7 @@ class Gate:
         """Wait for a turn, unless that is so already."""
         pacer = self._frames.pacer
         if self._shut and self._next is None and not self._over and pacer is not None:
-            self._next = pacer.turn(self._again)
+            self._next = pacer.slot(self._again)
 
     def feed_eof(self) -> None:
         """Take the end of the stream. What waits is dropped: nobody is there to be told of it."""
@@ -293,7 +293,7 @@ class Gate:
             self._shut = True
             self._protocol.pause_reading()
             if pacer is not None and pacer.has_room:
-                self._next = pacer.turn(self._again)
+                self._next = pacer.slot(self._again)
 
     def _hold(self, held_bytes: int) -> bool:
         before_bytes, self._held_bytes = self._held_bytes, held_bytes
@@ -309,7 +309,7 @@ class Gate:
         if pacer.charge(spent_s, now_s) and not self._over:
             self._between, self._shut = False, True
             self._protocol.pause_reading()
-            self._next = pacer.turn(self._again)
+            self._next = pacer.slot(self._again)
 
     def _fragment(self, pacer: Pacer) -> None:
         self._fragments += 1

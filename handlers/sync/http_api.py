@@ -19,7 +19,7 @@ from engine.commit.committer import Committer
 from engine.commit.validation import MessageValidator, Session
 from engine.feed.pages import with_id
 from engine.plan.work import Outcome, PushAnswer, ResolveAnswer, Work
-from engine.runtime.loop_turns import LARGE_BYTES
+from engine.runtime.loop_scheduler import LARGE_BYTES
 from engine.runtime.rate_limit import retry_soon_ms
 from engine.wire.codec import JSON, MSGPACK, Codec, sentence
 from engine.wire.errors import SyncError
@@ -182,7 +182,7 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
         It counts by its bytes and by the time that it takes, as what comes on a socket does.
         """
         body = await _read_within(request, self.limits.body_s)
-        await self.loop.turns.within_share(device.key[0], device)
+        await self.loop.scheduler.within_share(device.key[0], device)
         with self._charging(device):
             inflating = _inflating_text(request, session.codec, body)
             try:
@@ -226,7 +226,7 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
             self._charge(device, request, step_s, now_s)
 
         try:
-            return await self.loop.turns.handled(device.key[0], steps, charge)
+            return await self.loop.scheduler.handled(device.key[0], steps, charge)
         finally:
             device.bucket.charge(spent_s)
 

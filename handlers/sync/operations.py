@@ -20,7 +20,7 @@ from engine.operate.conflict_view import open_conflict
 from engine.operate.conflicts import ConflictStore
 from engine.plan.work import Resolution
 from engine.runtime.ports import Clock
-from engine.runtime.read_limiter import ReadTurns
+from engine.runtime.read_limiter import ReadLimiter
 from engine.wire.errors import SyncError
 from engine.wire.messages import (
     ConflictList,
@@ -55,7 +55,7 @@ class Operations(msgspec.Struct, frozen=True, kw_only=True):
     feed: Feed
     tenants: PolicyBook
     conflicts: ConflictStore
-    read_turns: ReadTurns
+    read_limiter: ReadLimiter
     loop: LoopCharges
     clock: Clock
     limits: EdgeLimits
@@ -91,7 +91,7 @@ class Operations(msgspec.Struct, frozen=True, kw_only=True):
         """Return the open conflicts of a device, for a supervisor those of the tenant. Raises StoreError."""
         await self.yield_to_writes(session)
         device_id = None if session.supervisor else session.device_id
-        async with self.read_turns.turn(reader_of(session)):
+        async with self.read_limiter.slot(reader_of(session)):
             listed = await self.conflicts.open_conflicts(
                 session.tenant.tenant_id, device_id, request.after, request.limit, LIST_BYTES
             )
@@ -102,13 +102,13 @@ class Operations(msgspec.Struct, frozen=True, kw_only=True):
     async def resolution(self, session: Session, device: Device, request: Resolve) -> Resolution:
         """Check a ``resolve`` against its conflict, in turns of the loop. Raises SyncError, StoreError."""
         tenant_id = session.tenant.tenant_id
-        async with self.read_turns.turn(reader_of(session)):
+        async with self.read_limiter.slot(reader_of(session)):
             conflict = await self.conflicts.conflict(tenant_id, request.conflict_id)
         if conflict is None or not (session.supervisor or conflict.device_id == session.device_id):
             raise SyncError("not_found", "there is no such conflict")
         steps = self.validator.resolution_steps(request, session, conflict, self.clock.now_us())
         charge = partial(self.loop.charge, device, "resolve")
-        return await self.loop.turns.handled(tenant_id, steps, charge)
+        return await self.loop.scheduler.handled(tenant_id, steps, charge)
 
     def list_domains(self, session: Session) -> bytes:
         """Return the rules of each domain, so that a device can refuse an item before it sends it."""

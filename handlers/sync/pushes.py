@@ -12,7 +12,7 @@ from engine.commit.committer import Committer
 from engine.commit.overload import overloaded
 from engine.commit.validation import MessageValidator
 from engine.plan.work import Outcome, Push, PushAnswer, Resolution, ResolveAnswer
-from engine.runtime.loop_turns import Steps
+from engine.runtime.loop_scheduler import Steps
 from engine.runtime.ports import Clock
 from engine.wire.errors import SyncError
 from engine.wire.messages import Sync

@@ -14,7 +14,7 @@ import msgspec
 from engine.cache.device_health import Device
 from engine.feed.pages import with_id
 from engine.plan.work import Resolution
-from engine.runtime.loop_turns import LARGE_BYTES
+from engine.runtime.loop_scheduler import LARGE_BYTES
 from engine.runtime.read_limiter import Reader
 from engine.wire.errors import SyncError
 from engine.wire.messages import Conflicts, Pull, Resolve, Subscribe, Unsubscribe, Unsubscribed
@@ -147,8 +147,8 @@ class Reads:
             self._socket.say(body)
             return
         steps = codec.encode_steps(body)
-        turns = self._operations.loop.turns
-        self._socket.say_encoded(await turns.handled(self._reader.tenant_id, steps, self._charge))
+        scheduler = self._operations.loop.scheduler
+        self._socket.say_encoded(await scheduler.handled(self._reader.tenant_id, steps, self._charge))
 
     def _forget(self, sink: SubscriptionSink) -> None:
         """Free the id of a subscription that is over."""

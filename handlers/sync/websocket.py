@@ -70,7 +70,7 @@ class SyncSocket(msgspec.Struct, frozen=True, kw_only=True):
             device = self.authenticator.charged_device(session, request)
             # Before it is counted: who is over its share comes back no faster than that allows.
             tenant_id = session.tenant.tenant_id
-            await self.loop.turns.within_share(tenant_id, device)
+            await self.loop.scheduler.within_share(tenant_id, device)
             # Only after the token was verified: else anybody could use the places up.
             self.admission.check("handshake", tenant_id, device, clock.monotonic_s())
             self.connections.draining.check_staying()  # a drain may have begun since

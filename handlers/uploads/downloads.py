@@ -19,7 +19,7 @@ from aiohttp import web
 
 from engine.model.uploads import Upload
 from engine.runtime.rate_limit import retry_soon_ms
-from engine.runtime.read_limiter import ReadTurns
+from engine.runtime.read_limiter import ReadLimiter
 from engine.uploads.blobs import BlobMissingError, Blobs, BlobsError, FileStore
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
@@ -50,10 +50,10 @@ _log = structlog.get_logger()
 class Files:
     """The route's handler; raises SyncError where a request is refused."""
 
-    def __init__(self, gate: RequestGate, read_turns: ReadTurns, files: FileStore, blobs: Blobs) -> None:
+    def __init__(self, gate: RequestGate, read_limiter: ReadLimiter, files: FileStore, blobs: Blobs) -> None:
         self._gate = gate
         self._authenticator = gate.authenticator
-        self._read_turns = read_turns
+        self._read_limiter = read_limiter
         self._files = files
         self._blobs = blobs
 
@@ -70,7 +70,7 @@ class Files:
         """Give a file, a part of it, or to HEAD what there is to know of it."""
         _CORS.let_read(request, self._authenticator.verifier)
         session, _ = await self._gate.authenticate_request(request, JSON, "upload")
-        async with self._read_turns.turn(reader_of(session)):
+        async with self._read_limiter.slot(reader_of(session)):
             file = await self._files.file(session.tenant.tenant_id, request.match_info["file_id"])
         if file is None:
             raise _not_found()

@@ -13,7 +13,7 @@ from engine.commit.committer import Committer
 from engine.commit.lane import unavailable
 from engine.commit.validation import MessageValidator
 from engine.plan.work import Push
-from engine.runtime.loop_turns import LARGE_BYTES
+from engine.runtime.loop_scheduler import LARGE_BYTES
 from engine.runtime.partial_messages import SMALL_BYTES
 from tests.contract.test_frames_masked import HANDSHAKE, closed, shaken
 from tests.harness.admin import revoke_device

@@ -17,7 +17,7 @@ from engine.commit.validation import MessageValidator, Session
 from engine.model.domains import Domain, Domains
 from engine.model.tenants import Tenant
 from engine.plan.work import Push, RejectedItem
-from engine.runtime.loop_turns import LARGE_BYTES, LoopTurns
+from engine.runtime.loop_scheduler import LARGE_BYTES, LoopScheduler
 from engine.wire import nesting, pieces, values
 from engine.wire.codec import JSON, MSGPACK, Codec, MalformedError
 from engine.wire.errors import SyncError
@@ -169,13 +169,13 @@ async def test_what_comes_behind_a_large_message_is_handled_after_it(
     encoding: str, server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[int] = []
-    handle = LoopTurns.handle
+    handle = LoopScheduler.handle
 
-    def noted(self: LoopTurns, tenant_id: int, *rest: Any) -> None:
+    def noted(self: LoopScheduler, tenant_id: int, *rest: Any) -> None:
         taken.append(tenant_id)
         handle(self, tenant_id, *rest)
 
-    monkeypatch.setattr(LoopTurns, "handle", noted)
+    monkeypatch.setattr(LoopScheduler, "handle", noted)
     phone = await server.device("phone", encoding=encoding)
     behind = {"domain": "task", "id": "a", "op": "patch", "base": 1, "data": {"m": 1}}
     await phone.send(_large("a"))
@@ -192,7 +192,7 @@ async def test_large_message_whose_socket_is_gone_is_let_go(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = asyncio.get_running_loop().create_future()
-    monkeypatch.setattr(LoopTurns, "handle", lambda _, __, steps, ___: waiting.set_result(steps))
+    monkeypatch.setattr(LoopScheduler, "handle", lambda _, __, steps, ___: waiting.set_result(steps))
     ended, end = asyncio.Event(), connection.Connection.end
 
     def noted(self: connection.Connection) -> None:
@@ -218,13 +218,13 @@ async def test_large_bodies_take_turns_and_mean_the_same(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[int] = []
-    handled = LoopTurns.handled
+    handled = LoopScheduler.handled
 
-    async def noted(self: LoopTurns, tenant_id: int, *rest: Any) -> Any:
+    async def noted(self: LoopScheduler, tenant_id: int, *rest: Any) -> Any:
         taken.append(tenant_id)
         return await handled(self, tenant_id, *rest)
 
-    monkeypatch.setattr(LoopTurns, "handled", noted)
+    monkeypatch.setattr(LoopScheduler, "handled", noted)
     plain, packed = _large("a"), _large("b")
     first = await server.post("/v1/sync", plain)
     assert (first.status, len(taken)) == (200, 2)

@@ -26,7 +26,7 @@ from engine.feed.subscription import Subscription
 from engine.model.rows import Record, RecordKey
 from engine.runtime.ports import StoreUnavailableError
 from engine.runtime.read_limiter import Reader as Device
-from engine.runtime.read_limiter import ReadTurns
+from engine.runtime.read_limiter import ReadLimiter
 from engine.wire.errors import SyncError
 from engine.wire.messages import Subscribe
 from tests.harness.memory_store import MemoryStore
@@ -218,7 +218,7 @@ class Town:
 async def town(limits: FeedLimits = ROOMY) -> AsyncIterator[Town]:
     """Run a feed, with waits that are as short as can be."""
     source = Source()
-    feed = Feed(source, StillClock(), limits, ("task", "ticket"), ReadTurns(2))
+    feed = Feed(source, StillClock(), limits, ("task", "ticket"), ReadLimiter(2))
     await feed.refresh_epoch()
     with patch.object(feed_module, "GAP_PATIENCE_S", 0.001), patch.object(feed_module, "_RETRY_S", 0.001):
         task = asyncio.create_task(feed.run())
@@ -300,7 +300,7 @@ async def test_pull_of_a_rare_domain_reads_no_further_pieces() -> None:
 async def test_pull_by_domain_gives_the_connection_to_others_between_pieces() -> None:
     async with town() as one:
         one.source.piece_rows, one.source.few_rows = 1, -1
-        one.feed._turns = ReadTurns(1)
+        one.feed._turns = ReadLimiter(1)
         for number in range(20):
             one.source.commit(f"t{number}", {})
         one.source.commit("theirs", {}, tenant=2)

@@ -6,7 +6,7 @@ from engine.feed.cursor import Scope
 from engine.feed.feed import Feed
 from engine.feed.hub import FeedLimits, Hub
 from engine.feed.subscription import Subscription
-from engine.runtime.read_limiter import Reader, ReadTurns
+from engine.runtime.read_limiter import Reader, ReadLimiter
 from engine.wire.errors import SyncError
 from engine.wire.messages import Subscribe
 from tests.engine.commit.test_committer import HandClock
@@ -34,7 +34,7 @@ class Sink:
 
 def test_it_stands_where_it_stood_until_its_page_is_taken() -> None:
     limits = FeedLimits(page_bytes=1 << 20, tail_changes=10, tail_bytes=1 << 20, page_interval_s=0.0)
-    hub = Hub(Feed(MemoryStore(), HandClock(), limits, (), ReadTurns(2)), 1, limits)
+    hub = Hub(Feed(MemoryStore(), HandClock(), limits, (), ReadLimiter(2)), 1, limits)
     sink = Sink()
     scope, reader = Scope("e1", 1, None), Reader(1, "phone")
     subscription = Subscription(hub, sink, scope, Subscribe("s"), "session", reader)

@@ -26,8 +26,8 @@ class _Device(msgspec.Struct):
 def _wanted() -> LoopShares:
     """Shares of a loop that tenants 1 and 2 want at the time 0."""
     shares = LoopShares()
-    shares.heard(2, 0.0)
-    shares.heard(1, 0.0)
+    shares.note_active(2, 0.0)
+    shares.note_active(1, 0.0)
     return shares
 
 
@@ -40,8 +40,8 @@ def _taken_s(shares: LoopShares, devices: int, portion_s: float, until_s: float)
         index = min(range(devices), key=due_s.__getitem__)
         now_s = max(now_s, due_s[index]) + portion_s
         taken_s += portion_s
-        shares.heard(2, now_s)
-        shares.heard(1, now_s)
+        shares.note_active(2, now_s)
+        shares.note_active(1, now_s)
         due_s[index] = now_s + shares.spend(1, crew[index], portion_s, now_s)
     return taken_s
 
@@ -58,7 +58,7 @@ def test_loop_shares_of_ten_greedy_devices_of_one_tenant_is_three_tenths(portion
 
 def test_loop_shares_of_one_tenant_alone_is_everything() -> None:
     shares = LoopShares()
-    shares.heard(1, 0.0)
+    shares.note_active(1, 0.0)
     device = _Device()
     assert {shares.spend(1, device, 0.01, 0.01 * turn) for turn in range(1, 500)} == {0.0}
 
@@ -67,7 +67,7 @@ def test_loop_shares_of_a_device_that_sends_no_message_is_bounded_beside_others(
     shares, pongs = LoopShares(), _Device()
     for now_s in (0.0, 0.1, 0.2):
         if shares.tenant_id != 2:  # as the hot path does
-            shares.heard(2, now_s)
+            shares.note_active(2, now_s)
         waits_s = shares.spend(1, pongs, 0.5, now_s)
     assert waits_s > 0.0
 

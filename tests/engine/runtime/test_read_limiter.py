@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.runtime import read_limiter
 from engine.runtime.ports import StoreUnavailableError
-from engine.runtime.read_limiter import MAX_WAITING, Reader, ReadTurns
+from engine.runtime.read_limiter import MAX_WAITING, Reader, ReadLimiter
 from engine.wire.errors import SyncError
 
 PHONE, TABLET = Reader(1, "phone"), Reader(1, "tablet")
@@ -23,7 +23,7 @@ class Hall:
     """Readers of turns; each keeps its turn until it is told to go."""
 
     def __init__(self, at_once: int) -> None:
-        self.turns = ReadTurns(at_once)
+        self.turns = ReadLimiter(at_once)
         self.reading: list[Reader] = []
         self.began: list[Reader] = []
         self._go: dict[Reader, asyncio.Event] = {}
@@ -36,7 +36,7 @@ class Hall:
         return task
 
     async def _read(self, reader: Reader) -> None:
-        async with self.turns.turn(reader):
+        async with self.turns.slot(reader):
             self.reading.append(reader)
             self.began.append(reader)
             go = self._go[reader] = asyncio.Event()
@@ -114,16 +114,16 @@ async def test_turn_devices_of_a_tenant_take_turns() -> None:
 
 async def test_turn_between_the_pieces_of_a_long_read_others_have_theirs() -> None:
     order: list[str] = []
-    turns = ReadTurns(1)
+    turns = ReadLimiter(1)
 
     async def long() -> None:
         for _ in range(4):
-            async with turns.turn(PHONE):
+            async with turns.slot(PHONE):
                 order.append("piece")
                 await asyncio.sleep(0)
 
     async def short() -> None:
-        async with turns.turn(OTHER):
+        async with turns.slot(OTHER):
             order.append("short")
 
     async with asyncio.TaskGroup() as group:
@@ -203,11 +203,11 @@ def test_turns_are_never_more_than_there_are_and_none_is_lost(
 
 @pytest.mark.parametrize("more", [0, 1])
 async def test_turn_given_while_who_waits_is_cancelled_goes_to_the_next(more: int) -> None:
-    turns = ReadTurns(1)
+    turns = ReadLimiter(1)
     go = asyncio.Event()
 
     async def read(reader: Reader) -> None:
-        async with turns.turn(reader):
+        async with turns.slot(reader):
             await go.wait()
 
     async def started(*readers: Reader) -> list[asyncio.Task[None]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.runtime.metered import metered
-from engine.runtime.unauthenticated_turns import UnauthenticatedTurns
+from engine.runtime.unauthenticated_scheduler import UnauthenticatedScheduler
 from handlers.http.metering import Bill
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.raw_http import wired
@@ -87,7 +87,7 @@ async def test_metered_work_is_cancelled_with_its_task() -> None:
     assert ended.is_set()
 
 
-class _Turns(UnauthenticatedTurns):
+class _Turns(UnauthenticatedScheduler):
     """Those of a loop that has no other pass."""
 
     def __init__(self) -> None:

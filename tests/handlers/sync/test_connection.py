@@ -17,8 +17,8 @@ from engine.commit.validation import MessageValidator, Session
 from engine.model.domains import Domain, Domains
 from engine.model.tenants import Tenant
 from engine.plan.work import Outcome, Push, PushAnswer
+from engine.runtime.loop_scheduler import LARGE_BYTES, LoopScheduler
 from engine.runtime.loop_share import LoopShares
-from engine.runtime.loop_turns import LARGE_BYTES, LoopTurns
 from engine.runtime.rate_limit import COUNTED_BYTES, TokenBucket
 from engine.wire.close_codes import CloseCode
 from engine.wire.errors import SyncError
@@ -104,7 +104,7 @@ class _World:
         self.resumed = self.reads_ended = 0
         self.steps: list[Any] = []
         shares = LoopShares()
-        turns = LoopTurns(shares, self.clock)
+        turns = LoopScheduler(shares, self.clock)
         patched: Any = turns
         patched.handle = lambda _, steps, charge: self.steps.append((steps, charge))
         me = cast(Any, self)

@@ -55,7 +55,7 @@ class _World:
         self.charged_s += spent_s
         return self.wait_s
 
-    def turn(self, work: Callable[[], None]) -> Any:
+    def slot(self, work: Callable[[], None]) -> Any:
         self.due.append(work)
         return _Turn()
 

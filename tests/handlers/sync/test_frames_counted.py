@@ -10,8 +10,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from engine.cache.device_health import Device, DeviceKey
+from engine.runtime.loop_scheduler import LoopScheduler
 from engine.runtime.loop_share import LoopShares
-from engine.runtime.loop_turns import LoopTurns
 from engine.runtime.rate_limit import COUNTED_BYTES, TokenBucket
 from handlers.http import loop_charges
 from handlers.http.loop_charges import LoopCharges
@@ -107,7 +107,7 @@ async def test_a_push_that_was_long_in_planning_is_logged_with_its_device() -> N
 
 def _charges() -> LoopCharges:
     shares, clock = LoopShares(), _Clock()
-    return LoopCharges(shares, LoopTurns(shares, clock), LoopWatch(clock), clock)
+    return LoopCharges(shares, LoopScheduler(shares, clock), LoopWatch(clock), clock)
 
 
 async def test_the_delay_of_the_loop_is_a_metric(server: Running) -> None:

@@ -11,6 +11,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 
+from engine.runtime.loop_scheduler import LONG_S, REST, LoopScheduler, Steps
 from engine.runtime.loop_share import (
     DEVICE_BURST_S,
     DEVICE_PART,
@@ -19,7 +20,6 @@ from engine.runtime.loop_share import (
     LoopShare,
     LoopShares,
 )
-from engine.runtime.loop_turns import LONG_S, REST, LoopTurns, Steps
 
 NOBODY, GREEDY, OTHER = 2, 1, 3
 
@@ -46,12 +46,12 @@ class _World:
         self.shares = LoopShares()
         self.calls: list[_Call] = []
         self.log: list[tuple[str, float]] = []
-        self.turns = LoopTurns(self.shares, self, self)
+        self.turns = LoopScheduler(self.shares, self, self)
         self._heard()
 
     def _heard(self) -> None:
         for tenant_id in (GREEDY,) if self.alone else (NOBODY, GREEDY):
-            self.shares.heard(tenant_id, self.now_s)
+            self.shares.note_active(tenant_id, self.now_s)
 
     def now_us(self) -> int:
         return int(self.now_s * 1_000_000)
@@ -287,7 +287,7 @@ def test_loop_turns_know_whose_wait(of: str) -> None:
 
 @pytest.mark.asyncio
 async def test_loop_turns_return_and_raise_what_the_steps_do() -> None:
-    turns = LoopTurns(LoopShares(), _World())
+    turns = LoopScheduler(LoopShares(), _World())
     charged: list[float] = []
 
     def steps(fault: Exception | None) -> Generator[None, None, int]:

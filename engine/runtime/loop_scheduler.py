@@ -57,7 +57,7 @@ class Loop(Protocol):
         """Call after some time."""
 
 
-class Turn:
+class Slot:
     """A turn that a socket waits for."""
 
     __slots__ = ("_work", "device")
@@ -81,7 +81,7 @@ class Turn:
             self._work()
 
 
-class LoopTurns:
+class LoopScheduler:
     """Gives the turns of one process."""
 
     def __init__(self, shares: LoopShares, clock: Clock, loop: Loop | None = None) -> None:
@@ -94,9 +94,9 @@ class LoopTurns:
         """Whether something of a tenant waits, so that what may be laborious of it waits, too."""
         return self._sockets.waits(tenant_id) or self._messages.waits(tenant_id)
 
-    def take(self, tenant_id: int, device: Sharing, work: Callable[[], None]) -> Turn:
+    def take(self, tenant_id: int, device: Sharing, work: Callable[[], None]) -> Slot:
         """Have ``work`` called in a turn; it charges its time itself."""
-        turn = Turn(device, work)
+        turn = Slot(device, work)
         self._sockets.add(tenant_id, turn)
         return turn
 
@@ -130,7 +130,7 @@ class LoopTurns:
         return await done
 
 
-class _Line:
+class _Queue:
     """One line: a call of ``_next`` for each turn, when the first of those who wait is due.
 
     A tenant that is due stands once in ``_due``, behind those that were due before it. All others wait in
@@ -219,18 +219,18 @@ class _Line:
             return
 
 
-class _Sockets(_Line):
+class _Sockets(_Queue):
     """Of each tenant a heap of turns, by when their device's share allows them."""
 
     def __init__(self, shares: LoopShares, clock: Clock, loop: Loop | None) -> None:
         super().__init__(shares, clock, loop)
         self._numbers = count()
-        self._heaps: dict[int, list[tuple[float, int, Turn]]] = {}
+        self._heaps: dict[int, list[tuple[float, int, Slot]]] = {}
 
     def waits(self, tenant_id: int) -> bool:
         return tenant_id in self._heaps
 
-    def add(self, tenant_id: int, turn: Turn) -> None:
+    def add(self, tenant_id: int, turn: Slot) -> None:
         place = self._shares.device_ready_s(turn.device), next(self._numbers), turn
         heappush(self._heaps.setdefault(tenant_id, []), place)
         self._added(tenant_id)
@@ -270,7 +270,7 @@ class _Waiting:
         self.rest_until_s = float("-inf")
 
 
-class _Messages(_Line):
+class _Messages(_Queue):
     """Of each tenant its large messages, of which one is under way."""
 
     def __init__(self, shares: LoopShares, clock: Clock, loop: Loop | None) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from engine.runtime.loop_share import DEVICE_BURST_S, DEVICE_PART
-from engine.runtime.unauthenticated_turns import PASS_S, UnauthenticatedTurns
+from engine.runtime.unauthenticated_scheduler import PASS_S, UnauthenticatedScheduler
 
 FLOOD, HONEST = "192.0.2.1", "192.0.2.2"
 
@@ -30,7 +30,7 @@ class _World:
         self.number = 0
         self.calls: list[_Call] = []
         self.log: list[tuple[str, int, float]] = []
-        self.turns = UnauthenticatedTurns(lambda: self.now_s, self)
+        self.turns = UnauthenticatedScheduler(lambda: self.now_s, self)
 
     def call_soon(self, call: Callable[[], None]) -> _Call:
         return self.call_later(0.0, call)
@@ -132,7 +132,7 @@ def test_addresses_that_have_paid_are_forgotten() -> None:
 def test_stranger_turns_look_at_few_addresses_each_however_many_wait() -> None:
     looks = 0
 
-    class Counted(UnauthenticatedTurns):
+    class Counted(UnauthenticatedScheduler):
         def _due_s(self, address: str) -> float:
             nonlocal looks
             looks += 1

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Final
 
+from engine.runtime.loop_scheduler import Handle, Loop
 from engine.runtime.loop_share import DEVICE_BURST_S, DEVICE_LONGEST_WAIT_S, DEVICE_PART, LoopShare
-from engine.runtime.loop_turns import Handle, Loop
 
 #: Work on unauthenticated connections in one pass of the loop. A handshake takes a millisecond. 10,000 phones
 #: that come back are served as fast as without turns: after a pass without other work comes the next at once.
@@ -46,7 +46,7 @@ class Waiting:
             self._work()
 
 
-class UnauthenticatedTurns:
+class UnauthenticatedScheduler:
     """Gives turns to connections without a valid token, to one address after the other.
 
     An address that waits stands once in ``_due`` or, while it owes too much, in ``_later`` by when it is due.

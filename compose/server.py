@@ -200,7 +200,7 @@ class Server:
             workers,
         )
         self._presence = Presence(self._reads, port)
-        self._neighbours = Neighbours(bus, feed, policies, self._connections, files.holds)
+        self._neighbours = Neighbours(bus, feed, policies, self._connections, files.locks)
 
     async def run(self, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled from outside or told to stop by SIGTERM or SIGINT, then drain.

@@ -18,7 +18,7 @@ from engine.runtime.read_limiter import ReadLimiter
 from engine.runtime.services import Service
 from engine.runtime.settings import Settings
 from engine.uploads.blobs import Blobs
-from engine.uploads.cleanup import KeptFor, UploadCleanup
+from engine.uploads.cleanup import Retention, UploadCleanup
 from engine.uploads.cleanup_job import CleanupJob
 from engine.uploads.finish import UploadFinisher
 from engine.uploads.locks import UploadLocks
@@ -67,11 +67,11 @@ class FileParts:
         self._blobs = open_blobs(settings)
         store = PostgresUploads(self._database)
         finishing = UploadFinisher(store, self._blobs, self._types, committer, clock)
-        self.holds = UploadLocks(store, self._blobs, bus, clock, expire_s)
+        self.locks = UploadLocks(store, self._blobs, bus, clock, expire_s)
         self.receiving = UploadService(
             store,
             self._blobs,
-            self.holds,
+            self.locks,
             finishing,
             self._types,
             clock,
@@ -132,6 +132,6 @@ def cleanup_job(
         committer,
         settings.uploads.grace_h * 3600,
         settings.records.tombstone_data_h * 3600,
-        KeptFor(settings.retention.conflict_log_d * 86_400.0, settings.retention.quarantine_d * 86_400.0),
+        Retention(settings.retention.conflict_log_d * 86_400.0, settings.retention.quarantine_d * 86_400.0),
     )
     return CleanupJob(JobLeases(PostgresLeases(database), clock), cleanup)

@@ -31,10 +31,10 @@ class Sockets(Protocol):
         """A device connected to another process."""
 
 
-class UploadHolds(Protocol):
+class UploadLockOwners(Protocol):
     """Who holds the uploads of this process's requests."""
 
-    def wanted(self, ref: UploadRef, holder: str) -> None:
+    def release_requested(self, ref: UploadRef, lock_owner: str) -> None:
         """Somebody waits for an upload that ``holder`` has."""
 
 
@@ -42,7 +42,7 @@ class Neighbours:
     """``engine.cluster.bus.BusListener``: hands on what is told, and asks when nothing is."""
 
     def __init__(
-        self, bus: Bus, feed: Feed, policies: PolicyBook, sockets: Sockets, uploads: UploadHolds
+        self, bus: Bus, feed: Feed, policies: PolicyBook, sockets: Sockets, uploads: UploadLockOwners
     ) -> None:
         self._bus = bus
         self._feed = feed
@@ -65,7 +65,7 @@ class Neighbours:
 
     def wanted(self, tenant_id: int, upload_id: str, holder: str) -> None:
         """Let an upload go."""
-        self._uploads.wanted(UploadRef(tenant_id, upload_id), holder)
+        self._uploads.release_requested(UploadRef(tenant_id, upload_id), holder)
 
     def missed(self) -> None:
         """Look up everything that may have been missed."""

@@ -48,9 +48,9 @@ class FileTypes:
             (settings.voice_types, settings.voice_bytes),
         )
         self._groups = {listed: group for group, (types, _) in enumerate(groups) for listed in types}
-        self._most_bytes = {listed: most_bytes for types, most_bytes in groups for listed in types}
+        self._max_bytes = {listed: max_bytes for types, max_bytes in groups for listed in types}
         self._listed = {_one_name(listed): listed for listed in reversed(self._groups)}
-        self.largest_bytes = max(self._most_bytes.values(), default=0)
+        self.largest_bytes = max(self._max_bytes.values(), default=0)
 
     def listed(self, media_type: str) -> str:
         """Return a type as the settings spell it, ``UNDECLARED`` for one that says nothing.
@@ -67,9 +67,9 @@ class FileTypes:
         taken = ", ".join(self._groups)
         raise SyncError("unsupported_type", f"{media_type[:64]!r} is not taken; taken are {taken}")
 
-    def most_bytes(self, content_type: str) -> int:
+    def max_bytes(self, content_type: str) -> int:
         """Return how large a file of a type may be. Raises SyncError ``unsupported_type``."""
-        return self._most_bytes.get(self.listed(content_type), self.largest_bytes)
+        return self._max_bytes.get(self.listed(content_type), self.largest_bytes)
 
     def check_empty(self, content_type: str) -> None:
         """Raise SyncError ``invalid_message`` for a type of which no file is empty."""
@@ -109,10 +109,10 @@ class FileTypes:
             either = " or ".join(names)
             raise SyncError("unsupported_type", f"the content may be {either}: say in filetype which it is")
         likeliest = listed[0]
-        most_bytes = self._most_bytes[likeliest]
-        if size_bytes > most_bytes:
+        max_bytes = self._max_bytes[likeliest]
+        if size_bytes > max_bytes:
             shown = _SHOWN[self._groups[likeliest]]
-            raise SyncError("too_large", f"{size_bytes} bytes: {shown} has {most_bytes} at most")
+            raise SyncError("too_large", f"{size_bytes} bytes: {shown} has {max_bytes} at most")
         return likeliest
 
     def _class(self, name: str) -> int:

@@ -105,10 +105,10 @@ def _freed(ref: UploadRef, key: RecordKey, row: Record | None, unit: UnitOfWork)
     """
     states = unit.uploads
     others = unit.duplicates.get(ref, ())
-    holder = next((one for one in (ref, *others) if states[one] in ("attached", "lent")), None)
+    holder = next((one for one in (ref, *others) if states[one] in ("attached", "retained")), None)
     shared = any(states[one] in ("attached", "duplicate") for one in others)
     if shared and holder == ref:
-        unit.set_upload_state(ref, "lent")
+        unit.set_upload_state(ref, "retained")
         return AttachAnswer("freed", None)
     unit.set_upload_state(ref, "freed")
     if shared or holder is None:

@@ -1,4 +1,4 @@
-"""What uploads need of what keeps bytes, and of the store for files. The docstrings state the duty."""
+"""What uploads need of the store of bytes, and of reads of files. The docstrings state the duties."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ from engine.model.uploads import Draft, Upload, UploadRef
 
 
 class PendingFile(msgspec.Struct, frozen=True):
-    """A stored file that is not in its record's entry yet. ``due`` says that the record is there now."""
+    """A stored file that is not in its record's entry yet. ``due`` says that the record exists now."""
 
     upload: Upload
     due: bool
 
 
 class PendingStore(Protocol):
-    """Files that are stored before their records."""
+    """Reads of files that were stored before their records."""
 
     async def tenants(self, after: int, limit: int) -> list[int]:
-        """List tenants that have any, ascending and behind ``after``. Raises StoreError."""
+        """List tenants with pending files, ascending, with ids above ``after``. Raises StoreError."""
 
-    async def waiting(self, behind: Mapping[int, Upload | None], limit: int) -> list[PendingFile]:
-        """List some tenants' files, ``limit`` of each, in one round trip.
+    async def pending(self, after: Mapping[int, Upload | None], limit: int) -> list[PendingFile]:
+        """List pending files of several tenants in one round trip, in an order that does not change.
 
-        They come in an order that stays, those of a tenant behind the one that is given for it. Raises
-        StoreError.
+        Args:
+            after: By tenant the last upload of the page before; None for a tenant's first page.
+            limit: The most files of each tenant.
+
+        Raises:
+            StoreError: The store failed.
         """
 
 
@@ -35,91 +39,100 @@ class FileStore(Protocol):
     """Reads of files."""
 
     async def file(self, tenant_id: int, file_id: str) -> Upload | None:
-        """Find the finished upload that has the bytes of ``file_id``.
+        """Return the finished upload that has the bytes of ``file_id``, None if there is none.
 
-        Of a duplicate that is the file which its record has in its stead. Raises StoreError.
+        For a duplicate this is the upload whose file stands for it. Raises StoreError.
         """
 
 
 class BlobsError(Exception):
-    """Bytes could not be kept or given; trying again may succeed."""
+    """Bytes could not be written or read; a retry may succeed."""
 
 
 class BlobsFullError(BlobsError):
-    """There is no room; what was acknowledged stays."""
+    """The store has no room. Acknowledged bytes stay."""
 
 
 class BlobMissingError(BlobsError):
-    """There are no such bytes."""
+    """The store has no such bytes."""
 
 
 class Content(msgspec.Struct, frozen=True):
-    """What was found in drafts, one after another: ``sha256`` in hex digits, and the first 8 KiB."""
+    """The content of drafts, one after another: its SHA-256 in hex digits, and its first 8 KiB."""
 
     sha256: str
     head: bytes
 
 
 class DraftWriter(Protocol):
-    """Bytes on their way behind a draft, by one request. Not for two tasks at once."""
+    """Appends the bytes of one request to a draft. Not safe for two tasks at once."""
 
     async def write(self, blocks: Sequence[bytes]) -> None:
-        """Take bytes; they may be lost until ``flush`` returns. Raises BlobsError, BlobsFullError."""
+        """Append bytes, which may be lost until ``flush`` returns. Raises BlobsError, BlobsFullError."""
 
     async def flush(self, blocks: Sequence[bytes] = ()) -> tuple[str, ...]:
-        """Take bytes, and have all that came durable on return.
+        """Append bytes, then make all bytes so far durable.
 
-        Gives the names of the pieces that were made since the last flush, none where the store needs none.
-        Raises BlobsError, BlobsFullError.
+        Returns:
+            The names of the pieces made since the last flush; none if the store needs no pieces.
+
+        Raises:
+            BlobsError: The bytes are not durable; BlobsFullError if there is no room.
         """
 
     def digest(self) -> bytes:
-        """Give the hash of all that came, by the algorithm that was asked for. After ``flush``."""
+        """Return the hash of this request's bytes, by the algorithm of ``open_draft``; after ``flush``."""
 
     async def close(self) -> None:
-        """End it; what was not flushed need not be kept. Never raises."""
+        """End the request; bytes that were not flushed may be dropped. Never raises."""
 
 
 class Blobs(Protocol):
-    """Bytes of uploads, then files. No name is a path that a client chose: all are ids of ours.
+    """Bytes of drafts and files. Every name is an id that the server made, never one that a client chose.
 
-    What stands behind a draft's ``size_bytes`` is nobody's: it was never acknowledged. No method keeps the
-    event loop busy.
+    Bytes behind a draft's ``size_bytes`` were never acknowledged, and no read returns them. No method blocks
+    the event loop.
     """
 
     def open_draft(self, draft: Draft, algorithm: str | None = None) -> DraftWriter:
-        """Append behind a draft; ``algorithm`` (``hashlib``'s name) is of ``digest``."""
+        """Return a writer that appends behind a draft.
+
+        Args:
+            draft: The acknowledged bytes.
+            algorithm: hashlib's name of the hash for ``DraftWriter.digest``, None for no hash.
+        """
 
     async def fork_draft(self, draft: Draft, generation: int) -> None:
-        """Make what is acknowledged of a draft that of a later generation.
+        """Copy the acknowledged bytes of a draft to a later generation.
 
-        Whoever still writes to the earlier one writes to nothing that is read. Raises BlobsError.
+        A request that still writes to the earlier generation then writes what nobody reads. Raises
+        BlobsError.
         """
 
     async def inspect(self, drafts: Sequence[Draft], file: UploadRef) -> Content:
-        """Read drafts in order, or ``file`` if they were published by now. Raises BlobsError."""
+        """Read drafts in order, or ``file`` if they were published before. Raises BlobsError."""
 
     async def publish(self, drafts: Sequence[Draft], file: UploadRef) -> None:
-        """Make drafts in order a file, at once or not at all; durable on return.
+        """Make drafts, in order, a file: all or nothing, and durable on return. It may be repeated.
 
-        Doing it again does no harm. Of one draft nothing is left; several stay. Raises BlobsError.
+        A single draft is used up by it; several drafts stay. Raises BlobsError.
         """
 
     def read(self, file: UploadRef, first_byte: int, count_bytes: int) -> AsyncIterator[bytes]:
         """Read part of a file, in blocks. Raises BlobMissingError, BlobsError."""
 
     async def delete_draft(self, ref: UploadRef) -> None:
-        """Remove a draft in all its generations, if there is one. Raises BlobsError."""
+        """Delete a draft in all its generations, if there is one. Raises BlobsError."""
 
     async def delete_file(self, file: UploadRef) -> None:
-        """Remove a file, if there is one. Raises BlobsError."""
+        """Delete a file, if there is one. Raises BlobsError."""
 
     def list_stored(self, before_us: int) -> AsyncIterator[list[StoredBlob]]:
-        """List drafts and files that were last written before an instant, some at a time."""
+        """List drafts and files that were last written before an instant, a page at a time."""
 
 
 class StoredBlob(msgspec.Struct, frozen=True):
-    """Something that takes room: a draft, or a file."""
+    """A draft or a file that takes up room."""
 
     ref: UploadRef
     is_file: bool

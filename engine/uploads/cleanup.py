@@ -1,7 +1,7 @@
-"""What is left of uploads and nobody wants: given up, freed of records that are gone, forgotten, orphaned.
+"""Cleans up uploads: expires open ones, frees files of deleted records, deletes old rows and orphaned bytes.
 
-Rows come first and bytes after: a crash between the two leaves bytes that no row wants, never a row without
-its bytes. Those are found among the orphans. Instants are arguments, by the store's time.
+Rows are changed first and bytes deleted after. A crash between the two leaves bytes without a row, which are
+found as orphans, and never a row without its bytes. Instants are arguments, in the store's time.
 """
 
 from __future__ import annotations
@@ -15,37 +15,38 @@ import msgspec
 
 from engine.commit.ports import WorkQueue
 from engine.model.rows import RecordKey
-from engine.model.uploads import State, UploadRef
+from engine.model.uploads import STATES, State, UploadRef
 from engine.plan.work import Attach, AttachAnswer
 from engine.runtime.batching import with_retries
 from engine.uploads.blobs import Blobs, StoredBlob
-from engine.uploads.finish import delete_draft, delete_file
+from engine.uploads.finish import delete_or_log
 
-#: Looked at in one statement: what more there is waits for the next, and so does nobody else.
+#: Rows in one statement, so that no statement holds locks for long.
 PAGE: Final = 500
-#: At once, so that devices' uploads find threads and lanes that are free.
+#: Uploads at once, so that threads and lanes stay free for devices.
 _AT_ONCE: Final = 8
 _DAY_US: Final = 86_400_000_000
-#: How long it is told what became of an upload that came to nothing.
-_REMEMBERED_US: Final = 7 * _DAY_US
-#: Of bytes that no row wants: whoever is about to write a row for his has done so by then.
-_ORPHANED_US: Final = _DAY_US
+#: A week in which a device can still learn why its upload ended.
+_ENDED_ROWS_KEPT_US: Final = 7 * _DAY_US
+#: Bytes without a row are deleted after a day: by then every request has written its row.
+_ORPHANED_AFTER_US: Final = _DAY_US
 
 _T = TypeVar("_T")
-Keep = Callable[[], Awaitable[None]]
+#: Renews the lease of a job; called after each step.
+Renew = Callable[[], Awaitable[None]]
 
 
 class OpenUpload(msgspec.Struct, frozen=True):
-    """An upload that is open; ``due`` says that it has expired and that no request has it."""
+    """An open upload. ``due`` says that it has expired and that no request has its lock."""
 
     ref: UploadRef
     due: bool
 
 
 class GoneFile(msgspec.Struct, frozen=True):
-    """A file whose record was found deleted, or did not come; ``alive`` says that it is there by now.
+    """A file whose record is deleted, or never came.
 
-    ``since_us`` is when the record was missed first.
+    ``alive`` says that the record exists again. ``since_us`` is when the record was first missed.
     """
 
     ref: UploadRef
@@ -57,7 +58,7 @@ class GoneFile(msgspec.Struct, frozen=True):
 
 
 class Abandonment(msgspec.Struct, frozen=True):
-    """Of a tenant's uploads that ended of late, how many became files, and how many were given up."""
+    """Uploads of a tenant that ended lately: how many became files, and how many expired."""
 
     tenant: str
     finished: int
@@ -65,15 +66,22 @@ class Abandonment(msgspec.Struct, frozen=True):
 
     @property
     def ratio(self) -> float:
-        """The part that was given up."""
+        """The share that expired."""
         return self.abandoned / (self.finished + self.abandoned)
 
 
 class RowsCleaned(msgspec.Struct):
-    """What came of a run: uploads that expired, files that were freed, and rows that were forgotten.
+    """The result of ``UploadCleanup.expire_and_free``.
 
-    ``emptied`` are tombstones whose last data were dropped, ``conflicts`` rows of the log of conflicts and
-    ``quarantined`` rejected items that are kept no longer, ``left`` files that could not be freed now.
+    Fields:
+        expired: Uploads that expired.
+        freed: Files that were freed.
+        forgotten: Rows of ended uploads that were deleted.
+        emptied: Tombstones whose last data were dropped.
+        conflicts: Rows deleted from the log of conflicts.
+        quarantined: Rejected items that were deleted.
+        left: Files that could not be freed now.
+        abandonment: By tenant, for uploads that ended in the last day.
     """
 
     expired: int = 0
@@ -87,7 +95,7 @@ class RowsCleaned(msgspec.Struct):
 
 
 class OrphansRemoved(msgspec.Struct):
-    """What came of a look at all bytes that are kept; ``left`` is what could not be removed now."""
+    """The result of ``UploadCleanup.remove_orphans``; ``left`` counts what could not be deleted now."""
 
     orphans: int = 0
     orphan_bytes: int = 0
@@ -95,71 +103,96 @@ class OrphansRemoved(msgspec.Struct):
 
 
 class CleanupStore(Protocol):
-    """Uploads of all tenants. Every method is one transaction, durable on return. All raise StoreError."""
+    """Rows of all tenants. Every method is one transaction, durable on return. All raise StoreError."""
 
-    async def opened(self, after: UploadRef | None, limit: int, now_us: int) -> list[OpenUpload]:
-        """List open uploads in some order that stays, behind ``after``."""
+    async def list_open(self, after: UploadRef | None, limit: int, now_us: int) -> list[OpenUpload]:
+        """List open uploads after one, in an order that does not change."""
 
     async def expire(self, tenant_id: int, upload_ids: Sequence[str], now_us: int) -> list[UploadRef]:
-        """End those of a tenant's uploads that are due still, and free what they reserved.
+        """Expire those of a tenant's uploads that are still due, and return what they reserved.
 
-        The parts of one that was joined share its fate, and are given with the others that ended.
+        Parts of a final upload expire with it.
+
+        Returns:
+            The uploads that expired, parts included.
         """
 
-    async def mark(self, after: RecordKey | None, limit: int, now_us: int) -> RecordKey | None:
-        """Note of files in deleted records' entries since when these are deleted, where that is new.
+    async def mark_gone(self, after: RecordKey | None, limit: int, now_us: int) -> RecordKey | None:
+        """Mark the files of deleted records that are not marked yet.
 
-        Gives the last record that was looked at, None behind all of them.
+        Args:
+            after: The last record of the page before, None for the first page.
+            limit: The most records of a page.
+            now_us: The time of the mark.
+
+        Returns:
+            The last record of this page, None if there are no more.
         """
 
-    async def gone(
+    async def list_gone(
         self, state: Literal["attached", "stored"], after: GoneFile | None, limit: int
     ) -> list[GoneFile]:
-        """List files that were marked, duplicates as well, or that wait for their records."""
+        """List files without a record.
 
-    async def revive(self, refs: Sequence[UploadRef]) -> None:
-        """Take marks away."""
-
-    async def forget(self, before_us: int, limit: int) -> int:
-        """Delete rows of uploads of which no bytes are left since then, and count them."""
-
-    async def empty(self, before_us: int, limit: int) -> int:
-        """Drop the last data of records that were deleted before an instant, and count them.
-
-        No version and no ``seq`` changes: nobody is told.
+        Args:
+            state: ``attached`` lists marked files, duplicates included; ``stored`` those whose records have
+                not come.
+            after: The last file of the page before, None for the first page.
+            limit: The most files of a page.
         """
 
-    async def forget_conflicts(self, before_us: int, limit: int) -> int:
-        """Delete what was settled of conflicts before an instant, and count it.
+    async def unmark(self, refs: Sequence[UploadRef]) -> None:
+        """Remove the marks of files whose records exist again."""
 
-        Those that are open stay, and so do the changes that they hold.
+    async def delete_ended(self, before_us: int, limit: int) -> int:
+        """Delete rows of uploads that ended before an instant. Returns how many."""
+
+    async def drop_last_data(self, before_us: int, limit: int) -> int:
+        """Drop the last data of records that were deleted before an instant. Returns how many.
+
+        No version and no ``seq`` changes, so that no device is told.
         """
 
-    async def forget_quarantined(self, before_us: int, limit: int) -> int:
-        """Delete items that were rejected before an instant, and count them."""
+    async def delete_conflicts(self, before_us: int, limit: int) -> int:
+        """Delete conflicts that were settled before an instant. Returns how many.
+
+        Open conflicts stay, and so do the changes that they hold.
+        """
+
+    async def delete_quarantined(self, before_us: int, limit: int) -> int:
+        """Delete items that were rejected before an instant. Returns how many."""
 
     async def states(self, refs: Sequence[UploadRef]) -> dict[UploadRef, State]:
-        """Read the states of uploads; those that are not there are missing."""
+        """Read the states of uploads; those that do not exist are missing from the result."""
 
     async def abandonment(self, since_us: int) -> list[Abandonment]:
-        """Count by tenant, by name, what became of uploads that ended since then.
+        """Count by tenant, ordered by name, how uploads ended since an instant.
 
-        An upload that was put together counts as its parts.
+        A final upload counts as its parts.
         """
 
 
-class KeptFor(NamedTuple):
-    """How long rows are kept that nobody needs but people who look back; 0 keeps them for ever."""
+class Retention(NamedTuple):
+    """How long settled conflicts and rejected items are kept; 0 keeps them for ever."""
 
     conflicts_s: float = 0
     quarantine_s: float = 0
 
 
-_FOR_EVER: Final = KeptFor()
+_FOR_EVER: Final = Retention()
 
 
 class UploadCleanup:
-    """``grace_s`` is how long files of records that are gone are kept, ``last_data_s`` their data."""
+    """Does one run of the clean-up.
+
+    Args:
+        store: Rows of uploads and records.
+        blobs: Bytes of uploads.
+        work_queue: Commits what changes a record's entry.
+        grace_s: How long files of deleted records are kept.
+        last_data_s: How long the last data of deleted records are kept.
+        retention: How long settled conflicts and rejected items are kept.
+    """
 
     def __init__(
         self,
@@ -168,83 +201,100 @@ class UploadCleanup:
         work_queue: WorkQueue,
         grace_s: float,
         last_data_s: float,
-        kept_for: KeptFor = _FOR_EVER,
+        retention: Retention = _FOR_EVER,
     ) -> None:
         self._store = store
         self._blobs = blobs
         self._work_queue = work_queue
         self._grace_us = int(grace_s * 1_000_000)
         self._last_data_us = int(last_data_s * 1_000_000)
-        self._kept_for = kept_for
+        self._retention = retention
 
-    async def expire_and_free(self, now_us: int, keep: Keep) -> RowsCleaned:
-        """Go over the rows; ``keep`` is called now and then. Raises StoreError, and what ``keep`` does."""
-        tidied = RowsCleaned()
-        await self._expire(now_us, keep, tidied)
-        await self._mark(now_us, keep)
-        await self._free("attached", now_us, keep, tidied)
-        await self._free("stored", now_us, keep, tidied)
-        tidied.forgotten = await _page_by_page(self._store.forget, now_us - _REMEMBERED_US, keep)
-        tidied.emptied = await _page_by_page(self._store.empty, now_us - self._last_data_us, keep)
-        conflicts_s, quarantine_s = self._kept_for
+    async def expire_and_free(self, now_us: int, renew: Renew) -> RowsCleaned:
+        """Clean all rows.
+
+        Args:
+            now_us: The store's time.
+            renew: Called after each page; what it raises ends the run.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        cleaned = RowsCleaned()
+        await self._expire(now_us, renew, cleaned)
+        await self._mark_gone(now_us, renew)
+        await self._free("attached", now_us, renew, cleaned)
+        await self._free("stored", now_us, renew, cleaned)
+        cleaned.forgotten = await _all_pages(self._store.delete_ended, now_us - _ENDED_ROWS_KEPT_US, renew)
+        cleaned.emptied = await _all_pages(self._store.drop_last_data, now_us - self._last_data_us, renew)
+        conflicts_s, quarantine_s = self._retention
         if conflicts_s:
             before_us = now_us - int(conflicts_s * 1_000_000)
-            tidied.conflicts = await _page_by_page(self._store.forget_conflicts, before_us, keep)
+            cleaned.conflicts = await _all_pages(self._store.delete_conflicts, before_us, renew)
         if quarantine_s:
             before_us = now_us - int(quarantine_s * 1_000_000)
-            tidied.quarantined = await _page_by_page(self._store.forget_quarantined, before_us, keep)
-        tidied.abandonment = await with_retries(partial(self._store.abandonment, now_us - _DAY_US))
-        return tidied
+            cleaned.quarantined = await _all_pages(self._store.delete_quarantined, before_us, renew)
+        cleaned.abandonment = await with_retries(partial(self._store.abandonment, now_us - _DAY_US))
+        return cleaned
 
-    async def remove_orphans(self, now_us: int, keep: Keep) -> OrphansRemoved:
-        """Go over the bytes. Raises BlobsError, StoreError, and what ``keep`` does."""
-        swept = OrphansRemoved()
-        async for some in self._blobs.list_stored(now_us - _ORPHANED_US):
-            states = await with_retries(partial(self._store.states, [kept.ref for kept in some]))
-            orphans = [kept for kept in some if _orphaned(kept, states.get(kept.ref))]
-            await _few(orphans, partial(self._sweep, swept))
-            await keep()
-        return swept
+    async def remove_orphans(self, now_us: int, renew: Renew) -> OrphansRemoved:
+        """List all bytes and delete those that no row needs.
 
-    async def _expire(self, now_us: int, keep: Keep, tidied: RowsCleaned) -> None:
+        Args:
+            now_us: The store's time.
+            renew: Called after each page; what it raises ends the run.
+
+        Raises:
+            BlobsError: The bytes could not be listed.
+            StoreError: The store failed.
+        """
+        removed = OrphansRemoved()
+        async for page in self._blobs.list_stored(now_us - _ORPHANED_AFTER_US):
+            states = await with_retries(partial(self._store.states, [blob.ref for blob in page]))
+            orphans = [blob for blob in page if _is_orphan(blob, states.get(blob.ref))]
+            await _for_each(orphans, partial(self._remove, removed))
+            await renew()
+        return removed
+
+    async def _expire(self, now_us: int, renew: Renew, cleaned: RowsCleaned) -> None:
         after: UploadRef | None = None
         while True:
-            page = await with_retries(partial(self._store.opened, after, PAGE, now_us))
+            page = await with_retries(partial(self._store.list_open, after, PAGE, now_us))
             due: dict[int, list[str]] = {}
             for one in page:
                 if one.due:
                     due.setdefault(one.ref.tenant_id, []).append(one.ref.upload_id)
             for tenant_id, ids in due.items():
                 ended = await with_retries(partial(self._store.expire, tenant_id, ids, now_us))
-                tidied.expired += len(ended)
-                await _few(ended, partial(delete_draft, self._blobs))
-            await keep()
+                cleaned.expired += len(ended)
+                await _for_each(ended, partial(delete_or_log, self._blobs, is_file=False))
+            await renew()
             if len(page) < PAGE:
                 return
             after = page[-1].ref
 
-    async def _mark(self, now_us: int, keep: Keep) -> None:
+    async def _mark_gone(self, now_us: int, renew: Renew) -> None:
         after: RecordKey | None = None
-        while (after := await with_retries(partial(self._store.mark, after, PAGE, now_us))) is not None:
-            await keep()
+        while (after := await with_retries(partial(self._store.mark_gone, after, PAGE, now_us))) is not None:
+            await renew()
 
     async def _free(
-        self, state: Literal["attached", "stored"], now_us: int, keep: Keep, tidied: RowsCleaned
+        self, state: Literal["attached", "stored"], now_us: int, renew: Renew, cleaned: RowsCleaned
     ) -> None:
         after: GoneFile | None = None
         while True:
-            page = await with_retries(partial(self._store.gone, state, after, PAGE))
+            page = await with_retries(partial(self._store.list_gone, state, after, PAGE))
             alive = [one.ref for one in page if one.alive]
             if alive and state == "attached":
-                await with_retries(partial(self._store.revive, alive))
+                await with_retries(partial(self._store.unmark, alive))
             due = [one for one in page if not one.alive and one.since_us <= now_us - self._grace_us]
-            await _few(due, partial(self._free_one, now_us, tidied))
-            await keep()
+            await _for_each(due, partial(self._free_one, now_us, cleaned))
+            await renew()
             if len(page) < PAGE:
                 return
             after = page[-1]
 
-    async def _free_one(self, now_us: int, tidied: RowsCleaned, file: GoneFile) -> None:
+    async def _free_one(self, now_us: int, cleaned: RowsCleaned, file: GoneFile) -> None:
         ref = file.ref
         work = Attach(
             ref.tenant_id,
@@ -258,45 +308,44 @@ class UploadCleanup:
         )
         outcome = await self._work_queue.commit(work)
         if not isinstance(outcome, AttachAnswer):
-            tidied.left += 1
+            cleaned.left += 1
         elif outcome.state == "freed":
-            tidied.freed += 1
+            cleaned.freed += 1
             if outcome.deletable is not None:
-                await delete_file(self._blobs, UploadRef(ref.tenant_id, outcome.deletable))
+                await delete_or_log(self._blobs, UploadRef(ref.tenant_id, outcome.deletable), is_file=True)
 
-    async def _sweep(self, swept: OrphansRemoved, kept: StoredBlob) -> None:
-        dropped = await (delete_file if kept.is_file else delete_draft)(self._blobs, kept.ref)
-        if dropped:
-            swept.orphans += 1
-            swept.orphan_bytes += kept.size_bytes
+    async def _remove(self, removed: OrphansRemoved, blob: StoredBlob) -> None:
+        if await delete_or_log(self._blobs, blob.ref, is_file=blob.is_file):
+            removed.orphans += 1
+            removed.orphan_bytes += blob.size_bytes
         else:
-            swept.left += 1
+            removed.left += 1
 
 
-async def _page_by_page(forget: Callable[[int, int], Awaitable[int]], before_us: int, keep: Keep) -> int:
-    """Have what is older forgotten, a page at a time, and count it."""
-    forgotten = 0
-    while some := await with_retries(partial(forget, before_us, PAGE)):
-        forgotten += some
-        await keep()
-    return forgotten
+async def _all_pages(delete: Callable[[int, int], Awaitable[int]], before_us: int, renew: Renew) -> int:
+    """Delete all that is older than an instant, a page at a time. Returns how many."""
+    deleted = 0
+    while count := await with_retries(partial(delete, before_us, PAGE)):
+        deleted += count
+        await renew()
+    return deleted
 
 
-def _orphaned(kept: StoredBlob, state: State | None) -> bool:
-    """Whether no row wants these bytes. An open upload may have a file: its last step is still to come."""
-    if kept.is_file:
-        return state not in ("open", "stored", "attached", "lent")
-    return state != "open"
+def _is_orphan(blob: StoredBlob, state: State | None) -> bool:
+    """Return True if no row needs these bytes. An open upload may have a file: its row is changed next."""
+    if state is None:
+        return True
+    return not STATES[state].has_bytes if blob.is_file else state != "open"
 
 
-async def _few(items: Iterable[_T], work: Callable[[_T], Awaitable[object]]) -> None:
-    """Do something with each, a few at a time."""
+async def _for_each(items: Iterable[_T], work: Callable[[_T], Awaitable[object]]) -> None:
+    """Do something with each item, ``_AT_ONCE`` at a time."""
     left = iter(items)
 
-    async def some() -> None:
+    async def worker() -> None:
         for item in left:
             await work(item)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(_AT_ONCE):
-            group.create_task(some())
+            group.create_task(worker())

@@ -1,4 +1,4 @@
-"""When uploads are cleaned up, by one process for all of them, and what all of them know of it."""
+"""Schedules the clean-up of uploads: one process at a time runs it, and every process knows its result."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from engine.cluster.leases import JobLeases
 from engine.runtime.metrics import Metric, counter, gauge
 from engine.uploads.cleanup import OrphansRemoved, RowsCleaned, UploadCleanup
 
-#: Rows are gone over often; to go over the bytes is to read the names of all files, for what is a day old.
-_TIDY_EVERY_S: Final = 300.0
-_SWEEP_EVERY_S: Final = 3600.0
+#: Rows are cleaned every 5 minutes. Orphans every hour: finding them means listing every file.
+_ROWS_EVERY_S: Final = 300.0
+_ORPHANS_EVERY_S: Final = 3600.0
 _LOOK_S: Final = 30.0
-_TIDY: Final = "uploads"
-_SWEEP: Final = "upload_orphans"
-#: More than this is given up, and somebody should know.
-_MOST_ABANDONED: Final = 0.2
+#: The names of the two jobs among the leases.
+_ROWS: Final = "uploads"
+_ORPHANS: Final = "upload_orphans"
+#: An operator should look into it when more uploads than this are given up.
+_MAX_ABANDONED: Final = 0.2
 
 _log = structlog.get_logger()
 
 
 class CleanupCounters(msgspec.Struct):
-    """What this process removed since it started; ``abandonment_ratio`` is of all, None without data."""
+    """What this process removed since it started. ``abandonment_ratio`` is of all, None without data."""
 
     expired: int = 0
     freed: int = 0
@@ -46,13 +47,13 @@ class CleanupCounters(msgspec.Struct):
 
 
 class _Report(msgspec.Struct):
-    """What the last lease leaves for all processes."""
+    """What the last run leaves for all processes."""
 
     abandonment_ratio: float | None
 
 
 class CleanupJob:
-    """Takes this process's leases."""
+    """Runs the clean-up when it is due and this process gets the lease."""
 
     def __init__(self, leases: JobLeases, cleanup: UploadCleanup) -> None:
         self.counters = CleanupCounters()
@@ -61,77 +62,90 @@ class CleanupJob:
         self._alarmed = False
 
     async def run(self) -> None:
-        """Take leases until cancelled."""
-        told: str | None = None
+        """Clean up whenever it is due, until cancelled."""
+        logged: str | None = None
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
-                await self.expire_and_free(_TIDY_EVERY_S)
-                await self.remove_orphans(_SWEEP_EVERY_S)
-                told = None
-            except Exception as error:  # what is left now is found later, and serving goes on
+                await self.expire_and_free(_ROWS_EVERY_S)
+                await self.remove_orphans(_ORPHANS_EVERY_S)
+                logged = None
+            except Exception as error:  # the next run does what this one left, and serving goes on
                 reason = type(error).__name__
-                if reason != told:
+                if reason != logged:
                     _log.warning("uploads_not_cleaned", reason=reason)
-                told = reason
+                logged = reason
 
     async def expire_and_free(self, every_s: float) -> RowsCleaned | None:
-        """Go over the rows, if it is time and nobody else does.
+        """Clean the rows, unless another process does or did so less than ``every_s`` ago.
 
-        Raises StoreError, LeaseLostError.
+        Returns:
+            What was done; None if it was not due here.
+
+        Raises:
+            LeaseLostError: Another process took the lease.
+            StoreError: The store failed.
         """
-        async with self._leases.acquire(_TIDY, every_s) as lease:
+        async with self._leases.acquire(_ROWS, every_s) as lease:
             if lease is None:
-                await self._follow()
+                await self._read_report()
                 return None
-            tidied = await self._cleanup.expire_and_free(lease.now_us, lease.renew)
-            ratio = abandonment_ratio(tidied)
+            cleaned = await self._cleanup.expire_and_free(lease.now_us, lease.renew)
+            ratio = abandonment_ratio(cleaned)
             lease.report = msgspec.json.encode(_Report(ratio))
-        self.counters.expired += tidied.expired
-        self.counters.freed += tidied.freed
+        self.counters.expired += cleaned.expired
+        self.counters.freed += cleaned.freed
         self.counters.abandonment_ratio = ratio
         _log.info(
             "uploads_cleaned",
-            expired=tidied.expired,
-            freed=tidied.freed,
-            forgotten=tidied.forgotten,
-            emptied=tidied.emptied,
-            conflicts=tidied.conflicts,
-            quarantined=tidied.quarantined,
-            left=tidied.left,
+            expired=cleaned.expired,
+            freed=cleaned.freed,
+            forgotten=cleaned.forgotten,
+            emptied=cleaned.emptied,
+            conflicts=cleaned.conflicts,
+            quarantined=cleaned.quarantined,
+            left=cleaned.left,
             abandonment_ratio=ratio,
         )
         self._alarm(ratio)
-        return tidied
+        return cleaned
 
     async def remove_orphans(self, every_s: float) -> OrphansRemoved | None:
-        """Go over the bytes, if it is time and nobody else does.
+        """Delete bytes without a row, unless another process does or did so less than ``every_s`` ago.
 
-        Raises StoreError, BlobsError, LeaseLostError.
+        Returns:
+            What was done; None if it was not due here.
+
+        Raises:
+            LeaseLostError: Another process took the lease.
+            StoreError: The store failed.
+            BlobsError: The bytes could not be listed.
         """
-        async with self._leases.acquire(_SWEEP, every_s) as lease:
+        async with self._leases.acquire(_ORPHANS, every_s) as lease:
             if lease is None:
                 return None
-            swept = await self._cleanup.remove_orphans(lease.now_us, lease.renew)
-        self.counters.orphans += swept.orphans
-        _log.info("orphans_removed", orphans=swept.orphans, orphan_bytes=swept.orphan_bytes, left=swept.left)
-        return swept
+            removed = await self._cleanup.remove_orphans(lease.now_us, lease.renew)
+        self.counters.orphans += removed.orphans
+        _log.info(
+            "orphans_removed", orphans=removed.orphans, orphan_bytes=removed.orphan_bytes, left=removed.left
+        )
+        return removed
 
-    async def _follow(self) -> None:
-        report = await self._leases.report(_TIDY)
+    async def _read_report(self) -> None:
+        report = await self._leases.report(_ROWS)
         if report is not None:
             self.counters.abandonment_ratio = msgspec.json.decode(report, type=_Report).abandonment_ratio
 
     def _alarm(self, ratio: float | None) -> None:
-        """Say it once, until it is better."""
-        abandoned = ratio is not None and ratio > _MOST_ABANDONED
+        """Log a high ratio once, and again only after it was lower."""
+        abandoned = ratio is not None and ratio > _MAX_ABANDONED
         if abandoned and not self._alarmed:
             _log.warning("uploads_abandoned", abandonment_ratio=ratio)
         self._alarmed = abandoned
 
 
-def abandonment_ratio(tidied: RowsCleaned) -> float | None:
-    """Add up all tenants; None where nothing ended."""
-    abandoned = sum([one.abandoned for one in tidied.abandonment])
-    ended = sum([one.finished + one.abandoned for one in tidied.abandonment])
+def abandonment_ratio(cleaned: RowsCleaned) -> float | None:
+    """Return the share of all tenants' uploads that were given up, None if none ended."""
+    abandoned = sum([one.abandoned for one in cleaned.abandonment])
+    ended = sum([one.finished + one.abandoned for one in cleaned.abandonment])
     return abandoned / ended if ended else None

@@ -1,32 +1,41 @@
-"""From the last byte to a file in its record's entry: looked at, made a file, kept, attached.
+"""From the last byte to a file in its record's entry: check the content, publish, store, attach.
 
-Each step may be done again, by whoever finds that the one before it was the last.
+Every step may be repeated, by any request or process that finds that the step before it was the last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 import structlog
 
 from engine.commit.ports import WorkQueue
 from engine.filetypes.types import FileTypes
-from engine.model.uploads import Draft, State, Upload, UploadRef
+from engine.model.uploads import Draft, Upload, UploadRef
 from engine.plan.attachments import attaching, freeing
 from engine.plan.work import Attach, AttachAnswer, Outcome
 from engine.runtime.batching import Batcher, with_retries
 from engine.runtime.ports import Clock
 from engine.uploads.blobs import Blobs, BlobsError
 from engine.uploads.locks import UploadLock
-from engine.uploads.ports import Stored, UploadStore
+from engine.uploads.ports import StoredFile, UploadStore
 from engine.wire.errors import SyncError
 
 _log = structlog.get_logger()
 
 
 class UploadFinisher:
-    """Makes files of uploads of which every byte has come."""
+    """Makes files of complete uploads, attaches them to their records, and deletes them again.
+
+    Args:
+        store: Rows of uploads.
+        blobs: Their bytes.
+        types: Checks the content.
+        work_queue: Commits what changes a record's entry.
+        clock: Tells the time.
+    """
 
     def __init__(
         self, store: UploadStore, blobs: Blobs, types: FileTypes, work_queue: WorkQueue, clock: Clock
@@ -35,20 +44,26 @@ class UploadFinisher:
         self._blobs = blobs
         self._types = types
         self._work_queue = work_queue
-        self._stored = Batcher(store.store)
+        self._stored = Batcher(store.mark_stored)
         self._clock = clock
 
     async def run(self) -> None:
-        """Tell the store of files until cancelled."""
+        """Call the store until cancelled."""
         await self._stored.run()
 
-    async def finish(self, hold: UploadLock) -> Upload:
-        """Make a file of an upload that is held, and give it back.
+    async def finish(self, lock: UploadLock) -> Upload:
+        """Make a file of a locked, complete upload and release its lock.
 
-        Raises SyncError ``checksum_mismatch``, ``unsupported_type`` or ``too_large`` for one that came to
-        nothing, ``upload_gone`` for one that was ended meanwhile.
+        Returns:
+            The upload as ``stored``, ``attached`` or ``duplicate``.
+
+        Raises:
+            SyncError: ``checksum_mismatch``, ``unsupported_type`` or ``too_large`` if the content is
+                refused; ``upload_gone`` if the upload ended while its file was made.
+            BlobsError: The bytes could not be read or published.
+            StoreError: The store failed.
         """
-        upload = hold.upload
+        upload = lock.upload
         ref = upload.ref
         drafts = await self._drafts(upload)
         content = await self._blobs.inspect(drafts, ref)
@@ -56,12 +71,12 @@ class UploadFinisher:
             content_type = self._detected_type(upload, content.sha256, content.head)
         except SyncError as error:
             _log.info("upload_refused", tenant_id=ref.tenant_id, upload_id=ref.upload_id, code=error.code)
-            await self.discard(upload, hold.claim.holder, "refused")
-            hold.released = True
+            await self.discard(upload, lock.claim.lock_owner, "refused")
+            lock.released = True
             raise
         await self._blobs.publish(drafts, ref)
-        stored = await self._stored.submit(Stored(ref, content.sha256, content_type))
-        hold.released = True
+        stored = await self._stored.submit(StoredFile(ref, content.sha256, content_type))
+        lock.released = True
         if not stored:
             raise SyncError("upload_gone", "this upload has ended")
         _log.info(
@@ -71,13 +86,12 @@ class UploadFinisher:
             upload_id=ref.upload_id,
             size_bytes=upload.offset_bytes,
         )
-        for part in upload.parts:
-            await delete_draft(self._blobs, UploadRef(ref.tenant_id, part))
+        await self._delete_parts(upload)
         file = {"state": "stored", "sha256": content.sha256, "content_type": content_type}
-        return await self.attach(msgspec.structs.replace(upload, held=False, pieces=(), **file))
+        return await self.attach(msgspec.structs.replace(upload, locked=False, pieces=(), **file))
 
     async def _drafts(self, upload: Upload) -> Sequence[Draft]:
-        if upload.kind != "joined":
+        if upload.kind != "final":
             return [upload.draft]
         tenant_id = upload.ref.tenant_id
         parts = [await self._store.find(UploadRef(tenant_id, part)) for part in upload.parts]
@@ -91,54 +105,81 @@ class UploadFinisher:
         assert upload.content_type is not None
         return self._types.detected_type(upload.content_type, head, upload.offset_bytes)
 
-    async def discard(self, upload: Upload, holder: str | None, state: State) -> bool:
-        """End an open upload, with its parts, and remove its bytes."""
-        ended = await with_retries(lambda: self._store.discard(upload.ref, holder, state))
+    async def discard(
+        self, upload: Upload, lock_owner: str | None, state: Literal["refused", "cancelled"]
+    ) -> bool:
+        """End an open upload without a file, with its parts, and delete the bytes.
+
+        Args:
+            upload: The upload.
+            lock_owner: The only request that may end it; None if any may.
+            state: How it ends.
+
+        Returns:
+            False if it was no longer open, or has another owner.
+        """
+        ended = await with_retries(lambda: self._store.discard(upload.ref, lock_owner, state))
         if ended:
-            await delete_draft(self._blobs, upload.ref)
-            for part in upload.parts:
-                await delete_draft(self._blobs, UploadRef(upload.ref.tenant_id, part))
+            await delete_or_log(self._blobs, upload.ref, is_file=False)
+            await self._delete_parts(upload)
         return ended
 
-    async def attach(self, upload: Upload) -> Upload:
-        """Put a stored file into its record's entry; one whose record is not there yet waits for it.
+    async def _delete_parts(self, upload: Upload) -> None:
+        for part in upload.parts:
+            await delete_or_log(self._blobs, UploadRef(upload.ref.tenant_id, part), is_file=False)
 
-        So does one for which there is no time now: it is looked for until it is done.
+    async def attach(self, upload: Upload) -> Upload:
+        """Put a stored file into its record's entry, if the record exists.
+
+        If it does not exist, or the server is overloaded, the file stays ``stored``:
+        ``PendingAttachments`` attaches it later.
+
+        Returns:
+            The upload in its new state.
         """
-        outcome = await self._settled(attaching(upload, self._clock.now_us()))
+        outcome = await self._committed(attaching(upload, self._clock.now_us()))
         if not isinstance(outcome, AttachAnswer) or outcome.state in ("waiting", "freed"):
             return upload
         return msgspec.structs.replace(upload, state=outcome.state)
 
     async def free(self, upload: Upload) -> None:
-        """Free an upload, and its file if no duplicate needs it. Raises SyncError when that has to wait."""
-        outcome = await self._settled(freeing(upload, self._clock.now_us()))
+        """Delete a finished upload for its device, and the file unless a duplicate needs it.
+
+        Raises:
+            SyncError: It was not committed; the device may try again.
+        """
+        outcome = await self._committed(freeing(upload, self._clock.now_us()))
         if isinstance(outcome, SyncError):
             raise outcome
 
-    async def _settled(self, work: Attach) -> Outcome:
-        """Have it committed what becomes of a file, and remove the bytes that nobody wants after it."""
+    async def _committed(self, work: Attach) -> Outcome:
+        """Commit a change of a file, then delete the bytes that no row needs after it."""
         outcome = await self._work_queue.commit(work)
         if isinstance(outcome, AttachAnswer) and outcome.deletable is not None:
-            await delete_file(self._blobs, UploadRef(work.tenant_id, outcome.deletable))
+            await delete_or_log(self._blobs, UploadRef(work.tenant_id, outcome.deletable), is_file=True)
         return outcome
 
 
-async def delete_draft(blobs: Blobs, ref: UploadRef) -> bool:
-    """Remove a draft; False, and a warning in the log, where that has to wait."""
-    try:
-        await blobs.delete_draft(ref)
-    except BlobsError as error:
-        _log.warning("draft_left", tenant_id=ref.tenant_id, upload_id=ref.upload_id, reason=str(error))
-        return False
-    return True
+async def delete_or_log(blobs: Blobs, ref: UploadRef, *, is_file: bool) -> bool:
+    """Delete a file or a draft that no row needs. A failure is logged, and the next clean-up tries again.
 
+    Args:
+        blobs: The store of bytes.
+        ref: Whose bytes.
+        is_file: True for the file, False for the draft.
 
-async def delete_file(blobs: Blobs, ref: UploadRef) -> bool:
-    """Remove a file; False, and a warning in the log, where that has to wait."""
+    Returns:
+        False if the bytes are still there.
+    """
     try:
-        await blobs.delete_file(ref)
+        await (blobs.delete_file if is_file else blobs.delete_draft)(ref)
     except BlobsError as error:
-        _log.warning("file_left", tenant_id=ref.tenant_id, upload_id=ref.upload_id, reason=str(error))
+        _log.warning(
+            "upload_bytes_not_deleted",
+            tenant_id=ref.tenant_id,
+            upload_id=ref.upload_id,
+            is_file=is_file,
+            reason=str(error),
+        )
         return False
     return True

@@ -1,4 +1,4 @@
-"""What an upload says of itself: the ``Upload-Metadata`` of tus, taken apart and checked."""
+"""The header ``Upload-Metadata`` of tus: parsing, formatting, and checks of what it says of a file."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from engine.wire.errors import SyncError
 from engine.wire.values import id_fault
 
 MAX_NAME_CHARS: Final = 255
-#: It is kept as it was sent, and counts against no quota.
+#: The header is stored as it was sent, and counts against no quota.
 _MOST_CHARS: Final = 4096
 _HEADER: Final = "Upload-Metadata"
-#: Lone surrogates are what is left of header bytes that are no UTF-8.
-_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+#: Control characters, and lone surrogates, which stand for header bytes that are not UTF-8.
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Described(msgspec.Struct, frozen=True):
-    """What a file is called, what it is, and the record that it belongs to.
+    """A file's name and type, and the record that it belongs to.
 
-    ``content_type`` is ``file_types.UNDECLARED`` where the client did not say it. ``sha256`` is in lower-case
-    hex digits, None where the client did not say it.
+    ``content_type`` is ``UNDECLARED`` (engine.filetypes.types) if the client did not declare one. ``sha256``
+    is in lower-case hex digits, None if the client did not declare it.
     """
 
     file_name: str
@@ -37,10 +37,11 @@ class Described(msgspec.Struct, frozen=True):
     sha256: str | None
 
 
-def parsed(header: str) -> dict[str, str]:
-    """Take an ``Upload-Metadata`` apart: pairs of a key and its value in base64, with commas between them.
+def parse_metadata(header: str) -> dict[str, str]:
+    """Parse an ``Upload-Metadata``: pairs of a key and its value in base64, separated by commas.
 
-    Raises SyncError ``invalid_message``.
+    Raises:
+        SyncError: ``invalid_message``.
     """
     if len(header) > _MOST_CHARS:
         raise SyncError("invalid_message", f"{_HEADER}: {_MOST_CHARS} characters at most")
@@ -61,8 +62,8 @@ def parsed(header: str) -> dict[str, str]:
     return values
 
 
-def formatted(values: Mapping[str, str]) -> str:
-    """Make the ``Upload-Metadata`` that ``parsed`` takes apart. Raises SyncError ``invalid_message``."""
+def format_metadata(values: Mapping[str, str]) -> str:
+    """Format an ``Upload-Metadata``. Raises SyncError ``invalid_message`` for a value that is not UTF-8."""
     pairs: list[str] = []
     for key, value in values.items():
         try:
@@ -73,17 +74,23 @@ def formatted(values: Mapping[str, str]) -> str:
     return ",".join(pairs)
 
 
-def described(
+def describe(
     values: Mapping[str, str], types: FileTypes, is_record_domain: Callable[[str], bool]
 ) -> Described:
-    """Check what is said of a file. Keys that are not known are passed over.
+    """Check the metadata of a file; unknown keys are ignored.
 
-    Raises SyncError ``invalid_message``, ``unsupported_type``.
+    Args:
+        values: The parsed ``Upload-Metadata``.
+        types: The file types that the settings list.
+        is_record_domain: Returns True for a domain whose items are records.
+
+    Raises:
+        SyncError: ``invalid_message``, ``unsupported_type``.
     """
     file_name = _required(values, "filename")
     if not 1 <= len(file_name) <= MAX_NAME_CHARS:
         raise _refused("filename", f"1 to {MAX_NAME_CHARS} characters are required")
-    if _UNFIT.search(file_name):
+    if _FORBIDDEN.search(file_name):
         raise _refused("filename", "control characters and lone surrogates are not allowed")
     media_type = values.get("filetype", "").partition(";")[0].strip().lower()
     try:
@@ -95,7 +102,7 @@ def described(
         raise _refused("domain", f"no domain of records {domain[:64]!r} is configured")
     record_id = _required(values, "record_id")
     fault = id_fault(record_id)
-    if fault is None and _UNFIT.search(record_id):
+    if fault is None and _FORBIDDEN.search(record_id):
         fault = "lone surrogates are not allowed"
     if fault is not None:
         raise _refused("record_id", fault)

@@ -1,7 +1,7 @@
-"""Files that are stored before their records: each is attached once its record is there.
+"""Attaches files that were stored before their records, once the records exist.
 
-Every process looks after all of them, by what it reads each second and by what it commits itself. That one
-file is tried by several does no harm: it is attached once.
+Every process looks after all of them: it reads them once a second, and it sees the records that it commits
+itself. If several processes try one file, it is attached once.
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ from engine.uploads.blobs import PendingStore
 from engine.wire.errors import SyncError
 
 _LOOK_S: Final = 1.0
-#: Files that are looked at in one read, of so many tenants: each has an equal part, so that 20,000 files of
-#: one do not keep another's waiting. Where more wait, the next read goes on behind them.
-LOOKED_AT: Final = 500
-TENANTS: Final = 100
-#: Files of one tenant that are known by their records; those beyond are met by a read.
+#: Files in one read, and the tenants that share it equally, so that 20,000 files of one tenant do not delay
+#: another's. If a tenant has more, its next read goes on behind them.
+FILES_PER_READ: Final = 500
+TENANTS_PER_READ: Final = 100
+#: Files that are known by their records, of one tenant and of all; others are found by a later read.
 _KNOWN: Final = 2000
-#: The same of all tenants.
 _KNOWN_OF_ALL: Final = 50_000
 _log = structlog.get_logger()
 
 
 class PendingAttachments:
-    """The files that wait, by their records, as of the last reads."""
+    """The pending files by their records, as of the last reads."""
 
     def __init__(self, store: PendingStore, clock: Clock, work_queue: WorkQueue) -> None:
         self._store = store
@@ -44,11 +43,11 @@ class PendingAttachments:
         self._counts: dict[int, int] = {}
         self._last: dict[int, Upload] = {}
         self._last_tenant = 0
-        self._round: set[int] = set()
-        self._tried: set[UploadRef] = set()
+        self._seen_tenants: set[int] = set()
+        self._submitted: set[UploadRef] = set()
 
     async def run(self) -> None:
-        """Look, until cancelled."""
+        """Read pending files every second, until cancelled."""
         away = False
         while True:
             try:
@@ -56,30 +55,28 @@ class PendingAttachments:
                 away = False
             except StoreError as error:
                 if not away:
-                    _log.warning("waiting_files_unread", reason=type(error).__name__)
+                    _log.warning("pending_attachments_unread", reason=type(error).__name__)
                 away = True
             await asyncio.sleep(_LOOK_S)
 
     async def look(self) -> None:
-        """Read what waits of the next tenants, behind what was read of them before, and attach what is due.
-
-        Raises StoreError.
-        """
-        tenants = await self._store.tenants(self._last_tenant, TENANTS)
+        """Read the next page of pending files, and attach those whose records exist. Raises StoreError."""
+        tenants = await self._store.tenants(self._last_tenant, TENANTS_PER_READ)
         if tenants:
             await self._read(tenants)
-            self._round.update(tenants)
-        if len(tenants) == TENANTS:
+            self._seen_tenants.update(tenants)
+        if len(tenants) == TENANTS_PER_READ:
             self._last_tenant = tenants[-1]
             return
+        # The round is over: a tenant that it did not meet has no pending files.
         self._last_tenant = 0
-        for tenant_id in self._known.keys() - self._round:
+        for tenant_id in self._known.keys() - self._seen_tenants:
             self._forget(tenant_id)
-        self._round.clear()
+        self._seen_tenants.clear()
 
     async def _read(self, tenants: list[int]) -> None:
-        part = max(1, LOOKED_AT // len(tenants))
-        found = await self._store.waiting({one: self._last.get(one) for one in tenants}, part)
+        share = max(1, FILES_PER_READ // len(tenants))
+        found = await self._store.pending({one: self._last.get(one) for one in tenants}, share)
         counts = dict.fromkeys(tenants, 0)
         for tenant_id in tenants:
             if tenant_id not in self._last:
@@ -91,12 +88,12 @@ class PendingAttachments:
             if one.due:
                 self._attach(one.upload)
             else:
-                self._know(one.upload)
+                self._remember(one.upload)
         for tenant_id, count in counts.items():
-            if count < part:  # the next read begins anew
+            if count < share:  # the tenant's next read begins at its first file
                 self._last.pop(tenant_id, None)
 
-    def _know(self, upload: Upload) -> None:
+    def _remember(self, upload: Upload) -> None:
         tenant_id = upload.ref.tenant_id
         count = self._counts.get(tenant_id, 0)
         if count < _KNOWN and sum(self._counts.values()) < _KNOWN_OF_ALL:
@@ -108,7 +105,7 @@ class PendingAttachments:
         self._counts.pop(tenant_id, None)
 
     def committed(self, changes: list[tuple[Record, str]]) -> None:
-        """Attach what waited for records that were just written."""
+        """Attach the known files of records that this process has just written."""
         if not self._known:
             return
         for record, _ in changes:
@@ -121,17 +118,17 @@ class PendingAttachments:
                 self._attach(upload)
 
     def _attach(self, upload: Upload) -> None:
-        if upload.ref in self._tried:
+        if upload.ref in self._submitted:
             return
         work = attaching(upload, self._clock.now_us())
-        self._tried.add(upload.ref)
+        self._submitted.add(upload.ref)
         try:
-            self._work_queue.submit(work, partial(self._settled, upload.ref))
-        except SyncError:  # the next look tries again
-            self._tried.discard(upload.ref)
+            self._work_queue.submit(work, partial(self._answered, upload.ref))
+        except SyncError:  # overloaded: the next look tries again
+            self._submitted.discard(upload.ref)
 
-    def _settled(self, ref: UploadRef, _: Outcome) -> None:
-        self._tried.discard(ref)
+    def _answered(self, ref: UploadRef, _: Outcome) -> None:
+        self._submitted.discard(ref)
 
 
 def _record_of(upload: Upload) -> RecordKey:

@@ -1,4 +1,4 @@
-"""What uploads need of the store: sessions that any process may take up. The docstrings state the duty."""
+"""The store that uploads need: their rows, which any process may change. The docstrings state its duties."""
 
 from __future__ import annotations
 
@@ -7,35 +7,39 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from engine.model.uploads import State, Upload, UploadRef
+from engine.model.uploads import Upload, UploadRef
 
-#: A request keeps an upload for so long without a word; after it others may take the upload over.
+#: A lock expires after this time unless its owner renews it; then another request may steal it.
 LEASE_S = 30
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A device's request, ``holder``, wants an upload to itself."""
+    """A request, ``lock_owner``, of a device asks for the lock of an upload."""
 
     ref: UploadRef
     device_id: str
-    holder: str
+    lock_owner: str
 
 
 class Claimed(msgspec.Struct, frozen=True):
-    """An upload as it was found. ``taken`` says that it is the claimant's now.
+    """An upload as it was found. ``acquired`` says that the claimant has its lock now.
 
-    One that is not is another request's, perhaps let lapse, or is no longer open.
+    If it is False, the upload is another device's, another request has the lock (which may have expired), or
+    the upload is no longer open.
     """
 
     upload: Upload
-    taken: bool
+    acquired: bool
 
 
 class OffsetUpdate(msgspec.Struct, frozen=True):
-    """What a holder has made durable: the new offset and pieces. ``release`` gives the upload back."""
+    """The offset and pieces that a lock's owner has made durable. ``release`` also gives the lock back.
+
+    ``size_bytes`` is the size of the whole upload if this request told it, else None.
+    """
 
     ref: UploadRef
-    holder: str
+    lock_owner: str
     offset_bytes: int
     size_bytes: int | None
     pieces: tuple[str, ...]
@@ -43,31 +47,31 @@ class OffsetUpdate(msgspec.Struct, frozen=True):
 
 
 class Quota(msgspec.Struct, frozen=True):
-    """How much a tenant may store, how many files a record may have, how many a device may have open."""
+    """The most a tenant may store, the most files of a record, and the most open uploads of a device."""
 
     tenant_bytes: int
     files_per_record: int
     open_per_device: int
 
 
-#: What became of an upload that was to be kept: there may be no room for the tenant's bytes, the record's
-#: files, or the device's open uploads.
+#: The outcome of a new upload: there may be no room for the tenant's bytes, the record's files or the
+#: device's open uploads.
 Created = Literal["created", "tenant_full", "record_full", "device_full"]
 
 
-#: The same of one that is put together of parts, which may have been spent before.
-Joined = Literal["created", "record_full", "spent"]
+#: The outcome of a concatenation, whose parts may have been used before.
+Concatenated = Literal["created", "record_full", "part_used"]
 
 
 class NewUpload(msgspec.Struct, frozen=True):
-    """An upload to be kept, within a quota."""
+    """An upload to insert, within a quota."""
 
     upload: Upload
     quota: Quota
 
 
-class Stored(msgspec.Struct, frozen=True):
-    """An upload that was made a file, and what that is."""
+class StoredFile(msgspec.Struct, frozen=True):
+    """An upload whose bytes are a file now; the hash is in hex digits."""
 
     ref: UploadRef
     sha256: str
@@ -75,39 +79,57 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 class UploadStore(Protocol):
-    """Every method is one transaction that may be run again, and raises StoreError.
+    """Rows of uploads. Every method is one transaction that may be run again, and raises StoreError.
 
-    All but claims are durable on return: after a crash nobody has an upload.
+    All but claims are durable on return. Claims need not be: after a crash nobody has a lock.
     """
 
     async def create(self, uploads: Sequence[NewUpload], expire_s: float) -> list[Created]:
-        """Keep new uploads and reserve their bytes, those for which there is room."""
+        """Insert new uploads and reserve their bytes, each if there is room for it.
 
-    async def concatenate(self, upload: NewUpload, expire_s: float) -> Joined:
-        """Keep a new upload that is put together of parts, which are spent by it, all of them or none.
+        Args:
+            uploads: They are decided in the order of their tenants, not in this order.
+            expire_s: The time without a byte after which an upload expires.
+        """
 
-        What the parts reserved becomes its own. ``spent`` when one of them is not open, spent by now, or
-        named twice.
+    async def concatenate(self, upload: NewUpload, expire_s: float) -> Concatenated:
+        """Insert a final upload and mark its parts as used by it: all of them, or nothing happens.
+
+        The bytes that the parts reserved become the final upload's.
+
+        Returns:
+            ``part_used`` if a part is not open, already used, or named twice.
         """
 
     async def find(self, ref: UploadRef) -> Upload | None:
-        """Find an upload in whatever state."""
+        """Read an upload in any state."""
 
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed | None]:
-        """Give uploads to those who want them, while nobody has them; None for one that is not there."""
+        """Lock uploads that are open and unlocked; None for an upload that does not exist."""
 
     async def steal(self, claim: Claim) -> Upload | None:
-        """Take an upload from whoever has it, if it is still open; its generation is a later one then."""
+        """Take the lock of an open upload from any owner, and raise its generation.
 
-    async def advance(self, advances: Sequence[OffsetUpdate], expire_s: float) -> list[bool]:
-        """Move offsets; False for one whose holder is its holder no longer, and nothing was done."""
+        Returns:
+            The upload, or None if it is no longer open.
+        """
 
-    async def store(self, stored: Sequence[Stored]) -> list[bool]:
-        """Note that uploads are files now, and give them back; False for one that has ended otherwise."""
+    async def save_offsets(self, updates: Sequence[OffsetUpdate], expire_s: float) -> list[bool]:
+        """Save offsets. False for an update whose owner has lost the lock: then nothing was changed."""
 
-    async def discard(self, ref: UploadRef, holder: str | None, state: State) -> bool:
-        """End an open upload as ``state`` says and free what it reserved.
+    async def mark_stored(self, files: Sequence[StoredFile]) -> list[bool]:
+        """Record that uploads are files now, and release their locks. False for one that ended otherwise."""
 
-        Only its ``holder`` may, unless that is None. False when it was not open, or is another's. The parts
-        of one that was joined share its fate.
+    async def discard(
+        self, ref: UploadRef, lock_owner: str | None, state: Literal["refused", "cancelled"]
+    ) -> bool:
+        """End an open upload without a file and return what it reserved; parts of a final one end with it.
+
+        Args:
+            ref: The upload.
+            lock_owner: The only request that may end it; None if any may.
+            state: How it ends.
+
+        Returns:
+            False if the upload was not open, or has another owner.
         """

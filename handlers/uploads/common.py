@@ -16,7 +16,7 @@ from engine.commit.validation import Session
 from engine.filetypes.types import FileTypes
 from engine.model.domains import Domains
 from engine.model.uploads import Upload
-from engine.uploads.metadata import Described, described
+from engine.uploads.metadata import Described, describe
 from engine.uploads.service import UploadService
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError
@@ -74,14 +74,14 @@ class UploadContext(msgspec.Struct, frozen=True):
         forwarded = request.headers.getall("X-Forwarded-Prefix", ())
         return stripped_prefix(request.remote, forwarded, self.trusted) + ROOT
 
-    def described(self, values: Mapping[str, str]) -> Described:
+    def describe(self, values: Mapping[str, str]) -> Described:
         """Check what an upload says of itself. Raises SyncError."""
 
         def is_record_domain(name: str) -> bool:
             rules = self.domains.rules.get(name)
             return rules is not None and rules.is_record
 
-        return described(values, self.types, is_record_domain)
+        return describe(values, self.types, is_record_domain)
 
 
 def upload_id(text: str) -> str:

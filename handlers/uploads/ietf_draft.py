@@ -16,7 +16,7 @@ from aiohttp import web
 
 from engine.commit.validation import Session
 from engine.model.uploads import Append, Upload
-from engine.uploads.metadata import formatted, parsed
+from engine.uploads.metadata import format_metadata, parse_metadata
 from engine.uploads.service import Checksum, Creation
 from engine.wire.errors import SyncError
 from handlers.http.errors import http_status, shown
@@ -69,10 +69,10 @@ class IetfDraft:
                 return _problem(version, SyncError("inconsistent_length", sentence))
             size_bytes = length_bytes
         values = _values(request)
-        described = self._edge.described(values)
+        described = self._edge.describe(values)
         body = self._edge.body(request, session)
         upload = await self._edge.receiving.create(
-            session, Creation("whole", size_bytes, described, formatted(values))
+            session, Creation("single", size_bytes, described, format_metadata(values))
         )
         location = f"{self._edge.root(request)}/{upload.ref.upload_id}"
         standing = self._standing(version, upload)
@@ -152,8 +152,8 @@ class IetfDraft:
         expire_s = int(self._edge.receiving.expire_s)
         types = self._edge.types
         content_type = upload.content_type
-        most_bytes = types.largest_bytes if content_type is None else types.most_bytes(content_type)
-        return {"Upload-Limit": f"max-size={most_bytes}, {age}={expire_s}"}
+        max_bytes = types.largest_bytes if content_type is None else types.max_bytes(content_type)
+        return {"Upload-Limit": f"max-size={max_bytes}, {age}={expire_s}"}
 
     def _refused(self, request: web.Request, version: int, error: SyncError) -> web.Response:
         """Answer a refusal of an upload that is there. Raises it where the draft has no words of its own."""
@@ -245,7 +245,7 @@ def _values(request: web.Request) -> dict[str, str]:
     if name:
         values["filename"] = name
     digest = _sha256(request, "Repr-Digest")
-    values |= parsed(combined(request.headers, "Upload-Metadata"))
+    values |= parse_metadata(combined(request.headers, "Upload-Metadata"))
     if digest is not None:
         sha256 = digest.hex()
         if values.setdefault("sha256", sha256).lower() != sha256:

@@ -59,14 +59,14 @@ class Uploads:
     async def options(self, request: web.Request) -> web.Response:
         """Say what is is_draft_request here; to whoever asks, as nothing of it is of a tenant."""
         _CORS.let_read(request, self._edge.verifier)
-        most_bytes = self._edge.types.largest_bytes
+        max_bytes = self._edge.types.largest_bytes
         headers = {
             "Tus-Resumable": VERSION,
             "Tus-Version": VERSION,
             "Tus-Extension": EXTENSIONS,
-            "Tus-Max-Size": str(most_bytes),
+            "Tus-Max-Size": str(max_bytes),
             "Tus-Checksum-Algorithm": ",".join(ALGORITHMS),
-            "Upload-Limit": f"max-size={most_bytes}",
+            "Upload-Limit": f"max-size={max_bytes}",
         }
         return web.Response(status=204, headers=headers | _CORS.preflight(request))
 

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from engine.commit.validation import Session
 from engine.model.uploads import Append
-from engine.uploads.metadata import parsed
+from engine.uploads.metadata import parse_metadata
 from engine.uploads.service import Checksum, Creation
 from engine.wire.errors import SyncError
 from handlers.http.headers import combined, media_type
@@ -47,9 +47,9 @@ class Tus:
         size_bytes = _size_bytes(request)
         if size_bytes is not None and length_bytes is not None and length_bytes > size_bytes:
             raise SyncError("too_large", f"a body of {length_bytes} bytes, of an upload of {size_bytes}")
-        values = parsed(metadata)
-        described = None if kind == "partial" else self._edge.described(values)
-        creation = Creation("part" if kind == "partial" else "whole", size_bytes, described, metadata)
+        values = parse_metadata(metadata)
+        described = None if kind == "partial" else self._edge.describe(values)
+        creation = Creation("partial" if kind == "partial" else "single", size_bytes, described, metadata)
         body = self._edge.body(request, session)
         upload = await self._edge.receiving.create(session, creation)
         location = f"{self._edge.root(request)}/{upload.ref.upload_id}"
@@ -70,7 +70,7 @@ class Tus:
     async def _join(self, request: web.Request, session: Session, metadata: str, urls: str) -> web.Response:
         if "Upload-Length" in request.headers:
             raise SyncError("invalid_message", "Upload-Length: that of a final upload is that of its parts")
-        described = self._edge.described(parsed(metadata))
+        described = self._edge.describe(parse_metadata(metadata))
         parts = [upload_id(url) for url in urls.split()]
         upload = await self._edge.receiving.concatenate(session, described, metadata, parts)
         location = f"{self._edge.root(request)}/{upload.ref.upload_id}"
@@ -87,9 +87,9 @@ class Tus:
             headers["Upload-Length"] = str(upload.size_bytes)
         if upload.metadata:
             headers["Upload-Metadata"] = upload.metadata
-        if upload.kind == "part":
+        if upload.kind == "partial":
             headers["Upload-Concat"] = "partial"
-        elif upload.kind == "joined":
+        elif upload.kind == "final":
             root = self._edge.root(request)
             headers["Upload-Concat"] = "final;" + " ".join([f"{root}/{part}" for part in upload.parts])
         return web.Response(status=200, headers=headers)

@@ -26,6 +26,7 @@ from storage.stores.commit_rows import (
     select,
 )
 from storage.stores.idempotency_keys import RECENT_H, TODAY, older, recent
+from storage.stores.upload_states import FILE_OR_DUPLICATE
 
 LOCK: Final = Statement(
     "SELECT FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[]) ORDER BY tenant_id FOR UPDATE"
@@ -124,7 +125,7 @@ _DUPLICATES: Final = (
     " WHERE tenant_id = w.t AND upload_id = w.u LIMIT 1) AS o"
     " CROSS JOIN LATERAL (SELECT upload_id, state FROM upload_session WHERE tenant_id = w.t"
     " AND domain = o.domain AND record_id = o.record_id AND sha256 = o.sha256 AND file_name = o.file_name"
-    " AND upload_id <> w.u AND state IN ('stored', 'attached', 'duplicate', 'lent') OFFSET 0) AS f"
+    f" AND upload_id <> w.u AND state IN {FILE_OR_DUPLICATE} OFFSET 0) AS f"
 )
 #: The first item of each, so that a retry of it knows that none is left before it.
 _REJECTED_BEFORE: Final = (

@@ -26,9 +26,10 @@ from engine.model.rows import (
     Snapshot,
     TenantUsage,
 )
-from engine.model.uploads import State, UploadRef
+from engine.model.uploads import UploadRef
 from storage.postgres.driver import Row
 from storage.stores.stored_conflict import decode_conflict
+from storage.stores.upload_states import STATES_BY_TEXT
 
 
 class StoredSnapshot(Snapshot):
@@ -114,11 +115,11 @@ class ConflictRow(NamedTuple):
 
 
 class UploadRow(NamedTuple):
-    """The state of an upload."""
+    """The state of an upload, as rows spell it."""
 
     tenant_id: int
     upload_id: str
-    state: State
+    state: str
 
 
 class DuplicateRow(NamedTuple):
@@ -127,7 +128,7 @@ class DuplicateRow(NamedTuple):
     tenant_id: int
     upload_id: str
     duplicate_id: str
-    state: State
+    state: str
 
 
 class RejectedRow(NamedTuple):
@@ -231,13 +232,13 @@ def _take_conflict(snapshot: StoredSnapshot, row: ConflictRow) -> None:
 
 
 def _take_upload(snapshot: StoredSnapshot, row: UploadRow) -> None:
-    snapshot.uploads[UploadRef(row.tenant_id, row.upload_id)] = row.state
+    snapshot.uploads[UploadRef(row.tenant_id, row.upload_id)] = STATES_BY_TEXT[row.state]
 
 
 def _take_duplicate(snapshot: StoredSnapshot, row: DuplicateRow) -> None:
     duplicate = UploadRef(row.tenant_id, row.duplicate_id)
     snapshot.duplicates.setdefault(UploadRef(row.tenant_id, row.upload_id), []).append(duplicate)
-    snapshot.uploads.setdefault(duplicate, row.state)
+    snapshot.uploads.setdefault(duplicate, STATES_BY_TEXT[row.state])
 
 
 def _take_rejected(snapshot: StoredSnapshot, row: RejectedRow) -> None:

@@ -29,6 +29,7 @@ from storage.postgres.arrays import (
 )
 from storage.postgres.connection import Statement
 from storage.stores.held_changes import encode_changes
+from storage.stores.upload_states import COUNTS_FOR_QUOTA, STATE_TEXTS
 
 
 def _adding(names: Sequence[str]) -> Statement:
@@ -144,14 +145,14 @@ _QUARANTINE: Final = Statement(
 #: so that what it had reserved before is what the same statement reads.
 _UPLOADS: Final = Statement(
     "WITH moved AS (UPDATE upload_session AS u SET state = w.s, updated_at = now(),"
-    " reserved_bytes = CASE WHEN w.s IN ('attached', 'lent') THEN o.reserved_bytes ELSE 0 END"
+    f" reserved_bytes = CASE WHEN w.s IN {COUNTS_FOR_QUOTA} THEN o.reserved_bytes ELSE 0 END"
     " FROM unnest(%(u_tenants)s::int[], %(u_ids)s::uuid[], %(u_states)s::text[]) AS w(t, i, s)"
     " JOIN upload_session AS o ON o.tenant_id = w.t AND o.upload_id = w.i"
     " WHERE u.tenant_id = w.t AND u.upload_id = w.i"
-    " RETURNING u.tenant_id, o.reserved_bytes - u.reserved_bytes AS spare)"
-    " UPDATE tenant_storage AS s SET reserved_bytes = greatest(0, s.reserved_bytes - f.spare)"
-    " FROM (SELECT tenant_id, sum(spare) AS spare FROM moved GROUP BY tenant_id) AS f"
-    " WHERE s.tenant_id = f.tenant_id AND f.spare <> 0"
+    " RETURNING u.tenant_id, o.reserved_bytes - u.reserved_bytes AS surplus)"
+    " UPDATE tenant_storage AS s SET reserved_bytes = greatest(0, s.reserved_bytes - f.surplus)"
+    " FROM (SELECT tenant_id, sum(surplus) AS surplus FROM moved GROUP BY tenant_id) AS f"
+    " WHERE s.tenant_id = f.tenant_id AND f.surplus <> 0"
 )
 _RECOVERED: Final = Statement(
     "DELETE FROM quarantine AS q USING unnest(%(x_tenants)s::int[], %(x_ids)s::text[]) AS w(t, i)"
@@ -205,7 +206,7 @@ def finish(
         statements.append(_UPLOADS)
         values["u_tenants"] = int_array([ref.tenant_id for ref, _ in writes.uploads])
         values["u_ids"] = hex_array([ref.upload_id for ref, _ in writes.uploads])
-        values["u_states"] = hex_array([state for _, state in writes.uploads])
+        values["u_states"] = hex_array([STATE_TEXTS[state] for _, state in writes.uploads])
     return statements, values
 
 

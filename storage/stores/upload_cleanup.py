@@ -1,4 +1,4 @@
-"""Uploads of all tenants by what is left of them, a page at a time, each found by an index of its own."""
+"""Statements of the clean-up, over all tenants, a page at a time, each by an index of its own."""
 
 from __future__ import annotations
 
@@ -11,25 +11,38 @@ from engine.uploads.cleanup import Abandonment, GoneFile, OpenUpload
 from storage.postgres.arrays import hex_array, int_array
 from storage.postgres.driver import Row, Values
 from storage.postgres.pool import Database
+from storage.stores.upload_states import (
+    ENDED,
+    EXPIRED,
+    FINAL,
+    FINISHED_OR_EXPIRED,
+    OPEN,
+    PLACED,
+    STATES_BY_TEXT,
+    STORED,
+)
 
 _NOBODY: Final = "0" * 32
 _NOW: Final = "to_timestamp(%(now)s::float8 / 1000000)"
-#: A part that was spent has no time of its own: the whole has.
+#: A part of a final upload has no expiry of its own: it ends with the final upload.
 _DUE: Final = (
     f"u.joined_into IS NULL AND u.expires_at <= {_NOW} AND (u.held_until IS NULL OR u.held_until < {_NOW})"
 )
 _OPEN: Final = (
-    f"SELECT u.tenant_id, u.upload_id::text, {_DUE} FROM upload_session AS u WHERE u.state = 'open'"
+    f"SELECT u.tenant_id, u.upload_id::text, {_DUE} FROM upload_session AS u WHERE u.state = {OPEN}"
     " AND (u.tenant_id, u.upload_id) > (%(tenant)s::int, %(id)s::uuid)"
     " ORDER BY u.tenant_id, u.upload_id LIMIT %(limit)s::int"
 )
-_ENDED: Final = "state = 'expired', held_until = NULL, pieces = '', updated_at = now(), ended_at = now()"
-#: Parts go with a whole whose row was changed here, never with one that somebody took up at the same time.
+_EXPIRE_SET: Final = (
+    f"state = {EXPIRED}, held_until = NULL, pieces = '', updated_at = now(), ended_at = now()"
+)
+#: Parts expire with a final upload whose row was changed here, never with one that a request has just locked.
 _EXPIRE: Final = (
-    f"WITH whole AS (UPDATE upload_session AS u SET {_ENDED} WHERE u.tenant_id = %(tenant)s::int"
-    f" AND u.upload_id = ANY(%(ids)s::uuid[]) AND u.state = 'open' AND {_DUE}"
-    f" RETURNING u.upload_id, u.reserved_bytes), part AS (UPDATE upload_session AS u SET {_ENDED} FROM whole"
-    " WHERE u.tenant_id = %(tenant)s::int AND u.joined_into = whole.upload_id AND u.state = 'open'"
+    f"WITH whole AS (UPDATE upload_session AS u SET {_EXPIRE_SET} WHERE u.tenant_id = %(tenant)s::int"
+    f" AND u.upload_id = ANY(%(ids)s::uuid[]) AND u.state = {OPEN} AND {_DUE}"
+    " RETURNING u.upload_id, u.reserved_bytes),"
+    f" part AS (UPDATE upload_session AS u SET {_EXPIRE_SET} FROM whole"
+    f" WHERE u.tenant_id = %(tenant)s::int AND u.joined_into = whole.upload_id AND u.state = {OPEN}"
     " RETURNING u.upload_id), freed AS (UPDATE tenant_storage AS s SET reserved_bytes = greatest(0,"
     " s.reserved_bytes - w.b) FROM (SELECT sum(reserved_bytes) AS b FROM whole) AS w"
     " WHERE s.tenant_id = %(tenant)s::int AND w.b > 0)"
@@ -42,7 +55,7 @@ _MARK: Final = (
     " ORDER BY tenant_id, domain, id LIMIT %(limit)s::int),"
     f" marked AS (UPDATE upload_session AS u SET gone_at = {_NOW} FROM dead"
     " WHERE u.tenant_id = dead.tenant_id AND u.domain = dead.domain AND u.record_id = dead.id"
-    " AND u.state IN ('attached', 'duplicate') AND u.gone_at IS NULL)"
+    f" AND u.state IN {PLACED} AND u.gone_at IS NULL)"
     " SELECT count(*) OVER (), tenant_id, domain, id FROM dead ORDER BY tenant_id DESC, domain DESC, id DESC"
     " LIMIT 1"
 )
@@ -52,34 +65,33 @@ _GONE: Final = (
     " LEFT JOIN LATERAL (SELECT data IS NOT NULL AS alive, {deleted} AS at_us FROM records"
     " WHERE tenant_id = u.tenant_id AND domain = u.domain AND id = u.record_id LIMIT 1) AS r ON true"
 )
-#: A record that was brought back and deleted again meanwhile is gone since then.
+#: A record that was restored and deleted again after the mark is gone since the later deletion.
 _MARKED: Final = (
-    _GONE.format(since="u.gone_at", deleted="at_us")
-    + " WHERE u.gone_at IS NOT NULL AND u.state IN ('attached', 'duplicate')"
+    _GONE.format(since="u.gone_at", deleted="at_us") + f" WHERE u.gone_at IS NOT NULL AND u.state IN {PLACED}"
     " AND (u.tenant_id, u.upload_id) > (%(tenant)s::int, %(id)s::uuid)"
     " ORDER BY u.tenant_id, u.upload_id LIMIT %(limit)s::int"
 )
-_WAITING: Final = (
+_UNPLACED: Final = (
     _GONE.format(since="u.updated_at", deleted="NULL::bigint")
-    + " WHERE u.state = 'stored' AND (u.tenant_id, u.domain, u.record_id, u.upload_id)"
+    + f" WHERE u.state = {STORED} AND (u.tenant_id, u.domain, u.record_id, u.upload_id)"
     " > (%(tenant)s::int, %(domain)s::text, %(record)s::text, %(id)s::uuid)"
     " ORDER BY u.tenant_id, u.domain, u.record_id, u.upload_id LIMIT %(limit)s::int"
 )
-_REVIVE: Final = (
+_UNMARK: Final = (
     "UPDATE upload_session AS u SET gone_at = NULL"
     " FROM unnest(%(tenants)s::int[], %(ids)s::uuid[]) AS w(t, i)"
     " WHERE u.tenant_id = w.t AND u.upload_id = w.i"
 )
-_FORGET: Final = (
+_DELETE_ENDED: Final = (
     "WITH old AS (SELECT tenant_id AS t, upload_id AS i FROM upload_session"
-    " WHERE state IN ('refused', 'cancelled', 'expired', 'joined', 'freed')"
+    f" WHERE state IN {ENDED}"
     f" AND created_at < {_NOW} AND updated_at < {_NOW} ORDER BY created_at LIMIT %(limit)s::int),"
     " forgotten AS (DELETE FROM upload_session AS u USING old"
     " WHERE u.tenant_id = old.t AND u.upload_id = old.i RETURNING 1) SELECT count(*) FROM forgotten"
 )
-#: Tenants that a batch has at hand are left for the next run: neither waits for the other in a circle. No
-#: batch has a tombstone of the others at hand, and one whose last data changed meanwhile has a later time.
-_EMPTY: Final = (
+#: Tenants that a batch has locked are left for the next run, so that neither waits for the other in a circle.
+#: No batch can change a tombstone of the other tenants, and one whose last data changed has a later time.
+_DROP_LAST_DATA: Final = (
     "WITH old AS MATERIALIZED (SELECT tenant_id AS t, domain AS d, id AS i,"
     f" octet_length(last_data::text) AS b FROM records WHERE last_data IS NOT NULL AND last_data_at < {_NOW}"
     " ORDER BY last_data_at LIMIT %(limit)s::int),"
@@ -92,8 +104,8 @@ _EMPTY: Final = (
     " FROM (SELECT t, sum(b) AS b FROM emptied GROUP BY t) AS w WHERE c.tenant_id = w.t)"
     " SELECT count(*) FROM emptied"
 )
-#: Tenant by tenant, by the index that there is: one of time alone would cost every conflict a write. Tenants
-#: that a batch has at hand are left for the next run, and what goes is taken off what its tenant holds.
+#: Tenant by tenant, by an existing index: an index of time alone would cost every conflict a write. Tenants
+#: that a batch has locked are left for the next run. What is deleted is taken off the tenant's usage.
 _OLD: Final = (
     "WITH old AS MATERIALIZED (SELECT f.* FROM tenants AS t CROSS JOIN LATERAL ({found}"
     " LIMIT %(limit)s::int) AS f LIMIT %(limit)s::int),"
@@ -106,7 +118,7 @@ _OLD: Final = (
     " FROM (SELECT t, count(*) AS n, sum(b) AS b FROM gone GROUP BY t) AS w"
     " WHERE c.tenant_id = w.t) SELECT count(*) FROM gone"
 )
-#: What a conflict held goes with the conflict. One that was settled of late stays for its time from then on.
+#: Changes that a conflict held are deleted with it. The time of a settled conflict counts from its settling.
 _CONFLICTS: Final = _OLD.format(
     found="SELECT c.tenant_id AS t, c.conflict_id AS i, coalesce(octet_length(c.server_data::text), 0)"
     " + coalesce(octet_length(c.client_data::text), 0)"
@@ -134,10 +146,11 @@ _STATES: Final = (
     " AS u"
 )
 _ABANDONMENT: Final = (
-    "SELECT t.name, count(*) FILTER (WHERE u.state <> 'expired'), count(*) FILTER (WHERE u.state = 'expired')"
+    f"SELECT t.name, count(*) FILTER (WHERE u.state <> {EXPIRED}),"
+    f" count(*) FILTER (WHERE u.state = {EXPIRED})"
     " FROM upload_session AS u JOIN tenants AS t ON t.tenant_id = u.tenant_id"
-    f" WHERE u.ended_at > {_NOW} AND u.kind <> 'joined'"
-    " AND u.state IN ('stored', 'attached', 'duplicate', 'lent', 'joined', 'freed', 'expired')"
+    f" WHERE u.ended_at > {_NOW} AND u.kind <> {FINAL}"
+    f" AND u.state IN {FINISHED_OR_EXPIRED}"
     " GROUP BY t.name ORDER BY t.name"
 )
 
@@ -148,18 +161,18 @@ class PostgresCleanup:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def opened(self, after: UploadRef | None, limit: int, now_us: int) -> list[OpenUpload]:
-        """List open uploads by tenant."""
-        values = _behind(after) | {"limit": str(limit), "now": str(now_us)}
+    async def list_open(self, after: UploadRef | None, limit: int, now_us: int) -> list[OpenUpload]:
+        """List open uploads by tenant and id."""
+        values = _after(after) | {"limit": str(limit), "now": str(now_us)}
         return [OpenUpload(_ref(row), row[2]) for row in await self._run(_OPEN, values)]
 
     async def expire(self, tenant_id: int, upload_ids: Sequence[str], now_us: int) -> list[UploadRef]:
-        """End uploads that are due."""
+        """Expire uploads that are due."""
         values = {"tenant": str(tenant_id), "ids": hex_array(upload_ids), "now": str(now_us)}
         return [UploadRef(tenant_id, row[0].replace("-", "")) for row in await self._run(_EXPIRE, values)]
 
-    async def mark(self, after: RecordKey | None, limit: int, now_us: int) -> RecordKey | None:
-        """Mark the files of tombstones."""
+    async def mark_gone(self, after: RecordKey | None, limit: int, now_us: int) -> RecordKey | None:
+        """Mark the files of deleted records."""
         values = {
             "tenant": "0" if after is None else str(after.tenant_id),
             "domain": "" if after is None else after.domain,
@@ -172,52 +185,52 @@ class PostgresCleanup:
                 return RecordKey(*last)
         return None
 
-    async def gone(
+    async def list_gone(
         self, state: Literal["attached", "stored"], after: GoneFile | None, limit: int
     ) -> list[GoneFile]:
-        """List files without a record that is alive."""
-        values = _behind(None if after is None else after.ref) | {
+        """List files without a record."""
+        values = _after(None if after is None else after.ref) | {
             "domain": "" if after is None else after.domain,
             "record": "" if after is None else after.record_id,
             "limit": str(limit),
         }
-        rows = await self._run(_MARKED if state == "attached" else _WAITING, values)
+        rows = await self._run(_MARKED if state == "attached" else _UNPLACED, values)
         return [GoneFile(_ref(row), *row[2:]) for row in rows]
 
-    async def revive(self, refs: Sequence[UploadRef]) -> None:
-        """Take marks away."""
-        await self._run(_REVIVE, _named(refs))
+    async def unmark(self, refs: Sequence[UploadRef]) -> None:
+        """Remove marks."""
+        await self._run(_UNMARK, _named(refs))
 
-    async def forget(self, before_us: int, limit: int) -> int:
-        """Delete rows, the oldest first."""
-        ((count,),) = await self._run(_FORGET, {"now": str(before_us), "limit": str(limit)})
+    async def delete_ended(self, before_us: int, limit: int) -> int:
+        """Delete rows of ended uploads, the oldest first."""
+        ((count,),) = await self._run(_DELETE_ENDED, {"now": str(before_us), "limit": str(limit)})
         return int(count)
 
-    async def empty(self, before_us: int, limit: int) -> int:
+    async def drop_last_data(self, before_us: int, limit: int) -> int:
         """Drop last data, the oldest first."""
-        ((count,),) = await self._run(_EMPTY, {"now": str(before_us), "limit": str(limit)})
+        ((count,),) = await self._run(_DROP_LAST_DATA, {"now": str(before_us), "limit": str(limit)})
         return int(count)
 
-    async def forget_conflicts(self, before_us: int, limit: int) -> int:
-        """Delete rows of the log, each tenant's oldest first."""
+    async def delete_conflicts(self, before_us: int, limit: int) -> int:
+        """Delete settled conflicts, each tenant's oldest first."""
         ((count,),) = await self._run(_CONFLICTS, {"now": str(before_us), "limit": str(limit)})
         return int(count)
 
-    async def forget_quarantined(self, before_us: int, limit: int) -> int:
+    async def delete_quarantined(self, before_us: int, limit: int) -> int:
         """Delete rejected items, each tenant's oldest first."""
         ((count,),) = await self._run(_QUARANTINED, {"now": str(before_us), "limit": str(limit)})
         return int(count)
 
     async def states(self, refs: Sequence[UploadRef]) -> dict[UploadRef, State]:
         """Read states."""
-        return {_ref(row): row[2] for row in await self._run(_STATES, _named(refs))}
+        return {_ref(row): STATES_BY_TEXT[row[2]] for row in await self._run(_STATES, _named(refs))}
 
     async def abandonment(self, since_us: int) -> list[Abandonment]:
-        """Count what ended."""
+        """Count by tenant how uploads ended."""
         return [Abandonment(*row) for row in await self._run(_ABANDONMENT, {"now": str(since_us)})]
 
     async def _run(self, statement: str, values: Values) -> list[Row]:
-        """Run one statement as a transaction of its own. It is planned each time, since the tables grow."""
+        """Run one statement as a transaction, planned each time, since the tables grow."""
         return await self._database.execute(statement, values)
 
 
@@ -225,7 +238,7 @@ def _ref(row: Row) -> UploadRef:
     return UploadRef(row[0], row[1].replace("-", ""))
 
 
-def _behind(after: UploadRef | None) -> dict[str, object]:
+def _after(after: UploadRef | None) -> dict[str, object]:
     return {
         "tenant": "0" if after is None else str(after.tenant_id),
         "id": _NOBODY if after is None else after.upload_id,

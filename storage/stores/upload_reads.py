@@ -1,4 +1,4 @@
-"""Files that were stored before their records."""
+"""Reads of files: those that were stored before their records, and those that devices download."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from engine.uploads.blobs import PendingFile
 from storage.postgres.arrays import hex_array, int_array, text_array
 from storage.postgres.connection import Statement
 from storage.postgres.pool import Database
+from storage.stores.upload_states import DUPLICATE, IN_ENTRY, IS_FILE, STORED
 from storage.stores.uploads import COLUMNS, decode_upload
 
 _NOBODY: Final = "0" * 32
-#: From one tenant to the next by the index, however many files each of them has.
+#: Steps from one tenant to the next by the index, so that the cost does not grow with files.
 _TENANTS: Final = Statement(
-    "WITH RECURSIVE w AS ((SELECT tenant_id AS t FROM upload_session WHERE state = 'stored'"
+    f"WITH RECURSIVE w AS ((SELECT tenant_id AS t FROM upload_session WHERE state = {STORED}"
     " AND tenant_id > %(after)s::int ORDER BY tenant_id, domain, record_id LIMIT 1) UNION ALL"
-    " SELECT (SELECT tenant_id FROM upload_session WHERE state = 'stored' AND tenant_id > w.t"
+    f" SELECT (SELECT tenant_id FROM upload_session WHERE state = {STORED} AND tenant_id > w.t"
     " ORDER BY tenant_id, domain, record_id LIMIT 1) FROM w WHERE w.t IS NOT NULL)"
     " SELECT t FROM w WHERE t IS NOT NULL LIMIT %(limit)s::int"
 )
-#: LATERAL with LIMIT is one probe a file; EXISTS was planned as one read of all records.
-_WAITING: Final = Statement(
+#: LATERAL with LIMIT is one index probe a file; EXISTS was planned as one read of all records.
+_PENDING: Final = Statement(
     f"SELECT {COLUMNS.format('u')}, coalesce(r.alive, false)"
     " FROM unnest(%(tenants)s::int[], %(domains)s::text[], %(records)s::text[], %(ids)s::uuid[])"
-    " AS w(t, d, r, i) CROSS JOIN LATERAL (SELECT * FROM upload_session WHERE state = 'stored'"
+    f" AS w(t, d, r, i) CROSS JOIN LATERAL (SELECT * FROM upload_session WHERE state = {STORED}"
     " AND tenant_id = w.t AND (domain, record_id, upload_id) > (w.d, w.r, w.i)"
     " ORDER BY domain, record_id, upload_id LIMIT %(limit)s::int) AS u"
     " LEFT JOIN LATERAL (SELECT data IS NOT NULL AS alive FROM records WHERE tenant_id = u.tenant_id"
@@ -34,11 +35,11 @@ _WAITING: Final = Statement(
 )
 _FILE: Final = Statement(
     f"SELECT {COLUMNS.format('u')} FROM upload_session AS u WHERE u.tenant_id = %(tenant)s::int"
-    " AND u.upload_id = %(id)s::uuid AND u.state IN ('stored', 'attached', 'lent')"
+    f" AND u.upload_id = %(id)s::uuid AND u.state IN {IS_FILE}"
     f" UNION ALL SELECT {COLUMNS.format('o')} FROM upload_session AS u JOIN upload_session AS o"
     " ON o.tenant_id = u.tenant_id AND o.domain = u.domain AND o.record_id = u.record_id"
-    " AND o.sha256 = u.sha256 AND o.file_name = u.file_name AND o.state IN ('attached', 'lent')"
-    " WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid AND u.state = 'duplicate' LIMIT 1"
+    f" AND o.sha256 = u.sha256 AND o.file_name = u.file_name AND o.state IN {IN_ENTRY}"
+    f" WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid AND u.state = {DUPLICATE} LIMIT 1"
 )
 
 
@@ -49,22 +50,22 @@ class PostgresPending:
         self._database = database
 
     async def tenants(self, after: int, limit: int) -> list[int]:
-        """List tenants whose files wait."""
+        """List tenants with pending files."""
         values = {"after": str(after), "limit": str(limit)}
         return [row[0] for row in await self._database.query(_TENANTS, values)]
 
-    async def waiting(self, behind: Mapping[int, Upload | None], limit: int) -> list[PendingFile]:
-        """List files that wait, by tenant and record."""
-        last = behind.values()
+    async def pending(self, after: Mapping[int, Upload | None], limit: int) -> list[PendingFile]:
+        """List pending files, by tenant and record."""
+        last = after.values()
         values = {
-            "tenants": int_array(behind),
+            "tenants": int_array(after),
             "domains": text_array([(one and one.domain) or "" for one in last]),
             "records": text_array([(one and one.record_id) or "" for one in last]),
             "ids": hex_array([_NOBODY if one is None else one.ref.upload_id for one in last]),
             "limit": str(limit),
         }
         return [
-            PendingFile(decode_upload(row), row[-1]) for row in await self._database.query(_WAITING, values)
+            PendingFile(decode_upload(row), row[-1]) for row in await self._database.query(_PENDING, values)
         ]
 
 
@@ -75,6 +76,6 @@ class PostgresFiles:
         self._database = database
 
     async def file(self, tenant_id: int, file_id: str) -> Upload | None:
-        """Find a file, or what its record has in its stead."""
+        """Return a file, or the one that stands for a duplicate."""
         rows = await self._database.query(_FILE, {"tenant": str(tenant_id), "id": file_id})
         return decode_upload(rows[0]) if rows else None

@@ -1,24 +1,45 @@
-"""Sessions of uploads in PostgreSQL: any process, on whatever host, takes up where another stopped.
+"""Rows of uploads in PostgreSQL: any process on any host goes on where another stopped.
 
-``held_until`` is null while nobody has an upload. ``holder`` stays: who runs a statement again, not knowing
-what became of the first run, is recognized by it.
+In a row, ``held_until`` is when the lock expires, null while it is free. ``holder`` is the lock's owner, and
+stays after the release, so that an owner who repeats a statement of unknown outcome is recognized.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, Literal
 
-from engine.model.uploads import State, Upload, UploadRef
-from engine.uploads.ports import LEASE_S, Claim, Claimed, Created, Joined, NewUpload, OffsetUpdate, Stored
+from engine.model.uploads import Upload, UploadRef
+from engine.uploads.ports import (
+    LEASE_S,
+    Claim,
+    Claimed,
+    Concatenated,
+    Created,
+    NewUpload,
+    OffsetUpdate,
+    StoredFile,
+)
 from storage.postgres.arrays import hex_array, int_array, int_array_or_null, text_array
 from storage.postgres.connection import Statement
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
 from storage.postgres.transactions import Transaction, transaction_settings
+from storage.stores.upload_states import (
+    CONCATENATED,
+    COUNTS_FOR_QUOTA,
+    IS_FINISHED,
+    KIND_TEXTS,
+    KINDS_BY_TEXT,
+    OPEN,
+    PARTIAL,
+    STATE_TEXTS,
+    STATES_BY_TEXT,
+    STORED,
+)
 
-#: Of ``upload_session`` under the name that is put in.
+#: The columns of ``decode_upload``; ``{0}`` is the name of the table in the statement.
 COLUMNS: Final = (
     "{0}.tenant_id, {0}.upload_id::text, {0}.device_id, {0}.user_id, {0}.kind, {0}.file_name,"
     " {0}.content_type, {0}.domain, {0}.record_id, {0}.metadata, {0}.size_bytes, {0}.reserved_bytes,"
@@ -30,7 +51,7 @@ COLUMNS: Final = (
 )
 
 
-#: Of claims: after a crash nobody has an upload that was claimed just before it.
+#: A claim does not wait for the disk: after a crash nobody has a lock.
 _CLAIM_SETTINGS: Final = transaction_settings(synchronous_commit="off")
 _FIND: Final = Statement(
     f"SELECT {COLUMNS.format('u')} FROM upload_session AS u"
@@ -47,8 +68,8 @@ _INSERT: Final = (
     " content_type, domain, record_id, metadata, size_bytes, reserved_bytes, offset_bytes, wanted_sha256,"
     f" expires_at) SELECT {_VALUES}"
 )
-#: What a tenant has reserved is a row of its own that is locked: two who create at once cannot both take the
-#: last of the room. An upload that is there already is one's own, of a first run whose outcome was not known.
+#: What a tenant has reserved is a row of its own, which is locked, so that two uploads created at the same
+#: time cannot both take the last room. An upload that exists already is from a first run of unknown outcome.
 _RESERVE: Final = Statement(
     "WITH mine AS (SELECT FROM upload_session WHERE tenant_id = %(tenant)s::int"
     " AND upload_id = %(id)s::uuid), reserve AS (INSERT INTO tenant_storage AS s (tenant_id, reserved_bytes)"
@@ -63,79 +84,81 @@ _RETURN: Final = Statement(
     " WHERE tenant_id = %(tenant)s::int"
 )
 _LOCK: Final = Statement("SELECT FROM tenant_storage WHERE tenant_id = %(tenant)s::int FOR NO KEY UPDATE")
-#: Counted behind that lock, in a statement of its own: one that waits counts as of before its wait.
+#: A statement of its own behind that lock: a statement that waits for a lock counts as of before its wait.
 _MAKE: Final = Statement(
     f"{_INSERT} WHERE (SELECT count(*) FROM upload_session WHERE tenant_id = %(tenant)s::int"
     " AND domain = %(domain)s::text AND record_id = %(record)s::text"
-    " AND state IN ('open', 'stored', 'attached', 'lent')) < %(files)s::bigint"
+    f" AND state IN {COUNTS_FOR_QUOTA}) < %(files)s::bigint"
     " AND (SELECT count(*) FROM upload_session WHERE tenant_id = %(tenant)s::int"
-    " AND device_id = %(device)s::text AND state = 'open') < %(open)s::bigint RETURNING 1"
+    f" AND device_id = %(device)s::text AND state = {OPEN}) < %(open)s::bigint RETURNING 1"
 )
 _OPEN: Final = Statement(
     "SELECT count(*) >= %(open)s::bigint FROM upload_session WHERE tenant_id = %(tenant)s::int"
-    " AND device_id = %(device)s::text AND state = 'open'"
+    f" AND device_id = %(device)s::text AND state = {OPEN}"
 )
-#: One that is put together of parts takes no more than they did.
+#: A final upload takes the place of its parts, so that the bound on open uploads does not apply.
 _NO_BOUND: Final = str(2**62)
-_SPEND: Final = Statement(
+_USE_PARTS: Final = Statement(
     "UPDATE upload_session SET joined_into = %(id)s::uuid, reserved_bytes = 0, updated_at = now()"
-    " WHERE tenant_id = %(tenant)s::int AND upload_id = ANY(%(spent)s::uuid[]) AND kind = 'part'"
-    " AND device_id = %(device)s::text AND state = 'open' AND joined_into IS NULL RETURNING upload_id"
+    f" WHERE tenant_id = %(tenant)s::int AND upload_id = ANY(%(parts_used)s::uuid[]) AND kind = {PARTIAL}"
+    f" AND device_id = %(device)s::text AND state = {OPEN} AND joined_into IS NULL RETURNING upload_id"
 )
 _CLAIM: Final = Statement(
     "WITH w AS (SELECT * FROM unnest(%(tenants)s::int[], %(ids)s::uuid[], %(devices)s::text[],"
     " %(holders)s::text[]) AS w(t, i, d, h)), c AS (UPDATE upload_session AS u SET holder = w.h,"
     f" held_until = now() + interval '{LEASE_S} seconds' FROM w WHERE u.tenant_id = w.t AND u.upload_id = w.i"
-    " AND u.device_id = w.d AND u.state = 'open' AND u.joined_into IS NULL"
+    f" AND u.device_id = w.d AND u.state = {OPEN} AND u.joined_into IS NULL"
     " AND (u.held_until IS NULL AND u.expires_at > now() OR u.holder = w.h)"
     f" RETURNING {COLUMNS.format('u')})"
     f" SELECT * FROM c UNION ALL SELECT {COLUMNS.format('u')}"
     " FROM w CROSS JOIN LATERAL (SELECT * FROM upload_session WHERE tenant_id = w.t AND upload_id = w.i"
     " LIMIT 1) AS u WHERE NOT EXISTS (SELECT FROM c WHERE c.tenant_id = w.t AND c.upload_id = w.i::text)"
 )
-_SEIZE: Final = Statement(
+_STEAL: Final = Statement(
     "UPDATE upload_session AS u SET generation = u.generation + (u.holder IS DISTINCT FROM %(holder)s)::int,"
     f" holder = %(holder)s, held_until = now() + interval '{LEASE_S} seconds'"
     " WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid AND u.device_id = %(device)s::text"
-    f" AND u.state = 'open' AND u.joined_into IS NULL RETURNING {COLUMNS.format('u')}"
+    f" AND u.state = {OPEN} AND u.joined_into IS NULL RETURNING {COLUMNS.format('u')}"
 )
-#: One that comes late, because its connection broke and it was asked again, moves nothing back and holds
-#: nothing that was given back by then.
-_ADVANCE: Final = Statement(
+#: A late statement, repeated on another connection, moves no offset back and locks nothing that was released
+#: since.
+_SAVE_OFFSETS: Final = Statement(
     "UPDATE upload_session AS u SET offset_bytes = w.o, size_bytes = coalesce(w.s, u.size_bytes),"
     " pieces = w.p, updated_at = now(), expires_at = now() + %(expire)s::float8 * interval '1 second',"
     f" held_until = CASE WHEN w.r THEN NULL ELSE now() + interval '{LEASE_S} seconds' END"
     " FROM unnest(%(tenants)s::int[], %(ids)s::uuid[], %(holders)s::text[], %(offsets)s::bigint[],"
     " %(sizes)s::bigint[], %(pieces)s::text[], %(releases)s::bool[]) AS w(t, i, h, o, s, p, r)"
-    " WHERE u.tenant_id = w.t AND u.upload_id = w.i AND u.holder = w.h AND u.state = 'open'"
+    f" WHERE u.tenant_id = w.t AND u.upload_id = w.i AND u.holder = w.h AND u.state = {OPEN}"
     " AND u.offset_bytes <= w.o AND (u.held_until IS NOT NULL OR w.r AND u.offset_bytes = w.o)"
     " RETURNING u.tenant_id, u.upload_id::text"
 )
-#: Whoever has it by now: the bytes of an upload that has all of them do not change, so that two who make a
-#: file of it make the same. What is reserved beyond its size is given back, and its parts are spent.
-_STORE: Final = Statement(
-    "WITH stored AS (UPDATE upload_session AS u SET state = 'stored', sha256 = %(sha256)s::text,"
+#: No owner of the lock is asked for: the bytes of a complete upload do not change, so that two requests make
+#: the same file of it. What is reserved beyond its size is returned, and its parts end.
+_MARK_STORED: Final = Statement(
+    f"WITH stored AS (UPDATE upload_session AS u SET state = {STORED}, sha256 = %(sha256)s::text,"
     " content_type = coalesce(%(type)s::text, u.content_type), held_until = NULL, pieces = '',"
     " updated_at = now(), ended_at = now(), reserved_bytes = u.offset_bytes"
     " FROM (SELECT reserved_bytes FROM upload_session"
     " WHERE tenant_id = %(tenant)s::int AND upload_id = %(id)s::uuid) AS before"
     " WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid"
-    " AND u.offset_bytes = u.size_bytes AND u.state = 'open'"
-    " RETURNING u.tenant_id, before.reserved_bytes - u.offset_bytes AS spare),"
-    " spent AS (UPDATE upload_session SET state = 'joined', updated_at = now(), ended_at = now() FROM stored"
-    " WHERE upload_session.tenant_id = %(tenant)s::int AND joined_into = %(id)s::uuid AND state = 'open'),"
-    " freed AS (UPDATE tenant_storage AS s SET reserved_bytes = greatest(0, s.reserved_bytes - stored.spare)"
-    " FROM stored WHERE s.tenant_id = stored.tenant_id AND stored.spare <> 0)"
+    f" AND u.offset_bytes = u.size_bytes AND u.state = {OPEN}"
+    " RETURNING u.tenant_id, before.reserved_bytes - u.offset_bytes AS surplus),"
+    f" parts AS (UPDATE upload_session SET state = {CONCATENATED}, updated_at = now(), ended_at = now()"
+    " FROM stored WHERE upload_session.tenant_id = %(tenant)s::int"
+    f" AND joined_into = %(id)s::uuid AND state = {OPEN}),"
+    " freed AS (UPDATE tenant_storage AS s"
+    " SET reserved_bytes = greatest(0, s.reserved_bytes - stored.surplus) FROM stored"
+    " WHERE s.tenant_id = stored.tenant_id AND stored.surplus <> 0)"
     " SELECT 1 FROM stored UNION ALL SELECT 1 FROM upload_session WHERE tenant_id = %(tenant)s::int"
-    " AND upload_id = %(id)s::uuid AND state IN ('stored', 'attached', 'duplicate')"
+    f" AND upload_id = %(id)s::uuid AND state IN {IS_FINISHED}"
 )
 _DISCARD: Final = Statement(
     "WITH ended AS (UPDATE upload_session AS u SET state = %(state)s::text, held_until = NULL, pieces = '',"
-    " updated_at = now(), ended_at = now() WHERE u.tenant_id = %(tenant)s::int AND u.state = 'open'"
+    f" updated_at = now(), ended_at = now() WHERE u.tenant_id = %(tenant)s::int AND u.state = {OPEN}"
     " AND (u.upload_id = %(id)s::uuid AND u.joined_into IS NULL"
     " AND (%(holder)s::text IS NULL OR u.holder = %(holder)s::text)"
     " OR u.joined_into = %(id)s::uuid AND EXISTS (SELECT FROM upload_session AS whole"
-    " WHERE whole.tenant_id = %(tenant)s::int AND whole.upload_id = %(id)s::uuid AND whole.state = 'open'"
+    f" WHERE whole.tenant_id = %(tenant)s::int AND whole.upload_id = %(id)s::uuid AND whole.state = {OPEN}"
     " AND (%(holder)s::text IS NULL OR whole.holder = %(holder)s::text)))"
     " RETURNING u.upload_id, u.tenant_id, u.reserved_bytes), freed AS (UPDATE tenant_storage AS s"
     " SET reserved_bytes = greatest(0, s.reserved_bytes - w.b)"
@@ -153,100 +176,108 @@ class PostgresUploads:
         self._database = database
 
     async def create(self, uploads: Sequence[NewUpload], expire_s: float) -> list[Created]:
-        """Keep new uploads, those for which there is room."""
-        # In ascending order, as every process does: each locks what its tenant has reserved.
+        """Insert new uploads, each if there is room."""
+        # Every process locks the tenants' reservations in ascending order, so that none waits in a circle.
         order = sorted(range(len(uploads)), key=lambda index: uploads[index].upload.ref.tenant_id)
         outcomes: dict[int, Created] = {}
         async with self._database.transaction() as transaction:
             for index in order:
-                outcomes[index] = await _created(transaction, uploads[index], expire_s)
+                outcomes[index] = await _create(transaction, uploads[index], expire_s)
         return [outcomes[index] for index in range(len(uploads))]
 
-    async def concatenate(self, upload: NewUpload, expire_s: float) -> Joined:
-        """Keep an upload that is put together, and spend its parts."""
-        values = _inserted(upload, expire_s) | {"spent": hex_array(upload.upload.parts), "open": _NO_BOUND}
-        joined: Joined = "created"
+    async def concatenate(self, upload: NewUpload, expire_s: float) -> Concatenated:
+        """Insert a final upload and mark its parts as used."""
+        values = _insert_values(upload, expire_s) | {
+            "parts_used": hex_array(upload.upload.parts),
+            "open": _NO_BOUND,
+        }
+        outcome: Concatenated = "created"
         with suppress(_UndoneError):
             async with self._database.transaction() as transaction:
                 await transaction.run((_LOCK,), values)
                 if await transaction.run((_FIND,), values):
                     return "created"
                 if not await transaction.run((_MAKE,), values):
-                    joined = "record_full"
+                    outcome = "record_full"
                     raise _UndoneError
-                spent = await transaction.run((_SPEND,), values)
-                if len(spent) != len(upload.upload.parts):
-                    joined = "spent"
+                used = await transaction.run((_USE_PARTS,), values)
+                if len(used) != len(upload.upload.parts):
+                    outcome = "part_used"
                     raise _UndoneError
-        return joined
+        return outcome
 
     async def find(self, ref: UploadRef) -> Upload | None:
-        """Find an upload."""
+        """Read an upload in any state."""
         rows = await self._database.query(_FIND, {"tenant": str(ref.tenant_id), "id": ref.upload_id})
         return decode_upload(rows[0]) if rows else None
 
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed | None]:
-        """Give uploads to those who want them, if nobody has them."""
+        """Lock uploads that are open and unlocked."""
         values = {
             "tenants": int_array(one.ref.tenant_id for one in claims),
             "ids": hex_array(one.ref.upload_id for one in claims),
             "devices": text_array(one.device_id for one in claims),
-            "holders": hex_array(one.holder for one in claims),
+            "holders": hex_array(one.lock_owner for one in claims),
         }
         rows = await self._database.execute(_CLAIM, values, _CLAIM_SETTINGS)
         found = {upload.ref: upload for upload in map(decode_upload, rows)}
         return [
-            None if upload is None else Claimed(upload, upload.held and upload.holder == one.holder)
+            None if upload is None else Claimed(upload, upload.locked and upload.lock_owner == one.lock_owner)
             for one in claims
             for upload in [found.get(one.ref)]
         ]
 
     async def steal(self, claim: Claim) -> Upload | None:
-        """Take an upload from whoever has it."""
-        values = _named(claim.ref) | {"device": claim.device_id, "holder": claim.holder}
-        rows = await self._database.execute(_SEIZE, values)
+        """Take a lock from any owner."""
+        values = _named(claim.ref) | {"device": claim.device_id, "holder": claim.lock_owner}
+        rows = await self._database.execute(_STEAL, values)
         return decode_upload(rows[0]) if rows else None
 
-    async def advance(self, advances: Sequence[OffsetUpdate], expire_s: float) -> list[bool]:
-        """Move offsets."""
-        asked, advances = advances, list({one.ref: one for one in advances}.values())
+    async def save_offsets(self, updates: Sequence[OffsetUpdate], expire_s: float) -> list[bool]:
+        """Save offsets; of two updates of one upload the last counts."""
+        last = list({one.ref: one for one in updates}.values())
         values = {
-            "tenants": int_array(one.ref.tenant_id for one in advances),
-            "ids": hex_array(one.ref.upload_id for one in advances),
-            "holders": hex_array(one.holder for one in advances),
-            "offsets": int_array(one.offset_bytes for one in advances),
-            "sizes": int_array_or_null(one.size_bytes for one in advances),
-            "pieces": text_array(",".join(one.pieces) for one in advances),
-            "releases": hex_array("true" if one.release else "false" for one in advances),
+            "tenants": int_array(one.ref.tenant_id for one in last),
+            "ids": hex_array(one.ref.upload_id for one in last),
+            "holders": hex_array(one.lock_owner for one in last),
+            "offsets": int_array(one.offset_bytes for one in last),
+            "sizes": int_array_or_null(one.size_bytes for one in last),
+            "pieces": text_array(",".join(one.pieces) for one in last),
+            "releases": hex_array("true" if one.release else "false" for one in last),
             "expire": str(expire_s),
         }
-        moved = {(row[0], row[1].replace("-", "")) for row in await self._database.execute(_ADVANCE, values)}
-        return [(one.ref.tenant_id, one.ref.upload_id) in moved for one in asked]
+        saved = {
+            (row[0], row[1].replace("-", "")) for row in await self._database.execute(_SAVE_OFFSETS, values)
+        }
+        return [(one.ref.tenant_id, one.ref.upload_id) in saved for one in updates]
 
-    async def store(self, stored: Sequence[Stored]) -> list[bool]:
-        """Note that uploads are files."""
+    async def mark_stored(self, files: Sequence[StoredFile]) -> list[bool]:
+        """Record that uploads are files."""
         done = {}
         async with self._database.transaction() as transaction:
-            for one in sorted(stored, key=lambda one: one.ref.tenant_id):
+            for one in sorted(files, key=lambda one: one.ref.tenant_id):
                 values = _named(one.ref) | {"sha256": one.sha256, "type": one.content_type}
-                done[one.ref] = bool(await transaction.run((_STORE,), values))
-        return [done[one.ref] for one in stored]
+                done[one.ref] = bool(await transaction.run((_MARK_STORED,), values))
+        return [done[one.ref] for one in files]
 
-    async def discard(self, ref: UploadRef, holder: str | None, state: State) -> bool:
-        """End an open upload and free what it reserved."""
-        return bool(await self._database.execute(_DISCARD, _named(ref) | {"holder": holder, "state": state}))
+    async def discard(
+        self, ref: UploadRef, lock_owner: str | None, state: Literal["refused", "cancelled"]
+    ) -> bool:
+        """End an open upload without a file and return what it reserved."""
+        values = _named(ref) | {"holder": lock_owner, "state": STATE_TEXTS[state]}
+        return bool(await self._database.execute(_DISCARD, values))
 
 
 class _UndoneError(Exception):
-    """A transaction is given up."""
+    """The transaction is rolled back."""
 
 
 def _named(ref: UploadRef) -> dict[str, object]:
     return {"tenant": str(ref.tenant_id), "id": ref.upload_id}
 
 
-async def _created(transaction: Transaction, creating: NewUpload, expire_s: float) -> Created:
-    values = _inserted(creating, expire_s)
+async def _create(transaction: Transaction, new: NewUpload, expire_s: float) -> Created:
+    values = _insert_values(new, expire_s)
     ((mine, reserved),) = await transaction.run((_RESERVE,), values)
     if mine:
         return "created"
@@ -259,15 +290,15 @@ async def _created(transaction: Transaction, creating: NewUpload, expire_s: floa
     return "device_full" if device_is_full else "record_full"
 
 
-def _inserted(creating: NewUpload, expire_s: float) -> dict[str, object]:
-    upload, quota = creating.upload, creating.quota
+def _insert_values(new: NewUpload, expire_s: float) -> dict[str, object]:
+    upload, quota = new.upload, new.quota
     return _named(upload.ref) | {
         "quota": str(quota.tenant_bytes),
         "files": str(quota.files_per_record),
         "open": str(quota.open_per_device),
         "device": upload.device_id,
         "user": upload.user,
-        "kind": upload.kind,
+        "kind": KIND_TEXTS[upload.kind],
         "parts": ",".join(upload.parts),
         "name": upload.file_name,
         "type": upload.content_type,
@@ -283,12 +314,12 @@ def _inserted(creating: NewUpload, expire_s: float) -> dict[str, object]:
 
 
 def decode_upload(row: Row) -> Upload:
-    """Read a row of ``COLUMNS``."""
+    """Make an upload of a row of ``COLUMNS``."""
     return Upload(
         ref=UploadRef(row[0], row[1].replace("-", "")),
         device_id=row[2],
         user=row[3],
-        kind=row[4],
+        kind=KINDS_BY_TEXT[row[4]],
         file_name=row[5],
         content_type=row[6],
         domain=row[7],
@@ -301,12 +332,12 @@ def decode_upload(row: Row) -> Upload:
         final_id=None if row[14] is None else row[14].replace("-", ""),
         pieces=_names(row[15]),
         generation=row[16],
-        holder=row[17],
-        held=row[18],
+        lock_owner=row[17],
+        locked=row[18],
         lock_expired=row[19],
         expected_sha256=row[20],
         sha256=row[21],
-        state=row[22],
+        state=STATES_BY_TEXT[row[22]],
         created_at_us=row[23],
         expires_at_us=row[24],
     )

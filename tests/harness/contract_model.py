@@ -640,7 +640,7 @@ class World:
         """Have a stored file become part of its record, and say what became of it."""
         tenant = self.tenant(tenant_id)
         state = tenant.uploads.get(file.upload)
-        if state in {None, "freed", "lent"}:
+        if state in {None, "freed", "retained"}:
             return "freed"
         if state == "duplicate":
             return state
@@ -674,7 +674,7 @@ class World:
                 tenant.uploads[file.upload] = "freed"
                 self._show_files(tenant, record, tuple(one for one in files if one != file))
             elif file.upload == upload:
-                tenant.uploads[upload] = "lent"
+                tenant.uploads[upload] = "retained"
         return "freed"
 
     def _show_files(self, tenant: Tenant, record: RecordId, files: tuple[File, ...]) -> None:

@@ -84,7 +84,7 @@ class Memory:
             if one.tenant_id == ref.tenant_id
             and one != ref
             and content == self.contents.get(ref)
-            and self.uploads[one] in ("stored", "attached", "duplicate", "lent")
+            and self.uploads[one] in ("stored", "attached", "duplicate", "retained")
         ]
 
     def apply(self, writes: WriteSet, locked: set[int]) -> None:

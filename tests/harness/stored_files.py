@@ -9,6 +9,7 @@ import msgspec
 
 from engine.model.uploads import Draft, Upload, UploadRef
 from storage.blobs.directory import DirectoryBlobs
+from storage.stores.upload_states import STATE_TEXTS
 from tests.harness.services import execute
 
 
@@ -18,7 +19,7 @@ def upload(number: int = 1, tenant: int = 1, **fields: object) -> Upload:
         ref=UploadRef(tenant, f"{number:032x}"),
         device_id="phone",
         user=None,
-        kind="whole",
+        kind="single",
         file_name=f"gate {number}.jpg",
         content_type="image/jpeg",
         domain="task",
@@ -44,7 +45,8 @@ def keep(dsn: str, *uploads: Upload) -> None:
             " domain, record_id, metadata, size_bytes, reserved_bytes, offset_bytes, sha256, state,"
             f" created_at, expires_at) VALUES ({one.ref.tenant_id}, '{one.ref.upload_id}', '{one.device_id}',"
             f" 'whole', '{name}', '{one.content_type}', '{one.domain}', '{one.record_id}', '',"
-            f" {one.size_bytes}, {one.reserved_bytes}, {one.offset_bytes}, '{one.sha256}', '{one.state}',"
+            f" {one.size_bytes}, {one.reserved_bytes}, {one.offset_bytes}, '{one.sha256}',"
+            f" '{STATE_TEXTS[one.state]}',"
             " 'epoch', 'epoch')",
         )
 

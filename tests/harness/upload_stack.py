@@ -40,6 +40,7 @@ from storage.postgres.pool import Database
 from storage.stores.commit import PostgresStore
 from storage.stores.leases import PostgresLeases
 from storage.stores.upload_cleanup import PostgresCleanup
+from storage.stores.upload_states import STATES_BY_TEXT
 from storage.stores.uploads import PostgresUploads
 from tests.engine.uploads.test_service import Sent, Wire
 from tests.harness.admin import add_tenants
@@ -85,12 +86,12 @@ class House:
         self.store = PostgresUploads(self.database)
         self.committer: Committer = command_committer(PostgresStore(self._writes, 24), SETTINGS, {}, set())
         types = FileTypes(SETTINGS.uploads)
-        self.holds = UploadLocks(self.store, self.blobs, Wire([]), clock, EXPIRE_S)
+        self.locks = UploadLocks(self.store, self.blobs, Wire([]), clock, EXPIRE_S)
         finishing = UploadFinisher(self.store, self.blobs, types, self.committer, clock)
         turns = WriteLimiter(lambda: 0, clock)
         limits = UploadLimits(Quota(1 << 30, 100, 1000), {}, EXPIRE_S)
         self.receiving = UploadService(
-            self.store, self.blobs, self.holds, finishing, types, clock, turns, limits
+            self.store, self.blobs, self.locks, finishing, types, clock, turns, limits
         )
         self.cleanup = UploadCleanup(
             PostgresCleanup(self.database), self.blobs, self.committer, GRACE_S, LAST_DATA_S
@@ -110,7 +111,7 @@ class House:
     async def begun(self, size_bytes: int = 300, record: str = "a", tenant: int = 1) -> Upload:
         """Begin an upload."""
         about = Described("a.txt", "text/plain", "task", record, None)
-        return await self.receiving.create(session(tenant), Creation("whole", size_bytes, about, ""))
+        return await self.receiving.create(session(tenant), Creation("single", size_bytes, about, ""))
 
     async def sent(self, upload: Upload, content: bytes, tenant: int = 1) -> Upload:
         """Send bytes of it from where it stands."""
@@ -151,7 +152,7 @@ class House:
             f"SELECT state FROM upload_session WHERE tenant_id = {upload.ref.tenant_id}"
             f" AND upload_id = '{upload.ref.upload_id}'",
         )
-        return found[0][0] if found else None
+        return STATES_BY_TEXT[str(found[0][0])] if found else None
 
     def reserved(self, tenant: int = 1) -> object:
         """What counts against a tenant's quota."""

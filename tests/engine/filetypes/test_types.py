@@ -256,7 +256,7 @@ def test_undeclared_type_that_is_not_listed_is_refused_with_those_that_are(head:
 
 def test_undeclared_type_takes_the_limit_of_its_class_once_that_is_known() -> None:
     types = taking(image_bytes=3_000, document_bytes=5_000, voice_bytes=4_000)
-    assert types.most_bytes(UNDECLARED) == 5_000
+    assert types.max_bytes(UNDECLARED) == 5_000
     assert types.detected_type(UNDECLARED, HEADS["pdf"], 5_000) == "application/pdf"
     for head, most in (("png", 3_000), ("flac", 4_000)):
         assert types.detected_type(UNDECLARED, HEADS[head], most)
@@ -411,7 +411,7 @@ def test_content_is_judged_or_refused_whatever_follows(tail: bytes, head: str, d
 )
 def test_a_type_has_names_that_are_in_use(said: str, listed: str) -> None:
     assert TYPES.listed(said) == listed
-    assert TYPES.most_bytes(said) == TYPES.most_bytes(listed)
+    assert TYPES.max_bytes(said) == TYPES.max_bytes(listed)
     assert detected_type(said, HEADS[CONTENT[listed][0]]) == listed
 
 
@@ -440,7 +440,7 @@ def test_types_that_an_operator_adds_are_known_as_well(declared: str, head: byte
 
 @pytest.mark.parametrize("said", ["*/*", "application/zip", "video/mp4", "image/*", "x" * 1000])
 def test_a_type_that_is_not_listed_is_refused_with_those_that_are(said: str) -> None:
-    for ask in (TYPES.listed, TYPES.most_bytes, lambda one: detected_type(one, HEADS["png"])):
+    for ask in (TYPES.listed, TYPES.max_bytes, lambda one: detected_type(one, HEADS["png"])):
         with pytest.raises(SyncError) as refused:
             ask(said)
         assert refused.value.code == "unsupported_type"
@@ -451,7 +451,7 @@ def test_a_type_that_is_not_listed_is_refused_with_those_that_are(said: str) -> 
 
 def test_each_group_has_a_size_of_its_own() -> None:
     types = taking(image_bytes=3, document_bytes=5, voice_bytes=4)
-    assert [types.most_bytes(one) for one in ("image/gif", "text/csv", "audio/amr")] == [3, 5, 4]
+    assert [types.max_bytes(one) for one in ("image/gif", "text/csv", "audio/amr")] == [3, 5, 4]
     assert types.largest_bytes == 5
 
 

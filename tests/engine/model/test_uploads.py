@@ -31,7 +31,7 @@ def upload(**changed: object) -> Upload:
         ref=UploadRef(1, "a" * 32),
         device_id="d1",
         user=None,
-        kind="whole",
+        kind="single",
         file_name="a.jpg",
         content_type="image/jpeg",
         domain="task",
@@ -93,7 +93,7 @@ def test_requests_take_an_upload_where_a_string_of_bytes_would_go(
             assert refused.value.code == refusal
             continue
         plan = plan_append(kept, request)
-        came = min(arrived, plan.most_bytes, request.length_bytes or arrived)
+        came = min(arrived, plan.max_bytes, request.length_bytes or arrived)
         model.content += b"x" * came
         kept = msgspec.structs.replace(
             kept, offset_bytes=kept.offset_bytes + came, size_bytes=plan.size_bytes
@@ -109,7 +109,7 @@ def test_only_its_device_meets_an_upload_and_only_while_there_is_something_of_it
     state: State, device: str
 ) -> None:
     kept = upload(state=state)
-    if device == "d1" and state in {"open", "joined"} | FINISHED:
+    if device == "d1" and state in {"open", "concatenated"} | FINISHED:
         assert visible_to(kept, device, NOW_US) is kept
         return
     with pytest.raises(SyncError) as refused:
@@ -133,7 +133,7 @@ def test_what_was_never_there_is_not_found() -> None:
     ],
 )
 def test_an_upload_expires_while_nobody_has_it(state: State, held: bool, late_us: int, gone: bool) -> None:
-    kept = upload(state=state, held=held)
+    kept = upload(state=state, locked=held)
     if gone:
         with pytest.raises(SyncError, match="expired"):
             visible_to(kept, "d1", NOW_US + late_us)
@@ -141,9 +141,10 @@ def test_an_upload_expires_while_nobody_has_it(state: State, held: bool, late_us
         assert visible_to(kept, "d1", NOW_US + late_us) is kept
 
 
-@pytest.mark.parametrize("state", sorted({*FINISHED, "joined"}))
+@pytest.mark.parametrize("state", sorted({*FINISHED, "concatenated"}))
 def test_a_finished_upload_takes_nothing_but_the_question_whether_it_is_finished(state: State) -> None:
-    done = upload(state=state, offset_bytes=10)
+    # What a finished upload reserves depends on its state.
+    done = upload(state=state, offset_bytes=10, reserved_bytes=0 if state == "duplicate" else 10)
     for length_bytes in (0, None):
         plan = plan_append(done, Append(10, length_bytes))
         assert (plan, plan.complete) == (AppendPlan(0, 10), True)
@@ -158,27 +159,27 @@ def test_taking_of_unknown_size_without_room_is_not_complete() -> None:
 
 def test_what_is_put_together_takes_no_bytes() -> None:
     with pytest.raises(SyncError) as refused:
-        plan_append(upload(kind="joined"), Append(0, 1))
+        plan_append(upload(kind="final"), Append(0, 1))
     assert refused.value.code == "forbidden"
 
 
 def test_a_finished_upload_is_never_taken_for_an_unfinished_one() -> None:
     assert upload(offset_bytes=10).ready_to_finish
     assert not upload(offset_bytes=9).ready_to_finish
-    assert not upload(offset_bytes=10, kind="part").ready_to_finish
+    assert not upload(offset_bytes=10, kind="partial").ready_to_finish
     assert not upload(offset_bytes=10, state="stored").ready_to_finish
 
 
 def test_parts_are_put_together_when_all_of_them_are_complete_and_fit() -> None:
     def part(size: int, offset: int) -> Upload:
-        return upload(kind="part", size_bytes=size, offset_bytes=offset)
+        return upload(kind="partial", size_bytes=size, offset_bytes=offset)
 
     assert concatenated_bytes([part(4, 4), part(5, 5)], 9) == 9
-    for parts, most_bytes, code in (
+    for parts, max_bytes, code in (
         ([part(4, 4), part(5, 5)], 8, "too_large"),
         ([part(4, 4), part(5, 4)], 9, "invalid_message"),
         ([part(4, 4), upload(offset_bytes=10)], 99, "invalid_message"),
     ):
         with pytest.raises(SyncError) as refused:
-            concatenated_bytes(parts, most_bytes)
+            concatenated_bytes(parts, max_bytes)
         assert refused.value.code == code

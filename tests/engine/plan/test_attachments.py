@@ -179,8 +179,8 @@ def test_a_file_stays_while_a_duplicate_of_it_stands() -> None:
         planned = desk.plan(freed)
         assert _outcome(planned) == AttachAnswer("freed", None), "its bytes are the duplicate's"
         assert not planned.changes
-        assert (desk.files(), desk.rows.uploads[first.ref]) == ([_id(1)], "lent")
-    assert _outcome(desk.plan(desk.stored(first, "lent"))) == AttachAnswer("freed", None)
+        assert (desk.files(), desk.rows.uploads[first.ref]) == ([_id(1)], "retained")
+    assert _outcome(desk.plan(desk.stored(first, "retained"))) == AttachAnswer("freed", None)
     assert _outcome(desk.plan(desk.stored(second, "duplicate"))) == AttachAnswer("duplicate", None, _id(2))
     assert _outcome(desk.plan(desk.freed(second))) == AttachAnswer("freed", 3, _id(1))
     assert (desk.files(), set(desk.rows.uploads.values())) == ([], {"freed"})
@@ -250,7 +250,7 @@ def test_a_tombstones_file_goes_with_the_last_that_stands_for_it() -> None:
     assert set(desk.rows.uploads.values()) == {"freed"}
 
 
-@pytest.mark.parametrize("state", ["open", "lent", "refused", "cancelled", "expired", "freed", None])
+@pytest.mark.parametrize("state", ["open", "retained", "refused", "cancelled", "expired", "freed", None])
 def test_what_has_no_bytes_is_not_attached(state: State | None) -> None:
     desk = FileDesk().with_task()
     one = upload(1)

@@ -58,7 +58,7 @@ class Files:
         assert sorted(shown.values()) == sorted(filter(None, stands))
         assert not shown.keys() & self.removed, "the bytes of a file that is there are gone"
         for ref, state in self.desk.rows.uploads.items():
-            assert (state in ("attached", "lent")) is (ref.upload_id in shown)
+            assert (state in ("attached", "retained")) is (ref.upload_id in shown)
             assert (state in ("attached", "duplicate")) <= (ref.upload_id in self.standing)
 
     def put(self, op: str) -> None:

@@ -503,7 +503,7 @@ class Duel:
     def _nothing_is_lost(self) -> None:
         """What stands as attached, or as a duplicate, is in its record's entry, and its bytes are there."""
         for ref, state in self.memory.uploads.items():
-            if state not in {"attached", "duplicate", "lent"}:
+            if state not in {"attached", "duplicate", "retained"}:
                 continue
             *record, name, content = self.memory.contents[ref]
             row = self.memory.records[RecordKey(ref.tenant_id, *record)]
@@ -514,7 +514,7 @@ class Duel:
             ]
             assert len(shown) == 1, (ref, state)
             holder = self.memory.uploads[UploadRef(ref.tenant_id, shown[0])]
-            assert holder in {"attached", "lent"}, (ref, state, holder)
+            assert holder in {"attached", "retained"}, (ref, state, holder)
             assert state == "duplicate" or shown == [ref.upload_id]
 
 

@@ -19,6 +19,7 @@ from engine.uploads.ports import NewUpload, Quota
 from engine.wire.errors import SyncError
 from storage.blobs.directory import DirectoryBlobs
 from storage.stores.upload_cleanup import PostgresCleanup
+from storage.stores.upload_states import sql_state
 from tests.engine.uploads.test_service import Sent
 from tests.harness.admin import remove_tenant
 from tests.harness.services import execute, rows
@@ -131,7 +132,7 @@ async def test_parts_expire_with_what_they_were_put_together_to_and_never_before
     whole = msgspec.structs.replace(
         alone,
         ref=UploadRef(1, uuid.uuid4().hex),
-        kind="joined",
+        kind="final",
         parts=tuple(part.ref.upload_id for part in spent),
         size_bytes=20,
         offset_bytes=20,
@@ -219,12 +220,12 @@ async def test_a_duplicates_row_goes_with_the_file_in_its_stead(house: House) ->
     await house.push("put", None)
     content = text()
     first = await house.sent(await house.begun(), content)
-    twin = await house.sent(await house.begun(), content)
-    assert (house.state(first), house.state(twin)) == ("attached", "duplicate")
+    duplicate = await house.sent(await house.begun(), content)
+    assert (house.state(first), house.state(duplicate)) == ("attached", "duplicate")
     await house.push("delete", 1)
     await house.tidied()
     assert (await house.tidied(GRACE_H + 1)).freed == 2
-    assert (house.state(first), house.state(twin)) == ("freed", "freed")
+    assert (house.state(first), house.state(duplicate)) == ("freed", "freed")
     assert house.reserved() == 0
 
 
@@ -240,7 +241,7 @@ def _shown(house: House) -> tuple[object, ...]:
 
 
 async def test_a_file_stays_with_what_it_reserved_while_a_duplicate_stands(house: House) -> None:
-    first, twin = await _twice(house)
+    first, duplicate = await _twice(house)
     shown = _shown(house)
     await house.receiving.cancel(session(), first.ref.upload_id)
     with pytest.raises(SyncError) as gone:
@@ -249,24 +250,24 @@ async def test_a_file_stays_with_what_it_reserved_while_a_duplicate_stands(house
     house.aged(48)
     assert (await house.swept()).orphans == 0
     assert (await house.tidied(WEEK_H * 3)).forgotten == 0
-    assert (house.state(first), house.state(twin)) == ("lent", "duplicate")
+    assert (house.state(first), house.state(duplicate)) == ("retained", "duplicate")
     assert (house.reserved(), house.stored_blobs(), _shown(house)) == (
         300,
         {("files", first.ref.upload_id)},
         shown,
     )
-    assert (await house.receiving.find(session(), twin.ref.upload_id)).offset_bytes == 300
-    await house.receiving.cancel(session(), twin.ref.upload_id)
-    assert (house.state(first), house.state(twin)) == ("freed", "freed")
+    assert (await house.receiving.find(session(), duplicate.ref.upload_id)).offset_bytes == 300
+    await house.receiving.cancel(session(), duplicate.ref.upload_id)
+    assert (house.state(first), house.state(duplicate)) == ("freed", "freed")
     assert (house.reserved(), house.stored_blobs(), _shown(house)) == (0, set(), (None, 0))
     assert (await house.tidied(WEEK_H + 1)).forgotten == 2
 
 
 async def test_a_file_whose_duplicate_is_freed_stays(house: House) -> None:
-    first, twin = await _twice(house)
+    first, duplicate = await _twice(house)
     shown = _shown(house)
-    await house.receiving.cancel(session(), twin.ref.upload_id)
-    assert (house.state(first), house.state(twin)) == ("attached", "freed")
+    await house.receiving.cancel(session(), duplicate.ref.upload_id)
+    assert (house.state(first), house.state(duplicate)) == ("attached", "freed")
     assert (house.reserved(), house.stored_blobs(), _shown(house)) == (
         300,
         {("files", first.ref.upload_id)},
@@ -275,20 +276,20 @@ async def test_a_file_whose_duplicate_is_freed_stays(house: House) -> None:
 
 
 async def test_a_lent_file_goes_with_its_duplicate_when_the_grace_period_is_over(house: House) -> None:
-    first, twin = await _twice(house)
+    first, duplicate = await _twice(house)
     await house.receiving.cancel(session(), first.ref.upload_id)
     await house.push("delete", 1)
     await house.tidied()
     assert (await house.tidied(GRACE_H - 1)).freed == 0
     assert (await house.tidied(GRACE_H + 1)).freed == 1
-    assert (house.state(first), house.state(twin)) == ("freed", "freed")
+    assert (house.state(first), house.state(duplicate)) == ("freed", "freed")
     assert (house.reserved(), house.stored_blobs(), _shown(house)) == (0, set(), (None, 0))
 
 
 async def test_a_lent_file_that_was_not_removed_with_the_last_is_an_orphan(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, twin = await _twice(house)
+    first, duplicate = await _twice(house)
     await house.receiving.cancel(session(), first.ref.upload_id)
 
     async def refuse(*_: object) -> None:
@@ -296,7 +297,7 @@ async def test_a_lent_file_that_was_not_removed_with_the_last_is_an_orphan(
 
     with monkeypatch.context() as broken:
         broken.setattr(DirectoryBlobs, "delete_file", refuse)
-        await house.receiving.cancel(session(), twin.ref.upload_id)
+        await house.receiving.cancel(session(), duplicate.ref.upload_id)
     assert house.stored_blobs() == {("files", first.ref.upload_id)}
     house.aged(25)
     assert (await house.swept()).orphans == 1
@@ -384,7 +385,7 @@ async def test_what_came_to_nothing_is_forgotten_after_a_week(house: House) -> N
     for state, upload in uploads.items():
         execute(
             house.dsn,
-            f"UPDATE upload_session SET state = '{state}', expires_at = now() + interval '1 y',"
+            f"UPDATE upload_session SET state = {sql_state(state)}, expires_at = now() + interval '1 y',"
             f" created_at = 'epoch', record_id = 'z' WHERE upload_id = '{upload.ref.upload_id}'",
         )
     assert (await house.cleanup.expire_and_free(now_us(min(WEEK_H, GRACE_H) - 1), keep)).forgotten == 0
@@ -393,7 +394,7 @@ async def test_what_came_to_nothing_is_forgotten_after_a_week(house: House) -> N
     execute(house.dsn, later)
     assert (await house.tidied(WEEK_H + 1)).forgotten == 5
     left = {state for state, one in uploads.items() if house.state(one) is not None}
-    assert left == {"open", "stored", "attached", "lent", "duplicate"}
+    assert left == {"open", "stored", "attached", "retained", "duplicate"}
 
 
 # -- as a whole -------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.filetypes.types import UNDECLARED, FileTypes
 from engine.runtime.setting_layers import settings
-from engine.uploads.metadata import Described, described, formatted, parsed
+from engine.uploads.metadata import Described, describe, format_metadata, parse_metadata
 from engine.wire.errors import SyncError
 from engine.wire.values import MAX_ID_CHARS
 from tests.engine.runtime.test_settings import DEFAULTS
@@ -29,7 +29,7 @@ def coded(value: str) -> str:
 def checked(**changed: str | None) -> Described:
     """Check what is said, changed in some keys or without them."""
     values = {key: value for key, value in {**SAID, **changed}.items() if value is not None}
-    return described(values, TYPES, {"task", "ticket"}.__contains__)
+    return describe(values, TYPES, {"task", "ticket"}.__contains__)
 
 
 def refusal(**changed: str | None) -> tuple[str, str]:
@@ -41,15 +41,15 @@ def refusal(**changed: str | None) -> tuple[str, str]:
 
 @given(st.dictionaries(KEYS, st.text(), max_size=5))
 def test_what_was_put_together_is_taken_apart(values: dict[str, str]) -> None:
-    assert parsed(formatted(values)) == values
+    assert parse_metadata(format_metadata(values)) == values
 
 
 @given(st.text("ab \t,=\x00\u00e4YQ", max_size=20))
 def test_any_header_is_taken_apart_or_refused(header: str) -> None:
     with contextlib.suppress(SyncError):
-        values = parsed(header)
+        values = parse_metadata(header)
         assert "" not in values
-        assert parsed(formatted(values)) == values
+        assert parse_metadata(format_metadata(values)) == values
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_any_header_is_taken_apart_or_refused(header: str) -> None:
     ],
 )
 def test_pairs_are_taken_apart(header: str, values: dict[str, str]) -> None:
-    assert parsed(header) == values
+    assert parse_metadata(header) == values
 
 
 @pytest.mark.parametrize(
@@ -91,14 +91,14 @@ def test_pairs_are_taken_apart(header: str, values: dict[str, str]) -> None:
 )
 def test_what_is_wrong_is_named_by_its_key(header: str, why: str) -> None:
     with pytest.raises(SyncError) as refused:
-        parsed(header)
+        parse_metadata(header)
     assert refused.value.code == "invalid_message"
     assert refused.value.message == f"Upload-Metadata: {why}"
 
 
 def test_what_is_no_text_is_not_put_together() -> None:
     with pytest.raises(SyncError, match=r"^Upload-Metadata: filename: UTF-8 is required\Z"):
-        formatted({"filename": "a\udcff"})
+        format_metadata({"filename": "a\udcff"})
 
 
 def test_what_is_said_is_kept() -> None:

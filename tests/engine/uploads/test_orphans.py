@@ -10,6 +10,7 @@ from engine.uploads.blobs import StoredBlob
 from engine.uploads.cleanup import UploadCleanup
 from storage.blobs.s3 import S3Blobs
 from storage.stores.upload_cleanup import PostgresCleanup
+from storage.stores.upload_states import sql_state
 from tests.harness.admin import remove_tenant
 from tests.harness.services import execute, rows
 from tests.harness.upload_stack import GRACE_S, House, house, keep, now_us, session, text
@@ -24,12 +25,12 @@ WANTED: dict[State | None, set[str]] = {
     "open": {"drafts", "files"},
     "stored": {"files"},
     "attached": {"files"},
-    "lent": {"files"},
+    "retained": {"files"},
     "duplicate": set(),
     "refused": set(),
     "cancelled": set(),
     "expired": set(),
-    "joined": set(),
+    "concatenated": set(),
     "freed": set(),
     None: set(),
 }
@@ -47,7 +48,9 @@ async def test_bytes_go_that_no_row_wants_once_they_are_a_day_old(house: House) 
                 await house.blobs.publish([Draft(ref, 0, 5)], ref)
             if place in places:
                 wanted.add((place, ref.upload_id))
-        change = f"UPDATE upload_session SET state = '{state}'" if state else "DELETE FROM upload_session"
+        change = (
+            f"UPDATE upload_session SET state = {sql_state(state)}" if state else "DELETE FROM upload_session"
+        )
         execute(house.dsn, f"{change} WHERE upload_id = '{ref.upload_id}'")
     await house.blobs.open_draft(Draft(UploadRef(77, "ab" * 16), 3, 0)).flush(
         [b"of a tenant that is no more"]

@@ -20,7 +20,7 @@ from engine.uploads.blobs import PendingFile
 from engine.uploads.pending_attachments import PendingAttachments
 from storage.postgres.pool import Database
 from storage.postgres.transactions import READ_PREPARED
-from storage.stores.upload_reads import _TENANTS, _WAITING, PostgresFiles, PostgresPending
+from storage.stores.upload_reads import _PENDING, _TENANTS, PostgresFiles, PostgresPending
 from tests.harness.services import execute
 from tests.harness.stored_files import keep, upload
 
@@ -82,12 +82,12 @@ class Shelf:
             raise StoreUnavailableError("away")
         return sorted({tenant for one in self.files if (tenant := one.upload.ref.tenant_id) > after})[:limit]
 
-    async def waiting(self, behind: Mapping[int, Upload | None], limit: int) -> list[PendingFile]:
+    async def pending(self, after: Mapping[int, Upload | None], limit: int) -> list[PendingFile]:
         """List what waits."""
         found = []
-        for tenant, after in behind.items():
+        for tenant, last in after.items():
             files = [one for one in self.files if one.upload.ref.tenant_id == tenant]
-            first = 0 if after is None else [one.upload for one in files].index(after) + 1
+            first = 0 if last is None else [one.upload for one in files].index(last) + 1
             found += files[first : first + limit]
         return found
 
@@ -97,7 +97,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.shelf, self.queue = Shelf(), Queue()
-        self.waiting = PendingAttachments(self.shelf, Clock(), self.queue)
+        self.pending = PendingAttachments(self.shelf, Clock(), self.queue)
 
 
 @pytest.fixture
@@ -114,74 +114,74 @@ def _written(
 async def test_what_is_due_is_attached_at_a_look_and_tried_again_until_it_is(desk: Desk) -> None:
     desk.shelf.put(upload(1))
     due = desk.shelf.put(upload(2), due=True)
-    await desk.waiting.look()
-    await desk.waiting.look()
-    (work,) = desk.queue.jobs
-    assert work == Attach(1, "phone", "task", "a", due, work.entry, NOW_US)
-    assert work.entry is not None
-    assert msgspec.json.decode(work.entry)["file_id"] == due
+    await desk.pending.look()
+    await desk.pending.look()
+    (job,) = desk.queue.jobs
+    assert job == Attach(1, "phone", "task", "a", due, job.entry, NOW_US)
+    assert job.entry is not None
+    assert msgspec.json.decode(job.entry)["file_id"] == due
     assert desk.queue.settle() == [due]
-    await desk.waiting.look()
+    await desk.pending.look()
     assert desk.queue.settle() == [due]
 
 
 async def test_a_record_that_is_written_here_has_its_files_at_once(desk: Desk) -> None:
     one, other = desk.shelf.put(upload(1)), desk.shelf.put(upload(2))
     desk.shelf.put(upload(3, record_id="b"))
-    await desk.waiting.look()
+    await desk.pending.look()
     for changes in (_written("c"), _written(tenant_id=2), _written(data=None)):
-        desk.waiting.committed(changes)
+        desk.pending.committed(changes)
     assert desk.queue.jobs == []
-    desk.waiting.committed(_written() * 2)
+    desk.pending.committed(_written() * 2)
     assert desk.queue.settle() == [one, other]
 
 
 async def test_a_queue_that_is_full_is_tried_again_at_the_next_look(desk: Desk) -> None:
     due = desk.shelf.put(upload(1), due=True)
     desk.queue.full = True
-    await desk.waiting.look()
+    await desk.pending.look()
     desk.queue.full = False
-    await desk.waiting.look()
+    await desk.pending.look()
     assert desk.queue.settle() == [due]
 
 
 async def test_many_are_looked_at_in_turns_and_all_are_known(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "LOOKED_AT", 2)
+    monkeypatch.setattr(room, "FILES_PER_READ", 2)
     named = [desk.shelf.put(upload(number, record_id=f"r{number}")) for number in range(5)]
     for _ in range(3):
-        await desk.waiting.look()
+        await desk.pending.look()
     for number in range(5):
-        desk.waiting.committed(_written(f"r{number}"))
+        desk.pending.committed(_written(f"r{number}"))
     assert desk.queue.settle() == named
 
 
 async def test_files_of_one_tenant_do_not_keep_anothers_waiting(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "LOOKED_AT", 6)
+    monkeypatch.setattr(room, "FILES_PER_READ", 6)
     monkeypatch.setattr(room, "_KNOWN", 10)
     for number in range(100):
         desk.shelf.put(upload(number, record_id=f"r{number}"))
     due = desk.shelf.put(upload(1, tenant=2), due=True)
     other = desk.shelf.put(upload(2, tenant=2, record_id="b"))
     for _ in range(20):
-        await desk.waiting.look()
+        await desk.pending.look()
         assert desk.queue.settle() == [due]
-    desk.waiting.committed(_written("b", tenant_id=2))
+    desk.pending.committed(_written("b", tenant_id=2))
     assert desk.queue.settle() == [other]
 
 
 async def test_all_tenants_have_their_turn(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "TENANTS", 2)
+    monkeypatch.setattr(room, "TENANTS_PER_READ", 2)
     due = [desk.shelf.put(upload(number, tenant=number), due=True) for number in range(1, 6)]
     seen = []
     for _ in range(3):
-        await desk.waiting.look()
+        await desk.pending.look()
         seen += desk.queue.settle()
     assert seen == due
-    await desk.waiting.look()
+    await desk.pending.look()
     assert desk.queue.settle() == due[:2]
 
 
@@ -191,13 +191,13 @@ async def test_what_is_known_is_bounded_and_what_waits_no_more_is_forgotten(
     monkeypatch.setattr(room, "_KNOWN", 1)
     one = desk.shelf.put(upload(1))
     desk.shelf.put(upload(2))
-    await desk.waiting.look()
-    desk.waiting.committed(_written())
+    await desk.pending.look()
+    desk.pending.committed(_written())
     assert desk.queue.settle() == [one]
-    await desk.waiting.look()
+    await desk.pending.look()
     desk.shelf.files.clear()
-    await desk.waiting.look()
-    desk.waiting.committed(_written())
+    await desk.pending.look()
+    desk.pending.committed(_written())
     assert desk.queue.settle() == []
 
 
@@ -239,7 +239,7 @@ async def test_waiting_files_are_listed_with_whether_their_record_is_there(
     assert await store.tenants(0, 1) == [1]
     assert await store.tenants(1, 10) == [2]
     assert await store.tenants(2, 10) == []
-    found = await store.waiting({1: None, 2: None}, 10)
+    found = await store.pending({1: None, 2: None}, 10)
     assert found == [
         PendingFile(upload(3, record_id="deleted"), due=False),
         PendingFile(upload(1, record_id="there"), due=True),
@@ -248,7 +248,7 @@ async def test_waiting_files_are_listed_with_whether_their_record_is_there(
     ]
     walked = []
     last: dict[int, Upload | None] = {1: None, 2: None}
-    while page := await store.waiting(last, 1):
+    while page := await store.pending(last, 1):
         walked += page
         last |= {one.upload.ref.tenant_id: one.upload for one in page}
     assert sorted(walked, key=found.index) == found
@@ -256,11 +256,11 @@ async def test_waiting_files_are_listed_with_whether_their_record_is_there(
 
 async def test_a_file_is_found_by_its_tenant_alone(database: Database, dsn: str) -> None:
     for number, state in enumerate(
-        ("open", "stored", "attached", "lent", "refused", "cancelled", "expired", "joined", "freed")
+        ("open", "stored", "attached", "retained", "refused", "cancelled", "expired", "concatenated", "freed")
     ):
         keep(dsn, upload(number, state=state))
         found = await PostgresFiles(database).file(1, upload(number).ref.upload_id)
-        assert (found is not None) is (state in ("stored", "attached", "lent"))
+        assert (found is not None) is (state in ("stored", "attached", "retained"))
     assert await PostgresFiles(database).file(2, upload(2).ref.upload_id) is None
     assert await PostgresFiles(database).file(1, "f" * 32) is None
 
@@ -275,13 +275,13 @@ async def test_of_a_duplicate_the_file_in_its_stead_is_found(database: Database,
         upload(4, state="attached", **same | {"file_name": "x"}),
         upload(5, state="attached", tenant=2, **same),
         upload(6, state="duplicate", **same | {"record_id": "c"}),
-        upload(7, state="lent", **same | {"record_id": "d"}),
+        upload(7, state="retained", **same | {"record_id": "d"}),
         upload(8, state="duplicate", **same | {"record_id": "d"}),
     )
     files = PostgresFiles(database)
     assert await files.file(1, upload(2).ref.upload_id) == upload(1, state="attached", **same)
     assert await files.file(1, upload(6).ref.upload_id) is None
-    lent = upload(7, state="lent", **same | {"record_id": "d"})
+    lent = upload(7, state="retained", **same | {"record_id": "d"})
     assert await files.file(1, upload(8).ref.upload_id) == lent
 
 
@@ -306,7 +306,7 @@ async def test_what_waits_is_read_by_its_index(database: Database, dsn: str, gro
         "after": "0",
     }
     for statement, condition in (
-        (_WAITING, "Index Cond: ((tenant_id = w.t) AND (ROW(domain, record_id) >= ROW("),
+        (_PENDING, "Index Cond: ((tenant_id = w.t) AND (ROW(domain, record_id) >= ROW("),
         (_TENANTS, "tenant_id > "),
     ):
         async with database.connection() as session:

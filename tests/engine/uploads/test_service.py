@@ -69,7 +69,7 @@ class Wire:
     def wanted(self, tenant_id: int, upload_id: str, holder: str) -> None:
         """Tell all, the one who asks as well: it has nothing to give back."""
         for process in self._processes if self.up else ():
-            process.holds.wanted(UploadRef(tenant_id, upload_id), holder)
+            process.locks.release_requested(UploadRef(tenant_id, upload_id), holder)
 
     async def run(self, listener: BusListener) -> None:
         """Nothing has to run."""
@@ -86,11 +86,11 @@ class Process:
         self.database = Database(dsn, 2)
         self.blobs = DirectoryBlobs(directory, 2)
         store = PostgresUploads(self.database)
-        self.holds = UploadLocks(store, self.blobs, wire, clock, EXPIRE_S)
+        self.locks = UploadLocks(store, self.blobs, wire, clock, EXPIRE_S)
         finishing = UploadFinisher(store, self.blobs, TYPES, NoRecords(), clock)
         limits = UploadLimits(Quota(10_000_000, 1000, 1000), {}, EXPIRE_S)
         turns = WriteLimiter(lambda: 0, clock)
-        self.receiving = UploadService(store, self.blobs, self.holds, finishing, TYPES, clock, turns, limits)
+        self.receiving = UploadService(store, self.blobs, self.locks, finishing, TYPES, clock, turns, limits)
         self._running = asyncio.create_task(self.receiving.run())
 
     async def end(self) -> None:
@@ -154,7 +154,7 @@ async def begun(process: Process, content: bytes, **described: str) -> Upload:
     fields = {"file_name": "a.txt", "content_type": "text/plain", "domain": "task", "record_id": "r1"}
     sha256 = described.pop("sha256", hashlib.sha256(content).hexdigest())
     about = Described(**(fields | described), sha256=sha256)
-    return await process.receiving.create(SESSION, Creation("whole", len(content), about, ""))
+    return await process.receiving.create(SESSION, Creation("single", len(content), about, ""))
 
 
 @contextmanager
@@ -332,7 +332,7 @@ async def test_a_drain_ends_requests_and_keeps_what_they_brought(site: Site) -> 
     body = Sent(content[:99], "stalls")
     task = asyncio.create_task(first.receiving.append(SESSION, upload.ref.upload_id, Append(0, 400), body))
     await body.stalled.wait()
-    await first.holds.drain()
+    await first.locks.drain()
     with pytest.raises(SyncError):
         await task
     assert (await second.receiving.find(SESSION, upload.ref.upload_id)).offset_bytes == 99
@@ -349,7 +349,7 @@ async def test_what_a_long_request_brought_is_acknowledged_on_its_way(site: Site
     await body.stalled.wait()
     found = await PostgresUploads(second.database).find(upload.ref)
     assert found is not None
-    assert found.held, "the request goes on"
+    assert found.locked, "the request goes on"
     assert 2_000_000 <= found.offset_bytes <= 2_500_000
     body.cut()
     with pytest.raises(SyncError):

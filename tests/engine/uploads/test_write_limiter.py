@@ -106,6 +106,6 @@ def test_a_turn_that_nobody_wants_any_more_is_the_next_ones(cancelled: list[int]
         await asyncio.gather(*tasks, return_exceptions=True)
         assert {*having} >= {*range(31)} - {*cancelled}
         assert site.turns._taken == 0
-        assert not site.turns._waiting
+        assert not site.turns._queue
 
     asyncio.run(run())

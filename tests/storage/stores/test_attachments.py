@@ -97,7 +97,7 @@ async def test_an_uploads_state_is_read_and_moves_with_the_batch(database: Datab
 
 async def test_twins_are_of_one_record_name_and_content(database: Database, dsn: str) -> None:
     same: dict[str, Any] = {"file_name": "gate.jpg", "sha256": "aa"}
-    states = ("open", "stored", "attached", "duplicate", "lent", "cancelled", "freed")
+    states = ("open", "stored", "attached", "duplicate", "retained", "cancelled", "freed")
     others: list[dict[str, Any]] = [
         {"tenant": 2},
         {"domain": "note"},

@@ -11,7 +11,7 @@ import pytest
 
 from engine.runtime.settings import SettingsError
 from engine.uploads import cleanup as upload_cleanup
-from engine.uploads.cleanup import KeptFor, UploadCleanup
+from engine.uploads.cleanup import Retention, UploadCleanup
 from storage.blobs.directory import DirectoryBlobs
 from storage.postgres.partitions import drop_events, ensure_partitions, maintain
 from storage.postgres.pool import Database
@@ -28,7 +28,7 @@ _DAY_US = _DAY_S * 1_000_000
 _NOW_US = 20_000 * _DAY_US
 
 
-_USUAL = KeptFor(90.0 * _DAY_S, 30.0 * _DAY_S)
+_USUAL = Retention(90.0 * _DAY_S, 30.0 * _DAY_S)
 
 
 class Kept:
@@ -39,7 +39,7 @@ class Kept:
         self._store = PostgresCleanup(database)
         self._directory = directory
 
-    async def run(self, kept_for: KeptFor = _USUAL) -> tuple[int, int]:
+    async def run(self, kept_for: Retention = _USUAL) -> tuple[int, int]:
         """Clean up, and count conflicts and rejected items that went."""
         blobs = DirectoryBlobs(self._directory, 1)
         try:
@@ -128,7 +128,7 @@ async def test_conflicts_go_at_their_time_and_open_ones_stay_with_what_they_hold
         f"UPDATE conflict_resolution_log SET client_data = '{{}}', client_changes = '{changes}'",
     )
     recount(kept.dsn)
-    assert await kept.run(KeptFor(90.0 * _DAY_S)) == (4, 0)
+    assert await kept.run(Retention(90.0 * _DAY_S)) == (4, 0)
     kept.check_counted()
     assert kept.left() == {
         "young",
@@ -138,8 +138,8 @@ async def test_conflicts_go_at_their_time_and_open_ones_stay_with_what_they_hold
         "held in settled of late",
         "waits",
     }
-    assert await kept.run(KeptFor(90.0 * _DAY_S)) == (0, 0)
-    assert await kept.run(KeptFor()) == (0, 0)
+    assert await kept.run(Retention(90.0 * _DAY_S)) == (0, 0)
+    assert await kept.run(Retention()) == (0, 0)
 
 
 async def test_rejected_items_go_only_where_that_is_set_and_page_by_page(

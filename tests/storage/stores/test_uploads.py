@@ -12,7 +12,7 @@ import pytest
 
 from engine.model.rows import ReadSet, WriteSet
 from engine.model.uploads import State, Upload, UploadRef
-from engine.uploads.ports import Claim, Created, NewUpload, OffsetUpdate, Quota, Stored
+from engine.uploads.ports import Claim, Created, NewUpload, OffsetUpdate, Quota, StoredFile
 from storage.postgres.pool import Database
 from storage.stores.commit import PostgresStore
 from storage.stores.uploads import PostgresUploads
@@ -37,7 +37,7 @@ def new(tenant_id: int = 1, size_bytes: int | None = 100, **changed: Any) -> Upl
         ref=UploadRef(tenant_id, uuid.uuid4().hex),
         device_id="d1",
         user=None,
-        kind="whole",
+        kind="single",
         file_name='a,"b\\.jpg',
         content_type="image/jpeg",
         domain="task",
@@ -52,7 +52,7 @@ def new(tenant_id: int = 1, size_bytes: int | None = 100, **changed: Any) -> Upl
 
 def part(size_bytes: int = 100, **changed: Any) -> Upload:
     nothing: dict[str, Any] = {"file_name": None, "content_type": None, "domain": None, "record_id": None}
-    return new(size_bytes=size_bytes, kind="part", metadata="", **nothing, **changed)
+    return new(size_bytes=size_bytes, kind="partial", metadata="", **nothing, **changed)
 
 
 def joining(upload: Upload) -> NewUpload:
@@ -71,11 +71,11 @@ async def created(store: PostgresUploads, upload: Upload) -> Upload:
 async def held(store: PostgresUploads, upload: Upload, holder: str = "h1") -> None:
     (claimed,) = await store.claim([Claim(upload.ref, "d1", holder)])
     assert claimed is not None
-    assert claimed.taken
+    assert claimed.acquired
 
 
 async def stored(store: PostgresUploads, ref: UploadRef, content_type: str = "image/jpeg") -> bool:
-    (done,) = await store.store([Stored(ref, "ab" * 32, content_type)])
+    (done,) = await store.mark_stored([StoredFile(ref, "ab" * 32, content_type)])
     return done
 
 
@@ -131,20 +131,22 @@ async def test_one_request_has_an_upload_until_it_gives_it_back(store: PostgresU
     first, second = Claim(upload.ref, "d1", "h1"), Claim(upload.ref, "d1", "h2")
     (claimed,) = await store.claim([first])
     assert claimed is not None
-    assert (claimed.taken, claimed.upload.held, claimed.upload.generation) == (True, True, 0)
+    assert (claimed.acquired, claimed.upload.locked, claimed.upload.generation) == (True, True, 0)
     (again,) = await store.claim([first])  # as when the first answer was lost
     assert again is not None
-    assert again.taken
+    assert again.acquired
     (refused,) = await store.claim([second])
     assert refused is not None
-    assert (refused.taken, refused.upload.lock_expired, refused.upload.held) == (False, False, True)
-    assert await store.advance([advance(upload, 40, "h2")], EXPIRE_S) == [False]
-    assert await store.advance([advance(upload, 40)], EXPIRE_S) == [True]
-    assert await store.advance([advance(upload, 40)], EXPIRE_S) == [True], "running it again tells the same"
+    assert (refused.acquired, refused.upload.lock_expired, refused.upload.locked) == (False, False, True)
+    assert await store.save_offsets([advance(upload, 40, "h2")], EXPIRE_S) == [False]
+    assert await store.save_offsets([advance(upload, 40)], EXPIRE_S) == [True]
+    assert await store.save_offsets([advance(upload, 40)], EXPIRE_S) == [True], (
+        "running it again tells the same"
+    )
     (claimed,) = await store.claim([second])
     assert claimed is not None
-    assert (claimed.taken, claimed.upload.offset_bytes) == (True, 40)
-    assert await store.advance([advance(upload, 50)], EXPIRE_S) == [False]
+    assert (claimed.acquired, claimed.upload.offset_bytes) == (True, 40)
+    assert await store.save_offsets([advance(upload, 50)], EXPIRE_S) == [False]
 
 
 async def test_what_another_device_or_tenant_claims_is_shown_but_not_given(store: PostgresUploads) -> None:
@@ -153,10 +155,10 @@ async def test_what_another_device_or_tenant_claims_is_shown_but_not_given(store
     mine = await created(store, new())
     found = await store.claim([stranger, elsewhere, Claim(mine.ref, "d1", "h3")])
     assert found[0] is not None
-    assert not found[0].taken
+    assert not found[0].acquired
     assert found[1] is None
     assert found[2] is not None
-    assert found[2].taken
+    assert found[2].acquired
 
 
 async def test_an_upload_that_was_let_lapse_is_seized_and_its_holder_is_heard_no_more(
@@ -167,12 +169,12 @@ async def test_an_upload_that_was_let_lapse_is_seized_and_its_holder_is_heard_no
     execute(dsn, "UPDATE upload_session SET held_until = now() - interval '1 second'")
     (claimed,) = await store.claim([Claim(upload.ref, "d1", "h2")])
     assert claimed is not None
-    assert (claimed.taken, claimed.upload.lock_expired) == (False, True)
+    assert (claimed.acquired, claimed.upload.lock_expired) == (False, True)
     for _ in range(2):  # the second as when the first answer was lost
         seized = await store.steal(Claim(upload.ref, "d1", "h2"))
         assert seized is not None
         assert seized.generation == 1
-    assert await store.advance([advance(upload, 10)], EXPIRE_S) == [False]
+    assert await store.save_offsets([advance(upload, 10)], EXPIRE_S) == [False]
     assert not await store.discard(upload.ref, "h1", "refused")
     assert await store.steal(Claim(upload.ref, "d2", "h3")) is None
 
@@ -181,14 +183,14 @@ async def test_a_stored_upload_gives_back_what_it_did_not_need(store: PostgresUp
     upload = await created(store, new(size_bytes=None, reserved_bytes=500))
     await held(store, upload)
     last = OffsetUpdate(upload.ref, "h1", 120, 120, ("p1", "p2"), release=False)
-    assert await store.advance([last], EXPIRE_S) == [True]
+    assert await store.save_offsets([last], EXPIRE_S) == [True]
     assert reserved(dsn) == 500
     for _ in range(2):
         assert await stored(store, upload.ref, "image/png")
     found = await store.find(upload.ref)
     assert found is not None
     assert (found.state, found.sha256, found.content_type) == ("stored", "ab" * 32, "image/png")
-    assert (found.held, found.pieces, found.reserved_bytes) == (False, (), 120)
+    assert (found.locked, found.pieces, found.reserved_bytes) == (False, (), 120)
     assert reserved(dsn) == 120
 
 
@@ -198,22 +200,22 @@ async def test_parts_are_spent_once_and_what_they_reserved_goes_with_them(
     parts = [await created(store, part(n)) for n in (100, 200)]
     for one in parts:
         await held(store, one)
-        assert await store.advance([advance(one, one.reserved_bytes)], EXPIRE_S) == [True]
+        assert await store.save_offsets([advance(one, one.reserved_bytes)], EXPIRE_S) == [True]
     ids = tuple(one.ref.upload_id for one in parts)
-    whole = new(size_bytes=300, kind="joined", offset_bytes=300, parts=ids)
+    whole = new(size_bytes=300, kind="final", offset_bytes=300, parts=ids)
     for _ in range(2):  # the second as when the outcome of the first was not known
         assert await store.concatenate(joining(whole), EXPIRE_S) == "created"
     assert reserved(dsn) == 300
     for spent in (ids, (ids[0], ids[0]), (uuid.uuid4().hex,)):
-        other = new(size_bytes=300, kind="joined", offset_bytes=300, parts=spent)
-        assert await store.concatenate(joining(other), EXPIRE_S) == "spent"
+        other = new(size_bytes=300, kind="final", offset_bytes=300, parts=spent)
+        assert await store.concatenate(joining(other), EXPIRE_S) == "part_used"
         assert await store.find(other.ref) is None
     await held(store, whole)
     assert await stored(store, whole.ref)
     for one in parts:
         found = await store.find(one.ref)
         assert found is not None
-        assert (found.state, found.final_id) == ("joined", whole.ref.upload_id)
+        assert (found.state, found.final_id) == ("concatenated", whole.ref.upload_id)
     assert reserved(dsn) == 300
 
 
@@ -223,18 +225,18 @@ async def test_an_upload_ends_once_with_its_parts_and_frees_what_it_reserved(
     kept = await created(store, new(record_id="r9"))
     one = await created(store, part())
     await held(store, one)
-    assert await store.advance([advance(one, 100)], EXPIRE_S) == [True]
-    whole = new(kind="joined", offset_bytes=100, parts=(one.ref.upload_id,))
+    assert await store.save_offsets([advance(one, 100)], EXPIRE_S) == [True]
+    whole = new(kind="final", offset_bytes=100, parts=(one.ref.upload_id,))
     assert await store.concatenate(joining(whole), EXPIRE_S) == "created"
     (claimed,) = await store.claim([Claim(one.ref, "d1", "h2")])
     assert claimed is not None
-    assert not claimed.taken, "its bytes are another upload's"
+    assert not claimed.acquired, "its bytes are another upload's"
     assert await store.steal(Claim(one.ref, "d1", "h2")) is None
     assert not await store.discard(one.ref, None, "cancelled")
     assert not await store.discard(UploadRef(2, whole.ref.upload_id), None, "cancelled")
     for _ in range(2):  # the second as when the outcome of the first was not known
         assert await store.discard(whole.ref, None, "cancelled")
-    assert not await store.discard(whole.ref, None, "expired")
+    assert not await store.discard(whole.ref, None, "refused")
     states = [found.state for ref in (whole.ref, one.ref) if (found := await store.find(ref))]
     assert states == ["cancelled", "cancelled"]
     assert reserved(dsn) == kept.reserved_bytes
@@ -244,14 +246,14 @@ async def test_a_file_that_leaves_gives_back_what_it_reserved_once(store: Postgr
     uploads = [await created(store, new(size_bytes=size)) for size in (100, 200, 300)]
     for one in uploads:
         await held(store, one)
-        assert await store.advance([advance(one, one.reserved_bytes, release=False)], EXPIRE_S) == [True]
+        assert await store.save_offsets([advance(one, one.reserved_bytes, release=False)], EXPIRE_S) == [True]
         assert await stored(store, one.ref)
     database = Database(dsn, 1)
     commits = PostgresStore(database, 24)
     first, second, third = (one.ref for one in uploads)
     moves: list[list[tuple[UploadRef, State]]] = [
         [(first, "attached"), (second, "duplicate")],
-        [(first, "lent")],
+        [(first, "retained")],
         [(first, "freed"), (second, "freed")],
         [(third, "attached")],
     ]
@@ -276,8 +278,8 @@ async def test_a_record_has_no_more_files_than_it_may_when_many_come_at_once(
     assert sorted(outcomes) == [["created"]] * 3 + [["record_full"]] * 5
     one = await created(store, part(10))
     await held(store, one)
-    assert await store.advance([advance(one, 10)], EXPIRE_S) == [True]
-    whole = new(size_bytes=10, kind="joined", offset_bytes=10, parts=(one.ref.upload_id,))
+    assert await store.save_offsets([advance(one, 10)], EXPIRE_S) == [True]
+    whole = new(size_bytes=10, kind="final", offset_bytes=10, parts=(one.ref.upload_id,))
     assert await store.concatenate(joining(whole), EXPIRE_S) == "record_full"
     assert reserved(dsn) == 40
 
@@ -286,15 +288,15 @@ async def test_what_comes_late_moves_nothing_back_and_holds_nothing(store: Postg
     upload = await created(store, new())
     await held(store, upload)
     late = advance(upload, 10, release=False)
-    assert await store.advance([advance(upload, 90)], EXPIRE_S) == [True]
+    assert await store.save_offsets([advance(upload, 90)], EXPIRE_S) == [True]
     for one in (late, advance(upload, 90, release=False), advance(upload, 10)):
-        assert await store.advance([one], EXPIRE_S) == [False]
+        assert await store.save_offsets([one], EXPIRE_S) == [False]
     found = await store.find(upload.ref)
     assert found is not None
-    assert (found.offset_bytes, found.held) == (90, False)
+    assert (found.offset_bytes, found.locked) == (90, False)
 
 
 async def test_of_two_who_want_an_upload_at_once_one_is_given_it(store: PostgresUploads) -> None:
     upload = await created(store, new())
     claims = await store.claim([Claim(upload.ref, "d1", "h1"), Claim(upload.ref, "d1", "h2")])
-    assert sorted(claimed.taken for claimed in claims if claimed) == [False, True]
+    assert sorted(claimed.acquired for claimed in claims if claimed) == [False, True]

@@ -25,6 +25,7 @@ from bench.overload.scenario import overload
 from bench.report.html import html_of
 from bench.report.results import Report, as_json
 from bench.report.text import text_of
+from bench.scenarios.comparison import compare
 from bench.scenarios.concurrent import concurrent
 from bench.scenarios.high_volume import high_volume
 from bench.scenarios.limits import limits
@@ -112,6 +113,15 @@ def _worker_count(_: click.Context, __: click.Parameter, value: str | None) -> i
     "--before", metavar="COMMIT|FILE",
     help="abuse beside a server of that commit, or beside what a report of --json has of one.",
 )  # fmt: skip
+@click.option(
+    "--compare", metavar="COMMIT|FILE",
+    help="In place of a scenario, this version beside that commit, by turns, or beside what a report of"
+    " --json has of an earlier comparison: throughput, CPU of a sync and p95. 10 rounds.",
+)  # fmt: skip
+@click.option(
+    "--margin", type=click.FloatRange(0, 1), default=0.03, show_default=True, metavar="PART",
+    help="The part by which --compare lets this version cost more.",
+)  # fmt: skip
 @click.option("--through-nginx", is_flag=True, help="abuse with nginx and the site of run.py nginx in front.")
 @click.option("--saturate", is_flag=True, help="concurrent as a closed loop: as many syncs as are taken.")
 @click.option(
@@ -173,7 +183,8 @@ def bench(
             names.remove("faults")  # it does harm to services of its own
         if "uploads" in names:
             check_node()
-        reports = [asyncio.run(_interruptible(SCENARIOS[name](options))) for name in names]
+        chosen = [SCENARIOS[name] for name in names] if options.compare is None else [compare]
+        reports = [asyncio.run(_interruptible(one(options))) for one in chosen]
     except (BenchError, EmbeddedError, SettingsError, StoreError) as error:
         raise click.ClickException(str(error)) from None
     except asyncio.CancelledError:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import subprocess
 import sys
-import tomllib
 from asyncio.subprocess import PIPE
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -21,15 +19,12 @@ from bench.harness.child import ROOT
 from bench.harness.environment import BenchError, Environment
 from bench.harness.load_run import Target
 from bench.harness.nginx import Nginx, certify, nginx_program, printed
-from bench.harness.server import end, free_ports, started, variables
+from bench.harness.product import HERE, Version, checked_out, variables
+from bench.harness.server import Server, end, free_ports
 from bench.harness.stage import Options, remote
-from compose.configuration import VARIABLE
 from storage.postgres.blocking import connected
 
-#: How long a command of another version may take.
-_COMMAND_S: Final = 60.0
 _STOP_S: Final = 5.0
-_MIGRATE: Final = "import sys; from storage.postgres.migrate import migrate; migrate(sys.argv[1])"
 _CUT: Final = (
     "import sys; from datetime import datetime as d, timezone as z;"
     "from storage.postgres.partitions import ensure_partitions; print(flush=True); sys.stdin.readline();"
@@ -95,13 +90,12 @@ class Site(msgspec.Struct):
 class Worker:
     """A server of our own, started anew for each attack, and where it is busy with what one left."""
 
-    def __init__(self, root: Path, port: int, environment: Mapping[str, str], *, before: bool) -> None:
-        self._root = root
-        self._config = root / "config.toml" if before else None
+    def __init__(self, version: Version, port: int, environment: Mapping[str, str]) -> None:
+        self._version = version
         self._port = port
         self._environment = environment
         self._bounds: Mapping[str, str] = {}
-        self._running = AsyncExitStack()
+        self._server: Server | None = None
         self.logged: Counter[str] = Counter()
 
     async def __aenter__(self) -> Self:
@@ -114,7 +108,10 @@ class Worker:
 
     async def stop(self) -> None:
         """Stop the server if it runs."""
-        await self._running.aclose()
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop()
+            self.logged.update(server.logged)
 
     async def renew(self, bounds: Mapping[str, int] | None = None) -> None:
         """Stop the server and start it anew, with other bounds of tenants where they are given."""
@@ -123,12 +120,8 @@ class Worker:
             self._bounds = {
                 f"TIDEMARK__TENANT_LIMITS__{name.upper()}": str(bound) for name, bound in bounds.items()
             }
-        command = [str(self._root / "run.py"), "serve", "--port", str(self._port), "--workers", "1"]
-        environment = {**self._environment, **self._bounds}
-        if self._config is not None:  # which may know of no bounds
-            environment = known(self._config, environment)
-        server = await self._running.enter_async_context(started(command, environment, root=self._root))
-        self._running.callback(lambda: self.logged.update(server.logged))
+        self._server = self._version.server({**self._environment, **self._bounds}, port=self._port)
+        await self._server.start()
 
 
 @asynccontextmanager
@@ -142,10 +135,8 @@ async def site_of(
     name = "product" if commit is None else "before"
     home = environment.home / name
     home.mkdir()
-    root = ROOT if commit is None else await asyncio.to_thread(_checked_out, commit, home / "tree")
-    dsn = environment.database(name, migrated=commit is None)
-    if commit is not None:
-        await _python(root, _MIGRATE, dsn)
+    version = HERE if commit is None else await asyncio.to_thread(checked_out, commit, home / "tree")
+    root, dsn = version.root, await version.database(environment, name)
     secret = secrets.token_urlsafe(48)
     port = free_ports(2)
     target = Target(port=port, secret=secret, tenants=[tenant], audience=options.settings.auth.audience)
@@ -153,10 +144,9 @@ async def site_of(
     # The limits of a server as it is delivered are part of what is measured.
     chosen = {name: value for name, value in given.items() if "__LIMITS__" not in name}
     chosen |= {"TIDEMARK__SERVER__DRAIN_S": "1", "TIDEMARK__DATA__DIR": str(home)}
-    if commit is not None:
-        chosen = known(root / "config.toml", chosen)  # for the site of nginx, too
+    chosen = version.known(chosen)  # for the site of nginx, too
     async with AsyncExitStack() as stack:
-        worker = Worker(root, port, chosen, before=commit is not None)
+        worker = Worker(version, port, chosen)
         await stack.enter_async_context(worker)
         site = Site(
             target, target, dsn, root, commit is not None, redis_url=environment.redis_url, worker=worker
@@ -190,35 +180,3 @@ async def _nginx(
         yield
     finally:
         await nginx.stop()
-
-
-def known(config: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """Leave out what a version's ``config.toml`` does not have: it refuses settings that it does not know."""
-    sections = tomllib.loads(config.read_text("utf-8"))
-    known = {f"TIDEMARK__{section}__{name}".upper() for section in sections for name in sections[section]}
-    return {name: value for name, value in environment.items() if name in known} | {VARIABLE: str(config)}
-
-
-def _checked_out(commit: str, tree: Path) -> Path:
-    """Write the files of a commit into a directory. Raises BenchError."""
-    tree.mkdir()
-    archive = subprocess.run(
-        ["/usr/bin/env", "git", "archive", "--format=tar", commit], cwd=ROOT, capture_output=True, check=False
-    )
-    if archive.returncode:
-        raise BenchError(f"--before {commit}: {archive.stderr.decode().strip()}")
-    subprocess.run(["/usr/bin/env", "tar", "-x", "-C", str(tree)], input=archive.stdout, check=True)
-    return tree
-
-
-async def _python(root: Path, code: str, *arguments: str) -> None:
-    """Run a few lines in a version's directory, so that they import its modules. Raises BenchError."""
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, *arguments, cwd=root)
-    try:
-        async with asyncio.timeout(_COMMAND_S):
-            status = await process.wait()
-    except TimeoutError:
-        await end(process, 1.0)
-        raise BenchError(f"a command in {root} does not end after {_COMMAND_S:.0f} s") from None
-    if status:
-        raise BenchError(f"a command in {root} failed: its last words are above")

@@ -14,7 +14,7 @@ from typing import Final
 
 from bench.harness.child import ROOT
 from bench.harness.environment import BenchError
-from bench.harness.server import Server, started
+from bench.harness.server import Server
 
 _SOURCES: Final = ROOT / "bench" / "baselines" / "node"
 _PATIENCE_S: Final = 180.0
@@ -52,7 +52,7 @@ async def install(place: Path) -> None:
 async def limit_tus(place: Path, files: str) -> AsyncIterator[Server]:
     """Run it where it is installed. Raises BenchError."""
     command = [str(place / "server.mjs"), files]
-    async with started(command, {"NODE_ENV": "production"}, program=_program("node")) as server:
+    async with Server(command, {"NODE_ENV": "production"}, program=_program("node")) as server:
         yield server
 
 

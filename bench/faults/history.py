@@ -134,6 +134,10 @@ class History:
         """Give the time of an event that happens now."""
         return round(time.monotonic() - self._began_s, 4)
 
+    def logged(self, entry: dict[str, Any]) -> None:
+        """Note a warning of the server."""
+        self.events.append(Logged(at_s=self.now_s(), entry=entry))
+
     def write(self, path: Path) -> None:
         """Write it as lines of JSON. Raises OSError."""
         path.write_bytes(encoded(self.events))

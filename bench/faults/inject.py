@@ -13,8 +13,8 @@ from typing import Final
 import msgspec
 
 from bench.faults.proxy import Line
-from bench.faults.server import Workers
 from bench.harness.clusters import Cluster
+from bench.harness.server import Server
 from storage.embedded.servers import servers
 from storage.postgres.blocking import connected
 
@@ -23,7 +23,6 @@ _FROZEN_S: Final = (0.5, 4.0)
 _AWAY_S: Final = (0.1, 1.5)
 _CUTTING_S: Final = 1.5
 _CUT: Final = 0.15
-_RENEWAL_S: Final = 120.0
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -32,7 +31,7 @@ class Site(msgspec.Struct, frozen=True):
     home: Path
     postgres: Cluster
     dsn: str
-    server: Workers
+    server: Server
     lines: list[Line]
     random: Random
 
@@ -87,11 +86,7 @@ async def crash_postgres(site: Site) -> None:
 
 async def renew_workers(site: Site) -> None:
     """Have the supervisor put a new worker in the place of each."""
-    site.server.renewed.clear()
-    site.server.signal(signal.SIGHUP)
-    async with asyncio.timeout(_RENEWAL_S):
-        await site.server.renewed.wait()
-    await site.server.ready()
+    await site.server.renew()
 
 
 async def cut_lines(site: Site) -> None:

@@ -21,7 +21,6 @@ from bench.faults.device import Changes, Device, Way
 from bench.faults.history import Answered, Closed, Event, Fault, History, Refused
 from bench.faults.inject import FAULTS, Site
 from bench.faults.proxy import bad_line
-from bench.faults.server import Workers, workers
 from bench.faults.tables import read_tables
 from bench.faults.workload import POLICIES
 from bench.harness.administer import administer
@@ -30,6 +29,8 @@ from bench.harness.child import progress
 from bench.harness.clusters import Cluster
 from bench.harness.environment import BenchError, Environment, fresh_on_tcp
 from bench.harness.load_run import Target
+from bench.harness.product import product
+from bench.harness.server import Server
 from bench.harness.stage import Options, add_tenants
 from bench.report.results import Figure, Report
 from engine.model.domains import DomainPolicy, Domains
@@ -37,6 +38,7 @@ from storage.postgres.pool import Database
 from storage.stores.policies import PostgresPolicies
 
 ROUNDS: Final = 50
+WORKERS: Final = 2
 DEVICES: Final = 40
 TENANTS: Final = ("fault-a", "fault-b", "fault-c", "fault-d")
 PER_S: Final = 2.0
@@ -110,7 +112,7 @@ class _Run:
         report: Report,
     ) -> None:
         self._options = options
-        self._ground = environment
+        self._environment = environment
         self._postgres = postgres
         self._dsn = dsn
         self._history = history
@@ -124,9 +126,11 @@ class _Run:
         secret = secrets.token_urlsafe(48)
         async with AsyncExitStack() as stack:
             config = self._options.config
-            server = await stack.enter_async_context(
-                workers(self._ground, self._dsn, secret, config, self._history)
+            server = product(
+                *(self._environment, self._dsn, secret, config, WORKERS), on_warning=self._history.logged
             )
+            await stack.enter_async_context(server)
+            await server.ready()
             lines = [
                 await stack.enter_async_context(
                     bad_line("127.0.0.1", server.port, Random(f"{self._options.seed} line {index}"))
@@ -143,7 +147,7 @@ class _Run:
             self._devices = self._made(target, ways)
             group = await stack.enter_async_context(asyncio.TaskGroup())
             running = [group.create_task(device.run()) for device in self._devices]
-            site = Site(self._ground.home, self._postgres, self._dsn, server, lines, self._random)
+            site = Site(self._environment.home, self._postgres, self._dsn, server, lines, self._random)
             try:
                 await asyncio.sleep(CALM_S[1])
                 names = order(self._random, count)
@@ -232,7 +236,7 @@ class _Run:
         return Audit(items, len(tables.records), len(TENANTS), len(found), found[:_NAMED])
 
 
-def _ways(server: Workers, line_ports: list[int]) -> list[Way]:
+def _ways(server: Server, line_ports: list[int]) -> list[Way]:
     """Say which way each device goes, in turn."""
 
     def to(port: int) -> Way:

@@ -26,10 +26,10 @@ from typing import Any, Final
 import msgspec
 from aiohttp import ClientSession, ClientWebSocketResponse
 
-from bench.faults.history import History
-from bench.faults.server import Workers, workers
 from bench.harness.environment import BenchError, Environment, fresh, read_settings
 from bench.harness.load_run import Target
+from bench.harness.product import product
+from bench.harness.server import Server
 from bench.harness.stage import add_tenants
 from engine.model.domains import DomainPolicy, Domains
 from storage.embedded.servers import servers
@@ -72,7 +72,7 @@ class _Device:
 
 
 class _Stage:
-    def __init__(self, server: Workers, target: Target, session: ClientSession) -> None:
+    def __init__(self, server: Server, target: Target, session: ClientSession) -> None:
         self.server = server
         self._target = target
         self._session = session
@@ -146,9 +146,10 @@ async def measure(config: Path | None, data_dir: str | None, times: int, seed: i
         secret = secrets.token_urlsafe(48)
         async with (
             command_database(dsn) as database,
-            workers(environment, dsn, secret, config, History()) as server,
+            product(environment, dsn, secret, config, 2) as server,
             ClientSession() as session,
         ):
+            await server.ready()
             policies = PostgresPolicies(database, Domains(settings.domains).default_policies)
             target = Target(
                 port=server.port, secret=secret, tenants=[TENANT], audience=settings.auth.audience

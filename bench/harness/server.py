@@ -4,84 +4,214 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import random
 import signal
 import socket
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Self
 
 import msgspec
+import psutil
+from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from bench.harness.child import ROOT
-from bench.harness.environment import BenchError, Environment
-from compose.configuration import DEFAULTS, VARIABLE
+from bench.harness.environment import BenchError
 
 _START_S: Final = 60.0
-_STOP_S: Final = 40.0
+_STOP_S: Final = 60.0
+_LOOK_S: Final = 0.02
+_LINE_BYTES: Final = 1 << 20
 #: Where ports for several workers are looked for: below those that the system gives to clients.
 _PORTS: Final = range(20_000, 32_000)
 _TRIES: Final = 100
 
-#: What a benchmark lifts in the server that it starts: one device, and one tenant, may send as much as the
-#: server can take, and may be silent for as long as a slow schedule leaves it.
-LIFTED: Final[Mapping[str, str]] = {
-    "TIDEMARK__LIMITS__MESSAGES_PER_MINUTE": "1000000000",
-    "TIDEMARK__LIMITS__TENANT_MESSAGES_PER_MINUTE": "1000000000",
-    "TIDEMARK__SERVER__IDLE_S": "86400",
-    "TIDEMARK__LOG__FORMAT": "json",
-}
 
+class Server:
+    """A server that writes JSON lines to stdout, one of the event ``listening`` from each worker.
 
-class Server(msgspec.Struct):
-    """A server that listens on loopback. ``logged`` counts its events of level warning and above.
+    ``logged`` counts its events of level warning and above, which ``on_warning`` is called with. ``workers``
+    are the processes of several workers by their numbers; worker n listens on ``port`` + n, too. ``pid`` is
+    the worker's if there is one, else the supervisor's.
 
-    ``pid`` is the worker's where there is one, else the supervisor's. ``workers`` are the processes of
-    several workers by their numbers; worker n listens on ``port`` + n, too.
+    Args:
+        command: The arguments of the program.
+        variables: What the environment has besides that of this process.
+        workers: How many there are.
+        program: What to run.
+        root: The directory of the version to run.
+        on_warning: Called with each log entry of level warning and above.
     """
 
-    pid: int
-    port: int
-    logged: Counter[str]
-    workers: dict[int, int] = {}
+    def __init__(
+        self,
+        command: Sequence[str],
+        variables: Mapping[str, str],
+        workers: int = 1,
+        *,
+        program: str = sys.executable,
+        root: Path = ROOT,
+        on_warning: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> None:
+        self._command = (program, *command)
+        self.environment = {**os.environ, **variables}
+        self._count = workers
+        self._root = root
+        self._on_warning = on_warning
+        self._process: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._renewed = asyncio.Event()
+        self.pid = 0
+        self.port = 0
+        self.logged: Counter[str] = Counter()
+        self.workers: dict[int, int] = {}
+
+    async def __aenter__(self) -> Self:
+        """Start. Raises BenchError."""
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop the server if it runs."""
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start, and wait until every worker listens. Raises BenchError."""
+        self._listening = asyncio.get_running_loop().create_future()
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command,
+            cwd=self._root,
+            env=self.environment,
+            stdout=asyncio.subprocess.PIPE,
+            limit=_LINE_BYTES,
+        )
+        self.pid = self._process.pid
+        self._reading = asyncio.create_task(self._read(self._process))
+        try:
+            async with asyncio.timeout(_START_S):
+                self.port = await self._listening
+        except TimeoutError:
+            raise BenchError(f"{' '.join(self._command)} does not listen after {_START_S:.0f} s") from None
+
+    async def stop(self) -> None:
+        """Have it drain, and wait for its end. Workers whose supervisor was killed notice, and end."""
+        if self._process is not None and self._reading is not None:
+            await end(self._process, _STOP_S)
+            await self._reading
+
+    async def kill(self) -> None:
+        """Kill all its processes at once, the one that would start workers again first."""
+        workers = psutil.Process(self.running.pid).children(recursive=True)
+        self.running.kill()
+        for worker in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
+        await self.stop()
+
+    async def renew(self) -> None:
+        """Have every worker replaced, one by one, and wait for the last. Raises BenchError."""
+        self._renewed.clear()
+        self.running.send_signal(signal.SIGHUP)
+        try:
+            async with asyncio.timeout(self._count * _START_S):
+                await self._renewed.wait()
+        except TimeoutError:
+            raise BenchError("the workers were not renewed") from None
+        await self.ready()
+
+    async def ready(self) -> None:
+        """Wait until every worker lets devices in. Raises TimeoutError, BenchError."""
+        async with asyncio.timeout(_START_S), ClientSession(timeout=ClientTimeout(total=2)) as session:
+            for port in self.own_ports:
+                while not await _is_ready(session, port):
+                    if not self.alive:
+                        raise BenchError("the server ended: its last words are above")
+                    await asyncio.sleep(_LOOK_S)
+
+    @property
+    def running(self) -> asyncio.subprocess.Process:
+        """The process of the server, or of its supervisor."""
+        assert self._process is not None
+        return self._process
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server, or its supervisor, lives."""
+        return self.running.returncode is None
 
     @property
     def ports(self) -> list[int]:
-        """The ports that workers have to themselves; none where there is one worker."""
-        return [self.port + worker for worker in sorted(self.workers)]
+        """The ports that workers have to themselves, none if there is one worker."""
+        return [] if self._count == 1 else [self.port + number for number in range(1, self._count + 1)]
+
+    @property
+    def own_ports(self) -> list[int]:
+        """The port of each worker alone, which is the server's if there is one worker."""
+        return self.ports or [self.port]
+
+    def pids(self) -> list[int]:
+        """Return the workers' processes, the oldest first; a single process is the server itself."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found = psutil.Process(self.running.pid).children()
+            return [child.pid for child in sorted(found, key=lambda child: child.create_time())]
+        return []
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        """Read the log until it ends."""
+        assert process.stdout is not None
+        left = self._count
+        async for line in process.stdout:
+            try:
+                entry: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
+            except msgspec.DecodeError:
+                continue  # a worker that is killed while it writes leaves half a line
+            event = entry["event"]
+            if event == "worker_started" and self._count > 1:
+                self.workers[entry["worker"]] = entry["pid"]
+            elif event == "worker_started":
+                self.pid = entry["pid"]
+            elif event == "workers_renewed":
+                self._renewed.set()
+            elif event == "listening":
+                left -= 1
+                if not left:
+                    self._listening.set_result(entry["port"])
+            if entry.get("level") in {"warning", "error", "critical"}:
+                self.logged[event] += 1
+                self._on_warning(entry)
+        if not self._listening.done():
+            self._listening.set_exception(
+                BenchError("the server ended before it listened: its last words are above")
+            )
 
 
-@asynccontextmanager
-async def product(
-    environment: Environment, dsn: str, secret: str, config: Path | None = None, workers: int = 1
-) -> AsyncIterator[Server]:
-    """Run the product on a database of ``environment``. Raises BenchError."""
-    port = 0 if workers == 1 else free_ports(workers + 1)
-    command = [str(ROOT / "run.py"), "serve", "--port", str(port), "--workers", str(workers)]
-    async with started(command, variables(environment, dsn, secret, config), workers) as server:
-        yield server
+async def _is_ready(session: ClientSession, port: int) -> bool:
+    try:
+        async with session.get(f"http://127.0.0.1:{port}/readyz") as response:
+            return response.status == 200
+    except (ClientError, OSError, TimeoutError):
+        return False
 
 
-def variables(environment: Environment, dsn: str, secret: str, config: Path | None) -> dict[str, str]:
-    """Return the environment of a server on ``environment``, whatever services the settings name."""
-    return {
-        **LIFTED,
-        # Without one it would take the settings of this machine, which are of another server.
-        VARIABLE: str(config or os.environ.get(VARIABLE) or DEFAULTS),
-        "TIDEMARK__POSTGRES__DSN": dsn,
-        "TIDEMARK__POSTGRES__DSN_FILE": "",
-        "TIDEMARK__REDIS__URL": environment.redis_url,
-        "TIDEMARK__REDIS__URL_FILE": "",
-        "TIDEMARK__AUTH__SECRET": secret,
-        "TIDEMARK__AUTH__SECRET_FILE": "",
-        "TIDEMARK__AUTH__KEY_FILE": "",
-        "TIDEMARK__DATA__DIR": str(environment.home),
-    }
+async def end(process: asyncio.subprocess.Process, patience_s: float) -> None:
+    """Tell a process to stop, and kill one that takes longer."""
+    if process.returncode is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        async with asyncio.timeout(patience_s):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
 
 
 #: Not seeded: processes of the tests that start from one seed would all try the same ports at the same time.
@@ -99,71 +229,3 @@ def free_ports(count: int) -> int:
     raise BenchError(
         f"no {count} free ports in a row on 127.0.0.1: end other servers, or give fewer --workers"
     )
-
-
-@asynccontextmanager
-async def started(
-    command: list[str],
-    variables: Mapping[str, str],
-    workers: int = 1,
-    program: str = sys.executable,
-    root: Path = ROOT,
-) -> AsyncIterator[Server]:
-    """Run a program that says ``listening`` with its port in a line of JSON, as each worker does.
-
-    ``root`` is where it runs.
-
-    Raises BenchError.
-    """
-    process = await asyncio.create_subprocess_exec(
-        program,
-        *command,
-        cwd=root,
-        env={**os.environ, **variables},
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    server = Server(process.pid, 0, Counter())
-    reader = asyncio.create_task(_read(process.stdout, server, listening, workers))
-    try:
-        async with asyncio.timeout(_START_S):
-            server.port = await listening
-        yield server
-    except TimeoutError:
-        raise BenchError(f"{' '.join(command)} does not listen after {_START_S:.0f} s") from None
-    finally:
-        await end(process, _STOP_S)
-        await reader
-
-
-async def end(process: asyncio.subprocess.Process, patience_s: float) -> None:
-    """Tell a process to stop, and kill one that takes longer."""
-    if process.returncode is None:
-        process.send_signal(signal.SIGTERM)
-    try:
-        async with asyncio.timeout(patience_s):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-
-
-async def _read(
-    lines: asyncio.StreamReader, server: Server, listening: asyncio.Future[int], workers: int
-) -> None:
-    left = workers
-    async for line in lines:
-        entry = json.loads(line)
-        if entry["event"] == "worker_started" and workers > 1:
-            server.workers[entry["worker"]] = entry["pid"]
-        elif entry["event"] == "worker_started":
-            server.pid = entry["pid"]
-        if entry["event"] == "listening":
-            left -= 1
-            if not left:
-                listening.set_result(entry["port"])
-        if entry.get("level") in ("warning", "error", "critical"):
-            server.logged[entry["event"]] += 1
-    if not listening.done():
-        listening.set_exception(BenchError("the server ended before it listened: its last words are above"))

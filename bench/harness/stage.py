@@ -15,7 +15,8 @@ from bench.harness.administer import administer
 from bench.harness.child import progress
 from bench.harness.environment import BenchError, Environment, deployed, secret_of
 from bench.harness.load_run import Target
-from bench.harness.server import Server, product, started
+from bench.harness.product import HERE, Version, product
+from bench.harness.server import Server
 from engine.runtime.settings import Settings
 from storage.postgres.blocking import connected
 from storage.postgres.places import place_of
@@ -49,6 +50,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     attacks: tuple[str, ...] = ()
     before: str | None = None
     through_nginx: bool = False
+    compare: str | None = None
+    margin: float = 0.03
 
     @property
     def tenant_names(self) -> list[str]:
@@ -77,11 +80,11 @@ async def product_stage(
 
 @asynccontextmanager
 async def serving(
-    environment: Environment, options: Options, dsn: str, workers: int = 1
+    environment: Environment, options: Options, dsn: str, workers: int = 1, version: Version = HERE
 ) -> AsyncIterator[Stage]:
     """Run the product on a database that is ready. Raises BenchError."""
     secret = secrets.token_urlsafe(48)
-    async with product(environment, dsn, secret, options.config, workers) as server:
+    async with product(environment, dsn, secret, options.config, workers, version) as server:
         watched = {"server": server.pid, "postgres": environment.postgres_pid}
         target = Target(
             port=server.port,
@@ -122,7 +125,7 @@ async def bare_stage(
     environment: Environment, options: Options, module: str, *arguments: str
 ) -> AsyncIterator[Target]:
     """Run one of the bare servers. Raises BenchError."""
-    async with started(["-m", module, *arguments], {}) as server:
+    async with Server(["-m", module, *arguments], {}) as server:
         watched = {"server": server.pid, "postgres": environment.postgres_pid}
         yield Target(
             port=server.port, secret=secrets.token_urlsafe(48), tenants=options.tenant_names, watched=watched

@@ -24,10 +24,11 @@ import msgspec
 from bench.harness.child import ROOT
 from bench.harness.environment import BenchError, Environment, fresh, read_settings
 from bench.harness.nginx import Nginx, certify, nginx_program, printed, trusting
+from bench.harness.product import HERE, variables
+from bench.harness.server import Server, free_ports
 from bench.harness.stage import add_tenants
 from bench.report.tables import table
 from bench.tools.behind_nginx_heads import Head, largest_heads
-from bench.tools.behind_nginx_server import Serving
 from bench.tools.fleet import TENANT, Member, Other, Signer, Way
 from engine.runtime.settings import Settings, SettingsError
 from storage.embedded.servers import EmbeddedError
@@ -39,6 +40,7 @@ FAULTS: Final[dict[Fault, str]] = {
     "kill": "kill -9 of all, start",
     "renew": "rolling restart",
 }
+WORKERS: Final = 2
 _OTHERS: Final = 10
 _SETTLE_S: Final = 3.0
 _BACK_S: Final = 150.0
@@ -71,15 +73,14 @@ class Back(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def _front(serving: Serving, home: Path, secret: str) -> AsyncIterator[Way]:
+async def _front(serving: Server, home: Path) -> AsyncIterator[Way]:
     """Run nginx before a server's workers."""
     program = nginx_program()
     if program is None:
         raise BenchError("nginx is not installed: apt-get install nginx-light, or give --only direct")
     certificate = certify(home)
-    port = serving.port + serving.workers + 1
-    environment = serving.environment | {"TIDEMARK__AUTH__SECRET": secret}
-    site = await printed(ROOT, environment, certificate, serving.port, serving.workers, port)
+    port = serving.port + WORKERS + 1
+    site = await printed(ROOT, serving.environment, certificate, serving.port, WORKERS, port)
     nginx = Nginx(program, home, site, port, connections=8192)
     await nginx.start()
     try:
@@ -88,13 +89,22 @@ async def _front(serving: Serving, home: Path, secret: str) -> AsyncIterator[Way
         await nginx.stop()
 
 
+def _serving(environment: Environment, dsn: str, secret: str) -> Server:
+    """Make a server whose ports stay the same, with one more for nginx behind them."""
+    given = variables(environment, dsn, secret, None)
+    return HERE.server(given, WORKERS, free_ports(WORKERS + 2))
+
+
 class Run:
     """A fleet on one way to a server, and the faults that come over it."""
 
-    def __init__(self, name: Literal["nginx", "direct"], way: Way, serving: Serving, asked: Asked) -> None:
+    def __init__(
+        self, name: Literal["nginx", "direct"], way: Way, serving: Server, dsn: str, asked: Asked
+    ) -> None:
         self._name = name
         self._way = way
         self._serving = serving
+        self._dsn = dsn
         self._asked = asked
 
     async def under(self, fault: Fault, sign: Signer, prefix: str) -> Back:
@@ -140,7 +150,7 @@ class Run:
             away_last_s=away[-1],
             errors_during=dict(during),
             errors_beyond=dict(beyond),
-            faults=_audit(self._serving.dsn, members, others),
+            faults=_audit(self._dsn, members, others),
         )
 
     async def _brought_about(self, fault: Fault) -> tuple[float, float]:
@@ -157,6 +167,7 @@ class Run:
             await serving.kill()
             ended_s = time.monotonic()
         await serving.start()
+        await serving.ready()
         return time.monotonic(), time.monotonic() - ended_s
 
 
@@ -293,18 +304,19 @@ async def _measured(
     backs: list[Back] = []
     heads: list[Head] = []
     async with AsyncExitStack() as stack:
-        serving = await stack.enter_async_context(Serving(environment, dsn, secret))
+        serving = await stack.enter_async_context(_serving(environment, dsn, secret))
+        await serving.ready()
         found: dict[str, Way] = {"direct": Way(serving.port)}
         if "nginx" in ways:
             home = environment.home / "nginx"
             home.mkdir()
-            front = _front(serving, home, secret)
+            front = _front(serving, home)
             found["nginx"] = await stack.enter_async_context(front)
             heads = await largest_heads(found["nginx"], sign)
         for number in range(asked.rounds):
             for fault in FAULTS:
                 for name in ways if number % 2 == 0 else reversed(ways):
-                    run = Run(name, found[name], serving, asked)
+                    run = Run(name, found[name], serving, dsn, asked)
                     back = await run.under(fault, sign, f"{name}-{fault}-{number}")
                     click.echo("  ".join([f"round {number + 1}", *_cells(back, asked)]), err=True)
                     backs.append(back)

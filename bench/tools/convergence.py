@@ -27,7 +27,7 @@ from bench.client.edits import Held
 from bench.client.habits import DOMAINS
 from bench.client.lossy import bad_line
 from bench.harness.environment import fresh, read_settings
-from bench.harness.server import product
+from bench.harness.product import product
 from bench.harness.stage import add_tenants
 
 TENANT: Final = "convergence"

@@ -28,10 +28,9 @@ from typing import Final
 import click
 from psycopg2.extensions import make_dsn
 
-from bench.faults.history import History
-from bench.faults.server import workers
 from bench.harness.child import progress
 from bench.harness.environment import BenchError, fresh_on_tcp, read_settings
+from bench.harness.product import product
 from bench.report.tables import table
 from bench.tools.outages_site import RESTART, Plan, Result, Seen, site
 from engine.runtime.ports import StoreError
@@ -77,7 +76,8 @@ async def _ready_s(chosen: Settings, config: Path | None, count: int, *, silent:
         ports = f"{port},{postgres.port}"
         dsn = make_dsn(environment.database("product"), host="127.0.0.1,127.0.0.1", port=ports)
         began_s = time.monotonic()
-        async with workers(environment, dsn, secrets.token_urlsafe(48), config, History(), count):
+        async with product(environment, dsn, secrets.token_urlsafe(48), config, count) as server:
+            await server.ready()
             return time.monotonic() - began_s
 
 

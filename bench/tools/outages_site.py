@@ -14,12 +14,12 @@ from typing import Any, Final, NamedTuple
 
 from aiohttp import ClientSession
 
-from bench.faults.history import History
-from bench.faults.server import Workers, workers
 from bench.harness.child import progress
 from bench.harness.clusters import Cluster
 from bench.harness.environment import BenchError, fresh_on_tcp
 from bench.harness.load_run import Target
+from bench.harness.product import product
+from bench.harness.server import Server
 from bench.harness.stage import add_tenants
 from bench.load.websocket_client import HandshakeError
 from bench.tools.outages_devices import Guided, OpenDevice
@@ -85,7 +85,7 @@ class Site:
     """A running deployment."""
 
     def __init__(
-        self, plan: Plan, postgres: Cluster, dsn: str, server: Workers, target: Target, session: ClientSession
+        self, plan: Plan, postgres: Cluster, dsn: str, server: Server, target: Target, session: ClientSession
     ) -> None:
         self._plan = plan
         self._postgres = postgres
@@ -219,7 +219,7 @@ class Site:
 
     def _look(self, number: int, outage: str) -> None:
         """Note whatever is not as it was."""
-        if not self._server.running or self._server.pids() != self._pids:
+        if not self._server.alive or self._server.pids() != self._pids:
             self._wrong.append(f"outage {number}, {outage}: a process ended")
             self._pids = self._server.pids()
         closed = sum(device.closed for device in self._open)
@@ -281,9 +281,8 @@ async def site(plan: Plan, settings: Settings, config: Path | None) -> AsyncIter
         environment, postgres = await asyncio.to_thread(stack.enter_context, fresh_on_tcp(settings))
         dsn = environment.database("product")
         add_tenants(dsn, [TENANT])
-        server = await stack.enter_async_context(
-            workers(environment, dsn, secret, config, History(), plan.workers)
-        )
+        server = await stack.enter_async_context(product(environment, dsn, secret, config, plan.workers))
+        await server.ready()
         session = await stack.enter_async_context(ClientSession())
         target = Target(port=server.port, secret=secret, tenants=[TENANT], audience=settings.auth.audience)
         yield Site(plan, postgres, dsn, server, target, session)

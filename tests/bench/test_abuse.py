@@ -14,8 +14,8 @@ from bench.abuse.attacks import ATTACKS
 from bench.abuse.criteria import judge
 from bench.abuse.frames import Attacker, Bus
 from bench.abuse.scenario import abuse, measured_before
-from bench.abuse.site import known
 from bench.harness.environment import BenchError, read_settings
+from bench.harness.product import Version
 from bench.harness.stage import Options
 from bench.report.html import html_of
 from bench.report.results import Abuse, Felt, Report, as_json
@@ -187,7 +187,7 @@ def test_settings_of_a_version_that_does_not_know_them_are_left_out(tmp_path: Pa
     config = tmp_path / "config.toml"
     config.write_text('[server]\nport = 1\n[domains.task]\nkind = "record"\n')
     given = {"TIDEMARK__SERVER__PORT": "2", "TIDEMARK__SERVER__DRAIN_S": "1", "TIDEMARK__REDIS__URL": "x"}
-    assert known(config, given) == {"TIDEMARK__SERVER__PORT": "2", VARIABLE: str(config)}
+    assert Version(tmp_path, "v1").known(given) == {"TIDEMARK__SERVER__PORT": "2", VARIABLE: str(config)}
 
 
 def test_measured_before_takes_what_a_report_measured_itself(tmp_path: Path) -> None:

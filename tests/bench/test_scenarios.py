@@ -16,7 +16,7 @@ from bench.harness.audit import syncs_of
 from bench.harness.environment import BenchError, read_settings, secret_of
 from bench.harness.load_run import Target, run_tasks
 from bench.harness.preload import fill
-from bench.harness.server import started
+from bench.harness.server import Server
 from bench.harness.stage import Options, add_tenants
 from bench.live import connections
 from bench.live import scenario as live
@@ -290,7 +290,7 @@ async def test_what_needs_servers_of_its_own_leaves_others_alone(scenario: Scena
 
 
 async def test_a_server_that_answers_nothing_is_an_error() -> None:
-    async with started(["-m", "bench.baselines.decode_only"], {}) as server:
+    async with Server(["-m", "bench.baselines.decode_only"], {}) as server:
         port = server.port
     target = Target(port=port, secret=SECRET.decode(), tenants=TENANTS)
     with pytest.raises(BenchError, match="0 of 2 devices connected: Connection refused"):
@@ -298,7 +298,7 @@ async def test_a_server_that_answers_nothing_is_an_error() -> None:
 
 
 async def test_limit_c_keeps_what_it_acknowledges(empty_dsn: str) -> None:
-    async with started(["-m", "bench.baselines.simplest_pipeline", empty_dsn], {}) as server:
+    async with Server(["-m", "bench.baselines.simplest_pipeline", empty_dsn], {}) as server:
         target = Target(port=server.port, secret=SECRET.decode(), tenants=TENANTS)
         run = await run_tasks("c", target, "closed", 7, 0.5)
     stored = [sync for sync in syncs_of(run).values() if sync.fate == "stored"]
@@ -310,7 +310,7 @@ async def test_limit_c_keeps_what_it_acknowledges(empty_dsn: str) -> None:
 
 
 async def test_limit_a_answers_what_it_is_asked() -> None:
-    async with started(["-m", "bench.baselines.decode_only"], {}) as server:
+    async with Server(["-m", "bench.baselines.decode_only"], {}) as server:
         target = Target(port=server.port, secret=SECRET.decode(), tenants=TENANTS)
         run = await run_tasks("a", target, "closed", 3, 0.2)
     assert len(run.outcome.seqs) == len(run.outcome.due_us) > 0
@@ -399,6 +399,6 @@ def test_a_settings_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
 
 async def test_a_server_that_cannot_start_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BenchError, match="ended before it listened"):
-        async with started(["-c", "raise SystemExit('its last words')"], {}):
+        async with Server(["-c", "raise SystemExit('its last words')"], {}):
             pass
     assert "its last words" in capfd.readouterr().err

@@ -22,7 +22,7 @@ from bench.cli import bench
 from bench.harness.environment import BenchError
 from bench.harness.load_run import Target
 from bench.harness.meter import Usage
-from bench.harness.server import started
+from bench.harness.server import Server as BareServer
 from bench.uploads import check, device
 from bench.uploads.check import Checker
 from bench.uploads.device import FailedError, Stored, Uploader
@@ -336,7 +336,7 @@ async def turn(port: int, files: str) -> tuple[Transferred, Usage]:
 
 
 async def test_a_client_of_many_uploads_at_the_plain_server(tmp_path: Path) -> None:
-    async with started(["-m", "bench.baselines.plain_uploads", str(tmp_path / "files")], {}) as plain:
+    async with BareServer(["-m", "bench.baselines.plain_uploads", str(tmp_path / "files")], {}) as plain:
         came, spent = await turn(plain.port, "/v1/files")
     assert (came.begun, came.whole, came.chunks, came.sent_bytes) == (5, 5, 15, 5 * FILE_BYTES)
     assert (came.retries, came.fault_count, came.faults) == ({}, 0, [])
@@ -387,7 +387,7 @@ async def test_what_is_missing_for_the_tus_server_is_a_sentence(
 
 
 async def test_nobody_to_upload_to_is_an_error() -> None:
-    async with started(["-m", "bench.baselines.decode_only"], {}) as server:
+    async with BareServer(["-m", "bench.baselines.decode_only"], {}) as server:
         port = server.port
     with pytest.raises(BenchError, match="ended before it was done"):
         await turn(port, "/v1/files")

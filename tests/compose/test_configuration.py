@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.harness.environment import Environment, read_settings
-from bench.harness.server import variables
+from bench.harness.product import variables
 from compose import configuration
 from compose.configuration import DEFAULTS, VARIABLE, bus_url, database_dsn, layers
 from compose.deployment import open_deployment

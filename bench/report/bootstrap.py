@@ -1,0 +1,58 @@
+"""Is one version better or worse than another? The interval of a ratio, by resampling rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from statistics import median
+from typing import Final, Literal
+
+import msgspec
+
+#: The part of resampled ratios that lies in the interval.
+CONFIDENCE: Final = 0.95
+_RESAMPLES: Final = 4000
+
+Verdict = Literal["better", "worse", "no difference"]
+
+
+class Ratio(msgspec.Struct, frozen=True):
+    """What this version costs over the other one: below 1 is better. ``low`` to ``high`` is the interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def verdict(self, margin: float) -> Verdict:
+        """Judge: a difference past the margin whose interval is all on one side of 1."""
+        if self.low > 1 and self.value > 1 + margin:
+            return "worse"
+        return "better" if self.high < 1 and self.value < 1 - margin else "no difference"
+
+    def told(self, margin: float) -> str:
+        """Write the ratio, and whether its interval is too wide for the margin."""
+        wide = "" if self.high - self.low <= 2 * margin else ": wider than the margin, give more --rounds"
+        return f"{CONFIDENCE:.0%} of resamples from {self.low:.3f} to {self.high:.3f}{wide}"
+
+
+def ratio_of(before: Sequence[float], now: Sequence[float], *, rate: bool, paired: bool) -> Ratio:
+    """Compare the values of two versions.
+
+    Args:
+        before: A value of each round of the other version.
+        now: A value of each round of this version, of the same rounds in the same order if ``paired``.
+        rate: Whether more is better; the ratio is that of costs, so it is turned round.
+        paired: Whether rounds went by turns, so that ratios are taken round by round.
+    """
+    draw = Random(1)
+    old, new = (now, before) if rate else (before, now)
+
+    def ratio(places: Sequence[int], others: Sequence[int]) -> float:
+        if paired:
+            return median(new[place] / old[place] for place in places)
+        return median(new[place] for place in others) / median(old[place] for place in places)
+
+    sizes = len(old), len(new)
+    drawn = sorted(ratio(*(draw.choices(range(size), k=size) for size in sizes)) for _ in range(_RESAMPLES))
+    edge = round(_RESAMPLES * (1 - CONFIDENCE) / 2)
+    return Ratio(ratio(range(sizes[0]), range(sizes[1])), drawn[edge], drawn[-1 - edge])

@@ -1,0 +1,140 @@
+"""``run.py bench --compare``: this version beside another one, by turns, and whether it is better or worse.
+
+The other version is a commit, whose server is started from its own files with its own migrations, or what the
+report of an earlier comparison has of the version that was this one then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from bench.harness.environment import BenchError, fresh
+from bench.harness.load_run import run_tasks
+from bench.harness.product import HERE, checked_out
+from bench.harness.stage import Options, Stage, add_tenants, serving
+from bench.load.plan import Loop
+from bench.load.workload import MIX
+from bench.report.bootstrap import ratio_of
+from bench.report.results import Bar, Figure, Report, Row, lost_bar
+from bench.report.summary import row_of
+
+DURATION_S: Final = 5.0
+_WARMUP_S: Final = 1.5
+_ROUNDS: Final = 10
+_LOOPS: Final[tuple[Loop, ...]] = ("closed", "open")
+NOW, BEFORE = "now", "before"
+
+
+def _cpu_ms(row: Row) -> float:
+    return row.cpu_ms["server"] + row.cpu_ms["postgres"]
+
+
+#: Name, unit, loop that it is measured in, whether more is better, and where a row has it.
+_METRICS: Final[tuple[tuple[str, str, Loop, bool, Callable[[Row], float]], ...]] = (
+    ("throughput", "syncs/s", "closed", True, lambda row: row.stored_per_s),
+    ("CPU of a sync", "ms", "closed", False, _cpu_ms),
+    ("p95", "ms", "open", False, lambda row: row.latency.p95_ms),
+)
+
+
+class _Told(msgspec.Struct):
+    rows: list[Row]
+
+
+class _Reports(msgspec.Struct):
+    reports: list[_Told]
+
+
+async def compare(options: Options) -> Report:
+    """Run the comparison. Raises BenchError, EmbeddedError, StoreError."""
+    if options.url is not None:
+        raise BenchError("--compare starts servers of its own: leave --url out")
+    assert options.compare is not None
+    report = Report(scenario="compare", work=_work(options))
+    earlier = rows_of(Path(options.compare))
+    with fresh(options.settings) as environment:
+        async with AsyncExitStack() as stack:
+            versions = {NOW: HERE}
+            if not earlier:
+                tree = environment.home / "before"
+                versions[BEFORE] = await asyncio.to_thread(checked_out, options.compare, tree)
+            stages: dict[str, Stage] = {}
+            for name, version in versions.items():
+                dsn = await version.database(environment, name)
+                add_tenants(dsn, options.tenant_names)
+                stages[name] = await stack.enter_async_context(
+                    serving(environment, options, dsn, version=version)
+                )
+            for number in range(1, (options.rounds or _ROUNDS) + 1):
+                for name, stage in stages.items() if number % 2 else reversed(stages.items()):
+                    report.rows += [await _run(name, loop, number, stage, options) for loop in _LOOPS]
+            report.logged = dict(stages[NOW].server.logged)
+    judge(report, report.rows + earlier, options.margin, paired=not earlier)
+    return report
+
+
+def _work(options: Options) -> str:
+    return (
+        f"this version beside {options.compare}, by turns: {options.connections:,} connections over"
+        f" {options.tenants} tenants, a closed loop and an open one of {options.rate_per_s:g} syncs/s; {MIX}"
+    )
+
+
+async def _run(name: str, loop: Loop, number: int, stage: Stage, options: Options) -> Row:
+    duration_s = options.duration_s or DURATION_S
+    run = await run_tasks(
+        *(f"{name}, {loop}, round {number}", stage.target, loop, options.connections, duration_s),
+        per_s=options.rate_per_s,
+        warmup_s=min(_WARMUP_S, duration_s),
+    )
+    return row_of(run)
+
+
+def rows_of(file: Path) -> list[Row]:
+    """Read the rows of an earlier comparison, as those of the version before; none where there is no file.
+
+    Raises BenchError.
+    """
+    if not file.is_file():
+        return []
+    try:
+        told = msgspec.json.decode(file.read_bytes(), type=_Reports)
+    except msgspec.MsgspecError as error:
+        raise BenchError(f"--compare {file}: no report of bench --json: {error}") from None
+    rows = [row for one in told.reports for row in one.rows if row.name.startswith(f"{NOW}, ")]
+    if not rows:
+        raise BenchError(
+            f"--compare {file}: no comparison is in it: make it with --compare COMMIT --json FILE"
+        )
+    return [msgspec.structs.replace(row, name=BEFORE + row.name.removeprefix(NOW)) for row in rows]
+
+
+def judge(report: Report, rows: Sequence[Row], margin: float, *, paired: bool) -> None:
+    """Add the figures and bars: each metric is not worse past the margin."""
+    sides: defaultdict[tuple[str, Loop], list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: int(row.name.rpartition(" ")[2])):
+        sides[row.name.partition(",")[0], row.loop].append(row)
+    for name, unit, loop, rate, value in _METRICS:
+        values: Mapping[str, list[float]] = {
+            side: [value(row) for row in sides[side, loop]] for side in (BEFORE, NOW)
+        }
+        ratio = ratio_of(values[BEFORE], values[NOW], rate=rate, paired=paired)
+        verdict = ratio.verdict(margin)
+        medians = [sorted(values[side])[len(values[side]) // 2] for side in (NOW, BEFORE)]
+        beside = (
+            f"{medians[0]:,.3f} over {medians[1]:,.3f} {unit}"
+            if not rate
+            else (f"{medians[1]:,.0f} over {medians[0]:,.0f} {unit}")
+        )
+        report.figures.append(Figure(f"cost by {name}, now over before", ratio.value, "times", beside))
+        told = f"{verdict}, {ratio.told(margin)}"
+        report.bars.append(Bar(f"{name} is not worse", float(verdict != "worse"), "at least", 1, "", told))
+    report.bars.append(lost_bar(report.rows))
+    report.remarks.append(f"worse is a cost of more than {1 + margin:g} times with an interval above 1")

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from engine.model.uploads import STATES, State, StateRule
 from engine.wire.errors import ERRORS, ErrorKind
+from storage.stores.upload_states import STATE_TEXTS
 
 DOCS: Final = Path(__file__).parent
 
@@ -49,9 +51,64 @@ def _row(kind: ErrorKind, *columns: str) -> str:
     return " | ".join(("| `" + kind.code + "`", *columns, kind.cause, kind.remedy)) + " |"
 
 
+_STATES_HEAD: Final = """\
+# States of an upload
+
+Made of the table in `engine/model/uploads.py` by `python -m docs.generate`; to change this page, change the
+table.
+
+An upload is always in one of these states. The column `state` of
+[upload_session](data-dictionary.md#upload_session) has it, for two states under an older word.
+"""
+_COLUMNS: Final = {
+    "has_bytes": "has bytes",
+    "counts_for_quota": "counts for the quota",
+    "is_file": "is a file",
+    "in_entry": "in the feed",
+    "is_finished": "finished",
+    "ended": "ended",
+}
+_COLUMNS_TEXT: Final = """\
+- **has bytes**: a draft or a file is kept under the upload's own id.
+- **counts for the quota**: what the upload reserved counts against its tenant's quota.
+- **is a file**: the bytes are a file. In the other states with bytes they are a draft.
+- **in the feed**: the record's entry in the feed shows the file.
+- **finished**: the device was told that its file is safe, and has not deleted it.
+- **ended**: nothing follows. The row is deleted after a week.
+"""
+
+
+def upload_states_page() -> str:
+    """Make docs/upload-states.md."""
+    lines = [
+        _STATES_HEAD,
+        f"| state | in the row | meaning | {' | '.join(_COLUMNS.values())} |",
+        "|---|---|---|" + "---|" * len(_COLUMNS),
+        *(_state_row(state, rule) for state, rule in STATES.items()),
+        "",
+        _COLUMNS_TEXT,
+        "## Transitions",
+        "",
+        "| from | to |",
+        "|---|---|",
+        *(
+            f"| `{state}` | {', '.join(f'`{after}`' for after in STATES if after in rule.successors)} |"
+            for state, rule in STATES.items()
+            if rule.successors
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _state_row(state: State, rule: StateRule) -> str:
+    marks = ["yes" if getattr(rule, column) else "" for column in _COLUMNS]
+    return " | ".join((f"| `{state}`", f"`{STATE_TEXTS[state]}`", rule.meaning, *marks)) + " |"
+
+
 def pages() -> Iterator[tuple[Path, str]]:
     """Give each generated page with its text."""
     yield DOCS / "errors.md", errors_page()
+    yield DOCS / "upload-states.md", upload_states_page()
 
 
 if __name__ == "__main__":

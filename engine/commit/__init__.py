@@ -1,1 +1,1 @@
-"""Group commit: messages checked, queued and committed; what a change means is decided in the plan."""
+"""Group commit: checks messages, queues them, commits them in batches. What a change means: engine.plan."""

@@ -1,1 +1,1 @@
-"""What a batch means: rows under their locks in, rows to write and answers out; pure, no clock and no I/O."""
+"""Plans a batch: rows under their locks in, rows to write and answers out. Pure: no clock and no I/O."""

@@ -1,8 +1,8 @@
-"""The answer to a push as it is told, as it is kept, and as a replay tells it again.
+"""The answer to a push: as it is sent, as it is stored under its key, and as it is sent again.
 
-Pure. A change of 70 bytes may be answered with a record of 250 KiB. Such an answer is told once and kept for
-weeks, so that a kept answer holds little ``data``; a replay takes the rest from the records, as far as they
-still have the version that was told.
+Pure. A change of 70 bytes may be answered with a record of 250 KiB, and the answer is stored for weeks. So a
+stored answer has little ``data``. When it is sent again, the rest is taken from the records that still have
+the version that was answered.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from msgspec import UNSET
 from engine.model.rows import Record, RecordKey
 from engine.wire.messages import Result
 
-#: Bytes of ``data`` that one kept answer holds, and those of the server's side in one row of the conflict log
-#: where the record was left as it was.
+#: The most bytes of ``data`` in one stored answer. Also the most bytes of the server's side in a row of the
+#: conflict log whose record was not changed.
 KEPT_DATA_BYTES: Final = 4096
-#: The statuses that are told with ``data``, as JSON.
+#: The statuses whose results have ``data``, as JSON.
 _WITH_DATA: Final = (b'"resolved"', b'"conflict"')
 
-#: One result, its values not decoded.
+#: One stored result, its values not decoded.
 _Kept = dict[str, msgspec.Raw]
 
 _encode = msgspec.json.encode
@@ -33,7 +33,7 @@ _decode_version = msgspec.json.Decoder(int | None).decode
 
 
 def limit_sent_data(results: list[Result], limit_bytes: int) -> list[Result]:
-    """Return the results as they are told: from the one on that passes ``limit_bytes`` of data, without."""
+    """Return the results as they are sent: without data once their sum exceeds ``limit_bytes``."""
     total = 0
     for index, result in enumerate(results):
         if isinstance(result.data, msgspec.Raw):
@@ -44,17 +44,17 @@ def limit_sent_data(results: list[Result], limit_bytes: int) -> list[Result]:
 
 
 def limit_kept_data(results: list[Result], encoded: bytes, limit_bytes: int) -> bytes:
-    """Return the answer as it is kept.
+    """Return the answer as it is stored.
 
     Args:
-        results: The results as they are told.
+        results: The results as they are sent.
         encoded: The same as JSON.
-        limit_bytes: So much ``data`` is kept, of the first results for which there is room.
+        limit_bytes: The most ``data`` to store, that of the first results that fit.
 
     Returns:
-        ``encoded`` itself where all of it is kept.
+        JSON; ``encoded`` itself if all of it is stored.
     """
-    if len(encoded) <= limit_bytes:  # as nearly always: nothing need be counted
+    if len(encoded) <= limit_bytes:  # nearly always
         return encoded
     room_bytes = limit_bytes
     found: list[Result] = []
@@ -72,16 +72,16 @@ def limit_kept_data(results: list[Result], encoded: bytes, limit_bytes: int) -> 
 def restore_data(
     encoded: bytes, tenant_id: int, records: Mapping[RecordKey, Record], limit_bytes: int
 ) -> bytes:
-    """Return a kept answer as it is told again.
+    """Return a stored answer as it is sent again.
 
     Args:
-        encoded: The answer as it was kept.
-        tenant_id: Whose it is.
-        records: The records of the message as they stand.
-        limit_bytes: So much ``data`` is told in one answer.
+        encoded: The stored answer, as JSON.
+        tenant_id: The tenant of the push.
+        records: The records of the push, as they are now.
+        limit_bytes: The most ``data`` in one answer.
 
     Returns:
-        The answer with the data that were not kept, of the records that have the same version still.
+        JSON: the answer with the data that was not stored, for records that still have the same version.
     """
     if not any(status in encoded for status in _WITH_DATA):
         return encoded

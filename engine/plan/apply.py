@@ -1,4 +1,4 @@
-"""One item of a push against the row it means: unchanged, applied, settled, held or rejected."""
+"""One item of a push against its row: unchanged, applied, resolved, held for a person, or rejected."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from engine.plan.versions import known_versions, last_data, next_versions
 from engine.plan.work import Change, Push, RejectedItem
 from engine.wire.messages import ItemError, Result
 
-#: Makes a tuple with names in half the time that its class takes.
+#: Makes a named tuple in half the time that its class takes.
 _new = tuple.__new__
 
 
 def apply_item(
     push: Push, item: Change | RejectedItem, unit: UnitOfWork, context: PlanContext, policies: Policies
 ) -> Result:
-    """Apply one item to the unit rows and say what became of it."""
+    """Apply one item to the rows and return its result."""
     if type(item) is RejectedItem:
         return _rejected(item, item.code, item.message)
     assert type(item) is Change
@@ -60,7 +60,8 @@ def apply_item(
     if row.data is None:
         unchanged = data is None
     else:
-        # Of equal length, as both are compact. They are decoded already, and decoding is what costs.
+        # Equal contents have equal lengths, because both are compact JSON. Both are decoded already, which is
+        # the expensive part.
         unchanged = data is not None and (
             data == row.data or (len(data) == len(row.data) and same_value(wanted, server))
         )
@@ -152,9 +153,9 @@ def _create(
 
 
 class _ChangeOnRecord(msgspec.Struct, gc=False):
-    """A change and the record that it meets.
+    """A change of a record that exists.
 
-    ``server`` is the record's data, ``wanted`` what they would be if the change won; None is a tombstone.
+    ``server`` is the record's data, ``wanted`` the data if the change wins. None is a tombstone.
     """
 
     push: Push
@@ -168,7 +169,7 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
     context: PlanContext
 
     def own_chain(self) -> bool:
-        """Whether all versions after the base are this device's own and the item is no late retry."""
+        """Return whether all versions after the base are this device's own and the item is no late retry."""
         item, row = self.item, self.row
         return (
             item.base < row.version
@@ -180,7 +181,7 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
     def write(
         self, outcome: Fields | None, data: bytes | None, at_us: int, *, settled: bool = False
     ) -> Result:
-        """Write the next version, unless the outcome may not be stored."""
+        """Write the next version. The result is ``rejected`` if the outcome breaks a rule."""
         push, item, row = self.push, self.item, self.row
         if outcome is not None:
             assert data is not None
@@ -214,10 +215,10 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
         return Result(domain=item.domain, id=item.id, status="applied", version=version, seq=seq)
 
     def waiting(self) -> Conflict | None:
-        """Return the conflict that this device has open on the record, where the policy may hold.
+        """Return the open conflict of this device on the record, if the policy can leave one to a person.
 
-        Where it may not, an open conflict is of a tombstone whose last data are gone: only what has to be
-        held joins it, whatever else a batch had read.
+        Under other policies an open conflict is of a tombstone whose last data are gone. Only changes that
+        have to be held join it, so it must not be found here.
         """
         held = self.unit.open_conflicts
         return held.get(self._holder()) if held and may_hold(self.policy) else None
@@ -226,10 +227,11 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
         return OpenConflictRef(self.push.tenant_id, self.push.device_id, self.item.domain, self.item.id)
 
     def join(self, waiting: Conflict) -> Result:
-        """Add the change to the open conflict, whatever it would come to: it belongs behind the others there.
+        """Add the change to the open conflict, whatever its outcome would be: it builds on the changes there.
 
-        An atomic message, which opens no conflict, joins none either. An item without ``at`` comes after
-        all that came before it: the server's clock would be no measure for the device's.
+        A change of an atomic message is not added: such a message opens no conflict either. An item without
+        ``at`` comes after all changes before it, because the server's clock cannot be compared with the
+        device's.
         """
         item = self.item
         held = changes_of(waiting)
@@ -271,7 +273,7 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
         )
 
     def conflict(self) -> Result:
-        """Settle by policy, or hold for a person; an atomic message opens no conflict."""
+        """Decide by policy, or hold the change for a person. An atomic message opens no conflict."""
         item, row, policy = self.item, self.row, self.policy
         versions = None
         if policy.policy == "field_merge":
@@ -305,7 +307,7 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
         return self._resolved(settled, self.unit.records[self.key])
 
     def _last(self) -> Fields | None:
-        """A tombstone's last data, decoded only for who needs them."""
+        """Return a tombstone's last data. They are decoded for a patch only: nothing else needs them."""
         last = self.row.last_data
         return None if last is None or self.item.op != "patch" else decode_fields(last)
 
@@ -322,9 +324,9 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
         )
 
     def _met(self) -> bytes | None:
-        """Return what the change would have replaced, as much of it as the log keeps.
+        """Return the data that the change would have replaced, up to the limit of the log.
 
-        The record itself still has it. Else a change of 70 bytes could have 250 KiB written, again and again.
+        The record itself still has all of it. Without a limit, each change of 70 bytes could log 250 KiB.
         """
         data = self._overwritten(self.wanted)
         limit_bytes = self.context.kept_data_bytes
@@ -334,7 +336,7 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
         return encode_fields(smallest(replaced(self.server, self.wanted or {}), limit_bytes))
 
     def _overwritten(self, outcome: Fields | None) -> bytes | None:
-        """Return what stands in the record and does not in an outcome, None for a tombstone."""
+        """Return the record's members that an outcome changes or lacks, None for a tombstone."""
         return None if self.server is None else encode_fields(replaced(self.server, outcome or {}))
 
     def _logged(self, conflict_id: str, outcome: str, server_data: bytes | None) -> Conflict:

@@ -1,6 +1,6 @@
-"""The files of a record: one that is stored becomes part of the record's entry in the feed, or leaves it.
+"""The files of a record: adds a stored file to the record's entry in the feed, or removes it.
 
-A file takes a new ``seq`` and no new version: nobody's edit conflicts with a photo.
+This takes a new ``seq`` and no new version, so that no edit conflicts with a photo.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from engine.wire.messages import Attachment
 from engine.wire.timestamps import to_text
 
 _encode = msgspec.json.encode
-
-
 _decode = msgspec.json.Decoder(list[Attachment]).decode
 
 
 def entry(upload: Upload, at_us: int) -> bytes:
-    """Write a stored upload as its record's entry will show it."""
+    """Return the entry of a stored upload in its record's list of files, as JSON."""
     assert upload.file_name is not None
     assert upload.content_type is not None
     assert upload.sha256 is not None
@@ -41,12 +39,12 @@ def entry(upload: Upload, at_us: int) -> bytes:
 
 
 def attaching(upload: Upload, now_us: int) -> Attach:
-    """Make the job that puts a stored upload into its record's entry."""
+    """Return the work that adds a stored upload to its record's entry."""
     return msgspec.structs.replace(freeing(upload, now_us), entry=entry(upload, now_us))
 
 
 def freeing(upload: Upload, now_us: int) -> Attach:
-    """Make the job that takes a file out of its record's entry, for its device."""
+    """Return the work that removes a file from its record's entry, for its device."""
     assert upload.domain is not None
     assert upload.record_id is not None
     ref = upload.ref
@@ -56,7 +54,7 @@ def freeing(upload: Upload, now_us: int) -> Attach:
 
 
 def attach_reads(work: Attach, _: PlanContext, reads: Reads) -> None:
-    """Add the rows that a file's job reads: the upload, its record, and its duplicates if it is freed."""
+    """Add the rows that a file reads: the upload, its record, and its duplicates if it is freed."""
     reads.uploads[ref := UploadRef(work.tenant_id, work.upload_id)] = None
     if work.entry is None:
         reads.duplicates[ref] = None
@@ -64,7 +62,7 @@ def attach_reads(work: Attach, _: PlanContext, reads: Reads) -> None:
 
 
 def attach(work: Attach, unit: UnitOfWork) -> AttachAnswer:
-    """Put a file into its record's entry, or take it out; what was done before is not done again."""
+    """Add a file to its record's entry, or remove it. Doing it twice changes nothing."""
     ref = UploadRef(work.tenant_id, work.upload_id)
     key = RecordKey(work.tenant_id, work.domain, work.record_id)
     row = unit.records.get(key)
@@ -75,7 +73,7 @@ def attach(work: Attach, unit: UnitOfWork) -> AttachAnswer:
         return _left_alone(state)
     if work.entry is None:
         return _freed(ref, key, row, unit)
-    if state == "duplicate":  # of its own bytes nothing may be left
+    if state == "duplicate":  # its own bytes may be gone already
         return AttachAnswer("duplicate", None, work.upload_id)
     files = [] if row is None else _files(row)
     if row is not None and any(file.file_id == work.upload_id for file in files):
@@ -99,9 +97,9 @@ def _left_alone(state: State | None) -> AttachAnswer:
 
 
 def _freed(ref: UploadRef, key: RecordKey, row: Record | None, unit: UnitOfWork) -> AttachAnswer:
-    """Free an upload for its device. The file stays while another that was acknowledged stands for it.
+    """Free an upload for its device. The file stays while a duplicate of it that was acknowledged is left.
 
-    Its bytes are those of the first of them, whichever leaves last.
+    The bytes are those of the first of these uploads, whichever of them is freed last.
     """
     states = unit.uploads
     others = unit.duplicates.get(ref, ())
@@ -119,7 +117,7 @@ def _freed(ref: UploadRef, key: RecordKey, row: Record | None, unit: UnitOfWork)
 
 
 def _taken_out(upload_id: str, key: RecordKey, row: Record, unit: UnitOfWork) -> int | None:
-    """Take a file out; the feed shows none of a tombstone's, so that it need not tell of it."""
+    """Remove a file. Of a tombstone the feed shows no files, so this is not announced."""
     files = _files(row)
     left = [file for file in files if file.file_id != upload_id]
     if len(left) == len(files):
@@ -132,7 +130,8 @@ def _taken_out(upload_id: str, key: RecordKey, row: Record, unit: UnitOfWork) ->
 
 def _put(key: RecordKey, row: Record, attachments: bytes, unit: UnitOfWork) -> int:
     seq = unit.next_seq(key.tenant_id)
-    # For everybody: the device that sent the file learns the rest of the entry by it, too.
+    # No session: the device that sent the file gets this change, too, because it does not know the rest of
+    # the entry.
     unit.put(key, msgspec.structs.replace(row, seq=seq, attachments=attachments), "")
     return seq
 

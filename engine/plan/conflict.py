@@ -1,4 +1,4 @@
-"""Settle one conflict: (policy, server's record, client's change) → who wins and what then stands."""
+"""Decides one conflict: policy, server's record and client's change → the winner and the new data."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _MISSING = object()
 
 
 class ClientChange(msgspec.Struct, frozen=True):
-    """The client's change: ``fields`` is the put's record or the patch, None for a delete.
+    """The client's change. ``fields`` is the put's record or the patch, None for a delete.
 
-    ``base`` is 0 where the device knew of no record; ``changed`` names what a put changed. ``sent_at_us`` is
-    ``at`` as the device sent it, None where it sent none: that comes after all of its own.
+    ``base`` is 0 if the device knew of no record. ``changed`` are the fields that a put changed.
+    ``sent_at_us`` is ``at`` as the device sent it. It is None if the item had no ``at``: then it comes after
+    all of the device's own changes.
     """
 
     op: Op
@@ -29,15 +30,15 @@ class ClientChange(msgspec.Struct, frozen=True):
     sent_at_us: int | None = None
 
     def follows(self, own_sent_us: int) -> bool:
-        """Return whether it comes after a change of its own device; a tie does."""
+        """Return whether it comes after a change of its own device. At the same time, it does."""
         return self.sent_at_us is None or self.sent_at_us >= own_sent_us
 
 
 class ServerRecord(msgspec.Struct, frozen=True):
-    """The server's record: ``fields`` is None for a tombstone, ``last`` its data before, if they are kept.
+    """The server's record. ``fields`` is None for a tombstone, ``last`` are its last data, if they are kept.
 
-    ``followed`` says, where the version that stands is the client's own device's, whether the change comes
-    after it; it is None for a version of anybody else.
+    ``followed`` tells, for a version of the client's own device, whether the change comes after it. It is
+    None for a version of another device or a person.
     """
 
     fields: Fields | None
@@ -48,7 +49,7 @@ class ServerRecord(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """The outcome. ``fields`` and ``at_us`` are what then stands, None ``fields`` for a tombstone."""
+    """The outcome: the record's new ``fields`` and ``at_us``. ``fields`` is None for a tombstone."""
 
     winner: Winner
     fields: Fields | None
@@ -56,9 +57,9 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 def client_side(op: Op, fields: Fields | None, server: Fields | None) -> Fields | None:
-    """Return the record as it would stand if the change won; None is a tombstone.
+    """Return the record's data if the change wins; None is a tombstone.
 
-    ``server`` is what a patch applies to, None for an empty object.
+    ``server`` are the data that a patch applies to, None for an empty object.
     """
     if op == "patch":
         return apply_patch(server or {}, fields or {})
@@ -66,14 +67,14 @@ def client_side(op: Op, fields: Fields | None, server: Fields | None) -> Fields 
 
 
 def may_hold(policy: DomainPolicy) -> bool:
-    """Whether a policy can leave a conflict to a person."""
+    """Return whether a policy can leave a conflict to a person."""
     return policy.policy == "manual" or (policy.policy == "field_merge" and policy.fallback == "manual")
 
 
 def holding(policy: DomainPolicy) -> DomainPolicy:
-    """Return the policy under which a person decides what ``policy`` would; what merges by field still does.
+    """Return the policy that leaves to a person what ``policy`` would decide. Fields still merge.
 
-    A record that is merged by field goes on being written with its field versions.
+    So a record with field versions keeps being written with them.
     """
     return DomainPolicy("field_merge" if policy.policy == "field_merge" else "manual", "manual")
 
@@ -81,10 +82,11 @@ def holding(policy: DomainPolicy) -> DomainPolicy:
 def decide(
     policy: DomainPolicy, domain: Domain, server: ServerRecord, client: ClientChange
 ) -> Decision | None:
-    """Settle a conflict by policy; None holds it for a person.
+    """Decide a conflict by policy.
 
-    A patch that wins over a tombstone whose last data are not known is held, too, whatever the policy: what
-    it left out is nowhere.
+    Returns:
+        The decision, None if a person has to decide. Under every policy this is so for a patch that would win
+        over a tombstone whose last data are gone: the fields that the patch leaves out are known to nobody.
     """
     if policy.policy == "field_merge":
         return _field_merge(policy.fallback, domain, server, client)
@@ -131,7 +133,7 @@ def _field_merge(
     wanted = client_side(client.op, client.fields, server.fields)
     assert wanted is not None
     outcome = dict(server.fields)
-    if client.op == "put":  # a message has room for 170,000 names of nothing
+    if client.op == "put":  # ``changed`` may have 170,000 names that are in neither version
         touched = [name for name in dict.fromkeys(touched) if name in wanted or name in outcome]
     for name in touched:
         if same_value(wanted.get(name, _MISSING), server.fields.get(name, _MISSING)):

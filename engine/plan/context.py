@@ -1,4 +1,4 @@
-"""What a batch is judged by: domains, policies, limits, and where new ids come from."""
+"""The context of a plan: domains, policies, limits, and the source of new ids."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ from engine.plan.answers import KEPT_DATA_BYTES
 
 Policies = Mapping[str, DomainPolicy]
 
-#: Top-level fields of a record. Each change looks at all of them, 0.5 µs each where they are merged by field.
+#: The most top-level fields of a record. A change compares all of them, 0.5 µs each with ``field_merge``.
 MAX_FIELDS: Final = 1000
 
 
 class PlanContext(msgspec.Struct, frozen=True):
-    """What a plan needs besides jobs and rows.
+    """What a plan needs besides work and rows.
 
-    ``policies`` gives a tenant's policies by domain from memory; ``new_id`` makes ids of conflicts and
-    quarantined items; ``record_bytes`` bounds a stored record or event, ``answer_data_bytes`` the
-    ``data`` in one answer. ``tombstone_data`` says that the last data of a deleted record are kept.
-    ``bounds`` are what a tenant may hold, None for whatever it wants; ``full`` says in a sentence that nobody
-    is to store more.
-    ``kept_data_bytes`` is as ``engine.plan.answers.KEPT_DATA_BYTES``. ``record_fields`` bounds the
-    top-level fields of a record; one that has more from before the bound is changed as long as it gains none.
+    Attributes:
+        domains: The configured domains.
+        policies: Returns a tenant's policies by domain, from memory.
+        new_id: Returns a new id for a conflict or a quarantined item.
+        record_bytes: The most bytes of a stored record or event.
+        answer_data_bytes: The most bytes of ``data`` in one answer.
+        tombstone_data: Whether the last data of a deleted record are kept.
+        bounds: What a tenant may hold, None for no limits.
+        full: Returns the reason why nobody can store more now, None if there is none.
+        kept_data_bytes: ``engine.plan.answers.KEPT_DATA_BYTES``.
+        record_fields: The most top-level fields of a record. A record that had more before this limit can
+            still be changed, as long as it does not get more.
     """
 
     domains: Domains
@@ -42,14 +47,24 @@ class PlanContext(msgspec.Struct, frozen=True):
     record_fields: int = MAX_FIELDS
 
     def as_of_now(self, tenants: Iterable[int]) -> PlanContext:
-        """Hold the policies of some tenants still, so that a batch decides by those it looked up for."""
+        """Return a context whose policies of some tenants are fixed for the time of a batch."""
         policies = {tenant: self.policies(tenant) for tenant in tenants}
         return msgspec.structs.replace(self, policies=policies.__getitem__)
 
     def violation(
         self, domain: str, outcome: Fields, standing: Fields | None, data: bytes
     ) -> tuple[str, str] | None:
-        """Return (code, sentence) for an outcome that may not be stored, ``data`` being its JSON."""
+        """Return the rule that an outcome breaks.
+
+        Args:
+            domain: The domain's name.
+            outcome: The record's data if the change is stored.
+            standing: The record's data now, None if there are none.
+            data: ``outcome`` as JSON.
+
+        Returns:
+            A code of ``ERRORS`` and a sentence, None if the outcome may be stored.
+        """
         rules = self.domains.rules[domain]
         violation = rules.violation(outcome, standing)
         if violation is not None:
@@ -62,5 +77,5 @@ class PlanContext(msgspec.Struct, frozen=True):
 
 
 def too_many_fields(count: int, most: int) -> tuple[str, str]:
-    """Return (code, sentence) for a record with more top-level fields than it may have."""
+    """Return the code and the sentence for a record with too many top-level fields."""
     return "too_large", f"data: {count} fields, the limit is {most}: put some of them into objects"

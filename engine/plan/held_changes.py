@@ -1,10 +1,10 @@
-"""The changes that one conflict holds: one device's, of one record, until a person decides.
+"""The changes that one conflict holds: those of one device on one record, until a person decides.
 
-Pure. Two merge patches (RFC 7396) are not one merge patch in general: ``{"a":null}``, then ``{"a":{"c":2}}``
-leaves ``{"c":2}`` in ``a`` whatever stood there, and no single patch says so. So the changes are kept as a
-list in the order of their ``at`` as sent, ties in the order of arrival, and are applied one after the other.
-The list is merged only where it would pass its limits: a merged change has the place of its last part, so
-that one that comes late and belongs between the parts goes below them.
+Pure. In general two merge patches (RFC 7396) cannot be merged into one: ``{"a":null}``, then
+``{"a":{"c":2}}`` leaves ``{"c":2}`` in ``a`` whatever was there, and no single patch does that. So the
+changes are kept as a list and applied one after the other. Their order is that of ``at`` as sent; at the same
+time, that of arrival. The list is merged only when it would exceed its limits. A merged change has the place
+of its last part, so a late change that belongs between the parts is placed before them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from engine.model.merge import Fields, decode_fields, encode_fields, same_conten
 from engine.model.rows import Conflict, HeldChange
 from engine.wire.messages import Op
 
-#: Each change that comes is compared with every one that is held, and writes the list anew.
+#: The most changes: each new change is compared with every one that is held, and writes the whole list again.
 MAX_CHANGES: Final = 128
 
 Changes = tuple[HeldChange, ...]
 
 
 def changes_of(conflict: Conflict) -> Changes:
-    """Return what a conflict holds; one that was opened and nothing more is its own first change."""
+    """Return the changes of a conflict. A conflict that no later change joined is its own first change."""
     if conflict.client_changes is not None:
         return conflict.client_changes
     sent_at_us = conflict.client_sent_at_us
@@ -41,23 +41,23 @@ def changes_of(conflict: Conflict) -> Changes:
 
 
 def size_bytes(conflict: Conflict) -> int:
-    """Return how many bytes of data a conflict holds of its device."""
+    """Return the bytes of the device's data in a conflict."""
     if conflict.client_changes is None:
         return len(conflict.client_data or b"")
     return _size_bytes(conflict.client_changes)
 
 
 def op_of(changes: Changes) -> Op:
-    """Return the op that one change in place of all of them would have."""
+    """Return the op of all changes taken as one."""
     first = changes[0].op
     return "put" if first == "delete" and len(changes) > 1 else first
 
 
 def applied(changes: Changes, server: bytes | None) -> Fields | None:
-    """Return the record as it would stand if the changes won; None is a tombstone.
+    """Return the record's data if the changes win; None is a tombstone.
 
-    ``server`` is the record's data as stored. Everything is decoded here, so that each patch is applied in
-    place: a copy of the record for each of 128 patches would take tens of milliseconds.
+    ``server`` are the record's stored data. They are decoded here, so that each patch is applied in place:
+    copying the record for each of 128 patches would take tens of milliseconds.
     """
     fields = None if server is None else decode_fields(server)
     for change in changes:
@@ -72,10 +72,13 @@ def applied(changes: Changes, server: bytes | None) -> Fields | None:
 
 
 def fold(held: Changes, change: HeldChange, limit_bytes: int) -> Changes | None:
-    """Return what is held once ``change`` is there too, None where that would pass the limits.
+    """Add a change at its place.
 
-    A change that is the very same as the one before its place adds nothing: it does nothing to what that
-    one left. A put or a delete drops what stands before it.
+    A change that equals the one before its place is not added: applied again, it changes nothing. A put or a
+    delete drops the changes before it.
+
+    Returns:
+        The changes, ``held`` itself if nothing was added, None if they would exceed the limits.
     """
     place = len(held)
     while place and held[place - 1].sent_at_us > change.sent_at_us:
@@ -90,9 +93,9 @@ def fold(held: Changes, change: HeldChange, limit_bytes: int) -> Changes | None:
 
 
 def compacted(changes: Changes) -> Changes:
-    """Merge neighbours where the merged change does to every record what the two do, one after the other.
+    """Merge two changes in a row if the merged change does the same to every record as the two.
 
-    ``changes`` have a put or a delete only in front.
+    A put or a delete can only be the first of ``changes``.
     """
     merged: list[_Merged] = []
     for change in changes:
@@ -104,13 +107,16 @@ def compacted(changes: Changes) -> Changes:
 
 
 def compose(first: Fields, second: Fields) -> bool:
-    """Make the first merge patch do what both do; False, and nothing is changed, if no patch does that.
+    """Make the first merge patch do what both patches do.
 
-    Field by field: where one patch alone names a field, its value stands. Where both do, a value of the
-    second that is no object replaces whatever the first left, so it stands. An object of the second is
-    applied to what the first left: if that is an object in the first, the two compose or fail as patches
-    do. If the first removes the field or gives it another value, the outcome is a new object without
-    any member that stood there before, and an object in a patch always keeps such members: there is none.
+    For each field: if only one patch names it, its value is taken. If both do, a value of the second that is
+    no object replaces whatever the first left, so it is taken. An object of the second is applied to what the
+    first left. If that is an object in the first, the two are composed in the same way. If the first removes
+    the field or sets it to another value, the outcome is a new object without any member that was there
+    before. An object in a patch always keeps such members, so no single patch does that.
+
+    Returns:
+        False if no single patch does what both do. Then nothing was changed.
     """
     if not _composes(first, second):
         return False
@@ -173,7 +179,7 @@ def _same(left: HeldChange, right: HeldChange) -> bool:
 
 
 class _Merged(NamedTuple):
-    """One change for all those from ``first`` to ``last``."""
+    """One change in place of all those from ``first`` to ``last``."""
 
     op: Op
     fields: Fields | None
@@ -189,7 +195,7 @@ class _Merged(NamedTuple):
 
 
 def _as_one(below: _Merged, above: _Merged) -> _Merged | None:
-    """Merge a patch into what stands below it, None where that cannot be exact."""
+    """Merge a patch into the change before it, None if no single change does the same."""
     assert above.fields is not None
     if below.op == "patch":
         assert below.fields is not None

@@ -1,7 +1,8 @@
 """The order of one device's own changes: by ``at`` as the device sent it.
 
-A device's clock may be wrong, and what the server believes of it may change from one message to the next. So
-the corrected ``at`` orders changes of different devices alone. Those of one device follow its own clock.
+A device's clock may be wrong, and the server's estimate of its offset may change from one message to the
+next. So the corrected ``at`` orders changes of different devices only. The changes of one device are ordered
+by its own clock.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from engine.wire.timestamps import EARLIEST_US
 
 
 def is_own(row: Record, device_id: str) -> bool:
-    """Return whether the version that stands was written by this device, and not by a person's decision."""
+    """Return whether this device wrote the current version, and not a person who settled a conflict."""
     return row.device_id == device_id and row.chain_from <= row.version
 
 
 def follows(item: Change, row: Record) -> bool:
-    """Return whether an item comes after the version of its own device that stands; a tie does.
+    """Return whether an item comes after the current version, which its own device wrote.
 
-    An item without ``at`` comes after whatever came before it. Of a row without ``sent_at_us``, which an
-    earlier release wrote, only the corrected time is known.
+    At the same time, it does. So does an item without ``at``. A row without ``sent_at_us`` was written by an
+    earlier release, and is compared by its corrected time.
     """
     if not item.dated:
         return True
@@ -30,11 +31,12 @@ def follows(item: Change, row: Record) -> bool:
 
 
 def kept_sent_at_us(item: Change, row: Record | None, device_id: str, *, settled: bool = False) -> int:
-    """Return the time that is kept with a new version, for the order of the device's later changes.
+    """Return the ``sent_at_us`` of a new version, which orders the device's later changes.
 
-    An item without ``at`` leaves it as it was: the server's clock would be no measure for the device's. On
-    the version that stands it begins anew, as the device's clock may have been set since. What won a
-    conflict (``settled``) with a later version of its own device does not set it back.
+    An item without ``at`` leaves it unchanged, because the server's clock cannot be compared with the
+    device's. If such an item is made on the current version, the order starts again: the device's clock may
+    have been set since. A change that won a conflict (``settled``) with a later version of its own device
+    does not set the time back.
     """
     if item.dated and not settled:
         return item.sent_at_us

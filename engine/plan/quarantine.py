@@ -1,4 +1,4 @@
-"""Rejected items as they were sent, kept so that an operator can recover them."""
+"""Rejected items as they were sent, kept so that an operator can retry them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _decoders = {codec.name: codec.raw_items for codec in (JSON, MSGPACK)}
 
 
 def quarantined(push: Push, results: list[Result], new_id: Callable[[], str]) -> list[Quarantined]:
-    """Make the quarantine's rows for the items that ``results`` say are rejected."""
+    """Return the quarantine's rows of a push: one for each item whose result is ``rejected``."""
     rejected = [index for index, result in enumerate(results) if result.status == "rejected"]
     if not rejected:
         return []
-    # Once for all of them: this runs on the loop, while the batch holds its tenants.
+    # Decoded once for all items: this runs on the event loop while the batch's tenants are locked.
     sent = _decoders[push.encoding].decode(push.raw_items)
     return [_row(push, sent[index], results[index], new_id()) for index in rejected]
 
@@ -48,9 +48,9 @@ def _row(push: Push, item: msgspec.Raw, result: Result, quarantine_id: str) -> Q
 
 
 def _printable(name: str | None) -> str | None:
-    """A refused name may hold what the database refuses; the item itself keeps it, escaped.
+    """Return a name without characters that the database refuses. The stored item itself has them, escaped.
 
-    An id that a record may have stays as it is: later items of the record are looked for by it.
+    A valid record id is not changed: later items of the record are found by it.
     """
     return None if name is None else _UNPRINTABLE.sub("?", name[:255])
 
@@ -65,5 +65,5 @@ def _item_text(push: Push, item: bytes) -> bytes:
 
 
 def _foreign(value: object) -> str:
-    """MessagePack values that JSON has no form for."""
+    """Return the text for a MessagePack value that JSON cannot express."""
     return value.hex() if isinstance(value, bytes) else str(value)

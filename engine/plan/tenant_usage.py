@@ -1,7 +1,7 @@
-"""How much a tenant holds, what a batch adds to it, and what it may hold at most.
+"""How much a tenant holds, how much a batch adds, and the limits.
 
-Pure. The store keeps a tenant's numbers beside its ``seq``, which every batch locks and writes anyway, so
-that a bound costs no look at the rows. Bytes are those of the JSON that is stored.
+Pure. The store keeps a tenant's numbers in the row of its ``seq``, which every batch locks and writes anyway.
+So checking a limit reads no other rows. Bytes are those of the stored JSON.
 """
 
 from __future__ import annotations
@@ -13,20 +13,19 @@ from typing import Final
 from engine.model.rows import Conflict, Record, TenantUsage
 from engine.plan.work import Push, Work
 
-#: What one message may add beyond what it has sent: a record that it merely names is logged where it is
-#: overwritten, and moves where it is deleted (``engine.plan.batch.MESSAGE_TOUCHES_BYTES``).
+#: The most bytes that one message adds besides those it sent: a record that it overwrites is logged, and the
+#: data of a record that it deletes are kept as its last data (``engine.plan.push.MESSAGE_TOUCHES_BYTES``).
 _TOUCHED_BYTES: Final = 32 << 20
-#: What one byte that was sent may come to: field versions are 32 bytes for a field of three.
+#: The most stored bytes for one byte that was sent: field versions take 32 bytes for a field of three.
 _SENT_TIMES: Final = 32
-#: What the log and the answer hold of an item, whatever its size.
+#: The most bytes of an item in the log and in the answer, whatever its size.
 _ITEM_BYTES: Final = 16_384
 
 
-#: The names of the numbers, which are those of the store's columns and of the settings: rows and
-#: bytes by turns.
+#: The names of the numbers, which are also columns of the store and settings. Rows and bytes alternate.
 NAMES: Final = TenantUsage.__struct_fields__
 
-#: An event is ahead if it is dated so much later than the server's now.
+#: An event counts as future if it is dated more than a day later than the server's now.
 AHEAD_US: Final = 86_400_000_000
 
 _ADVICE: Final = {
@@ -40,12 +39,12 @@ _ADVICE: Final = {
 
 
 def record_bytes(record: Record) -> int:
-    """Return what a record counts for."""
+    """Return the bytes that a record counts for."""
     return len(record.data or b"") + len(record.fields or b"") + len(record.last_data or b"")
 
 
 def conflict_bytes(conflict: Conflict) -> int:
-    """Return what a row of the conflict log counts for."""
+    """Return the bytes that a row of the conflict log counts for."""
     size_bytes = len(conflict.server_data or b"") + len(conflict.client_data or b"")
     if conflict.client_changes is not None:
         size_bytes += sum([len(change.data or b"") for change in conflict.client_changes])
@@ -53,16 +52,17 @@ def conflict_bytes(conflict: Conflict) -> int:
 
 
 def usage_above(batch: Sequence[Work], bounds: TenantUsage) -> tuple[int, ...]:
-    """Return how much a tenant holds at least before its usage matters to a batch.
+    """Return the usage from which on a tenant's usage has to be read for a batch.
 
-    Reading and checking it costs a batch 3 µs a tenant. Hardly a tenant holds half of what it may.
+    Reading and checking it costs 3 µs a tenant, and hardly any tenant holds half of its limits.
 
     Args:
         batch: The work.
         bounds: What a tenant may hold.
 
     Returns:
-        Half of each bound, in the order of ``NAMES``; nothing where the batch might add the other half.
+        Half of each bound, in the order of ``NAMES``. Empty if the batch might add the other half: then every
+        tenant's usage has to be read.
     """
     rows, size_bytes = _most_added(batch)
     halves, least_rows, least_bytes = _halves(bounds.numbers())
@@ -71,13 +71,13 @@ def usage_above(batch: Sequence[Work], bounds: TenantUsage) -> tuple[int, ...]:
 
 @lru_cache(maxsize=8)
 def _halves(bounds: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
-    """Return half of each bound, and the least of those of rows and of those of bytes."""
+    """Return half of each bound, and the smallest of these for rows and for bytes."""
     halves = tuple([bound // 2 for bound in bounds])
     return halves, min(halves[0::2]), min(halves[1::2])
 
 
 def _most_added(batch: Sequence[Work]) -> tuple[int, int]:
-    """Return the rows and the bytes that a batch adds at most, whatever of."""
+    """Return the most rows and bytes that a batch can add to any of the numbers."""
     pushes = [work for work in batch if type(work) is Push]
     rows = 2 * sum([len(push.items) for push in pushes]) + len(batch)
     sent_bytes = sum([len(push.raw_items) for push in pushes])
@@ -85,7 +85,7 @@ def _most_added(batch: Sequence[Work]) -> tuple[int, int]:
 
 
 def near_limit(batch: Sequence[Work], usage: Mapping[int, TenantUsage], bounds: TenantUsage) -> set[int]:
-    """Return the tenants that a batch might carry past a bound; for all others nothing need be held ready."""
+    """Return the tenants that a batch might carry past a bound. Only their messages may have to be undone."""
     if not usage:
         return set()
     rows, size_bytes = _most_added(batch)
@@ -109,17 +109,18 @@ def near_limit(batch: Sequence[Work], usage: Mapping[int, TenantUsage], bounds: 
 def exceeded(
     used: TenantUsage, before: TenantUsage, after: TenantUsage, bounds: TenantUsage, *, deletes: bool
 ) -> str | None:
-    """Return the name of a bound that a message passes, None if it passes none.
+    """Return the name of a bound that a message exceeds, None if it exceeds none.
 
     Args:
         used: What the tenant held before the batch.
         before: What the batch had added before the message.
         after: The same with the message.
         bounds: What the tenant may hold.
-        deletes: The message has deletes alone. Of the size of records they may note a little more.
+        deletes: The message only deletes. It may exceed the bytes of records: a deletion adds a few to free
+            many.
 
     Returns:
-        A name of ``NAMES`` of which the message takes more, and more than there is.
+        A name of ``NAMES``: the message adds to this number, and the sum is over its bound.
     """
     numbers = zip(NAMES, used.numbers(), before.numbers(), after.numbers(), bounds.numbers(), strict=True)
     for name, held, first, last, bound in numbers:
@@ -129,7 +130,7 @@ def exceeded(
 
 
 def sentence(name: str) -> str:
-    """Say which bound is passed, and the remedy."""
+    """Return the sentence for a bound that is exceeded, with the remedy."""
     kind = name.split("_", 1)[0]
     return (
         f"the tenant holds as much as it may (tenant_limits.{name}):"

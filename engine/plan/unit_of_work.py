@@ -1,4 +1,4 @@
-"""The rows of a batch while it is planned: what was read, overlaid by what the jobs did so far."""
+"""The rows of a batch while it is planned: those that were read, with the changes made so far."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NOTHING: Final = TenantUsage()
 
 
 class Savepoint(NamedTuple):
-    """What an atomic message may touch, as it was before."""
+    """The rows that an atomic message may change, as they were before it."""
 
     seq: int
     records: dict[RecordKey, Record | None]
@@ -42,7 +42,7 @@ class Savepoint(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """What any message may touch, as it was before."""
+    """The rows that any message may change, as they were before it."""
 
     savepoint: Savepoint
     open_conflicts: dict[OpenConflictRef, Conflict]
@@ -53,7 +53,7 @@ class Checkpoint(NamedTuple):
 
 
 class UnitOfWork:
-    """Rows by identity, the dirty ones among them, and the tenants' counters.
+    """The rows by identity, which of them have changed, and the tenants' counters.
 
     ``unread_conflicts`` are open conflicts that the batch needs and has not read: it has to begin again with
     them as ``extra_conflicts``. ``usage`` is how much each tenant holds more than before the batch.
@@ -84,13 +84,13 @@ class UnitOfWork:
         self._upload_states: dict[UploadRef, UploadState] = {}
 
     def next_seq(self, tenant_id: int) -> int:
-        """Take the tenant's next change number."""
+        """Return the tenant's next change number."""
         seq = self.seqs[tenant_id] + 1
         self.seqs[tenant_id] = seq
         return seq
 
     def put(self, key: RecordKey, record: Record, session_id: str) -> None:
-        """Take in a new version of a record."""
+        """Store a new version of a record, and announce it in the feed."""
         usage, before = self.usage[key.tenant_id], self.records.get(key)
         if before is None:
             usage.record_rows += 1
@@ -102,16 +102,16 @@ class UnitOfWork:
         self.changes.append((record, session_id))
 
     def put_silently(self, key: RecordKey, record: Record) -> None:
-        """Take in which files a record has, of which nobody need be told."""
+        """Store a change of a record that the feed does not announce."""
         self.records[key] = record
         self._dirty[key] = None
 
     def set_upload_state(self, ref: UploadRef, state: UploadState) -> None:
-        """Take in the state that a finished upload comes to."""
+        """Set the state of a finished upload."""
         self.uploads[ref] = self._upload_states[ref] = state
 
     def append(self, key: EventKey, event: Event, now_us: int) -> None:
-        """Take in a new event."""
+        """Store a new event. ``now_us`` is the server's time."""
         usage = self.usage[key.tenant_id]
         usage.event_rows += 1
         usage.event_bytes += len(event.data)
@@ -121,7 +121,7 @@ class UnitOfWork:
         self._new_events[key] = None
 
     def put_answer(self, ref: IdempotencyKey, row: IdempotencyRecord) -> None:
-        """Keep the answer of a message under its key."""
+        """Store the answer of a message under its key."""
         usage = self.usage[ref.tenant_id]
         usage.answer_rows += 1
         usage.answer_bytes += len(row.results)
@@ -129,7 +129,7 @@ class UnitOfWork:
         self._new_keys.append(row)
 
     def add_quarantined(self, rows: list[Quarantined]) -> None:
-        """Take in rejected items."""
+        """Add rejected items to the quarantine."""
         for row in rows:
             usage = self.usage[row.tenant_id]
             usage.quarantine_rows += 1
@@ -137,21 +137,24 @@ class UnitOfWork:
         self.quarantine.extend(rows)
 
     def note_rejected(self, ref: DeviceRecordKey) -> None:
-        """Note that an item of a device was rejected, and will be in the quarantine."""
+        """Note that an item of a device on a record was rejected."""
         self._rejected_now.add(ref)
 
     def was_rejected(self, ref: DeviceRecordKey) -> bool:
-        """Whether an earlier item of the device on the record was rejected, in this batch or before."""
+        """Return whether an earlier item of the device on the record was rejected, now or in the past."""
         return ref in self._rejected_now or ref in self._rejected_before
 
     def find_open_conflict(self, holder: OpenConflictRef) -> Conflict | None:
-        """Find the open conflict of a device where the policy had none read."""
+        """Return a device's open conflict on a record that may not have been read under this policy.
+
+        If it was not read, it is added to ``unread_conflicts``.
+        """
         if holder not in self._also_held:
             self.unread_conflicts[holder] = None
         return self.open_conflicts.get(holder)
 
     def log_conflict(self, conflict: Conflict) -> None:
-        """Note a conflict, new or changed; an open one is found again by its device and record."""
+        """Store a conflict, new or changed. An open one is found by its device and record from now on."""
         tenant_id = conflict.tenant_id
         ref = ConflictRef(tenant_id, conflict.conflict_id)
         holder = OpenConflictRef(tenant_id, conflict.device_id, conflict.domain, conflict.record_id)
@@ -176,7 +179,7 @@ class UnitOfWork:
         usage.conflict_bytes += conflict_bytes(conflict)
 
     def savepoint(self, push: Push) -> Savepoint:
-        """Remember all that an atomic message may touch."""
+        """Return a copy of the rows that an atomic message may change."""
         keys = [
             RecordKey(push.tenant_id, item.domain, item.id)
             for item in push.items
@@ -200,7 +203,7 @@ class UnitOfWork:
         )
 
     def checkpoint(self, push: Push) -> Checkpoint:
-        """Remember all that a message may touch. It copies what the batch holds."""
+        """Return a copy of the rows that any message may change. It copies all conflicts of the batch."""
         return Checkpoint(
             self.savepoint(push),
             dict(self.open_conflicts),
@@ -211,7 +214,7 @@ class UnitOfWork:
         )
 
     def undo(self, push: Push, checkpoint: Checkpoint) -> None:
-        """Undo a message whose answer is kept already, as if it had never come."""
+        """Undo a message completely, also its answer, which is stored already."""
         self.restore(push, checkpoint.savepoint)
         self.open_conflicts = checkpoint.open_conflicts
         self.conflicts = checkpoint.conflicts
@@ -222,7 +225,7 @@ class UnitOfWork:
         del self.keys[IdempotencyKey(row.tenant_id, row.key_hash)]
 
     def restore(self, push: Push, savepoint: Savepoint) -> None:
-        """Undo an atomic message; it never opens a conflict, so only log entries are dropped."""
+        """Undo the items of an atomic message. It opens no conflict, so only new log rows are dropped."""
         del self.changes[savepoint.changes :]
         self.usage[push.tenant_id] = savepoint.usage.copy()
         for key, record in savepoint.records.items():
@@ -240,7 +243,7 @@ class UnitOfWork:
             del self._logged[ref]
 
     def writes(self) -> WriteSet:
-        """Collect the rows to write, each identity once."""
+        """Return the rows to write, each identity once."""
         first = self._first_seqs
         return WriteSet(
             seqs={tenant: seq for tenant, seq in self.seqs.items() if seq != first[tenant]},

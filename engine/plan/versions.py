@@ -1,4 +1,4 @@
-"""What a new version keeps beside its data: versions by field, and the last data before a deletion."""
+"""What a new version stores besides its data: field versions, and the last data before a deletion."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def next_versions(
     at_us: int,
     sent: Sent | None = None,
 ) -> bytes | None:
-    """Return the field versions after a write, None where the domain is not merged by field.
+    """Return the field versions after a write, as JSON. None if the policy is not ``field_merge``.
 
     Args:
-        policy: The domain's.
-        row: The record before.
+        policy: The policy of the domain.
+        row: The record before the write.
         before: Its data, None for a tombstone.
-        after: The data that are written.
+        after: The data that are written, None for a tombstone.
         at_us: When the change was made, corrected.
-        sent: Which device made it, and when by its own clock; None for a person's decision.
+        sent: The device that made it, and when by its own clock. None for a person's decision.
     """
     if policy.policy != "field_merge":
         return None
@@ -33,7 +33,7 @@ def next_versions(
 
 
 def known_versions(row: Record) -> FieldVersions:
-    """Return the versions by field that a record has."""
+    """Return the field versions of a record."""
     sent = None
     if row.device_id is not None and row.sent_at_us is not None and is_own(row, row.device_id):
         sent = Sent(row.device_id, row.sent_at_us)
@@ -41,5 +41,5 @@ def known_versions(row: Record) -> FieldVersions:
 
 
 def last_data(context: PlanContext, row: Record, data: bytes | None) -> bytes | None:
-    """Return what to keep of a record's data when ``data`` take their place: nothing unless it is deleted."""
+    """Return the last data to store when ``data`` replace a record's data: None unless it is deleted."""
     return row.patch_base if data is None and context.tombstone_data else None

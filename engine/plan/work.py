@@ -1,4 +1,4 @@
-"""The work that a batch takes in, already checked, and the answers that it gives."""
+"""The work that can be committed, already checked, and its answers. ``engine.plan.kinds`` lists the kinds."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _encode = msgspec.json.encode
 
 
 class Change(msgspec.Struct, frozen=True):
-    """One item that passed its own checks; ``fields`` is None for a delete alone.
+    """One item that passed the checks. ``fields`` is None only for a delete.
 
-    ``base`` is 0 where the device knew of no record. ``at_us`` is corrected, ``sent_at_us`` as sent. One
-    that is not ``dated`` came without ``at``: both are the server's now.
+    ``base`` is 0 if the device knew of no record. ``at_us`` is corrected, ``sent_at_us`` as sent. An item
+    that is not ``dated`` came without ``at``: both times are the server's now.
     """
 
     domain: str
@@ -33,7 +33,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class RejectedItem(msgspec.Struct, frozen=True):
-    """One item that failed its own checks."""
+    """One item that failed the checks."""
 
     domain: str | None
     id: str | None
@@ -44,8 +44,8 @@ class RejectedItem(msgspec.Struct, frozen=True):
 class Push(msgspec.Struct, frozen=True):
     """One ``sync`` message. ``raw_items`` are the items as sent, in ``encoding``.
 
-    ``may_be_old`` says that it may have been sent for the first time more than a day ago.
-    ``clock_offset_us`` is what the items' ``at`` were corrected by.
+    ``may_be_old``: the message may have been sent for the first time more than a day ago. ``clock_offset_us``
+    was added to the items' ``at``.
     """
 
     tenant_id: int
@@ -63,9 +63,10 @@ class Push(msgspec.Struct, frozen=True):
 
 
 class Resolution(msgspec.Struct, frozen=True):
-    """One ``resolve`` message; ``domain`` and ``record_id`` are the conflict's.
+    """One ``resolve`` message. ``domain`` and ``record_id`` are those of the conflict.
 
-    ``changes`` is how many changes of the device the decision was made on, None if it does not say.
+    ``changes`` is the number of the device's changes that the decision was made on, None if the message has
+    none.
     """
 
     tenant_id: int
@@ -104,9 +105,9 @@ Work = Push | Resolution | Attach
 
 
 class PushAnswer(msgspec.Struct, frozen=True):
-    """The answer to a push: ``results`` is the JSON array of its results.
+    """The answer to a push. ``results`` is the JSON array of its results.
 
-    ``plain`` says that every item was applied or unchanged: then nobody need look for conflicts in it.
+    ``plain``: every item was applied or unchanged, so there is no conflict to look for.
     """
 
     results: bytes
@@ -121,7 +122,7 @@ class PushAnswer(msgspec.Struct, frozen=True):
 
 
 class ResolveAnswer(msgspec.Struct, frozen=True):
-    """The answer to a resolve: the version that it wrote."""
+    """The answer to a resolve: the version that was written."""
 
     conflict_id: str
     version: int
@@ -136,10 +137,10 @@ class ResolveAnswer(msgspec.Struct, frozen=True):
 
 
 class AttachAnswer(msgspec.Struct, frozen=True):
-    """What became of a file: ``waiting`` for a record that is not there, ``freed`` for its device at least.
+    """The outcome for a file: ``waiting`` if its record is not there, ``freed`` at least for its device.
 
-    ``seq`` is that of the record's entry where the file is in it or was just taken out. ``deletable`` is the
-    file, by its id, whose bytes nobody wants after this.
+    ``seq`` is that of the record's entry if the file is in it or was just removed. ``deletable`` is the id of
+    the file whose bytes can be deleted now, if any.
     """
 
     state: Literal["attached", "duplicate", "waiting", "freed"]

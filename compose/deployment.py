@@ -47,10 +47,10 @@ from storage.bus.nodes import Nodes
 from storage.embedded.account import EmbeddedError, account_for, make_data_dir
 from storage.embedded.servers import NAME_IT, Services, embedded, embedded_redis_url
 from storage.postgres.commands import command_database
+from storage.postgres.display_names import HIDDEN, database_name, dsn_without_secrets, url_without_secrets
 from storage.postgres.epoch import PostgresEpoch
 from storage.postgres.migrate import PostgresSchemaAdmin, migrate, status
 from storage.postgres.partitions import maintain
-from storage.postgres.places import HIDDEN, dsn_without_secrets, place_of, url_without_secrets
 from storage.postgres.pool import Database
 from storage.stores.devices import PostgresDevices
 from storage.stores.export import PostgresExport
@@ -105,7 +105,7 @@ class Deployment:
             return ""
         if self._embedded:
             return f"the embedded database of {self._data_dir.resolve()}"
-        return place_of(self._opened_dsn)
+        return database_name(self._opened_dsn)
 
     def keys(self) -> KeySet:
         """Read the keys of tokens, with those that ``serve`` made under the data directory."""

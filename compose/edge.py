@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from compose.uploads import FileParts
+from compose.uploads import UploadComponents
 from engine.cache.devices import Devices
 from engine.cache.revocations import Revocations
 from engine.cache.tenants import PolicyBook
@@ -65,7 +65,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     shares: LoopShares
     bus: Bus
     capacity: CapacityState
-    files: FileParts
+    files: UploadComponents
 
 
 class Edge:

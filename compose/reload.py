@@ -17,7 +17,7 @@ from engine.runtime.settings import Settings, SettingsError
 from handlers.commands.deployment import DeploymentError
 from handlers.http.tokens import UnusableKeyError
 from storage.embedded.servers import Services
-from storage.postgres.places import dsn_without_secrets, url_without_secrets
+from storage.postgres.display_names import dsn_without_secrets, url_without_secrets
 
 #: What a worker shares with the one whose place it takes, or with the supervisor, whose log is the same.
 _TAKES_RESTART: Final = (

@@ -19,9 +19,9 @@ import structlog
 import uvloop
 from anyio.abc import TaskStatus
 
+from compose.capacity_watch import CapacityWatch
 from compose.edge import Edge, Engine
-from compose.room_watch import RoomWatch
-from compose.uploads import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, FileParts
+from compose.uploads import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, UploadComponents
 from engine.cache.devices import DeviceLimits, Devices
 from engine.cache.revocations import Revocations
 from engine.cache.tenants import PolicyBook
@@ -49,8 +49,8 @@ from storage.postgres.connection import PoolerDetection
 from storage.postgres.migrate import newest_migration
 from storage.postgres.partitions import maintain
 from storage.postgres.pool import Database
-from storage.postgres.presence import Presence
 from storage.postgres.readiness import faults
+from storage.postgres.server_processes import ServerProcess
 from storage.stores.commit import PostgresStore
 from storage.stores.conflicts import PostgresConflicts
 from storage.stores.devices import PostgresDevices
@@ -139,8 +139,8 @@ class Server:
             self._connections,
             self._renew,
         )
-        self._room_watch = RoomWatch(self._reads, settings)
-        room = self._room_watch.state
+        self._capacity_watch = CapacityWatch(self._reads, settings)
+        room = self._capacity_watch.state
         context = PlanContext(
             domains,
             policies.of,
@@ -168,7 +168,7 @@ class Server:
             shares.wanted,
         )
         sessions = Database(dsn, UPLOAD_CONNECTIONS, pooler)
-        files = self._files = FileParts(settings, sessions, self._reads, committer, bus, clock)
+        files = self._files = UploadComponents(settings, sessions, self._reads, committer, bus, clock)
         self._devices = Devices(
             device_store,
             clock,
@@ -199,7 +199,7 @@ class Server:
             self._problems,
             workers,
         )
-        self._presence = Presence(self._reads, port)
+        self._server_process = ServerProcess(self._reads, port)
         self._neighbours = Neighbours(bus, feed, policies, self._connections, files.locks)
 
     async def run(self, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -211,9 +211,9 @@ class Server:
         """
         settings = self._settings
         await self._renew()
-        await self._presence.say()
+        await self._server_process.record()
         await self._devices.warm()
-        await self._room_watch.look()
+        await self._capacity_watch.check()
         probe_port = settings.server.probe_port
         app = self._edge.application()
         goodbye, *others = self._edge.services()
@@ -223,8 +223,8 @@ class Server:
             *others,
             Service("neighbours", self._neighbours.run, self._bus.drain),
             Service("maintenance", self._maintain),
-            Service("presence", self._presence.run, self._presence.leave),
-            Service("room", self._room_watch.run),
+            Service("server_process", self._server_process.run, self._server_process.leave),
+            Service("room", self._capacity_watch.run),
         ]
         async with AsyncExitStack() as stack:
             # Until the end: a second signal while draining must not kill what the first asked to finish.

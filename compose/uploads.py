@@ -46,7 +46,7 @@ UPLOAD_CONNECTIONS: Final = 2
 PROBE_CONNECTIONS: Final = 1
 
 
-class FileParts:
+class UploadComponents:
     """The parts, put together. ``reads`` is shared with others, who wait for nothing long."""
 
     def __init__(

@@ -30,7 +30,7 @@ from storage.postgres.hosts import reordered
 _COMMAND: Final = (sys.executable, str(Path(__file__).parent.parent / "run.py"), "worker")
 
 
-class Told(msgspec.Struct, frozen=True):
+class WorkerOrders(msgspec.Struct, frozen=True):
     """One line of JSON on a worker's standard input. It may hold secrets, which no command line may.
 
     ``ready_pipe`` is the descriptor to write an empty line to once devices are let in, or a sentence on why
@@ -71,7 +71,9 @@ def supervise(
             told_services = replace(services, dsn=reordered(services.dsn))
 
             def told(worker: int, ready_pipe: int) -> bytes:
-                return msgspec.json.encode(Told(told_settings, told_services, worker, ready_pipe, secret))
+                return msgspec.json.encode(
+                    WorkerOrders(told_settings, told_services, worker, ready_pipe, secret)
+                )
 
             return Orders(told, server.drain_s)
 
@@ -87,7 +89,7 @@ def supervise(
 
 def work(standard_input: BinaryIO, keys_of: Callable[[Settings], KeySet]) -> None:
     """Be one worker until told to stop, or until the supervisor is gone; exit with 1 if it cannot."""
-    told = msgspec.json.decode(standard_input.readline(), type=Told)
+    told = msgspec.json.decode(standard_input.readline(), type=WorkerOrders)
     configure(told.settings.log, worker=told.worker)
     descriptor = standard_input.fileno()
 

@@ -19,7 +19,7 @@ from bench.harness.product import HERE, Version, product
 from bench.harness.server import Server
 from engine.runtime.settings import Settings
 from storage.postgres.blocking import connected
-from storage.postgres.places import place_of
+from storage.postgres.display_names import database_name
 from storage.postgres.pool import Database
 from storage.stores.tenants import PostgresTenants
 
@@ -108,7 +108,7 @@ def remote(options: Options, url: str) -> Iterator[tuple[Target, str]]:
     if parts.scheme != "http" or parts.hostname is None:
         raise BenchError(f"--url {url}: http://HOST:PORT is required; TLS is the proxy's part")
     with deployed(chosen) as dsn:
-        progress(f"database: {place_of(dsn)}")
+        progress(f"database: {database_name(dsn)}")
         add_tenants(dsn, options.tenant_names)
         target = Target(
             host=parts.hostname,

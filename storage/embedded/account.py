@@ -1,7 +1,7 @@
-"""Whom the embedded servers run as, and the directories made for that account.
+"""The account that runs the embedded servers, and the directories made for it.
 
-PostgreSQL refuses to run as root, so root hands both servers to an unprivileged account. Modes of
-what exists are never changed: a path that is closed to the account is refused with the remedy.
+PostgreSQL refuses to run as root, so root runs both servers as an unprivileged account. The modes of existing
+paths are never changed: a path that the account cannot enter is refused with the remedy.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ import msgspec
 
 #: Tried in this order by root; the first is what a packaged PostgreSQL runs as.
 _SYSTEM_ACCOUNTS: Final = ("postgres", "nobody")
-#: What a killed start left half-made ends like this, and so many hexadecimal digits.
+#: Names of unfinished directories end so, followed by hexadecimal digits.
 _NEW: Final = ".new-"
 
 
 class EmbeddedError(Exception):
-    """The embedded services cannot be had; one sentence says why and names the remedy."""
+    """The embedded servers cannot be used; one sentence says why and names the remedy."""
 
 
 class Account(msgspec.Struct, frozen=True):
-    """Who runs the servers; ``switched`` where that is not who runs this process."""
+    """The account that runs the servers; ``switched`` if it is not the account of this process."""
 
     uid: int
     gid: int
@@ -43,7 +43,7 @@ class Account(msgspec.Struct, frozen=True):
         return {"cwd": "/", "env": {"PATH": os.defpath, "HOME": "/", "LC_ALL": "C"}, **as_account}
 
     def own(self, descriptor: int) -> None:
-        """Give what this process has just created, open as ``descriptor``, to the account."""
+        """Give a file that this process has just created, open as ``descriptor``, to the account."""
         if self.switched:
             os.fchown(descriptor, self.uid, self.gid)
 
@@ -58,7 +58,7 @@ class Account(msgspec.Struct, frozen=True):
         return path
 
     def owns(self, path: Path) -> bool:
-        """Tell whether ``path`` is a directory, not a link to one, of the account."""
+        """Return whether ``path`` is a directory of the account, and not a link to one."""
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -70,10 +70,10 @@ class Account(msgspec.Struct, frozen=True):
 
 
 def account_for(data_dir: Path) -> Account:
-    """Choose who runs the servers of ``data_dir``, which need not exist yet. Raises EmbeddedError.
+    """Choose the account for the servers of ``data_dir``, which need not exist yet. Raises EmbeddedError.
 
-    Everybody runs them himself, root as the owner of the cluster or of the directory, else as a
-    system account.
+    An ordinary user runs them as itself. Root runs them as the owner of the cluster or of the directory, or
+    else as a system account.
     """
     uid = os.geteuid()
     if uid != 0:
@@ -98,7 +98,7 @@ def account_for(data_dir: Path) -> Account:
 
 
 def make_data_dir(data_dir: Path, account: Account) -> None:
-    """Create ``data_dir`` and what is missing above it, closed to all but us and the account.
+    """Create ``data_dir`` and its missing parents, open to this process and the account alone.
 
     ``data_dir`` is absolute. Raises EmbeddedError if the account cannot come through, OSError.
     """
@@ -122,8 +122,8 @@ def _closed(account: Account, way: list[Path]) -> str:
 
 
 @contextmanager
-def made_whole(path: Path) -> Iterator[Path]:
-    """Give a name beside ``path`` to build under; what was built moves to ``path`` at the end, durably."""
+def made_atomically(path: Path) -> Iterator[Path]:
+    """Yield a name beside ``path`` to build under; at the end the result moves to ``path``, durably."""
     new = path.with_name(f"{path.name}{_NEW}{secrets.token_hex(8)}")
     try:
         yield new
@@ -138,10 +138,10 @@ def made_whole(path: Path) -> Iterator[Path]:
         os.close(above)
 
 
-def sweep(directory: Path) -> None:
-    """Remove what was being made in ``directory`` when its maker was killed."""
+def remove_unfinished(directory: Path) -> None:
+    """Remove directories that were left unfinished by a process that was killed."""
     for torn in directory.glob(f"*{_NEW}*"):
-        # Its maker's child may still be writing: what that leaves is swept the next time.
+        # A child of that process may still write: the next call removes the rest.
         shutil.rmtree(torn, ignore_errors=True)
 
 
@@ -150,17 +150,17 @@ def _make(path: Path, uid: int, gid: int, mode: int) -> None:
     if path.is_dir():
         return
     try:
-        with made_whole(path) as new:
+        with made_atomically(path) as new:
             new.mkdir(0o700)
             descriptor = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 if (uid, gid) != (os.geteuid(), os.getegid()):
                     os.fchown(descriptor, uid, gid)
-                os.fchmod(descriptor, mode)  # whatever the umask took away
+                os.fchmod(descriptor, mode)  # the umask may have taken bits away
             finally:
                 os.close(descriptor)
     except OSError as error:
         if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
             error.filename = str(path)  # the name that a person knows
             raise
-        # Somebody else was faster, and is using it already.
+        # Another process made it first, and may use it already.

@@ -1,4 +1,4 @@
-"""Where the servers' binaries are, and a copy of them where the account cannot come through to them."""
+"""The binaries of the servers, or a copy of them if the account cannot reach them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from storage.embedded.account import Account, EmbeddedError, made_whole
+from storage.embedded.account import Account, EmbeddedError, made_atomically
 
 _VERSION: Final = re.compile(r"\(PostgreSQL\) (\d+)")
-#: What only programs to be compiled need, a third of the wheel.
+#: Files that only compilers need, a third of the wheel.
 _LEFT_OUT: Final = shutil.ignore_patterns("include", "pkgconfig", "*.a")
 
 
@@ -60,7 +60,7 @@ def _places(package: str) -> Iterator[Path]:
 
 
 def _version_of(binary: Path, account: Account | None) -> str:
-    """Ask a binary for its version, as ``account`` if given; nothing if it does not run."""
+    """Return the version text of a binary, run as ``account`` if given; empty if it does not run."""
     try:
         told: str = subprocess.run(
             [binary, "--version"],
@@ -75,7 +75,7 @@ def _version_of(binary: Path, account: Account | None) -> str:
 
 
 def _open_to(account: Account, data_dir: Path, distribution: str, binary: Path) -> Path:
-    """Return ``binary``, or its copy under ``data_dir`` if a path to it is closed, as /root mostly is."""
+    """Return ``binary``, or its copy under ``data_dir`` if the account cannot reach it, as below /root."""
     if not account.switched or _version_of(binary, account):
         return binary
     installation = binary.parent.parent  # bin is beside lib and share
@@ -83,7 +83,7 @@ def _open_to(account: Account, data_dir: Path, distribution: str, binary: Path) 
     copy = data_dir / f"{distribution}-{version(distribution)}-{installation.name}"
     copied = copy / binary.relative_to(package.parent)
     if not copy.exists():
-        with made_whole(copy) as new:
+        with made_atomically(copy) as new:
             # The libraries are found by their place beside the package.
             for part in (installation, package.with_name(f"{package.name}.libs")):
                 if part.exists():

@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from storage.embedded.account import Account, made_whole, sweep
+from storage.embedded.account import Account, made_atomically, remove_unfinished
 from storage.embedded.binaries import postgres_binaries
-from storage.embedded.process import ServerProcess, Traces, failed
+from storage.embedded.process import ProcessTraces, ServerProcess, failed
 
 _DATABASE: Final = "tidemark"
 #: Only a part of the socket's name: nothing listens on a port.
@@ -51,7 +51,7 @@ _SETTINGS: Final = {
 
 
 class EmbeddedPostgres:
-    """The cluster in ``data_dir``/postgres. Whoever starts or stops it does so alone, as ``embedded`` does.
+    """The cluster in ``data_dir``/postgres. It must be started and stopped under the lock of ``embedded``.
 
     ``dsn`` names it in libpq's keywords.
     """
@@ -67,7 +67,7 @@ class EmbeddedPostgres:
         self._process = ServerProcess(
             "PostgreSQL",
             account,
-            Traces(
+            ProcessTraces(
                 lock=data_dir / "postgres.lock",
                 mark=str(self._cluster),
                 pid=self._pid_file,
@@ -79,8 +79,8 @@ class EmbeddedPostgres:
         self.dsn = f"host={sockets} port={_PORT} user={_DATABASE} dbname={_DATABASE}"
 
     def start(self) -> None:
-        """Start it unless it runs, and return when it lets clients in. Raises EmbeddedError, OSError."""
-        sweep(self._data_dir)
+        """Start it unless it runs, and return when it accepts clients. Raises EmbeddedError, OSError."""
+        remove_unfinished(self._data_dir)
         self._account.directory(self._logs)
         try:
             major = (self._cluster / "PG_VERSION").read_text().strip()
@@ -90,7 +90,7 @@ class EmbeddedPostgres:
         if major is None:
             self._create(binaries)
         if self._process.alive() and not self._socket.exists():
-            self.stop()  # something cleaned up /tmp: nobody can reach it any more
+            self.stop()  # its socket in /tmp was removed: no client can reach it
         settings = _SETTINGS | {
             "unix_socket_directories": str(self._sockets),
             "log_directory": str(self._logs),
@@ -124,7 +124,7 @@ class EmbeddedPostgres:
 
     def _create(self, binaries: Path) -> None:
         initdb, server = binaries / "initdb", binaries / "postgres"
-        with made_whole(self._cluster) as new:
+        with made_atomically(self._cluster) as new:
             self._account.directory(new)
             self._run(
                 initdb,

@@ -1,7 +1,7 @@
-"""One server process that outlives whoever started it, and is found again by whoever comes next.
+"""A server process that outlives the process that started it, and is found again by the next one.
 
-The process inherits a locked file, so that the lock is held exactly as long as it or one of its
-children lives: no stale pid file, recycled pid or crash of the machine can make it look alive.
+It inherits a locked file, so that the lock is held exactly as long as it or one of its children lives: no
+stale pid file, reused pid or crash of the machine can make it look alive.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _TELLING: Final = re.compile(r"FATAL|PANIC|ERROR|error:")
 _LOG_TAIL_BYTES: Final = 16_384
 
 
-class Traces(NamedTuple):
-    """What is known of a server from outside.
+class ProcessTraces(NamedTuple):
+    """Where a server can be recognised from outside.
 
     ``lock`` is held by it and its children, ``mark`` is one of its arguments, ``pid`` is the file it
     writes its pid to; ``logs`` is a directory of files named ``log_prefix``….
@@ -43,9 +43,11 @@ class Traces(NamedTuple):
 
 
 class ServerProcess:
-    """The process of the server called ``name``; ``answers`` tells whether it serves."""
+    """The process of the server called ``name``; ``answers`` returns whether it serves."""
 
-    def __init__(self, name: str, account: Account, traces: Traces, answers: Callable[[], bool]) -> None:
+    def __init__(
+        self, name: str, account: Account, traces: ProcessTraces, answers: Callable[[], bool]
+    ) -> None:
         self._name = name
         self._account = account
         self._traces = traces
@@ -105,7 +107,7 @@ class ServerProcess:
         )
 
     def alive(self) -> bool:
-        """Tell whether the process, or a child it left behind, lives."""
+        """Return whether the process lives, or a child that it left behind."""
         lock = self._lock()
         if lock is None:
             return True
@@ -136,7 +138,7 @@ class ServerProcess:
             )
 
     def _process(self) -> psutil.Process | None:
-        """Find the process by its pid file; a pid that is somebody else's by now is not taken for it."""
+        """Find the process by its pid file, unless the pid now belongs to another process."""
         try:
             pid = int(self._traces.pid.read_text().split("\n", 1)[0])
             process = psutil.Process(pid)
@@ -146,7 +148,7 @@ class ServerProcess:
         return process if ours else None
 
     def _lock(self) -> int | None:
-        """Take the lock, which tells that nothing of the server lives; None if something does."""
+        """Take the lock, which proves that the server does not live; None if it does."""
         descriptor = lock_file(self._traces.lock, self._account)
         if locked(descriptor):
             return descriptor
@@ -174,7 +176,7 @@ def lock_file(path: Path, account: Account) -> int:
 
 
 def locked(descriptor: int) -> bool:
-    """Try to be the only one who locks an open file."""
+    """Try to lock an open file alone; return whether that succeeded."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -183,7 +185,7 @@ def locked(descriptor: int) -> bool:
 
 
 def wait_until(condition: Callable[[], bool], patience_s: float) -> bool:
-    """Wait for another process to come so far; tell whether it did."""
+    """Poll a condition of another process; return whether it became true in time."""
     deadline_s = time.monotonic() + patience_s
     while not condition():
         if time.monotonic() > deadline_s:
@@ -193,7 +195,7 @@ def wait_until(condition: Callable[[], bool], patience_s: float) -> bool:
 
 
 def failed(what: str, said: str) -> EmbeddedError:
-    """Make the error for a program that failed, with the line that tells most of what it ``said``."""
+    """Return the error for a program that failed, with the most telling line of its output."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     telling = [line[match.start() :] for line in lines if (match := _TELLING.search(line))]
     words = (telling or lines or ["it said nothing"])[-1]

@@ -9,7 +9,7 @@ from typing import Final
 
 from storage.embedded.account import Account
 from storage.embedded.binaries import redis_binary
-from storage.embedded.process import ServerProcess, Traces
+from storage.embedded.process import ProcessTraces, ServerProcess
 
 _START_S: Final = 30.0
 _STOP_S: Final = 10.0
@@ -34,7 +34,7 @@ class EmbeddedRedis:
         self._process = ServerProcess(
             "Redis",
             account,
-            Traces(
+            ProcessTraces(
                 lock=data_dir / "redis.lock",
                 mark=str(self._home),
                 pid=self._pid_file,

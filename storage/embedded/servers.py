@@ -1,7 +1,7 @@
-"""PostgreSQL and Redis of our own, for whoever has configured none.
+"""Embedded PostgreSQL and Redis, for a deployment that configures none.
 
-Every user of a data directory holds a shared lock on it; the first one in starts the servers, the
-last one out stops them. A killed user's lock goes with it, and the servers wait for the next user.
+Every process that uses a data directory holds a shared lock on it. The first one starts the servers, the last
+one stops them. If all are killed, the servers go on, and the next process finds them.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ __all__ = [
     "servers",
 ]
 
-#: The remedy where a server was set up elsewhere, or not yet.
+#: The remedy if the server was set up elsewhere, or not yet.
 NAME_IT: Final = (
     "name the server's settings (--config FILE or TIDEMARK_CONFIG) or its --data-dir DIR, or start"
     " `run.py serve`, which makes one"
 )
-#: Starting may mean recovering a large database.
-_TURN_S: Final = 300.0
+#: A start may have to recover a large database.
+_START_LOCK_S: Final = 300.0
 #: A Unix socket's path may have 107 bytes on Linux and 103 elsewhere.
 _SOCKETS_BYTES: Final = 103 - len("/.s.PGSQL.5432")
 _SHORT: Final = Path("/tmp")  # noqa: S108
-#: What neither libpq, PostgreSQL's lists nor a URL need quoted.
+#: Characters that need no quotes for libpq, in lists of PostgreSQL and in URLs.
 _PLAIN: Final = re.compile(r"[A-Za-z0-9/._-]+\Z")
 
 
 class Services(msgspec.Struct, frozen=True):
-    """Where to reach what ``embedded`` started; empty for what it was not asked for.
+    """Where PostgreSQL and Redis are; empty for one that ``embedded`` was not asked for.
 
     ``dsn`` is in libpq's keywords, ``redis_url`` for ``redis.asyncio.from_url``.
     """
@@ -91,10 +91,10 @@ def embedded(
 
     Raises:
         NotMadeError: There is none, and none is to be made.
-        EmbeddedError: The servers cannot be had.
+        EmbeddedError: The servers cannot be started.
     """
     with ExitStack() as stack:
-        with _plainly(data_dir):
+        with _readable_errors(data_dir):
             home = data_dir.resolve()
             if not make:
                 _refuse_missing(home, postgres=postgres)
@@ -102,7 +102,7 @@ def embedded(
             make_data_dir(home, account)
             users = lock_file(home / "users.lock", account)
             stack.callback(os.close, users)
-            with _turn(home, account):
+            with _start_lock(home, account):
                 fcntl.flock(users, fcntl.LOCK_SH)
                 stack.callback(_leave, home, account, users)
                 running = servers(home)
@@ -114,7 +114,7 @@ def embedded(
 
 
 def _refuse_missing(home: Path, *, postgres: bool) -> None:
-    """See that a server's files were made in ``home``. Raises NotMadeError, OSError."""
+    """Check that the files of a server exist in ``home``. Raises NotMadeError, OSError."""
     try:
         # Not exists(): a directory that is closed to us may well hold one.
         (home / ("postgres" if postgres else "redis")).stat()
@@ -125,7 +125,7 @@ def _refuse_missing(home: Path, *, postgres: bool) -> None:
 
 
 def servers(data_dir: Path) -> Servers:
-    """Reach for the servers of a directory that ``embedded`` has made. Raises EmbeddedError, OSError."""
+    """Return the servers of a directory that ``embedded`` has made. Raises EmbeddedError, OSError."""
     home = data_dir.resolve()
     account = account_for(home)
     sockets = _sockets(home, account)
@@ -134,7 +134,7 @@ def servers(data_dir: Path) -> Servers:
 
 def _leave(home: Path, account: Account, users: int) -> None:
     """Stop the servers if nobody else uses them."""
-    with _plainly(home), _turn(home, account):
+    with _readable_errors(home), _start_lock(home, account):
         if locked(users):
             running = servers(home)
             running.redis.stop()
@@ -149,7 +149,7 @@ def _leave(home: Path, account: Account, users: int) -> None:
 
 
 def embedded_redis_url(data_dir: Path) -> str:
-    """Say where the Redis of a directory is, or would be, without starting it; empty if there is none."""
+    """Return the URL of the Redis of a directory, running or not; empty if there is none."""
     try:
         return servers(data_dir).redis.url if (data_dir / "redis").is_dir() else ""
     except (EmbeddedError, OSError):  # another user's
@@ -157,25 +157,25 @@ def embedded_redis_url(data_dir: Path) -> str:
 
 
 @contextmanager
-def _turn(home: Path, account: Account) -> Iterator[None]:
-    """Be the only one who starts or stops servers."""
+def _start_lock(home: Path, account: Account) -> Iterator[None]:
+    """Hold the lock under which servers are started and stopped."""
     turn = lock_file(home / "turn.lock", account)
     try:
-        if not wait_until(lambda: locked(turn), _TURN_S):
+        if not wait_until(lambda: locked(turn), _START_LOCK_S):
             raise EmbeddedError(
-                f"another process has been starting or stopping the servers of {home} for {_TURN_S:.0f} s:"
-                f" see {home / 'logs'} or end that process"
+                f"another process has been starting or stopping the servers of {home} for {_START_LOCK_S:.0f}"
+                f" s: see {home / 'logs'} or end that process"
             )
         yield
     finally:
-        # Not left to closing alone: a process forked meanwhile would go on holding it.
+        # Closing it is not enough: a process that was forked since still holds it.
         fcntl.flock(turn, fcntl.LOCK_UN)
         os.close(turn)
 
 
 @contextmanager
-def _plainly(data_dir: Path) -> Iterator[None]:
-    """Turn what the system refuses into a sentence with its remedy."""
+def _readable_errors(data_dir: Path) -> Iterator[None]:
+    """Turn an OSError into an EmbeddedError that names the remedy."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,6 @@
-"""A plain connection for what runs beside the event loop: migrations, partitions, commands.
+"""A blocking connection, for work outside the event loop: migrations, partitions, the recount, doctor.
 
-Statements may take as long as they need, which those of a server (``storage/postgres/pool.py``) may not.
+Its statements may take any time. Those of a server (``storage/postgres/pool.py``) may not.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
     from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
-#: Whoever changes what tables there are holds this, so that one does at a time over all hosts. It
-#: belongs to the transaction, not to the session, and so works behind transaction pooling as well.
+#: An advisory lock for changes of the schema: one at a time over all hosts. It belongs to the transaction, so
+#: that it works behind a pooler too.
 _SCHEMA_LOCK: Final = 0x7469646D
 
 
@@ -31,7 +31,8 @@ def connected(dsn: str) -> Iterator[Connection]:
     """Connect to the primary, in autocommit.
 
     Raises:
-        StoreError: In one sentence: a DatabaseFaultError where the remedy is known.
+        DatabaseFaultError: PostgreSQL refused, and the remedy is known.
+        StoreError: The database is away, or refused for another reason.
     """
     connection = _connect(dsn)
     try:
@@ -50,14 +51,14 @@ def _connect(dsn: str) -> Connection:
     order = order_of(dsn)
     refusals: list[StoreError] = []
     for host in order.now():
-        places = host.places_now(one_of_several=order.several)
-        if not places:
+        addresses = host.addresses_now(one_of_several=order.several)
+        if not addresses:
             refusals.append(StoreUnavailableError(host.unknown))
-        for place in order.sorted(places):
+        for address in order.sorted(addresses):
             try:
                 return psycopg2.connect(
-                    place.dsn,
-                    connect_timeout=ceil(place.patience_s),
+                    address.dsn,
+                    connect_timeout=ceil(address.timeout_s),
                     application_name="tidemark",
                     target_session_attrs="read-write",
                     keepalives_idle=5,
@@ -65,7 +66,7 @@ def _connect(dsn: str) -> Connection:
                     keepalives_count=3,
                 )
             except psycopg2.Error as error:
-                order.place_failed(place)
+                order.address_failed(address)
                 refusals.append(fault_of(error) or StoreUnavailableError(said(error)))
         order.failed(host)
     if len(refusals) == 1:
@@ -75,10 +76,10 @@ def _connect(dsn: str) -> Connection:
 
 @contextmanager
 def schema_change(connection: Connection, lock_timeout_ms: int) -> Iterator[Cursor]:
-    """Open a transaction in which nobody else changes what tables there are.
+    """Open a transaction that alone changes the schema.
 
-    Its turn is waited for as long as need be, a table's lock ``lock_timeout_ms``: while one is waited
-    for, everybody who comes to that table later waits behind.
+    It waits without limit for other changes of the schema, but only ``lock_timeout_ms`` for the lock of a
+    table: all later statements on that table wait behind it.
     """
     with connection, connection.cursor() as cursor:
         cursor.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")

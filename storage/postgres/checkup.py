@@ -1,4 +1,4 @@
-"""Whether the database and Redis are fit for a server, as a person is told before they start one."""
+"""Checks of doctor: whether a database is fit for a server."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 from engine.operate.ports import CheckResult
 from engine.runtime.ports import StoreError
 from storage.postgres.blocking import connected
+from storage.postgres.display_names import database_name
 from storage.postgres.migrate import status
 from storage.postgres.partitions import days_ahead
-from storage.postgres.places import place_of
 from storage.postgres.readiness import unfit
 from storage.postgres.remedies import DatabaseFaultError
 from storage.postgres.rights import quota_findings, rights_finding
@@ -20,7 +20,7 @@ from storage.postgres.rights import quota_findings, rights_finding
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
 
-#: Apart by more, and instants of devices and of rows no longer agree.
+#: With more between the clocks, times of devices and times of rows no longer agree.
 _WARN_APART_S: Final = 1.0
 FAULT_APART_S: Final = 60.0
 _LEAST_DAYS_AHEAD: Final = 2
@@ -31,23 +31,23 @@ _APART_REMEDY: Final = "have both hosts' clocks kept by NTP (chrony, systemd-tim
 def database_findings(
     dsn: str, connections: int, quotas: Collection[str], *, migrates_itself: bool
 ) -> Iterator[CheckResult]:
-    """Look at a database.
+    """Check a database.
 
     Args:
-        dsn: Where it is.
+        dsn: The database.
         connections: How many connections servers open to it.
         quotas: The names of tenants that have a quota of their own.
-        migrates_itself: Whether servers bring its schema up to date.
+        migrates_itself: Whether `serve` brings the schema up to date.
     """
     try:
         with connected(dsn) as connection:
-            yield from _fitness(connection, place_of(dsn))
+            yield from _fitness(connection, database_name(dsn))
             rights = rights_finding(connection)
             yield rights
             yield _clock(connection)
-            yield _room(connection, connections)
+            yield _connections(connection, connections)
             if rights.level == "fault":
-                return  # what is looked at from here on needs them
+                return  # the checks after this one need those rights
             yield from quota_findings(connection, quotas)
         yield from _schema(dsn, migrates_itself=migrates_itself)
     except DatabaseFaultError as fault:
@@ -85,7 +85,7 @@ def _clock(connection: Connection) -> CheckResult:
     return CheckResult("ok", "clock", found)
 
 
-def _room(connection: Connection, wanted: int) -> CheckResult:
+def _connections(connection: Connection, wanted: int) -> CheckResult:
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT sum(setting::int) FILTER (WHERE name = 'max_connections')"

@@ -1,4 +1,4 @@
-"""What a day of kept answers or events holds, and how it is taken off what tenants hold."""
+"""The usage of a day of kept answers or events, and its subtraction from the usage of tenants."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from storage.postgres.blocking import connected
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
-#: What goes by the day, as its columns begin.
+#: Kinds of rows that are dropped by the day; the names of their columns begin so.
 Daily = Literal["answer", "event"]
-#: Whoever takes a day of these off what tenants hold has this alone; those who count share it.
+#: An advisory lock: held alone while a day is dropped and subtracted, shared by those who count.
 DROPPING: Final = 0x7469646E
 
 
 @contextmanager
 def dropping(dsn: str) -> Iterator[None]:
-    """Have nobody count what goes by days while one goes and is taken off. Raises StoreError."""
+    """Keep the recount away while a day is dropped and subtracted. Raises StoreError."""
     with connected(dsn) as connection, connection, connection.cursor() as cursor:
         cursor.execute("SET LOCAL statement_timeout = 0")
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", (DROPPING,))
@@ -27,7 +27,7 @@ def dropping(dsn: str) -> Iterator[None]:
 
 
 def counted(cursor: Cursor, partition: str, kind: Daily) -> list[tuple[int, int, int]]:
-    """Count a day of kept answers or events: tenant, rows and bytes."""
+    """Return the usage of a day: tenant, rows and bytes."""
     column = "results" if kind == "answer" else "data"
     cursor.execute(
         f"SELECT tenant_id, count(*), sum(octet_length({column}::text))::bigint FROM {partition}"
@@ -36,14 +36,14 @@ def counted(cursor: Cursor, partition: str, kind: Daily) -> list[tuple[int, int,
     return [(int(tenant_id), int(rows), int(size)) for tenant_id, rows, size in cursor.fetchall()]
 
 
-def take_off(cursor: Cursor, gone: Iterable[tuple[int, int, int]], kind: Daily) -> None:
-    """Take answers or events that are gone off what their tenants hold, each in a transaction of its own."""
+def subtract(cursor: Cursor, gone: Iterable[tuple[int, int, int]], kind: Daily) -> None:
+    """Subtract dropped rows from the usage of their tenants, each in a transaction of its own."""
     for tenant_id, rows, size_bytes in gone:
         add(cursor, tenant_id, {f"{kind}_rows": -rows, f"{kind}_bytes": -size_bytes})
 
 
 def add(cursor: Cursor, tenant_id: int, more: dict[str, int]) -> None:
-    """Add to columns of what a tenant holds."""
+    """Add to the usage of a tenant."""
     changes = ", ".join(f"{name} = {name} + %({name})s" for name in more)
     cursor.execute(
         f"UPDATE tenant_counters SET {changes} WHERE tenant_id = %(tenant)s", {"tenant": tenant_id, **more}

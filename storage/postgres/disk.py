@@ -1,7 +1,7 @@
-"""Whether the database has room for more.
+"""Free space for the database.
 
-A full disk stops PostgreSQL for everybody, and for longer than it was full. So nothing more is taken in
-before.
+A full disk stops PostgreSQL for all tenants, and for longer than the disk is full. So the server refuses
+writes before that.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from typing import Final
 
 from storage.postgres.pool import Database
 
-#: Of a database on another host, or in a container, there is no directory of that name here, or not this one.
+#: The directory of a database on this host. On another host, or in a container, it is another one or none.
 _DIRECTORY: Final = (
     "SELECT setting FROM pg_settings WHERE name = 'data_directory'"
     " AND coalesce(inet_server_addr() <<= inet '127.0.0.0/8' OR inet_server_addr() = inet '::1', true)"
 )
-#: Room that comes back has to be this much more than is wanted, so that it does not come and go.
+#: Once full, the disk needs this factor more than ``min_free_bytes``, so that the state does not flap.
 _SPARE: Final = 1.25
 
 
 class Disk:
-    """Looks at the directory of the database, where it is on this host, and at the database's size.
+    """Reads the free space of the database's disk, if it is on this host, and the size of the database.
 
     Args:
-        database: Where it is asked.
-        min_free_bytes: With less room on the disk it is full.
-        max_bytes: From this size on the database is full; 0 is any.
+        database: The database.
+        min_free_bytes: The disk is full with less free space.
+        max_bytes: The database is full from this size on; 0 is no limit.
     """
 
     def __init__(self, database: Database, min_free_bytes: int, max_bytes: int) -> None:
@@ -35,8 +35,8 @@ class Disk:
         self._max_bytes = max_bytes
         self._full = False
 
-    async def look(self) -> tuple[int | None, str | None]:
-        """Return the bytes that are free, if that can be told, and why nothing more is to be taken in.
+    async def check(self) -> tuple[int | None, str | None]:
+        """Return the free bytes (None if unknown), and the reason to refuse writes (None if there is space).
 
         Raises StoreError.
         """

@@ -1,4 +1,4 @@
-"""The epoch: what tells a database from the one that it was restored from."""
+"""The epoch: cursors carry it, so that devices notice that a database was restored from a backup."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from storage.postgres.blocking import connected
 
 
 class PostgresEpoch:
-    """``engine.operate.ports.Epoch``."""
+    """``engine.operate.ports.EpochAdmin``."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
 
     def restored(self) -> bool:
-        """Whether this is not the cluster that the epoch was made for."""
+        """Return whether the epoch was made for another cluster."""
         with connected(self._dsn) as connection, connection.cursor() as cursor:
             cursor.execute(
                 "SELECT s.system_identifier <> c.system_identifier"
@@ -22,7 +22,7 @@ class PostgresEpoch:
             return cursor.fetchall() == [(True,)]
 
     def renew(self) -> str:
-        """Make and return a new epoch, of this cluster."""
+        """Create and return a new epoch for this cluster."""
         with connected(self._dsn) as connection, connection.cursor() as cursor:
             cursor.execute("SELECT to_regclass('cluster_state') IS NULL")
             if cursor.fetchall() == [(True,)]:

@@ -1,7 +1,7 @@
 """The hosts that a DSN names, the addresses of each, and which of them to try first.
 
-libpq goes through such a list by itself, but begins at its head each time: every connection of every command
-would wait for a first host that is silent.
+libpq goes through such a list by itself, but begins with the first host each time: every connection of every
+command would wait for a first host that does not answer.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from psycopg2.extensions import make_dsn, parse_dsn
 
 from engine.runtime.ports import StoreError
 
-#: Of the list as a whole: which of its hosts is the primary is asked by whoever connects.
+#: Parameters of the whole list. They are dropped, since this process looks for the primary itself.
 _OF_THE_LIST: Final = ("target_session_attrs", "load_balance_hosts")
-#: What each host of a list has of its own.
+#: Parameters that each host of a list has of its own.
 _OF_A_HOST: Final = ("host", "hostaddr", "port")
 
 
-#: What of a URI is taken for the host where the password is not encoded.
+#: The remedy if a part of the password is taken for the host, since it is not encoded.
 _ENCODE_IT: Final = (
     "in the URI of postgres.dsn, characters such as @ : / ? # and % of a password are percent-encoded"
     " (@ is %40, / is %2F)"
 )
-#: How long a connection may take until it can be used.
+#: How long connecting may take.
 CONNECT_S: Final = 5.0
-#: Where there are others to try: a host that is gone mostly refuses nothing, it is silent.
+#: How long, if there are other hosts to try. A host that is down mostly does not refuse: it does not answer.
 CONNECT_ONE_OF_SEVERAL_S: Final = 2.0
 
 
-class Place(msgspec.Struct, frozen=True):
-    """One address of one host. ``name`` is for people, ``patience_s`` how long connecting may take."""
+class Address(msgspec.Struct, frozen=True):
+    """One address of one host. ``name`` is for people, ``timeout_s`` how long connecting may take."""
 
     dsn: str
     name: str
-    patience_s: float
+    timeout_s: float
 
 
 class Host(msgspec.Struct, frozen=True):
-    """One host. ``name`` is empty where there is nothing to look up: a socket's path, an address."""
+    """One host. ``name`` is empty if there is nothing to look up: the path of a socket, or an address."""
 
     dsn: str
     name: str
@@ -52,29 +52,29 @@ class Host(msgspec.Struct, frozen=True):
 
     @property
     def unknown(self) -> str:
-        """The sentence on a name that stands for no address; what may be of a password is not shown."""
+        """The sentence for a name without an address. A part of it that may be a password is not shown."""
         *_, after = self.name.rpartition("@")
         if after == self.name:
             return f"no address is known for {self.name}"
         return f"no address is known for ***@{after}: {_ENCODE_IT}"
 
-    async def places(self, *, one_of_several: bool) -> list[Place]:
-        """Give a place for each address that the name stands for, none if it is not known.
+    async def addresses(self, *, one_of_several: bool) -> list[Address]:
+        """Look the name up and return its addresses, none if it is unknown.
 
-        Left to libpq, the look-up would hold up the event loop.
+        libpq would do that itself, but would block the event loop meanwhile.
         """
         found: list[Any] = []
         if self.name:
             loop = asyncio.get_running_loop()
             try:
-                async with asyncio.timeout(_patience_s(one_of_several=one_of_several)):
+                async with asyncio.timeout(_timeout_s(one_of_several=one_of_several)):
                     found = await loop.getaddrinfo(self.name, None, type=socket.SOCK_STREAM)
             except (OSError, TimeoutError, ValueError):  # a name may be none of the domain name system's
                 return []
         return self._at(found, one_of_several=one_of_several)
 
-    def places_now(self, *, one_of_several: bool) -> list[Place]:
-        """Do as ``places`` where no event loop is held up, for as long as the system's resolver takes."""
+    def addresses_now(self, *, one_of_several: bool) -> list[Address]:
+        """Return the same outside an event loop, with no limit of time but that of the system's resolver."""
         found: list[Any] = []
         if self.name:
             try:
@@ -83,13 +83,13 @@ class Host(msgspec.Struct, frozen=True):
                 return []
         return self._at(found, one_of_several=one_of_several)
 
-    def _at(self, found: list[Any], *, one_of_several: bool) -> list[Place]:
+    def _at(self, found: list[Any], *, one_of_several: bool) -> list[Address]:
         if not self.name:
-            return [Place(self.dsn, self.label, _patience_s(one_of_several=one_of_several))]
+            return [Address(self.dsn, self.label, _timeout_s(one_of_several=one_of_several))]
         addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
-        patience_s = _patience_s(one_of_several=one_of_several or len(addresses) > 1)
+        timeout_s = _timeout_s(one_of_several=one_of_several or len(addresses) > 1)
         return [
-            Place(str(make_dsn(self.dsn, hostaddr=address)), self._label_at(address), patience_s)
+            Address(str(make_dsn(self.dsn, hostaddr=address)), self._label_at(address), timeout_s)
             for address in addresses
         ]
 
@@ -97,7 +97,7 @@ class Host(msgspec.Struct, frozen=True):
         return self.label if address == self.name else f"{self.label} ({address})"
 
 
-def _patience_s(*, one_of_several: bool) -> float:
+def _timeout_s(*, one_of_several: bool) -> float:
     return CONNECT_ONE_OF_SEVERAL_S if one_of_several else CONNECT_S
 
 
@@ -145,7 +145,7 @@ def _one_each(part: str, values: list[str], count: int) -> list[str]:
 
 
 class HostOrder:
-    """The hosts in the order to try them: whoever failed goes last, so whoever served last comes first.
+    """The hosts in the order to try them: one that failed goes last, so that the last good one is first.
 
     Threads may share one.
     """
@@ -153,39 +153,39 @@ class HostOrder:
     def __init__(self, hosts: Sequence[Host]) -> None:
         self._hosts = list(hosts)
         self._failures = 0
-        self._failed_places: dict[str, int] = {}
+        self._failed_addresses: dict[str, int] = {}
 
     @property
     def several(self) -> bool:
-        """Whether there is another host to try."""
+        """Return whether there is more than one host."""
         return len(self._hosts) > 1
 
     def now(self) -> list[Host]:
-        """Give the order as it stands."""
+        """Return the hosts in their order."""
         return self._hosts.copy()
 
     def failed(self, host: Host) -> None:
         """Try the other hosts before this one."""
         self._hosts = [*(one for one in self._hosts if one is not host), host]
 
-    def sorted(self, places: list[Place]) -> list[Place]:
-        """Put the places of one host into the order to try them."""
-        return sorted(places, key=lambda place: self._failed_places.get(place.dsn, 0))
+    def sorted(self, addresses: list[Address]) -> list[Address]:
+        """Return the addresses of one host in the order to try them."""
+        return sorted(addresses, key=lambda address: self._failed_addresses.get(address.dsn, 0))
 
-    def place_failed(self, place: Place) -> None:
+    def address_failed(self, address: Address) -> None:
         """Try the host's other addresses before this one."""
         self._failures += 1
-        self._failed_places[place.dsn] = self._failures
+        self._failed_addresses[address.dsn] = self._failures
 
 
 @lru_cache(maxsize=64)
 def order_of(dsn: str) -> HostOrder:
-    """Give the order that this process shares. Raises StoreError for a DSN that breaks libpq's rules."""
+    """Return the order of a DSN, shared by this process. Raises StoreError for a DSN that libpq refuses."""
     return HostOrder(hosts_of(dsn))
 
 
 def reordered(dsn: str) -> str:
-    """Give the DSN with its hosts in the order to try them, for a process that does not know that yet."""
+    """Return the DSN with its hosts in the order to try them, for a new process."""
     hosts = [parse_dsn(host.dsn) for host in order_of(dsn).now()]
     if len(hosts) == 1:
         return dsn

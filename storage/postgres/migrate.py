@@ -1,8 +1,8 @@
 """The schema's migrations, read and kept by yoyo, in order, each with a way back.
 
-Each step is one transaction: take the turn, see what is applied by now, apply the next migration
-and note it. So hosts that start at once do each migration once between them, and a process that is
-killed leaves a migration whole or not begun. (yoyo's own loop notes a migration after it has
+Each step is one transaction: take the lock, read which migrations are applied, apply the next one and note
+it. So hosts that start together apply each migration once, and a process that is killed leaves a migration
+whole or not begun. (yoyo's own loop notes a migration after it has
 committed, and its lock is a row that a killed process leaves behind.)
 """
 
@@ -23,13 +23,13 @@ from yoyo.migrations import Migration, default_migration_table
 
 from engine.operate.ports import MigrationState, RefusedError
 from storage.postgres.blocking import connected, schema_change
-from storage.postgres.presence import GONE_S, present
+from storage.postgres.server_processes import GONE_S, running_processes
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
 
 _FILES: Final = Path(__file__).parent.parent / "migrations"
-#: A table that is in use for longer stops the migration, not the devices.
+#: If a table is locked for longer, the migration fails, so that devices do not wait behind it.
 _LOCK_TIMEOUT_MS: Final = 5000
 
 
@@ -173,7 +173,7 @@ def _step(connection: Connection, to: int, chosen_domains: Collection[str], *, d
 
 def _refuse_in_use(connection: Connection) -> None:
     with connection.cursor() as cursor:
-        found = present(cursor)
+        found = running_processes(cursor)
     if found:
         place, silent_s = found[0]
         raise RefusedError(

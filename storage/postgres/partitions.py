@@ -25,7 +25,7 @@ from psycopg2.errors import LockNotAvailable
 
 from engine.runtime.ports import StoreRetryError
 from storage.postgres.blocking import connected, schema_change
-from storage.postgres.daily_usage import Daily, counted, dropping, take_off
+from storage.postgres.daily_usage import Daily, counted, dropping, subtract
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
 
@@ -201,7 +201,7 @@ def _drop_counted(connection: Connection, cursor: Cursor, series: _Series, last:
     held = {name: counted(cursor, name, kind) for name in _expired(_partitions(connection, series), last)}
     gone = _patiently(connection, partial(drop, last=last))
     for name in gone:
-        take_off(cursor, held.get(name, ()), kind)
+        subtract(cursor, held.get(name, ()), kind)
     return gone
 
 

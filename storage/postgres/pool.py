@@ -21,7 +21,7 @@ from storage.postgres.connection import (
     Statement,
 )
 from storage.postgres.driver import Row, Values, connect
-from storage.postgres.hosts import Host, Place, order_of
+from storage.postgres.hosts import Address, Host, order_of
 from storage.postgres.remedies import fault_of, read_only, said
 from storage.postgres.remedies import sentence as told
 from storage.postgres.transactions import SERVER_LIMITS, StatementLimits, Transaction
@@ -201,27 +201,27 @@ class Database:
         sentences: list[str] = []
         causes: list[StoreError] = []
         for host in order.now():
-            places = await host.places(one_of_several=order.several)
-            if not places:
+            addresses = await host.addresses(one_of_several=order.several)
+            if not addresses:
                 sentences.append(host.unknown)
                 causes.append(StoreUnavailableError(host.unknown))
-            for place in order.sorted(places):
+            for address in order.sorted(addresses):
                 try:
-                    return await self._connect_to(host, place)
+                    return await self._connect_to(host, address)
                 except CannotConnectError as error:
-                    order.place_failed(place)
+                    order.address_failed(address)
                     sentences.append(str(error))
                     causes += error.causes
             order.failed(host)
         raise CannotConnectError(sentences, causes)
 
-    async def _connect_to(self, host: Host, place: Place) -> PooledConnection:
+    async def _connect_to(self, host: Host, address: Address) -> PooledConnection:
         try:
-            async with asyncio.timeout(place.patience_s):
-                link = await connect(place.dsn, application_name="tidemark", **_KEEPALIVE)
+            async with asyncio.timeout(address.timeout_s):
+                link = await connect(address.dsn, application_name="tidemark", **_KEEPALIVE)
                 try:
                     if await link.run("SHOW transaction_read_only", None, STATEMENT_S) != [("off",)]:
-                        found = f"the database at {place.name} is read-only"
+                        found = f"the database at {address.name} is read-only"
                         raise CannotConnectError([f"{found}: it is not the primary"], [read_only(found)])
                 except BaseException:
                     link.close()
@@ -230,16 +230,16 @@ class Database:
             raise
         except TimeoutError:
             sentence = (
-                f"no answer from {place.name} within {place.patience_s:g} s: see that it runs and that no"
+                f"no answer from {address.name} within {address.timeout_s:g} s: see that it runs and that no"
                 " firewall is between"
             )
             raise CannotConnectError([sentence], [StoreUnavailableError(sentence)]) from None
         except psycopg2.Error as error:
-            found = f"cannot connect to {place.name}"
+            found = f"cannot connect to {address.name}"
             cause = fault_of(error) or StoreUnavailableError(f"{found}: {said(error)}")
             raise CannotConnectError([f"{found}: {told(error)}"], [cause]) from None
         except Exception as error:  # of whatever kind: the database is away, and that ends nothing
-            sentence = f"cannot connect to {place.name}: {str(error) or type(error).__name__}"
+            sentence = f"cannot connect to {address.name}: {str(error) or type(error).__name__}"
             raise CannotConnectError([sentence], [StoreUnavailableError(sentence)]) from None
         return PooledConnection(host, link, self._pooler, bounded=self._limits.bounded)
 

@@ -1,4 +1,4 @@
-"""Whether the database is fit to promise anything: durable, migrated, writable."""
+"""Checks of `/readyz`: whether the database is durable, migrated and writable."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
 
 
 async def faults(database: Database, newest_migration: str) -> list[str]:
-    """List in sentences what is wrong; nothing when all is right."""
+    """Return a sentence for each problem; none if the database is fit."""
     try:
         read = await database.query(
             "SELECT name, setting FROM pg_settings WHERE name IN"
@@ -39,7 +39,7 @@ async def faults(database: Database, newest_migration: str) -> list[str]:
 
 
 def unfit(settings: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Say which of PostgreSQL's own ``settings`` are none to promise anything on, and what to do."""
+    """Return the settings of PostgreSQL on which nothing can be promised: the problem, and its remedy."""
     found = [
         (f"PostgreSQL runs with {name} = off", "what is acknowledged could be lost; set it to on")
         for name in _DURABLE

@@ -1,4 +1,4 @@
-"""What PostgreSQL refuses, as a sentence with the remedy: one table, by SQLSTATE, for commands and doctor."""
+"""Errors of PostgreSQL as sentences with their remedy: one table by SQLSTATE."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _REMEDIES: Final = {
     "XX002": _DAMAGED,
 }
 
-#: A connection that is refused comes without an SQLSTATE: these are PostgreSQL's and libpq's words for them.
+#: A refused connection has no SQLSTATE: these are the words of PostgreSQL and libpq for it.
 _REFUSED: Final = (
     (re.compile(r"password authentication failed|no password supplied"), "28P01"),
     (re.compile(r'no pg_hba\.conf entry|role ".*" does not exist|not permitted to log in'), "28000"),
@@ -61,7 +61,7 @@ _REFUSED: Final = (
     (re.compile(r"No space left"), "53100"),
 )
 _LOCKED: Final = "55P03"
-#: The transaction that has held a table of this database for longest.
+#: The oldest transaction that holds a lock on a table of this database.
 _HOLDER: Final = (
     "SELECT a.pid, coalesce(nullif(a.application_name, ''), a.backend_type, ''), coalesce(a.usename, ''),"
     " extract(epoch FROM now() - a.xact_start)::int FROM pg_stat_activity AS a"
@@ -72,7 +72,7 @@ _HOLDER: Final = (
 
 
 class DatabaseFaultError(StoreError):
-    """PostgreSQL refused something; ``found`` is what it said, ``remedy`` what to do about it."""
+    """PostgreSQL refused something: ``found`` is its sentence, ``remedy`` says what to do."""
 
     def __init__(self, found: str, remedy: str) -> None:
         super().__init__(f"{found}: {remedy}")
@@ -81,7 +81,7 @@ class DatabaseFaultError(StoreError):
 
 
 def sentence(error: psycopg2.Error) -> str:
-    """Return what PostgreSQL said in one line, with the remedy where one is known, else with the SQLSTATE."""
+    """Return the error in one line, with its remedy, or with its SQLSTATE if no remedy is known."""
     fault = fault_of(error)
     if fault is not None:
         return str(fault)
@@ -89,7 +89,7 @@ def sentence(error: psycopg2.Error) -> str:
 
 
 def fault_of(error: psycopg2.Error) -> DatabaseFaultError | None:
-    """Find the remedy of an error; None if none is known."""
+    """Return the error with its remedy; None if no remedy is known."""
     found = said(error)
     state = error.pgcode or next((state for words, state in _REFUSED if words.search(found)), "")
     remedy = _REMEDIES.get(state)
@@ -102,13 +102,13 @@ def read_only(found: str) -> DatabaseFaultError:
 
 
 def said(error: psycopg2.Error) -> str:
-    """Return the first line of what PostgreSQL, or the driver, said."""
+    """Return the first line of the error's text."""
     lines = (error.diag.message_primary or str(error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def lock_sentence(connection: Connection, error: psycopg2.Error) -> str:
-    """Return a sentence on a lock that was not had in time, with the transaction that holds it."""
+    """Return the sentence for a lock timeout, with the transaction that holds the lock."""
     try:
         connection.rollback()
         with connection.cursor() as cursor:

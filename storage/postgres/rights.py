@@ -1,4 +1,4 @@
-"""Whether the role may do what a server does, and whether settings name tenants that there are."""
+"""Checks of doctor: the rights of the role, and the names of tenants in the settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAY_CREATE: Final = (
     "SELECT current_user::text, current_database()::text, current_schema()::text,"
     " coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)"
 )
-#: Tables of a server, not those of others who share its schema. Only their owner adds and drops partitions.
+#: Tables of the server, not others in the same schema. Only their owner can add and drop partitions.
 _OTHERS: Final = (
     "SELECT c.relname::text, pg_get_userbyid(c.relowner)::text FROM pg_class AS c"
     " WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p')"
@@ -27,7 +27,7 @@ _UNKNOWN: Final = "SELECT name FROM unnest(%s::text[]) AS name EXCEPT SELECT nam
 
 
 def rights_finding(connection: Connection) -> CheckResult:
-    """Look whether the role owns its tables and may make more."""
+    """Check that the role owns the tables and may create more."""
     with connection.cursor() as cursor:
         cursor.execute(_MAY_CREATE)
         role, database, schema, may_create = cursor.fetchall()[0]
@@ -46,7 +46,7 @@ def rights_finding(connection: Connection) -> CheckResult:
 
 
 def quota_findings(connection: Connection, quotas: Collection[str]) -> Iterator[CheckResult]:
-    """Look for tenants with a quota of their own that there are not."""
+    """Check that every tenant with a quota of its own exists."""
     if not quotas:
         return
     with connection.cursor() as cursor:

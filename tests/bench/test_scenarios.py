@@ -28,7 +28,7 @@ from bench.uploads import criteria
 from bench.uploads import scenario as uploads
 from engine.runtime.settings import SettingsError
 from storage.embedded.servers import Services
-from storage.postgres.places import place_of
+from storage.postgres.display_names import database_name
 from tests.harness.in_process_server import Serve
 from tests.harness.services import data_dir, rows
 from tests.harness.ws_device import SECRET
@@ -140,7 +140,7 @@ async def test_a_server_that_runs_already_is_measured(
     assert row.audit is not None
     assert row.audit.items == row.sent > 0
     assert row.cpu_ms.keys() == {"generator"}
-    assert f"database: {place_of(server.dsn)}\n" in capsys.readouterr().err  # it has new tenants now
+    assert f"database: {database_name(server.dsn)}\n" in capsys.readouterr().err  # it has new tenants now
 
 
 @pytest.mark.slow

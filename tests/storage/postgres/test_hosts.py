@@ -11,8 +11,8 @@ from psycopg2.extensions import make_dsn, parse_dsn
 
 from engine.runtime.ports import StoreError
 from storage.postgres.blocking import connected
+from storage.postgres.display_names import dsn_without_secrets
 from storage.postgres.hosts import HostOrder, hosts_of, order_of, reordered
-from storage.postgres.places import dsn_without_secrets
 
 Parts = dict[str, str]
 
@@ -93,8 +93,8 @@ def test_host_name_looked_up_is_the_one_a_certificate_must_bear(monkeypatch: pyt
     found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fd00::1", 0, 0, 0))]
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: found)
     (host,) = hosts_of("postgresql://db.example/x?sslmode=verify-full")
-    (place,) = host.places_now(one_of_several=False)
-    assert parse_dsn(place.dsn) == {
+    (address,) = host.addresses_now(one_of_several=False)
+    assert parse_dsn(address.dsn) == {
         "host": "db.example",
         "hostaddr": "fd00::1",
         "dbname": "x",

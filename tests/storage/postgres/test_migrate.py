@@ -15,7 +15,7 @@ import pytest
 
 from engine.operate.ports import RefusedError
 from engine.runtime.ports import StoreError, StoreUnavailableError
-from storage.postgres import presence
+from storage.postgres import server_processes
 from storage.postgres.migrate import migrate, newest_migration, status
 from storage.postgres.pool import Database
 from tests.harness.in_process_server import Running
@@ -267,23 +267,25 @@ async def test_server_says_that_it_is_there_until_it_is_drained(server: Running)
 
 async def test_presence_is_said_again_and_a_failure_once(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(presence, "SAID_S", 0.01)
-    monkeypatch.setattr(presence._log, "warning", lambda event, **_: said.append(event), raising=False)
+    monkeypatch.setattr(server_processes, "SAID_S", 0.01)
+    monkeypatch.setattr(
+        server_processes._log, "warning", lambda event, **_: said.append(event), raising=False
+    )
     database = Database(dsn, 1)
-    here = presence.Presence(database, 8080)
-    await here.say()
+    here = server_processes.ServerProcess(database, 8080)
+    await here.record()
     execute(dsn, "UPDATE server_processes SET seen_at = 'epoch'")
     running = asyncio.create_task(here.run())
     try:
         await _until(lambda: rows(dsn, "SELECT FROM server_processes WHERE seen_at > 'epoch'") == [()])
         execute(dsn, "ALTER TABLE server_processes RENAME TO elsewhere")
-        await _until(lambda: said == ["presence_not_stored"])
+        await _until(lambda: said == ["server_process_not_recorded"])
         execute(dsn, "ALTER TABLE elsewhere RENAME TO server_processes", "TRUNCATE server_processes")
         await _until(lambda: rows(dsn, "SELECT FROM server_processes") == [()])
     finally:
         running.cancel()
         await database.close()
-    assert said == ["presence_not_stored"]
+    assert said == ["server_process_not_recorded"]
 
 
 async def _until(condition: Callable[[], bool]) -> None:

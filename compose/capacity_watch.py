@@ -1,4 +1,4 @@
-"""How much room is left: on the database's disk, and for the fullest tenant."""
+"""Watches the free space of the database's disk, and how full the fullest tenant is."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from storage.postgres.disk import Disk
 from storage.postgres.pool import Database
 from storage.stores.usage import PostgresUsage
 
-_LOOK_S: Final = 15.0
+_INTERVAL_S: Final = 15.0
 
 _log = structlog.get_logger()
 
 
-class RoomWatch:
-    """Looks now and then; ``state`` is as of the last look."""
+class CapacityWatch:
+    """Reads both every 15 seconds; ``state`` is as of the last read."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         bounds = TenantUsage(**msgspec.structs.asdict(settings.tenant_limits))
@@ -31,19 +31,19 @@ class RoomWatch:
         self._disk = Disk(database, settings.postgres.min_free_bytes, settings.postgres.max_bytes)
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Read until cancelled."""
         while True:
-            await anyio.sleep(_LOOK_S)
-            await self.look()
+            await anyio.sleep(_INTERVAL_S)
+            await self.check()
 
-    async def look(self) -> None:
-        """Look once. What cannot be read stays as it was."""
+    async def check(self) -> None:
+        """Read once. A state that cannot be read stays as it was."""
         state = self.state
         try:
             state.fullest = await self._usage.fullest()
-            state.free_bytes, full = await self._disk.look()
+            state.free_bytes, full = await self._disk.check()
         except StoreError as error:
-            _log.warning("room_unread", reason=type(error).__name__)
+            _log.warning("capacity_unread", reason=type(error).__name__)
             return
         if full is not None and state.full is None:
             _log.error("disk_full", reason=full)

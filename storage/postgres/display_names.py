@@ -1,4 +1,4 @@
-"""Where a database and a Redis are, in words that a person may see: never with a password."""
+"""Names of a database and of a Redis that a person may see: never with a password."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from psycopg2.extensions import make_dsn, parse_dsn
 from engine.runtime.ports import StoreError
 from storage.postgres.blocking import connected
 
-#: In place of a secret.
+#: Stands in place of a secret.
 HIDDEN: Final = "***"
-#: What libpq takes that nobody else may know.
+#: Parameters of libpq that are secrets.
 _SECRET: Final = ("password", "sslpassword", "oauth_client_secret")
-#: Up to the last @: whatever a password holds that belongs into no URL.
+#: Up to the last @, since a password that is not encoded may hold one.
 _CREDENTIALS: Final = re.compile(r"(?<=//)([^:]*):.*@", re.DOTALL)
 _QUERY: Final = re.compile(r"(\w*password\w*=)[^&#]*", re.IGNORECASE)
 
 
-def place_of(dsn: str) -> str:
-    """Name a database as ``host:port/name`` by the server that answers, else by its DSN without secrets."""
+def database_name(dsn: str) -> str:
+    """Return ``host:port/name`` of the server that answers, or the DSN without secrets if none does."""
     try:
         with connected(dsn) as connection:
             info = connection.info
@@ -33,19 +33,21 @@ def place_of(dsn: str) -> str:
 
 
 def dsn_without_secrets(dsn: str) -> str:
-    """Return a DSN in libpq's keywords with its secrets hidden; all of it where it is none."""
+    """Return a DSN in libpq's keywords with its secrets hidden; a text that is no DSN is hidden whole."""
     try:
         parts = parse_dsn(dsn)
     except psycopg2.ProgrammingError:
         return HIDDEN
     hidden: dict[str, str] = {name: HIDDEN for name in _SECRET if name in parts}
-    if "@" in (host := parts.get("host", "")) and not host.startswith("@"):  # of a bare password
+    if "@" in (host := parts.get("host", "")) and not host.startswith(
+        "@"
+    ):  # a part of a password that is not encoded
         hidden["host"] = f"{HIDDEN}@{host.rpartition('@')[2]}"
     return str(make_dsn(**parts | hidden))
 
 
 def url_without_secrets(url: str) -> str:
-    """Return the URL of a Redis with its passwords hidden; all of it where it is none."""
+    """Return the URL of a Redis with its passwords hidden; a text that is no URL is hidden whole."""
     if "//" not in url:
         return HIDDEN
     return _QUERY.sub(rf"\1{HIDDEN}", _CREDENTIALS.sub(rf"\1:{HIDDEN}@", url))

@@ -1,4 +1,4 @@
-"""Which server processes use a database, so that nobody takes its schema from under them."""
+"""The server processes that use a database, so that no migration takes the schema away under them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from storage.postgres.transactions import LOCAL_SETTINGS
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that the driver spells so
 
-#: How often a process says that it is there.
+#: How often a process records that it runs.
 SAID_S: Final = 10.0
-#: One that was silent for longer is gone: it missed two words and the time that a commit may take.
+#: A process that recorded nothing for longer has ended: that is two records and the time of a slow commit.
 GONE_S: Final = 30.0
 
 _SEEN: Final = (
     "INSERT INTO server_processes (process, place) VALUES (%(process)s::uuid, %(place)s::text)"
     " ON CONFLICT (process) DO UPDATE SET seen_at = now()"
 )
-#: Those that were killed could not do so themselves.
+#: Rows of processes that were killed go as well, after a day.
 _LEAVE: Final = (
     "DELETE FROM server_processes WHERE process = %(process)s::uuid OR seen_at < now() - interval '1 day'"
 )
@@ -38,47 +38,47 @@ _PRESENT: Final = (
 _log = structlog.get_logger()
 
 
-class Presence:
-    """One server process, which says every ten seconds that it uses the database."""
+class ServerProcess:
+    """One server process, which records every ten seconds that it uses the database."""
 
     def __init__(self, database: Database, port: int) -> None:
         self._database = database
         place = f"{socket.gethostname()}, port {port}, process {os.getpid()}"
         self._values = {"process": str(uuid.uuid4()), "place": place}
 
-    async def say(self) -> None:
-        """Say that this process is there. Raises StoreError."""
+    async def record(self) -> None:
+        """Record that this process runs. Raises StoreError."""
         await self._run(_SEEN)
 
     async def run(self) -> None:
-        """Go on saying so. While the database is away it waits for the next time."""
+        """Record it until cancelled. A record that fails is left out."""
         failed = False
         while True:
             await anyio.sleep(SAID_S)
             try:
-                await self.say()
+                await self.record()
             except StoreError as error:
                 if not failed:
-                    _log.warning("presence_not_stored", reason=type(error).__name__)
+                    _log.warning("server_process_not_recorded", reason=type(error).__name__)
                 failed = True
             else:
                 failed = False
 
     async def leave(self) -> None:
-        """Say that this process is gone; if that fails, its silence says so later."""
+        """Record that this process ends. If that fails, its row expires after ``GONE_S``."""
         try:
             await self._run(_LEAVE)
         except StoreError as error:
-            _log.warning("presence_not_stored", reason=type(error).__name__)
+            _log.warning("server_process_not_recorded", reason=type(error).__name__)
 
     async def _run(self, statement: str) -> None:
         # Not prepared: behind a pooler the first prepared statement of a process may fail, and this one is
-        # not repeated. No wait for a standby: the next word comes in ten seconds.
+        # not repeated. No wait for a standby: the next record comes in ten seconds.
         await self._database.execute(statement, self._values, LOCAL_SETTINGS)
 
 
-def present(cursor: Cursor) -> list[tuple[str, float]]:
-    """List the processes that use a database: where each is, and for how many seconds it was silent."""
+def running_processes(cursor: Cursor) -> list[tuple[str, float]]:
+    """List the processes that use a database: the host of each, and the seconds since its last record."""
     cursor.execute("SELECT to_regclass('server_processes') IS NOT NULL")
     if cursor.fetchall() == [(False,)]:
         return []

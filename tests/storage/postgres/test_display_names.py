@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.postgres.places import dsn_without_secrets, place_of, url_without_secrets
+from storage.postgres.display_names import database_name, dsn_without_secrets, url_without_secrets
 
 HUSH = "hUsH"
 
 
 def test_place_of_a_server_that_answers_host_port_and_name(dsn: str) -> None:
     parts = psycopg2.extensions.parse_dsn(dsn)
-    assert place_of(dsn) == f"{parts['host']}:{parts['port']}/{parts['dbname']}"
+    assert database_name(dsn) == f"{parts['host']}:{parts['port']}/{parts['dbname']}"
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_place_of_a_server_that_answers_host_port_and_name(dsn: str) -> None:
     ],
 )
 def test_place_of_a_server_that_is_away_is_its_dsn_without_password(dsn: str) -> None:
-    shown = place_of(dsn)
+    shown = database_name(dsn)
     assert HUSH not in shown
     assert "127.0.0.1" in shown
     assert "dbname=x" in shown

@@ -213,6 +213,9 @@ class Lane:
         _log.warning("batch_unavailable", messages=len(refused), reason=type(error).__name__)
         self._counters.failed += len(refused)
         is_full = isinstance(error, StoreFullError)
+        if is_full:  # it may have room again at once, and what comes next must not overtake these
+            pushes = [queued.work for queued in refused if isinstance(queued.work, Push)]
+            self._blocked_records.block(pushes, self._clock.monotonic_s())
         for queued in refused:
             _answer(queued, _disk_full() if is_full else unavailable(retry_soon_ms()))
 

@@ -191,6 +191,17 @@ class BlockedRecords:
             if until_s > now_s
         }
 
+    def block(self, pushes: Iterable[Push], now_s: float) -> None:
+        """Block what comes behind messages for which the database itself had no room."""
+        for push in pushes:
+            blocked = self._by_tenant.setdefault(push.tenant_id, {})
+            device, *keys = _keys(push)
+            if len(blocked) + len(keys) > MAX_BLOCKED_RECORDS:
+                keys = [device]
+            for key in keys:
+                if key not in blocked or blocked[key][1] <= now_s:
+                    blocked[key] = (push.key_hash, now_s + _BLOCKED_FOR_S)
+
     def update(self, tenants: Iterable[int], blocked: Blocked, refused: Iterable[str], now_s: float) -> None:
         """Take over what is blocked after a batch.
 

@@ -495,6 +495,22 @@ async def test_full_disk_refuses_for_long_what_was_sent_and_what_waits() -> None
         assert not one.store.rows.keys
 
 
+async def test_nothing_overtakes_what_a_full_disk_refused() -> None:
+    async with bench(Fault(StoreFullError("no space left on device"))) as one:
+        for key, item in (
+            ("k1", put("a", x=1)),
+            ("k2", put("a", 1, x=2)),
+            ("k3", put("b", x=3)),
+            ("k1", put("a", x=1)),
+            ("k2", put("a", 1, x=2)),
+        ):
+            one.submit(key, item)
+            await one.committer.drain()
+        outcomes = [getattr(outcome, "code", "stored") for _, outcome in one.replies]
+        assert outcomes == ["insufficient_storage", "insufficient_storage", "stored", "stored", "stored"]
+        assert one.version("a") == 2
+
+
 @pytest.mark.parametrize("at", ["begin", "commit"])
 @pytest.mark.parametrize("error", [StoreRetryError, StoreUnavailableError])
 async def test_a_batch_that_wrote_nothing_runs_again(at: str, error: type[StoreError]) -> None:

@@ -53,6 +53,7 @@ class RequestBody:
         finally:
             self._waiting = None
         self._silent_s = 0.0
+        self._check()  # it may have waited for seconds, and this block may be the last
         return block
 
     def cut(self) -> None:

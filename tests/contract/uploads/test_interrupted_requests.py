@@ -235,6 +235,22 @@ async def test_a_chunk_whose_token_expires_on_the_way_is_cut_off_and_goes_on_wit
     assert (await phone.append(path, offset, content[offset:])).status == 204
 
 
+async def test_a_chunk_whose_last_bytes_come_after_its_token_has_expired_is_refused(
+    server: Running, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phone = uploader(server)
+    path = await phone.begun(len(content))
+    async with wired(server.url) as wire:
+        await wire.begin("PATCH", path, chunk(phone, 0, 1))
+        assert (await wire.interim()).status == 100
+        with monkeypatch.context() as later:
+            later.setattr("compose.server.SystemClock.now_us", lambda _: time.time_ns() // 1000 + 2 * HOUR_US)
+            await wire.send(content[:1])
+            answer = await wire.answer()
+    assert answer.verdict == (401, "unauthenticated")
+    assert await phone.offset(path) == 0
+
+
 @pytest.mark.parametrize("sub", ["a\0b", "a\ud800"], ids=ascii)
 async def test_an_upload_of_a_sub_that_no_database_holds_is_refused_at_once(
     server: Running, sub: str

@@ -40,7 +40,7 @@ async def nothing_came_of_it(shared: Running, sent: list[Json]) -> None:
 
 @pytest.mark.parametrize("place", [0, 2, 3])
 @pytest.mark.parametrize("code", REJECTED)
-async def test_a_rejected_item_aborts_all_others(shared: Running, code: str, place: int) -> None:
+async def test_atomic_sync_rejected_item_aborts_all_others(shared: Running, code: str, place: int) -> None:
     phone = await shared.device()
     await phone.push(item("put", "note", "held", data={"n": 1}))
     items = [*GOOD[:place], REJECTED[code], *GOOD[place:]]
@@ -51,7 +51,7 @@ async def test_a_rejected_item_aborts_all_others(shared: Running, code: str, pla
     await nothing_came_of_it(shared, GOOD)
 
 
-async def test_a_held_item_aborts_all_others_and_opens_no_conflict(shared: Running) -> None:
+async def test_atomic_sync_held_item_aborts_all_others_and_opens_no_conflict(shared: Running) -> None:
     phone = await shared.device()
     await phone.push(item("put", "note", "held", data={"n": 1}))
     tablet = await shared.device("tablet")
@@ -70,13 +70,13 @@ async def test_a_held_item_aborts_all_others_and_opens_no_conflict(shared: Runni
     await nothing_came_of_it(shared, GOOD)
 
 
-async def test_only_the_first_fault_keeps_its_own_status(shared: Running) -> None:
+async def test_atomic_sync_first_fault_alone_keeps_its_status(shared: Running) -> None:
     phone = await shared.device()
     results = await phone.push(REJECTED["unknown_base"], REJECTED["unknown_domain"], atomic=True)
     assert [one["error"]["code"] for one in results] == ["unknown_base", "batch_aborted"]
 
 
-async def test_the_answer_of_an_aborted_message_is_kept_under_its_key(shared: Running) -> None:
+async def test_atomic_sync_answer_of_an_aborted_message_is_kept_under_its_key(shared: Running) -> None:
     phone = await shared.device()
     items = [*GOOD, item("patch", "task", "a3", base=1, data={"n": 2})]
     first = await phone.told("synced", "sync", key="k", items=items, atomic=True)
@@ -85,7 +85,7 @@ async def test_the_answer_of_an_aborted_message_is_kept_under_its_key(shared: Ru
     assert again == first | {"id": again["id"], "replayed": True}
 
 
-async def test_all_commit_where_none_is_rejected_or_held(shared: Running) -> None:
+async def test_atomic_sync_without_a_fault_commits_all(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await phone.push(item("put", "attendance", "c1", data={"n": 1}))
     items = [*GOOD, put("a1", 1, n=2), item("put", "attendance", "c1", data={"n": 2}), put("a2", 1, n=1)]
@@ -105,7 +105,7 @@ async def test_all_commit_where_none_is_rejected_or_held(shared: Running) -> Non
     ]
 
 
-async def test_a_later_item_sees_an_earlier_one_and_both_are_undone(shared: Running) -> None:
+async def test_atomic_sync_later_item_sees_an_earlier_one_and_both_are_undone(shared: Running) -> None:
     phone = await shared.device()
     await phone.push(put("a1", None, n=0))
     steps = [put("a1", 1, n=1), item("delete", "task", "a1", base=2), put("a1", 3, n=3)]
@@ -117,7 +117,7 @@ async def test_a_later_item_sees_an_earlier_one_and_both_are_undone(shared: Runn
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_nothing_is_quarantined_and_no_conflict_is_logged(serve: Serve) -> None:
+async def test_atomic_sync_nothing_is_quarantined_and_no_conflict_is_logged(serve: Serve) -> None:
     server = await serve(domains={"note": {"policy": "manual"}})
     phone, tablet = await server.device("phone"), await server.device("tablet")
     await phone.push(item("put", "note", "n1", data={"n": 1}), put("a1", None, n=1))

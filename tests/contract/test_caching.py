@@ -79,14 +79,14 @@ def varied(headers: Mapping[str, str]) -> set[str]:
 
 
 @pytest.mark.parametrize("asked", ASKED, ids=lambda asked: f"{asked.method} {asked.path} {asked.status}")
-async def test_answer_that_is_no_file_is_kept_by_no_cache(asked: Asked, phone: Uploader) -> None:
+async def test_caching_answer_without_a_file_is_not_stored(asked: Asked, phone: Uploader) -> None:
     reply = await phone.ask(asked.method, asked.path, asked.headers, asked.body)
     assert (reply.status, reply.headers["Cache-Control"]) == (asked.status, "no-store")
     wanted = {"authorization", "origin"} if asked.path.startswith("/v1/") else set()
     assert wanted <= varied(reply.headers)
 
 
-async def test_answer_of_an_upload_is_kept_by_no_cache(shared: Running, phone: Uploader) -> None:
+async def test_caching_answer_of_an_upload_is_not_stored(shared: Running, phone: Uploader) -> None:
     content = photo(2_000)
     created = await phone.create(2_000, content[:1_000])
     path = created.headers["Location"]
@@ -114,7 +114,7 @@ async def test_answer_of_an_upload_is_kept_by_no_cache(shared: Running, phone: U
         assert varied(headers) == {"authorization", "origin"}
 
 
-async def test_file_is_kept_for_who_fetched_it_and_a_refusal_of_it_is_not(phone: Uploader) -> None:
+async def test_caching_file_is_private_and_its_refusal_is_not_stored(phone: Uploader) -> None:
     path = file_path(await phone.uploaded(photo(1_000)))
     tag = (await phone.ask("GET", path, {})).headers["ETag"]
     kept: list[tuple[str, dict[str, str], int]] = [
@@ -133,7 +133,9 @@ async def test_file_is_kept_for_who_fetched_it_and_a_refusal_of_it_is_not(phone:
 
 
 @pytest.mark.parametrize("accepted", [{}, {"Accept": "application/msgpack"}, {"Accept-Encoding": "gzip"}])
-async def test_page_varies_with_all_that_chooses_its_form(accepted: dict[str, str], shared: Running) -> None:
+async def test_caching_page_varies_with_all_that_chooses_its_form(
+    accepted: dict[str, str], shared: Running
+) -> None:
     pushed = {"type": "sync", "key": "k", "items": [put("a1", None, text="a" * 5_000)]}
     assert (await shared.post("/v1/sync", pushed)).status == 200
     reply = await shared.get("/v1/changes", headers={"Accept-Encoding": "identity"} | accepted)
@@ -142,7 +144,7 @@ async def test_page_varies_with_all_that_chooses_its_form(accepted: dict[str, st
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_refusal_of_a_rate_is_kept_by_no_cache(serve: Serve) -> None:
+async def test_caching_rate_refusal_is_not_stored(serve: Serve) -> None:
     server = await serve(limits={"messages_per_minute": 1})
     assert (await server.get("/v1/changes")).status == 200
     limited = await server.get("/v1/changes")
@@ -150,7 +152,7 @@ async def test_refusal_of_a_rate_is_kept_by_no_cache(serve: Serve) -> None:
     assert (limited.headers["Cache-Control"], "Retry-After" in limited.headers) == ("no-store", True)
 
 
-async def test_full_disk_is_told_with_a_longer_wait_than_a_moments_absence() -> None:
+async def test_error_full_disk_has_a_longer_retry_after_than_an_outage() -> None:
     waits_ms = {as_sync_error(BlobsFullError("ENOSPC")).details["retry_after_ms"] for _ in range(50)}
     assert all(isinstance(wait_ms, int) and 45_000 <= wait_ms <= 90_000 for wait_ms in waits_ms)
     assert len(waits_ms) > 10, "not all come back together"

@@ -43,7 +43,7 @@ def goodbye(messages: list[Json]) -> str | None:
 
 @pytest.mark.asyncio(loop_scope="function")
 @pytest.mark.parametrize("compress", [0, 15])
-async def test_a_frame_of_the_limit_is_fine_and_one_over_it_closes_1009(serve: Serve, compress: int) -> None:
+async def test_close_frame_one_byte_over_the_limit_is_1009(serve: Serve, compress: int) -> None:
     server = await serve(**SMALL)
     # A device that answers the close frame finds that the server is gone, and forgets the code.
     phone = await server.device(compress=compress, autoclose=False)
@@ -55,14 +55,14 @@ async def test_a_frame_of_the_limit_is_fine_and_one_over_it_closes_1009(serve: S
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_frame_that_unpacks_to_more_than_the_limit_closes_1009(serve: Serve) -> None:
+async def test_close_frame_that_inflates_past_the_limit_is_1009(serve: Serve) -> None:
     server = await serve(**SMALL)
     phone = await server.device(compress=15, autoclose=False)
     await phone.send_frame(sized(1_000_000))
     assert await phone.closed() == 1009
 
 
-async def test_the_limit_of_a_frame_is_1_mebibyte_by_default(shared: Running) -> None:
+async def test_close_frame_over_the_default_limit_of_1_mebibyte_is_1009(shared: Running) -> None:
     phone = await shared.device()
     await phone.send_frame(sized(1 << 20))
     assert (await phone.receive())["type"] == "synced"
@@ -79,14 +79,14 @@ async def test_the_limit_of_a_frame_is_1_mebibyte_by_default(shared: Running) ->
         b"\x80",
     ],
 )
-async def test_a_text_frame_that_is_not_utf8_closes_1007(shared: Running, frame: bytes) -> None:
+async def test_close_text_frame_without_utf8_is_1007(shared: Running, frame: bytes) -> None:
     phone = await shared.device()
     await phone.send_frame(frame)
     assert await phone.closed() == 1007
 
 
 @pytest.mark.parametrize(("encoding", "kind"), [("json", WSMsgType.BINARY), ("msgpack", WSMsgType.TEXT)])
-async def test_a_frame_of_the_wrong_kind_closes_4400(shared: Running, encoding: str, kind: WSMsgType) -> None:
+async def test_close_frame_of_the_wrong_type_is_4400(shared: Running, encoding: str, kind: WSMsgType) -> None:
     phone = await shared.device(encoding=encoding)
     await phone.send_frame(b'{"type":"heartbeat","id":"1"}', kind)
     assert await phone.closed() == 4400
@@ -96,7 +96,7 @@ async def test_a_frame_of_the_wrong_kind_closes_4400(shared: Running, encoding: 
     ("encoding", "kind", "frame"),
     [("json", WSMsgType.TEXT, b"{"), ("msgpack", WSMsgType.BINARY, b"\xc1")],
 )
-async def test_ten_malformed_messages_in_a_row_close_4400(
+async def test_close_ten_malformed_messages_in_a_row_is_4400(
     shared: Running, encoding: str, kind: WSMsgType, frame: bytes
 ) -> None:
     phone = await shared.device(encoding=encoding)
@@ -118,7 +118,7 @@ async def test_ten_malformed_messages_in_a_row_close_4400(
 # -- 4401, 4403, 4408, 4409, 4429: who may not stay ---------------------------------------------
 
 
-async def test_a_token_that_expires_meanwhile_closes_4401(shared: Running) -> None:
+async def test_close_token_that_expires_during_the_connection_is_4401(shared: Running) -> None:
     phone = await shared.device(exp=int(time.time()) + 3 - LEEWAY_S)
     assert (await phone.pull())["changes"] == []
     assert await phone.closed() == 4401
@@ -126,7 +126,7 @@ async def test_a_token_that_expires_meanwhile_closes_4401(shared: Running) -> No
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_who_says_nothing_for_too_long_is_closed_4408(serve: Serve) -> None:
+async def test_close_silent_device_is_4408(serve: Serve) -> None:
     server = await serve(server={"heartbeat_s": 1, "idle_s": 1.5})
     silent, talking = await server.device("silent"), await server.device("talking")
     assert silent.welcome["heartbeat_s"] == 1
@@ -138,7 +138,7 @@ async def test_who_says_nothing_for_too_long_is_closed_4408(serve: Serve) -> Non
     await talking.told("heartbeat_ack", "heartbeat")
 
 
-async def test_a_newer_connection_of_the_same_device_closes_the_older_4409(shared: Running) -> None:
+async def test_close_older_connection_of_a_device_is_4409(shared: Running) -> None:
     older = await shared.device("phone")
     others = [await shared.device("tablet"), await shared.device("phone", "globex")]
     newer = await shared.device("phone")
@@ -149,7 +149,7 @@ async def test_a_newer_connection_of_the_same_device_closes_the_older_4409(share
         assert device.unasked == []
 
 
-async def test_what_the_replaced_connection_had_sent_still_commits(shared: Running) -> None:
+async def test_close_replaced_connection_still_commits_its_messages(shared: Running) -> None:
     """It sends more than the server reads ahead, so that much is unread when the newer one comes."""
     sent = 1000
     tablet = await shared.device("tablet")
@@ -168,7 +168,7 @@ async def test_what_the_replaced_connection_had_sent_still_commits(shared: Runni
         assert (await newer.told("synced", "sync", key=f"k{number}", items=items))["replayed"] is True
 
 
-async def test_answers_that_came_before_the_goodbye_are_the_first_of_those_asked_for(shared: Running) -> None:
+async def test_close_replaced_connection_answers_a_prefix_before_its_goodbye(shared: Running) -> None:
     """What the older one is still told is true; what it is not told, it sends again under the same key."""
     older = await shared.device("phone")
     for number in range(50):
@@ -183,7 +183,7 @@ async def test_answers_that_came_before_the_goodbye_are_the_first_of_those_asked
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_devices_of_a_tenant_that_is_removed_are_closed_4403(server: Running) -> None:
+async def test_close_devices_of_a_removed_tenant_is_4403(server: Running) -> None:
     phone, other = await server.device("phone", "globex"), await server.device("phone", "acme")
     execute(
         server.dsn,
@@ -201,7 +201,7 @@ async def test_devices_of_a_tenant_that_is_removed_are_closed_4403(server: Runni
 
 @pytest.mark.asyncio(loop_scope="function")
 @pytest.mark.parametrize("message", [{"type": "heartbeat", "id": "1"}, {"type": "nope", "id": "1"}])
-async def test_who_goes_on_though_told_of_the_rate_is_closed_4429(serve: Serve, message: Json) -> None:
+async def test_close_device_that_ignores_rate_limited_is_4429(serve: Serve, message: Json) -> None:
     server = await serve(limits={"messages_per_minute": 5})
     phone = await server.device()
     for _ in range(200):
@@ -212,7 +212,7 @@ async def test_who_goes_on_though_told_of_the_rate_is_closed_4429(serve: Serve, 
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_pings_count_for_the_rate(serve: Serve) -> None:
+async def test_close_pings_past_the_rate_is_4429(serve: Serve) -> None:
     server = await serve(limits={"messages_per_minute": 5})
     phone = await server.device()
     for _ in range(200):
@@ -223,7 +223,7 @@ async def test_pings_count_for_the_rate(serve: Serve) -> None:
 # -- 1000, 1012: an end in peace ----------------------------------------------------------------
 
 
-async def test_a_device_that_closes_is_answered_in_kind(shared: Running) -> None:
+async def test_close_by_the_device_is_confirmed_with_its_code(shared: Running) -> None:
     phone = await shared.device()
     await phone.push(put("a1", None, n=1))
     assert await phone.socket.close(code=1000)
@@ -231,7 +231,7 @@ async def test_a_device_that_closes_is_answered_in_kind(shared: Running) -> None
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_drain_answers_what_was_accepted_and_closes_1012(server: Running) -> None:
+async def test_close_drain_answers_accepted_messages_and_is_1012(server: Running) -> None:
     phone, tablet = await server.device("phone"), await server.device("tablet")
     with locked(server.dsn):
         for number in range(3):

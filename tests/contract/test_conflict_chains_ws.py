@@ -63,7 +63,7 @@ CHAINS: dict[str, tuple[list[Json], Json | None]] = {
 @pytest.mark.parametrize("domain", [NOTE, BY_FIELD])
 @pytest.mark.parametrize("together", [True, False], ids=["one message", "a message each"])
 @pytest.mark.parametrize(("chain", "wanted"), CHAINS.values(), ids=CHAINS)
-async def test_chain_of_held_changes_is_shown_and_settled_as_a_whole(
+async def test_conflict_chain_of_held_changes_is_shown_and_settled_as_a_whole(
     shared: Running, domain: str, together: bool, chain: list[Json], wanted: Json | None
 ) -> None:
     office, tablet = await overtaken(shared, domain)
@@ -83,7 +83,7 @@ async def test_chain_of_held_changes_is_shown_and_settled_as_a_whole(
     assert (change["version"], change["data"]) == (3, wanted)
 
 
-async def test_earlier_change_that_comes_late_goes_below(shared: Running) -> None:
+async def test_conflict_chain_earlier_change_that_comes_late_goes_below(shared: Running) -> None:
     _, tablet = await overtaken(shared, NOTE)
     await tablet.push(edit(NOTE, "patch", 5, {"c": 5}))
     await tablet.push(edit(NOTE, "patch", 4, {"c": 4, "d": 4}))
@@ -92,7 +92,7 @@ async def test_earlier_change_that_comes_late_goes_below(shared: Running) -> Non
     assert (client["at"], client["changes"]) == (day(5), 2)
 
 
-async def test_change_without_at_comes_after_those_before_it(shared: Running) -> None:
+async def test_conflict_chain_change_without_at_comes_after_those_before_it(shared: Running) -> None:
     _, tablet = await overtaken(shared, NOTE)
     undated: list[Json] = [item("patch", NOTE, "r1", base=1, data={"c": number}) for number in (2, 3, 2)]
     await tablet.push(*undated)
@@ -104,7 +104,7 @@ async def test_change_without_at_comes_after_those_before_it(shared: Running) ->
 
 
 @pytest.mark.parametrize("domain", [NOTE, BY_FIELD])
-async def test_change_that_equals_the_servers_record_joins_the_open_conflict(
+async def test_conflict_chain_change_that_equals_the_servers_record_joins_the_open_conflict(
     shared: Running, domain: str
 ) -> None:
     _, tablet = await overtaken(shared, domain)
@@ -118,7 +118,9 @@ async def test_change_that_equals_the_servers_record_joins_the_open_conflict(
     assert on_what_stands["status"] == "unchanged"
 
 
-async def test_field_that_would_merge_waits_behind_the_changes_that_wait(shared: Running) -> None:
+async def test_conflict_chain_field_that_would_merge_waits_behind_the_changes_that_wait(
+    shared: Running,
+) -> None:
     _, tablet = await overtaken(shared, BY_FIELD)
     await tablet.push(edit(BY_FIELD, "patch", 2, {"c": 2, "d": 2}))
     (result,) = await tablet.push(edit(BY_FIELD, "patch", 3, {"d": 3}))
@@ -126,7 +128,7 @@ async def test_field_that_would_merge_waits_behind_the_changes_that_wait(shared:
     assert (await open_conflict(tablet))["client"]["data"] == RECORD | {"c": 2, "d": 3}
 
 
-async def test_replay_and_the_very_same_item_add_nothing(shared: Running) -> None:
+async def test_conflict_chain_replay_and_the_very_same_item_add_nothing(shared: Running) -> None:
     _, tablet = await overtaken(shared, NOTE)
     key = uuid.uuid4().hex
     sent = [edit(NOTE, "patch", 2, {"c": 2}), edit(NOTE, "patch", 3, {"c": 3})]
@@ -136,7 +138,7 @@ async def test_replay_and_the_very_same_item_add_nothing(shared: Running) -> Non
     assert (await open_conflict(tablet))["client"]["changes"] == 2
 
 
-async def test_change_past_the_size_is_rejected_and_set_aside(shared: Running) -> None:
+async def test_conflict_chain_change_past_the_size_is_rejected_and_set_aside(shared: Running) -> None:
     _, tablet = await overtaken(shared, NOTE)
     half = "x" * 150_000
     results = await tablet.push(
@@ -154,7 +156,7 @@ async def test_change_past_the_size_is_rejected_and_set_aside(shared: Running) -
     assert f'"{half}"' in str(kept)
 
 
-async def test_atomic_message_neither_opens_nor_joins_a_conflict(shared: Running) -> None:
+async def test_conflict_chain_atomic_message_neither_opens_nor_joins_a_conflict(shared: Running) -> None:
     _, tablet = await overtaken(shared, NOTE)
     (held,) = await tablet.push(edit(NOTE, "patch", 2, {"c": 2}))
     changed: list[Json] = [{"c": 3}, {"c": 1}]
@@ -168,7 +170,7 @@ async def test_atomic_message_neither_opens_nor_joins_a_conflict(shared: Running
     assert (conflict["conflict_id"], conflict["client"]["changes"]) == (held["conflict_id"], 1)
 
 
-async def test_decision_on_another_count_of_changes_is_stale(shared: Running) -> None:
+async def test_conflict_chain_decision_on_another_count_of_changes_is_stale(shared: Running) -> None:
     office, tablet = await overtaken(shared, NOTE)
     (held,) = await tablet.push(edit(NOTE, "put", 2, {"c": 2}))
     decision: Json = {"conflict_id": held["conflict_id"], "choice": "client", "version": 2}
@@ -186,7 +188,7 @@ async def test_decision_on_another_count_of_changes_is_stale(shared: Running) ->
     assert (await office.pull())["changes"][0]["data"] == {"c": 3}
 
 
-async def test_decision_without_a_count_is_taken_on_what_waits(shared: Running) -> None:
+async def test_conflict_chain_decision_without_a_count_is_taken_on_what_waits(shared: Running) -> None:
     office, tablet = await overtaken(shared, NOTE)
     (held, _) = await tablet.push(edit(NOTE, "patch", 2, {"c": 2}), edit(NOTE, "patch", 3, {"d": 3}))
     await tablet.told("resolved", "resolve", conflict_id=held["conflict_id"], choice="client", version=2)
@@ -197,7 +199,7 @@ async def test_decision_without_a_count_is_taken_on_what_waits(shared: Running) 
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_log_has_a_row_for_every_change_that_waits(serve: Serve) -> None:
+async def test_conflict_chain_log_has_a_row_for_every_change_that_waits(serve: Serve) -> None:
     server = await serve(**SHARED)
     _, tablet = await overtaken(server, NOTE)
     (first, *_) = await tablet.push(
@@ -216,7 +218,7 @@ async def test_log_has_a_row_for_every_change_that_waits(serve: Serve) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_changes_that_join_from_two_servers_at_once_are_all_held(serve: Serve) -> None:
+async def test_conflict_chain_changes_that_join_from_two_servers_at_once_are_all_held(serve: Serve) -> None:
     servers = [await serve(**SHARED), await serve(**SHARED)]
     _, tablet = await overtaken(servers[0], NOTE)
     await tablet.push(edit(NOTE, "patch", 2, {"f": 0}))

@@ -28,7 +28,7 @@ async def opened(shared: Running, record_id: str = "n1", device: str = "tablet")
     return tablet, result["conflict_id"]
 
 
-async def test_a_held_change_is_answered_with_what_stands(shared: Running) -> None:
+async def test_conflict_answer_shows_the_servers_record(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await phone.push(note(data={"a": 1}))
     (result,) = await tablet.push(note(data=HELD))
@@ -54,7 +54,7 @@ WANTED: dict[str, tuple[Json, Json | None]] = {
 
 
 @pytest.mark.parametrize(("sent", "wanted"), WANTED.values(), ids=WANTED)
-async def test_the_list_shows_both_sides(shared: Running, sent: Json, wanted: Json | None) -> None:
+async def test_conflict_list_shows_both_sides(shared: Running, sent: Json, wanted: Json | None) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await phone.push(note(data={"a": 1, "b": 1}))
     earliest = datetime.now(UTC)
@@ -74,7 +74,7 @@ async def test_the_list_shows_both_sides(shared: Running, sent: Json, wanted: Js
     }
 
 
-async def test_the_list_shows_the_record_as_it_stands_now(shared: Running) -> None:
+async def test_conflict_list_shows_the_record_as_it_stands_now(shared: Running) -> None:
     tablet, _ = await opened(shared)
     phone = await shared.device("phone")
     await phone.push(note(base=1, data={"a": 3}))
@@ -85,14 +85,14 @@ async def test_the_list_shows_the_record_as_it_stands_now(shared: Running) -> No
     assert conflict["server"] == {"version": 3, "data": None}
 
 
-async def test_each_device_has_its_own_conflict_on_a_record(shared: Running) -> None:
+async def test_conflict_each_device_has_its_own_conflict_on_a_record(shared: Running) -> None:
     _, one = await opened(shared)
     watch = await shared.device("watch")
     (result,) = await watch.push(note(data={"a": 5}))
     assert result["conflict_id"] != one
 
 
-async def test_a_device_sees_its_own_conflicts_and_a_supervisor_the_tenants(shared: Running) -> None:
+async def test_conflict_device_sees_its_own_conflicts_and_a_supervisor_the_tenants(shared: Running) -> None:
     ids = {}
     for number, name in enumerate(["tablet", "watch", "tablet"]):
         _, ids[number] = await opened(shared, f"n{number}", name)
@@ -109,7 +109,7 @@ async def test_a_device_sees_its_own_conflicts_and_a_supervisor_the_tenants(shar
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 7])
-async def test_the_list_goes_on_after_each_page_oldest_first(shared: Running, limit: int) -> None:
+async def test_conflict_list_pages_are_oldest_first(shared: Running, limit: int) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     names = [f"n{number}" for number in range(6)]
     for name in names:
@@ -129,7 +129,7 @@ async def test_the_list_goes_on_after_each_page_oldest_first(shared: Running, li
     assert sizes == [limit] * (6 // limit) + [6 % limit] * (6 % limit > 0)
 
 
-async def test_a_page_whose_last_conflict_was_settled_meanwhile_goes_on_behind_it(shared: Running) -> None:
+async def test_conflict_list_continues_after_a_settled_conflict(shared: Running) -> None:
     for number in range(3):
         tablet, _ = await opened(shared, f"n{number}")
     page = await tablet.ask("conflicts", limit=2)
@@ -149,7 +149,7 @@ CHOICES: dict[str, tuple[Json, Json | None]] = {
 
 @pytest.mark.parametrize(("decision", "data"), CHOICES.values(), ids=CHOICES)
 @pytest.mark.parametrize("settler", ["tablet", "boss"])
-async def test_each_choice_writes_a_version_that_every_device_gets(
+async def test_conflict_resolve_each_choice_writes_a_version_for_every_device(
     shared: Running, settler: str, decision: Json, data: Json
 ) -> None:
     tablet, conflict_id = await opened(shared)
@@ -167,7 +167,7 @@ async def test_each_choice_writes_a_version_that_every_device_gets(
     assert pulled == change
 
 
-async def test_a_held_delete_that_wins_leaves_a_tombstone(shared: Running) -> None:
+async def test_conflict_held_delete_that_wins_leaves_a_tombstone(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await phone.push(note(data={"a": 1}))
     (held,) = await tablet.push(note(op="delete"))
@@ -176,7 +176,7 @@ async def test_a_held_delete_that_wins_leaves_a_tombstone(shared: Running) -> No
     assert (change["version"], change["deleted"], change["data"]) == (2, True, None)
 
 
-async def test_a_held_patch_that_wins_is_applied_to_what_stands_now(shared: Running) -> None:
+async def test_conflict_held_patch_that_wins_applies_to_the_present_record(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await phone.push(note(data={"a": 1, "b": 1}))
     (held,) = await tablet.push(note(op="patch", data={"a": 2}))
@@ -185,7 +185,9 @@ async def test_a_held_patch_that_wins_is_applied_to_what_stands_now(shared: Runn
     assert (await phone.pull())["changes"][0]["data"] == {"a": 2, "b": 5}
 
 
-async def test_a_held_patch_on_a_tombstone_is_shown_and_settled_on_its_last_data(shared: Running) -> None:
+async def test_conflict_held_patch_on_a_tombstone_is_shown_and_settled_on_its_last_data(
+    shared: Running,
+) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await phone.push(note(data={"a": 1, "b": 1}), note(base=1, op="delete"))
     (held,) = await tablet.push(note(op="patch", base=1, data={"a": 2}))
@@ -196,7 +198,7 @@ async def test_a_held_patch_on_a_tombstone_is_shown_and_settled_on_its_last_data
     assert (await phone.pull())["changes"][0]["data"] == {"a": 2, "b": 1}
 
 
-async def test_a_patch_on_a_tombstone_without_last_data_waits_for_a_person(shared: Running) -> None:
+async def test_conflict_patch_on_a_tombstone_without_last_data_waits_for_a_person(shared: Running) -> None:
     """Whatever the policy: what the patch leaves out is nowhere."""
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     made = item("put", "journal", "j1", data={"a": 1, "b": 1})
@@ -217,7 +219,7 @@ async def test_a_patch_on_a_tombstone_without_last_data_waits_for_a_person(share
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_server_that_keeps_no_last_data_leaves_a_patch_on_a_tombstone_to_a_person(
+async def test_conflict_patch_on_a_tombstone_without_kept_data_waits_for_a_person(
     serve: Serve,
 ) -> None:
     server = await serve(**SHARED, records={"tombstone_data_h": 0})
@@ -229,14 +231,14 @@ async def test_a_server_that_keeps_no_last_data_leaves_a_patch_on_a_tombstone_to
     assert (result["status"], result["data"]) == ("conflict", None)
 
 
-async def test_a_version_written_by_resolve_is_nobodys(shared: Running) -> None:
+async def test_conflict_version_written_by_resolve_counts_as_another_devices(shared: Running) -> None:
     tablet, conflict_id = await opened(shared)
     await tablet.told("resolved", "resolve", conflict_id=conflict_id, choice="client", version=1)
     (result,) = await tablet.push(note(base=1, data={"a": 9}))
     assert (result["status"], result["version"]) == ("conflict", 2)
 
 
-async def test_after_a_conflict_was_settled_a_new_one_can_be_opened(shared: Running) -> None:
+async def test_conflict_after_a_settled_one_a_new_one_can_be_opened(shared: Running) -> None:
     tablet, conflict_id = await opened(shared)
     await tablet.told("resolved", "resolve", conflict_id=conflict_id, choice="server", version=1)
     (result,) = await tablet.push(note(data={"a": 9}))
@@ -244,7 +246,7 @@ async def test_after_a_conflict_was_settled_a_new_one_can_be_opened(shared: Runn
     assert result["conflict_id"] != conflict_id
 
 
-async def test_a_decision_on_a_version_that_has_passed_is_stale(shared: Running) -> None:
+async def test_conflict_decision_on_a_version_that_has_passed_is_stale(shared: Running) -> None:
     tablet, conflict_id = await opened(shared)
     phone = await shared.device("phone")
     await phone.push(note(base=1, data={"a": 3}))
@@ -264,7 +266,7 @@ async def test_a_decision_on_a_version_that_has_passed_is_stale(shared: Running)
     assert (await tablet.told("resolved", "resolve", version=3, **decision))["version"] == 4
 
 
-async def test_the_same_resolve_again_repeats_its_answer(shared: Running) -> None:
+async def test_conflict_same_resolve_again_repeats_its_answer(shared: Running) -> None:
     tablet, conflict_id = await opened(shared)
     decision: Json = {"conflict_id": conflict_id, "choice": "merged", "data": {"a": 3, "b": 4}, "version": 1}
     first = await tablet.told("resolved", "resolve", **decision)
@@ -286,7 +288,9 @@ async def test_the_same_resolve_again_repeats_its_answer(shared: Running) -> Non
         {"choice": "merged", "data": {"a": 3}, "version": 2},
     ],
 )
-async def test_another_resolve_of_a_settled_conflict_is_refused(shared: Running, other: Json) -> None:
+async def test_conflict_another_resolve_of_a_settled_conflict_is_refused(
+    shared: Running, other: Json
+) -> None:
     tablet, conflict_id = await opened(shared)
     decision: Json = {"conflict_id": conflict_id, "choice": "merged", "data": {"a": 3}, "version": 1}
     await tablet.told("resolved", "resolve", **decision)
@@ -294,7 +298,7 @@ async def test_another_resolve_of_a_settled_conflict_is_refused(shared: Running,
     assert (closed["code"], closed["retryable"]) == ("conflict_closed", False)
 
 
-async def test_a_conflict_that_is_not_yours_is_not_found(shared: Running) -> None:
+async def test_conflict_of_another_device_is_not_found(shared: Running) -> None:
     tablet, conflict_id = await opened(shared)
     decision: Json = {"choice": "server", "version": 1}
     for name, tenant, role, wanted in (
@@ -322,7 +326,7 @@ UNFIT: dict[str, Json] = {
 
 
 @pytest.mark.parametrize("decision", UNFIT.values(), ids=UNFIT)
-async def test_a_settlement_with_wrong_values_is_refused_and_the_conflict_stays(
+async def test_conflict_settlement_with_wrong_values_is_refused_and_the_conflict_stays(
     shared: Running, decision: Json
 ) -> None:
     tablet, conflict_id = await opened(shared)
@@ -331,14 +335,14 @@ async def test_a_settlement_with_wrong_values_is_refused_and_the_conflict_stays(
     assert len((await tablet.ask("conflicts"))["conflicts"]) == 1
 
 
-async def test_a_settlement_over_the_size_is_refused(shared: Running) -> None:
+async def test_conflict_settlement_over_the_size_is_refused(shared: Running) -> None:
     tablet, conflict_id = await opened(shared)
     decision: Json = {"choice": "merged", "data": {"a": "x" * 262_144}, "version": 1}
     assert (await tablet.refused("resolve", conflict_id=conflict_id, **decision))["code"] == "too_large"
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_two_people_settle_a_conflict_at_once_in_different_processes(serve: Serve) -> None:
+async def test_conflict_two_people_settle_a_conflict_at_once_in_different_processes(serve: Serve) -> None:
     servers = [await serve(**SHARED), await serve(**SHARED)]
     tablet, conflict_id = await opened(servers[0])
     boss = await servers[1].device("boss", role="supervisor")
@@ -353,7 +357,7 @@ async def test_two_people_settle_a_conflict_at_once_in_different_processes(serve
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_the_log_says_how_a_person_decided(serve: Serve) -> None:
+async def test_conflict_log_says_how_a_person_decided(serve: Serve) -> None:
     server = await serve(**SHARED)
     _, conflict_id = await opened(server)
     boss = await server.device("boss", role="supervisor")
@@ -365,7 +369,7 @@ async def test_the_log_says_how_a_person_decided(serve: Serve) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_conflict_stays_in_the_queue_though_the_policy_changed(serve: Serve) -> None:
+async def test_conflict_stays_in_the_queue_though_the_policy_changed(serve: Serve) -> None:
     server = await serve(**SHARED)
     tablet, conflict_id = await opened(server)
     execute(

@@ -56,7 +56,9 @@ async def asked(
 
 
 @pytest.mark.parametrize("path", ROUTES)
-async def test_preflight_of_a_listed_origin_allows_what_the_route_takes(path: str, shared: Running) -> None:
+async def test_cors_preflight_of_a_listed_origin_allows_what_the_route_takes(
+    path: str, shared: Running
+) -> None:
     for method in ROUTES[path]:
         headers = {"Origin": ORIGIN, "Access-Control-Request-Method": method}
         answer = await asked(shared, "OPTIONS", path, headers)
@@ -67,7 +69,7 @@ async def test_preflight_of_a_listed_origin_allows_what_the_route_takes(path: st
 
 
 @pytest.mark.parametrize("path", ROUTES)
-async def test_preflight_of_a_strange_origin_is_refused(path: str, shared: Running) -> None:
+async def test_cors_preflight_of_an_unlisted_origin_is_refused(path: str, shared: Running) -> None:
     headers = {"Origin": STRANGE, "Access-Control-Request-Method": "POST"}
     answer = await asked(shared, "OPTIONS", path, headers)
     assert answer.verdict == (403, "forbidden")
@@ -75,7 +77,9 @@ async def test_preflight_of_a_strange_origin_is_refused(path: str, shared: Runni
 
 
 @pytest.mark.parametrize("path", SENT)
-async def test_preflight_allows_and_exposes_what_clients_send_and_read(path: str, shared: Running) -> None:
+async def test_cors_preflight_allows_and_exposes_what_clients_send_and_read(
+    path: str, shared: Running
+) -> None:
     headers = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
     answer = await asked(shared, "OPTIONS", path, headers)
     assert listed(SENT[path]) <= listed(answer.headers["Access-Control-Allow-Headers"])
@@ -83,7 +87,7 @@ async def test_preflight_allows_and_exposes_what_clients_send_and_read(path: str
 
 
 @pytest.mark.parametrize("path", ROUTES)
-async def test_answer_to_a_page_may_be_read_whatever_it_is(path: str, shared: Running) -> None:
+async def test_cors_answer_to_a_page_may_be_read_whatever_it_is(path: str, shared: Running) -> None:
     for method in ROUTES[path]:
         refused = await asked(shared, method, path, {"Origin": ORIGIN})
         answered = await asked(shared, method, path, shared.headers() | {"Origin": ORIGIN}, b"{}")
@@ -110,7 +114,7 @@ async def test_answer_to_a_page_may_be_read_whatever_it_is(path: str, shared: Ru
         ("LOCK", "/v1/domains", "GET, HEAD, OPTIONS"),
     ],
 )
-async def test_method_that_a_path_does_not_take_is_answered_with_those_that_it_takes(
+async def test_cors_method_that_a_path_does_not_take_is_answered_with_those_that_it_takes(
     method: str, path: str, allowed: str, shared: Running
 ) -> None:
     answer = await asked(shared, method, path, shared.headers())

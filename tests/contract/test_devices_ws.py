@@ -31,7 +31,7 @@ async def stored(server: Running, wanted: list[tuple[object, ...]]) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_drain_stores_health_which_is_found_again_after_a_restart(serve: Serve) -> None:
+async def test_device_drain_stores_health_which_is_found_again_after_a_restart(serve: Serve) -> None:
     server = await serve(devices={"flush_s": 3600})
     phone, tablet = await server.device("phone"), await server.device("tablet")
     await phone.send({"type": "hello", "app_version": "2.1", "os_version": "15"})
@@ -49,7 +49,7 @@ async def test_a_drain_stores_health_which_is_found_again_after_a_restart(serve:
     assert (await (await later.device("phone")).ask("heartbeat"))["health_score"] == 100
 
 
-async def test_two_servers_count_the_same_device_together(serve: Serve) -> None:
+async def test_device_two_servers_count_the_same_device_together(serve: Serve) -> None:
     servers = [await serve(**QUICK), await serve(**QUICK)]
     for number in range(6):
         phone = await servers[number % 2].device("phone")
@@ -57,7 +57,7 @@ async def test_two_servers_count_the_same_device_together(serve: Serve) -> None:
     await stored(servers[0], [(6, 0, 0)])
 
 
-async def test_what_fails_is_counted_alike_on_sockets_and_over_http(serve: Serve) -> None:
+async def test_device_failures_count_equally_on_sockets_and_http(serve: Serve) -> None:
     server = await serve(**QUICK)
     phone = await server.device("phone")
     items = [put("a1", None, n=1)]
@@ -78,7 +78,7 @@ async def test_what_fails_is_counted_alike_on_sockets_and_over_http(serve: Serve
     await stored(server, [(4, 3, 0), (4, 3, 0)])
 
 
-async def test_a_sync_that_the_server_puts_off_is_no_failure_of_the_device(
+async def test_device_sync_that_is_put_off_is_no_failure(
     serve: Serve, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.commit.lane.RETRY_FOR_S", 0.1)
@@ -96,7 +96,7 @@ async def test_a_sync_that_the_server_puts_off_is_no_failure_of_the_device(
     await stored(server, [(1, 0, 0)])
 
 
-async def test_push_behind_one_that_found_the_database_away_does_not_overtake_it(
+async def test_push_behind_one_refused_in_an_outage_does_not_overtake_it(
     serve: Serve, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.commit.lane.RETRY_FOR_S", 0.1)
@@ -119,7 +119,7 @@ async def test_push_behind_one_that_found_the_database_away_does_not_overtake_it
     assert change["data"] == {"n": 0, "b": 1, "c": 1}
 
 
-async def test_a_revoked_device_is_sent_away_and_its_tokens_are_refused(
+async def test_device_revoked_is_closed_and_its_tokens_are_refused(
     serve: Serve,
 ) -> None:
     server = await serve()
@@ -133,7 +133,7 @@ async def test_a_revoked_device_is_sent_away_and_its_tokens_are_refused(
     await refused(await serve(), "phone")
 
 
-async def test_a_restored_device_is_let_in_with_tokens_signed_since(serve: Serve) -> None:
+async def test_device_restored_connects_with_tokens_signed_since(serve: Serve) -> None:
     server = await serve()
     now_s = int(time.time())
     revoke_device(server.dsn, "acme", "phone")
@@ -153,7 +153,7 @@ async def test_a_restored_device_is_let_in_with_tokens_signed_since(serve: Serve
     await newer.push(put("a1", None, n=1))
 
 
-async def test_a_device_that_is_revoked_and_restored_at_once_is_sent_away_with_its_older_token(
+async def test_device_revoked_and_restored_at_once_is_closed_with_its_older_token(
     serve: Serve,
 ) -> None:
     server = await serve()
@@ -197,7 +197,7 @@ async def heard_of_it(server: Running, name: str, tenant: str) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_device_that_was_never_seen_can_be_revoked(serve: Serve) -> None:
+async def test_device_that_was_never_seen_can_be_revoked(serve: Serve) -> None:
     server = await serve()
     revoke_device(server.dsn, "globex", "lost")
     await heard_of_it(server, "lost", "globex")
@@ -205,7 +205,7 @@ async def test_a_device_that_was_never_seen_can_be_revoked(serve: Serve) -> None
     await server.device("lost", "acme")
 
 
-async def test_a_handshake_that_was_under_way_is_sent_away_as_well(
+async def test_device_revoked_during_its_handshake_is_closed(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await serve()
@@ -228,7 +228,7 @@ async def test_a_handshake_that_was_under_way_is_sent_away_as_well(
     assert goodbye_of(await told(await connecting)) == ("revoked", 4403)
 
 
-async def test_a_body_that_is_long_in_coming_outlives_no_revocation(serve: Serve) -> None:
+async def test_device_revoked_during_a_slow_body_is_refused(serve: Serve) -> None:
     server = await serve()
     go = asyncio.Event()
 
@@ -254,7 +254,7 @@ def run(server: Running, *arguments: str) -> Ended:
     return Ended(*arguments, TIDEMARK__POSTGRES__DSN=server.dsn)
 
 
-async def test_the_commands_show_what_the_server_stored(serve: Serve) -> None:
+async def test_device_commands_show_what_the_server_stored(serve: Serve) -> None:
     server = await serve(**QUICK)
     phone = await server.device("phone")
     await phone.send({"type": "hello", "app_version": "2.1"})
@@ -302,7 +302,7 @@ async def test_the_commands_show_what_the_server_stored(serve: Serve) -> None:
         assert sentence in (await command(*arguments)).refusal()
 
 
-async def test_a_scrape_tells_what_is_written_behind(serve: Serve) -> None:
+async def test_device_metrics_show_write_behind(serve: Serve) -> None:
     server = await serve(**QUICK)
     phone = await server.device("phone")
     for number in range(5):
@@ -325,7 +325,7 @@ async def test_a_scrape_tells_what_is_written_behind(serve: Serve) -> None:
     assert found["tidemark_tenants_remembered"] == 1
 
 
-async def test_push_that_never_comes_again_holds_up_those_behind_it_for_seconds_alone(
+async def test_push_refused_in_an_outage_that_never_returns_delays_others_for_seconds(
     serve: Serve, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.commit.lane.RETRY_FOR_S", 0.1)

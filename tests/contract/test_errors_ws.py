@@ -94,7 +94,7 @@ REFUSED: dict[str, tuple[Json, str, str | None]] = {
 
 @pytest.mark.parametrize("encoding", ["json", "msgpack"])
 @pytest.mark.parametrize(("sent", "code", "names"), REFUSED.values(), ids=REFUSED)
-async def test_a_wrong_message(
+async def test_error_wrong_message_is_named(
     shared: Running, encoding: str, sent: Json, code: str, names: str | None
 ) -> None:
     phone = await shared.device(encoding=encoding)
@@ -108,7 +108,7 @@ async def test_a_wrong_message(
 
 @pytest.mark.parametrize("kind", ["sync", "pull", "subscribe", "unsubscribe", "heartbeat", "conflicts"])
 @pytest.mark.parametrize("wrong", [None, "", "x" * 65, 7])
-async def test_a_request_needs_an_id(shared: Running, kind: str, wrong: object) -> None:
+async def test_error_request_needs_an_id(shared: Running, kind: str, wrong: object) -> None:
     phone = await shared.device()
     await phone.send(without(sync(type=kind, id=wrong), "" if wrong is not None else "id"))
     error = await phone.receive()
@@ -116,7 +116,7 @@ async def test_a_request_needs_an_id(shared: Running, kind: str, wrong: object) 
     assert "id" in error["message"]
 
 
-async def test_an_id_of_64_characters_is_repeated(shared: Running) -> None:
+async def test_error_id_of_64_characters_is_repeated(shared: Running) -> None:
     phone = await shared.device()
     name = '"ж🗺' + "x" * 61
     for kind in ("heartbeat", "pull", "conflicts", "subscribe", "unsubscribe", "sync", "resolve"):
@@ -124,7 +124,7 @@ async def test_an_id_of_64_characters_is_repeated(shared: Running) -> None:
         assert (await phone.receive())["id"] == name
 
 
-async def test_a_wrong_hello_is_told_and_a_good_one_is_not_answered(shared: Running) -> None:
+async def test_error_wrong_hello_is_answered_and_a_good_one_is_not(shared: Running) -> None:
     phone = await shared.device()
     await phone.send({"type": "hello", "clock": "yesterday"})
     error = await phone.receive()
@@ -165,7 +165,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("frame", MALFORMED.values(), ids=MALFORMED)
-async def test_a_malformed_message(shared: Running, frame: bytes) -> None:
+async def test_error_malformed_message_is_refused(shared: Running, frame: bytes) -> None:
     phone = await shared.device()
     await phone.send_frame(frame)
     error = await phone.receive()
@@ -173,13 +173,13 @@ async def test_a_malformed_message(shared: Running, frame: bytes) -> None:
     assert (await phone.pull())["changes"] == []
 
 
-async def test_32_levels_are_fine(shared: Running) -> None:
+async def test_error_32_levels_of_nesting_are_accepted(shared: Running) -> None:
     phone = await shared.device()
     await phone.send_frame(nested(32))
     assert (await phone.receive())["results"][0]["status"] == "applied"
 
 
-async def test_json_that_is_no_object(shared: Running) -> None:
+async def test_error_json_that_is_no_object_is_malformed(shared: Running) -> None:
     phone = await shared.device()
     for frame in (b"[]", b'"sync"', b"7", b"null"):
         await phone.send_frame(frame)
@@ -190,7 +190,7 @@ async def test_json_that_is_no_object(shared: Running) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_who_sends_too_much_is_told_when_to_come_back(serve: Serve) -> None:
+async def test_error_rate_limited_has_a_retry_after(serve: Serve) -> None:
     server = await serve(limits={"messages_per_minute": 600})
     phone = await server.device()
     assert phone.welcome["limits"]["messages_per_minute"] == 600
@@ -206,7 +206,7 @@ async def test_who_sends_too_much_is_told_when_to_come_back(serve: Serve) -> Non
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_the_rate_is_the_devices_on_every_way(serve: Serve) -> None:
+async def test_rate_of_a_device_is_shared_by_socket_and_http(serve: Serve) -> None:
     server = await serve(limits={"messages_per_minute": 5})
     phone = await server.device()
     for _ in range(5):
@@ -223,7 +223,7 @@ async def test_the_rate_is_the_devices_on_every_way(serve: Serve) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_message_that_keeps_the_worker_busy_counts_for_many(serve: Serve) -> None:
+async def test_rate_expensive_message_counts_as_many(serve: Serve) -> None:
     server = await serve(limits={"messages_per_minute": 20})
     phone = await server.device()
     item = b'{"domain":"task","id":"a","op":"put","data":{"x":[' + b"1e300," * 150_000 + b"1]}}"
@@ -242,7 +242,7 @@ async def test_a_message_that_keeps_the_worker_busy_counts_for_many(serve: Serve
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_push_that_takes_long_to_apply_counts_for_many(serve: Serve) -> None:
+async def test_rate_push_that_is_expensive_to_plan_counts_as_many(serve: Serve) -> None:
     server = await serve(limits={"messages_per_minute": 20})
     phone, desk = await server.device(), await server.device("desk")
     await phone.sync("large", put("a", None, lists=[[]] * 80_000))
@@ -258,7 +258,7 @@ async def test_push_that_takes_long_to_apply_counts_for_many(serve: Serve) -> No
 
 @pytest.mark.asyncio(loop_scope="function")
 @pytest.mark.parametrize("shown", [True, False])
-async def test_what_is_refused_for_the_rate_is_not_searched_for_its_depth(
+async def test_rate_refusal_does_not_check_nesting(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, shown: bool
 ) -> None:
     server = await serve(limits={"messages_per_minute": 1})
@@ -277,7 +277,7 @@ async def test_what_is_refused_for_the_rate_is_not_searched_for_its_depth(
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_tenants_devices_share_a_rate_that_is_no_other_tenants(serve: Serve) -> None:
+async def test_rate_of_a_tenant_is_shared_by_its_devices_alone(serve: Serve) -> None:
     server = await serve(limits={"tenant_messages_per_minute": 5})
     phone, tablet = await server.device(), await server.device("tablet")
     for _ in range(5):
@@ -293,7 +293,7 @@ async def test_a_tenants_devices_share_a_rate_that_is_no_other_tenants(serve: Se
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_full_queue_refuses_and_nothing_of_what_it_refused_was_accepted(serve: Serve) -> None:
+async def test_error_full_queue_refuses_and_stores_nothing(serve: Serve) -> None:
     server = await serve(commit={"queue_messages": 4})
     phone = await server.device()
     for number in range(100):
@@ -318,7 +318,7 @@ async def test_a_full_queue_refuses_and_nothing_of_what_it_refused_was_accepted(
         assert (synced["replayed"], synced["results"][0]["status"]) == (False, "applied")
 
 
-async def test_a_33rd_subscription_is_refused(shared: Running) -> None:
+async def test_error_33rd_subscription_is_refused(shared: Running) -> None:
     phone = await shared.device()
     for number in range(32):
         await phone.send({"type": "subscribe", "id": f"s{number}"})
@@ -327,7 +327,7 @@ async def test_a_33rd_subscription_is_refused(shared: Running) -> None:
     assert (refusal["code"], "32" in refusal["message"]) == ("too_large", True)
 
 
-async def test_a_second_subscription_of_one_id_is_refused_and_the_first_goes_on(shared: Running) -> None:
+async def test_error_second_subscription_of_one_id_is_refused_and_the_first_goes_on(shared: Running) -> None:
     phone = await shared.device()
     await phone.send({"type": "subscribe", "id": "s"})
     await phone.receive()
@@ -338,7 +338,7 @@ async def test_a_second_subscription_of_one_id_is_refused_and_the_first_goes_on(
     assert (await phone.changes())["id"] == "s"
 
 
-async def test_hundreds_of_pipelined_requests_are_all_answered(shared: Running) -> None:
+async def test_error_hundreds_of_pipelined_requests_are_all_answered(shared: Running) -> None:
     phone = await shared.device()
     kinds = ["pull", "heartbeat", "conflicts", "sync"]
     for number in range(600):

@@ -84,7 +84,7 @@ BY_FIELD: dict[str, tuple[str, Json, tuple[str, Json] | None]] = {
 
 
 @pytest.mark.parametrize(("domain", "sent", "outcome"), BY_FIELD.values(), ids=BY_FIELD)
-async def test_a_merge_by_field(
+async def test_field_merge_each_case_has_its_outcome(
     shared: Running, domain: str, sent: Json, outcome: tuple[str, Json] | None
 ) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
@@ -105,7 +105,7 @@ async def test_a_merge_by_field(
     assert stored["at"] == max(sent["at"], day(5))
 
 
-async def test_a_field_is_judged_by_its_own_last_change(shared: Running) -> None:
+async def test_field_merge_field_is_judged_by_its_own_last_change(shared: Running) -> None:
     """The record changed on day 9, the field on day 5: the client's of day 7 is the later one."""
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await phone.push(
@@ -127,7 +127,7 @@ async def test_field_merge_own_later_edit_takes_its_own_field_under_every_fallba
     assert (result["winner"], result["data"]) == ("client", {"a": 3, "b": 2, "c": 3})
 
 
-async def test_escalation_as_the_fallback_goes_by_field(shared: Running) -> None:
+async def test_field_merge_fallback_escalation_decides_by_field(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await phone.push(
         item("put", "form_escalation", "r1", at=day(1), data={"a": 1, "status": "x"}),

@@ -59,9 +59,7 @@ UNMASKED = {
 
 
 @pytest.mark.parametrize("kind", UNMASKED)
-async def test_a_frame_that_is_not_masked_closes_1002_behind_what_was_asked_before(
-    kind: str, shared: Running
-) -> None:
+async def test_frame_without_a_mask_closes_1002_after_earlier_answers(kind: str, shared: Running) -> None:
     async with wired(shared.url) as wire:
         assert (await shaken(wire, HANDSHAKE | shared.headers())).status == 101
         await wire.send(frame(TEXT, SYNC) + UNMASKED[kind] + frame(TEXT, SYNC.replace(b'"1"', b'"2"')))
@@ -90,7 +88,7 @@ SPELLED: dict[str, tuple[list[str], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("name", SPELLED)
-async def test_a_handshake_is_read_however_it_is_spelled(name: str, shared: Running) -> None:
+async def test_handshake_headers_in_any_form_are_read(name: str, shared: Running) -> None:
     lines, change = SPELLED[name]
     async with wired(shared.url) as wire:
         answer = await shaken(wire, HANDSHAKE | change | shared.headers(), *lines)
@@ -101,7 +99,7 @@ async def test_a_handshake_is_read_however_it_is_spelled(name: str, shared: Runn
         assert ("Sec-WebSocket-Extensions" in answer.headers) is name.startswith("extensions")
 
 
-async def test_a_token_among_lines_of_subprotocols_is_found(shared: Running) -> None:
+async def test_handshake_token_among_lines_of_subprotocols_is_found(shared: Running) -> None:
     lines = ["Sec-WebSocket-Protocol: tidemark.v1.json", f"Sec-WebSocket-Protocol: bearer.{shared.token()}"]
     async with wired(shared.url) as wire:
         answer = await shaken(wire, HANDSHAKE, *lines)
@@ -119,7 +117,7 @@ async def test_a_token_among_lines_of_subprotocols_is_found(shared: Running) -> 
     ],
     ids=str,
 )
-async def test_what_is_no_handshake_is_refused_with_the_version_that_is_spoken(
+async def test_handshake_of_another_version_is_refused_with_the_supported_one(
     change: dict[str, str], shared: Running
 ) -> None:
     async with wired(shared.url) as wire:

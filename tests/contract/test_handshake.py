@@ -75,12 +75,12 @@ FORBIDDEN: dict[str, dict[str, str]] = {
 
 
 @pytest.mark.parametrize("headers", UNAUTHENTICATED.values(), ids=UNAUTHENTICATED)
-async def test_who_cannot_say_who_it_is_is_refused_with_401(shared: Running, headers: dict[str, str]) -> None:
+async def test_handshake_without_a_valid_token_is_401(shared: Running, headers: dict[str, str]) -> None:
     refused(await upgrade(shared, headers), 401, "unauthenticated")
 
 
 @pytest.mark.parametrize("headers", FORBIDDEN.values(), ids=FORBIDDEN)
-async def test_who_has_no_business_here_is_refused_with_403(shared: Running, headers: dict[str, str]) -> None:
+async def test_handshake_of_a_wrong_role_or_tenant_is_403(shared: Running, headers: dict[str, str]) -> None:
     refused(await upgrade(shared, headers), 403, "forbidden")
 
 
@@ -91,12 +91,12 @@ def refused(reply: Reply, status: int, code: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["token", "access_token", "bearer", "authorization", "Authorization"])
-async def test_a_token_in_the_url_is_none(shared: Running, name: str) -> None:
+async def test_handshake_token_in_the_url_is_ignored(shared: Running, name: str) -> None:
     for value in (shared.token(), f"Bearer {shared.token()}"):
         refused(await upgrade(shared, {}, params={name: value}), 401, "unauthenticated")
 
 
-async def test_the_scheme_is_read_in_any_case(shared: Running) -> None:
+async def test_handshake_scheme_is_read_in_any_case(shared: Running) -> None:
     async with shared.http.ws_connect(
         f"{shared.url}/v1/sync", headers={"Authorization": f"bEaReR {shared.token()}"}
     ) as socket:
@@ -105,7 +105,7 @@ async def test_the_scheme_is_read_in_any_case(shared: Running) -> None:
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("encoding", ["json", "msgpack"])
-async def test_a_client_without_headers_offers_its_token_as_a_subprotocol(
+async def test_handshake_client_without_headers_offers_its_token_as_a_subprotocol(
     shared: Running, encoding: str, first: bool
 ) -> None:
     offered = [f"tidemark.v1.{encoding}", f"bearer.{shared.token()}"]
@@ -116,13 +116,13 @@ async def test_a_client_without_headers_offers_its_token_as_a_subprotocol(
         assert (await socket.receive()).data
 
 
-async def test_a_wrong_token_as_a_subprotocol_is_refused(shared: Running) -> None:
+async def test_handshake_wrong_token_as_a_subprotocol_is_refused(shared: Running) -> None:
     offered = {"Sec-WebSocket-Protocol": f"tidemark.v1.json, bearer.{token(aud='elsewhere')}"}
     refused(await upgrade(shared, offered), 401, "unauthenticated")
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_only_origins_on_the_list_may_connect(serve: Serve) -> None:
+async def test_handshake_only_origins_on_the_list_may_connect(serve: Serve) -> None:
     server = await serve(server={"origins": ["https://app.example.org"]})
     phone = await server.device(origin="https://app.example.org")
     assert phone.welcome["type"] == "welcome"
@@ -150,7 +150,7 @@ async def test_only_origins_on_the_list_may_connect(serve: Serve) -> None:
         (["tidemark.v2.json", "tidemark.v1.msgpack"], "tidemark.v1.msgpack"),
     ],
 )
-async def test_the_first_known_subprotocol_is_taken(
+async def test_handshake_first_known_subprotocol_is_taken(
     shared: Running, offered: list[str], chosen: str | None
 ) -> None:
     async with shared.http.ws_connect(
@@ -163,13 +163,13 @@ async def test_the_first_known_subprotocol_is_taken(
         assert decode(frame)["type"] == "welcome"
 
 
-async def test_unknown_subprotocols_alone_are_refused(shared: Running) -> None:
+async def test_handshake_unknown_subprotocols_alone_are_refused(shared: Running) -> None:
     reply = await upgrade(shared, shared.headers() | {"Sec-WebSocket-Protocol": "tidemark.v2.json, soap"})
     refused(reply, 422, "invalid_message")
     assert "tidemark.v1.json" in reply.message["message"]
 
 
-async def test_a_request_that_is_no_handshake_is_answered_with_an_error_body(shared: Running) -> None:
+async def test_handshake_request_that_is_no_handshake_is_answered_with_an_error_body(shared: Running) -> None:
     reply = await shared.get("/v1/sync")
     assert 400 <= reply.status < 500
     assert reply.message["type"] == "error"
@@ -178,7 +178,7 @@ async def test_a_request_that_is_no_handshake_is_answered_with_an_error_body(sha
 # -- how they are greeted ---------------------------------------------------------------------
 
 
-async def test_the_welcome(shared: Running) -> None:
+async def test_handshake_welcome_has_all_fields(shared: Running) -> None:
     earliest = datetime.now(UTC)
     one, other = await shared.device("one"), await shared.device("other")
     welcome = dict(one.welcome)
@@ -207,7 +207,7 @@ async def test_the_welcome(shared: Running) -> None:
     assert policies["note"] == "manual"
 
 
-async def test_a_heartbeat(shared: Running) -> None:
+async def test_heartbeat_is_acknowledged(shared: Running) -> None:
     phone = await shared.device()
     earliest = datetime.now(UTC)
     ack = await phone.ask(
@@ -223,7 +223,7 @@ async def test_a_heartbeat(shared: Running) -> None:
     assert ack == {"type": "heartbeat_ack", "id": "1", "health_score": 100}
 
 
-async def test_conflicts_lower_the_health_score(shared: Running) -> None:
+async def test_heartbeat_health_score_falls_with_conflicts(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await phone.push(*(item("put", "attendance", f"r{number}", data={"n": 1}) for number in range(2)))
     await tablet.push(item("put", "attendance", "r0", data={"n": 2}))
@@ -309,7 +309,7 @@ PULL = b'{"type":"pull","id":"1"}'
         ("x-unknown, permessage-deflate", 15),
     ],
 )
-async def test_compression_is_agreed_without_context_takeover_and_used_above_1_kib(
+async def test_compression_has_no_context_takeover_and_begins_at_1_kib(
     shared: Running, offered: str, bits: int
 ) -> None:
     phone = await shared.device("other")
@@ -337,7 +337,7 @@ async def test_compression_is_agreed_without_context_takeover_and_used_above_1_k
 
 
 @pytest.mark.parametrize("offered", [None, "x-unknown", "permessage-deflate; server_max_window_bits=99"])
-async def test_without_an_agreement_nothing_is_compressed(shared: Running, offered: str | None) -> None:
+async def test_compression_without_an_agreement_is_not_used(shared: Running, offered: str | None) -> None:
     phone = await shared.device("other")
     await phone.push(item("put", "task", "a1", data={"text": "x" * 10_000}))
     async with wire(shared, offered) as client:
@@ -349,7 +349,7 @@ async def test_without_an_agreement_nothing_is_compressed(shared: Running, offer
         assert msgspec.json.decode(payload)["changes"][0]["data"] == {"text": "x" * 10_000}
 
 
-async def test_compressed_messages_of_a_device_are_read_each_on_its_own(shared: Running) -> None:
+async def test_compression_of_received_messages_is_per_message(shared: Running) -> None:
     async with wire(shared, "permessage-deflate") as client:
         await client.receive()
         for _ in range(3):
@@ -360,7 +360,7 @@ async def test_compressed_messages_of_a_device_are_read_each_on_its_own(shared: 
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_compression_can_be_switched_off(serve: Serve) -> None:
+async def test_compression_switched_off_is_not_offered(serve: Serve) -> None:
     server = await serve(server={"compress": False})
     async with wire(server, "permessage-deflate") as client:
         assert "Sec-WebSocket-Extensions" not in client.headers

@@ -36,7 +36,7 @@ async def opened(shared: Running, record_id: str = "n1") -> str:
 # -- the same answers -------------------------------------------------------------------------
 
 
-async def test_sync(shared: Running) -> None:
+async def test_http_sync_is_answered(shared: Running) -> None:
     items = [ITEM, item("put", "nowhere", "a2", data={}), item("delete", "task", "a3")]
     reply = await shared.post("/v1/sync", sync(items=items))
     assert (reply.status, reply.headers["Content-Type"]) == (200, "application/json")
@@ -55,13 +55,13 @@ async def test_sync(shared: Running) -> None:
     assert (again["id"], again["replayed"], len(again["results"])) == ("9", True, 3)
 
 
-async def test_an_atomic_sync(shared: Running) -> None:
+async def test_http_sync_atomic_aborts_all(shared: Running) -> None:
     reply = await shared.post("/v1/sync", sync(items=[ITEM, put("a2", 0, n=1)], atomic=True))
     assert [one["error"]["code"] for one in reply.message["results"]] == ["batch_aborted", "invalid_item"]
     assert (await shared.get("/v1/changes")).message["changes"] == []
 
 
-async def test_clock_in_a_sync_corrects_its_items_and_nothing_after_it(shared: Running) -> None:
+async def test_http_clock_in_a_sync_corrects_its_items_and_nothing_after_it(shared: Running) -> None:
     clock = (datetime.now(UTC) - timedelta(days=2)).isoformat()
     await shared.post("/v1/sync", sync("k1", [put("a1", None) | {"at": day(10)}], clock=clock))
     await shared.post("/v1/sync", sync("k2", [put("a2", None) | {"at": day(10)}]))
@@ -71,7 +71,7 @@ async def test_clock_in_a_sync_corrects_its_items_and_nothing_after_it(shared: R
     assert other["at"] == day(10)
 
 
-async def test_changes_give_what_a_pull_gives(shared: Running) -> None:
+async def test_http_changes_give_what_a_pull_gives(shared: Running) -> None:
     phone = await shared.device()
     await phone.push(*(put(f"a{n}", None, n=n) for n in range(5)), item("put", "ticket", "t1", data={}))
     for query, fields in (
@@ -87,7 +87,7 @@ async def test_changes_give_what_a_pull_gives(shared: Running) -> None:
         assert reply.message == {name: value for name, value in pulled.items() if name != "id"}
 
 
-async def test_a_cursor_goes_on_over_either_way(shared: Running) -> None:
+async def test_http_cursor_continues_on_a_socket_and_back(shared: Running) -> None:
     phone = await shared.device()
     await phone.push(ITEM)
     over_socket = (await phone.pull())["cursor"]
@@ -98,7 +98,7 @@ async def test_a_cursor_goes_on_over_either_way(shared: Running) -> None:
     assert [one["id"] for one in (await phone.pull(cursor=page["cursor"]))["changes"]] == ["a3"]
 
 
-async def test_conflicts_give_what_the_socket_gives(shared: Running) -> None:
+async def test_http_conflicts_give_what_the_socket_gives(shared: Running) -> None:
     for number in range(3):
         await opened(shared, f"n{number}")
     listed = await (await shared.device()).ask("conflicts")
@@ -112,7 +112,7 @@ async def test_conflicts_give_what_the_socket_gives(shared: Running) -> None:
 
 
 @pytest.mark.parametrize("also", [{}, {"type": "resolve", "conflict_id": "another", "id": "7"}])
-async def test_a_resolution_names_its_conflict_in_the_path(shared: Running, also: Json) -> None:
+async def test_http_resolution_names_its_conflict_in_the_path(shared: Running, also: Json) -> None:
     conflict_id = await opened(shared)
     decision = {"choice": "merged", "data": {"a": 3}, "version": 1} | also
     reply = await shared.post(f"/v1/conflicts/{conflict_id}/resolution", decision)
@@ -121,7 +121,7 @@ async def test_a_resolution_names_its_conflict_in_the_path(shared: Running, also
     assert (await shared.get("/v1/changes")).message["changes"][0]["data"] == {"a": 3}
 
 
-async def test_a_heartbeat(shared: Running) -> None:
+async def test_http_heartbeat_is_acknowledged(shared: Running) -> None:
     earliest = datetime.now(UTC)
     reply = await shared.post("/v1/heartbeat", {"battery": 0.5, "network": "4g"})
     assert (reply.status, reply.message["type"], reply.message["health_score"]) == (200, "heartbeat_ack", 100)
@@ -130,7 +130,7 @@ async def test_a_heartbeat(shared: Running) -> None:
     assert reply.message["id"] == "4"
 
 
-async def test_http_replaces_no_socket(shared: Running) -> None:
+async def test_http_request_replaces_no_socket(shared: Running) -> None:
     phone = await shared.device("phone")
     await phone.ask("subscribe")
     await shared.post("/v1/sync", sync())
@@ -142,7 +142,7 @@ async def test_http_replaces_no_socket(shared: Running) -> None:
     assert phone.unasked == []
 
 
-async def test_a_device_is_told_of_changes_that_came_over_http(shared: Running) -> None:
+async def test_http_sync_reaches_subscribers(shared: Running) -> None:
     tablet = await shared.device("tablet")
     await tablet.ask("subscribe")
     await shared.post("/v1/sync", sync())
@@ -189,12 +189,12 @@ REFUSED: dict[str, tuple[str, bytes | Json | None, int, str]] = {
 }
 
 
-async def test_a_method_that_a_path_does_not_have_is_refused_as_such(shared: Running) -> None:
+async def test_http_method_that_a_path_does_not_have_is_refused_as_such(shared: Running) -> None:
     assert (await shared.get("/v1/heartbeat")).verdict == (405, "method_not_allowed")
 
 
 @pytest.mark.parametrize(("path", "body", "status", "code"), REFUSED.values(), ids=REFUSED)
-async def test_a_refusal(
+async def test_http_refusal_has_its_status(
     shared: Running, path: str, body: bytes | Json | None, status: int, code: str
 ) -> None:
     reply = await (shared.get(path) if body is None else shared.post(path, body))
@@ -203,7 +203,7 @@ async def test_a_refusal(
     assert reply.headers["Content-Type"].startswith("application/json")
 
 
-async def test_an_error_repeats_the_id_where_there_is_one(shared: Running) -> None:
+async def test_http_error_repeats_the_id_where_there_is_one(shared: Running) -> None:
     for body, own_id in ((sync(key="", id="7"), "7"), (sync(key=""), None), (sync(key="", id=7), None)):
         assert (await shared.post("/v1/sync", body)).message.get("id") == own_id
     assert (await shared.post(NO_CONFLICT, DECISION | {"id": "8"})).message["id"] == "8"
@@ -220,7 +220,7 @@ async def test_an_error_repeats_the_id_where_there_is_one(shared: Running) -> No
         ("/v1/heartbeat", {}),
     ],
 )
-async def test_every_path_asks_who_it_is(shared: Running, path: str, body: Json | None) -> None:
+async def test_http_every_path_needs_a_token(shared: Running, path: str, body: Json | None) -> None:
     async def verdict(**options: Any) -> tuple[int, str]:
         reply = await (shared.get(path, **options) if body is None else shared.post(path, body, **options))
         return reply.verdict
@@ -233,19 +233,19 @@ async def test_every_path_asks_who_it_is(shared: Running, path: str, body: Json 
     assert await verdict(headers={"Authorization": ""}, **in_url) == (401, "unauthenticated")
 
 
-async def test_a_key_reused(shared: Running) -> None:
+async def test_http_key_reused_is_409(shared: Running) -> None:
     await shared.post("/v1/sync", sync())
     reply = await shared.post("/v1/sync", sync(items=[]))
     assert reply.verdict == (409, "idempotency_key_reused")
 
 
-async def test_a_cursor_of_elsewhere(shared: Running) -> None:
+async def test_http_cursor_of_another_feed_is_410(shared: Running) -> None:
     cursor = (await shared.get("/v1/changes", params={"domains": "task"})).message["cursor"]
     reply = await shared.get("/v1/changes", params={"cursor": cursor})
     assert reply.verdict == (410, "cursor_expired")
 
 
-async def test_a_conflict_that_moved_on_and_one_that_is_closed(shared: Running) -> None:
+async def test_http_conflict_that_moved_on_and_one_that_is_closed(shared: Running) -> None:
     conflict_id = await opened(shared)
     await shared.post("/v1/sync", sync("k9", [item("put", "note", "n1", base=1, data={"a": 9})]), "other")
     path = f"/v1/conflicts/{conflict_id}/resolution"
@@ -260,7 +260,7 @@ async def test_a_conflict_that_moved_on_and_one_that_is_closed(shared: Running) 
     )
 
 
-async def test_a_body_of_the_limit_is_fine(shared: Running) -> None:
+async def test_http_body_of_the_limit_is_accepted(shared: Running) -> None:
     body = b'{"type":"sync","key":"k","items":[]}'
     assert (await shared.post("/v1/sync", body + b" " * ((1 << 20) - len(body)))).status == 200
 
@@ -268,7 +268,7 @@ async def test_a_body_of_the_limit_is_fine(shared: Running) -> None:
 # -- gzip and MessagePack ---------------------------------------------------------------------
 
 
-async def test_a_request_may_be_compressed(shared: Running) -> None:
+async def test_http_request_may_be_compressed(shared: Running) -> None:
     body = gzip.compress(msgspec.json.encode(sync(items=[put(f"a{n}", None, n=n) for n in range(200)])))
     reply = await shared.post("/v1/sync", body, headers={"Content-Encoding": "gzip"})
     assert len(reply.message["results"]) == 200
@@ -285,7 +285,7 @@ BOMB = gzip.compress(b" " * 20_000_000, mtime=0)
         (gzip.compress(b"hello", mtime=0), (400, "malformed")),
     ],
 )
-async def test_a_compressed_request_that_is_wrong(
+async def test_http_compressed_request_that_is_wrong(
     shared: Running, body: bytes, verdict: tuple[int, str]
 ) -> None:
     reply = await shared.post("/v1/sync", body, headers={"Content-Encoding": "gzip"})
@@ -293,7 +293,7 @@ async def test_a_compressed_request_that_is_wrong(
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_compressed_request_past_a_small_limit_is_too_large(serve: Serve) -> None:
+async def test_http_compressed_request_past_a_small_limit_is_too_large(serve: Serve) -> None:
     server = await serve(limits={"frame_bytes": 4096, "record_bytes": 3072})
     reply = await server.post("/v1/sync", gzip.compress(b" " * 50_000), headers={"Content-Encoding": "gzip"})
     assert reply.verdict == (413, "too_large")
@@ -303,7 +303,7 @@ async def test_a_compressed_request_past_a_small_limit_is_too_large(serve: Serve
     ("accepts", "large", "compressed"),
     [("gzip", True, True), ("br, gzip", True, True), ("gzip", False, False), ("identity", True, False)],
 )
-async def test_a_large_answer_comes_compressed_to_who_takes_it(
+async def test_http_large_answer_is_compressed_for_clients_that_accept_it(
     shared: Running, accepts: str, large: bool, compressed: bool
 ) -> None:
     await shared.post("/v1/sync", sync(items=[put("a1", None, text="x" * (10_000 if large else 10))]))
@@ -320,7 +320,7 @@ async def test_a_large_answer_comes_compressed_to_who_takes_it(
 MSGPACK = {"Content-Type": "application/msgpack"}
 
 
-async def test_messagepack_over_http(shared: Running) -> None:
+async def test_http_messagepack_is_accepted_and_answered(shared: Running) -> None:
     async def posted(path: str, message: Json) -> Json:
         reply = await shared.post(path, msgspec.msgpack.encode(message), headers=MSGPACK)
         return unpacked(reply)
@@ -341,19 +341,19 @@ def unpacked(reply: Reply) -> Json:
     return msgspec.msgpack.decode(reply.body, type=Json)
 
 
-async def test_another_kind_of_body_is_refused(shared: Running) -> None:
+async def test_http_another_kind_of_body_is_refused(shared: Running) -> None:
     reply = await shared.post("/v1/sync", sync(), headers={"Content-Type": "text/xml"})
     assert reply.verdict == (422, "invalid_message")
     assert "Content-Type" in reply.message["message"]
 
 
-async def test_json_with_a_charset_is_json(shared: Running) -> None:
+async def test_http_json_with_a_charset_is_json(shared: Running) -> None:
     reply = await shared.post("/v1/sync", sync(), headers={"Content-Type": "application/json; charset=utf-8"})
     assert reply.status == 200
 
 
 @pytest.mark.parametrize("digits", ["1e400", "-1e400", "9" * 400 + ".0"], ids=["above", "below", "digits"])
-async def test_resolution_with_an_infinite_number_is_refused(shared: Running, digits: str) -> None:
+async def test_http_resolution_with_an_infinite_number_is_refused(shared: Running, digits: str) -> None:
     """The body is decoded and encoded again, and would hold null in the number's place."""
     body = b'{"choice":"merged","version":1,"data":{"n":%b}}' % digits.encode()
     reply = await shared.post("/v1/conflicts/c/resolution", body)

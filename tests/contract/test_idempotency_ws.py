@@ -26,7 +26,7 @@ async def answer(phone: Device, sent: bytes) -> Json:
     return await phone.receive()
 
 
-async def test_the_same_key_again_repeats_the_answer_and_applies_nothing(shared: Running) -> None:
+async def test_key_sent_again_repeats_the_answer_and_applies_nothing(shared: Running) -> None:
     phone = await shared.device()
     items = [put("a1", None, n=1), item("put", "nowhere", "a2", data={}), put("a1", None, n=2)]
     first = await phone.told("synced", "sync", key="k", items=items)
@@ -37,7 +37,7 @@ async def test_the_same_key_again_repeats_the_answer_and_applies_nothing(shared:
     assert (change["version"], change["seq"]) == (2, 2)
 
 
-async def test_a_retry_repeats_the_old_answer_though_the_record_moved_on(shared: Running) -> None:
+async def test_key_retry_repeats_the_old_answer_though_the_record_moved_on(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     first = await phone.sync("k", put("a1", None, n=1))
     await tablet.push(put("a1", 1, n=2))
@@ -58,7 +58,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize("other", OTHER.values(), ids=OTHER)
-async def test_anything_else_under_a_key_is_refused(shared: Running, other: bytes) -> None:
+async def test_key_with_another_message_is_refused(shared: Running, other: bytes) -> None:
     phone = await shared.device()
     assert (await answer(phone, frame("1", ITEMS)))["type"] == "synced"
     refusal = await answer(phone, other)
@@ -81,13 +81,13 @@ SAME = {
 
 
 @pytest.mark.parametrize("same", SAME.values(), ids=SAME)
-async def test_only_the_items_have_to_be_repeated(shared: Running, same: bytes) -> None:
+async def test_key_retry_needs_equal_items_only(shared: Running, same: bytes) -> None:
     phone = await shared.device()
     first = await answer(phone, frame("1", ITEMS))
     assert await answer(phone, same) == first | {"id": "2", "replayed": True}
 
 
-async def test_the_same_items_in_the_other_encoding_are_others(shared: Running) -> None:
+async def test_key_retry_in_the_other_encoding_is_another_message(shared: Running) -> None:
     phone = await shared.device("phone")
     assert (await answer(phone, frame("1", ITEMS)))["type"] == "synced"
     phone = await shared.device("phone", encoding="msgpack")
@@ -97,7 +97,7 @@ async def test_the_same_items_in_the_other_encoding_are_others(shared: Running) 
     assert (await phone.told("synced", "sync", key="k2", items=items))["replayed"] is True
 
 
-async def test_a_retry_may_take_the_other_way(shared: Running) -> None:
+async def test_key_retry_may_come_over_http_or_socket(shared: Running) -> None:
     phone = await shared.device()
     over_socket = await answer(phone, frame("1", ITEMS))
     body = f'{{"type":"sync","key":"k","items":{ITEMS}}}'.encode()
@@ -109,7 +109,7 @@ async def test_a_retry_may_take_the_other_way(shared: Running) -> None:
     assert retried == over_http | {"id": "2", "replayed": True}
 
 
-async def test_a_key_belongs_to_its_device_and_its_tenant(shared: Running) -> None:
+async def test_key_belongs_to_its_device_and_its_tenant(shared: Running) -> None:
     phones = [
         await shared.device("phone"),
         await shared.device("tablet"),
@@ -124,7 +124,7 @@ async def test_a_key_belongs_to_its_device_and_its_tenant(shared: Running) -> No
         assert (await phone.told("synced", "sync", key="k", items=items))["replayed"] is True
 
 
-async def test_a_key_outlives_its_connection(shared: Running) -> None:
+async def test_key_outlives_its_connection(shared: Running) -> None:
     first = await (await shared.device()).sync("k", put("a1", None, n=1))
     again = await (await shared.device()).told("synced", "sync", key="k", items=[put("a1", None, n=1)])
     assert (again["replayed"], again["results"]) == (True, first)
@@ -138,7 +138,7 @@ REFUSED: dict[str, Json] = {
 
 
 @pytest.mark.parametrize("fields", REFUSED.values(), ids=REFUSED)
-async def test_a_message_refused_with_an_error_has_not_used_its_key(shared: Running, fields: Json) -> None:
+async def test_key_message_refused_with_an_error_has_not_used_its_key(shared: Running, fields: Json) -> None:
     phone = await shared.device()
     await phone.refused("sync", key="k", **fields)
     assert (await phone.pull())["changes"] == []
@@ -146,7 +146,7 @@ async def test_a_message_refused_with_an_error_has_not_used_its_key(shared: Runn
     assert (synced["replayed"], synced["results"][0]["status"]) == (False, "applied")
 
 
-async def test_keys_of_1_and_of_128_characters(shared: Running) -> None:
+async def test_key_of_1_and_of_128_characters_is_accepted(shared: Running) -> None:
     phone = await shared.device()
     for number, key in enumerate(["k", "ключ" * 32]):
         await phone.sync(key, put(f"a{number}", None, n=1))
@@ -154,7 +154,7 @@ async def test_keys_of_1_and_of_128_characters(shared: Running) -> None:
         assert synced["replayed"] is True
 
 
-async def test_two_copies_in_flight_on_one_connection(shared: Running) -> None:
+async def test_key_twice_in_flight_on_one_connection_applies_once(shared: Running) -> None:
     phone = await shared.device()
     for number in range(40):
         await phone.send_frame(frame(str(number), ITEMS))
@@ -164,7 +164,7 @@ async def test_two_copies_in_flight_on_one_connection(shared: Running) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_both_copies_in_flight_at_once_on_different_processes(serve: Serve) -> None:
+async def test_key_twice_in_flight_on_two_processes_applies_once(serve: Serve) -> None:
     servers = [await serve(), await serve()]
     devices = [await servers[0].device(f"d{number}") for number in range(8)]
 
@@ -194,7 +194,7 @@ _OLDER = "UPDATE sync_idempotency_record SET created_at = created_at - interval"
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_key_is_forgotten_after_its_lifetime(server: Running) -> None:
+async def test_key_is_forgotten_after_its_lifetime(server: Running) -> None:
     phone = await server.device()
     await phone.sync("k", put("a1", None, n=1))
     execute(server.dsn, f"{_OLDER} '719 hours 59 minutes'")
@@ -207,7 +207,7 @@ async def test_a_key_is_forgotten_after_its_lifetime(server: Running) -> None:
 
 @pytest.mark.parametrize("clock", [True, False], ids=["clock known", "no clock"])
 @pytest.mark.asyncio(loop_scope="function")
-async def test_retry_after_a_weekend_is_replayed(server: Running, clock: bool) -> None:
+async def test_key_retry_after_a_weekend_is_replayed(server: Running, clock: bool) -> None:
     phone = await server.device()
     if clock:
         await phone.send({"type": "hello", "clock": to_text(SystemClock.now_us())})
@@ -220,7 +220,7 @@ async def test_retry_after_a_weekend_is_replayed(server: Running, clock: bool) -
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_retry_of_an_edit_by_a_clock_that_was_days_ahead_and_set_right_is_replayed(
+async def test_key_retry_of_an_edit_by_a_clock_that_was_days_ahead_and_set_right_is_replayed(
     server: Running,
 ) -> None:
     """By its ``at`` the message seems to be of this morning, and was sent three and a half days ago."""

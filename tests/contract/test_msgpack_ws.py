@@ -16,7 +16,7 @@ from tests.harness.ws_device import Json, item, put
 pytestmark = ON_SHARED
 
 
-async def test_every_request_is_answered_as_in_json(shared: Running) -> None:
+async def test_msgpack_every_request_is_answered_as_in_json(shared: Running) -> None:
     """Devices of two tenants do the same, each in its encoding; their answers agree but for ids and times."""
     seen: dict[str, list[Any]] = {}
     for encoding, tenant in (("json", "acme"), ("msgpack", "globex")):
@@ -65,7 +65,7 @@ def _settled(value: Any) -> Any:
     return value
 
 
-async def test_the_welcome_is_a_binary_frame_with_the_same_fields(shared: Running) -> None:
+async def test_msgpack_welcome_is_a_binary_frame_with_the_same_fields(shared: Running) -> None:
     one, other = await shared.device("a"), await shared.device("b", encoding="msgpack")
     assert list(one.welcome) == list(other.welcome)
     assert one.welcome["limits"] == other.welcome["limits"]
@@ -81,7 +81,7 @@ async def test_the_welcome_is_a_binary_frame_with_the_same_fields(shared: Runnin
     ],
 )
 @pytest.mark.parametrize("encodings", [("msgpack", "json"), ("json", "msgpack"), ("msgpack", "msgpack")])
-async def test_values_cross_between_the_encodings(
+async def test_msgpack_values_cross_between_the_encodings(
     shared: Running, encodings: tuple[str, str], data: Json
 ) -> None:
     writer = await shared.device("writer", encoding=encodings[0])
@@ -91,7 +91,7 @@ async def test_values_cross_between_the_encodings(
     assert repr((await reader.pull())["changes"][0]["data"]) == repr(data)
 
 
-async def test_content_sent_in_the_other_encoding_is_unchanged(shared: Running) -> None:
+async def test_msgpack_content_sent_in_the_other_encoding_is_unchanged(shared: Running) -> None:
     data = {"n": 1, "f": 2.0, "t": "ж", "l": [1, None]}
     await (await shared.device("a")).push(item("put", "task", "a1", data=data))
     (result,) = await (await shared.device("b", encoding="msgpack")).push(
@@ -117,14 +117,16 @@ REJECTED: dict[str, object] = {
 
 
 @pytest.mark.parametrize("value", REJECTED.values(), ids=REJECTED)
-async def test_a_value_that_no_record_may_hold_rejects_its_item_alone(shared: Running, value: object) -> None:
+async def test_msgpack_value_that_no_record_may_hold_rejects_its_item_alone(
+    shared: Running, value: object
+) -> None:
     phone = await shared.device(encoding="msgpack")
     wrong, good = await phone.push(put("a1", None, v=value), put("good", None, n=1))
     assert (wrong["id"], wrong["status"], wrong["error"]["code"]) == ("a1", "rejected", "invalid_item")
     assert good["status"] == "applied"
 
 
-async def test_a_text_that_is_not_utf8_rejects_its_item_alone(shared: Running) -> None:
+async def test_msgpack_text_that_is_not_utf8_rejects_its_item_alone(shared: Running) -> None:
     phone = await shared.device(encoding="msgpack")
     wrong = msgspec.msgpack.encode(put("a1", None, t="XX")).replace(b"XX", b"\xff\xfe")
     await phone.send_frame(message(msgspec.Raw(wrong), put("good", None, n=1)), WSMsgType.BINARY)
@@ -132,7 +134,7 @@ async def test_a_text_that_is_not_utf8_rejects_its_item_alone(shared: Running) -
     assert [(one["id"], one["status"]) for one in results] == [("a1", "rejected"), ("good", "applied")]
 
 
-async def test_of_duplicate_members_the_last_counts(shared: Running) -> None:
+async def test_msgpack_of_duplicate_members_the_last_counts(shared: Running) -> None:
     phone = await shared.device(encoding="msgpack")
     data = b"\x82" + b"\xa1a\x01" + b"\xa1a\x02"
     twice = msgspec.Raw(msgspec.msgpack.encode(put("a1", None) | {"data": msgspec.Raw(data)}))
@@ -163,7 +165,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("frame", MALFORMED.values(), ids=MALFORMED)
-async def test_a_malformed_message(shared: Running, frame: bytes) -> None:
+async def test_msgpack_malformed_message_is_refused(shared: Running, frame: bytes) -> None:
     phone = await shared.device(encoding="msgpack")
     await phone.send_frame(frame, WSMsgType.BINARY)
     error = await phone.receive()
@@ -171,13 +173,13 @@ async def test_a_malformed_message(shared: Running, frame: bytes) -> None:
     assert (await phone.pull())["changes"] == []
 
 
-async def test_32_levels_are_fine(shared: Running) -> None:
+async def test_msgpack_32_levels_of_nesting_are_accepted(shared: Running) -> None:
     phone = await shared.device(encoding="msgpack")
     await phone.send_frame(nested(32), WSMsgType.BINARY)
     assert (await phone.receive())["results"][0]["status"] == "applied"
 
 
-async def test_a_battery_that_is_no_number_is_refused(shared: Running) -> None:
+async def test_msgpack_battery_that_is_no_number_is_refused(shared: Running) -> None:
     phone = await shared.device(encoding="msgpack")
     refusal = await phone.refused("heartbeat", battery=math.nan)
     assert refusal["code"] in ("malformed", "invalid_message")

@@ -55,7 +55,7 @@ async def pressed(phone: Device) -> None:
     await phone.ask("heartbeat")
 
 
-async def test_what_is_too_much_is_refused_undecoded_and_what_was_accepted_is_answered(serve: Serve) -> None:
+async def test_overload_refuses_pushes_undecoded_and_answers_accepted_ones(serve: Serve) -> None:
     server = await serve()
     phone = await server.device()
     async with held(server):
@@ -77,7 +77,7 @@ async def test_what_is_too_much_is_refused_undecoded_and_what_was_accepted_is_an
     assert stored == ["a1", "a2"]
 
 
-async def test_bodies_that_were_let_in_before_are_refused_as_well(serve: Serve) -> None:
+async def test_overload_refuses_bodies_whose_headers_were_accepted(serve: Serve) -> None:
     server = await serve()
     phone = await server.device()
     go = asyncio.Event()
@@ -101,7 +101,7 @@ async def test_bodies_that_were_let_in_before_are_refused_as_well(serve: Serve) 
         assert (await phone.receive())["type"] == "synced"
 
 
-async def test_what_comes_behind_a_refused_push_is_refused_until_the_device_was_to_come_back(
+async def test_overload_refuses_pushes_behind_a_refused_one_until_its_retry_after(
     serve: Serve,
 ) -> None:
     server = await serve()
@@ -122,7 +122,7 @@ async def test_what_comes_behind_a_refused_push_is_refused_until_the_device_was_
         assert (await phone.receive())["type"] == "synced"
 
 
-async def test_push_behind_one_refused_for_the_rate_is_refused_until_that_was_to_come_back(
+async def test_rate_limit_refuses_pushes_behind_a_refused_one_until_its_retry_after(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await serve()
@@ -143,7 +143,7 @@ async def test_push_behind_one_refused_for_the_rate_is_refused_until_that_was_to
         assert (await phone.receive())["type"] == "synced"
 
 
-async def test_who_meets_a_full_queue_is_told_when_pushes_are_taken_again(
+async def test_overload_full_queue_tells_the_retry_after_of_the_hold(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(overload, "_FIRST_BYTES_PER_S", 1e9)
@@ -162,7 +162,7 @@ async def test_who_meets_a_full_queue_is_told_when_pushes_are_taken_again(
         assert (await phone.receive())["type"] == "synced"
 
 
-async def test_a_quiet_tenant_is_served_while_another_one_stands_still(serve: Serve) -> None:
+async def test_overload_of_one_tenant_leaves_a_quiet_one_served(serve: Serve) -> None:
     server = await serve()
     phone, other = await server.device(), await server.device(tenant="globex")
     async with held(server):
@@ -173,7 +173,7 @@ async def test_a_quiet_tenant_is_served_while_another_one_stands_still(serve: Se
         await other.push(put("b2", None))
 
 
-async def test_reads_give_way_and_do_not_starve(serve: Serve) -> None:
+async def test_overload_reads_yield_and_do_not_starve(serve: Serve) -> None:
     server = await serve()
     phone, other = await server.device(), await server.device(tenant="globex")
     await other.push(put("b1", None))
@@ -187,7 +187,7 @@ async def test_reads_give_way_and_do_not_starve(serve: Serve) -> None:
         assert len((await server.get("/v1/changes", tenant="globex")).message["changes"]) == 1
 
 
-async def test_few_come_back_while_others_wait(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_overload_limits_new_handshakes(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "NEWCOMERS_PER_MINUTE", 1)
     server = await serve()
     phone = await server.device()

@@ -90,14 +90,18 @@ MEETINGS: dict[str, tuple[list[tuple[str, Json]], str]] = {
 
 
 @pytest.mark.parametrize(("edits", "status"), MEETINGS.values(), ids=MEETINGS)
-async def test_a_change(shared: Running, edits: list[tuple[str, Json]], status: str) -> None:
+async def test_policy_change_of_another_device_has_its_outcome(
+    shared: Running, edits: list[tuple[str, Json]], status: str
+) -> None:
     devices = {name: await shared.device(name) for name in ("phone", "tablet")}
     for who, edit in edits:
         (result,) = await devices[who].push(edit)
     assert result["status"] == status
 
 
-async def test_a_change_of_the_same_device_over_another_connection_is_its_own_too(shared: Running) -> None:
+async def test_policy_change_of_the_same_device_over_another_connection_is_its_own_too(
+    shared: Running,
+) -> None:
     await (await shared.device()).push(put("a1", None, n=1))
     (result,) = await (await shared.device()).push(put("a1", None, n=2))
     assert result["status"] == "applied"
@@ -174,7 +178,9 @@ DECLARED = {"attendance": "VERIFIED"}
 
 
 @pytest.mark.parametrize(("domain", "sent", "outcome"), OUTCOMES.values(), ids=OUTCOMES)
-async def test_a_policy(shared: Running, domain: str, sent: Json, outcome: tuple[str, Json | None]) -> None:
+async def test_policy_each_one_has_its_outcome(
+    shared: Running, domain: str, sent: Json, outcome: tuple[str, Json | None]
+) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     stands = STANDS | ({"status": DECLARED[domain]} if domain in DECLARED else {})
     await phone.push(item("put", domain, "r1", base=None, at=day(5), data=stands))
@@ -216,7 +222,7 @@ AGAINST_TOMBSTONE = {
 
 @pytest.mark.parametrize(("op", "back"), [("put", {"a": 2}), ("patch", {"a": 2, "b": {"c": 1}})])
 @pytest.mark.parametrize(("domain", "winner"), AGAINST_TOMBSTONE.items())
-async def test_a_change_against_a_tombstone(
+async def test_policy_change_against_a_tombstone_has_its_outcome(
     shared: Running, domain: str, winner: str, op: str, back: Json
 ) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
@@ -233,7 +239,7 @@ async def test_a_change_against_a_tombstone(
     assert stands["data"] == data
 
 
-async def test_a_time_to_come_does_not_win_for_ever(shared: Running) -> None:
+async def test_policy_time_in_the_future_does_not_win_for_ever(shared: Running) -> None:
     """What is later than the server's now counts as now: the next change is later all the same."""
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await phone.push(put("a1", None, n=1) | {"at": "2999-01-01T00:00:00Z"})
@@ -241,7 +247,7 @@ async def test_a_time_to_come_does_not_win_for_ever(shared: Running) -> None:
     assert (result["winner"], result["version"]) == ("client", 2)
 
 
-async def test_a_wrong_clock_that_hello_told_does_not_win(shared: Running) -> None:
+async def test_policy_wrong_clock_that_hello_told_does_not_win(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await phone.push(put("a1", None, n=1) | {"at": day(20)})
     await tablet.send({"type": "hello", "clock": "2999-01-01T00:00:00Z"})
@@ -251,7 +257,7 @@ async def test_a_wrong_clock_that_hello_told_does_not_win(shared: Running) -> No
     assert result["winner"] == "server"
 
 
-async def test_the_server_takes_no_version_where_nothing_is_written(shared: Running) -> None:
+async def test_policy_server_takes_no_version_where_nothing_is_written(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await phone.push(item("put", "attendance", "r1", data={"a": 1}), item("put", "note", "r1", data={"a": 1}))
     results = await tablet.push(
@@ -281,7 +287,7 @@ def chosen(tenant: str, domain: str, policy: str, fallback: str = "most_recent_w
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_tenants_own_policies_hold_for_it_alone(serve: Serve) -> None:
+async def test_policy_of_a_tenant_applies_to_it_alone(serve: Serve) -> None:
     server = await serve()
     execute(
         server.dsn,
@@ -309,7 +315,7 @@ async def test_a_tenants_own_policies_hold_for_it_alone(serve: Serve) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_change_of_policy_is_told_and_holds_in_every_process(serve: Serve) -> None:
+async def test_policy_change_is_announced_and_applies_in_every_process(serve: Serve) -> None:
     servers = [await serve(**SHARED), await serve(**SHARED)]
     phones = [await one.device(f"phone{number}") for number, one in enumerate(servers)]
     stranger = await servers[0].device("phone", "globex")
@@ -326,7 +332,7 @@ async def test_a_change_of_policy_is_told_and_holds_in_every_process(serve: Serv
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_every_conflict_is_logged_with_both_sides(serve: Serve) -> None:
+async def test_policy_every_conflict_is_logged_with_both_sides(serve: Serve) -> None:
     server = await serve(**SHARED)
     phone, tablet = await server.device("phone"), await server.device("tablet")
     for domain in ("attendance", "journal", "note"):

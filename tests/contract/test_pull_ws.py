@@ -33,7 +33,7 @@ async def everything(device: Device, **fields: Any) -> tuple[list[Json], list[in
         assert page["changes"]
 
 
-async def test_a_page_tells_all_of_a_change(shared: Running) -> None:
+async def test_pull_page_has_every_field_of_a_change(shared: Running) -> None:
     phone = await shared.device()
     await phone.push(put("a1", None, n=1) | {"at": day(1)}, put("a2", None, n=1) | {"at": day(2)})
     await phone.push(item("delete", "task", "a1", base=1, at=day(3)))
@@ -65,7 +65,7 @@ async def test_a_page_tells_all_of_a_change(shared: Running) -> None:
     )
 
 
-async def test_an_empty_feed_has_a_cursor_too(shared: Running) -> None:
+async def test_pull_empty_feed_has_a_cursor_too(shared: Running) -> None:
     phone = await shared.device()
     page = await phone.pull(cursor=None)
     assert (page["changes"], page["more"]) == ([], False)
@@ -73,7 +73,7 @@ async def test_an_empty_feed_has_a_cursor_too(shared: Running) -> None:
     assert len((await phone.pull(cursor=page["cursor"]))["changes"]) == 1
 
 
-async def test_a_cursor_goes_on_where_it_stands(shared: Running) -> None:
+async def test_pull_cursor_goes_on_where_it_stands(shared: Running) -> None:
     phone = await shared.device()
     await phone.push(put("a1", None, n=1), put("a2", None, n=1))
     cursor = (await phone.pull())["cursor"]
@@ -90,7 +90,7 @@ async def test_a_cursor_goes_on_where_it_stands(shared: Running) -> None:
     ("limit", "sizes"),
     [(1, [1] * 7), (3, [3, 3, 1]), (7, [7]), (8, [7]), (1000, [7]), (None, [7])],
 )
-async def test_a_page_ends_at_its_limit(shared: Running, limit: int | None, sizes: list[int]) -> None:
+async def test_pull_page_ends_at_its_limit(shared: Running, limit: int | None, sizes: list[int]) -> None:
     phone = await shared.device()
     await phone.push(*(put(f"a{number}", None, n=number) for number in range(7)))
     changes, found, _ = await everything(phone, **({} if limit is None else {"limit": limit}))
@@ -98,14 +98,14 @@ async def test_a_page_ends_at_its_limit(shared: Running, limit: int | None, size
     assert [one["seq"] for one in changes] == [1, 2, 3, 4, 5, 6, 7]
 
 
-async def test_a_page_has_500_changes_by_default(shared: Running) -> None:
+async def test_pull_page_has_500_changes_by_default(shared: Running) -> None:
     phone = await shared.device()
     for part in range(2):
         await phone.push(*(put(f"a{part}-{number}", None, n=1) for number in range(260)))
     assert (await everything(phone))[1] == [500, 20]
 
 
-async def test_a_page_ends_before_1_mebibyte(shared: Running) -> None:
+async def test_pull_page_ends_before_1_mebibyte(shared: Running) -> None:
     phone = await shared.device()
     for number in range(9):
         await phone.push(item("put", "task", f"a{number}", data={"text": "x" * 262_000}))
@@ -125,7 +125,7 @@ async def test_a_page_ends_before_1_mebibyte(shared: Running) -> None:
     assert sizes[0] >= 3
 
 
-async def test_many_small_changes_end_a_page_before_1_mebibyte_too(shared: Running) -> None:
+async def test_pull_many_small_changes_end_a_page_before_1_mebibyte_too(shared: Running) -> None:
     phone = await shared.device()
     for part in range(2):
         await phone.push(
@@ -148,7 +148,9 @@ async def test_many_small_changes_end_a_page_before_1_mebibyte_too(shared: Runni
         (["nowhere"], []),
     ],
 )
-async def test_a_pull_of_some_domains(shared: Running, domains: list[str] | None, names: list[str]) -> None:
+async def test_pull_of_some_domains_has_their_changes_alone(
+    shared: Running, domains: list[str] | None, names: list[str]
+) -> None:
     phone = await shared.device()
     event = {"metric_name": "m", "value": 1, "timestamp": day(1)}
     await phone.push(
@@ -162,14 +164,14 @@ async def test_a_pull_of_some_domains(shared: Running, domains: list[str] | None
     assert (await phone.pull(domains=domains, cursor=cursor))["changes"] == []
 
 
-async def test_a_record_is_in_a_pull_once_at_its_latest(shared: Running) -> None:
+async def test_pull_record_is_in_a_pull_once_at_its_latest(shared: Running) -> None:
     phone = await shared.device()
     await phone.push(put("a1", None, n=1), put("a2", None, n=1), put("a1", 1, n=2), put("a1", 2, n=3))
     changes, _, _ = await everything(phone, limit=1)
     assert [(one["id"], one["version"], one["seq"]) for one in changes] == [("a2", 1, 2), ("a1", 3, 4)]
 
 
-async def test_tombstones_stay(shared: Running) -> None:
+async def test_pull_has_tombstones(shared: Running) -> None:
     phone = await shared.device()
     await phone.push(put("a1", None, n=1), item("delete", "task", "a1", base=1))
     (gone,) = (await (await shared.device("new")).pull())["changes"]
@@ -183,7 +185,7 @@ NO_CURSOR = ["", "x", "null", "!!!", "0", "MS4x", "ж", "x" * 5000, "MS5hLjEuYWx
 
 @pytest.mark.parametrize("cursor", NO_CURSOR)
 @pytest.mark.parametrize("kind", ["pull", "subscribe"])
-async def test_what_is_no_cursor(shared: Running, kind: str, cursor: str) -> None:
+async def test_pull_with_no_cursor_of_ours_is_refused(shared: Running, kind: str, cursor: str) -> None:
     refusal = await (await shared.device()).refused(kind, cursor=cursor)
     assert (refusal["code"], refusal["message"].split(":")[0]) == ("invalid_message", "cursor")
 
@@ -200,7 +202,7 @@ ELSEWHERE: dict[str, tuple[tuple[str, list[str] | None], tuple[str, list[str] | 
 
 @pytest.mark.parametrize(("of", "shown"), ELSEWHERE.values(), ids=ELSEWHERE)
 @pytest.mark.parametrize("kind", ["pull", "subscribe"])
-async def test_a_cursor_of_elsewhere_has_expired(
+async def test_pull_cursor_of_another_feed_has_expired(
     shared: Running,
     kind: str,
     of: tuple[str, list[str] | None],
@@ -213,7 +215,7 @@ async def test_a_cursor_of_elsewhere_has_expired(
     assert (refusal["code"], refusal["retryable"]) == ("cursor_expired", False)
 
 
-async def test_a_cursor_fits_the_same_domains_in_any_order(shared: Running) -> None:
+async def test_pull_cursor_fits_the_same_domains_in_any_order(shared: Running) -> None:
     phone = await shared.device()
     cursor = (await phone.pull(domains=["task", "ticket"]))["cursor"]
     await phone.push(put("a1", None, n=1))
@@ -221,7 +223,7 @@ async def test_a_cursor_fits_the_same_domains_in_any_order(shared: Running) -> N
     assert len(page["changes"]) == 1
 
 
-async def test_a_cursor_of_all_domains_is_the_same_for_null_and_none(shared: Running) -> None:
+async def test_pull_cursor_of_all_domains_is_the_same_for_null_and_none(shared: Running) -> None:
     phone = await shared.device()
     cursor = (await phone.pull(domains=None))["cursor"]
     assert (await phone.pull(cursor=cursor))["changes"] == []
@@ -229,7 +231,7 @@ async def test_a_cursor_of_all_domains_is_the_same_for_null_and_none(shared: Run
 
 @pytest.mark.asyncio(loop_scope="function")
 @pytest.mark.parametrize("kind", ["pull", "subscribe"])
-async def test_a_cursor_ahead_of_the_feed_has_expired(server: Running, kind: str) -> None:
+async def test_pull_cursor_ahead_of_the_feed_has_expired(server: Running, kind: str) -> None:
     phone = await server.device()
     await phone.push(put("a1", None, n=1), put("a2", None, n=1))
     cursor = (await phone.pull())["cursor"]
@@ -241,7 +243,7 @@ async def test_a_cursor_ahead_of_the_feed_has_expired(server: Running, kind: str
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_cursor_of_another_epoch_has_expired(server: Running) -> None:
+async def test_pull_cursor_of_another_epoch_has_expired(server: Running) -> None:
     phone = await server.device()
     await phone.push(put("a1", None, n=1))
     cursor = (await phone.pull())["cursor"]
@@ -258,7 +260,9 @@ async def test_a_cursor_of_another_epoch_has_expired(server: Running) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_renewed_epoch_ends_subscriptions_though_the_generation_is_the_same(server: Running) -> None:
+async def test_pull_renewed_epoch_ends_subscriptions_though_the_generation_is_the_same(
+    server: Running,
+) -> None:
     phone, tablet = await server.device("phone"), await server.device("tablet")
     await phone.push(put("a1", None, n=1), put("a2", None, n=1))
     await tablet.ask("subscribe")
@@ -278,7 +282,7 @@ async def test_a_renewed_epoch_ends_subscriptions_though_the_generation_is_the_s
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_nothing_is_missed_whatever_commits_meanwhile_in_whichever_process(serve: Serve) -> None:
+async def test_pull_misses_nothing_while_processes_commit(serve: Serve) -> None:
     """Two processes store changes of one tenant at once, while a device pulls after its cursor all along."""
     servers = [await serve(), await serve()]
     writers = [await servers[number % 2].device(f"writer{number}") for number in range(8)]

@@ -10,7 +10,7 @@ from tests.harness.in_process_server import Serve
 from tests.harness.ws_device import put
 
 
-async def test_ready_while_every_read_waits_answers_at_once(serve: Serve) -> None:
+async def test_probes_readyz_while_every_read_waits_answers_at_once(serve: Serve) -> None:
     server = await serve()
     phone = await server.device()
     await phone.push(put("a1", n=1))

@@ -51,7 +51,7 @@ async def degraded(*servers: Running) -> None:
         assert sentence.startswith("redis is away: ")
 
 
-async def test_ready_redis_silent_at_the_start_says_that_it_connects(
+async def test_readyz_while_redis_connects_says_so(
     serve: Serve, own_redis: OwnRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("storage.bus.redis_bus.PATIENCE_S", 60.0)
@@ -91,7 +91,7 @@ async def live(device: Device, record_id: str) -> None:
 
 
 @pytest.mark.usefixtures("told_only")
-async def test_a_change_reaches_the_subscribers_of_another_server(serve: Serve) -> None:
+async def test_cluster_change_reaches_the_subscribers_of_another_server(serve: Serve) -> None:
     one, two = await serve(), await serve()
     await ready(one, two)
     writer = await one.device("writer")
@@ -108,7 +108,7 @@ async def test_a_change_reaches_the_subscribers_of_another_server(serve: Serve) 
 
 
 @pytest.mark.usefixtures("told_only")
-async def test_a_policy_that_a_command_sets_is_told(serve: Serve, services: Services) -> None:
+async def test_cluster_policy_set_by_a_command_is_announced(serve: Serve, services: Services) -> None:
     servers = [await serve(), await serve()]
     await ready(*servers)
     devices = [await server.device(f"phone{number}") for number, server in enumerate(servers)]
@@ -120,7 +120,7 @@ async def test_a_policy_that_a_command_sets_is_told(serve: Serve, services: Serv
 
 
 @pytest.mark.usefixtures("told_only")
-async def test_a_device_has_one_socket_over_all_servers(serve: Serve) -> None:
+async def test_cluster_device_has_one_socket_over_all_servers(serve: Serve) -> None:
     one, two = await serve(), await serve()
     await ready(one, two)
     other, namesake = await one.device("tablet"), await one.device("phone", "globex")
@@ -136,7 +136,7 @@ async def test_a_device_has_one_socket_over_all_servers(serve: Serve) -> None:
         assert device.unasked == []
 
 
-async def test_without_redis_everything_is_found_out_all_the_same(
+async def test_cluster_without_redis_changes_are_still_found(
     serve: Serve, own_redis: OwnRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.cluster.listener.WORKING_S", 3600.0)
@@ -159,7 +159,7 @@ async def test_without_redis_everything_is_found_out_all_the_same(
 
 
 @pytest.mark.usefixtures("told_only")
-async def test_what_was_missed_is_looked_up_when_redis_is_back(
+async def test_cluster_missed_changes_are_read_when_redis_is_back(
     serve: Serve, own_redis: OwnRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.cluster.listener.AWAY_S", 3600.0)
@@ -188,7 +188,7 @@ async def test_what_was_missed_is_looked_up_when_redis_is_back(
     await newer.told("heartbeat_ack", "heartbeat")
 
 
-async def test_a_server_that_never_reached_redis_serves(
+async def test_cluster_server_that_never_reached_redis_serves(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.cluster.listener.WORKING_S", 3600.0)
@@ -200,7 +200,7 @@ async def test_a_server_that_never_reached_redis_serves(
     await live(reader, "a1")
 
 
-async def test_what_a_killed_server_had_no_time_to_tell_is_found_out(
+async def test_cluster_changes_of_a_killed_server_are_found(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.cluster.listener.WORKING_S", 0.1)
@@ -213,7 +213,7 @@ async def test_what_a_killed_server_had_no_time_to_tell_is_found_out(
     await live(reader, "a1")
 
 
-async def test_metrics_tell_how_the_bus_is(serve: Serve, own_redis: OwnRedis) -> None:
+async def test_metrics_show_the_state_of_the_bus(serve: Serve, own_redis: OwnRedis) -> None:
     server = await serve(own_redis.url)
 
     async def metrics() -> Json:
@@ -236,7 +236,7 @@ async def test_metrics_tell_how_the_bus_is(serve: Serve, own_redis: OwnRedis) ->
     assert (down["tidemark_bus_up"], down["tidemark_bus_losses_total"]) == (0, 1)
 
 
-async def test_readiness_is_about_the_database_first(serve: Serve) -> None:
+async def test_readyz_depends_on_the_database_first(serve: Serve) -> None:
     server = await serve("redis://127.0.0.1:1")
     execute(server.dsn, "UPDATE cluster_state SET system_identifier = 1")
     reply = await server.get("/readyz")

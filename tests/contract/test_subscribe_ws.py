@@ -43,14 +43,14 @@ async def followed(device: Device, last: str, cursor: str | None = None) -> tupl
 # -- the first page ---------------------------------------------------------------------------
 
 
-async def test_the_first_page_comes_even_empty(shared: Running) -> None:
+async def test_subscription_first_page_comes_even_empty(shared: Running) -> None:
     phone = await shared.device()
     page = await phone.ask("subscribe", cursor=None)
     assert page["type"] == "changes"
     assert (page["changes"], page["more"]) == ([], False)
 
 
-async def test_the_backlog_comes_in_pages_of_the_limit_then_live(shared: Running) -> None:
+async def test_subscription_backlog_comes_in_pages_of_the_limit_then_live(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await phone.push(*(put(f"a{number}", None, n=1) for number in range(5)))
     pages = [await tablet.ask("subscribe", limit=2), await tablet.changes(), await tablet.changes()]
@@ -66,7 +66,7 @@ async def test_the_backlog_comes_in_pages_of_the_limit_then_live(shared: Running
     assert len({page["id"] for page in pages}) == 1
 
 
-async def test_a_subscription_goes_on_after_a_cursor(shared: Running) -> None:
+async def test_subscription_goes_on_after_a_cursor(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await phone.push(put("a1", None, n=1))
     cursor = (await tablet.pull())["cursor"]
@@ -74,7 +74,7 @@ async def test_a_subscription_goes_on_after_a_cursor(shared: Running) -> None:
     assert brief(await tablet.ask("subscribe", cursor=cursor)) == [("a2", 1)]
 
 
-async def test_a_page_tells_the_same_as_a_pull(shared: Running) -> None:
+async def test_subscription_page_tells_the_same_as_a_pull(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     first = await tablet.ask("subscribe")
     await phone.push(put("a1", None, n=1) | {"at": day(1)}, put("a2", None, ж="🗺"))
@@ -92,7 +92,7 @@ async def test_a_page_tells_the_same_as_a_pull(shared: Running) -> None:
 # -- what comes live --------------------------------------------------------------------------
 
 
-async def test_a_live_page_may_carry_each_version_and_tombstones(shared: Running) -> None:
+async def test_subscription_live_page_may_carry_each_version_and_tombstones(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await tablet.ask("subscribe")
     await phone.push(put("a1", None, n=1), put("a1", 1, n=2), item("delete", "task", "a1", base=2))
@@ -101,7 +101,7 @@ async def test_a_live_page_may_carry_each_version_and_tombstones(shared: Running
     assert [one["deleted"] for one in page["changes"]] == [False, False, True]
 
 
-async def test_only_what_was_stored_is_told(shared: Running) -> None:
+async def test_subscription_sends_stored_changes_only(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await phone.push(item("put", "attendance", "r1", data={"n": 1}), item("put", "note", "r1", data={"n": 1}))
     cursor = (await tablet.pull())["cursor"]
@@ -119,7 +119,7 @@ async def test_only_what_was_stored_is_told(shared: Running) -> None:
     assert brief(await tablet.changes()) == [("last", 1)]
 
 
-async def test_a_session_is_not_told_what_it_pushed_itself(shared: Running) -> None:
+async def test_subscription_omits_its_own_sessions_pushes(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     first = await phone.ask("subscribe")
     await phone.push(put("a1", None, n=1), put("a2", None, n=1))
@@ -131,7 +131,7 @@ async def test_a_session_is_not_told_what_it_pushed_itself(shared: Running) -> N
     assert brief(await phone.pull(cursor=first["cursor"])) == [("a1", 1), ("a2", 1), ("a3", 1)]
 
 
-async def test_another_session_of_the_same_device_is_told(shared: Running) -> None:
+async def test_subscription_of_another_session_of_the_device_gets_its_pushes(shared: Running) -> None:
     phone = await shared.device("phone")
     await phone.ask("subscribe")
     await shared.post("/v1/sync", {"type": "sync", "key": "k", "items": [put("a1", None, n=1)]})
@@ -140,7 +140,7 @@ async def test_another_session_of_the_same_device_is_told(shared: Running) -> No
     assert brief(await (await shared.device("phone")).ask("subscribe")) == [("a1", 1), ("a2", 1)]
 
 
-async def test_a_subscription_of_some_domains(shared: Running) -> None:
+async def test_subscription_of_some_domains_gets_their_changes_alone(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await tablet.ask("subscribe", domains=["ticket", "journal"])
     await phone.push(put("a1", None, n=1), item("put", "ticket", "t1", data={}), put("a2", None, n=1))
@@ -152,7 +152,7 @@ async def test_a_subscription_of_some_domains(shared: Running) -> None:
     assert (await tablet.pull(cursor=page["cursor"], domains=["journal", "ticket"]))["changes"] == []
 
 
-async def test_several_subscriptions_of_one_connection(shared: Running) -> None:
+async def test_subscription_several_on_one_connection_are_independent(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     wanted: dict[str, list[str] | None] = {"all": None, "tasks": ["task"], "tickets": ["ticket"]}
     for name, domains in wanted.items():
@@ -163,7 +163,7 @@ async def test_several_subscriptions_of_one_connection(shared: Running) -> None:
     assert pages == {"all": [("a1", 1), ("t1", 1)], "tasks": [("a1", 1)], "tickets": [("t1", 1)]}
 
 
-async def test_a_burst_comes_in_pages_of_the_limit(shared: Running) -> None:
+async def test_subscription_burst_comes_in_pages_of_the_limit(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await tablet.ask("subscribe", limit=7)
     await phone.push(*(put(f"a{number}", None, n=1) for number in range(20)))
@@ -173,7 +173,7 @@ async def test_a_burst_comes_in_pages_of_the_limit(shared: Running) -> None:
     assert max(sizes) == 7
 
 
-async def test_a_live_page_ends_before_1_mebibyte(shared: Running) -> None:
+async def test_subscription_live_page_ends_before_1_mebibyte(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await tablet.ask("subscribe")
     large = [item("put", "task", f"a{number}", data={"text": "x" * 200_000}) for number in range(12)]
@@ -191,7 +191,7 @@ async def test_a_live_page_ends_before_1_mebibyte(shared: Running) -> None:
 # -- its end ----------------------------------------------------------------------------------
 
 
-async def test_no_page_comes_after_unsubscribed(shared: Running) -> None:
+async def test_subscription_sends_no_page_after_unsubscribed(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     for name in ("ended", "goes on"):
         await tablet.send({"type": "subscribe", "id": name})
@@ -205,7 +205,7 @@ async def test_no_page_comes_after_unsubscribed(shared: Running) -> None:
     await nothing_came(tablet)
 
 
-async def test_unsubscribed_is_the_last_word_in_the_midst_of_a_stream(shared: Running) -> None:
+async def test_subscription_unsubscribed_is_the_last_message_of_a_stream(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await tablet.send({"type": "subscribe", "id": "s", "limit": 1})
     await tablet.receive()
@@ -228,7 +228,7 @@ async def test_unsubscribed_is_the_last_word_in_the_midst_of_a_stream(shared: Ru
     await nothing_came(tablet)
 
 
-async def test_a_subscription_may_end_before_its_first_page(shared: Running) -> None:
+async def test_subscription_may_end_before_its_first_page(shared: Running) -> None:
     tablet = await shared.device("tablet")
     await tablet.send({"type": "subscribe", "id": "s"})
     await tablet.send({"type": "unsubscribe", "id": "s"})
@@ -239,7 +239,7 @@ async def test_a_subscription_may_end_before_its_first_page(shared: Running) -> 
     await nothing_came(tablet)
 
 
-async def test_an_id_is_free_again_after_unsubscribed(shared: Running) -> None:
+async def test_subscription_id_is_free_again_after_unsubscribed(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     for number in range(3):
         await tablet.send({"type": "subscribe", "id": "s"})
@@ -250,7 +250,7 @@ async def test_an_id_is_free_again_after_unsubscribed(shared: Running) -> None:
         assert (await tablet.receive())["type"] == "unsubscribed"
 
 
-async def test_an_id_is_free_again_after_a_refusal(shared: Running) -> None:
+async def test_subscription_id_is_free_again_after_a_refusal(shared: Running) -> None:
     tablet = await shared.device()
     await tablet.send({"type": "subscribe", "id": "s", "cursor": "no cursor"})
     assert (await tablet.receive())["code"] == "invalid_message"
@@ -262,7 +262,7 @@ async def test_an_id_is_free_again_after_a_refusal(shared: Running) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_who_falls_behind_the_tail_in_memory_is_caught_up_from_the_database(serve: Serve) -> None:
+async def test_subscription_behind_the_tail_catches_up_from_the_database(serve: Serve) -> None:
     server = await serve(feed={"tail_changes": 5, "page_interval_ms": 50})
     phone, tablet = await server.device("phone"), await server.device("tablet")
     await tablet.ask("subscribe", limit=10)
@@ -285,7 +285,7 @@ def sync(key: str, items: list[Json]) -> Json:
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_slow_reader_is_never_buffered_without_bound(serve: Serve) -> None:
+async def test_subscription_of_a_slow_reader_buffers_a_bounded_amount(serve: Serve) -> None:
     """While it reads nothing, a record changes 200 times, 20 MB in all: it gets few of them and the last.
 
     What it gets bounds what the server can have kept for it, beside what fits into the sockets' buffers.
@@ -307,7 +307,7 @@ async def test_a_slow_reader_is_never_buffered_without_bound(serve: Serve) -> No
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_who_takes_nothing_for_too_long_is_cut_off_and_others_are_not(serve: Serve) -> None:
+async def test_subscription_of_a_client_that_reads_nothing_is_cut_off(serve: Serve) -> None:
     server = await serve(server={"outbox_bytes": 65_536, "write_patience_s": 0.5})
     phone, other = await server.device("phone"), await server.device("other")
     stuck = await server.device("stuck", compress=0)
@@ -333,7 +333,7 @@ async def metric(server: Running, name: str) -> float:
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_changes_of_two_processes_come_in_order_and_without_a_gap(serve: Serve) -> None:
+async def test_subscription_changes_of_two_processes_come_in_order_and_without_a_gap(serve: Serve) -> None:
     servers = [await serve(), await serve()]
     writers = [await servers[number % 2].device(f"writer{number}") for number in range(6)]
     reader = await servers[0].device("reader")

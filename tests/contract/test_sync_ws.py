@@ -90,7 +90,7 @@ CASES: dict[str, tuple[list[Json], Json, Json, tuple[int, Json | None] | None]] 
 
 
 @pytest.mark.parametrize(("before", "sent", "result", "stands"), CASES.values(), ids=CASES)
-async def test_an_item(
+async def test_sync_item_each_case_has_its_outcome(
     shared: Running,
     before: list[Json],
     sent: Json,
@@ -153,7 +153,7 @@ REJECTED: dict[str, tuple[list[Json], Json, str, str]] = {
 
 
 @pytest.mark.parametrize(("before", "sent", "code", "names"), REJECTED.values(), ids=REJECTED)
-async def test_a_wrong_item_is_rejected_and_the_others_go_on(
+async def test_sync_wrong_item_is_rejected_and_the_others_go_on(
     shared: Running, before: list[Json], sent: Json, code: str, names: str
 ) -> None:
     phone = await shared.device()
@@ -169,14 +169,14 @@ async def test_a_wrong_item_is_rejected_and_the_others_go_on(
     assert good["status"] == "applied"
 
 
-async def test_an_id_of_128_characters_of_any_script(shared: Running) -> None:
+async def test_sync_id_of_128_characters_of_any_script_is_accepted(shared: Running) -> None:
     phone = await shared.device()
     name = "ж" * 127 + "🗺"
     assert (await phone.push(put(name, None, n=1)))[0]["id"] == name
     assert (await phone.pull())["changes"][0]["id"] == name
 
 
-async def test_an_item_that_names_nothing_keeps_its_place(shared: Running) -> None:
+async def test_sync_item_that_names_nothing_keeps_its_place(shared: Running) -> None:
     phone = await shared.device()
     results = await phone.push(put("a1", None, n=1), {"op": "put"}, put("a2", None, n=1))
     assert [(one["id"], one["status"]) for one in results] == [
@@ -186,7 +186,7 @@ async def test_an_item_that_names_nothing_keeps_its_place(shared: Running) -> No
     ]
 
 
-async def test_results_stand_in_the_order_of_items_and_items_on_one_record_apply_in_it(
+async def test_sync_results_stand_in_the_order_of_items_and_items_on_one_record_apply_in_it(
     shared: Running,
 ) -> None:
     phone = await shared.device()
@@ -213,7 +213,7 @@ async def test_results_stand_in_the_order_of_items_and_items_on_one_record_apply
     ]
 
 
-async def test_pipelined_syncs_of_one_connection_apply_in_the_order_sent(shared: Running) -> None:
+async def test_sync_pipelined_messages_apply_in_the_order_sent(shared: Running) -> None:
     phone = await shared.device()
     for number in range(50):
         await phone.send(
@@ -230,11 +230,11 @@ async def test_pipelined_syncs_of_one_connection_apply_in_the_order_sent(shared:
         assert (result["status"], result["version"]) == ("applied", number + 1)
 
 
-async def test_an_empty_sync(shared: Running) -> None:
+async def test_sync_without_items_is_answered(shared: Running) -> None:
     assert await (await shared.device()).push() == []
 
 
-async def test_what_was_answered_is_in_a_pull_that_follows(shared: Running) -> None:
+async def test_sync_answered_is_in_the_next_pull(shared: Running) -> None:
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     for number in range(10):
         await phone.push(put(f"a{number}", None, n=number))
@@ -252,13 +252,13 @@ async def test_what_was_answered_is_in_a_pull_that_follows(shared: Running) -> N
         ("2024-01-02T03:04:05.123456-00:15", "2024-01-02T03:19:05.123456Z"),
     ],
 )
-async def test_the_feed_tells_the_time_in_utc(shared: Running, sent: str, stored: str) -> None:
+async def test_sync_times_in_the_feed_are_utc(shared: Running, sent: str, stored: str) -> None:
     phone = await shared.device()
     await phone.push(put("a1", None, n=1) | {"at": sent})
     assert (await phone.pull())["changes"][0]["at"] == stored
 
 
-async def test_hello_corrects_every_later_at_by_the_devices_clock(shared: Running) -> None:
+async def test_sync_hello_corrects_every_later_at_by_the_devices_clock(shared: Running) -> None:
     phone = await shared.device()
     await phone.push(put("before", None, n=1) | {"at": day(10)})
     behind = timedelta(days=2)
@@ -270,7 +270,7 @@ async def test_hello_corrects_every_later_at_by_the_devices_clock(shared: Runnin
 
 
 @pytest.mark.parametrize("at", ["2999-01-01T00:00:00Z", None])
-async def test_a_time_to_come_or_none_is_the_servers_now(shared: Running, at: str | None) -> None:
+async def test_sync_time_in_the_future_or_none_is_the_servers_now(shared: Running, at: str | None) -> None:
     phone = await shared.device()
     earliest = datetime.now(UTC)
     await phone.push(put("a1", None, n=1) | {"at": at})
@@ -284,7 +284,7 @@ def _instant(text: str) -> datetime:
 # -- one answer is bounded --------------------------------------------------------------------
 
 
-async def test_past_the_bound_of_data_the_rest_of_an_answer_comes_without(shared: Running) -> None:
+async def test_sync_answer_past_the_bound_of_data_omits_the_rest(shared: Running) -> None:
     """Four records of 250,000 bytes fit into 1 MiB, a fifth does not, nor a small one behind it."""
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     names = ["a1", "a2", "a3", "a4", "a5", "a6"]

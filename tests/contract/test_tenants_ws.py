@@ -12,7 +12,7 @@ pytestmark = ON_SHARED
 TENANTS = ("acme", "globex")
 
 
-async def test_the_same_ids_keys_and_devices_in_both_tenants(shared: Running) -> None:
+async def test_tenant_same_ids_keys_and_devices_in_two_tenants_are_independent(shared: Running) -> None:
     for tenant in TENANTS:
         phone = await shared.device("phone", tenant)
         event = {"metric_name": tenant, "value": 1, "timestamp": day(1)}
@@ -30,7 +30,7 @@ async def test_the_same_ids_keys_and_devices_in_both_tenants(shared: Running) ->
         assert change["data"] == {"of": tenant}
 
 
-async def test_each_tenant_counts_its_own_changes(shared: Running) -> None:
+async def test_tenant_each_tenant_counts_its_own_changes(shared: Running) -> None:
     phones = [await shared.device("phone", tenant) for tenant in TENANTS]
     for number in range(1, 4):
         for phone in phones:
@@ -38,7 +38,7 @@ async def test_each_tenant_counts_its_own_changes(shared: Running) -> None:
             assert result["seq"] == number
 
 
-async def test_a_delete_or_an_edit_reaches_its_own_tenant_alone(shared: Running) -> None:
+async def test_tenant_delete_or_an_edit_reaches_its_own_tenant_alone(shared: Running) -> None:
     acme, globex = [await shared.device("phone", tenant) for tenant in TENANTS]
     for phone in (acme, globex):
         await phone.push(put("a1", None, n=1), put("a2", None, n=1))
@@ -51,7 +51,9 @@ async def test_a_delete_or_an_edit_reaches_its_own_tenant_alone(shared: Running)
 
 
 @pytest.mark.parametrize("role", [None, "supervisor"])
-async def test_a_subscription_hears_of_its_own_tenant_alone(shared: Running, role: str | None) -> None:
+async def test_tenant_subscription_gets_its_own_tenants_changes_alone(
+    shared: Running, role: str | None
+) -> None:
     listeners = [await shared.device("listener", tenant, role=role) for tenant in TENANTS]
     for listener in listeners:
         await listener.ask("subscribe")
@@ -65,7 +67,7 @@ async def test_a_subscription_hears_of_its_own_tenant_alone(shared: Running, rol
 
 
 @pytest.mark.parametrize("role", [None, "supervisor"])
-async def test_conflicts_are_seen_and_settled_in_their_own_tenant_alone(
+async def test_tenant_conflicts_are_seen_and_settled_in_their_own_tenant_alone(
     shared: Running, role: str | None
 ) -> None:
     ids: dict[str, str] = {}
@@ -91,7 +93,7 @@ async def test_conflicts_are_seen_and_settled_in_their_own_tenant_alone(
         assert (await tablet.pull())["changes"][0]["data"] == {"mine": tenant}
 
 
-async def test_a_message_cannot_name_another_tenant(shared: Running) -> None:
+async def test_tenant_message_cannot_name_another_tenant(shared: Running) -> None:
     phone = await shared.device("phone", "acme")
     naming = {"tenant": shared.tenant("globex"), "tid": shared.tenant("globex"), "tenant_id": 1}
     await phone.push(put("a1", None, n=1) | naming, **naming)
@@ -101,7 +103,7 @@ async def test_a_message_cannot_name_another_tenant(shared: Running) -> None:
     assert (await (await shared.device("phone", "globex")).pull())["changes"] == []
 
 
-async def test_a_later_held_change_replaces_its_own_tenants_and_not_the_others(shared: Running) -> None:
+async def test_tenant_later_held_change_replaces_its_own_tenants_and_not_the_others(shared: Running) -> None:
     """Device, domain and record are the same in both."""
     tablets = {tenant: await shared.device("tablet", tenant) for tenant in TENANTS}
     ids: dict[str, str] = {}

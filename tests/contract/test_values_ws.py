@@ -41,7 +41,7 @@ KEPT = {
 
 
 @pytest.mark.parametrize(("sent", "stored"), KEPT.values(), ids=KEPT)
-async def test_a_value_comes_back_as_it_was_sent(shared: Running, sent: str, stored: str | None) -> None:
+async def test_value_comes_back_as_it_was_sent(shared: Running, sent: str, stored: str | None) -> None:
     phone = await shared.device()
     await phone.send_frame(sync(sent))
     assert [one["status"] for one in (await phone.receive())["results"]] == ["applied", "applied"]
@@ -66,7 +66,7 @@ REJECTED = {
 
 
 @pytest.mark.parametrize("sent", REJECTED.values(), ids=REJECTED)
-async def test_a_wrong_value_rejects_its_item_alone(shared: Running, sent: str) -> None:
+async def test_value_wrong_one_rejects_its_item_alone(shared: Running, sent: str) -> None:
     phone = await shared.device()
     await phone.send_frame(sync(sent))
     wrong, good = (await phone.receive())["results"]
@@ -85,7 +85,7 @@ def sized(size_bytes: int, letter: str = "x") -> Json:
 
 
 @pytest.mark.parametrize("letter", ["x", "ж", "🗺"])
-async def test_a_record_is_measured_in_bytes_as_stored(shared: Running, letter: str) -> None:
+async def test_value_record_is_measured_in_bytes_as_stored(shared: Running, letter: str) -> None:
     phone = await shared.device()
     fits, over = await phone.push(
         item("put", "task", "fits", data=sized(RECORD_BYTES, letter)),
@@ -95,7 +95,7 @@ async def test_a_record_is_measured_in_bytes_as_stored(shared: Running, letter: 
     assert (over["status"], over["error"]["code"]) == ("rejected", "too_large")
 
 
-async def test_a_patch_is_measured_by_the_record_that_it_makes(shared: Running) -> None:
+async def test_value_patch_is_measured_by_the_record_that_it_makes(shared: Running) -> None:
     phone = await shared.device()
     await phone.push(item("put", "task", "a1", data=sized(RECORD_BYTES - 20)))
     grown, shrunk = await phone.push(
@@ -106,7 +106,7 @@ async def test_a_patch_is_measured_by_the_record_that_it_makes(shared: Running) 
     assert shrunk["status"] == "applied"
 
 
-async def test_an_event_is_measured_too(shared: Running) -> None:
+async def test_value_event_is_measured_too(shared: Running) -> None:
     phone = await shared.device()
     data = {"metric_name": "x" * RECORD_BYTES, "value": 1, "timestamp": day(1)}
     (result,) = await phone.push(item("append", "metrics", "m1", at=day(1), data=data))
@@ -131,7 +131,9 @@ STEPS: dict[str, tuple[Json, Json, str | None]] = {
 
 
 @pytest.mark.parametrize(("before", "after", "named"), STEPS.values(), ids=STEPS)
-async def test_a_step_of_status(shared: Running, before: Json, after: Json, named: str | None) -> None:
+async def test_status_each_step_has_its_outcome(
+    shared: Running, before: Json, after: Json, named: str | None
+) -> None:
     phone = await shared.device()
     await phone.push(item("put", "task", "a1", data=before))
     (result,) = await phone.push(item("put", "task", "a1", base=1, data=after))
@@ -143,14 +145,14 @@ async def test_a_step_of_status(shared: Running, before: Json, after: Json, name
         assert named in result["error"]["message"]
 
 
-async def test_a_step_that_nothing_leads_to_names_the_allowed_ones(shared: Running) -> None:
+async def test_status_step_that_is_not_allowed_names_the_allowed_ones(shared: Running) -> None:
     phone = await shared.device()
     await phone.push(item("put", "work_order", "w1", data={"status": "completed"}))
     (result,) = await phone.push(item("put", "work_order", "w1", base=1, data={"status": "draft"}))
     assert result["error"]["message"].endswith("from completed to draft; allowed: closed")
 
 
-async def test_the_first_version_may_have_any_declared_status(shared: Running) -> None:
+async def test_status_of_a_first_version_may_be_any_declared_one(shared: Running) -> None:
     phone = await shared.device()
     good, wrong = await phone.push(
         item("put", "task", "a1", data={"status": "COMPLETED"}),
@@ -159,7 +161,7 @@ async def test_the_first_version_may_have_any_declared_status(shared: Running) -
     assert (good["status"], wrong["status"]) == ("applied", "rejected")
 
 
-async def test_rules_judge_the_outcome_not_the_change(shared: Running) -> None:
+async def test_value_rules_apply_to_the_outcome(shared: Running) -> None:
     """The policy keeps the server's status, so that the client's, never legal, does no harm."""
     phone, tablet = await shared.device("phone"), await shared.device("tablet")
     await phone.push(item("put", "ticket", "t1", data={"status": "CLOSED"}))
@@ -173,7 +175,7 @@ async def test_rules_judge_the_outcome_not_the_change(shared: Running) -> None:
     assert won["status"] == "rejected"
 
 
-async def test_a_patch_may_rely_on_what_stands_and_may_not_take_away_what_is_required(
+async def test_value_patch_may_rely_on_the_record_and_may_not_remove_a_required_field(
     shared: Running,
 ) -> None:
     phone = await shared.device()
@@ -221,7 +223,9 @@ QUARANTINED: dict[str, tuple[str, str, str]] = {
 
 
 @pytest.mark.parametrize(("domain", "sent", "code"), QUARANTINED.values(), ids=QUARANTINED)
-async def test_a_rejected_item_can_be_recovered(shared: Running, domain: str, sent: str, code: str) -> None:
+async def test_value_rejected_item_can_be_recovered(
+    shared: Running, domain: str, sent: str, code: str
+) -> None:
     phone = await shared.device()
     await phone.send_frame(
         b'{"type":"sync","id":"1","key":"k","items":[%s,%s]}'
@@ -231,14 +235,14 @@ async def test_a_rejected_item_can_be_recovered(shared: Running, domain: str, se
     assert kept(shared) == [("phone", domain, "q1", sent, code)]
 
 
-async def test_a_message_sent_twice_quarantines_its_item_once(shared: Running) -> None:
+async def test_value_message_sent_twice_quarantines_its_item_once(shared: Running) -> None:
     phone = await shared.device()
     for _ in range(2):
         await phone.sync("k", item("put", "nowhere", "q1", data={}))
     assert len(kept(shared)) == 1
 
 
-async def test_an_item_too_large_can_be_recovered(shared: Running) -> None:
+async def test_value_item_too_large_can_be_recovered(shared: Running) -> None:
     phone = await shared.device()
     sent = item("put", "task", "q1", data=sized(RECORD_BYTES + 1))
     await phone.push(sent)
@@ -246,7 +250,7 @@ async def test_an_item_too_large_can_be_recovered(shared: Running) -> None:
     assert (msgspec.json.decode(str(text)), code) == (sent, "too_large")
 
 
-async def test_a_rejected_item_of_messagepack_is_kept_as_json(shared: Running) -> None:
+async def test_value_rejected_item_of_messagepack_is_kept_as_json(shared: Running) -> None:
     phone = await shared.device(encoding="msgpack")
     sent = item("put", "nowhere", "q1", base=2, data={"n": [1, 2.5, None, "ж"]})
     await phone.push(sent)
@@ -263,7 +267,7 @@ def kept(shared: Running) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_what_the_welcome_says_of_sizes_is_what_holds(serve: Serve) -> None:
+async def test_value_sizes_of_the_welcome_are_enforced(serve: Serve) -> None:
     server = await serve(limits={"record_bytes": 1024, "items": 2}, **SHARED)
     phone = await server.device()
     limits = phone.welcome["limits"]
@@ -278,7 +282,7 @@ async def test_what_the_welcome_says_of_sizes_is_what_holds(serve: Serve) -> Non
 
 
 @pytest.mark.parametrize("encoding", ["json", "msgpack"])
-async def test_sync_a_base_that_comes_as_a_float_is_that_version(encoding: str, shared: Running) -> None:
+async def test_value_base_that_comes_as_a_float_is_that_version(encoding: str, shared: Running) -> None:
     phone = await shared.device(encoding=encoding)
     await phone.push(put("a1", None, n=1))
     items = [put("a1", 1, n=2.0) | {"base": 1.0}, put("a2", None, n=1), put("a1", 1, n=3) | {"base": 2.5}]

@@ -94,7 +94,7 @@ MUTANTS: dict[str, Mutant] = {
     "keys of one device taken for another's": Mutant(
         "engine/commit/validation.py",
         ((r'f"{session.device_id}\0{sync.key}"', 'f"{sync.key}"'),),
-        ("tests/contract/test_idempotency_ws.py::test_a_key_belongs_to_its_device_and_its_tenant",),
+        ("tests/contract/test_idempotency_ws.py::test_key_belongs_to_its_device_and_its_tenant",),
     ),
     "a commit of unknown outcome taken for a success": Mutant(
         "storage/postgres/transactions.py",

@@ -88,7 +88,7 @@ def run(dsn: str) -> Run:
         "job cleanup",
     ],
 )
-def test_every_command_has_help_with_an_example_and_the_common_options(command: str) -> None:
+def test_command_each_has_help_with_an_example_and_the_common_options(command: str) -> None:
     shown = CliRunner().invoke(cli, [*command.split(), "--help"])
     assert shown.exit_code == 0
     assert f"run.py {command}" in " ".join(shown.output.split()).split("Example")[1]
@@ -96,7 +96,7 @@ def test_every_command_has_help_with_an_example_and_the_common_options(command: 
     assert "--data-dir" in shown.output
 
 
-def test_a_tenant_comes_and_goes_and_servers_can_notice(run: Run, dsn: str) -> None:
+def test_command_tenant_add_and_remove_move_the_generation(run: Run, dsn: str) -> None:
     generation = "SELECT generation FROM cluster_state"
     before = rows(dsn, generation)
     assert run("tenant", "add", "acme").out == "added acme\n"
@@ -112,7 +112,7 @@ def test_a_tenant_comes_and_goes_and_servers_can_notice(run: Run, dsn: str) -> N
     assert "there is no tenant acme" in run("tenant", "remove", "acme").refusal()
 
 
-def test_tenant_usage_shows_what_is_held_beside_what_may_be(run: Run, dsn: str) -> None:
+def test_command_tenant_usage_shows_usage_and_limit(run: Run, dsn: str) -> None:
     execute(
         dsn,
         "INSERT INTO tenants (name) VALUES ('acme'), ('globex')",
@@ -134,7 +134,7 @@ def test_tenant_usage_shows_what_is_held_beside_what_may_be(run: Run, dsn: str) 
     assert "there is no tenant acne" in run("tenant", "usage", "acne").refusal()
 
 
-def test_a_tenant_with_data_goes_only_when_all_of_it_is_to_be_erased(run: Run, dsn: str) -> None:
+def test_command_tenant_remove_with_data_needs_erase(run: Run, dsn: str) -> None:
     execute(
         dsn,
         "INSERT INTO tenants (name) VALUES ('acme'), ('globex')",
@@ -161,7 +161,9 @@ def test_a_tenant_with_data_goes_only_when_all_of_it_is_to_be_erased(run: Run, d
         assert rows(dsn, f"SELECT FROM {table}") == []
 
 
-def test_a_restored_database_is_served_only_with_a_new_epoch(run: Run, dsn: str, tmp_path: Path) -> None:
+def test_command_restored_database_is_served_only_with_a_new_epoch(
+    run: Run, dsn: str, tmp_path: Path
+) -> None:
     old = rows(dsn, "SELECT epoch FROM cluster_state")
     execute(dsn, "UPDATE cluster_state SET system_identifier = 1")
     served = run("serve", "--data-dir", str(tmp_path), TIDEMARK__REDIS__URL="redis://127.0.0.1:1")
@@ -173,12 +175,12 @@ def test_a_restored_database_is_served_only_with_a_new_epoch(run: Run, dsn: str,
     assert rows(dsn, same) == [(True,)]
 
 
-def test_names_that_would_not_stand_in_a_url_are_refused(run: Run) -> None:
+def test_command_tenant_add_refuses_names_unfit_for_a_url(run: Run) -> None:
     for name in ("", "a/b", "ä", "-a", "a" * 64):
         assert "NAME" in run("tenant", "add", "--", name).refusal()
 
 
-def test_a_token_stands_alone_on_stdout_and_is_good(run: Run, dsn: str) -> None:
+def test_command_token_prints_a_valid_token_alone_on_stdout(run: Run, dsn: str) -> None:
     add_tenants(dsn, "acme")
     verifier = Verifier(KeySet(secret_key(_SECRET.encode()), {}), "tidemark", frozenset(), 0)
 
@@ -199,7 +201,7 @@ def test_a_token_stands_alone_on_stdout_and_is_good(run: Run, dsn: str) -> None:
     assert claims("--viewer", "--tenant", "acme") == ("viewer", "acme", None, None)
 
 
-def test_token_signed_with_the_secret_that_serve_made_and_none_made_for_it(tmp_path: Path) -> None:
+def test_command_token_signed_with_the_secret_that_serve_made_and_none_made_for_it(tmp_path: Path) -> None:
     command = ("token", "--operator", "--data-dir", str(tmp_path / "data"))
     signed = Ended(*command)
     assert (signed.status, signed.err) == (0, "")
@@ -229,11 +231,11 @@ def test_token_signed_with_the_secret_that_serve_made_and_none_made_for_it(tmp_p
         (["tenant", "list", "--config", "nowhere.toml"], "nowhere.toml: No such file"),
     ],
 )
-def test_a_users_mistake_is_a_sentence(arguments: list[str], said: str) -> None:
+def test_command_mistake_of_a_user_is_one_sentence(arguments: list[str], said: str) -> None:
     assert said in Ended(*arguments).refusal()
 
 
-def test_settings_come_from_the_file_the_environment_and_the_option(tmp_path: Path) -> None:
+def test_command_settings_come_from_the_file_the_environment_and_the_option(tmp_path: Path) -> None:
     file = tmp_path / "own.toml"
     file.write_text("[server]\nport = 'x'\n")
 
@@ -248,7 +250,7 @@ def test_settings_come_from_the_file_the_environment_and_the_option(tmp_path: Pa
     assert "32 are needed" in refusal(TIDEMARK__AUTH__SECRET="short")
 
 
-def test_migrate_reports_and_lists(run: Run) -> None:
+def test_command_migrate_reports_and_lists(run: Run) -> None:
     newest = newest_migration()
     count = int(newest[:4])
     assert run("migrate").out == f"the schema stands at {count} of {count}\n"
@@ -268,18 +270,18 @@ def test_migrate_reports_and_lists(run: Run) -> None:
     assert f"there is no migration {count + 1}" in run("migrate", "--to", str(count + 1)).refusal()
 
 
-def test_serve_leaves_a_schema_of_ones_own_to_migrate(empty_dsn: str) -> None:
+def test_command_serve_does_not_migrate_a_database_of_ones_own(empty_dsn: str) -> None:
     refused = Ended("serve", "--port", "0", TIDEMARK__POSTGRES__DSN=empty_dsn).refusal()
     assert "run `run.py migrate`" in refused
     assert rows(empty_dsn, "SELECT FROM pg_tables WHERE schemaname = 'public'") == []
 
 
-def test_a_bus_that_cannot_be_is_a_sentence(run: Run, tmp_path: Path) -> None:
+def test_command_serve_with_an_unusable_bus_is_one_sentence(run: Run, tmp_path: Path) -> None:
     served = run("serve", "--port", "0", "--data-dir", str(tmp_path), TIDEMARK__REDIS__URL="http://127.0.0.1")
     assert "redis.url: Redis URL must specify" in served.refusal()
 
 
-def test_a_database_that_is_away_is_a_sentence(run: Run) -> None:
+def test_command_with_the_database_away_is_one_sentence(run: Run) -> None:
     away = "host=127.0.0.1 port=1 dbname=none password=hush"
     refused = run("tenant", "list", TIDEMARK__POSTGRES__DSN=away).refusal()
     assert "cannot connect to 127.0.0.1:1: " in refused

@@ -40,7 +40,7 @@ async def records(phone: Device) -> list[tuple[Any, ...]]:
     return [(one["version"], one["device_id"], one["data"]) for one in changes]
 
 
-async def test_a_conflict_is_listed_shown_and_settled(run: Run, serve: Serve, tmp_path: Path) -> None:
+async def test_conflicts_command_is_listed_shown_and_settled(run: Run, serve: Serve, tmp_path: Path) -> None:
     phone, conflict_id = await opened(await serve(**NOTE))
     listed = await run("list", "--json")
     (summary,) = json.loads(listed.out)
@@ -94,7 +94,7 @@ async def test_a_conflict_is_listed_shown_and_settled(run: Run, serve: Serve, tm
     assert json.loads((await run("list", "--json")).out) == []
 
 
-async def test_a_live_subscription_hears_of_what_a_command_settled(run: Run, serve: Serve) -> None:
+async def test_conflicts_command_resolve_reaches_a_live_subscription(run: Run, serve: Serve) -> None:
     phone, conflict_id = await opened(await serve(**NOTE))
     backlog = await phone.ask("subscribe", cursor=None)
     assert [one["version"] for one in backlog["changes"]] == [1]
@@ -102,7 +102,7 @@ async def test_a_live_subscription_hears_of_what_a_command_settled(run: Run, ser
     assert [one["version"] for one in (await phone.changes())["changes"]] == [2]
 
 
-async def test_a_record_that_moved_on_is_looked_at_again(run: Run, serve: Serve) -> None:
+async def test_conflicts_command_resolve_of_a_changed_record_is_refused(run: Run, serve: Serve) -> None:
     phone, conflict_id = await opened(await serve(**NOTE))
     await phone.push(item("put", "note", "n1", data={"a": 5}, base=1))
     stale = await run("resolve", conflict_id, "--choice", "client", "--version", "1")
@@ -113,7 +113,7 @@ async def test_a_record_that_moved_on_is_looked_at_again(run: Run, serve: Serve)
     assert await records(phone) == [(3, "operator", {"a": 2, "c": "x", "same": 0})]
 
 
-async def test_what_was_settled_is_nobodys_not_even_a_device_of_that_name(run: Run, serve: Serve) -> None:
+async def test_conflicts_command_resolved_version_counts_as_another_devices(run: Run, serve: Serve) -> None:
     server = await serve(**NOTE)
     _, conflict_id = await opened(server)
     await run("resolve", conflict_id, "--choice", "server")
@@ -122,7 +122,7 @@ async def test_what_was_settled_is_nobodys_not_even_a_device_of_that_name(run: R
     assert (result["status"], result["version"]) == ("conflict", 2)
 
 
-async def test_an_id_is_found_in_its_tenant_alone(run: Run, serve: Serve, dsn: str) -> None:
+async def test_conflicts_command_id_is_found_in_its_tenant_alone(run: Run, serve: Serve, dsn: str) -> None:
     server = await serve(**NOTE)
     _, conflict_id = await opened(server)
     other, _ = await opened(server, "globex")
@@ -141,7 +141,9 @@ async def test_an_id_is_found_in_its_tenant_alone(run: Run, serve: Serve, dsn: s
     assert unknown.refusal() == "Error: there is no conflict nothing"
 
 
-async def test_a_decision_that_cannot_be_is_a_sentence(run: Run, serve: Serve, tmp_path: Path) -> None:
+async def test_conflicts_command_impossible_decision_is_one_sentence(
+    run: Run, serve: Serve, tmp_path: Path
+) -> None:
     phone, conflict_id = await opened(await serve(**NOTE))
     file = tmp_path / "merged.json"
     for choice, text, said in (
@@ -162,7 +164,7 @@ async def test_a_decision_that_cannot_be_is_a_sentence(run: Run, serve: Serve, t
     assert len(await records(phone)) == 1
 
 
-async def test_conflicts_list_settled_shows_who_won_and_by_what(run: Run, serve: Serve) -> None:
+async def test_conflicts_command_list_settled_shows_who_won_and_by_what(run: Run, serve: Serve) -> None:
     server = await serve(**NOTE)
     phone, conflict_id = await opened(server)
     tablet = await server.device("tablet")

@@ -57,7 +57,7 @@ def found(ended: Ended, subject: str) -> dict[str, Any]:
     return dict(one)
 
 
-async def test_all_is_right(examined: Run, dsn: str) -> None:
+async def test_doctor_sound_deployment_has_no_findings(examined: Run, dsn: str) -> None:
     maintain(dsn, 24)
     ended = await examined()
     findings = json.loads(ended.out)
@@ -121,7 +121,7 @@ WRONG: dict[str, tuple[dict[str, str], str, str, str, int]] = {
 
 
 @pytest.mark.parametrize(("variables", "subject", "level", "said", "status"), WRONG.values(), ids=WRONG)
-async def test_what_is_wrong_is_found_beside_the_rest(
+async def test_doctor_one_fault_does_not_hide_others(
     examined: Run, variables: dict[str, str], subject: str, level: str, said: str, status: int
 ) -> None:
     if "TIDEMARK__SERVER__WORKERS" in variables:
@@ -135,7 +135,7 @@ async def test_what_is_wrong_is_found_beside_the_rest(
     assert "hush" not in ended.out
 
 
-async def test_where_files_are_kept_is_looked_at(
+async def test_doctor_directory_of_files_is_checked(
     examined: Run, tmp_path: Path, bucket: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "uploads").mkdir()
@@ -157,7 +157,7 @@ async def test_where_files_are_kept_is_looked_at(
     assert not re.search(rf"\b{bucket.secret_access_key}\b", ended.out)
 
 
-async def test_a_schema_that_is_behind_and_a_restored_database(
+async def test_doctor_schema_that_is_behind_and_a_restored_database(
     examined: Run, dsn: str, empty_dsn: str
 ) -> None:
     ended = await examined()
@@ -281,7 +281,7 @@ async def test_doctor_lines_fit_the_terminal(command: Run) -> None:
         assert "to do: see that it runs and that postgres.dsn leads to it" in " ".join(ended.out.split())
 
 
-async def test_a_port_is_free_or_taken_or_a_servers(
+async def test_doctor_port_is_free_or_taken_or_of_this_server(
     examined: Run, serve: Serve, unused_tcp_port: int
 ) -> None:
     assert found(await examined(), "port")["found"].endswith("is free")
@@ -295,7 +295,7 @@ async def test_a_port_is_free_or_taken_or_a_servers(
     assert "a server answers" in found(answers, "port")["found"]
 
 
-def test_a_database_that_could_lose_something_is_unfit() -> None:
+def test_doctor_database_without_durability_is_unfit() -> None:
     right = {
         "fsync": "on",
         "full_page_writes": "on",
@@ -316,7 +316,7 @@ def test_a_database_that_could_lose_something_is_unfit() -> None:
         assert len(unfit({**right, name: value})) == 1, name
 
 
-def test_it_starts_services_of_its_own_and_prints_a_table(embedded_services: Services) -> None:
+def test_doctor_starts_embedded_services_and_prints_a_table(embedded_services: Services) -> None:
     """In a process of its own, as a person starts it, beside others on the same directory."""
     ended = EndedProcess("doctor", "--data-dir", str(data_dir(embedded_services)), TIDEMARK__SERVER__PORT="0")
     assert (ended.status, ended.err) == (0, "")
@@ -327,7 +327,7 @@ def test_it_starts_services_of_its_own_and_prints_a_table(embedded_services: Ser
     assert ["ok", "redis"] in [line[:2] for line in lines]
 
 
-def test_a_redis_that_refuses_the_login_is_told_so_and_not_called_away(own_redis: OwnRedis) -> None:
+def test_doctor_redis_that_refuses_the_login_is_not_called_away(own_redis: OwnRedis) -> None:
     with redis.Redis.from_url(own_redis.url) as client:
         client.config_set("requirepass", "hidden")
         client.execute_command("AUTH", "hidden")

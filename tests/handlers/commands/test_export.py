@@ -231,7 +231,7 @@ _JSON = st.recursive(
 
 
 @given(st.lists(st.none() | st.dictionaries(_TEXT, _JSON), max_size=4))
-def test_csv_gives_every_value_of_every_row_back(datas: list[dict[str, object] | None]) -> None:
+def test_export_csv_reads_back_as_the_same_values(datas: list[dict[str, object] | None]) -> None:
     written = [
         json_line(Row({"id": str(n)}, None if data is None else compact(json.dumps(data, indent=1))))
         for n, data in enumerate(datas)

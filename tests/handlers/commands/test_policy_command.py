@@ -28,7 +28,7 @@ def listed(run: Run, *arguments: str) -> list[tuple[Any, ...]]:
     return [tuple(one.values()) for one in found if one["own"]]
 
 
-def test_a_policy_is_set_and_listed(run: Run, dsn: str) -> None:
+def test_policy_command_is_set_and_listed(run: Run, dsn: str) -> None:
     for name in ("acme", "globex"):
         add_tenants(dsn, name)
     defaults = json.loads(run("policy", "list", "--tenant", "acme", "--json").out)
@@ -56,7 +56,7 @@ def test_a_policy_is_set_and_listed(run: Run, dsn: str) -> None:
     assert len(text) == 1 + 2 * len(defaults)
 
 
-async def test_policy_unset_own_policy_the_default_stands_again(command: RunHere, dsn: str) -> None:
+async def test_policy_command_unset_own_policy_the_default_stands_again(command: RunHere, dsn: str) -> None:
     for name in ("acme", "globex"):
         add_tenants(dsn, name)
         await command("policy", "set", "--tenant", name, "--domain", "task", "--policy", "manual")
@@ -78,7 +78,9 @@ async def test_policy_unset_own_policy_the_default_stands_again(command: RunHere
     assert rows(dsn, GENERATION) == before
 
 
-async def test_policy_unset_domain_gone_from_the_settings_taken_back(command: RunHere, dsn: str) -> None:
+async def test_policy_command_unset_domain_gone_from_the_settings_taken_back(
+    command: RunHere, dsn: str
+) -> None:
     add_tenants(dsn, "acme")
     known = {"TIDEMARK__DOMAINS__PATROL__POLICY": "manual"}
     chosen = ("--tenant", "acme", "--domain", "patrol")
@@ -106,18 +108,18 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize(("arguments", "said"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_changes_nothing(run: Run, dsn: str, arguments: list[str], said: str) -> None:
+def test_policy_command_mistake_changes_nothing(run: Run, dsn: str, arguments: list[str], said: str) -> None:
     before = rows(dsn, GENERATION)
     assert said in run("policy", "set", "--tenant", "acme", *arguments).refusal()
     assert rows(dsn, GENERATION) == before
     assert rows(dsn, "SELECT FROM tenant_conflict_policy") == []
 
 
-def test_the_policies_of_no_tenant_are_refused(run: Run) -> None:
+def test_policy_command_policies_of_no_tenant_are_refused(run: Run) -> None:
     assert "there is no tenant acme" in run("policy", "list", "--tenant", "acme").refusal()
 
 
-async def test_a_running_server_follows_and_merges_what_was_there_before(serve: Serve, run: Run) -> None:
+async def test_policy_command_running_server_follows_and_merges_older_records(serve: Serve, run: Run) -> None:
     """Of fields that changed before field_merge was switched on nothing is known: the server's stand."""
     server = await serve()
     phone, tablet = await server.device("phone"), await server.device("tablet")

@@ -49,7 +49,7 @@ def edit(hour: int, **data: Any) -> Json:
 EDITS = [edit(3, a=1, b={"c": 1}), edit(4, b=None), edit(5, b={"d": 2})]
 
 
-async def test_a_creation_takes_the_edits_behind_it_along_in_order(
+async def test_quarantine_creation_takes_the_edits_behind_it_along_in_order(
     run: Run, server: Running, good: str
 ) -> None:
     office = await server.device("office")
@@ -71,14 +71,16 @@ async def test_a_creation_takes_the_edits_behind_it_along_in_order(
     assert (result["status"], result["version"]) == ("applied", 5)
 
 
-async def test_edits_stay_with_a_creation_that_is_rejected_again(run: Run, server: Running) -> None:
+async def test_quarantine_edits_stay_with_a_creation_that_is_rejected_again(
+    run: Run, server: Running
+) -> None:
     ids = await behind(server, *EDITS)
     assert "data.place is required" in (await run("quarantine", "retry", ids[0])).refusal()
     assert [one for one, _ in rows(server.dsn, LEFT + " ORDER BY place")] == ids
     assert rows(server.dsn, RECORDS) == []
 
 
-async def test_an_edit_behind_a_creation_that_is_rejected_by_itself_stays_alone(
+async def test_quarantine_edit_behind_a_creation_that_is_rejected_by_itself_stays_alone(
     run: Run, server: Running, good: str
 ) -> None:
     creation, first, bad, last = await behind(server, EDITS[0], edit(4, place=None), EDITS[2])
@@ -92,7 +94,7 @@ async def test_an_edit_behind_a_creation_that_is_rejected_by_itself_stays_alone(
     assert rows(server.dsn, "SELECT count(*)::int FROM quarantine") == [(1,)]
 
 
-async def test_an_item_that_was_recovered_with_its_creation_is_not_stored_again(
+async def test_quarantine_item_that_was_recovered_with_its_creation_is_not_stored_again(
     server: Running, opened: Database, chosen: Settings
 ) -> None:
     creation, first, *_ = await behind(server, *EDITS)
@@ -105,7 +107,7 @@ async def test_an_item_that_was_recovered_with_its_creation_is_not_stored_again(
     assert rows(server.dsn, RECORDS) == stored
 
 
-async def test_a_patch_that_was_rejected_itself_is_behind_nothing_when_it_is_corrected(
+async def test_quarantine_patch_that_was_rejected_itself_is_behind_nothing_when_it_is_corrected(
     run: Run, server: Running, good: str
 ) -> None:
     phone = await server.device("phone")
@@ -119,7 +121,7 @@ async def test_a_patch_that_was_rejected_itself_is_behind_nothing_when_it_is_cor
     assert rows(server.dsn, LEFT) == []
 
 
-async def test_a_crash_before_the_commit_leaves_a_creation_and_those_behind_it(
+async def test_quarantine_crash_before_the_commit_leaves_a_creation_and_those_behind_it(
     server: Running, opened: Database, chosen: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = await behind(server, *EDITS)

@@ -84,7 +84,7 @@ async def rejected(server: Running, domain: str = "visit", tenant: str = "acme")
     return quarantine_id
 
 
-async def test_an_item_is_listed_shown_rejected_again_and_stored(
+async def test_quarantine_item_is_listed_shown_rejected_again_and_stored(
     run: Run, server: Running, good: str
 ) -> None:
     quarantine_id = await rejected(server)
@@ -120,7 +120,9 @@ async def test_an_item_is_listed_shown_rejected_again_and_stored(
     assert gone.refusal() == f"Error: there is no item in the quarantine {quarantine_id}"
 
 
-async def test_an_item_without_a_time_is_of_when_it_first_came(run: Run, server: Running, good: str) -> None:
+async def test_quarantine_retry_of_an_item_without_a_time_has_that_of_its_arrival(
+    run: Run, server: Running, good: str
+) -> None:
     phone = await server.device("phone")
     await phone.push(item("put", "visit", "v1", data={}))
     ((quarantine_id, at_us),) = rows(server.dsn, "SELECT quarantine_id, at_us FROM quarantine")
@@ -152,7 +154,7 @@ MEANWHILE: dict[str, tuple[str, Json, str, tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize(("domain", "data", "said", "stands"), MEANWHILE.values(), ids=MEANWHILE)
-async def test_a_record_that_is_there_by_now_is_met_as_a_device_would(
+async def test_quarantine_retry_on_a_record_created_since_merges_as_a_devices_edit(
     run: Run,
     server: Running,
     good: str,
@@ -175,7 +177,7 @@ async def test_a_record_that_is_there_by_now_is_met_as_a_device_would(
     )
 
 
-async def test_an_event_is_recovered(run: Run, server: Running, tmp_path: Path) -> None:
+async def test_quarantine_event_is_recovered(run: Run, server: Running, tmp_path: Path) -> None:
     phone = await server.device("phone")
     await phone.push(item("append", "metrics", "m1", data={"metric_name": "x"}, at=day(3)))
     ((quarantine_id,),) = rows(server.dsn, "SELECT quarantine_id FROM quarantine")
@@ -187,7 +189,7 @@ async def test_an_event_is_recovered(run: Run, server: Running, tmp_path: Path) 
     assert rows(server.dsn, LEFT) == []
 
 
-async def test_an_id_is_found_in_its_tenant_alone(run: Run, server: Running, good: str) -> None:
+async def test_quarantine_id_is_found_in_its_tenant_alone(run: Run, server: Running, good: str) -> None:
     quarantine_id = await rejected(server)
     await rejected(server, tenant="globex")
     elsewhere = await run("quarantine", "retry", quarantine_id, "--tenant", "globex")
@@ -220,7 +222,7 @@ KEPT: dict[str, tuple[str, str, bool]] = {
 
 
 @pytest.mark.parametrize(("kept", "said", "recovers"), KEPT.values(), ids=KEPT)
-async def test_an_item_that_json_refuses_stays_until_it_is_corrected(
+async def test_quarantine_item_that_json_refuses_stays_until_it_is_corrected(
     run: Run, server: Running, good: str, kept: str, said: str, recovers: bool
 ) -> None:
     quarantine_id = await rejected(server)
@@ -235,7 +237,7 @@ async def test_an_item_that_json_refuses_stays_until_it_is_corrected(
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "7", '{"place": NaN}', "[" * 40 + "]" * 40])
-async def test_data_that_no_device_could_send_leaves_the_item_where_it_is(
+async def test_quarantine_retry_with_impossible_data_changes_nothing(
     run: Run, server: Running, tmp_path: Path, text: str
 ) -> None:
     quarantine_id = await rejected(server)
@@ -251,7 +253,7 @@ async def test_data_that_no_device_could_send_leaves_the_item_where_it_is(
 GOOD = b'{"place":"gate"}'
 
 
-async def test_a_crash_before_the_commit_leaves_everything_as_it_was(
+async def test_quarantine_crash_before_the_commit_leaves_everything_as_it_was(
     server: Running, opened: Database, chosen: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quarantine_id = await rejected(server)
@@ -273,7 +275,7 @@ async def test_a_crash_before_the_commit_leaves_everything_as_it_was(
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("killed"), StoreUnknownError("lost")])
-async def test_a_commit_whose_answer_is_lost_stored_it_once(
+async def test_quarantine_commit_whose_answer_is_lost_stored_it_once(
     server: Running, opened: Database, chosen: Settings, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     quarantine_id = await rejected(server)
@@ -302,7 +304,7 @@ async def test_a_commit_whose_answer_is_lost_stored_it_once(
         await admin.find(quarantine_id, None)
 
 
-async def test_an_item_stays_that_was_not_judged_at_all(
+async def test_quarantine_retry_that_fails_keeps_the_item(
     server: Running, opened: Database, chosen: Settings
 ) -> None:
     quarantine_id = await rejected(server)
@@ -315,7 +317,7 @@ async def test_an_item_stays_that_was_not_judged_at_all(
 
 
 @pytest.mark.parametrize("other", [GOOD, b'{"place":"hall"}'])
-async def test_of_two_retries_at_once_one_stores_it(
+async def test_quarantine_two_retries_at_once_store_it_once(
     server: Running, opened: Database, chosen: Settings, other: bytes
 ) -> None:
     quarantine_id = await rejected(server)
@@ -339,7 +341,7 @@ async def test_of_two_retries_at_once_one_stores_it(
 # -- what the server's record wins against ---------------------------------------------------------
 
 
-async def test_an_item_that_would_lose_to_the_server_stays_and_both_sides_are_shown(
+async def test_quarantine_item_that_would_lose_to_the_server_stays_and_both_sides_are_shown(
     run: Run, server: Running, good: str
 ) -> None:
     quarantine_id = await rejected(server, "census")
@@ -375,13 +377,15 @@ async def test_an_item_that_would_lose_to_the_server_stays_and_both_sides_are_sh
     assert [row[2] for row in rows(server.dsn, RECORDS)] == [2]
 
 
-async def test_hold_changes_nothing_where_there_is_no_conflict(run: Run, server: Running, good: str) -> None:
+async def test_quarantine_hold_changes_nothing_where_there_is_no_conflict(
+    run: Run, server: Running, good: str
+) -> None:
     quarantine_id = await rejected(server, "census")
     stored = await run("quarantine", "retry", quarantine_id, "--data", good, "--hold")
     assert (stored.status, stored.out) == (0, "stored: census v1 is at version 1\n")
 
 
-async def test_hold_where_fields_are_merged_keeps_what_is_known_by_field(
+async def test_quarantine_hold_where_fields_are_merged_keeps_what_is_known_by_field(
     run: Run, server: Running, tmp_path: Path
 ) -> None:
     phone, tablet = await server.device("phone"), await server.device("tablet")
@@ -396,7 +400,7 @@ async def test_hold_where_fields_are_merged_keeps_what_is_known_by_field(
     assert (merged["winner"], merged["data"]) == ("client", {"place": "gate", "who": "Ann", "n": 5})
 
 
-async def test_hold_of_a_field_that_both_changed_opens_a_conflict(
+async def test_quarantine_hold_of_a_field_that_both_changed_opens_a_conflict(
     run: Run, server: Running, tmp_path: Path
 ) -> None:
     phone, tablet = await server.device("phone"), await server.device("tablet")
@@ -432,7 +436,7 @@ COUNTED = (
         (item("put", "nowhere", "v9", data={"place": "gate"}), "add the domain to the settings"),
     ],
 )
-async def test_quarantine_retry_of_what_no_data_corrects_says_so_and_drop_gives_it_up(
+async def test_quarantine_retry_of_an_uncorrectable_item_says_so_and_drop_removes_it(
     run: Run, server: Running, good: str, sent: Json, remedy: str
 ) -> None:
     phone = await server.device("phone")
@@ -452,7 +456,7 @@ async def test_quarantine_retry_of_what_no_data_corrects_says_so_and_drop_gives_
     assert "there is no item" in (await run("quarantine", "drop", str(quarantine_id), "--yes")).refusal()
 
 
-async def test_quarantine_drop_of_an_item_that_left_meanwhile_takes_nothing_off(
+async def test_quarantine_drop_of_an_item_recovered_since_changes_nothing(
     server: Running, opened: Database, chosen: Settings
 ) -> None:
     quarantine_id = await rejected(server)

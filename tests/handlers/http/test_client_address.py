@@ -43,7 +43,9 @@ LOOPBACK = networks(["127.0.0.1", "::1"])
         ("", ["203.0.113.7"], None),
     ],
 )
-def test_behind_a_proxy_on_the_same_machine(peer: str | None, forwarded: list[str], client: str) -> None:
+def test_client_address_behind_a_local_proxy_is_the_forwarded_one(
+    peer: str | None, forwarded: list[str], client: str
+) -> None:
     assert client_address(peer, forwarded, LOOPBACK) == client
 
 
@@ -60,13 +62,13 @@ def test_behind_a_proxy_on_the_same_machine(peer: str | None, forwarded: list[st
         *(("127.0.0.1", [said], 0.0) for said in ("", "-1", "nan", "inf", "1e3", "6,2", " 6", "\u0663")),
     ],
 )
-def test_request_seconds_are_believed_of_a_trusted_proxy_alone(
+def test_client_address_request_seconds_are_believed_of_a_trusted_proxy_alone(
     peer: str | None, said: list[str], seconds: float
 ) -> None:
     assert request_seconds(peer, said, LOOPBACK) == seconds
 
 
-def test_without_a_trusted_proxy_nobody_is_believed() -> None:
+def test_client_address_without_a_trusted_proxy_is_the_peer() -> None:
     assert client_address("127.0.0.1", ["203.0.113.7"], ()) == "127.0.0.1"
 
 
@@ -75,9 +77,7 @@ TRUSTED = ["10.0.0.0/8", "fd00::/8"]
 
 
 @given(st.lists(ADDRESSES, min_size=1, max_size=6), st.data())
-def test_it_is_the_last_address_of_the_chain_that_no_trusted_proxy_has(
-    chain: list[str], data: st.DataObject
-) -> None:
+def test_client_address_is_the_last_untrusted_of_the_chain(chain: list[str], data: st.DataObject) -> None:
     *forwarded, peer = chain
     cuts = data.draw(st.lists(st.booleans(), min_size=len(forwarded), max_size=len(forwarded)))
     headers: list[str] = []
@@ -93,13 +93,13 @@ def test_it_is_the_last_address_of_the_chain_that_no_trusted_proxy_has(
 
 
 @given(st.text(), st.lists(st.text(max_size=40), max_size=4))
-def test_whatever_is_sent_an_address_comes_out(peer: str, forwarded: list[str]) -> None:
+def test_client_address_of_any_header_is_an_address(peer: str, forwarded: list[str]) -> None:
     named = client_address(peer, forwarded, networks(["0.0.0.0/0", "::/0"]))
     assert named is None or str(ip_address(named)) == named
 
 
 @given(st.lists(st.text(max_size=40), max_size=4))
-def test_a_stranger_cannot_change_what_it_is_called(forwarded: list[str]) -> None:
+def test_client_address_cannot_be_forged_by_an_untrusted_peer(forwarded: list[str]) -> None:
     assert client_address("192.0.2.1", forwarded, networks(TRUSTED)) == "192.0.2.1"
 
 
@@ -119,7 +119,7 @@ class _Log:
         self.lines.append({"event": event, **fields})
 
 
-def test_refusals_are_logged_a_line_a_second_in_the_long_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_handshake_log_writes_one_line_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     log = _Log()
     monkeypatch.setattr(peer_module, "_log", log)
     refusals = RefusedHandshakeLog(LOOPBACK)

@@ -33,7 +33,7 @@ def _limits(most: int) -> UnauthenticatedLimits:
     )
 
 
-async def test_doors_of_an_address_with_too_many_refuse_one_more_until_one_is_gone() -> None:
+async def test_unauthenticated_address_with_too_many_is_refused_until_one_is_gone() -> None:
     unauthenticated = UnauthenticatedConnections(_limits(2))
     first = unauthenticated.enter("192.0.2.1")
     assert first == unauthenticated.enter("::ffff:192.0.2.1")
@@ -50,7 +50,7 @@ async def test_doors_of_an_address_with_too_many_refuse_one_more_until_one_is_go
     assert unauthenticated.count == 3
 
 
-async def test_doors_count_no_proxy() -> None:
+async def test_unauthenticated_proxy_is_not_counted() -> None:
     unauthenticated = UnauthenticatedConnections(_limits(1))
     assert [unauthenticated.enter("10.0.0.1") for _ in range(3)] == [None] * 3
     assert unauthenticated.count == 0
@@ -67,7 +67,7 @@ async def from_address(address: str, server: Running) -> AsyncIterator[Wire]:
         writer.transport.abort()
 
 
-async def test_edge_counts_strangers_of_an_address_and_no_devices(serve: Serve) -> None:
+async def test_edge_counts_unauthenticated_connections_and_no_devices(serve: Serve) -> None:
     server = await serve(server={"port": 0, "address_connections": 2})
     async with (
         from_address("127.0.0.2", server) as known,
@@ -147,7 +147,7 @@ async def test_edge_keeps_a_socket_whose_upgrade_was_the_first_request(serve: Se
     assert (await phone.ask("heartbeat"))["type"] == "heartbeat_ack"
 
 
-async def test_a_body_of_a_message_that_never_ends_is_given_up(serve: Serve) -> None:
+async def test_edge_gives_up_a_body_that_never_ends(serve: Serve) -> None:
     server = await serve(server={"port": 0, "body_s": 0.05})
     async with wired(server.url) as wire:
         said = {"Content-Type": "application/json", "Content-Length": "100"} | server.headers()
@@ -158,7 +158,7 @@ async def test_a_body_of_a_message_that_never_ends_is_given_up(serve: Serve) -> 
         await wire.ended()
 
 
-async def test_an_answer_that_nobody_reads_is_cut_off(serve: Serve) -> None:
+async def test_edge_cuts_an_answer_that_is_not_read(serve: Serve) -> None:
     server = await serve(server={"port": 0, "write_patience_s": 0.05})
     host, port = server.url.removeprefix("http://").split(":")
     line = socket.socket()
@@ -176,7 +176,7 @@ async def test_an_answer_that_nobody_reads_is_cut_off(serve: Serve) -> None:
         line.close()
 
 
-async def test_a_token_that_is_too_long_is_refused_unread(server: Running) -> None:
+async def test_edge_refuses_a_token_that_is_too_long_unread(server: Running) -> None:
     async with wired(server.url) as wire:
         signed = server.token()
         long = signed + "a" * (MAX_TOKEN_CHARS + 1 - len(signed))

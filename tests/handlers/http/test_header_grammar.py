@@ -21,7 +21,7 @@ _BY_MAIL = {"content_type", "charset", "content_disposition", "text", "json", "p
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_what_a_request_brings_is_not_asked_of_the_library(module: str) -> None:
+def test_headers_are_not_parsed_by_the_library(module: str) -> None:
     found = [
         ast.unparse(node)
         for node in ast.walk(ast.parse((FOLDER / module).read_text()))
@@ -33,7 +33,7 @@ def test_what_a_request_brings_is_not_asked_of_the_library(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_no_module_parses_mail(module: str) -> None:
+def test_headers_no_module_imports_a_mail_parser(module: str) -> None:
     mail = r"^(?:from|import) email\b(?!\.utils import format_datetime$)"
     assert not re.search(mail, (FOLDER / module).read_text(), re.MULTILINE)
 
@@ -53,10 +53,10 @@ def test_no_module_parses_mail(module: str) -> None:
         ('x; filename="Ü.png"', "Ü.png"),
     ],
 )
-def test_a_disposition_names_a_file(disposition: str, name: str | None) -> None:
+def test_file_name_of_each_disposition_is_read(disposition: str, name: str | None) -> None:
     assert file_name(disposition) == name
 
 
-def test_a_message_with_bytes_that_are_no_utf8_is_told() -> None:
+def test_error_message_with_bytes_that_are_no_utf8_is_escaped() -> None:
     told = msgspec.json.decode(error_body(SyncError("malformed", "not \udcff, ü"), None))
     assert told["message"] == "not \\udcff, ü"

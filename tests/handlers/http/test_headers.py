@@ -60,14 +60,14 @@ def any_case(draw: Callable[..., bool], text: str) -> str:
 
 
 @given(st.data())
-def test_elements_are_what_stands_between_commas_outside_of_quotes(data: st.DataObject) -> None:
+def test_elements_are_split_at_commas_outside_of_quotes(data: st.DataObject) -> None:
     said = data.draw(st.lists(st.builds("{}{}".format, TOKEN, PARAMETER | st.just("")), max_size=5))
     spelled = data.draw(lines(said))
     assert elements(combined(headers("X", spelled), "x")) == said
 
 
 @given(st.data())
-def test_tokens_of_every_spelling_are_the_same(data: st.DataObject) -> None:
+def test_tokens_in_any_case_and_any_lines_are_the_same(data: st.DataObject) -> None:
     said = data.draw(st.lists(TOKEN, max_size=5))
     spelled = headers("Connection", data.draw(lines(said)))
     assert tokens(spelled, "connection") == [one.lower() for one in said]
@@ -94,7 +94,7 @@ RANGES = ["application/json", "application/msgpack", "application/*", "text/html
 
 
 @given(weighted(CODINGS))
-def test_takes_gzip_where_it_is_named_and_the_body_as_it_is_not_rather(
+def test_takes_gzip_if_named_and_identity_is_not_preferred(
     taken: tuple[dict[str, float], list[str]],
 ) -> None:
     said, spelled = taken
@@ -106,7 +106,7 @@ def test_takes_gzip_where_it_is_named_and_the_body_as_it_is_not_rather(
 
 
 @given(weighted(RANGES))
-def test_prefers_msgpack_where_it_is_named_and_json_is_not_before_it(
+def test_prefers_msgpack_if_named_and_json_is_not_preferred(
     taken: tuple[dict[str, float], list[str]],
 ) -> None:
     said, spelled = taken
@@ -134,7 +134,7 @@ def test_prefers_msgpack_where_it_is_named_and_json_is_not_before_it(
         ("", False),
     ],
 )
-def test_prefers_msgpack(accept: str, msgpack: bool) -> None:
+def test_prefers_msgpack_each_header_has_its_outcome(accept: str, msgpack: bool) -> None:
     assert prefers_msgpack(headers("Accept", [accept])) is msgpack
 
 
@@ -156,7 +156,7 @@ def test_prefers_msgpack(accept: str, msgpack: bool) -> None:
         (["gzip", "deflate"], "gzip, deflate"),
     ],
 )
-def test_content_coding(said: list[str], coding: str) -> None:
+def test_content_coding_each_header_has_its_outcome(said: list[str], coding: str) -> None:
     assert content_coding(headers("Content-Encoding", said)) == coding
 
 
@@ -164,14 +164,14 @@ _TOKEN68 = st.from_regex(r"[A-Za-z0-9._~+/-]{1,12}={0,2}", fullmatch=True)
 
 
 @given(st.data())
-def test_token_of_a_bearer_in_any_case_and_behind_any_blanks(data: st.DataObject) -> None:
+def test_token_of_bearer_in_any_case_and_after_any_blanks_is_read(data: st.DataObject) -> None:
     token = data.draw(_TOKEN68)
     said = any_case(data.draw, "bearer") + " " * data.draw(st.integers(1, 3)) + token
     assert token_of(headers("authorization", [said])) == token
 
 
 @given(st.data())
-def test_token_of_a_list_of_subprotocols_in_any_lines(data: st.DataObject) -> None:
+def test_token_of_subprotocols_in_any_lines_is_read(data: st.DataObject) -> None:
     token = data.draw(st.text("abcXYZ019._-", min_size=1, max_size=8))
     others = data.draw(st.lists(TOKEN.filter(lambda name: not name.startswith("bearer.")), max_size=3))
     said = [*others, f"bearer.{token}"]
@@ -181,7 +181,7 @@ def test_token_of_a_list_of_subprotocols_in_any_lines(data: st.DataObject) -> No
 
 
 @given(st.data())
-def test_media_type_is_what_stands_before_the_parameters(data: st.DataObject) -> None:
+def test_media_type_has_no_parameters(data: st.DataObject) -> None:
     kind = f"{data.draw(TOKEN)}/{data.draw(TOKEN)}"
     parameters = "".join(data.draw(st.lists(PARAMETER, max_size=2)))
     fields = headers("Content-Type", [kind + parameters])
@@ -190,7 +190,7 @@ def test_media_type_is_what_stands_before_the_parameters(data: st.DataObject) ->
 
 
 @given(st.data())
-def test_expectation_is_met_where_all_of_the_list_is_100_continue(data: st.DataObject) -> None:
+def test_expectation_of_100_continue_alone_is_met(data: st.DataObject) -> None:
     said = data.draw(st.lists(st.just("100-continue") | TOKEN, max_size=3))
     spelled = data.draw(lines([any_case(data.draw, one) for one in said]))
     request = make_mocked_request("POST", "/", headers=headers("Expect", spelled))
@@ -206,7 +206,7 @@ TAG = st.builds('{}"{}"'.format, st.sampled_from(["", "W/"]), _ETAGC)
 
 
 @given(st.data())
-def test_is_known_where_one_of_the_tags_is_the_files_weak_or_not(data: st.DataObject) -> None:
+def test_is_known_with_the_files_tag_weak_or_strong(data: st.DataObject) -> None:
     said = data.draw(st.lists(TAG, max_size=4))
     own = f'"{data.draw(_ETAGC)}"'
     if data.draw(st.booleans()):
@@ -217,7 +217,7 @@ def test_is_known_where_one_of_the_tags_is_the_files_weak_or_not(data: st.DataOb
 
 
 @given(st.data())
-def test_wanted_part_of_one_range_is_that_part_and_of_more_the_whole(data: st.DataObject) -> None:
+def test_wanted_part_of_one_range_is_that_part_of_several_the_whole(data: st.DataObject) -> None:
     bounds = st.tuples(st.integers(0, 9), st.integers(0, 20)).filter(lambda pair: pair[0] <= pair[1])
     said = data.draw(st.lists(bounds, min_size=1, max_size=3))
     spelled = data.draw(lines([f"{first}-{last}" for first, last in said]).filter(lambda one: len(one) == 1))
@@ -235,7 +235,7 @@ _LONG = ['"', '\\"', 'a"', ",", " ", "\t, ", ";", "; ", ";q=", ';a="', 'W/"', "0
 
 
 @pytest.mark.parametrize("piece", _LONG)
-def test_a_long_field_is_read_in_time_that_grows_with_its_length_alone(piece: str) -> None:
+def test_headers_long_field_is_read_in_linear_time(piece: str) -> None:
     for begun in ("", "a", '"'):
         for ended in ("", "x", "\\"):
             field = begun + piece * (_CHARS // len(piece)) + ended

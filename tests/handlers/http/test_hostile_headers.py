@@ -28,7 +28,9 @@ async def asked(
 
 @pytest.mark.parametrize("comment", COMMENTS)
 @pytest.mark.parametrize("spelling", ["tus", "draft", "sync"])
-async def test_a_type_of_comments_is_refused_at_once(comment: str, spelling: str, shared: Running) -> None:
+async def test_headers_content_type_of_comments_is_refused_at_once(
+    comment: str, spelling: str, shared: Running
+) -> None:
     path = "/v1/sync" if spelling == "sync" else await uploader(shared).begun(1000)
     method = "POST" if spelling == "sync" else "PATCH"
     more = {"tus": TUS, "draft": {"Upload-Draft-Interop-Version": "6"}, "sync": {}}[spelling]
@@ -53,7 +55,7 @@ DISPOSITIONS = {
 
 
 @pytest.mark.parametrize("disposition", DISPOSITIONS)
-async def test_an_odd_disposition_names_nothing(disposition: str, shared: Running) -> None:
+async def test_headers_odd_disposition_names_nothing(disposition: str, shared: Running) -> None:
     headers = Draft(8, shared).creation(complete=True, content_disposition=DISPOSITIONS[disposition])
     answer = await asked(shared, "POST", "/v1/uploads", headers, PNG)
     assert answer.verdict == (422, "invalid_message")
@@ -62,7 +64,7 @@ async def test_an_odd_disposition_names_nothing(disposition: str, shared: Runnin
 
 @pytest.mark.parametrize("name", ["Upload-Length", "Upload-Offset"])
 @pytest.mark.parametrize("spelling", ["tus", "draft"])
-async def test_a_number_of_zeros_is_zero(name: str, spelling: str, shared: Running) -> None:
+async def test_headers_number_of_many_zeros_is_zero(name: str, spelling: str, shared: Running) -> None:
     path = await uploader(shared).begun(1000)
     usual = TUS | {"Content-Type": CHUNK} if spelling == "tus" else Draft(8, shared).chunk(0, complete=False)
     headers = usual | {"Upload-Offset": "0", name: "0" * 5000}
@@ -95,7 +97,7 @@ async def test_a_number_of_zeros_is_zero(name: str, spelling: str, shared: Runni
         ("CONNECT", "tidemark:80"),
     ],
 )
-async def test_what_cannot_be_met_is_refused_in_words(
+async def test_headers_expectation_that_cannot_be_met_is_417(
     expect: str, method: str, path: str, shared: Running
 ) -> None:
     async with wired(shared.url) as wire:
@@ -114,7 +116,7 @@ async def test_what_cannot_be_met_is_refused_in_words(
     ],
 )
 @pytest.mark.parametrize("expect", [{}, {"Expect": "100-continue"}])
-async def test_what_has_no_route_is_refused(
+async def test_headers_expectation_without_a_route_is_refused(
     expect: dict[str, str], method: str, path: str, verdict: tuple[int, str], shared: Running
 ) -> None:
     answer = await asked(shared, method, path, expect)
@@ -138,7 +140,7 @@ LONG = msgspec.json.encode({"type": "sync", "key": "k", "items": [put("a1", None
     ],
     ids=str,
 )
-async def test_answer_is_compressed_where_the_client_takes_that(
+async def test_headers_accept_encoding_chooses_compression(
     lines: list[str], coding: str | None, shared: Running
 ) -> None:
     await shared.post("/v1/sync", LONG)
@@ -158,7 +160,7 @@ async def test_answer_is_compressed_where_the_client_takes_that(
     ],
     ids=str,
 )
-async def test_answer_comes_in_what_the_client_takes(lines: list[str], kind: str, shared: Running) -> None:
+async def test_headers_accept_chooses_the_encoding(lines: list[str], kind: str, shared: Running) -> None:
     async with wired(shared.url) as wire:
         await wire.head("GET", "/v1/changes", shared.headers(), *lines)
         assert (await wire.answer()).headers["Content-Type"] == kind
@@ -175,7 +177,7 @@ async def test_answer_comes_in_what_the_client_takes(lines: list[str], kind: str
     ],
     ids=str,
 )
-async def test_body_is_unpacked_however_its_coding_is_spelled(
+async def test_headers_content_encoding_in_any_form_is_inflated(
     lines: list[str], verdict: int, shared: Running
 ) -> None:
     body = gzip.compress(LONG)
@@ -186,7 +188,7 @@ async def test_body_is_unpacked_however_its_coding_is_spelled(
         assert (await wire.answer()).status == verdict
 
 
-async def test_metadata_in_several_lines_is_one(shared: Running) -> None:
+async def test_headers_metadata_in_several_lines_is_one_list(shared: Running) -> None:
     pairs = encoded(described()).split(",")
     async with wired(shared.url) as wire:
         sized = {"Upload-Length": "5", "Content-Length": "0"}
@@ -198,7 +200,7 @@ async def test_metadata_in_several_lines_is_one(shared: Running) -> None:
         assert (await wire.answer()).headers["Upload-Metadata"].replace(", ", ",") == ",".join(pairs)
 
 
-async def test_a_sync_that_is_asked_about_first_is_invited(shared: Running) -> None:
+async def test_headers_expect_100_continue_of_a_sync_is_answered(shared: Running) -> None:
     body = b'{"type": "heartbeat"}'
     headers = shared.headers() | {"Content-Length": str(len(body)), "Expect": "100-Continue"}
     async with wired(shared.url) as wire:
@@ -210,7 +212,7 @@ async def test_a_sync_that_is_asked_about_first_is_invited(shared: Running) -> N
 
 @pytest.mark.parametrize("coding", ["gzip, chunked", "gzip,Chunked", "x, chunked"])
 @pytest.mark.parametrize("spelling", ["tus", "draft"])
-async def test_bytes_that_are_coded_are_not_taken_for_the_files(
+async def test_headers_content_encoding_of_an_upload_is_refused(
     coding: str, spelling: str, shared: Running
 ) -> None:
     phone = uploader(shared)

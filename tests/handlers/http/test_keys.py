@@ -34,7 +34,7 @@ def _secret_of(given: Auth, generated: Path | None) -> object:
     return key.private
 
 
-def test_the_secret_comes_from_the_setting_or_its_file(tmp_path: Path) -> None:
+def test_keys_secret_comes_from_the_setting_or_its_file(tmp_path: Path) -> None:
     file = tmp_path / "secret"
     file.write_text(f"{_SECRET}\n")
     assert (
@@ -44,7 +44,7 @@ def test_the_secret_comes_from_the_setting_or_its_file(tmp_path: Path) -> None:
     )
 
 
-def test_a_secret_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
+def test_keys_generated_secret_is_made_once_and_private(tmp_path: Path) -> None:
     place = tmp_path / "auth.secret"
     with ThreadPoolExecutor(8) as threads:
         made = set(threads.map(lambda _: _secret_of(auth(), place), range(8)))
@@ -55,24 +55,24 @@ def test_a_secret_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
     assert _secret_of(auth(), tmp_path / "other") not in made
 
 
-def test_without_a_key_a_database_of_ones_own_is_refused() -> None:
+def test_keys_without_a_key_a_database_of_ones_own_is_refused() -> None:
     with pytest.raises(UnusableKeyError, match=r"auth\.secret_file"):
         key_set(auth(), None)
 
 
-def test_two_keys_for_one_thing_are_refused() -> None:
+def test_keys_two_keys_for_one_thing_are_refused() -> None:
     with pytest.raises(UnusableKeyError, match=r"auth\.secret and auth\.key_file are both set"):
         key_set(auth(secret=_SECRET, key_file="key.pem"), None)
 
 
 @pytest.mark.parametrize("setting", ["secret_file", "key_file", "jwks_file"])
-def test_a_missing_file_is_named(tmp_path: Path, setting: str) -> None:
+def test_keys_missing_file_is_named(tmp_path: Path, setting: str) -> None:
     path = tmp_path / "nowhere"
     with pytest.raises(UnusableKeyError, match=f"{path}: No such file or directory"):
         key_set(auth(**{setting: str(path)}), None)
 
 
-def test_a_private_key_signs_and_a_public_one_only_verifies(tmp_path: Path) -> None:
+def test_keys_private_key_signs_and_a_public_one_only_verifies(tmp_path: Path) -> None:
     private = Ed25519PrivateKey.generate()
     pem = tmp_path / "key.pem"
     pem.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))

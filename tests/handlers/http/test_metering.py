@@ -108,7 +108,7 @@ def _bill(address: str | None) -> tuple[Bill, dict[str, float]]:
     return bill, turns.charged
 
 
-def test_bill_of_a_stranger_is_its_address_s() -> None:
+def test_bill_without_a_token_is_charged_to_the_address() -> None:
     bill, charged = _bill(ADDRESS)
     bill.worked(0.25)
     assert charged == {}
@@ -116,7 +116,7 @@ def test_bill_of_a_stranger_is_its_address_s() -> None:
     assert charged == {ADDRESS: 0.25}
 
 
-def test_bill_of_a_request_is_its_device_s_from_its_head_on() -> None:
+def test_bill_of_a_request_is_charged_to_its_device_with_its_head() -> None:
     bill, charged = _bill(ADDRESS)
     paid: list[float] = []
 
@@ -133,7 +133,7 @@ def test_bill_of_a_request_is_its_device_s_from_its_head_on() -> None:
     assert (paid, charged) == ([0.25, 0.5], {ADDRESS: 0.0005})
 
 
-def test_bill_of_a_proxy_s_connection_is_nobody_s() -> None:
+def test_bill_of_a_proxy_is_not_charged() -> None:
     bill, charged = _bill(None)
     bill.worked(0.25)
     bill.settle()
@@ -150,7 +150,7 @@ async def _charged_s(server: Running) -> float:
 
 
 @pytest.mark.parametrize("path", ["/v1/changes", "/v1/conflicts", "/v1/domains"])
-async def test_answer_over_http_is_charged_to_who_asks(path: str, serve: Serve) -> None:
+async def test_answer_over_http_is_charged_to_its_device(path: str, serve: Serve) -> None:
     server = await serve()
     before_s = await _charged_s(server)
     assert (await server.get(path)).status == 200

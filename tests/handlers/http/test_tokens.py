@@ -111,14 +111,14 @@ def pem(key: Any, *, private: bool) -> bytes:
 # -- claims -----------------------------------------------------------------------------------
 
 
-def test_a_device_is_let_in() -> None:
+def test_token_of_a_device_is_accepted() -> None:
     claims = verifier().verify(signed(payload(sub="ann")))
     assert claims == Claims("device", "acme", "phone-1", "ann", payload()["exp"], "j1")
     assert device_claims(claims) == ("acme", "phone-1")
 
 
 @pytest.mark.parametrize("claim", ["exp", "aud", "jti", "tid", "did"])
-def test_required_claims_are_named(claim: str) -> None:
+def test_token_missing_claim_is_named(claim: str) -> None:
     assert refusal(signed(payload(**{claim: ...}))) == f"the token has no {claim}"
     assert claim in refusal(signed(payload(**{claim: None}))) or claim == "aud"
 
@@ -169,20 +169,20 @@ def test_required_claims_are_named(claim: str) -> None:
     ],
     ids=str,
 )
-def test_what_is_wrong_in_a_claim_is_refused(change: Json) -> None:
+def test_token_wrong_claim_is_refused(change: Json) -> None:
     assert refusal(signed(payload(**change)))
 
 
 @pytest.mark.parametrize("device_id", ["a", "A-Z_09", "x" * 255, "-"])
-def test_device_ids_within_the_rule(device_id: str) -> None:
+def test_token_device_id_within_the_rule_is_accepted(device_id: str) -> None:
     assert verifier().verify(signed(payload(did=device_id))).device_id == device_id
 
 
-def test_the_audience_may_be_one_of_several() -> None:
+def test_token_audience_may_be_one_of_several() -> None:
     assert verifier().verify(signed(payload(aud=["other", "tidemark"]))).tenant == "acme"
 
 
-def test_an_expired_token_says_so() -> None:
+def test_token_expired_says_so() -> None:
     assert refusal(signed(payload(exp=int(time.time()) - 1))) == "the token has expired"
 
 
@@ -300,7 +300,7 @@ def test_verify_an_optional_claim_of_null_is_missing(claim: str) -> None:
 
 
 @pytest.mark.parametrize("role", ["operator", "viewer"])
-def test_people_need_neither_tenant_nor_device_and_are_no_devices(role: str) -> None:
+def test_token_of_a_person_needs_no_device_and_is_none(role: str) -> None:
     for claims in ({"tid": ..., "did": ...}, {"tid": "acme", "did": ...}, {}):
         verified = verifier().verify(signed(payload(role=role, **claims)))
         assert verified.role == role
@@ -311,7 +311,7 @@ def test_people_need_neither_tenant_nor_device_and_are_no_devices(role: str) -> 
     assert refusal(signed(payload(role=role, tid="")))
 
 
-def test_a_supervisor_is_a_device() -> None:
+def test_token_supervisor_is_a_device() -> None:
     claims = verifier().verify(signed(payload(role="supervisor")))
     assert (claims.role, device_claims(claims)) == ("supervisor", ("acme", "phone-1"))
     assert refusal(signed(payload(role="supervisor", tid=...)))
@@ -319,14 +319,14 @@ def test_a_supervisor_is_a_device() -> None:
 
 
 @pytest.mark.parametrize("claims", [[], "claims", 5, None])
-def test_claims_that_are_no_object(claims: Any) -> None:
+def test_token_claims_that_are_no_object_are_refused(claims: Any) -> None:
     assert refusal(signed(claims))
 
 
 # -- signatures -------------------------------------------------------------------------------
 
 
-def test_a_wrong_secret_or_a_changed_claim_is_refused() -> None:
+def test_token_wrong_secret_or_a_changed_claim_is_refused() -> None:
     assert refusal(signed(payload(), b"another secret of thirty-two byte"))
     head, body, mac = signed(payload()).split(".")
     other = signed(payload(did="phone-2")).split(".")[1]
@@ -338,21 +338,21 @@ def test_a_wrong_secret_or_a_changed_claim_is_refused() -> None:
 @pytest.mark.parametrize(
     "algorithm", ["none", "None", "NONE", "", "HS384", "HS512", "RS256", "EdDSA", None, 5]
 )
-def test_the_tokens_own_algorithm_decides_nothing(algorithm: Any) -> None:
+def test_token_own_algorithm_decides_nothing(algorithm: Any) -> None:
     assert refusal(signed(payload(), algorithm=algorithm))
     head, body, _ = signed(payload(), algorithm=algorithm).split(".")
     assert refusal(f"{head}.{body}.")
 
 
 @pytest.mark.parametrize("algorithm", ["HS384", "HS512"])
-def test_a_secret_takes_one_of_its_algorithms(algorithm: str) -> None:
+def test_token_secret_takes_one_of_its_algorithms(algorithm: str) -> None:
     secret = SECRET * 2
     assert verifier(secret_key(secret)).verify(jwt.encode(payload(), secret, "HS256")).tenant == "acme"
     assert refusal(jwt.encode(payload(), secret, algorithm), verifier(secret_key(secret)))
 
 
 @ASYMMETRIC
-def test_a_public_key_is_no_secret(algorithm: str) -> None:
+def test_token_public_key_is_no_secret(algorithm: str) -> None:
     private = PRIVATE[algorithm]
     by = verifier(Key(algorithm, private.public_key()))  # type: ignore[arg-type]
     written = pem(private, private=False)
@@ -363,20 +363,20 @@ def test_a_public_key_is_no_secret(algorithm: str) -> None:
 
 
 @ASYMMETRIC
-def test_another_key_of_the_same_kind_is_refused(algorithm: str) -> None:
+def test_token_another_key_of_the_same_kind_is_refused(algorithm: str) -> None:
     other = generated()[algorithm]
     by = verifier(Key(algorithm, PRIVATE[algorithm].public_key()))  # type: ignore[arg-type]
     assert refusal(jwt.encode(payload(), other, algorithm), by)
 
 
-def test_an_rsa_key_takes_one_of_its_algorithms() -> None:
+def test_token_rsa_key_takes_one_of_its_algorithms() -> None:
     by = verifier(Key("RS256", PRIVATE["RS256"].public_key()))
     for algorithm in ("RS384", "RS512", "PS256"):
         assert refusal(jwt.encode(payload(), PRIVATE["RS256"], algorithm), by)
 
 
 @given(token=st.text(max_size=60) | st.lists(st.text(max_size=20), min_size=3, max_size=3).map(".".join))
-def test_any_text_is_refused_in_one_way(token: str) -> None:
+def test_token_of_any_text_is_refused_in_one_way(token: str) -> None:
     assert refusal(token)
 
 
@@ -392,7 +392,7 @@ _json = st.recursive(
     value=_json,
     header=st.dictionaries(st.sampled_from(["kid", "typ", "crit", "b64", "jwk", "x5c"]), _json, max_size=2),
 )
-def test_whatever_is_signed_is_read_or_refused(name: str, value: Any, header: Json) -> None:
+def test_token_of_any_signed_claims_is_read_or_refused(name: str, value: Any, header: Json) -> None:
     try:
         claims = verifier().verify(signed(payload(**{name: value}), **header))
     except SyncError as error:
@@ -408,7 +408,7 @@ def test_whatever_is_signed_is_read_or_refused(name: str, value: Any, header: Js
 
 @ASYMMETRIC
 @pytest.mark.parametrize("private", [False, True])
-def test_pem_files(tmp_path: Path, algorithm: str, private: bool) -> None:
+def test_pem_key_of_each_file_is_read(tmp_path: Path, algorithm: str, private: bool) -> None:
     path = tmp_path / "key.pem"
     path.write_bytes(pem(PRIVATE[algorithm], private=private))
     key = pem_key(path)
@@ -422,7 +422,7 @@ def test_pem_files(tmp_path: Path, algorithm: str, private: bool) -> None:
             issue_token(key, audience="tidemark", ttl_s=60, tenant="acme", device_id="d")
 
 
-def test_pem_files_of_no_use(tmp_path: Path) -> None:
+def test_pem_key_of_a_useless_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "key.pem"
     with pytest.raises(UnusableKeyError, match="No such file"):
         pem_key(path)
@@ -445,7 +445,7 @@ def test_pem_files_of_no_use(tmp_path: Path) -> None:
         pem_key(path)
 
 
-def test_a_short_secret_is_refused() -> None:
+def test_token_short_secret_is_refused() -> None:
     with pytest.raises(UnusableKeyError, match="31 bytes"):
         secret_key(b"x" * 31)
     assert secret_key(b"x" * 32).algorithm == "HS256"
@@ -464,7 +464,7 @@ def jwks(path: Path, *entries: Any) -> Path:
     return path
 
 
-def test_the_kid_chooses_the_key(tmp_path: Path) -> None:
+def test_token_kid_chooses_the_key(tmp_path: Path) -> None:
     secret = base64.urlsafe_b64encode(SECRET).decode().rstrip("=")
     keys = jwks_keys(
         jwks(
@@ -493,7 +493,7 @@ def test_the_kid_chooses_the_key(tmp_path: Path) -> None:
     assert by.verify(signed(payload(), kid="hs")).tenant == "acme"
 
 
-def test_a_token_with_a_kid_is_not_the_default_keys(tmp_path: Path) -> None:
+def test_token_with_a_kid_is_not_checked_with_the_default_key(tmp_path: Path) -> None:
     keys = jwks_keys(jwks(tmp_path / "jwks.json", jwk("EdDSA", "ed")))
     by = verifier(secret_key(SECRET), keys)
     assert by.verify(signed(payload())).tenant == "acme"
@@ -520,12 +520,12 @@ def test_a_token_with_a_kid_is_not_the_default_keys(tmp_path: Path) -> None:
         ([{"kty": "oct", "kid": "a", "k": "c2hvcnQ" * 9, "alg": "HS512"}], "does not fit the key"),
     ],
 )
-def test_jwks_of_no_use(tmp_path: Path, entries: list[Any], match: str) -> None:
+def test_jwks_of_useless_keys_are_refused(tmp_path: Path, entries: list[Any], match: str) -> None:
     with pytest.raises(UnusableKeyError, match=match):
         jwks_keys(jwks(tmp_path / "jwks.json", *entries))
 
 
-def test_jwks_files_that_are_none(tmp_path: Path) -> None:
+def test_jwks_file_that_is_none_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "jwks.json"
     with pytest.raises(UnusableKeyError, match="No such file"):
         jwks_keys(path)
@@ -547,7 +547,7 @@ def test_jwks_files_that_are_none(tmp_path: Path) -> None:
         ("viewer", "acme", None),
     ],
 )
-def test_what_is_issued_is_let_in(role: Role, tenant: str | None, device: str | None) -> None:
+def test_token_issued_is_accepted(role: Role, tenant: str | None, device: str | None) -> None:
     token = issue_token(
         secret_key(SECRET),
         audience="tidemark",
@@ -563,7 +563,7 @@ def test_what_is_issued_is_let_in(role: Role, tenant: str | None, device: str | 
     assert ("role" in jwt.decode(token, options={"verify_signature": False})) is (role != "device")
 
 
-def test_no_two_tokens_have_the_same_id() -> None:
+def test_token_ids_are_unique() -> None:
     tokens = {
         verifier()
         .verify(issue_token(secret_key(SECRET), audience="tidemark", ttl_s=60, tenant="a", device_id="d"))
@@ -574,7 +574,7 @@ def test_no_two_tokens_have_the_same_id() -> None:
 
 
 @pytest.mark.parametrize(("tenant", "device"), [(None, "d"), ("acme", None), ("acme", "no such id!")])
-def test_claims_that_no_server_takes_are_not_issued(tenant: str | None, device: str | None) -> None:
+def test_token_claims_that_no_server_takes_are_not_issued(tenant: str | None, device: str | None) -> None:
     with pytest.raises(UnusableKeyError):
         issue_token(secret_key(SECRET), audience="tidemark", ttl_s=60, tenant=tenant, device_id=device)
 
@@ -593,7 +593,7 @@ def test_claims_that_no_server_takes_are_not_issued(tenant: str | None, device: 
         ({"Authorization": "Basic x", "Sec-WebSocket-Protocol": "bearer.def"}, "def"),
     ],
 )
-def test_where_the_token_is(headers: dict[str, str], token: str) -> None:
+def test_token_is_found_in_each_place(headers: dict[str, str], token: str) -> None:
     assert token_of(CIMultiDict(headers)) == token
 
 
@@ -609,7 +609,7 @@ def test_where_the_token_is(headers: dict[str, str], token: str) -> None:
         {"Sec-WebSocket-Protocol": "tidemark.v1.json"},
     ],
 )
-def test_without_a_token_nobody_is_let_in(headers: dict[str, str]) -> None:
+def test_token_missing_is_refused(headers: dict[str, str]) -> None:
     with pytest.raises(SyncError) as caught:
         token_of(CIMultiDict(headers))
     assert caught.value.code == "unauthenticated"
@@ -621,7 +621,7 @@ def test_offered_subprotocols_keep_their_order() -> None:
     assert offered_subprotocols(CIMultiDict()) == []
 
 
-def test_origins() -> None:
+def test_origin_each_case_has_its_outcome() -> None:
     by = verifier()
     by.check_origin(None)
     by.check_origin("https://app.example.org")
@@ -637,7 +637,7 @@ def test_origins() -> None:
         assert caught.value.code == "forbidden"
 
 
-def test_a_token_that_was_checked_is_believed_until_it_expires_and_no_longer(
+def test_token_cached_is_accepted_until_it_expires(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checks = verifier()
@@ -650,7 +650,7 @@ def test_a_token_that_was_checked_is_believed_until_it_expires_and_no_longer(
     assert checks.verify(token) is not claims, "it was not checked again"
 
 
-def test_tokens_that_were_checked_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("handlers.http.tokens._REMEMBERED_TOKENS", 2)
     checks = verifier()
     tokens = [signed(payload(jti=str(number))) for number in range(3)]

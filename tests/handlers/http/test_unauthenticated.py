@@ -46,7 +46,7 @@ def _unauthenticated(of_all: int, of_address: int) -> UnauthenticatedConnections
     )
 
 
-async def test_doors_bytes_of_one_address_are_bounded_apart_from_others() -> None:
+async def test_unauthenticated_bytes_of_one_address_are_bounded() -> None:
     unauthenticated = _unauthenticated(100, 50)
     assert unauthenticated.wait("a", 50)
     assert not unauthenticated.wait("a", 1)
@@ -56,7 +56,7 @@ async def test_doors_bytes_of_one_address_are_bounded_apart_from_others() -> Non
     assert unauthenticated.wait("a", 50)
 
 
-async def test_doors_bytes_of_all_connections_are_bounded_those_of_proxies_too() -> None:
+async def test_unauthenticated_bytes_of_all_connections_are_bounded_with_proxies() -> None:
     unauthenticated = _unauthenticated(100, 50)
     assert unauthenticated.wait(None, 100)
     assert not unauthenticated.wait("a", 1)
@@ -112,7 +112,7 @@ async def test_edge_keeps_so_many_connections_of_a_device_between_requests(serve
         assert (await other.ask("GET", "/v1/domains", server.headers("tablet"))).status == 200
 
 
-async def test_edge_drops_the_rest_of_a_refused_body_and_hears_the_next_request(server: Running) -> None:
+async def test_edge_drops_the_rest_of_a_refused_body_and_reads_the_next_request(server: Running) -> None:
     async with wired(server.url) as wire:
         await wire.head("POST", "/v1/sync", {"Content-Length": "900000"})
         assert (await wire.answer()).verdict == (401, "unauthenticated")
@@ -179,7 +179,7 @@ async def test_body_of_a_request_that_is_not_admitted_pauses_after_one_small_rea
     ("method", "path"),
     [("GET", "/v1/sync"), ("GET", "/v1/domains"), ("GET", "/v1/nothing"), ("PUT", "/v1/sync")],
 )
-async def test_refused_request_is_let_go_without_a_collection(
+async def test_edge_refused_request_is_freed_without_a_collection(
     method: str, path: str, server: Running
 ) -> None:
     async with wired(server.url) as wire:

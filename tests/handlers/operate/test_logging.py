@@ -37,7 +37,7 @@ def _lines(script: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in _logged(script).splitlines()]
 
 
-def test_a_line_is_one_object_with_its_time_level_and_worker() -> None:
+def test_log_line_is_one_object_with_its_time_level_and_worker() -> None:
     lines = _lines('log.debug("unheard"); log.info("batch_done", tenant="acme", duration_ms=1.5)')
     assert len(lines) == 1
     assert list(lines[0])[:3] == ["timestamp", "level", "event"]
@@ -53,12 +53,12 @@ def test_a_line_is_one_object_with_its_time_level_and_worker() -> None:
     }
 
 
-def test_values_that_json_refuses_do_not_lose_the_line() -> None:
+def test_log_values_that_json_refuses_do_not_lose_the_line() -> None:
     lines = _lines(r'log.info("odd", number=1 << 70, text="\ud800", raw=b"x", kept={1: {2}})')
     assert (lines[0]["number"], lines[0]["text"], lines[0]["raw"]) == (1 << 70, "\ud800", "b'x'")
 
 
-def test_an_exception_is_told_without_its_text() -> None:
+def test_log_of_an_exception_omits_its_text() -> None:
     lines = _lines(
         """
 try:
@@ -82,7 +82,7 @@ log.error("failed", exc_info=ExceptionGroup("payload", [ValueError("payload")]))
     assert lines[1]["exception"]["of"][0]["type"] == "ValueError"
 
 
-def test_libraries_are_heard_from_warnings_on() -> None:
+def test_log_of_libraries_begins_at_warnings() -> None:
     lines = _lines(
         """
 logging.getLogger("aiohttp.server").error("bad request from %s\\nGET /secret", "here")
@@ -98,7 +98,7 @@ warnings.warn("old")
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_what_clients_garble_or_break_off_fills_no_log(form: str) -> None:
+def test_log_has_no_lines_for_garbled_or_broken_requests(form: str) -> None:
     script = """
 from aiohttp.http_exceptions import BadStatusLine, InvalidURLError
 for error in (BadStatusLine("x"), InvalidURLError("x"), ConnectionResetError(), ValueError("x")):
@@ -112,7 +112,7 @@ for error in (BadStatusLine("x"), InvalidURLError("x"), ConnectionResetError(), 
     assert "ValueError" in logged
 
 
-def test_the_format_for_people_has_the_text() -> None:
+def test_log_console_format_has_the_text_of_exceptions() -> None:
     shown = _logged(
         """
 log.info("hello", tenant="acme")
@@ -128,7 +128,7 @@ except ArithmeticError:
     assert "division by zero" in shown
 
 
-def test_a_reader_that_reads_nothing_holds_nobody_up() -> None:
+def test_log_reader_that_reads_nothing_blocks_nothing() -> None:
     reading, writing = os.pipe()
     writer = LineWriter(writing, waiting_lines=10)
     line = b"x" * 1000
@@ -145,7 +145,7 @@ def test_a_reader_that_reads_nothing_holds_nobody_up() -> None:
         assert reader.read() == b"last\n"
 
 
-def test_a_reader_that_is_gone_holds_nobody_up() -> None:
+def test_log_reader_that_is_gone_blocks_nothing() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     writer = LineWriter(writing)

@@ -40,7 +40,7 @@ def bearer(signed: str, **more: str) -> dict[str, str]:
 FAULTY = "UPDATE cluster_state SET system_identifier = 1"
 
 
-async def test_readyz_tells_everybody_its_status_and_insiders_the_reasons(server: Running) -> None:
+async def test_readyz_tells_everybody_its_status_and_operators_the_reasons(server: Running) -> None:
     for name in ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP"):
         assert await asked(f"{server.url}/readyz", {name: "127.0.0.1"}) == (200, {"status": "ready"})
     execute(server.dsn, FAULTY)
@@ -75,7 +75,7 @@ async def test_metrics_are_for_this_machine_and_operators_of_all_tenants(server:
     assert await verdict(operator) == (401, "unauthenticated")
 
 
-async def test_probe_port_tells_all_who_reach_it_and_no_other_port_does(serve: Serve) -> None:
+async def test_probe_port_answers_everybody_and_no_other_port_does(serve: Serve) -> None:
     port = free_port()
     server = await serve(server={"probe_port": port})
     probes, operator = f"http://127.0.0.1:{port}", bearer(token(None, None, role="operator"))

@@ -31,7 +31,7 @@ def outage(services: Services, dsn: str) -> Iterator[None]:
         execute(services.dsn, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
 
-async def test_alive_and_ready(server: Running) -> None:
+async def test_probes_healthz_and_readyz_are_200(server: Running) -> None:
     assert (await server.get("/healthz")).status == 200
     assert (await server.get("/readyz")).status == 200
 
@@ -42,7 +42,7 @@ async def test_probes_ask_for_no_token(server: Running) -> None:
             assert response.status == 200
 
 
-async def test_ready_says_what_is_wrong_with_the_database(server: Running) -> None:
+async def test_probes_readyz_names_the_faults_of_the_database(server: Running) -> None:
     faults: dict[str, str] = {
         "DELETE FROM _yoyo_migration WHERE migration_id IN (SELECT max(migration_id) FROM _yoyo_migration)": (
             "migrate"
@@ -58,7 +58,7 @@ async def test_ready_says_what_is_wrong_with_the_database(server: Running) -> No
     assert (await server.get("/healthz")).status == 200
 
 
-async def test_not_ready_while_the_database_is_away(server: Running, services: Services) -> None:
+async def test_probes_readyz_is_503_while_the_database_is_away(server: Running, services: Services) -> None:
     with outage(services, server.dsn):
         reply = await server.get("/readyz")
         assert reply.status == 503
@@ -75,9 +75,7 @@ READS: dict[str, Json] = {
 }
 
 
-async def test_a_short_outage_is_a_pause_for_syncs_and_reads_may_be_asked_again(
-    server: Running, services: Services
-) -> None:
+async def test_outage_short_delays_syncs_and_fails_reads(server: Running, services: Services) -> None:
     phone = await server.device()
     tablet = await server.device("tablet")
     await tablet.ask("subscribe")
@@ -98,7 +96,7 @@ async def test_a_short_outage_is_a_pause_for_syncs_and_reads_may_be_asked_again(
         assert len((await tablet.told("changes", kind))["changes"]) == 1
 
 
-async def test_syncs_are_unavailable_in_a_long_outage_and_may_be_sent_again(
+async def test_outage_long_makes_syncs_unavailable(
     server: Running, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.commit.lane.RETRY_FOR_S", 0.2)
@@ -123,9 +121,7 @@ def unavailable(error: Json) -> None:
     assert error["retry_after_ms"] > 0
 
 
-async def test_a_tenant_that_is_not_known_yet_is_told_to_come_back_while_the_database_is_away(
-    server: Running, services: Services
-) -> None:
+async def test_outage_makes_an_unknown_tenant_unavailable(server: Running, services: Services) -> None:
     await server.device("phone", "acme")
     with outage(services, server.dsn):
         await server.device("tablet", "acme")  # known already: devices need no database to connect
@@ -140,7 +136,7 @@ async def test_a_tenant_that_is_not_known_yet_is_told_to_come_back_while_the_dat
     await server.device("phone", "globex")
 
 
-async def test_metrics_are_what_prometheus_reads(server: Running) -> None:
+async def test_probes_metrics_parse_as_prometheus_text(server: Running) -> None:
     phone, tablet = await server.device("phone"), await server.device("tablet")
     await phone.push(put("a1", None, n=1))
     await phone.refused("pull", limit=0)

@@ -53,7 +53,7 @@ def _steady(page: Page) -> Page:
     }
 
 
-async def test_the_shared_port_tells_of_all_workers_whoever_answers(supervise: Supervise) -> None:
+async def test_worker_metrics_of_the_shared_port_are_of_all_workers(supervise: Supervise) -> None:
     server = await supervise()
     async with ClientSession() as http:
         for worker, pushes in ((1, 3), (2, 5)):
@@ -73,7 +73,7 @@ async def test_the_shared_port_tells_of_all_workers_whoever_answers(supervise: S
         assert _steady(page) == _steady(own[0]) | _steady(own[1])
 
 
-async def test_a_worker_that_does_not_answer_is_left_out_and_said_to_be_down(supervise: Supervise) -> None:
+async def test_worker_metrics_of_a_silent_worker_are_missing_and_it_is_down(supervise: Supervise) -> None:
     server = await supervise()
     stopped = server.pid_of(2)
     os.kill(stopped, signal.SIGSTOP)
@@ -92,7 +92,7 @@ async def test_a_worker_that_does_not_answer_is_left_out_and_said_to_be_down(sup
     assert _of(page, "tidemark_connections").keys() == {"1"}
 
 
-async def test_one_process_alone_has_no_such_label(server: Running) -> None:
+async def test_worker_metrics_of_one_process_have_no_label(server: Running) -> None:
     page = await _scrape(server.url)
     assert ("tidemark_connections", frozenset()) in page
     assert not any(name == "tidemark_worker_up" or dict(labels).get("worker") for name, labels in page)
@@ -125,7 +125,7 @@ class _Worker(Collector):
         max_size=4,
     )
 )
-def test_a_merged_page_is_all_pages_together(workers: list[_Worker]) -> None:
+def test_worker_metrics_merged_page_has_all_samples(workers: list[_Worker]) -> None:
     pages = [
         generate_latest(Labelled(worker, number)).decode() for number, worker in enumerate(workers, start=1)
     ]

@@ -111,7 +111,7 @@ class _Parser:
 
 
 @given(st.lists(st.tuples(SIZES, st.booleans()), max_size=6), st.data())
-def test_gate_hands_on_all_up_to_the_first_frame_without_a_mask(
+def test_gate_passes_on_all_frames_before_the_first_without_a_mask(
     said: list[tuple[int, bool]], data: st.DataObject
 ) -> None:
     frames = [frame(BINARY, bytes([255]) * size, masked=masked) for size, masked in said]
@@ -176,7 +176,7 @@ def test_gate_without_room_waits_until_it_is_told_and_keeps_the_order() -> None:
     assert not world.paused
 
 
-def test_gate_charges_the_time_of_a_frame_and_waits_for_a_turn_where_it_is_too_much() -> None:
+def test_gate_charges_the_time_of_a_frame_and_waits_for_a_turn_past_the_share() -> None:
     """What inflates, or is laborious otherwise, costs its sender time and nobody else."""
     world = _World(0.004)
     world.wait_s = 0.3
@@ -199,9 +199,7 @@ def test_gate_charges_the_time_of_a_frame_and_waits_for_a_turn_where_it_is_too_m
     ],
     ids=["one frame", "several", "deflated"],
 )
-def test_gate_waits_behind_others_of_its_tenant_with_what_may_be_laborious(
-    said: bytes, *, waits: bool
-) -> None:
+def test_gate_waits_behind_others_of_its_tenant_with_expensive_frames(said: bytes, *, waits: bool) -> None:
     world = _World()
     world.yields = True
     world.gate.feed_data(said)
@@ -239,7 +237,7 @@ def test_gate_at_the_end_of_the_stream_drops_what_waits() -> None:
     assert (world.due, world.fed) == ([], [])
 
 
-def test_frames_before_a_receiver_wait_in_the_gate() -> None:
+def test_gate_without_a_sink_keeps_frames() -> None:
     world = _World()
     world.pacer = None  # type: ignore[assignment]
     said = frame(TEXT, b"1")
@@ -251,7 +249,7 @@ def test_frames_before_a_receiver_wait_in_the_gate() -> None:
     assert world.fed == [said]
 
 
-def test_gate_tells_what_it_has_of_a_message_whose_rest_is_to_come() -> None:
+def test_gate_counts_the_bytes_of_an_incomplete_message() -> None:
     world = _World()
     begun, ping = frame(TEXT, b"a" * 1000, final=False), frame(9, b"?")
     world.gate.feed_data(begun[:500])
@@ -266,7 +264,7 @@ def test_gate_tells_what_it_has_of_a_message_whose_rest_is_to_come() -> None:
     assert world.held_bytes == 0
 
 
-def test_gate_takes_nothing_more_once_too_much_waits() -> None:
+def test_gate_reads_nothing_more_once_too_much_waits() -> None:
     world = _World()
     world.most_held_bytes = 1500
     begun = frame(TEXT, b"a" * 1000, final=False)

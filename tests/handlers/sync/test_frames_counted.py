@@ -48,7 +48,7 @@ def _deflated(message: bytes) -> bytes:
     ],
     ids=["pongs", "empty continuations"],
 )
-async def test_frames_that_are_no_messages_past_the_rate_close_4429(said: bytes, serve: Serve) -> None:
+async def test_rate_of_frames_without_messages_closes_4429(said: bytes, serve: Serve) -> None:
     server = await serve(**FEW)
     async with wired(server.url) as wire:
         assert (await shaken(wire, HANDSHAKE | server.headers())).status == 101
@@ -57,7 +57,7 @@ async def test_frames_that_are_no_messages_past_the_rate_close_4429(said: bytes,
     assert (code, [one["type"] for one in messages]) == (4429, ["welcome"])
 
 
-async def test_frames_that_inflate_count_by_what_they_hold(serve: Serve) -> None:
+async def test_rate_of_deflated_frames_counts_their_inflated_bytes(serve: Serve) -> None:
     server = await serve(**FEW)
     sent = _deflated(LARGE)
     assert len(sent) < 2048
@@ -72,7 +72,7 @@ async def test_frames_that_inflate_count_by_what_they_hold(serve: Serve) -> None
     assert {one["code"] for one in messages if one["type"] == "error"} == {"rate_limited"}
 
 
-async def test_bodies_that_inflate_count_by_what_they_hold(serve: Serve) -> None:
+async def test_rate_of_deflated_bodies_counts_their_inflated_bytes(serve: Serve) -> None:
     server = await serve(**FEW)
     coding = {"Content-Encoding": "gzip"}
     body = gzip.compress(LARGE)
@@ -80,7 +80,7 @@ async def test_bodies_that_inflate_count_by_what_they_hold(serve: Serve) -> None
     assert (statuses[0], statuses[-1]) == (200, 429)
 
 
-async def test_a_message_that_held_the_loop_is_logged_with_its_device(
+async def test_charge_message_that_held_the_loop_is_logged_with_its_device(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frames, "_PORTION_S", 0.0)
@@ -95,7 +95,7 @@ async def test_a_message_that_held_the_loop_is_logged_with_its_device(
     assert all(one["tenant_id"] for one in logs if one["event"] == "loop_held")
 
 
-async def test_a_push_that_was_long_in_planning_is_logged_with_its_device() -> None:
+async def test_charge_push_that_was_long_in_planning_is_logged_with_its_device() -> None:
     device = Device(key=DeviceKey(7, "phone"), bucket=TokenBucket(100.0, 0.0), changed=[])
     with capture_logs() as logs:
         for spent_s in (HELD_S, HELD_S + 0.1):
@@ -110,7 +110,7 @@ def _charges() -> LoopCharges:
     return LoopCharges(shares, LoopScheduler(shares, clock), LoopWatch(clock), clock)
 
 
-async def test_the_delay_of_the_loop_is_a_metric(server: Running) -> None:
+async def test_loop_watch_delay_is_a_metric(server: Running) -> None:
     page = (await server.get("/metrics")).body.decode()
     assert 'tidemark_loop_delay_seconds_bucket{le="0.1"}' in page
     assert "tidemark_loop_delay_longest_seconds " in page
@@ -125,7 +125,7 @@ class _Clock:
         return 0.0
 
 
-async def test_loop_watch_counts_delays_and_logs_what_nobody_owned_up_to(
+async def test_loop_watch_counts_delays_and_logs_those_without_a_known_cause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("handlers.http.loop_watch._UNKNOWN_S", 1.0)

@@ -158,13 +158,13 @@ def fill(outbox: Outbox) -> int:
 
 @pytest.mark.parametrize("size_bytes", [0, 1, 125, 126, 65_535, 65_536, 300_000])
 @pytest.mark.parametrize("binary", [False, True])
-async def test_frames_of_every_length_arrive(size_bytes: int, binary: bool) -> None:
+async def test_outbox_frames_of_every_length_arrive(size_bytes: int, binary: bool) -> None:
     async with line(binary=binary) as ends:
         ends.outbox.put(payload(7, size_bytes))
         assert await ends.reader.frame() == Frame(2 if binary else 1, False, payload(7, size_bytes))
 
 
-async def test_while_the_reader_keeps_up_no_task_runs() -> None:
+async def test_outbox_of_a_reader_that_keeps_up_runs_no_task() -> None:
     async with line() as ends:
         for number in range(100):
             ends.outbox.put(payload(number, 50))
@@ -173,7 +173,7 @@ async def test_while_the_reader_keeps_up_no_task_runs() -> None:
         assert ends.outbox.queued_bytes == 0
 
 
-async def test_each_message_is_compressed_on_its_own() -> None:
+async def test_outbox_each_message_is_compressed_on_its_own() -> None:
     text = b'{"status":"DONE"}' * 100
     async with line(deflate_bits=15) as one, line(deflate_bits=15) as other, line(deflate_bits=9) as small:
         for ends, window in ((one, 15), (other, 15), (one, 15), (small, 9), (other, 15)):
@@ -185,7 +185,7 @@ async def test_each_message_is_compressed_on_its_own() -> None:
             assert fresh.decompress(frame.payload + b"\x00\x00\xff\xff") == text
 
 
-async def test_what_could_not_be_compressed_to_the_end_goes_to_nobody_else(
+async def test_outbox_failed_compression_leaks_nothing_to_other_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Failing:
@@ -214,7 +214,7 @@ async def test_what_could_not_be_compressed_to_the_end_goes_to_nobody_else(
         assert told == b"another's" * 200
 
 
-async def test_small_messages_and_clients_that_did_not_ask_get_plain_frames() -> None:
+async def test_outbox_small_messages_and_clients_that_did_not_ask_get_plain_frames() -> None:
     async with line(deflate_bits=15) as ends, line() as plain:
         ends.outbox.put(b"x" * (COMPRESS_FROM_BYTES - 1))
         assert not (await ends.reader.frame()).compressed
@@ -222,7 +222,7 @@ async def test_small_messages_and_clients_that_did_not_ask_get_plain_frames() ->
         assert not (await plain.reader.frame()).compressed
 
 
-async def test_a_reader_that_stops_is_owed_a_bounded_amount_and_then_cut_off() -> None:
+async def test_outbox_of_a_reader_that_stops_is_bounded_and_then_cut_off() -> None:
     async with line(patience_s=SHORT_S) as ends:
         fill(ends.outbox)
         high_water = ends.transport.get_write_buffer_limits()[1]
@@ -237,7 +237,7 @@ async def test_a_reader_that_stops_is_owed_a_bounded_amount_and_then_cut_off() -
             await ends.reader.to_the_end()
 
 
-async def test_a_reader_that_too_many_answers_wait_for_is_cut_off() -> None:
+async def test_outbox_reader_that_too_many_answers_wait_for_is_cut_off() -> None:
     async with line() as ends:
         most_bytes = 0
         for number in range(1000):
@@ -251,7 +251,7 @@ async def test_a_reader_that_too_many_answers_wait_for_is_cut_off() -> None:
         await ends.owner.tasks[0]
 
 
-async def test_what_was_taken_arrives_in_order_once_the_reader_goes_on() -> None:
+async def test_outbox_accepted_messages_arrive_in_order_after_a_pause() -> None:
     async with line() as ends:
         taken = fill(ends.outbox)
         assert len(ends.owner.tasks) == 1
@@ -266,7 +266,7 @@ async def test_what_was_taken_arrives_in_order_once_the_reader_goes_on() -> None
         assert (await ends.reader.frame()).payload == b"again"
 
 
-async def test_a_refused_page_is_called_for_before_everything_is_out() -> None:
+async def test_outbox_refused_page_is_called_for_before_everything_is_out() -> None:
     async with line() as ends:
         taken = fill(ends.outbox)
         read = 0
@@ -279,7 +279,7 @@ async def test_a_refused_page_is_called_for_before_everything_is_out() -> None:
             assert (await ends.reader.frame()).payload == payload(number)
 
 
-async def test_the_close_frame_comes_behind_what_waits_and_nothing_after_it() -> None:
+async def test_outbox_close_frame_comes_behind_what_waits_and_nothing_after_it() -> None:
     async with line() as ends:
         taken = fill(ends.outbox)
         ends.outbox.close(4409, "replaced")
@@ -293,7 +293,7 @@ async def test_the_close_frame_comes_behind_what_waits_and_nothing_after_it() ->
             await ends.reader.frame()
 
 
-async def test_pings_and_their_answers() -> None:
+async def test_outbox_sends_pings_and_pongs() -> None:
     async with line() as ends:
         ends.outbox.ping()
         assert await ends.reader.frame() == Frame(9, False, b"")
@@ -307,7 +307,7 @@ async def test_pings_and_their_answers() -> None:
         assert await ends.reader.frame() == Frame(10, False, b"behind")
 
 
-async def test_nothing_is_kept_for_a_connection_that_is_gone() -> None:
+async def test_outbox_of_a_lost_connection_is_empty() -> None:
     async with line() as ends:
         fill(ends.outbox)
         ends.outbox.end()
@@ -317,7 +317,7 @@ async def test_nothing_is_kept_for_a_connection_that_is_gone() -> None:
         assert ends.outbox.queued_bytes == 0
 
 
-async def test_a_lost_connection_ends_the_drainer() -> None:
+async def test_outbox_lost_connection_ends_the_drainer() -> None:
     async with line() as ends:
         fill(ends.outbox)
         ends.transport.abort()
@@ -358,7 +358,7 @@ class Paused:
     writing_paused = True
 
 
-async def test_a_slow_reader_that_takes_something_in_time_is_not_cut_off() -> None:
+async def test_outbox_slow_reader_that_takes_something_in_time_is_not_cut_off() -> None:
     transport, owner = SlowTransport([900, 800, 800, 700, 700, 1, 1, 1]), Owner()
     outbox = Outbox(
         transport,

@@ -102,7 +102,7 @@ async def test_http_heartbeat_clock_is_remembered_for_the_next_sync(shared: Runn
     assert abs(told - timedelta(minutes=10)) < timedelta(minutes=1)
 
 
-async def test_two_sockets_second_edit_overtakes_no_own_one_whatever_the_lines(shared: Running) -> None:
+async def test_clock_two_sockets_of_a_device_keep_the_order_of_its_edits(shared: Running) -> None:
     """One base, two connections in order; the first is taken for a clock that is an hour slow."""
     first = await shared.device()
     await first.push(put("a1", n=0) | {"at": day(9)})

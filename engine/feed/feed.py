@@ -42,14 +42,27 @@ _log = structlog.get_logger()
 
 
 class _Slice:
-    """What the tail holds behind one position, with the page bodies made of it so far."""
+    """The entries of the tail behind one position, with the page bodies made of them so far."""
 
-    __slots__ = ("entries", "pages", "sessions")
+    __slots__ = ("_entries", "_head", "_pages", "_sessions")
 
-    def __init__(self, entries: list[Entry]) -> None:
-        self.entries = entries
-        self.sessions = {entry.session_id for entry in entries}
-        self.pages: dict[tuple[frozenset[str] | None, int], list[tuple[bytes, int]]] = {}
+    def __init__(self, entries: list[Entry], head: int) -> None:
+        self._entries = entries
+        self._head = head
+        self._sessions = {entry.session_id for entry in entries}
+        self._pages: dict[tuple[frozenset[str] | None, int], list[tuple[bytes, int]]] = {}
+
+    def pages(self, subscription: Subscription, max_bytes: int) -> list[tuple[bytes, int]]:
+        """Return a subscription's page bodies, shared with all that want the same."""
+        scope, limit, session_id = subscription.scope, subscription.limit, subscription.session_id
+        if session_id in self._sessions:
+            return live_pages(scope, limit, session_id, self._head, self._entries, max_bytes)
+        key = (scope.domains, limit)
+        shared = self._pages.get(key)
+        if shared is None:
+            shared = live_pages(scope, limit, session_id, self._head, self._entries, max_bytes)
+            self._pages[key] = shared
+        return shared
 
 
 class Feed:
@@ -92,11 +105,9 @@ class Feed:
         if epoch == self._epoch:
             return
         self._epoch = epoch
-        hubs = list(self._hubs.values())
-        self._hubs.clear()
-        for hub in hubs:
+        for hub in list(self._hubs.values()):
             for subscription in list(hub.subscriptions):
-                _fail(subscription, expired())
+                self._fail(subscription, expired())
 
     async def pull(self, reader: Reader, cursor: str | None, domains: list[str] | None, limit: int) -> bytes:
         """Return one page body. Raises SyncError for a cursor that does not fit, StoreError."""
@@ -142,26 +153,45 @@ class Feed:
         after_seq = scope.seq(request.cursor)
         hub = self._hubs.get(tenant_id)
         if hub is None:
-            hub = self._hubs[tenant_id] = Hub(self, tenant_id, self._limits)
-        subscription = Subscription(hub, sink, scope, request, session_id, reader)
+            hub = self._hubs[tenant_id] = Hub(tenant_id, self._limits)
+        subscription = Subscription(sink, scope, request, session_id, reader)
         hub.subscriptions.add(subscription)
         try:
             page = await self._page(reader, scope, after_seq, request.limit)
         except BaseException:
-            subscription.end()
+            self.end(subscription)
             raise
         if subscription.state == "ended":
             return subscription
-        if hub.tail.head is None:
-            hub.tail.begin(page.high_seq)
+        hub.start(page.high_seq)
         body, seq = stored_page(scope, page, self._limits.page_bytes)
-        sink.send(body, subscription.closing)
+        sink.send(body, subscription.page_suffix)
         subscription.position = seq
         if subscription.state == "reading":
-            self.go_on(hub, subscription)
+            self._join_tail(hub, subscription)
         return subscription
 
-    def go_on(self, hub: Hub, subscription: Subscription) -> None:
+    def resume(self, subscription: Subscription) -> None:
+        """Send a subscription pages again, after its sink refused one."""
+        if subscription.state == "blocked":
+            self._join_tail(self._hubs[subscription.tenant_id], subscription)
+
+    def end(self, subscription: Subscription) -> None:
+        """End a subscription: no page is sent after this returns. It may have ended before."""
+        subscription.state = "ended"
+        hub = self._hubs.get(subscription.tenant_id)
+        if hub is not None:
+            hub.subscriptions.discard(subscription)
+            if not hub.subscriptions:
+                del self._hubs[hub.tenant_id]
+
+    def _fail(self, subscription: Subscription, error: SyncError) -> None:
+        """End a subscription with an error, unless it has ended already."""
+        if subscription.state != "ended":
+            self.end(subscription)
+            subscription.sink.fail(subscription.request_id, error)
+
+    def _join_tail(self, hub: Hub, subscription: Subscription) -> None:
         """Bring a subscription back to the tail, through the store if the tail does not reach it."""
         if hub.tail.covers(subscription.position):
             subscription.state = "live"
@@ -169,11 +199,6 @@ class Feed:
         else:
             subscription.state = "reading"
             self._start(self._catch_up, hub, subscription)
-
-    def close(self, hub: Hub) -> None:
-        """Forget a tenant that nobody listens to."""
-        if self._hubs.get(hub.tenant_id) is hub:
-            del self._hubs[hub.tenant_id]
 
     def publish(self, changes: list[tuple[Record, str]]) -> None:
         """Take in committed changes with the sessions that pushed them, in any order of seq."""
@@ -184,7 +209,7 @@ class Feed:
             hub = hubs.get(record.tenant_id)
             if hub is not None:
                 hub.tail.publish(record, session_id)
-                if not hub.scheduled:
+                if not hub.is_scheduled:
                     self._schedule(hub)
 
     def doubt(self, tenants: Iterable[int]) -> None:
@@ -192,15 +217,13 @@ class Feed:
         for tenant_id in tenants:
             hub = self._hubs.get(tenant_id)
             if hub is not None:
-                hub.doubtful = True
+                hub.note_missed()
                 self._schedule(hub)
 
     def moved(self, tenant_id: int, seq: int) -> None:
         """Catch a tenant's subscribers up with what another process committed, ``seq`` among it."""
         hub = self._hubs.get(tenant_id)
-        if hub is not None and (hub.tail.head is None or hub.tail.head < seq):
-            hub.doubtful = True
-            hub.told.set()
+        if hub is not None and hub.note_remote_commit(seq):
             self._schedule(hub)
 
     async def look(self) -> None:
@@ -212,16 +235,16 @@ class Feed:
                 self.moved(tenant_id, seq)
 
     def _schedule(self, hub: Hub) -> None:
-        if hub.scheduled:
+        if hub.is_scheduled:
             return
-        hub.scheduled = True
+        hub.is_scheduled = True
         wait_s = hub.sent_at_s + self._limits.page_interval_s - self._clock.monotonic_s()
         if wait_s <= 0:
-            self._fall_due(hub)
+            self._enqueue(hub)
         else:
-            asyncio.get_running_loop().call_later(wait_s, self._fall_due, hub)
+            asyncio.get_running_loop().call_later(wait_s, self._enqueue, hub)
 
-    def _fall_due(self, hub: Hub) -> None:
+    def _enqueue(self, hub: Hub) -> None:
         self._due.append(hub)
         self._wake.set()
 
@@ -231,7 +254,7 @@ class Feed:
             self._group = group
             while True:
                 while self._due:
-                    await self._hand_out(self._due.popleft())
+                    await self._deliver(self._due.popleft())
                 self._wake.clear()
                 await self._wake.wait()
 
@@ -239,43 +262,36 @@ class Feed:
         assert self._group is not None, "the feed runs before anyone subscribes"
         self._group.start_soon(work, *arguments)
 
-    async def _hand_out(self, hub: Hub) -> None:
-        hub.scheduled = False
+    async def _deliver(self, hub: Hub) -> None:
+        hub.is_scheduled = False
         now_s = self._clock.monotonic_s()
-        if hub.ailing and not hub.healing:
-            hub.healing = True
-            self._start(self._heal, hub)
+        if hub.begin_reread():
+            self._start(self._reread, hub)
         head = hub.tail.head
         if head is None:
             return
         slices: dict[int, _Slice] = {}
         for sent, subscription in enumerate(list(hub.subscriptions), start=1):
             if subscription.state == "live" and subscription.position < head:
-                hub.sent_at_s = now_s  # only then: what a read brings does not wait for having been missed
+                # Set only when a page is sent, so that a page filled from the store is not delayed by
+                # page_interval.
+                hub.sent_at_s = now_s
                 self._send_live(hub, head, subscription, slices)
             if sent % _SENDS_PER_TURN == 0:
                 await asyncio.sleep(0)
 
     def _send_live(self, hub: Hub, head: int, subscription: Subscription, slices: dict[int, _Slice]) -> None:
         """Bring one subscription to ``head``, through page bodies shared where possible."""
-        position, most_bytes = subscription.position, self._limits.page_bytes
+        position = subscription.position
         part = slices.get(position)
         if part is None:
             if not hub.tail.covers(position):
-                self.go_on(hub, subscription)
+                self._join_tail(hub, subscription)
                 return
             part = slices[position] = _Slice(
-                [entry for entry in hub.tail.after(position) if entry.seq <= head]
+                [entry for entry in hub.tail.after(position) if entry.seq <= head], head
             )
-        if subscription.session_id in part.sessions:
-            pages = live_pages(subscription, head, part.entries, most_bytes)
-        else:
-            key = (subscription.scope.domains, subscription.limit)
-            shared = part.pages.get(key)
-            if shared is None:
-                shared = part.pages[key] = live_pages(subscription, head, part.entries, most_bytes)
-            pages = shared
-        for body, seq in pages:
+        for body, seq in part.pages(subscription, self._limits.page_bytes):
             if not subscription.send(body, seq):
                 return
         subscription.position = head
@@ -295,7 +311,7 @@ class Feed:
                 if error.code == "overloaded":
                     await asyncio.sleep(_RETRY_S)
                     continue
-                _fail(subscription, error)
+                self._fail(subscription, error)
                 return
             if subscription.state != "reading":
                 return
@@ -305,37 +321,24 @@ class Feed:
             elif not subscription.send(body, seq):
                 return
             if hub.tail.covers(subscription.position):
-                self.go_on(hub, subscription)
+                self._join_tail(hub, subscription)
 
-    async def _heal(self, hub: Hub) -> None:
+    async def _reread(self, hub: Hub) -> None:
         """Read what is missing behind the head, once for the whole tenant."""
         try:
-            while hub.ailing:
+            while hub.needs_reread:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(GAP_PATIENCE_S):
-                        await hub.told.wait()
-                head = hub.tail.head
-                if head is None or not hub.ailing:
+                        await hub.remote_commit.wait()
+                after_seq = hub.begin_read()
+                if after_seq is None:
                     break
-                hub.doubtful = False
-                hub.told.clear()
-                page = await self._gaps.behind(hub.tenant_id, head)
-                if page.more:
-                    hub.tail.begin(page.high_seq)
-                else:
-                    hub.tail.fill(page.records, page.high_seq)
+                hub.end_read(await self._gaps.behind(hub.tenant_id, after_seq))
                 self._schedule(hub)
                 await asyncio.sleep(self._limits.page_interval_s)
         except StoreError as error:
             _log.warning("gap_remains", reason=type(error).__name__)
-            hub.doubtful = True
+            hub.note_missed()
             await asyncio.sleep(_RETRY_S)
-        hub.healing = False
+        hub.end_reread()
         self._schedule(hub)
-
-
-def _fail(subscription: Subscription, error: SyncError) -> None:
-    """End a subscription and tell why, unless it has ended meanwhile."""
-    if subscription.state != "ended":
-        subscription.end()
-        subscription.sink.fail(subscription.request_id, error)

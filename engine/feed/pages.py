@@ -62,11 +62,11 @@ def unknown_domains(scope: Scope) -> bytes:
 
 def with_id(body: bytes, request_id: str | None) -> bytes:
     """Close a body, with the request's id where there is one."""
-    return body + tail(request_id)
+    return body + page_suffix(request_id)
 
 
-def tail(request_id: str | None) -> bytes:
-    """What closes a body."""
+def page_suffix(request_id: str | None) -> bytes:
+    """Return the end of a page, which follows its body: the request's id and the closing brace."""
     return b"}" if request_id is None else b',"id":' + _encode(request_id) + b"}"
 
 

@@ -90,7 +90,8 @@ class Reads:
             raise SyncError("invalid_message", "id: a subscription of this id is open")
         if len(self._subscriptions) >= MAX_SUBSCRIPTIONS:
             raise SyncError("too_large", f"subscriptions: the limit is {MAX_SUBSCRIPTIONS}")
-        sink = self._subscriptions[request.id] = SubscriptionSink(self._socket, request, self._forget)
+        sink = SubscriptionSink(self._operations.feed, self._socket, request, self._forget)
+        self._subscriptions[request.id] = sink
         self._begin(request.id, partial(self._open, sink))
 
     def unsubscribe(self, request: Unsubscribe) -> None:
@@ -132,7 +133,7 @@ class Reads:
         try:
             session = self._socket.session
             await self._operations.yield_to_writes(session)
-            await sink.open(self._operations.feed, self._reader, session.session_id)
+            await sink.open(self._reader, session.session_id)
         except Exception:
             self._forget(sink)
             if not sink.ended:

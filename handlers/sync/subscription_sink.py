@@ -29,16 +29,18 @@ class SubscriptionSink:
     """A subscription from its request on; it can end before the feed has opened it.
 
     Args:
+        feed: What is subscribed to.
         socket: Where pages are sent.
         request: The request; every page carries its id.
         forget: Is called when the feed ends the subscription, so that its id is free again.
     """
 
-    __slots__ = ("_first", "_forget", "_request", "_socket", "_subscription", "ended")
+    __slots__ = ("_feed", "_first", "_forget", "_request", "_socket", "_subscription", "ended")
 
     def __init__(
-        self, socket: Sender, request: Subscribe, forget: Callable[[SubscriptionSink], None]
+        self, feed: Feed, socket: Sender, request: Subscribe, forget: Callable[[SubscriptionSink], None]
     ) -> None:
+        self._feed = feed
         self._socket = socket
         self._request = request
         self._forget = forget
@@ -51,23 +53,23 @@ class SubscriptionSink:
         """The id that every page carries."""
         return self._request.id
 
-    async def open(self, feed: Feed, reader: Reader, session_id: str) -> None:
+    async def open(self, reader: Reader, session_id: str) -> None:
         """Open the subscription; the first page is sent before this returns. Raises SyncError, StoreError."""
-        subscription = await feed.subscribe(self, self._request, reader, session_id)
+        subscription = await self._feed.subscribe(self, self._request, reader, session_id)
         if self.ended:
-            subscription.end()
+            self._feed.end(subscription)
         else:
             self._subscription = subscription
 
-    def send(self, body: bytes, tail: bytes) -> bool:
+    def send(self, body: bytes, suffix: bytes) -> bool:
         """Pass a page on. The first page answers the request, so it is always accepted."""
         if self.ended:
             return True
         if self._first:
             self._first = False
-            self._socket.say(body + tail)
+            self._socket.say(body + suffix)
             return True
-        return self._socket.offer(body + tail)
+        return self._socket.offer(body + suffix)
 
     def fail(self, request_id: str, error: SyncError) -> None:
         """Pass on why the subscription ended."""
@@ -79,10 +81,10 @@ class SubscriptionSink:
     def resume(self) -> None:
         """Go on sending pages: the socket has room again."""
         if self._subscription is not None:
-            self._subscription.resume()
+            self._feed.resume(self._subscription)
 
     def end(self) -> None:
         """Send no more pages."""
         self.ended = True
         if self._subscription is not None:
-            self._subscription.end()
+            self._feed.end(self._subscription)

@@ -11,6 +11,7 @@ _HAZARDS = "tests/storage/stores/test_commit_hazards.py::"
 _ADMISSION = "tests/engine/commit/test_admission.py::"
 _CONNECTION = "tests/handlers/sync/test_connection.py::"
 _BACKOFF = "tests/handlers/sync/test_push_backoff.py::"
+_HUB = "tests/engine/feed/test_hub.py::"
 _STANDBY = "tests/storage/stores/test_standby.py::"
 
 _LOCKED_THEN_READ = (
@@ -140,11 +141,13 @@ MUTANTS: dict[str, Mutant] = {
         "engine/feed/subscription.py",
         (
             (
-                "        if not self.sink.send(body, self.closing):",
-                "        self.position = position\n        if not self.sink.send(body, self.closing):",
+                "        if not self.sink.send(body, self.page_suffix):",
+                "        self.position = position\n        if not self.sink.send(body, self.page_suffix):",
             ),
         ),
-        ("tests/engine/feed/test_subscription.py::test_it_stands_where_it_stood_until_its_page_is_taken",),
+        (
+            "tests/engine/feed/test_subscription.py::test_subscription_position_moves_only_when_the_sink_took_the_page",
+        ),
     ),
     "a gap passed over": Mutant(
         "engine/feed/tail.py",
@@ -156,6 +159,41 @@ MUTANTS: dict[str, Mutant] = {
             "tests/engine/feed/test_tail.py::test_what_comes_early_waits",
             _ORDER + "test_every_reader_is_told_every_change_in_order",
         ),
+    ),
+    "a change missed before the first page forgotten": Mutant(
+        "engine/feed/hub.py",
+        (
+            (
+                "            self.tail.begin(high_seq)",
+                "            self._may_have_missed = False\n            self.tail.begin(high_seq)",
+            ),
+        ),
+        (_HUB + "test_hub_missed_change_while_fresh_makes_it_incomplete_at_the_first_page",),
+    ),
+    "a change missed during a read forgotten": Mutant(
+        "engine/feed/hub.py",
+        (("        if page.more:\n", "        self._may_have_missed = False\n        if page.more:\n"),),
+        (_HUB + "test_hub_change_missed_during_a_read_needs_another_read",),
+    ),
+    "a gap wider than a page passed over": Mutant(
+        "engine/feed/hub.py",
+        (("        if page.more:\n", "        if False:\n"),),
+        (_HUB + "test_hub_gap_wider_than_the_page_empties_the_tail",),
+    ),
+    "a reread for nobody": Mutant(
+        "engine/feed/hub.py",
+        ((" and bool(self.subscriptions)", ""),),
+        (_HUB + "test_hub_without_subscriptions_stays_incomplete_and_is_not_reread",),
+    ),
+    "the commit of another process passed over": Mutant(
+        "engine/feed/hub.py",
+        (("head >= seq:", "head + 1 >= seq:"),),
+        (_HUB + "test_hub_remote_commit_up_to_the_head_changes_nothing",),
+    ),
+    "two rereads of one tenant at once": Mutant(
+        "engine/feed/hub.py",
+        (("if self._is_rereading or not self.needs_reread:", "if not self.needs_reread:"),),
+        (_HUB + "test_hub_reread_begins_once_and_ends_complete",),
     ),
     "pages of all tenants": Mutant(
         "storage/stores/feed.py",

@@ -91,8 +91,9 @@ class Source(MemoryStore):
 class Reader:
     """A device's end of a subscription: holds each page to the contract and applies it."""
 
-    def __init__(self, news: asyncio.Event, session_id: str = "s-reader") -> None:
+    def __init__(self, news: asyncio.Event, session_id: str = "s-reader", feed: Feed | None = None) -> None:
         self._news = news
+        self._feed = feed
         self.session_id = session_id
         #: How many pages more it has room for.
         self.room: float = math.inf
@@ -108,14 +109,14 @@ class Reader:
         self.cursor: str | None = None
         self.subscription: Subscription | None = None
 
-    def send(self, body: bytes, tail: bytes) -> bool:
+    def send(self, body: bytes, suffix: bytes) -> bool:
         """Take a page; the first always."""
         if self.room < 1 and self.pages:
             self.refused = True
             self._news.set()
             return False
         self.room -= 1
-        page = json.loads(body + tail)
+        page = json.loads(body + suffix)
         assert page["type"] == "changes"
         for change in page["changes"]:
             assert change["seq"] > self.last_seq, "ascending, over all pages"
@@ -146,7 +147,14 @@ class Reader:
         self.room = math.inf
         if self.refused and self.subscription is not None:
             self.refused = False
-            self.subscription.resume()
+            assert self._feed is not None
+            self._feed.resume(self.subscription)
+
+    def end(self) -> None:
+        """End the subscription."""
+        assert self._feed is not None
+        assert self.subscription is not None
+        self._feed.end(self.subscription)
 
     @property
     def ids(self) -> list[str]:
@@ -168,7 +176,7 @@ class Town:
 
     def reader(self, session_id: str = "s-reader") -> Reader:
         """Make a reader."""
-        return Reader(self.news, session_id)
+        return Reader(self.news, session_id, self.feed)
 
     async def subscribe(
         self,
@@ -519,13 +527,13 @@ async def test_what_comes_while_pages_are_handed_out_waits_its_turn() -> None:
 async def test_after_the_end_no_page_comes() -> None:
     async with town() as one:
         reader, other = await one.subscribed(), await one.subscribed()
-        assert reader.subscription is not None
         one.publish(one.source.commit("a", {}))
-        reader.subscription.end()
+        reader.end()
         await one.until(lambda: other.ids == ["a"])
         await turns()
         assert reader.ids == []
-        reader.subscription.resume()
+        assert reader.subscription is not None
+        one.feed.resume(reader.subscription)
         one.publish(one.source.commit("b", {}))
         await one.until(lambda: other.ids == ["a", "b"])
         assert reader.ids == []
@@ -543,8 +551,7 @@ async def test_after_the_end_no_page_comes_even_of_a_read_that_was_under_way() -
         reads = one.source.reads
         slow.resume()
         await one.until(lambda: one.source.reads > reads)
-        assert slow.subscription is not None
-        slow.subscription.end()
+        slow.end()
         one.source.open.set()
         await turns()
         assert slow.ids == []
@@ -553,8 +560,7 @@ async def test_after_the_end_no_page_comes_even_of_a_read_that_was_under_way() -
 async def test_a_tenant_that_nobody_listens_to_is_forgotten_and_found_again() -> None:
     async with town() as one:
         reader = await one.subscribed()
-        assert reader.subscription is not None
-        reader.subscription.end()
+        reader.end()
         one.publish(one.source.commit("a", {}))
         again = await one.subscribed()
         assert again.ids == ["a"]
@@ -894,7 +900,7 @@ async def _subscribe(one: Town, place: _Place, domains: list[str] | None, limit:
 def _end(place: _Place) -> None:
     reader = place.reader
     if reader is not None and reader.subscription is not None:
-        reader.subscription.end()
+        reader.end()
         place.cursor = reader.cursor
         place.reader = None
 

@@ -16,8 +16,8 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
 from bench.client.device import Device, StoppedError
 from bench.client.edits import Settled
-from bench.client.habits import Habits
 from bench.client.messages import Changes, Result, canonical, payload
+from bench.client.persona import Persona
 from bench.client.store import Store
 
 Outcome = Literal["applied", "unchanged", "won", "merged", "superseded", "held", "rejected"]
@@ -87,7 +87,7 @@ class Member:
             on_settled=self._settle,
         )
         prefix = f"sim{setting.seed}"
-        self._habits = Habits(name, self.random, setting.domains, prefix, setting.pool)
+        self._persona = Persona(name, self.random, setting.domains, prefix, setting.pool)
         self._per_s = setting.edits_per_minute / 60
         self._running: asyncio.Task[None] | None = None
 
@@ -136,7 +136,7 @@ class Member:
                 else:
                     await self.go_offline()
             if now_s >= edit_s:
-                self._habits.edit(self.device)
+                self._persona.edit(self.device)
                 self.made += 1
                 edit_s += self._pause_s()
             await asyncio.sleep(max(0.0, min(edit_s, switch_s, until_s) - time.monotonic()))

@@ -18,9 +18,9 @@ from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, WSMsgTy
 
 from bench.client.edits import Held, Record
 from bench.client.messages import ConflictList, Failed, Heard
+from bench.client.protocol import DeviceProtocol, OnSettled, ProtocolError
 from bench.client.retry import QUIET_S, Backoff, Remedy, remedy
 from bench.client.store import Store
-from bench.client.talk import OnSettled, ProtocolError, Talk
 from engine.model.merge import Fields
 from engine.wire.messages import JSON_SUBPROTOCOL, Attachment, Choice, Op, Resolved
 
@@ -85,7 +85,7 @@ class Device:
         self._clock_us = clock_us
         self._backoff = Backoff(unit)
         self._on_settled = on_settled
-        self._talk: Talk | None = None
+        self._protocol: DeviceProtocol | None = None
         self._socket: ClientWebSocketResponse | None = None
         self._edited = asyncio.Event()
         self._heard = asyncio.Event()
@@ -117,11 +117,11 @@ class Device:
     @property
     def online(self) -> bool:
         """Whether the server has greeted."""
-        return self._talk is not None and self._talk.welcome is not None
+        return self._protocol is not None and self._protocol.welcome is not None
 
     async def settled(self) -> None:
         """Wait until every edit is answered and everything that others did is taken in."""
-        while self._talk is None or not self._talk.idle:
+        while self._protocol is None or not self._protocol.idle:
             self._heard.clear()
             await self._heard.wait()
 
@@ -174,12 +174,12 @@ class Device:
         return False
 
     async def _ask(self, kind: str, **fields: Any) -> Heard:
-        if self._talk is None or self._socket is None or self._talk.welcome is None:
+        if self._protocol is None or self._socket is None or self._protocol.welcome is None:
             raise OfflineError("there is no connection")
         answer: asyncio.Future[Heard] = asyncio.get_running_loop().create_future()
         self._waiting.add(answer)
         try:
-            frame = self._talk.ask(kind, partial(_give, answer), **fields)
+            frame = self._protocol.ask(kind, partial(_give, answer), **fields)
             await self._socket.send_frame(frame, WSMsgType.TEXT)
             return await answer
         except ClientError as error:
@@ -203,8 +203,8 @@ class Device:
             await asyncio.sleep(QUIET_S + wait_s if said.remedy == "wait" else wait_s)
 
     async def _once(self, token: str) -> _Ended:
-        """Connect, talk until the connection ends, and say what to do then."""
-        talk = Talk(self.store, self._clock_us, time.monotonic, self._on_settled)
+        """Connect, protocol until the connection ends, and say what to do then."""
+        protocol = DeviceProtocol(self.store, self._clock_us, time.monotonic, self._on_settled)
         code: int | None = None
         retry_after_ms = 0
         sentence = "the connection was cut"
@@ -219,11 +219,11 @@ class Device:
                     max_msg_size=_LARGEST_FRAME_BYTES,
                 )
             try:
-                self._talk, self._socket = talk, socket
-                code = await self._talked(talk, socket)
+                self._protocol, self._socket = protocol, socket
+                code = await self._talked(protocol, socket)
                 sentence = f"the server closed with {code}"
             finally:
-                self._talk = self._socket = None
+                self._protocol = self._socket = None
                 for answer in self._waiting:
                     if not answer.done():
                         answer.set_exception(OfflineError("the connection went away"))
@@ -236,19 +236,19 @@ class Device:
         except (ClientError, OSError, TimeoutError, ProtocolError, msgspec.DecodeError) as error:
             sentence = str(error) or type(error).__name__
         if code == 1009:
-            talk.take_back("too_large", "the server takes no message of this size")
-        if talk.answered:
+            protocol.take_back("too_large", "the server takes no message of this size")
+        if protocol.answered:
             self._backoff.worked()
         self._heard.set()
-        waits = talk.goodbye or talk.refused
+        waits = protocol.goodbye or protocol.refused
         if waits is not None:
             retry_after_ms = waits.retry_after_ms
-        if talk.refused is not None:
-            sentence = talk.refused.message
-        reason = None if talk.goodbye is None else talk.goodbye.reason
-        return _Ended(remedy(code, reason), sentence, retry_after_ms, talk.welcome is not None)
+        if protocol.refused is not None:
+            sentence = protocol.refused.message
+        reason = None if protocol.goodbye is None else protocol.goodbye.reason
+        return _Ended(remedy(code, reason), sentence, retry_after_ms, protocol.welcome is not None)
 
-    async def _talked(self, talk: Talk, socket: ClientWebSocketResponse) -> int | None:
+    async def _talked(self, protocol: DeviceProtocol, socket: ClientWebSocketResponse) -> int | None:
         """Pass messages to and fro; gives the close code."""
         next_beat_s = float("inf")
         hearing: asyncio.Task[Any] | None = None
@@ -257,7 +257,7 @@ class Device:
             while True:
                 hearing = hearing or asyncio.create_task(socket.receive())
                 editing = editing or asyncio.create_task(self._edited.wait())
-                pauses = [next_beat_s - time.monotonic(), talk.pause_s]
+                pauses = [next_beat_s - time.monotonic(), protocol.pause_s]
                 wait_s = min(pause for pause in pauses if pause is not None)
                 await asyncio.wait(
                     [hearing, editing],
@@ -270,16 +270,16 @@ class Device:
                     hearing = None
                     if message.type is not WSMsgType.TEXT:
                         return socket.close_code
-                    frames = talk.hear(message.data)
-                    if talk.welcome is not None and next_beat_s == float("inf"):
-                        next_beat_s = time.monotonic() + talk.welcome.heartbeat_s
+                    frames = protocol.hear(message.data)
+                    if protocol.welcome is not None and next_beat_s == float("inf"):
+                        next_beat_s = time.monotonic() + protocol.welcome.heartbeat_s
                 if editing.done():
                     editing = None
                     self._edited.clear()
-                frames += talk.wake()
-                if time.monotonic() >= next_beat_s and talk.welcome is not None:
-                    next_beat_s = time.monotonic() + talk.welcome.heartbeat_s
-                    frames.append(talk.heartbeat())
+                frames += protocol.wake()
+                if time.monotonic() >= next_beat_s and protocol.welcome is not None:
+                    next_beat_s = time.monotonic() + protocol.welcome.heartbeat_s
+                    frames.append(protocol.heartbeat())
                 for frame in frames:
                     await socket.send_frame(frame, WSMsgType.TEXT)
                 self._heard.set()

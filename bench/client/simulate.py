@@ -17,8 +17,8 @@ import click
 import msgspec
 
 from bench.client.crew import CrewError, Outcome, Setting, crew
-from bench.client.habits import DOMAINS
-from bench.client.screen import watch
+from bench.client.persona import DOMAINS
+from bench.client.progress import watch
 
 _PATIENCE_S: Final = 60.0
 _POOL: Final = 8

@@ -12,9 +12,9 @@ from typing import Final
 
 import msgspec
 
-from bench.faults.proxy import Line
 from bench.harness.clusters import Cluster
 from bench.harness.server import Server
+from bench.load.proxy import Proxy
 from storage.embedded.servers import servers
 from storage.postgres.blocking import connected
 
@@ -32,7 +32,7 @@ class Site(msgspec.Struct, frozen=True):
     postgres: Cluster
     dsn: str
     server: Server
-    lines: list[Line]
+    proxies: list[Proxy]
     random: Random
 
 
@@ -91,13 +91,13 @@ async def renew_workers(site: Site) -> None:
 
 async def cut_lines(site: Site) -> None:
     """Cut connections in the middle of frames, in both directions."""
-    for line in site.lines:
-        line.cutting = _CUT
+    for proxy in site.proxies:
+        proxy.chances.cut = _CUT
     try:
         await asyncio.sleep(_CUTTING_S)
     finally:
-        for line in site.lines:
-            line.cutting = 0.0
+        for proxy in site.proxies:
+            proxy.chances.cut = 0.0
 
 
 FAULTS: Final[Mapping[str, Callable[[Site], Awaitable[None]]]] = {

@@ -20,7 +20,6 @@ from bench.faults.check import Account, check
 from bench.faults.device import Changes, Device, Way
 from bench.faults.history import Answered, Closed, Event, Fault, History, Refused
 from bench.faults.inject import FAULTS, Site
-from bench.faults.proxy import bad_line
 from bench.faults.tables import read_tables
 from bench.faults.workload import POLICIES
 from bench.harness.administer import administer
@@ -32,6 +31,7 @@ from bench.harness.load_run import Target
 from bench.harness.product import product
 from bench.harness.server import Server
 from bench.harness.stage import Options, add_tenants
+from bench.load.proxy import Chances, proxied
 from bench.report.results import Figure, Report
 from engine.model.domains import DomainPolicy, Domains
 from storage.postgres.pool import Database
@@ -42,9 +42,11 @@ WORKERS: Final = 2
 DEVICES: Final = 40
 TENANTS: Final = ("fault-a", "fault-b", "fault-c", "fault-d")
 PER_S: Final = 2.0
-#: Devices on each worker's own port, and lines; every third of the others is on a line.
+#: Devices on each worker's own port, and proxies; every third of the others is behind one.
 _OWN: Final = 2
-_LINES: Final = 2
+_PROXIES: Final = 2
+#: The share of chunks that a proxy holds back or swallows with their connection.
+_DELAYED, _SWALLOWED = 0.05, 0.001
 CALM_S: Final = (1.0, 2.0)
 #: How long devices may take until all that they made during a fault is acknowledged, and to agree at the end.
 PATIENCE_S: Final = 60.0
@@ -131,13 +133,16 @@ class _Run:
             )
             await stack.enter_async_context(server)
             await server.ready()
-            lines = [
+            proxies = [
                 await stack.enter_async_context(
-                    bad_line("127.0.0.1", server.port, Random(f"{self._options.seed} line {index}"))
+                    proxied(
+                        *("127.0.0.1", server.port, Random(f"{self._options.seed} line {index}")),
+                        Chances(delayed=_DELAYED, swallowed=_SWALLOWED),
+                    )
                 )
-                for index in range(_LINES)
+                for index in range(_PROXIES)
             ]
-            ways = _ways(server, [line.port for line in lines])
+            ways = _ways(server, [proxy.port for proxy in proxies])
             target = Target(
                 port=server.port,
                 secret=secret,
@@ -147,7 +152,7 @@ class _Run:
             self._devices = self._made(target, ways)
             group = await stack.enter_async_context(asyncio.TaskGroup())
             running = [group.create_task(device.run()) for device in self._devices]
-            site = Site(self._environment.home, self._postgres, self._dsn, server, lines, self._random)
+            site = Site(self._environment.home, self._postgres, self._dsn, server, proxies, self._random)
             try:
                 await asyncio.sleep(CALM_S[1])
                 names = order(self._random, count)
@@ -158,7 +163,9 @@ class _Run:
                 for task in running:
                     task.cancel()
         self._report.logged = dict(server.logged)
-        self._report.remarks.append(f"{sum(line.cuts for line in lines)} connections were cut in mid-frame")
+        self._report.remarks.append(
+            f"{sum(proxy.cuts for proxy in proxies)} connections were cut in mid-frame"
+        )
 
     def _made(self, target: Target, ways: list[Way]) -> list[Device]:
         changes = Changes()
@@ -236,7 +243,7 @@ class _Run:
         return Audit(items, len(tables.records), len(TENANTS), len(found), found[:_NAMED])
 
 
-def _ways(server: Server, line_ports: list[int]) -> list[Way]:
+def _ways(server: Server, proxy_ports: list[int]) -> list[Way]:
     """Say which way each device goes, in turn."""
 
     def to(port: int) -> Way:
@@ -245,7 +252,8 @@ def _ways(server: Server, line_ports: list[int]) -> list[Way]:
     own = [to(port) for port in server.own_ports for _ in range(_OWN)]
     others = DEVICES - len(own)
     shared = [
-        to(line_ports[index % len(line_ports)] if index % 3 == 0 else server.port) for index in range(others)
+        to(proxy_ports[index % len(proxy_ports)] if index % 3 == 0 else server.port)
+        for index in range(others)
     ]
     return [*own, *shared]
 

@@ -24,11 +24,11 @@ from bench.client.account import Tables, faults
 from bench.client.crew import Crew, Outcome, Setting, crew
 from bench.client.device import Decision
 from bench.client.edits import Held
-from bench.client.habits import DOMAINS
-from bench.client.lossy import bad_line
+from bench.client.persona import DOMAINS
 from bench.harness.environment import fresh, read_settings
 from bench.harness.product import product
 from bench.harness.stage import add_tenants
+from bench.load.proxy import Chances, proxied
 
 TENANT: Final = "convergence"
 #: One domain for each policy: those as delivered, and two more.
@@ -78,9 +78,9 @@ async def converge(
 ) -> Report:
     """Run a crew against a server on loopback that has the domains ``EDITED``, then audit its database."""
     random = Random(asked.seed)
-    async with bad_line("127.0.0.1", port, random.random, _LOSS) as line:
+    async with proxied("127.0.0.1", port, random, Chances(lost=_LOSS)) as proxy:
         setting = Setting(
-            url=line.url,
+            url=proxy.url,
             sign=sign,
             home=home,
             seed=asked.seed,
@@ -92,7 +92,7 @@ async def converge(
         names = [f"device-{index:03}" for index in range(asked.devices)]
         async with crew(names, setting) as working:
             await working.work(asked.duration_s, spells(min(30.0, asked.duration_s / 4)))
-            line.loss = 0.0
+            proxy.chances.lost = 0.0
             began_s = time.monotonic()
             agreed = await working.converge(_PATIENCE_S)
             by_person = await _settle_some(working, random)
@@ -107,7 +107,7 @@ async def converge(
                 edits=working.made,
                 outcomes=working.outcomes,
                 resolved_by_person=by_person,
-                answers_lost=line.cuts,
+                answers_lost=proxy.cuts,
                 records=len(tables.records),
                 converge_s=converge_s,
                 faults=found,

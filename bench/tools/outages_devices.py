@@ -65,7 +65,7 @@ class Guided(Device):
 
     def own_wait_s(self, now_s: float) -> float:
         """Give how long it waits by itself."""
-        pause_s = 0.0 if self._talk is None else self._talk.pause_s or 0.0
+        pause_s = 0.0 if self._protocol is None else self._protocol.pause_s or 0.0
         return max(pause_s, self._told.due_s - now_s, 0.0)
 
 

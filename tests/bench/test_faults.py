@@ -15,9 +15,9 @@ from bench.faults import inject, scenario
 from bench.faults.check import Tables
 from bench.faults.history import Answered, Fault, Paged, decoded
 from bench.faults.inject import FAULTS, crash_postgres, cut_lines, end_connections
-from bench.faults.proxy import bad_line
 from bench.faults.tables import read_tables
 from bench.faults.workload import Worker
+from bench.load.proxy import Chances, proxied
 from storage.embedded.servers import Services
 from tests.harness.services import data_dir
 
@@ -100,14 +100,13 @@ async def test_a_line_cuts_in_the_middle() -> None:
 
     server = await asyncio.start_server(take, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    async with server, bad_line("127.0.0.1", port, Random(1)) as line:
-        line.cutting = 1.0
-        reader, writer = await asyncio.open_connection("127.0.0.1", line.port)
+    async with server, proxied("127.0.0.1", port, Random(1), Chances(cut=1.0)) as proxy:
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
         writer.write(b"half of this")
         assert await reader.read() == b""
         await ended.wait()
         assert bytes(got) == b"half o"
-        assert line.cuts == 1
+        assert proxy.cuts == 1
         writer.close()
         await writer.wait_closed()
 

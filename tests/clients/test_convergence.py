@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from bench.client.account import Tables, faults
 from bench.client.crew import Crew, Member, Setting, crew
-from bench.client.habits import DOMAINS
-from bench.client.screen import sheet
+from bench.client.persona import DOMAINS
+from bench.client.progress import status_table
 from bench.client.simulate import Access, simulate
 from bench.tools.convergence import Asked, converge
 from tests.harness.in_process_server import ON_SHARED, Running
@@ -114,7 +114,7 @@ async def _command(arguments: list[str], tenant: str) -> tuple[int, str, str]:
 async def test_a_table_shows_as_many_devices_as_there_is_room_for(tmp_path: Path) -> None:
     setting = Setting("", str, tmp_path, 1, DOMAINS, 4, 60.0)
     members = [Member(f"d{number}", setting, cast(ClientSession, None)) for number in range(9)]
-    lines = sheet(members, 6)
+    lines = status_table(members, 6)
     assert [line.split()[0] for line in lines] == ["DEVICE", "d0", "d1", "d2", "all"]
     for member in members:
         member.store.close()

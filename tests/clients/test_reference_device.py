@@ -7,6 +7,7 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -16,8 +17,8 @@ from aiohttp.test_utils import TestServer
 
 from bench.client.device import Decision, Device, OfflineError, StoppedError
 from bench.client.edits import Held
-from bench.client.lossy import bad_line
 from bench.client.store import Store
+from bench.load.proxy import Chances, proxied
 from engine.wire.messages import JSON_SUBPROTOCOL
 from tests.harness.in_process_server import ON_SHARED, Running
 from tests.harness.services import execute, rows
@@ -135,12 +136,12 @@ async def test_a_wrong_clock_is_corrected(shared: Running, make: MakePhone) -> N
 
 async def test_a_lost_answer_is_asked_for_again_and_applied_once(shared: Running, make: MakePhone) -> None:
     port = int(shared.url.rpartition(":")[2])
-    async with bad_line("127.0.0.1", port, lambda: 0.0, 1.0) as line:
-        phone = make(url=line.url)
+    async with proxied("127.0.0.1", port, Random(1), Chances(lost=1.0)) as proxy:
+        phone = make(url=proxy.url)
         phone.device.edit("journal", "a", "put", {"n": 1})
         phone.online()
-        await phone.until(lambda: line.cuts >= 2)
-        line.loss = 0.0
+        await phone.until(lambda: proxy.cuts >= 2)
+        proxy.chances.lost = 0.0
         await phone.settled()
         assert phone.device.record("journal", "a") == (1, {"n": 1}, 0)
         stored = rows(shared.dsn, "SELECT version FROM records WHERE tenant_id = " + tenant(shared))

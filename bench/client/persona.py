@@ -18,7 +18,7 @@ DOMAINS: Final = (*_STATUSES, "journal")
 _WORDS: Final = ("pump", "gate", "meter", "valve", "fence", "lamp", "roof", "door")
 
 
-class Habits:
+class Persona:
     """One person's way of working. ``pool`` is how many records of each domain the whole crew works on."""
 
     def __init__(self, name: str, random: Random, domains: tuple[str, ...], prefix: str, pool: int) -> None:

@@ -18,7 +18,7 @@ _HEADING: Final = ("DEVICE", "LINE", "MADE", "WAITING", "RECORDS", *(name.upper(
 _UP: Final = "\x1b[{}F\x1b[J"
 
 
-def sheet(members: list[Member], lines: int) -> list[str]:
+def status_table(members: list[Member], lines: int) -> list[str]:
     """Make a table of at most so many lines: the heading, devices while there is room, all together."""
     shown = members[: max(1, lines - 3)]
     rows = [_HEADING, *map(_row, shown)]
@@ -67,7 +67,7 @@ async def _table(crew: Crew) -> None:
 
 def _draw(crew: Crew, drawn: int) -> int:
     size = shutil.get_terminal_size()
-    lines = [line[: size.columns - 1] for line in sheet(crew.members, size.lines - 2)]
+    lines = [line[: size.columns - 1] for line in status_table(crew.members, size.lines - 2)]
     click.echo((_UP.format(drawn) if drawn else "") + "\n".join(lines), err=True, color=True)
     return len(lines)
 

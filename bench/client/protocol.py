@@ -1,6 +1,6 @@
-"""One connection's talk without the connection: a message of the server in, messages for it out.
+"""The protocol of one connection without the connection: a message of the server in, messages for it out.
 
-Everything that lasts is in the store; a talk is thrown away with its connection.
+Everything that lasts is in the store; a protocol is thrown away with its connection.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Pushing(NamedTuple):
     items: int
 
 
-class Talk:
+class DeviceProtocol:
     """What a device says on one connection, and what it makes of the answers.
 
     ``hear`` and ``wake`` give the frames to send, in order. ``pause_s`` is how long to wait before ``wake``

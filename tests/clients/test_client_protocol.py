@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.client.protocol import DeviceProtocol, ProtocolError
 from bench.client.retry import Backoff, remedy
 from bench.client.store import Store
-from bench.client.talk import ProtocolError, Talk
 from tests.harness.ws_device import Json
 
 LIMITS = {"frame_bytes": 1 << 20, "items": 500, "record_bytes": 262144, "messages_per_minute": 6000}
 
 
 class Played:
-    """A talk with a server that the test plays; time stands still unless the test moves it."""
+    """A protocol with a server that the test plays; time stands still unless the test moves it."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -31,7 +31,7 @@ class Played:
 
     def connect(self) -> None:
         """Begin a new connection on the same store."""
-        self.talk = Talk(self.store, self._clock_us, lambda: self.now_s)
+        self.protocol = DeviceProtocol(self.store, self._clock_us, lambda: self.now_s)
         self.told: list[Json] = []
 
     def _clock_us(self) -> int:
@@ -39,7 +39,7 @@ class Played:
 
     def say(self, kind: str, **fields: Any) -> list[Json]:
         """Have the server say something; gives what the device says to it."""
-        return self.heard(self.talk.hear(msgspec.json.encode({"type": kind, **fields})))
+        return self.heard(self.protocol.hear(msgspec.json.encode({"type": kind, **fields})))
 
     def heard(self, frames: list[bytes]) -> list[Json]:
         """Take in what the device says."""
@@ -102,22 +102,22 @@ def test_it_greets_with_its_clock_catches_up_and_then_subscribes(played: Played)
     assert (subscribe["type"], subscribe["cursor"]) == ("subscribe", "c2")
     assert played.page(cursor="c3") == []
     assert played.store.cursor == "c3"
-    assert played.talk.idle
+    assert played.protocol.idle
 
 
 def test_device_whose_clock_was_set_says_hello_before_it_pushes(played: Played) -> None:
     played.greet()
     played.page()
-    played.talk.heartbeat()
+    played.protocol.heartbeat()
     played.now_s += 31
     played.say("heartbeat_ack", id="3", server_time="1970-01-01T00:00:40Z", health_score=100)
-    assert played.talk.wake() == []
+    assert played.protocol.wake() == []
     played.clock_ahead_us = 3_600_000_000
     played.store.edit("task", "a", "put", {}, 0)
-    hello, pushed = played.heard(played.talk.wake())
+    hello, pushed = played.heard(played.protocol.wake())
     assert (hello["clock"], hello["server_time"]) == ("1970-01-01T01:00:38Z", "1970-01-01T00:00:40Z")
     assert pushed["type"] == "sync"
-    assert played.talk.wake() == []
+    assert played.protocol.wake() == []
 
 
 def test_pages_of_another_question_do_not_count(played: Played) -> None:
@@ -130,7 +130,7 @@ def test_one_message_is_under_way_at_a_time_and_the_next_follows_its_answer(play
     played.store.edit("task", "a", "put", {}, 0)
     assert kinds(played.greet()) == ["hello", "pull", "sync"]
     played.store.edit("task", "a", "patch", {"x": 1}, 0)
-    assert played.talk.wake() == []
+    assert played.protocol.wake() == []
     [second] = played.synced(applied())
     assert [item["op"] for item in second["items"]] == ["patch"]
     assert played.synced(applied(2)) == []
@@ -152,10 +152,10 @@ def test_a_retryable_error_is_waited_out_and_the_same_message_sent_again(played:
     played.greet()
     first = played.last("sync")
     assert played.refuse("sync", code, retryable=True, retry_after_ms=250) == []
-    assert played.talk.pause_s == 0.25
-    assert played.talk.wake() == []
+    assert played.protocol.pause_s == 0.25
+    assert played.protocol.wake() == []
     played.now_s += 0.25
-    [again] = played.heard(played.talk.wake())
+    [again] = played.heard(played.protocol.wake())
     assert again["key"] == first["key"]
     assert again["items"] == first["items"]
 
@@ -190,7 +190,7 @@ def test_an_expired_cursor_starts_from_the_beginning(played: Played) -> None:
     played.page(cursor="old")
     [pull] = played.refuse("subscribe", "cursor_expired", retryable=False)
     assert (pull["type"], pull["cursor"]) == ("pull", None)
-    assert not played.talk.idle
+    assert not played.protocol.idle
 
 
 def change(record_id: str, seq: int = 1) -> Json:
@@ -203,22 +203,22 @@ def test_a_subscription_that_ends_long_after_it_began_is_begun_again(played: Pla
     played.greet()
     played.page(cursor="c1")
     played.page(change("kept"), change("gone", 2), cursor="c2")
-    assert played.talk.idle
+    assert played.protocol.idle
     [pull] = played.refuse("subscribe", "cursor_expired", retryable=False)
     assert (pull["type"], pull["cursor"]) == ("pull", None)
     [subscribe] = played.page(change("kept"), cursor="n1")
     assert (subscribe["type"], subscribe["cursor"]) == ("subscribe", "n1")
     assert [record_id for _, record_id, _, _ in played.store.replica()] == ["kept"]
     assert played.page(cursor="n2") == []
-    assert played.talk.idle
+    assert played.protocol.idle
 
 
 def test_a_feed_that_cannot_be_had_now_is_asked_for_later(played: Played) -> None:
     played.greet()
     played.refuse("pull", "unavailable", retryable=True, retry_after_ms=500)
-    assert played.talk.wake() == []
+    assert played.protocol.wake() == []
     played.now_s += 1
-    assert kinds(played.heard(played.talk.wake())) == ["pull"]
+    assert kinds(played.heard(played.protocol.wake())) == ["pull"]
 
 
 def test_a_feed_that_is_refused_for_good_is_an_error(played: Played) -> None:
@@ -232,7 +232,7 @@ def test_an_outcome_without_data_is_pulled_from_before_the_message(played: Playe
     played.page(cursor="before")
     played.page(cursor="before")
     played.store.edit("task", "a", "patch", {}, 0)
-    played.heard(played.talk.wake())
+    played.heard(played.protocol.wake())
     played.page(cursor="after")
     said = played.synced(applied() | {"status": "resolved", "winner": "server", "version": 5})
     assert kinds(said) == ["unsubscribe", "pull"]
@@ -243,8 +243,8 @@ def test_after_goodbye_nothing_more_is_sent(played: Played) -> None:
     played.greet()
     played.say("goodbye", reason="drain", retry_after_ms=1200)
     played.store.edit("task", "a", "put", {}, 0)
-    assert played.talk.wake() == []
-    assert played.talk.goodbye is not None
+    assert played.protocol.wake() == []
+    assert played.protocol.goodbye is not None
 
 
 def test_the_rate_of_the_welcome_is_kept(played: Played) -> None:
@@ -253,24 +253,24 @@ def test_the_rate_of_the_welcome_is_kept(played: Played) -> None:
     played.greet(messages_per_minute=2, items=1)
     assert played.synced(applied())[0]["type"] == "sync"
     assert played.synced(applied()) == []
-    assert played.talk.pause_s == pytest.approx(30)
+    assert played.protocol.pause_s == pytest.approx(30)
     played.now_s += 31
-    assert kinds(played.heard(played.talk.wake())) == ["sync"]
+    assert kinds(played.heard(played.protocol.wake())) == ["sync"]
 
 
 def test_what_it_does_not_know_it_skips(played: Played) -> None:
     played.greet()
     assert played.say("weather", sunny=True) == []
     assert played.say("policies", policies={"task": "client_wins"}, more="") == []
-    assert played.talk.policies == {"task": "client_wins"}
+    assert played.protocol.policies == {"task": "client_wins"}
     with pytest.raises(msgspec.ValidationError):
         played.say("synced", id="1")
 
 
 def test_an_error_in_place_of_the_welcome_says_when_to_come_back(played: Played) -> None:
     played.say("error", code="unavailable", message="no", retryable=True, retry_after_ms=900)
-    assert played.talk.refused is not None
-    assert played.talk.refused.retry_after_ms == 900
+    assert played.protocol.refused is not None
+    assert played.protocol.refused.retry_after_ms == 900
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def names(store: Store, record_id: str = "a") -> list[str]:
     return [file.filename for file in store.attachments("task", record_id)]
 
 
-def test_files_come_with_a_version_that_is_held_already(store: Store) -> None:
+def test_replica_files_with_a_known_version_taken(store: Store) -> None:
     assert page(store, change(1, 1)) == []
     assert page(store, change(1, 2, "one")) == ["one"]
     assert page(store, change(1, 3, "one", "two")) == ["one", "two"]
@@ -57,7 +57,7 @@ def test_files_come_with_a_version_that_is_held_already(store: Store) -> None:
     assert page(store, change(1, 5)) == []
 
 
-def test_files_come_with_a_version_below_the_one_that_an_answer_told(store: Store) -> None:
+def test_replica_files_with_an_older_version_taken(store: Store) -> None:
     """The own edit took seq 3; what the line brings behind its answer is of seq 2."""
     page(store, change(1, 1))
     store.edit("task", "a", "patch", {"n": 1}, 0)
@@ -68,7 +68,7 @@ def test_files_come_with_a_version_below_the_one_that_an_answer_told(store: Stor
     assert store.record("task", "a").version == 2
 
 
-def test_older_files_never_come_back(store: Store) -> None:
+def test_replica_older_files_ignored(store: Store) -> None:
     page(store, change(2, 5, "one", "two"))
     assert page(store, change(1, 3, "one")) == ["one", "two"]
     assert page(store, change(1, 4)) == ["one", "two"]
@@ -76,13 +76,13 @@ def test_older_files_never_come_back(store: Store) -> None:
     assert page(store, change(1, 5, "one", "two")) == []
 
 
-def test_a_deleted_record_shows_none_until_it_is_back(store: Store) -> None:
+def test_replica_deleted_record_shows_no_files(store: Store) -> None:
     page(store, change(1, 2, "one"))
     assert page(store, change(2, 3, deleted=True)) == []
     assert page(store, change(3, 4, "one")) == ["one"]
 
 
-def test_another_history_counts_from_its_own_beginning(store: Store) -> None:
+def test_replica_new_history_files_taken(store: Store) -> None:
     store.page([change(1, 9, "one"), change(1, 8, "x", record_id="b")], "c", last=True)
     store.start_over()
     assert names(store) == ["one"], "shown until the new history is known"
@@ -90,7 +90,7 @@ def test_another_history_counts_from_its_own_beginning(store: Store) -> None:
     assert names(store, "b") == []
 
 
-def test_files_outlive_the_process(store: Store, tmp_path: Path) -> None:
+def test_replica_files_survive_a_restart(store: Store, tmp_path: Path) -> None:
     page(store, change(1, 1, "one"))
     again = Store(tmp_path / "phone.sqlite", "phone")
     assert names(again) == ["one"]
@@ -98,9 +98,7 @@ def test_files_outlive_the_process(store: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("subscribed", [True, False])
-async def test_a_device_hears_of_the_files_of_its_own_edits(
-    server: Running, store: Store, subscribed: bool
-) -> None:
+async def test_device_gets_files_of_its_own_edits(server: Running, store: Store, subscribed: bool) -> None:
     device = Device(store, server.url, lambda: server.token("phone"), server.http, unit=lambda: 0.0)
     if not subscribed:  # it was offline while the file found its record
         await (await server.device("office")).push(put("a", n=1))

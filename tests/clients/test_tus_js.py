@@ -69,20 +69,24 @@ WAYS: dict[str, Json] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_file_arrives(way: str, tus_js: TusJs, a_photo: Photo, phone: Uploader) -> None:
+async def test_tus_js_file_arrives(way: str, tus_js: TusJs, a_photo: Photo, phone: Uploader) -> None:
     options = {key: 1 << 30 if value is None else value for key, value in WAYS[way].items()}
     ended = await tus_js.ended(a_photo.told(options))
     assert ended["event"] == "success"
     assert await phone.file(path_of(ended)) == a_photo.content
 
 
-async def test_a_stream_of_unknown_length_arrives(tus_js: TusJs, a_photo: Photo, phone: Uploader) -> None:
+async def test_tus_js_stream_of_unknown_length_arrives(
+    tus_js: TusJs, a_photo: Photo, phone: Uploader
+) -> None:
     ended = await tus_js.ended(a_photo.told({"uploadLengthDeferred": True}, stream=True))
     assert ended["event"] == "success"
     assert await phone.file(path_of(ended)) == a_photo.content
 
 
-async def test_four_parts_at_once_become_one_file(tus_js: TusJs, a_photo: Photo, phone: Uploader) -> None:
+async def test_tus_js_four_parallel_parts_make_one_file(
+    tus_js: TusJs, a_photo: Photo, phone: Uploader
+) -> None:
     sha256 = hashlib.sha256(a_photo.content).hexdigest()
     options = {"parallelUploads": 4, "metadata": described(sha256=sha256)}
     happened = await tus_js.run(a_photo.told(options))
@@ -91,7 +95,7 @@ async def test_four_parts_at_once_become_one_file(tus_js: TusJs, a_photo: Photo,
     assert len(events(happened, "answer", method="POST", status=201)) == 5
 
 
-async def test_parts_that_are_cut_become_one_file(
+async def test_tus_js_cut_parts_make_one_file(
     tus_js: TusJs, shared: Running, a_photo: Photo, phone: Uploader
 ) -> None:
     cuts = [Cut(random.randrange(500, 100_000), random.choice(("fin", "rst", "dead"))) for _ in range(4)]
@@ -103,7 +107,7 @@ async def test_parts_that_are_cut_become_one_file(
 
 @pytest.mark.parametrize("how", ["fin", "rst", "dead", "deaf"])
 @pytest.mark.parametrize("chunk_bytes", [CHUNK_BYTES, 1 << 30])
-async def test_a_line_that_is_cut_at_random_costs_no_byte(
+async def test_tus_js_random_cuts_lose_no_byte(
     how: Any, chunk_bytes: int, tus_js: TusJs, shared: Running, a_photo: Photo, phone: Uploader
 ) -> None:
     cuts = [Cut(random.randrange(1, len(a_photo.content)), how) for _ in range(4)]
@@ -113,7 +117,7 @@ async def test_a_line_that_is_cut_at_random_costs_no_byte(
     assert await phone.file(path_of(ended)) == a_photo.content
 
 
-async def test_a_lost_end_is_no_second_file(
+async def test_tus_js_lost_answer_makes_no_second_file(
     tus_js: TusJs, shared: Running, a_photo: Photo, phone: Uploader
 ) -> None:
     cut = Cut(len(a_photo.content), "deaf")
@@ -126,7 +130,7 @@ async def test_a_lost_end_is_no_second_file(
 
 
 @pytest.mark.parametrize("algorithm", ["sha1", "sha256", "md5"])
-async def test_a_wrong_checksum_costs_its_chunk_alone(
+async def test_tus_js_wrong_checksum_repeats_its_chunk(
     algorithm: str, tus_js: TusJs, a_photo: Photo, phone: Uploader
 ) -> None:
     happened = await tus_js.run(a_photo.told(checksums=algorithm, spoil=2, retry_status=460))
@@ -135,24 +139,20 @@ async def test_a_wrong_checksum_costs_its_chunk_alone(
     assert await phone.file(path_of(happened[-1])) == a_photo.content
 
 
-async def test_a_file_that_is_not_what_was_announced_ends(
-    tus_js: TusJs, a_photo: Photo, phone: Uploader
-) -> None:
+async def test_tus_js_wrong_content_ends(tus_js: TusJs, a_photo: Photo, phone: Uploader) -> None:
     happened = await tus_js.run(a_photo.told({"metadata": described(sha256="0" * 64)}))
     assert (happened[-1]["event"], happened[-1]["status"]) == ("error", 460)
     path = path_of(events(happened, "url")[0])
     assert (await phone.head(path)).status == 410
 
 
-async def test_a_termination_is_for_good(tus_js: TusJs, a_photo: Photo, phone: Uploader) -> None:
+async def test_tus_js_terminated_upload_gone(tus_js: TusJs, a_photo: Photo, phone: Uploader) -> None:
     ended = await tus_js.ended(a_photo.told(abort_after=2 * CHUNK_BYTES, terminate=True))
     assert ended["event"] == "aborted"
     assert (await phone.head(path_of(ended))).status == 410
 
 
-async def test_another_process_goes_on_where_one_stopped(
-    tus_js: TusJs, a_photo: Photo, phone: Uploader
-) -> None:
+async def test_tus_js_resumes_in_another_process(tus_js: TusJs, a_photo: Photo, phone: Uploader) -> None:
     stopped = await tus_js.ended(a_photo.told(abort_after=2 * CHUNK_BYTES))
     assert stopped["event"] == "aborted"
     assert await phone.offset(path_of(stopped)) >= 2 * CHUNK_BYTES
@@ -162,7 +162,7 @@ async def test_another_process_goes_on_where_one_stopped(
     assert await phone.file(path_of(stopped)) == a_photo.content
 
 
-async def test_after_its_expiry_an_upload_begins_anew(
+async def test_tus_js_expired_upload_begins_again(
     tus_js: TusJs, shared: Running, a_photo: Photo, phone: Uploader
 ) -> None:
     stopped = await tus_js.ended(a_photo.told(abort_after=2 * CHUNK_BYTES))
@@ -184,9 +184,7 @@ def lapse(server: Running, upload_path: str) -> None:
 @pytest.mark.parametrize(
     "name", ["Überstunden.jpg", "写真 3.jpg", "a🎉b.jpg", 'café, "quoted".jpg', "../../etc/passwd"]
 )
-async def test_a_name_is_what_the_client_says(
-    name: str, tus_js: TusJs, a_photo: Photo, phone: Uploader
-) -> None:
+async def test_tus_js_name_kept(name: str, tus_js: TusJs, a_photo: Photo, phone: Uploader) -> None:
     ended = await tus_js.ended(a_photo.told({"metadata": described(filename=name)}))
     assert ended["event"] == "success"
     reply = await phone.head(path_of(ended))
@@ -194,7 +192,7 @@ async def test_a_name_is_what_the_client_says(
 
 
 @pytest.mark.parametrize("filetype", ["text/plain", ""])
-async def test_empty_text_arrives(
+async def test_tus_js_empty_text_arrives(
     filetype: str, tus_js: TusJs, shared: Running, phone: Uploader, tmp_path: Path
 ) -> None:
     empty = Photo(shared, tmp_path / "empty", 0)
@@ -204,7 +202,7 @@ async def test_empty_text_arrives(
 
 
 @pytest.mark.parametrize(("size_bytes", "status"), [(0, 422), (20 * 1024 * 1024 + 1, 413)])
-async def test_what_is_refused_is_not_tried_again(
+async def test_tus_js_refusal_not_retried(
     size_bytes: int, status: int, tus_js: TusJs, shared: Running, tmp_path: Path
 ) -> None:
     unfit = Photo(shared, tmp_path / "unfit", size_bytes)

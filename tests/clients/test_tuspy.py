@@ -54,7 +54,7 @@ def of(client: TusClient, content: bytes, **options: Any) -> TusPy:
 
 @pytest.mark.parametrize("upload_checksum", [False, True])
 @pytest.mark.parametrize("chunk_bytes", [CHUNK_BYTES, 1 << 30])
-async def test_a_file_arrives(
+async def test_tuspy_file_arrives(
     upload_checksum: bool, chunk_bytes: int, shared: Running, content: bytes, phone: Uploader
 ) -> None:
     tuspy = of(client(shared), content, upload_checksum=upload_checksum, chunk_size=chunk_bytes)
@@ -62,7 +62,7 @@ async def test_a_file_arrives(
     assert await phone.file(path_of(tuspy)) == content
 
 
-async def test_its_asyncio_kind_uploads_as_well(shared: Running, content: bytes, phone: Uploader) -> None:
+async def test_tuspy_asyncio_client_uploads(shared: Running, content: bytes, phone: Uploader) -> None:
     tuspy = client(shared).async_uploader(
         file_stream=io.BytesIO(content), chunk_size=CHUNK_BYTES, metadata=described(), upload_checksum=True
     )
@@ -72,7 +72,7 @@ async def test_its_asyncio_kind_uploads_as_well(shared: Running, content: bytes,
 
 @pytest.mark.parametrize("how", ["fin", "rst", "dead", "deaf"])
 @pytest.mark.parametrize("upload_checksum", [False, True])
-async def test_a_line_that_is_cut_at_random_costs_no_byte(
+async def test_tuspy_random_cuts_lose_no_byte(
     how: Any, upload_checksum: bool, shared: Running, content: bytes, phone: Uploader
 ) -> None:
     cuts = [Cut(random.randrange(1, CHUNK_BYTES), how) for _ in range(4)]
@@ -88,7 +88,7 @@ async def test_a_line_that_is_cut_at_random_costs_no_byte(
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # tuspy leaves that to the collector
-async def test_another_process_goes_on_where_one_stopped(
+async def test_tuspy_resumes_in_another_process(
     shared: Running, content: bytes, phone: Uploader, tmp_path: Path
 ) -> None:
     path = tmp_path / "photo"
@@ -111,7 +111,7 @@ async def test_another_process_goes_on_where_one_stopped(
 
 
 @pytest.mark.parametrize("retries", [0, 1])
-async def test_a_byte_that_changes_on_its_way_costs_its_chunk_alone(
+async def test_tuspy_changed_byte_repeats_its_chunk(
     retries: int, shared: Running, content: bytes, phone: Uploader
 ) -> None:
     flip = Cut(random.randrange(2_000, CHUNK_BYTES), "flip")
@@ -127,13 +127,13 @@ async def test_a_byte_that_changes_on_its_way_costs_its_chunk_alone(
     assert await phone.file(path_of(tuspy)) == content
 
 
-async def test_empty_text_arrives(shared: Running, phone: Uploader) -> None:
+async def test_tuspy_empty_text_arrives(shared: Running, phone: Uploader) -> None:
     tuspy = of(client(shared), b"", metadata=described(filetype="text/plain"))
     await asyncio.to_thread(tuspy.upload)
     assert await phone.file(path_of(tuspy)) == b""
 
 
-async def test_a_refusal_says_why(shared: Running) -> None:
+async def test_tuspy_refusal_tells_why(shared: Running) -> None:
     tuspy = of(client(shared), photo(20 * 1024 * 1024 + 1))
     with pytest.raises(TusCommunicationError) as refused:
         await asyncio.to_thread(tuspy.upload)

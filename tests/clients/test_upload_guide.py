@@ -40,7 +40,7 @@ async def run(*command: str, server: Running, cwd: Path, **given: str) -> bytes:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-async def test_a_file_goes_up_and_comes_with_its_record(server: Running, tmp_path: Path) -> None:
+async def test_guide_code_uploads_and_shows_with_the_record(server: Running, tmp_path: Path) -> None:
     content = photo(5000)
     (tmp_path / "gate.jpg").write_bytes(content)
     by_tus, by_the_draft = fenced("sh", "meta="), fenced("sh", "curl ")
@@ -136,7 +136,7 @@ def guided(server: Running, tus_js: TusJs, tmp_path: Path) -> Guided:
 
 
 @pytest.mark.parametrize("language", ["javascript", "python"])
-async def test_guide_code_sends_the_same_photo_for_each_record(language: str, guided: Guided) -> None:
+async def test_guide_code_same_photo_sent_for_each_record(language: str, guided: Guided) -> None:
     await guided.push("j1", "j2")
     for record_id in ("j1", "j2", "j1"):
         await getattr(guided, language)(record_id)
@@ -146,7 +146,7 @@ async def test_guide_code_sends_the_same_photo_for_each_record(language: str, gu
 
 
 @pytest.mark.parametrize("language", ["javascript", "python"])
-async def test_guide_code_resumes_the_upload_of_its_record_alone(language: str, guided: Guided) -> None:
+async def test_guide_code_resumes_its_records_upload_alone(language: str, guided: Guided) -> None:
     await guided.push("j1", "j2", "j10", "gone", "cancelled")
     half = guided.content[:300_000]
     remembered = {

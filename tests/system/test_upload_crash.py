@@ -92,7 +92,7 @@ async def _under_fire(url: str, kill: Callable[[], Awaitable[None]]) -> None:
     assert fire.resumed > 0
 
 
-async def test_a_server_is_killed_under_a_hundred_uploads(
+async def test_server_killed_under_a_hundred_uploads_loses_no_byte(
     dsn: str, services: Services, tmp_path: Path
 ) -> None:
     execute(
@@ -114,7 +114,7 @@ async def test_a_server_is_killed_under_a_hundred_uploads(
         await server.stop()
 
 
-async def test_workers_are_killed_under_a_hundred_uploads(supervise: Supervise) -> None:
+async def test_workers_killed_under_a_hundred_uploads_lose_no_byte(supervise: Supervise) -> None:
     site = await supervise(2)
     kills = 0
 

@@ -59,7 +59,7 @@ async def server(serve: Serve, disk: Disk) -> Running:
     return await serve(data={"dir": str(disk.path)})
 
 
-async def test_a_full_disk_keeps_what_was_acknowledged(server: Running, disk: Disk) -> None:
+async def test_full_disk_keeps_acknowledged_bytes(server: Running, disk: Disk) -> None:
     phones = [uploader(server, f"phone-{number}") for number in range(3)]
     contents = [photo(SIZE_BYTES, random.randrange(1 << 30)) for _ in phones]
     paths = [
@@ -90,7 +90,7 @@ async def test_a_full_disk_keeps_what_was_acknowledged(server: Running, disk: Di
         assert await phone.file(paths[number]) == contents[number]
 
 
-async def test_a_full_disk_leaves_syncs_and_files_alone(server: Running, disk: Disk) -> None:
+async def test_full_disk_leaves_syncs_and_files_alone(server: Running, disk: Disk) -> None:
     phone = uploader(server)
     kept = photo(100_000)
     path = await phone.uploaded(kept)

@@ -42,7 +42,9 @@ async def stalled(wire: Wire, phone: Uploader, path: str, offset: int, sent: byt
     await wire.send(sent)
 
 
-async def test_any_process_takes_the_next_chunk(site: Supervised, phone: Uploader, content: bytes) -> None:
+async def test_several_processes_any_takes_the_next_chunk(
+    site: Supervised, phone: Uploader, content: bytes
+) -> None:
     path = await phone.begun(len(content))
     offset = 0
     for number, end in enumerate([1, 50_000, 50_001, 120_000, SIZE_BYTES]):
@@ -55,7 +57,7 @@ async def test_any_process_takes_the_next_chunk(site: Supervised, phone: Uploade
         assert await phone.file(path) == content
 
 
-async def test_a_dead_request_elsewhere_is_ended_by_who_asks(
+async def test_several_processes_head_ends_a_dead_request_elsewhere(
     site: Supervised, phone: Uploader, content: bytes
 ) -> None:
     path = await phone.begun(len(content), content[:1000])
@@ -72,7 +74,7 @@ async def test_a_dead_request_elsewhere_is_ended_by_who_asks(
     assert await phone.file(path) == content
 
 
-async def test_two_writers_at_once_are_one_and_a_refusal(
+async def test_several_processes_second_writer_refused(
     site: Supervised, phone: Uploader, content: bytes
 ) -> None:
     path = await phone.begun(len(content))
@@ -86,7 +88,7 @@ async def test_two_writers_at_once_are_one_and_a_refusal(
     assert await phone.file(path) == content
 
 
-async def test_a_race_of_two_writers_has_one_winner(
+async def test_several_processes_racing_writers_one_wins(
     site: Supervised, phone: Uploader, content: bytes
 ) -> None:
     async with ClientSession() as session:
@@ -103,7 +105,7 @@ async def test_a_race_of_two_writers_has_one_winner(
             content = photo(SIZE_BYTES, random.randrange(1 << 30))
 
 
-async def test_a_termination_ends_a_request_elsewhere(
+async def test_several_processes_delete_ends_a_request_elsewhere(
     site: Supervised, phone: Uploader, content: bytes
 ) -> None:
     path = await phone.begun(len(content))

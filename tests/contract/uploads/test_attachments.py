@@ -39,7 +39,7 @@ async def _attached(dsn: str, *uploads: Upload) -> None:
     await until(look)
 
 
-async def test_a_file_that_came_first_is_told_to_everybody_once_its_record_is_there(server: Running) -> None:
+async def test_attachment_file_before_its_record_is_announced_with_it(server: Running) -> None:
     phone, office = await server.device(), await server.device("office")
     stranger = await server.device("phone", "globex")
     for device in (phone, office, stranger):
@@ -68,7 +68,7 @@ async def test_a_file_that_came_first_is_told_to_everybody_once_its_record_is_th
     assert stranger.unasked == []
 
 
-async def test_files_stay_with_a_record_whatever_becomes_of_it(server: Running) -> None:
+async def test_attachment_files_survive_updates_and_deletion(server: Running) -> None:
     phone = await server.device()
     await phone.push(put("a", n=1))
     file, other = upload(1), upload(2, file_name="gate 1.jpg")
@@ -90,7 +90,7 @@ async def test_files_stay_with_a_record_whatever_becomes_of_it(server: Running) 
     assert [shown["filename"] for shown in change["attachments"]] == ["gate 1.jpg"] * 2
 
 
-async def test_a_file_that_was_stored_when_its_server_ended_is_attached_by_the_next(serve: Serve) -> None:
+async def test_attachment_file_stored_before_a_restart_attached_after_it(serve: Serve) -> None:
     first = await serve()
     await (await first.device()).push(put("a", n=1))
     await first.drained()
@@ -105,7 +105,7 @@ async def test_a_file_that_was_stored_when_its_server_ended_is_attached_by_the_n
     assert rows(first.dsn, "SELECT count(*) FROM upload_session WHERE state = 'stored'") == [(1,)]
 
 
-async def test_a_record_that_another_server_writes_has_its_files_too(serve: Serve) -> None:
+async def test_attachment_record_written_by_another_server_gets_files(serve: Serve) -> None:
     here, there = await serve(), await serve()
     office = await here.device("office")
     await office.told("changes", "subscribe")
@@ -115,7 +115,7 @@ async def test_a_record_that_another_server_writes_has_its_files_too(serve: Serv
     assert (await _change(office, 2))["attachments"][0]["file_id"] == file.ref.upload_id
 
 
-async def test_a_record_that_is_written_here_has_its_files_without_a_look(
+async def test_attachment_record_written_here_gets_files_at_once(
     serve: Serve, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "_LOOK_S", 3600.0)
@@ -133,7 +133,7 @@ async def test_a_record_that_is_written_here_has_its_files_without_a_look(
     await _attached(dsn, early)
 
 
-async def test_a_file_of_a_tenant_meets_no_record_of_another(server: Running) -> None:
+async def test_attachment_never_crosses_tenants(server: Running) -> None:
     await (await server.device("phone", "globex")).push(put("a", n=1))
     await (await server.device()).push(put("b", n=1))
     mine, due = upload(1), upload(2, record_id="b")
@@ -150,9 +150,7 @@ async def _shown(server: Running) -> list[str]:
 
 
 @pytest.mark.parametrize("other", ["tablet", "phone"])
-async def test_a_file_that_was_sent_twice_is_there_until_both_have_taken_it_back(
-    server: Running, other: str
-) -> None:
+async def test_attachment_duplicate_stays_until_both_deleted(server: Running, other: str) -> None:
     """By two devices, or by one that lost the first answer, sent it again and tidies up."""
     phone, again = uploader(server), uploader(server, other)
     await (await server.device()).push(put("pump-3", n=1))
@@ -177,7 +175,7 @@ async def test_a_file_that_was_sent_twice_is_there_until_both_have_taken_it_back
     assert rows(server.dsn, "SELECT reserved_bytes FROM tenant_storage") == [(0,)]
 
 
-async def test_of_devices_that_take_the_same_file_back_at_once_none_takes_anothers(serve: Serve) -> None:
+async def test_attachment_deleted_at_once_by_devices_each_its_own(serve: Serve) -> None:
     """On two servers: while one sends it again and again, others take it back; its own is never lost."""
     here, there = await serve(), await serve()
     await (await here.device()).push(put("pump-3", n=1))

@@ -86,7 +86,7 @@ class JavaClient:
 
 
 @pytest.mark.parametrize("size_bytes", [REQUEST_BYTES - 1, REQUEST_BYTES, 3 * REQUEST_BYTES])
-async def test_java_client_file_of_whole_requests_arrives(size_bytes: int, phone: Uploader) -> None:
+async def test_java_client_whole_requests_file_arrives(size_bytes: int, phone: Uploader) -> None:
     content = photo(size_bytes, size_bytes)
     path = await phone.begun(size_bytes)
     await JavaClient(phone, path, content).upload()
@@ -98,7 +98,7 @@ async def test_java_client_file_of_whole_requests_arrives(size_bytes: int, phone
 
 @pytest.mark.parametrize("override", [False, True])
 @pytest.mark.parametrize("frame", FRAMES)
-async def test_empty_patch_at_every_offset_is_answered_with_the_offset(
+async def test_empty_patch_any_offset_answered_with_the_offset(
     frame: str, override: bool, shared: Running, phone: Uploader, content: bytes
 ) -> None:
     headers = FRAMES[frame] | (OVERRIDE if override else {})
@@ -116,7 +116,7 @@ async def test_empty_patch_at_every_offset_is_answered_with_the_offset(
 
 
 @pytest.mark.parametrize("frame", FRAMES)
-async def test_empty_patch_on_a_complete_part_is_taken(
+async def test_empty_patch_complete_part_taken(
     frame: str, shared: Running, phone: Uploader, content: bytes
 ) -> None:
     path = await phone.begun(SIZE_BYTES, content, upload_concat="partial", upload_metadata=None)
@@ -132,7 +132,7 @@ async def test_empty_patch_on_a_complete_part_is_taken(
 
 
 @pytest.mark.parametrize("frame", FRAMES)
-async def test_empty_patch_that_says_the_length_completes_a_deferred_upload(
+async def test_empty_patch_with_length_completes_a_deferred_upload(
     frame: str, shared: Running, phone: Uploader, content: bytes
 ) -> None:
     path = await phone.begun(None)
@@ -148,7 +148,7 @@ async def test_empty_patch_that_says_the_length_completes_a_deferred_upload(
 
 
 @pytest.mark.parametrize("kind", ["file", "part", "deferred"])
-async def test_bytes_behind_the_end_are_refused_however_they_come(
+async def test_patch_bytes_behind_the_end_refused(
     kind: str, shared: Running, phone: Uploader, content: bytes
 ) -> None:
     options = {"upload_concat": "partial", "upload_metadata": None} if kind == "part" else {}
@@ -162,9 +162,7 @@ async def test_bytes_behind_the_end_are_refused_however_they_come(
     assert await phone.offset(path) == SIZE_BYTES
 
 
-async def test_empty_body_that_never_ends_is_cut_by_the_next_question(
-    shared: Running, phone: Uploader, content: bytes
-) -> None:
+async def test_empty_body_without_end_cut_by_head(shared: Running, phone: Uploader, content: bytes) -> None:
     path = await phone.begun(SIZE_BYTES, content, upload_concat="partial", upload_metadata=None)
     headers = TUS | phone.authorization | {"Upload-Offset": str(SIZE_BYTES), "Content-Type": CHUNK}
     async with wired(shared.url) as wire:
@@ -176,7 +174,7 @@ async def test_empty_body_that_never_ends_is_cut_by_the_next_question(
 
 @pytest.mark.parametrize("size_bytes", [None, SIZE_BYTES])
 @pytest.mark.parametrize("frame", FRAMES)
-async def test_creation_with_upload_of_no_bytes_begins_at_0(
+async def test_creation_with_upload_no_bytes_begins_at_0(
     frame: str, size_bytes: int | None, shared: Running, phone: Uploader, content: bytes
 ) -> None:
     length = {"Upload-Defer-Length": "1"} if size_bytes is None else {"Upload-Length": str(size_bytes)}
@@ -194,7 +192,7 @@ async def test_creation_with_upload_of_no_bytes_begins_at_0(
     assert await phone.file(path) == content
 
 
-async def test_questions_after_the_end_are_answered_alike_for_ever(phone: Uploader, content: bytes) -> None:
+async def test_head_after_the_end_always_the_same(phone: Uploader, content: bytes) -> None:
     created = await phone.create(SIZE_BYTES, content)
     assert (created.status, created.headers["Upload-Offset"]) == (201, str(SIZE_BYTES))
     path = created.headers["Location"]

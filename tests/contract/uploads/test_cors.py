@@ -40,7 +40,7 @@ def listed(headers: str) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", ["files", "uploads"])
-async def test_a_page_is_told_what_it_may_send(kind: str, paged: Running) -> None:
+async def test_cors_preflight_lists_what_may_be_sent(kind: str, paged: Running) -> None:
     path = f"/v1/{kind}/{'0' * 32}"
     asked = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "authorization"}
     reply = await uploader(paged).ask("OPTIONS", path, asked | {"Origin": PAGE})
@@ -53,7 +53,7 @@ async def test_a_page_is_told_what_it_may_send(kind: str, paged: Running) -> Non
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_a_page_may_read_a_file_and_why_there_is_none(method: str, paged: Running) -> None:
+async def test_cors_file_and_refusal_readable(method: str, paged: Running) -> None:
     phone = uploader(paged)
     path = file_path(await phone.uploaded(photo(1000)))
     given = await phone.ask(method, path, {"Origin": PAGE})
@@ -74,7 +74,7 @@ async def test_a_page_may_read_a_file_and_why_there_is_none(method: str, paged: 
     assert (strange.status, "Access-Control-Allow-Origin" in strange.headers) == (403, False)
 
 
-async def test_a_page_may_upload(paged: Running) -> None:
+async def test_cors_upload_allowed(paged: Running) -> None:
     phone = uploader(paged)
     begun = await phone.create(1000, origin=PAGE)
     assert begun.status == 201
@@ -111,7 +111,7 @@ PREFIXES = {
 
 
 @pytest.mark.parametrize("name", PREFIXES)
-def test_stripped_prefix_is_a_path_that_a_trusted_proxy_took_off(name: str) -> None:
+def test_stripped_prefix_from_a_trusted_proxy_used(name: str) -> None:
     lines, prefix = PREFIXES[name]
     trusted = networks(["127.0.0.0/8"])
     assert stripped_prefix("127.0.0.1", lines, trusted) == prefix
@@ -121,7 +121,7 @@ def test_stripped_prefix_is_a_path_that_a_trusted_proxy_took_off(name: str) -> N
 
 
 @given(st.lists(st.text(max_size=12), max_size=3))
-def test_stripped_prefix_never_names_a_host(lines: list[str]) -> None:
+def test_stripped_prefix_with_a_host_ignored(lines: list[str]) -> None:
     path = stripped_prefix("127.0.0.1", lines, networks(["127.0.0.1"])) + "/v1/uploads/1"
     address = urlsplit(urljoin("https://own.example/x", path))
     assert (address.scheme, address.netloc, address.query) == ("https", "own.example", "")
@@ -129,9 +129,7 @@ def test_stripped_prefix_never_names_a_host(lines: list[str]) -> None:
 
 
 @pytest.mark.parametrize("trusted", [["127.0.0.0/8"], ["10.0.0.0/8"]])
-async def test_location_is_a_path_behind_the_prefix_that_a_trusted_proxy_strips(
-    trusted: list[str], serve: Serve
-) -> None:
+async def test_location_has_the_stripped_prefix(trusted: list[str], serve: Serve) -> None:
     server = await serve(server={"trusted_proxies": trusted})
     root = "/field/v1/uploads/" if trusted == ["127.0.0.0/8"] else "/v1/uploads/"
     said = {

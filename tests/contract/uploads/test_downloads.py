@@ -53,7 +53,7 @@ async def shelf(serve: Serve, tmp_path: Path) -> Shelf:
     return Shelf(await serve(), tmp_path)
 
 
-async def test_every_device_of_the_tenant_reads_a_file_and_nobody_else(shelf: Shelf) -> None:
+async def test_download_own_tenant_alone(shelf: Shelf) -> None:
     path = await shelf.put()
     for device in ("phone", "tablet"):
         reply = await shelf.server.get(path, device)
@@ -96,7 +96,7 @@ async def test_every_device_of_the_tenant_reads_a_file_and_nobody_else(shelf: Sh
         ("bytes=999999-9999999", slice(999_999, None)),
     ],
 )
-async def test_a_range(shelf: Shelf, wanted: str, part: slice) -> None:
+async def test_download_range_given(shelf: Shelf, wanted: str, part: slice) -> None:
     path = await shelf.put()
     reply = await shelf.server.get(path, headers={"Range": wanted})
     first, end, _ = part.indices(len(CONTENT))
@@ -105,7 +105,7 @@ async def test_a_range(shelf: Shelf, wanted: str, part: slice) -> None:
     assert reply.headers["Content-Length"] == str(end - first)
 
 
-async def test_what_no_single_range_can_be_given_of(shelf: Shelf) -> None:
+async def test_download_several_or_invalid_ranges_give_the_whole(shelf: Shelf) -> None:
     path = await shelf.put()
     beyond = await shelf.server.get(path, headers={"Range": "bytes=1000003-"})
     assert beyond.verdict == (416, "invalid_message")
@@ -123,7 +123,7 @@ async def test_what_no_single_range_can_be_given_of(shelf: Shelf) -> None:
     assert (head.status, head.headers["Content-Length"]) == (200, "1000003")
 
 
-async def test_who_has_it_is_sent_nothing_again(shelf: Shelf) -> None:
+async def test_download_if_none_match_answers_304(shelf: Shelf) -> None:
     path = await shelf.put()
     tag = (await shelf.server.get(path)).headers["ETag"]
     for given in (tag, f'"x", W/{tag}', "*"):
@@ -135,14 +135,14 @@ async def test_who_has_it_is_sent_nothing_again(shelf: Shelf) -> None:
     assert (resumed.status, resumed.body) == (206, CONTENT[500_000:])
 
 
-async def test_a_file_of_no_bytes(shelf: Shelf) -> None:
+async def test_download_empty_file(shelf: Shelf) -> None:
     path = await shelf.put(b"")
     reply = await shelf.server.get(path)
     assert (reply.status, reply.body, reply.headers["Content-Length"]) == (200, b"", "0")
     assert (await shelf.server.get(path, headers={"Range": "bytes=0-"})).status == 416
 
 
-async def test_a_duplicate_gives_the_bytes_of_what_stands_in_its_stead(shelf: Shelf) -> None:
+async def test_download_duplicate_gives_the_standing_file(shelf: Shelf) -> None:
     await shelf.put(state="attached")
     again = upload(2, state="duplicate", file_name="gate 1.jpg", sha256=hashlib.sha256(CONTENT).hexdigest())
     keep(shelf.server.dsn, again)
@@ -152,12 +152,12 @@ async def test_a_duplicate_gives_the_bytes_of_what_stands_in_its_stead(shelf: Sh
 
 
 @pytest.mark.parametrize("state", ["open", "refused", "cancelled", "expired", "freed"])
-async def test_what_is_no_file_is_not_found(shelf: Shelf, state: str) -> None:
+async def test_download_unfinished_upload_not_found(shelf: Shelf, state: str) -> None:
     path = await shelf.put(b"some", state=state)
     assert (await shelf.server.get(path)).verdict == (404, "not_found")
 
 
-async def test_a_file_whose_bytes_are_gone_is_not_found_and_logged(shelf: Shelf) -> None:
+async def test_download_missing_bytes_not_found_and_logged(shelf: Shelf) -> None:
     one = upload(1)
     keep(shelf.server.dsn, one)
     with structlog.testing.capture_logs() as logged:
@@ -168,7 +168,7 @@ async def test_a_file_whose_bytes_are_gone_is_not_found_and_logged(shelf: Shelf)
     ]
 
 
-async def test_a_disk_that_fails_is_said_before_the_first_byte_and_cuts_off_behind_it(
+async def test_download_disk_error_refused_before_cut_off_after_the_first_byte(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = await shelf.put()
@@ -190,9 +190,7 @@ async def test_a_disk_that_fails_is_said_before_the_first_byte_and_cuts_off_behi
     assert [one["event"] for one in logged] == ["file_broken_off", "file_unread"]
 
 
-async def test_a_file_that_is_shorter_than_it_was_is_not_passed_off_as_whole(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_download_truncated_file_cut_off(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     path = await shelf.put()
 
     async def short(*_: object) -> AsyncIterator[bytes]:
@@ -219,7 +217,7 @@ async def test_a_file_that_is_shorter_than_it_was_is_not_passed_off_as_whole(
         "x" * 1000,
     ],
 )
-def test_a_name_is_told_as_it_is_and_never_as_anything_else(name: str) -> None:
+def test_download_name_round_trips(name: str) -> None:
     header = disposition(name)
     assert header.isascii()
     assert header.isprintable()
@@ -234,7 +232,7 @@ def test_a_name_is_told_as_it_is_and_never_as_anything_else(name: str) -> None:
     assert message.get_content_disposition() == "attachment"
 
 
-async def test_a_name_that_would_be_headers(shelf: Shelf) -> None:
+async def test_download_name_with_line_breaks_adds_no_header(shelf: Shelf) -> None:
     path = await shelf.put(b"abc", file_name="a\"\r\nSet-Cookie: x=1\r\n\r\n';.jpg")
     reply = await shelf.server.get(path)
     assert (reply.status, reply.body) == (200, b"abc")
@@ -271,7 +269,7 @@ class Reads:
         monkeypatch.setattr(DirectoryBlobs, "read", counted)
 
 
-async def test_a_file_is_read_no_faster_than_it_is_taken_and_no_further_than_its_reader_stays(
+async def test_download_reads_at_the_readers_pace(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither the memory nor a thread of the server is a reader's who does not read."""
@@ -293,7 +291,7 @@ async def test_a_file_is_read_no_faster_than_it_is_taken_and_no_further_than_its
     assert caplog.records == []
 
 
-async def test_a_reader_that_takes_nothing_is_cut_off(
+async def test_download_stalled_reader_cut_off(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(room, "_PATIENCE_S", 0.05)
@@ -309,7 +307,7 @@ async def test_a_reader_that_takes_nothing_is_cut_off(
     assert caplog.records == []
 
 
-async def test_download_whose_token_expires_is_cut_off_and_goes_on_with_another(
+async def test_download_token_expires_cut_off_and_resumed_with_another(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     content = CONTENT * 32  # more than sockets and the server take
@@ -332,12 +330,12 @@ async def test_download_whose_token_expires_is_cut_off_and_goes_on_with_another(
     assert caplog.records == []
 
 
-async def test_a_request_counts_for_the_rate(serve: Serve, tmp_path: Path) -> None:
+async def test_download_counts_for_the_rate(serve: Serve, tmp_path: Path) -> None:
     shelf = Shelf(await serve(limits={"messages_per_minute": 2}), tmp_path)
     path = await shelf.put(b"abc")
     assert [(await shelf.server.get(path)).status for _ in range(3)] == [200, 200, 429]
 
 
-def test_what_a_file_is_called_in_the_log_is_its_id() -> None:
+def test_download_log_names_the_file_by_id() -> None:
     """Names are people's, and stay out of it."""
     assert msgspec.json.encode(room._named(upload(1))) == b'{"tenant_id":1,"file_id":"%032x"}' % 1

@@ -45,7 +45,7 @@ async def attached(server: Running) -> Json:
 @pytest.mark.parametrize(
     ("head", "found"), [("heic", "image/heic"), ("docx", DOCX), ("csv", "text/plain"), ("mp3", "audio/mpeg")]
 )
-async def test_upload_without_a_type_becomes_what_its_content_is(
+async def test_undeclared_upload_gets_type_of_its_content(
     filetype: str | None, head: str, found: str, shared: Running, phone: Uploader
 ) -> None:
     content = HEADS[head]
@@ -56,7 +56,7 @@ async def test_upload_without_a_type_becomes_what_its_content_is(
     assert (await attached(shared))["filetype"] == found
 
 
-async def test_upload_without_a_type_is_refused_where_its_class_is_unclear(phone: Uploader) -> None:
+async def test_undeclared_upload_unclear_class_refused(phone: Uploader) -> None:
     content = HEADS["isom"]
     path = await phone.begun(len(content), upload_metadata=metadata(OCTETS))
     refused = await phone.append(path, 0, content)
@@ -65,7 +65,7 @@ async def test_upload_without_a_type_is_refused_where_its_class_is_unclear(phone
     assert (await phone.head(path)).status == 410
 
 
-async def test_draft_without_a_type_becomes_what_its_content_is(shared: Running, phone: Uploader) -> None:
+async def test_undeclared_ietf_upload_gets_type_of_its_content(shared: Running, phone: Uploader) -> None:
     for number, said in enumerate(({}, {"Content-Type": OCTETS})):
         named = {"Upload-Metadata": metadata(None, filename=f"{number}.png")}
         draft = {"Upload-Complete": "?1", "Upload-Draft-Interop-Version": "8"}
@@ -80,14 +80,14 @@ async def test_draft_without_a_type_becomes_what_its_content_is(shared: Running,
 
 
 @pytest.mark.parametrize("encoding", ["Excel's Unicode text", "Shift-JIS", "Ctrl-Z"])
-async def test_text_in_another_encoding_is_kept_as_it_is(encoding: str, phone: Uploader) -> None:
+async def test_text_upload_other_encoding_kept(encoding: str, phone: Uploader) -> None:
     content = WRITTEN[encoding]
     path = await phone.uploaded(content, filename="gates.txt", filetype="text/plain")
     assert await phone.file(path) == content
 
 
 @pytest.mark.parametrize("filetype", ["text/plain", "text/csv", OCTETS, "", None])
-async def test_empty_file_is_whole_by_its_creation(
+async def test_empty_file_complete_by_creation(
     filetype: str | None, shared: Running, phone: Uploader
 ) -> None:
     created = await phone.create(0, upload_metadata=metadata(filetype))
@@ -102,7 +102,7 @@ async def test_empty_file_is_whole_by_its_creation(
     assert (file["size_bytes"], file["filetype"]) == (0, found)
 
 
-async def test_empty_file_by_the_draft_is_whole_by_its_creation(shared: Running, phone: Uploader) -> None:
+async def test_empty_file_by_ietf_draft_complete_by_creation(shared: Running, phone: Uploader) -> None:
     for complete in ("?1", "?0"):
         headers = phone.authorization | {
             "Upload-Complete": complete,
@@ -118,7 +118,7 @@ async def test_empty_file_by_the_draft_is_whole_by_its_creation(shared: Running,
 
 
 @pytest.mark.parametrize("filetype", ["image/jpeg", "application/pdf", "audio/mpeg"])
-async def test_empty_file_of_another_type_is_refused_as_empty(filetype: str, phone: Uploader) -> None:
+async def test_empty_file_not_text_refused(filetype: str, phone: Uploader) -> None:
     refused = await phone.create(0, upload_metadata=metadata(filetype))
     assert refused.verdict == (422, "invalid_message")
     assert "the file is empty" in refused.message["message"]
@@ -135,7 +135,7 @@ async def test_empty_file_of_another_type_is_refused_as_empty(filetype: str, pho
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_deferred_length_reserves_what_its_class_may_have(serve: Serve) -> None:
+async def test_deferred_length_reserves_limit_of_its_class(serve: Serve) -> None:
     server = await serve(uploads={"tenant_bytes": 20 * 1024 * 1024 + 1})
     phone = uploader(server)
     assert (await phone.create(None, upload_metadata=metadata(None))).verdict == (413, "quota_exceeded")
@@ -146,7 +146,7 @@ async def test_deferred_length_reserves_what_its_class_may_have(serve: Serve) ->
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_upload_without_a_type_is_refused_past_the_limit_of_its_class(serve: Serve) -> None:
+async def test_undeclared_upload_past_the_limit_of_its_class_refused(serve: Serve) -> None:
     server = await serve(uploads={"image_bytes": 1000, "document_bytes": 2000, "voice_bytes": 2000})
     phone = uploader(server)
     assert (await phone.create(2001, upload_metadata=metadata(None))).verdict == (413, "too_large")

@@ -119,7 +119,7 @@ async def creating(draft: Draft, headers: dict[str, str]) -> AsyncIterator[tuple
         yield wire, urlsplit(interim.headers["Location"]).path
 
 
-async def test_a_file_in_one_request(draft: Draft, content: bytes) -> None:
+async def test_ietf_one_request_file_stored(draft: Draft, content: bytes) -> None:
     headers = draft.creation(complete=True, content_length=str(len(content)))
     async with creating(draft, headers) as (wire, path):
         await wire.send(content)
@@ -131,7 +131,7 @@ async def test_a_file_in_one_request(draft: Draft, content: bytes) -> None:
     assert await draft.file(path) == content
 
 
-async def test_a_file_of_unknown_length_in_one_request(draft: Draft, content: bytes) -> None:
+async def test_ietf_one_request_unknown_length_file_stored(draft: Draft, content: bytes) -> None:
     headers = draft.creation(complete=True, transfer_encoding="chunked")
     async with creating(draft, headers) as (wire, path):
         for start in range(0, len(content), 10_000):
@@ -144,7 +144,7 @@ async def test_a_file_of_unknown_length_in_one_request(draft: Draft, content: by
 
 
 @pytest.mark.parametrize("how", ["fin", "rst", "chunked"])
-async def test_a_line_that_is_cut_costs_no_byte(how: str, draft: Draft, content: bytes) -> None:
+async def test_ietf_cut_connection_loses_no_byte(how: str, draft: Draft, content: bytes) -> None:
     sent = random.randrange(1, len(content))
     length = {"transfer_encoding": "chunked"} if how == "chunked" else {"content_length": str(len(content))}
     async with creating(draft, draft.creation(complete=True, **length)) as (wire, path):
@@ -167,7 +167,7 @@ async def test_a_line_that_is_cut_costs_no_byte(how: str, draft: Draft, content:
     assert await draft.file(path) == content
 
 
-async def test_a_dead_request_is_ended_by_who_asks(draft: Draft, content: bytes) -> None:
+async def test_ietf_head_ends_a_dead_request(draft: Draft, content: bytes) -> None:
     headers = draft.creation(complete=True, content_length=str(len(content)))
     async with creating(draft, headers) as (wire, path):
         await wire.send(content[:30_000])
@@ -180,7 +180,7 @@ async def test_a_dead_request_is_ended_by_who_asks(draft: Draft, content: bytes)
     assert await draft.file(path) == content
 
 
-async def test_a_file_in_parts(draft: Draft, content: bytes) -> None:
+async def test_ietf_several_appends_file_stored(draft: Draft, content: bytes) -> None:
     path = await draft.begun()
     for start, end in ((0, 20_000), (20_000, 50_000)):
         answer = await draft.ask("PATCH", path, draft.chunk(start, complete=False), content[start:end])
@@ -193,7 +193,7 @@ async def test_a_file_in_parts(draft: Draft, content: bytes) -> None:
     assert draft.completed((await draft.head(path)).headers) is True
 
 
-async def test_an_end_without_a_byte(draft: Draft, content: bytes) -> None:
+async def test_ietf_empty_append_completes(draft: Draft, content: bytes) -> None:
     path = await draft.begun(content)
     assert draft.completed((await draft.head(path)).headers) is False
     answer = await draft.ask("PATCH", path, draft.chunk(len(content), complete=True))
@@ -201,7 +201,7 @@ async def test_an_end_without_a_byte(draft: Draft, content: bytes) -> None:
     assert await draft.file(path) == content
 
 
-async def test_an_append_that_says_nothing_of_the_end_is_the_end(draft: Draft, content: bytes) -> None:
+async def test_ietf_append_without_complete_header_completes(draft: Draft, content: bytes) -> None:
     path = await draft.begun(content[:1000])
     headers = draft.chunk(1000, complete=True)
     del headers["Upload-Incomplete" if draft.version < 4 else "Upload-Complete"]
@@ -211,7 +211,9 @@ async def test_an_append_that_says_nothing_of_the_end_is_the_end(draft: Draft, c
 
 
 @pytest.mark.parametrize("offset", [0, 999, 1001])
-async def test_a_wrong_offset_is_told_the_right_one(offset: int, draft: Draft, content: bytes) -> None:
+async def test_ietf_wrong_offset_answered_with_the_right_one(
+    offset: int, draft: Draft, content: bytes
+) -> None:
     path = await draft.begun(content[:1000])
     answer = await draft.ask("PATCH", path, draft.chunk(offset, complete=True), content[offset:])
     assert (answer.status, answer.headers["Upload-Offset"]) == (409, "1000")
@@ -229,7 +231,7 @@ async def test_a_wrong_offset_is_told_the_right_one(offset: int, draft: Draft, c
     assert await draft.offset(path) == 1000
 
 
-async def test_an_end_may_be_asked_for_again(draft: Draft, content: bytes) -> None:
+async def test_ietf_repeated_end_answered_again(draft: Draft, content: bytes) -> None:
     path = await draft.begun(content[:1000])
     last = draft.chunk(1000, complete=True)
     assert (await draft.ask("PATCH", path, last, content[1000:])).status in (200, 201)
@@ -249,7 +251,7 @@ async def test_an_end_may_be_asked_for_again(draft: Draft, content: bytes) -> No
 
 
 @SINCE_6
-async def test_a_length_that_changes_is_refused(draft: Draft, content: bytes) -> None:
+async def test_ietf_changed_length_refused(draft: Draft, content: bytes) -> None:
     path = await draft.begun(content[:1000], upload_length=str(len(content)))
     for headers, body in (
         (draft.chunk(1000, complete=False, upload_length="69999"), content[1000:2000]),
@@ -266,7 +268,7 @@ async def test_a_length_that_changes_is_refused(draft: Draft, content: bytes) ->
 
 
 @SINCE_6
-async def test_a_length_is_told_with_the_offset(draft: Draft, content: bytes) -> None:
+async def test_ietf_head_tells_length_and_offset(draft: Draft, content: bytes) -> None:
     path = await draft.begun(content[:1000], upload_length=str(len(content)))
     answer = await draft.head(path)
     assert answer.headers["Upload-Length"] == str(len(content))
@@ -277,14 +279,14 @@ async def test_a_length_is_told_with_the_offset(draft: Draft, content: bytes) ->
     assert "Upload-Length" not in unknown.headers
 
 
-async def test_what_an_append_brings_is_named_from_version_6_on(draft: Draft, content: bytes) -> None:
+async def test_ietf_content_type_required_from_version_6(draft: Draft, content: bytes) -> None:
     path = await draft.begun(content[:1000])
     headers = draft.chunk(1000, complete=True, content_type="image/jpeg")
     answer = await draft.ask("PATCH", path, headers, content[1000:])
     assert answer.status == (415 if draft.version >= 6 else 201)
 
 
-async def test_a_cancelled_upload_is_gone(draft: Draft, content: bytes) -> None:
+async def test_ietf_cancelled_upload_gone(draft: Draft, content: bytes) -> None:
     path = await draft.begun(content[:1000])
     assert (await draft.ask("DELETE", path, draft.headers())).status == 204
     assert (await draft.head(path)).status == 410
@@ -292,7 +294,7 @@ async def test_a_cancelled_upload_is_gone(draft: Draft, content: bytes) -> None:
     assert answer.status == 410
 
 
-async def test_who_asks_brings_nothing(draft: Draft, content: bytes) -> None:
+async def test_ietf_head_with_upload_headers_refused(draft: Draft, content: bytes) -> None:
     path = await draft.begun(content[:1000])
     for method in ("HEAD", "DELETE"):
         answer = await draft.ask(method, path, draft.headers(complete=False) | {"Upload-Offset": "1000"})
@@ -304,7 +306,7 @@ async def test_who_asks_brings_nothing(draft: Draft, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("version", ["2", "9", "x", "", None])
-async def test_another_version_is_not_told_of_a_draft(
+async def test_ietf_unknown_version_answered_as_newest(
     version: str | None, shared: Running, content: bytes
 ) -> None:
     newest = Draft(8, shared)
@@ -315,14 +317,14 @@ async def test_another_version_is_not_told_of_a_draft(
     assert answer.interim == []
 
 
-async def test_limits_can_be_asked_for(draft: Draft) -> None:
+async def test_ietf_options_tells_limits(draft: Draft) -> None:
     answer = await draft.ask("OPTIONS", "/v1/uploads", draft.headers())
     assert answer.status in (200, 204)
     assert draft.version < 6 or "max-size=" in answer.headers["Upload-Limit"]
 
 
 @pytest.mark.parametrize("headers", [{}, {"Expect": "100-continue"}])
-async def test_what_is_refused_is_told_of_no_resumption(headers: dict[str, str], draft: Draft) -> None:
+async def test_ietf_refused_creation_gets_no_interim_answer(headers: dict[str, str], draft: Draft) -> None:
     creation = draft.creation(complete=True, content_length="20971521") | headers
     async with wired(draft.server.url) as wire:
         await wire.begin("POST", "/v1/uploads", creation)
@@ -330,7 +332,7 @@ async def test_what_is_refused_is_told_of_no_resumption(headers: dict[str, str],
     assert (answer.status, answer.interim) == (413, [])
 
 
-async def test_a_client_that_asks_first_is_answered_twice(draft: Draft, content: bytes) -> None:
+async def test_ietf_expect_continue_gets_both_interim_answers(draft: Draft, content: bytes) -> None:
     headers = draft.creation(complete=True, content_length=str(len(content)), expect="100-continue")
     async with wired(draft.server.url) as wire:
         await wire.begin("POST", "/v1/uploads", headers)
@@ -339,7 +341,7 @@ async def test_a_client_that_asks_first_is_answered_twice(draft: Draft, content:
         assert (await wire.answer()).status == 201
 
 
-async def test_what_the_file_is_stands_in_the_headers_of_http(draft: Draft) -> None:
+async def test_ietf_http_headers_describe_the_file(draft: Draft) -> None:
     headers = draft.creation(
         complete=True,
         content_type="image/png",
@@ -354,7 +356,7 @@ async def test_what_the_file_is_stands_in_the_headers_of_http(draft: Draft) -> N
 
 
 @pytest.mark.parametrize("right", [True, False])
-async def test_a_file_is_held_against_its_digest(right: bool, draft: Draft, content: bytes) -> None:
+async def test_ietf_digest_mismatch_refused(right: bool, draft: Draft, content: bytes) -> None:
     digest = base64.b64encode(hashlib.sha256(content if right else b"other").digest()).decode()
     headers = draft.creation(complete=True, repr_digest=f"sha-256=:{digest}:")
     answer = await draft.ask("POST", "/v1/uploads", headers, content)

@@ -67,7 +67,7 @@ async def unanswered(wire: Wire) -> bool:
 
 
 @WAYS
-async def test_a_chunk_by_tus_goes_on_later(way: str, serve: Serve, content: bytes) -> None:
+async def test_drain_tus_chunk_told_to_resume(way: str, serve: Serve, content: bytes) -> None:
     server = await serve(uploads=IDLE if way == "idle" else {})
     phone = uploader(server)
     path = await phone.begun(len(content))
@@ -84,7 +84,7 @@ async def test_a_chunk_by_tus_goes_on_later(way: str, serve: Serve, content: byt
 
 
 @WAYS
-async def test_a_creation_by_tus_goes_on_later(way: str, serve: Serve, content: bytes) -> None:
+async def test_drain_tus_creation_told_to_resume(way: str, serve: Serve, content: bytes) -> None:
     server = await serve(uploads=IDLE if way == "idle" else {})
     phone = uploader(server)
     length = {"Upload-Length": str(len(content)), "Upload-Metadata": encoded(described())}
@@ -101,7 +101,7 @@ async def test_a_creation_by_tus_goes_on_later(way: str, serve: Serve, content: 
 
 @DRAFTS
 @WAYS
-async def test_a_creation_by_the_draft_is_left_without_an_answer(
+async def test_drain_ietf_creation_closed_without_answer(
     way: str, version: int, serve: Serve, content: bytes
 ) -> None:
     server = await serve(uploads=IDLE if way == "idle" else {})
@@ -122,7 +122,7 @@ async def test_a_creation_by_the_draft_is_left_without_an_answer(
 
 
 @WAYS
-async def test_a_chunk_by_the_draft_is_left_without_an_answer(way: str, serve: Serve, content: bytes) -> None:
+async def test_drain_ietf_chunk_closed_without_answer(way: str, serve: Serve, content: bytes) -> None:
     server = await serve(uploads=IDLE if way == "idle" else {})
     path = await uploader(server).begun(len(content))
     headers = draft(server, 8, upload_offset="0", content_type="application/partial-upload")
@@ -136,7 +136,7 @@ async def test_a_chunk_by_the_draft_is_left_without_an_answer(way: str, serve: S
     assert await uploader(await serve()).offset(path) == SENT_BYTES
 
 
-async def test_who_asks_a_server_that_goes_away_goes_on_later(server: Running, content: bytes) -> None:
+async def test_drain_head_told_to_come_back(server: Running, content: bytes) -> None:
     phone = uploader(server)
     path = await phone.begun(len(content))
     other = await server.device("other")
@@ -157,7 +157,7 @@ async def test_who_asks_a_server_that_goes_away_goes_on_later(server: Running, c
 
 
 @pytest.mark.parametrize("version", [None, 8])
-async def test_a_request_that_a_later_one_ended_is_told_so(
+async def test_taken_over_request_answered_locked(
     version: int | None, server: Running, content: bytes
 ) -> None:
     phone = uploader(server)
@@ -190,9 +190,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-async def test_a_refusal_before_the_body_was_asked_for_ends_the_connection(
-    case: str, server: Running
-) -> None:
+async def test_refusal_before_continue_ends_the_connection(case: str, server: Running) -> None:
     phone = uploader(server)
     begun = await phone.begun(SIZE_BYTES)
     path, headers, status = REFUSED[case]
@@ -206,7 +204,7 @@ async def test_a_refusal_before_the_body_was_asked_for_ends_the_connection(
             await wire.ended()
 
 
-async def test_a_refusal_of_a_body_that_is_there_leaves_the_connection(server: Running) -> None:
+async def test_refusal_of_a_read_body_keeps_the_connection(server: Running) -> None:
     phone = uploader(server)
     path = await phone.begun(SIZE_BYTES)
     async with wired(server.url) as wire:
@@ -217,7 +215,7 @@ async def test_a_refusal_of_a_body_that_is_there_leaves_the_connection(server: R
             assert "Connection" not in answer.headers
 
 
-async def test_a_chunk_whose_token_expires_on_the_way_is_cut_off_and_goes_on_with_another(
+async def test_chunk_token_expires_cut_off_and_resumed_with_another(
     server: Running, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     phone = uploader(server)
@@ -252,9 +250,7 @@ async def test_a_chunk_whose_last_bytes_come_after_its_token_has_expired_is_refu
 
 
 @pytest.mark.parametrize("sub", ["a\0b", "a\ud800"], ids=ascii)
-async def test_an_upload_of_a_sub_that_no_database_holds_is_refused_at_once(
-    server: Running, sub: str
-) -> None:
+async def test_upload_sub_unfit_for_the_database_refused_at_once(server: Running, sub: str) -> None:
     headers = TUS | server.headers(sub=sub) | {"Upload-Length": "9", "Upload-Metadata": encoded(described())}
     async with server.http.post(f"{server.url}/v1/uploads", headers=headers) as answer:
         assert answer.status == 401

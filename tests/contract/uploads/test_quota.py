@@ -12,7 +12,7 @@ from tests.harness.ws_device import item
 FULL = (413, "quota_exceeded")
 
 
-async def test_a_quota_is_of_what_is_promised_and_comes_back(serve: Serve) -> None:
+async def test_quota_counts_reserved_bytes_and_returns_them(serve: Serve) -> None:
     server = await serve(uploads={"tenant_bytes": 10_000, "tenant_quotas": {"globex": 20_000}})
     phone, tablet = uploader(server), uploader(server, "tablet")
     first = await phone.begun(6_000)
@@ -27,7 +27,7 @@ async def test_a_quota_is_of_what_is_promised_and_comes_back(serve: Serve) -> No
     assert (await phone.create(10_000)).status == 201
 
 
-async def test_a_record_has_so_many_files_and_no_more(serve: Serve) -> None:
+async def test_quota_files_per_record_bounded(serve: Serve) -> None:
     phone = uploader(await serve(uploads={"files_per_record": 2}))
     paths = [await phone.begun(1000) for _ in range(2)]
     assert (await phone.create(1000)).verdict == FULL
@@ -36,7 +36,7 @@ async def test_a_record_has_so_many_files_and_no_more(serve: Serve) -> None:
     assert (await phone.create(1000)).status == 201
 
 
-async def test_a_file_counts_while_it_is_there_for_a_duplicate(serve: Serve) -> None:
+async def test_quota_retained_file_counts(serve: Serve) -> None:
     server = await serve(uploads={"files_per_record": 2, "tenant_bytes": 10_000})
     await (await server.device()).push(item("put", "task", "pump-3", data={}))
     phone, tablet = uploader(server), uploader(server, "tablet")
@@ -51,7 +51,7 @@ async def test_a_file_counts_while_it_is_there_for_a_duplicate(serve: Serve) -> 
     assert (await phone.create(10_000)).status == 201
 
 
-async def test_device_has_so_many_open_uploads_and_others_theirs(serve: Serve) -> None:
+async def test_quota_open_uploads_bounded_by_device(serve: Serve) -> None:
     server = await serve(uploads={"open_per_device": 2})
     await (await server.device()).push(item("put", "task", "pump-3", data={}))
     phone = uploader(server)
@@ -66,7 +66,7 @@ async def test_device_has_so_many_open_uploads_and_others_theirs(serve: Serve) -
     assert (await phone.create(1)).status == 201
 
 
-async def test_device_that_creates_over_two_workers_at_once_stays_within_its_bound(serve: Serve) -> None:
+async def test_quota_open_uploads_bounded_over_two_workers(serve: Serve) -> None:
     one, two = [await serve(uploads={"open_per_device": 5}) for _ in range(2)]
     await (await one.device()).push(item("put", "task", "pump-3", data={}))
     phones = [uploader(one), uploader(two)]

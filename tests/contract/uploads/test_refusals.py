@@ -104,14 +104,14 @@ CREATIONS: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("case", CREATIONS)
-async def test_a_creation_is_refused(case: str, phone: Uploader) -> None:
+async def test_creation_invalid_refused(case: str, phone: Uploader) -> None:
     reply = await phone.create(1000, **CREATIONS[case].headers)
     assert reply.verdict == CREATIONS[case].verdict
     assert "Location" not in reply.headers
 
 
 @pytest.mark.parametrize("metadata", ["filename \udcff", "\udcff YQ==", "filename a%b=", "a YQ==,a YQ=="])
-async def test_what_a_part_says_of_itself_is_looked_at_as_well(
+async def test_creation_of_a_part_checks_its_metadata(
     metadata: str, shared: Running, phone: Uploader
 ) -> None:
     headers = TUS | phone.authorization | {"Upload-Length": "1000", "Upload-Concat": "partial"}
@@ -122,7 +122,7 @@ async def test_what_a_part_says_of_itself_is_looked_at_as_well(
 
 @pytest.mark.parametrize("version", [None, "0.2.2"])
 @pytest.mark.parametrize("method", ["PATCH", "DELETE", "HEAD"])
-async def test_another_version_of_tus_is_told_which_it_is(
+async def test_tus_other_version_refused_naming_the_right_one(
     version: str | None, method: str, phone: Uploader
 ) -> None:
     path = await phone.begun(1000)
@@ -133,7 +133,7 @@ async def test_another_version_of_tus_is_told_which_it_is(
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..", "a\\b.jpg", "-rf", "site.jpg "])
-async def test_a_name_is_never_a_path(name: str, phone: Uploader) -> None:
+async def test_creation_name_like_a_path_stays_a_name(name: str, phone: Uploader) -> None:
     content = photo(3_000, len(name))
     path = await phone.uploaded(content, filename=name)
     assert encoded({"filename": name}) in (await phone.head(path)).headers["Upload-Metadata"]
@@ -159,7 +159,7 @@ CHUNKS: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("case", CHUNKS)
-async def test_a_chunk_is_refused_and_leaves_the_offset(case: str, phone: Uploader) -> None:
+async def test_chunk_invalid_refused_keeps_the_offset(case: str, phone: Uploader) -> None:
     content = photo(1000, len(case))
     path = await phone.begun(1000, content[:500])
     reply = await phone.append(path, 500, content[500:], **CHUNKS[case].headers)
@@ -171,7 +171,7 @@ async def test_a_chunk_is_refused_and_leaves_the_offset(case: str, phone: Upload
     assert await phone.file(path) == content
 
 
-async def test_a_chunk_over_the_length_is_refused_before_a_byte(shared: Running, phone: Uploader) -> None:
+async def test_chunk_over_the_length_refused_before_a_byte(shared: Running, phone: Uploader) -> None:
     content = photo(1000)
     path = await phone.begun(1000, content[:500])
     assert (await phone.append(path, 500, bytes(501))).verdict == (413, "too_large")
@@ -194,7 +194,7 @@ async def test_a_chunk_over_the_length_is_refused_before_a_byte(shared: Running,
         (described(domain="nowhere"), 1000, UNFIT),
     ],
 )
-async def test_nothing_is_asked_for_of_what_is_refused(
+async def test_refused_request_gets_no_100_continue(
     expect: dict[str, str],
     metadata: dict[str, str],
     size_bytes: int,
@@ -220,7 +220,7 @@ async def test_nothing_is_asked_for_of_what_is_refused(
     assert (answer.verdict, answer.interim) == (verdict, [])
 
 
-async def test_what_is_taken_is_asked_for(shared: Running, phone: Uploader) -> None:
+async def test_accepted_request_gets_100_continue(shared: Running, phone: Uploader) -> None:
     content = photo(1000)
     path = await phone.begun(1000)
     headers = TUS | phone.authorization | {"Upload-Offset": "0", "Content-Type": CHUNK}
@@ -234,7 +234,7 @@ async def test_what_is_taken_is_asked_for(shared: Running, phone: Uploader) -> N
 
 @pytest.mark.parametrize("method", ["HEAD", "PATCH", "DELETE"])
 @pytest.mark.parametrize("whose", ["nobody's", "another device's", "another tenant's", "no id"])
-async def test_an_upload_is_its_devices_alone(
+async def test_upload_other_device_not_found(
     method: str, whose: str, shared: Running, phone: Uploader
 ) -> None:
     path = await phone.begun(1000)
@@ -253,7 +253,7 @@ async def test_an_upload_is_its_devices_alone(
 @pytest.mark.parametrize(
     ("method", "of_one"), [("PUT", False), ("HEAD", False), ("GET", True), ("POST", True)]
 )
-async def test_another_method_is_told_which_there_are(method: str, of_one: bool, phone: Uploader) -> None:
+async def test_other_method_refused_with_allow(method: str, of_one: bool, phone: Uploader) -> None:
     path = await phone.begun(1000) if of_one else "/v1/uploads"
     reply = await phone.ask(method, path, TUS)
     taken = "DELETE, HEAD, OPTIONS, PATCH" if of_one else "OPTIONS, POST"
@@ -262,7 +262,7 @@ async def test_another_method_is_told_which_there_are(method: str, of_one: bool,
     assert method == "HEAD" or f"this path takes {taken}".encode() in reply.body
 
 
-async def test_a_file_is_its_tenants_alone(shared: Running, phone: Uploader) -> None:
+async def test_file_other_tenant_not_found(shared: Running, phone: Uploader) -> None:
     content = photo(1000)
     path = await phone.uploaded(content)
     assert await uploader(shared, "tablet").file(path) == content
@@ -271,14 +271,14 @@ async def test_a_file_is_its_tenants_alone(shared: Running, phone: Uploader) -> 
 
 
 @pytest.mark.parametrize("method", ["POST", "HEAD", "PATCH", "DELETE", "GET"])
-async def test_a_token_is_asked_for(method: str, phone: Uploader) -> None:
+async def test_request_without_a_token_refused(method: str, phone: Uploader) -> None:
     path = await phone.begun(1000)
     where = {"POST": "/v1/uploads", "GET": file_path(path)}.get(method, path)
     phone.authorization = {"Authorization": "Bearer nothing"}
     assert (await phone.ask(method, where, TUS)).status == 401
 
 
-async def test_others_parts_are_nobodys(shared: Running, phone: Uploader) -> None:
+async def test_concatenation_other_devices_parts_refused(shared: Running, phone: Uploader) -> None:
     partial = {"upload_concat": "partial", "upload_metadata": None}
     content = photo(1000)
     for other in (uploader(shared, "tablet"), uploader(shared, "phone", "globex")):
@@ -289,7 +289,7 @@ async def test_others_parts_are_nobodys(shared: Running, phone: Uploader) -> Non
 
 
 @pytest.mark.parametrize("how", ["unfinished", "whole", "twice"])
-async def test_what_is_no_complete_part_is_not_put_together(how: str, phone: Uploader) -> None:
+async def test_concatenation_incomplete_part_refused(how: str, phone: Uploader) -> None:
     partial = {"upload_concat": "partial", "upload_metadata": None}
     content = photo(1000)
     part = await phone.begun(1000, content, **partial)
@@ -320,14 +320,16 @@ async def test_what_is_no_complete_part_is_not_put_together(how: str, phone: Upl
         ("image/gif", b"just some words"),
     ],
 )
-async def test_content_of_another_kind_is_refused(filetype: str, content: bytes, phone: Uploader) -> None:
+async def test_finish_content_of_another_class_refused(
+    filetype: str, content: bytes, phone: Uploader
+) -> None:
     path = await phone.begun(len(content), **said(filetype=filetype))
     assert (await phone.append(path, 0, content)).verdict == WRONG_TYPE
     assert (await phone.head(path)).status == 410
     assert (await phone.ask("GET", file_path(path), {})).status == 404
 
 
-async def test_a_picture_of_another_type_is_what_it_is(phone: Uploader) -> None:
+async def test_finish_other_image_type_becomes_its_type(phone: Uploader) -> None:
     path = await phone.uploaded(PNG)
     reply = await phone.ask("GET", file_path(path), {})
     assert (reply.body, reply.headers["Content-Type"]) == (PNG, "image/png")

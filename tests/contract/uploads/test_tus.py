@@ -33,7 +33,7 @@ def checksum(data: bytes, algorithm: str = "sha1") -> str:
     return f"{algorithm} {base64.b64encode(hashlib.new(algorithm, data).digest()).decode()}"
 
 
-async def test_a_server_says_what_it_can(phone: Uploader) -> None:
+async def test_tus_options_lists_extensions(phone: Uploader) -> None:
     reply = await phone.ask("OPTIONS", "/v1/uploads", {})
     assert reply.status == 204
     assert reply.headers["Tus-Version"] == "1.0.0"
@@ -50,7 +50,7 @@ async def test_a_server_says_what_it_can(phone: Uploader) -> None:
     assert int(reply.headers["Tus-Max-Size"]) == 26_214_400
 
 
-async def test_a_file_in_three_chunks(phone: Uploader, content: bytes) -> None:
+async def test_tus_three_chunks_file_stored(phone: Uploader, content: bytes) -> None:
     created = await phone.create(len(content))
     assert (created.status, created.headers["Tus-Resumable"]) == (201, "1.0.0")
     path = created.headers["Location"]
@@ -62,7 +62,7 @@ async def test_a_file_in_three_chunks(phone: Uploader, content: bytes) -> None:
     assert await phone.file(path) == content
 
 
-async def test_head_says_how_it_stands(phone: Uploader) -> None:
+async def test_tus_head_tells_offset_and_length(phone: Uploader) -> None:
     metadata = encoded(described())
     path = await phone.begun(SIZE_BYTES, upload_metadata=metadata)
     reply = await phone.head(path)
@@ -77,7 +77,7 @@ async def test_head_says_how_it_stands(phone: Uploader) -> None:
     assert {name: reply.headers[name] for name in wanted} == wanted
 
 
-async def test_a_length_that_is_said_later(phone: Uploader, content: bytes) -> None:
+async def test_tus_deferred_length_given_with_a_chunk(phone: Uploader, content: bytes) -> None:
     path = await phone.begun(None)
     assert (await phone.append(path, 0, content[:30_000])).status == 204
     reply = await phone.head(path)
@@ -88,7 +88,7 @@ async def test_a_length_that_is_said_later(phone: Uploader, content: bytes) -> N
     assert await phone.file(path) == content
 
 
-async def test_a_length_that_is_said_alone(phone: Uploader, content: bytes) -> None:
+async def test_tus_deferred_length_given_alone(phone: Uploader, content: bytes) -> None:
     path = await phone.begun(None, content)
     reply = await phone.append(path, len(content), b"", upload_length=str(len(content)))
     assert reply.status == 204
@@ -96,7 +96,9 @@ async def test_a_length_that_is_said_alone(phone: Uploader, content: bytes) -> N
 
 
 @pytest.mark.parametrize("first_bytes", [1, SIZE_BYTES // 2, SIZE_BYTES])
-async def test_a_creation_may_bring_bytes(first_bytes: int, phone: Uploader, content: bytes) -> None:
+async def test_tus_creation_with_upload_brings_bytes(
+    first_bytes: int, phone: Uploader, content: bytes
+) -> None:
     created = await phone.create(len(content), content[:first_bytes])
     assert (created.status, created.headers["Upload-Offset"]) == (201, str(first_bytes))
     path = created.headers["Location"]
@@ -105,7 +107,7 @@ async def test_a_creation_may_bring_bytes(first_bytes: int, phone: Uploader, con
     assert await phone.file(path) == content
 
 
-async def test_an_open_upload_says_when_it_expires(phone: Uploader) -> None:
+async def test_tus_open_upload_tells_its_expiry(phone: Uploader) -> None:
     created = await phone.create(SIZE_BYTES)
     reply = await phone.append(created.headers["Location"], 0, b"\xff\xd8")
     for headers in (created.headers, reply.headers):
@@ -113,7 +115,7 @@ async def test_an_open_upload_says_when_it_expires(phone: Uploader) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["sha1", "sha256", "md5"])
-async def test_a_chunk_is_held_against_its_checksum(algorithm: str, phone: Uploader, content: bytes) -> None:
+async def test_tus_chunk_wrong_checksum_refused(algorithm: str, phone: Uploader, content: bytes) -> None:
     path = await phone.begun(len(content))
     first, rest = content[:30_000], content[30_000:]
     wrong = await phone.append(path, 0, first, upload_checksum=checksum(rest, algorithm))
@@ -128,13 +130,13 @@ async def test_a_chunk_is_held_against_its_checksum(algorithm: str, phone: Uploa
     assert await phone.file(path) == content
 
 
-async def test_a_creation_that_brings_wrong_bytes_has_none(phone: Uploader, content: bytes) -> None:
+async def test_tus_creation_wrong_checksum_keeps_no_byte(phone: Uploader, content: bytes) -> None:
     reply = await phone.create(len(content), content, upload_checksum=checksum(b"other"))
     assert reply.verdict == (460, "checksum_mismatch")
     assert await phone.offset(reply.headers["Location"]) == 0
 
 
-async def test_a_chunk_with_a_checksum_that_breaks_off_leaves_nothing(
+async def test_tus_chunk_with_checksum_broken_off_keeps_no_byte(
     shared: Running, phone: Uploader, content: bytes
 ) -> None:
     path = await phone.begun(len(content))
@@ -155,7 +157,7 @@ async def test_a_chunk_with_a_checksum_that_breaks_off_leaves_nothing(
     assert await phone.offset(path) == 0
 
 
-async def test_a_file_is_held_against_the_sha256_that_was_announced(phone: Uploader, content: bytes) -> None:
+async def test_tus_file_other_than_declared_sha256_refused(phone: Uploader, content: bytes) -> None:
     right = hashlib.sha256(content).hexdigest()
     assert await phone.file(await phone.uploaded(content, sha256=right)) == content
     wrong = encoded(described(sha256=hashlib.sha256(b"other").hexdigest()))
@@ -166,7 +168,7 @@ async def test_a_file_is_held_against_the_sha256_that_was_announced(phone: Uploa
     assert (await phone.ask("GET", file_path(path), {})).status == 404
 
 
-async def test_a_cancelled_upload_is_gone(phone: Uploader, content: bytes) -> None:
+async def test_tus_cancelled_upload_gone(phone: Uploader, content: bytes) -> None:
     path = await phone.begun(len(content), content[:1000])
     assert (await phone.cancel(path)).status == 204
     assert (await phone.head(path)).status == 410
@@ -175,7 +177,7 @@ async def test_a_cancelled_upload_is_gone(phone: Uploader, content: bytes) -> No
 
 
 @pytest.mark.parametrize("coding", ["chunked", "Chunked", "CHUNKED"])
-async def test_a_chunk_of_unknown_length_may_spell_its_coding_as_it_likes(
+async def test_tus_chunked_coding_spelled_any_way_taken(
     coding: str, shared: Running, phone: Uploader, content: bytes
 ) -> None:
     path = await phone.begun(len(content))
@@ -187,7 +189,7 @@ async def test_a_chunk_of_unknown_length_may_spell_its_coding_as_it_likes(
     assert await phone.file(path) == content
 
 
-async def test_parts_become_one_file(phone: Uploader, content: bytes) -> None:
+async def test_tus_concatenation_makes_one_file(phone: Uploader, content: bytes) -> None:
     parts = [content[:20_000], content[20_000:20_001], content[20_001:]]
     partial = {"upload_concat": "partial", "upload_metadata": None}
     paths = [await phone.begun(len(part), **partial) for part in parts]
@@ -205,7 +207,7 @@ async def test_parts_become_one_file(phone: Uploader, content: bytes) -> None:
     assert (await phone.append(path, len(content), b"more")).verdict == (403, "forbidden")
 
 
-async def test_parts_may_be_named_by_whole_urls(phone: Uploader, content: bytes) -> None:
+async def test_tus_concatenation_by_whole_urls(phone: Uploader, content: bytes) -> None:
     partial = {"upload_concat": "partial", "upload_metadata": None}
     path = await phone.begun(len(content), content, **partial)
     final = await phone.create(0, upload_length=None, upload_concat=f"final;{phone.url}{path}")
@@ -213,7 +215,7 @@ async def test_parts_may_be_named_by_whole_urls(phone: Uploader, content: bytes)
     assert await phone.file(final.headers["Location"]) == content
 
 
-async def test_parts_that_are_not_what_was_announced_are_no_file(phone: Uploader, content: bytes) -> None:
+async def test_tus_concatenation_wrong_sha256_refused(phone: Uploader, content: bytes) -> None:
     partial = {"upload_concat": "partial", "upload_metadata": None}
     path = await phone.begun(len(content), content, **partial)
     final = await phone.create(
@@ -226,7 +228,7 @@ async def test_parts_that_are_not_what_was_announced_are_no_file(phone: Uploader
     assert (await phone.head(path)).status == 410
 
 
-async def test_a_method_in_a_header_is_honoured(phone: Uploader, content: bytes) -> None:
+async def test_tus_method_override_honoured(phone: Uploader, content: bytes) -> None:
     path = await phone.begun(len(content))
     headers = TUS | {"Upload-Offset": "0", "Content-Type": CHUNK, "X-HTTP-Method-Override": "PATCH"}
     reply = await phone.ask("POST", path, headers, content)
@@ -239,7 +241,7 @@ async def test_a_method_in_a_header_is_honoured(phone: Uploader, content: bytes)
     assert (await phone.head(gone)).status == 410
 
 
-async def test_two_files_of_one_name_never_meet(shared: Running, phone: Uploader) -> None:
+async def test_tus_two_files_of_one_name_kept_apart(shared: Running, phone: Uploader) -> None:
     tablet = uploader(shared, "tablet")
     other_tenant = uploader(shared, "phone", "globex")
     contents = [photo(5_000, seed) for seed in range(4)]

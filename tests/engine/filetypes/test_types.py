@@ -68,17 +68,17 @@ def refusal(declared: str, head: bytes, types: FileTypes = TYPES) -> str:
     return refused.value.message
 
 
-def test_every_default_type_has_content_here() -> None:
+def test_default_types_each_has_content_here() -> None:
     assert CONTENT.keys() == {*UPLOADS.image_types, *UPLOADS.document_types, *UPLOADS.voice_types}
 
 
 @pytest.mark.parametrize(("declared", "head"), [(one, head) for one in CONTENT for head in CONTENT[one]])
-def test_content_of_its_type_is_taken(declared: str, head: str) -> None:
+def test_detected_type_content_as_declared_kept(declared: str, head: str) -> None:
     assert detected_type(declared, HEADS[head]) == declared
 
 
 @pytest.mark.parametrize(("declared", "head"), [(one, CONTENT[one][0]) for one in CONTENT])
-def test_content_of_another_group_is_refused(declared: str, head: str) -> None:
+def test_detected_type_content_of_another_group_refused(declared: str, head: str) -> None:
     for group in (UPLOADS.image_types, UPLOADS.document_types, UPLOADS.voice_types):
         if declared not in group:
             for other in group:
@@ -102,7 +102,7 @@ def test_content_of_another_group_is_refused(declared: str, head: str) -> None:
         ("audio/wav", "3gp", "audio/3gpp"),
     ],
 )
-def test_another_type_of_the_group_takes_the_place_of_what_was_said(
+def test_detected_type_other_type_of_the_group_replaces_declared(
     declared: str, head: str, found: str
 ) -> None:
     assert detected_type(declared, HEADS[head]) == found
@@ -136,13 +136,13 @@ def test_another_type_of_the_group_takes_the_place_of_what_was_said(
         (bytes(8192), UNKNOWN),
     ],
 )
-def test_what_is_not_listed_is_refused_whatever_it_was_said_to_be(head: bytes, found: str) -> None:
+def test_detected_type_unlisted_content_refused(head: bytes, found: str) -> None:
     for declared in CONTENT:
         assert refusal(declared, head) == f"the content is {found}, not {declared}"
 
 
 @pytest.mark.parametrize("declared", CONTENT)
-def test_empty_file_is_a_text_or_refused_as_empty(declared: str) -> None:
+def test_empty_file_text_taken_others_refused(declared: str) -> None:
     if declared.startswith("text/"):
         TYPES.check_empty(declared)
         assert TYPES.detected_type(declared, b"", 0) == declared
@@ -157,7 +157,7 @@ def empty(declared: str) -> str:
     return TYPES.detected_type(declared, b"", 0)
 
 
-def test_empty_file_of_undeclared_type_is_plain_text() -> None:
+def test_empty_file_undeclared_is_plain_text() -> None:
     TYPES.check_empty(UNDECLARED)
     assert empty(UNDECLARED) == empty("") == "text/plain"
     with pytest.raises(SyncError, match="the content is empty; taken are image/jpeg"):
@@ -192,7 +192,7 @@ WRITTEN = {
 
 @pytest.mark.parametrize("encoding", WRITTEN)
 @pytest.mark.parametrize("declared", ["text/plain", "text/csv", UNDECLARED])
-def test_text_in_any_encoding_is_taken(declared: str, encoding: str) -> None:
+def test_detected_type_text_in_any_encoding_taken(declared: str, encoding: str) -> None:
     text = WRITTEN[encoding]
     expected = "text/plain" if declared == UNDECLARED else declared
     assert TYPES.detected_type(declared, text, len(text)) == expected
@@ -216,7 +216,7 @@ def test_text_in_any_encoding_is_taken(declared: str, encoding: str) -> None:
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_utf16_is_looked_into_as_other_text_is(encoding: str, text: str, found: str) -> None:
+def test_detected_type_utf16_sniffed_as_text(encoding: str, text: str, found: str) -> None:
     content = text.encode(encoding, "surrogatepass")
     with pytest.raises(SyncError, match=re.escape(f"the content is {found}, not text/plain")):
         TYPES.detected_type("text/plain", content, len(content))
@@ -236,25 +236,25 @@ SOUND_OR_VIDEO = ("isom", "mp42", "3gp", "webm")
 
 @pytest.mark.parametrize("head", sorted(HEADS.keys() - {*SOUND_OR_VIDEO, "theora"}))
 @pytest.mark.parametrize("said", ["", UNDECLARED, "binary/octet-stream"])
-def test_undeclared_type_is_that_of_the_content_where_its_class_is_clear(said: str, head: str) -> None:
+def test_undeclared_type_clear_class_gets_content_type(said: str, head: str) -> None:
     assert TYPES.listed(said) == UNDECLARED
     assert detected_type(said, HEADS[head]) == CLEAR[head]
 
 
 @pytest.mark.parametrize("head", SOUND_OR_VIDEO)
-def test_undeclared_type_is_refused_where_the_content_may_be_of_two_classes(head: str) -> None:
+def test_undeclared_type_two_classes_refused(head: str) -> None:
     sentence = "the content may be .* or video/.*: say in filetype which it is"
     assert re.fullmatch(sentence, refusal("", HEADS[head]))
 
 
 @pytest.mark.parametrize("head", ["theora", "zip", "nothing"])
-def test_undeclared_type_that_is_not_listed_is_refused_with_those_that_are(head: str) -> None:
+def test_undeclared_type_unlisted_refused_naming_the_listed(head: str) -> None:
     found = {"theora": "video/ogg", "zip": "application/zip", "nothing": UNKNOWN}[head]
     content = {"zip": archive(("a.txt", b"a")), "nothing": bytes(100)}.get(head) or HEADS[head]
     assert refusal("", content).startswith(f"the content is {found}; taken are image/jpeg")
 
 
-def test_undeclared_type_takes_the_limit_of_its_class_once_that_is_known() -> None:
+def test_undeclared_type_limit_of_its_class_applies() -> None:
     types = taking(image_bytes=3_000, document_bytes=5_000, voice_bytes=4_000)
     assert types.max_bytes(UNDECLARED) == 5_000
     assert types.detected_type(UNDECLARED, HEADS["pdf"], 5_000) == "application/pdf"
@@ -265,7 +265,7 @@ def test_undeclared_type_takes_the_limit_of_its_class_once_that_is_known() -> No
         assert refused.value.code == "too_large"
 
 
-def test_undeclared_type_of_an_operators_listing_is_clear() -> None:
+def test_undeclared_type_listed_by_an_operator_is_clear() -> None:
     types = taking(voice_types=(*UPLOADS.voice_types, "video/mp4", "video/3gpp"))
     assert detected_type("", HEADS["isom"], types) == "audio/mp4"
     assert "say in filetype" in refusal("", HEADS["webm"], types)
@@ -283,11 +283,11 @@ def test_undeclared_type_of_an_operators_listing_is_clear() -> None:
         (OLE + bytes(8184), "application/vnd.ms-excel"),
     ],
 )
-def test_a_container_whose_head_does_not_tell_is_what_it_was_said_to_be(head: bytes, declared: str) -> None:
+def test_detected_type_ambiguous_container_is_as_declared(head: bytes, declared: str) -> None:
     assert detected_type(declared, head) == declared
 
 
-def test_names_of_streams_tell_word_from_excel() -> None:
+def test_sniff_ole_stream_names_tell_word_from_excel() -> None:
     word, excel = (OLE + bytes(2000) + name.encode("utf-16-le") for name in ("WordDocument", "Workbook\0"))
     for declared in ("application/msword", "application/vnd.ms-excel"):
         assert detected_type(declared, word) == "application/msword"
@@ -306,16 +306,16 @@ def test_names_of_streams_tell_word_from_excel() -> None:
         b"\xef\xbb\xbfgate;key\n",
     ],
 )
-def test_a_text_may_begin_as_it_likes(text: bytes) -> None:
+def test_sniff_text_may_begin_like_other_formats(text: bytes) -> None:
     assert detected_type("text/plain", text) == "text/plain"
 
 
 @pytest.mark.parametrize("byte", [0x00, 0x01, 0x08, 0x0E, 0x1F, 0x7F])
-def test_a_text_has_no_control_characters(byte: int) -> None:
+def test_sniff_text_with_control_characters_refused(byte: int) -> None:
     assert UNKNOWN in refusal("text/plain", b"one " + bytes([byte]) + b" two")
 
 
-def test_a_tag_in_front_of_sound_is_looked_behind() -> None:
+def test_sniff_sound_behind_an_id3_tag_found() -> None:
     tag = b"ID3\x04\x00\x00\x00\x00\x01\x05" + bytes(133)
     assert detected_type("audio/mpeg", tag + HEADS["aac"]) == "audio/aac"
     assert refusal("audio/mpeg", tag + b"anything else") == f"the content is {UNKNOWN}, not audio/mpeg"
@@ -338,7 +338,7 @@ def test_a_tag_in_front_of_sound_is_looked_behind() -> None:
         ("fff594c4", 480),  # version 2, layer II, 80 kbit/s, 24 kHz
     ],
 )
-def test_a_frame_of_mpeg_audio_ends_where_its_header_says(header: str, frame_bytes: int) -> None:
+def test_sniff_mpeg_frame_length_by_its_header(header: str, frame_bytes: int) -> None:
     frame = bytes.fromhex(header) + bytes(frame_bytes - 4)
     assert detected_type("audio/mpeg", frame * 2) == "audio/mpeg"
     assert UNKNOWN in refusal("audio/mpeg", frame + b"\0" + frame)
@@ -346,11 +346,11 @@ def test_a_frame_of_mpeg_audio_ends_where_its_header_says(header: str, frame_byt
 
 
 @pytest.mark.parametrize("header", ["fffb5cc4", "ffff50c4", "fff950c4", "ffeb50c4", "fffbf0c4", "fffb00c4"])
-def test_a_frame_of_mpeg_audio_has_no_value_that_is_kept_back(header: str) -> None:
+def test_sniff_mpeg_reserved_values_refused(header: str) -> None:
     assert UNKNOWN in refusal("audio/mpeg", bytes.fromhex(header) + bytes(9))
 
 
-def test_a_picture_in_heif_is_known_by_any_of_its_brands() -> None:
+def test_sniff_heif_by_any_brand() -> None:
     assert detected_type("image/png", HEADS["heif"]) == "image/heif"
     assert detected_type("image/png", HEADS["heif"].replace(b"miaf", b"heic")) == "image/heic"
 
@@ -358,7 +358,7 @@ def test_a_picture_in_heif_is_known_by_any_of_its_brands() -> None:
 @pytest.mark.parametrize(
     ("declared", "head", "second_at"), [("audio/mpeg", "mp3", 72), ("audio/aac", "aac", 263)]
 )
-def test_sound_in_frames_has_a_second_one(declared: str, head: str, second_at: int) -> None:
+def test_sniff_audio_frames_need_a_second_one(declared: str, head: str, second_at: int) -> None:
     broken = bytearray(HEADS[head])
     assert broken[second_at] == 0xFF
     broken[second_at] = 0xFE
@@ -366,20 +366,20 @@ def test_sound_in_frames_has_a_second_one(declared: str, head: str, second_at: i
     assert detected_type(declared, HEADS[head][:second_at]) == declared
 
 
-def test_a_picture_goes_on_behind_its_first_segment() -> None:
+def test_sniff_jpeg_needs_a_second_segment() -> None:
     broken = HEADS["jpeg"].replace(b"\xff\xdb", b"\xfe\xdb")
     assert UNKNOWN in refusal("image/jpeg", broken)
 
 
 @given(st.binary(min_size=1, max_size=64), st.sampled_from(IMAGES))
-def test_random_bytes_are_no_image(head: bytes, declared: str) -> None:
+def test_sniff_random_bytes_are_no_image(head: bytes, declared: str) -> None:
     for size_bytes in (len(head), len(head) + 1):
         with pytest.raises(SyncError, match=f"not {declared}"):
             TYPES.detected_type(declared, head, size_bytes)
 
 
 @given(st.sampled_from(IMAGES), st.integers(0, 3), st.integers(1, 255))
-def test_an_image_whose_beginning_is_broken_is_none(declared: str, at: int, flipped: int) -> None:
+def test_sniff_image_with_a_broken_head_refused(declared: str, at: int, flipped: int) -> None:
     head = bytearray(HEADS[CONTENT[declared][0]])
     at += 4 if head[4:8] == b"ftyp" else 0
     if declared == "image/jpeg":
@@ -389,7 +389,7 @@ def test_an_image_whose_beginning_is_broken_is_none(declared: str, at: int, flip
 
 
 @given(st.binary(max_size=64), st.sampled_from(sorted(HEADS)), st.sampled_from(sorted(CONTENT)))
-def test_content_is_judged_or_refused_whatever_follows(tail: bytes, head: str, declared: str) -> None:
+def test_detected_type_any_content_decided_or_refused(tail: bytes, head: str, declared: str) -> None:
     for cut in range(1, 40, 3):
         try:
             outcome = detected_type(declared, HEADS[head][:cut] + tail)
@@ -409,13 +409,13 @@ def test_content_is_judged_or_refused_whatever_follows(tail: bytes, head: str, d
         ("image/png", "image/png"),
     ],
 )
-def test_a_type_has_names_that_are_in_use(said: str, listed: str) -> None:
+def test_listed_other_names_of_a_type_known(said: str, listed: str) -> None:
     assert TYPES.listed(said) == listed
     assert TYPES.max_bytes(said) == TYPES.max_bytes(listed)
     assert detected_type(said, HEADS[CONTENT[listed][0]]) == listed
 
 
-def test_a_type_is_called_what_the_settings_call_it() -> None:
+def test_listed_returns_the_name_of_the_settings() -> None:
     types = taking(voice_types=("audio/x-wav", "audio/wave", "audio/x-m4a"))
     assert types.listed("audio/wave") == "audio/wave"
     assert types.listed("audio/wav") == "audio/x-wav"
@@ -431,7 +431,7 @@ def test_a_type_is_called_what_the_settings_call_it() -> None:
         ("image/avif", HEADS["heif"].replace(b"miaf", b"avif")),
     ],
 )
-def test_types_that_an_operator_adds_are_known_as_well(declared: str, head: bytes) -> None:
+def test_listed_added_types_known(declared: str, head: bytes) -> None:
     types = taking(image_types=(*UPLOADS.image_types, declared))
     assert detected_type(declared, head, types) == declared
     assert detected_type("image/png", head, types) == declared
@@ -439,7 +439,7 @@ def test_types_that_an_operator_adds_are_known_as_well(declared: str, head: byte
 
 
 @pytest.mark.parametrize("said", ["*/*", "application/zip", "video/mp4", "image/*", "x" * 1000])
-def test_a_type_that_is_not_listed_is_refused_with_those_that_are(said: str) -> None:
+def test_listed_unlisted_type_refused_naming_the_listed(said: str) -> None:
     for ask in (TYPES.listed, TYPES.max_bytes, lambda one: detected_type(one, HEADS["png"])):
         with pytest.raises(SyncError) as refused:
             ask(said)
@@ -449,13 +449,13 @@ def test_a_type_that_is_not_listed_is_refused_with_those_that_are(said: str) -> 
         assert len(refused.value.message) < 1000
 
 
-def test_each_group_has_a_size_of_its_own() -> None:
+def test_max_bytes_by_group() -> None:
     types = taking(image_bytes=3, document_bytes=5, voice_bytes=4)
     assert [types.max_bytes(one) for one in ("image/gif", "text/csv", "audio/amr")] == [3, 5, 4]
     assert types.largest_bytes == 5
 
 
-def test_a_group_without_types_counts_for_nothing() -> None:
+def test_max_bytes_group_without_types_ignored() -> None:
     types = taking(document_types=(), document_bytes=1 << 40)
     assert types.largest_bytes == UPLOADS.voice_bytes
     assert taking(image_types=(), document_types=(), voice_types=()).largest_bytes == 0

@@ -78,7 +78,7 @@ requests = st.builds(Append, st.integers(0, LARGEST), st.none() | st.integers(0,
 
 
 @given(size=sizes, script=st.lists(st.tuples(requests, st.integers(0, 5), st.booleans()), max_size=12))
-def test_requests_take_an_upload_where_a_string_of_bytes_would_go(
+def test_plan_append_agrees_with_a_model_of_bytes(
     size: int | None, script: list[tuple[Append, int, bool]]
 ) -> None:
     room = LARGEST if size is None else size
@@ -105,9 +105,7 @@ def test_requests_take_an_upload_where_a_string_of_bytes_would_go(
 
 @pytest.mark.parametrize("state", get_args(State))
 @pytest.mark.parametrize("device", ["d1", "d2"])
-def test_only_its_device_meets_an_upload_and_only_while_there_is_something_of_it(
-    state: State, device: str
-) -> None:
+def test_visible_to_own_device_alone_and_by_state(state: State, device: str) -> None:
     kept = upload(state=state)
     if device == "d1" and state in {"open", "concatenated"} | FINISHED:
         assert visible_to(kept, device, NOW_US) is kept
@@ -117,7 +115,7 @@ def test_only_its_device_meets_an_upload_and_only_while_there_is_something_of_it
     assert refused.value.code == ("upload_gone" if device == "d1" else "not_found")
 
 
-def test_what_was_never_there_is_not_found() -> None:
+def test_visible_to_none_not_found() -> None:
     with pytest.raises(SyncError) as refused:
         visible_to(None, "d1", NOW_US)
     assert refused.value.code == "not_found"
@@ -132,7 +130,7 @@ def test_what_was_never_there_is_not_found() -> None:
         ("attached", False, 1, False),
     ],
 )
-def test_an_upload_expires_while_nobody_has_it(state: State, held: bool, late_us: int, gone: bool) -> None:
+def test_visible_to_unlocked_past_expiry_gone(state: State, held: bool, late_us: int, gone: bool) -> None:
     kept = upload(state=state, locked=held)
     if gone:
         with pytest.raises(SyncError, match="expired"):
@@ -142,7 +140,7 @@ def test_an_upload_expires_while_nobody_has_it(state: State, held: bool, late_us
 
 
 @pytest.mark.parametrize("state", sorted({*FINISHED, "concatenated"}))
-def test_a_finished_upload_takes_nothing_but_the_question_whether_it_is_finished(state: State) -> None:
+def test_plan_append_finished_takes_only_empty_requests(state: State) -> None:
     # What a finished upload reserves depends on its state.
     done = upload(state=state, offset_bytes=10, reserved_bytes=0 if state == "duplicate" else 10)
     for length_bytes in (0, None):
@@ -153,24 +151,24 @@ def test_a_finished_upload_takes_nothing_but_the_question_whether_it_is_finished
     assert refused.value.code == "upload_complete"
 
 
-def test_taking_of_unknown_size_without_room_is_not_complete() -> None:
+def test_append_plan_unknown_size_is_not_complete() -> None:
     assert not plan_append(upload(size_bytes=None, offset_bytes=10), Append(10)).complete
 
 
-def test_what_is_put_together_takes_no_bytes() -> None:
+def test_plan_append_final_upload_refused() -> None:
     with pytest.raises(SyncError) as refused:
         plan_append(upload(kind="final"), Append(0, 1))
     assert refused.value.code == "forbidden"
 
 
-def test_a_finished_upload_is_never_taken_for_an_unfinished_one() -> None:
+def test_ready_to_finish_only_open_complete_and_not_partial() -> None:
     assert upload(offset_bytes=10).ready_to_finish
     assert not upload(offset_bytes=9).ready_to_finish
     assert not upload(offset_bytes=10, kind="partial").ready_to_finish
     assert not upload(offset_bytes=10, state="stored").ready_to_finish
 
 
-def test_parts_are_put_together_when_all_of_them_are_complete_and_fit() -> None:
+def test_concatenated_bytes_complete_parts_within_the_limit() -> None:
     def part(size: int, offset: int) -> Upload:
         return upload(kind="partial", size_bytes=size, offset_bytes=offset)
 

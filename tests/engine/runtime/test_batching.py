@@ -44,7 +44,7 @@ async def batching(oracle: Oracle, most: int = 200) -> AsyncIterator[Batcher[int
     await asyncio.wait([running])
 
 
-async def test_what_is_asked_while_a_round_is_under_way_goes_together() -> None:
+async def test_batcher_requests_during_a_call_go_together() -> None:
     oracle = Oracle()
     oracle.open.clear()
     async with batching(oracle, 3) as batcher:
@@ -57,7 +57,7 @@ async def test_what_is_asked_while_a_round_is_under_way_goes_together() -> None:
     assert oracle.rounds == [[1], [2, 3, 4], [5, 6]]
 
 
-async def test_a_round_is_asked_again_when_its_outcome_is_not_known() -> None:
+async def test_batcher_unknown_outcome_repeated() -> None:
     oracle = Oracle()
     oracle.failures = 2
     async with batching(oracle) as batcher:
@@ -65,7 +65,7 @@ async def test_a_round_is_asked_again_when_its_outcome_is_not_known() -> None:
     assert oracle.rounds == [[4]] * 3
 
 
-async def test_who_asks_what_cannot_be_asked_fails_alone() -> None:
+async def test_batcher_poison_request_fails_alone() -> None:
     async with batching(Oracle()) as batcher:
         asked = [batcher.submit(number) for number in (1, -1, 2)]
         one, refused, two = await asyncio.gather(*asked, return_exceptions=True)
@@ -73,7 +73,7 @@ async def test_who_asks_what_cannot_be_asked_fails_alone() -> None:
     assert isinstance(refused, StorePoisonError)
 
 
-async def test_nobody_waits_for_an_answer_that_does_not_come() -> None:
+async def test_batcher_end_fails_waiting_requests() -> None:
     oracle = Oracle()
     oracle.open.clear()
     async with batching(oracle, 1) as batcher:

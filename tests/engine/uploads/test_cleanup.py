@@ -46,7 +46,7 @@ WEEK_H = 7 * 24.0
 # -- uploads that expired ---------------------------------------------------------------------
 
 
-async def test_an_upload_expires_at_its_time_with_its_bytes_and_what_it_reserved(house: House) -> None:
+async def test_cleanup_upload_past_its_expiry_loses_bytes_and_reservation(house: House) -> None:
     upload = await house.sent(await house.begun(), text(100))
     other = await house.begun(200, tenant=2)
     at_us = (await house.store.find(upload.ref)).expires_at_us  # type: ignore[union-attr]  # it is there
@@ -66,7 +66,7 @@ async def test_an_upload_expires_at_its_time_with_its_bytes_and_what_it_reserved
     assert house.reserved(2) == 0
 
 
-async def test_an_upload_that_a_request_has_does_not_expire_and_one_whose_request_died_does(
+async def test_cleanup_locked_upload_expires_only_with_its_lock(
     house: House,
 ) -> None:
     held, died = await house.begun(), await house.begun()
@@ -81,7 +81,7 @@ async def test_an_upload_that_a_request_has_does_not_expire_and_one_whose_reques
     assert house.reserved() == 300
 
 
-async def test_an_upload_that_is_being_written_while_its_time_comes_goes_on(house: House) -> None:
+async def test_cleanup_upload_written_at_its_expiry_goes_on(house: House) -> None:
     upload, content = await house.begun(), text()
     body = Sent(content[:120], "stalls")
     writing = asyncio.create_task(
@@ -97,7 +97,7 @@ async def test_an_upload_that_is_being_written_while_its_time_comes_goes_on(hous
     assert (await house.tidied()).expired == 0
 
 
-async def test_a_request_that_stood_still_for_too_long_finds_its_upload_expired(house: House) -> None:
+async def test_cleanup_request_stalled_past_expiry_gets_upload_gone(house: House) -> None:
     upload, content = await house.begun(), text()
     body = Sent(content[:120], "stalls")
     writing = asyncio.create_task(
@@ -119,7 +119,7 @@ async def test_a_request_that_stood_still_for_too_long_finds_its_upload_expired(
     assert house.stored_blobs() == set(), "what it wrote after all is nobody's"
 
 
-async def test_parts_expire_with_what_they_were_put_together_to_and_never_before(house: House) -> None:
+async def test_cleanup_parts_of_a_final_upload_expire_with_it(house: House) -> None:
     spent = [await house.begun(), await house.begun()]
     alone = await house.begun()
     for part in (*spent, alone):
@@ -150,7 +150,7 @@ async def test_parts_expire_with_what_they_were_put_together_to_and_never_before
     assert house.stored_blobs() == {("drafts", alone.ref.upload_id)}
 
 
-async def test_bytes_that_cannot_be_removed_now_are_removed_by_a_later_run(
+async def test_cleanup_failed_deletion_is_done_by_a_later_run(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload = await house.sent(await house.begun(), text(100))
@@ -171,7 +171,7 @@ async def test_bytes_that_cannot_be_removed_now_are_removed_by_a_later_run(
 # -- files of records that are gone -----------------------------------------------------------
 
 
-async def test_files_of_a_deleted_record_go_when_the_grace_period_is_over(house: House) -> None:
+async def test_cleanup_deleted_record_files_freed_after_grace_period(house: House) -> None:
     await house.push("put", None)
     first, other = await house.stored(), await house.stored("b")
     await house.push("put", None, record="b")
@@ -191,7 +191,7 @@ async def test_files_of_a_deleted_record_go_when_the_grace_period_is_over(house:
     assert (await house.tidied(GRACE_H * 3)).left == 0
 
 
-async def test_a_record_that_is_brought_back_keeps_its_files_and_its_time_begins_anew(house: House) -> None:
+async def test_cleanup_restored_record_keeps_files_and_restarts_grace_period(house: House) -> None:
     await house.push("put", None)
     file = await house.stored()
     await house.push("delete", 1)
@@ -207,7 +207,7 @@ async def test_a_record_that_is_brought_back_keeps_its_files_and_its_time_begins
     assert (await house.tidied(GRACE_H * 3 + 1)).freed == 1
 
 
-async def test_a_record_that_was_alive_between_two_runs_is_gone_since_its_last_end(house: House) -> None:
+async def test_cleanup_record_deleted_again_counts_from_the_last_deletion(house: House) -> None:
     await house.push("put", None)
     file = await house.stored()
     await house.push("delete", 1)
@@ -216,7 +216,7 @@ async def test_a_record_that_was_alive_between_two_runs_is_gone_since_its_last_e
     assert house.state(file) == "attached"
 
 
-async def test_a_duplicates_row_goes_with_the_file_in_its_stead(house: House) -> None:
+async def test_cleanup_duplicate_freed_with_the_file_that_stands_for_it(house: House) -> None:
     await house.push("put", None)
     content = text()
     first = await house.sent(await house.begun(), content)
@@ -240,7 +240,7 @@ def _shown(house: House) -> tuple[object, ...]:
     return rows(house.dsn, "SELECT attachments ->> 0, json_array_length(attachments) FROM records")[0]
 
 
-async def test_a_file_stays_with_what_it_reserved_while_a_duplicate_stands(house: House) -> None:
+async def test_free_file_with_a_duplicate_is_retained_with_its_reservation(house: House) -> None:
     first, duplicate = await _twice(house)
     shown = _shown(house)
     await house.receiving.cancel(session(), first.ref.upload_id)
@@ -263,7 +263,7 @@ async def test_a_file_stays_with_what_it_reserved_while_a_duplicate_stands(house
     assert (await house.tidied(WEEK_H + 1)).forgotten == 2
 
 
-async def test_a_file_whose_duplicate_is_freed_stays(house: House) -> None:
+async def test_free_duplicate_leaves_the_file(house: House) -> None:
     first, duplicate = await _twice(house)
     shown = _shown(house)
     await house.receiving.cancel(session(), duplicate.ref.upload_id)
@@ -275,7 +275,7 @@ async def test_a_file_whose_duplicate_is_freed_stays(house: House) -> None:
     )
 
 
-async def test_a_lent_file_goes_with_its_duplicate_when_the_grace_period_is_over(house: House) -> None:
+async def test_cleanup_retained_file_freed_with_its_duplicate(house: House) -> None:
     first, duplicate = await _twice(house)
     await house.receiving.cancel(session(), first.ref.upload_id)
     await house.push("delete", 1)
@@ -286,7 +286,7 @@ async def test_a_lent_file_goes_with_its_duplicate_when_the_grace_period_is_over
     assert (house.reserved(), house.stored_blobs(), _shown(house)) == (0, set(), (None, 0))
 
 
-async def test_a_lent_file_that_was_not_removed_with_the_last_is_an_orphan(
+async def test_cleanup_retained_file_left_by_a_crash_is_an_orphan(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, duplicate = await _twice(house)
@@ -304,7 +304,7 @@ async def test_a_lent_file_that_was_not_removed_with_the_last_is_an_orphan(
     assert (house.reserved(), house.stored_blobs()) == (0, set())
 
 
-async def test_many_who_sent_the_same_take_it_back_at_once(house: House) -> None:
+async def test_free_many_duplicates_at_once_leaves_no_file(house: House) -> None:
     """Whichever is the last, all of it goes with it, and nothing before."""
     await house.push("put", None)
     content = text()
@@ -316,7 +316,7 @@ async def test_many_who_sent_the_same_take_it_back_at_once(house: House) -> None
     assert {house.state(one) for one in uploads} == {"freed"}
 
 
-async def test_a_file_whose_record_never_came_goes_when_the_grace_period_is_over(house: House) -> None:
+async def test_cleanup_file_without_record_freed_after_grace_period(house: House) -> None:
     file, mine = await house.stored("never"), await house.stored("never", tenant=2)
     assert (await house.tidied(GRACE_H - 1)).freed == 0
     assert (house.state(file), house.state(mine)) == ("stored", "stored")
@@ -345,7 +345,7 @@ class Reviving(WorkQueue):
         self._task = asyncio.create_task(revive())
 
 
-async def test_a_record_that_is_brought_back_while_the_clean_up_runs_keeps_its_files(house: House) -> None:
+async def test_cleanup_record_restored_during_the_run_keeps_files(house: House) -> None:
     await house.push("put", None)
     file = await house.stored()
     await house.push("delete", 1)
@@ -366,7 +366,7 @@ class Refusing(WorkQueue):
         raise SyncError("overloaded", "come back", retry_after_ms=1)
 
 
-async def test_what_cannot_be_freed_now_is_left_for_the_next_run(house: House) -> None:
+async def test_cleanup_overloaded_commit_leaves_files_for_the_next_run(house: House) -> None:
     file = await house.stored("never")
     cleanup = UploadCleanup(PostgresCleanup(house.database), house.blobs, Refusing(), GRACE_S, 0)
     tidied = await cleanup.expire_and_free(now_us(GRACE_H + 1), keep)
@@ -380,7 +380,7 @@ async def test_what_cannot_be_freed_now_is_left_for_the_next_run(house: House) -
 STATES: tuple[State, ...] = State.__args__  # type: ignore[attr-defined]  # of a Literal
 
 
-async def test_what_came_to_nothing_is_forgotten_after_a_week(house: House) -> None:
+async def test_cleanup_ended_rows_deleted_after_a_week(house: House) -> None:
     uploads = {state: await house.begun() for state in STATES}
     for state, upload in uploads.items():
         execute(
@@ -400,7 +400,7 @@ async def test_what_came_to_nothing_is_forgotten_after_a_week(house: House) -> N
 # -- as a whole -------------------------------------------------------------------------------
 
 
-async def test_much_is_gone_over_page_by_page(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cleanup_many_rows_are_paged(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload_cleanup, "PAGE", 2)
     given_up = [await house.sent(await house.begun(tenant=1 + n % 2), text(9), 1 + n % 2) for n in range(7)]
     for n in range(5):
@@ -424,7 +424,7 @@ async def test_much_is_gone_over_page_by_page(house: House, monkeypatch: pytest.
     assert (await house.tidied(WEEK_H * 2 + GRACE_H)).forgotten == 17
 
 
-async def test_two_runs_at_once_do_everything_once(house: House) -> None:
+async def test_cleanup_two_runs_at_once_do_everything_once(house: House) -> None:
     for n in range(20):
         await house.sent(await house.begun(tenant=1 + n % 2), text(9), 1 + n % 2)
         await house.stored("never")
@@ -438,7 +438,7 @@ async def test_two_runs_at_once_do_everything_once(house: House) -> None:
     assert house.stored_blobs() == set()
 
 
-async def test_what_became_of_uploads_is_counted_by_tenant(house: House) -> None:
+async def test_cleanup_abandonment_is_counted_by_tenant(house: House) -> None:
     for _ in range(3):
         await house.stored("never")
     cancelled = await house.begun()
@@ -455,7 +455,7 @@ async def test_what_became_of_uploads_is_counted_by_tenant(house: House) -> None
 # -- the last data of deleted records ---------------------------------------------------------
 
 
-async def test_last_data_are_dropped_at_their_time_without_a_new_version(house: House) -> None:
+async def test_cleanup_last_data_dropped_without_a_new_version(house: House) -> None:
     for record in ("a", "b"):
         await house.push("put", None, record=record)
         await house.push("delete", 1, record=record)
@@ -479,7 +479,7 @@ async def test_last_data_are_dropped_at_their_time_without_a_new_version(house: 
     assert rows(house.dsn, "SELECT tenant_id, seq FROM tenant_counters ORDER BY 1") == heads
 
 
-async def test_last_data_of_a_tenant_that_a_batch_has_at_hand_are_left_for_the_next_run(house: House) -> None:
+async def test_cleanup_last_data_of_a_locked_tenant_left_for_the_next_run(house: House) -> None:
     await house.push("put", None)
     await house.push("delete", 1)
     async with house.database.connection() as session:
@@ -489,7 +489,7 @@ async def test_last_data_of_a_tenant_that_a_batch_has_at_hand_are_left_for_the_n
     assert (await house.tidied(LAST_DATA_H)).emptied == 1
 
 
-async def test_all_last_data_are_dropped_page_by_page(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cleanup_last_data_are_paged(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload_cleanup, "PAGE", 2)
     for record in "abcde":
         await house.push("put", None, record=record)
@@ -498,7 +498,7 @@ async def test_all_last_data_are_dropped_page_by_page(house: House, monkeypatch:
     assert (await house.tidied(LAST_DATA_H)).emptied == 0
 
 
-async def test_last_data_go_with_their_erased_tenant(house: House) -> None:
+async def test_erase_tenant_drops_last_data(house: House) -> None:
     for tenant in (1, 2):
         await house.push("put", None, tenant)
         await house.push("delete", 1, tenant)

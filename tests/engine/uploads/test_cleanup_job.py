@@ -58,7 +58,7 @@ async def store(dsn: str) -> AsyncIterator[PostgresLeases]:
 # -- leases ------------------------------------------------------------------------------------
 
 
-async def test_of_many_who_ask_at_once_one_has_the_turn(store: PostgresLeases) -> None:
+async def test_lease_many_at_once_one_gets_it(store: PostgresLeases) -> None:
     for _ in range(3):
         asked = [store.begin("job", f"h{number}", 0) for number in range(8)]
         taken = [number for number, now_us in enumerate(await asyncio.gather(*asked)) if now_us]
@@ -66,7 +66,7 @@ async def test_of_many_who_ask_at_once_one_has_the_turn(store: PostgresLeases) -
         await store.end("job", f"h{taken[0]}", None)
 
 
-async def test_a_turn_is_taken_when_its_time_has_come(store: PostgresLeases, dsn: str) -> None:
+async def test_lease_begin_only_when_free_and_due(store: PostgresLeases, dsn: str) -> None:
     assert await store.begin("job", "first", 300)
     assert await store.begin("other", "first", 300), "each job has leases of its own"
     assert await store.begin("job", "first", 300), "who asks again, not knowing of the answer, has it"
@@ -85,9 +85,7 @@ async def test_a_turn_is_taken_when_its_time_has_come(store: PostgresLeases, dsn
     assert await store.report("never") is None
 
 
-async def test_a_turn_is_kept_by_a_word_now_and_then_and_lost_without(
-    store: PostgresLeases, dsn: str
-) -> None:
+async def test_lease_renewed_in_time_is_kept_else_lost(store: PostgresLeases, dsn: str) -> None:
     lapse = "UPDATE cluster_job SET held_until = now() - interval '1 s'"
     lapsed = "SELECT held_until < now() FROM cluster_job"
     clock = HandClock()
@@ -108,7 +106,7 @@ async def test_a_turn_is_kept_by_a_word_now_and_then_and_lost_without(
     assert await store.begin("job", "third", 0) is None, "it is the other's still"
 
 
-async def test_a_turn_that_fails_is_given_back(store: PostgresLeases) -> None:
+async def test_lease_job_fails_is_released(store: PostgresLeases) -> None:
     leases = JobLeases(store, SystemClock())
     with pytest.raises(ValueError, match="amiss"):
         async with leases.acquire("job", 0):
@@ -119,7 +117,7 @@ async def test_a_turn_that_fails_is_given_back(store: PostgresLeases) -> None:
 # -- the job ---------------------------------------------------------------------------------
 
 
-async def test_of_two_processes_one_does_it_and_both_know_what_came_of_it(house: House) -> None:
+async def test_cleanup_job_two_processes_one_runs_both_know_the_ratio(house: House) -> None:
     other = CleanupJob(JobLeases(PostgresLeases(house.database), SystemClock()), house.cleanup)
     for _ in range(3):
         await house.stored("never")
@@ -135,7 +133,7 @@ async def test_of_two_processes_one_does_it_and_both_know_what_came_of_it(house:
     assert await other.remove_orphans(3600) is None
 
 
-async def test_abandonment_is_said_once_until_it_is_better(house: House) -> None:
+async def test_cleanup_job_abandonment_logged_once_until_lower(house: House) -> None:
     def given_up(uploads: int) -> None:
         state = f"CASE WHEN n <= {uploads} THEN 'expired' ELSE 'attached' END"
         execute(
@@ -157,14 +155,14 @@ async def test_abandonment_is_said_once_until_it_is_better(house: House) -> None
     assert [line["abandonment_ratio"] for line in logs if line["event"] == "uploads_abandoned"] == [0.3] * 2
 
 
-async def test_nothing_is_said_of_the_ratio_where_nothing_ended(house: House) -> None:
+async def test_cleanup_job_nothing_ended_has_no_ratio(house: House) -> None:
     with capture_logs() as logs:
         await house.cleanup_job.expire_and_free(0)
     assert house.cleanup_job.counters.abandonment_ratio is None
     assert [(line["event"], line["abandonment_ratio"]) for line in logs] == [("uploads_cleaned", None)]
 
 
-async def test_a_run_that_fails_is_said_and_the_next_one_comes(
+async def test_cleanup_job_failed_run_logged_and_repeated(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execute(house.dsn, "INSERT INTO cluster_job (job, holder, began_at) VALUES ('uploads', '', 'epoch')")
@@ -202,7 +200,7 @@ def settled_conflict(at_us: int) -> str:
     )
 
 
-async def test_the_command_says_what_it_did(house: House, command: Run) -> None:
+async def test_cleanup_command_prints_what_it_did(house: House, command: Run) -> None:
     await house.sent(await house.begun(), text(50))
     execute(house.dsn, PASSED)
     await house.stored("never")
@@ -252,7 +250,7 @@ async def test_the_command_says_what_it_did(house: House, command: Run) -> None:
     ]
 
 
-async def test_the_command_refuses_while_another_process_is_at_it_and_on_a_restored_database(
+async def test_cleanup_command_refused_while_running_elsewhere_and_after_a_restore(
     command: Run, store: PostgresLeases, dsn: str, tmp_path: Path
 ) -> None:
     data = {"TIDEMARK__DATA__DIR": str(tmp_path)}
@@ -264,7 +262,7 @@ async def test_the_command_refuses_while_another_process_is_at_it_and_on_a_resto
 
 
 @pytest.mark.parametrize("what", ["draft", "file"])
-async def test_a_kill_between_the_commit_and_the_bytes_leaves_them_to_the_next_run(
+async def test_cleanup_killed_before_deleting_bytes_leaves_orphans_for_the_next_run(
     house: House, command: Run, what: str
 ) -> None:
     if what == "draft":
@@ -302,7 +300,7 @@ async def test_a_kill_between_the_commit_and_the_bytes_leaves_them_to_the_next_r
     assert house.reserved() == 0
 
 
-async def test_a_server_tells_of_uploads_in_its_metrics(server: Running) -> None:
+async def test_metrics_have_the_counters_of_uploads(server: Running) -> None:
     page = (await server.get("/metrics")).body.decode()
     told = {family.name for family in text_string_to_metric_families(page)}
     for name in (
@@ -313,7 +311,7 @@ async def test_a_server_tells_of_uploads_in_its_metrics(server: Running) -> None
     assert "tidemark_upload_abandonment_ratio" not in told, "without data nothing is said"
 
 
-async def test_servers_clean_up_by_themselves_and_each_tells_how_many_uploads_were_given_up(
+async def test_server_cleans_up_on_schedule_and_every_process_has_the_ratio(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.uploads.cleanup_job._LOOK_S", 0.05)
@@ -337,7 +335,7 @@ async def test_servers_clean_up_by_themselves_and_each_tells_how_many_uploads_we
     assert sorted("tidemark_uploads_expired_total 1.0" in page for page in pages) == [False, True]
 
 
-async def test_the_command_works_while_a_server_runs_and_others_keep_their_files(
+async def test_cleanup_command_beside_a_server_keeps_its_files(
     server: Running, command: Run, tmp_path: Path
 ) -> None:
     headers = {"Tus-Resumable": "1.0.0", "Content-Type": "application/offset+octet-stream"}

@@ -40,12 +40,12 @@ def refusal(**changed: str | None) -> tuple[str, str]:
 
 
 @given(st.dictionaries(KEYS, st.text(), max_size=5))
-def test_what_was_put_together_is_taken_apart(values: dict[str, str]) -> None:
+def test_format_metadata_parse_gives_the_values_back(values: dict[str, str]) -> None:
     assert parse_metadata(format_metadata(values)) == values
 
 
 @given(st.text("ab \t,=\x00\u00e4YQ", max_size=20))
-def test_any_header_is_taken_apart_or_refused(header: str) -> None:
+def test_parse_metadata_any_header_parsed_or_refused(header: str) -> None:
     with contextlib.suppress(SyncError):
         values = parse_metadata(header)
         assert "" not in values
@@ -65,7 +65,7 @@ def test_any_header_is_taken_apart_or_refused(header: str) -> None:
         (f"filename {coded('写真 №1 ')}", {"filename": "写真 №1 "}),
     ],
 )
-def test_pairs_are_taken_apart(header: str, values: dict[str, str]) -> None:
+def test_parse_metadata_pairs_parsed(header: str, values: dict[str, str]) -> None:
     assert parse_metadata(header) == values
 
 
@@ -89,19 +89,19 @@ def test_pairs_are_taken_apart(header: str, values: dict[str, str]) -> None:
         ("k" * 500 + " !", f"'{'k' * 64}': a value in base64, padded, is required"),
     ],
 )
-def test_what_is_wrong_is_named_by_its_key(header: str, why: str) -> None:
+def test_parse_metadata_faulty_value_names_its_key(header: str, why: str) -> None:
     with pytest.raises(SyncError) as refused:
         parse_metadata(header)
     assert refused.value.code == "invalid_message"
     assert refused.value.message == f"Upload-Metadata: {why}"
 
 
-def test_what_is_no_text_is_not_put_together() -> None:
+def test_format_metadata_lone_surrogate_refused() -> None:
     with pytest.raises(SyncError, match=r"^Upload-Metadata: filename: UTF-8 is required\Z"):
         format_metadata({"filename": "a\udcff"})
 
 
-def test_what_is_said_is_kept() -> None:
+def test_describe_valid_values_kept() -> None:
     assert checked() == Described("Tor.jpg", "image/jpeg", "task", "pump-3", None)
     assert checked(sha256=SHA256.upper(), other="\0").sha256 == SHA256
     assert checked(filetype=" Image/JPEG ; a=b").content_type == "image/jpeg"
@@ -110,41 +110,41 @@ def test_what_is_said_is_kept() -> None:
 
 
 @pytest.mark.parametrize("said", [None, "", " ", "application/octet-stream", "Application/Octet-Stream; a=b"])
-def test_a_type_may_be_left_to_the_content(said: str | None) -> None:
+def test_describe_without_a_type_is_undeclared(said: str | None) -> None:
     assert checked(filetype=said).content_type == UNDECLARED
 
 
 @pytest.mark.parametrize("key", [key for key in SAID if key != "filetype"])
-def test_a_key_that_is_missing_is_named(key: str) -> None:
+def test_describe_missing_key_named(key: str) -> None:
     assert refusal(**{key: None}) == ("invalid_message", f"Upload-Metadata: {key}: required")
 
 
 @pytest.mark.parametrize("name", ["a", "../../etc/passwd", "C:\\a.jpg", "..", "写" * 255, " ", "a\u200db"])
-def test_a_name_is_never_a_path_so_any_will_do(name: str) -> None:
+def test_describe_name_like_a_path_kept(name: str) -> None:
     assert checked(filename=name).file_name == name
 
 
 @pytest.mark.parametrize("length", [0, 256, 10_000])
-def test_a_name_has_a_length(length: int) -> None:
+def test_describe_name_length_bounded(length: int) -> None:
     sentence = "Upload-Metadata: filename: 1 to 255 characters are required"
     assert refusal(filename="n" * length) == ("invalid_message", sentence)
 
 
 @pytest.mark.parametrize("inside", ["\0", "\r\n", "\n", "\t", "\x1b", "\x7f", "\x85", "\x9f", "\udcff"])
-def test_a_name_has_no_control_characters(inside: str) -> None:
+def test_describe_name_with_control_characters_refused(inside: str) -> None:
     sentence = "Upload-Metadata: filename: control characters and lone surrogates are not allowed"
     assert refusal(filename=f"a{inside}b") == ("invalid_message", sentence)
 
 
 @pytest.mark.parametrize("said", ["*/*", "image", "application/zip", ",image/jpeg", "image/jpeg\r\n\r\nx"])
-def test_a_type_is_one_that_is_listed(said: str) -> None:
+def test_describe_unlisted_type_refused(said: str) -> None:
     code, sentence = refusal(filetype=said)
     assert code == "unsupported_type"
     assert sentence.startswith("Upload-Metadata: filetype: '")
     assert "taken are image/jpeg, image/png" in sentence
 
 
-def test_a_domain_is_one_of_records() -> None:
+def test_describe_unknown_domain_refused() -> None:
     code, sentence = refusal(domain="voice" * 100)
     assert code == "invalid_message"
     assert sentence == f"Upload-Metadata: domain: no domain of records {('voice' * 100)[:64]!r} is configured"
@@ -160,11 +160,11 @@ def test_a_domain_is_one_of_records() -> None:
         ("a\udcffb", "lone surrogates are not allowed"),
     ],
 )
-def test_a_record_is_named_as_in_a_sync(record_id: str, why: str) -> None:
+def test_describe_invalid_record_id_refused(record_id: str, why: str) -> None:
     assert refusal(record_id=record_id) == ("invalid_message", f"Upload-Metadata: record_id: {why}")
     assert checked(record_id="r" * MAX_ID_CHARS).record_id == "r" * MAX_ID_CHARS
 
 
 @pytest.mark.parametrize("said", ["", "0" * 63, "0" * 65, "g" * 64, "0" * 64 + "\n", "\u0660" * 64])
-def test_a_hash_is_64_hex_digits(said: str) -> None:
+def test_describe_invalid_sha256_refused(said: str) -> None:
     assert refusal(sha256=said) == ("invalid_message", "Upload-Metadata: sha256: 64 hex digits are required")

@@ -36,7 +36,7 @@ WANTED: dict[State | None, set[str]] = {
 }
 
 
-async def test_bytes_go_that_no_row_wants_once_they_are_a_day_old(house: House) -> None:
+async def test_orphans_bytes_without_a_row_deleted_after_a_day(house: House) -> None:
     assert set(WANTED) == {*STATES, None}
     wanted = set()
     for state, places in WANTED.items():
@@ -67,7 +67,7 @@ async def test_bytes_go_that_no_row_wants_once_they_are_a_day_old(house: House) 
     assert (await house.swept()).orphans == 0
 
 
-async def test_a_file_that_was_made_before_its_row_says_so_is_kept(house: House) -> None:
+async def test_orphans_file_of_an_open_upload_kept(house: House) -> None:
     """Its process died in between: the device asks again, and it is finished."""
     content = text(40)
     upload = await house.begun(40)
@@ -79,7 +79,7 @@ async def test_a_file_that_was_made_before_its_row_says_so_is_kept(house: House)
     assert (await house.receiving.find(session(), upload.ref.upload_id)).state == "stored"
 
 
-async def test_the_bytes_of_an_erased_tenant_go_and_no_other_tenants(house: House) -> None:
+async def test_orphans_of_an_erased_tenant_alone_deleted(house: House) -> None:
     await house.push("put", None)
     await house.stored()
     await house.sent(await house.begun(), text(50))
@@ -94,7 +94,7 @@ async def test_the_bytes_of_an_erased_tenant_go_and_no_other_tenants(house: Hous
     assert house.stored_blobs() == {("files", other.ref.upload_id)}
 
 
-async def test_a_tenant_that_has_no_upload_any_more_is_removed_without_erasing(house: House) -> None:
+async def test_remove_tenant_without_uploads_needs_no_erasing(house: House) -> None:
     upload = await house.begun()
     await house.receiving.cancel(session(), upload.ref.upload_id)
     await house.tidied(WEEK_H + 1)
@@ -102,7 +102,7 @@ async def test_a_tenant_that_has_no_upload_any_more_is_removed_without_erasing(h
     assert rows(house.dsn, "SELECT name FROM tenants") == [("tenant2",)]
 
 
-async def test_a_draft_is_listed_as_one_and_a_file_as_one(house: House) -> None:
+async def test_list_stored_tells_drafts_from_files(house: House) -> None:
     file = await house.stored("never")
     draft = await house.sent(await house.begun(), text(7))
     found: list[StoredBlob] = [one async for some in house.blobs.list_stored(now_us(1)) for one in some]
@@ -112,7 +112,7 @@ async def test_a_draft_is_listed_as_one_and_a_file_as_one(house: House) -> None:
     }
 
 
-async def test_a_bucket_is_swept_as_a_directory_is(house: House, bucket: S3) -> None:
+async def test_orphans_in_a_bucket_deleted(house: House, bucket: S3) -> None:
     blobs = S3Blobs(bucket, 2)
     try:
         kept, orphan = await house.begun(), await house.begun()

@@ -111,7 +111,7 @@ def _written(
     return [(Record(tenant_id, "task", record_id, 1, 1, 0, "phone", 1, data), "s")]
 
 
-async def test_what_is_due_is_attached_at_a_look_and_tried_again_until_it_is(desk: Desk) -> None:
+async def test_pending_due_file_submitted_until_attached(desk: Desk) -> None:
     desk.shelf.put(upload(1))
     due = desk.shelf.put(upload(2), due=True)
     await desk.pending.look()
@@ -125,7 +125,7 @@ async def test_what_is_due_is_attached_at_a_look_and_tried_again_until_it_is(des
     assert desk.queue.settle() == [due]
 
 
-async def test_a_record_that_is_written_here_has_its_files_at_once(desk: Desk) -> None:
+async def test_pending_record_committed_here_attaches_at_once(desk: Desk) -> None:
     one, other = desk.shelf.put(upload(1)), desk.shelf.put(upload(2))
     desk.shelf.put(upload(3, record_id="b"))
     await desk.pending.look()
@@ -136,7 +136,7 @@ async def test_a_record_that_is_written_here_has_its_files_at_once(desk: Desk) -
     assert desk.queue.settle() == [one, other]
 
 
-async def test_a_queue_that_is_full_is_tried_again_at_the_next_look(desk: Desk) -> None:
+async def test_pending_full_queue_retried_at_the_next_look(desk: Desk) -> None:
     due = desk.shelf.put(upload(1), due=True)
     desk.queue.full = True
     await desk.pending.look()
@@ -145,7 +145,7 @@ async def test_a_queue_that_is_full_is_tried_again_at_the_next_look(desk: Desk) 
     assert desk.queue.settle() == [due]
 
 
-async def test_many_are_looked_at_in_turns_and_all_are_known(
+async def test_pending_many_files_are_paged_and_all_known(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "FILES_PER_READ", 2)
@@ -157,7 +157,7 @@ async def test_many_are_looked_at_in_turns_and_all_are_known(
     assert desk.queue.settle() == named
 
 
-async def test_files_of_one_tenant_do_not_keep_anothers_waiting(
+async def test_pending_many_files_of_one_tenant_do_not_delay_another(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "FILES_PER_READ", 6)
@@ -173,7 +173,7 @@ async def test_files_of_one_tenant_do_not_keep_anothers_waiting(
     assert desk.queue.settle() == [other]
 
 
-async def test_all_tenants_have_their_turn(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pending_all_tenants_are_read(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "TENANTS_PER_READ", 2)
     due = [desk.shelf.put(upload(number, tenant=number), due=True) for number in range(1, 6)]
     seen = []
@@ -185,9 +185,7 @@ async def test_all_tenants_have_their_turn(desk: Desk, monkeypatch: pytest.Monke
     assert desk.queue.settle() == due[:2]
 
 
-async def test_what_is_known_is_bounded_and_what_waits_no_more_is_forgotten(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_pending_known_files_bounded_and_forgotten(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "_KNOWN", 1)
     one = desk.shelf.put(upload(1))
     desk.shelf.put(upload(2))
@@ -220,9 +218,7 @@ def _recorded(dsn: str, tenant_id: int, record_id: str, data: str) -> None:
     )
 
 
-async def test_waiting_files_are_listed_with_whether_their_record_is_there(
-    database: Database, dsn: str
-) -> None:
+async def test_pending_store_lists_files_with_due(database: Database, dsn: str) -> None:
     states = ["open", "attached", "duplicate", "freed", "cancelled"]
     keep(
         dsn,
@@ -254,7 +250,7 @@ async def test_waiting_files_are_listed_with_whether_their_record_is_there(
     assert sorted(walked, key=found.index) == found
 
 
-async def test_a_file_is_found_by_its_tenant_alone(database: Database, dsn: str) -> None:
+async def test_file_store_finds_files_of_the_tenant_alone(database: Database, dsn: str) -> None:
     for number, state in enumerate(
         ("open", "stored", "attached", "retained", "refused", "cancelled", "expired", "concatenated", "freed")
     ):
@@ -265,7 +261,7 @@ async def test_a_file_is_found_by_its_tenant_alone(database: Database, dsn: str)
     assert await PostgresFiles(database).file(1, "f" * 32) is None
 
 
-async def test_of_a_duplicate_the_file_in_its_stead_is_found(database: Database, dsn: str) -> None:
+async def test_file_store_duplicate_gives_the_file_that_stands_for_it(database: Database, dsn: str) -> None:
     same: dict[str, Any] = {"file_name": "gate.jpg", "sha256": f"{1:064x}"}
     keep(
         dsn,
@@ -293,7 +289,7 @@ _MANY = (
 
 
 @pytest.mark.parametrize("grown", [False, True])
-async def test_what_waits_is_read_by_its_index(database: Database, dsn: str, grown: bool) -> None:
+async def test_pending_store_reads_by_its_index(database: Database, dsn: str, grown: bool) -> None:
     """However many files there are, only those that wait are met; on an empty table it is planned alike."""
     if grown:
         execute(dsn, _MANY, "ANALYZE upload_session")

@@ -172,7 +172,7 @@ async def read(process: Process, upload: Upload) -> bytes:
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_an_upload_survives_whatever_happens_to_its_requests(site: Site, dsn: str, seed: int) -> None:
+async def test_append_random_failures_keep_every_acknowledged_byte(site: Site, dsn: str, seed: int) -> None:
     (first, second), wire = site
     chance = random.Random(seed)
     for number in range(6):
@@ -227,7 +227,7 @@ async def test_an_upload_survives_whatever_happens_to_its_requests(site: Site, d
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 @pytest.mark.parametrize("told", [True, False])
-async def test_a_question_ends_the_request_that_has_the_upload_and_keeps_what_it_brought(
+async def test_find_ends_the_running_request_and_keeps_its_bytes(
     site: Site, *, elsewhere: bool, told: bool
 ) -> None:
     (first, second), wire = site
@@ -259,7 +259,7 @@ async def test_a_question_ends_the_request_that_has_the_upload_and_keeps_what_it
     assert await read(first, done) == content
 
 
-async def test_who_was_taken_from_without_knowing_writes_to_nothing_that_is_read(site: Site) -> None:
+async def test_lock_stolen_old_owner_writes_what_nobody_reads(site: Site) -> None:
     (first, second), wire = site
     wire.up = False
     content = text(2, 900)
@@ -281,7 +281,7 @@ async def test_who_was_taken_from_without_knowing_writes_to_nothing_that_is_read
     assert await read(first, done) == content
 
 
-async def test_a_file_that_is_not_what_it_was_said_to_be_is_refused_whole(site: Site) -> None:
+async def test_finish_wrong_content_refused(site: Site) -> None:
     (first, second), _ = site
     content = text(3, 100)
     for described, code in (
@@ -297,7 +297,7 @@ async def test_a_file_that_is_not_what_it_was_said_to_be_is_refused_whole(site: 
         assert refused.value.code == "upload_gone"
 
 
-async def test_an_upload_whose_last_request_died_is_finished_by_the_question(site: Site, dsn: str) -> None:
+async def test_find_finishes_an_upload_whose_last_request_died(site: Site, dsn: str) -> None:
     (first, second), _ = site
     content = text(4, 100)
     upload = await begun(first, content)
@@ -312,7 +312,7 @@ async def test_an_upload_whose_last_request_died_is_finished_by_the_question(sit
     assert await read(first, found) == content
 
 
-async def test_an_upload_that_nobody_went_on_with_is_gone(site: Site, dsn: str) -> None:
+async def test_find_expired_upload_is_gone(site: Site, dsn: str) -> None:
     (first, second), _ = site
     upload = await begun(first, text(5, 100))
     execute(dsn, "UPDATE upload_session SET expires_at = 'epoch'")
@@ -325,7 +325,7 @@ async def test_an_upload_that_nobody_went_on_with_is_gone(site: Site, dsn: str) 
         assert refused.value.code == "upload_gone"
 
 
-async def test_a_drain_ends_requests_and_keeps_what_they_brought(site: Site) -> None:
+async def test_drain_ends_requests_and_keeps_their_bytes(site: Site) -> None:
     (first, second), _ = site
     content = text(6, 400)
     upload = await begun(first, content)
@@ -338,7 +338,7 @@ async def test_a_drain_ends_requests_and_keeps_what_they_brought(site: Site) -> 
     assert (await second.receiving.find(SESSION, upload.ref.upload_id)).offset_bytes == 99
 
 
-async def test_what_a_long_request_brought_is_acknowledged_on_its_way(site: Site) -> None:
+async def test_append_long_request_acknowledges_on_its_way(site: Site) -> None:
     (first, second), _ = site
     content = text(7, 3_000_000)
     upload = await begun(first, content)
@@ -356,9 +356,7 @@ async def test_what_a_long_request_brought_is_acknowledged_on_its_way(site: Site
         await task
 
 
-async def test_a_device_has_no_more_requests_under_way_than_it_may(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_lock_requests_of_a_device_bounded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     (first, _), _ = site
     monkeypatch.setattr("engine.uploads.locks.MOST_OF_A_DEVICE", 1)
     content = text(8, 100)
@@ -379,7 +377,7 @@ async def test_a_device_has_no_more_requests_under_way_than_it_may(
     assert (await first.receiving.append(*asked, Sent(content))).state == "stored"
 
 
-async def test_what_a_checksum_is_still_to_come_for_is_not_kept_in_memory(
+async def test_append_with_checksum_writes_before_the_end(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (first, second), _ = site

@@ -54,7 +54,7 @@ async def served(site: Site, asked: int) -> tuple[list[int], list[asyncio.Task[N
 @pytest.mark.parametrize(
     ("syncs_per_s", "most"), [(0, ALONE), (SYNCS_PER_S - 10, ALONE), (SYNCS_PER_S + 10, BESIDE_SYNCS)]
 )
-async def test_there_are_fewer_turns_while_syncs_come(syncs_per_s: float, most: int) -> None:
+async def test_write_limiter_fewer_slots_beside_syncs(syncs_per_s: float, most: int) -> None:
     site = Site()
     site.passed(1.0, syncs_per_s)
     having, tasks, leave = await served(site, ALONE + 5)
@@ -64,7 +64,7 @@ async def test_there_are_fewer_turns_while_syncs_come(syncs_per_s: float, most: 
     assert having == list(range(ALONE + 5)), "who came first had it first"
 
 
-async def test_a_turn_rests_for_longer_the_more_syncs_come(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_write_limiter_slot_rests_by_the_rate_of_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
     rests: list[float] = []
 
     def call_later(delay_s: float, callback: Callable[[], None]) -> None:
@@ -80,7 +80,7 @@ async def test_a_turn_rests_for_longer_the_more_syncs_come(monkeypatch: pytest.M
     assert rests == [200 * REST_S_PER_SYNC, 1200 * REST_S_PER_SYNC, 0.1]
 
 
-async def test_turns_come_back_when_no_more_syncs_come() -> None:
+async def test_write_limiter_all_slots_again_after_syncs() -> None:
     site = Site()
     site.passed(1.0, 1000)
     async with AsyncExitStack() as first:
@@ -96,7 +96,7 @@ async def test_turns_come_back_when_no_more_syncs_come() -> None:
 
 
 @given(st.lists(st.integers(0, 30), max_size=20))
-def test_a_turn_that_nobody_wants_any_more_is_the_next_ones(cancelled: list[int]) -> None:
+def test_write_limiter_cancelled_wait_gives_its_slot_on(cancelled: list[int]) -> None:
     async def run() -> None:
         site = Site()
         having, tasks, leave = await served(site, 31)

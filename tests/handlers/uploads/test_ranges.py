@@ -42,14 +42,14 @@ TAG = '"abc"'
         ("bytes=1-2, bytes=1-2", "whole"),
     ],
 )
-def test_ranges_of_ten_bytes(wanted: str, part: Part | str) -> None:
+def test_wanted_part_ten_bytes(wanted: str, part: Part | str) -> None:
     assert wanted_part(wanted, None, TAG, 10) == part
 
 
 @pytest.mark.parametrize(
     ("wanted", "part"), [("bytes=0-", "unsatisfiable"), ("bytes=-5", "whole"), ("bytes=-0", "unsatisfiable")]
 )
-def test_ranges_of_nothing(wanted: str, part: str) -> None:
+def test_wanted_part_empty_file(wanted: str, part: str) -> None:
     assert wanted_part(wanted, None, TAG, 0) == part
 
 
@@ -64,7 +64,7 @@ def test_ranges_of_nothing(wanted: str, part: str) -> None:
         ("abc", False),
     ],
 )
-def test_a_part_is_given_only_of_the_very_file_that_the_client_has_begun(only_if: str, holds: bool) -> None:
+def test_wanted_part_if_range_must_match(only_if: str, holds: bool) -> None:
     assert wanted_part("bytes=1-2", only_if, TAG, 10) == (Part(1, 2) if holds else "whole")
 
 
@@ -73,7 +73,7 @@ def test_a_part_is_given_only_of_the_very_file_that_the_client_has_begun(only_if
     | st.builds("bytes={}-{}".format, st.integers(0), st.integers(0)),
     st.integers(0, 30),
 )
-def test_a_part_lies_within_its_file(wanted: str, size_bytes: int) -> None:
+def test_wanted_part_always_within_the_file(wanted: str, size_bytes: int) -> None:
     part = wanted_part(wanted, None, TAG, size_bytes)
     if isinstance(part, Part):
         assert 0 <= part.first_byte < part.first_byte + part.count_bytes <= size_bytes
@@ -92,5 +92,5 @@ def test_a_part_lies_within_its_file(wanted: str, size_bytes: int) -> None:
         ('"x" "abc', False),
     ],
 )
-def test_what_the_client_has(header: str, known: bool) -> None:
+def test_is_known_if_none_match(header: str, known: bool) -> None:
     assert is_known(header, TAG) is known

@@ -73,7 +73,7 @@ async def _holds(blobs: Blobs, drafts: list[Draft], expected: bytes, file: Uploa
     assert (found.sha256, found.head) == (hashlib.sha256(expected).hexdigest(), expected[:8192])
 
 
-async def test_what_was_flushed_is_found_in_order(blobs: Blobs) -> None:
+async def test_blobs_flushed_bytes_read_in_order(blobs: Blobs) -> None:
     draft = Draft(A, 0, 0)
     writer = blobs.open_draft(draft)
     await writer.write([b"one ", b"", b"two "])
@@ -89,7 +89,7 @@ async def test_what_was_flushed_is_found_in_order(blobs: Blobs) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["sha1", "sha256", "md5"])
-async def test_what_came_is_hashed_as_it_comes(blobs: Blobs, algorithm: str) -> None:
+async def test_draft_writer_digest_of_all_bytes(blobs: Blobs, algorithm: str) -> None:
     draft = await _draft(blobs, A, b"of an earlier request")
     writer = blobs.open_draft(draft, algorithm)
     await writer.write([b"a", LARGE])
@@ -100,7 +100,7 @@ async def test_what_came_is_hashed_as_it_comes(blobs: Blobs, algorithm: str) -> 
     assert writer.digest() == expected.digest()
 
 
-async def test_nobody_reads_what_was_not_acknowledged(blobs: Blobs) -> None:
+async def test_blobs_unacknowledged_bytes_never_read(blobs: Blobs) -> None:
     draft = await _draft(blobs, A, b"acknowledged, ")
     await _appended(blobs, draft, b"a whole chunk whose answer was never given" * 9)
     cut = blobs.open_draft(draft)
@@ -115,7 +115,7 @@ async def test_nobody_reads_what_was_not_acknowledged(blobs: Blobs) -> None:
         await _read(blobs, A, 0, draft.size_bytes + 1)
 
 
-async def test_who_writes_to_an_earlier_generation_writes_to_nothing(blobs: Blobs) -> None:
+async def test_fork_draft_earlier_generation_never_read(blobs: Blobs) -> None:
     draft = await _draft(blobs, A, b"before, ")
     late = blobs.open_draft(draft)
     await late.write([b"la"])
@@ -138,7 +138,7 @@ async def test_who_writes_to_an_earlier_generation_writes_to_nothing(blobs: Blob
 
 
 @pytest.mark.parametrize("end", ["append", "inspect", "publish"])
-async def test_a_generation_whose_claimant_died_before_renewing_has_the_bytes(blobs: Blobs, end: str) -> None:
+async def test_fork_draft_skipped_by_a_crash_keeps_the_bytes(blobs: Blobs, end: str) -> None:
     draft = await _draft(blobs, A, b"kept")
     claimed = Draft(A, 2, draft.size_bytes, draft.pieces)
     late = blobs.open_draft(draft)
@@ -155,7 +155,7 @@ async def test_a_generation_whose_claimant_died_before_renewing_has_the_bytes(bl
     await _holds(blobs, [claimed], b"kept on" if end == "append" else b"kept")
 
 
-async def test_one_draft_becomes_a_file_and_leaves_nothing(blobs: Blobs) -> None:
+async def test_publish_one_draft_used_up(blobs: Blobs) -> None:
     draft = await _draft(blobs, A, b"head ", LARGE)
     await blobs.fork_draft(draft, 1)
     draft = await _appended(blobs, Draft(A, 1, draft.size_bytes, draft.pieces), b" tail")
@@ -169,7 +169,7 @@ async def test_one_draft_becomes_a_file_and_leaves_nothing(blobs: Blobs) -> None
     assert await _kept(blobs) == [StoredBlob(A, is_file=True, size_bytes=draft.size_bytes)]
 
 
-async def test_several_drafts_become_a_file_and_stay(blobs: Blobs) -> None:
+async def test_publish_several_drafts_stay(blobs: Blobs) -> None:
     first, second = await _draft(blobs, A, LARGE), await _draft(blobs, B, b"second", b"")
     joined = UploadRef(1, "c" * 32)
     nothing = Draft(UploadRef(1, "d" * 32), 0, 0)
@@ -182,7 +182,7 @@ async def test_several_drafts_become_a_file_and_stay(blobs: Blobs) -> None:
     await _holds(blobs, [second, nothing, first], b"second" + LARGE, joined)
 
 
-async def test_an_upload_of_no_bytes_becomes_a_file(blobs: Blobs) -> None:
+async def test_publish_no_bytes_makes_a_file(blobs: Blobs) -> None:
     writer = blobs.open_draft(Draft(B, 0, 0))
     assert await writer.flush() == ()
     await writer.close()
@@ -193,7 +193,7 @@ async def test_an_upload_of_no_bytes_becomes_a_file(blobs: Blobs) -> None:
     assert sorted(kept.ref.upload_id for kept in await _kept(blobs)) == [A.upload_id, B.upload_id]
 
 
-async def test_a_file_is_there_as_a_whole_or_not_at_all(blobs: Blobs) -> None:
+async def test_publish_all_or_nothing(blobs: Blobs) -> None:
     first, second = await _draft(blobs, A, LARGE), await _draft(blobs, B, LARGE[::-1])
     joined = UploadRef(1, "c" * 32)
     size_bytes = first.size_bytes + second.size_bytes
@@ -210,7 +210,7 @@ async def test_a_file_is_there_as_a_whole_or_not_at_all(blobs: Blobs) -> None:
     assert await _read(blobs, joined, 0, size_bytes) == LARGE + LARGE[::-1]
 
 
-async def test_no_file_is_made_of_bytes_that_are_not_there(blobs: Blobs) -> None:
+async def test_publish_missing_bytes_refused(blobs: Blobs) -> None:
     first, second = await _draft(blobs, A, LARGE), await _draft(blobs, B, b"second")
     joined = UploadRef(1, "c" * 32)
     short = msgspec.structs.replace(second, size_bytes=7)
@@ -229,7 +229,7 @@ async def test_no_file_is_made_of_bytes_that_are_not_there(blobs: Blobs) -> None
     assert {kept.ref for kept in await _kept(blobs)} == {A}
 
 
-async def test_tenants_and_uploads_never_meet(blobs: Blobs) -> None:
+async def test_blobs_tenants_and_uploads_kept_apart(blobs: Blobs) -> None:
     refs = [A, B, STRANGER, UploadRef(STRANGER.tenant_id, B.upload_id)]
     drafts = {ref: await _draft(blobs, ref, repr(ref).encode()) for ref in refs}
     for ref, draft in drafts.items():
@@ -246,7 +246,7 @@ async def test_tenants_and_uploads_never_meet(blobs: Blobs) -> None:
     assert {kept.ref for kept in await _kept(blobs)} == {B, refs[-1]}
 
 
-async def test_what_is_dropped_is_gone_and_may_be_dropped_again(blobs: Blobs) -> None:
+async def test_delete_draft_and_file_repeatable(blobs: Blobs) -> None:
     draft = await _draft(blobs, A, b"one")
     await blobs.fork_draft(draft, 1)
     await blobs.publish([await _draft(blobs, B, b"two")], B)
@@ -260,7 +260,7 @@ async def test_what_is_dropped_is_gone_and_may_be_dropped_again(blobs: Blobs) ->
 
 
 @pytest.mark.parametrize("together", [1, 2, 1000])
-async def test_what_is_kept_is_listed_with_when_it_was_written(
+async def test_list_stored_by_time_of_writing(
     blobs: Blobs, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (directory_blobs, s3):
@@ -280,7 +280,7 @@ async def test_what_is_kept_is_listed_with_when_it_was_written(
     ]
 
 
-async def test_an_interrupted_request_leaves_what_was_acknowledged(blobs: Blobs) -> None:
+async def test_draft_writer_cancelled_keeps_acknowledged_bytes(blobs: Blobs) -> None:
     draft = await _draft(blobs, A, b"kept, ")
     for _ in range(5):
         writer = blobs.open_draft(draft, "sha256")

@@ -52,7 +52,7 @@ async def _holds(blobs: DirectoryBlobs | S3Blobs, draft: Draft, expected: bytes)
     assert (await blobs.inspect([draft], draft.ref)).sha256 == hashlib.sha256(expected).hexdigest()
 
 
-async def test_what_was_flushed_outlives_the_kill_of_its_process(blob_place: str) -> None:
+async def test_flush_survives_sigkill(blob_place: str) -> None:
     writer = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.harness.blob_writer", blob_place, "4", cwd=_ROOT, stdout=subprocess.PIPE
     )
@@ -90,7 +90,7 @@ def small(tmp_path: Path) -> Iterator[DirectoryBlobs]:
         subprocess.run(["/bin/umount", "--lazy", tmp_path], check=True)
 
 
-async def test_without_room_nothing_is_lost_and_none_is_taken(small: DirectoryBlobs) -> None:
+async def test_write_full_disk_keeps_acknowledged_bytes(small: DirectoryBlobs) -> None:
     first = await _appended(small, Draft(A, 0, 0), b"a" * 600 * KIB)
     second = await _appended(small, Draft(B, 0, 0), b"b" * 600 * KIB)
     for _ in range(3):
@@ -110,7 +110,7 @@ async def test_without_room_nothing_is_lost_and_none_is_taken(small: DirectoryBl
     await _holds(small, first, b"a" * 600 * KIB + b"c" * 300 * KIB)
 
 
-async def test_what_came_before_a_write_that_found_no_room_may_be_flushed(small: DirectoryBlobs) -> None:
+async def test_flush_after_a_full_disk_keeps_earlier_bytes(small: DirectoryBlobs) -> None:
     writer = small.open_draft(Draft(A, 0, 0))
     await writer.write([b"a" * 200 * KIB])
     with pytest.raises(BlobsFullError):
@@ -120,7 +120,7 @@ async def test_what_came_before_a_write_that_found_no_room_may_be_flushed(small:
     await _holds(small, Draft(A, 0, 400 * KIB), b"a" * 200 * KIB + b"b" * 200 * KIB)
 
 
-async def test_what_a_disk_could_not_keep_is_never_said_to_be_durable(
+async def test_flush_failed_fsync_never_reported_durable(
     directory: DirectoryBlobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draft = await _appended(directory, Draft(A, 0, 0), b"kept, ")
@@ -141,7 +141,7 @@ async def test_what_a_disk_could_not_keep_is_never_said_to_be_durable(
     await _holds(directory, await _appended(directory, draft, b"again"), b"kept, again")
 
 
-async def test_a_request_that_has_ended_writes_no_more(directory: DirectoryBlobs) -> None:
+async def test_draft_writer_closed_writes_no_more(directory: DirectoryBlobs) -> None:
     draft = await _appended(directory, Draft(A, 0, 0), b"kept, ")
     ended = directory.open_draft(draft)
     under_way = asyncio.create_task(ended.write([b"x" * KIB * KIB]))
@@ -175,7 +175,7 @@ class _Held:
         self._let_go.set()
 
 
-async def test_a_request_ends_when_what_it_writes_is_written(
+async def test_draft_writer_close_waits_for_the_write(
     directory: DirectoryBlobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = _Held(monkeypatch)
@@ -192,7 +192,7 @@ async def test_a_request_ends_when_what_it_writes_is_written(
     await _holds(directory, Draft(A, 0, 12), b"of the first")
 
 
-async def test_of_a_write_that_was_given_up_nothing_counts(
+async def test_draft_writer_cancelled_write_counts_nothing(
     directory: DirectoryBlobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = _Held(monkeypatch)
@@ -208,7 +208,7 @@ async def test_of_a_write_that_was_given_up_nothing_counts(
     await _holds(directory, Draft(A, 0, 4), b"kept")
 
 
-async def test_a_system_that_writes_little_at_a_time_is_asked_again(
+async def test_write_partial_pwrite_repeated(
     directory: DirectoryBlobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = os.pwritev
@@ -257,7 +257,7 @@ async def _answering(status: int, body: str) -> AsyncIterator[S3Blobs]:
         (404, "NoSuchBucket", BlobsError),
     ],
 )
-async def test_what_a_bucket_refuses_is_told(status: int, code: str, error: type[BlobsError]) -> None:
+async def test_bucket_refusal_raises_blobs_error(status: int, code: str, error: type[BlobsError]) -> None:
     async with _answering(status, f"<Error><Code>{code}</Code></Error>") as blobs:
         writer = blobs.open_draft(Draft(A, 0, 0))
         with pytest.raises(BlobsError) as told:
@@ -269,7 +269,7 @@ async def test_what_a_bucket_refuses_is_told(status: int, code: str, error: type
         assert type(told.value) is error
 
 
-async def test_a_bucket_that_nobody_serves_is_an_error(bucket: S3) -> None:
+async def test_bucket_unreachable_raises_blobs_error(bucket: S3) -> None:
     away = msgspec.structs.replace(bucket, endpoint=f"http://127.0.0.1:{free_port()}")
     absent = msgspec.structs.replace(bucket, bucket="nobody-made-this")
     for settings in (away, absent):

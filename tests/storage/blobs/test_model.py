@@ -157,11 +157,11 @@ class World:
 
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=_STEPS)
-def test_a_directory_agrees_with_a_dictionary(tmp_path: Path, steps: list[Step]) -> None:
+def test_directory_agrees_with_a_dictionary(tmp_path: Path, steps: list[Step]) -> None:
     asyncio.run(World(str(tmp_path)).play(steps))
 
 
 @settings(deadline=None, max_examples=6, suppress_health_check=list(HealthCheck))
 @given(steps=_STEPS)
-def test_a_bucket_agrees_with_a_dictionary(bucket: S3, steps: list[Step]) -> None:
+def test_bucket_agrees_with_a_dictionary(bucket: S3, steps: list[Step]) -> None:
     asyncio.run(World(msgspec.json.encode(bucket).decode()).play(steps))

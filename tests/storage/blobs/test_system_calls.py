@@ -48,7 +48,7 @@ async def _everything(blobs: Blobs) -> None:
     await blobs.delete_file(JOINED)
 
 
-async def test_the_event_loop_neither_touches_a_file_nor_hashes(blob_place: str) -> None:
+async def test_event_loop_never_touches_files_nor_hashes(blob_place: str) -> None:
     blobs = opened(blob_place)
     called: list[str] = []
 
@@ -124,7 +124,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Disk:
     return _Disk(monkeypatch)
 
 
-async def test_a_power_cut_takes_nothing_that_was_acknowledged(disk: _Disk, tmp_path: Path) -> None:
+async def test_power_cut_keeps_acknowledged_bytes(disk: _Disk, tmp_path: Path) -> None:
     blobs = DirectoryBlobs(tmp_path / "data" / "uploads", threads=2)
 
     @contextmanager
@@ -159,7 +159,7 @@ async def test_a_power_cut_takes_nothing_that_was_acknowledged(disk: _Disk, tmp_
     blobs.close()
 
 
-async def test_who_is_cancelled_waits_for_what_is_under_way() -> None:
+async def test_blob_threads_cancelled_caller_waits_for_its_thread() -> None:
     threads = BlobThreads(1)
     began, let_go, ended = threading.Event(), threading.Event(), threading.Event()
 
@@ -188,7 +188,7 @@ async def test_who_is_cancelled_waits_for_what_is_under_way() -> None:
     threads.close()
 
 
-async def test_threads_give_way_to_the_event_loop() -> None:
+async def test_blob_threads_have_lower_priority() -> None:
     threads = BlobThreads(1)
     niceness = await threads.run(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
     assert niceness > os.getpriority(os.PRIO_PROCESS, threading.get_native_id())

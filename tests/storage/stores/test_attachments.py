@@ -53,7 +53,7 @@ async def _commit(database: Database, *records: Record, seq: int) -> None:
     await transaction.commit(WriteSet({1: seq}, list(records), [], [], [], []))
 
 
-async def test_files_are_kept_with_records_new_and_old_and_read_everywhere(database: Database) -> None:
+async def test_attachments_kept_with_records_and_read_everywhere(database: Database) -> None:
     await _commit(database, _record(1), _record(2), _record(3, attachments=FILES), seq=3)
     changed = [
         _record(4, id="r1", version=2, data=b'{"m":1}'),
@@ -72,7 +72,7 @@ async def test_files_are_kept_with_records_new_and_old_and_read_everywhere(datab
     assert (await feed.behind({1: 4}, 10, 1 << 20))[1].records == shown[1:]
 
 
-async def test_a_page_ends_where_files_fill_it(database: Database) -> None:
+async def test_feed_page_ends_where_attachments_fill_it(database: Database) -> None:
     large = b'["%s"]' % (b"x" * 1000)
     records = [_record(seq, attachments=large) for seq in (1, 2, 3)]
     await _commit(database, *records, seq=3)
@@ -82,7 +82,7 @@ async def test_a_page_ends_where_files_fill_it(database: Database) -> None:
         assert page.more
 
 
-async def test_an_uploads_state_is_read_and_moves_with_the_batch(database: Database, dsn: str) -> None:
+async def test_upload_state_read_and_written_with_the_batch(database: Database, dsn: str) -> None:
     store = PostgresStore(database, 24)
     asked = [ONE, TWO, UploadRef(2, ONE.upload_id)]
     wanted = ReadSet([1, 2], [], [], [], [], [], asked)
@@ -95,7 +95,7 @@ async def test_an_uploads_state_is_read_and_moves_with_the_batch(database: Datab
     assert transaction.snapshot.uploads == {ONE: "attached"}
 
 
-async def test_twins_are_of_one_record_name_and_content(database: Database, dsn: str) -> None:
+async def test_duplicates_same_record_name_and_content(database: Database, dsn: str) -> None:
     same: dict[str, Any] = {"file_name": "gate.jpg", "sha256": "aa"}
     states = ("open", "stored", "attached", "duplicate", "retained", "cancelled", "freed")
     others: list[dict[str, Any]] = [
@@ -121,7 +121,7 @@ async def test_twins_are_of_one_record_name_and_content(database: Database, dsn:
     assert transaction.snapshot.uploads == duplicates | {asked: "attached"}
 
 
-async def test_nobody_moves_an_upload_that_a_batch_decides_on(database: Database, dsn: str) -> None:
+async def test_upload_row_locked_while_a_batch_decides(database: Database, dsn: str) -> None:
     """What is cancelled needs no tenant's lock, so that the row itself has to be held."""
     transaction = await PostgresStore(database, 24).begin(ReadSet([1], [], [], [], [], [], [ONE]))
     cancel = "SELECT FROM upload_session FOR UPDATE NOWAIT"
@@ -131,7 +131,7 @@ async def test_nobody_moves_an_upload_that_a_batch_decides_on(database: Database
     await asyncio.to_thread(execute, dsn, cancel)
 
 
-async def test_names_come_back_as_they_were_sent(database: Database, dsn: str) -> None:
+async def test_attachment_names_round_trip(database: Database, dsn: str) -> None:
     await _commit(database, _record(1, attachments=FILES), seq=1)
     ((text,),) = rows(dsn, "SELECT attachments::text FROM records")
     assert json.loads(str(text))[0]["filename"] == ODD

@@ -30,7 +30,7 @@ def indexes(cursor: psycopg2.extensions.cursor, statement: Statement) -> Iterato
 
 
 @pytest.mark.parametrize("statement", [one for _, one in ASKED], ids=[name for name, _ in ASKED])
-def test_an_upload_is_never_looked_for_among_all_of_its_tenant(dsn: str, statement: Statement) -> None:
+def test_upload_statements_never_scan_a_tenant(dsn: str, statement: Statement) -> None:
     connection = psycopg2.connect(dsn)
     try:
         with connection.cursor() as cursor:

@@ -96,7 +96,7 @@ def reserved(dsn: str, tenant_id: int = 1) -> int:
     return int(str(amount))
 
 
-async def test_an_upload_is_found_as_it_was_created_and_by_its_tenant_alone(store: PostgresUploads) -> None:
+async def test_find_upload_as_created_own_tenant_alone(store: PostgresUploads) -> None:
     upload = await created(store, new())
     found = await store.find(upload.ref)
     assert found is not None
@@ -105,7 +105,7 @@ async def test_an_upload_is_found_as_it_was_created_and_by_its_tenant_alone(stor
     assert await store.find(UploadRef(2, upload.ref.upload_id)) is None
 
 
-async def test_the_quota_holds_when_many_create_at_once(store: PostgresUploads, dsn: str) -> None:
+async def test_create_many_at_once_quota_holds(store: PostgresUploads, dsn: str) -> None:
     asked = [
         create(store, new(2, record_id=f"a{n}"), new(record_id=f"r{n}"), new(record_id=f"s{n}"))
         for n in range(10)
@@ -118,7 +118,7 @@ async def test_the_quota_holds_when_many_create_at_once(store: PostgresUploads, 
     assert reserved(dsn) == 1000
 
 
-async def test_a_record_has_no_more_files_than_it_may(store: PostgresUploads, dsn: str) -> None:
+async def test_create_files_per_record_bounded(store: PostgresUploads, dsn: str) -> None:
     for _ in range(3):
         await created(store, new())
     assert await create(store, new()) == ["record_full"]
@@ -126,7 +126,7 @@ async def test_a_record_has_no_more_files_than_it_may(store: PostgresUploads, ds
     assert reserved(dsn) == 400
 
 
-async def test_one_request_has_an_upload_until_it_gives_it_back(store: PostgresUploads) -> None:
+async def test_claim_one_owner_until_released(store: PostgresUploads) -> None:
     upload = await created(store, new())
     first, second = Claim(upload.ref, "d1", "h1"), Claim(upload.ref, "d1", "h2")
     (claimed,) = await store.claim([first])
@@ -149,7 +149,7 @@ async def test_one_request_has_an_upload_until_it_gives_it_back(store: PostgresU
     assert await store.save_offsets([advance(upload, 50)], EXPIRE_S) == [False]
 
 
-async def test_what_another_device_or_tenant_claims_is_shown_but_not_given(store: PostgresUploads) -> None:
+async def test_claim_other_device_or_tenant_not_acquired(store: PostgresUploads) -> None:
     upload = await created(store, new())
     stranger, elsewhere = Claim(upload.ref, "d2", "h1"), Claim(UploadRef(2, upload.ref.upload_id), "d1", "h2")
     mine = await created(store, new())
@@ -161,9 +161,7 @@ async def test_what_another_device_or_tenant_claims_is_shown_but_not_given(store
     assert found[2].acquired
 
 
-async def test_an_upload_that_was_let_lapse_is_seized_and_its_holder_is_heard_no_more(
-    store: PostgresUploads, dsn: str
-) -> None:
+async def test_steal_expired_lock_old_owner_saves_nothing(store: PostgresUploads, dsn: str) -> None:
     upload = await created(store, new())
     await held(store, upload)
     execute(dsn, "UPDATE upload_session SET held_until = now() - interval '1 second'")
@@ -179,7 +177,7 @@ async def test_an_upload_that_was_let_lapse_is_seized_and_its_holder_is_heard_no
     assert await store.steal(Claim(upload.ref, "d2", "h3")) is None
 
 
-async def test_a_stored_upload_gives_back_what_it_did_not_need(store: PostgresUploads, dsn: str) -> None:
+async def test_mark_stored_returns_surplus_reservation(store: PostgresUploads, dsn: str) -> None:
     upload = await created(store, new(size_bytes=None, reserved_bytes=500))
     await held(store, upload)
     last = OffsetUpdate(upload.ref, "h1", 120, 120, ("p1", "p2"), release=False)
@@ -194,9 +192,7 @@ async def test_a_stored_upload_gives_back_what_it_did_not_need(store: PostgresUp
     assert reserved(dsn) == 120
 
 
-async def test_parts_are_spent_once_and_what_they_reserved_goes_with_them(
-    store: PostgresUploads, dsn: str
-) -> None:
+async def test_concatenate_parts_used_once_with_their_reservation(store: PostgresUploads, dsn: str) -> None:
     parts = [await created(store, part(n)) for n in (100, 200)]
     for one in parts:
         await held(store, one)
@@ -219,9 +215,7 @@ async def test_parts_are_spent_once_and_what_they_reserved_goes_with_them(
     assert reserved(dsn) == 300
 
 
-async def test_an_upload_ends_once_with_its_parts_and_frees_what_it_reserved(
-    store: PostgresUploads, dsn: str
-) -> None:
+async def test_discard_ends_once_with_parts_and_reservation(store: PostgresUploads, dsn: str) -> None:
     kept = await created(store, new(record_id="r9"))
     one = await created(store, part())
     await held(store, one)
@@ -242,7 +236,7 @@ async def test_an_upload_ends_once_with_its_parts_and_frees_what_it_reserved(
     assert reserved(dsn) == kept.reserved_bytes
 
 
-async def test_a_file_that_leaves_gives_back_what_it_reserved_once(store: PostgresUploads, dsn: str) -> None:
+async def test_freed_file_returns_its_reservation_once(store: PostgresUploads, dsn: str) -> None:
     uploads = [await created(store, new(size_bytes=size)) for size in (100, 200, 300)]
     for one in uploads:
         await held(store, one)
@@ -264,16 +258,14 @@ async def test_a_file_that_leaves_gives_back_what_it_reserved_once(store: Postgr
     await database.close()
 
 
-async def test_to_keep_an_upload_again_keeps_it_once(store: PostgresUploads, dsn: str) -> None:
+async def test_create_repeated_inserts_once(store: PostgresUploads, dsn: str) -> None:
     upload = new()
     assert await create(store, upload, upload) == ["created", "created"]
     assert await create(store, upload) == ["created"]
     assert reserved(dsn) == 100
 
 
-async def test_a_record_has_no_more_files_than_it_may_when_many_come_at_once(
-    store: PostgresUploads, dsn: str
-) -> None:
+async def test_create_many_at_once_files_per_record_bounded(store: PostgresUploads, dsn: str) -> None:
     outcomes = await asyncio.gather(*[create(store, new(size_bytes=10)) for _ in range(8)])
     assert sorted(outcomes) == [["created"]] * 3 + [["record_full"]] * 5
     one = await created(store, part(10))
@@ -284,7 +276,7 @@ async def test_a_record_has_no_more_files_than_it_may_when_many_come_at_once(
     assert reserved(dsn) == 40
 
 
-async def test_what_comes_late_moves_nothing_back_and_holds_nothing(store: PostgresUploads) -> None:
+async def test_save_offsets_late_statement_changes_nothing(store: PostgresUploads) -> None:
     upload = await created(store, new())
     await held(store, upload)
     late = advance(upload, 10, release=False)
@@ -296,7 +288,7 @@ async def test_what_comes_late_moves_nothing_back_and_holds_nothing(store: Postg
     assert (found.offset_bytes, found.locked) == (90, False)
 
 
-async def test_of_two_who_want_an_upload_at_once_one_is_given_it(store: PostgresUploads) -> None:
+async def test_claim_two_requests_one_wins(store: PostgresUploads) -> None:
     upload = await created(store, new())
     claims = await store.claim([Claim(upload.ref, "d1", "h1"), Claim(upload.ref, "d1", "h2")])
     assert sorted(claimed.acquired for claimed in claims if claimed) == [False, True]

@@ -27,7 +27,7 @@ from engine.runtime.settings import Settings
 from engine.wire.errors import SyncError
 from engine.wire.messages import Choice
 from storage.postgres.pool import Database
-from storage.stores.commit import PostgresStore
+from storage.stores.commit.store import PostgresStore
 from storage.stores.conflicts import PostgresConflicts
 from storage.stores.quarantine import PostgresQuarantine
 from storage.stores.tenants import PostgresTenants

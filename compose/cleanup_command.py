@@ -16,7 +16,7 @@ from engine.uploads.cleanup import OrphansRemoved, RowsCleaned
 from engine.uploads.cleanup_job import abandonment_ratio
 from storage.postgres.partitions import drop_events
 from storage.postgres.pool import Database
-from storage.stores.commit import PostgresStore
+from storage.stores.commit.store import PostgresStore
 
 
 class CleanupAdmin:

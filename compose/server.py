@@ -51,7 +51,7 @@ from storage.postgres.partitions import maintain
 from storage.postgres.pool import Database
 from storage.postgres.readiness import faults
 from storage.postgres.server_processes import ServerProcess
-from storage.stores.commit import PostgresStore
+from storage.stores.commit.store import PostgresStore
 from storage.stores.conflicts import PostgresConflicts
 from storage.stores.devices import PostgresDevices
 from storage.stores.feed import PostgresFeed

@@ -26,7 +26,7 @@ from engine.plan.context import PlanContext
 from engine.plan.work import Change, Outcome, Push, PushAnswer
 from engine.runtime.settings import Settings
 from storage.postgres.pool import Database
-from storage.stores.commit import PostgresStore
+from storage.stores.commit.store import PostgresStore
 
 _WARMUP_S: Final = 1.0
 

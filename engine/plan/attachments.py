@@ -10,8 +10,7 @@ import msgspec
 from engine.model.rows import Record, RecordKey
 from engine.model.uploads import FINISHED, State, Upload, UploadRef
 from engine.plan.context import PlanContext
-from engine.plan.reads import Reads
-from engine.plan.unit_of_work import UnitOfWork
+from engine.plan.unit_of_work import Reads, UnitOfWork
 from engine.plan.work import Attach, AttachAnswer
 from engine.wire.messages import Attachment
 from engine.wire.timestamps import to_text

@@ -15,9 +15,8 @@ from engine.model.rows import OpenConflictRef, ReadSet, Record, Snapshot, WriteS
 from engine.plan.capacity import Blocked, Capacity
 from engine.plan.context import PlanContext
 from engine.plan.kinds import KINDS
-from engine.plan.reads import Reads
 from engine.plan.tenant_usage import usage_above
-from engine.plan.unit_of_work import UnitOfWork
+from engine.plan.unit_of_work import Reads, UnitOfWork
 from engine.plan.work import Outcome, Push, Work
 from engine.wire.steps import numbered, run_steps
 

@@ -20,9 +20,8 @@ from engine.plan.costs import (
     resolution_us,
 )
 from engine.plan.push import apply_push, apply_push_in_steps, push_reads, with_items_rejected
-from engine.plan.reads import Reads
 from engine.plan.resolve import resolution_reads, resolve
-from engine.plan.unit_of_work import UnitOfWork
+from engine.plan.unit_of_work import Reads, UnitOfWork
 from engine.plan.work import Attach, Outcome, Push, Resolution, Work
 
 

@@ -23,9 +23,8 @@ from engine.plan.conflict import may_hold
 from engine.plan.context import PlanContext
 from engine.plan.costs import push_touched_bytes
 from engine.plan.quarantine import quarantined
-from engine.plan.reads import Reads
 from engine.plan.tenant_usage import sentence
-from engine.plan.unit_of_work import Checkpoint, Savepoint, UnitOfWork
+from engine.plan.unit_of_work import Checkpoint, Reads, Savepoint, UnitOfWork
 from engine.plan.work import Change, Push, PushAnswer, RejectedItem
 from engine.wire.errors import SyncError
 from engine.wire.messages import ItemError, Result

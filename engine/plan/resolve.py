@@ -8,8 +8,7 @@ from engine.model.merge import Fields, decode_fields, encode_fields
 from engine.model.rows import Conflict, ConflictRef, Record, RecordKey
 from engine.plan.context import PlanContext
 from engine.plan.held_changes import applied, changes_of
-from engine.plan.reads import Reads
-from engine.plan.unit_of_work import UnitOfWork
+from engine.plan.unit_of_work import Reads, UnitOfWork
 from engine.plan.versions import last_data, next_versions
 from engine.plan.work import Outcome, Resolution, ResolveAnswer
 from engine.wire.errors import SyncError

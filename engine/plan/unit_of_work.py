@@ -1,4 +1,4 @@
-"""The rows of a batch while it is planned: those that were read, with the changes made so far."""
+"""The rows of a batch: those to read, then those that were read, with all changes of the plan so far."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from engine.model.rows import (
     IdempotencyRecord,
     OpenConflictRef,
     Quarantined,
+    ReadSet,
     Record,
     RecordKey,
     Snapshot,
@@ -27,6 +28,49 @@ from engine.plan.tenant_usage import AHEAD_US, conflict_bytes, record_bytes
 from engine.plan.work import Change, Push
 
 _NOTHING: Final = TenantUsage()
+
+
+class Reads:
+    """The rows to read, as the fields of ``ReadSet`` name them."""
+
+    __slots__ = (
+        "conflicts",
+        "duplicates",
+        "events",
+        "keys",
+        "old_keys",
+        "open_conflicts",
+        "records",
+        "rejected_before",
+        "uploads",
+    )
+
+    def __init__(self, extra_conflicts: Collection[OpenConflictRef]) -> None:
+        self.keys: dict[IdempotencyKey, None] = {}
+        self.old_keys: list[IdempotencyKey] = []
+        self.records: dict[RecordKey, None] = {}
+        self.events: dict[EventKey, None] = {}
+        self.open_conflicts: dict[OpenConflictRef, None] = dict.fromkeys(extra_conflicts)
+        self.rejected_before: dict[DeviceRecordKey, None] = {}
+        self.conflicts: dict[ConflictRef, None] = {}
+        self.uploads: dict[UploadRef, None] = {}
+        self.duplicates: dict[UploadRef, None] = {}
+
+    def read_set(self, tenants: Collection[int], usage_above: tuple[int, ...]) -> ReadSet:
+        """Return the read set of a batch of these tenants."""
+        return ReadSet(
+            sorted(tenants),
+            list(self.keys),
+            list(self.records),
+            list(self.events),
+            list(self.open_conflicts),
+            list(self.conflicts),
+            list(self.uploads),
+            list(self.duplicates),
+            self.old_keys,
+            list(self.rejected_before),
+            usage_above=usage_above,
+        )
 
 
 class Savepoint(NamedTuple):

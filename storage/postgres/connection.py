@@ -41,7 +41,7 @@ _DISK_FULL: Final = "53100"
 #: Classes of SQLSTATE: the statement does not fit: the schema is another one, or a right is missing.
 _WRONG = ("42", "0A", "3F")
 
-#: Statements of storage/stores/idempotency_keys.py change every day. Without this limit those of past days
+#: Statements of storage/stores/commit/answers.py change every day. Without this limit those of past days
 #: would stay in memory.
 _MAX_PREPARED: Final = 200
 

@@ -8,7 +8,7 @@ partition.
 Where ``events_later`` holds many rows, moving them and looking through the rest would keep every writer
 waiting for long. Then it is set apart, with another partition in its place, and moves its rows in small
 transactions. Its new bound is a constraint that was validated, so that it is attached again without a look at
-its rows. Whoever looks for an event that is dated ahead looks into it as well (storage/stores/commit.py), so
+its rows. Whoever looks for an event that is dated ahead looks into it as well (commit/reads.py), so
 that none is missed meanwhile; so it is never set apart while it may have events of these days. What was cut
 short is finished by the next run.
 """

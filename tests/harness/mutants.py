@@ -42,8 +42,8 @@ MUTANTS: dict[str, Mutant] = {
         "engine/commit/lane.py",
         (
             (
-                "await transaction.commit(plan.writes)",
-                "self._late = asyncio.create_task(transaction.commit(plan.writes))",
+                "await metered(transaction.commit(plan.writes), clock_s, took)",
+                "self._late = __import__('asyncio').create_task(transaction.commit(plan.writes))",
             ),
         ),
         (
@@ -57,7 +57,7 @@ MUTANTS: dict[str, Mutant] = {
         (_HAZARDS + "test_a_batch_is_durable_whatever_the_database_defaults_to",),
     ),
     "a sequence in place of the locked counter": Mutant(
-        "storage/stores/commit_reads.py",
+        "storage/stores/commit/reads.py",
         (
             (_LOCK_ORDER, " ORDER BY tenant_id"),
             ('seq="seq", day', "seq=\"nextval('tenants_tenant_id_seq')\", day"),
@@ -65,12 +65,12 @@ MUTANTS: dict[str, Mutant] = {
         (_MANY_WRITERS,),
     ),
     "counters read without a lock": Mutant(
-        "storage/stores/commit_reads.py",
+        "storage/stores/commit/reads.py",
         ((_LOCK_ORDER, " ORDER BY tenant_id"),),
         (_LOCKED_THEN_READ, _MANY_WRITERS),
     ),
     "rows read in the snapshot from before the lock": Mutant(
-        "storage/stores/commit_reads.py",
+        "storage/stores/commit/reads.py",
         (
             (_LOCK_ORDER, ""),
             (f'" FROM tenant_counters {_OF_TENANTS}"', f'" FROM ({_LOCK}) AS locked"'),
@@ -78,12 +78,12 @@ MUTANTS: dict[str, Mutant] = {
         (_LOCKED_THEN_READ,),
     ),
     "tenants locked in no order": Mutant(
-        "storage/stores/commit_reads.py",
+        "storage/stores/commit/reads.py",
         ((_LOCK_ORDER, " ORDER BY random() FOR UPDATE"),),
         (_ORDER + "test_writers_of_the_same_tenants_named_in_any_order_never_deadlock",),
     ),
     "keys not looked up": Mutant(
-        "storage/stores/commit_reads.py",
+        "storage/stores/commit/reads.py",
         ((" bool(read_set.keys),", " False,"),),
         (_STORE + "test_what_is_committed_is_found_again[postgres]", _COMMITTED),
     ),
@@ -133,7 +133,7 @@ MUTANTS: dict[str, Mutant] = {
         (_COMMITTER + "test_a_message_that_the_database_refuses_stands_alone[7]",),
     ),
     "quarantine forgotten": Mutant(
-        "storage/stores/commit_writes.py",
+        "storage/stores/commit/writes.py",
         (("    if writes.quarantine:\n", "    if False:\n"),),
         (_HAZARDS + "test_a_value_that_the_database_would_refuse_rejects_its_item_alone",),
     ),

@@ -37,7 +37,7 @@ from engine.wire.codec import JSON
 from engine.wire.messages import Sync
 from storage.blobs.directory import DirectoryBlobs
 from storage.postgres.pool import Database
-from storage.stores.commit import PostgresStore
+from storage.stores.commit.store import PostgresStore
 from storage.stores.leases import PostgresLeases
 from storage.stores.upload_cleanup import PostgresCleanup
 from storage.stores.upload_states import STATES_BY_TEXT

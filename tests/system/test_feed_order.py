@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from engine.model.rows import ReadSet, Record, WriteSet
 from storage.postgres.pool import Database
-from storage.stores.commit import PostgresStore
+from storage.stores.commit.store import PostgresStore
 from tests.harness.admin import ensure_tenant
 from tests.harness.in_process_server import Serve
 from tests.harness.postgres_stalls import deadlocks

@@ -14,7 +14,7 @@ from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
 from storage.postgres.commands import command_database
 from storage.postgres.pool import Database
-from storage.stores.commit import PostgresTransaction
+from storage.stores.commit.store import PostgresTransaction
 from tests.handlers.commands.test_quarantine_command import GOOD, LEFT, RECORDS, chosen, good, run, server
 from tests.harness.commands import Run, command
 from tests.harness.in_process_server import Running

@@ -17,7 +17,7 @@ from engine.runtime.ports import StoreError, StoreUnknownError
 from engine.runtime.settings import Settings
 from storage.postgres.commands import command_database
 from storage.postgres.pool import Database
-from storage.stores.commit import PostgresTransaction
+from storage.stores.commit.store import PostgresTransaction
 from tests.harness.commands import Run, command
 from tests.harness.in_process_server import Running, Serve, settings_with
 from tests.harness.services import execute, rows

@@ -15,7 +15,7 @@ from engine.runtime.ports import StoreRetryError
 from storage.postgres import partitions
 from storage.postgres.partitions import drop_expired, ensure_partitions, maintain
 from storage.postgres.pool import Database
-from storage.stores.commit import PostgresStore
+from storage.stores.commit.store import PostgresStore
 from tests.harness.services import execute, rows
 
 if TYPE_CHECKING:

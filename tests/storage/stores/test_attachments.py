@@ -14,7 +14,7 @@ import pytest
 from engine.model.rows import ReadSet, Record, RecordKey, WriteSet
 from engine.model.uploads import UploadRef
 from storage.postgres.pool import Database
-from storage.stores.commit import PostgresStore
+from storage.stores.commit.store import PostgresStore
 from storage.stores.feed import PostgresFeed
 from tests.harness.services import execute, rows
 from tests.harness.stored_files import keep, upload

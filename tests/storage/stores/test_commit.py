@@ -33,7 +33,7 @@ from engine.plan.tenant_usage import NAMES
 from engine.runtime.ports import StoreFullError, StorePoisonError, StoreRetryError
 from storage.postgres.connection import Statement
 from storage.postgres.pool import Database
-from storage.stores.commit import PostgresStore
+from storage.stores.commit.store import PostgresStore
 from storage.stores.conflicts import PostgresConflicts
 from storage.stores.feed import PostgresFeed
 from tests.harness.memory_store import MemoryStore

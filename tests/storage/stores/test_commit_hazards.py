@@ -19,7 +19,7 @@ from engine.runtime.ports import StorePoisonError, StoreRetryError
 from storage.embedded.servers import Services
 from storage.postgres.partitions import ensure_partitions
 from storage.postgres.pool import Database
-from storage.stores.commit import PostgresStore
+from storage.stores.commit.store import PostgresStore
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.postgres_stalls import (
     HOLDS,

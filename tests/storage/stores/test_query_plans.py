@@ -27,8 +27,8 @@ from storage.postgres.connection import PooledConnection
 from storage.postgres.driver import Values
 from storage.postgres.pool import Database
 from storage.postgres.transactions import READ_PREPARED, SETTINGS
-from storage.stores import commit_reads
-from storage.stores.commit_reads import LOCK, kinds_of
+from storage.stores.commit import reads as commit_reads
+from storage.stores.commit.reads import LOCK, kinds_of
 from storage.stores.feed import _ALL, _NEWS, _SOME
 from tests.harness.services import execute
 

@@ -14,7 +14,7 @@ from engine.model.rows import ReadSet, WriteSet
 from engine.model.uploads import State, Upload, UploadRef
 from engine.uploads.ports import Claim, Created, NewUpload, OffsetUpdate, Quota, StoredFile
 from storage.postgres.pool import Database
-from storage.stores.commit import PostgresStore
+from storage.stores.commit.store import PostgresStore
 from storage.stores.uploads import PostgresUploads
 from tests.harness.admin import add_tenants
 from tests.harness.services import execute, rows

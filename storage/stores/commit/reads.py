@@ -11,7 +11,8 @@ from engine.model.rows import ReadSet
 from engine.plan.tenant_usage import NAMES
 from storage.postgres.arrays import control_joined, hex_array, int_array, split_sql, text_array
 from storage.postgres.connection import Statement
-from storage.stores.commit_rows import (
+from storage.stores.commit.answers import RECENT_H, TODAY, older, recent
+from storage.stores.commit.rows import (
     ConflictRow,
     CounterRow,
     DuplicateRow,
@@ -25,7 +26,6 @@ from storage.stores.commit_rows import (
     number_of,
     select,
 )
-from storage.stores.idempotency_keys import RECENT_H, TODAY, older, recent
 from storage.stores.upload_states import FILE_OR_DUPLICATE
 
 LOCK: Final = Statement(
@@ -184,7 +184,7 @@ def kinds_of(read_set: ReadSet, lifetime_h: float) -> ReadKinds:
 
 
 def reading(kinds: ReadKinds, lifetime_h: float, day: int | None) -> Statement:
-    """Return the statement that reads some kinds of row. ``day`` is as for ``idempotency_keys.recent``."""
+    """Return the statement that reads some kinds of row. ``day`` is as for ``answers.recent``."""
     parts = [_COUNTERS.format(_usage(kinds.usage_above))]
     parts += [older(lifetime_h)] if kinds.old_keys else []
     parts += [recent(lifetime_h, day)] if kinds.keys else []

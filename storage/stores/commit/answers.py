@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from storage.stores.commit_rows import AnswerRow, select
+from storage.stores.commit.rows import AnswerRow, select
 
 #: Two days find every message that was first sent within a day, however long its batch waited for a lock.
 RECENT_H: Final = 48

@@ -13,9 +13,9 @@ from storage.postgres.arrays import int_array
 from storage.postgres.connection import Statement
 from storage.postgres.pool import Database
 from storage.postgres.transactions import Transaction
-from storage.stores.commit_reads import LOCK, ReadKinds, kinds_of, reading, values_of
-from storage.stores.commit_rows import StoredSnapshot, snapshot_of
-from storage.stores.commit_writes import finish
+from storage.stores.commit.reads import LOCK, ReadKinds, kinds_of, reading, values_of
+from storage.stores.commit.rows import StoredSnapshot, snapshot_of
+from storage.stores.commit.writes import finish
 
 
 class PostgresStore:

@@ -58,25 +58,24 @@ class Loop(Protocol):
 
 
 class Slot:
-    """A turn that a socket waits for."""
+    """Work that waits for its turn on the loop."""
 
-    __slots__ = ("_work", "device")
+    __slots__ = ("_work",)
 
-    def __init__(self, device: Sharing, work: Callable[[], None]) -> None:
-        self.device = device
+    def __init__(self, work: Callable[[], None]) -> None:
         self._work: Callable[[], None] | None = work
 
     @property
     def cancelled(self) -> bool:
-        """Whether nobody waits for it any more."""
+        """True if the work is not wanted any more; it then takes no turn."""
         return self._work is None
 
     def cancel(self) -> None:
-        """Wait for it no more."""
+        """Drop the work."""
         self._work = None
 
     def run(self) -> None:
-        """Have it."""
+        """Do the work, unless it was cancelled."""
         if self._work is not None:
             self._work()
 
@@ -96,9 +95,9 @@ class LoopScheduler:
 
     def take(self, tenant_id: int, device: Sharing, work: Callable[[], None]) -> Slot:
         """Have ``work`` called in a turn; it charges its time itself."""
-        turn = Slot(device, work)
-        self._sockets.add(tenant_id, turn)
-        return turn
+        slot = Slot(work)
+        self._sockets.add(tenant_id, device, slot)
+        return slot
 
     async def within_share(self, tenant_id: int, device: Sharing) -> None:
         """Wait until a device and its tenant are within their shares, while other tenants want the loop."""
@@ -107,11 +106,11 @@ class LoopScheduler:
         if ready_s <= now_s or not shares.wanted(now_s):
             return
         came = asyncio.Event()
-        turn = self.take(tenant_id, device, came.set)
+        slot = self.take(tenant_id, device, came.set)
         try:
             await came.wait()
         finally:
-            turn.cancel()
+            slot.cancel()
 
     def handle(self, tenant_id: int, steps: Steps, charge: Charge) -> None:
         """Have a large message handled.
@@ -225,13 +224,13 @@ class _Sockets(_Queue):
     def __init__(self, shares: LoopShares, clock: Clock, loop: Loop | None) -> None:
         super().__init__(shares, clock, loop)
         self._numbers = count()
-        self._heaps: dict[int, list[tuple[float, int, Slot]]] = {}
+        self._heaps: dict[int, list[tuple[float, int, Sharing, Slot]]] = {}
 
     def waits(self, tenant_id: int) -> bool:
         return tenant_id in self._heaps
 
-    def add(self, tenant_id: int, turn: Slot) -> None:
-        place = self._shares.device_ready_s(turn.device), next(self._numbers), turn
+    def add(self, tenant_id: int, device: Sharing, slot: Slot) -> None:
+        place = self._shares.device_ready_s(device), next(self._numbers), device, slot
         heappush(self._heaps.setdefault(tenant_id, []), place)
         self._added(tenant_id)
 
@@ -241,11 +240,11 @@ class _Sockets(_Queue):
             return _NEVER
         wanted = shares.wanted(now_s)
         while heap:
-            ready_s, number, turn = heap[0]
-            if turn.cancelled:
+            ready_s, number, device, slot = heap[0]
+            if slot.cancelled:
                 heappop(heap)
-            elif wanted and ready_s < (since_s := shares.device_ready_s(turn.device)):
-                heapreplace(heap, (since_s, number, turn))  # it was charged since it came
+            elif wanted and ready_s < (since_s := shares.device_ready_s(device)):
+                heapreplace(heap, (since_s, number, device, slot))  # it was charged since it came
             else:
                 return max(ready_s, shares.tenant_ready_s(tenant_id)) if wanted else now_s
         del self._heaps[tenant_id]
@@ -253,10 +252,10 @@ class _Sockets(_Queue):
 
     def _serve(self, tenant_id: int, now_s: float) -> None:  # noqa: ARG002
         heap = self._heaps[tenant_id]
-        _, _, turn = heappop(heap)
+        slot = heappop(heap)[-1]
         if not heap:
             del self._heaps[tenant_id]
-        turn.run()
+        slot.run()
 
 
 class _Waiting:

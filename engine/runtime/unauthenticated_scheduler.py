@@ -13,7 +13,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Final
 
-from engine.runtime.loop_scheduler import Handle, Loop
+from engine.runtime.loop_scheduler import Handle, Loop, Slot
 from engine.runtime.loop_share import DEVICE_BURST_S, DEVICE_LONGEST_WAIT_S, DEVICE_PART, LoopShare
 
 #: Work on unauthenticated connections in one pass of the loop. A handshake takes a millisecond. 10,000 phones
@@ -21,29 +21,6 @@ from engine.runtime.loop_share import DEVICE_BURST_S, DEVICE_LONGEST_WAIT_S, DEV
 PASS_S: Final = 0.002
 #: Of addresses that owe something, so many are remembered before those that paid are looked for.
 _REMEMBERED: Final = 1024
-
-
-class Waiting:
-    """A connection that waits for its turn."""
-
-    __slots__ = ("_work",)
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        self._work: Callable[[], None] | None = work
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether nobody waits for it any more."""
-        return self._work is None
-
-    def cancel(self) -> None:
-        """Wait for it no more."""
-        self._work = None
-
-    def run(self) -> None:
-        """Have it."""
-        if self._work is not None:
-            self._work()
 
 
 class UnauthenticatedScheduler:
@@ -59,7 +36,7 @@ class UnauthenticatedScheduler:
         self._clock_s = clock_s
         self._loop = loop
         self._shares: dict[str, LoopShare] = {}
-        self._waiting: dict[str, deque[Waiting]] = {}
+        self._waiting: dict[str, deque[Slot]] = {}
         self._due: deque[str] = deque()
         self._later: list[tuple[float, str]] = []
         self._spent_s = 0.0  # in this pass of the loop
@@ -75,17 +52,17 @@ class UnauthenticatedScheduler:
         share = self._shares.get(address)
         return share is not None and _ready_s(share) > self._clock_s()
 
-    def take(self, address: str, work: Callable[[], None]) -> Waiting:
+    def take(self, address: str, work: Callable[[], None]) -> Slot:
         """Have ``work`` called in a turn. It says with ``worked`` what it took."""
-        waiting = Waiting(work)
+        slot = Slot(work)
         queue = self._waiting.get(address)
         if queue is None:
-            self._waiting[address] = deque((waiting,))
+            self._waiting[address] = deque((slot,))
             self._due.append(address)
         else:
-            queue.append(waiting)
+            queue.append(slot)
         self._call_when_due()
-        return waiting
+        return slot
 
     def worked(self, spent_s: float) -> None:
         """Count work in this pass of the loop."""

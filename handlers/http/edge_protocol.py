@@ -19,10 +19,10 @@ from aiohttp import StreamReader, web, web_protocol
 from aiohttp.http import WebSocketReader
 from aiohttp.web_protocol import RequestHandler
 
+from engine.runtime.loop_scheduler import Slot
 from engine.runtime.metered import metered
 from engine.runtime.open_requests import Ticket
 from engine.runtime.rate_limit import retry_soon_ms
-from engine.runtime.unauthenticated_scheduler import Waiting
 from engine.wire.errors import SyncError
 from handlers.http.errors import early_answer
 from handlers.http.metering import Bill, Payer
@@ -69,7 +69,7 @@ class EdgeProtocol(RequestHandler):
         self._bill = Bill(unauthenticated.scheduler, unauthenticated.clock_s)
         self._address: str | None = None  # its address, until a valid token was shown
         self._began = False  # whether the library knows of the connection
-        self._next: Waiting | None = None  # the turn that is waited for
+        self._next: Slot | None = None  # the turn that is waited for
         self._rest = b""  # what came before it
         self._head_bytes = 0  # of a head that is not whole
         self._head_timer: asyncio.TimerHandle | None = None

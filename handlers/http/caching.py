@@ -1,7 +1,7 @@
-"""What a cache between a device and this server may keep: files, for who fetched them, and nothing else.
+"""Caching headers: a cache may store files, for the client that fetched them, and nothing else.
 
-Unless it is told otherwise, a cache may keep any 200, 404, 405 and 410 for as long as it likes (RFC 9111,
-4.2.2): a page of a feed, a file that was not there yet, an upload that was.
+Without such headers a cache may store any 200, 404, 405 and 410 for as long as it likes (RFC 9111, 4.2.2): a
+page of the feed, the 404 of a file that is uploaded later, an upload that has ended.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 _CONTRACT: Final = "/v1/"
-#: Headers of a request that choose the answer of each resource of the contract. What else chooses one is
-#: said where it does.
+#: The request headers that choose the answer of every resource of the contract. Handlers add theirs.
 VARY: Final = "Authorization, Origin"
 
 
 @web.middleware
 async def uncached(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Have no answer kept, refusals included, but one that says itself for how long it may be."""
+    """Forbid caches to store an answer or a refusal, unless the answer has a ``Cache-Control`` of its own."""
     response = await handler(request)
     if not response.prepared:  # a socket, or a file, which says so
         response.headers.setdefault("Cache-Control", "no-store")

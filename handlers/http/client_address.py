@@ -1,4 +1,4 @@
-"""Where a request comes from, and how: what the connection says, or what a proxy says of it."""
+"""The client's address: that of the connection, or the one that a trusted proxy names."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from handlers.http.headers import elements
 
 Networks = tuple[IPv4Network | IPv6Network, ...]
 
-#: Whoever knocks a thousand times a second is not to fill the log: the next line says how often.
+#: A client that tries a thousand times a second must not fill the log: the next line tells how often it
+#: tried.
 _LINES_PER_MINUTE: Final = 60
 
 #: A path of one segment or more (RFC 3986); two slashes at its front would name a host.
 _PREFIX: Final = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+;=:@%-]+)+")
 _DOTS: Final = re.compile(r"/\.{1,2}(?:/|\Z)")
-#: The answer on an upload of a hundred parts names its path a hundred times, and proxies bound its head.
+#: The answer to an upload of a hundred parts has the path a hundred times, and proxies bound the size of
+#: heads.
 _MOST_PREFIX_CHARS: Final = 64
-#: Some proxies write the port behind an address.
+#: Some proxies write the port after an address.
 _WITH_PORT: Final = re.compile(r"([0-9.]+):[0-9]{1,5}|\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?")
 #: As nginx writes ``$request_time``.
 REQUEST_SECONDS: Final = "X-Tidemark-Request-Seconds"
@@ -39,11 +41,18 @@ def networks(texts: Iterable[str]) -> Networks:
 
 
 def client_address(peer: str | None, forwarded_for: Iterable[str], trusted: Networks) -> str | None:
-    """Name the client's address; ``forwarded_for`` are the values of ``X-Forwarded-For``, in their order.
+    """Return the client's address.
 
-    A trusted proxy is believed about whom it was asked by, and nobody else is: of the chain that ends
-    with the peer it is the rightmost address that is not trusted, or the leftmost that can be read.
-    None where the peer is unknown.
+    Only trusted proxies are believed. Of the chain of addresses that ends with the peer, the client is the
+    rightmost one that is not a trusted proxy, or the leftmost one that can be parsed.
+
+    Args:
+        peer: The address of the connection; None if it is unknown.
+        forwarded_for: The values of ``X-Forwarded-For``, in their order.
+        trusted: The proxies that are believed.
+
+    Returns:
+        The address; None if the peer is unknown.
     """
     address = address_of(peer or "")
     if address is None:
@@ -58,9 +67,9 @@ def client_address(peer: str | None, forwarded_for: Iterable[str], trusted: Netw
 
 
 def stripped_prefix(peer: str | None, forwarded_prefix: Iterable[str], trusted: Networks) -> str:
-    """Return what proxies took off the front of the path, by the values of ``X-Forwarded-Prefix``.
+    """Return the prefix that proxies removed from the path, from the values of ``X-Forwarded-Prefix``.
 
-    Trusted proxies are believed, and nobody else. Of several each one took its part, the first in front.
+    Only trusted proxies are believed. Each of several proxies removed its part, the first one the leftmost.
     """
     named = elements(",".join(forwarded_prefix))
     if not named:
@@ -74,10 +83,10 @@ def stripped_prefix(peer: str | None, forwarded_prefix: Iterable[str], trusted: 
 
 
 def request_seconds(peer: str | None, said: Sequence[str], trusted: Networks) -> float:
-    """Return how long a request took to come to the proxy that passed it on; a trusted one is believed.
+    """Return how long a request took to reach the proxy that passed it on; 0 without a trusted proxy.
 
     Args:
-        peer: Who connected.
+        peer: The address of the connection.
         said: The values of ``X-Tidemark-Request-Seconds``.
         trusted: The proxies that are believed.
     """
@@ -88,7 +97,7 @@ def request_seconds(peer: str | None, said: Sequence[str], trusted: Networks) ->
 
 
 def address_of(text: str) -> IPv4Address | IPv6Address | None:
-    """Read an address, with or without a port; None for what is none."""
+    """Parse an address, with or without a port. Returns None for any other text."""
     with_port = _WITH_PORT.fullmatch(text)
     try:
         address = ip_address(text if with_port is None else with_port[1] or with_port[2])
@@ -98,12 +107,12 @@ def address_of(text: str) -> IPv4Address | IPv6Address | None:
 
 
 def is_trusted(address: IPv4Address | IPv6Address, trusted: Networks) -> bool:
-    """Tell whether an address is a trusted proxy's."""
+    """Return whether an address belongs to a trusted proxy."""
     return any(address in network for network in trusted)
 
 
 class RefusedHandshakeLog:
-    """Logs handshakes that are refused, a line a second in the long run."""
+    """Logs refused handshakes, one line a second at most in the long run."""
 
     def __init__(self, trusted: Networks) -> None:
         self._trusted = trusted
@@ -111,7 +120,13 @@ class RefusedHandshakeLog:
         self._unlogged = 0
 
     def log(self, request: web.Request, error: SyncError, now_s: float) -> None:
-        """Log that ``error`` was the answer; ``now_s`` is the monotonic time."""
+        """Log a refusal.
+
+        Args:
+            request: The handshake.
+            error: The answer.
+            now_s: The monotonic clock.
+        """
         if self._lines.take(_LINES_PER_MINUTE, now_s):
             self._unlogged += 1
             return

@@ -1,4 +1,4 @@
-"""Pages of other origins: what a browser lets them send and read of what is no socket."""
+"""CORS: what a browser lets pages of other origins send to HTTP routes, and read of their answers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ _DAY_S = 86_400
 
 
 class CorsPolicy(NamedTuple):
-    """What pages of origins on the allow list may do with a resource: lists with commas between."""
+    """What pages of the listed origins may do with a resource.
+
+    Attributes:
+        methods: The methods, separated by commas.
+        sent: The request headers, separated by commas.
+        read: The response headers, separated by commas.
+    """
 
     methods: str
     sent: str
     read: str
 
     def let_read(self, request: web.Request, verifier: Verifier) -> None:
-        """Let a page read the answer, whatever it is. Raises SyncError for an origin that is not listed."""
+        """Let a page read the answer or the refusal. Raises SyncError ``forbidden`` for another origin."""
         origin = request.headers.get("Origin")
         if origin is not None:
             verifier.check_origin(origin)
@@ -33,7 +39,7 @@ class CorsPolicy(NamedTuple):
             )
 
     def preflight(self, request: web.Request) -> dict[str, str]:
-        """Give the headers that a browser wants to see before it sends a page's request."""
+        """Return the headers of the answer to a preflight request; none if it is not one."""
         if "Access-Control-Request-Method" not in request.headers:
             return {}
         return {

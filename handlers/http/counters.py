@@ -1,4 +1,4 @@
-"""Plain counts of what went through this process; a scrape turns them into metrics."""
+"""Plain counters of the traffic of this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.runtime.metrics import DURATION_BOUNDS_MS, Histogram, Metric, Value,
 
 
 class Traffic(msgspec.Struct):
-    """Counts since the process started. ``sync_durations`` counts by bucket, the last one is open."""
+    """Counts since the process started. ``sync_durations`` counts by bucket; the last bucket has no bound."""
 
     connections: int = 0
     refused_handshakes: int = 0

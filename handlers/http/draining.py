@@ -1,4 +1,4 @@
-"""Whether this process goes away, and how long those who must come back are told to wait."""
+"""Whether this process drains, and when devices may come back after one that does."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Final
 
 from engine.wire.errors import SyncError
 
-#: Handshakes that one worker takes easily in a second; those who must come back are spread over time.
+#: One worker handles so many handshakes a second with ease; devices that come back are spread over time.
 _HANDSHAKES_PER_S: Final = 500
 
 
 class Draining:
-    """``begun`` once a drain has begun; nothing ends it."""
+    """The state of the drain: ``begun`` is True once it has begun, and stays so."""
 
     def __init__(self) -> None:
         self.begun = False
@@ -24,5 +24,5 @@ class Draining:
 
 
 def jitter_ms(others: int) -> int:
-    """Return after how long to come back, so that ``others`` who have to as well do not come at once."""
+    """Return when a device may come back, spread over time if ``others`` have to come back as well."""
     return random.randint(500, 1500 + others * 1000 // _HANDSHAKES_PER_S)

@@ -1,12 +1,12 @@
-"""A connection before it is known whose it is: bounded in time, bytes and number.
+"""The protocol of a connection: unauthenticated ones are bounded in time, bytes and number.
 
-aiohttp's protocol waits 75 s for headers, 8 MB of them, and for ever for a reader of its answers. Names of it
-that are not public are used here and in ``handlers/sync/frames.py`` alone.
+aiohttp's protocol waits 75 s for headers, accepts 8 MB of them, and waits for ever for a client that does not
+read. Only this file and ``handlers/sync/frames.py`` use names of aiohttp that are not public.
 
-The parser keeps a header twice, as bytes and as text, and the library keeps the head of the last request of a
-connection that stays open. So reads are small until a request is admitted
-(``handlers/http/read_buffers.py``), what waits is counted after each, and a connection with a large head is
-closed with its answer.
+The parser keeps a header twice, as bytes and as text. The library keeps the head of the last request of a
+connection that stays open. Therefore reads are small until a request is admitted
+(``handlers/http/read_buffers.py``), waiting bytes are counted after each read, and a connection with a large
+head is closed with its answer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from handlers.http.metering import Bill, Payer
 from handlers.http.read_buffers import BoundedReads, drop, keep_as_usual, keep_little
 from handlers.http.unauthenticated import SMALL_HEAD_BYTES, UnauthenticatedConnections
 
-#: Requests that wait on one connection behind the one that is handled; the library keeps 32 heads.
+#: Requests that may wait on one connection behind the present one. The library would keep 32 heads.
 web_protocol.MAX_MSG_QUEUE_SIZE = 4
 
 
@@ -67,26 +67,26 @@ class EdgeProtocol(RequestHandler):
         super().__init__(manager, **options)
         self._unauthenticated = unauthenticated
         self._bill = Bill(unauthenticated.scheduler, unauthenticated.clock_s)
-        self._address: str | None = None  # its address, until a valid token was shown
-        self._began = False  # whether the library knows of the connection
-        self._next: Slot | None = None  # the turn that is waited for
-        self._rest = b""  # what came before it
-        self._head_bytes = 0  # of a head that is not whole
+        self._address: str | None = None  # of the client, until it has shown a valid token
+        self._began = False  # whether the library was told of the connection
+        self._next: Slot | None = None  # for a turn of the loop
+        self._rest = b""  # bytes that came before that turn
+        self._head_bytes = 0  # of an incomplete head
         self._head_timer: asyncio.TimerHandle | None = None
-        self._heads = 0  # that were whole
-        self._body: StreamReader | None = None  # of the last of them
+        self._heads = 0  # complete ones so far
+        self._body: StreamReader | None = None  # of the last complete head
         self._unread_timer: asyncio.TimerHandle | None = None
         self._lost = False
         self._reads: BoundedReads | None = None
-        self._behind_bytes = 0  # of what waits behind as many requests as may
-        self._waiting_bytes = 0  # as it was counted
-        self._large = False  # whether a whole head may have been more than small
+        self._behind_bytes = 0  # that wait behind the largest number of requests
+        self._waiting_bytes = 0  # as they are counted in ``UnauthenticatedConnections``
+        self._large = False  # whether a complete head may have been larger than SMALL_HEAD_BYTES
         self._kept: Ticket | None = None
-        self._last = False  # whether the connection is to end with the next answer
+        self._last = False  # whether the connection ends with the next answer
         self._made_s = unauthenticated.clock_s() - began_s
 
     def prove(self) -> None:
-        """Take note of a valid token: from here on bounds go by its device and tenant."""
+        """Note a valid token: from now on the bounds of its device and its tenant apply."""
         if self._address is not None:
             waiting_bytes = self._waiting_bytes
             self._wait(0)
@@ -96,9 +96,9 @@ class EdgeProtocol(RequestHandler):
             self._wait(waiting_bytes)
 
     def keep(self, ticket: Ticket) -> None:
-        """Take note that a device's request was admitted.
+        """Note that a device's request was admitted.
 
-        The connection counts for its device, and ends with the answer where the device has too many.
+        The connection counts for its device. It ends with the answer if the device has too many connections.
         """
         kept = self._unauthenticated.kept
         if kept is None or self._kept == ticket:

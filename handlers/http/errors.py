@@ -1,4 +1,4 @@
-"""From an exception to the error that a device is told: the one place where they are mapped."""
+"""Maps exceptions to the errors of the contract, in one place."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ _encode = msgspec.json.encode
 
 
 def as_sync_error(error: Exception, **context: object) -> SyncError:
-    """Return what the device is told.
+    """Return the error that the device is told.
 
-    ``unavailable`` for a store that is away; anything unforeseen is ``internal``, logged with ``context``
-    under an ``error_id`` that the device is given instead of any detail.
+    Args:
+        error: The exception. A SyncError is returned as it is. A store that is away is ``unavailable``. Any
+            other exception is ``internal``: it is logged under an ``error_id``, which the device gets instead
+            of any detail.
+        **context: Fields of the log line.
     """
     if isinstance(error, SyncError):
         return error
@@ -57,21 +60,21 @@ def error_body(error: SyncError, request_id: str | None) -> bytes:
 
 
 def shown(message: str) -> str:
-    """Escape lone surrogates, which are what is left of header bytes that are no UTF-8."""
+    """Escape lone surrogates: header bytes that are not UTF-8 become such."""
     return message.encode(errors="backslashreplace").decode()
 
 
 def http_status(error: SyncError) -> int:
-    """Return the HTTP status that fits a code."""
+    """Return the HTTP status of an error."""
     return error.kind.http or 422
 
 
-#: What is said to who is refused before there is a request to answer.
+#: The reason phrases of refusals before there is a request to answer.
 _REASONS: Final = {408: "Request Timeout", 413: "Content Too Large", 503: "Service Unavailable"}
 
 
 def early_answer(status: int, error: SyncError) -> bytes:
-    """Write the whole answer, with which the connection ends."""
+    """Return the bytes of a whole answer that ends its connection."""
     body = error_body(error, None)
     retry = ""
     if isinstance(wait_ms := error.details.get("retry_after_ms"), int):

@@ -1,6 +1,7 @@
-"""What a request expects of who takes it (RFC 9110, 10.1.1): 100-continue, or it is refused in words.
+"""The header ``Expect`` (RFC 9110, 10.1.1): 100-continue is supported, anything else is refused with 417.
 
-The library's own refusal fails on what is no UTF-8, and where a request has no route nothing can replace it.
+The library's own refusal fails on bytes that are not UTF-8, and it cannot be replaced for a request without a
+route.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from handlers.http.headers import tokens
 
 
 def guard(server: web.Server, middlewares: Iterable[Middleware]) -> None:
-    """Have a server refuse what cannot be met before it looks for a route."""
+    """Make a server refuse other expectations before it looks for a route."""
     handle = server.request_handler
     refuse: Handler = _refuse
     for middleware in reversed(tuple(middlewares)):  # the first of them is the outermost

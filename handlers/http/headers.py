@@ -1,6 +1,6 @@
-"""Header fields as RFC 9110 has them: lists over several lines, quality values, any case, blanks. Pure.
+"""Parses header fields by RFC 9110: lists over several lines, quality values, any case, blanks. Pure.
 
-Every pattern reads in linear time, whatever a client writes.
+Every pattern runs in linear time, whatever a client sends.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from aiohttp import web
 from engine.wire.codec import JSON, MSGPACK
 from engine.wire.errors import SyncError
 
-#: A quoted string (RFC 9110, 5.6.4); one without an end goes to the end of the line, so that it is read once.
+#: A quoted string (RFC 9110, 5.6.4). One without an end goes to the end of the line, so that it is read once.
 _QUOTED: Final = r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)'
-#: What stands between the commas of a list (RFC 9110, 5.6.1).
+#: An element of a list (RFC 9110, 5.6.1).
 _ELEMENT: Final = re.compile(rf'(?:[^,"]++|{_QUOTED})++', re.DOTALL)
 _QUOTES: Final = re.compile(_QUOTED, re.DOTALL)
 #: RFC 9110, 12.4.2.
@@ -43,25 +43,25 @@ class Headers(Protocol):
 
 
 def combined(headers: Headers, name: str) -> str:
-    """Return all lines of a name as one: a list may be cut anywhere between its elements (RFC 9110, 5.3)."""
+    """Return all lines of a header as one: a list may be split between its elements (RFC 9110, 5.3)."""
     lines = headers.getall(name, ())
     return lines[0] if len(lines) == 1 else ", ".join(lines)
 
 
 def elements(field: str) -> list[str]:
-    """Split a list, leaving out the elements that are empty."""
+    """Split a list. Empty elements are left out."""
     return [element for found in _ELEMENT.findall(field) if (element := found.strip(" \t"))]
 
 
 def tokens(headers: Headers, name: str) -> list[str]:
-    """Read a list of tokens, in lower case."""
+    """Return a list of tokens in lower case."""
     return [element.lower() for element in elements(combined(headers, name))]
 
 
 def qualities(field: str) -> dict[str, float]:
-    """Read what a client takes: names in lower case, without parameters, each with its weight, 0 to 1.
+    """Return the weights, 0 to 1, of the names that a client accepts; names are in lower case.
 
-    A name whose weight is malformed counts as not named; of one that stands there twice the higher counts.
+    A name with a malformed weight is left out. Of a name that occurs twice the higher weight counts.
     """
     found: dict[str, float] = {}
     for element in elements(field):
@@ -76,7 +76,7 @@ def qualities(field: str) -> dict[str, float]:
 
 
 def prefers_msgpack(headers: Headers) -> bool:
-    """Whether ``Accept`` names MessagePack, and JSON not before it."""
+    """Return whether ``Accept`` names MessagePack and does not prefer JSON."""
     taken = qualities(combined(headers, "Accept"))
     named = taken.get(MSGPACK.content_type, 0.0)
     json = taken.get(JSON.content_type, taken.get("application/*", taken.get("*/*", 0.0)))
@@ -84,7 +84,7 @@ def prefers_msgpack(headers: Headers) -> bool:
 
 
 def takes_gzip(headers: Headers) -> bool:
-    """Whether ``Accept-Encoding`` takes gzip, and the body as it is not rather."""
+    """Return whether ``Accept-Encoding`` accepts gzip and does not prefer the body uncompressed."""
     taken = qualities(combined(headers, "Accept-Encoding"))
     named = [taken[name] for name in _GZIP if name in taken]
     gzip = max(named) if named else taken.get("*", 0.0)
@@ -92,15 +92,19 @@ def takes_gzip(headers: Headers) -> bool:
 
 
 def content_coding(headers: Headers) -> str:
-    """Read how a body is coded: ``gzip``, ``deflate``, what else it is, or empty where it is not."""
+    """Return the coding of a body: ``gzip``, ``deflate``, another name, or an empty text without one."""
     codings = [coding for coding in tokens(headers, "Content-Encoding") if coding != "identity"]
     return "gzip" if len(codings) == 1 and codings[0] in _GZIP else ", ".join(codings)
 
 
 def media_type(request: web.Request) -> str:
-    """Read it in lower case without parameters, empty where none is said. Raises SyncError ``malformed``.
+    """Return ``Content-Type`` in lower case without parameters; empty if it is missing.
 
-    The library's own ``content_type`` is never asked: it parses by a grammar of mail, for seconds if made to.
+    The library's own ``content_type`` is never used: it has a parser of mail, which hostile input keeps busy
+    for seconds.
+
+    Raises:
+        SyncError: ``malformed``, if the header is too long.
     """
     header = request.headers.get("Content-Type", "")
     if len(header) > _MOST_CHARS:
@@ -109,9 +113,10 @@ def media_type(request: web.Request) -> str:
 
 
 def file_name(header: str) -> str | None:
-    """Read the name; where it stands there twice, that which may have any character (RFC 6266, 4.3).
+    """Return the file name of ``Content-Disposition``; of two, the extended one (RFC 6266, 4.3).
 
-    A header that is too long or malformed is as if it named nothing, whatever of it could be read.
+    Returns:
+        The name; None without one, and for a header that is too long or malformed.
     """
     if len(header) > _MOST_NAME_CHARS:
         return None

@@ -1,4 +1,4 @@
-"""Which keys the settings name, and the secret that is made where they name none."""
+"""Reads the token keys that the settings name; without any, a secret is generated for embedded services."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ _SECRET_BYTES = 48
 
 
 def key_set(auth: Auth, generated: Callable[[], Path] | None) -> KeySet:
-    """Read the keys. ``generated`` finds the place of a secret that is made if none is set.
+    """Read the keys of tokens.
 
-    With None there must be one set. Raises UnusableKeyError.
+    Args:
+        auth: The settings.
+        generated: Returns the path of a secret that is generated if no key is set. With None a key has to be
+            set.
+
+    Raises:
+        UnusableKeyError: A key is missing, unreadable or set twice.
     """
     named = [name for name in ("secret", "secret_file", "key_file") if getattr(auth, name)]
     if len(named) > 1:
@@ -50,7 +56,7 @@ def _read(path: Path, key: str = "") -> bytes:
 
 
 def _generated(path: Path) -> bytes:
-    """Read the secret, made on first use; of processes that make one at once, one's stands."""
+    """Read the generated secret. It is made on first use; of several processes that make one, one wins."""
     try:
         if not path.exists():
             _make(path)

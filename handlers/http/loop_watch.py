@@ -14,9 +14,10 @@ from engine.runtime.ports import Clock
 
 #: How often the delay is measured: 20 times a second cost the loop 0.02 % of its time.
 _INTERVAL_S: Final = 0.05
-#: From here on a stretch of the loop is logged: everybody else waited for it.
+#: Work that holds the loop for this long is logged: all other connections waited for it.
 HELD_S: Final = 0.1
-#: What nobody said may be the machine: it is logged from here on, and counted in the metrics from 1 ms.
+#: A delay without a known cause may come from the machine. It is logged from here on; metrics count from 1
+#: ms.
 _UNKNOWN_S: Final = 1.0
 
 _log = structlog.get_logger()
@@ -25,8 +26,8 @@ _log = structlog.get_logger()
 class LoopWatch:
     """Measures the loop's delay.
 
-    Who handles a message measures it anyway: where it took ``HELD_S``, it says so with ``held``, which knows
-    the culprit exactly. The timer finds what nobody said: it is logged without a device.
+    The handlers of messages measure their own time. After ``HELD_S`` they call ``held`` with the device that
+    caused it. The timer finds all other delays, which are logged without a device.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -44,7 +45,7 @@ class LoopWatch:
         yield gauge("tidemark_loop_delay_longest_seconds", "The longest since the last scrape", longest_s)
 
     def held(self, spent_s: float, tenant_id: int | None, device_id: str | None, kind: str) -> None:
-        """Log a stretch of the loop."""
+        """Log work that held the loop."""
         self._said = True
         _log.warning(
             "loop_held",

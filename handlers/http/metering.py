@@ -1,4 +1,4 @@
-"""Who pays for the time of a connection over HTTP, and how that is measured."""
+"""Charges the loop time of a connection over HTTP to its device, or to its address without a valid token."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Callable
 
 from engine.runtime.unauthenticated_scheduler import UnauthenticatedScheduler
 
-#: Is told the seconds of work on a request, and the time.
+#: Called with the seconds of work on a request, and the monotonic time.
 Payer = Callable[[float, float], object]
 
 
 class Bill:
-    """The time of one connection that nobody paid for yet.
+    """The time of one connection that is not charged yet.
 
-    The device of a request pays for all of it, its head and its answer included, once it is known. What shows
-    no valid token, the ``address`` pays for; that of a proxy, which is None, pays for nothing.
+    A request is charged to its device as a whole, with its head and its answer, once the device is known.
+    Work without a valid token is charged to the ``address``; a trusted proxy, whose address is None, is not
+    charged.
     """
 
     __slots__ = ("_clock_s", "_payer", "_scheduler", "_spent_s", "address", "unauthenticated")
@@ -33,7 +34,7 @@ class Bill:
         self.unauthenticated = address is not None
 
     def waits(self) -> bool:
-        """Return whether nothing is to be done for the connection but in a turn."""
+        """Return whether the connection has to wait for a turn of the loop."""
         return self.unauthenticated and self.address is not None and self._scheduler.waits(self.address)
 
     def worked(self, spent_s: float) -> None:
@@ -45,17 +46,17 @@ class Bill:
             self.settle()
 
     def pay(self, payer: Payer) -> None:
-        """Have a device pay for what was worked, and for what is until ``over``."""
+        """Charge a device for the work so far, and for all work until ``over``."""
         self._payer = payer
         self.settle()
 
     def over(self) -> None:
-        """A request is over: the next one may be another device's, behind a proxy."""
+        """End a request. Behind a proxy the next one may be another device's."""
         self.settle()
         self._payer = None
 
     def settle(self) -> None:
-        """Have somebody pay now."""
+        """Charge the work so far."""
         spent_s, self._spent_s = self._spent_s, 0.0
         if not spent_s:
             return

@@ -1,9 +1,9 @@
-"""Reads of a connection over HTTP into buffers of our size.
+"""Read buffers of connections over HTTP, small until a request is admitted.
 
-The loop reads up to 256 KB from each connection that has something, before any request of those is looked at:
-500 connections that began a body together took 128 MB. Here a connection without an admitted request reads
+The loop reads up to 256 KB from each readable connection before any of their requests is handled: 500
+connections that began a body at the same time took 128 MB. Before a request is admitted, its connection reads
 16 KB at a time, for two more calls and a copy: 0.3 µs for a read of 300 bytes, 0.5 µs for 16 KB. The rest of
-a body whose request is answered already is dropped. An open WebSocket is read as the loop does it.
+a body is dropped if its request is answered already. An open WebSocket is read by the loop's own buffers.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Final
 
 from aiohttp import StreamReader
 
-#: Of one read where no request is admitted: a head, and the beginning of a body.
+#: The size of one read before a request is admitted: a head, and the beginning of a body.
 SMALL_READ_BYTES: Final = 16_384
 _LARGE_READ_BYTES: Final = 262_144
-#: How much of a body the library keeps until it is read, as it does by itself.
+#: The library keeps so much of a body until it is read: its own default.
 _BODY_BYTES: Final = 65_536
 
 
 class Buffers:
-    """What a loop's connections read into, one after the other: each read is taken before the next."""
+    """The buffers that all connections of a loop share: each read is consumed before the next one begins."""
 
     def __init__(self) -> None:
         self.small: Final = memoryview(bytearray(SMALL_READ_BYTES))
@@ -29,7 +29,7 @@ class Buffers:
 
 
 class BoundedReads(asyncio.BufferedProtocol):
-    """Stands between a transport and its protocol, which gets the same calls as without it."""
+    """Stands between a transport and its protocol. The protocol gets the same calls as without it."""
 
     __slots__ = ("_buffer", "_buffers", "_protocol")
 
@@ -39,19 +39,19 @@ class BoundedReads(asyncio.BufferedProtocol):
         self._buffer = buffers.small
 
     def grow(self) -> None:
-        """Have the next reads be large."""
+        """Make the next reads large."""
         self._buffer = self._buffers.large
 
     def shrink(self) -> None:
-        """Have the next reads be small."""
+        """Make the next reads small."""
         self._buffer = self._buffers.small
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # the loop's
-        """Give what the next read goes into."""
+        """Return the buffer of the next read."""
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Hand on what was read."""
+        """Pass on the bytes that were read."""
         self._protocol.data_received(bytes(self._buffer[:nbytes]))
 
     def eof_received(self) -> bool | None:
@@ -72,12 +72,12 @@ class BoundedReads(asyncio.BufferedProtocol):
 
 
 def keep_little(body: StreamReader) -> None:
-    """Have a body whose request is not admitted yet be read only as far as one small read."""
+    """Pause a body after one small read, while its request is not admitted yet."""
     body._low_water, body._high_water = SMALL_READ_BYTES // 2, SMALL_READ_BYTES  # noqa: SLF001
 
 
 def keep_as_usual(body: StreamReader) -> None:
-    """Have a body be read as far ahead as the library does."""
+    """Read a body as far ahead as the library does by default."""
     body.set_read_chunk_size(_BODY_BYTES)
 
 
@@ -89,7 +89,7 @@ class _Dropped(StreamReader):
 
 
 def drop(body: StreamReader) -> None:
-    """Keep nothing of a body, whose end the library waits for before it hears the next request."""
+    """Drop the rest of a body. The library waits for its end before it reads the next request."""
     body.__class__ = _Dropped
     if body.exception() is None:
         body.read_nowait(-1)  # which lets the transport go on

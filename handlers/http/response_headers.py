@@ -1,4 +1,4 @@
-"""What every answer to a request carries, noted while it is made."""
+"""Response headers that are collected while a request is handled, so that refusals carry them as well."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Final
 
 from aiohttp import web
 
-#: Headers of the answer, whatever it is.
+#: The headers collected so far.
 ANSWER: Final = web.RequestKey[dict[str, str]]("answer_headers")
 
 
 def add_headers(request: web.Request, headers: Mapping[str, str]) -> None:
-    """Have the answer carry headers, also if it will be a refusal."""
+    """Add headers to the answer, also if it becomes a refusal."""
     request.setdefault(ANSWER, {}).update(headers)
 
 
 async def with_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Give an answer the headers that were noted for it, and that it has not by itself."""
+    """Set the collected headers on an answer, except those that it has already."""
     for name, value in request.get(ANSWER, {}).items():
         response.headers.setdefault(name, value)

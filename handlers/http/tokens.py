@@ -1,6 +1,6 @@
 """Authentication: JSON Web Tokens, their keys, and the origins of browsers.
 
-A key knows its one algorithm; what a token says of its own algorithm is only ever compared with it.
+A key has one algorithm. The algorithm that a token names is only compared with that.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Role = Literal["device", "supervisor", "operator", "viewer"]
 MIN_SECRET_BYTES: Final = 32
 MIN_RSA_BITS: Final = 2048
 _REMEMBERED_TOKENS: Final = 10_000
-#: A longer token is refused unread: to check 30 KB takes 5 ms, and tokens have some 300 bytes.
+#: A longer token is refused unread: checking 30 KB takes 5 ms, and tokens have about 300 bytes.
 MAX_TOKEN_CHARS: Final = 8192
 _BEARER_SUBPROTOCOL: Final = "bearer."
 DEVICE_ID = re.compile(r"[A-Za-z0-9_-]{1,255}\Z")
-#: What no text of the database can hold.
+#: Characters that no text of the database can hold.
 _UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 #: Seconds beyond which a number is not exact in JSON everywhere: 285 million years.
 _LAST_S: Final = 1 << 53
@@ -46,7 +46,7 @@ class UnusableKeyError(Exception):
 
 
 class Key(msgspec.Struct, frozen=True):
-    """Key material with its one algorithm. ``private`` is None where it can only verify."""
+    """Key material with its one algorithm. ``private`` is None for a key that can only verify."""
 
     algorithm: Algorithm
     public: Any
@@ -54,18 +54,25 @@ class Key(msgspec.Struct, frozen=True):
 
 
 class KeySet(msgspec.Struct, frozen=True):
-    """``default`` is for tokens without a ``kid``; ``by_id`` for those with one."""
+    """The keys of a server: ``default`` verifies tokens without a ``kid``, ``by_id`` those with one."""
 
     default: Key | None
     by_id: Mapping[str, Key]
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """A verified token. ``tenant`` and ``device_id`` are always there for devices and supervisors.
+    """The claims of a verified token.
 
-    ``expires_at_s`` is the token's ``exp`` and the leeway on top: until then it counts, on every way.
-    ``issued_at_s`` is its ``iat``, ``begins_at_s`` its ``nbf`` and ``tenant_number`` our number of the
-    tenant: each None where it has none that is a number.
+    Attributes:
+        role: What the token may do.
+        tenant: The name of its tenant; set for devices and supervisors.
+        device_id: Its device; set for devices and supervisors.
+        user: Its ``sub``.
+        expires_at_s: Its ``exp`` plus the leeway: the token is valid until then, over HTTP and on sockets.
+        token_id: Its ``jti``.
+        issued_at_s: Its ``iat``; None without one that is a number.
+        begins_at_s: Its ``nbf``; None without one that is a number.
+        tenant_number: The number of its tenant; None without one.
     """
 
     role: Role
@@ -156,10 +163,14 @@ def _algorithm(public: Any, where: str) -> Algorithm:
 
 
 class Verifier:
-    """Checks tokens and origins.
+    """Verifies tokens and origins.
 
-    ``leeway_s`` is how far the clock of the host that signs tokens may be off: ``exp`` comes that much later,
-    ``nbf`` that much earlier. ``iat`` decides nothing of a token by itself.
+    Args:
+        keys: The keys.
+        audience: The ``aud`` that tokens must have.
+        origins: The origins of browsers' pages that are allowed.
+        leeway_s: How far the clock of the host that signs tokens may be off: ``exp`` counts so much later and
+            ``nbf`` so much earlier. ``iat`` alone decides nothing.
     """
 
     def __init__(self, keys: KeySet, audience: str, origins: frozenset[str], leeway_s: int) -> None:
@@ -170,10 +181,10 @@ class Verifier:
         self._verified: dict[str, Claims] = {}
 
     def verify(self, token: str) -> Claims:
-        """Check a token. Raises SyncError ``unauthenticated``.
+        """Verify a token. Raises SyncError ``unauthenticated``.
 
-        One that was checked before is believed until it expires: an upload sends its own with every chunk,
-        and to check it takes longer than all else that a chunk asks of this thread.
+        A verified token is remembered until it expires: an upload sends its token with every chunk, and
+        verifying it takes longer than all other work on a chunk in this thread.
         """
         if len(token) > MAX_TOKEN_CHARS:
             raise _unauthenticated(f"the token is too long: the limit is {MAX_TOKEN_CHARS} characters")
@@ -186,18 +197,21 @@ class Verifier:
         return claims
 
     def check_tenant(self, claims: Claims, tenant: Tenant) -> None:
-        """Refuse a token that may be of an earlier tenant of the name. Raises SyncError ``unauthenticated``.
+        """Refuse a token that may belong to an earlier tenant of the same name.
 
-        It has to name this tenant's number, or to have been signed after the tenant was made. The leeway for
-        that never reaches back to before the earlier tenant was removed.
+        The token has to have this tenant's number, or it must have been signed after the tenant was added.
+        The leeway for that never reaches back before the removal of the earlier tenant.
+
+        Raises:
+            SyncError: ``unauthenticated``.
         """
         reused = tenant.reused
         if reused is None or claims.tenant_number == tenant.tenant_id:
             return
         since_s = max(reused.made_s - self._leeway_s, reused.removed_s)
-        # One that lies ahead is of a wrong clock, and tells nothing.
+        # A time in the future comes from a wrong clock, and tells nothing.
         latest_s = time.time() + self._leeway_s
-        # One that was signed ahead of its time, for the earlier tenant, begins after the new one was made.
+        # A token signed in advance for the earlier tenant begins after the new one was added.
         signed_s = claims.begins_at_s if claims.issued_at_s is None else claims.issued_at_s
         is_since = signed_s is not None and since_s <= signed_s <= latest_s
         if claims.tenant_number is not None or not is_since:
@@ -249,13 +263,13 @@ class Verifier:
         return key
 
     def check_origin(self, origin: str | None) -> None:
-        """Check the origin that a browser names. Raises SyncError ``forbidden``."""
+        """Check the origin of a browser's page. Raises SyncError ``forbidden``."""
         if origin is not None and origin not in self._origins:
             raise SyncError("forbidden", "this origin is not on the allow list")
 
 
 def _claims(payload: dict[str, Any], leeway_s: int) -> Claims:
-    """Check the claims; one that is null counts as missing."""
+    """Check the claims. A claim that is null counts as missing."""
     role: Role = "device"
     if (named := payload.get("role")) is not None:
         if named not in ("supervisor", "operator", "viewer"):
@@ -284,7 +298,7 @@ def _claims(payload: dict[str, Any], leeway_s: int) -> Claims:
 
 
 def _number(claim: object) -> int | None:
-    """Read a claim that is to be a number. One that is none says nothing."""
+    """Return a claim that is a number; None for any other value."""
     if isinstance(claim, bool):
         return None
     if isinstance(claim, float):
@@ -297,7 +311,7 @@ def _unauthenticated(message: str) -> SyncError:
 
 
 def token_of(headers: Headers) -> str:
-    """Find the token in the headers of a request. Raises SyncError ``unauthenticated``.
+    """Return the token in the headers of a request. Raises SyncError ``unauthenticated``.
 
     It comes as ``Authorization: Bearer …`` or as the subprotocol ``bearer.…``, never in the URL.
     """
@@ -311,7 +325,7 @@ def token_of(headers: Headers) -> str:
 
 
 def offered_subprotocols(headers: Headers) -> list[str]:
-    """List what a client offers as ``Sec-WebSocket-Protocol``, in its order."""
+    """Return the subprotocols that a client offers, in its order."""
     return elements(combined(headers, "Sec-WebSocket-Protocol"))
 
 
@@ -333,9 +347,21 @@ def issue_token(
     device_id: str | None = None,
     user: str | None = None,
 ) -> str:
-    """Sign a token. ``number`` is the tenant's, without which it has only the time to show whose it is.
+    """Sign a token.
 
-    Raises UnusableKeyError for a key that can only verify, or claims that no server takes.
+    Args:
+        key: The key that signs.
+        audience: The ``aud``.
+        ttl_s: How long the token is valid.
+        role: What it may do.
+        tenant: The name of its tenant.
+        number: The number of its tenant. Without it only the time of signing tells an earlier tenant of the
+            same name apart.
+        device_id: Its device.
+        user: Its ``sub``.
+
+    Raises:
+        UnusableKeyError: The key can only verify, or no server would accept the claims.
     """
     if key.private is None:
         raise UnusableKeyError("this key can verify tokens but not sign them")

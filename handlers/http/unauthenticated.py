@@ -1,4 +1,4 @@
-"""Who may come in: how many connections without a valid token there are, and how many bytes of heads wait."""
+"""Bounds of unauthenticated connections: their number by address, and the bytes of incomplete heads."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from engine.wire.errors import SyncError
 from handlers.http.client_address import Networks, address_of, is_trusted
 from handlers.http.read_buffers import Buffers
 
-#: A head up to this is never refused for the bytes of others' heads, and is kept between requests. Heads of
-#: devices have about 1 KB.
+#: A head up to this size is never refused because of other heads, and its connection stays open after the
+#: answer. The heads of devices have about 1 KB.
 SMALL_HEAD_BYTES: Final = 4096
 
 
@@ -25,14 +25,15 @@ class UnauthenticatedLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of a connection that has shown no valid token.
 
     Args:
-        head_s: A request's headers have to come within this.
-        head_bytes: All headers of one request, and its first line.
-        address_connections: Of one address; once a connection has shown a valid token it does not count.
-        write_patience_s: Who takes nothing of an answer for this long is cut off.
-        trusted: Proxies, whose connections are many people's and are not counted.
-        heads_bytes: Of all connections of the process, in heads that are not whole and requests that wait
-            behind another. Past it only small heads go on. In memory it is twice that.
-        address_heads_bytes: The same of the connections of one address without a valid token.
+        head_s: The headers of a request have to come within this time.
+        head_bytes: The largest size of all headers of one request and its first line.
+        address_connections: Unauthenticated connections of one address.
+        write_patience_s: A client that reads nothing of an answer for this long is cut off.
+        trusted: Proxies. Their connections are not counted, since they belong to many clients.
+        heads_bytes: Bytes of incomplete heads, and of requests that wait behind another, of all connections
+        of
+            the process. Past it only small heads are read on. Memory use is twice as high.
+        address_heads_bytes: The same for the unauthenticated connections of one address.
     """
 
     head_s: float
@@ -45,10 +46,12 @@ class UnauthenticatedLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnauthenticatedConnections:
-    """Counts connections that have shown no valid token, by address, and the bytes of heads that wait.
+    """Counts unauthenticated connections by address, and the bytes of incomplete heads.
 
-    ``kept`` counts connections over HTTP by device and tenant, those between two requests included. ``turns``
-    are those of connections without a valid token; ``clock_s`` is a monotonic clock.
+    Args:
+        limits: The bounds.
+        kept: Counts authenticated connections over HTTP by device and tenant, also between two requests.
+        clock_s: A monotonic clock.
     """
 
     def __init__(

@@ -171,9 +171,9 @@ class Connections:
             now_s = self._clock.monotonic_s()
             if socket.session.expires_at_s <= self._clock.now_us() / 1_000_000:
                 socket.dismiss("expired", jitter_ms(0))
-            elif now_s - socket.heard_at_s > self._idle_s:
+            elif now_s - socket.last_message_s > self._idle_s:
                 socket.dismiss("idle", jitter_ms(0))
-            elif now_s - max(socket.heard_at_s, socket.pinged_at_s) > PING_S:
+            elif now_s - max(socket.last_message_s, socket.pinged_at_s) > PING_S:
                 socket.ping(now_s)
             if visited % _VISITS_PER_TURN == 0:
                 await asyncio.sleep(0)

@@ -62,7 +62,7 @@ class DeviceSocket:
         session: The session that the handshake made.
         key: (tenant_id, device_id).
         opened_at_us: When it was opened, on the wall clock.
-        heard_at_s: When the device sent its last message, on the monotonic clock.
+        last_message_s: When the device sent its last message, on the monotonic clock.
         pinged_at_s: When the device was last pinged, on the monotonic clock.
         closing: True once the close frame was sent, or the connection is gone.
         ignoring: True if messages that still come are dropped.
@@ -82,9 +82,9 @@ class DeviceSocket:
         "_transport",
         "closing",
         "frames",
-        "heard_at_s",
         "ignoring",
         "key",
+        "last_message_s",
         "opened_at_us",
         "outbox",
         "over",
@@ -109,7 +109,7 @@ class DeviceSocket:
         self.frames = frames
         self.outbox: Outbox
         self.opened_at_us = clock.now_us()
-        self.heard_at_s = self.pinged_at_s = clock.monotonic_s()
+        self.last_message_s = self.pinged_at_s = clock.monotonic_s()
         self.closing = False
         self.ignoring = False
         self._loop = asyncio.get_running_loop()
@@ -151,7 +151,7 @@ class DeviceSocket:
         kind = message.type
         now_s = self.frames.began_s
         if kind is WSMsgType.TEXT or kind is WSMsgType.BINARY:
-            self.heard_at_s = now_s
+            self.last_message_s = now_s
             if not self.ignoring:
                 self._on_data(kind, message.data, now_s)
         elif kind is WSMsgType.PING:

@@ -157,7 +157,7 @@ class Server:
             context,
             clock,
             committed,
-            feed.doubt,
+            feed.note_unknown_outcome,
             CommitLimits(
                 settings.commit.batch_items,
                 settings.commit.batch_bytes,

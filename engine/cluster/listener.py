@@ -57,7 +57,7 @@ class Neighbours:
 
     def moved(self, tenant_id: int, seq: int) -> None:
         """Catch a tenant's subscribers up."""
-        self._feed.moved(tenant_id, seq)
+        self._feed.note_remote_commit(tenant_id, seq)
 
     def opened(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
         """Let an older connection of the device go."""
@@ -82,4 +82,4 @@ class Neighbours:
                         await self._due.wait()
                 self._due.clear()
                 with suppress(StoreError):  # said by others already; the next look is not far
-                    await self._feed.look()
+                    await self._feed.poll_heads()

@@ -18,7 +18,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from engine.feed.cursor import Scope, expired
-from engine.feed.gap_reader import Gaps
+from engine.feed.gap_reader import GapReader
 from engine.feed.hub import FeedLimits, Hub, live_pages
 from engine.feed.pages import stored_page
 from engine.feed.ports import FeedStore, Page
@@ -31,7 +31,7 @@ from engine.wire.errors import SyncError
 from engine.wire.messages import Subscribe
 
 #: One's own seq n often beats another process's n-1: wait before asking the store.
-GAP_PATIENCE_S: Final = 0.05
+GAP_WAIT_S: Final = 0.05
 _RETRY_S: Final = 0.5
 #: Frames handed out before other work gets its turn on the loop.
 _SENDS_PER_TURN: Final = 100
@@ -88,7 +88,7 @@ class Feed:
         self._hubs: dict[int, Hub] = {}
         self._due: deque[Hub] = deque()
         self._wake = asyncio.Event()
-        self._gaps = Gaps(store, limits.page_bytes, self._start)
+        self._gap_reader = GapReader(store, limits.page_bytes, self._start)
         self._group: TaskGroup | None = None
 
     @property
@@ -135,7 +135,7 @@ class Feed:
             pieces += 1
             if pieces == 1 and domains is not None:
                 async with self._turns.slot(reader):
-                    rare = await self._store.rare(
+                    rare = await self._store.page_of_rare_domains(
                         reader.tenant_id, after_seq, domains, limit, self._limits.page_bytes
                     )
                 if rare is not None:
@@ -212,7 +212,7 @@ class Feed:
                 if not hub.is_scheduled:
                     self._schedule(hub)
 
-    def doubt(self, tenants: Iterable[int]) -> None:
+    def note_unknown_outcome(self, tenants: Iterable[int]) -> None:
         """Look into the store for changes that were committed and may never be published."""
         for tenant_id in tenants:
             hub = self._hubs.get(tenant_id)
@@ -220,19 +220,19 @@ class Feed:
                 hub.note_missed()
                 self._schedule(hub)
 
-    def moved(self, tenant_id: int, seq: int) -> None:
+    def note_remote_commit(self, tenant_id: int, seq: int) -> None:
         """Catch a tenant's subscribers up with what another process committed, ``seq`` among it."""
         hub = self._hubs.get(tenant_id)
         if hub is not None and hub.note_remote_commit(seq):
             self._schedule(hub)
 
-    async def look(self) -> None:
+    async def poll_heads(self) -> None:
         """Ask the store which feeds moved without being told of. Raises StoreError."""
         tenants = list(self._hubs)
         for start in range(0, len(tenants), _HEADS):
             heads = await self._store.heads(tenants[start : start + _HEADS])
             for tenant_id, seq in heads.items():
-                self.moved(tenant_id, seq)
+                self.note_remote_commit(tenant_id, seq)
 
     def _schedule(self, hub: Hub) -> None:
         if hub.is_scheduled:
@@ -328,12 +328,12 @@ class Feed:
         try:
             while hub.needs_reread:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(GAP_PATIENCE_S):
+                    async with asyncio.timeout(GAP_WAIT_S):
                         await hub.remote_commit.wait()
                 after_seq = hub.begin_read()
                 if after_seq is None:
                     break
-                hub.end_read(await self._gaps.behind(hub.tenant_id, after_seq))
+                hub.end_read(await self._gap_reader.pages_after(hub.tenant_id, after_seq))
                 self._schedule(hub)
                 await asyncio.sleep(self._limits.page_interval_s)
         except StoreError as error:

@@ -21,7 +21,7 @@ class _Question(NamedTuple):
     answer: asyncio.Future[Page]
 
 
-class Gaps:
+class GapReader:
     """Asks the store for news. ``start`` runs work in a task that somebody waits for."""
 
     def __init__(self, store: FeedStore, max_bytes: int, start: Start) -> None:
@@ -31,7 +31,7 @@ class Gaps:
         self._asked: list[_Question] = []
         self._reading = False
 
-    async def behind(self, tenant_id: int, after_seq: int) -> Page:
+    async def pages_after(self, tenant_id: int, after_seq: int) -> Page:
         """Read a tenant's records behind ``after_seq``. Raises StoreError."""
         answer: asyncio.Future[Page] = asyncio.get_running_loop().create_future()
         self._asked.append(_Question(tenant_id, after_seq, answer))
@@ -62,7 +62,7 @@ class Gaps:
     async def _answer(self, asked: list[_Question]) -> None:
         afters = {question.tenant_id: question.after_seq for question in asked}
         try:
-            pages = await self._store.behind(afters, _CHANGES, self._tenant_bytes)
+            pages = await self._store.pages_after(afters, _CHANGES, self._tenant_bytes)
         except Exception as error:
             for question in asked:
                 if not question.answer.done():

@@ -86,7 +86,7 @@ class Hub:
     def start(self, high_seq: int) -> None:
         """Begin the tail at the first page that was read; later pages change nothing."""
         if self.tail.head is None:
-            self.tail.begin(high_seq)
+            self.tail.reset(high_seq)
 
     def note_missed(self) -> None:
         """Note that a change may be in the store that is never published here."""
@@ -123,7 +123,7 @@ class Hub:
     def end_read(self, page: Page) -> None:
         """Take in a read. A gap wider than the page empties the tail: subscriptions read the store then."""
         if page.more:
-            self.tail.begin(page.high_seq)
+            self.tail.reset(page.high_seq)
         else:
             self.tail.fill(page.records, page.high_seq)
 

@@ -42,7 +42,7 @@ class FeedStore(Protocol):
         Raises StoreUnavailableError.
         """
 
-    async def rare(
+    async def page_of_rare_domains(
         self, tenant_id: int, after_seq: int, domains: list[str], limit: int, max_bytes: int
     ) -> Page | None:
         """Read as ``page`` does, to the end of the feed, where all domains together hold few records.
@@ -50,7 +50,7 @@ class FeedStore(Protocol):
         None where they hold many. Raises StoreError.
         """
 
-    async def behind(self, afters: Mapping[int, int], limit: int, max_bytes: int) -> dict[int, Page]:
+    async def pages_after(self, afters: Mapping[int, int], limit: int, max_bytes: int) -> dict[int, Page]:
         """Read a page of each tenant in one round trip, behind the seqs by tenant_id; bounds are of each.
 
         Tenants without a counter may be left out. Raises StoreUnavailableError.

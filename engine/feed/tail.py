@@ -33,13 +33,13 @@ class Tail:
         self.head: int | None = None
         self._floor = 0
         self._entries: deque[Entry] = deque()
-        self._early: dict[int, tuple[Record, str]] = {}
-        self._newest = 0
+        self._out_of_order: dict[int, tuple[Record, str]] = {}
+        self._newest_seq = 0
         self._max_changes = max_changes
         self._max_bytes = max_bytes
         self._bytes = 0
 
-    def begin(self, seq: int) -> None:
+    def reset(self, seq: int) -> None:
         """Start, or start anew, at ``seq`` or beyond: whoever is behind that reads the store.
 
         The head never goes back: what it has passed would be missing, and nothing would tell.
@@ -47,27 +47,27 @@ class Tail:
         self._entries.clear()
         self._bytes = 0
         self._floor = self.head = max(seq, self.head or 0)
-        self._drop_late()
-        self._take_early()
+        self._drop_passed()
+        self._append_following()
 
     def publish(self, record: Record, session_id: str) -> None:
         """Take in a committed change."""
         head = self.head
         if head is None or record.seq > head + 1:
-            self._newest = max(self._newest, record.seq)
-            if len(self._early) >= self._max_changes:
-                self._early.clear()  # the gap stays until the store was read up to the newest of them
-            self._early[record.seq] = (record, session_id)
+            self._newest_seq = max(self._newest_seq, record.seq)
+            if len(self._out_of_order) >= self._max_changes:
+                self._out_of_order.clear()  # the gap stays until the store was read up to the newest of them
+            self._out_of_order[record.seq] = (record, session_id)
         elif record.seq == head + 1:
             self._append(record, session_id)
             self.head = record.seq
-            if self._early:
-                self._take_early()
+            if self._out_of_order:
+                self._append_following()
 
     @property
     def gap(self) -> bool:
         """Whether something up to the newest of what came early is missing."""
-        return self.head is not None and self.head < self._newest
+        return self.head is not None and self.head < self._newest_seq
 
     def fill(self, records: list[Record], high_seq: int) -> None:
         """Close a gap with all records that the store holds between the head and ``high_seq``."""
@@ -76,8 +76,8 @@ class Tail:
             if record.seq > self.head:
                 self._append(record, "")
         self.head = max(self.head, high_seq)
-        self._drop_late()
-        self._take_early()
+        self._drop_passed()
+        self._append_following()
 
     def covers(self, position: int) -> bool:
         """Whether the tail holds everything behind ``position``."""
@@ -93,16 +93,16 @@ class Tail:
         found.reverse()
         return found
 
-    def _take_early(self) -> None:
+    def _append_following(self) -> None:
         assert self.head is not None
-        while (early := self._early.pop(self.head + 1, None)) is not None:
-            self._append(*early)
+        while (change := self._out_of_order.pop(self.head + 1, None)) is not None:
+            self._append(*change)
             self.head += 1
 
-    def _drop_late(self) -> None:
+    def _drop_passed(self) -> None:
         assert self.head is not None
-        for seq in [seq for seq in self._early if seq <= self.head]:
-            del self._early[seq]
+        for seq in [seq for seq in self._out_of_order if seq <= self.head]:
+            del self._out_of_order[seq]
 
     def _append(self, record: Record, session_id: str) -> None:
         body = encode_change(record)

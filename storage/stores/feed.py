@@ -112,7 +112,7 @@ class PostgresFeed:
             return page
         return Page(page.records, page.high_seq, more=False, read_to=read_to)
 
-    async def rare(
+    async def page_of_rare_domains(
         self, tenant_id: int, after_seq: int, domains: list[str], limit: int, max_bytes: int
     ) -> Page | None:
         """Read a page of domains that hold few records; see the port."""
@@ -129,7 +129,7 @@ class PostgresFeed:
             return None
         return _page(tenant_id, rows)
 
-    async def behind(self, afters: Mapping[int, int], limit: int, max_bytes: int) -> dict[int, Page]:
+    async def pages_after(self, afters: Mapping[int, int], limit: int, max_bytes: int) -> dict[int, Page]:
         """Read a page of each tenant; see the port."""
         values = {
             "tenants": int_array(afters),

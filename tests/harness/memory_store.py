@@ -218,7 +218,7 @@ class MemoryStore:
         read_to = None if more or read_to == high_seq else read_to
         return Page(taken, high_seq, more=more, read_to=read_to)
 
-    async def rare(
+    async def page_of_rare_domains(
         self, tenant_id: int, after_seq: int, domains: list[str], limit: int, max_bytes: int
     ) -> Page | None:
         """Read as ``page`` where there are few."""
@@ -231,7 +231,7 @@ class MemoryStore:
         self.piece_rows = kept
         return page
 
-    async def behind(self, afters: Mapping[int, int], limit: int, max_bytes: int) -> dict[int, Page]:
+    async def pages_after(self, afters: Mapping[int, int], limit: int, max_bytes: int) -> dict[int, Page]:
         """Read a page of each tenant."""
         return {
             tenant_id: await self.page(tenant_id, after_seq, None, limit, max_bytes)

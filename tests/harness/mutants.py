@@ -164,8 +164,8 @@ MUTANTS: dict[str, Mutant] = {
         "engine/feed/hub.py",
         (
             (
-                "            self.tail.begin(high_seq)",
-                "            self._may_have_missed = False\n            self.tail.begin(high_seq)",
+                "            self.tail.reset(high_seq)",
+                "            self._may_have_missed = False\n            self.tail.reset(high_seq)",
             ),
         ),
         (_HUB + "test_hub_missed_change_while_fresh_makes_it_incomplete_at_the_first_page",),

@@ -228,7 +228,7 @@ async def town(limits: FeedLimits = ROOMY) -> AsyncIterator[Town]:
     source = Source()
     feed = Feed(source, StillClock(), limits, ("task", "ticket"), ReadLimiter(2))
     await feed.refresh_epoch()
-    with patch.object(feed_module, "GAP_PATIENCE_S", 0.001), patch.object(feed_module, "_RETRY_S", 0.001):
+    with patch.object(feed_module, "GAP_WAIT_S", 0.001), patch.object(feed_module, "_RETRY_S", 0.001):
         task = asyncio.create_task(feed.run())
         await asyncio.sleep(0)
         try:
@@ -614,7 +614,7 @@ async def test_what_comes_out_of_order_is_handed_out_in_order_without_a_read() -
     async with town() as one:
         reader = await one.subscribed()
         changes = [one.source.commit(f"r{number}", {}) for number in range(4)]
-        with patch.object(feed_module, "GAP_PATIENCE_S", 0.2):
+        with patch.object(feed_module, "GAP_WAIT_S", 0.2):
             one.publish(changes[3], changes[1])
             await turns()
             assert reader.ids == []
@@ -660,7 +660,7 @@ async def test_a_doubt_is_looked_into_though_nothing_else_happens() -> None:
         reader = await one.subscribed()
         one.source.commit("committed, and never published", {})
         one.source.failures = 1
-        one.feed.doubt({1, 2})
+        one.feed.note_unknown_outcome({1, 2})
         await one.until(lambda: reader.ids == ["committed, and never published"])
 
 
@@ -670,7 +670,7 @@ async def test_a_doubt_before_the_first_page_is_not_forgotten() -> None:
         reader = one.reader()
         opening = asyncio.create_task(one.subscribe(reader))
         await turns()
-        one.feed.doubt({1})
+        one.feed.note_unknown_outcome({1})
         one.source.open.set()
         await opening
         one.source.commit("a", {})
@@ -681,7 +681,7 @@ async def test_a_doubt_that_was_for_nothing_changes_nothing() -> None:
     async with town() as one:
         reader = await one.subscribed()
         reads = one.source.reads
-        one.feed.doubt({1})
+        one.feed.note_unknown_outcome({1})
         await one.until(lambda: one.source.reads > reads)
         one.publish(one.source.commit("a", {}))
         await one.until(lambda: reader.ids == ["a"])
@@ -915,7 +915,7 @@ async def _settle(
             await _subscribe(one, place, place.domains, 500)
     one.feed.publish(pending)
     if by_doubt:
-        one.feed.doubt(_TENANTS)
+        one.feed.note_unknown_outcome(_TENANTS)
     else:
         for tenant in _TENANTS:
             for domain in _DOMAINS:

@@ -18,7 +18,7 @@ async def test_all_subscribers_are_caught_up_with_one_read() -> None:
         for number in range(5):
             one.source.commit(f"r{number}", {})
         for seq in (3, 4, 5):
-            one.feed.moved(1, seq)
+            one.feed.note_remote_commit(1, seq)
         await one.until(lambda: all(len(reader.ids) == 5 for reader in readers))
         assert one.source.reads == reads + 1
 
@@ -27,11 +27,11 @@ async def test_a_gap_that_is_told_of_is_not_waited_for() -> None:
     async with town() as one:
         reader = await one.subscribed()
         missing, own = one.source.commit("elsewhere", {}), one.source.commit("here", {})
-        with patch.object(feed_module, "GAP_PATIENCE_S", 3600.0):
+        with patch.object(feed_module, "GAP_WAIT_S", 3600.0):
             one.publish(own)
             await turns()
             assert reader.ids == []
-            one.feed.moved(1, missing.seq)
+            one.feed.note_remote_commit(1, missing.seq)
             await one.until(lambda: reader.ids == ["elsewhere", "here"])
 
 
@@ -42,7 +42,7 @@ async def test_what_is_known_already_or_nobody_listens_to_is_not_read() -> None:
         await one.until(lambda: reader.ids == ["a"])
         reads = one.source.reads
         for tenant, seq in ((1, 1), (1, 0), (2, 99)):
-            one.feed.moved(tenant, seq)
+            one.feed.note_remote_commit(tenant, seq)
         await turns()
         assert one.source.reads == reads
 
@@ -51,7 +51,7 @@ async def test_nonsense_costs_one_read_and_nothing_more() -> None:
     async with town() as one:
         reader = await one.subscribed()
         reads = one.source.reads
-        one.feed.moved(1, (1 << 63) - 1)
+        one.feed.note_remote_commit(1, (1 << 63) - 1)
         await one.until(lambda: one.source.reads == reads + 1)
         await turns(100)
         assert one.source.reads == reads + 1
@@ -65,7 +65,7 @@ async def test_what_is_told_before_the_first_page_is_not_forgotten() -> None:
         reader = one.reader()
         opening = asyncio.create_task(one.subscribe(reader))
         await turns()
-        one.feed.moved(1, 1)
+        one.feed.note_remote_commit(1, 1)
         one.source.open.set()
         await opening
         one.source.commit("a", {})
@@ -86,11 +86,11 @@ async def test_a_look_finds_every_feed_that_moved(monkeypatch: pytest.MonkeyPatc
         for tenant in (2, 5, 9):
             one.source.commit(f"r{tenant}", {}, tenant=tenant)
         reads = one.source.reads
-        await one.feed.look()
+        await one.feed.poll_heads()
         await one.until(lambda: readers[2].ids == ["r2"] and readers[5].ids == ["r5"])
         assert one.source.reads == reads + 2
         assert asked == [[1, 2], [3, 4], [5]]
         asked.clear()
-        await one.feed.look()
+        await one.feed.poll_heads()
         await turns()
         assert one.source.reads == reads + 2

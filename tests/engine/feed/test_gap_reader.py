@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from engine.feed.gap_reader import Gaps, Start
+from engine.feed.gap_reader import GapReader, Start
 from engine.feed.ports import Page
 from engine.runtime.ports import StoreUnavailableError
 from tests.harness.memory_store import MemoryStore
@@ -20,7 +20,7 @@ class Asked(MemoryStore):
         self.asked: list[dict[int, int]] = []
         self.failures = 0
 
-    async def behind(self, afters: Mapping[int, int], *_: int) -> dict[int, Page]:
+    async def pages_after(self, afters: Mapping[int, int], *_: int) -> dict[int, Page]:
         """Read, or fail."""
         self.asked.append(dict(afters))
         await asyncio.sleep(0)
@@ -42,8 +42,8 @@ def started_in(group: asyncio.TaskGroup) -> Start:
 async def test_tenants_share_a_read_and_two_questions_of_one_are_both_answered() -> None:
     store = Asked()
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
-        gaps = Gaps(store, 1 << 20, started_in(group))
-        pages = await asyncio.gather(gaps.behind(1, 4), gaps.behind(2, 7), gaps.behind(1, 9))
+        gaps = GapReader(store, 1 << 20, started_in(group))
+        pages = await asyncio.gather(gaps.pages_after(1, 4), gaps.pages_after(2, 7), gaps.pages_after(1, 9))
     assert [page.high_seq for page in pages] == [5, 8, 10]
     assert store.asked == [{1: 4, 2: 7}, {1: 9}]
 
@@ -52,7 +52,7 @@ async def test_a_read_that_fails_fails_those_who_asked_and_nobody_after() -> Non
     store = Asked()
     store.failures = 1
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
-        gaps = Gaps(store, 1 << 20, started_in(group))
-        failed = await asyncio.gather(gaps.behind(1, 4), gaps.behind(2, 7), return_exceptions=True)
+        gaps = GapReader(store, 1 << 20, started_in(group))
+        failed = await asyncio.gather(gaps.pages_after(1, 4), gaps.pages_after(2, 7), return_exceptions=True)
         assert [type(one) for one in failed] == [StoreUnavailableError] * 2
-        assert (await gaps.behind(1, 4)).high_seq == 5
+        assert (await gaps.pages_after(1, 4)).high_seq == 5

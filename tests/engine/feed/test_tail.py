@@ -24,7 +24,7 @@ def seqs(tail: Tail, position: int) -> list[int]:
 def begun(seq: int = 0, max_changes: int = 100, max_bytes: int = 100_000) -> Tail:
     """Make a tail that was begun."""
     tail = Tail(max_changes, max_bytes)
-    tail.begin(seq)
+    tail.reset(seq)
     return tail
 
 
@@ -67,7 +67,7 @@ def test_before_it_was_begun_it_only_collects() -> None:
         tail.publish(change(seq), "s1")
     assert (tail.head, tail.gap) == (None, False)
     assert not tail.covers(100)
-    tail.begin(10)
+    tail.reset(10)
     assert tail.head == 12
     assert seqs(tail, 10) == [11, 12]
     assert not tail.gap
@@ -101,7 +101,7 @@ def test_starting_anew_never_goes_back() -> None:
     tail = begun(0)
     for seq in (2, 1, 3):
         tail.publish(change(seq), "s1")
-    tail.begin(2)
+    tail.reset(2)
     assert tail.head == 3
     assert not tail.covers(2), "3 would be missing, and nothing would tell"
     assert tail.covers(3)
@@ -136,7 +136,7 @@ def test_what_is_kept_early_is_bounded_and_what_is_forgotten_is_a_gap(waiting: s
     for seq in range(3, 10):
         tail.publish(change(seq), "s1")
     if tail.head is None:
-        tail.begin(2)
+        tail.reset(2)
     else:
         tail.publish(change(2), "s1")
     assert (tail.head, tail.gap) == (2, True)
@@ -169,7 +169,7 @@ def test_whatever_comes_the_latest_of_every_record_is_there(max_changes: int, da
             case "heal" if tail.gap:
                 _heal(tail, history, data)
             case "begin" if tail.head is None or data.draw(st.integers(0, 5)) == 5:
-                tail.begin(data.draw(st.integers(0, len(history))))
+                tail.reset(data.draw(st.integers(0, len(history))))
         _holds_the_latest(tail, history, max_changes)
         assert (tail.head or 0) >= head, "the head went back"
         head = tail.head or 0
@@ -186,7 +186,7 @@ def _heal(tail: Tail, history: list[Record], data: st.DataObject) -> None:
     if data.draw(st.booleans()):
         tail.fill(sorted(page, key=lambda record: record.seq), high_seq)
     else:
-        tail.begin(high_seq)
+        tail.reset(high_seq)
 
 
 def _latest(history: list[Record], up_to_seq: int) -> dict[str, Record]:

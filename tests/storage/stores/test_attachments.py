@@ -69,7 +69,7 @@ async def test_attachments_kept_with_records_and_read_everywhere(database: Datab
     shown = [msgspec.structs.replace(one, fields=None) for one in changed]
     assert (await feed.page(1, 0, None, 10, 1 << 20)).records == shown
     assert (await feed.page(1, 0, ["task"], 10, 1 << 20)).records == shown
-    assert (await feed.behind({1: 4}, 10, 1 << 20))[1].records == shown[1:]
+    assert (await feed.pages_after({1: 4}, 10, 1 << 20))[1].records == shown[1:]
 
 
 async def test_feed_page_ends_where_attachments_fill_it(database: Database) -> None:
@@ -77,7 +77,7 @@ async def test_feed_page_ends_where_attachments_fill_it(database: Database) -> N
     records = [_record(seq, attachments=large) for seq in (1, 2, 3)]
     await _commit(database, *records, seq=3)
     feed = PostgresFeed(database)
-    for page in (await feed.page(1, 0, None, 10, 1100), (await feed.behind({1: 0}, 10, 1100))[1]):
+    for page in (await feed.page(1, 0, None, 10, 1100), (await feed.pages_after({1: 0}, 10, 1100))[1]):
         assert [row.seq for row in page.records] == [1, 2]
         assert page.more
 

@@ -345,7 +345,7 @@ async def test_several_tenants_are_read_together_as_each_alone(subject: Subject)
         ({1: 9, 2: 3}, 10, 1),
         ({2: 7}, 10, 1),
     ):
-        pages = await subject.feed.behind(afters, limit, size)
+        pages = await subject.feed.pages_after(afters, limit, size)
         for tenant_id, after_seq in afters.items():
             assert pages[tenant_id] == await subject.feed.page(tenant_id, after_seq, None, limit, size)
 
@@ -403,7 +403,7 @@ async def test_page_by_domain_looks_at_a_bounded_number_of_rows(subject: Subject
     assert await read(0, None) == ([*range(1, 11)], 10, False, None)
 
     async def rare(after: int, domains: list[str], limit: int = 10) -> object:
-        page = await feed.rare(1, after, domains, limit, 1 << 20)
+        page = await feed.page_of_rare_domains(1, after, domains, limit, 1 << 20)
         return page and ([record.seq for record in page.records], page.high_seq, page.more, page.read_to)
 
     assert await rare(0, ["form"]) == ([4, 8], 10, False, None)

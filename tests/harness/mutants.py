@@ -13,6 +13,9 @@ _CONNECTION = "tests/handlers/sync/test_connection.py::"
 _BACKOFF = "tests/handlers/sync/test_push_backoff.py::"
 _HUB = "tests/engine/feed/test_hub.py::"
 _STANDBY = "tests/storage/stores/test_standby.py::"
+_STATES = "tests/storage/stores/test_upload_states.py::"
+_PLANNED = "tests/engine/plan/test_attachment_states.py::"
+_CLEANUP = "tests/engine/uploads/test_cleanup.py::"
 
 _LOCKED_THEN_READ = (
     _STORE + "test_a_tenant_is_locked_until_the_transaction_ends_and_then_read_afresh[postgres]"
@@ -273,5 +276,54 @@ MUTANTS: dict[str, Mutant] = {
             _CONNECTION + "test_connection_push_refused_in_an_outage_comes_again_before_all_others",
             _BACKOFF + "test_push_backoff_after_an_outage_lets_the_first_refused_key_come_first",
         ),
+    ),
+    "an upload that expires in any state": Mutant(
+        "storage/stores/upload_cleanup.py",
+        (("ANY(%(ids)s::uuid[]) AND u.state = {OPEN} AND {_DUE}", "ANY(%(ids)s::uuid[]) AND {_DUE}"),),
+        (_STATES + "test_upload_state_update_each_is_a_listed_transition",),
+    ),
+    "a file that is freed while a duplicate needs it": Mutant(
+        "engine/plan/attachments.py",
+        (('set_upload_state(ref, "retained")', 'set_upload_state(ref, "freed")'),),
+        (
+            _PLANNED + "test_attachment_states_every_planned_move_is_a_listed_transition",
+            _CLEANUP + "test_free_file_with_a_duplicate_is_retained_with_its_reservation",
+        ),
+    ),
+    "a retained file without bytes": Mutant(
+        "engine/model/uploads.py",
+        (
+            (
+                'because a duplicate needs it.",\n        "freed",\n        has_bytes=True,',
+                'because a duplicate needs it.",\n        "freed",\n        has_bytes=False,',
+            ),
+        ),
+        (
+            _STATES + "test_upload_state_table_columns_agree",
+            "tests/engine/uploads/test_orphans.py::test_orphans_bytes_without_a_row_deleted_after_a_day",
+        ),
+    ),
+    "a transition that the table does not list": Mutant(
+        "engine/model/uploads.py",
+        (('*("retained", "freed"),', '*("freed",),'),),
+        (_PLANNED + "test_attachment_states_every_planned_move_is_a_listed_transition",),
+    ),
+    "a freed file that still counts for the quota": Mutant(
+        "storage/stores/commit_writes.py",
+        (("THEN o.reserved_bytes ELSE 0 END", "THEN o.reserved_bytes ELSE o.reserved_bytes END"),),
+        (
+            "tests/storage/stores/test_uploads.py::test_freed_file_returns_its_reservation_once",
+            _CLEANUP + "test_cleanup_deleted_record_files_freed_after_grace_period",
+        ),
+    ),
+    "an open upload whose draft is an orphan": Mutant(
+        "engine/uploads/cleanup.py",
+        (('if blob.is_file else state != "open"', "if blob.is_file else True"),),
+        ("tests/engine/uploads/test_orphans.py::test_orphans_bytes_without_a_row_deleted_after_a_day",),
+    ),
+    "a late statement that takes a released lock": Mutant(
+        "storage/stores/uploads.py",
+        ((" AND (u.held_until IS NOT NULL OR w.r AND u.offset_bytes = w.o)", ""),),
+        ("tests/storage/stores/test_uploads.py::test_save_offsets_late_statement_changes_nothing",),
     ),
 }

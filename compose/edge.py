@@ -8,9 +8,9 @@ import msgspec
 from aiohttp import web
 
 from compose.uploads import UploadComponents
-from engine.cache.devices import Devices
+from engine.cache.devices import DeviceCache
 from engine.cache.revocations import Revocations
-from engine.cache.tenants import PolicyBook
+from engine.cache.tenants import TenantCache
 from engine.cluster.bus import Bus
 from engine.commit.admission import Admission
 from engine.commit.committer import Committer
@@ -57,8 +57,8 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     domains: Domains
     committer: Committer
     feed: Feed
-    tenants: PolicyBook
-    devices: Devices
+    tenants: TenantCache
+    devices: DeviceCache
     revocations: Revocations
     conflicts: ConflictStore
     read_limiter: ReadLimiter

@@ -22,9 +22,9 @@ from anyio.abc import TaskStatus
 from compose.capacity_watch import CapacityWatch
 from compose.edge import Edge, Engine
 from compose.uploads import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, UploadComponents
-from engine.cache.devices import DeviceLimits, Devices
+from engine.cache.devices import DeviceCache, DeviceLimits
 from engine.cache.revocations import Revocations
-from engine.cache.tenants import PolicyBook
+from engine.cache.tenants import TenantCache
 from engine.cluster.listener import Neighbours
 from engine.commit.committer import Committer
 from engine.commit.queue import CommitLimits
@@ -121,7 +121,7 @@ class Server:
         self._revocations = Revocations(device_store)
 
         def policy_names(tenant_id: int) -> dict[str, str]:
-            return {name: policy.policy for name, policy in policies.of(tenant_id).items()}
+            return {name: policy.policy for name, policy in tenants.policies_of(tenant_id).items()}
 
         self._connections = Connections(clock, server.idle_s, self._revocations, policy_names)
         self._feed = feed
@@ -132,7 +132,7 @@ class Server:
             bus.committed(changes)
             files.waiting.committed(changes)
 
-        policies = PolicyBook(
+        tenants = TenantCache(
             PostgresTenants(self._reads),
             clock,
             domains.default_policies,
@@ -143,7 +143,7 @@ class Server:
         room = self._capacity_watch.state
         context = PlanContext(
             domains,
-            policies.of,
+            tenants.policies_of,
             lambda: uuid.uuid4().hex,
             limits.record_bytes,
             limits.answer_data_bytes,
@@ -169,7 +169,7 @@ class Server:
         )
         sessions = Database(dsn, UPLOAD_CONNECTIONS, pooler)
         files = self._files = UploadComponents(settings, sessions, self._reads, committer, bus, clock)
-        self._devices = Devices(
+        self._devices = DeviceCache(
             device_store,
             clock,
             self._connections.__contains__,
@@ -185,7 +185,7 @@ class Server:
                 domains=domains,
                 committer=committer,
                 feed=feed,
-                tenants=policies,
+                tenants=tenants,
                 devices=self._devices,
                 revocations=self._revocations,
                 conflicts=PostgresConflicts(self._reads),
@@ -200,7 +200,7 @@ class Server:
             workers,
         )
         self._server_process = ServerProcess(self._reads, port)
-        self._neighbours = Neighbours(bus, feed, policies, self._connections, files.locks)
+        self._neighbours = Neighbours(bus, feed, tenants, self._connections, files.locks)
 
     async def run(self, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled from outside or told to stop by SIGTERM or SIGINT, then drain.
@@ -212,7 +212,7 @@ class Server:
         settings = self._settings
         await self._renew()
         await self._server_process.record()
-        await self._devices.warm()
+        await self._devices.preload()
         await self._capacity_watch.check()
         probe_port = settings.server.probe_port
         app = self._edge.application()

@@ -13,8 +13,8 @@ from aiohttp.typedefs import Handler, Middleware
 from aiohttp.web_protocol import RequestHandler
 from anyio import sleep_forever
 
-from engine.cache.devices import Devices
-from engine.cache.tenants import PolicyBook
+from engine.cache.devices import DeviceCache
+from engine.cache.tenants import TenantCache
 from engine.commit.committer import Committer
 from engine.feed.feed import Feed
 from engine.runtime.open_requests import OpenRequests
@@ -240,8 +240,8 @@ def services(
     connections: Connections,
     committer: Committer,
     feed: Feed,
-    tenants: PolicyBook,
-    devices: Devices,
+    tenants: TenantCache,
+    devices: DeviceCache,
     watch: LoopWatch,
 ) -> list[Service]:
     """List what has to run, in the order in which it is drained.

@@ -16,7 +16,7 @@ import psutil
 
 from bench.harness.environment import fresh, read_settings
 from engine.cache.device_health import Counts, DeviceKey, Health
-from engine.cache.devices import DeviceLimits, Devices
+from engine.cache.devices import DeviceCache, DeviceLimits
 from engine.cache.ports import Revoked
 from engine.runtime.ports import StoreError
 from storage.postgres.blocking import connected
@@ -96,27 +96,27 @@ async def _flushes(dsn: str) -> None:
         await database.close()
 
 
-async def _flush(devices: Devices) -> None:
+async def _flush(devices: DeviceCache) -> None:
     try:
         await devices.flush()
     except StoreError as error:
         raise SystemExit(f"the flush failed: {error}") from None
 
 
-def _devices(store: _Nowhere | PostgresDevices) -> Devices:
-    return Devices(store, _Clock(), lambda _: True, DeviceLimits(DEVICES, 300, 5), _MESSAGES_PER_MINUTE)
+def _devices(store: _Nowhere | PostgresDevices) -> DeviceCache:
+    return DeviceCache(store, _Clock(), lambda _: True, DeviceLimits(DEVICES, 300, 5), _MESSAGES_PER_MINUTE)
 
 
-def _fill(devices: Devices, count: int) -> None:
+def _fill(devices: DeviceCache, count: int) -> None:
     now_s = time.monotonic()
     for number in range(count):
-        devices.seen(*_key(number), now_s).bucket.take(_MESSAGES_PER_MINUTE, now_s)
+        devices.get(*_key(number), now_s).bucket.take(_MESSAGES_PER_MINUTE, now_s)
 
 
-def _sync(devices: Devices, count: int, conflicts: int = 0) -> None:
+def _sync(devices: DeviceCache, count: int, conflicts: int = 0) -> None:
     now_us, now_s = _Clock.now_us(), time.monotonic()
     for number in range(count):
-        device = devices.seen(*_key(number), now_s)
+        device = devices.get(*_key(number), now_s)
         device.synced(now_us + number, 12_345 + number, conflicts)
 
 

@@ -22,8 +22,8 @@ class _Quarter(NamedTuple):
     """Where the difference lies by all that came in one quarter of an hour; ``number`` counts from 1970."""
 
     number: int
-    least_us: int
-    most_us: int
+    min_offset_us: int
+    max_offset_us: int
 
 
 class DeviceClock(msgspec.Struct, gc=False):
@@ -31,32 +31,36 @@ class DeviceClock(msgspec.Struct, gc=False):
 
     quarters: tuple[_Quarter, ...] = ()
 
-    def heard(self, shown_us: int, now_us: int, way_us: int) -> int:
+    def observe(self, device_us: int, now_us: int, delay_us: int) -> int:
         """Take in what the device's clock showed when it sent a message.
 
         Args:
-            shown_us: The device's time. One of whole seconds may be up to a second more in truth.
+            device_us: The device's time. One of whole seconds may be up to a second more in truth.
             now_us: The server's time after the whole message has come.
-            way_us: The most that the message may have been under way.
+            delay_us: The most that the message may have been under way.
 
         Returns:
             The server's clock less the device's, in microseconds: of all differences that are possible the
             one nearest to 0, so that a clock that is right stays right on any line.
         """
-        least_us, most_us = now_us - shown_us - way_us, now_us - shown_us
-        if shown_us % _SECOND_US == 0:
-            least_us -= _SECOND_US
+        min_offset_us, max_offset_us = now_us - device_us - delay_us, now_us - device_us
+        if device_us % _SECOND_US == 0:
+            min_offset_us -= _SECOND_US
         number = now_us // QUARTER_US
         # One of a quarter to come is from before the server's own clock was set back.
         known = [one for one in self.quarters if number - _QUARTERS < one.number <= number]
-        if any(one.most_us < least_us or one.least_us > most_us for one in known):
+        if any(one.max_offset_us < min_offset_us or one.min_offset_us > max_offset_us for one in known):
             known = []  # the clock was set
         if known and known[-1].number == number:
             last = known.pop()
-            known.append(_Quarter(number, max(last.least_us, least_us), min(last.most_us, most_us)))
+            known.append(
+                _Quarter(
+                    number, max(last.min_offset_us, min_offset_us), min(last.max_offset_us, max_offset_us)
+                )
+            )
         else:
-            known.append(_Quarter(number, least_us, most_us))
+            known.append(_Quarter(number, min_offset_us, max_offset_us))
         self.quarters = tuple(known)
-        least_us = max(one.least_us for one in known)
-        most_us = min(one.most_us for one in known)
-        return max(least_us, min(most_us, 0))
+        min_offset_us = max(one.min_offset_us for one in known)
+        max_offset_us = min(one.max_offset_us for one in known)
+        return max(min_offset_us, min(max_offset_us, 0))

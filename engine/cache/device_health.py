@@ -69,21 +69,23 @@ _NOTHING = Counts()
 class Device(msgspec.Struct, kw_only=True, gc=False):
     """One device in the memory of this process.
 
-    ``stored`` is what the store knew when it was asked last, ``fresh`` what was counted here since and is
-    not stored, None for nothing. A device that has something to store puts itself into ``changed``.
+    A device that has something to store puts itself into ``changed``.
 
-    ``read_at_s`` is when the store was asked, on the monotonic clock, None before; ``settled`` numbers the
-    last moment at which something of it may have been on its way to the store (``engine.cache.devices``).
-    ``clock`` is None until the device tells what its own shows; it is never stored. ``share`` is of the
-    loop's time, None until the device took a millisecond of it; ``handshakes`` are those of its sockets, None
-    before.
+    - ``stored``: the counts that the store had at the last read.
+    - ``unsaved``: the counts since then that are not stored yet; None if there are none.
+    - ``read_at_s``: the monotonic time of the last read from the store; None before the first one.
+    - ``saved_generation``: numbers the last moment at which a change of it may have been on its way to the
+      store (``engine.cache.devices``).
+    - ``clock``: None until the device sends the time that its own clock shows. It is never stored.
+    - ``share``: its share of the loop's time; None until it took a millisecond.
+    - ``handshakes``: limits the handshakes of its sockets; None before the first one.
     """
 
     key: DeviceKey
     bucket: TokenBucket
     changed: list[Device]
     stored: Counts = msgspec.field(default_factory=lambda: _NOTHING)
-    fresh: Counts | None = None
+    unsaved: Counts | None = None
     last_sync_at_us: int | None = None
     network_type: str | None = None
     app_version: str | None = None
@@ -91,7 +93,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
     seen: bool = False
     seen_at_s: float | None = None
     read_at_s: float | None = None
-    settled: int = 0
+    saved_generation: int = 0
     clock: DeviceClock | None = None
     share: LoopShare | None = None
     handshakes: TokenBucket | None = None
@@ -99,22 +101,22 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
     @property
     def counts(self) -> Counts:
         """All that is known, stored or not."""
-        return self.stored if self.fresh is None else self.stored.plus(self.fresh)
+        return self.stored if self.unsaved is None else self.stored.plus(self.unsaved)
 
     def synced(self, now_us: int, duration_us: int, conflicts: int) -> None:
         """Count a sync that was answered with results."""
-        fresh = self.fresh or self._change()
-        fresh.syncs += 1
-        fresh.duration_us += duration_us
-        fresh.conflicts += conflicts
+        unsaved = self.unsaved or self._begin_unsaved()
+        unsaved.syncs += 1
+        unsaved.duration_us += duration_us
+        unsaved.conflicts += conflicts
         self.last_sync_at_us = now_us
 
     def failed(self, duration_us: int) -> None:
         """Count a sync that was answered with an error."""
-        fresh = self.fresh or self._change()
-        fresh.syncs += 1
-        fresh.failed += 1
-        fresh.duration_us += duration_us
+        unsaved = self.unsaved or self._begin_unsaved()
+        unsaved.syncs += 1
+        unsaved.failed += 1
+        unsaved.duration_us += duration_us
 
     def introduce(self, *, network_type: str | None, app_version: str | None, os_version: str | None) -> None:
         """Take in what a device says of itself; what it leaves out stays as known."""
@@ -130,24 +132,24 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
     def note(self) -> None:
         """Have it stored that the device was here, and what it said of itself."""
         self.seen = True
-        if self.fresh is None:
-            self._change()
+        if self.unsaved is None:
+            self._begin_unsaved()
 
-    def _change(self) -> Counts:
-        self.fresh = fresh = Counts()
+    def _begin_unsaved(self) -> Counts:
+        self.unsaved = unsaved = Counts()
         self.changed.append(self)
-        return fresh
+        return unsaved
 
-    def take(self) -> Health:
-        """Give what is to be stored, and go on as if it were; ``put_back`` is due if it is not."""
-        fresh = self.fresh or Counts()
-        self.stored, self.fresh = self.stored.plus(fresh), None
+    def take_unsaved(self) -> Health:
+        """Give what is to be stored, and go on as if it were; ``restore`` is due if it is not."""
+        unsaved = self.unsaved or Counts()
+        self.stored, self.unsaved = self.stored.plus(unsaved), None
         seen, self.seen = self.seen, False
         if not seen:
-            return Health(self.key, fresh, self.last_sync_at_us)
+            return Health(self.key, unsaved, self.last_sync_at_us)
         return Health(
             self.key,
-            fresh,
+            unsaved,
             self.last_sync_at_us,
             self.network_type,
             self.app_version,
@@ -155,7 +157,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
             seen=True,
         )
 
-    def put_back(self, taken: Health) -> None:
+    def restore(self, taken: Health) -> None:
         """Have what was taken stored another time."""
         counts = taken.counts
         stored = self.stored
@@ -165,7 +167,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
             stored.duration_us - counts.duration_us,
             stored.conflicts - counts.conflicts,
         )
-        self.fresh = counts.plus(self.fresh or self._change())
+        self.unsaved = counts.plus(self.unsaved or self._begin_unsaved())
         self.seen = self.seen or taken.seen
 
     def read(self, stored: Health | None, now_s: float) -> None:

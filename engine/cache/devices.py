@@ -26,22 +26,22 @@ from engine.runtime.rate_limit import TokenBucket
 #: Devices read or written by one statement.
 _ROWS: Final = 1000
 #: Devices read at the start, so that those who come back first find themselves known.
-_WARMED: Final = 10_000
+_PRELOADED: Final = 10_000
 #: How long a handshake waits for its device to be read.
-_PATIENCE_S: Final = 1.0
+_READ_TIMEOUT_S: Final = 1.0
 _RETRY_S: Final = 1.0
 #: A flush that takes long is not repeated before this many times as long, so that writing behind takes
 #: at most one part in a hundred.
-_REST: Final = 99.0
+_REST_FACTOR: Final = 99.0
 _LONGEST_PAUSE_S: Final = 60.0
 _LAST_ATTEMPTS: Final = 3
 #: Looks at everybody in one time to live.
 _SWEEPS: Final = 10
 #: Devices looked at before other work gets its turn on the loop.
-_VISITS_PER_TURN: Final = 500
+_DEVICES_PER_PASS: Final = 500
 #: Of those not seen for longest, how many that have to stay are passed over to find one that may go.
-_PASSED_OVER: Final = 8
-_ON_ITS_WAY: Final = sys.maxsize
+_EVICTION_ATTEMPTS: Final = 8
+_BEING_SAVED: Final = sys.maxsize
 
 _log = structlog.get_logger()
 
@@ -78,7 +78,7 @@ class DeviceCounters(msgspec.Struct):
         )
 
 
-class Devices:
+class DeviceCache:
     """Devices by tenant and id. ``connected`` tells whether one has a connection here, and so stays."""
 
     def __init__(
@@ -98,12 +98,12 @@ class Devices:
         self._devices: OrderedDict[DeviceKey, Device] = OrderedDict()
         self._changed: list[Device] = []
         self._unread: dict[DeviceKey, Device] = {}
-        self._asked = asyncio.Event()
-        self._answered = asyncio.Event()
-        self._unsettled: list[tuple[str, _Taken]] = []
+        self._has_unread = asyncio.Event()
+        self._read_done = asyncio.Event()
+        self._unknown_outcomes: list[tuple[str, _Taken]] = []
         self._flushing = asyncio.Lock()
         # Counts what was settled, so that a read tells whether it saw all of a device or perhaps not yet.
-        self._settled = 0
+        self._saved_generation = 0
         self._reads_fail = False
         self._writes_fail = False
 
@@ -118,86 +118,90 @@ class Devices:
 
     # -- for those who serve a device -----------------------------------------------------------
 
-    def seen(self, tenant_id: int, device_id: str, now_s: float) -> Device:
+    def get(self, tenant_id: int, device_id: str, now_s: float) -> Device:
         """Return a device's entry, new or known; hold on to it for the length of a connection."""
         key = DeviceKey(tenant_id, device_id)
         device = self._devices.get(key)
         new = device is None
         if device is None:
-            device = self._enter(key, now_s)
+            device = self._add_device(key, now_s)
         else:
             self._devices.move_to_end(key)
         if device.seen_at_s is None or now_s - device.seen_at_s > self._limits.ttl_s:
             device.seen_at_s = now_s
             device.note()
         if new:
-            self._make_room()
+            self._evict()
         return device
 
     async def load(self, tenant_id: int, device_id: str) -> None:
         """Have a device read that is about to be served; go on without it while the store is away."""
-        device = self.seen(tenant_id, device_id, self._clock.monotonic_s())
+        device = self.get(tenant_id, device_id, self._clock.monotonic_s())
         if device.read_at_s is not None:
             return
         self.counters.reads += 1
         self._unread[device.key] = device
-        self._asked.set()
+        self._has_unread.set()
         if not self._reads_fail:
             with suppress(TimeoutError):
-                async with asyncio.timeout(_PATIENCE_S):
-                    await self._answered.wait()
+                async with asyncio.timeout(_READ_TIMEOUT_S):
+                    await self._read_done.wait()
 
-    def used(self, device: Device) -> None:
+    def count_lookup(self, device: Device) -> None:
         """Count a sync of a device."""
         if device.read_at_s is None:
             self.counters.misses += 1
         else:
             self.counters.hits += 1
 
-    def _enter(self, key: DeviceKey, now_s: float) -> Device:
+    def _add_device(self, key: DeviceKey, now_s: float) -> Device:
         bucket = TokenBucket(float(self._messages_per_minute), now_s)
         device = self._devices[key] = Device(key=key, bucket=bucket, changed=self._changed)
         return device
 
-    def _make_room(self) -> None:
+    def _evict(self) -> None:
         devices = self._devices
-        for _ in range(_PASSED_OVER):
+        for _ in range(_EVICTION_ATTEMPTS):
             if len(devices) <= self._limits.remembered:
                 return
             key, device = next(iter(devices.items()))
-            if self._may_go(device):
+            if self._may_be_evicted(device):
                 del devices[key]
             else:
                 devices.move_to_end(key)
 
-    def _may_go(self, device: Device) -> bool:
-        return device.fresh is None and device.settled != _ON_ITS_WAY and not self._connected(device.key)
+    def _may_be_evicted(self, device: Device) -> bool:
+        return (
+            device.unsaved is None
+            and device.saved_generation != _BEING_SAVED
+            and not self._connected(device.key)
+        )
 
     # -- as a service ---------------------------------------------------------------------------
 
-    async def warm(self) -> None:
+    async def preload(self) -> None:
         """Read those that synced last, before anybody is let in."""
         now_s = self._clock.monotonic_s()
         try:
-            found = await self._store.latest(min(_WARMED, self._limits.remembered))
+            found = await self._store.latest(min(_PRELOADED, self._limits.remembered))
         except StoreError as error:
             self._not_read(error)
             return
         for health in reversed(found):
-            self._enter(health.key, now_s).read(health, now_s)
+            self._add_device(health.key, now_s).read(health, now_s)
 
     async def run(self) -> None:
         """Read whoever connects, add to the store, forget who is gone, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._read_unread())
-            group.create_task(self._flush_again_and_again())
-            group.create_task(self._sweep_again_and_again())
+            group.create_task(self._run_flushes())
+            group.create_task(self._run_sweeps())
 
     async def drain(self) -> None:
         """Store what was counted until now."""
         for attempt in range(1, _LAST_ATTEMPTS + 1):
             try:
-                while self._changed or self._unsettled:
+                while self._changed or self._unknown_outcomes:
                     await self.flush()
             except StoreError as error:
                 if attempt == _LAST_ATTEMPTS:
@@ -211,28 +215,28 @@ class Devices:
 
     async def _read_unread(self) -> None:
         while True:
-            await self._asked.wait()
-            self._asked.clear()
+            await self._has_unread.wait()
+            self._has_unread.clear()
             unread, self._unread = self._unread, {}
-            answered, self._answered = self._answered, asyncio.Event()
+            read_done, self._read_done = self._read_done, asyncio.Event()
             try:
                 await self._read(list(unread.values()))
             except StoreError as error:
                 self._not_read(error)
                 self._unread = unread | self._unread
-                self._asked.set()
-                answered.set()
+                self._has_unread.set()
+                read_done.set()
                 await asyncio.sleep(_RETRY_S)
             else:
-                answered.set()
+                read_done.set()
 
     async def _read(self, devices: list[Device]) -> None:
         for some in _chunks(devices):
-            settled, now_s = self._settled, self._clock.monotonic_s()
+            saved_generation, now_s = self._saved_generation, self._clock.monotonic_s()
             found = {health.key: health for health in await self._store.health([one.key for one in some])}
             for device in some:
                 # What was on its way meanwhile may be in what was read, or not: asked again later.
-                if device.settled <= settled:
+                if device.saved_generation <= saved_generation:
                     device.read(found.get(device.key), now_s)
         self._reads_fail = False
 
@@ -241,7 +245,7 @@ class Devices:
             _log.warning("health_not_read", reason=type(error).__name__)
         self._reads_fail = True
 
-    async def _sweep_again_and_again(self) -> None:
+    async def _run_sweeps(self) -> None:
         while True:
             await asyncio.sleep(self._limits.ttl_s / _SWEEPS)
             try:
@@ -255,17 +259,17 @@ class Devices:
         stale: list[Device] = []
         for visited, (key, device) in enumerate(list(self._devices.items()), start=1):
             if max(device.bucket.at_s, device.seen_at_s or 0.0) < old_s and not self._connected(key):
-                if self._may_go(device) and self._devices.get(key) is device:
+                if self._may_be_evicted(device) and self._devices.get(key) is device:
                     del self._devices[key]
             elif device.read_at_s is None or device.read_at_s < old_s:
                 stale.append(device)
-            if visited % _VISITS_PER_TURN == 0:
+            if visited % _DEVICES_PER_PASS == 0:
                 await asyncio.sleep(0)
         await self._read(stale)
 
     # -- writing --------------------------------------------------------------------------------
 
-    async def _flush_again_and_again(self) -> None:
+    async def _run_flushes(self) -> None:
         pause_s = self._limits.flush_s
         while True:
             await asyncio.sleep(pause_s)
@@ -278,20 +282,20 @@ class Devices:
                     _log.warning("health_not_stored", reason=type(error).__name__)
                 self._writes_fail = True
             took_s = self.counters.flush_s - before_s
-            pause_s = max(self._limits.flush_s, min(_REST * took_s, _LONGEST_PAUSE_S))
+            pause_s = max(self._limits.flush_s, min(_REST_FACTOR * took_s, _LONGEST_PAUSE_S))
 
     async def flush(self) -> None:
         """Store what was counted until now. Raises StoreError; what is not stored waits for the next time."""
         async with self._flushing:
             begun_s = self._clock.monotonic_s()
             try:
-                await self._settle_unknown()
+                await self._learn_outcomes()
                 rest = len(self._changed)
                 while rest > 0:
                     some = self._changed[: min(rest, _ROWS)]
                     del self._changed[: len(some)]
                     rest -= len(some)
-                    if taken := self._taken(some):
+                    if taken := self._take(some):
                         await self._add(taken)
             except StoreError:
                 self.counters.flush_failures += 1
@@ -299,71 +303,71 @@ class Devices:
             finally:
                 self.counters.flush_s += self._clock.monotonic_s() - begun_s
 
-    def _taken(self, devices: list[Device]) -> _Taken:
+    def _take(self, devices: list[Device]) -> _Taken:
         taken: dict[DeviceKey, tuple[Device, Health]] = {}
         for device in devices:
             if device.key in taken:  # it was forgotten while a request held on to it, and came again
                 self._changed.append(device)
-            elif device.fresh is not None:
-                device.settled = _ON_ITS_WAY
-                taken[device.key] = (device, device.take())
+            elif device.unsaved is not None:
+                device.saved_generation = _BEING_SAVED
+                taken[device.key] = (device, device.take_unsaved())
         return [taken[key] for key in sorted(taken)]
 
     async def _add(self, taken: _Taken) -> None:
         try:
             await self._store.add([health for _, health in taken])
         except HealthUnknownError as error:
-            self._unsettled.append((error.receipt, taken))
+            self._unknown_outcomes.append((error.receipt, taken))
             raise
         except StorePoisonError:
             await self._add_by_halves(taken)
         except StoreError:
-            self._put_back(taken)
+            self._restore(taken)
             raise
         else:
-            self._settle(taken)
+            self._saved(taken)
 
     async def _add_by_halves(self, taken: _Taken) -> None:
         """Let one device that the store refuses keep no other from being stored."""
         if len(taken) == 1:
             key = taken[0][1].key
             _log.error("health_refused", tenant_id=key.tenant_id, device_id=key.device_id)
-            self._settle(taken)
+            self._saved(taken)
             return
         middle = len(taken) // 2
         try:
             await self._add(taken[:middle])
         except StoreError:
-            self._put_back(taken[middle:])
+            self._restore(taken[middle:])
             raise
         await self._add(taken[middle:])
 
-    async def _settle_unknown(self) -> None:
+    async def _learn_outcomes(self) -> None:
         """Learn what became of commits of unknown outcome, before anything else is written."""
-        while self._unsettled:
-            receipt, taken = self._unsettled[0]
+        while self._unknown_outcomes:
+            receipt, taken = self._unknown_outcomes[0]
             stored = await self._store.stored(receipt)
             if stored is None:
                 raise HealthUnknownError(receipt)
-            del self._unsettled[0]
+            del self._unknown_outcomes[0]
             if stored:
-                self._settle(taken)
+                self._saved(taken)
             else:
-                self._put_back(taken)
+                self._restore(taken)
 
-    def _settle(self, taken: _Taken) -> None:
+    def _saved(self, taken: _Taken) -> None:
         self.counters.flush_rows += len(taken)
-        self._leave(taken)
+        self._advance_generation(taken)
 
-    def _put_back(self, taken: _Taken) -> None:
+    def _restore(self, taken: _Taken) -> None:
         for device, health in taken:
-            device.put_back(health)
-        self._leave(taken)
+            device.restore(health)
+        self._advance_generation(taken)
 
-    def _leave(self, taken: _Taken) -> None:
-        self._settled += 1
+    def _advance_generation(self, taken: _Taken) -> None:
+        self._saved_generation += 1
         for device, _ in taken:
-            device.settled = self._settled
+            device.saved_generation = self._saved_generation
 
 
 def _chunks(devices: list[Device]) -> Iterator[list[Device]]:

@@ -22,7 +22,7 @@ from engine.runtime.ports import Clock, StoreError, StoreUnavailableError
 
 POLL_S: Final = 0.5
 TTL_S: Final = 3600.0
-#: How long a name that nobody has is not asked for again; a generation that moves ends it sooner.
+#: How long a name that nobody has is not asked for again; another generation ends that sooner.
 UNKNOWN_S: Final = 5.0
 _UNKNOWN_NAMES: Final = 10_000
 #: Tenants read again at once, so that neither a statement nor what it brings takes long.
@@ -31,7 +31,7 @@ _REREAD_TENANTS: Final = 500
 _log = structlog.get_logger()
 
 
-class Watcher(Protocol):
+class TenantWatcher(Protocol):
     """Who is told of changes."""
 
     def policies_changed(self, tenant_id: int) -> None:
@@ -47,10 +47,10 @@ class _Known(msgspec.Struct):
     read_at_s: float
 
 
-class PolicyBook:
+class TenantCache:
     """Every tenant that this process has served since it started.
 
-    ``renewed`` is awaited whenever the generation moved, before anyone is told of policies.
+    ``on_generation`` is awaited whenever the generation moved, before anyone is told of policies.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class PolicyBook:
         store: TenantStore,
         clock: Clock,
         defaults: Mapping[str, DomainPolicy],
-        watcher: Watcher,
-        renewed: Callable[[], Awaitable[None]],
+        watcher: TenantWatcher,
+        on_generation: Callable[[], Awaitable[None]],
     ) -> None:
         #: Reads that memory answered, and those that it could not.
         self.hits = self.misses = 0
@@ -67,15 +67,15 @@ class PolicyBook:
         self._clock = clock
         self._defaults = defaults
         self._watcher = watcher
-        self._renewed = renewed
+        self._on_generation = on_generation
         self._known: dict[int, _Known] = {}
         self._by_name: dict[str, _Known] = {}
         self._unknown: dict[str, float] = {}
-        self._finding: dict[str, asyncio.Future[StoreError | None]] = {}
+        self._lookups: dict[str, asyncio.Future[StoreError | None]] = {}
         self._generation: tuple[int, str] | None = None
         #: What was read before a move may be older than the generation that is followed since.
-        self._moves = 0
-        self._called = asyncio.Event()
+        self._generations_seen = 0
+        self._refresh_due = asyncio.Event()
 
     def __len__(self) -> int:
         """How many tenants are known."""
@@ -87,13 +87,13 @@ class PolicyBook:
         yield counter("tidemark_policy_hits", "Reads of policies answered from memory", self.hits)
         yield counter("tidemark_policy_misses", "Reads of policies that asked the database", self.misses)
 
-    def of(self, tenant_id: int) -> Mapping[str, DomainPolicy]:
+    def policies_of(self, tenant_id: int) -> Mapping[str, DomainPolicy]:
         """Return the policies of a tenant that was admitted."""
         self.hits += 1
         known = self._known.get(tenant_id)
         return self._defaults if known is None else known.policies
 
-    async def admit(self, name: str) -> Tenant | None:
+    async def find(self, name: str) -> Tenant | None:
         """Find a tenant and have its policies at hand. Raises StoreError.
 
         However many ask for one name, one asks the store; different names do not wait for each other.
@@ -105,23 +105,23 @@ class PolicyBook:
                 return known.tenant
             if self._unknown.get(name, 0.0) > self._clock.monotonic_s():
                 return None
-            finding = self._finding.get(name)
-            if finding is None:
+            lookup = self._lookups.get(name)
+            if lookup is None:
                 self.misses += 1
-                return await self._find(name)
-            failure = await asyncio.shield(finding)
+                return await self._lookup(name)
+            failure = await asyncio.shield(lookup)
             if failure is not None:
                 raise StoreUnavailableError(str(failure))
 
-    async def _find(self, name: str) -> Tenant | None:
+    async def _lookup(self, name: str) -> Tenant | None:
         """Ask the store for a name, and tell all who wait to look again, or that it failed."""
-        finding = self._finding[name] = asyncio.get_running_loop().create_future()
+        lookup = self._lookups[name] = asyncio.get_running_loop().create_future()
         failure: StoreError | None = None
         try:
             while True:
-                moves, now_s = self._moves, self._clock.monotonic_s()
+                generations_seen, now_s = self._generations_seen, self._clock.monotonic_s()
                 found = await self._store.find(name)
-                if moves == self._moves:
+                if generations_seen == self._generations_seen:
                     break
             if found is None:
                 self._note_unknown(name, now_s + UNKNOWN_S)
@@ -131,20 +131,20 @@ class PolicyBook:
             failure = error
             raise
         finally:
-            del self._finding[name]
-            finding.set_result(failure)
+            del self._lookups[name]
+            lookup.set_result(failure)
 
-    def call(self) -> None:
+    def refresh_soon(self) -> None:
         """Have the generation followed now: somebody moved it, or may have."""
-        self._called.set()
+        self._refresh_due.set()
 
     async def run(self) -> None:
         """Follow the generation and the time to live until cancelled."""
         away = False
         while True:
-            self._called.clear()
+            self._refresh_due.clear()
             try:
-                await self._follow()
+                await self._refresh()
                 away = False
             except StoreError as error:
                 if not away:
@@ -152,15 +152,15 @@ class PolicyBook:
                 away = True
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
-                    await self._called.wait()
+                    await self._refresh_due.wait()
 
-    async def _follow(self) -> None:
+    async def _refresh(self) -> None:
         generation = await self._store.generation()
         moved = generation != self._generation
         if moved:
-            self._moves += 1
+            self._generations_seen += 1
             self._unknown.clear()
-            await self._renewed()
+            await self._on_generation()
         oldest_s = self._clock.monotonic_s() - TTL_S
         due = [one.tenant for one in self._known.values() if moved or one.read_at_s < oldest_s]
         for start in range(0, len(due), _REREAD_TENANTS):

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 import anyio
 
-from engine.cache.tenants import PolicyBook
+from engine.cache.tenants import TenantCache
 from engine.cluster.bus import Bus
 from engine.feed.feed import Feed
 from engine.model.uploads import UploadRef
@@ -42,18 +42,18 @@ class Neighbours:
     """``engine.cluster.bus.BusListener``: hands on what is told, and asks when nothing is."""
 
     def __init__(
-        self, bus: Bus, feed: Feed, policies: PolicyBook, sockets: Sockets, uploads: UploadLockOwners
+        self, bus: Bus, feed: Feed, tenants: TenantCache, sockets: Sockets, uploads: UploadLockOwners
     ) -> None:
         self._bus = bus
         self._feed = feed
-        self._policies = policies
+        self._tenants = tenants
         self._sockets = sockets
         self._uploads = uploads
         self._due = asyncio.Event()
 
     def generation_moved(self) -> None:
         """Follow the generation."""
-        self._policies.call()
+        self._tenants.refresh_soon()
 
     def moved(self, tenant_id: int, seq: int) -> None:
         """Catch a tenant's subscribers up."""
@@ -69,7 +69,7 @@ class Neighbours:
 
     def missed(self) -> None:
         """Look up everything that may have been missed."""
-        self._policies.call()
+        self._tenants.refresh_soon()
         self._due.set()
 
     async def run(self) -> None:

@@ -9,9 +9,9 @@ import msgspec
 from aiohttp import web
 
 from engine.cache.device_health import Device
-from engine.cache.devices import Devices
+from engine.cache.devices import DeviceCache
 from engine.cache.revocations import Revocations
-from engine.cache.tenants import PolicyBook
+from engine.cache.tenants import TenantCache
 from engine.commit.admission import Admission, Kind
 from engine.commit.validation import Session
 from engine.runtime.open_requests import OpenRequests, Ticket
@@ -31,8 +31,8 @@ class Authenticator(msgspec.Struct, frozen=True):
     """Makes sessions of tokens."""
 
     verifier: Verifier
-    tenants: PolicyBook
-    devices: Devices
+    tenants: TenantCache
+    devices: DeviceCache
     revocations: Revocations
     loop: LoopCharges
 
@@ -55,7 +55,7 @@ class Authenticator(msgspec.Struct, frozen=True):
         verifier.check_origin(request.headers.get("Origin"))
         claims = verifier.verify(token_of(request.headers))
         tenant_name, device_id = device_claims(claims)
-        tenant = await self.tenants.admit(tenant_name)
+        tenant = await self.tenants.find(tenant_name)
         if tenant is None:
             raise SyncError("forbidden", "there is no such tenant")
         verifier.check_tenant(claims, tenant)
@@ -89,7 +89,7 @@ class Authenticator(msgspec.Struct, frozen=True):
         That includes its head and its answer.
         """
         loop = self.loop
-        device = self.devices.seen(session.tenant.tenant_id, session.device_id, loop.clock.monotonic_s())
+        device = self.devices.get(session.tenant.tenant_id, session.device_id, loop.clock.monotonic_s())
         pay(request, partial(loop.charge, device, f"{request.method} {request.path}"))
         return device
 

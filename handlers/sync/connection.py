@@ -373,12 +373,12 @@ class Connection:
             return
         clock = self._loop.clock
         now_us = clock.now_us()
-        way_us = math.ceil((clock.monotonic_s() - self._asked_at_s) * 1_000_000)
+        delay_us = math.ceil((clock.monotonic_s() - self._asked_at_s) * 1_000_000)
         if request.server_time is not None:
             told_us = to_us(request.server_time)
             if told_us <= now_us:
-                way_us = min(way_us, now_us - told_us)
-        tell_clock(self._device, self._session, request.clock, now_us, way_us)
+                delay_us = min(delay_us, now_us - told_us)
+        tell_clock(self._device, self._session, request.clock, now_us, delay_us)
 
 
 def _kind_of(kind: type[msgspec.Struct] | None) -> str:

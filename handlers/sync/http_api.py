@@ -96,7 +96,7 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
         message = await self._worked(_decoding(session.codec, body, Sync), body, device, request)
         request[REQUEST_ID] = message.id
         if message.clock is not None:
-            tell_clock(device, session, message.clock, now_us, self._way_us(request, begun_s))
+            tell_clock(device, session, message.clock, now_us, self._delay_us(request, begun_s))
         try:
             steps = self.validator.push_steps(message, session, now_us)
             push = await self._worked(steps, body, device, request)
@@ -149,7 +149,7 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
         message = await self._worked(steps, body, device, request)
         if message.clock is not None:
             now_us = self.loop.clock.now_us()
-            tell_clock(device, session, message.clock, now_us, self._way_us(request, begun_s))
+            tell_clock(device, session, message.clock, now_us, self._delay_us(request, begun_s))
         answer = self.operations.heartbeat(device, message, request[REQUEST_ID])
         return await self._response(request, session, device, answer)
 
@@ -196,7 +196,7 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
         self.gate.authenticator.check_valid(session)
         return body
 
-    def _way_us(self, request: web.Request, begun_s: float) -> int:
+    def _delay_us(self, request: web.Request, begun_s: float) -> int:
         """Return the most that a request may have been under way, whose headers came at ``begun_s``.
 
         A proxy asks when it has the whole request, and says how long that took.

@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from engine.cache.device_clock import DeviceClock
 from engine.cache.device_health import Device
-from engine.cache.tenants import PolicyBook
+from engine.cache.tenants import TenantCache
 from engine.commit.committer import Committer
 from engine.commit.validation import MessageValidator, Session
 from engine.feed.feed import Feed
@@ -53,7 +53,7 @@ class Operations(msgspec.Struct, frozen=True, kw_only=True):
     validator: MessageValidator
     committer: Committer
     feed: Feed
-    tenants: PolicyBook
+    tenants: TenantCache
     conflicts: ConflictStore
     read_limiter: ReadLimiter
     loop: LoopCharges
@@ -62,7 +62,7 @@ class Operations(msgspec.Struct, frozen=True, kw_only=True):
 
     def policy_names(self, tenant_id: int) -> dict[str, str]:
         """Map each domain to the name of a tenant's policy."""
-        return {name: policy.policy for name, policy in self.tenants.of(tenant_id).items()}
+        return {name: policy.policy for name, policy in self.tenants.policies_of(tenant_id).items()}
 
     def welcome(self, session: Session) -> bytes:
         """Return the first message of a socket."""
@@ -112,7 +112,7 @@ class Operations(msgspec.Struct, frozen=True, kw_only=True):
 
     def list_domains(self, session: Session) -> bytes:
         """Return the rules of each domain, so that a device can refuse an item before it sends it."""
-        policies = self.tenants.of(session.tenant.tenant_id)
+        policies = self.tenants.policies_of(session.tenant.tenant_id)
         rules = self.domains.rules.items()
         return _encode(
             DomainList({name: _domain_info(one.domain, policies.get(name)) for name, one in rules})
@@ -144,7 +144,7 @@ def _domain_info(domain: Domain, policy: DomainPolicy | None) -> DomainInfo:
     )
 
 
-def tell_clock(device: Device, session: Session, clock: datetime, now_us: int, way_us: int) -> None:
+def tell_clock(device: Device, session: Session, clock: datetime, now_us: int, delay_us: int) -> None:
     """Take in what a device's clock shows: what comes later in its session is corrected by it.
 
     Args:
@@ -152,9 +152,9 @@ def tell_clock(device: Device, session: Session, clock: datetime, now_us: int, w
         session: Its connection or request.
         clock: The device's time at the moment of sending.
         now_us: The server's time, after the whole message has come.
-        way_us: The most that the message may have been under way.
+        delay_us: The most that the message may have been under way.
     """
     if device.clock is None:
         device.clock = DeviceClock()
-    session.clock_offset_us = device.clock.heard(to_us(clock), now_us, way_us)
+    session.clock_offset_us = device.clock.observe(to_us(clock), now_us, delay_us)
     session.clock_known = True

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from engine.cache.device_health import Device
-from engine.cache.devices import Devices
+from engine.cache.devices import DeviceCache
 from engine.plan.work import PushAnswer
 from engine.runtime.ports import Clock
 from engine.wire.errors import SyncError
@@ -27,7 +27,7 @@ _statuses = msgspec.json.Decoder(list[_Status])
 class PushCounts(msgspec.Struct, frozen=True):
     """Counts for one process."""
 
-    devices: Devices
+    devices: DeviceCache
     traffic: Traffic
     clock: Clock
 
@@ -37,14 +37,14 @@ class PushCounts(msgspec.Struct, frozen=True):
         duration_us = now_us - started_us
         conflicts = 0 if answer.plain or answer.replayed else count_conflicts(answer.results)
         device.synced(now_us, duration_us, conflicts)
-        self.devices.used(device)
+        self.devices.count_lookup(device)
         self.traffic.sync_answered(duration_us)
 
     def failed(self, device: Device, error: SyncError, started_us: int) -> None:
         """Count a push that was answered with an error, unless it was only put off."""
         if error.code not in _REFUSALS:
             device.failed(self.clock.now_us() - started_us)
-            self.devices.used(device)
+            self.devices.count_lookup(device)
 
 
 def count_conflicts(results: bytes) -> int:

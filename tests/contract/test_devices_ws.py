@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import WSServerHandshakeError
 
-from engine.cache.devices import Devices
+from engine.cache.devices import DeviceCache
 from storage.embedded.servers import Services
 from tests.contract.test_close_codes import goodbye
 from tests.handlers.commands.test_commands import Ended
@@ -211,15 +211,15 @@ async def test_device_revoked_during_its_handshake_is_closed(
     server = await serve()
     looked: asyncio.Event = asyncio.Event()
     go: asyncio.Event = asyncio.Event()
-    load = Devices.load
+    load = DeviceCache.load
 
-    async def held(self: Devices, tenant_id: int, device_id: str) -> None:
+    async def held(self: DeviceCache, tenant_id: int, device_id: str) -> None:
         await load(self, tenant_id, device_id)
         if not looked.is_set():
             looked.set()
             await go.wait()
 
-    monkeypatch.setattr(Devices, "load", held)
+    monkeypatch.setattr(DeviceCache, "load", held)
     connecting = asyncio.create_task(server.device("phone"))
     await looked.wait()
     revoke_device(server.dsn, "acme", "phone")

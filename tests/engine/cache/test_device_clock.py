@@ -15,60 +15,60 @@ HOUR_US = 3600 * SECOND_US
 NOW_US = 1_767_323_045_000_000 // QUARTER_US * QUARTER_US
 
 
-def heard(
+def offset_s(
     clock: DeviceClock, off_s: float, *, after_s: float = 0, took_s: float = 0, way_s: float = 0
 ) -> float:
     """Have a device whose clock is behind by ``off_s`` send a message; gives the offset in seconds."""
     now_us = NOW_US + round(after_s * SECOND_US)
-    shown_us = now_us - round((off_s + took_s) * SECOND_US) - 1
-    return clock.heard(shown_us, now_us, round(way_s * SECOND_US) + 1) / SECOND_US
+    device_us = now_us - round((off_s + took_s) * SECOND_US) - 1
+    return clock.observe(device_us, now_us, round(way_s * SECOND_US) + 1) / SECOND_US
 
 
 def test_clock_right_on_a_slow_line_stays_right() -> None:
     clock = DeviceClock()
-    assert heard(clock, 0, took_s=6, way_s=6) == 0
-    assert heard(clock, 0, after_s=10, took_s=0.1, way_s=5) == 0
-    assert heard(clock, 0, after_s=20, took_s=119, way_s=120) == 0
+    assert offset_s(clock, 0, took_s=6, way_s=6) == 0
+    assert offset_s(clock, 0, after_s=10, took_s=0.1, way_s=5) == 0
+    assert offset_s(clock, 0, after_s=20, took_s=119, way_s=120) == 0
 
 
 @pytest.mark.parametrize("off_s", [7200, -7200, 3, -3])
 def test_clock_wrong_on_a_fast_line_is_corrected(off_s: float) -> None:
-    assert heard(DeviceClock(), off_s, took_s=0.1, way_s=0.2) == pytest.approx(off_s, abs=0.11)
+    assert offset_s(DeviceClock(), off_s, took_s=0.1, way_s=0.2) == pytest.approx(off_s, abs=0.11)
 
 
 def test_clock_wrong_fast_message_and_slow_ones_keeps_what_the_fast_one_told() -> None:
     clock = DeviceClock()
-    heard(clock, 100, way_s=0.1)
-    assert heard(clock, 100, after_s=60, took_s=50, way_s=60) == pytest.approx(100, abs=0.11)
-    assert heard(clock, 100, after_s=2700, took_s=0, way_s=60) == pytest.approx(100, abs=0.11)
+    offset_s(clock, 100, way_s=0.1)
+    assert offset_s(clock, 100, after_s=60, took_s=50, way_s=60) == pytest.approx(100, abs=0.11)
+    assert offset_s(clock, 100, after_s=2700, took_s=0, way_s=60) == pytest.approx(100, abs=0.11)
 
 
 @pytest.mark.parametrize(("off_s", "then_s"), [(0, 7200), (7200, 0), (-100, 100), (7200, 7100)])
 def test_clock_set_begins_anew(off_s: float, then_s: float) -> None:
     clock = DeviceClock()
-    heard(clock, off_s, way_s=5)
-    assert heard(clock, then_s, after_s=1, way_s=5) == pytest.approx(then_s, abs=5.1)
-    assert heard(clock, then_s, after_s=2, way_s=0.1) == pytest.approx(then_s, abs=0.11)
+    offset_s(clock, off_s, way_s=5)
+    assert offset_s(clock, then_s, after_s=1, way_s=5) == pytest.approx(then_s, abs=5.1)
+    assert offset_s(clock, then_s, after_s=2, way_s=0.1) == pytest.approx(then_s, abs=0.11)
 
 
 def test_clock_of_whole_seconds_that_is_right_stays_right() -> None:
     clock = DeviceClock()
     for tenth in range(30):
         now_us = NOW_US + tenth * SECOND_US // 10
-        assert clock.heard(now_us // SECOND_US * SECOND_US, now_us + 1000, 2000) == 0
+        assert clock.observe(now_us // SECOND_US * SECOND_US, now_us + 1000, 2000) == 0
 
 
 def test_clock_silent_for_a_day_keeps_only_the_new_message() -> None:
     clock = DeviceClock()
-    heard(clock, 30, way_s=0.1)
-    assert heard(clock, 10, after_s=86_400, way_s=60) == 0
+    offset_s(clock, 30, way_s=0.1)
+    assert offset_s(clock, 10, after_s=86_400, way_s=60) == 0
     assert len(clock.quarters) == 1
 
 
 def test_server_clock_set_back_keeps_nothing_of_the_time_to_come() -> None:
     clock = DeviceClock()
-    heard(clock, 30, after_s=7200, way_s=60)
-    assert heard(clock, 10, way_s=60) == 0
+    offset_s(clock, 30, after_s=7200, way_s=60)
+    assert offset_s(clock, 10, way_s=60) == 0
     assert [one.number for one in clock.quarters] == [NOW_US // QUARTER_US]
 
 
@@ -98,10 +98,10 @@ class Definition:
     def __init__(self) -> None:
         self._all: list[tuple[int, range]] = []
 
-    def heard(self, shown_us: int, now_us: int, way_us: int) -> int:
+    def observe(self, device_us: int, now_us: int, delay_us: int) -> int:
         """Give the smallest difference that all intervals of the last hour hold."""
-        slack_us = SECOND_US if shown_us % SECOND_US == 0 else 0
-        new = range(now_us - way_us - slack_us - shown_us, now_us - shown_us + 1)
+        slack_us = SECOND_US if device_us % SECOND_US == 0 else 0
+        new = range(now_us - delay_us - slack_us - device_us, now_us - device_us + 1)
         quarter = now_us // QUARTER_US
         self._all = [(one, held) for one, held in self._all if one in range(quarter - 3, quarter + 1)]
         if any(new.stop <= held.start or held.stop <= new.start for _, held in self._all):
@@ -117,9 +117,9 @@ def test_device_clock_is_as_defined(messages: list[Message]) -> None:
     now_us = NOW_US
     for one in messages:
         now_us += one.after_us
-        shown_us = now_us - one.took_us - one.off_us
-        asked = (shown_us, now_us, one.took_us + one.spare_us)
-        assert clock.heard(*asked) == definition.heard(*asked)
+        device_us = now_us - one.took_us - one.off_us
+        asked = (device_us, now_us, one.took_us + one.spare_us)
+        assert clock.observe(*asked) == definition.observe(*asked)
         assert len(clock.quarters) <= 4
 
 
@@ -132,5 +132,5 @@ def test_device_clock_that_nobody_sets_is_never_taken_past_the_truth(
     now_us = NOW_US
     for one in messages:
         now_us += one.after_us
-        offset_us = clock.heard(now_us - one.took_us - off_us, now_us, one.took_us + one.spare_us)
+        offset_us = clock.observe(now_us - one.took_us - off_us, now_us, one.took_us + one.spare_us)
         assert min(0, off_us) <= offset_us <= max(0, off_us)

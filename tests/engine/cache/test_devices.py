@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.cache.device_health import Counts, Device, DeviceKey, Health, health_score
-from engine.cache.devices import DeviceLimits, Devices
+from engine.cache.devices import DeviceCache, DeviceLimits
 from engine.cache.ports import HealthUnknownError, Revoked
 from engine.runtime.ports import StoreError, StorePoisonError, StoreRetryError, StoreUnavailableError
 from engine.runtime.rate_limit import TokenBucket
@@ -104,7 +104,7 @@ class Process:
     def __init__(self, store: Stored, clock: Clock, remembered: int = 100, per_minute: int = 60) -> None:
         self.connected: set[DeviceKey] = set()
         self.clock = clock
-        self.devices = Devices(
+        self.devices = DeviceCache(
             store,
             clock,
             self.connected.__contains__,
@@ -114,7 +114,7 @@ class Process:
 
     def seen(self, name: str, tenant_id: int = 1) -> Device:
         """Give a device's entry."""
-        return self.devices.seen(tenant_id, name, self.clock.now_s)
+        return self.devices.get(tenant_id, name, self.clock.now_s)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -209,7 +209,7 @@ def test_what_a_device_leaves_out_stays_as_known() -> None:
     one.introduce(network_type=None, app_version="1.1", os_version=None)
     assert (one.network_type, one.app_version, one.os_version) == ("4g", "1.1", "14")
     assert one.seen
-    one.take()
+    one.take_unsaved()
     one.introduce(network_type="4g", app_version="1.1", os_version=None)
     assert not one.seen, "nothing new is nothing to store"
 
@@ -315,8 +315,8 @@ async def test_handshakes_that_come_together_share_one_read(process: Process, st
     assert process.seen("d3").counts == Counts(5, 1, 10, 2)
     assert process.seen("d3").app_version == "1.0"
     counters = process.devices.counters
-    process.devices.used(process.seen("d3"))
-    process.devices.used(process.seen("new"))
+    process.devices.count_lookup(process.seen("d3"))
+    process.devices.count_lookup(process.seen("new"))
     assert (counters.hits, counters.misses, counters.reads) == (1, 1, 50)
 
 
@@ -384,7 +384,7 @@ async def test_what_may_be_on_its_way_to_the_store_is_not_read_over(process: Pro
 
 async def test_who_synced_last_is_known_from_the_start(process: Process, store: Stored) -> None:
     store.rows = {DeviceKey(1, f"d{number}"): Counts(number + 1, 0, 0, 0) for number in range(3)}
-    await process.devices.warm()
+    await process.devices.preload()
     assert len(process.devices) == 3
     await process.devices.load(1, "d2")
     assert process.seen("d2").counts.syncs == 3
@@ -393,7 +393,7 @@ async def test_who_synced_last_is_known_from_the_start(process: Process, store: 
 
 async def test_a_store_that_is_away_does_not_keep_from_starting(process: Process, store: Stored) -> None:
     store.away = True
-    await process.devices.warm()
+    await process.devices.preload()
     assert len(process.devices) == 0
 
 

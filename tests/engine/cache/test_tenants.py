@@ -1,4 +1,4 @@
-"""The book of tenants: who asks the store, when, and what holds while it is being asked."""
+"""The cache of tenants: who asks the store, when, and what holds while it is being asked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from engine.cache.tenants import TTL_S, UNKNOWN_S, PolicyBook
+from engine.cache.tenants import TTL_S, UNKNOWN_S, TenantCache
 from engine.model.domains import DomainPolicy
 from engine.model.tenants import Tenant, TenantPolicies
 from engine.runtime.ports import StoreUnavailableError
@@ -36,7 +36,7 @@ class World:
         self.gate.set()
         self.read = asyncio.Event()
         self.followed = asyncio.Event()
-        self.book = PolicyBook(self, self, DEFAULTS, self, self.renewed)
+        self.cache = TenantCache(self, self, DEFAULTS, self, self.renewed)
 
     def add(self, tenant_id: int, name: str, **own: DomainPolicy) -> None:
         """Commit a tenant as it is from now on; it moves the generation."""
@@ -103,14 +103,14 @@ class World:
         """Wait until the generation was asked for twice: what the first time found is settled by then."""
         for _ in range(2):
             self.followed.clear()
-            self.book.call()
+            self.cache.refresh_soon()
             await self.followed.wait()
 
 
 @asynccontextmanager
 async def followed(world: World) -> AsyncIterator[None]:
-    """Run the book, which by itself looks hardly ever."""
-    task = asyncio.create_task(world.book.run())
+    """Run the cache, which by itself looks hardly ever."""
+    task = asyncio.create_task(world.cache.run())
     await world.follow()
     world.told.clear()
     yield
@@ -130,7 +130,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 async def waiting(world: World, *names: str) -> list[asyncio.Task[Tenant | None]]:
     """Ask for names at once, the store being slow, until all wait."""
     world.gate.clear()
-    tasks = [asyncio.create_task(world.book.admit(name)) for name in names]
+    tasks = [asyncio.create_task(world.cache.find(name)) for name in names]
     await world.read.wait()
     for _ in range(3):
         await asyncio.sleep(0)
@@ -138,10 +138,10 @@ async def waiting(world: World, *names: str) -> list[asyncio.Task[Tenant | None]
 
 
 async def test_a_tenants_own_policies_stand_beside_the_defaults(world: World) -> None:
-    assert world.book.of(1) == DEFAULTS
-    assert await world.book.admit("acme") == Tenant(1, "acme")
-    assert world.book.of(1) == {"task": DomainPolicy("server_wins"), "note": MANUAL}
-    await world.book.admit("acme")
+    assert world.cache.policies_of(1) == DEFAULTS
+    assert await world.cache.find("acme") == Tenant(1, "acme")
+    assert world.cache.policies_of(1) == {"task": DomainPolicy("server_wins"), "note": MANUAL}
+    await world.cache.find("acme")
     assert world.asked == {"acme": 1}
 
 
@@ -158,11 +158,11 @@ async def test_different_names_do_not_wait_for_each_other(world: World) -> None:
     (slow,) = await waiting(world, "nobody")
     world.gate.set()
     world.gate = asyncio.Event()
-    stuck = asyncio.create_task(world.book.admit("globex"))
+    stuck = asyncio.create_task(world.cache.find("globex"))
     await asyncio.sleep(0)
     world.gate, held = asyncio.Event(), world.gate
     world.gate.set()
-    assert await world.book.admit("acme") == Tenant(1, "acme")
+    assert await world.cache.find("acme") == Tenant(1, "acme")
     assert not stuck.done()
     held.set()
     assert await stuck == Tenant(2, "globex")
@@ -188,35 +188,35 @@ async def test_one_who_waits_and_leaves_disturbs_nobody(world: World) -> None:
 
 async def test_a_store_that_is_away_is_asked_once_for_all_who_wait(world: World) -> None:
     world.away = True
-    tasks = [asyncio.create_task(world.book.admit("acme")) for _ in range(5)]
+    tasks = [asyncio.create_task(world.cache.find("acme")) for _ in range(5)]
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(one, StoreUnavailableError) for one in outcomes)
     world.away = False
-    assert await world.book.admit("acme") == Tenant(1, "acme")
+    assert await world.cache.find("acme") == Tenant(1, "acme")
 
 
 async def test_a_name_that_nobody_has_is_asked_for_again_after_a_while(world: World) -> None:
     for _ in range(3):
-        assert await world.book.admit("globex") is None
+        assert await world.cache.find("globex") is None
     assert world.asked == {"globex": 1}
     world.tenants[2] = TenantPolicies(Tenant(2, "globex"), {})  # by hand, without a move
     world.now_s += UNKNOWN_S
-    assert await world.book.admit("globex") == Tenant(2, "globex")
+    assert await world.cache.find("globex") == Tenant(2, "globex")
 
 
 async def test_a_tenant_that_comes_is_known_with_the_generation(world: World) -> None:
     async with followed(world):
-        assert await world.book.admit("globex") is None
+        assert await world.cache.find("globex") is None
         world.add(2, "globex")
         await world.follow()
-        assert await world.book.admit("globex") == Tenant(2, "globex")
+        assert await world.cache.find("globex") == Tenant(2, "globex")
 
 
 async def test_names_that_nobody_has_fill_no_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.cache.tenants._UNKNOWN_NAMES", 10)
     for number in range(95):
-        await world.book.admit(f"nobody{number}")
-    assert len(world.book._unknown) <= 10
+        await world.cache.find(f"nobody{number}")
+    assert len(world.cache._unknown) <= 10
 
 
 Overtaken = Callable[[World], None]
@@ -238,14 +238,14 @@ async def test_what_was_read_before_a_move_is_read_again(
         world.gate.set()
         tenant = await asking
         assert tenant is not None
-        assert world.book.of(tenant.tenant_id)["task"] == policy
+        assert world.cache.policies_of(tenant.tenant_id)["task"] == policy
         assert world.asked[name] == 2
 
 
 async def test_a_move_reads_all_tenants_again_in_few_questions(world: World) -> None:
     for number in range(2, 1202):
         world.add(number, f"tenant{number}")
-        await world.book.admit(f"tenant{number}")
+        await world.cache.find(f"tenant{number}")
     async with followed(world):
         world.asked.clear()
         world.add(700, "tenant700", note=DomainPolicy("client_wins"))
@@ -253,25 +253,25 @@ async def test_a_move_reads_all_tenants_again_in_few_questions(world: World) -> 
         await world.follow()
         assert world.asked == {"reread": 3}
         assert world.told == [("renewed", world.number), ("changed", 700), ("removed", 1100)]
-        assert world.book.of(700)["note"] == DomainPolicy("client_wins")
-        assert await world.book.admit("tenant1100") is None
+        assert world.cache.policies_of(700)["note"] == DomainPolicy("client_wins")
+        assert await world.cache.find("tenant1100") is None
         world.asked.clear()
         await world.follow()
         assert not world.asked
 
 
 async def test_a_tenant_added_again_under_its_name_is_another_one(world: World) -> None:
-    await world.book.admit("acme")
+    await world.cache.find("acme")
     async with followed(world):
         world.remove(1)
         world.add(2, "acme")
         await world.follow()
         assert world.told[1:] == [("removed", 1)]
-        assert await world.book.admit("acme") == Tenant(2, "acme")
+        assert await world.cache.find("acme") == Tenant(2, "acme")
 
 
 async def test_each_tenant_is_read_again_when_its_time_has_passed(world: World) -> None:
-    await world.book.admit("acme")
+    await world.cache.find("acme")
     async with followed(world):
         world.tenants[1] = TenantPolicies(Tenant(1, "acme"), {})  # by hand, without a move
         world.now_s += TTL_S / 2
@@ -283,16 +283,16 @@ async def test_each_tenant_is_read_again_when_its_time_has_passed(world: World) 
 
 
 async def test_what_is_known_stays_in_use_while_the_store_is_away(world: World) -> None:
-    await world.book.admit("acme")
+    await world.cache.find("acme")
     async with followed(world):
         world.away = True
         world.number += 1
-        world.book.call()
-        assert await world.book.admit("acme") == Tenant(1, "acme")
+        world.cache.refresh_soon()
+        assert await world.cache.find("acme") == Tenant(1, "acme")
         world.away = False
         world.add(1, "acme")
         await world.follow()
-        assert world.book.of(1) == DEFAULTS
+        assert world.cache.policies_of(1) == DEFAULTS
 
 
 async def test_the_store_gives_each_tenant_its_own_policies(dsn: str) -> None:

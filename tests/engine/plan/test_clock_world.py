@@ -155,7 +155,7 @@ class World:
         offset_us = 0
         if step.clock:
             clock = self.clocks.setdefault((line.worker, device), DeviceClock())
-            offset_us = clock.heard(shown_us, self.now_us, line.took_us + line.spare_us)
+            offset_us = clock.observe(shown_us, self.now_us, line.took_us + line.spare_us)
             phone.offset_us = offset_us
             if phone.behind_us == 0 and not phone.ever_set:
                 assert offset_us == 0, "a clock that is right is right on every line"

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from engine.cache.device_health import Device, DeviceKey
-from engine.cache.devices import Devices
+from engine.cache.devices import DeviceCache
 from engine.commit.admission import ACCEPT, Admission, Overloaded, RateLimited, Verdict
 from engine.commit.committer import Committer
 from engine.commit.overload import overloaded
@@ -114,7 +114,7 @@ class _World:
             self.device,
             validator=MessageValidator(Domains({"task": Domain()}), 100),
             committer=cast(Committer, self),
-            counts=PushCounts(cast(Devices, self), Traffic(), self.clock),
+            counts=PushCounts(cast(DeviceCache, self), Traffic(), self.clock),
             loop=self.loop,
             clock=self.clock,
         )

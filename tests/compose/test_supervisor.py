@@ -52,7 +52,7 @@ async def _until(condition: Callable[[], bool]) -> None:
         (_HANGS, "did not come up within"),
     ],
 )
-async def test_a_worker_that_does_not_come_up_ends_everything_with_a_sentence(
+async def test_supervisor_worker_that_does_not_start_ends_all_with_a_sentence(
     program: str, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "START_S", 0.5 if "within" in sentence else 30.0)
@@ -62,7 +62,7 @@ async def test_a_worker_that_does_not_come_up_ends_everything_with_a_sentence(
     assert _living(supervised) == []
 
 
-async def test_sigterm_is_heard_while_workers_start_and_a_stopped_one_is_killed(
+async def test_supervisor_sigterm_during_start_ends_and_kills_a_stopped_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(supervisor, "LAST_WORDS_S", 0.0)
@@ -75,7 +75,7 @@ async def test_sigterm_is_heard_while_workers_start_and_a_stopped_one_is_killed(
     assert _living(supervised) == []
 
 
-async def test_sigterm_during_a_renewal_ends_the_new_worker_too() -> None:
+async def test_supervisor_sigterm_during_renewal_ends_the_new_worker() -> None:
     supervised = _supervisor(_UP + _WAIT, workers=1)
     running = asyncio.create_task(supervised.run())
     await _until(lambda: 1 in supervised._workers and supervised._workers[1].said.done())
@@ -90,7 +90,9 @@ async def test_sigterm_during_a_renewal_ends_the_new_worker_too() -> None:
             os.kill(pid, 0)
 
 
-async def test_a_worker_that_keeps_dying_is_started_ever_more_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_supervisor_dying_worker_is_restarted_with_growing_pauses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(supervisor, "_FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(
@@ -103,7 +105,7 @@ async def test_a_worker_that_keeps_dying_is_started_ever_more_slowly(monkeypatch
     assert pauses[:4] == [0.01, 0.02, 0.04, 0.08]
 
 
-async def test_a_worker_that_cannot_be_started_just_now_takes_no_other_along(
+async def test_supervisor_worker_that_cannot_be_spawned_leaves_others_running(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said: list[str] = []
@@ -127,13 +129,13 @@ async def test_a_worker_that_cannot_be_started_just_now_takes_no_other_along(
     await asyncio.wait_for(running, 30)
 
 
-async def test_workers_that_cannot_be_started_at_all_end_everything_with_a_sentence() -> None:
+async def test_supervisor_no_worker_can_be_spawned_ends_with_a_sentence() -> None:
     supervised = Supervisor(2, ("/nowhere/python",), _orders())
     with pytest.raises(WorkersFailedError, match="worker 1 cannot be started: No such file or directory"):
         await supervised.run()
 
 
-async def test_a_new_worker_is_looked_after_while_the_old_one_drains() -> None:
+async def test_supervisor_new_worker_is_watched_while_the_old_one_drains() -> None:
     deaf = _UP + "signal.signal(signal.SIGUSR1, signal.SIG_IGN)\nwhile True: signal.pause()"
     supervised = _supervisor(deaf, workers=1, drain_s=60)
     running = asyncio.create_task(supervised.run())

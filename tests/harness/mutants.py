@@ -123,7 +123,7 @@ MUTANTS: dict[str, Mutant] = {
     "a warning of COMMIT overheard": Mutant(
         "storage/postgres/connection.py",
         (("if self._take_warnings():", "if False:"),),
-        (_STANDBY + "test_a_commit_that_may_not_have_reached_the_standby_is_answered_once_it_has",),
+        (_STANDBY + "test_commit_unconfirmed_by_standby_is_answered_after_confirmation",),
     ),
     "a whole batch refused for one message": Mutant(
         "engine/commit/lane.py",

@@ -23,7 +23,7 @@ def written(side: dict[str, Any] | None, field: str) -> str | None:
 
 
 @given(SIDES, SIDES)
-def test_a_field_differs_when_it_would_be_written_otherwise(
+def test_differences_field_differs_if_it_would_be_written_otherwise(
     server: dict[str, Any] | None, client: dict[str, Any] | None
 ) -> None:
     expected = [field for field in "abc" if written(server, field) != written(client, field)]

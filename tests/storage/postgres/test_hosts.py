@@ -51,7 +51,7 @@ SPLIT: dict[str, list[Parts]] = {
 
 
 @pytest.mark.parametrize("dsn", SPLIT)
-def test_each_host_gets_its_own(dsn: str) -> None:
+def test_hosts_of_list_gives_each_host_its_own_parameters(dsn: str) -> None:
     own = [
         {name: value for name, value in parse_dsn(host.dsn).items() if name in ("host", "hostaddr", "port")}
         for host in hosts_of(dsn)
@@ -59,7 +59,7 @@ def test_each_host_gets_its_own(dsn: str) -> None:
     assert own == SPLIT[dsn]
 
 
-def test_what_is_common_is_kept_and_what_is_of_the_list_is_not() -> None:
+def test_hosts_of_keeps_common_parameters_and_drops_those_of_the_list() -> None:
     dsn = (
         "postgresql://u%40x:p%2C%27%20%5C@h1,h2/d%2Fb?sslmode=verify-full&options=-c%20jit%3Doff"
         "&target_session_attrs=read-write&load_balance_hosts=random"
@@ -85,7 +85,7 @@ def test_what_is_common_is_kept_and_what_is_of_the_list_is_not() -> None:
         ("hostaddr=10.0.0.1", [""]),
     ],
 )
-def test_only_a_name_without_an_address_is_looked_up(dsn: str, names: list[str]) -> None:
+def test_hosts_of_only_name_without_address_is_looked_up(dsn: str, names: list[str]) -> None:
     assert [host.name for host in hosts_of(dsn)] == names
 
 
@@ -111,7 +111,7 @@ def test_host_name_looked_up_is_the_one_a_certificate_must_bear(monkeypatch: pyt
         "no dsn at all",
     ],
 )
-def test_a_dsn_that_libpq_would_refuse_is_refused_in_a_sentence_without_its_password(dsn: str) -> None:
+def test_hosts_of_invalid_dsn_is_refused_without_its_password(dsn: str) -> None:
     with pytest.raises(StoreError, match=r"^postgres\.dsn .*: \w") as refused:
         hosts_of(dsn)
     assert dsn not in str(refused.value)
@@ -122,7 +122,9 @@ _VALUE = st.text(st.characters(min_codepoint=33, max_codepoint=0x2FF), min_size=
 
 
 @given(st.lists(st.tuples(_WORD, st.integers(1, 65535)), min_size=1, max_size=5), _VALUE, st.booleans())
-def test_however_many_hosts(hosts: list[tuple[str, int]], password: str, one_port: bool) -> None:
+def test_hosts_of_any_number_of_hosts_matches_libpq(
+    hosts: list[tuple[str, int]], password: str, one_port: bool
+) -> None:
     ports = [hosts[0][1] if one_port else port for _, port in hosts]
     dsn = make_dsn(
         host=",".join(name for name, _ in hosts),
@@ -136,7 +138,7 @@ def test_however_many_hosts(hosts: list[tuple[str, int]], password: str, one_por
 
 
 @given(st.lists(st.integers(0, 4), max_size=20))
-def test_whoever_failed_longest_ago_is_tried_first(failures: list[int]) -> None:
+def test_host_order_host_that_failed_longest_ago_is_first(failures: list[int]) -> None:
     hosts = hosts_of("host=a,b,c,d,e")
     order = HostOrder(hosts)
     for failed in failures:
@@ -166,7 +168,7 @@ def test_dsn_reordered_has_the_same_hosts_behind_each_other(failed: int) -> None
         ("postgresql://u:50%@db.invalid/x", "neither a URI nor .*percent-encoded"),
     ],
 )
-def test_a_password_that_is_not_encoded_is_told_so_and_not_shown(dsn: str, told: str) -> None:
+def test_host_unknown_unencoded_password_is_hinted_and_not_shown(dsn: str, told: str) -> None:
     with pytest.raises(StoreError, match=told) as refused, connected(dsn):
         pass
     assert "p@ss" not in str(refused.value)
@@ -174,5 +176,5 @@ def test_a_password_that_is_not_encoded_is_told_so_and_not_shown(dsn: str, told:
     assert "ssword" not in dsn_without_secrets(dsn).replace("password", "")
 
 
-def test_a_name_that_is_not_known_has_no_hint_of_a_password() -> None:
+def test_host_unknown_plain_name_gives_no_hint_of_a_password() -> None:
     assert hosts_of("host=nowhere")[0].unknown == "no address is known for nowhere"

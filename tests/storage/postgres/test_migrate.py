@@ -56,7 +56,7 @@ def shape(dsn: str) -> Shape:
     return [rows(dsn, statement) for statement in (_COLUMNS, _INDEXES, _CONSTRAINTS)]
 
 
-def test_up_down_step_by_step_and_up_again_is_the_same_schema(empty_dsn: str) -> None:
+def test_migrate_up_down_by_steps_and_up_gives_the_same_schema(empty_dsn: str) -> None:
     on_the_way: list[Shape] = [shape(empty_dsn)]
     for number, name in enumerate(_ALL, 1):
         assert migrate(empty_dsn, number) == [name]
@@ -71,7 +71,7 @@ def test_up_down_step_by_step_and_up_again_is_the_same_schema(empty_dsn: str) ->
     assert migrate(empty_dsn) == []
 
 
-def test_down_to_a_migration_takes_back_all_after_it(dsn: str) -> None:
+def test_migrate_down_to_takes_back_all_later_migrations(dsn: str) -> None:
     assert migrate(dsn, 3, down=True) == _ALL[:2:-1]
     assert [one.number for one in status(dsn) if one.applied_at] == [1, 2, 3]
     with pytest.raises(RefusedError, match="stands at 3, past 2"):  # up never takes back
@@ -80,7 +80,7 @@ def test_down_to_a_migration_takes_back_all_after_it(dsn: str) -> None:
     assert migrate(dsn, 5) == _ALL[3:5]
 
 
-def test_held_changes_taken_back_leave_the_last_one_and_every_row_of_the_log(dsn: str) -> None:
+def test_migrate_down_held_changes_keeps_the_last_change_and_all_rows(dsn: str) -> None:
     change = '{"op":"%s","base":%s,"at_us":%d,"sent_at_us":%d,"data":%s}'
     held = ",".join([change % ("put", "4", 5, 4, '{"a":1}'), change % ("patch", "null", 7, 6, '{"b":1.0}')])
     deleted = change % ("delete", "3", 9, 9, "null")
@@ -110,7 +110,7 @@ def test_held_changes_taken_back_leave_the_last_one_and_every_row_of_the_log(dsn
     assert rows(dsn, counts) == [(1, None, None)]
 
 
-def test_last_data_made_before_its_migration_is_taken_as_it_is(empty_dsn: str) -> None:
+def test_migrate_last_data_columns_made_before_are_used(empty_dsn: str) -> None:
     operations = (_ROOT / "docs/operations.md").read_text()
     upgrades = operations[operations.index("## Upgrades") :]
     statements = upgrades[upgrades.index("```sql") + 6 :].split("```")[0].split(";")
@@ -123,7 +123,7 @@ def test_last_data_made_before_its_migration_is_taken_as_it_is(empty_dsn: str) -
     assert shape(empty_dsn) == whole
 
 
-def test_status_lists_what_is_applied(empty_dsn: str) -> None:
+def test_status_some_applied_lists_each_migration(empty_dsn: str) -> None:
     assert [one.applied_at for one in status(empty_dsn)] == [None] * len(_ALL)
     migrate(empty_dsn, 2)
     states = status(empty_dsn)
@@ -139,7 +139,7 @@ def _spawn(dsn: str) -> subprocess.Popen[str]:
     )
 
 
-def test_hosts_that_start_at_once_share_the_work(empty_dsn: str) -> None:
+def test_migrate_hosts_at_once_apply_each_migration_once(empty_dsn: str) -> None:
     hosts = [_spawn(empty_dsn) for _ in range(4)]
     done: list[str] = []
     for host in hosts:
@@ -149,7 +149,7 @@ def test_hosts_that_start_at_once_share_the_work(empty_dsn: str) -> None:
     assert all(one.applied_at for one in status(empty_dsn))
 
 
-def test_a_killed_migration_leaves_whole_steps_and_blocks_nobody(empty_dsn: str) -> None:
+def test_migrate_killed_leaves_whole_steps_and_no_lock(empty_dsn: str) -> None:
     migrate(empty_dsn, 3)
     holder = psycopg2.connect(empty_dsn)
     try:
@@ -165,7 +165,7 @@ def test_a_killed_migration_leaves_whole_steps_and_blocks_nobody(empty_dsn: str)
     assert migrate(empty_dsn) == _ALL[3:]
 
 
-def test_a_step_that_fails_leaves_nothing_and_says_why(empty_dsn: str) -> None:
+def test_migrate_failing_step_leaves_nothing_and_names_the_reason(empty_dsn: str) -> None:
     execute(empty_dsn, "CREATE TABLE quarantine ()")
     with pytest.raises(StoreError, match='relation "quarantine" already exists'):
         migrate(empty_dsn)
@@ -174,7 +174,7 @@ def test_a_step_that_fails_leaves_nothing_and_says_why(empty_dsn: str) -> None:
     assert migrate(empty_dsn) == _ALL[4:]
 
 
-def test_what_cannot_be_is_refused_in_a_sentence(dsn: str) -> None:
+def test_migrate_impossible_target_is_refused_in_a_sentence(dsn: str) -> None:
     with pytest.raises(RefusedError, match=f"there is no migration 99: they are numbered 1 to {len(_ALL)}"):
         migrate(dsn, 99)
     with pytest.raises(StoreUnavailableError) as away:
@@ -187,7 +187,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(dsn: str) -> None:
     assert migrate(dsn) == []
 
 
-def test_every_table_that_grows_leads_its_primary_key_with_the_tenant(dsn: str) -> None:
+def test_schema_growing_tables_lead_their_primary_key_with_the_tenant(dsn: str) -> None:
     found = rows(
         dsn,
         "SELECT c.relname, (SELECT attname FROM pg_attribute WHERE attrelid = c.oid AND attnum = i.indkey[0])"
@@ -243,7 +243,7 @@ def _process(silent_s: int) -> str:
     )
 
 
-def test_migrate_down_while_a_process_was_seen_of_late_is_refused(dsn: str) -> None:
+def test_migrate_down_while_a_process_runs_is_refused(dsn: str) -> None:
     execute(dsn, _process(silent_s=20))
     with pytest.raises(RefusedError, match="1 server processes use this database, such as db9, port 8080"):
         migrate(dsn, down=True)
@@ -252,20 +252,22 @@ def test_migrate_down_while_a_process_was_seen_of_late_is_refused(dsn: str) -> N
     assert migrate(dsn, down=True) == [_ALL[-1]]
 
 
-def test_migrate_to_a_past_step_without_down_says_how_it_is_taken_back(dsn: str) -> None:
+def test_migrate_to_past_step_without_down_names_the_command(dsn: str) -> None:
     with pytest.raises(RefusedError, match=f"stands at {len(_ALL)}, past 2: `run.py migrate --to 2 --down`"):
         migrate(dsn, 2)
     assert migrate(dsn, len(_ALL)) == []
 
 
-async def test_server_says_that_it_is_there_until_it_is_drained(server: Running) -> None:
+async def test_server_process_is_recorded_until_it_drains(server: Running) -> None:
     with pytest.raises(RefusedError, match=f"port 0, process {os.getpid()}, seen [0-9]+ s ago"):
         migrate(server.dsn, down=True)
     await server.drained()
     assert rows(server.dsn, "SELECT FROM server_processes") == []
 
 
-async def test_presence_is_said_again_and_a_failure_once(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_server_process_run_records_again_and_logs_a_failure_once(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     monkeypatch.setattr(server_processes, "SAID_S", 0.01)
     monkeypatch.setattr(

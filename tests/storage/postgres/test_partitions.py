@@ -52,7 +52,7 @@ def _places(dsn: str, table: str) -> dict[str, int]:
     return {str(name).removeprefix(f"{table}_"): int(str(count)) for name, count in found}
 
 
-def test_each_day_ahead_has_a_partition_and_both_ends_take_the_rest(dsn: str, today: date) -> None:
+def test_ensure_partitions_gives_each_day_one_and_both_ends_the_rest(dsn: str, today: date) -> None:
     made = ensure_partitions(dsn, today, 3)
     days = [f"{today + n * _DAY:%Y%m%d}" for n in range(4)]
     assert made == [f"{table}_{day}" for table in ("events", "sync_idempotency_record") for day in days]
@@ -62,7 +62,7 @@ def test_each_day_ahead_has_a_partition_and_both_ends_take_the_rest(dsn: str, to
     assert ensure_partitions(dsn, today, 3) == []
 
 
-def test_rows_that_came_too_early_move_to_their_day(dsn: str, today: date) -> None:
+def test_ensure_partitions_rows_ahead_move_to_their_day(dsn: str, today: date) -> None:
     days = [today + n * _DAY for n in (0, 1, 2, 50)]
     for day in days:
         _event(dsn, day)
@@ -75,7 +75,7 @@ def test_rows_that_came_too_early_move_to_their_day(dsn: str, today: date) -> No
     assert [rows(dsn, content) for content in contents] == before
 
 
-def test_days_on_which_nobody_was_here_share_a_partition(dsn: str, today: date) -> None:
+def test_ensure_partitions_days_without_a_run_share_one(dsn: str, today: date) -> None:
     ensure_partitions(dsn, today, 1)
     missed = today + 30 * _DAY
     _event(dsn, missed)
@@ -123,7 +123,7 @@ def _once_each(dsn: str, keys: list[EventKey], today: date, days: int) -> None:
     assert rows(dsn, "SELECT FROM pg_constraint WHERE conname = 'events_later_bound'") == []
 
 
-async def test_many_rows_ahead_move_in_small_transactions_and_none_is_missed_meanwhile(
+async def test_ensure_partitions_many_rows_ahead_move_in_small_transactions(
     dsn: str, today: date, many: list[EventKey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved: list[int] = []
@@ -152,7 +152,7 @@ async def test_many_rows_ahead_move_in_small_transactions_and_none_is_missed_mea
     assert await _found(dsn, everything) == set(everything)
 
 
-async def test_cut_that_was_killed_is_finished_by_the_next_run(
+async def test_ensure_partitions_killed_cut_is_finished_by_the_next_run(
     dsn: str, today: date, many: list[EventKey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class KilledError(Exception):
@@ -173,7 +173,7 @@ async def test_cut_that_was_killed_is_finished_by_the_next_run(
     _once_each(dsn, many, today, 13)
 
 
-async def test_partition_that_may_have_events_of_these_days_is_not_set_apart(
+async def test_ensure_partitions_partition_with_current_days_is_not_set_apart(
     dsn: str, today: date, many: list[EventKey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partitions, "_set_apart", None)
@@ -183,7 +183,7 @@ async def test_partition_that_may_have_events_of_these_days_is_not_set_apart(
 
 
 @pytest.mark.usefixtures("many")
-def test_bound_is_validated_before_the_last_partition_is_attached(
+def test_ensure_partitions_bound_is_validated_before_attaching(
     dsn: str, today: date, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[object] = []
@@ -203,7 +203,7 @@ def test_bound_is_validated_before_the_last_partition_is_attached(
     assert any("events_later" in str(notice) for notice in seen[1:]), seen
 
 
-def test_a_partition_has_what_its_table_has(dsn: str, today: date) -> None:
+def test_ensure_partitions_new_one_has_columns_and_indexes_of_its_table(dsn: str, today: date) -> None:
     ensure_partitions(dsn, today, 0)
     _event(dsn, today)
     with pytest.raises(psycopg2.errors.UniqueViolation):
@@ -214,7 +214,7 @@ def test_a_partition_has_what_its_table_has(dsn: str, today: date) -> None:
     assert rows(dsn, "SELECT FROM pg_partitioned_table WHERE partdefid <> 0") == []
 
 
-def test_kept_answers_are_dropped_by_the_day_once_nobody_may_ask(dsn: str, today: date) -> None:
+def test_drop_expired_answers_go_by_the_day_after_their_lifetime(dsn: str, today: date) -> None:
     ensure_partitions(dsn, today, 5)
     noon = datetime(today.year, today.month, today.day, 12, tzinfo=UTC)
     for n in range(4):
@@ -244,7 +244,9 @@ def test_maintain_goes_by_the_databases_clock(dsn: str) -> None:
     maintain(dsn, 24)
 
 
-def test_a_busy_table_is_left_for_later(dsn: str, today: date, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ensure_partitions_busy_table_is_left_for_later(
+    dsn: str, today: date, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("storage.postgres.partitions._LOCK_TIMEOUT_MS", 1)
     reader = psycopg2.connect(dsn)
     try:

@@ -26,7 +26,7 @@ _TERMINATE = (
 )
 
 
-async def test_a_lost_connection_is_noticed_beside_a_thousand_sockets(dsn: str) -> None:
+async def test_pool_lost_connection_is_noticed_beside_a_thousand_sockets(dsn: str) -> None:
     """By its own ways aiopg asks ``select``, which knows no descriptor from 1024 on."""
     held = [os.dup(0) for _ in range(1100)]
     database = Database(dsn, 1)
@@ -44,7 +44,7 @@ async def test_a_lost_connection_is_noticed_beside_a_thousand_sockets(dsn: str) 
             os.close(descriptor)
 
 
-async def test_a_standby_is_not_taken_for_the_primary(dsn: str) -> None:
+async def test_pool_standby_is_not_used_as_primary(dsn: str) -> None:
     execute(
         dsn,
         "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on',"
@@ -105,7 +105,7 @@ async def _ended(dsn: str) -> None:
         await database.close()
 
 
-def test_an_end_that_the_loop_does_not_tell_of_is_noticed(dsn: str) -> None:
+def test_pool_end_without_loop_event_is_noticed(dsn: str) -> None:
     """It is the server's own loop that does not."""
     uvloop.run(_ended(dsn))
 
@@ -133,7 +133,7 @@ def _came_to(server: socket.socket) -> int:
         count += 1
 
 
-async def test_a_silent_host_is_passed_over_and_then_left_alone(
+async def test_pool_silent_host_is_skipped_and_then_tried_last(
     dsn: str, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("storage.postgres.hosts.CONNECT_ONE_OF_SEVERAL_S", 0.3)
@@ -144,7 +144,7 @@ async def test_a_silent_host_is_passed_over_and_then_left_alone(
     await database.close()
 
 
-async def test_a_host_that_failed_is_tried_last_and_its_other_connections_go(
+async def test_pool_failed_host_is_tried_last_and_loses_its_connections(
     dsn: str, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("storage.postgres.hosts.CONNECT_ONE_OF_SEVERAL_S", 0.3)
@@ -161,7 +161,7 @@ async def test_a_host_that_failed_is_tried_last_and_its_other_connections_go(
     await database.close()
 
 
-async def test_of_hosts_that_are_all_away_each_says_why() -> None:
+async def test_pool_all_hosts_away_names_the_error_of_each() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     database = Database(f"host=127.0.0.1,/nowhere,nowhere.invalid port={port}", 1)
@@ -171,7 +171,7 @@ async def test_of_hosts_that_are_all_away_each_says_why() -> None:
         await database.acquire()
 
 
-async def test_every_connection_that_meets_a_pooler_is_tried_again(dsn: str) -> None:
+async def test_pool_connections_that_meet_a_pooler_are_retried(dsn: str) -> None:
     """Several may be at it at once: the second is no more to blame than the first."""
     database = Database(dsn, 2)
     statement = Statement("SELECT %(word)s")
@@ -197,7 +197,7 @@ async def test_every_connection_that_meets_a_pooler_is_tried_again(dsn: str) -> 
     await database.close()
 
 
-async def test_the_server_ends_a_read_before_the_client_gives_up(dsn: str) -> None:
+async def test_pool_read_server_timeout_fires_before_the_clients(dsn: str) -> None:
     database = Database(dsn, 1)
     asked = "SELECT setting FROM pg_settings WHERE name = 'statement_timeout'"
     assert await database.query(asked) == [("9000",)]

@@ -66,7 +66,7 @@ async def test_command_of_a_role_without_rights_names_the_recipe(command: Run, d
     assert "### A role and a database\n" in _PAGE.read_text("utf-8")
 
 
-def test_lock_that_is_not_had_names_the_transaction_that_holds_it(dsn: str) -> None:
+def test_remedies_lock_timeout_names_the_holder(dsn: str) -> None:
     holder = psycopg2.connect(dsn, application_name="a report")
     try:
         holder.cursor().execute("LOCK TABLE tenants")
@@ -83,13 +83,13 @@ def test_lock_that_is_not_had_names_the_transaction_that_holds_it(dsn: str) -> N
 
 
 @pytest.mark.parametrize("state", [state for state in remedies._REMEDIES if state != "55P03"])
-def test_every_state_of_the_table_is_told_with_its_remedy(services: Services, state: str) -> None:
+def test_remedies_each_sqlstate_gives_its_remedy(services: Services, state: str) -> None:
     raised = f"DO $$ BEGIN RAISE EXCEPTION 'words' USING ERRCODE = '{state}'; END $$"
     fault = _fault(services.dsn, raised)
     assert (fault.found, fault.remedy) == ("words", remedies._REMEDIES[state])
 
 
-def test_a_state_without_remedy_is_told_with_its_number(services: Services) -> None:
+def test_remedies_unknown_sqlstate_gives_its_number(services: Services) -> None:
     with (
         pytest.raises(StoreError, match=r"division by zero \(SQLSTATE 22012\)"),
         connected(services.dsn) as connection,
@@ -97,12 +97,12 @@ def test_a_state_without_remedy_is_told_with_its_number(services: Services) -> N
         connection.cursor().execute("SELECT 1 / 0")
 
 
-def test_a_statement_that_took_too_long_is_told_so(services: Services) -> None:
+def test_remedies_statement_timeout_gives_its_remedy(services: Services) -> None:
     fault = _fault(services.dsn, "SET statement_timeout = 1", "SELECT pg_sleep(10)")
     assert "raise that of the role" in fault.remedy
 
 
-def test_a_connection_that_is_refused_names_what_to_correct(
+def test_remedies_refused_connection_names_the_correction(
     services: Services, embedded_services: Services, role: str
 ) -> None:
     theirs = _as(services.dsn, role)
@@ -117,21 +117,21 @@ def test_a_connection_that_is_refused_names_what_to_correct(
     assert "this is a standby, or" in _fault(theirs).remedy
 
 
-def test_a_wrong_password_names_where_it_stands_and_is_not_shown(services: Services, role: str) -> None:
+def test_remedies_wrong_password_names_its_setting_and_is_not_shown(services: Services, role: str) -> None:
     for password in ("wrong", ""):
         fault = _fault(_as(services.dsn, role, password))
         assert "correct the password in postgres.dsn" in fault.remedy
         assert "wrong" not in str(fault)
 
 
-def test_doctor_gives_the_remedy_of_what_was_refused(services: Services) -> None:
+def test_doctor_refused_connection_gives_its_remedy(services: Services) -> None:
     (finding,) = database_findings(named(services.dsn, "nowhere"), 1, (), migrates_itself=False)
     assert (finding.level, finding.subject) == ("fault", "database")
     assert finding.found.endswith('database "nowhere" does not exist')
     assert finding.remedy.startswith("create it")
 
 
-async def test_server_tells_the_remedy_as_well(empty_dsn: str) -> None:
+async def test_query_missing_schema_gives_its_remedy(empty_dsn: str) -> None:
     database = Database(empty_dsn, 1)
     try:
         with pytest.raises(StoreError, match=r'"tenants" does not exist: .* run `run.py migrate`'):
@@ -140,9 +140,7 @@ async def test_server_tells_the_remedy_as_well(empty_dsn: str) -> None:
         await database.close()
 
 
-def test_docs_recipe_makes_a_role_that_can_do_all_and_a_database_that_others_do_not_enter(
-    services: Services, role: str
-) -> None:
+def test_docs_recipe_role_can_migrate_and_others_cannot_connect(services: Services, role: str) -> None:
     section = _PAGE.read_text("utf-8").split("### A role and a database\n")[1]
     recipe = section.split("```sql\n")[1].split("```")[0]
     name = f"made_{uuid.uuid4().hex}"

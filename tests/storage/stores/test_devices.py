@@ -40,7 +40,7 @@ def change(key: DeviceKey, *counts: int, at_us: int | None = None) -> Health:
     return Health(key, Counts(*counts), at_us)
 
 
-async def test_counts_are_added_and_the_latest_sync_counts(store: PostgresDevices) -> None:
+async def test_devices_add_sums_counts_and_keeps_the_latest_sync(store: PostgresDevices) -> None:
     said = Health(PHONE, Counts(2, 1, 3_000, 4), 2_000_001, "4g", "1.0", "14", seen=True)
     await store.add([said])
     await store.add([change(PHONE, 1, 0, 500, 1, at_us=1_000_000), change(OTHER, 1)])
@@ -54,9 +54,7 @@ async def test_counts_are_added_and_the_latest_sync_counts(store: PostgresDevice
     assert await store.latest(0) == []
 
 
-async def test_what_a_device_says_is_kept_and_when_it_was_first_seen(
-    store: PostgresDevices, tenants: str
-) -> None:
+async def test_devices_add_keeps_versions_and_first_sight(store: PostgresDevices, tenants: str) -> None:
     await store.add([Health(PHONE, Counts(), None, "4g", "1.0", "14", seen=True)])
     first = rows(tenants, "SELECT first_seen_at FROM devices")
     await store.add([Health(PHONE, Counts(), None, None, "1.1", None, seen=True)])
@@ -68,9 +66,7 @@ async def test_what_a_device_says_is_kept_and_when_it_was_first_seen(
     assert rows(tenants, "SELECT last_seen_at > first_seen_at FROM devices") == [(True,)]
 
 
-async def test_the_mean_that_operators_know_follows_from_the_sum(
-    store: PostgresDevices, tenants: str
-) -> None:
+async def test_devices_add_mean_follows_from_the_sum(store: PostgresDevices, tenants: str) -> None:
     await store.add([change(PHONE, 3, 0, 9_000), change(TABLET)])
     await store.add([change(PHONE, 1, 0, 1_000), change(TABLET)])
     means = "SELECT avg_sync_duration_ms FROM sync_device_health ORDER BY device_id"
@@ -81,14 +77,14 @@ async def test_the_mean_that_operators_know_follows_from_the_sum(
     assert (await store.health([PHONE]))[0].counts == Counts(4, 0, 10_000, 0)
 
 
-async def test_a_tenant_that_is_no_more_is_skipped(store: PostgresDevices, tenants: str) -> None:
+async def test_devices_add_removed_tenant_is_skipped(store: PostgresDevices, tenants: str) -> None:
     execute(tenants, "DELETE FROM tenants WHERE tenant_id = 1")
     await store.add([Health(PHONE, Counts(1), seen=True), Health(OTHER, Counts(1), seen=True)])
     for table in ("devices", "sync_device_health"):
         assert rows(tenants, f"SELECT tenant_id, device_id FROM {table}") == [OTHER]
 
 
-async def test_values_that_the_database_refuses_are_poison_and_nothing_is_written(
+async def test_devices_add_refused_value_is_poison_and_writes_nothing(
     store: PostgresDevices, tenants: str
 ) -> None:
     with pytest.raises(StorePoisonError):
@@ -96,7 +92,7 @@ async def test_values_that_the_database_refuses_are_poison_and_nothing_is_writte
     assert rows(tenants, EMPTY) == [(0,)]
 
 
-async def test_processes_that_add_to_the_same_devices_at_once_lose_nothing(tenants: str) -> None:
+async def test_devices_add_processes_at_once_lose_nothing(tenants: str) -> None:
     keys = sorted(DeviceKey(1 + number % 2, f"d{number}") for number in range(200))
     databases = [Database(tenants, 1) for _ in range(3)]
     try:
@@ -110,7 +106,7 @@ async def test_processes_that_add_to_the_same_devices_at_once_lose_nothing(tenan
     assert rows(tenants, sums) == [(15, 15, 200)]
 
 
-async def test_who_finds_a_row_locked_gives_way_before_anybody_is_taken_for_a_deadlock(
+async def test_devices_add_lock_timeout_fires_before_deadlock_detection(
     store: PostgresDevices, tenants: str
 ) -> None:
     await store.add([change(PHONE, 1)])
@@ -127,7 +123,7 @@ async def test_who_finds_a_row_locked_gives_way_before_anybody_is_taken_for_a_de
     assert (await store.health([PHONE]))[0].counts.syncs == 2
 
 
-async def test_an_update_leaves_the_indexes_alone(store: PostgresDevices, tenants: str) -> None:
+async def test_devices_add_update_leaves_indexes_alone(store: PostgresDevices, tenants: str) -> None:
     hot = (
         "SELECT sum(n_tup_upd)::int, sum(n_tup_hot_upd)::int FROM pg_stat_user_tables"
         " WHERE relname IN ('devices', 'sync_device_health')"
@@ -156,7 +152,7 @@ class _Losing(PooledConnection):
 
 
 @pytest.mark.parametrize("heard", [True, False])
-async def test_a_receipt_tells_what_became_of_a_commit_of_unknown_outcome(
+async def test_devices_stored_receipt_decides_an_unknown_commit(
     store: PostgresDevices, monkeypatch: pytest.MonkeyPatch, *, heard: bool
 ) -> None:
     monkeypatch.setattr("storage.postgres.pool.PooledConnection", _Losing)
@@ -171,11 +167,11 @@ async def test_a_receipt_tells_what_became_of_a_commit_of_unknown_outcome(
     assert len(await store.health([PHONE])) == heard
 
 
-async def test_a_receipt_of_another_server_was_not_written_here(store: PostgresDevices) -> None:
+async def test_devices_stored_receipt_of_another_server_is_not_written(store: PostgresDevices) -> None:
     assert await store.stored(str(2**40)) is False
 
 
-async def test_a_transaction_that_goes_on_is_not_decided(store: PostgresDevices, tenants: str) -> None:
+async def test_devices_stored_open_transaction_is_undecided(store: PostgresDevices, tenants: str) -> None:
     database = Database(tenants, 1)
     try:
         async with database.connection() as session:
@@ -187,9 +183,7 @@ async def test_a_transaction_that_goes_on_is_not_decided(store: PostgresDevices,
         await database.close()
 
 
-async def test_a_device_is_found_by_its_key_however_many_there_are(
-    store: PostgresDevices, tenants: str
-) -> None:
+async def test_devices_health_reads_by_key_among_many(store: PostgresDevices, tenants: str) -> None:
     execute(
         tenants,
         "INSERT INTO sync_device_health (tenant_id, device_id)"
@@ -205,7 +199,7 @@ async def test_a_device_is_found_by_its_key_however_many_there_are(
     assert rows(tenants, reads) == [(0, 100)]
 
 
-async def test_revoked_devices_are_listed_and_stay_revoked(store: PostgresDevices, tenants: str) -> None:
+async def test_devices_revoke_is_listed_and_stays(store: PostgresDevices, tenants: str) -> None:
     generation = "SELECT generation::int FROM cluster_state"
     [(before,)] = rows(tenants, generation)
     await store.add([Health(PHONE, Counts(1), seen=True)])
@@ -218,9 +212,7 @@ async def test_revoked_devices_are_listed_and_stay_revoked(store: PostgresDevice
     assert rows(tenants, generation) == [(int(str(before)) + 3,)]
 
 
-async def test_fleet_restore_keeps_older_tokens_refused_until_the_next_revocation(
-    store: PostgresDevices, tenants: str
-) -> None:
+async def test_devices_restore_keeps_older_tokens_refused(store: PostgresDevices, tenants: str) -> None:
     assert not await store.known("acme", "phone")
     await store.revoke("acme", "phone")
     assert await store.known("acme", "phone")

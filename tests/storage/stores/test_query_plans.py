@@ -172,7 +172,7 @@ async def _pages_are_read_in_order(session: PooledConnection) -> None:
 
 
 @pytest.mark.parametrize("analysed_while_empty", [False, True], ids=["never analysed", "analysed when empty"])
-async def test_a_batch_is_read_by_index_on_empty_tables_and_after_growth(
+async def test_batch_plans_use_indexes_on_empty_and_grown_tables(
     tenants: str, analysed_while_empty: bool
 ) -> None:
     async with AsyncExitStack() as stack:

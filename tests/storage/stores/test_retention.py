@@ -111,7 +111,7 @@ async def kept(dsn: str, tmp_path: Path) -> AsyncIterator[Kept]:
         await database.close()
 
 
-async def test_conflicts_go_at_their_time_and_open_ones_stay_with_what_they_hold(kept: Kept) -> None:
+async def test_retention_conflicts_go_in_time_and_open_ones_stay(kept: Kept) -> None:
     kept.conflict("old", 91)
     kept.conflict("of another tenant", 91, tenant=2)
     kept.conflict("young", 89)
@@ -142,7 +142,7 @@ async def test_conflicts_go_at_their_time_and_open_ones_stay_with_what_they_hold
     assert await kept.run(Retention()) == (0, 0)
 
 
-async def test_rejected_items_go_only_where_that_is_set_and_page_by_page(
+async def test_retention_rejected_items_go_only_if_set_page_by_page(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upload_cleanup, "PAGE", 2)
@@ -156,12 +156,12 @@ async def test_rejected_items_go_only_where_that_is_set_and_page_by_page(
     assert kept.left() == {"young"}
 
 
-def test_by_default_conflicts_are_kept_for_90_days_and_the_rest_for_ever() -> None:
+def test_retention_default_is_90_days_for_conflicts_and_no_limit_else() -> None:
     kept_for = settings_with().retention
     assert (kept_for.conflict_log_d, kept_for.quarantine_d, kept_for.events_d) == (90, 0, 0)
 
 
-def test_events_are_not_to_go_while_their_message_may_come_again() -> None:
+def test_retention_events_shorter_than_idempotency_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"retention.events_d: must be 0, or more days than the 720"):
         settings_with(retention={"events_d": 30})
     assert settings_with(retention={"events_d": 31}).retention.events_d == 31
@@ -184,7 +184,7 @@ def _partitions(dsn: str) -> list[object]:
     return [name for (name,) in found]
 
 
-def test_events_are_dropped_by_whole_days_and_late_ones_find_a_place(dsn: str) -> None:
+def test_retention_events_go_by_days_and_late_ones_are_stored(dsn: str) -> None:
     add_tenants(dsn, "acme")
     now = datetime.now(UTC)
     days = [now - timedelta(days=ago) for ago in (45, 44, 41, 39, 1)]

@@ -31,9 +31,7 @@ def dsn() -> Iterator[str]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-async def test_a_commit_that_may_not_have_reached_the_standby_is_answered_once_it_has(
-    serve: Serve, dsn: str
-) -> None:
+async def test_commit_unconfirmed_by_standby_is_answered_after_confirmation(serve: Serve, dsn: str) -> None:
     """A cancelled wait for the standby ends in a mere warning, and the transaction stands here."""
     server = await serve()
     phone = await server.device()

@@ -61,7 +61,7 @@ def growing(migrated: str) -> set[str]:
 # -- the catalog ------------------------------------------------------------------------------
 
 
-def test_every_key_of_a_growing_table_leads_with_the_tenant(migrated: str, growing: set[str]) -> None:
+def test_schema_keys_of_growing_tables_lead_with_the_tenant(migrated: str, growing: set[str]) -> None:
     keys = rows(
         migrated,
         "SELECT c.relname::text, k.relname::text, a.attname::text, i.indisprimary FROM pg_index AS i"
@@ -74,7 +74,7 @@ def test_every_key_of_a_growing_table_leads_with_the_tenant(migrated: str, growi
         assert first == "tenant_id" or table in REFERENCE, f"{table}: {key}"
 
 
-def test_a_foreign_key_stays_within_its_tenant_or_leads_to_a_table_that_is_everywhere(migrated: str) -> None:
+def test_schema_foreign_keys_stay_in_their_tenant_or_lead_to_shared_tables(migrated: str) -> None:
     found = rows(
         migrated,
         "SELECT conrelid::regclass::text, confrelid::regclass::text, array_agg(a.attname::text)"
@@ -91,9 +91,7 @@ def test_a_foreign_key_stays_within_its_tenant_or_leads_to_a_table_that_is_every
             assert "tenant_id" in columns, f"{table} -> {other}"
 
 
-def test_tenants_are_numbered_alike_everywhere_so_that_their_rows_lie_together(
-    migrated: str, growing: set[str]
-) -> None:
+def test_schema_tenant_columns_have_one_type(migrated: str, growing: set[str]) -> None:
     found = rows(
         migrated,
         "SELECT c.relname::text, a.atttypid::regtype::text FROM pg_class AS c JOIN pg_attribute AS a"
@@ -245,19 +243,19 @@ def stray(text: str, tables: set[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted(STORAGE.rglob("*.py")), ids=lambda path: path.name)
-def test_every_statement_on_a_growing_table_names_its_tenant(path: Path, growing: set[str]) -> None:
+def test_statements_on_growing_tables_name_the_tenant(path: Path, growing: set[str]) -> None:
     for text in texts(path):
         if any(path.name == name and part in text for name, part in OVER_ALL):
             continue
         assert stray(text, growing) == [], text
 
 
-def test_every_exception_is_needed() -> None:
+def test_statements_each_exception_is_needed() -> None:
     for name, part in OVER_ALL:
         assert any(part in text for path in STORAGE.rglob(name) for text in texts(path)), (name, part)
 
 
-def test_statements_are_found_on_every_table_that_the_server_writes(growing: set[str]) -> None:
+def test_statements_are_found_for_every_written_table(growing: set[str]) -> None:
     found = {one.table for path in STORAGE.rglob("*.py") for text in texts(path) for one in references(text)}
     assert found >= {
         *("tenants", "tenant_counters", "devices", "records", "events", "quarantine"),
@@ -291,5 +289,5 @@ def test_statements_are_found_on_every_table_that_the_server_writes(growing: set
         (f"DELETE FROM {UNKNOWN} WHERE id = 1", False),
     ],
 )
-def test_what_counts_as_naming_it(statement: str, kept: bool) -> None:
+def test_statements_naming_the_tenant_is_recognised(statement: str, kept: bool) -> None:
     assert (stray(statement, {"records", "events"}) == []) is kept

@@ -21,9 +21,9 @@ from bench.abuse.attacks import ATTACKS, Attack
 from bench.abuse.frames import Attacker, Bus
 from bench.harness.nginx import trusting
 from bench.load.child_process import Lines, main, say
-from bench.load.websocket_client import HandshakeError, connect, frame
+from bench.load.simple_device import SimpleDevice, statuses
+from bench.load.websocket_client import HandshakeError
 
-_ANSWER_S: Final = 30.0
 #: How often a message that prepares an attack is sent again where it is to come back later.
 _TRIES: Final = 20
 #: After a connection that could not be opened, so that a server that is gone costs no CPU.
@@ -67,20 +67,6 @@ class Attacked(msgspec.Struct, frozen=True):
     cpu_s: float
 
 
-class _Result(msgspec.Struct):
-    status: str = ""
-
-
-class _Answer(msgspec.Struct):
-    type: str
-    code: str = ""
-    retry_after_ms: int | None = None
-    results: list[_Result] = []
-
-
-_decode = msgspec.json.Decoder(_Answer).decode
-
-
 class Storm:
     """All connections of one run."""
 
@@ -109,39 +95,21 @@ class Storm:
         return Prepared(dict(refused))
 
     async def _prepare(self, attacker: Attacker, refused: Counter[str]) -> None:
-        answers: asyncio.Queue[_Answer] = asyncio.Queue()
-        gone: list[int] = []
-
-        def heard(text: bytes) -> None:
-            answer = _decode(text)
-            if answer.type in ("synced", "error"):
-                answers.put_nowait(answer)
-
-        def ended(code: int) -> None:
-            gone.append(code)
-            answers.put_nowait(_Answer("error"))
-
         assert self._attack.prepared is not None
-        plan = self._plan
-        socket = await connect(
-            *(plan.host, plan.port, plan.neighbour_token, heard, ended), source=plan.source, tls=self._tls
-        )
+        plan, device = self._plan, SimpleDevice()
+        await device.open(plan.host, plan.port, plan.neighbour_token, source=plan.source, tls=self._tls)
         for message in self._attack.prepared(attacker):
-            answer = _Answer("error")
             for _ in range(_TRIES):
-                if gone:
-                    refused[f"closed_{gone[0]}"] += 1
-                    return
-                socket.write(frame(msgspec.json.encode(message)))
-                async with asyncio.timeout(_ANSWER_S):
-                    answer = await answers.get()
-                if answer.retry_after_ms is None:
+                answer = await device.ask(**message)
+                if answer.get("retry_after_ms") is None:
                     break
-                await asyncio.sleep(answer.retry_after_ms / 1000)
-            if answer.code:
-                refused[answer.code] += 1
-            refused.update(f"item_{one.status}" for one in answer.results if one.status == "rejected")
-        socket.close()
+                await asyncio.sleep(answer["retry_after_ms"] / 1000)
+            if answer.get("code"):
+                refused[answer["code"]] += 1
+            if device.ended.done():
+                return
+            refused.update(f"item_{name}" for name in statuses(answer).elements() if name == "rejected")
+        device.close()
 
     async def rage(self) -> Attacked:
         """Attack for as long as the plan says."""

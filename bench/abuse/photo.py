@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from array import array
 from contextlib import suppress
 from time import perf_counter
 from typing import Final
 
-import msgspec
-
 from bench.harness.environment import BenchError
 from bench.harness.load_run import Target
-from bench.uploads.http_client import Line, dial
-from bench.uploads.workload import DOMAIN, Album
+from bench.uploads.device import FailedError, Uploader
+from bench.uploads.plan import Transferred, UploadPlan
+from bench.uploads.workload import Album
 from storage.postgres.blocking import connected
 
 _PHOTO_BYTES: Final = 20_000
@@ -28,45 +28,34 @@ async def photo_s(target: Target, dsn: str, tenant: str) -> float:
     Raises BenchError, OSError.
     """
     mark = secrets.token_hex(6)
-    picture = Album(mark, 1, _PHOTO_BYTES).picture(0, 0)
-    head = (
-        f"Host: {target.host}:{target.port}\r\nAuthorization: Bearer {target.token(tenant, f'photo-{mark}')}"
-        "\r\nTus-Resumable: 1.0.0\r\n"
+    plan = UploadPlan(
+        host=target.host,
+        port=target.port,
+        files="/v1/files",
+        prefix=mark,
+        tokens=[target.token(tenant, f"photo-{mark}")],
+        file_bytes=_PHOTO_BYTES,
+        chunk_bytes=_PHOTO_BYTES,
+        records=True,
     )
-    line = await dial(target.host, target.port)
+    uploader, picture = (
+        Uploader(plan, 0, Transferred(), array("Q")),
+        Album(mark, 1, _PHOTO_BYTES).picture(0, 0),
+    )
     try:
-        more = (
-            f"Upload-Length: {picture.size_bytes}\r\nUpload-Metadata: {picture.metadata}\r\n"
-            "Content-Length: 0\r\n"
-        )
-        answer = await _asked(line, f"POST /v1/uploads HTTP/1.1\r\n{head}{more}\r\n", 201)
-        location = answer[b"location"].decode()
-        more = (
-            "Content-Type: application/offset+octet-stream\r\nUpload-Offset: 0\r\n"
-            f"Content-Length: {picture.size_bytes}\r\n"
-        )
-        chunk = b"".join(picture.chunk(0, picture.size_bytes))
-        await _asked(line, f"PATCH {location} HTTP/1.1\r\n{head}{more}\r\n", 204, chunk)
-        item = {"domain": DOMAIN, "id": picture.record_id, "op": "put", "base": None, "data": {"title": "a"}}
-        body = msgspec.json.encode({"type": "sync", "key": mark, "items": [item]})
-        more = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        await _asked(line, f"POST /v1/sync HTTP/1.1\r\n{head}{more}\r\n", 200, body)
+        stored = await uploader.upload(picture)
+        await uploader.make_record(picture.record_id)
+    except FailedError as error:
+        raise BenchError(f"a photo was not uploaded: {error}") from None
     finally:
-        line.close()
+        uploader.close()
     came_s = perf_counter()
     with suppress(TimeoutError):
         async with asyncio.timeout(_PATIENCE_S):
-            # Nobody tells of it but the database.
-            while await asyncio.to_thread(_state, dsn, location.rpartition("/")[2]) != "attached":  # noqa: ASYNC110
+            # Only the database shows it.
+            while await asyncio.to_thread(_state, dsn, stored.file_id) != "attached":  # noqa: ASYNC110
                 await asyncio.sleep(_LOOK_S)
     return perf_counter() - came_s
-
-
-async def _asked(line: Line, head: str, wanted: int, body: bytes = b"") -> dict[bytes, bytes]:
-    answer = await line.request(head.encode(), [body] if body else [])
-    if answer.status != wanted:
-        raise BenchError(f"a photo was answered with {answer.status}: {answer.body[:200].decode()}")
-    return answer.headers
 
 
 def _state(dsn: str, upload_id: str) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import secrets
@@ -24,13 +25,13 @@ from random import Random
 from typing import Any, Final
 
 import msgspec
-from aiohttp import ClientSession, ClientWebSocketResponse
 
 from bench.harness.environment import BenchError, Environment, fresh, read_settings
 from bench.harness.load_run import Target
 from bench.harness.product import product
 from bench.harness.server import Server
 from bench.harness.stage import add_tenants
+from bench.load.simple_device import Message, SimpleDevice
 from engine.model.domains import DomainPolicy, Domains
 from storage.embedded.servers import servers
 from storage.postgres.commands import command_database
@@ -44,47 +45,45 @@ _TOLD_S: Final = 30.0
 _POLICIES: Final = ("manual", "client_wins")
 
 
-class _Device:
+class _Device(SimpleDevice):
     """One device of the tenant, on one worker."""
 
-    def __init__(self, name: str, socket: ClientWebSocketResponse) -> None:
+    def __init__(self, name: str) -> None:
+        self._told: asyncio.Queue[Message] = asyncio.Queue()
+        super().__init__(self._told.put_nowait)
         self._name = name
-        self._socket = socket
         self.answered_s: list[float] = []
 
     async def push(self) -> None:
         """Send one sync after the other, until cancelled."""
-        for number in range(sys.maxsize):
+        for number in itertools.count():
             record_id = f"{self._name}-{number % 50}"
             item = {"domain": "journal", "id": record_id, "op": "put", "data": {"n": number}}
-            key = f"{self._name}-{number}"
-            await self._socket.send_json({"type": "sync", "id": key, "key": key, "items": [item]})
-            while (await self._socket.receive_json()).get("id") != key:
-                pass
+            await self.sync(f"{self._name}-{number}", item)
             self.answered_s.append(time.monotonic())
 
     async def hears(self, policy: str) -> float:
-        """Wait until told that tasks follow a policy; give when."""
-        while True:
-            told: dict[str, Any] = await self._socket.receive_json()
-            if told["type"] == "policies" and told["policies"]["task"] == policy:
-                return time.monotonic()
+        """Wait until told that tasks follow a policy. Returns when."""
+        while (await self._told.get()).get("policies", {}).get("task") != policy:
+            pass
+        return time.monotonic()
 
 
 class _Stage:
-    def __init__(self, server: Server, target: Target, session: ClientSession) -> None:
+    def __init__(self, server: Server, target: Target) -> None:
         self.server = server
         self._target = target
-        self._session = session
 
     @asynccontextmanager
     async def device(self, name: str, worker: int) -> AsyncIterator[_Device]:
         """Connect a device to a worker, from 0."""
+        device = _Device(name)
         signed = self._target.token(TENANT, name)
-        url = f"http://127.0.0.1:{self.server.own_ports[worker]}/v1/sync"
-        async with self._session.ws_connect(url, headers={"Authorization": f"Bearer {signed}"}) as socket:
-            await socket.receive_json()
-            yield _Device(name, socket)
+        await device.open("127.0.0.1", self.server.own_ports[worker], signed)
+        try:
+            yield device
+        finally:
+            device.close()
 
 
 async def held(stage: _Stage, times: int, random: Random) -> list[float]:
@@ -147,14 +146,13 @@ async def measure(config: Path | None, data_dir: str | None, times: int, seed: i
         async with (
             command_database(dsn) as database,
             product(environment, dsn, secret, config, 2) as server,
-            ClientSession() as session,
         ):
             await server.ready()
             policies = PostgresPolicies(database, Domains(settings.domains).default_policies)
             target = Target(
                 port=server.port, secret=secret, tenants=[TENANT], audience=settings.auth.audience
             )
-            stage = _Stage(server, target, session)
+            stage = _Stage(server, target)
             polled_s = [await changed(stage, policies, _POLICIES[turn % 2]) for turn in range(times)]
             away_s = [
                 await changed_without_redis(stage, policies, _POLICIES[turn % 2], environment)

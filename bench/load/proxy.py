@@ -63,13 +63,11 @@ class Proxy:
         try:
             await asyncio.wait(passing, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            for end in (writer, server_writer):
+                end.close()  # what was written before still goes out
             for task in passing:
                 task.cancel()
             await asyncio.gather(*passing, return_exceptions=True)
-            for end in (writer, server_writer):
-                end.close()  # what was written before still goes out
-                with suppress(OSError):
-                    await end.wait_closed()
 
     async def _pass_on(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool

@@ -14,28 +14,28 @@ import msgspec
 from bench.load.websocket_client import Socket, connect, frame
 
 Message = dict[str, Any]
-_ANSWER_S: Final = 30.0
 _CLOSED: Final[Message] = {"type": "error", "code": "closed"}
 
 
-def _ignore(_: Message) -> None:
-    """Ignore a message."""
-
-
 class SimpleDevice:
-    """A device. ``on_message`` is called with every message of the server that answers no question.
+    """A device.
 
-    ``ended`` has the close code once the connection is over, and then every question is answered by an error
-    of the code ``closed``.
+    Args:
+        on_message: Called with every message of the server that answers no question.
+        answer_s: How long an answer may take.
     """
 
-    def __init__(self, on_message: Callable[[Message], None] = _ignore) -> None:
+    def __init__(
+        self, on_message: Callable[[Message], None] = lambda _: None, *, answer_s: float = 30.0
+    ) -> None:
         self._on_message = on_message
+        self._answer_s = answer_s
         self._numbers = itertools.count(1)
         self._asked: dict[str, asyncio.Future[Message]] = {}
+        self._welcomed: asyncio.Future[Message]
         self._socket: Socket | None = None
-        self.welcomed: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self.ended: int | None = None
+        #: Has the close code once the connection is over.
+        self.ended: asyncio.Future[int]
 
     async def open(
         self,
@@ -50,22 +50,30 @@ class SimpleDevice:
 
         Raises:
             HandshakeError: The server refused the connection.
-            OSError: There is no server, or it is silent.
+            OSError: There is no server, or it is silent, or it closed the connection at once.
         """
+        loop = asyncio.get_running_loop()
+        self._welcomed, self.ended = loop.create_future(), loop.create_future()
         self._socket = await connect(host, port, token, self._received, self._lost, source=source, tls=tls)
-        async with asyncio.timeout(_ANSWER_S):
-            return await self.welcomed
+        async with asyncio.timeout(self._answer_s):
+            welcome = await self._welcomed
+        if welcome is _CLOSED:
+            raise ConnectionError(f"closed with {self.ended.result()} in place of a welcome")
+        return welcome
 
-    async def ask(self, kind: str, **fields: Any) -> Message:
-        """Send a message of a type and wait for its answer. Raises TimeoutError."""
+    async def ask(self, type: str, **fields: Any) -> Message:  # noqa: A002  # as the contract has it
+        """Send a message of a type and wait for its answer: an error of the code ``closed`` without one.
+
+        Raises TimeoutError.
+        """
+        if self._socket is None or self.ended.done():
+            return _CLOSED
         request_id = fields.setdefault("id", str(next(self._numbers)))
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        if self._socket is None or self.ended is not None:
-            return _CLOSED
         self._asked[request_id] = answer
-        self._socket.write(frame(msgspec.json.encode({"type": kind, **fields})))
+        self._socket.write(frame(msgspec.json.encode({"type": type, **fields})))
         try:
-            async with asyncio.timeout(_ANSWER_S):
+            async with asyncio.timeout(self._answer_s):
                 return await answer
         finally:
             del self._asked[request_id]
@@ -87,15 +95,15 @@ class SimpleDevice:
         message: Message = msgspec.json.decode(text)
         waiting = self._asked.get(message.get("id") or "")
         if message["type"] == "welcome":
-            self.welcomed.set_result(message)
+            self._welcomed.set_result(message)
         elif waiting is not None and not waiting.done():
             waiting.set_result(message)
         else:
             self._on_message(message)
 
     def _lost(self, code: int) -> None:
-        self.ended = code
-        for waiting in (*self._asked.values(), self.welcomed):
+        self.ended.set_result(code)
+        for waiting in (*self._asked.values(), self._welcomed):
             if not waiting.done():
                 waiting.set_result(_CLOSED)
 

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Final, Literal
@@ -23,13 +24,14 @@ import msgspec
 
 from bench.harness.child import ROOT
 from bench.harness.environment import BenchError, Environment, fresh, read_settings
+from bench.harness.load_run import Target
 from bench.harness.nginx import Nginx, certify, nginx_program, printed, trusting
 from bench.harness.product import HERE, variables
 from bench.harness.server import Server, free_ports
 from bench.harness.stage import add_tenants
 from bench.report.tables import table
 from bench.tools.behind_nginx_heads import Head, largest_heads
-from bench.tools.fleet import TENANT, Member, Other, Signer, Way
+from bench.tools.fleet import TENANT, Member, Other, Sign, Way
 from engine.runtime.settings import Settings, SettingsError
 from storage.embedded.servers import EmbeddedError
 from storage.postgres.blocking import connected
@@ -107,7 +109,7 @@ class Run:
         self._dsn = dsn
         self._asked = asked
 
-    async def under(self, fault: Fault, sign: Signer, prefix: str) -> Back:
+    async def under(self, fault: Fault, sign: Sign, prefix: str) -> Back:
         """Have a fleet live, bring a fault about, and see it return."""
         names = [f"{prefix}-{number}" for number in range(self._asked.devices)]
         members = [Member(name, sign(name), self._way, name) for name in names]
@@ -274,7 +276,9 @@ def missed(rows: list[Back], heads: list[Head]) -> list[str]:
 
 async def _run(asked: Asked, chosen: Settings, ways: list[Literal["nginx", "direct"]]) -> list[str]:
     secret = secrets.token_urlsafe(48)
-    sign = Signer(secret, chosen.auth.audience)
+    sign = partial(
+        Target(port=0, secret=secret, tenants=[TENANT], audience=chosen.auth.audience).token, TENANT
+    )
     with fresh(chosen) as environment:
         dsn = environment.database("behind_nginx")
         add_tenants(dsn, [TENANT])
@@ -298,7 +302,7 @@ async def _measured(
     environment: Environment,
     dsn: str,
     secret: str,
-    sign: Signer,
+    sign: Sign,
     ways: list[Literal["nginx", "direct"]],
 ) -> tuple[list[Back], list[Head]]:
     backs: list[Back] = []

@@ -12,7 +12,7 @@ from urllib.parse import urljoin, urlsplit
 import msgspec
 from aiohttp import ClientResponse, ClientSession, TCPConnector
 
-from bench.tools.fleet import Other, Signer, Way
+from bench.tools.fleet import Other, Sign, Way
 
 _PARTS: Final = 100
 _METADATA_CHARS: Final = 4096
@@ -35,7 +35,7 @@ class Head(msgspec.Struct):
     errors: dict[str, int]
 
 
-async def largest_heads(way: Way, sign: Signer) -> list[Head]:
+async def largest_heads(way: Way, sign: Sign) -> list[Head]:
     """Send each kind of request so many times while others sync."""
     connector = TCPConnector(ssl=way.tls or True)
     async with ClientSession(connector=connector, max_field_size=65_536) as session:
@@ -56,7 +56,7 @@ async def largest_heads(way: Way, sign: Signer) -> list[Head]:
 
 
 class _Heads:
-    def __init__(self, session: ClientSession, way: Way, sign: Signer) -> None:
+    def __init__(self, session: ClientSession, way: Way, sign: Sign) -> None:
         self._session = session
         self._way = way
         self._sign = sign

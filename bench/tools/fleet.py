@@ -11,18 +11,21 @@ from contextlib import suppress
 from random import Random
 from typing import Final
 
-import jwt
 import msgspec
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from bench.client.retry import Backoff
-from bench.load.websocket_client import CUT_OFF, HandshakeError, Socket, connect, frame
+from bench.load.simple_device import Message, SimpleDevice, statuses
+from bench.load.websocket_client import CUT_OFF, HandshakeError
 
 TENANT: Final = "fleet"
 _PUSH_S: Final = (5.0, 15.0)
-_CONNECT_S: Final = 15.0
 _PATIENCE_S: Final = 10.0
 _HTTP_S: Final = 0.5
+
+
+#: Signs a device's token, with further claims.
+Sign = Callable[..., str]
 
 
 class Way(msgspec.Struct, frozen=True):
@@ -35,29 +38,6 @@ class Way(msgspec.Struct, frozen=True):
     def url(self) -> str:
         """The address for requests over HTTP."""
         return f"http{'' if self.tls is None else 's'}://localhost:{self.port}"
-
-
-class Signer:
-    """Signs tokens."""
-
-    def __init__(self, secret: str, audience: str) -> None:
-        self._secret = secret
-        self._audience = audience
-
-    def __call__(self, device: str, **more: str) -> str:
-        """Sign a device's token."""
-        claims = {"aud": self._audience, "exp": int(time.time()) + 86_400, "jti": device, "tid": TENANT}
-        return jwt.encode({**claims, "did": device, **more}, self._secret, algorithm="HS256")
-
-
-class _Heard(msgspec.Struct):
-    type: str
-    id: str | None = None
-    retry_after_ms: int = 0
-    results: list[dict[str, object]] = []
-
-
-_decode: Final = msgspec.json.Decoder(_Heard).decode
 
 
 class Member:
@@ -81,8 +61,6 @@ class Member:
         self._backoff = Backoff(self._random.random)
         self._ended_at_s = 0.0
         self._retry_after_ms = 0
-        self._answered: asyncio.Future[None] | None = None
-        self._greeted: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
         """Be connected until cancelled, as sections 3, 4 and 9 of the guide have it."""
@@ -93,63 +71,42 @@ class Member:
             await asyncio.sleep(self._backoff.failed(self._retry_after_ms))
 
     async def _connected(self) -> None:
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[int] = loop.create_future()
-        self._greeted = loop.create_future()
-
-        def over(code: int) -> None:
-            if not ended.done():
-                ended.set_result(code)
-
+        device, way = SimpleDevice(self._told, answer_s=_PATIENCE_S), self._way
         try:
-            async with asyncio.timeout(_CONNECT_S):
-                way = self._way
-                socket = await connect("localhost", way.port, self._token, self._hear, over, tls=way.tls)
+            await device.open("localhost", way.port, self._token, tls=way.tls)
         except HandshakeError as error:
             self._retry_after_ms = error.retry_after_s * 1000
             self.failures[str(error)] += 1
-            return
-        except (OSError, TimeoutError) as error:
+        except OSError as error:  # TimeoutError is one
             self.failures[type(error).__name__] += 1
-            return
-        try:
-            await self._talk(socket, ended)
+        else:
+            await self._push_on(device)
         finally:
-            socket.close()
+            device.close()
 
-    async def _talk(self, socket: Socket, ended: asyncio.Future[int]) -> None:
-        assert self._greeted is not None
-        awaited: asyncio.Future[None] = self._greeted
-        waited: list[asyncio.Future[None] | asyncio.Future[int]]
-        while not ended.done():
-            waited = [awaited, ended]
-            await asyncio.wait(waited, timeout=_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
-            if ended.done() or not awaited.done():
+    async def _push_on(self, device: SimpleDevice) -> None:
+        """Push the one record again and again, under the key that a push had if it was sent before."""
+        while not device.ended.done():
+            number = self.pushed
+            item = {"domain": "journal", "id": self.name, "op": "put", "data": {"number": number}}
+            try:
+                answer = await device.ask(
+                    "sync", key=f"{self.name}-{number}", items=[{**item, "base": number or None}]
+                )
+            except TimeoutError:
                 break
-            if awaited is self._answered:
-                self._came_live()
-                await asyncio.wait([ended], timeout=self._random.uniform(*_PUSH_S))
-                if ended.done():
-                    break
-            self._answered = awaited = asyncio.get_running_loop().create_future()
-            socket.write(frame(self._push()))
+            if answer["type"] != "synced":
+                self._told(answer)
+                break
+            self.rejected += len(answer["results"]) - statuses(answer)["applied"]
+            self.pushed += 1
+            self._backoff.worked()
+            self._came_live()
+            await asyncio.wait([device.ended], timeout=self._random.uniform(*_PUSH_S))
         if self.live:
             self._ended_at_s = time.monotonic()
         else:
-            self.failures[str(ended.result() if ended.done() else CUT_OFF)] += 1
-
-    def _push(self) -> bytes:
-        """Write the next push, under the key that it had if it was sent before."""
-        number = self.pushed
-        item = {
-            "domain": "journal",
-            "id": self.name,
-            "op": "put",
-            "base": number or None,
-            "data": {"number": number},
-        }
-        key = f"{self.name}-{number}"
-        return msgspec.json.encode({"type": "sync", "id": key, "key": key, "items": [item]})
+            self.failures[str(device.ended.result() if device.ended.done() else CUT_OFF)] += 1
 
     def _came_live(self) -> None:
         if not self.live:
@@ -158,20 +115,8 @@ class Member:
             if self._ended_at_s:
                 self.away_s.append(self.live_at_s - self._ended_at_s)
 
-    def _hear(self, text: bytes) -> None:
-        heard = _decode(text)
-        match heard.type:
-            case "welcome" if self._greeted is not None and not self._greeted.done():
-                self._greeted.set_result(None)
-            case "synced" if self._answered is not None and not self._answered.done():
-                self.rejected += sum(result["status"] != "applied" for result in heard.results)
-                self.pushed += 1
-                self._backoff.worked()
-                self._answered.set_result(None)
-            case "goodbye" | "error":
-                self._retry_after_ms = max(self._retry_after_ms, heard.retry_after_ms)
-            case _:
-                pass
+    def _told(self, message: Message) -> None:
+        self._retry_after_ms = max(self._retry_after_ms, message.get("retry_after_ms") or 0)
 
 
 class Other:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from pathlib import Path
 from random import Random
 from typing import Final
 
-import msgspec
 from aiohttp import ClientSession
 
 from bench.client.device import Device
 from bench.client.edits import Settled
 from bench.client.retry import Backoff
 from bench.client.store import Store
-from bench.load.websocket_client import Socket, connect, frame
+from bench.load.simple_device import SimpleDevice
 
 _ANSWER_S: Final = 15.0
 
@@ -69,62 +67,25 @@ class Guided(Device):
         return max(pause_s, self._told.due_s - now_s, 0.0)
 
 
-class OpenDevice:
+class OpenDevice(SimpleDevice):
     """A socket that is open all the time, and says nothing until it is told to try."""
 
     def __init__(self, name: str) -> None:
+        super().__init__(answer_s=_ANSWER_S)
         self.name = name
-        self.closed = 0
         self.acknowledged: list[str] = []
-        self._answer: asyncio.Future[str] | None = None
-        self._welcomed = asyncio.Event()
-        self._number = 0
+        self._made = 0
 
-    async def open(self, port: int, signed: str) -> None:
-        """Connect, and wait for the welcome. Raises HandshakeError, OSError, TimeoutError."""
-        self._welcomed.clear()
-        self._socket: Socket = await connect("127.0.0.1", port, signed, self._heard, self._ended)
-        async with asyncio.timeout(_ANSWER_S):
-            await self._welcomed.wait()
-
-    def _ended(self, _: int) -> None:
-        self.closed += 1
-        self._give("closed")
-
-    def _heard(self, text: bytes) -> None:
-        message = msgspec.json.decode(text)
-        match message["type"]:
-            case "welcome":
-                self._welcomed.set()
-            case "synced":
-                self._give("synced")
-            case "error":
-                self._give(message["code"])
-            case _:
-                pass
-
-    def _give(self, answer: str) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(answer)
-
-    async def sync(self) -> str:
-        """Send an edit that is new; gives the type of the answer, or the error's code."""
-        self._number += 1
-        record_id = f"{self.name}-{self._number}"
+    async def push(self) -> str:
+        """Send a new edit. Returns the type of the answer, or the error's code."""
+        self._made += 1
+        record_id = f"{self.name}-{self._made}"
         item = {"domain": "task", "id": record_id, "op": "put", "data": {"number": 1}}
-        self._answer = asyncio.get_running_loop().create_future()
-        key = secrets.token_hex(8)
-        message = {"type": "sync", "id": record_id, "key": key, "items": [item]}
-        self._socket.write(frame(msgspec.json.encode(message)))
         try:
-            async with asyncio.timeout(_ANSWER_S):
-                answer = await self._answer
+            answer = await self.ask("sync", key=secrets.token_hex(8), items=[item])
         except TimeoutError:
             return "silence"
-        if answer == "synced":
-            self.acknowledged.append(record_id)
-        return answer
-
-    def close(self) -> None:
-        """Leave."""
-        self._socket.close()
+        if answer["type"] != "synced":
+            return str(answer["code"])
+        self.acknowledged.append(record_id)
+        return "synced"

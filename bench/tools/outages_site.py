@@ -108,7 +108,7 @@ class Site:
         for port in self._server.own_ports:
             for number in range(_OPEN):
                 one = OpenDevice(f"open-{port}-{number}")
-                await one.open(port, self._target.token(TENANT, one.name))
+                await one.open("127.0.0.1", port, self._target.token(TENANT, one.name))
                 self._open.append(one)
         if self._plan.loaded:
             self._working = [self._guided(f"working-{number}") for number in range(_WORKING)]
@@ -181,7 +181,7 @@ class Site:
         signed = self._target.token(TENANT, device.name)
         while True:
             try:
-                await device.open(port, signed)
+                await device.open("127.0.0.1", port, signed)
                 break
             except (HandshakeError, OSError, TimeoutError):
                 await self._again(there_s)
@@ -194,7 +194,7 @@ class Site:
     async def _try(self, device: OpenDevice, there_s: float) -> tuple[int, float]:
         """Sync until that is answered as it should be; gives the tries, and when the last was answered."""
         tries = 1
-        while await device.sync() != "synced":
+        while await device.push() != "synced":
             tries += 1
             await self._again(there_s)
         return tries, time.monotonic() - there_s
@@ -222,7 +222,7 @@ class Site:
         if not self._server.alive or self._server.pids() != self._pids:
             self._wrong.append(f"outage {number}, {outage}: a process ended")
             self._pids = self._server.pids()
-        closed = sum(device.closed for device in self._open)
+        closed = sum(device.ended.done() for device in self._open)
         if closed:
             self._wrong.append(f"outage {number}, {outage}: {closed} open sockets were closed")
         for event in ("service_failed", "service_ended", "worker_died"):

@@ -1,4 +1,4 @@
-"""From a decoded message to checked work. A fault of one item becomes a ``RejectedItem`` in its place."""
+"""Checks decoded messages and makes work of them. An item at fault becomes a ``RejectedItem``."""
 
 from __future__ import annotations
 
@@ -33,13 +33,12 @@ _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Session(msgspec.Struct, kw_only=True):
-    """Who speaks on one connection or in one request; all of it comes from the token.
+    """The device of one connection or request, as its token names it.
 
-    ``clock_offset_us`` is the server's clock less the device's, learned from ``clock``; ``clock_known`` says
-    that this connection or request told one. ``retries_over`` is false on a socket until a message was
-    answered that had not been answered before: what a device sends again comes first. ``issued_at_s`` is the
-    token's ``iat``, None without one; ``expires_at_s`` is when the token is believed no more, by the server's
-    clock in seconds since 1970.
+    ``clock_offset_us`` is the server's clock minus the device's, learned from ``clock``. ``clock_known``:
+    this connection or request had a ``clock``. ``retries_over`` is false on a socket until a new message was
+    answered: devices send their retries first. ``issued_at_s`` is the token's ``iat``, None without one.
+    ``expires_at_s`` is when the token expires, in seconds since 1970 by the server's clock.
     """
 
     tenant: Tenant
@@ -57,7 +56,13 @@ class Session(msgspec.Struct, kw_only=True):
 
 
 class MessageValidator:
-    """Checks messages against the configured domains and limits."""
+    """Checks messages against the configured domains and limits.
+
+    Args:
+        domains: The configured domains.
+        max_items: The most items of a ``sync``.
+        max_fields: The most top-level fields of a record.
+    """
 
     def __init__(self, domains: Domains, max_items: int, max_fields: int = MAX_FIELDS) -> None:
         self._rules = domains.rules
@@ -65,7 +70,16 @@ class MessageValidator:
         self._max_fields = max_fields
 
     def push(self, sync: Sync, session: Session, now_us: int) -> Push:
-        """Check a ``sync``. Raises SyncError ``invalid_message`` or ``too_large``."""
+        """Check a ``sync``.
+
+        Args:
+            sync: The message.
+            session: Its device and connection.
+            now_us: The server's time.
+
+        Raises:
+            SyncError: ``invalid_message`` or ``too_large``: the message as a whole is refused.
+        """
         raw = bytes(sync.items)
         codec = session.codec
         try:
@@ -126,7 +140,7 @@ class MessageValidator:
         return raws
 
     def _one_by_one(self, raw: bytes, session: Session, now_us: int) -> list[Change | RejectedItem]:
-        """Some item does not decode: find out which, so that only it is refused."""
+        """Decode the items one by one, because one of them does not decode: only that one is rejected."""
         codec = session.codec
         checked: list[Change | RejectedItem] = []
         for index, item in enumerate(self._raws(raw, codec)):
@@ -137,13 +151,17 @@ class MessageValidator:
         return checked
 
     def resolution(self, resolve: Resolve, session: Session, conflict: Conflict, now_us: int) -> Resolution:
-        """Check a ``resolve`` of a known conflict. Raises SyncError ``invalid_message``."""
+        """Check a ``resolve`` of a known conflict.
+
+        Raises:
+            SyncError: ``invalid_message``.
+        """
         return run_steps(self.resolution_steps(resolve, session, conflict, now_us))
 
     def resolution_steps(
         self, resolve: Resolve, session: Session, conflict: Conflict, now_us: int
     ) -> Generator[None, None, Resolution]:
-        """Check a ``resolve`` as ``resolution`` does, in steps: it may hold a message's worth of data."""
+        """Check a ``resolve`` as ``resolution`` does, in steps: its data may be as large as a message."""
         fields = None
         if resolve.choice == "merged":
             fields = resolve.data
@@ -261,11 +279,11 @@ def _push(
 
 
 def _may_be_old(checked: list[Change | RejectedItem], session: Session, now_us: int) -> bool:
-    """Whether a message may have been sent for the first time more than a day ago.
+    """Return whether a message may have been sent for the first time more than a day ago.
 
-    The device's clock is known, and it was not before the time of the newest item. An item without ``at`` is
-    of the server's now, and tells nothing. Nor does a time by a clock that ran days ahead and was set right
-    since: so the first messages of a socket, which may be retries, count as old whatever they say.
+    The device's clock is known, and the message was not sent before the time of its newest item. An item
+    without ``at`` tells nothing. Neither does the time of a clock that ran days ahead and was corrected
+    since. So the first messages of a socket, which may be retries, always count as old.
     """
     sent_us = [change.sent_at_us for change in checked if type(change) is Change and change.dated]
     age_us = now_us - (max(sent_us) + session.clock_offset_us) if sent_us else -1
@@ -273,7 +291,7 @@ def _may_be_old(checked: list[Change | RejectedItem], session: Session, now_us: 
 
 
 def _refused(codec: Codec, item: msgspec.Raw, index: int, error: Exception) -> RejectedItem:
-    """Refuse an item that does not decode. Raises SyncError where it is no object at all."""
+    """Return the rejection of an item that does not decode. Raises SyncError if it is no object."""
     try:
         names = codec.names.decode(item)
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError):

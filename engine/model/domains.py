@@ -1,4 +1,4 @@
-"""What each domain is: record or event, its required fields, its policy and its status steps."""
+"""Domains: record or event, required fields, policy and status steps of each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULT_SERVER_OWNED = ("escalation_level", "escalated_at", "escalated_by", "sta
 
 
 class Domain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One kind of data, as configured. ``status`` maps each status to those one step away."""
+    """One kind of data, as configured. ``status`` maps each status to those that may follow it."""
 
     kind: Literal["record", "event"] = "record"
     required: tuple[str, ...] = ()
@@ -32,14 +32,14 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class DomainPolicy(msgspec.Struct, frozen=True):
-    """How a tenant settles conflicts in one domain; ``fallback`` is for field_merge alone."""
+    """How a tenant's conflicts in one domain are decided. ``fallback`` is used by field_merge only."""
 
     policy: Policy
     fallback: Fallback = "most_recent_wins"
 
 
 class DomainRules:
-    """A ``Domain`` made ready for the hot path: status reachability is computed once."""
+    """A ``Domain`` prepared for the hot path: which statuses are reachable is computed once."""
 
     __slots__ = ("domain", "is_record", "name", "reachable", "required")
 
@@ -52,7 +52,12 @@ class DomainRules:
         self.reachable = {status: _reach(status, domain.status) for status in declared}
 
     def violation(self, outcome: dict[str, Any], standing: dict[str, Any] | None) -> str | None:
-        """Say which rule the outcome breaks against the server's standing data, if any."""
+        """Return the sentence for the rule that an outcome breaks, None if it breaks none.
+
+        Args:
+            outcome: The record's data if the change is stored.
+            standing: The record's data now, None if there are none.
+        """
         for field in self.required:
             if outcome.get(field) is None:
                 return f"data.{field} is required"

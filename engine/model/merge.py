@@ -1,8 +1,8 @@
-"""What both sides of a record are: merge patches, equality of contents, versions by field.
+"""Merge patches, equality of contents, and field versions.
 
-No history is kept. A record of a domain that is merged by field carries, per top-level field, the
-version and time of its last change, and which device made it. Of a field without one nothing is known up to
-version ``since``: on a base before that it counts as changed by the server.
+No history is kept. With ``field_merge`` a record has, for each top-level field, the version and the time of
+its last change, and the device that made it. About a field without this, nothing is known up to version
+``since``: for a base before ``since``, the field counts as changed by the server.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import msgspec
 
 from engine.wire.floats import json_decoder
 
-#: Entries of removed fields that are kept apart; older ones are folded into ``since``.
+#: The most entries of removed fields; older ones are folded into ``since``.
 MAX_REMOVED_FIELDS: Final = 32
-#: Characters of their names together. A name may be as long as a record: 32 of them would be read and written
-#: with each change.
+#: The most characters of their names together. A name may be as long as a record, and all names are read and
+#: written with each change.
 MAX_REMOVED_CHARS: Final = 4096
-#: Versions above this are looked at for long names of removed fields.
+#: Field versions that are larger than this are searched for long names of removed fields.
 _LARGE_BYTES: Final = 1 << 16
 
 Fields = dict[str, Any]
@@ -28,17 +28,19 @@ _decode_any = json_decoder(dict[str, Any]).decode
 
 
 class Sent(NamedTuple):
-    """Which device made a change, and its ``at`` as the device sent it."""
+    """The device that made a change, and its ``at`` as the device sent it."""
 
     device_id: str
     at_us: int
 
 
 class FieldVersions(msgspec.Struct, omit_defaults=True):
-    """Version and time of each field's last change, as stored beside the record.
+    """Version and time of each field's last change, as stored with the record.
 
-    ``writers`` are, by device, the fields that it changed last, with their ``at`` as sent less the corrected
-    one: 0 where its clock is right. ``since_sent`` is who made the version ``since``, if that is known.
+    ``writers`` has, for each device, the fields whose last change it made, each with ``at`` as sent minus
+    ``at``
+    corrected: 0 if its clock is right. ``since_sent`` is the device that made version ``since``, if it is
+        known.
     """
 
     since: int
@@ -48,23 +50,23 @@ class FieldVersions(msgspec.Struct, omit_defaults=True):
     since_sent: Sent | None = None
 
     def changed_after(self, field: str, base: int) -> bool:
-        """Whether the server changed the field after version ``base``."""
+        """Return whether the server changed the field after version ``base``."""
         entry = self.changed.get(field)
         return base < (self.since if entry is None else entry[0])
 
     def changed_at_us(self, field: str) -> int:
-        """When the field was last changed on the server."""
+        """Return when the field was last changed on the server."""
         entry = self.changed.get(field)
         return self.since_at_us if entry is None else entry[1]
 
     def own_sent_us(self, field: str, device_id: str) -> int | None:
-        """Return when a device itself sent the field's last change, None where another device made it."""
+        """Return when a device sent the field's last change, None if another device made it."""
         entry = self.changed.get(field)
         ahead_us = self.writers.get(device_id, {}).get(field)
         return None if entry is None or ahead_us is None else entry[1] + ahead_us
 
     def own_since_sent_us(self, field: str, device_id: str) -> int | None:
-        """Return the same for a field of which only the record's last change is known."""
+        """Return the same for a field without an entry: when the device sent version ``since``, if it did."""
         if field in self.changed or self.since_sent is None or self.since_sent.device_id != device_id:
             return None
         return self.since_sent.at_us
@@ -74,20 +76,20 @@ _decode_versions = msgspec.json.Decoder(FieldVersions).decode
 
 
 def decode_fields(data: bytes) -> Fields:
-    """Read stored record data."""
+    """Decode a record's stored data."""
     fields: Fields = _decode_any(data)
     return fields
 
 
 def encode_fields(fields: Fields) -> bytes:
-    """Write record data as compact UTF-8 JSON."""
+    """Return a record's data as compact UTF-8 JSON."""
     return _encode(fields)
 
 
 def same_content(left: bytes, right: bytes) -> bool:
-    """Whether two stored contents are equal, whatever the order of members; 1, 1.0 and true differ.
+    """Return whether two stored contents are equal in any order of members. 1, 1.0 and true differ.
 
-    Both were written by ``encode_fields``, so equal contents have equal lengths.
+    Both were encoded by ``encode_fields``, so equal contents have equal lengths.
     """
     if left == right:
         return True
@@ -97,10 +99,10 @@ def same_content(left: bytes, right: bytes) -> bool:
 
 
 def same_value(left: object, right: object) -> bool:
-    """Whether two decoded values are equal, without taking 1, 1.0 and true for one another.
+    """Return whether two decoded values are equal. 1, 1.0 and true differ.
 
-    Values that differ are told apart without encoding them, and equal ones are sorted only where their
-    members stand in another order: sorting costs ten times as much as encoding.
+    Different values are found without encoding them. Equal ones are sorted only if their members are in
+    another order: sorting costs ten times as much as encoding.
     """
     if left is right:
         return True
@@ -121,7 +123,7 @@ def _sorted(value: object) -> bytes:
 
 
 def replaced(before: Fields, after: Fields) -> Fields:
-    """Return the members of ``before`` that ``after`` lacks or has otherwise, inside objects alike."""
+    """Return the members of ``before`` that ``after`` lacks or has changed, also inside objects."""
     found: Fields = {}
     for name, value in before.items():
         if name not in after:
@@ -138,7 +140,7 @@ def replaced(before: Fields, after: Fields) -> Fields:
 
 
 def smallest(fields: Fields, limit_bytes: int) -> Fields:
-    """Return the fields that are within ``limit_bytes`` together as JSON, the smallest first."""
+    """Return the smallest fields, as many as have at most ``limit_bytes`` together as JSON."""
     room_bytes = limit_bytes
     sizes = sorted([(len(_encode({name: value})), name) for name, value in fields.items()])
     found: Fields = {}
@@ -151,7 +153,7 @@ def smallest(fields: Fields, limit_bytes: int) -> Fields:
 
 
 def apply_patch(target: Fields, patch: Fields) -> Fields:
-    """Apply an RFC 7396 merge patch; neither argument is changed."""
+    """Return the target with an RFC 7396 merge patch applied. Neither argument is changed."""
     outcome = dict(target)
     for name, value in patch.items():
         if value is None:
@@ -165,7 +167,7 @@ def apply_patch(target: Fields, patch: Fields) -> Fields:
 
 
 def versions_of(stored: bytes | None, version: int, at_us: int, sent: Sent | None = None) -> FieldVersions:
-    """Read the field versions of a record; one that was not tracked starts at its present version."""
+    """Return the field versions of a record. If it has none, they start at its current version."""
     if stored is None:
         return FieldVersions(since=version, since_at_us=at_us, since_sent=sent)
     return _decode_versions(stored)
@@ -179,7 +181,16 @@ def advance(
     at_us: int,
     sent: Sent | None = None,
 ) -> bytes:
-    """Note which fields ``version`` changed and return the text to store; ``sent`` is None for nobody's."""
+    """Return the field versions after a new version, as JSON.
+
+    Args:
+        versions: The field versions before. They are changed.
+        before: The data before, None for a tombstone.
+        after: The data of the new version, None for a tombstone.
+        version: The number of the new version.
+        at_us: When its change was made, corrected.
+        sent: The device that made it, None if it is no device's.
+    """
     old, new = before or {}, after or {}
     names = [name for name, value in new.items() if name not in old or not same_value(old[name], value)]
     names += [name for name in old if name not in new]
@@ -199,7 +210,8 @@ def advance(
 def _note_writer(versions: FieldVersions, names: list[str], at_us: int, sent: Sent | None) -> None:
     writers = versions.writers
     for device_id, own in list(writers.items()) if writers else ():
-        # The shorter of the two: a thousand devices with a field each would else cost a million steps.
+        # The shorter of the two is walked: otherwise a thousand devices with a field each cost a million
+        # steps.
         for name in names if len(names) <= len(own) else own.keys() & names:
             own.pop(name, None)
         if not own:
@@ -228,5 +240,5 @@ def _fold_removed(versions: FieldVersions, present: Fields) -> None:
 
 
 def created(fields: Fields, at_us: int, sent: Sent | None = None) -> bytes:
-    """Field versions of a record's version 1."""
+    """Return the field versions of a record's version 1, as JSON."""
     return advance(FieldVersions(since=0, since_at_us=at_us), None, fields, 1, at_us, sent)

@@ -1,6 +1,6 @@
-"""What the store holds, as the engine sees it: rows read under the locks and rows to write.
+"""The rows of the store: those that a batch reads under its locks, and those that it writes.
 
-Instants are microseconds since 1970-01-01 UTC (``_us``); ``data`` is compact UTF-8 JSON.
+Instants are microseconds since 1970-01-01 UTC (``_us``). ``data`` is compact UTF-8 JSON.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from engine.model.uploads import State as UploadState
 from engine.model.uploads import UploadRef
 from engine.wire.messages import Op
 
-#: What stands where there were files once. None would say that there never were any.
+#: The ``attachments`` of a record that has no files any longer. None means that it never had any.
 NO_FILES: Final = b"[]"
 
 
@@ -26,7 +26,7 @@ class RecordKey(NamedTuple):
 
 
 class EventKey(NamedTuple):
-    """The identity of an event; ``sent_at_us`` is the device's ``at`` as sent."""
+    """The identity of an event. ``sent_at_us`` is ``at`` as the device sent it."""
 
     tenant_id: int
     domain: str
@@ -35,14 +35,14 @@ class EventKey(NamedTuple):
 
 
 class IdempotencyKey(NamedTuple):
-    """An idempotency key: ``key_hash`` is 32 hex digits over device and key."""
+    """An idempotency key. ``key_hash`` is a hash of device and key, 32 hex digits."""
 
     tenant_id: int
     key_hash: str
 
 
 class OpenConflictRef(NamedTuple):
-    """The one open conflict that a device may have on a record."""
+    """The open conflict of a device on a record; there is one at most."""
 
     tenant_id: int
     device_id: str
@@ -65,7 +65,7 @@ class QuarantineRef(NamedTuple):
 
 
 class DeviceRecordKey(NamedTuple):
-    """The rejected items of one device on one record."""
+    """A device and a record: the items of this device on this record."""
 
     tenant_id: int
     device_id: str
@@ -74,14 +74,14 @@ class DeviceRecordKey(NamedTuple):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """The latest version of a record; ``data`` is None for a tombstone.
+    """The latest version of a record. ``data`` is None for a tombstone.
 
-    Every version from ``chain_from`` to ``version`` was written by ``device_id``; a version that is
-    nobody's (a settled conflict) has ``chain_from`` above ``version``. ``fields`` is the JSON of
-    the field versions (``engine.model.merge``), None where the domain was not merged by field.
-    ``attachments`` is the JSON array of the record's files, None where there never were any; a tombstone
-    keeps it. ``sent_at_us`` is the ``at`` of this version as its device sent it (``engine.plan.own_order``).
-    ``last_data`` is a tombstone's data before it was deleted, None where they are kept no longer.
+    ``device_id`` wrote every version from ``chain_from`` to ``version``. A version that a person wrote by
+    settling a conflict has ``chain_from`` above ``version``. ``fields`` is the JSON of the field versions
+    (``engine.model.merge``), None if it was written without ``field_merge``. ``attachments`` is the JSON
+    array of the record's files, None if it never had any; a tombstone keeps it. ``sent_at_us`` is the ``at``
+    of this version as its device sent it (``engine.plan.own_order``). ``last_data`` are a tombstone's data
+    before its deletion, None if they are kept no longer.
     """
 
     tenant_id: int
@@ -100,17 +100,17 @@ class Record(msgspec.Struct, frozen=True):
 
     @property
     def size_bytes(self) -> int:
-        """What a page or a batch handles of it."""
+        """The bytes of data and attachments."""
         return len(self.data or self.last_data or b"") + len(self.attachments or b"")
 
     @property
     def patch_base(self) -> bytes | None:
-        """The data that a conflicting patch applies to: of a tombstone its last ones, if they are kept."""
+        """The data that a conflicting patch applies to: the last data of a tombstone, if they are kept."""
         return self.last_data if self.data is None else self.data
 
 
 class Event(msgspec.Struct, frozen=True):
-    """An event; ``at_us`` is ``sent_at_us`` corrected by the device's clock offset."""
+    """An event. ``at_us`` is ``sent_at_us`` corrected by the device's clock offset."""
 
     tenant_id: int
     domain: str
@@ -122,9 +122,9 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class IdempotencyRecord(msgspec.Struct, frozen=True):
-    """The kept answer of one message: ``results`` is the JSON array of its results.
+    """The stored answer of one message. ``results`` is the JSON array of its results.
 
-    ``age_s`` is how long it was kept when it was read.
+    ``age_s`` is its age when it was read.
     """
 
     tenant_id: int
@@ -135,9 +135,9 @@ class IdempotencyRecord(msgspec.Struct, frozen=True):
 
 
 class HeldChange(msgspec.Struct, frozen=True):
-    """One change that waits for a person; ``data`` is the put's record or the patch, None for a delete.
+    """One change that waits for a person. ``data`` is the put's record or the patch, None for a delete.
 
-    ``base`` is None where the device knew of no record. ``at_us`` is corrected, ``sent_at_us`` as sent.
+    ``base`` is None if the device knew of no record. ``at_us`` is corrected, ``sent_at_us`` as sent.
     """
 
     op: Op
@@ -148,19 +148,19 @@ class HeldChange(msgspec.Struct, frozen=True):
 
 
 class Conflict(msgspec.Struct, frozen=True, kw_only=True):
-    """One conflict with both sides, as logged; ``outcome`` is ``open`` while it waits.
+    """One conflict with both sides, as logged. ``outcome`` is ``open`` until a person settles it.
 
-    ``client_data`` is the item's own data: the whole record for a put, the patch for a patch, None
-    for a delete. ``server_data`` are the fields of the record it met that it replaced; where the record was
-    left as it was, those that it would have replaced, the smallest of them if they are much
-    (``engine.plan.answers.KEPT_DATA_BYTES``). None is a tombstone; rows of earlier versions have the whole
-    record.
-    ``settled_*`` say how a person decided.
+    ``client_data`` are the item's own data: the whole record for a put, the patch for a patch, None for a
+    delete. ``server_data`` are the fields of the record that the change replaced. If the record was not
+    changed, they are the fields that the change would have replaced, only the smallest if there are many
+    (``engine.plan.answers.KEPT_DATA_BYTES``). None is a tombstone. Rows of earlier releases have the whole
+    record. ``settled_*`` tell how a person decided.
 
-    An item that joins an open conflict has a row of its own too: ``outcome`` is ``held``, ``held_in`` the
-    open one's id. That one then has in ``client_changes`` all that it holds (``engine.plan.held_changes``;
-    None while that is its own item) and in ``client_count`` how many changes it took in, those included that
-    a later put or delete dropped. ``client_sent_at_us`` is None in rows from before it was kept.
+    An item that joins an open conflict has a row of its own, too: ``outcome`` is ``held`` and ``held_in`` the
+    id of the open conflict. That conflict has all changes that it holds in ``client_changes``
+    (``engine.plan.held_changes``; None while its own item is the only one). Its ``client_count`` counts all
+    changes that joined it, also those that a later put or delete dropped. ``client_sent_at_us`` is None in
+    rows that were written before the field existed.
     """
 
     tenant_id: int
@@ -189,7 +189,7 @@ class Conflict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
-    """A rejected item, kept so that an operator can recover it; ``item`` is JSON text.
+    """A rejected item, kept so that an operator can retry it. ``item`` is JSON text.
 
     It came at ``at_us``, when the server's clock was ``clock_offset_us`` ahead of the device's.
     """
@@ -207,11 +207,11 @@ class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TenantUsage(msgspec.Struct):
-    """Rows and bytes that a tenant holds, or may hold, or by which that changes.
+    """Rows and bytes of a tenant: what it holds, what it may hold, or a change of what it holds.
 
     ``record_bytes`` are data, last data and field versions. ``conflict_bytes`` are both sides of all
-    conflicts, ``answer_bytes`` those of kept answers. ``future_event_rows`` are events that were dated more
-    than a day ahead when they came; the store counts them anew as time passes.
+    conflicts, ``answer_bytes`` the stored answers. ``future_event_rows`` are events that were dated more than
+    a day ahead when they came; the store counts them again as time passes.
     """
 
     record_rows: int = 0
@@ -231,18 +231,18 @@ class TenantUsage(msgspec.Struct):
         return msgspec.structs.astuple(self)
 
     def copy(self) -> TenantUsage:
-        """Return one of its own."""
+        """Return a copy."""
         return TenantUsage(*msgspec.structs.astuple(self))
 
 
 class ReadSet(msgspec.Struct):
-    """What one batch needs locked and read. ``tenants`` is ascending and without doubles.
+    """The tenants that a batch locks and the rows that it reads. ``tenants`` is ascending, each once.
 
-    ``keys`` are looked for in the last two days, ``old_keys``, which are among them, in older days as well.
-    ``duplicates`` are uploads of which those with the same content and name on the same record are asked.
-    ``recovering`` are quarantined items of which it is asked whether they are there.
-    ``usage_above`` are numbers in the order of ``TenantUsage``: the usage of a tenant that holds no more than
-    these need not be told; where there are none, that of all is.
+    ``keys`` are looked up in the last two days, ``old_keys``, a part of them, in older days, too. For
+    ``duplicates`` the store finds uploads with the same content and name on the same record. For
+    ``rejected_before`` it finds the first quarantined item, and for ``recovering`` whether the item is in the
+    quarantine. ``usage_above`` are numbers in the order of ``TenantUsage``: a tenant's usage is read only if
+    one of its numbers is higher. If it is empty, all usage is read.
     """
 
     tenants: list[int]
@@ -260,11 +260,11 @@ class ReadSet(msgspec.Struct):
 
 
 class Snapshot(msgspec.Struct):
-    """What the store answered to ``ReadSet``; what does not exist is missing from the dicts.
+    """The rows that the store found for a ``ReadSet``. Rows that do not exist are missing.
 
-    ``duplicates`` are the others, of which there is a file, also of one device; ``uploads`` has their states.
-    ``rejected_before`` has the quarantine_id of the first item. ``usage`` is what tenants hold, of those
-    that hold more than was asked for.
+    ``duplicates`` are the other uploads of any device whose file is the same; ``uploads`` has their
+    states, too. ``rejected_before`` has the quarantine_id of the first item. ``usage`` has the tenants above
+    ``ReadSet.usage_above``.
     """
 
     seqs: dict[int, int]
@@ -281,10 +281,10 @@ class Snapshot(msgspec.Struct):
 
 
 class WriteSet(msgspec.Struct):
-    """What one batch writes, at most one row per identity. ``seqs`` are the counters' new values.
+    """The rows that one batch writes, one per identity at most. ``seqs`` are the counters' new values.
 
-    ``conflicts`` are inserted or, by (tenant_id, conflict_id), replaced; ``recovered`` leave the quarantine.
-    ``uploads`` are the states that finished uploads move to. ``usage`` is by how much tenants hold more.
+    ``conflicts`` are inserted or, by (tenant_id, conflict_id), replaced. ``recovered`` are removed from the
+    quarantine. ``uploads`` are new states of finished uploads. ``usage`` is how much more each tenant holds.
     """
 
     seqs: dict[int, int]

@@ -1,4 +1,4 @@
-"""A customer, and the policies that are set for it."""
+"""A tenant, and the policies that are set for it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from engine.model.domains import DomainPolicy
 
 
 class Reused(msgspec.Struct, frozen=True):
-    """When the tenant of a used name was made, and when the last tenant of the name was removed before that.
+    """For a name that was used before: when its tenant was made, and when the one before was removed.
 
-    Both in seconds since 1970, by the database's clock.
+    Both are seconds since 1970 by the database's clock.
     """
 
     made_s: int
@@ -18,7 +18,7 @@ class Reused(msgspec.Struct, frozen=True):
 
 
 class Tenant(msgspec.Struct, frozen=True):
-    """A customer: the wall that nothing crosses. ``reused`` is None for a name that no other tenant had."""
+    """A customer. No tenant sees another's data. ``reused`` is None if the name had no tenant before."""
 
     tenant_id: int
     name: str
@@ -26,7 +26,7 @@ class Tenant(msgspec.Struct, frozen=True):
 
 
 class TenantPolicies(msgspec.Struct, frozen=True):
-    """A tenant and the policies set for it; domains that are missing follow the defaults."""
+    """A tenant and the policies that are set for it. All other domains have the default policy."""
 
     tenant: Tenant
     own: dict[str, DomainPolicy]

@@ -1,4 +1,4 @@
-"""Who may send how much, and what is refused when more comes than can be stored. Time is an argument."""
+"""Rates of messages, and when a refused device may come again. Time is an argument."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Final
 
 import msgspec
 
-#: From here on a message counts for more than one; those of ordinary devices stay far below.
+#: A message that takes longer counts as several; those of ordinary devices take far less.
 EXPENSIVE_S: Final = 0.01
-#: So many bytes of a message count for one message more: 1 KB that inflates to 1 MiB counts for 17.
+#: Each time this many bytes of a message count as one more: 1 KB that inflates to 1 MiB counts as 17.
 COUNTED_BYTES: Final = 1 << 16
 _MINUTE_S: Final = 60.0
 
 
 class TokenBucket(msgspec.Struct):
-    """``tokens`` as of ``at_s``; a full bucket holds one minute's worth.
+    """``tokens`` as of ``at_s``. A full bucket holds those of one minute.
 
-    ``taken`` counts what a device sent in its tenant's ``minute`` (``TenantRates``).
+    ``taken`` counts the messages of a device in its tenant's ``minute`` (``TenantRates``).
     """
 
     tokens: float
@@ -41,17 +41,17 @@ class TokenBucket(msgspec.Struct):
         return max(1, math.ceil((1.0 - tokens) * 60_000 / per_minute))
 
     def weigh(self, size_bytes: int) -> None:
-        """Take a further token for each ``COUNTED_BYTES`` of a message, as they are once inflated."""
+        """Take one more token for each ``COUNTED_BYTES`` of a message, counted after inflating."""
         self.tokens -= size_bytes // COUNTED_BYTES
 
     def charge(self, spent_s: float) -> None:
-        """Take a token for each millisecond that a laborious message kept everybody waiting."""
+        """Take a token for each millisecond of an expensive message, which blocked the event loop."""
         if spent_s > EXPENSIVE_S:
             self.tokens -= spent_s * 1000
 
 
 class _TenantRate(msgspec.Struct):
-    """A tenant's bucket, and how many devices spoke in its minute, which has a number, and in the last."""
+    """A tenant's bucket, the number of its minute, and how many devices sent in this minute and the last."""
 
     bucket: TokenBucket
     ends_s: float
@@ -61,10 +61,11 @@ class _TenantRate(msgspec.Struct):
 
 
 class TenantRates:
-    """A bucket for each tenant, for all of its devices on this process together.
+    """One bucket per tenant, for all of its devices on this process.
 
-    An empty bucket refuses no device that sent less than its equal part in this minute, so that one device
-    takes nothing from the others. So a tenant may get twice its rate while its devices change places.
+    An empty bucket refuses no device that sent less than its equal share in this minute, so that one device
+    takes nothing from the others. A tenant whose devices take turns at sending may so get up to twice its
+    rate.
     """
 
     def __init__(self, messages_per_minute: int) -> None:
@@ -92,13 +93,13 @@ class TenantRates:
 
 
 def retry_soon_ms() -> int:
-    """Return when to come again after something that is over in a moment, so that not all come at once."""
+    """Return the wait after a short problem: 0.5 to 1.5 s at random, so that devices come apart."""
     return random.randint(500, 1500)
 
 
 def retry_later_ms() -> int:
-    """Return when to come again after something that a person has to mend, such as a full disk.
+    """Return the wait after a problem that a person has to solve, such as a full disk: 45 to 90 s at random.
 
-    A minute or so: each try costs the device's line a chunk, and a disk does not empty itself in a second.
+    Each try costs the device a chunk of its connection, and a disk does not empty itself in a second.
     """
     return random.randint(45_000, 90_000)

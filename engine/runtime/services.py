@@ -1,7 +1,7 @@
-"""Structured concurrency: one task group owns every long-lived task, and nothing is fire-and-forget.
+"""Structured concurrency: one task group owns every long-lived task.
 
-A service that ends on its own or fails takes the whole process down, so that whoever supervises it
-starts it afresh instead of running on with a part missing.
+A service that fails or ends by itself ends the whole process. Its supervisor then starts it again, so that it
+does not run on with a part missing.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Final, NamedTuple
 import anyio
 import structlog
 
-#: When the time is used up, those whose turn it is not yet have this long to take leave.
+#: After the drain time is used up, each remaining service has this long to drain.
 _LAST_WORDS_S: Final = 2.5
 
 _log = structlog.get_logger()
 
 
 class Service(NamedTuple):
-    """Something that runs until cancelled.
+    """A part of the process that runs until cancelled.
 
-    ``drain`` lets it finish what it accepted; it is called while all services still run.
+    ``drain`` finishes what the service accepted. It is called while all services still run.
     """
 
     name: str
@@ -31,15 +31,20 @@ class Service(NamedTuple):
 
 
 class ServiceEndedError(Exception):
-    """A service returned although nobody stopped it."""
+    """A service ended by itself."""
 
 
 @asynccontextmanager
 async def running(services: Sequence[Service], drain_s: float) -> AsyncIterator[None]:
-    """Run services in the order given; on leaving drain them in that order, then stop them all.
+    """Run services in the given order. On exit drain them in that order, then stop all of them.
 
-    What is not drained after ``drain_s`` in total is stopped where it stands, though whoever comes
-    behind it has a last moment. Raises the failure of a service in an exception group.
+    Args:
+        services: The services.
+        drain_s: The time for all drains together. A service that is not drained then is stopped; those after
+            it still get a short time each.
+
+    Raises:
+        ExceptionGroup: A service failed.
     """
     async with anyio.create_task_group() as group:
         for service in services:

@@ -1,1 +1,1 @@
-"""The wire contract: messages, errors, values and their encodings; pure, imports nothing of the engine."""
+"""The wire contract: messages, errors, values and their encodings. Pure; imports nothing of the engine."""

@@ -1,7 +1,7 @@
-"""Frames to requests and answers to frames, in JSON and in MessagePack.
+"""Decodes frames to requests and encodes answers to frames, in JSON and in MessagePack.
 
-Inside, every answer is JSON bytes; MessagePack is transcoded at the edge. What msgspec takes more
-generously than the contract allows (depth, lone surrogates) is checked here.
+Inside the server every answer is JSON; it is converted to MessagePack at the edge. msgspec accepts deeper
+nesting and lone surrogates, which the contract does not allow; both are checked here.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ _ESCAPE = re.compile(
     rb"|u([dD][89a-fA-F][0-9a-fA-F]{2})|.)",
     re.DOTALL,
 )
-#: How nearly every client begins a request; the rest of it need not be looked at to refuse it.
+#: The first bytes of a request of nearly every client. A message can be refused by them alone.
 _HEAD = re.compile(rb'\{"type":"([a-z]{1,16})","id":"([ !#-\[\]-~]{1,64})"[,}]')
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
-#: The integers of a double that stand for themselves alone.
+#: Every integer up to this is exact as a double.
 _EXACT = 2**53
 _decode_any = json_decoder().decode
 _TYPES = frozenset(str(kind.__struct_config__.tag) for kind in get_args(Request))
 
 
 class _Head(msgspec.Struct):
-    """Just enough of a refused frame to answer it."""
+    """The fields of a refused frame that its answer needs."""
 
     type: Any = None
     id: Any = None
 
 
 class _Glimpse(msgspec.Struct):
-    """Type and id alone: what else a frame holds, even in their places, is passed over unbuilt."""
+    """Type and id only: the decoder skips everything else without building it."""
 
     type: str | None = None
     id: str | None = None
 
 
 class _Numbers(msgspec.Struct):
-    """Every field of a request or an item that is an integer: just enough to find a float in its place."""
+    """Every integer field of a request or an item, to find the floats in their place."""
 
     base: int | float | None = None
     changes: int | float | None = None
@@ -57,21 +57,21 @@ class _Numbers(msgspec.Struct):
 
 
 class _Names(msgspec.Struct):
-    """Just enough of a refused item to name it."""
+    """The fields of a refused item that name it."""
 
     domain: Any = None
     id: Any = None
 
 
 class MalformedError(SyncError):
-    """A frame that is no message at all; ten in a row close the connection."""
+    """A frame that is no message. Ten in a row close the connection."""
 
     def __init__(self, message: str) -> None:
         super().__init__("malformed", message)
 
 
 class Codec:
-    """One of the two encodings. ``binary`` says which kind of WebSocket frame carries it."""
+    """One of the two encodings. ``binary``: its WebSocket frames are binary, not text."""
 
     def __init__(self, name: Literal["json", "msgpack"]) -> None:
         self.name: Final = name
@@ -91,7 +91,7 @@ class Codec:
         self.any = make()
 
     def check_depth(self, frame: bytes) -> None:
-        """Refuse what nests too deep or too densely, before anything decodes it. Raises MalformedError."""
+        """Refuse a frame that nests too deep or too densely, before it is decoded. Raises MalformedError."""
         fault = msgpack_nesting_fault(frame) if self.binary else json_nesting_fault(frame)
         if fault is not None:
             raise MalformedError(fault)
@@ -99,8 +99,10 @@ class Codec:
     def decode(self, frame: bytes) -> Request:
         """Decode one message.
 
-        Raises MalformedError, or SyncError ``unknown_type`` or ``invalid_message`` naming the field, with
-        the message's id in ``details["id"]`` where it could be read.
+        Raises:
+            MalformedError: The frame is no message.
+            SyncError: ``unknown_type``, or ``invalid_message`` with the name of the field. ``details["id"]``
+                is the message's id, if it can be read.
         """
         self.check_depth(frame)
         return self._decoded(frame)
@@ -111,7 +113,7 @@ class Codec:
         return self._decoded(frame)
 
     def check_depth_steps(self, frame: bytes) -> Generator[None, None, None]:
-        """Do as ``check_depth`` in steps."""
+        """Check a large frame as ``check_depth`` does, in steps."""
         if self.binary:
             fault = yield from msgpack_nesting_steps(frame)
         else:
@@ -126,10 +128,10 @@ class Codec:
         except msgspec.ValidationError as error:
             try:
                 self._raw.decode(frame)
-            except msgspec.DecodeError as fault:  # it goes wrong further on, too: no message at all
+            except msgspec.DecodeError as fault:  # the rest of the frame is broken, too: it is no message
                 return self._second_look(frame, fault)
             whole = self._with_integers(frame)
-            if whole is None or whole.get("type") == "sync":  # which has no integers outside of its items
+            if whole is None or whole.get("type") == "sync":  # a sync has integers in its items only
                 raise self._refusal(frame, error) from None
             try:
                 request: Request = msgspec.convert(whole, Request)
@@ -151,10 +153,13 @@ class Codec:
         return item
 
     def _with_integers(self, encoded: bytes | msgspec.Raw) -> dict[str, Any] | None:
-        """Decode a request or an item with integers where it has floats such as 4.0 in their place.
+        """Decode a request or an item with floats such as 4.0 replaced by integers.
 
-        Gson, Lua and JavaScript's MessagePack know one kind of number. None if that mends nothing. Only what
-        the typed decoder refused comes here: who sends integers pays nothing.
+        Gson, Lua and JavaScript's MessagePack know only one kind of number. This is called only after the
+        typed decoder refused, so clients that send integers pay nothing.
+
+        Returns:
+            The decoded object, None if there is no such float or the object cannot be decoded.
         """
         try:
             numbers = self._numbers.decode(encoded)
@@ -165,9 +170,12 @@ class Codec:
             return None
 
     def peek(self, frame: bytes) -> tuple[str, str] | None:
-        """Read the type and id of a request and nothing else; None where that is not to be had so cheaply.
+        """Read only the type and the id of a request, at little cost.
 
-        The depth is not looked at: that may cost a hundred times as much, and nothing here is built.
+        The depth is not checked: that can cost a hundred times as much, and nothing is built here.
+
+        Returns:
+            Type and id, None if they cannot be read or are invalid.
         """
         if not self.binary:
             match = _HEAD.match(frame)
@@ -183,7 +191,11 @@ class Codec:
         return (kind, request_id) if 1 <= len(request_id) <= 64 else None
 
     def _second_look(self, frame: bytes, error: Exception) -> Request:
-        """A lone surrogate is the fault of its item alone: stand U+0000 in, which no item may hold."""
+        """Decode a frame with lone surrogates replaced by U+0000.
+
+        No item may contain U+0000, so only the items with a lone surrogate are refused, and not the whole
+        message.
+        """
         if not self.binary and rb"\u" in frame:
             cleaned = _ESCAPE.sub(_without_lone_surrogate, frame)
             if cleaned != frame:
@@ -204,7 +216,7 @@ class Codec:
         return refusal
 
     def encode_steps(self, body: bytes) -> Generator[None, None, bytes]:
-        """Turn a large answer's JSON into this encoding, in steps."""
+        """Convert a large answer from JSON to this encoding, in steps."""
         if not self.binary:
             return body
         value = yield from decode_in_pieces(body)
@@ -212,7 +224,7 @@ class Codec:
         return msgspec.msgpack.encode(value)
 
     def encode(self, body: bytes) -> bytes:
-        """Turn an answer's JSON into this encoding."""
+        """Convert an answer from JSON to this encoding."""
         return msgspec.msgpack.encode(_decode_any(body)) if self.binary else body
 
 
@@ -221,7 +233,7 @@ def _is_whole(value: object) -> bool:
 
 
 def sentence(error: msgspec.ValidationError) -> str:
-    """Say a validation error with its field in front."""
+    """Return the sentence of a validation error, with the field in front."""
     match = _PATH.match(str(error))
     assert match is not None
     what, path = match["what"], match["path"]
@@ -229,7 +241,7 @@ def sentence(error: msgspec.ValidationError) -> str:
 
 
 def _without_stand_in(request: Request) -> Request:
-    """Refuse an envelope that held a lone surrogate: its stand-in makes different keys or ids one."""
+    """Refuse an envelope with a lone surrogate: replaced by U+0000, different keys or ids would be equal."""
     for name in request.__struct_fields__:
         value = getattr(request, name)
         texts = value if isinstance(value, list) else [value]

@@ -1,4 +1,4 @@
-"""Every error a device can be told: one table of code, HTTP status, retryable, cause and remedy."""
+"""Every error that a device can get: one table of code, HTTP status, retryable, cause and remedy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 
 class ErrorKind(msgspec.Struct, frozen=True):
-    """One row of the error table. ``http`` is None for codes that only items carry."""
+    """One row of the error table. ``http`` is None for codes of items."""
 
     code: str
     http: int | None
@@ -255,9 +255,9 @@ ERRORS: Final = _table(
 
 
 class SyncError(Exception):
-    """A message refused as a whole, with a code of ``ERRORS``.
+    """A message was refused as a whole, with a code of ``ERRORS``.
 
-    ``details`` are further fields for the error body (``retry_after_ms``, ``version``, ``data``).
+    ``details`` are further fields of the answer (``engine.wire.messages.Error``).
     """
 
     def __init__(self, code: str, message: str, **details: object) -> None:

@@ -1,6 +1,7 @@
-"""Every message of wire contract version 1: what a device sends and what it is answered.
+"""Every message of wire contract version 1: requests of a device, and the server's answers.
 
-Frozen msgspec Structs tagged by ``type``. Payloads (``data``) stay ``Raw`` where they only pass through.
+Frozen msgspec Structs tagged by ``type``. ``data`` is ``Raw`` where the server passes it on without reading
+it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ MSGPACK_SUBPROTOCOL = "tidemark.v1.msgpack"
 
 RequestId = Annotated[str, Meta(min_length=1, max_length=64)]
 Key = Annotated[str, Meta(min_length=1, max_length=128)]
-#: Text that is looked up or kept in the database, which has no place for U+0000.
+#: Text that is compared or stored in the database, which refuses U+0000.
 Name = Annotated[str, Meta(max_length=255, pattern="^[^\\x00]*$")]
 Instant = Annotated[datetime, Meta(tz=True)]
 Op = Literal["put", "patch", "delete", "append"]
@@ -26,13 +27,13 @@ Winner = Literal["client", "server", "merged"]
 Status = Literal["applied", "unchanged", "resolved", "conflict", "rejected"]
 
 
-# -- what a device sends ----------------------------------------------------------------------
+# -- requests ---------------------------------------------------------------------------------
 
 
 class Hello(msgspec.Struct, frozen=True, tag_field="type", tag="hello"):
-    """A device introduces itself; never answered.
+    """A device introduces itself. There is no answer.
 
-    ``server_time`` is the latest that the connection had told it when it read its ``clock``.
+    ``server_time`` is the latest that the device had got on the connection when it read its ``clock``.
     """
 
     app_version: Name | None = None
@@ -42,9 +43,9 @@ class Hello(msgspec.Struct, frozen=True, tag_field="type", tag="hello"):
 
 
 class Sync(msgspec.Struct, frozen=True, tag_field="type", tag="sync"):
-    """Push changes. ``items`` is the raw array: its bytes are what a retry must repeat.
+    """Push changes. ``items`` is the raw array: a retry must repeat its bytes.
 
-    ``id`` is required on a socket and absent over HTTP; ``clock`` is read over HTTP alone.
+    ``id`` is required on a socket and absent over HTTP. ``clock`` is read only over HTTP.
     """
 
     key: Key
@@ -67,7 +68,7 @@ class Item(msgspec.Struct, frozen=True):
 
 
 class Pull(msgspec.Struct, frozen=True, tag_field="type", tag="pull"):
-    """Ask for one page of the feed. The names in ``domains`` are checked with the cursor, once counted."""
+    """Ask for one page of the feed. ``domains`` is checked with the cursor."""
 
     id: RequestId
     cursor: str | None = None
@@ -76,7 +77,7 @@ class Pull(msgspec.Struct, frozen=True, tag_field="type", tag="pull"):
 
 
 class Subscribe(msgspec.Struct, frozen=True, tag_field="type", tag="subscribe"):
-    """Ask for the backlog after a cursor, then for every change as it happens."""
+    """Ask for all changes after a cursor, then for every change as it happens."""
 
     id: RequestId
     cursor: str | None = None
@@ -91,10 +92,10 @@ class Unsubscribe(msgspec.Struct, frozen=True, tag_field="type", tag="unsubscrib
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag_field="type", tag="heartbeat"):
-    """A sign of life with facts of the device.
+    """The device is alive, and some facts about it.
 
-    ``battery`` is 0 to 1. It and ``storage_free_mb`` count as missing when they are negative: with -1 Android
-    and iOS say that they do not know. ``clock`` and ``server_time`` are as in ``hello``.
+    ``battery`` is 0 to 1. A negative ``battery`` or ``storage_free_mb`` counts as missing: Android and iOS
+    use -1 for an unknown value. ``clock`` and ``server_time`` are as in ``hello``.
     """
 
     id: RequestId
@@ -117,7 +118,7 @@ class Conflicts(msgspec.Struct, frozen=True, tag_field="type", tag="conflicts"):
 
 
 class Resolve(msgspec.Struct, frozen=True, tag_field="type", tag="resolve"):
-    """Settle a conflict on the server version, and the count of changes, that the decision was made on."""
+    """Settle a conflict. ``version`` and ``changes`` are those that the decision was made on."""
 
     id: RequestId
     conflict_id: Name
@@ -130,7 +131,7 @@ class Resolve(msgspec.Struct, frozen=True, tag_field="type", tag="resolve"):
 Request = Hello | Sync | Pull | Subscribe | Unsubscribe | Heartbeat | Conflicts | Resolve
 
 
-# -- what a device is answered; ``id`` is left out where the request had none, over HTTP ------
+# -- answers; ``id`` is left out if the request had none, over HTTP ----------------------------
 
 
 class ItemError(msgspec.Struct, frozen=True):
@@ -141,9 +142,9 @@ class ItemError(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one item; fields that do not apply are left out of the answer.
+    """The result of one item. Fields that do not apply are left out.
 
-    ``domain`` and ``id`` repeat the item's, or are null where it named none.
+    ``domain`` and ``id`` are those of the item, null if it had none.
     """
 
     domain: str | None
@@ -190,7 +191,7 @@ class Error(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="er
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Bounds that the server holds a device to."""
+    """The limits of a device."""
 
     frame_bytes: int
     items: int
@@ -199,9 +200,9 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Welcome(msgspec.Struct, frozen=True, tag_field="type", tag="welcome"):
-    """The server's greeting, the first message of every connection.
+    """The server's first message on every connection.
 
-    ``policies`` names the record domains, ``events`` the others.
+    ``policies`` has the record domains with their policies, ``events`` the event domains.
     """
 
     session: str
@@ -214,7 +215,7 @@ class Welcome(msgspec.Struct, frozen=True, tag_field="type", tag="welcome"):
 
 
 class Attachment(msgspec.Struct, frozen=True):
-    """A file of a record, to be read at ``/v1/files/{file_id}``; ``device_id`` sent it, ``at`` says when."""
+    """A file of a record. It is read at ``/v1/files/{file_id}``. ``device_id`` sent it at ``at``."""
 
     file_id: str
     filename: str
@@ -226,9 +227,9 @@ class Attachment(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """One version of a record in the feed; ``data`` is null for a tombstone.
+    """One version of a record in the feed. ``data`` is null for a tombstone.
 
-    ``attachments`` is an array of ``Attachment``, left out where the record has none.
+    ``attachments`` is an array of ``Attachment``, left out if the record has none.
     """
 
     domain: str
@@ -257,7 +258,7 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="
 
 
 class HeartbeatAck(msgspec.Struct, frozen=True, tag_field="type", tag="heartbeat_ack"):
-    """Answer to ``heartbeat``; ``health_score`` is 0 to 100."""
+    """Answer to ``heartbeat``. ``health_score`` is 0 to 100."""
 
     id: str | UnsetType
     server_time: str
@@ -265,16 +266,16 @@ class HeartbeatAck(msgspec.Struct, frozen=True, tag_field="type", tag="heartbeat
 
 
 class ServerSide(msgspec.Struct, frozen=True):
-    """The server's record as it stands now."""
+    """The server's record now."""
 
     version: int
     data: Raw | None
 
 
 class ClientSide(msgspec.Struct, frozen=True):
-    """What waits; ``data`` is the record as it would stand if it won.
+    """The device's changes. ``data`` is the record if they win.
 
-    ``base`` is that of the first change, ``at`` that of the last, ``changes`` how many the device made.
+    ``base`` is that of the first change, ``at`` that of the last, ``changes`` their number.
     """
 
     base: int | None
@@ -298,7 +299,7 @@ class OpenConflict(msgspec.Struct, frozen=True):
 
 
 class ConflictList(msgspec.Struct, frozen=True, tag_field="type", tag="conflicts"):
-    """Answer to ``conflicts``; ``after`` continues the list, null at its end."""
+    """Answer to ``conflicts``. ``after`` continues the list; null at its end."""
 
     id: str | UnsetType
     conflicts: list[OpenConflict]
@@ -306,9 +307,9 @@ class ConflictList(msgspec.Struct, frozen=True, tag_field="type", tag="conflicts
 
 
 class DomainInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One domain's rules; what is about conflicts is left out for events.
+    """The rules of one domain. Event domains have no fields about conflicts.
 
-    ``status`` maps each declared value to those one step away.
+    ``status`` maps each declared value to the values that may follow it.
     """
 
     kind: Literal["record", "event"]

@@ -1,11 +1,11 @@
-"""How deep a message nests and how many containers it has, before anything recurses into it.
+"""How deep a message nests and how many objects and arrays it has, before anything recurses into it.
 
-Both checks take time in proportion to the frame, whatever it holds. What is no message at all may pass:
-the decoder refuses it.
+Both checks take time in proportion to the frame's length, whatever its content. A frame that is no message
+may pass: the decoder refuses it.
 
-The nesting of MessagePack is told from its decoded values where it decodes, which is five times as fast as to
-go through its bytes one value after another. msgspec itself refuses more than about 1,000 levels. Where one
-value of many does not decode, only its item is at fault, so the bytes are gone through.
+For MessagePack that decodes, the depth is taken from its decoded values: this is five times as fast as
+reading its bytes value by value. msgspec itself refuses more than about 1,000 levels. If one value does not
+decode, only its item is at fault, so then the bytes are read.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import msgspec
 from engine.wire.steps import run_steps
 
 MAX_DEPTH: Final = 32
-#: Each array and object costs 0.3 µs until it is stored, also an empty one of one byte in MessagePack. Each
-#: so counts as some bytes of the message. The densest that devices send are pairs of small integers, three
-#: bytes of MessagePack, and objects of one member, which take four.
+#: Each array and object costs 0.3 µs until it is stored, even an empty one, which is one byte of MessagePack.
+#: So each counts as some bytes of the message. The densest that devices send are pairs of small integers,
+#: three bytes of MessagePack, and objects of one member, four bytes.
 ARRAY_BYTES: Final = 3
 OBJECT_BYTES: Final = 4
-#: What they may pass the message's own bytes by.
+#: The counted bytes may exceed the message's length by this much.
 FREE_BYTES: Final = 3000
 
-#: Possessive, and an unterminated string matches too: each byte is looked at once.
+#: Possessive, and an unterminated string matches, too: so each byte is read once.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _NOT_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
 _NOT_MARKS = _NOT_BRACKETS.replace(b'"', b"")
@@ -38,7 +38,7 @@ _TO_SQUARE = bytes.maketrans(b"{}", b"[]")
 _STEPS = bytes.maketrans(b"[]", b"\x01\xff")
 #: Frames up to this size nearly always have few brackets.
 _SMALL_BYTES: Final = 4096
-#: Levels taken away together, which is ten times as fast as counting for messages that are not deep.
+#: Levels that are removed together: ten times as fast as counting, for messages that are not deep.
 _ROUNDS = 6
 
 
@@ -54,12 +54,12 @@ def _too_dense(containers_bytes: int, frame: bytes) -> bool:
 
 
 def _brackets(frame: bytes) -> int:
-    """Count opening brackets by taking them out: half the price of counting where there are few."""
+    """Count opening brackets by removing them: half the cost of counting if there are few."""
     return len(frame) - len(frame.replace(b"{", b"").replace(b"[", b""))
 
 
 def json_nesting_fault(frame: bytes) -> str | None:
-    """Say that JSON nests deeper than ``MAX_DEPTH``, or holds too many objects and arrays."""
+    """Return the fault of JSON that nests too deep or has too many objects and arrays, None if it is fine."""
     if len(frame) <= _SMALL_BYTES and _brackets(frame) <= MAX_DEPTH:
         return None
     objects, arrays = frame.count(b"{"), frame.count(b"[")
@@ -67,11 +67,11 @@ def json_nesting_fault(frame: bytes) -> str | None:
         return None
     if b"\\" in frame:
         brackets = _STRING.sub(b"", frame).translate(None, _NOT_BRACKETS)
-    else:  # two quotes side by side may go: what is inside of texts stays so. Then hardly a text is left
+    else:  # removing two quotes in a row leaves the inside of texts inside; hardly any text is left then
         brackets = frame.translate(None, _NOT_MARKS).replace(b'""', b"")
         if b'"' in brackets:
             brackets = _STRING.sub(b"", brackets)
-    if _too_dense(objects * OBJECT_BYTES + arrays * ARRAY_BYTES, frame):  # unless they stand in texts
+    if _too_dense(objects * OBJECT_BYTES + arrays * ARRAY_BYTES, frame):  # some may be inside texts
         objects, arrays = brackets.count(b"{"), brackets.count(b"[")
         if _too_dense(objects * OBJECT_BYTES + arrays * ARRAY_BYTES, frame):
             return TOO_DENSE
@@ -105,22 +105,22 @@ _EXT = frozenset(range(0xC7, 0xCA))
 #: Values of one byte each that are no containers.
 _SCALAR = re.compile(rb"[\x00-\x7f\xa0\xc0\xc2\xc3\xe0-\xff]++")
 _SCALARS = frozenset(byte for byte in range(256) if _SCALAR.match(bytes((byte,))))
-#: How many of these in a row are looked for at once: so long a row is no pattern of a record's.
+#: Rows of scalars longer than this are skipped at once; the usual records have no longer ones.
 _RUN = 8
 
-#: Values that are gone through at a stretch: 3 ms.
+#: Values that are read in one step: 3 ms.
 _AT_ONCE = 1 << 13
 
 _decode = msgspec.msgpack.Decoder().decode
 
 
 def msgpack_nesting_fault(frame: bytes) -> str | None:
-    """Say that MessagePack nests deeper than ``MAX_DEPTH``, or holds too many objects and arrays."""
+    """Return the fault of MessagePack as ``json_nesting_fault`` does for JSON."""
     return run_steps(msgpack_nesting_steps(frame))
 
 
 def msgpack_nesting_steps(frame: bytes) -> Generator[None, None, str | None]:
-    """Do as ``msgpack_nesting_fault`` in steps: the longest, decoding 1 MiB, takes 30 ms."""
+    """Do the same in steps. The longest step, decoding 1 MiB, takes 30 ms."""
     perhaps = len(frame) - len(frame.translate(None, _CONTAINERS))  # a byte of a text may look like one
     if perhaps <= MAX_DEPTH:
         return None
@@ -136,7 +136,7 @@ def msgpack_nesting_steps(frame: bytes) -> Generator[None, None, str | None]:
 
 
 def _value_too_deep(value: Any) -> Generator[None, None, bool]:
-    """Look at the containers of one level together. Names of members do not count: only texts are allowed."""
+    """Return whether a value nests too deep, level by level. Names of members are texts and do not count."""
     inner = [value]
     for _ in range(MAX_DEPTH + 1):
         kinds = {*map(type, inner)}
@@ -198,6 +198,6 @@ def _fault_of_bytes(frame: bytes) -> Generator[None, None, str | None]:
 
 
 def _length(frame: bytes, at: int) -> tuple[int, int]:
-    """Read the length behind the first byte, and where what it counts begins."""
+    """Return the length after the first byte, and the position after it."""
     begin = at + 1 + _LENGTH[frame[at]]
     return int.from_bytes(frame[at + 1 : begin]), begin

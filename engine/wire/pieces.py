@@ -1,7 +1,7 @@
-"""Decoding of a large JSON value in pieces: msgspec decodes a value in one call, which nothing can part.
+"""Decodes a large JSON value in pieces, because one call of msgspec cannot be interrupted.
 
-Numbers that have to be read by a hook take 37 ns a byte, so 1 MiB of them would hold the loop for 38 ms.
-Arrays of small arrays take 25 ns, MessagePack at most 35, and stay whole.
+Numbers that are read by a hook take 37 ns a byte, so 1 MiB of them would block the event loop for 38 ms.
+Arrays of small arrays take 25 ns a byte and MessagePack at most 35; both are decoded whole.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import msgspec
 
 from engine.wire.floats import json_decoder
 
-#: Of a large message so many bytes are decoded and checked at a stretch, where they can be parted.
+#: The bytes of a large message that are decoded and checked in one step, where it can be divided.
 PIECE_BYTES: Final = 1 << 16
-#: An array whose inner arrays and objects have so many bytes each, more or less, is parted into its elements.
+#: An array is divided into its elements if its inner arrays and objects have about this many bytes each or
+#: more.
 _ELEMENT_BYTES: Final = 64
 
 _any = json_decoder().decode
@@ -60,7 +61,7 @@ def _each(raws: list[msgspec.Raw]) -> Generator[None, None, list[Any]]:
 
 
 def _flat(raw: bytes) -> Generator[None, None, list[Any]]:
-    """Decode an array of numbers and names such as ``null``: each comma parts two of them."""
+    """Decode an array of numbers and names such as ``null``: each comma separates two of them."""
     values: list[Any] = []
     at, end = 1, len(raw) - 1
     while at < end:

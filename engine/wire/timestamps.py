@@ -1,4 +1,4 @@
-"""Instants as integers: microseconds since 1970-01-01 UTC, and their RFC 3339 text."""
+"""Instants as integers, microseconds since 1970-01-01 UTC, and as RFC 3339 text."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ EARLIEST_US = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
 
 def to_us(instant: datetime) -> int:
-    """Microseconds since 1970-01-01 UTC of an aware datetime."""
+    """Return the microseconds since 1970-01-01 UTC of an aware datetime."""
     delta = instant - _EPOCH
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
 
 
 def to_text(instant_us: int) -> str:
-    """RFC 3339 in UTC, with microseconds only where there are any."""
+    """Return RFC 3339 text in UTC, with microseconds only if there are any."""
     moment = _EPOCH + timedelta(microseconds=instant_us)
     return moment.replace(tzinfo=None).isoformat() + "Z"
 
 
 def corrected_us(sent_us: int, clock_offset_us: int, now_us: int) -> int:
-    """Correct a device's instant by its clock offset, never later than the server's now."""
+    """Return a device's instant corrected by its clock offset, at most the server's now."""
     at_us = sent_us + clock_offset_us
     if at_us > now_us:
         return now_us

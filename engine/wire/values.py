@@ -1,7 +1,7 @@
-"""Which values a record may hold.
+"""Checks the values of a record.
 
-Small objects, of which nearly all records are made, are looked at value by value. Where there are many of a
-kind, as in a record of empty arrays, they are looked at together, which takes a fifth of the time.
+Small objects, which nearly all records are made of, are checked value by value. Many values of one level, as
+in a record of empty arrays, are checked together, which takes a fifth of the time.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, Final
 
 _INT_MIN: Final = -(2**63)
 _INT_MAX: Final = 2**63 - 1
-#: From so many values, or containers of one level, on they are looked at together.
+#: This many values, or containers of one level, are checked together.
 _MANY: Final = 32
 
-#: So many containers are looked at in a step.
+#: The containers that are checked in one step.
 _AT_ONCE: Final = 1 << 14
 
 _TEXT_FAULT: Final = "U+0000 and lone surrogates are not allowed"
@@ -32,7 +32,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def value_fault(data: dict[str, Any] | list[Any]) -> str | None:
-    """Return which rule of values decoded data breaks, None where they break none."""
+    """Return the rule of values that decoded data breaks, None if it breaks none."""
     todo: list[Any] = []
     if len(data) < _MANY:
         fault = _alone(data, todo)
@@ -51,10 +51,9 @@ def value_fault(data: dict[str, Any] | list[Any]) -> str | None:
 
 
 def unescaped_fault(data: dict[str, Any]) -> str | None:
-    """Do as ``value_fault`` for data of JSON without a backslash: no text in it can be at fault.
+    """Do the same for data of JSON without a backslash, whose texts need no check.
 
-    U+0000 stands in no text but as an escape, and infinity is refused by the decoder
-    (``engine.wire.floats``).
+    JSON can express U+0000 only as an escape, and the decoder refuses infinity (``engine.wire.floats``).
     """
     if len(data) >= _MANY:
         return value_fault(data)
@@ -71,7 +70,7 @@ def unescaped_fault(data: dict[str, Any]) -> str | None:
 
 
 def value_steps(data: dict[str, Any]) -> Generator[None, None, str | None]:
-    """Do as ``value_fault`` in steps, of about so many containers."""
+    """Do as ``value_fault`` in steps of about ``_AT_ONCE`` containers."""
     todo: list[Any] = [data]
     while todo:
         some, todo = todo[:_AT_ONCE], todo[_AT_ONCE:]
@@ -85,7 +84,7 @@ def value_steps(data: dict[str, Any]) -> Generator[None, None, str | None]:
 
 
 def _alone(node: Any, todo: list[Any]) -> str | None:
-    """Look at the members of one object or array, and add the containers in it to ``todo``."""
+    """Check the members of one object or array, and add the containers in it to ``todo``."""
     if type(node) is dict:
         try:
             if "\0" in "".join(node):
@@ -113,7 +112,7 @@ def _alone(node: Any, todo: list[Any]) -> str | None:
 
 
 def _together(nodes: list[Any]) -> tuple[str | None, list[Any]]:
-    """Look at the members of many objects and arrays, and return the fault or the containers in them."""
+    """Check the members of many objects and arrays. Returns the fault, or the containers in them."""
     if dict in {*map(type, nodes)}:
         maps: list[Any] = [node for node in nodes if type(node) is dict]
         try:
@@ -146,7 +145,7 @@ def _together(nodes: list[Any]) -> tuple[str | None, list[Any]]:
 
 
 def id_fault(record_id: str) -> str | None:
-    """Say which rule of ids a record's id breaks, if any."""
+    """Return the rule that a record's id breaks, None if it breaks none."""
     if not 1 <= len(record_id) <= MAX_ID_CHARS:
         return f"1 to {MAX_ID_CHARS} characters are required"
     if not record_id.isprintable() and _CONTROL.search(record_id):

@@ -22,7 +22,7 @@ from engine.runtime.settings import Settings
 from handlers.commands.deployment import DeploymentError
 from handlers.http.tokens import KeySet, UnusableKeyError
 from handlers.operate.logging import configure
-from handlers.server import ListenError, reserved
+from handlers.server import ListenError, reserve_ports
 from storage.bus.bus_messages import UnusableUrlError
 from storage.embedded.servers import Services
 from storage.postgres.hosts import reordered
@@ -62,7 +62,7 @@ def supervise(
     if server.probe_port:
         ports.append(server.probe_port)
     secret = secrets.token_hex(16)
-    with reserved(server.host, ports) as (port, *_):
+    with reserve_ports(server.host, ports) as (port, *_):
 
         def orders(settings: Settings, services: Services) -> Orders:
             server = replace(settings.server, port=port)

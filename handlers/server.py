@@ -21,15 +21,15 @@ from engine.runtime.open_requests import OpenRequests
 from engine.runtime.services import Service
 from engine.wire.errors import SyncError
 from handlers.http.authenticate import TICKET
-from handlers.http.caching import uncached
+from handlers.http.caching import no_store
 from handlers.http.counters import Traffic
 from handlers.http.edge_protocol import EdgeProtocol
 from handlers.http.errors import as_sync_error, error_body, http_status
-from handlers.http.expect import guard
+from handlers.http.expect import refuse_other_expectations
 from handlers.http.loop_watch import LoopWatch
 from handlers.http.response_headers import with_headers
 from handlers.http.unauthenticated import UnauthenticatedConnections
-from handlers.http.unread_body import close_without_answer, with_end
+from handlers.http.unread_body import close_if_body_unread, close_without_answer
 from handlers.sync.connections import Connections
 from handlers.sync.http_api import REQUEST_ID
 from handlers.sync.websocket import without_context_takeover
@@ -39,7 +39,7 @@ _BACKLOG = 4096
 _KEEP_ALIVE_S = 75.0
 _SHUTDOWN_S = 2.0
 _MOST_FIELD_BYTES = 32_768
-#: Taken by the library for every answer, also to what it cannot parse: its own names versions.
+#: The library sends this with every answer, also to requests that it cannot parse. Its own text has versions.
 web_response.SERVER_SOFTWARE = "Tidemark"  # type: ignore[attr-defined]
 _HTTP_CODES = {404: "not_found", 413: "too_large", 401: "unauthenticated", 403: "forbidden"}
 
@@ -58,10 +58,10 @@ def application(
         open_requests: Counts requests while they are open.
         body_bytes: The largest body of a message.
     """
-    app = web.Application(middlewares=[uncached, _errors(traffic, open_requests)], client_max_size=body_bytes)
+    app = web.Application(middlewares=[no_store, _errors(traffic, open_requests)], client_max_size=body_bytes)
     app.on_response_prepare.append(without_context_takeover)
     app.on_response_prepare.append(with_headers)
-    app.on_response_prepare.append(with_end)
+    app.on_response_prepare.append(close_if_body_unread)
     app.router.add_routes(routes)
     return app
 
@@ -135,7 +135,7 @@ class ListenError(Exception):
     def __init__(self, host: str, port: int, error: OSError) -> None:
         if error.errno is None or isinstance(error, socket.gaierror):
             reason = error.strerror or str(error)
-        else:  # without what the loop says beside it
+        else:  # without the text that the loop adds
             reason = os.strerror(error.errno)
         super().__init__(
             f"cannot listen on {host}:{port} ({reason}): end what listens there,"
@@ -144,11 +144,16 @@ class ListenError(Exception):
 
 
 @contextmanager
-def reserved(host: str, ports: Iterable[int]) -> Iterator[list[int]]:
-    """Reserve ports for processes that share them (SO_REUSEPORT); gives them, port 0 as the one it became.
+def reserve_ports(host: str, ports: Iterable[int]) -> Iterator[list[int]]:
+    """Reserve ports for processes that share them (SO_REUSEPORT).
 
-    Nobody else can listen there, not even at a moment when no process does. Raises ListenError where a
-    port is not free, also if its owner would share it.
+    No other program can listen there, not even while none of these processes listens.
+
+    Yields:
+        The ports; for port 0 the one that the system chose.
+
+    Raises:
+        ListenError: A port is not free, even if its owner would share it.
     """
     with ExitStack() as stack:
         yield [_reserve(host, port, stack) for port in ports]
@@ -167,7 +172,7 @@ def _reserve(host: str, port: int, stack: ExitStack) -> int:
                     held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 held.bind((address, port, *scope))
                 if holds:
-                    # Needed against connections of the time before alone: with it others could take the port.
+                    # It is only needed against earlier connections. Left on, others could take the port.
                     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
                     port = int(held.getsockname()[1])
                 else:
@@ -179,7 +184,7 @@ def _reserve(host: str, port: int, stack: ExitStack) -> int:
 
 
 class Listener(NamedTuple):
-    """Where devices come in; ``close`` lets nobody in any more, and those who are in stay."""
+    """A listening socket. ``close`` stops accepting; open connections stay."""
 
     port: int
     close: Callable[[], Awaitable[None]]
@@ -195,16 +200,25 @@ async def listening(
     unauthenticated: UnauthenticatedConnections,
     shared: bool = False,
 ) -> AsyncIterator[Listener]:
-    """Accept connections on a port, which port 0 leaves to the system.
+    """Accept connections.
 
-    A worker among several has a port of its own besides; with ``shared`` others may have the same ports, such
-    as the worker that takes its place. Raises ListenError.
+    Args:
+        app: The application.
+        host: The address to listen on.
+        port: The port; 0 lets the system choose.
+        own_port: A second port of this worker alone; None without one.
+        unauthenticated: Counts connections without a valid token, and bounds them.
+        shared: Whether other processes may listen on the same ports, such as the worker that replaces this
+        one.
+
+    Raises:
+        ListenError: A port is taken.
     """
     runner = EdgeRunner(
         app,
         unauthenticated,
         access_log=None,
-        # A file's name of 10,000 characters is refused in words, not with the connection.
+        # A file name of 10,000 characters is refused with an error, not by closing the connection.
         max_field_size=_MOST_FIELD_BYTES,
         auto_decompress=False,  # bodies are inflated after admission, bounded: handlers/sync/http_api.py
         handle_signals=False,
@@ -213,7 +227,7 @@ async def listening(
     )
     await runner.setup()
     assert runner.server is not None
-    guard(runner.server, app.middlewares)
+    refuse_other_expectations(runner.server, app.middlewares)
     ports = [port] if own_port is None else [port, own_port]
     try:
         sites = [

@@ -1,4 +1,4 @@
-"""From the headers of a request to a session, for sockets and HTTP alike."""
+"""From the headers of a request to a session, for sockets and for HTTP."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.runtime.read_limiter import Reader
 from engine.wire.codec import Codec
 from engine.wire.errors import SyncError
 from handlers.http.draining import Draining
-from handlers.http.edge_protocol import keep, pay, prove
+from handlers.http.edge_protocol import charge_request_to, count_for_device, mark_authenticated
 from handlers.http.loop_charges import LoopCharges
 from handlers.http.tokens import Verifier, device_claims, token_of
 
@@ -59,7 +59,7 @@ class Authenticator(msgspec.Struct, frozen=True):
         if tenant is None:
             raise SyncError("forbidden", "there is no such tenant")
         verifier.check_tenant(claims, tenant)
-        prove(request)
+        mark_authenticated(request)
         session = Session(
             tenant=tenant,
             device_id=device_id,
@@ -90,7 +90,7 @@ class Authenticator(msgspec.Struct, frozen=True):
         """
         loop = self.loop
         device = self.devices.get(session.tenant.tenant_id, session.device_id, loop.clock.monotonic_s())
-        pay(request, partial(loop.charge, device, f"{request.method} {request.path}"))
+        charge_request_to(request, partial(loop.charge, device, f"{request.method} {request.path}"))
         return device
 
 
@@ -121,7 +121,7 @@ class RequestGate(msgspec.Struct, frozen=True):
         session = await self.authenticator.authenticate(request, codec)
         tenant_id, device_id = session.tenant.tenant_id, session.device_id
         device = self.authenticator.charged_device(session, request)
-        keep(request, tenant_id, device_id)
+        count_for_device(request, tenant_id, device_id)
         self.draining.check_staying()
         loop = self.authenticator.loop
         now_s = loop.clock.monotonic_s()

@@ -17,7 +17,7 @@ VARY: Final = "Authorization, Origin"
 
 
 @web.middleware
-async def uncached(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def no_store(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Forbid caches to store an answer or a refusal, unless the answer has a ``Cache-Control`` of its own."""
     response = await handler(request)
     if not response.prepared:  # a socket, or a file, which says so

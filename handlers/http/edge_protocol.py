@@ -26,7 +26,7 @@ from engine.runtime.rate_limit import retry_soon_ms
 from engine.wire.errors import SyncError
 from handlers.http.errors import early_answer
 from handlers.http.metering import Bill, Payer
-from handlers.http.read_buffers import BoundedReads, drop, keep_as_usual, keep_little
+from handlers.http.read_buffers import BoundedReads, default_read_ahead, discard, limit_read_ahead
 from handlers.http.unauthenticated import SMALL_HEAD_BYTES, UnauthenticatedConnections
 
 #: Requests that may wait on one connection behind the present one. The library would keep 32 heads.
@@ -85,7 +85,7 @@ class EdgeProtocol(RequestHandler):
         self._last = False  # whether the connection ends with the next answer
         self._made_s = unauthenticated.clock_s() - began_s
 
-    def prove(self) -> None:
+    def mark_authenticated(self) -> None:
         """Note a valid token: from now on the bounds of its device and its tenant apply."""
         if self._address is not None:
             waiting_bytes = self._waiting_bytes
@@ -95,34 +95,34 @@ class EdgeProtocol(RequestHandler):
             self._bill.unauthenticated = False
             self._wait(waiting_bytes)
 
-    def keep(self, ticket: Ticket) -> None:
+    def count_for_device(self, ticket: Ticket) -> None:
         """Note that a device's request was admitted.
 
         The connection counts for its device. It ends with the answer if the device has too many connections.
         """
-        kept = self._unauthenticated.kept
-        if kept is None or self._kept == ticket:
+        device_connections = self._unauthenticated.device_connections
+        if device_connections is None or self._kept == ticket:
             return
-        self._keep_no_more()
+        self._stop_counting()
         try:
-            kept.enter(ticket)
+            device_connections.enter(ticket)
         except SyncError:
             self._last = True
         else:
             self._kept = ticket
 
-    def pay(self, payer: Payer) -> None:
-        """Have a device pay for the request that is handled, its head and its answer included."""
-        self._bill.pay(payer)
+    def charge_request_to(self, payer: Payer) -> None:
+        """Charge a device for the present request, with its head and its answer."""
+        self._bill.charge_to(payer)
 
     def read_on(self) -> None:
         """Read the rest of a body at full speed."""
         if self._reads is not None:
             self._reads.grow()
 
-    def _keep_no_more(self) -> None:
-        if self._kept is not None and self._unauthenticated.kept is not None:
-            self._unauthenticated.kept.leave(self._kept)
+    def _stop_counting(self) -> None:
+        if self._kept is not None and self._unauthenticated.device_connections is not None:
+            self._unauthenticated.device_connections.leave(self._kept)
             self._kept = None
 
     # -- as the library calls it ----------------------------------------------------------------
@@ -146,12 +146,12 @@ class EdgeProtocol(RequestHandler):
             self._begin()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Count it no more."""
+        """Stop counting it."""
         self._lost = True
         self._forget()
         self._bill.settle()
-        self.prove()
-        self._keep_no_more()
+        self.mark_authenticated()
+        self._stop_counting()
         _cancel(self._head_timer)
         _cancel(self._unread_timer)
         if self._began:
@@ -160,7 +160,7 @@ class EdgeProtocol(RequestHandler):
             self.transport = None
 
     def data_received(self, data: bytes) -> None:
-        """Take what came: frames go straight on, heads are counted until they are whole."""
+        """Pass frames on; count the bytes of heads until they are complete."""
         parser = self._payload_parser
         if parser is not None and self._data_received_cb is None:
             if not (self._force_close or self._close):
@@ -177,17 +177,17 @@ class EdgeProtocol(RequestHandler):
 
     def _take_in(self, data: bytes) -> None:
         began_s = self._clock_s()
-        in_body = self._body is not None and not self._body.is_eof()  # it may end with what came
+        in_body = self._body is not None and not self._body.is_eof()  # it may end with this data
         super().data_received(data)
         if self._upgraded or self._force_close or self._close:
-            self._head_is_whole()  # of an upgrade, too, which the library does not count among its requests
+            self._head_is_complete()  # also of an upgrade, which the library does not count as a request
         elif self._request_count != self._heads:
             self._heads = self._request_count
             self._body = self._messages[-1][1] if self._messages else None
             if self._body is not None and not self._body.is_eof():
-                keep_little(self._body)
+                limit_read_ahead(self._body)
             self._large = self._large or self._head_bytes + len(data) > SMALL_HEAD_BYTES
-            self._head_is_whole()
+            self._head_is_complete()
             if self._reads is not None:
                 self._reads.shrink()
         elif not in_body:
@@ -198,11 +198,11 @@ class EdgeProtocol(RequestHandler):
         self._behind_bytes = self._behind_bytes + len(data) if full else 0
         self._bound()
         self._bill.worked(self._clock_s() - began_s)
-        if self._head_bytes:  # nobody else is known to pay for a head that is not whole
+        if self._head_bytes:  # the device of an incomplete head is not known
             self._bill.settle()
 
     def set_parser(self, parser: WebSocketReader, data_received_cb: Callable[[], None] | None = None) -> None:
-        """Have a socket's frames read as the loop reads best."""
+        """Read an open WebSocket with the loop's own buffers."""
         super().set_parser(parser, data_received_cb)
         transport = self.transport
         if transport is None:
@@ -241,7 +241,7 @@ class EdgeProtocol(RequestHandler):
             resp.force_close()
         self._large = False
         if not request.content.is_eof():
-            drop(request.content)
+            discard(request.content)
             self.read_on()
         finished = await super().finish_response(request, resp, start_time)
         if transport is not None and self._payload_parser is None and transport.get_write_buffer_size():
@@ -258,14 +258,14 @@ class EdgeProtocol(RequestHandler):
         self._bill.worked(self._clock_s() - began_s + self._made_s)
 
     def _waits(self) -> bool:
-        """Return whether the connection has to wait for a turn, which is asked for then."""
+        """Return whether the connection has to wait for a turn; if so, request one."""
         waits = self._bill.waits()
         if waits and self._address is not None:
             self._next = self._unauthenticated.scheduler.take(self._address, self._go_on)
         return waits
 
     def _go_on(self) -> None:
-        """Have the turn that was waited for."""
+        """Handle the bytes that waited for a turn."""
         self._next = None
         if not self._began:
             self._begin()
@@ -290,13 +290,13 @@ class EdgeProtocol(RequestHandler):
         elif self._head_timer is None and size_bytes:
             self._head_timer = self._loop.call_later(limits.head_s, self._head_is_late)
 
-    def _head_is_whole(self) -> None:
+    def _head_is_complete(self) -> None:
         self._head_bytes = 0
         _cancel(self._head_timer)
         self._head_timer = None
 
     def _bound(self) -> None:
-        """Count what waits, and refuse what is more than small where there is too much of it."""
+        """Count waiting bytes. Past the bounds refuse heads that are larger than ``SMALL_HEAD_BYTES``."""
         before_bytes = self._waiting_bytes
         waiting_bytes = self._head_bytes + self._behind_bytes + len(self._rest)
         if waiting_bytes == before_bytes:
@@ -312,7 +312,7 @@ class EdgeProtocol(RequestHandler):
         return not more_bytes or self._unauthenticated.wait(self._address, more_bytes)
 
     def _forget(self) -> None:
-        """Let go of what came: the library lets go of it when the transport is closed, or at a collection."""
+        """Free the bytes at once; the library frees them when the transport is closed, or at a collection."""
         self._wait(0)
         self._messages.clear()
         self._body = None
@@ -331,8 +331,8 @@ class EdgeProtocol(RequestHandler):
         self._refuse(408, SyncError("unavailable", sentence, retry_after_ms=retry_soon_ms()))
 
     def _refuse(self, status: int, error: SyncError) -> None:
-        """Say what is wrong, unless an answer is under way, and end the connection."""
-        self._head_is_whole()
+        """End the connection, with an answer unless another one is being written."""
+        self._head_is_complete()
         transport = self.transport
         if transport is not None and not self._request_in_progress and not self._messages:
             transport.write(early_answer(status, error))
@@ -365,24 +365,24 @@ class EdgeProtocol(RequestHandler):
             self._watch_reader(transport)
 
 
-def prove(request: web.Request) -> None:
-    """Take note that a request has shown a valid token."""
+def mark_authenticated(request: web.Request) -> None:
+    """Note that a request has shown a valid token."""
     if isinstance(request.protocol, EdgeProtocol):
-        request.protocol.prove()
+        request.protocol.mark_authenticated()
 
 
-def pay(request: web.Request, payer: Payer) -> None:
-    """Have a device pay for the time of a request."""
+def charge_request_to(request: web.Request, payer: Payer) -> None:
+    """Charge a device for the loop time of a request."""
     if isinstance(request.protocol, EdgeProtocol):
-        request.protocol.pay(payer)
+        request.protocol.charge_request_to(payer)
 
 
-def keep(request: web.Request, tenant_id: int, device_id: str) -> None:
-    """Count the connection of a request for the device whose it is."""
+def count_for_device(request: web.Request, tenant_id: int, device_id: str) -> None:
+    """Count the connection of a request for its device."""
     if isinstance(request.protocol, EdgeProtocol):
-        request.protocol.keep(Ticket(tenant_id, device_id, 0))
+        request.protocol.count_for_device(Ticket(tenant_id, device_id, 0))
         if not request.content.is_eof():
-            keep_as_usual(request.content)
+            default_read_ahead(request.content)
             request.protocol.read_on()
 
 

@@ -15,7 +15,7 @@ from aiohttp.typedefs import Handler, Middleware
 from handlers.http.headers import tokens
 
 
-def guard(server: web.Server, middlewares: Iterable[Middleware]) -> None:
+def refuse_other_expectations(server: web.Server, middlewares: Iterable[Middleware]) -> None:
     """Make a server refuse other expectations before it looks for a route."""
     handle = server.request_handler
     refuse: Handler = _refuse

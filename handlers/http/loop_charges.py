@@ -32,7 +32,7 @@ class LoopCharges(msgspec.Struct, frozen=True):
             The seconds until the device and its tenant are within their shares again; 0 if they are.
         """
         if spent_s > HELD_S:
-            self.watch.held(spent_s, *device.key, kind)
+            self.watch.log_held(spent_s, *device.key, kind)
         return self.shares.spend(device.key[0], device, spent_s, now_s)
 
     def charge_planning(self, device: Device, spent_s: float) -> float:

@@ -26,8 +26,8 @@ _log = structlog.get_logger()
 class LoopWatch:
     """Measures the loop's delay.
 
-    The handlers of messages measure their own time. After ``HELD_S`` they call ``held`` with the device that
-    caused it. The timer finds all other delays, which are logged without a device.
+    The handlers of messages measure their own time. After ``HELD_S`` they call ``log_held`` with the device
+    that caused it. The timer finds all other delays, which are logged without a device.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -44,7 +44,7 @@ class LoopWatch:
         longest_s = self.take_longest_s()
         yield gauge("tidemark_loop_delay_longest_seconds", "The longest since the last scrape", longest_s)
 
-    def held(self, spent_s: float, tenant_id: int | None, device_id: str | None, kind: str) -> None:
+    def log_held(self, spent_s: float, tenant_id: int | None, device_id: str | None, kind: str) -> None:
         """Log work that held the loop."""
         self._said = True
         _log.warning(
@@ -62,7 +62,7 @@ class LoopWatch:
         self.delay_sum_s += delay_s
         self.longest_s = max(self.longest_s, delay_s)
         if delay_s > _UNKNOWN_S and not self._said:
-            self.held(delay_s, None, None, "unknown")
+            self.log_held(delay_s, None, None, "unknown")
         self._said = False
 
     def take_longest_s(self) -> float:

@@ -45,7 +45,7 @@ class Bill:
         elif self._payer is not None:  # a socket's handler waits until it is closed
             self.settle()
 
-    def pay(self, payer: Payer) -> None:
+    def charge_to(self, payer: Payer) -> None:
         """Charge a device for the work so far, and for all work until ``over``."""
         self._payer = payer
         self.settle()

@@ -71,12 +71,12 @@ class BoundedReads(asyncio.BufferedProtocol):
         self._protocol.resume_writing()
 
 
-def keep_little(body: StreamReader) -> None:
+def limit_read_ahead(body: StreamReader) -> None:
     """Pause a body after one small read, while its request is not admitted yet."""
     body._low_water, body._high_water = SMALL_READ_BYTES // 2, SMALL_READ_BYTES  # noqa: SLF001
 
 
-def keep_as_usual(body: StreamReader) -> None:
+def default_read_ahead(body: StreamReader) -> None:
     """Read a body as far ahead as the library does by default."""
     body.set_read_chunk_size(_BODY_BYTES)
 
@@ -88,7 +88,7 @@ class _Dropped(StreamReader):
         return False
 
 
-def drop(body: StreamReader) -> None:
+def discard(body: StreamReader) -> None:
     """Drop the rest of a body. The library waits for its end before it reads the next request."""
     body.__class__ = _Dropped
     if body.exception() is None:

@@ -50,20 +50,21 @@ class UnauthenticatedConnections:
 
     Args:
         limits: The bounds.
-        kept: Counts authenticated connections over HTTP by device and tenant, also between two requests.
+        device_connections: Counts authenticated connections over HTTP by device and tenant, also between two
+        requests.
         clock_s: A monotonic clock.
     """
 
     def __init__(
         self,
         limits: UnauthenticatedLimits,
-        kept: OpenRequests | None = None,
+        device_connections: OpenRequests | None = None,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock_s = clock_s
         self.scheduler = UnauthenticatedScheduler(clock_s)
         self.limits = limits
-        self.kept = kept
+        self.device_connections = device_connections
         self.buffers = Buffers()
         self.refused = 0
         self.late = 0

@@ -9,20 +9,21 @@ from aiohttp import web
 from handlers.http.headers import tokens
 
 #: Whether a client waits for ``100 Continue`` before it sends its body.
-WAITS: Final = web.RequestKey[bool]("waits_to_be_invited")
+AWAITS_CONTINUE: Final = web.RequestKey[bool]("waits_to_be_invited")
 #: Whether a body broke off, so that no request can follow on its connection.
-BROKE_OFF: Final = web.RequestKey[bool]("body_broke_off")
+BODY_BROKEN: Final = web.RequestKey[bool]("body_broke_off")
 
 
-async def uninvited(request: web.Request) -> None:
+async def delay_continue(request: web.Request) -> None:
     """Delay ``100 Continue`` until the handler wants the body."""
-    request[WAITS] = request.version >= (1, 1) and "100-continue" in tokens(request.headers, "Expect")
+    expects = "100-continue" in tokens(request.headers, "Expect")
+    request[AWAITS_CONTINUE] = expects and request.version >= (1, 1)
 
 
-async def with_end(request: web.Request, response: web.StreamResponse) -> None:
+async def close_if_body_unread(request: web.Request, response: web.StreamResponse) -> None:
     """Close the connection with an answer that is sent before the end of the request."""
-    waits = request.get(WAITS, False) and not request.content.is_eof()
-    if waits or request.get(BROKE_OFF):
+    waits = request.get(AWAITS_CONTINUE, False) and not request.content.is_eof()
+    if waits or request.get(BODY_BROKEN):
         response.force_close()
         response.headers["Connection"] = "close"
     if waits:
@@ -33,7 +34,7 @@ async def with_end(request: web.Request, response: web.StreamResponse) -> None:
 
 def give_up(request: web.Request) -> None:
     """Stop waiting for the rest of a body: the connection ends with the answer."""
-    request[BROKE_OFF] = True
+    request[BODY_BROKEN] = True
     request.protocol.close()
     request.content.feed_eof()
 

@@ -128,7 +128,7 @@ class Probes:
 
 
 class _Scrape(Collector):
-    """Turns the components' metrics into families of Prometheus, only when somebody asks."""
+    """Turns the components' metrics into families of Prometheus, on each scrape."""
 
     def __init__(self, sources: Sequence[MetricSource]) -> None:
         self._sources = sources

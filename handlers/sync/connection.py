@@ -34,7 +34,7 @@ from handlers.http.errors import as_sync_error
 from handlers.http.loop_charges import LoopCharges
 from handlers.sync.connections import Connections
 from handlers.sync.device_socket import DeviceSocket
-from handlers.sync.operations import Operations, tell_clock
+from handlers.sync.operations import Operations, set_device_clock
 from handlers.sync.pushes import Pushes
 from handlers.sync.reads import Reads
 
@@ -378,7 +378,7 @@ class Connection:
             told_us = to_us(request.server_time)
             if told_us <= now_us:
                 delay_us = min(delay_us, now_us - told_us)
-        tell_clock(self._device, self._session, request.clock, now_us, delay_us)
+        set_device_clock(self._device, self._session, request.clock, now_us, delay_us)
 
 
 def _kind_of(kind: type[msgspec.Struct] | None) -> str:

@@ -34,7 +34,7 @@ from handlers.http.headers import content_coding, media_type, prefers_msgpack, t
 from handlers.http.limits import EdgeLimits
 from handlers.http.loop_charges import LoopCharges
 from handlers.http.unread_body import give_up
-from handlers.sync.operations import Operations, tell_clock
+from handlers.sync.operations import Operations, set_device_clock
 from handlers.sync.push_counts import PushCounts
 
 #: Where a request keeps the id of its message, None for none, so that an error repeats it.
@@ -96,7 +96,7 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
         message = await self._worked(_decoding(session.codec, body, Sync), body, device, request)
         request[REQUEST_ID] = message.id
         if message.clock is not None:
-            tell_clock(device, session, message.clock, now_us, self._delay_us(request, begun_s))
+            set_device_clock(device, session, message.clock, now_us, self._delay_us(request, begun_s))
         try:
             steps = self.validator.push_steps(message, session, now_us)
             push = await self._worked(steps, body, device, request)
@@ -149,7 +149,7 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
         message = await self._worked(steps, body, device, request)
         if message.clock is not None:
             now_us = self.loop.clock.now_us()
-            tell_clock(device, session, message.clock, now_us, self._delay_us(request, begun_s))
+            set_device_clock(device, session, message.clock, now_us, self._delay_us(request, begun_s))
         answer = self.operations.heartbeat(device, message, request[REQUEST_ID])
         return await self._response(request, session, device, answer)
 

@@ -144,7 +144,7 @@ def _domain_info(domain: Domain, policy: DomainPolicy | None) -> DomainInfo:
     )
 
 
-def tell_clock(device: Device, session: Session, clock: datetime, now_us: int, delay_us: int) -> None:
+def set_device_clock(device: Device, session: Session, clock: datetime, now_us: int, delay_us: int) -> None:
     """Take in what a device's clock shows: what comes later in its session is corrected by it.
 
     Args:

@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from engine.uploads.body_writer import BodyCutError
-from handlers.http.unread_body import BROKE_OFF, WAITS
+from handlers.http.unread_body import AWAITS_CONTINUE, BODY_BROKEN
 
 #: What the wire says before a body that was asked about (RFC 9110, 10.1.1).
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -31,10 +31,10 @@ class RequestBody:
 
     async def next(self, patience_s: float) -> bytes | None:
         """Wait for some bytes; see the port."""
-        if self._request.get(WAITS):
+        if self._request.get(AWAITS_CONTINUE):
             self._invite()
         self._check()
-        if self.was_cut or self._request.get(BROKE_OFF) or self._silent_s >= self._idle_s:
+        if self.was_cut or self._request.get(BODY_BROKEN) or self._silent_s >= self._idle_s:
             return self._rest()
         try:
             async with asyncio.timeout(min(patience_s, self._idle_s)) as self._waiting:
@@ -65,14 +65,14 @@ class RequestBody:
 
     def _invite(self) -> None:
         """Ask for the body of a client that wanted to know first whether it would be taken."""
-        self._request[WAITS] = False
+        self._request[AWAITS_CONTINUE] = False
         if self._request.transport is not None:
             self._request.transport.write(_CONTINUE)
 
     def _rest(self) -> bytes:
         """Give what had come before the end, and then raise BodyCutError."""
-        if not self._request.get(BROKE_OFF):
-            self._request[BROKE_OFF] = True
+        if not self._request.get(BODY_BROKEN):
+            self._request[BODY_BROKEN] = True
             # The library would keep it for itself once the connection is lost.
             self._content.set_exception(None)  # type: ignore[arg-type]
             block = self._content.read_nowait()

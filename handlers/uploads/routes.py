@@ -8,7 +8,7 @@ from typing import Final
 from aiohttp import web
 
 from handlers.http.cors import CorsPolicy
-from handlers.http.unread_body import uninvited
+from handlers.http.unread_body import delay_continue
 from handlers.uploads.common import ROOT, UploadContext
 from handlers.uploads.ietf_draft import IetfDraft, is_draft_request
 from handlers.uploads.tus import ALGORITHMS, EXTENSIONS, VERSION, Tus
@@ -47,13 +47,13 @@ class Uploads:
         return [
             web.options(ROOT, self.options),
             web.options(_ONE, self.options),
-            web.post(ROOT, self.create, expect_handler=uninvited),
-            web.post(_ONE, self.one, expect_handler=uninvited),
+            web.post(ROOT, self.create, expect_handler=delay_continue),
+            web.post(_ONE, self.one, expect_handler=delay_continue),
             web.head(_ONE, self.one),
-            web.patch(_ONE, self.one, expect_handler=uninvited),
+            web.patch(_ONE, self.one, expect_handler=delay_continue),
             web.delete(_ONE, self.one),
-            web.route("*", ROOT, self.other, expect_handler=uninvited),
-            web.route("*", _ONE, self.other, expect_handler=uninvited),
+            web.route("*", ROOT, self.other, expect_handler=delay_continue),
+            web.route("*", _ONE, self.other, expect_handler=delay_continue),
         ]
 
     async def options(self, request: web.Request) -> web.Response:

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.harness.server import free_ports
 from compose.deployment import open_deployment
-from handlers.server import ListenError, reserved
+from handlers.server import ListenError, reserve_ports
 from run import cli
 from storage.embedded.servers import Services
 from tests.harness.numbered_edits import TENANTS, Editor, audit, progressed
@@ -286,20 +286,20 @@ def test_a_taken_port_is_named_also_if_its_owner_would_share_it(
 def test_serve_refuses_a_port_that_another_holds_of_whose_workers_none_listens(
     dsn: str, services: Services, workers: int
 ) -> None:
-    with reserved("127.0.0.1", [0]) as (port,):
+    with reserve_ports("127.0.0.1", [0]) as (port,):
         said = _refusal(dsn, port, workers, TIDEMARK__REDIS__URL=services.redis_url)
     assert said.startswith(f"Error: cannot listen on 127.0.0.1:{port} (Address already in use): ")
 
 
 def test_a_reserved_port_is_shared_with_those_who_are_to_listen_there() -> None:
-    with reserved("localhost", [0, 0]) as (port, other):
+    with reserve_ports("localhost", [0, 0]) as (port, other):
         assert port != other
         with socket.create_server(("127.0.0.1", port), reuse_port=True) as first:
             second = socket.create_server(("127.0.0.1", port), reuse_port=True)
             first.close()
             with second, socket.create_connection(("127.0.0.1", port)):
                 second.accept()[0].close()
-        with pytest.raises(ListenError), reserved("127.0.0.1", [port]):
+        with pytest.raises(ListenError), reserve_ports("127.0.0.1", [port]):
             pass
-    with reserved("127.0.0.1", [port]) as (again,):  # connections of the time before stand in nobody's way
+    with reserve_ports("127.0.0.1", [port]) as (again,):  # earlier connections are no obstacle
         assert again == port

@@ -124,7 +124,7 @@ def test_bill_of_a_request_is_charged_to_its_device_with_its_head() -> None:
         paid.append(spent_s)
 
     bill.worked(0.25)
-    bill.pay(pay)
+    bill.charge_to(pay)
     bill.unauthenticated = False
     bill.worked(0.5)
     bill.over()

@@ -16,9 +16,9 @@ from handlers.http.read_buffers import (
     SMALL_READ_BYTES,
     BoundedReads,
     Buffers,
-    drop,
-    keep_as_usual,
-    keep_little,
+    default_read_ahead,
+    discard,
+    limit_read_ahead,
 )
 from handlers.http.unauthenticated import SMALL_HEAD_BYTES, UnauthenticatedConnections, UnauthenticatedLimits
 from tests.contract.test_frames_masked import HANDSHAKE
@@ -162,15 +162,15 @@ class _Paused(BaseProtocol):
 async def test_body_of_a_request_that_is_not_admitted_pauses_after_one_small_read() -> None:
     protocol = _Paused(asyncio.get_running_loop())
     body = StreamReader(protocol, 1 << 16, loop=asyncio.get_running_loop())
-    keep_little(body)
+    limit_read_ahead(body)
     body.feed_data(b"a" * SMALL_READ_BYTES)
     assert protocol.pauses == []
     body.feed_data(b"a")
     assert protocol.pauses == [1]
-    keep_as_usual(body)
+    default_read_ahead(body)
     body.feed_data(b"a" * SMALL_READ_BYTES)
     assert protocol.pauses == [1]
-    drop(body)
+    discard(body)
     body.feed_data(b"a" * (1 << 20))
     assert (protocol.pauses, body.read_nowait(-1)) == ([1], b"")
 

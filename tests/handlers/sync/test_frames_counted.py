@@ -132,7 +132,7 @@ async def test_loop_watch_counts_delays_and_logs_those_without_a_known_cause(
     watch = LoopWatch(_Clock())
     with capture_logs() as logs:
         watch.ticked(0.001)
-        watch.held(0.3, 1, "phone", "sync")
+        watch.log_held(0.3, 1, "phone", "sync")
         watch.ticked(0.3)
         watch.ticked(HELD_S + 0.1)
         watch.ticked(1.2)

@@ -83,7 +83,7 @@ def advance(upload: Upload, offset_bytes: int, holder: str = "h1", *, release: b
     return OffsetUpdate(upload.ref, holder, offset_bytes, None, (), release)
 
 
-def reserved(dsn: str, tenant_id: int = 1) -> int:
+def reserve_ports(dsn: str, tenant_id: int = 1) -> int:
     ((amount,),) = rows(
         dsn, f"SELECT coalesce(sum(reserved_bytes), 0) FROM tenant_storage WHERE tenant_id = {tenant_id}"
     )
@@ -115,7 +115,7 @@ async def test_create_many_at_once_quota_holds(store: PostgresUploads, dsn: str)
     outcomes = [outcome for _, *others in gathered for outcome in others]
     assert outcomes.count("created") == 10
     assert outcomes.count("tenant_full") == 10
-    assert reserved(dsn) == 1000
+    assert reserve_ports(dsn) == 1000
 
 
 async def test_create_files_per_record_bounded(store: PostgresUploads, dsn: str) -> None:
@@ -123,7 +123,7 @@ async def test_create_files_per_record_bounded(store: PostgresUploads, dsn: str)
         await created(store, new())
     assert await create(store, new()) == ["record_full"]
     assert await create(store, new(record_id="r2")) == ["created"]
-    assert reserved(dsn) == 400
+    assert reserve_ports(dsn) == 400
 
 
 async def test_claim_one_owner_until_released(store: PostgresUploads) -> None:
@@ -182,14 +182,14 @@ async def test_mark_stored_returns_surplus_reservation(store: PostgresUploads, d
     await held(store, upload)
     last = OffsetUpdate(upload.ref, "h1", 120, 120, ("p1", "p2"), release=False)
     assert await store.save_offsets([last], EXPIRE_S) == [True]
-    assert reserved(dsn) == 500
+    assert reserve_ports(dsn) == 500
     for _ in range(2):
         assert await stored(store, upload.ref, "image/png")
     found = await store.find(upload.ref)
     assert found is not None
     assert (found.state, found.sha256, found.content_type) == ("stored", "ab" * 32, "image/png")
     assert (found.locked, found.pieces, found.reserved_bytes) == (False, (), 120)
-    assert reserved(dsn) == 120
+    assert reserve_ports(dsn) == 120
 
 
 async def test_concatenate_parts_used_once_with_their_reservation(store: PostgresUploads, dsn: str) -> None:
@@ -201,7 +201,7 @@ async def test_concatenate_parts_used_once_with_their_reservation(store: Postgre
     whole = new(size_bytes=300, kind="final", offset_bytes=300, parts=ids)
     for _ in range(2):  # the second as when the outcome of the first was not known
         assert await store.concatenate(joining(whole), EXPIRE_S) == "created"
-    assert reserved(dsn) == 300
+    assert reserve_ports(dsn) == 300
     for spent in (ids, (ids[0], ids[0]), (uuid.uuid4().hex,)):
         other = new(size_bytes=300, kind="final", offset_bytes=300, parts=spent)
         assert await store.concatenate(joining(other), EXPIRE_S) == "part_used"
@@ -212,7 +212,7 @@ async def test_concatenate_parts_used_once_with_their_reservation(store: Postgre
         found = await store.find(one.ref)
         assert found is not None
         assert (found.state, found.final_id) == ("concatenated", whole.ref.upload_id)
-    assert reserved(dsn) == 300
+    assert reserve_ports(dsn) == 300
 
 
 async def test_discard_ends_once_with_parts_and_reservation(store: PostgresUploads, dsn: str) -> None:
@@ -233,7 +233,7 @@ async def test_discard_ends_once_with_parts_and_reservation(store: PostgresUploa
     assert not await store.discard(whole.ref, None, "refused")
     states = [found.state for ref in (whole.ref, one.ref) if (found := await store.find(ref))]
     assert states == ["cancelled", "cancelled"]
-    assert reserved(dsn) == kept.reserved_bytes
+    assert reserve_ports(dsn) == kept.reserved_bytes
 
 
 async def test_freed_file_returns_its_reservation_once(store: PostgresUploads, dsn: str) -> None:
@@ -254,7 +254,7 @@ async def test_freed_file_returns_its_reservation_once(store: PostgresUploads, d
     for moved, left_bytes in zip(moves, (400, 400, 300, 300), strict=True):
         transaction = await commits.begin(ReadSet([1], [], [], [], [], []))
         await transaction.commit(WriteSet({}, [], [], [], [], [], uploads=moved))
-        assert reserved(dsn) == left_bytes
+        assert reserve_ports(dsn) == left_bytes
     await database.close()
 
 
@@ -262,7 +262,7 @@ async def test_create_repeated_inserts_once(store: PostgresUploads, dsn: str) ->
     upload = new()
     assert await create(store, upload, upload) == ["created", "created"]
     assert await create(store, upload) == ["created"]
-    assert reserved(dsn) == 100
+    assert reserve_ports(dsn) == 100
 
 
 async def test_create_many_at_once_files_per_record_bounded(store: PostgresUploads, dsn: str) -> None:
@@ -273,7 +273,7 @@ async def test_create_many_at_once_files_per_record_bounded(store: PostgresUploa
     assert await store.save_offsets([advance(one, 10)], EXPIRE_S) == [True]
     whole = new(size_bytes=10, kind="final", offset_bytes=10, parts=(one.ref.upload_id,))
     assert await store.concatenate(joining(whole), EXPIRE_S) == "record_full"
-    assert reserved(dsn) == 40
+    assert reserve_ports(dsn) == 40
 
 
 async def test_save_offsets_late_statement_changes_nothing(store: PostgresUploads) -> None:

@@ -149,7 +149,7 @@ class _World:
     def retry_after_ms(self) -> int:
         return RETRY_MS
 
-    def used(self, _: Device) -> None: ...
+    def count_lookup(self, _: Device) -> None: ...
 
     def heartbeat(self, _: Device, __: object, request_id: str) -> bytes:
         return msgspec.json.encode({"type": "heartbeat_ack", "id": request_id})

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from bench.load.workload import data_of
-from bench.tools.capacity import Costs, Stored, Use, need, printed, wire
+from bench.tools.capacity import Costs, Stored, Use, need, wire
 
 STORED = Stored(record_bytes=500.0, key_bytes=250.0, wal_bytes=1000.0)
 
 
-def test_what_a_million_devices_need_is_as_worked_out_by_hand() -> None:
+def test_need_of_a_million_devices_is_as_worked_out_by_hand() -> None:
     use = Use(syncs_a_day=36.0, day_h=10.0, peak=2.0, receivers=1.0, heartbeat_s=50.0, load=0.5)
     costs = Costs(server_ms=0.05, postgres_ms=0.04, delivery_ms=0.01, heartbeat_ms=0.01, primary_per_s=1500.0)
     one = need(1_000_000, use, costs, STORED)
@@ -25,16 +25,10 @@ def test_what_a_million_devices_need_is_as_worked_out_by_hand() -> None:
     assert one.reconnect_s == pytest.approx(50)
 
 
-def test_there_is_always_a_process_and_a_primary() -> None:
+def test_need_of_one_device_has_a_process_and_a_primary() -> None:
     one = need(1, Use(), wire(), STORED)
     assert (one.processes, one.primaries) == (1, 1)
 
 
-def test_messages_are_as_long_as_those_of_the_benchmark() -> None:
+def test_wire_messages_are_as_long_as_those_of_the_benchmark() -> None:
     assert wire().sync_bytes > len(data_of(600, 1200))
-
-
-def test_what_is_assumed_is_said() -> None:
-    text = "\n".join(printed(Use(syncs_a_day=17.0), wire(), STORED))
-    assert "Assumed: every device is connected and syncs 17 times a day" in text
-    assert "10,000,000" in text

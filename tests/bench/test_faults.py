@@ -47,7 +47,7 @@ def run_faults(tmp_path: Path, *arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_nothing_is_lost_and_the_history_is_written(home: Path, tmp_path: Path) -> None:
+def test_faults_lose_nothing_and_write_the_history(home: Path, tmp_path: Path) -> None:
     status, text = run_faults(tmp_path, "--rounds", "3", "--html", str(tmp_path / "r.html"))
     assert status == 0, text
     (report,) = msgspec.json.decode((tmp_path / "r.json").read_bytes())["reports"]
@@ -66,7 +66,7 @@ def test_nothing_is_lost_and_the_history_is_written(home: Path, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("home")
-def test_what_is_found_is_exit_status_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faults_found_are_exit_status_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def no_rounds(*_: object) -> None:
         pass
 
@@ -82,13 +82,13 @@ def test_what_is_found_is_exit_status_1(tmp_path: Path, monkeypatch: pytest.Monk
     assert "was acknowledged to nobody" in text
 
 
-def test_a_server_that_runs_already_is_left_alone(tmp_path: Path) -> None:
+def test_faults_leave_a_server_that_runs_already_alone(tmp_path: Path) -> None:
     status, text = run_faults(tmp_path, "--url", "http://127.0.0.1:1")
     assert status == 1
     assert "leave --url out" in text
 
 
-async def test_a_line_cuts_in_the_middle() -> None:
+async def test_proxy_cuts_in_the_middle() -> None:
     got = bytearray()
     ended = asyncio.Event()
 
@@ -111,7 +111,7 @@ async def test_a_line_cuts_in_the_middle() -> None:
         await writer.wait_closed()
 
 
-def test_the_seed_decides_what_devices_send() -> None:
+def test_workload_seed_decides_what_devices_send() -> None:
     def drawn(seed: str) -> list[tuple[object, ...]]:
         worker = Worker("d", "t", Random(seed))
         made = [item for _ in range(50) for item in worker.items({("task", "r1"): 3})]
@@ -121,7 +121,7 @@ def test_the_seed_decides_what_devices_send() -> None:
     assert {op for _, _, op, _ in drawn("1")} == {"put", "patch", "delete", "append"}
 
 
-def test_every_fault_comes_once_before_one_comes_again() -> None:
+def test_order_has_every_fault_once_before_one_comes_again() -> None:
     names = scenario.order(Random(3), len(FAULTS) * 2)
     assert sorted(names[: len(FAULTS)]) == sorted(names[len(FAULTS) :]) == sorted(FAULTS)
     assert names == scenario.order(Random(3), len(FAULTS) * 2) != scenario.order(Random(4), len(FAULTS) * 2)

@@ -121,11 +121,11 @@ def world() -> World:
     return found
 
 
-def test_what_is_right_passes(world: World) -> None:
+def test_check_right_history_passes(world: World) -> None:
     assert check(world.history, world.tables) == []
 
 
-def test_a_history_is_written_and_read_again(world: World) -> None:
+def test_history_is_written_and_read_again(world: World) -> None:
     world.history.append(Fault(at_s=5, round=1, name="none", phase="over"))
     assert decoded(encoded(world.history)) == world.history
 
@@ -330,7 +330,7 @@ PLANTED: dict[Callable[[World], None], str] = {
 
 
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__[1:])
-def test_a_planted_fault_is_found(world: World, plant: Callable[[World], None]) -> None:
+def test_check_planted_fault_is_found(world: World, plant: Callable[[World], None]) -> None:
     plant(world)
     found = check(world.history, world.tables)
     assert any(PLANTED[plant] in fault for fault in found), found
@@ -370,7 +370,7 @@ def test_any_right_history_passes_and_none_with_a_row_changed(random: Random) ->
 
 
 @given(st.randoms(use_true_random=False))
-def test_no_history_passes_that_lacks_an_answer(random: Random) -> None:
+def test_check_history_that_lacks_an_answer_fails(random: Random) -> None:
     found = _random_world(random)
     keys = sorted({event.key for event in found.history if isinstance(event, Answered)})
     lost = random.choice(keys)

@@ -41,7 +41,7 @@ async def subscriber(pages: Pages) -> Subscriber:
     return Subscriber(3, pages)
 
 
-async def test_a_subscriber_knows_versions_of_its_backlog_and_notes_pages_from_the_beginning_on(
+async def test_subscriber_knows_its_first_page_and_notes_later_ones(
     subscriber: Subscriber, pages: Pages
 ) -> None:
     subscriber.received(page(("a", 1, 1)))
@@ -55,13 +55,15 @@ async def test_a_subscriber_knows_versions_of_its_backlog_and_notes_pages_from_t
     assert pages.backwards == 0
 
 
-async def test_a_version_that_goes_backwards_is_counted(subscriber: Subscriber, pages: Pages) -> None:
+async def test_subscriber_version_that_goes_backwards_is_counted(
+    subscriber: Subscriber, pages: Pages
+) -> None:
     subscriber.received(page(("a", 2, 5)))
     subscriber.received(page(("a", 1, 6), ("a", 1, 7)))
     assert pages.backwards == 1
 
 
-async def test_what_is_no_page_is_counted(subscriber: Subscriber, pages: Pages) -> None:
+async def test_subscriber_other_messages_are_counted(subscriber: Subscriber, pages: Pages) -> None:
     subscriber.received(b'{"type":"welcome","heartbeat_s":30}')
     subscriber.received(b'{"type":"heartbeat_ack","id":"beat","health_score":97}')
     subscriber.received(b'{"type":"error","code":"cursor_expired"}')
@@ -72,7 +74,7 @@ async def test_what_is_no_page_is_counted(subscriber: Subscriber, pages: Pages) 
     assert pages.errors == {"cursor_expired": 1, "shutdown": 1, "closed_4409": 1}
 
 
-def test_a_digest_tells_versions_and_not_their_order() -> None:
+def test_digest_depends_on_versions_and_not_on_their_order() -> None:
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     assert len({digest(held) for held in ({}, {"a": 1}, {"a": 2}, {"b": 1}, {"a": 1, "b": 1})}) == 5
 
@@ -125,7 +127,7 @@ def seen_of(*arrived: tuple[int, int, int, int], **changes: Any) -> Seen:
 TABLES = Tables({"acme": 2, "globex": 1}, {"acme": "A", "globex": "G"})
 
 
-def test_delivery_is_timed_from_acknowledgement_and_from_sending_by_tenant_and_seq() -> None:
+def test_delivered_is_timed_by_tenant_and_seq() -> None:
     run = run_of((0, 1, 0, 4_000), (0, 2, 1_000, 6_000), (1, 1, 2_000, 9_000), (1, 2, -500, 10))
     seen = seen_of((0, 1, 2, 16_000), (1, 1, 2, 8_000), (0, 3, 3, 2_500_000))
     found = delivered(run, [seen], TENANTS, TABLES)
@@ -147,7 +149,7 @@ def test_delivery_is_timed_from_acknowledgement_and_from_sending_by_tenant_and_s
         ({"errors": {"closed_1006": 2}}, "subscribers were told or cut off: closed_1006 2"),
     ],
 )
-def test_whoever_lacks_something_is_named(changes: dict[str, Any], fault: str) -> None:
+def test_delivered_subscriber_that_lacks_something_is_named(changes: dict[str, Any], fault: str) -> None:
     found = delivered(run_of((0, 1, 0, 10)), [seen_of((0, 1, 1, 20), **changes)], TENANTS, TABLES)
     assert found.faults == [fault]
 
@@ -166,7 +168,7 @@ def test_tables_are_read_by_tenant(dsn: str) -> None:
 
 
 @pytest.mark.parametrize(("tenants", "workers"), [(1, 2), (2, 2), (20, 2), (20, 8), (3, 4)])
-def test_connections_are_spread_over_workers_and_so_is_each_tenant(tenants: int, workers: int) -> None:
+def test_spread_is_even_over_workers_for_each_tenant(tenants: int, workers: int) -> None:
     ports = list(range(1, workers + 1))
     given = spread(ports, 400, tenants)
     for share in (given, *(given[tenant::tenants] for tenant in range(tenants))):
@@ -175,7 +177,7 @@ def test_connections_are_spread_over_workers_and_so_is_each_tenant(tenants: int,
     assert spread([], 400, tenants) == []
 
 
-def test_very_many_connections_come_from_several_addresses() -> None:
+def test_sources_of_very_many_connections_are_several_addresses() -> None:
     assert sources(10_000) == []
     assert [sources(25_000)[index] for index in (0, 9_999, 10_000, 24_999)] == [
         "127.0.0.2",
@@ -185,7 +187,7 @@ def test_very_many_connections_come_from_several_addresses() -> None:
     ]
 
 
-def test_too_low_a_file_limit_is_one_sentence_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_files_too_low_a_limit_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.live.watching.resource.getrlimit", lambda _: (1024, 8000))
     check_files(15_000, 3, 2, 400)
     with pytest.raises(BenchError, match=r"open 8,000 files and 15,400 are needed .*ulimit -Hn 15400"):

@@ -71,7 +71,7 @@ def scaled(**changes: dict[str, Any]) -> Report:
     return judged
 
 
-def test_equal_workers_meet_every_bar_of_scaling() -> None:
+def test_judge_scaling_equal_workers_meet_every_bar() -> None:
     judged = scaled()
     assert missed(judged) == []
     figures = {figure.name: figure.value for figure in judged.figures}
@@ -91,7 +91,9 @@ def test_equal_workers_meet_every_bar_of_scaling() -> None:
         (4, {"connected": 9}, "connected"),
     ],
 )
-def test_what_several_workers_lose_is_a_missed_bar(place: int, changes: dict[str, Any], bar: str) -> None:
+def test_judge_scaling_loss_of_several_workers_misses_a_bar(
+    place: int, changes: dict[str, Any], bar: str
+) -> None:
     assert missed(scaled(**{f"turn_{place}": changes})) == [bar]
 
 
@@ -126,7 +128,7 @@ def lived(
     return judged
 
 
-def test_live_reports_what_was_to_be_delivered_and_how_pages_grew() -> None:
+def test_judge_live_reports_wanted_changes_and_changes_of_a_page() -> None:
     judged = lived({}, {}, {}, {"per_s": 50_000.0, "pages_per_s": 5_000.0})
     assert missed(judged) == []
     figures = {figure.name: figure for figure in judged.figures}
@@ -146,7 +148,7 @@ def test_live_reports_what_was_to_be_delivered_and_how_pages_grew() -> None:
         (({}, {}, {"errors": {"overloaded": 1}}, {}), "syncs refused or not answered"),
     ],
 )
-def test_what_live_loses_is_a_missed_bar(parts: tuple[dict[str, Any], ...], bar: str) -> None:
+def test_judge_live_loss_misses_a_bar(parts: tuple[dict[str, Any], ...], bar: str) -> None:
     judged = lived(*parts)
     assert missed(judged) == [bar]
     assert ("x" in judged.remarks) is (bar == "faults found in what subscribers hold")
@@ -163,7 +165,7 @@ def test_what_live_loses_is_a_missed_bar(parts: tuple[dict[str, Any], ...], bar:
         ({}, {}, 25.1, ["an idle subscribed connection"]),
     ],
 )
-def test_bars_of_connections(
+def test_judge_connections_misses_each_bar(
     seen: dict[str, Any], row: dict[str, Any], grown_kib: float, expected: list[str]
 ) -> None:
     judged = report()
@@ -171,7 +173,7 @@ def test_bars_of_connections(
     assert missed(judged) == expected
 
 
-def test_a_row_shows_what_each_worker_used() -> None:
+def test_text_row_shows_the_cpu_of_each_worker() -> None:
     judged = report()
     judged.rows = [row_of()]
     assert "0.1000 + 0.2000 + 0.3000 (workers 0.0800, 0.1200)" in text_of(judged)

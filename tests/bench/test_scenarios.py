@@ -75,7 +75,7 @@ def test_concurrent_measures_audits_and_reports(
 
 
 @pytest.mark.parametrize(("limit_ms", "expected"), [(1.0, 1), (3.0, 0)])
-def test_a_missed_bar_is_exit_status_1(
+def test_bench_missed_bar_is_exit_status_1(
     monkeypatch: pytest.MonkeyPatch, limit_ms: float, expected: int
 ) -> None:
     async def scenario(_: Options) -> Report:
@@ -90,7 +90,7 @@ def test_a_missed_bar_is_exit_status_1(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("home")
-def test_filled_and_empty_go_by_turns() -> None:
+def test_concurrent_filled_and_empty_go_by_turns() -> None:
     _, text = run_bench(
         *("--connections", "3", "--tenants", "3", "--rate", "50", "--duration", "1"),
         *("--rounds", "2", "--fill", "900"),
@@ -127,7 +127,7 @@ async def test_limits_measure_all_three_and_idle_memory(monkeypatch: pytest.Monk
     assert all(row.faultless for row in report.rows)
 
 
-async def test_a_server_that_runs_already_is_measured(
+async def test_concurrent_measures_a_server_that_runs_already(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = await serve(limits={"messages_per_minute": 1_000_000})
@@ -190,7 +190,7 @@ async def test_overload_of_a_server_that_runs_already(serve: Serve, monkeypatch:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("home")
-async def test_two_workers_are_measured_each(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_concurrent_measures_each_of_two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(concurrent, "_REFERENCE_S", 0.2)
     report = await concurrent.concurrent(options(connections=8, workers=2, saturate=True))
     row = report.rows[0]
@@ -284,12 +284,12 @@ async def test_uploads_take_turns_with_others_and_go_on_beside_syncs(monkeypatch
 
 
 @pytest.mark.parametrize("scenario", [scaling.scaling, live.live, connections.connections, uploads.uploads])
-async def test_what_needs_servers_of_its_own_leaves_others_alone(scenario: Scenario) -> None:
+async def test_scenarios_with_servers_of_their_own_refuse_a_url(scenario: Scenario) -> None:
     with pytest.raises(BenchError, match="leave --url"):
         await scenario(options(url="http://127.0.0.1:1"))
 
 
-async def test_a_server_that_answers_nothing_is_an_error() -> None:
+async def test_run_tasks_unreachable_server_is_an_error() -> None:
     async with Server(["-m", "bench.baselines.decode_only"], {}) as server:
         port = server.port
     target = Target(port=port, secret=SECRET.decode(), tenants=TENANTS)
@@ -297,7 +297,7 @@ async def test_a_server_that_answers_nothing_is_an_error() -> None:
         await run_tasks("nobody", target, "closed", 2, 0.1)
 
 
-async def test_limit_c_keeps_what_it_acknowledges(empty_dsn: str) -> None:
+async def test_simplest_pipeline_keeps_acknowledged_syncs(empty_dsn: str) -> None:
     async with Server(["-m", "bench.baselines.simplest_pipeline", empty_dsn], {}) as server:
         target = Target(port=server.port, secret=SECRET.decode(), tenants=TENANTS)
         run = await run_tasks("c", target, "closed", 7, 0.5)
@@ -309,7 +309,7 @@ async def test_limit_c_keeps_what_it_acknowledges(empty_dsn: str) -> None:
     assert len({*run.outcome.seqs}) == len(stored) > 0
 
 
-async def test_limit_a_answers_what_it_is_asked() -> None:
+async def test_decode_only_answers_every_sync() -> None:
     async with Server(["-m", "bench.baselines.decode_only"], {}) as server:
         target = Target(port=server.port, secret=SECRET.decode(), tenants=TENANTS)
         run = await run_tasks("a", target, "closed", 3, 0.2)
@@ -317,7 +317,7 @@ async def test_limit_a_answers_what_it_is_asked() -> None:
     assert row_of(run).lost == 0
 
 
-def test_filling_keeps_what_the_audit_counts_on(dsn: str) -> None:
+def test_fill_keeps_counters_that_the_audit_needs(dsn: str) -> None:
     add_tenants(dsn, TENANTS)
     fill(dsn, TENANTS, 300)
     counted = rows(
@@ -361,22 +361,20 @@ def options(**changes: Any) -> Options:
         (["--scenario", "scaling", "--workers", "2"], "leave --url and --workers out"),
     ],
 )
-def test_mistakes_are_sentences(arguments: list[str], sentence: str) -> None:
+def test_bench_mistake_is_a_sentence(arguments: list[str], sentence: str) -> None:
     status, text = run_bench(*arguments)
     assert status != 0
     assert sentence in text
     assert "Traceback" not in text
 
 
-def test_help_shows_an_example() -> None:
+def test_bench_help_shows_an_example() -> None:
     status, text = run_bench("--help")
     assert status == 0
     assert "Example: run.py bench" in text
 
 
-def test_the_secret_is_found_where_the_server_keeps_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_secret_of_finds_the_servers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = read_settings(None, str(tmp_path))
     with pytest.raises(BenchError, match="TIDEMARK__AUTH__SECRET"):
         secret_of(chosen)
@@ -390,14 +388,14 @@ def test_the_secret_is_found_where_the_server_keeps_it(
     assert secret_of(read_settings(None, str(tmp_path))) == "set"
 
 
-def test_a_settings_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
+def test_read_settings_names_a_file_that_is_no_toml(tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
     file.write_text("[server")
     with pytest.raises(SettingsError, match=r"x\.toml"):
         read_settings(file, None)
 
 
-async def test_a_server_that_cannot_start_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+async def test_server_that_cannot_start_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BenchError, match="ended before it listened"):
         async with Server(["-c", "raise SystemExit('its last words')"], {}):
             pass

@@ -42,7 +42,7 @@ def whole(picture: Picture, chunk_bytes: int = CHUNK_BYTES) -> bytes:
     return b"".join(bytes(part) for offset in offsets for part in picture.chunk(offset, chunk_bytes))
 
 
-def test_chunks_are_the_file_that_was_said_and_no_two_files_are_alike() -> None:
+def test_album_chunks_are_the_file_and_no_two_files_are_alike() -> None:
     album = Album("p", 3, FILE_BYTES)
     pictures = [album.picture(uploader, number) for uploader in range(3) for number in range(2)]
     contents = [whole(picture) for picture in pictures]
@@ -53,7 +53,7 @@ def test_chunks_are_the_file_that_was_said_and_no_two_files_are_alike() -> None:
     assert whole(pictures[0], 7) == contents[0]
 
 
-def test_no_chunk_of_an_uploader_is_like_one_of_another() -> None:
+def test_album_no_chunk_is_like_one_of_another_uploader() -> None:
     album = Album("p", 100, 1 << 20)
     chunks = {
         bytes(part)
@@ -65,7 +65,7 @@ def test_no_chunk_of_an_uploader_is_like_one_of_another() -> None:
     assert len(chunks) == 400
 
 
-def test_metadata_names_the_file_and_its_record() -> None:
+def test_picture_metadata_names_the_file_and_its_record() -> None:
     picture = Album("p", 1, FILE_BYTES).picture(0, 4)
     pairs = [pair.split(" ") for pair in picture.metadata.split(",")]
     said = {key: base64.b64decode(value).decode() for key, value in pairs}
@@ -202,7 +202,9 @@ async def client(server: Server) -> AsyncIterator[Client]:
         uploader.close()
 
 
-async def test_every_chunk_is_acknowledged_and_every_file_compared(client: Client, server: Server) -> None:
+async def test_uploader_every_chunk_is_acknowledged_and_every_file_compared(
+    client: Client, server: Server
+) -> None:
     stored = [await client.upload(), await client.upload(1), await client.upload(0, 1)]
     assert server.asked == ["POST", "PATCH", "PATCH", "PATCH"] * 3
     assert (client.transferred.chunks, client.transferred.sent_bytes) == (9, 3 * FILE_BYTES)
@@ -245,7 +247,7 @@ def _unheard(server: Server, request: web.Request, body: bytes) -> web.Response:
 @pytest.mark.parametrize(
     ("spoil", "reason"), [(_busy, "status 423 locked"), (_unheard, "status 409"), (_cut, "")]
 )
-async def test_what_fails_goes_on_from_the_offset_that_is_told(
+async def test_uploader_failed_chunk_goes_on_from_the_servers_offset(
     client: Client, server: Server, spoil: Spoil, reason: str
 ) -> None:
     server.spoil = once(spoil)
@@ -257,7 +259,7 @@ async def test_what_fails_goes_on_from_the_offset_that_is_told(
     assert reason in said
 
 
-async def test_a_connection_that_was_closed_while_nothing_went_on_is_opened_again(client: Client) -> None:
+async def test_uploader_idle_connection_that_was_closed_is_opened_again(client: Client) -> None:
     stored = await client.upload()
     client.uploaders[0].close()
     await asyncio.sleep(0)
@@ -265,7 +267,7 @@ async def test_a_connection_that_was_closed_while_nothing_went_on_is_opened_agai
     assert client.uploaders[0].retries == {}
 
 
-async def test_what_fails_for_good_is_given_up(client: Client, server: Server) -> None:
+async def test_uploader_gives_up_what_fails_for_good(client: Client, server: Server) -> None:
     server.spoil = lambda *_: web.Response(status=413, text="too large")
     with pytest.raises(FailedError, match="status 413 too large"):
         await client.upload()
@@ -291,7 +293,7 @@ def _forgetful(server: Server, request: web.Request, _: bytes) -> web.Response:
         (_forgetful, "4096 bytes were acknowledged and 0 are there"),
     ],
 )
-async def test_an_offset_that_is_wrong_is_a_failure(
+async def test_uploader_wrong_offset_is_a_failure(
     client: Client, server: Server, spoil: Spoil, sentence: str
 ) -> None:
     server.spoil = once(spoil)
@@ -299,7 +301,7 @@ async def test_an_offset_that_is_wrong_is_a_failure(
         await client.upload()
 
 
-async def test_what_is_not_as_it_was_sent_is_found(client: Client, server: Server) -> None:
+async def test_checker_finds_a_file_that_is_not_as_it_was_sent(client: Client, server: Server) -> None:
     stored = [await client.upload(number) for number in range(4)]
     server.files["f1"] = server.files["f1"][:-1] + b"!"
     server.files["f2"] = b""
@@ -312,7 +314,7 @@ async def test_what_is_not_as_it_was_sent_is_found(client: Client, server: Serve
     ]
 
 
-async def test_an_upload_that_is_not_said_to_be_whole_is_found(client: Client, server: Server) -> None:
+async def test_checker_finds_an_upload_with_another_offset(client: Client, server: Server) -> None:
     stored = await client.upload()
     server.told = "8192"
     assert await client.checker.check([stored]) == 0
@@ -335,7 +337,7 @@ async def turn(port: int, files: str) -> tuple[Transferred, Usage]:
         return await uploaders.checked(), spent
 
 
-async def test_a_client_of_many_uploads_at_the_plain_server(tmp_path: Path) -> None:
+async def test_uploading_many_at_the_plain_server(tmp_path: Path) -> None:
     async with BareServer(["-m", "bench.baselines.plain_uploads", str(tmp_path / "files")], {}) as plain:
         came, spent = await turn(plain.port, "/v1/files")
     assert (came.begun, came.whole, came.chunks, came.sent_bytes) == (5, 5, 15, 5 * FILE_BYTES)
@@ -345,7 +347,7 @@ async def test_a_client_of_many_uploads_at_the_plain_server(tmp_path: Path) -> N
     assert {path.stat().st_size for path in (tmp_path / "files").iterdir()} == {FILE_BYTES}
 
 
-async def test_uploads_go_on_until_told_and_a_record_has_fifty_at_most(server: Server) -> None:
+async def test_uploading_goes_on_until_told_and_a_record_has_fifty_at_most(server: Server) -> None:
     target = target_of(server.port)
     plan = planned(target, 2, 300, 200, files="/v1/files", records=True, goes_on=True)
     async with uploading(plan, target) as uploaders:
@@ -362,7 +364,7 @@ async def test_uploads_go_on_until_told_and_a_record_has_fifty_at_most(server: S
     assert server.feed.keys() <= set(server.records)
 
 
-async def test_the_tus_server_of_node_is_sent_the_same(tmp_path: Path) -> None:
+async def test_uploading_at_the_tus_server_of_node(tmp_path: Path) -> None:
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
     await tus_server.install(tmp_path / "tus")
@@ -372,7 +374,7 @@ async def test_the_tus_server_of_node_is_sent_the_same(tmp_path: Path) -> None:
     assert (came.retries, came.faults) == ({}, [])
 
 
-async def test_what_is_missing_for_the_tus_server_is_a_sentence(
+async def test_bench_uploads_without_node_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

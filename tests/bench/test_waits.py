@@ -13,7 +13,7 @@ from tests.harness.services import data_dir
 
 
 @pytest.mark.slow
-async def test_each_wait_is_measured_and_ends(services: Services, tmp_path: Path) -> None:
+async def test_waits_are_measured_and_end(services: Services, tmp_path: Path) -> None:
     # Where the account that runs PostgreSQL may go, and short enough for its socket's path.
     place = data_dir(services) / tmp_path.name
     try:

@@ -60,7 +60,7 @@ async def echo(request: web.Request) -> web.StreamResponse:
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536, 300_000])
-async def test_messages_of_every_length_arrive_and_come_back(size: int) -> None:
+async def test_websocket_client_messages_of_every_length_come_back(size: int) -> None:
     heard = Heard()
     async with serving(echo) as port:
         socket = await opened(port, heard)
@@ -71,7 +71,7 @@ async def test_messages_of_every_length_arrive_and_come_back(size: int) -> None:
         assert await heard.end() == CUT_OFF
 
 
-async def test_a_compressed_message_is_read() -> None:
+async def test_websocket_client_reads_a_compressed_message() -> None:
     heard = Heard()
     async with serving(echo) as port:
         socket = await opened(port, heard, deflate=True)
@@ -80,7 +80,7 @@ async def test_a_compressed_message_is_read() -> None:
         socket.close()
 
 
-async def test_the_token_travels_as_bearer() -> None:
+async def test_websocket_client_sends_the_token_as_bearer() -> None:
     seen: list[str] = []
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -92,7 +92,7 @@ async def test_the_token_travels_as_bearer() -> None:
     assert seen == ["Bearer a.b.c"]
 
 
-async def test_the_close_code_is_told() -> None:
+async def test_websocket_client_tells_the_close_code() -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         socket = web.WebSocketResponse(protocols=(JSON_SUBPROTOCOL,))
         await socket.prepare(request)
@@ -105,7 +105,7 @@ async def test_the_close_code_is_told() -> None:
         assert await heard.end() == 4409
 
 
-async def test_a_ping_is_answered() -> None:
+async def test_websocket_client_answers_a_ping() -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         socket = web.WebSocketResponse(protocols=(JSON_SUBPROTOCOL,), autoping=False)
         await socket.prepare(request)
@@ -120,7 +120,7 @@ async def test_a_ping_is_answered() -> None:
         assert await heard.text() == b"PONG there?"
 
 
-async def test_a_refused_handshake_names_the_status() -> None:
+async def test_websocket_client_refused_handshake_names_the_status() -> None:
     async def handler(_: web.Request) -> web.StreamResponse:
         return web.Response(status=401)
 
@@ -203,7 +203,7 @@ async def test_bytes_may_come_all_at_once() -> None:
     assert texts == [b"a", b"b", b"unfin"]
 
 
-async def test_a_wrong_accept_is_refused() -> None:
+async def test_websocket_client_refuses_a_wrong_accept() -> None:
     socket, wire, answer = _shaken([], accept="c29tZXRoaW5nIGVsc2U=")
     socket.data_received(answer)
     assert wire.aborted
@@ -218,7 +218,7 @@ def test_frames_are_masked_with_zero(size: int) -> None:
     assert framed[-size - 4 :] == bytes(4) + b"z" * size
 
 
-async def test_a_connection_lost_in_the_handshake_says_so() -> None:
+async def test_websocket_client_connection_lost_in_the_handshake_is_an_error() -> None:
     socket, _, _ = _shaken([])
     socket.connection_lost(None)
     with pytest.raises(HandshakeError, match="during the handshake"):

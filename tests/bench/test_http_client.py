@@ -48,7 +48,7 @@ async def answered(method: bytes, pieces: list[bytes], sink: Any = None) -> Answ
 
 
 @given(st.sampled_from(sorted(ANSWERS)), st.sets(st.integers(1, 80)))
-def test_an_answer_is_taken_apart_however_it_is_cut(method: bytes, cuts: set[int]) -> None:
+def test_http_client_reads_an_answer_however_it_is_cut(method: bytes, cuts: set[int]) -> None:
     text = ANSWERS[method]
     bounds = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
     pieces = [text[first:last] for first, last in pairwise(bounds)]
@@ -60,14 +60,14 @@ def test_an_answer_is_taken_apart_however_it_is_cut(method: bytes, cuts: set[int
         assert answer.headers[b"upload-offset"] == b"7"
 
 
-async def test_a_body_goes_to_a_sink() -> None:
+async def test_http_client_body_goes_to_a_sink() -> None:
     digest = hashlib.sha256()
     answer = await answered(b"GET", [ANSWERS[b"GET"][:-2], b"lo"], digest.update)
     assert (answer.status, answer.body) == (200, b"")
     assert digest.digest() == hashlib.sha256(b"hello").digest()
 
 
-async def test_a_connection_that_is_lost_says_so_now_and_ever_after() -> None:
+async def test_http_client_lost_connection_is_an_error_from_then_on() -> None:
     line = Line()
     line.connection_made(Plain())  # type: ignore[arg-type]
     asking = asyncio.create_task(line.request(b"GET / HTTP/1.1\r\n\r\n"))

@@ -15,11 +15,11 @@ DOCS: Final = Path(__file__).parent
 _ERRORS_HEAD: Final = """\
 # Errors
 
-Made of the table in `engine/wire/errors.py` by `python -m docs.generate`; to change this page, change the
-table.
+`python -m docs.generate` makes this page from the table in `engine/wire/errors.py`. To change the page, change
+the table.
 
-An error looks as the [wire contract](protocol.md#errors) says: a code that stays, a sentence for a person,
-and whether the very same message may succeed later.
+The [wire contract](protocol.md#errors) shows an error: a stable code, a sentence for a person, and whether the
+same message may succeed later.
 """
 
 
@@ -29,16 +29,17 @@ def errors_page() -> str:
     items = [kind for kind in ERRORS.values() if kind.http is None]
     lines = [
         _ERRORS_HEAD,
-        "## Of a message as a whole",
+        "## Errors of a message as a whole",
         "",
         "| code | HTTP | retryable | cause | remedy |",
         "|---|---|---|---|---|",
         *(_row(kind, str(kind.http), "yes" if kind.retryable else "no") for kind in whole),
         "",
-        "## Of one item",
+        "## Errors of one item",
         "",
-        "They stand in the `error` of a rejected item, and the other items of the message go on. An item",
-        "over `record_bytes` is rejected with `too_large`, too. No retry of the same item helps.",
+        "The `error` of a rejected item has one of these codes. The server still applies the other items of the",
+        "message, unless it is atomic. An item over `record_bytes` is also rejected, with `too_large`. Do not send the",
+        "same item again: it never succeeds.",
         "",
         "| code | cause | remedy |",
         "|---|---|---|",
@@ -54,11 +55,11 @@ def _row(kind: ErrorKind, *columns: str) -> str:
 _STATES_HEAD: Final = """\
 # States of an upload
 
-Made of the table in `engine/model/uploads.py` by `python -m docs.generate`; to change this page, change the
-table.
+`python -m docs.generate` makes this page from the table in `engine/model/uploads.py`. To change the page, change
+the table.
 
 An upload is always in one of these states. The column `state` of
-[upload_session](data-dictionary.md#upload_session) has it, for two states under an older word.
+[upload_session](data-dictionary.md#upload_session) stores the state, two of them under an older name.
 """
 _COLUMNS: Final = {
     "has_bytes": "has bytes",
@@ -69,12 +70,12 @@ _COLUMNS: Final = {
     "ended": "ended",
 }
 _COLUMNS_TEXT: Final = """\
-- **has bytes**: a draft or a file is kept under the upload's own id.
-- **counts for the quota**: what the upload reserved counts against its tenant's quota.
-- **is a file**: the bytes are a file. In the other states with bytes they are a draft.
+- **has bytes**: the server keeps a draft or a file under the upload's own id.
+- **counts for the quota**: the bytes that the upload reserved count against its tenant's quota.
+- **is a file**: the bytes are a file. In the other states with bytes the bytes are a draft.
 - **in the feed**: the record's entry in the feed shows the file.
-- **finished**: the device was told that its file is safe, and has not deleted it.
-- **ended**: nothing follows. The row is deleted after a week.
+- **finished**: the server told the device that its file is safe, and the device has not deleted the file.
+- **ended**: the state does not change again. The row is deleted after a week.
 """
 
 

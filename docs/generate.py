@@ -15,11 +15,11 @@ DOCS: Final = Path(__file__).parent
 _ERRORS_HEAD: Final = """\
 # Errors
 
-`python -m docs.generate` makes this page from the table in `engine/wire/errors.py`. To change the page, change
-the table.
+`python -m docs.generate` makes this page from the table in `engine/wire/errors.py`. To change the page,
+change the table.
 
-The [wire contract](protocol.md#errors) shows an error: a stable code, a sentence for a person, and whether the
-same message may succeed later.
+The [wire contract](protocol.md#errors) shows an error: a stable code, a sentence for a person, and whether
+the same message may succeed later.
 """
 
 
@@ -37,9 +37,9 @@ def errors_page() -> str:
         "",
         "## Errors of one item",
         "",
-        "The `error` of a rejected item has one of these codes. The server still applies the other items of the",
-        "message, unless it is atomic. An item over `record_bytes` is also rejected, with `too_large`. Do not send the",
-        "same item again: it never succeeds.",
+        "The `error` of a rejected item has one of these codes. The server still applies the other items of",
+        "the message, unless the message is atomic. An item over `record_bytes` is also rejected, with",
+        "`too_large`. Do not send the same item again: it never succeeds.",
         "",
         "| code | cause | remedy |",
         "|---|---|---|",
@@ -55,8 +55,8 @@ def _row(kind: ErrorKind, *columns: str) -> str:
 _STATES_HEAD: Final = """\
 # States of an upload
 
-`python -m docs.generate` makes this page from the table in `engine/model/uploads.py`. To change the page, change
-the table.
+`python -m docs.generate` makes this page from the table in `engine/model/uploads.py`. To change the page,
+change the table.
 
 An upload is always in one of these states. The column `state` of
 [upload_session](data-dictionary.md#upload_session) stores the state, two of them under an older name.

@@ -26,8 +26,8 @@ ERRORS: Final = _table(
         "malformed",
         400,
         False,
-        "The frame is not JSON or MessagePack, nests deeper than 32, consists almost only of empty objects and"
-        " arrays, or holds NaN or Infinity.",
+        "The frame is not JSON or MessagePack, nests deeper than 32, consists almost only of empty objects"
+        " and arrays, or holds NaN or Infinity.",
         "Fix the encoder. The same bytes never succeed.",
     ),
     ErrorKind(
@@ -91,7 +91,8 @@ ERRORS: Final = _table(
         409,
         False,
         "After the decision was made, the record got a newer version, or its device made another change.",
-        "Decide again with the version and data in the error. If `changes` differs, list the conflicts again.",
+        "Decide again with the version and data in the error. If `changes` differs, list the conflicts"
+        " again.",
     ),
     ErrorKind(
         "conflict_closed",
@@ -181,10 +182,10 @@ ERRORS: Final = _table(
         "insufficient_storage",
         507,
         True,
-        "The tenant, the device's open uploads or the server have no room left. The server stored nothing of the"
-        " message, and keeps everything that it acknowledged.",
-        "Wait retry_after_ms, about a minute, then send the same message again; for an upload, first ask for the"
-        " offset with HEAD. An operator has to make room or raise a limit.",
+        "The tenant, the device's open uploads or the server have no room left. The server stored nothing of"
+        " the message, and keeps everything that it acknowledged.",
+        "Wait retry_after_ms, about a minute, then send the same message again; for an upload, first ask for"
+        " the offset with HEAD. An operator has to make room or raise a limit.",
     ),
     ErrorKind(
         "rate_limited",
@@ -204,10 +205,10 @@ ERRORS: Final = _table(
         "unavailable",
         503,
         True,
-        "The database cannot be reached, or this server is stopping. The message may or may not have been stored;"
-        " of an upload whose request broke off, the bytes up to the offset are kept.",
-        "Wait retry_after_ms, then send the same message again under the same key: if it was stored, you get its"
-        " answer. For an upload, first ask for the offset with HEAD.",
+        "The database cannot be reached, or this server is stopping. The message may or may not have been"
+        " stored; of an upload whose request broke off, the bytes up to the offset are kept.",
+        "Wait retry_after_ms, then send the same message again under the same key: if it was stored, you get"
+        " its answer. For an upload, first ask for the offset with HEAD.",
     ),
     ErrorKind(
         "internal",
@@ -241,15 +242,16 @@ ERRORS: Final = _table(
         "creation_rejected",
         None,
         False,
-        "The item is a patch without a base, but the server does not have the record: it rejected an earlier item"
-        " of this device on it.",
+        "The item is a patch without a base, but the server does not have the record: it rejected an earlier"
+        " item of this device on it.",
         "Send the whole record as a put.",
     ),
     ErrorKind(
         "batch_aborted",
         None,
         False,
-        "Another item of the same atomic message was rejected, or is a conflict that a person would have to settle.",
+        "Another item of the same atomic message was rejected, or is a conflict that a person would have to"
+        " settle.",
         "Correct that other item and send the message under a new key.",
     ),
 )

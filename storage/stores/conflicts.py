@@ -19,11 +19,11 @@ _NEXT: Final = (
     " WHERE c.tenant_id = %(tenant)s AND c.outcome = 'open'{device}{after}"
     " ORDER BY c.opened_at_us, c.conflict_id LIMIT 1"
 )
-#: The same, behind the one before.
+#: The same, after the conflict before.
 _BEHIND: Final = _NEXT.replace(
     "{after}", " AND (c.opened_at_us, c.conflict_id) > (one.opened_at_us, one.conflict_id)"
 )
-#: A conflict with its record as they are sent here, and their bytes.
+#: A conflict with its record, and the bytes of both as they are sent to this process.
 _WHOLE: Final = (
     "SELECT w.*, octet_length(w.body) + coalesce(octet_length(w.data), 0)"
     " + coalesce(octet_length(w.last_data), 0) AS size_bytes FROM ("
@@ -34,7 +34,7 @@ _WHOLE: Final = (
     " LEFT JOIN records AS r ON r.tenant_id = c.tenant_id AND r.domain = c.domain AND r.id = c.record_id"
     ") AS w"
 )
-#: One after another by the index of the queue, until they passed the bytes: those left out are not read.
+#: One conflict after another by the index of the list, until the bytes are used up: the others are not read.
 _OPEN: Final = (
     "WITH RECURSIVE one AS (("
     f"SELECT f.*, 1 AS place, f.size_bytes::bigint AS bytes FROM ({_WHOLE.replace('{key}', _NEXT)}) AS f)"

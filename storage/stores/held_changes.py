@@ -1,4 +1,4 @@
-"""The changes that an open conflict holds, as the log keeps them: an array in JSON."""
+"""The changes that an open conflict holds, as its row stores them: an array in JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NULL: Final = b"null"
 
 
 class StoredChange(msgspec.Struct, frozen=True):
-    """One change; ``data`` is ``null`` where there is none."""
+    """One change. ``data`` is ``null`` if it has none."""
 
     op: Op
     base: int | None
@@ -22,13 +22,13 @@ class StoredChange(msgspec.Struct, frozen=True):
     data: msgspec.Raw
 
     def change(self) -> HeldChange:
-        """Return it as the engine knows it."""
+        """Return the engine's form of it."""
         data = bytes(self.data)
         return HeldChange(self.op, self.base, self.at_us, self.sent_at_us, None if data == _NULL else data)
 
 
 def encode_changes(changes: tuple[HeldChange, ...]) -> bytes:
-    """Write what a conflict holds."""
+    """Return the changes of a conflict as JSON."""
     return msgspec.json.encode(
         [
             StoredChange(one.op, one.base, one.at_us, one.sent_at_us, msgspec.Raw(one.data or _NULL))

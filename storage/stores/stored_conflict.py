@@ -1,4 +1,4 @@
-"""A conflict as its row keeps it."""
+"""A conflict as its row stores it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from storage.stores.held_changes import StoredChange
 
 
 class StoredConflict(msgspec.Struct):
-    """A row of ``conflict_resolution_log`` as JSON; data stay raw, ``null`` where there are none."""
+    """A row of ``conflict_resolution_log`` as JSON. Data are not decoded, and ``null`` if there are none."""
 
     tenant_id: int
     conflict_id: str
@@ -36,7 +36,7 @@ class StoredConflict(msgspec.Struct):
     settled_seq: int | None
 
     def conflict(self) -> Conflict:
-        """Give it as the engine knows it."""
+        """Return the engine's form of it."""
         fields = msgspec.structs.asdict(self)
         for name in ("server_data", "client_data"):
             fields[name] = _bytes(fields[name])
@@ -53,5 +53,5 @@ _decode_stored = msgspec.json.Decoder(StoredConflict).decode
 
 
 def decode_conflict(text: str) -> Conflict:
-    """Read a row of the log that was written as JSON."""
+    """Decode a row of the log from JSON."""
     return _decode_stored(text).conflict()

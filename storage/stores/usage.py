@@ -1,9 +1,9 @@
-"""What tenants hold: read for people, and counted anew from the rows themselves.
+"""What tenants hold: read for people, and counted again from the rows themselves.
 
-Batches add to the columns of ``tenant_counters`` what they write (``engine.plan.tenant_usage``). That is
-exact as long as every writer does so. A server of an earlier version does not, nor does a person with psql,
-and a day of kept answers or events that is dropped is taken off after it is gone. So each tenant is counted
-once a week, and soon if it never was.
+Batches add what they write to the columns of ``tenant_counters`` (``engine.plan.tenant_usage``). The columns
+are exact as long as every writer does this. A server of an earlier version does not, nor does a person with
+psql, and a dropped day of answers or events is subtracted only after it is gone. So each tenant is counted
+once a week, and a tenant that was never counted is counted soon.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
     from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
-#: One pass takes so long at most, between two tenants; the next goes on with those counted longest ago.
+#: A pass starts no further tenant after this time. The next pass begins with the tenants counted longest ago.
 _BUDGET_S: Final = 60.0
 _AGAIN: Final = "interval '7 days'"
 
@@ -30,7 +30,7 @@ _AHEAD_US: Final = "((extract(epoch FROM now()) + 86400) * 1000000)::bigint"
 
 
 class _Kind(NamedTuple):
-    """What is counted in one snapshot: columns, and the query that gives their values for one tenant."""
+    """Columns that are counted in one snapshot, and the query of their values for one tenant."""
 
     names: tuple[str, ...]
     query: str
@@ -67,12 +67,12 @@ _KINDS: Final = (
         " WHERE tenant_id = %(tenant)s",
     ),
 )
-#: The days that are ahead hold nothing else, and all others are left out.
+#: Only the partitions of future days are read: they have no other events.
 _FUTURE: Final = _Kind(
     ("future_event_rows",),
     f"SELECT count(*) FROM events WHERE tenant_id = %(tenant)s AND sent_at_us > {_AHEAD_US}",
 )
-#: A process that is killed while it counts has its tenant counted again after an hour.
+#: If a process is killed while it counts, its tenant is counted again after an hour.
 _DUE: Final = (
     f"UPDATE tenant_counters SET counted_at = now() - {_AGAIN} + interval '1 hour' WHERE tenant_id ="
     f" (SELECT tenant_id FROM tenant_counters WHERE coalesce(counted_at < now() - {_AGAIN}, true)"
@@ -81,7 +81,7 @@ _DUE: Final = (
 
 
 def recount(dsn: str, budget_s: float = _BUDGET_S) -> int:
-    """Count the tenants that are due, and events that are ahead; return how many tenants were counted.
+    """Count the tenants that are due, and all future events. Return how many tenants were counted.
 
     Raises StoreError.
     """
@@ -124,17 +124,17 @@ class PostgresUsage:
         return [TenantHolds(name, TenantUsage(*held), file_bytes) for name, file_bytes, *held in found]
 
     async def fullest(self) -> TenantUsage:
-        """Return the most that any tenant holds of each. Raises StoreError."""
+        """Return the highest value of each number among all tenants. Raises StoreError."""
         columns = ", ".join(f"coalesce(max({name}), 0)" for name in NAMES)
         rows = await self._database.query(f"SELECT {columns} FROM tenant_counters")
         return TenantUsage(*rows[0])
 
 
 def _mend(connection: Connection, tenant_id: int, kind: _Kind) -> None:
-    """Add to a tenant's columns what they are off by.
+    """Add the error of a tenant's columns to them.
 
-    Columns and rows are read in one snapshot. Batches go on meanwhile, and only ever add to the columns: what
-    they were off by in that snapshot, they are off by still.
+    Columns and rows are read in one snapshot. Batches that commit meanwhile only add to the columns, so the
+    error of the columns in that snapshot is their error afterwards, too.
     """
     values = {"tenant": tenant_id, "dropping": DROPPING}
     names = ", ".join(kind.names)
@@ -160,7 +160,7 @@ def _mend(connection: Connection, tenant_id: int, kind: _Kind) -> None:
 
 
 def _events_are_apart(cursor: Cursor) -> bool:
-    """Return whether some events are not to be found in their table now; while it is locked none go."""
+    """Return whether some events are detached from their table now. The lock keeps others in it."""
     cursor.execute("LOCK TABLE events IN ACCESS SHARE MODE")
     cursor.execute("SELECT NOT relispartition FROM pg_class WHERE oid = 'events_later'::regclass")
     return bool(cursor.fetchall()[0][0])

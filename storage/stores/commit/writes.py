@@ -1,4 +1,4 @@
-"""The second round trip of a batch: every row it writes, and COMMIT, as one string of statements."""
+"""The second round trip of a batch: the statements for every row that it writes."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from storage.stores.upload_states import COUNTS_FOR_QUOTA, STATE_TEXTS
 
 
 def _adding(names: Sequence[str]) -> Statement:
-    """Make the update of the tenants' numbers of some names.
+    """Return the update of some of the tenants' numbers.
 
-    One array has them all, taken apart by place: an array for each name costs 65 µs more a batch.
+    All numbers are in one array, addressed by place: an array for each name costs 65 µs more a batch.
     """
     places = zip(reversed(range(len(names))), names, strict=True)
     return Statement(
@@ -47,8 +47,8 @@ def _adding(names: Sequence[str]) -> Statement:
 
 
 _COUNTERS: Final = _adding(NAMES)
-#: Nearly all batches write records and answers alone: with four numbers a tenant, not eleven, the update
-#: costs 7 µs less for one tenant, and 15 for twenty.
+#: Nearly all batches write only records and answers. With four numbers a tenant instead of eleven, the update
+#: costs 7 µs less for one tenant, and 15 µs for twenty.
 _FEW_COUNTERS: Final = _adding(("record_rows", "record_bytes", "answer_rows", "answer_bytes"))
 _RECORDS: Final = (
     "INSERT INTO records"
@@ -59,8 +59,8 @@ _RECORDS: Final = (
     f" {split_sql('{0}devices', 'text')}, %({{0}}chains)s::bigint[],"
     f" {split_sql('{0}data', 'json')}, {split_sql('{0}fields', 'json')}, %({{0}}sents)s::bigint[]{{2}})"
 )
-#: Speculative insertion costs a third more, so new records are written apart from new versions; the
-#: batch read under its locks which are which.
+#: ON CONFLICT costs a third more, so new records are written apart from new versions. The batch has read
+#: under its locks which records exist.
 _NEW_RECORDS: Final = Statement(_RECORDS.format("n_", "", "", ""))
 _UPSERT: Final = (
     " ON CONFLICT (tenant_id, domain, id) DO UPDATE SET version = excluded.version,"
@@ -69,14 +69,15 @@ _UPSERT: Final = (
     " sent_at_us = excluded.sent_at_us"
 )
 _NEW_VERSIONS: Final = Statement(_RECORDS.format("v_", "", "", "") + _UPSERT)
-#: Records that have files are few, and all others are not to pay for them.
+#: Few records have files, and the others should not pay for them.
 _WITH_FILES: Final = Statement(
     _RECORDS.format("f_", ", attachments", f", {split_sql('f_attachments', 'json')}", "")
     + _UPSERT
     + ", attachments = excluded.attachments"
 )
-#: Records that are deleted or come back: they alone have last data to write, or to let go of. A tombstone
-#: whose files alone change keeps them as they are: the clean-up may have dropped them since they were read.
+#: Records that are deleted or come back: only these have last data to write or to remove. A tombstone of
+#: which only the files change keeps its last data as they are: the clean-up may have removed them since they
+#: were read.
 _GONE: Final = Statement(
     _RECORDS.format(
         "g_",
@@ -141,8 +142,8 @@ _QUARANTINE: Final = Statement(
     " %(q_domains)s::text[], %(q_records)s::text[], %(q_items)s::text[], %(q_codes)s::text[],"
     " %(q_messages)s::text[], %(q_ats)s::bigint[], %(q_offsets)s::bigint[])"
 )
-#: What an upload reserved is given back with its bytes. By then its row moves under its tenant's lock alone,
-#: so that what it had reserved before is what the same statement reads.
+#: Releases the bytes that an upload reserved. A finished upload changes only under its tenant's lock, so the
+#: statement can read what was reserved before.
 _UPLOADS: Final = Statement(
     "WITH moved AS (UPDATE upload_session AS u SET state = w.s, updated_at = now(),"
     f" reserved_bytes = CASE WHEN w.s IN {COUNTS_FOR_QUOTA} THEN o.reserved_bytes ELSE 0 END"
@@ -168,9 +169,12 @@ _NONE: Final = (0,) * 6
 def finish(
     writes: WriteSet, existing: Collection[RecordKey], tombstones: Collection[RecordKey]
 ) -> tuple[list[Statement], Values]:
-    """Give the statements and their values.
+    """Return the statements and their values.
 
-    ``existing`` are the records that were read, ``tombstones`` those of them that are deleted.
+    Args:
+        writes: The rows to write.
+        existing: The records that exist in the table.
+        tombstones: Those of them that are tombstones in the table.
     """
     statements: list[Statement] = []
     values: Values = {}
@@ -211,7 +215,10 @@ def finish(
 
 
 def _counters(writes: WriteSet, values: Values) -> Statement:
-    """Only the tenant's counter row is written, whose page has room: no index has one of these columns."""
+    """Add the values of the counters and return their statement.
+
+    No index has one of these columns, so the row is updated within its page (HOT).
+    """
     seqs, usage = writes.seqs, writes.usage
     tenants = list(usage if seqs.keys() <= usage.keys() else seqs.keys() | usage.keys())
     values["tenants"] = int_array(tenants)

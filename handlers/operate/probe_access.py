@@ -13,9 +13,9 @@ from engine.cache.revocations import Revocations
 from engine.wire.errors import SyncError
 from handlers.http.tokens import Verifier, token_of
 
-#: What shows that a worker of the same supervisor asks.
+#: A request with the workers' secret in this header comes from a worker of the same supervisor.
 WORKER_HEADER: Final = "X-Tidemark-Worker"
-#: Headers of proxies: a request with one of them was passed on, and its peer is not who asks.
+#: Headers of proxies: a request with one of them was passed on, and its peer is not the client.
 _PASSED_ON: Final = (
     "Forwarded",
     "Via",
@@ -32,7 +32,14 @@ Audience = Literal["all", "operators", "nobody"]
 
 
 class ProbeAccess:
-    """Decides for each request. ``secret`` is of the workers of one supervisor, empty without one."""
+    """Decides for each request whether it gets metrics and reasons.
+
+    Args:
+        verifier: Verifies tokens of operators.
+        revocations: Tokens that are refused.
+        audience: Who gets them on this port.
+        secret: The secret of the workers of one supervisor; empty without a supervisor.
+    """
 
     def __init__(self, verifier: Verifier, revocations: Revocations, audience: Audience, secret: str) -> None:
         self._verifier = verifier
@@ -41,7 +48,7 @@ class ProbeAccess:
         self._secret = secret.encode()
 
     def check(self, request: web.Request) -> None:
-        """Raise SyncError for a request that is not to be told."""
+        """Raise SyncError for a request without access."""
         if self._audience == "all" or self._is_worker(request):
             return
         if self._audience == "nobody":
@@ -50,7 +57,7 @@ class ProbeAccess:
             self._check_operator(request)
 
     def __contains__(self, request: web.Request) -> bool:
-        """Whether a request is to be told."""
+        """Return whether a request has access."""
         try:
             self.check(request)
         except SyncError:
@@ -70,7 +77,7 @@ class ProbeAccess:
 
 
 def _is_local(request: web.Request) -> bool:
-    """Tell whether a program of this machine asks by itself."""
+    """Return whether a request comes from a program of this machine, not through a proxy."""
     if any(name in request.headers for name in _PASSED_ON):
         return False
     try:

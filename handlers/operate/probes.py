@@ -1,4 +1,4 @@
-"""What probes and scrapes ask: alive, ready, metrics."""
+"""Probes and metrics: ``/healthz``, ``/readyz``, ``/metrics``."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ class Probes:
         ]
 
     async def alive(self, _: web.Request) -> web.Response:
-        """Say that the process runs."""
+        """Answer that the process runs."""
         return web.json_response({"status": "ok"})
 
     async def ready(self, request: web.Request) -> web.Response:
-        """Say whether devices may be sent here, with 503 if not; the reasons are for operators."""
+        """Answer whether devices may be sent here, with 503 if not. Operators get the reasons as well."""
         faults = ["draining"] if self._draining.begun else await self._looked()
         if request not in self._access:
             if faults:
@@ -100,7 +100,7 @@ class Probes:
         return web.json_response({"status": "ready"})
 
     async def _looked(self) -> list[str]:
-        """Look once for all who ask while it is looked: anybody may ask, as often as they like."""
+        """Check the database once for all requests during the check: anybody may ask at any rate."""
         if self._looking is None:
             self._looking = asyncio.ensure_future(self._problems())
             self._looking.add_done_callback(self._has_looked)
@@ -110,9 +110,10 @@ class Probes:
         self._looking = None
 
     async def metrics(self, request: web.Request) -> web.Response:
-        """Give all metrics as text; on a port that workers share, those of all of them.
+        """Return all metrics as text; on a port that workers share, those of all workers.
 
-        Raises SyncError for who is not to be told.
+        Raises:
+            SyncError: The request has no access.
         """
         self._access.check(request)
         page = generate_latest(self._registry)

@@ -1,6 +1,7 @@
-"""The metrics of all workers on the port that they share, so that no scrape depends on who answers it.
+"""The metrics of all workers on their shared port, whichever worker answers there.
 
-Whoever is asked there asks each worker at its own port. On its own port a worker tells of itself alone.
+A worker that is asked on the shared port asks all others on their own ports. On its own port a worker returns
+only its own metrics.
 """
 
 from __future__ import annotations
@@ -16,16 +17,22 @@ from prometheus_client.registry import Collector
 
 from handlers.operate.probe_access import WORKER_HEADER
 
-#: A worker that takes longer is left out: a scrape as a whole has ten seconds as a rule.
+#: A worker that takes longer is left out: a whole scrape usually has ten seconds.
 PATIENCE_S: Final = 1.0
-#: Where to reach oneself when listening at every address.
+#: The address by which a process reaches itself when it listens on every address.
 _LOOPBACK: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # reached, not bound
 
 
 class WorkerMetrics:
-    """Workers 1 to ``workers`` on one port, each at ``port`` + its number as well; this one is ``worker``.
+    """The workers of one supervisor.
 
-    They share ``probe_port``, too, if there is one, and show each other ``secret``.
+    Args:
+        worker: The number of this worker, from 1.
+        workers: How many there are.
+        host: Where they listen.
+        port: Their shared port; each also has the port ``port`` + its number.
+        probe_port: Their shared port for probes; 0 without one.
+        secret: Shows a worker that another one asks.
     """
 
     def __init__(
@@ -43,12 +50,12 @@ class WorkerMetrics:
         }
 
     def asked_together(self, request: web.Request) -> bool:
-        """Whether a request came over the shared port, so that it is for all."""
+        """Return whether a request came over a shared port, and so asks for the metrics of all workers."""
         transport = request.transport
         return transport is not None and transport.get_extra_info("sockname")[1] in self._shared_ports
 
     async def pages(self) -> dict[int, str | None]:
-        """Ask the others for their metrics as text; None for one that does not answer."""
+        """Return the metrics of the other workers as text; None for a worker that does not answer."""
         headers = {WORKER_HEADER: self.secret}
         async with ClientSession(timeout=ClientTimeout(total=PATIENCE_S), headers=headers) as session:
             pages = await asyncio.gather(*(_page(session, url) for url in self._others.values()))
@@ -64,7 +71,7 @@ async def _page(session: ClientSession, url: str) -> str | None:
 
 
 class Labelled(Collector):
-    """What a collector collects, each sample with a label ``worker``."""
+    """Adds a label ``worker`` to each sample of a collector."""
 
     def __init__(self, collector: Collector, worker: int) -> None:
         self._collector = collector
@@ -80,9 +87,10 @@ class Labelled(Collector):
 
 
 class Merged(Collector):
-    """Pages of metrics as one: each family once, with the samples of all, and ``more`` families besides.
+    """Merges pages of metrics: each family once, with the samples of all pages, and ``more`` families.
 
-    Raises ValueError on a page that is none.
+    Raises:
+        ValueError: A page cannot be parsed.
     """
 
     def __init__(self, pages: Iterable[str], *more: Metric) -> None:
@@ -94,5 +102,5 @@ class Merged(Collector):
                     known.samples.extend(family.samples)
 
     def collect(self) -> Iterator[Metric]:
-        """Give the families."""
+        """Yield the families."""
         yield from self._families.values()

@@ -1,1 +1,1 @@
-"""The socket of devices and its HTTP twins: frames, connections, messages; nothing of uploads."""
+"""Sync over WebSocket and over HTTP: frames, connections, messages; nothing of uploads."""

@@ -71,10 +71,10 @@ class Connection:
     __slots__ = (
         "_admission",
         "_asked_at_s",
+        "_backoff",
         "_connections",
         "_decode",
         "_device",
-        "_hold",
         "_kind",
         "_large",
         "_large_bytes",
@@ -109,7 +109,7 @@ class Connection:
         self._session = session
         self._device = device
         self._pushes = pushes
-        self._hold = pushes.hold
+        self._backoff = pushes.backoff
         self._reads = reads
         self._connections = connections
         self._admission = admission
@@ -120,7 +120,7 @@ class Connection:
         self._tenant_id = session.tenant.tenant_id
         self._malformed = 0
         self._rate_ignored = 0
-        #: Of the latest message, None if it is no message.
+        #: The type of the latest message; None if it could not be decoded.
         self._kind: type[msgspec.Struct] | None = None
         #: The loop's shares know until then that the tenant is active, on the monotonic clock.
         self._noted_until_s = 0.0
@@ -134,8 +134,8 @@ class Connection:
         self._socket.end()
         self._reads.end()
         if self._large is not None:
-            self._large.close()  # it waits for turns, and would keep the message until it has them
-            self._large_is_over()  # one that never had a turn does not say so
+            self._large.close()  # it waits for turns, and would keep the message until they come
+            self._large_is_over()  # without a turn its own end never runs
 
     # -- as the pacer of frames ---------------------------------------------------------------
 
@@ -161,12 +161,12 @@ class Connection:
         return self._loop.scheduler.waits(self._tenant_id)
 
     def slot(self, work: Callable[[], None]) -> Slot:
-        """Have ``work`` called in a turn of its own."""
+        """Schedule ``work`` for a turn of its own."""
         return self._loop.scheduler.take(self._tenant_id, self._device, work)
 
     def charge(self, spent_s: float, now_s: float) -> float:
         """Charge work on frames. Returns more than 0 if the next read has to wait for a turn."""
-        if spent_s > EXPENSIVE_S:  # of several frames the last: all before it took less than a turn
+        if spent_s > EXPENSIVE_S:  # the last of several frames: all others together took less than a turn
             self._device.bucket.charge(now_s - self._socket.frames.began_s)
         return self._loop.charge(self._device, _kind_of(self._kind), spent_s, now_s)
 
@@ -186,7 +186,7 @@ class Connection:
         if size_bytes >= COUNTED_BYTES:
             self._device.bucket.weigh(size_bytes)
         limited: RateLimited | None = None
-        if verdict is not ACCEPT or now_s < self._hold.until_s:
+        if verdict is not ACCEPT or now_s < self._backoff.until_s:
             if self._refused_undecoded(frame, now_s, verdict):
                 return
             limited = verdict if isinstance(verdict, RateLimited) else None
@@ -264,7 +264,7 @@ class Connection:
             self._large_is_over()
 
     def _large_is_over(self) -> None:
-        """Read on, and count the message no more."""
+        """Read on, and stop counting the message."""
         self._large = None
         size_bytes, self._large_bytes = self._large_bytes, 0
         self._socket.on_partial(size_bytes, 0)
@@ -302,14 +302,14 @@ class Connection:
         is_push = kind in ("sync", "resolve")
         if limited is not None:
             if is_push:
-                limited = RateLimited(self._hold.extend(now_s, limited.wait_ms, "rate_limited"))
+                limited = RateLimited(self._backoff.extend(now_s, limited.wait_ms, "rate_limited"))
             self._limit(limited, request_id)
             return True
         if not is_push:
             return False
         if isinstance(verdict, Overloaded):
-            self._hold.begin(now_s, verdict.wait_ms, "overloaded")
-        self._connections.refuse_soon(self._socket, self._hold.refusal(now_s), request_id)
+            self._backoff.begin(now_s, verdict.wait_ms, "overloaded")
+        self._connections.refuse_soon(self._socket, self._backoff.refusal(now_s), request_id)
         return True
 
     def _limit(self, limited: RateLimited, request_id: str | None) -> None:
@@ -317,7 +317,7 @@ class Connection:
             self._socket.fail(limited.error(), request_id)
 
     def _rate_is_ignored(self) -> bool:
-        """Count it; close the connection of a device that sends on and on."""
+        """Count an ignored refusal; close the connection after too many. Returns True if it is closed."""
         self._rate_ignored += 1
         if self._rate_ignored <= MAX_RATE_IGNORED:
             return False
@@ -368,7 +368,7 @@ class Connection:
         self._set_clock(request)
 
     def _set_clock(self, request: Hello | Heartbeat) -> None:
-        """Learn from a ``clock``: it was read after the upgrade, and after the ``server_time`` beside it."""
+        """Learn the device's clock, read after the upgrade and after the ``server_time`` beside it."""
         if request.clock is None:
             return
         clock = self._loop.clock

@@ -37,7 +37,7 @@ class Connections:
 
     Args:
         clock: The clocks.
-        idle_s: A device that sent nothing for this long is sent away.
+        idle_s: A device that sends nothing for this long is dismissed.
         revocations: Devices and tokens that are refused.
         policy_names: Maps each domain to the name of a tenant's policy.
     """

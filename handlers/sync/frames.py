@@ -1,11 +1,11 @@
-"""Frames from aiohttp's parser straight to the connection, in the turn of the loop that received them.
+"""Passes frames from aiohttp's parser to the connection as calls, in the pass of the loop that received them.
 
 ``WebSocketResponse.receive`` would cost each message a future and a switch of tasks, and each idle
-connection three coroutines. Its handshake and its parser are used as they are. Before the parser stands a
-gate, which hands it one frame at a time: only while there is room for what the frame brings, and in turns
-that are bounded in time. What is left of a read waits in the gate with the transport paused, for a turn
-that one socket of the process has after the other (``engine.runtime.loop_scheduler``). The names of
-aiohttp that are not public are used in this file and in ``handlers/http/edge_protocol.py`` alone.
+connection three coroutines. aiohttp's handshake and parser are used unchanged. A gate before the parser feeds
+it one frame at a time, only while the connection has room for another message, and in turns that are bounded
+in time. The rest of a read waits in the gate, with the transport paused, for a turn of the socket
+(``engine.runtime.loop_scheduler``). This file and ``handlers/http/edge_protocol.py`` alone use names of
+aiohttp that are not public.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from engine.runtime.ports import Clock
 from engine.wire.close_codes import CloseCode
 from handlers.http.headers import combined, tokens
 
-#: What the parser makes of a frame of any kind, texts as bytes.
+#: A frame of any type, as the parser returns it; texts are bytes.
 Frame = WSMessage | WSMessageTextBytes
 
-#: A turn ends with the frame in which this is over: others wait for it on each of their way's five turns.
+#: A turn ends with the first frame after this time: a sync of another device waits for it up to five times.
 TURN_S: Final = 0.0005
-#: Work is charged in portions of this: to charge each frame of 20 µs by itself would cost a percent of it.
+#: Work is charged in portions of this size: charging each frame of 20 µs would cost a percent of its time.
 _PORTION_S: Final = 0.001
-#: The first byte of a frame that is deflated, and the last of its message, is so large at least.
+#: The first byte of the last frame of a deflated message is at least this.
 _DEFLATED: Final = 192
-#: Of the first byte: a ping, a pong or the close, which may come between the parts of a message.
+#: The bit of the first byte that marks a ping, a pong or a close, which may come between fragments.
 _CONTROL: Final = 8
-#: So many frames that end no message count for one message.
+#: So many frames that end no message count as one message.
 FRAGMENTS: Final = 16
 
 
@@ -131,11 +131,11 @@ class Frames(WebSocketDataQueue):
 
 
 class Gate:
-    """Stands before the parser and hands it frame after frame, in turns of ``TURN_S``.
+    """Feeds the parser frame by frame, in turns of ``TURN_S``.
 
-    It ends with 1002 at the first frame without a mask, which the parser would take: a client masks each
-    frame (RFC 6455, 5.1), so that no proxy takes one for a request. Every frame's time is charged to its
-    device, its inflating and whatever the connection makes of it included.
+    It closes with 1002 at the first frame without a mask, which the parser would accept: a client masks each
+    frame (RFC 6455, 5.1), so that no proxy takes one for a request. The time of every frame is charged to its
+    device, with its inflating and its handling by the connection.
     """
 
     __slots__ = (
@@ -145,11 +145,11 @@ class Gate:
         "_first",
         "_fragments",
         "_frames",
-        "_held_bytes",
         "_left_bytes",
         "_next",
         "_over",
         "_parser",
+        "_partial_bytes",
         "_protocol",
         "_rest",
         "_shut",
@@ -168,21 +168,21 @@ class Gate:
         self._frames = frames
         self._protocol = protocol
         self._clock_s = clock.monotonic_s
-        self._rest = b""  # what came and was not fed: nothing, a header that is not whole, or all that waits
-        self._left_bytes = 0  # of the frame under way, whose beginning was fed
-        self._first = 0  # byte of the frame under way
-        self._held_bytes = 0  # of a message whose rest is to come, as the sink was told
+        self._rest = b""  # received and not fed: nothing, an incomplete header, or all waiting frames
+        self._left_bytes = 0  # missing bytes of the present frame, whose beginning was fed
+        self._first = 0  # byte of the present frame
+        self._partial_bytes = 0  # of an incomplete message, as the sink has counted them
         self._shut = False  # whether reading is paused
-        self._between = True  # whether the next byte begins a frame, and may be fed: none of these is set
-        self._next: Slot | None = None  # that is waited for
+        self._between = True  # whether the next byte begins a frame and may be fed: none of these is set
+        self._next: Slot | None = None  # that the socket waits for
         self._over = False
         self._spent_s = 0.0
         self._fragments = 0
         frames.gate = self
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """Take what came from the client; gives whether it was the last, and what of it nobody took."""
-        # Nearly always a read is one whole frame, and a message. No byte of a frame says that it is longer.
+        """Receive bytes. Returns whether the connection is over, and the bytes that were not used: none."""
+        # Nearly every read is one whole frame, and a whole message.
         if self._between and len(data) > 5 and data[0] > 127:
             length = data[1]
             if (
@@ -208,18 +208,18 @@ class Gate:
         elif data:
             self._turn(data, yields=self._yields())
             self._between = not (
-                self._rest or self._left_bytes or self._held_bytes or self._over or self._shut
+                self._rest or self._left_bytes or self._partial_bytes or self._over or self._shut
             )
         return self._over, b""
 
     def go_on(self) -> None:
-        """Wait for a turn, unless that is so already."""
+        """Request a turn, unless one is requested already."""
         pacer = self._frames.pacer
         if self._shut and self._next is None and not self._over and pacer is not None:
             self._next = pacer.slot(self._again)
 
     def feed_eof(self) -> None:
-        """Take the end of the stream. What waits is dropped: nobody is there to be told of it."""
+        """Receive the end of the stream. Waiting frames are dropped: no answer to them could be sent."""
         self._end()
         self._parser.feed_eof()
 
@@ -229,7 +229,9 @@ class Gate:
         rest, self._rest = self._rest, b""
         if rest:
             self._turn(rest, yields=False)
-        self._between = not (self._rest or self._left_bytes or self._held_bytes or self._shut or self._over)
+        self._between = not (
+            self._rest or self._left_bytes or self._partial_bytes or self._shut or self._over
+        )
         if self._over:
             self._protocol.close()
         elif not self._shut:
@@ -240,14 +242,14 @@ class Gate:
         return pacer is not None and pacer.yields
 
     def _turn(self, data: bytes, *, yields: bool) -> None:
-        """Feed frames until the turn is over or there is no room, and keep the rest; none if it yields."""
+        """Feed frames until the turn is over or there is no room; keep the rest. Feed none if ``yields``."""
         pacer = self._frames.pacer
         if self._over:
             return
         feed, clock_s = self._feed, self._clock_s
         turn_began_s = now_s = clock_s()
         at, end, left_bytes = 0, len(data), self._left_bytes
-        held_bytes, first = self._held_bytes, self._first
+        partial_bytes, first = self._partial_bytes, self._first
         waits = False
         while at < end:
             size_bytes = left_bytes
@@ -265,12 +267,12 @@ class Gate:
                     )
                     return
                 first = data[at]
-                if first < 128:  # it ends no message
+                if first < 128:  # a fragment
                     self._fragment(pacer)
             stop = min(end, at + size_bytes)
-            if self._held_bytes and first > 127 and not first & _CONTROL and stop - at == size_bytes:
-                held_bytes = 0  # the message is whole now, and counts as that
-                self._hold(0)
+            if self._partial_bytes and first > 127 and not first & _CONTROL and stop - at == size_bytes:
+                partial_bytes = 0  # the message is complete
+                self._count_partial(0)
             self._frames.began_s = now_s
             ended, _ = feed(data[at:stop])
             if ended or self._over:
@@ -278,13 +280,13 @@ class Gate:
                 return
             left_bytes = size_bytes - (stop - at)
             if not first & _CONTROL:
-                held_bytes = 0 if first > 127 and not left_bytes else held_bytes + stop - at
+                partial_bytes = 0 if first > 127 and not left_bytes else partial_bytes + stop - at
             at = stop
             now_s = clock_s()
         self._left_bytes = left_bytes
         self._first = first
         self._rest = data[at:]
-        if held_bytes != self._held_bytes and not self._hold(held_bytes):
+        if partial_bytes != self._partial_bytes and not self._count_partial(partial_bytes):
             return
         self._spent_s += now_s - turn_began_s
         if self._spent_s > _PORTION_S and pacer is not None:
@@ -295,16 +297,16 @@ class Gate:
             if pacer is not None and pacer.has_room:
                 self._next = pacer.slot(self._again)
 
-    def _hold(self, held_bytes: int) -> bool:
-        before_bytes, self._held_bytes = self._held_bytes, held_bytes
+    def _count_partial(self, partial_bytes: int) -> bool:
+        before_bytes, self._partial_bytes = self._partial_bytes, partial_bytes
         sink = self._frames.sink
-        fits = sink is None or sink.on_partial(before_bytes, held_bytes)
+        fits = sink is None or sink.on_partial(before_bytes, partial_bytes)
         if not fits:
             self._end()
         return fits
 
     def _charge(self, pacer: Pacer, now_s: float) -> None:
-        """Charge what was worked, and read nothing more for a while where it is too much."""
+        """Charge the work so far. Past the share stop reading until a turn comes."""
         spent_s, self._spent_s = self._spent_s, 0.0
         if pacer.charge(spent_s, now_s) and not self._over:
             self._between, self._shut = False, True
@@ -320,16 +322,16 @@ class Gate:
     def _end(self) -> None:
         self._over, self._between = True, False
         self._rest = b""
-        if self._held_bytes and self._frames.sink is not None:
-            self._frames.sink.on_partial(self._held_bytes, 0)
-            self._held_bytes = 0
+        if self._partial_bytes and self._frames.sink is not None:
+            self._frames.sink.on_partial(self._partial_bytes, 0)
+            self._partial_bytes = 0
         if self._next is not None:
             self._next.cancel()
             self._next = None
 
 
 def _frame_bytes(data: bytes, at: int, end: int) -> int:
-    """Return the size of the frame that begins there: 0 while its header is not whole, -1 without a mask."""
+    """Return the size of the frame at ``at``: 0 if its header is incomplete, -1 without a mask."""
     if end - at < 2:
         return 0
     length = data[at + 1] - 128
@@ -342,7 +344,7 @@ def _frame_bytes(data: bytes, at: int, end: int) -> int:
 
 
 class Upgrade(web.WebSocketResponse[Literal[False]]):
-    """aiohttp's handshake, with ``frames`` to read from. ``parser`` has to live as long as they are read."""
+    """aiohttp's handshake. ``frames`` is read from; ``parser`` has to live as long as ``frames``."""
 
     frames: Frames
     parser: Gate
@@ -352,7 +354,7 @@ class Upgrade(web.WebSocketResponse[Literal[False]]):
         self._clock = clock
 
     def _handshake(self, request: web.BaseRequest) -> tuple[CIMultiDict[str], str | None, int, bool]:
-        # It reads one line of each header, and Upgrade as a whole. Both may be lists (RFC 9110, 7.8).
+        # aiohttp reads one line of each header, and Upgrade as one word. Both may be lists (RFC 9110, 7.8).
         headers = {name: combined(request.headers, name) for name in request.headers}
         if "websocket" in tokens(request.headers, "Upgrade"):
             headers["Upgrade"] = "websocket"

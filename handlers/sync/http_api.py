@@ -1,4 +1,4 @@
-"""The HTTP twins of the socket's messages, for devices that cannot hold a socket."""
+"""The messages of the socket over HTTP, for devices that cannot keep a socket open."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from handlers.http.unread_body import give_up
 from handlers.sync.operations import Operations, set_device_clock
 from handlers.sync.push_counts import PushCounts
 
-#: Where a request keeps the id of its message, None for none, so that an error repeats it.
+#: The id of a request's message, so that an error repeats it; None without one.
 REQUEST_ID: Final = web.RequestKey[str | None]("request_id")
 _COMPRESS_FROM_BYTES: Final = 1024
-#: What a device may need to connect and to send the headers, after it has read its clock.
+#: The longest time between reading the device's clock and the arrival of the request's headers.
 _CONNECTING_S: Final = 5.0
-#: How zlib is told of a content coding.
+#: The argument of zlib for each content coding.
 _WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
 
 _CORS: Final = CorsPolicy(
@@ -70,7 +70,7 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
     trusted_proxies: Networks
 
     def routes(self) -> list[web.RouteDef]:
-        """List the routes; browsers ask for leave on each of them."""
+        """List the routes, each with its preflight request."""
         routes = [
             web.post("/v1/sync", self.sync),
             web.get("/v1/changes", self.changes),
@@ -83,7 +83,7 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
         return [*routes, *(web.options(path, self.options) for path in paths)]
 
     async def options(self, request: web.Request) -> web.Response:
-        """Say what a page of another origin may send; no token is needed, as nothing of it is a tenant's."""
+        """Answer a preflight request. It needs no token: the answer has nothing of a tenant."""
         _CORS.let_read(request, self.gate.authenticator.verifier)
         return web.Response(status=204, headers=_CORS.preflight(request))
 
@@ -126,7 +126,7 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
         return await self._response(request, session, device, listed)
 
     async def resolve(self, request: web.Request) -> web.Response:
-        """Settle a conflict: ``resolve`` → ``resolved``; the path names the conflict."""
+        """Resolve a conflict: ``resolve`` → ``resolved``; the path names the conflict."""
         session, device = await self._admit(request, "push")
         named = {"conflict_id": request.match_info["conflict_id"]}
         body = await self._body(request, session, device)
@@ -141,7 +141,7 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
         return await self._response(request, session, device, outcome.frame(request[REQUEST_ID]))
 
     async def heartbeat(self, request: web.Request) -> web.Response:
-        """Take in a sign of life: ``heartbeat`` → ``heartbeat_ack``."""
+        """Store a device's state: ``heartbeat`` → ``heartbeat_ack``."""
         begun_s = self.loop.clock.monotonic_s()
         session, device = await self._admit(request, "request")
         body = await self._body(request, session, device)
@@ -154,21 +154,21 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
         return await self._response(request, session, device, answer)
 
     async def domains(self, request: web.Request) -> web.Response:
-        """Give the rules of each domain, as they are for this tenant."""
+        """Return the rules of each domain for this tenant."""
         session, device = await self._admit(request, "request")
         return await self._response(request, session, device, self.operations.list_domains(session))
 
     async def _response(
         self, request: web.Request, session: Session, device: Device, body: bytes
     ) -> web.Response:
-        """Encode an answer: what is large in turns of the loop."""
+        """Encode an answer; a large one in turns of the loop."""
         codec = session.codec
         if codec.binary:
             body = await self._worked(codec.encode_steps(body), body, device, request)
         return _response(request, codec, body)
 
     async def _admit(self, request: web.Request, kind: Kind) -> tuple[Session, Device]:
-        """Return the session of a request, and its device."""
+        """Let a request in. Returns its session and its device."""
         _CORS.let_read(request, self.gate.authenticator.verifier)
         admitted = await self.gate.authenticate_request(
             request, _codec(request), kind, self.limits.frame_bytes
@@ -177,9 +177,9 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
         return admitted
 
     async def _body(self, request: web.Request, session: Session, device: Device) -> bytes:
-        """Read the body, which may be long in coming: a device that was sent away since is not heard.
+        """Read the body, charge its bytes and its time as those of a message, and check the token again.
 
-        It counts by its bytes and by the time that it takes, as what comes on a socket does.
+        A body may come slowly, so the device may have been revoked since its headers came.
         """
         body = await _read_within(request, self.limits.body_s)
         await self.loop.scheduler.within_share(device.key[0], device)
@@ -208,7 +208,7 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
     async def _worked(
         self, steps: Generator[None, None, _Result], body: bytes, device: Device, request: web.Request
     ) -> _Result:
-        """Work on a message: at once, or in turns where its body is large."""
+        """Run work on a message: at once, or in turns of the loop if its body is large."""
         if len(body) >= LARGE_BYTES:
             return await self._in_steps(steps, device, request)
         with self._charging(device):
@@ -217,7 +217,7 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
     async def _in_steps(
         self, steps: Generator[None, None, _Result], device: Device, request: web.Request
     ) -> _Result:
-        """Have a part of a large message handled in turns of the loop, and charged by the step."""
+        """Run work on a large message in turns of the loop, and charge each step."""
         spent_s = 0.0
 
         def charge(step_s: float, now_s: float) -> None:
@@ -232,9 +232,9 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
 
     @contextmanager
     def _charging(self, device: Device) -> Iterator[None]:
-        """Count a laborious message for more than one, also when it is refused.
+        """Count an expensive message as several, also if it is refused.
 
-        Its share of the loop is charged with all that its request costs (``handlers/metering.py``).
+        Its share of the loop is charged with the whole request (``handlers/http/metering.py``).
         """
         clock_s = self.loop.clock.monotonic_s
         begun_s = clock_s()
@@ -248,14 +248,14 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
 
     async def _settled(self, work: Work, device: Device) -> Outcome:
         """Have a job committed, also when the client is gone. Raises SyncError in times of overload."""
-        # A body may have been long in coming, and many may have come at once.
+        # The body may have come slowly, and many may have come at the same time.
         self.gate.draining.check_staying()
         self.admission.check("body", work.tenant_id, device, self.loop.clock.monotonic_s())
         return await self.committer.commit(work, partial(self.loop.charge_planning, device))
 
 
 def _codec(request: web.Request) -> Codec:
-    """Choose the encoding: that of the body, without one that of ``Accept``, JSON by default."""
+    """Return the encoding: that of the body; without a body that of ``Accept``; else JSON."""
     if not request.body_exists:
         return MSGPACK if prefers_msgpack(request.headers) else JSON
     said = media_type(request)
@@ -278,7 +278,7 @@ async def _read_within(request: web.Request, most_s: float) -> bytes:
 
 
 def _inflating_text(request: web.Request, codec: Codec, body: bytes) -> Generator[None, None, bytes]:
-    """Inflate a body in steps, bounded in either form by what a frame may be, and check that it is UTF-8."""
+    """Inflate a body in steps, up to the largest frame, and check that it is UTF-8."""
     coding = content_coding(request.headers)
     if coding in _WINDOW_BITS:
         body = yield from _inflating(body, _WINDOW_BITS[coding], request.client_max_size)
@@ -324,7 +324,7 @@ def _checked(message: Request, wanted: type[_Message]) -> _Message:
 
 
 def _from_query(request: web.Request, tag: str, wanted: type[_Message]) -> _Message:
-    """Read a message from the query's parameters; lists are separated by commas, what is empty is missing."""
+    """Return the message of a query: lists are separated by commas, empty parameters are missing."""
     request[REQUEST_ID] = None
     fields: dict[str, Any] = {name: value for name, value in request.query.items() if value}
     if "limit" in fields and fields["limit"].isascii() and fields["limit"].isdecimal():
@@ -337,7 +337,7 @@ def _from_query(request: web.Request, tag: str, wanted: type[_Message]) -> _Mess
 def _completing(
     request: web.Request, codec: Codec, body: bytes, wanted: type[_Message], named: dict[str, str]
 ) -> Generator[None, None, _Message]:
-    """Add to a body what the path says already, so that the body need not repeat it, and decode it."""
+    """Decode a body, completed by the values of its path, which it need not repeat."""
     completed = yield from _completed(request, codec, body, str(wanted.__struct_config__.tag), named)
     yield
     return _decode(codec, completed, wanted)

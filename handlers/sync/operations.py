@@ -47,7 +47,7 @@ _encode = msgspec.json.encode
 
 
 class Operations(msgspec.Struct, frozen=True, kw_only=True):
-    """Answers requests for sessions, whichever way they came."""
+    """Answers the requests of a session, over a socket or over HTTP."""
 
     domains: Domains
     validator: MessageValidator
@@ -145,13 +145,13 @@ def _domain_info(domain: Domain, policy: DomainPolicy | None) -> DomainInfo:
 
 
 def set_device_clock(device: Device, session: Session, clock: datetime, now_us: int, delay_us: int) -> None:
-    """Take in what a device's clock shows: what comes later in its session is corrected by it.
+    """Learn a device's clock; the times of later messages of its session are corrected by it.
 
     Args:
-        device: Which device.
-        session: Its connection or request.
-        clock: The device's time at the moment of sending.
-        now_us: The server's time, after the whole message has come.
+        device: The device.
+        session: The session of its connection or request.
+        clock: The device's time when it sent the message.
+        now_us: The server's time when the whole message had come.
         delay_us: The most that the message may have been under way.
     """
     if device.clock is None:

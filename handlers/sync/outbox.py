@@ -1,8 +1,8 @@
-"""The one writer of a connection: frames in order, bounded in bytes, no task while the reader keeps up.
+"""The outbox of a connection: sends frames in order, bounded in bytes, without a task while the client reads.
 
-A frame goes straight to the transport, which sends all that one turn of the loop wrote at once. Only when
-the transport is full do frames wait here, and only then a drainer runs, until they are out or the
-reader has taken nothing for too long and is cut off.
+A frame is written to the transport at once; the transport sends all frames of one pass of the loop together.
+Frames wait here only while the transport is full. Only then a task drains them, until they are sent or the
+client has read nothing for too long and is cut off.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 from aiohttp.abc import AbstractStreamWriter
 
-#: Times ``max_bytes``: answers are sent whatever waits, but a reader that lets so many wait is cut off.
+#: Answers are queued even past ``max_bytes``; a client with so many times ``max_bytes`` waiting is cut off.
 _CUT_FROM: Final = 8
 #: Smaller frames cost more to compress than they save.
 COMPRESS_FROM_BYTES: Final = 1024
@@ -31,18 +31,18 @@ _close_code = struct.Struct("!H").pack
 
 
 class Flow(Protocol):
-    """Says whether the transport wants no more."""
+    """Tells whether the transport is full."""
 
     @property
     def writing_paused(self) -> bool:
-        """Whether what was written last still waits in the transport."""
+        """True while the transport is full."""
 
 
 class Owner(Protocol):
-    """Whose outbox this is."""
+    """The socket that an outbox belongs to."""
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run ``work`` in a task that somebody waits for."""
+        """Run ``work`` in a task of a task group."""
 
     def on_writable(self) -> None:
         """Go on: there is room again, or nobody reads any more."""
@@ -52,7 +52,18 @@ class Owner(Protocol):
 
 
 class Outbox:
-    """Frames to one client. ``deflate_bits`` 0 means no compression was negotiated."""
+    """Sends frames to one client.
+
+    Args:
+        transport: The transport of the connection.
+        stream: Waits until the transport has room.
+        flow: Tells whether the transport is full.
+        owner: The socket.
+        binary: Whether messages are sent as binary frames.
+        deflate_bits: The size of the negotiated compression window; 0 without compression.
+        max_bytes: Bytes that may wait before ``offer`` refuses.
+        patience_s: A client that reads nothing for this long is cut off.
+    """
 
     __slots__ = (
         "_bits",
@@ -98,13 +109,13 @@ class Outbox:
 
     @property
     def full(self) -> bool:
-        """Whether more waits than may; whoever causes answers is to stop then."""
+        """True if more than ``max_bytes`` wait: the connection reads no more requests then."""
         return self.queued_bytes >= self._max_bytes
 
     def put(self, payload: bytes) -> None:
-        """Send a message, whatever waits already; a reader that is too far behind is cut off instead.
+        """Send a message, even if too much waits; a client that is too far behind is cut off instead.
 
-        After the close frame nothing is sent.
+        Nothing is sent after the close frame.
         """
         size_bytes = len(payload)
         first = self._opcode
@@ -128,7 +139,7 @@ class Outbox:
         return True
 
     def ping(self) -> None:
-        """Send a ping, unless something waits to be sent anyhow."""
+        """Send a ping, unless frames wait to be sent."""
         if not self._frames:
             self._send(_PING)
 
@@ -137,13 +148,13 @@ class Outbox:
         self._send(_head_short(_PONG, len(payload)) + payload)
 
     def close(self, code: int, reason: str) -> None:
-        """Send the close frame behind everything that waits, and nothing after it."""
+        """Send the close frame after all waiting frames, and nothing after it."""
         payload = _close_code(code) + reason.encode()
         self._send(_head_short(_CLOSE, len(payload)) + payload)
         self._ended = True
 
     def end(self) -> None:
-        """The connection is gone: forget what waits and send nothing more."""
+        """Drop all waiting frames and send nothing more: the connection is gone."""
         self._ended = True
         self._frames = None
         self.queued_bytes = 0
@@ -170,7 +181,7 @@ class Outbox:
         self._owner.on_reader_cut()
 
     async def _drain(self) -> None:
-        """Write what waits as the reader takes it."""
+        """Write waiting frames as fast as the client reads them."""
         try:
             while self._frames:
                 await self._taken()
@@ -185,11 +196,12 @@ class Outbox:
         self._owner.on_writable()
 
     async def _taken(self) -> None:
-        """Wait until the transport wants more: as long as it takes, while the reader takes anything at all.
+        """Wait until the transport has room. A page may take minutes, as long as the client reads some of it.
 
-        Raises TimeoutError when it took nothing for as long as it is given; a page may need minutes.
+        Raises:
+            TimeoutError: The client read nothing for ``patience_s``.
         """
-        # One wait for all of it: the transport's own is of no use any more once it was cancelled.
+        # One wait for all of it: the transport's own wait cannot be repeated after it was cancelled.
         drained = asyncio.ensure_future(self._stream.drain())
         try:
             while True:
@@ -223,15 +235,16 @@ _compressors: Final = {bits: _compressor(bits) for bits in range(9, 16)}
 
 
 def _deflate(payload: bytes, window_bits: int) -> bytes:
-    """Compress one message on its own; all connections share a compressor per window size.
+    """Compress one message independently of others, with the compressor of its window size.
 
-    The full flush forgets the window, so that none need be kept for each connection (100 KiB).
+    All connections share the compressors: the full flush clears the window, which would take 100 KiB for each
+    connection.
     """
     deflate = _compressors[window_bits]
     try:
         deflated = deflate.compress(payload) + deflate.flush(zlib.Z_FULL_FLUSH)
     except BaseException:
-        # It may hold some of this message, which the next one to compress must not carry elsewhere.
+        # It may contain a part of this message, which must not be sent to another client.
         _compressors[window_bits] = _compressor(window_bits)
         raise
     return deflated.removesuffix(_DEFLATE_TAIL)

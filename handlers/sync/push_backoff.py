@@ -21,7 +21,7 @@ BackoffCode = Literal["overloaded", "rate_limited", "unavailable"]
 
 
 class PushBackoff:
-    """The hold of one connection.
+    """The back-off of one connection.
 
     Attributes:
         until_s: Pushes are refused until then, on the monotonic clock.
@@ -49,11 +49,11 @@ class PushBackoff:
         return self._left_ms(now_s)
 
     def refusal(self, now_s: float) -> SyncError:
-        """Return the error of a push that comes during the hold."""
+        """Return the error of a push that comes during the back-off."""
         return _REFUSALS[self._code](self._left_ms(now_s))
 
     def put_off(self, error: SyncError, key: str | None, now_s: float) -> None:
-        """Begin a hold if an accepted push found the database away.
+        """Begin a back-off if an accepted push found the database away.
 
         Args:
             error: The outcome of the push.
@@ -68,7 +68,7 @@ class PushBackoff:
                 self.begin(now_s, wait_ms, "unavailable")
 
     def check_turn(self, key: str, now_s: float) -> None:
-        """Let the push that was refused first come first, for ``FIRST_FOR_S`` after the hold.
+        """Let the push that was refused first come first, for ``FIRST_FOR_S`` after the back-off.
 
         Raises:
             SyncError: ``unavailable``, for any other key.

@@ -48,7 +48,7 @@ class PushCounts(msgspec.Struct, frozen=True):
 
 
 def count_conflicts(results: bytes) -> int:
-    """Count the items that met a conflict. The search tells of most answers that there is none."""
+    """Count the items that met a conflict. A search for two texts rules most answers out."""
     if b'"status":"resolved"' not in results and b'"status":"conflict"' not in results:
         return 0
     return sum(one.status in ("resolved", "conflict") for one in _statuses.decode(results))

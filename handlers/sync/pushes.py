@@ -26,7 +26,7 @@ class Pushes:
     """Submits the pushes and resolutions of one connection.
 
     Attributes:
-        hold: Whether pushes are refused for now.
+        backoff: Whether pushes are refused for now.
         in_flight: Pushes and resolutions that are not answered yet.
     """
 
@@ -39,7 +39,7 @@ class Pushes:
         "_session",
         "_socket",
         "_validator",
-        "hold",
+        "backoff",
         "in_flight",
     )
 
@@ -62,7 +62,7 @@ class Pushes:
         self._counts = counts
         self._loop = loop
         self._clock = clock
-        self.hold = PushBackoff()
+        self.backoff = PushBackoff()
         self.in_flight = 0
 
     def push(self, request: Sync) -> None:
@@ -87,8 +87,8 @@ class Pushes:
             raise
         if self._socket.ignoring:  # since it began: the device sends it again
             return
-        if self.hold.first_key is not None:  # a push before it was refused since
-            self.hold.check_turn(request.key, self._clock.monotonic_s())
+        if self.backoff.first_key is not None:  # a push before it was refused since
+            self.backoff.check_turn(request.key, self._clock.monotonic_s())
         self._submit(push, request_id, request.key, now_us)
 
     def submit_resolution(self, job: Resolution, request_id: str) -> None:
@@ -99,8 +99,8 @@ class Pushes:
     def _checked_id(self, request: Sync) -> str:
         if request.id is None:
             raise SyncError("invalid_message", "id: required on a socket")
-        if self.hold.first_key is not None:
-            self.hold.check_turn(request.key, self._clock.monotonic_s())
+        if self.backoff.first_key is not None:
+            self.backoff.check_turn(request.key, self._clock.monotonic_s())
         return request.id
 
     def _submit(self, push: Push, request_id: str, key: str, now_us: int) -> None:
@@ -108,7 +108,7 @@ class Pushes:
             self._committer.submit(push, partial(self._on_stored, request_id, key, now_us), self._charge)
         except SyncError:
             wait_ms = self._committer.retry_after_ms()
-            raise overloaded(self.hold.begin(self._clock.monotonic_s(), wait_ms, "overloaded")) from None
+            raise overloaded(self.backoff.begin(self._clock.monotonic_s(), wait_ms, "overloaded")) from None
         self.in_flight += 1
 
     def _charge(self, spent_s: float) -> float:
@@ -136,5 +136,5 @@ class Pushes:
 
     def _put_off(self, error: SyncError, request_id: str, key: str | None) -> None:
         """Refuse an accepted push; later pushes of the device must not overtake it."""
-        self.hold.put_off(error, key, self._clock.monotonic_s())
+        self.backoff.put_off(error, key, self._clock.monotonic_s())
         self._socket.fail(error, request_id)

@@ -143,7 +143,7 @@ async def test_rate_limit_refuses_pushes_behind_a_refused_one_until_its_retry_af
         assert (await phone.receive())["type"] == "synced"
 
 
-async def test_overload_full_queue_tells_the_retry_after_of_the_hold(
+async def test_overload_full_queue_tells_the_retry_after_of_the_back_off(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(overload, "_FIRST_BYTES_PER_S", 1e9)

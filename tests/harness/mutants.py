@@ -255,7 +255,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "a push that overtakes a refused one": Mutant(
         "handlers/sync/connection.py",
-        (("if verdict is not ACCEPT or now_s < self._hold.until_s:", "if verdict is not ACCEPT:"),),
+        (("if verdict is not ACCEPT or now_s < self._backoff.until_s:", "if verdict is not ACCEPT:"),),
         (
             _CONNECTION + "test_connection_push_behind_one_past_the_rate_is_refused_until_that_may_come_back",
             _CONNECTION + "test_connection_push_that_finds_the_queue_full_holds_back_those_behind_it",

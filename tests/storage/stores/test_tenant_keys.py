@@ -31,7 +31,7 @@ OVER_ALL = {
     ("devices.py", "FROM devices WHERE revoked_at IS NOT NULL OR tokens_from"): "of any tenant",
     ("devices.py", "FROM revoked_tokens"): "and tokens of any",
     ("upload_reads.py", "WITH RECURSIVE w AS"): "files of any tenant may be due",
-    ("upload_cleanup.py", "WHERE u.state = 'open' AND (u.tenant_id"): "uploads of any tenant expire",
+    ("upload_cleanup.py", "WHERE u.state = § AND (u.tenant_id"): "uploads of any tenant expire",
     ("upload_cleanup.py", "SELECT tenant_id, domain, id FROM records WHERE data IS NULL"): "records end",
     ("upload_cleanup.py", "LEFT JOIN LATERAL (SELECT data IS NOT NULL AS alive"): "and their files with them",
     ("upload_cleanup.py", "DELETE FROM upload_session AS u USING old"): "what ended is forgotten alike",

@@ -99,7 +99,7 @@ async def slow_numbers(_: Attacker) -> AsyncIterator[bytes]:
 
 
 def stored(text: str) -> Callable[[Attacker], Iterator[Json]]:
-    """Have a record of 250 KB of one value stored, and changed by another device."""
+    """Store a record of 250 KB of one value, and change it as another device."""
 
     def prepared(attacker: Attacker) -> Iterator[Json]:
         yield _sync(_item(f"{attacker.mark}-r", "put", None, {"n": _values(text, _RECORD_BYTES)}))
@@ -109,7 +109,7 @@ def stored(text: str) -> Callable[[Attacker], Iterator[Json]]:
 
 
 def incompressible(attacker: Attacker) -> Iterator[Json]:
-    """Have a record of 250 KB stored that does not compress, and changed by another device."""
+    """Store a record of 250 KB that does not compress, and change it as another device."""
     yield _sync(_item(f"{attacker.mark}-r", "put", None, {"n": secrets.token_hex(_RECORD_BYTES // 2)}))
     yield _sync(_item(f"{attacker.mark}-r", "patch", 1, {"k": -1}))
 
@@ -131,7 +131,7 @@ def _fields(count: int, value: int) -> Json:
 
 
 def many_fields(count: int) -> Callable[[Attacker], Iterator[Json]]:
-    """Have a record of so many fields stored, and changed by another device."""
+    """Store a record of so many fields, and change it as another device."""
 
     def prepared(attacker: Attacker) -> Iterator[Json]:
         yield _sync(_item(f"{attacker.mark}-f", "put", None, _fields(count, 0)))
@@ -190,7 +190,7 @@ def asked(count: int, message: Json, *, every_s: float) -> Callable[[Attacker], 
 
 
 def large_conflicts(attacker: Attacker) -> Iterator[Json]:
-    """Have records of 200 KB stored, and changed by another device."""
+    """Store records of 200 KB, and change them as another device."""
     for number in range(_CONFLICTS):
         record = f"{attacker.mark}-{number}"
         yield _sync(_item(record, "put", None, {"text": "a" * 200_000}))
@@ -280,7 +280,7 @@ async def long_tokens(attacker: Attacker) -> AsyncIterator[bytes]:
 
 
 async def quietly(attacker: Attacker) -> AsyncIterator[bytes]:
-    """Do no more than be there: what others feel comes of what the tenant has."""
+    """Send next to nothing: others feel only the rows that the tenant has."""
     number = 0
     while True:
         number += 1
@@ -304,7 +304,7 @@ async def future_events(attacker: Attacker) -> AsyncIterator[bytes]:
 
 
 async def forged(attacker: Attacker) -> AsyncIterator[bytes]:
-    """Tell the server's bus that others' devices are connected elsewhere since a time that is far ahead."""
+    """Publish on the server's bus that others' devices are connected elsewhere, with a time far ahead."""
     assert attacker.bus is not None
     channel = attacker.bus.channel.encode()
     number = 0

@@ -47,7 +47,7 @@ class Loop(NamedTuple):
 
 
 class Gauge:
-    """Looks at the worker that listens on a port of this host, and at its database."""
+    """Measures the worker that listens on a port of this host, and its database."""
 
     def __init__(self, host: str, port: int, dsn: str) -> None:
         self._host = host

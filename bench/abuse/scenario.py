@@ -98,7 +98,7 @@ def _work(options: Options) -> str:
 
 
 def measured_before(file: Path, names: list[str]) -> list[Abuse]:
-    """Take from a report what was measured before. Raises BenchError."""
+    """Read from a report what was measured before. Raises BenchError."""
     try:
         told = msgspec.json.decode(file.read_bytes(), type=_Reports)
     except msgspec.MsgspecError as error:
@@ -169,7 +169,7 @@ class _Abuse:
             await site.worker.stop()
 
     async def _warm_up(self) -> None:
-        """Do everything once that others do."""
+        """Send each of the others' messages once before anything is measured."""
         await self._others.connect()
         await self._others.feel(min(_WARMUP_S, self._duration_s))
         await self._others.answered()
@@ -268,7 +268,7 @@ class _Abuse:
         return found
 
     async def _beside(self, phase: Phase) -> float | None:
-        """Do what belongs to the attack. Returns how long a photo waited, None where there is none."""
+        """Do what goes on beside the attack. Returns how long a photo waited, None where there is none."""
         site = self._site
         if self._attack.beside == "photo" and not phase.startswith("sink"):
             return await photo_s(site.target, site.dsn, _OTHERS)

@@ -30,18 +30,18 @@ FROM generate_series(1, %(rows)s) AS n"""
 
 
 def long_feed(dsn: str, tenant: str) -> None:
-    """Give the tenant a feed of ``LONG_FEED`` records. Raises StoreError."""
+    """Write a feed for the tenant of ``LONG_FEED`` records. Raises StoreError."""
     fill(dsn, [tenant], LONG_FEED)
 
 
 def future_events(dsn: str, tenant: str) -> None:
-    """Give the tenant events that are dated from a fortnight to a year ahead. Raises StoreError."""
+    """Write events of the tenant that are dated from a fortnight to a year ahead. Raises StoreError."""
     step_us = _DAYS * 86_400_000_000 // FUTURE_EVENTS
     _write(dsn, tenant, _FUTURE, {"rows": FUTURE_EVENTS, "from": _FROM_DAY, "step_us": step_us})
 
 
 def early_files(dsn: str, tenant: str) -> None:
-    """Give the tenant files whose records are not there. Raises StoreError."""
+    """Write files of the tenant whose records are not there. Raises StoreError."""
     _write(dsn, tenant, _EARLY, {"rows": EARLY_FILES})
 
 

@@ -52,7 +52,7 @@ class Site(msgspec.Struct):
 
     @asynccontextmanager
     async def cutting(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        """Give what cuts the next day off the partitions at once, as the daily job does.
+        """Yield a call that makes the next day's partitions at once, as the daily job does.
 
         It raises BenchError.
         """
@@ -128,7 +128,7 @@ class Worker:
 async def site_of(
     environment: Environment, options: Options, tenant: str, commit: str | None = None
 ) -> AsyncIterator[Site]:
-    """Have what a server of this version, or of that at ``commit``, needs to be started.
+    """Prepare a server of this version, or of a commit, with all that it needs to be started.
 
     Raises BenchError, StoreError.
     """
@@ -161,7 +161,7 @@ async def site_of(
 
 @asynccontextmanager
 async def site_at(options: Options, url: str) -> AsyncIterator[Site]:
-    """Give a server that runs already. Raises BenchError, EmbeddedError, StoreError."""
+    """Yield a server that runs already. Raises BenchError, EmbeddedError, StoreError."""
     with remote(msgspec.structs.replace(options, tenants=1), url) as (target, dsn):
         yield Site(target, target, dsn, ROOT)
 

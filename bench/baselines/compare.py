@@ -34,14 +34,14 @@ class Turn(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def limit_c(environment: Environment, options: Options) -> AsyncIterator[Target]:
+async def simplest_pipeline(environment: Environment, options: Options) -> AsyncIterator[Target]:
     """Run (c) on a database of its own. Raises BenchError, StoreError."""
     dsn = environment.database("limit_c", migrated=False)
     async with bare_stage(environment, options, "bench.baselines.simplest_pipeline", dsn) as target:
         yield target
 
 
-async def duel(
+async def by_turns(
     stage: Stage, rival: Target, sizes: Sequence[int], rounds: int, duration_s: float
 ) -> list[Turn]:
     """Let both sides answer a closed loop at each number of connections; who begins changes by round."""
@@ -60,7 +60,7 @@ async def duel(
 
 
 def figures(turns: Sequence[Turn]) -> list[Figure]:
-    """Sum up a duel: both sides' medians, and the median of the product's ratios of (c), round by round."""
+    """Sum up the turns: both sides' medians, and the median over rounds of the product's ratio of (c)."""
     found: list[Figure] = []
     for connections in dict.fromkeys(turn.connections for turn in turns):
         rivals, ours = (_values(turns, side, connections, _rate) for side in ("c", "product"))

@@ -52,7 +52,7 @@ class Uploads:
         return web.Response(status=204, headers={"Upload-Offset": str(offset)})
 
     async def look(self, request: web.Request) -> web.Response:
-        """Say how much of an upload has come."""
+        """Answer with the offset of an upload."""
         offset = self._offsets[request.match_info["id"]]
         return web.Response(headers={"Upload-Offset": str(offset)})
 

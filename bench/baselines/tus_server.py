@@ -22,7 +22,7 @@ _INSTALL: Final = ("ci", "--omit=optional", "--ignore-scripts", "--prefer-offlin
 
 
 def check_node() -> None:
-    """See that what it needs is installed, before anything else is measured. Raises BenchError."""
+    """Check that Node.js and npm are installed, before anything is measured. Raises BenchError."""
     for name in ("node", "npm"):
         _program(name)
 
@@ -49,7 +49,7 @@ async def install(place: Path) -> None:
 
 
 @asynccontextmanager
-async def limit_tus(place: Path, files: str) -> AsyncIterator[Server]:
+async def tus_server(place: Path, files: str) -> AsyncIterator[Server]:
     """Run it where it is installed. Raises BenchError."""
     command = [str(place / "server.mjs"), files]
     async with Server(command, {"NODE_ENV": "production"}, program=_program("node")) as server:

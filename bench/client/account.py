@@ -59,7 +59,7 @@ class Tables:
 
 
 def faults(members: Iterable[Member], tables: Tables) -> Iterator[str]:
-    """Hold what the devices hold and were told against the tables."""
+    """Compare what the devices hold and were told with the tables."""
     written: dict[Any, list[int]] = defaultdict(list)
     by_policy: Counter[Any] = Counter()
     rejected: Counter[Any] = Counter()

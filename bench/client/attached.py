@@ -27,7 +27,7 @@ _EMPTY: Final = (
 
 
 def take(connection: sqlite3.Connection, change: Change) -> None:
-    """Take over the files that a change shows, none where it shows none."""
+    """Store the files that a change shows, none if it shows none."""
     files = bytes(change.attachments)
     connection.execute(
         _TAKE if files else _EMPTY,
@@ -36,7 +36,7 @@ def take(connection: sqlite3.Connection, change: Change) -> None:
 
 
 def shown(connection: sqlite3.Connection, domain: str, record_id: str) -> list[Attachment]:
-    """Give the files of a record."""
+    """Return the files of a record."""
     found = connection.execute(
         "SELECT files FROM attachments WHERE domain = ? AND record_id = ?", (domain, record_id)
     ).fetchone()

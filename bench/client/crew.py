@@ -146,7 +146,7 @@ class Member:
         return self.random.expovariate(self._per_s)
 
     def state(self) -> State:
-        """Give all that the device holds of the server."""
+        """Return all records of the server that the device holds."""
         return {
             (domain, name): (version, canonical(data)) for domain, name, version, data in self.store.replica()
         }

@@ -101,7 +101,14 @@ class Device:
         data: Fields | None = None,
         changed: Sequence[str] | None = None,
     ) -> int:
-        """Make an edit, online or not; gives its number. Raises ValueError for data that JSON cannot hold."""
+        """Make an edit, online or not.
+
+        Returns:
+            The number of the edit.
+
+        Raises:
+            ValueError: JSON cannot hold the data.
+        """
         number = self.store.edit(domain, record_id, op, data, self._clock_us(), changed)
         self._edited.set()
         return number
@@ -139,7 +146,7 @@ class Device:
                 return self.store.conflicts
 
     async def resolve(self, choose: Choose) -> int:
-        """Have a person settle the conflicts that wait; gives how many were. Raises OfflineError."""
+        """Let a person settle the open conflicts. Returns how many were settled. Raises OfflineError."""
         settled = 0
         for held in await self.list_conflicts():
             settled += await self._resolve(held, choose)
@@ -249,7 +256,7 @@ class Device:
         return _Ended(remedy(code, reason), sentence, retry_after_ms, protocol.welcome is not None)
 
     async def _talked(self, protocol: DeviceProtocol, socket: ClientWebSocketResponse) -> int | None:
-        """Pass messages to and fro; gives the close code."""
+        """Pass messages in both directions. Returns the close code."""
         next_beat_s = float("inf")
         hearing: asyncio.Task[Any] | None = None
         editing: asyncio.Task[Any] | None = None

@@ -77,7 +77,7 @@ decode_fields = json_decoder(dict[str, Any]).decode
 
 
 def after(item: Item, fields: Fields | None) -> Fields | None:
-    """Give a record as it stands with an edit on top of it."""
+    """Return a record with an edit applied to it."""
     if item.op == "delete":
         return None
     if item.op == "append":
@@ -87,7 +87,7 @@ def after(item: Item, fields: Fields | None) -> Fields | None:
 
 
 def outcome(item: Item, version: int, held: tuple[int, bytes | None] | None) -> Raw | None:
-    """Tell what an item that was written as ``version`` left; None where the device cannot know."""
+    """Return the record that an item left as ``version``, None if the device cannot know it."""
     if item.op != "patch":
         return item.data
     held_version, held_data = held or (0, None)

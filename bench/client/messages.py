@@ -159,7 +159,7 @@ def read(text: bytes | str) -> Heard | None:
 
 
 def payload(data: Raw) -> bytes | None:
-    """Give a record's data as bytes, None for a tombstone."""
+    """Return a record's data as bytes, None for a tombstone."""
     text = bytes(data)
     return None if text == _NULL else text
 

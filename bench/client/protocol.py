@@ -87,7 +87,14 @@ class DeviceProtocol:
         return self.live and self._pushing is None and not self._asked and not self._store.waiting
 
     def hear(self, text: bytes | str) -> list[bytes]:
-        """Take in a message. Raises ProtocolError or msgspec.DecodeError if it breaks the contract."""
+        """Process a message of the server.
+
+        Returns:
+            The frames to send, in order.
+
+        Raises:
+            ProtocolError: The message breaks the contract; msgspec.DecodeError if it is no message.
+        """
         heard = messages.read(text)
         match heard:
             case Welcome():
@@ -138,7 +145,7 @@ class DeviceProtocol:
         return messages.asked(kind, request_id, **fields)
 
     def heartbeat(self, **facts: Any) -> bytes:
-        """Give a sign of life."""
+        """Write a heartbeat."""
         return self.ask("heartbeat", self._alive, queue_depth=self._store.waiting, **facts)
 
     def _alive(self, heard: Heard) -> None:
@@ -150,7 +157,7 @@ class DeviceProtocol:
         return str(next(self._numbers))
 
     def _spent(self) -> int:
-        """Count a message against the rate; gives the milliseconds to wait before it may be sent."""
+        """Count a message against the rate. Returns the milliseconds to wait before it may be sent."""
         assert self.welcome is not None
         now_s, per_minute = self._monotonic_s(), self.welcome.limits.messages_per_minute
         if self._bucket is None:

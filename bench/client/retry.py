@@ -18,7 +18,7 @@ QUIET_S: Final = 60.0
 
 
 def remedy(code: int | None, reason: str | None = None) -> Remedy:
-    """Say what to do after a close with ``code``, None for a connection that was cut.
+    """Return what to do after a close with ``code``, None for a connection that was cut.
 
     ``reason`` is that of the goodbye, if the server said one.
 

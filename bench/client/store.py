@@ -99,7 +99,7 @@ class Store:
         clock_us: int,
         changed: Sequence[str] | None = None,
     ) -> int:
-        """Write down an edit before it is shown; gives its number. Raises ValueError for unusable data.
+        """Store an edit before it is shown. Returns its number. Raises ValueError for unusable data.
 
         Its base is the version that the device holds; an edit on top of others that wait has theirs, since
         it was made on their outcome, whatever the server has by then. No edit of a record is older than the
@@ -181,7 +181,7 @@ class Store:
     # -- push --------------------------------------------------------------------------------
 
     def message(self, max_items: int, max_bytes: int, frame_bytes: int) -> Message | None:
-        """Give the message under way, or put the next one together under a new key; None if nothing waits.
+        """Return the message under way, or make the next one under a new key; None if nothing waits.
 
         At most ``max_items`` and ``max_bytes``, though one item always fits. An item that no frame takes is
         refused here: it would close every connection that it is sent on.
@@ -221,7 +221,7 @@ class Store:
         return Message(found[0][0], [item for _, item in found]) if found else None
 
     def settle(self, key: str, results: Sequence[Result]) -> tuple[list[Settled], bool]:
-        """Take in the answer to a message and forget the message, all at once.
+        """Store the answer to a message and delete the message, in one transaction.
 
         Gives each edit with its result, and whether the cursor was set back to before the message, because
         an outcome came without its data: it is to be pulled from there.
@@ -245,7 +245,7 @@ class Store:
         return settled, unknown
 
     def _take(self, settled: Settled) -> bool:
-        """Take in one result; False where the outcome is not known from it."""
+        """Store one result. Returns False if it does not tell the outcome."""
         item, result = decode_item(settled.item), settled.result
         if result.status == "rejected":
             error = result.error
@@ -287,7 +287,7 @@ class Store:
         return True
 
     def refuse(self, key: str, code: str, sentence: str) -> None:
-        """Take a message back that can never succeed as it is; its key was not used.
+        """Take back a message that can never succeed as it is; its key was not used.
 
         A lone item is what is wrong with it and is put aside. The items of a larger message go out again in
         messages of their own choosing (``message`` with a lower ``max_items``).
@@ -340,7 +340,7 @@ class Store:
         self._connection.execute("UPDATE cursors SET sweeping = 0 WHERE scope = ?", (self._scope,))
 
     def start_over(self) -> None:
-        """Give the cursor up: the feed is read from the beginning, and what it does not hold goes.
+        """Drop the cursor: the feed is read from the beginning, and records that it lacks are deleted.
 
         Until then everything is shown as it was.
         """
@@ -350,7 +350,7 @@ class Store:
             run("UPDATE message SET cursor = NULL")
 
     def _hold(self, domain: str, record_id: str, version: int, data: bytes | None) -> None:
-        """Take a version over, unless the one held is not below it."""
+        """Store a version, unless the one that is held is as high."""
         self._connection.execute(
             "INSERT INTO replica SELECT ?, ?, ?, ?, value FROM meta WHERE name = 'generation'"
             " ON CONFLICT DO UPDATE SET version = excluded.version, data = excluded.data,"
@@ -368,7 +368,10 @@ class Store:
         return [Held(*row) for row in found]
 
     def remember(self, found: Sequence[OpenConflict], before: Sequence[Held]) -> None:
-        """Take over the server's list: what was held ``before`` it was asked for and is not there is over."""
+        """Store the server's list of open conflicts.
+
+        A conflict that was known ``before`` the list was asked for and is not in it is settled.
+        """
         with self._transaction() as run:
             for held in before:
                 run("DELETE FROM held WHERE conflict_id = ?", (held.conflict_id,))

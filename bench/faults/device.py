@@ -137,14 +137,14 @@ class Device:
         self._pulling = "wanted"
 
     async def run(self) -> None:
-        """Be there until cancelled."""
+        """Stay connected until cancelled."""
         while True:
             code = await self._connected()
             self._history.events.append(Closed(at_s=self._history.now_s(), device=self.name, code=code))
             await asyncio.sleep(self._random.uniform(0.05, 0.5))
 
     async def _connected(self) -> int:
-        """Connect and stay until the connection ends; gives the close code."""
+        """Connect and stay until the connection ends. Returns the close code."""
         ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         def over(code: int) -> None:

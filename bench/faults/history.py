@@ -131,7 +131,7 @@ class History:
         self._began_s = time.monotonic()
 
     def now_s(self) -> float:
-        """Give the time of an event that happens now."""
+        """Return the time of an event that happens now."""
         return round(time.monotonic() - self._began_s, 4)
 
     def logged(self, entry: dict[str, Any]) -> None:

@@ -85,7 +85,7 @@ async def crash_postgres(site: Site) -> None:
 
 
 async def renew_workers(site: Site) -> None:
-    """Have the supervisor put a new worker in the place of each."""
+    """Have the supervisor replace each worker."""
     await site.server.renew()
 
 

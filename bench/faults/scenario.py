@@ -124,7 +124,7 @@ class _Run:
         self._found: list[str] = []
 
     async def rounds(self, count: int) -> None:
-        """Do harm ``count`` times, then let everybody finish."""
+        """Inject ``count`` faults, then let all devices finish."""
         secret = secrets.token_urlsafe(48)
         async with AsyncExitStack() as stack:
             config = self._options.config
@@ -180,7 +180,7 @@ class _Run:
         return devices
 
     async def _round(self, number: int, name: str, site: Site) -> None:
-        """Do one fault; how long devices take afterwards goes into the report."""
+        """Inject one fault, and report how long devices take after it."""
         began_s = time.monotonic()
         self._mark(number, name, "begins")
         try:
@@ -212,7 +212,7 @@ class _Run:
         self._history.events.append(fault)
 
     async def _finish(self) -> None:
-        """Have every device finish its queue, agree with the tables by what it is sent, and pull it all."""
+        """Wait until all queues are empty and all devices agree with the tables, then let them pull everything."""
         began_s = time.monotonic()
         for device in self._devices:
             device.per_s = 0
@@ -232,7 +232,7 @@ class _Run:
         await _within(lambda: all(device.pulled.is_set() for device in self._devices))
 
     def judge(self) -> Audit:
-        """Hold the history against the tables."""
+        """Compare the history with the tables."""
         progress("check")
         tables = read_tables(self._dsn, TENANTS)
         events = self._history.events
@@ -244,7 +244,7 @@ class _Run:
 
 
 def _ways(server: Server, proxy_ports: list[int]) -> list[Way]:
-    """Say which way each device goes, in turn."""
+    """Return where each device connects to, in turn."""
 
     def to(port: int) -> Way:
         return lambda: ("127.0.0.1", port)
@@ -269,7 +269,7 @@ async def _within(done: Callable[[], bool]) -> bool:
 
 
 def _remarks(events: list[Event]) -> Iterator[str]:
-    """Tell what devices met that is no fault by itself."""
+    """Write what devices met that is no fault by itself."""
     refused = Counter(event.code for event in events if isinstance(event, Refused))
     closed = Counter(event.code for event in events if isinstance(event, Closed))
     statuses = Counter(

@@ -127,7 +127,7 @@ async def changed(stage: _Stage, policies: PostgresPolicies, policy: str) -> flo
 async def changed_without_redis(
     stage: _Stage, policies: PostgresPolicies, policy: str, environment: Environment
 ) -> float:
-    """Do the same while Redis is away, and bring it back then."""
+    """Do the same while Redis is down, and start it again."""
     redis = servers(environment.home).redis
     await asyncio.to_thread(redis.stop, signal.SIGKILL)
     try:

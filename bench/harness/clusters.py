@@ -23,7 +23,7 @@ from storage.embedded.process import wait_until
 from storage.postgres.blocking import connected
 
 USER: Final = "tidemark"
-#: Known to whoever was given the DSN: anybody on this machine can connect to a port.
+#: A password, since every user of this machine can connect to a port.
 PASSWORD: Final = secrets.token_hex(16)
 _PATIENCE_S: Final = 60.0
 #: The line of postmaster.pid that tells how far the server is.
@@ -57,7 +57,7 @@ class Cluster:
         return self.database(USER)
 
     def database(self, name: str) -> str:
-        """Give the DSN of a database on this server."""
+        """Return the DSN of a database on this server."""
         return f"host={self._host} port={self.port} user={USER} password={PASSWORD} dbname={name}"
 
     def create(self) -> None:
@@ -80,7 +80,7 @@ class Cluster:
             password.unlink()
 
     def admit(self, addresses: str) -> None:
-        """Let whoever comes from there in, which has to be a network of the test's own."""
+        """Let clients of these addresses in, which have to be a network of the test's own."""
         with (self.data / "pg_hba.conf").open("a") as rules:
             rules.write(f"host all all {addresses} scram-sha-256\n")
 
@@ -167,7 +167,7 @@ class Cluster:
 def cluster(name: str, host: str = "127.0.0.1", admitted: str | None = None) -> Iterator[Cluster]:
     """Run a cluster with an empty database, and remove it and its copies' files in the end.
 
-    It listens on ``host`` and lets in whoever comes from this machine and from the addresses ``admitted``.
+    It listens on ``host`` and lets in clients from this machine and from the addresses ``admitted``.
     """
     home = Path(tempfile.mkdtemp(prefix="tidemark-cluster-"))
     home.chmod(0o711)  # the server's account has to pass through it

@@ -105,7 +105,7 @@ def secret_of(chosen: Settings) -> str:
 
 @contextmanager
 def deployed(chosen: Settings) -> Iterator[str]:
-    """Give the DSN of the database that a server with these settings uses.
+    """Yield the DSN of the database that a server with these settings uses.
 
     Raises EmbeddedError, SettingsError.
     """

@@ -100,7 +100,7 @@ async def serving(
 
 @contextmanager
 def remote(options: Options, url: str) -> Iterator[tuple[Target, str]]:
-    """Give a server that runs already, with the same settings, and the DSN of its database.
+    """Yield a server that runs already, with the same settings, and the DSN of its database.
 
     Raises BenchError, EmbeddedError, StoreError.
     """

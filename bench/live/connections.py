@@ -25,7 +25,7 @@ CONNECTIONS: Final = 15_000
 DURATION_S: Final = 10.0
 WARMUP_S: Final = 1.5
 WORKERS: Final = 2
-#: Devices that sync meanwhile, in tenants of their own, so that the others stay idle.
+#: Devices that sync beside them, in tenants of their own, so that the others stay idle.
 PUSHERS: Final = 200
 SYNCS_PER_S: Final = 200.0
 _PROCESSES: Final = 3

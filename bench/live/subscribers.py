@@ -126,7 +126,7 @@ class Subscriber:
         self.greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def received(self, text: bytes) -> None:
-        """Take a message of the server."""
+        """Process a message of the server."""
         now_s = perf_counter()
         message, pages = _decode(text), self._pages
         if message.type == "changes":
@@ -165,7 +165,7 @@ class Subscriber:
 
 
 def digest(versions: Mapping[str, int]) -> str:
-    """Tell records, by id, with their versions from any others."""
+    """Hash records' ids and versions, so that any difference shows."""
     lines = "\n".join(f"{name} {version}" for name, version in sorted(versions.items()))
     return hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()
 

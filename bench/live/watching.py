@@ -32,12 +32,12 @@ class Watchers:
         return msgspec.structs.replace(target, watched={**target.watched, **own})
 
     def begin(self) -> None:
-        """Have them note what arrives."""
+        """Tell them to note what arrives."""
         for process in self._processes:
             process.tell()
 
     async def finish(self, seqs: Sequence[int]) -> list[Seen]:
-        """Have each wait for a seq. Returns what they saw, connections counted on from process to process.
+        """Tell each to wait for a seq. Returns what they saw, connections counted on from process to process.
 
         Raises BenchError.
         """

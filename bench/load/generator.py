@@ -110,7 +110,7 @@ class Generator:
                 await self._greeted[index]
 
     async def run(self, start_s: float) -> Outcome:
-        """Do what the plan says from a time of ``perf_counter`` on."""
+        """Run the plan from a time of ``perf_counter`` on."""
         self._start_s = start_s
         end_s = start_s + self._plan.bounds_us[-1][1] / 1e6
         gc.collect()

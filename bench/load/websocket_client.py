@@ -91,7 +91,7 @@ class Socket(asyncio.Protocol):
         self.write(self._request.encode())
 
     def data_received(self, data: bytes) -> None:
-        """Take frames apart as they come."""
+        """Parse frames as they arrive."""
         if self._rest:
             data = self._rest + data
         position, size = 0, len(data)
@@ -117,7 +117,7 @@ class Socket(asyncio.Protocol):
         self._rest = data[position:]
 
     def _upgraded(self, data: bytes) -> int:
-        """Judge the answer to the handshake; gives where frames begin, 0 while it is not complete."""
+        """Check the answer to the handshake. Returns where frames begin, 0 while it is not complete."""
         end = data.find(b"\r\n\r\n")
         if end < 0:
             return 0

@@ -109,7 +109,7 @@ ABUSES: Final[Columns] = (
 
 
 def audited(row: Row) -> str:
-    """Say what the audit of a row found."""
+    """Write the result of a row's audit."""
     assert row.audit is not None
     return f"{row.audit.items:,} items, {row.audit.fault_count} faults"
 

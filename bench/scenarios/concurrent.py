@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from bench.baselines.compare import duel, figures, limit_c, remarks
+from bench.baselines.compare import by_turns, figures, remarks, simplest_pipeline
 from bench.harness.audit import Auditor
 from bench.harness.environment import Environment, fresh
 from bench.harness.load_run import Target, run_tasks
@@ -65,12 +65,12 @@ async def _own(environment: Environment, options: Options, report: Report) -> No
     workers = options.workers or 1
     async with (
         product_stage(environment, options, "product", workers) as stage,
-        limit_c(environment, options) as rival,
+        simplest_pipeline(environment, options) as rival,
     ):
         for number in range(1, (options.rounds or 1) + 1):
             report.rows.append(await _round(f"round {number}", stage.target, stage.dsn, options))
         report.bars = _bars(report.rows, options)
-        turns = await duel(stage, rival, [options.connections], 1, _REFERENCE_S)
+        turns = await by_turns(stage, rival, [options.connections], 1, _REFERENCE_S)
         report.rows += [turn.row for turn in turns]
         report.figures = figures(turns)
         report.remarks += remarks(turns)

@@ -10,7 +10,7 @@ import resource
 from typing import Final
 
 from bench.baselines.commit_only import Measured, Task
-from bench.baselines.compare import WARMUP_S, duel, figures, limit_c, remarks
+from bench.baselines.compare import WARMUP_S, by_turns, figures, remarks, simplest_pipeline
 from bench.harness.child import child, progress
 from bench.harness.environment import BenchError, Environment, fresh
 from bench.harness.load_run import run_tasks
@@ -40,13 +40,13 @@ async def limits(options: Options) -> Report:
     report = Report(scenario="limits", work=work)
     duration_s = options.duration_s or _TURN_S
     with fresh(options.settings) as environment:
-        await _limit_a(environment, options, duration_s, report)
-        await _limit_b(environment, options, duration_s, report)
+        await _decode_only(environment, options, duration_s, report)
+        await _commit_only(environment, options, duration_s, report)
         async with (
             product_stage(environment, options, "product") as stage,
-            limit_c(environment, options) as rival,
+            simplest_pipeline(environment, options) as rival,
         ):
-            turns = await duel(stage, rival, SIZES, options.rounds or _ROUNDS, duration_s)
+            turns = await by_turns(stage, rival, SIZES, options.rounds or _ROUNDS, duration_s)
             report.rows += [turn.row for turn in turns]
             report.figures += figures(turns)
             report.remarks += remarks(turns)
@@ -57,7 +57,7 @@ async def limits(options: Options) -> Report:
     return report
 
 
-async def _limit_a(environment: Environment, options: Options, duration_s: float, report: Report) -> None:
+async def _decode_only(environment: Environment, options: Options, duration_s: float, report: Report) -> None:
     async with bare_stage(environment, options, "bench.baselines.decode_only") as target:
         for size in SIZES:
             run = await run_tasks(f"a at {size}", target, "closed", size, duration_s, warmup_s=WARMUP_S)
@@ -68,7 +68,7 @@ async def _limit_a(environment: Environment, options: Options, duration_s: float
             report.figures.append(Figure(name, row.stored_per_s, "syncs/s", beside))
 
 
-async def _limit_b(environment: Environment, options: Options, duration_s: float, report: Report) -> None:
+async def _commit_only(environment: Environment, options: Options, duration_s: float, report: Report) -> None:
     dsn = environment.database("limit_b")
     add_tenants(dsn, options.tenant_names)
     task = Task(

@@ -148,7 +148,7 @@ def _costs(rows: Sequence[Row]) -> str:
 
 
 def _predict(report: Report, rows: Mapping[str, Sequence[Row]]) -> None:
-    """Say what the CPU time of a sync allows on more cores: a bound and no measurement."""
+    """Compute the bound that the CPU time of a sync sets on more cores; it is no measurement."""
     some, many = rows[_SATURATED_2], rows[_CONVOY]
     server_ms, postgres_ms = cost_ms(some, "server"), cost_ms(some, "postgres")
     dear_ms = cost_ms(many, "server") + cost_ms(many, "postgres")

@@ -110,7 +110,7 @@ class Run:
         self._asked = asked
 
     async def under(self, fault: Fault, sign: Sign, prefix: str) -> Back:
-        """Have a fleet live, bring a fault about, and see it return."""
+        """Wait until a fleet is live, inject a fault, and measure its return."""
         names = [f"{prefix}-{number}" for number in range(self._asked.devices)]
         members = [Member(name, sign(name), self._way, name) for name in names]
         others = [
@@ -259,7 +259,7 @@ def _counted(errors: dict[str, int]) -> str:
 
 
 def missed(rows: list[Back], heads: list[Head]) -> list[str]:
-    """Say which bars are missed: those of nginx, and of what is stored on both ways."""
+    """Name the missed bars: those of nginx, and of what is stored on both ways."""
     found = [f"{row.way}, {row.fault}: {fault}" for row in rows for fault in row.faults]
     for row in rows:
         if row.way == "nginx" and row.last_s > _BAR_S:

@@ -64,7 +64,7 @@ class _Heads:
         self.creation: Head
 
     async def joined(self, metadata: str) -> str:
-        """Upload a file in parts and put them together; gives its path."""
+        """Upload a file in parts and concatenate them. Returns its path."""
         parts: list[str] = []
         for _ in range(_PARTS):
             length = {"Upload-Length": str(len(_PART)), "Content-Type": "application/offset+octet-stream"}

@@ -64,7 +64,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def spells(longest_s: float) -> Callable[[Random], Iterator[float]]:
-    """Be offline and online by turns, each for up to so long."""
+    """Return spells offline and online by turns, each of a random length up to this one."""
 
     def drawn(random: Random) -> Iterator[float]:
         while True:
@@ -115,7 +115,7 @@ async def converge(
 
 
 async def _settle_some(working: Crew, random: Random) -> int:
-    """Have a person settle about half of what is held; the rest stays in the queue."""
+    """Settle about half of the open conflicts by hand; the rest stays in the queue."""
 
     def choose(held: Held) -> Decision | None:
         match random.randrange(6):

@@ -63,7 +63,7 @@ class Member:
         self._retry_after_ms = 0
 
     async def run(self) -> None:
-        """Be connected until cancelled, as sections 3, 4 and 9 of the guide have it."""
+        """Stay connected until cancelled, as sections 3, 4 and 9 of the guide ask for."""
         while True:
             self._retry_after_ms = 0
             await self._connected()

@@ -55,7 +55,7 @@ class _Nowhere:
 
 
 @click.command()
-@click.option("--data-dir", metavar="DIR", help="Where the embedded PostgreSQL is kept meanwhile.")
+@click.option("--data-dir", metavar="DIR", help="Where the embedded PostgreSQL is kept while this runs.")
 def main(data_dir: str | None) -> None:
     """Print bytes a device and seconds a flush; exit with 1 when a device is over the bar."""
     each_bytes = asyncio.run(_bytes_each())

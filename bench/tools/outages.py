@@ -47,7 +47,7 @@ _HEADING: Final = (
 
 
 def plans(outages: Sequence[str], times: int, parts: int, seed: int) -> list[Plan]:
-    """Say what each site goes through: ``parts`` sites of each kind of deployment share the times."""
+    """Plan the outages of each site: ``parts`` sites of each kind of deployment share the times."""
     found: list[Plan] = []
     for workers_count in (1, 2):
         for loaded in (False, True):
@@ -68,7 +68,7 @@ async def _outages(chosen: Settings, config: Path | None, planned: Sequence[Plan
 
 
 async def _ready_s(chosen: Settings, config: Path | None, count: int, *, silent: bool) -> float:
-    """Start a server whose first host is dead; gives the seconds until each worker is ready."""
+    """Start a server whose first host is dead. Returns the seconds until each worker is ready."""
     with fresh_on_tcp(chosen) as (environment, postgres), socket.create_server(("127.0.0.1", 0)) as dead:
         port = dead.getsockname()[1]
         if not silent:

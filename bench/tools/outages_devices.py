@@ -20,7 +20,7 @@ _ANSWER_S: Final = 15.0
 
 
 class _ToldBackoff(Backoff):
-    """Knows until when its device waits."""
+    """A backoff that knows until when its device waits."""
 
     due_s = 0.0
 
@@ -62,7 +62,7 @@ class Guided(Device):
         return len(self.applied) + len(self.odd)
 
     def own_wait_s(self, now_s: float) -> float:
-        """Give how long it waits by itself."""
+        """Return how long it still waits by its own backoff."""
         pause_s = 0.0 if self._protocol is None else self._protocol.pause_s or 0.0
         return max(pause_s, self._told.due_s - now_s, 0.0)
 

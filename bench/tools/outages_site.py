@@ -192,7 +192,7 @@ class Site:
         return welcomed_s, synced_s
 
     async def _try(self, device: OpenDevice, there_s: float) -> tuple[int, float]:
-        """Sync until that is answered as it should be; gives the tries, and when the last was answered."""
+        """Sync until it is acknowledged. Returns the tries, and when the last one was answered."""
         tries = 1
         while await device.push() != "synced":
             tries += 1
@@ -200,7 +200,7 @@ class Site:
         return tries, time.monotonic() - there_s
 
     async def _back(self, device: Guided, edits: int, there_s: float) -> tuple[float, float]:
-        """Wait until all that a device had made is answered; gives when, and when its own last wait ended.
+        """Wait until all edits of a device are answered. Returns when, and when its own last wait ended.
 
         A try that began before the return is refused after it, and the wait that it was asked for counts.
         """
@@ -230,7 +230,7 @@ class Site:
                 self._wrong.append(f"outage {number}, {outage}: the log says {event}")
 
     def _audit(self) -> int:
-        """Hold what was acknowledged against the tables; gives how much that was."""
+        """Compare what was acknowledged with the tables. Returns how much that was."""
         with connected(self._dsn) as connection, connection.cursor() as cursor:
             cursor.execute("SELECT id, version FROM records")
             stored: dict[str, int] = dict(cursor.fetchall())

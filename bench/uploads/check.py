@@ -1,4 +1,4 @@
-"""Sees that uploads are what was sent: downloads and compares them, and looks for them in the feed."""
+"""Checks uploads: downloads each file, compares it with what was sent, and looks for it in the feed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Checker:
         return len(stored) - len(wrong)
 
     async def _downloaded(self, uploader: Uploader, one: Stored) -> str:
-        """Say what is wrong with a file, or with what is said of its upload.
+        """Return what is wrong with a file or its upload, empty if nothing is.
 
         The upload is asked for last: its answer comes when the server is done with the download. Node's ends
         where a connection is closed before that.

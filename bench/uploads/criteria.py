@@ -88,7 +88,7 @@ def judge(
             "p95 of a sync beside uploads",
             with_uploads.p95_ms,
             "ms",
-            f"{median(turn.mb_per_s for turn in goes_on):.1f} MB/s meanwhile",
+            f"{median(turn.mb_per_s for turn in goes_on):.1f} MB/s in that time",
         ),
     ]
     rows = [*alone, *beside]
@@ -111,10 +111,10 @@ def judge(
 
 
 def _cpu_ms(turn: Transfer) -> float:
-    """Give what a MB takes of the CPU of server and PostgreSQL; other work moves it less than the rate."""
+    """Return the CPU time of a MB in server and PostgreSQL, which other work on the machine moves less."""
     return 1000 * (sum(turn.cpus.values()) - turn.cpus["client"]) / turn.mb_per_s
 
 
 def _ratios(sides: Sides, other: str) -> list[float]:
-    """Give what the product does over another side, round by round."""
+    """Return the product's rate over another side's, round by round."""
     return [our.mb_per_s / their.mb_per_s for our, their in zip(sides[PRODUCT], sides[other], strict=True)]

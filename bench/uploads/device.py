@@ -165,7 +165,7 @@ def _reason(error: OSError) -> str:
 
 
 def refused(answer: Answer) -> str:
-    """Say what a server answered."""
+    """Write the status and body of an answer."""
     return f"status {answer.status} {answer.body[:200].decode(errors='replace').strip()}".strip()
 
 

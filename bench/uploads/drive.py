@@ -46,12 +46,12 @@ class Uploading:
         self.pid = uploaders.pid
 
     def begin(self) -> None:
-        """Have them upload."""
+        """Tell them to upload."""
         self._meter.mark()
         self._uploaders.tell()
 
     def end(self) -> None:
-        """Have those that go on finish their last files."""
+        """Tell those that go on to finish their last files."""
         self._uploaders.tell()
 
     async def sent(self) -> Usage:

@@ -39,7 +39,7 @@ class Run:
         self._ending = not plan.goes_on
 
     async def run(self) -> Transferred:
-        """Do what the plan says. Raises OSError where nobody is reached."""
+        """Run the plan. Raises OSError if there is no server."""
         await asyncio.gather(*(self._prepare(uploader) for uploader in self._uploaders))
         say(Ready())
         await self._lines.next()

@@ -38,7 +38,7 @@ class Line(asyncio.Protocol):
         self._forget()
 
     def _forget(self) -> None:
-        """Be ready for the next answer."""
+        """Forget the last answer."""
         self._rest = b""
         self._answer: Answer | None = None
         self._left: int | None = None
@@ -64,17 +64,17 @@ class Line(asyncio.Protocol):
         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Know where to write."""
+        """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell who waits."""
+        """Fail the request that waits."""
         self.over = str(exc) if exc is not None else "the server closed the connection"
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_exception(ConnectionError(self.over))
 
     def data_received(self, data: bytes) -> None:
-        """Take an answer apart as it comes."""
+        """Parse an answer as it arrives."""
         if self._answer is None:
             head, found, data = (self._rest + data).partition(b"\r\n\r\n")
             if not found:

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 import psutil
 
-from bench.baselines.tus_server import install, limit_tus
+from bench.baselines.tus_server import install, tus_server
 from bench.harness.audit import Auditor
 from bench.harness.child import progress
 from bench.harness.environment import BenchError, Environment, fresh
@@ -95,7 +95,7 @@ class _Uploads:
         files = [str(environment.home / side) for side in (PLAIN, TUS)]
         async with (
             bare_stage(environment, self._options, "bench.baselines.plain_uploads", files[0]) as plain,
-            limit_tus(environment.home / "tus", files[1]) as tus,
+            tus_server(environment.home / "tus", files[1]) as tus,
         ):
             targets = {PLAIN: plain, PRODUCT: self._target, TUS: _bare(tus, plain)}
             for number in range(self._rounds + 1):

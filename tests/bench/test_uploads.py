@@ -368,7 +368,7 @@ async def test_uploading_at_the_tus_server_of_node(tmp_path: Path) -> None:
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
     await tus_server.install(tmp_path / "tus")
-    async with tus_server.limit_tus(tmp_path / "tus", str(tmp_path / "files")) as tus:
+    async with tus_server.tus_server(tmp_path / "tus", str(tmp_path / "files")) as tus:
         came, _ = await turn(tus.port, "/v1/uploads")
     assert (came.begun, came.whole, came.chunks) == (5, 5, 15)
     assert (came.retries, came.faults) == ({}, [])

@@ -212,7 +212,7 @@ class _Run:
         self._history.events.append(fault)
 
     async def _finish(self) -> None:
-        """Wait until all queues are empty and all devices agree with the tables, then let them pull everything."""
+        """Wait until queues are empty and devices agree with the tables, then let them pull everything."""
         began_s = time.monotonic()
         for device in self._devices:
             device.per_s = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from compose.admin import OnCommitted, command_committer
+from compose.command_commit import OnFeedsAdvanced, command_committer
 from compose.server import SystemClock
 from compose.uploads import cleanup_job, open_blobs
 from engine.cluster.leases import LEASE_S, LeaseLostError
@@ -20,12 +20,12 @@ from storage.stores.commit.store import PostgresStore
 
 
 class CleanupAdmin:
-    """``engine.operate.ports.CleanupAdmin``. ``on_committed`` is called when something was committed."""
+    """``engine.operate.ports.CleanupAdmin``. ``on_feeds_advanced`` is called when something was committed."""
 
-    def __init__(self, dsn: str, settings: Settings, on_committed: OnCommitted) -> None:
+    def __init__(self, dsn: str, settings: Settings, on_feeds_advanced: OnFeedsAdvanced) -> None:
         self._dsn = dsn
         self._settings = settings
-        self._on_committed = on_committed
+        self._on_feeds_advanced = on_feeds_advanced
 
     async def clean_up(self) -> CleanedUp:
         """Clean up, also if it was done a moment ago."""
@@ -73,7 +73,7 @@ class CleanupAdmin:
             await writes.close()
             blobs.close()
             if tenants:
-                self._on_committed(tenants)
+                self._on_feeds_advanced(tenants)
         if tidied is None or swept is None:
             raise RefusedError(
                 f"another process is at it: try again when it is done, {LEASE_S} s from now if it was killed"

@@ -16,6 +16,7 @@ import structlog
 
 from compose.admin import ConflictAdmin, QuarantineAdmin
 from compose.cleanup_command import CleanupAdmin
+from compose.command_commit import WorkCommitter
 from compose.configuration import bus_url, database_dsn, layers
 from compose.doctor import examine
 from compose.reload import Reading, Reload
@@ -88,7 +89,7 @@ class Deployment:
         self._data_dir = Path(chosen.data.dir)
         self._embedded = not (chosen.postgres.dsn or chosen.postgres.dsn_file)
         self._opened_dsn = ""
-        self._moved_tenants: set[int] = set()
+        self._advanced_tenants: set[int] = set()
 
     @property
     def settings_file(self) -> str:
@@ -178,7 +179,7 @@ class Deployment:
             async with command_database(dsn) as database:
                 yield database, dsn
             if redis_url := redis_url or embedded_redis_url(self._data_dir):
-                announce(redis_url, dsn, self._moved_tenants)
+                announce(redis_url, dsn, self._advanced_tenants)
 
     @asynccontextmanager
     async def tenants(self) -> AsyncIterator[PostgresTenants]:
@@ -208,13 +209,16 @@ class Deployment:
     async def conflicts(self) -> AsyncIterator[ConflictAdmin]:
         """Open the conflicts that wait for a person."""
         async with self._administered() as (database, dsn):
-            yield ConflictAdmin(database, dsn, self.settings, self._moved_tenants.update)
+            yield ConflictAdmin(database, self._committer(dsn))
 
     @asynccontextmanager
     async def quarantine(self) -> AsyncIterator[QuarantineAdmin]:
         """Open the items that were rejected."""
         async with self._administered() as (database, dsn):
-            yield QuarantineAdmin(database, dsn, self.settings, self._moved_tenants.update)
+            yield QuarantineAdmin(database, self._committer(dsn))
+
+    def _committer(self, dsn: str) -> WorkCommitter:
+        return WorkCommitter(dsn, self.settings, self._advanced_tenants.update)
 
     @asynccontextmanager
     async def upload_jobs(self) -> AsyncIterator[CleanupAdmin]:
@@ -228,7 +232,7 @@ class Deployment:
             self._refuse_restored(
                 dsn
             )  # a restored database does not list the files that came after the backup
-            yield CleanupAdmin(dsn, self.settings, self._moved_tenants.update)
+            yield CleanupAdmin(dsn, self.settings, self._advanced_tenants.update)
 
     def examine(self) -> list[CheckResult]:
         """Look at all that a server needs."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from compose.admin import command_committer
+from compose.command_commit import command_committer
 from compose.deployment import open_deployment
 from compose.server import SystemClock
 from engine.cluster.leases import JobLeases

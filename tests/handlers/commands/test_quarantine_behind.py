@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from compose.admin import QuarantineAdmin
+from compose.command_commit import WorkCommitter
 from engine.model.rows import WriteSet
 from engine.operate.ports import RefusedError
 from engine.runtime.ports import StoreError
@@ -98,7 +99,7 @@ async def test_quarantine_item_that_was_recovered_with_its_creation_is_not_store
     server: Running, opened: Database, chosen: Settings
 ) -> None:
     creation, first, *_ = await behind(server, *EDITS)
-    admin = QuarantineAdmin(opened, server.dsn, chosen, lambda _: None)
+    admin = QuarantineAdmin(opened, WorkCommitter(server.dsn, chosen, lambda _: None))
     late = await admin.find(first, None)
     await admin.retry(await admin.find(creation, None), GOOD)
     stored = rows(server.dsn, RECORDS)
@@ -125,7 +126,7 @@ async def test_quarantine_crash_before_the_commit_leaves_a_creation_and_those_be
     server: Running, opened: Database, chosen: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = await behind(server, *EDITS)
-    admin = QuarantineAdmin(opened, server.dsn, chosen, lambda _: None)
+    admin = QuarantineAdmin(opened, WorkCommitter(server.dsn, chosen, lambda _: None))
     case = await admin.find(ids[0], None)
 
     async def crash(self: PostgresTransaction, writes: WriteSet) -> None:

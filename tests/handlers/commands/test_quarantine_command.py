@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from compose.admin import QuarantineAdmin
+from compose.command_commit import WorkCommitter
 from engine.model.rows import WriteSet
 from engine.operate.ports import Recovered, RefusedError
 from engine.runtime.ports import StoreError, StoreUnknownError
@@ -257,7 +258,7 @@ async def test_quarantine_crash_before_the_commit_leaves_everything_as_it_was(
     server: Running, opened: Database, chosen: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quarantine_id = await rejected(server)
-    admin = QuarantineAdmin(opened, server.dsn, chosen, lambda _: None)
+    admin = QuarantineAdmin(opened, WorkCommitter(server.dsn, chosen, lambda _: None))
     case = await admin.find(quarantine_id, None)
 
     async def crash(self: PostgresTransaction, writes: WriteSet) -> None:
@@ -280,7 +281,7 @@ async def test_quarantine_commit_whose_answer_is_lost_stored_it_once(
 ) -> None:
     quarantine_id = await rejected(server)
     moved: list[set[int]] = []
-    admin = QuarantineAdmin(opened, server.dsn, chosen, moved.append)
+    admin = QuarantineAdmin(opened, WorkCommitter(server.dsn, chosen, moved.append))
     case = await admin.find(quarantine_id, None)
     commit = PostgresTransaction.commit
     failures = [failure]
@@ -310,7 +311,7 @@ async def test_quarantine_retry_that_fails_keeps_the_item(
     quarantine_id = await rejected(server)
     phone = await server.device("phone")
     await phone.sync(f"quarantine:{quarantine_id}", item("put", "task", "t1", data={}))
-    admin = QuarantineAdmin(opened, server.dsn, chosen, lambda _: None)
+    admin = QuarantineAdmin(opened, WorkCommitter(server.dsn, chosen, lambda _: None))
     with pytest.raises(RefusedError):
         await admin.retry(await admin.find(quarantine_id, None), GOOD)
     assert rows(server.dsn, LEFT) == [(quarantine_id, False)]
@@ -321,7 +322,7 @@ async def test_quarantine_two_retries_at_once_store_it_once(
     server: Running, opened: Database, chosen: Settings, other: bytes
 ) -> None:
     quarantine_id = await rejected(server)
-    admin = QuarantineAdmin(opened, server.dsn, chosen, lambda _: None)
+    admin = QuarantineAdmin(opened, WorkCommitter(server.dsn, chosen, lambda _: None))
     case = await admin.find(quarantine_id, None)
     ended = await asyncio.gather(
         admin.retry(case, GOOD),
@@ -460,7 +461,7 @@ async def test_quarantine_drop_of_an_item_recovered_since_changes_nothing(
     server: Running, opened: Database, chosen: Settings
 ) -> None:
     quarantine_id = await rejected(server)
-    admin = QuarantineAdmin(opened, server.dsn, chosen, lambda _: None)
+    admin = QuarantineAdmin(opened, WorkCommitter(server.dsn, chosen, lambda _: None))
     case = await admin.find(quarantine_id, None)
     await admin.retry(case, GOOD)
     with pytest.raises(RefusedError, match="left the quarantine just now"):

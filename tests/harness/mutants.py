@@ -21,7 +21,7 @@ _LOCKED_THEN_READ = (
     _STORE + "test_a_tenant_is_locked_until_the_transaction_ends_and_then_read_afresh[postgres]"
 )
 _MANY_WRITERS = _STORE + "test_many_writers_give_a_feed_without_gaps[postgres]"
-_UNKNOWN_OUTCOME = _COMMITTER + "test_an_unknown_outcome_is_settled_by_running_again[True]"
+_UNKNOWN_OUTCOME = _COMMITTER + "test_committer_unknown_outcome_is_resolved_by_running_again[True]"
 _OUTLASTED = _HAZARDS + "test_a_commit_that_outlasts_the_clients_patience_is_settled_by_its_key"
 _COMMITTED, _ROLLED_BACK = _OUTLASTED + "[it commits after all]", _OUTLASTED + "[it rolls back]"
 _OF_TENANTS = "WHERE tenant_id = ANY(%(tenants)s::int[])"
@@ -51,7 +51,7 @@ MUTANTS: dict[str, Mutant] = {
         ),
         (
             _HAZARDS + "test_nothing_is_answered_before_its_commit",
-            _COMMITTER + "test_what_comes_during_a_commit_is_one_batch",
+            _COMMITTER + "test_committer_messages_during_a_commit_are_one_batch",
         ),
     ),
     "acknowledged before it is on disk": Mutant(
@@ -133,7 +133,7 @@ MUTANTS: dict[str, Mutant] = {
                 "return sum([await self._fail_alone(one, error) for one in batch])",
             ),
         ),
-        (_COMMITTER + "test_a_message_that_the_database_refuses_stands_alone[7]",),
+        (_COMMITTER + "test_committer_refused_value_fails_its_message_alone[7]",),
     ),
     "quarantine forgotten": Mutant(
         "storage/stores/commit/writes.py",
@@ -309,7 +309,7 @@ MUTANTS: dict[str, Mutant] = {
         (_PLANNED + "test_attachment_states_every_planned_move_is_a_listed_transition",),
     ),
     "a freed file that still counts for the quota": Mutant(
-        "storage/stores/commit_writes.py",
+        "storage/stores/commit/writes.py",
         (("THEN o.reserved_bytes ELSE 0 END", "THEN o.reserved_bytes ELSE o.reserved_bytes END"),),
         (
             "tests/storage/stores/test_uploads.py::test_freed_file_returns_its_reservation_once",

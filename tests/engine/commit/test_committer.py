@@ -225,7 +225,7 @@ def put(record_id: str, base: int | None = None, **data: Any) -> Json:
 # -- gathering ------------------------------------------------------------------------------------
 
 
-async def test_an_idle_lane_commits_a_lone_job_at_once() -> None:
+async def test_committer_idle_lane_commits_one_message_at_once() -> None:
     async with bench() as one:
         one.submit("k1", put("a", x=1))
         await one.committer.drain()
@@ -236,7 +236,7 @@ async def test_an_idle_lane_commits_a_lone_job_at_once() -> None:
         assert one.committer.counters.batches == one.committer.counters.messages == 1
 
 
-async def test_what_comes_during_a_commit_is_one_batch() -> None:
+async def test_committer_messages_during_a_commit_are_one_batch() -> None:
     async with bench() as one:
         one.store.gate.clear()
         one.submit("first", put("a", x=1))
@@ -253,7 +253,7 @@ async def test_what_comes_during_a_commit_is_one_batch() -> None:
         assert one.version("a") == 51
 
 
-async def test_batches_are_bounded_in_messages_and_bytes() -> None:
+async def test_committer_batches_are_bounded_in_messages_and_bytes() -> None:
     limits = CommitLimits(batch_items=4, batch_bytes=9000, queue_messages=100, queue_bytes=100_000)
     async with bench(limits=limits) as one:
         one.store.gate.clear()
@@ -274,7 +274,7 @@ async def test_batches_are_bounded_in_messages_and_bytes() -> None:
         assert one.committer.queued_messages == 0
 
 
-async def test_a_result_is_published_before_it_is_answered() -> None:
+async def test_committer_change_is_announced_before_the_answer() -> None:
     async with bench() as one:
         seen: list[int] = []
         work = one.push("k1", put("a", x=1))
@@ -283,7 +283,7 @@ async def test_a_result_is_published_before_it_is_answered() -> None:
         assert seen == [1]
 
 
-async def test_what_one_batch_cannot_hold_goes_into_a_second_beside_it_tenant_by_tenant() -> None:
+async def test_committer_more_than_one_batch_runs_beside_it_by_tenant() -> None:
     limits = CommitLimits(batch_items=12, batch_bytes=1 << 20, queue_messages=100, queue_bytes=1 << 20)
     async with bench(limits=limits, lanes=2) as one:
         one.store.gate.clear()
@@ -303,7 +303,7 @@ async def test_what_one_batch_cannot_hold_goes_into_a_second_beside_it_tenant_by
 # -- overload -------------------------------------------------------------------------------------
 
 
-async def test_reads_wait_until_what_was_accepted_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_committer_reads_yield_to_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overload, "_FIRST_BYTES_PER_S", 1000.0)
     async with bench() as one:
         await one.committer.yield_to_writes(1, 60.0)
@@ -321,7 +321,7 @@ async def test_reads_wait_until_what_was_accepted_is_stored(monkeypatch: pytest.
         assert one.statuses("k1") == ["applied"]
 
 
-async def test_lull_what_one_other_tenant_has_waiting_holds_up_no_reads(
+async def test_committer_reads_do_not_yield_to_one_other_tenant(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(overload, "_FIRST_BYTES_PER_S", 1000.0)
@@ -340,7 +340,7 @@ async def test_lull_what_one_other_tenant_has_waiting_holds_up_no_reads(
         assert one.statuses("k1") == ["applied"]
 
 
-async def test_a_batch_that_is_held_up_holds_up_nobody_else() -> None:
+async def test_committer_slow_batch_holds_up_no_other_tenant() -> None:
     async with bench(lanes=2) as one:
         one.store.gate.clear()
         one.submit("k1", put("a", x=1))
@@ -356,7 +356,7 @@ async def test_a_batch_that_is_held_up_holds_up_nobody_else() -> None:
 # -- bounds, drain ----------------------------------------------------------------------------------
 
 
-async def test_a_full_queue_refuses_and_what_was_accepted_is_not_lost() -> None:
+async def test_committer_full_queue_refuses_and_loses_nothing() -> None:
     limits = CommitLimits(batch_items=2, batch_bytes=1 << 20, queue_messages=5, queue_bytes=1 << 20)
     async with bench(limits=limits) as one:
         one.store.gate.clear()
@@ -379,7 +379,7 @@ async def test_a_full_queue_refuses_and_what_was_accepted_is_not_lost() -> None:
         assert one.statuses("too-many") == ["applied"]
 
 
-async def test_the_queue_is_bounded_in_bytes_too() -> None:
+async def test_committer_queue_is_bounded_in_bytes() -> None:
     limits = CommitLimits(batch_items=10, batch_bytes=1 << 20, queue_messages=100, queue_bytes=13_000)
     async with bench(limits=limits) as one:
         for turn in range(3):  # what was taken out makes room again
@@ -391,7 +391,9 @@ async def test_the_queue_is_bounded_in_bytes_too() -> None:
         assert len(one.replies) == 9
 
 
-async def test_a_batch_that_touches_too_much_is_parted_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_committer_batch_touching_too_many_bytes_is_split_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("engine.plan.weighing.BATCH_TOUCHES_BYTES", 5000)
     async with bench() as one:
         one.submit("first", put("a", x="x" * 2000))
@@ -408,7 +410,7 @@ async def test_a_batch_that_touches_too_much_is_parted_in_order(monkeypatch: pyt
         assert one.committer.counters.batches > 4
 
 
-async def test_a_batch_that_needs_an_open_conflict_that_it_has_not_read_begins_again() -> None:
+async def test_committer_batch_with_an_unread_conflict_runs_again() -> None:
     async with bench() as one:
         one.submit("made", put("a", x=1), put("a", 1, x=2) | {"op": "delete"})
         await one.committer.drain()
@@ -434,7 +436,7 @@ async def test_a_batch_that_needs_an_open_conflict_that_it_has_not_read_begins_a
         assert one.committer.counters.retries == 0
 
 
-async def test_drain_waits_for_what_is_in_flight_and_what_is_queued() -> None:
+async def test_committer_drain_waits_for_in_flight_and_queued_work() -> None:
     async with bench() as one:
         await asyncio.wait_for(one.committer.drain(), 10)
         one.store.gate.clear()
@@ -450,7 +452,7 @@ async def test_drain_waits_for_what_is_in_flight_and_what_is_queued() -> None:
         assert [key for key, _ in one.replies] == ["first", "second"]
 
 
-async def test_a_reply_that_fails_is_its_own_trouble() -> None:
+async def test_committer_failing_reply_affects_no_other() -> None:
     def fails(_: Outcome) -> None:
         raise RuntimeError("the connection is gone")
 
@@ -465,7 +467,7 @@ async def test_a_reply_that_fails_is_its_own_trouble() -> None:
         assert one.version("b") == 1
 
 
-async def test_who_is_cancelled_answers_nobody_falsely() -> None:
+async def test_committer_cancelled_answers_nobody() -> None:
     one = Bench(FaultyStore())
     task = asyncio.create_task(one.committer.run())
     one.store.gate.clear()
@@ -479,7 +481,7 @@ async def test_who_is_cancelled_answers_nobody_falsely() -> None:
 # -- retries ------------------------------------------------------------------------------------------
 
 
-async def test_full_disk_refuses_for_long_what_was_sent_and_what_waits() -> None:
+async def test_committer_full_disk_refuses_batch_and_queue() -> None:
     async with bench(Fault(StoreFullError("no space left on device"))) as one:
         one.store.gate.clear()
         one.submit("k1", put("a", x=1))
@@ -495,7 +497,7 @@ async def test_full_disk_refuses_for_long_what_was_sent_and_what_waits() -> None
         assert not one.store.rows.keys
 
 
-async def test_nothing_overtakes_what_a_full_disk_refused() -> None:
+async def test_committer_nothing_overtakes_what_a_full_disk_refused() -> None:
     async with bench(Fault(StoreFullError("no space left on device"))) as one:
         for key, item in (
             ("k1", put("a", x=1)),
@@ -513,7 +515,7 @@ async def test_nothing_overtakes_what_a_full_disk_refused() -> None:
 
 @pytest.mark.parametrize("at", ["begin", "commit"])
 @pytest.mark.parametrize("error", [StoreRetryError, StoreUnavailableError])
-async def test_a_batch_that_wrote_nothing_runs_again(at: str, error: type[StoreError]) -> None:
+async def test_committer_batch_that_wrote_nothing_runs_again(at: str, error: type[StoreError]) -> None:
     async with bench(Fault(error("away"), at=at), Fault(error("away"), at=at)) as one:
         one.submit("k1", put("a", x=1))
         await one.committer.drain()
@@ -524,7 +526,7 @@ async def test_a_batch_that_wrote_nothing_runs_again(at: str, error: type[StoreE
 
 
 @pytest.mark.parametrize("applied", [False, True])
-async def test_an_unknown_outcome_is_settled_by_running_again(applied: bool) -> None:
+async def test_committer_unknown_outcome_is_resolved_by_running_again(applied: bool) -> None:
     async with bench(Fault(StoreUnknownError("lost"), applied=applied)) as one:
         one.submit("k1", put("a", x=1), put("b", x=1))
         one.submit("k2", put("a", 1, x=2))
@@ -538,7 +540,7 @@ async def test_an_unknown_outcome_is_settled_by_running_again(applied: bool) -> 
         assert len(one.published) == (0 if applied else 3)
 
 
-async def test_a_resolve_of_unknown_outcome_repeats_its_answer() -> None:
+async def test_committer_resolve_of_unknown_outcome_repeats_its_answer() -> None:
     async with bench() as one:
         held = {"domain": "form", "id": "f", "op": "put", "base": 7}
         one.submit("k1", held | {"data": {"x": 1}}, device="desk")
@@ -556,7 +558,7 @@ async def test_a_resolve_of_unknown_outcome_repeats_its_answer() -> None:
         assert one.version("f", domain="form") == 2
 
 
-async def test_when_patience_ends_all_that_waits_is_refused_and_may_come_again() -> None:
+async def test_committer_long_outage_refuses_everything_queued() -> None:
     limits = CommitLimits(batch_items=1, batch_bytes=1 << 20, queue_messages=100, queue_bytes=1 << 22)
     async with bench(limits=limits) as one:
         attempts = 0
@@ -592,7 +594,7 @@ async def test_when_patience_ends_all_that_waits_is_refused_and_may_come_again()
         assert one.statuses("k5") == ["applied"]
 
 
-async def test_give_up_what_came_since_the_try_began_is_tried_unless_it_builds_on_what_is_refused() -> None:
+async def test_committer_outage_keeps_later_work_of_other_devices() -> None:
     """The database may have come back since: a device that asks anew is answered at its first try."""
     async with bench() as one:
 
@@ -613,7 +615,7 @@ async def test_give_up_what_came_since_the_try_began_is_tried_unless_it_builds_o
         assert (queue.messages, queue.items, queue.size_bytes) == (0, 0, 0)
 
 
-async def test_an_unknown_outcome_that_stays_unknown_is_doubted_and_found_under_its_key() -> None:
+async def test_committer_lasting_unknown_outcome_is_found_under_its_key() -> None:
     async with bench(Fault(StoreUnknownError("lost"), applied=True)) as one:
         one.store.on_begin = lambda: setattr(one.clock, "at_s", one.clock.at_s + RETRY_FOR_S)
         one.submit("k1", put("a", x=1))
@@ -633,7 +635,7 @@ async def test_an_unknown_outcome_that_stays_unknown_is_doubted_and_found_under_
 
 
 @pytest.mark.parametrize("culprit", [0, 7, 15])
-async def test_a_message_that_the_database_refuses_stands_alone(culprit: int) -> None:
+async def test_committer_refused_value_fails_its_message_alone(culprit: int) -> None:
     async with bench() as one:
         one.store.gate.clear()
         one.submit("first", put("f"))
@@ -654,7 +656,7 @@ async def test_a_message_that_the_database_refuses_stands_alone(culprit: int) ->
         assert one.store.rows.seqs == {1: 16}
 
 
-async def test_a_poisoned_message_keeps_its_answer() -> None:
+async def test_committer_poisoned_message_keeps_its_answer() -> None:
     async with bench() as one:
         for _ in range(2):
             one.submit("k1", put("a", x=POISON))
@@ -665,7 +667,7 @@ async def test_a_poisoned_message_keeps_its_answer() -> None:
         assert len(one.store.rows.quarantine) == 1
 
 
-async def test_a_poisoned_atomic_message_is_aborted_without_quarantine() -> None:
+async def test_committer_poisoned_atomic_message_is_aborted() -> None:
     async with bench() as one:
         one.submit_job("k1", one.push("k1", put("a", x=1), put("b", x=POISON), atomic=True))
         await one.committer.drain()
@@ -673,7 +675,7 @@ async def test_a_poisoned_atomic_message_is_aborted_without_quarantine() -> None
         assert not one.store.rows.quarantine
 
 
-async def test_a_poisoned_resolve_is_an_internal_error() -> None:
+async def test_committer_poisoned_resolve_is_an_internal_error() -> None:
     async with bench() as one:
         held = {"domain": "form", "id": "f", "op": "put", "base": 7}
         one.submit("k1", held | {"data": {"x": 1}}, device="desk")
@@ -690,7 +692,7 @@ async def test_a_poisoned_resolve_is_an_internal_error() -> None:
 
 
 @pytest.mark.parametrize("error", [StoreError("wrong schema"), RuntimeError("a fault of ours")])
-async def test_what_is_unforeseen_hits_the_culprit_alone(error: Exception) -> None:
+async def test_committer_unexpected_error_fails_its_message_alone(error: Exception) -> None:
     async with bench() as one:
         one.policies.pop(9)  # planning for this tenant raises
         one.store.gate.clear()
@@ -713,7 +715,7 @@ async def test_what_is_unforeseen_hits_the_culprit_alone(error: Exception) -> No
         assert all(str(error) not in outcome.message for outcome in errors)
 
 
-async def test_a_plan_that_fails_gives_the_locks_back() -> None:
+async def test_committer_failing_plan_releases_the_locks() -> None:
     async with bench() as one:
         one.ids = iter(())  # type: ignore[assignment]  # no id is left for what is to be quarantined
         one.submit("k1", put("a", x="x" * 10_001))
@@ -732,7 +734,7 @@ def _of_tenant_9(push: Push) -> Push:
 # -- policies ---------------------------------------------------------------------------------------------
 
 
-async def test_a_batch_is_decided_by_the_policies_that_it_was_looked_up_for() -> None:
+async def test_committer_batch_is_planned_by_the_policies_it_was_read_for() -> None:
     """A policy that begins to hold conflicts in between would not see the one that is open."""
     async with bench() as one:
         item = {"domain": "form", "id": "f", "op": "put", "base": 7}
@@ -786,7 +788,7 @@ _devices = st.lists(st.tuples(st.sampled_from([1, 2, 3]), _edits), min_size=1, m
     batch_us=st.sampled_from([10_000.0, 25.0, 5.0]),
     lanes=st.integers(1, 3),
 )
-def test_every_job_is_answered_once_in_order_and_nothing_is_lost_or_done_twice(
+def test_committer_all_work_is_answered_once_in_order_under_faults(
     faults: list[tuple[str, type[StoreError], bool]],
     devices: list[tuple[int, list[str]]],
     turns: list[int],

@@ -98,7 +98,7 @@ def _without_sentences(push: Push | str) -> Any:
     binary=st.booleans(),
     pretty=st.booleans(),
 )
-def test_push_in_steps_is_what_it_is_at_once(items: list[Any], *, binary: bool, pretty: bool) -> None:
+def test_validator_push_in_steps_equals_one_go(items: list[Any], *, binary: bool, pretty: bool) -> None:
     message = {"type": "sync", "id": "1", "key": "k", "items": items}
     if binary:
         try:
@@ -113,7 +113,7 @@ def test_push_in_steps_is_what_it_is_at_once(items: list[Any], *, binary: bool, 
 
 
 @given(tree=_trees, pretty=st.booleans())
-def test_json_decoded_in_pieces_is_what_it_is_at_once(tree: Any, *, pretty: bool) -> None:
+def test_pieces_json_equals_one_go(tree: Any, *, pretty: bool) -> None:
     raw = json.dumps(tree, indent=1 if pretty else None).encode()
     try:
         wanted = json_decoder().decode(raw)
@@ -125,7 +125,7 @@ def test_json_decoded_in_pieces_is_what_it_is_at_once(tree: Any, *, pretty: bool
 
 
 @pytest.mark.parametrize("tail", [b"1e400]", b"[1e400]]", b'"a",1e400]'])
-def test_json_decoded_in_pieces_has_no_infinity(tail: bytes) -> None:
+def test_pieces_infinity_is_refused(tail: bytes) -> None:
     with pytest.raises(msgspec.DecodeError, match="out of range"):
         run_steps(decode_in_pieces(b"[" + b"1," * 100 + tail))
 
@@ -133,19 +133,17 @@ def test_json_decoded_in_pieces_has_no_infinity(tail: bytes) -> None:
 @pytest.mark.parametrize(
     "tree", ["1e308," * 100 + "0", '"a",' + "1e308," * 100 + "0", "[" + "1e308," * 100 + "0]"]
 )
-def test_json_of_many_numbers_is_decoded_in_steps(tree: str) -> None:
+def test_pieces_many_numbers_take_several_steps(tree: str) -> None:
     assert len(list(decode_in_pieces(f'{{"n":[{tree}]}}'.encode()))) > 100 * len("1e308,") / SMALL / 2
 
 
 @given(st.dictionaries(st.text(max_size=4), _trees, max_size=6))
-def test_values_in_steps_have_a_fault_where_they_have_one_at_once(data: dict[str, Any]) -> None:
+def test_value_steps_fault_equals_one_go(data: dict[str, Any]) -> None:
     assert (run_steps(value_steps(data)) is None) == (value_fault(data) is None)
 
 
 @pytest.mark.parametrize("message", [{"n": [[1]] * 5000}, {"n": [[]] * 5000}])
-def test_nesting_of_much_messagepack_is_looked_at_in_steps(
-    message: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nesting_much_messagepack_takes_several_steps(message: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nesting, "_AT_ONCE", 500)
     frame = msgspec.msgpack.encode({"type": "sync", "id": "1", "key": "k", "items": [{"data": message}]})
     assert len(list(_quietly(frame))) > 2
@@ -165,7 +163,7 @@ def _large(mark: str) -> dict[str, Any]:
 
 @pytest.mark.asyncio(loop_scope="function")
 @pytest.mark.parametrize("encoding", ["json", "msgpack"])
-async def test_what_comes_behind_a_large_message_is_handled_after_it(
+async def test_socket_message_after_a_large_one_is_handled_after_it(
     encoding: str, server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[int] = []
@@ -188,7 +186,7 @@ async def test_what_comes_behind_a_large_message_is_handled_after_it(
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_large_message_whose_socket_is_gone_is_let_go(
+async def test_socket_large_message_of_a_closed_socket_is_dropped(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = asyncio.get_running_loop().create_future()
@@ -214,7 +212,7 @@ async def test_large_message_whose_socket_is_gone_is_let_go(
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_large_bodies_take_turns_and_mean_the_same(
+async def test_http_large_bodies_take_turns_with_the_same_result(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[int] = []
@@ -237,7 +235,7 @@ async def test_large_bodies_take_turns_and_mean_the_same(
 
 
 @given(tree=_trees)
-def test_answer_encoded_in_steps_is_what_it_is_at_once(tree: Any) -> None:
+def test_codec_answer_in_steps_equals_one_go(tree: Any) -> None:
     body = json.dumps(tree).encode()
     for codec in (JSON, MSGPACK):
         try:
@@ -249,7 +247,7 @@ def test_answer_encoded_in_steps_is_what_it_is_at_once(tree: Any) -> None:
 
 @pytest.mark.asyncio(loop_scope="function")
 @pytest.mark.parametrize("encoding", ["json", "msgpack"])
-async def test_large_answers_of_messagepack_are_encoded_in_turns(
+async def test_codec_large_messagepack_answers_are_encoded_in_turns(
     encoding: Any, server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[bytes] = []
@@ -272,7 +270,7 @@ async def test_large_answers_of_messagepack_are_encoded_in_turns(
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_large_pages_of_a_subscription_are_charged_to_its_device(
+async def test_subscription_large_pages_are_charged_to_its_device(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     charged: list[tuple[str, str]] = []
@@ -291,7 +289,7 @@ async def test_large_pages_of_a_subscription_are_charged_to_its_device(
     assert ("phone", "answer") in charged
 
 
-def test_large_data_of_a_resolution_is_checked_in_steps() -> None:
+def test_validator_large_resolution_takes_several_steps() -> None:
     intake = MessageValidator(Domains({"task": Domain()}), 5)
     session = Session(tenant=Tenant(1, "acme"), device_id="phone", session_id="s")
     request = Resolve(id="1", conflict_id="c", choice="merged", version=1, data={"n": [[1]] * 100})

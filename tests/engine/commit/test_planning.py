@@ -44,7 +44,7 @@ class Others:
         return self.turns
 
 
-async def test_planned_reads_what_each_message_took() -> None:
+async def test_run_plan_times_each_message() -> None:
     clock = HandClock()
     took = [(0, 0.25), (1, 0.5), (1, 0.25), (2, 0.0), (2, 0.125)]
     done, spent_s = await run_plan(stepping(clock, *took), 3, clock)
@@ -52,14 +52,14 @@ async def test_planned_reads_what_each_message_took() -> None:
     assert spent_s == [0.25, 0.75, 0.125]
 
 
-async def test_planned_shares_a_step_equally_among_its_messages() -> None:
+async def test_run_plan_shared_step_is_divided_equally() -> None:
     clock = HandClock()
     took = [(2, 0.75), (3, 0.5), (3, 0.25), (5, 0.25)]
     _, spent_s = await run_plan(stepping(clock, *took), 6, clock)
     assert spent_s == [0.25, 0.25, 0.25, 0.75, 0.125, 0.125]
 
 
-async def test_planned_below_a_turn_gives_nothing_back() -> None:
+async def test_run_plan_within_a_time_slice_does_not_pause() -> None:
     clock, others = HandClock(), Others()
     await asyncio.sleep(0)
     before = others.turns
@@ -67,7 +67,7 @@ async def test_planned_below_a_turn_gives_nothing_back() -> None:
     assert others.stop() == before
 
 
-async def test_planned_gives_the_loop_back_after_each_turn() -> None:
+async def test_run_plan_pauses_after_each_time_slice() -> None:
     clock, others = HandClock(), Others()
     await asyncio.sleep(0)
     before = others.turns
@@ -75,7 +75,7 @@ async def test_planned_gives_the_loop_back_after_each_turn() -> None:
     assert others.stop() - before == 3
 
 
-async def test_planned_rests_where_others_want_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_run_plan_rests_if_the_loop_is_contended(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = HandClock()
     rested: list[float] = []
 
@@ -95,7 +95,7 @@ async def test_planned_rests_where_others_want_the_loop(monkeypatch: pytest.Monk
     assert rested == [0.0] * 5
 
 
-async def test_time_of_others_is_not_charged() -> None:
+async def test_run_plan_time_of_others_is_not_charged() -> None:
     clock = HandClock()
 
     async def other() -> None:
@@ -109,7 +109,7 @@ async def test_time_of_others_is_not_charged() -> None:
     assert spent_s == [0.5]
 
 
-async def test_message_past_a_second_is_named() -> None:
+async def test_run_plan_message_over_a_second_is_named() -> None:
     clock = HandClock()
     deciding = stepping(clock, (0, 0.0625), *[(1, 0.0625)] * 100)
     with pytest.raises(TooLongError) as raised:
@@ -121,12 +121,12 @@ async def test_message_past_a_second_is_named() -> None:
         next(deciding)
 
 
-async def test_seconds_of_several_messages_refuse_none() -> None:
+async def test_run_plan_seconds_of_several_messages_refuse_none() -> None:
     clock = HandClock()
     await run_plan(stepping(clock, *[(index // 9, 0.1) for index in range(90)]), 10, clock)
 
 
-async def test_host_that_stands_still_refuses_nobody() -> None:
+async def test_run_plan_stopped_host_refuses_none() -> None:
     clock = HandClock()
 
     def slowly() -> Generator[int, None, Plan]:
@@ -140,7 +140,7 @@ async def test_host_that_stands_still_refuses_nobody() -> None:
     assert spent_s == [7.5]
 
 
-async def test_work_of_others_refuses_nobody() -> None:
+async def test_run_plan_work_of_others_refuses_none() -> None:
     clock = HandClock()
 
     async def other() -> None:
@@ -162,7 +162,7 @@ def _batch(desk: Desk) -> list[Work]:
 
 
 @pytest.mark.parametrize("items_per_step", [1, 3, 32])
-def test_steps_pause_between_items_and_come_to_the_same(items_per_step: int) -> None:
+def test_steps_pauses_between_items_change_nothing(items_per_step: int) -> None:
     desk, whole = Desk(), Desk()
     batch = _batch(desk)
     state = desk.rows.snapshot(read_set(batch, desk.context))
@@ -190,9 +190,7 @@ def test_steps_pause_between_items_and_come_to_the_same(items_per_step: int) -> 
         (32, [2, 3, 6]),
     ],
 )
-def test_steps_pause_once_for_messages_of_one_item_and_apart_from_others(
-    items_per_step: int, paused: list[int]
-) -> None:
+def test_steps_messages_of_one_item_share_a_pause(items_per_step: int, paused: list[int]) -> None:
     desk = Desk()
     few, many = [item("note", "a", x=1)], [item("note", f"b{number}", x=1) for number in range(3)]
     batch: list[Work] = [desk.push(*items) for items in (few, few, few, many, few, few, few)]

@@ -87,7 +87,7 @@ class Simulation:
 
 
 @pytest.mark.parametrize("times", [2, 4, 10])
-def test_whatever_comes_as_much_is_stored_as_can_be_and_what_waits_is_bounded(times: int) -> None:
+def test_queue_overload_stores_at_capacity_with_bounded_waits(times: int) -> None:
     simulation = Simulation(times)
     for _ in range(2):
         simulation.run(5, dict.fromkeys(range(1, 6), CAPACITY_PER_S * times / 5))
@@ -96,14 +96,14 @@ def test_whatever_comes_as_much_is_stored_as_can_be_and_what_waits_is_bounded(ti
     assert max(simulation.waits_s) <= 6 * BATCH_S, "the target is twice what a batch takes"
 
 
-def test_below_capacity_nothing_is_refused() -> None:
+def test_queue_below_capacity_refuses_nothing() -> None:
     simulation = Simulation(3)
     simulation.run(10, dict.fromkeys(range(1, 6), CAPACITY_PER_S * 0.16))
     assert not simulation.refused
     assert not simulation.queue.overload.shedding
 
 
-def test_a_burst_may_queue_up_where_the_same_for_long_may_not() -> None:
+def test_queue_burst_is_accepted_and_lasting_load_is_not() -> None:
     simulation = Simulation(4)
     simulation.run(5, {1: CAPACITY_PER_S * 0.5})
     simulation.run(0.03, {1: CAPACITY_PER_S * 4})
@@ -112,7 +112,7 @@ def test_a_burst_may_queue_up_where_the_same_for_long_may_not() -> None:
     assert simulation.refused[1] > 0.6 * simulation.stored[1]
 
 
-def test_a_quiet_tenant_is_not_refused_for_what_another_sends() -> None:
+def test_queue_overload_quiet_tenant_is_not_refused() -> None:
     simulation = Simulation(5)
     simulation.run(10, {1: CAPACITY_PER_S * 5, 2: CAPACITY_PER_S * 0.05})
     assert simulation.refused[1]
@@ -120,7 +120,7 @@ def test_a_quiet_tenant_is_not_refused_for_what_another_sends() -> None:
     assert simulation.stored[2] >= 0.95 * CAPACITY_PER_S * 0.05 * 10
 
 
-def test_after_an_overload_everything_is_as_before() -> None:
+def test_queue_after_overload_refuses_nothing() -> None:
     simulation = Simulation(6)
     simulation.run(5, {1: CAPACITY_PER_S * 10})
     simulation.run(2, {1: CAPACITY_PER_S * 0.5})
@@ -130,7 +130,7 @@ def test_after_an_overload_everything_is_as_before() -> None:
     assert max(simulation.waits_s) <= 2 * BATCH_S
 
 
-def test_a_pause_of_the_store_is_not_held_against_it_for_good() -> None:
+def test_overload_pause_of_the_store_is_forgotten() -> None:
     simulation = Simulation(7)
     load = dict.fromkeys(range(1, 6), CAPACITY_PER_S * 2 / 5)
     simulation.run(5, load)
@@ -141,7 +141,7 @@ def test_a_pause_of_the_store_is_not_held_against_it_for_good() -> None:
     assert simulation.stored.total() >= 0.95 * CAPACITY_PER_S * 5
 
 
-def test_a_store_that_is_slower_than_thought_is_found_out() -> None:
+def test_overload_slow_store_is_measured() -> None:
     overload = Overload()
     assert overload.wait_s(10_000) < 0.001
     for _ in range(20):
@@ -150,7 +150,7 @@ def test_a_store_that_is_slower_than_thought_is_found_out() -> None:
     assert overload.target_s == pytest.approx(0.4, rel=0.05)
 
 
-def test_a_batch_that_is_nearly_all_of_one_tenant_is_told() -> None:
+def test_queue_batch_dominated_by_one_tenant_is_marked() -> None:
     queue = CommitQueue(LIMITS)
     reply = Simulation(0).reply
     for tenant_id in (1, 1, 1, 2):
@@ -177,14 +177,14 @@ def bucket() -> TokenBucket:
     return TokenBucket(1000.0, 0.0)
 
 
-def test_tenants_have_rates_of_their_own() -> None:
+def test_tenant_rates_tenants_have_rates_of_their_own() -> None:
     rates, phone, other = TenantRates(2), bucket(), bucket()
     assert [rates.take(1, phone, 0.0), rates.take(1, phone, 0.0), rates.take(2, other, 0.0)] == [0, 0, 0]
     assert rates.take(1, phone, 0.0) == 30_000
     assert rates.take(1, phone, 30.0) == 0
 
 
-def test_rate_of_a_tenant_refuses_no_device_its_equal_part() -> None:
+def test_tenant_rates_device_gets_its_equal_share() -> None:
     rates, phone, tablet = TenantRates(10), bucket(), bucket()
     assert [rates.take(1, phone, 0.0) > 0 for _ in range(12)] == [False] * 10 + [True] * 2
     assert [rates.take(1, tablet, 0.0) > 0 for _ in range(8)] == [False] * 5 + [True] * 3
@@ -192,7 +192,7 @@ def test_rate_of_a_tenant_refuses_no_device_its_equal_part() -> None:
     assert [rates.take(1, late, 0.0) > 0 for _ in range(5)] == [False] * 3 + [True] * 2
 
 
-def test_equal_part_of_a_device_is_of_those_that_spoke_lately() -> None:
+def test_tenant_rates_share_counts_recent_devices() -> None:
     rates, devices = TenantRates(10), [bucket() for _ in range(5)]
     for device in devices:
         assert rates.take(1, device, 0.0) == 0
@@ -207,7 +207,7 @@ def test_equal_part_of_a_device_is_of_those_that_spoke_lately() -> None:
     sent=st.lists(st.tuples(st.integers(0, 4), st.floats(0.0, 3.0)), max_size=200),
     per_minute=st.integers(1, 20),
 )
-def test_rate_of_a_tenant_is_passed_by_equal_parts_alone(
+def test_tenant_rates_are_exceeded_by_equal_shares_only(
     sent: list[tuple[int, float]], per_minute: int
 ) -> None:
     rates, devices = TenantRates(per_minute), [bucket() for _ in range(5)]
@@ -235,7 +235,7 @@ def taken(batch: Batch) -> list[int]:
     return [waiting.work.tenant_id for waiting in batch.queued]
 
 
-def test_tenant_apart_is_taken_alone_and_in_its_turn() -> None:
+def test_queue_isolated_tenant_is_taken_alone_in_its_turn() -> None:
     queue = CommitQueue(LIMITS)
     filled(queue, 1, 2, 2, 3)
     queue.isolate(2, 0.0)
@@ -250,7 +250,7 @@ def test_tenant_apart_is_taken_alone_and_in_its_turn() -> None:
     assert taken(queue.take(0.5)) == [2]
 
 
-def test_tenant_is_apart_for_a_second() -> None:
+def test_queue_tenant_is_isolated_for_a_second() -> None:
     queue = CommitQueue(LIMITS)
     queue.isolate(2, 0.0)
     filled(queue, 1, 2, 3)
@@ -258,7 +258,7 @@ def test_tenant_is_apart_for_a_second() -> None:
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
-def test_tenants_apart_leave_room_for_others(at_once: int) -> None:
+def test_queue_isolated_tenants_leave_lanes_for_others(at_once: int) -> None:
     queue = CommitQueue(LIMITS, at_once)
     for tenant_id in (1, 2, 3):
         queue.isolate(tenant_id, 0.0)
@@ -285,7 +285,7 @@ _TEXTS = st.text(max_size=70) | st.sampled_from(["7", "a" * 64, "a" * 65, 'a"b',
     spaced=st.booleans(),
     codec=st.sampled_from([JSON, MSGPACK]),
 )
-def test_a_glance_sees_what_decoding_would(
+def test_codec_peek_equals_decode(
     kind: str, request_id: object, order: list[str], spaced: bool, codec: Codec
 ) -> None:
     whole = {"type": kind, "id": request_id, "key": "k", "items": []}
@@ -307,7 +307,7 @@ def test_a_glance_sees_what_decoding_would(
         assert seen[1] == refused_id, "only what is wrong with type or id keeps it from being seen"
 
 
-def test_a_glance_at_nonsense_sees_nothing() -> None:
+def test_codec_peek_at_nonsense_returns_none() -> None:
     for frame in (b"", b"[1]", b"\xff", b'{"type":"sync"', b"[" * 1000, b'{"id":"1"}'):
         assert JSON.peek(frame) is None
         assert MSGPACK.peek(frame) is None

@@ -33,7 +33,7 @@ def _key(waiting: QueuedWork) -> str:
     return waiting.work.key_hash
 
 
-def test_device_that_rests_is_passed_over_and_its_sibling_is_not() -> None:
+def test_queue_resting_device_is_skipped_and_its_tenant_is_not() -> None:
     queue = _queue()
     for number in range(3):
         _add(queue, GREEDY, "greedy", f"g{number}")
@@ -48,7 +48,7 @@ def test_device_that_rests_is_passed_over_and_its_sibling_is_not() -> None:
     assert _keys(queue.take(5.0)) == ["g0", "g1", "g2"]
 
 
-def test_what_comes_of_a_sibling_is_taken_at_once() -> None:
+def test_queue_new_work_of_a_resting_tenants_other_device_is_taken_at_once() -> None:
     queue = _queue()
     _add(queue, GREEDY, "greedy", "g0")
     queue.rest(GREEDY, "greedy", 5.0)
@@ -57,7 +57,7 @@ def test_what_comes_of_a_sibling_is_taken_at_once() -> None:
     assert _keys(queue.take(2.0)) == ["m0"]
 
 
-def test_others_are_not_in_a_batch_with_who_rested() -> None:
+def test_queue_tenant_that_rested_is_isolated() -> None:
     queue = _queue()
     queue.rest(GREEDY, "greedy", 5.0)
     _add(queue, GREEDY, "greedy", "g0", 5.5)
@@ -66,7 +66,7 @@ def test_others_are_not_in_a_batch_with_who_rested() -> None:
     assert sorted(map(_keys, batches)) == [["g0"], ["m0"]]
 
 
-def test_what_rests_holds_up_no_reads() -> None:
+def test_queue_resting_work_is_not_over_target() -> None:
     queue = _queue()
     for tenant_id in (GREEDY, 3, 4):
         for number in range(100):
@@ -77,7 +77,7 @@ def test_what_rests_holds_up_no_reads() -> None:
     assert not queue.over_target(OTHER)
 
 
-def test_what_is_refused_with_the_database_away_rests_no_more() -> None:
+def test_queue_drained_work_rests_no_more() -> None:
     queue = _queue()
     _add(queue, GREEDY, "greedy", "g0")
     queue.rest(GREEDY, "greedy", 5.0)
@@ -98,7 +98,7 @@ _STEPS = st.lists(
 
 
 @given(_STEPS, st.integers(1, 2))
-def test_each_device_s_jobs_are_taken_once_and_in_order(
+def test_queue_work_of_each_device_is_taken_once_in_order(
     did: list[tuple[str, int, str]], at_once: int
 ) -> None:
     queue = _queue(at_once)

@@ -137,7 +137,7 @@ def refused_whole(frame: bytes, who: Session | None = None) -> SyncError:
     ],
     ids=str,
 )
-def test_a_faulty_item_is_refused_alone(
+def test_validator_faulty_item_is_rejected_alone(
     codec: Codec, pack: Pack, change: Json, code: str, message: str
 ) -> None:
     items = [item(id="before"), item(**change), item(id="behind")]
@@ -167,7 +167,7 @@ def test_a_faulty_item_is_refused_alone(
         (b'{"a":"\xff"}', "'utf-8' codec"),
     ],
 )
-def test_values_that_only_json_can_write(data: bytes, message: str) -> None:
+def test_validator_values_that_only_json_can_express_are_rejected(data: bytes, message: str) -> None:
     frame = framed([item(), item(data={"X": 1})]).replace(b'{"X": 1}', data)
     good, faulty = pushed(frame).items
     assert isinstance(good, Change)
@@ -192,7 +192,7 @@ def test_values_that_only_json_can_write(data: bytes, message: str) -> None:
         b"\x81\xa1a\xcf\xff\xff\xff\xff\xff\xff\xff\xff",
     ],
 )
-def test_values_that_only_message_pack_can_write(data: bytes) -> None:
+def test_validator_values_that_only_messagepack_can_express_are_rejected(data: bytes) -> None:
     frame = b"\x84\xa4type\xa4sync\xa2id\xa11\xa3key\xa1k\xa5items\x92"
     frame += msgspec.msgpack.encode(item())
     frame += b"\x84\xa6domain\xa4task\xa2id\xa1b\xa2op\xa3put\xa4data" + data
@@ -203,7 +203,7 @@ def test_values_that_only_message_pack_can_write(data: bytes) -> None:
     assert (faulty.domain, faulty.id, faulty.code) == ("task", "b", "invalid_item")
 
 
-def test_an_item_that_cannot_be_read_at_all_has_no_names() -> None:
+def test_validator_unreadable_item_has_no_names() -> None:
     frame = b"\x84\xa4type\xa4sync\xa2id\xa11\xa3key\xa1k\xa5items\x91"
     frame += b"\x83\xa6domain\xa4task\xa2id\xa3\xed\xa0\x80\xa2op\xa6delete"
     refused = only(frame, session(MSGPACK))
@@ -228,7 +228,7 @@ def test_an_item_that_cannot_be_read_at_all_has_no_names() -> None:
     ],
     ids=str,
 )
-def test_items_that_are_no_objects_refuse_the_message(
+def test_validator_item_that_is_no_object_refuses_the_message(
     codec: Codec, pack: Pack, items: Any, message: str
 ) -> None:
     frame = pack({"type": "sync", "id": "1", "key": "k", "items": items})
@@ -237,7 +237,7 @@ def test_items_that_are_no_objects_refuse_the_message(
 
 
 @pytest.mark.parametrize("faulty", [False, True])
-def test_too_many_items(faulty: bool) -> None:
+def test_validator_too_many_items_refuse_the_message(faulty: bool) -> None:
     items = [item()] * MAX_ITEMS + [item(op="upsert" if faulty else "put")]
     error = refused_whole(framed(items))
     assert error.code == "too_large"
@@ -245,14 +245,14 @@ def test_too_many_items(faulty: bool) -> None:
     assert len(pushed(framed(items[1:])).items) == MAX_ITEMS
 
 
-def test_no_items_are_fine() -> None:
+def test_validator_no_items_are_accepted() -> None:
     assert pushed(framed([])).items == []
 
 
 # -- what a change becomes ----------------------------------------------------------------------
 
 
-def test_a_change_carries_what_was_sent() -> None:
+def test_validator_change_has_what_was_sent() -> None:
     data = {"b": None, "a": 1}
     sent = item(op="patch", base=3, at="2026-01-02T05:04:04.25+02:00", data=data, changed=["a"])
     assert only(framed([sent])) == Change(
@@ -268,21 +268,21 @@ def test_a_change_carries_what_was_sent() -> None:
     )
 
 
-def test_without_a_base_or_a_time() -> None:
+def test_validator_item_without_base_or_time_gets_defaults() -> None:
     for sent in (item(), item(base=None, at=None, changed=None)):
         change = only(framed([sent]))
         assert isinstance(change, Change)
         assert (change.base, change.at_us, change.sent_at_us, change.changed) == (0, NOW_US, NOW_US, None)
 
 
-def test_a_delete_needs_no_data_and_keeps_none() -> None:
+def test_validator_delete_drops_data() -> None:
     for data in (..., None, {"a": 1}, [1], "x"):
         change = only(framed([item(op="delete", data=data)]))
         assert isinstance(change, Change)
         assert (change.fields, change.data) == (None, b"")
 
 
-def test_of_duplicate_members_the_last_counts() -> None:
+def test_validator_duplicate_members_the_last_counts() -> None:
     frame = framed([item(data={"X": 1})]).replace(b'{"X": 1}', b'{"a":1,"a":2}')
     change = only(frame)
     assert isinstance(change, Change)
@@ -290,7 +290,7 @@ def test_of_duplicate_members_the_last_counts() -> None:
 
 
 @BOTH
-def test_the_ends_of_the_ranges_pass(codec: Codec, pack: Pack) -> None:
+def test_validator_ends_of_ranges_pass(codec: Codec, pack: Pack) -> None:
     data = {"a": 2**63 - 1, "b": -(2**63), "c": 1.7976931348623157e308, "ключ": "\U0001f600\ufffe\u2028"}
     sent = item(id="ä" * 128, data=data, base=2**63 - 1)
     frame = pack({"type": "sync", "id": "1", "key": "k", "items": [sent]})
@@ -316,7 +316,7 @@ def test_the_ends_of_the_ranges_pass(codec: Codec, pack: Pack) -> None:
         (NOW, "0001-01-01T00:00:00+14:00", "0001-01-01T00:00:00Z"),
     ],
 )
-def test_every_at_is_corrected_and_never_later_than_now(device_says: str, at: str, corrected: str) -> None:
+def test_validator_at_is_corrected_and_at_most_now(device_says: str, at: str, corrected: str) -> None:
     offset_us = NOW_US - to_us(datetime.fromisoformat(device_says))
     change = only(framed([item(at=at)]), session(clock_offset_us=offset_us))
     assert isinstance(change, Change)
@@ -324,7 +324,7 @@ def test_every_at_is_corrected_and_never_later_than_now(device_says: str, at: st
     assert change.sent_at_us == to_us(datetime.fromisoformat(at))
 
 
-def test_an_events_identity_is_the_time_as_sent() -> None:
+def test_validator_event_keeps_the_time_as_sent() -> None:
     sent = item(domain="voice", op="append", at="2026-01-02T03:04:00Z")
     one, other = (
         only(framed([sent]), session(clock_offset_us=offset_us)) for offset_us in (0, 60 * SECOND_US)
@@ -339,7 +339,7 @@ def test_an_events_identity_is_the_time_as_sent() -> None:
     instant=st.datetimes(timezones=st.just(UTC)) | st.datetimes(timezones=st.timezones()),
     offset_us=st.integers(-(10**17), 10**17),
 )
-def test_instants_read_back_and_stay_in_range(instant: datetime, offset_us: int) -> None:
+def test_timestamps_are_read_back_and_in_range(instant: datetime, offset_us: int) -> None:
     instant_us = to_us(instant)
     if instant_us >= EARLIEST_US and instant.year < 9999:
         assert to_us(datetime.fromisoformat(to_text(instant_us))) == instant_us
@@ -365,7 +365,7 @@ def test_instants_read_back_and_stay_in_range(instant: datetime, offset_us: int)
         ("2026-01-01T00:00:00Z", ["2026-01-01T00:00:00Z"], False),
     ],
 )
-def test_push_may_be_old_unless_a_known_clock_dates_its_newest_item(
+def test_validator_push_may_be_old_unless_a_known_clock_dates_it(
     device_says: str | None, ats: list[str | None], may_be_old: bool
 ) -> None:
     who = session()
@@ -386,14 +386,14 @@ def identity(frame: bytes, who: Session | None = None) -> tuple[str, str]:
     return push.key_hash, push.request_sha256
 
 
-def test_a_retry_is_told_by_its_items_alone() -> None:
+def test_validator_retry_is_recognized_by_its_items() -> None:
     first = identity(framed([item()]))
     assert identity(framed([item()], id="2", extra=True, clock=NOW)) == first
     assert identity(b'{"items": %s,"key":"k","type":"sync"}' % json.dumps([item()]).encode()) == first
     assert identity(framed([item()]), session(clock_offset_us=5)) == first
 
 
-def test_anything_else_is_another_request_under_the_same_key() -> None:
+def test_validator_other_items_are_another_request() -> None:
     frame = framed([item()])
     key, request = identity(frame)
     for other in (
@@ -410,7 +410,7 @@ def test_anything_else_is_another_request_under_the_same_key() -> None:
     assert identity(packed, session(MSGPACK))[1] != request
 
 
-def test_keys_are_their_devices_own() -> None:
+def test_validator_keys_belong_to_their_device() -> None:
     keys = {
         identity(framed([], key=key), session(device_id=device))[0]
         for device in ("phone", "phone-1", "p")
@@ -420,7 +420,7 @@ def test_keys_are_their_devices_own() -> None:
     assert all(len(key) == 32 for key in keys)
 
 
-def test_a_message_pack_retry_repeats_its_bytes() -> None:
+def test_validator_messagepack_retry_repeats_its_bytes() -> None:
     packed = msgspec.msgpack.encode({"type": "sync", "id": "1", "key": "k", "items": [item(data={"a": 1})]})
     who = session(MSGPACK)
     assert identity(packed, who) == identity(packed.replace(b"\xa11", b"\xa12"), who)
@@ -431,7 +431,7 @@ def test_a_message_pack_retry_repeats_its_bytes() -> None:
 
 
 @BOTH
-def test_what_is_quarantined_can_be_stored_and_read(codec: Codec, pack: Pack) -> None:
+def test_quarantine_any_rejected_item_can_be_stored_and_read(codec: Codec, pack: Pack) -> None:
     items = [
         item(domain="a\0" + "x" * 300, id="\x07", data={"a": "\0"}),
         item(op="up\0", data={"b": [1.5, None, {"c": "ä"}]}),
@@ -445,7 +445,7 @@ def test_what_is_quarantined_can_be_stored_and_read(codec: Codec, pack: Pack) ->
         assert json.loads(row.item) == sent
 
 
-def test_what_json_cannot_write_is_quarantined_all_the_same() -> None:
+def test_quarantine_item_that_json_cannot_express_is_kept() -> None:
     frame = b"\x84\xa4type\xa4sync\xa2id\xa11\xa3key\xa1k\xa5items\x94"
     for data in (b"\xc4\x02\xff\x00", b"\xd4\x05x", b"\x81\x81\x01\x01\x01", b"\xa3\xed\xa0\x80"):
         frame += b"\x84\xa6domain\xa4task\xa2id\xa1b\xa2op\xa3put\xa4data" + data
@@ -456,16 +456,14 @@ def test_what_json_cannot_write_is_quarantined_all_the_same() -> None:
     assert bytes.fromhex(json.loads(rows[3].item)["msgpack_hex"]).endswith(b"\xed\xa0\x80")
 
 
-def test_a_lone_surrogate_is_quarantined_as_its_stand_in() -> None:
+def test_quarantine_lone_surrogate_is_kept_as_nul() -> None:
     frame = framed([item(data={"X": 1})]).replace(b'"X"', rb'"\ud800"')
     (row,) = _quarantined(pushed(frame))
     assert json.loads(row.item)["data"] == {"\0": 1}
 
 
 @BOTH
-def test_the_items_are_decoded_once_however_many_are_rejected(
-    codec: Codec, pack: Pack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_quarantine_items_are_decoded_once(codec: Codec, pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[bytes] = []
 
     class Counting:
@@ -511,7 +509,7 @@ def _storable(value: Any) -> bool:
 
 
 @given(data=st.dictionaries(st.text(max_size=3), _any, max_size=4))
-def test_values_pass_exactly_when_they_can_be_stored(data: Json) -> None:
+def test_value_fault_passes_exactly_what_can_be_stored(data: Json) -> None:
     assert (value_fault(data) is None) is _storable(data)
 
 
@@ -528,7 +526,7 @@ _of_json = st.recursive(
 
 
 @given(data=st.dictionaries(_unescaped, _of_json, max_size=40))
-def test_json_without_a_backslash_passes_exactly_when_it_can_be_stored(data: Json) -> None:
+def test_unescaped_fault_passes_exactly_what_can_be_stored(data: Json) -> None:
     sent = msgspec.json.encode([{"domain": "note", "id": "a", "op": "put", "data": data}])
     assert b"\\" not in sent
     (item,) = JSON.items.decode(sent)
@@ -540,7 +538,7 @@ def test_json_without_a_backslash_passes_exactly_when_it_can_be_stored(data: Jso
     [b"\0", b"x\0y", b"\x1f", b"\xed\xa0\x80", b"\xc0\x80"],
     ids=["nul", "nul inside", "control", "surrogate", "long nul"],
 )
-def test_json_holds_no_text_at_fault_but_as_an_escape(text: bytes) -> None:
+def test_unescaped_fault_bad_text_needs_an_escape(text: bytes) -> None:
     for data in (b'{"a":"%b"}', b'{"%b":1}', b'{"a":[{"%b":1}]}'):
         with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
             JSON.items.decode(b'[{"domain":"note","id":"a","op":"put","data":' + data % text + b"}]")
@@ -568,7 +566,7 @@ CONFLICT = Conflict(
 
 
 @pytest.mark.parametrize("data", [None, [1], "x", {"a": "\0"}, {"a": 2**63}])
-def test_a_merged_record_must_be_storable(data: Any) -> None:
+def test_validator_merged_record_must_be_storable(data: Any) -> None:
     request = Resolve("1", "c1", "merged", 2, data)
     with pytest.raises(SyncError) as caught:
         INTAKE.resolution(request, session(), CONFLICT, NOW_US)
@@ -576,7 +574,7 @@ def test_a_merged_record_must_be_storable(data: Any) -> None:
     assert caught.value.message.startswith("data: ")
 
 
-def test_the_same_decision_is_known_again_whatever_the_order_of_members() -> None:
+def test_validator_same_decision_in_any_order_of_members_is_equal() -> None:
     def decision(**fields: Any) -> str:
         whole: Json = {"id": "1", "conflict_id": "c1", "choice": "merged", "version": 2, **fields}
         request = Resolve(**whole)

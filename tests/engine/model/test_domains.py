@@ -29,7 +29,7 @@ def violation(before: Any, after: Any) -> str | None:
 
 @pytest.mark.parametrize("field", ["title", "site"])
 @pytest.mark.parametrize("missing", [True, False])
-def test_a_required_field_that_is_missing_or_null_is_named(field: str, missing: bool) -> None:
+def test_domain_required_field_missing_or_null_is_named(field: str, missing: bool) -> None:
     data: Json = {"title": "t", "site": "s"}
     if missing:
         del data[field]
@@ -39,7 +39,7 @@ def test_a_required_field_that_is_missing_or_null_is_named(field: str, missing: 
 
 
 @pytest.mark.parametrize("empty", ["", 0, False, [], {}])
-def test_a_required_field_may_be_empty(empty: Any) -> None:
+def test_domain_required_field_may_be_empty(empty: Any) -> None:
     assert TICKET.violation({"title": empty, "site": empty}, None) is None
 
 
@@ -63,7 +63,7 @@ def test_a_required_field_may_be_empty(empty: Any) -> None:
         (..., None),
     ],
 )
-def test_legal_steps(before: Any, after: Any) -> None:
+def test_domain_legal_status_step_passes(before: Any, after: Any) -> None:
     assert violation(before, after) is None
 
 
@@ -82,15 +82,15 @@ def test_legal_steps(before: Any, after: Any) -> None:
         (1, 1.0, "data.status must be one of DONE, NEW, OPEN, WAITING"),
     ],
 )
-def test_illegal_steps_name_the_legal_ones(before: Any, after: Any, sentence: str) -> None:
+def test_domain_illegal_status_step_names_the_legal_ones(before: Any, after: Any, sentence: str) -> None:
     assert violation(before, after) == sentence
 
 
-def test_no_status_at_all_is_legal() -> None:
+def test_domain_missing_status_passes() -> None:
     assert TICKET.violation({"title": "t", "site": "s"}, {"status": "DONE"}) is None
 
 
-def test_a_status_that_only_others_lead_to_is_declared() -> None:
+def test_domain_status_that_is_only_a_target_is_declared() -> None:
     rules = DomainRules("x", Domain(status={"A": ("B",)}))
     assert rules.violation({"status": "B"}, {"status": "A"}) is None
     assert rules.violation({"status": "A"}, {"status": "B"}) is not None
@@ -101,7 +101,7 @@ def test_a_status_that_only_others_lead_to_is_declared() -> None:
     data=st.dictionaries(st.text(max_size=5), st.none() | st.integers() | st.text(max_size=5)),
     standing=st.none() | st.dictionaries(st.text(max_size=5), st.integers()),
 )
-def test_without_rules_everything_is_legal(data: Json, standing: Json | None) -> None:
+def test_domain_without_rules_accepts_everything(data: Json, standing: Json | None) -> None:
     assert FREE.violation(data, standing) is None
 
 
@@ -113,7 +113,7 @@ _statuses = st.sampled_from("ABCDE")
     walk=st.lists(st.integers(0, 2), min_size=1, max_size=6),
     start=_statuses,
 )
-def test_wherever_steps_lead_is_legal_in_one_go(
+def test_domain_status_reachable_in_several_steps_passes(
     steps: dict[str, tuple[str, ...]], walk: list[int], start: str
 ) -> None:
     rules = DomainRules("x", Domain(status=steps))
@@ -126,7 +126,7 @@ def test_wherever_steps_lead_is_legal_in_one_go(
 
 
 @given(steps=st.dictionaries(_statuses, st.lists(_statuses, max_size=3).map(tuple), max_size=5))
-def test_what_is_reachable_is_closed_and_nothing_more(steps: dict[str, tuple[str, ...]]) -> None:
+def test_domain_reachable_statuses_are_the_closure_of_steps(steps: dict[str, tuple[str, ...]]) -> None:
     rules = DomainRules("x", Domain(status=steps))
     for start, reached in rules.reachable.items():
         assert set(steps.get(start, ())) <= reached
@@ -135,7 +135,7 @@ def test_what_is_reachable_is_closed_and_nothing_more(steps: dict[str, tuple[str
             assert any(one in steps.get(other, ()) for other in reached | {start})
 
 
-def test_default_policies_are_those_of_record_domains() -> None:
+def test_domains_default_policies_are_of_record_domains() -> None:
     domains = Domains(
         {
             "task": Domain(policy="field_merge", fallback="manual"),
@@ -150,7 +150,7 @@ def test_default_policies_are_those_of_record_domains() -> None:
     assert not domains.rules["voice"].is_record
 
 
-def test_the_domains_that_are_delivered() -> None:
+def test_domains_delivered_ones_are_as_documented() -> None:
     """What devices rely on: policies, events, and steps of status."""
     delivered = tomllib.loads((Path(__file__).parents[3] / "config.toml").read_text())
     domains = Domains(dict(settings([Layer("config.toml", delivered)]).domains))

@@ -56,12 +56,12 @@ _objects = st.dictionaries(st.sampled_from("abcd"), _values, max_size=4)
         ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
     ],
 )
-def test_the_examples_of_the_rfc(target: Json, patch: Json, outcome: Json) -> None:
+def test_apply_patch_examples_of_the_rfc(target: Json, patch: Json, outcome: Json) -> None:
     assert apply_patch(target, patch) == outcome
 
 
 @given(target=_objects, patch=_objects)
-def test_patches_as_the_rfc_defines_them(target: Json, patch: Json) -> None:
+def test_apply_patch_agrees_with_the_rfc(target: Json, patch: Json) -> None:
     before = canonical([target, patch])
     assert canonical(apply_patch(target, patch)) == canonical(merge_patch(target, patch))
     assert canonical([target, patch]) == before, "neither argument is changed"
@@ -71,13 +71,13 @@ def test_patches_as_the_rfc_defines_them(target: Json, patch: Json) -> None:
 
 
 @given(left=_values, right=_values)
-def test_values_are_the_same_only_with_the_same_types(left: Any, right: Any) -> None:
+def test_same_value_of_other_types_differs(left: Any, right: Any) -> None:
     assert same_value(left, right) is (canonical(left) == canonical(right))
     assert same_value(left, json.loads(json.dumps(left)))
 
 
 @given(left=_objects, right=_objects)
-def test_contents_are_the_same_whatever_the_order_of_members(left: Json, right: Json) -> None:
+def test_same_content_in_any_order_of_members(left: Json, right: Json) -> None:
     same = canonical(left) == canonical(right)
     assert same_content(encode_fields(left), encode_fields(right)) is same
     turned = dict(reversed(left.items()))
@@ -85,7 +85,7 @@ def test_contents_are_the_same_whatever_the_order_of_members(left: Json, right: 
 
 
 @pytest.mark.parametrize("others", [(1, 1.0, True), (0, 0.0, False, -0.0, None, ""), ("1", 1)])
-def test_what_python_calls_equal_is_not(others: tuple[Any, ...]) -> None:
+def test_same_value_equal_in_python_may_differ(others: tuple[Any, ...]) -> None:
     for index, left in enumerate(others):
         for right in others[:index]:
             assert not same_value(left, right)
@@ -94,7 +94,7 @@ def test_what_python_calls_equal_is_not(others: tuple[Any, ...]) -> None:
 
 
 @given(fields=_objects)
-def test_stored_data_reads_back_as_it_was(fields: Json) -> None:
+def test_encode_fields_is_decoded_unchanged(fields: Json) -> None:
     assert canonical(decode_fields(encode_fields(fields))) == canonical(fields)
 
 
@@ -106,7 +106,7 @@ def versions(stored: bytes) -> FieldVersions:
     return versions_of(stored, -1, -1)
 
 
-def test_a_new_record_knows_every_field_from_the_start() -> None:
+def test_field_versions_new_record_has_every_field() -> None:
     known = versions(created({"a": 1, "b": 2}, 10))
     assert known.changed_after("a", 0)
     assert not known.changed_after("a", 1)
@@ -114,7 +114,7 @@ def test_a_new_record_knows_every_field_from_the_start() -> None:
     assert known.changed_at_us("a") == 10
 
 
-def test_a_change_is_noted_by_field() -> None:
+def test_field_versions_change_is_noted_by_field() -> None:
     stored = created({"a": 1, "b": 2, "c": 3}, 10)
     stored = advance(versions(stored), {"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 3}, 2, 20)
     known = versions(stored)
@@ -123,12 +123,12 @@ def test_a_change_is_noted_by_field() -> None:
     assert [known.changed_at_us(name) for name in "abc"] == [10, 20, 20]
 
 
-def test_a_value_of_another_type_is_a_change() -> None:
+def test_field_versions_value_of_another_type_is_a_change() -> None:
     known = versions(advance(versions(created({"a": 1}, 10)), {"a": 1}, {"a": True}, 2, 20))
     assert known.changed_after("a", 1)
 
 
-def test_a_record_that_was_not_tracked_starts_at_its_version() -> None:
+def test_field_versions_record_without_them_starts_at_its_version() -> None:
     known = versions_of(None, 7, 70)
     assert known.changed_after("a", 6)
     assert not known.changed_after("a", 7)
@@ -139,7 +139,7 @@ def test_a_record_that_was_not_tracked_starts_at_its_version() -> None:
     assert known.changed_after("b", 6)
 
 
-def test_removed_fields_do_not_add_up() -> None:
+def test_field_versions_removed_fields_are_bounded() -> None:
     stored = created({"keep": 1}, 0)
     count = MAX_REMOVED_FIELDS + 10
     for number in range(count):
@@ -158,7 +158,7 @@ def test_removed_fields_do_not_add_up() -> None:
     assert not known.changed_after(f"f{count - 1}", 2 * count + 1)
 
 
-def test_long_names_of_removed_fields_do_not_add_up() -> None:
+def test_field_versions_long_names_of_removed_fields_are_bounded() -> None:
     stored = created({"keep": 1}, 0)
     for number in range(10):
         added = {"keep": 1, f"{number}" * 50_000: 1}
@@ -172,7 +172,7 @@ def test_long_names_of_removed_fields_do_not_add_up() -> None:
 
 
 @pytest.mark.parametrize("changes", [1, 2, 30])
-def test_the_last_writer_of_a_field_is_its_only_one(changes: int) -> None:
+def test_field_versions_only_the_last_writer_is_kept(changes: int) -> None:
     fields: Json = {}
     stored = created(fields, 0)
     for number in range(10):
@@ -191,7 +191,7 @@ _records = st.dictionaries(
 
 
 @given(history=st.lists(_records, min_size=1, max_size=60), base=st.integers(0, 60))
-def test_no_change_is_ever_missed(history: list[Json], base: int) -> None:
+def test_field_versions_every_change_is_noted(history: list[Json], base: int) -> None:
     """Against the whole history: never less than it changed, and exactly that where entries are kept."""
     stored = created(history[0], 1)
     for number, (before, after) in enumerate(itertools.pairwise(history), start=2):

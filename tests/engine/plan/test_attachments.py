@@ -70,7 +70,7 @@ def _id(number: int) -> str:
     return f"{number:032x}"
 
 
-def test_a_file_becomes_part_of_the_entry_as_the_same_version_with_a_new_seq() -> None:
+def test_attach_file_takes_a_new_seq_and_no_new_version() -> None:
     desk = FileDesk().with_task()
     before = desk.rows.records[TASK]
     planned = desk.plan(desk.stored(upload(1)))
@@ -92,7 +92,7 @@ def test_a_file_becomes_part_of_the_entry_as_the_same_version_with_a_new_seq() -
     assert desk.rows.uploads[UploadRef(1, _id(1))] == "attached"
 
 
-def test_a_file_is_nobodys_conflict() -> None:
+def test_attach_file_causes_no_conflict() -> None:
     """The version stands, so that an edit made on it applies, and whose the chain of edits is stays known."""
     desk = FileDesk().with_task()
     desk.plan(desk.stored(upload(1, device_id="tablet")))
@@ -104,7 +104,7 @@ def test_a_file_is_nobodys_conflict() -> None:
     assert desk.files() == [_id(1)]
 
 
-def test_a_file_whose_record_is_not_there_waits() -> None:
+def test_attach_without_record_waits() -> None:
     desk = FileDesk()
     work = desk.stored(upload(1))
     planned = desk.plan(work)
@@ -116,7 +116,7 @@ def test_a_file_whose_record_is_not_there_waits() -> None:
     assert desk.files() == [_id(1)]
 
 
-def test_a_file_and_its_record_in_one_batch() -> None:
+def test_attach_file_and_record_in_one_batch() -> None:
     desk = FileDesk()
     push = desk.push({"domain": "task", "id": "a", "op": "put", "data": {"n": 1}})
     planned = desk.plan(push, desk.stored(upload(1)), desk.stored(upload(2)))
@@ -125,7 +125,7 @@ def test_a_file_and_its_record_in_one_batch() -> None:
     assert len(planned.writes.records) == 1
 
 
-def test_a_file_is_attached_once_however_often_it_is_tried() -> None:
+def test_attach_repeated_attaches_once() -> None:
     desk = FileDesk().with_task()
     work = desk.stored(upload(1))
     planned = desk.plan(work, work)
@@ -145,9 +145,7 @@ def test_a_file_is_attached_once_however_often_it_is_tried() -> None:
         ({"sha256": f"{1:064x}"}, "attached", 2),
     ],
 )
-def test_only_the_same_content_under_the_same_name_is_a_duplicate(
-    fields: Json, state: str, count: int
-) -> None:
+def test_attach_same_name_and_content_is_a_duplicate(fields: Json, state: str, count: int) -> None:
     desk = FileDesk().with_task()
     desk.plan(desk.stored(upload(1)))
     second = upload(2, **fields)
@@ -171,7 +169,7 @@ def _twice(desk: FileDesk) -> tuple[Upload, Upload]:
     return first, second
 
 
-def test_a_file_stays_while_a_duplicate_of_it_stands() -> None:
+def test_free_file_with_a_duplicate_stays() -> None:
     desk = FileDesk().with_task()
     first, second = _twice(desk)
     freed = desk.freed(first)
@@ -186,7 +184,7 @@ def test_a_file_stays_while_a_duplicate_of_it_stands() -> None:
     assert (desk.files(), set(desk.rows.uploads.values())) == ([], {"freed"})
 
 
-def test_a_file_stays_when_its_duplicate_is_freed() -> None:
+def test_free_duplicate_keeps_the_file() -> None:
     desk = FileDesk().with_task()
     first, second = _twice(desk)
     planned = desk.plan(desk.freed(second))
@@ -196,7 +194,7 @@ def test_a_file_stays_when_its_duplicate_is_freed() -> None:
     assert _outcome(desk.plan(desk.freed(first))) == AttachAnswer("freed", 3, _id(1))
 
 
-def test_whoever_sends_a_file_again_that_was_lent_has_a_part_in_it() -> None:
+def test_attach_duplicate_of_a_retained_file_keeps_it() -> None:
     desk = FileDesk().with_task()
     first, second = _twice(desk)
     desk.plan(desk.freed(first))
@@ -208,7 +206,7 @@ def test_whoever_sends_a_file_again_that_was_lent_has_a_part_in_it() -> None:
     assert desk.files() == []
 
 
-def test_a_file_is_sent_again_and_freed_in_one_batch() -> None:
+def test_attach_and_free_duplicate_in_one_batch() -> None:
     """Each sees what those before it did, whatever the rows said."""
     desk = FileDesk().with_task()
     first, second = upload(1), upload(2, **SAME)
@@ -232,7 +230,7 @@ def test_a_file_is_sent_again_and_freed_in_one_batch() -> None:
 @pytest.mark.parametrize(
     "other", [{"tenant": 2}, {"record_id": "b"}, {"file_name": "x"}, {"sha256": f"{2:064x}"}]
 )
-def test_no_other_file_keeps_one(other: Json) -> None:
+def test_free_other_files_do_not_keep_it(other: Json) -> None:
     desk = FileDesk().with_task()
     first = upload(1)
     desk.plan(desk.stored(first))
@@ -240,7 +238,7 @@ def test_no_other_file_keeps_one(other: Json) -> None:
     assert _outcome(desk.plan(desk.freed(first))) == AttachAnswer("freed", 3, _id(1))
 
 
-def test_a_tombstones_file_goes_with_the_last_that_stands_for_it() -> None:
+def test_free_file_of_a_tombstone_goes_with_its_last_upload() -> None:
     desk = FileDesk().with_task()
     uploads = _twice(desk)
     desk.plan(desk.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
@@ -251,7 +249,7 @@ def test_a_tombstones_file_goes_with_the_last_that_stands_for_it() -> None:
 
 
 @pytest.mark.parametrize("state", ["open", "retained", "refused", "cancelled", "expired", "freed", None])
-def test_what_has_no_bytes_is_not_attached(state: State | None) -> None:
+def test_attach_upload_without_bytes_is_freed(state: State | None) -> None:
     desk = FileDesk().with_task()
     one = upload(1)
     work = desk.stored(one, state or "open")
@@ -263,7 +261,7 @@ def test_what_has_no_bytes_is_not_attached(state: State | None) -> None:
     assert not planned.writes.uploads
 
 
-def test_every_later_version_keeps_the_files() -> None:
+def test_push_new_version_keeps_the_files() -> None:
     desk = FileDesk().with_task()
     desk.plan(desk.stored(upload(1)))
     for item in (
@@ -280,7 +278,7 @@ def test_every_later_version_keeps_the_files() -> None:
     assert desk.files() == [_id(1)]
 
 
-def test_a_decision_keeps_the_files() -> None:
+def test_resolve_keeps_the_files() -> None:
     desk = FileDesk()
     form = RecordKey(1, "form", "a")
     desk.plan(desk.push({"domain": "form", "id": "a", "op": "put", "data": {"n": 1}}))
@@ -293,7 +291,7 @@ def test_a_decision_keeps_the_files() -> None:
     assert desk.files(form) == [_id(1)]
 
 
-def test_a_message_that_is_undone_keeps_the_files() -> None:
+def test_push_aborted_keeps_the_files() -> None:
     desk = FileDesk().with_task()
     desk.plan(
         desk.stored(upload(1)),
@@ -307,7 +305,7 @@ def test_a_message_that_is_undone_keeps_the_files() -> None:
     assert desk.files() == [_id(1)]
 
 
-def test_a_deleted_record_is_waited_for_until_it_is_brought_back() -> None:
+def test_attach_deleted_record_waits_until_it_is_back() -> None:
     desk = FileDesk().with_task()
     desk.plan(desk.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
     work = desk.stored(upload(1))
@@ -316,7 +314,7 @@ def test_a_deleted_record_is_waited_for_until_it_is_brought_back() -> None:
     assert _outcome(desk.plan(work)) == AttachAnswer("attached", 4)
 
 
-def test_a_file_is_taken_out_with_a_change_and_once() -> None:
+def test_free_file_announces_one_change() -> None:
     desk = FileDesk().with_task()
     first, second = upload(1), upload(2)
     desk.plan(desk.stored(first), desk.stored(second))
@@ -333,7 +331,7 @@ def test_a_file_is_taken_out_with_a_change_and_once() -> None:
     assert desk.files() == [_id(3)]
 
 
-def test_a_tombstones_file_is_taken_out_without_a_change() -> None:
+def test_free_file_of_a_tombstone_announces_nothing() -> None:
     """The feed shows none of it, so that nobody is told; brought back it has what is left."""
     desk = FileDesk().with_task()
     first, second = upload(1), upload(2)
@@ -348,7 +346,7 @@ def test_a_tombstones_file_is_taken_out_without_a_change() -> None:
     assert desk.files() == [_id(2)]
 
 
-def test_a_file_whose_record_never_came_is_freed() -> None:
+def test_free_file_without_record_is_freed() -> None:
     desk = FileDesk()
     one = upload(1)
     desk.stored(one)
@@ -359,7 +357,7 @@ def test_a_file_whose_record_never_came_is_freed() -> None:
 
 
 @pytest.mark.parametrize(("state", "left"), [("stored", "waiting"), ("attached", "attached")])
-def test_the_clean_up_frees_no_file_of_a_record_that_is_alive(
+def test_free_only_if_deleted_keeps_files_of_a_live_record(
     state: State, left: Literal["attached", "waiting"]
 ) -> None:
     """It looked at the record some time before: whether that is deleted is looked at under the lock again."""
@@ -378,13 +376,13 @@ def test_the_clean_up_frees_no_file_of_a_record_that_is_alive(
     assert desk.rows.uploads[one.ref] == "freed"
 
 
-def test_a_file_meets_no_record_of_another_tenant() -> None:
+def test_attach_record_of_another_tenant_is_not_touched() -> None:
     desk = FileDesk().with_task()
     assert _outcome(desk.plan(desk.stored(upload(1, tenant=2)))) == AttachAnswer("waiting", None)
     assert desk.rows.records[TASK].attachments is None
 
 
-def test_a_name_is_shown_as_it_is_whatever_it_holds() -> None:
+def test_attach_file_name_is_kept_unchanged() -> None:
     desk = FileDesk().with_task()
     name = 'a "quote"\\ \x01\x02 ü \U0001f511 ../../etc/passwd\r\n.jpg'
     desk.plan(desk.stored(upload(1, file_name=name)), desk.stored(upload(2)))
@@ -392,7 +390,7 @@ def test_a_name_is_shown_as_it_is_whatever_it_holds() -> None:
     assert [one["filename"] for one in shown] == [name, "gate 2.jpg"]
 
 
-def test_a_batch_counts_what_the_files_of_its_records_weigh(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_select_files_of_records_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.plan.weighing.BATCH_US", 1e9)
     desk = FileDesk()
     work = desk.stored(upload(1))
@@ -403,7 +401,7 @@ def test_a_batch_counts_what_the_files_of_its_records_weigh(monkeypatch: pytest.
     assert list(selected.deferred) == [3, 4, 5, 6, 7]
 
 
-def test_a_file_takes_up_room_in_the_queue() -> None:
+def test_queue_file_counts_its_entry() -> None:
     backlog = CommitQueue(CommitLimits(10, 1 << 20, 10, 1 << 20))
     work = FileDesk().stored(upload(1))
     assert backlog.add(work, lambda _: None, 0.0)

@@ -69,7 +69,7 @@ class Files:
 
 @settings(deadline=None)
 @given(batches=_batches, deletes=st.sets(st.integers(0, 7)))
-def test_a_file_is_there_exactly_while_somebody_who_sent_it_has_not_taken_it_back(
+def test_attach_file_exists_exactly_while_an_upload_of_it_is_not_freed(
     batches: list[list[tuple[str, Upload]]], deletes: set[int]
 ) -> None:
     files = Files()

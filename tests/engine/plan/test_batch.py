@@ -113,7 +113,7 @@ def statuses(results: list[Json]) -> list[str]:
 BAD = item("nothing", "x")
 
 
-def test_an_event_of_an_aborted_message_is_as_if_never_sent() -> None:
+def test_push_aborted_leaves_no_event() -> None:
     desk = Desk()
     event = item("voice", "v", op="append", x=1)
     aborted, again = desk.results(desk.push(event, BAD, atomic=True), desk.push(event))
@@ -122,7 +122,7 @@ def test_an_event_of_an_aborted_message_is_as_if_never_sent() -> None:
     assert EventKey(1, "voice", "v", NOW_US - 5_000_000) in desk.rows.events
 
 
-def test_a_record_of_an_aborted_message_is_as_if_never_sent() -> None:
+def test_push_aborted_leaves_no_record() -> None:
     desk = Desk()
     aborted, again = desk.results(
         desk.push(item("task", "a", x=1), item("task", "a", 1, x=2), BAD, atomic=True),
@@ -133,7 +133,7 @@ def test_a_record_of_an_aborted_message_is_as_if_never_sent() -> None:
     assert not desk.rows.quarantine
 
 
-def test_what_an_aborted_message_met_stands_as_before_it() -> None:
+def test_push_aborted_keeps_the_rows_as_before() -> None:
     desk = Desk()
     desk.results(desk.push(item("form", "f", x=1), device="desk"))
     ((_, held),) = desk.results(desk.push(item("form", "f", 1, x=2), item("form", "f", 7, x=3), atomic=True))
@@ -148,7 +148,7 @@ def test_what_an_aborted_message_met_stands_as_before_it() -> None:
     assert not desk.rows.conflicts
 
 
-def test_past_its_bound_an_answer_carries_no_more_data() -> None:
+def test_answer_over_its_limit_has_no_more_data() -> None:
     desk = Desk(answer_data_bytes=250)
     everything = [item("task", f"r{number}", x="x" * 92) for number in range(4)]
     desk.results(desk.push(*everything, device="desk"))
@@ -177,7 +177,7 @@ def stored_bytes(desk: Desk) -> int:
 
 @pytest.mark.parametrize("domain", ["task", "form", "note", "visit"])
 @pytest.mark.parametrize("change", [{"n": 2}, {"note": None}, {"note": {"a": 1}}])
-def test_conflict_of_a_small_change_with_a_large_record_stores_little(domain: str, change: Json) -> None:
+def test_conflict_log_small_change_of_a_large_record_stores_little(domain: str, change: Json) -> None:
     desk = Desk(record_bytes=1 << 18)
     large_record(desk, domain)
     before_bytes = stored_bytes(desk)
@@ -188,14 +188,14 @@ def test_conflict_of_a_small_change_with_a_large_record_stores_little(domain: st
     assert desk.rows.conflicts
 
 
-def test_log_of_a_change_that_lost_has_the_small_fields_it_met() -> None:
+def test_conflict_log_lost_change_has_the_small_fields_it_met() -> None:
     desk = Desk(record_bytes=1 << 18)
     large_record(desk, "task")
     desk.results(desk.push(item("task", "a", 7, "put", n=2)))
     assert [row.server_data for row in desk.rows.conflicts.values()] == [b'{"n":1,"place":"hall"}']
 
 
-def test_log_of_a_change_that_won_has_all_that_it_replaced() -> None:
+def test_conflict_log_won_change_has_all_that_it_replaced() -> None:
     desk = Desk(record_bytes=1 << 18)
     large_record(desk, "visit")
     desk.results(desk.push(item("visit", "a", 7, "patch", note="short", new=1)))
@@ -204,14 +204,14 @@ def test_log_of_a_change_that_won_has_all_that_it_replaced() -> None:
     assert json.loads(row.server_data) == {"note": LARGE}
 
 
-def test_log_inside_objects_has_what_differs() -> None:
+def test_conflict_log_objects_have_what_differs() -> None:
     desk = Desk()
     desk.results(desk.push(item("visit", "a", place={"hall": 1, "row": 2, "seat": {"n": 1}}), device="desk"))
     desk.results(desk.push(item("visit", "a", 7, "patch", place={"row": 3, "seat": {"m": 1}})))
     assert [row.server_data for row in desk.rows.conflicts.values()] == [b'{"place":{"row":2}}']
 
 
-def test_replay_puts_in_again_what_was_not_kept() -> None:
+def test_replay_data_that_was_not_stored_is_restored() -> None:
     desk = Desk(record_bytes=1 << 18)
     large_record(desk, "task")
     losing = desk.push(item("task", "a", 7, "patch", n=2), item("task", "a", 8, "patch", n=3), key="k")
@@ -224,7 +224,7 @@ def test_replay_puts_in_again_what_was_not_kept() -> None:
     assert json.loads(again.results) == results
 
 
-def test_replay_of_a_record_that_moved_on_comes_without_data() -> None:
+def test_replay_record_of_a_later_version_has_no_data() -> None:
     desk = Desk(record_bytes=1 << 18)
     large_record(desk, "task")
     losing = desk.push(item("task", "a", 7, "patch", n=2), key="k")
@@ -234,7 +234,7 @@ def test_replay_of_a_record_that_moved_on_comes_without_data() -> None:
     assert again == {name: value for name, value in told.items() if name != "data"}
 
 
-def test_replay_is_within_the_bound_of_an_answer() -> None:
+def test_replay_is_within_the_limit_of_an_answer() -> None:
     desk = Desk(answer_data_bytes=300_000, record_bytes=1 << 18)
     large_record(desk, "task")
     losing = desk.push(*[item("task", "a", base, "patch", n=2) for base in (7, 8, 9)], key="k")
@@ -243,7 +243,7 @@ def test_replay_is_within_the_bound_of_an_answer() -> None:
     assert desk.results(losing) == [results]
 
 
-def test_a_null_as_data_takes_no_room_in_the_bound() -> None:
+def test_replay_null_data_does_not_count() -> None:
     desk = Desk(answer_data_bytes=0)
     desk.results(desk.push(item("task", "a", x=1), device="desk"))
     desk.results(desk.push(item("task", "a", 1, op="delete"), device="desk"))
@@ -251,7 +251,7 @@ def test_a_null_as_data_takes_no_room_in_the_bound() -> None:
     assert (result["status"], result["data"]) == ("resolved", None)
 
 
-def test_the_limit_of_a_record_is_measured_on_what_would_be_stored() -> None:
+def test_push_record_limit_counts_what_would_be_stored() -> None:
     desk = Desk()
     fits = "ä" * 496  # with {"x":""} it is 1000 bytes
     ((put, append),) = desk.results(
@@ -274,7 +274,7 @@ def _open_conflict(desk: Desk) -> Conflict:
     return conflict
 
 
-def test_the_servers_record_may_stand_whatever_the_rules_have_become() -> None:
+def test_resolve_server_side_is_kept_under_changed_rules() -> None:
     desk = Desk()
     conflict = _open_conflict(desk)
     stricter = Desk(Domains({"form": Domain(required=("signature",))}))
@@ -288,7 +288,7 @@ def test_the_servers_record_may_stand_whatever_the_rules_have_become() -> None:
     assert stricter.rows.records[RecordKey(1, "form", "f")].data == b'{"x":1}'
 
 
-def test_a_conflict_of_a_domain_configured_no_longer_is_refused_with_a_remedy() -> None:
+def test_resolve_domain_no_longer_configured_names_the_remedy() -> None:
     desk = Desk()
     conflict = _open_conflict(desk)
     without = Desk(Domains({"task": Domain()}))
@@ -300,7 +300,7 @@ def test_a_conflict_of_a_domain_configured_no_longer_is_refused_with_a_remedy() 
         assert "form" in refused.message
 
 
-def test_a_later_held_change_joins_the_conflict_which_keeps_its_place_in_the_queue() -> None:
+def test_conflict_later_change_joins_and_keeps_the_place() -> None:
     desk = Desk()
     first = _open_conflict(desk)
     desk.now_us += 1_000_000
@@ -321,7 +321,7 @@ def test_a_later_held_change_joins_the_conflict_which_keeps_its_place_in_the_que
     ]
 
 
-def test_once_settled_the_next_held_change_opens_a_new_conflict_even_in_the_same_batch() -> None:
+def test_conflict_change_after_settling_opens_a_new_one() -> None:
     desk = Desk()
     first = _open_conflict(desk)
     settled, answer = desk.plan(
@@ -335,7 +335,7 @@ def test_once_settled_the_next_held_change_opens_a_new_conflict_even_in_the_same
     assert [row.outcome for row in desk.rows.conflicts.values()] == ["client", "open"]
 
 
-def test_the_same_key_twice_in_one_batch_applies_once() -> None:
+def test_push_same_key_twice_in_one_batch_applies_once() -> None:
     desk = Desk()
     message = item("task", "a", x=1)
     first, again, other = desk.plan(
@@ -350,7 +350,7 @@ def test_the_same_key_twice_in_one_batch_applies_once() -> None:
     assert desk.rows.seqs == {1: 1}
 
 
-def test_what_is_looked_up_is_what_may_be_needed() -> None:
+def test_read_set_names_what_the_plan_needs() -> None:
     desk = Desk()
     events = item("voice", "v", op="append")
     wanted = read_set(
@@ -376,7 +376,7 @@ def _names(text: str) -> list[tuple[str, str]]:
     return list(zip(words[::2], words[1::2], strict=True))
 
 
-def test_policies_held_still_are_those_of_then() -> None:
+def test_context_as_of_now_keeps_the_policies() -> None:
     now: dict[int, Mapping[str, DomainPolicy]] = {1: {"task": DomainPolicy("manual")}, 2: {}}
     context = PlanContext(DOMAINS, lambda tenant: now[tenant], str, 1, 1)
     still = context.as_of_now({1, 2})
@@ -393,7 +393,7 @@ def _codes_of(results: list[Json]) -> list[str | None]:
     return [result.get("error", {}).get("code") for result in results]
 
 
-def test_fields_of_a_record_past_their_bound_reject_the_item() -> None:
+def test_push_too_many_fields_reject_the_item() -> None:
     desk = Desk(record_bytes=1 << 18)
     ((fits, above, event),) = desk.results(
         desk.push(
@@ -410,7 +410,7 @@ def test_fields_of_a_record_past_their_bound_reject_the_item() -> None:
     assert "1001 fields, the limit is 1000" in grown["error"]["message"]
 
 
-def test_record_with_more_fields_from_before_changes_while_it_gains_none() -> None:
+def test_push_record_with_too_many_fields_may_change_without_gaining() -> None:
     desk = Desk(record_bytes=1 << 18)
     desk.context = msgspec.structs.replace(desk.context, record_fields=2000)
     desk.intake = MessageValidator(DOMAINS, 500, 2000)
@@ -430,7 +430,7 @@ def test_record_with_more_fields_from_before_changes_while_it_gains_none() -> No
     assert (stored.version, len(json.loads(stored.data or b""))) == (3, 1499)
 
 
-def test_names_in_changed_of_fields_that_are_nowhere_change_nothing() -> None:
+def test_field_merge_unknown_names_in_changed_change_nothing() -> None:
     desk = Desk()
     desk.results(desk.push(item("note", "a", x=1, y=1)))
     desk.results(desk.push(item("note", "a", 1, op="patch", y=2), device="tablet"))
@@ -439,7 +439,7 @@ def test_names_in_changed_of_fields_that_are_nowhere_change_nothing() -> None:
     assert (result["winner"], result["data"]) == ("merged", {"x": 3, "y": 2})
 
 
-def test_a_message_that_touches_too_much_is_refused_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_touching_too_many_bytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixty bytes of change may read, log and write a whole record, each of them."""
     monkeypatch.setattr("engine.plan.push.MESSAGE_TOUCHES_BYTES", 3000)
     desk = Desk()

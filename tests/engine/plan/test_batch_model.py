@@ -672,7 +672,7 @@ def _canonical_bytes(data: bytes | None) -> str:
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(world=worlds(), record_fields=st.sampled_from([1000, 1000, 1000, 3]))
-def test_the_engine_and_the_model_agree(
+def test_plan_engine_and_model_agree(
     world: tuple[dict[int, dict[str, Policy]], list[Batch]], record_fields: int
 ) -> None:
     opening, run = world

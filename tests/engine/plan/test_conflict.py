@@ -61,17 +61,17 @@ PATCHED = {"status": "OPEN", "level": 2, "title": "client"}
 
 
 @pytest.mark.parametrize("client", [PUT, PATCH, DELETE])
-def test_server_wins(client: ClientChange) -> None:
+def test_decide_server_wins_keeps_the_record(client: ClientChange) -> None:
     assert outcome("server_wins", standing(), client) == ("server", SERVER, 100)
     assert outcome("server_wins", standing(None), client) == ("server", None, 100)
 
 
 @pytest.mark.parametrize("client", [PUT, PATCH, DELETE])
-def test_manual_holds(client: ClientChange) -> None:
+def test_decide_manual_holds(client: ClientChange) -> None:
     assert outcome("manual", standing(), client) is None
 
 
-def test_client_wins_with_a_patch_applied_to_the_servers_record() -> None:
+def test_decide_client_wins_patch_applies_to_the_servers_record() -> None:
     assert outcome("client_wins", standing(at_us=999), PUT) == ("client", PUT.fields, 100)
     assert outcome("client_wins", standing(at_us=999), PATCH) == ("client", PATCHED, 100)
     assert outcome("client_wins", standing(at_us=999), DELETE) == ("client", None, 100)
@@ -91,7 +91,7 @@ OVER_TOMBSTONES: list[tuple[Policy, Fallback, bool]] = [
 
 
 @pytest.mark.parametrize(("policy", "fallback", "wins"), OVER_TOMBSTONES)
-def test_a_patch_that_wins_over_a_tombstone_applies_to_its_last_data_or_is_held(
+def test_decide_patch_over_a_tombstone_applies_to_last_data_or_is_held(
     policy: Policy, fallback: Fallback, wins: bool
 ) -> None:
     for last, client, won in (
@@ -108,7 +108,7 @@ def test_a_patch_that_wins_over_a_tombstone_applies_to_its_last_data_or_is_held(
 
 @pytest.mark.parametrize(("client_at_us", "winner"), [(99, "server"), (100, "server"), (101, "client")])
 @pytest.mark.parametrize("op", ["put", "delete"])
-def test_the_later_side_wins_and_a_tie_goes_to_the_server(op: Op, client_at_us: int, winner: str) -> None:
+def test_decide_most_recent_wins_tie_goes_to_the_server(op: Op, client_at_us: int, winner: str) -> None:
     client = side(op, {"title": "client"} if op == "put" else None, at_us=client_at_us)
     settled = outcome("most_recent_wins", standing(at_us=100), client)
     expected = (client.fields, client_at_us) if winner == "client" else (SERVER, 100)
@@ -118,19 +118,19 @@ def test_the_later_side_wins_and_a_tie_goes_to_the_server(op: Op, client_at_us: 
 # -- preserve_escalation --------------------------------------------------------------------------
 
 
-def test_server_owned_fields_are_kept() -> None:
+def test_decide_preserve_escalation_server_owned_fields_are_kept() -> None:
     client = side(fields={"title": "client", "status": "DONE", "level": 0, "more": 1}, at_us=1)
     expected = {"title": "client", "status": "OPEN", "level": 2, "more": 1}
     assert outcome("preserve_escalation", standing(at_us=999), client) == ("merged", expected, 1)
 
 
-def test_a_server_owned_field_that_the_server_has_not_is_not_added() -> None:
+def test_decide_preserve_escalation_missing_field_is_not_added() -> None:
     client = side(fields={"title": "client", "status": "DONE"})
     settled = outcome("preserve_escalation", standing({"title": "server"}), client)
     assert settled == ("merged", {"title": "client"}, 100)
 
 
-def test_a_merge_that_equals_a_side_names_that_side() -> None:
+def test_decide_merge_equal_to_a_side_names_that_side() -> None:
     same_status = side(fields={"title": "client", "status": "OPEN", "level": 2})
     settled = outcome("preserve_escalation", standing(), same_status)
     assert settled == ("client", same_status.fields, 100)
@@ -138,7 +138,7 @@ def test_a_merge_that_equals_a_side_names_that_side() -> None:
     assert outcome("preserve_escalation", standing(), only_status) == ("server", SERVER, 100)
 
 
-def test_deletes_and_tombstones_fall_to_the_server() -> None:
+def test_decide_preserve_escalation_deletes_fall_to_the_server() -> None:
     assert outcome("preserve_escalation", standing(), DELETE) == ("server", SERVER, 100)
     for client in (PUT, PATCH):
         assert outcome("preserve_escalation", standing(None), client) == ("server", None, 100)
@@ -147,7 +147,7 @@ def test_deletes_and_tombstones_fall_to_the_server() -> None:
 # -- field_merge ----------------------------------------------------------------------------------
 
 
-def test_fields_that_one_side_changed_take_that_side() -> None:
+def test_decide_field_merge_field_of_one_side_takes_it() -> None:
     server = standing(title=(3, 50), status=(1, 10), level=(1, 10), note=(1, 10))
     for client in (
         side("patch", {"note": "client"}, base=2, at_us=70),
@@ -157,7 +157,7 @@ def test_fields_that_one_side_changed_take_that_side() -> None:
         assert settled == ("client", SERVER | {"note": "client"}, 100)
 
 
-def test_a_put_changes_no_field_but_those_it_names() -> None:
+def test_decide_field_merge_put_changes_only_named_fields() -> None:
     server = standing(title=(1, 10), note=(1, 10))
     client = side("put", {"title": "client", "note": "older"}, changed=("title",))
     assert outcome("field_merge", server, client) == ("merged", SERVER | {"title": "client"}, 100)
@@ -165,7 +165,7 @@ def test_a_put_changes_no_field_but_those_it_names() -> None:
     assert outcome("field_merge", server, nothing) == ("server", SERVER, 100)
 
 
-def test_a_field_may_be_removed() -> None:
+def test_decide_field_merge_field_may_be_removed() -> None:
     server = standing(note=(1, 10))
     removed = {name: value for name, value in SERVER.items() if name != "note"}
     for client in (
@@ -176,14 +176,14 @@ def test_a_field_may_be_removed() -> None:
 
 
 @pytest.mark.parametrize(("at_us", "winner"), [(49, "server"), (50, "server"), (51, "client")])
-def test_a_clash_is_compared_with_the_time_of_that_field(at_us: int, winner: str) -> None:
+def test_decide_field_merge_clash_compares_the_fields_time(at_us: int, winner: str) -> None:
     server = standing(at_us=100, title=(3, 50))
     settled = outcome("field_merge", server, side("patch", {"title": "client"}, base=2, at_us=at_us))
     expected = SERVER | {"title": "client"} if winner == "client" else SERVER
     assert settled == (winner, expected, 100)
 
 
-def test_the_merged_records_time_is_the_later_one() -> None:
+def test_decide_field_merge_time_is_the_later_one() -> None:
     server = standing(at_us=100, title=(3, 50))
     for at_us, then_us in ((60, 100), (100, 100), (140, 140)):
         settled = outcome("field_merge", server, side("patch", {"title": "client"}, base=2, at_us=at_us))
@@ -191,7 +191,7 @@ def test_the_merged_records_time_is_the_later_one() -> None:
         assert settled[2] == then_us
 
 
-def test_equal_values_are_no_clash() -> None:
+def test_decide_field_merge_equal_values_are_no_clash() -> None:
     server = standing(title=(3, 50), note=(1, 10))
     client = side("patch", {"title": "server", "note": "client"}, base=2, at_us=1)
     for fallback in get_args(Fallback):
@@ -209,7 +209,7 @@ def test_equal_values_are_no_clash() -> None:
         ("manual", None),
     ],
 )
-def test_a_clash_falls_to_the_fallback_field_by_field(fallback: Fallback, expected: Any) -> None:
+def test_decide_field_merge_clash_falls_to_the_fallback(fallback: Fallback, expected: Any) -> None:
     server = standing(at_us=200, title=(3, 150), status=(3, 50))
     client = side("patch", {"title": "client", "status": "DONE"}, base=2)
     assert outcome("field_merge", server, client, fallback) == expected
@@ -220,7 +220,7 @@ def test_a_clash_falls_to_the_fallback_field_by_field(fallback: Fallback, expect
     [(SERVER, side("put", {"title": "client"})), (SERVER, DELETE), (None, PATCH), (None, PUT)],
 )
 @pytest.mark.parametrize("fallback", get_args(Fallback))
-def test_what_cannot_be_merged_falls_whole_to_the_fallback(
+def test_decide_field_merge_unmergeable_falls_whole_to_the_fallback(
     server: Json | None, client: ClientChange, fallback: Fallback
 ) -> None:
     for at_us in (1, 500):
@@ -228,7 +228,7 @@ def test_what_cannot_be_merged_falls_whole_to_the_fallback(
         assert outcome("field_merge", there, client, fallback) == outcome(fallback, there, client)
 
 
-def test_a_put_that_names_its_changes_is_no_merge_with_a_tombstone() -> None:
+def test_decide_field_merge_put_on_a_tombstone_is_no_merge() -> None:
     client = side("put", {"title": "client"}, changed=("title",), at_us=500)
     assert outcome("field_merge", standing(None), client) == ("client", {"title": "client"}, 500)
     assert outcome("field_merge", standing(None, at_us=500), client) == ("server", None, 500)
@@ -273,7 +273,7 @@ _policies = st.builds(DomainPolicy, st.sampled_from(get_args(Policy)), st.sample
 
 
 @given(policy=_policies, server=_standings, client=_sides)
-def test_the_named_winner_is_what_stands(
+def test_decide_named_winner_is_the_outcome(
     policy: DomainPolicy, server: ServerRecord, client: ClientChange
 ) -> None:
     before = repr((server, client))

@@ -19,7 +19,7 @@ def _codes(results: list[Json]) -> list[str]:
     ]
 
 
-def test_an_edit_behind_a_rejected_creation_is_rejected_with_it() -> None:
+def test_push_edit_after_a_rejected_creation_is_rejected() -> None:
     for messages in ([[_CREATION, _EDIT]], [[_CREATION], [_EDIT]]):
         desk = Desk()
         answered = desk.results(*[desk.push(*items) for items in messages])
@@ -37,7 +37,7 @@ def test_an_edit_behind_a_rejected_creation_is_rejected_with_it() -> None:
         ]
 
 
-def test_an_edit_behind_anything_that_was_rejected_of_its_record_is_rejected() -> None:
+def test_push_edit_after_any_rejected_item_of_its_record_is_rejected() -> None:
     before = [
         {"domain": "visit", "id": "v", "op": "put", "data": [1]},
         item("visit", "v", op="append", place="gate"),
@@ -48,7 +48,7 @@ def test_an_edit_behind_anything_that_was_rejected_of_its_record_is_rejected() -
         assert _codes(results)[1] == "creation_rejected", rejected
 
 
-def test_others_are_not_behind_a_rejected_creation() -> None:
+def test_push_other_records_and_devices_are_not_rejected() -> None:
     desk = Desk()
     desk.results(desk.push(_CREATION))
     beside = [
@@ -65,20 +65,20 @@ def test_others_are_not_behind_a_rejected_creation() -> None:
     assert _codes(other.results(desk.push(_EDIT))[0]) == ["applied"]
 
 
-def test_a_whole_record_ends_what_was_behind_a_rejected_creation() -> None:
+def test_push_put_after_a_rejected_creation_applies() -> None:
     desk = Desk()
     whole = item("visit", "v", place="hall")
     (results,) = desk.results(desk.push(_CREATION, _EDIT, whole, _EDIT))
     assert _codes(results) == ["invalid_item", "creation_rejected", "applied", "applied"]
 
 
-def test_an_atomic_message_that_was_aborted_holds_no_edit_up() -> None:
+def test_push_edit_after_an_aborted_message_applies() -> None:
     desk = Desk()
     aborted, edits = desk.results(desk.push(_CREATION, atomic=True), desk.push(_EDIT))
     assert (_codes(aborted), _codes(edits)) == (["invalid_item"], ["applied"])
 
 
-def test_an_atomic_message_behind_a_rejected_creation_is_aborted() -> None:
+def test_push_atomic_after_a_rejected_creation_is_aborted() -> None:
     desk = Desk()
     desk.results(desk.push(_CREATION))
     ((first, second),) = desk.results(desk.push(item("task", "t", x=1), _EDIT, atomic=True))
@@ -86,7 +86,7 @@ def test_an_atomic_message_behind_a_rejected_creation_is_aborted() -> None:
     assert [row.code for row in desk.rows.quarantine] == ["invalid_item"]
 
 
-def test_an_id_of_any_script_is_found_behind_its_rejected_creation() -> None:
+def test_push_id_of_any_script_is_found_in_the_quarantine() -> None:
     desk = Desk()
     named = "v\u00a0\u2028ä"
     desk.results(desk.push(item("visit", named, n=1)))
@@ -94,7 +94,7 @@ def test_an_id_of_any_script_is_found_behind_its_rejected_creation() -> None:
     assert _codes([edit]) == ["creation_rejected"]
 
 
-def test_only_a_patch_without_a_base_is_looked_for_in_the_quarantine() -> None:
+def test_read_set_quarantine_only_for_patches_without_a_base() -> None:
     desk = Desk()
     batch: list[Work] = [
         desk.push(_CREATION, item("visit", "v", 1, "patch", n=1), item("visit", "v", op="delete"), _EDIT)

@@ -19,7 +19,7 @@ def _deleted(desk: Desk, domain: str = "visit") -> RecordKey:
     return RecordKey(1, domain, "v")
 
 
-def test_a_record_that_one_batch_makes_and_deletes_keeps_its_last_data() -> None:
+def test_tombstone_made_and_deleted_in_one_batch_keeps_its_last_data() -> None:
     desk = Desk()
     key = _deleted(desk)
     assert (desk.rows.records[key].data, desk.rows.records[key].last_data) == (
@@ -28,7 +28,7 @@ def test_a_record_that_one_batch_makes_and_deletes_keeps_its_last_data() -> None
     )
 
 
-def test_a_patch_that_brings_a_tombstone_back_leaves_no_last_data() -> None:
+def test_tombstone_brought_back_has_no_last_data() -> None:
     desk = Desk()
     key = _deleted(desk)
     ((result,),) = desk.results(desk.push(item("visit", "v", 1, "patch", n=2)))
@@ -38,7 +38,7 @@ def test_a_patch_that_brings_a_tombstone_back_leaves_no_last_data() -> None:
     assert [row.server_data for row in desk.rows.conflicts.values()] == [None]
 
 
-def test_a_patch_on_the_tombstones_version_and_an_own_chain_apply_to_an_empty_object() -> None:
+def test_tombstone_patch_on_its_version_applies_to_an_empty_object() -> None:
     desk = Desk()
     _deleted(desk)
     based = desk.push(item("visit", "v", 2, "patch", place="gate"))
@@ -50,7 +50,7 @@ def test_a_patch_on_the_tombstones_version_and_an_own_chain_apply_to_an_empty_ob
         assert json.loads(one.rows.records[key].data or b"") == {"place": place}
 
 
-def test_a_patch_on_a_tombstone_without_last_data_is_held_whatever_the_policy() -> None:
+def test_tombstone_without_last_data_holds_a_patch_under_every_policy() -> None:
     desk = Desk()
     key = _deleted(desk)
     desk.rows.records[key] = msgspec.structs.replace(desk.rows.records[key], last_data=None)
@@ -71,7 +71,7 @@ def test_a_patch_on_a_tombstone_without_last_data_is_held_whatever_the_policy() 
     assert (held["status"], whole["status"], whole["data"]) == ("conflict", "resolved", {"place": "gate"})
 
 
-def test_an_atomic_message_with_a_patch_on_a_tombstone_without_last_data_is_aborted() -> None:
+def test_tombstone_without_last_data_aborts_an_atomic_patch() -> None:
     desk = Desk()
     key = _deleted(desk)
     desk.rows.records[key] = msgspec.structs.replace(desk.rows.records[key], last_data=None)
@@ -82,7 +82,7 @@ def test_an_atomic_message_with_a_patch_on_a_tombstone_without_last_data_is_abor
     assert RecordKey(1, "task", "t") not in desk.rows.records
 
 
-def test_where_the_server_wins_the_tombstone_stands_with_its_last_data() -> None:
+def test_tombstone_server_wins_keeps_its_last_data() -> None:
     desk = Desk()
     key = _deleted(desk, "task")
     before = desk.rows.records[key]
@@ -92,14 +92,14 @@ def test_where_the_server_wins_the_tombstone_stands_with_its_last_data() -> None
     assert before.last_data == b'{"place":"hall","n":1}'
 
 
-def test_without_a_time_to_keep_them_no_last_data_are_kept() -> None:
+def test_tombstone_without_retention_keeps_no_last_data() -> None:
     desk = Desk()
     desk.context = msgspec.structs.replace(desk.context, tombstone_data=False)
     key = _deleted(desk)
     assert desk.rows.records[key].last_data is None
 
 
-def test_a_person_who_chooses_the_patch_gets_it_on_the_last_data() -> None:
+def test_tombstone_person_chooses_the_patch_on_its_last_data() -> None:
     desk = Desk()
     key = _deleted(desk, "form")
     desk.results(desk.push(item("form", "v", 1, "patch", n=2)))

@@ -62,7 +62,7 @@ def refused(codec: Codec, frame: bytes) -> SyncError:
 
 
 @BOTH
-def test_every_kind_of_message_is_decoded(codec: Codec, pack: Pack) -> None:
+def test_codec_message_of_every_kind_is_decoded(codec: Codec, pack: Pack) -> None:
     request = codec.decode(pack(sync([put({"a": 1})], atomic=True, unknown={"x": [1]})))
     assert isinstance(request, Sync)
     assert (request.id, request.key, request.atomic) == ("1", "k", True)
@@ -90,7 +90,9 @@ def test_every_kind_of_message_is_decoded(codec: Codec, pack: Pack) -> None:
         ({"clock": "2026-01-02T03:04:05"}, "clock"),
     ],
 )
-def test_a_wrong_envelope_is_refused_by_field(codec: Codec, pack: Pack, change: Json, field: str) -> None:
+def test_codec_wrong_envelope_error_names_the_field(
+    codec: Codec, pack: Pack, change: Json, field: str
+) -> None:
     error = refused(codec, pack(sync([]) | change))
     assert error.code == "invalid_message"
     assert error.message.startswith(f"{field}: ")
@@ -111,7 +113,7 @@ def _integers(kind: Any) -> set[str]:
     }
 
 
-def test_codec_every_integer_of_the_wire_may_come_as_a_float() -> None:
+def test_codec_integer_field_sent_as_float_is_accepted() -> None:
     wire = set().union(*(_integers(kind) for kind in (*get_args(Request), Item)))
     assert wire == set(_Numbers.__struct_fields__)
 
@@ -133,7 +135,7 @@ RESOLVE = {"type": "resolve", "id": "1", "conflict_id": "c", "choice": "merged",
     ],
     ids=str,
 )
-def test_decode_a_whole_float_is_an_integer(codec: Codec, pack: Pack, message: Json, wanted: Any) -> None:
+def test_codec_whole_float_becomes_an_integer(codec: Codec, pack: Pack, message: Json, wanted: Any) -> None:
     request = codec.decode(pack(message))
     assert request == wanted
     assert all(type(getattr(request, name)) is int for name in _integers(type(request)))
@@ -145,14 +147,14 @@ def test_decode_a_whole_float_is_an_integer(codec: Codec, pack: Pack, message: J
 @pytest.mark.parametrize(
     "value", [7.5, 0.5, -1.0, 0.0, 1001.0, 2.0**54, 1e300, "7", "7.0", True, [7.0]], ids=str
 )
-def test_decode_what_is_no_whole_number_in_range_is_refused(codec: Codec, pack: Pack, value: Any) -> None:
+def test_codec_fraction_or_number_out_of_range_is_refused(codec: Codec, pack: Pack, value: Any) -> None:
     error = refused(codec, pack({"type": "pull", "id": "1", "limit": value}))
     assert (error.code, error.details) == ("invalid_message", {"id": "1"})
     assert error.message.startswith("limit: ")
 
 
 @BOTH
-def test_decode_a_whole_float_beside_another_fault_names_the_fault(codec: Codec, pack: Pack) -> None:
+def test_codec_whole_float_beside_another_fault_names_the_fault(codec: Codec, pack: Pack) -> None:
     error = refused(codec, pack({"type": "pull", "id": "1", "limit": 7.0, "cursor": 5}))
     assert error.message.startswith("cursor: ")
     error = refused(codec, pack(sync([put({})], limit=7.0, atomic="yes")))
@@ -168,7 +170,7 @@ def test_decode_a_whole_float_beside_another_fault_names_the_fault(codec: Codec,
     | st.text(max_size=3)
     | st.booleans()
 )
-def test_item_base_is_an_integer_whatever_number_it_came_as(codec: Codec, pack: Pack, base: Any) -> None:
+def test_codec_item_base_becomes_an_integer(codec: Codec, pack: Pack, base: Any) -> None:
     [raw] = codec.raw_items.decode(pack([put({"n": 1.0}, base=base)]))
     is_whole = type(base) is float and base.is_integer() and abs(base) <= 2**53
     if type(base) is int or base is None or is_whole:
@@ -181,15 +183,13 @@ def test_item_base_is_an_integer_whatever_number_it_came_as(codec: Codec, pack: 
 
 @BOTH
 @pytest.mark.parametrize("unknown", [-1, -1.0, -0.5, None])
-def test_decode_a_fact_that_a_phone_does_not_know_does_not_refuse_its_heartbeat(
-    codec: Codec, pack: Pack, unknown: Any
-) -> None:
+def test_codec_heartbeat_with_negative_facts_is_accepted(codec: Codec, pack: Pack, unknown: Any) -> None:
     message = {"type": "heartbeat", "id": "1", "battery": unknown, "storage_free_mb": unknown}
     assert isinstance(codec.decode(pack(message)), Heartbeat)
 
 
 @BOTH
-def test_a_missing_field_is_named(codec: Codec, pack: Pack) -> None:
+def test_codec_missing_field_is_named(codec: Codec, pack: Pack) -> None:
     error = refused(codec, pack({"type": "sync", "id": "1", "items": []}))
     assert (error.code, error.details) == ("invalid_message", {"id": "1"})
     assert "`key`" in error.message
@@ -206,24 +206,24 @@ def test_a_missing_field_is_named(codec: Codec, pack: Pack) -> None:
         ({"id": "1"}, "invalid_message"),
     ],
 )
-def test_a_type_that_is_none(codec: Codec, pack: Pack, message: Json, code: str) -> None:
+def test_codec_unknown_type_is_refused(codec: Codec, pack: Pack, message: Json, code: str) -> None:
     error = refused(codec, pack(message))
     assert (error.code, error.details) == (code, {"id": "1"})
 
 
 @BOTH
 @pytest.mark.parametrize("value", [None, 1, "sync", [], [1, 2]])
-def test_what_is_no_object_is_no_message(codec: Codec, pack: Pack, value: Any) -> None:
+def test_codec_frame_without_object_is_refused(codec: Codec, pack: Pack, value: Any) -> None:
     assert refused(codec, pack(value)).code == "invalid_message"
 
 
 @pytest.mark.parametrize("limit", [1, 500, 1000])
-def test_limits_within_the_range_pass(limit: int) -> None:
+def test_codec_limit_in_range_is_accepted(limit: int) -> None:
     assert JSON.decode(pack_json({"type": "pull", "id": "1", "limit": limit})) == Pull("1", limit=limit)
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1001, 10**30, 2.5, "5", True, None])
-def test_limits_out_of_range_are_refused(limit: Any) -> None:
+def test_codec_limit_out_of_range_is_refused(limit: Any) -> None:
     error = refused(JSON, pack_json({"type": "pull", "id": "1", "limit": limit}))
     assert error.code == "invalid_message"
 
@@ -237,7 +237,7 @@ def test_limits_out_of_range_are_refused(limit: Any) -> None:
         {"type": "heartbeat", "id": "1", "network": "4g\0"},
     ],
 )
-def test_names_that_the_database_has_no_place_for(codec: Codec, pack: Pack, message: Json) -> None:
+def test_codec_name_with_nul_is_refused(codec: Codec, pack: Pack, message: Json) -> None:
     assert refused(codec, pack(message)).code == "invalid_message"
 
 
@@ -266,7 +266,7 @@ def test_names_that_the_database_has_no_place_for(codec: Codec, pack: Pack, mess
         b'{"type":"sync","id":"1","key":"\xff","items":[]}',
     ],
 )
-def test_what_is_no_json_is_malformed(frame: bytes) -> None:
+def test_codec_invalid_json_is_malformed(frame: bytes) -> None:
     assert isinstance(refused(JSON, frame), MalformedError)
 
 
@@ -284,13 +284,13 @@ def test_what_is_no_json_is_malformed(frame: bytes) -> None:
         b"\xdd\xff\xff\xff\xff",
     ],
 )
-def test_what_is_no_message_pack_is_malformed(frame: bytes) -> None:
+def test_codec_invalid_messagepack_is_malformed(frame: bytes) -> None:
     assert isinstance(refused(MSGPACK, frame), MalformedError)
 
 
 @BOTH
 @pytest.mark.parametrize("innermost", [1, [], {}])
-def test_depth_32_passes_and_33_does_not(codec: Codec, pack: Pack, innermost: Any) -> None:
+def test_nesting_depth_32_passes_and_33_is_refused(codec: Codec, pack: Pack, innermost: Any) -> None:
     # The message is depth 1, its items 2, an item 3, its data 4.
     fits = MAX_DEPTH - 4 - (innermost != 1)
     padding = [put({"a": [[]] * 40})]
@@ -300,12 +300,12 @@ def test_depth_32_passes_and_33_does_not(codec: Codec, pack: Pack, innermost: An
 
 
 @BOTH
-def test_depth_counts_outside_of_items_too(codec: Codec, pack: Pack) -> None:
+def test_nesting_depth_outside_of_items_counts(codec: Codec, pack: Pack) -> None:
     assert codec.decode(pack({"type": "hello", "x": nested(31, 1)})) == Hello()
     assert isinstance(refused(codec, pack({"type": "hello", "x": nested(32, 1)})), MalformedError)
 
 
-def test_brackets_in_strings_do_not_count() -> None:
+def test_nesting_brackets_in_strings_do_not_count() -> None:
     text = '[{"' * 40 + "\\\\" + '\\"[' * 40
     assert isinstance(JSON.decode(pack_json(sync([put({"a": text, "b": [[]] * 40})]))), Sync)
     packed = msgspec.msgpack.encode(sync([put({"a": "\x91" * 100, "b": b"\x91" * 100})]))
@@ -313,7 +313,7 @@ def test_brackets_in_strings_do_not_count() -> None:
 
 
 @pytest.mark.parametrize("codec", [JSON, MSGPACK])
-def test_very_deep_frames_are_refused_without_recursion(codec: Codec) -> None:
+def test_nesting_very_deep_frame_is_refused_without_recursion(codec: Codec) -> None:
     for frame in (b"[" * 1_000_000, b'{"a":' * 200_000, b"\x91" * 1_000_000, b"\x81\xa1a" * 300_000):
         assert isinstance(refused(codec, frame), MalformedError)
 
@@ -327,7 +327,7 @@ def test_very_deep_frames_are_refused_without_recursion(codec: Codec) -> None:
         b"[" * 40 + b'"\n' * 500_000,
     ],
 )
-def test_no_frame_takes_more_than_a_moment(frame: bytes) -> None:
+def test_nesting_any_frame_is_checked_in_a_moment(frame: bytes) -> None:
     """Time in the square of the length would be an hour here, and the suite would not end."""
     assert json_nesting_fault(frame) == "nested deeper than 32"
 
@@ -370,7 +370,7 @@ _OPENER = b"\x91"  # an array of one: what is read out of step is full of them
         b"\xdf\x00\x00\x00\x10" + b"\x01" * 32,
     ],
 )
-def test_every_kind_of_message_pack_is_passed_over_whole(value: bytes) -> None:
+def test_nesting_messagepack_value_of_every_kind_is_skipped(value: bytes) -> None:
     many = b"\xdc\x00\x28" + value * 39
     assert msgpack_nesting_fault(many + _OPENER * 31 + b"\x01") is None
     assert msgpack_nesting_fault(many + _OPENER * 32 + b"\x01")
@@ -400,7 +400,7 @@ _trees = st.recursive(
 
 
 @given(tree=_trees, wraps=st.integers(0, 40), maps=st.booleans())
-def test_depth_of_message_pack_is_told_from_its_bytes(tree: Any, wraps: int, maps: bool) -> None:
+def test_nesting_depth_of_messagepack_is_read_from_its_bytes(tree: Any, wraps: int, maps: bool) -> None:
     for _ in range(wraps):
         tree = {"a": tree, "b": [[]]} if maps else [0, tree]
     assert msgpack_nesting_fault(msgspec.msgpack.encode(tree)) == (
@@ -411,13 +411,13 @@ def test_depth_of_message_pack_is_told_from_its_bytes(tree: Any, wraps: int, map
 # -- values of items, which are the item's fault alone -------------------------------------------
 
 
-def test_a_lone_surrogate_in_an_item_becomes_what_no_item_may_hold() -> None:
+def test_codec_lone_surrogate_in_an_item_becomes_nul() -> None:
     request = JSON.decode(rb'{"type":"sync","id":"1","key":"k","items":[{"data":{"a":"x\ud800y\uDFFF"}}]}')
     assert isinstance(request, Sync)
     assert JSON.any.decode(request.items) == [{"data": {"a": "x\0y\0"}}]
 
 
-def test_pairs_of_surrogates_and_escaped_backslashes_stay() -> None:
+def test_codec_surrogate_pairs_and_escaped_backslashes_stay() -> None:
     request = JSON.decode(
         rb'{"type":"sync","id":"1","key":"k","items":["\ud83d\ude00","\\ud800","\ude00\ud83d","\\\ud800"]}'
     )
@@ -426,7 +426,7 @@ def test_pairs_of_surrogates_and_escaped_backslashes_stay() -> None:
 
 
 @pytest.mark.parametrize("field", ["key", "id"])
-def test_a_lone_surrogate_in_the_envelope_is_refused(field: str) -> None:
+def test_codec_lone_surrogate_in_the_envelope_is_refused(field: str) -> None:
     one, other = (refused(JSON, pack_json(sync([]) | {field: text})) for text in ("\ud800", "\udc00"))
     for error in (one, other):
         assert error.code == "invalid_message"
@@ -435,7 +435,7 @@ def test_a_lone_surrogate_in_the_envelope_is_refused(field: str) -> None:
 
 
 @pytest.mark.parametrize("domains", [["task", "\ud800"], ["\udfff"]])
-def test_a_lone_surrogate_in_a_list_of_the_envelope_is_refused(domains: list[str]) -> None:
+def test_codec_lone_surrogate_in_a_list_of_the_envelope_is_refused(domains: list[str]) -> None:
     assert refused(JSON, pack_json({"type": "pull", "id": "1", "domains": domains})).code == "invalid_message"
 
 
@@ -451,7 +451,7 @@ def test_a_lone_surrogate_in_a_list_of_the_envelope_is_refused(domains: list[str
         b"\x81\xa1a\xd4\x05x",
     ],
 )
-def test_a_bad_value_in_one_item_leaves_the_message_whole(data: bytes, padding: int) -> None:
+def test_codec_bad_value_in_one_item_keeps_the_message(data: bytes, padding: int) -> None:
     frame = b"\x84\xa4type\xa4sync\xa2id\xa11\xa3key\xa1k\xa5items\x92"
     frame += b"\x84\xa6domain\xa4task\xa2id\xa1a\xa2op\xa3put\xa4data" + data
     frame += msgspec.msgpack.encode(put({"a": [[]] * padding}))
@@ -460,7 +460,7 @@ def test_a_bad_value_in_one_item_leaves_the_message_whole(data: bytes, padding: 
     assert len(MSGPACK.raw_items.decode(request.items)) == 2
 
 
-def test_of_duplicate_members_the_last_counts() -> None:
+def test_codec_duplicate_members_the_last_counts() -> None:
     request = JSON.decode(b'{"type":"sync","id":"1","id":"2","key":"a","key":"b","items":[1],"items":[]}')
     assert isinstance(request, Sync)
     assert (request.id, request.key, bytes(request.items)) == ("2", "b", b"[]")
@@ -502,21 +502,19 @@ def _answered(codec: Codec, frame: bytes) -> None:
 
 @given(frame=st.binary(max_size=300) | st.binary(max_size=80).map(lambda tail: b"[" * 40 + tail))
 @example(b"\x82\xa4type\xa5hello\xa5clock\xd7\xff\xff\xff\xff\xff\xff\xff\xff\xff")
-def test_random_bytes_raise_nothing_but_a_refusal(frame: bytes) -> None:
+def test_codec_random_bytes_raise_only_refusals(frame: bytes) -> None:
     _answered(JSON, frame)
     _answered(MSGPACK, frame)
 
 
 @given(head=_halves | _openers, tail=st.binary(max_size=60), padding=st.sampled_from([b"", b"\x90" * 40]))
-def test_half_a_message_and_random_bytes_raise_nothing_but_a_refusal(
-    head: bytes, tail: bytes, padding: bytes
-) -> None:
+def test_codec_broken_messages_raise_only_refusals(head: bytes, tail: bytes, padding: bytes) -> None:
     _answered(JSON, head + tail + padding)
     _answered(MSGPACK, head + tail + padding)
 
 
 @given(message=st.data(), cut=st.integers(0, 200))
-def test_a_message_cut_short_or_with_a_byte_changed(message: st.DataObject, cut: int) -> None:
+def test_codec_message_cut_or_changed_raises_only_refusals(message: st.DataObject, cut: int) -> None:
     value = sync([put({"a": "\U0001f600", "b": [1.5, None, {"c": "ä"}]}, base=1, at="2026-01-02T03:04:05Z")])
     for codec, pack in ((JSON, pack_json), (MSGPACK, msgspec.msgpack.encode)):
         frame = pack(value)
@@ -531,12 +529,12 @@ def test_a_message_cut_short_or_with_a_byte_changed(message: st.DataObject, cut:
 
 
 @given(value=st.dictionaries(st.text(), st.integers(-(2**63), 2**63 - 1) | st.text() | st.none()))
-def test_answers_say_the_same_in_both_encodings(value: Json) -> None:
+def test_codec_answers_are_equal_in_both_encodings(value: Json) -> None:
     body = msgspec.json.encode(value)
     assert JSON.encode(body) is body
     assert msgspec.msgpack.decode(MSGPACK.encode(body)) == value
 
 
-def test_finite_numbers_keep_their_kind_in_message_pack() -> None:
+def test_codec_finite_numbers_keep_their_kind_in_messagepack() -> None:
     packed = MSGPACK.encode(b'{"a":1.0,"b":1,"c":-9223372036854775808}')
     assert packed == b"\x83\xa1a\xcb" + struct.pack("!d", 1.0) + b"\xa1b\x01\xa1c\xd3\x80" + bytes(7)

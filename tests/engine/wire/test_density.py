@@ -52,7 +52,7 @@ def chain(levels: int, innermost: Any) -> Any:
     ],
     ids=["arrays", "objects", "chains", "pairs of arrays", "objects in json", "chains in json"],
 )
-def test_decode_a_message_of_next_to_nothing_but_containers_is_malformed(codec: Codec, data: Json) -> None:
+def test_nesting_frame_of_only_containers_is_malformed(codec: Codec, data: Json) -> None:
     encode = msgspec.msgpack.encode if codec.binary else msgspec.json.encode
     with pytest.raises(MalformedError) as caught:
         codec.decode(encode(sync({"n": data["n"]})))
@@ -73,12 +73,12 @@ def test_decode_a_message_of_next_to_nothing_but_containers_is_malformed(codec: 
     ],
     ids=lambda data: next(iter(data)),
 )
-def test_decode_what_devices_send_is_not_too_dense(codec: Codec, data: Json) -> None:
+def test_nesting_what_devices_send_passes(codec: Codec, data: Json) -> None:
     encode = msgspec.msgpack.encode if codec.binary else msgspec.json.encode
     assert isinstance(codec.decode(encode(sync(data))), Sync)
 
 
-def test_decode_the_bound_of_containers_is_exact() -> None:
+def test_nesting_bound_of_containers_is_exact() -> None:
     def packed(arrays: int) -> bytes:
         return b"\xdc" + arrays.to_bytes(2) + b"\x90" * arrays
 
@@ -107,7 +107,7 @@ _trees: st.SearchStrategy[Any] = st.recursive(
 
 
 @given(tree=_trees, wraps=st.integers(0, 40), maps=st.booleans(), pretty=st.booleans())
-def test_depth_is_told_alike_by_values_by_bytes_and_in_json(
+def test_nesting_depth_by_values_bytes_and_json_is_equal(
     tree: Any, wraps: int, maps: bool, pretty: bool
 ) -> None:
     for _ in range(wraps):

@@ -35,18 +35,18 @@ INFINITE = ["1e400", "-1e400", "1e999999", "9" * 400 + ".0"]
 
 
 @given(value=st.floats(allow_nan=False, allow_infinity=False))
-def test_json_decoder_a_double_comes_back_as_it_was(value: float) -> None:
+def test_json_decoder_double_is_read_back_unchanged(value: float) -> None:
     assert json_decoder().decode(repr(value).encode()) == value
     assert json_decoder(dict[str, Any]).decode(b'{"a":[%b]}' % repr(value).encode()) == {"a": [value]}
 
 
 @pytest.mark.parametrize("digits", SLOW)
-def test_finite_reads_what_python_reads(digits: str) -> None:
+def test_finite_number_is_read_as_python_reads_it(digits: str) -> None:
     assert finite(digits) == float(digits)
 
 
 @pytest.mark.parametrize("digits", INFINITE)
-def test_finite_refuses_what_is_no_double(digits: str) -> None:
+def test_finite_number_beyond_a_double_is_refused(digits: str) -> None:
     with pytest.raises(ValueError, match="Number out of range"):
         finite(digits)
 
@@ -88,7 +88,7 @@ def _decoders() -> Iterator[tuple[str, ast.Call, list[str], dict[str, Any]]]:
                 yield f"{path.relative_to(ROOT)}:{node.lineno}", node, named, vars(sys.modules[name])
 
 
-def test_every_decoder_of_untyped_json_reads_numbers_by_the_hook() -> None:
+def test_json_decoder_source_has_no_decoder_without_the_hook() -> None:
     found = list(_decoders())
     assert len(found) > 10
     for where, node, named, known in found:
@@ -100,7 +100,7 @@ def test_every_decoder_of_untyped_json_reads_numbers_by_the_hook() -> None:
         assert not _untyped(kind), f"{where}: {named[0]} is untyped, use engine.wire.floats.json_decoder"
 
 
-def test_the_decoders_of_the_codec_read_numbers_by_the_hook() -> None:
+def test_codec_decoders_read_numbers_by_the_hook() -> None:
     decoders: list[Any] = [JSON.items, JSON.any, JSON.names, JSON._item, JSON._request, JSON._head]
     for decoder in decoders:
         assert decoder.float_hook is finite
@@ -130,7 +130,7 @@ def push(item: str) -> Any:
         '{"domain":"task","id":"a","op":"put","base":4.0,"data":{"n":%s}}',
     ],
 )
-def test_intake_an_infinite_number_refuses_its_item_wherever_it_stands(item: str, digits: str) -> None:
+def test_validator_infinite_number_anywhere_rejects_its_item(item: str, digits: str) -> None:
     checked = push(item.replace("%s", digits))
     assert isinstance(checked, RejectedItem)
     assert checked.code == "invalid_item"
@@ -138,14 +138,14 @@ def test_intake_an_infinite_number_refuses_its_item_wherever_it_stands(item: str
 
 
 @pytest.mark.parametrize("digits", SLOW)
-def test_intake_slow_numbers_are_stored_as_they_are(digits: str) -> None:
+def test_validator_slow_numbers_are_stored_unchanged(digits: str) -> None:
     checked = push(PUT.replace("%s", digits))
     assert decode_fields(checked.data) == {"n": float(digits)}
     assert msgspec.msgpack.decode(MSGPACK.encode(checked.data)) == {"n": float(digits)}
 
 
 @pytest.mark.parametrize("digits", INFINITE)
-def test_an_infinite_number_is_never_decoded_to_be_encoded_again(digits: str) -> None:
+def test_codec_infinite_number_is_never_encoded_again(digits: str) -> None:
     body = b'{"n":%b}' % digits.encode()
     for decode in (JSON.any.decode, decode_fields, MSGPACK.encode):
         with pytest.raises(msgspec.DecodeError, match="Number out of range"):
@@ -161,6 +161,6 @@ def test_an_infinite_number_is_never_decoded_to_be_encoded_again(digits: str) ->
 
 
 @pytest.mark.parametrize("digits", INFINITE)
-def test_quarantine_retry_data_with_an_infinite_number_are_refused(digits: str) -> None:
+def test_quarantine_retry_infinite_number_is_refused(digits: str) -> None:
     with pytest.raises(SyncError, match="Number out of range"):
         _with_data(b'{"domain":"task","id":"a","op":"put","data":{}}', b'{"n":[%b]}' % digits.encode())

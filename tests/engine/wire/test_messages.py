@@ -63,18 +63,18 @@ def wire_schema() -> Any:
     return _without_words(list(msgspec.json.schema_components([Request, Item, Result, *structs])))
 
 
-def test_the_wire_schema_is_as_pinned() -> None:
+def test_wire_schema_is_as_pinned() -> None:
     schema = json.dumps(wire_schema(), sort_keys=True)
     found = hashlib.sha256(schema.encode()).hexdigest()
     assert found == WIRE_SCHEMA_SHA256, "the wire changed: see WIRE_SCHEMA_SHA256"
 
 
-def test_names_of_the_version() -> None:
+def test_wire_names_of_the_version_are_as_pinned() -> None:
     assert PROTOCOL_VERSION == 1
     assert (JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL) == ("tidemark.v1.json", "tidemark.v1.msgpack")
 
 
-def test_errors_keep_their_status_and_whether_to_try_again() -> None:
+def test_errors_status_and_retryable_are_as_pinned() -> None:
     assert {code: (kind.http, kind.retryable) for code, kind in ERRORS.items()} == {
         "malformed": (400, False),
         "invalid_message": (422, False),
@@ -115,7 +115,7 @@ def test_errors_keep_their_status_and_whether_to_try_again() -> None:
         assert kind.remedy.endswith(".")
 
 
-def test_close_codes_and_whether_a_device_reconnects_are_as_pinned() -> None:
+def test_close_codes_and_reconnects_are_as_pinned() -> None:
     assert {one.name: (int(one), one.reconnects) for one in CloseCode} == {
         "NORMAL": (1000, True),
         "PROTOCOL_ERROR": (1002, True),
@@ -133,7 +133,7 @@ def test_close_codes_and_whether_a_device_reconnects_are_as_pinned() -> None:
 
 
 @pytest.mark.parametrize("request_id", [None, "7", 'quote " and ü'])
-def test_frames_that_are_put_together_by_hand_are_json(request_id: str | None) -> None:
+def test_fast_encoders_frames_are_json(request_id: str | None) -> None:
     own_id = {} if request_id is None else {"id": request_id}
     answer = PushAnswer(b'[{"domain":"task"}]', replayed=True).frame(request_id)
     assert json.loads(answer) == {
@@ -190,7 +190,7 @@ def _decodable(hint: Any) -> Any:
 
 
 @pytest.mark.parametrize("request_id", [None, "7"])
-def test_fast_encoders_answers_are_those_of_the_declared_structs(request_id: str | None) -> None:
+def test_fast_encoders_answers_match_the_declared_structs(request_id: str | None) -> None:
     error = ItemError("invalid_item", "data: an object is required")
     results = [
         Result(domain="task", id="a", status="applied", version=1, seq=2),
@@ -216,7 +216,7 @@ def test_fast_encoders_answers_are_those_of_the_declared_structs(request_id: str
         assert json.loads(frame).get("id") == request_id
 
 
-def test_error_details_are_fields_of_the_declared_error() -> None:
+def test_sync_error_details_are_fields_of_the_declared_error() -> None:
     """Details become fields of the message, so one that is not declared would be no part of the contract."""
     root = Path(messages.__file__).parents[2]
     for path in [*(root / "engine").rglob("*.py"), *(root / "handlers").rglob("*.py")]:
@@ -227,14 +227,14 @@ def test_error_details_are_fields_of_the_declared_error() -> None:
 
 
 @pytest.mark.parametrize("kind", [Synced, Error, Changes], ids=lambda kind: kind.__name__)
-def test_protocol_page_names_every_field_of_an_answer(kind: type[msgspec.Struct]) -> None:
+def test_protocol_page_every_field_of_an_answer_is_named(kind: type[msgspec.Struct]) -> None:
     page = (Path(messages.__file__).parents[2] / "docs" / "protocol.md").read_text()
     for name in kind.__struct_fields__:
         assert re.search(rf'[`"]{name}[`"]', page), name
 
 
 @pytest.mark.parametrize("request_id", [None, "9", 'quote " and ü'])
-def test_pages_are_json(request_id: str | None) -> None:
+def test_fast_encoders_pages_are_json(request_id: str | None) -> None:
     scope = Scope("e1", 1, None)
     changes = [
         encode_change(Record(1, "task", 'ä"', 4, 91, 1_767_323_045_000_000, "phone", 4, b'{"a":null}')),

@@ -41,7 +41,7 @@ def patch(desk: Desk, tenant: int, record_id: str, times: int = 1) -> Work:
     return desk.push(*[item("note", record_id, 1, op="patch", n=1)] * times, tenant=tenant)
 
 
-def test_batch_of_ordinary_changes_is_planned_whole() -> None:
+def test_select_ordinary_changes_are_all_taken() -> None:
     desk = Desk()
     for number in range(100):
         stored(desk, 1 + number % 3, f"r{number}", ORDINARY)
@@ -49,7 +49,7 @@ def test_batch_of_ordinary_changes_is_planned_whole() -> None:
     assert selected(desk, *batch) == Selection(is_light=True, items_per_step=32)
 
 
-def test_batch_of_small_records_is_not_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_select_small_records_are_not_examined(monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk()
     stored(desk, 1, "a", ORDINARY)
 
@@ -60,7 +60,7 @@ def test_batch_of_small_records_is_not_looked_into(monkeypatch: pytest.MonkeyPat
     selected(desk, *[patch(desk, 1, "a") for _ in range(100)])
 
 
-def test_laborious_message_waits_for_a_batch_of_its_own() -> None:
+def test_select_expensive_message_is_deferred_and_isolated() -> None:
     desk = Desk()
     stored(desk, 2, "big", LABORIOUS)
     stored(desk, 1, "a", ORDINARY)
@@ -69,7 +69,7 @@ def test_laborious_message_waits_for_a_batch_of_its_own() -> None:
     assert (list(found.deferred), set(found.isolated), found.items_per_step) == ([2, 3], {2}, 1)
 
 
-def test_laborious_message_of_a_tenant_alone_is_planned_and_what_is_behind_it_waits() -> None:
+def test_select_expensive_message_of_one_tenant_is_taken_alone() -> None:
     desk = Desk()
     stored(desk, 2, "big", LABORIOUS)
     found = selected(desk, patch(desk, 2, "big"), patch(desk, 2, "big"), patch(desk, 2, "a"))
@@ -77,7 +77,7 @@ def test_laborious_message_of_a_tenant_alone_is_planned_and_what_is_behind_it_wa
     assert selected(desk, patch(desk, 2, "big")) == Selection(deferred=[], isolated=frozenset({2}))
 
 
-def test_laborious_messages_of_several_tenants_all_wait() -> None:
+def test_select_expensive_messages_of_several_tenants_are_all_deferred() -> None:
     desk = Desk()
     for tenant in (1, 2):
         stored(desk, tenant, "big", LABORIOUS)
@@ -85,7 +85,7 @@ def test_laborious_messages_of_several_tenants_all_wait() -> None:
     assert (list(found.deferred), set(found.isolated)) == ([0, 1], {1, 2})
 
 
-def test_batch_that_is_laborious_by_its_sum_is_cut() -> None:
+def test_select_batch_expensive_in_sum_is_cut() -> None:
     desk = Desk()
     stored(desk, 1, "half", HALF)
     stored(desk, 2, "half", HALF)
@@ -104,12 +104,12 @@ def test_batch_that_is_laborious_by_its_sum_is_cut() -> None:
     ],
     ids=["lists", "objects", "numbers", "fields"],
 )
-def test_contents_of_many_small_values_weigh_more_than_text_of_as_many_bytes(data: Json) -> None:
+def test_content_us_many_small_values_cost_more_than_text(data: Json) -> None:
     text = json.dumps(data, separators=(",", ":")).encode()
     assert content_us(text) > 3 * content_us(b'{"x":"%b"}' % (b"x" * len(text)))
 
 
-def test_held_changes_and_files_weigh() -> None:
+def test_costs_held_changes_and_files_count() -> None:
     desk = Desk(record_bytes=1 << 18)
     desk.results(desk.push(item("form", "a", x=1)))
     desk.results(desk.push(item("form", "a", x=2), device="tablet"))
@@ -126,7 +126,7 @@ def test_held_changes_and_files_weigh() -> None:
         st.tuples(st.integers(1, 3), st.sampled_from(["big", "half", "a", "b"])), min_size=1, max_size=12
     )
 )
-def test_selection_keeps_the_order_of_each_tenant(drawn: list[tuple[int, str]]) -> None:
+def test_select_keeps_the_order_of_each_tenant(drawn: list[tuple[int, str]]) -> None:
     desk = Desk()
     for tenant in (1, 2, 3):
         stored(desk, tenant, "big", LABORIOUS)

@@ -63,7 +63,7 @@ async def gathered(one: Bench) -> None:
 
 @pytest.mark.usefixtures("laborious")
 @pytest.mark.parametrize("lanes", [1, 2])
-async def test_laborious_message_is_planned_with_its_own_tenant_locked_alone(lanes: int) -> None:
+async def test_committer_expensive_message_locks_its_own_tenant_only(lanes: int) -> None:
     store = Locks()
     async with bench(lanes=lanes, store=store) as one:
         await gathered(one)
@@ -83,7 +83,7 @@ async def test_laborious_message_is_planned_with_its_own_tenant_locked_alone(lan
 
 
 @pytest.mark.usefixtures("laborious")
-async def test_laborious_messages_of_several_tenants_run_one_after_the_other() -> None:
+async def test_committer_expensive_messages_run_one_after_another() -> None:
     store = Locks()
     async with bench(lanes=1, store=store) as one:
         await gathered(one)
@@ -98,7 +98,7 @@ async def test_laborious_messages_of_several_tenants_run_one_after_the_other() -
 
 
 @pytest.mark.usefixtures("laborious")
-async def test_batch_that_is_laborious_by_its_sum_is_cut_in_order() -> None:
+async def test_committer_batch_expensive_in_sum_is_cut_in_order() -> None:
     async with bench() as one:
         await gathered(one)
         for number in range(4):
@@ -112,7 +112,7 @@ async def test_batch_that_is_laborious_by_its_sum_is_cut_in_order() -> None:
 
 @pytest.mark.usefixtures("laborious")
 @pytest.mark.parametrize("wanted", [True, False])
-async def test_laborious_message_rests_where_others_want_the_loop(
+async def test_committer_expensive_message_rests_if_the_loop_is_contended(
     monkeypatch: pytest.MonkeyPatch, wanted: bool
 ) -> None:
     rests: list[bool] = []
@@ -130,7 +130,7 @@ async def test_laborious_message_rests_where_others_want_the_loop(
         assert rests == [False, wanted]
 
 
-async def test_time_of_planning_is_charged_to_whom_it_was_spent_on() -> None:
+async def test_committer_planning_time_is_charged_to_its_device() -> None:
     clock = Ticking(0.0)
     async with bench(clock=clock) as one:
         await gathered(one)
@@ -145,7 +145,7 @@ async def test_time_of_planning_is_charged_to_whom_it_was_spent_on() -> None:
         assert charged == {"a": [0.25], "b": [0.25, 0.25]}
 
 
-async def test_time_of_large_rows_is_charged_to_who_touches_them() -> None:
+async def test_committer_time_of_large_rows_is_charged_to_its_device() -> None:
     clock = Ticking(0.0)
     async with bench(clock=clock) as one:
         await gathered(one)
@@ -159,7 +159,7 @@ async def test_time_of_large_rows_is_charged_to_who_touches_them() -> None:
         assert sum(charged["large"]) > sum(charged["small"]) + 0.002
 
 
-async def test_time_below_a_millisecond_is_not_charged() -> None:
+async def test_committer_time_below_a_millisecond_is_not_charged() -> None:
     clock = Ticking(0.0005)
     async with bench(clock=clock) as one:
         charged: list[float] = []
@@ -168,7 +168,7 @@ async def test_time_below_a_millisecond_is_not_charged() -> None:
         assert not charged
 
 
-async def test_message_that_takes_over_a_second_is_too_large_and_its_key_unused() -> None:
+async def test_committer_message_over_a_second_is_too_large_and_its_key_unused() -> None:
     clock = Ticking(0.0)
     async with bench(clock=clock) as one:
         await gathered(one)
@@ -193,7 +193,7 @@ async def test_message_that_takes_over_a_second_is_too_large_and_its_key_unused(
         assert one.statuses("long") == ["applied"] * 500
 
 
-async def test_device_over_its_share_rests_and_its_tenant_s_others_do_not() -> None:
+async def test_committer_device_over_its_share_rests_alone() -> None:
     clock = Ticking(0.005)
     async with bench(clock=clock) as one:
         await one.committer.commit(one.push("first", put("a")), lambda _: 3.0)
@@ -208,7 +208,7 @@ async def test_device_over_its_share_rests_and_its_tenant_s_others_do_not() -> N
         assert isinstance(await second, PushAnswer)
 
 
-async def test_rest_ends_by_itself_and_what_was_accepted_is_drained() -> None:
+async def test_committer_rest_ends_and_accepted_work_is_drained() -> None:
     clock = Ticking(0.005)
     async with bench(clock=clock) as one:
         await one.committer.commit(one.push("first", put("a")), lambda _: 0.05)

@@ -56,7 +56,7 @@ _half_or_so = st.sampled_from([0, 0.25, 0.5, 0.75, 1, 1.25])
     messages=st.lists(st.integers(1, 3), min_size=1, max_size=2),
     bounds=st.builds(_bound, st.integers(0, 40), st.integers(0, 160 << 20)),
 )
-def test_usage_that_need_not_be_told_makes_no_tenant_tight(
+def test_near_limit_no_tenant_below_what_is_read(
     data: st.DataObject, messages: list[int], bounds: TenantUsage
 ) -> None:
     desk = Desk()
@@ -97,7 +97,7 @@ def _planned(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.lists(_messages, min_size=1, max_size=4), max_size=6), _bounds)
-def test_tenant_is_never_past_its_bounds_and_a_refused_message_leaves_nothing(
+def test_capacity_is_never_exceeded_and_refusals_leave_nothing(
     batches: list[list[tuple[str, bool, list[Json]]]], bounds: TenantUsage
 ) -> None:
     desk = Desk()
@@ -122,7 +122,7 @@ def test_tenant_is_never_past_its_bounds_and_a_refused_message_leaves_nothing(
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(_messages, min_size=1, max_size=8))
-def test_bounds_that_hold_everything_change_nothing(messages: list[tuple[str, bool, list[Json]]]) -> None:
+def test_capacity_without_limits_changes_nothing(messages: list[tuple[str, bool, list[Json]]]) -> None:
     free, bounded = Desk(), Desk()
     exact = TenantUsage(*[10**12] * 11)
     near_limit = TenantUsage(*[10**6] * 11)  # each message is planned as one that may have to be undone
@@ -136,7 +136,7 @@ def test_bounds_that_hold_everything_change_nothing(messages: list[tuple[str, bo
     assert vars(free.rows) == vars(bounded.rows)
 
 
-def test_refused_device_is_kept_back_whole_where_too_many_records_are() -> None:
+def test_capacity_too_many_blocked_records_block_the_device() -> None:
     desk = Desk()
     blocked: Blocked = {
         DeviceRecordKey(1, "other", "task", str(number)): "their key" for number in range(MAX_BLOCKED_RECORDS)
@@ -152,7 +152,7 @@ def test_refused_device_is_kept_back_whole_where_too_many_records_are() -> None:
     assert len(blocked) == MAX_BLOCKED_RECORDS
 
 
-def test_what_is_kept_back_is_let_go_after_its_time() -> None:
+def test_blocked_records_end_after_their_time() -> None:
     blocked_records = BlockedRecords()
     one, two = DeviceRecordKey(1, "phone", "task", "a"), DeviceRecordKey(1, "phone", "task", "b")
     blocked_records.update([1, 2], {one: "k1"}, ["k1"], 0.0)
@@ -183,7 +183,7 @@ class _Key(str):
     __hash__ = str.__hash__
 
 
-def test_messages_of_others_do_not_go_through_what_is_blocked() -> None:
+def test_capacity_messages_of_others_do_not_walk_the_blocked_records() -> None:
     desk = Desk()
     blocked: Blocked = {
         DeviceRecordKey(2, "other", "task", str(number)): _Key("theirs") for number in range(100)
@@ -196,7 +196,7 @@ def test_messages_of_others_do_not_go_through_what_is_blocked() -> None:
     assert _Key.compared <= 300, "once a batch, not once a message"
 
 
-def test_records_blocked_for_one_tenant_do_not_block_a_device_of_another() -> None:
+def test_capacity_records_of_one_tenant_do_not_block_another() -> None:
     desk = Desk()
     blocked: Blocked = {
         DeviceRecordKey(2, "other", "task", str(number)): "theirs" for number in range(MAX_BLOCKED_RECORDS)

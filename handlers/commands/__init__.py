@@ -1,1 +1,1 @@
-"""The command line, one file for each group of commands; what they act on is handed to them."""
+"""The command line, one file for each group of commands. A command gets the deployment it acts on."""

@@ -1,4 +1,4 @@
-"""``run.py conflicts``: what policies leave to a person."""
+"""``run.py conflicts``: conflicts that wait for a person."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def conflicts() -> None:
 async def list_(
     deployment: Deployment, *, tenant: str | None, settled: bool, limit: int, json_: bool
 ) -> None:
-    """List open conflicts by tenant, oldest first; with --settled those that wait for nobody."""
+    """List open conflicts by tenant, oldest first; with --settled those that are settled."""
     async with deployment.conflicts() as admin:
         found = await admin.list_settled(tenant, limit) if settled else await admin.list_open(tenant)
     if json_:
@@ -82,7 +82,7 @@ async def list_(
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment()
 async def show(deployment: Deployment, *, conflict_id: str, tenant: str | None, json_: bool) -> None:
-    """Show both sides of a conflict, the record as it stands now, and the fields that differ."""
+    """Show both sides of a conflict, the present record, and the fields that differ."""
     async with deployment.conflicts() as admin:
         shown = conflict_view(await admin.find(conflict_id, tenant))
     if json_:
@@ -180,7 +180,7 @@ async def resolve(
     version: int | None,
     changes: int | None,
 ) -> None:
-    """Settle a conflict. Every choice writes a new version, so that all devices learn of it."""
+    """Settle a conflict. Every choice writes a new version, so that all devices get it."""
     if (choice == "merged") is (data is None):
         raise click.UsageError("--choice merged needs --data FILE, and no other choice takes it.")
     merged = None if data is None else data.read()

@@ -1,4 +1,4 @@
-"""What every command is given to work with, and what every command has in common."""
+"""The deployment that commands act on, and the options that all commands share."""
 
 from __future__ import annotations
 
@@ -36,24 +36,29 @@ from handlers.http.tokens import KeySet, UnusableKeyError
 from handlers.operate.logging import configure
 from handlers.operate.printing import json_text, plain, say
 
-#: One that awaits returns a coroutine.
+#: A command that awaits returns a coroutine.
 Command = Callable[..., Coroutine[Any, Any, None] | None]
 
 Result = TypeVar("Result")
 
-#: Of a column that is wrapped: on a narrower terminal its lines are too long, and still words.
+#: The narrowest wrapped column. On a narrower terminal its lines are too long, but words stay whole.
 _LEAST_CHARS: Final = 24
 
 
 class DeploymentError(Exception):
-    """What a command needs cannot be had; one sentence names the remedy."""
+    """A command cannot work here; one sentence names the remedy."""
 
 
 class Deployment(Protocol):
     """One deployment as its settings describe it.
 
-    What is opened here works while ``serve`` runs and while it does not: embedded services that were made
-    are started for it and stopped after. Raises DeploymentError, SettingsError, StoreError.
+    Its parts can be opened whether ``serve`` runs or not: embedded services that exist are started for the
+    command and stopped after it.
+
+    Raises:
+        DeploymentError: A part is missing or cannot be used.
+        SettingsError: The settings are wrong.
+        StoreError: The database does not answer.
     """
 
     @property
@@ -83,7 +88,7 @@ class Deployment(Protocol):
         """Open the tenants."""
 
     def usage(self) -> AbstractAsyncContextManager[UsageAdmin]:
-        """Open what tenants hold."""
+        """Open the usage of tenants."""
 
     def policies(self) -> AbstractAsyncContextManager[PolicyAdmin]:
         """Open the policies of tenants."""
@@ -92,7 +97,7 @@ class Deployment(Protocol):
         """Open the devices."""
 
     def exports(self) -> AbstractAsyncContextManager[ExportStore]:
-        """Open what can be written out of the system."""
+        """Open the records and events to export."""
 
     def epoch(self) -> AbstractContextManager[EpochAdmin]:
         """Open the epoch."""
@@ -104,10 +109,10 @@ class Deployment(Protocol):
         """Open the items that were rejected."""
 
     def upload_jobs(self) -> AbstractAsyncContextManager[CleanupAdmin]:
-        """Open what is done for uploads on schedule."""
+        """Open the scheduled jobs of uploads."""
 
     def examine(self) -> list[CheckResult]:
-        """Look at all that a server needs; what is wrong is a finding, not an error."""
+        """Check everything that a server needs. A fault is a finding, not an error."""
 
     def serve(self) -> None:
         """Serve until told to stop."""
@@ -194,7 +199,7 @@ def run_async(call: Coroutine[Any, Any, Result]) -> Result:
 
 
 def _name_database(deployment: Deployment, *, changes: bool) -> None:
-    """Tell which database was changed, or refused a change, beside what is there for programs."""
+    """Name the changed database on stderr, so that stdout stays for programs."""
     if changes and (database := deployment.database()):
         say(f"database: {database}", err=True)
 
@@ -203,7 +208,7 @@ of_tenant = click.option("--tenant", metavar="T", help="Of this tenant alone.")
 
 
 def confirm(question: str) -> None:
-    """Ask before something that has no way back. Raises ClickException where nobody can answer."""
+    """Ask before a change that cannot be undone. Raises ClickException if no terminal can answer."""
     try:
         click.confirm(question, abort=True, err=True)
     except click.Abort:

@@ -1,4 +1,4 @@
-"""``run.py device``: who syncs, how well, and who may no more."""
+"""``run.py device``: lists, shows, revokes and restores devices."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> N
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment()
 async def show(deployment: Deployment, *, tenant: str, device_id: str, json_: bool) -> None:
-    """Show all that is known of a device."""
+    """Show everything that is known about a device."""
     async with deployment.devices() as devices:
         found = await devices.device(tenant, device_id)
     if json_:
@@ -86,9 +86,9 @@ async def show(deployment: Deployment, *, tenant: str, device_id: str, json_: bo
 @click.option("--yes", is_flag=True, help="Do not ask about a device that was never seen.")
 @with_deployment(changes=True)
 async def revoke(deployment: Deployment, *, tenant: str, device_id: str, yes: bool) -> None:
-    """Let a device in no more: its connections close within a second, all its tokens are refused.
+    """Revoke a device: its connections close within a second, and all its tokens are refused.
 
-    An id that was never seen may be a slip: that asks first. `device restore` undoes a revocation.
+    For an id that was never seen it asks first. `device restore` undoes a revocation.
     """
     async with deployment.devices() as devices:
         if not yes and not await devices.known(tenant, device_id):
@@ -105,7 +105,7 @@ async def revoke(deployment: Deployment, *, tenant: str, device_id: str, yes: bo
 async def restore(deployment: Deployment, *, tenant: str, device_id: str) -> None:
     """Undo a revocation, for tokens that are signed from now on.
 
-    Tokens of before stay refused, and those without an iat. Sign the device a new one.
+    Older tokens stay refused, and so do tokens without an iat. Sign a new token for the device.
     """
     async with deployment.devices() as devices:
         restored = await devices.restore(tenant, device_id)

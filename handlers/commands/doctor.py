@@ -1,4 +1,4 @@
-"""``run.py doctor``: whether all that a server needs is as it should be."""
+"""``run.py doctor``: checks everything that a server needs."""
 
 from __future__ import annotations
 

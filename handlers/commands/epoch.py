@@ -1,4 +1,4 @@
-"""``run.py epoch``: the step of every restore that makes devices pull afresh."""
+"""``run.py epoch``: after a restore, makes devices pull from the beginning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from handlers.operate.printing import say
 
 @click.group("epoch", short_help="After a restore: make devices pull afresh.")
 def epoch() -> None:
-    """Tell devices' cursors apart from those of before a restore."""
+    """Make cursors from before a restore expire."""
 
 
 @epoch.command(
@@ -22,8 +22,8 @@ def epoch() -> None:
 def renew(deployment: Deployment) -> None:
     """Begin a new epoch and print it.
 
-    After the database was restored from a backup, run it once before devices are let in: their cursors
-    are of changes that the restored database may not have.
+    Run it once after the database was restored from a backup, before devices connect: their cursors may
+    belong to changes that the restored database does not have.
     """
     with deployment.epoch() as opened:
         say(opened.renew())

@@ -1,4 +1,4 @@
-"""``run.py export``: records and events out of the system."""
+"""``run.py export``: writes records and events to a file or to stdout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from handlers.commands.deployment import Deployment, DeploymentError, with_deplo
 
 
 class _Time(click.ParamType[int]):
-    """A day or an instant, UTC where no zone is named, as microseconds since 1970."""
+    """A day or a time, UTC without a zone, as microseconds since 1970."""
 
     name = "time"
 
@@ -59,9 +59,10 @@ async def export(
 ) -> None:
     """Write all records or events of a domain, in the order of their ids, events day by day.
 
-    Of records it is the last version, by the time of which --from and --to go; deleted ones come without data
-    and with `deleted`. Events go by the time that their device sent. In CSV each field of the data is a
-    column. Servers may run: each page is read by itself, and what changes after its page comes as it was.
+    Records are written in their last version; --from and --to apply to its time. Deleted records have no data
+    and are marked `deleted`. For events --from and --to apply to the time that the device sent. In CSV each
+    field of the data is a column. Servers may run: each page is a transaction of its own, and a change after
+    its page is not in the export.
     """
     if from_us is not None and to_us is not None and from_us >= to_us:
         raise click.UsageError("--from has to be before --to: nothing is between them.")
@@ -96,7 +97,7 @@ async def _jsonl(pages: AsyncIterator[list[bytes]], file: IO[bytes]) -> AsyncIte
 
 
 async def _csv(pages: AsyncIterator[list[bytes]], file: IO[bytes]) -> AsyncIterator[int]:
-    """Write CSV, of which the columns are known once all was read: it waits in a file without a name."""
+    """Write CSV. Its columns are known only at the end, so rows wait in a temporary file."""
     form, count = CsvForm(), 0
     with tempfile.TemporaryFile() as waiting:
         async for page in pages:
@@ -113,7 +114,7 @@ async def _csv(pages: AsyncIterator[list[bytes]], file: IO[bytes]) -> AsyncItera
 
 @contextmanager
 def _opened(output: Path | None) -> Iterator[IO[bytes]]:
-    """Give stdout, or a file that has its name once it is whole; it is for its owner alone to read."""
+    """Open stdout, or a private file that gets its name once it is complete."""
     if output is None:
         yield sys.stdout.buffer
         return
@@ -140,6 +141,6 @@ def _opened(output: Path | None) -> Iterator[IO[bytes]]:
 
 
 def _tell(count: int | None) -> None:
-    """Say on a terminal how far it is; None ends that."""
+    """Show the progress on a terminal; None ends the line."""
     if sys.stderr.isatty():
         click.echo("\r" if count is None else f"\r{count:,} rows", nl=count is None, err=True)

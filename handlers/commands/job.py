@@ -1,4 +1,4 @@
-"""``run.py job``: what servers do on schedule, once and now."""
+"""``run.py job``: runs scheduled jobs of servers once, now."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from handlers.operate.printing import say
 
 @click.group("job", short_help="Do now what servers do on schedule.")
 def job() -> None:
-    """Do now, and once, what servers do on schedule, one of them for all."""
+    """Run a job once, now, that one of the servers runs on schedule."""
 
 
 @job.command("cleanup", epilog="Example: run.py job cleanup --json")
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment(changes=True)
 async def cleanup(deployment: Deployment, *, json_: bool) -> None:
-    """Clean up after uploads, drop what [retention] keeps no longer, and print how many were given up.
+    """Clean up after uploads and past [retention], and print how many uploads were given up.
 
-    Uploads that expired end, files of records that are gone for longer than uploads.grace_h are freed, the
-    last data of records that are deleted for longer than records.tombstone_data_h are dropped, and what no
-    upload or record wants any more is removed.
+    It ends expired uploads, frees files of records that were deleted more than uploads.grace_h ago, drops the
+    last data of records that were deleted more than records.tombstone_data_h ago, and removes files that
+    belong to no upload and no record.
     """
     async with deployment.upload_jobs() as jobs:
         done = await jobs.clean_up()

@@ -1,4 +1,4 @@
-"""``run.py migrate``: the schema, in order, each step with a way back."""
+"""``run.py migrate``: applies the migrations of the schema in order; each can be undone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``run.py nginx``: the site that puts nginx in front of the workers."""
+"""``run.py nginx``: prints a site configuration of nginx for the workers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from handlers.operate.printing import say
 
 _TEMPLATE: Final = Path(__file__).parents[2] / "deploy" / "nginx" / "site.conf"
 _BLANK: Final = re.compile(r"@\{(\w+)\}")
-#: What nginx takes as one plain word; a name may begin with a wildcard.
+#: A name that nginx reads as one plain word; it may begin with a wildcard.
 _NAME: Final = re.compile(r"(\*\.)?[A-Za-z0-9_.-]+\Z")
 _HOST: Final = re.compile(r"[A-Za-z0-9_.:-]+\Z")
 _PATH: Final = re.compile(r"[A-Za-z0-9_./@+=~-]+\Z")
@@ -23,13 +23,13 @@ _ORIGIN: Final = re.compile(r"[A-Za-z0-9_.:/+\[\]-]+\Z")
 _EVERYWHERE: Final = ("0.0.0.0", "::", "*")  # noqa: S104  # to be told apart, not to listen on
 _LAST_PORT: Final = 65_535
 _HTTPS_PORT: Final = 443
-#: Handshakes, and other requests, that one worker takes in a second.
+#: Handshakes and other requests that one worker handles in a second.
 _HANDSHAKES_PER_S: Final = 500
 _REQUESTS_PER_S: Final = 2000
-#: How long of them may wait in nginx.
+#: Requests for so many seconds may wait in nginx.
 _BURST_S: Final = 5
-#: Newcomers go to the worker with the fewest connections, also after one was started again. A host that
-#: vanished has the fewest, so that everybody would try its workers first, half a second each.
+#: A new connection goes to the worker with the fewest, also after a restart of one. A host that vanished has
+#: the fewest connections of all, so every client would try its workers first, half a second each.
 _ONE_HOST: Final = "    least_conn;"
 _SEVERAL_HOSTS: Final = "    # In turns, for a host that vanished has the fewest connections of all."
 
@@ -169,7 +169,7 @@ server {{
 
 
 def _listening(addresses: tuple[str, ...], port: int, kind: str = "") -> str:
-    """Write ``listen`` for each address, for all of both families where none is named."""
+    """Return the ``listen`` lines: one for each address, or for all of IPv4 and IPv6."""
     named = [f"{_in_brackets(address)}:" for address in addresses] or ["", "[::]:"]
     return "\n".join(f"    listen {address}{port}{kind};" for address in named)
 
@@ -179,7 +179,7 @@ def _in_brackets(host: str) -> str:
 
 
 def _origins(chosen: Settings) -> list[str]:
-    """List the origins whose pages may read what nginx refuses. Raises DeploymentError."""
+    """Return the origins whose pages may read refusals of nginx. Raises DeploymentError."""
     for origin in chosen.server.origins:
         if not _ORIGIN.match(origin):
             raise DeploymentError(
@@ -189,7 +189,7 @@ def _origins(chosen: Settings) -> list[str]:
 
 
 def _backends(chosen: Settings, hosts: tuple[str, ...]) -> dict[str, str]:
-    """Describe the workers. Raises DeploymentError where nginx could not know their ports."""
+    """Return the ``upstream`` lines. Raises DeploymentError if the ports of the workers are not known."""
     server = chosen.server
     if server.port == 0:
         raise DeploymentError("with server.port = 0 the system chooses the port: set one, or give --port")

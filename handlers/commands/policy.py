@@ -1,4 +1,4 @@
-"""``run.py policy``: how conflicts are settled, for each tenant and domain."""
+"""``run.py policy``: lists, sets and unsets conflict policies of tenants and domains."""
 
 from __future__ import annotations
 

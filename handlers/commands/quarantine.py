@@ -1,4 +1,4 @@
-"""``run.py quarantine``: what was rejected, and how it is recovered."""
+"""``run.py quarantine``: rejected items, and how they are recovered."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from handlers.commands.conflicts import show_client, show_differences, show_serv
 from handlers.commands.deployment import Deployment, as_json, confirm, of_tenant, table, with_deployment
 from handlers.operate.printing import json_text, plain, say
 
-#: How sentences begin on a part of an item that ``--data`` does not replace.
+#: The beginnings of error sentences about parts of an item that ``--data`` does not replace.
 _NOT_OF_DATA: Final = re.compile(r"(op|id|base|at|changed|domain)\b|an? (op|id|domain)\b|.*required field")
 
 
@@ -56,7 +56,7 @@ async def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> N
 
 
 class _Shown(msgspec.Struct):
-    """``item`` is as the device sent it, a text where that is no JSON."""
+    """A rejected item. ``item`` is as the device sent it; a text if it is no JSON."""
 
     tenant: str
     quarantine_id: str
@@ -131,11 +131,12 @@ def _shown(case: QuarantineCase) -> _Shown:
 async def retry(
     deployment: Deployment, *, quarantine_id: str, tenant: str | None, data: BinaryIO | None, hold: bool
 ) -> None:
-    """Send a rejected item again as its device did: under its id, at its time, by the same rules.
+    """Send a rejected item again as its device did: under its id, with its time, by the same rules.
 
-    Edits of the device that were rejected because this item was go along, in their order. What is stored
-    leaves the quarantine, once, however often it is tried. What is rejected again stays, and so does what
-    the policy would drop in favour of the server's record: then both sides are shown, and nothing is written.
+    Edits of the device that were rejected because of this item are sent with it, in their order. A stored
+    item leaves the quarantine, and is stored once, however often this is tried. An item that is rejected
+    again stays. So does an item that loses to the server's record by the policy: then both sides are shown,
+    and nothing is written.
     """
     given = None if data is None else data.read()
     async with deployment.quarantine() as admin:
@@ -170,9 +171,9 @@ def _show_retry(shown: RetryView, item: Retried) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @with_deployment(changes=True)
 async def drop(deployment: Deployment, *, quarantine_id: str, tenant: str | None, yes: bool) -> None:
-    """Give a rejected item up: what was entered is deleted, and there is no way back.
+    """Delete a rejected item; this cannot be undone.
 
-    Edits behind it, which were rejected because it was, stay.
+    Edits that were rejected because of it stay.
     """
     async with deployment.quarantine() as admin:
         case = await admin.find(quarantine_id, tenant)
@@ -187,7 +188,7 @@ async def drop(deployment: Deployment, *, quarantine_id: str, tenant: str | None
 
 
 def _why(result: Retried, quarantine_id: str) -> str:
-    """Say why an item stays."""
+    """Return why an item stays."""
     if result.error is not None:
         error = result.error
         return f"rejected again: {error.message} ({error.code}); it stays: {_remedy(error, quarantine_id)}"
@@ -212,7 +213,7 @@ def _remedy(error: ItemError, quarantine_id: str) -> str:
 
 
 def _said(result: Retried) -> str:
-    """Say what became of an item that left."""
+    """Return the outcome of an item that left the quarantine."""
     named = f"{result.domain} {result.id}"
     match result.status:
         case "conflict":

@@ -1,4 +1,4 @@
-"""``run.py serve``, and what it tells a person who starts it without any settings."""
+"""``run.py serve``, and its hint for a person who starts it without settings."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ def _worker_count(_: click.Context, __: click.Parameter, value: str | None) -> i
     serving=True, host=("server", "host"), port=("server", "port"), workers=("server", "workers")
 )
 def serve(deployment: Deployment) -> None:
-    """Serve devices until SIGTERM, which answers what was accepted first, and exits with 0.
+    """Serve devices until SIGTERM, which answers all accepted messages first, and exits with 0.
 
-    SIGHUP reads the settings again and puts new workers in the place of the old ones, which drain.
+    SIGHUP reads the settings again and starts new workers in the place of the old ones, which drain.
     """
     deployment.serve()
 
 
 def announce_demo(url: str, sign: Callable[[], str], command: str) -> None:
-    """Tell, on stderr, where the server is and one line to try.
+    """Print on stderr where the server is, and one command to try.
 
-    The token is for a terminal alone. Elsewhere stderr may be a log that many read, for as long as the token
-    lives, and is told the command that prints one.
+    The token is printed only on a terminal. Elsewhere stderr may be a log that many people read while the
+    token is valid; there the command that signs one is printed instead.
     """
     if not sys.stderr.isatty():
         click.echo(

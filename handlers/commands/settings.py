@@ -1,4 +1,4 @@
-"""``run.py settings``: what is set, and where."""
+"""``run.py settings``: shows the settings in force and their sources."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WITHOUT_FILE = ("default", ENVIRONMENT, COMMAND_LINE)
 def settings(deployment: Deployment, *, json_: bool) -> None:
     """Show every setting in force with its source, and its value as JSON. Secrets are hidden.
 
-    With --json the source of what is set in a file is the file's path.
+    With --json the source of a setting from a file is the path of the file.
     """
     found = deployment.in_force()
     if json_:

@@ -1,4 +1,4 @@
-"""``run.py tenant``: who is served."""
+"""``run.py tenant``: adds, lists and removes tenants, and shows their usage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 from handlers.commands.deployment import Deployment, as_json, confirm, table, with_deployment
 from handlers.operate.printing import say
 
-#: It stands in tokens, URLs and command lines.
+#: A tenant's name is used in tokens, URLs and command lines.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 
 
@@ -32,7 +32,7 @@ def tenant() -> None:
 @click.option("--yes", is_flag=True, help="Do not ask where the name was used before.")
 @with_deployment(changes=True)
 async def add(deployment: Deployment, *, name: str, yes: bool) -> None:
-    """Add a tenant. A name that an earlier tenant had is asked about, since its tokens are still about."""
+    """Add a tenant. For the name of an earlier tenant it asks first, since tokens of that may exist."""
     async with deployment.tenants() as tenants:
         number = await tenants.number(name)
         removed_at = None if number is not None else await tenants.removed_at(name)
@@ -69,9 +69,9 @@ async def list_(deployment: Deployment, *, json_: bool) -> None:
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment()
 async def usage(deployment: Deployment, *, name: str | None, json_: bool) -> None:
-    """Show what a tenant holds, or all of them, beside what it may.
+    """Show the usage of a tenant, or of all of them, beside the limits.
 
-    That is in the settings, as tenant_limits and uploads.tenant_bytes.
+    The limits are the settings tenant_limits and uploads.tenant_bytes.
     """
     async with deployment.usage() as reads:
         found = await reads.usage(name)
@@ -96,7 +96,7 @@ async def usage(deployment: Deployment, *, name: str | None, json_: bool) -> Non
 
 
 class TenantUse(msgspec.Struct, frozen=True):
-    """What a tenant holds of one kind, and what it may hold."""
+    """The usage of one kind by one tenant, and the limit."""
 
     tenant: str
     kind: str
@@ -114,7 +114,7 @@ def _part(one: TenantUse) -> float:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @with_deployment(changes=True)
 async def remove(deployment: Deployment, *, name: str, erase: bool, yes: bool) -> None:
-    """Remove a tenant. While it has data that takes --erase, and there is no way back."""
+    """Remove a tenant. If it has data, --erase is required; this cannot be undone."""
     async with deployment.tenants() as tenants:
         if erase and not yes:
             question = f"Erase everything that {name} ever stored in {deployment.database()}?"

@@ -1,4 +1,4 @@
-"""``run.py token``: a signed token, alone on stdout."""
+"""``run.py token``: signs a token, printed alone on stdout, and revokes tokens."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from handlers.operate.printing import say
 _LONGEST_S: Final = 315_360_000
 
 
-#: What the head of a token is in base64url, and so is its body: an object of JSON. No random jti is one.
+#: Both the head and the body of a token are a JSON object in base64url and begin so. No random jti does.
 _OBJECT: Final = re.compile(rb'\{\s*"\w')
 
 
 class _Named(NamedTuple):
-    """A token to revoke. ``tenant`` is that of the whole token which was given; ``read`` where one was."""
+    """A token to revoke. ``read`` is True if a whole token was given; ``tenant`` is its tenant then."""
 
     token_id: str
     tenant: str | None = None
@@ -32,7 +32,7 @@ class _Named(NamedTuple):
 
 
 def _named(_: click.Context, __: click.Parameter, given: str) -> _Named:
-    """Take a jti, or read it out of a whole token, of which nothing else is told or kept."""
+    """Accept a jti, or a whole token, of which only the jti and the tenant are used."""
     bare = given.strip()
     if bare[:7].lower() == "bearer ":
         bare = bare[7:].strip()
@@ -52,7 +52,7 @@ def _decoded(part: str) -> bytes:
 
 def _read(whole: str) -> _Named:
     try:
-        # Nobody is let in by this: whose signature it is does not matter.
+        # The signature is not checked: this only reads the jti, and gives no access.
         claims = jwt.decode(whole, options={"verify_signature": False})
     except jwt.InvalidTokenError:
         raise click.BadParameter(
@@ -97,9 +97,9 @@ async def token(
 ) -> None:
     """Sign a token for a device (--tenant and --device) or a person (--operator or --viewer).
 
-    The token says when it was signed, and the number of its tenant, so that it is of no other of that name.
-    A tenant that the database does not know is refused. Where the database cannot be asked, the token is
-    signed without the number, and a line on stderr says so.
+    The token has the time of signing and the number of its tenant, so that it is not valid for a later tenant
+    of the same name. A tenant that the database does not know is refused. If the database cannot be asked,
+    the token is signed without the number, and a line on stderr says so.
     """
     context = click.get_current_context()
     if context.invoked_subcommand is not None:
@@ -129,7 +129,7 @@ async def token(
 
 
 async def _number(deployment: Deployment, name: str) -> int | None:
-    """Return a tenant's number, None where the database cannot be asked.
+    """Return a tenant's number; None if the database cannot be asked.
 
     Raises DeploymentError if there is no such tenant.
     """
@@ -149,10 +149,10 @@ async def _number(deployment: Deployment, name: str) -> int | None:
 @click.option("--tenant", metavar="T", help="Of this tenant alone.")
 @with_deployment(changes=True)
 async def revoke(deployment: Deployment, *, named: _Named, tenant: str | None) -> None:
-    """Have tokens with this jti believed no more: their connections close within a second.
+    """Revoke the tokens with this jti: their connections close within a second.
 
-    A whole token in place of its jti will do: the jti is read, and nothing else of it is kept. Without
-    --tenant those of every tenant, and of people. There is no way back: sign a new token.
+    A whole token may be given in place of its jti; only its jti is kept. Without --tenant the tokens of every
+    tenant and of people are revoked. This cannot be undone: sign a new token.
     """
     token_id = named.token_id
     if named.tenant is not None and tenant not in (None, named.tenant):

@@ -1,7 +1,7 @@
-"""Logs: one JSON object a line, written by a thread of its own, so that a full pipe stops nobody.
+"""Logs: one JSON object a line, written by a thread of its own, so that a full pipe blocks nothing.
 
-Exceptions are logged by type and place, without their text: it may hold what a device sent. The
-format for people has the text as well.
+Exceptions are logged by type and place, without their text, which may have data of a device. The console
+format has the text as well.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from engine.runtime.settings import Log
 from handlers.operate.printing import plain
 
-#: Lines that may wait for a slow reader of the log; what is past them is counted and left out.
+#: Lines that may wait for a slow reader of the log. Further lines are dropped and counted.
 _WAITING_LINES: Final = 10_000
 _FLUSH_S: Final = 2.0
-#: Of a library's own words: enough to know which, too little to carry a payload.
+#: The length of a library's message: enough to recognise it, too little to carry a payload.
 _MESSAGE_CHARACTERS: Final = 200
-#: What anybody can bring about, as often as they like: requests that are none, and connections broken off.
+#: Messages that any client can cause at any rate: malformed requests and broken connections.
 _OF_CLIENTS: Final = (BadHttpMessage, ConnectionResetError)
 _ROOT: Final = f"{Path(__file__).parents[2]}{os.sep}"
 
 
 class LineWriter:
-    """Writes lines to a file descriptor in the order given; ``put`` never waits."""
+    """Writes lines to a file descriptor in order; ``put`` never waits."""
 
     def __init__(self, descriptor: int, waiting_lines: int = _WAITING_LINES) -> None:
         self._descriptor = descriptor
@@ -48,32 +48,32 @@ class LineWriter:
         self._thread.start()
 
     def put(self, line: bytes) -> None:
-        """Write a line, or count it as dropped when too many wait already."""
+        """Write a line, or count it as dropped if too many wait."""
         try:
             self._lines.put_nowait(line + b"\n")
         except queue.Full:
             self._dropped += 1
 
     def take_dropped(self) -> int:
-        """Return how many lines were left out since this was last asked."""
+        """Return how many lines were dropped since the last call."""
         dropped, self._dropped = self._dropped, 0
         return dropped
 
     def close(self) -> None:
-        """Write what waits, if the reader takes it within two seconds, and stop."""
+        """Write waiting lines, if the reader takes them within two seconds, and stop."""
         with contextlib.suppress(queue.Full):
             self._lines.put(None, timeout=_FLUSH_S)
             self._thread.join(_FLUSH_S)
 
     def _run(self) -> None:
         while (line := self._lines.get()) is not None:
-            with contextlib.suppress(OSError):  # nobody reads any more: there is nobody to tell
+            with contextlib.suppress(OSError):  # the reader is gone
                 while line:
                     line = line[os.write(self._descriptor, line) :]
 
 
 def configure(log: Log, *, worker: int | None = None, descriptor: int = 1) -> LineWriter:
-    """Send all logs of this process, those of libraries from warnings on as well, to a descriptor."""
+    """Send all logs of this process to a descriptor, and those of libraries from warnings on."""
     writer = LineWriter(descriptor)
     atexit.register(writer.close)
     processors: list[Processor] = [
@@ -104,7 +104,7 @@ def configure(log: Log, *, worker: int | None = None, descriptor: int = 1) -> Li
 
 
 class _Sink:
-    """What structlog hands a rendered line to, under the level's name."""
+    """Receives rendered lines from structlog, with a method for each level."""
 
     def __init__(self, writer: LineWriter) -> None:
         self._put = writer.put
@@ -124,7 +124,7 @@ class _Worker:
 
 
 class _DroppedLines:
-    """The next line that gets through says how many did not."""
+    """Adds the number of dropped lines to the next line that is written."""
 
     def __init__(self, writer: LineWriter) -> None:
         self._writer = writer
@@ -179,7 +179,7 @@ def _as_json(_: WrappedLogger, __: str, event: EventDict) -> bytes:
 
 
 class _Libraries(logging.Handler):
-    """Passes on what libraries log, as the event ``library_message``."""
+    """Passes on log lines of libraries, as the event ``library_message``."""
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage().partition("\n")[0][:_MESSAGE_CHARACTERS]

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from bench.load.child_process import Lines, main, say
-from bench.load.workload import DOMAIN, Chosen, Worker, data_of, record_id
+from bench.load.workload import DOMAIN, Worker, data_of, record_id
 from engine.commit.committer import Committer
 from engine.commit.queue import CommitLimits
 from engine.model.domains import Domains
@@ -81,14 +81,14 @@ class _Devices:
 
     def _push(self, index: int) -> None:
         device, tenant_id = self._devices[index]
-        sent = self._workers[index].next()
-        data = data_of(sent.record, next(self._numbers))
+        record, base = self._workers[index].next()
+        data = data_of(record, next(self._numbers))
         now_us = _Clock.now_us()
         change = Change(
             domain=DOMAIN,
-            id=record_id(device, sent.record),
+            id=record_id(device, record),
             op="put",
-            base=sent.base,
+            base=base,
             at_us=now_us,
             sent_at_us=now_us,
             fields=msgspec.json.decode(data),
@@ -108,13 +108,13 @@ class _Devices:
             encoding="json",
             now_us=now_us,
         )
-        self._committer.submit(push, lambda outcome: self._answered(index, sent, outcome))
+        self._committer.submit(push, lambda outcome: self._answered(index, record, base, outcome))
 
-    def _answered(self, index: int, sent: Chosen, outcome: Outcome) -> None:
+    def _answered(self, index: int, record: int, base: int, outcome: Outcome) -> None:
         if not isinstance(outcome, PushAnswer) or b'"status":"applied"' not in outcome.results:
             sys.exit(f"limit (b) was refused: {outcome}")
         self.done += 1
-        self._workers[index].acknowledged(sent.record, sent.base + 1)
+        self._workers[index].acknowledged(record, base + 1)
         if not self._stopping:
             self._push(index)
 

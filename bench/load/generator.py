@@ -60,6 +60,7 @@ class Generator:
         self._again = False
         self._ended: Counter[str] = Counter()
         self._codes = {name: place for place, name in enumerate(CODES)}
+        self._frame, self._verdict = self._work.frame, self._work.verdict
         self._device = array("l")
         self._due_us = array("q")
         self._sent_us = array("q")
@@ -209,7 +210,7 @@ class Generator:
             self._work.skip()
             return
         self._sent_us.append(self._now_us())
-        socket.write(self._work.frame(index, number))
+        socket.write(self._frame(index, number))
         self._waiting += 1
 
     def _received(self, index: int, text: bytes) -> None:
@@ -219,7 +220,9 @@ class Generator:
         except (msgspec.DecodeError, UnicodeDecodeError):
             self._ended["not_understood"] += 1
             return
-        if answer.type in ("welcome", "changes"):
+        if answer.type == "synced" and answer.id is not None and answer.id.isdecimal():
+            self._answered(index, int(answer.id), answer, now_us)
+        elif answer.type in ("welcome", "changes"):
             self._sessions[index] |= answer.session is not None
             self._end_greeting(index)
         elif answer.type == "goodbye":
@@ -240,7 +243,7 @@ class Generator:
             return
         code = answer.code
         if answer.type == "synced":
-            code = "item_replayed" if answer.replayed else self._work.verdict(index, number, answer.results)
+            code = "item_replayed" if answer.replayed else self._verdict(index, number, answer.results)
             if code == "synced":
                 self._seqs[number] = [result.seq or 0 for result in answer.results]
         self._waiting -= 1

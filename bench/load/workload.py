@@ -10,7 +10,7 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol, cast
 
 import msgspec
 
@@ -26,7 +26,7 @@ _DATA: Final = (
     b'"assignee":"guard-0137","due":"2026-03-01T16:00:00Z","lat":48.13743,"lon":11.57549,"note":"round %d"}'
 )
 _SYNC: Final = (
-    b'{"type":"sync","id":"%d","key":"%b","items":[{"domain":"task","id":"%b-%d","op":"put",'
+    b'{"type":"sync","id":"%d","key":"%b%08d","items":[{"domain":"task","id":"%b-%d","op":"put",'
     b'"base":%b,"at":"%b.%03dZ","data":' + _DATA + b"}]}"
 )
 
@@ -86,13 +86,6 @@ class Work(Protocol):
 # -- one task in a sync ------------------------------------------------------------------------
 
 
-class Chosen(NamedTuple):
-    """A task to write; ``base`` is the version that the device knows, 0 for a new one."""
-
-    record: int
-    base: int
-
-
 class Worker:
     """The tasks that one device made, with their versions. ``unit`` draws from [0, 1)."""
 
@@ -104,17 +97,21 @@ class Worker:
         self._made = 0
         self._sent = 0
 
-    def next(self) -> Chosen:
-        """Choose the next task. One under way is left alone, so that no device conflicts with itself."""
+    def next(self) -> tuple[int, int]:
+        """Choose the next task. One under way is left alone, so that no device conflicts with itself.
+
+        Returns:
+            The number of the task, and the version that the device knows of it: 0 for a new one.
+        """
         number = self._sent
         self._sent += 1
         free = self._free
         if number % 2 and free:
             place = int(self._unit() * len(free))
             free[place], free[-1] = free[-1], free[place]
-            return Chosen(*free.pop())
+            return free.pop()
         self._made += 1
-        return Chosen(self._made - 1, 0)
+        return self._made - 1, 0
 
     def acknowledged(self, record: int, version: int) -> None:
         """Know a task at its new version."""
@@ -127,7 +124,8 @@ class Tasks:
     decode = staticmethod(msgspec.json.Decoder(_TaskAnswer).decode)
 
     def __init__(self, prefix: str, devices: Sequence[str], unit: Callable[[], float]) -> None:
-        self._prefix = prefix
+        self._prefix = prefix.encode()
+        self._devices = devices
         self._names = [name.encode() for name in devices]
         self._workers = [Worker(unit) for _ in devices]
         self.record = array("l")
@@ -147,25 +145,27 @@ class Tasks:
 
     def verdict(self, device: int, number: int, results: Sequence[Result]) -> str:
         """Compare the result with what was asked for, and know the task at its new version."""
-        (result,) = results if len(results) == 1 else (TaskResult("missing"),)
+        result = cast(TaskResult, results[0] if len(results) == 1 else TaskResult("missing"))
         if result.status != "applied":
             return f"item_{result.status}"
-        assert isinstance(result, TaskResult)
         record, version = self.record[number], self.base[number] + 1
-        expected = (DOMAIN, f"{self._names[device].decode()}-{record}", version)
-        if (result.domain, result.id, result.version) != expected or result.seq is None:
+        if (
+            result.id != f"{self._devices[device]}-{record}"
+            or result.version != version
+            or result.domain != DOMAIN
+            or result.seq is None
+        ):
             return "wrong_result"
         self._workers[device].acknowledged(record, version)
         return "synced"
 
 
-def message(device: bytes, prefix: str, number: int, record: int, base: int) -> bytes:
+def message(device: bytes, prefix: bytes, number: int, record: int, base: int) -> bytes:
     """Write the sync of one task as it goes out now."""
     known = b"%d" % base if base else b"null"
     now_ms = time.time_ns() // 1_000_000
     at, millis = _second(now_ms // 1000), now_ms % 1000
-    key = key_of(prefix, number).encode()
-    return _SYNC % (number, key, device, record, known, at, millis, record, number)
+    return _SYNC % (number, prefix, number, device, record, known, at, millis, record, number)
 
 
 @lru_cache(maxsize=2)

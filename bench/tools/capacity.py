@@ -172,7 +172,7 @@ def _number(value: float) -> str:
 
 def wire() -> Costs:
     """Fill in how long messages are: a sync with its answer, and a change as a follower gets it."""
-    sync = len(message(b"f9a3c1d2-17", "f9a3c1d2", 1200, 600, 3)) + 150  # its answer
+    sync = len(message(b"f9a3c1d2-17", b"f9a3c1d2", 1200, 600, 3)) + 150  # its answer
     return Costs(sync_bytes=sync, delivery_bytes=len(data_of(600, 1200)) + 220)
 
 

@@ -188,7 +188,7 @@ def _message(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bench(codec: Codec) -> list[bytes]:
-    frames = [message(b"device-0001", "0a1b2c3d", number, number, 0) for number in range(_MESSAGES)]
+    frames = [message(b"device-0001", b"0a1b2c3d", number, number, 0) for number in range(_MESSAGES)]
     if codec is JSON:
         return frames
     return [msgspec.msgpack.encode(msgspec.json.decode(frame)) for frame in frames]

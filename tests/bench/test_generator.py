@@ -71,7 +71,7 @@ def test_worker_record_under_way_is_left_alone() -> None:
     worker = Worker(lambda: 0.99)
     worker.next()
     worker.acknowledged(0, 1)
-    assert [tuple(worker.next()) for _ in range(3)] == [(0, 1), (1, 0), (2, 0)]
+    assert [worker.next() for _ in range(3)] == [(0, 1), (1, 0), (2, 0)]
 
 
 def test_data_has_about_200_bytes_and_is_never_the_same_again() -> None:

@@ -25,7 +25,7 @@ from compose.uploads import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, UploadCompone
 from engine.cache.devices import DeviceCache, DeviceLimits
 from engine.cache.revocations import Revocations
 from engine.cache.tenants import TenantCache
-from engine.cluster.listener import Neighbours
+from engine.cluster.listener import ClusterListener
 from engine.commit.committer import Committer
 from engine.commit.queue import CommitLimits
 from engine.feed.feed import Feed
@@ -200,7 +200,7 @@ class Server:
             workers,
         )
         self._server_process = ServerProcess(self._reads, port)
-        self._neighbours = Neighbours(bus, feed, tenants, self._connections, files.locks)
+        self._cluster_listener = ClusterListener(bus, feed, tenants, self._connections, files.locks)
 
     async def run(self, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled from outside or told to stop by SIGTERM or SIGINT, then drain.
@@ -221,7 +221,7 @@ class Server:
             goodbye,
             *self._files.services(),
             *others,
-            Service("neighbours", self._neighbours.run, self._bus.drain),
+            Service("cluster_listener", self._cluster_listener.run, self._bus.drain),
             Service("maintenance", self._maintain),
             Service("server_process", self._server_process.run, self._server_process.leave),
             Service("room", self._capacity_watch.run),

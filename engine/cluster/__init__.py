@@ -1,1 +1,1 @@
-"""What processes on one database tell each other and who does what for all; nothing rests on being told."""
+"""The processes on one database: the bus between them, and leases of jobs. No promise depends on the bus."""

@@ -1,4 +1,4 @@
-"""What the engine needs of a bus between processes. The docstrings state the duty."""
+"""The bus between processes, as the engine uses it. The docstrings state the duties of an implementation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from engine.runtime.metrics import Metric, counter, gauge
 
 
 class BusState(msgspec.Struct):
-    """How the bus is; the counts are since the process started, in messages.
+    """The state of the bus. Counts are of messages since the process started.
 
-    ``connecting`` until the first attempt has come to anything, ``up`` while one's own messages come back,
-    ``round_trip_s`` after how long the last one did; ``garbled`` is what came and was no message, ``doubted``
-    what was of no process on this database, or of another time, ``losses`` how often the bus went away.
+    - ``connecting``: the first attempt to join the bus has neither succeeded nor failed.
+    - ``up``: the process's own messages come back to it.
+    - ``round_trip_s``: how long the last message took to come back.
+    - ``malformed``: received bytes that are not a message.
+    - ``rejected``: messages from no process of this database, or with a wrong time.
+    - ``losses``: how often the bus went away.
     """
 
     connecting: bool = True
@@ -24,8 +27,8 @@ class BusState(msgspec.Struct):
     round_trip_s: float = 0.0
     published: int = 0
     received: int = 0
-    garbled: int = 0
-    doubted: int = 0
+    malformed: int = 0
+    rejected: int = 0
     losses: int = 0
 
     def metrics(self) -> Iterator[Metric]:
@@ -35,38 +38,38 @@ class BusState(msgspec.Struct):
             gauge("tidemark_bus_up", "Whether Redis carries messages between processes", self.up),
             gauge("tidemark_bus_round_trip_seconds", text, self.round_trip_s),
             counter("tidemark_bus_published", "Messages told to other processes", self.published),
-            counter("tidemark_bus_received", "Messages received, one's own as well", self.received),
-            counter("tidemark_bus_garbled", "Messages received that were none", self.garbled),
-            counter("tidemark_bus_doubted", "Messages not signed rightly, or of another time", self.doubted),
+            counter("tidemark_bus_received", "Messages received, also those of this process", self.received),
+            counter("tidemark_bus_malformed", "Received bytes that are not a message", self.malformed),
+            counter("tidemark_bus_rejected", "Messages with a wrong signature or time", self.rejected),
             counter("tidemark_bus_losses", "How often Redis went away", self.losses),
         )
 
 
 class BusListener(Protocol):
-    """Who is told what other processes did. Called on the event loop, and never waits."""
+    """Gets what other processes tell. Its methods are called on the event loop, and never wait."""
 
     def generation_moved(self) -> None:
         """Tenants, policies or revocations may have changed."""
 
-    def moved(self, tenant_id: int, seq: int) -> None:
-        """A tenant's feed has come as far as ``seq`` at least, if the sender is to be believed."""
+    def feed_advanced(self, tenant_id: int, seq: int) -> None:
+        """A tenant's feed has reached ``seq``, if the sender is right."""
 
-    def opened(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
-        """A device connected to another process, at ``at_us`` by its clock."""
+    def device_connected(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
+        """A device connected to another process, at ``at_us`` by the clock of that process's host."""
 
-    def wanted(self, tenant_id: int, upload_id: str, holder: str) -> None:
-        """Another process waits for an upload that ``holder`` has, which may be a request of this one."""
+    def upload_requested(self, tenant_id: int, upload_id: str, lock_owner: str) -> None:
+        """Another process waits for an upload whose lock ``lock_owner`` has, maybe a request of this one."""
 
-    def missed(self) -> None:
-        """Anything may have happened without being told: when the bus goes, when it comes back."""
+    def resync(self) -> None:
+        """Messages may have been missed: the bus went away or came back. Look everything up."""
 
 
 class Bus(Protocol):
     """How processes on one database tell each other what they did.
 
-    Nothing rests on it: messages may be lost, come twice or come late, and a listener looks up what it is
-    told. What goes over it is never awaited by whoever tells; while the bus is away it is dropped, and
-    the others are told so when it is back.
+    No promise depends on it: messages may be lost, come twice or come late, and a listener looks up what it
+    is told. No method but ``drain`` waits. While the bus is away, messages are dropped; when it is back, the
+    other processes are told that some are missing.
     """
 
     state: BusState
@@ -74,14 +77,17 @@ class Bus(Protocol):
     def committed(self, changes: list[tuple[Record, str]]) -> None:
         """Tell that changes (with the sessions that pushed them) are in the feeds of their tenants."""
 
-    def opened(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
-        """Tell that a device is connected here since ``at_us``."""
+    def device_connected(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
+        """Tell that a device is connected to this process since ``at_us``."""
 
-    def wanted(self, tenant_id: int, upload_id: str, holder: str) -> None:
-        """Ask the request that has an upload to give it back."""
+    def upload_requested(self, tenant_id: int, upload_id: str, lock_owner: str) -> None:
+        """Ask the request that has an upload's lock to release it."""
 
     async def run(self, listener: BusListener) -> None:
-        """Be on the bus until cancelled, coming back to it whenever it was lost. One's own is not heard."""
+        """Stay on the bus until cancelled, and join it again when it was lost.
+
+        The listener does not get the process's own messages.
+        """
 
     async def drain(self) -> None:
-        """Wait until the others were told what there is to tell, unless the bus is away."""
+        """Wait until everything was told, unless the bus is away."""

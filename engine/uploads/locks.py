@@ -243,7 +243,7 @@ class UploadLocks:
         """Ask another process to release a lock; steal it when that takes too long."""
         ref, device_id = upload.ref, upload.device_id
         assert upload.lock_owner is not None
-        self._bus.wanted(ref.tenant_id, ref.upload_id, upload.lock_owner)
+        self._bus.upload_requested(ref.tenant_id, ref.upload_id, upload.lock_owner)
         began_s = self._clock.monotonic_s()
         while not upload.lock_expired:
             within_s = _FINISH_WITHIN_S if upload.complete else _RELEASE_WITHIN_S

@@ -121,7 +121,7 @@ class SyncSocket(msgspec.Struct, frozen=True, kw_only=True):
         try:
             device_socket.say(self.operations.welcome(session))
             self.connections.add(device_socket)
-            self.bus.opened(*device_socket.key, session.session_id, device_socket.opened_at_us)
+            self.bus.device_connected(*device_socket.key, session.session_id, device_socket.opened_at_us)
             device_socket.read()
             await device_socket.over
         finally:

@@ -1,1 +1,1 @@
-"""The bus between processes, over Redis; nothing is kept there that a process rests on."""
+"""The bus between processes, over Redis. Nothing is stored there that a process depends on."""

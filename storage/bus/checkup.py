@@ -1,4 +1,4 @@
-"""Whether Redis is fit for a server, as a person is told before they start one."""
+"""Checks of Redis for ``run.py doctor``, before a server is started."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from engine.operate.ports import CheckResult
 from storage.bus.nodes import Nodes
 
 _ANSWER_S: Final = 3.0
-#: How a finding on a Redis begins that is there and wants another password.
+#: The beginning of a finding about a Redis that answers but refuses the password.
 LOGIN_REFUSED: Final = "Redis refuses the login"
 _LOGIN_REMEDY: Final = "correct the name and the password in redis.url or in the file of redis.url_file"
 
 
 def bus_findings(url: str, *, alone: bool) -> Iterator[CheckResult]:
-    """Look at the Redis between processes; a single one does without."""
+    """Check the Redis that carries the bus. ``alone``: there is one server process, which works without."""
     took_ms: list[float] = []
     wrong: list[str] = []
     login = ""

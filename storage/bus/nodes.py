@@ -1,7 +1,7 @@
-"""Where the bus is: at one Redis, or at a cluster, whose nodes pass on to each other what they are told.
+"""The Redis nodes that carry the bus: a single Redis or a cluster.
 
-In a cluster a plain message goes to every node, so that any will do. Where there are sharded channels
-(Redis 7) one node has the channel, and each of the others tells which.
+In a cluster, a plain message reaches every node, so that any node will do. From Redis 7 on there are sharded
+channels: one node owns the channel, and each other node answers which one that is.
 """
 
 from __future__ import annotations
@@ -25,39 +25,48 @@ _CLUSTER: Final = re.compile(
     r"(?P<scheme>rediss?)\+cluster://(?P<user>[^/?@]*@)?(?P<nodes>[^/?@]+)(?P<rest>(/0?)?(\?.*)?)"
 )
 _NODE: Final = re.compile(r"(\[[^\[\]]+\]|[^\[\]:]+):\d+")
-#: What a Redis says that knows of no sharded channels.
+#: How a Redis older than 7, which has no sharded channels, begins its answer.
 _UNKNOWN: Final = "unknown command"
 
 
-class Way(NamedTuple):
-    """A way onto the bus."""
+class Route(NamedTuple):
+    """A connection to the node that carries the channel. ``sharded``: by a sharded channel."""
 
     client: Redis
     sharded: bool = False
 
     async def subscribe(self, subscription: PubSub, channel: str) -> None:
-        """Ask to be told. Raises RedisError, OSError."""
+        """Subscribe to a channel. Raises RedisError, OSError."""
         await (subscription.ssubscribe if self.sharded else subscription.subscribe)(channel)
 
     async def publish(self, channel: str, body: bytes) -> None:
-        """Tell. Raises RedisError, a MovedError where another node has the channel by now, and OSError."""
+        """Publish a message.
+
+        Raises:
+            RedisError: The node refused it; MovedError if another node owns the channel now.
+            OSError: The connection failed.
+        """
         await (self.client.spublish if self.sharded else self.client.publish)(channel, body)
 
     async def close(self) -> None:
-        """Let go of its connections."""
+        """Close its connections."""
         with suppress(RedisError, OSError):
             await self.client.connection_pool.disconnect()
 
 
 class Nodes:
-    """What a URL names. Raises ValueError."""
+    """The nodes that a URL names.
+
+    Raises:
+        ValueError: The URL is not one of a Redis or of a cluster.
+    """
 
     def __init__(self, url: str) -> None:
         self.cluster = url.partition("://")[0].endswith("+cluster")
         self.urls = self._split(url) if self.cluster else [url]
         for one in self.urls:
             parse_url(one)
-        random.shuffle(self.urls)  # not everybody goes to the same node
+        random.shuffle(self.urls)  # spreads processes over the nodes
 
     def _split(self, url: str) -> list[str]:
         parts = _CLUSTER.fullmatch(url)
@@ -70,66 +79,74 @@ class Nodes:
         return [self._before + node + self._rest for node in nodes]
 
     def owner(self, moved: MovedError) -> str:
-        """Give the URL of the node that another said has the channel."""
+        """Return the URL of the node that owns the channel, as another node answered."""
         host, port = moved.node_addr
         return f"{self._before}{f'[{host}]' if ':' in host else host}:{port}{self._rest}"
 
-    async def way(self, channel: str, greeting: bytes, patience_s: float) -> Way:
-        """Find the way to a channel, at a node that answers in time; ``greeting`` may be published by that.
+    async def route(self, channel: str, ping: bytes, timeout_s: float) -> Route:
+        """Find the node that carries a channel.
 
-        Raises RedisError, OSError, TimeoutError.
+        Args:
+            channel: The channel's name.
+            ping: A message to publish, which makes a cluster tell the owner of the channel.
+            timeout_s: The longest wait for one node.
+
+        Raises:
+            RedisError: No node can be used; the error is the last one's.
+            OSError: As RedisError.
+            TimeoutError: As RedisError.
         """
         if not self.cluster:
-            return _way(self.urls[0], patience_s)
+            return _route(self.urls[0], timeout_s)
         failed: Exception = TimeoutError()
         for url in tuple(self.urls):
             try:
-                async with asyncio.timeout(patience_s):
-                    return await self._enter(url, channel, greeting, patience_s)
+                async with asyncio.timeout(timeout_s):
+                    return await self._enter(url, channel, ping, timeout_s)
             except (RedisError, OSError, TimeoutError) as error:
                 failed = error
                 self.urls.remove(url)
-                self.urls.append(url)  # tried last from now on
+                self.urls.append(url)  # tried last the next time
         raise failed
 
-    async def _enter(self, url: str, channel: str, greeting: bytes, patience_s: float) -> Way:
-        way = _way(url, patience_s)
+    async def _enter(self, url: str, channel: str, ping: bytes, timeout_s: float) -> Route:
+        route = _route(url, timeout_s)
         try:
-            # One that is alone refuses it.
-            await way.client.execute_command("CLUSTER INFO")  # type: ignore[no-untyped-call]
+            # A Redis that is not part of a cluster refuses this command.
+            await route.client.execute_command("CLUSTER INFO")  # type: ignore[no-untyped-call]
             try:
-                await way.client.spublish(channel, greeting)
+                await route.client.spublish(channel, ping)
             except MovedError as moved:
-                await way.close()
-                way = _way(self.owner(moved), patience_s)
-                await way.client.spublish(channel, greeting)
+                await route.close()
+                route = _route(self.owner(moved), timeout_s)
+                await route.client.spublish(channel, ping)
             except ResponseError as error:
                 if not str(error).startswith(_UNKNOWN):
                     raise
-                return way
+                return route
         except BaseException:
-            await way.close()
+            await route.close()
             raise
-        return way._replace(sharded=True)
+        return route._replace(sharded=True)
 
 
-def publish_once(url: str, channel: str, body: bytes, patience_s: float) -> None:
-    """Publish from a program that is not on the bus. Raises RedisError, OSError, ValueError."""
+def publish_once(url: str, channel: str, body: bytes, timeout_s: float) -> None:
+    """Publish a message without joining the bus. Raises RedisError, OSError, ValueError."""
     nodes = Nodes(url)
     if not nodes.cluster:
-        _publish("PUBLISH", url, channel, body, patience_s)
+        _publish("PUBLISH", url, channel, body, timeout_s)
         return
     failed: Exception = TimeoutError()
     for node in nodes.urls:
         try:
             try:
-                _publish("SPUBLISH", node, channel, body, patience_s)
+                _publish("SPUBLISH", node, channel, body, timeout_s)
             except MovedError as moved:
-                _publish("SPUBLISH", nodes.owner(moved), channel, body, patience_s)
+                _publish("SPUBLISH", nodes.owner(moved), channel, body, timeout_s)
             except ResponseError as error:
                 if not str(error).startswith(_UNKNOWN):
                     raise
-                _publish("PUBLISH", node, channel, body, patience_s)
+                _publish("PUBLISH", node, channel, body, timeout_s)
         except (RedisError, OSError) as error:
             failed = error
         else:
@@ -137,16 +154,16 @@ def publish_once(url: str, channel: str, body: bytes, patience_s: float) -> None
     raise failed
 
 
-def _way(url: str, patience_s: float) -> Way:
-    return Way(Redis.from_url(url, socket_timeout=None, retry=Retry(NoBackoff(), 0), **_options(patience_s)))
+def _route(url: str, timeout_s: float) -> Route:
+    return Route(Redis.from_url(url, socket_timeout=None, retry=Retry(NoBackoff(), 0), **_options(timeout_s)))
 
 
-def _publish(command: str, url: str, channel: str, body: bytes, patience_s: float) -> None:
+def _publish(command: str, url: str, channel: str, body: bytes, timeout_s: float) -> None:
     with redis.Redis.from_url(
-        url, socket_timeout=patience_s, retry=BlockingRetry(NoBackoff(), 0), **_options(patience_s)
+        url, socket_timeout=timeout_s, retry=BlockingRetry(NoBackoff(), 0), **_options(timeout_s)
     ) as client:
         client.execute_command(command, channel, body)
 
 
-def _options(patience_s: float) -> dict[str, Any]:
-    return {"socket_connect_timeout": patience_s, "health_check_interval": 0, "protocol": 2}
+def _options(timeout_s: float) -> dict[str, Any]:
+    return {"socket_connect_timeout": timeout_s, "health_check_interval": 0, "protocol": 2}

@@ -1,11 +1,11 @@
 """The bus over Redis pub/sub (``engine.cluster.bus.Bus``).
 
-Two connections: one is subscribed, one publishes. What is to be told gathers while a message is under way
-and then travels as one. Every message comes back to its sender, which proves that both connections and
-the subscription still work: a connection whose other end is silently gone shows no other sign.
+Two connections: one is subscribed, one publishes. While a message is being sent, news is collected; it
+travels in one message afterwards. Every message also comes back to its sender. This echo proves that both
+connections and the subscription work: a connection whose other end vanished shows no other sign.
 
-A process that hears no other tells of commits with its ping alone: a message costs it 0.3 ms, there and back,
-and with one for each batch a tenth of its time. Nothing is kept from who comes: it is told at once.
+A process that hears no other process tells of commits only with its next ping. A message costs 0.3 ms, there
+and back; one for each batch would take a tenth of the process's time. A process that comes is told at once.
 """
 
 from __future__ import annotations
@@ -29,55 +29,61 @@ from engine.cluster.bus import BusListener, BusState
 from engine.model.rows import Record
 from engine.runtime.ports import StoreError
 from storage.bus.bus_messages import (
-    ALL_SIGN,
     IDENTITY,
-    News,
-    Opened,
+    REQUIRE_SIGNATURES,
+    BusMessage,
+    Connected,
+    RequestedUpload,
     UnusableUrlError,
-    Wanted,
     channel_of,
     decode,
     encode,
 )
-from storage.bus.nodes import Nodes, Way
-from storage.bus.signing import BELIEVED_APART_S, signed, unsigned
+from storage.bus.nodes import Nodes, Route
+from storage.bus.signing import MAX_CLOCK_SKEW_S, signed, unsigned
 from storage.postgres.pool import Database
 
-#: How often a message is sent at least, for it to come back.
+#: A message is sent at least this often, so that its echo proves that the bus works.
 PING_S: Final = 1.0
-#: How long a connection, an answer or one's own message is waited for.
-PATIENCE_S: Final = 3.0
-#: A process that heard no other for as long is alone: others are heard each ``PING_S``, or were away.
-COMPANY_S: Final = 5.0
+#: The longest wait for a connection, for an answer and for the echo of a message.
+TIMEOUT_S: Final = 3.0
+#: A process that heard no other process for this long is alone: each sends a message every ``PING_S``.
+OTHERS_HEARD_WITHIN_S: Final = 5.0
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
-#: What may wait to be told or be told again: tenants whose feeds moved, and connections.
-_MOVED_TENANTS: Final = 10_000
-_OPENED: Final = 10_000
+#: Bounds of what waits to be told: tenants whose feeds advanced, and connections of devices.
+_MAX_TENANTS: Final = 10_000
+_MAX_CONNECTIONS: Final = 10_000
 
-#: What a connection's end comes as: of the driver and the system, of uvloop for a transport that closed
-#: meanwhile (RuntimeError), of a host's name or a certificate that is none (ValueError).
+#: Errors that mean that a connection broke: of the driver and the system, of uvloop if the transport is
+#: closed already (RuntimeError), and of a host's name or a certificate that is invalid (ValueError).
 _BROKEN: Final = (RedisError, OSError, RuntimeError, ValueError)
 
-#: Where no message without a signature came for as long, all processes sign.
-QUIET_S: Final = 60.0
-_BELIEVED_APART_US: Final = BELIEVED_APART_S * 1_000_000
+#: All processes sign once no message without a signature came for this long: each sends one every ``PING_S``.
+ALL_SIGNED_FOR_S: Final = 60.0
+_MAX_CLOCK_SKEW_US: Final = MAX_CLOCK_SKEW_S * 1_000_000
 
 _log = structlog.get_logger()
 
 
 class _BrokenError(Exception):
-    """The bus has to be opened again."""
+    """The bus failed and has to be joined again."""
 
 
 class EpochChangedError(ConnectionError):
-    """The channel has another name by now."""
+    """The database has another epoch, so its channel has another name."""
 
 
 class RedisBus:
-    """One process's place on the bus. ``epoch`` gives that of the database by now.
+    """One process's end of the bus.
 
-    Raises UnusableUrlError.
+    Args:
+        url: The URL of a Redis or of a cluster.
+        database: The database that the processes share.
+        epoch: Returns the database's current epoch.
+
+    Raises:
+        UnusableUrlError: The URL has another form.
     """
 
     def __init__(self, url: str, database: Database, epoch: Callable[[], str]) -> None:
@@ -90,95 +96,96 @@ class RedisBus:
             raise UnusableUrlError(str(error)) from None
         self._name = ""
         self._key = b""
-        #: Until when messages that are not signed are believed, and since when none came, monotonic.
+        #: Monotonic times: messages without a signature are accepted until the first, and none came since
+        #: the second.
         self._unsigned_until_s = 0.0
         self._all_signed_since_s = math.inf
         self._sender = uuid.uuid4().hex
         self._number = 0
         self._open = False
-        #: Until when others are taken to listen, monotonic.
-        self._company_until_s = 0.0
-        self._complained = False
+        #: The monotonic time until which other processes are assumed to listen.
+        self._others_until_s = 0.0
+        self._loss_logged = False
         self._lost = False
-        self._moved: dict[int, int] = {}
-        self._opened: dict[tuple[int, str], Opened] = {}
-        #: The last ones that were told, for those who were away meanwhile.
-        self._recent: dict[tuple[int, str], Opened] = {}
-        #: Whoever waits for these does not wait for long: they are not told again.
-        self._wanted: list[Wanted] = []
+        self._feed_seqs: dict[int, int] = {}
+        self._connected: dict[tuple[int, str], Connected] = {}
+        #: The latest connections, which are told again to a process that rejoined.
+        self._recent_connections: dict[tuple[int, str], Connected] = {}
+        #: Not told again after a loss: the request that waits steals the lock after a short while.
+        self._requested_uploads: list[RequestedUpload] = []
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        #: Number and time of the messages that have not come back yet.
-        self._under_way: deque[tuple[int, float]] = deque()
+        #: Number and monotonic time of each message whose echo has not come yet.
+        self._in_flight: deque[tuple[int, float]] = deque()
 
-    # -- what this process has to tell --------------------------------------------------------
+    # -- what this process tells --------------------------------------------------------------
 
     def committed(self, changes: list[tuple[Record, str]]) -> None:
-        """Tell that these changes are in the feeds of their tenants."""
+        """Tell that changes are in the feeds of their tenants."""
         if not changes:
             return
         if not self._open:
             self._lost = True
             return
-        moved = self._moved
+        feed_seqs = self._feed_seqs
         for record, _ in changes:
-            if moved.get(record.tenant_id, 0) < record.seq:
-                moved[record.tenant_id] = record.seq
-        if len(moved) > _MOVED_TENANTS:
-            moved.clear()
+            if feed_seqs.get(record.tenant_id, 0) < record.seq:
+                feed_seqs[record.tenant_id] = record.seq
+        if len(feed_seqs) > _MAX_TENANTS:
+            feed_seqs.clear()
             self._lost = True
-        if time.monotonic() < self._company_until_s:
-            self._call()
+        if time.monotonic() < self._others_until_s:
+            self._publish_soon()
 
-    def opened(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
-        """Tell that a device is connected here."""
-        latest = Opened(tenant_id, device_id, session_id, at_us)
-        for kept in (self._opened, self._recent):
+    def device_connected(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
+        """Tell that a device connected here."""
+        latest = Connected(tenant_id, device_id, session_id, at_us)
+        for kept in (self._connected, self._recent_connections):
             kept.pop((tenant_id, device_id), None)
-            if len(kept) >= _OPENED:
+            if len(kept) >= _MAX_CONNECTIONS:
                 del kept[next(iter(kept))]
             kept[tenant_id, device_id] = latest
-        self._call()
+        self._publish_soon()
 
-    def wanted(self, tenant_id: int, upload_id: str, holder: str) -> None:
-        """Ask the request that has an upload to give it back."""
+    def upload_requested(self, tenant_id: int, upload_id: str, lock_owner: str) -> None:
+        """Ask the request that has an upload's lock to release it."""
         if self._open:
-            self._wanted.append(Wanted(tenant_id, upload_id, holder))
-            self._call()
+            self._requested_uploads.append(RequestedUpload(tenant_id, upload_id, lock_owner))
+            self._publish_soon()
 
-    def _call(self) -> None:
+    def _publish_soon(self) -> None:
         if self._open:
             self._idle.clear()
             self._wake.set()
 
-    # -- its life -----------------------------------------------------------------------------
+    # -- the connections ----------------------------------------------------------------------
 
     async def run(self, listener: BusListener) -> None:
         """Stay on the bus until cancelled."""
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                await self._stay(listener)
+                await self._connect_and_run(listener)
             except _BrokenError as error:
                 self.state.connecting = False
                 if self.state.up:
                     pause_s = _FIRST_PAUSE_S
                     self.state.up = False
                     self.state.losses += 1
-                    listener.missed()
-                if not self._complained:
+                    listener.resync()
+                if not self._loss_logged:
                     _log.warning("bus_lost", reason=str(error))
-                    self._complained = True
+                    self._loss_logged = True
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     async def drain(self) -> None:
-        """Wait until the others were told, unless the bus is away."""
+        """Wait until everything was told, unless the bus is away."""
         await self._idle.wait()
 
-    async def _stay(self, listener: BusListener) -> None:
-        """Be on the bus while it works. Raises _BrokenError."""
+    async def _connect_and_run(self, listener: BusListener) -> None:
+        """Join the bus and stay on it while it works. Raises _BrokenError."""
         broken: BaseExceptionGroup[Exception] | None = None
         try:
             if not self._name:
@@ -187,159 +194,161 @@ class RedisBus:
                 self._unsigned_until_s = time.monotonic() + unsigned_s
             epoch = self._epoch()
             channel = channel_of(self._name, epoch)
-            greeting = self._encoded(News(self._sender, _now_us()), channel)
-            way = await self._nodes.way(channel, greeting, PATIENCE_S)
-            await self._use(way, channel, epoch, listener)
+            ping = self._encoded(BusMessage(self._sender, _now_us()), channel)
+            route = await self._nodes.route(channel, ping, TIMEOUT_S)
+            await self._run_route(route, channel, epoch, listener)
         except* (*_BROKEN, StoreError, TimeoutError) as errors:
             broken = errors
         if broken is not None:
             first = _first(broken)
             raise _BrokenError(": ".join(filter(None, (type(first).__name__, " ".join(str(first).split())))))
 
-    async def _use(self, way: Way, channel: str, epoch: str, listener: BusListener) -> None:
-        subscription = way.client.pubsub()
+    async def _run_route(self, route: Route, channel: str, epoch: str, listener: BusListener) -> None:
+        subscription = route.client.pubsub()
         try:
-            async with asyncio.timeout(PATIENCE_S):
-                await way.subscribe(subscription, channel)
+            async with asyncio.timeout(TIMEOUT_S):
+                await route.subscribe(subscription, channel)
             self._open = True
-            self._company_until_s = time.monotonic() + COMPANY_S
-            self._under_way.clear()
+            self._others_until_s = time.monotonic() + OTHERS_HEARD_WITHIN_S
+            self._in_flight.clear()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._listen(subscription, channel, listener))
-                group.create_task(self._speak(way, channel, epoch))
+                group.create_task(self._publish_until_broken(route, channel, epoch))
         finally:
             self._open = False
-            self._lost |= bool(self._moved)
-            self._moved.clear()
-            self._wanted.clear()
+            self._lost |= bool(self._feed_seqs)
+            self._feed_seqs.clear()
+            self._requested_uploads.clear()
             self._idle.set()
             with anyio.CancelScope(shield=True), suppress(*_BROKEN):
                 await subscription.aclose()  # type: ignore[no-untyped-call]
-                await way.client.connection_pool.disconnect()
+                await route.client.connection_pool.disconnect()
 
-    async def _speak(self, way: Way, channel: str, epoch: str) -> None:
-        back = bool(self._recent)
+    async def _publish_until_broken(self, route: Route, channel: str, epoch: str) -> None:
+        rejoined = bool(self._recent_connections)
         while True:
             self._wake.clear()
             if self._epoch() != epoch:
                 raise EpochChangedError
-            await self._publish(way, channel, back=back)
-            back = False
-            await self._see_all_sign()
+            await self._publish(route, channel, rejoined=rejoined)
+            rejoined = False
+            await self._require_signatures_if_all_sign()
             if not self._wake.is_set():
                 self._idle.set()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(PING_S):
                         await self._wake.wait()
-            if self._under_way and time.monotonic() - self._under_way[0][1] > PATIENCE_S:
+            if self._in_flight and time.monotonic() - self._in_flight[0][1] > TIMEOUT_S:
                 raise TimeoutError
 
-    async def _publish(self, way: Way, channel: str, *, back: bool) -> None:
-        moved, opened, lost, wanted = self._moved, self._opened, self._lost, self._wanted
-        self._moved, self._opened, self._lost, self._wanted = {}, {}, False, []
+    async def _publish(self, route: Route, channel: str, *, rejoined: bool) -> None:
+        feed_seqs, connected, lost = self._feed_seqs, self._connected, self._lost
+        requested_uploads = self._requested_uploads
+        self._feed_seqs, self._connected, self._lost, self._requested_uploads = {}, {}, False, []
         self._number += 1
-        self._under_way.append((self._number, time.monotonic()))
-        news = News(
+        self._in_flight.append((self._number, time.monotonic()))
+        message = BusMessage(
             self._sender,
             _now_us(),
             self._number,
             lost=lost,
-            back=back,
-            moved=moved,
-            opened=list(opened.values()),
-            wanted=wanted,
+            rejoined=rejoined,
+            feed_seqs=feed_seqs,
+            connected=list(connected.values()),
+            requested_uploads=requested_uploads,
         )
         try:
-            async with asyncio.timeout(PATIENCE_S):
-                await way.publish(channel, self._encoded(news, channel))
+            async with asyncio.timeout(TIMEOUT_S):
+                await route.publish(channel, self._encoded(message, channel))
         except BaseException:
-            self._lost |= lost or bool(moved)
-            self._opened = opened | self._opened
+            self._lost |= lost or bool(feed_seqs)
+            self._connected = connected | self._connected
             raise
         self.state.published += 1
 
-    def _encoded(self, news: News, channel: str) -> bytes:
-        return signed(encode(news), self._key, channel)
+    def _encoded(self, message: BusMessage, channel: str) -> bytes:
+        return signed(encode(message), self._key, channel)
 
-    async def _see_all_sign(self) -> None:
-        """End the time in which messages without a signature are believed, once none came for a minute.
+    async def _require_signatures_if_all_sign(self) -> None:
+        """Accept no messages without a signature once none came for ``ALL_SIGNED_FOR_S``. Raises StoreError.
 
-        A process of before says something each second. Raises StoreError.
+        A process of a version that does not sign sends a message every second.
         """
         now_s = time.monotonic()
-        if now_s < self._unsigned_until_s and now_s - self._all_signed_since_s >= QUIET_S:
-            await self._database.query(ALL_SIGN)
+        if now_s < self._unsigned_until_s and now_s - self._all_signed_since_s >= ALL_SIGNED_FOR_S:
+            await self._database.query(REQUIRE_SIGNATURES)
             self._unsigned_until_s = now_s
 
-    def _believed(self, message: object, channel: str) -> News | None:
-        """Read a message; None for what is none, is of nobody who has the key, or of another time."""
-        if not isinstance(message, bytes):
-            self.state.garbled += 1
+    def _verified(self, signed_body: object, channel: str) -> BusMessage | None:
+        """Read a message. Returns None if it is malformed, or its signature or time is wrong."""
+        if not isinstance(signed_body, bytes):
+            self.state.malformed += 1
             return None
-        body, signature = unsigned(message, self._key, channel)
+        body, signature = unsigned(signed_body, self._key, channel)
         now_s, now_us = time.monotonic(), _now_us()
         may_be_unsigned = signature == "none" and now_s < self._unsigned_until_s
         if signature != "right" and not may_be_unsigned:
-            self._doubted("its signature")
+            self._reject("signature")
             return None
-        news = decode(body)
-        if news is None:
-            self.state.garbled += 1
+        message = decode(body)
+        if message is None:
+            self.state.malformed += 1
         elif may_be_unsigned:
             self._all_signed_since_s = now_s
-        elif abs(now_us - news.at_us) > _BELIEVED_APART_US:
-            self._doubted("its time")
+        elif abs(now_us - message.at_us) > _MAX_CLOCK_SKEW_US:
+            self._reject("time")
             return None
-        if news is not None and any(one.at_us > now_us + _BELIEVED_APART_US for one in news.opened):
-            self._doubted("the time of a connection")
+        if message is not None and any(one.at_us > now_us + _MAX_CLOCK_SKEW_US for one in message.connected):
+            self._reject("time of a connection")
             return None
-        return news
+        return message
 
-    def _doubted(self, what: str) -> None:
-        self.state.doubted += 1
-        if self.state.doubted == 1:
-            _log.warning("bus_doubted", what=what)
+    def _reject(self, reason: str) -> None:
+        self.state.rejected += 1
+        if self.state.rejected == 1:
+            _log.warning("bus_message_rejected", reason=reason)
 
     async def _listen(self, subscription: PubSub, channel: str, listener: BusListener) -> None:
-        async for message in _heard(subscription):
-            if message["type"] not in ("message", "smessage"):
+        async for received in _messages(subscription):
+            if received["type"] not in ("message", "smessage"):
                 continue
             self.state.received += 1
-            news = self._believed(message["data"], channel)
-            if news is None:
+            message = self._verified(received["data"], channel)
+            if message is None:
                 continue
-            if news.sender == self._sender:
-                self._came_back(news.number, listener)
+            if message.sender == self._sender:
+                self._note_echo(message.number, listener)
             else:
-                if news.sender:  # a command does not listen
-                    self._have_company()
-                if news.back:
-                    self._opened = dict(self._recent)
-                    self._call()
-                _tell(news, listener)
+                if message.sender:  # a command does not listen
+                    self._note_other_process()
+                if message.rejoined:
+                    self._connected = dict(self._recent_connections)
+                    self._publish_soon()
+                _dispatch(message, listener)
 
-    def _have_company(self) -> None:
-        """Another process listens: what waited for the ping, as nobody was there, is told now."""
+    def _note_other_process(self) -> None:
+        """Note that another process listens, and tell at once what waited for the ping."""
         now_s = time.monotonic()
-        if now_s >= self._company_until_s and (self._moved or self._lost):
-            self._call()
-        self._company_until_s = now_s + COMPANY_S
+        if now_s >= self._others_until_s and (self._feed_seqs or self._lost):
+            self._publish_soon()
+        self._others_until_s = now_s + OTHERS_HEARD_WITHIN_S
 
-    def _came_back(self, number: int, listener: BusListener) -> None:
-        while self._under_way and self._under_way[0][0] <= number:
-            _, sent_at_s = self._under_way.popleft()
+    def _note_echo(self, number: int, listener: BusListener) -> None:
+        """Note that the message ``number`` of this process came back."""
+        while self._in_flight and self._in_flight[0][0] <= number:
+            _, sent_at_s = self._in_flight.popleft()
             self.state.round_trip_s = time.monotonic() - sent_at_s
         if not self.state.up:
             self.state.up, self.state.connecting = True, False
             self._all_signed_since_s = time.monotonic()
-            listener.missed()
-            if self._complained:
+            listener.resync()
+            if self._loss_logged:
                 _log.info("bus_back")
-                self._complained = False
+                self._loss_logged = False
 
 
-async def _heard(subscription: PubSub) -> AsyncIterator[dict[str, Any]]:
-    """Give what comes. The driver looks into answers unseen; what no Redis says breaks the bus alone."""
+async def _messages(subscription: PubSub) -> AsyncIterator[dict[str, Any]]:
+    """Yield messages. The driver trusts the form of answers; its errors are raised as InvalidResponse."""
     try:
         async for message in subscription.listen():
             yield message
@@ -351,17 +360,17 @@ def _now_us() -> int:
     return time.time_ns() // 1000
 
 
-def _tell(news: News, listener: BusListener) -> None:
-    if news.lost:
-        listener.missed()
-    if news.generation:
+def _dispatch(message: BusMessage, listener: BusListener) -> None:
+    if message.lost:
+        listener.resync()
+    if message.generation:
         listener.generation_moved()
-    for tenant_id, seq in news.moved.items():
-        listener.moved(tenant_id, seq)
-    for opened in news.opened:
-        listener.opened(*opened)
-    for wanted in news.wanted:
-        listener.wanted(*wanted)
+    for tenant_id, seq in message.feed_seqs.items():
+        listener.feed_advanced(tenant_id, seq)
+    for connected in message.connected:
+        listener.device_connected(*connected)
+    for upload in message.requested_uploads:
+        listener.upload_requested(*upload)
 
 
 def _first(group: BaseExceptionGroup[Exception]) -> Exception:

@@ -1,7 +1,7 @@
-"""Signatures of messages on the bus: what reaches Redis otherwise is not believed.
+"""Signatures of messages on the bus: a message from anybody else who reaches Redis is rejected.
 
-A signature stands at the end of a message, as its last field, so that processes of an older version read
-the message as ever. The channel is signed along: it names the database and its epoch.
+The signature is the last field of a message, so that processes of an older version can still read it. It
+covers the name of the channel too, which contains the database's name and epoch.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import hmac
 from typing import Final, Literal
 
-#: How far the clocks of two hosts may be apart that believe each other. ``run.py doctor`` lets a host pass
-#: whose clock is 60 s from the database's, so that two may be 120 s apart.
-BELIEVED_APART_S: Final = 150
+#: Messages are accepted from hosts whose clocks differ by at most this much. ``run.py doctor`` accepts a host
+#: whose clock is 60 s from the database's, so the clocks of two hosts may be 120 s apart.
+MAX_CLOCK_SKEW_S: Final = 150
 
 _BEGIN: Final = b',"mac":"'
 _END: Final = b'"}'
@@ -22,12 +22,12 @@ Signature = Literal["right", "none", "wrong"]
 
 
 def signed(body: bytes, key: bytes, channel: str) -> bytes:
-    """Sign a message, which is a JSON object with one field at least."""
+    """Sign a message, which is a JSON object with at least one field."""
     return b"%b%b%b%b" % (body[:-1], _BEGIN, _mac(body, key, channel), _END)
 
 
 def unsigned(message: bytes, key: bytes, channel: str) -> tuple[bytes, Signature]:
-    """Return a message without its signature, and whether that is right."""
+    """Return a message without its signature, and whether the signature is right."""
     head, tail = message[:-_TAIL_BYTES], message[-_TAIL_BYTES:]
     if not (tail.startswith(_BEGIN) and tail.endswith(_END)):
         return message, "none"

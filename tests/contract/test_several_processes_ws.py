@@ -23,7 +23,7 @@ _ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def told_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have nobody look by himself: what is noticed was told."""
-    monkeypatch.setattr("engine.cluster.listener.WORKING_S", 3600.0)
+    monkeypatch.setattr("engine.cluster.listener.POLL_WITH_BUS_S", 3600.0)
     monkeypatch.setattr("engine.cache.tenants.POLL_S", 3600.0)
 
 
@@ -54,7 +54,7 @@ async def degraded(*servers: Running) -> None:
 async def test_readyz_while_redis_connects_says_so(
     serve: Serve, own_redis: OwnRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.bus.redis_bus.PATIENCE_S", 60.0)
+    monkeypatch.setattr("storage.bus.redis_bus.TIMEOUT_S", 60.0)
     own_redis.freeze()
     try:
         server = await serve(own_redis.url)
@@ -139,7 +139,7 @@ async def test_cluster_device_has_one_socket_over_all_servers(serve: Serve) -> N
 async def test_cluster_without_redis_changes_are_still_found(
     serve: Serve, own_redis: OwnRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.cluster.listener.WORKING_S", 3600.0)
+    monkeypatch.setattr("engine.cluster.listener.POLL_WITH_BUS_S", 3600.0)
     one, two = await serve(own_redis.url), await serve(own_redis.url)
     await ready(one, two)
     writer, reader = await one.device("writer"), await two.device("reader")
@@ -162,7 +162,7 @@ async def test_cluster_without_redis_changes_are_still_found(
 async def test_cluster_missed_changes_are_read_when_redis_is_back(
     serve: Serve, own_redis: OwnRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.cluster.listener.AWAY_S", 3600.0)
+    monkeypatch.setattr("engine.cluster.listener.POLL_WITHOUT_BUS_S", 3600.0)
     one, two = await serve(own_redis.url), await serve(own_redis.url)
     await ready(one, two)
     writer, reader = await one.device("writer"), await two.device("reader")
@@ -191,7 +191,7 @@ async def test_cluster_missed_changes_are_read_when_redis_is_back(
 async def test_cluster_server_that_never_reached_redis_serves(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.cluster.listener.WORKING_S", 3600.0)
+    monkeypatch.setattr("engine.cluster.listener.POLL_WITH_BUS_S", 3600.0)
     one, two = await serve("redis://127.0.0.1:1"), await serve("redis://127.0.0.1:1")
     await degraded(one, two)
     writer, reader = await one.device("writer"), await two.device("reader")
@@ -203,7 +203,7 @@ async def test_cluster_server_that_never_reached_redis_serves(
 async def test_cluster_changes_of_a_killed_server_are_found(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.cluster.listener.WORKING_S", 0.1)
+    monkeypatch.setattr("engine.cluster.listener.POLL_WITH_BUS_S", 0.1)
     monkeypatch.setattr("storage.bus.redis_bus.RedisBus.committed", lambda *_: None)
     one, two = await serve(), await serve()
     await ready(one, two)
@@ -228,7 +228,7 @@ async def test_metrics_show_the_state_of_the_bus(serve: Serve, own_redis: OwnRed
     up = await metrics()
     assert up["tidemark_bus_up"] == 1
     assert up["tidemark_bus_published_total"] >= up["tidemark_bus_received_total"] >= 1
-    assert up["tidemark_bus_garbled_total"] == up["tidemark_bus_losses_total"] == 0
+    assert up["tidemark_bus_malformed_total"] == up["tidemark_bus_losses_total"] == 0
     assert 0 < up["tidemark_bus_round_trip_seconds"] < 10
     own_redis.kill()
     await degraded(server)

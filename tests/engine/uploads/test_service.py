@@ -63,13 +63,13 @@ class Wire:
     def committed(self, changes: list[tuple[Record, str]]) -> None:
         """Nobody here follows feeds."""
 
-    def opened(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
+    def device_connected(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
         """Nobody here has connections."""
 
-    def wanted(self, tenant_id: int, upload_id: str, holder: str) -> None:
+    def upload_requested(self, tenant_id: int, upload_id: str, lock_owner: str) -> None:
         """Tell all, the one who asks as well: it has nothing to give back."""
         for process in self._processes if self.up else ():
-            process.locks.release_requested(UploadRef(tenant_id, upload_id), holder)
+            process.locks.release_requested(UploadRef(tenant_id, upload_id), lock_owner)
 
     async def run(self, listener: BusListener) -> None:
         """Nothing has to run."""

@@ -15,9 +15,18 @@ import redis.asyncio
 from structlog.testing import capture_logs
 
 from engine.model.rows import Record
-from storage.bus.bus_messages import News, Opened, UnusableUrlError, announce, channel_of, decode, encode
+from storage.bus.bus_messages import (
+    BusMessage,
+    Connected,
+    RequestedUpload,
+    UnusableUrlError,
+    announce,
+    channel_of,
+    decode,
+    encode,
+)
 from storage.bus.redis_bus import RedisBus
-from storage.bus.signing import BELIEVED_APART_S, signed, unsigned
+from storage.bus.signing import MAX_CLOCK_SKEW_S, signed, unsigned
 from storage.embedded.servers import Services
 from storage.postgres.checkup import FAULT_APART_S
 from storage.postgres.pool import Database
@@ -53,21 +62,21 @@ class Place:
         """Note it."""
         self._note("generation")
 
-    def moved(self, tenant_id: int, seq: int) -> None:
+    def feed_advanced(self, tenant_id: int, seq: int) -> None:
         """Note it."""
-        self._note("moved", tenant_id, seq)
+        self._note("feed_advanced", tenant_id, seq)
 
-    def opened(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
+    def device_connected(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
         """Note it."""
-        self._note("opened", tenant_id, device_id, session_id, at_us)
+        self._note("device_connected", tenant_id, device_id, session_id, at_us)
 
-    def wanted(self, tenant_id: int, upload_id: str, holder: str) -> None:
+    def upload_requested(self, tenant_id: int, upload_id: str, lock_owner: str) -> None:
         """Note it."""
-        self._note("wanted", tenant_id, upload_id, holder)
+        self._note("upload_requested", tenant_id, upload_id, lock_owner)
 
-    def missed(self) -> None:
+    def resync(self) -> None:
         """Note it."""
-        self._note("missed")
+        self._note("resync")
 
     def _note(self, *heard: Any) -> None:
         self.heard.append(heard)
@@ -81,12 +90,12 @@ class Place:
     async def is_on(self) -> None:
         """Wait until it is on the bus, which has everything looked up."""
         await self._until(lambda: self.bus.state.up)
-        await self.hears("missed")
+        await self.hears("resync")
 
     async def is_off(self) -> None:
         """Wait until it noticed that the bus is away, which has everything looked up."""
         await self._until(lambda: not self.bus.state.up)
-        await self.hears("missed")
+        await self.hears("resync")
 
     async def _until(self, settled: Callable[[], bool]) -> None:
         async with asyncio.timeout(10):
@@ -127,18 +136,18 @@ async def join(own_redis: OwnRedis, dsn: str) -> AsyncIterator[Join]:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Notice a silent connection soon."""
     monkeypatch.setattr("storage.bus.redis_bus.PING_S", 0.05)
-    monkeypatch.setattr("storage.bus.redis_bus.PATIENCE_S", 0.5)
+    monkeypatch.setattr("storage.bus.redis_bus.TIMEOUT_S", 0.5)
 
 
 async def test_what_one_tells_the_others_hear_and_it_does_not(join: Join) -> None:
     one, two, three = await join(), await join(), await join()
     one.bus.committed(changes(7, 3, 5, 4))
-    one.bus.opened(7, "phone", "s1", 99)
+    one.bus.device_connected(7, "phone", "s1", 99)
     for other in (two, three):
-        await other.hears("moved", 7, 5)
-        await other.hears("opened", 7, "phone", "s1", 99)
+        await other.hears("feed_advanced", 7, 5)
+        await other.hears("device_connected", 7, "phone", "s1", 99)
     two.bus.committed(changes(7, 6))
-    await one.hears("moved", 7, 6)
+    await one.hears("feed_advanced", 7, 6)
     assert one.heard == []
     assert one.bus.state.round_trip_s > 0
 
@@ -149,7 +158,7 @@ async def test_what_gathers_travels_as_one(join: Join) -> None:
     for seq in range(1, 1001):
         one.bus.committed(changes(seq % 3, seq))
     for tenant_id, seq in ((1, 1000), (2, 998), (0, 999)):
-        await two.hears("moved", tenant_id, seq)
+        await two.hears("feed_advanced", tenant_id, seq)
     assert one.bus.state.published - before <= 2
 
 
@@ -157,7 +166,7 @@ async def test_commits_of_who_hears_nobody_wait_and_are_told_who_comes(
     join: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("storage.bus.redis_bus.PING_S", 60.0)
-    monkeypatch.setattr("storage.bus.redis_bus.COMPANY_S", 0.0)
+    monkeypatch.setattr("storage.bus.redis_bus.OTHERS_HEARD_WITHIN_S", 0.0)
     one = await join()
     await one.bus.drain()
     before = one.bus.state.published
@@ -166,8 +175,8 @@ async def test_commits_of_who_hears_nobody_wait_and_are_told_who_comes(
         await one.bus.drain()
     assert one.bus.state.published == before
     two = await join()
-    await two.hears("moved", 0, 100)
-    await two.hears("moved", 1, 99)
+    await two.hears("feed_advanced", 0, 100)
+    await two.hears("feed_advanced", 1, 99)
     assert one.bus.state.published == before + 1
 
 
@@ -175,7 +184,7 @@ async def test_commits_of_who_hears_nobody_are_told_with_the_ping(
     join: Join, own_redis: OwnRedis, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("storage.bus.redis_bus.PING_S", 0.05)
-    monkeypatch.setattr("storage.bus.redis_bus.COMPANY_S", 0.0)
+    monkeypatch.setattr("storage.bus.redis_bus.OTHERS_HEARD_WITHIN_S", 0.0)
     one = await join()
     channel, _ = bus_of(dsn)
     async with redis.asyncio.from_url(own_redis.url) as stranger, stranger.pubsub() as subscription:
@@ -183,19 +192,19 @@ async def test_commits_of_who_hears_nobody_are_told_with_the_ping(
         one.bus.committed(changes(7, 5))
         async for message in subscription.listen():
             news = decode(message["data"])
-            if news is not None and news.moved:
-                assert news.moved == {7: 5}
+            if news is not None and news.feed_seqs:
+                assert news.feed_seqs == {7: 5}
                 break
 
 
 async def test_too_much_to_tell_is_told_as_that(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage.bus.redis_bus._MOVED_TENANTS", 10)
+    monkeypatch.setattr("storage.bus.redis_bus._MAX_TENANTS", 10)
     one, two = await join(), await join()
     for tenant_id in range(25):
         one.bus.committed(changes(tenant_id, 1))
-    await two.hears("missed")
+    await two.hears("resync")
     one.bus.committed(changes(99, 1))
-    await two.hears("moved", 99, 1)
+    await two.hears("feed_advanced", 99, 1)
 
 
 async def test_databases_on_one_redis_do_not_hear_each_other(
@@ -208,7 +217,7 @@ async def test_databases_on_one_redis_do_not_hear_each_other(
             stranger.bus.committed(changes(1, 1))
             await stranger.bus.drain()
         one.bus.committed(changes(2, 2))
-        await two.hears("moved", 2, 2)
+        await two.hears("feed_advanced", 2, 2)
         assert two.heard == []
         assert [stranger.heard for stranger in strangers] == [[], []]
         await strangers[0].close()
@@ -222,7 +231,7 @@ async def test_a_new_epoch_is_a_new_channel_for_all(join: Join) -> None:
         await place.is_off()
         await place.is_on()
     one.bus.committed(changes(1, 1))
-    await two.hears("moved", 1, 1)
+    await two.hears("feed_advanced", 1, 1)
 
 
 GARBAGE = (
@@ -246,7 +255,7 @@ def bus_of(dsn: str) -> tuple[str, bytes]:
 
 def forged(tenant_id: int, at_us: int, sent_at_us: int = 0) -> bytes:
     """A message that sends the older connection of a phone away."""
-    return encode(News("x", sent_at_us, opened=[Opened(tenant_id, "phone", "s1", at_us)]))
+    return encode(BusMessage("x", sent_at_us, connected=[Connected(tenant_id, "phone", "s1", at_us)]))
 
 
 async def test_what_is_not_signed_with_the_databases_key_or_of_another_time_is_not_believed(
@@ -271,10 +280,10 @@ async def test_what_is_not_signed_with_the_databases_key_or_of_another_time_is_n
             told = signed(forged(7, now_us, now_us), key, channel)
             assert await stranger.publish(channel, told) == 2
         for place in (one, two):
-            await place.hears("opened", 7, "phone", "s1", now_us)
-            assert (place.heard, place.bus.state.doubted) == ([], len(lies))
-    assert [line["event"] for line in logs] == ["bus_doubted"] * 2
-    assert BELIEVED_APART_S > 2 * FAULT_APART_S
+            await place.hears("device_connected", 7, "phone", "s1", now_us)
+            assert (place.heard, place.bus.state.rejected) == ([], len(lies))
+    assert [line["event"] for line in logs] == ["bus_message_rejected"] * 2
+    assert MAX_CLOCK_SKEW_S > 2 * FAULT_APART_S
 
 
 async def test_what_is_not_signed_is_believed_until_none_came_for_a_while(
@@ -285,26 +294,42 @@ async def test_what_is_not_signed_is_believed_until_none_came_for_a_while(
     channel, key = bus_of(dsn)
     async with redis.asyncio.from_url(own_redis.url) as of_before:
         await of_before.publish(channel, forged(1, 99))
-        await one.hears("opened", 1, "phone", "s1", 99)
+        await one.hears("device_connected", 1, "phone", "s1", 99)
         later_us = time.time_ns() // 1000 + 3_600_000_000
         await of_before.publish(channel, forged(1, later_us))
-        monkeypatch.setattr("storage.bus.redis_bus.QUIET_S", 0.0)
+        monkeypatch.setattr("storage.bus.redis_bus.ALL_SIGNED_FOR_S", 0.0)
         two = await join()
         while rows(dsn, "SELECT bus_unsigned_until > now() FROM cluster_state") != [(False,)]:
             one.bus.committed(changes(1, 1))
-            await two.hears("moved", 1, 1)
+            await two.hears("feed_advanced", 1, 1)
         await of_before.publish(channel, forged(2, 99))
         await of_before.publish(channel, signed(forged(3, 99, time.time_ns() // 1000), key, channel))
-        await one.hears("opened", 3, "phone", "s1", 99)
+        await one.hears("device_connected", 3, "phone", "s1", 99)
     assert one.heard == []
-    assert one.bus.state.doubted >= 1
+    assert one.bus.state.rejected >= 1
 
 
 async def test_a_process_of_before_reads_what_is_signed(dsn: str) -> None:
     channel, key = bus_of(dsn)
-    body = encode(News("x", 1, 2, moved={1: 2}))
+    body = encode(BusMessage("x", 1, 2, feed_seqs={1: 2}))
     assert decode(signed(body, key, channel)) == decode(body)
     assert unsigned(signed(body, key, channel), key, channel) == (body, "right")
+
+
+def test_bus_message_names_on_the_wire_stay_for_older_processes() -> None:
+    body = encode(
+        BusMessage(
+            "x",
+            rejoined=True,
+            feed_seqs={1: 2},
+            connected=[Connected(1, "phone", "s1", 9)],
+            requested_uploads=[RequestedUpload(1, "u1", "owner")],
+        )
+    )
+    assert body == (
+        b'{"sender":"x","back":true,"moved":{"1":2},"opened":[[1,"phone","s1",9]],"wanted":[[1,"u1","owner"]]}'
+    )
+    assert encode(BusMessage("x", 1, 2)) == b'{"sender":"x","at_us":1,"number":2}'
 
 
 async def test_what_is_no_message_is_counted_and_ignored(join: Join, own_redis: OwnRedis, dsn: str) -> None:
@@ -315,29 +340,29 @@ async def test_what_is_no_message_is_counted_and_ignored(join: Join, own_redis: 
             told = signed(body, key, channel) if body.endswith(b"}") else body
             assert await stranger.publish(channel, told) == 2
     one.bus.committed(changes(1, 1))
-    await two.hears("moved", 1, 1)
-    assert two.bus.state.garbled + two.bus.state.doubted == len(GARBAGE)
-    assert two.bus.state.garbled > 0
+    await two.hears("feed_advanced", 1, 1)
+    assert two.bus.state.malformed + two.bus.state.rejected == len(GARBAGE)
+    assert two.bus.state.malformed > 0
     assert two.heard == []
 
 
 async def test_it_comes_back_by_itself_and_has_everybody_look(join: Join, own_redis: OwnRedis) -> None:
     with capture_logs() as logs:
         one, two = await join(), await join()
-        two.bus.opened(1, "tablet", "s0", 1)
-        await one.hears("opened", 1, "tablet", "s0", 1)
+        two.bus.device_connected(1, "tablet", "s0", 1)
+        await one.hears("device_connected", 1, "tablet", "s0", 1)
         own_redis.kill()
         for place in (one, two):
             await place.is_off()
         one.bus.committed(changes(1, 1))
-        one.bus.opened(1, "phone", "s1", 99)
+        one.bus.device_connected(1, "phone", "s1", 99)
         await asyncio.wait_for(one.bus.drain(), 10)
         own_redis.start()
         for place in (one, two):
             await place.is_on()
-        await two.hears("opened", 1, "phone", "s1", 99)
+        await two.hears("device_connected", 1, "phone", "s1", 99)
         one.bus.committed(changes(1, 2))
-        await two.hears("moved", 1, 2)
+        await two.hears("feed_advanced", 1, 2)
     events = [one["event"] for one in logs]
     assert sorted(events) == ["bus_back"] * 2 + ["bus_lost"] * 2
     assert one.bus.state.losses == 1
@@ -350,26 +375,26 @@ async def test_what_could_not_be_told_is_looked_up_by_all(join: Join) -> None:
     one.bus.committed(changes(1, 1))
     one.bus._open = True
     two.heard.clear()
-    one.bus.opened(1, "phone", "s1", 99)
-    await two.hears("missed")
-    await two.hears("opened", 1, "phone", "s1", 99)
+    one.bus.device_connected(1, "phone", "s1", 99)
+    await two.hears("resync")
+    await two.hears("device_connected", 1, "phone", "s1", 99)
 
 
 async def test_who_comes_back_late_is_told_who_connected(
     join: Join, own_redis: OwnRedis, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.bus.redis_bus._OPENED", 2)
+    monkeypatch.setattr("storage.bus.redis_bus._MAX_CONNECTIONS", 2)
     one = await join()
     for number in range(3):
-        one.bus.opened(1, f"d{number}", "s", number)
-    one.bus.opened(1, "d1", "t", 9)
+        one.bus.device_connected(1, f"d{number}", "s", number)
+    one.bus.device_connected(1, "d1", "t", 9)
     await one.bus.drain()
     late = Place(own_redis.url, dsn)
-    late.bus.opened(1, "d1", "late", 5)
-    await one.hears("opened", 1, "d1", "late", 5)
-    await late.hears("opened", 1, "d1", "t", 9)
+    late.bus.device_connected(1, "d1", "late", 5)
+    await one.hears("device_connected", 1, "d1", "late", 5)
+    await late.hears("device_connected", 1, "d1", "t", 9)
     await late.is_on()
-    assert late.heard == [("opened", 1, "d2", "s", 2)]
+    assert late.heard == [("device_connected", 1, "d2", "s", 2)]
     await late.close()
 
 
@@ -385,7 +410,7 @@ async def test_a_redis_that_only_falls_silent_is_noticed(join: Join, own_redis: 
     for place in (one, two):
         await place.is_on()
     one.bus.committed(changes(1, 2))
-    await two.hears("moved", 1, 2)
+    await two.hears("feed_advanced", 1, 2)
 
 
 class Relay:
@@ -438,7 +463,7 @@ async def test_a_command_tells_what_it_changed(join: Join, own_redis: OwnRedis, 
     one = await join(epoch=str(epoch))
     announce(own_redis.url, dsn, {int(str(tenant_id)), 999})
     await one.hears("generation")
-    await one.hears("moved", tenant_id, 12)
+    await one.hears("feed_advanced", tenant_id, 12)
 
 
 @pytest.mark.parametrize(

@@ -159,9 +159,9 @@ async def join(dsn: str) -> AsyncIterator[Join]:
 
 async def _hear_each_other(one: Place, two: Place, seq: int) -> None:
     one.bus.committed(changes(7, seq))
-    await two.hears("moved", 7, seq)
-    two.bus.opened(7, f"device {seq}", "s1", 99)
-    await one.hears("opened", 7, f"device {seq}", "s1", 99)
+    await two.hears("feed_advanced", 7, seq)
+    two.bus.device_connected(7, f"device {seq}", "s1", 99)
+    await one.hears("device_connected", 7, f"device {seq}", "s1", 99)
 
 
 async def test_processes_at_different_nodes_hear_each_other(
@@ -212,7 +212,7 @@ async def test_without_a_node_the_bus_goes_on_or_comes_back_with_it(
 async def _hears_again(one: Place, two: Place, seq: int) -> None:
     """Wait until what one tells reaches the other; what was told while it was away is looked up."""
     async with asyncio.timeout(10):
-        while ("moved", 7, seq) not in two.heard:
+        while ("feed_advanced", 7, seq) not in two.heard:
             one.bus.committed(changes(7, seq))
             await asyncio.sleep(0.02)
     two.heard.clear()

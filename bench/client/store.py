@@ -283,7 +283,7 @@ class Store:
             )
         if data is None:
             return held is not None and held[0] >= version
-        self._hold(item.domain, item.id, version, payload(data))
+        self._keep_version(item.domain, item.id, version, payload(data))
         return True
 
     def refuse(self, key: str, code: str, sentence: str) -> None:
@@ -325,7 +325,7 @@ class Store:
         """Apply a page and keep its cursor, in one transaction; ``last`` if nothing is behind it now."""
         with self._transaction() as run:
             for change in changes:
-                self._hold(change.domain, change.id, change.version, payload(change.data))
+                self._keep_version(change.domain, change.id, change.version, payload(change.data))
                 attached.take(self._connection, change)
             run("UPDATE cursors SET cursor = ? WHERE scope = ?", (cursor, self._scope))
             if last and self._one("SELECT sweeping FROM cursors WHERE scope = ?", (self._scope,))[0]:
@@ -349,7 +349,7 @@ class Store:
             run("UPDATE cursors SET cursor = NULL, sweeping = 1 WHERE scope = ?", (self._scope,))
             run("UPDATE message SET cursor = NULL")
 
-    def _hold(self, domain: str, record_id: str, version: int, data: bytes | None) -> None:
+    def _keep_version(self, domain: str, record_id: str, version: int, data: bytes | None) -> None:
         """Store a version, unless the one that is held is as high."""
         self._connection.execute(
             "INSERT INTO replica SELECT ?, ?, ?, ?, value FROM meta WHERE name = 'generation'"

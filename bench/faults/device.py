@@ -264,9 +264,9 @@ class Device:
             return
         for item, result in zip(waiting.items, results, strict=True):
             if wrote(item, result) and result.version is not None:
-                self._hold(item.domain, item.id, result.version)
+                self._keep_version(item.domain, item.id, result.version)
 
-    def _hold(self, domain: str, record_id: str, version: int) -> None:
+    def _keep_version(self, domain: str, record_id: str, version: int) -> None:
         self.versions[domain, record_id] = max(version, self.versions.get((domain, record_id), 0))
 
     def _paged(self, heard: _Heard) -> None:
@@ -283,7 +283,7 @@ class Device:
         if not whole:
             self._cursor = heard.cursor
             for change in changes:
-                self._hold(change.domain, change.id, change.version)
+                self._keep_version(change.domain, change.id, change.version)
             return
         self._whole = heard.cursor
         if not heard.more:

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from bench.uploads.http_client import Answer, Line, Part, Sink, dial
+from bench.uploads.http_client import Answer, HttpConnection, Part, Sink, dial
 from bench.uploads.plan import Transferred, UploadPlan
 from bench.uploads.workload import DOMAIN, Picture
 
@@ -44,7 +44,7 @@ class Uploader:
             f"HTTP/1.1\r\nHost: {plan.host}:{plan.port}\r\n"
             f"Authorization: Bearer {plan.tokens[number]}\r\nTus-Resumable: 1.0.0\r\n"
         )
-        self._line: Line | None = None
+        self._line: HttpConnection | None = None
         self._transferred = transferred
         self._retries: Counter[str] = Counter()
         self._chunk_us = chunk_us

@@ -28,7 +28,7 @@ class Answer(msgspec.Struct):
     body: bytes = b""
 
 
-class Line(asyncio.Protocol):
+class HttpConnection(asyncio.Protocol):
     """One connection. ``over`` says why there is nothing more to be had of it."""
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ def _answer(head: bytes) -> Answer:
     return Answer(int(first.split(b" ", 2)[1]), headers)
 
 
-async def dial(host: str, port: int) -> Line:
+async def dial(host: str, port: int) -> HttpConnection:
     """Open a connection. Raises OSError."""
-    _, line = await asyncio.get_running_loop().create_connection(Line, host, port)
+    _, line = await asyncio.get_running_loop().create_connection(HttpConnection, host, port)
     return line

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.uploads.http_client import Answer, Line
+from bench.uploads.http_client import Answer, HttpConnection
 
 
 class Plain:
@@ -37,7 +37,7 @@ ANSWERS = {
 
 
 async def answered(method: bytes, pieces: list[bytes], sink: Any = None) -> Answer:
-    line = Line()
+    line = HttpConnection()
     line.connection_made(Plain())  # type: ignore[arg-type]
     asking = asyncio.create_task(line.request(method + b" / HTTP/1.1\r\n\r\n", sink=sink))
     await asyncio.sleep(0)
@@ -68,7 +68,7 @@ async def test_http_client_body_goes_to_a_sink() -> None:
 
 
 async def test_http_client_lost_connection_is_an_error_from_then_on() -> None:
-    line = Line()
+    line = HttpConnection()
     line.connection_made(Plain())  # type: ignore[arg-type]
     asking = asyncio.create_task(line.request(b"GET / HTTP/1.1\r\n\r\n"))
     await asyncio.sleep(0)

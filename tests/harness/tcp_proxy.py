@@ -26,7 +26,7 @@ class Cut(NamedTuple):
     how: Literal["fin", "rst", "dead", "deaf", "flip"]
 
 
-class Line:
+class CuttingProxy:
     """Each connection takes the next cut; for None, and after the last one, it passes everything."""
 
     def __init__(self, url: str, cuts: Iterable[Cut | None]) -> None:
@@ -116,9 +116,9 @@ def _flipped(block: bytes, at: int) -> bytes:
 
 
 @asynccontextmanager
-async def breaking(url: str, cuts: Iterable[Cut | None]) -> AsyncIterator[Line]:
+async def breaking(url: str, cuts: Iterable[Cut | None]) -> AsyncIterator[CuttingProxy]:
     """Give a line to a server whose connections are cut, one after the other."""
-    line = Line(url, cuts)
+    line = CuttingProxy(url, cuts)
     async with AsyncExitStack() as stack:
         server = await asyncio.start_server(line.connected, "127.0.0.1", 0)
         stack.push_async_callback(line.end)

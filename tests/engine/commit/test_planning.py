@@ -13,7 +13,7 @@ from engine.model.rows import WriteSet
 from engine.plan.batch import Plan, plan, read_set, steps
 from engine.plan.work import PushAnswer, Work
 from tests.engine.commit.test_committer import HandClock
-from tests.engine.plan.test_batch import Desk, item
+from tests.engine.plan.test_batch import Planner, item
 
 PLAN = Plan([], WriteSet({}, [], [], [], [], []), [], [])
 
@@ -153,20 +153,20 @@ async def test_run_plan_work_of_others_refuses_none() -> None:
     working.cancel()
 
 
-def _batch(desk: Desk) -> list[Work]:
+def _batch(planner: Planner) -> list[Work]:
     return [
-        desk.push(*[item("note", f"a{number}", x=number) for number in range(7)]),
-        desk.push(*[item("note", f"b{number}", x=number) for number in range(3)], atomic=True),
-        desk.push(item("note", "a1", 1, x=2)),
+        planner.push(*[item("note", f"a{number}", x=number) for number in range(7)]),
+        planner.push(*[item("note", f"b{number}", x=number) for number in range(3)], atomic=True),
+        planner.push(item("note", "a1", 1, x=2)),
     ]
 
 
 @pytest.mark.parametrize("items_per_step", [1, 3, 32])
 def test_steps_pauses_between_items_change_nothing(items_per_step: int) -> None:
-    desk, whole = Desk(), Desk()
-    batch = _batch(desk)
-    state = desk.rows.snapshot(read_set(batch, desk.context))
-    deciding = steps(batch, state, desk.context, (), {}, items_per_step)
+    planner, whole = Planner(), Planner()
+    batch = _batch(planner)
+    state = planner.rows.snapshot(read_set(batch, planner.context))
+    deciding = steps(batch, state, planner.context, (), {}, items_per_step)
     seen: list[int] = []
     while True:
         try:
@@ -191,10 +191,15 @@ def test_steps_pauses_between_items_change_nothing(items_per_step: int) -> None:
     ],
 )
 def test_steps_messages_of_one_item_share_a_pause(items_per_step: int, paused: list[int]) -> None:
-    desk = Desk()
+    planner = Planner()
     few, many = [item("note", "a", x=1)], [item("note", f"b{number}", x=1) for number in range(3)]
-    batch: list[Work] = [desk.push(*items) for items in (few, few, few, many, few, few, few)]
+    batch: list[Work] = [planner.push(*items) for items in (few, few, few, many, few, few, few)]
     deciding = steps(
-        batch, desk.rows.snapshot(read_set(batch, desk.context)), desk.context, (), {}, items_per_step
+        batch,
+        planner.rows.snapshot(read_set(batch, planner.context)),
+        planner.context,
+        (),
+        {},
+        items_per_step,
     )
     assert list(deciding) == paused

@@ -16,7 +16,7 @@ from engine.plan.attachments import entry
 from engine.plan.batch import Plan, read_set
 from engine.plan.weighing import select
 from engine.plan.work import Attach, AttachAnswer, Outcome
-from tests.engine.plan.test_batch import NOW_US, Desk
+from tests.engine.plan.test_batch import NOW_US, Planner
 from tests.harness.stored_files import upload
 
 Json = dict[str, Any]
@@ -24,7 +24,7 @@ Json = dict[str, Any]
 TASK = RecordKey(1, "task", "a")
 
 
-class FileDesk(Desk):
+class FilePlanner(Planner):
     """Plans batches in which files arrive."""
 
     def stored(self, one: Upload, state: State = "stored") -> Attach:
@@ -49,7 +49,7 @@ class FileDesk(Desk):
         """Make the job that takes a file out."""
         return msgspec.structs.replace(self.stored(one, self.rows.uploads[one.ref]), entry=None)
 
-    def with_task(self) -> FileDesk:
+    def with_task(self) -> FilePlanner:
         """Have the record."""
         self.plan(self.push({"domain": "task", "id": "a", "op": "put", "data": {"n": 1}}))
         return self
@@ -71,9 +71,9 @@ def _id(number: int) -> str:
 
 
 def test_attach_file_takes_a_new_seq_and_no_new_version() -> None:
-    desk = FileDesk().with_task()
-    before = desk.rows.records[TASK]
-    planned = desk.plan(desk.stored(upload(1)))
+    planner = FilePlanner().with_task()
+    before = planner.rows.records[TASK]
+    planned = planner.plan(planner.stored(upload(1)))
     assert _outcome(planned) == AttachAnswer("attached", 2)
     ((change, session_id),) = planned.changes
     assert session_id == "", "its sender hears of it, too"
@@ -89,52 +89,54 @@ def test_attach_file_takes_a_new_seq_and_no_new_version() -> None:
             "at": "2026-01-02T03:04:05Z",
         }
     ]
-    assert desk.rows.uploads[UploadRef(1, _id(1))] == "attached"
+    assert planner.rows.uploads[UploadRef(1, _id(1))] == "attached"
 
 
 def test_attach_file_causes_no_conflict() -> None:
     """The version stands, so that an edit made on it applies, and whose the chain of edits is stays known."""
-    desk = FileDesk().with_task()
-    desk.plan(desk.stored(upload(1, device_id="tablet")))
-    planned = desk.plan(
-        desk.push({"domain": "task", "id": "a", "op": "patch", "base": 1, "data": {"n": 2}}, device="desk")
+    planner = FilePlanner().with_task()
+    planner.plan(planner.stored(upload(1, device_id="tablet")))
+    planned = planner.plan(
+        planner.push(
+            {"domain": "task", "id": "a", "op": "patch", "base": 1, "data": {"n": 2}}, device="planner"
+        )
     )
     assert json.loads(planned.outcomes[0].results)[0]["status"] == "applied"  # type: ignore[union-attr]
-    assert desk.rows.records[TASK].version == 2
-    assert desk.files() == [_id(1)]
+    assert planner.rows.records[TASK].version == 2
+    assert planner.files() == [_id(1)]
 
 
 def test_attach_without_record_waits() -> None:
-    desk = FileDesk()
-    work = desk.stored(upload(1))
-    planned = desk.plan(work)
+    planner = FilePlanner()
+    work = planner.stored(upload(1))
+    planned = planner.plan(work)
     assert _outcome(planned) == AttachAnswer("waiting", None)
     assert not planned.writes.seqs
     assert not planned.writes.uploads
-    desk.with_task()
-    assert _outcome(desk.plan(work)) == AttachAnswer("attached", 2)
-    assert desk.files() == [_id(1)]
+    planner.with_task()
+    assert _outcome(planner.plan(work)) == AttachAnswer("attached", 2)
+    assert planner.files() == [_id(1)]
 
 
 def test_attach_file_and_record_in_one_batch() -> None:
-    desk = FileDesk()
-    push = desk.push({"domain": "task", "id": "a", "op": "put", "data": {"n": 1}})
-    planned = desk.plan(push, desk.stored(upload(1)), desk.stored(upload(2)))
+    planner = FilePlanner()
+    push = planner.push({"domain": "task", "id": "a", "op": "put", "data": {"n": 1}})
+    planned = planner.plan(push, planner.stored(upload(1)), planner.stored(upload(2)))
     assert planned.outcomes[1:] == [AttachAnswer("attached", 2), AttachAnswer("attached", 3)]
-    assert desk.files() == [_id(1), _id(2)]
+    assert planner.files() == [_id(1), _id(2)]
     assert len(planned.writes.records) == 1
 
 
 def test_attach_repeated_attaches_once() -> None:
-    desk = FileDesk().with_task()
-    work = desk.stored(upload(1))
-    planned = desk.plan(work, work)
+    planner = FilePlanner().with_task()
+    work = planner.stored(upload(1))
+    planned = planner.plan(work, work)
     assert planned.outcomes == [AttachAnswer("attached", 2), AttachAnswer("attached", 2)]
-    again = desk.plan(work)
+    again = planner.plan(work)
     assert _outcome(again) == AttachAnswer("attached", 2)
     assert not again.changes
     assert not again.writes.records
-    assert desk.files() == [_id(1)]
+    assert planner.files() == [_id(1)]
 
 
 @pytest.mark.parametrize(
@@ -146,214 +148,216 @@ def test_attach_repeated_attaches_once() -> None:
     ],
 )
 def test_attach_same_name_and_content_is_a_duplicate(fields: Json, state: str, count: int) -> None:
-    desk = FileDesk().with_task()
-    desk.plan(desk.stored(upload(1)))
+    planner = FilePlanner().with_task()
+    planner.plan(planner.stored(upload(1)))
     second = upload(2, **fields)
-    work = desk.stored(second)
+    work = planner.stored(second)
     for _ in range(2):
-        outcome = _outcome(desk.plan(work))
+        outcome = _outcome(planner.plan(work))
         assert isinstance(outcome, AttachAnswer)
         assert outcome.state == state
-        assert len(desk.files()) == count
-        assert desk.rows.uploads[second.ref] == state
+        assert len(planner.files()) == count
+        assert planner.rows.uploads[second.ref] == state
 
 
 SAME: Json = {"file_name": "gate 1.jpg", "sha256": f"{1:064x}"}
 
 
-def _twice(desk: FileDesk) -> tuple[Upload, Upload]:
+def _twice(planner: FilePlanner) -> tuple[Upload, Upload]:
     """Have a file sent by two devices."""
     first, second = upload(1), upload(2, device_id="tablet", **SAME)
-    desk.plan(desk.stored(first))
-    assert _outcome(desk.plan(desk.stored(second))) == AttachAnswer("duplicate", None, _id(2))
+    planner.plan(planner.stored(first))
+    assert _outcome(planner.plan(planner.stored(second))) == AttachAnswer("duplicate", None, _id(2))
     return first, second
 
 
 def test_free_file_with_a_duplicate_stays() -> None:
-    desk = FileDesk().with_task()
-    first, second = _twice(desk)
-    freed = desk.freed(first)
+    planner = FilePlanner().with_task()
+    first, second = _twice(planner)
+    freed = planner.freed(first)
     for _ in range(2):
-        planned = desk.plan(freed)
+        planned = planner.plan(freed)
         assert _outcome(planned) == AttachAnswer("freed", None), "its bytes are the duplicate's"
         assert not planned.changes
-        assert (desk.files(), desk.rows.uploads[first.ref]) == ([_id(1)], "retained")
-    assert _outcome(desk.plan(desk.stored(first, "retained"))) == AttachAnswer("freed", None)
-    assert _outcome(desk.plan(desk.stored(second, "duplicate"))) == AttachAnswer("duplicate", None, _id(2))
-    assert _outcome(desk.plan(desk.freed(second))) == AttachAnswer("freed", 3, _id(1))
-    assert (desk.files(), set(desk.rows.uploads.values())) == ([], {"freed"})
+        assert (planner.files(), planner.rows.uploads[first.ref]) == ([_id(1)], "retained")
+    assert _outcome(planner.plan(planner.stored(first, "retained"))) == AttachAnswer("freed", None)
+    assert _outcome(planner.plan(planner.stored(second, "duplicate"))) == AttachAnswer(
+        "duplicate", None, _id(2)
+    )
+    assert _outcome(planner.plan(planner.freed(second))) == AttachAnswer("freed", 3, _id(1))
+    assert (planner.files(), set(planner.rows.uploads.values())) == ([], {"freed"})
 
 
 def test_free_duplicate_keeps_the_file() -> None:
-    desk = FileDesk().with_task()
-    first, second = _twice(desk)
-    planned = desk.plan(desk.freed(second))
+    planner = FilePlanner().with_task()
+    first, second = _twice(planner)
+    planned = planner.plan(planner.freed(second))
     assert _outcome(planned) == AttachAnswer("freed", None, _id(2))
     assert not planned.changes
-    assert (desk.files(), desk.rows.uploads[first.ref]) == ([_id(1)], "attached")
-    assert _outcome(desk.plan(desk.freed(first))) == AttachAnswer("freed", 3, _id(1))
+    assert (planner.files(), planner.rows.uploads[first.ref]) == ([_id(1)], "attached")
+    assert _outcome(planner.plan(planner.freed(first))) == AttachAnswer("freed", 3, _id(1))
 
 
 def test_attach_duplicate_of_a_retained_file_keeps_it() -> None:
-    desk = FileDesk().with_task()
-    first, second = _twice(desk)
-    desk.plan(desk.freed(first))
+    planner = FilePlanner().with_task()
+    first, second = _twice(planner)
+    planner.plan(planner.freed(first))
     third = upload(3, **SAME)
-    assert _outcome(desk.plan(desk.stored(third))) == AttachAnswer("duplicate", None, _id(3))
-    assert _outcome(desk.plan(desk.freed(second))) == AttachAnswer("freed", None, _id(2))
-    assert desk.files() == [_id(1)]
-    assert _outcome(desk.plan(desk.freed(third))) == AttachAnswer("freed", 3, _id(1))
-    assert desk.files() == []
+    assert _outcome(planner.plan(planner.stored(third))) == AttachAnswer("duplicate", None, _id(3))
+    assert _outcome(planner.plan(planner.freed(second))) == AttachAnswer("freed", None, _id(2))
+    assert planner.files() == [_id(1)]
+    assert _outcome(planner.plan(planner.freed(third))) == AttachAnswer("freed", 3, _id(1))
+    assert planner.files() == []
 
 
 def test_attach_and_free_duplicate_in_one_batch() -> None:
     """Each sees what those before it did, whatever the rows said."""
-    desk = FileDesk().with_task()
+    planner = FilePlanner().with_task()
     first, second = upload(1), upload(2, **SAME)
-    batch = [desk.stored(first), desk.stored(second), desk.freed(first), desk.freed(second)]
-    planned = desk.plan(*batch)
+    batch = [planner.stored(first), planner.stored(second), planner.freed(first), planner.freed(second)]
+    planned = planner.plan(*batch)
     assert planned.outcomes == [
         AttachAnswer("attached", 2),
         AttachAnswer("duplicate", None, _id(2)),
         AttachAnswer("freed", None),
         AttachAnswer("freed", 3, _id(1)),
     ]
-    assert desk.files() == []
-    batch = [desk.stored(first), desk.freed(first), desk.stored(second)]
-    planned = desk.plan(*batch)
+    assert planner.files() == []
+    batch = [planner.stored(first), planner.freed(first), planner.stored(second)]
+    planned = planner.plan(*batch)
     assert planned.outcomes[1:] == [AttachAnswer("freed", 5, _id(1)), AttachAnswer("attached", 6)], (
         "it has its own"
     )
-    assert desk.files() == [_id(2)]
+    assert planner.files() == [_id(2)]
 
 
 @pytest.mark.parametrize(
     "other", [{"tenant": 2}, {"record_id": "b"}, {"file_name": "x"}, {"sha256": f"{2:064x}"}]
 )
 def test_free_other_files_do_not_keep_it(other: Json) -> None:
-    desk = FileDesk().with_task()
+    planner = FilePlanner().with_task()
     first = upload(1)
-    desk.plan(desk.stored(first))
-    desk.stored(upload(2, **SAME | other), "duplicate")
-    assert _outcome(desk.plan(desk.freed(first))) == AttachAnswer("freed", 3, _id(1))
+    planner.plan(planner.stored(first))
+    planner.stored(upload(2, **SAME | other), "duplicate")
+    assert _outcome(planner.plan(planner.freed(first))) == AttachAnswer("freed", 3, _id(1))
 
 
 def test_free_file_of_a_tombstone_goes_with_its_last_upload() -> None:
-    desk = FileDesk().with_task()
-    uploads = _twice(desk)
-    desk.plan(desk.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
-    batch = [msgspec.structs.replace(desk.freed(one), only_if_deleted=True) for one in uploads]
-    assert desk.plan(*batch).outcomes == [AttachAnswer("freed", None), AttachAnswer("freed", None, _id(1))]
-    assert desk.rows.records[TASK].attachments == b"[]"
-    assert set(desk.rows.uploads.values()) == {"freed"}
+    planner = FilePlanner().with_task()
+    uploads = _twice(planner)
+    planner.plan(planner.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
+    batch = [msgspec.structs.replace(planner.freed(one), only_if_deleted=True) for one in uploads]
+    assert planner.plan(*batch).outcomes == [AttachAnswer("freed", None), AttachAnswer("freed", None, _id(1))]
+    assert planner.rows.records[TASK].attachments == b"[]"
+    assert set(planner.rows.uploads.values()) == {"freed"}
 
 
 @pytest.mark.parametrize("state", ["open", "retained", "refused", "cancelled", "expired", "freed", None])
 def test_attach_upload_without_bytes_is_freed(state: State | None) -> None:
-    desk = FileDesk().with_task()
+    planner = FilePlanner().with_task()
     one = upload(1)
-    work = desk.stored(one, state or "open")
+    work = planner.stored(one, state or "open")
     if state is None:
-        del desk.rows.uploads[one.ref]
-    planned = desk.plan(work, msgspec.structs.replace(work, entry=None))
+        del planner.rows.uploads[one.ref]
+    planned = planner.plan(work, msgspec.structs.replace(work, entry=None))
     assert planned.outcomes == [AttachAnswer("freed", None, _id(1) if state == "freed" else None)] * 2
     assert not planned.writes.records
     assert not planned.writes.uploads
 
 
 def test_push_new_version_keeps_the_files() -> None:
-    desk = FileDesk().with_task()
-    desk.plan(desk.stored(upload(1)))
+    planner = FilePlanner().with_task()
+    planner.plan(planner.stored(upload(1)))
     for item in (
         {"op": "patch", "base": 1, "data": {"n": 2}},
         {"op": "put", "base": 2, "data": {"m": 1}},
         {"op": "delete", "base": 3},
     ):
-        desk.plan(desk.push({"domain": "task", "id": "a", **item}))
-    tombstone = desk.rows.records[TASK]
+        planner.plan(planner.push({"domain": "task", "id": "a", **item}))
+    tombstone = planner.rows.records[TASK]
     assert tombstone.attachments is not None
     assert "attachments" not in json.loads(encode_change(tombstone)), "of a deleted record none are shown"
-    desk.plan(desk.push({"domain": "task", "id": "a", "op": "put", "base": 4, "data": {"n": 3}}))
-    assert desk.rows.records[TASK].version == 5
-    assert desk.files() == [_id(1)]
+    planner.plan(planner.push({"domain": "task", "id": "a", "op": "put", "base": 4, "data": {"n": 3}}))
+    assert planner.rows.records[TASK].version == 5
+    assert planner.files() == [_id(1)]
 
 
 def test_resolve_keeps_the_files() -> None:
-    desk = FileDesk()
+    planner = FilePlanner()
     form = RecordKey(1, "form", "a")
-    desk.plan(desk.push({"domain": "form", "id": "a", "op": "put", "data": {"n": 1}}))
-    desk.plan(desk.push({"domain": "form", "id": "a", "op": "put", "data": {"n": 2}}, device="tablet"))
-    desk.plan(desk.stored(upload(1, domain="form")))
-    (conflict,) = desk.rows.conflicts.values()
-    assert desk.rows.conflicts[ConflictRef(1, conflict.conflict_id)].outcome == "open"
-    desk.plan(desk.resolution(conflict, "client", 1))
-    assert desk.rows.records[form].version == 2
-    assert desk.files(form) == [_id(1)]
+    planner.plan(planner.push({"domain": "form", "id": "a", "op": "put", "data": {"n": 1}}))
+    planner.plan(planner.push({"domain": "form", "id": "a", "op": "put", "data": {"n": 2}}, device="tablet"))
+    planner.plan(planner.stored(upload(1, domain="form")))
+    (conflict,) = planner.rows.conflicts.values()
+    assert planner.rows.conflicts[ConflictRef(1, conflict.conflict_id)].outcome == "open"
+    planner.plan(planner.resolution(conflict, "client", 1))
+    assert planner.rows.records[form].version == 2
+    assert planner.files(form) == [_id(1)]
 
 
 def test_push_aborted_keeps_the_files() -> None:
-    desk = FileDesk().with_task()
-    desk.plan(
-        desk.stored(upload(1)),
-        desk.push(
+    planner = FilePlanner().with_task()
+    planner.plan(
+        planner.stored(upload(1)),
+        planner.push(
             {"domain": "task", "id": "a", "op": "patch", "base": 1, "data": {"n": 2}},
             {"domain": "task", "id": "b", "op": "patch", "base": 7, "data": {"n": 2}},
             atomic=True,
         ),
     )
-    assert desk.rows.records[TASK].version == 1
-    assert desk.files() == [_id(1)]
+    assert planner.rows.records[TASK].version == 1
+    assert planner.files() == [_id(1)]
 
 
 def test_attach_deleted_record_waits_until_it_is_back() -> None:
-    desk = FileDesk().with_task()
-    desk.plan(desk.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
-    work = desk.stored(upload(1))
-    assert _outcome(desk.plan(work)) == AttachAnswer("waiting", None)
-    desk.plan(desk.push({"domain": "task", "id": "a", "op": "put", "base": 2, "data": {"n": 2}}))
-    assert _outcome(desk.plan(work)) == AttachAnswer("attached", 4)
+    planner = FilePlanner().with_task()
+    planner.plan(planner.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
+    work = planner.stored(upload(1))
+    assert _outcome(planner.plan(work)) == AttachAnswer("waiting", None)
+    planner.plan(planner.push({"domain": "task", "id": "a", "op": "put", "base": 2, "data": {"n": 2}}))
+    assert _outcome(planner.plan(work)) == AttachAnswer("attached", 4)
 
 
 def test_free_file_announces_one_change() -> None:
-    desk = FileDesk().with_task()
+    planner = FilePlanner().with_task()
     first, second = upload(1), upload(2)
-    desk.plan(desk.stored(first), desk.stored(second))
+    planner.plan(planner.stored(first), planner.stored(second))
     for one, seq, left in ((first, 4, [_id(2)]), (second, 5, [])):
-        assert _outcome(desk.plan(desk.freed(one))) == AttachAnswer("freed", seq, one.ref.upload_id)
-        assert desk.files() == left
-        assert desk.rows.uploads[one.ref] == "freed"
-        again = desk.plan(desk.freed(one))
+        assert _outcome(planner.plan(planner.freed(one))) == AttachAnswer("freed", seq, one.ref.upload_id)
+        assert planner.files() == left
+        assert planner.rows.uploads[one.ref] == "freed"
+        again = planner.plan(planner.freed(one))
         assert _outcome(again) == AttachAnswer("freed", None, one.ref.upload_id)
         assert not again.writes.records
-    assert desk.rows.records[TASK].attachments == b"[]"
+    assert planner.rows.records[TASK].attachments == b"[]"
     third = upload(3)
-    desk.plan(desk.stored(third))
-    assert desk.files() == [_id(3)]
+    planner.plan(planner.stored(third))
+    assert planner.files() == [_id(3)]
 
 
 def test_free_file_of_a_tombstone_announces_nothing() -> None:
     """The feed shows none of it, so that nobody is told; brought back it has what is left."""
-    desk = FileDesk().with_task()
+    planner = FilePlanner().with_task()
     first, second = upload(1), upload(2)
-    desk.plan(desk.stored(first), desk.stored(second))
-    desk.plan(desk.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
-    planned = desk.plan(desk.freed(first))
+    planner.plan(planner.stored(first), planner.stored(second))
+    planner.plan(planner.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
+    planned = planner.plan(planner.freed(first))
     assert _outcome(planned) == AttachAnswer("freed", None, _id(1))
     assert not planned.changes
     assert not planned.writes.seqs
     assert len(planned.writes.records) == 1
-    desk.plan(desk.push({"domain": "task", "id": "a", "op": "put", "base": 2, "data": {"n": 1}}))
-    assert desk.files() == [_id(2)]
+    planner.plan(planner.push({"domain": "task", "id": "a", "op": "put", "base": 2, "data": {"n": 1}}))
+    assert planner.files() == [_id(2)]
 
 
 def test_free_file_without_record_is_freed() -> None:
-    desk = FileDesk()
+    planner = FilePlanner()
     one = upload(1)
-    desk.stored(one)
-    planned = desk.plan(desk.freed(one))
+    planner.stored(one)
+    planned = planner.plan(planner.freed(one))
     assert _outcome(planned) == AttachAnswer("freed", None, _id(1))
     assert not planned.writes.records
-    assert desk.rows.uploads[one.ref] == "freed"
+    assert planner.rows.uploads[one.ref] == "freed"
 
 
 @pytest.mark.parametrize(("state", "left"), [("stored", "waiting"), ("attached", "attached")])
@@ -361,49 +365,49 @@ def test_free_only_if_deleted_keeps_files_of_a_live_record(
     state: State, left: Literal["attached", "waiting"]
 ) -> None:
     """It looked at the record some time before: whether that is deleted is looked at under the lock again."""
-    desk = FileDesk().with_task()
+    planner = FilePlanner().with_task()
     one = upload(1)
     if state == "attached":
-        desk.plan(desk.stored(one))
-    work = msgspec.structs.replace(desk.stored(one, state), entry=None, only_if_deleted=True)
-    planned = desk.plan(work)
+        planner.plan(planner.stored(one))
+    work = msgspec.structs.replace(planner.stored(one, state), entry=None, only_if_deleted=True)
+    planned = planner.plan(work)
     assert _outcome(planned) == AttachAnswer(left, None)
     assert not planned.writes.records
     assert not planned.writes.uploads
-    assert desk.files() == ([_id(1)] if state == "attached" else [])
-    desk.plan(desk.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
-    assert _outcome(desk.plan(work)) == AttachAnswer("freed", None, _id(1))
-    assert desk.rows.uploads[one.ref] == "freed"
+    assert planner.files() == ([_id(1)] if state == "attached" else [])
+    planner.plan(planner.push({"domain": "task", "id": "a", "op": "delete", "base": 1}))
+    assert _outcome(planner.plan(work)) == AttachAnswer("freed", None, _id(1))
+    assert planner.rows.uploads[one.ref] == "freed"
 
 
 def test_attach_record_of_another_tenant_is_not_touched() -> None:
-    desk = FileDesk().with_task()
-    assert _outcome(desk.plan(desk.stored(upload(1, tenant=2)))) == AttachAnswer("waiting", None)
-    assert desk.rows.records[TASK].attachments is None
+    planner = FilePlanner().with_task()
+    assert _outcome(planner.plan(planner.stored(upload(1, tenant=2)))) == AttachAnswer("waiting", None)
+    assert planner.rows.records[TASK].attachments is None
 
 
 def test_attach_file_name_is_kept_unchanged() -> None:
-    desk = FileDesk().with_task()
+    planner = FilePlanner().with_task()
     name = 'a "quote"\\ \x01\x02 ü \U0001f511 ../../etc/passwd\r\n.jpg'
-    desk.plan(desk.stored(upload(1, file_name=name)), desk.stored(upload(2)))
-    shown = json.loads(encode_change(desk.rows.records[TASK]))["attachments"]
+    planner.plan(planner.stored(upload(1, file_name=name)), planner.stored(upload(2)))
+    shown = json.loads(encode_change(planner.rows.records[TASK]))["attachments"]
     assert [one["filename"] for one in shown] == [name, "gate 2.jpg"]
 
 
 def test_select_files_of_records_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.plan.weighing.BATCH_US", 1e9)
-    desk = FileDesk()
-    work = desk.stored(upload(1))
+    planner = FilePlanner()
+    work = planner.stored(upload(1))
     heavy = Record(*TASK, 1, 1, 0, None, 1, b"{}", None, b'["%s"]' % (b"x" * (4 << 20)))
-    desk.rows.records[TASK] = heavy
+    planner.rows.records[TASK] = heavy
     batch = [work] * 8
-    selected = select(list(batch), desk.rows.snapshot(read_set(list(batch), desk.context)))
+    selected = select(list(batch), planner.rows.snapshot(read_set(list(batch), planner.context)))
     assert list(selected.deferred) == [3, 4, 5, 6, 7]
 
 
 def test_queue_file_counts_its_entry() -> None:
     backlog = CommitQueue(CommitLimits(10, 1 << 20, 10, 1 << 20))
-    work = FileDesk().stored(upload(1))
+    work = FilePlanner().stored(upload(1))
     assert backlog.add(work, lambda _: None, 0.0)
     assert work.entry is not None
     assert backlog.size_bytes > len(work.entry)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engine.model.uploads import Upload
 from engine.plan.work import Attach, AttachAnswer
-from tests.engine.plan.test_attachments import SAME, TASK, FileDesk
+from tests.engine.plan.test_attachments import SAME, TASK, FilePlanner
 from tests.harness.stored_files import upload
 
 #: Three of them are one file, the fourth is not.
@@ -25,13 +25,13 @@ class Files:
     """One record with files, and what is known of them by what was answered alone."""
 
     def __init__(self) -> None:
-        self.desk = FileDesk().with_task()
+        self.planner = FilePlanner().with_task()
         self.standing: set[str] = set()
         self.removed: set[str] = set()
 
     def work(self, step: str, one: Upload) -> Attach:
         """Make a job; a file that is sent twice is an answer that was lost."""
-        work = self.desk.stored(one, self.desk.rows.uploads.get(one.ref, "stored"))
+        work = self.planner.stored(one, self.planner.rows.uploads.get(one.ref, "stored"))
         return (
             work
             if step == "send"
@@ -41,7 +41,7 @@ class Files:
     def batch(self, steps: list[tuple[str, Upload]]) -> None:
         """Run a batch and look at all there is."""
         batch = [self.work(*step) for step in steps]
-        for work, outcome in zip(batch, self.desk.plan(*batch).outcomes, strict=True):
+        for work, outcome in zip(batch, self.planner.plan(*batch).outcomes, strict=True):
             assert isinstance(outcome, AttachAnswer)
             if outcome.state == "freed":
                 self.standing.discard(work.upload_id)
@@ -52,19 +52,19 @@ class Files:
 
     def look(self) -> None:
         """Compare what stands with what is there."""
-        entry = self.desk.rows.records[TASK].attachments or b"[]"
+        entry = self.planner.rows.records[TASK].attachments or b"[]"
         shown = {one["file_id"]: one["sha256"] for one in msgspec.json.decode(entry)}
         stands = {one.sha256 for one in UPLOADS if one.ref.upload_id in self.standing}
         assert sorted(shown.values()) == sorted(filter(None, stands))
         assert not shown.keys() & self.removed, "the bytes of a file that is there are gone"
-        for ref, state in self.desk.rows.uploads.items():
+        for ref, state in self.planner.rows.uploads.items():
             assert (state in ("attached", "retained")) is (ref.upload_id in shown)
             assert (state in ("attached", "duplicate")) <= (ref.upload_id in self.standing)
 
     def put(self, op: str) -> None:
         """Delete the record, or bring it back."""
-        item = {"domain": "task", "id": "a", "op": op, "base": self.desk.rows.records[TASK].version}
-        self.desk.plan(self.desk.push(item if op == "delete" else item | {"data": {}}))
+        item = {"domain": "task", "id": "a", "op": op, "base": self.planner.rows.records[TASK].version}
+        self.planner.plan(self.planner.push(item if op == "delete" else item | {"data": {}}))
 
 
 @settings(deadline=None)
@@ -75,6 +75,6 @@ def test_attach_file_exists_exactly_while_an_upload_of_it_is_not_freed(
     files = Files()
     for number, steps in enumerate(batches):
         if number in deletes:
-            alive = files.desk.rows.records[TASK].data is not None
+            alive = files.planner.rows.records[TASK].data is not None
             files.put("delete" if alive else "put")
         files.batch(steps)

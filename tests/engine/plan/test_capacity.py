@@ -15,7 +15,7 @@ from engine.plan.capacity import MAX_BLOCKED_RECORDS, Blocked, BlockedRecords
 from engine.plan.tenant_usage import NAMES, near_limit, usage_above
 from engine.plan.work import Push, PushAnswer
 from engine.wire.errors import SyncError
-from tests.engine.plan.test_batch import Desk, item
+from tests.engine.plan.test_batch import Planner, item
 
 Json = dict[str, Any]
 
@@ -59,8 +59,8 @@ _half_or_so = st.sampled_from([0, 0.25, 0.5, 0.75, 1, 1.25])
 def test_near_limit_no_tenant_below_what_is_read(
     data: st.DataObject, messages: list[int], bounds: TenantUsage
 ) -> None:
-    desk = Desk()
-    batch = [desk.push(*[item("task", f"{index}")] * count) for index, count in enumerate(messages)]
+    planner = Planner()
+    batch = [planner.push(*[item("task", f"{index}")] * count) for index, count in enumerate(messages)]
     of_bound = st.lists(_half_or_so, min_size=len(NAMES), max_size=len(NAMES))
     off = st.lists(st.integers(-1, 1), min_size=len(NAMES), max_size=len(NAMES))
     usage = {
@@ -84,14 +84,14 @@ def test_near_limit_no_tenant_below_what_is_read(
 
 
 def _planned(
-    desk: Desk, bounds: TenantUsage, batch: list[Push], blocked: Blocked
+    planner: Planner, bounds: TenantUsage, batch: list[Push], blocked: Blocked
 ) -> tuple[list[Any], Blocked]:
-    context = msgspec.structs.replace(desk.context, bounds=bounds)
-    planned = plan(list(batch), desk.rows.snapshot(read_set(list(batch), context)), context, (), blocked)
+    context = msgspec.structs.replace(planner.context, bounds=bounds)
+    planned = plan(list(batch), planner.rows.snapshot(read_set(list(batch), context)), context, (), blocked)
     if planned.unread_conflicts:
-        state = desk.rows.snapshot(read_set(list(batch), context, planned.unread_conflicts))
+        state = planner.rows.snapshot(read_set(list(batch), context, planned.unread_conflicts))
         planned = plan(list(batch), state, context, planned.unread_conflicts, blocked)
-    desk.rows.apply(planned.writes, {1})
+    planner.rows.apply(planned.writes, {1})
     return planned.outcomes, planned.blocked
 
 
@@ -100,36 +100,38 @@ def _planned(
 def test_capacity_is_never_exceeded_and_refusals_leave_nothing(
     batches: list[list[tuple[str, bool, list[Json]]]], bounds: TenantUsage
 ) -> None:
-    desk = Desk()
-    desk.rows.usage[1] = TenantUsage()
+    planner = Planner()
+    planner.rows.usage[1] = TenantUsage()
     blocked: Blocked = {}
     deleted_bytes = 0
     for messages in batches:
-        batch = [desk.push(*items, device=device, atomic=atomic) for device, atomic, items in messages]
-        before = copy.deepcopy(vars(desk.rows))
-        outcomes, blocked = _planned(desk, bounds, batch, blocked)
+        batch = [planner.push(*items, device=device, atomic=atomic) for device, atomic, items in messages]
+        before = copy.deepcopy(vars(planner.rows))
+        outcomes, blocked = _planned(planner, bounds, batch, blocked)
         deleted_bytes += 200 * sum(one["op"] == "delete" for _, _, items in messages for one in items)
-        usage = desk.rows.usage[1]
+        usage = planner.rows.usage[1]
         for name, held, bound in zip(NAMES, usage.numbers(), bounds.numbers(), strict=True):
             assert held <= bound + (deleted_bytes if name == "record_bytes" else 0), name
         if not any(isinstance(outcome, PushAnswer) for outcome in outcomes):
-            assert vars(desk.rows) == before
+            assert vars(planner.rows) == before
         for work, outcome in zip(batch, outcomes, strict=True):
             refused = isinstance(outcome, SyncError)
-            assert refused is (not any(key.key_hash == work.key_hash for key in desk.rows.keys))
+            assert refused is (not any(key.key_hash == work.key_hash for key in planner.rows.keys))
             assert not refused or outcome.code == "insufficient_storage"
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(_messages, min_size=1, max_size=8))
 def test_capacity_without_limits_changes_nothing(messages: list[tuple[str, bool, list[Json]]]) -> None:
-    free, bounded = Desk(), Desk()
+    free, bounded = Planner(), Planner()
     exact = TenantUsage(*[10**12] * 11)
     near_limit = TenantUsage(*[10**6] * 11)  # each message is planned as one that may have to be undone
     for device, atomic, items in messages:
         answers = []
-        for desk, bounds in ((free, exact), (bounded, near_limit)):
-            (outcome,), _ = _planned(desk, bounds, [desk.push(*items, device=device, atomic=atomic)], {})
+        for planner, bounds in ((free, exact), (bounded, near_limit)):
+            (outcome,), _ = _planned(
+                planner, bounds, [planner.push(*items, device=device, atomic=atomic)], {}
+            )
             assert isinstance(outcome, PushAnswer)
             answers.append(outcome.results)
         assert answers[0] == answers[1]
@@ -137,17 +139,19 @@ def test_capacity_without_limits_changes_nothing(messages: list[tuple[str, bool,
 
 
 def test_capacity_too_many_blocked_records_block_the_device() -> None:
-    desk = Desk()
+    planner = Planner()
     blocked: Blocked = {
         DeviceRecordKey(1, "other", "task", str(number)): "their key" for number in range(MAX_BLOCKED_RECORDS)
     }
-    refused = desk.push(item("task", "a", n=1))
-    (outcome,), blocked = _planned(desk, TenantUsage(), [refused], blocked)
+    refused = planner.push(item("task", "a", n=1))
+    (outcome,), blocked = _planned(planner, TenantUsage(), [refused], blocked)
     assert isinstance(outcome, SyncError)
     room = TenantUsage(*[10**9] * 11)
-    (later,), blocked = _planned(desk, room, [desk.push(item("task", "b", n=1))], blocked)
-    (others,), blocked = _planned(desk, room, [desk.push(item("task", "b", n=1), device="tablet")], blocked)
-    (again,), blocked = _planned(desk, room, [refused], blocked)
+    (later,), blocked = _planned(planner, room, [planner.push(item("task", "b", n=1))], blocked)
+    (others,), blocked = _planned(
+        planner, room, [planner.push(item("task", "b", n=1), device="tablet")], blocked
+    )
+    (again,), blocked = _planned(planner, room, [refused], blocked)
     assert [type(one) for one in (later, others, again)] == [SyncError, PushAnswer, PushAnswer]
     assert len(blocked) == MAX_BLOCKED_RECORDS
 
@@ -184,24 +188,26 @@ class _Key(str):
 
 
 def test_capacity_messages_of_others_do_not_walk_the_blocked_records() -> None:
-    desk = Desk()
+    planner = Planner()
     blocked: Blocked = {
         DeviceRecordKey(2, "other", "task", str(number)): _Key("theirs") for number in range(100)
     }
-    batch = [desk.push(item("task", f"{number}", n=1)) for number in range(50)]
+    batch = [planner.push(item("task", f"{number}", n=1)) for number in range(50)]
     _Key.compared = 0
-    outcomes, blocked = _planned(desk, TenantUsage(*[10**9] * 11), batch, blocked)
+    outcomes, blocked = _planned(planner, TenantUsage(*[10**9] * 11), batch, blocked)
     assert {type(outcome) for outcome in outcomes} == {PushAnswer}
     assert len(blocked) == 100
     assert _Key.compared <= 300, "once a batch, not once a message"
 
 
 def test_capacity_records_of_one_tenant_do_not_block_another() -> None:
-    desk = Desk()
+    planner = Planner()
     blocked: Blocked = {
         DeviceRecordKey(2, "other", "task", str(number)): "theirs" for number in range(MAX_BLOCKED_RECORDS)
     }
-    (outcome,), blocked = _planned(desk, TenantUsage(), [desk.push(item("task", "a", n=1))], blocked)
+    (outcome,), blocked = _planned(planner, TenantUsage(), [planner.push(item("task", "a", n=1))], blocked)
     assert isinstance(outcome, SyncError)
-    (later,), _ = _planned(desk, TenantUsage(*[10**9] * 11), [desk.push(item("task", "b", n=1))], blocked)
+    (later,), _ = _planned(
+        planner, TenantUsage(*[10**9] * 11), [planner.push(item("task", "b", n=1))], blocked
+    )
     assert isinstance(later, PushAnswer)

@@ -43,7 +43,7 @@ MAX_EXAMPLES = 5_000 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 300
 
 
 @dataclass(frozen=True)
-class Line:
+class Route:
     """A message's way: ``took_us`` in truth, ``spare_us`` more as the server has to allow for."""
 
     worker: int
@@ -68,7 +68,7 @@ class Send:
 
     device: str
     most: int
-    line: Line
+    line: Route
     clock: bool
     pulls: bool
 
@@ -213,7 +213,7 @@ _LONG = st.sampled_from([0, 0, 0, 90 * SECOND_US, HOUR_US // 2, 3 * HOUR_US, DAY
 _OFF = st.sampled_from([0, 0, 3 * SECOND_US, -3 * SECOND_US, 2 * HOUR_US, -2 * HOUR_US, 400 * DAY_US])
 _DEVICES = st.sampled_from(["phone", "phone", "phone", "tablet"])
 _LINES = st.builds(
-    Line,
+    Route,
     worker=st.sampled_from([1, 2]),
     socket=st.booleans(),
     took_us=_SHORT | _LONG,
@@ -269,6 +269,6 @@ def test_edits_of_one_device_under_every_policy_all_stand() -> None:
         world = World(msgspec.convert({"policy": policy}, DomainPolicy), {"phone": HOUR_US})
         for worker, took_us, name in ((1, 6 * SECOND_US, "a"), (2, 0, "a"), (1, 90 * SECOND_US, "b")):
             world.step(SECOND_US, Edit("phone", "patch", (name,), dated=True))
-            line = Line(worker, socket=False, took_us=took_us, spare_us=0)
+            line = Route(worker, socket=False, took_us=took_us, spare_us=0)
             world.step(0, Send("phone", 9, line, clock=worker == 1, pulls=False))
         assert world._data() == {"a": 3, "b": 5}

@@ -16,7 +16,7 @@ from engine.plan.costs import Costs, content_us
 from engine.plan.kinds import KINDS
 from engine.plan.weighing import BATCH_US, Selection, select
 from engine.plan.work import Work
-from tests.engine.plan.test_batch import Desk, item
+from tests.engine.plan.test_batch import Planner, item
 
 Json = dict[str, Any]
 
@@ -24,73 +24,78 @@ Json = dict[str, Any]
 LABORIOUS, HALF, ORDINARY = 200_000, 80_000, 100
 
 
-def stored(desk: Desk, tenant: int, record_id: str, lists: int) -> None:
+def stored(planner: Planner, tenant: int, record_id: str, lists: int) -> None:
     """Store a record of so many empty lists."""
     data = b'{"x":[%b]}' % b",".join([b"[]"] * lists)
     key = RecordKey(tenant, "note", record_id)
-    desk.rows.records[key] = Record(tenant, "note", record_id, 1, 1, 0, "other", 1, data)
+    planner.rows.records[key] = Record(tenant, "note", record_id, 1, 1, 0, "other", 1, data)
 
 
-def selected(desk: Desk, *batch: Work) -> Selection:
+def selected(planner: Planner, *batch: Work) -> Selection:
     """Select of a batch."""
-    return select(list(batch), desk.rows.snapshot(read_set(list(batch), desk.context)))
+    return select(list(batch), planner.rows.snapshot(read_set(list(batch), planner.context)))
 
 
-def patch(desk: Desk, tenant: int, record_id: str, times: int = 1) -> Work:
+def patch(planner: Planner, tenant: int, record_id: str, times: int = 1) -> Work:
     """Make a push that changes a record so many times."""
-    return desk.push(*[item("note", record_id, 1, op="patch", n=1)] * times, tenant=tenant)
+    return planner.push(*[item("note", record_id, 1, op="patch", n=1)] * times, tenant=tenant)
 
 
 def test_select_ordinary_changes_are_all_taken() -> None:
-    desk = Desk()
+    planner = Planner()
     for number in range(100):
-        stored(desk, 1 + number % 3, f"r{number}", ORDINARY)
-    batch = [patch(desk, 1 + number % 3, f"r{number}") for number in range(100)]
-    assert selected(desk, *batch) == Selection(is_light=True, items_per_step=32)
+        stored(planner, 1 + number % 3, f"r{number}", ORDINARY)
+    batch = [patch(planner, 1 + number % 3, f"r{number}") for number in range(100)]
+    assert selected(planner, *batch) == Selection(is_light=True, items_per_step=32)
 
 
 def test_select_small_records_are_not_examined(monkeypatch: pytest.MonkeyPatch) -> None:
-    desk = Desk()
-    stored(desk, 1, "a", ORDINARY)
+    planner = Planner()
+    stored(planner, 1, "a", ORDINARY)
 
     def looked(*_: object) -> float:
         raise AssertionError("each look costs what it may save")
 
     monkeypatch.setattr(costs, "content_us", looked)
-    selected(desk, *[patch(desk, 1, "a") for _ in range(100)])
+    selected(planner, *[patch(planner, 1, "a") for _ in range(100)])
 
 
 def test_select_expensive_message_is_deferred_and_isolated() -> None:
-    desk = Desk()
-    stored(desk, 2, "big", LABORIOUS)
-    stored(desk, 1, "a", ORDINARY)
-    batch = [patch(desk, 1, "a"), patch(desk, 2, "a"), patch(desk, 2, "big"), patch(desk, 2, "a")]
-    found = selected(desk, *batch, patch(desk, 1, "a"), patch(desk, 3, "a"))
+    planner = Planner()
+    stored(planner, 2, "big", LABORIOUS)
+    stored(planner, 1, "a", ORDINARY)
+    batch = [patch(planner, 1, "a"), patch(planner, 2, "a"), patch(planner, 2, "big"), patch(planner, 2, "a")]
+    found = selected(planner, *batch, patch(planner, 1, "a"), patch(planner, 3, "a"))
     assert (list(found.deferred), set(found.isolated), found.items_per_step) == ([2, 3], {2}, 1)
 
 
 def test_select_expensive_message_of_one_tenant_is_taken_alone() -> None:
-    desk = Desk()
-    stored(desk, 2, "big", LABORIOUS)
-    found = selected(desk, patch(desk, 2, "big"), patch(desk, 2, "big"), patch(desk, 2, "a"))
+    planner = Planner()
+    stored(planner, 2, "big", LABORIOUS)
+    found = selected(planner, patch(planner, 2, "big"), patch(planner, 2, "big"), patch(planner, 2, "a"))
     assert (list(found.deferred), set(found.isolated)) == ([1, 2], {2})
-    assert selected(desk, patch(desk, 2, "big")) == Selection(deferred=[], isolated=frozenset({2}))
+    assert selected(planner, patch(planner, 2, "big")) == Selection(deferred=[], isolated=frozenset({2}))
 
 
 def test_select_expensive_messages_of_several_tenants_are_all_deferred() -> None:
-    desk = Desk()
+    planner = Planner()
     for tenant in (1, 2):
-        stored(desk, tenant, "big", LABORIOUS)
-    found = selected(desk, patch(desk, 1, "big"), patch(desk, 2, "big"))
+        stored(planner, tenant, "big", LABORIOUS)
+    found = selected(planner, patch(planner, 1, "big"), patch(planner, 2, "big"))
     assert (list(found.deferred), set(found.isolated)) == ([0, 1], {1, 2})
 
 
 def test_select_batch_expensive_in_sum_is_cut() -> None:
-    desk = Desk()
-    stored(desk, 1, "half", HALF)
-    stored(desk, 2, "half", HALF)
-    batch = [patch(desk, 1, "half"), patch(desk, 2, "half"), patch(desk, 3, "a"), patch(desk, 2, "b")]
-    found = selected(desk, *batch)
+    planner = Planner()
+    stored(planner, 1, "half", HALF)
+    stored(planner, 2, "half", HALF)
+    batch = [
+        patch(planner, 1, "half"),
+        patch(planner, 2, "half"),
+        patch(planner, 3, "a"),
+        patch(planner, 2, "b"),
+    ]
+    found = selected(planner, *batch)
     assert (list(found.deferred), found.isolated) == ([1, 3], frozenset())
 
 
@@ -110,12 +115,12 @@ def test_content_us_many_small_values_cost_more_than_text(data: Json) -> None:
 
 
 def test_costs_held_changes_and_files_count() -> None:
-    desk = Desk(record_bytes=1 << 18)
-    desk.results(desk.push(item("form", "a", x=1)))
-    desk.results(desk.push(item("form", "a", x=2), device="tablet"))
-    desk.results(desk.push(item("form", "a", 1, op="patch", x=[[]] * 80_000), device="tablet"))
-    batch = [desk.push(item("form", "a", 1, op="patch", n=1), device="tablet")]
-    costs = Costs(desk.rows.snapshot(read_set(list(batch), desk.context)))
+    planner = Planner(record_bytes=1 << 18)
+    planner.results(planner.push(item("form", "a", x=1)))
+    planner.results(planner.push(item("form", "a", x=2), device="tablet"))
+    planner.results(planner.push(item("form", "a", 1, op="patch", x=[[]] * 80_000), device="tablet"))
+    batch = [planner.push(item("form", "a", 1, op="patch", n=1), device="tablet")]
+    costs = Costs(planner.rows.snapshot(read_set(list(batch), planner.context)))
     kind = KINDS[type(batch[0])]
     assert kind.cost_us(batch[0], costs) > BATCH_US / 3
     assert kind.touched_bytes(batch[0], costs) > 240_000
@@ -127,13 +132,13 @@ def test_costs_held_changes_and_files_count() -> None:
     )
 )
 def test_select_keeps_the_order_of_each_tenant(drawn: list[tuple[int, str]]) -> None:
-    desk = Desk()
+    planner = Planner()
     for tenant in (1, 2, 3):
-        stored(desk, tenant, "big", LABORIOUS)
-        stored(desk, tenant, "half", HALF)
-        stored(desk, tenant, "a", ORDINARY)
-    batch: list[Work] = [patch(desk, tenant, record_id) for tenant, record_id in drawn]
-    found = selected(desk, *batch)
+        stored(planner, tenant, "big", LABORIOUS)
+        stored(planner, tenant, "half", HALF)
+        stored(planner, tenant, "a", ORDINARY)
+    batch: list[Work] = [patch(planner, tenant, record_id) for tenant, record_id in drawn]
+    found = selected(planner, *batch)
     taken = [index for index in range(len(batch)) if index not in found.deferred]
     for tenant in (1, 2, 3):
         mine = [index for index, (owner, _) in enumerate(drawn) if owner == tenant]

@@ -92,7 +92,7 @@ class Shelf:
         return found
 
 
-class Desk:
+class PendingFiles:
     """The files that wait, with all that they are told and asked."""
 
     def __init__(self) -> None:
@@ -101,8 +101,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk() -> Desk:
-    return Desk()
+def pending_files() -> PendingFiles:
+    return PendingFiles()
 
 
 def _written(
@@ -111,92 +111,96 @@ def _written(
     return [(Record(tenant_id, "task", record_id, 1, 1, 0, "phone", 1, data), "s")]
 
 
-async def test_pending_due_file_submitted_until_attached(desk: Desk) -> None:
-    desk.shelf.put(upload(1))
-    due = desk.shelf.put(upload(2), due=True)
-    await desk.pending.look()
-    await desk.pending.look()
-    (job,) = desk.queue.jobs
+async def test_pending_due_file_submitted_until_attached(pending_files: PendingFiles) -> None:
+    pending_files.shelf.put(upload(1))
+    due = pending_files.shelf.put(upload(2), due=True)
+    await pending_files.pending.look()
+    await pending_files.pending.look()
+    (job,) = pending_files.queue.jobs
     assert job == Attach(1, "phone", "task", "a", due, job.entry, NOW_US)
     assert job.entry is not None
     assert msgspec.json.decode(job.entry)["file_id"] == due
-    assert desk.queue.settle() == [due]
-    await desk.pending.look()
-    assert desk.queue.settle() == [due]
+    assert pending_files.queue.settle() == [due]
+    await pending_files.pending.look()
+    assert pending_files.queue.settle() == [due]
 
 
-async def test_pending_record_committed_here_attaches_at_once(desk: Desk) -> None:
-    one, other = desk.shelf.put(upload(1)), desk.shelf.put(upload(2))
-    desk.shelf.put(upload(3, record_id="b"))
-    await desk.pending.look()
+async def test_pending_record_committed_here_attaches_at_once(pending_files: PendingFiles) -> None:
+    one, other = pending_files.shelf.put(upload(1)), pending_files.shelf.put(upload(2))
+    pending_files.shelf.put(upload(3, record_id="b"))
+    await pending_files.pending.look()
     for changes in (_written("c"), _written(tenant_id=2), _written(data=None)):
-        desk.pending.committed(changes)
-    assert desk.queue.jobs == []
-    desk.pending.committed(_written() * 2)
-    assert desk.queue.settle() == [one, other]
+        pending_files.pending.committed(changes)
+    assert pending_files.queue.jobs == []
+    pending_files.pending.committed(_written() * 2)
+    assert pending_files.queue.settle() == [one, other]
 
 
-async def test_pending_full_queue_retried_at_the_next_look(desk: Desk) -> None:
-    due = desk.shelf.put(upload(1), due=True)
-    desk.queue.full = True
-    await desk.pending.look()
-    desk.queue.full = False
-    await desk.pending.look()
-    assert desk.queue.settle() == [due]
+async def test_pending_full_queue_retried_at_the_next_look(pending_files: PendingFiles) -> None:
+    due = pending_files.shelf.put(upload(1), due=True)
+    pending_files.queue.full = True
+    await pending_files.pending.look()
+    pending_files.queue.full = False
+    await pending_files.pending.look()
+    assert pending_files.queue.settle() == [due]
 
 
 async def test_pending_many_files_are_paged_and_all_known(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    pending_files: PendingFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "FILES_PER_READ", 2)
-    named = [desk.shelf.put(upload(number, record_id=f"r{number}")) for number in range(5)]
+    named = [pending_files.shelf.put(upload(number, record_id=f"r{number}")) for number in range(5)]
     for _ in range(3):
-        await desk.pending.look()
+        await pending_files.pending.look()
     for number in range(5):
-        desk.pending.committed(_written(f"r{number}"))
-    assert desk.queue.settle() == named
+        pending_files.pending.committed(_written(f"r{number}"))
+    assert pending_files.queue.settle() == named
 
 
 async def test_pending_many_files_of_one_tenant_do_not_delay_another(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    pending_files: PendingFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "FILES_PER_READ", 6)
     monkeypatch.setattr(room, "_KNOWN", 10)
     for number in range(100):
-        desk.shelf.put(upload(number, record_id=f"r{number}"))
-    due = desk.shelf.put(upload(1, tenant=2), due=True)
-    other = desk.shelf.put(upload(2, tenant=2, record_id="b"))
+        pending_files.shelf.put(upload(number, record_id=f"r{number}"))
+    due = pending_files.shelf.put(upload(1, tenant=2), due=True)
+    other = pending_files.shelf.put(upload(2, tenant=2, record_id="b"))
     for _ in range(20):
-        await desk.pending.look()
-        assert desk.queue.settle() == [due]
-    desk.pending.committed(_written("b", tenant_id=2))
-    assert desk.queue.settle() == [other]
+        await pending_files.pending.look()
+        assert pending_files.queue.settle() == [due]
+    pending_files.pending.committed(_written("b", tenant_id=2))
+    assert pending_files.queue.settle() == [other]
 
 
-async def test_pending_all_tenants_are_read(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pending_all_tenants_are_read(
+    pending_files: PendingFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(room, "TENANTS_PER_READ", 2)
-    due = [desk.shelf.put(upload(number, tenant=number), due=True) for number in range(1, 6)]
+    due = [pending_files.shelf.put(upload(number, tenant=number), due=True) for number in range(1, 6)]
     seen = []
     for _ in range(3):
-        await desk.pending.look()
-        seen += desk.queue.settle()
+        await pending_files.pending.look()
+        seen += pending_files.queue.settle()
     assert seen == due
-    await desk.pending.look()
-    assert desk.queue.settle() == due[:2]
+    await pending_files.pending.look()
+    assert pending_files.queue.settle() == due[:2]
 
 
-async def test_pending_known_files_bounded_and_forgotten(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pending_known_files_bounded_and_forgotten(
+    pending_files: PendingFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(room, "_KNOWN", 1)
-    one = desk.shelf.put(upload(1))
-    desk.shelf.put(upload(2))
-    await desk.pending.look()
-    desk.pending.committed(_written())
-    assert desk.queue.settle() == [one]
-    await desk.pending.look()
-    desk.shelf.files.clear()
-    await desk.pending.look()
-    desk.pending.committed(_written())
-    assert desk.queue.settle() == []
+    one = pending_files.shelf.put(upload(1))
+    pending_files.shelf.put(upload(2))
+    await pending_files.pending.look()
+    pending_files.pending.committed(_written())
+    assert pending_files.queue.settle() == [one]
+    await pending_files.pending.look()
+    pending_files.shelf.files.clear()
+    await pending_files.pending.look()
+    pending_files.pending.committed(_written())
+    assert pending_files.queue.settle() == []
 
 
 # -- in PostgreSQL ----------------------------------------------------------------------------

@@ -85,7 +85,7 @@ class Reader:
 
 
 @dataclass
-class Line:
+class Pair:
     """Both ends of one connection."""
 
     outbox: Outbox
@@ -97,7 +97,7 @@ class Line:
 @contextlib.asynccontextmanager
 async def line(
     *, binary: bool = False, deflate_bits: int = 0, patience_s: float = LONG_S
-) -> AsyncIterator[Line]:
+) -> AsyncIterator[Pair]:
     """Connect over loopback with small buffers in the kernel, so that a reader is soon behind."""
     loop = asyncio.get_running_loop()
     protocols = asyncio.Queue[BaseProtocol]()
@@ -131,7 +131,7 @@ async def line(
     )
     owner.outbox = outbox
     try:
-        yield Line(outbox, transport, Reader(stream), owner)
+        yield Pair(outbox, transport, Reader(stream), owner)
     finally:
         writer.transport.abort()
         transport.abort()

@@ -1,4 +1,4 @@
-"""One deployment as its settings describe it: what commands open, and ``serve``."""
+"""One deployment as its settings describe it: what commands open, and `serve`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ from storage.stores.tenants import PostgresTenants
 from storage.stores.usage import PostgresUsage
 
 _MADE_SECRET: Final = "auth.secret"  # noqa: S105  # the name of a file
-#: Settings that hold secrets, and what of them may be shown.
+#: Settings that hold secrets, and the function that returns the part to show.
 _HIDDEN: Final[Mapping[str, Callable[[str], str]]] = {
     "auth.secret": lambda _: HIDDEN,
     "s3.secret_access_key": lambda _: HIDDEN,
@@ -74,7 +74,10 @@ _log = structlog.get_logger()
 class Deployment:
     """One deployment (``handlers.commands.deployment.Deployment``).
 
-    ``sources`` are the layers that the settings were made of, ``reopen`` reads them again.
+    Args:
+        chosen: The settings.
+        sources: The layers that they were made of.
+        reopen: Reads the layers again.
     """
 
     def __init__(
@@ -138,7 +141,7 @@ class Deployment:
 
     @contextmanager
     def _services(self) -> Iterator[Services]:
-        """Have PostgreSQL and Redis to serve on; what is not set is made."""
+        """Open PostgreSQL and Redis to serve on; embedded ones are made if none are set."""
         given = Services(database_dsn(self.settings), bus_url(self.settings))
         if given.dsn and given.redis_url:
             yield given
@@ -151,7 +154,7 @@ class Deployment:
 
     @contextmanager
     def _database(self) -> Iterator[str]:
-        """Have the database that there is."""
+        """Open the database; an embedded one must exist already."""
         self._opened_dsn = database_dsn(self.settings)
         if self._opened_dsn:
             yield self._opened_dsn
@@ -172,7 +175,7 @@ class Deployment:
     @asynccontextmanager
     async def _administered(self) -> AsyncIterator[tuple[Database, str]]:
         """Open the database, migrated where it is the embedded one, and tell servers what was done."""
-        redis_url = bus_url(self.settings)  # what is wrong with it is said before anything is done
+        redis_url = bus_url(self.settings)  # an error in it is raised before anything is changed
         with self._database() as dsn:
             if self._embedded:
                 migrate(dsn, chosen_domains=self._chosen_domains)
@@ -189,7 +192,7 @@ class Deployment:
 
     @asynccontextmanager
     async def usage(self) -> AsyncIterator[PostgresUsage]:
-        """Open what tenants hold."""
+        """Open the usage of tenants."""
         async with self._administered() as (database, _):
             yield PostgresUsage(database)
 
@@ -222,7 +225,7 @@ class Deployment:
 
     @asynccontextmanager
     async def upload_jobs(self) -> AsyncIterator[CleanupAdmin]:
-        """Open what is done for uploads on schedule."""
+        """Open the scheduled clean-up."""
         if not (self.settings.s3.bucket or self._data_dir.is_dir()):
             raise DeploymentError(
                 f"there is no data directory {self._data_dir.resolve()}, where files are kept: set data.dir"
@@ -235,7 +238,7 @@ class Deployment:
             yield CleanupAdmin(dsn, self.settings, self._advanced_tenants.update)
 
     def examine(self) -> list[CheckResult]:
-        """Look at all that a server needs."""
+        """Check everything that a server needs."""
         return examine(self.settings, self.keys, self._file)
 
     @asynccontextmanager
@@ -246,7 +249,7 @@ class Deployment:
 
     @asynccontextmanager
     async def exports(self) -> AsyncIterator[PostgresExport]:
-        """Open what can be written out of the system."""
+        """Open the exports."""
         async with self._administered() as (database, _):
             yield PostgresExport(database, self.settings.domains)
 
@@ -262,7 +265,7 @@ class Deployment:
         several = chosen.server.workers > 1
         if several and not chosen.server.port:
             raise DeploymentError("server.port: several workers share a port, so that it has to be named")
-        # Until the supervisor listens to it: the settings have just been read, and it would end the start.
+        # Until the supervisor handles it: SIGHUP would end the start, and the settings were read just now.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         configure(chosen.log)
         with self._services() as running_services:
@@ -281,7 +284,7 @@ class Deployment:
             announced = partial(self._announce, demo_number) if self._embedded else lambda _: None
             try:
                 _check_bus(running_services.redis_url, several=several)
-                self._keys_to_serve()  # what is wrong with them is said once, and by this process
+                self._keys_to_serve()  # an error in them is reported once, by this process
                 reload = Reload(self._reading(), running_services, self._read_again)
                 supervise(chosen, running_services, announced, reload)
             except (ListenError, WorkersFailedError) as error:
@@ -349,7 +352,7 @@ def open_deployment(config: Path | None, flags: Mapping[str, Mapping[str, Any]])
 
 
 def run_worker() -> None:
-    """Be one worker of a supervisor, which says on standard input what that is."""
+    """Run one worker; its orders come on standard input."""
     work(sys.stdin.buffer, lambda chosen: Deployment(chosen).keys())
 
 

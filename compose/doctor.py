@@ -1,4 +1,4 @@
-"""Everything that a server needs, looked at one thing after another; a thing that fails hides no other."""
+"""Checks everything that a server needs, one after the other; a failed check hides no other."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from storage.embedded.account import EmbeddedError
 from storage.embedded.servers import NotMadeError, embedded
 from storage.postgres.checkup import database_findings
 
-#: Connections that one worker is to have room for; fewer are a matter of taste, very few are not.
+#: Connections of one worker: fewer than usual are a warning, fewer than the least a fault.
 _USUAL_CONNECTIONS: Final = 10_000
 _LEAST_CONNECTIONS: Final = 1000
 #: Files of a worker besides its connections: the database's, Redis's, its own.
@@ -44,9 +44,12 @@ _FURTHER_CONNECTIONS: Final = 2
 
 
 def examine(settings: Settings, keys: Callable[[], KeySet], file: Layer | None) -> list[CheckResult]:
-    """Look at settings, services and this machine; in the order in which faults are best mended.
+    """Check settings, services and this machine, in the order in which faults are best repaired.
 
-    ``file`` is the settings file.
+    Args:
+        settings: The settings.
+        keys: Reads the keys of tokens.
+        file: The settings file.
     """
     return [
         _settings(settings, file),

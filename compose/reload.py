@@ -1,4 +1,4 @@
-"""SIGHUP: the settings are read again, and what of them takes a restart stays and is named."""
+"""SIGHUP: reads the settings again. Keys that need a restart keep their values and are logged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from handlers.http.tokens import UnusableKeyError
 from storage.embedded.servers import Services
 from storage.postgres.display_names import dsn_without_secrets, url_without_secrets
 
-#: What a worker shares with the one whose place it takes, or with the supervisor, whose log is the same.
+#: Keys that a new worker shares with the one it replaces, or with the supervisor.
 _TAKES_RESTART: Final = (
     ("server", "host"),
     ("server", "port"),
@@ -33,7 +33,7 @@ _log = structlog.get_logger()
 
 
 class Reading(NamedTuple):
-    """Settings as they were read; ``values`` are all keys with their values."""
+    """Settings as they were read; ``values`` has every key with its value."""
 
     settings: Settings
     values: Sequence[InForce]
@@ -44,8 +44,8 @@ class Reload:
 
     Args:
         reading: The settings of the start.
-        at: Where the services are.
-        read: Reads all settings, and looks whether its keys of tokens can be used. May raise SettingsError,
+        at: Where PostgreSQL and Redis are.
+        read: Reads all settings and checks the keys of tokens. May raise SettingsError,
             DeploymentError or UnusableKeyError.
     """
 
@@ -58,7 +58,7 @@ class Reload:
         self._read = read
 
     def __call__(self) -> tuple[Settings, Services] | None:
-        """Return the settings and services of new workers; None, saying so in the log, if they are broken."""
+        """Return the settings and services of new workers; None if they are broken, which is logged."""
         try:
             reading = self._read()
             given = _given(reading.settings)
@@ -86,14 +86,14 @@ class Reload:
         return chosen, self._at
 
     def _with_what_stays(self, chosen: Settings, given: Services) -> tuple[Settings, list[str]]:
-        """Put back what takes a restart; returns its keys as well."""
+        """Restore the keys that need a restart; return the settings and these keys."""
         old, stays = self._settings, []
         for section, key in _TAKES_RESTART:
             new, kept = getattr(chosen, section), getattr(getattr(old, section), key)
             if getattr(new, key) != kept:
                 stays.append(f"{section}.{key}")
                 chosen = replace(chosen, **{section: replace(new, **{key: kept})})
-        # A password may change; with another database or bus workers would not agree about what there is.
+        # A password may change. With another database or bus, workers would work on different data.
         if dsn_without_secrets(given.dsn) != dsn_without_secrets(self._given.dsn):
             stays.append("postgres.dsn")
             new_postgres = replace(chosen.postgres, dsn=old.postgres.dsn, dsn_file=old.postgres.dsn_file)
@@ -106,15 +106,15 @@ class Reload:
 
 
 def _files(reading: Reading) -> dict[str, bytes]:
-    """Return what tells whether a file that a setting names has other content, by the setting's key."""
+    """Return a hash of each file that a setting names, by the key of the setting."""
     found = {}
     for one in reading.values:
         if one.key.endswith("_file") and one.value:
-            with suppress(OSError):  # said where it is needed
+            with suppress(OSError):  # the error is reported where the file is used
                 found[one.key] = sha256(Path(str(one.value)).read_bytes()).digest()
     return found
 
 
 def _given(chosen: Settings) -> Services:
-    """Read where the services of a deployment's own are. Raises SettingsError."""
+    """Return the services that the settings name. Raises SettingsError."""
     return Services(database_dsn(chosen), bus_url(chosen))

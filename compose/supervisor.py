@@ -1,9 +1,8 @@
-"""Starts workers, one or several, restarts one that died, and stops or renews them in turn.
+"""Starts workers, restarts one that died, and stops or renews them one after the other.
 
-The supervisor owns processes only and no state: workers share the port by themselves. Each is told what it is
-on its standard input, which stays open as its line of life: its end tells a worker that nobody looks after it
-any more. Over a pipe a worker says one line: an empty one once it lets devices in, or a sentence on why it
-cannot.
+The supervisor owns processes and no other state: workers share the port by themselves. A worker gets its
+orders on its standard input, which stays open: its end tells the worker that the supervisor died. Over a pipe
+it writes one line: an empty one when it accepts devices, or a sentence on why it cannot.
 """
 
 from __future__ import annotations
@@ -18,24 +17,24 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-#: A worker that lives for as long is well: the next death is no repetition of the last one.
+#: A worker that lived for longer is restarted without a pause: its death is no repetition of the last one.
 _WELL_S: Final = 30.0
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 10.0
-#: How long a worker may take until it lets devices in.
+#: How long a worker may take until it accepts devices.
 START_S: Final = 60.0
-#: What a worker needs besides draining: closing, the last lines of its log.
+#: Time of a worker besides draining, to close and to write the last lines of its log.
 LAST_WORDS_S: Final = 10.0
 
 _log = structlog.get_logger()
 
 
 class WorkersFailedError(Exception):
-    """The workers cannot be started; the text is a sentence on why."""
+    """The workers cannot be started; the text says why."""
 
 
 class Orders(NamedTuple):
-    """What workers are to do. ``told`` gives what standard input says, for a worker's index and its pipe."""
+    """The orders of workers. ``told`` returns the line for standard input, by a worker's index and pipe."""
 
     told: Callable[[int, int], bytes]
     drain_s: float
@@ -44,7 +43,7 @@ class Orders(NamedTuple):
 class _Worker:
     """One worker process. ``said`` is its line on the pipe, empty bytes if it ended without one.
 
-    It has ``drain_s`` to drain, and ten seconds more until it is killed.
+    It is killed ten seconds after ``drain_s``.
     """
 
     def __init__(
@@ -58,13 +57,13 @@ class _Worker:
         self._told_to_stop = False
 
     def tell_to_stop(self, by: signal.Signals) -> None:
-        """Have it drain and end; one that does not let devices in yet just ends."""
+        """Make it drain and end; one that does not accept devices yet just ends."""
         if not self._told_to_stop and self.process.returncode is None:
             self._told_to_stop = True
             self.process.send_signal(by)
 
     async def failure(self) -> str | None:
-        """Wait until it lets devices in: None, or a sentence on why it does not."""
+        """Wait until it accepts devices; return None, or a sentence on why it does not."""
         try:
             async with asyncio.timeout(START_S):
                 line = await asyncio.shield(self.said)
@@ -79,10 +78,15 @@ class _Worker:
 
 
 class Supervisor:
-    """``command`` starts a worker, which ``orders`` tell what it is.
+    """Keeps a number of workers running.
 
-    ``started`` is called when all let devices in. ``reread`` is called before a renewal: it gives the orders
-    of the new workers, or None, having said why, if there is to be no renewal.
+    Args:
+        workers: How many.
+        command: Starts a worker.
+        orders: What workers read on their standard input.
+        started: Called when all workers accept devices.
+        reread: Called before a renewal. Returns the orders of new workers, or None, after it logged the
+            reason, for no renewal.
     """
 
     def __init__(
@@ -97,8 +101,8 @@ class Supervisor:
         self._orders = orders
         self._started = started
         self._reread = reread or (lambda: orders)
-        # Whoever puts a process in a worker's place holds its turn.
-        self._turns = {index: asyncio.Lock() for index in range(1, workers + 1)}
+        # Held while a process is put in the place of a worker.
+        self._locks = {index: asyncio.Lock() for index in range(1, workers + 1)}
         self._workers: dict[int, _Worker] = {}
         self._living: set[_Worker] = set()
         self._renewal = asyncio.Event()
@@ -135,7 +139,7 @@ class Supervisor:
         return interrupted
 
     async def _stop_all(self, signals: AsyncIterator[signal.Signals]) -> bool:
-        """Have all workers drain; returns whether a SIGINT cut that short."""
+        """Make all workers drain; return whether a SIGINT cut that short."""
         interrupted = False
 
         async def cut_short() -> None:
@@ -153,7 +157,7 @@ class Supervisor:
         return interrupted
 
     async def _keep(self, everything: anyio.CancelScope) -> None:
-        for index in self._turns:
+        for index in self._locks:
             try:
                 self._workers[index] = await self._start(index, self._orders)
             except OSError as error:
@@ -167,15 +171,15 @@ class Supervisor:
                 return
         self._started()
         async with anyio.create_task_group() as group:
-            for index in self._turns:
+            for index in self._locks:
                 group.start_soon(self._look_after, index)
             while True:
                 await self._renewal.wait()
-                self._renewal.clear()  # asked for again meanwhile, however often: one more after this one
+                self._renewal.clear()  # any number of requests during a renewal leads to one more
                 await self._renew(group)
 
     async def _start(self, index: int, orders: Orders) -> _Worker:
-        """Start a worker. Raises OSError when the system has nothing left for it."""
+        """Start a worker. Raises OSError if the system has no resources for it."""
         reading, writing = os.pipe()
         pipe = os.fdopen(reading, "rb", 0)
         try:
@@ -196,13 +200,13 @@ class Supervisor:
         return worker
 
     async def _look_after(self, index: int) -> None:
-        """Start a worker again that ended though nobody told it to, until another takes its place."""
+        """Restart a worker that ended by itself, until a renewal replaces it."""
         pause_s = 0.0
         while True:
             worker = self._workers[index]
             status = await worker.process.wait()
-            async with self._turns[index]:
-                if self._workers[index] is not worker:  # renewed: somebody else looks after that one
+            async with self._locks[index]:
+                if self._workers[index] is not worker:  # a renewal replaced it, and watches the new one
                     return
                 self._living.discard(worker)
                 lived_s = asyncio.get_running_loop().time() - worker.started_s
@@ -216,7 +220,7 @@ class Supervisor:
                     await self._end(again)
 
     async def _start_again(self, index: int, pause_s: float) -> _Worker:
-        """Start a worker after a pause, trying for as long as it takes: the others are to go on meanwhile."""
+        """Start a worker after a pause, and try until that succeeds; the others go on."""
         while True:
             await asyncio.sleep(pause_s)
             try:
@@ -226,15 +230,16 @@ class Supervisor:
                 pause_s = _LONGEST_PAUSE_S
 
     async def _renew(self, group: TaskGroup) -> None:
-        """Put a new worker in the place of each, the old one going once the new one lets devices in.
+        """Replace each worker: the old one drains when the new one accepts devices.
 
-        New orders count once a worker came up with them: until then one that dies is started with the old.
+        New orders are in force when the first worker started with them; until then one that dies is restarted
+        with the old orders.
         """
         orders = self._reread()
         if orders is None:
             return
-        for index, turn in self._turns.items():
-            async with turn:
+        for index, lock in self._locks.items():
+            async with lock:
                 old = self._workers[index]
                 try:
                     new = await self._start(index, orders)
@@ -249,11 +254,11 @@ class Supervisor:
                 self._orders = orders
                 self._workers[index] = new
                 group.start_soon(self._look_after, index)
-            await self._stop(old, signal.SIGUSR1)  # its devices are told that it starts again
+            await self._stop(old, signal.SIGUSR1)  # its devices get the reason `restart`
         _log.info("workers_renewed")
 
     async def _stop(self, worker: _Worker, by: signal.Signals = signal.SIGTERM) -> None:
-        """Have a worker drain; one that takes too long is killed."""
+        """Make a worker drain; one that takes too long is killed."""
         worker.tell_to_stop(by)
         try:
             async with asyncio.timeout(worker.stop_s):
@@ -263,7 +268,7 @@ class Supervisor:
         await self._end(worker)
 
     async def _end(self, worker: _Worker) -> None:
-        """See a worker off that holds no device any more, or that nobody can wait for."""
+        """Kill a worker that still lives, and wait for its end."""
         if worker.process.returncode is None:
             worker.process.kill()
         await worker.process.wait()
@@ -272,7 +277,7 @@ class Supervisor:
 
 
 async def _line(pipe: object) -> bytes:
-    """Read one line from a pipe, or what there is until its end, and close it."""
+    """Read one line from a pipe, or all until its end, and close it."""
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), pipe

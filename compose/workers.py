@@ -1,4 +1,4 @@
-"""Processes on one port: what a supervisor tells its workers, and what a worker makes of it."""
+"""Several processes on one port: the orders of a supervisor, and the start of a worker."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _COMMAND: Final = (sys.executable, str(Path(__file__).parent.parent / "run.py"),
 
 
 class WorkerOrders(msgspec.Struct, frozen=True):
-    """One line of JSON on a worker's standard input. It may hold secrets, which no command line may.
+    """One line of JSON on a worker's standard input, since it may hold secrets and a command line must not.
 
-    ``ready_pipe`` is the descriptor to write an empty line to once devices are let in, or a sentence on why
-    they are not. ``secret`` is what workers of one supervisor know each other by.
+    ``ready_pipe`` is the descriptor for an empty line when the worker accepts devices, or for a sentence on
+    why it does not. Workers of one supervisor recognise each other by ``secret``.
     """
 
     settings: Settings
@@ -50,10 +50,18 @@ def supervise(
     started: Callable[[int], None],
     reread: Callable[[], tuple[Settings, Services] | None],
 ) -> None:
-    """Run ``server.workers`` of them until told to stop; ``started`` is told the port that they share.
+    """Run ``server.workers`` workers until told to stop.
 
-    ``reread`` gives the settings and services of a renewal, or None if there is to be none. Raises
-    WorkersFailedError, ListenError, and KeyboardInterrupt if a second Ctrl-C cut the drain short.
+    Args:
+        settings: Their settings.
+        services: Their PostgreSQL and Redis.
+        started: Called with the shared port when all accept devices.
+        reread: Returns the settings and services of a renewal, or None for no renewal.
+
+    Raises:
+        WorkersFailedError: A worker does not start.
+        ListenError: The port is taken.
+        KeyboardInterrupt: A second Ctrl-C cut the drain short.
     """
     server = settings.server
     ports = [server.port]
@@ -67,7 +75,7 @@ def supervise(
         def orders(settings: Settings, services: Services) -> Orders:
             server = replace(settings.server, port=port)
             told_settings = replace(settings, server=server)
-            # A worker need not find out anew that a host is dead, which takes seconds if it is silent.
+            # Spares workers the seconds in which they would find out that a host does not answer.
             told_services = replace(services, dsn=reordered(services.dsn))
 
             def told(worker: int, ready_pipe: int) -> bytes:
@@ -88,13 +96,13 @@ def supervise(
 
 
 def work(standard_input: BinaryIO, keys_of: Callable[[Settings], KeySet]) -> None:
-    """Be one worker until told to stop, or until the supervisor is gone; exit with 1 if it cannot."""
+    """Run one worker until told to stop, or until the supervisor ended; exit with 1 if it cannot start."""
     told = msgspec.json.decode(standard_input.readline(), type=WorkerOrders)
     configure(told.settings.log, worker=told.worker)
     descriptor = standard_input.fileno()
 
     def follow() -> None:
-        # Past the file object: a thread that waits inside of it holds its lock, for which the end of the
+        # Not through the file object: a thread that waits in it holds its lock, for which the end of the
         # interpreter waits a second and then aborts.
         while os.read(descriptor, 4096):
             pass

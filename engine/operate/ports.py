@@ -1,4 +1,4 @@
-"""What people ask of the store, beside what devices do: its schema, its tenants, what waits for a person."""
+"""Ports of administration: what operators ask of the store, for commands and later for the console."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.wire.messages import Choice, ItemError, Status, Winner
 
 
 class MigrationState(msgspec.Struct, frozen=True):
-    """One migration; ``applied_at`` is None while it is not applied, ``number`` 0 if it is not known here."""
+    """One migration; ``applied_at`` is None if it is not applied, ``number`` 0 if it is unknown here."""
 
     number: int
     name: str
@@ -23,10 +23,7 @@ class MigrationState(msgspec.Struct, frozen=True):
 
 
 class TenantSummary(msgspec.Struct, frozen=True):
-    """One tenant, with the number that its tokens may name.
-
-    ``changes`` is how many versions of records were ever stored for it.
-    """
+    """One tenant; its tokens may name ``number``. ``changes`` counts all record versions ever stored."""
 
     name: str
     number: int
@@ -35,7 +32,7 @@ class TenantSummary(msgspec.Struct, frozen=True):
 
 
 class TenantHolds(msgspec.Struct, frozen=True):
-    """What one tenant holds; ``file_bytes`` are those of its files and of its uploads that are open."""
+    """The usage of one tenant; ``file_bytes`` counts its files and its open uploads."""
 
     name: str
     usage: TenantUsage
@@ -43,7 +40,7 @@ class TenantHolds(msgspec.Struct, frozen=True):
 
 
 class RefusedError(StoreError):
-    """What was asked cannot be; one sentence says why and what may be."""
+    """The request is impossible; one sentence says why, and what is possible."""
 
 
 class NoTenantError(RefusedError):
@@ -54,13 +51,21 @@ class NoTenantError(RefusedError):
 
 
 class SchemaAdmin(Protocol):
-    """The schema, changed by numbered migrations, each with a way back."""
+    """Numbered migrations of the schema, up and down."""
 
     def migrate(self, to: int | None, *, down: bool) -> list[str]:
-        """Bring the schema up to a migration (None: the newest), or down to it (None: one step).
+        """Bring the schema up or down to a migration. Several hosts may do so at once.
 
-        Returns the names of what was applied or taken back, in order. Safe on several hosts at once.
-        Raises RefusedError, StoreError.
+        Args:
+            to: The last migration that stays applied. None is the newest, or with ``down`` one step back.
+            down: Whether later migrations are taken back.
+
+        Returns:
+            The names of the migrations that were applied or taken back, in order.
+
+        Raises:
+            RefusedError: There is no such migration, or servers use the schema.
+            StoreError: The database is away, or refused a statement.
         """
 
     def status(self) -> list[MigrationState]:
@@ -68,24 +73,33 @@ class SchemaAdmin(Protocol):
 
 
 class TenantAdmin(Protocol):
-    """The tenants; servers notice within a second when one comes or goes."""
+    """Tenants. Servers notice each change within a second."""
 
     async def add(self, name: str) -> None:
         """Create a tenant. Raises RefusedError if there is one of that name, StoreError."""
 
     async def number(self, name: str) -> int | None:
-        """Return the number of a tenant, which none had before it and none will have; None without one.
+        """Return the number of a tenant, None if there is no such tenant. No number is used twice.
 
         Raises StoreError.
         """
 
     async def removed_at(self, name: str) -> datetime | None:
-        """Tell when the last tenant of a name was removed, None if none ever was. Raises StoreError."""
+        """Return when the last tenant of a name was removed, None if none ever was. Raises StoreError."""
 
     async def revoke_token(self, token_id: str, tenant: str | None) -> bool:
-        """Have tokens with a ``jti`` believed no more, of one tenant or of all; tell whether it is new.
+        """Refuse tokens with a ``jti`` from now on.
 
-        Raises RefusedError if there is no such tenant, StoreError.
+        Args:
+            token_id: The ``jti``.
+            tenant: The name of their tenant; None is every tenant, and people.
+
+        Returns:
+            Whether they were accepted before.
+
+        Raises:
+            RefusedError: There is no such tenant.
+            StoreError: The database is away.
         """
 
     async def tenants(self) -> list[TenantSummary]:
@@ -94,24 +108,26 @@ class TenantAdmin(Protocol):
     async def remove(self, name: str, *, erase: bool) -> None:
         """Remove a tenant, with all its data if ``erase``.
 
-        Raises RefusedError if there is none, or it has data that is not to be erased; StoreError.
+        Raises:
+            RefusedError: There is no such tenant, or it has data and ``erase`` is false.
+            StoreError: The database is away.
         """
 
 
 class UsageAdmin(Protocol):
-    """What tenants hold."""
+    """The usage of tenants."""
 
     async def usage(self, tenant: str | None) -> list[TenantHolds]:
-        """List what a tenant holds, or all of them by name.
+        """Return the usage of one tenant, or of all by name (None).
 
         Raises RefusedError if there is no such tenant, StoreError.
         """
 
 
 class PolicyInForce(msgspec.Struct, frozen=True):
-    """How a tenant settles conflicts in a domain; ``own`` says that it was set for this tenant.
+    """How a tenant settles conflicts in a domain; ``own`` if it was set for this tenant.
 
-    ``fallback`` is None where the policy knows none.
+    ``fallback`` is None if the policy has none.
     """
 
     tenant: str
@@ -122,26 +138,26 @@ class PolicyInForce(msgspec.Struct, frozen=True):
 
 
 class PolicyAdmin(Protocol):
-    """The policies of tenants; servers follow within a second."""
+    """The conflict policies of tenants. Servers follow each change within a second."""
 
     async def policies(self, tenant: str | None) -> list[PolicyInForce]:
-        """List what is in force, of one tenant or of all, by tenant and domain.
+        """List the policies in force, of one tenant or of all (None), by tenant and domain.
 
         Raises RefusedError if there is no such tenant, StoreError.
         """
 
     async def set(self, tenant: str, domain: str, policy: DomainPolicy) -> None:
-        """Set a tenant's own policy. Raises RefusedError for a tenant or domain that is not, StoreError."""
+        """Set a tenant's own policy. Raises RefusedError for an unknown tenant or domain, StoreError."""
 
     async def unset(self, tenant: str, domain: str) -> bool:
-        """Give a tenant the default of a domain again; tell whether it had a policy of its own.
+        """Remove a tenant's own policy; return whether it had one.
 
-        Raises RefusedError if there is no such tenant, or a domain that is neither set nor known; StoreError.
+        Raises RefusedError for an unknown tenant, or a domain that is neither set nor known; StoreError.
         """
 
 
 class DeviceSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One device as stored; servers write behind by seconds. ``health_score`` is as of now.
+    """One device. Servers store its counts with a delay of seconds; ``health_score`` is as of now.
 
     ``tokens_from`` is when its last revocation was undone: tokens that were signed before stay refused.
     """
@@ -164,49 +180,49 @@ class DeviceSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceAdmin(Protocol):
-    """The devices of all tenants; servers notice within a second when one is revoked."""
+    """The devices of all tenants. Servers notice a revocation within a second."""
 
     async def devices(self, tenant: str | None) -> list[DeviceSummary]:
-        """List devices, of one tenant or of all, by tenant and id. Raises RefusedError, StoreError."""
+        """List devices, of one tenant or of all (None), by tenant and id. Raises RefusedError, StoreError."""
 
     async def device(self, tenant: str, device_id: str) -> DeviceSummary:
         """Find one device. Raises RefusedError if there is no such tenant or device, StoreError."""
 
     async def revoke(self, tenant: str, device_id: str) -> bool:
-        """Let a device in no more, also one that was never seen; tell whether it was let in until now.
+        """Refuse a device from now on, also one that was never seen; return whether it was accepted before.
 
         Raises RefusedError if there is no such tenant, StoreError.
         """
 
     async def known(self, tenant: str, device_id: str) -> bool:
-        """Tell whether a device was ever seen, or revoked.
+        """Return whether a device was ever seen, or revoked.
 
         Raises RefusedError if there is no such tenant, StoreError.
         """
 
     async def restore(self, tenant: str, device_id: str) -> bool:
-        """Undo a revocation: tokens that are signed from now on count. Tell whether it was revoked.
+        """Undo a revocation, for tokens that are signed from now on; return whether it was revoked.
 
         Raises RefusedError if there is no such tenant or device, StoreError.
         """
 
 
 class EpochAdmin(Protocol):
-    """What cursors carry, so that devices notice a restore."""
+    """The epoch: cursors carry it, so that devices notice a restore."""
 
     def restored(self) -> bool:
-        """Whether the database stands on another cluster than its epoch was made for. Raises StoreError."""
+        """Return whether the epoch was made for another cluster. Raises StoreError."""
 
     def renew(self) -> str:
-        """Make and return a new epoch; servers notice within a second. Raises RefusedError, StoreError."""
+        """Create and return a new epoch; servers notice within a second. Raises RefusedError, StoreError."""
 
 
 class ConflictSummary(msgspec.Struct, frozen=True):
-    """A conflict without its data; ``base`` is None where the device knew of no record.
+    """A conflict without its data.
 
-    ``changes`` is how many changes of the device it took in, ``op`` what they come to. ``outcome`` is
-    ``open`` while it waits; ``settled_by`` is None where its policy settled it, which it does at once.
-    ``settled_at`` is None while it waits.
+    ``base`` is None if the device knew of no record. ``changes`` is how many changes of the device are part
+    of it, ``op`` what they amount to. ``outcome`` is ``open`` while it waits for a person, and ``settled_at`` is
+    None. ``settled_by`` is None if its policy settled it.
     """
 
     tenant: str
@@ -226,7 +242,7 @@ class ConflictSummary(msgspec.Struct, frozen=True):
 
 
 class ConflictCase(msgspec.Struct, frozen=True):
-    """A conflict, open or settled, and the record as it stands now (None if it was erased)."""
+    """A conflict, open or settled, and the current record (None if it was erased)."""
 
     tenant: str
     conflict: Conflict
@@ -234,19 +250,19 @@ class ConflictCase(msgspec.Struct, frozen=True):
 
 
 class ConflictAdmin(Protocol):
-    """Where a person settles what policies leave open. An id is of ``tenant``, or of any with None."""
+    """Conflicts for a person. An id is looked for in ``tenant``, or in all tenants (None)."""
 
     async def list_open(self, tenant: str | None) -> list[ConflictSummary]:
         """List open conflicts by tenant, oldest first. Raises RefusedError if there is no such tenant."""
 
     async def list_settled(self, tenant: str | None, limit: int) -> list[ConflictSummary]:
-        """List settled conflicts by tenant, latest first, ``limit`` of each tenant at most.
+        """List settled conflicts by tenant, latest first, at most ``limit`` of each tenant.
 
         Raises RefusedError if there is no such tenant.
         """
 
     async def find(self, conflict_id: str, tenant: str | None) -> ConflictCase:
-        """Find a conflict. Raises RefusedError if there is none, or several tenants have one of that id."""
+        """Find a conflict. Raises RefusedError if there is none, or if several tenants have that id."""
 
     async def settle(
         self,
@@ -256,15 +272,23 @@ class ConflictAdmin(Protocol):
         merged: bytes | None,
         changes: int | None = None,
     ) -> ResolveAnswer:
-        """Settle a conflict as a supervisor's device does, decided on ``version`` of the record.
+        """Settle a conflict, as a supervisor's device does.
 
-        ``merged`` is JSON, for the choice of that name; ``changes`` is how many of the device the decision
-        was made on, None for any. Raises RefusedError, StoreError.
+        Args:
+            case: The conflict.
+            choice: The side that becomes the next version.
+            version: The version of the record that the decision is based on.
+            merged: The data of the choice ``merged``, as JSON.
+            changes: The count of the device's changes that the decision is based on; None is any.
+
+        Raises:
+            RefusedError: The record or the changes are newer, or the choice is impossible.
+            StoreError: The database is away.
         """
 
 
 class QuarantineSummary(msgspec.Struct, frozen=True):
-    """A rejected item without its data; ``domain`` and ``record_id`` as far as it named them."""
+    """A rejected item without its data; ``domain`` and ``record_id`` are None if it named none."""
 
     tenant: str
     quarantine_id: str
@@ -277,7 +301,7 @@ class QuarantineSummary(msgspec.Struct, frozen=True):
 
 
 class QuarantineCase(msgspec.Struct, frozen=True):
-    """A rejected item as it was sent; ``retried_at`` is when a retry was last rejected."""
+    """A rejected item as it was sent; ``retried_at`` is the time of the last rejected retry."""
 
     tenant: str
     row: Quarantined
@@ -285,7 +309,7 @@ class QuarantineCase(msgspec.Struct, frozen=True):
 
 
 class Retried(msgspec.Struct, frozen=True):
-    """What became of an item that was sent again, as ``engine.wire.messages.Result`` tells a device."""
+    """The result of an item that was sent again; as ``engine.wire.messages.Result``, which devices get."""
 
     domain: str | None
     id: str | None
@@ -298,9 +322,9 @@ class Retried(msgspec.Struct, frozen=True):
 
 
 class Recovered(msgspec.Struct, frozen=True):
-    """What became of an item, and of those that were rejected because it was, by quarantine_id.
+    """The results of an item, and of the items that were rejected because of it, by quarantine_id.
 
-    ``record`` is the server's where that one won against the item, so that this stays.
+    ``record`` is the server's record if that one won; then the item stays.
     """
 
     item: Retried
@@ -309,32 +333,40 @@ class Recovered(msgspec.Struct, frozen=True):
 
 
 class QuarantineAdmin(Protocol):
-    """Where a person recovers what was rejected. An id is of ``tenant``, or of any with None."""
+    """Rejected items for a person. An id is looked for in ``tenant``, or in all tenants (None)."""
 
     async def items(self, tenant: str | None) -> list[QuarantineSummary]:
         """List items by tenant, oldest first. Raises RefusedError if there is no such tenant."""
 
     async def find(self, quarantine_id: str, tenant: str | None) -> QuarantineCase:
-        """Find an item. Raises RefusedError if there is none, or several tenants have one of that id."""
+        """Find an item. Raises RefusedError if there is none, or if several tenants have that id."""
 
     async def behind(self, row: Quarantined) -> list[Quarantined]:
-        """List the items that were rejected because this one was. Raises StoreError."""
+        """List the items that were rejected because of this one. Raises StoreError."""
 
     async def drop(self, case: QuarantineCase) -> None:
-        """Give an item up, for good. Raises RefusedError if it left the quarantine just now, StoreError."""
+        """Delete an item. Raises RefusedError if it left the quarantine meanwhile, StoreError."""
 
     async def retry(self, case: QuarantineCase, data: bytes | None, *, hold: bool) -> Recovered:
-        """Send an item again as its device did, with other ``data`` (JSON) if given.
+        """Send an item again as its device did.
 
-        Those behind it, which were rejected because it was, go along, in order and in the same transaction.
-        What is rejected again, or loses to the server's record, stays; with ``hold`` any conflict is held for
-        a person instead. What else becomes of an item takes it out of the quarantine in the transaction that
-        stores it, and whatever is tried at the same time, it is stored once. Raises RefusedError, StoreError.
+        The items behind it, which were rejected because of it, go along, in order and in one transaction. An
+        item stays if it is rejected again or loses to the server's record. Any other item leaves the
+        quarantine in the transaction that stores it, so that parallel retries store it once.
+
+        Args:
+            case: The item.
+            data: JSON in place of the item's own data; None keeps them.
+            hold: Whether any conflict is left to a person.
+
+        Raises:
+            RefusedError: The item cannot be sent, or left the quarantine meanwhile.
+            StoreError: The database is away.
         """
 
 
 class TenantAbandonment(msgspec.Struct, frozen=True):
-    """What became of a tenant's uploads that ended within a day; ``ratio`` is the part that was given up."""
+    """The uploads of a tenant that ended within a day; ``ratio`` is the share that was given up."""
 
     tenant: str
     finished: int
@@ -343,11 +375,12 @@ class TenantAbandonment(msgspec.Struct, frozen=True):
 
 
 class CleanedUp(msgspec.Struct, frozen=True):
-    """What one run came to: uploads that expired, files freed, rows forgotten, bytes that no row wanted.
+    """Counts of one clean-up.
 
-    ``emptied`` are deleted records whose last data were dropped; ``conflicts``, ``quarantined`` and
-    ``event_days`` are what [retention] keeps no longer.
-    ``left`` is what could not be removed now; ``abandonment_ratio`` is None where nothing ended.
+    ``expired`` uploads, ``freed`` files, ``forgotten`` rows of ended uploads, ``orphans``: files that no row
+    lists. ``emptied`` are deleted records whose last data were dropped. ``conflicts``, ``quarantined`` and
+    ``event_days`` were deleted by [retention]. ``left`` could not be removed now. ``abandonment_ratio`` is
+    None if no upload ended.
     """
 
     expired: int
@@ -365,14 +398,14 @@ class CleanedUp(msgspec.Struct, frozen=True):
 
 
 class CleanupAdmin(Protocol):
-    """What servers do for uploads on schedule."""
+    """The scheduled clean-up."""
 
     async def clean_up(self) -> CleanedUp:
-        """Clean up now. Raises RefusedError while another process does, StoreError."""
+        """Clean up now. Raises RefusedError if another process does so, StoreError."""
 
 
 class CheckResult(msgspec.Struct, frozen=True):
-    """What was looked at and found; ``remedy`` says what to do, and is empty where all is right."""
+    """One check of doctor: its subject, what was found, and the remedy (empty if all is right)."""
 
     level: Literal["ok", "warning", "fault"]
     subject: str

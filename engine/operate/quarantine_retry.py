@@ -78,7 +78,7 @@ def _with_data(item: bytes, data: bytes) -> bytes:
 
 
 def stays(result: Retried) -> bool:
-    """Whether an item stays in the quarantine: rejected again, or of no effect beside the server's record."""
+    """Return whether an item stays in the quarantine: rejected again, or without effect on the record."""
     return result.status == "rejected" or (result.status == "resolved" and result.winner == "server")
 
 

@@ -45,7 +45,7 @@ _SETTINGS: Final = set_for_transaction(
     statement_timeout=SERVER_MS,
     client_min_messages="warning",
 )
-#: In ascending order of keys, as every process does, so that no two wait for each other.
+#: In ascending order of keys in every process, so that no two transactions wait for each other.
 _SEEN: Final = Statement(
     "INSERT INTO devices AS t (tenant_id, device_id, app_version, os_version)"
     " SELECT w.* FROM unnest(%(seen_tenants)s::int[], %(seen_devices)s::text[],"
@@ -99,8 +99,8 @@ _ONE: Final = _DEVICES.format(which="tenant_id = %(tenant)s AND device_id = %(de
 class PostgresDevices:
     """``engine.cache.ports.DeviceStore`` and ``engine.operate.ports.DeviceAdmin``.
 
-    The receipt of an ``add`` is its transaction's id, asked for before COMMIT: whatever becomes of the
-    connection, the server knows for long which transactions were committed.
+    The receipt of an ``add`` is the id of its transaction, read before COMMIT. If the connection breaks, the
+    server can still say whether that transaction was committed.
     """
 
     def __init__(self, database: Database) -> None:
@@ -131,18 +131,18 @@ class PostgresDevices:
             raise HealthUnknownError(receipt) from None
 
     async def stored(self, receipt: str) -> bool | None:
-        """Say what became of a transaction."""
+        """Return whether a transaction was committed; None while it runs."""
         try:
             rows = await self._database.query(
                 "SELECT pg_xact_status(%(receipt)s::xid8)", {"receipt": receipt}
             )
-        except StorePoisonError:  # not begun yet: another server took over, without this transaction
+        except StorePoisonError:  # a higher id than any: another server took over, without this transaction
             return False
         status = rows[0][0]
         return None if status == "in progress" else status == "committed"
 
     async def revoked(self) -> Revoked:
-        """List the devices some of whose tokens are refused, and the tokens that are believed no more."""
+        """Return the devices with refused tokens, and the revoked tokens."""
         revoked = Revoked({}, set())
         for tenant_id, device_id, from_s, token_id in await self._database.query(_REVOKED):
             if device_id is None:

@@ -1,4 +1,4 @@
-"""Records and events of a domain, page by page: transactions stay short, so that counters stay fast."""
+"""Records and events of a domain, page by page: short transactions, so that counters stay fast."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from storage.postgres.partitions import event_days
 from storage.postgres.pool import Database
 from storage.stores.tenant_rows import tenant_id_of
 
-#: What a page may take in memory, judged by the one before, and how many rows it has at first and at most.
+#: The memory of a page, estimated by the page before, and its rows: at first, and at most.
 _PAGE_BYTES: Final = 8 << 20
 _FIRST_ROWS: Final = 200
 _MOST_ROWS: Final = 5000
 
-#: What is out of the range is passed over here and not in SQL: a page looks at so many rows, however few fit.
+#: Rows out of the range are dropped here and not in SQL, so that each page reads a bounded number of rows.
 _RECORDS: Final = (
     "SELECT id, w.within, version, seq, at_us, sent_at_us, device_id,"
     " CASE WHEN w.within THEN data::text END, CASE WHEN w.within THEN attachments::text END FROM records"
@@ -38,7 +38,7 @@ _EVENTS: Final = (
     f" FROM (SELECT * FROM events {_OF_PAGE} UNION ALL SELECT * FROM events_later {_OF_PAGE}) AS e"
     " ORDER BY id, sent_at_us LIMIT %(rows)s"
 )
-#: The ends of what a bigint can say.
+#: The range of a bigint.
 _EARLIEST_US: Final = -(1 << 63)
 _LATEST_US: Final = (1 << 63) - 1
 
@@ -53,7 +53,7 @@ class PostgresExport:
     async def pages(
         self, tenant: str, domain: str, from_us: int | None, to_us: int | None
     ) -> AsyncIterator[list[Row]]:
-        """Give rows in the order of their keys; events day by day."""
+        """Yield rows in the order of their keys, events day by day."""
         if domain not in self._domains:
             raise RefusedError(f"there is no domain {domain}: choose one of {', '.join(self._domains)}")
         begins_us = _EARLIEST_US if from_us is None else from_us
@@ -95,7 +95,7 @@ def _record(
         "version": version,
         "seq": seq,
         "at": instant(at_us),
-        # The earliest there is stands for none: so a device's changes without ``at`` are ordered.
+        # The earliest time stands for none, so that changes without ``at`` are ordered.
         "sent_at": None if sent_at_us == EARLIEST_US else instant(sent_at_us),
         "device_id": device_id,
         "deleted": data is None,

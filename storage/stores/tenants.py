@@ -17,18 +17,18 @@ from storage.postgres.driver import Row
 from storage.postgres.pool import Database
 from storage.stores.tenant_rows import Reader, advance_generation, tenant_id_of
 
-#: Rows erased in one transaction: a long one would keep the tenants' counters from being vacuumed.
+#: Rows erased in one transaction. A long one would keep the counters of all tenants from being vacuumed.
 _ERASED_ROWS: Final = 10_000
-#: What belongs to a tenant without being data of it.
+#: Tables with rows of a tenant that are not its data.
 _OWN: Final = ("tenants", "tenant_counters", "tenant_conflict_policy", "tenant_storage", "revoked_tokens")
-#: Every table with tenants in it, so that none that is added later is forgotten.
+#: Every table with a column ``tenant_id``, so that later tables are included.
 _TABLES: Final = (
     "SELECT c.relname::text FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid"
     " WHERE c.relnamespace = current_schema()::regnamespace"
     " AND a.attname = 'tenant_id' AND NOT a.attisdropped AND c.relname <> ALL(%(own)s)"
 )
 _WHOLE: Final = f"{_TABLES} AND c.relkind IN ('r', 'p') AND NOT c.relispartition ORDER BY 1"
-#: A row's ctid is of its partition.
+#: Partitions instead of their tables, since a ctid belongs to a partition.
 _PARTS: Final = f"{_TABLES} AND c.relkind = 'r' ORDER BY 1"
 _TENANTS: Final = (
     "SELECT t.tenant_id, t.name, floor(extract(epoch FROM t.created_at))::bigint,"

@@ -6,8 +6,9 @@ from compose.command_commit import WorkCommitter
 from engine.commit.ports import Store
 from engine.model.rows import QuarantineRef
 from engine.operate.conflicts import as_resolution
-from engine.operate.ports import ConflictCase, QuarantineCase, Recovered, RefusedError
+from engine.operate.ports import RefusedError
 from engine.operate.quarantine_retry import RetryStore, decode_results, retry_push
+from engine.operate.rows import ConflictCase, QuarantineCase, Recovered
 from engine.plan.work import Outcome, PushAnswer, ResolveAnswer
 from engine.runtime.ports import StoreError
 from engine.wire.errors import SyncError

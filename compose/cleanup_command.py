@@ -8,7 +8,8 @@ from compose.command_commit import OnFeedsAdvanced, command_committer
 from compose.server import SystemClock
 from compose.uploads import cleanup_job, open_blobs
 from engine.cluster.leases import LEASE_S, LeaseLostError
-from engine.operate.ports import CleanedUp, RefusedError, TenantAbandonment
+from engine.operate.ports import RefusedError
+from engine.operate.rows import CleanedUp, TenantAbandonment
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
 from engine.uploads.blobs import BlobsError

@@ -23,7 +23,7 @@ from compose.reload import Reading, Reload
 from compose.supervisor import WorkersFailedError
 from compose.workers import supervise, work
 from engine.model.domains import Domains
-from engine.operate.ports import CheckResult
+from engine.operate.rows import CheckResult
 from engine.runtime.ports import StoreRetryError
 from engine.runtime.setting_layers import (
     COMMAND_LINE,

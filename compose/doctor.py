@@ -18,7 +18,7 @@ from typing import Final
 from compose.configuration import bus_url, database_dsn
 from compose.doctor_secrets import secret_findings
 from compose.uploads import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, open_blobs
-from engine.operate.ports import CheckResult
+from engine.operate.rows import CheckResult
 from engine.runtime.setting_layers import Layer
 from engine.runtime.settings import Settings, SettingsError
 from engine.uploads.blobs import BlobsError

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from engine.operate.ports import CheckResult
+from engine.operate.rows import CheckResult
 from engine.runtime.setting_layers import Layer
 from engine.runtime.settings import Settings
 

@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 
 from engine.model.merge import Fields, decode_fields, encode_fields, same_value
 from engine.model.rows import Conflict, Quarantined, Record
-from engine.operate.ports import ConflictCase
+from engine.operate.rows import ConflictCase
 from engine.plan.conflict import client_side
 from engine.plan.held_changes import applied, changes_of, op_of
 from engine.wire.floats import json_decoder

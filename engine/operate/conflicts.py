@@ -10,7 +10,7 @@ import msgspec
 from engine.commit.validation import MessageValidator, Session
 from engine.model.rows import Conflict, Record
 from engine.model.tenants import Tenant
-from engine.operate.ports import ConflictCase
+from engine.operate.rows import ConflictCase
 from engine.plan.work import Resolution
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError

@@ -14,7 +14,7 @@ from engine.commit.ports import Store, Transaction
 from engine.commit.validation import MessageValidator, Session
 from engine.model.rows import Quarantined, QuarantineRef, ReadSet, Snapshot, TenantUsage, WriteSet
 from engine.model.tenants import Tenant
-from engine.operate.ports import Retried
+from engine.operate.rows import Retried
 from engine.plan.tenant_usage import conflict_bytes
 from engine.plan.work import Push
 from engine.wire.codec import JSON

@@ -17,7 +17,6 @@ import msgspec
 
 from engine.operate.export import ExportStore
 from engine.operate.ports import (
-    CheckResult,
     CleanupAdmin,
     ConflictAdmin,
     DeviceAdmin,
@@ -29,6 +28,7 @@ from engine.operate.ports import (
     TenantAdmin,
     UsageAdmin,
 )
+from engine.operate.rows import CheckResult
 from engine.runtime.ports import StoreError, StoreUnavailableError
 from engine.runtime.setting_layers import InForce
 from engine.runtime.settings import Log, Settings, SettingsError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from engine.operate.ports import CheckResult
+from engine.operate.rows import CheckResult
 from handlers.commands.deployment import Deployment, as_json, table, with_deployment
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from engine.operate.ports import CleanedUp
+from engine.operate.rows import CleanedUp
 from handlers.commands.deployment import Deployment, as_json, table, with_deployment
 from handlers.operate.printing import say
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from engine.operate.ports import MigrationState
+from engine.operate.rows import MigrationState
 from handlers.commands.deployment import Deployment, as_json, confirm, table, with_deployment
 from handlers.operate.printing import say
 

@@ -9,8 +9,8 @@ import click
 import msgspec
 
 from engine.operate.conflict_view import RetryView, retry_view
-from engine.operate.ports import QuarantineCase, Retried
 from engine.operate.quarantine_retry import stays
+from engine.operate.rows import QuarantineCase, Retried
 from engine.wire.floats import json_decoder
 from engine.wire.messages import ItemError
 from engine.wire.timestamps import to_text

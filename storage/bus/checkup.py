@@ -8,7 +8,7 @@ from typing import Final
 
 import redis
 
-from engine.operate.ports import CheckResult
+from engine.operate.rows import CheckResult
 from storage.bus.nodes import Nodes
 
 _ANSWER_S: Final = 3.0

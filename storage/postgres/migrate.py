@@ -21,7 +21,8 @@ from yoyo.backends.core.postgresql import PostgresqlBackend
 from yoyo.connections import parse_uri
 from yoyo.migrations import Migration, default_migration_table
 
-from engine.operate.ports import MigrationState, RefusedError
+from engine.operate.ports import RefusedError
+from engine.operate.rows import MigrationState
 from storage.postgres.blocking import connected, schema_change
 from storage.postgres.server_processes import GONE_S, running_processes
 

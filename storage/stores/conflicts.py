@@ -6,7 +6,7 @@ from typing import Final
 
 from engine.model.rows import Conflict, RecordKey
 from engine.operate.conflicts import ConflictPage, ConflictWithRecord
-from engine.operate.ports import ConflictCase, ConflictSummary
+from engine.operate.rows import ConflictCase, ConflictSummary
 from engine.wire.timestamps import to_text
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from engine.cache.device_health import Counts, DeviceKey, Health, score
 from engine.cache.ports import HealthUnknownError, Revoked
-from engine.operate.ports import DeviceSummary, RefusedError
+from engine.operate.ports import RefusedError
+from engine.operate.rows import DeviceSummary
 from engine.runtime.ports import StorePoisonError, StoreUnknownError
 from storage.postgres.arrays import int_array, int_array_or_null, text_array, text_array_or_null
 from storage.postgres.connection import Statement

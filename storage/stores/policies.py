@@ -8,7 +8,8 @@ from typing import Final
 import msgspec
 
 from engine.model.domains import DomainPolicy
-from engine.operate.ports import NoTenantError, PolicyInForce, RefusedError
+from engine.operate.ports import NoTenantError, RefusedError
+from engine.operate.rows import PolicyInForce
 from storage.postgres.pool import Database
 from storage.stores.tenant_rows import advance_generation, tenant_id_of
 

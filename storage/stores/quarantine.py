@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from engine.model.rows import Quarantined, QuarantineRef, Record, RecordKey
-from engine.operate.ports import QuarantineCase, QuarantineSummary, RefusedError
+from engine.operate.ports import RefusedError
+from engine.operate.rows import QuarantineCase, QuarantineSummary
 from engine.wire.messages import ItemError
 from engine.wire.timestamps import to_text
 from storage.postgres.pool import Database

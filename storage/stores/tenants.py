@@ -10,7 +10,8 @@ import msgspec
 from engine.cache.ports import ANY_TENANT
 from engine.model.domains import DomainPolicy
 from engine.model.tenants import Reused, Tenant, TenantPolicies
-from engine.operate.ports import RefusedError, TenantSummary
+from engine.operate.ports import RefusedError
+from engine.operate.rows import TenantSummary
 from engine.runtime.ports import StoreError
 from storage.postgres.arrays import int_array
 from storage.postgres.driver import Row

@@ -12,7 +12,8 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from engine.model.rows import TenantUsage
-from engine.operate.ports import NoTenantError, TenantHolds
+from engine.operate.ports import NoTenantError
+from engine.operate.rows import TenantHolds
 from engine.plan.tenant_usage import NAMES
 from storage.postgres.blocking import connected
 from storage.postgres.daily_usage import DROPPING, add

@@ -13,7 +13,8 @@ import pytest
 from compose.admin import QuarantineAdmin
 from compose.command_commit import WorkCommitter
 from engine.model.rows import WriteSet
-from engine.operate.ports import Recovered, RefusedError
+from engine.operate.ports import RefusedError
+from engine.operate.rows import Recovered
 from engine.runtime.ports import StoreError, StoreUnknownError
 from engine.runtime.settings import Settings
 from storage.postgres.commands import command_database

@@ -1,0 +1,191 @@
+"""What commands and the console show: summaries, cases and results of administration."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+from engine.model.domains import Fallback, Policy
+from engine.model.rows import Conflict, Quarantined, Record, TenantUsage
+from engine.wire.messages import ItemError, Status, Winner
+
+
+class MigrationState(msgspec.Struct, frozen=True):
+    """One migration; ``applied_at`` is None if it is not applied, ``number`` 0 if it is unknown here."""
+
+    number: int
+    name: str
+    applied_at: datetime | None
+
+
+class TenantSummary(msgspec.Struct, frozen=True):
+    """One tenant; its tokens may name ``number``. ``changes`` counts all record versions ever stored."""
+
+    name: str
+    number: int
+    created_at: datetime
+    changes: int
+
+
+class TenantHolds(msgspec.Struct, frozen=True):
+    """The usage of one tenant; ``file_bytes`` counts its files and its open uploads."""
+
+    name: str
+    usage: TenantUsage
+    file_bytes: int
+
+
+class PolicyInForce(msgspec.Struct, frozen=True):
+    """How a tenant settles conflicts in a domain; ``own`` if it was set for this tenant.
+
+    ``fallback`` is None if the policy has none.
+    """
+
+    tenant: str
+    domain: str
+    policy: Policy
+    fallback: Fallback | None
+    own: bool
+
+
+class DeviceSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One device. Servers store its counts with a delay of seconds; ``health_score`` is as of now.
+
+    ``tokens_from`` is when its last revocation was undone: tokens that were signed before stay refused.
+    """
+
+    tenant: str
+    device_id: str
+    first_seen_at: datetime
+    last_seen_at: datetime
+    last_sync_at: datetime | None
+    total_syncs: int
+    failed_syncs: int
+    avg_sync_duration_ms: float | None
+    conflicts: int
+    health_score: int
+    network_type: str | None
+    app_version: str | None
+    os_version: str | None
+    revoked_at: datetime | None
+    tokens_from: datetime | None
+
+
+class ConflictSummary(msgspec.Struct, frozen=True):
+    """A conflict without its data.
+
+    ``base`` is None if the device knew of no record. ``changes`` is how many changes of the device are part
+    of it, ``op`` what they amount to. ``outcome`` is ``open`` while it waits for a person, and then
+    ``settled_at`` is None. ``settled_by`` is None if its policy settled it.
+    """
+
+    tenant: str
+    conflict_id: str
+    domain: str
+    record_id: str
+    device_id: str
+    policy: str
+    op: str
+    base: int | None
+    server_version: int
+    changes: int
+    opened_at: str
+    outcome: str
+    settled_by: str | None
+    settled_at: str | None
+
+
+class ConflictCase(msgspec.Struct, frozen=True):
+    """A conflict, open or settled, and the current record (None if it was erased)."""
+
+    tenant: str
+    conflict: Conflict
+    record: Record | None
+
+
+class QuarantineSummary(msgspec.Struct, frozen=True):
+    """A rejected item without its data; ``domain`` and ``record_id`` are None if it named none."""
+
+    tenant: str
+    quarantine_id: str
+    device_id: str
+    domain: str | None
+    record_id: str | None
+    code: str
+    message: str
+    at: str
+
+
+class QuarantineCase(msgspec.Struct, frozen=True):
+    """A rejected item as it was sent; ``retried_at`` is the time of the last rejected retry."""
+
+    tenant: str
+    row: Quarantined
+    retried_at: datetime | None
+
+
+class Retried(msgspec.Struct, frozen=True):
+    """The result of an item that was sent again; as ``engine.wire.messages.Result``, which devices get."""
+
+    domain: str | None
+    id: str | None
+    status: Status
+    version: int | None = None
+    winner: Winner | None = None
+    policy: str | None = None
+    conflict_id: str | None = None
+    error: ItemError | None = None
+
+
+class Recovered(msgspec.Struct, frozen=True):
+    """The results of an item, and of the items that were rejected because of it, by quarantine_id.
+
+    ``record`` is the server's record if that one won; then the item stays.
+    """
+
+    item: Retried
+    behind: dict[str, Retried] = {}
+    record: Record | None = None
+
+
+class TenantAbandonment(msgspec.Struct, frozen=True):
+    """The uploads of a tenant that ended within a day; ``ratio`` is the share that was given up."""
+
+    tenant: str
+    finished: int
+    abandoned: int
+    ratio: float
+
+
+class CleanedUp(msgspec.Struct, frozen=True):
+    """Counts of one clean-up.
+
+    ``expired`` uploads, ``freed`` files, ``forgotten`` rows of ended uploads, ``orphans``: files that no row
+    lists. ``emptied`` are deleted records whose last data were dropped. ``conflicts``, ``quarantined`` and
+    ``event_days`` were deleted by [retention]. ``left`` could not be removed now. ``abandonment_ratio`` is
+    None if no upload ended.
+    """
+
+    expired: int
+    freed: int
+    forgotten: int
+    emptied: int
+    conflicts: int
+    quarantined: int
+    event_days: int
+    orphans: int
+    orphan_bytes: int
+    left: int
+    abandonment_ratio: float | None
+    abandonment: list[TenantAbandonment]
+
+
+class CheckResult(msgspec.Struct, frozen=True):
+    """One check of doctor: its subject, what was found, and the remedy (empty if all is right)."""
+
+    level: Literal["ok", "warning", "fault"]
+    subject: str
+    found: str
+    remedy: str = ""

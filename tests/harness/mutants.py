@@ -159,7 +159,7 @@ MUTANTS: dict[str, Mutant] = {
             ("elif record.seq == head + 1:", "elif record.seq > head:"),
         ),
         (
-            "tests/engine/feed/test_tail.py::test_what_comes_early_waits",
+            "tests/engine/feed/test_tail.py::test_tail_change_ahead_of_a_gap_waits",
             _ORDER + "test_every_reader_is_told_every_change_in_order",
         ),
     ),

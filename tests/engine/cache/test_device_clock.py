@@ -24,7 +24,7 @@ def offset_s(
     return clock.observe(device_us, now_us, round(way_s * SECOND_US) + 1) / SECOND_US
 
 
-def test_clock_right_on_a_slow_line_stays_right() -> None:
+def test_device_clock_right_on_a_slow_line_stays_right() -> None:
     clock = DeviceClock()
     assert offset_s(clock, 0, took_s=6, way_s=6) == 0
     assert offset_s(clock, 0, after_s=10, took_s=0.1, way_s=5) == 0
@@ -32,11 +32,11 @@ def test_clock_right_on_a_slow_line_stays_right() -> None:
 
 
 @pytest.mark.parametrize("off_s", [7200, -7200, 3, -3])
-def test_clock_wrong_on_a_fast_line_is_corrected(off_s: float) -> None:
+def test_device_clock_wrong_on_a_fast_line_is_corrected(off_s: float) -> None:
     assert offset_s(DeviceClock(), off_s, took_s=0.1, way_s=0.2) == pytest.approx(off_s, abs=0.11)
 
 
-def test_clock_wrong_fast_message_and_slow_ones_keeps_what_the_fast_one_told() -> None:
+def test_device_clock_wrong_slow_messages_keep_the_offset_of_a_fast_one() -> None:
     clock = DeviceClock()
     offset_s(clock, 100, way_s=0.1)
     assert offset_s(clock, 100, after_s=60, took_s=50, way_s=60) == pytest.approx(100, abs=0.11)
@@ -44,28 +44,28 @@ def test_clock_wrong_fast_message_and_slow_ones_keeps_what_the_fast_one_told() -
 
 
 @pytest.mark.parametrize(("off_s", "then_s"), [(0, 7200), (7200, 0), (-100, 100), (7200, 7100)])
-def test_clock_set_begins_anew(off_s: float, then_s: float) -> None:
+def test_device_clock_set_drops_older_intervals(off_s: float, then_s: float) -> None:
     clock = DeviceClock()
     offset_s(clock, off_s, way_s=5)
     assert offset_s(clock, then_s, after_s=1, way_s=5) == pytest.approx(then_s, abs=5.1)
     assert offset_s(clock, then_s, after_s=2, way_s=0.1) == pytest.approx(then_s, abs=0.11)
 
 
-def test_clock_of_whole_seconds_that_is_right_stays_right() -> None:
+def test_device_clock_right_in_whole_seconds_stays_right() -> None:
     clock = DeviceClock()
     for tenth in range(30):
         now_us = NOW_US + tenth * SECOND_US // 10
         assert clock.observe(now_us // SECOND_US * SECOND_US, now_us + 1000, 2000) == 0
 
 
-def test_clock_silent_for_a_day_keeps_only_the_new_message() -> None:
+def test_device_clock_silent_for_a_day_keeps_only_the_new_message() -> None:
     clock = DeviceClock()
     offset_s(clock, 30, way_s=0.1)
     assert offset_s(clock, 10, after_s=86_400, way_s=60) == 0
     assert len(clock.quarters) == 1
 
 
-def test_server_clock_set_back_keeps_nothing_of_the_time_to_come() -> None:
+def test_device_clock_server_clock_set_back_drops_later_intervals() -> None:
     clock = DeviceClock()
     offset_s(clock, 30, after_s=7200, way_s=60)
     assert offset_s(clock, 10, way_s=60) == 0
@@ -112,7 +112,7 @@ class Definition:
 
 
 @given(messages=st.lists(MESSAGES, max_size=12))
-def test_device_clock_is_as_defined(messages: list[Message]) -> None:
+def test_device_clock_any_messages_give_the_offset_of_the_definition(messages: list[Message]) -> None:
     clock, definition = DeviceClock(), Definition()
     now_us = NOW_US
     for one in messages:
@@ -124,7 +124,7 @@ def test_device_clock_is_as_defined(messages: list[Message]) -> None:
 
 
 @given(messages=st.lists(MESSAGES, max_size=12), off_us=st.just(0) | st.integers(-HOUR_US, HOUR_US))
-def test_device_clock_that_nobody_sets_is_never_taken_past_the_truth(
+def test_device_clock_never_set_is_not_corrected_past_the_true_offset(
     messages: list[Message], off_us: int
 ) -> None:
     """So a clock that is right is never corrected, whatever the lines."""

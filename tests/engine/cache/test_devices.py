@@ -169,7 +169,7 @@ def device() -> Device:
         (4, 1, 1, 6.0, 75),
     ],
 )
-def test_the_score_is_made_of_success_silence_and_conflicts(
+def test_health_score_counts_success_silence_and_conflicts(
     total: int, failed: int, conflicts: int, silent_hours: float, score: int
 ) -> None:
     assert health_score(total, failed, conflicts, silent_hours) == score
@@ -181,11 +181,13 @@ def test_the_score_is_made_of_success_silence_and_conflicts(
     conflicts=st.integers(0, 10**9),
     silent_hours=st.floats(0, 1e6),
 )
-def test_the_score_is_from_0_to_100(total: int, share: float, conflicts: int, silent_hours: float) -> None:
+def test_health_score_is_between_0_and_100(
+    total: int, share: float, conflicts: int, silent_hours: float
+) -> None:
     assert 0 <= health_score(total, int(total * share), conflicts, silent_hours) <= 100
 
 
-def test_a_device_decays_while_it_is_silent() -> None:
+def test_health_score_silent_device_decays() -> None:
     one = device()
     assert one.health_score(0) == 100
     one.synced(HOUR_US, 1000, 0)
@@ -194,7 +196,7 @@ def test_a_device_decays_while_it_is_silent() -> None:
     assert one.health_score(0) == 100, "a clock that was set back"
 
 
-def test_only_an_answer_with_results_is_a_sync_that_counts_as_recent() -> None:
+def test_device_failed_sync_is_not_a_recent_sync() -> None:
     one = device()
     one.failed(5_000)
     assert (one.counts, one.last_sync_at_us) == (Counts(1, 1, 5_000, 0), None)
@@ -203,7 +205,7 @@ def test_only_an_answer_with_results_is_a_sync_that_counts_as_recent() -> None:
     assert (one.counts, one.last_sync_at_us) == (Counts(2, 1, 20_000, 1), HOUR_US)
 
 
-def test_what_a_device_leaves_out_stays_as_known() -> None:
+def test_device_introduction_without_a_value_keeps_the_known_one() -> None:
     one = device()
     one.introduce(network_type="4g", app_version="1.0", os_version="14")
     one.introduce(network_type=None, app_version="1.1", os_version=None)
@@ -217,13 +219,13 @@ def test_what_a_device_leaves_out_stays_as_known() -> None:
 # -- entries and their bound ------------------------------------------------------------------
 
 
-def test_the_same_device_is_the_same_entry_and_tenants_do_not_share(process: Process) -> None:
+def test_device_cache_one_entry_for_each_tenant_and_device(process: Process) -> None:
     assert process.seen("a") is process.seen("a")
     assert process.seen("a") is not process.seen("a", tenant_id=2)
     assert len(process.devices) == 2
 
 
-async def test_who_was_not_seen_for_longest_is_forgotten_first(store: Stored, clock: Clock) -> None:
+async def test_device_cache_evicts_the_least_recently_seen_first(store: Stored, clock: Clock) -> None:
     process = Process(store, clock, remembered=3)
     first = {name: process.seen(name) for name in "abc"}
     await process.devices.flush()
@@ -235,9 +237,7 @@ async def test_who_was_not_seen_for_longest_is_forgotten_first(store: Stored, cl
     assert process.seen("b") is not first["b"]
 
 
-async def test_who_has_something_to_store_or_is_connected_is_never_forgotten(
-    store: Stored, clock: Clock
-) -> None:
+async def test_device_cache_never_evicts_unsaved_or_connected_devices(store: Stored, clock: Clock) -> None:
     process = Process(store, clock, remembered=2)
     connected = process.seen("connected")
     process.connected.add(connected.key)
@@ -257,7 +257,7 @@ async def test_who_has_something_to_store_or_is_connected_is_never_forgotten(
     assert process.seen("connected") is connected
 
 
-async def test_who_is_gone_for_the_time_to_live_is_forgotten(process: Process, clock: Clock) -> None:
+async def test_device_cache_evicts_devices_gone_for_the_time_to_live(process: Process, clock: Clock) -> None:
     gone, unstored, connected = [process.seen(name) for name in ("gone", "unstored", "connected")]
     process.connected.add(connected.key)
     await process.devices.flush()
@@ -270,7 +270,7 @@ async def test_who_is_gone_for_the_time_to_live_is_forgotten(process: Process, c
     assert process.seen("gone") is not gone
 
 
-def test_a_new_device_may_send_a_minutes_worth_at_once(process: Process) -> None:
+def test_rate_limit_new_device_may_send_a_minutes_worth_at_once(process: Process) -> None:
     bucket = process.seen("a").bucket
     now_s = process.clock.now_s
     assert [bucket.take(60, now_s) for _ in range(60)] == [0] * 60
@@ -285,9 +285,7 @@ def test_a_new_device_may_send_a_minutes_worth_at_once(process: Process) -> None
     per_minute=st.integers(1, 6000),
     steps_s=st.lists(st.floats(0, 100), min_size=1, max_size=200),
 )
-def test_no_more_pass_than_the_rate_allows_and_waiting_as_told_helps(
-    per_minute: int, steps_s: list[float]
-) -> None:
+def test_rate_limit_holds_and_waiting_as_told_helps(per_minute: int, steps_s: list[float]) -> None:
     bucket = TokenBucket(float(per_minute), 0.0)
     now_s, passed = 0.0, 0
     for step_s in steps_s:
@@ -305,7 +303,7 @@ def test_no_more_pass_than_the_rate_allows_and_waiting_as_told_helps(
 # -- reading ----------------------------------------------------------------------------------
 
 
-async def test_handshakes_that_come_together_share_one_read(process: Process, store: Stored) -> None:
+async def test_device_cache_simultaneous_handshakes_share_one_read(process: Process, store: Stored) -> None:
     store.rows[DeviceKey(1, "d3")] = Counts(5, 1, 10, 2)
     async with process.running():
         await asyncio.gather(*[process.devices.load(1, f"d{number}") for number in range(50)])
@@ -320,7 +318,7 @@ async def test_handshakes_that_come_together_share_one_read(process: Process, st
     assert (counters.hits, counters.misses, counters.reads) == (1, 1, 50)
 
 
-async def test_who_comes_during_a_read_shares_the_next(process: Process, store: Stored) -> None:
+async def test_device_cache_handshakes_during_a_read_share_the_next(process: Process, store: Stored) -> None:
     store.gate = asyncio.Event()
     async with process.running():
         first = asyncio.create_task(process.devices.load(1, "first"))
@@ -332,7 +330,7 @@ async def test_who_comes_during_a_read_shares_the_next(process: Process, store: 
     assert [len(keys) for keys in store.reads] == [1, 5]
 
 
-async def test_while_the_store_is_away_devices_are_let_in_and_read_later(
+async def test_device_cache_store_unavailable_admits_devices_and_reads_them_later(
     process: Process, store: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.cache.devices._RETRY_S", 0.001)
@@ -350,7 +348,7 @@ async def test_while_the_store_is_away_devices_are_let_in_and_read_later(
     assert phone.last_sync_at_us == 9
 
 
-async def test_who_was_not_read_for_the_time_to_live_is_read_again_in_one(
+async def test_device_cache_stale_devices_are_reread_together(
     process: Process, store: Stored, clock: Clock
 ) -> None:
     names = [f"d{number}" for number in range(5)]
@@ -367,7 +365,9 @@ async def test_who_was_not_read_for_the_time_to_live_is_read_again_in_one(
     assert process.seen("d0").counts == Counts(9, 0, 0, 0)
 
 
-async def test_what_may_be_on_its_way_to_the_store_is_not_read_over(process: Process, store: Stored) -> None:
+async def test_device_cache_read_during_a_save_does_not_overwrite_counts(
+    process: Process, store: Stored
+) -> None:
     phone = process.seen("phone")
     process.connected.add(phone.key)
     phone.synced(1, 1, 0)
@@ -382,7 +382,7 @@ async def test_what_may_be_on_its_way_to_the_store_is_not_read_over(process: Pro
     assert phone.read_at_s is None, "it is asked for again"
 
 
-async def test_who_synced_last_is_known_from_the_start(process: Process, store: Stored) -> None:
+async def test_device_cache_preload_reads_the_latest_devices(process: Process, store: Stored) -> None:
     store.rows = {DeviceKey(1, f"d{number}"): Counts(number + 1, 0, 0, 0) for number in range(3)}
     await process.devices.preload()
     assert len(process.devices) == 3
@@ -391,7 +391,9 @@ async def test_who_synced_last_is_known_from_the_start(process: Process, store: 
     assert store.reads == []
 
 
-async def test_a_store_that_is_away_does_not_keep_from_starting(process: Process, store: Stored) -> None:
+async def test_device_cache_preload_store_unavailable_does_not_fail_the_start(
+    process: Process, store: Stored
+) -> None:
     store.away = True
     await process.devices.preload()
     assert len(process.devices) == 0
@@ -400,9 +402,7 @@ async def test_a_store_that_is_away_does_not_keep_from_starting(process: Process
 # -- writing behind ---------------------------------------------------------------------------
 
 
-async def test_a_device_that_the_store_refuses_keeps_no_other_from_being_stored(
-    process: Process, store: Stored
-) -> None:
+async def test_device_cache_refused_device_does_not_stop_the_others(process: Process, store: Stored) -> None:
     store.poison = DeviceKey(1, "d3")
     for number in range(7):
         process.seen(f"d{number}").synced(1, 1, 0)
@@ -413,7 +413,7 @@ async def test_a_device_that_the_store_refuses_keeps_no_other_from_being_stored(
     assert process.devices.counters.flush_rows == 7
 
 
-async def test_many_are_stored_in_pieces_and_what_failed_waits(process: Process, store: Stored) -> None:
+async def test_device_cache_flush_in_pieces_keeps_what_failed(process: Process, store: Stored) -> None:
     for number in range(2500):
         process.seen(f"d{number}").failed(2)
     store.outcomes = ["written", "retry"]
@@ -426,7 +426,7 @@ async def test_many_are_stored_in_pieces_and_what_failed_waits(process: Process,
     assert set(map(repr, store.rows.values())) == {repr(Counts(1, 1, 2, 0))}
 
 
-async def test_an_entry_that_was_forgotten_under_a_request_is_stored_beside_its_successor(
+async def test_device_cache_evicted_entry_in_use_is_saved_beside_its_successor(
     store: Stored, clock: Clock
 ) -> None:
     process = Process(store, clock, remembered=1)
@@ -441,7 +441,7 @@ async def test_an_entry_that_was_forgotten_under_a_request_is_stored_beside_its_
     assert store.rows[old.key] == Counts(2, 0, 2, 0)
 
 
-async def test_a_drain_tries_again_and_does_not_hang(
+async def test_device_cache_drain_retries_and_ends(
     process: Process, store: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.cache.devices._RETRY_S", 0.001)
@@ -467,7 +467,9 @@ STEPS = st.one_of(
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(STEPS, max_size=40))
-def test_what_two_processes_count_adds_up_whatever_fails(steps: list[tuple[str, int, object]]) -> None:
+def test_device_cache_counts_of_two_processes_add_up_under_any_failure(
+    steps: list[tuple[str, int, object]],
+) -> None:
     asyncio.run(_adds_up(steps))
 
 

@@ -137,7 +137,7 @@ async def waiting(world: World, *names: str) -> list[asyncio.Task[Tenant | None]
     return tasks
 
 
-async def test_a_tenants_own_policies_stand_beside_the_defaults(world: World) -> None:
+async def test_tenant_cache_own_policies_override_the_defaults(world: World) -> None:
     assert world.cache.policies_of(1) == DEFAULTS
     assert await world.cache.find("acme") == Tenant(1, "acme")
     assert world.cache.policies_of(1) == {"task": DomainPolicy("server_wins"), "note": MANUAL}
@@ -145,7 +145,7 @@ async def test_a_tenants_own_policies_stand_beside_the_defaults(world: World) ->
     assert world.asked == {"acme": 1}
 
 
-async def test_many_who_ask_for_one_name_ask_the_store_once(world: World) -> None:
+async def test_tenant_cache_many_lookups_of_one_name_ask_the_store_once(world: World) -> None:
     tasks = await waiting(world, *["acme"] * 50, *["nobody"] * 50)
     world.gate.set()
     found = await asyncio.gather(*tasks)
@@ -153,7 +153,7 @@ async def test_many_who_ask_for_one_name_ask_the_store_once(world: World) -> Non
     assert world.asked == {"acme": 1, "nobody": 1}
 
 
-async def test_different_names_do_not_wait_for_each_other(world: World) -> None:
+async def test_tenant_cache_lookups_of_different_names_run_side_by_side(world: World) -> None:
     world.add(2, "globex")
     (slow,) = await waiting(world, "nobody")
     world.gate.set()
@@ -169,7 +169,7 @@ async def test_different_names_do_not_wait_for_each_other(world: World) -> None:
     assert await slow is None
 
 
-async def test_when_who_asks_for_all_leaves_another_one_asks(world: World) -> None:
+async def test_tenant_cache_cancelled_lookup_is_taken_over_by_another(world: World) -> None:
     first, *others = await waiting(world, *["acme"] * 3)
     first.cancel()
     await asyncio.wait({first})
@@ -178,7 +178,7 @@ async def test_when_who_asks_for_all_leaves_another_one_asks(world: World) -> No
     assert world.asked["acme"] == 2
 
 
-async def test_one_who_waits_and_leaves_disturbs_nobody(world: World) -> None:
+async def test_tenant_cache_cancelled_wait_leaves_the_lookup_running(world: World) -> None:
     first, second = await waiting(world, *["acme"] * 2)
     second.cancel()
     await asyncio.wait({second})
@@ -186,7 +186,7 @@ async def test_one_who_waits_and_leaves_disturbs_nobody(world: World) -> None:
     assert await first == Tenant(1, "acme")
 
 
-async def test_a_store_that_is_away_is_asked_once_for_all_who_wait(world: World) -> None:
+async def test_tenant_cache_store_unavailable_is_asked_once_for_all_waiting(world: World) -> None:
     world.away = True
     tasks = [asyncio.create_task(world.cache.find("acme")) for _ in range(5)]
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
@@ -195,7 +195,7 @@ async def test_a_store_that_is_away_is_asked_once_for_all_who_wait(world: World)
     assert await world.cache.find("acme") == Tenant(1, "acme")
 
 
-async def test_a_name_that_nobody_has_is_asked_for_again_after_a_while(world: World) -> None:
+async def test_tenant_cache_unknown_name_is_asked_again_after_a_while(world: World) -> None:
     for _ in range(3):
         assert await world.cache.find("globex") is None
     assert world.asked == {"globex": 1}
@@ -204,7 +204,7 @@ async def test_a_name_that_nobody_has_is_asked_for_again_after_a_while(world: Wo
     assert await world.cache.find("globex") == Tenant(2, "globex")
 
 
-async def test_a_tenant_that_comes_is_known_with_the_generation(world: World) -> None:
+async def test_tenant_cache_new_tenant_is_found_with_the_generation(world: World) -> None:
     async with followed(world):
         assert await world.cache.find("globex") is None
         world.add(2, "globex")
@@ -212,7 +212,7 @@ async def test_a_tenant_that_comes_is_known_with_the_generation(world: World) ->
         assert await world.cache.find("globex") == Tenant(2, "globex")
 
 
-async def test_names_that_nobody_has_fill_no_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tenant_cache_unknown_names_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.cache.tenants._UNKNOWN_NAMES", 10)
     for number in range(95):
         await world.cache.find(f"nobody{number}")
@@ -227,7 +227,7 @@ OVERTAKEN: dict[str, tuple[str, Overtaken, DomainPolicy]] = {
 
 
 @pytest.mark.parametrize(("name", "change", "policy"), OVERTAKEN.values(), ids=OVERTAKEN)
-async def test_what_was_read_before_a_move_is_read_again(
+async def test_tenant_cache_read_before_a_new_generation_is_repeated(
     world: World, name: str, change: Overtaken, policy: DomainPolicy
 ) -> None:
     """An answer of before the change arrives after the generation was followed: nobody would look again."""
@@ -242,7 +242,7 @@ async def test_what_was_read_before_a_move_is_read_again(
         assert world.asked[name] == 2
 
 
-async def test_a_move_reads_all_tenants_again_in_few_questions(world: World) -> None:
+async def test_tenant_cache_new_generation_rereads_all_tenants_in_few_reads(world: World) -> None:
     for number in range(2, 1202):
         world.add(number, f"tenant{number}")
         await world.cache.find(f"tenant{number}")
@@ -260,7 +260,7 @@ async def test_a_move_reads_all_tenants_again_in_few_questions(world: World) -> 
         assert not world.asked
 
 
-async def test_a_tenant_added_again_under_its_name_is_another_one(world: World) -> None:
+async def test_tenant_cache_tenant_added_again_under_its_name_is_another(world: World) -> None:
     await world.cache.find("acme")
     async with followed(world):
         world.remove(1)
@@ -270,7 +270,7 @@ async def test_a_tenant_added_again_under_its_name_is_another_one(world: World) 
         assert await world.cache.find("acme") == Tenant(2, "acme")
 
 
-async def test_each_tenant_is_read_again_when_its_time_has_passed(world: World) -> None:
+async def test_tenant_cache_tenant_is_reread_after_its_time_to_live(world: World) -> None:
     await world.cache.find("acme")
     async with followed(world):
         world.tenants[1] = TenantPolicies(Tenant(1, "acme"), {})  # by hand, without a move
@@ -282,7 +282,7 @@ async def test_each_tenant_is_read_again_when_its_time_has_passed(world: World) 
         assert world.told == [("changed", 1)]
 
 
-async def test_what_is_known_stays_in_use_while_the_store_is_away(world: World) -> None:
+async def test_tenant_cache_store_unavailable_keeps_the_known_policies(world: World) -> None:
     await world.cache.find("acme")
     async with followed(world):
         world.away = True
@@ -295,7 +295,7 @@ async def test_what_is_known_stays_in_use_while_the_store_is_away(world: World) 
         assert world.cache.policies_of(1) == DEFAULTS
 
 
-async def test_the_store_gives_each_tenant_its_own_policies(dsn: str) -> None:
+async def test_tenant_store_returns_each_tenant_its_own_policies(dsn: str) -> None:
     add_tenants(dsn, "acme", "globex", "initech")
     execute(
         dsn,

@@ -26,16 +26,16 @@ def refusal(scope: Scope, cursor: str) -> str:
 
 
 @given(scope=_scopes, seq=st.integers(0, 2**63 - 1))
-def test_a_cursor_says_where_it_stands(scope: tuple[str, int, list[str] | None], seq: int) -> None:
+def test_cursor_of_any_seq_reads_back(scope: tuple[str, int, list[str] | None], seq: int) -> None:
     assert Scope(*scope).seq(Scope(*scope).cursor(seq)) == seq
 
 
-def test_null_is_the_beginning() -> None:
+def test_cursor_null_is_the_beginning() -> None:
     assert MINE.seq(None) == 0
 
 
 @given(one=_scopes, other=_scopes, seq=st.integers(0, 2**63 - 1))
-def test_a_cursor_of_another_scope_is_expired(
+def test_cursor_of_another_scope_is_expired(
     one: tuple[str, int, list[str] | None], other: tuple[str, int, list[str] | None], seq: int
 ) -> None:
     (_, _, mine), (_, _, theirs) = one, other
@@ -47,17 +47,17 @@ def test_a_cursor_of_another_scope_is_expired(
         assert refusal(Scope(*other), cursor) == "cursor_expired"
 
 
-def test_the_order_of_domains_and_doubles_do_not_matter() -> None:
+def test_cursor_domains_in_another_order_or_twice_fits() -> None:
     assert Scope("e1", 7, ["ticket", "task", "ticket"]).seq(MINE.cursor(5)) == 5
     assert MINE.domains == frozenset({"task", "ticket"})
 
 
 @pytest.mark.parametrize(("mine", "theirs"), [(["ab"], ["a", "b"]), (None, ["all"]), (None, [""])])
-def test_names_that_look_alike_are_other_domains(mine: list[str] | None, theirs: list[str]) -> None:
+def test_cursor_domains_with_similar_names_does_not_fit(mine: list[str] | None, theirs: list[str]) -> None:
     assert refusal(Scope("e1", 7, theirs), Scope("e1", 7, mine).cursor(5)) == "cursor_expired"
 
 
-def test_no_domains_are_no_scope() -> None:
+def test_scope_without_domains_is_refused() -> None:
     for domains in ([], ["x"] * (MAX_DOMAINS + 1), ["x" * 256], ["task", "a\0"]):
         with pytest.raises(SyncError) as caught:
             Scope("e1", 7, domains)
@@ -95,18 +95,18 @@ def _written(text: str) -> str:
         _written("1.e1.7.all.5.6"),
     ],
 )
-def test_what_is_no_cursor_is_an_invalid_message(cursor: str) -> None:
+def test_cursor_malformed_is_an_invalid_message(cursor: str) -> None:
     assert refusal(MINE, cursor) == "invalid_message"
     assert refusal(Scope("e1", 7, None), cursor) == "invalid_message"
 
 
 @given(cursor=st.text(max_size=60) | st.binary(max_size=40).map(lambda raw: base64.b64encode(raw).decode()))
-def test_any_text_is_refused_or_read(cursor: str) -> None:
+def test_cursor_any_text_is_refused_or_read(cursor: str) -> None:
     assert refusal(MINE, cursor) in {"invalid_message", "cursor_expired"}
 
 
 @given(seq=st.integers(0, 2**63 - 1), at=st.integers(0, 200), char=st.characters(codec="ascii"))
-def test_a_cursor_changed_by_a_character_reads_as_no_other_scope(seq: int, at: int, char: str) -> None:
+def test_cursor_changed_by_a_character_fits_no_other_scope(seq: int, at: int, char: str) -> None:
     cursor = MINE.cursor(seq)
     at %= len(cursor)
     changed = cursor[:at] + char + cursor[at + 1 :]
@@ -114,6 +114,6 @@ def test_a_cursor_changed_by_a_character_reads_as_no_other_scope(seq: int, at: i
     assert refusal(other, changed) in {"invalid_message", "cursor_expired"}
 
 
-def test_the_remedy_is_in_the_sentence() -> None:
+def test_cursor_expired_names_the_remedy() -> None:
     assert "cursor null" in expired().message
     assert expired().code == "cursor_expired"

@@ -249,7 +249,7 @@ async def turns(count: int = 20) -> None:
 # -- pulls ------------------------------------------------------------------------------------------
 
 
-async def test_a_pull_shows_each_record_once_at_its_latest() -> None:
+async def test_pull_record_with_several_versions_shows_the_latest_once() -> None:
     async with town() as one:
         for number in range(3):
             one.source.commit("a", {"n": number})
@@ -320,7 +320,7 @@ async def test_pull_by_domain_gives_the_connection_to_others_between_pieces() ->
         await long
 
 
-async def test_pages_end_at_their_limits_and_say_that_there_is_more() -> None:
+async def test_pull_long_feed_is_cut_at_the_limits_with_more_set() -> None:
     limits = FeedLimits(page_bytes=4000, tail_changes=10, tail_bytes=10_000, page_interval_s=0.0)
     async with town(limits) as one:
         for number in range(5):
@@ -336,7 +336,7 @@ async def test_pages_end_at_their_limits_and_say_that_there_is_more() -> None:
 
 
 @pytest.mark.parametrize("subscribing", [False, True])
-async def test_a_cursor_that_does_not_fit_is_refused(subscribing: bool) -> None:
+async def test_feed_cursor_that_does_not_fit_is_refused(subscribing: bool) -> None:
     async with town() as one:
         one.source.commit("a", {})
         cursor = (await one.pull(None, None, 500))[0]["cursor"]
@@ -362,7 +362,7 @@ async def test_a_cursor_that_does_not_fit_is_refused(subscribing: bool) -> None:
         assert await refusal(cursor) == "cursor_expired", "of another epoch"
 
 
-async def test_another_epoch_ends_every_subscription_and_begins_anew() -> None:
+async def test_feed_new_epoch_ends_every_subscription() -> None:
     async with town() as one:
         for number in range(5):
             one.source.commit(f"r{number}", {})
@@ -395,7 +395,7 @@ async def test_another_epoch_ends_every_subscription_and_begins_anew() -> None:
 # -- subscriptions ------------------------------------------------------------------------------------
 
 
-async def test_the_first_page_comes_even_empty_and_then_what_happens() -> None:
+async def test_subscribe_empty_feed_sends_an_empty_page_then_live_changes() -> None:
     async with town() as one:
         reader = await one.subscribed()
         assert [page["changes"] for page in reader.pages] == [[]]
@@ -409,7 +409,7 @@ async def test_the_first_page_comes_even_empty_and_then_what_happens() -> None:
         assert one.source.reads == 1
 
 
-async def test_the_backlog_comes_in_pages_and_goes_over_into_live() -> None:
+async def test_subscribe_backlog_comes_in_pages_then_live_changes() -> None:
     async with town() as one:
         for number in range(7):
             one.source.commit(f"r{number}", {"n": number})
@@ -423,7 +423,7 @@ async def test_the_backlog_comes_in_pages_and_goes_over_into_live() -> None:
         assert [page["more"] for page in reader.pages[3:]] == [True, False]
 
 
-async def test_each_cursor_of_a_split_page_stands_behind_what_was_told() -> None:
+async def test_subscribe_split_page_cursors_follow_their_changes() -> None:
     async with town() as one:
         reader = await one.subscribed(limit=2)
         one.publish(*[one.source.commit(f"r{number}", {}) for number in range(5)])
@@ -433,7 +433,7 @@ async def test_each_cursor_of_a_split_page_stands_behind_what_was_told() -> None
             assert len(rest["changes"]) == behind
 
 
-async def test_a_cursor_goes_on_where_it_stood() -> None:
+async def test_subscribe_with_a_cursor_continues_after_it() -> None:
     async with town() as one:
         one.source.commit("a", {})
         first = await one.subscribed()
@@ -442,7 +442,7 @@ async def test_a_cursor_goes_on_where_it_stood() -> None:
         assert (first.ids, again.ids) == (["a"], ["b"])
 
 
-async def test_live_pages_leave_out_what_the_own_session_pushed_and_a_backlog_does_not() -> None:
+async def test_live_pages_omit_changes_of_the_own_session_and_a_backlog_does_not() -> None:
     async with town() as one:
         mine, other = one.reader("s-mine"), one.reader("s-other")
         for reader in (mine, other):
@@ -465,7 +465,7 @@ async def test_live_pages_leave_out_what_the_own_session_pushed_and_a_backlog_do
         assert later.ids == []
 
 
-async def test_domains_are_kept_apart() -> None:
+async def test_subscribe_by_domain_gets_no_other_domain() -> None:
     async with town() as one:
         one.source.commit("t1", {}, "task")
         one.source.commit("n1", {}, "note")
@@ -478,14 +478,14 @@ async def test_domains_are_kept_apart() -> None:
         assert [len(page["changes"]) for page in await one.pull(tasks.cursor, ["task"], 500)] == [0]
 
 
-async def test_tenants_are_kept_apart() -> None:
+async def test_subscribe_gets_no_other_tenant() -> None:
     async with town() as one:
         acme, globex = await one.subscribed(tenant=1), await one.subscribed(tenant=2)
         one.publish(one.source.commit("a", {}, tenant=1), one.source.commit("g", {}, tenant=2))
         await one.until(lambda: acme.ids == ["a"] and globex.ids == ["g"])
 
 
-async def test_a_body_is_made_once_for_all_who_want_the_same() -> None:
+async def test_live_page_body_is_encoded_once_for_equal_subscriptions() -> None:
     async with town() as one:
         readers = [await one.subscribed() for _ in range(5)]
         others = [await one.subscribed(domains=["task"]) for _ in range(2)]
@@ -495,7 +495,7 @@ async def test_a_body_is_made_once_for_all_who_want_the_same() -> None:
         assert len({id(reader.bodies[-1]) for reader in others}) == 1
 
 
-async def test_what_is_published_in_one_go_is_one_page() -> None:
+async def test_publish_many_changes_at_once_gives_one_page() -> None:
     async with town() as one:
         reader = await one.subscribed()
         for number in range(100):
@@ -504,7 +504,7 @@ async def test_what_is_published_in_one_go_is_one_page() -> None:
         assert len(reader.pages) == 2
 
 
-async def test_what_comes_while_pages_are_handed_out_waits_its_turn() -> None:
+async def test_publish_during_a_delivery_follows_in_order() -> None:
     async with town() as one:
         behind, level = await one.subscribed(), await one.subscribed()
         behind.room = 0
@@ -524,7 +524,7 @@ async def test_what_comes_while_pages_are_handed_out_waits_its_turn() -> None:
             await one.until(lambda: behind.ids == level.ids == ["r0", "r1", "r2"])
 
 
-async def test_after_the_end_no_page_comes() -> None:
+async def test_subscription_ended_gets_no_page() -> None:
     async with town() as one:
         reader, other = await one.subscribed(), await one.subscribed()
         one.publish(one.source.commit("a", {}))
@@ -539,7 +539,7 @@ async def test_after_the_end_no_page_comes() -> None:
         assert reader.ids == []
 
 
-async def test_after_the_end_no_page_comes_even_of_a_read_that_was_under_way() -> None:
+async def test_subscription_ended_during_a_read_gets_no_page() -> None:
     limits = FeedLimits(page_bytes=1 << 20, tail_changes=1, tail_bytes=1 << 20, page_interval_s=0.0)
     async with town(limits) as one:
         slow, quick = await one.subscribed(), await one.subscribed()
@@ -557,7 +557,7 @@ async def test_after_the_end_no_page_comes_even_of_a_read_that_was_under_way() -
         assert slow.ids == []
 
 
-async def test_a_tenant_that_nobody_listens_to_is_forgotten_and_found_again() -> None:
+async def test_subscribe_after_the_last_subscription_ended_starts_again() -> None:
     async with town() as one:
         reader = await one.subscribed()
         reader.end()
@@ -569,7 +569,7 @@ async def test_a_tenant_that_nobody_listens_to_is_forgotten_and_found_again() ->
         assert reader.ids == []
 
 
-async def test_changes_during_the_first_read_are_not_missed() -> None:
+async def test_subscribe_changes_during_the_first_read_are_delivered() -> None:
     async with town() as one:
         one.source.commit("before", {})
         one.source.open.clear()
@@ -586,7 +586,7 @@ async def test_changes_during_the_first_read_are_not_missed() -> None:
         assert reader.ids == ["before", "r0", "r1", "r2", "after"]
 
 
-async def test_a_store_that_is_away_refuses_the_subscription_and_leaves_nothing_behind() -> None:
+async def test_subscribe_store_unavailable_fails_and_leaves_nothing_behind() -> None:
     async with town() as one:
         one.source.failures = 1
         reader = one.reader()
@@ -610,7 +610,7 @@ async def test_a_store_that_is_away_refuses_the_subscription_and_leaves_nothing_
 # -- gaps -------------------------------------------------------------------------------------------------
 
 
-async def test_what_comes_out_of_order_is_handed_out_in_order_without_a_read() -> None:
+async def test_publish_out_of_order_is_delivered_in_order_without_a_read() -> None:
     async with town() as one:
         reader = await one.subscribed()
         changes = [one.source.commit(f"r{number}", {}) for number in range(4)]
@@ -625,7 +625,7 @@ async def test_what_comes_out_of_order_is_handed_out_in_order_without_a_read() -
         assert one.source.reads == 1
 
 
-async def test_a_lost_change_is_read_from_the_store_once_for_all() -> None:
+async def test_gap_lost_change_is_read_once_for_all_subscribers() -> None:
     async with town() as one:
         readers = [await one.subscribed() for _ in range(10)]
         reads = one.source.reads
@@ -635,7 +635,7 @@ async def test_a_lost_change_is_read_from_the_store_once_for_all() -> None:
         assert one.source.reads == reads + 1
 
 
-async def test_a_gap_is_closed_also_when_the_store_was_away() -> None:
+async def test_gap_store_unavailable_is_closed_later() -> None:
     async with town() as one:
         reader = await one.subscribed()
         one.source.failures = 3
@@ -644,7 +644,7 @@ async def test_a_gap_is_closed_also_when_the_store_was_away() -> None:
         await one.until(lambda: reader.ids == ["lost", "late"])
 
 
-async def test_a_gap_too_wide_to_fill_sends_everyone_to_the_store() -> None:
+async def test_gap_too_wide_to_fill_sends_subscribers_to_the_store() -> None:
     async with town() as one:
         reader = await one.subscribed(limit=3)
         with patch.object(gap_reader, "_CHANGES", 4):
@@ -655,7 +655,7 @@ async def test_a_gap_too_wide_to_fill_sends_everyone_to_the_store() -> None:
         assert reader.ids == [*(f"r{number}" for number in range(9)), "late"]
 
 
-async def test_a_doubt_is_looked_into_though_nothing_else_happens() -> None:
+async def test_unknown_outcome_is_looked_up_without_another_change() -> None:
     async with town() as one:
         reader = await one.subscribed()
         one.source.commit("committed, and never published", {})
@@ -664,7 +664,7 @@ async def test_a_doubt_is_looked_into_though_nothing_else_happens() -> None:
         await one.until(lambda: reader.ids == ["committed, and never published"])
 
 
-async def test_a_doubt_before_the_first_page_is_not_forgotten() -> None:
+async def test_unknown_outcome_before_the_first_page_is_looked_up() -> None:
     async with town() as one:
         one.source.open.clear()
         reader = one.reader()
@@ -677,7 +677,7 @@ async def test_a_doubt_before_the_first_page_is_not_forgotten() -> None:
         await one.until(lambda: reader.ids == ["a"])
 
 
-async def test_a_doubt_that_was_for_nothing_changes_nothing() -> None:
+async def test_unknown_outcome_without_a_commit_changes_nothing() -> None:
     async with town() as one:
         reader = await one.subscribed()
         reads = one.source.reads
@@ -691,7 +691,7 @@ async def test_a_doubt_that_was_for_nothing_changes_nothing() -> None:
 # -- slow readers -------------------------------------------------------------------------------------------
 
 
-async def test_a_refused_page_is_sent_once_there_is_room() -> None:
+async def test_slow_reader_refused_page_is_sent_once_there_is_room() -> None:
     async with town() as one:
         slow, quick = await one.subscribed(), await one.subscribed()
         slow.room = 0
@@ -705,7 +705,7 @@ async def test_a_refused_page_is_sent_once_there_is_room() -> None:
 
 
 @pytest.mark.parametrize("room", [1, 2])
-async def test_a_reader_may_refuse_in_the_middle_of_split_pages(room: int) -> None:
+async def test_slow_reader_refusing_between_split_pages_gets_all_changes(room: int) -> None:
     async with town() as one:
         reader = await one.subscribed(limit=2)
         reader.room = room
@@ -716,7 +716,7 @@ async def test_a_reader_may_refuse_in_the_middle_of_split_pages(room: int) -> No
         await one.until(lambda: reader.ids == [f"r{number}" for number in range(6)])
 
 
-async def test_who_fell_behind_the_tail_is_caught_up_from_the_store() -> None:
+async def test_slow_reader_behind_the_tail_is_caught_up_from_the_store() -> None:
     limits = FeedLimits(page_bytes=1 << 20, tail_changes=3, tail_bytes=1 << 20, page_interval_s=0.0)
     async with town(limits) as one:
         slow, quick = await one.subscribed(limit=4), await one.subscribed()
@@ -732,7 +732,7 @@ async def test_who_fell_behind_the_tail_is_caught_up_from_the_store() -> None:
         await one.until(lambda: slow.ids[-1] == "last")
 
 
-async def test_a_reader_may_refuse_in_the_middle_of_its_backlog() -> None:
+async def test_slow_reader_refusing_within_its_backlog_gets_all_changes() -> None:
     async with town() as one:
         for number in range(6):
             one.source.commit(f"r{number}", {})
@@ -745,7 +745,7 @@ async def test_a_reader_may_refuse_in_the_middle_of_its_backlog() -> None:
         await one.until(lambda: reader.ids == [f"r{number}" for number in range(6)])
 
 
-async def test_a_feed_that_went_back_ends_the_subscription_with_an_error() -> None:
+async def test_subscription_feed_that_went_back_ends_with_an_error() -> None:
     limits = FeedLimits(page_bytes=1 << 20, tail_changes=1, tail_bytes=1 << 20, page_interval_s=0.0)
     async with town(limits) as one:
         slow, quick = await one.subscribed(), await one.subscribed()
@@ -808,7 +808,7 @@ _actions = st.one_of(
     heal_changes=st.sampled_from([2, 1000]),
     by_doubt=st.booleans(),
 )
-def test_once_the_dust_settles_everyone_has_everything(
+def test_feed_any_sequence_of_actions_delivers_every_change(
     actions: list[tuple[Any, ...]],
     tail_changes: int,
     page_bytes: int,

@@ -11,7 +11,7 @@ from engine.feed import feed as feed_module
 from tests.engine.feed.test_feed import Source, town, turns
 
 
-async def test_all_subscribers_are_caught_up_with_one_read() -> None:
+async def test_feed_remote_commits_catch_all_subscribers_up_with_one_read() -> None:
     async with town() as one:
         readers = [await one.subscribed() for _ in range(50)]
         reads = one.source.reads
@@ -23,7 +23,7 @@ async def test_all_subscribers_are_caught_up_with_one_read() -> None:
         assert one.source.reads == reads + 1
 
 
-async def test_a_gap_that_is_told_of_is_not_waited_for() -> None:
+async def test_feed_gap_of_a_remote_commit_is_read_without_a_wait() -> None:
     async with town() as one:
         reader = await one.subscribed()
         missing, own = one.source.commit("elsewhere", {}), one.source.commit("here", {})
@@ -35,7 +35,7 @@ async def test_a_gap_that_is_told_of_is_not_waited_for() -> None:
             await one.until(lambda: reader.ids == ["elsewhere", "here"])
 
 
-async def test_what_is_known_already_or_nobody_listens_to_is_not_read() -> None:
+async def test_feed_remote_commit_known_or_without_subscribers_is_not_read() -> None:
     async with town() as one:
         reader = await one.subscribed()
         one.publish(one.source.commit("a", {}))
@@ -47,7 +47,7 @@ async def test_what_is_known_already_or_nobody_listens_to_is_not_read() -> None:
         assert one.source.reads == reads
 
 
-async def test_nonsense_costs_one_read_and_nothing_more() -> None:
+async def test_feed_remote_commit_of_a_false_seq_costs_one_read() -> None:
     async with town() as one:
         reader = await one.subscribed()
         reads = one.source.reads
@@ -59,7 +59,7 @@ async def test_nonsense_costs_one_read_and_nothing_more() -> None:
         await one.until(lambda: reader.ids == ["a"])
 
 
-async def test_what_is_told_before_the_first_page_is_not_forgotten() -> None:
+async def test_feed_remote_commit_before_the_first_page_is_delivered() -> None:
     async with town() as one:
         one.source.open.clear()
         reader = one.reader()
@@ -72,7 +72,7 @@ async def test_what_is_told_before_the_first_page_is_not_forgotten() -> None:
         await one.until(lambda: reader.ids == ["a"])
 
 
-async def test_a_look_finds_every_feed_that_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_feed_poll_heads_finds_every_feed_that_advanced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed_module, "_HEADS", 2)
     asked: list[list[int]] = []
 

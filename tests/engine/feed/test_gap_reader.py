@@ -39,7 +39,7 @@ def started_in(group: asyncio.TaskGroup) -> Start:
     return start
 
 
-async def test_tenants_share_a_read_and_two_questions_of_one_are_both_answered() -> None:
+async def test_gap_reader_many_tenants_share_a_read_and_two_requests_of_one_are_both_answered() -> None:
     store = Asked()
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         gaps = GapReader(store, 1 << 20, started_in(group))
@@ -48,7 +48,7 @@ async def test_tenants_share_a_read_and_two_questions_of_one_are_both_answered()
     assert store.asked == [{1: 4, 2: 7}, {1: 9}]
 
 
-async def test_a_read_that_fails_fails_those_who_asked_and_nobody_after() -> None:
+async def test_gap_reader_failed_read_fails_its_requests_and_no_later_one() -> None:
     store = Asked()
     store.failures = 1
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:

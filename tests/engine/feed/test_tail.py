@@ -28,7 +28,7 @@ def begun(seq: int = 0, max_changes: int = 100, max_bytes: int = 100_000) -> Tai
     return tail
 
 
-def test_in_order() -> None:
+def test_tail_changes_in_order_are_appended() -> None:
     tail = begun(4)
     for seq in (5, 6, 7):
         tail.publish(change(seq), "s1")
@@ -43,7 +43,7 @@ def test_in_order() -> None:
     assert msgspec.json.decode(entry.body)["seq"] == 7
 
 
-def test_what_comes_early_waits() -> None:
+def test_tail_change_ahead_of_a_gap_waits() -> None:
     tail = begun(0)
     for seq in (3, 2):
         tail.publish(change(seq), "s1")
@@ -53,7 +53,7 @@ def test_what_comes_early_waits() -> None:
     assert seqs(tail, 0) == [1, 2, 3]
 
 
-def test_what_comes_twice_or_late_is_passed_over() -> None:
+def test_tail_change_published_twice_or_late_is_ignored() -> None:
     tail = begun(5)
     for seq in (6, 6, 5, 1, 8, 8, 7, 6, 8):
         tail.publish(change(seq), "s1")
@@ -61,7 +61,7 @@ def test_what_comes_twice_or_late_is_passed_over() -> None:
     assert not tail.gap
 
 
-def test_before_it_was_begun_it_only_collects() -> None:
+def test_tail_before_its_first_reset_only_collects() -> None:
     tail = Tail(100, 100_000)
     for seq in (9, 11, 12, 8):
         tail.publish(change(seq), "s1")
@@ -73,7 +73,7 @@ def test_before_it_was_begun_it_only_collects() -> None:
     assert not tail.gap
 
 
-def test_a_gap_is_filled_with_what_the_store_holds() -> None:
+def test_tail_fill_closes_the_gap() -> None:
     tail = begun(0)
     for seq in (1, 4, 5, 7):
         tail.publish(change(seq), "s1")
@@ -87,7 +87,7 @@ def test_a_gap_is_filled_with_what_the_store_holds() -> None:
     assert not tail.gap
 
 
-def test_a_fill_that_comes_too_late_changes_nothing() -> None:
+def test_tail_fill_that_comes_too_late_changes_nothing() -> None:
     tail = begun(0)
     tail.publish(change(2), "s1")
     tail.publish(change(1), "s1")
@@ -97,7 +97,7 @@ def test_a_fill_that_comes_too_late_changes_nothing() -> None:
     assert seqs(tail, 0) == [1, 2, 3]
 
 
-def test_starting_anew_never_goes_back() -> None:
+def test_tail_reset_never_moves_the_head_back() -> None:
     tail = begun(0)
     for seq in (2, 1, 3):
         tail.publish(change(seq), "s1")
@@ -109,7 +109,7 @@ def test_starting_anew_never_goes_back() -> None:
     assert seqs(tail, 3) == [4]
 
 
-def test_it_is_bounded_in_changes() -> None:
+def test_tail_over_max_changes_drops_the_oldest() -> None:
     tail = begun(0, max_changes=3)
     for seq in range(1, 11):
         tail.publish(change(seq), "s1")
@@ -118,7 +118,7 @@ def test_it_is_bounded_in_changes() -> None:
     assert not tail.covers(6)
 
 
-def test_it_is_bounded_in_bytes() -> None:
+def test_tail_over_max_bytes_drops_the_oldest() -> None:
     tail = begun(0, max_bytes=1000)
     for seq in range(1, 11):
         tail.publish(change(seq, size=300), "s1")
@@ -131,7 +131,7 @@ def test_it_is_bounded_in_bytes() -> None:
 
 
 @pytest.mark.parametrize("waiting", ["to be begun", "for a gap"])
-def test_what_is_kept_early_is_bounded_and_what_is_forgotten_is_a_gap(waiting: str) -> None:
+def test_tail_too_many_changes_out_of_order_are_dropped_and_stay_a_gap(waiting: str) -> None:
     tail = Tail(3, 100_000) if waiting == "to be begun" else begun(1, max_changes=3)
     for seq in range(3, 10):
         tail.publish(change(seq), "s1")
@@ -147,7 +147,9 @@ def test_what_is_kept_early_is_bounded_and_what_is_forgotten_is_a_gap(waiting: s
 
 @pytest.mark.parametrize("max_changes", [2, 5, 100])
 @given(data=st.data())
-def test_whatever_comes_the_latest_of_every_record_is_there(max_changes: int, data: st.DataObject) -> None:
+def test_tail_any_order_holds_the_latest_version_of_every_record(
+    max_changes: int, data: st.DataObject
+) -> None:
     """A history of commits; publishes late, twice, in any order or never; fills and new starts in between."""
     tail = Tail(max_changes, 100_000)
     history: list[Record] = []

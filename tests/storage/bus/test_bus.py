@@ -139,7 +139,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("storage.bus.redis_bus.TIMEOUT_S", 0.5)
 
 
-async def test_what_one_tells_the_others_hear_and_it_does_not(join: Join) -> None:
+async def test_bus_message_reaches_the_others_and_not_its_sender(join: Join) -> None:
     one, two, three = await join(), await join(), await join()
     one.bus.committed(changes(7, 3, 5, 4))
     one.bus.device_connected(7, "phone", "s1", 99)
@@ -152,7 +152,7 @@ async def test_what_one_tells_the_others_hear_and_it_does_not(join: Join) -> Non
     assert one.bus.state.round_trip_s > 0
 
 
-async def test_what_gathers_travels_as_one(join: Join) -> None:
+async def test_bus_news_during_a_publish_travels_as_one_message(join: Join) -> None:
     one, two = await join(), await join()
     before = one.bus.state.published
     for seq in range(1, 1001):
@@ -162,7 +162,7 @@ async def test_what_gathers_travels_as_one(join: Join) -> None:
     assert one.bus.state.published - before <= 2
 
 
-async def test_commits_of_who_hears_nobody_wait_and_are_told_who_comes(
+async def test_bus_commits_of_a_lone_process_wait_for_another_process(
     join: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("storage.bus.redis_bus.PING_S", 60.0)
@@ -180,7 +180,7 @@ async def test_commits_of_who_hears_nobody_wait_and_are_told_who_comes(
     assert one.bus.state.published == before + 1
 
 
-async def test_commits_of_who_hears_nobody_are_told_with_the_ping(
+async def test_bus_commits_of_a_lone_process_are_told_with_the_ping(
     join: Join, own_redis: OwnRedis, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("storage.bus.redis_bus.PING_S", 0.05)
@@ -197,7 +197,9 @@ async def test_commits_of_who_hears_nobody_are_told_with_the_ping(
                 break
 
 
-async def test_too_much_to_tell_is_told_as_that(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bus_too_many_feeds_to_tell_ask_for_a_resync(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("storage.bus.redis_bus._MAX_TENANTS", 10)
     one, two = await join(), await join()
     for tenant_id in range(25):
@@ -207,7 +209,7 @@ async def test_too_much_to_tell_is_told_as_that(join: Join, monkeypatch: pytest.
     await two.hears("feed_advanced", 99, 1)
 
 
-async def test_databases_on_one_redis_do_not_hear_each_other(
+async def test_bus_databases_on_one_redis_do_not_hear_each_other(
     join: Join, services: Services, template: str
 ) -> None:
     with database(services, template) as other_dsn:
@@ -224,7 +226,7 @@ async def test_databases_on_one_redis_do_not_hear_each_other(
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_a_new_epoch_is_a_new_channel_for_all(join: Join) -> None:
+async def test_bus_new_epoch_moves_all_to_a_new_channel(join: Join) -> None:
     one, two = await join(), await join()
     for place in (one, two):
         place.epoch = "restored"
@@ -258,7 +260,7 @@ def forged(tenant_id: int, at_us: int, sent_at_us: int = 0) -> bytes:
     return encode(BusMessage("x", sent_at_us, connected=[Connected(tenant_id, "phone", "s1", at_us)]))
 
 
-async def test_what_is_not_signed_with_the_databases_key_or_of_another_time_is_not_believed(
+async def test_bus_message_with_a_wrong_signature_or_time_is_rejected(
     join: Join, own_redis: OwnRedis, dsn: str
 ) -> None:
     one, two = await join(), await join()
@@ -286,7 +288,7 @@ async def test_what_is_not_signed_with_the_databases_key_or_of_another_time_is_n
     assert MAX_CLOCK_SKEW_S > 2 * FAULT_APART_S
 
 
-async def test_what_is_not_signed_is_believed_until_none_came_for_a_while(
+async def test_bus_unsigned_messages_are_accepted_until_none_came_for_a_while(
     join: Join, own_redis: OwnRedis, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execute(dsn, "UPDATE cluster_state SET bus_unsigned_until = now() + interval '1 hour'")
@@ -309,7 +311,7 @@ async def test_what_is_not_signed_is_believed_until_none_came_for_a_while(
     assert one.bus.state.rejected >= 1
 
 
-async def test_a_process_of_before_reads_what_is_signed(dsn: str) -> None:
+async def test_bus_signed_message_is_readable_without_the_signature(dsn: str) -> None:
     channel, key = bus_of(dsn)
     body = encode(BusMessage("x", 1, 2, feed_seqs={1: 2}))
     assert decode(signed(body, key, channel)) == decode(body)
@@ -332,7 +334,9 @@ def test_bus_message_names_on_the_wire_stay_for_older_processes() -> None:
     assert encode(BusMessage("x", 1, 2)) == b'{"sender":"x","at_us":1,"number":2}'
 
 
-async def test_what_is_no_message_is_counted_and_ignored(join: Join, own_redis: OwnRedis, dsn: str) -> None:
+async def test_bus_malformed_message_is_counted_and_ignored(
+    join: Join, own_redis: OwnRedis, dsn: str
+) -> None:
     one, two = await join(), await join()
     channel, key = bus_of(dsn)
     async with redis.asyncio.from_url(own_redis.url) as stranger:
@@ -346,7 +350,7 @@ async def test_what_is_no_message_is_counted_and_ignored(join: Join, own_redis: 
     assert two.heard == []
 
 
-async def test_it_comes_back_by_itself_and_has_everybody_look(join: Join, own_redis: OwnRedis) -> None:
+async def test_bus_restart_of_redis_rejoins_and_resyncs_everybody(join: Join, own_redis: OwnRedis) -> None:
     with capture_logs() as logs:
         one, two = await join(), await join()
         two.bus.device_connected(1, "tablet", "s0", 1)
@@ -368,7 +372,7 @@ async def test_it_comes_back_by_itself_and_has_everybody_look(join: Join, own_re
     assert one.bus.state.losses == 1
 
 
-async def test_what_could_not_be_told_is_looked_up_by_all(join: Join) -> None:
+async def test_bus_news_that_could_not_be_told_asks_for_a_resync(join: Join) -> None:
     """Only the connection of one breaks: the others would never know that they missed anything."""
     one, two = await join(), await join()
     one.bus._open = False
@@ -380,7 +384,7 @@ async def test_what_could_not_be_told_is_looked_up_by_all(join: Join) -> None:
     await two.hears("device_connected", 1, "phone", "s1", 99)
 
 
-async def test_who_comes_back_late_is_told_who_connected(
+async def test_bus_process_that_rejoins_late_is_told_who_connected(
     join: Join, own_redis: OwnRedis, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("storage.bus.redis_bus._MAX_CONNECTIONS", 2)
@@ -399,7 +403,7 @@ async def test_who_comes_back_late_is_told_who_connected(
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_a_redis_that_only_falls_silent_is_noticed(join: Join, own_redis: OwnRedis) -> None:
+async def test_bus_silent_redis_is_noticed(join: Join, own_redis: OwnRedis) -> None:
     one, two = await join(), await join()
     own_redis.freeze()
     try:
@@ -441,9 +445,7 @@ class Relay:
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_messages_that_do_not_come_back_are_noticed(
-    own_redis: OwnRedis, dsn: str, tmp_path: Path
-) -> None:
+async def test_bus_missing_echo_is_noticed(own_redis: OwnRedis, dsn: str, tmp_path: Path) -> None:
     """Publishing is answered as ever, and nothing says that the subscription is dead."""
     relay = Relay(own_redis.url.removeprefix("unix://"))
     async with await asyncio.start_unix_server(relay.connected, tmp_path / "relay.sock"):
@@ -456,7 +458,7 @@ async def test_messages_that_do_not_come_back_are_noticed(
         await one.close()
 
 
-async def test_a_command_tells_what_it_changed(join: Join, own_redis: OwnRedis, dsn: str) -> None:
+async def test_announce_tells_what_a_command_changed(join: Join, own_redis: OwnRedis, dsn: str) -> None:
     add_tenants(dsn, "acme")
     execute(dsn, "UPDATE tenant_counters SET seq = 12")
     ((tenant_id, epoch),) = rows(dsn, "SELECT tenant_id, epoch FROM tenants, cluster_state")
@@ -469,19 +471,19 @@ async def test_a_command_tells_what_it_changed(join: Join, own_redis: OwnRedis, 
 @pytest.mark.parametrize(
     "url", ["redis://127.0.0.1:1", "unix:///nowhere/redis.sock", "http://x", "redis://x:y"]
 )
-def test_a_command_does_not_mind_that_nobody_can_be_told(url: str, dsn: str, empty_dsn: str) -> None:
+def test_announce_redis_unavailable_is_ignored(url: str, dsn: str, empty_dsn: str) -> None:
     for at in (dsn, empty_dsn):
         announce(url, at, set())
 
 
 @pytest.mark.parametrize("url", ["http://x", "redis://x:y", "nonsense"])
-async def test_a_url_of_something_else_is_refused(url: str, dsn: str) -> None:
+async def test_bus_url_of_something_else_is_refused(url: str, dsn: str) -> None:
     with pytest.raises(UnusableUrlError):
         RedisBus(url, Database(dsn, 1), lambda: "e")
 
 
 @pytest.mark.parametrize("said", [b":1\r\n:1\r\n", b"+OK\r\n*2\r\n$7\r\nmessage\r\n$1\r\na\r\n"])
-async def test_what_no_redis_says_ends_no_process(said: bytes, dsn: str) -> None:
+async def test_bus_answer_that_is_not_redis_ends_no_process(said: bytes, dsn: str) -> None:
     callers = 0
     again = asyncio.Event()
 

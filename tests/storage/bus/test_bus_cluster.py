@@ -164,7 +164,7 @@ async def _hear_each_other(one: Place, two: Place, seq: int) -> None:
     await one.hears("device_connected", 7, f"device {seq}", "s1", 99)
 
 
-async def test_processes_at_different_nodes_hear_each_other(
+async def test_bus_cluster_processes_at_different_nodes_hear_each_other(
     redis_cluster: RedisCluster, join: Join, channel: str
 ) -> None:
     places = [await join(redis_cluster.url(node)) for node in redis_cluster.nodes]
@@ -175,7 +175,7 @@ async def test_processes_at_different_nodes_hear_each_other(
     assert sum(listening) == (1 if redis_cluster.sharded else _NODES)
 
 
-async def test_what_a_command_changed_is_told_from_any_node(
+async def test_bus_cluster_announce_reaches_processes_from_any_node(
     redis_cluster: RedisCluster, dsn: str, join: Join
 ) -> None:
     [(epoch,)] = rows(dsn, "SELECT epoch FROM cluster_state")
@@ -188,7 +188,7 @@ async def test_what_a_command_changed_is_told_from_any_node(
         await place.hears("generation")
 
 
-async def test_without_a_node_the_bus_goes_on_or_comes_back_with_it(
+async def test_bus_cluster_lost_node_is_replaced_or_waited_for(
     redis_cluster: RedisCluster, join: Join, channel: str
 ) -> None:
     """Any node carries a plain message; only the one that has a sharded channel carries that."""
@@ -218,7 +218,7 @@ async def _hears_again(one: Place, two: Place, seq: int) -> None:
     two.heard.clear()
 
 
-async def test_a_sharded_channel_is_followed_to_its_new_node(
+async def test_bus_cluster_moved_channel_is_followed_to_its_new_node(
     redis_cluster: RedisCluster, join: Join, channel: str
 ) -> None:
     one, two = await join(redis_cluster.url()), await join(redis_cluster.url())
@@ -237,7 +237,7 @@ async def _came_back(place: Place) -> None:
     await place._until(lambda: state.losses == 1 and state.up)
 
 
-def test_the_doctor_asks_every_node(redis_cluster: RedisCluster) -> None:
+def test_checkup_cluster_asks_every_node(redis_cluster: RedisCluster) -> None:
     def levels(*, alone: bool = False) -> list[str]:
         return [finding.level for finding in bus_findings(redis_cluster.url(), alone=alone)]
 
@@ -249,7 +249,7 @@ def test_the_doctor_asks_every_node(redis_cluster: RedisCluster) -> None:
     assert (levels(), levels(alone=True)) == (["fault"], ["warning"])
 
 
-async def test_a_redis_that_is_no_cluster_is_refused_as_one(dsn: str) -> None:
+async def test_bus_cluster_url_of_a_single_redis_is_refused(dsn: str) -> None:
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         home.chmod(0o711)
@@ -283,7 +283,7 @@ async def test_a_redis_that_is_no_cluster_is_refused_as_one(dsn: str) -> None:
         "redis+cluster://a:99999",
     ],
 )
-async def test_what_names_no_cluster_is_refused_in_a_sentence(url: str, dsn: str) -> None:
+async def test_bus_cluster_malformed_url_is_refused_in_a_sentence(url: str, dsn: str) -> None:
     with pytest.raises(UnusableUrlError) as refused:
         RedisBus(url, Database(dsn, 1), lambda: "e")
     assert str(refused.value)

@@ -12,6 +12,7 @@ _ADMISSION = "tests/engine/commit/test_admission.py::"
 _CONNECTION = "tests/handlers/sync/test_connection.py::"
 _BACKOFF = "tests/handlers/sync/test_push_backoff.py::"
 _HUB = "tests/engine/feed/test_hub.py::"
+_CONNECTIONS = "tests/handlers/sync/test_connections.py::"
 _STANDBY = "tests/storage/stores/test_standby.py::"
 _STATES = "tests/storage/stores/test_upload_states.py::"
 _PLANNED = "tests/engine/plan/test_attachment_states.py::"
@@ -325,5 +326,23 @@ MUTANTS: dict[str, Mutant] = {
         "storage/stores/uploads.py",
         ((" AND (u.held_until IS NOT NULL OR w.r AND u.offset_bytes = w.o)", ""),),
         ("tests/storage/stores/test_uploads.py::test_save_offsets_late_statement_changes_nothing",),
+    ),
+    "a device revoked during its handshake that stays": Mutant(
+        "handlers/sync/connections.py",
+        (("if self._refuses(socket):  # revoked since its token was verified", "if False:"),),
+        (_CONNECTIONS + "test_connections_device_revoked_during_its_handshake_is_dismissed_when_added",),
+    ),
+    "an older connection elsewhere that replaces a newer one": Mutant(
+        "handlers/sync/connections.py",
+        (("(ours.opened_at_us, ours.session.session_id) < (at_us, session_id)", "True"),),
+        (
+            _CONNECTIONS + "test_connections_socket_elsewhere_replaces_an_older_one_only[4-told1]",
+            _CONNECTIONS + "test_connections_socket_elsewhere_of_the_same_moment_is_decided_by_the_session",
+        ),
+    ),
+    "a replaced connection whose end frees the newer one": Mutant(
+        "handlers/sync/connections.py",
+        (("if self._by_device.get(socket.key) is socket:", "if socket.key in self._by_device:"),),
+        (_CONNECTIONS + "test_connections_newer_socket_of_a_device_replaces_the_older_which_is_still_read",),
     ),
 }

@@ -87,7 +87,7 @@ async def test_metered_work_is_cancelled_with_its_task() -> None:
     assert ended.is_set()
 
 
-class _Turns(UnauthenticatedScheduler):
+class _Scheduler(UnauthenticatedScheduler):
     """Those of a loop that has no other pass."""
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class _Turns(UnauthenticatedScheduler):
 
 
 def _bill(address: str | None) -> tuple[Bill, dict[str, float]]:
-    turns = _Turns()
+    turns = _Scheduler()
     bill = Bill(turns, _Clock())
     bill.begin(address)
     return bill, turns.charged

@@ -83,7 +83,7 @@ class _World:
     def monotonic_s(self) -> float:
         return self.now_s
 
-    def turns(self) -> int:
+    def run_slots(self) -> int:
         """Give the turns that are waited for until there are none; returns how many they were."""
         given = 0
         while self.due:
@@ -128,7 +128,7 @@ def test_gate_passes_on_all_frames_before_the_first_without_a_mask(
     for begin, end in itertools.pairwise(bounds):
         if end > begin:
             ended, _ = world.gate.feed_data(stream[begin:end])
-            world.turns()
+            world.run_slots()
     if good == len(said):
         assert world.failures == []
         assert not ended
@@ -156,7 +156,7 @@ def test_gate_of_a_read_with_many_frames_gives_the_loop_back_after_each_turn(opc
     world.gate.feed_data(stream)
     assert len(world.fed) == 4, "a turn is over with the frame in which its time is"
     assert world.paused, "nothing more is read before the rest is done"
-    assert world.turns() == 2
+    assert world.run_slots() == 2
     assert world.taken == stream
     assert not world.paused
 
@@ -171,7 +171,7 @@ def test_gate_without_room_waits_until_it_is_told_and_keeps_the_order() -> None:
     world.has_room = True
     world.gate.go_on()
     world.gate.go_on()
-    assert world.turns() == 1, "it goes on once, in a turn of its own"
+    assert world.run_slots() == 1, "it goes on once, in a turn of its own"
     assert world.fed == [first, second, third]
     assert not world.paused
 
@@ -186,7 +186,7 @@ def test_gate_charges_the_time_of_a_frame_and_waits_for_a_turn_past_the_share() 
     world.gate.go_on()
     assert len(world.due) == 1, "room does not bring another turn"
     world.wait_s = 0.0
-    world.turns()
+    world.run_slots()
     assert not world.paused
 
 
@@ -204,7 +204,7 @@ def test_gate_waits_behind_others_of_its_tenant_with_expensive_frames(said: byte
     world.yields = True
     world.gate.feed_data(said)
     assert (world.paused, len(world.due), world.taken) == ((True, 1, b"") if waits else (False, 0, said))
-    world.turns()
+    world.run_slots()
     assert (world.paused, world.taken) == (False, said)
 
 
@@ -245,7 +245,7 @@ def test_gate_without_a_sink_keeps_frames() -> None:
     assert (world.fed, world.paused) == ([], True)
     world.pacer = world
     world.gate.go_on()
-    world.turns()
+    world.run_slots()
     assert world.fed == [said]
 
 

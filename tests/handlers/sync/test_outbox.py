@@ -95,7 +95,7 @@ class Pair:
 
 
 @contextlib.asynccontextmanager
-async def line(
+async def connected(
     *, binary: bool = False, deflate_bits: int = 0, patience_s: float = LONG_S
 ) -> AsyncIterator[Pair]:
     """Connect over loopback with small buffers in the kernel, so that a reader is soon behind."""
@@ -159,13 +159,13 @@ def fill(outbox: Outbox) -> int:
 @pytest.mark.parametrize("size_bytes", [0, 1, 125, 126, 65_535, 65_536, 300_000])
 @pytest.mark.parametrize("binary", [False, True])
 async def test_outbox_frames_of_every_length_arrive(size_bytes: int, binary: bool) -> None:
-    async with line(binary=binary) as ends:
+    async with connected(binary=binary) as ends:
         ends.outbox.put(payload(7, size_bytes))
         assert await ends.reader.frame() == Frame(2 if binary else 1, False, payload(7, size_bytes))
 
 
 async def test_outbox_of_a_reader_that_keeps_up_runs_no_task() -> None:
-    async with line() as ends:
+    async with connected() as ends:
         for number in range(100):
             ends.outbox.put(payload(number, 50))
             assert (await ends.reader.frame()).payload == payload(number, 50)
@@ -175,7 +175,11 @@ async def test_outbox_of_a_reader_that_keeps_up_runs_no_task() -> None:
 
 async def test_outbox_each_message_is_compressed_on_its_own() -> None:
     text = b'{"status":"DONE"}' * 100
-    async with line(deflate_bits=15) as one, line(deflate_bits=15) as other, line(deflate_bits=9) as small:
+    async with (
+        connected(deflate_bits=15) as one,
+        connected(deflate_bits=15) as other,
+        connected(deflate_bits=9) as small,
+    ):
         for ends, window in ((one, 15), (other, 15), (one, 15), (small, 9), (other, 15)):
             ends.outbox.put(text)
             frame = await ends.reader.frame()
@@ -205,7 +209,7 @@ async def test_outbox_failed_compression_leaks_nothing_to_other_connections(
             return self._inner.flush(mode)
 
     monkeypatch.setitem(outbox_module._compressors, 15, Failing())
-    async with line(deflate_bits=15) as one, line(deflate_bits=15) as other:
+    async with connected(deflate_bits=15) as one, connected(deflate_bits=15) as other:
         with pytest.raises(MemoryError):
             one.outbox.put(b"one tenant's" * 100)
         other.outbox.put(b"another's" * 200)
@@ -215,7 +219,7 @@ async def test_outbox_failed_compression_leaks_nothing_to_other_connections(
 
 
 async def test_outbox_small_messages_and_clients_that_did_not_ask_get_plain_frames() -> None:
-    async with line(deflate_bits=15) as ends, line() as plain:
+    async with connected(deflate_bits=15) as ends, connected() as plain:
         ends.outbox.put(b"x" * (COMPRESS_FROM_BYTES - 1))
         assert not (await ends.reader.frame()).compressed
         plain.outbox.put(b"x" * COMPRESS_FROM_BYTES)
@@ -223,7 +227,7 @@ async def test_outbox_small_messages_and_clients_that_did_not_ask_get_plain_fram
 
 
 async def test_outbox_of_a_reader_that_stops_is_bounded_and_then_cut_off() -> None:
-    async with line(patience_s=SHORT_S) as ends:
+    async with connected(patience_s=SHORT_S) as ends:
         fill(ends.outbox)
         high_water = ends.transport.get_write_buffer_limits()[1]
         owed = ends.outbox.queued_bytes + ends.transport.get_write_buffer_size()
@@ -238,7 +242,7 @@ async def test_outbox_of_a_reader_that_stops_is_bounded_and_then_cut_off() -> No
 
 
 async def test_outbox_reader_that_too_many_answers_wait_for_is_cut_off() -> None:
-    async with line() as ends:
+    async with connected() as ends:
         most_bytes = 0
         for number in range(1000):
             ends.outbox.put(payload(number))
@@ -252,7 +256,7 @@ async def test_outbox_reader_that_too_many_answers_wait_for_is_cut_off() -> None
 
 
 async def test_outbox_accepted_messages_arrive_in_order_after_a_pause() -> None:
-    async with line() as ends:
+    async with connected() as ends:
         taken = fill(ends.outbox)
         assert len(ends.owner.tasks) == 1
         ends.outbox.put(payload(taken))  # answers are sent whatever waits
@@ -267,7 +271,7 @@ async def test_outbox_accepted_messages_arrive_in_order_after_a_pause() -> None:
 
 
 async def test_outbox_refused_page_is_called_for_before_everything_is_out() -> None:
-    async with line() as ends:
+    async with connected() as ends:
         taken = fill(ends.outbox)
         read = 0
         while ends.owner.rooms.empty():
@@ -280,7 +284,7 @@ async def test_outbox_refused_page_is_called_for_before_everything_is_out() -> N
 
 
 async def test_outbox_close_frame_comes_behind_what_waits_and_nothing_after_it() -> None:
-    async with line() as ends:
+    async with connected() as ends:
         taken = fill(ends.outbox)
         ends.outbox.close(4409, "replaced")
         ends.outbox.put(b"too late")
@@ -294,7 +298,7 @@ async def test_outbox_close_frame_comes_behind_what_waits_and_nothing_after_it()
 
 
 async def test_outbox_sends_pings_and_pongs() -> None:
-    async with line() as ends:
+    async with connected() as ends:
         ends.outbox.ping()
         assert await ends.reader.frame() == Frame(9, False, b"")
         ends.outbox.pong(b"x" * 125)
@@ -308,7 +312,7 @@ async def test_outbox_sends_pings_and_pongs() -> None:
 
 
 async def test_outbox_of_a_lost_connection_is_empty() -> None:
-    async with line() as ends:
+    async with connected() as ends:
         fill(ends.outbox)
         ends.outbox.end()
         assert ends.outbox.queued_bytes == 0
@@ -318,7 +322,7 @@ async def test_outbox_of_a_lost_connection_is_empty() -> None:
 
 
 async def test_outbox_lost_connection_ends_the_drainer() -> None:
-    async with line() as ends:
+    async with connected() as ends:
         fill(ends.outbox)
         ends.transport.abort()
         await ends.owner.rooms.get()

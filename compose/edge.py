@@ -235,7 +235,7 @@ class Edge:
                 self._partial_messages,
                 engine.shares,
                 self._traffic,
-                engine.files.receiving.counters,
+                engine.files.service.counters,
                 engine.files.cleanup_job.counters,
             ],
             workers,

@@ -130,7 +130,7 @@ class Server:
         def committed(changes: list[tuple[Record, str]]) -> None:
             feed.publish(changes)
             bus.committed(changes)
-            files.waiting.committed(changes)
+            files.pending_attachments.committed(changes)
 
         tenants = TenantCache(
             PostgresTenants(self._reads),

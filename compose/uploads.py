@@ -30,8 +30,8 @@ from handlers.http.authenticate import RequestGate
 from handlers.http.client_address import networks
 from handlers.http.counters import Traffic
 from handlers.uploads.common import UploadContext
-from handlers.uploads.downloads import Files
-from handlers.uploads.routes import Uploads
+from handlers.uploads.downloads import Downloads
+from handlers.uploads.routes import UploadRoutes
 from storage.blobs.directory import DirectoryBlobs
 from storage.blobs.s3 import S3Blobs
 from storage.postgres.pool import Database
@@ -66,13 +66,13 @@ class UploadComponents:
         self._types = FileTypes(chosen)
         self._blobs = open_blobs(settings)
         store = PostgresUploads(self._database)
-        finishing = UploadFinisher(store, self._blobs, self._types, committer, clock)
+        finisher = UploadFinisher(store, self._blobs, self._types, committer, clock)
         self.locks = UploadLocks(store, self._blobs, bus, clock, expire_s)
-        self.receiving = UploadService(
+        self.service = UploadService(
             store,
             self._blobs,
             self.locks,
-            finishing,
+            finisher,
             self._types,
             clock,
             WriteLimiter(lambda: committer.counters.messages, clock),
@@ -82,30 +82,30 @@ class UploadComponents:
                 expire_s,
             ),
         )
-        self.waiting = PendingAttachments(PostgresPending(reads), clock, committer)
+        self.pending_attachments = PendingAttachments(PostgresPending(reads), clock, committer)
         self.cleanup_job = cleanup_job(settings, self._database, self._blobs, committer, clock)
 
     def routes(
         self, gate: RequestGate, traffic: Traffic, read_limiter: ReadLimiter, domains: Domains
     ) -> Iterable[web.RouteDef]:
         """List the routes of uploads and files."""
-        edge = UploadContext(
+        context = UploadContext(
             gate,
             traffic,
-            self.receiving,
+            self.service,
             self._types,
             domains,
             networks(self._settings.server.trusted_proxies),
             self._settings.uploads.idle_s,
         )
-        files = Files(gate, read_limiter, PostgresFiles(self._reads), self._blobs)
-        return [*Uploads(edge).routes(), *files.routes()]
+        files = Downloads(gate, read_limiter, PostgresFiles(self._reads), self._blobs)
+        return [*UploadRoutes(context).routes(), *files.routes()]
 
     def services(self) -> list[Service]:
         """List what has to run; uploads end before the committer, which attaches what they became."""
         return [
-            Service("uploads", self.receiving.run, self.receiving.drain),
-            Service("waiting", self.waiting.run),
+            Service("uploads", self.service.run, self.service.drain),
+            Service("pending_attachments", self.pending_attachments.run),
             Service("upload_cleanup", self.cleanup_job.run),
         ]
 

@@ -1,1 +1,1 @@
-"""Uploads and downloads as their protocols spell them; what an upload is stands in the engine."""
+"""The protocols of uploads and downloads over HTTP; no rules of uploads, which are in engine/uploads."""

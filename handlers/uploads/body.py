@@ -12,12 +12,18 @@ from aiohttp.http_exceptions import HttpProcessingError
 from engine.uploads.body_writer import BodyCutError
 from handlers.http.unread_body import AWAITS_CONTINUE, BODY_BROKEN
 
-#: What the wire says before a body that was asked about (RFC 9110, 10.1.1).
+#: The answer to ``Expect: 100-continue`` (RFC 9110, 10.1.1).
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class RequestBody:
-    """Ends when nothing comes for ``idle_s``; ``check`` raises for who is not to be heard any more."""
+    """Reads a request's body in blocks.
+
+    Args:
+        request: The request.
+        idle_s: The body ends early when nothing comes for this long.
+        check: Raises SyncError once the device's token is no longer valid; called for every block.
+    """
 
     def __init__(self, request: web.Request, idle_s: float, check: Callable[[], None]) -> None:
         self.was_cut = False
@@ -30,7 +36,7 @@ class RequestBody:
         self._waiting: asyncio.Timeout | None = None
 
     async def next(self, patience_s: float) -> bytes | None:
-        """Wait for some bytes; see the port."""
+        """Wait for the next block; see the port."""
         if self._request.get(AWAITS_CONTINUE):
             self._invite()
         self._check()
@@ -39,10 +45,10 @@ class RequestBody:
         try:
             async with asyncio.timeout(min(patience_s, self._idle_s)) as self._waiting:
                 if self._is_chunked:
-                    # All that came, and not chunk by chunk: of single bytes there are thousands.
+                    # All bytes at once, not chunk by chunk: a chunk may be a single byte.
                     block = await self._content.readany()
                 else:
-                    block, _ = await self._content.readchunk()  # as it came, without a copy
+                    block, _ = await self._content.readchunk()  # without a copy
         except TimeoutError:
             if self.was_cut:
                 return self._rest()
@@ -53,27 +59,27 @@ class RequestBody:
         finally:
             self._waiting = None
         self._silent_s = 0.0
-        self._check()  # it may have waited for seconds, and this block may be the last
+        self._check()  # again: the wait may have taken seconds, and this block may be the last
         return block
 
     def cut(self) -> None:
-        """Have ``next`` raise BodyCutError, also if it waits by now."""
+        """Make ``next`` raise BodyCutError, even if it is already waiting."""
         self.was_cut = True
-        # One that runs out just now takes no other time, and ends as well.
+        # A timeout that has just expired cannot be rescheduled, and ends the wait as well.
         if self._waiting is not None and not self._waiting.expired():
             self._waiting.reschedule(asyncio.get_running_loop().time())
 
     def _invite(self) -> None:
-        """Ask for the body of a client that wanted to know first whether it would be taken."""
+        """Send ``100 Continue`` to a client that waits for it before it sends the body."""
         self._request[AWAITS_CONTINUE] = False
         if self._request.transport is not None:
             self._request.transport.write(_CONTINUE)
 
     def _rest(self) -> bytes:
-        """Give what had come before the end, and then raise BodyCutError."""
+        """Return the bytes that came before the end; on the next call raise BodyCutError."""
         if not self._request.get(BODY_BROKEN):
             self._request[BODY_BROKEN] = True
-            # The library would keep it for itself once the connection is lost.
+            # Without this, aiohttp does not return these bytes once the connection is lost.
             self._content.set_exception(None)  # type: ignore[arg-type]
             block = self._content.read_nowait()
             if block:
@@ -82,5 +88,5 @@ class RequestBody:
 
 
 def is_gone(request: web.Request) -> bool:
-    """Tell whether the client of a request is gone, or its connection is being closed."""
+    """Return True if a request's connection is closed or closing."""
     return request.transport is None or request.transport.is_closing()

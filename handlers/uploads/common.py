@@ -1,4 +1,4 @@
-"""What both spellings of uploads share: who asks, for which upload, and what every answer carries."""
+"""What tus and the IETF draft share: the device, the upload's id, and headers of requests and answers."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ ROOT: Final = "/v1/uploads"
 
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 _DIGITS: Final = re.compile(r"[0-9]+")
-#: More digits than any size that could be.
+#: 18 digits are more than any size has.
 _MOST_DIGITS: Final = 18
 
 
 class UploadContext(msgspec.Struct, frozen=True):
-    """The parts that handlers of uploads work with."""
+    """What the handlers of uploads use. ``idle_s`` is how long a body may bring nothing."""
 
     gate: RequestGate
     traffic: Traffic
-    receiving: UploadService
+    service: UploadService
     types: FileTypes
     domains: Domains
     trusted: Networks
@@ -53,16 +53,18 @@ class UploadContext(msgspec.Struct, frozen=True):
         return self.gate.authenticator.verifier
 
     async def session(self, request: web.Request) -> Session:
-        """Say who asks. Raises SyncError, StoreError."""
+        """Authenticate a request. Raises SyncError, StoreError."""
         session, _ = await self.gate.authenticate_request(request, JSON, "upload")
         return session
 
     def body(self, request: web.Request, session: Session) -> RequestBody:
-        """Open the body of a request."""
+        """Return the body of a request. Raises SyncError for an encoding that is not supported."""
         if content_coding(request.headers):
-            raise SyncError("unsupported_type", "Content-Encoding: uploads are taken as they are")
+            raise SyncError(
+                "unsupported_type", "Content-Encoding: send an upload's bytes without an encoding"
+            )
         if tokens(request.headers, "Transfer-Encoding") not in ([], ["chunked"]):
-            raise SyncError("unsupported_type", "Transfer-Encoding: chunked is all that is taken")
+            raise SyncError("unsupported_type", "Transfer-Encoding: only chunked is supported")
 
         def check() -> None:
             self.gate.authenticator.check_valid(session)
@@ -70,12 +72,12 @@ class UploadContext(msgspec.Struct, frozen=True):
         return RequestBody(request, self.idle_s, check)
 
     def root(self, request: web.Request) -> str:
-        """Return the path of uploads as the client sees it: host and scheme are its own affair."""
+        """Return the path of uploads as the client sees it, without scheme and host."""
         forwarded = request.headers.getall("X-Forwarded-Prefix", ())
         return stripped_prefix(request.remote, forwarded, self.trusted) + ROOT
 
     def describe(self, values: Mapping[str, str]) -> Described:
-        """Check what an upload says of itself. Raises SyncError."""
+        """Check an upload's metadata. Raises SyncError ``invalid_message``, ``unsupported_type``."""
 
         def is_record_domain(name: str) -> bool:
             rules = self.domains.rules.get(name)
@@ -85,7 +87,7 @@ class UploadContext(msgspec.Struct, frozen=True):
 
 
 def upload_id(text: str) -> str:
-    """Take the id of an upload out of a URL, or its path, or itself. Raises SyncError ``not_found``."""
+    """Return the upload's id at the end of a URL, a path or an id. Raises SyncError ``not_found``."""
     last = text.rpartition("/")[2]
     if not _ID.fullmatch(last):
         raise SyncError("not_found", "there is no such upload")
@@ -93,32 +95,39 @@ def upload_id(text: str) -> str:
 
 
 def number(request: web.Request, name: str) -> int | None:
-    """Read a header that is a number of bytes, None if it is missing. Raises SyncError."""
+    """Read a header that is a number of bytes.
+
+    Returns:
+        The number, None if the header is missing.
+
+    Raises:
+        SyncError: ``invalid_message`` if it is no number, ``too_large`` past ``_MOST_DIGITS`` digits.
+    """
     text = request.headers.get(name)
     if text is None:
         return None
     if not _DIGITS.fullmatch(text):
         raise SyncError("invalid_message", f"{name}: a number of bytes is required")
-    digits = text.lstrip("0")  # Python reads no number of more than 4,300 digits, zeros among them
+    digits = text.lstrip("0")  # int() refuses more than 4,300 digits, leading zeros included
     if len(digits) > _MOST_DIGITS:
         raise SyncError("too_large", f"{name}: nothing is that large")
     return int(digits or "0")
 
 
 def content_length(request: web.Request) -> int | None:
-    """Tell how many bytes a body has, None where only its end tells."""
+    """Return the length of a request's body, None if it is chunked."""
     chunked = "chunked" in tokens(request.headers, "Transfer-Encoding")
     return None if chunked else request.content_length or 0
 
 
 def answer_offset(request: web.Request, error: SyncError) -> None:
-    """Have a refusal say where the upload stands, if that is known."""
+    """Add the upload's offset to the answer of a refused request, if the error has it."""
     if "offset" in error.details:
         add_headers(request, {"Upload-Offset": str(error.details["offset"])})
 
 
 def expiry(upload: Upload) -> dict[str, str]:
-    """Say until when an open upload is kept."""
+    """Return the header that tells when an open upload expires; none for an upload that is not open."""
     if upload.state != "open":
         return {}
     return {"Upload-Expires": _http_date(upload.expires_at_us // 1_000_000)}
@@ -126,5 +135,5 @@ def expiry(upload: Upload) -> dict[str, str]:
 
 @lru_cache(maxsize=256)
 def _http_date(at_s: int) -> str:
-    """Write an instant; uploads that get a chunk in the same second expire in the same second."""
+    """Format an instant. The cache works because many uploads expire in the same second."""
     return format_datetime(datetime.fromtimestamp(at_s, UTC), usegmt=True)

@@ -1,6 +1,6 @@
-"""Files of records: ``GET /v1/files/{id}``, whole or by range, for every device of the tenant.
+"""Downloads: ``GET /v1/files/{id}``, whole or by range, for every device of the tenant.
 
-What a file is never changes under its id, so that whoever has it need not ask again.
+The content under an id never changes, so a client that has the file need not ask again.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from handlers.http.errors import error_body
 from handlers.http.headers import combined
 from handlers.uploads.ranges import Part, is_known, wanted_part
 
-#: A reader that does not take this much meanwhile is cut off, so that nobody keeps a file open for ever.
+#: A reader that takes less than this many bytes in this time is cut off, so that none keeps a file open.
 _WRITTEN_BYTES: Final = 65_536
-_PATIENCE_S: Final = 60.0
-#: What RFC 8187 lets stand as it is.
+_WRITE_WITHIN_S: Final = 60.0
+#: Characters that RFC 8187 does not encode.
 _PLAIN: Final = "!#$&+-.^_`|~"
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9 ()+,.=@_-]")
 _YEAR_S: Final = 31_536_000
@@ -47,8 +47,8 @@ _CORS: Final = CorsPolicy(
 _log = structlog.get_logger()
 
 
-class Files:
-    """The route's handler; raises SyncError where a request is refused."""
+class Downloads:
+    """Handlers of the route. They raise SyncError for a refused request."""
 
     def __init__(self, gate: RequestGate, read_limiter: ReadLimiter, files: FileStore, blobs: Blobs) -> None:
         self._gate = gate
@@ -62,12 +62,12 @@ class Files:
         return [web.get(_ONE, self.give), web.options(_ONE, self.options)]
 
     async def options(self, request: web.Request) -> web.Response:
-        """Say what a page may ask for; to whoever asks, as nothing of it is of a tenant."""
+        """Answer a CORS preflight. No token is needed: nothing of it is a tenant's."""
         _CORS.let_read(request, self._authenticator.verifier)
         return web.Response(status=204, headers={"Allow": _CORS.methods} | _CORS.preflight(request))
 
     async def give(self, request: web.Request) -> web.StreamResponse:
-        """Give a file, a part of it, or to HEAD what there is to know of it."""
+        """Answer with a file, a part of it, or for HEAD its headers."""
         _CORS.let_read(request, self._authenticator.verifier)
         session, _ = await self._gate.authenticate_request(request, JSON, "upload")
         async with self._read_limiter.slot(reader_of(session)):
@@ -79,7 +79,7 @@ class Files:
         headers = _headers(file, tag)
         if is_known(combined(request.headers, "If-None-Match"), tag):
             return web.Response(status=304, headers=headers)
-        if request.method == "HEAD":  # of which no range is defined
+        if request.method == "HEAD":  # HEAD has no ranges
             return web.Response(headers=headers | _described(file) | {"Content-Length": str(size_bytes)})
         wanted = combined(request.headers, "Range")
         part = wanted_part(wanted, request.headers.get("If-Range"), tag, size_bytes)
@@ -98,7 +98,7 @@ class Files:
             response.set_status(206)
             response.headers["Content-Range"] = part.content_range(size_bytes)
         response.content_length = part.count_bytes
-        with suppress(ConnectionError):  # who is gone is told nothing more
+        with suppress(ConnectionError):  # the client is gone
             await self._stream(
                 request, response, file, part, partial(self._authenticator.check_valid, session)
             )
@@ -114,7 +114,7 @@ class Files:
     ) -> None:
         blocks = self._blobs.read(file.ref, *part)
         try:
-            # The first block comes before the status: what is missing can still be told.
+            # The first block is read before the status is sent, so that an error can still be answered.
             first = await _first(blocks, file)
             await response.prepare(request)
             left_bytes = part.count_bytes
@@ -147,7 +147,7 @@ async def _first(blocks: AsyncIterator[bytes], file: Upload) -> bytes:
 async def _write(
     request: web.Request, response: web.StreamResponse, block: bytes, check: Callable[[], None]
 ) -> None:
-    """Write a block as fast as it is taken, as long as its token counts: with a new one a range goes on."""
+    """Write a block at the reader's pace while its token is valid; the rest comes by Range with a new one."""
     view = memoryview(block)
     for start in range(0, len(view), _WRITTEN_BYTES):
         try:
@@ -155,14 +155,14 @@ async def _write(
         except SyncError:
             raise _cut(request) from None
         try:
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(_WRITE_WITHIN_S):
                 await response.write(view[start : start + _WRITTEN_BYTES])
         except TimeoutError:
             raise _cut(request) from None
 
 
 def _cut(request: web.Request) -> ConnectionError:
-    """End a connection whose answer cannot be finished; that is all the client can be told."""
+    """Abort the connection: after the status, nothing else tells the client of an error."""
     if request.transport is not None:
         request.transport.abort()
     return ConnectionResetError("cut off")
@@ -183,7 +183,7 @@ def _headers(file: Upload, tag: str) -> dict[str, str]:
         "ETag": tag,
         "Accept-Ranges": "bytes",
         "Repr-Digest": f"sha-256=:{digest}:",
-        # A browser that serves several people is not to show one what another has fetched.
+        # private: a browser of several people must not show one of them what another one fetched.
         "Cache-Control": f"private, max-age={_YEAR_S}, immutable",
         "Vary": VARY,
     }
@@ -200,6 +200,6 @@ def _described(file: Upload) -> dict[str, str]:
 
 
 def disposition(name: str) -> str:
-    """Write ``Content-Disposition``: a name is the user's, and may hold anything (RFC 6266, 8187)."""
+    """Format ``Content-Disposition``; a name may hold any character (RFC 6266, 8187)."""
     plain = _UNSAFE.sub("_", name)
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe=_PLAIN)}"

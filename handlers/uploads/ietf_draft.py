@@ -1,7 +1,7 @@
-"""Uploads as the IETF draft spells them (draft-ietf-httpbis-resumable-upload): URLSession of iOS speaks it.
+"""The IETF draft of resumable uploads (draft-ietf-httpbis-resumable-upload), which URLSession of iOS uses.
 
-A client names the interop version of the draft that it was built for, and is answered in it: 3 to 8. One that
-names none is answered as by the newest text, without the interim answer that only drafts may have.
+A client names the interop version of the draft that it was built for, 3 to 8, and is answered in it. A client
+that names none is answered by the newest text, without the interim answer that only drafts may have.
 """
 
 from __future__ import annotations
@@ -32,32 +32,32 @@ _INCOMPLETE: Final = "Upload-Incomplete"
 _PARTIAL: Final = "application/partial-upload"
 _SHA256: Final = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]+=*):")
 _NEWEST: Final = 9
-#: Refusals that the draft has a type of problem for, from which version on.
+#: The draft's type of problem by error code, and the version that introduced it.
 _PROBLEMS: Final = {
     "offset_mismatch": (6, "mismatching-upload-offset"),
     "upload_complete": (6, "completed-upload"),
     "inconsistent_length": (7, "inconsistent-upload-length"),
 }
 _PROBLEM_TYPES: Final = "https://iana.org/assignments/http-problem-types#"
-#: Refusals of the whole file: there is nothing to go on with.
+#: Errors that end the whole upload: the client cannot resume it.
 _FINAL: Final = ("checksum_mismatch", "unsupported_type")
 
 
 def is_draft_request(request: web.Request) -> bool:
-    """Whether a request is one of these."""
+    """Return True if a request uses the draft."""
     return any(name in request.headers for name in (_VERSION, _COMPLETE, _INCOMPLETE))
 
 
 class IetfDraft:
-    """The verbs; each raises SyncError where a request is refused."""
+    """Handlers by method. Each raises SyncError for a refused request."""
 
-    def __init__(self, edge: UploadContext) -> None:
-        self._edge = edge
+    def __init__(self, context: UploadContext) -> None:
+        self._context = context
 
     async def create(self, request: web.Request) -> web.Response:
-        """Begin an upload and take in the bytes that come along."""
+        """Create an upload and append the bytes of the body."""
         version = _version(request)
-        session = await self._edge.session(request)
+        session = await self._context.session(request)
         if number(request, "Upload-Offset"):
             raise SyncError("malformed", "Upload-Offset: an upload begins at 0")
         completes = _completes(request, version)
@@ -65,52 +65,52 @@ class IetfDraft:
         size_bytes = number(request, "Upload-Length")
         if completes and length_bytes is not None:
             if size_bytes not in (None, length_bytes):
-                sentence = f"{size_bytes} bytes are said, {length_bytes} are sent"
+                sentence = f"Upload-Length is {size_bytes}, but the body has {length_bytes} bytes"
                 return _problem(version, SyncError("inconsistent_length", sentence))
             size_bytes = length_bytes
-        values = _values(request)
-        described = self._edge.describe(values)
-        body = self._edge.body(request, session)
-        upload = await self._edge.receiving.create(
+        values = _metadata(request)
+        described = self._context.describe(values)
+        body = self._context.body(request, session)
+        upload = await self._context.service.create(
             session, Creation("single", size_bytes, described, format_metadata(values))
         )
-        location = f"{self._edge.root(request)}/{upload.ref.upload_id}"
-        standing = self._standing(version, upload)
-        del standing["Upload-Offset"]  # that of a refusal is another by then
-        add_headers(request, {"Location": location} | standing)
+        location = f"{self._context.root(request)}/{upload.ref.upload_id}"
+        state_headers = self._state_headers(version, upload)
+        del state_headers["Upload-Offset"]  # if the body is refused, the offset is another one
+        add_headers(request, {"Location": location} | state_headers)
         if version in VERSIONS:
             limits = self._limits(version, upload)
             await _interim(request, {_VERSION: str(version), "Location": location} | limits)
         if completes or request.can_read_body or upload.ready_to_finish:
             append = Append(0, length_bytes, size_bytes, completes)
-            appended = self._edge.receiving.append(
+            appended = self._context.service.append(
                 session, upload.ref.upload_id, append, body, _digest(request)
             )
             try:
                 upload = await appended
             except SyncError as error:
                 return self._refused(request, version, error)
-        return web.Response(status=201, headers=self._standing(version, upload))
+        return web.Response(status=201, headers=self._state_headers(version, upload))
 
     async def head(self, request: web.Request) -> web.Response:
-        """Say where an upload stands."""
+        """Tell an upload's offset."""
         version = _version(request)
-        session = await self._resuming(request)
+        session = await self._session_unless_draining(request)
         if session is None:
-            return self._later(request)
-        _check_brings_nothing(request, version)
-        upload = await self._edge.receiving.find(session, upload_id(request.match_info["upload_id"]))
-        headers = self._standing(version, upload)
+            return self._close_to_be_resumed(request)
+        _check_has_no_upload_headers(request, version)
+        upload = await self._context.service.find(session, upload_id(request.match_info["upload_id"]))
+        headers = self._state_headers(version, upload)
         if upload.size_bytes is not None:
             headers["Upload-Length"] = str(upload.size_bytes)
         return web.Response(status=204, headers=headers)
 
     async def patch(self, request: web.Request) -> web.Response:
-        """Take bytes in."""
+        """Append bytes."""
         version = _version(request)
-        session = await self._resuming(request)
+        session = await self._session_unless_draining(request)
         if session is None:
-            return self._later(request)
+            return self._close_to_be_resumed(request)
         named = upload_id(request.match_info["upload_id"])
         if version >= 6 and media_type(request) != _PARTIAL:
             raise SyncError("unsupported_type", f"Content-Type: {_PARTIAL} is required")
@@ -123,57 +123,57 @@ class IetfDraft:
             number(request, "Upload-Length"),
             _completes(request, version, absent=True),
         )
-        body = self._edge.body(request, session)
+        body = self._context.body(request, session)
         try:
-            upload = await self._edge.receiving.append(session, named, append, body, _digest(request))
+            upload = await self._context.service.append(session, named, append, body, _digest(request))
         except SyncError as error:
             return self._refused(request, version, error)
         finished = upload.state != "open"
         status = 201 if version < 7 else 200 if finished else 204
-        return web.Response(status=status, headers=self._standing(version, upload))
+        return web.Response(status=status, headers=self._state_headers(version, upload))
 
     async def delete(self, request: web.Request) -> web.Response:
-        """Give an upload up, or take its file away."""
+        """Cancel an upload, or delete its file."""
         version = _version(request)
-        session = await self._edge.session(request)
-        _check_brings_nothing(request, version)
-        await self._edge.receiving.cancel(session, upload_id(request.match_info["upload_id"]))
+        session = await self._context.session(request)
+        _check_has_no_upload_headers(request, version)
+        await self._context.service.cancel(session, upload_id(request.match_info["upload_id"]))
         return web.Response(status=204)
 
-    def _standing(self, version: int, upload: Upload) -> dict[str, str]:
+    def _state_headers(self, version: int, upload: Upload) -> dict[str, str]:
         finished = upload.state != "open"
         headers = {"Upload-Offset": str(upload.offset_bytes)} | self._limits(version, upload)
-        return headers | _told(version, complete=finished)
+        return headers | _complete_header(version, complete=finished)
 
     def _limits(self, version: int, upload: Upload) -> dict[str, str]:
         if version < 6:
             return {}
         age = "expires" if version == 6 else "max-age"
-        expire_s = int(self._edge.receiving.expire_s)
-        types = self._edge.types
+        expire_s = int(self._context.service.expire_s)
+        types = self._context.types
         content_type = upload.content_type
         max_bytes = types.largest_bytes if content_type is None else types.max_bytes(content_type)
         return {"Upload-Limit": f"max-size={max_bytes}, {age}={expire_s}"}
 
     def _refused(self, request: web.Request, version: int, error: SyncError) -> web.Response:
-        """Answer a refusal of an upload that is there. Raises it where the draft has no words of its own."""
+        """Answer an error of an existing upload. Raises it if the draft has no type of problem for it."""
         if error.code == "unavailable":
-            return self._later(request)
-        add_headers(request, _told(version, complete=error.code in _FINAL))
+            return self._close_to_be_resumed(request)
+        add_headers(request, _complete_header(version, complete=error.code in _FINAL))
         answer_offset(request, error)
         response = _problem(version, error, number(request, "Upload-Offset"))
-        self._edge.traffic.error(error.code)
+        self._context.traffic.error(error.code)
         return response
 
-    def _later(self, request: web.Request) -> web.Response:
-        """Have a client go on later: after a lost connection it does, after an answer it would not."""
-        self._edge.traffic.error("unavailable")
+    def _close_to_be_resumed(self, request: web.Request) -> web.Response:
+        """Close the connection without an answer: a client resumes after that, and not after an error."""
+        self._context.traffic.error("unavailable")
         return close_without_answer(request)
 
-    async def _resuming(self, request: web.Request) -> Session | None:
-        """Say who goes on with an upload, None while this process drains. Raises SyncError, StoreError."""
+    async def _session_unless_draining(self, request: web.Request) -> Session | None:
+        """Authenticate a request; None while this process drains. Raises SyncError, StoreError."""
         try:
-            return await self._edge.session(request)
+            return await self._context.session(request)
         except SyncError as error:
             if error.code != "unavailable":
                 raise
@@ -202,7 +202,7 @@ def _problem(version: int, error: SyncError, provided: int | None = None) -> web
 
 
 def _version(request: web.Request) -> int:
-    """Read the version that a client was built for; one that is not known is answered as by the newest."""
+    """Return the client's version of the draft; an unknown one counts as the newest."""
     text = request.headers.get(_VERSION, "")
     version = int(text) if text.isascii() and text.isdigit() and len(text) < 3 else _NEWEST
     version = version if version in VERSIONS else _NEWEST
@@ -211,14 +211,14 @@ def _version(request: web.Request) -> int:
     return version
 
 
-def _told(version: int, *, complete: bool) -> dict[str, str]:
+def _complete_header(version: int, *, complete: bool) -> dict[str, str]:
     if version == 3:
         return {_INCOMPLETE: "?0" if complete else "?1"}
     return {_COMPLETE: "?1" if complete else "?0"}
 
 
-def _check_brings_nothing(request: web.Request, version: int) -> None:
-    """Refuse what older drafts do not let a request say that brings no bytes. Raises SyncError."""
+def _check_has_no_upload_headers(request: web.Request, version: int) -> None:
+    """Refuse headers that versions below 7 forbid in a request without bytes. Raises SyncError."""
     if version < 7:
         for name in ("Upload-Offset", _COMPLETE, _INCOMPLETE):
             if name in request.headers:
@@ -226,7 +226,16 @@ def _check_brings_nothing(request: web.Request, version: int) -> None:
 
 
 def _completes(request: web.Request, version: int, *, absent: bool | None = None) -> bool:
-    """Whether the upload ends with this request. Raises SyncError where nothing says so that must."""
+    """Return True if the upload ends with this request.
+
+    Args:
+        request: The request.
+        version: The client's version of the draft.
+        absent: The result if the header is missing; None means that it is required.
+
+    Raises:
+        SyncError: ``malformed`` if the header is required and missing or not a boolean.
+    """
     name = _INCOMPLETE if version == 3 else _COMPLETE
     said = {"?1": True, "?0": False}.get(request.headers.get(name, "").partition(";")[0].strip())
     if said is not None:
@@ -236,8 +245,8 @@ def _completes(request: web.Request, version: int, *, absent: bool | None = None
     return absent
 
 
-def _values(request: web.Request) -> dict[str, str]:
-    """Gather what an upload says of itself; its own metadata win over headers of other standards."""
+def _metadata(request: web.Request) -> dict[str, str]:
+    """Collect an upload's metadata; ``Upload-Metadata`` wins over headers of other standards."""
     values: dict[str, str] = {}
     if "Content-Type" in request.headers:
         values["filetype"] = media_type(request)
@@ -259,7 +268,7 @@ def _digest(request: web.Request) -> Checksum | None:
 
 
 def _sha256(request: web.Request, name: str) -> bytes | None:
-    """Read a digest out of a dictionary; of two members of one name the last counts (RFC 9651, 4.2.2)."""
+    """Return the SHA-256 of a digest header; of two members the last counts (RFC 9651, 4.2.2)."""
     coded = _SHA256.findall(combined(request.headers, name))
     try:
         return base64.b64decode(coded[-1], validate=True) if coded else None
@@ -268,9 +277,9 @@ def _sha256(request: web.Request, name: str) -> bytes | None:
 
 
 async def _interim(request: web.Request, headers: Mapping[str, str]) -> None:
-    """Tell where the upload is before its bytes come; the library knows no interim answers.
+    """Send the upload's URL before its bytes are read. aiohttp has no interim answers.
 
-    Not through a proxy: nginx takes it for the whole answer, and the device is never told the other.
+    It is not sent through a proxy: nginx takes it for the final answer, and drops the other one.
     """
     if "X-Forwarded-For" in request.headers:
         return

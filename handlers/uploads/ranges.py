@@ -1,7 +1,7 @@
-"""Which part of a file a request asks for (RFC 9110, 13 and 14). Pure.
+"""The part of a file that a request asks for (RFC 9110, 13 and 14). Pure.
 
-What is no single range of bytes is given the whole: a server may ignore a range, and clients that ask for
-several at once are few.
+A request for anything but one range of bytes gets the whole file: a server may ignore ranges, and few clients
+ask for several at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from handlers.http.headers import elements
 
 _SINGLE: Final = re.compile(r"([0-9]*)-([0-9]*)", re.ASCII)
 _ENTITY_TAG: Final = re.compile(r'(?:W/)?("[^"]*")', re.ASCII)
-#: Beyond any file; int() is not to read numbers that are longer.
+#: 18 digits are beyond any file; longer numbers are not parsed.
 _DIGITS: Final = 18
 
 
@@ -24,14 +24,21 @@ class Part(NamedTuple):
     count_bytes: int
 
     def content_range(self, size_bytes: int) -> str:
-        """Write it as the header ``Content-Range``."""
+        """Format the header ``Content-Range``."""
         return f"bytes {self.first_byte}-{self.first_byte + self.count_bytes - 1}/{size_bytes}"
 
 
 def wanted_part(
     wanted: str, only_if: str | None, entity_tag: str, size_bytes: int
 ) -> Part | Literal["whole", "unsatisfiable"]:
-    """Read the headers ``Range``, which is empty where there is none, and ``If-Range``."""
+    """Return the part that ``Range`` and ``If-Range`` ask for.
+
+    Args:
+        wanted: The header ``Range``, empty if there is none.
+        only_if: The header ``If-Range``, None if there is none.
+        entity_tag: The file's.
+        size_bytes: The file's.
+    """
     unit, _, ranges = wanted.partition("=")
     named = elements(ranges)
     if unit.strip(" \t").lower() != "bytes" or len(named) != 1:
@@ -56,7 +63,7 @@ def wanted_part(
 
 
 def is_known(if_none_match: str, entity_tag: str) -> bool:
-    """Whether ``If-None-Match`` says that the client has the file."""
+    """Return True if ``If-None-Match`` says that the client has the file."""
     return if_none_match.strip(" \t") == "*" or entity_tag in _ENTITY_TAG.findall(if_none_match)
 
 

@@ -1,4 +1,4 @@
-"""The routes of uploads: each request goes to the protocol that it is spelled in."""
+"""The routes of uploads: each request goes to its protocol, tus or the IETF draft."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _CORS: Final = CorsPolicy(
 )
 
 
-class Uploads:
-    """The routes' handlers."""
+class UploadRoutes:
+    """Handlers of the routes."""
 
-    def __init__(self, edge: UploadContext) -> None:
-        self._edge = edge
-        tus, resumable = Tus(edge), IetfDraft(edge)
+    def __init__(self, context: UploadContext) -> None:
+        self._context = context
+        tus, ietf_draft = Tus(context), IetfDraft(context)
         self._tus: dict[str, Verb] = {"HEAD": tus.head, "PATCH": tus.patch, "DELETE": tus.delete}
-        self._resumable: dict[str, Verb] = {
-            "HEAD": resumable.head,
-            "PATCH": resumable.patch,
-            "DELETE": resumable.delete,
+        self._ietf_draft: dict[str, Verb] = {
+            "HEAD": ietf_draft.head,
+            "PATCH": ietf_draft.patch,
+            "DELETE": ietf_draft.delete,
         }
-        self._create = (tus.create, resumable.create)
+        self._create = (tus.create, ietf_draft.create)
 
     def routes(self) -> list[web.RouteDef]:
-        """List the routes. A body that a client asks about first is invited once it would be taken."""
+        """List the routes. ``100 Continue`` is sent by the handlers, once a body would be accepted."""
         return [
             web.options(ROOT, self.options),
             web.options(_ONE, self.options),
@@ -57,9 +57,9 @@ class Uploads:
         ]
 
     async def options(self, request: web.Request) -> web.Response:
-        """Say what is is_draft_request here; to whoever asks, as nothing of it is of a tenant."""
-        _CORS.let_read(request, self._edge.verifier)
-        max_bytes = self._edge.types.largest_bytes
+        """Tell which protocols and limits there are. No token is needed: nothing of it is a tenant's."""
+        _CORS.let_read(request, self._context.verifier)
+        max_bytes = self._context.types.largest_bytes
         headers = {
             "Tus-Resumable": VERSION,
             "Tus-Version": VERSION,
@@ -71,22 +71,22 @@ class Uploads:
         return web.Response(status=204, headers=headers | _CORS.preflight(request))
 
     async def create(self, request: web.Request) -> web.Response:
-        """Begin an upload."""
-        _CORS.let_read(request, self._edge.verifier)
+        """Create an upload."""
+        _CORS.let_read(request, self._context.verifier)
         by_tus, by_draft = self._create
         return await (by_draft if _is_draft(request) else by_tus)(request)
 
     async def one(self, request: web.Request) -> web.Response:
-        """Ask for an upload's offset, bring bytes to it, or give it up."""
-        _CORS.let_read(request, self._edge.verifier)
+        """Ask for an upload's offset, append to it, or cancel it."""
+        _CORS.let_read(request, self._context.verifier)
         method = request.headers.get("X-HTTP-Method-Override", request.method).upper()
-        verb = (self._resumable if _is_draft(request) else self._tus).get(method)
+        verb = (self._ietf_draft if _is_draft(request) else self._tus).get(method)
         if request.method == "HEAD" and method != "HEAD":
-            verb = None  # HEAD changes nothing, and whoever is between may repeat it
+            verb = None  # proxies may repeat HEAD, so it must change nothing
         return await (verb or self.other)(request)
 
     async def other(self, request: web.Request) -> web.Response:
-        """Refuse every other method."""
+        """Refuse any other method with 405 and ``Allow``."""
         taken = ["OPTIONS", "POST"] if request.path == ROOT else ["OPTIONS", *self._tus]
         raise web.HTTPMethodNotAllowed(request.method, taken)
 

@@ -1,4 +1,4 @@
-"""Uploads as tus 1.0.0 spells them (https://tus.io/protocols/resumable-upload)."""
+"""The protocol tus 1.0.0 (https://tus.io/protocols/resumable-upload)."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ VERSION: Final = "1.0.0"
 EXTENSIONS: Final = (
     "creation,creation-defer-length,creation-with-upload,expiration,checksum,termination,concatenation"
 )
-#: tus' names of algorithms are those of hashlib.
+#: tus and hashlib call these algorithms by the same names.
 ALGORITHMS: Final = ("sha1", "sha256", "md5")
 _BYTES: Final = "application/offset+octet-stream"
 
 
 class Tus:
-    """The verbs; each raises SyncError where a request is refused."""
+    """Handlers by method. Each raises SyncError for a refused request."""
 
-    def __init__(self, edge: UploadContext) -> None:
-        self._edge = edge
+    def __init__(self, context: UploadContext) -> None:
+        self._context = context
 
     async def create(self, request: web.Request) -> web.Response:
-        """Begin an upload, with its first bytes where they come along, or put parts together."""
+        """Create an upload, with the bytes of the body if there are any, or concatenate partial uploads."""
         session = await self._session(request)
         metadata = combined(request.headers, "Upload-Metadata")
         kind, _, urls = request.headers.get("Upload-Concat", "").partition(";")
         if kind == "final":
-            return await self._join(request, session, metadata, urls)
+            return await self._concatenate(request, session, metadata, urls)
         if kind not in ("", "partial"):
             raise SyncError("invalid_message", "Upload-Concat: partial, or final; and the URLs of the parts")
         length_bytes, brings = content_length(request), request.can_read_body
@@ -46,19 +46,19 @@ class Tus:
         checksum = _checksum(request) if brings else None
         size_bytes = _size_bytes(request)
         if size_bytes is not None and length_bytes is not None and length_bytes > size_bytes:
-            raise SyncError("too_large", f"a body of {length_bytes} bytes, of an upload of {size_bytes}")
+            raise SyncError("too_large", f"a body of {length_bytes} bytes, for an upload of {size_bytes}")
         values = parse_metadata(metadata)
-        described = None if kind == "partial" else self._edge.describe(values)
+        described = None if kind == "partial" else self._context.describe(values)
         creation = Creation("partial" if kind == "partial" else "single", size_bytes, described, metadata)
-        body = self._edge.body(request, session)
-        upload = await self._edge.receiving.create(session, creation)
-        location = f"{self._edge.root(request)}/{upload.ref.upload_id}"
+        body = self._context.body(request, session)
+        upload = await self._context.service.create(session, creation)
+        location = f"{self._context.root(request)}/{upload.ref.upload_id}"
         headers = {"Location": location, "Upload-Offset": str(upload.offset_bytes)}
         add_headers(request, headers | expiry(upload))
-        if brings or upload.ready_to_finish:  # an empty file is whole by its creation
+        if brings or upload.ready_to_finish:  # an empty file is complete when it is created
             append = Append(0, length_bytes, size_bytes)
             try:
-                upload = await self._edge.receiving.append(
+                upload = await self._context.service.append(
                     session, upload.ref.upload_id, append, body, checksum
                 )
             except SyncError as error:
@@ -67,19 +67,21 @@ class Tus:
             add_headers(request, {"Upload-Offset": str(upload.offset_bytes)} | expiry(upload))
         return web.Response(status=201)
 
-    async def _join(self, request: web.Request, session: Session, metadata: str, urls: str) -> web.Response:
+    async def _concatenate(
+        self, request: web.Request, session: Session, metadata: str, urls: str
+    ) -> web.Response:
         if "Upload-Length" in request.headers:
             raise SyncError("invalid_message", "Upload-Length: that of a final upload is that of its parts")
-        described = self._edge.describe(parse_metadata(metadata))
+        described = self._context.describe(parse_metadata(metadata))
         parts = [upload_id(url) for url in urls.split()]
-        upload = await self._edge.receiving.concatenate(session, described, metadata, parts)
-        location = f"{self._edge.root(request)}/{upload.ref.upload_id}"
+        upload = await self._context.service.concatenate(session, described, metadata, parts)
+        location = f"{self._context.root(request)}/{upload.ref.upload_id}"
         return web.Response(status=201, headers={"Location": location})
 
     async def head(self, request: web.Request) -> web.Response:
-        """Say where an upload stands."""
+        """Tell an upload's offset."""
         session = await self._session(request)
-        upload = await self._edge.receiving.find(session, upload_id(request.match_info["upload_id"]))
+        upload = await self._context.service.find(session, upload_id(request.match_info["upload_id"]))
         headers = {"Upload-Offset": str(upload.offset_bytes)} | expiry(upload)
         if upload.size_bytes is None:
             headers["Upload-Defer-Length"] = "1"
@@ -90,12 +92,12 @@ class Tus:
         if upload.kind == "partial":
             headers["Upload-Concat"] = "partial"
         elif upload.kind == "final":
-            root = self._edge.root(request)
+            root = self._context.root(request)
             headers["Upload-Concat"] = "final;" + " ".join([f"{root}/{part}" for part in upload.parts])
         return web.Response(status=200, headers=headers)
 
     async def patch(self, request: web.Request) -> web.Response:
-        """Take bytes in."""
+        """Append bytes."""
         session = await self._session(request)
         named = upload_id(request.match_info["upload_id"])
         if media_type(request) != _BYTES:
@@ -104,18 +106,18 @@ class Tus:
         if offset_bytes is None:
             raise SyncError("invalid_message", "Upload-Offset: required")
         append = Append(offset_bytes, content_length(request), number(request, "Upload-Length"))
-        body = self._edge.body(request, session)
+        body = self._context.body(request, session)
         try:
-            upload = await self._edge.receiving.append(session, named, append, body, _checksum(request))
+            upload = await self._context.service.append(session, named, append, body, _checksum(request))
         except SyncError as error:
             answer_offset(request, error)
             raise
         return web.Response(status=204, headers={"Upload-Offset": str(upload.offset_bytes)} | expiry(upload))
 
     async def delete(self, request: web.Request) -> web.Response:
-        """Give an upload up, or take its file away."""
+        """Cancel an upload, or delete its file."""
         session = await self._session(request)
-        await self._edge.receiving.cancel(session, upload_id(request.match_info["upload_id"]))
+        await self._context.service.cancel(session, upload_id(request.match_info["upload_id"]))
         return web.Response(status=204)
 
     async def _session(self, request: web.Request) -> Session:
@@ -123,11 +125,11 @@ class Tus:
         if request.headers.get("Tus-Resumable") != VERSION:
             add_headers(request, {"Tus-Version": VERSION})
             raise SyncError("unsupported_version", f"Tus-Resumable: {VERSION} is required")
-        return await self._edge.session(request)
+        return await self._context.session(request)
 
 
 def _size_bytes(request: web.Request) -> int | None:
-    """Read how long an upload will be, None where that is said later. Raises SyncError."""
+    """Return the size of a new upload, None if it comes later. Raises SyncError ``invalid_message``."""
     size_bytes = number(request, "Upload-Length")
     deferred = request.headers.get("Upload-Defer-Length")
     if deferred not in (None, "1") or (size_bytes is None) is (deferred is None):
@@ -141,7 +143,7 @@ def _checksum(request: web.Request) -> Checksum | None:
         return None
     algorithm, _, coded = text.partition(" ")
     if algorithm not in ALGORITHMS:
-        raise SyncError("unsupported_checksum", f"Upload-Checksum: one of {', '.join(ALGORITHMS)} is taken")
+        raise SyncError("unsupported_checksum", f"Upload-Checksum: use one of {', '.join(ALGORITHMS)}")
     try:
         return Checksum(algorithm, base64.b64decode(coded, validate=True))
     except ValueError:

@@ -1,4 +1,4 @@
-"""What is found in bytes as they pass: their SHA-256, and how they begin."""
+"""The SHA-256 and the first bytes of a stream of blocks."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _HEAD_BYTES: Final = 8192
 
 
 class ContentReader:
-    """Sees block after block."""
+    """Collects the hash and the head of blocks."""
 
     def __init__(self) -> None:
-        self._whole = hashlib.sha256()
+        self._sha256 = hashlib.sha256()
         self._head = b""
 
     def take(self, block: bytes) -> None:
-        """See the next block, which costs time in proportion to it."""
-        self._whole.update(block)
+        """Add the next block. It costs the time of hashing it."""
+        self._sha256.update(block)
         self._head += block[: _HEAD_BYTES - len(self._head)]
 
     def content(self) -> Content:
-        """Say what was found."""
-        return Content(self._whole.hexdigest(), self._head)
+        """Return the hash and head of all blocks so far."""
+        return Content(self._sha256.hexdigest(), self._head)

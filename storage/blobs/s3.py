@@ -1,8 +1,8 @@
 """Bytes of uploads and files in a bucket, for hosts that share no disk.
 
-An object is whole or not there at all, and is never changed: ``drafts/TENANT/ID/PIECE`` is what one flush
-made durable, and its row names the pieces that count; of them ``files/TENANT/ID`` is made. Only this file
-knows the library.
+An object is never changed, and never partly there. ``drafts/TENANT/ID/PIECE`` is what one flush made durable;
+the row of the upload names the pieces that count, and ``files/TENANT/ID`` is made of them. Only this module
+uses the library.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from engine.uploads.blobs import BlobMissingError, BlobsError, BlobsFullError, C
 from storage.blobs.content import ContentReader
 from storage.blobs.threads import BlobThreads
 
-#: Bytes of a request that has not ended gather until there are as many.
+#: A running request makes an object once it has collected this many bytes.
 _PIECE_BYTES: Final = 1_048_576
-#: The least that S3 takes as one part of many.
+#: The smallest part of a multipart upload that S3 accepts.
 _PART_BYTES: Final = 5_242_880
-#: One request's worth of reading. A reader may be slow, and a request's time is bounded.
+#: Bytes read by one request: a reader may be slow, and the time of a request is bounded.
 _READ_BYTES: Final = 1_048_576
 _LISTED_TOGETHER: Final = 1000
-#: What is asked again is asked under the same name, so that it may be.
+#: Retries are safe, because they use the same name.
 _RETRIES: Final = 3
 _RETRY_S: Final = 10
 _NAME: Final = re.compile(r"(?:drafts|files)/([0-9]+)/([0-9a-f]{32})(?:/.+)?")
-#: S3 itself is never full; of what speaks like it, MinIO answers 507, Ceph with a quota's name.
+#: S3 itself is never full. MinIO answers 507, Ceph names a quota.
 _FULL: Final = re.compile(r"507 Insufficient Storage|StorageFull|QuotaExceeded")
 
 
@@ -58,19 +58,19 @@ class S3Blobs:
         )
 
     def close(self) -> None:
-        """Let the threads go."""
+        """End the threads."""
         self._threads.close()
 
     def open_draft(self, draft: Draft, algorithm: str | None = None) -> ObjectDraftWriter:
-        """Append behind a draft."""
+        """Return a writer that appends behind a draft."""
         return ObjectDraftWriter(self._store, self._threads, draft, algorithm)
 
     async def fork_draft(self, draft: Draft, generation: int) -> None:
-        """Do nothing: what an earlier generation still writes gets names that no row holds."""
+        """Do nothing: an earlier generation writes objects that no row names."""
 
     async def inspect(self, drafts: Sequence[Draft], file: UploadRef) -> Content:
-        """Read the pieces of drafts in order, or the file if they were published by now."""
-        with _told():
+        """Read the pieces of drafts in order, or the file if they were published before."""
+        with _port_errors():
             try:
                 return await self._content(self._pieces(drafts))
             except FileNotFoundError:
@@ -78,9 +78,9 @@ class S3Blobs:
                 return await self._content(self._blocks(file, 0, found["size"]))
 
     async def publish(self, drafts: Sequence[Draft], file: UploadRef) -> None:
-        """Put the pieces together as one object."""
+        """Make one object of the pieces."""
         several = sum(draft.size_bytes for draft in drafts) > _PART_BYTES
-        with _told():
+        with _port_errors():
             try:
                 await obstore.put_async(
                     self._store,
@@ -90,34 +90,34 @@ class S3Blobs:
                     chunk_size=_PART_BYTES,
                     max_concurrency=1,
                 )
-            except FileNotFoundError:  # of a piece: it was published by now
+            except FileNotFoundError:  # a piece is missing: the draft was published before
                 await obstore.head_async(self._store, _file(file))
         if len(drafts) == 1:
             await self.delete_draft(drafts[0].ref)
 
     async def read(self, file: UploadRef, first_byte: int, count_bytes: int) -> AsyncIterator[bytes]:
-        """Read part of a file, each block by a request of its own."""
-        with _told():
+        """Read part of a file, one request a block."""
+        with _port_errors():
             async for block in self._blocks(file, first_byte, count_bytes):
                 yield block
 
     async def delete_draft(self, ref: UploadRef) -> None:
-        """Remove all pieces of a draft, also those that no row names."""
-        with _told():
+        """Delete all pieces of a draft, also those that no row names."""
+        with _port_errors():
             async for found in obstore.list(self._store, _draft(ref), chunk_size=_LISTED_TOGETHER):
                 await obstore.delete_async(self._store, [one["path"] for one in found])
 
     async def delete_file(self, file: UploadRef) -> None:
-        """Remove a file."""
-        with _told():
+        """Delete a file."""
+        with _port_errors():
             await obstore.delete_async(self._store, _file(file))
 
     async def list_stored(self, before_us: int) -> AsyncIterator[list[StoredBlob]]:
-        """List drafts, each with all of its pieces, and files."""
+        """List drafts, each with all its pieces, and files."""
         before = datetime.fromtimestamp(before_us / 1_000_000, UTC)
         some: list[StoredBlob] = []
-        with _told():
-            async for kept, written_at in self._kept():
+        with _port_errors():
+            async for kept, written_at in self._list():
                 if written_at < before:
                     some.append(kept)
                 if len(some) == _LISTED_TOGETHER:
@@ -126,8 +126,8 @@ class S3Blobs:
         if some:
             yield some
 
-    async def _kept(self) -> AsyncIterator[tuple[StoredBlob, datetime]]:
-        """Add up the objects of each draft, which follow one another in a list."""
+    async def _list(self) -> AsyncIterator[tuple[StoredBlob, datetime]]:
+        """Add up the objects of each draft, which follow one another in the listing."""
         last: tuple[StoredBlob, datetime] | None = None
         for prefix in ("drafts", "files"):
             async for found in obstore.list(self._store, prefix, chunk_size=_LISTED_TOGETHER):
@@ -165,7 +165,7 @@ class S3Blobs:
                     left_bytes -= len(block)
                     yield block
             if left_bytes:
-                raise BlobsError(f"the pieces of {draft.ref.upload_id} lack {left_bytes} bytes")
+                raise BlobsError(f"the pieces of {draft.ref.upload_id} are {left_bytes} bytes too short")
 
     async def _blocks(self, file: UploadRef, first_byte: int, count_bytes: int) -> AsyncIterator[bytes]:
         end_byte = first_byte + count_bytes
@@ -185,45 +185,45 @@ class ObjectDraftWriter:
         self._threads = threads
         self._draft = draft
         self._hash = hashlib.new(algorithm, usedforsecurity=False) if algorithm else None
-        self._gathered: list[bytes] = []
+        self._collected: list[bytes] = []
         self._end_bytes = draft.size_bytes
         self._pieces: list[str] = []
 
     async def write(self, blocks: Sequence[bytes]) -> None:
-        """Gather bytes; when this fails, nothing of them was taken."""
+        """Collect bytes; if this fails, none of them counts."""
         await self._take(blocks, _PIECE_BYTES)
 
     async def flush(self, blocks: Sequence[bytes] = ()) -> tuple[str, ...]:
-        """Make an object of what has gathered, and name all that were made."""
+        """Make an object of the collected bytes. Returns the names of all objects since the last flush."""
         await self._take(blocks, 1)
         pieces, self._pieces = self._pieces, []
         return tuple(pieces)
 
     def digest(self) -> bytes:
-        """Give the hash of all that came."""
+        """Return the hash of all bytes of this request."""
         assert self._hash is not None, "no algorithm was asked for"
         return self._hash.digest()
 
     async def close(self) -> None:
-        """Forget what was not flushed."""
-        self._gathered = []
+        """Drop bytes that were not flushed."""
+        self._collected = []
 
     async def _take(self, blocks: Sequence[bytes], piece_bytes: int) -> None:
-        """Gather bytes, and make a piece if they are so many."""
+        """Collect bytes, and make an object once they are ``piece_bytes``."""
         if self._hash is not None:
             await self._threads.run(_hashed, self._hash, blocks)
-        gathered = [*self._gathered, *blocks]
-        size_bytes = sum(map(len, gathered))
+        collected = [*self._collected, *blocks]
+        size_bytes = sum(map(len, collected))
         if size_bytes >= piece_bytes:
             piece = f"{self._draft.generation}-{self._end_bytes}-{secrets.token_hex(8)}"
-            with _told():
+            with _port_errors():
                 await obstore.put_async(
-                    self._store, f"{_draft(self._draft.ref)}/{piece}", gathered, use_multipart=False
+                    self._store, f"{_draft(self._draft.ref)}/{piece}", collected, use_multipart=False
                 )
             self._pieces.append(piece)
             self._end_bytes += size_bytes
-            gathered = []
-        self._gathered = gathered
+            collected = []
+        self._collected = collected
 
 
 def _hashed(hasher: hashlib._Hash, blocks: Sequence[bytes]) -> None:
@@ -240,12 +240,12 @@ def _file(ref: UploadRef) -> str:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Tell what the library raises in the port's words."""
+def _port_errors() -> Iterator[None]:
+    """Raise the library's errors as errors of the port."""
     try:
         yield
     except FileNotFoundError as error:
-        # What asks for no more than whether a file is there is not told why it is not.
+        # A HEAD request is not told why the object is missing, so the text of the cause is searched.
         if "NoSuchBucket" in f"{error}{error.__context__}":
             raise BlobsError("there is no such bucket: see s3.bucket") from error
         raise BlobMissingError("there are no such bytes") from error

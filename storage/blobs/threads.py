@@ -1,4 +1,4 @@
-"""Threads that wait for the disk and hash, so that the event loop does neither."""
+"""Threads for disk I/O and hashing, so that the event loop does neither."""
 
 from __future__ import annotations
 
@@ -20,27 +20,30 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-#: Syncs wait for nobody's photo: where the processor is short, the event loop comes first.
+#: The threads' nice value: if the processor is short, the event loop, and so every sync, comes first.
 _NICENESS: Final = 10
 
 
 class BlobThreads:
-    """A number of threads at a lower priority than the event loop."""
+    """Threads at a lower priority than the event loop."""
 
     def __init__(self, threads: int) -> None:
-        self._executor = ThreadPoolExecutor(threads, "blobs", _give_way)
+        self._executor = ThreadPoolExecutor(threads, "blobs", _lower_priority)
 
     async def run(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Have something done in a thread. Raises BlobsError for an OSError of it.
+        """Call a function in a thread and wait for its result.
 
-        A caller that is cancelled is let go when the thread is done, so that nothing of it happens after
-        something that is begun later. What no thread has begun yet is not done.
+        A cancelled caller continues only when the thread is done, so that nothing of the call happens after
+        a call that was made later. A call that no thread has begun is dropped.
+
+        Raises:
+            BlobsError: The function raised OSError; BlobsFullError or BlobMissingError by its errno.
         """
         job = self._executor.submit(work, *args, **kwargs)
         try:
             return await asyncio.wrap_future(job)
         except OSError as error:
-            raise _told(error) from error
+            raise _blobs_error(error) from error
         except asyncio.CancelledError:
             while not job.done():
                 with anyio.CancelScope(shield=True), suppress(Exception, asyncio.CancelledError):
@@ -48,12 +51,12 @@ class BlobThreads:
             raise
 
     def begin(self, work: Callable[_P, object], *args: _P.args, **kwargs: _P.kwargs) -> None:
-        """Have something done that nobody waits for, and that does not fail."""
-        with suppress(RuntimeError):  # no thread is left at the end of the process, which does it as well
+        """Call a function that cannot fail in a thread, without waiting for it."""
+        with suppress(RuntimeError):  # the executor is closed: the process ends and does the same
             self._executor.submit(work, *args, **kwargs)
 
     async def each(self, items: Generator[_T, None, None]) -> AsyncIterator[_T]:
-        """Iterate in threads, one item a hop. Raises as ``run``."""
+        """Iterate over a generator in threads, one call an item. Raises as ``run``."""
         try:
             while (item := await self.run(_next, items)) is not None:
                 yield item
@@ -61,7 +64,7 @@ class BlobThreads:
             self.begin(items.close)
 
     def close(self) -> None:
-        """Let the threads go when they are done with what they have; waits for none of them."""
+        """End the threads after their current calls, without waiting for them."""
         self._executor.shutdown(wait=False)
 
 
@@ -69,13 +72,13 @@ def _next(items: Iterator[_T]) -> _T | None:
     return next(items, None)
 
 
-def _give_way() -> None:
+def _lower_priority() -> None:
     if sys.platform == "linux":
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
-def _told(error: OSError) -> BlobsError:
+def _blobs_error(error: OSError) -> BlobsError:
     if error.errno in _FULL:
         return BlobsFullError(f"no room for more: {error.strerror}")
     if isinstance(error, FileNotFoundError):

@@ -87,17 +87,17 @@ class House:
         self.committer: Committer = command_committer(PostgresStore(self._writes, 24), SETTINGS, {}, set())
         types = FileTypes(SETTINGS.uploads)
         self.locks = UploadLocks(self.store, self.blobs, Wire([]), clock, EXPIRE_S)
-        finishing = UploadFinisher(self.store, self.blobs, types, self.committer, clock)
-        turns = WriteLimiter(lambda: 0, clock)
+        finisher = UploadFinisher(self.store, self.blobs, types, self.committer, clock)
+        limiter = WriteLimiter(lambda: 0, clock)
         limits = UploadLimits(Quota(1 << 30, 100, 1000), {}, EXPIRE_S)
-        self.receiving = UploadService(
-            self.store, self.blobs, self.locks, finishing, types, clock, turns, limits
+        self.service = UploadService(
+            self.store, self.blobs, self.locks, finisher, types, clock, limiter, limits
         )
         self.cleanup = UploadCleanup(
             PostgresCleanup(self.database), self.blobs, self.committer, GRACE_S, LAST_DATA_S
         )
         self.cleanup_job = CleanupJob(JobLeases(PostgresLeases(self.database), clock), self.cleanup)
-        self._running = [asyncio.create_task(one.run()) for one in (self.receiving, self.committer)]
+        self._running = [asyncio.create_task(one.run()) for one in (self.service, self.committer)]
 
     async def end(self) -> None:
         """Let go of everything."""
@@ -111,12 +111,12 @@ class House:
     async def begun(self, size_bytes: int = 300, record: str = "a", tenant: int = 1) -> Upload:
         """Begin an upload."""
         about = Described("a.txt", "text/plain", "task", record, None)
-        return await self.receiving.create(session(tenant), Creation("single", size_bytes, about, ""))
+        return await self.service.create(session(tenant), Creation("single", size_bytes, about, ""))
 
     async def sent(self, upload: Upload, content: bytes, tenant: int = 1) -> Upload:
         """Send bytes of it from where it stands."""
-        found = await self.receiving.find(session(tenant), upload.ref.upload_id)
-        return await self.receiving.append(
+        found = await self.service.find(session(tenant), upload.ref.upload_id)
+        return await self.service.append(
             session(tenant), upload.ref.upload_id, Append(found.offset_bytes, len(content)), Sent(content)
         )
 

@@ -294,7 +294,7 @@ async def test_download_reads_at_the_readers_pace(
 async def test_download_stalled_reader_cut_off(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(room, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(room, "_WRITE_WITHIN_S", 0.05)
     path = await shelf.put(b"x" * (64 << 20))
     reads = Reads(monkeypatch)
     reader, writer = await _request(shelf, path)

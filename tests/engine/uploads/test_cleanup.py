@@ -60,7 +60,7 @@ async def test_cleanup_upload_past_its_expiry_loses_bytes_and_reservation(house:
     assert (house.state(other), house.reserved(2)) == ("open", 200)
     assert house.stored_blobs() == set()
     with pytest.raises(SyncError) as gone:
-        await house.receiving.find(session(), upload.ref.upload_id)
+        await house.service.find(session(), upload.ref.upload_id)
     assert gone.value.code == "upload_gone"
     assert (await house.tidied(EXPIRE_H * 3)).expired == 1, "the other tenant's"
     assert house.reserved(2) == 0
@@ -84,9 +84,7 @@ async def test_cleanup_locked_upload_expires_only_with_its_lock(
 async def test_cleanup_upload_written_at_its_expiry_goes_on(house: House) -> None:
     upload, content = await house.begun(), text()
     body = Sent(content[:120], "stalls")
-    writing = asyncio.create_task(
-        house.receiving.append(session(), upload.ref.upload_id, Append(0, 300), body)
-    )
+    writing = asyncio.create_task(house.service.append(session(), upload.ref.upload_id, Append(0, 300), body))
     await body.stalled.wait()
     execute(house.dsn, "UPDATE upload_session SET expires_at = now() - interval '1 s'")
     assert (await house.tidied()).expired == 0
@@ -100,9 +98,7 @@ async def test_cleanup_upload_written_at_its_expiry_goes_on(house: House) -> Non
 async def test_cleanup_request_stalled_past_expiry_gets_upload_gone(house: House) -> None:
     upload, content = await house.begun(), text()
     body = Sent(content[:120], "stalls")
-    writing = asyncio.create_task(
-        house.receiving.append(session(), upload.ref.upload_id, Append(0, 300), body)
-    )
+    writing = asyncio.create_task(house.service.append(session(), upload.ref.upload_id, Append(0, 300), body))
     await body.stalled.wait()
     execute(
         house.dsn,
@@ -243,9 +239,9 @@ def _shown(house: House) -> tuple[object, ...]:
 async def test_free_file_with_a_duplicate_is_retained_with_its_reservation(house: House) -> None:
     first, duplicate = await _twice(house)
     shown = _shown(house)
-    await house.receiving.cancel(session(), first.ref.upload_id)
+    await house.service.cancel(session(), first.ref.upload_id)
     with pytest.raises(SyncError) as gone:
-        await house.receiving.find(session(), first.ref.upload_id)
+        await house.service.find(session(), first.ref.upload_id)
     assert gone.value.code == "upload_gone"
     house.aged(48)
     assert (await house.swept()).orphans == 0
@@ -256,8 +252,8 @@ async def test_free_file_with_a_duplicate_is_retained_with_its_reservation(house
         {("files", first.ref.upload_id)},
         shown,
     )
-    assert (await house.receiving.find(session(), duplicate.ref.upload_id)).offset_bytes == 300
-    await house.receiving.cancel(session(), duplicate.ref.upload_id)
+    assert (await house.service.find(session(), duplicate.ref.upload_id)).offset_bytes == 300
+    await house.service.cancel(session(), duplicate.ref.upload_id)
     assert (house.state(first), house.state(duplicate)) == ("freed", "freed")
     assert (house.reserved(), house.stored_blobs(), _shown(house)) == (0, set(), (None, 0))
     assert (await house.tidied(WEEK_H + 1)).forgotten == 2
@@ -266,7 +262,7 @@ async def test_free_file_with_a_duplicate_is_retained_with_its_reservation(house
 async def test_free_duplicate_leaves_the_file(house: House) -> None:
     first, duplicate = await _twice(house)
     shown = _shown(house)
-    await house.receiving.cancel(session(), duplicate.ref.upload_id)
+    await house.service.cancel(session(), duplicate.ref.upload_id)
     assert (house.state(first), house.state(duplicate)) == ("attached", "freed")
     assert (house.reserved(), house.stored_blobs(), _shown(house)) == (
         300,
@@ -277,7 +273,7 @@ async def test_free_duplicate_leaves_the_file(house: House) -> None:
 
 async def test_cleanup_retained_file_freed_with_its_duplicate(house: House) -> None:
     first, duplicate = await _twice(house)
-    await house.receiving.cancel(session(), first.ref.upload_id)
+    await house.service.cancel(session(), first.ref.upload_id)
     await house.push("delete", 1)
     await house.tidied()
     assert (await house.tidied(GRACE_H - 1)).freed == 0
@@ -290,14 +286,14 @@ async def test_cleanup_retained_file_left_by_a_crash_is_an_orphan(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, duplicate = await _twice(house)
-    await house.receiving.cancel(session(), first.ref.upload_id)
+    await house.service.cancel(session(), first.ref.upload_id)
 
     async def refuse(*_: object) -> None:
         raise BlobsError("the disk is away")
 
     with monkeypatch.context() as broken:
         broken.setattr(DirectoryBlobs, "delete_file", refuse)
-        await house.receiving.cancel(session(), duplicate.ref.upload_id)
+        await house.service.cancel(session(), duplicate.ref.upload_id)
     assert house.stored_blobs() == {("files", first.ref.upload_id)}
     house.aged(25)
     assert (await house.swept()).orphans == 1
@@ -310,7 +306,7 @@ async def test_free_many_duplicates_at_once_leaves_no_file(house: House) -> None
     content = text()
     uploads = [await house.sent(await house.begun(), content) for _ in range(12)]
     for some in (uploads[:11], uploads[11:]):
-        await asyncio.gather(*[house.receiving.cancel(session(), one.ref.upload_id) for one in some])
+        await asyncio.gather(*[house.service.cancel(session(), one.ref.upload_id) for one in some])
         left = {("files", uploads[0].ref.upload_id)} if some[1:] else set()
         assert (house.stored_blobs(), house.reserved()) == (left, 300 if left else 0)
     assert {house.state(one) for one in uploads} == {"freed"}
@@ -442,7 +438,7 @@ async def test_cleanup_abandonment_is_counted_by_tenant(house: House) -> None:
     for _ in range(3):
         await house.stored("never")
     cancelled = await house.begun()
-    await house.receiving.cancel(session(), cancelled.ref.upload_id)
+    await house.service.cancel(session(), cancelled.ref.upload_id)
     await house.begun()
     await house.begun(tenant=2)
     tidied = await house.tidied(EXPIRE_H + 0.5)

@@ -76,7 +76,7 @@ async def test_orphans_file_of_an_open_upload_kept(house: House) -> None:
     execute(house.dsn, "UPDATE upload_session SET offset_bytes = 40")
     house.aged(48)
     assert (await house.swept()).orphans == 0
-    assert (await house.receiving.find(session(), upload.ref.upload_id)).state == "stored"
+    assert (await house.service.find(session(), upload.ref.upload_id)).state == "stored"
 
 
 async def test_orphans_of_an_erased_tenant_alone_deleted(house: House) -> None:
@@ -96,7 +96,7 @@ async def test_orphans_of_an_erased_tenant_alone_deleted(house: House) -> None:
 
 async def test_remove_tenant_without_uploads_needs_no_erasing(house: House) -> None:
     upload = await house.begun()
-    await house.receiving.cancel(session(), upload.ref.upload_id)
+    await house.service.cancel(session(), upload.ref.upload_id)
     await house.tidied(WEEK_H + 1)
     remove_tenant(house.dsn, "tenant1", erase=False)
     assert rows(house.dsn, "SELECT name FROM tenants") == [("tenant2",)]

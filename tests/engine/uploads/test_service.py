@@ -87,11 +87,11 @@ class Process:
         self.blobs = DirectoryBlobs(directory, 2)
         store = PostgresUploads(self.database)
         self.locks = UploadLocks(store, self.blobs, wire, clock, EXPIRE_S)
-        finishing = UploadFinisher(store, self.blobs, TYPES, NoRecords(), clock)
+        finisher = UploadFinisher(store, self.blobs, TYPES, NoRecords(), clock)
         limits = UploadLimits(Quota(10_000_000, 1000, 1000), {}, EXPIRE_S)
-        turns = WriteLimiter(lambda: 0, clock)
-        self.receiving = UploadService(store, self.blobs, self.locks, finishing, TYPES, clock, turns, limits)
-        self._running = asyncio.create_task(self.receiving.run())
+        limiter = WriteLimiter(lambda: 0, clock)
+        self.service = UploadService(store, self.blobs, self.locks, finisher, TYPES, clock, limiter, limits)
+        self._running = asyncio.create_task(self.service.run())
 
     async def end(self) -> None:
         """Let go of everything."""
@@ -154,7 +154,7 @@ async def begun(process: Process, content: bytes, **described: str) -> Upload:
     fields = {"file_name": "a.txt", "content_type": "text/plain", "domain": "task", "record_id": "r1"}
     sha256 = described.pop("sha256", hashlib.sha256(content).hexdigest())
     about = Described(**(fields | described), sha256=sha256)
-    return await process.receiving.create(SESSION, Creation("single", len(content), about, ""))
+    return await process.service.create(SESSION, Creation("single", len(content), about, ""))
 
 
 @contextmanager
@@ -189,7 +189,7 @@ async def test_append_random_failures_keep_every_acknowledged_byte(site: Site, d
             body = Sent(piece, {"breaks": "breaks", "stalls": "stalls"}.get(move, "whole"))
             checksum = Checksum("sha1", hashlib.sha1(piece, usedforsecurity=False).digest())
             if move == "ask":
-                found = await process.receiving.find(SESSION, named)
+                found = await process.service.find(SESSION, named)
                 assert acknowledged <= found.offset_bytes <= len(content)
                 acknowledged = told = found.offset_bytes
                 state = found.state
@@ -201,7 +201,7 @@ async def test_append_random_failures_keep_every_acknowledged_byte(site: Site, d
                 )
             elif move == "stalls":
                 task = asyncio.create_task(
-                    process.receiving.append(SESSION, named, Append(told, len(piece) + 1), body)
+                    process.service.append(SESSION, named, Append(told, len(piece) + 1), body)
                 )
                 await asyncio.wait(
                     [task, asyncio.create_task(body.stalled.wait())], return_when="FIRST_COMPLETED"
@@ -210,7 +210,7 @@ async def test_append_random_failures_keep_every_acknowledged_byte(site: Site, d
             else:
                 given = Checksum("sha1", b"x" * 20) if move == "bad" else chance.choice((None, checksum))
                 with suppress_refusals():
-                    found = await process.receiving.append(
+                    found = await process.service.append(
                         SESSION, named, Append(told, len(piece)), body, given
                     )
                     assert found.offset_bytes == told + len(piece)
@@ -221,7 +221,7 @@ async def test_append_random_failures_keep_every_acknowledged_byte(site: Site, d
             with pytest.raises(SyncError):
                 await task
         assert state == "stored"
-        found = await second.receiving.find(SESSION, named)
+        found = await second.service.find(SESSION, named)
         assert await read(second, found) == content
 
 
@@ -236,25 +236,25 @@ async def test_find_ends_the_running_request_and_keeps_its_bytes(
     upload = await begun(first, content)
     named = upload.ref.upload_id
     body = Sent(content[:123], "stalls")
-    task = asyncio.create_task(first.receiving.append(SESSION, named, Append(0, 500), body))
+    task = asyncio.create_task(first.service.append(SESSION, named, Append(0, 500), body))
     await body.stalled.wait()
     for process in (first, second):
         with pytest.raises(SyncError) as refused:
-            await process.receiving.append(SESSION, named, Append(0, 500), Sent(content))
+            await process.service.append(SESSION, named, Append(0, 500), Sent(content))
         assert refused.value.code == "locked"
     with pytest.raises(SyncError) as refused:
-        await second.receiving.find(STRANGER, named)
+        await second.service.find(STRANGER, named)
     assert refused.value.code == "not_found"
     assert not task.done(), "a stranger's question ends nothing"
     asked = second if elsewhere else first
-    found = await asked.receiving.find(SESSION, named)
+    found = await asked.service.find(SESSION, named)
     assert found.offset_bytes == (123 if told or not elsewhere else 0)
     body.cut()  # by now, where nobody told it
     with pytest.raises(SyncError) as refused:
         await task
     assert refused.value.code == "locked"
     rest = Append(found.offset_bytes, 500 - found.offset_bytes)
-    done = await asked.receiving.append(SESSION, named, rest, Sent(content[found.offset_bytes :]))
+    done = await asked.service.append(SESSION, named, rest, Sent(content[found.offset_bytes :]))
     assert done.state == "stored"
     assert await read(first, done) == content
 
@@ -265,18 +265,18 @@ async def test_lock_stolen_old_owner_writes_what_nobody_reads(site: Site) -> Non
     content = text(2, 900)
     upload = await begun(first, content)
     named = upload.ref.upload_id
-    await first.receiving.append(SESSION, named, Append(0, 300), Sent(content[:300]))
+    await first.service.append(SESSION, named, Append(0, 300), Sent(content[:300]))
     late = Sent(b"#" * 300, "stalls")
-    task = asyncio.create_task(first.receiving.append(SESSION, named, Append(300, 600), late))
+    task = asyncio.create_task(first.service.append(SESSION, named, Append(300, 600), late))
     await late.stalled.wait()
-    found = await second.receiving.find(SESSION, named)
+    found = await second.service.find(SESSION, named)
     assert found.offset_bytes == 300
-    await second.receiving.append(SESSION, named, Append(300, 100), Sent(content[300:400]))
+    await second.service.append(SESSION, named, Append(300, 100), Sent(content[300:400]))
     late.cut()
     with pytest.raises(SyncError) as refused:
         await task
     assert refused.value.code == "locked"
-    done = await second.receiving.append(SESSION, named, Append(400, 500), Sent(content[400:]))
+    done = await second.service.append(SESSION, named, Append(400, 500), Sent(content[400:]))
     assert done.state == "stored"
     assert await read(first, done) == content
 
@@ -290,10 +290,10 @@ async def test_finish_wrong_content_refused(site: Site) -> None:
     ):
         upload = await begun(first, content, **described)
         with pytest.raises(SyncError) as refused:
-            await first.receiving.append(SESSION, upload.ref.upload_id, Append(0, 100), Sent(content))
+            await first.service.append(SESSION, upload.ref.upload_id, Append(0, 100), Sent(content))
         assert refused.value.code == code
         with pytest.raises(SyncError) as refused:
-            await second.receiving.find(SESSION, upload.ref.upload_id)
+            await second.service.find(SESSION, upload.ref.upload_id)
         assert refused.value.code == "upload_gone"
 
 
@@ -307,7 +307,7 @@ async def test_find_finishes_an_upload_whose_last_request_died(site: Site, dsn: 
         dsn,
         "UPDATE upload_session SET offset_bytes = 100, holder = 'dead', held_until = now() - interval '1 s'",
     )
-    found = await second.receiving.find(SESSION, upload.ref.upload_id)
+    found = await second.service.find(SESSION, upload.ref.upload_id)
     assert (found.state, found.offset_bytes) == ("stored", 100)
     assert await read(first, found) == content
 
@@ -317,8 +317,8 @@ async def test_find_expired_upload_is_gone(site: Site, dsn: str) -> None:
     upload = await begun(first, text(5, 100))
     execute(dsn, "UPDATE upload_session SET expires_at = 'epoch'")
     for ask in (
-        second.receiving.append(SESSION, upload.ref.upload_id, Append(0, 100), Sent(text(5, 100))),
-        second.receiving.find(SESSION, upload.ref.upload_id),
+        second.service.append(SESSION, upload.ref.upload_id, Append(0, 100), Sent(text(5, 100))),
+        second.service.find(SESSION, upload.ref.upload_id),
     ):
         with pytest.raises(SyncError) as refused:
             await ask
@@ -330,12 +330,12 @@ async def test_drain_ends_requests_and_keeps_their_bytes(site: Site) -> None:
     content = text(6, 400)
     upload = await begun(first, content)
     body = Sent(content[:99], "stalls")
-    task = asyncio.create_task(first.receiving.append(SESSION, upload.ref.upload_id, Append(0, 400), body))
+    task = asyncio.create_task(first.service.append(SESSION, upload.ref.upload_id, Append(0, 400), body))
     await body.stalled.wait()
     await first.locks.drain()
     with pytest.raises(SyncError):
         await task
-    assert (await second.receiving.find(SESSION, upload.ref.upload_id)).offset_bytes == 99
+    assert (await second.service.find(SESSION, upload.ref.upload_id)).offset_bytes == 99
 
 
 async def test_append_long_request_acknowledges_on_its_way(site: Site) -> None:
@@ -344,7 +344,7 @@ async def test_append_long_request_acknowledges_on_its_way(site: Site) -> None:
     upload = await begun(first, content)
     body = Sent(content[:2_500_000], "stalls", block_bytes=100_000)
     task = asyncio.create_task(
-        first.receiving.append(SESSION, upload.ref.upload_id, Append(0, len(content)), body)
+        first.service.append(SESSION, upload.ref.upload_id, Append(0, len(content)), body)
     )
     await body.stalled.wait()
     found = await PostgresUploads(second.database).find(upload.ref)
@@ -362,19 +362,19 @@ async def test_lock_requests_of_a_device_bounded(site: Site, monkeypatch: pytest
     content = text(8, 100)
     busy, other = [await begun(first, content) for _ in range(2)]
     body = Sent(content[:50], "stalls")
-    task = asyncio.create_task(first.receiving.append(SESSION, busy.ref.upload_id, Append(0, 100), body))
+    task = asyncio.create_task(first.service.append(SESSION, busy.ref.upload_id, Append(0, 100), body))
     await body.stalled.wait()
     asked = (SESSION, other.ref.upload_id, Append(0, 100))
     with pytest.raises(SyncError) as refused:
-        await first.receiving.append(*asked, Sent(content))
+        await first.service.append(*asked, Sent(content))
     assert refused.value.code == "rate_limited"
     with pytest.raises(SyncError) as refused:
-        await first.receiving.append(STRANGER, *asked[1:], Sent(content))
+        await first.service.append(STRANGER, *asked[1:], Sent(content))
     assert refused.value.code == "not_found", "another device is not counted with it"
     body.cut()
     with pytest.raises(SyncError):
         await task
-    assert (await first.receiving.append(*asked, Sent(content))).state == "stored"
+    assert (await first.service.append(*asked, Sent(content))).state == "stored"
 
 
 async def test_append_with_checksum_writes_before_the_end(
@@ -387,7 +387,7 @@ async def test_append_with_checksum_writes_before_the_end(
     body = Sent(content[:60], "stalls")
     checksum = Checksum("sha1", hashlib.sha1(content, usedforsecurity=False).digest())
     task = asyncio.create_task(
-        first.receiving.append(SESSION, upload.ref.upload_id, Append(0, 100), body, checksum)
+        first.service.append(SESSION, upload.ref.upload_id, Append(0, 100), body, checksum)
     )
     await body.stalled.wait()
     (draft,) = [one async for some in first.blobs.list_stored(1 << 62) for one in some]

@@ -1,4 +1,4 @@
-"""Chunks take turns: in their order, never more than there are, fewer while syncs come."""
+"""Chunks take limiter: in their order, never more than there are, fewer while syncs come."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Site:
     def __init__(self) -> None:
         self.time_s = 0.0
         self.syncs = 0
-        self.turns = WriteLimiter(lambda: self.syncs, self)
+        self.limiter = WriteLimiter(lambda: self.syncs, self)
 
     def now_us(self) -> int:
         """Nobody asks."""
@@ -41,7 +41,7 @@ async def served(site: Site, asked: int) -> tuple[list[int], list[asyncio.Task[N
     leave = asyncio.Event()
 
     async def one(number: int) -> None:
-        async with site.turns.slot():
+        async with site.limiter.slot():
             having.append(number)
             await leave.wait()
 
@@ -75,7 +75,7 @@ async def test_write_limiter_slot_rests_by_the_rate_of_syncs(monkeypatch: pytest
     for syncs_per_s in (0, 200, 1200, 1_000_000):
         site = Site()
         site.passed(1.0, syncs_per_s)
-        async with site.turns.slot():
+        async with site.limiter.slot():
             pass
     assert rests == [200 * REST_S_PER_SYNC, 1200 * REST_S_PER_SYNC, 0.1]
 
@@ -84,7 +84,7 @@ async def test_write_limiter_all_slots_again_after_syncs() -> None:
     site = Site()
     site.passed(1.0, 1000)
     async with AsyncExitStack() as first:
-        await first.enter_async_context(site.turns.slot())
+        await first.enter_async_context(site.limiter.slot())
         having, tasks, leave = await served(site, ALONE)
         assert len(having) == BESIDE_SYNCS - 1
         site.passed(1.0, 0)
@@ -105,7 +105,7 @@ def test_write_limiter_cancelled_wait_gives_its_slot_on(cancelled: list[int]) ->
         leave.set()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert {*having} >= {*range(31)} - {*cancelled}
-        assert site.turns._taken == 0
-        assert not site.turns._queue
+        assert site.limiter._taken == 0
+        assert not site.limiter._queue
 
     asyncio.run(run())

@@ -169,6 +169,18 @@ async def test_publish_one_draft_used_up(blobs: Blobs) -> None:
     assert await _kept(blobs) == [StoredBlob(A, is_file=True, size_bytes=draft.size_bytes)]
 
 
+async def test_inspect_published_file_wins_over_a_late_draft(blobs: Blobs) -> None:
+    """An earlier request, whose lock was stolen before its first byte, writes after the publishing."""
+    late = blobs.open_draft(Draft(A, 0, 0))
+    draft = await _appended(blobs, Draft(A, 1, 0), b"acknowledged")
+    await blobs.publish([draft], A)
+    await late.flush([b"never acknowledged"])
+    await late.close()
+    await _holds(blobs, [draft], b"acknowledged")
+    await blobs.publish([draft], A)
+    assert await _read(blobs, A, 0, draft.size_bytes) == b"acknowledged"
+
+
 async def test_publish_several_drafts_stay(blobs: Blobs) -> None:
     first, second = await _draft(blobs, A, LARGE), await _draft(blobs, B, b"second", b"")
     joined = UploadRef(1, "c" * 32)

@@ -163,7 +163,7 @@ class RandomUploads:
         creation = Creation(
             "partial" if partial else "single", 300, None if partial else self.described(), ""
         )
-        upload = await self.house.receiving.create(session(), creation)
+        upload = await self.house.service.create(session(), creation)
         self.made.append(upload)
         self.contents[upload.ref.upload_id] = self.content if self.chance.random() < 0.8 else text(300)
 
@@ -172,11 +172,11 @@ class RandomUploads:
         if not self.made:
             return
         upload = self.chance.choice(self.made[-8:])
-        found = await self.house.receiving.find(session(), upload.ref.upload_id)
+        found = await self.house.service.find(session(), upload.ref.upload_id)
         content = self.contents.get(upload.ref.upload_id, b"")[found.offset_bytes :]
         if self.chance.random() < 0.2:
             content = content[: len(content) // 2]
-        await self.house.receiving.append(
+        await self.house.service.append(
             session(), upload.ref.upload_id, Append(found.offset_bytes, len(content)), Sent(content)
         )
 
@@ -184,14 +184,14 @@ class RandomUploads:
         """Give up or delete any upload."""
         if self.made:
             upload = self.chance.choice(self.made)
-            await self.house.receiving.cancel(session(), upload.ref.upload_id)
+            await self.house.service.cancel(session(), upload.ref.upload_id)
 
     async def concatenate(self) -> None:
         """Put complete parts together."""
         parts = [one.ref.upload_id for one in self.made if one.kind == "partial"]
         chosen = self.chance.sample(parts, min(len(parts), 2))
         if chosen:
-            self.made.append(await self.house.receiving.concatenate(session(), self.described(), "", chosen))
+            self.made.append(await self.house.service.concatenate(session(), self.described(), "", chosen))
 
     async def change_record(self) -> None:
         """Put or delete a record."""

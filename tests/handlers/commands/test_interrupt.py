@@ -1,0 +1,57 @@
+"""Ctrl-C ends a command at once, also where it asks: commands await their stores in an event loop."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from handlers.commands.deployment import run_async
+from tests.harness.admin import add_tenants
+from tests.harness.services import rows
+
+_ROOT = Path(__file__).parents[3]
+
+
+def test_command_interrupted_at_its_question_ends_at_once_and_changes_nothing(dsn: str) -> None:
+    add_tenants(dsn, "acme")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "run.py", "device", "revoke", "--tenant", "acme", "never-seen"],
+        cwd=_ROOT,
+        env={**os.environ, "TIDEMARK__POSTGRES__DSN": dsn},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    try:
+        said = b""
+        while b"Revoke that id all the same?" not in said:
+            said += os.read(ours, 1024)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 1
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    assert rows(dsn, "SELECT device_id FROM devices") == []
+
+
+def test_run_async_interrupt_closes_what_the_command_opened() -> None:
+    closed: list[str] = []
+
+    async def command() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            closed.append("connection")
+
+    with pytest.raises(KeyboardInterrupt):
+        run_async(command())
+    assert closed == ["connection"]

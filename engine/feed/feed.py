@@ -88,7 +88,7 @@ class Feed:
         self._hubs: dict[int, Hub] = {}
         self._due: deque[Hub] = deque()
         self._wake = asyncio.Event()
-        self._gap_reader = GapReader(store, limits.page_bytes, self._start)
+        self._gap_reader = GapReader(store, limits.page_bytes)
         self._group: TaskGroup | None = None
 
     @property
@@ -252,6 +252,7 @@ class Feed:
         """Hand out live pages and catch up who fell behind, until cancelled."""
         async with anyio.create_task_group() as group:
             self._group = group
+            group.start_soon(self._gap_reader.run)
             while True:
                 while self._due:
                     await self._deliver(self._due.popleft())
@@ -333,7 +334,7 @@ class Feed:
                 after_seq = hub.begin_read()
                 if after_seq is None:
                     break
-                hub.end_read(await self._gap_reader.pages_after(hub.tenant_id, after_seq))
+                hub.end_read(await self._gap_reader.page_after(hub.tenant_id, after_seq))
                 self._schedule(hub)
                 await asyncio.sleep(self._limits.page_interval_s)
         except StoreError as error:

@@ -1,74 +1,43 @@
-"""What is missing of several tenants' feeds, read together: while one read is under way the next gathers."""
+"""Reads of changes that tenants' tails miss: requests that come during one read share the next one."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any, Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final
 
 from engine.feed.ports import FeedStore, Page
+from engine.runtime.batching import Batcher
 
-#: Tenants of one read. What each may bring is bounded, and so what the read may.
+#: Bounds of one read: tenants, and changes of each. So one read brings at most 32,000 changes.
 _TENANTS: Final = 32
 _CHANGES: Final = 1000
 
-Start = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
-
-
-class _Question(NamedTuple):
-    tenant_id: int
-    after_seq: int
-    answer: asyncio.Future[Page]
+_Request = tuple[int, int]
 
 
 class GapReader:
-    """Asks the store for news. ``start`` runs work in a task that somebody waits for."""
+    """Reads pages of several tenants in one round trip.
 
-    def __init__(self, store: FeedStore, max_bytes: int, start: Start) -> None:
+    Args:
+        store: Where pages are read.
+        page_bytes: The bound of a page that is sent; a page read here has at most an eighth of it.
+    """
+
+    def __init__(self, store: FeedStore, page_bytes: int) -> None:
         self._store = store
-        self._tenant_bytes = max(1, max_bytes // 8)
-        self._start = start
-        self._asked: list[_Question] = []
-        self._reading = False
+        self._tenant_bytes = max(1, page_bytes // 8)
+        self._batcher: Batcher[_Request, Page] = Batcher(self._read, _TENANTS)
+        self.run = self._batcher.run
 
-    async def pages_after(self, tenant_id: int, after_seq: int) -> Page:
-        """Read a tenant's records behind ``after_seq``. Raises StoreError."""
-        answer: asyncio.Future[Page] = asyncio.get_running_loop().create_future()
-        self._asked.append(_Question(tenant_id, after_seq, answer))
-        if not self._reading:
-            self._reading = True
-            self._start(self._read)
-        return await answer
+    async def page_after(self, tenant_id: int, after_seq: int) -> Page:
+        """Read a tenant's records after ``after_seq``; some before it may come too. Raises StoreError."""
+        return await self._batcher.submit((tenant_id, after_seq))
 
-    async def _read(self) -> None:
-        try:
-            while self._asked:
-                await self._answer(self._next())
-        finally:
-            self._reading = False
-
-    def _next(self) -> list[_Question]:
-        """Take one question of each tenant: one that was forgotten and came again asks twice at once."""
-        taken: dict[int, _Question] = {}
-        left: list[_Question] = []
-        for question in self._asked:
-            if len(taken) < _TENANTS and question.tenant_id not in taken:
-                taken[question.tenant_id] = question
-            else:
-                left.append(question)
-        self._asked = left
-        return list(taken.values())
-
-    async def _answer(self, asked: list[_Question]) -> None:
-        afters = {question.tenant_id: question.after_seq for question in asked}
-        try:
-            pages = await self._store.pages_after(afters, _CHANGES, self._tenant_bytes)
-        except Exception as error:
-            for question in asked:
-                if not question.answer.done():
-                    question.answer.set_exception(error)
-        else:
-            for tenant_id, after_seq, answer in asked:
-                if not answer.done():
-                    # A tenant that is no more has no counter, and nothing behind.
-                    answer.set_result(pages.get(tenant_id) or Page([], after_seq, more=False))
+    async def _read(self, requests: Sequence[_Request]) -> list[Page]:
+        # A tenant can be there twice: its last subscription ended during a read, and another one came.
+        afters: dict[int, int] = {}
+        for tenant_id, after_seq in requests:
+            afters[tenant_id] = min(after_seq, afters.get(tenant_id, after_seq))
+        pages = await self._store.pages_after(afters, _CHANGES, self._tenant_bytes)
+        # A tenant that was removed has no counter, and no changes.
+        return [pages.get(tenant_id) or Page([], after_seq, more=False) for tenant_id, after_seq in requests]

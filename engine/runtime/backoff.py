@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Final
-
-_FIRST_PAUSE_S: Final = 0.005
-_LONGEST_PAUSE_S: Final = 0.25
 
 
 class Backoff:
-    """Pauses that double up to 0.25 s, each with jitter of half its length, so that tries do not coincide."""
+    """Pauses that double, each with jitter of half its length: so tries of many tasks do not coincide."""
 
-    def __init__(self) -> None:
-        self._pause_s = _FIRST_PAUSE_S
+    def __init__(self, first_s: float = 0.005, longest_s: float = 0.25) -> None:
+        self._first_s = first_s
+        self._longest_s = longest_s
+        self._pause_s = first_s
 
     async def pause(self) -> None:
         """Wait before the next try."""
         await asyncio.sleep(self._pause_s * random.uniform(0.5, 1.5))
-        self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
+        self._pause_s = min(self._pause_s * 2, self._longest_s)
+
+    def reset(self) -> None:
+        """Begin with the first pause again: a try succeeded."""
+        self._pause_s = self._first_s

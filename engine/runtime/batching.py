@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, Generic, TypeVar
 
+from engine.runtime.backoff import Backoff
 from engine.runtime.ports import StorePoisonError, StoreRetryError, StoreUnavailableError, StoreUnknownError
 
 Request = TypeVar("Request")
@@ -15,8 +15,6 @@ Result = TypeVar("Result")
 
 #: A batch is tried again for this long before its callers get the store's error.
 RETRY_FOR_S: Final = 10.0
-_FIRST_PAUSE_S: Final = 0.005
-_LONGEST_PAUSE_S: Final = 0.25
 
 
 class Batcher(Generic[Request, Result]):
@@ -108,12 +106,11 @@ async def with_retries(call: Callable[[], Awaitable[Result]]) -> Result:
     """
     loop = asyncio.get_running_loop()
     give_up_s = loop.time() + RETRY_FOR_S
-    pause_s = _FIRST_PAUSE_S
+    backoff = Backoff()
     while True:
         try:
             return await call()
         except (StoreRetryError, StoreUnknownError, StoreUnavailableError):
             if loop.time() >= give_up_s:
                 raise
-        await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
-        pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+        await backoff.pause()

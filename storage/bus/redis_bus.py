@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
 import time
 import uuid
 from collections import deque
@@ -27,6 +26,7 @@ from redis.exceptions import InvalidResponse, RedisError
 
 from engine.cluster.bus import BusListener, BusState
 from engine.model.rows import Record
+from engine.runtime.backoff import Backoff
 from engine.runtime.ports import StoreError
 from storage.bus.bus_messages import (
     IDENTITY,
@@ -49,6 +49,7 @@ PING_S: Final = 1.0
 TIMEOUT_S: Final = 3.0
 #: A process that heard no other process for this long is alone: each sends a message every ``PING_S``.
 OTHERS_HEARD_WITHIN_S: Final = 5.0
+#: Pauses between tries to join the bus.
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 #: Bounds of what waits to be told: tenants whose feeds advanced, and connections of devices.
@@ -163,22 +164,21 @@ class RedisBus:
 
     async def run(self, listener: BusListener) -> None:
         """Stay on the bus until cancelled."""
-        pause_s = _FIRST_PAUSE_S
+        backoff = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         while True:
             try:
                 await self._connect_and_run(listener)
             except _BrokenError as error:
                 self.state.connecting = False
                 if self.state.up:
-                    pause_s = _FIRST_PAUSE_S
+                    backoff.reset()
                     self.state.up = False
                     self.state.losses += 1
                     listener.resync()
                 if not self._loss_logged:
                     _log.warning("bus_lost", reason=str(error))
                     self._loss_logged = True
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
-            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+            await backoff.pause()
 
     async def drain(self) -> None:
         """Wait until everything was told, unless the bus is away."""

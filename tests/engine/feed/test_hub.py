@@ -8,22 +8,10 @@ from engine.feed.ports import Page
 from engine.feed.subscription import Subscription
 from engine.model.rows import Record
 from engine.runtime.read_limiter import Reader
-from engine.wire.errors import SyncError
 from engine.wire.messages import Subscribe
+from tests.engine.feed.test_subscription import Sink
 
 _LIMITS = FeedLimits(page_bytes=1 << 20, tail_changes=10, tail_bytes=1 << 20, page_interval_s=0.0)
-
-
-class Sink:
-    """Takes every page."""
-
-    def send(self, body: bytes, suffix: bytes) -> bool:
-        """Take a page."""
-        return bool(body + suffix)
-
-    def fail(self, request_id: str, error: SyncError) -> None:
-        """Take no error."""
-        raise AssertionError(request_id, error)
 
 
 def fresh_hub(*, is_subscribed: bool = True) -> Hub:

@@ -61,6 +61,19 @@ class OfflineError(Exception):
     """What was asked needs a connection, and there is none or it went away before the answer."""
 
 
+class Observer:
+    """Sees every message between a device and the server; does nothing here."""
+
+    def sent(self, text: bytes) -> None:
+        """See a message that the device sends."""
+
+    def heard(self, text: bytes | str) -> None:
+        """See a message of the server, before the device does."""
+
+    def closed(self, code: int | None) -> None:
+        """See the end of a connection, None without a close code."""
+
+
 class Device:
     """One device: its store and, while ``run`` is running, its connection.
 
@@ -77,7 +90,9 @@ class Device:
         unit: Callable[[], float],
         clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         on_settled: OnSettled = lambda _: None,
+        observer: Observer | None = None,
     ) -> None:
+        self._observer = observer or Observer()
         self.store = store
         self._url = url
         self._token = token
@@ -242,6 +257,7 @@ class Device:
             retry_after_ms = _retry_after_ms(error)
         except (ClientError, OSError, TimeoutError, ProtocolError, msgspec.DecodeError) as error:
             sentence = str(error) or type(error).__name__
+        self._observer.closed(code)
         if code == 1009:
             protocol.take_back("too_large", "the server takes no message of this size")
         if protocol.answered:
@@ -277,6 +293,7 @@ class Device:
                     hearing = None
                     if message.type is not WSMsgType.TEXT:
                         return socket.close_code
+                    self._observer.heard(message.data)
                     frames = protocol.hear(message.data)
                     if protocol.welcome is not None and next_beat_s == float("inf"):
                         next_beat_s = time.monotonic() + protocol.welcome.heartbeat_s
@@ -288,6 +305,7 @@ class Device:
                     next_beat_s = time.monotonic() + protocol.welcome.heartbeat_s
                     frames.append(protocol.heartbeat())
                 for frame in frames:
+                    self._observer.sent(frame)
                     await socket.send_frame(frame, WSMsgType.TEXT)
                 self._heard.set()
         finally:

@@ -14,7 +14,19 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from bench.faults.history import Answered, Change, Data, Event, Item, Joined, Paged, Refused, Result, Sent
+from bench.faults.history import (
+    Answered,
+    Change,
+    Data,
+    Event,
+    Item,
+    Joined,
+    Paged,
+    Refused,
+    Result,
+    Rewound,
+    Sent,
+)
 
 #: What the data of every item names its tenant in.
 MARK: Final = "tenant"
@@ -61,7 +73,7 @@ class Account:
         self.tenants: dict[str, str] = {}
         self.sent: dict[tuple[str, str], list[Item]] = {}
         self.answers: dict[tuple[str, str], list[Answered]] = defaultdict(list)
-        self.pages: dict[str, list[Paged]] = defaultdict(list)
+        self.pages: dict[str, list[Paged | Rewound]] = defaultdict(list)
         self.refused: list[Refused] = []
         self.heard: dict[str, list[Answered | Paged]] = defaultdict(list)
         for event in history:
@@ -76,6 +88,8 @@ class Account:
                 case Paged():
                     self.pages[event.device].append(event)
                     self.heard[event.device].append(event)
+                case Rewound():
+                    self.pages[event.device].append(event)
                 case Refused():
                     self.refused.append(event)
                 case _:
@@ -278,6 +292,10 @@ def _pages(account: Account) -> Iterator[str]:
         last = {"live": 0, "whole": 0}
         newest: dict[tuple[str, str], int] = {}
         for page in pages:
+            if isinstance(page, Rewound):
+                last["live"] = 0
+                newest.clear()
+                continue
             for change in page.changes:
                 name = f"{device} at {page.at_s:.2f} s: {change.domain}/{change.id} version {change.version}"
                 if change.seq <= last[page.feed]:
@@ -357,7 +375,7 @@ def _patched(data: Data, patch: Data) -> Data:
 def _whole(account: Account, tables: Tables) -> Iterator[str]:
     """A pull from null at the end gives exactly the tenant's table."""
     for device, tenant in account.tenants.items():
-        pulled = [page for page in account.pages[device] if page.feed == "whole"]
+        pulled = [page for page in account.pages[device] if isinstance(page, Paged) and page.feed == "whole"]
         if not pulled:
             yield f"{device}: did not pull from null at the end"
             continue

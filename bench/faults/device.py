@@ -43,7 +43,7 @@ _GARBLED: Final = 0.001
 Way = Callable[[], tuple[str, int]]
 
 
-class _Heard(msgspec.Struct):
+class Heard(msgspec.Struct):
     """Any message of the server, as far as it matters here."""
 
     type: str
@@ -58,7 +58,7 @@ class _Heard(msgspec.Struct):
     changes: list[msgspec.Raw] = []
 
 
-_decode = msgspec.json.Decoder(_Heard).decode
+decode = msgspec.json.Decoder(Heard).decode
 _decode_change = msgspec.json.Decoder(Change).decode
 _encode = msgspec.json.encode
 
@@ -231,7 +231,7 @@ class Device:
         socket.write(frame(_encode({"type": "pull", "id": "whole", "cursor": self._whole, "limit": 50})))
 
     def _received(self, text: bytes) -> None:
-        heard = _decode(text)
+        heard = decode(text)
         self._heard_s = time.monotonic()
         match heard.type:
             case "welcome":
@@ -245,7 +245,7 @@ class Device:
             case _:
                 pass
 
-    def _synced(self, heard: _Heard) -> None:
+    def _synced(self, heard: Heard) -> None:
         number = int((heard.id or "0").partition(".")[0])
         key, results = f"{self.name}-{number}", heard.results
         if self._random.random() < _DROPPED:
@@ -269,7 +269,7 @@ class Device:
     def _keep_version(self, domain: str, record_id: str, version: int) -> None:
         self.versions[domain, record_id] = max(version, self.versions.get((domain, record_id), 0))
 
-    def _paged(self, heard: _Heard) -> None:
+    def _paged(self, heard: Heard) -> None:
         changes = [self._changes.read(text) for text in heard.changes]
         whole = heard.id == "whole"
         self._history.events.append(
@@ -292,7 +292,7 @@ class Device:
         elif self._socket is not None:
             self._pull(self._socket)
 
-    def _refused(self, heard: _Heard) -> None:
+    def _refused(self, heard: Heard) -> None:
         now_s = time.monotonic()
         again_s = now_s + max(heard.retry_after_ms / 1000, _TICK_S)
         number = (heard.id or "").partition(".")[0]

@@ -90,6 +90,12 @@ class Paged(_Event, frozen=True, kw_only=True, tag="paged"):
     changes: list[Change]
 
 
+class Rewound(_Event, frozen=True, kw_only=True, tag="rewound"):
+    """The device reads its feed again from an earlier cursor, since it could not tell an outcome."""
+
+    device: str
+
+
 class Refused(_Event, frozen=True, kw_only=True, tag="refused"):
     """The server answered with an error; ``key`` is the sync's, None for any other message."""
 
@@ -120,7 +126,7 @@ class Logged(_Event, frozen=True, kw_only=True, tag="logged"):
     entry: dict[str, Any]
 
 
-Event = Joined | Sent | Answered | Paged | Refused | Closed | Fault | Logged
+Event = Joined | Sent | Answered | Paged | Rewound | Refused | Closed | Fault | Logged
 
 
 class History:

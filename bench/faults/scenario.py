@@ -9,17 +9,19 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from random import Random
 from typing import Any, Final
 
 import msgspec
+from aiohttp import ClientSession
 
 from bench.faults.check import Account, check
 from bench.faults.device import Changes, Device, Way
 from bench.faults.history import Answered, Closed, Event, Fault, History, Refused
 from bench.faults.inject import FAULTS, Site
+from bench.faults.reference import ReferenceDevice
 from bench.faults.tables import read_tables
 from bench.faults.workload import POLICIES
 from bench.harness.administer import administer
@@ -40,6 +42,8 @@ from storage.stores.policies import PostgresPolicies
 ROUNDS: Final = 50
 WORKERS: Final = 2
 DEVICES: Final = 40
+#: Reference devices, one of each tenant, with their own store and backoff.
+REFERENCES: Final = 4
 TENANTS: Final = ("fault-a", "fault-b", "fault-c", "fault-d")
 PER_S: Final = 2.0
 #: Devices on each worker's own port, and proxies; every third of the others is behind one.
@@ -76,9 +80,9 @@ async def faults(options: Options) -> Report:
 
 def _work(rounds: int, seed: int) -> str:
     return (
-        f"{rounds} rounds, seed {seed}; {DEVICES} devices of {len(TENANTS)} tenants, each with"
-        f" {PER_S:g} syncs a second of 1 to 5 edits of records that all of it share; 5 % of messages delayed,"
-        " 1 % doubled, 0.1 % dropped, 0.1 % malformed"
+        f"{rounds} rounds, seed {seed}; {DEVICES} devices of {len(TENANTS)} tenants, each with {PER_S:g}"
+        " syncs a second of 1 to 5 edits of records that all of it share; 5 % of messages delayed, 1 % doubled,"
+        f" 0.1 % dropped, 0.1 % malformed; beside them {REFERENCES} reference devices"
     )
 
 
@@ -120,7 +124,8 @@ class _Run:
         self._history = history
         self._report = report
         self._random = Random(options.seed)
-        self._devices: list[Device] = []
+        self._changes = Changes()
+        self._devices: list[Device | ReferenceDevice] = []
         self._found: list[str] = []
 
     async def rounds(self, count: int) -> None:
@@ -149,7 +154,9 @@ class _Run:
                 tenants=TENANTS,
                 audience=self._options.settings.auth.audience,
             )
-            self._devices = self._made(target, ways)
+            session = await stack.enter_async_context(ClientSession())
+            addresses = [proxies[0].url, f"http://127.0.0.1:{server.port}"]
+            self._devices = [*self._made(target, ways), *self._references(target, addresses, session)]
             group = await stack.enter_async_context(asyncio.TaskGroup())
             running = [group.create_task(device.run()) for device in self._devices]
             site = Site(self._environment.home, self._postgres, self._dsn, server, proxies, self._random)
@@ -168,16 +175,36 @@ class _Run:
         )
 
     def _made(self, target: Target, ways: list[Way]) -> list[Device]:
-        changes = Changes()
         devices = []
         for index in range(DEVICES):
             name, tenant = f"device-{index:02}", TENANTS[index % len(TENANTS)]
             way = ways[index % len(ways)]
             seed = f"{self._options.seed} {name}"
-            device = Device(name, tenant, target.token(tenant, name), way, self._history, changes, seed)
+            device = Device(name, tenant, target.token(tenant, name), way, self._history, self._changes, seed)
             device.per_s = PER_S
             devices.append(device)
         return devices
+
+    def _references(
+        self, target: Target, addresses: Sequence[str], session: ClientSession
+    ) -> Iterator[ReferenceDevice]:
+        home = self._environment.home / "reference"
+        home.mkdir()
+        for index in range(REFERENCES):
+            name, tenant = f"reference-{index}", TENANTS[index % len(TENANTS)]
+            device = ReferenceDevice(
+                name,
+                tenant,
+                target.token(tenant, name),
+                addresses[index % len(addresses)],
+                self._history,
+                self._changes,
+                f"{self._options.seed} {name}",
+                home,
+                session,
+            )
+            device.per_s = PER_S
+            yield device
 
     async def _round(self, number: int, name: str, site: Site) -> None:
         """Inject one fault, and report how long devices take after it."""

@@ -24,6 +24,7 @@ from bench.faults.history import (
     Paged,
     Refused,
     Result,
+    Rewound,
     Sent,
     decoded,
     encoded,
@@ -376,3 +377,9 @@ def test_check_history_that_lacks_an_answer_fails(random: Random) -> None:
     lost = random.choice(keys)
     kept = [event for event in found.history if not (isinstance(event, Answered) and event.key == lost)]
     assert check(kept, found.tables) != []
+
+
+def test_check_page_that_goes_back_is_no_fault_after_a_rewind(world: World) -> None:
+    first = next(event for event in world.history if isinstance(event, Paged) and event.device == "a2")
+    assert any("came after" in fault for fault in check([*world.history, first], world.tables))
+    assert check([*world.history, Rewound(at_s=5, device="a2"), first], world.tables) == []

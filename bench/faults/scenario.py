@@ -81,7 +81,7 @@ async def faults(options: Options) -> Report:
 def _work(rounds: int, seed: int) -> str:
     return (
         f"{rounds} rounds, seed {seed}; {DEVICES} devices of {len(TENANTS)} tenants, each with {PER_S:g}"
-        " syncs a second of 1 to 5 edits of records that all of it share; 5 % of messages delayed, 1 % doubled,"
+        " syncs a second of 1 to 5 edits of records that all share; 5 % of messages delayed, 1 % doubled,"
         f" 0.1 % dropped, 0.1 % malformed; beside them {REFERENCES} reference devices"
     )
 

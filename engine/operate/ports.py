@@ -17,8 +17,8 @@ from engine.operate.rows import (
     QuarantineCase,
     QuarantineSummary,
     Recovered,
-    TenantHolds,
     TenantSummary,
+    TenantUsageSummary,
 )
 from engine.plan.work import ResolveAnswer
 from engine.runtime.ports import StoreError
@@ -103,7 +103,7 @@ class TenantAdmin(Protocol):
 class UsageAdmin(Protocol):
     """The usage of tenants."""
 
-    async def usage(self, tenant: str | None) -> list[TenantHolds]:
+    async def usage(self, tenant: str | None) -> list[TenantUsageSummary]:
         """Return the usage of one tenant, or of all by name (None).
 
         Raises RefusedError if there is no such tenant, StoreError.

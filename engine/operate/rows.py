@@ -29,7 +29,7 @@ class TenantSummary(msgspec.Struct, frozen=True):
     changes: int
 
 
-class TenantHolds(msgspec.Struct, frozen=True):
+class TenantUsageSummary(msgspec.Struct, frozen=True):
     """The usage of one tenant; ``file_bytes`` counts its files and its open uploads."""
 
     name: str

@@ -85,7 +85,7 @@ async def usage(deployment: Deployment, *, name: str | None, json_: bool) -> Non
             *((kind, held[kind], bounds[kind]) for kind in held),
             ("file_bytes", one.file_bytes, files),
         ):
-            rows.append(TenantUse(one.name, kind, used, bound))
+            rows.append(UsageRow(one.name, kind, used, bound))
     if json_:
         as_json(rows)
         return
@@ -95,7 +95,7 @@ async def usage(deployment: Deployment, *, name: str | None, json_: bool) -> Non
     )
 
 
-class TenantUse(msgspec.Struct, frozen=True):
+class UsageRow(msgspec.Struct, frozen=True):
     """The usage of one kind by one tenant, and the limit."""
 
     tenant: str
@@ -104,7 +104,7 @@ class TenantUse(msgspec.Struct, frozen=True):
     bound: int
 
 
-def _part(one: TenantUse) -> float:
+def _part(one: UsageRow) -> float:
     return one.used / one.bound if one.bound else 1.0
 
 

@@ -1,16 +1,14 @@
-"""Days of the tables that grow by time: added ahead, and dropped when nobody may ask for them.
+"""Partitions by day of the tables that grow with time: added ahead, and dropped after their lifetime.
 
-A table's last partition, ``…_later``, takes everything from its lower bound on. Days are cut off its
-front while they are ahead, so that it is all but empty then; rows that it holds for them (a device's
-clock runs ahead, or nobody was here for long) are moved in the same transaction. There is no DEFAULT
-partition.
+The last partition of a table, ``…_later``, takes all rows from its lower bound on. Days are split off it
+while they are still ahead, when it is almost empty. Rows that it has for these days (the clock of a device
+runs ahead, or no server ran for long) move in the same transaction. There is no DEFAULT partition.
 
-Where ``events_later`` holds many rows, moving them and looking through the rest would keep every writer
-waiting for long. Then it is set apart, with another partition in its place, and moves its rows in small
-transactions. Its new bound is a constraint that was validated, so that it is attached again without a look at
-its rows. Whoever looks for an event that is dated ahead looks into it as well (commit/reads.py), so
-that none is missed meanwhile; so it is never set apart while it may have events of these days. What was cut
-short is finished by the next run.
+If ``events_later`` has many rows, moving them and checking the rest would block every writer for long. Then
+it is detached, another partition takes its place, and its rows move in small transactions. Its new bound is
+a validated constraint, so that it is attached again without a scan. A read of an event that is dated ahead
+looks into the detached table too (commit/reads.py), so that no event is missed. So it is never detached
+while it may have events of the current days. A run that was killed is finished by the next one.
 """
 
 from __future__ import annotations
@@ -33,32 +31,32 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
     from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
-#: Missed runs of a fortnight do no harm.
+#: Servers may be down for a fortnight before a day has no partition.
 DAYS_AHEAD: Final = 14
-#: Syncs queue behind whoever waits for a table: rather give up and try again.
+#: Syncs queue behind a statement that waits for a table. So it gives up soon and tries again.
 _LOCK_TIMEOUT_MS: Final = 500
 _TRIES: Final = 6
-#: A transaction may have begun, and so its created_at be, before a clock or a lock let it write.
+#: ``created_at`` is the begin of a transaction, which may be earlier than its rows, by clocks and locks.
 _MARGIN: Final = timedelta(hours=2)
 
-#: Of the last partition so many rows are moved and looked through in one transaction: milliseconds.
+#: The last partition may have so many rows to be split in one transaction, which takes milliseconds.
 _FEW_ROWS: Final = 10_000
-#: The last partition begins so far ahead when it is set apart.
-_APART_AHEAD: Final = timedelta(days=7)
-#: Blocks of 8 KiB that are gone through in one transaction, about 5,000 rows.
+#: The last partition must begin so far ahead to be detached.
+_DETACH_AHEAD: Final = timedelta(days=7)
+#: Blocks of 8 KiB whose rows move in one transaction, about 5,000 rows.
 _MOVED_BLOCKS: Final = 64
-#: Stands in for ``events_later`` while that is set apart.
+#: Takes the place of ``events_later`` while that is detached.
 _INTERIM: Final = "events_interim"
 _BOUND: Final = "events_later_bound"
 
 _DAY: Final = timedelta(days=1)
 _DAY_US: Final = 86_400_000_000
 _EPOCH: Final = date(1970, 1, 1)
-#: The ends of what a bigint can say.
+#: The range of a bigint.
 _EARLIEST_US: Final = -(1 << 63)
 _LATEST_US: Final = (1 << 63) - 1
-#: Events of days that are gone, which came late. In batches: each is a transaction of its own.
-#: Tenants that a batch has at hand are left for the next run.
+#: Deletes late events of days that were dropped, in batches, each a transaction of its own. Tenants that are
+#: locked by a batch are left for the next run.
 _LATE: Final = (
     "WITH old AS MATERIALIZED (SELECT ctid AS place, tenant_id AS t, octet_length(data::text) AS b"
     " FROM events_earlier WHERE received_at < %(before)s LIMIT %(rows)s),"
@@ -74,8 +72,8 @@ _LATE_ROWS: Final = 5000
 _BOUNDS: Final = re.compile(r"FOR VALUES FROM \('?([^')]+)'?\) TO \('?([^')]+)'?\)\Z")
 
 
-#: Whether ``events_later`` is set apart.
-_APART: Final = "SELECT NOT relispartition FROM pg_class WHERE oid = 'events_later'::regclass"
+#: Whether ``events_later`` is detached.
+_DETACHED: Final = "SELECT NOT relispartition FROM pg_class WHERE oid = 'events_later'::regclass"
 #: The bounds of partitions, written in UTC whatever the settings of the role.
 _PARTITIONS_OF: Final = (
     "SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO';"
@@ -86,7 +84,7 @@ _PARTITIONS_OF: Final = (
 
 
 class _Series(NamedTuple):
-    """A table partitioned by day of ``column``: how a day's beginning is written in SQL, and read."""
+    """A table with partitions by the day of ``column``; ``bound`` writes a day in SQL, ``day`` reads it."""
 
     table: str
     column: str
@@ -95,39 +93,44 @@ class _Series(NamedTuple):
 
 
 class _Partition(NamedTuple):
-    """Days from ``begins`` up to, not including, ``ends``; None is without bound."""
+    """The days from ``begins`` to before ``ends``; None is no bound."""
 
     name: str
     begins: date | None
     ends: date | None
 
 
-def _us(day: date) -> str:
+def _us_of_day(day: date) -> str:
     return str((day - _EPOCH).days * _DAY_US)
 
 
-def _of_us(text: str) -> date:
+def _day_of_us(text: str) -> date:
     return _EPOCH + timedelta(days=int(text) // _DAY_US)
 
 
-def _instant(day: date) -> str:
+def _timestamp_of_day(day: date) -> str:
     return f"'{day} 00:00:00+00'"
 
 
-def _of_instant(text: str) -> date:
+def _day_of_timestamp(text: str) -> date:
     return datetime.fromisoformat(text).astimezone(UTC).date()
 
 
-EVENTS: Final = _Series("events", "sent_at_us", _us, _of_us)
-IDEMPOTENCY: Final = _Series("sync_idempotency_record", "created_at", _instant, _of_instant)
+EVENTS: Final = _Series("events", "sent_at_us", _us_of_day, _day_of_us)
+IDEMPOTENCY: Final = _Series("sync_idempotency_record", "created_at", _timestamp_of_day, _day_of_timestamp)
 
 
 def maintain(dsn: str, lifetime_h: float, events_d: int = 0) -> None:
-    """Add days ahead and drop answers kept for longer than ``lifetime_h``, by the database's clock.
+    """Add days ahead and drop days that are past their lifetime, by the clock of the database.
 
-    Days of events go after ``events_d``, where that is not 0.
+    Args:
+        dsn: The database.
+        lifetime_h: The lifetime of kept answers.
+        events_d: The lifetime of events; 0 is for ever.
 
-    Raises StoreRetryError when a table was too busy; nothing is lost by trying again later.
+    Raises:
+        StoreRetryError: A table was too busy; a later run does the rest.
+        StoreError: The database is away.
     """
     with connected(dsn) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT now()")
@@ -138,51 +141,51 @@ def maintain(dsn: str, lifetime_h: float, events_d: int = 0) -> None:
 
 
 def ensure_partitions(dsn: str, today: date, days_ahead: int = DAYS_AHEAD) -> list[str]:
-    """Give every day up to ``days_ahead`` from today a partition of its own; return those made.
+    """Give every day up to ``days_ahead`` from today a partition; return the names of new ones.
 
-    Days before today for which there is none yet share one. Raises StoreRetryError, StoreError.
+    Days before today without a partition share one. Raises StoreRetryError, StoreError.
     """
     made: list[str] = []
     until = today + (days_ahead + 1) * _DAY
     with connected(dsn) as connection:
-        if _is_apart(connection):  # a run was cut short
-            _join(connection)
+        if _is_detached(connection):  # a run was killed
+            _finish_detached(connection)
         for series in (EVENTS, IDEMPOTENCY):
-            if _front(_partitions(connection, series)) < until:
-                apart = series is EVENTS and _is_ahead(connection, today) and _holds_many(connection)
-                cut = _set_apart if apart else _cut
-                made += _patiently(connection, partial(cut, series=series, today=today, until=until))
+            if _last_begin(_partitions(connection, series)) < until:
+                apart = series is EVENTS and _is_ahead(connection, today) and _has_many_rows(connection)
+                cut = _detach_later if apart else _split_later
+                made += _with_retries(connection, partial(cut, series=series, today=today, until=until))
                 if apart:
-                    _join(connection)
+                    _finish_detached(connection)
     return made
 
 
 def days_ahead(dsn: str, today: date) -> int:
-    """Count the days from today on that have partitions, in the table that has fewest. Raises StoreError."""
+    """Return how many days from today on have partitions, in the table with the fewest. Raises StoreError."""
     with connected(dsn) as connection:
-        fronts = [_front(_partitions(connection, series)) for series in (EVENTS, IDEMPOTENCY)]
+        fronts = [_last_begin(_partitions(connection, series)) for series in (EVENTS, IDEMPOTENCY)]
     return max(0, (min(fronts) - today).days)
 
 
 async def event_days(database: Database) -> list[tuple[int, int]]:
-    """List the spans that have partitions of events, from the earliest on, in microseconds since 1970.
+    """List the spans with partitions of events, the earliest first, in microseconds since 1970.
 
-    Raises StoreRetryError while ``events_later`` is set apart: a reader of ``events`` misses what is in it.
+    Raises StoreRetryError while ``events_later`` is detached: a read of ``events`` misses its rows.
     """
-    if await database.query(_APART) == [(True,)]:
+    if await database.query(_DETACHED) == [(True,)]:
         raise StoreRetryError("days of events are being moved: try again in a minute")
     found = _parsed(await database.query(_PARTITIONS_OF, {"table": EVENTS.table}), EVENTS)
     return sorted(
         (
-            _EARLIEST_US if one.begins is None else int(_us(one.begins)),
-            _LATEST_US if one.ends is None else int(_us(one.ends)),
+            _EARLIEST_US if one.begins is None else int(_us_of_day(one.begins)),
+            _LATEST_US if one.ends is None else int(_us_of_day(one.ends)),
         )
         for one in found
     )
 
 
 def drop_expired(dsn: str, before: datetime) -> list[str]:
-    """Drop the days of kept answers that ended well before an instant; return those dropped.
+    """Drop the days of kept answers that ended before a time, with a margin; return their names.
 
     Raises StoreRetryError, StoreError.
     """
@@ -195,21 +198,21 @@ def drop_expired(dsn: str, before: datetime) -> list[str]:
 
 
 def _drop_counted(connection: Connection, cursor: Cursor, series: _Series, last: date) -> list[str]:
-    """Drop days, and take what was in them off what their tenants hold."""
+    """Drop days, and subtract their rows from the usage of tenants."""
     kind: Daily = "answer" if series is IDEMPOTENCY else "event"
     drop = _drop if series is IDEMPOTENCY else _drop_events
     held = {name: counted(cursor, name, kind) for name in _expired(_partitions(connection, series), last)}
-    gone = _patiently(connection, partial(drop, last=last))
+    gone = _with_retries(connection, partial(drop, last=last))
     for name in gone:
         subtract(cursor, held.get(name, ()), kind)
     return gone
 
 
 def drop_events(dsn: str, events_d: int) -> int:
-    """Drop the days of events that ended more than ``events_d`` days ago, 0 being never; count those dropped.
+    """Drop the days of events that ended more than ``events_d`` days ago; return how many. 0 drops none.
 
-    The first partition, ``events_earlier``, takes their place, so that an event whose device comes back after
-    years is stored still. What it holds goes by when it was received. Raises StoreRetryError, StoreError.
+    The first partition, ``events_earlier``, takes their place, so that a device that comes back after years
+    can store its events. These are deleted by the time of their arrival. Raises StoreRetryError, StoreError.
     """
     if not events_d:
         return 0
@@ -229,8 +232,8 @@ def drop_events(dsn: str, events_d: int) -> int:
 
 
 def _drop_events(cursor: Cursor, last: date) -> list[str]:
-    """Drop days, and have the first partition begin where they ended."""
-    partitions = _read(cursor, EVENTS)
+    """Drop days, and extend the first partition up to where they ended."""
+    partitions = _read_partitions(cursor, EVENTS)
     gone = _expired(partitions, last)
     if gone:
         ends = max(one.ends for one in partitions if one.name in gone and one.ends)
@@ -244,7 +247,7 @@ def _drop_events(cursor: Cursor, last: date) -> list[str]:
     return gone
 
 
-def _patiently(connection: Connection, change: Callable[[Cursor], list[str]]) -> list[str]:
+def _with_retries(connection: Connection, change: Callable[[Cursor], list[str]]) -> list[str]:
     for _ in range(_TRIES):
         try:
             with schema_change(connection, _LOCK_TIMEOUT_MS) as cursor:
@@ -254,13 +257,13 @@ def _patiently(connection: Connection, change: Callable[[Cursor], list[str]]) ->
     raise StoreRetryError("a table is too busy to change its partitions now")
 
 
-def _cut(cursor: Cursor, series: _Series, today: date, until: date) -> list[str]:
-    """Cut the days up to ``until`` off the front of the last partition."""
+def _split_later(cursor: Cursor, series: _Series, today: date, until: date) -> list[str]:
+    """Split the days up to ``until`` off the last partition."""
     table, later = series.table, f"{series.table}_later"
-    spans = list(_spans(_front(_read(cursor, series)), today, until))
+    spans = list(_spans(_last_begin(_read_partitions(cursor, series)), today, until))
     if not spans:
         return []
-    for begins, _ in spans:  # standalone: what is locked from here on is locked for milliseconds
+    for begins, _ in spans:  # made before anything is locked, so that locks last for milliseconds
         cursor.execute(f"CREATE TABLE {table}_{begins:%Y%m%d} (LIKE {table} INCLUDING ALL)")
     cursor.execute(f"ALTER TABLE {table} DETACH PARTITION {later}")
     for begins, ends in spans:
@@ -279,24 +282,24 @@ def _cut(cursor: Cursor, series: _Series, today: date, until: date) -> list[str]
 
 
 def _is_ahead(connection: Connection, today: date) -> bool:
-    return _front(_partitions(connection, EVENTS)) >= today + _APART_AHEAD
+    return _last_begin(_partitions(connection, EVENTS)) >= today + _DETACH_AHEAD
 
 
-def _holds_many(connection: Connection) -> bool:
+def _has_many_rows(connection: Connection) -> bool:
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT count(*) FROM (SELECT FROM events_later LIMIT {_FEW_ROWS + 1}) AS found")
         return bool(cursor.fetchall()[0][0] > _FEW_ROWS)
 
 
-def _is_apart(connection: Connection) -> bool:
+def _is_detached(connection: Connection) -> bool:
     with connection.cursor() as cursor:
-        cursor.execute(_APART)
+        cursor.execute(_DETACHED)
         return bool(cursor.fetchall()[0][0])
 
 
-def _set_apart(cursor: Cursor, series: _Series, today: date, until: date) -> list[str]:
-    """Cut the days up to ``until``, and have another partition in place of ``events_later``."""
-    spans = list(_spans(_front(_read(cursor, series)), today, until))
+def _detach_later(cursor: Cursor, series: _Series, today: date, until: date) -> list[str]:
+    """Add the days up to ``until``, and put another partition in the place of ``events_later``."""
+    spans = list(_spans(_last_begin(_read_partitions(cursor, series)), today, until))
     if not spans:
         return []
     ranges = [(f"events_{begins:%Y%m%d}", series.bound(begins), series.bound(ends)) for begins, ends in spans]
@@ -309,21 +312,21 @@ def _set_apart(cursor: Cursor, series: _Series, today: date, until: date) -> lis
     return [name for name, _, _ in ranges[:-1]]
 
 
-def _join(connection: Connection) -> None:
-    """Empty ``events_later`` of what is cut off it, and put it back. Several may do so at once."""
-    until = EVENTS.bound(_front(_partitions(connection, EVENTS)))
+def _finish_detached(connection: Connection) -> None:
+    """Move the rows of split days out of ``events_later``, and attach it. Processes may do so at once."""
+    until = EVENTS.bound(_last_begin(_partitions(connection, EVENTS)))
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_relation_size('events_later') / current_setting('block_size')::int")
         blocks = int(cursor.fetchall()[0][0])
         for first in range(0, blocks, _MOVED_BLOCKS):
-            _move(cursor, first, until)
-        _patiently(connection, partial(_add_bound, until=until))
+            _move_rows(cursor, first, until)
+        _with_retries(connection, partial(_add_bound, until=until))
         cursor.execute("SET statement_timeout = 0")
         cursor.execute(f"ALTER TABLE events_later VALIDATE CONSTRAINT {_BOUND}")
-    _patiently(connection, partial(_put_back, until=until))
+    _with_retries(connection, partial(_reattach_later, until=until))
 
 
-def _move(cursor: Cursor, first: int, until: str) -> None:
+def _move_rows(cursor: Cursor, first: int, until: str) -> None:
     cursor.execute(
         f"WITH moved AS (DELETE FROM events_later WHERE ctid >= '({first},0)'"
         f" AND ctid < '({first + _MOVED_BLOCKS},0)' AND sent_at_us < {until} RETURNING *)"
@@ -339,9 +342,9 @@ def _add_bound(cursor: Cursor, until: str) -> list[str]:
     return []
 
 
-def _put_back(cursor: Cursor, until: str) -> list[str]:
+def _reattach_later(cursor: Cursor, until: str) -> list[str]:
     cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (_INTERIM,))
-    if cursor.fetchall() == [(True,)]:  # else another process did so by now
+    if cursor.fetchall() == [(True,)]:  # otherwise another process did it
         cursor.execute(f"ALTER TABLE events DETACH PARTITION {_INTERIM}")
         cursor.execute(
             f"ALTER TABLE events ATTACH PARTITION events_later FOR VALUES FROM ({until}) TO (MAXVALUE)"
@@ -354,14 +357,14 @@ def _put_back(cursor: Cursor, until: str) -> list[str]:
 
 def _drop(cursor: Cursor, last: date) -> list[str]:
     """Drop days of kept answers."""
-    gone = _expired(_read(cursor, IDEMPOTENCY), last)
+    gone = _expired(_read_partitions(cursor, IDEMPOTENCY), last)
     for name in gone:
         cursor.execute(f"DROP TABLE {name}")
     return gone
 
 
 def _expired(partitions: list[_Partition], last: date) -> list[str]:
-    """Find the days that ended by ``last``; those without bounds stay, whatever the time."""
+    """Return the days that ended by ``last``; partitions without a bound stay."""
     return [one.name for one in partitions if one.begins and one.ends and one.ends <= last]
 
 
@@ -376,10 +379,10 @@ def _spans(begins: date, today: date, until: date) -> Iterator[tuple[date, date]
 
 def _partitions(connection: Connection, series: _Series) -> list[_Partition]:
     with connection, connection.cursor() as cursor:
-        return _read(cursor, series)
+        return _read_partitions(cursor, series)
 
 
-def _read(cursor: Cursor, series: _Series) -> list[_Partition]:
+def _read_partitions(cursor: Cursor, series: _Series) -> list[_Partition]:
     cursor.execute(_PARTITIONS_OF, {"table": series.table})
     return _parsed(cursor.fetchall(), series)
 
@@ -395,6 +398,6 @@ def _parsed(rows: list[tuple[str, str]] | list[Row], series: _Series) -> list[_P
     return partitions
 
 
-def _front(partitions: list[_Partition]) -> date:
-    """Find where the last partition begins."""
+def _last_begin(partitions: list[_Partition]) -> date:
+    """Return where the last partition begins."""
     return next(one.begins for one in partitions if one.begins and not one.ends)

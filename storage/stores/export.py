@@ -30,7 +30,7 @@ _OF_PAGE: Final = (
     "WHERE tenant_id = %(tenant)s AND domain = %(domain)s AND (id, sent_at_us) > (%(after)s, %(sent)s)"
     " AND sent_at_us >= %(from)s AND sent_at_us < %(to)s"
 )
-#: Events of ``events_later`` are met once, whether it is set apart now (storage/postgres/partitions.py) or
+#: Events of ``events_later`` come once, whether it is detached now (storage/postgres/partitions.py) or
 # not.
 _EVENTS: Final = (
     "SELECT DISTINCT ON (id, sent_at_us) id, sent_at_us, at_us,"
@@ -69,7 +69,7 @@ class PostgresExport:
             if first_us < last_us:
                 async for page in _events(database, values | {"from": first_us, "to": last_us}):
                     yield page
-        await event_days(database)  # raises if rows were set apart while pages were read
+        await event_days(database)  # raises if the last partition was detached while pages were read
 
 
 async def _records(database: Database, values: dict[str, Any]) -> AsyncIterator[list[Row]]:

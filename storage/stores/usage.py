@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from engine.model.rows import TenantUsage
 from engine.operate.ports import NoTenantError
-from engine.operate.rows import TenantHolds
+from engine.operate.rows import TenantUsageSummary
 from engine.plan.tenant_usage import NAMES
 from storage.postgres.blocking import connected
 from storage.postgres.daily_usage import DROPPING, add
@@ -110,7 +110,7 @@ class PostgresUsage:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def usage(self, tenant: str | None) -> list[TenantHolds]:
+    async def usage(self, tenant: str | None) -> list[TenantUsageSummary]:
         """List what tenants hold, by name."""
         columns = ", ".join(f"coalesce(c.{name}, 0)" for name in NAMES)
         found = await self._database.query(
@@ -122,7 +122,7 @@ class PostgresUsage:
         )
         if tenant is not None and not found:
             raise NoTenantError(tenant)
-        return [TenantHolds(name, TenantUsage(*held), file_bytes) for name, file_bytes, *held in found]
+        return [TenantUsageSummary(name, TenantUsage(*held), file_bytes) for name, file_bytes, *held in found]
 
     async def fullest(self) -> TenantUsage:
         """Return the highest value of each number among all tenants. Raises StoreError."""

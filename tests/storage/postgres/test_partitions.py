@@ -32,12 +32,12 @@ def today(dsn: str) -> date:
     return datetime.fromtimestamp(int(first_us) / 1e6, UTC).date()
 
 
-def _us(day: date) -> int:
+def _us_of_day(day: date) -> int:
     return int(datetime(day.year, day.month, day.day, 12, tzinfo=UTC).timestamp()) * 1_000_000
 
 
 def _event(dsn: str, day: date) -> None:
-    execute(dsn, f"INSERT INTO events VALUES (1, 'metrics', '{day}', {_us(day)}, 0, 'phone', '{{}}')")
+    execute(dsn, f"INSERT INTO events VALUES (1, 'metrics', '{day}', {_us_of_day(day)}, 0, 'phone', '{{}}')")
 
 
 def _kept_answer(dsn: str, at: datetime) -> None:
@@ -92,7 +92,7 @@ def many(dsn: str, today: date, monkeypatch: pytest.MonkeyPatch) -> list[EventKe
     monkeypatch.setattr(partitions, "_MOVED_BLOCKS", 1)
     ensure_partitions(dsn, today, 7)
     ahead = [8 + n % 9 if n % 2 else 1000 + n for n in range(300)]
-    keys = [EventKey(1, "metrics", str(n), _us(today + days * _DAY)) for n, days in enumerate(ahead)]
+    keys = [EventKey(1, "metrics", str(n), _us_of_day(today + days * _DAY)) for n, days in enumerate(ahead)]
     values = ", ".join(f"(1, 'metrics', '{key.id}', {key.sent_at_us}, 0, 'phone', '{{}}')" for key in keys)
     execute(
         dsn,
@@ -127,20 +127,20 @@ async def test_ensure_partitions_many_rows_ahead_move_in_small_transactions(
     dsn: str, today: date, many: list[EventKey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved: list[int] = []
-    late = EventKey(1, "metrics", "late", _us(today + 2000 * _DAY))
-    soon = EventKey(1, "metrics", "soon", _us(today + 10 * _DAY))
+    late = EventKey(1, "metrics", "late", _us_of_day(today + 2000 * _DAY))
+    soon = EventKey(1, "metrics", "soon", _us_of_day(today + 10 * _DAY))
 
     def move(cursor: Cursor, first: int, until: str) -> None:
         assert asyncio.run(_found(dsn, many)) == set(many)
-        move_really(cursor, first, until)
+        move_rows_really(cursor, first, until)
         moved.append(cursor.rowcount)
         if len(moved) == 2:
             for key in (late, soon):
                 row = f"(1, 'metrics', '{key.id}', {key.sent_at_us}, 0, 'phone', '{{}}')"
                 execute(dsn, f"INSERT INTO events VALUES {row}")
 
-    move_really = partitions._move
-    monkeypatch.setattr(partitions, "_move", move)
+    move_rows_really = partitions._move_rows
+    monkeypatch.setattr(partitions, "_move_rows", move)
     made = await asyncio.to_thread(ensure_partitions, dsn, today, 12)
     assert [name for name in made if name.startswith("events")] == [
         f"events_{today + n * _DAY:%Y%m%d}" for n in range(8, 13)
@@ -161,7 +161,7 @@ async def test_ensure_partitions_killed_cut_is_finished_by_the_next_run(
     def killed(*_: object, **__: object) -> None:
         raise KilledError
 
-    for step in ("_move", "_add_bound", "_put_back"):
+    for step in ("_move_rows", "_add_bound", "_reattach_later"):
         with monkeypatch.context() as patched:
             patched.setattr(partitions, step, killed)
             with pytest.raises(KilledError):
@@ -176,7 +176,7 @@ async def test_ensure_partitions_killed_cut_is_finished_by_the_next_run(
 async def test_ensure_partitions_partition_with_current_days_is_not_set_apart(
     dsn: str, today: date, many: list[EventKey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partitions, "_set_apart", None)
+    monkeypatch.setattr(partitions, "_detach_later", None)
     ensure_partitions(dsn, today + 2 * _DAY, 8)
     _once_each(dsn, many, today, 10)
     assert await _found(dsn, many) == set(many)
@@ -188,16 +188,16 @@ def test_ensure_partitions_bound_is_validated_before_attaching(
 ) -> None:
     seen: list[object] = []
 
-    def put_back(cursor: Cursor, until: str) -> list[str]:
+    def reattach(cursor: Cursor, until: str) -> list[str]:
         cursor.execute("SELECT convalidated FROM pg_constraint WHERE conname = 'events_later_bound'")
         seen.extend(cursor.fetchall())
         cursor.execute("SET LOCAL client_min_messages = debug1")
-        put_back_really(cursor, until)
+        reattach_really(cursor, until)
         seen.extend(notice for notice in cursor.connection.notices if "implied by existing" in notice)
         return []
 
-    put_back_really = partitions._put_back
-    monkeypatch.setattr(partitions, "_put_back", put_back)
+    reattach_really = partitions._reattach_later
+    monkeypatch.setattr(partitions, "_reattach_later", reattach)
     ensure_partitions(dsn, today, 12)
     assert seen[0] == (True,)
     assert any("events_later" in str(notice) for notice in seen[1:]), seen

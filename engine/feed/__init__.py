@@ -1,1 +1,1 @@
-"""What devices read of changes: pages, cursors and live subscriptions; nothing is written here."""
+"""What devices read: pages of changes, cursors and live subscriptions. Nothing is written here."""

@@ -1,4 +1,4 @@
-"""Cursors: where a device stands in its tenant's feed, as an opaque string."""
+"""Cursors: a device's position in its tenant's feed, as an opaque string."""
 
 from __future__ import annotations
 
@@ -15,9 +15,19 @@ MAX_DOMAIN_CHARS: Final = 255
 
 
 class Scope:
-    """What a cursor is bound to besides the seq: tenant, epoch and set of domains.
+    """The tenant, epoch and set of domains that a cursor is valid for.
 
-    ``unknown`` are the names among ``domains`` that ``known`` does not have, in order.
+    ``domains`` is None for all domains. ``unknown`` has the names of ``domains`` that ``known`` lacks,
+    sorted.
+
+    Args:
+        epoch: The database's epoch.
+        tenant_id: The tenant.
+        domains: 1 to ``MAX_DOMAINS`` names, in any order; None for all.
+        known: The domains that may hold records; None if that does not matter.
+
+    Raises:
+        SyncError: ``invalid_message``: too many domains, none, or a name that is too long.
     """
 
     __slots__ = ("_bound", "domains", "unknown")
@@ -40,14 +50,15 @@ class Scope:
         self._bound = f"1.{epoch}.{tenant_id}.{digest if domains is not None else 'all'}."
 
     def cursor(self, seq: int) -> str:
-        """Write the cursor that stands behind ``seq``."""
+        """Return the cursor of the position after ``seq``."""
         return base64.urlsafe_b64encode(f"{self._bound}{seq}".encode()).rstrip(b"=").decode()
 
     def seq(self, cursor: str | None) -> int:
-        """Read a cursor; null is the beginning.
+        """Return the seq of a cursor; 0, the beginning, for null.
 
-        Raises SyncError ``invalid_message`` for what is no cursor, ``cursor_expired`` for one of another
-        tenant, epoch or set of domains.
+        Raises:
+            SyncError: ``invalid_message`` if it is not a cursor, ``cursor_expired`` if it is one of another
+                tenant, epoch or set of domains.
         """
         if cursor is None:
             return 0
@@ -66,7 +77,7 @@ class Scope:
 
 
 def expired() -> SyncError:
-    """Say that a cursor does not fit this feed any more."""
+    """Return the error for a cursor that does not fit this feed."""
     return SyncError("cursor_expired", "this cursor is not of this feed; pull again with cursor null")
 
 

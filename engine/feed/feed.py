@@ -1,8 +1,8 @@
 """The feed: pulls, and live subscriptions over a per-tenant tail in memory.
 
-Page bodies are encoded once and shared by all subscriptions that want the same. One that fell behind
-the tail, or whose sink was full, is caught up from the store; a gap in what is published is read
-from the store once for the whole tenant, and for several tenants together.
+Page bodies are encoded once and shared by all subscriptions that want the same. A subscription that fell
+behind the tail, or whose sink was full, is caught up from the store. A gap in the published changes is read
+from the store once for all subscriptions of the tenant, and for several tenants in one read.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from engine.runtime.read_limiter import Reader, ReadLimiter
 from engine.wire.errors import SyncError
 from engine.wire.messages import Subscribe
 
-#: One's own seq n often beats another process's n-1: wait before asking the store.
+#: A process often publishes its own seq n before it hears of seq n-1 of another process. It waits this long
+#: for that before it asks the store.
 GAP_WAIT_S: Final = 0.05
 _RETRY_S: Final = 0.5
-#: Frames handed out before other work gets its turn on the loop.
+#: Pages sent before other work gets its turn on the loop.
 _SENDS_PER_TURN: Final = 100
-#: Tenants whose heads are asked for at once.
+#: Tenants whose heads are read by one statement.
 _HEADS: Final = 1000
 
 _log = structlog.get_logger()
@@ -66,9 +67,14 @@ class _Slice:
 
 
 class Feed:
-    """Pulls and subscriptions of every tenant. Nobody else moves a cursor.
+    """Pulls and subscriptions of every tenant. Nothing else moves a cursor.
 
-    ``domains`` are those of records: a page says which of its scope's domains is none of them.
+    Args:
+        store: Where pages are read.
+        clock: For the pause between pages.
+        limits: Bounds of pages and tails.
+        domains: The domains that hold records. A page names the domains of its scope that are not among them.
+        turns: Limits the reads of devices.
     """
 
     def __init__(
@@ -97,9 +103,10 @@ class Feed:
         return self._epoch
 
     async def refresh_epoch(self) -> None:
-        """Read the epoch; call it before serving and whenever the generation or the epoch changed.
+        """Read the epoch. To be called before serving, and whenever the generation or the epoch changed.
 
-        Another epoch is another feed, whose seqs may be lower: every subscription ends ``cursor_expired``.
+        Another epoch means another feed, whose seqs may be lower: every subscription ends ``cursor_expired``.
+        Raises StoreError.
         """
         epoch = await self._store.epoch()
         if epoch == self._epoch:
@@ -110,15 +117,23 @@ class Feed:
                 self._fail(subscription, expired())
 
     async def pull(self, reader: Reader, cursor: str | None, domains: list[str] | None, limit: int) -> bytes:
-        """Return one page body. Raises SyncError for a cursor that does not fit, StoreError."""
+        """Read a page for one device.
+
+        Returns:
+            The page's JSON without its end: ``with_id`` closes it.
+
+        Raises:
+            SyncError: The cursor is malformed or does not fit; or ``overloaded``.
+            StoreError: The store failed.
+        """
         scope = Scope(self._epoch, reader.tenant_id, domains, self._domains)
         page = await self._page(reader, scope, scope.seq(cursor), limit)
         return stored_page(scope, page, self._limits.page_bytes)[0]
 
     async def _page(self, reader: Reader, scope: Scope, after_seq: int, limit: int) -> Page:
-        """Read piece by piece, each in a turn of its own, up to a change or the end.
+        """Read the feed in pieces, each in a slot of its own, up to the first page with changes or the end.
 
-        Domains that hold few records are read without the pieces, which would be all of the feed.
+        If the domains hold few records, these are read directly: the pieces would go through the whole feed.
         """
         domains = None if scope.domains is None else sorted(scope.domains)
         pieces = 0
@@ -144,9 +159,14 @@ class Feed:
     async def subscribe(
         self, sink: Sink, request: Subscribe, reader: Reader, session_id: str
     ) -> Subscription:
-        """Send the first page, even an empty one, then the backlog, then every change.
+        """Send the first page, even an empty one, then the rest of the backlog, then every change.
 
-        Raises SyncError for a cursor that does not fit, StoreError; then nothing was sent.
+        Returns:
+            The subscription. The first page was sent, unless the subscription has ended already.
+
+        Raises:
+            SyncError: The cursor is malformed or does not fit; or ``overloaded``. Nothing was sent.
+            StoreError: The store failed. Nothing was sent.
         """
         tenant_id = reader.tenant_id
         scope = Scope(self._epoch, tenant_id, request.domains, self._domains)
@@ -201,7 +221,7 @@ class Feed:
             self._start(self._catch_up, hub, subscription)
 
     def publish(self, changes: list[tuple[Record, str]]) -> None:
-        """Take in committed changes with the sessions that pushed them, in any order of seq."""
+        """Deliver committed changes, in any order of seq, each with the session that pushed it."""
         hubs = self._hubs
         if not hubs:
             return
@@ -213,7 +233,7 @@ class Feed:
                     self._schedule(hub)
 
     def note_unknown_outcome(self, tenants: Iterable[int]) -> None:
-        """Look into the store for changes that were committed and may never be published."""
+        """Have tenants' feeds reread: changes may be committed that this process never publishes."""
         for tenant_id in tenants:
             hub = self._hubs.get(tenant_id)
             if hub is not None:
@@ -221,13 +241,13 @@ class Feed:
                 self._schedule(hub)
 
     def note_remote_commit(self, tenant_id: int, seq: int) -> None:
-        """Catch a tenant's subscribers up with what another process committed, ``seq`` among it."""
+        """Catch a tenant's subscriptions up with changes of another process, at least up to ``seq``."""
         hub = self._hubs.get(tenant_id)
         if hub is not None and hub.note_remote_commit(seq):
             self._schedule(hub)
 
     async def poll_heads(self) -> None:
-        """Ask the store which feeds moved without being told of. Raises StoreError."""
+        """Ask the store which tenants' feeds are ahead of their tails. Raises StoreError."""
         tenants = list(self._hubs)
         for start in range(0, len(tenants), _HEADS):
             heads = await self._store.heads(tenants[start : start + _HEADS])
@@ -249,7 +269,7 @@ class Feed:
         self._wake.set()
 
     async def run(self) -> None:
-        """Hand out live pages and catch up who fell behind, until cancelled."""
+        """Send live pages, and catch up subscriptions that fell behind, until cancelled."""
         async with anyio.create_task_group() as group:
             self._group = group
             group.start_soon(self._gap_reader.run)
@@ -282,7 +302,7 @@ class Feed:
                 await asyncio.sleep(0)
 
     def _send_live(self, hub: Hub, head: int, subscription: Subscription, slices: dict[int, _Slice]) -> None:
-        """Bring one subscription to ``head``, through page bodies shared where possible."""
+        """Bring one subscription to ``head``, with page bodies that are shared if possible."""
         position = subscription.position
         part = slices.get(position)
         if part is None:
@@ -298,7 +318,7 @@ class Feed:
         subscription.position = head
 
     async def _catch_up(self, hub: Hub, subscription: Subscription) -> None:
-        """Read the store for a subscription until the tail takes over."""
+        """Read the store for a subscription until the tail covers its position."""
         while subscription.state == "reading":
             try:
                 page = await self._page(
@@ -325,7 +345,7 @@ class Feed:
                 self._join_tail(hub, subscription)
 
     async def _reread(self, hub: Hub) -> None:
-        """Read what is missing behind the head, once for the whole tenant."""
+        """Read the changes after the tail's head from the store, once for the whole tenant."""
         try:
             while hub.needs_reread:
                 with suppress(TimeoutError):

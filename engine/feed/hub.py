@@ -109,10 +109,10 @@ class Hub:
         return True
 
     def begin_read(self) -> int | None:
-        """Begin one read of a reread: what is noted from now on needs another read.
+        """Begin one read of a reread. Anything that is noted during the read needs another one.
 
         Returns:
-            The seq behind which to read; None if nothing is missing any more or nobody is subscribed.
+            The seq after which to read; None if nothing is missing or nobody is subscribed.
         """
         if not self.needs_reread:
             return None
@@ -142,7 +142,7 @@ def live_pages(
         limit: The most changes of a page.
         session_id: The session that subscribes; its own changes are left out.
         head: The seq up to which the entries were taken from the tail.
-        entries: The entries behind the subscription's position, ascending by seq.
+        entries: The entries after the subscription's position, ascending by seq.
         max_bytes: The most bytes of a page; a single change may be larger.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Pages of the feed as JSON: each change is encoded once, a page body is shared by all who want it.
+"""Pages of the feed as JSON. Each change is encoded once, and subscriptions share page bodies.
 
-A body has neither ``id`` nor its closing brace, so one body serves every subscription.
+A body has neither the request's ``id`` nor the closing brace, so that one body serves every subscription.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from engine.wire.messages import Change
 from engine.wire.timestamps import to_text
 
 _encode = msgspec.json.encode
-#: What a page has besides its changes: names, the cursor, an id of 64 characters however they are escaped.
+#: An upper bound of a page's bytes besides its changes: member names, the cursor, and an id of 64 characters,
+#: each escaped in the longest way.
 ENVELOPE_BYTES: Final = 640
 
 
 def encode_change(record: Record) -> bytes:
-    """Encode one version as the feed shows it."""
+    """Return the JSON of one version of a record, as the feed shows it."""
     files = record.attachments
     if record.data is None or files is None or files == NO_FILES:
         attachments: msgspec.Raw | msgspec.UnsetType = UNSET
@@ -45,7 +46,7 @@ def encode_change(record: Record) -> bytes:
 
 
 def page_body(scope: Scope, seq: int, changes: Sequence[bytes], *, more: bool) -> bytes:
-    """Put a page together; ``seq`` is where its cursor stands."""
+    """Join encoded changes to a page body, whose cursor is the position after ``seq``."""
     flag = b"true" if more else b"false"
     return b'{"type":"changes","cursor":"%s","more":%s,%s"changes":[%s]' % (
         scope.cursor(seq).encode(),
@@ -56,12 +57,12 @@ def page_body(scope: Scope, seq: int, changes: Sequence[bytes], *, more: bool) -
 
 
 def unknown_domains(scope: Scope) -> bytes:
-    """Return the member that names the domains which hold no records, with its comma; mostly nothing."""
+    """Return the member ``unknown_domains`` with its comma; empty if the scope has no unknown domains."""
     return b'"unknown_domains":%s,' % _encode(scope.unknown) if scope.unknown else b""
 
 
 def with_id(body: bytes, request_id: str | None) -> bytes:
-    """Close a body, with the request's id where there is one."""
+    """Complete a body, with the request's id if it has one."""
     return body + page_suffix(request_id)
 
 
@@ -71,9 +72,13 @@ def page_suffix(request_id: str | None) -> bytes:
 
 
 def stored_page(scope: Scope, page: Page, max_bytes: int) -> tuple[bytes, int]:
-    """Put together a page read from the store, and say where its cursor stands.
+    """Make the body of a page that was read from the store.
 
-    The store measures data alone, and in steps of a record; here the page is cut to size.
+    The store bounds only the bytes of data, so the page is cut here to ``max_bytes``. It has at least one
+    change if the store returned one.
+
+    Returns:
+        The body, and the seq of its cursor.
     """
     changes: list[bytes] = []
     size_bytes = ENVELOPE_BYTES + len(unknown_domains(scope))

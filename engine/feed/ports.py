@@ -1,4 +1,4 @@
-"""What the feed needs of the store. The docstrings state the duty of whoever fulfils them."""
+"""The store, as the feed uses it. The docstrings state the duties of an implementation."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from engine.model.rows import Record
 class Page(msgspec.Struct, frozen=True):
     """Records ascending by seq, read in one snapshot with the tenant's counter ``high_seq``.
 
-    ``more`` says that records after the last one were left out. ``read_to`` is the seq of the last row that
-    was looked at, where the read ended there and not at the end of the feed or at ``more``.
+    ``more``: records after the last one were left out. ``read_to``: if the read ended before the end of the
+    feed and without ``more``, the seq of the last row that it looked at; otherwise None.
     """
 
     records: list[Record]
@@ -30,28 +30,48 @@ class FeedStore(Protocol):
         """Return the database's epoch; it changes after a restore."""
 
     async def heads(self, tenant_ids: list[int]) -> dict[int, int]:
-        """Return how far tenants' feeds have come, in one round trip. Raises StoreError."""
+        """Return the highest seq of each tenant's feed, in one round trip. Raises StoreError."""
 
     async def page(
         self, tenant_id: int, after_seq: int, domains: list[str] | None, limit: int, max_bytes: int
     ) -> Page:
         """Read records with seq above ``after_seq``.
 
-        At most ``limit`` and about ``max_bytes`` of data, but one at least if there is any among the rows
-        looked at. With ``domains`` these are bounded, and ``Page.read_to`` tells where they ended.
-        Raises StoreUnavailableError.
+        Args:
+            tenant_id: The tenant.
+            after_seq: The seq after which to read.
+            domains: The domains to read; None for all. With domains, the number of rows that one call looks
+                at is bounded, and ``Page.read_to`` tells the last one.
+            limit: The most records.
+            max_bytes: About the most bytes of data. One record is returned even if it is larger.
+
+        Raises:
+            StoreUnavailableError: The store failed.
         """
 
     async def page_of_rare_domains(
         self, tenant_id: int, after_seq: int, domains: list[str], limit: int, max_bytes: int
     ) -> Page | None:
-        """Read as ``page`` does, to the end of the feed, where all domains together hold few records.
+        """Read as ``page`` does, but without a bound of rows, if all domains together hold few records.
 
-        None where they hold many. Raises StoreError.
+        Returns:
+            The page; None if the domains hold many records.
+
+        Raises:
+            StoreError: The store failed.
         """
 
     async def pages_after(self, afters: Mapping[int, int], limit: int, max_bytes: int) -> dict[int, Page]:
-        """Read a page of each tenant in one round trip, behind the seqs by tenant_id; bounds are of each.
+        """Read a page of each of several tenants in one round trip.
 
-        Tenants without a counter may be left out. Raises StoreUnavailableError.
+        Args:
+            afters: By tenant_id, the seq after which to read.
+            limit: The most records of each tenant.
+            max_bytes: About the most bytes of data of each tenant.
+
+        Returns:
+            Pages by tenant_id; tenants without a counter may be left out.
+
+        Raises:
+            StoreUnavailableError: The store failed.
         """

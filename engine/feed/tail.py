@@ -1,7 +1,7 @@
-"""The last changes of one tenant in memory, in seq order, encoded once.
+"""The latest changes of one tenant in memory, in the order of seq, each encoded once.
 
-Pure: what is published may come in any order and twice; the tail takes it in where it follows the
-head, keeps what came early, and says when something is missing.
+Changes may be published in any order and twice. The tail appends a change that follows the head, keeps a
+change that came before its predecessors, and tells when one is missing. It does no I/O.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from engine.model.rows import Record
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """One change: ``body`` is its JSON, ``session_id`` who pushed it ("" when read from the store)."""
+    """One change. ``body`` is its JSON; ``session_id`` pushed it, "" if it was read from the store."""
 
     seq: int
     domain: str
@@ -24,9 +24,9 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 
 class Tail:
-    """Everything between ``floor`` (exclusive) and ``head`` (inclusive), superseded versions aside.
+    """Every change after ``_floor`` up to ``head``; versions that were superseded before a read may lack.
 
-    ``head`` is None until the tail was begun with what the store holds.
+    ``head`` is None until the first ``reset``.
     """
 
     def __init__(self, max_changes: int, max_bytes: int) -> None:
@@ -40,9 +40,9 @@ class Tail:
         self._bytes = 0
 
     def reset(self, seq: int) -> None:
-        """Start, or start anew, at ``seq`` or beyond: whoever is behind that reads the store.
+        """Empty the tail, with the head at ``seq`` or later. Subscriptions before that read the store.
 
-        The head never goes back: what it has passed would be missing, and nothing would tell.
+        The head never moves back: the changes that it has passed would be missing without a gap.
         """
         self._entries.clear()
         self._bytes = 0
@@ -51,12 +51,12 @@ class Tail:
         self._append_following()
 
     def publish(self, record: Record, session_id: str) -> None:
-        """Take in a committed change."""
+        """Add a committed change."""
         head = self.head
         if head is None or record.seq > head + 1:
             self._newest_seq = max(self._newest_seq, record.seq)
             if len(self._out_of_order) >= self._max_changes:
-                self._out_of_order.clear()  # the gap stays until the store was read up to the newest of them
+                self._out_of_order.clear()  # the gap remains until the store is read up to the newest of them
             self._out_of_order[record.seq] = (record, session_id)
         elif record.seq == head + 1:
             self._append(record, session_id)
@@ -66,11 +66,11 @@ class Tail:
 
     @property
     def gap(self) -> bool:
-        """Whether something up to the newest of what came early is missing."""
+        """True if a change is missing before one that was published out of order."""
         return self.head is not None and self.head < self._newest_seq
 
     def fill(self, records: list[Record], high_seq: int) -> None:
-        """Close a gap with all records that the store holds between the head and ``high_seq``."""
+        """Close a gap with all records of the store after the head up to ``high_seq``."""
         assert self.head is not None
         for record in records:
             if record.seq > self.head:
@@ -80,11 +80,11 @@ class Tail:
         self._append_following()
 
     def covers(self, position: int) -> bool:
-        """Whether the tail holds everything behind ``position``."""
+        """Return True if the tail has every change after ``position``."""
         return self.head is not None and position >= self._floor
 
     def after(self, position: int) -> list[Entry]:
-        """Give the entries behind a position that is covered, ascending."""
+        """Return the entries after a position that the tail covers, ascending by seq."""
         found: list[Entry] = []
         for entry in reversed(self._entries):
             if entry.seq <= position:

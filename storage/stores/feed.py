@@ -1,4 +1,4 @@
-"""Reads of the feed. A page and the counter it was read with come from one statement, so one snapshot."""
+"""Reads of the feed. One statement reads a page and the tenant's counter, so both are of one snapshot."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from storage.postgres.connection import Statement
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
 
-#: Rows of other domains that one read passes over: about 5 ms.
+#: The most rows that one read by domain looks at; this takes about 5 ms.
 PIECE_ROWS: Final = 5000
 _BYTES: Final = "data_bytes + coalesce(octet_length(attachments::text), 0)"
-#: The inner query reads one record more than asked, which tells whether there are more; the window adds
-#: sizes up without touching the data of what is left out.
+#: The inner query reads one record more than asked, which tells whether there are more. The window function
+#: sums the sizes without reading the data of the records that are left out.
 _PAGE: Final = (
     "WITH {few}wanted AS (SELECT *, sum(size_bytes) OVER (ORDER BY seq) - size_bytes AS bytes_before,"
     " row_number() OVER (ORDER BY seq) AS place, count(*) OVER () AS found FROM ("
@@ -34,16 +34,16 @@ _PAGE: Final = (
 )
 _ROWS: Final = "records WHERE tenant_id = %(tenant)s AND seq > %(after)s"
 _ALL: Final = _PAGE.format(few="", rows=_ROWS, read_to="NULL::bigint")
-#: The rows of all domains are counted off before those wanted are chosen. Where there are as many as one read
-#: may look at, the last of them is found by the index alone.
+#: The bound of rows counts rows of all domains; the wanted ones are selected afterwards. If the bound is
+#: reached, the seq of the last row is found by the index alone.
 _SOME: Final = _PAGE.format(
     few="",
     rows=f"(SELECT * FROM {_ROWS} ORDER BY seq LIMIT %(rows)s) AS piece"
     " WHERE domain = ANY(%(domains)s::text[])",
     read_to=f"(SELECT seq FROM {_ROWS} ORDER BY seq OFFSET %(rows)s - 1 LIMIT 1)",
 )
-#: Where the domains hold few rows altogether, these are found by the primary key: the plan that is kept knows
-#: no other way. In the place of ``read_to`` stands how many they are, at most one more than few.
+#: If the domains hold few rows in total, these are found by the primary key; the statement is written so that
+#: its kept plan has no other way. The column of ``read_to`` has their number, at most one above the bound.
 _FEW: Final = Statement(
     _PAGE.format(
         few="few AS MATERIALIZED (SELECT seq FROM records WHERE tenant_id = %(tenant)s::int"
@@ -54,8 +54,8 @@ _FEW: Final = Statement(
         read_to="(SELECT count(*) FROM few)",
     )
 )
-#: Several tenants at once. That seq is above 0 is said in so many words: a plan for any parameters could not
-#: take the index of those that are, else.
+#: Pages of several tenants. "seq > 0" is written out, because a plan for any parameters could not use the
+#: partial index otherwise.
 _NEWS: Final = Statement(
     "SELECT t.tenant_id, c.seq, r.found, r.domain, r.id, r.version, r.seq, r.at_us, r.device_id,"
     " r.chain_from, r.data::text, r.attachments::text"
@@ -87,7 +87,7 @@ class PostgresFeed:
         return str(rows[0][0])
 
     async def heads(self, tenant_ids: list[int]) -> dict[int, int]:
-        """Return how far tenants' feeds have come."""
+        """Return the highest seq of each tenant's feed."""
         rows = await self._database.query(
             "SELECT tenant_id, seq FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[])",
             {"tenants": int_array(tenant_ids)},
@@ -97,7 +97,7 @@ class PostgresFeed:
     async def page(
         self, tenant_id: int, after_seq: int, domains: list[str] | None, limit: int, max_bytes: int
     ) -> Page:
-        """Read records behind ``after_seq``; see the port."""
+        """Read records after ``after_seq``; see the port."""
         values: dict[str, object] = {
             "tenant": tenant_id,
             "after": after_seq,

@@ -1,1 +1,1 @@
-"""Which types of file are taken and what a file is by its first bytes; pure, no bytes are read here."""
+"""The file types that uploads may have, and detection of a type by first bytes; pure, reads no files."""

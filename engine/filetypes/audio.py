@@ -1,6 +1,6 @@
-"""Sound that is a row of frames without a file around them: MPEG audio and AAC in ADTS.
+"""Detects audio that is a sequence of frames without a container: MPEG audio and AAC in ADTS.
 
-Such a frame begins with a dozen bits that are set, which any bytes may have; two in a row are believed.
+A frame begins with a dozen set bits, which any bytes may have by chance, so two frames in a row are required.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from typing import Final
 
 _ID3_HEADER_BYTES: Final = 10
 _ADTS_HEADER_BYTES: Final = 7
-#: By the bits of version (2.5, none, 2, 1), in Hz; each of the next two bits halves or so.
+#: Rates in Hz by the bits of the version: 0 is MPEG 2.5, 2 is MPEG 2, 3 is MPEG 1; 1 is reserved.
 _SAMPLE_RATES: Final = {0: (11025, 12000, 8000), 2: (22050, 24000, 16000), 3: (44100, 48000, 32000)}
-#: In kbit/s, by the four bits of the header less one: of layer III in version 1 and in the later ones …
+#: Bit rates in kbit/s by the four bits of the header, minus one: layer III of MPEG 1, then of MPEG 2 and 2.5,
 _KBITS_III: Final = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 _KBITS_LATER: Final = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
-#: … and of layer II in version 1; in the later ones it has those of layer III.
+#: then layer II of MPEG 1. Layer II of MPEG 2 and 2.5 has the rates of layer III.
 _KBITS_II: Final = (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384)
 
 
 def without_id3(head: bytes) -> bytes:
-    """Cut an ID3v2 tag off. What is left is empty where the tag goes on behind ``head``."""
+    """Return the head without its ID3v2 tag; empty if the tag is longer than ``head``."""
     if head[:3] != b"ID3" or len(head) < _ID3_HEADER_BYTES or max(head[6:10]) > 0x7F:
         return head
     size_bytes = 0
@@ -29,7 +29,7 @@ def without_id3(head: bytes) -> bytes:
 
 
 def is_mpeg_audio(head: bytes) -> bool:
-    """Say whether a frame of layer II or III begins, and where it ends another one."""
+    """Return True if a frame of layer II or III begins here, and another one where it ends."""
     size_bytes = _frame_bytes(head)
     if size_bytes is None:
         return False
@@ -49,7 +49,7 @@ def _frame_bytes(header: bytes) -> int | None:
 
 
 def is_adts(head: bytes) -> bool:
-    """Say whether a frame of AAC begins, and where it ends another one."""
+    """Return True if an AAC frame begins here, and another one where it ends."""
     size_bytes = _adts_bytes(head)
     if size_bytes is None:
         return False

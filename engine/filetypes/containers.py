@@ -1,6 +1,7 @@
-"""Files around files: what is inside, as far as the first bytes tell.
+"""Detects the media type inside container formats.
 
-Each gives media types: none for what is not this container, several where the first bytes do not tell which.
+Each function takes the first bytes of a file and returns media types: none if it is not this container,
+several if the first bytes do not tell which.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _OLE_SECTOR_BYTES: Final = 512
 
 
 def iso_media(head: bytes) -> tuple[str, ...]:
-    """MP4 and its kin: HEIC, M4A, 3GPP, QuickTime, by their brands."""
+    """Detect MP4 and its relatives (HEIC, M4A, 3GPP, QuickTime) by their brands."""
     if head[4:8] != b"ftyp":
         return ()
     end = min(int.from_bytes(head[:4]), len(head))
@@ -52,7 +53,7 @@ def iso_media(head: bytes) -> tuple[str, ...]:
 
 
 def riff(head: bytes) -> tuple[str, ...]:
-    """WebP, WAV, AVI."""
+    """Detect WebP, WAV and AVI."""
     if head[:4] != b"RIFF":
         return ()
     if head[8:15] == b"WEBPVP8":
@@ -61,7 +62,7 @@ def riff(head: bytes) -> tuple[str, ...]:
 
 
 def ogg(head: bytes) -> tuple[str, ...]:
-    """Ogg, by the first packet of its first stream."""
+    """Detect Ogg by the first packet of its first stream."""
     if head[:4] != b"OggS" or len(head) < 28:
         return ()
     packet = head[27 + head[26] :]
@@ -75,7 +76,7 @@ def ogg(head: bytes) -> tuple[str, ...]:
 
 
 def ebml(head: bytes) -> tuple[str, ...]:
-    """WebM and Matroska, by the name in their header."""
+    """Detect WebM and Matroska by the name in their header."""
     if head[:4] != b"\x1a\x45\xdf\xa3":
         return ()
     if _WEBM.search(head, 0, 64):
@@ -84,7 +85,7 @@ def ebml(head: bytes) -> tuple[str, ...]:
 
 
 def zipped(head: bytes) -> tuple[str, ...]:
-    """Office documents and what else is a ZIP, by the names of the first files in it."""
+    """Detect Office documents and other ZIP files by the names of the first files in them."""
     if head[:4] != b"PK\x03\x04":
         return ()
     names: list[bytes] = []
@@ -96,7 +97,7 @@ def zipped(head: bytes) -> tuple[str, ...]:
     if names[0] == b"mimetype":
         said = re.match(rb"application/[a-z0-9.+-]{1,80}", head[38:])
         return (said[0].decode(),) if said else ("application/zip",)
-    # A document that lies in an archive, unpacked, has names as well: the first one is the archive's own.
+    # An archive may contain an unpacked document; only the first name tells what the archive itself is.
     if names[0].startswith(_OFFICE_BEGINS):
         for name in names:
             for folder, media_type in _OFFICE:
@@ -107,7 +108,7 @@ def zipped(head: bytes) -> tuple[str, ...]:
 
 
 def ole(head: bytes) -> tuple[str, ...]:
-    """Word and Excel of before 2007, by their first sector or by the names of their streams."""
+    """Detect Word and Excel files of before 2007 by their first sector or the names of their streams."""
     if head[:8] != b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1":
         return ()
     first = head[_OLE_SECTOR_BYTES : _OLE_SECTOR_BYTES + 4]

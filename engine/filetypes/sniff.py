@@ -1,4 +1,4 @@
-"""What a file is by its first bytes: signatures from a library, and a look inside where types share one."""
+"""Detects a file's type by its first bytes: by own rules where types share a signature, else by a library."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import puremagic
 from engine.filetypes.audio import is_adts, is_mpeg_audio, without_id3
 from engine.filetypes.containers import ebml, iso_media, ogg, ole, riff, zipped
 
-#: The library's signatures by where they stand and how they begin. Shorter ones turn up by chance, and where
-#: a backslash stands, an escape was taken for what it is written with.
+#: The library's signatures by their offset and first bytes. Shorter ones occur by chance, and one with a
+#: backslash is a mistake of the library: an escape that was not decoded.
 _KEY_BYTES: Final = 3
 _SIGNATURES: Final[dict[tuple[int, bytes], list[puremagic.PureMagic]]] = {}
 for _signature in puremagic.magic_header_array:
@@ -21,8 +21,8 @@ for _signature in puremagic.magic_header_array:
     if len(_begins) == _KEY_BYTES and any(_begins) and b"\\" not in _signature.byte_match:
         _SIGNATURES.setdefault((_signature.offset, _begins), []).append(_signature)
 _STARTS: Final = sorted({start for start, _ in _SIGNATURES})
-#: What begins so was looked into by then.
-_LOOKED_INTO: Final = (
+#: Beginnings that the own rules cover.
+_COVERED: Final = (
     b"RIFF",
     b"OggS",
     b"\x1aE\xdf\xa3",
@@ -38,17 +38,17 @@ _HTML = re.compile(
     rb"[\s/>]|<!--|<\?php",
     re.IGNORECASE,
 )
-#: Bytes that no text has in UTF-8, nor in any encoding that extends ASCII: code pages of Windows and of DOS,
-#: Shift-JIS, GB 18030, Big5, EUC. Each byte above 0x7F is part of a letter in one or another of them.
+#: Bytes that no text has in UTF-8 or in another encoding that extends ASCII (code pages of Windows and DOS,
+#: Shift-JIS, GB 18030, Big5, EUC). Each byte above 0x7F is part of a letter in one of them.
 _NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
-#: What programs of DOS and CP/M put behind a text: Ctrl-Z.
+#: Ctrl-Z, which programs of DOS and CP/M write at the end of a text.
 _END_OF_TEXT: Final = b"\x1a"
 _TEXT: Final = ("text/plain", "text/csv")
 
 
 class Found(msgspec.Struct, frozen=True):
-    """Media types that content may be of, the likeliest first; ``name`` tells a person what it is."""
+    """The possible media types of content, the likeliest first; ``name`` is for error messages."""
 
     types: tuple[str, ...]
     name: str
@@ -58,15 +58,20 @@ _UNKNOWN: Final = Found((), "of no known type")
 
 
 def sniff(head: bytes, *, whole: bool) -> Found:
-    """Say what content is by its first bytes; ``whole`` says that there are no others."""
+    """Detect the type of content.
+
+    Args:
+        head: The first bytes.
+        whole: True if they are all bytes of the content.
+    """
     if whole and not head:
         return Found(_TEXT, "empty")
-    types = _binary(head, whole=whole) or _written(head, whole=whole)
+    types = _binary(head, whole=whole) or _text(head, whole=whole)
     return Found(types, types[0]) if types else _by_signature(head)
 
 
 def _binary(head: bytes, *, whole: bool) -> tuple[str, ...]:
-    """Look at formats of which a signature alone says too little."""
+    """Detect formats for which a signature alone is not enough."""
     for look in (iso_media, riff, ogg, ebml, zipped, ole):
         types = look(head)
         if types:
@@ -88,15 +93,15 @@ def _binary(head: bytes, *, whole: bool) -> tuple[str, ...]:
 
 
 def _is_jpeg(head: bytes) -> bool:
-    """Say whether a picture begins, and its first segment ends where another one begins."""
+    """Return True if a JPEG begins here, and a second segment follows its first one."""
     if head[:3] != b"\xff\xd8\xff" or len(head) < 6:
         return False
     end = 4 + int.from_bytes(head[4:6])
     return end >= len(head) or head[end] == 0xFF
 
 
-def _written(head: bytes, *, whole: bool) -> tuple[str, ...]:
-    """Tell text from content that is written in letters, but to be run or shown."""
+def _text(head: bytes, *, whole: bool) -> tuple[str, ...]:
+    """Detect text, and tell it from code and documents that are text as well."""
     text = _in_ascii(head, whole=whole)
     if text is None:
         return ()
@@ -117,9 +122,9 @@ def _written(head: bytes, *, whole: bool) -> tuple[str, ...]:
 
 
 def _in_ascii(head: bytes, *, whole: bool) -> bytes | None:
-    """Return UTF-16 with its mark as UTF-8, None if it is broken; all else as it is, as it extends ASCII.
+    """Return UTF-16 as UTF-8, None if it is invalid, and all else unchanged, since it extends ASCII.
 
-    Excel's "Unicode text" is UTF-16. Without its mark no such text is told from anything else.
+    Excel's "Unicode text" is UTF-16. Without a byte order mark, UTF-16 cannot be detected.
     """
     if not head.startswith(_UTF_16):
         return head
@@ -130,8 +135,8 @@ def _in_ascii(head: bytes, *, whole: bool) -> bytes | None:
 
 
 def _by_signature(head: bytes) -> Found:
-    """Look for signatures of the library, and believe the longest."""
-    if head.startswith(_LOOKED_INTO) or head[4:8] == b"ftyp":
+    """Return the types of the library's longest matching signature."""
+    if head.startswith(_COVERED) or head[4:8] == b"ftyp":
         return _UNKNOWN
     if head.startswith(b"MZ"):
         return Found((), "an executable of Windows")

@@ -1,4 +1,4 @@
-"""Which types of file are taken, how large they may be, and whether a file is what it was said to be."""
+"""The listed file types: their names, their largest sizes, and whether content is what was declared."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from engine.filetypes.sniff import Found, sniff
 from engine.runtime.settings import Uploads
 from engine.wire.errors import SyncError
 
-#: Names that devices, browsers and libraries use, by the one that stands for all of them here.
+#: Other names that devices, browsers and libraries use for a type, by its one name here.
 _OTHER_NAMES: Final = {
     "application/msword": ("application/x-msword", "application/doc"),
     "application/pdf": ("application/x-pdf",),
@@ -27,12 +27,13 @@ _OTHER_NAMES: Final = {
     "text/csv": ("application/csv", "text/x-csv", "text/comma-separated-values"),
 }
 _ONE_NAME: Final = {other: name for name, others in _OTHER_NAMES.items() for other in others}
-#: The type of a file whose content alone is to tell it. Browsers name no other for HEIC, nor for DOCX if no
-#: office program is installed.
+#: The declared type of a file whose type is detected by its content. Browsers declare nothing else for HEIC,
+#: and for DOCX if no office program is installed.
 UNDECLARED: Final = "application/octet-stream"
 _UNDECLARED_NAMES: Final = ("", UNDECLARED, "binary/octet-stream")
 _TEXT: Final = ("text/plain", "text/csv")
-#: Classes of files. A video is of none that is listed by default: what may be one is no voice clip for sure.
+#: Classes of files. No video type is listed by default, so content that may be a video is not clearly a voice
+#: clip.
 _IMAGE, _DOCUMENT, _VOICE, _VIDEO = range(4)
 _CLASSES: Final = {"image": _IMAGE, "audio": _VOICE, "video": _VIDEO}
 _SHOWN: Final = ("an image", "a document", "a voice clip")
@@ -53,9 +54,10 @@ class FileTypes:
         self.largest_bytes = max(self._max_bytes.values(), default=0)
 
     def listed(self, media_type: str) -> str:
-        """Return a type as the settings spell it, ``UNDECLARED`` for one that says nothing.
+        """Return the name of a type as the settings list it, ``UNDECLARED`` for a type that tells nothing.
 
-        Raises SyncError ``unsupported_type``.
+        Raises:
+            SyncError: ``unsupported_type`` if it is not listed.
         """
         if media_type in self._groups:
             return media_type
@@ -65,24 +67,30 @@ class FileTypes:
         if media_type in _UNDECLARED_NAMES:
             return UNDECLARED
         taken = ", ".join(self._groups)
-        raise SyncError("unsupported_type", f"{media_type[:64]!r} is not taken; taken are {taken}")
+        raise SyncError("unsupported_type", f"{media_type[:64]!r} is not supported; use one of {taken}")
 
     def max_bytes(self, content_type: str) -> int:
-        """Return how large a file of a type may be. Raises SyncError ``unsupported_type``."""
+        """Return the largest size of a type in bytes. Raises SyncError ``unsupported_type``."""
         return self._max_bytes.get(self.listed(content_type), self.largest_bytes)
 
     def check_empty(self, content_type: str) -> None:
-        """Raise SyncError ``invalid_message`` for a type of which no file is empty."""
+        """Raise SyncError ``invalid_message`` unless a file of this type may be empty: only a text may."""
         if not _may_be_empty(content_type):
             raise SyncError("invalid_message", _empty(content_type))
 
     def detected_type(self, declared: str, head: bytes, size_bytes: int) -> str:
-        """Return the type that a file is by its first bytes: the declared one, or another of its class.
+        """Detect the type of a file: the declared one, or another listed type of its class.
 
-        If no type was declared, it is the likeliest one, provided that the content can be of one class only.
+        If no type was declared, it is the likeliest one, as long as all possible types are of one class.
 
-        Raises SyncError ``unsupported_type`` for content of another class, of no listed type or of no clear
-        class, ``too_large`` where the class that was not declared takes no file of that size.
+        Args:
+            declared: The declared type, or ``UNDECLARED``.
+            head: The first bytes of the file.
+            size_bytes: The size of the whole file.
+
+        Raises:
+            SyncError: ``unsupported_type`` for content of another class, of no listed type or of no clear
+                class; ``too_large`` if no type was declared and the file is too large for its class.
         """
         declared = self.listed(declared)
         if size_bytes == 0 and not _may_be_empty(declared):
@@ -104,10 +112,12 @@ class FileTypes:
         listed = [self._listed[name] for name in names if name in self._listed]
         if not listed:
             taken = ", ".join(self._groups)
-            raise SyncError("unsupported_type", f"the content is {found.name}; taken are {taken}")
+            raise SyncError("unsupported_type", f"the content is {found.name}; supported are {taken}")
         if len({self._class(name) for name in names}) > 1:
             either = " or ".join(names)
-            raise SyncError("unsupported_type", f"the content may be {either}: say in filetype which it is")
+            raise SyncError(
+                "unsupported_type", f"the content may be {either}: declare in filetype which it is"
+            )
         likeliest = listed[0]
         max_bytes = self._max_bytes[likeliest]
         if size_bytes > max_bytes:
@@ -116,7 +126,7 @@ class FileTypes:
         return likeliest
 
     def _class(self, name: str) -> int:
-        """Return the class of a type: that of the settings, by its name where they do not list it."""
+        """Return the class of a type: of its group in the settings, or by its name if it is not listed."""
         listed = self._listed.get(name)
         if listed is not None:
             return self._groups[listed]
@@ -128,7 +138,7 @@ def _may_be_empty(content_type: str) -> bool:
 
 
 def _empty(content_type: str) -> str:
-    return f"the file is empty, which only a text can be: {content_type} has one byte at least"
+    return f"the file is empty: only a text may be, and {content_type} has at least one byte"
 
 
 def _one_name(media_type: str) -> str:

@@ -61,7 +61,7 @@ async def test_undeclared_upload_unclear_class_refused(phone: Uploader) -> None:
     path = await phone.begun(len(content), upload_metadata=metadata(OCTETS))
     refused = await phone.append(path, 0, content)
     assert refused.verdict == (415, "unsupported_type")
-    assert "say in filetype which it is" in refused.message["message"]
+    assert "declare in filetype which it is" in refused.message["message"]
     assert (await phone.head(path)).status == 410
 
 

@@ -148,7 +148,7 @@ def test_empty_file_text_taken_others_refused(declared: str) -> None:
         assert TYPES.detected_type(declared, b"", 0) == declared
         return
     for ask, code in ((TYPES.check_empty, "invalid_message"), (empty, "unsupported_type")):
-        with pytest.raises(SyncError, match="the file is empty, which only a text can be") as refused:
+        with pytest.raises(SyncError, match="the file is empty: only a text may be") as refused:
             ask(declared)
         assert refused.value.code == code
 
@@ -160,7 +160,7 @@ def empty(declared: str) -> str:
 def test_empty_file_undeclared_is_plain_text() -> None:
     TYPES.check_empty(UNDECLARED)
     assert empty(UNDECLARED) == empty("") == "text/plain"
-    with pytest.raises(SyncError, match="the content is empty; taken are image/jpeg"):
+    with pytest.raises(SyncError, match="the content is empty; supported are image/jpeg"):
         taking(document_types=()).detected_type(UNDECLARED, b"", 0)
 
 
@@ -243,7 +243,7 @@ def test_undeclared_type_clear_class_gets_content_type(said: str, head: str) -> 
 
 @pytest.mark.parametrize("head", SOUND_OR_VIDEO)
 def test_undeclared_type_two_classes_refused(head: str) -> None:
-    sentence = "the content may be .* or video/.*: say in filetype which it is"
+    sentence = "the content may be .* or video/.*: declare in filetype which it is"
     assert re.fullmatch(sentence, refusal("", HEADS[head]))
 
 
@@ -251,7 +251,7 @@ def test_undeclared_type_two_classes_refused(head: str) -> None:
 def test_undeclared_type_unlisted_refused_naming_the_listed(head: str) -> None:
     found = {"theora": "video/ogg", "zip": "application/zip", "nothing": UNKNOWN}[head]
     content = {"zip": archive(("a.txt", b"a")), "nothing": bytes(100)}.get(head) or HEADS[head]
-    assert refusal("", content).startswith(f"the content is {found}; taken are image/jpeg")
+    assert refusal("", content).startswith(f"the content is {found}; supported are image/jpeg")
 
 
 def test_undeclared_type_limit_of_its_class_applies() -> None:
@@ -268,7 +268,7 @@ def test_undeclared_type_limit_of_its_class_applies() -> None:
 def test_undeclared_type_listed_by_an_operator_is_clear() -> None:
     types = taking(voice_types=(*UPLOADS.voice_types, "video/mp4", "video/3gpp"))
     assert detected_type("", HEADS["isom"], types) == "audio/mp4"
-    assert "say in filetype" in refusal("", HEADS["webm"], types)
+    assert "declare in filetype" in refusal("", HEADS["webm"], types)
     listed = taking(document_types=(*UPLOADS.document_types, UNDECLARED))
     assert listed.listed(UNDECLARED) == UNDECLARED
     assert refusal(UNDECLARED, HEADS["png"], listed).endswith(f"not {UNDECLARED}"), "declared, so a document"

@@ -141,7 +141,7 @@ def test_describe_unlisted_type_refused(said: str) -> None:
     code, sentence = refusal(filetype=said)
     assert code == "unsupported_type"
     assert sentence.startswith("Upload-Metadata: filetype: '")
-    assert "taken are image/jpeg, image/png" in sentence
+    assert "use one of image/jpeg, image/png" in sentence
 
 
 def test_describe_unknown_domain_refused() -> None:

@@ -127,7 +127,7 @@ async def browser_page() -> AsyncIterator[Page]:
 
 
 @pytest.mark.skipif(shutil.which(_CHROMIUM) is None, reason="chromium is not installed")
-async def test_a_page_of_a_listed_origin_syncs_and_one_of_another_may_not(
+async def test_browser_page_of_a_listed_origin_syncs_and_of_another_refused(
     serve: Serve, tus_js: TusJs
 ) -> None:
     content = b"\x89PNG\r\n\x1a\n" + bytes(2500)

@@ -17,7 +17,7 @@ pytestmark = ON_SHARED
 GUIDE = (Path(__file__).parents[2] / "docs" / "device-guide.md").read_text("utf-8")
 
 
-async def test_every_exchange_goes_as_it_is_written(shared: Running) -> None:
+async def test_device_guide_exchanges_run_as_written(shared: Running) -> None:
     blocks = re.findall(r"^```text\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     assert len(lines) > 14
@@ -33,13 +33,13 @@ async def test_every_exchange_goes_as_it_is_written(shared: Running) -> None:
         assert re.fullmatch(pattern, msgspec.json.encode(said).decode()), f"{said}\nis not\n{text}"
 
 
-async def test_every_error_of_a_message_has_something_to_do() -> None:
+async def test_device_guide_every_error_has_a_remedy() -> None:
     for code, kind in ERRORS.items():
         if kind.http is not None and code != "unknown_type":
             assert f"`{code}`" in GUIDE, code
 
 
-async def test_what_to_do_on_a_close_code_is_what_the_reference_device_does() -> None:
+async def test_device_guide_close_codes_equal_the_reference_device() -> None:
     rows = re.findall(r"^\| (.*?) \| (.*?) \|$", GUIDE, re.MULTILINE)
     told = {int(code): what for cell, what in rows for code in re.findall(r"\b\d{4}\b", cell)}
     words = {"again": "come back", "stop": "stop", "token": "fresh token", "wait": "quiet for a minute"}

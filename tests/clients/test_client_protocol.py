@@ -88,7 +88,7 @@ def applied(version: int = 1) -> Json:
     return {"status": "applied", "domain": "task", "id": "a", "version": version, "seq": version}
 
 
-def test_it_greets_with_its_clock_catches_up_and_then_subscribes(played: Played) -> None:
+def test_protocol_sends_hello_pulls_and_then_subscribes(played: Played) -> None:
     hello, pull = played.greet()
     assert hello == {
         "type": "hello",
@@ -105,7 +105,7 @@ def test_it_greets_with_its_clock_catches_up_and_then_subscribes(played: Played)
     assert played.protocol.idle
 
 
-def test_device_whose_clock_was_set_says_hello_before_it_pushes(played: Played) -> None:
+def test_protocol_clock_set_says_hello_before_it_pushes(played: Played) -> None:
     played.greet()
     played.page()
     played.protocol.heartbeat()
@@ -120,13 +120,13 @@ def test_device_whose_clock_was_set_says_hello_before_it_pushes(played: Played) 
     assert played.protocol.wake() == []
 
 
-def test_pages_of_another_question_do_not_count(played: Played) -> None:
+def test_protocol_pages_of_another_request_ignored(played: Played) -> None:
     played.greet()
     assert played.say("changes", id="99", cursor="x", more=False, changes=[]) == []
     assert played.store.cursor is None
 
 
-def test_one_message_is_under_way_at_a_time_and_the_next_follows_its_answer(played: Played) -> None:
+def test_protocol_next_message_follows_the_answer(played: Played) -> None:
     played.store.edit("task", "a", "put", {}, 0)
     assert kinds(played.greet()) == ["hello", "pull", "sync"]
     played.store.edit("task", "a", "patch", {"x": 1}, 0)
@@ -136,7 +136,7 @@ def test_one_message_is_under_way_at_a_time_and_the_next_follows_its_answer(play
     assert played.synced(applied(2)) == []
 
 
-def test_without_an_answer_the_next_connection_repeats_the_message(played: Played) -> None:
+def test_protocol_unanswered_message_repeated_on_the_next_connection(played: Played) -> None:
     played.store.edit("task", "a", "put", {}, 0)
     played.greet()
     first = played.last("sync")
@@ -147,7 +147,7 @@ def test_without_an_answer_the_next_connection_repeats_the_message(played: Playe
 
 
 @pytest.mark.parametrize("code", ["rate_limited", "overloaded", "unavailable", "internal"])
-def test_a_retryable_error_is_waited_out_and_the_same_message_sent_again(played: Played, code: str) -> None:
+def test_protocol_retryable_error_waits_and_repeats_the_message(played: Played, code: str) -> None:
     played.store.edit("task", "a", "put", {}, 0)
     played.greet()
     first = played.last("sync")
@@ -160,7 +160,7 @@ def test_a_retryable_error_is_waited_out_and_the_same_message_sent_again(played:
     assert again["items"] == first["items"]
 
 
-def test_a_refused_message_goes_out_in_parts_until_the_bad_item_is_found(played: Played) -> None:
+def test_protocol_refused_message_split_until_bad_item_found(played: Played) -> None:
     for name in "abcd":
         played.store.edit("task", name, "put", {}, 0)
     played.greet()
@@ -178,14 +178,14 @@ def test_a_refused_message_goes_out_in_parts_until_the_bad_item_is_found(played:
     assert [json.loads(one.item)["id"] for one in played.store.rejected] == ["b"]
 
 
-def test_a_malformed_message_that_is_not_named_is_the_one_under_way(played: Played) -> None:
+def test_protocol_malformed_without_id_means_the_open_message(played: Played) -> None:
     played.store.edit("task", "a", "put", {}, 0)
     played.greet()
     played.say("error", code="malformed", message="no", retryable=False)
     assert [one.code for one in played.store.rejected] == ["malformed"]
 
 
-def test_an_expired_cursor_starts_from_the_beginning(played: Played) -> None:
+def test_protocol_expired_cursor_pulls_from_the_beginning(played: Played) -> None:
     played.greet()
     played.page(cursor="old")
     [pull] = played.refuse("subscribe", "cursor_expired", retryable=False)
@@ -199,7 +199,7 @@ def change(record_id: str, seq: int = 1) -> Json:
     }  # fmt: skip
 
 
-def test_a_subscription_that_ends_long_after_it_began_is_begun_again(played: Played) -> None:
+def test_protocol_subscription_ended_late_begun_again(played: Played) -> None:
     played.greet()
     played.page(cursor="c1")
     played.page(change("kept"), change("gone", 2), cursor="c2")
@@ -213,7 +213,7 @@ def test_a_subscription_that_ends_long_after_it_began_is_begun_again(played: Pla
     assert played.protocol.idle
 
 
-def test_a_feed_that_cannot_be_had_now_is_asked_for_later(played: Played) -> None:
+def test_protocol_feed_unavailable_requested_later(played: Played) -> None:
     played.greet()
     played.refuse("pull", "unavailable", retryable=True, retry_after_ms=500)
     assert played.protocol.wake() == []
@@ -221,13 +221,13 @@ def test_a_feed_that_cannot_be_had_now_is_asked_for_later(played: Played) -> Non
     assert kinds(played.heard(played.protocol.wake())) == ["pull"]
 
 
-def test_a_feed_that_is_refused_for_good_is_an_error(played: Played) -> None:
+def test_protocol_feed_refused_is_an_error(played: Played) -> None:
     played.greet()
     with pytest.raises(ProtocolError):
         played.refuse("pull", "invalid_message", retryable=False)
 
 
-def test_an_outcome_without_data_is_pulled_from_before_the_message(played: Played) -> None:
+def test_protocol_outcome_without_data_pulls_from_before_the_message(played: Played) -> None:
     played.greet()
     played.page(cursor="before")
     played.page(cursor="before")
@@ -239,7 +239,7 @@ def test_an_outcome_without_data_is_pulled_from_before_the_message(played: Playe
     assert said[1]["cursor"] == "before"
 
 
-def test_after_goodbye_nothing_more_is_sent(played: Played) -> None:
+def test_protocol_after_goodbye_sends_nothing(played: Played) -> None:
     played.greet()
     played.say("goodbye", reason="drain", retry_after_ms=1200)
     played.store.edit("task", "a", "put", {}, 0)
@@ -247,7 +247,7 @@ def test_after_goodbye_nothing_more_is_sent(played: Played) -> None:
     assert played.protocol.goodbye is not None
 
 
-def test_the_rate_of_the_welcome_is_kept(played: Played) -> None:
+def test_protocol_keeps_the_rate_of_the_welcome(played: Played) -> None:
     for name in "abc":
         played.store.edit("task", name, "put", {}, 0)
     played.greet(messages_per_minute=2, items=1)
@@ -258,7 +258,7 @@ def test_the_rate_of_the_welcome_is_kept(played: Played) -> None:
     assert kinds(played.heard(played.protocol.wake())) == ["sync"]
 
 
-def test_what_it_does_not_know_it_skips(played: Played) -> None:
+def test_protocol_unknown_types_and_fields_ignored(played: Played) -> None:
     played.greet()
     assert played.say("weather", sunny=True) == []
     assert played.say("policies", policies={"task": "client_wins"}, more="") == []
@@ -267,7 +267,7 @@ def test_what_it_does_not_know_it_skips(played: Played) -> None:
         played.say("synced", id="1")
 
 
-def test_an_error_in_place_of_the_welcome_says_when_to_come_back(played: Played) -> None:
+def test_protocol_error_in_place_of_the_welcome_sets_the_wait(played: Played) -> None:
     played.say("error", code="unavailable", message="no", retryable=True, retry_after_ms=900)
     assert played.protocol.refused is not None
     assert played.protocol.refused.retry_after_ms == 900
@@ -280,7 +280,7 @@ def test_an_error_in_place_of_the_welcome_says_when_to_come_back(played: Played)
         (4408, "again"), (4401, "token"), (4429, "wait"), (4400, "stop"), (4403, "stop"), (4409, "stop"),
     ],
 )  # fmt: skip
-def test_what_a_close_code_asks_for(code: int | None, expected: str) -> None:
+def test_retry_close_code_has_its_remedy(code: int | None, expected: str) -> None:
     assert remedy(code) == expected
 
 
@@ -291,12 +291,12 @@ def test_what_a_close_code_asks_for(code: int | None, expected: str) -> None:
         ("drain", "again"), ("restart", "again"), ("idle", "again"),
     ],
 )  # fmt: skip
-def test_what_a_goodbye_asks_for_where_its_close_frame_was_lost(reason: str, expected: str) -> None:
+def test_retry_goodbye_without_close_frame_has_its_remedy(reason: str, expected: str) -> None:
     assert remedy(None, reason) == remedy(1006, reason) == expected
 
 
 @given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 5000)), max_size=20))
-def test_a_wait_is_what_was_asked_for_and_a_random_part_of_a_growing_bound(
+def test_backoff_wait_is_the_servers_plus_a_random_part_of_a_growing_bound(
     failures: list[tuple[float, int]],
 ) -> None:
     draws = iter([unit for unit, _ in failures])

@@ -57,7 +57,7 @@ def applied(version: int, **fields: Any) -> Result:
     return Result(status="applied", version=version, **fields)
 
 
-def test_an_edit_is_shown_at_once_on_top_of_what_the_server_has(store: Store) -> None:
+def test_store_edit_shown_at_once_on_top_of_the_replica(store: Store) -> None:
     store.page([change("a", 3, {"x": 1, "y": 1})], "c1", last=True)
     store.edit("task", "a", "patch", {"x": 2, "y": None}, 10)
     store.edit("task", "a", "patch", {"z": 3}, 20)
@@ -68,7 +68,7 @@ def test_an_edit_is_shown_at_once_on_top_of_what_the_server_has(store: Store) ->
     assert store.record("task", "a") == (4, None, 3)
 
 
-def test_a_chain_keeps_the_base_that_it_began_on_and_never_goes_back_in_time(store: Store) -> None:
+def test_store_chain_keeps_its_first_base_and_never_goes_back_in_time(store: Store) -> None:
     store.page([change("a", 3, {})], "c1", last=True)
     store.edit("task", "a", "patch", {"x": 1}, 2_000_000)
     store.page([change("a", 4, {})], "c2", last=True)
@@ -79,7 +79,7 @@ def test_a_chain_keeps_the_base_that_it_began_on_and_never_goes_back_in_time(sto
     assert found == [("a", 3, late), ("a", 3, late), ("b", None, "1970-01-01T00:00:00Z")]
 
 
-def test_a_message_repeats_its_key_and_its_bytes_until_it_is_answered(store: Store, path: Path) -> None:
+def test_store_message_repeats_key_and_bytes_until_answered(store: Store, path: Path) -> None:
     store.edit("task", "a", "put", {"x": 1}, 0)
     first = sealed(store)
     store.edit("task", "a", "patch", {"x": 2}, 1)
@@ -93,7 +93,7 @@ def test_a_message_repeats_its_key_and_its_bytes_until_it_is_answered(store: Sto
     again.close()
 
 
-def test_messages_are_bounded_by_items_and_by_bytes(store: Store) -> None:
+def test_store_message_bounded_by_items_and_bytes(store: Store) -> None:
     for number in range(5):
         store.edit("task", f"r{number}", "put", {"text": "x" * 400}, 0)
     assert len(sealed(store, items=2).items) == 2
@@ -101,7 +101,7 @@ def test_messages_are_bounded_by_items_and_by_bytes(store: Store) -> None:
     assert len(sealed(store, size=900).items) == 1
 
 
-def test_an_item_that_no_frame_takes_is_put_aside_and_holds_nobody_up(store: Store) -> None:
+def test_store_item_larger_than_a_frame_set_aside(store: Store) -> None:
     store.edit("task", "large", "put", {"text": "x" * 5000}, 0)
     store.edit("task", "small", "put", {}, 0)
     assert [item["id"] for item in items(sealed(store, items=1, frame=2000))] == ["small"]
@@ -109,13 +109,13 @@ def test_an_item_that_no_frame_takes_is_put_aside_and_holds_nobody_up(store: Sto
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1 << 63, "a\0b", {1: 2}, b"", [[[float("inf")]]]], ids=repr)
-def test_what_json_cannot_carry_is_refused_before_it_is_kept(store: Store, value: object) -> None:
+def test_store_data_that_json_cannot_carry_refused(store: Store, value: object) -> None:
     with pytest.raises(ValueError, match="data holds"):
         store.edit("task", "a", "put", {"value": value}, 0)
     assert store.waiting == 0
 
 
-def test_data_that_makes_a_message_too_deep_is_refused(store: Store) -> None:
+def test_store_data_nested_too_deep_refused(store: Store) -> None:
     data: dict[str, Any] = {}
     for _ in range(28):
         data = {"in": data}
@@ -124,14 +124,14 @@ def test_data_that_makes_a_message_too_deep_is_refused(store: Store) -> None:
         store.edit("task", "a", "put", {"in": data}, 0)
 
 
-def test_versions_that_are_not_above_the_held_one_are_skipped(store: Store) -> None:
+def test_store_version_not_above_its_own_ignored(store: Store) -> None:
     store.page([change("a", 2, {"x": 2})], "c1", last=True)
     store.page([change("a", 2, {"x": "again"}), change("a", 1, {"x": 1})], "c2", last=True)
     assert store.replica() == [("task", "a", 2, b'{"x":2}')]
     assert store.cursor == "c2"
 
 
-def test_an_answer_that_overtook_its_page_or_came_after_it_ends_the_same(store: Store) -> None:
+def test_store_answer_before_or_after_its_page_ends_the_same(store: Store) -> None:
     store.page([change("a", 1, {"x": 1})], "c1", last=True)
     store.edit("task", "a", "patch", {"y": 2}, 0)
     key = sealed(store).key
@@ -140,7 +140,7 @@ def test_an_answer_that_overtook_its_page_or_came_after_it_ends_the_same(store: 
     assert store.record("task", "a") == (3, {"x": 3}, 0)
 
 
-def test_what_a_patch_left_is_computed_where_the_base_is_held(store: Store) -> None:
+def test_store_patch_result_computed_if_base_is_held(store: Store) -> None:
     store.page([change("a", 1, {"x": 1})], "c1", last=True)
     store.edit("task", "a", "patch", {"y": 2}, 0)
     assert store.settle(sealed(store).key, [applied(2)])[1] is False
@@ -148,7 +148,7 @@ def test_what_a_patch_left_is_computed_where_the_base_is_held(store: Store) -> N
 
 
 @pytest.mark.parametrize("status", ["applied", "resolved", "conflict", "unchanged"])
-def test_an_outcome_that_came_without_its_data_sets_the_cursor_back(store: Store, status: Any) -> None:
+def test_store_outcome_without_data_sets_the_cursor_back(store: Store, status: Any) -> None:
     store.page([change("a", 1, {"x": 1})], "before", last=True)
     store.edit("task", "a", "patch", {"y": 2}, 0)
     key = sealed(store).key
@@ -159,7 +159,7 @@ def test_an_outcome_that_came_without_its_data_sets_the_cursor_back(store: Store
     assert store.waiting == 0
 
 
-def test_starting_over_drops_what_the_feed_does_not_hold_and_takes_lower_versions(store: Store) -> None:
+def test_store_new_history_drops_missing_records_and_takes_lower_versions(store: Store) -> None:
     store.page([change("a", 9, {"x": "old"}), change("b", 1, {})], "c1", last=True)
     store.start_over()
     assert store.cursor is None
@@ -170,7 +170,7 @@ def test_starting_over_drops_what_the_feed_does_not_hold_and_takes_lower_version
     assert store.replica() == [("task", "a", 2, b'{"x":"new"}')]
 
 
-def test_an_answer_during_a_fresh_start_is_of_the_new_history(store: Store) -> None:
+def test_store_answer_during_a_new_history_belongs_to_it(store: Store) -> None:
     store.page([change("a", 9, {"x": "old"})], "c1", last=True)
     store.start_over()
     store.edit("task", "a", "put", {"x": "mine"}, 0)
@@ -179,14 +179,14 @@ def test_an_answer_during_a_fresh_start_is_of_the_new_history(store: Store) -> N
     assert store.record("task", "a") == (3, {"x": "mine"}, 0)
 
 
-def test_a_patch_on_a_record_of_the_old_history_is_not_computed(store: Store) -> None:
+def test_store_patch_on_a_record_of_the_old_history_not_computed(store: Store) -> None:
     store.page([change("a", 2, {"x": "old"})], "c1", last=True)
     store.start_over()
     store.edit("task", "a", "patch", {"y": 1}, 0)
     assert store.settle(sealed(store).key, [applied(3)])[1] is True
 
 
-def test_a_set_of_domains_keeps_its_own_cursor_and_sweeps_its_own_domains(path: Path, store: Store) -> None:
+def test_store_set_of_domains_has_its_own_cursor_and_sweep(path: Path, store: Store) -> None:
     store.page([change("a", 1, {})], "of all", last=True)
     other = Store(path, "phone", domains=["ticket"])
     assert other.cursor is None
@@ -197,7 +197,7 @@ def test_a_set_of_domains_keeps_its_own_cursor_and_sweeps_its_own_domains(path: 
     assert len(store.replica()) == 1
 
 
-def test_a_rejected_edit_is_kept_and_the_others_go_on(store: Store) -> None:
+def test_store_rejected_edit_kept_and_others_go_on(store: Store) -> None:
     store.edit("task", "a", "put", {"x": 1}, 0)
     store.edit("task", "b", "put", {"x": 2}, 0)
     error = ItemError("invalid_item", "data.x is wrong")
@@ -209,7 +209,7 @@ def test_a_rejected_edit_is_kept_and_the_others_go_on(store: Store) -> None:
     assert store.record("task", "b") == (1, {"x": 2}, 0)
 
 
-def test_a_held_change_is_remembered_beside_the_server_s(store: Store) -> None:
+def test_store_held_change_kept_beside_the_servers_record(store: Store) -> None:
     store.edit("note", "a", "patch", {"x": 1}, 0)
     held = Result(status="conflict", version=4, conflict_id="c", data=Raw(b'{"y":2}'))
     store.settle(sealed(store).key, [held])
@@ -222,7 +222,7 @@ def test_a_held_change_is_remembered_beside_the_server_s(store: Store) -> None:
     assert store.conflicts == []
 
 
-def test_held_changes_of_one_conflict_are_shown_on_top_of_each_other(store: Store) -> None:
+def test_store_held_changes_of_one_conflict_shown_in_order(store: Store) -> None:
     for data in ({"x": None}, {"x": {"z": 1}}):
         store.edit("note", "a", "patch", data, 0)
     held = Result(status="conflict", version=4, conflict_id="c", data=Raw(b'{"x":{"y":2}}'))
@@ -231,7 +231,7 @@ def test_held_changes_of_one_conflict_are_shown_on_top_of_each_other(store: Stor
     assert conflict == Held("c", "note", "a", 4, b'{"x":{"y":2}}', b'{"x":{"z":1}}', 2)
 
 
-def test_a_message_that_is_taken_back_is_sent_in_parts_and_the_bad_item_put_aside(store: Store) -> None:
+def test_store_refused_message_split_until_bad_item_set_aside(store: Store) -> None:
     for name in ("a", "b"):
         store.edit("task", name, "put", {}, 0)
     whole = sealed(store)
@@ -243,7 +243,7 @@ def test_a_message_that_is_taken_back_is_sent_in_parts_and_the_bad_item_put_asid
     assert [item["id"] for item in items(sealed(store))] == ["b"]
 
 
-def test_a_file_belongs_to_one_device(path: Path, store: Store) -> None:
+def test_store_file_of_another_device_refused(path: Path, store: Store) -> None:
     with pytest.raises(StoreError, match="belongs to the device phone"):
         Store(path, "tablet")
     assert store.waiting == 0

@@ -26,9 +26,7 @@ from tests.harness.ws_device import token
 pytestmark = ON_SHARED
 
 
-async def test_fifty_devices_converge_and_every_edit_is_accounted_for(
-    shared: Running, tmp_path: Path
-) -> None:
+async def test_convergence_fifty_devices_agree_and_no_edit_missing(shared: Running, tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(1_000_000)
     print(f"seed {seed}")  # noqa: T201  # to run it again
     asked = Asked(devices=50, duration_s=12.0, seed=seed, edits_per_minute=40.0, pool=12)
@@ -47,7 +45,7 @@ async def _worked(working: Crew, name: str) -> None:
     assert await working.converge(20)
 
 
-async def test_an_edit_that_is_not_accounted_for_is_found(shared: Running, tmp_path: Path) -> None:
+async def test_convergence_check_missing_edit_found(shared: Running, tmp_path: Path) -> None:
     setting = Setting(shared.url, shared.token, tmp_path, 1, DOMAINS, 4, 60.0)
     async with crew(["one", "two"], setting) as working:
         await _worked(working, "a")
@@ -72,7 +70,7 @@ async def test_an_edit_that_is_not_accounted_for_is_found(shared: Running, tmp_p
         assert any("told of [1, 2, 2]" in fault for fault in faults(working.members, tables))
 
 
-async def test_a_replica_that_lags_is_no_agreement(shared: Running, tmp_path: Path) -> None:
+async def test_convergence_check_replica_behind_is_no_agreement(shared: Running, tmp_path: Path) -> None:
     setting = Setting(shared.url, shared.token, tmp_path, 1, DOMAINS, 4, 60.0)
     async with crew(["one", "two"], setting) as working:
         await _worked(working, "a")
@@ -88,7 +86,7 @@ def _signed(tenant: str) -> Access:
     return Access("http://127.0.0.1:9", lambda _, device: token(tenant, device))
 
 
-async def test_simulate_shows_a_crew_come_to_agree(shared: Running) -> None:
+async def test_simulate_crew_shown_converging(shared: Running) -> None:
     arguments = ["--tenant", "x", "--device", "d", "--devices", "3", "--offline-for", "0.3"]
     arguments += ["--duration", "0.6"]
     arguments += ["--edits-per-minute", "600", "--seed", "5", "--url", shared.url, "--json"]
@@ -99,7 +97,7 @@ async def test_simulate_shows_a_crew_come_to_agree(shared: Running) -> None:
     assert "of 3 online" in err
 
 
-async def test_simulate_says_what_to_do_when_no_server_answers() -> None:
+async def test_simulate_without_a_server_names_the_remedy() -> None:
     status, out, err = await _command(["--tenant", "x", "--device", "d"], "acme")
     assert (status, out) == (1, "")
     assert "start `run.py serve`, or give --url" in err
@@ -111,7 +109,7 @@ async def _command(arguments: list[str], tenant: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-async def test_a_table_shows_as_many_devices_as_there_is_room_for(tmp_path: Path) -> None:
+async def test_progress_table_shows_as_many_devices_as_fit(tmp_path: Path) -> None:
     setting = Setting("", str, tmp_path, 1, DOMAINS, 4, 60.0)
     members = [Member(f"d{number}", setting, cast(ClientSession, None)) for number in range(9)]
     lines = status_table(members, 6)

@@ -107,7 +107,7 @@ async def make(shared: Running, tmp_path: Path) -> AsyncIterator[MakePhone]:
         await end()
 
 
-async def test_what_was_edited_offline_is_there_for_all_once_online(shared: Running, make: MakePhone) -> None:
+async def test_device_offline_edits_reach_all_devices_once_online(shared: Running, make: MakePhone) -> None:
     phone = make()
     phone.device.edit("task", "a", "put", {"title": "pump", "status": "ASSIGNED"})
     phone.device.edit("task", "a", "patch", {"status": "INPROGRESS"})
@@ -123,7 +123,7 @@ async def test_what_was_edited_offline_is_there_for_all_once_online(shared: Runn
     assert phone.device.record("task", "a").data == {"title": "pump 3", "status": "INPROGRESS"}
 
 
-async def test_a_wrong_clock_is_corrected(shared: Running, make: MakePhone) -> None:
+async def test_device_wrong_clock_corrected(shared: Running, make: MakePhone) -> None:
     clock = itertools.count(1_000_000_000_000_000, 1000)
     phone = make(clock_us=lambda: next(clock))
     phone.device.edit("journal", "a", "put", {})
@@ -134,7 +134,7 @@ async def test_a_wrong_clock_is_corrected(shared: Running, make: MakePhone) -> N
     assert stored == present
 
 
-async def test_a_lost_answer_is_asked_for_again_and_applied_once(shared: Running, make: MakePhone) -> None:
+async def test_device_lost_answer_requested_again_and_applied_once(shared: Running, make: MakePhone) -> None:
     port = int(shared.url.rpartition(":")[2])
     async with proxied("127.0.0.1", port, Random(1), Chances(lost=1.0)) as proxy:
         phone = make(url=proxy.url)
@@ -149,7 +149,7 @@ async def test_a_lost_answer_is_asked_for_again_and_applied_once(shared: Running
         await phone.offline()
 
 
-async def test_a_held_change_is_listed_and_settled_by_a_choice(shared: Running, make: MakePhone) -> None:
+async def test_device_held_change_listed_and_settled_by_a_choice(shared: Running, make: MakePhone) -> None:
     office = await shared.device("office")
     await office.push(*[item("put", "note", name, data={"by": "office"}) for name in "abcd"])
     phone = make()
@@ -172,9 +172,7 @@ async def test_a_held_change_is_listed_and_settled_by_a_choice(shared: Running, 
     ]  # fmt: skip
 
 
-async def test_a_decision_on_a_record_that_moved_on_is_asked_for_again(
-    shared: Running, make: MakePhone
-) -> None:
+async def test_device_stale_decision_asked_for_again(shared: Running, make: MakePhone) -> None:
     office = await shared.device("office")
     await office.push(item("put", "note", "a", data={"n": 1}))
     phone = make()
@@ -198,12 +196,12 @@ async def test_a_decision_on_a_record_that_moved_on_is_asked_for_again(
     assert seen == [b'{"n":1}', b'{"n":9}']
 
 
-async def test_what_needs_a_connection_says_so(make: MakePhone) -> None:
+async def test_device_offline_calls_that_need_a_connection_say_so(make: MakePhone) -> None:
     with pytest.raises(OfflineError):
         await make().device.list_conflicts()
 
 
-async def test_an_expired_token_is_replaced_and_a_refused_one_twice_is_the_end(
+async def test_device_expired_token_replaced_and_second_refusal_ends(
     shared: Running, make: MakePhone
 ) -> None:
     tokens = iter([shared.token("phone", exp=1), shared.token("phone")])
@@ -215,9 +213,7 @@ async def test_an_expired_token_is_replaced_and_a_refused_one_twice_is_the_end(
         await stopped.online()
 
 
-async def test_a_device_that_was_replaced_does_not_fight_for_its_place(
-    shared: Running, make: MakePhone
-) -> None:
+async def test_device_replaced_does_not_connect_again(shared: Running, make: MakePhone) -> None:
     phone = make()
     running = phone.online()
     await phone.settled()
@@ -226,7 +222,7 @@ async def test_a_device_that_was_replaced_does_not_fight_for_its_place(
         await running
 
 
-async def test_a_device_whose_line_is_cut_behind_a_goodbye_does_not_fight_for_its_place(
+async def test_device_replaced_without_close_frame_does_not_connect_again(
     make: MakePhone,
 ) -> None:
     calls = 0
@@ -249,7 +245,7 @@ async def test_a_device_whose_line_is_cut_behind_a_goodbye_does_not_fight_for_it
     assert calls == 1
 
 
-async def test_an_expired_cursor_is_noticed_and_what_is_gone_goes(shared: Running, make: MakePhone) -> None:
+async def test_device_expired_cursor_drops_missing_records(shared: Running, make: MakePhone) -> None:
     phone = make()
     phone.device.edit("journal", "kept", "put", {})
     phone.device.edit("journal", "lost", "put", {})
@@ -307,7 +303,7 @@ async def _worked(phone: Phone, name: str, made: list[int]) -> None:
     await phone.settled()
 
 
-async def test_a_kill_at_any_step_loses_no_edit_and_applies_none_twice(make: MakePhone) -> None:
+async def test_device_killed_at_any_step_loses_and_repeats_no_edit(make: MakePhone) -> None:
     died = []
     for at in range(STEPS):
         phone, name, made = make(), f"r{at}", list[int]()

@@ -84,7 +84,7 @@ MUTANTS: dict[str, Mutant] = {
     "tenants locked in no order": Mutant(
         "storage/stores/commit/reads.py",
         ((_LOCK_ORDER, " ORDER BY random() FOR UPDATE"),),
-        (_ORDER + "test_writers_of_the_same_tenants_named_in_any_order_never_deadlock",),
+        (_ORDER + "test_writers_of_the_same_tenants_in_any_order_never_deadlock",),
     ),
     "keys not looked up": Mutant(
         "storage/stores/commit/reads.py",
@@ -161,7 +161,7 @@ MUTANTS: dict[str, Mutant] = {
         ),
         (
             "tests/engine/feed/test_tail.py::test_tail_change_ahead_of_a_gap_waits",
-            _ORDER + "test_every_reader_is_told_every_change_in_order",
+            _ORDER + "test_feed_every_reader_gets_every_change_in_order",
         ),
     ),
     "a change missed before the first page forgotten": Mutant(
@@ -237,7 +237,7 @@ MUTANTS: dict[str, Mutant] = {
     "a drain that waits for no commit": Mutant(
         "handlers/server.py",
         ((" committer.run, committer.drain)", " committer.run)"),),
-        ("tests/system/test_drain.py::test_a_drain_under_load_loses_nothing",),
+        ("tests/system/test_drain.py::test_drain_under_load_loses_nothing",),
     ),
     "a body that takes a second token": Mutant(
         "engine/commit/admission.py",

@@ -19,9 +19,7 @@ _COLUMNS = """
 """
 
 
-def test_every_column_is_explained_in_the_order_of_the_schema_and_no_other(
-    services: Services, template: str
-) -> None:
+def test_data_dictionary_explains_exactly_the_columns_in_order(services: Services, template: str) -> None:
     explained = {}
     for section in re.split(r"^### ", _PAGE, flags=re.MULTILINE)[1:]:
         table, text = section.split("\n", 1)
@@ -33,7 +31,7 @@ def test_every_column_is_explained_in_the_order_of_the_schema_and_no_other(
     assert explained == schema
 
 
-def test_every_state_of_an_upload_is_explained(services: Services, template: str) -> None:
+def test_data_dictionary_explains_every_upload_state(services: Services, template: str) -> None:
     ((check,),) = rows(
         named(services.dsn, template),
         "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'upload_session_state_check'",

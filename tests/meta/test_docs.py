@@ -68,12 +68,12 @@ def fences(text: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("path", "text"), list(pages()), ids=lambda value: getattr(value, "name", ""))
-def test_a_generated_page_is_as_its_table(path: Path, text: str) -> None:
+def test_generated_page_equals_its_table(path: Path, text: str) -> None:
     assert path.read_text("utf-8") == text, "stale: run python -m docs.generate"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_page_links_lead_somewhere(page: Path) -> None:
     prose = _FENCE.sub("", page.read_text("utf-8"))
     for target in re.findall(r"\]\(([^)\s]+)\)", prose):
         name, _, anchor = target.partition("#")
@@ -91,7 +91,7 @@ def _anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_files_settings_and_metrics_that_a_page_names_exist(page: Path) -> None:
+def test_page_named_files_settings_and_metrics_exist(page: Path) -> None:
     rooms = ("compose", "engine", "handlers", "storage", "bench", "tests", "docs")
     programs = {path.name for room in rooms for path in (ROOT / room).rglob("*.py")}
     programs |= {path.name for path in ROOT.glob("*.py")}
@@ -130,7 +130,7 @@ CALLS = [(page, line) for page in PAGES for line in command_lines(page)]
 
 
 @pytest.mark.parametrize(("page", "line"), CALLS, ids=[f"{page.name}: {line}" for page, line in CALLS])
-def test_command_line_of_a_page_is_one_that_the_program_takes(
+def test_page_command_line_accepted_by_the_program(
     page: Path, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert page.exists()
@@ -149,14 +149,14 @@ def test_command_line_of_a_page_is_one_that_the_program_takes(
         pass  # and the files that it has opened are closed
 
 
-def test_command_lines_are_found() -> None:
+def test_page_command_lines_found() -> None:
     assert len(CALLS) > 30
 
 
 # -- dependencies -----------------------------------------------------------------------------
 
 
-def test_every_direct_dependency_is_explained_and_no_other() -> None:
+def test_dependencies_page_explains_exactly_the_direct_ones() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     page = (ROOT / "docs" / "dependencies.md").read_text("utf-8")
     run_time, develop = page.split("\n## ")[1:]
@@ -183,7 +183,7 @@ def _names(requirements: list[str]) -> set[str]:
 # -- log events -------------------------------------------------------------------------------
 
 
-def test_every_log_event_is_listed_with_its_levels_and_fields_and_no_other() -> None:
+def test_logs_page_lists_exactly_the_events_levels_and_fields() -> None:
     page = (ROOT / "docs" / "logs.md").read_text("utf-8")
     listed = {
         event: (set(levels.split(", ")), {field for field in fields.split(", ") if field})
@@ -232,7 +232,7 @@ def _logged(tree: ast.Module, name: str) -> Iterator[tuple[str, set[str], set[st
         yield event.value, levels, fields, None in given
 
 
-def test_loggers_have_the_names_by_which_their_events_are_found() -> None:
+def test_loggers_have_the_searched_names() -> None:
     for path in CODE:
         text = path.read_text("utf-8")
         found = re.findall(r"\b_?log = structlog\.get_logger\(\)", text)
@@ -270,13 +270,13 @@ def _without_data(found: Json) -> Json:
     return found | {"data": None} if "data" in found else found
 
 
-def test_every_kind_of_message_has_an_example() -> None:
+def test_protocol_page_every_kind_of_message_has_an_example() -> None:
     shown = {example["type"] for example in examples()}
     assert shown == _ANSWERS.keys() | _REQUESTS.keys() | {"synced", "changes", "error"}
 
 
 @pytest.mark.parametrize("example", examples(), ids=lambda example: str(example["type"]))
-def test_an_example_is_a_message(example: Json) -> None:
+def test_protocol_page_example_is_a_message(example: Json) -> None:
     kind = example["type"]
     if kind in _REQUESTS and not (kind == "conflicts" and "conflicts" in example):
         JSON.decode(msgspec.json.encode(example))
@@ -310,7 +310,7 @@ def _has_known_fields(example: Json, kind: Any) -> None:
     assert example.keys() - {"type"} <= set(kind.__struct_fields__)
 
 
-def test_every_field_of_a_message_is_written_about() -> None:
+def test_protocol_page_names_every_field() -> None:
     kinds = [
         kind
         for kind in vars(messages).values()
@@ -322,7 +322,7 @@ def test_every_field_of_a_message_is_written_about() -> None:
             assert f"`{field}`" in PROTOCOL or f'"{field}":' in PROTOCOL, f"{kind.__name__}.{field}"
 
 
-def test_names_with_a_meaning_are_all_explained() -> None:
+def test_protocol_page_explains_every_status_policy_and_reason() -> None:
     statuses = {row[0] for row in table(PROTOCOL, "status")}
     assert statuses == set(get_args(messages.Status))
     policies = {row[0] for row in table(PROTOCOL, "policy")}
@@ -331,14 +331,14 @@ def test_names_with_a_meaning_are_all_explained() -> None:
     assert reasons == set(get_args(get_type_hints(messages.Goodbye)["reason"]))
 
 
-def test_every_route_is_listed_and_no_other() -> None:
+def test_protocol_page_lists_exactly_the_routes() -> None:
     text = (ROOT / "handlers" / "sync" / "http_api.py").read_text("utf-8")
     served = {f"{method.upper()} {path}" for method, path in re.findall(r'web\.(\w+)\("(/.*?)"', text)}
     listed = {row[0].replace("CONFLICT_ID", "{conflict_id}") for row in table(PROTOCOL, "request")}
     assert listed == served
 
 
-def test_close_codes_of_the_protocol_are_those_of_the_table() -> None:
+def test_protocol_page_close_codes_equal_the_table() -> None:
     listed = [tuple(row) for row in table(PROTOCOL, "close code")]
     assert listed == [
         (str(int(one)), one.meaning.replace("`", ""), "yes" if one.reconnects else "no")
@@ -347,13 +347,13 @@ def test_close_codes_of_the_protocol_are_those_of_the_table() -> None:
     ]
 
 
-def test_goodbyes_of_the_protocol_close_with_the_code_of_the_table() -> None:
+def test_protocol_page_goodbyes_equal_the_table() -> None:
     rows = table(PROTOCOL, "reason")
     listed = {reason: int(closes[:4]) for reasons, closes in rows for reason in reasons.split(", ")}
     assert listed == GOODBYES
 
 
-def test_close_codes_are_sent_from_the_table_alone() -> None:
+def test_code_sends_close_codes_of_the_table_only() -> None:
     for path in CODE:
         sent = re.findall(r"(?:WebSocketError|\.close)\((\d{4})", path.read_text("utf-8"))
         assert not sent, f"{path}: take it from engine/wire/close_codes.py"
@@ -374,12 +374,12 @@ def test_close_codes_are_sent_from_the_table_alone() -> None:
         ("changes that wait in one conflict", held_changes.MAX_CHANGES),
     ],
 )
-def test_a_limit_is_as_in_the_code(what: str, limit: int) -> None:
+def test_protocol_page_limit_equals_the_code(what: str, limit: int) -> None:
     [row] = [row for row in table(PROTOCOL, "what") if row[0].startswith(what)]
     assert row[1] == str(limit)
 
 
-def test_a_key_is_as_long_as_written() -> None:
+def test_protocol_page_key_length_equals_the_code() -> None:
     msgspec.json.decode(_keyed("k" * 128), type=Sync)
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(_keyed("k" * 129), type=Sync)
@@ -392,7 +392,7 @@ def _keyed(key: str) -> bytes:
 # -- the README -------------------------------------------------------------------------------
 
 
-async def test_the_first_session_goes_as_it_is_written(serve: Serve) -> None:
+async def test_readme_first_session_runs_as_written(serve: Serve) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     readme = (ROOT / "README.md").read_text("utf-8")

@@ -32,7 +32,7 @@ def _imported(path: Path) -> Iterator[str]:
                 yield name
 
 
-def test_install_server_installs_what_serves_and_nothing_else() -> None:
+def test_install_server_installs_run_time_packages_only() -> None:
     made = subprocess.run(
         ["/usr/bin/env", "make", "--dry-run", "install-server", "VENV=/nowhere"],
         cwd=ROOT,

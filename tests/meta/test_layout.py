@@ -47,7 +47,7 @@ def test_files_are_short() -> None:
             assert lines <= LINES, f"{_named(path)} has {lines} lines: split it by idea"
 
 
-def test_nothing_is_left_in_the_open() -> None:
+def test_layout_no_module_outside_its_package() -> None:
     loose = {_named(path) for room in ROOMS for path in (ROOT / room).glob("*.py")}
     loose = {name for name in loose if not name.startswith("compose/") and not name.endswith("/__init__.py")}
     assert loose == {"handlers/server.py", "bench/cli.py", "tests/conftest.py"}

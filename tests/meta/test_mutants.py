@@ -108,7 +108,7 @@ def sound(services: Services, template: str, tmp_path_factory: pytest.TempPathFa
 
 @pytest.mark.usefixtures("sound")
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
-def test_a_mutant_does_not_survive(mutant: Mutant, services: Services, template: str, tmp_path: Path) -> None:
+def test_mutant_of_the_code_caught(mutant: Mutant, services: Services, template: str, tmp_path: Path) -> None:
     copy = Copy(tmp_path, services, template)
     copy.mutate(mutant)
     for test, failure in copy.run(list(mutant.red)).items():

@@ -38,7 +38,7 @@ def imports_of(language: str) -> str:
 
 
 @pytest.mark.parametrize("language", PROGRAMS)
-def test_a_token_signed_as_the_page_says_is_taken(language: str, tmp_path: Path) -> None:
+def test_tokens_guide_signed_token_accepted(language: str, tmp_path: Path) -> None:
     command, behind = PROGRAMS[language]
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")

@@ -82,7 +82,7 @@ async def _under_fire(home: Home, kill: Callable[[ServerProcess], Awaitable[None
         await server.stop()
 
 
-async def test_the_server_is_killed_under_load(home: Home) -> None:
+async def test_server_killed_under_load_loses_and_repeats_nothing(home: Home) -> None:
     async def kill(server: ServerProcess) -> None:
         await server.kill()
         await server.start()
@@ -90,7 +90,7 @@ async def test_the_server_is_killed_under_load(home: Home) -> None:
     await _under_fire(home, kill)
 
 
-async def test_postgresql_crashes_under_load(home: Home) -> None:
+async def test_postgresql_crashed_under_load_loses_and_repeats_nothing(home: Home) -> None:
     async def crash(_: ServerProcess) -> None:
         await asyncio.to_thread(home.crash_postgresql)
 

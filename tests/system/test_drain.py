@@ -85,7 +85,7 @@ async def _rest(device: Device) -> tuple[list[Json], int | None]:
     return device.unasked, code
 
 
-async def test_what_was_accepted_is_answered_and_nothing_else_is_taken_in(serve: Serve, dsn: str) -> None:
+async def test_drain_accepted_messages_answered_later_ones_refused(serve: Serve, dsn: str) -> None:
     server = await serve()
     devices = [await server.device(f"d{number}") for number in range(3)]
     with tenants_held(dsn, "acme"), tenants_held(dsn) as policies:
@@ -195,7 +195,7 @@ class Pusher:
             assert (result["status"], result["version"]) == ("applied", number + 1)
 
 
-async def test_a_drain_under_load_loses_nothing(serve: Serve, dsn: str) -> None:
+async def test_drain_under_load_loses_nothing(serve: Serve, dsn: str) -> None:
     server = await serve()
     warm = asyncio.Semaphore(0)
     pushers = [Pusher(f"d{number}", warm) for number in range(DEVICES)]
@@ -216,9 +216,7 @@ async def test_a_drain_under_load_loses_nothing(serve: Serve, dsn: str) -> None:
         await pusher.check_again(server)
 
 
-async def test_what_cannot_be_answered_in_time_is_found_under_its_key_or_applied_at_the_next_start(
-    serve: Serve, dsn: str
-) -> None:
+async def test_drain_unanswered_message_replayed_or_applied_after_restart(serve: Serve, dsn: str) -> None:
     server = await serve(TIDEMARK__SERVER__DRAIN_S="0.5")
     device = await server.device("phone")
     with tenants_held(dsn, "acme"):

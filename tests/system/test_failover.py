@@ -55,7 +55,7 @@ def dsn(primary: Cluster, standby: Cluster) -> str:
     return f"postgresql://{USER}:{PASSWORD}@{hosts}/{USER}?target_session_attrs=read-write"
 
 
-async def test_a_standby_takes_over_under_load(
+async def test_failover_standby_takes_over_under_load(
     primary: Cluster, standby: Cluster, serve: Serve, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execute(dsn, "INSERT INTO tenants (name) VALUES ('initech')")
@@ -93,7 +93,7 @@ async def test_a_standby_takes_over_under_load(
         assert again["results"][0]["seq"] == acknowledged[number]
 
 
-async def test_what_the_standby_did_not_confirm_is_applied_by_its_successor(
+async def test_failover_unconfirmed_commit_applied_by_the_successor(
     primary: Cluster, standby: Cluster, serve: Serve, dsn: str
 ) -> None:
     """A wait for the standby that is cancelled leaves the change on a primary that then dies."""
@@ -129,7 +129,9 @@ async def test_what_the_standby_did_not_confirm_is_applied_by_its_successor(
     assert not PostgresEpoch(dsn).restored()
 
 
-async def test_each_address_of_a_name_is_tried(primary: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failover_each_address_of_a_name_tried(
+    primary: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def addresses(*_: object, **__: object) -> list[Any]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (at, 0)) for at in ("127.0.0.2", "127.0.0.1")]
 
@@ -139,7 +141,7 @@ async def test_each_address_of_a_name_is_tried(primary: Cluster, monkeypatch: py
     await database.close()
 
 
-async def test_a_database_that_may_forget_is_not_ready(primary: Cluster) -> None:
+async def test_readiness_database_that_may_lose_commits_not_ready(primary: Cluster) -> None:
     database = Database(primary.dsn, 1)
     assert await faults(database, newest_migration()) == []
     for number, name in enumerate(("fsync", "full_page_writes", "synchronous_commit"), start=1):

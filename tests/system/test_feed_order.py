@@ -126,7 +126,7 @@ async def _follow(device: Device, reader: Reader, last_seq: asyncio.Future[int])
         reader.take(await device.changes())
 
 
-async def test_every_reader_is_told_every_change_in_order(serve: Serve, dsn: str) -> None:
+async def test_feed_every_reader_gets_every_change_in_order(serve: Serve, dsn: str) -> None:
     ensure_tenant(dsn, "initech")
     servers = list(enumerate([await serve() for _ in range(SERVERS)]))
     truths = {tenant: Truth() for tenant in TENANTS}
@@ -167,7 +167,7 @@ async def test_every_reader_is_told_every_change_in_order(serve: Serve, dsn: str
 # -- locks ------------------------------------------------------------------------------------
 
 
-async def test_writers_of_the_same_tenants_named_in_any_order_never_deadlock(dsn: str) -> None:
+async def test_writers_of_the_same_tenants_in_any_order_never_deadlock(dsn: str) -> None:
     """Each batch is of all tenants, every other one names them backwards.
 
     They are so many that two batches which lock them in another order than each other meet.

@@ -223,7 +223,7 @@ async def _all_progressed(editors: list[Editor], progress: asyncio.Condition) ->
             await progress.wait()
 
 
-async def test_a_host_that_is_cut_off_takes_nothing_with_it(
+async def test_network_partition_host_cut_off_loses_nothing(
     hosts: Hosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.harness.ws_device.PATIENCE_S", 3.0)  # a device gives up what has fallen silent

@@ -41,7 +41,7 @@ def refused_with(*arguments: str, **environment: str) -> str:
 # -- what is printed --------------------------------------------------------------------------
 
 
-def test_each_worker_has_its_own_port_above_the_shared_one() -> None:
+def test_nginx_site_each_worker_has_its_own_port() -> None:
     for workers, expected in ((1, [9000]), (2, [9001, 9002]), (8, list(range(9001, 9009)))):
         site = printed("--workers", str(workers), "--port", "9000")
         ports = re.findall(r"^    server 127\.0\.0\.1:(\d+) max_fails=0;$", site, re.MULTILINE)
@@ -49,7 +49,7 @@ def test_each_worker_has_its_own_port_above_the_shared_one() -> None:
         assert "@{" not in site
 
 
-def test_the_settings_are_followed() -> None:
+def test_nginx_site_follows_the_settings() -> None:
     site = printed(
         "--server-name",
         "*.example.org",
@@ -63,7 +63,7 @@ def test_the_settings_are_followed() -> None:
     assert "/etc/letsencrypt/live/example.org/privkey.pem" in site
 
 
-def test_workers_on_several_hosts_are_all_named() -> None:
+def test_nginx_site_names_workers_of_all_hosts() -> None:
     site = printed("--host", "10.0.0.5", "--host", "fd00::6", "--workers", "2", "--port", "9000")
     servers = ["10.0.0.5:9001", "[fd00::6]:9001", "10.0.0.5:9002", "[fd00::6]:9002"]
     assert re.findall(r"^    server (\S+) max_fails=0;$", site, re.MULTILINE) == servers
@@ -73,12 +73,12 @@ def test_workers_on_several_hosts_are_all_named() -> None:
     assert "4 workers on 10.0.0.5 and [fd00::6]" in site
 
 
-def test_a_quiet_socket_is_kept_for_more_than_one_ping() -> None:
+def test_nginx_site_quiet_socket_kept_longer_than_one_ping() -> None:
     [timeout_s] = re.findall(r"^    proxy_read_timeout (\d+)s;$", printed(), re.MULTILINE)
     assert int(timeout_s) > 2 * PING_S
 
 
-def test_what_would_not_work_is_refused_in_a_sentence() -> None:
+def test_nginx_command_unusable_options_refused_in_a_sentence() -> None:
     assert "set one, or give --port" in refused("--port", "0")
     assert "would listen on port 65537" in refused("--port", "65534", "--workers", "3")
     assert "a host's name" in refused("--server-name", "a; b")
@@ -89,7 +89,7 @@ def test_what_would_not_work_is_refused_in_a_sentence() -> None:
     assert "is no origin" in refused_with(TIDEMARK__SERVER__ORIGINS='["https://a;b"]')
 
 
-def test_listen_redirect_and_http2_follow_the_options() -> None:
+def test_nginx_site_listen_redirect_and_http2_follow_the_options() -> None:
     site = printed("--server-name", "sync.example.org")
     assert re.findall(r"^    listen (.*);$", site, re.MULTILINE) == ["443 ssl", "[::]:443 ssl"]
     assert ("http2" in site, "return 308" in site, "Host $host;" in site) == (False, False, True)
@@ -117,7 +117,7 @@ def test_listen_redirect_and_http2_follow_the_options() -> None:
         ("--workers", "8", "--host", "127.0.0.1", "--host", "::1", "--address", "127.0.0.2"),
     ],
 )
-def test_nginx_takes_it(tmp_path: Path, asked: tuple[str, ...]) -> None:
+def test_nginx_site_accepted_by_nginx(tmp_path: Path, asked: tuple[str, ...]) -> None:
     said = nginx_for(
         tmp_path, free_ports(1), *asked, TIDEMARK__SERVER__ORIGINS='["https://a.example"]'
     ).tested()
@@ -125,7 +125,7 @@ def test_nginx_takes_it(tmp_path: Path, asked: tuple[str, ...]) -> None:
     assert "[warn]" not in said
 
 
-async def test_devices_sync_and_follow_through_tls(cluster: Cluster) -> None:
+async def test_nginx_devices_sync_and_follow_over_tls(cluster: Cluster) -> None:
     devices = {name: await cluster.device(name) for name in ("a", "b", "c")}
     for device in devices.values():
         await device.told("changes", "subscribe", cursor=None)
@@ -145,7 +145,7 @@ async def test_devices_sync_and_follow_through_tls(cluster: Cluster) -> None:
     assert [change["id"] for change in page["changes"]] == ["a", "b", "c", "d"]
 
 
-async def test_outage_over_every_device_gets_in_at_its_first_try(cluster: Cluster) -> None:
+async def test_nginx_after_an_outage_every_device_connects_at_its_first_try(cluster: Cluster) -> None:
     for server in cluster.servers:
         await server.kill()
     for name in ("a", "b", "c"):
@@ -175,7 +175,7 @@ async def _parts(cluster: Cluster, count: int) -> list[str]:
     return [await part(number) for number in range(count)]
 
 
-async def test_largest_headers_pass_and_cost_nobody_else(cluster: Cluster) -> None:
+async def test_nginx_largest_headers_pass_and_cost_no_other_device(cluster: Cluster) -> None:
     phone = await cluster.uploader("phone")
     name = "\N{DESERT}" * 255
     metadata = encoded(described(filename=name))
@@ -213,7 +213,7 @@ async def test_largest_headers_pass_and_cost_nobody_else(cluster: Cluster) -> No
         assert (await socket.receive_json())["type"] == "welcome"
 
 
-async def test_one_dead_worker_of_two_refuses_nothing(cluster: Cluster) -> None:
+async def test_nginx_one_dead_worker_of_two_refuses_nothing(cluster: Cluster) -> None:
     await cluster.servers[0].kill()
     phone = await cluster.uploader("phone")
     content = photo(3000)
@@ -225,7 +225,7 @@ async def test_one_dead_worker_of_two_refuses_nothing(cluster: Cluster) -> None:
         assert result["status"] == "applied"
 
 
-async def test_where_a_client_comes_from_counts_and_not_what_it_says_of_that(cluster: Cluster) -> None:
+async def test_nginx_clients_claimed_address_ignored(cluster: Cluster) -> None:
     for address, expected in (("127.0.0.1", 200), ("127.0.0.2", 403)):
         session = await cluster.session(address)
         for path, status in (("/metrics", expected), ("/readyz", expected), ("/healthz", 200)):
@@ -280,9 +280,7 @@ class Pusher:
             self._warm.release()
 
 
-async def test_when_one_server_drains_its_devices_go_to_the_other_and_nothing_is_lost(
-    cluster: Cluster, dsn: str
-) -> None:
+async def test_nginx_drained_server_devices_move_and_lose_nothing(cluster: Cluster, dsn: str) -> None:
     warm = asyncio.Semaphore(0)
     gone = asyncio.Event()
     pushers = [Pusher(cluster, f"d{number}", warm) for number in range(DEVICES)]
@@ -302,7 +300,7 @@ async def test_when_one_server_drains_its_devices_go_to_the_other_and_nothing_is
     assert status == 200
 
 
-async def test_an_upload_goes_through_in_pieces_and_keeps_what_came_before_a_cut(cluster: Cluster) -> None:
+async def test_nginx_upload_cut_keeps_the_bytes_that_arrived(cluster: Cluster) -> None:
     content = photo(3_000_000)
     phone = await cluster.uploader("phone")
     path = await phone.begun(len(content))
@@ -339,7 +337,7 @@ async def test_an_upload_goes_through_in_pieces_and_keeps_what_came_before_a_cut
     assert (await tablet.head(path)).status == 404
 
 
-async def test_an_upload_by_the_draft_goes_through_without_the_interim_answer_that_nginx_mistakes(
+async def test_nginx_draft_upload_gets_no_interim_answer(
     cluster: Cluster,
 ) -> None:
     content = photo(300_000)

@@ -229,7 +229,7 @@ async def test_request_that_reached_no_worker_goes_to_the_next(
     assert [first for first, _ in listener.heads] == [f"{method} {path}" for method, path, _ in REQUESTS * 3]
 
 
-async def test_worker_that_broke_off_an_answer_is_asked_again_at_once(front: Front) -> None:
+async def test_worker_that_broke_off_an_answer_asked_again_at_once(front: Front) -> None:
     async with AsyncExitStack() as stack:
         workers = [await listening(stack, front.nginx.port + number) for number in (1, 2)]
         for worker in workers:

@@ -97,7 +97,7 @@ _BACKENDS = (
 )
 
 
-async def test_processes_share_few_connections_that_are_killed_meanwhile(
+async def test_pgbouncer_shared_connections_killed_under_load_lose_nothing(
     processes: list[ServerProcess], dsn: str
 ) -> None:
     execute(

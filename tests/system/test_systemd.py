@@ -66,12 +66,12 @@ def service(path: Path, key: str) -> str:
     return value
 
 
-def test_there_is_one_for_a_worker_and_one_for_all() -> None:
+def test_units_one_for_a_worker_and_one_for_all() -> None:
     assert [path.name for path in UNITS] == ["tidemark.service", "tidemark@.service"]
 
 
 @each_unit
-def test_what_it_starts_is_a_command_that_the_server_takes(path: Path) -> None:
+def test_unit_start_command_accepted_by_the_server(path: Path) -> None:
     python, program, command, *options = shlex.split(service(path, "ExecStart").replace("%i", "8081"))
     assert (python, program) == (f"{HOME}/.venv/bin/python", f"{HOME}/run.py")
     assert (ROOT / Path(program).relative_to(HOME)).exists()
@@ -91,13 +91,13 @@ def test_what_it_starts_is_a_command_that_the_server_takes(path: Path) -> None:
 
 
 @each_unit
-def test_a_stop_waits_for_the_drain_and_leaves_nobody_behind(path: Path) -> None:
+def test_unit_stop_waits_for_the_drain_and_leaves_no_process(path: Path) -> None:
     assert float(service(path, "TimeoutStopSec")) > DEFAULTS["server"]["drain_s"] + CLOSING_S
     assert service(path, "KillMode") == "mixed"
     assert service(path, "Restart") == "on-failure"
 
 
-def test_both_are_as_narrow() -> None:
+def test_units_have_the_same_restrictions() -> None:
     one, other = (
         {key: values for key, values in read(path)["Service"].items() if key != "ExecStart"} for path in UNITS
     )
@@ -151,7 +151,7 @@ def open_path() -> Iterator[Path]:
 
 
 @needs_root
-def test_docs_lines_install_a_server_whose_account_reads_its_secrets_and_no_other(
+def test_docs_lines_install_a_server_with_secrets_for_its_account_only(
     dsn: str, services: Services, open_path: Path
 ) -> None:
     sample = (ROOT / "deploy" / "systemd" / "config.toml").read_text("utf-8")
@@ -202,14 +202,14 @@ def _installed(path: Path, home: Path) -> Path:
 
 
 @each_unit
-def test_systemd_finds_nothing_wrong(path: Path, tmp_path: Path) -> None:
+def test_unit_verified_by_systemd(path: Path, tmp_path: Path) -> None:
     command = [_analyze(), "verify", "--man=no", str(_installed(path, tmp_path))]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
 @each_unit
-def test_systemd_calls_its_exposure_ok(path: Path, tmp_path: Path) -> None:
+def test_unit_exposure_rated_ok(path: Path, tmp_path: Path) -> None:
     unit = str(_installed(path, tmp_path))
     command = [_analyze(), "security", "--offline=true", "--threshold=20", "--no-pager", unit]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)

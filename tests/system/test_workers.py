@@ -135,7 +135,7 @@ async def test_workers_serve_one_port_and_one_of_their_own_until_sigterm(supervi
             os.kill(pid, 0)
 
 
-async def test_a_worker_that_is_killed_under_load_comes_back(supervise: Supervise, dsn: str) -> None:
+async def test_worker_killed_under_load_comes_back(supervise: Supervise, dsn: str) -> None:
     server = await supervise()
     async with Load([server.url_of(1), server.url_of(2)]) as load:
         os.kill(server.pid_of(1), signal.SIGKILL)
@@ -148,7 +148,7 @@ async def test_a_worker_that_is_killed_under_load_comes_back(supervise: Supervis
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_workers_are_renewed_under_load_however_often_it_is_asked_for(
+async def test_workers_renewed_repeatedly_under_load_lose_nothing(
     supervise: Supervise, dsn: str, workers: int
 ) -> None:
     server = await supervise(workers)
@@ -169,7 +169,7 @@ async def test_workers_are_renewed_under_load_however_often_it_is_asked_for(
     assert server.said == ""
 
 
-async def test_a_worker_that_drains_leaves_newcomers_to_the_others(supervise: Supervise) -> None:
+async def test_worker_draining_leaves_new_devices_to_the_others(supervise: Supervise) -> None:
     server = await supervise()
     async with ClientSession() as http, connected(server.url_of(1), http) as device:
         os.kill(server.pid_of(2), signal.SIGSTOP)  # so that only the other can take newcomers in
@@ -191,7 +191,7 @@ async def _status(http: ClientSession, url: str) -> int:
         return response.status
 
 
-async def test_a_second_signal_leaves_a_drain_alone(supervise: Supervise, dsn: str) -> None:
+async def test_drain_second_signal_ignored(supervise: Supervise, dsn: str) -> None:
     server = await supervise()
     async with ClientSession() as http, connected(server.url_of(1), http) as device:
         with tenants_held(dsn, "acme"):
@@ -206,7 +206,7 @@ async def test_a_second_signal_leaves_a_drain_alone(supervise: Supervise, dsn: s
     assert {line["worker"] for line in server.told("stopped")} == {1, 2}
 
 
-async def test_workers_drain_when_their_supervisor_is_killed(supervise: Supervise) -> None:
+async def test_workers_supervisor_killed_drain(supervise: Supervise) -> None:
     server = await supervise()
     async with ClientSession() as http, connected(server.url_of(1), http) as device:
         await device.push(put("a1", None, n=1))
@@ -217,7 +217,7 @@ async def test_workers_drain_when_their_supervisor_is_killed(supervise: Supervis
     assert {line["worker"] for line in server.told("stopped")} == {1, 2}
 
 
-async def test_a_device_moves_between_workers_and_its_health_with_it(supervise: Supervise, dsn: str) -> None:
+async def test_device_moved_between_workers_keeps_its_health(supervise: Supervise, dsn: str) -> None:
     server = await supervise()
     older: Device | None = None
     pushed = 0
@@ -264,7 +264,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quiet")
-def test_several_workers_do_not_start_without_redis_or_a_port(dsn: str, services: Services) -> None:
+def test_several_workers_without_redis_or_port_refused(dsn: str, services: Services) -> None:
     away = _refusal(dsn, free_ports(3), TIDEMARK__REDIS__URL="redis://127.0.0.1:1")
     assert away.startswith("Error: several workers meet in Redis, which is away")
     assert _refusal(dsn, 0, TIDEMARK__REDIS__URL=services.redis_url).startswith("Error: server.port: ")
@@ -272,9 +272,7 @@ def test_several_workers_do_not_start_without_redis_or_a_port(dsn: str, services
 
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_taken_port_is_named_also_if_its_owner_would_share_it(
-    dsn: str, services: Services, *, shared: bool
-) -> None:
+def test_serve_port_taken_by_a_sharing_owner_named(dsn: str, services: Services, *, shared: bool) -> None:
     port = free_ports(3)
     with socket.create_server(("127.0.0.1", port + 2), reuse_port=shared):
         said = _refusal(dsn, port, TIDEMARK__REDIS__URL=services.redis_url)
@@ -283,15 +281,13 @@ def test_a_taken_port_is_named_also_if_its_owner_would_share_it(
 
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("workers", [1, 2])
-def test_serve_refuses_a_port_that_another_holds_of_whose_workers_none_listens(
-    dsn: str, services: Services, workers: int
-) -> None:
+def test_serve_port_reserved_by_another_server_refused(dsn: str, services: Services, workers: int) -> None:
     with reserve_ports("127.0.0.1", [0]) as (port,):
         said = _refusal(dsn, port, workers, TIDEMARK__REDIS__URL=services.redis_url)
     assert said.startswith(f"Error: cannot listen on 127.0.0.1:{port} (Address already in use): ")
 
 
-def test_a_reserved_port_is_shared_with_those_who_are_to_listen_there() -> None:
+def test_reserved_port_shared_with_its_own_workers() -> None:
     with reserve_ports("localhost", [0, 0]) as (port, other):
         assert port != other
         with socket.create_server(("127.0.0.1", port), reuse_port=True) as first:

@@ -1,1 +1,1 @@
-"""Puts the parts together: settings in, a running server or an open deployment out."""
+"""Builds servers, workers and commands from settings; nothing imports it, and it decides nothing."""

@@ -1,1 +1,1 @@
-"""What people ask of a deployment: conflicts, rejected items, export; no command line and no HTTP."""
+"""Administration: its ports, the view of a conflict, retries and exports; no command line and no HTTP."""

@@ -1,1 +1,1 @@
-"""Connections to PostgreSQL and the care of its schema; no rows of devices or tenants are read here."""
+"""Connections, transactions and the schema of PostgreSQL; no rows of devices or tenants are read here."""

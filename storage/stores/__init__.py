@@ -1,1 +1,1 @@
-"""Rows of each subject read and written, as the ports of the engine ask it; no connection is made here."""
+"""One store a subject reads and writes its rows for servers and commands; no connection is made here."""

@@ -1,1 +1,1 @@
-"""What is kept in memory of tenants and devices, with the store behind it; never the only copy."""
+"""Tenants, devices and revocations in memory, read from the store and saved to it. Never the only copy."""

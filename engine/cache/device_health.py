@@ -1,7 +1,7 @@
-"""How well a device's syncs go: what is counted of it, and the score that is made of that.
+"""The health of devices: counts of their syncs, and the score made of them.
 
-Several processes may count the same device, one after the other or at once. So each keeps what it
-counted itself apart from what is stored, and the store adds.
+Several processes may count the same device, one after the other or at the same time. So each process keeps
+its own unsaved counts apart from the stored ones, and the store adds them up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _HOUR_US = 3_600_000_000
 
 
 class DeviceKey(NamedTuple):
-    """One device. Compares as its fields do, which is the order in which rows are locked."""
+    """One device. Keys compare by their fields; rows are locked in this order."""
 
     tenant_id: int
     device_id: str
@@ -37,7 +37,7 @@ class Counts(msgspec.Struct, gc=False):
     conflicts: int = 0
 
     def plus(self, other: Counts) -> Counts:
-        """Add up."""
+        """Return the sums."""
         return Counts(
             self.syncs + other.syncs,
             self.failed + other.failed,
@@ -47,10 +47,10 @@ class Counts(msgspec.Struct, gc=False):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """One device as the store knows it, or what a process has to add to that.
+    """The stored health of a device, or a change to it.
 
-    To add, ``counts`` are differences, ``last_sync_at_us`` is one of several of which the latest counts,
-    and a text that is None stays as it was. ``seen`` says that the device introduced itself or came back.
+    In a change, ``counts`` are differences, ``last_sync_at_us`` replaces an earlier time, and a text that is
+    None changes nothing. ``seen``: the device introduced itself or came back.
     """
 
     key: DeviceKey
@@ -62,7 +62,7 @@ class Health(msgspec.Struct, frozen=True):
     seen: bool = False
 
 
-#: Shared: what is stored is replaced, never added to in place.
+#: Shared by all devices without stored counts, because stored counts are replaced, never changed in place.
 _NOTHING = Counts()
 
 
@@ -100,7 +100,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
 
     @property
     def counts(self) -> Counts:
-        """All that is known, stored or not."""
+        """The stored and the unsaved counts together."""
         return self.stored if self.unsaved is None else self.stored.plus(self.unsaved)
 
     def synced(self, now_us: int, duration_us: int, conflicts: int) -> None:
@@ -119,7 +119,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
         unsaved.duration_us += duration_us
 
     def introduce(self, *, network_type: str | None, app_version: str | None, os_version: str | None) -> None:
-        """Take in what a device says of itself; what it leaves out stays as known."""
+        """Note the versions and the network that a device tells; values that it leaves out stay."""
         said = (
             _shared(network_type or self.network_type),
             _shared(app_version or self.app_version),
@@ -130,7 +130,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
             self.note()
 
     def note(self) -> None:
-        """Have it stored that the device was here, and what it said of itself."""
+        """Have it stored that the device was seen, with its versions and network."""
         self.seen = True
         if self.unsaved is None:
             self._begin_unsaved()
@@ -141,7 +141,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
         return unsaved
 
     def take_unsaved(self) -> Health:
-        """Give what is to be stored, and go on as if it were; ``restore`` is due if it is not."""
+        """Return the change to store, and count it as stored. If storing it fails, call ``restore``."""
         unsaved = self.unsaved or Counts()
         self.stored, self.unsaved = self.stored.plus(unsaved), None
         seen, self.seen = self.seen, False
@@ -158,7 +158,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
         )
 
     def restore(self, taken: Health) -> None:
-        """Have what was taken stored another time."""
+        """Count a change as unsaved again, because it was not stored."""
         counts = taken.counts
         stored = self.stored
         self.stored = Counts(
@@ -171,7 +171,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
         self.seen = self.seen or taken.seen
 
     def read(self, stored: Health | None, now_s: float) -> None:
-        """Take in what the store knows, None when it does not know the device."""
+        """Note the stored health; None if the device has no row."""
         self.read_at_s = now_s
         if stored is None:
             self.stored = _NOTHING
@@ -185,17 +185,17 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
         self.os_version = _shared(said.os_version or stored.os_version)
 
     def health_score(self, now_us: int) -> int:
-        """Return 0 to 100 as of now: a silent device decays."""
+        """Return the score, 0 to 100, at ``now_us``: the score of a silent device sinks."""
         return score(self.counts, self.last_sync_at_us, now_us)
 
 
 def _shared(text: str | None) -> str | None:
-    """Return the one object of an equal text: there are few versions, and many devices of each."""
+    """Return one shared object for equal texts: many devices have the same version."""
     return None if text is None else sys.intern(text)
 
 
 def score(counts: Counts, last_sync_at_us: int | None, now_us: int) -> int:
-    """Return 0 to 100 for what was counted until now; a device that only ever failed has no recent sync."""
+    """Return the score, 0 to 100, of counts. A device whose syncs all failed has no recent sync."""
     if last_sync_at_us is None:
         silent_hours = 24.0 if counts.syncs else 0.0
     else:
@@ -204,7 +204,10 @@ def score(counts: Counts, last_sync_at_us: int | None, now_us: int) -> int:
 
 
 def health_score(total: int, failed: int, conflicts: int, silent_hours: float) -> int:
-    """60 points for success, 20 for a recent sync, 20 for few conflicts; 100 before the first sync."""
+    """Return the score: 60 points for success, 20 for a recent sync, 20 for few conflicts.
+
+    It is 100 before the first sync.
+    """
     if total == 0:
         return 100
     success = 60 * (total - failed) / total

@@ -1,8 +1,8 @@
-"""What this process knows of each device: its health and its rate, in memory, bounded.
+"""Devices in memory: their health and their rate limits, bounded.
 
-Nothing on the hot path asks the store. A device is read when it connects, all handshakes that come during
-one read sharing the next; what was counted is added to the store every few seconds, for all devices in one
-transaction. While the store is away, devices are let in unread and counts are kept.
+Nothing on the hot path asks the store. A device is read when it connects; all handshakes during one read
+share the next one. Counts are added to the store every few seconds, for all devices in one transaction. While
+the store is unavailable, devices are admitted unread and their counts are kept.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from engine.runtime.rate_limit import TokenBucket
 
 #: Devices read or written by one statement.
 _ROWS: Final = 1000
-#: Devices read at the start, so that those who come back first find themselves known.
+#: Devices read at the start, so that the devices that reconnect first are in memory.
 _PRELOADED: Final = 10_000
-#: How long a handshake waits for its device to be read.
+#: The longest wait of a handshake for the read of its device.
 _READ_TIMEOUT_S: Final = 1.0
 _RETRY_S: Final = 1.0
-#: A flush that takes long is not repeated before this many times as long, so that writing behind takes
-#: at most one part in a hundred.
+#: After a flush, the pause is at least this many times as long as the flush took, so that flushes take at
+#: most a hundredth of the time.
 _REST_FACTOR: Final = 99.0
 _LONGEST_PAUSE_S: Final = 60.0
 _LAST_ATTEMPTS: Final = 3
-#: Looks at everybody in one time to live.
+#: Sweeps over all devices in one time to live.
 _SWEEPS: Final = 10
-#: Devices looked at before other work gets its turn on the loop.
+#: Devices that a sweep visits before other work gets its turn on the loop.
 _DEVICES_PER_PASS: Final = 500
-#: Of those not seen for longest, how many that have to stay are passed over to find one that may go.
+#: The most devices, from the least recently seen on, that are tried for eviction at a time.
 _EVICTION_ATTEMPTS: Final = 8
 _BEING_SAVED: Final = sys.maxsize
 
@@ -49,7 +49,7 @@ _Taken = list[tuple[Device, Health]]
 
 
 class DeviceLimits(msgspec.Struct, frozen=True):
-    """``remembered`` devices are kept, read again after ``ttl_s``, and written behind every ``flush_s``."""
+    """``remembered``: the most devices in memory. They are reread after ``ttl_s``, saved every ``flush_s``."""
 
     remembered: int
     ttl_s: float
@@ -57,7 +57,7 @@ class DeviceLimits(msgspec.Struct, frozen=True):
 
 
 class DeviceCounters(msgspec.Struct):
-    """Since the start: syncs of devices in memory and of others, devices read at a handshake, flushes."""
+    """Counts since the start: lookups of devices in memory and of others, reads at handshakes, flushes."""
 
     hits: int = 0
     misses: int = 0
@@ -79,7 +79,15 @@ class DeviceCounters(msgspec.Struct):
 
 
 class DeviceCache:
-    """Devices by tenant and id. ``connected`` tells whether one has a connection here, and so stays."""
+    """Devices by tenant and id.
+
+    Args:
+        store: Where health is read and added up.
+        clock: For times to live.
+        connected: Returns True if a device has a connection to this process; then it is not evicted.
+        limits: Bounds and pauses.
+        messages_per_minute: The rate limit of a device.
+    """
 
     def __init__(
         self,
@@ -102,24 +110,24 @@ class DeviceCache:
         self._read_done = asyncio.Event()
         self._unknown_outcomes: list[tuple[str, _Taken]] = []
         self._flushing = asyncio.Lock()
-        # Counts what was settled, so that a read tells whether it saw all of a device or perhaps not yet.
+        # Counts finished saves. A read that began before a device's last save ended may lack that save.
         self._saved_generation = 0
         self._reads_fail = False
         self._writes_fail = False
 
     def __len__(self) -> int:
-        """How many devices are remembered."""
+        """The number of devices in memory."""
         return len(self._devices)
 
     def metrics(self) -> Iterator[Metric]:
-        """Yield the counts of reads and flushes, and how many devices are in memory."""
+        """Yield the counts of lookups and flushes, and the number of devices in memory."""
         yield gauge("tidemark_devices_remembered", "Devices in memory", len(self))
         yield from self.counters.metrics()
 
-    # -- for those who serve a device -----------------------------------------------------------
+    # -- lookups --------------------------------------------------------------------------------
 
     def get(self, tenant_id: int, device_id: str, now_s: float) -> Device:
-        """Return a device's entry, new or known; hold on to it for the length of a connection."""
+        """Return a device's entry, and create it if needed. A connection keeps its entry."""
         key = DeviceKey(tenant_id, device_id)
         device = self._devices.get(key)
         new = device is None
@@ -135,7 +143,7 @@ class DeviceCache:
         return device
 
     async def load(self, tenant_id: int, device_id: str) -> None:
-        """Have a device read that is about to be served; go on without it while the store is away."""
+        """Read a device before it is served. If the store does not answer in time, go on without."""
         device = self.get(tenant_id, device_id, self._clock.monotonic_s())
         if device.read_at_s is not None:
             return
@@ -148,7 +156,7 @@ class DeviceCache:
                     await self._read_done.wait()
 
     def count_lookup(self, device: Device) -> None:
-        """Count a sync of a device."""
+        """Count a sync as a hit if the device has been read, as a miss otherwise."""
         if device.read_at_s is None:
             self.counters.misses += 1
         else:
@@ -180,7 +188,7 @@ class DeviceCache:
     # -- as a service ---------------------------------------------------------------------------
 
     async def preload(self) -> None:
-        """Read those that synced last, before anybody is let in."""
+        """Read the devices that synced last, before the first one is admitted."""
         now_s = self._clock.monotonic_s()
         try:
             found = await self._store.latest(min(_PRELOADED, self._limits.remembered))
@@ -191,14 +199,14 @@ class DeviceCache:
             self._add_device(health.key, now_s).read(health, now_s)
 
     async def run(self) -> None:
-        """Read whoever connects, add to the store, forget who is gone, until cancelled."""
+        """Read devices that connect, save counts, and evict devices that are gone, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._read_unread())
             group.create_task(self._run_flushes())
             group.create_task(self._run_sweeps())
 
     async def drain(self) -> None:
-        """Store what was counted until now."""
+        """Save all counts; try again a few times if the store fails."""
         for attempt in range(1, _LAST_ATTEMPTS + 1):
             try:
                 while self._changed or self._unknown_outcomes:
@@ -235,7 +243,7 @@ class DeviceCache:
             saved_generation, now_s = self._saved_generation, self._clock.monotonic_s()
             found = {health.key: health for health in await self._store.health([one.key for one in some])}
             for device in some:
-                # What was on its way meanwhile may be in what was read, or not: asked again later.
+                # A save that ran during the read may be in it or not. The next sweep reads the device again.
                 if device.saved_generation <= saved_generation:
                     device.read(found.get(device.key), now_s)
         self._reads_fail = False
@@ -254,7 +262,7 @@ class DeviceCache:
                 self._not_read(error)
 
     async def sweep(self) -> None:
-        """Forget who is gone for the time to live; read again who was not read for it. Raises StoreError."""
+        """Evict devices that are gone for the time to live, and reread stale ones. Raises StoreError."""
         old_s = self._clock.monotonic_s() - self._limits.ttl_s
         stale: list[Device] = []
         for visited, (key, device) in enumerate(list(self._devices.items()), start=1):
@@ -285,7 +293,7 @@ class DeviceCache:
             pause_s = max(self._limits.flush_s, min(_REST_FACTOR * took_s, _LONGEST_PAUSE_S))
 
     async def flush(self) -> None:
-        """Store what was counted until now. Raises StoreError; what is not stored waits for the next time."""
+        """Save all counts. Raises StoreError; counts that were not saved wait for the next flush."""
         async with self._flushing:
             begun_s = self._clock.monotonic_s()
             try:
@@ -306,7 +314,7 @@ class DeviceCache:
     def _take(self, devices: list[Device]) -> _Taken:
         taken: dict[DeviceKey, tuple[Device, Health]] = {}
         for device in devices:
-            if device.key in taken:  # it was forgotten while a request held on to it, and came again
+            if device.key in taken:  # it was evicted while a request used it, and was added again
                 self._changed.append(device)
             elif device.unsaved is not None:
                 device.saved_generation = _BEING_SAVED
@@ -328,7 +336,7 @@ class DeviceCache:
             self._saved(taken)
 
     async def _add_by_halves(self, taken: _Taken) -> None:
-        """Let one device that the store refuses keep no other from being stored."""
+        """Save halves of a refused batch, so that only the device that the store refuses is left out."""
         if len(taken) == 1:
             key = taken[0][1].key
             _log.error("health_refused", tenant_id=key.tenant_id, device_id=key.device_id)
@@ -343,7 +351,7 @@ class DeviceCache:
         await self._add(taken[middle:])
 
     async def _learn_outcomes(self) -> None:
-        """Learn what became of commits of unknown outcome, before anything else is written."""
+        """Look up the commits of unknown outcome, before anything else is saved."""
         while self._unknown_outcomes:
             receipt, taken = self._unknown_outcomes[0]
             stored = await self._store.stored(receipt)

@@ -1,4 +1,4 @@
-"""What the caches need of the store. The docstrings state the duty of whoever fulfils them."""
+"""The store, as the caches use it. The docstrings state the duties of an implementation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.cache.device_health import DeviceKey, Health
 from engine.model.tenants import TenantPolicies
 from engine.runtime.ports import StoreUnknownError
 
-#: Of revoked tokens: stands for every tenant.
+#: The tenant_id of a revoked token that stands for every tenant.
 ANY_TENANT: Final = 0
 
 
@@ -18,20 +18,21 @@ class TenantStore(Protocol):
     """Tenants and their policies."""
 
     async def find(self, name: str) -> TenantPolicies | None:
-        """Find a tenant by name, in one round trip."""
+        """Find a tenant by name, in one round trip. Returns None if there is none. Raises StoreError."""
 
     async def reread(self, tenant_ids: list[int]) -> dict[int, TenantPolicies]:
-        """Read tenants in one round trip; those that are no more are missing."""
+        """Read tenants in one round trip; removed ones are left out. Raises StoreError."""
 
     async def generation(self) -> tuple[int, str]:
-        """Return the number that grows with every change of policies or revocations, and the epoch.
+        """Return the number of the generation, and the epoch. Raises StoreError.
 
-        A restore may bring an old number back; the epoch then tells the two apart.
+        The number grows with every change of policies or revocations. A restore may bring an old number back,
+        but with another epoch.
         """
 
 
 class HealthUnknownError(StoreUnknownError):
-    """COMMIT of health was sent and its outcome is not known; ``DeviceStore.stored`` tells by the receipt."""
+    """The outcome of a COMMIT of health is unknown. ``DeviceStore.stored`` tells it by the receipt."""
 
     def __init__(self, receipt: str) -> None:
         super().__init__("the commit of health was not confirmed")
@@ -39,9 +40,11 @@ class HealthUnknownError(StoreUnknownError):
 
 
 class Revoked(msgspec.Struct, frozen=True):
-    """What is refused, each with its tenant_id: devices, and tokens by their ``jti``.
+    """The revoked devices and tokens.
 
-    Of a device None refuses all tokens, a second those that were signed before it.
+    - ``devices``: None if all tokens of the device are refused, or the Unix time in seconds before which a
+      token must have been signed to be refused.
+    - ``tokens``: pairs of tenant_id, or ``ANY_TENANT``, and ``jti``.
     """
 
     devices: dict[DeviceKey, int | None]
@@ -49,24 +52,29 @@ class Revoked(msgspec.Struct, frozen=True):
 
 
 class DeviceStore(Protocol):
-    """Devices as all processes together know them."""
+    """Health of devices, summed over all processes, and revocations."""
 
     async def health(self, keys: list[DeviceKey]) -> list[Health]:
-        """Read several devices at once; those without a row are left out. Raises StoreError."""
+        """Read several devices at once; devices without a row are left out. Raises StoreError."""
 
     async def latest(self, limit: int) -> list[Health]:
-        """Read those that synced last, the latest first. Raises StoreError."""
+        """Read the devices that synced last, the latest first. Raises StoreError."""
 
     async def add(self, changes: list[Health]) -> None:
-        """Add to the stored counts, all or nothing, each device once and in ascending order of keys.
+        """Add to the stored counts, all or nothing.
 
-        A device is written down when it was ``seen``, also one that is new; one of a tenant that is no
-        more is skipped. Raises HealthUnknownError when all of it may have been written; with any other
-        StoreError nothing was.
+        A device that is ``seen`` gets a row if it has none. A device of a removed tenant is skipped.
+
+        Args:
+            changes: Each device once, in ascending order of keys.
+
+        Raises:
+            HealthUnknownError: All of it may have been stored.
+            StoreError: Nothing was stored.
         """
 
     async def stored(self, receipt: str) -> bool | None:
-        """Say whether an ``add`` of unknown outcome was written, None while it is open. Raises StoreError."""
+        """Return whether an ``add`` was stored, by its receipt; None while it is open. Raises StoreError."""
 
     async def revoked(self) -> Revoked:
-        """List what is refused, in one round trip. Raises StoreError."""
+        """Read all revocations, in one round trip. Raises StoreError."""

@@ -1,4 +1,4 @@
-"""Devices and tokens that are let in no more, in memory, so that nobody asks the store at a handshake."""
+"""Revoked devices and tokens in memory, so that no handshake asks the store."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from engine.runtime.metrics import Metric, gauge
 
 
 class Revocations:
-    """All devices some of whose tokens are refused, and all refused tokens, as of the last ``refresh``.
-
-    Who follows the generation calls that.
-    """
+    """All revocations as of the last ``refresh``, which is called whenever the generation changed."""
 
     def __init__(self, store: DeviceStore) -> None:
         self._store = store
@@ -21,26 +18,26 @@ class Revocations:
 
     @property
     def devices(self) -> int:
-        """How many devices are revoked."""
+        """The number of revoked devices."""
         return sum(from_s is None for from_s in self._revoked.devices.values())
 
     @property
     def tokens(self) -> int:
-        """How many tokens are revoked."""
+        """The number of revoked tokens."""
         return len(self._revoked.tokens)
 
     def metrics(self) -> Iterator[Metric]:
-        """Yield how much is refused."""
+        """Yield the numbers of revoked devices and tokens."""
         yield gauge("tidemark_devices_revoked", "Devices that are refused", self.devices)
         yield gauge("tidemark_tokens_revoked", "Tokens that are refused", self.tokens)
 
     def refuses(self, key: tuple[int, str], token_id: str, issued_at_s: int | None) -> bool:
-        """Tell whether a token is refused that a device shows.
+        """Return True if a device's token is refused: the token or the device is revoked.
 
         Args:
-            key: The device, which is revoked, or was when the token was signed.
+            key: The device.
             token_id: The token's ``jti``.
-            issued_at_s: When the token was signed; None if that is not known.
+            issued_at_s: When the token was signed, as Unix time; None if unknown.
         """
         devices = self._revoked.devices
         if key in devices:
@@ -50,11 +47,11 @@ class Revocations:
         return self.refuses_token(key[0], token_id)
 
     def refuses_token(self, tenant_id: int, token_id: str) -> bool:
-        """Tell whether a token is revoked by its ``jti``, whoever shows it."""
+        """Return True if a token is revoked by its ``jti``, whatever device it is of."""
         tokens = self._revoked.tokens
         return (tenant_id, token_id) in tokens or (ANY_TENANT, token_id) in tokens
 
     async def refresh(self) -> bool:
-        """Read the lists again and tell whether they say something else. Raises StoreError."""
+        """Read the revocations again. Returns True if they changed. Raises StoreError."""
         before, self._revoked = self._revoked, await self._store.revoked()
         return self._revoked != before

@@ -1,7 +1,7 @@
 """Tenants and their policies in memory, so that nothing on the hot path asks the store.
 
-A tenant is read when it first connects, then whenever the generation moved, and at the latest when
-its time to live has passed. What was read stays usable while the store is away.
+A tenant is read when one of its devices first connects, then whenever the generation changes, and when its
+time to live has passed. While the store is unavailable, the known policies stay in use.
 """
 
 from __future__ import annotations
@@ -20,25 +20,27 @@ from engine.model.tenants import Tenant, TenantPolicies
 from engine.runtime.metrics import Metric, counter, gauge
 from engine.runtime.ports import Clock, StoreError, StoreUnavailableError
 
+#: The pause between two reads of the generation, unless ``refresh_soon`` is called.
 POLL_S: Final = 0.5
+#: A tenant is read again after this time even if the generation does not change.
 TTL_S: Final = 3600.0
-#: How long a name that nobody has is not asked for again; another generation ends that sooner.
+#: A name that no tenant has is not asked for again for this long, unless the generation changes.
 UNKNOWN_S: Final = 5.0
 _UNKNOWN_NAMES: Final = 10_000
-#: Tenants read again at once, so that neither a statement nor what it brings takes long.
+#: Tenants read by one statement, so that neither the statement nor its answer takes long.
 _REREAD_TENANTS: Final = 500
 
 _log = structlog.get_logger()
 
 
 class TenantWatcher(Protocol):
-    """Who is told of changes."""
+    """Is told of changes."""
 
     def policies_changed(self, tenant_id: int) -> None:
-        """A tenant's policies are others than before."""
+        """A tenant's policies changed."""
 
     def tenant_removed(self, tenant_id: int) -> None:
-        """A tenant is no more."""
+        """A tenant was removed."""
 
 
 class _Known(msgspec.Struct):
@@ -50,7 +52,12 @@ class _Known(msgspec.Struct):
 class TenantCache:
     """Every tenant that this process has served since it started.
 
-    ``on_generation`` is awaited whenever the generation moved, before anyone is told of policies.
+    Args:
+        store: Where tenants are read.
+        clock: For times to live.
+        defaults: The policy of each domain, for tenants without one of their own.
+        watcher: Is told of changes.
+        on_generation: Is awaited whenever the generation changed, before the watcher is told.
     """
 
     def __init__(
@@ -61,7 +68,7 @@ class TenantCache:
         watcher: TenantWatcher,
         on_generation: Callable[[], Awaitable[None]],
     ) -> None:
-        #: Reads that memory answered, and those that it could not.
+        #: Lookups answered from memory, and lookups that asked the store.
         self.hits = self.misses = 0
         self._store = store
         self._clock = clock
@@ -73,30 +80,37 @@ class TenantCache:
         self._unknown: dict[str, float] = {}
         self._lookups: dict[str, asyncio.Future[StoreError | None]] = {}
         self._generation: tuple[int, str] | None = None
-        #: What was read before a move may be older than the generation that is followed since.
+        #: Counts changes of the generation. A read that began before a change may be older than that change.
         self._generations_seen = 0
         self._refresh_due = asyncio.Event()
 
     def __len__(self) -> int:
-        """How many tenants are known."""
+        """The number of tenants in memory."""
         return len(self._known)
 
     def metrics(self) -> Iterator[Metric]:
-        """Yield the counts of reads, and how many tenants are in memory."""
+        """Yield the counts of lookups, and the number of tenants in memory."""
         yield gauge("tidemark_tenants_remembered", "Tenants whose policies are in memory", len(self))
         yield counter("tidemark_policy_hits", "Reads of policies answered from memory", self.hits)
         yield counter("tidemark_policy_misses", "Reads of policies that asked the database", self.misses)
 
     def policies_of(self, tenant_id: int) -> Mapping[str, DomainPolicy]:
-        """Return the policies of a tenant that was admitted."""
+        """Return the policies of a tenant, by domain. The tenant was found by ``find`` before."""
         self.hits += 1
         known = self._known.get(tenant_id)
         return self._defaults if known is None else known.policies
 
     async def find(self, name: str) -> Tenant | None:
-        """Find a tenant and have its policies at hand. Raises StoreError.
+        """Find a tenant by its name, and keep its policies in memory.
 
-        However many ask for one name, one asks the store; different names do not wait for each other.
+        Simultaneous lookups of one name share one read. Lookups of different names do not wait for each
+        other.
+
+        Returns:
+            The tenant; None if there is none of this name.
+
+        Raises:
+            StoreError: The tenant is not in memory, and the store failed.
         """
         while True:
             known = self._by_name.get(name)
@@ -114,7 +128,7 @@ class TenantCache:
                 raise StoreUnavailableError(str(failure))
 
     async def _lookup(self, name: str) -> Tenant | None:
-        """Ask the store for a name, and tell all who wait to look again, or that it failed."""
+        """Read a tenant by name. Its future then tells the other lookups to look again, or the error."""
         lookup = self._lookups[name] = asyncio.get_running_loop().create_future()
         failure: StoreError | None = None
         try:
@@ -135,11 +149,11 @@ class TenantCache:
             lookup.set_result(failure)
 
     def refresh_soon(self) -> None:
-        """Have the generation followed now: somebody moved it, or may have."""
+        """Have the generation read at once, because it may have changed."""
         self._refresh_due.set()
 
     async def run(self) -> None:
-        """Follow the generation and the time to live until cancelled."""
+        """Read tenants again when the generation changed or their time is over, until cancelled."""
         away = False
         while True:
             self._refresh_due.clear()
@@ -189,5 +203,5 @@ class TenantCache:
 
     def _note_unknown(self, name: str, until_s: float) -> None:
         if len(self._unknown) >= _UNKNOWN_NAMES:
-            self._unknown.clear()  # each is asked for once more
+            self._unknown.clear()  # costs one more read for each
         self._unknown[name] = until_s

@@ -49,7 +49,7 @@ _Taken = list[tuple[Device, Health]]
 
 
 class DeviceLimits(msgspec.Struct, frozen=True):
-    """``remembered``: the most devices in memory. They are reread after ``ttl_s``, saved every ``flush_s``."""
+    """``remembered``: the most devices in memory. Each is reread after ``ttl_s``, saved every ``flush_s``."""
 
     remembered: int
     ttl_s: float

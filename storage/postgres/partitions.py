@@ -13,19 +13,28 @@ while it may have events of the current days. A run that was killed is finished 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from psycopg2.errors import LockNotAvailable
 
 from engine.runtime.ports import StoreRetryError
 from storage.postgres.blocking import connected, schema_change
 from storage.postgres.daily_usage import Daily, counted, dropping, subtract
-from storage.postgres.driver import Row
-from storage.postgres.pool import Database
+from storage.postgres.partition_bounds import (
+    DAY,
+    DETACHED,
+    EVENTS,
+    IDEMPOTENCY,
+    Partition,
+    Series,
+    last_begin,
+    partitions_of,
+    read_partitions,
+    spans_between,
+)
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -49,12 +58,6 @@ _MOVED_BLOCKS: Final = 64
 _INTERIM: Final = "events_interim"
 _BOUND: Final = "events_later_bound"
 
-_DAY: Final = timedelta(days=1)
-_DAY_US: Final = 86_400_000_000
-_EPOCH: Final = date(1970, 1, 1)
-#: The range of a bigint.
-_EARLIEST_US: Final = -(1 << 63)
-_LATEST_US: Final = (1 << 63) - 1
 #: Deletes late events of days that were dropped, in batches, each a transaction of its own. Tenants that are
 #: locked by a batch are left for the next run.
 _LATE: Final = (
@@ -69,55 +72,6 @@ _LATE: Final = (
     " WHERE c.tenant_id = w.t) SELECT count(*) FROM gone"
 )
 _LATE_ROWS: Final = 5000
-_BOUNDS: Final = re.compile(r"FOR VALUES FROM \('?([^')]+)'?\) TO \('?([^')]+)'?\)\Z")
-
-
-#: Whether ``events_later`` is detached.
-_DETACHED: Final = "SELECT NOT relispartition FROM pg_class WHERE oid = 'events_later'::regclass"
-#: The bounds of partitions, written in UTC whatever the settings of the role.
-_PARTITIONS_OF: Final = (
-    "SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO';"
-    " SELECT part.relname::text, pg_get_expr(part.relpartbound, part.oid) FROM pg_inherits"
-    " JOIN pg_class AS part ON part.oid = inhrelid WHERE inhparent = %(table)s::regclass"
-    " ORDER BY part.relname"
-)
-
-
-class _Series(NamedTuple):
-    """A table with partitions by the day of ``column``; ``bound`` writes a day in SQL, ``day`` reads it."""
-
-    table: str
-    column: str
-    bound: Callable[[date], str]
-    day: Callable[[str], date]
-
-
-class _Partition(NamedTuple):
-    """The days from ``begins`` to before ``ends``; None is no bound."""
-
-    name: str
-    begins: date | None
-    ends: date | None
-
-
-def _us_of_day(day: date) -> str:
-    return str((day - _EPOCH).days * _DAY_US)
-
-
-def _day_of_us(text: str) -> date:
-    return _EPOCH + timedelta(days=int(text) // _DAY_US)
-
-
-def _timestamp_of_day(day: date) -> str:
-    return f"'{day} 00:00:00+00'"
-
-
-def _day_of_timestamp(text: str) -> date:
-    return datetime.fromisoformat(text).astimezone(UTC).date()
-
-
-EVENTS: Final = _Series("events", "sent_at_us", _us_of_day, _day_of_us)
-IDEMPOTENCY: Final = _Series("sync_idempotency_record", "created_at", _timestamp_of_day, _day_of_timestamp)
 
 
 def maintain(dsn: str, lifetime_h: float, events_d: int = 0) -> None:
@@ -146,12 +100,12 @@ def ensure_partitions(dsn: str, today: date, days_ahead: int = DAYS_AHEAD) -> li
     Days before today without a partition share one. Raises StoreRetryError, StoreError.
     """
     made: list[str] = []
-    until = today + (days_ahead + 1) * _DAY
+    until = today + (days_ahead + 1) * DAY
     with connected(dsn) as connection:
         if _is_detached(connection):  # a run was killed
             _finish_detached(connection)
         for series in (EVENTS, IDEMPOTENCY):
-            if _last_begin(_partitions(connection, series)) < until:
+            if last_begin(partitions_of(connection, series)) < until:
                 apart = series is EVENTS and _is_ahead(connection, today) and _has_many_rows(connection)
                 cut = _detach_later if apart else _split_later
                 made += _with_retries(connection, partial(cut, series=series, today=today, until=until))
@@ -163,25 +117,8 @@ def ensure_partitions(dsn: str, today: date, days_ahead: int = DAYS_AHEAD) -> li
 def days_ahead(dsn: str, today: date) -> int:
     """Return how many days from today on have partitions, in the table with the fewest. Raises StoreError."""
     with connected(dsn) as connection:
-        fronts = [_last_begin(_partitions(connection, series)) for series in (EVENTS, IDEMPOTENCY)]
+        fronts = [last_begin(partitions_of(connection, series)) for series in (EVENTS, IDEMPOTENCY)]
     return max(0, (min(fronts) - today).days)
-
-
-async def event_days(database: Database) -> list[tuple[int, int]]:
-    """List the spans with partitions of events, the earliest first, in microseconds since 1970.
-
-    Raises StoreRetryError while ``events_later`` is detached: a read of ``events`` misses its rows.
-    """
-    if await database.query(_DETACHED) == [(True,)]:
-        raise StoreRetryError("days of events are being moved: try again in a minute")
-    found = _parsed(await database.query(_PARTITIONS_OF, {"table": EVENTS.table}), EVENTS)
-    return sorted(
-        (
-            _EARLIEST_US if one.begins is None else int(_us_of_day(one.begins)),
-            _LATEST_US if one.ends is None else int(_us_of_day(one.ends)),
-        )
-        for one in found
-    )
 
 
 def drop_expired(dsn: str, before: datetime) -> list[str]:
@@ -191,17 +128,17 @@ def drop_expired(dsn: str, before: datetime) -> list[str]:
     """
     last = (before - _MARGIN).astimezone(UTC).date()
     with connected(dsn) as connection:
-        if not _expired(_partitions(connection, IDEMPOTENCY), last):
+        if not _expired(partitions_of(connection, IDEMPOTENCY), last):
             return []
         with dropping(dsn), connection.cursor() as cursor:
             return _drop_counted(connection, cursor, IDEMPOTENCY, last)
 
 
-def _drop_counted(connection: Connection, cursor: Cursor, series: _Series, last: date) -> list[str]:
+def _drop_counted(connection: Connection, cursor: Cursor, series: Series, last: date) -> list[str]:
     """Drop days, and subtract their rows from the usage of tenants."""
     kind: Daily = "answer" if series is IDEMPOTENCY else "event"
     drop = _drop if series is IDEMPOTENCY else _drop_events
-    held = {name: counted(cursor, name, kind) for name in _expired(_partitions(connection, series), last)}
+    held = {name: counted(cursor, name, kind) for name in _expired(partitions_of(connection, series), last)}
     gone = _with_retries(connection, partial(drop, last=last))
     for name in gone:
         subtract(cursor, held.get(name, ()), kind)
@@ -221,7 +158,7 @@ def drop_events(dsn: str, events_d: int) -> int:
             cursor.execute("SELECT now() - %s * interval '1 day'", (events_d,))
             before: datetime = cursor.fetchall()[0][0].astimezone(UTC)
         gone: list[str] = []
-        if _expired(_partitions(connection, EVENTS), before.date()):
+        if _expired(partitions_of(connection, EVENTS), before.date()):
             with dropping(dsn), connection.cursor() as cursor:
                 gone = _drop_counted(connection, cursor, EVENTS, before.date())
         with connection.cursor() as cursor:
@@ -233,7 +170,7 @@ def drop_events(dsn: str, events_d: int) -> int:
 
 def _drop_events(cursor: Cursor, last: date) -> list[str]:
     """Drop days, and extend the first partition up to where they ended."""
-    partitions = _read_partitions(cursor, EVENTS)
+    partitions = read_partitions(cursor, EVENTS)
     gone = _expired(partitions, last)
     if gone:
         ends = max(one.ends for one in partitions if one.name in gone and one.ends)
@@ -257,10 +194,10 @@ def _with_retries(connection: Connection, change: Callable[[Cursor], list[str]])
     raise StoreRetryError("a table is too busy to change its partitions now")
 
 
-def _split_later(cursor: Cursor, series: _Series, today: date, until: date) -> list[str]:
+def _split_later(cursor: Cursor, series: Series, today: date, until: date) -> list[str]:
     """Split the days up to ``until`` off the last partition."""
     table, later = series.table, f"{series.table}_later"
-    spans = list(_spans(_last_begin(_read_partitions(cursor, series)), today, until))
+    spans = list(spans_between(last_begin(read_partitions(cursor, series)), today, until))
     if not spans:
         return []
     for begins, _ in spans:  # made before anything is locked, so that locks last for milliseconds
@@ -282,7 +219,7 @@ def _split_later(cursor: Cursor, series: _Series, today: date, until: date) -> l
 
 
 def _is_ahead(connection: Connection, today: date) -> bool:
-    return _last_begin(_partitions(connection, EVENTS)) >= today + _DETACH_AHEAD
+    return last_begin(partitions_of(connection, EVENTS)) >= today + _DETACH_AHEAD
 
 
 def _has_many_rows(connection: Connection) -> bool:
@@ -293,13 +230,13 @@ def _has_many_rows(connection: Connection) -> bool:
 
 def _is_detached(connection: Connection) -> bool:
     with connection.cursor() as cursor:
-        cursor.execute(_DETACHED)
+        cursor.execute(DETACHED)
         return bool(cursor.fetchall()[0][0])
 
 
-def _detach_later(cursor: Cursor, series: _Series, today: date, until: date) -> list[str]:
+def _detach_later(cursor: Cursor, series: Series, today: date, until: date) -> list[str]:
     """Add the days up to ``until``, and put another partition in the place of ``events_later``."""
-    spans = list(_spans(_last_begin(_read_partitions(cursor, series)), today, until))
+    spans = list(spans_between(last_begin(read_partitions(cursor, series)), today, until))
     if not spans:
         return []
     ranges = [(f"events_{begins:%Y%m%d}", series.bound(begins), series.bound(ends)) for begins, ends in spans]
@@ -314,7 +251,7 @@ def _detach_later(cursor: Cursor, series: _Series, today: date, until: date) -> 
 
 def _finish_detached(connection: Connection) -> None:
     """Move the rows of split days out of ``events_later``, and attach it. Processes may do so at once."""
-    until = EVENTS.bound(_last_begin(_partitions(connection, EVENTS)))
+    until = EVENTS.bound(last_begin(partitions_of(connection, EVENTS)))
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_relation_size('events_later') / current_setting('block_size')::int")
         blocks = int(cursor.fetchall()[0][0])
@@ -357,47 +294,12 @@ def _reattach_later(cursor: Cursor, until: str) -> list[str]:
 
 def _drop(cursor: Cursor, last: date) -> list[str]:
     """Drop days of kept answers."""
-    gone = _expired(_read_partitions(cursor, IDEMPOTENCY), last)
+    gone = _expired(read_partitions(cursor, IDEMPOTENCY), last)
     for name in gone:
         cursor.execute(f"DROP TABLE {name}")
     return gone
 
 
-def _expired(partitions: list[_Partition], last: date) -> list[str]:
+def _expired(partitions: list[Partition], last: date) -> list[str]:
     """Return the days that ended by ``last``; partitions without a bound stay."""
     return [one.name for one in partitions if one.begins and one.ends and one.ends <= last]
-
-
-def _spans(begins: date, today: date, until: date) -> Iterator[tuple[date, date]]:
-    if begins < today:
-        yield begins, today
-        begins = today
-    while begins < until:
-        yield begins, begins + _DAY
-        begins += _DAY
-
-
-def _partitions(connection: Connection, series: _Series) -> list[_Partition]:
-    with connection, connection.cursor() as cursor:
-        return _read_partitions(cursor, series)
-
-
-def _read_partitions(cursor: Cursor, series: _Series) -> list[_Partition]:
-    cursor.execute(_PARTITIONS_OF, {"table": series.table})
-    return _parsed(cursor.fetchall(), series)
-
-
-def _parsed(rows: list[tuple[str, str]] | list[Row], series: _Series) -> list[_Partition]:
-    partitions = []
-    for name, text in rows:
-        bounds = _BOUNDS.match(text)
-        if bounds is not None:
-            low, high = bounds.groups()
-            begins = None if low == "MINVALUE" else series.day(low)
-            partitions.append(_Partition(name, begins, None if high == "MAXVALUE" else series.day(high)))
-    return partitions
-
-
-def _last_begin(partitions: list[_Partition]) -> date:
-    """Return where the last partition begins."""
-    return next(one.begins for one in partitions if one.begins and not one.ends)

@@ -10,7 +10,7 @@ from engine.operate.export import Row, compact, instant
 from engine.operate.ports import RefusedError
 from engine.wire.timestamps import EARLIEST_US
 from storage.postgres import driver
-from storage.postgres.partitions import event_days
+from storage.postgres.partition_bounds import event_days
 from storage.postgres.pool import Database
 from storage.stores.tenant_rows import tenant_id_of
 

@@ -14,6 +14,12 @@ _BACKOFF = "tests/handlers/sync/test_push_backoff.py::"
 _HUB = "tests/engine/feed/test_hub.py::"
 _CONNECTIONS = "tests/handlers/sync/test_connections.py::"
 _STANDBY = "tests/storage/stores/test_standby.py::"
+_EXPENSIVE = "tests/engine/commit/test_committer_expensive.py::"
+_SELECTION = "tests/engine/plan/test_selection.py::"
+_CAPACITY = "tests/engine/plan/test_capacity.py::"
+_PLAN = "tests/engine/plan/test_batch.py::"
+_QUEUE = "tests/engine/commit/test_queue_overload.py::"
+_VALIDATION = "tests/engine/commit/test_validation.py::"
 _STATES = "tests/storage/stores/test_upload_states.py::"
 _PLANNED = "tests/engine/plan/test_attachment_states.py::"
 _CLEANUP = "tests/engine/uploads/test_cleanup.py::"
@@ -344,5 +350,78 @@ MUTANTS: dict[str, Mutant] = {
         "handlers/sync/connections.py",
         (("if self._by_device.get(socket.key) is socket:", "if socket.key in self._by_device:"),),
         (_CONNECTIONS + "test_connections_newer_socket_of_a_device_replaces_the_older_which_is_still_read",),
+    ),
+    "a tenant in two batches at once": Mutant(
+        "engine/commit/queue.py",
+        (("            self._in_flight.add(tenant_id)\n", ""),),
+        (_QUEUE + "test_queue_tenant_in_flight_is_not_taken_again",),
+    ),
+    "deferred work put behind what came later": Mutant(
+        "engine/commit/queue.py",
+        (("queue.queued.appendleft(queued)", "queue.queued.append(queued)"),),
+        (_EXPENSIVE + "test_committer_batch_expensive_in_sum_is_cut_in_order",),
+    ),
+    "later work kept of a device whose earlier work was refused": Mutant(
+        "engine/commit/queue.py",
+        (("if queued.since_s > since_s and device not in devices:", "if queued.since_s > since_s:"),),
+        (_COMMITTER + "test_committer_outage_keeps_later_work_of_other_devices",),
+    ),
+    "a tenant with little in the queue refused for another": Mutant(
+        "engine/commit/queue.py",
+        (("queue.size_bytes * len(self._queues) >= admit_bytes", "bool(queue.size_bytes)"),),
+        (_QUEUE + "test_queue_overload_quiet_tenant_is_not_refused",),
+    ),
+    "answered before the feed is told": Mutant(
+        "engine/commit/lane.py",
+        (
+            ("        self._on_committed(plan.changes)\n", ""),
+            (
+                "_answer(queued, outcome)\n\n    def _requeue",
+                "_answer(queued, outcome)\n        self._on_committed(plan.changes)\n\n    def _requeue",
+            ),
+        ),
+        (_COMMITTER + "test_committer_change_is_announced_before_the_answer",),
+    ),
+    "messages of one tenant planned out of order": Mutant(
+        "engine/plan/weighing.py",
+        (("if tenant_id in deferred_tenants or over or", "if over or"),),
+        (_SELECTION + "test_select_keeps_the_order_of_each_tenant",),
+    ),
+    "later changes accepted of a record whose earlier one was refused": Mutant(
+        "engine/plan/push.py",
+        (("if capacity.blocked and capacity.is_blocked(push):", "if False:"),),
+        (_CAPACITY + "test_capacity_too_many_blocked_records_block_the_device",),
+    ),
+    "a message kept that exceeds its tenant's limits": Mutant(
+        "engine/plan/push.py",
+        (("        if bound is not None:\n", "        if False:\n"),),
+        (_CAPACITY + "test_capacity_is_never_exceeded_and_refusals_leave_nothing",),
+    ),
+    "an aborted message half applied": Mutant(
+        "engine/plan/push.py",
+        (("    unit.restore(push, savepoint)\n", ""),),
+        (_PLAN + "test_push_aborted_leaves_no_record", _PLAN + "test_push_aborted_leaves_no_event"),
+    ),
+    "an atomic message taken for the same items apart": Mutant(
+        "engine/commit/validation.py",
+        (("    if sync.atomic:\n        digest", "    if False:\n        digest"),),
+        (_VALIDATION + "test_validator_other_items_are_another_request",),
+    ),
+    "a frame decoded before its depth is known": Mutant(
+        "engine/wire/codec.py",
+        (
+            (
+                "        self.check_depth(frame)\n        return self._decoded(frame)",
+                "        return self._decoded(frame)",
+            ),
+        ),
+        ("tests/engine/wire/test_codec.py::test_nesting_depth_outside_of_items_counts",),
+    ),
+    "a decision made on an older version": Mutant(
+        "engine/plan/resolve.py",
+        (("    if row.version != work.version:\n", "    if False:\n"),),
+        (
+            "tests/contract/test_conflicts_ws.py::test_conflict_decision_on_a_version_that_has_passed_is_stale",
+        ),
     ),
 }

@@ -250,6 +250,17 @@ def test_queue_isolated_tenant_is_taken_alone_in_its_turn() -> None:
     assert taken(queue.take(0.5)) == [2]
 
 
+def test_queue_tenant_in_flight_is_not_taken_again() -> None:
+    queue = CommitQueue(LIMITS)
+    filled(queue, 1)
+    first = queue.take(0.0)
+    filled(queue, 1, 2)
+    second = queue.take(0.0)
+    assert taken(second) == [2], "the messages of one tenant apply in the order sent"
+    queue.release_tenants(first)
+    assert taken(queue.take(0.0)) == [1]
+
+
 def test_queue_tenant_is_isolated_for_a_second() -> None:
     queue = CommitQueue(LIMITS)
     queue.isolate(2, 0.0)

@@ -57,12 +57,13 @@ class _Committed(msgspec.Struct, frozen=True):
     """The plan that was committed.
 
     ``spent_s`` are the seconds of the loop that each message took and nobody was charged for yet.
-    ``deferred`` are the indexes of the messages that were left for another batch. ``isolated`` are the
-    tenants to be planned without others.
+    ``is_light``: all of it is small. ``deferred`` are the indexes of the messages that were left for another
+    batch. ``isolated`` are the tenants to be planned without others.
     """
 
     plan: Plan
     spent_s: list[float]
+    is_light: bool
     deferred: Sequence[int]
     isolated: frozenset[int]
 
@@ -167,7 +168,9 @@ class Lane:
         self._on_committed(plan.changes)
         for push, age_s in plan.reused_keys:
             self._note_reuse(push, age_s)
-        for queued, outcome, spent_s in zip(batch, plan.outcomes, committed.spent_s, strict=True):
+        # Many messages below a millisecond each, as patches of a large record, are seconds together.
+        spent = committed.spent_s if committed.is_light else _by_device(batch, committed.spent_s)
+        for queued, outcome, spent_s in zip(batch, plan.outcomes, spent, strict=True):
             if type(outcome) is SyncError and outcome.code == "insufficient_storage":
                 self._counters.refused_at_limit += 1
                 outcome.details["retry_after_ms"] = retry_later_ms()
@@ -249,10 +252,10 @@ class Lane:
     def _charge(self, queued: QueuedWork, spent_s: float) -> None:
         """Charge a device, and have it rest if it is over its share."""
         if spent_s > _CHARGED_FROM_S and queued.charge is not None:
-            rest_s = queued.charge(spent_s)
-            if rest_s:
+            rest = queued.charge(spent_s)
+            if rest is not None:
                 work = queued.work
-                self._queue.rest(work.tenant_id, work.device_id, self._clock.monotonic_s() + rest_s)
+                self._queue.rest(work.tenant_id, work.device_id, rest, self._clock.monotonic_s())
 
     def _charge_slice(self, batch: list[QueuedWork], index: int, spent_s: float) -> None:
         self._charge(batch[index], spent_s)
@@ -336,7 +339,7 @@ class Lane:
                     self._blocked_records.update(tenants, plan.blocked, plan.refused_keys, now_s)
                 else:
                     await transaction.rollback()
-                return _Committed(plan, spent_s, selected.deferred, selected.isolated)
+                return _Committed(plan, spent_s, selected.is_light, selected.deferred, selected.isolated)
             # Run again with the conflicts that were not read. This is rare: it costs more than reading them
             # within the same transaction would, but other batches pay nothing.
             await transaction.rollback()
@@ -350,6 +353,17 @@ def _share_out(rows_s: float, batch: list[Work], snapshot: Snapshot, spent_s: li
     byte_s = rows_s / sum(touched)
     for index, size_bytes in enumerate(touched):
         spent_s[index] += byte_s * size_bytes
+
+
+def _by_device(batch: list[QueuedWork], spent_s: list[float]) -> list[float]:
+    """Move the time of all messages of a device to the first of them that can be charged."""
+    moved_s = [0.0] * len(batch)
+    first: dict[tuple[int, str], int] = {}
+    for index, queued in enumerate(batch):
+        if queued.charge is not None:
+            work = queued.work
+            moved_s[first.setdefault((work.tenant_id, work.device_id), index)] += spent_s[index]
+    return moved_s
 
 
 def _answer(queued: QueuedWork, outcome: Outcome) -> None:

@@ -5,7 +5,8 @@ one device in the order sent. A batch takes work of every tenant that is free. S
 it only when there is more work than one batch may hold, or when the first is nearly all of one tenant.
 
 A device that owes time of the event loop rests: its accepted work waits until it is within its share again,
-and the work of its tenant's other devices does not wait behind it.
+and the work of its tenant's other devices does not wait behind it. A tenant that owes rests as a whole. Then
+the work of the device comes first that was charged longest ago, so that each has its equal part.
 
 When more arrives than can be stored, new messages are refused, those of the tenants with the most queued
 first. What was accepted stays in the queue.
@@ -13,6 +14,7 @@ first. What was accepted stays in the queue.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from typing import Protocol
 
@@ -21,6 +23,7 @@ import msgspec
 from engine.commit.overload import Overload
 from engine.plan.kinds import KINDS
 from engine.plan.work import Outcome, Work
+from engine.runtime.loop_share import Rest
 
 #: What a message and each of its items count for besides their bytes, so that many tiny ones are bounded too.
 WORK_BYTES = 512
@@ -29,6 +32,9 @@ ITEM_BYTES = 1024
 #: the tenants that send little would feel it most.
 _TENANT_SHARE = 0.5
 _OTHERS_SEEN_WITHIN_S = 1.0
+_NEVER = float("-inf")
+#: Which device was charged last is kept for this long after its rest, for the order of what waits.
+_CHARGED_LATELY_S = 10.0
 #: A tenant is isolated for this long after an expensive message: its next messages are likely to be
 #: expensive.
 _ISOLATE_FOR_S = 1.0
@@ -53,11 +59,11 @@ class OnOutcome(Protocol):
 class Charge(Protocol):
     """Charges the time of a message to its device."""
 
-    def __call__(self, spent_s: float, /) -> float | None:
+    def __call__(self, spent_s: float, /) -> Rest | None:
         """Charge the seconds for which the event loop was busy with the message.
 
         Returns:
-            The seconds for which nothing more of the device is to be committed.
+            How long nothing more of the device and of its tenant is to be committed, None if both go on.
         """
 
 
@@ -77,6 +83,13 @@ class _TenantQueue(msgspec.Struct):
 
     queued: deque[QueuedWork]
     size_bytes: int = 0
+
+
+class _Rests(msgspec.Struct):
+    """Until when a tenant rests, and each of its devices that was charged lately."""
+
+    tenant_until_s: float
+    devices: dict[str, float]
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -111,9 +124,9 @@ class CommitQueue:
         self._queues: dict[int, _TenantQueue] = {}
         self._free_tenants: deque[int] = deque()
         self._in_flight: set[int] = set()
-        #: Until when each device of a tenant rests. Most tenants have none.
-        self._resting_devices: dict[int, dict[str, float]] = {}
-        #: Tenants with work of resting devices only, and until when.
+        #: Of tenants of which a device was charged lately. Most have none.
+        self._rests: dict[int, _Rests] = {}
+        #: Tenants that rest, or with work of resting devices only, and until when.
         self._resting: dict[int, float] = {}
         self._latest_tenant: int | None = None
         self._tenant_changed_at_s = -_OTHERS_SEEN_WITHIN_S
@@ -144,9 +157,16 @@ class CommitQueue:
         queue = self._queue_of(work.tenant_id)
         queue.queued.append(QueuedWork(work, reply, items, size_bytes, now_s, charge))
         queue.size_bytes += size_bytes
-        if self._resting and self._resting.pop(work.tenant_id, None) is not None:
+        if work.tenant_id in self._resting and not self._rests_now(work, now_s):
+            del self._resting[work.tenant_id]
             self._free_tenants.append(work.tenant_id)
         return True
+
+    def _rests_now(self, work: Work, now_s: float) -> bool:
+        rests = self._rests.get(work.tenant_id)
+        return rests is not None and now_s < max(
+            rests.tenant_until_s, rests.devices.get(work.device_id, _NEVER)
+        )
 
     def _queue_of(self, tenant_id: int) -> _TenantQueue:
         queue = self._queues.get(tenant_id)
@@ -195,11 +215,15 @@ class CommitQueue:
         """Take a tenant's work in batches of its own for a while, because a message of it was expensive."""
         self._isolated_until_s[tenant_id] = now_s + _ISOLATE_FOR_S
 
-    def rest(self, tenant_id: int, device_id: str, until_s: float) -> None:
-        """Commit nothing more of a device until a time, and isolate its tenant for a while after it."""
-        devices = self._resting_devices.setdefault(tenant_id, {})
-        devices[device_id] = max(until_s, devices.get(device_id, until_s))
-        self.isolate(tenant_id, max(devices.values()))
+    def rest(self, tenant_id: int, device_id: str, rest: Rest, now_s: float) -> None:
+        """Commit nothing more of a device and of its tenant for a while, and isolate the tenant after it."""
+        rests = self._rests.get(tenant_id)
+        if rests is None:
+            rests = self._rests[tenant_id] = _Rests(now_s, {})
+        devices = rests.devices
+        devices[device_id] = max(now_s + rest.device_s, devices.get(device_id, now_s))
+        rests.tenant_until_s = max(rests.tenant_until_s, now_s + rest.tenant_s)
+        self.isolate(tenant_id, max(rests.tenant_until_s, *devices.values()))
 
     def wake(self, now_s: float) -> float | None:
         """Free the tenants whose devices have rested.
@@ -215,21 +239,28 @@ class CommitQueue:
 
     def _set_aside(self, tenant_id: int, queue: _TenantQueue, now_s: float) -> deque[QueuedWork] | None:
         """Take the work of resting devices out of a tenant's queue. Note how long all of the queue rests."""
-        devices = {
+        rests = self._rests.get(tenant_id)
+        if rests is None:
+            return None
+        if rests.tenant_until_s > now_s:
+            self._resting[tenant_id] = rests.tenant_until_s
+            return None
+        rests.devices = devices = {
             device_id: until_s
-            for device_id, until_s in self._resting_devices.get(tenant_id, {}).items()
-            if until_s > now_s
+            for device_id, until_s in rests.devices.items()
+            if until_s > now_s - _CHARGED_LATELY_S
         }
         if not devices:
-            self._resting_devices.pop(tenant_id, None)
+            del self._rests[tenant_id]
             return None
-        self._resting_devices[tenant_id] = devices
-        aside = deque([queued for queued in queue.queued if queued.work.device_id in devices])
-        if len(aside) == len(queue.queued):
-            self._resting[tenant_id] = min([devices[queued.work.device_id] for queued in aside])
-        elif aside:
-            queue.queued = deque([one for one in queue.queued if one.work.device_id not in devices])
-        return aside
+        # In Python's stable sort a device's messages stay in the order sent.
+        by_rest = sorted(queue.queued, key=lambda queued: devices.get(queued.work.device_id, _NEVER))
+        first = bisect_right(by_rest, now_s, key=lambda queued: devices.get(queued.work.device_id, _NEVER))
+        if not first:
+            self._resting[tenant_id] = devices[by_rest[0].work.device_id]
+            return None
+        queue.queued = deque(by_rest[:first])
+        return deque(by_rest[first:])
 
     def _is_isolated(self, tenant_id: int, now_s: float) -> bool:
         until_s = self._isolated_until_s.get(tenant_id)
@@ -263,7 +294,7 @@ class CommitQueue:
                 passed_over.append(tenant_id)
                 continue
             queue = self._queues[tenant_id]
-            aside = self._set_aside(tenant_id, queue, now_s) if self._resting_devices else None
+            aside = self._set_aside(tenant_id, queue, now_s) if self._rests else None
             if tenant_id in self._resting:
                 continue
             isolated = alone
@@ -279,7 +310,7 @@ class CommitQueue:
                 items += queued.items
                 size_bytes += queued.size_bytes
             if aside:
-                queue.queued = aside + queue.queued
+                queue.queued.extend(aside)
             if len(batch) == first:  # this tenant is the first of the next batch
                 self._free_tenants.appendleft(tenant_id)
                 break

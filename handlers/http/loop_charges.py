@@ -6,7 +6,7 @@ import msgspec
 
 from engine.cache.device_health import Device
 from engine.runtime.loop_scheduler import LoopScheduler
-from engine.runtime.loop_share import LoopShares
+from engine.runtime.loop_share import LoopShares, Rest
 from engine.runtime.ports import Clock
 from handlers.http.loop_watch import HELD_S, LoopWatch
 
@@ -35,11 +35,14 @@ class LoopCharges(msgspec.Struct, frozen=True):
             self.watch.log_held(spent_s, *device.key, kind)
         return self.shares.spend(device.key[0], device, spent_s, now_s)
 
-    def charge_planning(self, device: Device, spent_s: float) -> float:
-        """Charge a device for the planning of a push.
+    def charge_planning(self, device: Device, spent_s: float) -> Rest | None:
+        """Charge a device for the planning of its messages.
 
         Returns:
-            The seconds for which nothing more of the device is to be committed.
+            How long nothing more of the device and of its tenant is to be committed, None if both go on.
         """
         device.bucket.charge(spent_s)
-        return self.charge(device, "planning", spent_s, self.clock.monotonic_s())
+        now_s = self.clock.monotonic_s()
+        if not self.charge(device, "planning", spent_s, now_s):
+            return None
+        return self.shares.rest(device.key[0], device, now_s)

@@ -13,6 +13,7 @@ from engine.commit.overload import overloaded
 from engine.commit.validation import MessageValidator
 from engine.plan.work import Outcome, Push, PushAnswer, Resolution, ResolveAnswer
 from engine.runtime.loop_scheduler import Steps
+from engine.runtime.loop_share import Rest
 from engine.runtime.ports import Clock
 from engine.wire.errors import SyncError
 from engine.wire.messages import Sync
@@ -111,7 +112,7 @@ class Pushes:
             raise overloaded(self.backoff.begin(self._clock.monotonic_s(), wait_ms, "overloaded")) from None
         self.in_flight += 1
 
-    def _charge(self, spent_s: float) -> float:
+    def _charge(self, spent_s: float) -> Rest | None:
         return self._loop.charge_planning(self._device, spent_s)
 
     def _on_stored(self, request_id: str, key: str, started_us: int, outcome: Outcome) -> None:

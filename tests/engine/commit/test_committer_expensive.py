@@ -11,6 +11,7 @@ from engine.commit import lane, planning
 from engine.model.rows import ReadSet
 from engine.plan import weighing
 from engine.plan.work import PushAnswer
+from engine.runtime.loop_share import Rest
 from tests.engine.commit.test_committer import Bench, FaultyStore, HandClock, bench, put
 from tests.harness.memory_store import MemoryTransaction
 
@@ -152,7 +153,7 @@ async def test_committer_time_of_large_rows_is_charged_to_its_device() -> None:
         charged: dict[str, list[float]] = {"small": [], "large": []}
         clock.tick_s = 0.002
         for name, size in (("small", 10), ("large", 9000)):
-            push = one.push(name, put(name, text="x" * size))
+            push = one.push(name, put(name, text="x" * size), device=name)
             one.committer.submit(push, lambda _: None, charged[name].append)
         one.store.gate.set()
         await one.committer.drain()
@@ -166,6 +167,24 @@ async def test_committer_time_below_a_millisecond_is_not_charged() -> None:
         one.committer.submit(one.push("k", put("a")), lambda _: None, charged.append)
         await one.committer.drain()
         assert not charged
+
+
+async def test_committer_time_below_a_millisecond_is_charged_by_device_in_a_large_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Ticking(0.0)
+    async with bench(clock=clock) as one:
+        await one.committer.commit(one.push("large", put("a", text="x" * 9000)))
+        await gathered(one)
+        monkeypatch.setattr(lane, "_share_out", lambda *_: None)
+        charged: list[float] = []
+        for number in range(8):
+            push = one.push(f"k{number}", put("a", number + 1, x=number))
+            one.committer.submit(push, lambda _: None, charged.append)
+        clock.tick_s = 0.0005
+        one.store.gate.set()
+        await one.committer.drain()
+        assert charged == [pytest.approx(8 * 0.0005)]
 
 
 async def test_committer_message_over_a_second_is_too_large_and_its_key_unused() -> None:
@@ -196,7 +215,7 @@ async def test_committer_message_over_a_second_is_too_large_and_its_key_unused()
 async def test_committer_device_over_its_share_rests_alone() -> None:
     clock = Ticking(0.005)
     async with bench(clock=clock) as one:
-        await one.committer.commit(one.push("first", put("a")), lambda _: 3.0)
+        await one.committer.commit(one.push("first", put("a")), lambda _: Rest(3.0, 0.0))
         clock.tick_s = 0.0
         second = asyncio.create_task(one.committer.commit(one.push("second", put("a", 1, x=1))))
         await asyncio.sleep(0)
@@ -211,7 +230,7 @@ async def test_committer_device_over_its_share_rests_alone() -> None:
 async def test_committer_rest_ends_and_accepted_work_is_drained() -> None:
     clock = Ticking(0.005)
     async with bench(clock=clock) as one:
-        await one.committer.commit(one.push("first", put("a")), lambda _: 0.05)
+        await one.committer.commit(one.push("first", put("a")), lambda _: Rest(0.05, 0.05))
         one.submit("second", put("a", 1, x=1))
         await one.committer.drain()
         assert one.statuses("second") == ["applied"]

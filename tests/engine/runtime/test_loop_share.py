@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from engine.runtime.loop_share import (
     DEVICE_BURST_S,
+    DEVICE_LONGEST_WAIT_S,
     DEVICE_PART,
     LONGEST_WAIT_S,
     TENANT_BURST_S,
@@ -21,6 +22,7 @@ from engine.runtime.loop_share import (
 
 class _Device(msgspec.Struct):
     share: LoopShare | None = None
+    charged_s: float = 0.0
 
 
 def _wanted() -> LoopShares:
@@ -31,15 +33,19 @@ def _wanted() -> LoopShares:
     return shares
 
 
-def _taken_s(shares: LoopShares, devices: int, portion_s: float, until_s: float) -> float:
-    """Have devices of tenant 1 work as much as they may; gives the seconds of work."""
-    crew = [_Device() for _ in range(devices)]
+def _taken_s(
+    shares: LoopShares, devices: int, portion_s: float, until_s: float, crew: list[_Device] | None = None
+) -> float:
+    """Have devices of tenant 1 work as much as they may; gives the seconds of work, in ``crew`` of each."""
+    crew = [] if crew is None else crew
+    crew += [_Device() for _ in range(devices)]
     due_s = [0.0] * devices
     now_s = taken_s = 0.0
     while now_s < until_s:
         index = min(range(devices), key=due_s.__getitem__)
         now_s = max(now_s, due_s[index]) + portion_s
         taken_s += portion_s
+        crew[index].charged_s += portion_s
         shares.note_active(2, now_s)
         shares.note_active(1, now_s)
         due_s[index] = now_s + shares.spend(1, crew[index], portion_s, now_s)
@@ -51,9 +57,23 @@ def test_loop_shares_of_one_greedy_device_is_a_tenth(portion_s: float) -> None:
     assert _taken_s(_wanted(), 1, portion_s, 100) <= 100 * DEVICE_PART + DEVICE_BURST_S + 2 * portion_s
 
 
-@pytest.mark.parametrize("portion_s", [0.001, 0.005])
+@pytest.mark.parametrize("portion_s", [0.001, 0.005, 0.04, 0.3])
 def test_loop_shares_of_ten_greedy_devices_of_one_tenant_is_three_tenths(portion_s: float) -> None:
-    assert _taken_s(_wanted(), 10, portion_s, 20) <= 20 * TENANT_PART + TENANT_BURST_S + 20 * portion_s
+    assert _taken_s(_wanted(), 10, portion_s, 60) <= 60 * TENANT_PART + TENANT_BURST_S + 20 * portion_s
+
+
+def test_loop_shares_of_ten_greedy_devices_are_equal() -> None:
+    crew: list[_Device] = []
+    _taken_s(_wanted(), 10, 0.04, 60, crew)
+    charged = [device.charged_s for device in crew]
+    assert min(charged) >= 0.8 * max(charged)
+
+
+def test_loop_shares_give_each_part_back_in_time() -> None:
+    shares, device = _wanted(), _Device()
+    shares.spend(1, device, 30.0, 30.0)
+    assert shares.rest(1, device, 30.0) == pytest.approx((DEVICE_LONGEST_WAIT_S, LONGEST_WAIT_S))
+    assert shares.rest(1, device, 30.0 + LONGEST_WAIT_S) == (0.0, pytest.approx(0.0))
 
 
 def test_loop_shares_of_one_tenant_alone_is_everything() -> None:

@@ -73,7 +73,7 @@ def test_loop_shares_give_each_part_back_in_time() -> None:
     shares, device = _wanted(), _Device()
     shares.spend(1, device, 30.0, 30.0)
     assert shares.rest(1, device, 30.0) == pytest.approx((DEVICE_LONGEST_WAIT_S, LONGEST_WAIT_S))
-    assert shares.rest(1, device, 30.0 + LONGEST_WAIT_S) == (0.0, pytest.approx(0.0))
+    assert sum(shares.rest(1, device, 30.0 + LONGEST_WAIT_S)) == pytest.approx(0.0)
 
 
 def test_loop_shares_of_one_tenant_alone_is_everything() -> None:

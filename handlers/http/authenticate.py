@@ -57,7 +57,7 @@ class Authenticator(msgspec.Struct, frozen=True):
         tenant_name, device_id = device_claims(claims)
         tenant = await self.tenants.find(tenant_name)
         if tenant is None:
-            raise SyncError("forbidden", "there is no such tenant")
+            raise SyncError("forbidden", "there is no such tenant: check the tid of the token")
         verifier.check_tenant(claims, tenant)
         mark_authenticated(request)
         session = Session(

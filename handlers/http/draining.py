@@ -20,7 +20,11 @@ class Draining:
     def check_staying(self) -> None:
         """Raise SyncError ``unavailable`` once a drain has begun."""
         if self.begun:
-            raise SyncError("unavailable", "this server is going away", retry_after_ms=jitter_ms(0))
+            raise SyncError(
+                "unavailable",
+                "this server stops: come back after retry_after_ms",
+                retry_after_ms=jitter_ms(0),
+            )
 
 
 def jitter_ms(others: int) -> int:

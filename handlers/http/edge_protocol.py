@@ -304,7 +304,7 @@ class EdgeProtocol(RequestHandler):
         fits = self._wait(waiting_bytes)
         if not fits and waiting_bytes > max(before_bytes, SMALL_HEAD_BYTES):
             self._unauthenticated.heads_refused += 1
-            sentence = "too many bytes of headers wait here: send them at once, and fewer"
+            sentence = "too many bytes of incomplete headers: send smaller ones, and without pauses"
             self._refuse(503, SyncError("overloaded", sentence, retry_after_ms=retry_soon_ms()))
 
     def _wait(self, waiting_bytes: int) -> bool:

@@ -44,7 +44,9 @@ def as_sync_error(error: Exception, **context: object) -> SyncError:
         return SyncError(code, sentence, retry_after_ms=wait_ms)
     error_id = uuid.uuid4().hex
     _log.error("message_failed", error_id=error_id, exc_info=error, **context)
-    return SyncError("internal", "the server failed on this message", error_id=error_id)
+    return SyncError(
+        "internal", "the server failed on this message: tell its operator the error_id", error_id=error_id
+    )
 
 
 def error_body(error: SyncError, request_id: str | None) -> bytes:

@@ -265,7 +265,7 @@ class Verifier:
     def check_origin(self, origin: str | None) -> None:
         """Check the origin of a browser's page. Raises SyncError ``forbidden``."""
         if origin is not None and origin not in self._origins:
-            raise SyncError("forbidden", "this origin is not on the allow list")
+            raise SyncError("forbidden", "this origin is not allowed: add it to server.origins")
 
 
 def _claims(payload: dict[str, Any], leeway_s: int) -> Claims:
@@ -332,7 +332,7 @@ def offered_subprotocols(headers: Headers) -> list[str]:
 def device_claims(claims: Claims) -> tuple[str, str]:
     """Return (tenant's name, device_id). Raises SyncError ``forbidden`` for people's tokens."""
     if claims.role in ("operator", "viewer") or claims.tenant is None or claims.device_id is None:
-        raise SyncError("forbidden", "this token is not a device's")
+        raise SyncError("forbidden", "this is not the token of a device: it needs a tid and a did")
     return claims.tenant, claims.device_id
 
 

@@ -52,7 +52,7 @@ class ProbeAccess:
         if self._audience == "all" or self._is_worker(request):
             return
         if self._audience == "nobody":
-            raise SyncError("not_found", "this is told at server.probe_port alone")
+            raise SyncError("not_found", "only the port server.probe_port answers this")
         if not _is_local(request):
             self._check_operator(request)
 

@@ -184,7 +184,7 @@ class DeviceSocket:
         if self._partial_messages.change(self.key[0], before_bytes, after_bytes):
             return True
         if not self.closing:
-            sentence = "too many bytes of messages wait here, incomplete or not handled yet"
+            sentence = "too many bytes of messages wait here: send smaller ones, and without pauses"
             self.fail(SyncError("overloaded", sentence, retry_after_ms=retry_soon_ms()), None)
             self.close(CloseCode.UNAVAILABLE, "overloaded")
         return False

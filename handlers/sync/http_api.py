@@ -283,7 +283,7 @@ def _inflating_text(request: web.Request, codec: Codec, body: bytes) -> Generato
     if coding in _WINDOW_BITS:
         body = yield from _inflating(body, _WINDOW_BITS[coding], request.client_max_size)
     elif coding:
-        raise SyncError("invalid_message", "Content-Encoding: gzip and deflate are what is taken here")
+        raise SyncError("invalid_message", "Content-Encoding: only gzip and deflate are accepted")
     if not codec.binary and not body.isascii():
         try:
             body.decode()
@@ -304,7 +304,7 @@ def _inflating(body: bytes, window_bits: int, most_bytes: int) -> Generator[None
     if len(inflated) > most_bytes:
         raise SyncError("too_large", f"the body: the limit is {most_bytes} bytes")
     if not inflate.eof:
-        raise SyncError("malformed", "the body is not what its Content-Encoding says")
+        raise SyncError("malformed", "the body does not match its Content-Encoding")
     return inflated
 
 

@@ -87,9 +87,9 @@ class Reads:
     def subscribe(self, request: Subscribe) -> None:
         """Open a subscription. Raises SyncError."""
         if request.id in self._subscriptions:
-            raise SyncError("invalid_message", "id: a subscription of this id is open")
+            raise SyncError("invalid_message", "id: a subscription of this id is open: use another id")
         if len(self._subscriptions) >= MAX_SUBSCRIPTIONS:
-            raise SyncError("too_large", f"subscriptions: the limit is {MAX_SUBSCRIPTIONS}")
+            raise SyncError("too_large", f"subscriptions: the limit is {MAX_SUBSCRIPTIONS}: end one first")
         sink = SubscriptionSink(self._operations.feed, self._socket, request, self._forget)
         self._subscriptions[request.id] = sink
         self._begin(request.id, partial(self._open, sink))

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="function")
 
 
 def _requests() -> list[asyncio.Task[object]]:
-    names = {"RequestHandler._handle_request"}
+    names = {"EdgeProtocol._handle_request"}
     return [task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__qualname__", "") in names]
 
 

@@ -1,7 +1,6 @@
 """Runs a plan in steps: between steps others get the event loop, and each message is timed.
 
-A plan may pause because nobody sees a batch before its commit. The tenants of the batch stay locked
-meanwhile.
+A plan may pause because its rows are not visible to others before the commit. Its tenants stay locked.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def as_resolution(
     choice: Choice,
     version: int,
     merged: bytes | None,
-    intake: MessageValidator,
+    validator: MessageValidator,
     now_us: int,
     changes: int | None = None,
 ) -> Resolution:
@@ -53,7 +53,7 @@ def as_resolution(
         session_id="",
         supervisor=True,
     )
-    return intake.resolution(resolve, session, case.conflict, now_us)
+    return validator.resolution(resolve, session, case.conflict, now_us)
 
 
 class ConflictWithRecord(msgspec.Struct, frozen=True):

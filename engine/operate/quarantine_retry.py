@@ -27,7 +27,7 @@ decode_results: Final = msgspec.json.Decoder(list[Retried]).decode
 
 
 def retry_push(
-    rows: Sequence[Quarantined], tenant: str, data: bytes | None, intake: MessageValidator, now_us: int
+    rows: Sequence[Quarantined], tenant: str, data: bytes | None, validator: MessageValidator, now_us: int
 ) -> Push:
     """Make the push that the device would send, ``data`` (JSON) in place of the first item's own if given.
 
@@ -37,8 +37,8 @@ def retry_push(
     """
     first, *behind = rows
     pushes = [
-        _item_push(first, tenant, data, intake),
-        *[_item_push(row, tenant, None, intake) for row in behind],
+        _item_push(first, tenant, data, validator),
+        *[_item_push(row, tenant, None, validator) for row in behind],
     ]
     raw = b"[%b]" % b",".join([push.raw_items[1:-1] for push in pushes])
     return msgspec.structs.replace(
@@ -50,7 +50,7 @@ def retry_push(
     )
 
 
-def _item_push(row: Quarantined, tenant: str, data: bytes | None, intake: MessageValidator) -> Push:
+def _item_push(row: Quarantined, tenant: str, data: bytes | None, validator: MessageValidator) -> Push:
     item = row.item if data is None else _with_data(row.item, data)
     key = f"quarantine:{row.quarantine_id}".encode()
     frame = b'{"type":"sync","id":"1","key":%b,"items":[%b]}' % (msgspec.json.encode(key.decode()), item)
@@ -62,7 +62,7 @@ def _item_push(row: Quarantined, tenant: str, data: bytes | None, intake: Messag
         session_id="",
         clock_offset_us=row.clock_offset_us,
     )
-    return intake.push(sync, session, row.at_us)
+    return validator.push(sync, session, row.at_us)
 
 
 def _with_data(item: bytes, data: bytes) -> bytes:

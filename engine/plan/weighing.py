@@ -28,7 +28,7 @@ class Selection(msgspec.Struct, frozen=True):
 
     ``is_light``: the time of its rows is not worth charging. ``deferred`` are the indexes of the messages
     that wait for the next batch. ``isolated`` are tenants with a message that is expensive by itself. Their
-    messages are planned without those of others, so that no other tenant is locked meanwhile.
+    messages are planned without those of others, so that no other tenant is locked for them.
     ``items_per_step`` is how many items may be planned before the clock is read.
     """
 

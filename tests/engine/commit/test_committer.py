@@ -1,4 +1,4 @@
-"""Group commit: order, retries, unknown outcomes, poison, bounds, and one reply to each job."""
+"""Group commit: order, retries, unknown outcomes, poison, bounds, and one reply to each message."""
 
 from __future__ import annotations
 
@@ -144,15 +144,15 @@ class Bench:
         self.clock = clock or HandClock()
         self.policies = dict.fromkeys(range(1, 10), DOMAINS.default_policies)
         self.published: list[tuple[Record, str]] = []
-        self.doubted: list[set[int]] = []
+        self.unknown_outcomes: list[set[int]] = []
         self.replies: list[tuple[str, Outcome]] = []
-        self.intake = MessageValidator(DOMAINS, 500)
+        self.validator = MessageValidator(DOMAINS, 500)
         self.committer = Committer(
             store,
             PlanContext(DOMAINS, self.policies.__getitem__, lambda: f"id-{next(self.ids)}", 10_000, 1 << 20),
             self.clock,
             self.published.extend,
-            self.doubted.append,
+            self.unknown_outcomes.append,
             limits,
             lanes,
             is_contended,
@@ -165,18 +165,18 @@ class Bench:
     def push(
         self, key: str, *items: Json, device: str = "phone", tenant: int = 1, atomic: bool = False
     ) -> Push:
-        """Make a job of a sync."""
+        """Return the work of a sync."""
         frame = {"type": "sync", "id": key, "key": key, "atomic": atomic, "items": list(items)}
         request = JSON.decode(json.dumps(frame).encode())
         assert isinstance(request, Sync)
-        return self.intake.push(request, self.session(device, tenant), self.clock.now_us())
+        return self.validator.push(request, self.session(device, tenant), self.clock.now_us())
 
     def submit(self, key: str, *items: Json, device: str = "phone", tenant: int = 1) -> None:
         """Queue a sync; its outcome comes to ``replies``."""
-        self.submit_job(key, self.push(key, *items, device=device, tenant=tenant))
+        self.submit_work(key, self.push(key, *items, device=device, tenant=tenant))
 
-    def submit_job(self, key: str, work: Push | Resolution) -> None:
-        """Queue a job."""
+    def submit_work(self, key: str, work: Push | Resolution) -> None:
+        """Queue work."""
         self.committer.submit(work, lambda outcome: self.replies.append((key, outcome)))
 
     def statuses(self, key: str) -> list[str]:
@@ -186,7 +186,7 @@ class Bench:
         return [result["status"] for result in json.loads(outcome.results)]
 
     def code(self, key: str) -> str:
-        """Give the code of the one error that a job got."""
+        """Give the code of the one error of a message."""
         ((_, outcome),) = [reply for reply in self.replies if reply[0] == key]
         assert isinstance(outcome, SyncError), outcome
         return outcome.code
@@ -522,7 +522,7 @@ async def test_committer_batch_that_wrote_nothing_runs_again(at: str, error: typ
         assert one.statuses("k1") == ["applied"]
         assert one.version("a") == 1
         assert one.committer.counters.retries == 2
-        assert not one.doubted
+        assert not one.unknown_outcomes
 
 
 @pytest.mark.parametrize("applied", [False, True])
@@ -536,7 +536,7 @@ async def test_committer_unknown_outcome_is_resolved_by_running_again(applied: b
         assert (one.version("a"), one.version("b")) == (2, 1)
         assert one.store.rows.seqs == {1: 3}
         assert one.committer.counters.unknown_outcomes == 1
-        assert one.doubted == [{1}], "nobody can say what to publish: the feed has to look"
+        assert one.unknown_outcomes == [{1}], "nobody can say what to publish: the feed has to look"
         assert len(one.published) == (0 if applied else 3)
 
 
@@ -548,11 +548,11 @@ async def test_committer_resolve_of_unknown_outcome_repeats_its_answer() -> None
         await one.committer.drain()
         assert one.statuses("k2") == ["conflict"]
         ((ref, row),) = one.store.rows.conflicts.items()
-        work = one.intake.resolution(
+        work = one.validator.resolution(
             Resolve("1", ref.conflict_id, "client", 1), one.session("phone", 1), row, NOW_US
         )
         one.store.faults.append(Fault(StoreUnknownError("lost"), applied=True))
-        one.submit_job("r1", work)
+        one.submit_work("r1", work)
         await one.committer.drain()
         assert one.replies[-1] == ("r1", ResolveAnswer(ref.conflict_id, 2, 2))
         assert one.version("f", domain="form") == 2
@@ -621,7 +621,7 @@ async def test_committer_lasting_unknown_outcome_is_found_under_its_key() -> Non
         one.submit("k1", put("a", x=1))
         await one.committer.drain()
         assert one.code("k1") == "unavailable"
-        assert one.doubted == [{1}]
+        assert one.unknown_outcomes == [{1}]
         one.store.on_begin = lambda: None
         one.submit("k1", put("a", x=1))
         await one.committer.drain()
@@ -669,7 +669,7 @@ async def test_committer_poisoned_message_keeps_its_answer() -> None:
 
 async def test_committer_poisoned_atomic_message_is_aborted() -> None:
     async with bench() as one:
-        one.submit_job("k1", one.push("k1", put("a", x=1), put("b", x=POISON), atomic=True))
+        one.submit_work("k1", one.push("k1", put("a", x=1), put("b", x=POISON), atomic=True))
         await one.committer.drain()
         assert one.statuses("k1") == ["rejected", "rejected"]
         assert not one.store.rows.quarantine
@@ -683,7 +683,7 @@ async def test_committer_poisoned_resolve_is_an_internal_error() -> None:
         await one.committer.drain()
         ((ref, row),) = one.store.rows.conflicts.items()
         request = Resolve("1", ref.conflict_id, "merged", 1, {"x": POISON})
-        one.submit_job("r1", one.intake.resolution(request, one.session("phone", 1), row, NOW_US))
+        one.submit_work("r1", one.validator.resolution(request, one.session("phone", 1), row, NOW_US))
         one.submit("k3", put("a"))
         await one.committer.drain()
         assert one.code("r1") == "internal"
@@ -699,7 +699,7 @@ async def test_committer_unexpected_error_fails_its_message_alone(error: Excepti
         one.submit("first")
         await one.store.committing.get()
         one.submit("k1", put("a"))
-        one.submit_job("bad", _of_tenant_9(one.push("bad", put("a"))))
+        one.submit_work("bad", _of_tenant_9(one.push("bad", put("a"))))
         one.submit("k2", put("b"))
         one.store.gate.set()
         await one.committer.drain()
@@ -796,7 +796,7 @@ def test_committer_all_work_is_answered_once_in_order_under_faults(
     batch_us: float,
     lanes: int,
 ) -> None:
-    """By ``batch_us`` each message is light, or there is room for two in a batch, or each is laborious."""
+    """By ``batch_us`` each message is light, or there is room for two in a batch, or each is expensive."""
     limits = CommitLimits(batch_items, 1 << 20, 1000, 1 << 22)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("engine.plan.weighing.BATCH_US", batch_us)
@@ -839,9 +839,9 @@ async def _storm(
         rows = one.store.rows
         assert len(rows.keys) == sum(sent)
         assert len(rows.quarantine) == sum(statuses.count("rejected") for statuses in expected)
-        doubted = set().union(*one.doubted)
+        unknown_outcomes = set().union(*one.unknown_outcomes)
         for tenant, seq in rows.seqs.items():
             told = [record.seq for record, _ in one.published if record.tenant_id == tenant]
             assert told == sorted(set(told)), "in order, none twice"
-            assert len(told) == seq or tenant in doubted, "nothing is kept from the feed"
+            assert len(told) == seq or tenant in unknown_outcomes, "nothing is kept from the feed"
         assert one.committer.queued_messages == 0

@@ -1,4 +1,4 @@
-"""What is laborious to plan: it runs alone, is charged to its device, and is refused past a second."""
+"""What is expensive to plan: it runs alone, is charged to its device, and is refused past a second."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class Locks(FaultyStore):
 
 
 @pytest.fixture
-def laborious(monkeypatch: pytest.MonkeyPatch) -> None:
+def expensive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let two items be too much for a batch."""
     monkeypatch.setattr(weighing, "BATCH_US", 15.0)
 
 
 def two(record_id: str) -> list[Json]:
-    """Make the items of a laborious message."""
+    """Return the items of an expensive message."""
     return [put(record_id), put(record_id, 1, x=1)]
 
 
@@ -62,28 +62,28 @@ async def gathered(one: Bench) -> None:
     await one.store.committing.get()
 
 
-@pytest.mark.usefixtures("laborious")
+@pytest.mark.usefixtures("expensive")
 @pytest.mark.parametrize("lanes", [1, 2])
 async def test_committer_expensive_message_locks_its_own_tenant_only(lanes: int) -> None:
     store = Locks()
     async with bench(lanes=lanes, store=store) as one:
         await gathered(one)
-        one.submit("laborious", *two("b"), tenant=2)
+        one.submit("expensive", *two("b"), tenant=2)
         one.submit("light", put("a"), tenant=1)
         one.submit("behind", put("b", 2, x=2), tenant=2)
         one.store.gate.set()
         await one.committer.drain()
         assert one.statuses("light") == ["applied"]
-        assert one.statuses("laborious") == ["applied", "applied"]
+        assert one.statuses("expensive") == ["applied", "applied"]
         assert one.statuses("behind") == ["applied"]
         assert one.version("b", tenant=2) == 3
         order = [key for key, _ in one.replies]
-        assert order.index("light") < order.index("laborious") < order.index("behind")
+        assert order.index("light") < order.index("expensive") < order.index("behind")
         # The first batch found out; from then on nobody else's counter is locked with the second tenant's.
         assert [tenants for tenants in store.locked if 2 in tenants][1:] == [[2], [2]]
 
 
-@pytest.mark.usefixtures("laborious")
+@pytest.mark.usefixtures("expensive")
 async def test_committer_expensive_messages_run_one_after_another() -> None:
     store = Locks()
     async with bench(lanes=1, store=store) as one:
@@ -98,7 +98,7 @@ async def test_committer_expensive_messages_run_one_after_another() -> None:
         assert one.committer.counters.messages == 4
 
 
-@pytest.mark.usefixtures("laborious")
+@pytest.mark.usefixtures("expensive")
 async def test_committer_batch_expensive_in_sum_is_cut_in_order() -> None:
     async with bench() as one:
         await gathered(one)
@@ -111,7 +111,7 @@ async def test_committer_batch_expensive_in_sum_is_cut_in_order() -> None:
         assert one.committer.counters.batches == 5
 
 
-@pytest.mark.usefixtures("laborious")
+@pytest.mark.usefixtures("expensive")
 @pytest.mark.parametrize("wanted", [True, False])
 async def test_committer_expensive_message_rests_if_the_loop_is_contended(
     monkeypatch: pytest.MonkeyPatch, wanted: bool
@@ -126,7 +126,7 @@ async def test_committer_expensive_message_rests_if_the_loop_is_contended(
     async with bench(is_contended=lambda _: wanted) as one:
         one.submit("light", put("a"))
         await one.committer.drain()
-        one.submit("laborious", *two("b"))
+        one.submit("expensive", *two("b"))
         await one.committer.drain()
         assert rests == [False, wanted]
 

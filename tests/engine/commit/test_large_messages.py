@@ -72,16 +72,16 @@ def _many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _pushed(codec: Codec, frame: bytes, *, in_steps: bool) -> Push | str:
-    intake = MessageValidator(Domains({"task": Domain()}), 5)
+    validator = MessageValidator(Domains({"task": Domain()}), 5)
     session = Session(tenant=Tenant(1, "acme"), device_id="phone", session_id="s", codec=codec)
     try:
         if in_steps:
             request = run_steps(codec.decode_steps(frame))
             assert isinstance(request, Sync)
-            return run_steps(intake.push_steps(request, session, NOW_US))
+            return run_steps(validator.push_steps(request, session, NOW_US))
         request = codec.decode(frame)
         assert isinstance(request, Sync)
-        return intake.push(request, session, NOW_US)
+        return validator.push(request, session, NOW_US)
     except SyncError as error:
         return error.code
 
@@ -290,7 +290,7 @@ async def test_subscription_large_pages_are_charged_to_its_device(
 
 
 def test_validator_large_resolution_takes_several_steps() -> None:
-    intake = MessageValidator(Domains({"task": Domain()}), 5)
+    validator = MessageValidator(Domains({"task": Domain()}), 5)
     session = Session(tenant=Tenant(1, "acme"), device_id="phone", session_id="s")
     request = Resolve(id="1", conflict_id="c", choice="merged", version=1, data={"n": [[1]] * 100})
-    assert len(list(intake.resolution_steps(request, session, CONFLICT, NOW_US))) > 10
+    assert len(list(validator.resolution_steps(request, session, CONFLICT, NOW_US))) > 10

@@ -1,4 +1,4 @@
-"""What is let in: a simulated store under load, and how a message is told apart without decoding it."""
+"""Overload in a simulated store, rates of tenants, and reading the head of a message without decoding it."""
 
 from __future__ import annotations
 
@@ -221,17 +221,17 @@ def test_tenant_rates_are_exceeded_by_equal_shares_only(
         assert let_in <= per_minute * (2 + (at_s - begun_s) / 60.0) + len(devices)
 
 
-# -- tenants apart ------------------------------------------------------------------------------
+# -- isolated tenants ------------------------------------------------------------------------------
 
 
 def filled(queue: CommitQueue, *tenants: int) -> None:
-    """Queue a job for each."""
+    """Queue work for each."""
     for tenant_id in tenants:
         assert queue.add(push_of(tenant_id), lambda _: None, 0.0)
 
 
 def taken(batch: Batch) -> list[int]:
-    """Give the tenants of a batch's jobs."""
+    """Give the tenants of a batch."""
     return [waiting.work.tenant_id for waiting in batch.queued]
 
 

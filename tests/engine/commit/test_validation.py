@@ -33,7 +33,7 @@ Pack = Callable[[Any], bytes]
 
 DOMAINS = Domains({"task": Domain(), "voice": Domain(kind="event")})
 MAX_ITEMS = 5
-INTAKE = MessageValidator(DOMAINS, MAX_ITEMS)
+VALIDATOR = MessageValidator(DOMAINS, MAX_ITEMS)
 NOW_US = 1_767_323_045_000_000
 NOW = "2026-01-02T03:04:05Z"
 SECOND_US = 1_000_000
@@ -61,7 +61,7 @@ def pushed(frame: bytes, who: Session | None = None, now_us: int = NOW_US) -> Pu
     who = who or session()
     request = who.codec.decode(frame)
     assert isinstance(request, Sync)
-    return INTAKE.push(request, who, now_us)
+    return VALIDATOR.push(request, who, now_us)
 
 
 def framed(items: Any, **fields: Any) -> bytes:
@@ -569,7 +569,7 @@ CONFLICT = Conflict(
 def test_validator_merged_record_must_be_storable(data: Any) -> None:
     request = Resolve("1", "c1", "merged", 2, data)
     with pytest.raises(SyncError) as caught:
-        INTAKE.resolution(request, session(), CONFLICT, NOW_US)
+        VALIDATOR.resolution(request, session(), CONFLICT, NOW_US)
     assert caught.value.code == "invalid_message"
     assert caught.value.message.startswith("data: ")
 
@@ -578,7 +578,7 @@ def test_validator_same_decision_in_any_order_of_members_is_equal() -> None:
     def decision(**fields: Any) -> str:
         whole: Json = {"id": "1", "conflict_id": "c1", "choice": "merged", "version": 2, **fields}
         request = Resolve(**whole)
-        return INTAKE.resolution(request, session(), CONFLICT, NOW_US).request_sha256
+        return VALIDATOR.resolution(request, session(), CONFLICT, NOW_US).request_sha256
 
     first = decision(data={"a": 1, "b": {"c": 1, "d": 2}})
     assert decision(data={"b": {"d": 2, "c": 1}, "a": 1}, id="2") == first

@@ -29,7 +29,7 @@ def situations() -> Iterator[tuple[State, ...]]:
 
 
 def planned(states: tuple[State, ...], *, frees: bool, is_alive: bool | None) -> list[tuple[State, State]]:
-    """Plan a job for the first of some uploads. ``is_alive`` is None for a record that never came."""
+    """Plan the work for the first of some uploads. ``is_alive`` is None for a record that never came."""
     files = [upload(number, file_name="a.jpg", sha256="f" * 64) for number in range(1, len(states) + 1)]
     first = files[0]
     refs = [one.ref for one in files]

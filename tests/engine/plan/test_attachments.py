@@ -28,7 +28,7 @@ class FilePlanner(Planner):
     """Plans batches in which files arrive."""
 
     def stored(self, one: Upload, state: State = "stored") -> Attach:
-        """Have a file stored, and make the job that attaches it."""
+        """Have a file stored, and return the work that attaches it."""
         self.rows.uploads[one.ref] = state
         assert one.domain is not None
         assert one.record_id is not None
@@ -46,7 +46,7 @@ class FilePlanner(Planner):
         )
 
     def freed(self, one: Upload) -> Attach:
-        """Make the job that takes a file out."""
+        """Return the work that takes a file out."""
         return msgspec.structs.replace(self.stored(one, self.rows.uploads[one.ref]), entry=None)
 
     def with_task(self) -> FilePlanner:
@@ -406,9 +406,9 @@ def test_select_files_of_records_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_queue_file_counts_its_entry() -> None:
-    backlog = CommitQueue(CommitLimits(10, 1 << 20, 10, 1 << 20))
+    queue = CommitQueue(CommitLimits(10, 1 << 20, 10, 1 << 20))
     work = FilePlanner().stored(upload(1))
-    assert backlog.add(work, lambda _: None, 0.0)
+    assert queue.add(work, lambda _: None, 0.0)
     assert work.entry is not None
-    assert backlog.size_bytes > len(work.entry)
-    assert backlog.items == 1
+    assert queue.size_bytes > len(work.entry)
+    assert queue.items == 1

@@ -30,7 +30,7 @@ class Files:
         self.removed: set[str] = set()
 
     def work(self, step: str, one: Upload) -> Attach:
-        """Make a job; a file that is sent twice is an answer that was lost."""
+        """Return the work; a file that is sent twice is an answer that was lost."""
         work = self.planner.stored(one, self.planner.rows.uploads.get(one.ref, "stored"))
         return (
             work

@@ -46,7 +46,7 @@ class Planner:
     ) -> None:
         ids = itertools.count(1)
         self.rows = Memory()
-        self.intake = MessageValidator(domains, 500)
+        self.validator = MessageValidator(domains, 500)
         self.context = PlanContext(
             domains,
             lambda _: domains.default_policies,
@@ -60,7 +60,7 @@ class Planner:
     def push(
         self, *items: Json, device: str = "phone", tenant: int = 1, atomic: bool = False, key: str = ""
     ) -> Push:
-        """Make a job of a sync, under a fresh key by default."""
+        """Return the work of a sync, under a fresh key by default."""
         frame = {
             "type": "sync",
             "id": "1",
@@ -71,15 +71,15 @@ class Planner:
         request = JSON.decode(json.dumps(frame).encode())
         assert isinstance(request, Sync)
         session = Session(tenant=Tenant(tenant, "t"), device_id=device, session_id="s")
-        return self.intake.push(request, session, self.now_us)
+        return self.validator.push(request, session, self.now_us)
 
     def resolution(
         self, conflict: Conflict, choice: Choice, version: int, data: Json | None = None
     ) -> Resolution:
-        """Make a job of a resolve by the conflict's own device."""
+        """Return the work of a resolve by the conflict's own device."""
         session = Session(tenant=Tenant(1, "t"), device_id=conflict.device_id, session_id="s")
         request = Resolve("1", conflict.conflict_id, choice, version, data)
-        return self.intake.resolution(request, session, conflict, self.now_us)
+        return self.validator.resolution(request, session, conflict, self.now_us)
 
     def plan(self, *batch: Work) -> Plan:
         """Plan one batch and write it."""
@@ -419,10 +419,10 @@ def test_push_too_many_fields_reject_the_item() -> None:
 def test_push_record_with_too_many_fields_may_change_without_gaining() -> None:
     planner = Planner(record_bytes=1 << 18)
     planner.context = msgspec.structs.replace(planner.context, record_fields=2000)
-    planner.intake = MessageValidator(DOMAINS, 500, 2000)
+    planner.validator = MessageValidator(DOMAINS, 500, 2000)
     planner.results(planner.push(item("note", "a", **_many(1500))))
     planner.context = msgspec.structs.replace(planner.context, record_fields=1000)
-    planner.intake = MessageValidator(DOMAINS, 500)
+    planner.validator = MessageValidator(DOMAINS, 500)
     ((changed, grown, whole, less),) = planner.results(
         planner.push(
             item("note", "a", 1, op="patch", f0=7),

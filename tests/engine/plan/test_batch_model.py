@@ -97,7 +97,7 @@ class Duel:
         self.policies = {tenant: dict(by_domain) for tenant, by_domain in opening.items()}
         self.world = World(MODEL_DOMAINS, RECORD_BYTES, KEPT_DATA_BYTES, record_fields)
         self.memory = Memory()
-        self.intake = MessageValidator(ENGINE_DOMAINS, 500, record_fields)
+        self.validator = MessageValidator(ENGINE_DOMAINS, 500, record_fields)
         self.context = PlanContext(
             ENGINE_DOMAINS,
             self._policies,
@@ -221,7 +221,7 @@ class Duel:
         request = JSON.decode(json.dumps(frame).encode())
         assert isinstance(request, Sync)
         session = self._session(sent.tenant, sent.device, clock_offset_us=sent.clock_offset_us)
-        work = self.intake.push(request, session, self.now_us)
+        work = self.validator.push(request, session, self.now_us)
         assert isinstance(work, Push)
         expected = self.world.sync(
             sent.tenant,
@@ -290,7 +290,7 @@ class Duel:
         request = JSON.decode(json.dumps(frame).encode())
         assert isinstance(request, Resolve)
         session = self._session(sent.tenant, sent.device, supervisor=sent.supervisor)
-        work = self.intake.resolution(request, session, row, self.now_us)
+        work = self.validator.resolution(request, session, row, self.now_us)
         assert isinstance(work, Resolution)
         return Sent(work, expected)
 

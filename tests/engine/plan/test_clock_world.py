@@ -110,7 +110,7 @@ class World:
         domains = Domains({"task": Domain(policy="manual", server_owned=())})
         self.policy = policy
         self.rows = Memory()
-        self.intake = MessageValidator(domains, 500)
+        self.validator = MessageValidator(domains, 500)
         self.context = PlanContext(
             domains, lambda _: {"task": policy}, lambda: f"id-{next(ids)}", 10_000, 1 << 20
         )
@@ -172,7 +172,7 @@ class World:
         sync = JSON.decode(json.dumps(frame).encode())
         assert isinstance(sync, Sync)
         session = Session(tenant=Tenant(1, "t"), device_id=device, session_id="s", clock_offset_us=offset_us)
-        work = self.intake.push(sync, session, self.now_us)
+        work = self.validator.push(sync, session, self.now_us)
         before = self._data()
         planned = plan([work], self.rows.snapshot(read_set([work], self.context)), self.context)
         self.rows.apply(planned.writes, {1})

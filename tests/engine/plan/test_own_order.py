@@ -38,7 +38,7 @@ class Server:
         chosen = msgspec.convert({"policy": policy, "fallback": fallback}, DomainPolicy)
         domains = Domains({"task": Domain(policy="manual")})
         self.rows = Memory()
-        self.intake = MessageValidator(domains, 500)
+        self.validator = MessageValidator(domains, 500)
         self.context = PlanContext(
             domains, lambda _: {"task": chosen}, lambda: f"id-{next(ids)}", 1000, 1 << 20
         )
@@ -62,7 +62,7 @@ class Server:
         assert isinstance(sync, Sync)
         offset_us = round(offset_s * SECOND_US)
         session = Session(tenant=Tenant(1, "t"), device_id=device, session_id="s", clock_offset_us=offset_us)
-        work = self.intake.push(sync, session, NOW_US + round(now_s * SECOND_US))
+        work = self.validator.push(sync, session, NOW_US + round(now_s * SECOND_US))
         planned = plan([work], self.rows.snapshot(read_set([work], self.context)), self.context)
         self.rows.apply(planned.writes, {1})
         (answer,) = planned.outcomes
@@ -202,11 +202,11 @@ def test_quarantined_item_keeps_its_corrected_at() -> None:
     assert isinstance(sync, Sync)
     offset_us = 7_200_000_000 - 9_000_000
     session = Session(tenant=Tenant(1, "t"), device_id="phone", session_id="s", clock_offset_us=offset_us)
-    push = server.intake.push(sync, session, NOW_US)
+    push = server.validator.push(sync, session, NOW_US)
     planned = plan([push], server.rows.snapshot(read_set([push], server.context)), server.context)
     (row,) = planned.writes.quarantine
     assert quarantined(push, [], lambda: "") == []
-    again = retry_push([row], "t", b'{"n":1}', server.intake, NOW_US + 86_400_000_000)
+    again = retry_push([row], "t", b'{"n":1}', server.validator, NOW_US + 86_400_000_000)
     (change,) = again.items
     assert msgspec.structs.asdict(change)["at_us"] == NOW_US - 9_000_000
     assert msgspec.structs.asdict(change)["sent_at_us"] == NOW_US - 7_200_000_000

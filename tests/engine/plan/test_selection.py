@@ -1,4 +1,4 @@
-"""Which jobs of a batch are planned together, by what their rows weigh."""
+"""Which messages of a batch are planned together, by what their rows weigh."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.engine.plan.test_batch import Planner, item
 Json = dict[str, Any]
 
 #: A record that alone takes more than a batch may, half of one, and an ordinary one.
-LABORIOUS, HALF, ORDINARY = 200_000, 80_000, 100
+EXPENSIVE, HALF, ORDINARY = 200_000, 80_000, 100
 
 
 def stored(planner: Planner, tenant: int, record_id: str, lists: int) -> None:
@@ -62,7 +62,7 @@ def test_select_small_records_are_not_examined(monkeypatch: pytest.MonkeyPatch) 
 
 def test_select_expensive_message_is_deferred_and_isolated() -> None:
     planner = Planner()
-    stored(planner, 2, "big", LABORIOUS)
+    stored(planner, 2, "big", EXPENSIVE)
     stored(planner, 1, "a", ORDINARY)
     batch = [patch(planner, 1, "a"), patch(planner, 2, "a"), patch(planner, 2, "big"), patch(planner, 2, "a")]
     found = selected(planner, *batch, patch(planner, 1, "a"), patch(planner, 3, "a"))
@@ -71,7 +71,7 @@ def test_select_expensive_message_is_deferred_and_isolated() -> None:
 
 def test_select_expensive_message_of_one_tenant_is_taken_alone() -> None:
     planner = Planner()
-    stored(planner, 2, "big", LABORIOUS)
+    stored(planner, 2, "big", EXPENSIVE)
     found = selected(planner, patch(planner, 2, "big"), patch(planner, 2, "big"), patch(planner, 2, "a"))
     assert (list(found.deferred), set(found.isolated)) == ([1, 2], {2})
     assert selected(planner, patch(planner, 2, "big")) == Selection(deferred=[], isolated=frozenset({2}))
@@ -80,7 +80,7 @@ def test_select_expensive_message_of_one_tenant_is_taken_alone() -> None:
 def test_select_expensive_messages_of_several_tenants_are_all_deferred() -> None:
     planner = Planner()
     for tenant in (1, 2):
-        stored(planner, tenant, "big", LABORIOUS)
+        stored(planner, tenant, "big", EXPENSIVE)
     found = selected(planner, patch(planner, 1, "big"), patch(planner, 2, "big"))
     assert (list(found.deferred), set(found.isolated)) == ([0, 1], {1, 2})
 
@@ -134,7 +134,7 @@ def test_costs_held_changes_and_files_count() -> None:
 def test_select_keeps_the_order_of_each_tenant(drawn: list[tuple[int, str]]) -> None:
     planner = Planner()
     for tenant in (1, 2, 3):
-        stored(planner, tenant, "big", LABORIOUS)
+        stored(planner, tenant, "big", EXPENSIVE)
         stored(planner, tenant, "half", HALF)
         stored(planner, tenant, "a", ORDINARY)
     batch: list[Work] = [patch(planner, tenant, record_id) for tenant, record_id in drawn]
@@ -143,11 +143,11 @@ def test_select_keeps_the_order_of_each_tenant(drawn: list[tuple[int, str]]) -> 
     for tenant in (1, 2, 3):
         mine = [index for index, (owner, _) in enumerate(drawn) if owner == tenant]
         assert [index for index in mine if index in taken] == mine[: sum(index in taken for index in mine)]
-    laborious = {tenant for tenant, record_id in drawn if record_id == "big"}
-    assert found.isolated == laborious
+    expensive = {tenant for tenant, record_id in drawn if record_id == "big"}
+    assert found.isolated == expensive
     if not taken:
-        assert laborious == {tenant for tenant, _ in drawn}
-        assert len(laborious) > 1
+        assert expensive == {tenant for tenant, _ in drawn}
+        assert len(expensive) > 1
     if len(taken) > 1:
         assert sum(drawn[index][1] == "half" for index in taken) <= 1
         assert all(drawn[index][1] != "big" for index in taken)

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
-from bench.client.device import Device, StoppedError
+from bench.client.device import Device, Observer, StoppedError
 from bench.client.edits import Settled
 from bench.client.messages import Changes, Result, canonical, payload
 from bench.client.persona import Persona
@@ -51,9 +51,10 @@ class CrewError(Exception):
 
 
 class Setting(NamedTuple):
-    """Where and how a crew works. ``sign`` gives a device's token; ``domains`` are edited.
+    """Where and how a crew works. ``sign`` signs a device's token; ``domains`` are edited.
 
-    ``skew_s`` is how far a device's clock is off at most, ``pool`` the records of each domain.
+    ``observe`` makes a device's observer. ``skew_s`` is how far a device's clock is off at most, ``pool`` the
+    records of each domain.
     """
 
     url: str
@@ -64,6 +65,7 @@ class Setting(NamedTuple):
     pool: int
     edits_per_minute: float
     skew_s: float = 0.0
+    observe: Callable[[str], Observer] = lambda _: Observer()
 
 
 class Member:
@@ -85,6 +87,7 @@ class Member:
             unit=self.random.random,
             clock_us=lambda: time.time_ns() // 1000 + skew_us,
             on_settled=self._settle,
+            observer=setting.observe(name),
         )
         prefix = f"sim{setting.seed}"
         self._persona = Persona(name, self.random, setting.domains, prefix, setting.pool)

@@ -10,117 +10,26 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
+from bench.faults.account import MARK, Account, Claim, Stored, Tables, wrote
 from bench.faults.history import (
     Answered,
     Change,
     Data,
     Event,
-    Item,
-    Joined,
     Paged,
-    Refused,
-    Result,
     Rewound,
-    Sent,
 )
 
-#: What the data of every item names its tenant in.
-MARK: Final = "tenant"
 #: No fault may lead to these: each says that the server lost track of a device that did nothing wrong.
 _NEVER: Final = frozenset({"cursor_expired", "idempotency_key_reused", "invalid_message", "unknown_type"})
 
-#: Tenant, domain, id.
-Where = tuple[str, str, str]
 
-
-class Stored(NamedTuple):
-    """A record as the table has it."""
-
-    version: int
-    seq: int
-    data: Data
-
-
-class Tables(NamedTuple):
-    """What PostgreSQL holds at the end. ``keys`` are (tenant, key hash), ``rejected`` (tenant, device)."""
-
-    records: dict[Where, Stored]
-    counters: dict[str, int]
-    events: dict[tuple[str, str, str], list[Data]]
-    keys: Counter[tuple[str, str]]
-    rejected: Counter[tuple[str, str]]
-    conflicts: Counter[tuple[str, str, str]]
-
-
-class Claim(NamedTuple):
-    """A version that a device was told its item wrote."""
-
-    device: str
-    key: str
-    seq: int
-    item: Item
-    result: Result
-
-
-class Account:
-    """The history sorted: who sent what and was told what."""
-
-    def __init__(self, history: Sequence[Event]) -> None:
-        self.tenants: dict[str, str] = {}
-        self.sent: dict[tuple[str, str], list[Item]] = {}
-        self.answers: dict[tuple[str, str], list[Answered]] = defaultdict(list)
-        self.pages: dict[str, list[Paged | Rewound]] = defaultdict(list)
-        self.refused: list[Refused] = []
-        self.heard: dict[str, list[Answered | Paged]] = defaultdict(list)
-        for event in history:
-            match event:
-                case Joined():
-                    self.tenants[event.device] = event.tenant
-                case Sent(attempt=1):
-                    self.sent[event.device, event.key] = event.items
-                case Answered():
-                    self.answers[event.device, event.key].append(event)
-                    self.heard[event.device].append(event)
-                case Paged():
-                    self.pages[event.device].append(event)
-                    self.heard[event.device].append(event)
-                case Rewound():
-                    self.pages[event.device].append(event)
-                case Refused():
-                    self.refused.append(event)
-                case _:
-                    pass
-        self.claims: dict[Where, dict[int, list[Claim]]] = defaultdict(lambda: defaultdict(list))
-        for (device, key), answers in self.answers.items():
-            for item, result in self.told(device, answers[0]):
-                if wrote(item, result):
-                    assert result.version is not None
-                    assert result.seq is not None
-                    claim = Claim(device, key, result.seq, item, result)
-                    self.claims[self.tenants[device], item.domain, item.id][result.version].append(claim)
-
-    def told(self, device: str, answer: Answered) -> Iterator[tuple[Item, Result]]:
-        """Pair items with what was told of them; an answer that fits nothing pairs none."""
-        items = self.sent.get((device, answer.key), [])
-        if len(items) == len(answer.results):
-            yield from zip(items, answer.results, strict=True)
-
-
-def wrote(item: Item, result: Result) -> bool:
-    """Whether an item became a version of its record."""
-    if item.op == "append" or result.version is None or result.seq is None:
-        return False
-    return result.status == "applied" or (
-        result.status == "resolved" and result.winner in {"client", "merged"}
-    )
-
-
-def check(history: Sequence[Event], tables: Tables) -> list[str]:
-    """Find everything that is wrong with a run."""
+def check(history: Sequence[Event], tables: Tables, *, whole: bool = True) -> list[str]:
+    """Find everything that is wrong with a run, whose devices pulled everything at the end if ``whole``."""
     account = Account(history)
     return [
         *_refusals(account),
@@ -130,9 +39,10 @@ def check(history: Sequence[Event], tables: Tables) -> list[str]:
         *_events(account, tables),
         *_keys(account, tables),
         *_queues(account, tables),
+        *_logged(account, tables),
         *_pages(account),
         *_replicas(account, tables),
-        *_whole(account, tables),
+        *(_whole(account, tables) if whole else ()),
     ]
 
 
@@ -183,14 +93,16 @@ def _versions(account: Account, tables: Tables) -> Iterator[str]:
             if claim.seq != stored.seq:
                 yield f"{name}: acknowledged with seq {claim.seq}, the table has {stored.seq}"
             yield from _content(f"{name} in the table", claim, stored.data)
-        if stored.data is not None and stored.data.get(MARK) != where[0]:
+        if stored.data is not None and stored.data.get(MARK, where[0]) != where[0]:
             yield f"{name}: the table has data of {stored.data.get(MARK)}"
 
 
 def _content(name: str, claim: Claim, data: Data) -> Iterator[str]:
     """What stands at a version is what its item made of the record."""
     item, result = claim.item, claim.result
-    if result.data is not msgspec.UNSET:
+    if item is None:
+        right = True  # a person's decision
+    elif result.data is not msgspec.UNSET:
         right = data == result.data
     elif result.status != "applied":
         right = True  # the answer was too large to say
@@ -281,6 +193,27 @@ def _queues(account: Account, tables: Tables) -> Iterator[str]:
         yield f"{one[1]}: conflict {one[2]} is {what}"
 
 
+def _logged(account: Account, tables: Tables) -> Iterator[str]:
+    """The conflict log has each conflict that a policy settled, and each change that is held for a person."""
+    settled: Counter[tuple[str, str, str, str, str]] = Counter()
+    waiting: Counter[tuple[str, str, str, str]] = Counter()
+    for (device, _), answers in account.answers.items():
+        for item, result in account.told(device, answers[0]):
+            where = (account.tenants[device], device, item.domain, item.id)
+            if result.status == "resolved":
+                settled[(*where, result.winner or "")] += 1
+            elif result.status == "conflict":
+                waiting[where] += 1
+    for one in sorted(settled.keys() | tables.settled.keys()):
+        if settled[one] != tables.settled[one]:
+            kept = tables.settled[one]
+            yield f"{'/'.join(one)}: {settled[one]} changes were told as settled, the log has {kept}"
+    for held in sorted(waiting.keys() | tables.waiting.keys()):
+        if waiting[held] != tables.waiting[held]:
+            kept = tables.waiting[held]
+            yield f"{'/'.join(held)}: {waiting[held]} changes were told as held, the log has {kept}"
+
+
 def _pages(account: Account) -> Iterator[str]:
     """No page goes back, shows another tenant's data, or shows what was not written."""
     by_seq: dict[str, dict[int, Claim]] = defaultdict(dict)
@@ -311,11 +244,11 @@ def _pages(account: Account) -> Iterator[str]:
 
 def _shown(name: str, tenant: str, change: Change, claim: Claim | None) -> Iterator[str]:
     """A change in a page is the tenant's, and the one that was acknowledged with its seq."""
-    if change.data is not None and change.data.get(MARK) != tenant:
+    if change.data is not None and change.data.get(MARK, tenant) != tenant:
         yield f"{name}: is data of {change.data.get(MARK)}"
     if change.deleted is not (change.data is None):
         yield f"{name}: deleted with data, or not and without"
-    written = None if claim is None else (claim.item.domain, claim.item.id, claim.result.version)
+    written = None if claim is None else (claim.result.domain, claim.result.id, claim.result.version)
     if claim is None or written != (change.domain, change.id, change.version):
         yield f"{name}: seq {change.seq} was acknowledged for {written}"
     else:

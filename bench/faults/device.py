@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from bench.faults.check import wrote
+from bench.faults.account import wrote
 from bench.faults.history import (
     Answered,
     Change,
@@ -55,6 +55,9 @@ class Heard(msgspec.Struct):
     results: list[Result] = []
     cursor: str = ""
     more: bool = False
+    conflict_id: str = ""
+    version: int = 0
+    seq: int = 0
     changes: list[msgspec.Raw] = []
 
 

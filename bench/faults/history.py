@@ -96,6 +96,15 @@ class Rewound(_Event, frozen=True, kw_only=True, tag="rewound"):
     device: str
 
 
+class SettledByHand(_Event, frozen=True, kw_only=True, tag="settled_by_hand"):
+    """A person settled a conflict on the device, which wrote a version."""
+
+    device: str
+    conflict_id: str
+    version: int
+    seq: int
+
+
 class Refused(_Event, frozen=True, kw_only=True, tag="refused"):
     """The server answered with an error; ``key`` is the sync's, None for any other message."""
 
@@ -126,7 +135,7 @@ class Logged(_Event, frozen=True, kw_only=True, tag="logged"):
     entry: dict[str, Any]
 
 
-Event = Joined | Sent | Answered | Paged | Rewound | Refused | Closed | Fault | Logged
+Event = Joined | Sent | Answered | Paged | Rewound | SettledByHand | Refused | Closed | Fault | Logged
 
 
 class History:

@@ -3,50 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from pathlib import Path
 from random import Random
 from typing import Final
 
-import msgspec
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
-from bench.client.device import Device, Observer
+from bench.client.device import Device
 from bench.client.store import Store
 from bench.faults.device import Changes, decode
-from bench.faults.history import (
-    Answered,
-    Closed,
-    Feed,
-    History,
-    Item,
-    Joined,
-    Paged,
-    Refused,
-    Rewound,
-    Sent,
-)
+from bench.faults.history import History
+from bench.faults.recorder import Recorder
 from bench.faults.workload import Worker
-from bench.load.websocket_client import CUT_OFF
 
 _IDLE_S: Final = 0.1
 _PULL_S: Final = 10.0
 
 
-class _Sent(msgspec.Struct):
-    """Any message of the device, as far as it matters here."""
-
-    type: str
-    id: str = ""
-    key: str = ""
-    cursor: str | None = None
-    items: list[Item] = []
-
-
-_decode_sent = msgspec.json.Decoder(_Sent).decode
-
-
-class ReferenceDevice(Observer):
+class ReferenceDevice:
     """One device of a tenant, with its store. ``per_s`` is how often it makes edits; 0 is never."""
 
     def __init__(
@@ -67,8 +41,7 @@ class ReferenceDevice(Observer):
         self.pulled = asyncio.Event()
         self._token = token
         self._url = url
-        self._history = history
-        self._changes = changes
+        self._recorder = Recorder(name, tenant, history, changes)
         self._session = session
         self._random = Random(seed)
         self._worker = Worker(name, tenant, Random(f"{seed} work"))
@@ -80,17 +53,12 @@ class ReferenceDevice(Observer):
             session,
             unit=self._random.random,
             on_settled=lambda _: self._count(),
-            observer=self,
+            observer=self._recorder,
         )
         self._settled = 0
-        self._attempts: Counter[str] = Counter()
-        self._keys: dict[str, str] = {}
-        self._feed = ""
-        self._cursor: str | None = None
         self._pulling: asyncio.Task[None] | None = None
         #: The number of its newest edit.
         self.last = 0
-        history.events.append(Joined(at_s=history.now_s(), device=name, tenant=tenant))
 
     def _count(self) -> None:
         self._settled += 1
@@ -138,57 +106,6 @@ class ReferenceDevice(Observer):
             except (ClientError, OSError, TimeoutError):
                 await asyncio.sleep(_IDLE_S)
                 continue
-            self._page("whole", page.changes)
+            self._recorder.page("whole", page.changes)
             cursor, more = page.cursor, page.more
         self.pulled.set()
-
-    def _page(self, feed: Feed, texts: list[msgspec.Raw]) -> None:
-        changes = [self._changes.read(text) for text in texts]
-        self._history.events.append(
-            Paged(at_s=self._history.now_s(), device=self.name, feed=feed, changes=changes)
-        )
-
-    def sent(self, text: bytes) -> None:
-        """Note a sync under its key, and where the feed is read from."""
-        message, now_s, events = _decode_sent(text), self._history.now_s(), self._history.events
-        if message.type == "sync":
-            self._keys[message.id] = message.key
-            self._attempts[message.key] += 1
-            attempt = self._attempts[message.key]
-            items = message.items if attempt == 1 else []
-            events.append(Sent(at_s=now_s, device=self.name, key=message.key, attempt=attempt, items=items))
-        elif message.type in {"pull", "subscribe"}:
-            self._feed = message.id
-            if message.cursor != self._cursor:
-                self._cursor = message.cursor
-                events.append(Rewound(at_s=now_s, device=self.name))
-
-    def heard(self, text: bytes | str) -> None:
-        """Note answers, pages of the feed that it follows, and errors."""
-        heard, now_s, events = decode(text), self._history.now_s(), self._history.events
-        key = self._keys.get(heard.id or "")
-        if heard.type == "synced" and key is not None:
-            events.append(
-                Answered(
-                    at_s=now_s,
-                    device=self.name,
-                    key=key,
-                    replayed=heard.replayed,
-                    results=heard.results,
-                )
-            )
-        elif heard.type == "changes" and heard.id == self._feed:
-            self._cursor = heard.cursor
-            self._page("live", heard.changes)
-        elif heard.type == "error":
-            events.append(
-                Refused(at_s=now_s, device=self.name, key=key, code=heard.code, retryable=heard.retryable)
-            )
-
-    def closed(self, code: int | None) -> None:
-        """Note the end of a connection, whose ids count no more."""
-        self._keys.clear()
-        self._feed = ""
-        self._history.events.append(
-            Closed(at_s=self._history.now_s(), device=self.name, code=CUT_OFF if code is None else code)
-        )

@@ -17,7 +17,8 @@ from typing import Any, Final
 import msgspec
 from aiohttp import ClientSession
 
-from bench.faults.check import Account, check
+from bench.faults.account import Account
+from bench.faults.check import check
 from bench.faults.device import Changes, Device, Way
 from bench.faults.history import Answered, Closed, Event, Fault, History, Refused
 from bench.faults.inject import FAULTS, Site

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from bench.faults.check import Stored, Tables
+from bench.faults.account import Stored, Tables
 from storage.postgres.blocking import connected
 
 _decode = msgspec.json.Decoder(dict[str, Any] | None).decode
@@ -16,7 +16,7 @@ _decode = msgspec.json.Decoder(dict[str, Any] | None).decode
 
 def read_tables(dsn: str, tenants: Sequence[str]) -> Tables:
     """Read all that there is of some tenants. Raises StoreError."""
-    tables = Tables({}, {}, {}, Counter(), Counter(), Counter())
+    tables = Tables({}, {}, {}, Counter(), Counter(), Counter(), Counter(), Counter())
     with connected(dsn) as connection, connection.cursor() as cursor:
 
         def rows(columns: str, table: str, besides: str = "") -> list[tuple[Any, ...]]:
@@ -37,6 +37,14 @@ def read_tables(dsn: str, tenants: Sequence[str]) -> Tables:
         for tenant, key_hash in rows("x.key_hash::text", "sync_idempotency_record"):
             tables.keys[tenant, key_hash.replace("-", "")] += 1
         tables.rejected.update(rows("x.device_id", "quarantine"))
-        held = rows("x.device_id, x.conflict_id", "conflict_resolution_log", "AND x.outcome = 'open'")
-        tables.conflicts.update(held)
+        columns = "x.device_id, x.conflict_id, x.domain, x.record_id, x.outcome, x.settled_by IS NOT NULL"
+        for tenant, device, conflict_id, domain, record_id, outcome, by_person in rows(
+            columns, "conflict_resolution_log"
+        ):
+            if outcome not in {"open", "held"} and not by_person:
+                tables.settled[tenant, device, domain, record_id, outcome] += 1
+                continue
+            tables.waiting[tenant, device, domain, record_id] += 1
+            if outcome != "held":
+                tables.conflicts[tenant, device, conflict_id] += 1
     return tables

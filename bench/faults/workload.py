@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from random import Random
 from typing import Any, Final
 
-from bench.faults.check import MARK
+from bench.faults.account import MARK
 from bench.faults.history import Item
 
 #: Policies by domain, of every second tenant in turn; what is missing stands as delivered.

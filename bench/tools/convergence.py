@@ -20,11 +20,17 @@ import click
 import jwt
 import msgspec
 
-from bench.client.account import Tables, faults
-from bench.client.crew import Crew, Outcome, Setting, crew
+from bench.client.crew import Crew, Outcome, Setting, State, crew
 from bench.client.device import Decision
 from bench.client.edits import Held
+from bench.client.messages import canonical
 from bench.client.persona import DOMAINS
+from bench.faults.account import Tables
+from bench.faults.check import check
+from bench.faults.device import Changes
+from bench.faults.history import History
+from bench.faults.recorder import Recorder
+from bench.faults.tables import read_tables
 from bench.harness.environment import fresh, read_settings
 from bench.harness.product import product
 from bench.harness.stage import add_tenants
@@ -77,7 +83,7 @@ async def converge(
     asked: Asked, dsn: str, port: int, sign: Callable[[str], str], home: Path, tenant: str
 ) -> Report:
     """Run a crew against a server on loopback that has the domains ``EDITED``, then audit its database."""
-    random = Random(asked.seed)
+    random, history, changes = Random(asked.seed), History(), Changes()
     async with proxied("127.0.0.1", port, random, Chances(lost=_LOSS)) as proxy:
         setting = Setting(
             url=proxy.url,
@@ -88,6 +94,7 @@ async def converge(
             pool=asked.pool,
             edits_per_minute=asked.edits_per_minute,
             skew_s=_SKEW_S,
+            observe=lambda name: Recorder(name, tenant, history, changes),
         )
         names = [f"device-{index:03}" for index in range(asked.devices)]
         async with crew(names, setting) as working:
@@ -98,9 +105,9 @@ async def converge(
             by_person = await _settle_some(working, random)
             agreed = agreed and await working.converge(_PATIENCE_S)
             converge_s = time.monotonic() - began_s
-            tables = Tables(dsn, tenant)
+            tables = read_tables(dsn, [tenant])
             found = [] if agreed else ["the devices did not come to agree"]
-            found += faults(working.members, tables)
+            found += faults(working, history, tables)
             return Report(
                 seed=asked.seed,
                 devices=asked.devices,
@@ -112,6 +119,22 @@ async def converge(
                 converge_s=converge_s,
                 faults=found,
             )
+
+
+def faults(working: Crew, history: History, tables: Tables) -> list[str]:
+    """Compare what the devices hold and were told with the tables. Returns the faults."""
+    records: State = {
+        where[1:]: (row.version, canonical(None if row.data is None else msgspec.json.encode(row.data)))
+        for where, row in tables.records.items()
+    }
+    found = check(history.events, tables, whole=False)
+    for member in working.members:
+        if member.state() != records:
+            found.append(f"{member.name} holds other records than the server")
+        if member.waiting or len({settled.edit for settled in member.settled}) != member.made:
+            told = len({settled.edit for settled in member.settled})
+            found.append(f"{member.name} made {member.made} edits and was told of {told}")
+    return found
 
 
 async def _settle_some(working: Crew, random: Random) -> int:

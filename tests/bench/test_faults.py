@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from bench.cli import bench
 from bench.faults import inject, scenario
-from bench.faults.check import Tables
+from bench.faults.account import Tables
 from bench.faults.history import Answered, Fault, Paged, decoded
 from bench.faults.inject import FAULTS, crash_postgres, cut_lines, end_connections
 from bench.faults.tables import read_tables

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.faults.check import Stored, Tables, check, key_hash
+from bench.faults.account import Stored, Tables
+from bench.faults.check import check, key_hash
 from bench.faults.history import (
     Answered,
     Change,
@@ -39,7 +40,7 @@ class World:
     def __init__(self, tenants: dict[str, str]) -> None:
         self.tenants = tenants
         self.history: list[Event] = []
-        self.tables = Tables({}, dict.fromkeys(tenants.values(), 0), {}, Counter(), Counter(), Counter())
+        self.tables = Tables({}, dict.fromkeys(tenants.values(), 0), {}, *(Counter() for _ in range(5)))
         self.changes: dict[str, list[Change]] = {tenant: [] for tenant in tenants.values()}
         self._pushed: Counter[str] = Counter()
         self._read: Counter[str] = Counter()
@@ -69,6 +70,7 @@ class World:
         if item.op == "hold":
             held = f"{device} {item.id}"
             self.tables.conflicts[tenant, device, held] = 1
+            self.tables.waiting[tenant, device, item.domain, item.id] += 1
             return Result("conflict", item.domain, item.id, conflict_id=held, version=1, seq=1, data=None)
         self.tables.counters[tenant] += 1
         seq, version = self.tables.counters[tenant], (row.version if row else 0) + 1
@@ -80,6 +82,7 @@ class World:
         self.changes[tenant].append(Change(item.domain, item.id, version, seq, data is None, data))
         if item.base is not None and item.base != version - 1:
             winner = {"winner": "client", "data": data}
+            self.tables.settled[tenant, device, item.domain, item.id, "client"] += 1
             return Result("resolved", item.domain, item.id, version=version, seq=seq, **winner)  # type: ignore[arg-type]
         return Result("applied", item.domain, item.id, version=version, seq=seq)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -13,12 +12,15 @@ import msgspec
 from aiohttp import ClientSession
 from click.testing import CliRunner
 
-from bench.client.account import Tables, faults
 from bench.client.crew import Crew, Member, Setting, crew
 from bench.client.persona import DOMAINS
 from bench.client.progress import status_table
 from bench.client.simulate import Access, simulate
-from bench.tools.convergence import Asked, converge
+from bench.faults.device import Changes
+from bench.faults.history import History
+from bench.faults.recorder import Recorder
+from bench.faults.tables import read_tables
+from bench.tools.convergence import Asked, converge, faults
 from tests.harness.in_process_server import ON_SHARED, Running
 from tests.harness.services import execute
 from tests.harness.ws_device import token
@@ -46,28 +48,27 @@ async def _worked(working: Crew, name: str) -> None:
 
 
 async def test_convergence_check_missing_edit_found(shared: Running, tmp_path: Path) -> None:
+    history, changes, tenant = History(), Changes(), shared.tenant()
     setting = Setting(shared.url, shared.token, tmp_path, 1, DOMAINS, 4, 60.0)
+    setting = setting._replace(observe=lambda name: Recorder(name, tenant, history, changes))
     async with crew(["one", "two"], setting) as working:
         await _worked(working, "a")
-        first, second = working.members
-        assert list(faults(working.members, Tables(shared.dsn, shared.tenant()))) == []
-        lost = Tables(shared.dsn, shared.tenant())
-        lost.records["journal", "a"] = 3, lost.records["journal", "a"][1]
-        assert any("stands at version 3" in fault for fault in faults(working.members, lost))
-        assert any("holds other records" in fault for fault in faults(working.members, lost))
-        unlogged = Tables(shared.dsn, shared.tenant())
-        unlogged.by_policy = Counter()
-        assert any("settled by policy" in fault for fault in faults(working.members, unlogged))
-        unheld = Tables(shared.dsn, shared.tenant())
-        unheld.waited["one", "note", "a"] += 1
-        assert any("changes held" in fault for fault in faults(working.members, unheld))
-        first.made += 1
-        tables = Tables(shared.dsn, shared.tenant())
-        assert any("made 2 edits and was told of 1" in fault for fault in faults(working.members, tables))
-        twice = second.settled[0]
-        result = msgspec.structs.replace(twice.result, status="applied", version=2)
-        first.settled.append(twice._replace(edit=99, result=result))
-        assert any("told of [1, 2, 2]" in fault for fault in faults(working.members, tables))
+        tables = read_tables(shared.dsn, [tenant])
+        assert faults(working, history, tables) == []
+        where = tenant, "journal", "a"
+        tables.records[where] = tables.records[where]._replace(version=3)
+        found = faults(working, history, tables)
+        assert f"{'/'.join(where)}: version 3 was written by no acknowledged item" in found
+        assert any("holds other records" in fault for fault in found)
+        tables = read_tables(shared.dsn, [tenant])
+        tables.settled.clear()
+        assert any("told as settled, the log has 0" in fault for fault in faults(working, history, tables))
+        tables = read_tables(shared.dsn, [tenant])
+        tables.waiting[tenant, "one", "note", "a"] += 1
+        assert any("told as held, the log has 1" in fault for fault in faults(working, history, tables))
+        working.members[0].made += 1
+        tables = read_tables(shared.dsn, [tenant])
+        assert faults(working, history, tables) == ["one made 2 edits and was told of 1"]
 
 
 async def test_convergence_check_replica_behind_is_no_agreement(shared: Running, tmp_path: Path) -> None:

@@ -51,12 +51,12 @@ class DomainRules:
         declared = set(domain.status).union(*domain.status.values())
         self.reachable = {status: _reach(status, domain.status) for status in declared}
 
-    def violation(self, outcome: dict[str, Any], standing: dict[str, Any] | None) -> str | None:
+    def violation(self, outcome: dict[str, Any], current: dict[str, Any] | None) -> str | None:
         """Return the sentence for the rule that an outcome breaks, None if it breaks none.
 
         Args:
             outcome: The record's data if the change is stored.
-            standing: The record's data now, None if there are none.
+            current: The record's data now, None if there are none.
         """
         for field in self.required:
             if outcome.get(field) is None:
@@ -66,7 +66,7 @@ class DomainRules:
         status = outcome["status"]
         if status is None:
             return None
-        before = standing.get("status") if standing is not None else None
+        before = current.get("status") if current is not None else None
         if status == before and type(status) is type(before):
             return None
         if not isinstance(status, str) or status not in self.reachable:

@@ -30,7 +30,7 @@ from engine.model.rows import (
 from engine.plan.conflict import ClientChange, Decision, ServerRecord, client_side, decide, may_hold
 from engine.plan.context import PlanContext, Policies
 from engine.plan.held_changes import MAX_CHANGES, changes_of, fold
-from engine.plan.own_order import follows, is_own, kept_sent_at_us
+from engine.plan.own_order import follows, is_own, sent_at_us_to_store
 from engine.plan.unit_of_work import UnitOfWork
 from engine.plan.versions import known_versions, last_data, next_versions
 from engine.plan.work import Change, Push, RejectedItem
@@ -67,14 +67,14 @@ def apply_item(
         )
     if unchanged and not unit.open_conflicts:
         return _unchanged(item, row)
-    meeting = _ChangeOnRecord(push, item, key, row, server, wanted, policy, unit, context)
-    if item.base != row.version and not meeting.own_chain():
-        waiting = meeting.waiting()
-        if waiting is not None:
-            return meeting.join(waiting)
+    change = _ChangeOnRecord(push, item, key, row, server, wanted, policy, unit, context)
+    if item.base != row.version and not change.own_chain():
+        open_conflict = change.open_conflict()
+        if open_conflict is not None:
+            return change.join(open_conflict)
         if not unchanged:
-            return meeting.conflict()
-    return _unchanged(item, row) if unchanged else meeting.write(wanted, data, item.at_us)
+            return change.conflict()
+    return _unchanged(item, row) if unchanged else change.write(wanted, data, item.at_us)
 
 
 def _unchanged(item: Change, row: Record) -> Result:
@@ -133,7 +133,7 @@ def _create(
     if fault is not None:
         return _rejected(item, *fault)
     seq = unit.next_seq(push.tenant_id)
-    sent_at_us = kept_sent_at_us(item, None, push.device_id)
+    sent_at_us = sent_at_us_to_store(item, None, push.device_id)
     by_field = policy.policy == "field_merge"
     record = Record(
         push.tenant_id,
@@ -178,9 +178,7 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
             and follows(item, row)
         )
 
-    def write(
-        self, outcome: Fields | None, data: bytes | None, at_us: int, *, settled: bool = False
-    ) -> Result:
+    def write(self, outcome: Fields | None, data: bytes | None, at_us: int, *, won: bool = False) -> Result:
         """Write the next version. The result is ``rejected`` if the outcome breaks a rule."""
         push, item, row = self.push, self.item, self.row
         if outcome is not None:
@@ -191,7 +189,7 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
         version = row.version + 1
         seq = self.unit.next_seq(push.tenant_id)
         chained = is_own(row, push.device_id)
-        sent_at_us = kept_sent_at_us(item, row, push.device_id, settled=settled)
+        sent_at_us = sent_at_us_to_store(item, row, push.device_id, won=won)
         versions = None
         if self.policy.policy == "field_merge":
             sent = Sent(push.device_id, item.sent_at_us if item.dated else sent_at_us)
@@ -214,19 +212,19 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
         self.unit.put(self.key, record, push.session_id)
         return Result(domain=item.domain, id=item.id, status="applied", version=version, seq=seq)
 
-    def waiting(self) -> Conflict | None:
+    def open_conflict(self) -> Conflict | None:
         """Return the open conflict of this device on the record, if the policy can leave one to a person.
 
         Under other policies an open conflict is of a tombstone whose last data are gone. Only changes that
         have to be held join it, so it must not be found here.
         """
         held = self.unit.open_conflicts
-        return held.get(self._holder()) if held and may_hold(self.policy) else None
+        return held.get(self._conflict_ref()) if held and may_hold(self.policy) else None
 
-    def _holder(self) -> OpenConflictRef:
+    def _conflict_ref(self) -> OpenConflictRef:
         return OpenConflictRef(self.push.tenant_id, self.push.device_id, self.item.domain, self.item.id)
 
-    def join(self, waiting: Conflict) -> Result:
+    def join(self, open_conflict: Conflict) -> Result:
         """Add the change to the open conflict, whatever its outcome would be: it builds on the changes there.
 
         A change of an atomic message is not added: such a message opens no conflict either. An item without
@@ -234,7 +232,7 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
         device's.
         """
         item = self.item
-        held = changes_of(waiting)
+        held = changes_of(open_conflict)
         sent_at_us = item.sent_at_us if item.dated else held[-1].sent_at_us
         change = HeldChange(item.op, item.base or None, item.at_us, sent_at_us, _own_data(item))
         limit_bytes = self.context.record_bytes
@@ -243,24 +241,24 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
             return _rejected(
                 item,
                 "too_large",
-                f"the changes held in conflict {waiting.conflict_id} would pass {limit_bytes} bytes"
+                f"the changes held in conflict {open_conflict.conflict_id} would pass {limit_bytes} bytes"
                 f" or {MAX_CHANGES} changes: settle it, then send this one again",
             )
         if self.push.atomic:
-            return self._held(UNSET)
+            return self._conflict_result(UNSET)
         if changes is not held:
             self.unit.log_conflict(
                 msgspec.structs.replace(
-                    waiting, client_changes=changes, client_count=waiting.client_count + 1
+                    open_conflict, client_changes=changes, client_count=open_conflict.client_count + 1
                 )
             )
-        joined = self._logged(self.context.new_id(), "held", self._met())
+        joined = self._log_row(self.context.new_id(), "held", self._replaced())
         self.unit.log_conflict(
-            msgspec.structs.replace(joined, client_sent_at_us=sent_at_us, held_in=waiting.conflict_id)
+            msgspec.structs.replace(joined, client_sent_at_us=sent_at_us, held_in=open_conflict.conflict_id)
         )
-        return self._held(waiting.conflict_id)
+        return self._conflict_result(open_conflict.conflict_id)
 
-    def _held(self, conflict_id: str | UnsetType) -> Result:
+    def _conflict_result(self, conflict_id: str | UnsetType) -> Result:
         row = self.row
         return Result(
             domain=self.item.domain,
@@ -281,65 +279,65 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
         device_id = self.push.device_id
         sent_at_us = item.sent_at_us if item.dated else None
         followed = follows(item, row) if is_own(row, device_id) else None
-        settled = decide(
+        decision = decide(
             policy,
             self.context.domains.rules[item.domain].domain,
-            ServerRecord(self.server, row.at_us, versions, followed, self._last()),
+            ServerRecord(self.server, row.at_us, versions, followed, self._last_fields()),
             ClientChange(item.op, item.fields, item.base, item.at_us, item.changed, device_id, sent_at_us),
         )
-        if settled is None:
-            waiting = None if may_hold(policy) else self.unit.find_open_conflict(self._holder())
-            if waiting is not None:
-                return self.join(waiting)
+        if decision is None:
+            open_conflict = None if may_hold(policy) else self.unit.find_open_conflict(self._conflict_ref())
+            if open_conflict is not None:
+                return self.join(open_conflict)
             if self.push.atomic:
-                return self._held(UNSET)
-            opened = self._logged(self.context.new_id(), "open", self._met())
+                return self._conflict_result(UNSET)
+            opened = self._log_row(self.context.new_id(), "open", self._replaced())
             self.unit.log_conflict(opened)
-            return self._held(opened.conflict_id)
-        if settled.winner == "server":
-            self.unit.log_conflict(self._logged(self.context.new_id(), settled.winner, self._met()))
-            return self._resolved(settled, row)
-        written = self.write(settled.fields, _encoded(settled.fields), settled.at_us, settled=True)
+            return self._conflict_result(opened.conflict_id)
+        if decision.winner == "server":
+            self.unit.log_conflict(self._log_row(self.context.new_id(), decision.winner, self._replaced()))
+            return self._resolved(decision, row)
+        written = self.write(decision.fields, _encoded(decision.fields), decision.at_us, won=True)
         if written.status == "rejected":
             return written
-        overwritten = self._overwritten(settled.fields)
-        self.unit.log_conflict(self._logged(self.context.new_id(), settled.winner, overwritten))
-        return self._resolved(settled, self.unit.records[self.key])
+        overwritten = self._differs_from(decision.fields)
+        self.unit.log_conflict(self._log_row(self.context.new_id(), decision.winner, overwritten))
+        return self._resolved(decision, self.unit.records[self.key])
 
-    def _last(self) -> Fields | None:
+    def _last_fields(self) -> Fields | None:
         """Return a tombstone's last data. They are decoded for a patch only: nothing else needs them."""
         last = self.row.last_data
         return None if last is None or self.item.op != "patch" else decode_fields(last)
 
-    def _resolved(self, settled: Decision, stands: Record) -> Result:
+    def _resolved(self, decision: Decision, current: Record) -> Result:
         return Result(
             domain=self.item.domain,
             id=self.item.id,
             status="resolved",
-            winner=settled.winner,
+            winner=decision.winner,
             policy=self.policy.policy,
-            version=stands.version,
-            seq=stands.seq,
-            data=_raw(stands.data),
+            version=current.version,
+            seq=current.seq,
+            data=_raw(current.data),
         )
 
-    def _met(self) -> bytes | None:
+    def _replaced(self) -> bytes | None:
         """Return the data that the change would have replaced, up to the limit of the log.
 
         The record itself still has all of it. Without a limit, each change of 70 bytes could log 250 KiB.
         """
-        data = self._overwritten(self.wanted)
+        data = self._differs_from(self.wanted)
         limit_bytes = self.context.kept_data_bytes
         if data is None or len(data) <= limit_bytes:
             return data
         assert self.server is not None
         return encode_fields(smallest(replaced(self.server, self.wanted or {}), limit_bytes))
 
-    def _overwritten(self, outcome: Fields | None) -> bytes | None:
+    def _differs_from(self, outcome: Fields | None) -> bytes | None:
         """Return the record's members that an outcome changes or lacks, None for a tombstone."""
         return None if self.server is None else encode_fields(replaced(self.server, outcome or {}))
 
-    def _logged(self, conflict_id: str, outcome: str, server_data: bytes | None) -> Conflict:
+    def _log_row(self, conflict_id: str, outcome: str, server_data: bytes | None) -> Conflict:
         push, item, row = self.push, self.item, self.row
         return Conflict(
             tenant_id=push.tenant_id,
@@ -355,7 +353,7 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
             client_op=item.op,
             client_at_us=item.at_us,
             client_data=_own_data(item),
-            client_sent_at_us=kept_sent_at_us(item, None, push.device_id),
+            client_sent_at_us=sent_at_us_to_store(item, None, push.device_id),
             opened_at_us=push.now_us,
         )
 

@@ -83,8 +83,8 @@ def attach(work: Attach, unit: UnitOfWork) -> AttachAnswer:
     if any(file.filename == own.filename and file.sha256 == own.sha256 for file in files):
         unit.set_upload_state(ref, "duplicate")
         return AttachAnswer("duplicate", None, work.upload_id)
-    standing = row.attachments[:-1] + b"," if row.attachments and files else b"["
-    seq = _put(key, row, standing + work.entry + b"]", unit)
+    stored = row.attachments[:-1] + b"," if row.attachments and files else b"["
+    seq = _put(key, row, stored + work.entry + b"]", unit)
     unit.set_upload_state(ref, "attached")
     return AttachAnswer("attached", seq)
 

@@ -99,10 +99,10 @@ def _whole(policy: Policy, domain: Domain, server: ServerRecord, client: ClientC
     if policy == "preserve_escalation":
         return _preserve_escalation(domain, server, client)
     if policy == "client_wins" or (policy == "most_recent_wins" and _is_later(server, client)):
-        standing = server.last if server.fields is None else server.fields
-        if client.op == "patch" and standing is None:
+        base = server.last if server.fields is None else server.fields
+        if client.op == "patch" and base is None:
             return None
-        return Decision("client", client_side(client.op, client.fields, standing), client.at_us)
+        return Decision("client", client_side(client.op, client.fields, base), client.at_us)
     return _server_wins(server)
 
 

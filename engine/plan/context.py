@@ -52,24 +52,24 @@ class PlanContext(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, policies=policies.__getitem__)
 
     def violation(
-        self, domain: str, outcome: Fields, standing: Fields | None, data: bytes
+        self, domain: str, outcome: Fields, current: Fields | None, data: bytes
     ) -> tuple[str, str] | None:
         """Return the rule that an outcome breaks.
 
         Args:
             domain: The domain's name.
             outcome: The record's data if the change is stored.
-            standing: The record's data now, None if there are none.
+            current: The record's data now, None if there are none.
             data: ``outcome`` as JSON.
 
         Returns:
             A code of ``ERRORS`` and a sentence, None if the outcome may be stored.
         """
         rules = self.domains.rules[domain]
-        violation = rules.violation(outcome, standing)
+        violation = rules.violation(outcome, current)
         if violation is not None:
             return "invalid_item", violation
-        if len(outcome) > self.record_fields and rules.is_record and len(outcome) > len(standing or ()):
+        if len(outcome) > self.record_fields and rules.is_record and len(outcome) > len(current or ()):
             return too_many_fields(len(outcome), self.record_fields)
         if len(data) > self.record_bytes:
             return "too_large", f"{len(data)} bytes as stored, the limit is {self.record_bytes}"

@@ -30,15 +30,15 @@ def follows(item: Change, row: Record) -> bool:
     return item.sent_at_us >= row.sent_at_us
 
 
-def kept_sent_at_us(item: Change, row: Record | None, device_id: str, *, settled: bool = False) -> int:
+def sent_at_us_to_store(item: Change, row: Record | None, device_id: str, *, won: bool = False) -> int:
     """Return the ``sent_at_us`` of a new version, which orders the device's later changes.
 
     An item without ``at`` leaves it unchanged, because the server's clock cannot be compared with the
     device's. If such an item is made on the current version, the order starts again: the device's clock may
-    have been set since. A change that won a conflict (``settled``) with a later version of its own device
+    have been set since. A change that won a conflict (``won``) with a later version of its own device
     does not set the time back.
     """
-    if item.dated and not settled:
+    if item.dated and not won:
         return item.sent_at_us
     before_us = None
     if row is not None and item.base != row.version and is_own(row, device_id):

@@ -18,7 +18,8 @@ from tests.harness.mutants import MUTANTS, Mutant
 _ROOT = Path(__file__).parents[2]
 _COPIED = ("compose", "bench", "engine", "handlers", "storage", "tests")
 _COPIED_FILES = ("run.py", "config.toml", "pyproject.toml")
-_RUN_S = 120.0
+#: A run of a mutant's few tests may take this long on a busy machine, and each further test this much more.
+_RUN_S, _TEST_S = 120.0, 5.0
 #: How a test says that a promise is broken, in its last lines or inside of an exception group.
 _REASON = re.compile(r"^[E |+-]*(\w+\.)*(AssertionError|assert |Store\w+Error)", re.MULTILINE)
 
@@ -83,7 +84,7 @@ class Copy:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=_RUN_S,
+            timeout=_RUN_S + _TEST_S * len(tests),
             check=False,
         )  # fmt: skip
         assert ended.returncode in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}, ended.stdout

@@ -112,6 +112,12 @@ def same_value(left: object, right: object) -> bool:
         return False
     if isinstance(left, str | int | bool):
         return True
+    if type(left) is dict and type(right) is dict:
+        # What both share need not be encoded: two versions share all that a patch of 70 bytes leaves.
+        left = {name: value for name, value in left.items() if value is not right[name]}
+        if not left:
+            return True
+        right = {name: right[name] for name in left}
     left_json, right_json = _encode(left), _encode(right)
     if left_json == right_json:
         return True

@@ -54,9 +54,9 @@ def apply_item(
     policy = policies[item.domain]
     if row is None:
         return _create(push, item, key, unit, context, policy)
-    server = None if row.data is None else decode_fields(row.data)
+    server = None if row.data is None else unit.decoded.decode(key, row.data)
     wanted = client_side(item.op, item.fields, server)
-    data = item.data if item.op == "put" else _encoded(wanted)
+    data = item.data if item.op == "put" else _encoded(wanted, key, unit)
     if row.data is None:
         unchanged = data is None
     else:
@@ -297,7 +297,8 @@ class _ChangeOnRecord(msgspec.Struct, gc=False):
         if decision.winner == "server":
             self.unit.log_conflict(self._log_row(self.context.new_id(), decision.winner, self._replaced()))
             return self._resolved(decision, row)
-        written = self.write(decision.fields, _encoded(decision.fields), decision.at_us, won=True)
+        data = _encoded(decision.fields, self.key, self.unit)
+        written = self.write(decision.fields, data, decision.at_us, won=True)
         if written.status == "rejected":
             return written
         overwritten = self._differs_from(decision.fields)
@@ -366,8 +367,8 @@ def _rejected(item: Change | RejectedItem, code: str, message: str) -> Result:
     return Result(domain=item.domain, id=item.id, status="rejected", error=ItemError(code, message))
 
 
-def _encoded(fields: Fields | None) -> bytes | None:
-    return None if fields is None else encode_fields(fields)
+def _encoded(fields: Fields | None, key: RecordKey, unit: UnitOfWork) -> bytes | None:
+    return None if fields is None else unit.decoded.encode(key, fields)
 
 
 def _raw(data: bytes | None) -> msgspec.Raw | None:

@@ -24,6 +24,7 @@ from engine.model.rows import (
 )
 from engine.model.uploads import State as UploadState
 from engine.model.uploads import UploadRef
+from engine.plan.decoded import DecodedRecords
 from engine.plan.tenant_usage import AHEAD_US, conflict_bytes, record_bytes
 from engine.plan.work import Change, Push
 
@@ -114,6 +115,7 @@ class UnitOfWork:
         self.duplicates = snapshot.duplicates
         self.quarantine: list[Quarantined] = []
         self.unread_conflicts: dict[OpenConflictRef, None] = {}
+        self.decoded = DecodedRecords()
         self._also_held = extra_conflicts
         self._rejected_now: set[DeviceRecordKey] = set()
         self._rejected_before = snapshot.rejected_before

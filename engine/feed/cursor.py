@@ -78,8 +78,8 @@ class Scope:
 
 def expired() -> SyncError:
     """Return the error for a cursor that does not fit this feed."""
-    return SyncError("cursor_expired", "this cursor is not of this feed; pull again with cursor null")
+    return SyncError("cursor_expired", "this cursor is of another feed; pull again with cursor null")
 
 
 def _no_cursor() -> SyncError:
-    return SyncError("invalid_message", "cursor: not a cursor")
+    return SyncError("invalid_message", "cursor: not a cursor; send one that the server gave, or null")

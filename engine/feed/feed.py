@@ -35,9 +35,9 @@ from engine.wire.messages import Subscribe
 GAP_WAIT_S: Final = 0.05
 _RETRY_S: Final = 0.5
 #: Pages sent before other work gets its turn on the loop.
-_SENDS_PER_TURN: Final = 100
+_SENDS_PER_PASS: Final = 100
 #: Tenants whose heads are read by one statement.
-_HEADS: Final = 1000
+_HEADS_PER_READ: Final = 1000
 
 _log = structlog.get_logger()
 
@@ -74,7 +74,7 @@ class Feed:
         clock: For the pause between pages.
         limits: Bounds of pages and tails.
         domains: The domains that hold records. A page names the domains of its scope that are not among them.
-        turns: Limits the reads of devices.
+        read_limiter: Limits the reads of devices.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class Feed:
         clock: Clock,
         limits: FeedLimits,
         domains: Collection[str],
-        turns: ReadLimiter,
+        read_limiter: ReadLimiter,
     ) -> None:
         self._store = store
-        self._turns = turns
+        self._read_limiter = read_limiter
         self._clock = clock
         self._limits = limits
         self._domains = domains
@@ -138,7 +138,7 @@ class Feed:
         domains = None if scope.domains is None else sorted(scope.domains)
         pieces = 0
         while True:
-            async with self._turns.slot(reader):
+            async with self._read_limiter.slot(reader):
                 page = await self._store.page(
                     reader.tenant_id, after_seq, domains, limit, self._limits.page_bytes
                 )
@@ -149,7 +149,7 @@ class Feed:
             after_seq = page.read_to
             pieces += 1
             if pieces == 1 and domains is not None:
-                async with self._turns.slot(reader):
+                async with self._read_limiter.slot(reader):
                     rare = await self._store.page_of_rare_domains(
                         reader.tenant_id, after_seq, domains, limit, self._limits.page_bytes
                     )
@@ -249,8 +249,8 @@ class Feed:
     async def poll_heads(self) -> None:
         """Ask the store which tenants' feeds are ahead of their tails. Raises StoreError."""
         tenants = list(self._hubs)
-        for start in range(0, len(tenants), _HEADS):
-            heads = await self._store.heads(tenants[start : start + _HEADS])
+        for start in range(0, len(tenants), _HEADS_PER_READ):
+            heads = await self._store.heads(tenants[start : start + _HEADS_PER_READ])
             for tenant_id, seq in heads.items():
                 self.note_remote_commit(tenant_id, seq)
 
@@ -298,7 +298,7 @@ class Feed:
                 # page_interval.
                 hub.sent_at_s = now_s
                 self._send_live(hub, head, subscription, slices)
-            if sent % _SENDS_PER_TURN == 0:
+            if sent % _SENDS_PER_PASS == 0:
                 await asyncio.sleep(0)
 
     def _send_live(self, hub: Hub, head: int, subscription: Subscription, slices: dict[int, _Slice]) -> None:

@@ -34,9 +34,9 @@ def bus_findings(url: str, *, alone: bool) -> Iterator[CheckResult]:
     except ValueError as error:
         wrong.append(str(error))
     if wrong:
-        remedy = _LOGIN_REMEDY if login else "see that it runs and that redis.url leads to it"
+        remedy = _LOGIN_REMEDY if login else "make sure that Redis runs and that redis.url points to it"
         if alone:
-            remedy += "; a single process serves without, several do not"
+            remedy += "; a single process works without Redis, several do not"
         yield CheckResult("warning" if alone or took_ms else "fault", "redis", wrong[0], remedy)
     else:
         yield CheckResult("ok", "redis", f"answers in {max(took_ms):.1f} ms")

@@ -73,7 +73,7 @@ class Nodes:
         nodes = parts["nodes"].split(",") if parts else []
         if parts is None or not all(map(_NODE.fullmatch, nodes)):
             raise ValueError(
-                "a cluster's URL is redis+cluster://host:port,host:port, with rediss+cluster: for TLS"
+                "the URL of a cluster has the form redis+cluster://host:port,host:port; for TLS rediss+cluster://"
             )
         self._before, self._rest = f"{parts['scheme']}://{parts['user'] or ''}", parts["rest"]
         return [self._before + node + self._rest for node in nodes]

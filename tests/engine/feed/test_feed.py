@@ -308,7 +308,7 @@ async def test_pull_of_a_rare_domain_reads_no_further_pieces() -> None:
 async def test_pull_by_domain_gives_the_connection_to_others_between_pieces() -> None:
     async with town() as one:
         one.source.piece_rows, one.source.few_rows = 1, -1
-        one.feed._turns = ReadLimiter(1)
+        one.feed._read_limiter = ReadLimiter(1)
         for number in range(20):
             one.source.commit(f"t{number}", {})
         one.source.commit("theirs", {}, tenant=2)
@@ -517,7 +517,7 @@ async def test_publish_during_a_delivery_follows_in_order() -> None:
                 one.publish(one.source.commit(record_id, {}))
 
         # They stand at different places, so that pages are made for each; between them comes another change.
-        with patch.object(feed_module, "_SENDS_PER_TURN", 1):
+        with patch.object(feed_module, "_SENDS_PER_PASS", 1):
             behind.on_page = level.on_page = more
             one.publish(one.source.commit("r1", {}))
             behind.resume()
@@ -806,21 +806,21 @@ _actions = st.one_of(
     tail_changes=st.sampled_from([1, 2, 5, 100]),
     page_bytes=st.sampled_from([1500, 1 << 20]),
     heal_changes=st.sampled_from([2, 1000]),
-    by_doubt=st.booleans(),
+    by_unknown_outcome=st.booleans(),
 )
 def test_feed_any_sequence_of_actions_delivers_every_change(
     actions: list[tuple[Any, ...]],
     tail_changes: int,
     page_bytes: int,
     heal_changes: int,
-    by_doubt: bool,
+    by_unknown_outcome: bool,
 ) -> None:
     limits = FeedLimits(page_bytes, tail_changes, 1 << 20, page_interval_s=0.0)
     with (
         patch.object(gap_reader, "_CHANGES", heal_changes),
-        patch.object(feed_module, "_SENDS_PER_TURN", 1),
+        patch.object(feed_module, "_SENDS_PER_PASS", 1),
     ):
-        asyncio.run(_dust(actions, limits, by_doubt=by_doubt))
+        asyncio.run(_dust(actions, limits, by_unknown_outcome=by_unknown_outcome))
 
 
 class _Place:
@@ -835,7 +835,7 @@ class _Place:
         self.held: Held = {}
 
 
-async def _dust(actions: Sequence[tuple[Any, ...]], limits: FeedLimits, *, by_doubt: bool) -> None:
+async def _dust(actions: Sequence[tuple[Any, ...]], limits: FeedLimits, *, by_unknown_outcome: bool) -> None:
     async with town(limits) as one:
         places = [_Place(number) for number in range(4)]
         pending: list[tuple[Record, str]] = []
@@ -865,7 +865,7 @@ async def _dust(actions: Sequence[tuple[Any, ...]], limits: FeedLimits, *, by_do
                     one.source.failures = count
                 case ("turns", count):
                     await turns(count)
-        await _settle(one, places, pending, by_doubt=by_doubt)
+        await _settle(one, places, pending, by_unknown_outcome=by_unknown_outcome)
 
 
 def _answered(places: list[_Place], record: Record, session_id: str) -> None:
@@ -906,15 +906,15 @@ def _end(place: _Place) -> None:
 
 
 async def _settle(
-    one: Town, places: list[_Place], pending: list[tuple[Record, str]], *, by_doubt: bool
+    one: Town, places: list[_Place], pending: list[tuple[Record, str]], *, by_unknown_outcome: bool
 ) -> None:
-    """Let everyone read on; what was lost for good shows at the next change, or when it is doubted."""
+    """Let everyone read on; what was lost for good shows at the next change, or after an unknown outcome."""
     one.source.failures = 0
     for place in places:
         if place.reader is None:
             await _subscribe(one, place, place.domains, 500)
     one.feed.publish(pending)
-    if by_doubt:
+    if by_unknown_outcome:
         one.feed.note_unknown_outcome(_TENANTS)
     else:
         for tenant in _TENANTS:

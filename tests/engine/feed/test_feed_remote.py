@@ -73,7 +73,7 @@ async def test_feed_remote_commit_before_the_first_page_is_delivered() -> None:
 
 
 async def test_feed_poll_heads_finds_every_feed_that_advanced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed_module, "_HEADS", 2)
+    monkeypatch.setattr(feed_module, "_HEADS_PER_READ", 2)
     asked: list[list[int]] = []
 
     async def heads(self: Source, tenant_ids: list[int]) -> dict[int, int]:

@@ -97,7 +97,7 @@ WRONG: dict[str, tuple[dict[str, str], str, str, str, int]] = {
         {"TIDEMARK__REDIS__URL": "redis://127.0.0.1:1"},
         "redis",
         "warning",
-        "a single process serves without",
+        "a single process works without Redis",
         0,
     ),
     "no Redis, two workers": (

@@ -1,4 +1,4 @@
-"""What servers do for uploads on schedule, once and now, with a committer of its own."""
+"""The scheduled clean-up, run once by a command, with a committer of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where settings are found: the defaults, one settings file, and the files of secrets that they name."""
+"""Reads settings: the defaults, one settings file, and the files of secrets that they name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.runtime.setting_layers import COMMAND_LINE, DEFAULT, Layer, environm
 from engine.runtime.settings import Settings, SettingsError
 
 DEFAULTS: Final = Path(__file__).parent.parent / "config.toml"
-#: The settings of a machine, for whatever command is run on it.
+#: The settings of a machine, for every command on it.
 SYSTEM_FILE: Final = Path("/etc/tidemark/config.toml")
 VARIABLE: Final = "TIDEMARK_CONFIG"
 
@@ -30,7 +30,7 @@ def layers(
     Args:
         config: The file of ``--config``.
         flags: Settings from the command line, by section.
-        of_system: Whether the file of this machine is looked for where none is given.
+        of_system: Whether the file of this machine is used if none is given.
 
     Raises:
         SettingsError: A file cannot be read or is no TOML, or a variable names no setting.
@@ -43,7 +43,7 @@ def layers(
 
 
 def _own_layer(config: Path | None, *, of_system: bool) -> Layer | None:
-    """Read the first settings file that is given or exists."""
+    """Read the first settings file that is given or exists; None if there is none."""
     named = os.environ.get(VARIABLE)
     if config is not None:
         return _layer(config, str(config))
@@ -51,11 +51,11 @@ def _own_layer(config: Path | None, *, of_system: bool) -> Layer | None:
         return _layer(Path(named), f"{named} (of {VARIABLE})")
     if of_system:
         try:
-            SYSTEM_FILE.stat()  # not exists(): what this account may not look at is no sign of absence
+            SYSTEM_FILE.stat()  # not exists(): a file that this account may not see is not missing
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError:
-            pass  # said better when it is read
+            pass  # the read below gives a better sentence
         return _layer(SYSTEM_FILE, str(SYSTEM_FILE))
     return None
 

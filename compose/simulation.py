@@ -1,4 +1,4 @@
-"""What simulated devices need of a deployment: where its server is, and tokens that it takes."""
+"""Access of simulated devices to a deployment: the address of its server, and tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything about files in one process: where bytes are kept, who may write them, and who asks for them."""
+"""The parts of uploads and files in one process: storage of bytes, locks, service, clean-up and routes."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ from storage.stores.upload_cleanup import PostgresCleanup
 from storage.stores.upload_reads import PostgresFiles, PostgresPending
 from storage.stores.uploads import PostgresUploads
 
-#: Of each process: one for claims, one for offsets, so that neither waits for the other, nor for a read.
+#: For each process: one for claims and one for offsets, so that neither waits for the other or for a read.
 UPLOAD_CONNECTIONS: Final = 2
-#: Of each process, for ``/readyz``.
+#: For each process, for ``/readyz``.
 PROBE_CONNECTIONS: Final = 1
 
 
 class UploadComponents:
-    """The parts, put together. ``reads`` is shared with others, who wait for nothing long."""
+    """The parts of uploads. ``reads`` is shared with other reads, so it is used for short statements only."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class UploadComponents:
         return [*UploadRoutes(context).routes(), *files.routes()]
 
     def services(self) -> list[Service]:
-        """List what has to run; uploads end before the committer, which attaches what they became."""
+        """List the services. Uploads end before the committer, which attaches their files."""
         return [
             Service("uploads", self.service.run, self.service.drain),
             Service("pending_attachments", self.pending_attachments.run),
@@ -110,13 +110,13 @@ class UploadComponents:
         ]
 
     async def close(self) -> None:
-        """Let go of connections and threads."""
+        """Close connections and threads."""
         await self._database.close()
         self._blobs.close()
 
 
 def open_blobs(settings: Settings) -> DirectoryBlobs | S3Blobs:
-    """Open what keeps the bytes."""
+    """Open the storage of bytes: a bucket if one is set, else a directory."""
     if settings.s3.bucket:
         return S3Blobs(settings.s3, settings.uploads.write_threads)
     return DirectoryBlobs(Path(settings.data.dir) / "uploads", settings.uploads.write_threads)
@@ -125,7 +125,7 @@ def open_blobs(settings: Settings) -> DirectoryBlobs | S3Blobs:
 def cleanup_job(
     settings: Settings, database: Database, blobs: Blobs, committer: Committer, clock: Clock
 ) -> CleanupJob:
-    """Put together what cleans up."""
+    """Return the clean-up."""
     cleanup = UploadCleanup(
         PostgresCleanup(database),
         blobs,

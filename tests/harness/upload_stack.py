@@ -1,4 +1,4 @@
-"""All that a process has for files, on a real database and a directory, with the clean-up in hand."""
+"""The upload components of one process on a real database and directory; a test runs the clean-up itself."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from storage.stores.leases import PostgresLeases
 from storage.stores.upload_cleanup import PostgresCleanup
 from storage.stores.upload_states import STATES_BY_TEXT
 from storage.stores.uploads import PostgresUploads
-from tests.engine.uploads.test_service import Sent, Wire
+from tests.engine.uploads.test_service import FakeBody, FakeBus
 from tests.harness.admin import add_tenants
 from tests.harness.services import rows
 
@@ -60,21 +60,21 @@ def session(tenant: int = 1) -> Session:
 
 
 def now_us(hours: float = 0) -> int:
-    """So many hours from now."""
+    """Return the time so many hours from now."""
     return time.time_ns() // 1000 + int(hours * HOUR_US)
 
 
 def text(size_bytes: int = 300) -> bytes:
-    """What is taken for plain text."""
+    """Return random bytes that are sniffed as plain text."""
     return base64.b64encode(random.randbytes(size_bytes))[:size_bytes]
 
 
-async def keep() -> None:
-    """Nobody takes this turn away."""
+async def renew() -> None:
+    """Renew a lease that never gets lost."""
 
 
-class House:
-    """One process's part."""
+class UploadStack:
+    """The upload components of one process."""
 
     def __init__(self, dsn: str, directory: Path) -> None:
         self.dsn = dsn
@@ -86,7 +86,7 @@ class House:
         self.store = PostgresUploads(self.database)
         self.committer: Committer = command_committer(PostgresStore(self._writes, 24), SETTINGS, {}, set())
         types = FileTypes(SETTINGS.uploads)
-        self.locks = UploadLocks(self.store, self.blobs, Wire([]), clock, EXPIRE_S)
+        self.locks = UploadLocks(self.store, self.blobs, FakeBus([]), clock, EXPIRE_S)
         finisher = UploadFinisher(self.store, self.blobs, types, self.committer, clock)
         limiter = WriteLimiter(lambda: 0, clock)
         limits = UploadLimits(Quota(1 << 30, 100, 1000), {}, EXPIRE_S)
@@ -100,7 +100,7 @@ class House:
         self._running = [asyncio.create_task(one.run()) for one in (self.service, self.committer)]
 
     async def end(self) -> None:
-        """Let go of everything."""
+        """Stop the services and close everything."""
         for task in self._running:
             task.cancel()
         await asyncio.wait(self._running)
@@ -109,19 +109,19 @@ class House:
         self.blobs.close()
 
     async def begun(self, size_bytes: int = 300, record: str = "a", tenant: int = 1) -> Upload:
-        """Begin an upload."""
+        """Create an upload."""
         about = Described("a.txt", "text/plain", "task", record, None)
         return await self.service.create(session(tenant), Creation("single", size_bytes, about, ""))
 
     async def sent(self, upload: Upload, content: bytes, tenant: int = 1) -> Upload:
-        """Send bytes of it from where it stands."""
+        """Send bytes from its offset on."""
         found = await self.service.find(session(tenant), upload.ref.upload_id)
         return await self.service.append(
-            session(tenant), upload.ref.upload_id, Append(found.offset_bytes, len(content)), Sent(content)
+            session(tenant), upload.ref.upload_id, Append(found.offset_bytes, len(content)), FakeBody(content)
         )
 
     async def stored(self, record: str = "a", tenant: int = 1) -> Upload:
-        """Have a whole file."""
+        """Create an upload and send all its bytes."""
         return await self.sent(await self.begun(300, record, tenant), text(), tenant)
 
     async def push(self, op: str, base: int | None, tenant: int = 1, record: str = "a") -> None:
@@ -137,16 +137,16 @@ class House:
         assert isinstance(outcome, PushAnswer)
         assert json.loads(outcome.results)[0]["status"] == "applied", outcome
 
-    async def tidied(self, hours: float = 0) -> RowsCleaned:
-        """Go over the rows, so many hours from now."""
-        return await self.cleanup.expire_and_free(now_us(hours), keep)
+    async def clean_rows(self, hours: float = 0) -> RowsCleaned:
+        """Clean the rows, as if so many hours from now."""
+        return await self.cleanup.expire_and_free(now_us(hours), renew)
 
-    async def swept(self, hours: float = 0) -> OrphansRemoved:
-        """Go over the bytes, so many hours from now."""
-        return await self.cleanup.remove_orphans(now_us(hours), keep)
+    async def remove_orphans(self, hours: float = 0) -> OrphansRemoved:
+        """Remove orphans, as if so many hours from now."""
+        return await self.cleanup.remove_orphans(now_us(hours), renew)
 
     def state(self, upload: Upload) -> object:
-        """The state of an upload in the database, None for none."""
+        """Return the state of an upload's row, None if there is no row."""
         found = rows(
             self.dsn,
             f"SELECT state FROM upload_session WHERE tenant_id = {upload.ref.tenant_id}"
@@ -155,11 +155,11 @@ class House:
         return STATES_BY_TEXT[str(found[0][0])] if found else None
 
     def reserved(self, tenant: int = 1) -> object:
-        """What counts against a tenant's quota."""
+        """Return the bytes that count against a tenant's quota."""
         return rows(self.dsn, f"SELECT reserved_bytes FROM tenant_storage WHERE tenant_id = {tenant}")[0][0]
 
     def stored_blobs(self) -> set[tuple[str, str]]:
-        """What the directory has: drafts and files, by their uploads."""
+        """List the directory: ``drafts`` or ``files``, and the upload's id."""
         base = self.directory / "uploads"
         return {
             (path.relative_to(base).parts[0], path.name.split(".")[0])
@@ -168,7 +168,7 @@ class House:
         }
 
     def aged(self, hours: float) -> None:
-        """Make all that the directory has so much older."""
+        """Make all files of the directory older."""
         for path in (self.directory / "uploads").rglob("*"):
             if path.is_file():
                 then = time.time() - hours * 3600
@@ -176,10 +176,10 @@ class House:
 
 
 @pytest.fixture
-async def house(dsn: str, tmp_path: Path) -> AsyncIterator[House]:
+async def stack(dsn: str, tmp_path: Path) -> AsyncIterator[UploadStack]:
     """One process, with the tenants 1 and 2."""
     for name in ("tenant1", "tenant2"):
         add_tenants(dsn, name)
-    house = House(dsn, tmp_path)
-    yield house
-    await house.end()
+    stack = UploadStack(dsn, tmp_path)
+    yield stack
+    await stack.end()

@@ -23,9 +23,9 @@ from tests.harness.commands import Ended, Run, command
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.postgres_stalls import until
 from tests.harness.services import execute, rows
-from tests.harness.upload_stack import House, house, now_us, text
+from tests.harness.upload_stack import UploadStack, now_us, stack, text
 
-__all__ = ["command", "house", "store"]
+__all__ = ["command", "stack", "store"]
 
 PASSED = "UPDATE upload_session SET expires_at = now() - interval '1 s'"
 
@@ -39,27 +39,27 @@ async def cleaned(command: Run, *options: str, **variables: str) -> Ended:
 # -- the job ---------------------------------------------------------------------------------
 
 
-async def test_cleanup_job_two_processes_one_runs_both_know_the_ratio(house: House) -> None:
-    other = CleanupJob(JobLeases(PostgresLeases(house.database), SystemClock()), house.cleanup)
+async def test_cleanup_job_two_processes_one_runs_both_know_the_ratio(stack: UploadStack) -> None:
+    other = CleanupJob(JobLeases(PostgresLeases(stack.database), SystemClock()), stack.cleanup)
     for _ in range(3):
-        await house.stored("never")
-    await house.begun()
-    execute(house.dsn, f"{PASSED} WHERE state = 'open'")
-    both = await asyncio.gather(house.cleanup_job.expire_and_free(300), other.expire_and_free(300))
-    assert sorted(tidied is None for tidied in both) == [False, True]
-    await house.cleanup_job.expire_and_free(300)
+        await stack.stored("never")
+    await stack.begun()
+    execute(stack.dsn, f"{PASSED} WHERE state = 'open'")
+    both = await asyncio.gather(stack.cleanup_job.expire_and_free(300), other.expire_and_free(300))
+    assert sorted(rows_cleaned is None for rows_cleaned in both) == [False, True]
+    await stack.cleanup_job.expire_and_free(300)
     await other.expire_and_free(300)
-    assert house.cleanup_job.counters.abandonment_ratio == other.counters.abandonment_ratio == 0.25
-    assert sorted(one.counters.expired for one in (house.cleanup_job, other)) == [0, 1]
-    assert await house.cleanup_job.remove_orphans(3600) is not None
+    assert stack.cleanup_job.counters.abandonment_ratio == other.counters.abandonment_ratio == 0.25
+    assert sorted(one.counters.expired for one in (stack.cleanup_job, other)) == [0, 1]
+    assert await stack.cleanup_job.remove_orphans(3600) is not None
     assert await other.remove_orphans(3600) is None
 
 
-async def test_cleanup_job_abandonment_logged_once_until_lower(house: House) -> None:
+async def test_cleanup_job_abandonment_logged_once_until_lower(stack: UploadStack) -> None:
     def given_up(uploads: int) -> None:
         state = f"CASE WHEN n <= {uploads} THEN 'expired' ELSE 'attached' END"
         execute(
-            house.dsn,
+            stack.dsn,
             "DELETE FROM upload_session",
             "INSERT INTO upload_session (tenant_id, upload_id, device_id, kind, metadata, reserved_bytes,"
             f" state, expires_at, ended_at) SELECT 1, gen_random_uuid(), 'd', 'whole', '', 0, {state}, now(),"
@@ -70,39 +70,39 @@ async def test_cleanup_job_abandonment_logged_once_until_lower(house: House) -> 
     with capture_logs() as logs:
         for uploads in (2, 3, 4, 2, 3):
             given_up(uploads)
-            await house.cleanup_job.expire_and_free(0)
+            await stack.cleanup_job.expire_and_free(0)
             said.append(sum(line["event"] == "uploads_abandoned" for line in logs))
             assert logs[-1 if said[-1] == sum(said[-2:-1]) else -2]["event"] == "uploads_cleaned"
     assert said == [0, 1, 1, 1, 2]
     assert [line["abandonment_ratio"] for line in logs if line["event"] == "uploads_abandoned"] == [0.3] * 2
 
 
-async def test_cleanup_job_nothing_ended_has_no_ratio(house: House) -> None:
+async def test_cleanup_job_nothing_ended_has_no_ratio(stack: UploadStack) -> None:
     with capture_logs() as logs:
-        await house.cleanup_job.expire_and_free(0)
-    assert house.cleanup_job.counters.abandonment_ratio is None
+        await stack.cleanup_job.expire_and_free(0)
+    assert stack.cleanup_job.counters.abandonment_ratio is None
     assert [(line["event"], line["abandonment_ratio"]) for line in logs] == [("uploads_cleaned", None)]
 
 
 async def test_cleanup_job_failed_run_logged_and_repeated(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    stack: UploadStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    execute(house.dsn, "INSERT INTO cluster_job (job, holder, began_at) VALUES ('uploads', '', 'epoch')")
+    execute(stack.dsn, "INSERT INTO cluster_job (job, holder, began_at) VALUES ('uploads', '', 'epoch')")
     monkeypatch.setattr("engine.uploads.cleanup_job._LOOK_S", 0.01)
     done = asyncio.Event()
     failures = [StoreUnavailableError("away"), StoreUnavailableError("away"), RuntimeError("a fault")]
-    clean = house.cleanup.expire_and_free
+    clean = stack.cleanup.expire_and_free
 
     async def failing(*arguments: object) -> object:
         if failures:
-            execute(house.dsn, "UPDATE cluster_job SET began_at = 'epoch'")
+            execute(stack.dsn, "UPDATE cluster_job SET began_at = 'epoch'")
             raise failures.pop()
         done.set()
         return await clean(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(house.cleanup, "expire_and_free", failing)
+    monkeypatch.setattr(stack.cleanup, "expire_and_free", failing)
     with capture_logs() as logs:
-        running = asyncio.create_task(house.cleanup_job.run())
+        running = asyncio.create_task(stack.cleanup_job.run())
         await asyncio.wait_for(done.wait(), 60)
         running.cancel()
         await asyncio.wait([running])
@@ -122,18 +122,18 @@ def settled_conflict(at_us: int) -> str:
     )
 
 
-async def test_cleanup_command_prints_what_it_did(house: House, command: Run) -> None:
-    await house.sent(await house.begun(), text(50))
-    execute(house.dsn, PASSED)
-    await house.stored("never")
+async def test_cleanup_command_prints_what_it_did(stack: UploadStack, command: Run) -> None:
+    await stack.sent(await stack.begun(), text(50))
+    execute(stack.dsn, PASSED)
+    await stack.stored("never")
     long_ago = "UPDATE upload_session SET updated_at = now() - interval '31 days' WHERE state = 'stored'"
-    execute(house.dsn, long_ago)
-    kept = await house.stored("never", tenant=2)
-    await house.push("put", None, record="gone")
-    await house.push("delete", 1, record="gone")
-    execute(house.dsn, "UPDATE records SET last_data_at = now() - interval '31 days' WHERE data IS NULL")
-    execute(house.dsn, settled_conflict(now_us(-91 * 24)), settled_conflict(now_us(-89 * 24)))
-    data = {"TIDEMARK__DATA__DIR": str(house.directory)}
+    execute(stack.dsn, long_ago)
+    kept = await stack.stored("never", tenant=2)
+    await stack.push("put", None, record="gone")
+    await stack.push("delete", 1, record="gone")
+    execute(stack.dsn, "UPDATE records SET last_data_at = now() - interval '31 days' WHERE data IS NULL")
+    execute(stack.dsn, settled_conflict(now_us(-91 * 24)), settled_conflict(now_us(-89 * 24)))
+    data = {"TIDEMARK__DATA__DIR": str(stack.directory)}
     ended = await cleaned(command, "--json", **data)
     assert msgspec.json.decode(ended.out) == {
         "expired": 1,
@@ -152,8 +152,8 @@ async def test_cleanup_command_prints_what_it_did(house: House, command: Run) ->
             {"tenant": "tenant2", "finished": 1, "abandoned": 0, "ratio": 0.0},
         ],
     }
-    assert house.stored_blobs() == {("files", kept.ref.upload_id)}
-    assert house.reserved() == 0
+    assert stack.stored_blobs() == {("files", kept.ref.upload_id)}
+    assert stack.reserved() == 0
     ended = await cleaned(command, **data)
     assert ended.out.splitlines() == [
         "uploads expired: 0",
@@ -185,41 +185,41 @@ async def test_cleanup_command_refused_while_running_elsewhere_and_after_a_resto
 
 @pytest.mark.parametrize("what", ["draft", "file"])
 async def test_cleanup_killed_before_deleting_bytes_leaves_orphans_for_the_next_run(
-    house: House, command: Run, what: str
+    stack: UploadStack, command: Run, what: str
 ) -> None:
     if what == "draft":
-        await house.sent(await house.begun(), text(50))
-        execute(house.dsn, PASSED)
+        await stack.sent(await stack.begun(), text(50))
+        execute(stack.dsn, PASSED)
     else:
-        await house.push("put", None)
-        await house.stored()
-        await house.push("delete", 1)
+        await stack.push("put", None)
+        await stack.stored()
+        await stack.push("delete", 1)
         execute(
-            house.dsn,
+            stack.dsn,
             "UPDATE upload_session SET gone_at = 'epoch'",
             "UPDATE records SET at_us = 0",
         )
-    data = {"TIDEMARK__DATA__DIR": str(house.directory)}
+    data = {"TIDEMARK__DATA__DIR": str(stack.directory)}
     killed = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "tests.harness.cleanup_killed",
         cwd=Path(__file__).parents[3],
-        env={**os.environ, "TIDEMARK__POSTGRES__DSN": house.dsn, **data},
+        env={**os.environ, "TIDEMARK__POSTGRES__DSN": stack.dsn, **data},
     )
     assert await killed.wait() == -signal.SIGKILL
     state = "expired" if what == "draft" else "freed"
-    assert rows(house.dsn, "SELECT DISTINCT state FROM upload_session") == [(state,)]
-    assert house.reserved() == 0
-    assert {place for place, _ in house.stored_blobs()} == {f"{what}s"}
+    assert rows(stack.dsn, "SELECT DISTINCT state FROM upload_session") == [(state,)]
+    assert stack.reserved() == 0
+    assert {place for place, _ in stack.stored_blobs()} == {f"{what}s"}
     assert "another process is at it" in (await cleaned(command, **data)).refusal()
-    execute(house.dsn, "UPDATE cluster_job SET held_until = now() - interval '1 s'")
-    house.aged(25)
+    execute(stack.dsn, "UPDATE cluster_job SET held_until = now() - interval '1 s'")
+    stack.aged(25)
     ended = await cleaned(command, "--json", **data)
     done = msgspec.json.decode(ended.out)
     assert (done["expired"], done["freed"], done["orphans"]) == (0, 0, 1)
-    assert house.stored_blobs() == set()
-    assert house.reserved() == 0
+    assert stack.stored_blobs() == set()
+    assert stack.reserved() == 0
 
 
 async def test_metrics_have_the_counters_of_uploads(server: Running) -> None:

@@ -64,7 +64,7 @@ class Queue(WorkQueue):
         return named
 
 
-class Shelf:
+class FakeStore:
     """What waits (``engine.uploads.blobs.PendingStore``)."""
 
     def __init__(self) -> None:
@@ -96,8 +96,8 @@ class PendingFiles:
     """The files that wait, with all that they are told and asked."""
 
     def __init__(self) -> None:
-        self.shelf, self.queue = Shelf(), Queue()
-        self.pending = PendingAttachments(self.shelf, Clock(), self.queue)
+        self.store, self.queue = FakeStore(), Queue()
+        self.pending = PendingAttachments(self.store, Clock(), self.queue)
 
 
 @pytest.fixture
@@ -112,8 +112,8 @@ def _written(
 
 
 async def test_pending_due_file_submitted_until_attached(pending_files: PendingFiles) -> None:
-    pending_files.shelf.put(upload(1))
-    due = pending_files.shelf.put(upload(2), due=True)
+    pending_files.store.put(upload(1))
+    due = pending_files.store.put(upload(2), due=True)
     await pending_files.pending.look()
     await pending_files.pending.look()
     (job,) = pending_files.queue.jobs
@@ -126,8 +126,8 @@ async def test_pending_due_file_submitted_until_attached(pending_files: PendingF
 
 
 async def test_pending_record_committed_here_attaches_at_once(pending_files: PendingFiles) -> None:
-    one, other = pending_files.shelf.put(upload(1)), pending_files.shelf.put(upload(2))
-    pending_files.shelf.put(upload(3, record_id="b"))
+    one, other = pending_files.store.put(upload(1)), pending_files.store.put(upload(2))
+    pending_files.store.put(upload(3, record_id="b"))
     await pending_files.pending.look()
     for changes in (_written("c"), _written(tenant_id=2), _written(data=None)):
         pending_files.pending.committed(changes)
@@ -137,7 +137,7 @@ async def test_pending_record_committed_here_attaches_at_once(pending_files: Pen
 
 
 async def test_pending_full_queue_retried_at_the_next_look(pending_files: PendingFiles) -> None:
-    due = pending_files.shelf.put(upload(1), due=True)
+    due = pending_files.store.put(upload(1), due=True)
     pending_files.queue.full = True
     await pending_files.pending.look()
     pending_files.queue.full = False
@@ -149,7 +149,7 @@ async def test_pending_many_files_are_paged_and_all_known(
     pending_files: PendingFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "FILES_PER_READ", 2)
-    named = [pending_files.shelf.put(upload(number, record_id=f"r{number}")) for number in range(5)]
+    named = [pending_files.store.put(upload(number, record_id=f"r{number}")) for number in range(5)]
     for _ in range(3):
         await pending_files.pending.look()
     for number in range(5):
@@ -163,9 +163,9 @@ async def test_pending_many_files_of_one_tenant_do_not_delay_another(
     monkeypatch.setattr(room, "FILES_PER_READ", 6)
     monkeypatch.setattr(room, "_KNOWN", 10)
     for number in range(100):
-        pending_files.shelf.put(upload(number, record_id=f"r{number}"))
-    due = pending_files.shelf.put(upload(1, tenant=2), due=True)
-    other = pending_files.shelf.put(upload(2, tenant=2, record_id="b"))
+        pending_files.store.put(upload(number, record_id=f"r{number}"))
+    due = pending_files.store.put(upload(1, tenant=2), due=True)
+    other = pending_files.store.put(upload(2, tenant=2, record_id="b"))
     for _ in range(20):
         await pending_files.pending.look()
         assert pending_files.queue.settle() == [due]
@@ -177,7 +177,7 @@ async def test_pending_all_tenants_are_read(
     pending_files: PendingFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "TENANTS_PER_READ", 2)
-    due = [pending_files.shelf.put(upload(number, tenant=number), due=True) for number in range(1, 6)]
+    due = [pending_files.store.put(upload(number, tenant=number), due=True) for number in range(1, 6)]
     seen = []
     for _ in range(3):
         await pending_files.pending.look()
@@ -191,13 +191,13 @@ async def test_pending_known_files_bounded_and_forgotten(
     pending_files: PendingFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "_KNOWN", 1)
-    one = pending_files.shelf.put(upload(1))
-    pending_files.shelf.put(upload(2))
+    one = pending_files.store.put(upload(1))
+    pending_files.store.put(upload(2))
     await pending_files.pending.look()
     pending_files.pending.committed(_written())
     assert pending_files.queue.settle() == [one]
     await pending_files.pending.look()
-    pending_files.shelf.files.clear()
+    pending_files.store.files.clear()
     await pending_files.pending.look()
     pending_files.pending.committed(_written())
     assert pending_files.queue.settle() == []

@@ -52,7 +52,7 @@ class NoRecords(WorkQueue):
         reply(AttachAnswer("waiting", None))
 
 
-class Wire:
+class FakeBus:
     """A bus between processes that may be down."""
 
     def __init__(self, processes: list[Process]) -> None:
@@ -81,7 +81,7 @@ class Wire:
 class Process:
     """One process's part in uploads."""
 
-    def __init__(self, dsn: str, directory: Path, wire: Wire) -> None:
+    def __init__(self, dsn: str, directory: Path, wire: FakeBus) -> None:
         clock = SystemClock()
         self.database = Database(dsn, 2)
         self.blobs = DirectoryBlobs(directory, 2)
@@ -101,7 +101,7 @@ class Process:
         self.blobs.close()
 
 
-class Sent:
+class FakeBody:
     """A body whose blocks come when the test says so, by default all at once; ``ends`` says how it ends."""
 
     def __init__(self, content: bytes, ends: str = "whole", block_bytes: int = 7) -> None:
@@ -132,14 +132,14 @@ class Sent:
         self._cut.set()
 
 
-Site = tuple[list[Process], Wire]
+Site = tuple[list[Process], FakeBus]
 
 
 @pytest.fixture
 async def site(dsn: str, tmp_path: Path) -> AsyncIterator[Site]:
     add_tenants(dsn, "acme")
     processes: list[Process] = []
-    wire = Wire(processes)
+    wire = FakeBus(processes)
     processes += [Process(dsn, tmp_path, wire) for _ in range(2)]
     yield processes, wire
     for process in processes:
@@ -179,14 +179,14 @@ async def test_append_random_failures_keep_every_acknowledged_byte(site: Site, d
         content = text(seed * 100 + number, chance.randrange(50, 1500))
         upload = await begun(first, content)
         named, acknowledged, told = upload.ref.upload_id, 0, 0
-        hanging: list[tuple[asyncio.Task[Upload], Sent]] = []
+        hanging: list[tuple[asyncio.Task[Upload], FakeBody]] = []
         state = "open"
         while state == "open":
             process = chance.choice((first, second))
             wire.up = chance.random() < 0.8
             move = chance.choice(("ask", "whole", "breaks", "stalls", "bad", "dies"))
             piece = content[told : told + chance.randrange(1, 400)]
-            body = Sent(piece, {"breaks": "breaks", "stalls": "stalls"}.get(move, "whole"))
+            body = FakeBody(piece, {"breaks": "breaks", "stalls": "stalls"}.get(move, "whole"))
             checksum = Checksum("sha1", hashlib.sha1(piece, usedforsecurity=False).digest())
             if move == "ask":
                 found = await process.service.find(SESSION, named)
@@ -235,12 +235,12 @@ async def test_find_ends_the_running_request_and_keeps_its_bytes(
     content = text(1, 500)
     upload = await begun(first, content)
     named = upload.ref.upload_id
-    body = Sent(content[:123], "stalls")
+    body = FakeBody(content[:123], "stalls")
     task = asyncio.create_task(first.service.append(SESSION, named, Append(0, 500), body))
     await body.stalled.wait()
     for process in (first, second):
         with pytest.raises(SyncError) as refused:
-            await process.service.append(SESSION, named, Append(0, 500), Sent(content))
+            await process.service.append(SESSION, named, Append(0, 500), FakeBody(content))
         assert refused.value.code == "locked"
     with pytest.raises(SyncError) as refused:
         await second.service.find(STRANGER, named)
@@ -254,7 +254,7 @@ async def test_find_ends_the_running_request_and_keeps_its_bytes(
         await task
     assert refused.value.code == "locked"
     rest = Append(found.offset_bytes, 500 - found.offset_bytes)
-    done = await asked.service.append(SESSION, named, rest, Sent(content[found.offset_bytes :]))
+    done = await asked.service.append(SESSION, named, rest, FakeBody(content[found.offset_bytes :]))
     assert done.state == "stored"
     assert await read(first, done) == content
 
@@ -265,18 +265,18 @@ async def test_lock_stolen_old_owner_writes_what_nobody_reads(site: Site) -> Non
     content = text(2, 900)
     upload = await begun(first, content)
     named = upload.ref.upload_id
-    await first.service.append(SESSION, named, Append(0, 300), Sent(content[:300]))
-    late = Sent(b"#" * 300, "stalls")
+    await first.service.append(SESSION, named, Append(0, 300), FakeBody(content[:300]))
+    late = FakeBody(b"#" * 300, "stalls")
     task = asyncio.create_task(first.service.append(SESSION, named, Append(300, 600), late))
     await late.stalled.wait()
     found = await second.service.find(SESSION, named)
     assert found.offset_bytes == 300
-    await second.service.append(SESSION, named, Append(300, 100), Sent(content[300:400]))
+    await second.service.append(SESSION, named, Append(300, 100), FakeBody(content[300:400]))
     late.cut()
     with pytest.raises(SyncError) as refused:
         await task
     assert refused.value.code == "locked"
-    done = await second.service.append(SESSION, named, Append(400, 500), Sent(content[400:]))
+    done = await second.service.append(SESSION, named, Append(400, 500), FakeBody(content[400:]))
     assert done.state == "stored"
     assert await read(first, done) == content
 
@@ -290,7 +290,7 @@ async def test_finish_wrong_content_refused(site: Site) -> None:
     ):
         upload = await begun(first, content, **described)
         with pytest.raises(SyncError) as refused:
-            await first.service.append(SESSION, upload.ref.upload_id, Append(0, 100), Sent(content))
+            await first.service.append(SESSION, upload.ref.upload_id, Append(0, 100), FakeBody(content))
         assert refused.value.code == code
         with pytest.raises(SyncError) as refused:
             await second.service.find(SESSION, upload.ref.upload_id)
@@ -317,7 +317,7 @@ async def test_find_expired_upload_is_gone(site: Site, dsn: str) -> None:
     upload = await begun(first, text(5, 100))
     execute(dsn, "UPDATE upload_session SET expires_at = 'epoch'")
     for ask in (
-        second.service.append(SESSION, upload.ref.upload_id, Append(0, 100), Sent(text(5, 100))),
+        second.service.append(SESSION, upload.ref.upload_id, Append(0, 100), FakeBody(text(5, 100))),
         second.service.find(SESSION, upload.ref.upload_id),
     ):
         with pytest.raises(SyncError) as refused:
@@ -329,7 +329,7 @@ async def test_drain_ends_requests_and_keeps_their_bytes(site: Site) -> None:
     (first, second), _ = site
     content = text(6, 400)
     upload = await begun(first, content)
-    body = Sent(content[:99], "stalls")
+    body = FakeBody(content[:99], "stalls")
     task = asyncio.create_task(first.service.append(SESSION, upload.ref.upload_id, Append(0, 400), body))
     await body.stalled.wait()
     await first.locks.drain()
@@ -342,7 +342,7 @@ async def test_append_long_request_acknowledges_on_its_way(site: Site) -> None:
     (first, second), _ = site
     content = text(7, 3_000_000)
     upload = await begun(first, content)
-    body = Sent(content[:2_500_000], "stalls", block_bytes=100_000)
+    body = FakeBody(content[:2_500_000], "stalls", block_bytes=100_000)
     task = asyncio.create_task(
         first.service.append(SESSION, upload.ref.upload_id, Append(0, len(content)), body)
     )
@@ -361,20 +361,20 @@ async def test_lock_requests_of_a_device_bounded(site: Site, monkeypatch: pytest
     monkeypatch.setattr("engine.uploads.locks.MOST_OF_A_DEVICE", 1)
     content = text(8, 100)
     busy, other = [await begun(first, content) for _ in range(2)]
-    body = Sent(content[:50], "stalls")
+    body = FakeBody(content[:50], "stalls")
     task = asyncio.create_task(first.service.append(SESSION, busy.ref.upload_id, Append(0, 100), body))
     await body.stalled.wait()
     asked = (SESSION, other.ref.upload_id, Append(0, 100))
     with pytest.raises(SyncError) as refused:
-        await first.service.append(*asked, Sent(content))
+        await first.service.append(*asked, FakeBody(content))
     assert refused.value.code == "rate_limited"
     with pytest.raises(SyncError) as refused:
-        await first.service.append(STRANGER, *asked[1:], Sent(content))
+        await first.service.append(STRANGER, *asked[1:], FakeBody(content))
     assert refused.value.code == "not_found", "another device is not counted with it"
     body.cut()
     with pytest.raises(SyncError):
         await task
-    assert (await first.service.append(*asked, Sent(content))).state == "stored"
+    assert (await first.service.append(*asked, FakeBody(content))).state == "stored"
 
 
 async def test_append_with_checksum_writes_before_the_end(
@@ -384,7 +384,7 @@ async def test_append_with_checksum_writes_before_the_end(
     monkeypatch.setattr("engine.uploads.body_writer.PROGRESS_S", 0.0)
     content = text(9, 100)
     upload = await begun(first, content)
-    body = Sent(content[:60], "stalls")
+    body = FakeBody(content[:60], "stalls")
     checksum = Checksum("sha1", hashlib.sha1(content, usedforsecurity=False).digest())
     task = asyncio.create_task(
         first.service.append(SESSION, upload.ref.upload_id, Append(0, 100), body, checksum)

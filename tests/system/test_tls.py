@@ -30,7 +30,7 @@ from tests.harness.certificates import Certificates, certificates
 from tests.harness.in_process_server import Serve
 from tests.harness.redis_nodes import RedisNode
 from tests.harness.ws_device import put
-from tests.storage.bus.test_bus import Place, changes
+from tests.storage.bus.test_bus import BusProcess, changes
 
 _PATHS = f"{os.environ['PATH']}:/usr/sbin"
 _BOUNCER = shutil.which("pgbouncer", path=_PATHS)
@@ -207,7 +207,7 @@ def _url(node: RedisNode, certified: Certificates, secret: str = _SECRET, **opti
 @_needs_redis
 async def test_bus_over_tls_killed_comes_back(node: RedisNode, certified: Certificates, dsn: str) -> None:
     url = _url(node, certified)
-    one, two = Place(url, dsn), Place(url, dsn)
+    one, two = BusProcess(url, dsn), BusProcess(url, dsn)
     try:
         for _ in range(2):
             for place in (one, two):
@@ -244,7 +244,7 @@ async def test_bus_over_tls_refused_says_why_and_goes_on_trying(
     words: str,
 ) -> None:
     with capture_logs() as logs:
-        place = Place(_url(node, certified, secret, **options), dsn)
+        place = BusProcess(_url(node, certified, secret, **options), dsn)
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 while not logs:  # noqa: ASYNC110  # a log is no event

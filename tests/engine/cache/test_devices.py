@@ -1,4 +1,4 @@
-"""Devices in memory: what is read when, what is written behind, who is forgotten, whatever fails between."""
+"""Devices in memory: when they are read, saved and evicted, also if the store fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache of tenants: who asks the store, when, and what holds while it is being asked."""
+"""The cache of tenants: when the store is asked, and what is returned in the meantime."""
 
 from __future__ import annotations
 

@@ -163,8 +163,8 @@ class Reader:
 
 
 @dataclass
-class Town:
-    """A feed that runs, its store, and everyone who reads."""
+class RunningFeed:
+    """A feed that runs, with its store."""
 
     source: Source
     feed: Feed
@@ -223,7 +223,7 @@ class Town:
 
 
 @asynccontextmanager
-async def town(limits: FeedLimits = ROOMY) -> AsyncIterator[Town]:
+async def running_feed(limits: FeedLimits = ROOMY) -> AsyncIterator[RunningFeed]:
     """Run a feed, with waits that are as short as can be."""
     source = Source()
     feed = Feed(source, StillClock(), limits, ("task", "ticket"), ReadLimiter(2))
@@ -232,7 +232,7 @@ async def town(limits: FeedLimits = ROOMY) -> AsyncIterator[Town]:
         task = asyncio.create_task(feed.run())
         await asyncio.sleep(0)
         try:
-            yield Town(source, feed)
+            yield RunningFeed(source, feed)
             await turns()
             assert not task.done(), "a reader would not have it"
         finally:
@@ -250,7 +250,7 @@ async def turns(count: int = 20) -> None:
 
 
 async def test_pull_record_with_several_versions_shows_the_latest_once() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         for number in range(3):
             one.source.commit("a", {"n": number})
             one.source.commit(f"b{number}", {"n": number})
@@ -267,7 +267,7 @@ async def test_pull_record_with_several_versions_shows_the_latest_once() -> None
 
 
 async def test_pull_by_domain_over_a_long_feed_reads_pieces_up_to_a_change() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         one.source.piece_rows, one.source.few_rows = 3, -1
         for number in range(30):
             one.source.commit(f"t{number}", {})
@@ -291,7 +291,7 @@ async def test_pull_by_domain_over_a_long_feed_reads_pieces_up_to_a_change() -> 
 
 
 async def test_pull_of_a_rare_domain_reads_no_further_pieces() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         one.source.piece_rows = 3
         for number in range(30):
             one.source.commit(f"t{number}", {})
@@ -306,7 +306,7 @@ async def test_pull_of_a_rare_domain_reads_no_further_pieces() -> None:
 
 
 async def test_pull_by_domain_gives_the_connection_to_others_between_pieces() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         one.source.piece_rows, one.source.few_rows = 1, -1
         one.feed._read_limiter = ReadLimiter(1)
         for number in range(20):
@@ -322,7 +322,7 @@ async def test_pull_by_domain_gives_the_connection_to_others_between_pieces() ->
 
 async def test_pull_long_feed_is_cut_at_the_limits_with_more_set() -> None:
     limits = FeedLimits(page_bytes=4000, tail_changes=10, tail_bytes=10_000, page_interval_s=0.0)
-    async with town(limits) as one:
+    async with running_feed(limits) as one:
         for number in range(5):
             one.source.commit(f"r{number}", {"x": "x" * 1000})
         one.source.commit("huge", {"x": "x" * 10_000})
@@ -337,7 +337,7 @@ async def test_pull_long_feed_is_cut_at_the_limits_with_more_set() -> None:
 
 @pytest.mark.parametrize("subscribing", [False, True])
 async def test_feed_cursor_that_does_not_fit_is_refused(subscribing: bool) -> None:
-    async with town() as one:
+    async with running_feed() as one:
         one.source.commit("a", {})
         cursor = (await one.pull(None, None, 500))[0]["cursor"]
 
@@ -363,7 +363,7 @@ async def test_feed_cursor_that_does_not_fit_is_refused(subscribing: bool) -> No
 
 
 async def test_feed_new_epoch_ends_every_subscription() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         for number in range(5):
             one.source.commit(f"r{number}", {})
         readers = [await one.subscribed(), await one.subscribed(domains=["task"])]
@@ -396,7 +396,7 @@ async def test_feed_new_epoch_ends_every_subscription() -> None:
 
 
 async def test_subscribe_empty_feed_sends_an_empty_page_then_live_changes() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         reader = await one.subscribed()
         assert [page["changes"] for page in reader.pages] == [[]]
         assert reader.pages[0]["id"] == "9"
@@ -410,7 +410,7 @@ async def test_subscribe_empty_feed_sends_an_empty_page_then_live_changes() -> N
 
 
 async def test_subscribe_backlog_comes_in_pages_then_live_changes() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         for number in range(7):
             one.source.commit(f"r{number}", {"n": number})
         reader = await one.subscribed(limit=3)
@@ -424,7 +424,7 @@ async def test_subscribe_backlog_comes_in_pages_then_live_changes() -> None:
 
 
 async def test_subscribe_split_page_cursors_follow_their_changes() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         reader = await one.subscribed(limit=2)
         one.publish(*[one.source.commit(f"r{number}", {}) for number in range(5)])
         await one.until(lambda: len(reader.ids) == 5)
@@ -434,7 +434,7 @@ async def test_subscribe_split_page_cursors_follow_their_changes() -> None:
 
 
 async def test_subscribe_with_a_cursor_continues_after_it() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         one.source.commit("a", {})
         first = await one.subscribed()
         one.source.commit("b", {})
@@ -443,7 +443,7 @@ async def test_subscribe_with_a_cursor_continues_after_it() -> None:
 
 
 async def test_live_pages_omit_changes_of_the_own_session_and_a_backlog_does_not() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         mine, other = one.reader("s-mine"), one.reader("s-other")
         for reader in (mine, other):
             await one.subscribe(reader)
@@ -466,7 +466,7 @@ async def test_live_pages_omit_changes_of_the_own_session_and_a_backlog_does_not
 
 
 async def test_subscribe_by_domain_gets_no_other_domain() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         one.source.commit("t1", {}, "task")
         one.source.commit("n1", {}, "note")
         tasks = await one.subscribed(domains=["task"])
@@ -479,14 +479,14 @@ async def test_subscribe_by_domain_gets_no_other_domain() -> None:
 
 
 async def test_subscribe_gets_no_other_tenant() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         acme, globex = await one.subscribed(tenant=1), await one.subscribed(tenant=2)
         one.publish(one.source.commit("a", {}, tenant=1), one.source.commit("g", {}, tenant=2))
         await one.until(lambda: acme.ids == ["a"] and globex.ids == ["g"])
 
 
 async def test_live_page_body_is_encoded_once_for_equal_subscriptions() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         readers = [await one.subscribed() for _ in range(5)]
         others = [await one.subscribed(domains=["task"]) for _ in range(2)]
         one.publish(one.source.commit("a", {}))
@@ -496,7 +496,7 @@ async def test_live_page_body_is_encoded_once_for_equal_subscriptions() -> None:
 
 
 async def test_publish_many_changes_at_once_gives_one_page() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         reader = await one.subscribed()
         for number in range(100):
             one.publish(one.source.commit(f"r{number}", {}))
@@ -505,7 +505,7 @@ async def test_publish_many_changes_at_once_gives_one_page() -> None:
 
 
 async def test_publish_during_a_delivery_follows_in_order() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         behind, level = await one.subscribed(), await one.subscribed()
         behind.room = 0
         one.publish(one.source.commit("r0", {}))
@@ -525,7 +525,7 @@ async def test_publish_during_a_delivery_follows_in_order() -> None:
 
 
 async def test_subscription_ended_gets_no_page() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         reader, other = await one.subscribed(), await one.subscribed()
         one.publish(one.source.commit("a", {}))
         reader.end()
@@ -541,7 +541,7 @@ async def test_subscription_ended_gets_no_page() -> None:
 
 async def test_subscription_ended_during_a_read_gets_no_page() -> None:
     limits = FeedLimits(page_bytes=1 << 20, tail_changes=1, tail_bytes=1 << 20, page_interval_s=0.0)
-    async with town(limits) as one:
+    async with running_feed(limits) as one:
         slow, quick = await one.subscribed(), await one.subscribed()
         slow.room = 0
         for number in range(3):
@@ -558,7 +558,7 @@ async def test_subscription_ended_during_a_read_gets_no_page() -> None:
 
 
 async def test_subscribe_after_the_last_subscription_ended_starts_again() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         reader = await one.subscribed()
         reader.end()
         one.publish(one.source.commit("a", {}))
@@ -570,7 +570,7 @@ async def test_subscribe_after_the_last_subscription_ended_starts_again() -> Non
 
 
 async def test_subscribe_changes_during_the_first_read_are_delivered() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         one.source.commit("before", {})
         one.source.open.clear()
         reader = one.reader()
@@ -587,7 +587,7 @@ async def test_subscribe_changes_during_the_first_read_are_delivered() -> None:
 
 
 async def test_subscribe_store_unavailable_fails_and_leaves_nothing_behind() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         one.source.failures = 1
         reader = one.reader()
         with pytest.raises(StoreUnavailableError):
@@ -611,7 +611,7 @@ async def test_subscribe_store_unavailable_fails_and_leaves_nothing_behind() -> 
 
 
 async def test_publish_out_of_order_is_delivered_in_order_without_a_read() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         reader = await one.subscribed()
         changes = [one.source.commit(f"r{number}", {}) for number in range(4)]
         with patch.object(feed_module, "GAP_WAIT_S", 0.2):
@@ -626,7 +626,7 @@ async def test_publish_out_of_order_is_delivered_in_order_without_a_read() -> No
 
 
 async def test_gap_lost_change_is_read_once_for_all_subscribers() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         readers = [await one.subscribed() for _ in range(10)]
         reads = one.source.reads
         one.source.commit("lost", {})
@@ -636,7 +636,7 @@ async def test_gap_lost_change_is_read_once_for_all_subscribers() -> None:
 
 
 async def test_gap_store_unavailable_is_closed_later() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         reader = await one.subscribed()
         one.source.failures = 3
         one.source.commit("lost", {})
@@ -645,7 +645,7 @@ async def test_gap_store_unavailable_is_closed_later() -> None:
 
 
 async def test_gap_too_wide_to_fill_sends_subscribers_to_the_store() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         reader = await one.subscribed(limit=3)
         with patch.object(gap_reader, "_CHANGES", 4):
             for number in range(9):
@@ -656,7 +656,7 @@ async def test_gap_too_wide_to_fill_sends_subscribers_to_the_store() -> None:
 
 
 async def test_unknown_outcome_is_looked_up_without_another_change() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         reader = await one.subscribed()
         one.source.commit("committed, and never published", {})
         one.source.failures = 1
@@ -665,7 +665,7 @@ async def test_unknown_outcome_is_looked_up_without_another_change() -> None:
 
 
 async def test_unknown_outcome_before_the_first_page_is_looked_up() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         one.source.open.clear()
         reader = one.reader()
         opening = asyncio.create_task(one.subscribe(reader))
@@ -678,7 +678,7 @@ async def test_unknown_outcome_before_the_first_page_is_looked_up() -> None:
 
 
 async def test_unknown_outcome_without_a_commit_changes_nothing() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         reader = await one.subscribed()
         reads = one.source.reads
         one.feed.note_unknown_outcome({1})
@@ -692,7 +692,7 @@ async def test_unknown_outcome_without_a_commit_changes_nothing() -> None:
 
 
 async def test_slow_reader_refused_page_is_sent_once_there_is_room() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         slow, quick = await one.subscribed(), await one.subscribed()
         slow.room = 0
         for number in range(3):
@@ -706,7 +706,7 @@ async def test_slow_reader_refused_page_is_sent_once_there_is_room() -> None:
 
 @pytest.mark.parametrize("room", [1, 2])
 async def test_slow_reader_refusing_between_split_pages_gets_all_changes(room: int) -> None:
-    async with town() as one:
+    async with running_feed() as one:
         reader = await one.subscribed(limit=2)
         reader.room = room
         one.publish(*[one.source.commit(f"r{number}", {}) for number in range(6)])
@@ -718,7 +718,7 @@ async def test_slow_reader_refusing_between_split_pages_gets_all_changes(room: i
 
 async def test_slow_reader_behind_the_tail_is_caught_up_from_the_store() -> None:
     limits = FeedLimits(page_bytes=1 << 20, tail_changes=3, tail_bytes=1 << 20, page_interval_s=0.0)
-    async with town(limits) as one:
+    async with running_feed(limits) as one:
         slow, quick = await one.subscribed(limit=4), await one.subscribed()
         slow.room = 0
         for number in range(10):
@@ -733,7 +733,7 @@ async def test_slow_reader_behind_the_tail_is_caught_up_from_the_store() -> None
 
 
 async def test_slow_reader_refusing_within_its_backlog_gets_all_changes() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         for number in range(6):
             one.source.commit(f"r{number}", {})
         reader = one.reader()
@@ -747,7 +747,7 @@ async def test_slow_reader_refusing_within_its_backlog_gets_all_changes() -> Non
 
 async def test_subscription_feed_that_went_back_ends_with_an_error() -> None:
     limits = FeedLimits(page_bytes=1 << 20, tail_changes=1, tail_bytes=1 << 20, page_interval_s=0.0)
-    async with town(limits) as one:
+    async with running_feed(limits) as one:
         slow, quick = await one.subscribed(), await one.subscribed()
         one.publish(one.source.commit("a", {}))
         await one.until(lambda: slow.ids == quick.ids == ["a"])
@@ -820,7 +820,7 @@ def test_feed_any_sequence_of_actions_delivers_every_change(
         patch.object(gap_reader, "_CHANGES", heal_changes),
         patch.object(feed_module, "_SENDS_PER_PASS", 1),
     ):
-        asyncio.run(_dust(actions, limits, by_unknown_outcome=by_unknown_outcome))
+        asyncio.run(_run_actions(actions, limits, by_unknown_outcome=by_unknown_outcome))
 
 
 class _Place:
@@ -835,8 +835,10 @@ class _Place:
         self.held: Held = {}
 
 
-async def _dust(actions: Sequence[tuple[Any, ...]], limits: FeedLimits, *, by_unknown_outcome: bool) -> None:
-    async with town(limits) as one:
+async def _run_actions(
+    actions: Sequence[tuple[Any, ...]], limits: FeedLimits, *, by_unknown_outcome: bool
+) -> None:
+    async with running_feed(limits) as one:
         places = [_Place(number) for number in range(4)]
         pending: list[tuple[Record, str]] = []
         for action in actions:
@@ -865,7 +867,7 @@ async def _dust(actions: Sequence[tuple[Any, ...]], limits: FeedLimits, *, by_un
                     one.source.failures = count
                 case ("turns", count):
                     await turns(count)
-        await _settle(one, places, pending, by_unknown_outcome=by_unknown_outcome)
+        await _read_to_the_end(one, places, pending, by_unknown_outcome=by_unknown_outcome)
 
 
 def _answered(places: list[_Place], record: Record, session_id: str) -> None:
@@ -883,7 +885,7 @@ def _answered(places: list[_Place], record: Record, session_id: str) -> None:
             holder.apply(told)
 
 
-async def _subscribe(one: Town, place: _Place, domains: list[str] | None, limit: int) -> None:
+async def _subscribe(one: RunningFeed, place: _Place, domains: list[str] | None, limit: int) -> None:
     """Begin, or begin again with the cursor where the domains are the same ones."""
     _end(place)
     if domains != place.domains:
@@ -905,8 +907,8 @@ def _end(place: _Place) -> None:
         place.reader = None
 
 
-async def _settle(
-    one: Town, places: list[_Place], pending: list[tuple[Record, str]], *, by_unknown_outcome: bool
+async def _read_to_the_end(
+    one: RunningFeed, places: list[_Place], pending: list[tuple[Record, str]], *, by_unknown_outcome: bool
 ) -> None:
     """Let everyone read on; what was lost for good shows at the next change, or after an unknown outcome."""
     one.source.failures = 0
@@ -949,7 +951,7 @@ async def _settle(
             assert _of_its_domains(place, late.held) == _wanted(one, place), "the cursor promised too much"
 
 
-def _wanted(one: Town, place: _Place) -> Held:
+def _wanted(one: RunningFeed, place: _Place) -> Held:
     return {
         (record.domain, record.id): (record.version, record.data is None)
         for record in one.source.rows.records.values()

@@ -1,4 +1,4 @@
-"""What other processes committed: a feed is told of it, or looks, and reads once for all who listen."""
+"""Commits of other processes: the feed is told of them or polls, and reads once for all subscriptions."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from unittest.mock import patch
 import pytest
 
 from engine.feed import feed as feed_module
-from tests.engine.feed.test_feed import Source, town, turns
+from tests.engine.feed.test_feed import Source, running_feed, turns
 
 
 async def test_feed_remote_commits_catch_all_subscribers_up_with_one_read() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         readers = [await one.subscribed() for _ in range(50)]
         reads = one.source.reads
         for number in range(5):
@@ -24,7 +24,7 @@ async def test_feed_remote_commits_catch_all_subscribers_up_with_one_read() -> N
 
 
 async def test_feed_gap_of_a_remote_commit_is_read_without_a_wait() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         reader = await one.subscribed()
         missing, own = one.source.commit("elsewhere", {}), one.source.commit("here", {})
         with patch.object(feed_module, "GAP_WAIT_S", 3600.0):
@@ -36,7 +36,7 @@ async def test_feed_gap_of_a_remote_commit_is_read_without_a_wait() -> None:
 
 
 async def test_feed_remote_commit_known_or_without_subscribers_is_not_read() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         reader = await one.subscribed()
         one.publish(one.source.commit("a", {}))
         await one.until(lambda: reader.ids == ["a"])
@@ -48,7 +48,7 @@ async def test_feed_remote_commit_known_or_without_subscribers_is_not_read() -> 
 
 
 async def test_feed_remote_commit_of_a_false_seq_costs_one_read() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         reader = await one.subscribed()
         reads = one.source.reads
         one.feed.note_remote_commit(1, (1 << 63) - 1)
@@ -60,7 +60,7 @@ async def test_feed_remote_commit_of_a_false_seq_costs_one_read() -> None:
 
 
 async def test_feed_remote_commit_before_the_first_page_is_delivered() -> None:
-    async with town() as one:
+    async with running_feed() as one:
         one.source.open.clear()
         reader = one.reader()
         opening = asyncio.create_task(one.subscribe(reader))
@@ -81,7 +81,7 @@ async def test_feed_poll_heads_finds_every_feed_that_advanced(monkeypatch: pytes
         return {tenant: self.rows.seqs[tenant] for tenant in tenant_ids if tenant in self.rows.seqs}
 
     monkeypatch.setattr(Source, "heads", heads)
-    async with town() as one:
+    async with running_feed() as one:
         readers = {tenant: await one.subscribed(tenant=tenant) for tenant in range(1, 6)}
         for tenant in (2, 5, 9):
             one.source.commit(f"r{tenant}", {}, tenant=tenant)

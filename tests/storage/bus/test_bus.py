@@ -1,4 +1,4 @@
-"""The bus over a real Redis: who hears what, and what becomes of it when Redis goes and comes."""
+"""The bus over a real Redis: which messages arrive, also when Redis goes away and comes back."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def changes(tenant_id: int, *seqs: int) -> list[tuple[Record, str]]:
     return [(Record(tenant_id, "task", "a", 1, seq, 0, "phone", 1, b"{}"), "s") for seq in seqs]
 
 
-class Place:
+class BusProcess:
     """One process on the bus, and all that it was told."""
 
     def __init__(self, url: str, dsn: str, epoch: str = "e") -> None:
@@ -115,7 +115,7 @@ class Place:
         await self._database.close()
 
 
-Join = Callable[..., Awaitable[Place]]
+Join = Callable[..., Awaitable[BusProcess]]
 
 
 @pytest.fixture
@@ -123,8 +123,8 @@ async def join(own_redis: OwnRedis, dsn: str) -> AsyncIterator[Join]:
     """Let processes join the bus of one database; each is on it when it is given."""
     async with AsyncExitStack() as stack:
 
-        async def place(at: str = dsn, epoch: str = "e") -> Place:
-            joined = Place(own_redis.url, at, epoch)
+        async def place(at: str = dsn, epoch: str = "e") -> BusProcess:
+            joined = BusProcess(own_redis.url, at, epoch)
             stack.push_async_callback(joined.close)
             await joined.is_on()
             return joined
@@ -393,7 +393,7 @@ async def test_bus_process_that_rejoins_late_is_told_who_connected(
         one.bus.device_connected(1, f"d{number}", "s", number)
     one.bus.device_connected(1, "d1", "t", 9)
     await one.bus.drain()
-    late = Place(own_redis.url, dsn)
+    late = BusProcess(own_redis.url, dsn)
     late.bus.device_connected(1, "d1", "late", 5)
     await one.hears("device_connected", 1, "d1", "late", 5)
     await late.hears("device_connected", 1, "d1", "t", 9)
@@ -449,7 +449,7 @@ async def test_bus_missing_echo_is_noticed(own_redis: OwnRedis, dsn: str, tmp_pa
     """Publishing is answered as ever, and nothing says that the subscription is dead."""
     relay = Relay(own_redis.url.removeprefix("unix://"))
     async with await asyncio.start_unix_server(relay.connected, tmp_path / "relay.sock"):
-        one = Place(f"unix://{tmp_path / 'relay.sock'}", dsn)
+        one = BusProcess(f"unix://{tmp_path / 'relay.sock'}", dsn)
         await one.is_on()
         relay.deaf = True
         await one.is_off()
@@ -497,7 +497,7 @@ async def test_bus_answer_that_is_not_redis_ends_no_process(said: bytes, dsn: st
         writer.close()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        place = Place(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}", dsn)
+        place = BusProcess(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}", dsn)
         async with asyncio.timeout(10):
             await again.wait()
         await place.close()

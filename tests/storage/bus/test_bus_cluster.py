@@ -27,7 +27,7 @@ from storage.embedded.process import wait_until
 from storage.postgres.pool import Database
 from tests.harness.redis_nodes import RedisNode
 from tests.harness.services import rows
-from tests.storage.bus.test_bus import Place, changes
+from tests.storage.bus.test_bus import BusProcess, changes
 
 _SLOTS = 16384
 _NODES = 3
@@ -140,7 +140,7 @@ def channel(dsn: str) -> str:
     return channel_of(str(database), "e")
 
 
-Join = Callable[[str], Awaitable[Place]]
+Join = Callable[[str], Awaitable[BusProcess]]
 
 
 @pytest.fixture
@@ -148,8 +148,8 @@ async def join(dsn: str) -> AsyncIterator[Join]:
     """Let processes join the bus of one database at a URL; each is on it when it is given."""
     async with AsyncExitStack() as stack:
 
-        async def place(url: str) -> Place:
-            joined = Place(url, dsn)
+        async def place(url: str) -> BusProcess:
+            joined = BusProcess(url, dsn)
             stack.push_async_callback(joined.close)
             await joined.is_on()
             return joined
@@ -157,7 +157,7 @@ async def join(dsn: str) -> AsyncIterator[Join]:
         yield place
 
 
-async def _hear_each_other(one: Place, two: Place, seq: int) -> None:
+async def _hear_each_other(one: BusProcess, two: BusProcess, seq: int) -> None:
     one.bus.committed(changes(7, seq))
     await two.hears("feed_advanced", 7, seq)
     two.bus.device_connected(7, f"device {seq}", "s1", 99)
@@ -209,7 +209,7 @@ async def test_bus_cluster_lost_node_is_replaced_or_waited_for(
         await _hears_again(other, only_there, 2)
 
 
-async def _hears_again(one: Place, two: Place, seq: int) -> None:
+async def _hears_again(one: BusProcess, two: BusProcess, seq: int) -> None:
     """Wait until what one tells reaches the other; what was told while it was away is looked up."""
     async with asyncio.timeout(10):
         while ("feed_advanced", 7, seq) not in two.heard:
@@ -232,7 +232,7 @@ async def test_bus_cluster_moved_channel_is_followed_to_its_new_node(
     await _hear_each_other(one, two, 1)
 
 
-async def _came_back(place: Place) -> None:
+async def _came_back(place: BusProcess) -> None:
     state = place.bus.state
     await place._until(lambda: state.losses == 1 and state.up)
 
@@ -258,7 +258,7 @@ async def test_bus_cluster_url_of_a_single_redis_is_refused(dsn: str) -> None:
         try:
             node.start()
             with capture_logs() as logs:
-                place = Place(f"redis+cluster://{node.address}", dsn)
+                place = BusProcess(f"redis+cluster://{node.address}", dsn)
                 try:
                     async with asyncio.timeout(10):
                         while not logs:  # noqa: ASYNC110  # it happens in Redis

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from bench.baselines.compare import LEAST_MS
 from bench.harness.environment import BenchError, fresh
 from bench.harness.load_run import run_tasks
 from bench.harness.product import HERE, checked_out
@@ -33,7 +34,7 @@ NOW, BEFORE = "now", "before"
 
 
 def _cpu_ms(row: Row) -> float:
-    return row.cpu_ms["server"] + row.cpu_ms["postgres"]
+    return max(row.cpu_ms["server"] + row.cpu_ms["postgres"], LEAST_MS)
 
 
 #: Name, unit, loop that it is measured in, whether more is better, and where a row has it.

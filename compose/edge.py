@@ -168,6 +168,7 @@ class Edge:
             operations=operations,
             validator=operations.validator,
             committer=engine.committer,
+            feed=engine.feed,
             counts=counts,
             loop=self._loop,
             bus=engine.bus,

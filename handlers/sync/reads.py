@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from engine.cache.device_health import Device
+from engine.feed.feed import Feed
 from engine.feed.pages import with_id
 from engine.plan.work import Resolution
 from engine.runtime.loop_scheduler import LARGE_BYTES
@@ -19,6 +20,7 @@ from engine.runtime.read_limiter import Reader
 from engine.wire.errors import SyncError
 from engine.wire.messages import Conflicts, Pull, Resolve, Subscribe, Unsubscribe, Unsubscribed
 from handlers.http.errors import as_sync_error
+from handlers.http.loop_charges import LoopCharges
 from handlers.sync.device_socket import DeviceSocket, TaskBody
 from handlers.sync.operations import Operations
 from handlers.sync.subscription_sink import SubscriptionSink
@@ -38,6 +40,8 @@ class Reads:
     __slots__ = (
         "_charge",
         "_device",
+        "_feed",
+        "_loop",
         "_operations",
         "_reader",
         "_socket",
@@ -50,14 +54,19 @@ class Reads:
         self,
         socket: DeviceSocket,
         device: Device,
+        *,
         operations: Operations,
+        feed: Feed,
+        loop: LoopCharges,
         submit: Callable[[Resolution, str], None],
     ) -> None:
         self._operations = operations
+        self._feed = feed
+        self._loop = loop
         self._socket = socket
         self._device = device
         self._submit = submit
-        self._charge = partial(operations.loop.charge, device, "answer")
+        self._charge = partial(loop.charge, device, "answer")
         self._reader = Reader(*socket.key)
         self._subscriptions: dict[str, SubscriptionSink] = {}
         self.count = 0
@@ -90,7 +99,7 @@ class Reads:
             raise SyncError("invalid_message", "id: a subscription of this id is open: use another id")
         if len(self._subscriptions) >= MAX_SUBSCRIPTIONS:
             raise SyncError("too_large", f"subscriptions: the limit is {MAX_SUBSCRIPTIONS}: end one first")
-        sink = SubscriptionSink(self._operations.feed, self._socket, request, self._forget)
+        sink = SubscriptionSink(self._feed, self._socket, request, self._forget)
         self._subscriptions[request.id] = sink
         self._begin(request.id, partial(self._open, sink))
 
@@ -148,8 +157,8 @@ class Reads:
             self._socket.say(body)
             return
         steps = codec.encode_steps(body)
-        scheduler = self._operations.loop.scheduler
-        self._socket.say_encoded(await scheduler.handled(self._reader.tenant_id, steps, self._charge))
+        tenant_id = self._reader.tenant_id
+        self._socket.say_encoded(await self._loop.scheduler.handled(tenant_id, steps, self._charge))
 
     def _forget(self, sink: SubscriptionSink) -> None:
         """Free the id of a subscription that is over."""

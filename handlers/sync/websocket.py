@@ -13,6 +13,7 @@ from engine.cluster.bus import Bus
 from engine.commit.admission import Admission
 from engine.commit.committer import Committer
 from engine.commit.validation import MessageValidator
+from engine.feed.feed import Feed
 from engine.runtime.partial_messages import PartialMessages
 from engine.runtime.ports import StoreError
 from engine.wire.close_codes import CloseCode
@@ -49,6 +50,7 @@ class SyncSocket(msgspec.Struct, frozen=True, kw_only=True):
     operations: Operations
     validator: MessageValidator
     committer: Committer
+    feed: Feed
     counts: PushCounts
     loop: LoopCharges
     bus: Bus
@@ -139,11 +141,19 @@ class SyncSocket(msgspec.Struct, frozen=True, kw_only=True):
             loop=self.loop,
             clock=self.loop.clock,
         )
+        reads = Reads(
+            socket,
+            device,
+            operations=self.operations,
+            feed=self.feed,
+            loop=self.loop,
+            submit=pushes.submit_resolution,
+        )
         return Connection(
             socket,
             device,
             pushes,
-            Reads(socket, device, self.operations, pushes.submit_resolution),
+            reads,
             connections=self.connections,
             admission=self.admission,
             loop=self.loop,

@@ -192,7 +192,7 @@ async def test_overload_of_a_server_that_runs_already(serve: Serve, monkeypatch:
 @pytest.mark.usefixtures("home")
 async def test_concurrent_measures_each_of_two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(concurrent, "_REFERENCE_S", 0.2)
-    report = await concurrent.concurrent(options(connections=8, workers=2, saturate=True))
+    report = await concurrent.concurrent(options(connections=8, workers=2, saturate=True, duration_s=3.0))
     row = report.rows[0]
     assert row.faultless
     assert len(row.worker_cpu_ms) == 2

@@ -415,7 +415,10 @@ MUTANTS: dict[str, Mutant] = {
                 "        return self._decoded(frame)",
             ),
         ),
-        ("tests/engine/wire/test_codec.py::test_nesting_depth_outside_of_items_counts",),
+        (
+            "tests/engine/wire/test_codec.py::test_nesting_depth_outside_of_items_counts[json]",
+            "tests/engine/wire/test_codec.py::test_nesting_depth_outside_of_items_counts[msgpack]",
+        ),
     ),
     "a decision made on an older version": Mutant(
         "engine/plan/resolve.py",

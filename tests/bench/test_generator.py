@@ -296,7 +296,8 @@ async def test_generator_result_other_than_asked_for_is_no_success(
 
 async def test_generator_lost_connection_sends_no_more_and_is_waited_for_no_longer() -> None:
     outcome = await generated(
-        lambda _: [{"type": "goodbye", "reason": "drain", "retry_after_ms": 1}, {"close": 1012}]
+        lambda _: [{"type": "goodbye", "reason": "drain", "retry_after_ms": 1}, {"close": 1012}],
+        steps=[Step("a", 20.0, 2.0)],
     )
     assert outcome.ended == {"closed_1012": 2, "goodbye_drain": 2}
     assert {-1} < set(outcome.sent_us)

@@ -336,7 +336,7 @@ class Lane:
                     if rows_s > _CHARGED_FROM_S and not selected.is_light:
                         _share_out(rows_s, taken, transaction.snapshot, spent_s)
                     now_s = self._clock.monotonic_s()
-                    self._blocked_records.update(tenants, plan.blocked, plan.refused_keys, now_s)
+                    self._blocked_records.update(tenants, blocked, plan.blocked, plan.refused_keys, now_s)
                 else:
                     await transaction.rollback()
                 return _Committed(plan, spent_s, selected.is_light, selected.deferred, selected.isolated)

@@ -202,11 +202,20 @@ class BlockedRecords:
                 if key not in blocked or blocked[key][1] <= now_s:
                     blocked[key] = (push.key_hash, now_s + _BLOCKED_FOR_S)
 
-    def update(self, tenants: Iterable[int], blocked: Blocked, refused: Iterable[str], now_s: float) -> None:
+    def update(
+        self,
+        tenants: Iterable[int],
+        blocked_before: Blocked,
+        blocked: Blocked,
+        refused: Iterable[str],
+        now_s: float,
+    ) -> None:
         """Take over what is blocked after a batch.
 
         Args:
             tenants: The tenants of the batch.
+            blocked_before: Their blocked records as the batch found them. What was blocked since stays so: a
+                full disk blocks work of tenants that another lane has in flight.
             blocked: Their blocked records after it.
             refused: The keys of the messages that were refused in it: their time starts again.
             now_s: The time.
@@ -224,6 +233,11 @@ class BlockedRecords:
                 if key in before and message not in refused_now
                 else (message, now_s + _BLOCKED_FOR_S)
                 for key, message in of_tenants.get(tenant_id, ())
+            }
+            left |= {
+                key: since
+                for key, since in before.items()
+                if blocked_before.get(key) != since[0] and since[1] > now_s
             }
             if left:
                 self._by_tenant[tenant_id] = left

@@ -57,6 +57,21 @@ class CloseCode(IntEnum):
     )
 
 
+#: Codes that no close frame may carry (RFC 6455, 7.4.1), of those that the library takes.
+_RESERVED: Final = frozenset((1004, 1005, 1006, 1015))
+
+
+def confirming(code: int) -> int:
+    """Return the code that confirms a client's close: its own, 1002 if no close frame may carry that.
+
+    Args:
+        code: 0 if the client sent none.
+    """
+    if code in _RESERVED or code >= 5000:
+        return CloseCode.PROTOCOL_ERROR
+    return code or CloseCode.NORMAL
+
+
 #: The close code that follows each reason of a ``goodbye``.
 GOODBYES: Final[dict[GoodbyeReason, CloseCode]] = {
     "drain": CloseCode.RESTARTING,

@@ -18,7 +18,7 @@ from engine.runtime.loop_scheduler import LARGE_BYTES
 from engine.runtime.partial_messages import PartialMessages
 from engine.runtime.ports import Clock
 from engine.runtime.rate_limit import retry_soon_ms
-from engine.wire.close_codes import GOODBYES, CloseCode, GoodbyeReason
+from engine.wire.close_codes import GOODBYES, CloseCode, GoodbyeReason, confirming
 from engine.wire.errors import SyncError
 from engine.wire.messages import Goodbye
 from handlers.http.counters import Traffic
@@ -160,7 +160,7 @@ class DeviceSocket:
             self._owner.on_pong(now_s)
         elif kind is WSMsgType.CLOSE:
             if not self.closing:
-                self.outbox.close(message.data or CloseCode.NORMAL, "")
+                self.outbox.close(confirming(message.data), "")
             self.on_end()
 
     def _on_data(self, kind: WSMsgType, frame: bytes, now_s: float) -> None:

@@ -230,6 +230,13 @@ async def test_close_by_the_device_is_confirmed_with_its_code(shared: Running) -
     assert phone.socket.close_code == 1000
 
 
+@pytest.mark.parametrize("code", [1004, 1006, 1015, 5000, 65535])
+async def test_close_with_a_code_that_no_frame_may_carry_is_1002(shared: Running, code: int) -> None:
+    phone = await shared.device()
+    assert await phone.socket.close(code=code)
+    assert phone.socket.close_code == 1002
+
+
 @pytest.mark.asyncio(loop_scope="function")
 async def test_close_drain_answers_accepted_messages_and_is_1012(server: Running) -> None:
     phone, tablet = await server.device("phone"), await server.device("tablet")

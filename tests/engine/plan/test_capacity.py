@@ -159,15 +159,29 @@ def test_capacity_too_many_blocked_records_block_the_device() -> None:
 def test_blocked_records_end_after_their_time() -> None:
     blocked_records = BlockedRecords()
     one, two = DeviceRecordKey(1, "phone", "task", "a"), DeviceRecordKey(1, "phone", "task", "b")
-    blocked_records.update([1, 2], {one: "k1"}, ["k1"], 0.0)
-    blocked_records.update([1], {one: "k1", two: "k2"}, ["k2"], 50.0)
+    blocked_records.update([1, 2], {}, {one: "k1"}, ["k1"], 0.0)
+    blocked_records.update([1], {one: "k1"}, {one: "k1", two: "k2"}, ["k2"], 50.0)
     assert blocked_records.of([1], 89.0) == {one: "k1", two: "k2"}
     assert blocked_records.of([1], 91.0) == {two: "k2"}
     assert blocked_records.of([2], 0.0) == {}
-    blocked_records.update([1], {two: "k2"}, ["k2"], 92.0)
+    blocked_records.update([1], {two: "k2"}, {two: "k2"}, ["k2"], 92.0)
     assert blocked_records.of([1], 150.0) == {two: "k2"}, "refused again, its time begins anew"
-    blocked_records.update([1], {}, [], 151.0)
+    blocked_records.update([1], {two: "k2"}, {}, [], 151.0)
     assert blocked_records.of([1], 151.0) == {}
+
+
+def test_blocked_records_of_a_full_disk_outlast_a_batch_of_another_lane() -> None:
+    blocked_records, planner = BlockedRecords(), Planner()
+    freed = DeviceRecordKey(1, "tablet", "task", "b")
+    blocked_records.update([1], {}, {freed: "k1"}, ["k1"], 0.0)
+    found = blocked_records.of([1], 1.0)
+    push = planner.push(item("task", "a", n=1))
+    blocked_records.block([push], 2.0)
+    blocked_records.update([1], found, {}, [], 3.0)
+    left = blocked_records.of([1], 3.0)
+    assert set(left.values()) == {push.key_hash}
+    assert DeviceRecordKey(1, "phone", "task", "a") in left
+    assert freed not in left
 
 
 class _Key(str):

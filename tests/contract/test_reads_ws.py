@@ -18,11 +18,15 @@ async def test_probes_readyz_while_every_read_waits_answers_at_once(serve: Serve
     with connection.cursor() as cursor:
         cursor.execute("LOCK TABLE records IN ACCESS EXCLUSIVE MODE")
         reads = [asyncio.create_task(server.get("/v1/changes", f"phone-{number}")) for number in range(12)]
-        held = 0
-        while held < 2:  # all connections that devices have for reading
-            await asyncio.sleep(0)
+
+        def waiting() -> int:
             cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-            ((held,),) = cursor.fetchall()
+            ((count,),) = cursor.fetchall()
+            return int(count)
+
+        # All connections that devices have for reading. A thread asks: the loop is the server's.
+        while await asyncio.to_thread(waiting) < 2:
+            assert not any(read.done() for read in reads)
         ready = await asyncio.gather(*(server.get("/readyz") for _ in range(50)))
         assert {reply.status for reply in ready} == {200}
         assert not any(read.done() for read in reads)

@@ -213,7 +213,7 @@ async def test_bus_over_tls_killed_comes_back(node: RedisNode, certified: Certif
             for place in (one, two):
                 await place.is_on()
             one.bus.committed(changes(7, 3))
-            await two.hears("moved", 7, 3)
+            await two.hears("feed_advanced", 7, 3)
             await asyncio.to_thread(node.kill)
             for place in (one, two):
                 await place.is_off()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 from ipaddress import ip_address
 from typing import Final, Literal
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -81,23 +80,8 @@ def _is_local(request: web.Request) -> bool:
     """Return whether a request comes from a program of this machine, not through a proxy."""
     if any(name in request.headers for name in _PASSED_ON):
         return False
-    # A web page may have a browser of this machine ask under its own name (DNS rebinding). No browser leaves
-    # the Host out.
-    host = request.headers.get("Host")
-    return _is_loopback(request.remote or "") and (host is None or _names_loopback(host))
-
-
-def _names_loopback(host: str) -> bool:
     try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return False
-    return name == "localhost" or _is_loopback(name)
-
-
-def _is_loopback(text: str) -> bool:
-    try:
-        address = ip_address(text)
+        address = ip_address(request.remote or "")
     except ValueError:
         return False
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback

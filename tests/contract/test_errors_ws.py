@@ -244,11 +244,12 @@ async def test_rate_expensive_message_counts_as_many(serve: Serve) -> None:
 
 @pytest.mark.asyncio(loop_scope="function")
 async def test_rate_push_that_is_expensive_to_plan_counts_as_many(serve: Serve) -> None:
-    server = await serve(limits={"messages_per_minute": 20})
+    server = await serve(limits={"messages_per_minute": 5})
     phone, desk = await server.device(), await server.device("desk")
     await phone.sync("large", put("a", None, lists=[[]] * 80_000))
     patch = {"domain": "task", "id": "a", "op": "patch", "base": 1}
-    few = {"type": "sync", "id": "1", "key": "few", "items": [patch | {"data": {"n": 0}}] * 30}
+    items = [patch | {"data": {"n": number, "lists": [[]] * (70_000 + number)}} for number in range(3)]
+    few = {"type": "sync", "id": "1", "key": "few", "items": items}
     await desk.send(few)
     assert (await desk.receive())["type"] == "synced"
     assert (await desk.refused("heartbeat"))["code"] == "rate_limited"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Final
 
 import msgspec
@@ -56,13 +55,15 @@ _log = structlog.get_logger()
 class _Committed(msgspec.Struct, frozen=True):
     """The plan that was committed.
 
-    ``spent_s`` are the seconds of the loop that each message took and nobody was charged for yet.
+    ``spent_s`` are the seconds of the loop that each message took, ``charged_s`` those that its device was
+    charged for already, by the message's index.
     ``is_light``: all of it is small. ``deferred`` are the indexes of the messages that were left for another
     batch. ``isolated`` are the tenants to be planned without others.
     """
 
     plan: Plan
     spent_s: list[float]
+    charged_s: dict[int, float]
     is_light: bool
     deferred: Sequence[int]
     isolated: frozenset[int]
@@ -168,14 +169,22 @@ class Lane:
         self._on_committed(plan.changes)
         for push, age_s in plan.reused_keys:
             self._note_reuse(push, age_s)
-        # Many messages below a millisecond each, as patches of a large record, are seconds together.
-        spent = committed.spent_s if committed.is_light else _by_device(batch, committed.spent_s)
-        for queued, outcome, spent_s in zip(batch, plan.outcomes, spent, strict=True):
+        uncharged = committed.spent_s
+        if committed.charged_s:
+            uncharged = [
+                spent_s - committed.charged_s.get(index, 0.0) for index, spent_s in enumerate(uncharged)
+            ]
+        if not committed.is_light:
+            # Many messages below a millisecond each, as patches of a large record, are seconds together.
+            uncharged = _by_device(batch, uncharged)
+        for queued, outcome, spent_s, message_s in zip(
+            batch, plan.outcomes, uncharged, committed.spent_s, strict=True
+        ):
             if type(outcome) is SyncError and outcome.code == "insufficient_storage":
                 self._counters.refused_at_limit += 1
                 outcome.details["retry_after_ms"] = retry_later_ms()
-            if spent_s > _CHARGED_FROM_S:
-                self._charge(queued, spent_s)
+            if spent_s > _CHARGED_FROM_S or message_s > _CHARGED_FROM_S:
+                self._charge(queued, spent_s, message_s)
             _answer(queued, outcome)
 
     def _requeue(self, batch: list[QueuedWork]) -> int:
@@ -190,7 +199,7 @@ class Lane:
         self._counters.failed += 1
         _log.warning("message_too_long", tenant_id=work.tenant_id, device_id=work.device_id)
         self._queue.isolate(work.tenant_id, self._clock.monotonic_s())
-        self._charge(queued, error.spent_s[error.index])
+        self._charge(queued, 0.0, error.spent_s[error.index])
         _answer(
             queued,
             SyncError("too_large", f"items: applying them takes over {MESSAGE_S:.0f} s: send fewer at once"),
@@ -249,16 +258,13 @@ class Lane:
         _answer(queued, SyncError("internal", "the server failed on this message", error_id=error_id))
         return 0
 
-    def _charge(self, queued: QueuedWork, spent_s: float) -> None:
-        """Charge a device, and have it rest if it is over its share."""
-        if spent_s > _CHARGED_FROM_S and queued.charge is not None:
-            rest = queued.charge(spent_s)
+    def _charge(self, queued: QueuedWork, spent_s: float, message_s: float = 0.0) -> None:
+        """Charge a device (``Charge``), and have it rest if it is over its share."""
+        if queued.charge is not None:
+            rest = queued.charge(spent_s, message_s)
             if rest is not None:
                 work = queued.work
                 self._queue.rest(work.tenant_id, work.device_id, rest, self._clock.monotonic_s())
-
-    def _charge_slice(self, batch: list[QueuedWork], index: int, spent_s: float) -> None:
-        self._charge(batch[index], spent_s)
 
     async def _commit(self, batch: list[QueuedWork]) -> _Committed:
         """Run one batch until its outcome is certain.
@@ -306,6 +312,10 @@ class Lane:
             nonlocal rows_s
             rows_s += spent_s
 
+        def charge(index: int, spent_s: float) -> None:
+            self._charge(payers[index], spent_s - charged_s.get(index, 0.0))
+            charged_s[index] = spent_s
+
         clock_s = self._clock.monotonic_s
         while True:
             reads = read_set(everything, context, extra_conflicts)
@@ -325,7 +335,7 @@ class Lane:
                     and len(tenants) == 1
                     and self._is_contended(self._clock.monotonic_s())
                 )
-                charge = partial(self._charge_slice, payers)
+                charged_s: dict[int, float] = {}
                 plan, spent_s = await run_plan(planning, len(taken), self._clock, charge, rests=rests)
             except BaseException:
                 await transaction.rollback()
@@ -339,7 +349,9 @@ class Lane:
                     self._blocked_records.update(tenants, blocked, plan.blocked, plan.refused_keys, now_s)
                 else:
                     await transaction.rollback()
-                return _Committed(plan, spent_s, selected.is_light, selected.deferred, selected.isolated)
+                return _Committed(
+                    plan, spent_s, charged_s, selected.is_light, selected.deferred, selected.isolated
+                )
             # Run again with the conflicts that were not read. This is rare: it costs more than reading them
             # within the same transaction would, but other batches pay nothing.
             await transaction.rollback()

@@ -28,8 +28,7 @@ _COUNTED_FROM_S: Final = 0.1
 class TooLongError(Exception):
     """A message takes too long to plan.
 
-    ``index`` is its place in the batch, ``spent_s`` the seconds of each message that nobody was
-    charged for yet.
+    ``index`` is its place in the batch, ``spent_s`` the seconds of each message.
     """
 
     def __init__(self, index: int, spent_s: list[float]) -> None:
@@ -55,18 +54,17 @@ async def run_plan(
         clock: Read once after each step, to charge the time and to give the event loop to others. Whether a
             message is too long is judged by processor time: no device loses a message because the host stood
             still or was busy with something else.
-        charge: Called at the end of each time slice with the index of the message under way and the seconds
-            that it took since the last call.
+        charge: Called at the end of each time slice, and before a message is refused, with the index of the
+            message under way and the seconds that it took so far.
         rests: Give others seven tenths of the event loop, not only one pass of it.
 
     Returns:
-        The plan, and the seconds of each message that ``charge`` was not told of.
+        The plan, and the seconds of each message.
 
     Raises:
         TooLongError: A message took more than ``MESSAGE_S`` of work and is not done.
     """
     spent_s = [0.0] * messages
-    charged_s: dict[int, float] = {}
     last, long, worked_s, since_s, left_s = -1, -1, 0.0, 0.0, _LONGEST_REST_S
     look = clock.monotonic_s
     began_s = slice_s = look()
@@ -85,12 +83,12 @@ async def run_plan(
                 long = index
                 if worked_s > MESSAGE_S:
                     steps.close()
-                    _subtract(spent_s, charged_s)
+                    if charge is not None:
+                        charge(index, spent_s[index])
                     raise TooLongError(index, spent_s)
             if now_s - slice_s >= TIME_SLICE_S:
                 if charge is not None:
-                    charge(index, spent_s[index] - charged_s.get(index, 0.0))
-                    charged_s[index] = spent_s[index]
+                    charge(index, spent_s[index])
                 rest_s = min((now_s - slice_s) * _REST, left_s) if rests else 0.0
                 left_s -= rest_s
                 await asyncio.sleep(rest_s)
@@ -99,10 +97,4 @@ async def run_plan(
                 since_s = clock.cpu_s()
             began_s = now_s
     except StopIteration as done:
-        _subtract(spent_s, charged_s)
         return done.value, spent_s
-
-
-def _subtract(spent_s: list[float], charged_s: dict[int, float]) -> None:
-    for index, seconds in charged_s.items():
-        spent_s[index] -= seconds

@@ -35,13 +35,9 @@ class LoopCharges(msgspec.Struct, frozen=True):
             self.watch.log_held(spent_s, *device.key, kind)
         return self.shares.spend(device.key[0], device, spent_s, now_s)
 
-    def charge_planning(self, device: Device, spent_s: float) -> Rest | None:
-        """Charge a device for the planning of its messages.
-
-        Returns:
-            How long nothing more of the device and of its tenant is to be committed, None if both go on.
-        """
-        device.bucket.charge(spent_s)
+    def charge_planning(self, device: Device, spent_s: float, message_s: float = 0.0) -> Rest | None:
+        """Charge a device for the planning of its messages, as ``engine.commit.queue.Charge`` says."""
+        device.bucket.charge(message_s)
         now_s = self.clock.monotonic_s()
         if not self.charge(device, "planning", spent_s, now_s):
             return None

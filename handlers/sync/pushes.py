@@ -112,8 +112,8 @@ class Pushes:
             raise overloaded(self.backoff.begin(self._clock.monotonic_s(), wait_ms, "overloaded")) from None
         self.in_flight += 1
 
-    def _charge(self, spent_s: float) -> Rest | None:
-        return self._loop.charge_planning(self._device, spent_s)
+    def _charge(self, spent_s: float, message_s: float = 0.0) -> Rest | None:
+        return self._loop.charge_planning(self._device, spent_s, message_s)
 
     def _on_stored(self, request_id: str, key: str, started_us: int, outcome: Outcome) -> None:
         self.in_flight -= 1

@@ -190,7 +190,9 @@ async def test_error_json_that_is_no_object_is_malformed(shared: Running) -> Non
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_error_rate_limited_has_a_retry_after(serve: Serve) -> None:
+async def test_error_rate_limited_has_a_retry_after(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    # On a busy machine a message may take over 10 ms, and would count for several.
+    monkeypatch.setattr("engine.runtime.rate_limit.EXPENSIVE_S", 3600.0)
     server = await serve(limits={"messages_per_minute": 600})
     phone = await server.device()
     assert phone.welcome["limits"]["messages_per_minute"] == 600
@@ -199,8 +201,7 @@ async def test_error_rate_limited_has_a_retry_after(serve: Serve) -> None:
     answers = [await phone.receive() for _ in range(690)]
     limited = [answer for answer in answers if answer["type"] == "error"]
     assert [answer["id"] for answer in answers] == [str(number) for number in range(690)]
-    # 90 are past the rate. A message that takes over 10 ms, as on a busy machine, counts as several.
-    assert 1 <= len(limited) <= 345
+    assert 1 <= len(limited) <= 90
     for error in limited:
         assert (error["code"], error["retryable"]) == ("rate_limited", True)
         assert 1 <= error["retry_after_ms"] <= 100
@@ -244,11 +245,11 @@ async def test_rate_expensive_message_counts_as_many(serve: Serve) -> None:
 
 @pytest.mark.asyncio(loop_scope="function")
 async def test_rate_push_that_is_expensive_to_plan_counts_as_many(serve: Serve) -> None:
-    server = await serve(limits={"messages_per_minute": 5})
+    server = await serve(limits={"messages_per_minute": 20})
     phone, desk = await server.device(), await server.device("desk")
-    await phone.sync("large", put("a", None, lists=[[]] * 80_000))
+    await phone.sync("large", put("a", None, of={str(number): 0 for number in range(24_000)}))
     patch = {"domain": "task", "id": "a", "op": "patch", "base": 1}
-    items = [patch | {"data": {"n": number, "lists": [[]] * (70_000 + number)}} for number in range(3)]
+    items = [patch | {"data": {"of": {"n": number}}} for number in range(30)]
     few = {"type": "sync", "id": "1", "key": "few", "items": items}
     await desk.send(few)
     assert (await desk.receive())["type"] == "synced"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from engine.commit import lane, planning
+from engine.commit.queue import Charge
 from engine.model.rows import ReadSet
 from engine.plan import weighing
 from engine.plan.work import PushAnswer
@@ -53,6 +54,16 @@ def expensive(monkeypatch: pytest.MonkeyPatch) -> None:
 def two(record_id: str) -> list[Json]:
     """Return the items of an expensive message."""
     return [put(record_id), put(record_id, 1, x=1)]
+
+
+def told(charged: list[float]) -> Charge:
+    """Return a charge that keeps what counts for the device's share of the loop."""
+
+    def charge(spent_s: float, _message_s: float = 0.0) -> None:
+        if spent_s:
+            charged.append(spent_s)
+
+    return charge
 
 
 async def gathered(one: Bench) -> None:
@@ -138,12 +149,29 @@ async def test_committer_planning_time_is_charged_to_its_device() -> None:
         charged: dict[str, list[float]] = {"a": [], "b": []}
         for name, count in (("a", 1), ("b", 64)):
             items = [put(f"{name}{number}") for number in range(count)]
-            one.committer.submit(one.push(name, *items), lambda _: None, charged[name].append)
+            one.committer.submit(one.push(name, *items), lambda _: None, told(charged[name]))
         clock.tick_s = 0.25
         one.store.gate.set()
         await one.committer.drain()
         # A look at the clock after each 32 items, where it is charged.
         assert charged == {"a": [0.25], "b": [0.25, 0.25]}
+
+
+async def test_committer_time_of_a_message_charged_in_slices_is_told_as_a_whole_when_it_is_done() -> None:
+    clock = Ticking(0.0)
+    async with bench(clock=clock) as one:
+        await gathered(one)
+        calls: list[tuple[float, float]] = []
+
+        def charge(spent_s: float, message_s: float = 0.0) -> None:
+            calls.append((spent_s, message_s))
+
+        items = [put(f"a{number}") for number in range(64)]
+        one.committer.submit(one.push("a", *items), lambda _: None, charge)
+        clock.tick_s = 0.25
+        one.store.gate.set()
+        await one.committer.drain()
+        assert calls == [(0.25, 0.0), (0.25, 0.0), (0.0, 0.5)]
 
 
 async def test_committer_time_of_large_rows_is_charged_to_its_device() -> None:
@@ -154,7 +182,7 @@ async def test_committer_time_of_large_rows_is_charged_to_its_device() -> None:
         clock.tick_s = 0.002
         for name, size in (("small", 10), ("large", 9000)):
             push = one.push(name, put(name, text="x" * size), device=name)
-            one.committer.submit(push, lambda _: None, charged[name].append)
+            one.committer.submit(push, lambda _: None, told(charged[name]))
         one.store.gate.set()
         await one.committer.drain()
         assert sum(charged["large"]) > sum(charged["small"]) + 0.002
@@ -164,7 +192,7 @@ async def test_committer_time_below_a_millisecond_is_not_charged() -> None:
     clock = Ticking(0.0005)
     async with bench(clock=clock) as one:
         charged: list[float] = []
-        one.committer.submit(one.push("k", put("a")), lambda _: None, charged.append)
+        one.committer.submit(one.push("k", put("a")), lambda _: None, told(charged))
         await one.committer.drain()
         assert not charged
 
@@ -180,7 +208,7 @@ async def test_committer_time_below_a_millisecond_is_charged_by_device_in_a_larg
         charged: list[float] = []
         for number in range(8):
             push = one.push(f"k{number}", put("a", number + 1, x=number))
-            one.committer.submit(push, lambda _: None, charged.append)
+            one.committer.submit(push, lambda _: None, told(charged))
         clock.tick_s = 0.0005
         one.store.gate.set()
         await one.committer.drain()
@@ -195,7 +223,7 @@ async def test_committer_message_over_a_second_is_too_large_and_its_key_unused()
         items = [put(f"r{number}") for number in range(500)]
         one.submit("before", put("a"))
         one.committer.submit(
-            one.push("long", *items), lambda outcome: one.replies.append(("long", outcome)), charged.append
+            one.push("long", *items), lambda outcome: one.replies.append(("long", outcome)), told(charged)
         )
         one.submit("behind", put("b"))
         clock.tick_s = 0.1
@@ -215,7 +243,7 @@ async def test_committer_message_over_a_second_is_too_large_and_its_key_unused()
 async def test_committer_device_over_its_share_rests_alone() -> None:
     clock = Ticking(0.005)
     async with bench(clock=clock) as one:
-        await one.committer.commit(one.push("first", put("a")), lambda _: Rest(3.0, 0.0))
+        await one.committer.commit(one.push("first", put("a")), lambda *_: Rest(3.0, 0.0))
         clock.tick_s = 0.0
         second = asyncio.create_task(one.committer.commit(one.push("second", put("a", 1, x=1))))
         await asyncio.sleep(0)
@@ -230,7 +258,7 @@ async def test_committer_device_over_its_share_rests_alone() -> None:
 async def test_committer_rest_ends_and_accepted_work_is_drained() -> None:
     clock = Ticking(0.005)
     async with bench(clock=clock) as one:
-        await one.committer.commit(one.push("first", put("a")), lambda _: Rest(0.05, 0.05))
+        await one.committer.commit(one.push("first", put("a")), lambda *_: Rest(0.05, 0.05))
         one.submit("second", put("a", 1, x=1))
         await one.committer.drain()
         assert one.statuses("second") == ["applied"]

@@ -21,7 +21,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from engine.model.tenants import Tenant
 from engine.wire.errors import SyncError
 from engine.wire.floats import json_decoder
-from engine.wire.messages import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL
 from handlers.http.headers import Headers, combined, elements
 
 Algorithm = Literal["HS256", "EdDSA", "ES256", "RS256"]
@@ -38,7 +37,6 @@ DEVICE_ID = re.compile(r"[A-Za-z0-9_-]{1,255}\Z")
 _UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 #: Seconds beyond which a number is not exact in JSON everywhere: 285 million years.
 _LAST_S: Final = 1 << 53
-_SUBPROTOCOLS = (JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL)
 
 
 class UnusableKeyError(Exception):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 from aiohttp import WSServerHandshakeError
@@ -230,18 +229,7 @@ async def test_device_revoked_during_its_handshake_is_closed(
 
 async def test_device_revoked_during_a_slow_body_is_refused(serve: Serve) -> None:
     server = await serve()
-    go = asyncio.Event()
-
-    async def body() -> AsyncIterator[bytes]:
-        yield b'{"type":"sync","key":"k",'
-        await go.wait()
-        yield b'"items":[]}'
-
-    headers = {"Content-Type": "application/json"} | server.headers("phone")
-    sending = asyncio.create_task(server.http.post(server.url + "/v1/sync", data=body(), headers=headers))
-    async with asyncio.timeout(10):
-        while "tidemark_messages_received_total 1.0" not in (await server.get("/metrics")).body.decode():  # noqa: ASYNC110  # a scrape tells nobody
-            await asyncio.sleep(0.02)
+    go, sending = await server.half_sent_sync("phone")
     revoke_device(server.dsn, "acme", "phone")
     await heard_of_it(server, "phone", "acme")
     go.set()

@@ -80,18 +80,7 @@ async def test_overload_refuses_pushes_undecoded_and_answers_accepted_ones(serve
 async def test_overload_refuses_bodies_whose_headers_were_accepted(serve: Serve) -> None:
     server = await serve()
     phone = await server.device()
-    go = asyncio.Event()
-
-    async def body() -> AsyncIterator[bytes]:
-        yield b'{"type":"sync","key":"k",'
-        await go.wait()
-        yield b'"items":[]}'
-
-    headers = {"Content-Type": "application/json"} | server.headers("tablet")
-    sending = asyncio.create_task(server.http.post(server.url + "/v1/sync", data=body(), headers=headers))
-    async with asyncio.timeout(10):
-        while "tidemark_messages_received_total 1.0" not in (await server.get("/metrics")).body.decode():  # noqa: ASYNC110  # a scrape tells nobody
-            await asyncio.sleep(0.02)
+    go, sending = await server.half_sent_sync("tablet")
     async with held(server):
         await pressed(phone)
         go.set()

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 import pytest_asyncio
-from aiohttp import ClientSession
+from aiohttp import ClientResponse, ClientSession
 
 from compose.server import Server
 from engine.runtime.setting_layers import Layer, settings
@@ -129,6 +129,26 @@ class Running:
         options["data"] = io.BytesIO(body if isinstance(body, bytes) else msgspec.json.encode(body))
         options["headers"] = {"Content-Type": "application/json"} | options.get("headers", {})
         return await self._request("POST", path, device, tenant, options)
+
+    async def half_sent_sync(self, device: str) -> tuple[asyncio.Event, asyncio.Task[ClientResponse]]:
+        """Send half of the first message's body over HTTP, and wait until the server has its headers.
+
+        Returns:
+            An event that has the rest sent, and the request.
+        """
+        go = asyncio.Event()
+
+        async def body() -> AsyncIterator[bytes]:
+            yield b'{"type":"sync","key":"k",'
+            await go.wait()
+            yield b'"items":[]}'
+
+        headers = {"Content-Type": "application/json"} | self.headers(device)
+        sending = asyncio.create_task(self.http.post(self.url + "/v1/sync", data=body(), headers=headers))
+        async with asyncio.timeout(10):
+            while "tidemark_messages_received_total 1.0" not in (await self.get("/metrics")).body.decode():  # noqa: ASYNC110  # a scrape tells nobody
+                await asyncio.sleep(0.02)
+        return go, sending
 
     async def _request(self, method: str, path: str, device: str, tenant: str, options: Json) -> Reply:
         role = options.pop("role", None)

@@ -60,14 +60,10 @@ class Charge(Protocol):
     """Charges the time of a message to its device."""
 
     def __call__(self, spent_s: float, message_s: float = 0.0, /) -> Rest | None:
-        """Charge the seconds for which the event loop was busy with the message.
+        """Charge ``spent_s`` of the event loop, not charged yet, to the device's share of it.
 
-        Args:
-            spent_s: The seconds that were not charged yet, for the device's share of the loop.
-            message_s: All that the message took, for the device's rate; 0 while it is under way.
-
-        Returns:
-            How long nothing more of the device and of its tenant is to be committed, None if both go on.
+        ``message_s`` is all that the message took, for the device's rate: 0 while it is under way. Returns
+        how long nothing more of the device and of its tenant is to be committed, None if both go on.
         """
 
 

@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,20 @@ from tests.harness.admin import add_tenants
 from tests.harness.services import rows
 
 _ROOT = Path(__file__).parents[3]
+
+pytestmark = pytest.mark.usefixtures("_interruptible")
+
+
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Have SIGINT interrupt, here and in what is started here.
+
+    A process that a shell runs in the background ignores it, and so does all that it starts. An earlier test
+    of this process may have left a handler, too.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_command_interrupted_at_its_question_ends_at_once_and_changes_nothing(dsn: str) -> None:
@@ -52,11 +67,6 @@ def test_run_async_interrupt_closes_what_the_command_opened() -> None:
         finally:
             closed.append("connection")
 
-    # As a command finds it: an earlier test of this process may have left another one.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run_async(command())
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        run_async(command())
     assert closed == ["connection"]

@@ -541,17 +541,30 @@ async def test_store_begin_reads_again_when_the_databases_day_is_another_one(pos
         assert store._day == today
 
 
-async def test_store_begin_of_two_lanes_on_another_day_reads_again_in_both(postgres: Subject) -> None:
+async def test_store_begin_of_two_lanes_on_another_day_reads_again_in_both(
+    postgres: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first to learn of the new day does not vouch for what the second has read."""
     store = postgres.store
     assert isinstance(store, PostgresStore)
-    for opened in [await store.begin(_lookups(n)) for n in (1, 2)]:
-        await opened.rollback()  # so that neither waits for a connection below
+    await (await store.begin(_lookups(1))).rollback()
     assert store._day is not None
     store._day -= 30
     store._statements.clear()
-    begun = await asyncio.gather(*(store.begin(_lookups(n)) for n in (1, 2)), return_exceptions=True)
-    assert [type(one) for one in begun] == [StoreRetryError, StoreRetryError]
+    begin, both, begun = store._database.begin, asyncio.Event(), 0
+
+    async def begin_together() -> object:
+        nonlocal begun
+        transaction = await begin()
+        begun += 1
+        if begun == 2:
+            both.set()
+        await both.wait()  # so that neither has an answer before the other has made its statement
+        return transaction
+
+    monkeypatch.setattr(store._database, "begin", begin_together)
+    ended = await asyncio.gather(*(store.begin(_lookups(n)) for n in (1, 2)), return_exceptions=True)
+    assert [type(one) for one in ended] == [StoreRetryError, StoreRetryError]
 
 
 async def test_session_forgets_prepared_statements_of_past_days(postgres: Subject) -> None:

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Protocol
 
 from engine.model.domains import DomainPolicy
+from engine.model.minutes import TenantMinutes
 from engine.model.rows import Quarantined
 from engine.operate.rows import (
     CleanedUp,
@@ -234,6 +235,23 @@ class QuarantineAdmin(Protocol):
 
         Raises:
             RefusedError: The item cannot be sent, or left the quarantine meanwhile.
+            StoreError: The database is away.
+        """
+
+
+class MinuteReads(Protocol):
+    """The minutes of all processes, summed. Those of the last ten seconds may not be stored yet."""
+
+    async def windows(self, tenant: str | None, since_us: int, until_us: int) -> list[TenantMinutes]:
+        """Sum the minutes that began in a window, for each tenant that has any.
+
+        Args:
+            tenant: One tenant; None is all tenants, and what no tenant is known for.
+            since_us: The window's start, inclusive. Minutes are kept for 48 hours.
+            until_us: The window's end, exclusive.
+
+        Raises:
+            RefusedError: There is no such tenant.
             StoreError: The database is away.
         """
 

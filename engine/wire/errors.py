@@ -256,6 +256,9 @@ ERRORS: Final = _table(
     ),
 )
 
+#: The codes by which the service refuses what a device rightly asked. All others are the device's own.
+SERVICE_ERRORS: Final = frozenset(("unavailable", "overloaded", "internal"))
+
 
 class SyncError(Exception):
     """A message was refused as a whole, with a code of ``ERRORS``.

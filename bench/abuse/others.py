@@ -14,7 +14,7 @@ import msgspec
 
 from bench.harness.load_run import Target
 from bench.load.precise_timer import PreciseTimer
-from bench.load.websocket_client import HandshakeError, Socket, connect, frame
+from bench.load.websocket_client import HandshakeError, Socket, connect
 from bench.load.workload import data_of
 from bench.report.results import Felt
 from bench.report.statistics import latency_of
@@ -73,7 +73,7 @@ class _Other:
         elif kind == "pull":
             message |= {"cursor": self._cursor, "limit": 100}
         self._waiting[mark] = kind, due_s
-        self.socket.write(frame(msgspec.json.encode(message)))
+        self.socket.send(msgspec.json.encode(message))
 
     def heard(self, text: bytes) -> None:
         """Take an answer."""

@@ -24,7 +24,7 @@ from bench.faults.history import (
     Sent,
 )
 from bench.faults.workload import Worker
-from bench.load.websocket_client import CUT_OFF, HandshakeError, Socket, connect, frame
+from bench.load.websocket_client import CUT_OFF, HandshakeError, Socket, connect
 
 _CONNECT_S: Final = 5.0
 _TICK_S: Final = 0.05
@@ -190,7 +190,7 @@ class Device:
         if self._subscribed_s is None or 0 < self._subscribed_s <= now_s:
             self._subscribed_s = 0.0
             ask = {"type": "subscribe", "id": f"live{self._sessions}", "cursor": self._cursor}
-            socket.write(frame(_encode(ask)))
+            socket.send(_encode(ask))
         if self._pulling == "wanted":
             self._pulling = "asked"
             self._whole = None
@@ -224,14 +224,14 @@ class Device:
         if luck < _DROPPED:
             return
         if luck < _DROPPED + _GARBLED:
-            socket.write(frame(text[: len(text) // 2]))
+            socket.send(text[: len(text) // 2])
             return
-        socket.write(frame(text))
+        socket.send(text)
         if luck > 1 - _TWICE:
-            socket.write(frame(text))
+            socket.send(text)
 
     def _pull(self, socket: Socket) -> None:
-        socket.write(frame(_encode({"type": "pull", "id": "whole", "cursor": self._whole, "limit": 50})))
+        socket.send(_encode({"type": "pull", "id": "whole", "cursor": self._whole, "limit": 50}))
 
     def _received(self, text: bytes) -> None:
         heard = decode(text)

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from bench.load.child_process import Lines, main, say
-from bench.load.websocket_client import Socket, frame, try_connect
+from bench.load.websocket_client import Socket, try_connect
 
 #: How many connections are being opened at once: each reads the database.
 _OPENING: Final = 50
@@ -29,8 +29,8 @@ CATCH_UP_S: Final = 30.0
 _LOOK_S: Final = 0.02
 _TICK_S: Final = 0.01
 
-_SUBSCRIBE: Final = frame(b'{"type":"subscribe","id":"live","cursor":null,"domains":null}')
-_HEARTBEAT: Final = frame(b'{"type":"heartbeat","id":"beat","queue_depth":0,"battery":0.8,"network":"4g"}')
+_SUBSCRIBE: Final = b'{"type":"subscribe","id":"live","cursor":null,"domains":null}'
+_HEARTBEAT: Final = b'{"type":"heartbeat","id":"beat","queue_depth":0,"battery":0.8,"network":"4g"}'
 
 
 class WatchPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,7 +204,7 @@ class Watch:
                 async with asyncio.timeout(_FIRST_PAGE_S):
                     await one.greeted
                     one.greeted = asyncio.get_running_loop().create_future()
-                    socket.write(_SUBSCRIBE)
+                    socket.send(_SUBSCRIBE)
                     await one.greeted
             except TimeoutError:
                 refusals["TimeoutError"] += 1
@@ -237,7 +237,7 @@ class Watch:
             for number in range(self._heartbeats, due):
                 socket = self._subscribers[number % len(self._subscribers)].socket
                 if socket is not None:
-                    socket.write(_HEARTBEAT)
+                    socket.send(_HEARTBEAT)
             self._heartbeats = max(self._heartbeats, due)
             await asyncio.sleep(_TICK_S)
 

@@ -23,7 +23,7 @@ import msgspec
 from bench.load.child_process import Lines, main, say
 from bench.load.plan import CODES, Outcome, Plan, Ready
 from bench.load.precise_timer import PreciseTimer
-from bench.load.websocket_client import Socket, frame, try_connect
+from bench.load.websocket_client import Socket, try_connect
 from bench.load.workload import Answer, Backlogs, Tasks, Work
 
 #: How many handshakes are under way at once.
@@ -40,7 +40,7 @@ _TICK_S: Final = 0.01
 #: A closed loop goes on after a refusal as soon as it is told to, but not faster than this.
 _AFTER_REFUSAL_S: Final = 0.1
 
-_SUBSCRIBE: Final = frame(b'{"type":"subscribe","id":"live","cursor":null,"domains":null}')
+_SUBSCRIBE: Final = b'{"type":"subscribe","id":"live","cursor":null,"domains":null}'
 
 
 class Generator:
@@ -60,7 +60,7 @@ class Generator:
         self._again = False
         self._ended: Counter[str] = Counter()
         self._codes = {name: place for place, name in enumerate(CODES)}
-        self._frame, self._verdict = self._work.frame, self._work.verdict
+        self._sync, self._verdict = self._work.sync, self._work.verdict
         self._device = array("l")
         self._due_us = array("q")
         self._sent_us = array("q")
@@ -100,14 +100,14 @@ class Generator:
                 # As the guide asks for; the bare servers name no session and know no such message.
                 if self._sessions[index]:
                     clock = datetime.now(UTC).isoformat().encode()
-                    socket.write(frame(b'{"type":"hello","app_version":"bench","clock":"%b"}' % clock))
+                    socket.send(b'{"type":"hello","app_version":"bench","clock":"%b"}' % clock)
 
     async def _subscribe(self, index: int, subscribing: asyncio.Semaphore) -> None:
         async with subscribing:
             socket = self._sockets[index]
             if socket is not None:
                 self._greeted[index] = asyncio.get_running_loop().create_future()
-                socket.write(_SUBSCRIBE)
+                socket.send(_SUBSCRIBE)
                 await self._greeted[index]
 
     async def run(self, start_s: float) -> Outcome:
@@ -210,7 +210,7 @@ class Generator:
             self._work.skip()
             return
         self._sent_us.append(self._now_us())
-        socket.write(self._frame(index, number))
+        socket.send(self._sync(index, number))
         self._waiting += 1
 
     def _received(self, index: int, text: bytes) -> None:

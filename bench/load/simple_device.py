@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from bench.load.websocket_client import Socket, connect, frame
+from bench.load.websocket_client import Socket, connect
 
 Message = dict[str, Any]
 _CLOSED: Final[Message] = {"type": "error", "code": "closed"}
@@ -71,7 +71,7 @@ class SimpleDevice:
         request_id = fields.setdefault("id", str(next(self._numbers)))
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._asked[request_id] = answer
-        self._socket.write(frame(msgspec.json.encode({"type": type, **fields})))
+        self._socket.send(msgspec.json.encode({"type": type, **fields}))
         try:
             async with asyncio.timeout(self._answer_s):
                 return await answer

@@ -38,13 +38,8 @@ class HandshakeError(Exception):
     retry_after_s: int = 0
 
 
-def frame(text: bytes) -> bytes:
-    """Wrap a text message. The mask is zero: legal, and nothing needs to be masked with it."""
-    return framed(_TEXT, text)
-
-
 def framed(head: int, payload: bytes) -> bytes:
-    """Wrap a frame of any kind, with the first byte that is given."""
+    """Wrap a frame that begins with ``head``. The mask is zero: legal, and nothing needs to be masked."""
     size = len(payload)
     if size < 126:
         return bytes((head, 0x80 | size, 0, 0, 0, 0)) + payload
@@ -69,7 +64,6 @@ class Socket(asyncio.Protocol):
         "_transport",
         "code",
         "opened",
-        "write",
     )
 
     def __init__(self, request: str, on_text: OnText, on_end: OnEnd) -> None:
@@ -80,15 +74,17 @@ class Socket(asyncio.Protocol):
         self._on_end = on_end
         self._rest = b""
         self._transport: asyncio.Transport
-        self.write: Callable[[bytes], None]
         self.code = CUT_OFF
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask for the upgrade."""
         self._transport = cast(asyncio.Transport, transport)
-        self.write = self._transport.write
-        self.write(self._request.encode())
+        self._transport.write(self._request.encode())
+
+    def send(self, text: bytes) -> None:
+        """Send a text message."""
+        self._transport.write(framed(_TEXT, text))
 
     def data_received(self, data: bytes) -> None:
         """Parse frames as they arrive."""
@@ -145,10 +141,10 @@ class Socket(asyncio.Protocol):
         if head == _TEXT_DEFLATED:
             self._on_text(zlib.decompressobj(-15).decompress(payload + b"\0\0\xff\xff"))
         elif head == _PING:
-            self.write(framed(_PONG, payload))
+            self._transport.write(framed(_PONG, payload))
         elif head == _CLOSE:
             self.code = int.from_bytes(payload[:2]) if payload else 1005
-            self.write(framed(_CLOSE, payload[:2]))
+            self._transport.write(framed(_CLOSE, payload[:2]))
             self._transport.close()
         elif head != _PONG:
             self._transport.abort()
@@ -163,7 +159,7 @@ class Socket(asyncio.Protocol):
     def close(self) -> None:
         """Close without waiting for the server's confirmation."""
         if not self._transport.is_closing():
-            self.write(framed(_CLOSE, (1000).to_bytes(2)))
+            self._transport.write(framed(_CLOSE, (1000).to_bytes(2)))
             self._transport.close()
 
 

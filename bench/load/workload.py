@@ -14,8 +14,6 @@ from typing import Final, Protocol, cast
 
 import msgspec
 
-from bench.load.websocket_client import frame
-
 DOMAIN: Final = "task"
 #: Every second sync of a device updates a task that it made before; the others make a new one.
 MIX: Final = "one item a sync, a task of about 200 bytes, half new records, half updates of the device's own"
@@ -70,7 +68,7 @@ class Work(Protocol):
         """Read a message of the server."""
         ...
 
-    def frame(self, device: int, number: int) -> bytes:
+    def sync(self, device: int, number: int) -> bytes:
         """Write sync ``number`` of the run, which the device at that place sends now."""
         ...
 
@@ -131,12 +129,12 @@ class Tasks:
         self.record = array("l")
         self.base = array("l")
 
-    def frame(self, device: int, number: int) -> bytes:
+    def sync(self, device: int, number: int) -> bytes:
         """Write the next task of a device."""
         record, base = self._workers[device].next()
         self.record.append(record)
         self.base.append(base)
-        return frame(message(self._names[device], self._prefix, number, record, base))
+        return message(self._names[device], self._prefix, number, record, base)
 
     def skip(self) -> None:
         """Count a sync that is not sent."""
@@ -195,7 +193,7 @@ def record_id(device: str, record: int) -> str:
 
 # -- all that a device did offline in one sync --------------------------------------------------
 
-#: Stands where a frame is stamped with its number, eight digits.
+#: Stands where a sync is stamped with its number, eight digits.
 _MARK: Final = "########"
 _AT: Final = "2026-03-01T08:%02d:00Z"
 
@@ -237,12 +235,12 @@ class Backlogs:
         items = [_item(prefix, record, base=None) for record in range(backlog.new_records)]
         items += [_item(prefix, record, base=1) for record in range(backlog.changes)]
         text = f'{{"type":"sync","id":"{_MARK}","key":"{prefix}{_MARK}","items":[{",".join(items)}]}}'
-        self._frame = frame(text.encode())
+        self._text = text.encode()
         self._mark = _MARK.encode()
 
-    def frame(self, device: int, number: int) -> bytes:  # noqa: ARG002  # all devices send the same
-        """Stamp the frame with its number."""
-        return self._frame.replace(self._mark, b"%08d" % number)
+    def sync(self, device: int, number: int) -> bytes:  # noqa: ARG002  # all devices send the same
+        """Stamp the sync with its number."""
+        return self._text.replace(self._mark, b"%08d" % number)
 
     def skip(self) -> None:
         """Count nothing: a number is all that a sync is."""

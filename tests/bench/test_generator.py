@@ -21,7 +21,6 @@ from bench.load import generator
 from bench.load.generator import Generator
 from bench.load.plan import Outcome, Plan, Ready, Step
 from bench.load.precise_timer import PreciseTimer
-from bench.load.websocket_client import frame
 from bench.load.workload import (
     OFFLINE,
     ONLINE,
@@ -47,8 +46,8 @@ TWO = Backlog(2, 1)
 SHORT = [Step("a", 300.0, 0.1), Step("b", 100.0, 0.2)]
 
 
-def unframed(framed: bytes) -> Json:
-    return msgspec.json.decode(framed[framed.index(b"{") :], type=Json)
+def decoded(text: bytes) -> Json:
+    return msgspec.json.decode(text, type=Json)
 
 
 # -- what is sent -------------------------------------------------------------------------------
@@ -56,12 +55,12 @@ def unframed(framed: bytes) -> Json:
 
 def test_tasks_every_second_sync_updates_a_known_record() -> None:
     tasks = Tasks(PREFIX, ["d"], lambda: 0.0)
-    first, second = (unframed(tasks.frame(0, number)) for number in range(2))
+    first, second = (decoded(tasks.sync(0, number)) for number in range(2))
     assert [sync["items"][0]["base"] for sync in (first, second)] == [None, None]
     applied = {"status": "applied", "version": 1, "seq": 1, "domain": "task", "id": "d-0"}
     answer = tasks.decode(msgspec.json.encode({"type": "synced", "results": [applied]}))
     assert tasks.verdict(0, 0, answer.results) == "synced"
-    third, fourth = (unframed(tasks.frame(0, number)) for number in range(2, 4))
+    third, fourth = (decoded(tasks.sync(0, number)) for number in range(2, 4))
     assert (third["items"][0]["id"], third["items"][0]["base"]) == (record_id("d", 2), None)
     assert (fourth["items"][0]["id"], fourth["items"][0]["base"]) == (record_id("d", 0), 1)
     assert [sync["key"] for sync in (first, second, third, fourth)] == [key_of(PREFIX, n) for n in range(4)]
@@ -80,9 +79,9 @@ def test_data_has_about_200_bytes_and_is_never_the_same_again() -> None:
     assert data_of(7, 8) != data_of(7, 9)
 
 
-def test_backlog_frame_is_stamped_wherever_its_number_belongs() -> None:
-    frames = Backlogs(PREFIX, OFFLINE)
-    sync, other = (unframed(frames.frame(0, number)) for number in (7, 8))
+def test_backlog_sync_is_stamped_wherever_its_number_belongs() -> None:
+    backlogs = Backlogs(PREFIX, OFFLINE)
+    sync, other = (decoded(backlogs.sync(0, number)) for number in (7, 8))
     assert (sync["id"], sync["key"]) == ("00000007", "0a1b2c3d00000007")
     ids = [item["id"] for item in sync["items"]]
     assert ids == [f"0a1b2c3d00000007-{n:02}" for n in [*range(24), *range(6)]]
@@ -92,17 +91,12 @@ def test_backlog_frame_is_stamped_wherever_its_number_belongs() -> None:
         "00000007-00 changed",
     ]
     assert not {item["id"] for item in other["items"]} & set(ids)
-    assert 200 <= len(frames.frame(0, 12)) / OFFLINE.items <= 400
+    assert 200 <= len(backlogs.sync(0, 12)) / OFFLINE.items <= 400
 
 
 def test_backlog_final_seqs_are_those_of_the_last_items() -> None:
     assert Backlog(3, 1).final_seqs([11, 12, 13, 14]) == [14, 12, 13]
     assert ONLINE.final_seqs([5]) == [5]
-
-
-def test_frame_of_a_task_fits_the_short_header() -> None:
-    assert Tasks(PREFIX, ["d"], lambda: 0.0).frame(0, 0)[1] == 0xFE
-    assert frame(b"x")[1] == 0x81
 
 
 async def test_precise_timer_goes_off_when_set_and_not_after_it_is_closed() -> None:

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import WSMsgType, web
 from aiohttp.typedefs import Handler
 
-from bench.load.websocket_client import CUT_OFF, HandshakeError, Socket, connect, frame
+from bench.load.websocket_client import CUT_OFF, HandshakeError, Socket, connect, framed
 from engine.wire.messages import JSON_SUBPROTOCOL
 from handlers.server import listening
 from tests.harness.in_process_server import unbounded
@@ -64,7 +64,8 @@ async def test_websocket_client_messages_of_every_length_come_back(size: int) ->
     heard = Heard()
     async with serving(echo) as port:
         socket = await opened(port, heard)
-        socket.write(frame(b"x" * size) + frame(b"behind"))
+        socket.send(b"x" * size)
+        socket.send(b"behind")
         assert await heard.text() == b"x" * size
         assert await heard.text() == b"behind"
         socket.close()
@@ -75,7 +76,7 @@ async def test_websocket_client_reads_a_compressed_message() -> None:
     heard = Heard()
     async with serving(echo) as port:
         socket = await opened(port, heard, deflate=True)
-        socket.write(frame(b"again and " * 500))
+        socket.send(b"again and " * 500)
         assert await heard.text() == b"again and " * 500
         socket.close()
 
@@ -213,9 +214,9 @@ async def test_websocket_client_refuses_a_wrong_accept() -> None:
 
 @pytest.mark.parametrize("size", [5, 200, 70_000])
 def test_frames_are_masked_with_zero(size: int) -> None:
-    framed = frame(b"z" * size)
-    assert framed[1] & 0x80
-    assert framed[-size - 4 :] == bytes(4) + b"z" * size
+    masked = framed(0x81, b"z" * size)
+    assert masked[1] & 0x80
+    assert masked[-size - 4 :] == bytes(4) + b"z" * size
 
 
 async def test_websocket_client_connection_lost_in_the_handshake_is_an_error() -> None:

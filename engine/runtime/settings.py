@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from engine.model.domains import Domain
 
@@ -17,6 +17,9 @@ Days = Annotated[int, Meta(ge=0, le=36_500)]
 FileBytes = Annotated[int, Meta(ge=1, le=1 << 40)]
 HeldRows = Annotated[int, Meta(ge=0, le=1 << 60)]
 QuotaBytes = Annotated[int, Meta(ge=0, le=1 << 60)]
+Ratio = Annotated[float, Meta(ge=0, le=1)]
+Points = Annotated[float, Meta(ge=0, le=100)]
+Limit = Annotated[float, Meta(ge=0, le=1_000_000_000)]
 MediaType = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9.+-]*/[a-z0-9][a-z0-9.+-]*$")]
 
 
@@ -192,6 +195,64 @@ class Uploads(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     write_threads: Annotated[int, Meta(ge=1, le=256)]
 
 
+class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the monitor finds a metric critical, in need of a warning, or worth an early warning.
+
+    A rate is judged from ``min_syncs`` syncs on, or from ``min_failures`` of what it counts.
+    """
+
+    success_rate_critical: Ratio
+    success_rate_early: Ratio
+    conflict_rate_warning: Ratio
+    conflict_rate_early: Ratio
+    sync_duration_warning_ms: Limit
+    sync_duration_p95_early_ms: Limit
+    failed_per_minute_critical: Limit
+    failed_per_minute_early: Limit
+    upload_abandonment_warning: Ratio
+    upload_abandonment_early: Ratio
+    device_health_warning: Points
+    device_health_early: Points
+    min_syncs: Count
+    min_failures: Count
+
+
+class TenantThresholds(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """The thresholds of one tenant, in place of those for all."""
+
+    success_rate_critical: Ratio | UnsetType = UNSET
+    success_rate_early: Ratio | UnsetType = UNSET
+    conflict_rate_warning: Ratio | UnsetType = UNSET
+    conflict_rate_early: Ratio | UnsetType = UNSET
+    sync_duration_warning_ms: Limit | UnsetType = UNSET
+    sync_duration_p95_early_ms: Limit | UnsetType = UNSET
+    failed_per_minute_critical: Limit | UnsetType = UNSET
+    failed_per_minute_early: Limit | UnsetType = UNSET
+    upload_abandonment_warning: Ratio | UnsetType = UNSET
+    upload_abandonment_early: Ratio | UnsetType = UNSET
+    device_health_warning: Points | UnsetType = UNSET
+    device_health_early: Points | UnsetType = UNSET
+    min_syncs: Count | UnsetType = UNSET
+    min_failures: Count | UnsetType = UNSET
+
+
+class Monitor(Thresholds, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The thresholds for all tenants, and what ``serve`` judges. ``tenants`` is by name."""
+
+    window_min: Annotated[int, Meta(ge=1, le=2880)]
+    tenants: dict[str, TenantThresholds]
+
+    def thresholds(self, tenant: str | None) -> Thresholds:
+        """Return the thresholds of a tenant; None is all tenants together."""
+        own = None if tenant is None else self.tenants.get(tenant)
+        if own is None:
+            return self
+        chosen = {name: value for name, value in msgspec.structs.asdict(own).items() if value is not UNSET}
+        return msgspec.structs.replace(self, **chosen)
+
+
 class S3(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where files are kept in place of a directory; an empty ``bucket`` means the directory."""
 
@@ -235,6 +296,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     idempotency: Idempotency
     devices: DeviceMemory
     uploads: Uploads
+    monitor: Monitor
     s3: S3
     log: Log
     data: Data

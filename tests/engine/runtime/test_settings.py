@@ -7,10 +7,11 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine.runtime.setting_layers import Layer, environment, settings
-from engine.runtime.settings import Settings, SettingsError
+from engine.runtime.settings import Settings, SettingsError, TenantThresholds, Thresholds
 
 _FILE = Path(__file__).parents[3] / "config.toml"
 DEFAULTS = Layer("config.toml", tomllib.loads(_FILE.read_text("utf-8")))
@@ -166,3 +167,22 @@ def test_no_secret_is_ever_shown() -> None:
         with pytest.raises(SettingsError) as refused:
             load({section: {key: [secret]}})
         assert secret not in str(refused.value)
+
+
+def test_monitor_thresholds_of_a_tenant_replace_those_for_all() -> None:
+    monitor = load({"monitor": {"tenants": {"acme": {"min_syncs": 3, "device_health_early": 75}}}}).monitor
+    own, common = monitor.thresholds("acme"), monitor.thresholds("globex")
+    assert (own.min_syncs, own.device_health_early, own.min_failures) == (3, 75, 5)
+    assert common == monitor.thresholds(None) == monitor
+
+
+def test_monitor_every_threshold_can_be_set_by_tenant() -> None:
+    names = [field.name for field in msgspec.structs.fields(Thresholds)]
+    assert [field.name for field in msgspec.structs.fields(TenantThresholds)] == names
+    for field in msgspec.structs.fields(TenantThresholds):
+        assert field.default is msgspec.UNSET
+
+
+def test_monitor_unknown_threshold_of_a_tenant_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"own.toml: monitor.tenants: .*succes_rate"):
+        load({"monitor": {"tenants": {"acme": {"succes_rate": 0.9}}}})

@@ -1,0 +1,1 @@
+"""The monitor's judgement, against a model of its own."""

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-)
-from prometheus_client.metrics_core import Metric as Family
-from prometheus_client.registry import Collector
 
 from engine.cluster.bus import Bus
 from engine.plan.capacity import CapacityState
-from engine.runtime.metrics import DURATION_BOUNDS_MS, Histogram, MetricSource, Value
+from engine.runtime.metrics import MetricSource
 from handlers.http.draining import Draining
+from handlers.operate.exposition import CONTENT_TYPE, pieces
 from handlers.operate.probe_access import ProbeAccess
-from handlers.operate.worker_metrics import Labelled, Merged, WorkerMetrics
+from handlers.operate.worker_metrics import WorkerMetrics
+
+#: Text of a page that is written before other work gets its turn on the loop: less than half a millisecond.
+_BYTES_PER_PASS: Final = 65_536
 
 ReadinessProblems = Callable[[], Awaitable[list[str]]]
 
@@ -66,9 +60,7 @@ class Probes:
         self._capacity = capacity
         self._workers = workers
         self._looking: asyncio.Future[list[str]] | None = None
-        self._registry = CollectorRegistry(auto_describe=False)
-        scrape = _Scrape(sources)
-        self._registry.register(Labelled(scrape, workers.worker) if workers else scrape)
+        self._sources = sources
 
     def routes(self) -> list[web.RouteDef]:
         """List the routes."""
@@ -116,42 +108,21 @@ class Probes:
             SyncError: The request has no access.
         """
         self._access.check(request)
-        page = generate_latest(self._registry)
+        page = await self._own_page()
         if self._workers is not None and self._workers.asked_together(request):
-            pages = await self._workers.pages()
-            pages[self._workers.worker] = page.decode()
-            up = GaugeMetricFamily("tidemark_worker_up", "Whether a worker answers", labels=["worker"])
-            for worker in sorted(pages):
-                up.add_metric([str(worker)], pages[worker] is not None)
-            told = [pages[worker] or "" for worker in sorted(pages)]
-            page = generate_latest(Merged(told, up))
-        return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+            page = await self._workers.joined(page)
+        return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE})
 
-
-class _Scrape(Collector):
-    """Turns the components' metrics into families of Prometheus, on each scrape."""
-
-    def __init__(self, sources: Sequence[MetricSource]) -> None:
-        self._sources = sources
-
-    def collect(self) -> Iterator[Family]:
-        """Read every count once."""
-        for source in self._sources:
-            for metric in source.metrics():
-                yield _histogram(metric) if isinstance(metric, Histogram) else _value(metric)
-
-
-def _value(metric: Value) -> Family:
-    family = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-    if not isinstance(metric.values, Mapping):
-        return family(metric.name, metric.text, value=metric.values)
-    labelled = family(metric.name, metric.text, labels=[metric.label])
-    for name, value in metric.values.items():
-        labelled.add_metric([name], value)
-    return labelled
-
-
-def _histogram(metric: Histogram) -> Family:
-    bounds = [str(bound / 1000) for bound in DURATION_BOUNDS_MS] + ["+Inf"]
-    buckets = list(zip(bounds, map(float, accumulate(metric.counts)), strict=True))
-    return HistogramMetricFamily(metric.name, metric.text, buckets=buckets, sum_value=metric.sum_s)
+    async def _own_page(self) -> bytes:
+        """Write the metrics of this process. Other work has its turn on the loop between two pieces."""
+        worker = None if self._workers is None else self._workers.worker
+        metrics = (metric for source in self._sources for metric in source.metrics())
+        texts: list[str] = []
+        size = 0
+        for text in pieces(metrics, worker):
+            texts.append(text)
+            size += len(text)
+            if size > _BYTES_PER_PASS:
+                size = 0
+                await asyncio.sleep(0)
+        return "".join(texts).encode()

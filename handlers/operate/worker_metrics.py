@@ -7,14 +7,12 @@ only its own metrics.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
 from typing import Final
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
-from prometheus_client.metrics_core import Metric
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
 
+from engine.runtime.metrics import Value
+from handlers.operate.exposition import Joined, pieces
 from handlers.operate.probe_access import WORKER_HEADER
 
 #: A worker that takes longer is left out: a whole scrape usually has ten seconds.
@@ -54,53 +52,32 @@ class WorkerMetrics:
         transport = request.transport
         return transport is not None and transport.get_extra_info("sockname")[1] in self._shared_ports
 
-    async def pages(self) -> dict[int, str | None]:
-        """Return the metrics of the other workers as text; None for a worker that does not answer."""
+    async def joined(self, own_page: bytes) -> bytes:
+        """Return the pages of all workers as one.
+
+        A worker that does not answer is left out; ``tidemark_worker_up`` is 0 for it.
+
+        Args:
+            own_page: The metrics of this worker.
+        """
         headers = {WORKER_HEADER: self.secret}
         async with ClientSession(timeout=ClientTimeout(total=PATIENCE_S), headers=headers) as session:
-            pages = await asyncio.gather(*(_page(session, url) for url in self._others.values()))
-        return dict(zip(self._others, pages, strict=True))
+            found = await asyncio.gather(*(_page(session, url) for url in self._others.values()))
+        pages = dict(zip(self._others, found, strict=True)) | {self.worker: own_page}
+        up = {str(worker): float(pages[worker] is not None) for worker in sorted(pages)}
+        joined = Joined()
+        for worker in sorted(pages):
+            joined.add(pages[worker] or b"")
+            await asyncio.sleep(0)
+        text = "".join(
+            pieces([Value("gauge", "tidemark_worker_up", "Whether a worker answers", up, "worker")])
+        )
+        return joined.page() + text.encode()
 
 
-async def _page(session: ClientSession, url: str) -> str | None:
+async def _page(session: ClientSession, url: str) -> bytes | None:
     try:
         async with session.get(url) as response:
-            return await response.text() if response.status == 200 else None
-    except (ClientError, TimeoutError, UnicodeDecodeError):
+            return await response.read() if response.status == 200 else None
+    except (ClientError, TimeoutError):
         return None
-
-
-class Labelled(Collector):
-    """Adds a label ``worker`` to each sample of a collector."""
-
-    def __init__(self, collector: Collector, worker: int) -> None:
-        self._collector = collector
-        self._label = {"worker": str(worker)}
-
-    def collect(self) -> Iterator[Metric]:
-        """Collect once."""
-        for family in self._collector.collect():
-            family.samples = [
-                sample._replace(labels={**sample.labels, **self._label}) for sample in family.samples
-            ]
-            yield family
-
-
-class Merged(Collector):
-    """Merges pages of metrics: each family once, with the samples of all pages, and ``more`` families.
-
-    Raises:
-        ValueError: A page cannot be parsed.
-    """
-
-    def __init__(self, pages: Iterable[str], *more: Metric) -> None:
-        self._families = {family.name: family for family in more}
-        for page in pages:
-            for family in text_string_to_metric_families(page):
-                known = self._families.setdefault(family.name, family)
-                if known is not family:
-                    known.samples.extend(family.samples)
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the families."""
-        yield from self._families.values()

@@ -5,17 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
 
 from aiohttp import ClientSession
-from hypothesis import given
-from hypothesis import strategies as st
-from prometheus_client.exposition import generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
 
-from handlers.operate.worker_metrics import Labelled, Merged
 from tests.harness.in_process_server import Running
 from tests.harness.supervised import Supervise
 from tests.harness.ws_device import connected, put, token
@@ -96,43 +89,3 @@ async def test_worker_metrics_of_one_process_have_no_label(server: Running) -> N
     page = await _scrape(server.url)
     assert ("tidemark_connections", frozenset()) in page
     assert not any(name == "tidemark_worker_up" or dict(labels).get("worker") for name, labels in page)
-
-
-class _Worker(Collector):
-    def __init__(self, counts: dict[str, int], buckets: list[int]) -> None:
-        self._counts, self._buckets = counts, buckets
-
-    def collect(self) -> Iterator[Metric]:
-        errors = CounterMetricFamily("errors", "By code", labels=["code"])
-        for code, count in self._counts.items():
-            errors.add_metric([code], count)
-        yield errors
-        bounds = [*map(str, map(float, range(1, len(self._buckets)))), "+Inf"]
-        yield HistogramMetricFamily(
-            "took", "How long", buckets=list(zip(bounds, sorted(self._buckets), strict=True)), sum_value=1.5
-        )
-
-
-@given(
-    st.lists(
-        st.builds(
-            _Worker,
-            st.dictionaries(
-                st.text(st.characters(exclude_categories=["Cs"]), max_size=5), st.integers(0, 1 << 50)
-            ),
-            st.lists(st.integers(0, 1 << 50), min_size=1, max_size=4),
-        ),
-        max_size=4,
-    )
-)
-def test_worker_metrics_merged_page_has_all_samples(workers: list[_Worker]) -> None:
-    pages = [
-        generate_latest(Labelled(worker, number)).decode() for number, worker in enumerate(workers, start=1)
-    ]
-    merged = generate_latest(Merged(pages)).decode()
-    expected: Page = {}
-    for page in pages:
-        expected |= _read(page)
-    assert _read(merged) == expected
-    types = [line for line in merged.splitlines() if line.startswith("# TYPE")]
-    assert len(types) == len(set(types)), "a family is there twice"

@@ -59,6 +59,8 @@ class Values(msgspec.Struct, frozen=True, kw_only=True):
     uploads_finished: int = 0
     uploads_abandoned: int = 0
     devices: int = 0
+    device_syncs: int = 0
+    device_failures: int = 0
     stalled_devices: int = 0
     stalled: tuple[str, ...] = ()
     success_rate: float | None = None

@@ -1,0 +1,232 @@
+"""From facts of a window to reports: findings, score and status. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from functools import reduce
+from typing import Final
+
+import msgspec
+
+from engine.model.minutes import Minute
+from engine.operate.monitor.metrics import RULES, Limit, Rule
+from engine.operate.monitor.report import (
+    SEVERITIES,
+    Finding,
+    Judgement,
+    MetricName,
+    Report,
+    Severity,
+    Status,
+    Values,
+)
+from engine.runtime.settings import Monitor, Thresholds
+
+#: The points that a finding takes off the score: the first at its threshold, the second at the worst figure.
+_POINTS: Final[dict[Severity, tuple[int, int]]] = {"info": (5, 5), "warning": (20, 50), "critical": (40, 100)}
+_STATUS: Final[dict[Severity, Status]] = {"warning": "degraded", "critical": "critical"}
+_SAID: Final[dict[Severity, str]] = {
+    "info": "an early warning",
+    "warning": "a warning",
+    "critical": "critical",
+}
+#: Most decimals of a figure, where fewer would show it equal to its threshold.
+_MOST_DECIMALS: Final = 6
+
+
+class DevicesSeen(msgspec.Struct, frozen=True):
+    """The devices of a tenant that were seen within 7 days.
+
+    Attributes:
+        devices: How many.
+        score_sum: Their health scores as of now, added up.
+        syncs: All their syncs.
+        failed: Those that failed.
+        stalled_devices: How many of them are stalled (``engine.operate.monitor.stalled``).
+        stalled: The ids of some of these.
+    """
+
+    devices: int = 0
+    score_sum: float = 0
+    syncs: int = 0
+    failed: int = 0
+    stalled_devices: int = 0
+    stalled: tuple[str, ...] = ()
+
+    def plus(self, other: DevicesSeen) -> DevicesSeen:
+        """Return the sums, without ids: they say nothing without their tenants."""
+        return DevicesSeen(
+            self.devices + other.devices,
+            self.score_sum + other.score_sum,
+            self.syncs + other.syncs,
+            self.failed + other.failed,
+            self.stalled_devices + other.stalled_devices,
+        )
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """All that is known of one tenant; ``tenant`` None is what no tenant is known for, or all together.
+
+    Attributes:
+        tenant: Its name.
+        minutes: The sum of the window.
+        uploads_finished: Uploads that became files within a day.
+        uploads_abandoned: Uploads that expired within a day.
+        devices: The devices that were seen within 7 days.
+    """
+
+    tenant: str | None
+    minutes: Minute = msgspec.field(default_factory=Minute)
+    uploads_finished: int = 0
+    uploads_abandoned: int = 0
+    devices: DevicesSeen = DevicesSeen()
+
+    def plus(self, other: Facts) -> Facts:
+        """Return the sums, of no tenant."""
+        return Facts(
+            None,
+            self.minutes.plus(other.minutes),
+            self.uploads_finished + other.uploads_finished,
+            self.uploads_abandoned + other.uploads_abandoned,
+            self.devices.plus(other.devices),
+        )
+
+
+def judge_all(facts: Iterable[Facts], monitor: Monitor, judged_at: datetime, window_s: int) -> Judgement:
+    """Judge all tenants together, and each by itself.
+
+    Args:
+        facts: Those of each tenant, and of no tenant.
+        monitor: The thresholds.
+        judged_at: The end of the window.
+        window_s: The length of the window.
+    """
+    each = list(facts)
+    together = reduce(Facts.plus, each, Facts(None))
+    tenants = sorted((one for one in each if one.tenant is not None), key=lambda one: one.tenant or "")
+    return judgement(
+        [judge(one, monitor.thresholds(one.tenant), judged_at, window_s) for one in (together, *tenants)]
+    )
+
+
+def judgement(reports: list[Report]) -> Judgement:
+    """Put reports together; the first decides between healthy and unknown."""
+    statuses = {report.status for report in reports}
+    worst = next((one for one in ("critical", "degraded") if one in statuses), reports[0].status)
+    return Judgement(status=worst, reports=reports)
+
+
+def judge(facts: Facts, thresholds: Thresholds, judged_at: datetime, window_s: int) -> Report:
+    """Judge one tenant, or all together. ``window_s`` is the length of the window, which ends now."""
+    values = values_of(facts, window_s)
+    findings: list[Finding] = []
+    unjudged: list[MetricName] = []
+    reasons: list[str] = []
+    doubts: list[str] = [] if values.syncs else [f"no syncs within {window_s // 60} minutes"]
+    lost = 0
+    for rule in RULES:
+        limit = _passed(rule, values, thresholds)
+        if limit is None:
+            if rule.limits[0].value(values) is None:
+                unjudged.append(rule.metric)
+            continue
+        finding = _finding(rule, limit, values, thresholds, facts.tenant)
+        if not _enough(rule, values, thresholds):
+            unjudged.append(rule.metric)
+            if limit.severity != "info":
+                doubts.append(f"{finding.message}; too few to judge")
+            continue
+        points = _points(rule, finding)
+        lost += points
+        findings.append(finding)
+        reasons.append(f"{finding.message} (-{points})")
+    findings.sort(key=lambda one: -SEVERITIES.index(one.severity))
+    status: Status = "unknown" if doubts else "healthy"
+    if findings:
+        status = _STATUS.get(findings[0].severity, status)
+    unknown = status == "unknown"
+    return Report(
+        tenant=facts.tenant,
+        judged_at=judged_at,
+        window_s=window_s,
+        status=status,
+        score=None if unknown else max(0, 100 - lost),
+        reasons=doubts + reasons if unknown else reasons,
+        findings=findings,
+        unjudged=unjudged,
+        values=values,
+    )
+
+
+def values_of(facts: Facts, window_s: int) -> Values:
+    """Return the figures of a window."""
+    minutes, devices = facts.minutes, facts.devices
+    failed = minutes.failed + minutes.refused
+    ended = facts.uploads_finished + facts.uploads_abandoned
+    return Values(
+        syncs=minutes.syncs,
+        failed=failed,
+        refused=minutes.refused,
+        items=minutes.items,
+        conflicts=minutes.conflicts,
+        uploads_finished=facts.uploads_finished,
+        uploads_abandoned=facts.uploads_abandoned,
+        devices=devices.devices,
+        device_syncs=devices.syncs,
+        device_failures=devices.failed,
+        stalled_devices=devices.stalled_devices,
+        stalled=devices.stalled,
+        success_rate=_ratio(minutes.syncs - failed, minutes.syncs),
+        conflict_rate=_ratio(minutes.conflicts, minutes.items),
+        sync_duration_ms=minutes.durations.mean_ms(),
+        sync_duration_p95_ms=minutes.durations.percentile_ms(0.95),
+        failed_per_minute=60 * failed / window_s if minutes.syncs else None,
+        upload_abandonment=_ratio(facts.uploads_abandoned, ended),
+        device_health=_ratio(devices.score_sum, devices.devices),
+    )
+
+
+def _ratio(part: float, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _passed(rule: Rule, values: Values, thresholds: Thresholds) -> Limit | None:
+    """Return the most severe threshold that the metric is beyond."""
+    for limit in rule.limits:
+        value, threshold = limit.value(values), limit.threshold(thresholds)
+        if value is not None and (value < threshold if rule.below else value > threshold):
+            return limit
+    return None
+
+
+def _enough(rule: Rule, values: Values, thresholds: Thresholds) -> bool:
+    samples = rule.samples(values)
+    if samples is None:
+        return True
+    return samples >= thresholds.min_syncs or rule.bad(values) >= thresholds.min_failures
+
+
+def _finding(rule: Rule, limit: Limit, values: Values, thresholds: Thresholds, tenant: str | None) -> Finding:
+    value, threshold = limit.value(values), limit.threshold(thresholds)
+    assert value is not None
+    shown, of = _shown(rule, value, threshold)
+    side = "below" if rule.below else "above"
+    message = f"{limit.name} {shown} ({rule.evidence(values)}): {_SAID[limit.severity]} {side} {of}"
+    return Finding(rule.metric, tenant, limit.severity, value, threshold, message)
+
+
+def _shown(rule: Rule, value: float, threshold: float) -> Sequence[str]:
+    """Return both as texts that differ."""
+    for decimals in range(1, _MOST_DECIMALS):
+        texts = rule.shown(value, decimals), rule.shown(threshold, decimals)
+        if texts[0] != texts[1]:
+            break
+    return texts
+
+
+def _points(rule: Rule, finding: Finding) -> int:
+    least, most = _POINTS[finding.severity]
+    span = abs(rule.worst(finding.threshold) - finding.threshold)
+    part = min(1, abs(finding.current_value - finding.threshold) / span) if span else 1
+    return least + round((most - least) * part)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
-from collections.abc import Awaitable, Callable
-from typing import BinaryIO, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 import uvloop
@@ -29,18 +29,14 @@ class Lines:
 
     async def next(self) -> bytes:
         """Return the next line, empty once the parent has closed the pipe."""
-        return await asyncio.get_running_loop().run_in_executor(None, self._file.readline)
+        return await asyncio.to_thread(self._file.readline)
 
 
-def main(plan_type: type[Plan], run: Callable[[Plan, Lines], Awaitable[None]]) -> None:
+def main(plan_type: type[Plan], run: Callable[[Plan, Lines], Coroutine[Any, Any, None]]) -> None:
     """Read the plan and run it, with as many open files as this account may have."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # Without read-ahead, which would take lines that come later.
     with os.fdopen(os.dup(0), "rb") as file:
         plan = msgspec.json.decode(file.readline(), type=plan_type)
-        uvloop.run(_awaited(run(plan, Lines(file))))
-
-
-async def _awaited(running: Awaitable[None]) -> None:
-    await running
+        uvloop.run(run(plan, Lines(file)))

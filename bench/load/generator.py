@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
-from array import array
 from collections import Counter
 from datetime import UTC, datetime
 from functools import partial
@@ -21,10 +20,10 @@ from typing import Final
 import msgspec
 
 from bench.load.child_process import Lines, main, say
-from bench.load.plan import CODES, Outcome, Plan, Ready
+from bench.load.plan import Outcome, Plan, Ready
 from bench.load.precise_timer import PreciseTimer
 from bench.load.websocket_client import Socket, try_connect
-from bench.load.workload import Answer, Backlogs, Tasks, Work
+from bench.load.workload import Answer, Backlogs, Tasks
 
 #: How many handshakes are under way at once.
 CONNECTING: Final = 1000
@@ -40,6 +39,7 @@ _TICK_S: Final = 0.01
 #: A closed loop goes on after a refusal as soon as it is told to, but not faster than this.
 _AFTER_REFUSAL_S: Final = 0.1
 
+_HELLO: Final = b'{"type":"hello","app_version":"bench","clock":"%b"}'
 _SUBSCRIBE: Final = b'{"type":"subscribe","id":"live","cursor":null,"domains":null}'
 
 
@@ -49,61 +49,52 @@ class Generator:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._random = random.Random(plan.seed)
-        self._tasks = Tasks(plan.prefix, plan.devices, self._random.random)
-        self._work: Work = self._tasks if plan.backlog is None else Backlogs(plan.prefix, plan.backlog)
-        self._decode = self._work.decode
+        self._ended: Counter[str] = Counter()
+        self._work: Tasks | Backlogs
+        if plan.backlog is None:
+            self._work = Tasks(plan.prefix, plan.devices, self._random.random)
+        else:
+            self._work = Backlogs(plan.prefix, plan.backlog)
+        self._outcome = Outcome(record=self._work.record, base=self._work.base)
+        self._codes = {name: place for place, name in enumerate(self._outcome.codes)}
+        self._seqs: dict[int, list[int]] = {}
         self._sockets: list[Socket | None] = [None] * len(plan.devices)
         self._greeted: list[asyncio.Future[None]] = []
         self._sessions = bytearray(len(plan.devices))
         self._start_s = 0.0
         self._waiting = 0
         self._again = False
-        self._ended: Counter[str] = Counter()
-        self._codes = {name: place for place, name in enumerate(CODES)}
-        self._sync, self._verdict = self._work.sync, self._work.verdict
-        self._device = array("l")
-        self._due_us = array("q")
-        self._sent_us = array("q")
-        self._done_us = array("q")
-        self._code = array("h")
-        self._seqs: dict[int, list[int]] = {}
-        self._lag_us = array("q")
 
     async def connect(self) -> Ready:
         """Open the connections, and subscribe on each if the plan is an idle one."""
         began_s = perf_counter()
         refusals: Counter[str] = Counter()
-        handshakes = asyncio.Semaphore(CONNECTING)
-        loop = asyncio.get_running_loop()
-        self._greeted = [loop.create_future() for _ in self._sockets]
         everyone = range(len(self._sockets))
-        await asyncio.gather(*(self._connect(index, handshakes, refusals) for index in everyone))
+        loop = asyncio.get_running_loop()
+        self._greeted = [loop.create_future() for _ in everyone]
+        turns = asyncio.Semaphore(CONNECTING)
+        await asyncio.gather(*(self._connect(index, turns, refusals) for index in everyone))
         connect_s = perf_counter() - began_s
         if self._plan.loop == "idle":
-            subscribing = asyncio.Semaphore(SUBSCRIBING)
-            await asyncio.gather(*(self._subscribe(index, subscribing) for index in everyone))
-        return Ready(sum(socket is not None for socket in self._sockets), connect_s, dict(refusals))
+            turns = asyncio.Semaphore(SUBSCRIBING)
+            await asyncio.gather(*(self._subscribe(index, turns) for index in everyone))
+        return Ready(sum(socket is not None for socket in self._sockets), connect_s, refusals)
 
-    async def _connect(self, index: int, handshakes: asyncio.Semaphore, refusals: Counter[str]) -> None:
+    async def _connect(self, index: int, turns: asyncio.Semaphore, refusals: Counter[str]) -> None:
         plan = self._plan
-        async with handshakes:
-            socket = await try_connect(
-                refusals,
-                *(plan.host, plan.ports[index], plan.tokens[index]),
-                partial(self._received, index),
-                partial(self._lost, index),
-                deflate=plan.deflate,
-            )
+        where = plan.host, plan.ports[index], plan.tokens[index]
+        heard, lost = partial(self._received, index), partial(self._lost, index)
+        async with turns:
+            socket = await try_connect(refusals, *where, heard, lost, deflate=plan.deflate)
             if socket is not None:
                 self._sockets[index] = socket
                 await self._greeted[index]
                 # As the guide asks for; the bare servers name no session and know no such message.
                 if self._sessions[index]:
-                    clock = datetime.now(UTC).isoformat().encode()
-                    socket.send(b'{"type":"hello","app_version":"bench","clock":"%b"}' % clock)
+                    socket.send(_HELLO % datetime.now(UTC).isoformat().encode())
 
-    async def _subscribe(self, index: int, subscribing: asyncio.Semaphore) -> None:
-        async with subscribing:
+    async def _subscribe(self, index: int, turns: asyncio.Semaphore) -> None:
+        async with turns:
             socket = self._sockets[index]
             if socket is not None:
                 self._greeted[index] = asyncio.get_running_loop().create_future()
@@ -130,10 +121,12 @@ class Generator:
         # An event would have to be set or cleared with every message.
         while self._waiting and perf_counter() < give_up_s:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_S)
-        outcome = self._outcome()
-        for socket in self._sockets:
-            if socket is not None:
-                socket.close()
+        outcome = self._outcome
+        outcome.codes = list(self._codes)
+        outcome.seqs = [seq for number in sorted(self._seqs) for seq in self._seqs[number]]
+        outcome.ended = dict(self._ended)  # without the connections that are closed now
+        for socket in filter(None, self._sockets):
+            socket.close()
         return outcome
 
     def _now_us(self) -> int:
@@ -146,7 +139,7 @@ class Generator:
         while at_s < end_s:
             await asyncio.sleep(at_s - perf_counter())
             now_s = perf_counter()
-            self._lag_us.append(int((now_s - at_s) * 1e6))
+            self._outcome.lag_us.append(int((now_s - at_s) * 1e6))
             at_s = max(at_s, now_s) + _TICK_S
 
     async def _open(self) -> None:
@@ -199,56 +192,56 @@ class Generator:
             self._send(self._now_us(), index)
 
     def _send(self, due_us: int, index: int) -> None:
-        number = len(self._due_us)
-        self._device.append(index)
-        self._due_us.append(due_us)
-        self._done_us.append(-1)
-        self._code.append(0)
+        outcome = self._outcome
+        number = len(outcome.due_us)
+        outcome.device.append(index)
+        outcome.due_us.append(due_us)
+        outcome.done_us.append(-1)
+        outcome.code.append(0)
         socket = self._sockets[index]
         if socket is None:
-            self._sent_us.append(-1)
+            outcome.sent_us.append(-1)
             self._work.skip()
             return
-        self._sent_us.append(self._now_us())
-        socket.send(self._sync(index, number))
+        outcome.sent_us.append(self._now_us())
+        socket.send(self._work.sync(index, number))
         self._waiting += 1
 
     def _received(self, index: int, text: bytes) -> None:
         now_us = self._now_us()
         try:
-            answer = self._decode(text)
+            answer = self._work.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError):
             self._ended["not_understood"] += 1
             return
-        if answer.type == "synced" and answer.id is not None and answer.id.isdecimal():
+        if answer.id is not None and answer.id.isdecimal():
             self._answered(index, int(answer.id), answer, now_us)
-        elif answer.type in ("welcome", "changes"):
+            return
+        if answer.type in ("welcome", "changes"):
             self._sessions[index] |= answer.session is not None
-            self._end_greeting(index)
         elif answer.type == "goodbye":
             self._ended[f"goodbye_{answer.reason}"] += 1
-        elif answer.id is None or not answer.id.isdecimal():
-            self._ended[answer.code or answer.type] += 1
-            self._end_greeting(index)
         else:
-            self._answered(index, int(answer.id), answer, now_us)
+            self._ended[answer.code or answer.type] += 1
+        self._end_greeting(index)
 
     def _end_greeting(self, index: int) -> None:
         if not self._greeted[index].done():
             self._greeted[index].set_result(None)
 
     def _answered(self, index: int, number: int, answer: Answer, now_us: int) -> None:
-        if number >= len(self._code) or self._code[number] or self._device[number] != index:
+        outcome = self._outcome
+        if number >= len(outcome.code) or outcome.code[number] or outcome.device[number] != index:
             self._ended["answer_to_nothing"] += 1
             return
         code = answer.code
         if answer.type == "synced":
-            code = "item_replayed" if answer.replayed else self._verdict(index, number, answer.results)
+            code = "item_replayed" if answer.replayed else self._work.verdict(index, number, answer.results)
             if code == "synced":
                 self._seqs[number] = [result.seq or 0 for result in answer.results]
         self._waiting -= 1
-        self._done_us[number] = now_us
-        self._code[number] = self._codes.setdefault(code, len(self._codes))
+        outcome.done_us[number] = now_us
+        outcome.code[number] = self._codes.setdefault(code, len(self._codes))
         if self._again:
             if code == "synced":
                 self._resume(index)
@@ -260,24 +253,10 @@ class Generator:
         self._sockets[index] = None
         self._ended[f"closed_{code}"] += 1
         self._end_greeting(index)
-        for number, device in enumerate(self._device):
-            if device == index and not self._code[number] and self._sent_us[number] >= 0:
+        outcome = self._outcome
+        for number, device in enumerate(outcome.device):
+            if device == index and not outcome.code[number] and outcome.sent_us[number] >= 0:
                 self._waiting -= 1
-
-    def _outcome(self) -> Outcome:
-        return Outcome(
-            device=self._device.tolist(),
-            due_us=self._due_us.tolist(),
-            sent_us=self._sent_us.tolist(),
-            done_us=self._done_us.tolist(),
-            code=self._code.tolist(),
-            codes=list(self._codes),
-            record=self._tasks.record.tolist(),
-            base=self._tasks.base.tolist(),
-            seqs=[seq for number in sorted(self._seqs) for seq in self._seqs[number]],
-            lag_us=self._lag_us.tolist(),
-            ended=dict(self._ended),
-        )
 
 
 async def _run(plan: Plan, lines: Lines) -> None:

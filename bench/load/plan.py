@@ -29,10 +29,10 @@ class Step(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """One run. Connection n is device n with token n, on port n.
 
-    ``open`` sends each step's syncs at times that are fixed beforehand, by
-    chance or at ``even`` intervals. ``closed`` keeps ``under_way`` syncs
-    under way on each connection for as long as all steps take. ``idle`` subscribes and waits. A sync is one
-    task, or ``backlog``. ``prefix`` is eight characters that no other run has.
+    ``open`` sends each step's syncs at times that are fixed beforehand, by chance or at ``even`` intervals.
+    ``closed`` keeps ``under_way`` syncs under way on each connection for as long as all steps take. ``idle``
+    subscribes and waits. A sync is one task, or ``backlog``. ``prefix`` is eight characters that no other run
+    has.
     """
 
     host: str
@@ -73,11 +73,11 @@ class Outcome(msgspec.Struct, kw_only=True):
     the generator were. ``ended`` counts closed connections, goodbyes and answers that belong to no sync.
     """
 
-    device: list[int]
-    due_us: list[int]
-    sent_us: list[int]
-    done_us: list[int]
-    code: list[int]
+    device: list[int] = []
+    due_us: list[int] = []
+    sent_us: list[int] = []
+    done_us: list[int] = []
+    code: list[int] = []
     codes: list[str] = msgspec.field(default_factory=lambda: list(CODES))
     record: list[int] = []
     base: list[int] = []

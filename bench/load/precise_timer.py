@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import struct
 import sys
 from collections.abc import Callable
 from time import perf_counter
@@ -19,45 +20,34 @@ _ABSOLUTE: Final = 1
 _GRAIN_S: Final = 0.001
 
 
-class _Time(ctypes.Structure):
-    _fields_ = (
-        ("interval_s", ctypes.c_long),
-        ("interval_ns", ctypes.c_long),
-        ("at_s", ctypes.c_long),
-        ("at_ns", ctypes.c_long),
-    )
-
-
 class PreciseTimer:
     """Calls ``on_due`` once at the time that was last set."""
 
     def __init__(self, on_due: Callable[[], None]) -> None:
         self._on_due = on_due
         self._loop = asyncio.get_running_loop()
-        self._timer: int | None = None
+        self._timer = -1
         if sys.platform == "linux":
             self._libc = ctypes.CDLL(None, use_errno=True)
             self._timer = self._libc.timerfd_create(_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
-            if self._timer < 0:
-                raise OSError(ctypes.get_errno(), "timerfd_create")
-            self._loop.add_reader(self._timer, self._expired, self._timer)
+            self._loop.add_reader(self._timer, self._expired)
 
     def set(self, at_s: float) -> None:
         """Go off at a time of ``perf_counter``, at once if it has passed."""
-        if self._timer is None:
+        if self._timer < 0:
             self._loop.call_later(max(at_s - perf_counter(), _GRAIN_S), self._on_due)
             return
-        whole_s = int(at_s)
-        when = _Time(0, 0, whole_s, int((at_s - whole_s) * 1e9) or 1)
-        if self._libc.timerfd_settime(self._timer, _ABSOLUTE, ctypes.byref(when), None):
+        # An interval of 0: once. A time of 0 would stop the timer.
+        when = struct.pack("4l", 0, 0, int(at_s), int(at_s % 1 * 1e9) or 1)
+        if self._libc.timerfd_settime(self._timer, _ABSOLUTE, when, None):
             raise OSError(ctypes.get_errno(), "timerfd_settime")
 
-    def _expired(self, timer: int) -> None:
-        os.read(timer, 8)
+    def _expired(self) -> None:
+        os.read(self._timer, 8)
         self._on_due()
 
     def close(self) -> None:
         """Never go off again."""
-        if self._timer is not None:
+        if self._timer >= 0:
             self._loop.remove_reader(self._timer)
             os.close(self._timer)

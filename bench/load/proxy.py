@@ -34,7 +34,7 @@ class Proxy:
     def __init__(self, host: str, port: int, random: Random, chances: Chances) -> None:
         self._server = (host, port)
         self._random = random
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
         self.chances = chances
         self.cuts = 0
         self.port = 0
@@ -47,8 +47,8 @@ class Proxy:
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one device."""
         task = asyncio.create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -65,37 +65,32 @@ class Proxy:
         finally:
             for end in (writer, server_writer):
                 end.close()  # what was written before still goes out
-            for task in passing:
-                task.cancel()
-            await asyncio.gather(*passing, return_exceptions=True)
+            await _cancelled(passing)
 
     async def _pass_on(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool
     ) -> None:
-        draw, chances = self._random, self.chances
+        draw, chances = self._random.random, self.chances
+        cut = False
         with suppress(OSError):
-            while chunk := await reader.read(_READ_BYTES):
-                if answers and chances.lost and _ANSWER in chunk and draw.random() < chances.lost:
+            while not cut and (chunk := await reader.read(_READ_BYTES)):
+                if answers and chances.lost and _ANSWER in chunk and draw() < chances.lost:
                     self.cuts += 1
                     return
-                if draw.random() < chances.delayed:
-                    await asyncio.sleep(draw.uniform(*_DELAY_S))
-                if draw.random() < chances.swallowed:
+                if draw() < chances.delayed:
+                    await asyncio.sleep(self._random.uniform(*_DELAY_S))
+                if draw() < chances.swallowed:
                     return
-                if draw.random() < chances.cut:
-                    self.cuts += 1
-                    writer.write(chunk[: len(chunk) // 2])
-                    await writer.drain()
-                    return
-                writer.write(chunk)
+                cut = draw() < chances.cut
+                self.cuts += cut
+                writer.write(chunk[: len(chunk) // 2] if cut else chunk)
                 await writer.drain()
 
-    async def close(self) -> None:
-        """End all connections."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+
+async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -108,5 +103,5 @@ async def proxied(host: str, port: int, random: Random, chances: Chances) -> Asy
         yield proxy
     finally:
         listener.close()
-        await proxy.close()
+        await _cancelled(list(proxy.tasks))
         await listener.wait_closed()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import ssl
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
@@ -18,7 +17,7 @@ _CLOSED: Final[Message] = {"type": "error", "code": "closed"}
 
 
 class SimpleDevice:
-    """A device.
+    """A device. ``ended`` has the close code once its connection is over.
 
     Args:
         on_message: Called with every message of the server that answers no question.
@@ -34,19 +33,10 @@ class SimpleDevice:
         self._asked: dict[str, asyncio.Future[Message]] = {}
         self._welcomed: asyncio.Future[Message]
         self._socket: Socket | None = None
-        #: Has the close code once the connection is over.
         self.ended: asyncio.Future[int]
 
-    async def open(
-        self,
-        host: str,
-        port: int,
-        token: str,
-        *,
-        source: str | None = None,
-        tls: ssl.SSLContext | None = None,
-    ) -> Message:
-        """Connect and wait for the welcome, which is returned.
+    async def open(self, host: str, port: int, token: str, **options: Any) -> Message:
+        """Connect and wait for the welcome, which is returned; ``options`` are those of ``connect``.
 
         Raises:
             HandshakeError: The server refused the connection.
@@ -54,7 +44,7 @@ class SimpleDevice:
         """
         loop = asyncio.get_running_loop()
         self._welcomed, self.ended = loop.create_future(), loop.create_future()
-        self._socket = await connect(host, port, token, self._received, self._lost, source=source, tls=tls)
+        self._socket = await connect(host, port, token, self._received, self._lost, **options)
         async with asyncio.timeout(self._answer_s):
             welcome = await self._welcomed
         if welcome is _CLOSED:
@@ -95,8 +85,8 @@ class SimpleDevice:
         message: Message = msgspec.json.decode(text)
         waiting = self._asked.get(message.get("id") or "")
         if message["type"] == "welcome":
-            self._welcomed.set_result(message)
-        elif waiting is not None and not waiting.done():
+            waiting = self._welcomed
+        if waiting is not None and not waiting.done():
             waiting.set_result(message)
         else:
             self._on_message(message)

@@ -7,10 +7,9 @@ a microsecond, and a backlog is only stamped with the number of its sync.
 from __future__ import annotations
 
 import time
-from array import array
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 import msgspec
 
@@ -37,9 +36,7 @@ class Result(msgspec.Struct, gc=False):
     seq: int | None = None
 
 
-class TaskResult(Result, gc=False):
-    """A result with the record that it names."""
-
+class _TaskResult(Result, gc=False):
     domain: str | None = None
     id: str | None = None
 
@@ -58,27 +55,7 @@ class Answer(msgspec.Struct, gc=False):
 
 
 class _TaskAnswer(Answer, gc=False):
-    results: tuple[TaskResult, ...] = ()
-
-
-class Work(Protocol):
-    """Makes the syncs of a run, numbered from 0 over all devices, and judges their answers."""
-
-    def decode(self, text: bytes, /) -> Answer:
-        """Read a message of the server."""
-        ...
-
-    def sync(self, device: int, number: int) -> bytes:
-        """Write sync ``number`` of the run, which the device at that place sends now."""
-        ...
-
-    def skip(self) -> None:
-        """Count a sync that is not sent since its connection is gone."""
-        ...
-
-    def verdict(self, device: int, number: int, results: Sequence[Result]) -> str:
-        """Return ``synced`` for results that are as asked for, else what they are counted as."""
-        ...
+    results: tuple[_TaskResult, ...] = ()
 
 
 # -- one task in a sync ------------------------------------------------------------------------
@@ -117,7 +94,7 @@ class Worker:
 
 
 class Tasks:
-    """The work of a run in which each sync has one task."""
+    """The work of a run in which each sync has one task; ``record`` and ``base`` are those of each sync."""
 
     decode = staticmethod(msgspec.json.Decoder(_TaskAnswer).decode)
 
@@ -126,24 +103,24 @@ class Tasks:
         self._devices = devices
         self._names = [name.encode() for name in devices]
         self._workers = [Worker(unit) for _ in devices]
-        self.record = array("l")
-        self.base = array("l")
+        self.record: list[int] = []
+        self.base: list[int] = []
 
     def sync(self, device: int, number: int) -> bytes:
-        """Write the next task of a device."""
+        """Write the next task of a device, as sync ``number`` of the run."""
         record, base = self._workers[device].next()
         self.record.append(record)
         self.base.append(base)
         return message(self._names[device], self._prefix, number, record, base)
 
     def skip(self) -> None:
-        """Count a sync that is not sent."""
+        """Count a sync that is not sent since its connection is gone."""
         self.record.append(-1)
         self.base.append(0)
 
     def verdict(self, device: int, number: int, results: Sequence[Result]) -> str:
-        """Compare the result with what was asked for, and know the task at its new version."""
-        result = cast(TaskResult, results[0] if len(results) == 1 else TaskResult("missing"))
+        """Return ``synced`` for a result that is as asked for, else what it is counted as."""
+        result = cast(_TaskResult, results[0] if len(results) == 1 else _TaskResult("missing"))
         if result.status != "applied":
             return f"item_{result.status}"
         record, version = self.record[number], self.base[number] + 1
@@ -195,7 +172,6 @@ def record_id(device: str, record: int) -> str:
 
 #: Stands where a sync is stamped with its number, eight digits.
 _MARK: Final = "########"
-_AT: Final = "2026-03-01T08:%02d:00Z"
 
 
 class Backlog(msgspec.Struct, frozen=True):
@@ -226,26 +202,27 @@ ONLINE: Final = Backlog(1, 0)
 
 
 class Backlogs:
-    """The work of a run in which each sync has a backlog of its own records."""
+    """The work of a run in which each sync has a backlog of its own records; all devices send the same."""
 
     decode = staticmethod(msgspec.json.Decoder(Answer).decode)
 
     def __init__(self, prefix: str, backlog: Backlog) -> None:
         self._versions = backlog.versions
-        items = [_item(prefix, record, base=None) for record in range(backlog.new_records)]
-        items += [_item(prefix, record, base=1) for record in range(backlog.changes)]
+        items = [_item(prefix, record, "null", "ASSIGNED", "made") for record in range(backlog.new_records)]
+        items += [_item(prefix, record, "1", "INPROGRESS", "changed") for record in range(backlog.changes)]
         text = f'{{"type":"sync","id":"{_MARK}","key":"{prefix}{_MARK}","items":[{",".join(items)}]}}'
         self._text = text.encode()
-        self._mark = _MARK.encode()
+        self.record: list[int] = []
+        self.base: list[int] = []
 
-    def sync(self, device: int, number: int) -> bytes:  # noqa: ARG002  # all devices send the same
+    def sync(self, _: int, number: int) -> bytes:
         """Stamp the sync with its number."""
-        return self._text.replace(self._mark, b"%08d" % number)
+        return self._text.replace(_MARK.encode(), b"%08d" % number)
 
     def skip(self) -> None:
         """Count nothing: a number is all that a sync is."""
 
-    def verdict(self, device: int, number: int, results: Sequence[Result]) -> str:  # noqa: ARG002
+    def verdict(self, _: int, __: int, results: Sequence[Result]) -> str:
         """Compare versions and statuses with those of a backlog that was stored whole."""
         whole = [result.version for result in results] == self._versions and all(
             result.status == "applied" and result.seq is not None for result in results
@@ -253,15 +230,11 @@ class Backlogs:
         return "synced" if whole else "answered_otherwise"
 
 
-def _item(prefix: str, record: int, base: int | None) -> str:
-    status, what, minute = (
-        ("ASSIGNED", "made", record % 30) if base is None else ("INPROGRESS", "changed", 30 + record % 30)
-    )
-    data = (
-        f'{{"title":"Check pump {record}","status":"{status}","site":"plant-042",'
-        f'"assignee":"guard-0137","lat":48.13743,"lon":11.57549,"note":"{_MARK}-{record:02} {what}"}}'
-    )
+def _item(prefix: str, record: int, base: str, status: str, what: str) -> str:
+    minute = record % 30 + 30 * (what == "changed")
     return (
-        f'{{"domain":"task","id":"{prefix}{_MARK}-{record:02}","op":"put",'
-        f'"base":{"null" if base is None else base},"at":"{_AT % minute}","data":{data}}}'
+        f'{{"domain":"task","id":"{prefix}{_MARK}-{record:02}","op":"put","base":{base},'
+        f'"at":"2026-03-01T08:{minute:02}:00Z","data":{{"title":"Check pump {record}","status":"{status}",'
+        f'"site":"plant-042","assignee":"guard-0137","lat":48.13743,"lon":11.57549,'
+        f'"note":"{_MARK}-{record:02} {what}"}}}}'
     )

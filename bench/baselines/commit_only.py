@@ -11,6 +11,7 @@ import random
 import sys
 import time
 import uuid
+from functools import partial
 from itertools import count
 from time import perf_counter
 from typing import Final
@@ -56,33 +57,24 @@ class _Clock:
 
 
 class _Devices:
-    """Keeps a number of syncs in flight: each is of a device that pushes again as soon as it is answered."""
+    """Keep a number of syncs in flight: each is of a device that pushes again as soon as it is answered."""
 
     def __init__(self, committer: Committer, tenant_ids: list[int], in_flight: int) -> None:
         self._committer = committer
-        self._hashes = count(uuid.uuid4().int)
-        name = uuid.uuid4().hex[:8]
-        self._devices = [
-            (f"{name}-{index}", tenant_ids[index % len(tenant_ids)]) for index in range(in_flight)
-        ]
-        self._workers = [Worker(random.random) for _ in self._devices]
+        self._tenant_ids = tenant_ids
+        self._name = uuid.uuid4().hex[:8]
+        self._workers = [Worker(random.random) for _ in range(in_flight)]
         self._numbers = count()
-        self._stopping = False
+        self.stopping = False
         self.done = 0
-
-    def start(self) -> None:
-        """Push from every device."""
-        for index in range(len(self._devices)):
+        for index in range(in_flight):
             self._push(index)
 
-    def stop(self) -> None:
-        """Push no more."""
-        self._stopping = True
-
     def _push(self, index: int) -> None:
-        device, tenant_id = self._devices[index]
+        device = f"{self._name}-{index}"
         record, base = self._workers[index].next()
-        data = data_of(record, next(self._numbers))
+        number = next(self._numbers)
+        data = data_of(record, number)
         now_us = _Clock.now_us()
         change = Change(
             domain=DOMAIN,
@@ -95,9 +87,9 @@ class _Devices:
             data=data,
             changed=None,
         )
-        key_hash = f"{next(self._hashes):032x}"[-32:]
+        key_hash = f"{self._name}{number:024x}"
         push = Push(
-            tenant_id=tenant_id,
+            tenant_id=self._tenant_ids[index % len(self._tenant_ids)],
             device_id=device,
             session_id=device,
             key_hash=key_hash,
@@ -108,31 +100,28 @@ class _Devices:
             encoding="json",
             now_us=now_us,
         )
-        self._committer.submit(push, lambda outcome: self._answered(index, record, base, outcome))
+        self._committer.submit(push, partial(self._answered, index, record, base))
 
     def _answered(self, index: int, record: int, base: int, outcome: Outcome) -> None:
         if not isinstance(outcome, PushAnswer) or b'"status":"applied"' not in outcome.results:
             sys.exit(f"limit (b) was refused: {outcome}")
         self.done += 1
         self._workers[index].acknowledged(record, base + 1)
-        if not self._stopping:
+        if not self.stopping:
             self._push(index)
 
 
+def _new_id() -> str:
+    return uuid.uuid4().hex
+
+
 async def _measure(task: Task, _: Lines) -> None:
-    chosen = task.settings
-    domains = Domains(dict(chosen.domains))
-    limits, commit = chosen.limits, chosen.commit
+    limits, commit, domains = task.settings.limits, task.settings.commit, Domains(dict(task.settings.domains))
+    policies = domains.default_policies
     database = Database(task.dsn, commit.lanes)
     committer = Committer(
-        PostgresStore(database, chosen.idempotency.lifetime_h),
-        PlanContext(
-            domains,
-            lambda _: domains.default_policies,
-            lambda: uuid.uuid4().hex,
-            limits.record_bytes,
-            limits.answer_data_bytes,
-        ),
+        PostgresStore(database, task.settings.idempotency.lifetime_h),
+        PlanContext(domains, lambda _: policies, _new_id, limits.record_bytes, limits.answer_data_bytes),
         _Clock(),
         lambda _: None,
         lambda _: None,
@@ -141,17 +130,15 @@ async def _measure(task: Task, _: Lines) -> None:
     )
     running = asyncio.create_task(committer.run())
     for in_flight in task.in_flight:
-        flying = _Devices(committer, task.tenant_ids, in_flight)
-        flying.start()
+        devices = _Devices(committer, task.tenant_ids, in_flight)
         await asyncio.sleep(_WARMUP_S)
-        began_s, done, batches = perf_counter(), flying.done, committer.counters.batches
+        began_s, done, batches = perf_counter(), devices.done, committer.counters.batches
         await asyncio.sleep(task.duration_s)
-        done = flying.done - done
-        per_s = done / (perf_counter() - began_s)
+        done, took_s = devices.done - done, perf_counter() - began_s
         batch_messages = done / max(1, committer.counters.batches - batches)
-        flying.stop()
+        devices.stopping = True
         await committer.drain()
-        say(Measured(in_flight, per_s, batch_messages))
+        say(Measured(in_flight, done / took_s, batch_messages))
     running.cancel()
     await database.close()
 

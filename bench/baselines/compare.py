@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from statistics import median
 from typing import Final, Literal
 
@@ -35,12 +35,10 @@ class Turn(msgspec.Struct, frozen=True):
     row: Row
 
 
-@asynccontextmanager
-async def simplest_pipeline(environment: Environment, options: Options) -> AsyncIterator[Target]:
+def simplest_pipeline(environment: Environment, options: Options) -> AbstractAsyncContextManager[Target]:
     """Run (c) on a database of its own. Raises BenchError, StoreError."""
     dsn = environment.database("limit_c", migrated=False)
-    async with bare_stage(environment, options, "bench.baselines.simplest_pipeline", dsn) as target:
-        yield target
+    return bare_stage(environment, options, "bench.baselines.simplest_pipeline", dsn)
 
 
 async def by_turns(
@@ -65,46 +63,36 @@ def figures(turns: Sequence[Turn]) -> list[Figure]:
     """Sum up the turns: both sides' medians, and the median over rounds of the product's ratio of (c)."""
     found: list[Figure] = []
     for connections in dict.fromkeys(turn.connections for turn in turns):
-        rivals, ours = (_values(turns, side, connections, _rate) for side in ("c", "product"))
-        ratios = [our / rival for our, rival in zip(ours, rivals, strict=True)]
-        their_ms, our_ms = (median(_values(turns, side, connections, _cpu)) for side in ("c", "product"))
+        theirs, ours = (_rows(turns, side, connections) for side in ("c", "product"))
+        ratios = [our.stored_per_s / their.stored_per_s for our, their in zip(ours, theirs, strict=True)]
+        rate = median(row.stored_per_s for row in theirs)
+        # CPU of server and PostgreSQL, which other work on the machine moves less than the rate.
+        their_ms, our_ms = (
+            median(row.cpu_ms["server"] + row.cpu_ms["postgres"] for row in rows) for rows in (theirs, ours)
+        )
         expected = TABLE_C.get(connections)
-        beside = f"{median(rivals) / expected:.2f} of {expected:,}/s" if expected else ""
+        beside = f"{rate / expected:.2f} of {expected:,}/s" if expected else ""
         costs = f"server and PostgreSQL: {their_ms:.3f} ms over {our_ms:.3f} ms"
+        cost = their_ms / max(our_ms, LEAST_MS)
         found += [
-            Figure(f"(c) simplest durable pipeline at {connections}", median(rivals), "syncs/s", beside),
-            Figure(f"product at {connections}", median(ours), "syncs/s"),
+            Figure(f"(c) simplest durable pipeline at {connections}", rate, "syncs/s", beside),
+            Figure(f"product at {connections}", median(row.stored_per_s for row in ours), "syncs/s"),
             Figure(f"product as a ratio of (c) at {connections}", median(ratios), "", listed(ratios)),
-            Figure(
-                f"CPU of a sync, (c) over product, at {connections}",
-                their_ms / max(our_ms, LEAST_MS),
-                "",
-                costs,
-            ),
+            Figure(f"CPU of a sync, (c) over product, at {connections}", cost, "", costs),
         ]
     return found
 
 
 def remarks(turns: Sequence[Turn]) -> list[str]:
     """Name the numbers of connections where (c) itself was too slow to be a measure."""
-    rates = {connections: _values(turns, "c", connections, _rate) for connections in TABLE_C}
+    found = {size: [row.stored_per_s for row in _rows(turns, "c", size)] for size in TABLE_C}
     return [
-        f"(c) itself reached {median(found):,.0f} syncs/s at {connections}, below {FAIR}"
-        f" of {TABLE_C[connections]:,}: this machine was busy or is slow, and only the ratio tells of the"
-        " product"
-        for connections, found in rates.items()
-        if found and median(found) < FAIR * TABLE_C[connections]
+        f"(c) itself reached {median(rates):,.0f} syncs/s at {size}, below {FAIR} of {TABLE_C[size]:,}: this"
+        " machine was busy or is slow, and only the ratio tells of the product"
+        for size, rates in found.items()
+        if rates and median(rates) < FAIR * TABLE_C[size]
     ]
 
 
-def _values(turns: Sequence[Turn], side: str, connections: int, value: Callable[[Row], float]) -> list[float]:
-    return [value(turn.row) for turn in turns if turn.side == side and turn.connections == connections]
-
-
-def _rate(row: Row) -> float:
-    return row.stored_per_s
-
-
-def _cpu(row: Row) -> float:
-    """CPU of server and PostgreSQL for a sync, which other work on the machine moves less than the rate."""
-    return row.cpu_ms["server"] + row.cpu_ms["postgres"]
+def _rows(turns: Sequence[Turn], side: str, connections: int) -> list[Row]:
+    return [turn.row for turn in turns if turn.side == side and turn.connections == connections]

@@ -15,9 +15,8 @@ from typing import Final
 
 import msgspec
 import uvloop
-from aiohttp import WSMsgType, web
 
-from bench.baselines.bare_server import Socket, Sync, acknowledgement, decode, serve, upgraded
+from bench.baselines.bare_server import Socket, Sync, acknowledge, serve
 from storage.postgres.driver import Link, connect
 
 #: Two batches under way keep both PostgreSQL and this process busy.
@@ -45,9 +44,6 @@ INSERT INTO records SELECT tenant, domain, id, version, seq, data FROM rows
 ON CONFLICT (id, tenant, domain) DO UPDATE
 SET version = excluded.version, seq = excluded.seq, data = excluded.data"""
 
-#: Who waits for an answer: the message, its socket, its tenant.
-Waiting = tuple[Sync, Socket, str]
-
 
 class _Row(msgspec.Struct, frozen=True, gc=False):
     tenant: str
@@ -59,24 +55,18 @@ class _Row(msgspec.Struct, frozen=True, gc=False):
     key: str
 
 
-class Pipeline:
-    """Gathers while batches are under way; each connection takes what has gathered."""
+class _Pipeline:
+    """Gathers syncs while batches are under way; each connection takes what has gathered."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Waiting] = deque()
+        self._waiting: deque[tuple[Sync, Socket, str]] = deque()
         self._work = asyncio.Event()
         self._seq = count(1)
         self._stored = 0
 
-    async def sync(self, request: web.Request) -> web.StreamResponse:
-        """Serve one device."""
-        socket = await upgraded(request)
-        tenant = request.headers["Authorization"]
-        async for message in socket:
-            if message.type is WSMsgType.TEXT:
-                self._waiting.append((decode(message.data), socket, tenant))
-                self._work.set()
-        return socket
+    async def take(self, sync: Sync, socket: Socket, tenant: str) -> None:
+        self._waiting.append((sync, socket, tenant))
+        self._work.set()
 
     async def commit(self, link: Link) -> None:
         """Store batch after batch on one connection."""
@@ -92,29 +82,25 @@ class Pipeline:
             await link.run(_WRITE, {"rows": msgspec.json.encode(rows).decode()}, _PATIENCE_S)
             for (sync, socket, _), row in zip(batch, rows, strict=True):
                 if not socket.closed:
-                    await socket.send_frame(acknowledgement(sync, row.version, row.seq), WSMsgType.TEXT)
-            await self._analyse(link, len(batch))
+                    await acknowledge(sync, socket, row.version, row.seq)
+            before, self._stored = self._stored, self._stored + len(batch)
+            if any(before < stored <= self._stored for stored in ANALYSE_AFTER):
+                await link.run("ANALYZE records, keys", None, _PATIENCE_S)
 
     def _row(self, sync: Sync, tenant: str, versions: dict[str, int]) -> _Row:
         item = sync.items[0]
         version = versions.get(item.id, 0) + 1
         return _Row(tenant, item.domain, item.id, version, next(self._seq), item.data, sync.key)
 
-    async def _analyse(self, link: Link, rows: int) -> None:
-        before, self._stored = self._stored, self._stored + rows
-        if any(before < stored <= self._stored for stored in ANALYSE_AFTER):
-            await link.run("ANALYZE records, keys", None, _PATIENCE_S)
-
 
 async def _main(dsn: str) -> None:
-    pipeline = Pipeline()
+    pipeline = _Pipeline()
+    links = [await connect(dsn) for _ in range(CONNECTIONS)]
+    await links[0].run(_TABLES, None, _PATIENCE_S)
     async with asyncio.TaskGroup() as group:
-        for connection in range(CONNECTIONS):
-            link = await connect(dsn)
-            if connection == 0:
-                await link.run(_TABLES, None, _PATIENCE_S)
+        for link in links:
             group.create_task(pipeline.commit(link))
-        await serve(pipeline.sync)
+        await serve(pipeline.take)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -48,12 +46,9 @@ async def install(place: Path) -> None:
         raise BenchError(f"npm did not install @tus/server: {words[-1]}: see that its registry is reachable")
 
 
-@asynccontextmanager
-async def tus_server(place: Path, files: str) -> AsyncIterator[Server]:
-    """Run it where it is installed. Raises BenchError."""
-    command = [str(place / "server.mjs"), files]
-    async with Server(command, {"NODE_ENV": "production"}, program=_program("node")) as server:
-        yield server
+def tus_server(place: Path, files: str) -> Server:
+    """Return the server, to be run where it is installed. Raises BenchError."""
+    return Server([str(place / "server.mjs"), files], {"NODE_ENV": "production"}, program=_program("node"))
 
 
 def _program(name: str) -> str:

@@ -58,7 +58,7 @@ async def limits(options: Options) -> Report:
 
 
 async def _decode_only(environment: Environment, options: Options, duration_s: float, report: Report) -> None:
-    async with bare_stage(environment, options, "bench.baselines.decode_only") as target:
+    async with bare_stage(environment, options, "bench.baselines.bare_server") as target:
         for size in SIZES:
             run = await run_tasks(f"a at {size}", target, "closed", size, duration_s, warmup_s=WARMUP_S)
             row = row_of(run)

@@ -290,7 +290,7 @@ async def test_scenarios_with_servers_of_their_own_refuse_a_url(scenario: Scenar
 
 
 async def test_run_tasks_unreachable_server_is_an_error() -> None:
-    async with Server(["-m", "bench.baselines.decode_only"], {}) as server:
+    async with Server(["-m", "bench.baselines.bare_server"], {}) as server:
         port = server.port
     target = Target(port=port, secret=SECRET.decode(), tenants=TENANTS)
     with pytest.raises(BenchError, match="0 of 2 devices connected: Connection refused"):
@@ -309,8 +309,8 @@ async def test_simplest_pipeline_keeps_acknowledged_syncs(empty_dsn: str) -> Non
     assert len({*run.outcome.seqs}) == len(stored) > 0
 
 
-async def test_decode_only_answers_every_sync() -> None:
-    async with Server(["-m", "bench.baselines.decode_only"], {}) as server:
+async def test_bare_server_answers_every_sync() -> None:
+    async with Server(["-m", "bench.baselines.bare_server"], {}) as server:
         target = Target(port=server.port, secret=SECRET.decode(), tenants=TENANTS)
         run = await run_tasks("a", target, "closed", 3, 0.2)
     assert len(run.outcome.seqs) == len(run.outcome.due_us) > 0

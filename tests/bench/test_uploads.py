@@ -389,7 +389,7 @@ async def test_bench_uploads_without_node_is_a_sentence(
 
 
 async def test_nobody_to_upload_to_is_an_error() -> None:
-    async with BareServer(["-m", "bench.baselines.decode_only"], {}) as server:
+    async with BareServer(["-m", "bench.baselines.bare_server"], {}) as server:
         port = server.port
     with pytest.raises(BenchError, match="ended before it was done"):
         await turn(port, "/v1/files")

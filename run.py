@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
-
 import click
 
 from compose.deployment import open_deployment, run_worker
+from compose.process_metrics import release
 from handlers.commands.conflicts import conflicts
 from handlers.commands.device import device
 from handlers.commands.doctor import doctor
@@ -27,8 +25,7 @@ from handlers.commands.token import token
 
 def _show_version(context: click.Context, _: click.Parameter, asked: bool) -> None:  # noqa: FBT001
     if asked:
-        project = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text("utf-8"))["project"]
-        click.echo(f"{project['name']} {project['version']}")
+        click.echo(" ".join(release()))
         context.exit()
 
 

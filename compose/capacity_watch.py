@@ -1,10 +1,13 @@
-"""Watches the free space of the database's disk, and how full the fullest tenant is."""
+"""Watches the free space of the disks, what tenants hold, and how full the fullest tenant is."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Final
 
 import anyio
+import anyio.to_thread
 import msgspec
 import structlog
 
@@ -22,12 +25,13 @@ _log = structlog.get_logger()
 
 
 class CapacityWatch:
-    """Reads both every 15 seconds; ``state`` is as of the last read."""
+    """Reads them every 15 seconds; ``state`` is as of the last read."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         bounds = TenantUsage(**msgspec.structs.asdict(settings.tenant_limits))
         self.state = CapacityState(bounds, TenantUsage())
         self._usage = PostgresUsage(database)
+        self._files = None if settings.s3.bucket else Path(settings.data.dir)
         self._disk = Disk(database, settings.postgres.min_free_bytes, settings.postgres.max_bytes)
 
     async def run(self) -> None:
@@ -40,8 +44,8 @@ class CapacityWatch:
         """Read once. A state that cannot be read stays as it was."""
         state = self.state
         try:
-            state.fullest = await self._usage.fullest()
-            state.free_bytes, full = await self._disk.check()
+            state.fullest, state.held, state.open_conflicts = await self._usage.totals()
+            state.free_bytes, state.disk_bytes, full = await self._disk.check()
         except StoreError as error:
             _log.warning("capacity_unread", reason=type(error).__name__)
             return
@@ -50,3 +54,16 @@ class CapacityWatch:
         elif full is None and state.full is not None:
             _log.info("disk_has_room")
         state.full = full
+        if self._files is not None:
+            state.files_free_bytes, state.files_disk_bytes = await anyio.to_thread.run_sync(
+                _room, self._files, abandon_on_cancel=True
+            )
+
+
+def _room(directory: Path) -> tuple[int, int] | tuple[None, None]:
+    """Return the free bytes and the size of a directory's disk. A network disk may take its time."""
+    try:
+        found = shutil.disk_usage(directory)
+    except OSError:
+        return None, None
+    return found.free, found.total

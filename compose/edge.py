@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -21,6 +22,7 @@ from engine.operate.conflicts import ConflictStore
 from engine.plan.capacity import CapacityState
 from engine.runtime.loop_scheduler import LoopScheduler
 from engine.runtime.loop_share import LoopShares
+from engine.runtime.metrics import MetricSource
 from engine.runtime.open_requests import OpenRequests, RequestLimits
 from engine.runtime.partial_messages import PartialMessages
 from engine.runtime.ports import Clock
@@ -78,6 +80,7 @@ class Edge:
         connections: The connections of devices.
         problems: Lists what keeps the database from being ready.
         workers: The workers of which this process is one; None if it is alone.
+        sources: The components besides the edge and the engine that yield metrics.
     """
 
     def __init__(
@@ -88,12 +91,14 @@ class Edge:
         connections: Connections,
         problems: ReadinessProblems,
         workers: WorkerMetrics | None,
+        sources: Sequence[MetricSource],
     ) -> None:
         server, limits = settings.server, settings.limits
         self._engine = engine
         self._connections = connections
         self._problems = problems
         self._workers = workers
+        self._sources = sources
         self._probe_port = server.probe_port
         self._limits = EdgeLimits(
             frame_bytes=limits.frame_bytes,
@@ -231,13 +236,18 @@ class Edge:
                 engine.revocations,
                 engine.tenants,
                 engine.committer,
+                engine.feed,
+                engine.read_limiter,
                 engine.capacity,
+                self._admission,
+                self._open_requests,
                 self.unauthenticated,
                 self._partial_messages,
                 engine.shares,
                 self._traffic,
                 engine.files.service.counters,
                 engine.files.cleanup_job.counters,
+                *self._sources,
             ],
             workers,
         )

@@ -21,6 +21,7 @@ from anyio.abc import TaskStatus
 
 from compose.capacity_watch import CapacityWatch
 from compose.edge import Edge, Engine
+from compose.process_metrics import ProcessMetrics
 from compose.uploads import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, UploadComponents
 from engine.cache.devices import DeviceCache, DeviceLimits
 from engine.cache.revocations import Revocations
@@ -48,7 +49,7 @@ from storage.embedded.servers import Services
 from storage.postgres.connection import PoolerDetection
 from storage.postgres.migrate import newest_migration
 from storage.postgres.partitions import maintain
-from storage.postgres.pool import Database
+from storage.postgres.pool import Database, PoolMetrics
 from storage.postgres.readiness import faults
 from storage.postgres.server_processes import ServerProcess
 from storage.stores.commit.store import PostgresStore
@@ -177,6 +178,7 @@ class Server:
             limits.messages_per_minute,
         )
         self._bus = bus
+        pools = {"commit": self._writes, "reads": self._reads, "uploads": sessions, "readiness": self._probes}
         self._edge = Edge(
             settings,
             keys,
@@ -198,6 +200,7 @@ class Server:
             self._connections,
             self._problems,
             workers,
+            [PoolMetrics(pools), ProcessMetrics(newest_migration())],
         )
         self._server_process = ServerProcess(self._reads, port)
         self._cluster_listener = ClusterListener(bus, feed, tenants, self._connections, files.locks)

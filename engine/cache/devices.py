@@ -19,7 +19,7 @@ import structlog
 
 from engine.cache.device_health import Device, DeviceKey, Health
 from engine.cache.ports import DeviceStore, HealthUnknownError
-from engine.runtime.metrics import Metric, counter, gauge
+from engine.runtime.metrics import LOOKUP_BOUNDS_S, Distribution, Metric, counter, gauge
 from engine.runtime.ports import Clock, StoreError, StorePoisonError
 from engine.runtime.rate_limit import TokenBucket
 
@@ -65,6 +65,7 @@ class DeviceCounters(msgspec.Struct):
     flush_rows: int = 0
     flush_s: float = 0.0
     flush_failures: int = 0
+    durations: Distribution = msgspec.field(default_factory=lambda: Distribution(LOOKUP_BOUNDS_S))
 
     def metrics(self) -> Iterator[Metric]:
         """Yield the counts."""
@@ -76,6 +77,8 @@ class DeviceCounters(msgspec.Struct):
             counter("tidemark_health_flush_seconds", "Time that writing behind took", self.flush_s),
             counter("tidemark_health_flush_failures", "Flushes that failed", self.flush_failures),
         )
+        text = "Reads of devices that connect, from memory or from the database"
+        yield self.durations.metric("tidemark_device_read_duration_seconds", text)
 
 
 class DeviceCache:
@@ -144,16 +147,17 @@ class DeviceCache:
 
     async def load(self, tenant_id: int, device_id: str) -> None:
         """Read a device before it is served. If the store does not answer in time, go on without."""
-        device = self.get(tenant_id, device_id, self._clock.monotonic_s())
-        if device.read_at_s is not None:
-            return
-        self.counters.reads += 1
-        self._unread[device.key] = device
-        self._has_unread.set()
-        if not self._reads_fail:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_READ_TIMEOUT_S):
-                    await self._read_done.wait()
+        began_s = self._clock.monotonic_s()
+        device = self.get(tenant_id, device_id, began_s)
+        if device.read_at_s is None:
+            self.counters.reads += 1
+            self._unread[device.key] = device
+            self._has_unread.set()
+            if not self._reads_fail:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_READ_TIMEOUT_S):
+                        await self._read_done.wait()
+        self.counters.durations.add(self._clock.monotonic_s() - began_s)
 
     def count_lookup(self, device: Device) -> None:
         """Count a sync as a hit if the device has been read, as a miss otherwise."""

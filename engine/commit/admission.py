@@ -5,10 +5,11 @@ It meets no clock and no network; time is an argument.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import Final, Literal, NamedTuple, Protocol, get_args
 
 from engine.commit.overload import overloaded
+from engine.runtime.metrics import Metric, Value
 from engine.runtime.rate_limit import TenantRates, TokenBucket, retry_later_ms
 from engine.wire.errors import SyncError
 
@@ -24,6 +25,18 @@ HANDSHAKES_PER_MINUTE: Final = 300
 #: an upload or a download.
 Kind = Literal["message", "control", "push", "body", "request", "upload", "handshake"]
 
+#: Why something is refused: the rate of its device, of its tenant or of handshakes, the sockets of its
+#: tenant, the queue that makes accepted writes wait, for pushes and for handshakes, or an earlier push of the
+#: device that was refused.
+Cause = Literal[
+    "device_rate",
+    "tenant_rate",
+    "handshake_rate",
+    "tenant_connections",
+    "queue",
+    "newcomers",
+    "behind_refused",
+]
 _PUSHES: Final = frozenset({"message", "push", "body"})
 
 
@@ -121,6 +134,16 @@ class Admission:
         self._tenant_connections = tenant_connections
         self._later_ms = later_ms
         self._newcomers = TokenBucket(0.0, now_s)
+        self._refusals = dict.fromkeys(get_args(Cause), 0)
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the refusals."""
+        text = "Messages and handshakes refused before they were read, by cause"
+        yield Value("counter", "tidemark_refusals", text, self._refusals, "cause")
+
+    def count_refusal(self, cause: Cause) -> None:
+        """Count a message that was refused: on a socket ``Overloaded`` does not bind every message."""
+        self._refusals[cause] += 1
 
     def admit(self, kind: Kind, tenant_id: int, device: Limited, now_s: float) -> Verdict:
         """Decide, and count what is accepted against the rates.
@@ -138,12 +161,15 @@ class Admission:
             return self._handshake(tenant_id, device, now_s)
         if kind != "body":
             bucket = device.bucket
-            wait_ms = bucket.take(self._per_minute, now_s) or self._tenant_rates.take(
-                tenant_id, bucket, now_s
-            )
-            if wait_ms:
+            if wait_ms := bucket.take(self._per_minute, now_s):
+                self._refusals["device_rate"] += 1
+                return RateLimited(wait_ms)
+            if wait_ms := self._tenant_rates.take(tenant_id, bucket, now_s):
+                self._refusals["tenant_rate"] += 1
                 return RateLimited(wait_ms)
         if kind in _PUSHES and self._load.should_shed(tenant_id):
+            if kind != "message":
+                self._refusals["queue"] += 1
             return Overloaded(self._load.retry_after_ms())
         return ACCEPT
 
@@ -158,12 +184,15 @@ class Admission:
         if handshakes is None:
             handshakes = device.handshakes = TokenBucket(float(HANDSHAKES_PER_MINUTE), now_s)
         if wait_ms := handshakes.take(HANDSHAKES_PER_MINUTE, now_s):
+            self._refusals["handshake_rate"] += 1
             return RateLimited(wait_ms, "too many handshakes")
         comes_back = device.key in self._sockets
         if not comes_back and self._sockets.count_of(tenant_id) >= self._tenant_connections:
+            self._refusals["tenant_connections"] += 1
             return RateLimited(self._later_ms(), "too many connections of this tenant")
         # A few come back while those that are here have to wait.
         most = NEWCOMERS_PER_MINUTE / 60
         if self._load.over_target(tenant_id) and self._newcomers.take(NEWCOMERS_PER_MINUTE, now_s, most=most):
+            self._refusals["newcomers"] += 1
             return Overloaded(self._load.retry_after_ms())
         return ACCEPT

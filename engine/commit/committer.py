@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
-from engine.commit.lane import Counters, IsContended, Lane, OnCommitted, OnUnknownOutcome
+from engine.commit.counters import Counters
+from engine.commit.lane import IsContended, Lane, OnCommitted, OnUnknownOutcome
 from engine.commit.overload import overloaded
 from engine.commit.ports import Store, WorkQueue
 from engine.commit.queue import Charge, CommitLimits, CommitQueue, OnOutcome
 from engine.plan.capacity import BlockedRecords
 from engine.plan.context import PlanContext
 from engine.plan.work import Work
-from engine.runtime.metrics import Metric, gauge
+from engine.runtime.metrics import Metric, Value, gauge
 from engine.runtime.ports import WorkClock
 
 #: A batch that takes longer may wait for the lock of one tenant. Other tenants then get a batch of their own.
@@ -58,6 +59,7 @@ class Committer(WorkQueue):
             is_contended: Returns whether several tenants want the event loop at an instant.
         """
         self.counters = Counters()
+        self._limits = limits
         self._queue = CommitQueue(limits, max_isolated_batches=max(1, lanes - 1))
         self._spread_from_items = max(1, limits.batch_items // 2)
         self._idle_lanes: list[asyncio.Future[None]] = []
@@ -98,6 +100,7 @@ class Committer(WorkQueue):
                 same earlier and at less cost, before the message is decoded.
         """
         if not self._queue.add(work, reply, self._clock.monotonic_s(), charge):
+            self.counters.refused_queue_full += 1
             raise overloaded(self.retry_after_ms())
         self._idle.clear()
         self._wake_lane()
@@ -133,7 +136,16 @@ class Committer(WorkQueue):
     def metrics(self) -> Iterator[Metric]:
         """Yield the counters of batches and the length of the queue."""
         yield from self.counters.metrics()
-        yield gauge("tidemark_queued_messages", "Messages that wait to be stored", self.queued_messages)
+        queue = self._queue
+        yield gauge("tidemark_queued_messages", "Messages that wait to be stored", queue.messages)
+        age_s = queue.age_s(self._clock.monotonic_s())
+        yield gauge("tidemark_queue_age_seconds", "How long the oldest of them has waited", age_s)
+        text = "The part of a bound of the queue that is in use"
+        used = {
+            "messages": queue.messages / self._limits.queue_messages,
+            "bytes": queue.size_bytes / self._limits.queue_bytes,
+        }
+        yield Value("gauge", "tidemark_queue_used_ratio", text, used, "bound")
 
     @property
     def queued_messages(self) -> int:
@@ -179,7 +191,7 @@ class Committer(WorkQueue):
             self._blocking_lanes.discard(lane)
             queue.release_tenants(batch)
             now_s = clock.monotonic_s()
-            self.counters.batch_s += now_s - began_s
+            self.counters.batch_durations.add(now_s - began_s)
             stored_bytes = batch.size_bytes - deferred_bytes
             if batch.reached_limit and stored_bytes:
                 since_s = max(self._last_batch_ended_s, began_s)

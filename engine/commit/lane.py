@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
 import structlog
 
+from engine.commit.counters import Counters
 from engine.commit.planning import MESSAGE_S, TooLongError, run_plan
 from engine.commit.ports import Store, Transaction
 from engine.commit.queue import ITEM_BYTES, CommitQueue, QueuedWork
@@ -22,7 +23,6 @@ from engine.plan.weighing import select
 from engine.plan.work import Outcome, Push, Work
 from engine.runtime.backoff import Backoff
 from engine.runtime.metered import metered
-from engine.runtime.metrics import Metric, counter
 from engine.runtime.ports import (
     StoreError,
     StoreFullError,
@@ -67,38 +67,6 @@ class _Committed(msgspec.Struct, frozen=True):
     is_light: bool
     deferred: Sequence[int]
     isolated: frozenset[int]
-
-
-class Counters(msgspec.Struct):
-    """What the committer did since it started. ``batch_s`` is the sum of the durations of all batches."""
-
-    batches: int = 0
-    batch_s: float = 0.0
-    messages: int = 0
-    retries: int = 0
-    unknown_outcomes: int = 0
-    poisoned: int = 0
-    failed: int = 0
-    old_keys_reused: int = 0
-    refused_at_limit: int = 0
-
-    def metrics(self) -> Iterator[Metric]:
-        """Yield the counters."""
-        yield from (
-            counter("tidemark_batches", "Batches committed", self.batches),
-            counter("tidemark_batch_seconds", "Time that batches took, added up", self.batch_s),
-            counter("tidemark_batch_messages", "Messages in committed batches", self.messages),
-            counter("tidemark_batch_retries", "Batches tried again", self.retries),
-            counter("tidemark_commits_unknown", "Commits of unknown outcome", self.unknown_outcomes),
-            counter("tidemark_messages_poisoned", "Messages refused by the database", self.poisoned),
-            counter("tidemark_messages_failed", "Messages that could not be stored", self.failed),
-            counter(
-                "tidemark_messages_without_room", "Messages refused for a full tenant", self.refused_at_limit
-            ),
-            counter(
-                "tidemark_old_keys_reused", "Keys used again after more than a day", self.old_keys_reused
-            ),
-        )
 
 
 class Lane:
@@ -164,8 +132,7 @@ class Lane:
 
     def _answer_all(self, batch: list[QueuedWork], committed: _Committed) -> None:
         plan = committed.plan
-        self._counters.batches += 1
-        self._counters.messages += len(batch)
+        self._counters.committed(len(batch), plan)
         self._on_committed(plan.changes)
         for push, age_s in plan.reused_keys:
             self._note_reuse(push, age_s)
@@ -342,7 +309,9 @@ class Lane:
                 raise
             if not plan.unread_conflicts:
                 if taken:
+                    began_s = clock_s()
                     await metered(transaction.commit(plan.writes), clock_s, took)
+                    self._counters.commit_durations.add(clock_s() - began_s)
                     if rows_s > _CHARGED_FROM_S and not selected.is_light:
                         _share_out(rows_s, taken, transaction.snapshot, spent_s)
                     now_s = self._clock.monotonic_s()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
+from engine.feed.counters import FeedCounters
 from engine.feed.cursor import Scope, expired
 from engine.feed.gap_reader import GapReader
 from engine.feed.hub import FeedLimits, Hub, live_pages
@@ -25,6 +26,7 @@ from engine.feed.ports import FeedStore, Page
 from engine.feed.subscription import Sink, Subscription
 from engine.feed.tail import Entry
 from engine.model.rows import Record
+from engine.runtime.metrics import Metric, gauge
 from engine.runtime.ports import Clock, StoreError
 from engine.runtime.read_limiter import Reader, ReadLimiter
 from engine.wire.errors import SyncError
@@ -85,6 +87,7 @@ class Feed:
         domains: Collection[str],
         read_limiter: ReadLimiter,
     ) -> None:
+        self.counters = FeedCounters()
         self._store = store
         self._read_limiter = read_limiter
         self._clock = clock
@@ -96,6 +99,12 @@ class Feed:
         self._wake = asyncio.Event()
         self._gap_reader = GapReader(store, limits.page_bytes)
         self._group: TaskGroup | None = None
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the counts of pages, and the number of subscriptions."""
+        count = sum(len(hub.subscriptions) for hub in self._hubs.values())
+        yield gauge("tidemark_subscriptions", "Subscriptions that are open", count)
+        yield from self.counters.metrics()
 
     @property
     def epoch(self) -> str:
@@ -128,6 +137,7 @@ class Feed:
         """
         scope = Scope(self._epoch, reader.tenant_id, domains, self._domains)
         page = await self._page(reader, scope, scope.seq(cursor), limit)
+        self.counters.pulls += 1
         return stored_page(scope, page, self._limits.page_bytes)[0]
 
     async def _page(self, reader: Reader, scope: Scope, after_seq: int, limit: int) -> Page:
@@ -258,7 +268,8 @@ class Feed:
         if hub.is_scheduled:
             return
         hub.is_scheduled = True
-        wait_s = hub.sent_at_s + self._limits.page_interval_s - self._clock.monotonic_s()
+        hub.due_since_s = now_s = self._clock.monotonic_s()
+        wait_s = hub.sent_at_s + self._limits.page_interval_s - now_s
         if wait_s <= 0:
             self._enqueue(hub)
         else:
@@ -288,7 +299,7 @@ class Feed:
         now_s = self._clock.monotonic_s()
         if hub.begin_reread():
             self._start(self._reread, hub)
-        head = hub.tail.head
+        head, since_s = hub.tail.head, hub.due_since_s
         if head is None:
             return
         slices: dict[int, _Slice] = {}
@@ -300,6 +311,8 @@ class Feed:
                 self._send_live(hub, head, subscription, slices)
             if sent % _SENDS_PER_PASS == 0:
                 await asyncio.sleep(0)
+        if hub.sent_at_s == now_s:
+            self.counters.delays.add(self._clock.monotonic_s() - since_s)
 
     def _send_live(self, hub: Hub, head: int, subscription: Subscription, slices: dict[int, _Slice]) -> None:
         """Bring one subscription to ``head``, with page bodies that are shared if possible."""
@@ -314,7 +327,9 @@ class Feed:
             )
         for body, seq in part.pages(subscription, self._limits.page_bytes):
             if not subscription.send(body, seq):
+                self.counters.blocked += 1
                 return
+            self.counters.live_pages += 1
         subscription.position = head
 
     async def _catch_up(self, hub: Hub, subscription: Subscription) -> None:
@@ -340,7 +355,10 @@ class Feed:
             if not page.records:
                 subscription.position = seq
             elif not subscription.send(body, seq):
+                self.counters.blocked += 1
                 return
+            else:
+                self.counters.stored_pages += 1
             if hub.tail.covers(subscription.position):
                 self._join_tail(hub, subscription)
 

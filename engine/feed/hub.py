@@ -46,6 +46,7 @@ class Hub:
     __slots__ = (
         "_is_rereading",
         "_may_have_missed",
+        "due_since_s",
         "is_scheduled",
         "remote_commit",
         "sent_at_s",
@@ -60,6 +61,7 @@ class Hub:
         self.subscriptions: set[Subscription] = set()
         self.is_scheduled = False
         self.sent_at_s = 0.0
+        self.due_since_s = 0.0
         #: Set when another process told of a commit: its change is in the store, so nobody need wait for it.
         self.remote_commit = asyncio.Event()
         self._is_rereading = False

@@ -6,7 +6,7 @@ it. ``read_set`` says what must be locked and read, ``steps`` plans.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Mapping
 from types import MappingProxyType
 
 import msgspec
@@ -25,6 +25,8 @@ class Plan(msgspec.Struct, frozen=True):
     """One outcome per message, the rows to write, and every new version with the session that pushed it.
 
     ``reused_keys`` are pushes under a key of another push, with the age of that one's answer in seconds.
+    ``statuses`` counts the items of answered messages by status, ``conflicts`` new conflicts by policy and
+    outcome, ``settled`` those that a person settled by choice.
     ``unread_conflicts`` are open conflicts that the plan needed and ``read_set`` did not name. If there are
     any, the rest is void, and the batch has to run again with them. ``blocked`` are the records that are
     blocked after the batch, ``refused_keys`` the keys of the messages that found no room
@@ -38,6 +40,9 @@ class Plan(msgspec.Struct, frozen=True):
     unread_conflicts: Collection[OpenConflictRef] = ()
     blocked: Blocked = MappingProxyType({})
     refused_keys: Collection[str] = ()
+    statuses: Mapping[str, int] = MappingProxyType({})
+    conflicts: Mapping[tuple[str, str], int] = MappingProxyType({})
+    settled: Mapping[str, int] = MappingProxyType({})
 
 
 def read_set(
@@ -114,6 +119,7 @@ def steps(
         yield index
     if sharing:
         yield len(batch) - 1
+    conflicts, settled = unit.conflict_counts()
     return Plan(
         outcomes,
         unit.writes(),
@@ -122,4 +128,7 @@ def steps(
         unit.unread_conflicts,
         capacity.blocked,
         capacity.refused,
+        unit.statuses,
+        conflicts,
+        settled,
     )

@@ -31,15 +31,27 @@ _BLOCKED_FOR_S: Final = 90.0
 class CapacityState(msgspec.Struct):
     """What a process knows of the space that is left.
 
-    ``fullest`` is the most that any tenant holds of each number in ``bounds``. ``full`` is the reason why the
-    database has no space for anybody, None if it has. ``free_bytes`` is the space on its disk, None if it is
-    not known.
+    Attributes:
+        bounds: What a tenant may hold.
+        fullest: The most that any tenant holds of each number in ``bounds``.
+        full: The reason why the database has no space for anybody, None if it has.
+        free_bytes: The space on the disk of the database, None if it is not known.
+        disk_bytes: The size of that disk, None if it is not known.
+        held: What all tenants hold together.
+        open_conflicts: The conflicts of all tenants that wait for a person, counted up to 100,000.
+        files_free_bytes: The space on the disk of uploaded files, None where they are in a bucket.
+        files_disk_bytes: The size of that disk.
     """
 
     bounds: TenantUsage
     fullest: TenantUsage
     full: str | None = None
     free_bytes: int | None = None
+    disk_bytes: int | None = None
+    held: TenantUsage = msgspec.field(default_factory=TenantUsage)
+    open_conflicts: int = 0
+    files_free_bytes: int | None = None
+    files_disk_bytes: int | None = None
 
     def parts(self) -> dict[str, float]:
         """Return the share of each bound that the fullest tenant holds; 1 for a bound of 0."""
@@ -47,11 +59,26 @@ class CapacityState(msgspec.Struct):
         return {name: held / bound if bound else 1.0 for name, held, bound in numbers}
 
     def metrics(self) -> Iterator[Metric]:
-        """Yield how full the fullest tenant and the disk are."""
+        """Yield what tenants hold, how full the fullest is, and how full the disks are."""
         text = "The part of a bound that the fullest tenant holds"
         yield Value("gauge", "tidemark_tenant_fullest_ratio", text, self.parts(), "bound")
-        if self.free_bytes is not None:
-            yield gauge("tidemark_database_free_bytes", "Room on the database's disk", self.free_bytes)
+        held = dict(zip(NAMES, self.held.numbers(), strict=True))
+        rows = {name.removesuffix("_rows"): count for name, count in held.items() if name.endswith("_rows")}
+        yield Value("gauge", "tidemark_held_rows", "Rows that all tenants hold", rows, "kind")
+        sizes = {name.removesuffix("_bytes"): size for name, size in held.items() if name.endswith("_bytes")}
+        yield Value("gauge", "tidemark_held_bytes", "Bytes of JSON in them", sizes, "kind")
+        yield gauge("tidemark_open_conflicts", "Conflicts that wait for a person", self.open_conflicts)
+        yield gauge(
+            "tidemark_database_full", "Whether pushes are refused for want of room", self.full is not None
+        )
+        for name, text, size_bytes in (
+            ("tidemark_database_free_bytes", "Room on the database's disk", self.free_bytes),
+            ("tidemark_database_disk_bytes", "The size of the database's disk", self.disk_bytes),
+            ("tidemark_files_free_bytes", "Room on the disk of uploaded files", self.files_free_bytes),
+            ("tidemark_files_disk_bytes", "The size of the disk of uploaded files", self.files_disk_bytes),
+        ):
+            if size_bytes is not None:
+                yield gauge(name, text, size_bytes)
 
 
 class Capacity:

@@ -210,6 +210,9 @@ def _store_answer(
             return capacity.refuse(push, sentence(bound))
     if capacity.blocked:
         capacity.unblock(push)
+    statuses = unit.statuses
+    for result in results:
+        statuses[result.status] += 1
     return PushAnswer(encoded, replayed=False, plain=plain)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, get_args
 
 from engine.model.rows import (
     Conflict,
@@ -27,8 +28,10 @@ from engine.model.uploads import UploadRef
 from engine.plan.decoded import DecodedRecords
 from engine.plan.tenant_usage import AHEAD_US, conflict_bytes, record_bytes
 from engine.plan.work import Change, Push
+from engine.wire.messages import Status
 
 _NOTHING: Final = TenantUsage()
+_STATUSES: Final = get_args(Status)
 
 
 class Reads:
@@ -102,6 +105,7 @@ class UnitOfWork:
 
     ``unread_conflicts`` are open conflicts that the batch needs and has not read: it has to begin again with
     them as ``extra_conflicts``. ``usage`` is how much each tenant holds more than before the batch.
+    ``statuses`` counts the items of answered messages by status.
     """
 
     def __init__(self, snapshot: Snapshot, extra_conflicts: Collection[OpenConflictRef] = ()) -> None:
@@ -114,9 +118,14 @@ class UnitOfWork:
         self.uploads = snapshot.uploads
         self.duplicates = snapshot.duplicates
         self.quarantine: list[Quarantined] = []
+        self.statuses = dict.fromkeys(_STATUSES, 0)
         self.unread_conflicts: dict[OpenConflictRef, None] = {}
         self.decoded = DecodedRecords()
         self._also_held = extra_conflicts
+        self._stored_conflicts = {
+            ConflictRef(stored.tenant_id, stored.conflict_id)
+            for stored in (*snapshot.open_conflicts.values(), *snapshot.conflicts.values())
+        }
         self._rejected_now: set[DeviceRecordKey] = set()
         self._rejected_before = snapshot.rejected_before
         self.changes: list[tuple[Record, str]] = []
@@ -287,6 +296,19 @@ class UnitOfWork:
             self._new_events.pop(event, None)
         for ref in set(self._logged) - savepoint.conflict_ids:
             del self._logged[ref]
+
+    def conflict_counts(self) -> tuple[Counter[tuple[str, str]], Counter[str]]:
+        """Return the new conflicts by policy and outcome, and those that a person settled by choice."""
+        new: Counter[tuple[str, str]] = Counter()
+        settled: Counter[str] = Counter()
+        for ref, conflict in self._logged.items():
+            outcome = conflict.outcome
+            if conflict.settled_by is not None:
+                settled[outcome] += 1
+                outcome = "open"
+            if ref not in self._stored_conflicts:
+                new[conflict.policy, outcome] += 1
+        return new, settled
 
     def writes(self) -> WriteSet:
         """Return the rows to write, each identity once."""

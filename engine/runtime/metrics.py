@@ -33,7 +33,9 @@ class Value(NamedTuple):
     kind: Literal["counter", "gauge"]
     name: str
     text: str
-    values: float | Mapping[str, float] | Mapping[tuple[str, ...], float]
+    values: (
+        float | Mapping[str, float] | Mapping[tuple[str, str], float] | Mapping[tuple[str, str, str], float]
+    )
     label: str | tuple[str, ...] = ""
 
 
@@ -82,10 +84,10 @@ class Distribution(msgspec.Struct):
         """Make the buckets."""
         self.counts = [0] * (len(self.bounds) + 1)
 
-    def add(self, value: float) -> None:
-        """Count a value. It costs 0.2 µs."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
+    def add(self, value: float, times: int = 1) -> None:
+        """Count a value as often as ``times`` says. It costs 0.2 µs."""
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.sum += value * times
 
     def metric(self, name: str, text: str) -> Histogram:
         """Return the distribution as it is now."""

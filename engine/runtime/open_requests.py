@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 
+from engine.runtime.metrics import Metric, Value
 from engine.runtime.rate_limit import retry_soon_ms
 from engine.wire.errors import SyncError
 
@@ -35,6 +37,12 @@ class OpenRequests:
         self._limits: Final = limits
         self._requests: Counter[object] = Counter()
         self._bytes: Counter[object] = Counter()
+        self._refused = {"device": 0, "tenant": 0}
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield what was refused."""
+        text = "Requests refused because the device or its tenant has too much open"
+        yield Value("counter", "tidemark_requests_refused", text, self._refused, "bound")
 
     def __len__(self) -> int:
         """How many devices and tenants have something open."""
@@ -57,6 +65,7 @@ class OpenRequests:
             if self._requests[key] >= most or (
                 waiting_bytes and ticket.body_bytes and waiting_bytes + ticket.body_bytes > most_bytes
             ):
+                self._refused[who] += 1
                 raise SyncError(
                     "rate_limited", f"too many open requests of this {who}", retry_after_ms=retry_soon_ms()
                 )

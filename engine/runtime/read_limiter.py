@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
+from engine.runtime.metrics import Metric, counter, gauge
 from engine.runtime.ports import StoreUnavailableError
 from engine.wire.errors import SyncError
 
@@ -35,10 +36,17 @@ class ReadLimiter:
 
     def __init__(self, at_once: int) -> None:
         self._free = at_once
+        self._refused = 0
         self._reading: set[Reader] = set()
         self._waiting: dict[Reader, deque[asyncio.Future[None]]] = {}
         #: Who may be next: tenants in their order, of each its devices in theirs.
         self._next: OrderedDict[int, OrderedDict[Reader, None]] = OrderedDict()
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield what waits, and what was refused."""
+        waiting = sum(len(told) for told in self._waiting.values())
+        yield gauge("tidemark_reads_waiting", "Reads of devices that wait for their turn", waiting)
+        yield counter("tidemark_reads_refused", "Reads refused, or without a turn in time", self._refused)
 
     @asynccontextmanager
     async def slot(self, reader: Reader) -> AsyncIterator[None]:
@@ -60,6 +68,7 @@ class ReadLimiter:
     async def _wait(self, reader: Reader) -> None:
         waiting = self._waiting.setdefault(reader, deque())
         if len(waiting) >= MAX_WAITING:
+            self._refused += 1
             raise SyncError(
                 "overloaded", "too many reads of this device wait already", retry_after_ms=_RETRY_MS
             )
@@ -77,6 +86,7 @@ class ReadLimiter:
             else:
                 self._forget(reader, told)
             if isinstance(error, TimeoutError):
+                self._refused += 1
                 raise StoreUnavailableError("no turn to read came in time") from None
             raise
 

@@ -309,6 +309,7 @@ class Connection:
             return False
         if isinstance(verdict, Overloaded):
             self._backoff.begin(now_s, verdict.wait_ms, "overloaded")
+        self._admission.count_refusal("queue" if isinstance(verdict, Overloaded) else "behind_refused")
         self._connections.refuse_soon(self._socket, self._backoff.refusal(now_s), request_id)
         return True
 

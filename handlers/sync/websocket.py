@@ -81,7 +81,7 @@ class SyncSocket(msgspec.Struct, frozen=True, kw_only=True):
         except SyncError as error:
             if error.code in ("unavailable", "overloaded"):
                 return await self._refuse_on_socket(request, codec, error)
-            self.traffic.refused_handshakes += 1
+            self.traffic.handshake_refused(error.code)
             self.refused_handshakes.log(request, error, clock.monotonic_s())
             raise
         socket = Upgrade(
@@ -165,6 +165,7 @@ class SyncSocket(msgspec.Struct, frozen=True, kw_only=True):
         self, request: web.Request, codec: Codec, error: SyncError
     ) -> web.StreamResponse:
         """Say that the server cannot serve now in a way that a browser's client sees, too."""
+        self.traffic.handshake_refused(error.code)
         socket = web.WebSocketResponse(timeout=CLOSING_S, protocols=(codec.subprotocol,))
         await socket.prepare(request)
         opcode = WSMsgType.BINARY if codec.binary else WSMsgType.TEXT

@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
 import psycopg2
 import structlog
 
@@ -65,6 +66,32 @@ class PoolerDetection:
         self.found = found
 
 
+class PoolUsage(msgspec.Struct):
+    """The use of one pool of connections.
+
+    Attributes:
+        limit: The most connections.
+        busy: Connections that are borrowed now, also those that are being opened.
+        idle: Open connections that nobody has borrowed.
+        opened: Connections opened since the start.
+        failures: Attempts at which no host let this process in.
+        waits: Borrowings that waited because all connections were busy.
+        wait_s: The time of these waits, added up.
+        round_trips: Requests to the server. One may have several statements.
+        statements: Statements in them, without those that begin or end a transaction.
+    """
+
+    limit: int = 0
+    busy: int = 0
+    idle: int = 0
+    opened: int = 0
+    failures: int = 0
+    waits: int = 0
+    wait_s: float = 0.0
+    round_trips: int = 0
+    statements: int = 0
+
+
 class ConnectionLostError(StoreRetryError):
     """The connection broke or was given up. It is not known whether the last statement was carried out."""
 
@@ -103,15 +130,19 @@ class PooledConnection:
         host: The host that it leads to.
         link: The driver's connection.
         pooler: Whether statements are prepared.
+        usage: Where requests are counted.
         bounded: Whether a statement is given up after ``STATEMENT_S``.
     """
 
-    def __init__(self, host: Host, link: Link, pooler: PoolerDetection, *, bounded: bool = True) -> None:
+    def __init__(
+        self, host: Host, link: Link, pooler: PoolerDetection, usage: PoolUsage, *, bounded: bool = True
+    ) -> None:
         self.host = host
         #: Whether the connection ended because the host failed.
         self.host_failed = False
         self._link = link
         self._pooler = pooler
+        self._usage = usage
         self._statement_s = STATEMENT_S if bounded else _UNBOUNDED_S
         self._prepared: set[str] = set()
 
@@ -119,19 +150,20 @@ class PooledConnection:
         self, opening: str, statements: Sequence[Statement], closing: str, values: Values
     ) -> list[Row]:
         """Run ``opening``, the statements, then ``closing`` in one round trip, as ``run`` does."""
+        self._usage.statements += len(statements)
         if self._pooler.found:
             texts = [statement.text for statement in statements]
-            return await self.run(opening + "; ".join(texts) + closing, values)
+            return await self._run(opening + "; ".join(texts) + closing, values)
         calls, forgetting = "; ".join([statement.call for statement in statements]), ""
         new = [statement for statement in statements if statement.name not in self._prepared]
         if new and len(self._prepared) >= _MAX_PREPARED:
             new, forgetting = list(statements), "DEALLOCATE ALL; "
             self._prepared.clear()
         if not new:
-            return await self.run(opening + calls + closing, values)
+            return await self._run(opening + calls + closing, values)
         preparations = forgetting + "".join([statement.preparation for statement in new])
         try:
-            rows = await self.run(preparations + opening + calls + closing, values)
+            rows = await self._run(preparations + opening + calls + closing, values)
         except BaseException:
             self.close()  # it is not known which of them were prepared
             raise
@@ -151,6 +183,11 @@ class PooledConnection:
             StoreFullError: The disk of the server is full.
             StoreError: The statement does not fit this database.
         """
+        self._usage.statements += 1
+        return await self._run(statements, values)
+
+    async def _run(self, statements: str, values: Values | None) -> list[Row]:
+        self._usage.round_trips += 1
         try:
             return await self._link.run(statements, values, self._statement_s)
         except TimeoutError:

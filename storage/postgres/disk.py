@@ -7,7 +7,7 @@ writes before that.
 from __future__ import annotations
 
 import os
-from typing import Final
+from typing import Final, NamedTuple
 
 from storage.postgres.pool import Database
 
@@ -18,6 +18,14 @@ _DIRECTORY: Final = (
 )
 #: Once full, the disk needs this factor more than ``min_free_bytes``, so that the state does not flap.
 _SPARE: Final = 1.25
+
+
+class DiskState(NamedTuple):
+    """The disk of the database: its free and all its bytes, None if unknown, and why to refuse writes."""
+
+    free_bytes: int | None
+    total_bytes: int | None
+    full: str | None
 
 
 class Disk:
@@ -35,12 +43,9 @@ class Disk:
         self._max_bytes = max_bytes
         self._full = False
 
-    async def check(self) -> tuple[int | None, str | None]:
-        """Return the free bytes (None if unknown), and the reason to refuse writes (None if there is space).
-
-        Raises StoreError.
-        """
-        free_bytes = await self._free_bytes()
+    async def check(self) -> DiskState:
+        """Return the state of the disk. Raises StoreError."""
+        free_bytes, total_bytes = await self._bytes()
         reason = self._no_disk(free_bytes)
         if reason is None and self._max_bytes:
             rows = await self._database.query("SELECT pg_database_size(current_database())")
@@ -50,15 +55,17 @@ class Disk:
                     " make room, or raise postgres.max_bytes"
                 )
         self._full = reason is not None
-        return free_bytes, reason
+        return DiskState(free_bytes, total_bytes, reason)
 
-    async def _free_bytes(self) -> int | None:
+    async def _bytes(self) -> tuple[int, int] | tuple[None, None]:
         rows = await self._database.query(_DIRECTORY)
         try:
             found = os.statvfs(rows[0][0]) if rows else None
         except OSError:
-            return None
-        return None if found is None else found.f_bavail * found.f_frsize
+            found = None
+        if found is None:
+            return None, None
+        return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
 
     def _no_disk(self, free_bytes: int | None) -> str | None:
         wanted_bytes = self._min_free_bytes * (_SPARE if self._full else 1)

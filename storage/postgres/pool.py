@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import psycopg2
 
+from engine.runtime.metrics import Metric, Value
 from engine.runtime.ports import StoreError, StoreUnavailableError, StoreUnknownError
 from storage.postgres.connection import (
     STATEMENT_S,
@@ -18,6 +19,7 @@ from storage.postgres.connection import (
     NotPreparedError,
     PooledConnection,
     PoolerDetection,
+    PoolUsage,
     Statement,
 )
 from storage.postgres.driver import Row, Values, connect
@@ -69,6 +71,13 @@ class Database:
         self._limits = limits
         self._idle: deque[PooledConnection] = deque()
         self._free = asyncio.Semaphore(connections)
+        self._usage = PoolUsage(connections)
+
+    @property
+    def usage(self) -> PoolUsage:
+        """The use of the connections as of now."""
+        self._usage.idle = sum(not connection.closed for connection in self._idle)
+        return self._usage
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[PooledConnection]:
@@ -162,13 +171,10 @@ class Database:
     async def acquire(self) -> PooledConnection:
         """Take a connection; ``release`` must follow. Raises StoreUnavailableError."""
         if self._free.locked():
-            try:
-                async with asyncio.timeout(_WAIT_S):
-                    await self._free.acquire()
-            except TimeoutError:
-                raise StoreUnavailableError("no connection became free") from None
+            await self._wait()
         else:
             await self._free.acquire()
+        self._usage.busy += 1
         try:
             while self._idle:
                 connection = self._idle.pop()
@@ -176,8 +182,24 @@ class Database:
                     return connection
             return await self._connect()
         except BaseException:
-            self._free.release()
+            self._give_back()
             raise
+
+    async def _wait(self) -> None:
+        clock_s, usage = asyncio.get_running_loop().time, self._usage
+        usage.waits += 1
+        began_s = clock_s()
+        try:
+            async with asyncio.timeout(_WAIT_S):
+                await self._free.acquire()
+        except TimeoutError:
+            raise StoreUnavailableError("no connection became free") from None
+        finally:
+            usage.wait_s += clock_s() - began_s
+
+    def _give_back(self) -> None:
+        self._usage.busy -= 1
+        self._free.release()
 
     async def release(self, connection: PooledConnection, *, clean: bool = True) -> None:
         """Give a connection back; one that is not ``clean`` is rolled back first."""
@@ -193,7 +215,7 @@ class Database:
             connection.close()
             raise
         finally:
-            self._free.release()
+            self._give_back()
 
     async def _connect(self) -> PooledConnection:
         """Connect to the first host that is the primary. Raises CannotConnectError."""
@@ -213,6 +235,7 @@ class Database:
                     sentences.append(str(error))
                     causes += error.causes
             order.failed(host)
+        self._usage.failures += 1
         raise CannotConnectError(sentences, causes)
 
     async def _connect_to(self, host: Host, address: Address) -> PooledConnection:
@@ -241,7 +264,8 @@ class Database:
         except Exception as error:  # of whatever kind: the database is away, and that ends nothing
             sentence = f"cannot connect to {address.name}: {str(error) or type(error).__name__}"
             raise CannotConnectError([sentence], [StoreUnavailableError(sentence)]) from None
-        return PooledConnection(host, link, self._pooler, bounded=self._limits.bounded)
+        self._usage.opened += 1
+        return PooledConnection(host, link, self._pooler, self._usage, bounded=self._limits.bounded)
 
     def _drop_idle(self, host: Host) -> None:
         """Close what else is connected to a host that failed, so that nobody finds out one by one."""
@@ -255,3 +279,38 @@ class Database:
         """Close every idle connection."""
         while self._idle:
             self._idle.popleft().close()
+
+
+class PoolMetrics:
+    """The pools of a process by their names."""
+
+    def __init__(self, pools: Mapping[str, Database]) -> None:
+        self._pools = pools
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the use of each pool."""
+        usages = {name: pool.usage for name, pool in self._pools.items()}
+
+        def of(read: Callable[[PoolUsage], float]) -> dict[str, float]:
+            return {name: read(usage) for name, usage in usages.items()}
+
+        open_now = of(lambda usage: usage.busy + usage.idle)
+        prefix = "tidemark_database"
+        yield Value("gauge", f"{prefix}_connections", "Open connections to PostgreSQL", open_now, "pool")
+        busy = of(lambda usage: usage.busy)
+        yield Value("gauge", f"{prefix}_connections_busy", "Connections in use", busy, "pool")
+        limits = of(lambda usage: usage.limit)
+        yield Value("gauge", f"{prefix}_connections_limit", "The most connections", limits, "pool")
+        opened = of(lambda usage: usage.opened)
+        yield Value("counter", f"{prefix}_connections_opened", "Connections opened", opened, "pool")
+        failures = of(lambda usage: usage.failures)
+        text = "Attempts at which no host let this process in"
+        yield Value("counter", f"{prefix}_connection_failures", text, failures, "pool")
+        waits = of(lambda usage: usage.waits)
+        yield Value("counter", f"{prefix}_waits", "Waits for a free connection", waits, "pool")
+        wait_s = of(lambda usage: usage.wait_s)
+        yield Value("counter", f"{prefix}_wait_seconds", "Time of these waits, added up", wait_s, "pool")
+        trips = of(lambda usage: usage.round_trips)
+        yield Value("counter", f"{prefix}_round_trips", "Requests to PostgreSQL", trips, "pool")
+        statements = of(lambda usage: usage.statements)
+        yield Value("counter", f"{prefix}_statements", "Statements in these requests", statements, "pool")

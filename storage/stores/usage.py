@@ -104,6 +104,22 @@ def recount(dsn: str, budget_s: float = _BUDGET_S) -> int:
     return counted
 
 
+class UsageTotals(NamedTuple):
+    """What the fullest tenant holds of each number, what all hold together, and all open conflicts."""
+
+    fullest: TenantUsage
+    held: TenantUsage
+    open_conflicts: int
+
+
+#: More than anybody settles: counting stops here, after some ten milliseconds.
+_COUNTED_CONFLICTS: Final = 100_000
+_OPEN_CONFLICTS: Final = (
+    "SELECT count(*) FROM (SELECT FROM conflict_resolution_log WHERE outcome = 'open'"
+    f" LIMIT {_COUNTED_CONFLICTS}) AS counted"
+)
+
+
 class PostgresUsage:
     """``engine.operate.ports.UsageAdmin``, and what servers ask."""
 
@@ -124,11 +140,14 @@ class PostgresUsage:
             raise NoTenantError(tenant)
         return [TenantUsageSummary(name, TenantUsage(*held), file_bytes) for name, file_bytes, *held in found]
 
-    async def fullest(self) -> TenantUsage:
-        """Return the highest value of each number among all tenants. Raises StoreError."""
-        columns = ", ".join(f"coalesce(max({name}), 0)" for name in NAMES)
-        rows = await self._database.query(f"SELECT {columns} FROM tenant_counters")
-        return TenantUsage(*rows[0])
+    async def totals(self) -> UsageTotals:
+        """Return what the fullest tenant holds of each number, and what all hold. Raises StoreError."""
+        most = ", ".join(f"coalesce(max({name}), 0)::bigint" for name in NAMES)
+        sums = ", ".join(f"coalesce(sum({name}), 0)::bigint" for name in NAMES)
+        (numbers,) = await self._database.query(f"SELECT {most}, {sums} FROM tenant_counters")
+        (open_conflicts,) = await self._database.query(_OPEN_CONFLICTS)
+        count = len(NAMES)
+        return UsageTotals(TenantUsage(*numbers[:count]), TenantUsage(*numbers[count:]), open_conflicts[0])
 
 
 def _mend(connection: Connection, tenant_id: int, kind: _Kind) -> None:

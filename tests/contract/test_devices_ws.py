@@ -309,7 +309,7 @@ async def test_device_metrics_show_write_behind(serve: Serve) -> None:
     assert found["tidemark_health_flush_rows_total"] >= 1
     assert found["tidemark_health_flush_failures_total"] == 0
     assert 0 < found["tidemark_health_flush_seconds_total"] < 5
-    assert found["tidemark_batch_seconds_total"] > 0
+    assert found["tidemark_batch_duration_seconds_sum"] > 0
     assert found["tidemark_tenants_remembered"] == 1
 
 

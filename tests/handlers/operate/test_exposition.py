@@ -20,7 +20,7 @@ _TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.samp
 _NUMBERS = st.integers(0, 1 << 50) | st.floats(0, 1e18)
 
 
-def _labels(names: int) -> st.SearchStrategy[tuple[str, ...]]:
+def _labels(names: int) -> st.SearchStrategy[tuple[str, str]]:
     return st.tuples(*[_TEXTS] * names)
 
 

@@ -35,15 +35,23 @@ def _of(page: Page, name: str) -> dict[str, float]:
     return {dict(labels)["worker"]: value for (sample, labels), value in page.items() if sample == name}
 
 
+#: What moves by itself: the bus, what is written behind, the loop, connections to the database, the process.
+_MOVING = (
+    "tidemark_bus_",
+    "tidemark_cpu_",
+    "tidemark_database_",
+    "tidemark_files_",
+    "tidemark_health_",
+    "tidemark_loop_",
+    "tidemark_minute",
+    "tidemark_resident_",
+    "tidemark_worker_up",
+)
+
+
 def _steady(page: Page) -> Page:
-    """Without what moves by itself: the bus and the writing behind."""
-    return {
-        key: value
-        for key, value in page.items()
-        if not key[0].startswith(
-            ("tidemark_bus_", "tidemark_health_", "tidemark_loop_", "tidemark_worker_up")
-        )
-    }
+    """Return a page without the metrics that move by themselves."""
+    return {key: value for key, value in page.items() if not key[0].startswith(_MOVING)}
 
 
 async def test_worker_metrics_of_the_shared_port_are_of_all_workers(supervise: Supervise) -> None:

@@ -317,7 +317,7 @@ async def test_a_value_that_the_database_would_refuse_rejects_its_item_alone(ser
         (f"d{number}", "bad", "invalid_item", f'{{"domain":"task","id":"bad","op":"put","data":{bad}}}')
         for number, bad in enumerate(stand_ins)
     ]
-    assert await counted(server, "tidemark_batches_total") == 2
+    assert await counted(server, "tidemark_batch_size_messages_count") == 2
 
 
 async def test_a_message_that_the_database_refuses_is_found_among_many(server: Running) -> None:

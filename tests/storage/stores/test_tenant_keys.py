@@ -24,7 +24,11 @@ OVER_ALL = {
     ("partitions.py", "INSERT INTO events SELECT * FROM moved"): "and what they held is moved",
     ("partitions.py", "INSERT INTO events SELECT * FROM events_interim"): "and what came meanwhile",
     ("usage.py", "FROM tenant_counters WHERE future_event_rows <> 0"): "few tenants have any",
-    ("usage.py", "SELECT § FROM tenant_counters"): "the fullest of all tenants, for operators",
+    (
+        "usage.py",
+        "SELECT §, § FROM tenant_counters",
+    ): "the fullest of all tenants, and their sum, for operators",
+    ("usage.py", "FROM conflict_resolution_log WHERE outcome = 'open' LIMIT §"): "operators see all of them",
     ("daily_usage.py", "FROM § GROUP BY tenant_id"): "what a day held is taken off all tenants",
     ("usage.py", "ORDER BY counted_at NULLS FIRST"): "the tenant that was counted longest ago is next",
     ("migrate.py", "SELECT migration_id, applied_at_utc FROM §"): "the list of migrations has no tenants",

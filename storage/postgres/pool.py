@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -186,16 +187,16 @@ class Database:
             raise
 
     async def _wait(self) -> None:
-        clock_s, usage = asyncio.get_running_loop().time, self._usage
+        usage = self._usage
         usage.waits += 1
-        began_s = clock_s()
+        began_s = time.monotonic()
         try:
             async with asyncio.timeout(_WAIT_S):
                 await self._free.acquire()
         except TimeoutError:
             raise StoreUnavailableError("no connection became free") from None
         finally:
-            usage.wait_s += clock_s() - began_s
+            usage.wait_s += time.monotonic() - began_s
 
     def _give_back(self) -> None:
         self._usage.busy -= 1

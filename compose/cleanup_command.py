@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 
 from compose.command_commit import OnFeedsAdvanced, command_committer
 from compose.server import SystemClock
 from compose.uploads import cleanup_job, open_blobs
+from engine.cache.minutes import Minutes
 from engine.cluster.leases import LEASE_S, LeaseLostError
 from engine.operate.ports import RefusedError
 from engine.operate.rows import CleanedUp, TenantAbandonment
@@ -18,6 +20,7 @@ from engine.uploads.cleanup_job import abandonment_ratio
 from storage.postgres.partitions import drop_events
 from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
+from storage.stores.minutes import PostgresMinutes
 
 
 class CleanupAdmin:
@@ -62,12 +65,15 @@ class CleanupAdmin:
         tenants: set[int] = set()
         store = PostgresStore(writes, settings.idempotency.lifetime_h)
         committer = command_committer(store, settings, {}, tenants)
-        job = cleanup_job(settings, database, blobs, committer, SystemClock())
+        clock = SystemClock()
+        minutes = Minutes(PostgresMinutes(database), clock, lambda: uuid.uuid4().hex)
+        job = cleanup_job(settings, database, blobs, committer, clock, minutes)
         committing = asyncio.create_task(committer.run())
         try:
             tidied = await job.expire_and_free(0)
             swept = None if tidied is None else await job.remove_orphans(0)
         finally:
+            await minutes.drain()
             committing.cancel()
             await asyncio.wait([committing])
             await database.close()

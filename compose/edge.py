@@ -10,6 +10,7 @@ from aiohttp import web
 
 from compose.uploads import UploadComponents
 from engine.cache.devices import DeviceCache
+from engine.cache.minutes import Minutes
 from engine.cache.revocations import Revocations
 from engine.cache.tenants import TenantCache
 from engine.cluster.bus import Bus
@@ -41,7 +42,7 @@ from handlers.http.unauthenticated import UnauthenticatedConnections, Unauthenti
 from handlers.operate.probe_access import Audience, ProbeAccess
 from handlers.operate.probes import Probes, ReadinessProblems
 from handlers.operate.worker_metrics import WorkerMetrics
-from handlers.server import application, services
+from handlers.server import SYNC_PATH, application, services
 from handlers.sync.connections import Connections
 from handlers.sync.http_api import SyncHttp
 from handlers.sync.operations import Operations
@@ -61,6 +62,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     feed: Feed
     tenants: TenantCache
     devices: DeviceCache
+    minutes: Minutes
     revocations: Revocations
     conflicts: ConflictStore
     read_limiter: ReadLimiter
@@ -165,7 +167,7 @@ class Edge:
             clock=engine.clock,
             limits=limits,
         )
-        counts = PushCounts(engine.devices, self._traffic, engine.clock)
+        counts = PushCounts(engine.devices, engine.minutes, self._traffic, engine.clock)
         socket = SyncSocket(
             authenticator=gate.authenticator,
             admission=self._admission,
@@ -195,12 +197,12 @@ class Edge:
             trusted_proxies=self._trusted,
         )
         routes = [
-            web.get("/v1/sync", socket.handle),
+            web.get(SYNC_PATH, socket.handle),
             *http.routes(),
             *engine.files.routes(gate, self._traffic, engine.read_limiter, engine.domains),
             *self._probes("nobody" if self._probe_port else "operators").routes(),
         ]
-        return application(routes, self._traffic, self._open_requests, limits.frame_bytes)
+        return application(routes, self._traffic, self._open_requests, limits.frame_bytes, counts)
 
     def probe_application(self) -> web.Application:
         """Build the application of the port for probes: everybody who reaches it is told everything."""
@@ -215,6 +217,7 @@ class Edge:
             feed=engine.feed,
             tenants=engine.tenants,
             devices=engine.devices,
+            minutes=engine.minutes,
             watch=self._watch,
         )
 
@@ -233,6 +236,7 @@ class Edge:
                 self._watch,
                 self._connections,
                 engine.devices,
+                engine.minutes,
                 engine.revocations,
                 engine.tenants,
                 engine.committer,

@@ -24,6 +24,7 @@ from compose.edge import Edge, Engine
 from compose.process_metrics import ProcessMetrics
 from compose.uploads import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, UploadComponents
 from engine.cache.devices import DeviceCache, DeviceLimits
+from engine.cache.minutes import Minutes
 from engine.cache.revocations import Revocations
 from engine.cache.tenants import TenantCache
 from engine.cluster.listener import ClusterListener
@@ -56,6 +57,7 @@ from storage.stores.commit.store import PostgresStore
 from storage.stores.conflicts import PostgresConflicts
 from storage.stores.devices import PostgresDevices
 from storage.stores.feed import PostgresFeed
+from storage.stores.minutes import PostgresMinutes
 from storage.stores.tenants import PostgresTenants
 from storage.stores.usage import recount
 
@@ -169,7 +171,10 @@ class Server:
             shares.wanted,
         )
         sessions = Database(dsn, UPLOAD_CONNECTIONS, pooler)
-        files = self._files = UploadComponents(settings, sessions, self._reads, committer, bus, clock)
+        minutes = Minutes(PostgresMinutes(self._reads), clock, lambda: uuid.uuid4().hex)
+        files = self._files = UploadComponents(
+            settings, sessions, self._reads, committer, bus, clock, minutes
+        )
         self._devices = DeviceCache(
             device_store,
             clock,
@@ -189,6 +194,7 @@ class Server:
                 feed=feed,
                 tenants=tenants,
                 devices=self._devices,
+                minutes=minutes,
                 revocations=self._revocations,
                 conflicts=PostgresConflicts(self._reads),
                 read_limiter=read_limiter,

@@ -8,6 +8,7 @@ from typing import Final
 
 from aiohttp import web
 
+from engine.cache.minutes import Minutes
 from engine.cluster.bus import Bus
 from engine.cluster.leases import JobLeases
 from engine.commit.committer import Committer
@@ -57,6 +58,7 @@ class UploadComponents:
         committer: Committer,
         bus: Bus,
         clock: Clock,
+        minutes: Minutes,
     ) -> None:
         self._settings = settings
         self._reads = reads
@@ -81,9 +83,10 @@ class UploadComponents:
                 chosen.tenant_quotas,
                 expire_s,
             ),
+            minutes,
         )
         self.pending_attachments = PendingAttachments(PostgresPending(reads), clock, committer)
-        self.cleanup_job = cleanup_job(settings, self._database, self._blobs, committer, clock)
+        self.cleanup_job = cleanup_job(settings, self._database, self._blobs, committer, clock, minutes)
 
     def routes(
         self, gate: RequestGate, traffic: Traffic, read_limiter: ReadLimiter, domains: Domains
@@ -123,7 +126,12 @@ def open_blobs(settings: Settings) -> DirectoryBlobs | S3Blobs:
 
 
 def cleanup_job(
-    settings: Settings, database: Database, blobs: Blobs, committer: Committer, clock: Clock
+    settings: Settings,
+    database: Database,
+    blobs: Blobs,
+    committer: Committer,
+    clock: Clock,
+    minutes: Minutes,
 ) -> CleanupJob:
     """Return the clean-up."""
     cleanup = UploadCleanup(
@@ -132,6 +140,7 @@ def cleanup_job(
         committer,
         settings.uploads.grace_h * 3600,
         settings.records.tombstone_data_h * 3600,
+        minutes,
         Retention(settings.retention.conflict_log_d * 86_400.0, settings.retention.quarantine_d * 86_400.0),
     )
     return CleanupJob(JobLeases(PostgresLeases(database), clock), cleanup)

@@ -14,13 +14,15 @@ from aiohttp.web_protocol import RequestHandler
 from anyio import sleep_forever
 
 from engine.cache.devices import DeviceCache
+from engine.cache.minutes import Minutes
 from engine.cache.tenants import TenantCache
 from engine.commit.committer import Committer
 from engine.feed.feed import Feed
+from engine.model.minutes import NO_TENANT
 from engine.runtime.open_requests import OpenRequests
 from engine.runtime.services import Service
 from engine.wire.errors import SyncError
-from handlers.http.authenticate import TICKET
+from handlers.http.authenticate import TENANT_ID, TICKET
 from handlers.http.caching import no_store
 from handlers.http.counters import Traffic
 from handlers.http.edge_protocol import EdgeProtocol
@@ -32,9 +34,12 @@ from handlers.http.unauthenticated import UnauthenticatedConnections
 from handlers.http.unread_body import close_if_body_unread, close_without_answer
 from handlers.sync.connections import Connections
 from handlers.sync.http_api import REQUEST_ID
+from handlers.sync.push_counts import PushCounts
 from handlers.sync.websocket import without_context_takeover
 from handlers.uploads.body import is_gone
 
+#: Handshakes of sockets, and pushes over HTTP.
+SYNC_PATH = "/v1/sync"
 _BACKLOG = 4096
 _KEEP_ALIVE_S = 75.0
 _SHUTDOWN_S = 2.0
@@ -49,6 +54,7 @@ def application(
     traffic: Traffic,
     open_requests: OpenRequests | None = None,
     body_bytes: int = 1 << 20,
+    counts: PushCounts | None = None,
 ) -> web.Application:
     """Build an application.
 
@@ -57,8 +63,11 @@ def application(
         traffic: Counts the errors that are sent.
         open_requests: Counts requests while they are open.
         body_bytes: The largest body of a message.
+        counts: Counts the syncs and handshakes that the service refuses.
     """
-    app = web.Application(middlewares=[no_store, _errors(traffic, open_requests)], client_max_size=body_bytes)
+    app = web.Application(
+        middlewares=[no_store, _errors(traffic, open_requests, counts)], client_max_size=body_bytes
+    )
     app.on_response_prepare.append(without_context_takeover)
     app.on_response_prepare.append(with_headers)
     app.on_response_prepare.append(close_if_body_unread)
@@ -66,7 +75,7 @@ def application(
     return app
 
 
-def _errors(traffic: Traffic, open_requests: OpenRequests | None) -> Middleware:
+def _errors(traffic: Traffic, open_requests: OpenRequests | None, counts: PushCounts | None) -> Middleware:
     @web.middleware
     async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer every failure with the contract's error body."""
@@ -96,6 +105,8 @@ def _errors(traffic: Traffic, open_requests: OpenRequests | None) -> Middleware:
             error = as_sync_error(failure, path=request.path).with_traceback(None)
             status = http_status(error)
         traffic.error(error.code)
+        if counts is not None and request.path == SYNC_PATH:
+            counts.refused(request.get(TENANT_ID, NO_TENANT), error.code)
         told_id = error.details.pop("id", None)
         request_id = request.get(REQUEST_ID, told_id)
         body = error_body(error, request_id if isinstance(request_id, str) else None)
@@ -256,6 +267,7 @@ def services(
     feed: Feed,
     tenants: TenantCache,
     devices: DeviceCache,
+    minutes: Minutes,
     watch: LoopWatch,
 ) -> list[Service]:
     """List what has to run, in the order in which it is drained.
@@ -269,5 +281,6 @@ def services(
         Service("feed", feed.run),
         Service("policies", tenants.run),
         Service("devices", devices.run, devices.drain),
+        Service("minutes", minutes.run, minutes.drain),
         Service("loop watch", watch.run),
     ]

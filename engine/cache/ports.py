@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
 from engine.cache.device_health import DeviceKey, Health
+from engine.model.minutes import Minute
 from engine.model.tenants import TenantPolicies
 from engine.runtime.ports import StoreUnknownError
 
@@ -78,3 +79,23 @@ class DeviceStore(Protocol):
 
     async def revoked(self) -> Revoked:
         """Read all revocations, in one round trip. Raises StoreError."""
+
+
+class MinuteRow(NamedTuple):
+    """A minute of a tenant as one process counted it so far. ``process`` is 32 hex digits."""
+
+    tenant_id: int
+    start_us: int
+    process: str
+    minute: Minute
+
+
+class MinuteStore(Protocol):
+    """Minutes of all processes."""
+
+    async def put(self, rows: list[MinuteRow]) -> None:
+        """Store minutes; each replaces what was stored of it, so that a call may be repeated.
+
+        A minute of a removed tenant is skipped. The values are read before the first wait, so that counting
+        may go on meanwhile. Raises StoreError.
+        """

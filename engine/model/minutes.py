@@ -7,7 +7,8 @@ averaged.
 from __future__ import annotations
 
 from bisect import bisect_left
-from itertools import accumulate
+from collections.abc import Iterable
+from itertools import accumulate, compress
 from math import ceil, sqrt
 from operator import add
 from typing import Final
@@ -24,15 +25,34 @@ _BUCKETS: Final = len(DURATION_BOUNDS_US) + 1
 
 
 class Durations(msgspec.Struct):
-    """Durations counted by bucket, and their exact sum. ``counts`` has one number for each bucket."""
+    """Durations counted by bucket, and their exact sum.
 
-    counts: list[int] = msgspec.field(default_factory=lambda: [0] * _BUCKETS)
+    ``counts`` has one number for each bucket, and is empty before the first duration: the minutes of an
+    outage have none, and many of them may wait in memory.
+    """
+
+    counts: list[int] = []
     sum_us: int = 0
+
+    @classmethod
+    def of(cls, buckets: Iterable[int], counts: Iterable[int], sum_us: int) -> Durations:
+        """Return the durations of some buckets, given by their indexes; the others are empty."""
+        durations = cls([0] * _BUCKETS, sum_us)
+        for bucket, count in zip(buckets, counts, strict=True):
+            durations.counts[bucket] = count
+        return durations
 
     def add(self, duration_us: int) -> None:
         """Count one duration. It costs 0.2 µs."""
-        self.counts[bisect_left(DURATION_BOUNDS_US, duration_us)] += 1
+        counts = self.counts
+        if not counts:
+            counts = self.counts = [0] * _BUCKETS
+        counts[bisect_left(DURATION_BOUNDS_US, duration_us)] += 1
         self.sum_us += duration_us
+
+    def filled(self) -> tuple[list[int], list[int]]:
+        """Return the indexes of the buckets that are not empty, and their counts."""
+        return list(compress(range(_BUCKETS), self.counts)), list(filter(None, self.counts))
 
     @property
     def count(self) -> int:
@@ -41,6 +61,8 @@ class Durations(msgspec.Struct):
 
     def plus(self, other: Durations) -> Durations:
         """Return the sum of both."""
+        if not (self.counts and other.counts):
+            return Durations(list(self.counts or other.counts), self.sum_us + other.sum_us)
         return Durations(list(map(add, self.counts, other.counts)), self.sum_us + other.sum_us)
 
     def mean_ms(self) -> float | None:
@@ -79,8 +101,8 @@ class Minute(msgspec.Struct):
         items: Items of answered syncs.
         conflicts: Conflicts of answered syncs, settled or not.
         conflicts_open: The conflicts that were held for a person.
-        uploads_finished: Uploads that became files.
-        uploads_abandoned: Uploads that expired, or whose device cancelled them, before their last byte.
+        uploads_finished: Uploads that became files; one of several parts counts as its parts.
+        uploads_abandoned: Uploads that expired before their last byte.
         bytes_in: Bytes of messages and of uploads that were received.
         durations: From arrival to answer, of syncs that were answered with results.
     """
@@ -95,6 +117,11 @@ class Minute(msgspec.Struct):
     uploads_abandoned: int = 0
     bytes_in: int = 0
     durations: Durations = msgspec.field(default_factory=Durations)
+
+    @property
+    def events(self) -> int:
+        """A number that grows with every count."""
+        return self.syncs + self.items + self.uploads_finished + self.uploads_abandoned + self.bytes_in
 
     @property
     def succeeded(self) -> int:

@@ -13,6 +13,7 @@ from typing import Final, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from engine.cache.minutes import Minutes
 from engine.commit.ports import WorkQueue
 from engine.model.rows import RecordKey
 from engine.model.uploads import STATES, State, UploadRef
@@ -191,6 +192,7 @@ class UploadCleanup:
         work_queue: Commits what changes a record's entry.
         grace_s: How long files of deleted records are kept.
         last_data_s: How long the last data of deleted records are kept.
+        minutes: Counts the uploads that expire.
         retention: How long settled conflicts and rejected items are kept.
     """
 
@@ -201,6 +203,7 @@ class UploadCleanup:
         work_queue: WorkQueue,
         grace_s: float,
         last_data_s: float,
+        minutes: Minutes,
         retention: Retention = _FOR_EVER,
     ) -> None:
         self._store = store
@@ -208,6 +211,7 @@ class UploadCleanup:
         self._work_queue = work_queue
         self._grace_us = int(grace_s * 1_000_000)
         self._last_data_us = int(last_data_s * 1_000_000)
+        self._minutes = minutes
         self._retention = retention
 
     async def expire_and_free(self, now_us: int, renew: Renew) -> RowsCleaned:
@@ -267,6 +271,7 @@ class UploadCleanup:
             for tenant_id, ids in due.items():
                 ended = await with_retries(partial(self._store.expire, tenant_id, ids, now_us))
                 cleaned.expired += len(ended)
+                self._minutes.of(tenant_id).uploads_abandoned += len(ended)
                 await _for_each(ended, partial(delete_or_log, self._blobs, is_file=False))
             await renew()
             if len(page) < PAGE:

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from engine.cache.minutes import Minutes
 from engine.commit.validation import Session
 from engine.filetypes.types import FileTypes
 from engine.model.uploads import (
@@ -106,8 +107,10 @@ class UploadService:
         clock: Clock,
         limiter: WriteLimiter,
         limits: UploadLimits,
+        minutes: Minutes,
     ) -> None:
         self.counters = UploadCounters()
+        self._minutes = minutes
         self._store = store
         self._blobs = blobs
         self._locks = locks
@@ -276,7 +279,9 @@ class UploadService:
         ready_to_finish = body_writer.offset_bytes == size_bytes and lock.upload.kind != "partial"
         await lock.save_offset(body_writer.offset_bytes, pieces, size_bytes, release=not ready_to_finish)
         self.counters.chunks += 1
-        self.counters.received_bytes += body_writer.offset_bytes - request.offset_bytes
+        received_bytes = body_writer.offset_bytes - request.offset_bytes
+        self.counters.received_bytes += received_bytes
+        self._minutes.of(lock.upload.ref.tenant_id).bytes_in += received_bytes
         if cut and not ready_to_finish:
             raise self._broken_off(lock, body)
 
@@ -293,6 +298,7 @@ class UploadService:
     async def _finished(self, lock: UploadLock) -> Upload:
         upload = await self._finisher.finish(lock)
         self.counters.finished += 1
+        self._minutes.of(upload.ref.tenant_id).uploads_finished += len(upload.parts) or 1
         return upload
 
     def _expiry_renewed(self, upload: Upload) -> Upload:

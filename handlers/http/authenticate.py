@@ -25,6 +25,8 @@ from handlers.http.tokens import Verifier, device_claims, token_of
 
 #: The request as it is counted while it is open; the application ends the count with the request.
 TICKET: Final = web.RequestKey[Ticket]("ticket")
+#: The tenant of the request, once its token was verified.
+TENANT_ID: Final = web.RequestKey[int]("tenant_id")
 
 
 class Authenticator(msgspec.Struct, frozen=True):
@@ -59,6 +61,7 @@ class Authenticator(msgspec.Struct, frozen=True):
         if tenant is None:
             raise SyncError("forbidden", "there is no such tenant: check the tid of the token")
         verifier.check_tenant(claims, tenant)
+        request[TENANT_ID] = tenant.tenant_id
         mark_authenticated(request)
         session = Session(
             tenant=tenant,

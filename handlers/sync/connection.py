@@ -310,7 +310,10 @@ class Connection:
         if isinstance(verdict, Overloaded):
             self._backoff.begin(now_s, verdict.wait_ms, "overloaded")
         self._admission.count_refusal("queue" if isinstance(verdict, Overloaded) else "behind_refused")
-        self._connections.refuse_soon(self._socket, self._backoff.refusal(now_s), request_id)
+        refusal = self._backoff.refusal(now_s)
+        if kind == "sync":
+            self._pushes.count_refused(refusal.code)
+        self._connections.refuse_soon(self._socket, refusal, request_id)
         return True
 
     def _limit(self, limited: RateLimited, request_id: str | None) -> None:
@@ -339,8 +342,10 @@ class Connection:
         self._malformed = 0
         if limited is not None:
             self._limit(limited, request_id)
-        else:
-            self._socket.fail(told, request_id)
+            return
+        if self._kind is Sync:
+            self._pushes.count_refused(told.code)
+        self._socket.fail(told, request_id)
 
     # -- other messages -----------------------------------------------------------------------
 

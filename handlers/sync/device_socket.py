@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 import msgspec
 from aiohttp import WebSocketError, WSMsgType
 
+from engine.cache.minutes import Minutes
 from engine.commit.validation import Session
 from engine.runtime.loop_scheduler import LARGE_BYTES
 from engine.runtime.partial_messages import PartialMessages
@@ -75,6 +76,7 @@ class DeviceSocket:
         "_data_type",
         "_frame_bytes",
         "_loop",
+        "_minutes",
         "_owner",
         "_partial_messages",
         "_start",
@@ -100,6 +102,7 @@ class DeviceSocket:
         *,
         clock: Clock,
         traffic: Traffic,
+        minutes: Minutes,
         partial_messages: PartialMessages,
         frame_bytes: int,
         start: Callable[[TaskBody], None],
@@ -120,6 +123,7 @@ class DeviceSocket:
         self._transport = transport
         self._clock = clock
         self._traffic = traffic
+        self._minutes = minutes
         self._partial_messages = partial_messages
         self._frame_bytes = frame_bytes
         self._start = start
@@ -173,6 +177,7 @@ class DeviceSocket:
         else:
             self._traffic.messages_in += 1
             self._traffic.bytes_in += len(frame)
+            self._minutes.of(self.key[0]).bytes_in += len(frame)
             self._owner.on_message(frame, now_s)
 
     def on_partial(self, before_bytes: int, after_bytes: int) -> bool:

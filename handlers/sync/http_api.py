@@ -108,7 +108,7 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
             self.counts.failed(device, error, now_us)
             raise
         assert isinstance(outcome, PushAnswer)
-        self.counts.answered(device, outcome, now_us)
+        self.counts.answered(device, outcome, len(push.items), now_us)
         return await self._response(request, session, device, outcome.frame(message.id))
 
     async def changes(self, request: web.Request) -> web.Response:
@@ -193,6 +193,7 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
 
     def _whole(self, body: bytes, session: Session, device: Device) -> bytes:
         device.bucket.weigh(len(body))
+        self.counts.minutes.of(device.key[0]).bytes_in += len(body)
         self.gate.authenticator.check_valid(session)
         return body
 

@@ -106,7 +106,8 @@ class Pushes:
 
     def _submit(self, push: Push, request_id: str, key: str, now_us: int) -> None:
         try:
-            self._committer.submit(push, partial(self._on_stored, request_id, key, now_us), self._charge)
+            reply = partial(self._on_stored, request_id, key, len(push.items), now_us)
+            self._committer.submit(push, reply, self._charge)
         except SyncError:
             wait_ms = self._committer.retry_after_ms()
             raise overloaded(self.backoff.begin(self._clock.monotonic_s(), wait_ms, "overloaded")) from None
@@ -115,16 +116,21 @@ class Pushes:
     def _charge(self, spent_s: float, message_s: float = 0.0) -> Rest | None:
         return self._loop.charge_planning(self._device, spent_s, message_s)
 
-    def _on_stored(self, request_id: str, key: str, started_us: int, outcome: Outcome) -> None:
+    def count_refused(self, code: str) -> None:
+        """Count a ``sync`` that was not accepted, if the service refused it."""
+        self._counts.refused(self._device.key[0], code)
+
+    def _on_stored(self, request_id: str, key: str, items: int, started_us: int, outcome: Outcome) -> None:
         self.in_flight -= 1
         self._socket.frames.go_on()
         if isinstance(outcome, PushAnswer):
             self._socket.say(outcome.frame(request_id))
             if not outcome.replayed:
                 self._session.retries_over = True
-            self._counts.answered(self._device, outcome, started_us)
+            self._counts.answered(self._device, outcome, items, started_us)
         elif isinstance(outcome, SyncError):
             self._counts.failed(self._device, outcome, started_us)
+            self.count_refused(outcome.code)
             self._put_off(outcome, request_id, key)
 
     def _on_resolved(self, request_id: str, outcome: Outcome) -> None:

@@ -14,12 +14,13 @@ from engine.commit.admission import Admission
 from engine.commit.committer import Committer
 from engine.commit.validation import MessageValidator
 from engine.feed.feed import Feed
+from engine.model.minutes import NO_TENANT
 from engine.runtime.partial_messages import PartialMessages
 from engine.runtime.ports import StoreError
 from engine.wire.close_codes import CloseCode
 from engine.wire.codec import JSON, MSGPACK, Codec
 from engine.wire.errors import SyncError
-from handlers.http.authenticate import Authenticator
+from handlers.http.authenticate import TENANT_ID, Authenticator
 from handlers.http.client_address import RefusedHandshakeLog
 from handlers.http.counters import Traffic
 from handlers.http.errors import as_sync_error, error_body
@@ -104,6 +105,7 @@ class SyncSocket(msgspec.Struct, frozen=True, kw_only=True):
             transport,
             clock=clock,
             traffic=self.traffic,
+            minutes=self.counts.minutes,
             partial_messages=self.partial_messages,
             frame_bytes=limits.frame_bytes,
             start=self.connections.start,
@@ -166,6 +168,7 @@ class SyncSocket(msgspec.Struct, frozen=True, kw_only=True):
     ) -> web.StreamResponse:
         """Say that the server cannot serve now in a way that a browser's client sees, too."""
         self.traffic.handshake_refused(error.code)
+        self.counts.refused(request.get(TENANT_ID, NO_TENANT), error.code)
         socket = web.WebSocketResponse(timeout=CLOSING_S, protocols=(codec.subprotocol,))
         await socket.prepare(request)
         opcode = WSMsgType.BINARY if codec.binary else WSMsgType.TEXT

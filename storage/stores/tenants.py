@@ -21,7 +21,14 @@ from storage.stores.tenant_rows import Reader, advance_generation, tenant_id_of
 #: Rows erased in one transaction. A long one would keep the counters of all tenants from being vacuumed.
 _ERASED_ROWS: Final = 10_000
 #: Tables with rows of a tenant that are not its data.
-_OWN: Final = ("tenants", "tenant_counters", "tenant_conflict_policy", "tenant_storage", "revoked_tokens")
+_OWN: Final = (
+    "tenants",
+    "tenant_counters",
+    "tenant_conflict_policy",
+    "tenant_storage",
+    "revoked_tokens",
+    "sync_minutes",
+)
 #: Every table with a column ``tenant_id``, so that later tables are included.
 _TABLES: Final = (
     "SELECT c.relname::text FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid"

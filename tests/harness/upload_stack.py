@@ -44,6 +44,7 @@ from storage.stores.upload_states import STATES_BY_TEXT
 from storage.stores.uploads import PostgresUploads
 from tests.engine.uploads.test_service import FakeBody, FakeBus
 from tests.harness.admin import add_tenants
+from tests.harness.minutes import counted_minutes
 from tests.harness.services import rows
 
 SETTINGS = open_deployment(None, {}).settings
@@ -89,12 +90,13 @@ class UploadStack:
         self.locks = UploadLocks(self.store, self.blobs, FakeBus([]), clock, EXPIRE_S)
         finisher = UploadFinisher(self.store, self.blobs, types, self.committer, clock)
         limiter = WriteLimiter(lambda: 0, clock)
+        self.minutes = counted_minutes()
         limits = UploadLimits(Quota(1 << 30, 100, 1000), {}, EXPIRE_S)
         self.service = UploadService(
-            self.store, self.blobs, self.locks, finisher, types, clock, limiter, limits
+            self.store, self.blobs, self.locks, finisher, types, clock, limiter, limits, self.minutes
         )
         self.cleanup = UploadCleanup(
-            PostgresCleanup(self.database), self.blobs, self.committer, GRACE_S, LAST_DATA_S
+            PostgresCleanup(self.database), self.blobs, self.committer, GRACE_S, LAST_DATA_S, self.minutes
         )
         self.cleanup_job = CleanupJob(JobLeases(PostgresLeases(self.database), clock), self.cleanup)
         self._running = [asyncio.create_task(one.run()) for one in (self.service, self.committer)]

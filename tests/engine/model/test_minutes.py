@@ -49,6 +49,16 @@ def test_durations_sum_of_parts_equals_all_counted_at_once(one_us: list[int], ot
     assert both.sum_us == sum(one_us + other_us)
 
 
+@given(durations_us)
+def test_durations_filled_buckets_make_the_same_durations(values_us: list[int]) -> None:
+    durations = counted(values_us)
+    buckets, counts = durations.filled()
+    assert all(counts)
+    assert Durations.of(buckets, counts, durations.sum_us).plus(Durations()) == durations.plus(
+        Durations.of([], [], 0)
+    )
+
+
 def test_durations_without_values_have_no_mean_and_no_percentile() -> None:
     assert Durations().mean_ms() is None
     assert Durations().percentile_ms(0.95) is None

@@ -63,6 +63,7 @@ async def test_cleanup_upload_past_its_expiry_loses_bytes_and_reservation(stack:
         await stack.service.find(session(), upload.ref.upload_id)
     assert gone.value.code == "upload_gone"
     assert (await stack.clean_rows(EXPIRE_H * 3)).expired == 1, "the other tenant's"
+    assert [stack.minutes.of(tenant_id).uploads_abandoned for tenant_id in (1, 2)] == [1, 1]
     assert stack.reserved(2) == 0
 
 
@@ -346,7 +347,9 @@ async def test_cleanup_record_restored_during_the_run_keeps_files(stack: UploadS
     file = await stack.stored()
     await stack.push("delete", 1)
     await stack.clean_rows()
-    cleanup = UploadCleanup(PostgresCleanup(stack.database), stack.blobs, Reviving(stack), GRACE_S, 0)
+    cleanup = UploadCleanup(
+        PostgresCleanup(stack.database), stack.blobs, Reviving(stack), GRACE_S, 0, stack.minutes
+    )
     assert (await cleanup.expire_and_free(now_us(GRACE_H + 1), renew)).freed == 0
     assert stack.state(file) == "attached"
     assert stack.stored_blobs() == {("files", file.ref.upload_id)}
@@ -364,7 +367,9 @@ class Refusing(WorkQueue):
 
 async def test_cleanup_overloaded_commit_leaves_files_for_the_next_run(stack: UploadStack) -> None:
     file = await stack.stored("never")
-    cleanup = UploadCleanup(PostgresCleanup(stack.database), stack.blobs, Refusing(), GRACE_S, 0)
+    cleanup = UploadCleanup(
+        PostgresCleanup(stack.database), stack.blobs, Refusing(), GRACE_S, 0, stack.minutes
+    )
     rows_cleaned = await cleanup.expire_and_free(now_us(GRACE_H + 1), renew)
     assert (rows_cleaned.freed, rows_cleaned.left, stack.state(file)) == (0, 1, "stored")
     assert stack.stored_blobs() == {("files", file.ref.upload_id)}

@@ -123,7 +123,9 @@ async def test_orphans_in_a_bucket_deleted(stack: UploadStack, bucket: S3) -> No
             stack.dsn,
             f"UPDATE upload_session SET state = 'expired' WHERE upload_id = '{orphan.ref.upload_id}'",
         )
-        cleanup = UploadCleanup(PostgresCleanup(stack.database), blobs, stack.committer, GRACE_S, 0)
+        cleanup = UploadCleanup(
+            PostgresCleanup(stack.database), blobs, stack.committer, GRACE_S, 0, stack.minutes
+        )
         await blobs.open_draft(orphan.draft).flush([b"123"])
         assert (await cleanup.remove_orphans(now_us(23), renew)).orphans == 0
         removed = await cleanup.remove_orphans(now_us(25), renew)

@@ -35,6 +35,7 @@ from storage.blobs.directory import DirectoryBlobs
 from storage.postgres.pool import Database
 from storage.stores.uploads import PostgresUploads
 from tests.harness.admin import add_tenants
+from tests.harness.minutes import counted_minutes
 from tests.harness.services import execute
 
 TYPES = FileTypes(open_deployment(None, {}).settings.uploads)
@@ -90,7 +91,9 @@ class Process:
         finisher = UploadFinisher(store, self.blobs, TYPES, NoRecords(), clock)
         limits = UploadLimits(Quota(10_000_000, 1000, 1000), {}, EXPIRE_S)
         limiter = WriteLimiter(lambda: 0, clock)
-        self.service = UploadService(store, self.blobs, self.locks, finisher, TYPES, clock, limiter, limits)
+        self.service = UploadService(
+            store, self.blobs, self.locks, finisher, TYPES, clock, limiter, limits, counted_minutes()
+        )
         self._running = asyncio.create_task(self.service.run())
 
     async def end(self) -> None:

@@ -32,6 +32,7 @@ from handlers.sync.operations import Operations
 from handlers.sync.push_counts import PushCounts
 from handlers.sync.pushes import Pushes
 from handlers.sync.reads import Reads
+from tests.harness.minutes import counted_minutes
 
 RETRY_MS = 700
 
@@ -93,6 +94,7 @@ class _World:
 
     def __init__(self) -> None:
         self.clock = _Clock()
+        self.minutes = counted_minutes()
         self.socket = _Socket()
         self.device = Device(key=DeviceKey(1, "phone"), bucket=TokenBucket(1000.0, 0.0), changed=[])
         self.verdict: Verdict = ACCEPT
@@ -114,7 +116,7 @@ class _World:
             self.device,
             validator=MessageValidator(Domains({"task": Domain()}), 100),
             committer=cast(Committer, self),
-            counts=PushCounts(cast(DeviceCache, self), Traffic(), self.clock),
+            counts=PushCounts(cast(DeviceCache, self), self.minutes, Traffic(), self.clock),
             loop=self.loop,
             clock=self.clock,
         )
@@ -171,6 +173,12 @@ class _World:
     def push(self, name: str, **more: Any) -> None:
         item: dict[str, Any] = {"domain": "task", "id": name, "op": "put", "base": None, "data": {}}
         self.send({"type": "sync", "id": name, "key": name, "items": [item], **more})
+
+    @property
+    def counted(self) -> tuple[int, int, int]:
+        """The syncs of this minute: all, those that failed, those that the service refused."""
+        minute = self.minutes.of(1)
+        return minute.syncs, minute.failed, minute.refused
 
     @property
     def codes(self) -> list[tuple[Any, Any]]:
@@ -234,6 +242,7 @@ def test_connection_under_overload_refuses_pushes_and_answers_the_rest() -> None
     world.verdict = ACCEPT
     world.push("b")
     assert world.codes[-1] == ("b", "overloaded"), "it must not overtake"
+    assert world.counted == (2, 0, 2), "a heartbeat is no sync"
     world.clock.now_s += RETRY_MS / 1000 + 0.01
     world.push("a")
     assert len(world.submitted) == 1
@@ -246,6 +255,7 @@ def test_connection_push_that_finds_the_queue_full_holds_back_those_behind_it() 
     world.is_full = False
     world.push("b")
     assert world.codes == [("a", "overloaded"), ("b", "overloaded")]
+    assert world.counted == (2, 0, 2)
     assert world.pushes.in_flight == 0
 
 
@@ -256,6 +266,7 @@ def test_connection_push_refused_in_an_outage_comes_again_before_all_others() ->
     world.clock.now_s += 1.5
     world.push("b")
     assert world.codes[-1] == ("b", "unavailable")
+    assert world.counted == (2, 0, 2)
     world.push("a")
     world.push("b")
     assert len(world.submitted) == 3

@@ -20,6 +20,7 @@ from storage.stores.usage import recount
 from tests.engine.uploads.test_cleanup import Refusing
 from tests.harness.admin import add_tenants
 from tests.harness.in_process_server import settings_with
+from tests.harness.minutes import counted_minutes
 from tests.harness.services import execute, rows
 
 _DAY_S = 86_400
@@ -43,7 +44,7 @@ class Kept:
         """Clean up, and count conflicts and rejected items that went."""
         blobs = DirectoryBlobs(self._directory, 1)
         try:
-            cleanup = UploadCleanup(self._store, blobs, Refusing(), 0, 0, kept_for)
+            cleanup = UploadCleanup(self._store, blobs, Refusing(), 0, 0, counted_minutes(), kept_for)
             tidied = await cleanup.expire_and_free(_NOW_US, _keep)
         finally:
             blobs.close()

@@ -1,0 +1,134 @@
+"""Minutes: written by the processes that counted them, and summed over processes for windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from engine.cache.ports import MinuteRow
+from engine.model.minutes import MINUTE_US, NO_TENANT, Durations, Minute, TenantMinutes
+from storage.postgres.arrays import hex_array, int_array, text_array
+from storage.postgres.connection import Statement
+from storage.postgres.driver import Row
+from storage.postgres.pool import Database
+from storage.postgres.transactions import LOCAL_SETTINGS
+from storage.stores.tenant_rows import tenant_id_of
+
+#: The columns of counts, in the order of the fields of ``Minute``.
+COUNTS: Final = (
+    "syncs",
+    "failed",
+    "refused",
+    "items",
+    "conflicts",
+    "conflicts_open",
+    "uploads_finished",
+    "uploads_abandoned",
+    "bytes_in",
+)
+_WRITTEN: Final = (*COUNTS, "duration_us", "duration_buckets", "duration_counts")
+#: As ``Minute.events``: it grows with every count.
+_EVENTS: Final = "{0}.syncs + {0}.items + {0}.uploads_finished + {0}.uploads_abandoned + {0}.bytes_in"
+#: A row that is written when its hour has been over for so long is marked. The hour is summed at the earliest
+#: when no row can be written any longer without a mark (``storage.stores.analytics``).
+LATE_AFTER: Final = "interval '2 minutes'"
+#: A write that was given up may end after the one that took its place. So the higher count stays.
+_PUT: Final = Statement(
+    f"INSERT INTO sync_minutes AS t (tenant_id, minute_start, process, {', '.join(_WRITTEN)}, late)"
+    " SELECT w.tenant_id, 'epoch'::timestamptz + w.start_us * interval '1 microsecond', w.process,"
+    f" {', '.join(f'w.{name}' for name in COUNTS)}, w.duration_us, w.buckets::smallint[], w.counts::int[],"
+    " 'epoch'::timestamptz + (w.start_us / 3600000000 + 1) * interval '1 hour'"
+    f" < now() - {LATE_AFTER}"
+    " FROM unnest(%(tenants)s::int[], %(starts)s::bigint[], %(processes)s::uuid[],"
+    f" {', '.join(f'%({name})s::bigint[]' for name in COUNTS)}, %(duration_us)s::bigint[],"
+    " %(buckets)s::text[], %(counts)s::text[])"
+    f" AS w(tenant_id, start_us, process, {', '.join(COUNTS)}, duration_us, buckets, counts)"
+    f" WHERE w.tenant_id = {NO_TENANT} OR EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = w.tenant_id)"
+    " ON CONFLICT (tenant_id, minute_start, process) DO UPDATE SET"
+    f" {', '.join(f'{name} = excluded.{name}' for name in (*_WRITTEN, 'late'))}"
+    f" WHERE {_EVENTS.format('excluded')} > {_EVENTS.format('t')}"
+)
+#: Buckets are summed by bucket. One statement reads the minutes of some tenants.
+SUMS: Final = (
+    "WITH m AS MATERIALIZED (SELECT {period} AS period, * FROM sync_minutes"
+    " WHERE tenant_id = ANY(%(tenants)s::int[]) AND {where}),"
+    " b AS (SELECT m.tenant_id, m.period, u.bucket, sum(u.n)::bigint AS n FROM m"
+    " CROSS JOIN LATERAL unnest(m.duration_buckets, m.duration_counts) AS u(bucket, n) GROUP BY 1, 2, 3),"
+    " d AS (SELECT tenant_id, period, array_agg(bucket) AS buckets, array_agg(n) AS counts FROM b"
+    " GROUP BY 1, 2),"
+    " s AS (SELECT tenant_id, period, "
+    + ", ".join(f"sum({name})::bigint AS {name}" for name in (*COUNTS, "duration_us"))
+    + " FROM m GROUP BY 1, 2)"
+    " SELECT s.*, d.buckets, d.counts FROM s LEFT JOIN d USING (tenant_id, period) ORDER BY 1, 2"
+)
+_WINDOW: Final = SUMS.format(
+    period="0",
+    where="minute_start >= to_timestamp(%(since)s::float8 / 1000000)"
+    " AND minute_start < to_timestamp(%(until)s::float8 / 1000000)",
+)
+#: Rows that one statement reads: it takes a second at most, and reads of devices go on meanwhile.
+_READ_ROWS: Final = 60_000
+#: Tenants of one statement: its rows take the event loop a millisecond.
+_TENANTS: Final = 50
+#: Processes that count a tenant, as an estimate of its rows.
+_PROCESSES: Final = 4
+
+
+class PostgresMinutes:
+    """``engine.cache.ports.MinuteStore`` and ``engine.operate.ports.MinuteReads``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def put(self, rows: list[MinuteRow]) -> None:
+        """Store minutes."""
+        await self._database.execute(_PUT, _values(rows), LOCAL_SETTINGS)
+
+    async def windows(self, tenant: str | None, since_us: int, until_us: int) -> list[TenantMinutes]:
+        """Sum the minutes of a window."""
+        names = await self._names(tenant)
+        minutes = max(1, (until_us - since_us) // MINUTE_US)
+        summed: list[TenantMinutes] = []
+        for some in chunks(list(names), minutes):
+            values = {"tenants": int_array(some), "since": since_us, "until": until_us}
+            rows = await self._database.query(_WINDOW, values)
+            summed += [TenantMinutes(names[row[0]], summed_minute(row)) for row in rows]
+        return summed
+
+    async def _names(self, tenant: str | None) -> dict[int, str | None]:
+        if tenant is not None:
+            return {await tenant_id_of(self._database, tenant): tenant}
+        rows = await self._database.query("SELECT tenant_id, name FROM tenants ORDER BY name")
+        return {NO_TENANT: None} | {int(tenant_id): str(name) for tenant_id, name in rows}
+
+
+def chunks(tenants: Sequence[int], minutes: int) -> Iterator[Sequence[int]]:
+    """Split tenants into those that one statement reads, for the minutes of each."""
+    size = max(1, min(_TENANTS, _READ_ROWS // (_PROCESSES * minutes)))
+    for first in range(0, len(tenants), size):
+        yield tenants[first : first + size]
+
+
+def summed_minute(row: Row) -> Minute:
+    """Return the sums of a row of ``SUMS``."""
+    _, _, *counts, duration_us, buckets, bucket_counts = row
+    minute = Minute(*counts)
+    if buckets:
+        minute.durations = Durations.of(buckets, bucket_counts, duration_us)
+    return minute
+
+
+def _values(rows: list[MinuteRow]) -> dict[str, object]:
+    minutes = [row.minute for row in rows]
+    filled = [minute.durations.filled() for minute in minutes]
+    values: dict[str, object] = {
+        name: int_array(getattr(minute, name) for minute in minutes) for name in COUNTS
+    }
+    return values | {
+        "tenants": int_array(row.tenant_id for row in rows),
+        "starts": int_array(row.start_us for row in rows),
+        "processes": hex_array(row.process for row in rows),
+        "duration_us": int_array(minute.durations.sum_us for minute in minutes),
+        "buckets": text_array(int_array(buckets) for buckets, _ in filled),
+        "counts": text_array(int_array(counts) for _, counts in filled),
+    }

@@ -1,4 +1,4 @@
-"""Minutes as a server counts them: what devices did over sockets and over HTTP, and what was refused to them."""
+"""Minutes as a server counts them: what devices did over sockets and HTTP, and what was refused to them."""
 
 from __future__ import annotations
 

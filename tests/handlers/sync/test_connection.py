@@ -99,6 +99,7 @@ class _World:
         self.device = Device(key=DeviceKey(1, "phone"), bucket=TokenBucket(1000.0, 0.0), changed=[])
         self.verdict: Verdict = ACCEPT
         self.kinds: list[str] = []
+        self.refusals: list[str] = []
         self.submitted: list[tuple[Push, Callable[[Outcome], None]]] = []
         self.is_full = False
         self.began: list[str] = []
@@ -139,6 +140,9 @@ class _World:
         assert (tenant_id, device, now_s) == (1, self.device, self.clock.now_s)
         self.kinds.append(kind)
         return self.verdict
+
+    def count_refusal(self, cause: str) -> None:
+        self.refusals.append(cause)
 
     def refuse_soon(self, socket: _Socket, error: SyncError, request_id: str | None) -> None:
         socket.fail(error, request_id)

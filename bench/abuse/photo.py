@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from array import array
 from contextlib import suppress
 from time import perf_counter
 from typing import Final
 
 from bench.harness.environment import BenchError
 from bench.harness.load_run import Target
-from bench.uploads.device import FailedError, Uploader
-from bench.uploads.plan import Transferred, UploadPlan
+from bench.uploads.device import FailedError, Uploader, session_at
 from bench.uploads.workload import Album
 from storage.postgres.blocking import connected
 
@@ -28,27 +26,14 @@ async def photo_s(target: Target, dsn: str, tenant: str) -> float:
     Raises BenchError, OSError.
     """
     mark = secrets.token_hex(6)
-    plan = UploadPlan(
-        host=target.host,
-        port=target.port,
-        files="/v1/files",
-        prefix=mark,
-        tokens=[target.token(tenant, f"photo-{mark}")],
-        file_bytes=_PHOTO_BYTES,
-        chunk_bytes=_PHOTO_BYTES,
-        records=True,
-    )
-    uploader, picture = (
-        Uploader(plan, 0, Transferred(), array("Q")),
-        Album(mark, 1, _PHOTO_BYTES).picture(0, 0),
-    )
-    try:
-        stored = await uploader.upload(picture)
-        await uploader.make_record(picture.record_id)
-    except FailedError as error:
-        raise BenchError(f"a photo was not uploaded: {error}") from None
-    finally:
-        uploader.close()
+    picture = Album(mark, 1, _PHOTO_BYTES).picture(0, 0)
+    async with session_at(target.host, target.port) as session:
+        uploader = Uploader(session, target.token(tenant, f"photo-{mark}"), _PHOTO_BYTES)
+        try:
+            stored = await uploader.upload(picture)
+            await uploader.make_record(picture.record_id)
+        except FailedError as error:
+            raise BenchError(f"a photo was not uploaded: {error}") from None
     came_s = perf_counter()
     with suppress(TimeoutError):
         async with asyncio.timeout(_PATIENCE_S):

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from array import array
 from collections import Counter
+from collections.abc import Mapping
 from time import perf_counter
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
+from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
-from bench.uploads.http_client import Answer, HttpConnection, Part, Sink, dial
-from bench.uploads.plan import Transferred, UploadPlan
 from bench.uploads.workload import DOMAIN, Picture
 
 #: How long an answer may take.
-_ANSWER_S: Final = 60.0
+_ANSWER: Final = ClientTimeout(total=60.0)
 #: How often something may fail in a row before an upload is given up, and the pause after the first time.
 _TRIES: Final = 8
 _PAUSE_S: Final = 0.1
 #: Answers of 400 to 499 after which the same may go well: the offset is asked for, or a lock is free.
 _PASSING: Final = (408, 409, 423, 429)
+_GOOD: Final = (200, 201, 204)
 
 
 class FailedError(Exception):
     """An upload that came to nothing, in one sentence."""
+
+
+class Answer(NamedTuple):
+    """An answer that was read whole."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -35,67 +43,53 @@ class Stored(msgspec.Struct, frozen=True):
     picture: Picture
 
 
+def session_at(host: str, port: int) -> ClientSession:
+    """Return a session for any number of uploaders at a server; connections stay open."""
+    return ClientSession(f"http://{host}:{port}", connector=TCPConnector(limit=0), timeout=_ANSWER)
+
+
 class Uploader:
-    """One device: a connection, its token, and one upload at a time."""
+    """One device with its token and one upload at a time.
 
-    def __init__(self, plan: UploadPlan, number: int, transferred: Transferred, chunk_us: array[int]) -> None:
-        self._plan = plan
-        self._head = (
-            f"HTTP/1.1\r\nHost: {plan.host}:{plan.port}\r\n"
-            f"Authorization: Bearer {plan.tokens[number]}\r\nTus-Resumable: 1.0.0\r\n"
-        )
-        self._line: HttpConnection | None = None
-        self._transferred = transferred
-        self._retries: Counter[str] = Counter()
-        self._chunk_us = chunk_us
+    ``chunk_us`` is how long each chunk took that was acknowledged with the offset that it had to be;
+    ``retries`` counts by reason what was sent again after a lost connection or an answer that is no success.
+    """
+
+    def __init__(self, session: ClientSession, token: str, chunk_bytes: int, number: int = 0) -> None:
+        self._session = session
+        self._headers = {"Authorization": f"Bearer {token}", "Tus-Resumable": "1.0.0"}
+        self._chunk_bytes = chunk_bytes
         self.number = number
-
-    @property
-    def retries(self) -> Counter[str]:
-        """Why something was sent again, and how often."""
-        return self._retries
-
-    async def connect(self) -> None:
-        """Open the connection. Raises OSError."""
-        self._line = await dial(self._plan.host, self._plan.port)
-
-    def close(self) -> None:
-        """End the connection."""
-        if self._line is not None:
-            self._line.close()
+        self.chunk_us: list[int] = []
+        self.sent_bytes = 0
+        self.retries: Counter[str] = Counter()
 
     async def ask(
-        self, method: str, path: str, more: str = "", *body: Part, sink: Sink | None = None
+        self, method: str, path: str, headers: dict[str, str] | None = None, body: bytes | None = None
     ) -> Answer:
-        """Send one request, on a new connection where the last one was closed. Raises OSError."""
-        size = sum(map(len, body))
-        length = f"Content-Length: {size}\r\n" if size or method == "POST" else ""
-        head = f"{method} {path} {self._head}{more}{length}\r\n".encode()
-        if self._line is None or self._line.over is not None:
-            await self.connect()
-        assert self._line is not None
+        """Send one request and read the answer. Raises OSError."""
         try:
-            async with asyncio.timeout(_ANSWER_S):
-                return await self._line.request(head, body, sink)
-        except OSError:
-            self._line.close()
-            self._line = None
-            raise
+            headers = self._headers | (headers or {})
+            async with self._session.request(method, path, headers=headers, data=body) as answer:
+                return Answer(answer.status, answer.headers, await answer.read())
+        except ClientError as error:
+            raise ConnectionError(str(error) or type(error).__name__) from None
 
     async def make_record(self, name: str) -> None:
         """Push the record that files are to belong to. Raises OSError where it is not stored."""
         data = {"title": "Inspect pump 3", "status": "ASSIGNED"}
         item = {"domain": DOMAIN, "id": name, "op": "put", "base": None, "data": data}
         sync = {"type": "sync", "key": f"task-{name}", "items": [item]}
-        json = "Content-Type: application/json\r\n"
+        json = {"Content-Type": "application/json"}
         answer = await self.ask("POST", "/v1/sync", json, msgspec.json.encode(sync))
         if answer.status != 200:
-            raise ConnectionError(f"the record was not stored: {refused(answer)}")
+            raise ConnectionError(f"the record was not stored: {_refusal(answer)}")
 
     async def upload(self, picture: Picture) -> Stored:
         """Upload one file. Raises FailedError."""
-        location = await self._created(picture)
-        offset, failed = 0, 0
+        length = {"Upload-Length": str(picture.size_bytes), "Upload-Metadata": picture.metadata}
+        location = (await self._asked("creation", "POST", "/v1/uploads", length))["Location"]
+        offset = failed = 0
         while offset < picture.size_bytes:
             try:
                 offset = await self._sent(location, picture, offset)
@@ -103,60 +97,48 @@ class Uploader:
             except OSError as error:
                 failed += 1
                 await self._again(_reason(error), failed)
-                offset = await self._told(location, offset)
+                told = int((await self._asked("HEAD", "HEAD", location))["Upload-Offset"])
+                if told < offset:
+                    raise FailedError(f"{offset} bytes were acknowledged and {told} are there") from None
+                offset = told
         return Stored(location.rpartition("/")[2], self.number, picture)
-
-    async def _created(self, picture: Picture) -> str:
-        more = f"Upload-Length: {picture.size_bytes}\r\nUpload-Metadata: {picture.metadata}\r\n"
-        for failed in range(1, _TRIES + 1):
-            try:
-                answer = await self.ask("POST", "/v1/uploads", more)
-                if answer.status == 201:
-                    return answer.headers[b"location"].decode()
-                raise _failure(answer)
-            except OSError as error:
-                reason = _reason(error)
-            await self._again(f"creation: {reason}", failed)
-        raise AssertionError
 
     async def _sent(self, location: str, picture: Picture, offset: int) -> int:
         """Send the next chunk and give the offset that was acknowledged. Raises OSError where none was."""
-        chunk = picture.chunk(offset, self._plan.chunk_bytes)
-        wanted = offset + sum(map(len, chunk))
-        more = f"Content-Type: application/offset+octet-stream\r\nUpload-Offset: {offset}\r\n"
+        chunk = picture.chunk(offset, self._chunk_bytes)
+        headers = {"Content-Type": "application/offset+octet-stream", "Upload-Offset": str(offset)}
         began_s = perf_counter()
-        answer = await self.ask("PATCH", location, more, *chunk)
+        answer = await self.ask("PATCH", location, headers, chunk)
         if answer.status != 204:
             raise _failure(answer)
-        self._chunk_us.append(int((perf_counter() - began_s) * 1e6))
-        told = int(answer.headers.get(b"upload-offset", b"-1"))
+        took_us = int((perf_counter() - began_s) * 1e6)
+        told, wanted = int(answer.headers.get("Upload-Offset", "-1")), offset + len(chunk)
         if told != wanted:
             raise FailedError(f"a chunk was acknowledged with offset {told} instead of {wanted}")
-        self._transferred.chunks += 1
-        self._transferred.sent_bytes += wanted - offset
+        self.chunk_us.append(took_us)
+        self.sent_bytes += len(chunk)
         return wanted
 
-    async def _told(self, location: str, acknowledged: int) -> int:
-        """Ask how much has come."""
-        for failed in range(1, _TRIES + 1):
+    async def _asked(
+        self, what: str, method: str, path: str, headers: dict[str, str] | None = None
+    ) -> Mapping[str, str]:
+        """Ask until it goes well, and return the headers of the answer. Raises FailedError."""
+        failed = 0
+        while True:
             try:
-                answer = await self.ask("HEAD", location)
-                if answer.status in (200, 204):
-                    told = int(answer.headers[b"upload-offset"])
-                    if told < acknowledged:
-                        raise FailedError(f"{acknowledged} bytes were acknowledged and {told} are there")
-                    return told
+                answer = await self.ask(method, path, headers)
+                if answer.status in _GOOD:
+                    return answer.headers
                 raise _failure(answer)
             except OSError as error:
-                reason = _reason(error)
-            await self._again(f"HEAD: {reason}", failed)
-        raise AssertionError
+                failed += 1
+                await self._again(f"{what}: {_reason(error)}", failed)
 
     async def _again(self, reason: str, failed: int) -> None:
         """Wait before what failed is tried again. Raises FailedError when it failed too often."""
         if failed == _TRIES:
             raise FailedError(f"{reason}, {failed} times")
-        self._retries[reason] += 1
+        self.retries[reason] += 1
         await asyncio.sleep(_PAUSE_S * 2 ** (failed - 1))
 
 
@@ -164,12 +146,11 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error) or type(error).__name__
 
 
-def refused(answer: Answer) -> str:
-    """Write the status and body of an answer."""
+def _refusal(answer: Answer) -> str:
     return f"status {answer.status} {answer.body[:200].decode(errors='replace').strip()}".strip()
 
 
 def _failure(answer: Answer) -> Exception:
     """Make an error of an answer: one that time may mend, or the end of the upload."""
     final = 400 <= answer.status < 500 and answer.status not in _PASSING
-    return FailedError(refused(answer)) if final else ConnectionError(refused(answer))
+    return (FailedError if final else ConnectionError)(_refusal(answer))

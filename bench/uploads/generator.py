@@ -1,102 +1,203 @@
 """The client of ``uploads``, its own process: ``python -m bench.uploads.generator`` with a plan on stdin.
 
-A closed loop: each uploader sends its next chunk when the last one is acknowledged, as tus clients do.
+A closed loop: each uploader sends its next chunk when the last one is acknowledged, as tus clients do. It
+says ``connected``, is told to begin, says ``sent`` when all is uploaded, is told to compare, and says what
+came of it once every file is downloaded and compared. One that goes on is told on a further line to end: then
+what is under way is finished.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import time
-from array import array
 from collections import Counter
+from collections.abc import Sequence
 from time import perf_counter
-from typing import Final
+from typing import Any, Final
+
+import msgspec
+from aiohttp import ClientSession
 
 from bench.load.child_process import Lines, main, say
-from bench.uploads.check import Checker
-from bench.uploads.device import FailedError, Stored, Uploader
-from bench.uploads.plan import Ready, Sent, Transferred, UploadPlan
-from bench.uploads.workload import RECORD_FILES, Album, record_id
+from bench.report.results import Transfer
+from bench.report.statistics import latency_of
+from bench.uploads.device import FailedError, Stored, Uploader, session_at
+from bench.uploads.workload import RECORD_FILES, TYPE, Album, record_id
 
+#: How many devices download at once, each what it uploaded.
+_DOWNLOADS: Final = 8
+#: How long a file may take to be in the feed, and how often it is looked for meanwhile.
+_FEED_S: Final = 15.0
+_LOOK_S: Final = 0.5
+_FIELDS: Final = ("file_id", "filename", "filetype", "size_bytes", "sha256")
 _NAMED: Final = 5
 
 
-class Run:
-    """All uploaders from the first connection to the last comparison."""
+class UploadPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One run. Uploader n has token n and one upload under way at a time.
 
-    def __init__(self, plan: UploadPlan, lines: Lines) -> None:
+    ``files`` is the path that files are downloaded from, ``records`` whether they belong to records that a
+    feed tells of. ``goes_on`` has each uploader begin another upload when one is done, until told to end.
+    """
+
+    host: str
+    port: int
+    files: str
+    prefix: str
+    tokens: list[str]
+    file_bytes: int
+    chunk_bytes: int
+    records: bool
+    goes_on: bool = False
+
+
+class Uploads:
+    """All uploaders from the first connection to the last comparison; ``faults`` has a sentence for each."""
+
+    def __init__(self, plan: UploadPlan, session: ClientSession) -> None:
         self._plan = plan
-        self._lines = lines
-        self._transferred = Transferred()
-        self._chunk_us = array("Q")
         self._album = Album(plan.prefix, len(plan.tokens), plan.file_bytes)
-        self._uploaders = [
-            Uploader(plan, number, self._transferred, self._chunk_us) for number in range(len(plan.tokens))
+        self.uploaders = [
+            Uploader(session, token, plan.chunk_bytes, number) for number, token in enumerate(plan.tokens)
         ]
+        self._begun = 0
         self._stored: list[Stored] = []
-        self._faults: list[str] = []
         self._ending = not plan.goes_on
+        self.faults: list[str] = []
 
-    async def run(self) -> Transferred:
+    async def run(self, lines: Lines) -> Transfer:
         """Run the plan. Raises OSError if there is no server."""
-        await asyncio.gather(*(self._prepare(uploader) for uploader in self._uploaders))
-        say(Ready())
-        await self._lines.next()
+        await asyncio.gather(*map(self._prepare, self.uploaders))
+        say("connected")
+        await lines.next()
         gc.collect()
         gc.freeze()
         gc.disable()
         began_s, cpu_s = perf_counter(), time.process_time()
-        ending = asyncio.create_task(self._end()) if self._plan.goes_on else None
-        await asyncio.gather(*(self._work(uploader) for uploader in self._uploaders))
-        self._transferred.elapsed_s = perf_counter() - began_s
-        self._transferred.cpu_ms = 1000 * (time.process_time() - cpu_s)
+        ending = asyncio.create_task(self._end(lines)) if self._plan.goes_on else None
+        await asyncio.gather(*map(self._work, self.uploaders))
+        elapsed_s, cpu_s = perf_counter() - began_s, time.process_time() - cpu_s
         if ending is not None:
             ending.cancel()
-        say(Sent())
-        await self._lines.next()
+        say("sent")
+        await lines.next()
         began_s = perf_counter()
-        checker = Checker(self._plan, self._uploaders)
-        self._transferred.whole = await checker.check(self._stored)
-        self._transferred.download_s = perf_counter() - began_s
-        self._sum_up(self._faults + checker.faults)
-        for uploader in self._uploaders:
-            uploader.close()
-        return self._transferred
+        whole = await self.check(self._stored)
+        sent_mb = sum(one.sent_bytes for one in self.uploaders) / 1e6
+        chunk_us = [took_us for one in self.uploaders for took_us in one.chunk_us]
+        return Transfer(
+            name="",
+            begun=self._begun,
+            whole=whole,
+            chunks=len(chunk_us),
+            elapsed_s=elapsed_s,
+            mb_per_s=sent_mb / elapsed_s,
+            download_mb_per_s=sent_mb / (perf_counter() - began_s),
+            chunk=latency_of(chunk_us),
+            retries=dict(sum((one.retries for one in self.uploaders), Counter[str]())),
+            cpus={"client": cpu_s / elapsed_s},
+            other_cpus=None,
+            rss_peak_mib=0.0,
+            fault_count=len(self.faults),
+            faults=self.faults[:_NAMED],
+        )
 
     async def _prepare(self, uploader: Uploader) -> None:
         """Connect, and make the record that this uploader's first files are to belong to."""
-        await uploader.connect()
         if self._plan.records:
             await uploader.make_record(record_id(self._plan.prefix, uploader.number, 0))
+        else:
+            await uploader.ask("OPTIONS", "/v1/uploads")
 
-    async def _end(self) -> None:
-        await self._lines.next()
+    async def _end(self, lines: Lines) -> None:
+        await lines.next()
         self._ending = True
 
     async def _work(self, uploader: Uploader) -> None:
         number = 0
         while not number or not self._ending:
             picture = self._album.picture(uploader.number, number)
-            self._transferred.begun += 1
+            self._begun += 1
             try:
                 if self._plan.records and number and not number % RECORD_FILES:
                     await uploader.make_record(picture.record_id)
                 self._stored.append(await uploader.upload(picture))
             except (FailedError, OSError) as error:
-                self._faults.append(f"upload {number} of uploader {uploader.number}: {error}")
+                self.faults.append(f"upload {number} of uploader {uploader.number}: {error}")
             number += 1
 
-    def _sum_up(self, faults: list[str]) -> None:
-        transferred = self._transferred
-        transferred.retries = dict(sum((one.retries for one in self._uploaders), Counter[str]()))
-        transferred.chunk_us = self._chunk_us.tolist()
-        transferred.fault_count = len(faults)
-        transferred.faults = faults[:_NAMED]
+    async def check(self, stored: Sequence[Stored]) -> int:
+        """Download and look up all of them, and give how many are as they were sent."""
+        wrong: dict[str, str] = {}
+        turns = asyncio.Semaphore(_DOWNLOADS)
+
+        async def work(uploader: Uploader) -> None:
+            async with turns:
+                for one in stored:
+                    if one.uploader == uploader.number and (fault := await self._downloaded(uploader, one)):
+                        wrong[one.file_id] = fault
+
+        await asyncio.gather(*map(work, self.uploaders))
+        if self._plan.records:
+            for file_id in await self._missing(stored):
+                wrong.setdefault(file_id, "its record's feed entry does not name it as it is")
+        self.faults += [f"file {file_id}: {fault}" for file_id, fault in wrong.items()]
+        return len(stored) - len(wrong)
+
+    async def _downloaded(self, uploader: Uploader, one: Stored) -> str:
+        """Return what is wrong with a file or its upload, empty if nothing is.
+
+        The upload is asked for last: its answer comes when the server is done with the download. Node's ends
+        where a connection is closed before that.
+        """
+        try:
+            answer = await uploader.ask("GET", f"{self._plan.files}/{one.file_id}")
+            if answer.status != 200:
+                return f"status {answer.status}"
+            if hashlib.sha256(answer.body).hexdigest() != one.picture.sha256:
+                return "its bytes are not those that were sent"
+            answer = await uploader.ask("HEAD", f"/v1/uploads/{one.file_id}")
+        except OSError as error:
+            return str(error)
+        told = answer.headers.get("Upload-Offset")
+        if told != str(one.picture.size_bytes):
+            return f"its upload is said to be at {told}, status {answer.status}"
+        return ""
+
+    async def _missing(self, stored: Sequence[Stored]) -> list[str]:
+        """Name the files that the feed does not tell of in time."""
+        give_up_s = perf_counter() + _FEED_S
+        while True:
+            told = await self._told()
+            missing = [one.file_id for one in stored if _entry(one) not in told]
+            if not missing or perf_counter() > give_up_s:
+                return missing
+            await asyncio.sleep(_LOOK_S)
+
+    async def _told(self) -> set[tuple[Any, ...]]:
+        """Read the whole feed, and give the attachments in it."""
+        told: set[tuple[Any, ...]] = set()
+        cursor, more = "", True
+        while more:
+            answer = await self.uploaders[0].ask("GET", f"/v1/changes?cursor={cursor}")
+            page = msgspec.json.decode(answer.body)
+            for change in page["changes"]:
+                for entry in change.get("attachments", ()):
+                    told.add((change["id"], *(entry[field] for field in _FIELDS)))
+            cursor, more = page["cursor"], page["more"]
+        return told
+
+
+def _entry(one: Stored) -> tuple[Any, ...]:
+    picture = one.picture
+    return (picture.record_id, one.file_id, picture.name, TYPE, picture.size_bytes, picture.sha256)
 
 
 async def _run(plan: UploadPlan, lines: Lines) -> None:
-    say(await Run(plan, lines).run())
+    async with session_at(plan.host, plan.port) as session:
+        say(await Uploads(plan, session).run(lines))
 
 
 if __name__ == "__main__":

@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
-from typing import Final
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
 
 import msgspec
 import psutil
 
 from bench.baselines.tus_server import install, tus_server
 from bench.harness.audit import Auditor
-from bench.harness.child import progress
+from bench.harness.child import child, progress
 from bench.harness.environment import BenchError, Environment, fresh
 from bench.harness.load_run import Target, run_tasks
-from bench.harness.server import Server
+from bench.harness.meter import Meter, Usage
 from bench.harness.stage import Options, Stage, add_tenants, bare_stage, product_stage
 from bench.load.workload import MIX
 from bench.report.results import Report, Row, Transfer
-from bench.report.summary import row_of
-from bench.uploads.criteria import PLAIN, PRODUCT, TUS, Sides, judge, transfer_of
-from bench.uploads.drive import planned, uploading
+from bench.report.summary import MIB, row_of
+from bench.uploads.criteria import PLAIN, PRODUCT, TUS, judge
+from bench.uploads.generator import UploadPlan
 
 UPLOADERS: Final = 100
 FILE_BYTES: Final = 5_242_880
@@ -45,116 +46,141 @@ async def uploads(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
     if options.url is not None or options.workers is not None:
         raise BenchError("uploads are measured on a server of its own: leave --url and --workers out")
-    report = Report(scenario="uploads", work=_work(options))
+    work = (
+        f"{UPLOADERS} uploads at once of {FILE_BYTES:,} bytes in chunks of {CHUNK_BYTES:,}, each uploader"
+        f" sending the next when the last is acknowledged; then {options.rate_per_s:g} syncs/s over"
+        f" {options.connections:,} connections, an open loop, alone and beside uploads that go on; {MIX}"
+    )
+    report = Report(scenario="uploads", work=work)
+    rounds = range(1, (options.rounds or _ROUNDS) + 1)
     with fresh(options.settings) as environment:
         progress("install @tus/server")
         await install(environment.home / "tus")
         async with product_stage(environment, options, "product") as stage:
-            await _Uploads(options, stage, report).run(environment)
+            add_tenants(stage.dsn, [_TENANT])
+            idle_mib = psutil.Process(stage.server.pid).memory_info().rss / MIB
+            sides = await _turns(environment, options, stage, rounds, report)
+            alone: list[Row] = []
+            beside: list[Row] = []
+            goes_on: list[Transfer] = []
+            for number in rounds:
+                for uploaded in (False, True) if number % 2 else (True, False):
+                    if uploaded:
+                        row, transfer = await _beside(options, stage, number)
+                        beside.append(row)
+                        goes_on.append(transfer)
+                    else:
+                        row = await _sync(options, stage, f"syncs alone, round {number}", {})
+                        alone.append(row)
+                    report.rows.append(row)
+            report.transfers += goes_on
+            judge(report, sides, idle_mib, alone, beside, goes_on)
             report.logged = dict(stage.server.logged)
     return report
 
 
-def _work(options: Options) -> str:
-    return (
-        f"{UPLOADERS} uploads at once of {FILE_BYTES:,} bytes in chunks of {CHUNK_BYTES:,}, each uploader"
-        f" sending the next when the last is acknowledged; then {options.rate_per_s:g} syncs/s over"
-        f" {options.connections:,} connections, an open loop, alone and beside uploads that go on;"
-        f" {MIX}"
+async def _turns(
+    environment: Environment, options: Options, stage: Stage, rounds: range, report: Report
+) -> dict[str, list[Transfer]]:
+    """Let the three take turns; who does not wait for the disk has it to itself at the end of its own."""
+    sides: dict[str, list[Transfer]] = {PLAIN: [], PRODUCT: [], TUS: []}
+    files = [str(environment.home / side) for side in (PLAIN, TUS)]
+    async with (
+        bare_stage(environment, options, "bench.baselines.plain_uploads", files[0]) as plain,
+        tus_server(environment.home / "tus", files[1]) as tus,
+    ):
+        watched = {**plain.watched, "server": tus.pid}
+        node = msgspec.structs.replace(plain, port=tus.port, watched=watched)
+        for number in (0, *rounds):
+            for side, target in ((PLAIN, plain), (PRODUCT, stage.target), (TUS, node)):
+                name = f"{side}, round {number}" if number else f"{side}, warm-up"
+                progress(name)
+                file_bytes = FILE_BYTES if number else WARMUP_BYTES
+                turn = await upload(
+                    name, target, files=_FILES[side], records=side == PRODUCT, file_bytes=file_bytes
+                )
+                if number:
+                    sides[side].append(turn)
+                    report.transfers.append(turn)
+                await asyncio.to_thread(os.sync)
+    return sides
+
+
+async def _sync(options: Options, stage: Stage, name: str, watched: Mapping[str, int]) -> Row:
+    duration_s = options.duration_s or DURATION_S
+    auditor = Auditor(stage.dsn)
+    target = msgspec.structs.replace(stage.target, watched={**stage.target.watched, **watched})
+    run = await run_tasks(
+        *(name, target, "open", options.connections, duration_s),
+        per_s=options.rate_per_s,
+        warmup_s=min(WARMUP_S, duration_s),
     )
+    return row_of(run, auditor.audit(run))
 
 
-class _Uploads:
-    def __init__(self, options: Options, stage: Stage, report: Report) -> None:
-        self._options = options
-        self._stage = stage
-        self._report = report
-        self._rounds = options.rounds or _ROUNDS
-        add_tenants(stage.dsn, [_TENANT])
+async def _beside(options: Options, stage: Stage, number: int) -> tuple[Row, Transfer]:
+    """Send syncs while uploads go on: they are begun before and end after."""
+    rows: list[Row] = []
 
-    async def run(self, environment: Environment) -> None:
-        """Measure all of it and judge."""
-        idle_mib = psutil.Process(self._stage.server.pid).memory_info().rss / (1 << 20)
-        sides = await self._turns(environment)
-        alone: list[Row] = []
-        beside: list[Row] = []
-        goes_on: list[Transfer] = []
-        for number in range(1, self._rounds + 1):
-            for uploaded in (False, True) if number % 2 else (True, False):
-                if uploaded:
-                    row, transfer = await self._beside(number)
-                    beside.append(row)
-                    goes_on.append(transfer)
-                else:
-                    alone.append(await self._sync(f"syncs alone, round {number}", self._stage.target))
-        judge(self._report, sides, idle_mib, alone, beside, goes_on)
+    async def sync(pid: int) -> None:
+        rows.append(await _sync(options, stage, f"syncs beside uploads, round {number}", {"uploads": pid}))
 
-    async def _turns(self, environment: Environment) -> Sides:
-        """Let the three take turns; who does not wait for the disk has it to itself at the end of its own."""
-        sides = Sides()
-        files = [str(environment.home / side) for side in (PLAIN, TUS)]
-        async with (
-            bare_stage(environment, self._options, "bench.baselines.plain_uploads", files[0]) as plain,
-            tus_server(environment.home / "tus", files[1]) as tus,
-        ):
-            targets = {PLAIN: plain, PRODUCT: self._target, TUS: _bare(tus, plain)}
-            for number in range(self._rounds + 1):
-                for side, target in targets.items():
-                    name = f"{side}, round {number}" if number else f"{side}, warm-up"
-                    turn = await self._turn(name, side, target, FILE_BYTES if number else WARMUP_BYTES)
-                    if number:
-                        sides[side].append(turn)
-                        self._report.transfers.append(turn)
-                    await asyncio.to_thread(os.sync)
-        return sides
-
-    @property
-    def _target(self) -> Target:
-        return msgspec.structs.replace(self._stage.target, tenants=[_TENANT])
-
-    async def _turn(self, name: str, side: str, target: Target, file_bytes: int) -> Transfer:
-        progress(name)
-        plan = planned(
-            target, UPLOADERS, file_bytes, CHUNK_BYTES, files=_FILES[side], records=side == PRODUCT
-        )
-        async with uploading(plan, target) as uploaders:
-            uploaders.begin()
-            spent = await uploaders.sent()
-            return transfer_of(name, await uploaders.checked(), spent)
-
-    async def _sync(self, name: str, target: Target) -> Row:
-        duration_s = self._options.duration_s or DURATION_S
-        auditor = Auditor(self._stage.dsn)
-        run = await run_tasks(
-            *(name, target, "open", self._options.connections, duration_s),
-            per_s=self._options.rate_per_s,
-            warmup_s=min(WARMUP_S, duration_s),
-        )
-        row = row_of(run, auditor.audit(run))
-        self._report.rows.append(row)
-        return row
-
-    async def _beside(self, number: int) -> tuple[Row, Transfer]:
-        """Send syncs while uploads go on: they are begun before and end after."""
-        target = self._target
-        plan = planned(
-            target, UPLOADERS, FILE_BYTES, CHUNK_BYTES, files=_FILES[PRODUCT], records=True, goes_on=True
-        )
-        async with uploading(plan, target) as uploaders:
-            uploaders.begin()
-            watched = {**target.watched, "uploads": uploaders.pid}
-            row = await self._sync(
-                f"syncs beside uploads, round {number}",
-                msgspec.structs.replace(self._stage.target, watched=watched),
-            )
-            uploaders.end()
-            spent = await uploaders.sent()
-            came = await uploaders.checked()
-        transfer = transfer_of(f"product beside syncs, round {number}", came, spent, others=False)
-        self._report.transfers.append(transfer)
-        return row, transfer
+    name = f"product beside syncs, round {number}"
+    transfer = await upload(name, stage.target, files=_FILES[PRODUCT], records=True, beside=sync)
+    return rows[0], transfer
 
 
-def _bare(server: Server, like: Target) -> Target:
-    watched = {**like.watched, "server": server.pid}
-    return msgspec.structs.replace(like, port=server.port, watched=watched)
+async def upload(
+    name: str,
+    target: Target,
+    *,
+    files: str,
+    records: bool,
+    uploaders: int = UPLOADERS,
+    file_bytes: int = FILE_BYTES,
+    chunk_bytes: int = CHUNK_BYTES,
+    beside: Callable[[int], Awaitable[Any]] | None = None,
+) -> Transfer:
+    """Upload from devices that nobody used before, in a process of their own, and compare the files.
+
+    With ``beside``, which is given the id of that process, uploads go on until it is over. Raises BenchError.
+    """
+    prefix = secrets.token_hex(4)
+    plan = UploadPlan(
+        host=target.host,
+        port=target.port,
+        files=files,
+        prefix=prefix,
+        tokens=[target.token(_TENANT, f"{prefix}-{index}") for index in range(uploaders)],
+        file_bytes=file_bytes,
+        chunk_bytes=chunk_bytes,
+        records=records,
+        goes_on=beside is not None,
+    )
+    async with (
+        child("the uploading client", "bench.uploads.generator", plan) as client,
+        Meter(target.watched) as meter,
+    ):
+        await client.read(str)
+        meter.mark()
+        client.tell()
+        if beside is not None:
+            await beside(client.pid)
+            client.tell()
+        await client.read(str)
+        spent = meter.mark()
+        client.tell()
+        return transfer_of(name, await client.read(Transfer), spent, others=beside is None)
+
+
+def transfer_of(name: str, came: Transfer, spent: Usage, *, others: bool = True) -> Transfer:
+    """Add to what the client says what servers used; ``others`` adds what else kept the machine busy."""
+    cpus = came.cpus | {tree: used_ms / 1000 / came.elapsed_s for tree, used_ms in spent.cpu_ms.items()}
+    busy = spent.machine_cpu_ms / 1000 / came.elapsed_s
+    return msgspec.structs.replace(
+        came,
+        name=name,
+        cpus=cpus,
+        other_cpus=max(0.0, busy - sum(cpus.values())) if others else None,
+        rss_peak_mib=(spent.rss_peak_bytes or 0) / MIB,
+    )

@@ -11,7 +11,7 @@ import hashlib
 import os
 from typing import Final
 
-from bench.uploads.http_client import Part
+import msgspec
 
 TYPE: Final = "image/jpeg"
 DOMAIN: Final = "task"
@@ -25,15 +25,18 @@ _STEP_BYTES: Final = 4099
 _TAIL_BYTES: Final = 16
 
 
-class Picture:
+class Picture(msgspec.Struct, frozen=True):
     """One file to upload."""
 
-    def __init__(self, name: str, record_id: str, parts: list[Part], sha256: str) -> None:
-        self.name = name
-        self.record_id = record_id
-        self.sha256 = sha256
-        self.size_bytes = sum(map(len, parts))
-        self._parts = parts
+    name: str
+    record_id: str
+    parts: tuple[bytes | memoryview, ...]
+    sha256: str
+
+    @property
+    def size_bytes(self) -> int:
+        """How long it is."""
+        return sum(map(len, self.parts))
 
     @property
     def metadata(self) -> str:
@@ -47,15 +50,12 @@ class Picture:
         }
         return ",".join(f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in said.items())
 
-    def chunk(self, offset: int, length: int) -> list[Part]:
-        """Cut bytes out, without a copy."""
-        cut: list[Part] = []
-        begin = 0
-        for part in self._parts:
-            first, last = max(offset - begin, 0), min(offset + length - begin, len(part))
-            if first < last:
-                cut.append(part[first:last])
-            begin += len(part)
+    def chunk(self, offset: int, length: int) -> bytes:
+        """Cut bytes out: a copy of 256 KiB takes 20 µs."""
+        cut = b""
+        for part in self.parts:
+            cut += part[max(offset, 0) : max(offset + length, 0)]
+            offset -= len(part)
         return cut
 
 
@@ -67,25 +67,18 @@ class Album:
         pool = memoryview(os.urandom(middle_bytes + uploaders * _STEP_BYTES))
         self._prefix = prefix
         self._middles = [pool[index * _STEP_BYTES :][:middle_bytes] for index in range(uploaders)]
-        self._begun = [_begun(middle) for middle in self._middles]
+        self._begun = [hashlib.sha256(_HEAD) for _ in range(uploaders)]
+        for begun, middle in zip(self._begun, self._middles, strict=True):
+            begun.update(middle)
 
     def picture(self, uploader: int, number: int) -> Picture:
         """Make one that differs from all others."""
         tail = os.urandom(_TAIL_BYTES)
         digest = self._begun[uploader].copy()
         digest.update(tail)
-        return Picture(
-            f"photo-{number}.jpg",
-            record_id(self._prefix, uploader, number),
-            [_HEAD, self._middles[uploader], tail],
-            digest.hexdigest(),
-        )
-
-
-def _begun(middle: memoryview) -> hashlib._Hash:
-    digest = hashlib.sha256(_HEAD)
-    digest.update(middle)
-    return digest
+        parts = _HEAD, self._middles[uploader], tail
+        record = record_id(self._prefix, uploader, number)
+        return Picture(f"photo-{number}.jpg", record, parts, digest.hexdigest())
 
 
 def record_id(prefix: str, uploader: int, number: int) -> str:

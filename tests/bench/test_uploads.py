@@ -8,26 +8,24 @@ import hashlib
 import os
 import re
 import shutil
-from array import array
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 from click.testing import CliRunner
 
 from bench.baselines import tus_server
 from bench.cli import bench
 from bench.harness.environment import BenchError
 from bench.harness.load_run import Target
-from bench.harness.meter import Usage
 from bench.harness.server import Server as BareServer
-from bench.uploads import check, device
-from bench.uploads.check import Checker
-from bench.uploads.device import FailedError, Stored, Uploader
-from bench.uploads.drive import planned, uploading
-from bench.uploads.plan import Transferred, UploadPlan
+from bench.report.results import Transfer
+from bench.uploads import device, generator
+from bench.uploads.device import FailedError, Stored, session_at
+from bench.uploads.generator import UploadPlan, Uploads
+from bench.uploads.scenario import upload
 from bench.uploads.workload import Album, Picture, record_id
 from tests.harness.ws_device import SECRET
 
@@ -39,7 +37,7 @@ FILE_BYTES, CHUNK_BYTES = 10_000, 4096
 
 def whole(picture: Picture, chunk_bytes: int = CHUNK_BYTES) -> bytes:
     offsets = range(0, picture.size_bytes, chunk_bytes)
-    return b"".join(bytes(part) for offset in offsets for part in picture.chunk(offset, chunk_bytes))
+    return b"".join(picture.chunk(offset, chunk_bytes) for offset in offsets)
 
 
 def test_album_chunks_are_the_file_and_no_two_files_are_alike() -> None:
@@ -56,11 +54,9 @@ def test_album_chunks_are_the_file_and_no_two_files_are_alike() -> None:
 def test_album_no_chunk_is_like_one_of_another_uploader() -> None:
     album = Album("p", 100, 1 << 20)
     chunks = {
-        bytes(part)
+        album.picture(uploader, 0).chunk(offset, 1 << 18)[100:-100]
         for uploader in range(100)
         for offset in range(0, 1 << 20, 1 << 18)
-        for part in album.picture(uploader, 0).chunk(offset, 1 << 18)
-        if len(part) > 100
     }
     assert len(chunks) == 400
 
@@ -151,7 +147,7 @@ class Server:
 async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
     """A server on a free port; a client loses no time between tries."""
     monkeypatch.setattr(device, "_PAUSE_S", 0.0)
-    monkeypatch.setattr(check, "_FEED_S", 0.0)
+    monkeypatch.setattr(generator, "_FEED_S", 0.0)
     kept = Server()
     app = web.Application()
     app.router.add_post("/v1/sync", kept.sync)
@@ -171,8 +167,8 @@ async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
 class Client:
     """Two uploaders of one run, in this process."""
 
-    def __init__(self, port: int) -> None:
-        self.plan = UploadPlan(
+    def __init__(self, port: int, session: ClientSession) -> None:
+        plan = UploadPlan(
             host="127.0.0.1",
             port=port,
             files="/v1/files",
@@ -183,10 +179,8 @@ class Client:
             records=True,
         )
         self.album = Album("p", 2, FILE_BYTES)
-        self.transferred = Transferred()
-        self.chunk_us = array("Q")
-        self.uploaders = [Uploader(self.plan, number, self.transferred, self.chunk_us) for number in (0, 1)]
-        self.checker = Checker(self.plan, self.uploaders)
+        self.run = Uploads(plan, session)
+        self.uploaders = self.run.uploaders
 
     async def upload(self, number: int = 0, uploader: int = 0) -> Stored:
         """Upload one of an uploader's files."""
@@ -196,10 +190,8 @@ class Client:
 @pytest.fixture
 async def client(server: Server) -> AsyncIterator[Client]:
     """A client of that server."""
-    one = Client(server.port)
-    yield one
-    for uploader in one.uploaders:
-        uploader.close()
+    async with session_at("127.0.0.1", server.port) as session:
+        yield Client(server.port, session)
 
 
 async def test_uploader_every_chunk_is_acknowledged_and_every_file_compared(
@@ -207,10 +199,10 @@ async def test_uploader_every_chunk_is_acknowledged_and_every_file_compared(
 ) -> None:
     stored = [await client.upload(), await client.upload(1), await client.upload(0, 1)]
     assert server.asked == ["POST", "PATCH", "PATCH", "PATCH"] * 3
-    assert (client.transferred.chunks, client.transferred.sent_bytes) == (9, 3 * FILE_BYTES)
-    assert len(client.chunk_us) == 9
-    assert await client.checker.check(stored) == 3
-    assert client.checker.faults == []
+    assert [one.sent_bytes for one in client.uploaders] == [2 * FILE_BYTES, FILE_BYTES]
+    assert [len(one.chunk_us) for one in client.uploaders] == [6, 3]
+    assert await client.run.check(stored) == 3
+    assert client.run.faults == []
 
 
 Spoil = Callable[[Server, web.Request, bytes], web.Response]
@@ -253,18 +245,10 @@ async def test_uploader_failed_chunk_goes_on_from_the_servers_offset(
     server.spoil = once(spoil)
     stored = await client.upload()
     assert server.asked.count("HEAD") == 1
-    assert await client.checker.check([stored]) == 1
+    assert await client.run.check([stored]) == 1
     ((said, times),) = client.uploaders[0].retries.items()
     assert times == 1
     assert reason in said
-
-
-async def test_uploader_idle_connection_that_was_closed_is_opened_again(client: Client) -> None:
-    stored = await client.upload()
-    client.uploaders[0].close()
-    await asyncio.sleep(0)
-    assert await client.checker.check([stored]) == 1
-    assert client.uploaders[0].retries == {}
 
 
 async def test_uploader_gives_up_what_fails_for_good(client: Client, server: Server) -> None:
@@ -306,8 +290,8 @@ async def test_checker_finds_a_file_that_is_not_as_it_was_sent(client: Client, s
     server.files["f1"] = server.files["f1"][:-1] + b"!"
     server.files["f2"] = b""
     server.feed[record_id("p", 0, 0)][3]["sha256"] = "0" * 64
-    assert await client.checker.check(stored) == 1
-    assert sorted(client.checker.faults) == [
+    assert await client.run.check(stored) == 1
+    assert sorted(client.run.faults) == [
         "file f1: its bytes are not those that were sent",
         "file f2: its bytes are not those that were sent",
         "file f3: its record's feed entry does not name it as it is",
@@ -317,50 +301,42 @@ async def test_checker_finds_a_file_that_is_not_as_it_was_sent(client: Client, s
 async def test_checker_finds_an_upload_with_another_offset(client: Client, server: Server) -> None:
     stored = await client.upload()
     server.told = "8192"
-    assert await client.checker.check([stored]) == 0
-    assert client.checker.faults == ["file f0: its upload is said to be at b'8192', status 200"]
+    assert await client.run.check([stored]) == 0
+    assert client.run.faults == ["file f0: its upload is said to be at 8192, status 200"]
 
 
 # -- the others -------------------------------------------------------------------------------
 
 
-def target_of(port: int) -> Target:
-    return Target(port=port, secret=SECRET.decode(), tenants=["acme"], watched={"server": os.getpid()})
-
-
-async def turn(port: int, files: str) -> tuple[Transferred, Usage]:
-    target = target_of(port)
-    plan = planned(target, 5, FILE_BYTES, CHUNK_BYTES, files=files, records=False)
-    async with uploading(plan, target) as uploaders:
-        uploaders.begin()
-        spent = await uploaders.sent()
-        return await uploaders.checked(), spent
+async def turn(port: int, files: str, **changes: Any) -> Transfer:
+    target = Target(port=port, secret=SECRET.decode(), tenants=["acme"], watched={"server": os.getpid()})
+    usual: dict[str, Any] = {"uploaders": 5, "file_bytes": FILE_BYTES, "chunk_bytes": CHUNK_BYTES}
+    return await upload("a turn", target, files=files, **({"records": False} | usual | changes))
 
 
 async def test_uploading_many_at_the_plain_server(tmp_path: Path) -> None:
     async with BareServer(["-m", "bench.baselines.plain_uploads", str(tmp_path / "files")], {}) as plain:
-        came, spent = await turn(plain.port, "/v1/files")
-    assert (came.begun, came.whole, came.chunks, came.sent_bytes) == (5, 5, 15, 5 * FILE_BYTES)
+        came = await turn(plain.port, "/v1/files")
+    assert (came.begun, came.whole, came.chunks) == (5, 5, 15)
+    assert came.mb_per_s * came.elapsed_s == pytest.approx(5 * FILE_BYTES / 1e6)
     assert (came.retries, came.fault_count, came.faults) == ({}, 0, [])
     assert came.elapsed_s > 0
-    assert spent.rss_peak_bytes
+    assert came.rss_peak_mib > 0
     assert {path.stat().st_size for path in (tmp_path / "files").iterdir()} == {FILE_BYTES}
 
 
 async def test_uploading_goes_on_until_told_and_a_record_has_fifty_at_most(server: Server) -> None:
-    target = target_of(server.port)
-    plan = planned(target, 2, 300, 200, files="/v1/files", records=True, goes_on=True)
-    async with uploading(plan, target) as uploaders:
-        uploaders.begin()
+    async def beside(_: int) -> None:
         async with asyncio.timeout(30):
             await server.second_record.wait()
-        uploaders.end()
-        await uploaders.sent()
-        came = await uploaders.checked()
-    assert came.faults == []
+
+    small = {"uploaders": 2, "file_bytes": 300, "chunk_bytes": 200}
+    came = await turn(server.port, "/v1/files", records=True, beside=beside, **small)
+    assert (came.faults, came.other_cpus) == ([], None)
     assert came.whole == came.begun == len(server.files) > 50
     assert came.chunks == 2 * came.begun
-    assert len(server.feed[f"{plan.prefix}-1-0"]) == 50
+    (first,) = (entries for name, entries in server.feed.items() if name.endswith("-1-0"))
+    assert len(first) == 50
     assert server.feed.keys() <= set(server.records)
 
 
@@ -369,7 +345,7 @@ async def test_uploading_at_the_tus_server_of_node(tmp_path: Path) -> None:
         pytest.skip("npm is not installed")
     await tus_server.install(tmp_path / "tus")
     async with tus_server.tus_server(tmp_path / "tus", str(tmp_path / "files")) as tus:
-        came, _ = await turn(tus.port, "/v1/uploads")
+        came = await turn(tus.port, "/v1/uploads")
     assert (came.begun, came.whole, came.chunks) == (5, 5, 15)
     assert (came.retries, came.faults) == ({}, [])
 

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from bench.load.child_process import Lines, main, say
-from bench.load.websocket_client import Socket, try_connect
+from bench.load.websocket_client import Socket, connect, reason_of
 
 #: How many connections are being opened at once: each reads the database.
 _OPENING: Final = 50
@@ -192,22 +192,18 @@ class Watch:
     async def _subscribe(self, one: Subscriber, turns: asyncio.Semaphore, refusals: Counter[str]) -> bool:
         plan, index = self._plan, one.index
         async with turns:
-            socket = await try_connect(
-                refusals,
-                *(plan.host, plan.ports[index], plan.tokens[index], one.received, one.ended),
-                source=plan.sources[index] if plan.sources else None,
-            )
-            if socket is None:
-                return False
-            one.socket = socket
             try:
+                one.socket = socket = await connect(
+                    *(plan.host, plan.ports[index], plan.tokens[index], one.received, one.ended),
+                    source=plan.sources[index] if plan.sources else None,
+                )
                 async with asyncio.timeout(_FIRST_PAGE_S):
                     await one.greeted
                     one.greeted = asyncio.get_running_loop().create_future()
                     socket.send(_SUBSCRIBE)
                     await one.greeted
-            except TimeoutError:
-                refusals["TimeoutError"] += 1
+            except OSError as error:  # TimeoutError is one
+                refusals[reason_of(error)] += 1
                 return False
         return one.socket is not None
 

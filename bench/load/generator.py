@@ -22,7 +22,8 @@ import msgspec
 from bench.load.child_process import Lines, main, say
 from bench.load.plan import Outcome, Plan, Ready
 from bench.load.precise_timer import PreciseTimer
-from bench.load.websocket_client import Socket, try_connect
+from bench.load.simple_device import SimpleDevice
+from bench.load.websocket_client import Socket, reason_of
 from bench.load.workload import Answer, Backlogs, Tasks
 
 #: How many handshakes are under way at once.
@@ -40,7 +41,6 @@ _TICK_S: Final = 0.01
 _AFTER_REFUSAL_S: Final = 0.1
 
 _HELLO: Final = b'{"type":"hello","app_version":"bench","clock":"%b"}'
-_SUBSCRIBE: Final = b'{"type":"subscribe","id":"live","cursor":null,"domains":null}'
 
 
 class Generator:
@@ -59,8 +59,6 @@ class Generator:
         self._codes = {name: place for place, name in enumerate(self._outcome.codes)}
         self._seqs: dict[int, list[int]] = {}
         self._sockets: list[Socket | None] = [None] * len(plan.devices)
-        self._greeted: list[asyncio.Future[None]] = []
-        self._sessions = bytearray(len(plan.devices))
         self._start_s = 0.0
         self._waiting = 0
         self._again = False
@@ -69,37 +67,33 @@ class Generator:
         """Open the connections, and subscribe on each if the plan is an idle one."""
         began_s = perf_counter()
         refusals: Counter[str] = Counter()
+        turns = asyncio.Semaphore(SUBSCRIBING if self._plan.loop == "idle" else CONNECTING)
         everyone = range(len(self._sockets))
-        loop = asyncio.get_running_loop()
-        self._greeted = [loop.create_future() for _ in everyone]
-        turns = asyncio.Semaphore(CONNECTING)
         await asyncio.gather(*(self._connect(index, turns, refusals) for index in everyone))
-        connect_s = perf_counter() - began_s
-        if self._plan.loop == "idle":
-            turns = asyncio.Semaphore(SUBSCRIBING)
-            await asyncio.gather(*(self._subscribe(index, turns) for index in everyone))
-        return Ready(sum(socket is not None for socket in self._sockets), connect_s, refusals)
+        connected = len(everyone) - self._sockets.count(None)
+        return Ready(connected, perf_counter() - began_s, refusals)
 
     async def _connect(self, index: int, turns: asyncio.Semaphore, refusals: Counter[str]) -> None:
-        plan = self._plan
+        plan, device = self._plan, SimpleDevice()
         where = plan.host, plan.ports[index], plan.tokens[index]
-        heard, lost = partial(self._received, index), partial(self._lost, index)
         async with turns:
-            socket = await try_connect(refusals, *where, heard, lost, deflate=plan.deflate)
-            if socket is not None:
-                self._sockets[index] = socket
-                await self._greeted[index]
-                # As the guide asks for; the bare servers name no session and know no such message.
-                if self._sessions[index]:
-                    socket.send(_HELLO % datetime.now(UTC).isoformat().encode())
-
-    async def _subscribe(self, index: int, turns: asyncio.Semaphore) -> None:
-        async with turns:
-            socket = self._sockets[index]
-            if socket is not None:
-                self._greeted[index] = asyncio.get_running_loop().create_future()
-                socket.send(_SUBSCRIBE)
-                await self._greeted[index]
+            try:
+                welcome = await device.open(*where, deflate=plan.deflate)
+                if plan.loop == "idle":
+                    page = await device.ask("subscribe", id="live", cursor=None, domains=None)
+                    self._ended.update([page["code"]] if page["type"] == "error" else [])
+            except OSError as error:
+                refusals[reason_of(error)] += 1
+                return
+        socket = device.socket
+        if socket is None or device.ended.done():
+            self._ended["closed_at_once"] += 1
+            return
+        self._sockets[index] = socket
+        socket.on_text, socket.on_end = partial(self._received, index), partial(self._lost, index)
+        # As the guide asks for; the bare servers name no session and know no such message.
+        if "session" in welcome:
+            socket.send(_HELLO % datetime.now(UTC).isoformat().encode())
 
     async def run(self, start_s: float) -> Outcome:
         """Run the plan from a time of ``perf_counter`` on."""
@@ -216,18 +210,10 @@ class Generator:
             return
         if answer.id is not None and answer.id.isdecimal():
             self._answered(index, int(answer.id), answer, now_us)
-            return
-        if answer.type in ("welcome", "changes"):
-            self._sessions[index] |= answer.session is not None
         elif answer.type == "goodbye":
             self._ended[f"goodbye_{answer.reason}"] += 1
-        else:
+        elif answer.type != "changes":
             self._ended[answer.code or answer.type] += 1
-        self._end_greeting(index)
-
-    def _end_greeting(self, index: int) -> None:
-        if not self._greeted[index].done():
-            self._greeted[index].set_result(None)
 
     def _answered(self, index: int, number: int, answer: Answer, now_us: int) -> None:
         outcome = self._outcome
@@ -252,7 +238,6 @@ class Generator:
     def _lost(self, index: int, code: int) -> None:
         self._sockets[index] = None
         self._ended[f"closed_{code}"] += 1
-        self._end_greeting(index)
         outcome = self._outcome
         for number, device in enumerate(outcome.device):
             if device == index and not outcome.code[number] and outcome.sent_us[number] >= 0:

@@ -32,7 +32,7 @@ class SimpleDevice:
         self._numbers = itertools.count(1)
         self._asked: dict[str, asyncio.Future[Message]] = {}
         self._welcomed: asyncio.Future[Message]
-        self._socket: Socket | None = None
+        self.socket: Socket | None = None
         self.ended: asyncio.Future[int]
 
     async def open(self, host: str, port: int, token: str, **options: Any) -> Message:
@@ -44,7 +44,7 @@ class SimpleDevice:
         """
         loop = asyncio.get_running_loop()
         self._welcomed, self.ended = loop.create_future(), loop.create_future()
-        self._socket = await connect(host, port, token, self._received, self._lost, **options)
+        self.socket = await connect(host, port, token, self._received, self._lost, **options)
         async with asyncio.timeout(self._answer_s):
             welcome = await self._welcomed
         if welcome is _CLOSED:
@@ -56,12 +56,12 @@ class SimpleDevice:
 
         Raises TimeoutError.
         """
-        if self._socket is None or self.ended.done():
+        if self.socket is None or self.ended.done():
             return _CLOSED
         request_id = fields.setdefault("id", str(next(self._numbers)))
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._asked[request_id] = answer
-        self._socket.send(msgspec.json.encode({"type": type, **fields}))
+        self.socket.send(msgspec.json.encode({"type": type, **fields}))
         try:
             async with asyncio.timeout(self._answer_s):
                 return await answer
@@ -78,8 +78,8 @@ class SimpleDevice:
 
     def close(self) -> None:
         """Leave."""
-        if self._socket is not None:
-            self._socket.close()
+        if self.socket is not None:
+            self.socket.close()
 
     def _received(self, text: bytes) -> None:
         message: Message = msgspec.json.decode(text)

@@ -12,9 +12,8 @@ import hashlib
 import os
 import ssl
 import zlib
-from collections import Counter
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from engine.wire.messages import JSON_SUBPROTOCOL
 
@@ -32,7 +31,7 @@ OnText = Callable[[bytes], None]
 OnEnd = Callable[[int], None]
 
 
-class HandshakeError(Exception):
+class HandshakeError(ConnectionError):
     """The server did not upgrade the connection, in one sentence; ``retry_after_s`` as it asked for."""
 
     retry_after_s: int = 0
@@ -57,12 +56,12 @@ class Socket(asyncio.Protocol):
 
     __slots__ = (
         "_accept",
-        "_on_end",
-        "_on_text",
         "_request",
         "_rest",
         "_transport",
         "code",
+        "on_end",
+        "on_text",
         "opened",
     )
 
@@ -70,8 +69,8 @@ class Socket(asyncio.Protocol):
         key = base64.b64encode(os.urandom(16))
         self._accept = base64.b64encode(hashlib.sha1(key + _ACCEPT_SALT, usedforsecurity=False).digest())
         self._request = request.replace("{key}", key.decode())
-        self._on_text = on_text
-        self._on_end = on_end
+        self.on_text = on_text
+        self.on_end = on_end
         self._rest = b""
         self._transport: asyncio.Transport
         self.code = CUT_OFF
@@ -107,7 +106,7 @@ class Socket(asyncio.Protocol):
                 break
             position = end
             if head == _TEXT:
-                self._on_text(data[start:end])
+                self.on_text(data[start:end])
             else:
                 self._rare(head, data[start:end])
         self._rest = data[position:]
@@ -139,7 +138,7 @@ class Socket(asyncio.Protocol):
 
     def _rare(self, head: int, payload: bytes) -> None:
         if head == _TEXT_DEFLATED:
-            self._on_text(zlib.decompressobj(-15).decompress(payload + b"\0\0\xff\xff"))
+            self.on_text(zlib.decompressobj(-15).decompress(payload + b"\0\0\xff\xff"))
         elif head == _PING:
             self._transport.write(framed(_PONG, payload))
         elif head == _CLOSE:
@@ -154,7 +153,7 @@ class Socket(asyncio.Protocol):
         if not self.opened.done():
             self.opened.set_exception(HandshakeError("the server closed the connection during the handshake"))
         elif not self.opened.cancelled() and self.opened.exception() is None:
-            self._on_end(self.code)
+            self.on_end(self.code)
 
     def close(self) -> None:
         """Close without waiting for the server's confirmation."""
@@ -176,7 +175,7 @@ async def connect(
 ) -> Socket:
     """Open a connection to ``/v1/sync``, from an address of this machine if ``source`` names one.
 
-    With ``tls`` it is encrypted. Raises HandshakeError, OSError or TimeoutError.
+    With ``tls`` it is encrypted. Raises OSError: HandshakeError, TimeoutError or another.
     """
     request = (
         f"GET /v1/sync HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -199,14 +198,6 @@ async def connect(
     return socket
 
 
-async def try_connect(
-    refusals: Counter[str], host: str, port: int, token: str, on_text: OnText, on_end: OnEnd, **options: Any
-) -> Socket | None:
-    """Do as ``connect``, but count a failure in ``refusals`` by its reason and return None then."""
-    try:
-        return await connect(host, port, token, on_text, on_end, **options)
-    except HandshakeError as error:
-        refusals[str(error)] += 1
-    except OSError as error:  # TimeoutError is one
-        refusals[error.strerror or type(error).__name__] += 1
-    return None
+def reason_of(error: OSError) -> str:
+    """Say why there is no connection, in the same words for all that have the same reason."""
+    return error.strerror or str(error) or type(error).__name__

@@ -48,7 +48,6 @@ class Answer(msgspec.Struct, gc=False):
     id: str | None = None
     code: str = ""
     reason: str = ""
-    session: str | None = None
     retry_after_ms: int | None = None
     replayed: bool = False
     results: tuple[Result, ...] = ()

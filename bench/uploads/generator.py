@@ -13,9 +13,9 @@ import gc
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from time import perf_counter
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from aiohttp import ClientSession
@@ -166,31 +166,23 @@ class Uploads:
             return f"its upload is said to be at {told}, status {answer.status}"
         return ""
 
-    async def _missing(self, stored: Sequence[Stored]) -> list[str]:
-        """Name the files that the feed does not tell of in time."""
-        give_up_s = perf_counter() + _FEED_S
-        while True:
-            told = await self._told()
-            missing = [one.file_id for one in stored if _entry(one) not in told]
-            if not missing or perf_counter() > give_up_s:
-                return missing
-            await asyncio.sleep(_LOOK_S)
-
-    async def _told(self) -> set[tuple[Any, ...]]:
-        """Read the whole feed, and give the attachments in it."""
-        told: set[tuple[Any, ...]] = set()
-        cursor, more = "", True
-        while more:
+    async def _missing(self, stored: Sequence[Stored]) -> Iterable[str]:
+        """Read the feed, and name the files that it does not tell of in time."""
+        missing = {_entry(one): one.file_id for one in stored}
+        cursor, more, give_up_s = "", True, perf_counter() + _FEED_S
+        while missing and (more or perf_counter() < give_up_s):
+            if not more:
+                await asyncio.sleep(_LOOK_S)
             answer = await self.uploaders[0].ask("GET", f"/v1/changes?cursor={cursor}")
             page = msgspec.json.decode(answer.body)
             for change in page["changes"]:
                 for entry in change.get("attachments", ()):
-                    told.add((change["id"], *(entry[field] for field in _FIELDS)))
+                    missing.pop((change["id"], *(entry[field] for field in _FIELDS)), None)
             cursor, more = page["cursor"], page["more"]
-        return told
+        return missing.values()
 
 
-def _entry(one: Stored) -> tuple[Any, ...]:
+def _entry(one: Stored) -> tuple[object, ...]:
     picture = one.picture
     return (picture.record_id, one.file_id, picture.name, TYPE, picture.size_bytes, picture.sha256)
 

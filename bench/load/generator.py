@@ -103,13 +103,10 @@ class Generator:
         gc.freeze()
         gc.disable()
         ticking = asyncio.create_task(self._tick(end_s))
-        match self._plan.loop:
-            case "open":
-                await self._open()
-            case "closed":
-                await self._closed(end_s)
-            case "idle":
-                pass
+        if self._plan.loop == "open":
+            await self._open()
+        elif self._plan.loop == "closed":
+            await self._closed(end_s)
         await ticking
         give_up_s = perf_counter() + GRACE_S
         # An event would have to be set or cleared with every message.

@@ -7,157 +7,123 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from time import perf_counter
-from typing import Final, NamedTuple
+from typing import Any, Final
 
 import psutil
+from aiohttp import ClientError, ClientSession, ClientTimeout
 
-from bench.harness.child import progress
 from storage.postgres.blocking import connected
 
 _SAMPLE_S: Final = 0.05
 #: Below this part of a core, over that time, a worker counts as having nothing to do.
 _CALM: Final = 0.05
 _CALM_S: Final = 0.75
-_PATIENCE_S: Final = 30.0
-_TELL_S: Final = 3.0
-_LONGEST: Final = b"tidemark_loop_delay_longest_seconds"
-_CHARGED: Final = b"tidemark_loop_charged_seconds_total"
+_PAGE_S: Final = ClientTimeout(30.0)
+_LONGEST: Final = "tidemark_loop_delay_longest_seconds"
+_CHARGED: Final = "tidemark_loop_charged_seconds_total"
 _TABLES: Final = (
-    "records",
-    "events",
-    "conflict_resolution_log",
-    "quarantine",
-    "sync_idempotency_record",
+    *("records", "events", "conflict_resolution_log", "quarantine", "sync_idempotency_record"),
     "upload_session",
 )
-_ROWS: Final = " UNION ALL ".join(
-    f"SELECT count(*) FROM {table} WHERE tenant_id = %(tenant)s" for table in _TABLES
+_ROWS: Final = " + ".join(
+    f"(SELECT count(*) FROM {table} WHERE tenant_id = tenants.tenant_id)" for table in _TABLES
 )
+_HELD: Final = f"SELECT pg_database_size(current_database()), {_ROWS} FROM tenants WHERE name = %s"
 _BUSY: Final = (
     "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle'"
     " AND datname = current_database() AND pid <> pg_backend_pid()"
 )
 
 
-class Loop(NamedTuple):
-    """Seconds that a worker's event loop was on a core, and that it was ready and had none."""
-
-    ran_s: float
-    queued_s: float
-
-
 class Gauge:
-    """Measures the worker that listens on a port of this host, and its database."""
+    """Measures the worker that listens on a port of this host, and its database with one tenant in it."""
 
-    def __init__(self, host: str, port: int, dsn: str) -> None:
-        self._host = host
+    def __init__(self, host: str, port: int, dsn: str, tenant: str) -> None:
+        self._metrics = f"http://{host}:{port}/metrics"
         self._port = port
         self._dsn = dsn
-        self._worker = _listener(port)
-        self.peak_bytes = 0
-        self.share = 0.0
-        self.loop = Loop(0.0, 0.0)
-        self.window_s = 0.0
-
-    @property
-    def of_this_host(self) -> bool:
-        """Whether memory and CPU can be read."""
-        return self._worker is not None
-
-    def rss_bytes(self) -> int:
-        """Read the worker's memory; 0 where it cannot be read."""
-        return 0 if self._worker is None else int(self._worker.memory_info().rss)
-
-    def database_bytes(self) -> int:
-        """Read how large the database is."""
-        with connected(self._dsn) as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT pg_database_size(current_database())")
-            return int(cursor.fetchall()[0][0])
-
-    def rows(self, tenant: str) -> int:
-        """Count what a tenant has in all tables together."""
-        with connected(self._dsn) as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT tenant_id FROM tenants WHERE name = %s", (tenant,))
-            ((tenant_id,),) = cursor.fetchall()
-            cursor.execute(_ROWS, {"tenant": tenant_id})
-            return sum(row[0] for row in cursor.fetchall())
+        self._tenant = tenant
+        self.look_again()
 
     def look_again(self) -> None:
         """Find the worker anew, after a restart."""
         self._worker = _listener(self._port)
 
+    def held(self) -> tuple[int, ...]:
+        """Return how many bytes the database has, and how many rows the tenant has in all tables together."""
+        return self._read(_HELD, self._tenant)
+
+    def _read(self, statement: str, *values: str) -> tuple[int, ...]:
+        with connected(self._dsn) as connection, connection.cursor() as cursor:
+            cursor.execute(statement, values)
+            return tuple(map(int, cursor.fetchall()[0]))
+
     async def calm(self, patience_s: float) -> bool:
-        """Wait until the worker and its database have nothing to do, as accepted work outlasts attacks.
+        """Wait until worker and database have nothing to do, since accepted work outlasts attacks.
 
         Tells whether they have.
         """
-        began_s = told_s = perf_counter()
-        while perf_counter() - began_s < patience_s:
-            before_s = self._cpu_s()
+        until_s = perf_counter() + patience_s
+        while perf_counter() < until_s:
+            before_s = self._used_s().get("share", 0.0)
             await asyncio.sleep(_CALM_S)
-            if self._cpu_s() - before_s < _CALM * _CALM_S and not self._queries():
+            used_s = self._used_s().get("share", 0.0) - before_s
+            if used_s < _CALM * _CALM_S and self._read(_BUSY) == (0,):
                 return True
-            if perf_counter() - told_s > _TELL_S:
-                told_s = perf_counter()
-                progress(f"  the worker has been busy for {told_s - began_s:.0f} s with what the attack left")
         return False
 
-    def _queries(self) -> int:
-        with connected(self._dsn) as connection, connection.cursor() as cursor:
-            cursor.execute(_BUSY)
-            return int(cursor.fetchall()[0][0])
-
-    async def told(self) -> tuple[float | None, float | None]:
-        """Read the longest stretch since the last time, and the time charged so far, in seconds.
-
-        Each is None where the server does not tell.
-        """
-        found: dict[bytes, float] = {}
-        with suppress(TimeoutError, OSError):
-            async with asyncio.timeout(_PATIENCE_S):
-                page = await _page(self._host, self._port)
-            for line in page.splitlines():
-                name, _, value = line.partition(b" ")
-                if name in (_LONGEST, _CHARGED):
-                    found[name] = float(value)
-        return found.get(_LONGEST), found.get(_CHARGED)
-
     @asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
-        """Keep the peak of memory, and the parts of a core that are used, of the block."""
-        self.peak_bytes, before_s, began_s = self.rss_bytes(), self._cpu_s(), perf_counter()
-        loop = self._loop()
-        watching = asyncio.create_task(self._watch())
+    async def watched(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield what has the figures of the block once it is over, named as those of Abuse.
+
+        Those of a worker that is not of this host, or does not tell them, are left out.
+        """
+        figures: dict[str, Any] = {}
+        told_s, used_s, rss_bytes = await self._told_s(), self._used_s(), self._rss_bytes()
+        peaks, began_s = [rss_bytes], perf_counter()
+        watching = asyncio.create_task(self._watch(peaks))
         try:
-            yield
+            yield figures
         finally:
             watching.cancel()
-            self.peak_bytes = max(self.peak_bytes, self.rss_bytes())
-            self.window_s = perf_counter() - began_s
-            self.share = (self._cpu_s() - before_s) / self.window_s
-            ran_s, queued_s = self._loop()
-            self.loop = Loop((ran_s - loop.ran_s) / self.window_s, (queued_s - loop.queued_s) / self.window_s)
+        now_s, window_s = self._used_s(), perf_counter() - began_s
+        peaks.append(self._rss_bytes())
+        figures |= {"window_s": window_s}
+        figures |= {name: (now_s[name] - used_s[name]) / window_s for name in now_s}
+        if now_s:
+            figures["grown_mib"] = (max(peaks) - rss_bytes) / (1 << 20)
+        told_now_s = await self._told_s()
+        if _LONGEST in told_now_s:
+            figures["stretch_ms"] = 1000 * told_now_s[_LONGEST]
+        if _CHARGED in told_s and _CHARGED in told_now_s:
+            figures["charged"] = (told_now_s[_CHARGED] - told_s[_CHARGED]) / window_s
 
-    async def _watch(self) -> None:
+    async def _watch(self, peaks: list[int]) -> None:
         while True:
+            peaks.append(self._rss_bytes())
             await asyncio.sleep(_SAMPLE_S)
-            self.peak_bytes = max(self.peak_bytes, self.rss_bytes())
 
-    def _loop(self) -> Loop:
-        """Read the account of the worker's first thread, which its event loop has."""
+    async def _told_s(self) -> dict[str, float]:
+        """Read the longest stretch of the loop since the last time, and the time charged so far."""
+        with suppress(ClientError, OSError):  # TimeoutError is one
+            async with ClientSession(timeout=_PAGE_S) as session, session.get(self._metrics) as page:
+                lines = [line.partition(" ") for line in (await page.text()).splitlines()]
+                return {name: float(value) for name, _, value in lines if name in (_LONGEST, _CHARGED)}
+        return {}
+
+    def _rss_bytes(self) -> int:
+        return 0 if self._worker is None else int(self._worker.memory_info().rss)
+
+    def _used_s(self) -> dict[str, float]:
+        """Read how long the worker was on a core, and its loop; and how long that was ready without one."""
         if self._worker is None:
-            return Loop(0.0, 0.0)
-        pid = self._worker.pid
-        with suppress(OSError):
+            return {}
+        pid, times = self._worker.pid, self._worker.cpu_times()
+        share_s = float(times.user + times.system)
+        with suppress(OSError):  # the account of the first thread, which the event loop has
             ran_ns, queued_ns, _ = Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()
-            return Loop(int(ran_ns) / 1e9, int(queued_ns) / 1e9)
-        return Loop(self._cpu_s(), 0.0)
-
-    def _cpu_s(self) -> float:
-        if self._worker is None:
-            return 0.0
-        times = self._worker.cpu_times()
-        return float(times.user + times.system)
+            return {"share": share_s, "loop": int(ran_ns) / 1e9, "queued": int(queued_ns) / 1e9}
+        return {"share": share_s, "loop": share_s, "queued": 0.0}
 
 
 def _listener(port: int) -> psutil.Process | None:
@@ -166,12 +132,3 @@ def _listener(port: int) -> psutil.Process | None:
             if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port and one.pid:
                 return psutil.Process(one.pid)
     return None
-
-
-async def _page(host: str, port: int) -> bytes:
-    reader, writer = await asyncio.open_connection(host, port)
-    try:
-        writer.write(f"GET /metrics HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
-        return await reader.read()
-    finally:
-        writer.close()

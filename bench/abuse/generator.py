@@ -11,30 +11,34 @@ import os
 import time
 from collections import Counter
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from time import perf_counter
 from typing import Final, Optional
 
 import msgspec
 
-from bench.abuse.attacks import ATTACKS, Attack
-from bench.abuse.frames import Attacker, Bus
+from bench.abuse.attacks import ATTACKS, Attacker, Bus
 from bench.harness.nginx import trusting
 from bench.load.child_process import Lines, main, say
 from bench.load.simple_device import SimpleDevice, statuses
-from bench.load.websocket_client import HandshakeError
 
 #: How often a message that prepares an attack is sent again where it is to come back later.
 _TRIES: Final = 20
 #: After a connection that could not be opened, so that a server that is gone costs no CPU.
 _AGAIN_S: Final = 0.01
 _READ_BYTES: Final = 65_536
+_UPGRADE: Final = (
+    *("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"),
+    "Sec-WebSocket-Protocol: tidemark.v1.json",
+)
+_DEFLATE: Final = "Sec-WebSocket-Extensions: permessage-deflate; client_no_context_takeover"
 
 
 class AttackPlan(msgspec.Struct, frozen=True, kw_only=True):
     """One run of an attack.
 
-    ``devices`` are pairs of a name and its token; ``neighbour_token`` is of one more device, which prepares.
+    ``tokens`` are of its devices, ``neighbour_token`` is of one more device, which prepares.
     With ``bytes_per_s`` the server is a sink, which answers nothing and is sent so much. ``source`` is the
     address that attackers come from, ``certificate`` that of nginx in front of the server.
     """
@@ -42,7 +46,7 @@ class AttackPlan(msgspec.Struct, frozen=True, kw_only=True):
     attack: str
     host: str
     port: int
-    devices: list[tuple[str, str]]
+    tokens: list[str]
     neighbour_token: str
     mark: str
     duration_s: float
@@ -52,19 +56,13 @@ class AttackPlan(msgspec.Struct, frozen=True, kw_only=True):
     bus: Bus | None = None
 
 
-class Prepared(msgspec.Struct, frozen=True):
-    """Written before the attack begins; ``refused`` are codes of messages that did not get through."""
-
-    refused: dict[str, int]
-
-
 class Attacked(msgspec.Struct, frozen=True):
-    """Written at the end."""
+    """What was done in all. ``generator`` is the part of a core that it took."""
 
-    sent_bytes: int
-    connections: int
-    ended: dict[str, int]
-    cpu_s: float
+    sent_bytes: int = 0
+    connections: int = 0
+    ended: dict[str, int] = {}
+    generator: float = 0.0
 
 
 class Storm:
@@ -72,122 +70,104 @@ class Storm:
 
     def __init__(self, plan: AttackPlan) -> None:
         self._plan = plan
-        self._attack: Attack = ATTACKS[plan.attack]
+        self._attack = ATTACKS[plan.attack]
         self._attackers = [
-            Attacker(name, token, f"{plan.host}:{plan.port}", f"{plan.mark}-{place}", plan.bus)
-            for place, (name, token) in enumerate(plan.devices)
+            Attacker(token, f"{plan.host}:{plan.port}", f"{plan.mark}-{place}", plan.bus)
+            for place, token in enumerate(plan.tokens)
         ]
         self._tls = None if plan.certificate is None else trusting(Path(plan.certificate))
+        self._sink = plan.bytes_per_s is not None
         self._began_s = 0.0
-        self._sent_bytes = 0
-        self._connections = 0
+        self._sent_bytes = self._connections = 0
         self._ended: Counter[str] = Counter()
 
-    async def prepare(self) -> Prepared:
-        """Send what has to be there before, each message when the one before it is answered."""
+    async def prepare(self) -> dict[str, int]:
+        """Have a neighbour store what has to be there before. Returns how often what code refused it."""
         refused: Counter[str] = Counter()
-        if self._attack.prepared is not None and self._plan.bytes_per_s is None:
-            for attacker in self._attackers:
-                try:
-                    await self._prepare(attacker, refused)
-                except (HandshakeError, OSError) as error:  # TimeoutError is one
-                    refused[str(error) or type(error).__name__] += 1
-        return Prepared(dict(refused))
-
-    async def _prepare(self, attacker: Attacker, refused: Counter[str]) -> None:
-        assert self._attack.prepared is not None
-        plan, device = self._plan, SimpleDevice()
-        await device.open(plan.host, plan.port, plan.neighbour_token, source=plan.source, tls=self._tls)
-        for message in self._attack.prepared(attacker):
-            for _ in range(_TRIES):
-                answer = await device.ask(**message)
-                if answer.get("retry_after_ms") is None:
-                    break
-                await asyncio.sleep(answer["retry_after_ms"] / 1000)
-            if answer.get("code"):
-                refused[answer["code"]] += 1
-            if device.ended.done():
-                return
-            refused.update(f"item_{name}" for name in statuses(answer).elements() if name == "rejected")
+        plan, stored, device = self._plan, self._attack.stored, SimpleDevice()
+        if stored is None or self._sink:
+            return refused
+        try:
+            await device.open(plan.host, plan.port, plan.neighbour_token, source=plan.source, tls=self._tls)
+            for message in (each for attacker in self._attackers for each in stored.messages(attacker)):
+                for _ in range(_TRIES):
+                    answer = await device.ask(**message)
+                    if answer.get("retry_after_ms") is None:
+                        break
+                    await asyncio.sleep(answer["retry_after_ms"] / 1000)
+                found = statuses(answer)
+                refused += found if answer["type"] != "synced" else Counter(rejected=found["rejected"])
+        except OSError as error:  # TimeoutError is one
+            refused[str(error) or type(error).__name__] += 1
         device.close()
+        return refused
 
     async def rage(self) -> Attacked:
         """Attack for as long as the plan says."""
         self._began_s, cpu_s = perf_counter(), time.process_time()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._plan.duration_s), asyncio.TaskGroup() as tasks:
-                for attacker in self._attackers:
-                    for _ in range(self._attack.connections):
-                        tasks.create_task(self._again_and_again(attacker))
-        return Attacked(self._sent_bytes, self._connections, dict(self._ended), time.process_time() - cpu_s)
+                for attacker in self._attackers * self._attack.connections:
+                    tasks.create_task(self._again_and_again(attacker))
+        generator = (time.process_time() - cpu_s) / self._plan.duration_s
+        return Attacked(self._sent_bytes, self._connections, self._ended, generator)
 
     async def _again_and_again(self, attacker: Attacker) -> None:
         while True:
-            try:
-                reader, writer = await self._dialled()
-            except OSError as error:
-                self._ended[error.strerror or type(error).__name__] += 1
-                await asyncio.sleep(_AGAIN_S)
-                continue
-            self._connections += 1
-            try:
-                await self._attack_on(attacker, reader, writer)
-            except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-                self._ended["closed"] += 1
-            finally:
-                writer.transport.abort()
+            self._ended[await self._connection(attacker)] += 1
 
-    async def _dialled(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        plan = self._plan
-        if self._attack.opening == "bus" and plan.bus is not None and plan.bytes_per_s is None:
-            return await asyncio.open_unix_connection(plan.bus.url.removeprefix("unix://"))
-        source = None if plan.source is None else (plan.source, 0)
-        return await asyncio.open_connection(plan.host, plan.port, local_addr=source, ssl=self._tls)
-
-    async def _attack_on(
-        self, attacker: Attacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        upgrades = self._attack.opening in ("socket", "deflated")
-        if upgrades and not await self._opened(attacker, reader, writer):
-            return
-        pouring = asyncio.create_task(self._pour(attacker, writer))
-        tasks = {pouring}
-        if self._attack.reads:
-            tasks.add(asyncio.create_task(_discard(reader)))
+    async def _connection(self, attacker: Attacker) -> str:
+        """Attack on one connection until all is said or the server ends it. Returns how it ended."""
         try:
+            reader, writer = await self._dialled()
+        except OSError as error:
+            await asyncio.sleep(_AGAIN_S)
+            return error.strerror or type(error).__name__
+        self._connections += 1
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            if self._attack.opening in ("socket", "deflated"):
+                await self._send(writer, self._upgrade(attacker))
+                # A sink says nothing.
+                line = b" 101 " if self._sink else await reader.readuntil(b"\r\n\r\n")
+                if b" 101 " not in line[:13]:
+                    await asyncio.sleep(_AGAIN_S)
+                    return f"refused_{line[9:12].decode('latin-1')}"
+            tasks.append(asyncio.create_task(self._pour(attacker, writer)))
+            if self._attack.reads:
+                tasks.append(asyncio.create_task(_discard(reader)))
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            self._ended["over" if pouring.done() else "closed"] += 1
+            return "over" if tasks[0].done() else "closed"
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            return "closed"
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            writer.transport.abort()
 
-    async def _opened(
-        self, attacker: Attacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> bool:
-        """Ask for the upgrade; tells whether it was granted, which a sink grants at once."""
-        headers = [
-            "Upgrade: websocket",
-            "Connection: Upgrade",
-            "Sec-WebSocket-Version: 13",
-            "Sec-WebSocket-Protocol: tidemark.v1.json",
-            f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}",
-        ]
-        if self._attack.opening == "deflated":
-            headers.append("Sec-WebSocket-Extensions: permessage-deflate; client_no_context_takeover")
-        await self._send(writer, attacker.request("GET /v1/sync", *headers) + b"\r\n")
-        if self._plan.bytes_per_s is not None:
-            return True
-        answer = await reader.readuntil(b"\r\n\r\n")
-        status = answer.split(b" ", 2)[1].decode("latin-1")
-        if status != "101":
-            self._ended[f"refused_{status}"] += 1
-            await asyncio.sleep(_AGAIN_S)
-        return status == "101"
+    async def _dialled(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        plan = self._plan
+        if plan.bus is not None and not self._sink:
+            return await asyncio.open_unix_connection(plan.bus.url.removeprefix("unix://"))
+        source = None if plan.source is None else (plan.source, 0)
+        return await asyncio.open_connection(plan.host, plan.port, local_addr=source, ssl=self._tls)
+
+    def _upgrade(self, attacker: Attacker) -> bytes:
+        key = f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}"
+        deflate = [_DEFLATE] if self._attack.opening == "deflated" else []
+        return attacker.request("GET /v1/sync", *_UPGRADE, key, *deflate)
 
     async def _pour(self, attacker: Attacker, writer: asyncio.StreamWriter) -> None:
-        async for chunk in self._attack.frames(attacker):
+        attack = self._attack
+        for chunk in attack.first(attacker) if attack.first is not None else ():
             await self._send(writer, chunk)
+        if attack.chunk is not None:
+            for number in count():
+                await self._send(writer, attack.chunk(attacker, number))
+                await asyncio.sleep(attack.every_s)
+        elif attack.first is not None:
+            await asyncio.Future()
 
     async def _send(self, writer: asyncio.StreamWriter, chunk: bytes) -> None:
         writer.write(chunk)
@@ -205,12 +185,9 @@ async def _discard(reader: asyncio.StreamReader) -> None:
         pass
 
 
-class _Sink(asyncio.Protocol):
-    """Reads, and keeps nothing."""
-
-
 async def _be_sink() -> None:
-    server = await asyncio.get_running_loop().create_server(_Sink, "127.0.0.1", 0)
+    # A bare protocol reads, and keeps nothing.
+    server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
     say(server.sockets[0].getsockname()[1])
     await server.serve_forever()
 

@@ -1,106 +1,41 @@
-"""What others feel: a few devices of a tenant of their own, at a small fixed rate, on open loops."""
+"""What others feel: a few devices of a tenant of their own, at a small fixed rate, on open loops.
+
+Another's photo is uploaded before its record, which then comes, and is attached at some time.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import secrets
 import ssl
-from collections import Counter, defaultdict
+from collections import Counter
 from contextlib import suppress
 from time import perf_counter
-from typing import Final
+from typing import Any, Final
 
 import msgspec
+from aiohttp import ClientError, ClientSession
 
+from bench.harness.environment import BenchError
 from bench.harness.load_run import Target
 from bench.load.precise_timer import PreciseTimer
-from bench.load.websocket_client import HandshakeError, Socket, connect
+from bench.load.simple_device import Message, SimpleDevice
 from bench.load.workload import data_of
 from bench.report.results import Felt
 from bench.report.statistics import latency_of
+from storage.postgres.blocking import connected
 
 DEVICES: Final = 5
 #: Messages a second of each kind, over all devices.
 PER_S: Final = {"heartbeat": 100.0, "sync": 30.0, "pull": 30.0}
-#: How long answers may take that are missing at the end; what is missing then counts with this.
-GRACE_S: Final = 20.0
-
-
-class _Result(msgspec.Struct):
-    status: str
-
-
-class _Answer(msgspec.Struct):
-    type: str
-    id: str = ""
-    code: str = ""
-    cursor: str | None = None
-    results: list[_Result] = []
-
-
-_decode = msgspec.json.Decoder(_Answer).decode
-
-
-class _Other:
-    """One device."""
-
-    def __init__(self, name: str, others: Others) -> None:
-        self._name = name
-        self._others = others
-        self._cursor: str | None = None
-        self._waiting: dict[str, tuple[str, float]] = {}
-        self._number = 0
-        self.socket: Socket | None = None
-        self.mark = secrets.token_hex(4)
-
-    @property
-    def waiting(self) -> list[tuple[str, float]]:
-        """Kinds and due times of what was not answered."""
-        return list(self._waiting.values())
-
-    def send(self, kind: str, due_s: float) -> None:
-        """Send the next message of a kind."""
-        if self.socket is None:
-            self._others.refused["not_connected"] += 1
-            return
-        self._number = number = self._number + 1
-        mark = f"{self.mark}-{number}"
-        message: dict[str, object] = {"type": kind, "id": mark}
-        if kind == "sync":
-            message["key"] = mark
-            data = msgspec.json.decode(data_of(number, 0))
-            message["items"] = [{"domain": "task", "id": mark, "op": "put", "base": None, "data": data}]
-        elif kind == "pull":
-            message |= {"cursor": self._cursor, "limit": 100}
-        self._waiting[mark] = kind, due_s
-        self.socket.send(msgspec.json.encode(message))
-
-    def heard(self, text: bytes) -> None:
-        """Take an answer."""
-        now_s = perf_counter()
-        answer = _decode(text)
-        kind, due_s = self._waiting.pop(answer.id, ("", 0.0))
-        if answer.type == "error":
-            self._others.refused[answer.code] += 1
-        elif answer.type == "goodbye":
-            self._others.refused["goodbye"] += 1
-        elif kind:
-            self._others.took_us[kind].append(round((now_s - due_s) * 1e6))
-            if any(result.status != "applied" for result in answer.results):
-                self._others.refused["item"] += 1
-            self._cursor = answer.cursor or self._cursor
-
-    def ended(self, code: int) -> None:
-        """Count a connection that ended; it stays so for the rest of the phase."""
-        if self.socket is not None:
-            self._others.refused[f"closed_{code}"] += 1
-        self.socket = None
-
-    def close(self) -> None:
-        """Leave."""
-        socket, self.socket = self.socket, None
-        if socket is not None:
-            socket.close()
+#: How long an answer may take; one that is missing then counts with this.
+_GRACE_S: Final = 20.0
+_DATA: Final = msgspec.json.decode(data_of(0, 0))
+_PHOTO: Final = bytes.fromhex("ffd8ffe000104a46494600010100000100010000ffda0008010100003f00") + bytes(20_000)
+_LOOK_S: Final = 0.02
+#: A photo that is not attached after this counts with it.
+_PATIENCE_S: Final = 60.0
 
 
 class Others:
@@ -111,42 +46,44 @@ class Others:
         self._tls = tls
         self.names = [f"other-{place}" for place in range(DEVICES)]
         self._tokens = [target.token(tenant, name) for name in self.names]
-        self._devices: list[_Other] = []
-        self.took_us: defaultdict[str, list[int]] = defaultdict(list)
-        self.refused: Counter[str] = Counter()
-        self._late_us: list[int] = []
+        self._devices: list[SimpleDevice] = []
+        self._cursors: list[str | None] = []
+        self._took_us: dict[str, list[int]] = {}
+        self._refused: Counter[str] = Counter()
 
     async def connect(self) -> None:
         """Open all sockets anew."""
-        self.took_us.clear()
-        self.refused.clear()
-        self._late_us.clear()
-        self._devices = [_Other(name, self) for name in self.names]
+        self._took_us = {kind: [] for kind in PER_S}
+        self._refused = Counter()
+        self._cursors = [None] * DEVICES
+        self._devices = [SimpleDevice(self._told, answer_s=_GRACE_S) for _ in self.names]
         for device, signed in zip(self._devices, self._tokens, strict=True):
             try:
-                device.socket = await connect(
-                    *(self._target.host, self._target.port, signed, device.heard, device.ended),
-                    tls=self._tls,
-                )
-            except (HandshakeError, OSError) as error:  # TimeoutError is one
-                self.refused[f"handshake: {error}"] += 1
+                await device.open(self._target.host, self._target.port, signed, tls=self._tls)
+            except OSError as error:  # TimeoutError is one
+                self._refused[f"handshake: {error}"] += 1
 
-    async def feel(self, duration_s: float) -> None:
-        """Send for so long, each message at its fixed time."""
+    def _told(self, message: Message) -> None:
+        """Count an error or a goodbye that answers nothing."""
+        self._refused[message.get("code") or message["type"]] += 1
+
+    async def feel(self, duration_s: float) -> Felt:
+        """Send each message at its fixed time for so long, wait for the last answers, and leave."""
         due = sorted(
-            ((place + offset) / per_s, kind, place)
+            ((place + offset) / per_s, kind, place % DEVICES)
             for offset, (kind, per_s) in enumerate(PER_S.items())
             for place in range(int(per_s * duration_s))
         )
         due.reverse()
-        start_s = perf_counter()
-        over = asyncio.get_running_loop().create_future()
+        asking: list[asyncio.Task[None]] = []
+        late_us: list[int] = []
+        start_s, over = perf_counter(), asyncio.get_running_loop().create_future()
 
         def send() -> None:
             while due and due[-1][0] <= perf_counter() - start_s:
                 at_s, kind, place = due.pop()
-                self._late_us.append(round((perf_counter() - start_s - at_s) * 1e6))
-                self._devices[place % DEVICES].send(kind, start_s + at_s)
+                late_us.append(round((perf_counter() - start_s - at_s) * 1e6))
+                asking.append(asyncio.create_task(self._ask(kind, place, start_s + at_s)))
             if due:
                 alarm.set(start_s + due[-1][0])
             elif not over.done():
@@ -158,25 +95,67 @@ class Others:
             await over
         finally:
             alarm.close()
-
-    async def answered(self) -> None:
-        """Wait for the last answers and leave; what is missing counts as refused."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(GRACE_S):
-                # An event would have to be looked after with every message.
-                while any(device.socket and device.waiting for device in self._devices):  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
-        now_s = perf_counter()
+        await asyncio.gather(*asking)
         for device in self._devices:
-            for kind, due_s in device.waiting:
-                self.refused["unanswered"] += 1
-                self.took_us[kind].append(round((now_s - due_s) * 1e6))
             device.close()
+        latencies = {kind: latency_of(took_us) for kind, took_us in self._took_us.items()}
+        return Felt(**latencies, refused=self._refused, late_p99_ms=latency_of(late_us).p99_ms)
 
-    def felt(self) -> Felt:
-        """Sum up the last phase."""
-        return Felt(
-            **{kind: latency_of(self.took_us[kind]) for kind in PER_S},
-            refused=dict(self.refused),
-            late_p99_ms=latency_of(self._late_us).p99_ms,
-        )
+    async def _ask(self, kind: str, place: int, due_s: float) -> None:
+        """Send one message, and count how long it took from when it was due."""
+        fields: dict[str, Any] = {"cursor": self._cursors[place], "limit": 100} if kind == "pull" else {}
+        if kind == "sync":
+            fields = _sync(secrets.token_hex(8))
+        try:
+            answer = await self._devices[place].ask(kind, **fields)
+        except TimeoutError:
+            answer = {"type": "error", "code": "unanswered"}
+        self._took_us[kind].append(round((perf_counter() - due_s) * 1e6))
+        if answer["type"] == "error":
+            self._refused[answer["code"]] += 1
+        elif any(result["status"] != "applied" for result in answer.get("results", ())):
+            self._refused["item"] += 1
+        self._cursors[place] = answer.get("cursor") or self._cursors[place]
+
+
+def _sync(name: str) -> Message:
+    item = {"domain": "task", "id": name, "op": "put", "base": None, "data": _DATA}
+    return {"key": name, "items": [item]}
+
+
+async def photo_s(target: Target, dsn: str, tenant: str) -> float:
+    """Upload a photo and send its record. Returns the seconds from the record's answer until it is attached.
+
+    Raises BenchError.
+    """
+    name = secrets.token_hex(6)
+    said = {"filename": "photo.jpg", "filetype": "image/jpeg", "domain": "task", "record_id": name}
+    tus = {
+        "Tus-Resumable": "1.0.0",
+        "Upload-Length": str(len(_PHOTO)),
+        "Upload-Metadata": ",".join(f"{k} {base64.b64encode(v.encode()).decode()}" for k, v in said.items()),
+        "Content-Type": "application/offset+octet-stream",
+    }
+    signed = {"Authorization": f"Bearer {target.token(tenant, f'photo-{name}')}"}
+    url = f"http://{target.host}:{target.port}/v1/"
+    try:
+        async with ClientSession(url, headers=signed, raise_for_status=True) as session:
+            async with session.post("uploads", headers=tus, data=_PHOTO) as created:
+                upload_id = created.headers["Location"].rpartition("/")[2]
+            async with session.post("sync", json={"type": "sync", **_sync(name)}):
+                came_s = perf_counter()
+    except (ClientError, OSError) as error:
+        raise BenchError(f"a photo was not uploaded: {error}") from None
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_PATIENCE_S):
+            # Only the database shows it.
+            while await asyncio.to_thread(_state, dsn, upload_id) != "attached":  # noqa: ASYNC110
+                await asyncio.sleep(_LOOK_S)
+    return perf_counter() - came_s
+
+
+def _state(dsn: str, upload_id: str) -> str | None:
+    with connected(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT state FROM upload_session WHERE upload_id = %s::uuid", (upload_id,))
+        found = cursor.fetchall()
+    return found[0][0] if found else None

@@ -10,30 +10,34 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Final
 
 import msgspec
 
-from bench.abuse.attacks import ATTACKS, PAST_NGINX, Attack
-from bench.abuse.criteria import judge
+from bench.abuse.attacks import ATTACKS, PAST_NGINX, Bus
+from bench.abuse.criteria import ATTACKED, judge
 from bench.abuse.gauge import Gauge
-from bench.abuse.generator import Attacked, AttackPlan, Prepared
-from bench.abuse.others import DEVICES, PER_S, Others
-from bench.abuse.photo import photo_s
-from bench.abuse.site import Site, site_at, site_of
+from bench.abuse.generator import Attacked, AttackPlan
+from bench.abuse.others import DEVICES, PER_S, Others, photo_s
 from bench.harness.administer import administer
-from bench.harness.child import Child, child, progress
-from bench.harness.environment import BenchError, fresh
-from bench.harness.nginx import trusting
-from bench.harness.stage import Options, add_tenants
+from bench.harness.child import child, progress
+from bench.harness.environment import BenchError, Environment, fresh
+from bench.harness.load_run import Target
+from bench.harness.nginx import fronted, trusting
+from bench.harness.product import HERE, Version, checked_out, variables
+from bench.harness.server import Server, end, free_ports
+from bench.harness.stage import Options, add_tenants, remote
 from bench.report.results import Abuse, Bar, Phase, Report
 from bench.report.tables import brief
 from engine.model.domains import DomainPolicy
 from engine.plan.tenant_usage import NAMES
+from storage.postgres.blocking import connected
 from storage.postgres.commands import command_database
 from storage.stores.policies import PostgresPolicies
 from storage.stores.usage import PostgresUsage
@@ -51,14 +55,95 @@ _AROUND_S, _START_S = 2.5, 6.0
 _OTHERS: Final = "abuse-others"
 #: Where attackers come from, so that bounds by address are theirs alone.
 _SOURCE: Final = "127.0.0.2"
+#: Makes partitions up to so many days ahead once it is told to, as the daily job does.
+_CUT: Final = (
+    "import sys; from datetime import datetime as d, timezone as z;"
+    "from storage.postgres.partitions import ensure_partitions; print(flush=True); sys.stdin.readline();"
+    "ensure_partitions(sys.argv[1], d.now(z.utc).date(), int(sys.argv[2]))"
+)
+#: Days that a server gives partitions when it starts.
+_DAYS_AHEAD: Final = 14
 
 
-class _Told(msgspec.Struct):
-    abuses: list[Abuse]
+class Site(msgspec.Struct):
+    """Where others and attackers go: ``target`` past nginx, ``way`` through it where there is one.
+
+    ``server`` is None where it was not started here; ``environment`` is its own, before bounds are added.
+    """
+
+    target: Target
+    way: Target
+    dsn: str
+    version: Version = HERE
+    server: Server | None = None
+    environment: Mapping[str, str] = {}
+    redis_url: str = ""
+    certificate: Path | None = None
+    cuts: int = 0
+
+    @property
+    def before(self) -> bool:
+        """Whether it is of a version to compare with."""
+        return self.version.commit is not None
+
+    async def cutting(self, stack: AsyncExitStack) -> Process:
+        """Start a process that makes the next day's partitions at once when it is told a line."""
+        self.cuts += 1
+        arguments = _CUT, self.dsn, str(_DAYS_AHEAD + self.cuts)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", *arguments), cwd=self.version.root, stdin=PIPE, stdout=PIPE
+        )
+        stack.push_async_callback(end, process, 5.0)
+        assert process.stdout is not None
+        await process.stdout.readline()
+        return process
+
+    def bus(self, tenant: str, devices: list[str]) -> Bus:
+        """Return what forged messages to devices need."""
+        with connected(self.dsn) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT current_database()::text, epoch::text FROM cluster_state")
+            ((database, epoch),) = cursor.fetchall()
+            cursor.execute("SELECT tenant_id::int FROM tenants WHERE name = %s", (tenant,))
+            ((tenant_id,),) = cursor.fetchall()
+        channel = f"tidemark:{database}:{epoch}"
+        return Bus(self.redis_url, channel, [(tenant_id, device) for device in devices])
+
+    async def renew(self, bounds: Mapping[str, int] | None = None) -> None:
+        """Start the server anew, with other bounds of tenants where they are given."""
+        assert self.server is not None
+        await self.server.stop()
+        if bounds is not None:
+            named = {f"TIDEMARK__TENANT_LIMITS__{name.upper()}": str(bound) for name, bound in bounds.items()}
+            self.server.environment = {**self.environment, **self.version.known(named)}
+        await self.server.start()
 
 
-class _Reports(msgspec.Struct):
-    reports: list[_Told]
+@asynccontextmanager
+async def _site(environment: Environment, options: Options, commit: str | None) -> AsyncIterator[Site]:
+    """Prepare a server of this version, or of a commit, that is to be started.
+
+    Raises BenchError, StoreError.
+    """
+    name = "product" if commit is None else "before"
+    home = environment.home / name
+    home.mkdir()
+    version = HERE if commit is None else await asyncio.to_thread(checked_out, commit, home / "tree")
+    dsn = await version.database(environment, name)
+    secret, port = secrets.token_urlsafe(48), free_ports(2)
+    target = Target(port=port, secret=secret, tenants=[_OTHERS], audience=options.settings.auth.audience)
+    given = variables(environment, dsn, secret, options.config)
+    # The limits of a server as it is delivered are part of what is measured.
+    chosen = {name: value for name, value in given.items() if "__LIMITS__" not in name}
+    chosen |= {"TIDEMARK__SERVER__DRAIN_S": "1", "TIDEMARK__DATA__DIR": str(home)}
+    server = version.server(chosen, port=port)
+    site = Site(target, target, dsn, version, server, server.environment, environment.redis_url)
+    async with AsyncExitStack() as stack:
+        if options.through_nginx:
+            front = fronted(home, version.root, server.environment, port, 1, port + 1)
+            site.certificate = await stack.enter_async_context(front)
+            site.way = msgspec.structs.replace(target, port=port + 1)
+        stack.push_async_callback(server.stop)
+        yield site
 
 
 async def abuse(options: Options) -> Report:
@@ -66,68 +151,67 @@ async def abuse(options: Options) -> Report:
     names = list(options.attacks or ATTACKS)
     if options.through_nginx or options.url is not None:
         names = [name for name in names if name not in PAST_NGINX]
-    report = Report(scenario="abuse", work=_work(options))
-    file = Path(options.before) if options.before else None
-    commit = options.before if file is not None and not file.is_file() else None
+    rates = ", ".join(f"{per_s:g} {kind}s" for kind, per_s in PER_S.items())
+    through = ", all through nginx" if options.through_nginx else ""
+    report = Report(
+        scenario="abuse",
+        work=f"{DEVICES} devices of one tenant with together {rates} a second, an open loop, beside attacks"
+        f" of one device and of {TEN} of another tenant{through}, and beside the same bytes into a process"
+        " that only reads",
+    )
+    before = None if options.before is None else measured_before(Path(options.before), names)
     async with AsyncExitStack() as stack:
         if options.url is not None:
-            sites = [await stack.enter_async_context(site_at(options, options.url))]
+            one = msgspec.structs.replace(options, tenants=1)
+            target, dsn = stack.enter_context(remote(one, options.url))
+            sites = [Site(target, target, dsn)]
         else:
             environment = stack.enter_context(fresh(options.settings))
-            sites = [await stack.enter_async_context(site_of(environment, options, _OTHERS))]
-            if commit is not None:
-                sites.append(await stack.enter_async_context(site_of(environment, options, _OTHERS, commit)))
+            sites = [await stack.enter_async_context(_site(environment, options, None))]
+            if options.before is not None and before is None:
+                sites.append(await stack.enter_async_context(_site(environment, options, options.before)))
         sink = await stack.enter_async_context(child("the sink", "bench.abuse.generator", None))
-        sink_port = await sink.read(int)
-        await _measure(options, names, sites, sink_port, report)
-    if file is not None and commit is None:
-        report.abuses += measured_before(file, names)
+        await _measure(options, names, sites, await sink.read(int), report)
+    report.abuses += before or []
     judge(report)
-    worker = sites[0].worker
-    report.logged = {} if worker is None else dict(worker.logged)
+    report.logged = {} if sites[0].server is None else dict(sites[0].server.logged)
     return report
 
 
-def _work(options: Options) -> str:
-    rates = ", ".join(f"{per_s:g} {kind}s" for kind, per_s in PER_S.items())
-    return (
-        f"{DEVICES} devices of one tenant with together {rates} a second, an open loop, beside attacks of one"
-        f" device and of {TEN} of another tenant{', all through nginx' if options.through_nginx else ''}, and"
-        " beside the same bytes into a process that only reads"
-    )
-
-
-def measured_before(file: Path, names: list[str]) -> list[Abuse]:
-    """Read from a report what was measured before. Raises BenchError."""
+def measured_before(file: Path, names: list[str]) -> list[Abuse] | None:
+    """Read from a report what was measured before, None where it is no file. Raises BenchError."""
+    if not file.is_file():
+        return None
     try:
-        told = msgspec.json.decode(file.read_bytes(), type=_Reports)
-    except msgspec.MsgspecError as error:
+        told = msgspec.json.decode(file.read_bytes())["reports"]
+        found = msgspec.convert([one for report in told for one in report["abuses"]], list[Abuse])
+    except (msgspec.MsgspecError, LookupError, TypeError) as error:
         raise BenchError(f"--before {file}: no report of bench --scenario abuse --json: {error}") from None
-    found = [one for each in told.reports for one in each.abuses if one.attack in names and not one.before]
+    found = [one for one in found if one.attack in names and not one.before]
     return [msgspec.structs.replace(one, before=True) for one in found]
 
 
 async def _measure(
     options: Options, names: list[str], sites: list[Site], sink_port: int, report: Report
 ) -> None:
-    for site in sites:
-        add_tenants(site.dsn, [_OTHERS])
-    duration_s = options.duration_s or DURATION_S
-    left_s = [_START_S + (3 if site.before else 5) * (duration_s + _AROUND_S) for site in sites]
-    progress(f"{len(names)} attacks, about {len(names) * sum(left_s) / 60:.0f} minutes")
+    each_s = sum(_START_S + (3 if site.before else 5) * (_duration_s(options) + _AROUND_S) for site in sites)
     began_s = perf_counter()
     for done, name in enumerate(names):
         if done:
             each_s = (perf_counter() - began_s) / done
-            progress(f"about {each_s * (len(names) - done) / 60:.0f} minutes are left")
+        progress(f"{len(names) - done} attacks, about {each_s * (len(names) - done) / 60:.0f} minutes")
         for site in sites:
-            progress(f"{done + 1} of {len(names)}, {name}{' before' * site.before}: {ATTACKS[name].told}")
+            said = f"{name}{' before' * site.before}"
+            progress(f"{done + 1} of {len(names)}, {said}: {ATTACKS[name].told}")
             try:
                 await _Abuse(options, site, sink_port, report, name).run()
             except BenchError as error:  # what was measured before it took minutes, and is reported
-                said = f"{name}{' before' * site.before}"
                 report.remarks.append(f"{said} was not measured whole: {error}")
                 report.bars.append(Bar(f"{said}: measured whole", 0, "at least", 1, ""))
+
+
+def _duration_s(options: Options) -> float:
+    return options.duration_s or DURATION_S
 
 
 class _Abuse:
@@ -139,51 +223,48 @@ class _Abuse:
         self._sink_port = sink_port
         self._report = report
         self._name = name
-        self._attack: Attack = ATTACKS[name]
-        self._cut: Callable[[], Awaitable[None]] | None = None
+        self._attack = ATTACKS[name]
         self._tenant = f"abuse-{name}"
-        self._duration_s = options.duration_s or DURATION_S
+        self._duration_s = _duration_s(options)
         self._others = Others(site.way, _OTHERS, trusting(site.certificate) if site.certificate else None)
 
     async def run(self) -> None:
         """Measure all phases."""
         attack, site = self._attack, self._site
-        add_tenants(site.dsn, [self._tenant])
+        add_tenants(site.dsn, [_OTHERS, self._tenant])
         if attack.manual:
             held = DomainPolicy("manual")
             async with command_database(site.dsn) as database:
                 await PostgresPolicies(database, {"task": held}).set(self._tenant, "task", held)
-        if site.worker is not None:
-            await site.worker.renew(attack.bounds)
-        self._gauge = Gauge(site.target.host, site.target.port, site.dsn)
+        if site.server is not None:
+            await site.renew(attack.bounds)
+        self._gauge = Gauge(site.target.host, site.target.port, site.dsn, self._tenant)
         await self._warm_up()
-        await self._phase("at rest", None)
-        if attack.seeded is not None and not self._gauge.rows(self._tenant):
+        await self._phase("at rest")
+        if attack.seeded is not None and not self._gauge.held()[1]:
             attack.seeded(site.dsn, self._tenant)
         one = await self._phase("one device", self._plan(ONE))
         ten = await self._phase("ten devices", self._plan(TEN))
         if not site.before:
-            await self._phase("sink of one", self._into_sink(ONE, one))
-            await self._phase("sink of ten", self._into_sink(TEN, ten))
-        if site.worker is not None:
-            await site.worker.stop()
+            await self._phase("sink of one", self._plan(ONE, one))
+            await self._phase("sink of ten", self._plan(TEN, ten))
+        if site.server is not None:
+            await site.server.stop()
 
     async def _warm_up(self) -> None:
         """Send each of the others' messages once before anything is measured."""
         await self._others.connect()
         await self._others.feel(min(_WARMUP_S, self._duration_s))
-        await self._others.answered()
         await self._gauge.calm(_BUSY_S)
 
-    def _plan(self, count: int) -> AttackPlan:
-        site = self._site
-        way, mark = site.way, secrets.token_hex(4)
-        devices = [f"{mark}-{place}" for place in range(count)]
-        return AttackPlan(
+    def _plan(self, count: int, sunk: Abuse | None = None) -> AttackPlan:
+        """Plan an attack of so many devices, or to send the bytes of one into the sink."""
+        site, way, mark = self._site, self._site.way, secrets.token_hex(4)
+        plan = AttackPlan(
             attack=self._name,
             host=way.host,
             port=way.port,
-            devices=[(device, way.token(self._tenant, device)) for device in devices],
+            tokens=[way.token(self._tenant, f"{mark}-{place}") for place in range(count)],
             neighbour_token=way.token(self._tenant, f"{mark}-neighbour"),
             mark=mark,
             duration_s=self._duration_s,
@@ -191,90 +272,72 @@ class _Abuse:
             certificate=None if site.certificate is None else str(site.certificate),
             bus=site.bus(_OTHERS, self._others.names) if self._attack.opening == "bus" else None,
         )
+        if sunk is None:
+            return plan
+        sink = {
+            "host": "127.0.0.1",
+            "port": self._sink_port,
+            "bytes_per_s": sunk.sent_bytes / sunk.duration_s,
+        }
+        return msgspec.structs.replace(plan, certificate=None, **sink)
 
-    def _into_sink(self, count: int, found: Abuse) -> AttackPlan:
-        return msgspec.structs.replace(
-            self._plan(count),
-            host="127.0.0.1",
-            port=self._sink_port,
-            bytes_per_s=found.sent_bytes / found.duration_s,
-            certificate=None,
-        )
-
-    async def _phase(self, phase: Phase, plan: AttackPlan | None) -> Abuse:
+    async def _phase(self, phase: Phase, plan: AttackPlan | None = None) -> Abuse:
         gauge, others, site = self._gauge, self._others, self._site
-        prepared, attacked = Prepared({}), Attacked(0, 0, {}, 0.0)
-        load = os.getloadavg()[0]
+        load, attackers, refused, attacked = os.getloadavg()[0], None, dict[str, int](), Attacked()
         async with AsyncExitStack() as stack:
-            attackers: Child | None = None
             if plan is not None:
                 attackers = await stack.enter_async_context(child("attackers", "bench.abuse.generator", plan))
-                prepared = await attackers.read(Prepared)
-            if self._attack.beside == "cut" and phase in ("one device", "ten devices"):
-                self._cut = await stack.enter_async_context(site.cutting())
-            rows = gauge.rows(self._tenant)
+                refused = await attackers.read(dict[str, int])
+            cut = self._attack.beside == "cut" and phase in ATTACKED
+            cutting = await site.cutting(stack) if cut else None
+            held_bytes, rows = gauge.held()
             await others.connect()
-            _, charged_s = await gauge.told()
-            disk_bytes, rss_bytes = gauge.database_bytes(), gauge.rss_bytes()
-            async with gauge.watched():
+            async with gauge.watched() as figures:
                 if attackers is not None:
                     attackers.tell()
-                beside = asyncio.create_task(self._beside(phase))
-                await others.feel(self._duration_s)
+                beside = asyncio.create_task(self._beside(phase, cutting))
+                felt = await others.feel(self._duration_s)
                 if attackers is not None:
                     attacked = await attackers.read(Attacked)
-                await others.answered()
                 waited_s = await beside
-        stretch_s, charged_after_s = await gauge.told()
         over_s = perf_counter()
-        calm = await gauge.calm(_BUSY_S if site.worker is not None else _BUSY_REMOTE_S)
+        calm = await gauge.calm(_BUSY_S if site.server is not None else _BUSY_REMOTE_S)
         after_s = perf_counter() - over_s
-        here = gauge.of_this_host
+        after_bytes, rows_after = gauge.held()
         found = Abuse(
             attack=self._name,
             phase=phase,
-            others=others.felt(),
+            others=felt,
             duration_s=self._duration_s,
             before=site.before,
-            window_s=gauge.window_s,
-            grown_mib=(gauge.peak_bytes - rss_bytes) / (1 << 20) if here else None,
-            share=gauge.share if here else None,
-            loop=gauge.loop.ran_s if here else None,
-            queued=gauge.loop.queued_s if here else None,
-            charged=None
-            if charged_s is None or charged_after_s is None
-            else (charged_after_s - charged_s) / gauge.window_s,
-            stretch_ms=None if stretch_s is None else stretch_s * 1000,
             fullest=self._fullest(),
             photo_s=waited_s,
-            disk_bytes=gauge.database_bytes() - disk_bytes,
-            rows=gauge.rows(self._tenant) - rows,
-            sent_bytes=attacked.sent_bytes,
-            connections=attacked.connections,
-            ended=attacked.ended,
-            unprepared=prepared.refused,
-            generator=attacked.cpu_s / self._duration_s,
+            disk_bytes=after_bytes - held_bytes,
+            rows=rows_after - rows,
+            unprepared=refused,
             after_s=after_s,
-            renewed=not calm and site.worker is not None,
+            renewed=not calm and site.server is not None,
             load=load,
+            **figures,
+            **msgspec.structs.asdict(attacked),
         )
         self._report.abuses.append(found)
         progress(f"  {brief(found)}")
-        if not calm and site.worker is not None:
+        if found.renewed:
             progress(f"  the worker is still busy after {after_s:.0f} s, and is restarted")
-            await site.worker.renew()
+            await site.renew()
             gauge.look_again()
             await self._warm_up()
         return found
 
-    async def _beside(self, phase: Phase) -> float | None:
+    async def _beside(self, phase: Phase, cutting: Process | None) -> float | None:
         """Do what goes on beside the attack. Returns how long a photo waited, None where there is none."""
-        site = self._site
+        if cutting is not None:
+            await cutting.communicate(b"\n")
+            if cutting.returncode:
+                raise BenchError("the partitions were not cut: the last words of the command are above")
         if self._attack.beside == "photo" and not phase.startswith("sink"):
-            return await photo_s(site.target, site.dsn, _OTHERS)
-        cut, self._cut = self._cut, None
-        if cut is not None:
-            await cut()
+            return await photo_s(self._site.target, self._site.dsn, _OTHERS)
         return None
 
     def _fullest(self) -> float | None:

@@ -9,8 +9,8 @@ import shutil
 import ssl
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
@@ -19,6 +19,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from bench.harness.environment import BenchError
 
 _DEPLOY: Final = Path(__file__).parents[2] / "deploy" / "nginx"
 _LOOK_S: Final = 0.01
@@ -61,19 +63,29 @@ def trusting(certificate: Path) -> ssl.SSLContext:
     return context
 
 
-async def printed(
-    root: Path, environment: Mapping[str, str], certificate: Path, port: int, workers: int, https_port: int
-) -> str:
-    """Have ``run.py nginx`` of the version in ``root`` print a site on 127.0.0.1.
+@asynccontextmanager
+async def fronted(
+    home: Path, root: Path, environment: Mapping[str, str], port: int, workers: int, https_port: int
+) -> AsyncIterator[Path]:
+    """Run nginx in front of a server with the site that ``run.py nginx`` of its version prints.
 
     Args:
+        home: A directory of nginx's own.
         root: The version's directory.
-        environment: That of its server.
-        certificate: What ``certify`` returned.
+        environment: That of the server.
         port: The port that its workers share, or that of one alone.
         workers: How many it has.
-        https_port: Where devices go.
+        https_port: Where devices go, on 127.0.0.1.
+
+    Yields:
+        The certificate to trust.
+
+    Raises:
+        BenchError: nginx is not installed.
     """
+    program, certificate = nginx_program(), certify(home)
+    if program is None:
+        raise BenchError("nginx is not installed: apt-get install nginx-light, or measure without it")
     printing = await asyncio.create_subprocess_exec(
         *(sys.executable, str(root / "run.py"), "nginx", "--workers", str(workers), "--port", str(port)),
         *("--address", "127.0.0.1", "--https-port", str(https_port)),
@@ -83,7 +95,12 @@ async def printed(
         stdout=asyncio.subprocess.PIPE,
     )
     site, _ = await printing.communicate()
-    return site.decode()
+    nginx = Nginx(program, home, site.decode(), https_port, connections=8192)
+    await nginx.start()
+    try:
+        yield certificate
+    finally:
+        await nginx.stop()
 
 
 class Nginx:

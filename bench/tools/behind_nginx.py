@@ -8,323 +8,360 @@ processes, and restarted worker by worker; past nginx the same for comparison.
 from __future__ import annotations
 
 import asyncio
+import base64
 import secrets
+import ssl
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from random import uniform
 from statistics import median
-from typing import Final, Literal
+from typing import Any, Final, NamedTuple
+from urllib.parse import urljoin, urlsplit
 
 import click
 import msgspec
+from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, TCPConnector
 
-from bench.harness.child import ROOT
-from bench.harness.environment import BenchError, Environment, fresh, read_settings
+from bench.harness.environment import BenchError, fresh, read_settings
 from bench.harness.load_run import Target
-from bench.harness.nginx import Nginx, certify, nginx_program, printed, trusting
+from bench.harness.nginx import fronted, trusting
 from bench.harness.product import HERE, variables
 from bench.harness.server import Server, free_ports
 from bench.harness.stage import add_tenants
-from bench.report.tables import table
-from bench.tools.behind_nginx_heads import Head, largest_heads
-from bench.tools.fleet import TENANT, Member, Other, Sign, Way
+from bench.report.statistics import counts, percentile
+from bench.report.tables import Columns, lines
+from bench.tools.guided import Guided, versions_of
 from engine.runtime.settings import Settings, SettingsError
 from storage.embedded.servers import EmbeddedError
-from storage.postgres.blocking import connected
 
-Fault = Literal["stop", "kill", "renew"]
-FAULTS: Final[dict[Fault, str]] = {
-    "stop": "stop, {outage_s:g} s, start",
-    "kill": "kill -9 of all, start",
-    "renew": "rolling restart",
-}
-WORKERS: Final = 2
+_NGINX: Final = "nginx"
+_STOP, _KILL, _RENEW = "stop, {:g} s, start", "kill -9 of all, start", "rolling restart"
+_TENANT: Final = "fleet"
+_WORKERS: Final = 2
 _OTHERS: Final = 10
+_PAUSE_S: Final = (5.0, 15.0)
+_HTTP_S: Final = 0.5
+_TIMEOUT: Final = ClientTimeout(10.0)
 _SETTLE_S: Final = 3.0
 _BACK_S: Final = 150.0
 _CALM_S: Final = 1.0
 _BAR_S: Final = 15.0
 
 
-class Asked(msgspec.Struct, frozen=True):
-    """What to run."""
+class Way(NamedTuple):
+    """How devices reach the server, past nginx or through it over TLS, and who signs their tokens."""
 
-    devices: int
-    rounds: int
-    outage_s: float
+    name: str
+    port: int
+    sign: Callable[..., str]
+    tls: ssl.SSLContext | None = None
+
+    @property
+    def url(self) -> str:
+        """The address of the server."""
+        return f"http{'' if self.tls is None else 's'}://localhost:{self.port}"
+
+    def session(self, **more: Any) -> ClientSession:
+        """Make a session for any number of devices."""
+        return ClientSession(connector=TCPConnector(ssl=self.tls or True, limit=0), timeout=_TIMEOUT, **more)
 
 
-class Back(msgspec.Struct, frozen=True):
+class Other:
+    """A device that syncs over HTTP twice a second; ``errors`` are when and what it was refused with."""
+
+    def __init__(self, name: str, way: Way, session: ClientSession) -> None:
+        self.name = name
+        self.answered = 0
+        self.errors: list[tuple[float, str]] = []
+        self._url = f"{way.url}/v1/sync"
+        self._headers = {"Authorization": f"Bearer {way.sign(name)}"}
+        self._session = session
+
+    async def run(self, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Sync until cancelled, or until nothing more is wanted."""
+        while wanted():
+            if verdict := await self._sync():
+                self.errors.append((time.monotonic(), verdict))
+            else:
+                self.answered += 1
+            await asyncio.sleep(_HTTP_S)
+
+    async def _sync(self) -> str:
+        """Send one message, the same until it is answered. Returns what it was refused with."""
+        number = self.answered
+        item = {"domain": "journal", "id": self.name, "op": "put", "base": number or None}
+        items = [{**item, "data": {"number": number}}]
+        message = {"type": "sync", "key": f"{self.name}-{number}", "items": items}
+        try:
+            async with self._session.post(self._url, json=message, headers=self._headers) as response:
+                answer = await response.read()
+        except (ClientError, OSError) as error:  # TimeoutError is one
+            return type(error).__name__
+        if response.status == 200:
+            return ""
+        with suppress(msgspec.DecodeError):
+            return f"{response.status} {msgspec.json.decode(answer)['code']}"
+        return str(response.status)
+
+
+class Back(NamedTuple):
     """One fault: seconds until devices were live again, since the workers' return and since their own end."""
 
-    way: Literal["nginx", "direct"]
-    fault: Fault
+    way: str
+    fault: str
     workers_away_s: float
-    p50_s: float
-    p95_s: float
-    last_s: float
-    away_p50_s: float
-    away_last_s: float
-    errors_during: dict[str, int]
-    errors_beyond: dict[str, int]
+    back_s: list[float]
+    away_s: list[float]
+    during: Counter[str]
+    beyond: Counter[str]
     faults: list[str]
 
 
-@asynccontextmanager
-async def _front(serving: Server, home: Path) -> AsyncIterator[Way]:
-    """Run nginx before a server's workers."""
-    program = nginx_program()
-    if program is None:
-        raise BenchError("nginx is not installed: apt-get install nginx-light, or give --only direct")
-    certificate = certify(home)
-    port = serving.port + WORKERS + 1
-    site = await printed(ROOT, serving.environment, certificate, serving.port, WORKERS, port)
-    nginx = Nginx(program, home, site, port, connections=8192)
-    await nginx.start()
-    try:
-        yield Way(port, trusting(certificate))
-    finally:
-        await nginx.stop()
+class Run(NamedTuple):
+    """A server, and fleets of so many devices that see its faults."""
 
+    server: Server
+    dsn: str
+    home: Path
+    devices: int
+    outage_s: float
 
-def _serving(environment: Environment, dsn: str, secret: str) -> Server:
-    """Make a server whose ports stay the same, with one more for nginx behind them."""
-    given = variables(environment, dsn, secret, None)
-    return HERE.server(given, WORKERS, free_ports(WORKERS + 2))
-
-
-class Run:
-    """A fleet on one way to a server, and the faults that come over it."""
-
-    def __init__(
-        self, name: Literal["nginx", "direct"], way: Way, serving: Server, dsn: str, asked: Asked
-    ) -> None:
-        self._name = name
-        self._way = way
-        self._serving = serving
-        self._dsn = dsn
-        self._asked = asked
-
-    async def under(self, fault: Fault, sign: Sign, prefix: str) -> Back:
+    async def under(self, fault: str, way: Way) -> Back:
         """Wait until a fleet is live, inject a fault, and measure its return."""
-        names = [f"{prefix}-{number}" for number in range(self._asked.devices)]
-        members = [Member(name, sign(name), self._way, name) for name in names]
-        others = [
-            Other(f"{prefix}-other-{n}", sign(f"{prefix}-other-{n}"), self._way) for n in range(_OTHERS)
-        ]
-        running = [asyncio.create_task(member.run()) for member in members]
-        running += [asyncio.create_task(other.run()) for other in others]
-        try:
-            await _all_live(members, 0.0)
-            await asyncio.sleep(_SETTLE_S)
+        prefix = secrets.token_hex(4)
+        async with way.session() as session:
+            names = [f"{prefix}-{number}" for number in range(self.devices)]
+            members = [Guided(name, self.home, way.url, way.sign(name), session) for name in names]
+            others = [Other(f"{prefix}-other-{number}", way, session) for number in range(_OTHERS)]
             for member in members:
-                member.away_s.clear()
-            begun_s = time.monotonic()
-            returned_s, away_s = await self._brought_about(fault)
-            await _all_live(members, returned_s if fault != "renew" else 0.0)
-            await asyncio.sleep(_SETTLE_S)
-            for task in running:
-                if task.done():
-                    await task
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-        during: Counter[str] = Counter()
-        beyond: Counter[str] = Counter()
-        for at_s, verdict in [error for other in others for error in other.errors]:
-            within = begun_s <= at_s <= returned_s + _CALM_S
-            (during if within else beyond)[verdict] += 1
-        back = sorted(max(0.0, member.live_at_s - returned_s) for member in members)
-        away = sorted(spell for member in members for spell in member.away_s)
+                member.write()
+            works = [member.work(lambda: uniform(*_PAUSE_S)) for member in members]
+            runs = [*(member.run() for member in members), *(other.run() for other in others)]
+            running = [asyncio.create_task(one) for one in (*runs, *works)]
+            try:
+                await _all_live(members)
+                await asyncio.sleep(_SETTLE_S)
+                for member in members:
+                    member.away_s.clear()
+                begun_s = time.monotonic()
+                returned_s, away_s = await self._brought_about(fault)
+                await _all_live(members)
+                await asyncio.sleep(_SETTLE_S)
+                for task in running:
+                    if task.done():
+                        await task
+            finally:
+                for task in running:
+                    task.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
+        during, beyond = Counter[str](), Counter[str]()
+        for at_s, verdict in (error for other in others for error in other.errors):
+            (during if begun_s <= at_s <= returned_s + _CALM_S else beyond)[verdict] += 1
         return Back(
-            way=self._name,
-            fault=fault,
-            workers_away_s=away_s,
-            p50_s=median(back),
-            p95_s=back[int(len(back) * 0.95)],
-            last_s=back[-1],
-            away_p50_s=median(away),
-            away_last_s=away[-1],
-            errors_during=dict(during),
-            errors_beyond=dict(beyond),
-            faults=_audit(self._dsn, members, others),
+            way.name,
+            fault.format(self.outage_s),
+            away_s,
+            sorted(max(0.0, member.live_at_s - returned_s) for member in members),
+            sorted(spell for member in members for spell in member.away_s),
+            during,
+            beyond,
+            _audit(self.dsn, members, others),
         )
 
-    async def _brought_about(self, fault: Fault) -> tuple[float, float]:
+    async def _brought_about(self, fault: str) -> tuple[float, float]:
         """Returns when all workers let devices in again, and for how long none did."""
-        serving = self._serving
-        if fault == "renew":
-            await serving.renew()
+        server = self.server
+        if fault == _RENEW:
+            await server.renew()
             return time.monotonic(), 0.0
-        if fault == "stop":
-            await serving.stop()
-            ended_s = time.monotonic()
-            await asyncio.sleep(self._asked.outage_s)
-        else:
-            await serving.kill()
-            ended_s = time.monotonic()
-        await serving.start()
-        await serving.ready()
+        await (server.stop() if fault == _STOP else server.kill())
+        ended_s = time.monotonic()
+        await asyncio.sleep(self.outage_s if fault == _STOP else 0.0)
+        await server.start()
+        await server.ready()
         return time.monotonic(), time.monotonic() - ended_s
 
 
-async def _all_live(members: list[Member], since_s: float) -> None:
+async def _all_live(members: list[Guided]) -> None:
     """Wait until each device is live. Raises BenchError."""
     deadline_s = time.monotonic() + _BACK_S
     while missing := sum(not member.live for member in members):
         if time.monotonic() > deadline_s:
-            refused = sum([member.failures for member in members], Counter[str]())
-            raise BenchError(
-                f"{missing} of {len(members)} devices are not live {time.monotonic() - since_s:.0f} s later;"
-                f" refused so far: {dict(refused)}"
-            )
+            raise BenchError(f"{missing} of {len(members)} devices are not live after {_BACK_S:.0f} s")
         await asyncio.sleep(0.05)
 
 
-def _audit(dsn: str, members: list[Member], others: list[Other]) -> list[str]:
+def _audit(dsn: str, members: list[Guided], others: list[Other]) -> list[str]:
     """Compare each record's version with the pushes that were answered."""
-    expected = {member.name: member.pushed for member in members}
-    expected |= {other.name: other.answered for other in others}
-    with connected(dsn) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT id, version FROM records")
-        found: dict[str, int] = dict(cursor.fetchall())
-    wrong = [
-        f"{name}: {count} answered, version {found.get(name, 0)}"
-        for name, count in expected.items()
+    versions = versions_of(dsn)
+    found = [fault for member in members for fault in member.faults(versions)]
+    for name, count in ((other.name, other.answered) for other in others):
         # one that was under way in the end may have been stored without its answer
-        if not count <= found.get(name, 0) <= count + 1
-    ]
-    return wrong + [f"{member.name}: {member.rejected} not applied" for member in members if member.rejected]
-
-
-def _medians(backs: list[Back]) -> list[Back]:
-    """Make one row of the rounds of each fault on each way."""
-    rows: list[Back] = []
-    for way, fault in dict.fromkeys((back.way, back.fault) for back in backs):
-        runs = [back for back in backs if (back.way, back.fault) == (way, fault)]
-
-        def middle(name: str, runs: list[Back] = runs) -> float:
-            return float(median(getattr(run, name) for run in runs))
-
-        rows.append(
-            Back(
-                way=way,
-                fault=fault,
-                workers_away_s=middle("workers_away_s"),
-                p50_s=middle("p50_s"),
-                p95_s=middle("p95_s"),
-                last_s=middle("last_s"),
-                away_p50_s=middle("away_p50_s"),
-                away_last_s=middle("away_last_s"),
-                errors_during=dict(sum([Counter(run.errors_during) for run in runs], Counter[str]())),
-                errors_beyond=dict(sum([Counter(run.errors_beyond) for run in runs], Counter[str]())),
-                faults=[fault for run in runs for fault in run.faults],
-            )
-        )
-    return rows
-
-
-_HEADING: Final = (
-    "way",
-    "fault",
-    "workers away s",
-    "live again p50/p95/last s",
-    "a device away p50/last s",
-    "others' errors during",
-    "beyond",
-    "audit",
-)
-
-
-def _cells(back: Back, asked: Asked) -> tuple[str, ...]:
-    return (
-        back.way,
-        FAULTS[back.fault].format(outage_s=asked.outage_s),
-        f"{back.workers_away_s:.1f}",
-        f"{back.p50_s:.1f}/{back.p95_s:.1f}/{back.last_s:.1f}",
-        f"{back.away_p50_s:.1f}/{back.away_last_s:.1f}",
-        _counted(back.errors_during),
-        _counted(back.errors_beyond),
-        f"{len(back.faults)} faults",
-    )
-
-
-def _counted(errors: dict[str, int]) -> str:
-    return ", ".join(f"{count} {verdict}" for verdict, count in sorted(errors.items())) or "0"
-
-
-def missed(rows: list[Back], heads: list[Head]) -> list[str]:
-    """Name the missed bars: those of nginx, and of what is stored on both ways."""
-    found = [f"{row.way}, {row.fault}: {fault}" for row in rows for fault in row.faults]
-    for row in rows:
-        if row.way == "nginx" and row.last_s > _BAR_S:
-            found.append(f"{row.fault}: the last was live after {row.last_s:.1f} s, the bar is {_BAR_S:g} s")
-        if row.way == "nginx" and row.errors_beyond:
-            found.append(f"{row.fault}: others were refused: {_counted(row.errors_beyond)}")
-    found += [
-        f"{head.what}: {head.status}, others' errors {_counted(head.errors)}"
-        for head in heads
-        if head.status not in head.wanted or head.errors
-    ]
+        if not count <= versions.get(name, 0) <= count + 1:
+            found.append(f"{name}: {count} answered, version {versions.get(name, 0)}")
     return found
 
 
-async def _run(asked: Asked, chosen: Settings, ways: list[Literal["nginx", "direct"]]) -> list[str]:
-    secret = secrets.token_urlsafe(48)
-    sign = partial(
-        Target(port=0, secret=secret, tenants=[TENANT], audience=chosen.auth.audience).token, TENANT
-    )
-    with fresh(chosen) as environment:
-        dsn = environment.database("behind_nginx")
-        add_tenants(dsn, [TENANT])
-        backs, heads = await _measured(asked, environment, dsn, secret, sign, ways)
-    rows = _medians(backs)
-    for line in table([_HEADING, *(_cells(row, asked) for row in rows)]):
-        click.echo(line)
-    if heads:
-        click.echo()
-        lines = [("largest", "request's head", "answer's head", "status", "others' errors")]
-        for head in heads:
-            sizes = (f"{head.request_bytes:,}", f"{head.answer_bytes:,}")
-            lines.append((head.what, *sizes, str(head.status), _counted(head.errors)))
-        for line in table(lines):
-            click.echo(line)
-    return missed(rows, heads)
+# -- the largest headers that the contract lets in ---------------------------------------------
+
+_PARTS: Final = 100
+_METADATA_CHARS: Final = 4096
+#: Just below what a token may have.
+_TOKEN_CHARS: Final = 8_000
+_REPEATS: Final = 50
+_TUS: Final = {"Tus-Resumable": "1.0.0"}
+_PART: Final = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00\xff\xdb\x00\x43\x00"
+
+
+class Head(NamedTuple):
+    """One kind of request, sent often: the bytes of both heads, and what others were refused with."""
+
+    what: str
+    wanted: int
+    answer: ClientResponse
+    errors: Counter[str]
+
+    @property
+    def request_bytes(self) -> int:
+        """How long the head of the request was."""
+        sent = self.answer.request_info
+        line = len(f"{sent.method} {sent.url.raw_path_qs} HTTP/1.1\r\n")
+        return line + sum(len(name) + len(value) + 4 for name, value in sent.headers.items()) + 2
+
+    @property
+    def answer_bytes(self) -> int:
+        """How long the head of the answer was."""
+        return sum(len(name) + len(value) + 4 for name, value in self.answer.raw_headers) + 19
+
+
+async def largest_heads(way: Way) -> list[Head]:
+    """Send each kind of request so many times while others sync."""
+    said = {"filename": "\N{DESERT}" * 255, "filetype": "image/jpeg", "domain": "journal", "record_id": "a"}
+    metadata = ",".join(f"{key} {base64.b64encode(text.encode()).decode()}" for key, text in said.items())
+    metadata += ",note " + "A" * (_METADATA_CHARS - len(metadata) - len(",note "))
+    length = {"Upload-Length": str(len(_PART)), "Content-Type": "application/offset+octet-stream"}
+    usual = {"Authorization": f"Bearer {way.sign('heads')}"}
+    async with way.session(max_field_size=65_536) as session:
+
+        async def ask(
+            method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
+        ) -> ClientResponse:
+            url, headers = urljoin(way.url, path), {**usual, **headers}
+            async with session.request(method, url, headers=headers, data=body) as response:
+                await response.read()
+                return response
+
+        async def repeated(what: str, method: str, path: str, headers: Mapping[str, str]) -> Head:
+            others = [Other(f"{what}-{number}", way, session) for number in range(4)]
+            going = True
+            running = [asyncio.create_task(other.run(lambda: going)) for other in others]
+            for _ in range(_REPEATS):
+                answer = await ask(method, path, headers)
+                if answer.status != 200:
+                    break
+                await asyncio.sleep(0.02)
+            going = False
+            await asyncio.gather(*running)
+            return Head(what, 200, answer, Counter(error for one in others for _, error in one.errors))
+
+        parts = []
+        for _ in range(_PARTS):
+            created = await ask("POST", "/v1/uploads", {**_TUS, **length, "Upload-Concat": "partial"}, _PART)
+            created.raise_for_status()
+            parts.append(urljoin(way.url, created.headers["Location"]))
+        concat = {"Upload-Concat": "final;" + " ".join(parts), "Upload-Metadata": metadata}
+        joined = await ask("POST", "/v1/uploads", {**_TUS, **concat})
+        joined.raise_for_status()
+        final = urlsplit(joined.headers["Location"]).path
+        domains = "%2C".join(f"{number:a>64}" for number in range(100))
+        long = {"Authorization": f"Bearer {way.sign('heads', more='x' * (_TOKEN_CHARS * 3 // 4 - 300))}"}
+        return [
+            Head("POST that joins 100 parts, metadata of 4,096", 201, joined, Counter()),
+            await repeated("HEAD of a final of 100 parts, metadata of 4,096", "HEAD", final, _TUS),
+            await repeated("GET of its file", "GET", final.replace("uploads", "files"), {}),
+            await repeated(f"token of {_TOKEN_CHARS:,} characters", "GET", "/v1/changes", long),
+            await repeated("URL with 100 domains", "GET", f"/v1/changes?domains={domains}", {}),
+        ]
+
+
+# -- the tables --------------------------------------------------------------------------------
+
+
+def _spread(found_s: Sequence[list[float]], *percents: int) -> str:
+    """Write the medians of percentiles over rounds."""
+    return "/".join(f"{median(percentile(each, percent) for each in found_s):.1f}" for percent in percents)
+
+
+def _sum(errors: Sequence[Counter[str]]) -> Counter[str]:
+    return sum(errors, Counter[str]())
+
+
+#: Of all rounds of one fault on one way.
+_BACKS: Final[Columns] = (
+    ("way", lambda runs: runs[0].way),
+    ("fault", lambda runs: runs[0].fault),
+    ("workers away s", lambda runs: _spread([[run.workers_away_s] for run in runs], 100)),
+    ("live again p50/p95/last s", lambda runs: _spread([run.back_s for run in runs], 50, 95, 100)),
+    ("a device away p50/last s", lambda runs: _spread([run.away_s for run in runs], 50, 100)),
+    ("others' errors during", lambda runs: counts(_sum([run.during for run in runs]))),
+    ("beyond", lambda runs: counts(_sum([run.beyond for run in runs]))),
+    ("audit", lambda runs: f"{sum(len(run.faults) for run in runs)} faults"),
+)
+_HEADS: Final[Columns] = (
+    ("largest", lambda head: head.what),
+    ("request's head", lambda head: f"{head.request_bytes:,}"),
+    ("answer's head", lambda head: f"{head.answer_bytes:,}"),
+    ("status", lambda head: str(head.answer.status)),
+    ("others' errors", lambda head: counts(head.errors)),
+)
+
+
+def missed(rows: list[list[Back]], heads: list[Head]) -> list[str]:
+    """Name the missed bars: those of nginx, and of what is stored on both ways."""
+    found = [f"{run.way}, {run.fault}: {fault}" for row in rows for run in row for fault in run.faults]
+    for row in rows:
+        last_s, beyond = median(run.back_s[-1] for run in row), _sum([run.beyond for run in row])
+        if row[0].way == _NGINX and last_s > _BAR_S:
+            found.append(f"{row[0].fault}: the last was live after {last_s:.1f} s, the bar is {_BAR_S:g} s")
+        if row[0].way == _NGINX and beyond:
+            found.append(f"{row[0].fault}: others were refused: {counts(beyond)}")
+    return found + [
+        f"{head.what}: {head.answer.status}, others' errors {counts(head.errors)}"
+        for head in heads
+        if head.answer.status != head.wanted or head.errors
+    ]
 
 
 async def _measured(
-    asked: Asked,
-    environment: Environment,
-    dsn: str,
-    secret: str,
-    sign: Sign,
-    ways: list[Literal["nginx", "direct"]],
-) -> tuple[list[Back], list[Head]]:
-    backs: list[Back] = []
-    heads: list[Head] = []
-    async with AsyncExitStack() as stack:
-        serving = await stack.enter_async_context(_serving(environment, dsn, secret))
-        await serving.ready()
-        found: dict[str, Way] = {"direct": Way(serving.port)}
-        if "nginx" in ways:
-            home = environment.home / "nginx"
-            home.mkdir()
-            front = _front(serving, home)
-            found["nginx"] = await stack.enter_async_context(front)
-            heads = await largest_heads(found["nginx"], sign)
-        for number in range(asked.rounds):
-            for fault in FAULTS:
-                for name in ways if number % 2 == 0 else reversed(ways):
-                    run = Run(name, found[name], serving, dsn, asked)
-                    back = await run.under(fault, sign, f"{name}-{fault}-{number}")
-                    click.echo("  ".join([f"round {number + 1}", *_cells(back, asked)]), err=True)
-                    backs.append(back)
-    return backs, heads
+    chosen: Settings, devices: int, rounds: int, outage_s: float
+) -> tuple[list[list[Back]], list[Head]]:
+    secret, port = secrets.token_urlsafe(48), free_ports(_WORKERS + 2)
+    target = Target(port=port, secret=secret, tenants=[_TENANT], audience=chosen.auth.audience)
+    direct = Way("direct", port, lambda device, **claims: target.token(_TENANT, device, **claims))
+    backs: dict[tuple[str, str], list[Back]] = {}
+    with fresh(chosen) as environment:
+        dsn, home = environment.database("behind_nginx"), environment.home / "fleet"
+        add_tenants(dsn, [_TENANT])
+        home.mkdir()
+        given = variables(environment, dsn, secret, None)
+        async with HERE.server(given, _WORKERS, port) as server:
+            await server.ready()
+            front = port + _WORKERS + 1
+            async with fronted(home, HERE.root, given, port, _WORKERS, front) as certificate:
+                through = direct._replace(name=_NGINX, port=front, tls=trusting(certificate))
+                heads = await largest_heads(through)
+                run = Run(server, dsn, home, devices, outage_s)
+                for number in range(rounds):
+                    for fault in (_STOP, _KILL, _RENEW):
+                        for way in (through, direct)[:: 1 if number % 2 == 0 else -1]:
+                            back = await run.under(fault, way)
+                            backs.setdefault((back.way, back.fault), []).append(back)
+                            click.echo("\n".join(lines([[back]], _BACKS)), err=True)
+    return list(backs.values()), heads
 
 
 @click.command(epilog="Example: python -m bench.tools.behind_nginx --devices 500 --rounds 3 --outage 10")
@@ -336,11 +373,8 @@ async def _measured(
     "--outage", "outage_s", type=click.FloatRange(0), default=10.0, show_default=True, metavar="S",
     help="Seconds from the server's end to its next start, in the fault `stop`.",
 )  # fmt: skip
-@click.option("--only", type=click.Choice(["nginx", "direct"]), help="One way alone.  [default: both]")
 @click.option("--data-dir", metavar="DIR", help="Where embedded services are kept while this runs.")
-def main(
-    devices: int, rounds: int, outage_s: float, only: Literal["nginx", "direct"] | None, data_dir: str | None
-) -> None:
+def main(devices: int, rounds: int, outage_s: float, data_dir: str | None) -> None:
     """Measure how long devices take to be live again behind nginx, and past it.
 
     Live is a device whose push was answered. Seconds count from the moment at which every worker lets devices
@@ -349,11 +383,12 @@ def main(
     status is 1 for a missed bar.
     """
     try:
-        chosen = read_settings(None, data_dir)
-        ways: list[Literal["nginx", "direct"]] = ["nginx", "direct"] if only is None else [only]
-        found = asyncio.run(_run(Asked(devices, rounds, outage_s), chosen, ways))
+        rows, heads = asyncio.run(_measured(read_settings(None, data_dir), devices, rounds, outage_s))
     except (BenchError, EmbeddedError, SettingsError) as error:
         raise click.ClickException(str(error)) from None
+    for line in (*lines(rows, _BACKS), "", *lines(heads, _HEADS)):
+        click.echo(line)
+    found = missed(rows, heads)
     for sentence in found:
         click.echo(f"MISSED: {sentence}")
     sys.exit(1 if found else 0)

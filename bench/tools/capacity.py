@@ -1,20 +1,26 @@
-"""What a number of devices needs: ``python -m bench.tools.capacity``.
+"""What a number of devices needs, and what one costs: ``python -m bench.tools.capacity``.
 
-Writes syncs into a database of its own for a few seconds to see what one takes on disk and in the WAL, and
-prints a table for 10 thousand, 1 million and 10 million devices. Costs in CPU and memory are constants
-here, taken from runs of the other scenarios; what is assumed and not measured is printed as such.
+Fills this fresh process with devices as handshakes and syncs leave them, and stores changed ones twice: new
+rows, then the same again. Then it writes syncs for a few seconds to see what one takes on disk and in the
+WAL, and prints a table for 10 thousand, 1 million and 10 million devices. Costs in CPU are constants here,
+taken from runs of the other scenarios; what is assumed and not measured is printed as such.
 """
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from typing import Final
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, Final
 
 import click
 import msgspec
+import psutil
 
 from bench.baselines.commit_only import Task
 from bench.harness.child import ROOT
@@ -22,13 +28,83 @@ from bench.harness.environment import BenchError, Environment, fresh, read_setti
 from bench.harness.stage import add_tenants, tenant_ids
 from bench.load.workload import data_of, message
 from bench.report.tables import table
+from engine.cache.device_health import Counts, DeviceKey, Health
+from engine.cache.devices import DeviceCache, DeviceLimits
 from engine.runtime.settings import Settings
 from storage.postgres.blocking import connected
+from storage.postgres.pool import Database
+from storage.stores.devices import PostgresDevices
 
 DEVICES: Final = (10_000, 1_000_000, 10_000_000)
 _MEASURE_S: Final = 4.0
 _IN_FLIGHT: Final = 200
-_TENANTS: Final = 20
+_TENANTS: Final = 100
+#: Devices whose memory is measured, those that are stored at once, and the bytes that one may take.
+_CACHED: Final = 100_000
+_FLUSHED: Final = (1_000, 10_000)
+_BAR_BYTES: Final = 1_000
+_MESSAGES_PER_MINUTE: Final = 6000
+
+
+# -- what a device costs -----------------------------------------------------------------------
+
+
+async def _known(keys: list[DeviceKey]) -> list[Health]:
+    """Know every device, as a database would."""
+    return [
+        Health(
+            key,
+            Counts(1_000 + number, number, 12_345_000 + number, number),
+            1_767_323_045_000_000 + number,
+            *(f"{4 + number % 2}g", f"2.1.{number % 10}", f"Android {number % 10}"),
+        )
+        for key in keys
+        for number in [int(key.device_id[-8:])]
+    ]
+
+
+def _devices(store: Any) -> DeviceCache:
+    clock = SimpleNamespace(now_us=lambda: time.time_ns() // 1000, monotonic_s=time.monotonic)
+    return DeviceCache(store, clock, lambda _: True, DeviceLimits(_CACHED, 300, 5), _MESSAGES_PER_MINUTE)
+
+
+def _sync(devices: DeviceCache, count: int, conflicts: int = 0) -> None:
+    now_us, now_s = time.time_ns() // 1000, time.monotonic()
+    for number in range(count):
+        device = devices.get(1 + number % _TENANTS, f"device-{number:08d}", now_s)
+        device.bucket.take(_MESSAGES_PER_MINUTE, now_s)
+        device.synced(now_us + number, 12_345 + number, conflicts)
+
+
+async def _bytes_each() -> float:
+    """Measure what a device adds to this process, of which nothing else may have used the memory before."""
+    devices = _devices(SimpleNamespace(health=_known))
+    gc.collect()
+    process = psutil.Process()
+    before_bytes = process.memory_info().rss
+    _sync(devices, _CACHED)
+    await devices.sweep()
+    _sync(devices, _CACHED)
+    gc.collect()
+    return float(process.memory_info().rss - before_bytes) / _CACHED
+
+
+async def _flushes(dsn: str) -> None:
+    database = Database(dsn, 1)
+    try:
+        for count in _FLUSHED:
+            for what in ("new", "known"):
+                devices = _devices(PostgresDevices(database))
+                _sync(devices, count, conflicts=1)
+                begun_s = time.perf_counter()
+                await devices.flush()
+                took_ms = (time.perf_counter() - begun_s) * 1000
+                click.echo(f"{count:6d} {what:5s} devices stored: {took_ms:7.1f} ms")
+    finally:
+        await database.close()
+
+
+# -- what a number of devices needs ------------------------------------------------------------
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,78 +141,43 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     connections: int = 25_000
     #: Syncs a second of one primary: half of what the durable pipeline reached on two shared cores.
     primary_per_s: float = 8_000.0
-    sync_bytes: int = 0
-    delivery_bytes: int = 0
+    #: A sync with its answer, and a change as a follower gets it.
+    sync_bytes: int = len(message(b"f9a3c1d2-17", b"f9a3c1d2", 1200, 600, 3)) + 150
+    delivery_bytes: int = len(data_of(600, 1200)) + 220
     heartbeat_bytes: int = 150
 
 
-class Need(msgspec.Struct, frozen=True, kw_only=True):
-    """What a number of devices needs at its peak; disk is what is there after ``records_kept_days``."""
-
-    syncs_per_s: float
-    deliveries_per_s: float
-    heartbeats_per_s: float
-    server_cores: float
-    processes: int
-    server_gib: float
-    postgres_cores: float
-    primaries: int
-    redis_out_per_s: float
-    network_mbit_s: float
-    wal_mib_s: float
-    wal_gib_day: float
-    disk_gib: float
-    reconnect_s: float
-
-
-def need(devices: int, use: Use, costs: Costs, stored: Stored) -> Need:
-    """Work out what ``devices``, all of them connected, need."""
+def need(devices: int, use: Use, costs: Costs, stored: Stored) -> dict[str, float]:
+    """Work out what ``devices``, all of them connected, need at their peak."""
     a_day = devices * use.syncs_a_day
     syncs = a_day / (use.day_h * 3600) * use.peak
     deliveries = syncs * use.receivers
     heartbeats = devices / use.heartbeat_s
     busy_ms = syncs * costs.server_ms + deliveries * costs.delivery_ms + heartbeats * costs.heartbeat_ms
-    server_cores = busy_ms / 1000 / use.load
-    processes = max(math.ceil(server_cores), math.ceil(devices / costs.connections))
+    cores = busy_ms / 1000 / use.load
+    processes = max(math.ceil(cores), math.ceil(devices / costs.connections))
     primaries = math.ceil(syncs / costs.primary_per_s)
     sent_bytes = (
         syncs * costs.sync_bytes + deliveries * costs.delivery_bytes + heartbeats * costs.heartbeat_bytes
     )
     records = a_day * use.new_records * use.records_kept_days
-    return Need(
-        syncs_per_s=syncs,
-        deliveries_per_s=deliveries,
-        heartbeats_per_s=heartbeats,
-        server_cores=server_cores,
-        processes=processes,
-        server_gib=devices * costs.connection_kib / (1 << 20),
-        postgres_cores=syncs * costs.postgres_ms / 1000 / use.load,
-        primaries=primaries,
-        redis_out_per_s=syncs / primaries * math.ceil(processes / primaries),
-        network_mbit_s=sent_bytes * 8 / 1e6,
-        wal_mib_s=syncs * stored.wal_bytes / (1 << 20),
-        wal_gib_day=a_day * stored.wal_bytes / (1 << 30),
-        disk_gib=(records * stored.record_bytes + a_day * use.keys_kept_days * stored.key_bytes) / (1 << 30),
-        reconnect_s=devices / (500 * processes),
-    )
-
-
-_ROWS: Final[tuple[tuple[str, Callable[[Need], float]], ...]] = (
-    ("syncs a second at the peak", lambda one: one.syncs_per_s),
-    ("changes handed to followers a second", lambda one: one.deliveries_per_s),
-    ("heartbeats a second", lambda one: one.heartbeats_per_s),
-    ("cores for servers", lambda one: one.server_cores),
-    ("server processes", lambda one: one.processes),
-    ("memory for connections, GiB", lambda one: one.server_gib),
-    ("cores for PostgreSQL", lambda one: one.postgres_cores),
-    ("primaries (cells), each with its own Redis", lambda one: one.primaries),
-    ("messages out of each Redis a second, at most", lambda one: one.redis_out_per_s),
-    ("network to and from devices, Mbit/s", lambda one: one.network_mbit_s),
-    ("WAL, MiB/s", lambda one: one.wal_mib_s),
-    ("WAL a day, GiB", lambda one: one.wal_gib_day),
-    ("disk after a year, GiB", lambda one: one.disk_gib),
-    ("all devices back after an outage, s", lambda one: one.reconnect_s),
-)
+    kept_bytes = records * stored.record_bytes + a_day * use.keys_kept_days * stored.key_bytes
+    return {
+        "syncs a second at the peak": syncs,
+        "changes handed to followers a second": deliveries,
+        "heartbeats a second": heartbeats,
+        "cores for servers": cores,
+        "server processes": processes,
+        "memory for connections, GiB": devices * costs.connection_kib / (1 << 20),
+        "cores for PostgreSQL": syncs * costs.postgres_ms / 1000 / use.load,
+        "primaries (cells), each with its own Redis": primaries,
+        "messages out of each Redis a second, at most": syncs / primaries * math.ceil(processes / primaries),
+        "network to and from devices, Mbit/s": sent_bytes * 8 / 1e6,
+        "WAL, MiB/s": syncs * stored.wal_bytes / (1 << 20),
+        "WAL a day, GiB": a_day * stored.wal_bytes / (1 << 30),
+        "disk after a year, GiB": kept_bytes / (1 << 30),
+        "all devices back after an outage, s": devices / (500 * processes),
+    }
 
 
 def printed(use: Use, costs: Costs, stored: Stored) -> Iterator[str]:
@@ -162,7 +203,7 @@ def printed(use: Use, costs: Costs, stored: Stored) -> Iterator[str]:
     yield ""
     needs = [need(devices, use, costs, stored) for devices in DEVICES]
     rows = [("devices", *(f"{devices:,}" for devices in DEVICES))]
-    rows += [(name, *(_number(figure(one)) for one in needs)) for name, figure in _ROWS]
+    rows += [(name, *(_number(one[name]) for one in needs)) for name in needs[0]]
     yield from table(rows)
 
 
@@ -170,23 +211,12 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def wire() -> Costs:
-    """Fill in how long messages are: a sync with its answer, and a change as a follower gets it."""
-    sync = len(message(b"f9a3c1d2-17", b"f9a3c1d2", 1200, 600, 3)) + 150  # its answer
-    return Costs(sync_bytes=sync, delivery_bytes=len(data_of(600, 1200)) + 220)
-
-
-def measured(environment: Environment, chosen: Settings) -> Stored:
+def _measured(environment: Environment, chosen: Settings) -> Stored:
     """Push for a few seconds through the group commit and see what became of it. Raises BenchError."""
     dsn = environment.database("capacity")
-    add_tenants(dsn, [f"tenant-{number}" for number in range(_TENANTS)])
-    task = Task(
-        dsn=dsn,
-        tenant_ids=tenant_ids(dsn),
-        in_flight=[_IN_FLIGHT],
-        duration_s=_MEASURE_S,
-        settings=chosen,
-    )
+    add_tenants(dsn, [f"tenant-{number}" for number in range(20)])
+    ids = tenant_ids(dsn)
+    task = Task(dsn=dsn, tenant_ids=ids, in_flight=[_IN_FLIGHT], duration_s=_MEASURE_S, settings=chosen)
     with connected(dsn) as connection, connection.cursor() as cursor:
         cursor.execute("CHECKPOINT")
         cursor.execute("SELECT pg_current_wal_insert_lsn()::text")
@@ -210,12 +240,18 @@ def measured(environment: Environment, chosen: Settings) -> Stored:
 @click.command()
 @click.option("--data-dir", metavar="DIR", help="Where the database is kept while it is measured.")
 def main(data_dir: str | None) -> None:
-    """Measure, and print the table."""
+    """Measure, and print the table; exit with 1 when a device takes more memory than the bar."""
+    each_bytes = asyncio.run(_bytes_each())
+    click.echo(f"{_CACHED:,} devices: {each_bytes:.0f} bytes each, at most {_BAR_BYTES:,}")
     chosen = read_settings(None, data_dir)
     with fresh(chosen) as environment:
-        stored = measured(environment, chosen)
-    for line in printed(Use(), wire(), stored):
+        dsn = environment.database("devices")
+        add_tenants(dsn, [f"t{number}" for number in range(_TENANTS)])
+        asyncio.run(_flushes(dsn))
+        stored = _measured(environment, chosen)
+    for line in printed(Use(), Costs(), stored):
         click.echo(line)
+    raise SystemExit(each_bytes > _BAR_BYTES)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import click
 import msgspec
 
 from bench.load.workload import message
+from bench.report.tables import table
 from engine.commit.validation import MessageValidator, Session
 from engine.feed.cursor import Scope
 from engine.model.domains import Domain, Domains
@@ -40,15 +41,12 @@ from engine.wire.nesting import MAX_DEPTH
 
 #: The sum of a kind's stages may be this many times the bench's record's.
 BAR: Final = 4.0
-#: Messages of the bench that are measured together: it sends one record in each.
-_MESSAGES: Final = 200
-#: Bytes of the one record of other kinds: it has to fit ``limits.record_bytes`` of 256 KiB.
+#: Bytes of the one record of other kinds, which has to fit ``limits.record_bytes`` of 256 KiB.
 _RECORD_BYTES: Final = 200_000
-#: Bytes of a message that is no sync.
-_FRAME_BYTES: Final = 1_000_000
+#: Members of a message of 1 MB that is no sync.
+_MANY: Final = 250_000
 #: Kinds of which ``limits.items`` lets so few in a message that an item may cost as much as the bench's.
 _COUNTED: Final = ("faulty items",)
-_JSON_ALONE: Final = ("slow numbers", "escapes", "surrogate pairs", "lone surrogates", "duplicate keys")
 _STAGES: Final = ("decode", "intake", "read", "compare", "transcode")
 _NOW_US: Final = 1_767_323_045_000_000
 #: The bound of fields is not looked at, so that a record of many costs what it would without.
@@ -81,7 +79,7 @@ class Kind(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Nanoseconds a byte of each stage; ``refused`` is the code of what the codec refuses."""
+    """Nanoseconds a byte of each stage; ``refused`` is the code of what is refused at some stage."""
 
     kind: Kind
     stages: dict[str, float]
@@ -93,105 +91,75 @@ class Cost(NamedTuple):
         return sum(self.stages.values())
 
 
+def _many(value: str) -> str:
+    return f"[{','.join([value] * (_RECORD_BYTES // (len(value) + 1)))}]"
+
+
+def _members(name: Callable[[int], str], value: str, count: int) -> str:
+    return "{" + ",".join(f'"{name(at)}":{value}' for at in range(count)) + "}"
+
+
+#: One JSON value of each kind, about as large as a record may be.
+_VALUES: Final[dict[str, str]] = {
+    "coordinates": _many("52.5200066,13.4049540"),
+    "slow numbers": _many("1e308"),
+    "long numbers": _many("0." + "1234567890" * 5),
+    "integers": _many("7"),
+    "nulls": _many("null"),
+    "empty arrays": _many("[]"),
+    "empty objects": _many("{}"),
+    "pairs": _many("[1,2]"),
+    "rows": _many('{"a":1}'),
+    "empty objects in an object": _members(lambda at: f"{at:x}", "{}", _RECORD_BYTES // 9),
+    "empty strings": _many('""'),
+    "deep arrays": _many("[" * (MAX_DEPTH - 5) + "]" * (MAX_DEPTH - 5)),
+    "deep objects": _many('{"a":' * (MAX_DEPTH - 6) + "{}" + "}" * (MAX_DEPTH - 6)),
+    "24,000 fields": _members(lambda at: f"{at:x}", "1", 24_000),
+    "long keys": _members(lambda at: "k" * 990 + f"{at:05}", "1", _RECORD_BYTES // 1000),
+    "one text": f'"{"x" * _RECORD_BYTES}"',
+    "umlauts": f'"{"ü" * (_RECORD_BYTES // 2)}"',
+}
+#: Those that are said in JSON alone.
+_IN_JSON: Final[dict[str, str]] = {
+    "duplicate keys": _members(lambda _: "a", "1", _RECORD_BYTES // 6),
+    "escapes": '"' + "\\n" * (_RECORD_BYTES // 2) + '"',
+    "surrogate pairs": '"' + "\\ud83d\\ude00" * (_RECORD_BYTES // 12) + '"',
+    "lone surrogates": '"' + "\\ud83d" * (_RECORD_BYTES // 6) + '"',
+}
+_RESOLVE: Final = {"type": "resolve", "id": "1", "conflict_id": "c", "choice": "merged", "version": 1}
+_SYNC: Final = {"type": "sync", "id": "1", "key": "k"}
+_ITEM: Final = {"domain": "task", "id": "a", "op": "put"}
+_HEARTBEAT: Final = {"type": "heartbeat", "id": "1"}
+#: Whole messages.
+_OTHERS: Final[dict[str, Any]] = {
+    "300,000 domains": {"type": "pull", "id": "1", "domains": ["a"] * 300_000},
+    "unknown member": {**_HEARTBEAT, "x": [[]] * _MANY},
+    "unknown members": _HEARTBEAT | {f"{at:x}": 1 for at in range(_MANY // 3)},
+    "resolve": {**_RESOLVE, "data": {"n": [[]] * _MANY}},
+    "faulty items": {**_SYNC, "items": [{}] * 700},
+    "too many items": {**_SYNC, "items": [{"a": 1}] * _MANY},
+    "items that are none": {**_SYNC, "items": [1] * _MANY},
+    "changed": {**_SYNC, "items": [{**_ITEM, "data": {}, "changed": ["a"] * _MANY}]},
+}
+
+
 def kinds() -> Iterator[Kind]:
     """Make every kind, the bench's record first in each encoding."""
-    values = dict(_values())
-    for codec in (JSON, MSGPACK):
-        yield Kind("bench", codec, _bench(codec))
-        for name, text in values.items():
-            frame = _sync(b'{"n":' + text + b"}")
-            if codec is MSGPACK:
-                if name in _JSON_ALONE:
-                    continue
-                frame = msgspec.msgpack.encode(msgspec.json.decode(frame))
-            yield Kind(name, codec, [frame])
-        for name, other in _others():
-            encode = msgspec.msgpack.encode if codec is MSGPACK else msgspec.json.encode
-            yield Kind(name, codec, [encode(other)])
-    numbers = _message({"n": [1e308] * (_RECORD_BYTES // 9)})
-    yield Kind("slow numbers", MSGPACK, [msgspec.msgpack.encode(numbers)])
+    frames = [message(b"device-0001", b"0a1b2c3d", number, number, 0) for number in range(200)]
+    whole = {name: [_sync(f'{{"n":{text}}}')] for name, text in _VALUES.items()}
+    whole |= {name: [msgspec.json.encode(other)] for name, other in _OTHERS.items()}
+    for name, said in {"bench": frames, **whole}.items():
+        yield Kind(name, JSON, said)
+    for name, text in _IN_JSON.items():
+        yield Kind(name, JSON, [_sync(f'{{"n":{text}}}')])
+    numbers = {**_SYNC, "items": [{**_ITEM, "data": {"n": [1e308] * (_RECORD_BYTES // 9)}}]}
+    for name, said in {"bench": frames, **whole, "slow numbers": [msgspec.json.encode(numbers)]}.items():
+        yield Kind(name, MSGPACK, [msgspec.msgpack.encode(msgspec.json.decode(frame)) for frame in said])
 
 
-def _values() -> Iterator[tuple[str, bytes]]:
-    """Yield one JSON value of each kind, about as large as a record may be."""
-
-    def many(value: str) -> bytes:
-        count = _RECORD_BYTES // (len(value) + 1)
-        return b"[" + ",".join([value] * count).encode() + b"]"
-
-    def members(name: Callable[[int], str], value: str, count: int) -> bytes:
-        return b"{" + ",".join([f'"{name(at)}":{value}' for at in range(count)]).encode() + b"}"
-
-    yield "coordinates", many("52.5200066,13.4049540")
-    yield "slow numbers", many("1e308")
-    yield "long numbers", many("0." + "1234567890" * 5)
-    yield "integers", many("7")
-    yield "nulls", many("null")
-    yield "empty arrays", many("[]")
-    yield "empty objects", many("{}")
-    yield "pairs", many("[1,2]")
-    yield "rows", many('{"a":1}')
-    yield "empty objects in an object", members(lambda at: f"{at:x}", "{}", _RECORD_BYTES // 9)
-    yield "empty strings", many('""')
-    deep = "[" * (MAX_DEPTH - 5) + "]" * (MAX_DEPTH - 5)
-    yield "deep arrays", many(deep)
-    yield "deep objects", many('{"a":' * (MAX_DEPTH - 6) + "{}" + "}" * (MAX_DEPTH - 6))
-    yield "24,000 fields", members(lambda at: f"{at:x}", "1", 24_000)
-    yield "long keys", members(lambda at: "k" * 990 + f"{at:05}", "1", _RECORD_BYTES // 1000)
-    yield "duplicate keys", members(lambda _: "a", "1", _RECORD_BYTES // 6)
-    yield "one text", b'"' + b"x" * _RECORD_BYTES + b'"'
-    yield "escapes", b'"' + b"\\n" * (_RECORD_BYTES // 2) + b'"'
-    yield "surrogate pairs", b'"' + b"\\ud83d\\ude00" * (_RECORD_BYTES // 12) + b'"'
-    yield "lone surrogates", b'"' + b"\\ud83d" * (_RECORD_BYTES // 6) + b'"'
-    yield "umlauts", b'"' + "ü".encode() * (_RECORD_BYTES // 2) + b'"'
-
-
-def _others() -> Iterator[tuple[str, object]]:
-    count = _FRAME_BYTES // 4
-    yield "300,000 domains", {"type": "pull", "id": "1", "domains": ["a"] * 300_000}
-    yield "unknown member", {"type": "heartbeat", "id": "1", "x": [[]] * count}
-    yield "unknown members", {"type": "heartbeat", "id": "1"} | {f"{at:x}": 1 for at in range(count // 3)}
-    yield (
-        "resolve",
-        {
-            "type": "resolve",
-            "id": "1",
-            "conflict_id": "c",
-            "choice": "merged",
-            "version": 1,
-            "data": {"n": [[]] * count},
-        },
-    )
-    yield "faulty items", {"type": "sync", "id": "1", "key": "k", "items": [{}] * 700}
-    yield "too many items", {"type": "sync", "id": "1", "key": "k", "items": [{"a": 1}] * count}
-    yield "items that are none", {"type": "sync", "id": "1", "key": "k", "items": [1] * count}
-    yield (
-        "changed",
-        {
-            "type": "sync",
-            "id": "1",
-            "key": "k",
-            "items": [{"domain": "task", "id": "a", "op": "put", "data": {}, "changed": ["a"] * count}],
-        },
-    )
-
-
-def _sync(data: bytes) -> bytes:
-    return (
-        b'{"type":"sync","id":"1","key":"k","items":[{"domain":"task","id":"a","op":"put","data":%b}]}' % data
-    )
-
-
-def _message(data: dict[str, Any]) -> dict[str, Any]:
-    item = {"domain": "task", "id": "a", "op": "put", "data": data}
-    return {"type": "sync", "id": "1", "key": "k", "items": [item]}
-
-
-def _bench(codec: Codec) -> list[bytes]:
-    frames = [message(b"device-0001", b"0a1b2c3d", number, number, 0) for number in range(_MESSAGES)]
-    if codec is JSON:
-        return frames
-    return [msgspec.msgpack.encode(msgspec.json.decode(frame)) for frame in frames]
+def _sync(data: str) -> bytes:
+    item = f'{{"domain":"task","id":"a","op":"put","data":{data}}}'
+    return f'{{"type":"sync","id":"1","key":"k","items":[{item}]}}'.encode()
 
 
 def measure(kind: Kind, rounds: int) -> Cost:
@@ -255,21 +223,17 @@ def main(rounds: int) -> None:
     """
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)  # as a server does
-    head = "".join(f"{stage:>10}" for stage in (*_STAGES, "sum"))
-    click.echo(f"{'kind':22}{'coded as':10}{head}{'ratio':>8}")
-    over = False
-    bench_ns = 0.0
+    rows: list[tuple[str, ...]] = [("kind", "coded as", *_STAGES, "sum", "ratio", "")]
+    over, bench_ns = False, 0.0
     for kind in kinds():
         cost = measure(kind, rounds)
-        if kind.name == "bench":
-            bench_ns = cost.total
+        bench_ns = cost.total if kind.name == "bench" else bench_ns
         ratio = cost.total / bench_ns
         over = over or (ratio > BAR and kind.name not in _COUNTED)
-        click.echo(
-            f"{kind.name:22}{kind.codec.name:10}"
-            + "".join(f"{cost.stages[stage]:10.2f}" for stage in _STAGES)
-            + f"{cost.total:10.2f}{ratio:8.2f}  {cost.refused}"
-        )
+        figures = [f"{figure:.2f}" for figure in (*cost.stages.values(), cost.total, ratio)]
+        rows.append((kind.name, kind.codec.name, *figures, cost.refused))
+    for line in table(rows):
+        click.echo(line)
     raise SystemExit(over)
 
 

@@ -10,9 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.abuse.attacks import ATTACKS
+from bench.abuse.attacks import ATTACKS, Attacker, Bus
 from bench.abuse.criteria import judge
-from bench.abuse.frames import Attacker, Bus
 from bench.abuse.scenario import abuse, measured_before
 from bench.harness.environment import BenchError, read_settings
 from bench.harness.product import Version
@@ -22,6 +21,7 @@ from bench.report.results import Abuse, Felt, Report, as_json
 from bench.report.statistics import Latency
 from bench.report.text import text_of
 from compose.configuration import VARIABLE
+from engine.plan.context import MAX_FIELDS
 from storage.embedded.servers import Services
 from tests.harness.in_process_server import Serve
 from tests.harness.services import data_dir
@@ -115,10 +115,11 @@ def test_report_of_attacks_stands_in_text_json_and_page() -> None:
     assert "p99 of others&#x27; sync" in html_of([report]) or "p99 of others' sync" in html_of([report])
 
 
-async def test_attacks_deflated_messages_inflate_to_json_near_the_limit() -> None:
+def test_attacks_deflated_messages_inflate_to_json_near_the_limit() -> None:
     for name in ("numbers", "inflating"):
-        frames = ATTACKS[name].frames(Attacker("d", "t", "h", "m"))
-        sent = await anext(frames)
+        chunk = ATTACKS[name].chunk
+        assert chunk is not None
+        sent = chunk(Attacker("t", "h", "m"), 0)
         size = sent[1] & 0x7F
         start, size = (6, size) if size < 126 else (8, int.from_bytes(sent[2:4]))
         text = zlib.decompressobj(-15).decompress(sent[start : start + size] + b"\0\0\xff\xff")
@@ -195,18 +196,40 @@ def test_measured_before_takes_what_a_report_measured_itself(tmp_path: Path) -> 
     file.write_bytes(
         as_json([judged(*(phase(each, 2.0) for each in PHASES[:2]), phase("one device", 8.0, before=True))])
     )
-    found = [(one.phase, one.before) for one in measured_before(file, ["pongs"])]
+    found = [(one.phase, one.before) for one in measured_before(file, ["pongs"]) or ()]
     assert found == [("at rest", True), ("one device", True)]
     assert measured_before(file, ["pings"]) == []
+    assert measured_before(tmp_path / "v1", ["pings"]) is None
     file.write_text("{}")
     with pytest.raises(BenchError, match="no report of bench"):
         measured_before(file, ["pongs"])
 
 
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name != "handshakes"])
-async def test_attacks_each_sends_something_at_once(name: str) -> None:
-    bus = Bus("unix:///nowhere", "tidemark:database:epoch", [(1, "other-0")])
-    assert await anext(ATTACKS[name].frames(Attacker("d", "h.c.s", "h", "m", bus)))
+def test_attacks_each_sends_something_at_once(name: str) -> None:
+    attack = ATTACKS[name]
+    attacker = Attacker(
+        "h.c.s", "h", "m", Bus("unix:///nowhere", "tidemark:database:epoch", [(1, "other-0")])
+    )
+    assert attack.first is None or next(attack.first(attacker))
+    assert attack.chunk is None or (attack.chunk(attacker, 0) and attack.chunk(attacker, 1))
+    assert attack.first or attack.chunk
+
+
+def test_attacks_many_fields_stores_and_sends_what_the_bounds_let_in() -> None:
+    attack, attacker = ATTACKS["many-fields"], Attacker("t", "h", "m")
+    assert attack.stored is not None
+    assert attack.chunk is not None
+    put, patch, *_ = attack.stored.messages(attacker)
+    assert {len(item["data"]) for item in put["items"]} == {MAX_FIELDS}
+    assert [item["op"] for item in patch["items"]] == ["patch"] * len(put["items"])
+    most = read_settings(None, None).limits
+    assert len(attack.chunk(attacker, 900_000 // attack.stored.records)) < most.frame_bytes
+    assert attack.stored.records <= most.items
+
+
+def test_attacks_are_twenty_six() -> None:
+    assert len(ATTACKS) == 26
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ its own unsaved counts apart from the stored ones, and the store adds them up.
 from __future__ import annotations
 
 import sys
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -16,6 +16,9 @@ from engine.runtime.loop_share import LoopShare
 from engine.runtime.rate_limit import TokenBucket
 
 _HOUR_US = 3_600_000_000
+#: Facts of heartbeats are stored at least this often, and at once if the queue's depth changed. Batteries and
+#: free storage change all the time: to store each change would write a row a heartbeat.
+_FACTS_US: Final = 300_000_000
 
 
 class DeviceKey(NamedTuple):
@@ -46,11 +49,23 @@ class Counts(msgspec.Struct, gc=False):
         )
 
 
+class Facts(msgspec.Struct, frozen=True):
+    """What a device told about itself in heartbeats, the last of them at ``at_us``; None was never told.
+
+    ``battery`` is 0 to 1.
+    """
+
+    at_us: int
+    battery: float | None = None
+    queue_depth: int | None = None
+    storage_free_mb: float | None = None
+
+
 class Health(msgspec.Struct, frozen=True):
     """The stored health of a device, or a change to it.
 
-    In a change, ``counts`` are differences, ``last_sync_at_us`` replaces an earlier time, and a text that is
-    None changes nothing. ``seen``: the device introduced itself or came back.
+    In a change, ``counts`` are differences, ``last_sync_at_us`` and ``facts`` replace earlier ones, and what
+    is None changes nothing. ``seen``: the device introduced itself or came back. Facts are not read back.
     """
 
     key: DeviceKey
@@ -60,6 +75,7 @@ class Health(msgspec.Struct, frozen=True):
     app_version: str | None = None
     os_version: str | None = None
     seen: bool = False
+    facts: Facts | None = None
 
 
 #: Shared by all devices without stored counts, because stored counts are replaced, never changed in place.
@@ -76,6 +92,8 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
     - ``read_at_s``: the monotonic time of the last read from the store; None before the first one.
     - ``saved_generation``: numbers the last moment at which a change of it may have been on its way to the
       store (``engine.cache.devices``).
+    - ``facts``: what its heartbeats to this process told; None before the first one. ``facts_due_us``: from
+      when on they are stored again. ``has_new_facts``: they are to be stored with the next change.
     - ``clock``: None until the device sends the time that its own clock shows. It is never stored.
     - ``share``: its share of the loop's time; None until it took a millisecond.
     - ``handshakes``: limits the handshakes of its sockets; None before the first one.
@@ -94,6 +112,9 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
     seen_at_s: float | None = None
     read_at_s: float | None = None
     saved_generation: int = 0
+    facts: Facts | None = None
+    facts_due_us: int = 0
+    has_new_facts: bool = False
     clock: DeviceClock | None = None
     share: LoopShare | None = None
     handshakes: TokenBucket | None = None
@@ -129,6 +150,23 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
             self.network_type, self.app_version, self.os_version = said
             self.note()
 
+    def report(self, told: Facts) -> None:
+        """Note the facts of a heartbeat; those that it leaves out stay."""
+        known = self.facts
+        if known is not None:
+            told = Facts(
+                told.at_us,
+                known.battery if told.battery is None else told.battery,
+                known.queue_depth if told.queue_depth is None else told.queue_depth,
+                known.storage_free_mb if told.storage_free_mb is None else told.storage_free_mb,
+            )
+        self.facts = told
+        if told.at_us >= self.facts_due_us or known is None or told.queue_depth != known.queue_depth:
+            self.facts_due_us = told.at_us + _FACTS_US
+            self.has_new_facts = True
+            if self.unsaved is None:
+                self._begin_unsaved()
+
     def note(self) -> None:
         """Have it stored that the device was seen, with its versions and network."""
         self.seen = True
@@ -145,8 +183,10 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
         unsaved = self.unsaved or Counts()
         self.stored, self.unsaved = self.stored.plus(unsaved), None
         seen, self.seen = self.seen, False
+        facts = self.facts if self.has_new_facts else None
+        self.has_new_facts = False
         if not seen:
-            return Health(self.key, unsaved, self.last_sync_at_us)
+            return Health(self.key, unsaved, self.last_sync_at_us, facts=facts)
         return Health(
             self.key,
             unsaved,
@@ -155,6 +195,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
             self.app_version,
             self.os_version,
             seen=True,
+            facts=facts,
         )
 
     def restore(self, taken: Health) -> None:
@@ -169,6 +210,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
         )
         self.unsaved = counts.plus(self.unsaved or self._begin_unsaved())
         self.seen = self.seen or taken.seen
+        self.has_new_facts = self.has_new_facts or taken.facts is not None
 
     def read(self, stored: Health | None, now_s: float) -> None:
         """Note the stored health; None if the device has no row."""

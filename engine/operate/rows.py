@@ -53,7 +53,9 @@ class PolicyInForce(msgspec.Struct, frozen=True):
 class DeviceSummary(msgspec.Struct, frozen=True, kw_only=True):
     """One device. Servers store its counts with a delay of seconds; ``health_score`` is as of now.
 
-    ``tokens_from`` is when its last revocation was undone: tokens that were signed before stay refused.
+    ``battery`` (0 to 1), ``queue_depth`` and ``storage_free_mb`` are what its heartbeats told until
+    ``heartbeat_at``. ``tokens_from`` is when its last revocation was undone: tokens that were signed before
+    stay refused.
     """
 
     tenant: str
@@ -69,6 +71,10 @@ class DeviceSummary(msgspec.Struct, frozen=True, kw_only=True):
     network_type: str | None
     app_version: str | None
     os_version: str | None
+    battery: float | None
+    queue_depth: int | None
+    storage_free_mb: float | None
+    heartbeat_at: datetime | None
     revoked_at: datetime | None
     tokens_from: datetime | None
 

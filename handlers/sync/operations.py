@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET
 
 from engine.cache.device_clock import DeviceClock
-from engine.cache.device_health import Device
+from engine.cache.device_health import Device, Facts
 from engine.cache.tenants import TenantCache
 from engine.commit.committer import Committer
 from engine.commit.validation import MessageValidator, Session
@@ -40,6 +40,8 @@ from handlers.http.loop_charges import LoopCharges
 
 #: A list of conflicts ends after this many bytes, but not before its first conflict.
 LIST_BYTES: Final = 1 << 20
+#: A deeper queue is stored as one of this depth, the highest that its column has.
+_MOST_QUEUED: Final = (1 << 31) - 1
 #: A read lets accepted pushes go first for this long at most.
 READS_YIELD_S: Final = 1.0
 
@@ -126,7 +128,22 @@ class Operations(msgspec.Struct, frozen=True, kw_only=True):
             os_version=request.os_version,
         )
         now_us = self.clock.now_us()
+        device.report(_facts(request, now_us))
         return _encode(HeartbeatAck(request_id or UNSET, to_text(now_us), device.health_score(now_us)))
+
+
+def _facts(told: Heartbeat, now_us: int) -> Facts:
+    """Return what a heartbeat tells of its device, without values that stand for an unknown one.
+
+    They are rounded: a column of single precision refuses 1e-300.
+    """
+    battery, storage_free_mb = told.battery, told.storage_free_mb
+    return Facts(
+        now_us,
+        round(battery, 2) if battery is not None and battery >= 0 else None,
+        None if told.queue_depth is None else min(told.queue_depth, _MOST_QUEUED),
+        round(storage_free_mb, 1) if storage_free_mb is not None and storage_free_mb >= 0 else None,
+    )
 
 
 def _domain_info(domain: Domain, policy: DomainPolicy | None) -> DomainInfo:

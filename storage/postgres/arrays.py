@@ -18,8 +18,8 @@ def int_array(values: Iterable[int]) -> str:
     return "{" + ",".join(map(str, values)) + "}"
 
 
-def int_array_or_null(values: Iterable[int | None]) -> str:
-    """Return an array of integers, some of them null."""
+def number_array_or_null(values: Iterable[float | None]) -> str:
+    """Return an array of integers or finite floats, some of them null."""
     return "{" + ",".join(map(str, values)).replace("None", "NULL") + "}"
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Final
 
-from engine.cache.device_health import Counts, DeviceKey, Health, score
+from engine.cache.device_health import Counts, DeviceKey, Facts, Health, score
 from engine.cache.ports import HealthUnknownError, Revoked
 from engine.operate.ports import RefusedError
 from engine.operate.rows import DeviceSummary
 from engine.runtime.ports import StorePoisonError, StoreUnknownError
-from storage.postgres.arrays import int_array, int_array_or_null, text_array, text_array_or_null
+from storage.postgres.arrays import int_array, number_array_or_null, text_array, text_array_or_null
 from storage.postgres.connection import Statement
 from storage.postgres.driver import Row, Values
 from storage.postgres.pool import Database
@@ -57,16 +57,23 @@ _SEEN: Final = Statement(
     " app_version = coalesce(excluded.app_version, t.app_version),"
     " os_version = coalesce(excluded.os_version, t.os_version)"
 )
+#: Of two processes that store facts of a device, the one with the later heartbeat is right.
+_LATER: Final = (
+    "CASE WHEN excluded.heartbeat_at >= coalesce(t.heartbeat_at, '-infinity')"
+    " THEN coalesce(excluded.{0}, t.{0}) ELSE t.{0} END"
+)
 _ADD: Final = Statement(
     "INSERT INTO sync_device_health AS t (tenant_id, device_id, total_syncs, failed_syncs,"
     " sync_duration_us, avg_sync_duration_ms, conflicts, last_sync_at,"
-    " network_type, app_version, os_version)"
+    " network_type, app_version, os_version, battery, queue_depth, storage_free_mb, heartbeat_at)"
     " SELECT w.t, w.d, w.s, w.f, w.u, w.u / 1000.0 / nullif(w.s, 0), w.c,"
     " 'epoch'::timestamptz + w.l * interval '1 microsecond',"
-    " w.n, w.a, w.o FROM unnest(%(tenants)s::int[], %(devices)s::text[], %(syncs)s::bigint[],"
+    " w.n, w.a, w.o, w.b, w.q, w.r, 'epoch'::timestamptz + w.h * interval '1 microsecond'"
+    " FROM unnest(%(tenants)s::int[], %(devices)s::text[], %(syncs)s::bigint[],"
     " %(failed)s::bigint[], %(durations)s::bigint[], %(conflicts)s::bigint[], %(latest)s::bigint[],"
-    " %(networks)s::text[], %(apps)s::text[], %(systems)s::text[])"
-    " AS w(t, d, s, f, u, c, l, n, a, o)"
+    " %(networks)s::text[], %(apps)s::text[], %(systems)s::text[], %(batteries)s::real[],"
+    " %(depths)s::int[], %(free)s::float8[], %(told)s::bigint[])"
+    " AS w(t, d, s, f, u, c, l, n, a, o, b, q, r, h)"
     " WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = w.t)"
     ' ORDER BY w.t, w.d COLLATE "C"'
     " ON CONFLICT (tenant_id, device_id) DO UPDATE SET"
@@ -80,14 +87,31 @@ _ADD: Final = Statement(
     " network_type = coalesce(excluded.network_type, t.network_type),"
     " app_version = coalesce(excluded.app_version, t.app_version),"
     " os_version = coalesce(excluded.os_version, t.os_version),"
-    " updated_at = now()"
+    f" battery = {_LATER.format('battery')}, queue_depth = {_LATER.format('queue_depth')},"
+    f" storage_free_mb = {_LATER.format('storage_free_mb')},"
+    " heartbeat_at = greatest(t.heartbeat_at, excluded.heartbeat_at), updated_at = now()"
+)
+#: The row of a device's present hour, by the clock of the database. Counts that were kept during an outage
+#: belong to the hour in which they are stored.
+_ADD_HOUR: Final = Statement(
+    "INSERT INTO sync_device_hours AS t (tenant_id, device_id, hour_start, syncs, failed, conflicts, battery,"
+    " queue_depth) SELECT w.t, w.d, date_trunc('hour', now(), 'UTC'), w.s, w.f, w.c, w.b, w.q"
+    " FROM unnest(%(tenants)s::int[], %(devices)s::text[], %(syncs)s::bigint[], %(failed)s::bigint[],"
+    " %(conflicts)s::bigint[], %(batteries)s::real[], %(depths)s::int[]) AS w(t, d, s, f, c, b, q)"
+    " WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = w.t)"
+    ' ORDER BY w.t, w.d COLLATE "C"'
+    " ON CONFLICT (tenant_id, device_id, hour_start) DO UPDATE SET syncs = t.syncs + excluded.syncs,"
+    " failed = t.failed + excluded.failed, conflicts = t.conflicts + excluded.conflicts,"
+    " battery = coalesce(excluded.battery, t.battery),"
+    " queue_depth = coalesce(excluded.queue_depth, t.queue_depth)"
 )
 _RECEIPT: Final = Statement("SELECT pg_current_xact_id()::text")
 _DEVICES: Final = (
     "SELECT t.name, d.device_id, d.first_seen_at, greatest(d.last_seen_at, h.last_sync_at), h.last_sync_at,"
     " coalesce(h.total_syncs, 0), coalesce(h.failed_syncs, 0), coalesce(h.sync_duration_us, 0),"
     " coalesce(h.conflicts, 0), h.network_type, coalesce(d.app_version, h.app_version),"
-    " coalesce(d.os_version, h.os_version), d.revoked_at, d.tokens_from, now()"
+    " coalesce(d.os_version, h.os_version), h.battery, h.queue_depth, h.storage_free_mb, h.heartbeat_at,"
+    " d.revoked_at, d.tokens_from, now()"
     " FROM tenants AS t JOIN devices AS d USING (tenant_id)"
     " LEFT JOIN sync_device_health AS h USING (tenant_id, device_id)"
     " WHERE {which} ORDER BY t.name, d.device_id"
@@ -95,6 +119,10 @@ _DEVICES: Final = (
 _ALL: Final = _DEVICES.format(which="true")
 _OF_TENANT: Final = _DEVICES.format(which="tenant_id = %(tenant)s")
 _ONE: Final = _DEVICES.format(which="tenant_id = %(tenant)s AND device_id = %(device)s")
+
+
+#: The facts of a change without any.
+_UNTOLD: Final = Facts(0)
 
 
 class PostgresDevices:
@@ -205,6 +233,7 @@ class PostgresDevices:
 
 
 def _adding(changes: list[Health]) -> tuple[list[Statement], dict[str, object]]:
+    facts = [one.facts or _UNTOLD for one in changes]
     values: dict[str, object] = {
         "tenants": int_array(one.key.tenant_id for one in changes),
         "devices": text_array(one.key.device_id for one in changes),
@@ -212,19 +241,23 @@ def _adding(changes: list[Health]) -> tuple[list[Statement], dict[str, object]]:
         "failed": int_array(one.counts.failed for one in changes),
         "durations": int_array(one.counts.duration_us for one in changes),
         "conflicts": int_array(one.counts.conflicts for one in changes),
-        "latest": int_array_or_null(one.last_sync_at_us for one in changes),
+        "latest": number_array_or_null(one.last_sync_at_us for one in changes),
         "networks": text_array_or_null(one.network_type for one in changes),
         "apps": text_array_or_null(one.app_version for one in changes),
         "systems": text_array_or_null(one.os_version for one in changes),
+        "batteries": number_array_or_null(one.battery for one in facts),
+        "depths": number_array_or_null(one.queue_depth for one in facts),
+        "free": number_array_or_null(one.storage_free_mb for one in facts),
+        "told": number_array_or_null(one.at_us or None for one in facts),
     }
     seen = [one for one in changes if one.seen]
     if not seen:
-        return [_ADD, _RECEIPT], values
+        return [_ADD, _ADD_HOUR, _RECEIPT], values
     values["seen_tenants"] = int_array(one.key.tenant_id for one in seen)
     values["seen_devices"] = text_array(one.key.device_id for one in seen)
     values["seen_apps"] = text_array_or_null(one.app_version for one in seen)
     values["seen_systems"] = text_array_or_null(one.os_version for one in seen)
-    return [_SEEN, _ADD, _RECEIPT], values
+    return [_SEEN, _ADD, _ADD_HOUR, _RECEIPT], values
 
 
 def _health(row: Row) -> Health:
@@ -251,7 +284,8 @@ def _summary(
     last_sync_at: datetime | None,
     *rest: Any,
 ) -> DeviceSummary:
-    syncs, failed, duration_us, conflicts, network, app, system, revoked_at, tokens_from, now = rest
+    syncs, failed, duration_us, conflicts, network, app, system, *told, revoked_at, tokens_from, now = rest
+    battery, queue_depth, storage_free_mb, heartbeat_at = told
     counts = Counts(syncs, failed, duration_us, conflicts)
     last_sync_us = None if last_sync_at is None else _us(last_sync_at)
     return DeviceSummary(
@@ -268,6 +302,10 @@ def _summary(
         network_type=network,
         app_version=app,
         os_version=system,
+        battery=battery,
+        queue_depth=queue_depth,
+        storage_free_mb=storage_free_mb,
+        heartbeat_at=heartbeat_at,
         revoked_at=revoked_at,
         tokens_from=tokens_from,
     )

@@ -21,7 +21,7 @@ from engine.uploads.ports import (
     OffsetUpdate,
     StoredFile,
 )
-from storage.postgres.arrays import hex_array, int_array, int_array_or_null, text_array
+from storage.postgres.arrays import hex_array, int_array, number_array_or_null, text_array
 from storage.postgres.connection import Statement
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
@@ -241,7 +241,7 @@ class PostgresUploads:
             "ids": hex_array(one.ref.upload_id for one in last),
             "holders": hex_array(one.lock_owner for one in last),
             "offsets": int_array(one.offset_bytes for one in last),
-            "sizes": int_array_or_null(one.size_bytes for one in last),
+            "sizes": number_array_or_null(one.size_bytes for one in last),
             "pieces": text_array(",".join(one.pieces) for one in last),
             "releases": hex_array("true" if one.release else "false" for one in last),
             "expire": str(expire_s),

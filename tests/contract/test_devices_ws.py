@@ -324,3 +324,26 @@ async def test_push_refused_in_an_outage_that_never_returns_delays_others_for_se
         refusal = await phone.refused("sync", key="given up", items=[put("a1", None, n=1)])
     await asyncio.sleep(refusal["retry_after_ms"] / 1000 + 0.1)
     await phone.push(put("a1", None, n=2))
+
+
+async def test_heartbeat_facts_are_kept_for_the_device_and_its_hour(serve: Serve) -> None:
+    server = await serve(devices={"flush_s": 3600})
+    phone = await server.device("phone")
+    facts = {"battery": 0.8123, "queue_depth": 10**15, "storage_free_mb": 900.25, "network": "4g"}
+    await phone.told("heartbeat_ack", "heartbeat", **facts)
+    unknown = {"battery": -1, "storage_free_mb": -1, "queue_depth": 2}
+    assert (await server.post("/v1/heartbeat", unknown, "tablet")).status == 200
+    assert (await server.post("/v1/heartbeat", {"battery": 1e-300}, "other")).status == 200
+    await server.drained()
+    told = "SELECT device_id, battery, queue_depth, storage_free_mb, network_type"
+    assert rows(server.dsn, f"{told} FROM sync_device_health ORDER BY 1") == [
+        ("other", 0.0, None, None, None),
+        ("phone", 0.81, 2**31 - 1, 900.2, "4g"),
+        ("tablet", None, 2, None, None),
+    ]
+    hours = "SELECT device_id, syncs, battery, queue_depth FROM sync_device_hours ORDER BY 1"
+    assert rows(server.dsn, hours) == [
+        ("other", 0, 0.0, None),
+        ("phone", 0, 0.81, 2**31 - 1),
+        ("tablet", 0, None, 2),
+    ]

@@ -22,7 +22,7 @@ from storage.postgres.arrays import (
     control_joined_texts_or_null,
     hex_array,
     int_array,
-    int_array_or_null,
+    number_array_or_null,
     split_sql,
     text_array,
     text_array_or_null,
@@ -222,7 +222,7 @@ def _counters(writes: WriteSet, values: Values) -> Statement:
     seqs, usage = writes.seqs, writes.usage
     tenants = list(usage if seqs.keys() <= usage.keys() else seqs.keys() | usage.keys())
     values["tenants"] = int_array(tenants)
-    values["seqs"] = int_array_or_null([seqs.get(tenant) for tenant in tenants])
+    values["seqs"] = number_array_or_null([seqs.get(tenant) for tenant in tenants])
     more = [usage.get(tenant, _NOTHING).numbers() for tenant in tenants]
     if any(one[2:8] != _NONE or one[10] for one in more):
         values["usage"] = int_array(chain.from_iterable(more))
@@ -280,7 +280,7 @@ def _records(records: list[Record], prefix: str, values: Values) -> None:
     values[prefix + "chains"] = int_array([record.chain_from for record in records])
     values[prefix + "data"] = control_joined_or_null([record.data for record in records])
     values[prefix + "fields"] = control_joined_or_null([record.fields for record in records])
-    values[prefix + "sents"] = int_array_or_null([record.sent_at_us for record in records])
+    values[prefix + "sents"] = number_array_or_null([record.sent_at_us for record in records])
 
 
 def _keys(keys: list[IdempotencyRecord], values: Values) -> None:
@@ -298,7 +298,7 @@ def _conflicts(conflicts: list[Conflict], values: Values) -> None:
         elif kind == "json":
             column = [_text(data) for data in column]
         as_text = kind in ("text", "json")
-        values["c_" + name] = text_array_or_null(column) if as_text else int_array_or_null(column)
+        values["c_" + name] = text_array_or_null(column) if as_text else number_array_or_null(column)
 
 
 def _quarantine(rows: list[Quarantined], values: Values) -> None:

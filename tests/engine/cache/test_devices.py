@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.cache.device_health import Counts, Device, DeviceKey, Health, health_score
+from engine.cache.device_health import Counts, Device, DeviceKey, Facts, Health, health_score
 from engine.cache.devices import DeviceCache, DeviceLimits
 from engine.cache.ports import HealthUnknownError, Revoked
 from engine.runtime.ports import StoreError, StorePoisonError, StoreRetryError, StoreUnavailableError
@@ -515,3 +515,37 @@ async def _adds_up(steps: list[tuple[str, int, object]]) -> None:
         await process.devices.sweep()
         for key in process.connected:
             assert process.seen(key.device_id).counts == counted[key]
+
+
+# -- facts of heartbeats ------------------------------------------------------------------------
+
+
+def new_device() -> Device:
+    return Device(key=DeviceKey(1, "phone"), bucket=TokenBucket(60.0, 0.0), changed=[])
+
+
+def test_device_facts_are_stored_at_once_if_the_queue_changed_and_else_every_five_minutes() -> None:
+    device = new_device()
+    stored = []
+    for minute, depth in enumerate([3, 3, 3, 4, 4, 4, 4, 4, 4, 4]):
+        device.report(Facts(minute * 60_000_000, 1.0 - minute / 100, depth))
+        if device.unsaved is not None and (facts := device.take_unsaved().facts) is not None:
+            stored.append(facts.at_us // 60_000_000)
+    assert stored == [0, 3, 8]
+
+
+def test_device_facts_that_a_heartbeat_leaves_out_stay() -> None:
+    device = new_device()
+    device.report(Facts(1, 0.5, 3, 900.0))
+    device.report(Facts(2, None, 4, None))
+    assert device.take_unsaved().facts == Facts(2, 0.5, 4, 900.0)
+
+
+def test_device_facts_go_with_the_next_change_once_and_again_if_that_failed() -> None:
+    device = new_device()
+    device.report(Facts(1, 0.5, 3, 900.0))
+    taken = device.take_unsaved()
+    device.synced(2, 1_000, 0)
+    assert device.take_unsaved().facts is None
+    device.restore(taken)
+    assert device.take_unsaved().facts == taken.facts == Facts(1, 0.5, 3, 900.0)

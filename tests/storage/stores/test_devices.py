@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from engine.cache.device_health import Counts, DeviceKey, Health
+from engine.cache.device_health import Counts, DeviceKey, Facts, Health
 from engine.cache.ports import HealthUnknownError, Revoked
 from engine.operate.ports import RefusedError
 from engine.runtime.ports import StorePoisonError, StoreRetryError
@@ -64,6 +64,44 @@ async def test_devices_add_keeps_versions_and_first_sight(store: PostgresDevices
     assert rows(tenants, wanted.replace("devices", "sync_device_health")) == [("1.1", "14")]
     assert rows(tenants, "SELECT first_seen_at FROM devices") == first
     assert rows(tenants, "SELECT last_seen_at > first_seen_at FROM devices") == [(True,)]
+
+
+def told(key: DeviceKey, at_us: int, *values: float | None) -> Health:
+    battery, queue_depth, storage_free_mb = values
+    assert queue_depth is None or isinstance(queue_depth, int)
+    return Health(key, Counts(1), facts=Facts(at_us, battery, queue_depth, storage_free_mb))
+
+
+async def test_devices_add_keeps_the_facts_of_the_later_heartbeat(
+    store: PostgresDevices, tenants: str
+) -> None:
+    facts = (
+        "SELECT battery, queue_depth, storage_free_mb, (extract(epoch FROM heartbeat_at))::int"
+        " FROM sync_device_health"
+    )
+    await store.add([Health(PHONE, Counts(), seen=True)])
+    await store.add([told(PHONE, 2_000_000, 0.5, 7, 900.5)])
+    await store.add([told(PHONE, 1_000_000, 0.9, 1, 1.0)])
+    await store.add([change(PHONE, 1)])
+    assert rows(tenants, facts) == [(0.5, 7, 900.5, 2)]
+    await store.add([told(PHONE, 3_000_000, None, 8, None)])
+    assert rows(tenants, facts) == [(0.5, 8, 900.5, 3)], "what it leaves out stays"
+    (found,) = await store.devices("acme")
+    assert (found.battery, found.queue_depth, found.storage_free_mb) == (0.5, 8, 900.5)
+    assert found.heartbeat_at is not None
+
+
+async def test_devices_add_sums_the_counts_of_a_devices_hour(store: PostgresDevices, tenants: str) -> None:
+    await store.add([told(PHONE, 1, 0.5, 7, None), change(OTHER, 1)])
+    await store.add([change(PHONE, 4, 2, 9_000, 3)])
+    await store.add([told(PHONE, 2, None, 0, None)])
+    hours = "SELECT tenant_id, device_id, syncs, failed, conflicts, battery, queue_depth"
+    assert rows(tenants, f"{hours} FROM sync_device_hours ORDER BY 1") == [
+        (1, "phone", 6, 2, 3, 0.5, 0),
+        (2, "phone", 1, 0, 0, None, None),
+    ]
+    aligned = "hour_start = date_bin('1 hour', hour_start, 'epoch') AND hour_start > now() - interval '2 h'"
+    assert rows(tenants, f"SELECT DISTINCT {aligned} FROM sync_device_hours") == [(True,)]
 
 
 async def test_devices_add_mean_follows_from_the_sum(store: PostgresDevices, tenants: str) -> None:
@@ -141,12 +179,12 @@ class _Losing(PooledConnection):
 
     heard = True
 
-    async def run(self, statements: str, values: Values | None = None) -> list[Row]:
+    async def _run(self, statements: str, values: Values | None) -> list[Row]:
         """Run, or break."""
         if statements != "COMMIT":
-            return await super().run(statements, values)
+            return await super()._run(statements, values)
         if self.heard:
-            await super().run(statements, values)
+            await super()._run(statements, values)
         self.close()
         raise ConnectionLostError("broken")
 
